@@ -1,0 +1,3 @@
+from mmprm.cli.main import main
+
+raise SystemExit(main())

@@ -1,0 +1,58 @@
+"""`mmprm COMMAND`: the composition root. Command modules are imported only when they are called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from mmprm.errors import MmprmError
+
+COMMANDS = {
+    "annotate": "label reasoning steps by tree search over rollouts",
+    "labels": "turn searched trees into labelled paths (Parquet)",
+    "train": "train a process reward model from labelled paths",
+    "score": "score the steps of solutions",
+    "rerank": "choose among sampled solutions and report accuracy",
+    "grade": "compare responses with gold answers",
+    "tiny": "the embedded world: write problems, train its policy",
+    "doctor": "say what this machine can do and what to install",
+    "demo": "the whole road on the embedded world",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    name = argv[0]
+    if name not in COMMANDS:
+        print(f"mmprm: {name!r} is no command\n\n{_usage()}", file=sys.stderr)
+        return 2
+    module = importlib.import_module(f"mmprm.cli.{name}")
+    summary, _, rest = (module.__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        prog=f"mmprm {name}",
+        description=summary,
+        epilog=rest.strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    arguments = parser.parse_args(argv[1:])
+    try:
+        module.run(arguments)
+    except MmprmError as error:
+        print(f"mmprm {name}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"mmprm {name}: stopped; what was finished is kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
+    return "\n".join(["usage: mmprm COMMAND …", "", *lines, "", "mmprm COMMAND --help shows each one's keys and an example."])

@@ -1,0 +1,89 @@
+"""The strict frozen base of every configuration, and its loader: YAML first, `--set a.b=c` on top."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mmprm.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Frozen; an unknown key is an error; the docstring under a field is its documentation."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+
+C = TypeVar("C", bound=Config)
+
+
+def load(model: type[C], file: str | Path | None = None, sets: Sequence[str] = ()) -> C:
+    """Build `model` from a YAML file (optional) with `a.b=value` overrides on top; values are read as YAML."""
+    values = read_yaml(Path(file)) if file is not None else {}
+    for item in sets:
+        key, separator, text = item.partition("=")
+        if not separator or not key:
+            raise ConfigError(f"--set {item!r} must look like key=value, for example --set search.rollouts=16")
+        try:
+            _assign(values, key.split("."), yaml.safe_load(text) if text else "", key)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--set {key}: {text!r} is not a YAML value: {error}") from error
+    return build(model, values, source=str(file) if file is not None else "configuration")
+
+
+def build(model: type[C], values: dict[str, Any], source: str = "configuration") -> C:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(model, item, source) for item in error.errors())) from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give --config an existing YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not YAML: {error}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must hold keys and values at the top, got {type(values).__name__}")
+    return values
+
+
+def describe(model: type[Config], prefix: str = "") -> list[tuple[str, str, str]]:
+    """Rows (key, default, documentation) of every leaf, for `--help`."""
+    rows: list[tuple[str, str, str]] = []
+    for name, field in model.model_fields.items():
+        kind = field.annotation
+        if isinstance(kind, type) and issubclass(kind, Config):
+            rows += describe(kind, f"{prefix}{name}.")
+        else:
+            default = "required" if field.is_required() else str(field.get_default(call_default_factory=True))
+            rows.append((f"{prefix}{name}", default, " ".join((field.description or "").split())))
+    return rows
+
+
+def _assign(values: dict[str, Any], path: list[str], value: Any, key: str) -> None:
+    for name in path[:-1]:
+        values = values.setdefault(name, {})
+        if not isinstance(values, dict):
+            raise ConfigError(f"--set {key}: {name} is a value, not a group of keys")
+    values[path[-1]] = value
+
+
+def _explain(model: type[Config], item: Any, source: str) -> str:
+    key = ".".join(str(part) for part in item["loc"]) or "(top)"
+    if item["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, [row[0] for row in describe(model)], n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else "; --help lists the keys"
+        return f"{source}: {key} does not exist{hint}"
+    if item["type"] == "missing":
+        return f"{source}: {key} is required; set it in the file or with --set {key}=…"
+    return f"{source}: {key}={item['input']!r}: {item['msg'].removeprefix('Value error, ')}"

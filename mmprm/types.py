@@ -1,0 +1,173 @@
+"""The words that every room shares: frozen data, and the protocols between rooms. Standard library only."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+Steps = tuple[str, ...]
+"""The steps of a (partial) solution, verbatim: `"".join(steps)` is the text the policy wrote."""
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """One image, as a path or as encoded bytes (PNG, JPEG, …); opened only where pixels are needed."""
+
+    path: str | None = None
+    data: bytes | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        assert (self.path is None) != (self.data is None), "a picture has a path or bytes, not both"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """A question with a checkable answer. `id` is a hash of the content unless the source has one of its own."""
+
+    id: str
+    question: str
+    answer: str
+    pictures: tuple[Picture, ...] = ()
+    choices: tuple[str, ...] = ()
+    solution: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SampleRequest:
+    """Ask for `n` completions of the assistant turn that already begins with `prefix`.
+
+    `seed` is derived from content (run seed, problem id, prefix, first draw); draw i of the request uses seed + i.
+    """
+
+    problem: Problem
+    prefix: str
+    n: int
+    seed: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a policy wrote after the prefix. `finish_reason` is "stop", "length" or "abort"."""
+
+    text: str
+    token_count: int
+    finish_reason: str
+
+
+class Verdict(enum.IntEnum):
+    """UNKNOWN (unparseable gold, time-out, judge failure) is counted apart and never means "incorrect"."""
+
+    INCORRECT = 0
+    CORRECT = 1
+    UNKNOWN = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Grading:
+    verdict: Verdict
+    extracted: str | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """A graded continuation of a prefix. `steps` continue the prefix; empty when the text could not be split,
+    and then `unsplit` says why. Such a rollout still counts for the prefix's value."""
+
+    steps: Steps
+    verdict: Verdict
+    token_count: int
+    text: str
+    unsplit: str | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Verdicts of the rollouts drawn from one prefix after it became a state of the tree."""
+
+    right: int = 0
+    wrong: int = 0
+    unknown: int = 0
+
+    @property
+    def known(self) -> int:
+        return self.right + self.wrong
+
+    @property
+    def value(self) -> float | None:
+        """Monte Carlo value right / (right + wrong); None without any known verdict."""
+        return self.right / self.known if self.known else None
+
+    def __add__(self, other: Counts) -> Counts:
+        return Counts(self.right + other.right, self.wrong + other.wrong, self.unknown + other.unknown)
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One state: the prefix `steps` from the root, the counts and the rollouts drawn from it, in order."""
+
+    steps: Steps
+    counts: Counts
+    rollouts: tuple[Rollout, ...]
+    visits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """The finished search of one problem. Nodes stand in the order in which the search evaluated them; the first is the root."""
+
+    problem_id: str
+    nodes: tuple[Node, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledPath:
+    """A solution with, for each step, the counts behind its soft label, or None where the step was not evaluated.
+
+    `complete` paths end in a final answer: their last step carries that solution's own verdict. Over all the paths of a
+    problem each distinct prefix carries its label once.
+    """
+
+    problem_id: str
+    steps: Steps
+    counts: tuple[Counts | None, ...]
+    complete: bool
+
+    def __post_init__(self) -> None:
+        assert len(self.steps) == len(self.counts), "one label slot per step"
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """A solution to be judged: its plain steps, without step markup."""
+
+    problem: Problem
+    steps: Steps
+
+
+@dataclass(frozen=True, slots=True)
+class StepScores:
+    """P(step is right) for every step of a solution, each in [0, 1]."""
+
+    scores: tuple[float, ...]
+
+
+class Sampler(Protocol):
+    async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
+        """Return `request.n` completions in draw order, or raise SamplingError."""
+        ...
+
+
+class Grader(Protocol):
+    async def grade(self, problem: Problem, response: str) -> Grading:
+        """Judge the final answer in `response`; never raises for what the response or the gold contains."""
+        ...
+
+
+class Scorer(Protocol):
+    def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
+        """One StepScores a solution, in order; raises DataError for a solution that cannot be scored."""
+        ...

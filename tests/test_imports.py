@@ -1,0 +1,110 @@
+"""Who may import whom, read from the source: data flows one way and the edge stays at the edge."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("mmprm", "mcts", "policy_rl")
+
+LAYERS = [
+    {"types", "errors", "metrics"},
+    {"config", "steps", "prompts", "problems", "store", "client"},
+    {"grading"},
+    {"sampling"},
+    {"labels"},
+    {"training"},
+    {"prm"},
+    {"scoring"},
+    {"selection"},
+    {"evaluation"},
+    {"report"},
+    {"tiny"},
+    {"cli", "__main__"},
+]
+"""Rooms of mmprm from left to right: a room imports from its own layer and from those to its left."""
+
+MCTS_MAY_USE = {"types", "errors", "metrics", "config", "steps", "prompts", "problems", "store", "client", "grading", "sampling"}
+POLICY_RL_MAY_NOT_USE = {"tiny", "cli", "__main__"}
+
+
+def sources() -> list[Path]:
+    return sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path}: relative import"
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in names if name.split(".")[0] in PACKAGES}
+
+
+def room(name: str) -> str:
+    parts = name.split(".")
+    return parts[1] if len(parts) > 1 else ""
+
+
+def layer(name: str) -> int:
+    for index, rooms in enumerate(LAYERS):
+        if name in rooms:
+            return index
+    raise AssertionError(f"mmprm.{name} has no layer: add it to LAYERS")
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_left(path: Path) -> None:
+    package, *rest = path.relative_to(ROOT).with_suffix("").parts
+    own = rest[0]
+    for name in imported(path):
+        other = name.split(".")[0]
+        if package == "mmprm":
+            if own in ("cli", "__main__", "__init__"):
+                continue
+            assert other == "mmprm", f"mmprm.{own} imports {name}"
+            if room(name):
+                assert layer(room(name)) <= layer(own), f"mmprm.{own} imports {name}, a room to its right"
+        elif other == "mmprm" and room(name):
+            allowed = room(name) in MCTS_MAY_USE if package == "mcts" else room(name) not in POLICY_RL_MAY_NOT_USE
+            assert allowed, f"{package} imports {name}"
+        elif other != "mmprm":
+            assert other == package, f"{package} imports {name}"
+
+
+def edges() -> dict[str, set[str]]:
+    """room → rooms imported at module level or below, within mmprm."""
+    graph: dict[str, set[str]] = {}
+    for path in (ROOT / "mmprm").rglob("*.py"):
+        own = path.relative_to(ROOT).with_suffix("").parts[1]
+        graph.setdefault(own, set()).update(room(name) for name in imported(path) if room(name) not in ("", own))
+    return graph
+
+
+def test_siblings_are_acyclic() -> None:
+    graph = edges()
+
+    def visit(node: str, trail: tuple[str, ...]) -> None:
+        assert node not in trail, f"cycle: {' → '.join((*trail, node))}"
+        for other in graph.get(node, ()):
+            visit(other, (*trail, node))
+
+    for node in graph:
+        visit(node, ())
+
+
+LIGHT = ["mmprm.types", "mmprm.errors", "mmprm.config", "mmprm.steps", "mmprm.problems", "mmprm.store", "mcts.value", "mcts.search"]
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_light_modules_load_nothing_heavy(module: str) -> None:
+    code = f"import {module}, sys; print([m for m in ('torch', 'vllm', 'ray', 'deepspeed', 'transformers') if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
