@@ -106,18 +106,30 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True)
+class Batch:
+    """One finished request of a search: rollouts with draw numbers first_draw, first_draw + 1, … from the prefix `steps`.
+
+    The unit of durability: a campaign's store is a log of batches, keyed by (problem_id, steps, first_draw).
+    """
+
+    problem_id: str
+    steps: Steps
+    first_draw: int
+    rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Node:
-    """One state: the prefix `steps` from the root, the counts and the rollouts drawn from it, in order."""
+    """One state: the prefix `steps` from the root, with the counts and the rollouts drawn from it, in draw order."""
 
     steps: Steps
     counts: Counts
     rollouts: tuple[Rollout, ...]
-    visits: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """The finished search of one problem. Nodes stand in the order in which the search evaluated them; the first is the root."""
+    """The searched states of one problem, in the order in which the search evaluated them; the first is the root."""
 
     problem_id: str
     nodes: tuple[Node, ...]

@@ -29,7 +29,19 @@ LAYERS = [
 ]
 """Rooms of mmprm from left to right: a room imports from its own layer and from those to its left."""
 
-MCTS_MAY_USE = {"types", "errors", "metrics", "config", "steps", "prompts", "problems", "store", "client", "grading", "sampling"}
+MCTS_MAY_USE = {
+    "types",
+    "errors",
+    "metrics",
+    "config",
+    "steps",
+    "prompts",
+    "problems",
+    "store",
+    "client",
+    "grading",
+    "sampling",
+}
 POLICY_RL_MAY_NOT_USE = {"tiny", "cli", "__main__"}
 
 
@@ -100,7 +112,16 @@ def test_siblings_are_acyclic() -> None:
         visit(node, ())
 
 
-LIGHT = ["mmprm.types", "mmprm.errors", "mmprm.config", "mmprm.steps", "mmprm.problems", "mmprm.store", "mcts.value", "mcts.search"]
+LIGHT = [
+    "mmprm.types",
+    "mmprm.errors",
+    "mmprm.config",
+    "mmprm.steps",
+    "mmprm.problems",
+    "mmprm.store",
+    "mcts.value",
+    "mcts.search",
+]
 
 
 @pytest.mark.parametrize("module", LIGHT)

@@ -55,4 +55,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
-    return "\n".join(["usage: mmprm COMMAND …", "", *lines, "", "mmprm COMMAND --help shows each one's keys and an example."])
+    return "\n".join(
+        ["usage: mmprm COMMAND …", "", *lines, "", "mmprm COMMAND --help shows each one's keys and an example."]
+    )
