@@ -107,7 +107,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One finished request of a search: rollouts with draw numbers first_draw, first_draw + 1, … from the prefix `steps`.
+    """One finished request of a search: rollouts first_draw, first_draw + 1, … of the prefix `steps`.
 
     The unit of durability: a campaign's store is a log of batches, keyed by (problem_id, steps, first_draw).
     """
