@@ -1,0 +1,204 @@
+"""How good scores are: AUC, ProcessBench F1 and its threshold, calibration, bootstrap intervals. NumPy only.
+
+Shapes: K item (step or solution), P problem, S step, B bootstrap resample.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from mmprm.errors import DataError
+
+NO_ERROR = -1
+"""The first error of a solution without a bad step, as in ProcessBench's `label`."""
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A measured value with the bounds of its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def roc_auc(scores_K: ArrayLike, positive_K: ArrayLike) -> float:
+    """P(score of a positive > score of a negative) + ½ P(they are equal), over all pairs (Mann-Whitney U / pairs).
+
+    Raises DataError where one of the two classes is missing.
+    """
+    scores_K, positive_K = np.asarray(scores_K, dtype=float), np.asarray(positive_K, dtype=bool)
+    positives, negatives = int(positive_K.sum()), int((~positive_K).sum())
+    if not positives or not negatives:
+        raise DataError(f"AUC needs both classes, got {positives} positive and {negatives} negative items")
+    _, inverse_K, counts = np.unique(scores_K, return_inverse=True, return_counts=True)
+    midranks = np.cumsum(counts) - (counts - 1) / 2
+    rank_sum = midranks[inverse_K][positive_K].sum()
+    return float((rank_sum - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+@dataclass(frozen=True, slots=True)
+class FirstErrorF1:
+    """ProcessBench's figures. `on_bad`: share of the solutions with a bad step whose exact first error was named;
+    `on_good`: share of the solutions without one where none was claimed; `f1`: their harmonic mean."""
+
+    f1: float
+    on_bad: float
+    on_good: float
+    bad: int
+    good: int
+
+
+def first_below(scores_S: Sequence[float], threshold: float) -> int:
+    """Index of the first step whose score is below the threshold; NO_ERROR where there is none."""
+    return next((index for index, score in enumerate(scores_S) if score < threshold), NO_ERROR)
+
+
+def processbench_f1(predicted_K: ArrayLike, truth_K: ArrayLike) -> FirstErrorF1:
+    """F1 = 2ab / (a + b), a = accuracy on solutions with a bad step, b = on those without (Zheng et al., ProcessBench).
+
+    Both arguments hold indices of first errors, or NO_ERROR. NaN where one of the two kinds of solution is missing.
+    """
+    predicted_K, truth_K = np.asarray(predicted_K), np.asarray(truth_K)
+    assert predicted_K.shape == truth_K.shape, "one prediction a solution"
+    hit_K, bad_K = predicted_K == truth_K, truth_K != NO_ERROR
+    on_bad, on_good = _mean(hit_K[bad_K]), _mean(hit_K[~bad_K])
+    return FirstErrorF1(_harmonic(on_bad, on_good), on_bad, on_good, int(bad_K.sum()), int((~bad_K).sum()))
+
+
+def choose_threshold(scores_KS: Sequence[Sequence[float]], truth_K: Sequence[int]) -> tuple[float, FirstErrorF1]:
+    """The threshold in [0, 1] of highest ProcessBench F1 on a development split, with that F1.
+
+    A solution is judged rightly for exactly the thresholds t of one interval: min(s_0…s_e) < t ≤ min(s_0…s_{e-1}) for
+    first error e, and t ≤ min(s_0…s_last) for a solution without one. F1 is therefore constant between neighbouring
+    ends of these intervals; the result is the middle of the best such gap, the widest one among equals.
+    """
+    bad_K = np.asarray(truth_K) != NO_ERROR
+    if bad_K.all() or not bad_K.any():
+        raise DataError(
+            f"a threshold needs solutions with and without a bad step: the development split has {bad_K.sum()} with "
+            f"and {(~bad_K).sum()} without; give it more solutions"
+        )
+    low_K, high_K = np.array(
+        [_judged_rightly(scores_S, error) for scores_S, error in zip(scores_KS, truth_K, strict=True)]
+    ).T
+    edges = np.unique(np.clip(np.concatenate([low_K, high_K, [0.0, 1.0]]), 0.0, 1.0))
+    middles, widths = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
+
+    def share_right(of_K: NDArray[np.bool_]) -> Floats:
+        started = np.searchsorted(np.sort(low_K[of_K]), middles, side="left")
+        ended = np.searchsorted(np.sort(high_K[of_K]), middles, side="left")
+        return (started - ended) / of_K.sum()
+
+    on_bad, on_good = share_right(bad_K), share_right(~bad_K)
+    f1 = np.divide(2 * on_bad * on_good, on_bad + on_good, out=np.zeros_like(on_bad), where=on_bad + on_good > 0)
+    best = np.flatnonzero(f1 >= f1.max() - 1e-12)
+    threshold = float(middles[best[np.argmax(widths[best])]])
+    return threshold, processbench_f1([first_below(scores_S, threshold) for scores_S in scores_KS], truth_K)
+
+
+def bootstrap_mean(values_P: ArrayLike, seed: int, resamples: int = 2000, level: float = 0.95) -> Interval:
+    """Percentile bootstrap of the mean over problems; one value a problem, so that a problem is drawn as a whole."""
+    values_P = np.asarray(values_P, dtype=float)
+    if not values_P.size:
+        raise DataError("an interval needs at least one problem")
+    rng = np.random.default_rng(seed)
+    means_B = [values_P[rng.integers(values_P.size, size=values_P.size)].mean() for _ in range(resamples)]
+    return _percentiles(float(values_P.mean()), np.array(means_B), level)
+
+
+def paired_difference(
+    left_P: ArrayLike, right_P: ArrayLike, seed: int, resamples: int = 2000, level: float = 0.95
+) -> Interval:
+    """Paired bootstrap of mean(left) - mean(right): each resample takes the same problems on both sides, which is the
+    bootstrap of the mean of the differences."""
+    left_P, right_P = np.asarray(left_P, dtype=float), np.asarray(right_P, dtype=float)
+    assert left_P.shape == right_P.shape, "paired values belong to the same problems"
+    return bootstrap_mean(left_P - right_P, seed, resamples, level)
+
+
+def bootstrap(
+    statistic: Callable[[NDArray[np.intp]], float],
+    problem_K: Sequence[Hashable],
+    seed: int,
+    resamples: int = 2000,
+    level: float = 0.95,
+) -> Interval:
+    """Percentile bootstrap, over problems, of any statistic of items; `problem_K` names each item's problem.
+
+    `statistic` is given the indices of the drawn items. Resamples for which it is NaN are left out of the percentiles.
+    """
+    items: dict[Hashable, list[int]] = {}
+    for index, problem in enumerate(problem_K):
+        items.setdefault(problem, []).append(index)
+    groups = [np.array(group) for group in items.values()]
+    if not groups:
+        raise DataError("an interval needs at least one problem")
+    rng = np.random.default_rng(seed)
+    values_B = [
+        statistic(np.concatenate([groups[drawn] for drawn in rng.integers(len(groups), size=len(groups))]))
+        for _ in range(resamples)
+    ]
+    return _percentiles(statistic(np.arange(len(problem_K))), np.array(values_B), level)
+
+
+@dataclass(frozen=True, slots=True)
+class ReliabilityBin:
+    """Items with a predicted probability in [low, high): how many, their mean prediction, their mean outcome."""
+
+    low: float
+    high: float
+    count: int
+    predicted: float
+    observed: float
+
+
+def reliability(probability_K: ArrayLike, outcome_K: ArrayLike, bins: int = 10) -> list[ReliabilityBin]:
+    """Reliability curve in bins of equal width; 1.0 belongs to the last bin, empty bins are left out."""
+    probability_K, outcome_K = np.asarray(probability_K, dtype=float), np.asarray(outcome_K, dtype=float)
+    bin_K = np.minimum((probability_K * bins).astype(int), bins - 1)
+    return [
+        ReliabilityBin(
+            low=index / bins,
+            high=(index + 1) / bins,
+            count=int((bin_K == index).sum()),
+            predicted=float(probability_K[bin_K == index].mean()),
+            observed=float(outcome_K[bin_K == index].mean()),
+        )
+        for index in np.unique(bin_K).tolist()
+    ]
+
+
+def expected_calibration_error(curve: Sequence[ReliabilityBin]) -> float:
+    """ECE = Σ_bins count / total · |observed - predicted|."""
+    total = sum(entry.count for entry in curve)
+    return sum(entry.count * abs(entry.observed - entry.predicted) for entry in curve) / total
+
+
+def _judged_rightly(scores_S: Sequence[float], first_error: int) -> tuple[float, float]:
+    """(low, high): the thresholds t with low < t ≤ high name this first error; low == high where none does."""
+    if first_error == NO_ERROR:
+        return -1.0, min(scores_S, default=2.0)
+    assert 0 <= first_error < len(scores_S), "the first error is one of the solution's steps"
+    high = min(scores_S[:first_error], default=2.0)
+    return min(high, scores_S[first_error]), high
+
+
+def _harmonic(left: float, right: float) -> float:
+    return 2 * left * right / (left + right) if left + right else 0.0
+
+
+def _mean(values: NDArray[np.bool_]) -> float:
+    return float(values.mean()) if values.size else float("nan")
+
+
+def _percentiles(value: float, values_B: Floats, level: float) -> Interval:
+    tail = 50 * (1 - level)
+    low, high = np.nanpercentile(values_B, [tail, 100 - tail])
+    return Interval(value, float(low), float(high))

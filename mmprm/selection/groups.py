@@ -1,0 +1,162 @@
+"""Groups of candidates: the sampled, graded and scored solutions of each problem."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+
+from mmprm import steps
+from mmprm.errors import DataError, MmprmError
+from mmprm.sampling.seeds import derive_seed
+from mmprm.scoring.aggregate import aggregator, vote_weight
+from mmprm.selection.selectors import Choice
+from mmprm.types import (
+    Completion,
+    Grader,
+    Problem,
+    Sampler,
+    SampleRequest,
+    Scorer,
+    Solution,
+    Steps,
+    StepScores,
+    Verdict,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One sampled solution. `steps` are plain, and empty where the text could not be split (`unsplit` says why);
+    such a candidate keeps its answer and its verdict but has no `scores`."""
+
+    response: str
+    steps: Steps
+    answer: str | None
+    verdict: Verdict
+    token_count: int
+    unsplit: str | None = None
+    scores: StepScores | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """All candidates of one problem, in draw order."""
+
+    problem: Problem
+    candidates: tuple[Candidate, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """What sampling gave: groups in the order of the problems, and the reason for each problem that failed."""
+
+    groups: list[Group]
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def answer_key(extracted: str | None) -> str | None:
+    """The extracted answer, so normalised that different spellings of one answer vote together: without math
+    delimiters, thousands separators, a trailing point, white space and case; numbers by value where finite."""
+    if extracted is None:
+        return None
+    text = re.sub(r"^\$+|\$+$|^\\[(\[]|\\[)\]]$", "", extracted.strip())
+    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
+    text = re.sub(r"\s+", "", text).rstrip(".").casefold()
+    try:
+        number = float(text)
+    except ValueError:
+        return text or None
+    return repr(number + 0.0) if math.isfinite(number) else text
+
+
+async def sample_groups(
+    problems: Sequence[Problem],
+    sampler: Sampler,
+    grader: Grader,
+    *,
+    samples: int,
+    markup: steps.Markup,
+    run_seed: int = 0,
+    in_flight: int = 1024,
+) -> Sampled:
+    """Draw and grade `samples` solutions of each problem, at most `in_flight` of them at a time.
+
+    A problem whose sampling fails (a missing picture, a prompt that is too long) is reported in `failed` and left out.
+    """
+    room = asyncio.Semaphore(max(1, in_flight // samples))
+
+    async def group(problem: Problem) -> Group | str:
+        async with room:
+            request = SampleRequest(problem, "", samples, derive_seed(run_seed, problem.id, (), 0))
+            try:
+                completions = await sampler.sample(request)
+            except MmprmError as error:
+                return str(error)
+        return Group(problem, tuple(await asyncio.gather(*(candidate(problem, c) for c in completions))))
+
+    async def candidate(problem: Problem, completion: Completion) -> Candidate:
+        grading = await grader.grade(problem, completion.text)
+        split = steps.split(completion.text, markup)
+        return Candidate(
+            response=completion.text,
+            steps=tuple(steps.plain(step, markup) for step in split.steps),
+            answer=answer_key(grading.extracted),
+            verdict=grading.verdict,
+            token_count=completion.token_count,
+            unsplit=split.reason,
+        )
+
+    results = dict(
+        zip([p.id for p in problems], await asyncio.gather(*(group(problem) for problem in problems)), strict=True)
+    )
+    return Sampled(
+        groups=[result for result in results.values() if isinstance(result, Group)],
+        failed={problem_id: result for problem_id, result in results.items() if isinstance(result, str)},
+    )
+
+
+def score_groups(groups: Sequence[Group], scorer: Scorer) -> list[Group]:
+    """The same groups with step scores for every candidate that has steps; equal solutions are scored once."""
+    solutions = {
+        (group.problem.id, candidate.steps): Solution(group.problem, candidate.steps)
+        for group in groups
+        for candidate in group.candidates
+        if candidate.steps
+    }
+    scores = dict(zip(solutions, scorer.score(list(solutions.values())), strict=True))
+    return [
+        replace(
+            group,
+            candidates=tuple(
+                replace(candidate, scores=scores.get((group.problem.id, candidate.steps)))
+                for candidate in group.candidates
+            ),
+        )
+        for group in groups
+    ]
+
+
+def choices(group: Group, aggregate: str) -> list[Choice]:
+    """The group as the selectors see it, its step scores turned into rewards by the aggregator of that name."""
+    function = aggregator(aggregate)
+    rewards = [function(c.scores.scores) if c.scores is not None else -math.inf for c in group.candidates]
+    return [
+        Choice(
+            answer=candidate.answer,
+            correct=candidate.verdict is Verdict.CORRECT,
+            reward=reward,
+            weight=vote_weight(aggregate, reward) if candidate.scores is not None else 0.0,
+        )
+        for candidate, reward in zip(group.candidates, rewards, strict=True)
+    ]
+
+
+def common_size(groups: Iterable[Group]) -> int:
+    """The number of candidates that every group has."""
+    sizes = {len(group.candidates) for group in groups}
+    if len(sizes) != 1 or 0 in sizes:
+        raise DataError(f"selection compares groups of one size, got sizes {sorted(sizes)}; sample each problem alike")
+    return sizes.pop()

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import asyncio
+import itertools
+import math
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmprm.errors import ConfigError, DataError, SamplingError
+from mmprm.selection.accuracy import SUBSETS, accuracy_at_n
+from mmprm.selection.groups import Candidate, Group, answer_key, choices, common_size, sample_groups, score_groups
+from mmprm.selection.selectors import SELECTORS, Choice
+from mmprm.types import Completion, Grading, Problem, SampleRequest, Solution, StepScores, Verdict
+
+
+def choice(answer: str | None, correct: bool, reward: float = 0.0) -> Choice:
+    return Choice(answer, correct, reward, weight=max(reward, 0.0))
+
+
+# "7" is right. The majority says 8, the best-rewarded says 7, and so does the weighted vote (1.0 against 0.9).
+FIVE = [
+    choice("8", False, 0.3),
+    choice("8", False, 0.3),
+    choice("8", False, 0.3),
+    choice("7", True, 0.9),
+    choice("7", True, 0.1),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("random", 0.4), ("first", 0.0), ("majority", 0.0), ("prm", 1.0), ("weighted", 1.0), ("oracle", 1.0)],
+)
+def test_worked_choice(name: str, expected: float) -> None:
+    assert SELECTORS[name](FIVE) == pytest.approx(expected)
+
+
+def test_ties_are_split_evenly() -> None:
+    tied = [choice("8", False, 0.5), choice("7", True, 0.5), choice("9", False, 0.1)]
+    assert SELECTORS["prm"](tied) == 0.5
+    assert SELECTORS["majority"](tied) == pytest.approx(1 / 3)
+    assert SELECTORS["weighted"](tied) == 0.5
+
+
+def test_a_candidate_without_an_answer_does_not_vote() -> None:
+    assert SELECTORS["majority"]([choice(None, False), choice(None, False), choice("7", True)]) == 1.0
+    assert SELECTORS["majority"]([choice(None, False), choice(None, False)]) == 0.0
+
+
+def test_an_unscored_candidate_is_chosen_last() -> None:
+    unscored = Choice("7", True)
+    assert SELECTORS["prm"]([unscored, choice("8", False, -50.0)]) == 0.0
+    assert SELECTORS["prm"]([unscored, Choice("8", False)]) == 0.5
+
+
+@given(st.lists(st.tuples(st.sampled_from("789"), st.floats(0, 1)), min_size=1, max_size=6), st.randoms())
+@settings(max_examples=50, deadline=None)
+def test_order_matters_only_to_first_and_the_oracle_is_the_ceiling(
+    items: list[tuple[str, float]], rng: random.Random
+) -> None:
+    candidates = [choice(answer, answer == "7", reward) for answer, reward in items]
+    shuffled = rng.sample(candidates, len(candidates))
+    for name, select in SELECTORS.items():
+        if name != "first":
+            assert select(candidates) == pytest.approx(select(shuffled))
+        assert select(candidates) <= SELECTORS["oracle"](candidates)
+
+
+PROBLEM = Problem("p", "q", "7")
+
+
+def candidate(answer: str, scores: Sequence[float] | None, verdict: Verdict | None = None) -> Candidate:
+    right = Verdict.CORRECT if answer == "7" else Verdict.INCORRECT
+    return Candidate(
+        response=f"<answer>{answer}</answer>",
+        steps=("s",),
+        answer=answer,
+        verdict=right if verdict is None else verdict,
+        token_count=3,
+        scores=None if scores is None else StepScores(tuple(scores)),
+    )
+
+
+GROUP = Group(
+    PROBLEM, (candidate("7", [0.9, 0.8]), candidate("8", [0.9, 0.2]), candidate("8", [0.1]), candidate("7", [0.5]))
+)
+
+
+def test_choices_aggregate_and_unknown_is_not_correct() -> None:
+    group = Group(PROBLEM, (candidate("7", [0.5, 0.4]), candidate("7", None), candidate("7", [1.0], Verdict.UNKNOWN)))
+    seen = choices(group, "product")
+    assert [c.reward for c in seen] == [pytest.approx(0.2), -math.inf, 1.0]
+    assert [c.weight for c in seen] == [pytest.approx(0.2), 0.0, 1.0]
+    assert [c.correct for c in seen] == [True, True, False]
+    assert choices(group, "sum_log")[0].weight == pytest.approx(0.2)
+
+
+def test_accuracy_at_n_by_hand() -> None:
+    # Minimal scores .8 (right), .2, .1, .5 (right). Best of the six pairs is right in all but {8, 8}.
+    one, two, four = accuracy_at_n([GROUP], "min", sizes=(1, 2, 4))
+    assert {name: interval.value for name, interval in one.accuracy.items()} == dict.fromkeys(SELECTORS, 0.5)
+    assert two.accuracy["prm"].value == pytest.approx(5 / 6)
+    assert two.accuracy["oracle"].value == pytest.approx(5 / 6)
+    assert two.accuracy["majority"].value == pytest.approx((1 + 4 * 0.5 + 0) / 6)
+    assert two.accuracy["first"].value == pytest.approx(3 / 6)  # pairs led by the first candidate
+    assert four.accuracy["prm"].value == 1.0
+    assert four.minus_random["prm"].value == pytest.approx(0.5)
+    assert four.minus_majority["weighted"].value == pytest.approx(0.5)
+    assert four.minus_majority["random"].value == pytest.approx(0.0)
+
+
+def test_oracle_over_drawn_subsets_is_near_the_closed_form() -> None:
+    group = Group(PROBLEM, tuple(candidate("7" if i < 3 else "8", [0.5]) for i in range(24)))
+    assert math.comb(24, 4) > SUBSETS
+    (point,) = accuracy_at_n([group], "min", sizes=(4,))
+    assert point.accuracy["oracle"].value == pytest.approx(1 - math.comb(21, 4) / math.comb(24, 4), abs=0.1)
+    assert point == accuracy_at_n([group], "min", sizes=(4,))[0]
+
+
+def test_sizes_and_groups_must_fit() -> None:
+    with pytest.raises(ConfigError, match="8 must lie between 1 and the 4 samples"):
+        accuracy_at_n([GROUP], "min", sizes=(1, 8))
+    with pytest.raises(DataError, match=r"sizes \[1, 4\]"):
+        common_size([GROUP, Group(PROBLEM, GROUP.candidates[:1])])
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [("24", " 24. "), ("$24$", "24.0"), ("1,000", "1000"), ("\\(x + 1\\)", "x+1"), ("(B)", "(b)")],
+)
+def test_spellings_of_one_answer_vote_together(left: str, right: str) -> None:
+    assert answer_key(left) == answer_key(right)
+
+
+def test_different_answers_do_not() -> None:
+    keys = [answer_key(text) for text in ("24", "2.4", "-24", "24 cm", "1,2", "1,000,5", "nan")]
+    assert len(set(keys)) == len(keys)
+    assert answer_key(None) is None
+    assert answer_key("  ") is None
+
+
+class CountingSampler:
+    """Writes the draw number as answer; fails for one problem."""
+
+    def __init__(self) -> None:
+        self.in_flight = self.most = 0
+
+    async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
+        self.in_flight += request.n
+        self.most = max(self.most, self.in_flight)
+        await asyncio.sleep(0)
+        self.in_flight -= request.n
+        if request.problem.id == "broken":
+            raise SamplingError("picture x.png is missing")
+        texts = (f"<step>is {i}</step><answer>{i}</answer>" if i != 2 else "<step>oh" for i in range(request.n))
+        return tuple(Completion(text, 5, "stop") for text in texts)
+
+
+class TextGrader:
+    async def grade(self, problem: Problem, response: str) -> Grading:
+        if "<answer>" not in response:
+            return Grading(Verdict.INCORRECT, None, "no answer")
+        answer = response.split("<answer>")[1].removesuffix("</answer>")
+        return Grading(Verdict(answer == problem.answer), answer, "match")
+
+
+class RecordingScorer:
+    def __init__(self) -> None:
+        self.asked: list[Solution] = []
+
+    def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
+        self.asked += solutions
+        return [StepScores(tuple(len(step) / 100 for step in solution.steps)) for solution in solutions]
+
+
+async def test_groups_hold_what_was_sampled_graded_and_scored() -> None:
+    problems = [Problem("a", "q", "1"), Problem("broken", "q", "1"), Problem("b", "q", "3")]
+    sampler, scorer = CountingSampler(), RecordingScorer()
+    sampled = await sample_groups(problems, sampler, TextGrader(), samples=4, markup="tags", in_flight=4)
+    assert sampler.most == 4
+    assert sampled.failed == {"broken": "picture x.png is missing"}
+    assert [group.problem.id for group in sampled.groups] == ["a", "b"]
+    first = sampled.groups[0].candidates
+    assert first[1] == Candidate(
+        "<step>is 1</step><answer>1</answer>", ("is 1", "<answer>1</answer>"), "1.0", Verdict.CORRECT, 5
+    )
+    assert (first[2].steps, first[2].unsplit) == ((), "unclosed step")
+
+    group = score_groups(sampled.groups[:1], scorer)[0]
+    assert [c.scores is None for c in group.candidates] == [False, False, True, False]
+    assert group.candidates[1].scores == StepScores((0.04, 0.18))
+
+
+def test_equal_solutions_are_scored_once() -> None:
+    scorer = RecordingScorer()
+    same = Candidate("t", ("a", "b"), "7", Verdict.CORRECT, 2)
+    groups = [Group(PROBLEM, (same, same)), Group(Problem("other", "q", "7"), (same, same))]
+    scored = score_groups(groups, scorer)
+    assert len(scorer.asked) == 2
+    assert all(c.scores == StepScores((0.01, 0.01)) for c in itertools.chain(*(g.candidates for g in scored)))
