@@ -1,0 +1,82 @@
+"""The tiny policy's figures on held-out problems, sampled through transformers at temperature 1."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
+
+from mmprm.problems import open_picture
+from mmprm.prompts import PromptConfig, render
+from mmprm.steps import split
+from mmprm.tiny.world import TinyProblem, judge_steps, make_problems, wrong_kind
+
+MOST_TOKENS = 96
+
+
+def evaluate(
+    model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, count: int, seed: int
+) -> dict[str, float]:
+    """One sample a problem for `count` test problems, with the picture and with a blank one; shares in [0, 1].
+
+    `pass_at_1` right answers; `wrong_readings`, `wrong_arithmetic` wrong ones among all reading and calculating steps;
+    `faithful` solutions whose answer is right just when all their steps are true; `mean_tokens` of a response.
+    """
+    problems = make_problems(count, seed, "test")
+    torch.manual_seed(seed)
+    model.eval()
+    responses = respond(model, processor, problems)
+    blank = respond(model, processor, problems, blank=True)
+    wrong = {"reading": 0, "arithmetic": 0}
+    total = {"reading": 0, "arithmetic": 0}
+    faithful = 0
+    for tiny, response in zip(problems, responses, strict=True):
+        steps = split(response, "tags").steps
+        truths = judge_steps(tiny, steps)
+        faithful += is_right(tiny, response) == (bool(steps) and all(truths))
+        for step, true in zip(steps, truths, strict=True):
+            total[wrong_kind(step)] += 1
+            wrong[wrong_kind(step)] += not true
+    tokens = processor.tokenizer(responses, add_special_tokens=False)["input_ids"]
+    return {
+        "pass_at_1": sum(map(is_right, problems, responses)) / count,
+        "greedy_accuracy": sum(map(is_right, problems, respond(model, processor, problems, sample=False))) / count,
+        "policy_blank_image_accuracy": sum(map(is_right, problems, blank)) / count,
+        "wrong_readings": wrong["reading"] / max(1, total["reading"]),
+        "wrong_arithmetic": wrong["arithmetic"] / max(1, total["arithmetic"]),
+        "faithful": faithful / count,
+        "mean_tokens": sum(map(len, tokens)) / count + 1,
+        "problems": count,
+    }
+
+
+def is_right(tiny: TinyProblem, response: str) -> bool:
+    return response.endswith(f"<answer>{tiny.problem.answer}</answer>")
+
+
+@torch.inference_mode()
+def respond(
+    model: Qwen2_5_VLForConditionalGeneration,
+    processor: Qwen2_5_VLProcessor,
+    problems: list[TinyProblem],
+    *,
+    blank: bool = False,
+    sample: bool = True,
+    batch: int = 250,
+) -> list[str]:
+    """One response a problem, from torch's current random state; `blank` paints the pictures grey."""
+    processor.tokenizer.padding_side = "left"
+    options = {"do_sample": True, "temperature": 1.0, "top_k": 0} if sample else {"do_sample": False}
+    special = {"eos_token_id": processor.tokenizer.eos_token_id, "pad_token_id": processor.tokenizer.pad_token_id}
+    responses = []
+    for start in range(0, len(problems), batch):
+        part = problems[start : start + batch]
+        texts = [render(processor, tiny.problem, "", PromptConfig(preset="plain")) for tiny in part]
+        images = [open_picture(tiny.problem.pictures[0]) for tiny in part]
+        if blank:
+            images = [Image.new("RGB", image.size, (128, 128, 128)) for image in images]
+        inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")
+        settings = GenerationConfig(max_new_tokens=MOST_TOKENS, **options, **special)
+        tokens = model.generate(**inputs, generation_config=settings)[:, inputs["input_ids"].shape[1] :]
+        responses += processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+    return responses

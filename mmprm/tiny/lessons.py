@@ -1,0 +1,152 @@
+"""What the tiny policy is trained on: texts with a picture, some of whose characters are targets of the loss.
+
+- `solution`: the question and a step-tagged solution with mistakes at a fixed rate, which later steps carry on, as the
+  corpora behind real models hold them. The most probable token stays the right one, while sampling at temperature 1
+  errs at about that rate: a policy that knows better than it writes, which is what labels and rewards can bring out.
+- `readings`: the digits of all the colours, one after the other.
+- `drill`: calculations without a picture.
+- `checks`: statements about the picture and about numbers, each followed by Yes or No. A general model has met
+  true-or-false questions in its corpus; these are single statements, never steps of a solution.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from transformers import Qwen2_5_VLProcessor
+
+from mmprm.tiny.picture import COLOURS, COLUMNS, DIGITS, ROWS, SHIFTS
+from mmprm.tiny.tokenizer import END
+from mmprm.tiny.world import OPERATORS, TAIL, TinyProblem, solve
+
+IMAGE = f"<|vision_start|>{'<|image_pad|>' * (ROWS * COLUMNS)}<|vision_end|>"
+FACTS = {
+    operator: [(a, operator, b, apply(a, b)) for a in range(100) for b in DIGITS if 0 <= apply(a, b) < 100]
+    for operator, apply in OPERATORS.items()
+}
+"""(left, operator, right, result) of every calculation that a solution can need."""
+IGNORED = -100
+
+
+class Part(NamedTuple):
+    text: str
+    target: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """Parts of a text; `cells` is the picture that its image tokens stand for, None for a text without one."""
+
+    cells: tuple[tuple[str, int, tuple[int, int]], ...] | None
+    parts: tuple[Part, ...]
+
+
+def solution(tiny: TinyProblem, rng: random.Random, mistake_rate: float) -> Lesson:
+    response = "".join(solve(tiny, rng, mistake_rate))
+    return Lesson(tiny.cells, (_ask(tiny.problem.question), Part(response + END, True)))
+
+
+def readings(tiny: TinyProblem, rng: random.Random) -> Lesson:
+    digits = tiny.digits
+    colours = rng.sample(sorted(digits), len(digits))
+    response = "".join(f"<step>{colour}={digits[colour]}</step>" for colour in colours)
+    return Lesson(tiny.cells, (_ask(" ".join(colours) + TAIL), Part(response + END, True)))
+
+
+def drill(rng: random.Random, facts: int = 10) -> Lesson:
+    parts = []
+    for left, operator, right, result in _facts(rng, facts):
+        parts += [Part(f"<step>{left}{operator}{right}=", False), Part(f"{result}</step>", True)]
+    return Lesson(None, (Part("<|im_start|>assistant\n", False), *parts))
+
+
+def checks(tiny: TinyProblem, rng: random.Random) -> Lesson:
+    statements = []
+    for colour, digit in tiny.digits.items():
+        shown = rng.choice([digit, rng.choice([other for other in DIGITS if other != digit])])
+        statements.append((f"{colour}={shown}", shown == digit))
+    for left, operator, right, result in _facts(rng, len(statements)):
+        stated = max(0, result + rng.choice([0, 0, 0, 0, 0, 0, -10, 10, -1, 1, -2, 2]))
+        statements.append((f"{left}{operator}{right}={stated}", stated == result))
+    rng.shuffle(statements)
+    parts = [Part(f"{IMAGE}\nProcess:", False)]
+    for statement, true in statements:
+        parts += [Part(f"\n{statement} ", False), Part("Yes" if true else "No", True)]
+    return Lesson(tiny.cells, tuple(parts))
+
+
+def _ask(question: str) -> Part:
+    return Part(f"<|im_start|>user\n{IMAGE}{question}{END}\n<|im_start|>assistant\n", False)
+
+
+def _facts(rng: random.Random, count: int) -> list[tuple[int, str, int, int]]:
+    return [rng.choice(FACTS[rng.choice(list(OPERATORS))]) for _ in range(count)]
+
+
+class Collator:
+    """Lessons to model inputs: input_ids, attention_mask, labels [B, T], position_ids [3, B, T], the pictures' patches.
+
+    A cell is a merged patch of its own, so the patches of a picture are those of its cells, looked up, in order.
+    """
+
+    def __init__(self, processor: Qwen2_5_VLProcessor) -> None:
+        from PIL import Image
+
+        from mmprm.tiny.picture import draw_cell
+
+        self.tokenizer = processor.tokenizer
+        self.image_token = processor.image_token_id
+        cells = [(colour, digit, shift) for colour in COLOURS for digit in DIGITS for shift in SHIFTS]
+        images = [Image.fromarray(draw_cell(*cell)) for cell in cells]
+        patches = processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+        self.patches = patches.reshape(len(cells), -1, patches.shape[-1])
+        self.index = {cell: place for place, cell in enumerate(cells)}
+        self.grid = torch.tensor([1, 2 * ROWS, 2 * COLUMNS])
+
+    def pixels(self, pictures: Sequence[tuple]) -> dict[str, torch.Tensor]:
+        places = torch.tensor([self.index[cell] for cells in pictures for cell in cells])
+        return {
+            "pixel_values": self.patches[places].flatten(0, 1),
+            "image_grid_thw": self.grid.repeat(len(pictures), 1),
+        }
+
+    def __call__(self, lessons: Sequence[Lesson]) -> dict[str, torch.Tensor]:
+        texts = [part.text for lesson in lessons for part in lesson.parts]
+        token_lists = iter(self.tokenizer(texts, add_special_tokens=False)["input_ids"])
+        ids, labels = [], []
+        for lesson in lessons:
+            pairs = [(token, part.target) for part in lesson.parts for token in next(token_lists)]
+            ids.append([token for token, _ in pairs])
+            labels.append([token if target else IGNORED for token, target in pairs])
+        longest = max(map(len, ids))
+        input_ids_BT = torch.tensor([row + [self.tokenizer.pad_token_id] * (longest - len(row)) for row in ids])
+        labels_BT = torch.tensor([row + [IGNORED] * (longest - len(row)) for row in labels])
+        lengths_B = torch.tensor([len(row) for row in ids])
+        batch = {
+            "input_ids": input_ids_BT,
+            "labels": labels_BT,
+            "attention_mask": (torch.arange(longest) < lengths_B[:, None]).long(),
+            "position_ids": self.positions(input_ids_BT),
+        }
+        pictures = [lesson.cells for lesson in lessons if lesson.cells is not None]
+        return batch | (self.pixels(pictures) if pictures else {})
+
+    def positions(self, input_ids_BT: torch.Tensor) -> torch.Tensor:
+        """M-RoPE positions [3, B, T]: the picture starts at s with (s, s + row, s + column), text goes on at
+        s + max(ROWS, COLUMNS). (The model's own computation loops over samples in Python.)"""
+        length = input_ids_BT.shape[1]
+        places = torch.arange(length)
+        image_BT = input_ids_BT == self.image_token
+        has_image_B = image_BT.any(dim=1)
+        start_B = torch.where(has_image_B, image_BT.int().argmax(dim=1), length)
+        offset_BT = places - start_B[:, None]
+        cells, extent = ROWS * COLUMNS, max(ROWS, COLUMNS)
+        text_BT = torch.where(offset_BT >= cells, places - cells + extent, places)
+        rows_BT = start_B[:, None] + offset_BT.div(COLUMNS, rounding_mode="floor")
+        columns_BT = start_B[:, None] + offset_BT.remainder(COLUMNS)
+        starts_BT = start_B[:, None].expand_as(image_BT)
+        return torch.stack([torch.where(image_BT, axis, text_BT) for axis in (starts_BT, rows_BT, columns_BT)])

@@ -1,0 +1,63 @@
+"""The tiny policy's architecture: a Qwen2.5-VL of about a million parameters, and where its trained weights lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from mmprm.tiny.tokenizer import END, PAD
+
+SPARE_TOKENS = 16
+"""Embedding rows beyond the tokenizer, so that a few tokens (a PRM's step mark) can be added without resizing."""
+
+POSITIONS = 1024
+
+
+def weights_path() -> Path:
+    """The folder of the trained policy that ships with the package."""
+    return Path(__file__).parent / "weights"
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
+    """Random weights, from torch's current seed. Head size 32 everywhere: what vLLM's CPU attention takes."""
+    token = tokenizer.convert_tokens_to_ids
+    hidden = 128
+    config = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer) + SPARE_TOKENS,
+            "hidden_size": hidden,
+            "intermediate_size": 384,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": POSITIONS,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [4, 6, 6]},
+            "bos_token_id": None,
+            "eos_token_id": token(END),
+            "pad_token_id": token(PAD),
+            "tie_word_embeddings": False,
+        },
+        vision_config={
+            "depth": 2,
+            "hidden_size": 64,
+            "intermediate_size": 128,
+            "num_heads": 2,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+            "window_size": 112,
+            "fullatt_block_indexes": [1],
+            "out_hidden_size": hidden,
+        },
+        image_token_id=token("<|image_pad|>"),
+        video_token_id=token("<|video_pad|>"),
+        vision_start_token_id=token("<|vision_start|>"),
+        vision_end_token_id=token("<|vision_end|>"),
+        tie_word_embeddings=False,
+    )
+    model = Qwen2_5_VLForConditionalGeneration(config)
+    model.generation_config = GenerationConfig(
+        eos_token_id=token(END), pad_token_id=token(PAD), do_sample=True, temperature=1.0, max_new_tokens=96
+    )
+    return model

@@ -1,0 +1,91 @@
+"""Drawing a tiny picture and reading it back: coloured cells of 28 × 28 pixels with one digit in each.
+
+A cell is exactly one merged patch of Qwen2.5-VL (2 × 2 patches of 14 pixels), so each cell becomes one image token.
+The drawing is lossless (PNG) and its inverse is exact: the truth of a problem is in its picture.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+from mmprm.errors import DataError
+
+CELL = 28
+ROWS, COLUMNS = 2, 3
+SHIFTS = tuple((down, right) for down in (-2, 0, 2) for right in (-2, 0, 2))
+"""Places of the digit in its cell, in pixels from the middle."""
+
+COLOURS = {
+    "red": (230, 60, 60),
+    "green": (70, 180, 80),
+    "blue": (80, 120, 240),
+    "yellow": (245, 225, 70),
+    "purple": (165, 80, 200),
+    "orange": (250, 150, 50),
+    "cyan": (90, 215, 225),
+    "white": (245, 245, 245),
+}
+
+DIGITS = {
+    1: "..#.. .##.. ..#.. ..#.. ..#.. ..#.. .###.",
+    2: ".###. #...# ....# ...#. ..#.. .#... #####",
+    3: ".###. #...# ....# ..##. ....# #...# .###.",
+    4: "...#. ..##. .#.#. #..#. ##### ...#. ...#.",
+    5: "##### #.... ####. ....# ....# #...# .###.",
+    6: ".###. #.... #.... ####. #...# #...# .###.",
+    7: "##### ....# ...#. ..#.. ..#.. .#... .#...",
+    8: ".###. #...# #...# .###. #...# #...# .###.",
+    9: ".###. #...# #...# .#### ....# ....# .###.",
+}
+INK = (20, 20, 20)
+SCALE = 3
+
+
+def draw_cell(colour: str, digit: int, shift: tuple[int, int]) -> np.ndarray:
+    """Pixels [28, 28, 3], uint8."""
+    cell = np.empty((CELL, CELL, 3), dtype=np.uint8)
+    cell[:] = COLOURS[colour]
+    rows = [[mark == "#" for mark in row] for row in DIGITS[digit].split()]
+    glyph = np.kron(np.array(rows), np.ones((SCALE, SCALE))).astype(bool)
+    height, width = glyph.shape
+    top, left = (CELL - height) // 2 + shift[0], (CELL - width) // 2 + shift[1]
+    cell[top : top + height, left : left + width][glyph] = INK
+    return cell
+
+
+def draw(cells: Sequence[tuple[str, int, tuple[int, int]]]) -> bytes:
+    """PNG of ROWS × COLUMNS cells (colour, digit, shift), row by row."""
+    assert len(cells) == ROWS * COLUMNS
+    pixels = [draw_cell(*cell) for cell in cells]
+    rows = [np.concatenate(pixels[row * COLUMNS : (row + 1) * COLUMNS], axis=1) for row in range(ROWS)]
+    buffer = io.BytesIO()
+    Image.fromarray(np.concatenate(rows)).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def read(image: Image.Image, name: str) -> tuple[tuple[str, int, tuple[int, int]], ...]:
+    """The cells of a picture that `draw` made; DataError, with `name` in it, for any other picture."""
+    pixels = np.asarray(image.convert("RGB"))
+    if pixels.shape != (ROWS * CELL, COLUMNS * CELL, 3):
+        size = f"{pixels.shape[1]}×{pixels.shape[0]}"
+        raise DataError(f"{name}: {size} pixels, a tiny picture has {COLUMNS * CELL}×{ROWS * CELL}")
+    cells = []
+    for row in range(ROWS):
+        for column in range(COLUMNS):
+            patch = pixels[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
+            cell = _cell_of_pixels().get(patch.tobytes())
+            if cell is None:
+                raise DataError(f"{name}: the cell in row {row + 1}, column {column + 1} is not of the tiny world")
+            cells.append(cell)
+    return tuple(cells)
+
+
+@functools.cache
+def _cell_of_pixels() -> dict[bytes, tuple[str, int, tuple[int, int]]]:
+    cells = [(colour, digit, shift) for colour in COLOURS for digit in DIGITS for shift in SHIFTS]
+    return {draw_cell(*cell).tobytes(): cell for cell in cells}

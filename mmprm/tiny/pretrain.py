@@ -1,0 +1,148 @@
+"""Training of the tiny policy from random weights, in four stages, on 2 cores.
+
+1. The vision tower alone: a linear head on each merged patch predicts its digit and its colour. Through the language
+   model's loss alone such a model does not learn to see.
+2. Arithmetic without pictures.
+3. Readings, with drills and checks, so that the language model binds a colour's name to its cell.
+4. Solutions with mistakes (see lessons.py), with a smaller share of the rest.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from transformers import Qwen2_5_VLForConditionalGeneration
+
+from mmprm.tiny import lessons
+from mmprm.tiny.config import TinyTrainConfig
+from mmprm.tiny.evaluate import evaluate
+from mmprm.tiny.lessons import Collator, Lesson
+from mmprm.tiny.model import build_model
+from mmprm.tiny.picture import COLOURS, COLUMNS, DIGITS, ROWS
+from mmprm.tiny.tokenizer import build_processor
+from mmprm.tiny.world import TinyProblem, make_problems
+
+
+def train(config: TinyTrainConfig, out: Path, say: Callable[[str], None] = print) -> dict:
+    """Train, write the checkpoint folder `out` and in it `tiny.json`, the figures of evaluate.py; return these."""
+    started = time.monotonic()
+    torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)
+    rng = random.Random(config.seed)
+    processor = build_processor()
+    model = build_model(processor.tokenizer)
+    collate = Collator(processor)
+    problems = make_problems(config.problems, config.seed, "train")
+    say(f"{len(problems)} problems, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
+
+    _train_vision(model, collate, problems, config, rng, say)
+    stages = {
+        "arithmetic": (config.steps.arithmetic, lambda: lessons.drill(rng)),
+        "reading": (config.steps.reading, lambda: _reading_lesson(rng.choice(problems), rng)),
+        "solutions": (config.steps.solutions, lambda: _any_lesson(rng.choice(problems), rng, config.mistake_rate)),
+    }
+    for stage, (steps, draw) in stages.items():
+        for step, optimiser in _optimise(model.parameters(), steps, config):
+            batch = collate([draw() for _ in range(config.batch)])
+            loss, hit = _language_loss(model, batch)
+            loss.backward()
+            optimiser()
+            if step % 50 == 0 or step == steps - 1:
+                seconds = time.monotonic() - started
+                say(f"{stage} {step}/{steps} loss {loss.item():.4f} targets right {hit:.3f} after {seconds:.0f} s")
+    out.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
+    seconds = round(time.monotonic() - started)
+    figures = evaluate(model, processor, config.heldout, config.seed)
+    figures |= {"train_seconds": seconds, "config": config.model_dump()}
+    (out / "tiny.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return figures
+
+
+def _reading_lesson(tiny: TinyProblem, rng: random.Random) -> Lesson:
+    share = rng.random()
+    if share < 0.6:
+        return lessons.readings(tiny, rng)
+    return lessons.checks(tiny, rng) if share < 0.8 else lessons.drill(rng)
+
+
+def _any_lesson(tiny: TinyProblem, rng: random.Random, mistake_rate: float) -> Lesson:
+    share = rng.random()
+    if share < 0.75:
+        return lessons.solution(tiny, rng, mistake_rate)
+    return lessons.checks(tiny, rng) if share < 0.9 else lessons.drill(rng)
+
+
+def _language_loss(
+    model: Qwen2_5_VLForConditionalGeneration, batch: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, float]:
+    """Mean cross-entropy over the target tokens of the batch, and the share of them that the argmax meets."""
+    labels_BT = batch.pop("labels")
+    logits_BTV = model(**batch, use_cache=False).logits
+    targets_N = labels_BT[:, 1:].flatten()
+    kept = targets_N != lessons.IGNORED
+    logits_NV = logits_BTV[:, :-1].flatten(0, 1)[kept]
+    hit = (logits_NV.argmax(dim=-1) == targets_N[kept]).float().mean().item()
+    return cross_entropy(logits_NV, targets_N[kept]), hit
+
+
+def _train_vision(
+    model: Qwen2_5_VLForConditionalGeneration,
+    collate: Collator,
+    problems: list[TinyProblem],
+    config: TinyTrainConfig,
+    rng: random.Random,
+    say: Callable[[str], None],
+) -> None:
+    tower = model.model.visual
+    colours = list(COLOURS)
+    heads = nn.Linear(tower.config.out_hidden_size, len(colours) + len(DIGITS))
+    for step, optimiser in _optimise([*tower.parameters(), *heads.parameters()], config.steps.vision, config):
+        pictures = [rng.choice(problems).cells for _ in range(config.batch)]
+        pixels = collate.pixels(pictures)
+        features = tower(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"]).pooler_output
+        assert len(features) == config.batch * ROWS * COLUMNS
+        colour_logits, digit_logits = heads(features).split([len(colours), len(DIGITS)], dim=-1)
+        cells = [cell for picture in pictures for cell in picture]
+        colour_targets = torch.tensor([colours.index(colour) for colour, _, _ in cells])
+        digit_targets = torch.tensor([digit - 1 for _, digit, _ in cells])
+        loss = cross_entropy(colour_logits, colour_targets) + cross_entropy(digit_logits, digit_targets)
+        loss.backward()
+        optimiser()
+        if step % 50 == 0 or step == config.steps.vision - 1:
+            hit = (digit_logits.argmax(dim=-1) == digit_targets).float().mean()
+            say(f"vision {step}/{config.steps.vision} loss {loss.item():.4f} digits right {hit:.3f}")
+
+
+def _optimise(parameters, steps: int, config: TinyTrainConfig) -> Iterator[tuple[int, Callable[[], None]]]:
+    """Yield (step, apply): after the loss's backward, `apply` clips, updates, advances the schedule and clears."""
+    parameters = list(parameters)
+    optimiser = torch.optim.AdamW(
+        parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
+    )
+    warm_up = max(1, steps // 20)
+
+    def factor(step: int) -> float:
+        if step < warm_up:
+            return (step + 1) / warm_up
+        progress = (step - warm_up) / max(1, steps - warm_up)
+        return 0.05 + 0.95 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress)).item())
+
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+
+    def apply() -> None:
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        schedule.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    for step in range(steps):
+        yield step, apply

@@ -1,0 +1,218 @@
+"""The embedded world: a picture of coloured cells with digits, a sum over some of them, and the truth of every step.
+
+A question names colours and asks for an expression read strictly from left to right:
+
+    Left to right: blue + red × green = ?
+
+A solution reads each colour once, in the order of the question, then does one operation a step:
+
+    <step>blue=5</step><step>red=3</step><step>green=2</step><step>5+3=8</step><step>8×2=16</step><answer>16</answer>
+
+All results lie in 1 … 99, and a problem is kept only if every wrong reading changes the answer: with digits from 1 to 9
+each operation is injective in its left operand, so that any single mistake that is carried on spoils the answer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from mmprm.errors import DataError
+from mmprm.problems import open_picture
+from mmprm.steps import plain
+from mmprm.tiny.picture import COLOURS, COLUMNS, DIGITS, ROWS, SHIFTS, draw, read
+from mmprm.types import Picture, Problem, Steps
+
+Split = Literal["train", "annotate", "dev", "test"]
+SPLITS: dict[str, range] = {
+    "train": range(0, 70),
+    "annotate": range(70, 80),
+    "dev": range(80, 85),
+    "test": range(85, 100),
+}
+"""Percentiles of the content hash that belong to each split."""
+
+OPERATORS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "×": lambda a, b: a * b}
+OPERATION_WEIGHTS = {1: 0.15, 2: 0.30, 3: 0.30, 4: 0.25}
+MOST_COLOURS = 4
+RESULTS = range(1, 100)
+HEAD = "Left to right: "
+TAIL = " = ?"
+
+LOOK_ALIKE = {1: 7, 2: 7, 3: 8, 4: 9, 5: 6, 6: 5, 7: 1, 8: 3, 9: 4}
+
+READING = re.compile(r"([a-z]+)=(\d)")
+OPERATION = re.compile(r"(-?\d+)([+\-×])(\d)=(-?\d+)")
+ANSWER = re.compile(r"<answer>(-?\d+)</answer>")
+
+
+@dataclass(frozen=True, slots=True)
+class TinyProblem:
+    """A problem with its truth: `cells` of the picture row by row, and the colours and operators of the question."""
+
+    problem: Problem
+    cells: tuple[tuple[str, int, tuple[int, int]], ...]
+    operands: tuple[str, ...]
+    operators: tuple[str, ...]
+
+    @property
+    def digits(self) -> dict[str, int]:
+        return {colour: digit for colour, digit, _ in self.cells}
+
+
+def make_problems(n: int, seed: int, split: Split) -> list[TinyProblem]:
+    """`n` different problems of a split; splits are disjoint for all seeds, by a hash of the content."""
+    if split not in SPLITS:
+        raise DataError(f"split={split!r} must be one of {', '.join(SPLITS)}")
+    rng = random.Random(f"tiny/{seed}/{split}")
+    found: dict[str, TinyProblem] = {}
+    while len(found) < n:
+        cells, operands, operators = _draw_content(rng)
+        content = _hash(cells, operands, operators)
+        if int(content, 16) % 100 in SPLITS[split] and content not in found:
+            found[content] = _build(content, cells, operands, operators)
+    return list(found.values())
+
+
+def truth_of(problem: Problem) -> TinyProblem:
+    """The truth of a problem that was written to a file and read again: from its picture and its question alone."""
+    words = problem.question.removeprefix(HEAD).removesuffix(TAIL).split(" ")
+    operands, operators = tuple(words[::2]), tuple(words[1::2])
+    known = set(operands) <= set(COLOURS) and set(operators) <= set(OPERATORS) and len(operands) == len(operators) + 1
+    if not known or len(problem.pictures) != 1:
+        raise DataError(f"problem {problem.id}: {problem.question!r} is not a question of the tiny world")
+    cells = read(open_picture(problem.pictures[0]), f"problem {problem.id}")
+    if missing := set(operands) - {colour for colour, _, _ in cells}:
+        raise DataError(f"problem {problem.id}: no {', '.join(sorted(missing))} cell in its picture")
+    return TinyProblem(problem, cells, operands, operators)
+
+
+def judge_steps(tiny: TinyProblem, steps: Sequence[str]) -> list[bool]:
+    """For each step, with or without its tags, whether it is true.
+
+    A reading is true if the question names the colour and the picture shows that digit. The k-th operation is true if
+    it is the k-th of the question, its operands are the values that this solution itself has established (the result
+    so far and the reading of the operand's colour, right or wrong) and its arithmetic holds. The answer is true if it
+    repeats the result of the last operation. A malformed, repeated or missing step makes itself, or the step that
+    needs it, false. A solution is free of errors up to step i if the first i + 1 judgements are all true.
+    """
+    readings: dict[str, int] = {}
+    results: list[int] = []
+    truths = []
+    for step in steps:
+        text = plain(step, "tags")
+        if match := READING.fullmatch(text):
+            colour, digit = match[1], int(match[2])
+            truths.append(colour in tiny.operands and colour not in readings and tiny.digits[colour] == digit)
+            readings.setdefault(colour, digit)
+        elif match := OPERATION.fullmatch(text):
+            done = len(results)
+            left, operator, right, result = int(match[1]), match[2], int(match[3]), int(match[4])
+            expected = None
+            if done < len(tiny.operators):
+                before = results[-1] if results else readings.get(tiny.operands[0])
+                expected = (before, tiny.operators[done], readings.get(tiny.operands[done + 1]))
+            truths.append((left, operator, right) == expected and OPERATORS[operator](left, right) == result)
+            results.append(result)
+        else:
+            match = ANSWER.fullmatch(text)
+            complete = len(results) == len(tiny.operators)
+            truths.append(bool(match) and complete and int(match[1]) == results[-1])
+    return truths
+
+
+def wrong_kind(step: str) -> Literal["reading", "arithmetic"]:
+    """What a wrong step got wrong: the picture, or (all other steps) the calculation."""
+    return "reading" if READING.fullmatch(plain(step, "tags")) else "arithmetic"
+
+
+def solve(tiny: TinyProblem, rng: random.Random | None = None, mistake_rate: float = 0.0) -> Steps:
+    """A solution in which each step is wrong with probability `mistake_rate` and later steps carry its value on.
+
+    Wrong readings take a look-alike digit or that of a neighbouring cell, wrong results are off by one or ten. Mistakes
+    after which a result would leave 0 … 99 are drawn again.
+    """
+    rng = rng or random.Random(0)
+    while True:
+        readings = {colour: tiny.digits[colour] for colour in dict.fromkeys(tiny.operands)}
+        for colour in readings:
+            if rng.random() < mistake_rate:
+                readings[colour] = _misread(tiny, colour, rng)
+        value, results, lines = readings[tiny.operands[0]], [], []
+        for operator, colour in zip(tiny.operators, tiny.operands[1:], strict=True):
+            result = OPERATORS[operator](value, readings[colour])
+            if rng.random() < mistake_rate:
+                result += rng.choice((-10, -1, -1, 1, 1, 10))
+            lines.append(f"{value}{operator}{readings[colour]}={result}")
+            value = result
+            results.append(result)
+        if all(0 <= result < RESULTS.stop for result in results):
+            break
+    lines = [f"{colour}={digit}" for colour, digit in readings.items()] + lines
+    return (*(f"<step>{line}</step>" for line in lines), f"<answer>{value}</answer>")
+
+
+def _misread(tiny: TinyProblem, colour: str, rng: random.Random) -> int:
+    place = next(place for place, cell in enumerate(tiny.cells) if cell[0] == colour)
+    row, column = divmod(place, COLUMNS)
+    beside = [
+        digit
+        for other, (_, digit, _) in enumerate(tiny.cells)
+        if abs(other // COLUMNS - row) + abs(other % COLUMNS - column) == 1 and digit != tiny.digits[colour]
+    ]
+    look_alike = LOOK_ALIKE[tiny.digits[colour]]
+    return rng.choice([look_alike, rng.choice(beside or [look_alike])])
+
+
+def _draw_content(rng: random.Random) -> tuple:
+    """Cells, operands and operators that keep the rules of the module docstring."""
+    while True:
+        colours = rng.sample(list(COLOURS), ROWS * COLUMNS)
+        cells = tuple((colour, rng.choice(list(DIGITS)), rng.choice(SHIFTS)) for colour in colours)
+        (operations,) = rng.choices(list(OPERATION_WEIGHTS), list(OPERATION_WEIGHTS.values()))
+        operands = rng.sample(colours, min(operations + 1, MOST_COLOURS))
+        operands += rng.choices(operands, k=operations + 1 - len(operands))
+        operators = rng.choices(list(OPERATORS), k=operations)
+        digits = {colour: digit for colour, digit, _ in cells}
+        results = _results(digits, operands, operators)
+        if all(result in RESULTS for result in results) and _every_reading_matters(digits, operands, operators):
+            return cells, tuple(operands), tuple(operators)
+
+
+def _results(digits: dict[str, int], operands: Sequence[str], operators: Sequence[str]) -> list[int]:
+    pairs = zip(operators, operands[1:], strict=True)
+    steps = itertools.accumulate(
+        pairs, lambda value, pair: OPERATORS[pair[0]](value, digits[pair[1]]), initial=digits[operands[0]]
+    )
+    return list(steps)[1:]
+
+
+def _every_reading_matters(digits: dict[str, int], operands: Sequence[str], operators: Sequence[str]) -> bool:
+    answer = _results(digits, operands, operators)[-1]
+    return not any(
+        _results({**digits, colour: wrong}, operands, operators)[-1] == answer
+        for colour in set(operands)
+        for wrong in DIGITS
+        if wrong != digits[colour]
+    )
+
+
+def _hash(*content: object) -> str:
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
+
+
+def _build(content: str, cells: tuple, operands: tuple[str, ...], operators: tuple[str, ...]) -> TinyProblem:
+    words = [operands[0], *itertools.chain.from_iterable(zip(operators, operands[1:], strict=True))]
+    digits = {colour: digit for colour, digit, _ in cells}
+    problem = Problem(
+        id=f"tiny-{content}",
+        question=f"{HEAD}{' '.join(words)}{TAIL}",
+        answer=str(_results(digits, operands, operators)[-1]),
+        pictures=(Picture(data=draw(cells)),),
+    )
+    return TinyProblem(problem, cells, operands, operators)

@@ -1,0 +1,150 @@
+"""The embedded world: its truth by hand-made cases, then its promises over many problems."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from mmprm.errors import DataError
+from mmprm.problems import ProblemsConfig, load_problems, open_picture, write_problems
+from mmprm.steps import split
+from mmprm.tiny.picture import draw, read
+from mmprm.tiny.world import OPERATORS, TinyProblem, judge_steps, make_problems, solve, truth_of, wrong_kind
+from mmprm.types import Picture, Problem
+
+COLOURS = ("blue", "red", "green", "white", "cyan", "orange")
+CELLS = tuple((colour, digit, (0, 2)) for colour, digit in zip(COLOURS, (5, 3, 2, 7, 9, 1), strict=True))
+TINY = TinyProblem(
+    Problem("t", "Left to right: blue + red × green = ?", "16", (Picture(data=draw(CELLS)),)),
+    CELLS,
+    ("blue", "red", "green"),
+    ("+", "×"),
+)
+
+
+def judge(*steps: str) -> str:
+    return "".join("+" if true else "-" for true in judge_steps(TINY, steps))
+
+
+def test_solution_by_hand() -> None:
+    assert "".join(solve(TINY)) == (
+        "<step>blue=5</step><step>red=3</step><step>green=2</step>"
+        "<step>5+3=8</step><step>8×2=16</step><answer>16</answer>"
+    )
+    assert judge_steps(TINY, solve(TINY)) == [True] * 6
+
+
+@pytest.mark.parametrize(
+    ("steps", "truths"),
+    [
+        (("blue=5", "red=8", "green=2", "5+8=13", "13×2=26", "<answer>26</answer>"), "+-++++"),
+        (("blue=5", "red=3", "green=2", "5+3=9", "9×2=18", "<answer>18</answer>"), "+++-++"),
+        (("blue=5", "red=3", "green=2", "5+3=8", "8×2=16", "<answer>61</answer>"), "+++++-"),
+        (("blue=5", "red=3", "green=2", "5+2=7"), "+++-"),
+        (("blue=5", "red=3", "green=2", "5×3=15"), "+++-"),
+        (("blue=5", "red=3", "green=2", "5+3=8", "<answer>8</answer>"), "++++-"),
+        (("blue=5", "5+3=8"), "+-"),
+        (("blue=5", "blue=5"), "+-"),
+        (("white=7",), "-"),
+        (("blue 5", "mauve=5", "", "<answer>x</answer>"), "----"),
+    ],
+    ids=[
+        "misread",
+        "miscalculated",
+        "misreported",
+        "operand",
+        "operator",
+        "early",
+        "unread",
+        "repeated",
+        "unasked",
+        "malformed",
+    ],
+)
+def test_judged_by_hand(steps: tuple[str, ...], truths: str) -> None:
+    assert judge(*steps) == truths
+    tagged = [step if step.startswith("<answer>") else f"<step>{step}</step>" for step in steps]
+    assert judge(*tagged) == truths
+
+
+def test_kind_of_a_wrong_step() -> None:
+    assert wrong_kind("<step>red=8</step>") == "reading"
+    assert {wrong_kind(step) for step in ("<step>5+3=9</step>", "<answer>9</answer>", "???")} == {"arithmetic"}
+
+
+def test_problems_keep_their_rules() -> None:
+    problems = make_problems(300, 0, "test")
+    for tiny in problems:
+        value = tiny.digits[tiny.operands[0]]
+        for operator, colour in zip(tiny.operators, tiny.operands[1:], strict=True):
+            value = OPERATORS[operator](value, tiny.digits[colour])
+            assert 1 <= value <= 99
+        assert tiny.problem.answer == str(value)
+        assert 2 <= len(set(tiny.operands)) <= 4
+        assert 1 <= len(tiny.operators) <= 4
+    assert {len(tiny.operators) for tiny in problems} == {1, 2, 3, 4}
+
+
+def test_splits_are_disjoint_and_seeds_repeat() -> None:
+    ids = {name: {tiny.problem.id for tiny in make_problems(200, 3, name)} for name in ("train", "annotate", "dev")}
+    assert all(len(found) == 200 for found in ids.values())
+    assert not ids["train"] & ids["annotate"]
+    assert not ids["train"] & ids["dev"]
+    assert make_problems(5, 3, "dev") == make_problems(5, 3, "dev")
+    assert make_problems(5, 3, "dev") != make_problems(5, 4, "dev")
+    with pytest.raises(DataError, match="train, annotate, dev, test"):
+        make_problems(1, 0, "validation")
+
+
+def test_a_mistake_is_carried_on_and_spoils_the_answer() -> None:
+    rng = random.Random(0)
+    spoiled = 0
+    for tiny in make_problems(200, 1, "dev"):
+        steps = solve(tiny, rng, 0.15)
+        truths = judge_steps(tiny, steps)
+        assert truths[-1], "the answer repeats the last result"
+        assert split("".join(steps), "tags").steps == steps
+        if sum(not true for true in truths) == 1:
+            spoiled += 1
+            assert steps[-1] != f"<answer>{tiny.problem.answer}</answer>"
+    assert spoiled > 50
+
+
+def test_mistakes_come_at_their_rate_and_in_both_kinds() -> None:
+    rng = random.Random(0)
+    kinds = {"reading": [], "arithmetic": []}
+    for tiny in make_problems(1000, 2, "train"):
+        steps = solve(tiny, rng, 0.1)[:-1]
+        for step, true in zip(steps, judge_steps(tiny, steps), strict=True):
+            kinds[wrong_kind(step)].append(not true)
+    # Slightly below the rate: mistakes that leave the range of results are drawn again.
+    assert all(0.06 < sum(wrong) / len(wrong) < 0.12 for wrong in kinds.values())
+
+
+def test_the_truth_survives_the_problem_file(tmp_path) -> None:
+    made = make_problems(20, 0, "annotate")
+    write_problems(tmp_path / "problems.jsonl", [tiny.problem for tiny in made])
+    for tiny, problem in zip(made, load_problems(ProblemsConfig(path=str(tmp_path / "problems.jsonl"))), strict=True):
+        found = truth_of(problem)
+        assert (found.cells, found.operands, found.operators) == (tiny.cells, tiny.operands, tiny.operators)
+        assert (problem.id, problem.question, problem.answer) == (
+            tiny.problem.id,
+            tiny.problem.question,
+            found.problem.answer,
+        )
+
+
+def test_what_is_not_of_this_world_is_refused() -> None:
+    with pytest.raises(DataError, match="'What is this\\?' is not a question"):
+        truth_of(replace(TINY.problem, question="What is this?"))
+    with pytest.raises(DataError, match="no purple cell"):
+        truth_of(replace(TINY.problem, question="Left to right: blue + purple = ?"))
+    image = open_picture(TINY.problem.pictures[0])
+    assert read(image, "p") == CELLS
+    image.putpixel((30, 1), (0, 0, 0))
+    with pytest.raises(DataError, match="p: the cell in row 1, column 2"):
+        read(image, "p")
+    with pytest.raises(DataError, match="10×10 pixels"):
+        read(image.crop((0, 0, 10, 10)), "p")
