@@ -90,7 +90,7 @@ async def sample_groups(
 
     async def group(problem: Problem) -> Group | str:
         async with room:
-            request = SampleRequest(problem, "", samples, derive_seed(run_seed, problem.id, (), 0))
+            request = SampleRequest(problem, "", samples, derive_seed(run_seed, problem.id, "", 0))
             try:
                 completions = await sampler.sample(request)
             except MmprmError as error:

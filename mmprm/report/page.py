@@ -1,0 +1,216 @@
+"""The report of a run: one self-contained HTML page, well-formed as XML, with nothing loaded from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from mmprm.errors import DataError
+from mmprm.metrics import Interval
+from mmprm.problems import open_picture
+from mmprm.report import plots
+from mmprm.report.data import Headline, JudgedSolution, JudgedStep, ReportData
+from mmprm.report.style import CSS
+from mmprm.types import Picture, Verdict
+
+PICTURE_PIXELS = 640
+"""Longest side of an inlined picture; larger ones are scaled down."""
+
+SMALL_PIXELS = 160
+"""Pictures below this are shown with sharp pixels."""
+
+VERDICTS = {Verdict.CORRECT: "correct", Verdict.INCORRECT: "incorrect", Verdict.UNKNOWN: "unknown"}
+
+
+def write_report(path: str | Path, data: ReportData) -> None:
+    """Write the page for `data`, replacing `path` at once; raises DataError where it cannot be written."""
+    path = Path(path)
+    text = page(data)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    except OSError as error:
+        raise DataError(f"{path}: the report cannot be written ({error.strerror}); choose another place") from error
+
+
+def page(data: ReportData) -> str:
+    sections = [
+        _head(data),
+        _headlines(data),
+        _accuracy(data),
+        _labels(data),
+        _training(data),
+        _solutions(data),
+        _facts(data),
+    ]
+    body = "\n".join(section for section in sections if section)
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
+        f"<title>{_text(data.title)}</title><style>{CSS}</style></head>\n<body>\n{body}\n</body></html>\n"
+    )
+
+
+def _head(data: ReportData) -> str:
+    subtitle = f'<p class="subtitle">{_text(data.subtitle)}</p>' if data.subtitle else ""
+    return f"<header><h1>{_text(data.title)}</h1>{subtitle}{_lead(data)}</header>"
+
+
+def _lead(data: ReportData) -> str:
+    """The main result in a sentence, from the largest N."""
+    if not data.accuracy:
+        return ""
+    last = data.accuracy[-1]
+    share = {name: f"{interval.value:.1%}".replace("%", "\u202f%") for name, interval in last.accuracy.items()}
+    return f"""<p class="lead">Choosing the best of {last.n} samples by its step scores is right on
+<b>{share["prm"]}</b> of {data.problems} problems. A random sample is right on {share["random"]}, the majority on
+{share["majority"]}; some sample is right on {share["oracle"]}.</p>"""
+
+
+def _headlines(data: ReportData) -> str:
+    if not data.headlines:
+        return ""
+    table = _table(["figure", "measured", "bar", ""], map(_headline, data.headlines))
+    return f"<section><h2>Figures</h2>{table}</section>"
+
+
+def _headline(line: Headline) -> list[str]:
+    mark = {True: '<span class="met">✓ met</span>', False: '<span class="missed">✗ missed</span>', None: ""}[line.met]
+    note = f'<span class="note">{_text(line.note)}</span>' if line.note else ""
+    return [f"<code>{_text(line.key)}</code>{note}", _text(_number(line.value)), _text(line.bar or ""), mark]
+
+
+def _accuracy(data: ReportData) -> str:
+    if not data.accuracy:
+        return ""
+    last = data.accuracy[-1]
+    names = [name for name in plots.SERIES if name in last.accuracy]
+    by_n = [[name, *(_interval(point.accuracy[name]) for point in data.accuracy)] for name in names]
+    differences = [
+        [
+            name,
+            _interval(last.minus_random[name], signed=True) if name != "random" else "",
+            _interval(last.minus_majority[name], signed=True) if name != "majority" else "",
+        ]
+        for name in names
+    ]
+    aggregator = f" Step scores are aggregated by <code>{_text(data.aggregator)}</code>." if data.aggregator else ""
+    return f"""<section><h2>Accuracy against the number of samples</h2>
+<p class="note">{data.problems} problems. At each N a selector chooses among N of a problem's samples, averaged over
+their subsets; ties are split evenly. Bars and ranges are 95 % bootstrap intervals over problems.{aggregator}</p>
+<figure>{plots.accuracy_plot(data.accuracy)}</figure>
+{_table(["selector", *(f"N = {point.n}" for point in data.accuracy)], by_n)}
+<h3>Difference at N = {last.n}, paired by problem</h3>
+{_table(["selector", "minus random", "minus majority"], differences)}
+</section>"""
+
+
+def _labels(data: ReportData) -> str:
+    if not data.labels:
+        return ""
+    truth = " Colours show the truth about the steps up to and including the labelled one." if data.labels_right else ""
+    return (
+        f'<section><h2>Labels</h2><p class="note">{len(data.labels):,} distinct steps with a soft label.{truth}</p>'
+        f"<figure>{plots.label_histogram(data.labels, data.labels_right)}</figure></section>"
+    )
+
+
+def _training(data: ReportData) -> str:
+    if not data.training:
+        return ""
+    return f"<section><h2>Training</h2><figure>{plots.training_plot(data.training)}</figure></section>"
+
+
+def _solutions(data: ReportData) -> str:
+    if not data.best and not data.worst:
+        return ""
+    truth = any(step.right is not None for solution in (*data.best, *data.worst) for step in solution.steps)
+    legend = " The mark at the end of a line is the truth: ✓ the step is right, ✗ it is wrong." if truth else ""
+    parts = [
+        f"<h3>{title}</h3>{''.join(map(_solution, solutions))}"
+        for title, solutions in (("Judged best", data.best), ("Judged worst", data.worst))
+        if solutions
+    ]
+    return (
+        '<section><h2>Best- and worst-judged solutions</h2><p class="note">Each step with its score, P(step is right): '
+        f"blue is high, orange is low.{legend}</p>{''.join(parts)}</section>"
+    )
+
+
+def _solution(solution: JudgedSolution) -> str:
+    pictures = "".join(map(_picture, solution.pictures))
+    aside = f'<div class="pictures">{pictures}</div>' if pictures else ""
+    judgement = (
+        f"gold answer {_text(solution.answer)} · aggregate {_number(solution.reward)} · "
+        f"answer graded {VERDICTS[solution.verdict]}"
+    )
+    return f"""<article class="solution{"" if pictures else " plain"}">{aside}<div>
+<p class="question">{_text(solution.question)}</p><p class="note">{judgement}</p>
+<ol class="steps">{"".join(map(_step, solution.steps))}</ol></div></article>"""
+
+
+def _step(step: JudgedStep) -> str:
+    mark = {
+        True: '<span class="right" title="right">✓</span>',
+        False: '<span class="wrong" title="wrong">✗</span>',
+        None: "",
+    }
+    end, share = ("good", 2 * step.score - 1) if step.score >= 0.5 else ("bad", 1 - 2 * step.score)
+    return (
+        f'<li style="--end: var(--{end}); --share: {share:.0%}"><span class="text">{_text(step.text)}</span>'
+        f'<span class="bar"><i style="width: {step.score:.1%}"></i></span><span class="score">{step.score:.2f}</span>'
+        f"{mark[step.right]}</li>"
+    )
+
+
+def _picture(picture: Picture) -> str:
+    image = open_picture(picture)
+    image.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS))
+    stream = io.BytesIO()
+    image.save(stream, format="PNG", optimize=True)
+    data = base64.b64encode(stream.getvalue()).decode("ascii")
+    small = ' class="small"' if max(image.size) < SMALL_PIXELS else ""
+    return f'<img{small} alt="picture of the problem" src="data:image/png;base64,{data}"/>'
+
+
+def _facts(data: ReportData) -> str:
+    if not data.facts:
+        return ""
+    rows = "".join(f"<tr><th>{_text(key)}</th><td>{_text(value)}</td></tr>" for key, value in data.facts.items())
+    return f'<section><h2>The run</h2><table class="facts"><tbody>{rows}</tbody></table></section>'
+
+
+def _table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of cells that are HTML already."""
+    head = "".join(f"<th>{cell}</th>" for cell in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def _interval(interval: Interval, signed: bool = False) -> str:
+    style = "+.3f" if signed else ".3f"
+    value, low, high = (format(x, style).replace("-", "−") for x in (interval.value, interval.low, interval.high))
+    separator = " to " if signed else "–"
+    return f"{value} <small>{low}{separator}{high}</small>"
+
+
+def _number(value: float | int | str | None) -> str:
+    if value is None:
+        return "not measured"
+    if isinstance(value, (bool, str)):
+        return str(value)
+    if isinstance(value, int) or abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}"
+
+
+def _text(text: str) -> str:
+    """Escaped for HTML; control characters, which no page may hold, become the replacement character."""
+    return html.escape(re.sub(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text))

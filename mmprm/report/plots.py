@@ -1,0 +1,184 @@
+"""The plots of a report as inline SVG whose colours are CSS variables, so that one drawing serves light and dark pages.
+
+Matplotlib draws with placeholder colours (#0000xx); `_svg` turns each into `var(--xx)`, which the style sheet defines.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
+
+from mmprm.report.data import TrainingPoint
+from mmprm.selection.accuracy import AccuracyAtN
+
+PLACEHOLDERS = {"ink": "#000001", "soft": "#000002", "rule": "#000003", "bad": "#000004", "good": "#000005"}
+"""Colours that the whole page shares, by the name of their CSS variable."""
+
+SERIES = {
+    "prm": ("#000011", "o", "-"),
+    "weighted": ("#000012", "D", "-"),
+    "majority": ("#000013", "s", "-"),
+    "oracle": ("#000014", "^", "--"),
+    "random": ("#000015", "v", "--"),
+    "first": ("#000016", "x", ":"),
+}
+"""Colour, marker and line of each selector: three cues, so that none depends on colour alone."""
+
+_VARIABLES = {colour: name for name, colour in PLACEHOLDERS.items()}
+_VARIABLES |= {colour: f"series-{name}" for name, (colour, _, _) in SERIES.items()}
+
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 12,
+    "text.color": PLACEHOLDERS["ink"],
+    "axes.labelcolor": PLACEHOLDERS["soft"],
+    "axes.edgecolor": PLACEHOLDERS["rule"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "grid.color": PLACEHOLDERS["rule"],
+    "grid.linewidth": 0.6,
+    "xtick.color": PLACEHOLDERS["rule"],
+    "ytick.color": PLACEHOLDERS["rule"],
+    "xtick.labelcolor": PLACEHOLDERS["soft"],
+    "ytick.labelcolor": PLACEHOLDERS["soft"],
+    "ytick.left": False,
+}
+
+
+def accuracy_plot(points: Sequence[AccuracyAtN]) -> str:
+    """Accuracy against N, one line a selector with its interval, named at its right end."""
+    names = [name for name in SERIES if name in points[0].accuracy]
+    with _figure("accuracy", 7.4, 4.2) as (axes, output):
+        for index, name in enumerate(names):
+            colour, marker, line = SERIES[name]
+            # A small shift to the side keeps the intervals of neighbours apart.
+            shift = 2 ** (0.055 * (index - (len(names) - 1) / 2))
+            values = [point.accuracy[name] for point in points]
+            axes.errorbar(
+                [point.n * shift for point in points],
+                [value.value for value in values],
+                yerr=[[v.value - v.low for v in values], [v.high - v.value for v in values]],
+                color=colour,
+                marker=marker,
+                linestyle=line,
+                markersize=5,
+                linewidth=1.6,
+                elinewidth=1,
+                zorder=3 + (name == "prm"),
+            )
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator([point.n for point in points]))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xticks([point.n for point in points], [str(point.n) for point in points])
+        axes.set_xlabel("samples N")
+        axes.set_ylabel("accuracy")
+        low, high = axes.get_ylim()
+        ends = {name: points[-1].accuracy[name].value for name in names}
+        for name, place in _apart(ends, gap=(high - low) * 0.062).items():
+            axes.annotate(
+                name,
+                (points[-1].n * 2**0.26, place),
+                color=SERIES[name][0],
+                va="center",
+                fontweight="bold" if name == "prm" else "normal",
+                annotation_clip=False,
+            )
+        axes.set_xlim(points[0].n / 2**0.3, points[-1].n * 2**0.22)
+        axes.set_ylim(low, high)
+    return output[0]
+
+
+def label_histogram(labels: Sequence[float], right: Sequence[bool] | None) -> str:
+    """Soft labels in 17 bins centred on 0, 1/16, …, 1; split by the truth about the step where that is known."""
+    edges = [(index - 0.5) / 16 for index in range(18)]
+    with _figure("labels", 7.4, 3.0) as (axes, output):
+        if right is None:
+            axes.hist(labels, edges, color=PLACEHOLDERS["good"], rwidth=0.86)
+        else:
+            parts = [
+                [label for label, mark in zip(labels, right, strict=True) if mark is side] for side in (False, True)
+            ]
+            axes.hist(
+                parts,
+                edges,
+                stacked=True,
+                rwidth=0.86,
+                color=[PLACEHOLDERS["bad"], PLACEHOLDERS["good"]],
+                label=["an error so far", "no error so far"],
+                hatch=["////", ""],
+                edgecolor=PLACEHOLDERS["rule"],
+                linewidth=0,
+            )
+            axes.legend(loc="upper center", frameon=False)
+        axes.set_xlabel("soft label: right rollouts / known rollouts")
+        axes.set_ylabel("distinct steps")
+        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    return output[0]
+
+
+def training_plot(points: Sequence[TrainingPoint]) -> str:
+    """Loss against the optimizer step, in training and on held-out trees."""
+    with _figure("training", 7.4, 3.0) as (axes, output):
+        training = [(point.step, point.loss) for point in points if point.loss is not None]
+        held_out = [(point.step, point.held_out_loss) for point in points if point.held_out_loss is not None]
+        if training:
+            axes.plot(*zip(*training, strict=True), color=PLACEHOLDERS["soft"], linewidth=1.1, label="training")
+        if held_out:
+            axes.plot(
+                *zip(*held_out, strict=True),
+                color=PLACEHOLDERS["good"],
+                marker="o",
+                linewidth=1.8,
+                label="held-out trees",
+            )
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("loss (nats)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(loc="upper right", frameon=False)
+    return output[0]
+
+
+@contextmanager
+def _figure(name: str, width: float, height: float) -> Iterator[tuple[Axes, list[str]]]:
+    """Axes to draw on (size in inches); the SVG stands in the list afterwards."""
+    output: list[str] = []
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        yield figure.subplots(), output
+        stream = io.StringIO()
+        figure.savefig(
+            stream, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        )
+    output.append(_inline(stream.getvalue(), name))
+
+
+def _inline(svg: str, name: str) -> str:
+    """The SVG element alone, its ids unique on the page, its placeholder colours as CSS variables."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    svg = re.sub(r'href="#|url\(#', lambda match: f"{match[0]}{name}-", svg)
+    svg = re.sub(r"#0000[01][0-9a-f]", lambda match: f"var(--{_VARIABLES[match[0]]})", svg)
+    width, height = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', svg).groups()
+    svg = svg.replace(f'width="{width}pt" height="{height}pt"', "", 1)
+    return svg.strip()
+
+
+def _apart(places: dict[str, float], gap: float) -> dict[str, float]:
+    """The places in ascending order, moved up where they are nearer than `gap` to the one below, then centred."""
+    moved: dict[str, float] = {}
+    previous = float("-inf")
+    for name, place in sorted(places.items(), key=lambda item: item[1]):
+        previous = moved[name] = max(place, previous + gap)
+    shift = sum(moved[name] - places[name] for name in places) / len(places) / 2
+    return {name: place - shift for name, place in moved.items()}
