@@ -17,6 +17,10 @@ class SamplingError(MmprmError):
     """An engine or server could not produce completions."""
 
 
+class EngineStoppedError(SamplingError):
+    """The engine itself is gone, whatever it was asked: its requests can be made again on another one."""
+
+
 class GradingError(MmprmError):
     """The graders themselves could not run; an answer that cannot be judged is Verdict.UNKNOWN instead."""
 

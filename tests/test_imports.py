@@ -14,7 +14,7 @@ PACKAGES = ("mmprm", "mcts", "policy_rl")
 
 LAYERS = [
     {"types", "errors", "metrics"},
-    {"config", "steps", "prompts", "problems", "store", "client"},
+    {"config", "steps", "prompts", "problems", "records", "store", "client"},
     {"grading"},
     {"sampling"},
     {"labels"},

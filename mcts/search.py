@@ -1,0 +1,115 @@
+"""The search of one problem: plain async code that knows no engine, no file and no Ray.
+
+Everything it learns comes from `roll`, so the same batches give the same search: a resumed campaign answers from its
+store for as long as that lasts, and goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from pydantic import Field, model_validator
+
+from mcts.tree import Candidate, SearchTree, State
+from mmprm.config import Config
+from mmprm.records import count_verdicts
+from mmprm.types import Problem, Rollout, Steps, Tree
+
+Roll = Callable[[Steps, int], Awaitable[tuple[Rollout, ...]]]
+"""`await roll(steps, n)`: n fresh rollouts from the prefix `steps`."""
+
+
+class SearchConfig(Config):
+    """OmegaPRM as MM-PRM runs it; the defaults are MM-PRM's."""
+
+    rollouts: int = Field(16, ge=1)
+    """Rollouts drawn from each state (K)."""
+    alpha: float = Field(0.5, gt=0, le=1)
+    """α in Q = α^(1 − MC(s)) · β^(len(r)/L): smaller prefers states of high value more strongly."""
+    beta: float = Field(0.9, gt=0, le=1)
+    """β in Q: smaller prefers short rollouts more strongly."""
+    length_scale: float = Field(2000.0, gt=0)
+    """L in Q, in words."""
+    c_puct: float = Field(0.125, ge=0)
+    """Weight of U = c_puct · sqrt(Σ N) / (1 + N(s)), which prefers states that were visited seldom."""
+    max_searches: int = Field(200, ge=1)
+    """Binary searches a problem at most."""
+    max_rollouts: int = Field(1000, ge=1)
+    """Rollouts a problem at most; a state is only begun when all its rollouts fit."""
+
+    @model_validator(mode="after")
+    def _root_fits(self) -> SearchConfig:
+        if self.max_rollouts < self.rollouts:
+            raise ValueError(
+                f"max_rollouts={self.max_rollouts} must be at least rollouts={self.rollouts}: the root takes as many"
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """`ended` is one of "too easy", "too hard", "no known verdict", "no candidates left", "search budget",
+    "rollout budget"."""
+
+    tree: Tree
+    ended: str
+
+
+async def search(problem: Problem, roll: Roll, config: SearchConfig) -> SearchResult:
+    """Search one problem; whatever `roll` raises passes through."""
+    tree = SearchTree(config.alpha, config.beta, config.length_scale, config.c_puct)
+    ended = await _run(tree, roll, config)
+    return SearchResult(tree.freeze(problem.id), ended)
+
+
+async def _run(tree: SearchTree, roll: Roll, config: SearchConfig) -> str:
+    root = await _evaluate(tree, (), roll, config)
+    assert root is not None, "SearchConfig lets the root fit the budget"
+    if root.counts.value is None:
+        return "no known verdict"
+    if root.counts.value in (0.0, 1.0):
+        return "too easy" if root.counts.value else "too hard"
+    for _ in range(config.max_searches):
+        candidate = tree.select()
+        if candidate is None:
+            return "no candidates left"
+        if not await _find_first_error(tree, candidate, roll, config):
+            return "rollout budget"
+    return "search budget"
+
+
+async def _find_first_error(tree: SearchTree, candidate: Candidate, roll: Roll, config: SearchConfig) -> bool:
+    """Binary search on a wrong rollout; False when the rollout budget ran out.
+
+    Invariant: a right answer was reached from the first `sound` steps, and none from the first `broken`. The complete
+    solution is broken from the start and never drawn from. A state without any known verdict answers nothing: the
+    search of this rollout ends there.
+    """
+    steps = candidate.state.steps + candidate.rollout.steps
+    sound, broken = len(candidate.state.steps), len(steps)
+    while broken - sound > 1:
+        middle = (sound + broken) // 2
+        state = await _evaluate(tree, steps[:middle], roll, config)
+        if state is None:
+            return False
+        if state.counts.value is None:
+            return True
+        if state.counts.right:
+            sound = middle
+        else:
+            broken = middle
+    return True
+
+
+async def _evaluate(tree: SearchTree, steps: Steps, roll: Roll, config: SearchConfig) -> State | None:
+    """The state of this prefix, drawing its rollouts if it is new; None when they do not fit the budget.
+
+    Only these rollouts are evidence for its value: those that led here were chosen by their outcome.
+    """
+    if steps in tree.states:
+        return tree.states[steps]
+    if tree.total_rollouts + config.rollouts > config.max_rollouts:
+        return None
+    rollouts = await roll(steps, config.rollouts)
+    return tree.add(steps, rollouts, count_verdicts(rollouts))

@@ -1,0 +1,88 @@
+"""The mutable tree of one search: states, and the wrong rollouts that wait to be searched for their first bad step."""
+
+from __future__ import annotations
+
+import heapq
+from dataclasses import dataclass, field
+
+from mcts.value import q, u
+from mmprm.types import Counts, Node, Rollout, Steps, Tree, Verdict
+
+
+@dataclass(slots=True)
+class State:
+    """A prefix with the rollouts drawn from it. `waiting` is a heap of (−Q, place among the rollouts, rollout)."""
+
+    number: int
+    steps: Steps
+    counts: Counts
+    rollouts: tuple[Rollout, ...]
+    visits: int = 0
+    waiting: list[tuple[float, int, Rollout]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    state: State
+    rollout: Rollout
+    priority: float
+
+
+class SearchTree:
+    """Selection of the (state, wrong rollout) pair of highest Q + U in O(log) of the candidates.
+
+    U is the same for all states of one N(s), so among those the highest Q wins, whatever Σ N is: states lie in one heap
+    by their best Q for each N(s), and only the heads are compared. One heap over all by Q + U would go stale with Σ N.
+    """
+
+    def __init__(self, alpha: float, beta: float, length_scale: float, c_puct: float) -> None:
+        self._shape = (alpha, beta, length_scale)
+        self._c_puct = c_puct
+        self._heaps: dict[int, list[tuple[float, int]]] = {}
+        self._numbered: list[State] = []
+        self.states: dict[Steps, State] = {}
+        self.total_visits = 0
+        self.total_rollouts = 0
+
+    def add(self, steps: Steps, rollouts: tuple[Rollout, ...], counts: Counts) -> State:
+        """Make `steps` a state. If its value is above 0, its wrong rollouts become candidates: not those of a single
+        step, whose error can lie nowhere else, nor a second one with the same steps."""
+        assert steps not in self.states, "identical step texts under one parent are one node"
+        state = State(len(self._numbered), steps, counts, rollouts)
+        self._numbered.append(state)
+        self.states[steps] = state
+        self.total_rollouts += len(rollouts)
+        if counts.right:
+            wrong = {r.steps: r for r in rollouts if r.verdict is Verdict.INCORRECT and len(r.steps) > 1}
+            for place, rollout in enumerate(wrong.values()):
+                words = len("".join(rollout.steps).split())
+                heapq.heappush(state.waiting, (-q(counts.right / counts.known, words, *self._shape), place, rollout))
+        self._queue(state)
+        return state
+
+    def select(self) -> Candidate | None:
+        """Take the candidate of highest Q + U, on a tie that of the earlier state; None if none waits."""
+        best: tuple[float, int, int] | None = None
+        for visits, heap in self._heaps.items():
+            negative_q, number = heap[0]
+            entry = (negative_q - u(self.total_visits, visits, self._c_puct), number, visits)
+            best = entry if best is None else min(best, entry)
+        if best is None:
+            return None
+        negative_priority, number, visits = best
+        heapq.heappop(self._heaps[visits])
+        if not self._heaps[visits]:
+            del self._heaps[visits]
+        state = self._numbered[number]
+        rollout = heapq.heappop(state.waiting)[2]
+        state.visits += 1
+        self.total_visits += 1
+        self._queue(state)
+        return Candidate(state, rollout, -negative_priority)
+
+    def freeze(self, problem_id: str) -> Tree:
+        return Tree(problem_id, tuple(Node(s.steps, s.counts, s.rollouts) for s in self._numbered))
+
+    def _queue(self, state: State) -> None:
+        if state.waiting:
+            heapq.heappush(self._heaps.setdefault(state.visits, []), (state.waiting[0][0], state.number))

@@ -1,0 +1,328 @@
+"""The run store of a campaign: a log of finished batches in SQLite, written by one driver, read by anyone.
+
+A batch is keyed by (problem, prefix of steps, first draw), so appending it again changes nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mmprm.errors import StoreError
+from mmprm.records import count_verdicts, pack_batch, pack_problem, state_key, unpack_batch, unpack_problem
+from mmprm.types import Batch, Counts, Node, Problem, Steps, Tree, Verdict
+
+SCHEMA_VERSION = 1
+_APPLICATION_ID = 0x4D4D5052
+
+Status = Literal["open", "done", "failed"]
+
+_SCHEMA = """
+CREATE TABLE config (value TEXT NOT NULL);
+CREATE TABLE problems (
+    number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, content BLOB NOT NULL,
+    status TEXT NOT NULL DEFAULT 'open', reason TEXT NOT NULL DEFAULT '');
+CREATE INDEX problems_by_status ON problems (status);
+CREATE TABLE batches (
+    number INTEGER PRIMARY KEY, problem INTEGER NOT NULL REFERENCES problems, state BLOB NOT NULL,
+    depth INTEGER NOT NULL, first_draw INTEGER NOT NULL, correct INTEGER NOT NULL, incorrect INTEGER NOT NULL,
+    unknown INTEGER NOT NULL, tokens INTEGER NOT NULL, rollouts BLOB NOT NULL,
+    UNIQUE (problem, state, first_draw));
+CREATE TABLE reasons (
+    kind TEXT NOT NULL, reason TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (kind, reason)) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A problem whose search ended: "done" with how it ended, or "failed" with what went wrong."""
+
+    problem_id: str
+    status: Literal["done", "failed"]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSummary:
+    """What a store holds. `labels` counts distinct (problem, non-empty prefix) with a known verdict; a complete
+    solution is no state and not among them. Reason tables map a reason to its count."""
+
+    problems: dict[str, int]
+    ended: dict[str, int]
+    states: int
+    labels: int
+    counts: Counts
+    tokens: int
+    unknown_reasons: dict[str, int]
+    unsplit_reasons: dict[str, int]
+
+    @property
+    def rollouts(self) -> int:
+        return self.counts.known + self.counts.unknown
+
+
+class Store:
+    """Open with `create_or_open` (the one writer) or `read` (any number, also while a campaign runs)."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, lock: int | None) -> None:
+        self.path = path
+        self._connection = connection
+        self._lock = lock
+
+    @classmethod
+    def create_or_open(cls, path: str | Path, config: dict[str, Any]) -> Store:
+        """Become the one writer. `config` holds what decides the batches: a store of another one is refused."""
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            lock = _lock(path)
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be written ({error.strerror}); choose another run folder") from error
+        store = cls(path, _connect(path), lock)
+        try:
+            if not store._rows("SELECT 1 FROM sqlite_master"):
+                store._create(config)
+            store._check_version()
+            store._check_config(config)
+            # In WAL a commit survives a killed process at any setting; FULL also survives power loss. Batches are
+            # committed in groups a few times a second, so its one fsync a group costs nothing that counts.
+            store._run("PRAGMA journal_mode=WAL")
+            store._run("PRAGMA synchronous=FULL")
+        except StoreError:
+            store.close()
+            raise
+        return store
+
+    @classmethod
+    def read(cls, path: str | Path) -> Store:
+        path = Path(path)
+        if not path.is_file():
+            raise StoreError(f"{path}: there is no store; run mmprm annotate first, or name its run folder")
+        store = cls(path, _connect(path), None)
+        with store._guard():
+            store._connection.execute("PRAGMA query_only=ON")
+        store._check_version()
+        return store
+
+    def close(self) -> None:
+        self._connection.close()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration that the batches were drawn under."""
+        return json.loads(self._rows("SELECT value FROM config")[0][0])
+
+    def add_problems(self, problems: Iterable[Problem]) -> None:
+        """Add those that are new, as open. A known id must have the same question and answer; pictures may move."""
+        with self._transaction():
+            for problem in problems:
+                content = pack_problem(problem)
+                stored = self._rows("SELECT content FROM problems WHERE id = ?", problem.id)
+                if not stored:
+                    self._run("INSERT INTO problems (id, content) VALUES (?, ?)", problem.id, content)
+                elif stored[0][0] != content:
+                    known = unpack_problem(problem.id, stored[0][0])
+                    for name in ("question", "answer", "choices"):
+                        if getattr(known, name) != getattr(problem, name):
+                            raise StoreError(
+                                f"{self.path}: problem {problem.id!r} is stored with another {name}; give the changed "
+                                "problem another id, or choose another run folder"
+                            )
+                    self._run("UPDATE problems SET content = ? WHERE id = ?", content, problem.id)
+
+    def ids(self, status: Status | None = None) -> list[str]:
+        """Problem ids in the order in which they were added."""
+        where = "" if status is None else "WHERE status = ?"
+        rows = self._rows(f"SELECT id FROM problems {where} ORDER BY number", *([] if status is None else [status]))
+        return [row[0] for row in rows]
+
+    def problem(self, problem_id: str) -> Problem:
+        rows = self._rows("SELECT content FROM problems WHERE id = ?", problem_id)
+        if not rows:
+            raise StoreError(f"{self.path}: has no problem {problem_id!r}")
+        return unpack_problem(problem_id, rows[0][0])
+
+    def problems(self, status: Status | None = None) -> list[Problem]:
+        return [self.problem(problem_id) for problem_id in self.ids(status)]
+
+    def failures(self) -> dict[str, str]:
+        """Reason of each failed problem."""
+        return dict(self._rows("SELECT id, reason FROM problems WHERE status = 'failed' ORDER BY number"))
+
+    def append(self, batches: Sequence[Batch], finished: Sequence[Finished] = ()) -> None:
+        """Make these durable in one transaction; StoreError leaves the store as it was before."""
+        reasons: Counter[tuple[str, str]] = Counter()
+        with self._transaction():
+            for batch in batches:
+                if self._insert(batch):
+                    for rollout in batch.rollouts:
+                        if rollout.verdict is Verdict.UNKNOWN:
+                            reasons["unknown", rollout.reason or "no reason given"] += 1
+                        if rollout.unsplit is not None:
+                            reasons["unsplit", rollout.unsplit] += 1
+            for (kind, reason), count in reasons.items():
+                self._run(
+                    "INSERT INTO reasons VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count",
+                    *(kind, reason, count),
+                )
+            for end in finished:
+                self._run(
+                    "UPDATE problems SET status = ?, reason = ? WHERE id = ?", end.status, end.reason, end.problem_id
+                )
+
+    def batches(self, problem_id: str) -> list[Batch]:
+        """The problem's batches in the order in which they were appended."""
+        rows = self._rows(
+            "SELECT first_draw, rollouts FROM batches WHERE problem = (SELECT number FROM problems WHERE id = ?) "
+            "ORDER BY number",
+            problem_id,
+        )
+        return [unpack_batch(problem_id, first_draw, blob) for first_draw, blob in rows]
+
+    def tree(self, problem_id: str) -> Tree:
+        drawn: dict[Steps, list[Batch]] = {}
+        for batch in self.batches(problem_id):
+            drawn.setdefault(batch.steps, []).append(batch)
+        return Tree(problem_id, tuple(_node(steps, batches) for steps, batches in drawn.items()))
+
+    def trees(self) -> Iterator[Tree]:
+        """The tree of every problem with at least one batch, also of those not finished."""
+        rows = self._rows("SELECT id FROM problems WHERE number IN (SELECT problem FROM batches) ORDER BY number")
+        return (self.tree(row[0]) for row in rows)
+
+    def summary(self) -> StoreSummary:
+        states, labels = self._rows(
+            "SELECT COUNT(*), TOTAL(known > 0 AND depth > 0) FROM "
+            "(SELECT depth, SUM(correct + incorrect) AS known FROM batches GROUP BY problem, state)"
+        )[0]
+        right, wrong, unknown, tokens = self._rows(
+            "SELECT TOTAL(correct), TOTAL(incorrect), TOTAL(unknown), TOTAL(tokens) FROM batches"
+        )[0]
+        reasons = self._rows("SELECT kind, reason, count FROM reasons ORDER BY count DESC")
+        return StoreSummary(
+            problems={"open": 0, "done": 0, "failed": 0}
+            | dict(self._rows("SELECT status, COUNT(*) FROM problems GROUP BY status")),
+            ended=dict(self._rows("SELECT reason, COUNT(*) FROM problems WHERE status = 'done' GROUP BY reason")),
+            states=states,
+            labels=int(labels),
+            counts=Counts(int(right), int(wrong), int(unknown)),
+            tokens=int(tokens),
+            unknown_reasons={reason: count for kind, reason, count in reasons if kind == "unknown"},
+            unsplit_reasons={reason: count for kind, reason, count in reasons if kind == "unsplit"},
+        )
+
+    def _insert(self, batch: Batch) -> bool:
+        counts = count_verdicts(batch.rollouts)
+        cursor = self._run(
+            "INSERT INTO batches (problem, state, depth, first_draw, correct, incorrect, unknown, tokens, rollouts) "
+            "SELECT number, ?, ?, ?, ?, ?, ?, ?, ? FROM problems WHERE id = ? ON CONFLICT DO NOTHING",
+            *(state_key(batch.steps), len(batch.steps), batch.first_draw, counts.right, counts.wrong, counts.unknown),
+            *(sum(rollout.token_count for rollout in batch.rollouts), pack_batch(batch), batch.problem_id),
+        )
+        return cursor.rowcount == 1
+
+    def _create(self, config: dict[str, Any]) -> None:
+        with self._transaction():
+            for statement in _SCHEMA.split(";"):
+                self._run(statement)
+            self._run("INSERT INTO config VALUES (?)", json.dumps(config, sort_keys=True))
+            self._run(f"PRAGMA application_id={_APPLICATION_ID}")
+            self._run(f"PRAGMA user_version={SCHEMA_VERSION}")
+
+    def _check_version(self) -> None:
+        if self._rows("PRAGMA application_id")[0][0] != _APPLICATION_ID:
+            raise StoreError(f"{self.path}: is not a run store of mmprm; choose another run folder")
+        version = self._rows("PRAGMA user_version")[0][0]
+        if version != SCHEMA_VERSION:
+            raise StoreError(
+                f"{self.path}: schema version {version} must be {SCHEMA_VERSION}; use the mmprm that wrote it, or "
+                "choose another run folder"
+            )
+
+    def _check_config(self, config: dict[str, Any]) -> None:
+        stored, asked = _flatten(self.config), _flatten(json.loads(json.dumps(config)))
+        differing = [
+            f"{key} (stored {stored.get(key)!r}, asked {asked.get(key)!r})"
+            for key in sorted(stored.keys() | asked.keys())
+            if stored.get(key) != asked.get(key)
+        ]
+        if differing:
+            raise StoreError(
+                f"{self.path}: was made with another configuration: {', '.join(differing)}; set these back, or choose "
+                "another run folder"
+            )
+
+    def _rows(self, sql: str, *values: Any) -> list[tuple]:
+        with self._guard():
+            return self._connection.execute(sql, values).fetchall()
+
+    def _run(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        with self._guard():
+            return self._connection.execute(sql, values)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._run("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._run("COMMIT")
+        except BaseException:
+            if self._connection.in_transaction:
+                self._connection.rollback()
+            raise
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            if "full" in str(error):
+                way_out = "free some space and run the same command again: all that was finished is kept"
+            else:
+                way_out = "check the disk, or choose another run folder"
+            raise StoreError(f"{self.path}: {error}; {way_out}") from error
+
+
+def _lock(path: Path) -> int:
+    """Hold `path`.lock for the life of this process. A POSIX lock is not inherited by forked children, so a grading
+    process that outlives a killed driver does not keep the next driver out."""
+    descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise StoreError(f"{path}: another campaign is writing this store; wait for it or stop it") from error
+    return descriptor
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    try:
+        return sqlite3.connect(path, isolation_level=None, timeout=30)
+    except sqlite3.Error as error:
+        raise StoreError(f"{path}: cannot be opened: {error}; choose another run folder") from error
+
+
+def _node(steps: Steps, batches: list[Batch]) -> Node:
+    rollouts = tuple(r for batch in sorted(batches, key=lambda batch: batch.first_draw) for r in batch.rollouts)
+    return Node(steps, count_verdicts(rollouts), rollouts)
+
+
+def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {
+        key: value
+        for name, inner in values.items()
+        for key, value in _flatten(inner, f"{prefix}.{name}".lstrip(".")).items()
+    }
