@@ -1,0 +1,55 @@
+"""Everything that one annotation campaign can be told."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field
+
+from mcts.search import SearchConfig
+from mmprm.config import Config
+from mmprm.grading.symbolic import GraderConfig
+from mmprm.problems import ProblemsConfig
+from mmprm.prompts import PromptConfig
+from mmprm.sampling.config import EngineConfig, SamplingConfig
+from mmprm.steps import Markup
+
+
+class CampaignConfig(Config):
+    run: str = "runs/annotate"
+    """Run folder: the store trees.sqlite and summary.json. A run that is there goes on where it was."""
+    problems: ProblemsConfig
+    """The problems to annotate."""
+    engine: EngineConfig
+    """The engine of each worker; the model "tiny" is the embedded policy."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How completions are drawn."""
+    prompt: PromptConfig = PromptConfig()
+    """How the policy is asked."""
+    markup: Markup = "tags"
+    """How the policy marks its steps: tags, blank_lines or numbered."""
+    grader: GraderConfig = GraderConfig()
+    """How final answers are judged."""
+    search: SearchConfig = SearchConfig()
+    """The tree search of each problem."""
+    seed: int = 0
+    """Run seed; with the content of a request it gives the request's seed."""
+    workers: int | None = Field(None, ge=1)
+    """Engines; by default one a GPU (group of tensor_parallel_size GPUs), without a GPU one a core."""
+    trees_in_flight: int = Field(128, ge=1)
+    """Problems that one worker searches at the same time."""
+    commit_seconds: float = Field(0.5, gt=0)
+    """Finished batches are made durable in groups, this often or oftener."""
+    ray_address: str | None = None
+    """Address of a Ray cluster to join; by default one is started on this machine."""
+    worker_restarts: int = Field(3, ge=0)
+    """Times that a worker may die and be replaced without having finished a batch in between."""
+
+    def identity(self) -> dict[str, Any]:
+        """What decides the batches. A store holds one identity; the rest may change between its runs."""
+        decisive = {
+            "engine": {"model", "dtype", "max_model_len", "max_pixels"},
+            "grader": {"seconds", "max_length"},
+            **dict.fromkeys(("sampling", "prompt", "markup", "search", "seed"), True),
+        }
+        return self.model_dump(mode="json", include=decisive)

@@ -1,0 +1,188 @@
+"""What a campaign says while it runs, and its summary at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from mmprm.records import count_verdicts
+from mmprm.store import Finished, StoreSummary
+from mmprm.types import Batch, Steps, Verdict
+
+T = TypeVar("T")
+
+LONG_WAIT_SECONDS = 30.0
+PLAIN_LINE_SECONDS = 10.0
+"""Between two progress lines where the output is no terminal."""
+
+
+@dataclass(frozen=True, slots=True)
+class CampaignSummary:
+    """Everything in the store, then what this run of the command did. Rates are over `seconds`, which begin when the
+    first engine is up and so leave `startup_seconds` out."""
+
+    problems: dict[str, int]
+    ended: dict[str, int]
+    failures: dict[str, str]
+    states: int
+    labels: int
+    rollouts: int
+    rollouts_right: int
+    rollouts_wrong: int
+    rollouts_unknown: int
+    tokens: int
+    unknown_reasons: dict[str, int]
+    unsplit_reasons: dict[str, int]
+    new_rollouts: int
+    new_tokens: int
+    seconds: float
+    startup_seconds: float
+    tokens_per_second: float
+    rollouts_per_second: float
+    trees_in_flight_max: int
+    workers: int
+    workers_replaced: int
+
+    def write(self, path: Path) -> None:
+        path.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@dataclass(slots=True)
+class Progress:
+    """Running totals of one campaign, kept from the reports alone so that the store is not asked while it is busy."""
+
+    stored: StoreSummary
+    workers: int = 0
+    began: float = field(default_factory=time.monotonic)
+    first_start: float | None = None
+    in_flight: int = 0
+    in_flight_max: int = 0
+    workers_replaced: int = 0
+    ended: Counter[str] = field(default_factory=Counter)
+    rollouts: int = 0
+    tokens: int = 0
+    labels: int = 0
+    unknown: Counter[str] = field(default_factory=Counter)
+    unsplit: Counter[str] = field(default_factory=Counter)
+    _labelled: dict[str, set[Steps]] = field(default_factory=dict)
+    """Prefixes already counted as labels, of the problems in flight."""
+
+    def started(self, problem_id: str, stored: Sequence[Batch]) -> None:
+        self.first_start = self.first_start or time.monotonic()
+        self.in_flight += 1
+        self.in_flight_max = max(self.in_flight_max, self.in_flight)
+        self._labelled[problem_id] = {batch.steps for batch in stored if _is_label(batch)}
+
+    def abandoned(self, problem_ids: Sequence[str]) -> None:
+        """The worker of these problems died; they will start again."""
+        self.in_flight -= len(problem_ids)
+
+    def reported(self, batches: Sequence[Batch], finished: Sequence[Finished]) -> None:
+        for batch in batches:
+            self.rollouts += len(batch.rollouts)
+            self.tokens += sum(rollout.token_count for rollout in batch.rollouts)
+            self.unknown.update(r.reason for r in batch.rollouts if r.verdict is Verdict.UNKNOWN)
+            self.unsplit.update(r.unsplit for r in batch.rollouts if r.unsplit is not None)
+            if _is_label(batch) and batch.steps not in self._labelled[batch.problem_id]:
+                self._labelled[batch.problem_id].add(batch.steps)
+                self.labels += 1
+        for end in finished:
+            self.ended[end.status] += 1
+            self.in_flight -= 1
+            del self._labelled[end.problem_id]
+
+    def line(self, now: float | None = None) -> str:
+        seconds = self._seconds(now)
+        done = self.stored.problems["done"] + self.ended["done"]
+        failed = self.stored.problems["failed"] + self.ended["failed"]
+        open_count = sum(self.stored.problems.values()) - done - failed
+        parts = [
+            f"problems {done}/{sum(self.stored.problems.values())}" + (f" ({failed} failed)" if failed else ""),
+            f"trees in flight {self.in_flight}",
+            f"rollouts {self.stored.rollouts + self.rollouts:,}",
+            f"{self.tokens / seconds:,.0f} tokens/s",
+            f"labels {self.stored.labels + self.labels:,}",
+            f"unknown {_reasons(Counter(self.stored.unknown_reasons) + self.unknown)}",
+            f"unsplittable {_reasons(Counter(self.stored.unsplit_reasons) + self.unsplit)}",
+            f"left {_duration(open_count * seconds / self.ended.total()) if self.ended.total() else 'unknown'}",
+        ]
+        return " · ".join(parts)
+
+    def summary(self, store: StoreSummary, failures: dict[str, str]) -> CampaignSummary:
+        seconds = self._seconds()
+        return CampaignSummary(
+            problems=store.problems,
+            ended=store.ended,
+            failures=failures,
+            states=store.states,
+            labels=store.labels,
+            rollouts=store.rollouts,
+            rollouts_right=store.counts.right,
+            rollouts_wrong=store.counts.wrong,
+            rollouts_unknown=store.counts.unknown,
+            tokens=store.tokens,
+            unknown_reasons=store.unknown_reasons,
+            unsplit_reasons=store.unsplit_reasons,
+            new_rollouts=self.rollouts,
+            new_tokens=self.tokens,
+            seconds=round(seconds, 2),
+            startup_seconds=round((self.first_start or self.began) - self.began, 2),
+            tokens_per_second=round(self.tokens / seconds, 1),
+            rollouts_per_second=round(self.rollouts / seconds, 1),
+            trees_in_flight_max=self.in_flight_max,
+            workers=self.workers,
+            workers_replaced=self.workers_replaced,
+        )
+
+    def _seconds(self, now: float | None = None) -> float:
+        now = time.monotonic() if now is None else now
+        return max(now - (self.first_start or now), 1e-3)
+
+
+async def show(progress: Progress) -> None:
+    """Print the progress line until cancelled: in place on a terminal, now and then elsewhere."""
+    if not sys.stderr.isatty():
+        while True:
+            await asyncio.sleep(PLAIN_LINE_SECONDS)
+            print(progress.line(), file=sys.stderr, flush=True)
+    from rich.console import Console
+    from rich.live import Live
+
+    with Live(console=Console(stderr=True), auto_refresh=False) as live:
+        while True:
+            live.update(progress.line(), refresh=True)
+            await asyncio.sleep(0.5)
+
+
+async def announce_waiting(awaitable: Awaitable[T], what: str) -> T:
+    """Await it; every 30 s that it takes, say what is waited for."""
+    task = asyncio.ensure_future(awaitable)
+    waited = 0.0
+    while not (await asyncio.wait([task], timeout=LONG_WAIT_SECONDS))[0]:
+        waited += LONG_WAIT_SECONDS
+        print(f"waiting for {what} ({waited:.0f} s)", file=sys.stderr, flush=True)
+    return await task
+
+
+def _is_label(batch: Batch) -> bool:
+    return bool(batch.steps) and count_verdicts(batch.rollouts).known > 0
+
+
+def _reasons(counts: Counter[str]) -> str:
+    if not counts:
+        return "0"
+    commonest = ", ".join(f"{reason} {count:,}" for reason, count in counts.most_common(3))
+    return f"{counts.total():,} ({commonest})"
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,0 +1,113 @@
+"""Workers as Ray actors, one engine each: the same code on one machine and on a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from contextlib import suppress
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from mcts.config import CampaignConfig
+from mcts.worker import LocalWorker, Report, WorkerDiedError
+from mmprm.errors import MmprmError, SetupError
+from mmprm.types import Batch, Problem
+
+CLOSE_SECONDS = 10.0
+
+
+class EngineActor:
+    """Body of the actor: a LocalWorker on a vLLM engine and a symbolic grader of its own."""
+
+    async def load(self, config: CampaignConfig, number: int, bind_core: bool) -> None:
+        """Not in the constructor, whose errors Ray reports as a dead actor."""
+        from mmprm.grading.symbolic import SymbolicGrader
+
+        from mmprm.sampling.config import on_one_core
+        from mmprm.sampling.vllm_sampler import VllmSampler
+
+        engine = on_one_core(config.engine, number) if bind_core else config.engine
+        self._sampler = VllmSampler(engine, config.sampling, config.prompt)
+        self._grader = SymbolicGrader(config.grader)
+        self._worker = LocalWorker(self._sampler, self._grader, config.markup, config.seed, config.search)
+
+    async def start(self, problem: Problem, stored: Sequence[Batch]) -> None:
+        await self._worker.start(problem, stored)
+
+    async def collect(self, seconds: float) -> Report:
+        return await self._worker.collect(seconds)
+
+    async def close(self) -> None:
+        await self._worker.close()
+        self._sampler.close()
+        self._grader.close()
+
+
+class RemoteWorker:
+    """An EngineActor as the driver's Worker."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+
+    async def load(self, config: CampaignConfig, number: int, bind_core: bool) -> None:
+        await _answer(self._actor.load.remote(config, number, bind_core))
+
+    async def start(self, problem: Problem, stored: Sequence[Batch]) -> None:
+        await _answer(self._actor.start.remote(problem, stored))
+
+    async def collect(self, seconds: float) -> Report:
+        return await _answer(self._actor.collect.remote(seconds))
+
+    async def close(self) -> None:
+        with suppress(asyncio.TimeoutError, WorkerDiedError):
+            await asyncio.wait_for(_answer(self._actor.close.remote()), CLOSE_SECONDS)
+        ray.kill(self._actor)
+
+
+class RayWorkers:
+    """Makes a campaign's workers; a context that starts Ray, or joins the cluster, for as long as it lasts."""
+
+    def __init__(self, config: CampaignConfig) -> None:
+        self._config = config
+
+    def __enter__(self) -> RayWorkers:
+        self._own_ray = not ray.is_initialized()
+        if self._own_ray:
+            try:
+                ray.init(address=self._config.ray_address, include_dashboard=False, log_to_driver=False)
+            except ConnectionError as error:
+                raise SetupError(f"ray_address={self._config.ray_address}: no Ray cluster answers: {error}") from error
+        resources = ray.cluster_resources()
+        gpus_each = self._config.engine.tensor_parallel_size if resources.get("GPU") else 0
+        self._bind_core = not gpus_each and self._config.engine.cores is None
+        self._options = {"num_gpus": gpus_each, "num_cpus": 1, "max_restarts": 0}
+        fitting = int(resources["GPU"] // gpus_each) if gpus_each else int(resources["CPU"])
+        self.count = self._config.workers or fitting
+        if self.count > fitting:
+            raise SetupError(
+                f"workers={self.count} must be at most {fitting}: each takes "
+                + (f"{gpus_each} GPUs" if gpus_each else "a core")
+            )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._own_ray:
+            ray.shutdown()
+
+    async def make(self, number: int) -> RemoteWorker:
+        worker = RemoteWorker(ray.remote(EngineActor).options(**self._options).remote())
+        await worker.load(self._config, number, self._bind_core)
+        return worker
+
+
+async def _answer(reference: Awaitable[Any]) -> Any:
+    try:
+        return await reference
+    except RayActorError as error:
+        raise WorkerDiedError(str(error)) from error
+    except RayTaskError as error:
+        if isinstance(error.cause, (MmprmError, WorkerDiedError)):
+            raise error.cause from error
+        raise

@@ -1,0 +1,35 @@
+"""Label reasoning steps by tree search over rollouts; started again, it goes on where it was.
+
+example:
+  mmprm annotate --set problems.path=problems.jsonl --set run=runs/first
+  mmprm annotate --config configs/annotate/qwen2.5-vl-7b.yaml --set problems.path=k12.parquet --set workers=8
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mcts.campaign import SUMMARY_NAME, run_campaign
+from mcts.config import CampaignConfig
+from mmprm.cli.options import add_config_options, load_config
+from mmprm.errors import DataError
+from mmprm.tiny.weights import weights_path
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_options(parser, CampaignConfig)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    config = load_config(arguments, CampaignConfig)
+    summary = run_campaign(config, model_folder=str(weights_path()) if config.engine.model == "tiny" else None)
+    for problem_id, reason in summary.failures.items():
+        print(f"failed {problem_id}: {reason}")
+    ended = ", ".join(f"{reason} {count}" for reason, count in summary.ended.items())
+    print(
+        f"{summary.problems['done']} problems done ({ended}), {summary.problems['failed']} failed; "
+        f"{summary.labels:,} labels from {summary.rollouts:,} rollouts; {Path(config.run) / SUMMARY_NAME} has the rest"
+    )
+    if not summary.problems["done"]:
+        raise DataError(f"{config.problems.path}: none of the {summary.problems['failed']} problems could be annotated")

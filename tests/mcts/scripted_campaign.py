@@ -1,0 +1,71 @@
+"""A campaign on a scripted policy, for the tests: `python scripted_campaign.py PROBLEMS RUN` can be killed."""
+
+from __future__ import annotations
+
+import random
+import sys
+
+from mcts.campaign import run_campaign
+from mcts.config import CampaignConfig
+from mcts.worker import LocalWorker
+from mmprm.config import build
+from mmprm.errors import DataError
+from mmprm.sampling.scripted import ScriptedSampler
+from mmprm.types import Completion, Grading, Problem, SampleRequest, Verdict
+
+STEPS = 6
+
+
+def write(problem: Problem, prefix: str, draw: random.Random) -> str:
+    """Six steps, each bad with probability 1/8; nothing is right after a bad one."""
+    good = "bad" not in prefix
+    text = ""
+    for _ in range(prefix.count("<step>"), STEPS):
+        good = good and draw.random() > 1 / 8
+        text += f"<step>{'good' if good else 'bad'} {draw.randrange(3)}</step>"
+    return text + f"<answer>{problem.answer if good else 'nothing'}</answer>"
+
+
+class Sampler(ScriptedSampler):
+    """Refuses problems whose question speaks of a picture that is missing."""
+
+    async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
+        if "missing" in request.problem.question:
+            raise DataError(f"{request.problem.question}: the picture cannot be read")
+        return await super().sample(request)
+
+
+class Grader:
+    async def grade(self, problem: Problem, response: str) -> Grading:
+        right = f"<answer>{problem.answer}</answer>" in response
+        return Grading(Verdict.CORRECT if right else Verdict.INCORRECT, None, "exact")
+
+
+def config(problems: str, run: str, **values: object) -> CampaignConfig:
+    fixed = {
+        "run": run,
+        "problems": {"path": problems},
+        "engine": {"model": "scripted"},
+        "search": {"rollouts": 4, "max_rollouts": 80},
+        "workers": 2,
+        "trees_in_flight": 8,
+        "commit_seconds": 0.02,
+    }
+    return build(CampaignConfig, fixed | values)
+
+
+def local_worker(config: CampaignConfig, delay: float = 0.002) -> LocalWorker:
+    return LocalWorker(Sampler(write, delay), Grader(), config.markup, config.seed, config.search)
+
+
+def main() -> None:
+    chosen = config(sys.argv[1], sys.argv[2])
+
+    async def make(number: int) -> LocalWorker:
+        return local_worker(chosen)
+
+    run_campaign(chosen, make_worker=make)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from mcts.campaign import SUMMARY_NAME, run_campaign
+from mcts.progress import CampaignSummary
+from mcts.worker import LocalWorker, Report, WorkerDiedError
+from mmprm.errors import EngineStoppedError, SamplingError, StoreError
+from mmprm.store import Store
+from mmprm.types import Batch, Completion, Problem, SampleRequest
+
+sys.path.insert(0, str(Path(__file__).parent))
+import scripted_campaign as scripted
+
+PROBLEMS = 24
+
+
+@pytest.fixture
+def problems(tmp_path: Path) -> Path:
+    path = tmp_path / "problems.jsonl"
+    rows = [{"id": f"p{i}", "question": f"question {i}", "answer": str(i)} for i in range(PROBLEMS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def annotate(problems: Path, run: Path, **values: object) -> CampaignSummary:
+    chosen = scripted.config(str(problems), str(run), **values)
+
+    async def make(number: int) -> LocalWorker:
+        return scripted.local_worker(chosen)
+
+    return run_campaign(chosen, make_worker=make)
+
+
+def batches(run: Path) -> dict[str, list[Batch]]:
+    store = Store.read(run / "trees.sqlite")
+    try:
+        return {problem_id: store.batches(problem_id) for problem_id in store.ids()}
+    finally:
+        store.close()
+
+
+def test_summary_agrees_with_the_store(problems: Path, tmp_path: Path) -> None:
+    summary = annotate(problems, tmp_path / "run")
+    logs = batches(tmp_path / "run")
+    drawn = [batch for log in logs.values() for batch in log]
+    assert summary.problems == {"open": 0, "done": PROBLEMS, "failed": 0}
+    assert sum(summary.ended.values()) == PROBLEMS
+    assert summary.rollouts == summary.new_rollouts == 4 * len(drawn)
+    assert summary.labels == len({(batch.problem_id, batch.steps) for batch in drawn if batch.steps}) > 100
+    assert summary.tokens == sum(rollout.token_count for batch in drawn for rollout in batch.rollouts)
+    assert summary.trees_in_flight_max == 16
+    assert summary.workers == 2
+    assert json.loads((tmp_path / "run" / SUMMARY_NAME).read_text())["labels"] == summary.labels
+
+
+def test_a_finished_run_asks_for_nothing_again(problems: Path, tmp_path: Path) -> None:
+    first = annotate(problems, tmp_path / "run")
+    again = annotate(problems, tmp_path / "run")
+    assert (again.new_rollouts, again.trees_in_flight_max) == (0, 0)
+    assert (again.rollouts, again.labels, again.ended) == (first.rollouts, first.labels, first.ended)
+
+
+def test_how_many_trees_fly_together_changes_no_batch(problems: Path, tmp_path: Path) -> None:
+    annotate(problems, tmp_path / "many")
+    annotate(problems, tmp_path / "one", workers=1, trees_in_flight=1)
+    assert batches(tmp_path / "many") == batches(tmp_path / "one")
+
+
+def test_killed_at_any_moment_it_ends_as_if_undisturbed(problems: Path, tmp_path: Path) -> None:
+    """kill -9 again and again, a little later each time, until one run survives."""
+    annotate(problems, tmp_path / "undisturbed")
+    run, moment, kills = tmp_path / "killed", random.Random(0), 0
+    finished: list[int] = []
+    while True:
+        arguments = [sys.executable, str(Path(scripted.__file__)), str(problems), str(run)]
+        driver = subprocess.Popen(arguments, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        while not (run / "trees.sqlite-wal").exists() and driver.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        try:
+            driver.wait(0.01 + 0.12 * moment.random() * (1 + kills / 4))
+        except subprocess.TimeoutExpired:
+            driver.kill()
+            driver.wait()
+            kills += 1
+            finished.append(sum(map(len, batches(run).values())))
+        else:
+            assert driver.returncode == 0
+            break
+    assert kills >= 2
+    assert finished == sorted(finished), "nothing that was committed is lost"
+    assert len(set(finished)) > 1, "kills must come at different points"
+    assert batches(run) == batches(tmp_path / "undisturbed")
+
+
+def test_a_problem_that_fails_is_listed_while_the_others_go_on(problems: Path, tmp_path: Path) -> None:
+    with problems.open("a") as file:
+        file.write(json.dumps({"id": "bad", "question": "missing.png", "answer": "1"}) + "\n")
+    summary = annotate(problems, tmp_path / "run")
+    assert summary.problems == {"open": 0, "done": PROBLEMS, "failed": 1}
+    assert summary.failures == {"bad": "missing.png: the picture cannot be read"}
+
+
+def test_another_configuration_is_refused_and_more_workers_are_not(problems: Path, tmp_path: Path) -> None:
+    annotate(problems, tmp_path / "run")
+    with pytest.raises(StoreError, match=r"search\.rollouts \(stored 4, asked 8\)"):
+        annotate(problems, tmp_path / "run", search={"rollouts": 8, "max_rollouts": 80})
+    annotate(problems, tmp_path / "run", workers=1, trees_in_flight=3)
+
+
+class DyingWorker(LocalWorker):
+    """Reports twice, then is gone with whatever it had not reported."""
+
+    reports = 0
+
+    async def collect(self, seconds: float) -> Report:
+        self.reports += 1
+        if self.reports > 2:
+            raise WorkerDiedError("killed")
+        return await super().collect(seconds)
+
+
+def test_problems_of_a_dead_worker_go_on_elsewhere(problems: Path, tmp_path: Path) -> None:
+    annotate(problems, tmp_path / "undisturbed")
+    chosen = scripted.config(str(problems), str(tmp_path / "run"))
+    made: list[int] = []
+
+    async def make(number: int) -> LocalWorker:
+        made.append(number)
+        kind = DyingWorker if len(made) < 5 else LocalWorker
+        sampler = scripted.Sampler(scripted.write, 0.002)
+        return kind(sampler, scripted.Grader(), chosen.markup, chosen.seed, chosen.search)
+
+    summary = run_campaign(chosen, make_worker=make)
+    assert summary.workers_replaced == len(made) - 2 >= 3
+    assert summary.rollouts == summary.new_rollouts, "what was committed is not drawn again"
+    assert batches(tmp_path / "run") == batches(tmp_path / "undisturbed")
+
+
+class StoppedSampler:
+    async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
+        raise EngineStoppedError("the engine has stopped: out of memory")
+
+
+def test_an_engine_that_keeps_stopping_fails_the_campaign_and_no_problem(problems: Path, tmp_path: Path) -> None:
+    chosen = scripted.config(str(problems), str(tmp_path / "run"))
+
+    async def make(number: int) -> LocalWorker:
+        return LocalWorker(StoppedSampler(), scripted.Grader(), chosen.markup, chosen.seed, chosen.search)
+
+    with pytest.raises(SamplingError, match=r"died 4 times without finishing a batch: .*out of memory"):
+        run_campaign(chosen, make_worker=make)
+    store = Store.read(tmp_path / "run" / "trees.sqlite")
+    assert len(store.ids("open")) == PROBLEMS
+    store.close()
+
+
+async def test_a_worker_reports_early_when_a_problem_has_ended() -> None:
+    chosen = scripted.config("unused", "unused")
+    worker = scripted.local_worker(chosen, delay=0.0)
+    await worker.start(Problem("p", "question", "1"), [])
+    began = time.monotonic()
+    reports: Sequence[Report] = [await worker.collect(seconds=30)]
+    assert time.monotonic() - began < 5
+    assert [end.problem_id for report in reports for end in report.finished] == ["p"]
+    await worker.close()

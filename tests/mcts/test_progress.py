@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from mcts import progress as progress_module
+from mcts.progress import Progress, announce_waiting
+from mmprm.store import Finished, StoreSummary
+from mmprm.types import Batch, Counts, Rollout, Verdict
+
+STORED = StoreSummary(
+    problems={"open": 3, "done": 1, "failed": 0},
+    ended={"too easy": 1},
+    states=1,
+    labels=5,
+    counts=Counts(right=1000, wrong=24),
+    tokens=1,
+    unknown_reasons={"time-out": 1},
+    unsplit_reasons={},
+)
+
+
+def batch(steps: tuple[str, ...], *verdicts: Verdict) -> Batch:
+    rollouts = tuple(Rollout((), verdict, 50, "", "no step", "time-out") for verdict in verdicts)
+    return Batch("p", steps, 0, rollouts)
+
+
+def test_line_by_hand() -> None:
+    progress = Progress(STORED, workers=2)
+    known = batch(("a",), Verdict.CORRECT, Verdict.UNKNOWN)
+    progress.started("p", [known])
+    progress.started("q", [])
+    new = batch(("b",), Verdict.INCORRECT, Verdict.UNKNOWN)
+    # Of these only b is a new label: a was one before, the root is none, c has no known verdict.
+    progress.reported([known, new, batch((), Verdict.CORRECT), batch(("c",), Verdict.UNKNOWN)], [])
+    progress.reported([], [Finished("p", "done", "too hard"), Finished("q", "failed", "no picture")])
+    assert progress.first_start is not None
+    assert progress.line(now=progress.first_start + 100) == (
+        "problems 2/4 (1 failed) · trees in flight 0 · rollouts 1,030 · 3 tokens/s · labels 6 · "
+        "unknown 4 (time-out 4) · unsplittable 6 (no step 6) · left 0:50"
+    )
+    assert progress.in_flight_max == 2
+
+
+def test_time_left_is_unknown_until_a_problem_ended() -> None:
+    assert Progress(STORED).line().endswith("left unknown")
+
+
+async def test_a_long_wait_says_what_it_waits_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress_module, "LONG_WAIT_SECONDS", 0.05)
+    assert await announce_waiting(asyncio.sleep(0.12, "up"), "engine 1 to start") == "up"
+    assert capsys.readouterr().err.startswith("waiting for engine 1 to start (0 s)")
