@@ -1,0 +1,58 @@
+"""What an engine may use, and how it draws."""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+from pydantic import Field
+
+from mmprm.config import Config
+
+
+class EngineConfig(Config):
+    model: str
+    """Folder of a Hugging Face checkpoint, or a hub id such as owner/name."""
+    mode: Literal["auto", "in_process", "separate"] = "auto"
+    """in_process: the engine lives in the calling process (fast to start); separate: vLLM's own processes. auto takes
+    the first on CPU and the second on GPU, which is where each is faster."""
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    """Number format of weights and activations."""
+    max_model_len: int | None = Field(None, ge=2)
+    """Most tokens of prompt and completion together; by default what the checkpoint declares."""
+    max_num_seqs: int = Field(256, ge=1)
+    """Most completions that are computed at the same time; further ones wait."""
+    kv_cache_gib: float | None = Field(None, gt=0)
+    """Size of the key-value cache; by default 1 GiB on CPU, and on GPU what gpu_memory_utilization leaves."""
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
+    """Share of the GPU's memory for weights and cache."""
+    tensor_parallel_size: int = Field(1, ge=1)
+    """GPUs of one engine."""
+    block_size: int | None = Field(None, ge=16)
+    """Tokens of one block of the prefix cache. Shorter shared prefixes are not reused; by default 32 on CPU, on GPU
+    vLLM's choice."""
+    cores: tuple[int, ...] | None = None
+    """CPU cores that the engine computes on (in_process only); by default all that the process may use."""
+    pictures_per_prompt: int = Field(8, ge=0)
+    """Most pictures of one problem."""
+    max_pixels: int | None = Field(None, ge=1)
+    """Scale larger pictures down to so many pixels (Qwen-VL processors); by default the checkpoint's own limit."""
+
+
+class SamplingConfig(Config):
+    temperature: float = Field(1.0, ge=0)
+    """0 takes the likeliest token."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    """Draw from the smallest set of tokens that holds this probability."""
+    top_k: int = Field(0, ge=0)
+    """Draw from the likeliest k tokens; 0 means all."""
+    repetition_penalty: float = Field(1.0, gt=0)
+    """Above 1, tokens that already occurred become less likely."""
+    max_tokens: int = Field(1024, ge=1)
+    """Longest completion; what is cut off has finish_reason "length"."""
+
+
+def on_one_core(engine: EngineConfig, index: int) -> EngineConfig:
+    """The engine bound to core number `index` of those that this process may use (cyclic)."""
+    allowed = sorted(os.sched_getaffinity(0))
+    return engine.model_copy(update={"cores": (allowed[index % len(allowed)],)})

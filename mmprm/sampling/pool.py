@@ -1,0 +1,104 @@
+"""Several engines behind one Sampler: a Ray actor each, on one machine or on a cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import zlib
+from dataclasses import astuple
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayTaskError
+
+from mmprm.errors import EngineStoppedError, MmprmError
+from mmprm.prompts import PromptConfig
+from mmprm.sampling.config import EngineConfig, SamplingConfig, on_one_core
+from mmprm.sampling.engines import EngineStats
+from mmprm.types import Completion, SampleRequest
+
+REQUESTS_IN_FLIGHT = 10_000
+NOTICE_SECONDS = 30
+
+
+class SamplerPool:
+    """`size` engines; all requests of a problem go to the same one, where its prefixes are cached.
+
+    By default one engine a GPU (or group of tensor_parallel_size GPUs), without a GPU one a core, bound to it. Starts
+    Ray if it does not run. Raises SamplingError when an engine does not start.
+    """
+
+    def __init__(
+        self,
+        engine: EngineConfig,
+        sampling: SamplingConfig | None = None,
+        prompt: PromptConfig | None = None,
+        size: int | None = None,
+    ) -> None:
+        if not ray.is_initialized():
+            ray.init(include_dashboard=False, log_to_driver=False)
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        if gpus:
+            size = size or gpus // engine.tensor_parallel_size
+            engines, resources = [engine] * size, {"num_gpus": engine.tensor_parallel_size}
+        else:
+            size = size or int(ray.cluster_resources()["CPU"])
+            engines, resources = [on_one_core(engine, index) for index in range(size)], {"num_cpus": 1}
+        actor_class = ray.remote(max_concurrency=REQUESTS_IN_FLIGHT, **resources)(_Engine)
+        self._actors = [actor_class.remote() for _ in engines]
+        starts = [actor.start.remote(each, sampling, prompt) for actor, each in zip(self._actors, engines, strict=True)]
+        try:
+            _wait(starts, engine.model)
+        except Exception:
+            self.close()
+            raise
+
+    async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
+        actor = self._actors[zlib.crc32(request.problem.id.encode()) % len(self._actors)]
+        try:
+            return await actor.sample.remote(request)
+        except (RayActorError, RayTaskError) as error:
+            raise _cause(error) from None
+
+    async def stats(self) -> EngineStats:
+        """Sums over the engines; kv_cache_usage is their mean."""
+        all_stats = await asyncio.gather(*(actor.stats.remote() for actor in self._actors))
+        *sums, usage = (sum(column) for column in zip(*map(astuple, all_stats), strict=True))
+        return EngineStats(*sums, usage / len(all_stats))
+
+    def close(self) -> None:
+        for actor in self._actors:
+            ray.kill(actor)
+
+
+class _Engine:
+    """The actor: a sampler in a process of its own. It starts by a call, whose errors Ray hands on as they are."""
+
+    async def start(self, engine: EngineConfig, sampling: SamplingConfig | None, prompt: PromptConfig | None) -> None:
+        from mmprm.sampling.vllm_sampler import VllmSampler
+
+        self._sampler = VllmSampler(engine, sampling, prompt)
+
+    async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
+        return await self._sampler.sample(request)
+
+    async def stats(self) -> EngineStats:
+        return self._sampler.stats()
+
+
+def _wait(starts: list[Any], model: str) -> None:
+    """Says every 30 s what it waits for: a large model takes minutes to load."""
+    while starts:
+        done, starts = ray.wait(starts, timeout=NOTICE_SECONDS)
+        try:
+            ray.get(done)
+        except (RayActorError, RayTaskError) as error:
+            raise _cause(error) from None
+        if not done:
+            print(f"waiting for {len(starts)} engines of {model} to start", file=sys.stderr)
+
+
+def _cause(error: RayActorError | RayTaskError) -> MmprmError:
+    """The error that was raised in the actor, if it is one of ours; Ray wraps it, with both tracebacks in its text."""
+    cause = getattr(error, "cause", None)
+    return cause if isinstance(cause, MmprmError) else EngineStoppedError(str(error))
