@@ -1,0 +1,145 @@
+"""How well the grader judges real golds: `make bench-grading` writes benchmarks/results/grading.json.
+
+repeat     share of golds that are correct when repeated between answer tags
+rewritten  share of rewritings (boxed; unit or trailing dot removed; fraction as decimal) graded correct, over golds that
+           math-verify parses
+shuffled   other problems' different golds graded correct (a count)
+perturbed  golds with one numeral changed graded correct (a count)
+unknown    UNKNOWN verdicts among each of them; a failure in the first two
+
+`n` holds the denominators. Two golds are different unless their letters, digits and signs agree, or math-verify holds
+them equal in either direction.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import itertools
+import json
+import os
+import platform
+import re
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+from math_verify import parse, verify
+
+from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
+from mmprm.problems import ProblemsConfig, load_problems
+from mmprm.types import Problem, Verdict
+
+ROOT = Path(__file__).parent.parent
+FILES = ("k12/problems.json", "math/problems.jsonl")
+BARS = {"repeat": 0.98, "rewritten": 0.95, "shuffled": 0, "perturbed": 0}
+
+Pair = tuple[Problem, str]
+"""A problem and the answer that is put between the tags, or the whole response."""
+
+
+def repeat(problems: list[Problem]) -> list[Pair]:
+    return [(problem, f"<answer>{problem.answer}</answer>") for problem in problems]
+
+
+def rewritten(problems: list[Problem]) -> list[Pair]:
+    pairs: list[Pair] = []
+    for problem in problems:
+        gold = problem.answer.strip()
+        if not math_verify_values(gold):
+            continue
+        bare = gold.replace("$", "").strip()
+        variants = [f"<answer>\\boxed{{{bare}}}</answer>", f"The answer follows.\n\n\\boxed{{{bare}}}"]
+        changed = {re.sub(r"[.\s]+(\$*)$", r"\1", gold), without_unit(gold), fraction_as_decimal(gold)} - {gold}
+        variants += [f"<answer>{text}</answer>" for text in sorted(changed)]
+        pairs += [(problem, variant) for variant in variants]
+    return pairs
+
+
+def shuffled(problems: list[Problem]) -> list[Pair]:
+    return [
+        (problem, f"<answer>{other.answer}</answer>")
+        for problem, other in itertools.permutations(problems, 2)
+        if skeleton(problem.answer) != skeleton(other.answer)
+    ]
+
+
+def perturbed(problems: list[Problem]) -> list[Pair]:
+    return [
+        (problem, f"<answer>{gold[: match.start()]}{int(match[0]) + 1}{gold[match.end() :]}</answer>")
+        for problem in problems
+        for gold in [problem.answer]
+        for match in re.finditer(r"\d+", gold)
+    ]
+
+
+def without_unit(gold: str) -> str:
+    gold = re.sub(r"(\{\})?\^\s*\{?\s*\\circ\s*\}?|°", "", gold)
+    return re.sub(
+        r"(?<=\d)\s*(\\(text|mathrm|mbox)\s*\{[^{}]*\}|\\?\bcm\b|\\?\bkm\b|\bmeters\b|%)(\^\{?\d\}?)?", "", gold
+    )
+
+
+def fraction_as_decimal(gold: str) -> str:
+    match = re.fullmatch(r"\$*\s*(-?)\\[dt]?frac\s*(?:\{(\d+)\}\{(\d+)\}|(\d)\s*(\d))\s*\$*\.?", gold)
+    if match is None:
+        return gold
+    top, bottom = (group for group in match.groups()[1:] if group is not None)
+    return match[1] + str(float(Fraction(int(top), int(bottom))))
+
+
+def skeleton(gold: str) -> str:
+    return re.sub(r"[\s$\\{}.,;]", "", gold).casefold()
+
+
+def math_verify_values(gold: str) -> list:
+    """Parsed with math-verify's own time limit, which works here because this is the main thread."""
+    return parse(f"${gold.replace('$', '')}$", fallback_mode="no_fallback")
+
+
+def really_different(gold: str, other: str) -> bool:
+    one, two = math_verify_values(gold), math_verify_values(other)
+    return not (verify(one, two) or verify(two, one))
+
+
+def measure(problems: list[Problem], grader: SymbolicGrader) -> dict:
+    results: dict = {"n": {}, "unknown": {}}
+    for task in (repeat, rewritten, shuffled, perturbed):
+        name, pairs = task.__name__, task(problems)
+        verdicts = [grading.verdict for grading in grader.grade_many(pairs)]
+        correct = [pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict is Verdict.CORRECT]
+        results["n"][name] = len(pairs)
+        results["unknown"][name] = collections.Counter(verdicts)[Verdict.UNKNOWN]
+        if name in ("repeat", "rewritten"):
+            results[name] = round(len(correct) / len(pairs), 4)
+            wrong = [pair for pair in pairs if pair not in correct]
+        elif name == "shuffled":
+            wrong = [pair for pair in correct if really_different(pair[0].answer, pair[1][8:-9])]
+            results["n"][name] -= len(correct) - len(wrong)
+            results[name] = len(wrong)
+        else:
+            wrong, results[name] = correct, len(correct)
+        for problem, response in wrong:
+            print(f"{name}: gold {problem.answer!r}, response {response!r}", file=sys.stderr)
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "grading.json")
+    arguments = parser.parse_args()
+    problems = [problem for file in FILES for problem in load_problems(ProblemsConfig(path=str(arguments.data / file)))]
+    with SymbolicGrader(GraderConfig(workers=os.cpu_count() or 1)) as grader:
+        results = measure(problems, grader)
+    results["bars"] = BARS
+    results["machine"] = (
+        f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    )
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+    print(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()
