@@ -1,0 +1,57 @@
+"""One real pooling engine: parity with transformers, and its refusals."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmprm.errors import DataError
+from mmprm.prm.format import PrmTokens
+from mmprm.prm.model import initialise_prm, save_prm
+from mmprm.scoring.config import ScorerConfig
+from mmprm.scoring.open import open_scorer
+from mmprm.tiny.model import build_model
+from mmprm.tiny.tokenizer import build_processor, build_tokenizer
+from mmprm.tiny.world import make_problems, solve
+from mmprm.types import Problem, Solution
+
+pytestmark = pytest.mark.integration
+
+
+def random_prm(folder: Path) -> str:
+    torch.manual_seed(0)
+    model = build_model(build_tokenizer())
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3.0 if weight.dim() > 1 else 1.0)
+    model.save_pretrained(folder / "base")
+    build_processor().save_pretrained(folder / "base")
+    save_prm(folder / "prm", initialise_prm(str(folder / "base"), PrmTokens(), add_missing_tokens=True))
+    return str(folder / "prm")
+
+
+def test_vllm_scores_as_transformers_does(tmp_path: Path) -> None:
+    prm, rng = random_prm(tmp_path), random.Random(0)
+    solutions = [Solution(tiny.problem, tuple(solve(tiny, rng, 0.3))) for tiny in make_problems(40, 0, "train")]
+    bare = Problem("bare", "what is one plus one?", "2")
+    solutions.append(Solution(bare, ("1+1=2", "2")))
+
+    local = open_scorer(ScorerConfig(prm=prm))
+    expected = local.score(solutions)
+    local.close()
+    served = open_scorer(ScorerConfig(prm=prm, backend="vllm"))
+    try:
+        scores = served.score(solutions)
+        with pytest.raises(DataError, match=r"problem bare: a solution of 600 steps has \d+ tokens"):
+            served.score([*solutions, Solution(bare, ("a",) * 600)])
+        after_a_refusal = served.score(solutions[-1:])
+    finally:
+        served.close()
+
+    assert len({round(score, 2) for item in expected for score in item.scores}) > 10
+    for got, wanted in zip(scores, expected, strict=True):
+        assert got.scores == pytest.approx(wanted.scores, abs=1e-3)
+    assert after_a_refusal[0].scores == pytest.approx(expected[-1].scores, abs=1e-3)

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmprm.errors import CheckpointError, DataError
+from mmprm.prm.format import PrmTokens
+from mmprm.prm.model import initialise_prm, load_prm, save_prm
+from mmprm.scoring import transformers_scorer
+from mmprm.scoring.config import ScorerConfig
+from mmprm.scoring.open import open_scorer
+from mmprm.tiny.model import build_model
+from mmprm.tiny.tokenizer import build_processor, build_tokenizer
+from mmprm.tiny.world import make_problems, solve
+from mmprm.types import Problem, Solution
+
+
+@pytest.fixture(scope="module")
+def prm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PRM of random weights, spread out so that its scores differ."""
+    folder = tmp_path_factory.mktemp("prm")
+    torch.manual_seed(0)
+    model = build_model(build_tokenizer())
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(3.0 if weight.dim() > 1 else 1.0)
+    model.save_pretrained(folder / "base")
+    build_processor().save_pretrained(folder / "base")
+    save_prm(folder / "prm", initialise_prm(str(folder / "base"), PrmTokens(), add_missing_tokens=True))
+    return folder / "prm"
+
+
+@pytest.fixture(scope="module")
+def solutions() -> list[Solution]:
+    """Different lengths and numbers of pictures."""
+    pictured = [Solution(tiny.problem, tuple(solve(tiny))) for tiny in make_problems(5, 0, "train")]
+    bare = Solution(Problem("bare", "what is one plus one?", "2"), ("1+1=2",))
+    return [pictured[0], bare, *pictured[1:], Solution(bare.problem, ("1+1=3", "so", "2"))]
+
+
+def test_scores_are_the_softmax_at_each_marker_whatever_the_batch(prm: Path, solutions: list[Solution]) -> None:
+    loaded = load_prm(prm)
+    expected = []
+    for solution in solutions:
+        with torch.inference_mode():
+            inputs = loaded.renderer.encode([solution])
+            logits_BTV = loaded.model.backbone(**inputs).logits
+        at_markers_M = inputs["input_ids"] == loaded.renderer.marker_id
+        yes_no_M2 = logits_BTV[at_markers_M][:, [loaded.renderer.yes_id, loaded.renderer.no_id]]
+        expected.append(tuple(yes_no_M2.softmax(dim=-1)[:, 0].tolist()))
+    assert max(map(max, expected)) - min(map(min, expected)) > 0.1
+
+    for batch_tokens in (1, 300, 16384):
+        scorer = open_scorer(ScorerConfig(prm=str(prm), batch_tokens=batch_tokens))
+        scores = scorer.score(solutions)
+        scorer.close()
+        for got, wanted in zip(scores, expected, strict=True):
+            assert got.scores == pytest.approx(wanted, abs=1e-5)
+
+
+def test_batches_keep_to_their_token_budget(prm: Path, solutions: list[Solution]) -> None:
+    scorer = transformers_scorer.TransformersScorer(ScorerConfig(prm=str(prm), batch_tokens=300))
+    batches = list(scorer._batches(solutions))
+    assert sorted(index for indices, _ in batches for index in indices) == list(range(len(solutions)))
+    assert all(inputs["input_ids"].numel() <= 300 for _, inputs in batches)
+    assert any(len(indices) > 1 for indices, _ in batches)
+    assert scorer.score([]) == []
+
+
+def test_what_cannot_be_scored_is_named(prm: Path, solutions: list[Solution], tmp_path: Path) -> None:
+    scorer = open_scorer(ScorerConfig(prm=str(prm)))
+    long = Solution(Problem("long", "q", "1"), ("a",) * 600)
+    with pytest.raises(DataError, match=r"problem long: a solution of 600 steps has \d+ tokens, the PRM reads at most"):
+        scorer.score([solutions[0], long])
+    with pytest.raises(DataError, match="problem long"):
+        scorer.score([Solution(long.problem, ())])
+    with pytest.raises(CheckpointError, match=r"prm\.json"):
+        open_scorer(ScorerConfig(prm=str(tmp_path)))
