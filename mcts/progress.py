@@ -102,7 +102,9 @@ class Progress:
         seconds = self._seconds(now)
         done = self.stored.problems["done"] + self.ended["done"]
         failed = self.stored.problems["failed"] + self.ended["failed"]
-        open_count = sum(self.stored.problems.values()) - done - failed
+        # A tree in flight counts as half done: true of a long campaign, and bounded at the start of any.
+        behind = self.ended.total() + self.in_flight / 2
+        ahead = sum(self.stored.problems.values()) - done - failed - self.in_flight / 2
         parts = [
             f"problems {done}/{sum(self.stored.problems.values())}" + (f" ({failed} failed)" if failed else ""),
             f"trees in flight {self.in_flight}",
@@ -111,7 +113,7 @@ class Progress:
             f"labels {self.stored.labels + self.labels:,}",
             f"unknown {_reasons(Counter(self.stored.unknown_reasons) + self.unknown)}",
             f"unsplittable {_reasons(Counter(self.stored.unsplit_reasons) + self.unsplit)}",
-            f"left {_duration(open_count * seconds / self.ended.total()) if self.ended.total() else 'unknown'}",
+            f"left {_duration(ahead * seconds / behind) if behind else 'unknown'}",
         ]
         return " · ".join(parts)
 

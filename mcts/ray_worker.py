@@ -24,7 +24,6 @@ class EngineActor:
     async def load(self, config: CampaignConfig, number: int, bind_core: bool) -> None:
         """Not in the constructor, whose errors Ray reports as a dead actor."""
         from mmprm.grading.symbolic import SymbolicGrader
-
         from mmprm.sampling.config import on_one_core
         from mmprm.sampling.vllm_sampler import VllmSampler
 
@@ -77,8 +76,11 @@ class RayWorkers:
         if self._own_ray:
             try:
                 ray.init(address=self._config.ray_address, include_dashboard=False, log_to_driver=False)
-            except ConnectionError as error:
-                raise SetupError(f"ray_address={self._config.ray_address}: no Ray cluster answers: {error}") from error
+            except Exception as error:  # Ray raises a plain Exception when its own processes do not come up
+                raise SetupError(
+                    f"ray_address={self._config.ray_address}: Ray did not start or answer: {error}; with an address, "
+                    "check it with ray status; without one, see whether this machine has memory and cores to spare"
+                ) from error
         resources = ray.cluster_resources()
         gpus_each = self._config.engine.tensor_parallel_size if resources.get("GPU") else 0
         self._bind_core = not gpus_each and self._config.engine.cores is None

@@ -37,6 +37,7 @@ MCTS_MAY_USE = {
     "steps",
     "prompts",
     "problems",
+    "records",
     "store",
     "client",
     "grading",

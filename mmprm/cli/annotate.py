@@ -1,8 +1,8 @@
 """Label reasoning steps by tree search over rollouts; started again, it goes on where it was.
 
-example:
-  mmprm annotate --set problems.path=problems.jsonl --set run=runs/first
-  mmprm annotate --config configs/annotate/qwen2.5-vl-7b.yaml --set problems.path=k12.parquet --set workers=8
+Examples:
+  mmprm annotate --config configs/annotate/tiny.yaml
+  mmprm annotate --config configs/annotate/internvl3-8b.yaml --set problems.path=k12.parquet --set run=runs/k12
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from mcts.campaign import SUMMARY_NAME, run_campaign
 from mcts.config import CampaignConfig
 from mmprm.cli.options import add_config_options, load_config
 from mmprm.errors import DataError
-from mmprm.tiny.weights import weights_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments, CampaignConfig)
-    summary = run_campaign(config, model_folder=str(weights_path()) if config.engine.model == "tiny" else None)
+    summary = run_campaign(config, model_folder=_embedded_policy() if config.engine.model == "tiny" else None)
     for problem_id, reason in summary.failures.items():
         print(f"failed {problem_id}: {reason}")
     ended = ", ".join(f"{reason} {count}" for reason, count in summary.ended.items())
@@ -33,3 +32,9 @@ def run(arguments: argparse.Namespace) -> None:
     )
     if not summary.problems["done"]:
         raise DataError(f"{config.problems.path}: none of the {summary.problems['failed']} problems could be annotated")
+
+
+def _embedded_policy() -> str:
+    from mmprm.tiny.model import weights_path
+
+    return str(weights_path())

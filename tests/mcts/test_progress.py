@@ -43,8 +43,14 @@ def test_line_by_hand() -> None:
     assert progress.in_flight_max == 2
 
 
-def test_time_left_is_unknown_until_a_problem_ended() -> None:
-    assert Progress(STORED).line().endswith("left unknown")
+def test_time_left_takes_a_tree_in_flight_as_half_done() -> None:
+    progress = Progress(STORED)
+    assert progress.line().endswith("left unknown")
+    progress.started("p", [])
+    progress.started("q", [])
+    assert progress.first_start is not None
+    # Two half trees took 60 s; two half trees and a whole one are left.
+    assert progress.line(now=progress.first_start + 60).endswith("left 2:00")
 
 
 async def test_a_long_wait_says_what_it_waits_for(

@@ -1,0 +1,77 @@
+"""A campaign on two real engines, one of them killed while it works."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from mcts.campaign import run_campaign
+from mcts.config import CampaignConfig
+from mcts.ray_worker import RayWorkers, RemoteWorker
+from mcts.search import search
+from mcts.worker import Report
+from mmprm.config import load
+from mmprm.problems import write_problems
+from mmprm.store import Store
+from mmprm.tiny.model import weights_path
+from mmprm.tiny.world import make_problems
+from mmprm.types import Rollout, Steps
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_killed_engine_is_replaced_and_nothing_is_lost_or_counted_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_problems(tmp_path / "problems.jsonl", [tiny.problem for tiny in make_problems(16, 5, "annotate")])
+    sets = [f"run={tmp_path}", f"problems.path={tmp_path / 'problems.jsonl'}", "workers=2", "search.max_rollouts=320"]
+    config = load(CampaignConfig, ROOT / "configs" / "annotate" / "tiny.yaml", sets)
+    pids: dict[RemoteWorker, int] = {}
+    killed: list[int] = []
+    make, collect = RayWorkers.make, RemoteWorker.collect
+
+    async def make_known(self: RayWorkers, number: int) -> RemoteWorker:
+        worker = await make(self, number)
+        pids[worker] = await worker._actor.__ray_call__.remote(lambda actor: os.getpid())
+        return worker
+
+    async def collect_then_kill(self: RemoteWorker, seconds: float) -> Report:
+        report = await collect(self, seconds)
+        if report.batches and not killed:
+            os.kill(pids[self], signal.SIGKILL)
+            killed.append(pids[self])
+        return report
+
+    monkeypatch.setattr(RayWorkers, "make", make_known)
+    monkeypatch.setattr(RemoteWorker, "collect", collect_then_kill)
+    summary = run_campaign(config, model_folder=str(weights_path()))
+
+    assert (len(killed), summary.workers_replaced) == (1, 1)
+    assert summary.problems == {"open": 0, "done": 16, "failed": 0}
+    assert summary.rollouts == summary.new_rollouts, "what was acknowledged is not drawn again"
+    assert summary.rollouts_right > 0 < summary.rollouts_wrong
+    store = Store.read(tmp_path / "trees.sqlite")
+    for problem in store.problems("done"):
+        assert_log_is_one_search(store, problem.id, config)
+    store.close()
+
+
+def assert_log_is_one_search(store: Store, problem_id: str, config: CampaignConfig) -> None:
+    """A search that is answered from the stored batches alone asks for each of them once, and for nothing else."""
+    log = {batch.steps: batch.rollouts for batch in store.batches(problem_id)}
+
+    async def replay(steps: Steps, n: int) -> tuple[Rollout, ...]:
+        rollouts = log.pop(steps)
+        assert len(rollouts) == n
+        return rollouts
+
+    coroutine = search(store.problem(problem_id), replay, config.search)
+    with pytest.raises(StopIteration) as stopped:
+        coroutine.send(None)
+    assert stopped.value.value.tree == store.tree(problem_id)
+    assert not log
