@@ -1,0 +1,28 @@
+"""Train a process reward model from labelled paths.
+
+Examples:
+  mmprm train --config configs/train/tiny.yaml --set labels=runs/demo/labels.parquet --set output=runs/demo/train
+  torchrun --nproc_per_node 8 -m mmprm train --config configs/train/qwen2.5-vl-7b.yaml --set labels=… --set output=…
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from mmprm.cli.options import add_config_options, load_config
+from mmprm.prm.train import TrainConfig, train_prm
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_options(parser, TrainConfig)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    summary = train_prm(load_config(arguments, TrainConfig))
+    if os.environ.get("RANK", "0") == "0":
+        values = ", ".join(f"{name} {value:.4g}" for name, value in summary.evaluation.items())
+        print(
+            f"{summary.prm}: {summary.steps:,} steps in {summary.seconds:.0f} s on {summary.samples:,} paths, "
+            f"{summary.labels:,} labels; {summary.too_long:,} paths too long; held out: {values or 'no dev split'}"
+        )

@@ -1,0 +1,88 @@
+"""From a campaign's store to a Parquet file of labelled paths."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pydantic import Field
+
+from mmprm.config import Config
+from mmprm.errors import ConfigError, DataError
+from mmprm.labels.parquet import LabelledExample, split_of, write_parquet
+from mmprm.labels.paths import LabelCounts, count_labels, label_tree
+from mmprm.steps import Markup
+from mmprm.store import Store
+from mmprm.types import LabelledPath, Picture, Problem
+
+
+class LabelsConfig(Config):
+    store: str
+    """Run store that mmprm annotate wrote (a file, or the folder that holds trees.sqlite)."""
+    output: str
+    """Parquet file to write."""
+    markup: Markup = "tags"
+    """Step markup of the policy: tags, blank_lines or numbered; the same as for mmprm annotate."""
+    seed: int = 0
+    """Decides the choice among complete solutions and the split."""
+    dev: float = Field(0.1, ge=0, lt=1)
+    """Share of the problems that goes to the dev split, held out from training."""
+    test: float = Field(0.0, ge=0, lt=1)
+    """Share of the problems that goes to the test split."""
+    embed_pictures: bool = True
+    """Store picture bytes in the file, so that it can be moved; otherwise paths."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelsSummary:
+    counts: LabelCounts
+    paths_by_split: dict[str, int]
+
+
+def build_labels(config: LabelsConfig) -> LabelsSummary:
+    """Label every tree of the store and write the paths. Raises DataError when there is nothing to label."""
+    if config.dev + config.test >= 1:
+        raise ConfigError(f"dev={config.dev} and test={config.test} must leave a share for training; try 0.1 and 0")
+    path = Path(config.store)
+    store = Store.read(path / "trees.sqlite" if path.is_dir() else path)
+    paths: list[LabelledPath] = []
+    splits: Counter[str] = Counter()
+
+    def examples() -> Iterator[LabelledExample]:
+        for tree in store.trees():
+            problem = store.problem(tree.problem_id)
+            if config.embed_pictures:
+                problem = embed_pictures(problem)
+            for labelled in label_tree(tree, config.markup, config.seed):
+                split = split_of(problem.id, config.seed, config.dev, config.test)
+                paths.append(labelled)
+                splits[split] += 1
+                yield LabelledExample(problem, labelled, split)
+        if not paths:
+            raise DataError(
+                f"{path}: no tree has a label; annotate more problems, or problems of which the policy solves some "
+                "samples but not all"
+            )
+
+    try:
+        write_parquet(config.output, examples())
+    finally:
+        store.close()
+    return LabelsSummary(count_labels(paths), dict(splits))
+
+
+def embed_pictures(problem: Problem) -> Problem:
+    """The problem with the bytes of its pictures; DataError names a picture that cannot be read."""
+    return replace(problem, pictures=tuple(Picture(data=_read(picture, problem.id)) for picture in problem.pictures))
+
+
+def _read(picture: Picture, problem_id: str) -> bytes:
+    if picture.data is not None:
+        return picture.data
+    assert picture.path is not None
+    try:
+        return Path(picture.path).read_bytes()
+    except OSError as error:
+        raise DataError(f"problem {problem_id}: picture {picture.path}: cannot be read ({error.strerror})") from error

@@ -1,0 +1,141 @@
+"""Labelled paths as Parquet: one row a path, loadable by `datasets`, with pictures in its image form."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow
+from pyarrow import parquet
+
+from mmprm.errors import DataError
+from mmprm.types import Counts, LabelledPath, Picture, Problem
+
+Split = Literal["train", "dev", "test"]
+
+SCHEMA = pyarrow.schema(
+    [
+        ("problem_id", pyarrow.string()),
+        ("question", pyarrow.string()),
+        ("answer", pyarrow.string()),
+        ("images", pyarrow.list_(pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())]))),
+        ("steps", pyarrow.list_(pyarrow.string())),
+        ("labels", pyarrow.list_(pyarrow.float32())),
+        ("right", pyarrow.list_(pyarrow.int32())),
+        ("wrong", pyarrow.list_(pyarrow.int32())),
+        ("unknown", pyarrow.list_(pyarrow.int32())),
+        ("complete", pyarrow.bool_()),
+        ("split", pyarrow.string()),
+    ]
+)
+"""`labels` are right / (right + wrong), null (as are the counts) at steps without label."""
+
+_ROW_GROUP = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledExample:
+    problem: Problem
+    path: LabelledPath
+    split: Split
+
+
+def split_of(problem_id: str, seed: int, dev: float, test: float) -> Split:
+    """By hash of (seed, problem): all paths of a problem fall together, and other problems change nothing."""
+    digest = hashlib.sha256(f"{seed}/{problem_id}".encode()).digest()
+    place = int.from_bytes(digest[:8], "big") / 2**64
+    return "test" if place < test else "dev" if place < test + dev else "train"
+
+
+def write_parquet(path: str | Path, examples: Iterable[LabelledExample]) -> None:
+    """Stream the examples to a file that appears whole or not at all."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    rows = (_row(example) for example in examples)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Paths of a problem repeat its pictures: a large dictionary page stores each once a row group.
+        with parquet.ParquetWriter(
+            temporary, SCHEMA, compression="zstd", dictionary_pagesize_limit=256 * 2**20
+        ) as writer:
+            while group := list(islice(rows, _ROW_GROUP)):
+                writer.write_table(pyarrow.Table.from_pylist(group, schema=SCHEMA))
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error}); free space or choose another place") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read_parquet(path: str | Path, split: Split | None = None) -> list[LabelledExample]:
+    """Examples of one split, or of all, in file order; those of one problem share one Problem object."""
+    path = Path(path)
+    problems: dict[str, Problem] = {}
+    examples = []
+    for number, row in enumerate(_rows(path), start=1):
+        problem = problems.setdefault(row["problem_id"], _problem(row))
+        if split is None or row["split"] == split:
+            examples.append(LabelledExample(problem, _path(row, f"{path}: row {number}"), row["split"]))
+    return examples
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    try:
+        with parquet.ParquetFile(path) as file:
+            missing = set(SCHEMA.names) - set(file.schema_arrow.names)
+            if missing:
+                raise DataError(f"{path}: lacks the columns {', '.join(sorted(missing))}; write it with mmprm labels")
+            for batch in file.iter_batches(batch_size=256, columns=SCHEMA.names):
+                yield from batch.to_pylist()
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; write it with mmprm labels") from error
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{path}: is not readable Parquet ({error})") from error
+
+
+def _row(example: LabelledExample) -> dict[str, Any]:
+    problem, path = example.problem, example.path
+
+    def column(name: str) -> list[Any]:
+        return [None if counts is None else getattr(counts, name) for counts in path.counts]
+
+    return {
+        "problem_id": problem.id,
+        "question": problem.question,
+        "answer": problem.answer,
+        "images": [{"bytes": picture.data, "path": picture.path} for picture in problem.pictures],
+        "steps": list(path.steps),
+        "labels": column("value"),
+        **{name: column(name) for name in ("right", "wrong", "unknown")},
+        "complete": path.complete,
+        "split": example.split,
+    }
+
+
+def _problem(row: dict[str, Any]) -> Problem:
+    pictures = tuple(
+        Picture(path=image["path"]) if image["bytes"] is None else Picture(data=image["bytes"])
+        for image in row["images"] or ()
+    )
+    return Problem(id=row["problem_id"], question=row["question"], answer=row["answer"], pictures=pictures)
+
+
+def _path(row: dict[str, Any], place: str) -> LabelledPath:
+    columns: Sequence[list[Any]] = [row[name] or [] for name in ("right", "wrong", "unknown")]
+    if any(len(column) != len(row["steps"]) for column in columns):
+        raise DataError(f"{place}: has {len(row['steps'])} steps but other numbers of counts; one of each a step")
+    counts = tuple(_counts(*step, place) for step in zip(*columns, strict=True))
+    return LabelledPath(row["problem_id"], tuple(row["steps"]), counts, row["complete"])
+
+
+def _counts(right: int | None, wrong: int | None, unknown: int | None, place: str) -> Counts | None:
+    if right is None or wrong is None:
+        return None
+    if right < 0 or wrong < 0 or right + wrong == 0:
+        raise DataError(f"{place}: counts right={right}, wrong={wrong} must not be negative, and not both 0")
+    return Counts(right, wrong, unknown or 0)

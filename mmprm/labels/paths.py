@@ -1,0 +1,121 @@
+"""Trees become labelled paths: few long ones that together carry every label once.
+
+A label is a distinct (problem, prefix of plain steps) with at least one known verdict. A searched state is labelled by
+the rollouts drawn from it; the last step of a complete solution by that solution's own verdict.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mmprm.steps import Markup, plain
+from mmprm.types import Counts, LabelledPath, Node, Steps, Tree, Verdict
+
+RIGHT, WRONG = Counts(right=1), Counts(wrong=1)
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCounts:
+    """`labels` are distinct non-terminal prefixes; those of complete solutions stand apart."""
+
+    problems: int
+    paths: int
+    labels: int
+    labels_terminal: int
+    terminal_right: int
+
+
+def label_tree(tree: Tree, markup: Markup, seed: int) -> list[LabelledPath]:
+    """One path through each deepest state, continued by one of its complete solutions, and complete solutions that
+    balance right against wrong last steps.
+
+    States whose plain steps agree are one. Each label stands on the first path that has its prefix; the other paths
+    have None there. Where right and wrong last steps cannot be balanced, the surplus paths end at their deepest state. A
+    state or solution with a step that is empty without its markup takes no part. Choices depend on `seed` and the
+    problem alone.
+    """
+    states, verdicts = _states(tree, markup), _solutions(tree, markup)
+    solutions = {steps: right for steps, right in verdicts.items() if steps not in states}
+    rng = random.Random(f"{seed}/{tree.problem_id}")
+    chosen = _choose(_deepest(states), solutions, rng)
+    paths, unused = [], dict(states)
+    for steps in chosen:
+        counts: list[Counts | None] = [unused.pop(steps[:depth], None) for depth in range(1, len(steps) + 1)]
+        complete = steps in solutions
+        if complete:
+            counts[-1] = RIGHT if solutions[steps] else WRONG
+        paths.append(LabelledPath(tree.problem_id, steps, tuple(counts), complete))
+    assert not unused, "every state lies on a path"
+    return paths
+
+
+def count_labels(paths: Iterable[LabelledPath]) -> LabelCounts:
+    paths = list(paths)
+    complete = [path for path in paths if path.complete]
+    labelled = sum(counts is not None for path in paths for counts in path.counts)
+    return LabelCounts(
+        problems=len({path.problem_id for path in paths}),
+        paths=len(paths),
+        labels=labelled - len(complete),
+        labels_terminal=len(complete),
+        terminal_right=sum(path.counts[-1] == RIGHT for path in complete),
+    )
+
+
+def _states(tree: Tree, markup: Markup) -> dict[Steps, Counts]:
+    """Non-empty plain prefix → counts, for prefixes with a known verdict, in the tree's order."""
+    states: dict[Steps, Counts] = {}
+    for node in tree.nodes:
+        steps = tuple(plain(step, markup) for step in node.steps)
+        if steps and all(steps) and node.counts.known:
+            states[steps] = states.get(steps, Counts()) + node.counts
+    return states
+
+
+def _solutions(tree: Tree, markup: Markup) -> dict[Steps, bool]:
+    """Plain steps of each complete solution → whether it is right; none that was graded both ways."""
+    verdicts: dict[Steps, set[Verdict]] = {}
+    for node in tree.nodes:
+        for steps, verdict in _finished(node):
+            steps = tuple(plain(step, markup) for step in steps)
+            if all(steps):
+                verdicts.setdefault(steps, set()).add(verdict)
+    return {steps: Verdict.CORRECT in found for steps, found in verdicts.items() if len(found) == 1}
+
+
+def _finished(node: Node) -> Iterable[tuple[Steps, Verdict]]:
+    for rollout in node.rollouts:
+        if rollout.steps and rollout.verdict is not Verdict.UNKNOWN:
+            yield node.steps + rollout.steps, rollout.verdict
+
+
+def _deepest(states: dict[Steps, Counts]) -> list[Steps]:
+    """States that no other state continues."""
+    inner = {steps[:depth] for steps in states for depth in range(1, len(steps))}
+    return [steps for steps in states if steps not in inner]
+
+
+def _choose(deepest: list[Steps], solutions: dict[Steps, bool], rng: random.Random) -> list[Steps]:
+    """The paths: a solution through each deepest state (or the state itself), and more solutions for the balance."""
+    through: dict[Steps, dict[bool, list[Steps]]] = {state: {True: [], False: []} for state in deepest}
+    for steps, right in solutions.items():
+        for depth in range(1, len(steps)):
+            if steps[:depth] in through:
+                through[steps[:depth]][right].append(steps)
+    picked: dict[bool, dict[Steps, Steps]] = {True: {}, False: {}}
+    # States with one kind of solution first, so that those with both can even the numbers out.
+    for state in sorted(deepest, key=lambda state: all(through[state].values())):
+        kinds = [right for right, found in through[state].items() if found]
+        if kinds:
+            right = min(kinds, key=lambda kind: len(picked[kind]))
+            picked[right][state] = rng.choice(through[state][right])
+    few = len(picked[True]) < len(picked[False])
+    surplus = len(picked[not few]) - len(picked[few])
+    taken = set(picked[few].values())
+    spare = [steps for steps, right in solutions.items() if right == few and steps not in taken]
+    extra = rng.sample(spare, min(surplus, len(spare)))
+    cut = set(rng.sample(list(picked[not few]), surplus - len(extra)))
+    solution_of = picked[True] | picked[False]
+    return [state if state in cut else solution_of.get(state, state) for state in deepest] + extra

@@ -1,0 +1,149 @@
+"""The MM-PRM format: how a solution becomes text and tokens. The only renderer, for training, scoring and serving.
+
+After an empty user turn the assistant's turn reads `<image>\\nQuestion: {q}\\nProcess: {s1}<prm>{s2}<prm>…`, where
+`<image>` stands for whatever the model's chat template writes for one picture, and `<prm>` is a special token. The
+judgement of a step is read at its `<prm>`, without shift: P(right) = softmax of the logits of [Yes, No], first.
+
+Nothing here imports torch: `processor` is a transformers processor, or the tokenizer of a text-only model.
+
+Shapes: B solution, T token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from pydantic import Field
+
+from mmprm.config import Config
+from mmprm.errors import CheckpointError, DataError
+from mmprm.problems import open_picture
+from mmprm.prompts import IMAGE
+from mmprm.types import Solution
+
+FORMAT = "mm-prm"
+INFO_FILE = "prm.json"
+
+
+class PrmTokens(Config):
+    marker: str = "<prm>"
+    """Token after each step, at which its judgement is read; added to the tokenizer as a special token."""
+    yes: str = "Yes"
+    """Token whose logit speaks for "no error so far"."""
+    no: str = "No"
+    """Token whose logit speaks against it."""
+
+
+class PrmInfo(Config):
+    """Content of prm.json: all that a scorer must know beside the Hugging Face checkpoint."""
+
+    format: Literal["mm-prm"] = FORMAT
+    """How solutions are rendered and where scores are read."""
+    tokens: PrmTokens = PrmTokens()
+    """Marker and judgement tokens."""
+    base: str = ""
+    """Model folder or hub id that training began with."""
+    aggregator: str | None = None
+    """How step scores become one number; null until chosen on a development set."""
+    threshold: float | None = Field(None, ge=0, le=1)
+    """A step scored below it counts as the first error; null until chosen on a development set."""
+    labels: dict[str, Any] = Field(default_factory=dict)
+    """Settings of the labels that it was trained on."""
+
+
+class Renderer:
+    """Text and tokens of solutions for one processor; made once, since reading a chat template is slow."""
+
+    def __init__(self, processor: Any, tokens: PrmTokens) -> None:
+        """Raises CheckpointError where a token is not one token, or the processor has no chat template."""
+        if not getattr(processor, "chat_template", None):
+            raise CheckpointError(f"{type(processor).__name__}: has no chat template; add it to the model folder")
+        self.processor = processor
+        self.tokens = tokens
+        self.marker_id, self.yes_id, self.no_id = (
+            token_id(processor, token) for token in (tokens.marker, tokens.yes, tokens.no)
+        )
+        empty_turn = {"role": "user", "content": ""}
+        self._before, self._after = _around([empty_turn, {"role": "assistant", "content": _PROBE}], processor)
+        self.picture = _picture_placeholder(processor) if reads_pictures(processor) else ""
+        """What the chat template writes for one picture: with Qwen-VL three tokens around a pad, with InternVL one."""
+
+    def render(self, solution: Solution) -> str:
+        """The text of a solution. Raises DataError for one without steps or with a reserved token in its text."""
+        self._check(solution)
+        problem = solution.problem
+        question, head = problem.question, ""
+        if problem.pictures:
+            question, head = question.replace(IMAGE, "").strip(), self.picture * len(problem.pictures) + "\n"
+        process = "".join(step + self.tokens.marker for step in solution.steps)
+        return f"{self._before}{head}Question: {question}\nProcess: {process}{self._after}"
+
+    def encode(self, solutions: Sequence[Solution]) -> Any:
+        """Model inputs (a BatchFeature of tensors, right-padded): input_ids_BT, attention_mask_BT and the pictures.
+
+        Row b holds exactly len(solutions[b].steps) markers. Raises DataError like `render`, and for broken pictures.
+        """
+        texts = [self.render(solution) for solution in solutions]
+        pictures = [open_picture(picture) for solution in solutions for picture in solution.problem.pictures]
+        inputs = self.processor(
+            text=texts,
+            **({"images": pictures} if pictures else {}),
+            padding=True,
+            padding_side="right",
+            add_special_tokens=False,  # the chat template has written them
+            return_tensors="pt",
+        )
+        counts_B = (inputs["input_ids"] == self.marker_id).sum(dim=1).tolist()
+        assert counts_B == [len(solution.steps) for solution in solutions], "one marker a step"
+        return inputs
+
+    def _check(self, solution: Solution) -> None:
+        name = f"problem {solution.problem.id}"
+        if not solution.steps:
+            raise DataError(f"{name}: a solution to be judged must have at least one step")
+        if solution.problem.pictures and not self.picture:
+            raise DataError(f"{name}: has pictures, but the model reads text only; use a vision-language model")
+        reserved = (self.tokens.marker, getattr(self.processor, "image_token", None))
+        texts = {"question": solution.problem.question}
+        texts |= {f"step {number}": step for number, step in enumerate(solution.steps, start=1)}
+        for place, text in texts.items():
+            for token in reserved:
+                if token and token in text:
+                    raise DataError(f"{name}: {place} contains {token!r}, which the format reserves; remove it")
+
+
+def tokenizer_of(processor: Any) -> Any:
+    return getattr(processor, "tokenizer", processor)
+
+
+def reads_pictures(processor: Any) -> bool:
+    return hasattr(processor, "image_processor")
+
+
+def token_id(processor: Any, token: str) -> int:
+    """Id of a text that must be one token of this tokenizer; CheckpointError otherwise."""
+    ids = tokenizer_of(processor).encode(token, add_special_tokens=False)
+    if len(ids) != 1:
+        raise CheckpointError(
+            f"{token!r} must be one token, this tokenizer makes {len(ids)} of it; choose another one with "
+            "--set tokens.yes=… (marker, no), or let it be added with --set add_missing_tokens=true"
+        )
+    return ids[0]
+
+
+_PROBE = "?"
+
+
+def _around(messages: list[dict[str, Any]], processor: Any) -> tuple[str, str]:
+    """What the chat template writes before and after the probe."""
+    before, probe, after = processor.apply_chat_template(messages, tokenize=False).rpartition(_PROBE)
+    assert probe, "the chat template writes the content of a turn"
+    return before, after
+
+
+def _picture_placeholder(processor: Any) -> str:
+    text = {"type": "text", "text": _PROBE}
+    before, _ = _around([{"role": "user", "content": [text]}], processor)
+    pictured, _ = _around([{"role": "user", "content": [{"type": "image"}, text]}], processor)
+    return pictured.removeprefix(before).strip()

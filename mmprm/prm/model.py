@@ -1,0 +1,165 @@
+"""The process reward model: a language model whose output is read at the step markers, two logits each.
+
+Shapes: B solution, T token, M marker (all markers of a batch, solution by solution), H hidden, 2 [Yes, No].
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import (
+    AddedToken,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+)
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+
+from mmprm.config import build
+from mmprm.errors import CheckpointError, ConfigError
+from mmprm.prm.format import FORMAT, INFO_FILE, PrmInfo, PrmTokens, Renderer, tokenizer_of
+
+_RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+
+
+class StepJudge(nn.Module):
+    """Logits of [Yes, No] at every marker. Only these rows of the output layer are multiplied, so no B×T×vocabulary
+    tensor exists; equal to the full logits at the marker positions."""
+
+    def __init__(self, backbone: PreTrainedModel, renderer: Renderer) -> None:
+        super().__init__()
+        text_config = backbone.config.get_text_config()
+        if not hasattr(backbone, "model") or any(getattr(text_config, name, None) for name in _RESCALED_LOGITS):
+            raise CheckpointError(
+                f"{type(backbone).__name__}: its logits are not its output layer on its last hidden state; use a "
+                "Qwen-VL, InternVL, Qwen or Llama model"
+            )
+        self.backbone = backbone
+        self.marker_id = renderer.marker_id
+        self.judgement_ids = [renderer.yes_id, renderer.no_id]
+
+    def forward(self, input_ids: Tensor, **inputs: Any) -> Tensor:
+        """input_ids_BT and what else the processor made → logits_M2."""
+        hidden_BTH = self.backbone.model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
+        hidden_MH = hidden_BTH[input_ids == self.marker_id]
+        # Reading the weight here, within a forward, lets ZeRO-3 gather it.
+        return linear(hidden_MH, self.backbone.get_output_embeddings().weight[self.judgement_ids])
+
+
+@dataclass(frozen=True, slots=True)
+class Prm:
+    """`renderer` makes the inputs of `model`, which gives one pair of logits a step."""
+
+    model: StepJudge
+    renderer: Renderer
+    info: PrmInfo
+
+    @property
+    def processor(self) -> Any:
+        return self.renderer.processor
+
+
+def initialise_prm(
+    base: str, tokens: PrmTokens, add_missing_tokens: bool = False, dtype: torch.dtype = torch.float32
+) -> Prm:
+    """A PRM from any vision-language or language model, by folder or hub id.
+
+    The marker becomes a special token; Yes and No must be tokens already unless `add_missing_tokens`. Embeddings of new
+    tokens, in and out, start as the mean of all others.
+    """
+    backbone, processor = _load(base, dtype)
+    tokenizer = tokenizer_of(processor)
+    known = len(tokenizer)
+    tokenizer.add_tokens([AddedToken(tokens.marker, normalized=False)], special_tokens=True)
+    if add_missing_tokens:
+        missing = [t for t in (tokens.yes, tokens.no) if len(tokenizer.encode(t, add_special_tokens=False)) != 1]
+        tokenizer.add_tokens([AddedToken(token, single_word=True, normalized=False) for token in missing])
+    _extend_embeddings(backbone, known, len(tokenizer))
+    return _assemble(backbone, processor, PrmInfo(tokens=tokens, base=base))
+
+
+def load_prm(path: str | Path, dtype: torch.dtype = torch.float32) -> Prm:
+    """A folder written by `save_prm`, in evaluation mode. Raises CheckpointError for any other folder."""
+    info = read_info(path)
+    backbone, processor = _load(str(path), dtype)
+    prm = _assemble(backbone, processor, info)
+    prm.model.eval()
+    return prm
+
+
+def read_info(path: str | Path) -> PrmInfo:
+    file = Path(path) / INFO_FILE
+    if not file.is_file():
+        raise CheckpointError(f"{path}: has no {INFO_FILE}, so it is no process reward model; train one: mmprm train")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(values, dict) and values.get("format") != FORMAT:
+            raise CheckpointError(f"{file}: format {values.get('format')!r} must be {FORMAT!r}")
+        return build(PrmInfo, values, source=str(file))
+    except (ValueError, ConfigError) as error:
+        raise CheckpointError(f"{file}: is not what mmprm writes: {error}") from error
+
+
+def write_info(path: str | Path, info: PrmInfo) -> None:
+    """Replace prm.json in one step, for example to store an aggregator that was chosen later."""
+    file = Path(path) / INFO_FILE
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(info.model_dump(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def save_prm(path: str | Path, prm: Prm, weights: dict[str, Tensor] | None = None) -> None:
+    """Write a plain Hugging Face checkpoint with processor and prm.json; the folder appears whole or not at all.
+
+    `weights` are the backbone's, where they were gathered from several ranks.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        prm.model.backbone.save_pretrained(temporary, state_dict=weights)
+        prm.processor.save_pretrained(temporary)
+        write_info(temporary, prm.info)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written ({error}); free space or choose another folder") from error
+
+
+def _assemble(backbone: PreTrainedModel, processor: Any, info: PrmInfo) -> Prm:
+    renderer = Renderer(processor, info.tokens)
+    return Prm(StepJudge(backbone, renderer), renderer, info)
+
+
+def _load(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
+    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
+        raise CheckpointError(f"{name}: has no config.json, so it is no model folder")
+    try:
+        config = AutoConfig.from_pretrained(name)
+        pictures = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        kind = AutoModelForImageTextToText if pictures else AutoModelForCausalLM
+        # safetensors only: the older weight files are pickles.
+        return kind.from_pretrained(name, dtype=dtype, use_safetensors=True), AutoProcessor.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{name}: cannot be loaded as a model: {error}") from error
+
+
+def _extend_embeddings(backbone: PreTrainedModel, known: int, wanted: int) -> None:
+    """Rows known…wanted become the mean of the rows before. Many vocabularies have spare rows, which are kept."""
+    if wanted > backbone.get_input_embeddings().weight.shape[0]:
+        backbone.resize_token_embeddings(wanted, mean_resizing=False)
+    tables = {id(t.weight): t.weight for t in (backbone.get_input_embeddings(), backbone.get_output_embeddings())}
+    with torch.no_grad():
+        for weight_VH in tables.values():
+            weight_VH[known:wanted] = weight_VH[:known].mean(dim=0)

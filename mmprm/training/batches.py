@@ -1,0 +1,69 @@
+"""Which samples run together: deterministic order, length buckets, a token budget, equal work for every rank.
+
+Pure functions of lengths and seeds: any step of a run can be planned again without the steps before it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Samples that one rank runs at once. A filler repeats others, weighs nothing, and only keeps the ranks in step."""
+
+    samples: tuple[int, ...]
+    filler: bool = False
+
+
+def epoch_batches(sample_count: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """All samples in an order drawn from (seed, epoch), in ceil(n / batch_size) batches of nearly equal size.
+
+    Equal sizes, because each batch is one optimizer step: a short last one would give its samples more weight.
+    """
+    order = list(range(sample_count))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    count = -(-sample_count // batch_size)
+    return [order[sample_count * i // count : sample_count * (i + 1) // count] for i in range(count)]
+
+
+def micro_batches(
+    samples: Iterable[int], lengths: Sequence[int], token_budget: int, ranks: int
+) -> list[tuple[MicroBatch, ...]]:
+    """Rows of one micro-batch a rank, so that every rank runs as many, of similar lengths in a row.
+
+    Samples are sorted by length, so padding is small; count × longest ≤ token_budget, except for single samples.
+    """
+    groups: list[list[int]] = []
+    for sample in sorted(samples, key=lambda sample: (-lengths[sample], sample)):
+        longest = lengths[groups[-1][0]] if groups else 0
+        if groups and longest * (len(groups[-1]) + 1) <= token_budget:
+            groups[-1].append(sample)
+        else:
+            groups.append([sample])
+    while len(groups) % ranks and any(len(group) > 1 for group in groups):
+        place = max(range(len(groups)), key=lambda i: len(groups[i]))
+        half = len(groups[place]) // 2
+        groups[place : place + 1] = [groups[place][:half], groups[place][half:]]
+    planned = [MicroBatch(tuple(group)) for group in groups]
+    planned += [MicroBatch(planned[-1].samples[-1:], filler=True)] * (-len(planned) % ranks)
+    return list(zip(*[iter(planned)] * ranks, strict=True))
+
+
+def one_ahead(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
+    """Results in order; the next one is made in a thread while the caller works on the one before."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        waiting = None
+        for task in tasks:
+            following = thread.submit(task)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = following
+        if waiting is not None:
+            yield waiting.result()

@@ -1,0 +1,44 @@
+"""Keys of a training run that hold for any model and loss."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mmprm.config import Config
+
+
+class TrainingConfig(Config):
+    epochs: int = Field(1, ge=1)
+    """Passes over the training samples."""
+    batch_size: int = Field(512, ge=1)
+    """Samples of one optimizer step, over all ranks."""
+    micro_batch_tokens: int = Field(16384, ge=1)
+    """Most tokens, padding included, that a rank runs at once; a longer sample runs alone."""
+    learning_rate: float = Field(4e-6, gt=0)
+    """Peak of the schedule."""
+    final_learning_rate: float = Field(0.0, ge=0, le=1)
+    """Where the cosine ends, as a share of the peak."""
+    warmup: float = Field(0.03, ge=0, lt=1)
+    """Share of the steps with a rising learning rate."""
+    weight_decay: float = Field(0.05, ge=0)
+    """AdamW decay of matrices; vectors (norms, biases) have none."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW moment decays."""
+    gradient_clipping: float = Field(1.0, ge=0)
+    """Largest gradient norm; 0 does not clip."""
+    precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16 keeps float32 master weights; on CPU fp32 is faster."""
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """What DeepSpeed shards over ranks: 1 optimizer state, 2 and gradients, 3 and weights."""
+    seed: int = 0
+    """Decides the order of samples, and dropout."""
+    eval_every: int = Field(0, ge=0)
+    """Optimizer steps between evaluations; 0 evaluates only at the end."""
+    save_every: int = Field(0, ge=0)
+    """Optimizer steps between checkpoints to resume from; 0 keeps none."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints that are kept."""
+    log_every: int = Field(10, ge=1)
+    """Optimizer steps between metrics on the console; metrics.jsonl and TensorBoard get every step."""

@@ -1,0 +1,122 @@
+"""The one training loop: plan a step, run its micro-batches, update, log, evaluate, keep a checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from mmprm.errors import TrainingError
+from mmprm.training import checkpoints
+from mmprm.training.batches import MicroBatch, epoch_batches, micro_batches, one_ahead
+from mmprm.training.config import TrainingConfig
+from mmprm.training.engine import Engine
+from mmprm.training.metrics_log import MetricsLog
+from mmprm.training.ranks import Ranks
+
+
+class Task(Protocol):
+    """What is trained: samples by number, how many of them a loss counts, and the loss."""
+
+    lengths: Sequence[int]
+    """Tokens of each sample."""
+    terms: Sequence[int]
+    """Terms that each sample adds to the loss; a step's loss is the sum over its terms divided by their number."""
+
+    def collate(self, samples: Sequence[int]) -> Any:
+        """Inputs on the CPU; runs in a thread beside the model."""
+        ...
+
+    def loss_sum(self, model: nn.Module, batch: Any) -> Tensor:
+        """Scalar sum of the loss terms of a batch from `collate`."""
+        ...
+
+    def evaluate(self, engine: Engine) -> dict[str, float]:
+        """Metrics on held-out data; every rank calls it."""
+        ...
+
+
+def step_count(samples: int, config: TrainingConfig) -> int:
+    return config.epochs * -(-samples // config.batch_size)
+
+
+def fit(task: Task, engine: Engine, config: TrainingConfig, folder: Path) -> dict[str, float]:
+    """Train to the end, from the newest checkpoint in `folder` if there is one; returns the last evaluation.
+
+    An interrupted and resumed run takes the same steps on the same data as an uninterrupted one.
+    """
+    ranks, identity = engine.ranks, _identity(task, engine, config)
+    first = checkpoints.resume(engine, folder / "checkpoints", identity)
+    total = step_count(len(task.lengths), config)
+    log = MetricsLog(folder, first) if ranks.is_main else None
+    collated = one_ahead(
+        partial(task.collate, micro.samples) for step in _steps(task, config, ranks, first) for micro in step.own
+    )
+    evaluation: dict[str, float] = {}
+    for done, step in enumerate(_steps(task, config, ranks, first), start=first + 1):
+        started, rate = time.perf_counter(), engine.learning_rate
+        losses = (partial(_loss, task=task, batch=next(collated), filler=micro.filler) for micro in step.own)
+        loss, norm = engine.step(losses, step.terms)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"step {done}: the loss is {loss}; lower training.learning_rate and start again: "
+                "the run goes on from its last checkpoint"
+            )
+        seconds = time.perf_counter() - started
+        metrics = {"loss": loss, "learning_rate": rate, "seconds": seconds}
+        metrics |= {} if norm is None else {"gradient_norm": norm}
+        metrics |= {"tokens_per_second": step.tokens / seconds, "terms_per_second": step.terms / seconds}
+        if log:
+            log.write("train", done, metrics, shown=done % config.log_every == 0 or done == total, total=total)
+        if done == total or (config.eval_every and done % config.eval_every == 0):
+            evaluation = task.evaluate(engine)
+            if log:
+                log.write("eval", done, evaluation, shown=True, total=total)
+        if config.save_every and (done == total or done % config.save_every == 0):
+            checkpoints.save(engine, folder / "checkpoints", done, identity, config.keep_checkpoints)
+    if log:
+        log.close()
+    return evaluation or task.evaluate(engine)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One optimizer step: this rank's micro-batches, and the terms and tokens of all ranks."""
+
+    own: tuple[MicroBatch, ...]
+    terms: int
+    tokens: int
+
+
+def _steps(task: Task, config: TrainingConfig, ranks: Ranks, first: int) -> Iterator[_Step]:
+    number = 0
+    for epoch in range(config.epochs):
+        for batch in epoch_batches(len(task.lengths), config.batch_size, config.seed, epoch):
+            if number >= first:
+                rows = micro_batches(batch, task.lengths, config.micro_batch_tokens, ranks.count)
+                yield _Step(
+                    own=tuple(row[ranks.rank] for row in rows),
+                    terms=sum(task.terms[sample] for sample in batch),
+                    tokens=sum(task.lengths[sample] for sample in batch),
+                )
+            number += 1
+
+
+def _loss(model: nn.Module, task: Task, batch: Any, filler: bool) -> Tensor:
+    loss = task.loss_sum(model, batch)
+    return loss * 0.0 if filler else loss
+
+
+def _identity(task: Task, engine: Engine, config: TrainingConfig) -> dict[str, Any]:
+    """What two runs must share for one to go on where the other stopped."""
+    free = ("eval_every", "save_every", "keep_checkpoints", "log_every")
+    data = hashlib.sha256(json.dumps([list(task.lengths), list(task.terms)]).encode()).hexdigest()
+    return {**config.model_dump(mode="json", exclude=set(free)), "ranks": engine.ranks.count, "data": data[:16]}
