@@ -1,0 +1,160 @@
+"""Advantages over the global batch: group baselines, GAE, whitening, clamping; pure functions.
+
+Shapes: P prompt, K sample of its group, N = P·K sample of the batch, T token. A group is a row, padded to the longest;
+`kept_PK` is False on padding and on dropped samples, whose reward is never read and whose advantage is 0. Rows are
+those of the global batch, never of one rank's share. A sequence's advantage goes to each of its response tokens;
+token rewards (KL, process reward) come on top, then `clamp`, then `whiten`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mmprm.config import Config
+
+EPSILON = 1e-6
+"""Added to a standard deviation that divides."""
+
+
+class AdvantageConfig(Config):
+    estimator: Literal[
+        "rloo",
+        "grpo",
+        "dr_grpo",
+        "reinforce_pp",
+        "reinforce_pp_baseline",
+        "gae",
+        "cpgd",
+        "cpgd_inverse_std",
+        "cpgd_clip_filter",
+    ] = "rloo"
+    """Advantage of a response; gae needs a critic, reinforce_pp and gae need no group, the others at least two known
+    samples in one."""
+    clamp: float | None = None
+    """Limit of |advantage|, before whitening; MM-Eureka: 10."""
+    whiten: bool = False
+    """Whiten over the tokens of the global batch; MM-Eureka: for all but grpo. The two REINFORCE++ forms always do."""
+    gamma: float = 1.0
+    """Discount of token rewards."""
+    lam: float = 1.0
+    """λ of GAE."""
+
+
+def tabulate(rewards: Sequence[Sequence[float | None]], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
+    """(rewards_PK, known_PK) of groups that may differ in size; None is an unknown verdict."""
+    width = max(map(len, rewards), default=0)
+    rows = [[*row, *[None] * (width - len(row))] for row in rewards]
+    known_PK = torch.tensor([[reward is not None for reward in row] for row in rows], dtype=torch.bool)
+    rewards_PK = torch.tensor([[0.0 if reward is None else reward for reward in row] for row in rows], dtype=dtype)
+    return rewards_PK, known_PK
+
+
+def keep(known_PK: Tensor, least: int = 2) -> Tensor:
+    """kept_PK: the known samples of the groups that have at least `least` of them."""
+    return known_PK & (known_PK.sum(dim=1, keepdim=True) >= least)
+
+
+def rloo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
+    """A_k = R_k − mean of the others = (K·R_k − ΣR)/(K − 1), K counting kept samples (Ahmadian et al. 2024)."""
+    count_P1 = kept_PK.sum(dim=1, keepdim=True)
+    return dr_grpo(rewards_PK, kept_PK) * count_P1 / (count_P1 - 1).clamp(min=1)
+
+
+def grpo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
+    """A_k = (R_k − mean)/(std + ε), unbiased std (DeepSeekMath)."""
+    centred_PK = dr_grpo(rewards_PK, kept_PK)
+    degrees_P1 = (kept_PK.sum(dim=1, keepdim=True) - 1).clamp(min=1)
+    return centred_PK / ((centred_PK.square().sum(dim=1, keepdim=True) / degrees_P1).sqrt() + EPSILON)
+
+
+def dr_grpo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
+    """A_k = R_k − mean (Liu et al. 2025); with later whitening, the baseline form of REINFORCE++; with ω = 1, CPGD."""
+    count_P1 = kept_PK.sum(dim=1, keepdim=True).clamp(min=1)
+    mean_P1 = reinforce_pp(rewards_PK, kept_PK).sum(dim=1, keepdim=True) / count_P1
+    return torch.where(kept_PK, rewards_PK - mean_P1, 0)
+
+
+def reinforce_pp(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
+    """A_k = R_k; whitening over the global batch's tokens is its only baseline (Hu 2025)."""
+    return torch.where(kept_PK, rewards_PK, 0)
+
+
+def cpgd_clip_filter(rewards_PK: Tensor, kept_PK: Tensor, cap: float = 3.0) -> Tensor:
+    """A_k = ω·(R_k − mean), ω = min(c_ω, groups / groups with std > 0): groups without a difference teach nothing, so
+    the others count for them, up to the cap (CPGD)."""
+    highest_P = torch.where(kept_PK, rewards_PK, -torch.inf).amax(dim=1)
+    lowest_P = torch.where(kept_PK, rewards_PK, torch.inf).amin(dim=1)
+    # std > 0, without the rounding of a mean
+    differing = (highest_P > lowest_P).sum()
+    weight = (kept_PK.any(dim=1).sum() / differing.clamp(min=1)).clamp(max=cap)
+    return weight * dr_grpo(rewards_PK, kept_PK)
+
+
+@dataclass(frozen=True, slots=True)
+class Estimator:
+    """`advantages(rewards_PK, kept_PK)`; a group with fewer than `least` known samples is dropped; `whitens`: whitening
+    is part of the definition; `critic`: token rewards go through `gae`, and the sequence reward to the last token."""
+
+    advantages: Callable[[Tensor, Tensor], Tensor]
+    least: int = 2
+    whitens: bool = False
+    critic: bool = False
+
+
+ESTIMATORS = {
+    "rloo": Estimator(rloo),
+    "grpo": Estimator(grpo),
+    "dr_grpo": Estimator(dr_grpo),
+    "reinforce_pp": Estimator(reinforce_pp, least=1, whitens=True),
+    "reinforce_pp_baseline": Estimator(dr_grpo, whitens=True),
+    "gae": Estimator(reinforce_pp, least=1, critic=True),
+    "cpgd": Estimator(dr_grpo),
+    "cpgd_inverse_std": Estimator(grpo),
+    "cpgd_clip_filter": Estimator(cpgd_clip_filter),
+}
+
+
+def gae(rewards_NT: Tensor, values_NT: Tensor, mask_NT: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
+    """(advantages_NT, returns_NT) with δ_t = r_t + γ·V_{t+1} − V_t, A_t = δ_t + γλ·A_{t+1}, return A_t + V_t.
+
+    V and A are 0 after the last response token; masked tokens are skipped wherever they stand, and get 0
+    (Schulman et al. 2016).
+    """
+    values_NT = torch.where(mask_NT, values_NT, 0)
+    advantages_NT = torch.zeros_like(values_NT)
+    next_value_N = next_advantage_N = torch.zeros_like(values_NT[:, 0])
+    for t in reversed(range(values_NT.shape[1])):
+        advantage_N = rewards_NT[:, t] + gamma * next_value_N - values_NT[:, t] + gamma * lam * next_advantage_N
+        next_advantage_N = torch.where(mask_NT[:, t], advantage_N, next_advantage_N)
+        next_value_N = torch.where(mask_NT[:, t], values_NT[:, t], next_value_N)
+        advantages_NT[:, t] = torch.where(mask_NT[:, t], advantage_N, 0)
+    return advantages_NT, advantages_NT + values_NT
+
+
+def returns_to_go(rewards_NT: Tensor, mask_NT: Tensor, gamma: float) -> Tensor:
+    """G_t = Σ_{l ≥ t} γ^(l − t)·r_l over response tokens: GAE with λ = 1 and no critic."""
+    return gae(rewards_NT, torch.zeros_like(rewards_NT), mask_NT, gamma, 1.0)[0]
+
+
+def clamp(advantages: Tensor, limit: float | None) -> Tensor:
+    """A limited to [−limit, limit]; None leaves it."""
+    return advantages if limit is None else advantages.clamp(-limit, limit)
+
+
+def moments(values_NT: Tensor, mask_NT: Tensor) -> Tensor:
+    """(count, Σ, Σ²) over unmasked tokens, in float64: add those of all ranks before `whiten`."""
+    values = values_NT[mask_NT].double()
+    return torch.stack([mask_NT.sum().double(), values.sum(), values.square().sum()])
+
+
+def whiten(values_NT: Tensor, mask_NT: Tensor, global_moments: Tensor) -> Tensor:
+    """(A − mean)/√max(var, 1e-8), biased variance, both over the tokens that `global_moments` counted; 0 if masked."""
+    count, total, squares = global_moments
+    mean = total / count.clamp(min=1)
+    variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=1e-8)
+    return torch.where(mask_NT, (values_NT - mean) * variance.rsqrt(), 0).to(values_NT.dtype)

@@ -1,0 +1,246 @@
+"""Losses of the policy and the critic: PPO clip, CPGD, KL to a reference, aggregation over the global batch.
+
+Shapes: N sequence of a micro-batch, T token; lp, old, ref, engine: log π(token) under the trained policy, the policy
+that sampled, the reference, and the engine that sampled; mask: response tokens of kept samples. What stands at masked
+tokens is never read, nor does it get a gradient.
+
+Every loss divides by a denominator that the caller sums over the global batch (`denominator`, added over micro-batches
+and ranks), so that the losses of micro-batches add up to the loss of the batch. Where gradients are averaged over
+ranks, the caller multiplies by their number.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from mmprm.config import Config
+
+KL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "k1": lambda lp, ref: lp - ref,
+    "k2": lambda lp, ref: (lp - ref).square() / 2,
+    "k3": lambda lp, ref: torch.exp(ref - lp) - 1 + lp - ref,
+}
+"""Estimators of KL(π‖ref) per token, Δ = lp − ref: k1 Δ, k2 Δ²/2, k3 e^(−Δ) − 1 + Δ (Schulman 2020)."""
+
+KL_PLACES: dict[str, tuple[str, ...]] = {"loss": ("k3", "k2"), "reward": ("k1",)}
+"""Estimators with a meaning at each place, the default first. In the loss, on policy, k2 has the gradient of KL(π‖ref),
+k3 that of KL(ref‖π), k1 none; in the reward k1 has that of KL(π‖ref), the others that of neither."""
+
+
+class KlConfig(Config):
+    coefficient: float = Field(0.0, ge=0)
+    """Weight of the KL to the reference model; at 0 no reference model is loaded."""
+    place: Literal["loss", "reward"] = "loss"
+    """loss: a term of the loss; reward: −coefficient·k1 as a reward of each token."""
+    estimator: Literal["k1", "k2", "k3"] | None = None
+    """loss: k3 (when unset) or k2; reward: k1."""
+
+    @model_validator(mode="after")
+    def _estimator_fits_the_place(self) -> KlConfig:
+        allowed = KL_PLACES[self.place]
+        if self.estimator not in (None, *allowed):
+            raise ValueError(
+                f"estimator={self.estimator!r} in the {self.place} does not have the gradient of a KL divergence; "
+                f"use {' or '.join(allowed)}, or the other place"
+            )
+        return self
+
+    @property
+    def function(self) -> Callable[[Tensor, Tensor], Tensor]:
+        return KL[self.estimator or KL_PLACES[self.place][0]]
+
+
+class LossConfig(Config):
+    surrogate: Literal["ppo_clip", "cpgd"] = "ppo_clip"
+    """ppo_clip: clipped ratio; cpgd: clipped log-ratio plus drift."""
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    """The ratio is clipped to [1 − clip_low, 1 + clip_high]."""
+    clip_high: float = Field(0.2, gt=0)
+    """The ratio is clipped to [1 − clip_low, 1 + clip_high]."""
+    dual_clip: float | None = Field(None, gt=1)
+    """For negative advantages, bound of the ratio beyond which a token has no gradient; MM-Eureka: 3."""
+    drift: float | None = Field(None, ge=0)
+    """Coefficient α of the drift term; unset: 0.01 for cpgd, 0 for ppo_clip."""
+    drift_cap: float = Field(2.0, gt=0)
+    """Bound c of the drift's force e^ρ − 1."""
+    aggregation: Literal["token_mean", "sequence_mean", "fixed"] = "token_mean"
+    """Mean over the tokens of the global batch; or over its responses of their token means; or the sum over tokens
+    divided by responses × divisor."""
+    divisor: int | None = Field(None, gt=0)
+    """Tokens a response that aggregation=fixed divides by, for example the generation limit (Dr. GRPO)."""
+    importance_cap: float | None = Field(None, gt=0)
+    """Weigh tokens by min(trainer's / engine's probability, cap), usually 2; unset: no weights."""
+    kl: KlConfig = KlConfig()
+
+    @model_validator(mode="after")
+    def _fixed_has_a_divisor(self) -> LossConfig:
+        if self.aggregation == "fixed" and self.divisor is None:
+            raise ValueError("aggregation=fixed needs a divisor, for example the generation limit: divisor=4096")
+        return self
+
+    @property
+    def drift_coefficient(self) -> float:
+        return SURROGATES[self.surrogate].drift if self.drift is None else self.drift
+
+
+def bounded(rho_NT: Tensor, advantages_NT: Tensor, low: float, high: float, dual: float | None) -> Tensor:
+    """The log-ratio where the pessimistic clip lets it act: min(ρ, ln(1 + high)) if A ≥ 0, else max(ρ, ln(1 − low)),
+    and with dual clip no more than ln(dual).
+
+    f(ρ)·A at this ρ is min(f(ρ)·A, f(clip(ρ))·A) for any increasing f, and, with the dual clip, the larger of that
+    and f(ln dual)·A where A < 0. Bounding before exp keeps an enormous ratio from giving ∞·0.
+    """
+    above = rho_NT.clamp(max=math.log(1 + high))
+    below = rho_NT.clamp(min=math.log(1 - low), max=None if dual is None else math.log(dual))
+    return torch.where(advantages_NT >= 0, above, below)
+
+
+def ppo(bounded_NT: Tensor, advantages_NT: Tensor) -> Tensor:
+    """−e^ρ·A at the bounded ρ: −min(r·A, clip(r, 1−ε_lo, 1+ε_hi)·A); dual clip: for A < 0, −max(that min, c·A)
+    (Schulman et al. 2017, Ye et al. 2020)."""
+    return -bounded_NT.exp() * advantages_NT
+
+
+def cpgd(bounded_NT: Tensor, advantages_NT: Tensor) -> Tensor:
+    """−ρ·A at the bounded ρ: −min(ρ·A, clip(ρ, ln(1−ε_lo), ln(1+ε_hi))·A) (CPGD)."""
+    return -bounded_NT * advantages_NT
+
+
+def cpgd_drift(lp_NT: Tensor, rho_NT: Tensor, cap: float) -> Tensor:
+    """min(sg(e^ρ) − 1, c)·lp: the gradient of k3 of KL(old‖new), its force capped, so that a ratio above c + 1 is still
+    pulled back (CPGD). The value itself means nothing."""
+    return (rho_NT.detach().exp() - 1).clamp(max=cap) * lp_NT
+
+
+@dataclass(frozen=True, slots=True)
+class Surrogate:
+    """`loss(bounded_NT, advantages_NT)` and the drift coefficient that belongs to it."""
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    drift: float
+
+
+SURROGATES = {"ppo_clip": Surrogate(ppo, drift=0.0), "cpgd": Surrogate(cpgd, drift=0.01)}
+
+
+@dataclass(frozen=True, slots=True)
+class Aggregation:
+    """`weights(mask_NT)` of the tokens in the numerator; `size(mask_NT, divisor)`, this part's share of the
+    denominator."""
+
+    weights: Callable[[Tensor], Tensor]
+    size: Callable[[Tensor, int | None], Tensor]
+
+
+AGGREGATIONS = {
+    "token_mean": Aggregation(lambda mask: mask, lambda mask, _: mask.sum()),
+    "sequence_mean": Aggregation(
+        lambda mask: mask / mask.sum(dim=1, keepdim=True).clamp(min=1), lambda mask, _: mask.any(dim=1).sum()
+    ),
+    "fixed": Aggregation(lambda mask: mask, lambda mask, divisor: mask.any(dim=1).sum() * divisor),
+}
+
+
+def denominator(mask_NT: Tensor, config: LossConfig) -> Tensor:
+    """What these sequences add to the global denominator: response tokens; sequences with a response token; those
+    times `divisor`. Add it over the micro-batches and ranks of one update."""
+    return AGGREGATIONS[config.aggregation].size(mask_NT, config.divisor)
+
+
+def aggregate(loss_NT: Tensor, mask_NT: Tensor, denominator: Tensor, aggregation: str) -> Tensor:
+    """Σ w·loss / denominator: token_mean and fixed w = m; sequence_mean w = m / Σ_t m."""
+    weights_NT = AGGREGATIONS[aggregation].weights(mask_NT)
+    return (weights_NT * torch.where(mask_NT, loss_NT, 0)).sum() / denominator
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """What an update looked like, detached. `terms` (surrogate, drift, kl: before their coefficients) add up over
+    micro-batches and ranks; so do `sums` over tokens (tokens, clipped, kl_old, kl_ref), to be divided by tokens;
+    of the extremes of ρ the largest and smallest count."""
+
+    terms: dict[str, Tensor]
+    sums: dict[str, Tensor]
+    log_ratio_min: Tensor
+    log_ratio_max: Tensor
+
+
+def policy_loss(
+    lp: Tensor,
+    old: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    denominator: Tensor,
+    config: LossConfig,
+    ref: Tensor | None = None,
+    weights: Tensor | None = None,
+) -> tuple[Tensor, Watch]:
+    """(loss, watch): Σ w·(weights·surrogate + α·drift + β·KL) / denominator, all tensors _NT.
+
+    `denominator` is that of the global batch; `ref` is needed where kl.coefficient > 0; `weights` (from
+    `truncated_weights`) scale the surrogate only.
+    """
+    assert denominator > 0, "no response token in the global batch: skip the update"
+    # Masked before any arithmetic: a NaN of the padding would pass through a later product with 0.
+    lp_NT, old_NT, advantages_NT = (torch.where(mask, tensor, 0) for tensor in (lp, old, advantages))
+    rho_NT = lp_NT - old_NT
+    ref_NT = lp_NT.detach() if ref is None else torch.where(mask, ref, 0)
+    bounded_NT = bounded(rho_NT, advantages_NT, config.clip_low, config.clip_high, config.dual_clip)
+    surrogate_NT = SURROGATES[config.surrogate].loss(bounded_NT, advantages_NT)
+    terms_NT = {
+        "surrogate": surrogate_NT if weights is None else surrogate_NT * torch.where(mask, weights, 0),
+        "drift": cpgd_drift(lp_NT, rho_NT, config.drift_cap),
+        "kl": config.kl.function(lp_NT, ref_NT),
+    }
+    in_loss = config.kl.coefficient if config.kl.place == "loss" else 0.0
+    assert ref is not None or in_loss == 0, "kl.coefficient > 0 needs log-probabilities of the reference"
+    coefficients = {"surrogate": 1.0, "drift": config.drift_coefficient, "kl": in_loss}
+    terms = {name: aggregate(term, mask, denominator, config.aggregation) for name, term in terms_NT.items()}
+    total = sum(coefficients[name] * terms[name] for name in terms if coefficients[name])
+    return total, _watch(terms, rho_NT.detach(), bounded_NT.detach(), ref_NT - lp_NT.detach(), mask)
+
+
+def _watch(terms: dict[str, Tensor], rho_NT: Tensor, bounded_NT: Tensor, to_ref_NT: Tensor, mask_NT: Tensor) -> Watch:
+    rho = rho_NT[mask_NT]
+    return Watch(
+        terms={name: term.detach() for name, term in terms.items()},
+        sums={
+            "tokens": mask_NT.sum(),
+            "clipped": (bounded_NT != rho_NT)[mask_NT].sum(),
+            "kl_old": (rho.exp() - 1 - rho).sum(),
+            "kl_ref": (to_ref_NT.exp() - 1 - to_ref_NT)[mask_NT].sum(),
+        },
+        log_ratio_min=torch.where(mask_NT, rho_NT, torch.inf).amin(),
+        log_ratio_max=torch.where(mask_NT, rho_NT, -torch.inf).amax(),
+    )
+
+
+def truncated_weights(old_NT: Tensor, engine_NT: Tensor, mask_NT: Tensor, cap: float) -> Tensor:
+    """min(π_old(token)/π_engine(token), cap), without gradient, 0 at masked tokens: corrects for an engine whose
+    probabilities differ from the trainer's, or whose weights are one step old (Yao et al. 2025)."""
+    log_weights_NT = torch.where(mask_NT, old_NT - engine_NT, 0).detach()
+    return log_weights_NT.clamp(max=math.log(cap)).exp() * mask_NT
+
+
+def mismatch(old_NT: Tensor, engine_NT: Tensor, mask_NT: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """(sums, largest) of trainer's minus engine's log-probability: Σ|d|, Σd and tokens, which add up over micro-batches
+    and ranks, and max |d|."""
+    difference_NT = torch.where(mask_NT, old_NT - engine_NT, 0).detach()
+    sums = {"absolute": difference_NT.abs().sum(), "signed": difference_NT.sum(), "tokens": mask_NT.sum()}
+    return sums, difference_NT.abs().max()
+
+
+def value_loss(values_NT: Tensor, old_NT: Tensor, returns_NT: Tensor, clip: float | None) -> Tensor:
+    """Per token ½·max((V − G)², (old + clip(V − old, ±clip) − G)²), for `aggregate`; clip None: ½·(V − G)²."""
+    squares_NT = (values_NT - returns_NT).square()
+    if clip is not None:
+        near_NT = old_NT + (values_NT - old_NT).clamp(-clip, clip)
+        squares_NT = torch.maximum(squares_NT, (near_NT - returns_NT).square())
+    return squares_NT / 2
