@@ -61,6 +61,17 @@ def aggregator(name: str) -> Aggregator:
         raise ConfigError(f"aggregator={name!r} must be one of {', '.join(AGGREGATORS)}") from None
 
 
+def chosen_aggregator(configured: str | None, stored: str | None) -> str:
+    """The name to use: the configured one, else the one that the PRM's prm.json stores; never a silent default."""
+    name = configured or stored
+    if name is None:
+        raise ConfigError(
+            f"aggregator: prm.json names none; set one of {', '.join(AGGREGATORS)}, best the one that wins on a "
+            "development set"
+        )
+    return name
+
+
 def vote_weight(name: str, value: float) -> float:
     """The aggregate as a weight in [0, 1] for a vote: sums of logs through exp, log-odds and odds through the sigmoid,
     the others as they are. Each map is increasing, so that the order of solutions stays."""

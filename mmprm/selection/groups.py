@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from mmprm import steps
-from mmprm.errors import DataError, MmprmError
+from mmprm.errors import DataError, EngineStoppedError, MmprmError
+from mmprm.grading import choice
+from mmprm.grading.numbers import number
+from mmprm.grading.text import key
 from mmprm.sampling.seeds import derive_seed
 from mmprm.scoring.aggregate import aggregator, vote_weight
 from mmprm.selection.selectors import Choice
@@ -57,19 +59,21 @@ class Sampled:
     failed: dict[str, str] = field(default_factory=dict)
 
 
-def answer_key(extracted: str | None) -> str | None:
-    """The extracted answer, so normalised that different spellings of one answer vote together: without math
-    delimiters, thousands separators, a trailing point, white space and case; numbers by value where finite."""
+def answer_key(extracted: str | None, problem: Problem) -> str | None:
+    """The extracted answer, so normalised that the spellings of one answer vote together: options by letter, numbers
+    by value, the rest as grading's text keys."""
     if extracted is None:
         return None
-    text = re.sub(r"^\$+|\$+$|^\\[(\[]|\\[)\]]$", "", extracted.strip())
-    text = re.sub(r"(?<=\d),(?=\d{3}\b)", "", text)
-    text = re.sub(r"\s+", "", text).rstrip(".").casefold()
-    try:
-        number = float(text)
-    except ValueError:
-        return text or None
-    return repr(number + 0.0) if math.isfinite(number) else text
+    if problem.choices:
+        index = choice.option(extracted, problem.choices)
+        named = None if index is None else chr(ord("A") + index)
+    else:
+        named = choice.letter(extracted) if choice.is_letter(problem.answer) else None
+    if named:
+        return f"option {named}"
+    text = key(extracted)
+    value = number(text)
+    return str(value) if value is not None else text or None
 
 
 async def sample_groups(
@@ -84,7 +88,8 @@ async def sample_groups(
 ) -> Sampled:
     """Draw and grade `samples` solutions of each problem, at most `in_flight` of them at a time.
 
-    A problem whose sampling fails (a missing picture, a prompt that is too long) is reported in `failed` and left out.
+    A problem whose sampling fails (a missing picture, a prompt that is too long) is reported in `failed` and left out;
+    an engine that has stopped fails the whole.
     """
     room = asyncio.Semaphore(max(1, in_flight // samples))
 
@@ -93,6 +98,8 @@ async def sample_groups(
             request = SampleRequest(problem, "", samples, derive_seed(run_seed, problem.id, "", 0))
             try:
                 completions = await sampler.sample(request)
+            except EngineStoppedError:
+                raise
             except MmprmError as error:
                 return str(error)
         return Group(problem, tuple(await asyncio.gather(*(candidate(problem, c) for c in completions))))
@@ -103,7 +110,7 @@ async def sample_groups(
         return Candidate(
             response=completion.text,
             steps=tuple(steps.plain(step, markup) for step in split.steps),
-            answer=answer_key(grading.extracted),
+            answer=answer_key(grading.extracted, problem),
             verdict=grading.verdict,
             token_count=completion.token_count,
             unsplit=split.reason,

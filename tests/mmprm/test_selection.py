@@ -130,17 +130,25 @@ def test_sizes_and_groups_must_fit() -> None:
 
 @pytest.mark.parametrize(
     ("left", "right"),
-    [("24", " 24. "), ("$24$", "24.0"), ("1,000", "1000"), ("\\(x + 1\\)", "x+1"), ("(B)", "(b)")],
+    [("24", " 24. "), ("$24$", "24.0"), ("1,000", "1000"), ("\\(x + 1\\)", "x+1"), ("1/2", "0.5"), ("Yes", "yes")],
 )
 def test_spellings_of_one_answer_vote_together(left: str, right: str) -> None:
-    assert answer_key(left) == answer_key(right)
+    assert answer_key(left, PROBLEM) == answer_key(right, PROBLEM)
+
+
+def test_options_vote_by_letter() -> None:
+    letters = Problem("p", "q", "B")
+    assert len({answer_key(text, letters) for text in ("B", "(B)", "b.", "option B")}) == 1
+    listed = Problem("p", "q", "4 cm", choices=("3 cm", "4 cm"))
+    assert len({answer_key(text, listed) for text in ("B", "4 cm", "B. 4 cm")}) == 1
+    assert answer_key("A", listed) != answer_key("B", listed)
 
 
 def test_different_answers_do_not() -> None:
-    keys = [answer_key(text) for text in ("24", "2.4", "-24", "24 cm", "1,2", "1,000,5", "nan")]
+    keys = [answer_key(text, PROBLEM) for text in ("24", "2.4", "-24", "24 cm", "1,2", "1,000,5", "nan", "B", "b")]
     assert len(set(keys)) == len(keys)
-    assert answer_key(None) is None
-    assert answer_key("  ") is None
+    assert answer_key(None, PROBLEM) is None
+    assert answer_key("  ", PROBLEM) is None
 
 
 class CountingSampler:
@@ -186,7 +194,7 @@ async def test_groups_hold_what_was_sampled_graded_and_scored() -> None:
     assert [group.problem.id for group in sampled.groups] == ["a", "b"]
     first = sampled.groups[0].candidates
     assert first[1] == Candidate(
-        "<step>is 1</step><answer>1</answer>", ("is 1", "<answer>1</answer>"), "1.0", Verdict.CORRECT, 5
+        "<step>is 1</step><answer>1</answer>", ("is 1", "<answer>1</answer>"), "1", Verdict.CORRECT, 5
     )
     assert (first[2].steps, first[2].unsplit) == ((), "unclosed step")
 
