@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import argparse
 import collections
-import contextlib
 import itertools
 import json
-import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from mmprm.cli.jsonl import output, read_rows
 from mmprm.cli.options import add_config_options, load_config
 from mmprm.errors import DataError
 from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
@@ -40,8 +38,8 @@ def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments, GraderConfig)
     verdicts: collections.Counter[str] = collections.Counter()
     reasons: collections.Counter[str] = collections.Counter()
-    rows = _rows(arguments.file)
-    with _output(arguments.out) as out, SymbolicGrader(config) as grader:
+    rows = itertools.starmap(_checked, read_rows(arguments.file))
+    with output(arguments.out) as out, SymbolicGrader(config) as grader:
         while chunk := list(itertools.islice(rows, CHUNK)):
             gradings = grader.grade_many([(_problem(row), row["response"]) for row in chunk])
             for row, grading in zip(chunk, gradings, strict=True):
@@ -53,23 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     print(_summary(verdicts, reasons), file=sys.stderr)
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _row(line, f"{path}:{number}")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-
-
-def _row(line: bytes, place: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise DataError(f"{place}: is not JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{place}: must be an object with gold and response, got {type(row).__name__}")
+def _checked(place: str, row: dict[str, Any]) -> dict[str, Any]:
     for name in ("gold", "response"):
         if not isinstance(row.get(name), str):
             raise DataError(f"{place}: {name} must be text, got {row.get(name)!r}; the line has {', '.join(row)}")
@@ -83,24 +65,6 @@ def _row(line: bytes, place: str) -> dict[str, Any]:
 
 def _problem(row: dict[str, Any]) -> Problem:
     return Problem("", str(row.get("question") or ""), row["gold"], choices=tuple(row.get("choices") or ()))
-
-
-@contextlib.contextmanager
-def _output(path: Path | None) -> Iterator[TextIO]:
-    """Standard output, or a file that appears only when it is complete."""
-    if path is None:
-        yield sys.stdout
-        return
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            yield file
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror})") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _summary(verdicts: collections.Counter[str], reasons: collections.Counter[str]) -> str:
