@@ -6,9 +6,9 @@ from mmprm.config import Config
 
 
 class StepsConfig(Config):
-    vision: int = 200
+    vision: int = 80
     """Optimiser steps of stage 1."""
-    arithmetic: int = 1000
+    arithmetic: int = 500
     """Optimiser steps of stage 2."""
     reading: int = 400
     """Optimiser steps of stage 3."""

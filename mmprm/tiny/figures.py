@@ -1,0 +1,122 @@
+"""The figures of a demo: what they must reach, and the page that shows them."""
+
+from __future__ import annotations
+
+import json
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mmprm.evaluation.aggregators import AggregatorChoice, choose_aggregator
+from mmprm.evaluation.first_error import FirstErrorResult, evaluate_first_error, threshold_from
+from mmprm.labels.parquet import LabelledExample
+from mmprm.metrics import roc_auc
+from mmprm.report.data import Headline, ReportData, TrainingPoint, extremes
+from mmprm.selection.accuracy import AccuracyAtN, accuracy_at_n
+from mmprm.selection.groups import Group, common_size
+from mmprm.tiny.truth import judged_solutions, label_truth, steps_right
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Everything measured against the world's truth; `accuracy` is on the test problems for N = 1, 2, 4, …"""
+
+    labels: list[float]
+    labels_right: list[bool]
+    label_auc: float
+    aggregator: AggregatorChoice
+    first_error: FirstErrorResult
+    accuracy: list[AccuracyAtN]
+
+
+def measure(examples: Sequence[LabelledExample], development: Sequence[Group], test: Sequence[Group]) -> Figures:
+    """Aggregator and threshold come from `development`, the figures from `test`; both are scored."""
+    labels, labels_right = label_truth(examples)
+    aggregator = choose_aggregator(development)
+    threshold = threshold_from(judged_solutions(development))
+    most = common_size(test)
+    sizes = [2**power for power in range(most.bit_length()) if 2**power <= most]
+    return Figures(
+        labels=labels,
+        labels_right=labels_right,
+        label_auc=roc_auc(labels, labels_right),
+        aggregator=aggregator,
+        first_error=evaluate_first_error(judged_solutions(test), threshold),
+        accuracy=accuracy_at_n(test, aggregator.name, sizes),
+    )
+
+
+def summary_of(figures: Figures) -> dict[str, Any]:
+    """The figures as they stand in summary.json; `accuracy` is at the largest N."""
+    last = figures.accuracy[-1]
+    return {
+        "label_auc": figures.label_auc,
+        "prm_step_f1": figures.first_error.f1.value,
+        "accuracy": {name: interval.value for name, interval in last.accuracy.items()},
+        "accuracy_n": last.n,
+        "prm_minus_random": asdict(last.minus_random["prm"]),
+        "prm_minus_majority": asdict(last.minus_majority["prm"]),
+        "first_error": asdict(figures.first_error),
+        "aggregator": asdict(figures.aggregator),
+        "accuracy_at_n": {
+            point.n: {name: asdict(i) for name, i in point.accuracy.items()} for point in figures.accuracy
+        },
+    }
+
+
+Rule = tuple[str, str, Callable[[Mapping[str, Any]], bool]]
+
+BARS: Sequence[Rule] = (
+    ("seconds_total", "at most 600", lambda s: s["seconds_total"] <= 600),
+    ("problems", "at least 150", lambda s: s["problems"] >= 150),
+    ("labels", "at least 3,000", lambda s: s["labels"] >= 3000),
+    ("label_auc", "at least 0.95", lambda s: s["label_auc"] >= 0.95),
+    ("prm_step_f1", "at least 0.80", lambda s: s["prm_step_f1"] >= 0.80),
+    ("accuracy.prm", "at least random + 0.20", lambda s: s["accuracy"]["prm"] >= s["accuracy"]["random"] + 0.20),
+    ("accuracy.prm", "at least majority", lambda s: s["accuracy"]["prm"] >= s["accuracy"]["majority"]),
+    ("policy_blank_image_accuracy", "below 0.15", lambda s: s["policy_blank_image_accuracy"] < 0.15),
+    ("trees_in_flight_max", "at least 64", lambda s: s["trees_in_flight_max"] >= 64),
+)
+REPORTED = ("labels_terminal", "accuracy.random", "accuracy.majority", "accuracy.weighted", "accuracy.oracle")
+REPORTED += ("tokens_per_second",)
+
+
+def headlines_of(summary: Mapping[str, Any]) -> list[Headline]:
+    """Every figure with a bar, then those that are only reported."""
+    barred = [Headline(key, _value(summary, key), bar, rule(summary)) for key, bar, rule in BARS]
+    return barred + [Headline(key, _value(summary, key)) for key in REPORTED]
+
+
+def report_of(
+    figures: Figures, test: Sequence[Group], headlines: Sequence[Headline], metrics: Path, facts: Mapping[str, str]
+) -> ReportData:
+    best, worst = extremes(test, figures.aggregator.name, truth=steps_right)
+    return ReportData(
+        title="From problems to a process reward model",
+        subtitle="The embedded world: pictures of digits, questions about them, and the truth of every step.",
+        headlines=headlines,
+        accuracy=figures.accuracy,
+        problems=len(test),
+        aggregator=figures.aggregator.name,
+        labels=figures.labels,
+        labels_right=figures.labels_right,
+        training=training_points(metrics),
+        best=best,
+        worst=worst,
+        facts=facts,
+    )
+
+
+def training_points(metrics: Path) -> list[TrainingPoint]:
+    """The training curve from a run's metrics.jsonl."""
+    lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
+    losses = {"train": "loss", "eval": "held_out_loss"}
+    return [TrainingPoint(step=line["step"], **{losses[line["kind"]]: line["loss"]}) for line in lines]
+
+
+def _value(summary: Mapping[str, Any], key: str) -> Any:
+    for name in key.split("."):
+        summary = operator.getitem(summary, name)
+    return summary
