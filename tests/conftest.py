@@ -1,0 +1,50 @@
+"""Fixtures that cost seconds, made once for all tests: a policy on disk and a running engine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Tests share two cores with each other's engines and actors; more threads only get into each other's way.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def random_policy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny policy's architecture and processor with random weights."""
+    import torch
+
+    from mmprm.tiny.model import build_model
+    from mmprm.tiny.tokenizer import build_processor
+
+    folder = tmp_path_factory.mktemp("random_policy")
+    processor = build_processor()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        build_model(processor.tokenizer).save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def policy_folder(random_policy_folder: Path) -> Path:
+    """The trained policy that ships with the package; in a checkout without weights, the random one."""
+    from mmprm.tiny.model import weights_path
+
+    return weights_path() if (weights_path() / "config.json").is_file() else random_policy_folder
+
+
+@pytest.fixture(scope="session")
+def sampler(policy_folder: Path) -> Iterator:
+    """A VllmSampler on the tiny policy, asked with the plain preset at temperature 1; in process on CPU."""
+    from mmprm.prompts import PromptConfig
+    from mmprm.sampling.config import EngineConfig, SamplingConfig
+    from mmprm.sampling.vllm_sampler import VllmSampler
+
+    engine = EngineConfig(model=str(policy_folder), max_num_seqs=128, kv_cache_gib=0.25)
+    sampler = VllmSampler(engine, SamplingConfig(max_tokens=96), PromptConfig(preset="plain"))
+    yield sampler
+    sampler.close()

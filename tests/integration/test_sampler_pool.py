@@ -1,0 +1,33 @@
+"""Two engines in two Ray actors."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from mmprm.errors import EngineStoppedError, SamplingError
+from mmprm.prompts import PromptConfig
+from mmprm.sampling.config import EngineConfig, SamplingConfig
+from mmprm.tiny.world import make_problems
+from mmprm.types import SampleRequest
+
+pytestmark = pytest.mark.integration
+
+
+async def test_pool(policy_folder):
+    from mmprm.sampling.pool import SamplerPool
+
+    problems = [tiny.problem for tiny in make_problems(8, seed=0, split="dev")]
+    engine = EngineConfig(model=str(policy_folder), kv_cache_gib=0.1)
+    pool = SamplerPool(engine, SamplingConfig(max_tokens=32), PromptConfig(preset="plain"), size=2)
+    try:
+        answers = await asyncio.gather(*(pool.sample(SampleRequest(problem, "", 4, 0)) for problem in problems))
+        tokens = sum(draw.token_count for answer in answers for draw in answer)
+        assert (await pool.stats()).generated_tokens == tokens
+        with pytest.raises(SamplingError, match=f"problem {problems[0].id}.*maximum context length"):
+            await pool.sample(SampleRequest(problems[0], "1" * 5000, 1, 0))
+    finally:
+        pool.close()
+    with pytest.raises(EngineStoppedError):
+        await pool.sample(SampleRequest(problems[0], "", 1, 0))

@@ -1,0 +1,107 @@
+"""The real engine on the tiny policy."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from mmprm.errors import DataError, EngineStoppedError, SamplingError
+from mmprm.prompts import PromptConfig
+from mmprm.sampling.config import EngineConfig, SamplingConfig, on_one_core
+from mmprm.sampling.seeds import derive_seed
+from mmprm.sampling.vllm_sampler import VllmSampler
+from mmprm.tiny.world import make_problems
+from mmprm.types import Picture, Problem, SampleRequest
+
+pytestmark = pytest.mark.integration
+
+PROBLEMS = [tiny.problem for tiny in make_problems(16, seed=0, split="dev")]
+TEXT_ONLY = Problem("text", "Left to right: 1 + 1 = ?", "2")
+
+
+def ask(problem: Problem, prefix: str = "", n: int = 1, first_draw: int = 0) -> SampleRequest:
+    return SampleRequest(problem, prefix, n, derive_seed(0, problem.id, prefix, first_draw))
+
+
+@pytest.fixture
+def greedy(sampler, monkeypatch):
+    monkeypatch.setattr(sampler, "_sampling", SamplingConfig(temperature=0, max_tokens=24))
+    return sampler
+
+
+@pytest.mark.parametrize("problem", [TEXT_ONLY, PROBLEMS[0]], ids=["text", "picture"])
+async def test_a_prefix_is_continued_not_repeated(greedy, problem):
+    (whole,) = await greedy.sample(ask(problem))
+    tokens = greedy._template_owner.tokenizer.tokenize(whole.text)
+    assert len(tokens) > 8
+    prefix = "".join(tokens[:6])
+    (rest,) = await greedy.sample(ask(problem, prefix))
+    assert (prefix + rest.text).startswith("".join(tokens[:12]))
+
+
+async def test_the_picture_is_seen(sampler):
+    first, second = PROBLEMS[0], next(other for other in PROBLEMS if other.pictures != PROBLEMS[0].pictures)
+    swapped = Problem(first.id, first.question, first.answer, second.pictures)
+    draws = [await sampler.sample(ask(problem, n=8)) for problem in (first, swapped)]
+    assert [draw.text for draw in draws[0]] != [draw.text for draw in draws[1]]
+
+
+async def test_the_same_seed_gives_the_same_text(sampler):
+    once, again = [await sampler.sample(ask(PROBLEMS[0], n=8)) for _ in range(2)]
+    other = await sampler.sample(ask(PROBLEMS[0], n=8, first_draw=8))
+    assert once == again
+    assert {draw.text for draw in once} != {draw.text for draw in other}
+    assert len({draw.text for draw in once}) > 1
+
+
+async def test_many_requests_are_in_flight_at_once(sampler):
+    before = sampler.stats()
+    requests = [ask(PROBLEMS[i % len(PROBLEMS)], "<step>" * (i % 3), 4, i) for i in range(64)]
+    answers = asyncio.gather(*map(sampler.sample, requests))
+    running = 0
+    while not answers.done():
+        await asyncio.sleep(0.002)
+        running = max(running, sampler.stats().running)
+    draws = [draw for answer in await answers for draw in answer]
+    assert running == 128, "the engine computes max_num_seqs at once"
+    assert len(draws) == 256
+    assert {draw.finish_reason for draw in draws} <= {"stop", "length"}
+    assert all(draw.token_count == 96 for draw in draws if draw.finish_reason == "length")
+    assert sampler.stats().generated_tokens - before.generated_tokens == sum(draw.token_count for draw in draws)
+    assert (sampler.stats().running, sampler.stats().waiting) == (0, 0)
+
+
+async def test_shared_prefixes_come_from_the_cache(sampler):
+    prefix = "<step>1+1=2</step>" * 8
+    await sampler.sample(ask(PROBLEMS[1], prefix))
+    before = sampler.stats()
+    await sampler.sample(ask(PROBLEMS[1], prefix, n=4))
+    cached = sampler.stats().cached_tokens - before.cached_tokens
+    assert cached >= 4 * 64
+    assert cached % 32 == 0
+
+
+async def test_what_does_not_fit_names_the_problem_and_the_engine_goes_on(sampler):
+    missing = Problem("missing", "?", "1", (Picture(path="nowhere.png"),))
+    bad = [ask(TEXT_ONLY, "1" * 5000), ask(missing), ask(TEXT_ONLY)]
+    long, unreadable, good = await asyncio.gather(*map(sampler.sample, bad), return_exceptions=True)
+    assert isinstance(long, SamplingError)
+    assert "problem text" in str(long)
+    assert "maximum context length is 1024" in str(long)
+    assert isinstance(unreadable, DataError)
+    assert "nowhere.png" in str(unreadable)
+    assert good[0].token_count > 0
+
+
+async def test_a_closed_engine_answers_everyone(sampler, policy_folder):
+    engine = on_one_core(EngineConfig(model=str(policy_folder), mode="in_process", kv_cache_gib=0.1), 0)
+    second = VllmSampler(engine, SamplingConfig(max_tokens=900), PromptConfig(preset="plain"))
+    in_flight = asyncio.gather(*(second.sample(ask(problem)) for problem in PROBLEMS), return_exceptions=True)
+    while not second.stats().running:
+        await asyncio.sleep(0.001)
+    second.close()
+    assert any(isinstance(answer, EngineStoppedError) for answer in await in_flight)
+    with pytest.raises(EngineStoppedError, match="closed"):
+        await second.sample(ask(PROBLEMS[0]))
+    assert await sampler.sample(ask(PROBLEMS[0])), "the other engine of the process goes on"

@@ -1,0 +1,70 @@
+import asyncio
+import os
+import random
+
+import pytest
+
+from mmprm.config import load
+from mmprm.errors import ConfigError, SamplingError
+from mmprm.sampling.config import EngineConfig, SamplingConfig, on_one_core
+from mmprm.sampling.scripted import ScriptedSampler
+from mmprm.sampling.seeds import derive_seed
+from mmprm.sampling.vllm_sampler import VllmSampler
+from mmprm.types import Problem, SampleRequest
+
+PROBLEM = Problem("p", "What is 1 + 1?", "2")
+
+
+def write(problem: Problem, prefix: str, draw: random.Random) -> str:
+    return f"{prefix}{draw.randrange(1000)} of {problem.id}"
+
+
+def test_seeds_stay_as_they_are():
+    # A stored run is resumed with these seeds: the numbers may never change.
+    assert derive_seed(0, "p", "", 0) == 655369940088721826
+    assert derive_seed(1, "p", "<step>a</step>", 16) == 1223618775233068080
+
+
+@pytest.mark.parametrize("other", [(1, "p", "x", 0), (0, "q", "x", 0), (0, "p", "y", 0), (0, "p", "x", 16)])
+def test_every_part_of_a_request_decides_its_seed(other):
+    assert derive_seed(*other) != derive_seed(0, "p", "x", 0)
+
+
+def test_seeds_leave_room_for_draw_numbers():
+    seeds = [derive_seed(0, "p", "x", draw) for draw in range(200)]
+    assert all(0 <= seed < 2**62 for seed in seeds)
+    assert max(seeds) > 2**61
+
+
+async def test_scripted_draw_depends_on_seed_plus_number_only():
+    sampler = ScriptedSampler(write)
+    whole = await sampler.sample(SampleRequest(PROBLEM, "a", 4, 100))
+    tail = await sampler.sample(SampleRequest(PROBLEM, "a", 2, 102))
+    assert [draw.text for draw in whole[2:]] == [draw.text for draw in tail]
+    assert len({draw.text for draw in whole}) == 4
+    assert whole[0].token_count == 3
+
+
+async def test_scripted_sampler_counts_what_is_in_flight():
+    sampler = ScriptedSampler(write, delay=0.01)
+    await asyncio.gather(*(sampler.sample(SampleRequest(PROBLEM, str(i), 1, i)) for i in range(5)))
+    assert (sampler.in_flight, sampler.in_flight_max, len(sampler.requests)) == (0, 5, 5)
+
+
+def test_engines_are_dealt_out_to_the_allowed_cores():
+    allowed = sorted(os.sched_getaffinity(0))
+    engine = EngineConfig(model="owner/name")
+    assert [on_one_core(engine, i).cores for i in range(len(allowed) + 1)] == [(c,) for c in (*allowed, allowed[0])]
+
+
+@pytest.mark.parametrize("setting", ["temperature=-1", "top_p=0", "max_tokens=0", "beam=4"])
+def test_impossible_sampling_is_refused(setting):
+    with pytest.raises(ConfigError, match=setting.split("=")[0]):
+        load(SamplingConfig, sets=[setting])
+
+
+def test_what_is_no_model_folder_is_refused_at_once(tmp_path):
+    with pytest.raises(SamplingError, match=r"config\.json"):
+        VllmSampler(EngineConfig(model=str(tmp_path)))
+    with pytest.raises(SamplingError, match="does not exist"):
+        VllmSampler(EngineConfig(model=str(tmp_path / "runs" / "policy")))
