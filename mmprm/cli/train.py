@@ -12,6 +12,7 @@ import os
 
 from mmprm.cli.options import add_config_options, load_config
 from mmprm.prm.train import TrainConfig, train_prm
+from mmprm.tiny.model import weights_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,7 +20,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    summary = train_prm(load_config(arguments, TrainConfig))
+    config = load_config(arguments, TrainConfig)
+    if config.base == "tiny":
+        config = config.model_copy(update={"base": str(weights_path())})
+    summary = train_prm(config)
     if os.environ.get("RANK", "0") == "0":
         values = ", ".join(f"{name} {value:.4g}" for name, value in summary.evaluation.items())
         print(

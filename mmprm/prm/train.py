@@ -25,7 +25,7 @@ from mmprm.training.ranks import Ranks, join_ranks
 
 class TrainConfig(Config):
     base: str
-    """Model to begin with: a folder, or a hub id such as Qwen/Qwen2.5-VL-7B-Instruct."""
+    """Model to begin with: a folder, a hub id such as Qwen/Qwen2.5-VL-7B-Instruct, or tiny (the embedded policy)."""
     labels: str
     """Parquet file that mmprm labels wrote; its train split is trained on, its dev split evaluated."""
     output: str
