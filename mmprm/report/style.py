@@ -8,7 +8,7 @@ CSS = """
   --series-prm: #0072b2; --series-weighted: #007a5a; --series-majority: #c04f00; --series-oracle: #6a6d73;
   --series-random: #a3548a; --series-first: #8a6d00;
 }
-@media (prefers-color-scheme: dark) { :root {
+@media screen and (prefers-color-scheme: dark) { :root {
   --paper: #16181b; --ink: #e9e8e4; --soft: #a5a8ad; --rule: #363a40; 
   --good: #56b4e9; --middle: #6b6f75; --bad: #f08a3c;
   --series-prm: #56b4e9; --series-weighted: #2fc79a; --series-majority: #f08a3c; --series-oracle: #a5a8ad;
@@ -73,7 +73,7 @@ figure svg text { font-family: inherit !important; }
   .wide { overflow-x: auto; }
 }
 @media print {
-  :root { color-scheme: light; --paper: #fff;  }
+  :root { color-scheme: light; --paper: #fff; }
   body { max-width: none; padding: 0; font-size: 10.5pt; }
   * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   h2, h3 { break-after: avoid; } figure, .solution, tr { break-inside: avoid; }
