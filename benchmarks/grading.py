@@ -1,8 +1,8 @@
 """How well the grader judges real golds: `make bench-grading` writes benchmarks/results/grading.json.
 
 repeat     share of golds that are correct when repeated between answer tags
-rewritten  share of rewritings (boxed; unit or trailing dot removed; fraction as decimal) graded correct, over golds that
-           math-verify parses
+rewritten  share of rewritings (boxed; unit or trailing dot removed; fraction as decimal) graded correct, over golds
+           that math-verify parses
 shuffled   other problems' different golds graded correct (a count)
 perturbed  golds with one numeral changed graded correct (a count)
 unknown    UNKNOWN verdicts among each of them; a failure in the first two
@@ -48,7 +48,7 @@ def rewritten(problems: list[Problem]) -> list[Pair]:
         gold = problem.answer.strip()
         if not math_verify_values(gold):
             continue
-        bare = gold.replace("$", "").strip()
+        bare = without_dollars(gold)
         variants = [f"<answer>\\boxed{{{bare}}}</answer>", f"The answer follows.\n\n\\boxed{{{bare}}}"]
         changed = {re.sub(r"[.\s]+(\$*)$", r"\1", gold), without_unit(gold), fraction_as_decimal(gold)} - {gold}
         variants += [f"<answer>{text}</answer>" for text in sorted(changed)]
@@ -73,6 +73,11 @@ def perturbed(problems: list[Problem]) -> list[Pair]:
     ]
 
 
+def without_dollars(gold: str) -> str:
+    """Without math delimiters; `\\$` is a price and stays."""
+    return re.sub(r"(?<!\\)\$", "", gold).strip()
+
+
 def without_unit(gold: str) -> str:
     gold = re.sub(r"(\{\})?\^\s*\{?\s*\\circ\s*\}?|°", "", gold)
     return re.sub(
@@ -94,7 +99,7 @@ def skeleton(gold: str) -> str:
 
 def math_verify_values(gold: str) -> list:
     """Parsed with math-verify's own time limit, which works here because this is the main thread."""
-    return parse(f"${gold.replace('$', '')}$", fallback_mode="no_fallback")
+    return parse(f"${without_dollars(gold)}$", fallback_mode="no_fallback")
 
 
 def really_different(gold: str, other: str) -> bool:

@@ -49,6 +49,8 @@ def compare(gold: str, answer: str, symbols: SymbolTest) -> Outcome:
     """Compare two answers as written; `symbols` is asked only for what text, structure and arithmetic leave open."""
     if key(gold) == key(answer):
         return SAME
+    if (outcome := _yes_or_no(gold, answer)) is not None:
+        return outcome
     given = read(answer)
     readings = [reading for reading in (read(gold), serial_reading(gold)) if reading]
     outcomes = [_same(reading, given, symbols) for reading in readings]
@@ -74,13 +76,15 @@ def _same_group(gold: Group, given: Group, symbols: SymbolTest) -> Outcome:
     if len(gold.items) != len(given.items):
         return DIFFERENT if not has_prose(gold) else UNDECIDED
     if gold.kind in _ORDERED or (gold.kind == "list" and given.kind == "brackets"):
-        if gold.kind == "ratio" and given.kind == "ratio" and (proportional := _proportional(gold, given)) is not None:
-            return SAME if proportional else DIFFERENT
+        if gold.kind == given.kind == "ratio" and (proportional := _proportional(gold, given)) is not None:
+            return proportional
         outcome = _all(_same(a, b, symbols) for a, b in zip(gold.items, given.items, strict=True))
     else:
         outcome = _same_multiset(gold.items, given.items, symbols)
     if outcome is SAME and not _same_form(gold, given):
-        return UNDECIDED
+        # (1,2) against [1,2] is another interval; longer tuples may be written with either bracket.
+        intervals = gold.kind == given.kind == "brackets" and len(gold.items) == 2 and gold.marks != given.marks
+        return DIFFERENT if intervals else UNDECIDED
     return outcome
 
 
@@ -120,8 +124,9 @@ def _same_relation(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
     for form in (given, _flip(given)):
         if form is not None and form.marks == gold.marks and len(form.items) == len(gold.items):
             pairs = list(zip(gold.items, form.items, strict=True))
-            if _all(_same(a, b, symbols) for a, b in pairs) is SAME:
-                return SAME
+            outcomes = [_same(a, b, symbols) for a, b in pairs]
+            if _all(outcomes) is SAME or (outcomes[0] is SAME and _states_value(gold)):
+                return _all(outcomes)  # with the same left side, the right side decides
     if len(gold.items) != 2 or len(given.items) != 2:
         if _states_value(gold) and _states_value(given):
             return _same(gold.items[-1], given.items[-1], symbols)
@@ -148,12 +153,16 @@ def _written(relation: Group) -> str:
     return f" {relation.marks[0]} ".join(sides) if all(sides) else ""
 
 
-def _proportional(gold: Group, given: Group) -> bool | None:
+def _proportional(gold: Group, given: Group) -> Outcome | None:
+    """None unless both consist of numbers other than 0. 3:20 could be a time, which 6:40 is not."""
     values = [[number(i.text) if isinstance(i, Leaf) else None for i in group.items] for group in (gold, given)]
-    if None in values[0] or None in values[1]:
+    if not all(values[0]) or not all(values[1]):
         return None
     (first, *_), (other, *_) = values
-    return all(a * other == b * first for a, b in zip(*values, strict=True))
+    if any(a * other != b * first for a, b in zip(*values, strict=True)):
+        return DIFFERENT
+    clock = all(len(group.items) == 2 and len(group.items[1].text) == 2 for group in (gold, given))
+    return UNDECIDED if clock and values[0] != values[1] else SAME
 
 
 def _ratio_against_value(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
@@ -171,7 +180,7 @@ def _same_leaf(gold: Leaf, given: Leaf, symbols: SymbolTest) -> Outcome:
     if gold.text in _OPERATOR_SIGNS:
         return DIFFERENT if given.text in _OPERATOR_SIGNS or number(given.text) is not None else UNDECIDED
     if gold.prose or not gold.text:
-        return _same_prose(gold.text, given.text)
+        return UNDECIDED
     if given.prose or not given.text:
         return UNDECIDED if _mentions(given.text, gold.text) else DIFFERENT
     if is_based(gold.text) or is_based(given.text):
@@ -200,13 +209,13 @@ def _same_number(gold: str, given: str) -> Outcome | None:
     return SAME if not is_decimal(gold) and rounds_to(gold_value, given) else DIFFERENT
 
 
-def _same_prose(gold: str, given: str) -> Outcome:
-    """Words are matched whole; only yes and no, and true and false, exclude each other."""
-    first_words = [re.match(r"\w*", text.casefold())[0] for text in (gold, given)]
+def _yes_or_no(gold: str, answer: str) -> Outcome | None:
+    """A gold yes or no (true or false) against the first word of the answer."""
+    gold, first_word = key(gold), re.match(r"\w*", key(answer))[0]
     for pair in ({"yes", "no"}, {"true", "false"}):
-        if gold.casefold() in pair and first_words[1] in pair:
-            return SAME if first_words[0] == first_words[1] else DIFFERENT
-    return UNDECIDED
+        if gold in pair and first_word in pair:
+            return SAME if gold == first_word else DIFFERENT
+    return None
 
 
 def _mentions(prose: str, value: str) -> bool:

@@ -21,12 +21,12 @@ _SHORT_UNIT_NAMES = "m|s|g|h|t|L|N|J|W|A|V|in|C|F|K"
 _POWER = r"(?:\s*\^?\s*\{?\s*[-+]?[23]\s*\}?)?"
 _LONG = r"(?:square |cubic |sq\.? |cu\.? )?(?:" + _LONG_UNIT_NAMES + r")s?" + _POWER
 _SHORT = r"(?:" + _SHORT_UNIT_NAMES + r")" + _POWER
-_TEXT_UNIT = re.compile(r"(?P<body>.*[\d})\]a-zA-Z!])\s*(?P<unit>\\text\{[^{}]*[a-zA-Z][^{}]*\}" + _POWER + r")")
+_TEXT_UNIT = re.compile(r"(?P<body>.*?[\d})\]a-zA-Z!])\s*(?P<unit>\\text\{[^{}]*[a-zA-Z][^{}]*\}" + _POWER + r")")
 _LONG_UNIT = re.compile(
-    rf"(?P<body>.*(?:[\d}})]\s*|\s))(?P<unit>°\s*[CF]?|{_LONG}(?:\s*(?:/|per )\s*(?:{_LONG}|{_SHORT}))?)"
+    rf"(?P<body>.*?(?:[\d}})]\s*|\s))(?P<unit>°\s*[CF]?|{_LONG}(?:\s*(?:/|per )\s*(?:{_LONG}|{_SHORT}))?)"
 )
-_SHORT_UNIT = re.compile(rf"(?P<body>.*[\d}})])\s(?P<unit>{_SHORT}(?:\s*(?:/|per )\s*(?:{_LONG}|{_SHORT}))?)")
-_WORDS_UNIT = re.compile(r"(?P<body>.*\d[^a-zA-Z]*?)\s(?P<unit>[a-z]{3,}(?: [a-z]{2,}){0,2})")
+_SHORT_UNIT = re.compile(rf"(?P<body>.*?[\d}})])\s(?P<unit>{_SHORT}(?:\s*(?:/|per )\s*(?:{_LONG}|{_SHORT}))?)")
+_WORDS_UNIT = re.compile(r"(?P<body>.*?\d[^a-zA-Z]*?)\s(?P<unit>[a-z]{3,}(?: [a-z]{2,}){0,2})")
 _SYNONYMS = {
     "meter": "m", "metre": "m", "centimeter": "cm", "centimetre": "cm", "millimeter": "mm", "millimetre": "mm",
     "kilometer": "km", "kilometre": "km", "decimeter": "dm", "decimetre": "dm", "inch": "in", "inche": "in",

@@ -43,10 +43,10 @@ _LIST_SEPARATOR = re.compile(r"(?:\s*,\s*)?(?:\\text\{\s*(?:or|and)\s*\}|\b(?:or
 _SEMICOLON = re.compile(r"\s*;\s*")
 _UNION = re.compile(r"\s*\\cup(?![a-zA-Z])\s*")
 _RATIO = re.compile(r"\s*:\s*")
-_RELATION = re.compile(
-    r"\s*(\\leq|\\geq|\\neq|\\approx|\\in|\\perp|\\parallel|\\sim|\\cong|<=|>=|=|<|>)(?![a-zA-Z])\s*"
+_RELATION = re.compile(r"\s*(\\(?:leq|geq|neq|approx|in|perp|parallel|sim|cong)(?![a-zA-Z])|<=|>=|=|<|>)\s*")
+_BRACKETS = re.compile(
+    r"(?P<name>[A-Z](?:_\{?\w+\}?)?'*)?\s*(?P<open>\\?\{|\(|\[)(?P<inside>.*?)(?P<close>\\?\}|\)|\])"
 )
-_BRACKETS = re.compile(r"(?P<name>[A-Z](?:_\{?\w+\}?)?'*)?\s*(?P<open>\\\{|\(|\[)(?P<inside>.*)(?P<close>\\\}|\)|\])")
 _SPELLING = {"<=": r"\leq", ">=": r"\geq"}
 
 
@@ -107,12 +107,16 @@ def _read_brackets(text: str) -> Group | None:
     if not match or not _is_balanced(match["inside"]):
         return None
     parts = _split(match["inside"], _LIST_SEPARATOR)[0]
-    is_set = match["open"] == r"\{"
-    if not all(parts) or (len(parts) < 2 and not is_set) or (len(parts) == 2 and _THOUSANDS.fullmatch(match["inside"])):
+    is_set = match["open"][-1] == "{"
+    if (
+        not all(parts)
+        or (len(parts) < 2 and match["open"] != r"\{")
+        or (len(parts) == 2 and _THOUSANDS.fullmatch(match["inside"]))
+    ):
         return None
     items = tuple(_read_item(part) for part in parts)
     if is_set:
-        return Group("set", items) if match["close"] == r"\}" else None
+        return Group("set", items) if match["close"][-1] == "}" else None
     return Group("brackets", items, (match["open"] + match["close"],), match["name"] or "")
 
 

@@ -6,7 +6,7 @@ import asyncio
 import multiprocessing
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, TimeoutError
+from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
 
 from pebble import ProcessExpired, ProcessPool
 from pydantic import Field
@@ -17,6 +17,7 @@ from mmprm.grading import choice
 from mmprm.grading.comparison import DIFFERENT, SAME, UNDECIDED, Outcome, compare
 from mmprm.grading.extract import extract
 from mmprm.grading.text import key
+from mmprm.grading.worker import KILLED_BY_TIMER, compare_symbolically, prepare
 from mmprm.types import Grading, Problem, Verdict
 
 _VERDICTS = {SAME: Verdict.CORRECT, DIFFERENT: Verdict.INCORRECT, UNDECIDED: Verdict.UNKNOWN}
@@ -26,7 +27,8 @@ class GraderConfig(Config):
     workers: int = Field(1, ge=1)
     """Worker processes for symbolic comparison; most answers are decided without one."""
     seconds: float = Field(5.0, gt=0)
-    """Time limit of one symbolic comparison; beyond it the worker is killed and the verdict is unknown."""
+    """Processor time of one symbolic comparison (ten times as much by the clock); beyond it the worker dies and the
+    verdict is unknown."""
     memory_gib: float = Field(4.0, gt=0)
     """Address space of one worker."""
     max_length: int = Field(2000, ge=1)
@@ -51,6 +53,7 @@ class SymbolicGrader:
         self._cache: dict[tuple[str, tuple[str, ...], str], Future[tuple[Verdict, str]]] = {}
         self._pool: ProcessPool | None = None
         self._lock = threading.Lock()
+        self._submitter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grading")
 
     async def grade(self, problem: Problem, response: str) -> Grading:
         """Judge the final answer of a finished response, without blocking the event loop."""
@@ -75,8 +78,8 @@ class SymbolicGrader:
 
     def close(self) -> None:
         """Stop the workers. Comparisons under way end as unknown."""
-        with self._lock:
-            pool, self._pool = self._pool, None
+        self._submitter.shutdown()
+        pool, self._pool = self._pool, None
         if pool is not None:
             pool.stop()
             pool.join()
@@ -114,40 +117,43 @@ class SymbolicGrader:
             return decision.set_result((_VERDICTS[outcome], outcome.value))
         except _SymbolsNeededError:
             pass
-        from mmprm.grading.symbols import compare_symbolically
+        self._submitter.submit(self._schedule, gold, answer, decision)
 
-        task = self._workers().schedule(compare_symbolically, args=(gold, answer), timeout=self.config.seconds)
+    def _schedule(self, gold: str, answer: str, decision: Future[tuple[Verdict, str]]) -> None:
+        """Runs in a thread of its own: starting the workers takes a moment that an event loop does not have."""
+        arguments = (gold, answer, self.config.seconds)
+        try:
+            task = self._workers().schedule(compare_symbolically, args=arguments, timeout=10 * self.config.seconds)
+        except Exception as error:
+            return decision.set_exception(GradingError(f"the grading workers cannot run: {error}"))
         task.add_done_callback(lambda done: decision.set_result(self._judge(done)))
 
     def _judge(self, done: Future[Outcome]) -> tuple[Verdict, str]:
         """The verdict of a finished comparison; whatever went wrong in it is a fact about one answer."""
+        late = Verdict.UNKNOWN, f"no decision within {self.config.seconds:g} s"
         try:
             outcome = done.result()
         except TimeoutError:
-            return Verdict.UNKNOWN, f"no decision within {self.config.seconds:g} s"
+            return late
         except ProcessExpired as error:
-            return Verdict.UNKNOWN, f"worker died with exit code {error.exitcode}"
+            died = Verdict.UNKNOWN, f"worker died with exit code {error.exitcode}"
+            return late if error.exitcode == KILLED_BY_TIMER else died
         except BaseException as error:
             return Verdict.UNKNOWN, f"comparison failed: {type(error).__name__}"
         return _VERDICTS[outcome], outcome.value
 
     def _workers(self) -> ProcessPool:
         """Started at the first need, never by forking this process: it may hold an engine and its threads."""
-        with self._lock:
-            if self._pool is None:
-                context = multiprocessing.get_context("forkserver")
-                context.set_forkserver_preload(["mmprm.grading.symbols"])
-                from mmprm.grading.symbols import prepare
-
-                self._pool = ProcessPool(
-                    max_workers=self.config.workers,
-                    context=context,
-                    initializer=prepare,
-                    initargs=[int(self.config.memory_gib * 2**30)],
-                )
-            if not self._pool.active:
-                raise GradingError("the grading workers stopped; is this machine out of memory or processes?")
-            return self._pool
+        if self._pool is None:
+            context = multiprocessing.get_context("forkserver")
+            context.set_forkserver_preload(["mmprm.grading.symbols"])
+            self._pool = ProcessPool(
+                max_workers=self.config.workers,
+                context=context,
+                initializer=prepare,
+                initargs=[int(self.config.memory_gib * 2**30)],
+            )
+        return self._pool
 
 
 def _no_answer() -> Grading:

@@ -2,28 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-import resource
-
 from math_verify import LatexExtractionConfig, parse, verify
 from sympy import Basic, Eq, Expr, Float, MatrixBase, Set, simplify
 from sympy.core.relational import GreaterThan, LessThan, Relational, StrictGreaterThan, StrictLessThan
 
-from mmprm.grading.comparison import DIFFERENT, SAME, UNDECIDED, Outcome, compare
+from mmprm.grading.comparison import DIFFERENT, SAME, UNDECIDED, Outcome
 from mmprm.grading.numbers import is_decimal, rounds_to
 
 _EXTRACTION = [LatexExtractionConfig()]
 _LESS, _MORE = (LessThan, StrictLessThan), (GreaterThan, StrictGreaterThan)
-
-
-def prepare(memory_bytes: int) -> None:
-    """Set up a worker process: bounded memory, and math-verify's own time-outs (signals) silent, since we kill."""
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    logging.getLogger("math_verify").setLevel(logging.ERROR)
-
-
-def compare_symbolically(gold: str, answer: str) -> Outcome:
-    return compare(gold, answer, same)
 
 
 def same(gold: str, given: str) -> Outcome:

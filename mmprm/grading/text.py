@@ -26,8 +26,9 @@ _REWRITES = [
         (r"\\\$", "¤"),  # a price, as opposed to the $ that delimits mathematics
         (r"\$|\\\(|\\\)|\\\[|\\\]|\*\*", ""),
         (r"\\(?:displaystyle|textstyle|limits|left|right|[bB]igg?[lr]?)(?![a-zA-Z])", ""),
-        (r"\\[!]|\{,\}(?=\d)", lambda match: "," if match[0] != r"\!" else ""),
-        (r"\\[,;:> ]|~|\\q?quad(?![a-zA-Z])", " "),
+        (r"(?<!\\)\\!\s*", ""),
+        (r"\{,\}(?=\d)", ","),
+        (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![a-zA-Z])", " "),
         (r"\\[dtc]frac", r"\\frac"),
         (r"\\(?:text(?:bf|it|rm|sf|normal)?|mbox|hbox|mathrm|mathsf|operatorname)\s*\{", r"\\text{"),
         (r"\{\s*\\rm\s+", r"\\text{"),
@@ -42,6 +43,7 @@ _REWRITES = [
         (r"\\textcircled\s*\{?(\d+)\}?", r"(\1)"),
         (r"(?:\{\s*\})?\s*\^\s*\{?\s*(?:\\circ|°)\s*\}?|\\degrees?(?![a-zA-Z])", "°"),
         (r"\{\s*\}", ""),
+        (r"([_^])\s*\{\s*(\w)\s*\}", r"\1\2"),
         (r"\\%", "%"),
         (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
         (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
@@ -54,7 +56,11 @@ _REWRITES = [
 _TRAILING = re.compile(r"(?:[\s.,;:?]|\\\\)+$")
 _DIGIT_GAP = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])")
 _NO_WORDS = re.compile(
-    r"\\(?!text)[a-zA-Z]+|\b(?:or|and|not|arc(?:sin|cos|tan)|(?:sin|cos|tan)h?|cot|sec|csc|log|exp|lim|max|min|mod|gcd|lcm"
+    r"\\(?:begin|end)\{\w+\}|\\(?!text)[a-zA-Z]+"
+    r"|\b(?:or|and|not|arc(?:sin|cos|tan)|(?:sin|cos|tan)h?|cot|sec|csc|log|exp|lim|max|min|mod|gcd|lcm|det)\b"
+)
+_WORDS = re.compile(
+    r"\\(?:begin|end)\{\w+\}|\\(?!text)[a-zA-Z]+|\b(?:or|and|not|arc(?:sin|cos|tan)|(?:sin|cos|tan)h?|cot|sec|csc|log|exp|lim|max|min|mod|gcd|lcm"
     r"|det)\b"
 )
 _WORDS = re.compile(
