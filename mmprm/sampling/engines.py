@@ -116,7 +116,9 @@ class InProcessEngine:
         for future in in_flight.values():
             future.set_exception(self._stop_error())
         self._refuse()
-        # Not engine.shutdown(): that takes down vLLM's process-wide state, under any other engine of this process.
+        # vLLM's own ending also takes down process-wide state, under any other engine of this process.
+        engine.engine_core._finalizer.detach()
+        engine.model_executor.shutdown()
         del engine
         gc.collect()
 
