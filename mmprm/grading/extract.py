@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-_PHRASE = re.compile(r"final answer is\s*:?\s*(.+?)(?=\.\s|\n|$)", re.IGNORECASE)
+_PHRASE = re.compile(r"final answer is\s*:?\s*(.+?)(?=\.(?:\s|$)|\n|$)", re.IGNORECASE)
 _BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
 _WORD = re.compile(r"(?<!\\)\b[^\W\d_]{2,}")
 

@@ -1,0 +1,198 @@
+"""Pairs of golds and answers as they occur in K12 and MATH style sets, with the outcome a careful teacher gives."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+
+from mmprm.grading.comparison import DIFFERENT, SAME, UNDECIDED, Outcome, compare
+from mmprm.grading.numbers import number, split_unit
+from mmprm.grading.reading import Group, Leaf, read
+from mmprm.grading.symbols import same
+from mmprm.grading.text import is_prose, key
+
+EQUAL = [
+    ("24", "$24$"),
+    ("24", "x = 24"),
+    ("24", "12 + 12 = 24"),
+    ("24", "24 square meters"),
+    ("25°.", "$25^{\\circ}$"),
+    ("90^\\circ", "90\\text{ degrees}"),
+    ("$$\\number{7500}$$", "7,500"),
+    ("\\$32,\\!348", "32348"),
+    ("11,\\! 111,\\! 100", "11111100"),
+    ("\\$18.90", "18.9"),
+    ("10\\%", "0.1"),
+    ("\\dfrac{9}{7}", "1.285714"),
+    ("33.\\overline{3}", "100/3"),
+    ("1\\frac{4}{5}", "9/5"),
+    ("137 \\frac{1}{2}", "137.5"),
+    ("-\\tfrac{1}{2}", "−0.5"),
+    ("4343_6", "4343_{6}"),
+    ("52_8", "52₈"),
+    ("15\\mbox{ cm}^2", "15 square centimeters"),
+    ("864 \\mbox{ inches}^2", "864"),
+    ("60 km/h", "60 km per hour"),
+    ("2\\sqrt{3}", "\\sqrt{12}"),
+    ("\\frac{\\sqrt{3}}{2}", "√3/2"),
+    ("4\\pi", "12.5664"),
+    ("(x - 1)(x+2)", "x^2+x-2"),
+    ("\\cot x", "\\frac{1}{\\tan x}"),
+    ("$\\frac{1}{4}(\\overrightarrow{b}-\\overrightarrow{a})$", "\\frac14\\vec{b}-\\frac14\\vec{a}"),
+    ("\\begin{pmatrix} 1/3 \\\\ 2 \\end{pmatrix}", "\\begin{pmatrix} \\frac13 \\\\ 2 \\end{pmatrix}"),
+    ("\\left( 3, \\frac{\\pi}{2} \\right)", "(3,\\pi/2)"),
+    ("E(1, 2)", "(1,2)"),
+    ("1,-2", "x=-2 \\text{ or } x=1"),
+    ("3, 5, 7", "3, 7, and 5"),
+    ("\\{1,2\\}", "2, 1"),
+    ("1 \\pm \\sqrt{19}", "1-\\sqrt{19}, 1+\\sqrt{19}"),
+    ("6 or 2 or 10", "2, 6, 10"),
+    ("6\n6", "6, 6"),
+    ("−2\n0.5\n$1\\frac{1}{4}$", "-2, 1/2, 5/4"),
+    ("1.3.4.", "1, 3, 4"),
+    ("1.3.4.", "①③④"),
+    ("1.3.", "1, 3"),
+    ("1.3.", "1.3"),
+    ("2:3", "4 : 6"),
+    ("(-\\infty, 2) \\cup (3, \\infty)", "(3,+\\infty)\\cup(-\\infty,2)"),
+    ("x \\in [-2,7]", "[-2, 7]"),
+    ("1 < x \\le 3", "3≥x>1"),
+    ("\\(a < c < b\\)", "b>c>a"),
+    ("y = 2x + 3", "2x - y + 3 = 0"),
+    ("\\frac{x^2}{4}+y^2=1", "x^2+4y^2=4"),
+    ("f(x)=2 \\sin \\left(2x+\\dfrac{ \\pi }{6}\\right)", "2\\sin(2x+\\pi/6)"),
+    (">", "\\gt"),
+    ("Yes", "yes, there is."),
+    ("\\text{Evelyn}", "evelyn"),
+    ("2n+1.", "1+2n"),
+]
+UNEQUAL = [
+    ("24", "-24"),
+    ("4343_6", "4343_7"),
+    ("\\dfrac{9}{7}", "1.29"),
+    ("1\\frac{4}{5}", "\\frac{4}{5}"),
+    ("6\n6", "66"),
+    ("6 6", "12"),
+    ("6 6", "36"),
+    ("6 8", "8 6"),
+    ("1.3.4.", "134"),
+    ("1.3.4.", "1,3"),
+    ("1,-2", "1"),
+    ("1,-2", "1,2"),
+    ("(6,31,-1)", "(31,6,-1)"),
+    ("[-2,7]", "(-2,7)"),
+    ("(-\\infty, 2) \\cup (3, \\infty)", "(-\\infty,2]\\cup(3,\\infty)"),
+    ("2:3", "3:2"),
+    ("3:00", "4:00"),
+    ("x>5", "x \\geq 5"),
+    ("x>5", "x<5"),
+    ("1<x<3", "1<x<4"),
+    ("a<c<b", "a<b<c"),
+    ("x^2+y^2=-1", "x^2+y^2=-2"),
+    ("y = 2x + 3", "y=2x+4"),
+    ("f(x)=2 \\sin \\left(2x+\\dfrac{ \\pi }{6}\\right)", "f(x)=2\\sin(2x+\\frac{\\pi}{3})"),
+    ("=", ">"),
+    ("Yes", "No"),
+    ("p - q", "q-p"),
+    ("\\cot x", "\\tan x"),
+    ("8 \\pi", "8"),
+    ("24", "I cannot tell"),
+]
+OPEN = [
+    ("4343_6", "4343"),
+    ("1:1", "1"),
+    ("2:3", "2/3"),
+    ("(6,31,-1)", "6,31,-1"),
+    ("15\\mbox{ cm}^2", "15 cm^3"),
+    ("5 m", "5 cm"),
+    ("(5,\\infty)", "x>5"),
+    ("y=3", "x=3"),
+    ("C_3(1,2)", "C_4(1,2)"),
+    ("=", "S_A=S_B"),
+    ("\\text{June 20}", "June 21"),
+    ("acute", "obtuse"),
+    ("∵ a + b = 0, ∴ a = -b. Hence, the value is -1.", "-1"),
+    ("Multiply both sides, yielding x=4, so a is 4.", "Multiply both sides, yielding x=4, so a is 5."),
+    ("24", "The area is 24 in all"),
+]
+CASES = [
+    (pair, outcome) for pairs, outcome in ((EQUAL, SAME), (UNEQUAL, DIFFERENT), (OPEN, UNDECIDED)) for pair in pairs
+]
+
+
+@pytest.mark.parametrize(("pair", "outcome"), CASES, ids=lambda value: str(value))
+def test_outcome(pair: tuple[str, str], outcome: Outcome) -> None:
+    assert compare(*pair, same) is outcome
+
+
+@pytest.mark.parametrize("gold", sorted({text for pair, _ in CASES for text in pair}))
+def test_every_answer_is_the_same_as_itself(gold: str) -> None:
+    def never(_gold: str, _given: str) -> Outcome:
+        raise AssertionError("an exact match needs no symbols")
+
+    assert compare(gold, f" {gold}\n", never) is SAME
+
+
+def test_arithmetic_needs_no_symbols() -> None:
+    def never(_gold: str, _given: str) -> Outcome:
+        raise AssertionError("plain numbers need no symbols")
+
+    assert compare("\\frac{1}{4}", "0.25", never) is SAME
+    assert compare("(1, 0.5)", "(1,\\frac{2}{3})", never) is DIFFERENT
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("-3", Fraction(-3)),
+        ("1,251", Fraction(1251)),
+        (".5", Fraction(1, 2)),
+        ("- \\frac{3}{4}", Fraction(-3, 4)),
+        ("2\\frac{1}{3}", Fraction(7, 3)),
+        ("-1 4/5", Fraction(-9, 5)),
+        ("0.1\\overline{6}", Fraction(1, 6)),
+        ("3/0", None),
+        ("1,25", None),
+        ("6 6", None),
+        ("x", None),
+    ],
+)
+def test_number(text: str, value: Fraction | None) -> None:
+    assert number(text) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "parts"),
+    [
+        ("2\\sqrt{3} \\text{ cm}^2", ("2\\sqrt{3}", "cm2")),
+        ("24 square meters", ("24", "m2")),
+        ("5 apples", ("5", "apple")),
+        ("25°", ("25", "°")),
+        ("¤18.90", ("18.90", "¤")),
+        ("3m", ("3m", "")),
+        ("2k", ("2k", "")),
+        ("9.0 \\text{ units}", ("9.0", "")),
+    ],
+)
+def test_split_unit(text: str, parts: tuple[str, str]) -> None:
+    assert split_unit(text) == parts
+
+
+def test_key_joins_spellings_and_keeps_digits_apart() -> None:
+    assert key("$\\dfrac12 x$.") == key("\\frac{1}{2}x")
+    assert key("6 6") != key("66")
+    assert key("2K") != key("2k")
+    assert key("\\text{June 20}") == key("june  20.")
+
+
+def test_prose_is_not_mathematics() -> None:
+    assert all(map(is_prose, ["acute", "Yes", "two of them", "∴ x = 1", "因为"]))
+    assert not any(map(is_prose, ["ab-bc-ac", "\\sin x", "ABC", "x \\text{ or } y", "\\begin{pmatrix}1\\end{pmatrix}"]))
+
+
+def test_reading_shows_the_structure() -> None:
+    assert read("7\nacute") == Group("blanks", (Leaf("7"), Leaf("acute", prose=True)))
+    assert read("[1,2)").marks == ("[)",)
+    assert read("a<c<b").marks == ("<", "<")
+    assert read("1,251") == Leaf("1,251")

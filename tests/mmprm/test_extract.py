@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import pytest
+
+from mmprm.grading.extract import extract
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("<answer>24</answer>", "24"),
+        ("<answer>24 </answer>", "24"),
+        ("<answer>$24$</answer>", "$24$"),
+        ("<answer>\\boxed{24}</answer>", "24"),
+        ("<answer>$\\boxed{24}$</answer>", "$24$"),
+        ("<answer>1</answer> no, <answer>2\n3</answer>", "2\n3"),
+        ("<ANSWER>5</ANSWER>", "5"),
+        ("\\boxed{1}, so <answer>2</answer>", "2"),
+        ("first \\boxed{1}, then \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
+        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
+        ("\\boxed{1} and \\boxed{2", "1"),
+        ("<answer>Since x=3, we get \\boxed{24}</answer>", "24"),
+        ("<answer>\\boxed{7}, \\boxed{25}</answer>", "7, 25"),
+        ("The final answer is 3.5.", "3.5"),
+        ("The final answer is: $x$\nBye", "$x$"),
+        ("**Final answer is 12** ", "12"),
+        ("<answer></answer>", None),
+        ("<answer>24", None),
+        ("I do not know.", None),
+        ("", None),
+    ],
+)
+def test_extract(response: str, answer: str | None) -> None:
+    assert extract(response) == answer
