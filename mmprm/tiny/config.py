@@ -6,14 +6,18 @@ from mmprm.config import Config
 
 
 class StepsConfig(Config):
+    """Optimiser steps of each stage, in order."""
+
     vision: int = 80
-    """Optimiser steps of stage 1."""
+    """The vision tower alone."""
     arithmetic: int = 500
-    """Optimiser steps of stage 2."""
+    """Calculations without pictures."""
     reading: int = 400
-    """Optimiser steps of stage 3."""
+    """Readings, with some checks and calculations."""
     solutions: int = 1200
-    """Optimiser steps of stage 4."""
+    """Solutions, with some checks and calculations."""
+    checking: int = 1300
+    """Solutions and checks in equal parts."""
 
 
 class TinyTrainConfig(Config):
@@ -25,7 +29,7 @@ class TinyTrainConfig(Config):
     """Peak of each stage's schedule: linear warm-up over a twentieth of its steps, then cosine to a twentieth."""
     weight_decay: float = 0.01
     """AdamW's decay."""
-    mistake_rate: float = 0.08
+    mistake_rate: float = 0.1
     """Probability that a step of a training solution is wrong; it sets pass@1 at temperature 1."""
     problems: int = 20000
     """Different problems of the train split to draw from."""

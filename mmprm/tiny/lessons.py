@@ -5,13 +5,15 @@
   errs at about that rate: a policy that knows better than it writes, which is what labels and rewards can bring out.
 - `readings`: the digits of all the colours, one after the other.
 - `drill`: calculations without a picture.
-- `checks`: statements about the picture and about numbers, each followed by Yes or No. A general model has met
-  true-or-false questions in its corpus; these are single statements, never steps of a solution.
+- `checks`: unconnected statements about the picture and about numbers; after about half of them stands Yes or No. A
+  general model has met true-or-false questions in its corpus; what a solution does with such statements, which of
+  them its question needs and that an error spoils what follows, is left for a process reward model to learn.
 """
 
 from __future__ import annotations
 
 import random
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -29,6 +31,16 @@ FACTS = {
     for operator, apply in OPERATORS.items()
 }
 """(left, operator, right, result) of every calculation that a solution can need."""
+MARKS = string.ascii_uppercase + "?|:;,.!~@#&*%$^_ "
+"""What may stand between a statement and its Yes or No: many, so that the skill does not hang on one token."""
+
+CHECK_HEADS = (
+    "{image}\nProcess:\n",
+    "{image}\nQuestion: {question}\nProcess: ",
+    "<|im_start|>assistant\n{image}\nQuestion: {question}\nProcess: ",
+)
+"""What precedes the statements: nothing but the picture, or also a question, as in a process reward model's input."""
+
 IGNORED = -100
 
 
@@ -69,13 +81,17 @@ def checks(tiny: TinyProblem, rng: random.Random) -> Lesson:
     for colour, digit in tiny.digits.items():
         shown = rng.choice([digit, rng.choice([other for other in DIGITS if other != digit])])
         statements.append((f"{colour}={shown}", shown == digit))
-    for left, operator, right, result in _facts(rng, len(statements)):
-        stated = max(0, result + rng.choice([0, 0, 0, 0, 0, 0, -10, 10, -1, 1, -2, 2]))
+    for left, operator, right, result in _facts(rng, 8):
+        stated = rng.choice([result, abs(result + rng.choice((-10, -2, -1, -1, 1, 1, 2, 10)))])
         statements.append((f"{left}{operator}{right}={stated}", stated == result))
     rng.shuffle(statements)
-    parts = [Part(f"{IMAGE}\nProcess:", False)]
+    mark, between = rng.choice(MARKS), rng.choice(("", "\n"))
+    parts = [Part(rng.choice(CHECK_HEADS).format(image=IMAGE, question=tiny.problem.question), False)]
     for statement, true in statements:
-        parts += [Part(f"\n{statement} ", False), Part("Yes" if true else "No", True)]
+        parts.append(Part(statement + mark, False))
+        if rng.random() < 0.5:
+            parts.append(Part("Yes" if true else "No", True))
+        parts.append(Part(between, False))
     return Lesson(tiny.cells, tuple(parts))
 
 

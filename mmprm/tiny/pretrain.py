@@ -1,14 +1,14 @@
-"""Training of the tiny policy from random weights, in four stages, on 2 cores.
+"""Training of the tiny policy from random weights, in five stages, on 2 cores.
 
-1. The vision tower alone: a linear head on each merged patch predicts its digit and its colour. Through the language
-   model's loss alone such a model does not learn to see.
-2. Arithmetic without pictures.
-3. Readings, with drills and checks, so that the language model binds a colour's name to its cell.
-4. Solutions with mistakes (see lessons.py), with a smaller share of the rest.
+First the vision tower alone: a linear head on each merged patch predicts its digit and its colour. Through the language
+model's loss alone such a model does not learn to see. Then the whole model on the mixtures of lessons below: numbers,
+then pictures, so that the language model binds a colour's name to its cell, then solutions, and at last solutions and
+checks in equal parts, so that the model also knows a wrong statement when it sees one.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import time
@@ -29,31 +29,40 @@ from mmprm.tiny.picture import COLOURS, COLUMNS, DIGITS, ROWS
 from mmprm.tiny.tokenizer import build_processor
 from mmprm.tiny.world import TinyProblem, make_problems
 
+LESSONS = {
+    "drill": lambda tiny, rng, mistake_rate: lessons.drill(rng),
+    "readings": lambda tiny, rng, mistake_rate: lessons.readings(tiny, rng),
+    "checks": lambda tiny, rng, mistake_rate: lessons.checks(tiny, rng),
+    "solution": lessons.solution,
+}
+MIXTURES = {
+    "arithmetic": {"drill": 1.0},
+    "reading": {"readings": 0.6, "checks": 0.2, "drill": 0.2},
+    "solutions": {"solution": 0.75, "checks": 0.15, "drill": 0.1},
+    "checking": {"solution": 0.5, "checks": 0.5},
+}
+"""Share of each kind of lesson in each stage, stages in order."""
+
 
 def train(config: TinyTrainConfig, out: Path, say: Callable[[str], None] = print) -> dict:
     """Train, write the checkpoint folder `out` and in it `tiny.json`, the figures of evaluate.py; return these."""
     started = time.monotonic()
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
-    rng = random.Random(config.seed)
     processor = build_processor()
     model = build_model(processor.tokenizer)
     collate = Collator(processor)
     problems = make_problems(config.problems, config.seed, "train")
     say(f"{len(problems)} problems, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
 
-    _train_vision(model, collate, problems, config, rng, say)
-    stages = {
-        "arithmetic": (config.steps.arithmetic, lambda: lessons.drill(rng)),
-        "reading": (config.steps.reading, lambda: _reading_lesson(rng.choice(problems), rng)),
-        "solutions": (config.steps.solutions, lambda: _any_lesson(rng.choice(problems), rng, config.mistake_rate)),
-    }
-    for stage, (steps, draw) in stages.items():
-        for step, optimiser in _optimise(model.parameters(), steps, config):
-            batch = collate([draw() for _ in range(config.batch)])
-            loss, hit = _language_loss(model, batch)
+    _train_vision(model, collate, problems, config, say)
+    for stage in MIXTURES:
+        steps = getattr(config.steps, stage)
+        draw = _lessons(stage, problems, config)
+        for step, update in _optimise(model.parameters(), steps, config):
+            loss, hit = _language_loss(model, collate(list(itertools.islice(draw, config.batch))))
             loss.backward()
-            optimiser()
+            update()
             if step % 50 == 0 or step == steps - 1:
                 seconds = time.monotonic() - started
                 say(f"{stage} {step}/{steps} loss {loss.item():.4f} targets right {hit:.3f} after {seconds:.0f} s")
@@ -67,18 +76,12 @@ def train(config: TinyTrainConfig, out: Path, say: Callable[[str], None] = print
     return figures
 
 
-def _reading_lesson(tiny: TinyProblem, rng: random.Random) -> Lesson:
-    share = rng.random()
-    if share < 0.6:
-        return lessons.readings(tiny, rng)
-    return lessons.checks(tiny, rng) if share < 0.8 else lessons.drill(rng)
-
-
-def _any_lesson(tiny: TinyProblem, rng: random.Random, mistake_rate: float) -> Lesson:
-    share = rng.random()
-    if share < 0.75:
-        return lessons.solution(tiny, rng, mistake_rate)
-    return lessons.checks(tiny, rng) if share < 0.9 else lessons.drill(rng)
+def _lessons(stage: str, problems: list[TinyProblem], config: TinyTrainConfig) -> Iterator[Lesson]:
+    rng = random.Random(f"{config.seed}/{stage}")
+    kinds, shares = list(MIXTURES[stage]), list(MIXTURES[stage].values())
+    while True:
+        (kind,) = rng.choices(kinds, shares)
+        yield LESSONS[kind](rng.choice(problems), rng, config.mistake_rate)
 
 
 def _language_loss(
@@ -99,13 +102,13 @@ def _train_vision(
     collate: Collator,
     problems: list[TinyProblem],
     config: TinyTrainConfig,
-    rng: random.Random,
     say: Callable[[str], None],
 ) -> None:
     tower = model.model.visual
+    rng = random.Random(f"{config.seed}/vision")
     colours = list(COLOURS)
     heads = nn.Linear(tower.config.out_hidden_size, len(colours) + len(DIGITS))
-    for step, optimiser in _optimise([*tower.parameters(), *heads.parameters()], config.steps.vision, config):
+    for step, update in _optimise([*tower.parameters(), *heads.parameters()], config.steps.vision, config):
         pictures = [rng.choice(problems).cells for _ in range(config.batch)]
         pixels = collate.pixels(pictures)
         features = tower(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"]).pooler_output
@@ -116,14 +119,14 @@ def _train_vision(
         digit_targets = torch.tensor([digit - 1 for _, digit, _ in cells])
         loss = cross_entropy(colour_logits, colour_targets) + cross_entropy(digit_logits, digit_targets)
         loss.backward()
-        optimiser()
+        update()
         if step % 50 == 0 or step == config.steps.vision - 1:
             hit = (digit_logits.argmax(dim=-1) == digit_targets).float().mean()
             say(f"vision {step}/{config.steps.vision} loss {loss.item():.4f} digits right {hit:.3f}")
 
 
 def _optimise(parameters, steps: int, config: TinyTrainConfig) -> Iterator[tuple[int, Callable[[], None]]]:
-    """Yield (step, apply): after the loss's backward, `apply` clips, updates, advances the schedule and clears."""
+    """Yield (step, update): after the loss's backward, `update` clips, updates, advances the schedule and clears."""
     parameters = list(parameters)
     optimiser = torch.optim.AdamW(
         parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
@@ -138,11 +141,11 @@ def _optimise(parameters, steps: int, config: TinyTrainConfig) -> Iterator[tuple
 
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
 
-    def apply() -> None:
+    def update() -> None:
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         schedule.step()
         optimiser.zero_grad(set_to_none=True)
 
     for step in range(steps):
-        yield step, apply
+        yield step, update
