@@ -117,6 +117,11 @@ class TestReturnToGo:
         result = credit(steps, mode="return_to_go", transform="delta", token_baseline=False)
         close(result.returns_PKS, [[[0.9, 0.4, 0.0], [0.3, 0.2, 0.7]]])
 
+    def test_clip_does_not_charge_a_shorter_response_for_its_padding(self) -> None:
+        steps = scored([[[0.9, 0.4], [0.3, 0.2, 0.7]]])
+        result = credit(steps, mode="return_to_go", transform="clip", eta=0.5, token_baseline=False)
+        close(result.returns_PKS, [[[-0.1, -0.1, 0.0], [-0.5, -0.3, 0.0]]])
+
     def test_steps_normalised_over_the_group_before_the_sum(self) -> None:
         rewards = [0.9, 0.1, 0.8, 0.4, 0.6]
         scale, middle = stdev(rewards), mean(rewards)
