@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from mmprm.errors import DataError
+from mmprm.types import Picture
 
 CELL = 28
 ROWS, COLUMNS = 2, 3
@@ -66,6 +67,13 @@ def draw(cells: Sequence[tuple[str, int, tuple[int, int]]]) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.concatenate(rows)).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def blank() -> Picture:
+    """A grey picture of the same size, in which nothing can be read."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (COLUMNS * CELL, ROWS * CELL), (128, 128, 128)).save(buffer, format="PNG")
+    return Picture(data=buffer.getvalue())
 
 
 def read(image: Image.Image, name: str) -> tuple[tuple[str, int, tuple[int, int]], ...]:

@@ -1,0 +1,200 @@
+"""The whole road on the embedded world: annotate, labels, train, score, choose; then one page of what came out.
+
+Examples:
+  mmprm demo
+  mmprm demo --set problems=40 --set search.max_searches=5 --set out=runs/small
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from pydantic import Field
+
+from mcts.campaign import run_campaign
+from mcts.config import CampaignConfig
+from mcts.progress import CampaignSummary
+from mcts.search import SearchConfig
+from mmprm.cli.options import add_config_options, load_config
+from mmprm.config import Config, build, load
+from mmprm.errors import DataError
+from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
+from mmprm.labels.build import LabelsConfig, build_labels
+from mmprm.labels.parquet import read_parquet
+from mmprm.prm.model import read_info, write_info
+from mmprm.prm.train import TrainConfig, train_prm
+from mmprm.problems import write_problems
+from mmprm.report.data import Headline
+from mmprm.report.page import write_report
+from mmprm.sampling.config import EngineConfig
+from mmprm.sampling.pool import SamplerPool
+from mmprm.scoring.config import ScorerConfig
+from mmprm.scoring.open import open_scorer
+from mmprm.selection.groups import Group, sample_groups, score_groups
+from mmprm.tiny.figures import headlines_of, measure, report_of, summary_of
+from mmprm.tiny.model import weights_path
+from mmprm.tiny.picture import blank
+from mmprm.tiny.world import make_problems
+from mmprm.types import Problem, Verdict
+
+SAMPLES = 8
+MARKER = "demo.json"
+
+
+class DemoConfig(Config):
+    out: str = "runs/demo"
+    """Folder for everything that the demo makes. A demo that is already there is replaced."""
+    problems: int = Field(200, ge=2)
+    """Problems to annotate."""
+    development: int = Field(120, ge=2)
+    """Other problems, on which the aggregator and the threshold of the first error are chosen."""
+    test: int = Field(300, ge=2)
+    """Problems that nothing before has seen, for the figures."""
+    seed: int = 0
+    """Seed of problems, searches and samples."""
+    train_config: str = "configs/train/tiny.yaml"
+    """Configuration of the PRM training; base, labels and output are set by the demo."""
+    search: SearchConfig = SearchConfig(max_rollouts=600)
+    """The tree search of each problem."""
+
+
+@dataclass
+class Clock:
+    """Seconds by stage, in order."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        print(f"── {name}", flush=True)
+        begun = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - begun
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_options(parser, DemoConfig)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    config = load_config(arguments, DemoConfig)
+    out = _fresh_folder(config)
+    begun = time.perf_counter()
+    clock = Clock()
+    with clock.stage("annotate"):
+        campaign = _annotate(config, out)
+    with clock.stage("labels"):
+        labels = build_labels(LabelsConfig(store=str(out / "annotate"), output=str(out / "labels.parquet"))).counts
+    with clock.stage("train"):
+        trained = train_prm(_train_config(config, out))
+    with clock.stage("sample"):
+        development, test, blank_accuracy = _sample(config)
+    with clock.stage("score"):
+        development, test = _score(trained.prm, development, test)
+    with clock.stage("choose"):
+        figures = measure(read_parquet(out / "labels.parquet"), development, test)
+        chosen = {"aggregator": figures.aggregator.name, "threshold": figures.first_error.threshold}
+        write_info(trained.prm, read_info(trained.prm).model_copy(update=chosen))
+    summary = {
+        "seconds_total": time.perf_counter() - begun,
+        "problems": campaign.problems["done"],
+        "labels": labels.labels,
+        "labels_terminal": labels.labels_terminal,
+        **summary_of(figures),
+        "policy_blank_image_accuracy": blank_accuracy,
+        "trees_in_flight_max": campaign.trees_in_flight_max,
+        "tokens_per_second": campaign.tokens_per_second,
+        "rollouts": campaign.rollouts,
+        "seconds": clock.seconds,
+    }
+    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    headlines = headlines_of(summary)
+    facts = {name: f"{seconds:.0f} s" for name, seconds in clock.seconds.items()}
+    write_report(out / "report.html", report_of(figures, test, headlines, out / "train" / "metrics.jsonl", facts))
+    _print(headlines)
+    print(f"{out / 'summary.json'} and {out / 'report.html'} hold the rest")
+
+
+def _print(headlines: Sequence[Headline]) -> None:
+    for line in headlines:
+        value = f"{line.value:.4g}" if isinstance(line.value, float) else f"{line.value:,}"
+        met = {None: "", True: "met", False: "MISSED"}[line.met]
+        print(f"{line.key:<30} {value:>10}  {line.bar or '':<24} {met}")
+
+
+def _fresh_folder(config: DemoConfig) -> Path:
+    out = Path(config.out)
+    if out.exists() and any(out.iterdir()) and not (out / MARKER).exists():
+        raise DataError(f"out={out}: holds other files than a demo's; choose an empty folder with --set out=…")
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    (out / MARKER).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return out
+
+
+def _annotate(config: DemoConfig, out: Path) -> CampaignSummary:
+    problems = [tiny.problem for tiny in make_problems(config.problems, config.seed, "annotate")]
+    write_problems(out / "problems.jsonl", problems)
+    campaign = build(
+        CampaignConfig,
+        {
+            "run": str(out / "annotate"),
+            "problems": {"path": str(out / "problems.jsonl")},
+            "engine": {"model": "tiny"},
+            "search": config.search.model_dump(),
+            "seed": config.seed,
+        },
+    )
+    return run_campaign(campaign, model_folder=str(weights_path()))
+
+
+def _train_config(config: DemoConfig, out: Path) -> TrainConfig:
+    sets = [f"base={weights_path()}", f"labels={out / 'labels.parquet'}", f"output={out / 'train'}"]
+    return load(TrainConfig, config.train_config, sets)
+
+
+def _sample(config: DemoConfig) -> tuple[list[Group], list[Group], float]:
+    """Graded samples for both sets, and the policy's accuracy on the test problems with blank pictures."""
+    sets = [
+        [tiny.problem for tiny in make_problems(count, config.seed, split)]
+        for split, count in (("dev", config.development), ("test", config.test))
+    ]
+    sampler, grader = SamplerPool(EngineConfig(model=str(weights_path()))), SymbolicGrader(GraderConfig())
+
+    async def groups(problems: Sequence[Problem], samples: int) -> list[Group]:
+        sampled = await sample_groups(problems, sampler, grader, samples=samples, markup="tags", run_seed=config.seed)
+        if sampled.failed:
+            raise DataError(f"sampling failed: {next(iter(sampled.failed.items()))}")
+        return sampled.groups
+
+    async def all_groups() -> list[list[Group]]:
+        blanks = [replace(problem, pictures=(blank(),)) for problem in sets[1]]
+        return await asyncio.gather(groups(sets[0], SAMPLES), groups(sets[1], SAMPLES), groups(blanks, SAMPLES))
+
+    try:
+        development, test, blanks = asyncio.run(all_groups())
+    finally:
+        sampler.close()
+        grader.close()
+    return development, test, _pass_at_1(blanks)
+
+
+def _pass_at_1(groups: Sequence[Group]) -> float:
+    verdicts = [candidate.verdict for group in groups for candidate in group.candidates]
+    return sum(verdict is Verdict.CORRECT for verdict in verdicts) / len(verdicts)
+
+
+def _score(prm: Path, *sets: Sequence[Group]) -> list[list[Group]]:
+    scorer = open_scorer(ScorerConfig(prm=str(prm)))
+    try:
+        return [score_groups(groups, scorer) for groups in sets]
+    finally:
+        scorer.close()
