@@ -13,8 +13,8 @@ setup: .venv/.installed
 # torch comes first, so that the rest is resolved against its build. The published torchaudio and torchcodec are linked
 # against CUDA and stop the import of transformers and vLLM on a CPU-only torch; both do without them.
 .venv/.installed: pyproject.toml $(SHIM_FILES)
-	test -n "$(PYTHON)" || { echo "make: needs Python 3.10 to 3.12 with ensurepip; set PYTHON=…" >&2; exit 2; }
-	test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	@test -n "$(PYTHON)" || { echo "make: needs Python 3.10 to 3.12 with ensurepip; set PYTHON=…" >&2; exit 2; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet -e '.[$(EXTRA),dev]'
 	test $(EXTRA) != cpu || $(BIN)/pip uninstall --quiet --yes torchaudio torchcodec
