@@ -113,7 +113,7 @@ class Progress:
             f"labels {self.stored.labels + self.labels:,}",
             f"unknown {_reasons(Counter(self.stored.unknown_reasons) + self.unknown)}",
             f"unsplittable {_reasons(Counter(self.stored.unsplit_reasons) + self.unsplit)}",
-            f"left {_duration(ahead * seconds / behind) if behind else 'unknown'}",
+            f"left {_duration(ahead * seconds / behind) if behind and self.rollouts else 'unknown'}",
         ]
         return " · ".join(parts)
 
@@ -153,7 +153,8 @@ async def show(progress: Progress) -> None:
     if not sys.stderr.isatty():
         while True:
             await asyncio.sleep(PLAIN_LINE_SECONDS)
-            print(progress.line(), file=sys.stderr, flush=True)
+            if progress.in_flight:
+                print(progress.line(), file=sys.stderr, flush=True)
     from rich.console import Console
     from rich.live import Live
 

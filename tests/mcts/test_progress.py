@@ -49,6 +49,8 @@ def test_time_left_takes_a_tree_in_flight_as_half_done() -> None:
     progress.started("p", [])
     progress.started("q", [])
     assert progress.first_start is not None
+    assert progress.line(now=progress.first_start + 60).endswith("left unknown")
+    progress.reported([batch(("a",), Verdict.CORRECT)], [])
     # Two half trees took 60 s; two half trees and a whole one are left.
     assert progress.line(now=progress.first_start + 60).endswith("left 2:00")
 
