@@ -59,7 +59,7 @@ def make_samples(
 
 
 class TokenCount:
-    """Tokens of a solution without opening more than the headers of its pictures."""
+    """Tokens of a solution. Each picture is opened once, so that a broken one stops a run before it begins."""
 
     def __init__(self, renderer: Renderer) -> None:
         self._renderer = renderer

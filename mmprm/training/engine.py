@@ -43,7 +43,7 @@ class Engine:
         )
 
     def step(self, losses: Iterable[Callable[[nn.Module], Tensor]], denominator: float) -> tuple[float, float | None]:
-        """One update from Σ losses / denominator, over all micro-batches of all ranks; each rank hands in as many losses.
+        """One update from Σ losses / denominator, over all micro-batches of all ranks, as many on each rank.
 
         Returns that loss, and the norm of its gradient before clipping; DeepSpeed tells none in float32 without ZeRO.
         """
@@ -70,10 +70,13 @@ class Engine:
         import deepspeed
 
         gathered: dict[str, Tensor] = {}
+        copies: dict[int, Tensor] = {}  # tied tensors stay one tensor
         for name, tensor in self.deepspeed.module.state_dict(keep_vars=True).items():
             with deepspeed.zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):
                 if self.ranks.is_main and name.startswith(prefix):
-                    gathered[name.removeprefix(prefix)] = tensor.detach().cpu().clone()
+                    if id(tensor) not in copies:
+                        copies[id(tensor)] = tensor.detach().cpu().clone()
+                    gathered[name.removeprefix(prefix)] = copies[id(tensor)]
         return gathered
 
     @contextmanager
