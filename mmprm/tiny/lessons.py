@@ -31,6 +31,8 @@ FACTS = {
     for operator, apply in OPERATORS.items()
 }
 """(left, operator, right, result) of every calculation that a solution can need."""
+FIRST_FACTS = {operator: [fact for fact in facts if 0 < fact[0] < 10] for operator, facts in FACTS.items()}
+"""Those that can come first in a solution; few among all, but a third or more of those that are written."""
 MARKS = string.ascii_uppercase + "?|:;,.!~@#&*%$^_ "
 """What may stand between a statement and its Yes or No: many, so that the skill does not hang on one token."""
 
@@ -100,7 +102,7 @@ def _ask(question: str) -> Part:
 
 
 def _facts(rng: random.Random, count: int) -> list[tuple[int, str, int, int]]:
-    return [rng.choice(FACTS[rng.choice(list(OPERATORS))]) for _ in range(count)]
+    return [rng.choice(rng.choice((FACTS, FIRST_FACTS))[rng.choice(list(OPERATORS))]) for _ in range(count)]
 
 
 class Collator:
