@@ -29,20 +29,8 @@ _OPEN_FORM = re.compile(r"\\text|\\begin|\\mathbb|\\emptyset|\\varnothing|[<>=âˆ
 _NAME = re.compile(
     r"(?:\\[a-zA-Z]+\s*)?\{?[A-Za-z]{0,4}'*\}?(?:_\{?\w+\}?)?(?:\s*\(\s*\w\s*\))?(?:\\text\{[^{}]*\})?|\|?\\vec\s*\{\w+\}\|?"
 )
-_OPERATOR_SIGNS = {
-    "=",
-    "<",
-    ">",
-    r"\leq",
-    r"\geq",
-    r"\neq",
-    r"\perp",
-    r"\parallel",
-    r"\sim",
-    r"\cong",
-    r"\approx",
-    r"\in",
-}
+_SIGN = re.compile(r"[=<>]|\\(?:leq|geq|neq|perp|parallel|sim|cong|approx|in)")
+_NUMERIC_COMMAND = re.compile(r"\\(?:frac|sqrt|times|cdot|pi)(?![a-zA-Z])")
 
 
 def compare(gold: str, answer: str, symbols: SymbolTest) -> Outcome:
@@ -114,7 +102,7 @@ def _same_relation(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
     gold_relation = isinstance(gold, Group) and gold.kind == "relation"
     given_relation = isinstance(given, Group) and given.kind == "relation"
     if not given_relation:
-        if _states_value(gold) and isinstance(gold.items[0], Leaf) and _NAME.fullmatch(gold.items[0].text):
+        if _states_value(gold):
             return _same(gold.items[-1], given, symbols)
         return DIFFERENT if isinstance(given, Leaf) and number(given.text) is not None else UNDECIDED
     if not gold_relation:
@@ -127,17 +115,21 @@ def _same_relation(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
             outcomes = [_same(a, b, symbols) for a, b in pairs]
             if _all(outcomes) is SAME or (outcomes[0] is SAME and _states_value(gold)):
                 return _all(outcomes)  # with the same left side, the right side decides
-    if len(gold.items) != 2 or len(given.items) != 2:
-        if _states_value(gold) and _states_value(given):
-            return _same(gold.items[-1], given.items[-1], symbols)
-        return DIFFERENT
     if _states_value(gold) and _states_value(given) and _same(gold.items[-1], given.items[-1], symbols) is SAME:
-        return UNDECIDED  # the same value under another name
-    return symbols(_written(gold), _written(given))
+        return SAME if _same(gold.items[0], given.items[0], symbols) is SAME else UNDECIDED  # or another name
+    return symbols(_written(gold), _written(given)) if len(gold.items) == len(given.items) == 2 else DIFFERENT
 
 
 def _states_value(relation: Group) -> bool:
-    return set(relation.marks) <= {"=", r"\approx"} or relation.marks == (r"\in",)
+    """x = 5, 2 + 3 = 5 and x âˆˆ (1,2) say what follows the last sign; x + y = 5 does not."""
+    return (set(relation.marks) <= {"=", r"\approx"} or relation.marks == (r"\in",)) and _is_name(relation.items[0])
+
+
+def _is_name(answer: Answer) -> bool:
+    r"""x, f(x), \angle A, (x,y), and numbers, which can only be a calculation."""
+    if isinstance(answer, Group):
+        return all(_is_name(item) for item in answer.items)
+    return bool(_NAME.fullmatch(answer.text)) or not re.search(r"[A-Za-z]", _NUMERIC_COMMAND.sub("", answer.text))
 
 
 def _flip(relation: Group) -> Group | None:
@@ -177,8 +169,8 @@ def _ratio_against_value(gold: Answer, given: Answer, symbols: SymbolTest) -> Ou
 def _same_leaf(gold: Leaf, given: Leaf, symbols: SymbolTest) -> Outcome:
     if key(gold.text) == key(given.text) and gold.text:
         return SAME if _units_agree(gold, given) else UNDECIDED
-    if gold.text in _OPERATOR_SIGNS:
-        return DIFFERENT if given.text in _OPERATOR_SIGNS or number(given.text) is not None else UNDECIDED
+    if _SIGN.fullmatch(gold.text):
+        return DIFFERENT if _SIGN.fullmatch(given.text) or number(given.text) is not None else UNDECIDED
     if gold.prose or not gold.text:
         return UNDECIDED
     if given.prose or not given.text:
