@@ -32,9 +32,10 @@ from mmprm.labels.parquet import read_parquet
 from mmprm.prm.model import read_info, write_info
 from mmprm.prm.train import TrainConfig, train_prm
 from mmprm.problems import write_problems
+from mmprm.prompts import PromptConfig
 from mmprm.report.data import Headline
 from mmprm.report.page import write_report
-from mmprm.sampling.config import EngineConfig
+from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.sampling.pool import SamplerPool
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer
@@ -46,6 +47,8 @@ from mmprm.tiny.world import make_problems
 from mmprm.types import Problem, Verdict
 
 SAMPLES = 8
+PROMPT = PromptConfig(preset="plain")
+SAMPLING = SamplingConfig(max_tokens=96)
 MARKER = "demo.json"
 
 
@@ -149,6 +152,8 @@ def _annotate(config: DemoConfig, out: Path) -> CampaignSummary:
             "run": str(out / "annotate"),
             "problems": {"path": str(out / "problems.jsonl")},
             "engine": {"model": "tiny"},
+            "prompt": PROMPT.model_dump(),
+            "sampling": SAMPLING.model_dump(),
             "search": config.search.model_dump(),
             "seed": config.seed,
         },
@@ -167,7 +172,8 @@ def _sample(config: DemoConfig) -> tuple[list[Group], list[Group], float]:
         [tiny.problem for tiny in make_problems(count, config.seed, split)]
         for split, count in (("dev", config.development), ("test", config.test))
     ]
-    sampler, grader = SamplerPool(EngineConfig(model=str(weights_path()))), SymbolicGrader(GraderConfig())
+    sampler = SamplerPool(EngineConfig(model=str(weights_path())), SAMPLING, PROMPT)
+    grader = SymbolicGrader(GraderConfig())
 
     async def groups(problems: Sequence[Problem], samples: int) -> list[Group]:
         sampled = await sample_groups(problems, sampler, grader, samples=samples, markup="tags", run_seed=config.seed)
