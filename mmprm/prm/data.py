@@ -5,13 +5,15 @@ Shapes: B sample, S step, M marker (all steps of a batch, sample by sample).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
+from mmprm.config import Config
 from mmprm.errors import DataError
 from mmprm.labels.parquet import LabelledExample
 from mmprm.metrics import roc_auc
@@ -20,15 +22,9 @@ from mmprm.prm.losses import soft_cross_entropy_sum
 from mmprm.problems import open_picture
 from mmprm.training.batches import micro_batches
 from mmprm.training.engine import Engine
-from mmprm.types import Counts, Picture, Solution
+from mmprm.types import Counts, Picture, Solution, Steps
 
-Target = Literal["soft", "hard"]
-
-TARGETS: dict[Target, Callable[[float, float], float]] = {
-    "soft": lambda value, threshold: value,
-    "hard": lambda value, threshold: float(value > threshold),
-}
-"""Target of a step from its Monte Carlo value."""
+NO_TARGET = float("nan")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +40,29 @@ class Sample:
         return sum(target == target for target in self.targets)
 
 
-def make_samples(
-    examples: Sequence[LabelledExample], renderer: Renderer, target: Target, threshold: float
-) -> list[Sample]:
-    """Samples with at least one label, in order. What cannot be rendered raises DataError before training begins."""
-    count = TokenCount(renderer)
+class TargetConfig(Config):
+    kind: Literal["soft", "hard"] = "soft"
+    """soft: the Monte Carlo value itself; hard: 1 where it is above error_value, else 0."""
+    error_value: float = Field(0.0, ge=0, lt=1)
+    """A prefix with a Monte Carlo value up to this one counts as wrong."""
+    after_error: Literal["keep", "mask"] = "keep"
+    """mask: a step that continues a wrong prefix has no target, so that only the first error is learned as one."""
+
+
+def make_samples(examples: Sequence[LabelledExample], renderer: Renderer, config: TargetConfig) -> list[Sample]:
+    """Samples with at least one target, in order. What cannot be rendered raises DataError before training begins."""
+    count, wrong = TokenCount(renderer), _wrong_prefixes(examples, config.error_value)
     samples = []
     for example in examples:
-        solution = Solution(example.problem, example.path.steps)
-        targets = tuple(_target(counts, target, threshold) for counts in example.path.counts)
+        path = example.path
+        targets = [_target(counts, config) for counts in path.counts]
+        if config.after_error == "mask":
+            error = next((d for d in range(len(targets)) if (path.problem_id, path.steps[: d + 1]) in wrong), None)
+            if error is not None:
+                targets[error + 1 :] = [NO_TARGET] * (len(targets) - error - 1)
         if any(value == value for value in targets):
-            samples.append(Sample(solution, targets, count(solution)))
+            solution = Solution(example.problem, path.steps)
+            samples.append(Sample(solution, tuple(targets), count(solution)))
     return samples
 
 
@@ -143,10 +151,20 @@ class PrmTask:
         return inputs, torch.tensor(targets, dtype=torch.float32)
 
 
-def _target(counts: Counts | None, target: Target, threshold: float) -> float:
+def _target(counts: Counts | None, config: TargetConfig) -> float:
     if counts is None or counts.value is None:
-        return float("nan")
-    return TARGETS[target](counts.value, threshold)
+        return NO_TARGET
+    return counts.value if config.kind == "soft" else float(counts.value > config.error_value)
+
+
+def _wrong_prefixes(examples: Sequence[LabelledExample], error_value: float) -> set[tuple[str, Steps]]:
+    """(problem, prefix) of the wrong ones; a prefix's label stands on one of the paths that share it."""
+    return {
+        (example.path.problem_id, example.path.steps[:depth])
+        for example in examples
+        for depth, counts in enumerate(example.path.counts, start=1)
+        if counts is not None and counts.value is not None and counts.value <= error_value
+    }
 
 
 def _auc(pairs: Sequence[tuple[float, float]]) -> float:

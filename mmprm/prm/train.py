@@ -14,7 +14,7 @@ from torch import nn
 from mmprm.config import Config
 from mmprm.errors import ConfigError, DataError
 from mmprm.labels.parquet import read_parquet
-from mmprm.prm.data import PrmTask, Sample, Target, make_samples
+from mmprm.prm.data import PrmTask, Sample, TargetConfig, make_samples
 from mmprm.prm.format import PrmTokens
 from mmprm.prm.model import Prm, initialise_prm, save_prm
 from mmprm.training.config import TrainingConfig
@@ -34,10 +34,8 @@ class TrainConfig(Config):
     """Marker and judgement tokens."""
     add_missing_tokens: bool = False
     """Add Yes and No to a vocabulary that lacks them as single tokens."""
-    target: Target = "soft"
-    """soft: the Monte Carlo value itself; hard: 1 where it is above hard_threshold, else 0."""
-    hard_threshold: float = Field(0.0, ge=0, lt=1)
-    """With hard targets: a step counts as right above this value."""
+    target: TargetConfig = TargetConfig()
+    """What the counts of a step make its target."""
     frozen: tuple[str, ...] = ()
     """Regular expressions of parameter names that stay as they are, for example the vision tower's."""
     max_length: int = Field(4096, ge=1)
@@ -80,7 +78,7 @@ def train_prm(config: TrainConfig) -> TrainSummary:
     evaluation = fit(task, engine, config.training, output)
     weights = engine.weights("backbone.")
     if ranks.is_main:
-        settings = {"target": config.target, "hard_threshold": config.hard_threshold, "file": Path(config.labels).name}
+        settings = {**config.target.model_dump(), "file": Path(config.labels).name}
         info = prm.info.model_copy(update={"labels": settings})
         save_prm(output / "prm", Prm(prm.model, prm.renderer, info), weights)
     ranks.barrier()
@@ -111,7 +109,7 @@ def _samples(config: TrainConfig, prm: Prm) -> list[tuple[list[Sample], int]]:
     parts = []
     for split in ("train", "dev"):
         chosen = [example for example in examples if example.split == split]
-        samples = make_samples(chosen, prm.renderer, config.target, config.hard_threshold)
+        samples = make_samples(chosen, prm.renderer, config.target)
         kept = [sample for sample in samples if sample.length <= config.max_length]
         parts.append((kept, len(samples) - len(kept)))
     if not parts[0][0]:

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausa
 from mmprm.config import load
 from mmprm.errors import CheckpointError, ConfigError, DataError
 from mmprm.labels.parquet import LabelledExample
-from mmprm.prm.data import TokenCount, make_samples
+from mmprm.prm.data import TargetConfig, TokenCount, make_samples
 from mmprm.prm.format import PrmTokens
 from mmprm.prm.model import Prm, initialise_prm, load_prm, read_info, save_prm, write_info
 from mmprm.prm.train import TrainConfig, prepare
@@ -159,20 +159,37 @@ def test_frozen_parameters(random_policy_folder: Path) -> None:
         prepare(model, config_of(random_policy_folder, "frozen=['.']"))
 
 
-def test_samples(prm: Prm, solutions: list[Solution]) -> None:
+def test_targets(prm: Prm, solutions: list[Solution]) -> None:
     """Targets stay floats (15/16 is neither 0 nor 1), unlabelled steps are NaN, paths without labels are no samples."""
     problem, steps = solutions[0].problem, solutions[0].steps[:3]
     labelled = LabelledPath(problem.id, steps, (Counts(15, 1), None, Counts(0, 3, 9)), False)
     unlabelled = LabelledPath(problem.id, steps, (None, None, Counts(0, 0, 4)), False)
     examples = [LabelledExample(problem, path, "train") for path in (labelled, unlabelled)]
-    (soft,) = make_samples(examples, prm.renderer, "soft", 0.0)
+    (soft,) = make_samples(examples, prm.renderer, TargetConfig())
     assert (soft.targets[0], soft.targets[2], soft.label_count) == (0.9375, 0.0, 2)
     assert soft.targets[1] != soft.targets[1]
-    assert make_samples(examples, prm.renderer, "hard", 0.0)[0].targets[0] == 1.0
-    assert make_samples(examples, prm.renderer, "hard", 0.95)[0].targets[0] == 0.0
+    for error_value, target in ((0.0, 1.0), (0.95, 0.0)):
+        (hard,) = make_samples(examples, prm.renderer, TargetConfig(kind="hard", error_value=error_value))
+        assert hard.targets[0] == target
     marked = LabelledExample(problem, LabelledPath(problem.id, ("a<prm>",), (Counts(1, 1),), False), "train")
     with pytest.raises(DataError, match="step 1 contains '<prm>'"):
-        make_samples([marked], prm.renderer, "soft", 0.0)
+        make_samples([marked], prm.renderer, TargetConfig())
+
+
+def test_masked_after_the_first_error(prm: Prm, solutions: list[Solution]) -> None:
+    """a b c: b is wrong. Its label stands on the first path, but it masks the second path's steps after b as well."""
+    problem = solutions[0].problem
+    first = LabelledPath(problem.id, ("a", "b", "c"), (Counts(3, 1), Counts(1, 9), Counts(0, 4)), False)
+    second = LabelledPath(problem.id, ("a", "b", "d"), (None, None, Counts(0, 4)), False)
+    other = LabelledPath("other", ("a", "b", "d"), (None, None, Counts(0, 4)), False)
+    examples = [LabelledExample(problem, path, "train") for path in (first, second, other)]
+    kept = make_samples(examples, prm.renderer, TargetConfig(error_value=0.1))
+    assert [sample.label_count for sample in kept] == [3, 1, 1]
+    masked = make_samples(examples, prm.renderer, TargetConfig(error_value=0.1, after_error="mask"))
+    assert [sample.targets[:2] for sample in masked[:1]] == [(0.75, 0.1)]
+    assert [sample.label_count for sample in masked] == [2, 1]
+    strict = make_samples(examples, prm.renderer, TargetConfig(error_value=0.0, after_error="mask"))
+    assert [sample.label_count for sample in strict] == [3, 1, 1]
 
 
 def test_token_count_equals_the_encoded_length(prm: Prm, solutions: list[Solution]) -> None:
