@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from mmprm.steps import Markup, plain
-from mmprm.types import Counts, LabelledPath, Node, Steps, Tree, Verdict
+from mmprm.types import Counts, LabelledPath, Steps, Tree, Verdict
 
 RIGHT, WRONG = Counts(right=1), Counts(wrong=1)
 
@@ -28,13 +28,12 @@ class LabelCounts:
 
 
 def label_tree(tree: Tree, markup: Markup, seed: int) -> list[LabelledPath]:
-    """One path through each deepest state, continued by one of its complete solutions, and complete solutions that
-    balance right against wrong last steps.
+    """One path through each deepest state, continued by a complete solution where one runs through it, and as many
+    right as wrong complete solutions: all of the rarer kind.
 
     States whose plain steps agree are one. Each label stands on the first path that has its prefix; the other paths
-    have None there. Where right and wrong last steps cannot be balanced, the surplus paths end at their deepest state. A
-    state or solution with a step that is empty without its markup takes no part. Choices depend on `seed` and the
-    problem alone.
+    have None there. A path whose solution is one too many of its kind ends at its deepest state. A state or solution
+    with a step that is empty without its markup takes no part. Choices depend on `seed` and the problem alone.
     """
     states, verdicts = _states(tree, markup), _solutions(tree, markup)
     solutions = {steps: right for steps, right in verdicts.items() if steps not in states}
@@ -75,20 +74,17 @@ def _states(tree: Tree, markup: Markup) -> dict[Steps, Counts]:
 
 
 def _solutions(tree: Tree, markup: Markup) -> dict[Steps, bool]:
-    """Plain steps of each complete solution → whether it is right; none that was graded both ways."""
+    """Plain steps of each complete solution → whether it is right; none that was graded both ways.
+
+    Solutions are the root's rollouts, as the policy writes them. Those drawn from deeper states are no fair sample: the
+    search visits wrong prefixes most, and the right answers found behind one are lucky recoveries.
+    """
     verdicts: dict[Steps, set[Verdict]] = {}
-    for node in tree.nodes:
-        for steps, verdict in _finished(node):
-            steps = tuple(plain(step, markup) for step in steps)
-            if all(steps):
-                verdicts.setdefault(steps, set()).add(verdict)
+    for rollout in (rollout for node in tree.nodes if not node.steps for rollout in node.rollouts):
+        steps = tuple(plain(step, markup) for step in rollout.steps)
+        if steps and all(steps) and rollout.verdict is not Verdict.UNKNOWN:
+            verdicts.setdefault(steps, set()).add(rollout.verdict)
     return {steps: Verdict.CORRECT in found for steps, found in verdicts.items() if len(found) == 1}
-
-
-def _finished(node: Node) -> Iterable[tuple[Steps, Verdict]]:
-    for rollout in node.rollouts:
-        if rollout.steps and rollout.verdict is not Verdict.UNKNOWN:
-            yield node.steps + rollout.steps, rollout.verdict
 
 
 def _deepest(states: dict[Steps, Counts]) -> list[Steps]:
@@ -111,11 +107,12 @@ def _choose(deepest: list[Steps], solutions: dict[Steps, bool], rng: random.Rand
         if kinds:
             right = min(kinds, key=lambda kind: len(picked[kind]))
             picked[right][state] = rng.choice(through[state][right])
-    few = len(picked[True]) < len(picked[False])
-    surplus = len(picked[not few]) - len(picked[few])
-    taken = set(picked[few].values())
-    spare = [steps for steps, right in solutions.items() if right == few and steps not in taken]
-    extra = rng.sample(spare, min(surplus, len(spare)))
-    cut = set(rng.sample(list(picked[not few]), surplus - len(extra)))
+    both = min(sum(solutions.values()), len(solutions) - sum(solutions.values()))
+    cut, extra = set(), []
+    for kind, chosen in picked.items():
+        taken = set(chosen.values())
+        spare = [steps for steps, right in solutions.items() if right == kind and steps not in taken]
+        cut |= set(rng.sample(list(chosen), max(0, len(chosen) - both)))
+        extra += rng.sample(spare, max(0, both - len(chosen)))
     solution_of = picked[True] | picked[False]
     return [state if state in cut else solution_of.get(state, state) for state in deepest] + extra

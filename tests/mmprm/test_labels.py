@@ -67,15 +67,21 @@ def test_each_state_once_by_its_own_rollouts() -> None:
 def test_last_steps_take_their_own_verdict_in_equal_numbers() -> None:
     paths = label_tree(SMALL, "tags", seed=0)
     ends = Counter(path.counts[-1] for path in paths if path.complete)
-    assert ends == {RIGHT: 2, WRONG: 2}
-    right = {path.steps for path in paths if path.complete and path.counts[-1] == RIGHT}
-    assert right == {("a", "b", "<answer>1</answer>"), ("a", "c", "<answer>1</answer>")}
+    assert ends == {RIGHT: 1, WRONG: 1}
     assert count_labels(paths).labels == 3
-    assert (count_labels(paths).labels_terminal, count_labels(paths).terminal_right) == (4, 2)
+    assert (count_labels(paths).labels_terminal, count_labels(paths).terminal_right) == (2, 1)
+
+
+def test_complete_solutions_are_those_of_the_root() -> None:
+    """ "a x d" ends right although nothing else from "a x" does: a recovery, which the policy's own answers lack."""
+    recovery = node("a x", ("d A", "r"), ("z A", "w"))
+    paths = label_tree(tree(node("", ("a b A", "r"), ("a x z A", "w")), recovery), "tags", seed=0)
+    right = {path.steps for path in paths if path.complete and path.counts[-1] == RIGHT}
+    assert right == {("a", "b", "<answer>1</answer>")}
 
 
 def test_one_path_a_deepest_state_and_the_tail_is_unlabelled() -> None:
-    paths = label_tree(tree(node("", ("q A", "r")), node("a", ("b c A", "w"))), "tags", seed=0)
+    paths = label_tree(tree(node("", ("q A", "r"), ("a b c A", "w")), node("a", ("b c A", "w"))), "tags", seed=0)
     (wrong,) = [path for path in paths if path.counts[-1] == WRONG]
     assert wrong.steps == ("a", "b", "c", "<answer>1</answer>")
     assert wrong.counts == (Counts(0, 1), None, None, WRONG)
@@ -105,7 +111,7 @@ def test_states_that_differ_in_markup_alone_are_one() -> None:
 
 
 def test_the_seed_decides() -> None:
-    many = tree(node("", *[(f"a{i} A", "r") for i in range(20)]), node("b", ("A", "w")))
+    many = tree(node("", ("b A", "w"), *[(f"a{i} A", "r") for i in range(20)]), node("b", ("A", "w")))
     assert label_tree(many, "tags", seed=1) == label_tree(many, "tags", seed=1)
     assert len({tuple(label_tree(many, "tags", seed=seed)) for seed in range(5)}) > 1
 
@@ -202,7 +208,7 @@ def test_build_from_a_store(tmp_path: Path) -> None:
     config = LabelsConfig(store=str(tmp_path / "run"), output=str(tmp_path / "labels.parquet"), dev=0.3)
     summary = build_labels(config)
     examples = read_parquet(config.output)
-    assert (summary.counts.problems, summary.counts.labels, summary.counts.labels_terminal) == (40, 120, 160)
+    assert (summary.counts.problems, summary.counts.labels, summary.counts.labels_terminal) == (40, 120, 80)
     assert summary.paths_by_split == Counter(example.split for example in examples)
     by_split = {s: {e.problem.id for e in examples if e.split == s} for s in ("train", "dev")}
     assert {len(ids) > 0 for ids in by_split.values()} == {True}
