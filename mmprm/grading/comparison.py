@@ -63,7 +63,8 @@ def _same(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
 def _same_group(gold: Group, given: Group, symbols: SymbolTest) -> Outcome:
     if len(gold.items) != len(given.items):
         return DIFFERENT if not has_prose(gold) else UNDECIDED
-    if gold.kind in _ORDERED or (gold.kind == "list" and given.kind == "brackets"):
+    one_named = _has_distinct_names(gold) != _has_distinct_names(given)  # x=1, y=2 against 1, 2: by place
+    if gold.kind in _ORDERED or given.kind == "brackets" or one_named:
         if gold.kind == given.kind == "ratio" and (proportional := _proportional(gold, given)) is not None:
             return proportional
         outcome = _all(_same(a, b, symbols) for a, b in zip(gold.items, given.items, strict=True))
@@ -83,6 +84,11 @@ def _same_form(gold: Group, given: Group) -> bool:
     return (
         ({gold.kind, given.kind} <= loose or gold.kind == given.kind) and gold.marks == given.marks and not named_apart
     )
+
+
+def _has_distinct_names(group: Group) -> bool:
+    names = [item.items[0] for item in group.items if isinstance(item, Group) and item.kind == "relation"]
+    return len(set(names)) > 1
 
 
 def _same_multiset(gold: Sequence[Answer], given: Sequence[Answer], symbols: SymbolTest) -> Outcome:
