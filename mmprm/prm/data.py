@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mmprm.config import Config
 from mmprm.errors import DataError
 from mmprm.labels.parquet import LabelledExample
+from mmprm.labels.paths import RIGHT
 from mmprm.metrics import roc_auc
 from mmprm.prm.format import Renderer, tokenizer_of
 from mmprm.prm.losses import soft_cross_entropy_sum
@@ -47,6 +48,9 @@ class TargetConfig(Config):
     """A prefix with a Monte Carlo value up to this one counts as wrong."""
     after_error: Literal["keep", "mask"] = "keep"
     """mask: a step that continues a wrong prefix has no target, so that only the first error is learned as one."""
+    right_solutions: Literal["last_step", "all_steps"] = "last_step"
+    """all_steps: in a complete solution that is right and has no prefix known as wrong, the steps without label have
+    target 1. Search labels few right steps late in a solution; but right answers can come from wrong steps."""
 
 
 def make_samples(examples: Sequence[LabelledExample], renderer: Renderer, config: TargetConfig) -> list[Sample]:
@@ -56,10 +60,12 @@ def make_samples(examples: Sequence[LabelledExample], renderer: Renderer, config
     for example in examples:
         path = example.path
         targets = [_target(counts, config) for counts in path.counts]
-        if config.after_error == "mask":
-            error = next((d for d in range(len(targets)) if (path.problem_id, path.steps[: d + 1]) in wrong), None)
-            if error is not None:
-                targets[error + 1 :] = [NO_TARGET] * (len(targets) - error - 1)
+        prefixes = [(path.problem_id, path.steps[:depth]) for depth in range(1, len(targets) + 1)]
+        error = next((place for place, prefix in enumerate(prefixes) if prefix in wrong), None)
+        if config.after_error == "mask" and error is not None:
+            targets[error + 1 :] = [NO_TARGET] * (len(targets) - error - 1)
+        if config.right_solutions == "all_steps" and error is None and path.complete and path.counts[-1] == RIGHT:
+            targets = [1.0 if target != target else target for target in targets]
         if any(value == value for value in targets):
             solution = Solution(example.problem, path.steps)
             samples.append(Sample(solution, tuple(targets), count(solution)))

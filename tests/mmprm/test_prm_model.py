@@ -192,6 +192,19 @@ def test_masked_after_the_first_error(prm: Prm, solutions: list[Solution]) -> No
     assert [sample.label_count for sample in strict] == [3, 1, 1]
 
 
+def test_right_solutions_may_vouch_for_all_their_steps(prm: Prm, solutions: list[Solution]) -> None:
+    """Steps without label only, and not where a prefix is known as wrong; a wrong solution vouches for nothing."""
+    problem, last = solutions[0].problem, "<answer>1</answer>"
+    right = LabelledPath(problem.id, ("a", "b", last), (Counts(3, 1), None, Counts(right=1)), True)
+    lucky = LabelledPath(problem.id, ("x", "y", last), (Counts(0, 4), None, Counts(right=1)), True)
+    failed = LabelledPath(problem.id, ("a", "z", last), (None, None, Counts(wrong=1)), True)
+    examples = [LabelledExample(problem, path, "train") for path in (right, lucky, failed)]
+    samples = make_samples(examples, prm.renderer, TargetConfig(right_solutions="all_steps"))
+    assert samples[0].targets == (0.75, 1.0, 1.0)
+    assert [sample.label_count for sample in samples] == [3, 2, 1]
+    assert [s.label_count for s in make_samples(examples, prm.renderer, TargetConfig())] == [2, 2, 1]
+
+
 def test_token_count_equals_the_encoded_length(prm: Prm, solutions: list[Solution]) -> None:
     count = TokenCount(prm.renderer)
     lengths = prm.renderer.encode(solutions)["attention_mask"].sum(dim=1).tolist()
