@@ -62,7 +62,7 @@ def main() -> None:
     chosen = config(sys.argv[1], sys.argv[2])
 
     async def make(number: int) -> LocalWorker:
-        return local_worker(chosen)
+        return local_worker(chosen, delay=0.02)
 
     run_campaign(chosen, make_worker=make)
 
