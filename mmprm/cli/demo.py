@@ -55,7 +55,7 @@ MARKER = "demo.json"
 class DemoConfig(Config):
     out: str = "runs/demo"
     """Folder for everything that the demo makes. A demo that is already there is replaced."""
-    problems: int = Field(200, ge=2)
+    problems: int = Field(500, ge=2)
     """Problems to annotate."""
     development: int = Field(120, ge=2)
     """Other problems, on which the aggregator and the threshold of the first error are chosen."""
@@ -65,7 +65,7 @@ class DemoConfig(Config):
     """Seed of problems, searches and samples."""
     train_config: str = "configs/train/tiny.yaml"
     """Configuration of the PRM training; base, labels and output are set by the demo."""
-    search: SearchConfig = SearchConfig(max_rollouts=600)
+    search: SearchConfig = SearchConfig(max_rollouts=320)
     """The tree search of each problem."""
 
 
