@@ -89,11 +89,6 @@ def test_a_resumed_log_holds_each_step_once(tmp_path: Path) -> None:
     assert list((tmp_path / "tensorboard").iterdir())
 
 
-@pytest.mark.parametrize("file", sorted(CONFIGS.glob("*.yaml")), ids=lambda file: file.stem)
-def test_shipped_configurations_load(file: Path) -> None:
-    load(TrainConfig, file)
-
-
 def test_a_key_that_does_not_exist() -> None:
     with pytest.raises(ConfigError, match=r"training.zero_stag does not exist; did you mean training.zero_stage"):
         load(TrainConfig, CONFIGS / "tiny.yaml", ["training.zero_stag=1"])
