@@ -6,7 +6,7 @@ BIN := .venv/bin
 SHIM := .ci/torchvision-cpu
 SHIM_FILES := $(addprefix $(SHIM)/,pyproject.toml setup.py torchvision_cpu.py torchvision_cpu.pth)
 
-.PHONY: setup demo test check bench-grading clean
+.PHONY: setup demo test check trl bench-grading clean
 
 setup: .venv/.installed
 
@@ -32,8 +32,12 @@ check: setup
 test: setup
 	$(BIN)/pytest
 
+# TRL's trainer, beside the environment and not in it: tests/integration/test_trl_export.py runs one step of it.
+trl: setup
+	$(BIN)/pip install --quiet --upgrade --no-deps --target .venv-trl trl==1.8.0
+
 bench-grading: setup
 	$(BIN)/python benchmarks/grading.py
 
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv .venv-trl runs build *.egg-info

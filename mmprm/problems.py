@@ -123,8 +123,13 @@ def content_id(question: str, answer: str, pictures: Sequence[Picture] = ()) -> 
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def write_problems(path: str | Path, problems: Iterable[Problem]) -> None:
-    """Write JSONL that load_problems reads back; pictures become files in `images/` beside it, named by content."""
+def write_problems(
+    path: str | Path, problems: Iterable[Problem], columns: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """Write JSONL that load_problems reads back; pictures become files in `images/` beside it, named by content.
+
+    `columns` holds, by problem id, what else to write in its line.
+    """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -132,9 +137,10 @@ def write_problems(path: str | Path, problems: Iterable[Problem]) -> None:
         with temporary.open("w", encoding="utf-8") as file:
             for problem in problems:
                 row = {"id": problem.id, "question": problem.question, "answer": problem.answer}
-                row |= {"pictures": [_write_picture(picture, path.parent) for picture in problem.pictures]}
+                row |= {"pictures": [write_picture(picture, path.parent) for picture in problem.pictures]}
                 row |= {"choices": list(problem.choices)} if problem.choices else {}
                 row |= {"solution": problem.solution} if problem.solution is not None else {}
+                row |= (columns or {}).get(problem.id, {})
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
         os.replace(temporary, path)
     except OSError as error:
@@ -309,7 +315,8 @@ def _bytes(picture: Picture) -> bytes:
         return (picture.path or "").encode()
 
 
-def _write_picture(picture: Picture, folder: Path) -> str:
+def write_picture(picture: Picture, folder: Path) -> str:
+    """Copy to `images/` in the folder, named by content; returns the path from the folder."""
     data = picture.data if picture.data is not None else Path(picture.path or "").read_bytes()
     target = folder / "images" / f"{hashlib.sha256(data).hexdigest()[:16]}{_suffix(picture)}"
     if not target.exists():

@@ -1,22 +1,37 @@
-"""Turn searched trees into labelled paths (Parquet).
+"""Turn searched trees into labelled paths (Parquet), or export those in the form of another project.
 
-Example:
+Examples:
   mmprm labels --set store=runs/demo/annotate --set output=runs/demo/labels.parquet
+  mmprm labels export --format trl --set labels=runs/demo/labels.parquet --set output=runs/demo/trl
 """
 
 from __future__ import annotations
 
 import argparse
 
+from mmprm.cli import labels_export
 from mmprm.cli.options import add_config_options, load_config
 from mmprm.labels.build import LabelsConfig, build_labels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_options(parser, LabelsConfig)
+    actions = parser.add_subparsers(dest="action", metavar="[export]")
+    summary, _, rest = (labels_export.__doc__ or "").partition("\n")
+    export = actions.add_parser(
+        "export",
+        help="write labelled paths in the form of another project",
+        description=summary,
+        epilog=rest.strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    labels_export.add_arguments(export)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.action == "export":
+        labels_export.run(arguments)
+        return
     config = load_config(arguments, LabelsConfig)
     summary = build_labels(config)
     counts = summary.counts

@@ -1,0 +1,53 @@
+"""Export labelled paths in the form that another project trains on.
+
+The output folder holds train.jsonl, dev.jsonl and test.jsonl (labels.parquet for --format parquet), images/ where the
+records name pictures, and export.json with what was dropped and why.
+
+Examples:
+  mmprm labels export --format trl --set labels=runs/demo/labels.parquet --set output=runs/demo/trl
+  mmprm labels export --format mm-prm --set labels=runs/demo/labels.parquet --set output=runs/demo/mm-prm \\
+      --set negatives=1 --set benchmark=test.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from mmprm.cli.options import add_config_options, load_config
+from mmprm.labels.export import ExportConfig, ExportSummary, export_labels
+from mmprm.labels.formats import FORMATS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--format", metavar="NAME", help=f"short for --set format=NAME: {', '.join(FORMATS)}, parquet")
+    add_config_options(parser, ExportConfig)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    chosen = [] if arguments.format is None else [f"format={arguments.format}"]
+    config = load_config(arguments, ExportConfig, *chosen)
+    print("\n".join(lines_of(config, export_labels(config))))
+
+
+def lines_of(config: ExportConfig, summary: ExportSummary) -> Iterator[str]:
+    yield f"{config.output}: {config.format}, {summary.kind} labels"
+    for name, split in summary.splits.items():
+        yield (
+            f"{name}: {split.problems:,} problems, {split.solutions:,} solutions, {split.labels:,} labels "
+            f"({split.right:,} right, {split.labels - split.right:,} wrong: not above {config.threshold:g})"
+        )
+    yield f"near-duplicates dropped: {len(summary.duplicates):,} problems"
+    if config.negatives is not None:
+        dropped = f"negative labels dropped from train: {summary.negatives_dropped:,}"
+        yield f"{dropped} (at most {config.negatives:g} a positive one)"
+    if summary.unfit:
+        yield f"left out: {sum(summary.unfit.values()):,} solutions whose text holds what {config.format} reserves"
+    if summary.pictures_left_out:
+        yield f"left out: the pictures of {summary.pictures_left_out:,} problems; {config.format} holds text only"
+    for path, overlap in summary.overlap.items():
+        yield f"overlap with {path}: {len(overlap):,} of its problems" + _first(list(overlap))
+
+
+def _first(ids: list[str]) -> str:
+    return f" ({', '.join(ids[:3])}{', …' if len(ids) > 3 else ''}; see export.json)" if ids else ""

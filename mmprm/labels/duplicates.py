@@ -1,0 +1,125 @@
+"""Near-duplicate problems: the same question in nearly the same words, with the same numbers and the same pictures."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mmprm.problems import open_picture
+from mmprm.prompts import IMAGE
+from mmprm.types import Problem
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SIMILAR = Fraction(9, 10)
+"""Two questions agree when their sets of word triples overlap this much (Jaccard: intersection over union). One other
+word changes three triples, so that short questions must be the same word for word and long ones may differ a little."""
+SIDE = 16
+"""A picture's hash has SIDE × SIDE bits in each of two directions."""
+CLOSE = 25
+"""Pictures agree when at most so many of a problem's bits differ; another encoding or scale changes fewer."""
+
+_WORD = re.compile(r"\d+(?:\.\d+)?|[\u4e00-\u9fff]|[^\W\d_]+|[^\w\s]")
+_HYPHEN = re.compile(r"(?<=[^\W\d_]{2})-(?=[^\W\d_]{2})")
+_PUNCTUATION = frozenset(".,;:!?'\"()[]{}$\\`´‘’“”…、。，；：？！（）")
+_CONTRAST = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """`exact` (numbers and operators, in order) must be the same in duplicates, `triples` nearly so."""
+
+    exact: tuple[str, ...]
+    triples: frozenset[tuple[str, ...]]
+
+
+def near_duplicates(problems: Sequence[Problem]) -> dict[int, int]:
+    """Position of each problem that resembles an earlier one → the first it resembles among those that resemble none.
+
+    Both must agree: the questions (case, punctuation and the places of pictures apart; numbers and operators exactly,
+    so that "2+3" and "2+4" differ) and, where there are pictures, every one of them. Raises DataError for a picture
+    that cannot be read; only those of problems with similar questions are opened.
+    """
+
+    numbers: dict[Text, int] = {}
+    texts = [numbers.setdefault(text_of(problem.question), len(numbers)) for problem in problems]
+    similar, times = _similar(list(numbers)), Counter(texts)
+    kept: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    resembled: dict[int, int] = {}
+    for position, (text, problem) in enumerate(zip(texts, problems, strict=True)):
+        alone = times[text] == 1 and similar[text] == [text]
+        mine = 0 if alone else _hashes(problem)
+        first = min(
+            (
+                place
+                for other in similar[text]
+                for hashes, place in kept[other, len(problem.pictures)]
+                if (mine ^ hashes).bit_count() <= CLOSE
+            ),
+            default=None,
+        )
+        if first is None:
+            kept[text, len(problem.pictures)].append((mine, position))
+        else:
+            resembled[position] = first
+    return resembled
+
+
+def text_of(question: str) -> Text:
+    folded = unicodedata.normalize("NFKC", question.replace(IMAGE, " ")).casefold()
+    words = [word for word in _WORD.findall(_HYPHEN.sub(" ", folded)) if word not in _PUNCTUATION]
+    triples = [tuple(words[start : start + 3]) for start in range(max(1, len(words) - 2))]
+    return Text(tuple(word for word in words if not word.isalpha()), frozenset(triples))
+
+
+def _hashes(problem: Problem) -> int:
+    """Bits of all pictures, one after the other; 0 without pictures."""
+    return functools.reduce(
+        lambda bits, picture: bits << 2 * SIDE**2 | picture_hash(open_picture(picture)), problem.pictures, 0
+    )
+
+
+def picture_hash(image: Image.Image) -> int:
+    """Difference hash: a bit for each place of a small grey copy where it gets lighter to the right, then downward."""
+    from PIL import Image
+
+    def grey(width: int, height: int) -> np.ndarray[Any, Any]:
+        return np.asarray(image.convert("L").resize((width, height), Image.Resampling.LANCZOS), dtype=np.int16)
+
+    right, down = np.diff(grey(SIDE + 1, SIDE), axis=1), np.diff(grey(SIDE, SIDE + 1), axis=0)
+    lighter = np.concatenate([right.ravel(), down.ravel()]) > _CONTRAST
+    return int.from_bytes(np.packbits(lighter).tobytes(), "big")
+
+
+def _similar(texts: Sequence[Text]) -> list[list[int]]:
+    """For each text the numbers of those that agree with it, its own among them; not all pairs are compared.
+
+    Sets of n elements with a Jaccard index of at least t share at least ceil(t·n) of them, so they have one in common
+    among their n − ceil(t·n) + 1 rarest; only texts that meet there are compared.
+    """
+    frequency = Counter(itertools.chain.from_iterable(text.triples for text in texts))
+    similar = [[number] for number in range(len(texts))]
+    index: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+    for number, text in enumerate(texts):
+        size = len(text.triples)
+        rarest = sorted(text.triples, key=lambda triple: (frequency[triple], triple))
+        keys = [(text.exact, triple) for triple in rarest[: size - math.ceil(SIMILAR * size) + 1]]
+        for other in {other for key in keys for other in index[key]}:
+            common = len(text.triples & texts[other].triples)
+            if common >= SIMILAR * (size + len(texts[other].triples) - common):
+                similar[number].append(other)
+                similar[other].append(number)
+        for key in keys:
+            index[key].append(number)
+    return similar

@@ -1,0 +1,233 @@
+"""From the Parquet of mmprm labels to a folder that another project trains on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, field_validator
+
+from mmprm.config import Config
+from mmprm.errors import ConfigError, DataError
+from mmprm.labels.duplicates import near_duplicates
+from mmprm.labels.formats import FORMATS, Format, Kind, Row, content_of, record_of
+from mmprm.labels.parquet import LabelledExample, Split, read_parquet, split_of, write_parquet
+from mmprm.problems import ProblemsConfig, load_problems, write_picture
+from mmprm.types import Counts, Problem
+
+_HARD_ONLY = {
+    "trl": "its trainer casts labels to int, so that 0.94 becomes 0",
+    "math-shepherd": "its labels are + and -",
+    "prm800k": "its ratings are 1 and -1",
+    "visualprm": "its answers are + and -",
+}
+
+
+class ExportConfig(Config):
+    labels: str
+    """Parquet file that mmprm labels wrote."""
+    output: str
+    """Folder to write; must not exist, or be empty."""
+    format: Literal["trl", "math-shepherd", "prm800k", "visualprm", "mm-prm", "openrlhf", "parquet"]
+    """Form of the records; parquet is the form of mmprm labels itself."""
+    kind: Kind | None = None
+    """soft: the share of right rollouts; hard: right or wrong. By default soft where the format can hold it."""
+    threshold: float = Field(0.0, ge=0, lt=1)
+    """A hard label is right where the share of right rollouts is above this; also what counts as negative below."""
+    negatives: float | None = Field(None, gt=0)
+    """Most negative labels kept for each positive one in the train split, chosen with the seed; null keeps all."""
+    dev: float | None = Field(None, ge=0, lt=1)
+    """Share of the problems for the dev split. Without dev and test, the split that mmprm labels stored."""
+    test: float | None = Field(None, ge=0, lt=1)
+    """Share of the problems for the test split."""
+    benchmark: tuple[str, ...] = ()
+    """Problem files; near-duplicates of theirs among the exported problems are reported, and left in."""
+    seed: int = 0
+    """Decides which negative labels stay and, with dev or test, the split."""
+
+    @field_validator("benchmark", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: object) -> object:
+        return (value,) if isinstance(value, str) else value
+
+
+@dataclass(frozen=True, slots=True)
+class SplitCounts:
+    problems: int
+    solutions: int
+    labels: int
+    right: int
+    """Labels above the threshold."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportSummary:
+    kind: Kind
+    splits: dict[str, SplitCounts]
+    duplicates: dict[str, str]
+    """Dropped problem → the near-duplicate that stayed."""
+    negatives_dropped: int
+    unfit: dict[str, int]
+    """Problem → its solutions that were left out because their text holds what the format reserves."""
+    pictures_left_out: int
+    """Problems whose pictures the format cannot hold."""
+    overlap: dict[str, dict[str, str]]
+    """Benchmark file → its problems that have a near-duplicate here → that one."""
+
+
+def export_labels(config: ExportConfig) -> ExportSummary:
+    """Write the folder, whole or not at all: train.jsonl, dev.jsonl, test.jsonl (labels.parquet for parquet), images/
+    where the format refers to files, and export.json with the summary."""
+    kind, output, form = _kind(config), Path(config.output), FORMATS.get(config.format)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigError(f"output={config.output} exists and is not empty; remove it or name another folder")
+    examples = _split(read_parquet(config.labels), config)
+    duplicates = drop_duplicates(examples)
+    examples, negatives = balance([example for example in examples if example.problem.id not in duplicates], config)
+    if not examples:
+        raise DataError(f"{config.labels}: holds no label; write it with mmprm labels")
+    overlap = {path: _overlap(examples, path) for path in config.benchmark}
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as temporary:
+            folder = Path(temporary) / "export"
+            folder.mkdir()
+            unfit: Counter[str] = Counter()
+            if form is None:
+                write_parquet(folder / "labels.parquet", examples)
+            else:
+                examples, unfit = _write_records(folder, examples, form, kind, config)
+            left_out = form is not None and not form.pictures
+            summary = ExportSummary(
+                kind=kind,
+                splits=_count(examples, config.threshold),
+                duplicates=duplicates,
+                negatives_dropped=negatives,
+                unfit=dict(unfit),
+                pictures_left_out=left_out * sum(bool(problem.pictures) for problem in _problems(examples)),
+                overlap=overlap,
+            )
+            report = {"config": config.model_dump(), **asdict(summary)}
+            (folder / "export.json").write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
+            os.replace(folder, output)
+    except OSError as error:
+        raise DataError(f"{output}: cannot be written ({error}); free space or choose another place") from error
+    return summary
+
+
+def drop_duplicates(examples: Sequence[LabelledExample]) -> dict[str, str]:
+    """Dropped problem → the near-duplicate that stays: that with more labels, else with the smaller id."""
+    labels: Counter[str] = Counter()
+    for example in examples:
+        labels[example.problem.id] += sum(counts is not None for counts in example.path.counts)
+    problems = sorted(_problems(examples), key=lambda problem: (-labels[problem.id], problem.id))
+    return {problems[place].id: problems[first].id for place, first in near_duplicates(problems).items()}
+
+
+def _kind(config: ExportConfig) -> Kind:
+    kinds: tuple[Kind, ...] = ("soft",) if config.format == "parquet" else FORMATS[config.format].kinds
+    kind = config.kind or kinds[0]
+    if kind not in kinds:
+        why = _HARD_ONLY.get(config.format, "it keeps the counts, from which mmprm train takes targets.kind=hard")
+        raise ConfigError(f"kind={kind} does not go with format={config.format}: {why}; use kind={kinds[0]}")
+    return kind
+
+
+def _split(examples: Sequence[LabelledExample], config: ExportConfig) -> list[LabelledExample]:
+    if config.dev is None and config.test is None:
+        stored: dict[str, Split] = {}
+        for example in examples:
+            if stored.setdefault(example.problem.id, example.split) != example.split:
+                raise DataError(f"{config.labels}: problem {example.problem.id} is in two splits; set dev and test")
+        if unknown := {str(split) for split in stored.values()} - {"train", "dev", "test"}:
+            raise DataError(f"{config.labels}: split must be train, dev or test, got {unknown.pop()}; set dev and test")
+        return list(examples)
+    dev, test = config.dev or 0.0, config.test or 0.0
+    if dev + test >= 1:
+        raise ConfigError(f"dev={dev} and test={test} must leave a share for training; try 0.1 and 0")
+    return [replace(example, split=split_of(example.problem.id, config.seed, dev, test)) for example in examples]
+
+
+def balance(examples: Sequence[LabelledExample], config: ExportConfig) -> tuple[list[LabelledExample], int]:
+    """The examples that have a label, with negative ones of the train split taken away; and how many those were.
+
+    Which ones stay depends on the seed and on each label's problem and steps, not on the order of the file.
+    """
+    positive, negative = 0, []
+    for number, example in enumerate(examples):
+        for depth, counts in enumerate(example.path.counts, start=1):
+            if example.split == "train" and counts is not None:
+                if _above(counts, config.threshold):
+                    positive += 1
+                else:
+                    content = json.dumps([config.seed, example.problem.id, example.path.steps[:depth]])
+                    negative.append((hashlib.sha256(content.encode()).digest(), number, depth))
+    surplus = [] if config.negatives is None else sorted(negative)[int(config.negatives * positive) :]
+    taken = {(number, depth) for _, number, depth in surplus}
+    result = []
+    for number, example in enumerate(examples):
+        kept = tuple(
+            None if (number, depth) in taken else counts for depth, counts in enumerate(example.path.counts, start=1)
+        )
+        if any(counts is not None for counts in kept):
+            result.append(replace(example, path=replace(example.path, counts=kept)))
+    return result, len(surplus)
+
+
+def _overlap(examples: Sequence[LabelledExample], benchmark: str) -> dict[str, str]:
+    """Near-duplicates are gone from the examples, so each of them stands for itself, before the benchmark's."""
+    ours = _problems(examples)
+    both = [*ours, *load_problems(ProblemsConfig(path=benchmark))]
+    return {both[place].id: both[first].id for place, first in near_duplicates(both).items() if first < len(ours)}
+
+
+def _write_records(
+    folder: Path, examples: Sequence[LabelledExample], form: Format, kind: Kind, config: ExportConfig
+) -> tuple[list[LabelledExample], Counter[str]]:
+    """What was written, and how many solutions of each problem did not fit."""
+    images: dict[str, tuple[str, ...]] = {}
+    lines: dict[str, list[str]] = defaultdict(list)
+    written, unfit = [], Counter()
+    for example in examples:
+        problem = example.problem
+        content = content_of(example.path, problem, form, kind, config.threshold)
+        assert content is not None, "examples without label were left out"
+        if form.pictures and problem.id not in images:
+            images[problem.id] = tuple(write_picture(picture, folder) for picture in problem.pictures)
+        record = record_of(Row(content, problem, example.path.complete, images.get(problem.id, ())), form)
+        if record is None:
+            unfit[problem.id] += 1
+        else:
+            lines[example.split].append(json.dumps(record, ensure_ascii=False) + "\n")
+            written.append(example)
+    if not written:
+        raise DataError(f"{config.labels}: all solutions hold words that {config.format} reserves; try another one")
+    for split, texts in lines.items():
+        (folder / f"{split}.jsonl").write_text("".join(texts), encoding="utf-8")
+    return written, unfit
+
+
+def _count(examples: Sequence[LabelledExample], threshold: float) -> dict[str, SplitCounts]:
+    found = {}
+    for split in ("train", "dev", "test"):
+        paths = [example.path for example in examples if example.split == split]
+        labels = [counts for path in paths for counts in path.counts if counts is not None]
+        right = sum(_above(counts, threshold) for counts in labels)
+        if paths:
+            found[split] = SplitCounts(len({path.problem_id for path in paths}), len(paths), len(labels), right)
+    return found
+
+
+def _problems(examples: Sequence[LabelledExample]) -> list[Problem]:
+    return list({example.problem.id: example.problem for example in examples}.values())
+
+
+def _above(counts: Counts, threshold: float) -> bool:
+    return counts.value is not None and counts.value > threshold

@@ -1,0 +1,255 @@
+"""Labelled solutions in the forms that other projects train on: a table of a writer and a reader each.
+
+A writer makes one JSON record of one solution; the reader gives back question, steps and labels. A record that does not
+come back as it went in, because its text holds what the format reserves, is not written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from mmprm.errors import DataError
+from mmprm.prompts import IMAGE
+from mmprm.types import Counts, LabelledPath, Problem, Steps
+
+Kind = Literal["soft", "hard"]
+Label = float | bool | None
+Record = dict[str, Any]
+
+SHEPHERD_MARK = " ки"
+PRM_MARK = "<prm>"
+VISUALPRM_SYSTEM = (
+    "You check solutions. You are shown a question, with its picture if it has one, and a solution step by step. After "
+    'each step answer "+" if the solution is right so far, or "-" if it is wrong. Answer with nothing else.'
+)
+
+
+class Content(NamedTuple):
+    """What every format must carry. Hard labels are True and False, soft ones numbers, and None is no label."""
+
+    question: str
+    steps: Steps
+    labels: tuple[Label, ...]
+
+
+class Row(NamedTuple):
+    """A solution to be written; `images` are the places of its pictures, relative to the record's file."""
+
+    content: Content
+    problem: Problem
+    complete: bool
+    images: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    kinds: tuple[Kind, ...]
+    """Labels that the format can hold; the first by default."""
+    write: Callable[[Row], Record]
+    read: Callable[[Record], Content]
+    join: str | None = None
+    """Stands between a step without label and the next one, of which it becomes a part; None where the format can leave
+    a step without label."""
+    pictures: bool = False
+
+
+def content_of(path: LabelledPath, problem: Problem, form: Format, kind: Kind, threshold: float) -> Content | None:
+    """What the format will hold of a labelled path, up to its last label; None without any."""
+    labels = [_label(counts, kind, threshold) for counts in path.counts]
+    steps = list(path.steps)
+    while labels and labels[-1] is None:
+        labels.pop(), steps.pop()
+    if not labels:
+        return None
+    question = problem.question
+    if problem.pictures:
+        question = question.replace(IMAGE, "").strip()
+    if form.join is not None:
+        steps, labels = _merge(steps, labels, form.join)
+    return Content(question, tuple(steps), tuple(labels))
+
+
+def record_of(row: Row, form: Format) -> Record | None:
+    """The record, or None where it would not read back as the same content."""
+    record = form.write(row)
+    try:
+        return record if form.read(record) == row.content else None
+    except DataError:
+        return None
+
+
+def _label(counts: Counts | None, kind: Kind, threshold: float) -> Label:
+    if counts is None or counts.value is None:
+        return None
+    return counts.value if kind == "soft" else counts.value > threshold
+
+
+def _merge(steps: list[str], labels: list[Label], join: str) -> tuple[list[str], list[Label]]:
+    merged, waiting = [], []
+    for step, label in zip(steps, labels, strict=True):
+        waiting.append(step)
+        if label is not None:
+            merged.append(join.join(waiting))
+            waiting = []
+    return merged, [label for label in labels if label is not None]
+
+
+def _write_trl(row: Row) -> Record:
+    question, steps, labels = row.content
+    return {"prompt": question, "completions": list(steps), "labels": list(labels)}
+
+
+def _read_trl(record: Record) -> Content:
+    return Content(record["prompt"], tuple(record["completions"]), tuple(record["labels"]))
+
+
+def _write_shepherd(row: Row) -> Record:
+    question, steps, labels = row.content
+    marks = ["" if label is None else SHEPHERD_MARK for label in labels]
+    signs = ["" if label is None else " +" if label else " -" for label in labels]
+    return {"input": _numbered(question, steps, marks), "label": _numbered(question, steps, signs), "task": "mmprm"}
+
+
+def _read_shepherd(record: Record) -> Content:
+    question, steps, marked = _read_numbered(record["input"])
+    signed = _split_numbered(record["label"])[1]
+    if len(signed) != len(steps):
+        raise DataError(f"input has {len(steps)} steps and label {len(signed)}; they must be the same text")
+    labels = (piece.endswith("+") if mark else None for piece, mark in zip(signed, marked, strict=True))
+    return Content(question, steps, tuple(labels))
+
+
+def _write_openrlhf(row: Row) -> Record:
+    question, steps, labels = row.content
+    marks = ["" if label is None else SHEPHERD_MARK for label in labels]
+    known = [label for label in labels if label is not None]
+    values = [("+" if label else "-") if isinstance(label, bool) else label for label in known]
+    return {"input": _numbered(question, steps, marks), "label": values}
+
+
+def _read_openrlhf(record: Record) -> Content:
+    question, steps, marked = _read_numbered(record["input"])
+    if sum(marked) != len(record["label"]):
+        raise DataError(f"input has {sum(marked)} marks and label {len(record['label'])} values")
+    values = iter(value == "+" if isinstance(value, str) else value for value in record["label"])
+    return Content(question, steps, tuple(next(values) if mark else None for mark in marked))
+
+
+def _numbered(question: str, steps: Steps, ends: list[str]) -> str:
+    lines = [f"Step {number}: {step}{end}" for number, (step, end) in enumerate(zip(steps, ends, strict=True), start=1)]
+    return f"{question} " + "\n".join(lines)
+
+
+def _split_numbered(text: str) -> tuple[str, list[str]]:
+    question, *pieces = re.split(r"[ \n]Step \d+: ", text)
+    return question, pieces
+
+
+def _read_numbered(text: str) -> tuple[str, Steps, list[bool]]:
+    """Question, steps, and whether each has a mark; DataError for marks elsewhere, which would shift the labels."""
+    question, pieces = _split_numbered(text)
+    marked = [piece.endswith(SHEPHERD_MARK) for piece in pieces]
+    if text.count(SHEPHERD_MARK.strip()) != sum(marked):
+        raise DataError(f"{SHEPHERD_MARK.strip()} stands elsewhere than at the end of a step")
+    return question, tuple(piece.removesuffix(SHEPHERD_MARK) for piece in pieces), marked
+
+
+def _write_prm800k(row: Row) -> Record:
+    question, steps, labels = row.content
+    ratings = [None if label is None else 1 if label else -1 for label in labels]
+    reason = "found_error" if -1 in ratings else "solution" if row.complete else "give_up"
+    return {
+        "labeler": "mmprm",
+        "timestamp": None,
+        "generation": None,
+        "is_quality_control_question": False,
+        "is_initial_screening_question": False,
+        "question": {
+            "problem": question,
+            "ground_truth_solution": row.problem.solution,
+            "ground_truth_answer": row.problem.answer,
+            "pre_generated_steps": list(steps),
+            "pre_generated_answer": None,
+            "pre_generated_verifier_score": None,
+        },
+        "label": {
+            "steps": [
+                {
+                    "completions": [{"text": step, "rating": rating, "flagged": None}],
+                    "human_completion": None,
+                    "chosen_completion": 0,
+                }
+                for step, rating in zip(steps, ratings, strict=True)
+            ],
+            "total_time": None,
+            "finish_reason": reason,
+        },
+    }
+
+
+def _read_prm800k(record: Record) -> Content:
+    """A neutral rating (0) reads as right: such a step is no error."""
+    chosen = [step["completions"][step["chosen_completion"] or 0] for step in record["label"]["steps"]]
+    labels = (None if completion["rating"] is None else completion["rating"] >= 0 for completion in chosen)
+    return Content(record["question"]["problem"], tuple(completion["text"] for completion in chosen), tuple(labels))
+
+
+def _write_visualprm(row: Row) -> Record:
+    question, (first, *rest), labels = row.content
+    turns = [f"{_marks(row)}### Question:\n{question}\n\n### Solution Process:\n{first}", *rest]
+    conversations = [{"from": "system", "value": VISUALPRM_SYSTEM}]
+    for turn, label in zip(turns, labels, strict=True):
+        conversations += [{"from": "human", "value": turn}, {"from": "gpt", "value": "+" if label else "-"}]
+    return {"id": row.problem.id, **_image(row), "conversations": conversations}
+
+
+def _read_visualprm(record: Record) -> Content:
+    turns = [turn["value"] for turn in record["conversations"] if turn["from"] == "human"]
+    signs = [turn["value"] for turn in record["conversations"] if turn["from"] == "gpt"]
+    question, _, first = _unmarked(turns[0]).removeprefix("### Question:\n").partition("\n\n### Solution Process:\n")
+    return Content(question, (first, *turns[1:]), tuple(sign == "+" for sign in signs))
+
+
+def _write_mm_prm(row: Row) -> Record:
+    question, steps, labels = row.content
+    process = "".join(step + PRM_MARK for step in steps)
+    human = {"from": "human", "value": f"{_marks(row)}Question: {question}\nProcess: {process}"}
+    gpt = {"from": "gpt", "value": [float(label) for label in labels if label is not None]}
+    return {"id": row.problem.id, **_image(row), "conversations": [human, gpt]}
+
+
+def _read_mm_prm(record: Record) -> Content:
+    human, gpt = (turn["value"] for turn in record["conversations"])
+    question, _, process = _unmarked(human).removeprefix("Question: ").partition("\nProcess: ")
+    *steps, tail = process.split(PRM_MARK)
+    if tail.strip() or len(steps) != len(gpt):
+        raise DataError(f"{len(steps)} steps end in {PRM_MARK} but there are {len(gpt)} labels")
+    return Content(question, tuple(steps), tuple(gpt))
+
+
+def _marks(row: Row) -> str:
+    return f"{IMAGE}\n" * len(row.images)
+
+
+def _unmarked(text: str) -> str:
+    return re.sub(rf"\A(?:{IMAGE}\n)+", "", text)
+
+
+def _image(row: Row) -> Record:
+    """One picture as a path, several as a list of paths, none as no key at all."""
+    if not row.images:
+        return {}
+    return {"image": row.images[0] if len(row.images) == 1 else list(row.images)}
+
+
+FORMATS = {
+    "trl": Format(("hard",), _write_trl, _read_trl, join="\n"),
+    "math-shepherd": Format(("hard",), _write_shepherd, _read_shepherd),
+    "prm800k": Format(("hard",), _write_prm800k, _read_prm800k),
+    "visualprm": Format(("hard",), _write_visualprm, _read_visualprm, join="\n\n", pictures=True),
+    "mm-prm": Format(("soft", "hard"), _write_mm_prm, _read_mm_prm, join="\n\n", pictures=True),
+    "openrlhf": Format(("soft", "hard"), _write_openrlhf, _read_openrlhf),
+}

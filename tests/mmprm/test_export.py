@@ -1,0 +1,335 @@
+"""Exports: each format by a worked example and back, splits by problem, balance, duplicates, overlap, bad input."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pytest
+from PIL import Image
+
+from mmprm.cli.main import main
+from mmprm.config import load
+from mmprm.errors import ConfigError, DataError
+from mmprm.labels.export import ExportConfig, ExportSummary, balance, export_labels
+from mmprm.labels.formats import FORMATS, VISUALPRM_SYSTEM, Content, content_of
+from mmprm.labels.parquet import LabelledExample, Split, read_parquet, write_parquet
+from mmprm.problems import write_problems
+from mmprm.types import Counts, LabelledPath, Picture, Problem
+
+
+def png(shade: int) -> Picture:
+    """Stripes: dark to the left of `shade`."""
+    buffer = io.BytesIO()
+    image = Image.new("L", (32, 32), "white")
+    image.paste(0, (0, 0, shade, 32))
+    image.save(buffer, "PNG")
+    return Picture(data=buffer.getvalue())
+
+
+PICTURED = Problem("p", "<image>\nHow many cats?", "5", (png(8),))
+PLAIN = Problem("q", "What is 2 + 3?", "5")
+PATH = LabelledPath(
+    "p",
+    ("Two here.", "Three there.", "Five in all.", "<answer>5</answer>", "Done."),
+    (Counts(3, 1), None, Counts(0, 4), Counts(1, 3), None),
+    False,
+)
+"""Values 0.75, none, 0, 0.25, none: hard labels right, none, wrong, right, none."""
+
+
+def export(folder: Path, examples: list[LabelledExample], form: str, **keys: Any) -> ExportSummary:
+    write_parquet(folder / "labels.parquet", examples)
+    return export_labels(
+        ExportConfig(labels=str(folder / "labels.parquet"), output=str(folder / "out"), format=form, **keys)
+    )
+
+
+def only_record(folder: Path, problem: Problem, form: str, **keys: Any) -> dict[str, Any]:
+    path = LabelledPath(problem.id, PATH.steps, PATH.counts, PATH.complete)
+    export(folder, [LabelledExample(problem, path, "train")], form, **keys)
+    (line,) = (folder / "out" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    return json.loads(line)
+
+
+def test_trl_merges_what_it_cannot_mask(tmp_path: Path) -> None:
+    assert only_record(tmp_path, PLAIN, "trl") == {
+        "prompt": "What is 2 + 3?",
+        "completions": ["Two here.", "Three there.\nFive in all.", "<answer>5</answer>"],
+        "labels": [True, False, True],
+    }
+
+
+def test_math_shepherd_marks_labelled_steps_only(tmp_path: Path) -> None:
+    assert only_record(tmp_path, PLAIN, "math-shepherd", threshold=0.5) == {
+        "input": "What is 2 + 3? Step 1: Two here. ки\nStep 2: Three there.\nStep 3: Five in all. ки\n"
+        "Step 4: <answer>5</answer> ки",
+        "label": "What is 2 + 3? Step 1: Two here. +\nStep 2: Three there.\nStep 3: Five in all. -\n"
+        "Step 4: <answer>5</answer> -",
+        "task": "mmprm",
+    }
+
+
+@pytest.mark.parametrize(("kind", "labels"), [("soft", [0.75, 0.0, 0.25]), ("hard", ["+", "-", "+"])])
+def test_openrlhf_has_a_label_for_each_mark(tmp_path: Path, kind: str, labels: list[Any]) -> None:
+    record = only_record(tmp_path, PLAIN, "openrlhf", kind=kind)
+    assert record["label"] == labels
+    assert record["input"].endswith("Step 2: Three there.\nStep 3: Five in all. ки\nStep 4: <answer>5</answer> ки")
+
+
+def test_prm800k_leaves_ratings_empty(tmp_path: Path) -> None:
+    record = only_record(tmp_path, PLAIN, "prm800k")
+    steps = record["label"]["steps"]
+    assert [step["completions"][0]["rating"] for step in steps] == [1, None, -1, 1]
+    assert [step["completions"][0]["text"] for step in steps] == list(PATH.steps[:4])
+    assert {step["chosen_completion"] for step in steps} == {0}
+    assert record["label"]["finish_reason"] == "found_error"
+    assert record["question"]["problem"] == "What is 2 + 3?"
+    assert record["question"]["ground_truth_answer"] == "5"
+    assert record["question"]["pre_generated_steps"] == list(PATH.steps[:4])
+
+
+def test_visualprm_is_a_turn_a_step(tmp_path: Path) -> None:
+    record = only_record(tmp_path, PICTURED, "visualprm")
+    values = [(turn["from"], turn["value"]) for turn in record["conversations"]]
+    assert values == [
+        ("system", VISUALPRM_SYSTEM),
+        ("human", "<image>\n### Question:\nHow many cats?\n\n### Solution Process:\nTwo here."),
+        ("gpt", "+"),
+        ("human", "Three there.\n\nFive in all."),
+        ("gpt", "-"),
+        ("human", "<answer>5</answer>"),
+        ("gpt", "+"),
+    ]
+    assert (tmp_path / "out" / record["image"]).read_bytes() == PICTURED.pictures[0].data
+
+
+def test_mm_prm_has_soft_labels_in_the_second_turn(tmp_path: Path) -> None:
+    record = only_record(tmp_path, PICTURED, "mm-prm")
+    human, gpt = record["conversations"]
+    assert human["value"] == (
+        "<image>\nQuestion: How many cats?\n"
+        "Process: Two here.<prm>Three there.\n\nFive in all.<prm><answer>5</answer><prm>"
+    )
+    assert gpt == {"from": "gpt", "value": [0.75, 0.0, 0.25]}
+    assert record["id"] == "p"
+    assert record["image"].startswith("images/")
+
+
+def test_several_pictures_are_a_list_and_none_is_no_key(tmp_path: Path) -> None:
+    two = Problem("p", "Which is darker?", "1", (png(8), png(20)))
+    record = only_record(tmp_path, two, "mm-prm", kind="hard")
+    assert record["conversations"][0]["value"].startswith("<image>\n<image>\nQuestion: Which is darker?\n")
+    assert record["conversations"][1]["value"] == [1.0, 0.0, 1.0]
+    pictures = [(tmp_path / "out" / place).read_bytes() for place in record["image"]]
+    assert pictures == [picture.data for picture in two.pictures]
+    assert "image" not in only_record(tmp_path / "plain", PLAIN, "visualprm")
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_comes_back(tmp_path: Path, name: str) -> None:
+    form = FORMATS[name]
+    for kind in form.kinds:
+        folder = tmp_path / kind
+        examples = [
+            LabelledExample(PICTURED, PATH, "train"),
+            LabelledExample(
+                Problem("q", "Line one\nStep one: 2 < 3 ?", "yes", (), (), "It is."),
+                LabelledPath("q", ("- a\n\n- b +", 'ä 中 "c" \\frac{1}{3}'), (Counts(1, 2), Counts(1, 0)), True),
+                "train",
+            ),
+        ]
+        export(folder, examples, name, kind=kind)
+        expected = [content_of(example.path, example.problem, form, kind, 0.0) for example in examples]
+        lines = (folder / "out" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [form.read(json.loads(line)) for line in lines] == expected
+        assert expected[1] == Content(
+            examples[1].problem.question, examples[1].path.steps, (1 / 3 if kind == "soft" else True, True)
+        )
+        table = datasets.load_dataset(str(folder / "out"), data_files="train.jsonl", cache_dir=str(folder / "cache"))
+        assert table["train"].num_rows == 2
+
+
+def test_a_format_that_masks_keeps_every_step_and_one_that_cannot_keeps_every_word() -> None:
+    masked = content_of(PATH, PICTURED, FORMATS["openrlhf"], "soft", 0.0)
+    assert masked == Content("How many cats?", PATH.steps[:4], (0.75, None, 0.0, 0.25))
+    merged = content_of(PATH, PICTURED, FORMATS["trl"], "hard", 0.25)
+    assert merged == Content(
+        "How many cats?", ("Two here.", "Three there.\nFive in all.", "<answer>5</answer>"), (True, False, False)
+    )
+    unlabelled = LabelledPath("p", ("a",), (None,), False)
+    assert content_of(unlabelled, PICTURED, FORMATS["trl"], "hard", 0.0) is None
+
+
+def test_parquet_is_the_file_of_mmprm_labels_again(tmp_path: Path) -> None:
+    examples = [LabelledExample(PICTURED, PATH, "train"), LabelledExample(PLAIN, PATH, "dev")]
+    examples[1] = LabelledExample(PLAIN, LabelledPath("q", ("a",), (Counts(1, 1, 2),), False), "dev")
+    summary = export(tmp_path, examples, "parquet")
+    assert read_parquet(tmp_path / "out" / "labels.parquet") == examples
+    assert (summary.splits["train"].labels, summary.splits["train"].right, summary.splits["dev"].labels) == (3, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("form", "word"),
+    [("math-shepherd", "a ки b"), ("openrlhf", "a\nStep 7: b"), ("mm-prm", "a <prm> b"), ("math-shepherd", "маки")],
+)
+def test_reserved_words_cost_a_solution_and_are_counted(tmp_path: Path, form: str, word: str) -> None:
+    bad = LabelledPath("q", (word,), (Counts(1, 0),), False)
+    examples = [LabelledExample(PLAIN, bad, "train"), LabelledExample(PICTURED, PATH, "train")]
+    summary = export(tmp_path, examples, form)
+    assert summary.unfit == {"q": 1}
+    assert summary.splits["train"].solutions == 1
+    with pytest.raises(DataError, match="all solutions hold words"):
+        export(tmp_path / "none", examples[:1], form)
+    assert not (tmp_path / "none" / "out").exists()
+
+
+def many(count: int = 60) -> list[LabelledExample]:
+    """Two paths a problem with a right and five wrong labels; stored in three splits."""
+    splits: tuple[Split, ...] = ("train", "train", "dev", "test")
+    examples = []
+    for number in range(count):
+        problem = Problem(f"p{number:03}", f"What is {number} + 1?", str(number + 1))
+        for path in (0, 1):
+            steps = tuple(f"{path}.{step}" for step in range(3))
+            counts = (Counts(1 - path, 1), Counts(0, 2), Counts(0, 3))
+            examples.append(
+                LabelledExample(problem, LabelledPath(problem.id, steps, counts, False), splits[number % 4])
+            )
+    return examples
+
+
+def ids(folder: Path) -> dict[str, set[str]]:
+    """Split → problems, by their questions."""
+    return {
+        file.stem: {json.loads(line)["prompt"] for line in file.read_text().splitlines()}
+        for file in (folder / "out").glob("*.jsonl")
+    }
+
+
+def test_the_stored_split_is_kept_and_a_new_one_is_by_problem(tmp_path: Path) -> None:
+    stored = export(tmp_path / "a", many(), "trl")
+    assert {name: split.problems for name, split in stored.splits.items()} == {"train": 30, "dev": 15, "test": 15}
+    assert "What is 2 + 1?" in ids(tmp_path / "a")["dev"]
+    export(tmp_path / "b", many(), "trl", dev=0.3, seed=1)
+    export(tmp_path / "c", many(), "trl", dev=0.3, seed=1)
+    export(tmp_path / "d", many(), "trl", dev=0.3, seed=2)
+    new = ids(tmp_path / "b")
+    assert set(new) == {"train", "dev"}
+    assert len(new["train"] | new["dev"]) == 60
+    assert not new["train"] & new["dev"]
+    assert 8 <= len(new["dev"]) <= 28
+    assert new == ids(tmp_path / "c") != ids(tmp_path / "d")
+
+
+def test_negatives_are_balanced_in_the_train_split_with_a_seed(tmp_path: Path) -> None:
+    summary = export(tmp_path / "a", many(), "parquet", negatives=2)
+    train, dev = summary.splits["train"], summary.splits["dev"]
+    assert (train.right, train.labels - train.right) == (30, 60)
+    assert summary.negatives_dropped == 30 * 5 - 60
+    assert (dev.right, dev.labels - dev.right) == (15, 75)
+    config = ExportConfig(labels="x", output="y", format="trl", negatives=1)
+    examples = many()
+    first, again = balance(examples, config)[0], balance(examples[::-1], config)[0]
+    assert first == again[::-1], "the order of the file changes nothing"
+    other, _ = balance(examples, config.model_copy(update={"seed": 1}))
+    assert first != other
+    assert (
+        sum(counts is not None for example in first for counts in example.path.counts if example.split == "train") == 60
+    )
+    assert balance(examples, config.model_copy(update={"negatives": 9.0})) == (examples, 0)
+
+
+def test_near_duplicates_across_problems_are_dropped(tmp_path: Path) -> None:
+    def example(name: str, question: str, labels: int, split: Split, *pictures: Picture) -> LabelledExample:
+        counts = tuple(Counts(1, 1) for _ in range(labels))
+        path = LabelledPath(name, tuple("abc"[:labels]), counts, False)
+        return LabelledExample(Problem(name, question, "1", pictures), path, split)
+
+    examples = [
+        example("a", "How many cats?", 1, "train", png(8)),
+        example("b", "How many cats ?", 2, "dev", png(8)),
+        example("c", "How many cats?", 1, "train", png(20)),
+        example("d", "What is 2+3?", 1, "train"),
+        example("e", "What is 2 + 3", 1, "train"),
+        example("f", "What is 2+4?", 1, "train"),
+    ]
+    summary = export(tmp_path, examples, "parquet")
+    assert summary.duplicates == {"a": "b", "e": "d"}
+    kept = {example.problem.id for example in read_parquet(tmp_path / "out" / "labels.parquet")}
+    assert kept == {"b", "c", "d", "f"}
+    assert json.loads((tmp_path / "out" / "export.json").read_text())["duplicates"] == {"a": "b", "e": "d"}
+
+
+def test_overlap_with_a_benchmark_is_reported_and_left_in(tmp_path: Path) -> None:
+    benchmark = tmp_path / "test.jsonl"
+    theirs = [
+        Problem("x1", "how many cats", "5", (png(8),)),
+        Problem("x2", "How many dogs?", "5", (png(8),)),
+        Problem("x3", "How many cats?", "5", (png(24),)),
+    ]
+    write_problems(benchmark, theirs)
+    examples = [LabelledExample(PICTURED, PATH, "train")]
+    config = load(ExportConfig, None, ["labels=a", "output=b", "format=trl", f"benchmark={benchmark}"])
+    assert config.benchmark == (str(benchmark),)
+    summary = export(tmp_path, examples, "trl", benchmark=config.benchmark)
+    assert summary.overlap == {str(benchmark): {"x1": "p"}}
+    assert summary.splits["train"].problems == 1
+    assert summary.pictures_left_out == 1
+
+
+@pytest.mark.parametrize("form", ["trl", "math-shepherd", "prm800k", "visualprm"])
+def test_soft_labels_are_refused_where_the_format_is_hard(tmp_path: Path, form: str) -> None:
+    with pytest.raises(ConfigError, match=rf"kind=soft does not go with format={form}.*use kind=hard"):
+        export(tmp_path, [LabelledExample(PLAIN, PATH, "train")], form, kind="soft")
+    with pytest.raises(ConfigError, match=r"kind=hard does not go with format=parquet.*targets\.kind=hard"):
+        export(tmp_path, [LabelledExample(PLAIN, PATH, "train")], "parquet", kind="hard")
+
+
+def test_bad_input_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    good = [LabelledExample(PLAIN, LabelledPath("q", ("a",), (Counts(1, 0),), False), "train")]
+    with pytest.raises(ConfigError, match="format"):
+        load(ExportConfig, None, ["labels=a", "output=b", "format=csv"])
+    with pytest.raises(DataError, match=r"no such file.*mmprm labels"):
+        export_labels(ExportConfig(labels=str(tmp_path / "no.parquet"), output=str(tmp_path / "o"), format="trl"))
+    with pytest.raises(ConfigError, match=r"dev=0\.6 and test=0\.4 must leave a share"):
+        export(tmp_path, good, "trl", dev=0.6, test=0.4)
+    with pytest.raises(DataError, match="problem q is in two splits"):
+        export(tmp_path, [*good, LabelledExample(PLAIN, good[0].path, "dev")], "trl")
+    with pytest.raises(DataError, match="split must be train, dev or test, got None"):
+        export(tmp_path, [LabelledExample(PLAIN, good[0].path, None)], "trl")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="holds no label"):
+        export(tmp_path, [LabelledExample(PLAIN, LabelledPath("q", ("a",), (None,), False), "train")], "trl")
+    missing = Problem("q", "What?", "1", (Picture(path=str(tmp_path / "gone.png")),))
+    with pytest.raises(DataError, match=r"gone\.png"):
+        export(tmp_path, [LabelledExample(missing, good[0].path, "train")], "mm-prm")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.parquet"]
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    with pytest.raises(ConfigError, match="is not empty"):
+        export(tmp_path, good, "trl")
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_parquet(tmp_path / "labels.parquet", many(8))
+    benchmark = tmp_path / "test.jsonl"
+    write_problems(benchmark, [Problem("x", "What is 3 + 1 ?", "4")])
+    paths = [f"labels={tmp_path / 'labels.parquet'}", f"output={tmp_path / 'out'}", f"benchmark={benchmark}"]
+    sets = [word for item in [*paths, "negatives=1"] for word in ("--set", item)]
+    assert main(["labels", "export", "--format", "math-shepherd", *sets]) == 0
+    assert capsys.readouterr().out == (
+        f"{tmp_path / 'out'}: math-shepherd, hard labels\n"
+        "train: 4 problems, 6 solutions, 8 labels (4 right, 4 wrong: not above 0)\n"
+        "dev: 2 problems, 4 solutions, 12 labels (2 right, 10 wrong: not above 0)\n"
+        "test: 2 problems, 4 solutions, 12 labels (2 right, 10 wrong: not above 0)\n"
+        "near-duplicates dropped: 0 problems\n"
+        "negative labels dropped from train: 16 (at most 1 a positive one)\n"
+        f"overlap with {benchmark}: 1 of its problems (x; see export.json)\n"
+    )
+    assert main(["labels", "export", "--format", "trl", *sets]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert main(["labels", "--set", f"store={tmp_path}", "--set", f"output={tmp_path / 'x.parquet'}"]) == 2
+    assert "no store" in capsys.readouterr().err
