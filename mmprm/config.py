@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -62,11 +62,12 @@ def describe(model: type[Config], prefix: str = "") -> list[tuple[str, str, str]
     rows: list[tuple[str, str, str]] = []
     for name, field in model.model_fields.items():
         kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Config):
-            rows += describe(kind, f"{prefix}{name}.")
-        else:
+        nested = [part for part in (kind, *get_args(kind)) if isinstance(part, type) and issubclass(part, Config)]
+        if kind not in nested:  # a leaf, or a group of keys that may be left out as a whole
             default = "required" if field.is_required() else str(field.get_default(call_default_factory=True))
             rows.append((f"{prefix}{name}", default, " ".join((field.description or "").split())))
+        for group in nested:
+            rows += describe(group, f"{prefix}{name}.")
     return rows
 
 

@@ -5,8 +5,10 @@ Shapes: K item (step or solution), P problem, S step, B bootstrap resample.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,7 +23,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A measured value with the bounds of its bootstrap interval."""
+    """A measured value with the bounds of its interval."""
 
     value: float
     low: float
@@ -101,6 +103,21 @@ def choose_threshold(scores_KS: Sequence[Sequence[float]], truth_K: Sequence[int
     best = np.flatnonzero(f1 >= f1.max() - 1e-12)
     threshold = float(middles[best[np.argmax(widths[best])]])
     return threshold, processbench_f1([first_below(scores_S, threshold) for scores_S in scores_KS], truth_K)
+
+
+def wilson(successes: int, trials: int, level: float = 0.95) -> Interval | None:
+    """Score interval of a share p = k / n (Wilson, 1927), with z the normal quantile of the level; None for n = 0.
+
+    (p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)
+    """
+    assert 0 <= successes <= trials, "successes are among the trials"
+    if not trials:
+        return None
+    share, z = successes / trials, NormalDist().inv_cdf(0.5 + level / 2)
+    centre = share + z * z / (2 * trials)
+    half = z * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
+    scale = 1 + z * z / trials
+    return Interval(share, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale))
 
 
 def bootstrap_mean(values_P: ArrayLike, seed: int, resamples: int = 2000, level: float = 0.95) -> Interval:

@@ -86,10 +86,15 @@ def render(template_owner: Any, problem: Problem, prefix: str, config: PromptCon
     text = template_owner.apply_chat_template(
         messages(problem, config, prefix), tokenize=False, add_generation_prompt=True
     )
+    return text + assistant_beginning(config, prefix)
+
+
+def assistant_beginning(config: PromptConfig, prefix: str) -> str:
+    """What the assistant turn already holds: the prefill and the prefix, unless the user turn shows the prefix."""
     preset = PRESETS[config.preset]
     if prefix and preset.continuation:
-        return text
-    return text + (preset.prefill if config.prefill is None else config.prefill) + prefix
+        return ""
+    return (preset.prefill if config.prefill is None else config.prefill) + prefix
 
 
 def _content(problem: Problem, before: str, after: str) -> str | list[dict[str, str]]:

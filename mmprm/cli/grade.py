@@ -1,54 +1,133 @@
 """Compare responses with gold answers: one verdict (correct, incorrect, unknown) a line.
 
 Each line of the file is an object with `gold` and `response`, and maybe `question` and `choices` (a list). Every line
-is written again with `verdict`, `extracted` and `reason` added; a summary goes to standard error.
+is written again with `verdict`, `extracted` and `reason` added; a summary goes to standard error. With --calibrate the
+lines also hold `correct` (true or false), and the judge is measured on those that symbols cannot decide.
 
-example:
+examples:
   echo '{"gold": "1/2", "response": "<answer>0.5</answer>"}' > answers.jsonl
   mmprm grade answers.jsonl --out graded.jsonl
+  mmprm grade --calibrate labelled.jsonl --set judge.model=qwen3 --set 'judge.client.urls=[http://localhost:8000/v1]'
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import collections
+import hashlib
 import itertools
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mmprm.cli.jsonl import output, read_rows
 from mmprm.cli.options import add_config_options, load_config
-from mmprm.errors import DataError
-from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
-from mmprm.types import Problem
+from mmprm.errors import ConfigError, DataError
+from mmprm.grading.calibration import SHARES, Calibration, Tally, check_judge, show, tally, write_calibration
+from mmprm.grading.extract import extract
+from mmprm.grading.judge import PROMPT_HASH, TALKED
+from mmprm.grading.open import open_grader
+from mmprm.grading.symbolic import GraderConfig
+from mmprm.types import Grader, Grading, Problem, Verdict
 
 CHUNK = 1000
 """Lines graded together: enough to keep the workers busy, few enough for any file to fit in memory."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE.jsonl", type=Path, help="responses with their gold answers")
+    parser.add_argument("file", metavar="FILE.jsonl", type=Path, nargs="?", help="responses with their gold answers")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write here instead of to standard output")
+    parser.add_argument("--calibrate", metavar="LABELLED.jsonl", type=Path, help="measure the judge on this file")
     add_config_options(parser, GraderConfig)
 
 
 def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments, GraderConfig)
+    if (arguments.file is None) == (arguments.calibrate is None):
+        raise ConfigError("give either FILE.jsonl or --calibrate LABELLED.jsonl")
+    if arguments.calibrate is not None:
+        asyncio.run(_calibrate(config, arguments.calibrate))
+        return
+    check_judge(config.judge)
+    asyncio.run(_grade_file(config, arguments.file, arguments.out))
+
+
+async def _grade_file(config: GraderConfig, file: Path, out_file: Path | None) -> None:
     verdicts: collections.Counter[str] = collections.Counter()
     reasons: collections.Counter[str] = collections.Counter()
-    rows = itertools.starmap(_checked, read_rows(arguments.file))
-    with output(arguments.out) as out, SymbolicGrader(config) as grader:
-        while chunk := list(itertools.islice(rows, CHUNK)):
-            gradings = grader.grade_many([(_problem(row), row["response"]) for row in chunk])
-            for row, grading in zip(chunk, gradings, strict=True):
-                verdict = grading.verdict.name.lower()
-                verdicts[verdict] += 1
-                reasons[grading.reason] += verdict == "unknown"
-                result = {"verdict": verdict, "extracted": grading.extracted, "reason": grading.reason}
-                out.write(json.dumps({**row, **result}, ensure_ascii=False) + "\n")
+    rows = itertools.starmap(_checked, read_rows(file))
+    with output(out_file) as out:
+        async with open_grader(config) as grader:
+            while chunk := list(itertools.islice(rows, CHUNK)):
+                for row, grading in zip(chunk, await _grade(grader, chunk), strict=True):
+                    verdict = grading.verdict.name.lower()
+                    verdicts[verdict] += 1
+                    reasons[grading.reason] += verdict == "unknown"
+                    result = {"verdict": verdict, "extracted": grading.extracted, "reason": grading.reason}
+                    out.write(json.dumps({**row, **result}, ensure_ascii=False) + "\n")
     print(_summary(verdicts, reasons), file=sys.stderr)
+
+
+async def _calibrate(config: GraderConfig, file: Path) -> None:
+    """Measure, write the calibration, and end with an error when it does not meet the bars."""
+    judge = config.judge
+    if judge is None:
+        raise ConfigError("judge is not set: --calibrate measures one; set judge.model and judge.client.urls")
+    rows = list({_asked(row): row for row in itertools.starmap(_labelled, read_rows(file))}.values())
+    async with open_grader(config.model_copy(update={"judge": None})) as symbolic:
+        by_symbols = await _grade(symbolic, rows)
+    left = [(row, g) for row, g in zip(rows, by_symbols, strict=True) if g.verdict is Verdict.UNKNOWN]
+    if not left:
+        raise DataError(
+            f"{file}: symbols decide all {len(rows)} different lines, which leaves none to measure the judge on; add "
+            "answers to golds such as words and sentences"
+        )
+    async with open_grader(config) as grader:
+        by_judge = await _grade(grader, [row for row, _ in left])
+    failed = collections.Counter(grading.reason for grading in by_judge if grading.reason.startswith("judge failed"))
+    if failed:
+        raise DataError(f"{file}: {_counted(failed)}; mend that and repeat the command: other replies are kept")
+    decided = [(row, g) for row, g in zip(rows, by_symbols, strict=True) if g.verdict is not Verdict.UNKNOWN]
+    calibration = Calibration(
+        model=judge.model,
+        prompt=PROMPT_HASH,
+        labelled=hashlib.sha256(file.read_bytes()).hexdigest()[:16],
+        symbols=tally([g.verdict for _, g in decided], [row["correct"] for row, _ in decided]),
+        judge=tally([g.verdict for g in by_judge], [row["correct"] for row, _ in left]),
+    )
+    write_calibration(judge.calibration, calibration)
+    print(f"symbols decide {len(decided)} of {len(rows)} different lines\n{_report(calibration.symbols)}")
+    print(f"{judge.model} was asked about the other {len(left)}\n{_report(calibration.judge)}")
+    print(f"{sum(grading.reason == TALKED for grading in by_judge)} replies were neither Yes nor No")
+    print(f"see {judge.calibration}")
+    check_judge(judge)
+
+
+async def _grade(grader: Grader, rows: Sequence[dict[str, Any]]) -> list[Grading]:
+    return await asyncio.gather(*(grader.grade(_problem(row), row["response"]) for row in rows))
+
+
+def _report(counts: Tally) -> str:
+    head = (
+        f"  right {counts.true_accepts} accepted, {counts.false_rejects} rejected; "
+        f"wrong {counts.true_rejects} rejected, {counts.false_accepts} accepted; {counts.unknown} unknown"
+    )
+    return "\n".join([head, *(f"  {name.replace('_', ' ')} {show(getattr(counts, name))}" for name in SHARES)])
+
+
+def _asked(row: dict[str, Any]) -> tuple[Any, ...]:
+    """Lines that agree in this are one: repeated, they would feign certainty."""
+    problem = _problem(row)
+    return problem.question, problem.choices, problem.answer, extract(row["response"]), row["correct"]
+
+
+def _labelled(place: str, row: dict[str, Any]) -> dict[str, Any]:
+    if not isinstance(row.get("correct"), bool):
+        raise DataError(f"{place}: correct must be true or false, got {row.get('correct')!r}")
+    return _checked(place, row)
 
 
 def _checked(place: str, row: dict[str, Any]) -> dict[str, Any]:
@@ -69,5 +148,9 @@ def _problem(row: dict[str, Any]) -> Problem:
 
 def _summary(verdicts: collections.Counter[str], reasons: collections.Counter[str]) -> str:
     counts = ", ".join(f"{verdicts[name]} {name}" for name in ("correct", "incorrect", "unknown"))
-    why = "; ".join(f"{count} {reason}" for reason, count in reasons.most_common() if count)
+    why = _counted(reasons)
     return f"{verdicts.total()} graded: {counts}" + (f" ({why})" if why else "")
+
+
+def _counted(reasons: collections.Counter[str]) -> str:
+    return "; ".join(f"{count} {reason}" for reason, count in reasons.most_common() if count)

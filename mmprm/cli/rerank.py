@@ -26,11 +26,14 @@ from mmprm.cli.jsonl import output
 from mmprm.cli.options import add_config_options, load_config
 from mmprm.config import Config
 from mmprm.errors import DataError
-from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
-from mmprm.prm.model import read_info
+from mmprm.grading.calibration import check_judge
+from mmprm.grading.open import open_grader
+from mmprm.grading.symbolic import GraderConfig
+from mmprm.prm.info import read_info
 from mmprm.problems import ProblemsConfig, load_problems
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
+from mmprm.sampling.open import open_sampler
 from mmprm.scoring.aggregate import chosen_aggregator
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer
@@ -75,6 +78,7 @@ def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments, RerankConfig)
     begun = time.perf_counter()
     aggregator = chosen_aggregator(config.aggregator, read_info(config.scorer.prm).aggregator)
+    check_judge(config.grader.judge)
     sampled = _sample(config)
     if not sampled.groups:
         problem_id, reason = next(iter(sampled.failed.items()))
@@ -144,24 +148,23 @@ def table(points: Sequence[AccuracyAtN]) -> str:
 
 
 def _sample(config: RerankConfig) -> Sampled:
-    from mmprm.sampling.pool import SamplerPool
+    return asyncio.run(_sample_async(config))
 
+
+async def _sample_async(config: RerankConfig) -> Sampled:
     problems = load_problems(config.problems)
     engine = config.engine
-    if engine.model == "tiny":
+    if engine.model == "tiny" and engine.servers is None:
         from mmprm.tiny.model import weights_path
 
         engine = engine.model_copy(update={"model": str(weights_path())})
-    sampler = SamplerPool(engine, config.sampling, config.prompt, config.workers)
-    try:
-        with SymbolicGrader(config.grader) as grader:
-            return asyncio.run(
-                sample_groups(
-                    problems, sampler, grader, samples=config.samples, markup=config.markup, run_seed=config.seed
-                )
-            )
-    finally:
-        sampler.close()
+    async with (
+        open_sampler(engine, config.sampling, config.prompt, config.workers) as sampler,
+        open_grader(config.grader) as grader,
+    ):
+        return await sample_groups(
+            problems, sampler, grader, samples=config.samples, markup=config.markup, run_seed=config.seed
+        )
 
 
 def _sizes(samples: int) -> list[int]:

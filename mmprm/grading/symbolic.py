@@ -16,6 +16,7 @@ from mmprm.errors import GradingError
 from mmprm.grading import choice
 from mmprm.grading.comparison import DIFFERENT, SAME, UNDECIDED, Outcome, compare
 from mmprm.grading.extract import extract
+from mmprm.grading.judge import JudgeConfig
 from mmprm.grading.text import key
 from mmprm.grading.worker import KILLED_BY_TIMER, compare_symbolically, prepare
 from mmprm.types import Grading, Problem, Verdict
@@ -35,6 +36,8 @@ class GraderConfig(Config):
     """Longer answers are compared as text only."""
     cache_size: int = Field(200_000, ge=0)
     """Verdicts kept, by (gold, choices, answer)."""
+    judge: JudgeConfig | None = None
+    """A language model for what symbols cannot decide; without one that stays unknown."""
 
 
 class _SymbolsNeededError(Exception):
@@ -60,8 +63,11 @@ class SymbolicGrader:
         extracted = extract(response)
         if extracted is None:
             return _no_answer()
-        # A caller that gives up must not cancel the comparison for the others who wait on it.
-        verdict, reason = await asyncio.shield(asyncio.wrap_future(self._decide(problem, extracted)))
+        decision = self._decide(problem, extracted)
+        if decision.done():  # nearly always, and then without a turn of the event loop
+            verdict, reason = decision.result()
+        else:  # a caller that gives up must not cancel the comparison for the others who wait on it
+            verdict, reason = await asyncio.shield(asyncio.wrap_future(decision))
         return Grading(verdict, extracted, reason)
 
     def grade_many(self, pairs: Sequence[tuple[Problem, str]]) -> list[Grading]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -31,18 +31,31 @@ SCHEMA = pyarrow.schema(
         ("unknown", pyarrow.list_(pyarrow.int32())),
         ("complete", pyarrow.bool_()),
         ("split", pyarrow.string()),
+        ("judge", pyarrow.list_(pyarrow.float32())),
+        ("judged_by", pyarrow.string()),
     ]
 )
-"""`labels` are right / (right + wrong), null (as are the counts) at steps without label."""
+"""`labels` are the values of the counts: right / (right + wrong), or an estimate freed of the bias of a stopping rule;
+null (as are the counts) at steps without label. `judge` is null without a judge (see mmprm consensus), and at the steps
+that it did not judge."""
+
+_OPTIONAL = {"judge", "judged_by"}
+"""Columns that a file may lack."""
 
 _ROW_GROUP = 2048
+FLOAT32_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledExample:
+    """`judged` holds, for each step, a judge's P(no error so far), or None where it did not judge; `judged_by` names
+    the judge."""
+
     problem: Problem
     path: LabelledPath
     split: Split
+    judged: tuple[float | None, ...] | None = None
+    judged_by: str | None = None
 
 
 def split_of(problem_id: str, seed: int, dev: float, test: float) -> Split:
@@ -80,17 +93,19 @@ def read_parquet(path: str | Path, split: Split | None = None) -> list[LabelledE
     for number, row in enumerate(_rows(path), start=1):
         problem = problems.setdefault(row["problem_id"], _problem(row))
         if split is None or row["split"] == split:
-            examples.append(LabelledExample(problem, _path(row, f"{path}: row {number}"), row["split"]))
+            labelled = _path(row, f"{path}: row {number}")
+            examples.append(LabelledExample(problem, labelled, row["split"], *_judged(row, f"{path}: row {number}")))
     return examples
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with parquet.ParquetFile(path) as file:
-            missing = set(SCHEMA.names) - set(file.schema_arrow.names)
+            names = [name for name in SCHEMA.names if name in file.schema_arrow.names]
+            missing = set(SCHEMA.names) - _OPTIONAL - set(names)
             if missing:
                 raise DataError(f"{path}: lacks the columns {', '.join(sorted(missing))}; write it with mmprm labels")
-            for batch in file.iter_batches(batch_size=256, columns=SCHEMA.names):
+            for batch in file.iter_batches(batch_size=256, columns=names):
                 yield from batch.to_pylist()
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; write it with mmprm labels") from error
@@ -114,6 +129,8 @@ def _row(example: LabelledExample) -> dict[str, Any]:
         **{name: column(name) for name in ("right", "wrong", "unknown")},
         "complete": path.complete,
         "split": example.split,
+        "judge": None if example.judged is None else list(example.judged),
+        "judged_by": example.judged_by,
     }
 
 
@@ -126,16 +143,32 @@ def _problem(row: dict[str, Any]) -> Problem:
 
 
 def _path(row: dict[str, Any], place: str) -> LabelledPath:
-    columns: Sequence[list[Any]] = [row[name] or [] for name in ("right", "wrong", "unknown")]
+    columns: Sequence[list[Any]] = [row[name] or [] for name in ("right", "wrong", "unknown", "labels")]
     if any(len(column) != len(row["steps"]) for column in columns):
         raise DataError(f"{place}: has {len(row['steps'])} steps but other numbers of counts; one of each a step")
     counts = tuple(_counts(*step, place) for step in zip(*columns, strict=True))
     return LabelledPath(row["problem_id"], tuple(row["steps"]), counts, row["complete"])
 
 
-def _counts(right: int | None, wrong: int | None, unknown: int | None, place: str) -> Counts | None:
+def _judged(row: dict[str, Any], place: str) -> tuple[tuple[float | None, ...] | None, str | None]:
+    judged = row.get("judge")
+    if judged is None:
+        return None, None
+    if len(judged) != len(row["steps"]) or not all(value is None or 0 <= value <= 1 for value in judged):
+        raise DataError(f"{place}: judge={judged} must be a probability or null for each of {len(row['steps'])} steps")
+    return tuple(judged), row.get("judged_by")
+
+
+def _counts(
+    right: int | None, wrong: int | None, unknown: int | None, label: float | None, place: str
+) -> Counts | None:
     if right is None or wrong is None:
         return None
     if right < 0 or wrong < 0 or right + wrong == 0:
         raise DataError(f"{place}: counts right={right}, wrong={wrong} must not be negative, and not both 0")
-    return Counts(right, wrong, unknown or 0)
+    counts = Counts(right, wrong, unknown or 0)
+    if label is None or abs(label - counts.value) < FLOAT32_ROUNDING:
+        return counts
+    if not 0 <= label <= 1:
+        raise DataError(f"{place}: labels={label} must lie in [0, 1]")
+    return replace(counts, estimate=label)

@@ -7,12 +7,22 @@ from typing import Literal
 
 from pydantic import Field
 
+from mmprm.client import ClientConfig
 from mmprm.config import Config
+
+
+class ServersConfig(ClientConfig):
+    dialect: Literal["vllm", "openai"] = "vllm"
+    """vllm (also SGLang): the assistant turn is continued and top_k and repetition_penalty are sent; openai: only the
+    fields of OpenAI's own API, which cannot continue an assistant turn (use prompt.preset=previous_steps)."""
 
 
 class EngineConfig(Config):
     model: str
-    """Folder of a Hugging Face checkpoint, or a hub id such as owner/name."""
+    """Folder of a Hugging Face checkpoint, or a hub id such as owner/name; with servers, the name that they serve."""
+    servers: ServersConfig | None = None
+    """OpenAI-compatible servers that are already running, in place of engines of this run; the keys below are theirs
+    then."""
     mode: Literal["auto", "in_process", "separate"] = "auto"
     """in_process: the engine lives in the calling process (fast to start); separate: vLLM's own processes. auto takes
     the first on CPU and the second on GPU, which is where each is faster."""

@@ -1,0 +1,90 @@
+"""Ask a judge about every labelled step, and store what it says beside the counts.
+
+The judge is a process reward model (`scorer`) or a vision-language model on a server (`judge`). The output is the
+labels file with two more columns: `judge`, a P(no error so far) for each labelled step, and `judged_by`.
+
+Examples:
+  mmprm consensus --set labels=runs/k12/labels.parquet --set output=runs/k12/judged.parquet --set scorer.prm=runs/prm
+  mmprm consensus --set labels=runs/k12/labels.parquet --set output=runs/k12/judged.parquet \\
+    --set judge.model=qwen2.5-vl-72b --set 'judge.client.urls=[http://localhost:8000/v1]'
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Sequence
+
+from mmprm.cli.options import add_config_options, load_config
+from mmprm.config import Config
+from mmprm.errors import ConfigError
+from mmprm.labels.consensus import AgreementCounts, AgreementRule, count_agreement, judge_with_scorer
+from mmprm.labels.parquet import LabelledExample, read_parquet, write_parquet
+from mmprm.labels.step_judge import StepJudge, StepJudgeConfig
+from mmprm.scoring.config import ScorerConfig
+
+
+class ConsensusConfig(Config):
+    labels: str
+    """Parquet file of labelled paths, as mmprm labels writes it."""
+    output: str
+    """Parquet file to write; may be the same."""
+    scorer: ScorerConfig | None = None
+    """A process reward model as judge."""
+    judge: StepJudgeConfig | None = None
+    """A model on OpenAI-compatible servers as judge."""
+    agreement: AgreementRule = AgreementRule()
+    """When the two agree, for the summary."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_options(parser, ConsensusConfig)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    config = load_config(arguments, ConsensusConfig)
+    if (config.scorer is None) == (config.judge is None):
+        raise ConfigError("scorer and judge: exactly one must be set, for example --set scorer.prm=runs/train/prm")
+    examples = read_parquet(config.labels)
+    if config.judge is not None:
+        examples, failures = asyncio.run(_ask(config.judge, examples))
+    else:
+        assert config.scorer is not None
+        examples, failures = _score(config.scorer, examples), {}
+    write_parquet(config.output, examples)
+    print(summary(count_agreement(examples, config.agreement)))
+    for reason, count in failures.items():
+        print(f"not judged: {count:,} {reason}")
+    print(f"{config.output}: {len(examples):,} paths")
+
+
+def summary(counts: AgreementCounts) -> str:
+    both = counts.both_right + counts.both_wrong
+    judged = both + counts.label_alone_right + counts.judge_alone_right
+    return (
+        f"{judged + counts.unjudged:,} labelled steps, {judged:,} judged; they agree on {_share(both, judged)}: "
+        f"{counts.both_right:,} right, {counts.both_wrong:,} wrong; label alone right {counts.label_alone_right:,}, "
+        f"judge alone right {counts.judge_alone_right:,}\n"
+        f"first error (or none) agrees on {_share(counts.paths_agreeing, counts.paths)} of the paths"
+    )
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part:,} of {whole:,}" + (f" ({part / whole:.1%})" if whole else "")
+
+
+async def _ask(
+    config: StepJudgeConfig, examples: Sequence[LabelledExample]
+) -> tuple[list[LabelledExample], dict[str, int]]:
+    async with StepJudge(config) as judge:
+        return await judge.judge(examples), dict(judge.failures)
+
+
+def _score(config: ScorerConfig, examples: Sequence[LabelledExample]) -> list[LabelledExample]:
+    from mmprm.scoring.open import open_scorer
+
+    scorer = open_scorer(config)
+    try:
+        return judge_with_scorer(examples, scorer, config.prm)
+    finally:
+        scorer.close()

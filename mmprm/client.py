@@ -1,0 +1,289 @@
+"""One async client for OpenAI-compatible servers: several base URLs, bounded concurrency, retries with back-off."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import hashlib
+import json
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+from pydantic import Field, field_validator
+
+from mmprm.config import Config
+from mmprm.errors import ConfigError, EngineStoppedError, SamplingError
+
+CONNECT_SECONDS = 10.0
+KEEP_ALIVE_SECONDS = 3.0
+"""Shorter than the 5 s after which vLLM's server hangs up, which would meet a request on its way."""
+LONGEST_BACKOFF = 60.0
+LONGEST_RETRY_AFTER = 300.0
+_DETAIL_LENGTH = 300
+
+_BUSY = {408, 429, 502, 503, 504}
+"""The server, or what stands before it, could not take the request: it says nothing about the request."""
+_REFUSED = {400, 413, 422}
+"""The server read this request and cannot do it; another one may be fine."""
+_WAYS_OUT = {
+    401: "set api_key_env to the environment variable that holds the key",
+    403: "the key does not open this model; set api_key_env to another key's variable",
+    404: "check the model's name and that the URL ends as the server's own (often in /v1)",
+}
+
+
+class ClientConfig(Config):
+    urls: tuple[str, ...] = Field(min_length=1)
+    """Base URLs, such as [http://localhost:8000/v1]. Requests of one problem keep to one of them, for its prefix cache,
+    and move on to the next when it fails."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the API key; the key itself is never written anywhere."""
+    concurrency: int = Field(256, ge=1)
+    """Most requests in flight at one time, over all URLs."""
+    timeout_seconds: float = Field(600.0, gt=0)
+    """Longest wait for one answer."""
+    attempts: int = Field(8, ge=1)
+    """Times that a request is made at each URL before it is given up."""
+    backoff_seconds: float = Field(1.0, gt=0)
+    """Pause after the first failed attempt; it doubles up to a minute. A longer Retry-After is kept to."""
+
+    @field_validator("urls")
+    @classmethod
+    def _are_http(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        for url in urls:
+            parts = urlsplit(url)
+            if parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ValueError("each must begin with http:// or https://, for example http://localhost:8000/v1")
+            if parts.username or parts.password or parts.query:
+                raise ValueError("must hold no user, password or query; put the key into a variable for api_key_env")
+        if len(set(urls)) != len(urls):
+            raise ValueError("holds the same URL twice")
+        return tuple(url.rstrip("/") for url in urls)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One completion. `token_count` is None where the server does not return token ids; `first_token` holds the
+    likeliest first tokens with their log-probabilities where they were asked for."""
+
+    text: str
+    finish_reason: str
+    token_count: int | None = None
+    first_token: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """`completion_tokens` counts all choices together; `prompt_text` is the rendered prompt, where asked for."""
+
+    choices: tuple[Choice, ...]
+    completion_tokens: int | None = None
+    prompt_text: str | None = None
+
+
+class Failure(Exception):  # noqa: N818 - the cause of an error, which callers see as SamplingError
+    """One attempt that failed. `kind` is short and without details, so that failures can be counted by it."""
+
+    def __init__(self, kind: str, detail: str = "", busy: bool = False, retry_after: float = 0.0) -> None:
+        super().__init__(f"{kind}: {detail}" if detail else kind)
+        self.kind = kind
+        self.busy = busy
+        self.retry_after = retry_after
+
+
+class Client:
+    """Ask from one event loop; close it there. Any number of requests may be `waiting`; at most `concurrency` of them
+    are `running`."""
+
+    def __init__(self, config: ClientConfig) -> None:
+        self._config = config
+        self._key = _api_key(config)
+        authorization = {"Authorization": f"Bearer {self._key}"} if self._key else {}
+        self._http = httpx.AsyncClient(
+            headers={"Content-Type": "application/json", **authorization},
+            timeout=httpx.Timeout(config.timeout_seconds, connect=CONNECT_SECONDS, pool=None),
+            limits=httpx.Limits(
+                max_connections=config.concurrency,
+                max_keepalive_connections=config.concurrency,
+                keepalive_expiry=KEEP_ALIVE_SECONDS,
+            ),
+        )
+        self._slots = asyncio.Semaphore(config.concurrency)
+        self.running = self.waiting = 0
+        self._resting: dict[str, float] = {}
+        self._last_answer = float("-inf")
+
+    async def chat(self, body: dict[str, Any], affinity: str) -> Reply:
+        """POST to /chat/completions; requests of one `affinity` go to one URL while that answers.
+
+        Raises SamplingError for what concerns this request alone (refused; or failing while others are answered), and
+        EngineStoppedError when no URL answers anything: the request can be made again later.
+        """
+        content = json.dumps(body).encode()
+        urls = sorted(self._config.urls, key=lambda url: hashlib.sha256(f"{affinity} {url}".encode()).digest())
+        async with self._slot():  # kept during the pauses, so that a struggling server is asked less
+            began = time.monotonic()
+            for attempt in range(self._config.attempts):
+                for url in self._awake(urls):
+                    try:
+                        reply = await self._ask(url, content, body.get("n", 1))
+                    except Failure as error:
+                        failure, failed_url = error, url
+                        if error.busy:
+                            self._resting[url] = time.monotonic() + self._pause(attempt, error)
+                    else:
+                        self._resting.pop(url, None)
+                        self._last_answer = time.monotonic()
+                        return reply
+                if attempt + 1 < self._config.attempts:
+                    await asyncio.sleep(self._pause(attempt, failure))
+        raise self._given_up(failed_url, failure, others_answered=self._last_answer > began) from failure
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    @asynccontextmanager
+    async def _slot(self) -> AsyncIterator[None]:
+        self.waiting += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self.waiting -= 1
+        self.running += 1
+        try:
+            yield
+        finally:
+            self.running -= 1
+            self._slots.release()
+
+    def _awake(self, urls: Sequence[str]) -> list[str]:
+        """Those that are not resting; when all are, the one whose rest ends first."""
+        now = time.monotonic()
+        awake = [url for url in urls if self._resting.get(url, now) <= now]
+        return awake or [min(urls, key=lambda url: self._resting[url])]
+
+    def _pause(self, attempt: int, failure: Failure) -> float:
+        backoff = min(self._config.backoff_seconds * 2**attempt, LONGEST_BACKOFF)
+        return failure.retry_after + backoff * random.uniform(0.5, 1.0)
+
+    async def _ask(self, url: str, content: bytes, n: int) -> Reply:
+        """One attempt. Failure is worth another one; SamplingError and EngineStoppedError are not."""
+        seconds = self._config.timeout_seconds
+        try:
+            post = self._http.post(f"{url}/chat/completions", content=content)
+            response = await asyncio.wait_for(post, seconds)  # httpx limits the wait for each piece, not for the whole
+        except httpx.ConnectTimeout as error:
+            raise Failure("no connection", f"within {CONNECT_SECONDS:g} s", busy=True) from error
+        except (asyncio.TimeoutError, httpx.TimeoutException) as error:
+            raise Failure(f"no answer within {seconds:g} s") from error
+        except httpx.ConnectError as error:
+            raise Failure("no connection", str(error), busy=True) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise Failure("connection dropped", f"{type(error).__name__}: {error}") from error
+        if response.status_code != 200:
+            raise self._not_ok(url, response)
+        try:
+            return _reply(response.json(), n)
+        except Failure:
+            raise
+        except (ValueError, RecursionError) as error:
+            raise Failure("answer is not JSON", self._quoted(response.text)) from error
+
+    def _not_ok(self, url: str, response: httpx.Response) -> Exception:
+        status, detail = response.status_code, self._quoted(_message(response))
+        if status in _BUSY or status >= 500:
+            return Failure(f"status {status}", detail, busy=status in _BUSY, retry_after=_retry_after(response))
+        text = f"{url}: status {status}: {detail}"
+        if status in _REFUSED:
+            error: SamplingError = SamplingError(text)
+        else:
+            error = EngineStoppedError(f"{text}; {_WAYS_OUT.get(status, 'check the URL')}")
+        error.__cause__ = Failure(f"status {status}", detail)
+        return error
+
+    def _given_up(self, url: str, failure: Failure, others_answered: bool) -> SamplingError:
+        text = f"{url}: {failure} ({self._config.attempts} attempts at each URL)"
+        if others_answered and not failure.busy:
+            return SamplingError(f"{text}, while other requests were answered; see the server's log")
+        return EngineStoppedError(f"{text}; see that the server runs and is not overloaded, or set another in urls")
+
+    def _quoted(self, text: str) -> str:
+        """The beginning of what a server said, without the key, which some repeat."""
+        text = " ".join(text.split())
+        text = text.replace(self._key, "…") if self._key else text
+        return text if len(text) <= _DETAIL_LENGTH else text[:_DETAIL_LENGTH] + "…"
+
+
+def _api_key(config: ClientConfig) -> str | None:
+    if config.api_key_env is None:
+        return None
+    key = os.environ.get(config.api_key_env, "").strip()
+    if not key:
+        raise ConfigError(f"api_key_env={config.api_key_env}: this environment variable is not set; export it")
+    if not key.isascii() or not key.isprintable():
+        raise ConfigError(f"api_key_env={config.api_key_env}: the key in it must be printable ASCII; export it again")
+    return key
+
+
+def _reply(values: Any, n: int) -> Reply:
+    """What of a chat completion is used; Failure says what is missing."""
+    try:
+        choices = sorted(values["choices"], key=lambda choice: choice.get("index") or 0)
+        parsed = tuple(_choice(choice) for choice in choices)
+        tokens = (values.get("usage") or {}).get("completion_tokens")
+        if tokens is not None and not isinstance(tokens, int):
+            raise TypeError("usage.completion_tokens must be a number")
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
+        raise Failure("answer is no chat completion", reason) from error
+    if len(parsed) != n:
+        raise Failure("answer has another number of choices", f"asked for {n}, got {len(parsed)}")
+    return Reply(parsed, tokens, values.get("prompt_text"))
+
+
+def _choice(choice: dict[str, Any]) -> Choice:
+    text = choice["message"]["content"]
+    if text is not None and not isinstance(text, str):
+        raise TypeError(f"message.content must be text, got {type(text).__name__}")
+    token_ids = choice.get("token_ids")
+    tops = ((choice.get("logprobs") or {}).get("content") or [{}])[0].get("top_logprobs") or []
+    return Choice(
+        text=text or "",
+        finish_reason=str(choice.get("finish_reason")),
+        token_count=None if token_ids is None else len(token_ids),
+        first_token=tuple((str(top["token"]), float(top["logprob"])) for top in tops),
+    )
+
+
+def _message(response: httpx.Response) -> str:
+    """The server's own words: OpenAI's {"error": {"message": …}}, else the body."""
+    try:
+        return str(response.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return response.text
+
+
+def _retry_after(response: httpx.Response) -> float:
+    """Seconds that the server asks to wait: a number or a date; 0 without."""
+    value = response.headers.get("Retry-After", "")
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+        except ValueError:
+            return 0.0
+    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER) if seconds == seconds else 0.0

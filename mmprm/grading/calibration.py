@@ -1,0 +1,143 @@
+"""How far a judge can be trusted: its verdicts against known ones, on answers that symbols cannot decide."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mmprm.errors import ConfigError, DataError, GradingError
+from mmprm.grading.judge import PROMPT_HASH, JudgeConfig
+from mmprm.metrics import Interval, wilson
+from mmprm.types import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Verdicts by what they should have been; `unknown` ones decide nothing. A share of nothing is None."""
+
+    true_accepts: int = 0
+    false_accepts: int = 0
+    true_rejects: int = 0
+    false_rejects: int = 0
+    unknown: int = 0
+
+    @property
+    def precision(self) -> Interval | None:
+        """Right answers among the accepted ones."""
+        return wilson(self.true_accepts, self.true_accepts + self.false_accepts)
+
+    @property
+    def agreement(self) -> Interval | None:
+        """Verdicts that are right among those that decide."""
+        right = self.true_accepts + self.true_rejects
+        return wilson(right, right + self.false_accepts + self.false_rejects)
+
+    @property
+    def false_accept_rate(self) -> Interval | None:
+        """Wrong answers that are accepted, among the decided wrong ones."""
+        return wilson(self.false_accepts, self.false_accepts + self.true_rejects)
+
+    @property
+    def false_reject_rate(self) -> Interval | None:
+        """Right answers that are rejected, among the decided right ones."""
+        return wilson(self.false_rejects, self.false_rejects + self.true_accepts)
+
+    @property
+    def unknown_rate(self) -> Interval | None:
+        return wilson(self.unknown, sum(asdict(self).values()))
+
+
+SHARES = ("agreement", "precision", "false_accept_rate", "false_reject_rate", "unknown_rate")
+
+
+def tally(verdicts: Sequence[Verdict], truths: Sequence[bool]) -> Tally:
+    def count(verdict: Verdict, truth: bool) -> int:
+        return sum(pair == (verdict, truth) for pair in zip(verdicts, truths, strict=True))
+
+    return Tally(
+        true_accepts=count(Verdict.CORRECT, True),
+        false_accepts=count(Verdict.CORRECT, False),
+        true_rejects=count(Verdict.INCORRECT, False),
+        false_rejects=count(Verdict.INCORRECT, True),
+        unknown=sum(verdict is Verdict.UNKNOWN for verdict in verdicts),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """`symbols` tells of the answers that the symbolic grader decides; `judge` of the rest, which is what it is for."""
+
+    model: str
+    prompt: str
+    labelled: str
+    symbols: Tally
+    judge: Tally
+
+
+def write_calibration(path: str | Path, calibration: Calibration) -> None:
+    """JSON with the counts, and the shares with their intervals for a reader."""
+    values = asdict(calibration)
+    for name in ("symbols", "judge"):
+        shares = {share: getattr(getattr(calibration, name), share) for share in SHARES}
+        values[name] |= {share: asdict(interval) for share, interval in shares.items() if interval is not None}
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}); set judge.calibration elsewhere") from error
+
+
+def read_calibration(path: str | Path) -> Calibration:
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        return Calibration(
+            values["model"], values["prompt"], values["labelled"], _tally(values["symbols"]), _tally(values["judge"])
+        )
+    except OSError as error:
+        raise GradingError(f"{path}: cannot be read ({error.strerror}): {_CALIBRATE}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise GradingError(f"{path}: is no calibration of a judge ({error}): {_CALIBRATE}") from error
+
+
+def check_judge(config: JudgeConfig | None) -> None:
+    """Raise unless a configured judge has a calibration of its own that meets the configuration's bars."""
+    if config is None:
+        return
+    place, calibration = f"judge.calibration={config.calibration}", read_calibration(config.calibration)
+    for name, found, used in (
+        ("model", calibration.model, config.model),
+        ("prompt", calibration.prompt, PROMPT_HASH),
+    ):
+        if found != used:
+            raise ConfigError(f"{place}: was made with the {name} {found}, this judge has {used}: {_CALIBRATE}")
+    for name, interval, bar in (
+        ("precision", calibration.judge.precision, config.min_precision),
+        ("agreement", calibration.judge.agreement, config.min_agreement),
+    ):
+        if interval is None or interval.low <= bar:
+            raise ConfigError(
+                f"{place}: the judge's {name} is {show(interval)}, judge.min_{name}={bar:g} must lie below the "
+                "interval; take a better judge, calibrate on more labelled answers that symbols cannot decide, lower "
+                "the bar, or set judge=null to leave such answers unknown"
+            )
+
+
+def show(interval: Interval | None) -> str:
+    return "not known" if interval is None else f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+_CALIBRATE = "calibrate it with mmprm grade --calibrate LABELLED.jsonl, or set judge=null to go without a judge"
+
+
+def _tally(values: dict[str, Any]) -> Tally:
+    counts = {field.name: values[field.name] for field in fields(Tally)}
+    if not all(isinstance(count, int) and count >= 0 for count in counts.values()):
+        raise ValueError(f"counts must be whole numbers, got {counts}")
+    return Tally(**counts)

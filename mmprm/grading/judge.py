@@ -1,0 +1,135 @@
+"""The judge: a language model that is asked where symbols cannot decide. Whatever goes wrong with it is UNKNOWN."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import re
+
+from pydantic import Field
+
+from mmprm.client import Client, ClientConfig, Failure
+from mmprm.config import Config
+from mmprm.errors import SamplingError
+from mmprm.grading.reply_cache import ReplyCache, reply_key
+from mmprm.types import Grader, Grading, Problem, Verdict
+
+_PROMPT = """\
+Compare a student's final answer with the reference answer to a question. Do not solve the question: the reference \
+answer is right. The two agree when they mean the same, however they are written.
+
+Question:
+{question}
+
+Reference answer:
+{gold}
+
+Student's answer:
+{answer}
+
+Do they agree? Reply with one word, Yes or No."""
+
+PROMPT_HASH = hashlib.sha256(_PROMPT.encode()).hexdigest()[:16]
+"""A calibration and cached replies belong to one prompt."""
+
+TALKED = "judge talked instead of answering"
+
+
+class JudgeConfig(Config):
+    model: str
+    """Name under which the servers serve the judge."""
+    client: ClientConfig
+    """The judge's servers."""
+    cache: str = "runs/judge.sqlite"
+    """File that keeps the judge's replies."""
+    calibration: str = "runs/judge.json"
+    """File that mmprm grade --calibrate writes for this judge; without it the judge is not used."""
+    min_precision: float = Field(0.9, ge=0, lt=1)
+    """Share of the accepted answers that are right: the calibration's 95 % interval must lie above this."""
+    min_agreement: float = Field(0.9, ge=0, lt=1)
+    """Share of the decided answers that are decided rightly: the calibration's 95 % interval must lie above this."""
+    max_tokens: int = Field(16, ge=1)
+    """Longest reply. A judge that reasons first needs more, and a server that keeps its reasoning out of the reply."""
+
+
+class Judge:
+    """Asks once, at temperature 0, for each (question, gold, answer) that is new, and keeps the reply."""
+
+    def __init__(self, config: JudgeConfig) -> None:
+        self._config = config
+        self._cache = ReplyCache(config.cache)
+        self._client = Client(config.client)
+        self._in_flight: dict[bytes, asyncio.Task[tuple[Verdict, str]]] = {}
+
+    async def decide(self, problem: Problem, answer: str) -> tuple[Verdict, str]:
+        """Verdict and reason; never raises for what the judge or its server does."""
+        question = "\n".join((problem.question, *problem.choices))
+        key = reply_key(self._config.model, PROMPT_HASH, question, problem.answer, answer)
+        cached = self._cache.get(key)
+        if cached is not None:
+            return _verdict(cached)
+        if key not in self._in_flight:
+            task = asyncio.create_task(self._ask(key, question, problem.answer, answer))
+            self._in_flight[key] = task
+            task.add_done_callback(lambda _: self._in_flight.pop(key))
+        # A caller that gives up must not cancel the question for the others who wait on it.
+        return await asyncio.shield(self._in_flight[key])
+
+    async def close(self) -> None:
+        for task in self._in_flight.values():
+            task.cancel()
+        await asyncio.gather(*self._in_flight.values(), return_exceptions=True)
+        await self._client.close()
+        self._cache.close()
+
+    async def __aenter__(self) -> Judge:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _ask(self, key: bytes, question: str, gold: str, answer: str) -> tuple[Verdict, str]:
+        # One pass over the prompt: a question or answer may hold braces, even these very names.
+        fields = {"{question}": question, "{gold}": gold, "{answer}": answer}
+        prompt = re.sub(r"\{(?:question|gold|answer)\}", lambda match: fields[match[0]], _PROMPT)
+        body = {
+            "model": self._config.model,
+            "messages": [{"role": "user", "content": prompt}],
+            "temperature": 0,
+            "max_tokens": self._config.max_tokens,
+        }
+        try:
+            reply = await self._client.chat(body, affinity=question)
+        except SamplingError as error:
+            kind = error.__cause__.kind if isinstance(error.__cause__, Failure) else type(error).__name__
+            return Verdict.UNKNOWN, f"judge failed: {kind}"
+        text = reply.choices[0].text
+        self._cache.put(key, text)
+        return _verdict(text)
+
+
+class JudgedGrader:
+    """A Grader: the symbolic one first, and the judge for what that leaves unknown."""
+
+    def __init__(self, symbolic: Grader, judge: Judge) -> None:
+        self._symbolic = symbolic
+        self._judge = judge
+
+    async def grade(self, problem: Problem, response: str) -> Grading:
+        grading = await self._symbolic.grade(problem, response)
+        if grading.verdict is not Verdict.UNKNOWN or grading.extracted is None:
+            return grading
+        verdict, reason = await self._judge.decide(problem, grading.extracted)
+        return Grading(verdict, grading.extracted, reason)
+
+
+def yes_or_no(reply: str) -> bool | None:
+    """True and False for exactly one of the two words, in any case and with a full stop or markdown around it."""
+    return {"yes": True, "no": False}.get(reply.strip().strip("*_`\"'.").lower())
+
+
+def _verdict(reply: str) -> tuple[Verdict, str]:
+    agrees = yes_or_no(reply)
+    if agrees is None:
+        return Verdict.UNKNOWN, TALKED
+    return (Verdict.CORRECT, "judge: same answer") if agrees else (Verdict.INCORRECT, "judge: another answer")

@@ -1,0 +1,24 @@
+"""From configuration to a grader."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from mmprm.grading.judge import Judge, JudgedGrader
+from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
+from mmprm.types import Grader
+
+
+@asynccontextmanager
+async def open_grader(config: GraderConfig) -> AsyncIterator[Grader]:
+    """The symbolic grader, with the judge behind it where one is configured, for as long as the block lasts.
+
+    Whoever is first given the configuration checks that the judge is calibrated: see calibration.check_judge.
+    """
+    with SymbolicGrader(config) as symbolic:
+        if config.judge is None:
+            yield symbolic
+            return
+        async with Judge(config.judge) as judge:
+            yield JudgedGrader(symbolic, judge)

@@ -1,0 +1,45 @@
+"""Replies of a judge on disk: asked once, whatever is interrupted, and by several processes of one machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+from contextlib import suppress
+from pathlib import Path
+
+from mmprm.errors import GradingError
+
+
+class ReplyCache:
+    """Key → reply. Only opening it may fail: a cache that cannot be read or written later costs requests, no more."""
+
+    def __init__(self, path: str | Path) -> None:
+        path = Path(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._connection = sqlite3.connect(path, isolation_level=None, timeout=30)
+            self._connection.execute("PRAGMA journal_mode=WAL")
+            self._connection.execute("PRAGMA synchronous=NORMAL")
+            self._connection.execute(
+                "CREATE TABLE IF NOT EXISTS replies (key BLOB PRIMARY KEY, reply TEXT NOT NULL) WITHOUT ROWID"
+            )
+        except (OSError, sqlite3.Error) as error:
+            raise GradingError(f"{path}: cannot be used as cache of a judge ({error}); choose another file") from error
+
+    def get(self, key: bytes) -> str | None:
+        with suppress(sqlite3.Error):
+            for (reply,) in self._connection.execute("SELECT reply FROM replies WHERE key = ?", (key,)):
+                return reply
+        return None
+
+    def put(self, key: bytes, reply: str) -> None:
+        with suppress(sqlite3.Error, UnicodeEncodeError):
+            self._connection.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, reply))
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def reply_key(*asked: str) -> bytes:
+    return hashlib.sha256(json.dumps(asked).encode()).digest()

@@ -1,0 +1,175 @@
+"""Labels that a judge shares: its opinion beside the counts, and what is kept when both must agree.
+
+A label says something about a prefix of steps, and so does the judge: P(no error so far). Pure functions.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from pydantic import Field
+
+from mmprm.config import Config
+from mmprm.errors import DataError
+from mmprm.labels.parquet import LabelledExample
+from mmprm.types import Counts, Scorer, Solution, Steps
+
+SCORED_TOGETHER = 2000
+"""Enough for batches of similar length, few enough for one bad solution to cost little."""
+
+Prefix = tuple[str, Steps]
+"""(problem id, steps)."""
+
+
+class AgreementRule(Config):
+    value_above: float = Field(0.0, ge=0, lt=1)
+    """By its label a prefix counts as right where its Monte Carlo value is above this."""
+    probability_at_least: float = Field(0.5, gt=0, le=1)
+    """By the judge a prefix counts as right where its probability is at least this."""
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What the label and the judge say about one prefix; `judge_right` is None where the judge did not say."""
+
+    counts: Counts
+    judged: float | None
+    label_right: bool
+    judge_right: bool | None
+
+    @property
+    def agree(self) -> bool:
+        return self.label_right == self.judge_right
+
+
+@dataclass(frozen=True, slots=True)
+class AgreementCounts:
+    """Labelled prefixes by what the two say, and labelled paths by whether their first errors are the same."""
+
+    both_right: int
+    both_wrong: int
+    label_alone_right: int
+    judge_alone_right: int
+    unjudged: int
+    paths: int
+    paths_agreeing: int
+
+
+def opinions(examples: Iterable[LabelledExample], rule: AgreementRule) -> dict[Prefix, Opinion]:
+    """Every labelled prefix once; the paths of a problem share its labels."""
+    found: dict[Prefix, Opinion] = {}
+    for example in examples:
+        judged = example.judged or (None,) * len(example.path.steps)
+        for depth, (counts, probability) in enumerate(zip(example.path.counts, judged, strict=True), start=1):
+            if counts is not None and counts.value is not None:
+                found[example.problem.id, example.path.steps[:depth]] = Opinion(
+                    counts,
+                    probability,
+                    counts.value > rule.value_above,
+                    None if probability is None else probability >= rule.probability_at_least,
+                )
+    return found
+
+
+def keep_agreeing_steps(examples: Sequence[LabelledExample], rule: AgreementRule) -> list[LabelledExample]:
+    """The examples with only those labels that the judge shares; without the examples that lose their last one."""
+    known = opinions(examples, rule)
+    kept = []
+    for example in examples:
+        opinions_S = [known.get(prefix) for prefix in _prefixes(example)]
+        counts = [
+            label if opinion is not None and opinion.agree else None
+            for label, opinion in zip(example.path.counts, opinions_S, strict=True)
+        ]
+        kept.append(_relabelled(example, counts))
+    return [example for example in kept if _has_label(example)]
+
+
+def keep_agreeing_first_errors(examples: Sequence[LabelledExample], rule: AgreementRule) -> list[LabelledExample]:
+    """The paths on which label and judge see the first error at the same step, or both see none.
+
+    Labels after the first error are dropped: the judge vouches for its place only. A label that paths share stands on
+    the first path that is kept.
+    """
+    known = opinions(examples, rule)
+    placed: set[Prefix] = set()
+    kept = []
+    for example in examples:
+        prefixes = _prefixes(example)
+        depth = _agreed_depth(prefixes, known)
+        if depth is None:
+            continue
+        own = [
+            known[prefix] if prefix in known and prefix not in placed and place < depth else None
+            for place, prefix in enumerate(prefixes)
+        ]
+        placed.update(prefixes[:depth])
+        relabelled = _relabelled(example, [opinion and opinion.counts for opinion in own])
+        kept.append(replace(relabelled, judged=tuple(opinion and opinion.judged for opinion in own)))
+    return [example for example in kept if _has_label(example)]
+
+
+def count_agreement(examples: Sequence[LabelledExample], rule: AgreementRule) -> AgreementCounts:
+    known = opinions(examples, rule)
+    said = Counter((opinion.label_right, opinion.judge_right) for opinion in known.values())
+    depths = [_agreed_depth(_prefixes(example), known) for example in examples]
+    return AgreementCounts(
+        both_right=said[True, True],
+        both_wrong=said[False, False],
+        label_alone_right=said[True, False],
+        judge_alone_right=said[False, True],
+        unjudged=said[True, None] + said[False, None],
+        paths=len(depths),
+        paths_agreeing=sum(depth is not None for depth in depths),
+    )
+
+
+def judge_with_scorer(examples: Sequence[LabelledExample], scorer: Scorer, name: str) -> list[LabelledExample]:
+    """The examples with a process reward model's P(right) at each labelled step; None where it cannot score one."""
+    judged: list[LabelledExample] = []
+    for start in range(0, len(examples), SCORED_TOGETHER):
+        chunk = examples[start : start + SCORED_TOGETHER]
+        for example, scores in zip(chunk, _scores(chunk, scorer), strict=True):
+            pairs = zip(example.path.counts, scores, strict=True)
+            probabilities = tuple(score if counts is not None else None for counts, score in pairs)
+            judged.append(replace(example, judged=probabilities, judged_by=name))
+    return judged
+
+
+def _scores(examples: Sequence[LabelledExample], scorer: Scorer) -> list[tuple[float | None, ...]]:
+    solutions = [Solution(example.problem, example.path.steps) for example in examples]
+    try:
+        return [judged.scores for judged in scorer.score(solutions)]
+    except DataError:
+        if len(examples) == 1:
+            return [(None,) * len(examples[0].path.steps)]
+        return [scores for example in examples for scores in _scores([example], scorer)]
+
+
+def _prefixes(example: LabelledExample) -> list[Prefix]:
+    steps = example.path.steps
+    return [(example.problem.id, steps[:depth]) for depth in range(1, len(steps) + 1)]
+
+
+def _agreed_depth(prefixes: Sequence[Prefix], known: Mapping[Prefix, Opinion]) -> int | None:
+    """Steps up to and with the first error where both see it, or all where neither sees one; None otherwise."""
+    for depth, prefix in enumerate(prefixes, start=1):
+        opinion = known.get(prefix)
+        if opinion is not None and not opinion.agree:
+            return None
+        if opinion is not None and not opinion.label_right:
+            return depth
+    return len(prefixes)
+
+
+def _relabelled(example: LabelledExample, counts: Sequence[Counts | None]) -> LabelledExample:
+    """With other labels; a complete path without the label of its solution is no longer called complete."""
+    path = example.path
+    complete = path.complete and counts[-1] is not None
+    return replace(example, path=replace(path, counts=tuple(counts), complete=complete))
+
+
+def _has_label(example: LabelledExample) -> bool:
+    return any(counts is not None for counts in example.path.counts)

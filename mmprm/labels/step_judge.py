@@ -1,0 +1,155 @@
+"""A vision-language model on OpenAI-compatible servers as judge of steps: P(no error so far) of each labelled one."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Literal
+
+from pydantic import Field
+
+from mmprm.client import Client, ClientConfig, Failure
+from mmprm.config import Config
+from mmprm.errors import DataError, EngineStoppedError, SamplingError
+from mmprm.grading.judge import yes_or_no
+from mmprm.grading.reply_cache import ReplyCache, reply_key
+from mmprm.labels.parquet import LabelledExample
+from mmprm.problems import content_id
+from mmprm.prompts import PromptConfig, messages
+from mmprm.sampling.pictures import with_pictures
+from mmprm.types import Problem, Steps
+
+_BEFORE = "Here are a problem and the beginning of a student's solution.\n\nProblem:\n"
+_AFTER = """
+
+Beginning of the solution:
+{steps}
+
+Are all of these steps right: what they read from the problem and its pictures, their calculations and their \
+conclusions? It does not matter that the solution may be unfinished. Reply with one word, Yes or No."""
+
+PROMPT_HASH = hashlib.sha256((_BEFORE + _AFTER).encode()).hexdigest()[:16]
+
+LEAST_MASS = 0.5
+"""P(Yes) + P(No) below which a judge is about to say something else."""
+TOP_LOGPROBS = 20
+"""As many as OpenAI's API and vLLM's default allow."""
+EXAMPLES_TOGETHER = 256
+"""Paths whose steps are asked about at the same time; the client bounds the requests."""
+
+
+class StepJudgeConfig(Config):
+    model: str
+    """Name under which the servers serve the judge."""
+    client: ClientConfig
+    """The judge's servers."""
+    read: Literal["logprobs", "text"] = "logprobs"
+    """logprobs: P(Yes) / (P(Yes) + P(No)) at the first token; text: 1 for Yes and 0 for No, for servers without
+    log-probabilities and for judges that reason first."""
+    max_tokens: int = Field(16, ge=1)
+    """Longest reply with read=text."""
+    cache: str = "runs/step_judge.sqlite"
+    """File that keeps the judge's replies, so that a run that was stopped goes on where it was."""
+
+
+class StepJudge:
+    """For one event loop; close it there, or use it in an `async with` block. `failures` counts what gave no
+    probability, by reason."""
+
+    def __init__(self, config: StepJudgeConfig) -> None:
+        self._config = config
+        self._cache = ReplyCache(config.cache)
+        self._client = Client(config.client)
+        self._content_ids: dict[str, str] = {}
+        self.failures: Counter[str] = Counter()
+
+    async def judge(self, examples: Sequence[LabelledExample]) -> list[LabelledExample]:
+        """The examples with a probability at each labelled step; None where the judge gave none.
+
+        Raises EngineStoppedError when its servers are gone; what it said is kept, and is not asked again.
+        """
+        judged: list[LabelledExample] = []
+        for start in range(0, len(examples), EXAMPLES_TOGETHER):
+            chunk = examples[start : start + EXAMPLES_TOGETHER]
+            judged += await asyncio.gather(*(self._judge(example) for example in chunk))
+        return judged
+
+    async def close(self) -> None:
+        await self._client.close()
+        self._cache.close()
+
+    async def __aenter__(self) -> StepJudge:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _judge(self, example: LabelledExample) -> LabelledExample:
+        path = example.path
+        asked = [
+            self._probability(example.problem, path.steps[:depth]) if counts is not None else _nothing()
+            for depth, counts in enumerate(path.counts, start=1)
+        ]
+        return replace(example, judged=tuple(await asyncio.gather(*asked)), judged_by=self._config.model)
+
+    async def _probability(self, problem: Problem, steps: Steps) -> float | None:
+        if problem.id not in self._content_ids:
+            self._content_ids[problem.id] = content_id(problem.question, "", problem.pictures)
+        content = self._content_ids[problem.id]
+        key = reply_key(self._config.model, PROMPT_HASH, self._config.read, content, *steps)
+        said = self._cache.get(key)
+        if said is None:
+            try:
+                said = await self._ask(problem, steps)
+            except EngineStoppedError:
+                raise
+            except (SamplingError, DataError) as error:
+                cause = error.__cause__
+                return self._failed(cause.kind if isinstance(cause, Failure) else type(error).__name__)
+            self._cache.put(key, said)
+        probability = _READERS[self._config.read](said)
+        return self._failed("talked instead of answering") if probability is None else probability
+
+    async def _ask(self, problem: Problem, steps: Steps) -> str:
+        numbered = "\n".join(f"{number}. {step}" for number, step in enumerate(steps, start=1))
+        prompt = PromptConfig(preset="plain", user=_BEFORE + "{question}" + _AFTER.replace("{steps}", numbered))
+        body: dict[str, Any] = {
+            "model": self._config.model,
+            "messages": await with_pictures(messages(problem, prompt), problem.pictures),
+            "temperature": 0,
+            "max_tokens": self._config.max_tokens,
+        }
+        if self._config.read == "logprobs":
+            body |= {"max_tokens": 1, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
+        (choice,) = (await self._client.chat(body, affinity=problem.id)).choices
+        return choice.text if self._config.read == "text" else json.dumps(choice.first_token)
+
+    def _failed(self, reason: str) -> None:
+        self.failures[reason] += 1
+
+
+def yes_probability(first_token: Sequence[tuple[str, float]]) -> float | None:
+    """P(Yes) / (P(Yes) + P(No)) over the spellings of the two words; None where they hold less than LEAST_MASS."""
+    mass = {True: 0.0, False: 0.0}
+    for token, logprob in first_token:
+        if (word := yes_or_no(token)) is not None:
+            mass[word] += math.exp(logprob)
+    total = mass[True] + mass[False]
+    return mass[True] / total if total >= LEAST_MASS else None
+
+
+def _read_text(reply: str) -> float | None:
+    right = yes_or_no(reply)
+    return None if right is None else float(right)
+
+
+_READERS = {"logprobs": lambda said: yes_probability(json.loads(said)), "text": _read_text}
+
+
+async def _nothing() -> None:
+    """In place of a question about a step without label."""

@@ -1,0 +1,40 @@
+"""Pictures inside chat messages, as servers take them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import functools
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from mmprm.problems import open_picture
+from mmprm.types import Picture
+
+KEPT = 128
+"""Encoded pictures kept for the next requests about the same problem."""
+
+
+async def with_pictures(messages: Sequence[dict[str, Any]], pictures: Sequence[Picture]) -> list[dict[str, Any]]:
+    """The messages of mmprm.prompts with each {"type": "image"} replaced by the next picture as a data URL.
+
+    Raises DataError for a picture that cannot be read.
+    """
+    urls = iter([await asyncio.to_thread(_data_url, picture) for picture in pictures])
+
+    def filled(part: dict[str, Any]) -> dict[str, Any]:
+        return {"type": "image_url", "image_url": {"url": next(urls)}} if part["type"] == "image" else part
+
+    return [
+        turn if isinstance(turn["content"], str) else turn | {"content": [filled(part) for part in turn["content"]]}
+        for turn in messages
+    ]
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _data_url(picture: Picture) -> str:
+    """As PNG of the pixels that an engine of ours would see: servers differ in what they make of transparency."""
+    encoded = io.BytesIO()
+    open_picture(picture).save(encoded, "PNG", compress_level=1)
+    return "data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode()

@@ -1,0 +1,125 @@
+"""Completions from OpenAI-compatible servers that are already running."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from mmprm.client import Client, Reply
+from mmprm.errors import EngineStoppedError, MmprmError, SamplingError
+from mmprm.prompts import PromptConfig, assistant_beginning, messages
+from mmprm.sampling.config import EngineConfig, SamplingConfig
+from mmprm.sampling.pictures import with_pictures
+from mmprm.types import Completion, SampleRequest
+
+_FINISHED = ("stop", "length")
+
+
+class ServerSampler:
+    """A Sampler on `engine.servers`, for one event loop; close it there, or use it in an `async with` block.
+
+    A prefix is the beginning of the assistant turn, which the server is asked to continue. One request for n draws:
+    vLLM gives draw i the seed `seed + i`, as our own engines do. `token_count` counts the token ids where the server
+    returns them (vLLM); elsewhere the tokens of all draws together, as the server states them, are shared out by the
+    lengths of the texts.
+    """
+
+    def __init__(
+        self, engine: EngineConfig, sampling: SamplingConfig | None = None, prompt: PromptConfig | None = None
+    ) -> None:
+        assert engine.servers is not None, "the caller has looked"
+        self._engine, self._servers = engine, engine.servers
+        self._sampling = sampling or SamplingConfig()
+        self._prompt = prompt or PromptConfig()
+        self._client = Client(engine.servers)
+
+    async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
+        """See types.Sampler. SamplingError and DataError (a picture) name the problem; EngineStoppedError means that
+        no server could be asked, whatever the problem."""
+        problem = request.problem
+        try:
+            beginning = assistant_beginning(self._prompt, request.prefix)
+            turns = await with_pictures(messages(problem, self._prompt, request.prefix), problem.pictures)
+            reply = await self._client.chat(self._body(turns, beginning, request), affinity=problem.id)
+            self._check(reply, beginning)
+            counts = token_counts(reply)
+        except EngineStoppedError:
+            raise
+        except MmprmError as error:
+            raise type(error)(f"problem {problem.id}: {error}") from error
+        return tuple(
+            Completion(choice.text, count, choice.finish_reason if choice.finish_reason in _FINISHED else "abort")
+            for choice, count in zip(reply.choices, counts, strict=True)
+        )
+
+    def load(self) -> tuple[int, int]:
+        """Requests that are being made, and those that wait for one of these to end."""
+        return self._client.running, self._client.waiting
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    async def __aenter__(self) -> ServerSampler:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def _body(self, turns: list[dict[str, Any]], beginning: str, request: SampleRequest) -> dict[str, Any]:
+        sampling = self._sampling
+        body: dict[str, Any] = {
+            "model": self._engine.model,
+            "messages": turns,
+            "n": request.n,
+            "seed": request.seed,
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+            "max_tokens": sampling.max_tokens,
+        }
+        if self._servers.dialect == "openai":
+            self._check_plain(beginning)
+            return body
+        # Also where they are neutral: a server's own defaults come from the checkpoint's generation_config.json.
+        body |= {"top_k": sampling.top_k, "repetition_penalty": sampling.repetition_penalty, "return_token_ids": True}
+        if self._engine.max_pixels:
+            body["mm_processor_kwargs"] = {"max_pixels": self._engine.max_pixels}
+        if beginning:
+            body["messages"] = [*turns, {"role": "assistant", "content": beginning}]
+            body |= {"continue_final_message": True, "add_generation_prompt": False, "return_prompt_text": True}
+        return body
+
+    def _check_plain(self, beginning: str) -> None:
+        if self._sampling.top_k or self._sampling.repetition_penalty != 1:
+            raise EngineStoppedError(
+                "engine.servers.dialect=openai has neither top_k nor repetition_penalty; leave them at 0 and 1"
+            )
+        if beginning:
+            raise EngineStoppedError(
+                "engine.servers.dialect=openai cannot continue an assistant turn; set prompt.preset=previous_steps, "
+                "and no prompt.prefill"
+            )
+
+    def _check(self, reply: Reply, beginning: str) -> None:
+        """A chat template that trims or rewrites the assistant turn would continue something else than the prefix."""
+        if beginning and reply.prompt_text is not None and not reply.prompt_text.endswith(beginning):
+            raise EngineStoppedError(
+                f"{self._engine.model}: the server's chat template changes the end of the prefix {beginning[-40:]!r} "
+                f"to {reply.prompt_text[-40:]!r}; give the server a template that keeps it (vllm serve "
+                "--chat-template), or set prompt.preset=previous_steps"
+            )
+
+
+def token_counts(reply: Reply) -> list[int]:
+    """Tokens of each choice; where only their sum is known, shares by length of text that add up to it."""
+    counts = [choice.token_count for choice in reply.choices if choice.token_count is not None]
+    if len(counts) == len(reply.choices):
+        return counts
+    if reply.completion_tokens is None:
+        raise SamplingError("the server's answer has no usage.completion_tokens; use a server that counts tokens")
+    total = sum(len(choice.text) for choice in reply.choices) or 1
+    ends, place = [0], 0
+    for choice in reply.choices:
+        place += len(choice.text)
+        ends.append(reply.completion_tokens * place // total)
+    ends[-1] = reply.completion_tokens
+    return [end - start for start, end in itertools.pairwise(ends)]

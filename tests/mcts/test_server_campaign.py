@@ -1,0 +1,136 @@
+"""A campaign whose engine is a server: the same trees as with an engine of its own, and an outage costs nothing."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scripted_server import Act, ScriptedServer, error, says
+
+from mcts.campaign import run_campaign
+from mcts.worker import LocalWorker
+from mmprm.errors import GradingError, SamplingError
+from mmprm.sampling.scripted import ScriptedSampler
+from mmprm.store import Store
+from mmprm.types import Batch, Problem
+
+sys.path.insert(0, str(Path(__file__).parent))
+import scripted_campaign as scripted
+
+PROBLEMS = 6
+
+
+def policy(request: dict[str, Any]) -> Act:
+    """The scripted policy as a server."""
+    question, *prefix = [turn["content"] for turn in request["messages"]]
+    problem = Problem("", question, question.split()[-1])
+    draws = [random.Random(request["seed"] + i) for i in range(request["n"])]
+    texts = [scripted.write(problem, "".join(prefix), draw) for draw in draws]
+    counts = sum(len(text.split()) for text in texts)
+    return says(*texts, top={"usage": {"completion_tokens": counts}})
+
+
+@pytest.fixture
+def problems(tmp_path: Path) -> str:
+    path = tmp_path / "problems.jsonl"
+    rows = [{"id": f"p{i}", "question": f"question {i}", "answer": str(i)} for i in range(PROBLEMS)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def served(problems: str, run: Path, *servers: ScriptedServer, **values: Any):
+    client = {"urls": [server.url for server in servers], "attempts": 2, "backoff_seconds": 0.01, "concurrency": 8}
+    engine = {"model": "scripted", "servers": client}
+    return scripted.config(problems, str(run), engine=engine, prompt={"preset": "plain"}, workers=None, **values)
+
+
+def batches(run: Path) -> dict[str, list[tuple[Any, ...]]]:
+    """Everything but the token counts, which a server tells for all draws of a request together."""
+
+    def seen(batch: Batch) -> tuple[Any, ...]:
+        return batch.steps, batch.first_draw, [(rollout.text, rollout.verdict) for rollout in batch.rollouts]
+
+    store = Store.read(run / "trees.sqlite")
+    try:
+        return {problem_id: [seen(batch) for batch in store.batches(problem_id)] for problem_id in store.ids()}
+    finally:
+        store.close()
+
+
+def test_two_servers_give_the_trees_of_an_engine(problems: str, tmp_path: Path) -> None:
+    with ScriptedServer(policy) as first, ScriptedServer(policy) as second:
+        summary = run_campaign(served(problems, tmp_path / "served", first, second))
+    assert summary.problems == {"open": 0, "done": PROBLEMS, "failed": 0}
+    assert (summary.workers, summary.labels > 20) == (2, True)
+    assert first.requests
+    assert second.requests
+    by_problem = [{request["messages"][0]["content"] for request in server.requests} for server in (first, second)]
+    assert not by_problem[0] & by_problem[1], "a problem keeps to one server"
+
+    local = served(problems, tmp_path / "local", first)
+
+    async def make(number: int) -> LocalWorker:
+        return LocalWorker(ScriptedSampler(scripted.write), scripted.Grader(), local.markup, local.seed, local.search)
+
+    run_campaign(local, make_worker=make)
+    assert batches(tmp_path / "served") == batches(tmp_path / "local")
+
+
+def test_an_outage_fails_no_problem_and_the_run_goes_on(problems: str, tmp_path: Path) -> None:
+    with (
+        ScriptedServer(*[policy] * 20, error(503, "gone")) as server,
+        pytest.raises(SamplingError, match=r"status 503: gone.*what was finished is kept"),
+    ):
+        run_campaign(served(problems, tmp_path / "run", server, worker_restarts=1))
+    store = Store.read(tmp_path / "run" / "trees.sqlite")
+    assert store.summary().problems["failed"] == 0
+    assert store.summary().rollouts == sum(request["n"] for request in server.requests[:20])
+    store.close()
+    with ScriptedServer(policy) as server:
+        assert run_campaign(served(problems, tmp_path / "run", server)).problems["done"] == PROBLEMS
+        asked = len(server.requests)
+        run_campaign(served(problems, tmp_path / "undisturbed", server))
+        assert len(server.requests) - asked == asked + 20
+    assert batches(tmp_path / "run").keys() == batches(tmp_path / "undisturbed").keys()
+    for problem_id, log in batches(tmp_path / "undisturbed").items():
+        assert sorted(batches(tmp_path / "run")[problem_id], key=str) == sorted(log, key=str)
+
+
+def test_what_the_server_refuses_fails_its_problem_alone(problems: str, tmp_path: Path) -> None:
+    def refusing(request: dict[str, Any]) -> Act:
+        return error(400, "too long") if request["messages"][0]["content"] == "question 2" else policy(request)
+
+    with ScriptedServer(refusing) as server:
+        summary = run_campaign(served(problems, tmp_path / "run", server))
+    assert summary.problems == {"open": 0, "done": PROBLEMS - 1, "failed": 1}
+    assert summary.failures == {"p2": f"problem p2: {server.url}: status 400: too long"}
+
+
+def test_a_judge_without_calibration_stops_the_campaign_before_it_begins(problems: str, tmp_path: Path) -> None:
+    judge = {
+        "model": "judge",
+        "client": {"urls": ["http://127.0.0.1:9/v1"]},
+        "calibration": str(tmp_path / "none.json"),
+    }
+    with ScriptedServer(policy) as server:
+        with pytest.raises(GradingError, match=r"none\.json: cannot be read.*mmprm grade --calibrate"):
+            run_campaign(served(problems, tmp_path / "run", server, grader={"judge": judge}))
+        assert not server.requests
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_judge_is_part_of_what_a_store_holds(problems: str, tmp_path: Path) -> None:
+    without = served(problems, tmp_path, ScriptedServerStub())
+    judge = {"model": "judge", "client": {"urls": ["http://127.0.0.1:9/v1"]}}
+    with_judge = served(problems, tmp_path, ScriptedServerStub(), grader={"judge": judge})
+    assert without.identity()["grader"]["judge"] is None
+    assert with_judge.identity()["grader"]["judge"] == {"model": "judge"}
+    assert "servers" not in without.identity()["engine"]
+
+
+class ScriptedServerStub:
+    url = "http://127.0.0.1:9/v1"

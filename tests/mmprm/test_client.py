@@ -1,0 +1,213 @@
+"""The client against a server that misbehaves in every way of the list."""
+
+from __future__ import annotations
+
+import asyncio
+import email.utils
+import logging
+import time
+
+import pytest
+from scripted_server import Act, ScriptedServer, error, says
+
+from mmprm.client import Client, ClientConfig
+from mmprm.config import build, load
+from mmprm.errors import ConfigError, EngineStoppedError, SamplingError
+
+
+def client(*servers: ScriptedServer | str, **values: object) -> Client:
+    urls = tuple(server if isinstance(server, str) else server.url for server in servers)
+    return Client(ClientConfig(urls=urls, **{"backoff_seconds": 0.01, "attempts": 3, "timeout_seconds": 5} | values))
+
+
+async def ask(client: Client, affinity: str = "p", n: int = 1) -> tuple[str, ...]:
+    reply = await client.chat({"model": "m", "n": n}, affinity)
+    return tuple(choice.text for choice in reply.choices)
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        error(429),
+        error(500, "engine died"),
+        error(503),
+        Act(drop=True),
+        Act(body=b"<html>proxy</html>"),
+        Act(body=b"[]"),
+        Act(body=b'{"choices": [{"index": 0}]}'),
+        Act(body=b'{"choices": [{"message": {"content": 7}}]}'),
+        Act(body=b'{"choices": null}'),
+        says("one", "too many"),
+    ],
+    ids=["429", "500", "503", "dropped", "html", "list", "no message", "number", "null", "choices"],
+)
+async def test_one_bad_answer_costs_one_more_request(trouble: Act) -> None:
+    with ScriptedServer(trouble, says("fine")) as server:
+        async with client(server) as asked:
+            assert await ask(asked) == ("fine",)
+        assert len(server.requests) == 2
+
+
+async def test_a_slow_answer_is_not_waited_for() -> None:
+    with ScriptedServer(Act(wait=30), says("fine")) as server:
+        async with client(server, timeout_seconds=0.3) as asked:
+            begun = time.monotonic()
+            assert await ask(asked) == ("fine",)
+            assert time.monotonic() - begun < 5
+
+
+async def test_an_answer_that_drips_is_not_waited_for() -> None:
+    """Each piece comes in time, the whole does not."""
+
+    async def drip(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")
+        for _ in range(1000):
+            writer.write(b" ")
+            await asyncio.sleep(0.05)
+
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with client(f"http://127.0.0.1:{port}/v1", timeout_seconds=0.3, attempts=1) as asked:
+        with pytest.raises(EngineStoppedError, match=r"no answer within 0\.3 s"):
+            await ask(asked)
+    server.close()
+
+
+@pytest.mark.parametrize("form", ["seconds", "date"])
+async def test_retry_after_is_kept_to(form: str) -> None:
+    date = email.utils.formatdate(time.time() + 2, usegmt=True)  # in whole seconds, so one or two from now
+    with ScriptedServer(error(429, Retry_After="0.7" if form == "seconds" else date), says("fine")) as server:
+        async with client(server) as asked:
+            assert await ask(asked) == ("fine",)
+        assert server.times[1] - server.times[0] >= 0.7
+
+
+async def test_pauses_double() -> None:
+    with ScriptedServer(error(500)) as server:
+        async with client(server, attempts=4, backoff_seconds=0.2) as asked:
+            with pytest.raises(EngineStoppedError):
+                await ask(asked)
+        pauses = [after - before for before, after in zip(server.times[:-1], server.times[1:], strict=True)]
+    assert len(pauses) == 3
+    for pause, longest in zip(pauses, (0.2, 0.4, 0.8), strict=True):
+        assert longest / 2 <= pause < longest + 0.15
+
+
+@pytest.mark.parametrize(
+    ("trouble", "told"),
+    [
+        (error(500, "CUDA out of memory"), "status 500: CUDA out of memory"),
+        (error(429, "slow down"), "status 429: slow down"),
+        (Act(drop=True), "connection dropped"),
+        (Act(body=b"<html>proxy</html>"), "answer is not JSON: <html>proxy</html>"),
+        (Act(body=b"{}"), "answer is no chat completion: lacks 'choices'"),
+        (error(401, "bad key"), "status 401: bad key; set api_key_env"),
+        (error(404, "no model m"), "status 404: no model m; check the model's name"),
+    ],
+)
+async def test_a_server_that_answers_nobody_is_told_apart(trouble: Act, told: str) -> None:
+    """EngineStoppedError: the problem is not at fault and can be asked about again."""
+    with ScriptedServer(trouble) as server:
+        async with client(server) as asked:
+            with pytest.raises(EngineStoppedError) as caught:
+                await ask(asked)
+        assert str(caught.value).startswith(f"{server.url}: {told}")
+
+
+async def test_nothing_listens() -> None:
+    async with client("http://127.0.0.1:9/v1") as asked:
+        with pytest.raises(EngineStoppedError, match=r"http://127\.0\.0\.1:9/v1: no connection"):
+            await ask(asked)
+
+
+async def test_what_the_server_refuses_is_not_asked_again() -> None:
+    with ScriptedServer(error(400, "maximum context length is 1024")) as server:
+        async with client(server) as asked:
+            with pytest.raises(SamplingError, match="status 400: maximum context length") as caught:
+                await ask(asked)
+        assert not isinstance(caught.value, EngineStoppedError)
+        assert len(server.requests) == 1
+
+
+async def test_a_request_that_alone_fails_is_at_fault_itself() -> None:
+    """Others are answered while it is tried: the engine has not stopped."""
+
+    def act(request: dict) -> Act:
+        return error(500, "bad picture") if request["model"] == "poison" else says("fine")
+
+    with ScriptedServer(act) as server:
+        async with client(server) as asked:
+            poison = asyncio.create_task(asked.chat({"model": "poison"}, "p"))
+            while not server.requests:
+                await asyncio.sleep(0.001)
+            assert await ask(asked) == ("fine",)
+            with pytest.raises(SamplingError, match=r"bad picture.*while other requests were answered") as caught:
+                await poison
+    assert not isinstance(caught.value, EngineStoppedError)
+
+
+async def test_a_problem_keeps_to_one_url_and_problems_share_out() -> None:
+    with ScriptedServer(says("a")) as first, ScriptedServer(says("b")) as second:
+        async with client(first, second) as asked, client(second, first) as other:
+            once = [await ask(asked, str(problem)) for problem in range(24)]
+            again = [await ask(other, str(problem)) for problem in range(24)]
+    assert once == again
+    assert {len(first.requests), len(second.requests)} == {len(first.requests), 48 - len(first.requests)}
+    assert 6 <= len(first.requests) // 2 <= 18
+
+
+async def test_the_next_url_takes_over_at_once_and_the_sick_one_rests() -> None:
+    with ScriptedServer(error(503)) as sick, ScriptedServer(says("fine")) as healthy:
+        async with client(sick, healthy, backoff_seconds=5) as asked:
+            begun = time.monotonic()
+            answers = [await ask(asked, str(problem)) for problem in range(24)]
+            assert time.monotonic() - begun < 2
+    assert answers == [("fine",)] * 24
+    assert len(sick.requests) == 1
+
+
+async def test_concurrency_is_bounded() -> None:
+    with ScriptedServer(Act(wait=0.03, body=says("fine").body)) as server:
+        async with client(server, concurrency=3) as asked:
+            asking = [asyncio.create_task(ask(asked, str(problem))) for problem in range(12)]
+            await asyncio.sleep(0.01)
+            assert (asked.running, asked.waiting) == (3, 9)
+            asking[-1].cancel()
+            await asyncio.gather(*asking, return_exceptions=True)
+            assert (asked.running, asked.waiting) == (0, 0)
+        assert (server.open_max, len(server.requests)) == (3, 11)
+
+
+async def test_the_key_goes_to_the_server_and_nowhere_else(monkeypatch, caplog, capsys) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-secret")
+    caplog.set_level(logging.DEBUG)
+    with ScriptedServer(error(401, "Incorrect API key provided: sk-secret")) as server:
+        asked = client(server, api_key_env="MY_KEY")
+        async with asked:
+            with pytest.raises(EngineStoppedError) as caught:
+                await ask(asked)
+        assert server.authorizations == ["Bearer sk-secret"]
+    output = capsys.readouterr()
+    seen = caplog.text + str(caught.value) + repr(asked._config) + output.out + output.err
+    assert "MY_KEY" in seen
+    assert "sk-secret" not in seen
+
+
+def test_a_missing_key_is_said_at_once(monkeypatch) -> None:
+    monkeypatch.delenv("MY_KEY", raising=False)
+    with pytest.raises(ConfigError, match="api_key_env=MY_KEY: this environment variable is not set"):
+        client("http://host/v1", api_key_env="MY_KEY")
+
+
+@pytest.mark.parametrize(
+    ("url", "rule"),
+    [("localhost:8000", "must begin with http"), ("http://me:secret@host/v1", "no user, password"), ("", "must begin")],
+)
+def test_urls_are_checked(url: str, rule: str) -> None:
+    with pytest.raises(ConfigError, match=rule):
+        build(ClientConfig, {"urls": [url]})
+
+
+def test_urls_are_needed() -> None:
+    with pytest.raises(ConfigError, match="urls"):
+        load(ClientConfig, sets=["urls=[]"])

@@ -1,0 +1,135 @@
+"""What is asked of a server, and what is made of its answers."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import pytest
+from PIL import Image
+from scripted_server import Act, ScriptedServer, error, says
+
+from mmprm.client import Choice, Reply
+from mmprm.config import build
+from mmprm.errors import DataError, EngineStoppedError, SamplingError
+from mmprm.prompts import PromptConfig
+from mmprm.sampling.config import EngineConfig, SamplingConfig
+from mmprm.sampling.open import open_sampler
+from mmprm.sampling.server_sampler import ServerSampler, token_counts
+from mmprm.types import Completion, Picture, Problem, SampleRequest
+
+TEXT = Problem("p", "What is 1 + 1?", "2")
+
+
+def sampler(server: ScriptedServer, dialect: str = "vllm", **values: Any) -> ServerSampler:
+    servers = {"urls": [server.url], "dialect": dialect, "attempts": 2, "backoff_seconds": 0.01}
+    engine = build(EngineConfig, {"model": "served", "servers": servers})
+    return ServerSampler(engine, SamplingConfig(**values), PromptConfig(preset="plain"))
+
+
+async def test_what_is_asked_and_what_comes_back() -> None:
+    answer = says("one", "two", choice={"token_ids": [1, 2, 3]}, top={"prompt_text": "…<step>a</step>"})
+    with ScriptedServer(answer) as server:
+        async with sampler(server, temperature=0.7, top_k=5, max_tokens=9) as asked:
+            draws = await asked.sample(SampleRequest(TEXT, "<step>a</step>", 2, 77))
+    assert draws == (Completion("one", 3, "stop"), Completion("two", 3, "stop"))
+    assert server.requests == [
+        {
+            "model": "served",
+            "messages": [
+                {"role": "user", "content": "What is 1 + 1?"},
+                {"role": "assistant", "content": "<step>a</step>"},
+            ],
+            "n": 2,
+            "seed": 77,
+            "temperature": 0.7,
+            "top_p": 1.0,
+            "max_tokens": 9,
+            "top_k": 5,
+            "repetition_penalty": 1.0,
+            "return_token_ids": True,
+            "continue_final_message": True,
+            "add_generation_prompt": False,
+            "return_prompt_text": True,
+        }
+    ]
+
+
+async def test_without_prefix_the_assistant_turn_is_new() -> None:
+    with ScriptedServer(says("x", top={"usage": {"completion_tokens": 4}})) as server:
+        async with sampler(server) as asked:
+            assert await asked.sample(SampleRequest(TEXT, "", 1, 0)) == (Completion("x", 4, "stop"),)
+    assert [turn["role"] for turn in server.requests[0]["messages"]] == ["user"]
+    assert "continue_final_message" not in server.requests[0]
+
+
+async def test_pictures_travel_as_the_pixels_of_our_own_engines(tmp_path) -> None:
+    Image.new("RGBA", (3, 2), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    problem = Problem("p", "Left <image> or right?", "2", (Picture(path=str(tmp_path / "clear.png")),))
+    with ScriptedServer(says("x", choice={"token_ids": [1]})) as server:
+        async with sampler(server) as asked:
+            await asked.sample(SampleRequest(problem, "", 1, 0))
+    before, picture, after = server.requests[0]["messages"][0]["content"]
+    assert (before, after) == ({"type": "text", "text": "Left "}, {"type": "text", "text": " or right?"})
+    head, data = picture["image_url"]["url"].split(",")
+    assert head == "data:image/png;base64"
+    with Image.open(io.BytesIO(base64.b64decode(data))) as seen:
+        assert (seen.mode, seen.size, seen.getpixel((0, 0))) == ("RGB", (3, 2), (255, 255, 255))
+
+
+async def test_a_missing_picture_and_a_long_prompt_name_the_problem() -> None:
+    with ScriptedServer(error(400, "too long")) as server:
+        async with sampler(server) as asked:
+            with pytest.raises(DataError, match=r"problem q: nowhere\.png"):
+                await asked.sample(SampleRequest(Problem("q", "?", "1", (Picture(path="nowhere.png"),)), "", 1, 0))
+            with pytest.raises(SamplingError, match=r"problem p: http.*status 400: too long"):
+                await asked.sample(SampleRequest(TEXT, "", 1, 0))
+
+
+async def test_a_template_that_changes_the_prefix_is_refused() -> None:
+    with ScriptedServer(says("x", choice={"token_ids": [1]}, top={"prompt_text": "assistant: one."})) as server:
+        async with sampler(server) as asked:
+            with pytest.raises(EngineStoppedError, match=r"changes the end of the prefix 'one\.\\n\\n'"):
+                await asked.sample(SampleRequest(TEXT, "one.\n\n", 1, 0))
+
+
+async def test_openai_dialect_sends_nothing_of_vllms() -> None:
+    with ScriptedServer(says("x", top={"usage": {"completion_tokens": 1}})) as server:
+        async with sampler(server, "openai") as asked:
+            await asked.sample(SampleRequest(TEXT, "", 1, 5))
+            with pytest.raises(EngineStoppedError, match=r"prompt\.preset=previous_steps"):
+                await asked.sample(SampleRequest(TEXT, "<step>a</step>", 1, 5))
+        async with sampler(server, "openai", top_k=3) as asked:
+            with pytest.raises(EngineStoppedError, match="top_k"):
+                await asked.sample(SampleRequest(TEXT, "", 1, 5))
+    assert [set(request) for request in server.requests] == [
+        {"model", "messages", "n", "seed", "temperature", "top_p", "max_tokens"}
+    ]
+
+
+async def test_what_is_neither_stop_nor_length_is_an_abort() -> None:
+    with ScriptedServer(says("x", choice={"token_ids": [1], "finish_reason": "content_filter"})) as server:
+        async with sampler(server) as asked:
+            (draw,) = await asked.sample(SampleRequest(TEXT, "", 1, 0))
+    assert draw.finish_reason == "abort"
+
+
+@pytest.mark.parametrize(
+    ("texts", "total", "counts"),
+    [(("aaaa", "aa", "aa"), 8, [4, 2, 2]), (("a", "a", "a"), 8, [2, 3, 3]), (("", ""), 3, [0, 3]), (("abc",), 7, [7])],
+)
+def test_tokens_of_all_draws_are_shared_out_to_their_sum(texts, total, counts) -> None:
+    assert token_counts(Reply(tuple(Choice(text, "stop") for text in texts), total)) == counts
+
+
+def test_tokens_must_be_counted_somewhere() -> None:
+    with pytest.raises(SamplingError, match=r"usage\.completion_tokens"):
+        token_counts(Reply((Choice("x", "stop"),)))
+
+
+async def test_the_configuration_chooses_the_servers() -> None:
+    with ScriptedServer(Act(drop=True)) as server:
+        engine = build(EngineConfig, {"model": "m", "servers": {"urls": [server.url]}})
+        async with open_sampler(engine, SamplingConfig(), PromptConfig()) as chosen:
+            assert isinstance(chosen, ServerSampler)
