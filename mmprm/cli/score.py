@@ -21,7 +21,7 @@ from mmprm.cli.jsonl import output, read_rows
 from mmprm.cli.options import add_config_options, load_config
 from mmprm.config import Config
 from mmprm.errors import DataError
-from mmprm.prm.model import read_info
+from mmprm.prm.info import read_info
 from mmprm.scoring.aggregate import aggregator, chosen_aggregator
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer

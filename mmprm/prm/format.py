@@ -12,44 +12,13 @@ Shapes: B solution, T token.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from mmprm.config import Config
 from mmprm.errors import CheckpointError, DataError
+from mmprm.prm.info import PrmTokens
 from mmprm.problems import open_picture
 from mmprm.prompts import IMAGE
 from mmprm.types import Solution
-
-FORMAT = "mm-prm"
-INFO_FILE = "prm.json"
-
-
-class PrmTokens(Config):
-    marker: str = "<prm>"
-    """Token after each step, at which its judgement is read; added to the tokenizer as a special token."""
-    yes: str = "Yes"
-    """Token whose logit speaks for "no error so far"."""
-    no: str = "No"
-    """Token whose logit speaks against it."""
-
-
-class PrmInfo(Config):
-    """Content of prm.json: all that a scorer must know beside the Hugging Face checkpoint."""
-
-    format: Literal["mm-prm"] = FORMAT
-    """How solutions are rendered and where scores are read."""
-    tokens: PrmTokens = PrmTokens()
-    """Marker and judgement tokens."""
-    base: str = ""
-    """Model folder or hub id that training began with."""
-    aggregator: str | None = None
-    """How step scores become one number; null until chosen on a development set."""
-    threshold: float | None = Field(None, ge=0, le=1)
-    """A step scored below it counts as the first error; null until chosen on a development set."""
-    labels: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the labels that it was trained on."""
 
 
 class Renderer:

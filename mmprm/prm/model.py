@@ -5,7 +5,6 @@ Shapes: B solution, T token, M marker (all markers of a batch, solution by solut
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -25,9 +24,9 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
-from mmprm.config import build
-from mmprm.errors import CheckpointError, ConfigError
-from mmprm.prm.format import FORMAT, INFO_FILE, PrmInfo, PrmTokens, Renderer, tokenizer_of
+from mmprm.errors import CheckpointError
+from mmprm.prm.format import Renderer, tokenizer_of
+from mmprm.prm.info import PrmInfo, PrmTokens, read_info, write_info
 
 _RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -95,27 +94,6 @@ def load_prm(path: str | Path, dtype: torch.dtype = torch.float32) -> Prm:
     prm = _assemble(backbone, processor, info)
     prm.model.eval()
     return prm
-
-
-def read_info(path: str | Path) -> PrmInfo:
-    file = Path(path) / INFO_FILE
-    if not file.is_file():
-        raise CheckpointError(f"{path}: has no {INFO_FILE}, so it is no process reward model; train one: mmprm train")
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(values, dict) and values.get("format") != FORMAT:
-            raise CheckpointError(f"{file}: format {values.get('format')!r} must be {FORMAT!r}")
-        return build(PrmInfo, values, source=str(file))
-    except (ValueError, ConfigError) as error:
-        raise CheckpointError(f"{file}: is not what mmprm writes: {error}") from error
-
-
-def write_info(path: str | Path, info: PrmInfo) -> None:
-    """Replace prm.json in one step, for example to store an aggregator that was chosen later."""
-    file = Path(path) / INFO_FILE
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(info.model_dump(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
 
 
 def save_prm(path: str | Path, prm: Prm, weights: dict[str, Tensor] | None = None) -> None:

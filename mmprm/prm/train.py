@@ -15,7 +15,7 @@ from mmprm.config import Config
 from mmprm.errors import ConfigError, DataError
 from mmprm.labels.parquet import read_parquet
 from mmprm.prm.data import PrmTask, Sample, TargetConfig, make_samples
-from mmprm.prm.format import PrmTokens
+from mmprm.prm.info import PrmTokens
 from mmprm.prm.model import Prm, initialise_prm, save_prm
 from mmprm.training.config import TrainingConfig
 from mmprm.training.engine import Engine

@@ -15,8 +15,8 @@ import torch
 from transformers import AutoConfig, AutoProcessor
 
 from mmprm.errors import DataError, SetupError
-from mmprm.prm.format import PrmInfo, Renderer
-from mmprm.prm.model import read_info
+from mmprm.prm.format import Renderer
+from mmprm.prm.info import PrmInfo, read_info
 from mmprm.problems import open_picture
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.context import check_length, context_length

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from mmprm.errors import DataError
-from mmprm.prm.format import PrmTokens
+from mmprm.prm.info import PrmTokens
 from mmprm.prm.model import initialise_prm, save_prm
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer

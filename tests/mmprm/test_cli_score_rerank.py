@@ -8,7 +8,7 @@ import pytest
 
 from mmprm.cli import rerank, score
 from mmprm.cli.main import main
-from mmprm.prm.format import PrmInfo
+from mmprm.prm.info import PrmInfo
 from mmprm.selection.groups import Candidate, Group, Sampled
 from mmprm.types import Problem, Solution, StepScores, Verdict
 

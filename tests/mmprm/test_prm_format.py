@@ -9,7 +9,8 @@ from PIL import Image
 from transformers import AddedToken
 
 from mmprm.errors import CheckpointError, DataError
-from mmprm.prm.format import PrmTokens, Renderer
+from mmprm.prm.format import Renderer
+from mmprm.prm.info import PrmTokens
 from mmprm.tiny.tokenizer import build_processor, build_tokenizer
 from mmprm.types import Picture, Problem, Solution
 

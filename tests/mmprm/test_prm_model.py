@@ -14,8 +14,8 @@ from mmprm.config import load
 from mmprm.errors import CheckpointError, ConfigError, DataError
 from mmprm.labels.parquet import LabelledExample
 from mmprm.prm.data import TargetConfig, TokenCount, make_samples
-from mmprm.prm.format import PrmTokens
-from mmprm.prm.model import Prm, initialise_prm, load_prm, read_info, save_prm, write_info
+from mmprm.prm.info import PrmTokens, read_info, write_info
+from mmprm.prm.model import Prm, initialise_prm, load_prm, save_prm
 from mmprm.prm.train import TrainConfig, prepare
 from mmprm.tiny.tokenizer import build_tokenizer
 from mmprm.tiny.world import make_problems, solve

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mmprm.errors import CheckpointError, DataError
-from mmprm.prm.format import PrmTokens
+from mmprm.prm.info import PrmTokens
 from mmprm.prm.model import initialise_prm, load_prm, save_prm
 from mmprm.scoring import transformers_scorer
 from mmprm.scoring.config import ScorerConfig
