@@ -11,20 +11,18 @@ from dataclasses import dataclass
 
 from pydantic import Field, model_validator
 
-from mcts.tree import Candidate, SearchTree, State
-from mmprm.config import Config
+from mcts.tree import Candidate, SearchTree
 from mmprm.records import count_verdicts
-from mmprm.types import Problem, Rollout, Steps, Tree
+from mmprm.stopping import StoppingRule, first_draws, next_draws
+from mmprm.types import Counts, Problem, Rollout, Steps, Tree
 
 Roll = Callable[[Steps, int], Awaitable[tuple[Rollout, ...]]]
 """`await roll(steps, n)`: n fresh rollouts from the prefix `steps`."""
 
 
-class SearchConfig(Config):
-    """OmegaPRM as MM-PRM runs it; the defaults are MM-PRM's."""
+class SearchConfig(StoppingRule):
+    """OmegaPRM with MM-PRM's settings, and a rule for how many rollouts a state needs."""
 
-    rollouts: int = Field(16, ge=1)
-    """Rollouts drawn from each state (K)."""
     alpha: float = Field(0.5, gt=0, le=1)
     """α in Q = α^(1 − MC(s)) · β^(len(r)/L): smaller prefers states of high value more strongly."""
     beta: float = Field(0.9, gt=0, le=1)
@@ -64,12 +62,11 @@ async def search(problem: Problem, roll: Roll, config: SearchConfig) -> SearchRe
 
 
 async def _run(tree: SearchTree, roll: Roll, config: SearchConfig) -> str:
-    root = await _evaluate(tree, (), roll, config)
-    assert root is not None, "SearchConfig lets the root fit the budget"
-    if root.counts.value is None:
+    root = tree.add((), [await roll((), config.rollouts)]).counts
+    if root.value is None:
         return "no known verdict"
-    if root.counts.value in (0.0, 1.0):
-        return "too easy" if root.counts.value else "too hard"
+    if root.value in (0.0, 1.0):
+        return "too easy" if root.value else "too hard"
     for _ in range(config.max_searches):
         candidate = tree.select()
         if candidate is None:
@@ -88,28 +85,42 @@ async def _find_first_error(tree: SearchTree, candidate: Candidate, roll: Roll, 
     """
     steps = candidate.state.steps + candidate.rollout.steps
     sound, broken = len(candidate.state.steps), len(steps)
+    ancestor = candidate.state.counts
     while broken - sound > 1:
         middle = (sound + broken) // 2
-        state = await _evaluate(tree, steps[:middle], roll, config)
-        if state is None:
+        counts = await _evidence(tree, steps[:middle], ancestor, roll, config)
+        if counts is None:
             return False
-        if state.counts.value is None:
+        if counts.value is None:
             return True
-        if state.counts.right:
-            sound = middle
+        if counts.right:
+            sound, ancestor = middle, counts
         else:
             broken = middle
     return True
 
 
-async def _evaluate(tree: SearchTree, steps: Steps, roll: Roll, config: SearchConfig) -> State | None:
-    """The state of this prefix, drawing its rollouts if it is new; None when they do not fit the budget.
+async def _evidence(
+    tree: SearchTree, steps: Steps, ancestor: Counts, roll: Roll, config: SearchConfig
+) -> Counts | None:
+    """What is known of this prefix, after drawing from it where that is too little; None when the rollouts of a new
+    state might not fit the budget.
 
-    Only these rollouts are evidence for its value: those that led here were chosen by their outcome.
+    A right rollout of another state that ran through the prefix settles that it is sound, and enough wrong ones that it
+    is broken. Otherwise it becomes a state, and only its own rollouts count: those before were chosen by their outcome.
     """
     if steps in tree.states:
-        return tree.states[steps]
+        return tree.states[steps].counts
+    if config.shared is not None:
+        through = tree.through(steps)
+        if through.right or through.known >= config.shared:
+            return through
     if tree.total_rollouts + config.rollouts > config.max_rollouts:
         return None
-    rollouts = await roll(steps, config.rollouts)
-    return tree.add(steps, rollouts, count_verdicts(rollouts))
+    size = first = first_draws(ancestor, config)
+    batches, drawn = [], Counts()
+    while size:
+        batches.append(await roll(steps, size))
+        drawn += count_verdicts(batches[-1])
+        size = next_draws(first, drawn, config)
+    return tree.add(steps, batches).counts

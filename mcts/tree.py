@@ -1,11 +1,15 @@
-"""The mutable tree of one search: states, and the wrong rollouts that wait to be searched for their first bad step."""
+"""The mutable tree of one search: states, the wrong rollouts that wait to be searched for their first bad step, and the
+verdicts of all the rollouts that ran through a prefix."""
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mcts.value import q, u
+from mmprm.evidence import Tally, counts_of, passing
+from mmprm.records import count_verdicts
 from mmprm.types import Counts, Node, Rollout, Steps, Tree, Verdict
 
 
@@ -15,6 +19,7 @@ class State:
 
     number: int
     steps: Steps
+    batches: tuple[Counts, ...]
     counts: Counts
     rollouts: tuple[Rollout, ...]
     visits: int = 0
@@ -41,14 +46,21 @@ class SearchTree:
         self._heaps: dict[int, list[tuple[float, int]]] = {}
         self._numbered: list[State] = []
         self.states: dict[Steps, State] = {}
+        self._through: dict[Steps, Tally] = {}
         self.total_visits = 0
         self.total_rollouts = 0
 
-    def add(self, steps: Steps, rollouts: tuple[Rollout, ...], counts: Counts) -> State:
+    def add(self, steps: Steps, batches: Sequence[tuple[Rollout, ...]]) -> State:
         """Make `steps` a state. If its value is above 0, its wrong rollouts become candidates: not those of a single
         step, whose error can lie nowhere else, nor a second one with the same steps."""
         assert steps not in self.states, "identical step texts under one parent are one node"
-        state = State(len(self._numbered), steps, counts, rollouts)
+        rollouts = tuple(rollout for batch in batches for rollout in batch)
+        batch_counts = tuple(map(count_verdicts, batches))
+        counts = sum(batch_counts, Counts())
+        state = State(len(self._numbered), steps, batch_counts, counts, rollouts)
+        for rollout in rollouts:
+            for prefix in passing(steps, rollout):
+                self._through.setdefault(prefix, [0, 0, 0])[rollout.verdict] += 1
         self._numbered.append(state)
         self.states[steps] = state
         self.total_rollouts += len(rollouts)
@@ -59,6 +71,10 @@ class SearchTree:
                 heapq.heappush(state.waiting, (-q(counts.right / counts.known, words, *self._shape), place, rollout))
         self._queue(state)
         return state
+
+    def through(self, steps: Steps) -> Counts:
+        """Verdicts of the rollouts of other states that ran through this prefix."""
+        return counts_of(self._through.get(steps, [0, 0, 0]))
 
     def select(self) -> Candidate | None:
         """Take the candidate of highest Q + U, on a tie that of the earlier state; None if none waits."""
@@ -81,7 +97,7 @@ class SearchTree:
         return Candidate(state, rollout, -negative_priority)
 
     def freeze(self, problem_id: str) -> Tree:
-        return Tree(problem_id, tuple(Node(s.steps, s.counts, s.rollouts) for s in self._numbered))
+        return Tree(problem_id, tuple(Node(s.steps, s.batches, s.rollouts) for s in self._numbered))
 
     def _queue(self, state: State) -> None:
         if state.waiting:

@@ -86,11 +86,15 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Verdicts of the rollouts drawn from one prefix after it became a state of the tree."""
+    """Verdicts of the rollouts that are evidence for the value of a prefix.
+
+    `estimate` stands in for right / (right + wrong) where the outcomes themselves decided how many rollouts were drawn.
+    """
 
     right: int = 0
     wrong: int = 0
     unknown: int = 0
+    estimate: float | None = None
 
     @property
     def known(self) -> int:
@@ -98,11 +102,19 @@ class Counts:
 
     @property
     def value(self) -> float | None:
-        """Monte Carlo value right / (right + wrong); None without any known verdict."""
+        """Monte Carlo value in [0, 1]; None without any known verdict."""
+        if self.estimate is not None:
+            return self.estimate
         return self.right / self.known if self.known else None
 
     def __add__(self, other: Counts) -> Counts:
-        return Counts(self.right + other.right, self.wrong + other.wrong, self.unknown + other.unknown)
+        """Pooled evidence; estimates weigh by their known verdicts."""
+        sums = (self.right + other.right, self.wrong + other.wrong, self.unknown + other.unknown)
+        if self.estimate is None and other.estimate is None:
+            return Counts(*sums)
+        parts = [counts for counts in (self, other) if counts.known]
+        weighted = sum(counts.known * counts.value for counts in parts)
+        return Counts(*sums, weighted / sum(counts.known for counts in parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +132,16 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One state: the prefix `steps` from the root, with the counts and the rollouts drawn from it, in draw order."""
+    """One state: the prefix `steps` from the root, with the rollouts drawn from it, in draw order, and the counts of
+    each batch in which they were drawn."""
 
     steps: Steps
-    counts: Counts
+    batches: tuple[Counts, ...]
     rollouts: tuple[Rollout, ...]
+
+    @property
+    def counts(self) -> Counts:
+        return sum(self.batches, Counts())
 
 
 @dataclass(frozen=True, slots=True)

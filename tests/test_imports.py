@@ -14,7 +14,7 @@ PACKAGES = ("mmprm", "mcts", "policy_rl")
 
 LAYERS = [
     {"types", "errors", "metrics"},
-    {"config", "steps", "prompts", "problems", "records", "store", "client"},
+    {"config", "steps", "prompts", "problems", "records", "stopping", "evidence", "store", "tallies", "client"},
     {"grading"},
     {"sampling"},
     {"labels"},
@@ -38,7 +38,10 @@ MCTS_MAY_USE = {
     "prompts",
     "problems",
     "records",
+    "stopping",
+    "evidence",
     "store",
+    "tallies",
     "client",
     "grading",
     "sampling",

@@ -14,6 +14,7 @@ from mmprm.errors import ConfigError, DataError
 from mmprm.labels.parquet import LabelledExample, split_of, write_parquet
 from mmprm.labels.paths import LabelCounts, count_labels, label_tree
 from mmprm.steps import Markup
+from mmprm.stopping import rule_of
 from mmprm.store import Store
 from mmprm.types import LabelledPath, Picture, Problem
 
@@ -47,6 +48,7 @@ def build_labels(config: LabelsConfig) -> LabelsSummary:
         raise ConfigError(f"dev={config.dev} and test={config.test} must leave a share for training; try 0.1 and 0")
     path = Path(config.store)
     store = Store.read(path / "trees.sqlite" if path.is_dir() else path)
+    rule = rule_of(store.config)
     paths: list[LabelledPath] = []
     splits: Counter[str] = Counter()
 
@@ -55,7 +57,7 @@ def build_labels(config: LabelsConfig) -> LabelsSummary:
             problem = store.problem(tree.problem_id)
             if config.embed_pictures:
                 problem = embed_pictures(problem)
-            for labelled in label_tree(tree, config.markup, config.seed):
+            for labelled in label_tree(tree, rule, config.markup, config.seed):
                 split = split_of(problem.id, config.seed, config.dev, config.test)
                 paths.append(labelled)
                 splits[split] += 1

@@ -1,7 +1,7 @@
 """Trees become labelled paths: few long ones that together carry every label once.
 
-A label is a distinct (problem, prefix of plain steps) with at least one known verdict. A searched state is labelled by
-the rollouts drawn from it; the last step of a complete solution by that solution's own verdict.
+A label is a distinct (problem, prefix of plain steps) with evidence, as `mmprm.evidence` has it; the last step of a
+complete solution is labelled by that solution's own verdict.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mmprm.evidence import evidence
 from mmprm.steps import Markup, plain
+from mmprm.stopping import StoppingRule
 from mmprm.types import Counts, LabelledPath, Steps, Tree, Verdict
 
 RIGHT, WRONG = Counts(right=1), Counts(wrong=1)
@@ -27,7 +29,7 @@ class LabelCounts:
     terminal_right: int
 
 
-def label_tree(tree: Tree, markup: Markup, seed: int) -> list[LabelledPath]:
+def label_tree(tree: Tree, rule: StoppingRule, markup: Markup, seed: int) -> list[LabelledPath]:
     """One path through each deepest state, continued by a complete solution where one runs through it, and as many
     right as wrong complete solutions: all of the rarer kind.
 
@@ -35,7 +37,7 @@ def label_tree(tree: Tree, markup: Markup, seed: int) -> list[LabelledPath]:
     have None there. A path whose solution is one too many of its kind ends at its deepest state. A state or solution
     with a step that is empty without its markup takes no part. Choices depend on `seed` and the problem alone.
     """
-    states, verdicts = _states(tree, markup), _solutions(tree, markup)
+    states, verdicts = _states(tree, rule, markup), _solutions(tree, markup)
     solutions = {steps: right for steps, right in verdicts.items() if steps not in states}
     rng = random.Random(f"{seed}/{tree.problem_id}")
     chosen = _choose(_deepest(states), solutions, rng)
@@ -63,13 +65,13 @@ def count_labels(paths: Iterable[LabelledPath]) -> LabelCounts:
     )
 
 
-def _states(tree: Tree, markup: Markup) -> dict[Steps, Counts]:
-    """Non-empty plain prefix → counts, for prefixes with a known verdict, in the tree's order."""
+def _states(tree: Tree, rule: StoppingRule, markup: Markup) -> dict[Steps, Counts]:
+    """Non-empty plain prefix → evidence, in the tree's order."""
     states: dict[Steps, Counts] = {}
-    for node in tree.nodes:
-        steps = tuple(plain(step, markup) for step in node.steps)
-        if steps and all(steps) and node.counts.known:
-            states[steps] = states.get(steps, Counts()) + node.counts
+    for verbatim, counts in evidence(tree, rule).items():
+        steps = tuple(plain(step, markup) for step in verbatim)
+        if steps and all(steps):
+            states[steps] = states.get(steps, Counts()) + counts
     return states
 
 

@@ -16,7 +16,7 @@ def rollout(*steps: str, verdict: Verdict = Verdict.INCORRECT) -> Rollout:
 
 
 def add(tree: SearchTree, steps: Steps, *rollouts: Rollout) -> None:
-    tree.add(steps, rollouts, count_verdicts(rollouts))
+    tree.add(steps, [rollouts])
 
 
 def tree() -> SearchTree:

@@ -15,9 +15,12 @@ from mmprm.errors import ConfigError, DataError, StoreError
 from mmprm.labels.build import LabelsConfig, build_labels
 from mmprm.labels.parquet import LabelledExample, read_parquet, split_of, write_parquet
 from mmprm.labels.paths import RIGHT, WRONG, count_labels, label_tree
+from mmprm.stopping import StoppingRule
 from mmprm.store import Store, count_verdicts
 from mmprm.types import Batch, Counts, LabelledPath, Node, Picture, Problem, Rollout, Steps, Tree, Verdict
 
+FIXED = StoppingRule(doubt=0, shared=None)
+SEARCH = {"search": FIXED.model_dump()}
 VERDICTS = {"r": Verdict.CORRECT, "w": Verdict.INCORRECT, "?": Verdict.UNKNOWN}
 
 
@@ -32,7 +35,7 @@ def rollout(words: str, verdict: str) -> Rollout:
 
 def node(prefix: str, *rollouts: tuple[str, str]) -> Node:
     drawn = tuple(rollout(*pair) for pair in rollouts)
-    return Node(steps_of(prefix), count_verdicts(drawn), drawn)
+    return Node(steps_of(prefix), (count_verdicts(drawn),), drawn)
 
 
 def tree(*nodes: Node) -> Tree:
@@ -59,13 +62,13 @@ def labels_of(paths: list[LabelledPath]) -> dict[Steps, Counts]:
 
 
 def test_each_state_once_by_its_own_rollouts() -> None:
-    paths = label_tree(SMALL, "tags", seed=0)
+    paths = label_tree(SMALL, FIXED, "tags", seed=0)
     states = {steps: counts for steps, counts in labels_of(paths).items() if "<answer>1</answer>" not in steps}
     assert states == {("a",): Counts(2, 1, 1), ("a", "x"): Counts(0, 2, 0), ("y",): Counts(0, 1, 1)}
 
 
 def test_last_steps_take_their_own_verdict_in_equal_numbers() -> None:
-    paths = label_tree(SMALL, "tags", seed=0)
+    paths = label_tree(SMALL, FIXED, "tags", seed=0)
     ends = Counter(path.counts[-1] for path in paths if path.complete)
     assert ends == {RIGHT: 1, WRONG: 1}
     assert count_labels(paths).labels == 3
@@ -75,13 +78,13 @@ def test_last_steps_take_their_own_verdict_in_equal_numbers() -> None:
 def test_complete_solutions_are_those_of_the_root() -> None:
     """ "a x d" ends right although nothing else from "a x" does: a recovery, which the policy's own answers lack."""
     recovery = node("a x", ("d A", "r"), ("z A", "w"))
-    paths = label_tree(tree(node("", ("a b A", "r"), ("a x z A", "w")), recovery), "tags", seed=0)
+    paths = label_tree(tree(node("", ("a b A", "r"), ("a x z A", "w")), recovery), FIXED, "tags", seed=0)
     right = {path.steps for path in paths if path.complete and path.counts[-1] == RIGHT}
     assert right == {("a", "b", "<answer>1</answer>")}
 
 
 def test_one_path_a_deepest_state_and_the_tail_is_unlabelled() -> None:
-    paths = label_tree(tree(node("", ("q A", "r"), ("a b c A", "w")), node("a", ("b c A", "w"))), "tags", seed=0)
+    paths = label_tree(tree(node("", ("q A", "r"), ("a b c A", "w")), node("a", ("b c A", "w"))), FIXED, "tags", seed=0)
     (wrong,) = [path for path in paths if path.counts[-1] == WRONG]
     assert wrong.steps == ("a", "b", "c", "<answer>1</answer>")
     assert wrong.counts == (Counts(0, 1), None, None, WRONG)
@@ -90,30 +93,30 @@ def test_one_path_a_deepest_state_and_the_tail_is_unlabelled() -> None:
 def test_surplus_ends_at_its_state() -> None:
     """Two states with wrong solutions only, and a single right solution: one last step of each kind."""
     searched = tree(node("", ("a A", "w"), ("b A", "w"), ("c A", "r")), node("a", ("A", "w")), node("b", ("A", "w")))
-    paths = label_tree(searched, "tags", seed=0)
+    paths = label_tree(searched, FIXED, "tags", seed=0)
     assert sorted(len(path.steps) for path in paths) == [1, 2, 2]
     assert Counter(path.counts[-1] for path in paths if path.complete) == {RIGHT: 1, WRONG: 1}
 
 
 def test_what_gives_no_label() -> None:
     unknown_only = node("a", ("b A", "?"))
-    assert label_tree(tree(node("", ("a b A", "r")), unknown_only), "tags", seed=0) == []
-    unsplit = Node((), Counts(wrong=1), (Rollout((), Verdict.INCORRECT, 1, "no tags", "no step"),))
-    assert label_tree(tree(unsplit), "tags", seed=0) == []
+    assert label_tree(tree(node("", ("a b A", "r")), unknown_only), FIXED, "tags", seed=0) == []
+    unsplit = Node((), (Counts(wrong=1),), (Rollout((), Verdict.INCORRECT, 1, "no tags", "no step"),))
+    assert label_tree(tree(unsplit), FIXED, "tags", seed=0) == []
     empty_step = node("a", ("b A", "w"))
-    empty_step = Node(("<step> </step>",), empty_step.counts, empty_step.rollouts)
-    assert label_tree(tree(empty_step), "tags", seed=0) == []
+    empty_step = Node(("<step> </step>",), empty_step.batches, empty_step.rollouts)
+    assert label_tree(tree(empty_step), FIXED, "tags", seed=0) == []
 
 
 def test_states_that_differ_in_markup_alone_are_one() -> None:
-    other = Node(("<step_1>a</step_1>",), Counts(3, 1), ())
-    assert labels_of(label_tree(tree(node("a", ("b A", "w")), other), "tags", seed=0)) == {("a",): Counts(3, 2)}
+    other = Node(("<step_1>a</step_1>",), (Counts(3, 1),), ())
+    assert labels_of(label_tree(tree(node("a", ("b A", "w")), other), FIXED, "tags", seed=0)) == {("a",): Counts(3, 2)}
 
 
 def test_the_seed_decides() -> None:
     many = tree(node("", ("b A", "w"), *[(f"a{i} A", "r") for i in range(20)]), node("b", ("A", "w")))
-    assert label_tree(many, "tags", seed=1) == label_tree(many, "tags", seed=1)
-    assert len({tuple(label_tree(many, "tags", seed=seed)) for seed in range(5)}) > 1
+    assert label_tree(many, FIXED, "tags", seed=1) == label_tree(many, FIXED, "tags", seed=1)
+    assert len({tuple(label_tree(many, FIXED, "tags", seed=seed)) for seed in range(5)}) > 1
 
 
 words = st.lists(st.sampled_from("abc"), min_size=1, max_size=3).map(" ".join)
@@ -127,7 +130,7 @@ nodes = st.builds(
 @given(st.lists(nodes, max_size=6, unique_by=lambda node: node.steps))
 def test_any_tree(drawn: list[Node]) -> None:
     searched = tree(*drawn)
-    paths = label_tree(searched, "tags", seed=3)
+    paths = label_tree(searched, FIXED, "tags", seed=3)
     labels = labels_of(paths)
     ends = {path.steps for path in paths if path.complete}
     assert {steps for steps in labels if steps not in ends} == {
@@ -200,7 +203,7 @@ def test_split_by_problem_content() -> None:
 def test_build_from_a_store(tmp_path: Path) -> None:
     (tmp_path / "one.png").write_bytes(b"\x89PNG")
     problems = [Problem(f"p{i}", "?", "1", (Picture(path=str(tmp_path / "one.png")),)) for i in range(40)]
-    store = Store.create_or_open(tmp_path / "run" / "trees.sqlite", {})
+    store = Store.create_or_open(tmp_path / "run" / "trees.sqlite", SEARCH)
     store.add_problems(problems)
     for problem in problems:
         store.append([Batch(problem.id, n.steps, 0, n.rollouts) for n in SMALL.nodes])
@@ -219,7 +222,7 @@ def test_build_from_a_store(tmp_path: Path) -> None:
 def test_build_refuses(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no store"):
         build_labels(LabelsConfig(store=str(tmp_path / "none"), output=str(tmp_path / "x.parquet")))
-    Store.create_or_open(tmp_path / "trees.sqlite", {}).close()
+    Store.create_or_open(tmp_path / "trees.sqlite", SEARCH).close()
     with pytest.raises(DataError, match="no tree has a label"):
         build_labels(LabelsConfig(store=str(tmp_path), output=str(tmp_path / "x.parquet")))
     with pytest.raises(ConfigError, match="leave a share"):
