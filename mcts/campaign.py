@@ -10,12 +10,13 @@ from pathlib import Path
 
 from mcts.config import CampaignConfig
 from mcts.progress import CampaignSummary, Progress, announce_waiting, show
+from mcts.room import FIRST, adapt
 from mcts.worker import Worker, WorkerDiedError
 from mmprm.errors import SamplingError
+from mmprm.grading.calibration import check_judge
 from mmprm.problems import load_problems
-from mmprm.store import Store
+from mmprm.store import STORE_NAME, Store
 
-STORE_NAME = "trees.sqlite"
 SUMMARY_NAME = "summary.json"
 
 MakeWorker = Callable[[int], Awaitable[Worker]]
@@ -30,8 +31,10 @@ def run_campaign(
     `model_folder` is where `config.engine.model` lies on this machine, if that is a name; the store remembers the name.
     `make_worker` puts other workers in the place of the Ray actors; their number is `config.workers`, or 1. Raises
     StoreError (another configuration, a second driver, a full disk), DataError (the problems cannot be read),
-    SamplingError (engines do not start, or keep dying). What was committed before is kept in every case.
+    SamplingError (engines do not start, or keep dying), ConfigError and GradingError (a judge that is not calibrated).
+    What was committed before is kept in every case.
     """
+    check_judge(config.grader.judge)
     folder = Path(config.run)
     problems = load_problems(config.problems)
     store = Store.create_or_open(folder / STORE_NAME, config.identity())
@@ -53,10 +56,20 @@ def _annotate(config: CampaignConfig, store: Store, progress: Progress, make_wor
     if make_worker is not None:
         asyncio.run(_Driver(config, store, progress, make_worker, config.workers or 1).run())
         return
+    if config.engine.servers is not None:
+        asyncio.run(_annotate_on_servers(config, store, progress, len(config.engine.servers.urls)))
+        return
     from mcts.ray_worker import RayWorkers
 
     with RayWorkers(config) as workers:
         asyncio.run(_Driver(config, store, progress, workers.make, workers.count).run())
+
+
+async def _annotate_on_servers(config: CampaignConfig, store: Store, progress: Progress, servers: int) -> None:
+    from mcts.server_worker import server_workers
+
+    async with server_workers(config) as make_worker:
+        await _Driver(config, store, progress, make_worker, config.workers or servers).run()
 
 
 class _Driver:
@@ -70,7 +83,7 @@ class _Driver:
         self._queue = deque(store.ids("open"))
         self._progress.workers = min(workers, len(self._queue))
         # The first engine that is up must not take what the others could search beside it.
-        self._room = min(config.trees_in_flight, -(-len(self._queue) // progress.workers))
+        self._fair_share = -(-len(self._queue) // progress.workers)
 
     async def run(self) -> None:
         shown = asyncio.create_task(show(self._progress))
@@ -90,6 +103,8 @@ class _Driver:
             in_flight: set[str] = set()
             try:
                 worker = await announce_waiting(self._make_worker(number), f"engine {number} to start")
+                if self._progress.first_start is None:
+                    self._store.begin_session(self._progress.workers)
                 await self._feed(worker, in_flight)
             except WorkerDiedError as error:
                 deaths = deaths + 1 if self._progress.rollouts == rollouts_before else 1
@@ -103,9 +118,10 @@ class _Driver:
                 self._queue.extendleft(in_flight)
 
     async def _feed(self, worker: Worker, in_flight: set[str]) -> None:
+        room = self._config.trees_in_flight or FIRST
         try:
             while self._queue or in_flight:
-                while self._queue and len(in_flight) < self._room:
+                while self._queue and len(in_flight) < min(room, self._fair_share):
                     problem_id = self._queue.popleft()
                     in_flight.add(problem_id)
                     stored = self._store.batches(problem_id)
@@ -114,6 +130,8 @@ class _Driver:
                 report = await announce_waiting(worker.collect(self._config.commit_seconds), "an engine to answer")
                 self._store.append(report.batches, report.finished)
                 self._progress.reported(report.batches, report.finished)
+                if report.load is not None and self._config.trees_in_flight is None:
+                    room = adapt(room, len(in_flight), report.load)
                 in_flight.difference_update(end.problem_id for end in report.finished)
         finally:
             with suppress(WorkerDiedError):

@@ -35,9 +35,10 @@ class CampaignConfig(Config):
     seed: int = 0
     """Run seed; with the content of a request it gives the request's seed."""
     workers: int | None = Field(None, ge=1)
-    """Engines; by default one a GPU (group of tensor_parallel_size GPUs), without a GPU one a core."""
-    trees_in_flight: int = Field(128, ge=1)
-    """Problems that one worker searches at the same time."""
+    """Engines; by default one a GPU (group of tensor_parallel_size GPUs), without a GPU one a core. With engine.servers
+    groups of trees_in_flight searches; by default one a URL."""
+    trees_in_flight: int | None = Field(None, ge=1)
+    """Problems that one worker searches at the same time; by default as many as keep its engine busy."""
     commit_seconds: float = Field(0.5, gt=0)
     """Finished batches are made durable in groups, this often or oftener."""
     ray_address: str | None = None
@@ -49,7 +50,7 @@ class CampaignConfig(Config):
         """What decides the batches. A store holds one identity; the rest may change between its runs."""
         decisive = {
             "engine": {"model", "dtype", "max_model_len", "max_pixels"},
-            "grader": {"seconds", "max_length"},
+            "grader": {"seconds": True, "max_length": True, "judge": {"model"}},
             **dict.fromkeys(("sampling", "prompt", "markup", "search", "seed"), True),
         }
         return self.model_dump(mode="json", include=decisive)

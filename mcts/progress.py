@@ -72,7 +72,7 @@ class Progress:
     unknown: Counter[str] = field(default_factory=Counter)
     unsplit: Counter[str] = field(default_factory=Counter)
     _labelled: dict[str, set[Steps]] = field(default_factory=dict)
-    """Prefixes already counted as labels, of the problems in flight."""
+    """States already counted as labels, of the problems in flight."""
 
     def started(self, problem_id: str, stored: Sequence[Batch]) -> None:
         self.first_start = self.first_start or time.monotonic()
@@ -96,7 +96,8 @@ class Progress:
         for end in finished:
             self.ended[end.status] += 1
             self.in_flight -= 1
-            del self._labelled[end.problem_id]
+            states = self._labelled.pop(end.problem_id)
+            self.labels += end.labels - len(states) if end.status == "done" else 0
 
     def line(self, now: float | None = None) -> str:
         seconds = self._seconds(now)
@@ -111,9 +112,9 @@ class Progress:
             f"rollouts {self.stored.rollouts + self.rollouts:,}",
             f"{self.tokens / seconds:,.0f} tokens/s",
             f"labels {self.stored.labels + self.labels:,}",
-            f"unknown {_reasons(Counter(self.stored.unknown_reasons) + self.unknown)}",
-            f"unsplittable {_reasons(Counter(self.stored.unsplit_reasons) + self.unsplit)}",
-            f"left {_duration(ahead * seconds / behind) if behind and self.rollouts else 'unknown'}",
+            f"unknown {reasons(Counter(self.stored.unknown_reasons) + self.unknown)}",
+            f"unsplittable {reasons(Counter(self.stored.unsplit_reasons) + self.unsplit)}",
+            f"left {duration(ahead * seconds / behind) if behind and self.rollouts else 'unknown'}",
         ]
         return " · ".join(parts)
 
@@ -178,14 +179,14 @@ def _is_label(batch: Batch) -> bool:
     return bool(batch.steps) and count_verdicts(batch.rollouts).known > 0
 
 
-def _reasons(counts: Counter[str]) -> str:
+def reasons(counts: Counter[str]) -> str:
     if not counts:
         return "0"
     commonest = ", ".join(f"{reason} {count:,}" for reason, count in counts.most_common(3))
     return f"{counts.total():,} ({commonest})"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

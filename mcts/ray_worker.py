@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
 from mcts.config import CampaignConfig
+from mcts.room import Load
 from mcts.worker import LocalWorker, Report, WorkerDiedError
 from mmprm.errors import MmprmError, SetupError
 from mmprm.types import Batch, Problem
@@ -19,18 +20,23 @@ CLOSE_SECONDS = 10.0
 
 
 class EngineActor:
-    """Body of the actor: a LocalWorker on a vLLM engine and a symbolic grader of its own."""
+    """Body of the actor: a LocalWorker on a vLLM engine and a grader of its own."""
 
     async def load(self, config: CampaignConfig, number: int, bind_core: bool) -> None:
         """Not in the constructor, whose errors Ray reports as a dead actor."""
-        from mmprm.grading.symbolic import SymbolicGrader
+        from mmprm.grading.open import open_grader
         from mmprm.sampling.config import on_one_core
         from mmprm.sampling.vllm_sampler import VllmSampler
 
         engine = on_one_core(config.engine, number) if bind_core else config.engine
         self._sampler = VllmSampler(engine, config.sampling, config.prompt)
-        self._grader = SymbolicGrader(config.grader)
-        self._worker = LocalWorker(self._sampler, self._grader, config.markup, config.seed, config.search)
+        self._opened = AsyncExitStack()
+        grader = await self._opened.enter_async_context(open_grader(config.grader))
+        self._worker = LocalWorker(self._sampler, grader, config.markup, config.seed, config.search, self._load)
+
+    def _load(self) -> Load:
+        stats = self._sampler.stats()
+        return Load(stats.running, stats.waiting, stats.kv_cache_usage)
 
     async def start(self, problem: Problem, stored: Sequence[Batch]) -> None:
         await self._worker.start(problem, stored)
@@ -41,7 +47,7 @@ class EngineActor:
     async def close(self) -> None:
         await self._worker.close()
         self._sampler.close()
-        self._grader.close()
+        await self._opened.aclose()
 
 
 class RemoteWorker:
@@ -67,6 +73,8 @@ class RemoteWorker:
 
 class RayWorkers:
     """Makes a campaign's workers; a context that starts Ray, or joins the cluster, for as long as it lasts."""
+
+    actor_class: type[EngineActor] = EngineActor
 
     def __init__(self, config: CampaignConfig) -> None:
         self._config = config
@@ -99,7 +107,7 @@ class RayWorkers:
             ray.shutdown()
 
     async def make(self, number: int) -> RemoteWorker:
-        worker = RemoteWorker(ray.remote(EngineActor).options(**self._options).remote())
+        worker = RemoteWorker(ray.remote(self.actor_class).options(**self._options).remote())
         await worker.load(self._config, number, self._bind_core)
         return worker
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from mcts.roll import Roller
+from mcts.room import Load
 from mcts.search import SearchConfig, search
 from mmprm.errors import EngineStoppedError, MmprmError
+from mmprm.evidence import count_labels
 from mmprm.steps import Markup
 from mmprm.store import Finished
 from mmprm.types import Batch, Grader, Problem, Sampler
@@ -21,10 +23,12 @@ GROUP_BATCHES = 256
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a worker finished since its last report. A problem's last batches come no later than its end."""
+    """What a worker finished since its last report. A problem's last batches come no later than its end. `load` is its
+    engine's, where it tells."""
 
     batches: tuple[Batch, ...]
     finished: tuple[Finished, ...]
+    load: Load | None = None
 
 
 class WorkerDiedError(Exception):
@@ -48,7 +52,16 @@ class Worker(Protocol):
 class LocalWorker:
     """A worker in this process. Finished batches wait in an outbox, so that no search waits for the driver."""
 
-    def __init__(self, sampler: Sampler, grader: Grader, markup: Markup, run_seed: int, config: SearchConfig) -> None:
+    def __init__(
+        self,
+        sampler: Sampler,
+        grader: Grader,
+        markup: Markup,
+        run_seed: int,
+        config: SearchConfig,
+        load: Callable[[], Load | None] = lambda: None,
+    ) -> None:
+        self._load = load
         self._sampler = sampler
         self._grader = grader
         self._markup = markup
@@ -71,7 +84,7 @@ class LocalWorker:
         self._worth_reporting.clear()
         if self._stopped and not self._batches and not self._finished:
             raise WorkerDiedError(str(self._stopped))
-        report = Report(tuple(self._batches), tuple(self._finished))
+        report = Report(tuple(self._batches), tuple(self._finished), self._load())
         self._batches, self._finished = [], []
         return report
 
@@ -84,7 +97,7 @@ class LocalWorker:
         roller = Roller(problem, self._sampler, self._grader, self._markup, self._run_seed, stored, self._emit)
         try:
             result = await search(problem, roller, self._config)
-            self._finished.append(Finished(problem.id, "done", result.ended))
+            self._finished.append(Finished(problem.id, "done", result.ended, count_labels(result.tree, self._config)))
         except EngineStoppedError as error:  # no fault of the problem, which goes on elsewhere
             self._stopped = error
         except MmprmError as error:

@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import sqlite3
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,7 +21,12 @@ from mmprm.errors import StoreError
 from mmprm.records import count_verdicts, pack_batch, pack_problem, state_key, unpack_batch, unpack_problem
 from mmprm.types import Batch, Counts, Node, Problem, Steps, Tree, Verdict
 
-SCHEMA_VERSION = 1
+STORE_NAME = "trees.sqlite"
+"""Of the store in a run folder."""
+
+SCHEMA_VERSION = 2
+"""2 has the sessions, which 1 had not."""
+
 _APPLICATION_ID = 0x4D4D5052
 
 Status = Literal["open", "done", "failed"]
@@ -29,7 +35,7 @@ _SCHEMA = """
 CREATE TABLE config (value TEXT NOT NULL);
 CREATE TABLE problems (
     number INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, content BLOB NOT NULL,
-    status TEXT NOT NULL DEFAULT 'open', reason TEXT NOT NULL DEFAULT '');
+    status TEXT NOT NULL DEFAULT 'open', reason TEXT NOT NULL DEFAULT '', labels INTEGER NOT NULL DEFAULT 0);
 CREATE INDEX problems_by_status ON problems (status);
 CREATE TABLE batches (
     number INTEGER PRIMARY KEY, problem INTEGER NOT NULL REFERENCES problems, state BLOB NOT NULL,
@@ -38,22 +44,27 @@ CREATE TABLE batches (
     UNIQUE (problem, state, first_draw));
 CREATE TABLE reasons (
     kind TEXT NOT NULL, reason TEXT NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (kind, reason)) WITHOUT ROWID;
+CREATE TABLE sessions (
+    number INTEGER PRIMARY KEY, began REAL NOT NULL, last REAL NOT NULL, engines INTEGER NOT NULL,
+    batches_before INTEGER NOT NULL);
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A problem whose search ended: "done" with how it ended, or "failed" with what went wrong."""
+    """A problem whose search ended: "done" with how it ended and its number of labels, or "failed" with what went
+    wrong."""
 
     problem_id: str
     status: Literal["done", "failed"]
     reason: str
+    labels: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class StoreSummary:
-    """What a store holds. `labels` counts distinct (problem, non-empty prefix) with a known verdict; a complete
-    solution is no state and not among them. Reason tables map a reason to its count."""
+    """What a store holds. `labels` counts the distinct non-terminal labels of problems that are done, and of others the
+    states with a known verdict so far. Reason tables map a reason to its count."""
 
     problems: dict[str, int]
     ended: dict[str, int]
@@ -76,6 +87,7 @@ class Store:
         self.path = path
         self._connection = connection
         self._lock = lock
+        self._session: int | None = None
 
     @classmethod
     def create_or_open(cls, path: str | Path, config: dict[str, Any]) -> Store:
@@ -88,7 +100,7 @@ class Store:
             raise StoreError(f"{path}: cannot be written ({error.strerror}); choose another run folder") from error
         store = cls(path, _connect(path), lock)
         try:
-            if not store._rows("SELECT 1 FROM sqlite_master"):
+            if not store.rows("SELECT 1 FROM sqlite_master"):
                 store._create(config)
             store._check_version()
             store._check_config(config)
@@ -103,7 +115,8 @@ class Store:
 
     @classmethod
     def read(cls, path: str | Path) -> Store:
-        path = Path(path)
+        """Open the store that `path` is, or that lies in the run folder `path`."""
+        path = Path(path) / STORE_NAME if Path(path).is_dir() else Path(path)
         if not path.is_file():
             raise StoreError(f"{path}: there is no store; run mmprm annotate first, or name its run folder")
         store = cls(path, _connect(path), None)
@@ -118,17 +131,43 @@ class Store:
             os.close(self._lock)
             self._lock = None
 
+    def fork(self, path: Path, config: dict[str, Any], keep_batches: bool) -> None:
+        """Copy this store to `path` under another configuration, with every problem open again.
+
+        The batches, and the sessions that drew them, are kept where they hold under that configuration as well.
+        """
+        partial = path.with_name(path.name + ".partial")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            for left_behind in path.parent.glob(f"{partial.name}*"):
+                left_behind.unlink()
+        except OSError as error:
+            raise StoreError(f"{path}: cannot be written ({error.strerror}); choose another run folder") from error
+        copy = Store(partial, _connect(partial), None)
+        try:
+            with copy._guard():
+                self._connection.backup(copy._connection)
+            with copy._transaction():
+                copy._run("UPDATE config SET value = ?", json.dumps(config, sort_keys=True))
+                copy._run("UPDATE problems SET status = 'open', reason = ''")
+                for table in () if keep_batches else ("batches", "reasons", "sessions"):
+                    copy._run(f"DELETE FROM {table}")
+            copy._run("VACUUM")
+        finally:
+            copy.close()
+        os.replace(partial, path)
+
     @property
     def config(self) -> dict[str, Any]:
         """The configuration that the batches were drawn under."""
-        return json.loads(self._rows("SELECT value FROM config")[0][0])
+        return json.loads(self.rows("SELECT value FROM config")[0][0])
 
     def add_problems(self, problems: Iterable[Problem]) -> None:
         """Add those that are new, as open. A known id must have the same question and answer; pictures may move."""
         with self._transaction():
             for problem in problems:
                 content = pack_problem(problem)
-                stored = self._rows("SELECT content FROM problems WHERE id = ?", problem.id)
+                stored = self.rows("SELECT content FROM problems WHERE id = ?", problem.id)
                 if not stored:
                     self._run("INSERT INTO problems (id, content) VALUES (?, ?)", problem.id, content)
                 elif stored[0][0] != content:
@@ -144,11 +183,11 @@ class Store:
     def ids(self, status: Status | None = None) -> list[str]:
         """Problem ids in the order in which they were added."""
         where = "" if status is None else "WHERE status = ?"
-        rows = self._rows(f"SELECT id FROM problems {where} ORDER BY number", *([] if status is None else [status]))
+        rows = self.rows(f"SELECT id FROM problems {where} ORDER BY number", *([] if status is None else [status]))
         return [row[0] for row in rows]
 
     def problem(self, problem_id: str) -> Problem:
-        rows = self._rows("SELECT content FROM problems WHERE id = ?", problem_id)
+        rows = self.rows("SELECT content FROM problems WHERE id = ?", problem_id)
         if not rows:
             raise StoreError(f"{self.path}: has no problem {problem_id!r}")
         return unpack_problem(problem_id, rows[0][0])
@@ -156,9 +195,29 @@ class Store:
     def problems(self, status: Status | None = None) -> list[Problem]:
         return [self.problem(problem_id) for problem_id in self.ids(status)]
 
+    def outcome(self, problem_id: str) -> tuple[Status, str]:
+        """Status of a problem, with how it ended or why it failed."""
+        return self.rows("SELECT status, reason FROM problems WHERE id = ?", problem_id)[0]
+
     def failures(self) -> dict[str, str]:
         """Reason of each failed problem."""
-        return dict(self._rows("SELECT id, reason FROM problems WHERE status = 'failed' ORDER BY number"))
+        return dict(self.rows("SELECT id, reason FROM problems WHERE status = 'failed' ORDER BY number"))
+
+    def reopen(self, problem_ids: Iterable[str]) -> None:
+        """Make these failed problems open again; their batches stay."""
+        with self._transaction():
+            for problem_id in problem_ids:
+                self._run(
+                    "UPDATE problems SET status = 'open', reason = '' WHERE id = ? AND status = 'failed'", problem_id
+                )
+
+    def begin_session(self, engines: int) -> None:
+        """From now on `append` notes when it committed last: the time that rates and engine-hours are measured by."""
+        self._session = self._run(
+            "INSERT INTO sessions (began, last, engines, batches_before) "
+            "SELECT ?, ?, ?, COALESCE(MAX(number), 0) FROM batches",
+            *(time.time(), time.time(), engines),
+        ).lastrowid
 
     def append(self, batches: Sequence[Batch], finished: Sequence[Finished] = ()) -> None:
         """Make these durable in one transaction; StoreError leaves the store as it was before."""
@@ -178,12 +237,15 @@ class Store:
                 )
             for end in finished:
                 self._run(
-                    "UPDATE problems SET status = ?, reason = ? WHERE id = ?", end.status, end.reason, end.problem_id
+                    "UPDATE problems SET status = ?, reason = ?, labels = ? WHERE id = ?",
+                    *(end.status, end.reason, end.labels, end.problem_id),
                 )
+            if self._session is not None:
+                self._run("UPDATE sessions SET last = ? WHERE number = ?", time.time(), self._session)
 
     def batches(self, problem_id: str) -> list[Batch]:
         """The problem's batches in the order in which they were appended."""
-        rows = self._rows(
+        rows = self.rows(
             "SELECT first_draw, rollouts FROM batches WHERE problem = (SELECT number FROM problems WHERE id = ?) "
             "ORDER BY number",
             problem_id,
@@ -198,22 +260,24 @@ class Store:
 
     def trees(self) -> Iterator[Tree]:
         """The tree of every problem with at least one batch, also of those not finished."""
-        rows = self._rows("SELECT id FROM problems WHERE number IN (SELECT problem FROM batches) ORDER BY number")
+        rows = self.rows("SELECT id FROM problems WHERE number IN (SELECT problem FROM batches) ORDER BY number")
         return (self.tree(row[0]) for row in rows)
 
     def summary(self) -> StoreSummary:
-        states, labels = self._rows(
-            "SELECT COUNT(*), TOTAL(known > 0 AND depth > 0) FROM "
-            "(SELECT depth, SUM(correct + incorrect) AS known FROM batches GROUP BY problem, state)"
+        states, labels_so_far = self.rows(
+            "SELECT COUNT(*), TOTAL(known > 0 AND depth > 0 AND status != 'done') FROM "
+            "(SELECT problem, depth, SUM(correct + incorrect) AS known FROM batches GROUP BY problem, state) "
+            "JOIN problems ON problems.number = problem"
         )[0]
-        right, wrong, unknown, tokens = self._rows(
+        labels = self.rows("SELECT TOTAL(labels) FROM problems WHERE status = 'done'")[0][0] + labels_so_far
+        right, wrong, unknown, tokens = self.rows(
             "SELECT TOTAL(correct), TOTAL(incorrect), TOTAL(unknown), TOTAL(tokens) FROM batches"
         )[0]
-        reasons = self._rows("SELECT kind, reason, count FROM reasons ORDER BY count DESC")
+        reasons = self.rows("SELECT kind, reason, count FROM reasons ORDER BY count DESC")
         return StoreSummary(
             problems={"open": 0, "done": 0, "failed": 0}
-            | dict(self._rows("SELECT status, COUNT(*) FROM problems GROUP BY status")),
-            ended=dict(self._rows("SELECT reason, COUNT(*) FROM problems WHERE status = 'done' GROUP BY reason")),
+            | dict(self.rows("SELECT status, COUNT(*) FROM problems GROUP BY status")),
+            ended=dict(self.rows("SELECT reason, COUNT(*) FROM problems WHERE status = 'done' GROUP BY reason")),
             states=states,
             labels=int(labels),
             counts=Counts(int(right), int(wrong), int(unknown)),
@@ -241,29 +305,26 @@ class Store:
             self._run(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def _check_version(self) -> None:
-        if self._rows("PRAGMA application_id")[0][0] != _APPLICATION_ID:
+        if self.rows("PRAGMA application_id")[0][0] != _APPLICATION_ID:
             raise StoreError(f"{self.path}: is not a run store of mmprm; choose another run folder")
-        version = self._rows("PRAGMA user_version")[0][0]
+        version = self.rows("PRAGMA user_version")[0][0]
         if version != SCHEMA_VERSION:
             raise StoreError(
-                f"{self.path}: schema version {version} must be {SCHEMA_VERSION}; use the mmprm that wrote it, or "
-                "choose another run folder"
+                f"{self.path}: schema version {version} must be {SCHEMA_VERSION} (since 2 it keeps when its engines "
+                "worked); use the mmprm that wrote it, or choose another run folder"
             )
 
     def _check_config(self, config: dict[str, Any]) -> None:
-        stored, asked = _flatten(self.config), _flatten(json.loads(json.dumps(config)))
-        differing = [
-            f"{key} (stored {stored.get(key)!r}, asked {asked.get(key)!r})"
-            for key in sorted(stored.keys() | asked.keys())
-            if stored.get(key) != asked.get(key)
-        ]
+        differing = differing_keys(self.config, config)
         if differing:
+            shown = ", ".join(f"{key} ({values})" for key, values in differing.items())
             raise StoreError(
-                f"{self.path}: was made with another configuration: {', '.join(differing)}; set these back, or choose "
-                "another run folder"
+                f"{self.path}: was made with another configuration: {shown}; set these back, or go on in a copy with "
+                "mmprm annotate --fork, or choose another run folder"
             )
 
-    def _rows(self, sql: str, *values: Any) -> list[tuple]:
+    def rows(self, sql: str, *values: Any) -> list[tuple]:
+        """Answer of a query, for mmprm.tallies."""
         with self._guard():
             return self._connection.execute(sql, values).fetchall()
 
@@ -294,6 +355,16 @@ class Store:
             raise StoreError(f"{self.path}: {error}; {way_out}") from error
 
 
+def differing_keys(stored: dict[str, Any], asked: dict[str, Any]) -> dict[str, str]:
+    """Each key whose values differ, with "stored …, asked …"."""
+    old, new = _flatten(stored), _flatten(json.loads(json.dumps(asked)))
+    return {
+        key: f"stored {old.get(key)!r}, asked {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    }
+
+
 def _lock(path: Path) -> int:
     """Hold `path`.lock for the life of this process. A POSIX lock is not inherited by forked children, so a grading
     process that outlives a killed driver does not keep the next driver out."""
@@ -314,8 +385,9 @@ def _connect(path: Path) -> sqlite3.Connection:
 
 
 def _node(steps: Steps, batches: list[Batch]) -> Node:
-    rollouts = tuple(r for batch in sorted(batches, key=lambda batch: batch.first_draw) for r in batch.rollouts)
-    return Node(steps, count_verdicts(rollouts), rollouts)
+    batches = sorted(batches, key=lambda batch: batch.first_draw)
+    counts = tuple(count_verdicts(batch.rollouts) for batch in batches)
+    return Node(steps, counts, tuple(rollout for batch in batches for rollout in batch.rollouts))
 
 
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Examples:
   mmprm annotate --config configs/annotate/tiny.yaml
   mmprm annotate --config configs/annotate/internvl3-8b.yaml --set problems.path=k12.parquet --set run=runs/k12
+  mmprm annotate --config configs/annotate/tiny.yaml --set search.max_rollouts=1000 --fork
 """
 
 from __future__ import annotations
@@ -12,17 +13,25 @@ from pathlib import Path
 
 from mcts.campaign import SUMMARY_NAME, run_campaign
 from mcts.config import CampaignConfig
+from mcts.fork import fork
 from mmprm.cli.options import add_config_options, load_config
 from mmprm.errors import DataError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--fork", action="store_true", help="if the run has another configuration, go on in a copy of it (RUN-2, …)"
+    )
     add_config_options(parser, CampaignConfig)
 
 
 def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments, CampaignConfig)
-    summary = run_campaign(config, model_folder=_embedded_policy() if config.engine.model == "tiny" else None)
+    if arguments.fork:
+        config, message = fork(config)
+        if message:
+            print(message)
+    summary = run_campaign(config, model_folder=policy_folder(config))
     for problem_id, reason in summary.failures.items():
         print(f"failed {problem_id}: {reason}")
     ended = ", ".join(f"{reason} {count}" for reason, count in summary.ended.items())
@@ -34,7 +43,10 @@ def run(arguments: argparse.Namespace) -> None:
         raise DataError(f"{config.problems.path}: none of the {summary.problems['failed']} problems could be annotated")
 
 
-def _embedded_policy() -> str:
+def policy_folder(config: CampaignConfig) -> str | None:
+    """Where the embedded policy lies on this machine, if the engines are to load it."""
+    if config.engine.model != "tiny" or config.engine.servers is not None:
+        return None
     from mmprm.tiny.model import weights_path
 
     return str(weights_path())

@@ -29,7 +29,8 @@ from mmprm.errors import DataError
 from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
 from mmprm.labels.build import LabelsConfig, build_labels
 from mmprm.labels.parquet import read_parquet
-from mmprm.prm.model import read_info, write_info
+from mmprm.prm.info import read_info, write_info
+from mmprm.prm.model import initialise_prm, save_prm
 from mmprm.prm.train import TrainConfig, train_prm
 from mmprm.problems import write_problems
 from mmprm.prompts import PromptConfig
@@ -101,9 +102,12 @@ def run(arguments: argparse.Namespace) -> None:
     with clock.stage("sample"):
         development, test, blank_accuracy = _sample(config)
     with clock.stage("score"):
+        untrained = _score(_untrained(config, out), development, test)
         development, test = _score(trained.prm, development, test)
     with clock.stage("choose"):
-        figures = measure(read_parquet(out / "labels.parquet"), development, test)
+        examples = read_parquet(out / "labels.parquet")
+        figures = measure(examples, development, test)
+        before = summary_of(measure(examples, *untrained))
         chosen = {"aggregator": figures.aggregator.name, "threshold": figures.first_error.threshold}
         write_info(trained.prm, read_info(trained.prm).model_copy(update=chosen))
     summary = {
@@ -112,6 +116,7 @@ def run(arguments: argparse.Namespace) -> None:
         "labels": labels.labels,
         "labels_terminal": labels.labels_terminal,
         **summary_of(figures),
+        "untrained": {"prm_step_f1": before["prm_step_f1"], "accuracy_prm": before["accuracy"]["prm"]},
         "policy_blank_image_accuracy": blank_accuracy,
         "trees_in_flight_max": campaign.trees_in_flight_max,
         "tokens_per_second": campaign.tokens_per_second,
@@ -164,6 +169,14 @@ def _annotate(config: DemoConfig, out: Path) -> CampaignSummary:
 def _train_config(config: DemoConfig, out: Path) -> TrainConfig:
     sets = [f"base={weights_path()}", f"labels={out / 'labels.parquet'}", f"output={out / 'train'}"]
     return load(TrainConfig, config.train_config, sets)
+
+
+def _untrained(config: DemoConfig, out: Path) -> Path:
+    """The PRM before its first label, to be measured beside it: what the policy knew of right and wrong already."""
+    train = _train_config(config, out)
+    prm = initialise_prm(train.base, train.tokens, train.add_missing_tokens)
+    save_prm(out / "untrained", prm)
+    return out / "untrained"
 
 
 def _sample(config: DemoConfig) -> tuple[list[Group], list[Group], float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -11,7 +12,14 @@ from mmprm.errors import MmprmError
 
 COMMANDS = {
     "annotate": "label reasoning steps by tree search over rollouts",
+    "status": "where a campaign stands: rates, outcomes, failures, what is left",
+    "tree": "the tree of one problem in the terminal",
+    "view": "one page to walk the trees of a run",
+    "retry": "open failed problems of a run again",
+    "filter": "keep the problems that the policy solves sometimes",
+    "plan": "what a campaign will take, from a pilot run",
     "labels": "turn searched trees into labelled paths (Parquet)",
+    "consensus": "ask a judge about every labelled step, beside the labels",
     "train": "train a process reward model from labelled paths",
     "score": "score the steps of solutions",
     "rerank": "choose among sampled solutions and report accuracy",
@@ -46,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MmprmError as error:
         print(f"mmprm {name}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print(f"mmprm {name}: stopped; what was finished is kept", file=sys.stderr)
         return 130

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import os
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mmprm.errors import DataError
 from mmprm.metrics import Interval
-from mmprm.problems import open_picture
 from mmprm.report import plots
 from mmprm.report.data import Headline, JudgedSolution, JudgedStep, ReportData
+from mmprm.report.pictures import inlined
 from mmprm.report.style import CSS
+from mmprm.report.text import printable
 from mmprm.types import Picture, Verdict
-
-PICTURE_PIXELS = 640
-"""Longest side of an inlined picture; larger ones are scaled down."""
-
-SMALL_PIXELS = 160
-"""Pictures below this are shown with sharp pixels."""
 
 VERDICTS = {Verdict.CORRECT: "correct", Verdict.INCORRECT: "incorrect", Verdict.UNKNOWN: "unknown"}
 
@@ -171,13 +163,9 @@ def _step(step: JudgedStep) -> str:
 
 
 def _picture(picture: Picture) -> str:
-    image = open_picture(picture)
-    image.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS))
-    stream = io.BytesIO()
-    image.save(stream, format="PNG", optimize=True)
-    data = base64.b64encode(stream.getvalue()).decode("ascii")
-    small = ' class="small"' if max(image.size) < SMALL_PIXELS else ""
-    return f'<img{small} alt="picture of the problem" src="data:image/png;base64,{data}"/>'
+    url, small = inlined(picture)
+    sharp = ' class="small"' if small else ""
+    return f'<img{sharp} alt="picture of the problem" src="{url}"/>'
 
 
 def _facts(data: ReportData) -> str:
@@ -212,5 +200,5 @@ def _number(value: float | int | str | None) -> str:
 
 
 def _text(text: str) -> str:
-    """Escaped for HTML; control characters, which no page may hold, become the replacement character."""
-    return html.escape(re.sub(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "\ufffd", text))
+    """Escaped for HTML."""
+    return html.escape(printable(text))

@@ -1,6 +1,7 @@
-"""The style sheet of the report: one column, light and dark, fit to print. The series colours are Okabe and Ito's."""
+"""The style sheet of the report, one column, light and dark, fit to print; and the colours that all pages share. The
+series colours are Okabe and Ito's."""
 
-CSS = """
+COLOURS = """
 :root {
   color-scheme: light dark;
   --paper: #fdfdfb; --ink: #1b1c1e; --soft: #5c6066; --rule: #dcdcd6; 
@@ -14,6 +15,11 @@ CSS = """
   --series-prm: #56b4e9; --series-weighted: #2fc79a; --series-majority: #f08a3c; --series-oracle: #a5a8ad;
   --series-random: #d993bf; --series-first: #d9c04a;
 } }
+"""
+
+CSS = (
+    COLOURS
+    + """
 * { box-sizing: border-box; }
 body {
   margin: 0 auto; padding: 3.5rem 1.5rem 5rem; max-width: 50rem;
@@ -79,3 +85,4 @@ figure svg text { font-family: inherit !important; }
   h2, h3 { break-after: avoid; } figure, .solution, tr { break-inside: avoid; }
 }
 """
+)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mmprm.cli.main import main
-from mmprm.prm.model import read_info
+from mmprm.prm.info import read_info
 from mmprm.tiny.figures import headlines_of
 
 SIZES = ("problems=24", "development=12", "test=12", "search.max_rollouts=96")

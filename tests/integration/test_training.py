@@ -19,7 +19,7 @@ from mmprm.errors import CheckpointError, DataError
 from mmprm.labels.parquet import LabelledExample, write_parquet
 from mmprm.prm.model import load_prm
 from mmprm.prm.train import TrainConfig, train_prm
-from mmprm.tiny.world import make_problems, solve
+from mmprm.tiny.world import Mistakes, make_problems, solve
 from mmprm.types import Counts, LabelledPath, Solution
 
 pytestmark = pytest.mark.integration
@@ -42,7 +42,7 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = random.Random(0)
     examples = []
     for place, tiny in enumerate(make_problems(30, seed=0, split="train")):
-        steps = solve(tiny, rng, mistake_rate=0.2)
+        steps = solve(tiny, rng, Mistakes(easy=0.2, hard=0.2))
         right = (rng.randrange(17) for _ in steps)
         counts = tuple(None if rng.random() < 0.3 else Counts(r, 16 - r) for r in right)
         path = LabelledPath(tiny.problem.id, steps, (Counts(3, 13), *counts[1:]), False)

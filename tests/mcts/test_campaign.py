@@ -12,8 +12,10 @@ import pytest
 
 from mcts.campaign import SUMMARY_NAME, run_campaign
 from mcts.progress import CampaignSummary
+from mcts.search import SearchConfig
 from mcts.worker import LocalWorker, Report, WorkerDiedError
 from mmprm.errors import EngineStoppedError, SamplingError, StoreError
+from mmprm.evidence import count_labels
 from mmprm.store import Store
 from mmprm.types import Batch, Completion, Problem, SampleRequest
 
@@ -48,14 +50,22 @@ def batches(run: Path) -> dict[str, list[Batch]]:
         store.close()
 
 
+def labels(run: Path) -> int:
+    store = Store.read(run / "trees.sqlite")
+    try:
+        return sum(count_labels(tree, SearchConfig(rollouts=4, max_rollouts=80)) for tree in store.trees())
+    finally:
+        store.close()
+
+
 def test_summary_agrees_with_the_store(problems: Path, tmp_path: Path) -> None:
     summary = annotate(problems, tmp_path / "run")
     logs = batches(tmp_path / "run")
     drawn = [batch for log in logs.values() for batch in log]
     assert summary.problems == {"open": 0, "done": PROBLEMS, "failed": 0}
     assert sum(summary.ended.values()) == PROBLEMS
-    assert summary.rollouts == summary.new_rollouts == 4 * len(drawn)
-    assert summary.labels == len({(batch.problem_id, batch.steps) for batch in drawn if batch.steps}) > 100
+    assert summary.rollouts == summary.new_rollouts == sum(len(batch.rollouts) for batch in drawn)
+    assert summary.labels == labels(tmp_path / "run") >= summary.states - PROBLEMS > 100
     assert summary.tokens == sum(rollout.token_count for batch in drawn for rollout in batch.rollouts)
     assert summary.trees_in_flight_max == 16
     assert summary.workers == 2

@@ -32,12 +32,12 @@ def test_line_by_hand() -> None:
     progress.started("p", [known])
     progress.started("q", [])
     new = batch(("b",), Verdict.INCORRECT, Verdict.UNKNOWN)
-    # Of these only b is a new label: a was one before, the root is none, c has no known verdict.
+    # So far only b is a new label: a was one before, the root is none, c has no known verdict. At its end p has four.
     progress.reported([known, new, batch((), Verdict.CORRECT), batch(("c",), Verdict.UNKNOWN)], [])
-    progress.reported([], [Finished("p", "done", "too hard"), Finished("q", "failed", "no picture")])
+    progress.reported([], [Finished("p", "done", "search budget", 4), Finished("q", "failed", "no picture")])
     assert progress.first_start is not None
     assert progress.line(now=progress.first_start + 100) == (
-        "problems 2/4 (1 failed) · trees in flight 0 · rollouts 1,030 · 3 tokens/s · labels 6 · "
+        "problems 2/4 (1 failed) · trees in flight 0 · rollouts 1,030 · 3 tokens/s · labels 8 · "
         "unknown 4 (time-out 4) · unsplittable 6 (no step 6) · left 0:50"
     )
     assert progress.in_flight_max == 2

@@ -73,23 +73,25 @@ def test_tree_holds_states_in_order_of_evaluation_and_rollouts_in_draw_order(sto
     tree = Tree(
         "p",
         (
-            Node((), Counts(1, 1), LOG[0].rollouts),
-            Node(("a",), Counts(1, 1, 1), (rollout(W, "e"), CUT, rollout(R, "g"))),
-            Node(("ab",), Counts(0, 0, 1), (CUT,)),
-            Node(("a", "b"), Counts(1, 0), (rollout(R, "f"),)),
+            Node((), (Counts(1, 1),), LOG[0].rollouts),
+            Node(("a",), (Counts(0, 1, 1), Counts(1, 0)), (rollout(W, "e"), CUT, rollout(R, "g"))),
+            Node(("ab",), (Counts(0, 0, 1),), (CUT,)),
+            Node(("a", "b"), (Counts(1, 0),), (rollout(R, "f"),)),
         ),
     )
     assert store.tree("p") == tree
-    assert list(store.trees()) == [tree, Tree("q", (Node((), Counts(0, 0, 1), (CUT,)),))]
+    assert list(store.trees()) == [tree, Tree("q", (Node((), (Counts(0, 0, 1),), (CUT,)),))]
 
 
 def test_summary_by_hand(store: Store) -> None:
-    store.append(LOG, [Finished("p", "done", "too easy")])
+    store.append(LOG)
+    # States: two roots, a, ab, ab in two steps; labels: a and (a, b), as ("ab",) knows no verdict and a root no step.
+    assert (store.summary().states, store.summary().labels) == (5, 2)
+    store.append([], [Finished("p", "done", "too easy", labels=3)])
     summary = store.summary()
     assert summary.problems == {"open": 1, "done": 1, "failed": 0}
     assert summary.ended == {"too easy": 1}
-    # States: two roots, a, ab, ab in two steps; labels: a and (a, b), as ("ab",) knows no verdict and a root no step.
-    assert (summary.states, summary.labels) == (5, 2)
+    assert (summary.states, summary.labels) == (5, 3)
     assert (summary.counts, summary.rollouts) == (Counts(3, 2, 3), 8)
     assert summary.tokens == 5 * 7 + 3 * 5
     assert summary.unknown_reasons == {"time-out": 3}
@@ -122,9 +124,9 @@ def test_another_version_is_refused(store: Store) -> None:
     connection = sqlite3.connect(store.path)
     connection.execute("PRAGMA user_version=99")
     connection.close()
-    with pytest.raises(StoreError, match="schema version 99 must be 1"):
+    with pytest.raises(StoreError, match="schema version 99 must be 2"):
         Store.create_or_open(store.path, CONFIG)
-    with pytest.raises(StoreError, match="schema version 99 must be 1"):
+    with pytest.raises(StoreError, match="schema version 99 must be 2"):
         Store.read(store.path)
 
 
@@ -154,7 +156,7 @@ def test_a_reader_sees_what_is_committed_and_writes_nothing(store: Store) -> Non
 def test_a_full_disk_is_said_and_loses_nothing(store: Store) -> None:
     store.append(LOG)
     # SQLite reports a file at its page limit just as it reports a full disk.
-    pages = store._rows("PRAGMA page_count")[0][0]
+    pages = store.rows("PRAGMA page_count")[0][0]
     store._run(f"PRAGMA max_page_count={pages}")
     noise = random.Random(0)
     big = [

@@ -1,0 +1,93 @@
+"""What a campaign will take, from a pilot run of a few dozen of its problems."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mmprm.errors import DataError
+from mmprm.metrics import Interval, bootstrap_mean
+from mmprm.tallies import Tally
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Expected totals with 95 % bootstrap intervals over the pilot's problems. None where the pilot's engines left no
+    time behind. `pilot_open` problems had not ended and are left out."""
+
+    problems: int
+    pilot_problems: int
+    pilot_open: int
+    labels: Interval
+    rollouts: Interval
+    tokens: Interval
+    store_bytes: Interval
+    tokens_per_engine_second: float | None
+    engine_hours: Interval | None
+
+    def wall_hours(self, engines: int) -> Interval | None:
+        """Engine-hours over engines: all of them busy to the end."""
+        return _scaled(self.engine_hours, 1 / engines) if self.engine_hours else None
+
+
+def plan(
+    pilot: Sequence[Tally], engine_seconds: float, store_bytes: int, problems: int, seed: int = 0, resamples: int = 2000
+) -> Plan:
+    """Mean of the pilot's ended problems times `problems`, for each amount.
+
+    A problem's engine time is its tokens over the pilot's rate, Σ tokens / `engine_seconds`; its share of the store's
+    file (`store_bytes`) is its share of the compressed bytes. Raises DataError for fewer than two ended problems.
+    """
+    ended = [tally for tally in pilot if tally.status != "open"]
+    if len(ended) < 2:
+        raise DataError(f"the pilot has {len(ended)} problems that ended, at least 2 are needed; annotate a few dozen")
+
+    def total(amounts: Sequence[int]) -> Interval:
+        return _scaled(bootstrap_mean(amounts, seed, resamples), problems)
+
+    tokens = total([tally.tokens for tally in ended])
+    rate = sum(tally.tokens for tally in pilot) / engine_seconds if engine_seconds > 0 else None
+    overhead = store_bytes / sum(tally.bytes for tally in pilot)
+    return Plan(
+        problems=problems,
+        pilot_problems=len(ended),
+        pilot_open=len(pilot) - len(ended),
+        labels=total([tally.labels for tally in ended]),
+        rollouts=total([tally.rollouts for tally in ended]),
+        tokens=tokens,
+        store_bytes=_scaled(total([tally.bytes for tally in ended]), overhead),
+        tokens_per_engine_second=rate,
+        engine_hours=_scaled(tokens, 1 / rate / 3600) if rate else None,
+    )
+
+
+def plan_text(plan: Plan, pilot: str, engines: int | None) -> str:
+    rows = [
+        ("labels", plan.labels, ",.0f"),
+        ("rollouts", plan.rollouts, ",.0f"),
+        ("tokens", plan.tokens, ",.0f"),
+        ("engine-hours", plan.engine_hours, ",.2f"),
+        (f"hours, {engines} engines", plan.wall_hours(engines) if engines else None, ",.2f"),
+        ("store, GiB", _scaled(plan.store_bytes, 2**-30), ",.3f"),
+    ]
+    lines = [f"{plan.problems:,} problems, expected from the {plan.pilot_problems:,} of {pilot}"]
+    lines += [
+        f"{name:<20}{interval.value:>16{style}}   ({interval.low:{style}} to {interval.high:{style}})"
+        for name, interval, style in rows
+        if interval is not None
+    ]
+    if plan.tokens_per_engine_second:
+        lines.append(
+            "Ranges are 95 % bootstrap intervals over problems, at the pilot's "
+            f"{plan.tokens_per_engine_second:,.0f} tokens a second and engine.\n"
+            "A short pilot fills its engines less than a long run."
+        )
+    else:
+        lines.append("Ranges are 95 % bootstrap intervals over problems. The pilot holds no time of engines.")
+    if plan.pilot_open:
+        lines.append(f"{plan.pilot_open:,} problems of the pilot are open: short searches end first, so let it finish.")
+    return "\n".join(lines)
+
+
+def _scaled(interval: Interval, factor: float) -> Interval:
+    return Interval(interval.value * factor, interval.low * factor, interval.high * factor)

@@ -1,0 +1,171 @@
+"""Where a campaign stands, read from its store alone: while it runs, and after."""
+
+from __future__ import annotations
+
+import textwrap
+import time
+from collections import Counter
+from dataclasses import dataclass
+
+from mcts.progress import duration, reasons
+from mmprm.store import Store
+from mmprm.tallies import begun, drawn_after, is_being_written, sessions
+
+FAILURES_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """Everything in the store. Rates of rollouts and tokens are those of the latest session, None before its first
+    commit; those of labels, most of which count when their problem is done, are over all sessions. Shares are of the
+    problems that are done; times are seconds since 1970."""
+
+    running: bool
+    engines: int
+    sessions: int
+    last_commit: float | None
+    problems: dict[str, int]
+    begun: int
+    ended: dict[str, int]
+    share_too_easy: float | None
+    share_too_hard: float | None
+    failures: dict[str, str]
+    states: int
+    labels: int
+    rollouts: int
+    verdicts: dict[str, int]
+    tokens: int
+    unknown_reasons: dict[str, int]
+    unsplit_reasons: dict[str, int]
+    rollouts_per_second: float | None
+    tokens_per_second: float | None
+    labels_per_second: float | None
+    engine_hours: float
+    labels_per_engine_hour: float | None
+    seconds_left: float | None
+    projected_end: float | None
+
+
+def read_status(store: Store) -> Status:
+    summary = store.summary()
+    runs = sessions(store)
+    last = runs[-1] if runs else None
+    drawn = drawn_after(store, last.batches_before) if last and last.seconds > 0 else None
+    engine_seconds = sum(session.engines * session.seconds for session in runs)
+    open_begun = begun(store)
+    running = is_being_written(store)
+    done = summary.problems["done"]
+    # As in the driver's own line, a problem that has begun counts as half done.
+    behind = done + summary.problems["failed"] + open_begun / 2
+    ahead = summary.problems["open"] - open_begun / 2
+    left = ahead * engine_seconds / behind / last.engines if last and behind and engine_seconds else None
+
+    def rate(amount: int) -> float:
+        assert last is not None
+        return amount / last.seconds
+
+    return Status(
+        running=running,
+        engines=last.engines if last else 0,
+        sessions=len(runs),
+        last_commit=last.last if last else None,
+        problems=summary.problems,
+        begun=open_begun,
+        ended=summary.ended,
+        share_too_easy=summary.ended.get("too easy", 0) / done if done else None,
+        share_too_hard=summary.ended.get("too hard", 0) / done if done else None,
+        failures=store.failures(),
+        states=summary.states,
+        labels=summary.labels,
+        rollouts=summary.rollouts,
+        verdicts={
+            "right": summary.counts.right,
+            "wrong": summary.counts.wrong,
+            "unknown": summary.counts.unknown,
+        },
+        tokens=summary.tokens,
+        unknown_reasons=summary.unknown_reasons,
+        unsplit_reasons=summary.unsplit_reasons,
+        rollouts_per_second=rate(drawn.rollouts) if drawn else None,
+        tokens_per_second=rate(drawn.tokens) if drawn else None,
+        labels_per_second=summary.labels / engine_seconds * last.engines if last and engine_seconds else None,
+        engine_hours=engine_seconds / 3600,
+        labels_per_engine_hour=summary.labels / (engine_seconds / 3600) if engine_seconds else None,
+        seconds_left=left,
+        projected_end=last.last + left if last and left is not None and running else None,
+    )
+
+
+def status_text(status: Status, run: str, now: float | None = None) -> str:
+    now = time.time() if now is None else now
+    rows = [
+        ("", f"{run}: {_state(status, now)}"),
+        ("problems", _problems(status)),
+        ("ended", _shares(status.ended)),
+        ("labels", _labels(status)),
+        ("rollouts", _rollouts(status)),
+        ("unsplittable", reasons(Counter(status.unsplit_reasons))),
+        ("rate", _rate(status)),
+        ("left", _left(status)),
+        ("failed", _failures(status, run)),
+    ]
+    return "\n".join(
+        f"{name:<14}{textwrap.indent(text, ' ' * 14).lstrip()}" if name else text for name, text in rows if text
+    )
+
+
+def _state(status: Status, now: float) -> str:
+    if status.last_commit is None:
+        return "engines are starting" if status.running else "no engine has worked on it yet"
+    ago = f"last commit {duration(max(now - status.last_commit, 0))} ago"
+    if status.running:
+        return f"running on {status.engines} engine{'s' * (status.engines != 1)}, {ago}"
+    return f"{'stopped' if status.problems['open'] else 'complete'}, {ago}"
+
+
+def _problems(status: Status) -> str:
+    counts = status.problems
+    parts = [f"{counts['done']:,} done", f"{counts['failed']:,} failed", f"{counts['open']:,} open"]
+    return f"{', '.join(parts)} ({status.begun:,} begun) of {sum(counts.values()):,}"
+
+
+def _shares(ended: dict[str, int]) -> str:
+    total = sum(ended.values())
+    most_first = sorted(ended.items(), key=lambda item: -item[1])
+    return ", ".join(f"{reason} {count:,} ({count / total:.1%})" for reason, count in most_first)
+
+
+def _labels(status: Status) -> str:
+    hourly = status.labels_per_engine_hour
+    rate = f", {hourly:,.0f} an engine-hour ({status.engine_hours:,.2f} engine-hours)" if hourly is not None else ""
+    return f"{status.labels:,} in {status.states:,} states{rate}"
+
+
+def _rollouts(status: Status) -> str:
+    verdicts = status.verdicts
+    unknown = reasons(Counter(status.unknown_reasons))
+    return f"{status.rollouts:,}: {verdicts['right']:,} right, {verdicts['wrong']:,} wrong, unknown {unknown}"
+
+
+def _rate(status: Status) -> str:
+    if status.rollouts_per_second is None:
+        return ""
+    return (
+        f"{status.rollouts_per_second:,.1f} rollouts/s · {status.labels_per_second:,.2f} labels/s · "
+        f"{status.tokens_per_second:,.0f} tokens/s"
+    )
+
+
+def _left(status: Status) -> str:
+    if not status.problems["open"] or status.seconds_left is None:
+        return ""
+    end = status.projected_end
+    until = time.strftime(", until %d %B %H:%M", time.localtime(end)) if end else f" with {status.engines} engines"
+    return duration(status.seconds_left) + until
+
+
+def _failures(status: Status, run: str) -> str:
+    lines = [f"{problem_id}: {reason}" for problem_id, reason in status.failures.items()]
+    more = f"… and {len(lines) - FAILURES_SHOWN} more (--json has all)" if len(lines) > FAILURES_SHOWN else ""
+    again = f"mmprm retry {run} opens them again" if lines else ""
+    return "\n".join(line for line in (*lines[:FAILURES_SHOWN], more, again) if line)

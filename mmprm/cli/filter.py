@@ -1,0 +1,58 @@
+"""Keep the problems that the policy solves sometimes: sample each question, and write those in a range of accuracy.
+
+The samples lie in a run folder of their own. Started again, it goes on where it was; with another range it samples
+nothing anew. Each kept problem has `accuracy`, `right`, `wrong` and `unknown` beside its own fields.
+
+Examples:
+  mmprm filter --config configs/annotate/tiny.yaml --samples 8 --out runs/tiny/kept.jsonl
+  mmprm filter --config configs/annotate/tiny.yaml --samples 8 --low 0.25 --high 0.75 --out runs/tiny/kept.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mcts.campaign import run_campaign
+from mcts.config import CampaignConfig
+from mcts.difficulty import by_accuracy, question_only
+from mmprm.cli.annotate import policy_folder
+from mmprm.cli.options import add_config_options, load_config
+from mmprm.errors import DataError
+from mmprm.problems import write_problems
+from mmprm.store import Store
+from mmprm.types import Counts
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--samples", type=int, default=8, help="samples a problem (8)")
+    parser.add_argument("--low", type=float, default=0.1, help="least accuracy to keep (0.1)")
+    parser.add_argument("--high", type=float, default=0.9, help="greatest accuracy to keep (0.9)")
+    parser.add_argument("--out", metavar="FILE.jsonl", type=Path, required=True, help="the kept problems")
+    parser.epilog = (
+        f"{parser.epilog}\n\nThe keys are those of mmprm annotate; `search` is not used, `run` is runs/filter."
+    )
+    add_config_options(parser, CampaignConfig)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    config = question_only(load_config(arguments, CampaignConfig, "run=runs/filter"), arguments.samples)
+    run_campaign(config, model_folder=policy_folder(config))
+    store = Store.read(config.run)
+    try:
+        filtered = by_accuracy(store, arguments.low, arguments.high)
+    finally:
+        store.close()
+    left_out = (
+        f"{filtered.too_hard} too hard, {filtered.too_easy} too easy, {filtered.no_known_verdict} without a known "
+        f"verdict, {filtered.failed} failed"
+    )
+    if not filtered.kept:
+        raise DataError(f"{config.run}: no problem lies between {arguments.low} and {arguments.high}: {left_out}")
+    problems = [problem for problem, _ in filtered.kept]
+    write_problems(arguments.out, problems, {problem.id: _columns(counts) for problem, counts in filtered.kept})
+    print(f"{arguments.out}: {len(problems)} problems kept; left out: {left_out}")
+
+
+def _columns(counts: Counts) -> dict[str, float | int | None]:
+    return {"accuracy": counts.value, "right": counts.right, "wrong": counts.wrong, "unknown": counts.unknown}

@@ -1,0 +1,53 @@
+"""Open failed problems of a run again, for when their cause is mended.
+
+Examples:
+  mmprm retry runs/k12
+  mmprm retry runs/k12 --match "cannot be read as a picture"
+  mmprm retry runs/k12 k12-00017 k12-00018
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from mmprm.errors import DataError
+from mmprm.store import Store
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run folder of mmprm annotate")
+    parser.add_argument("problems", metavar="PROBLEM", nargs="*", help="ids of failed problems; by default all of them")
+    parser.add_argument("--match", metavar="REASON", default="", help="only those whose reason contains this text")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    reader = Store.read(arguments.run)
+    config = reader.config
+    reader.close()
+    store = Store.create_or_open(reader.path, config)
+    try:
+        chosen = choose(store.failures(), arguments.problems, arguments.match)
+        store.reopen(chosen)
+        left = len(store.failures())
+    finally:
+        store.close()
+    print(
+        f"{len(chosen)} problem{'s are' if len(chosen) != 1 else ' is'} open again, {left} stay failed; "
+        f"the same mmprm annotate command as before (run={reader.path.parent}) goes on with what is open"
+    )
+
+
+def choose(failures: dict[str, str], problems: list[str], match: str) -> list[str]:
+    """Ids of the failed problems to open; DataError where a named one has not failed, or none is left to open."""
+    for problem_id in problems:
+        if problem_id not in failures:
+            raise DataError(f"{problem_id} is no failed problem; mmprm status lists them with their reasons")
+    chosen = [
+        problem_id
+        for problem_id, reason in failures.items()
+        if (not problems or problem_id in problems) and match.lower() in reason.lower()
+    ]
+    if not chosen:
+        why = f"none of the {len(failures)} failed problems has a reason with {match!r}" if failures else "none failed"
+        raise DataError(f"nothing to open again: {why}")
+    return chosen

@@ -1,0 +1,57 @@
+"""Say where a campaign stands, while it runs and after.
+
+Examples:
+  mmprm status runs/demo/annotate
+  mmprm status runs/demo/annotate --watch
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import time
+from dataclasses import asdict
+
+from mcts.status import Status, read_status, status_text
+from mmprm.store import Store
+
+WATCH_SECONDS = 2.0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run folder of mmprm annotate")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--watch", action="store_true", help="show it anew every 2 s until the driver stops")
+    form.add_argument("--json", action="store_true", help="write all figures as JSON")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    status = _read(arguments.run)
+    if arguments.json:
+        print(json.dumps(asdict(status), indent=2, ensure_ascii=False))
+    elif arguments.watch and status.running:
+        _watch(arguments.run)
+    else:
+        print(status_text(status, arguments.run))
+
+
+def _read(run: str) -> Status:
+    store = Store.read(run)
+    try:
+        return read_status(store)
+    finally:
+        store.close()
+
+
+def _watch(run: str) -> None:
+    from rich.live import Live
+    from rich.text import Text
+
+    with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False) as live:
+        while True:
+            status = _read(run)
+            live.update(Text(status_text(status, run)), refresh=True)
+            if not status.running:
+                return
+            time.sleep(WATCH_SECONDS)

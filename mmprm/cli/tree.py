@@ -1,0 +1,55 @@
+"""Show the tree of one problem in the terminal.
+
+Each line is a labelled prefix of steps: its place in the order of the search (· for one that rollouts of other states
+label), its value, right and wrong rollouts (and those of unknown verdict), and the steps that it adds to the one above.
+
+Examples:
+  mmprm tree runs/demo/annotate tiny-6bd7
+  mmprm tree runs/demo/annotate tiny-6bd7 --all | less -R
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from mmprm.errors import DataError
+from mmprm.report.terminal import tree_lines
+from mmprm.report.trees import grow
+from mmprm.stopping import rule_of
+from mmprm.store import Store
+
+NAMED = 8
+"""Ids that a message lists."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run folder of mmprm annotate")
+    parser.add_argument("problem", metavar="PROBLEM", help="id of the problem, or how it begins")
+    parser.add_argument("--all", action="store_true", help="show the rollouts drawn from each state as well")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    from rich.console import Console
+
+    store = Store.read(arguments.run)
+    try:
+        problem = store.problem(find(arguments.problem, store.ids()))
+        status, reason = store.outcome(problem.id)
+        tree, config = store.tree(problem.id), store.config
+    finally:
+        store.close()
+    if not tree.nodes:
+        raise DataError(f"{problem.id}: has no rollout yet; it is {status}" + (f": {reason}" if reason else ""))
+    root = grow(tree, rule_of(config))
+    ended = f"{status}, {reason}" if reason else status
+    Console(highlight=False).print(tree_lines(problem, ended, root, config["markup"], arguments.all))
+
+
+def find(wanted: str, ids: list[str]) -> str:
+    """The id, or the only one that begins so."""
+    fitting = [wanted] if wanted in ids else [known for known in ids if known.startswith(wanted)]
+    if len(fitting) == 1:
+        return fitting[0]
+    near = fitting or ids
+    listed = ", ".join(near[:NAMED]) + (", …" if len(near) > NAMED else "")
+    raise DataError(f"{wanted!r} is the beginning of {len(fitting)} ids, must be of one; there are {listed}")

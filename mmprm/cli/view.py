@@ -1,0 +1,34 @@
+"""Write one page to walk the trees of a run in a browser: pictures, steps coloured by value, rollouts, search order.
+
+Examples:
+  mmprm view runs/demo/annotate
+  mmprm view runs/k12 --problems 50 --output k12.html
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mmprm.errors import DataError
+from mmprm.report.view import write_view
+from mmprm.store import Store
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", help="run folder of mmprm annotate")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="the page (view.html in the run folder)")
+    parser.add_argument("--problems", metavar="N", type=int, default=200, help="show so many, evenly spread (200)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    if arguments.problems < 1:
+        raise DataError(f"--problems={arguments.problems} must be at least 1")
+    store = Store.read(arguments.run)
+    try:
+        path = arguments.output or store.path.parent / "view.html"
+        shown = write_view(path, store, arguments.problems)
+        total = len(store.ids())
+    finally:
+        store.close()
+    print(f"{path}: {shown} of {total} problems, {path.stat().st_size / 2**20:.1f} MiB; open it in a browser")

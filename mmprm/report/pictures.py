@@ -1,0 +1,25 @@
+"""Pictures inside a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+from mmprm.problems import open_picture
+from mmprm.types import Picture
+
+PICTURE_PIXELS = 640
+"""Longest side of an inlined picture; larger ones are scaled down."""
+
+SMALL_PIXELS = 160
+"""Pictures below this are shown with sharp pixels."""
+
+
+def inlined(picture: Picture) -> tuple[str, bool]:
+    """The picture as a data URL, and whether it is small; DataError where it cannot be read."""
+    image = open_picture(picture)
+    image.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS))
+    stream = io.BytesIO()
+    image.save(stream, format="PNG", optimize=True)
+    url = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"
+    return url, max(image.size) < SMALL_PIXELS

@@ -1,0 +1,136 @@
+"""The page that walks the trees of a run: its data, and view.html around them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmprm.errors import DataError
+from mmprm.report.pictures import inlined
+from mmprm.report.style import COLOURS
+from mmprm.report.trees import Branch, grow
+from mmprm.steps import Markup, plain
+from mmprm.stopping import StoppingRule, rule_of
+from mmprm.store import Store
+from mmprm.tallies import Tally, tallies
+from mmprm.types import Picture, Problem, Rollout, Steps, Tree
+
+TEMPLATE = Path(__file__).with_name("view.html")
+
+OUTCOMES = {
+    ("done", "too easy"): "too easy",
+    ("done", "too hard"): "too hard",
+    ("done", "no known verdict"): "unknown",
+    ("failed", ""): "failed",
+    ("open", ""): "open",
+}
+"""How problems are filed; every other end of a search is "searched"."""
+
+
+def write_view(path: Path, store: Store, limit: int) -> int:
+    """Write the page of at most `limit` problems, spread evenly over the run, and return their number."""
+    shown = spread(tallies(store), limit)
+    before, after = TEMPLATE.read_text(encoding="utf-8").replace("/* COLOURS */", COLOURS).split("<!-- DATA -->")
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("w", encoding="utf-8") as file:
+            file.write(before)
+            file.writelines(data_elements(store, shown))
+            file.write(after)
+        os.replace(partial, path)
+    except OSError as error:
+        raise DataError(
+            f"{path}: the page cannot be written ({error.strerror}); choose another with --output"
+        ) from error
+    return len(shown)
+
+
+def spread(entries: Sequence[Tally], limit: int) -> list[Tally]:
+    count = min(limit, len(entries))
+    return [entries[index * len(entries) // count] for index in range(count)]
+
+
+def data_elements(store: Store, shown: Sequence[Tally]) -> Iterator[str]:
+    """One element that lists the problems, then one a problem, so that a browser parses what is looked at."""
+    config = store.config
+    markup, rule = config.get("markup", "tags"), rule_of(config)
+    problems = [store.problem(tally.problem_id) for tally in shown]
+    entries = [list_entry(tally, problem) for tally, problem in zip(shown, problems, strict=True)]
+    yield _element("run", {"run": str(store.path.parent), "total": len(store.ids()), "problems": entries})
+    for place, problem in enumerate(problems):
+        yield _element(f"problem-{place}", problem_data(problem, store.tree(problem.id), rule, markup))
+
+
+def list_entry(tally: Tally, problem: Problem) -> dict[str, Any]:
+    key = (tally.status, tally.reason if tally.status == "done" else "")
+    return {
+        "id": problem.id,
+        "question": problem.question.strip(),
+        "outcome": OUTCOMES.get(key, "searched"),
+        "ended": tally.reason or tally.status,
+        "states": tally.states,
+        "rollouts": tally.rollouts,
+    }
+
+
+def problem_data(problem: Problem, tree: Tree, rule: StoppingRule, markup: Markup) -> dict[str, Any]:
+    """Every text stands once, in `texts`; elsewhere is its place there. Branches come depth first, so that each one's
+    `parent` comes before it; `steps` are those that it adds."""
+    texts: dict[str, int] = {}
+
+    def place(text: str) -> int:
+        return texts.setdefault(text, len(texts))
+
+    def places(steps: Steps) -> list[int]:
+        return [place(plain(step, markup) or step) for step in steps]
+
+    def rollout(entry: Rollout) -> list[Any]:
+        steps = places(entry.steps) or [place(entry.text)]
+        return [steps, int(entry.verdict), entry.token_count, place(entry.reason), entry.unsplit]
+
+    branches: list[dict[str, Any]] = []
+
+    def add(branch: Branch, parent: int | None) -> None:
+        counts = branch.counts
+        branches.append(
+            {
+                "parent": parent,
+                "steps": places(branch.steps[branch.above :]),
+                "number": branch.number,
+                "value": counts.value,
+                "counts": [counts.right, counts.wrong, counts.unknown],
+                "rollouts": [rollout(entry) for entry in branch.rollouts],
+                "through": branch.through,
+            }
+        )
+        own = len(branches) - 1
+        for child in branch.children:
+            add(child, own)
+
+    if tree.nodes:
+        add(grow(tree, rule), None)
+    return {
+        "answer": problem.answer,
+        "choices": problem.choices,
+        "pictures": [_picture(picture) for picture in problem.pictures],
+        "branches": branches,
+        "texts": list(texts),
+    }
+
+
+def _picture(picture: Picture) -> dict[str, Any]:
+    try:
+        url, small = inlined(picture)
+    except DataError as error:
+        return {"error": str(error)}
+    return {"url": url, "small": small}
+
+
+def _element(name: str, data: Any) -> str:
+    """JSON that no text in it can end: `<` is escaped. Beyond ASCII as \\u, since texts may hold lone surrogates."""
+    text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
+    return f'<script type="application/json" id="{name}">{text}</script>\n'

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import pytest
+
+from mcts.room import MOST, Load, adapt
+
+
+@pytest.mark.parametrize(
+    ("room", "in_flight", "load", "after"),
+    [
+        (64, 64, Load(running=200, waiting=0, cache=0.4), 80),
+        (64, 60, Load(running=200, waiting=0, cache=0.4), 64),  # the room is not used: a larger one changes nothing
+        (64, 64, Load(running=256, waiting=100, cache=0.4), 64),
+        (100, 100, Load(running=256, waiting=600, cache=0.4), 90),
+        (100, 100, Load(running=80, waiting=30, cache=0.97), 90),
+        (100, 100, Load(running=80, waiting=0, cache=0.97), 125),  # full of what may be dropped
+        (1, 1, Load(running=1, waiting=9, cache=1.0), 1),
+        (MOST, MOST, Load(running=200, waiting=0, cache=0.4), MOST),
+    ],
+)
+def test_adapt(room: int, in_flight: int, load: Load, after: int) -> None:
+    assert adapt(room, in_flight, load) == after
+
+
+def test_it_settles_on_an_engine_of_256_places() -> None:
+    """Each tree asks for six completions at a time; what does not run waits."""
+    room = 4
+    for _ in range(60):
+        asked = 6 * room
+        room = adapt(room, room, Load(min(asked, 256), max(0, asked - 256), 0.5))
+    assert 256 * 1.25 <= 6 * room <= 256 * 3

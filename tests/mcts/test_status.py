@@ -1,0 +1,117 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from mcts.status import read_status, status_text
+from mmprm.cli.main import main
+from mmprm.store import Finished, Store
+from mmprm.types import Batch, Problem, Rollout, Steps, Verdict
+
+R, W, U = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
+
+
+def batch(problem: str, steps: Steps, first_draw: int, *verdicts: Verdict) -> Batch:
+    return Batch(problem, steps, first_draw, tuple(Rollout((), v, 5, "x", "no step", "time-out") for v in verdicts))
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """Of six problems one is searched, one too easy, two failed, one begun, one untouched: two engines for 10 s."""
+    now = SimpleNamespace(seconds=1000.0)
+    monkeypatch.setattr("mmprm.store.time", SimpleNamespace(time=lambda: now.seconds))
+    store = Store.create_or_open(tmp_path / "trees.sqlite", {})
+    store.add_problems([Problem(f"p{i}", "?", "1") for i in range(6)])
+    store.begin_session(2)
+    now.seconds = 1010
+    store.append(
+        [
+            batch("p0", (), 0, R, R, W, U),
+            batch("p0", ("a",), 0, W, W, W, W),
+            batch("p1", (), 0, R, R, R, R),
+            batch("p4", (), 0, R, W, W, W),
+        ],
+        [
+            Finished("p0", "done", "search budget", labels=1),
+            Finished("p1", "done", "too easy"),
+            Finished("p2", "failed", "no picture"),
+            Finished("p3", "failed", "prompt too long"),
+        ],
+    )
+    store.close()
+    reader = Store.read(tmp_path)
+    yield reader
+    reader.close()
+
+
+def test_figures_by_hand(store: Store) -> None:
+    status = read_status(store)
+    assert (status.running, status.engines, status.sessions, status.last_commit) == (False, 2, 1, 1010)
+    assert status.problems == {"open": 2, "done": 2, "failed": 2}
+    assert (status.share_too_easy, status.share_too_hard) == (0.5, 0.0)
+    assert status.failures == {"p2": "no picture", "p3": "prompt too long"}
+    assert status.verdicts == {"right": 7, "wrong": 8, "unknown": 1}
+    assert (status.rollouts_per_second, status.tokens_per_second, status.labels_per_second) == (1.6, 8.0, 0.1)
+    # One label in 20 engine-seconds.
+    assert status.labels_per_engine_hour == pytest.approx(180)
+    # 4.5 problems took 20 engine-seconds; 1.5 are left for 2 engines.
+    assert status.seconds_left == pytest.approx(1.5 * 20 / 4.5 / 2)
+    assert status.projected_end is None, "nobody works on it"
+
+
+def test_text(store: Store) -> None:
+    text = status_text(read_status(store), "runs/x", now=1075)
+    assert text.splitlines() == [
+        "runs/x: stopped, last commit 1:05 ago",
+        "problems      2 done, 2 failed, 2 open (1 begun) of 6",
+        "ended         search budget 1 (50.0%), too easy 1 (50.0%)",
+        "labels        1 in 4 states, 180 an engine-hour (0.01 engine-hours)",
+        "rollouts      16: 7 right, 8 wrong, unknown 1 (time-out 1)",
+        "unsplittable  16 (no step 16)",
+        "rate          1.6 rollouts/s · 0.10 labels/s · 8 tokens/s",
+        "left          0:03 with 2 engines",
+        "failed        p2: no picture",
+        "              p3: prompt too long",
+        "              mmprm retry runs/x opens them again",
+    ]
+
+
+def test_text_while_it_runs_says_until_when(store: Store) -> None:
+    running = replace(read_status(store), running=True, projected_end=1013.3)
+    lines = status_text(running, "runs/x", now=1011).splitlines()
+    assert lines[0] == "runs/x: running on 2 engines, last commit 0:01 ago"
+    assert any(line.startswith("left          0:03, until ") for line in lines)
+
+
+def test_many_failures_are_cut(store: Store) -> None:
+    status = replace(read_status(store), failures={f"q{i}": "no picture" for i in range(25)})
+    assert "              … and 15 more (--json has all)" in status_text(status, "runs/x").splitlines()
+
+
+def test_a_store_without_any_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Store.create_or_open(tmp_path / "trees.sqlite", {}).close()
+    assert main(["status", str(tmp_path), "--watch"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path}: no engine has worked on it yet",
+        "problems      0 done, 0 failed, 0 open (0 begun) of 0",
+        "labels        0 in 0 states",
+        "rollouts      0: 0 right, 0 wrong, unknown 0",
+        "unsplittable  0",
+    ]
+
+
+def test_json(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(store.path.parent), "--json"]) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert written["labels_per_second"] == 0.1
+    assert written["ended"] == {"search budget": 1, "too easy": 1}
+
+
+def test_no_store_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", str(tmp_path / "none")]) == 2
+    assert "there is no store; run mmprm annotate first" in capsys.readouterr().err
