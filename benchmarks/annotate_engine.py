@@ -1,0 +1,222 @@
+"""Annotation on real engines: the embedded policy in vLLM, one engine a core, all runs side by side.
+
+Three schedules of the same search on the same problems:
+default   our own: adaptive rollouts, shared evidence, as many trees in flight as keep the engines busy
+fixed     K rollouts for every state, no shared evidence; as many trees in flight
+serial    the same, one problem at a time on one engine with all cores: the schedule of published pipelines
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+
+from mcts.campaign import run_campaign
+from mcts.config import CampaignConfig
+from mcts.progress import CampaignSummary
+from mmprm.cli.demo import PROMPT, SAMPLING
+from mmprm.config import build
+from mmprm.evidence import evidence
+from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
+from mmprm.problems import write_problems
+from mmprm.sampling.config import EngineConfig
+from mmprm.sampling.pool import SamplerPool
+from mmprm.sampling.seeds import derive_seed
+from mmprm.store import Store
+from mmprm.tiny.model import weights_path
+from mmprm.tiny.world import make_problems
+from mmprm.types import Problem, SampleRequest, Steps, Tree, Verdict
+
+FRESH = 256
+"""Rollouts that stand for a prefix's true value."""
+CORES = sorted(os.sched_getaffinity(0))
+SCHEDULES = {
+    "default": {},
+    "fixed": {"search": {"doubt": 0, "shared": None}},
+    "serial": {
+        "search": {"doubt": 0, "shared": None},
+        "trees_in_flight": 1,
+        "workers": 1,
+        "engine": {"model": "tiny", "cores": CORES},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished campaign; `labels` are its distinct non-terminal ones, by problem and prefix."""
+
+    summary: CampaignSummary
+    trees: list[Tree]
+    labels: dict[tuple[str, Steps], float]
+    store: Store
+
+    @property
+    def labels_per_second(self) -> float:
+        return len(self.labels) / self.summary.seconds
+
+    @property
+    def tokens_per_label(self) -> float:
+        return self.summary.tokens / len(self.labels)
+
+
+def annotate(schedule: str, problems: Sequence[Problem], folder: Path, seed: int, max_rollouts: int) -> Run:
+    values = SCHEDULES[schedule]
+    write_problems(folder / "problems.jsonl", problems)
+    fixed = {
+        "run": str(folder),
+        "problems": {"path": str(folder / "problems.jsonl")},
+        "engine": {"model": "tiny"},
+        "prompt": PROMPT.model_dump(),
+        "sampling": SAMPLING.model_dump(),
+        "seed": seed,
+    }
+    search = {"max_rollouts": max_rollouts} | values.get("search", {})
+    config = build(CampaignConfig, fixed | values | {"search": search})
+    summary = run_campaign(config, model_folder=str(weights_path()))
+    store = Store.read(folder / "trees.sqlite")
+    trees = list(store.trees())
+    labels = {
+        (tree.problem_id, steps): counts.value
+        for tree in trees
+        for steps, counts in evidence(tree, config.search).items()
+        if steps
+    }
+    return Run(summary, trees, labels, store)
+
+
+def all_at_once(run: Run, seed: int) -> tuple[int, float]:
+    """Tokens and seconds of the same requests given to cold engines all at once, shared out evenly by their tokens."""
+    pool = SamplerPool(EngineConfig(model=str(weights_path())), SAMPLING, PROMPT)
+    load = [0] * len(CORES)
+    requests: list[SampleRequest] = []
+    for problem_id in run.store.ids():
+        batches = run.store.batches(problem_id)
+        engine = load.index(min(load))
+        load[engine] += sum(rollout.token_count for batch in batches for rollout in batch.rollouts)
+        problem = _on_engine(run.store.problem(problem_id), engine)
+        for batch in batches:
+            prefix = "".join(batch.steps)
+            draws = derive_seed(seed, problem_id, prefix, batch.first_draw)
+            requests.append(SampleRequest(problem, prefix, len(batch.rollouts), draws))
+
+    async def ask() -> tuple[int, float]:
+        begun = time.perf_counter()
+        answers = await asyncio.gather(*map(pool.sample, requests))
+        return sum(draw.token_count for answer in answers for draw in answer), time.perf_counter() - begun
+
+    try:
+        return asyncio.run(ask())
+    finally:
+        pool.close()
+
+
+def _on_engine(problem: Problem, engine: int) -> Problem:
+    """The same problem under an id that the pool hands to this engine."""
+    names = (f"{problem.id}/{number}" for number in range(1000))
+    return replace(problem, id=next(name for name in names if zlib.crc32(name.encode()) % len(CORES) == engine))
+
+
+def label_errors(runs: dict[str, Run], labels: int, solutions: int, seed: int) -> dict[str, dict[str, float]]:
+    """For each run: RMSE and bias of a sample of its labels against FRESH new rollouts, and the share of a sample of
+    its searched solutions whose first error stands where those rollouts have it: at the first without success."""
+    draw = random.Random(seed)
+    chosen = {name: draw.sample(sorted(run.labels), min(labels, len(run.labels))) for name, run in runs.items()}
+    found = {name: _first_errors(run) for name, run in runs.items()}
+    searched = {name: draw.sample(sorted(errors), min(solutions, len(errors))) for name, errors in found.items()}
+    wanted = {key for keys in chosen.values() for key in keys}
+    for problem_id, steps in (key for keys in searched.values() for key in keys):
+        wanted |= {(problem_id, steps[:depth]) for depth in range(1, len(steps))}
+    problems = {problem.id: problem for run in runs.values() for problem in run.store.problems()}
+    truth = _fresh_values(sorted(wanted), problems, seed)
+    figures = {}
+    for name, run in runs.items():
+        errors = [run.labels[key] - truth[key] for key in chosen[name]]
+        hits = [found[name][key] == _first_without_success(key, truth) for key in searched[name]]
+        figures[name] = {
+            "rmse": fmean(error**2 for error in errors) ** 0.5,
+            "bias": fmean(errors),
+            "first_error": fmean(hits),
+            "zero_share": fmean(run.labels[key] == 0 for key in chosen[name]),
+        }
+    return figures
+
+
+def _first_errors(run: Run) -> dict[tuple[str, Steps], int]:
+    """(problem, wrong solution from the root) → place of its first step labelled 0, if all labels before it are above
+    0 and the step before it is labelled too: such solutions were searched to the end."""
+    found = {}
+    for tree in run.trees:
+        for rollout in tree.nodes[0].rollouts:
+            if rollout.verdict is not Verdict.INCORRECT:
+                continue
+            values = [run.labels.get((tree.problem_id, rollout.steps[:d])) for d in range(1, len(rollout.steps))]
+            place = next((place for place, value in enumerate(values) if value == 0), None)
+            if place is not None and (place == 0 or values[place - 1]):
+                found[tree.problem_id, rollout.steps] = place
+    return found
+
+
+def _first_without_success(key: tuple[str, Steps], truth: dict[tuple[str, Steps], float]) -> int | None:
+    problem_id, steps = key
+    return next((d - 1 for d in range(1, len(steps)) if truth[problem_id, steps[:d]] == 0), None)
+
+
+def _fresh_values(
+    keys: Sequence[tuple[str, Steps]], problems: dict[str, Problem], seed: int
+) -> dict[tuple[str, Steps], float]:
+    pool = SamplerPool(EngineConfig(model=str(weights_path())), SAMPLING, PROMPT)
+    gate = asyncio.Semaphore(64)
+
+    async def value(grader: SymbolicGrader, problem_id: str, steps: Steps) -> float:
+        problem, prefix = problems[problem_id], "".join(steps)
+        async with gate:
+            drawn = await pool.sample(
+                SampleRequest(problem, prefix, FRESH, derive_seed(seed, problem_id, prefix, 10**6))
+            )
+        gradings = await asyncio.gather(*(grader.grade(problem, prefix + draw.text) for draw in drawn))
+        known = [grading.verdict for grading in gradings if grading.verdict is not Verdict.UNKNOWN]
+        return sum(verdict is Verdict.CORRECT for verdict in known) / len(known)
+
+    async def values() -> list[float]:
+        with SymbolicGrader(GraderConfig()) as grader:
+            return await asyncio.gather(*(value(grader, *key) for key in keys))
+
+    try:
+        return dict(zip(keys, asyncio.run(values()), strict=True))
+    finally:
+        pool.close()
+
+
+def one_round(folder: Path, number: int, problems: int, serial_problems: int, max_rollouts: int) -> dict:
+    """All schedules once; `number` gives the problems, the seeds and the order."""
+    chosen = [tiny.problem for tiny in make_problems(problems, number, "annotate")]
+    runs: dict[str, Run] = {}
+    for schedule in random.Random(number).sample(list(SCHEDULES), len(SCHEDULES)):
+        target = folder / f"{schedule}-{number}"
+        target.mkdir(parents=True)
+        some = chosen[:serial_problems] if schedule == "serial" else chosen
+        runs[schedule] = annotate(schedule, some, target, number, max_rollouts)
+    tokens, seconds = all_at_once(runs["default"], number)
+    default, fixed = runs["default"], runs["fixed"]
+    errors = label_errors({"default": default, "fixed": fixed}, labels=300, solutions=50, seed=number)
+    return {
+        "saturation": default.summary.tokens_per_second / (tokens / seconds),
+        "tokens_all_at_once_over_campaign": tokens / default.summary.tokens,
+        "speedup_over_serial": default.labels_per_second / runs["serial"].labels_per_second,
+        "adaptive_token_ratio": default.tokens_per_label / fixed.tokens_per_label,
+        "labels": {name: len(run.labels) for name, run in runs.items()},
+        "labels_per_second": {name: run.labels_per_second for name, run in runs.items()},
+        "tokens_per_second": {name: run.summary.tokens_per_second for name, run in runs.items()},
+        "tokens_per_label": {name: run.tokens_per_label for name, run in runs.items()},
+        "rollouts_per_label": {name: run.summary.rollouts / len(run.labels) for name, run in runs.items()},
+        "trees_in_flight_max": {name: run.summary.trees_in_flight_max for name, run in runs.items()},
+        "errors": errors,
+    }

@@ -1,0 +1,57 @@
+"""A sampler without a model that writes solutions of recorded lengths and values: a campaign's bookkeeping at any scale
+without an engine, and search statistics against known truth."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mmprm.types import Completion, Problem, SampleRequest
+
+BAD = "!"
+"""Marks a bad step; no solution is right after one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """What is drawn from: one of `values` for each problem, the share of solutions from the root that are right; one of
+    `lengths`, words of each step, for each solution."""
+
+    values: tuple[float, ...]
+    lengths: tuple[tuple[int, ...], ...]
+
+
+class SimulatedSampler:
+    """Draw i of a request depends on (problem, prefix, seed + i) alone. Steps are tagged, every text is new, and the
+    chance of a bad step is the same at each, so that the root has the problem's value."""
+
+    def __init__(self, profile: Profile) -> None:
+        self._profile = profile
+
+    async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
+        written = request.prefix.count("<step>")
+        good = BAD not in request.prefix
+        return tuple(self._write(request.problem, written, good, request.seed + i) for i in range(request.n))
+
+    def true_value(self, problem: Problem, steps: Sequence[str], length: int) -> float:
+        """The value of a prefix of a solution of `length` steps."""
+        if any(BAD in step for step in steps):
+            return 0.0
+        return self._value(problem) ** (1 - len(steps) / length)
+
+    def _value(self, problem: Problem) -> float:
+        return random.Random(problem.id).choice(self._profile.values)
+
+    def _write(self, problem: Problem, written: int, good: bool, seed: int) -> Completion:
+        draw = random.Random(seed)
+        words = draw.choice(self._profile.lengths)
+        sound = self._value(problem) ** (1 / len(words))
+        parts = []
+        for number, count in enumerate(words[written:] or words[-1:], start=written):
+            good = good and draw.random() < sound
+            text = f"{draw.getrandbits(16 * count):x}"
+            body = " ".join(text[i : i + 4] for i in range(0, len(text), 4))
+            parts.append(f"<step>{number} {'' if good else BAD}{body}</step>")
+        answer = problem.answer if good else f"not {problem.answer}"
+        return Completion(f"{''.join(parts)}<answer>{answer}</answer>", sum(words[written:]), "stop")
