@@ -41,6 +41,8 @@ def lines_of(config: ExportConfig, summary: ExportSummary) -> Iterator[str]:
     if config.negatives is not None:
         dropped = f"negative labels dropped from train: {summary.negatives_dropped:,}"
         yield f"{dropped} (at most {config.negatives:g} a positive one)"
+    if config.agree is not None:
+        yield f"labels dropped because the judge disagrees: {summary.disagreements_dropped:,}"
     if summary.unfit:
         yield f"left out: {sum(summary.unfit.values()):,} solutions whose text holds what {config.format} reserves"
     if summary.pictures_left_out:

@@ -16,12 +16,14 @@ from pydantic import Field, field_validator
 
 from mmprm.config import Config
 from mmprm.errors import ConfigError, DataError
+from mmprm.labels.consensus import AgreementRule, keep_agreeing_first_errors, keep_agreeing_steps
 from mmprm.labels.duplicates import near_duplicates
 from mmprm.labels.formats import FORMATS, Format, Kind, Row, content_of, record_of
 from mmprm.labels.parquet import LabelledExample, Split, read_parquet, split_of, write_parquet
 from mmprm.problems import ProblemsConfig, load_problems, write_picture
 from mmprm.types import Counts, Problem
 
+_AGREEMENTS = {"steps": keep_agreeing_steps, "first_errors": keep_agreeing_first_errors}
 _HARD_ONLY = {
     "trl": "its trainer casts labels to int, so that 0.94 becomes 0",
     "math-shepherd": "its labels are + and -",
@@ -43,6 +45,11 @@ class ExportConfig(Config):
     """A hard label is right where the share of right rollouts is above this; also what counts as negative below."""
     negatives: float | None = Field(None, gt=0)
     """Most negative labels kept for each positive one in the train split, chosen with the seed; null keeps all."""
+    agree: Literal["steps", "first_errors"] | None = None
+    """Keep only labels that the judge of mmprm consensus shares (steps), or only solutions whose first error both see
+    at the same step (first_errors)."""
+    rule: AgreementRule = AgreementRule()
+    """When the label and when the judge hold a step for right."""
     dev: float | None = Field(None, ge=0, lt=1)
     """Share of the problems for the dev split. Without dev and test, the split that mmprm labels stored."""
     test: float | None = Field(None, ge=0, lt=1)
@@ -74,6 +81,8 @@ class ExportSummary:
     duplicates: dict[str, str]
     """Dropped problem → the near-duplicate that stayed."""
     negatives_dropped: int
+    disagreements_dropped: int
+    """Labels that the judge does not share."""
     unfit: dict[str, int]
     """Problem → its solutions that were left out because their text holds what the format reserves."""
     pictures_left_out: int
@@ -89,6 +98,12 @@ def export_labels(config: ExportConfig) -> ExportSummary:
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"output={config.output} exists and is not empty; remove it or name another folder")
     examples = _split(read_parquet(config.labels), config)
+    labels_read = _label_count(examples)
+    if config.agree is not None:
+        if all(example.judged is None for example in examples):
+            raise ConfigError(f"agree={config.agree} needs a judge, and {config.labels} has none; run mmprm consensus")
+        examples = _AGREEMENTS[config.agree](examples, config.rule)
+    disagreements = labels_read - _label_count(examples)
     duplicates = drop_duplicates(examples)
     examples, negatives = balance([example for example in examples if example.problem.id not in duplicates], config)
     if not examples:
@@ -110,6 +125,7 @@ def export_labels(config: ExportConfig) -> ExportSummary:
                 splits=_count(examples, config.threshold),
                 duplicates=duplicates,
                 negatives_dropped=negatives,
+                disagreements_dropped=disagreements,
                 unfit=dict(unfit),
                 pictures_left_out=left_out * sum(bool(problem.pictures) for problem in _problems(examples)),
                 overlap=overlap,
@@ -129,6 +145,10 @@ def drop_duplicates(examples: Sequence[LabelledExample]) -> dict[str, str]:
         labels[example.problem.id] += sum(counts is not None for counts in example.path.counts)
     problems = sorted(_problems(examples), key=lambda problem: (-labels[problem.id], problem.id))
     return {problems[place].id: problems[first].id for place, first in near_duplicates(problems).items()}
+
+
+def _label_count(examples: Sequence[LabelledExample]) -> int:
+    return sum(counts is not None for example in examples for counts in example.path.counts)
 
 
 def _kind(config: ExportConfig) -> Kind:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +242,19 @@ def test_negatives_are_balanced_in_the_train_split_with_a_seed(tmp_path: Path) -
         sum(counts is not None for example in first for counts in example.path.counts if example.split == "train") == 60
     )
     assert balance(examples, config.model_copy(update={"negatives": 9.0})) == (examples, 0)
+
+
+def test_only_labels_that_a_judge_shares(tmp_path: Path) -> None:
+    """Values 0.75, none, 0, 0.25, none; the judge agrees on the first alone, so that the first errors differ."""
+    judged = LabelledExample(PLAIN, replace(PATH, problem_id="q"), "train", (0.9, None, 0.8, 0.2, None), "a judge")
+    summary = export(tmp_path / "steps", [judged], "parquet", agree="steps")
+    (kept,) = read_parquet(tmp_path / "steps" / "out" / "labels.parquet")
+    assert kept.path.counts == (Counts(3, 1), None, None, None, None)
+    assert summary.disagreements_dropped == 2
+    with pytest.raises(DataError, match="holds no label"):
+        export(tmp_path / "errors", [judged], "parquet", agree="first_errors")
+    with pytest.raises(ConfigError, match=r"agree=steps needs a judge.*mmprm consensus"):
+        export(tmp_path / "alone", [replace(judged, judged=None)], "parquet", agree="steps")
 
 
 def test_near_duplicates_across_problems_are_dropped(tmp_path: Path) -> None:
