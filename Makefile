@@ -6,7 +6,7 @@ BIN := .venv/bin
 SHIM := .ci/torchvision-cpu
 SHIM_FILES := $(addprefix $(SHIM)/,pyproject.toml setup.py torchvision_cpu.py torchvision_cpu.pth)
 
-.PHONY: setup demo test check trl bench-grading clean
+.PHONY: setup demo test check trl bench-grading bench-annotate clean
 
 setup: .venv/.installed
 
@@ -38,6 +38,9 @@ trl: setup
 
 bench-grading: setup
 	$(BIN)/python benchmarks/grading.py
+
+bench-annotate: setup
+	$(BIN)/python benchmarks/annotate.py
 
 clean:
 	rm -rf .venv .venv-trl runs build *.egg-info

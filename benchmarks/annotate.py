@@ -6,7 +6,8 @@ adaptive_token_ratio  tokens a distinct label over those with fixed K, both with
 simulated             a campaign without a model, at scale
 kill                  drivers and workers killed at random times
 
-Each figure of the first three is the median of several rounds with other problems, beside it lowest and highest.
+Each figure of the first three is the median of several rounds with other problems, beside it lowest and highest. All
+else that is measured stands in annotate_details.json, the growth of the costs also in docs/growth.png.
 """
 
 from __future__ import annotations
@@ -34,10 +35,13 @@ BARS = {
     "restart_seconds at most 60",
     "kill": "kills at least 20; lost 0; double_counted 0; identical true",
 }
+SIMULATED = ("labels", "rollouts_per_second", "driver_peak_gib", "store_gib", "restart_seconds")
+KILL = ("kills", "lost", "double_counted", "identical")
 PARTS = ("engine", "simulated", "kill", "growth")
 
 
-def engine(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def engine(folder: Path, arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(ratios with their spread, everything that was measured)."""
     from annotate_engine import one_round
 
     rounds = []
@@ -49,7 +53,7 @@ def engine(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         values = [each[name] for each in rounds]
         figures[name] = round(median(values), 3)
         figures[f"{name}_spread"] = [round(min(values), 3), round(max(values), 3)]
-    return figures | {"errors": [each["errors"] for each in rounds], "rounds": rounds}
+    return figures, {"rounds": rounds}
 
 
 def profile_of(folder: Path) -> Path:
@@ -66,6 +70,25 @@ def profile_of(folder: Path) -> Path:
     return folder / "profile.json"
 
 
+def draw_growth(growth: dict[str, Any], path: Path) -> None:
+    """How the cost of bookkeeping grows: flat lines are linear cost."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 3), layout="constrained")
+    panels = (
+        ("microseconds_a_label_by_problems", "problems", "µs a label, campaign"),
+        ("microseconds_a_state_by_states", "states of one tree", "µs a state, search"),
+    )
+    for axes, (key, across, up) in zip(figure.subplots(1, 2), panels, strict=True):
+        points = sorted((int(size), cost) for size, cost in growth[key].items())
+        axes.loglog(*zip(*points, strict=True), "o-", color="#2b6cb0")
+        axes.set(xlabel=across, ylabel=up, ylim=(min(c for _, c in points) / 4, max(c for _, c in points) * 4))
+        axes.grid(alpha=0.3)
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS, help="measure these, keep the other figures")
@@ -77,30 +100,53 @@ def main() -> None:
     parser.add_argument("--simulated-max-rollouts", type=int, default=640)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "annotate.json")
     arguments = parser.parse_args()
-    results = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    results, details = _read(arguments.out), _read(_details(arguments.out))
     folder = Path(tempfile.mkdtemp(prefix="mmprm-bench-"))
     try:
-        if "engine" in arguments.only:
-            results |= engine(folder, arguments)
-        if set(arguments.only) - {"engine"}:
-            import annotate_simulated
-
-            profile = profile_of(folder)
-            if "kill" in arguments.only:
-                results["kill"] = annotate_simulated.kill(profile, folder / "kill", 24, 150, 640)
-            if "growth" in arguments.only:
-                results["growth"] = annotate_simulated.growth(profile, folder / "growth")
-            if "simulated" in arguments.only:
-                size = (arguments.simulated_problems, arguments.simulated_max_rollouts)
-                results["simulated"] = annotate_simulated.simulated(profile, folder / "simulated", *size)
+        measure(folder, arguments, results, details)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    results["bars"] = BARS
-    results["machine"] = (
+    details["bars"] = BARS
+    details["machine"] = (
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     )
     arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+    _details(arguments.out).write_text(json.dumps(details, indent=2) + "\n")
     print(json.dumps(results, indent=2))
+
+
+def measure(folder: Path, arguments: argparse.Namespace, results: dict[str, Any], details: dict[str, Any]) -> None:
+    if "engine" in arguments.only:
+        figures, more = engine(folder, arguments)
+        results |= figures
+        details |= more
+    if not set(arguments.only) - {"engine"}:
+        return
+    import annotate_simulated
+
+    profile = profile_of(folder)
+    if "kill" in arguments.only:
+        details["kill"] = annotate_simulated.kill(profile, folder / "kill", 24, 150, 640)
+        results["kill"] = {key: details["kill"][key] for key in KILL}
+    if "growth" in arguments.only:
+        details["growth"] = annotate_simulated.growth(profile, folder / "growth")
+    if "simulated" in arguments.only:
+        size = (arguments.simulated_problems, arguments.simulated_max_rollouts)
+        big = annotate_simulated.simulated(profile, folder / "simulated", *size)
+        details["simulated"], results["simulated"] = big, {key: big[key] for key in SIMULATED}
+        if "growth" in details:
+            cost = 1e6 * big["seconds"] / big["labels"]
+            details["growth"]["microseconds_a_label_by_problems"][str(big["problems"])] = cost
+    if "growth" in details:
+        draw_growth(details["growth"], ROOT / "docs" / "growth.png")
+
+
+def _details(path: Path) -> Path:
+    return path.with_name(f"{path.stem}_details.json")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 if __name__ == "__main__":

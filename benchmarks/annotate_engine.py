@@ -206,7 +206,7 @@ def one_round(folder: Path, number: int, problems: int, serial_problems: int, ma
         runs[schedule] = annotate(schedule, some, target, number, max_rollouts)
     tokens, seconds = all_at_once(runs["default"], number)
     default, fixed = runs["default"], runs["fixed"]
-    errors = label_errors({"default": default, "fixed": fixed}, labels=300, solutions=50, seed=number)
+    errors = label_errors({"default": default, "fixed": fixed}, labels=250, solutions=30, seed=number)
     return {
         "saturation": default.summary.tokens_per_second / (tokens / seconds),
         "tokens_all_at_once_over_campaign": tokens / default.summary.tokens,

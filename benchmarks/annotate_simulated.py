@@ -6,6 +6,7 @@ program, this file is the driver: `annotate_simulated.py PROFILE FOLDER PROBLEMS
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -25,7 +26,9 @@ import psutil
 from mcts.campaign import SUMMARY_NAME, run_campaign
 from mcts.config import CampaignConfig
 from mcts.ray_worker import EngineActor, RayWorkers
-from mcts.worker import LocalWorker
+from mcts.roll import Roller
+from mcts.room import Load
+from mcts.search import SearchConfig, search
 from mmprm.config import build
 from mmprm.evidence import evidence
 from mmprm.grading.symbolic import SymbolicGrader
@@ -53,10 +56,10 @@ def read_profile(path: str | Path) -> Profile:
 
 
 class SimulatedActor(EngineActor):
-    async def load(self, config: CampaignConfig, number: int, bind_core: bool) -> None:
-        self._sampler = SimulatedSampler(read_profile(config.engine.model))
-        self._grader = SymbolicGrader(config.grader)
-        self._worker = LocalWorker(self._sampler, self._grader, config.markup, config.seed, config.search)
+    def open_engine(
+        self, config: CampaignConfig, number: int, bind_core: bool
+    ) -> tuple[SimulatedSampler, Callable[[], Load | None]]:
+        return SimulatedSampler(read_profile(config.engine.model)), lambda: None
 
 
 class SimulatedWorkers(RayWorkers):
@@ -231,12 +234,7 @@ def _title(process: psutil.Process) -> str:
 
 
 def growth(profile: Path, folder: Path) -> dict:
-    """Microseconds of processor and wall a label: by problems at ordinary trees, and by states of a single tree."""
-    import asyncio
-
-    from mcts.roll import Roller
-    from mcts.search import SearchConfig, search
-
+    """Microseconds a label by the number of problems, and a state by the number of states of a single tree."""
     by_problems = {}
     for problems in (10, 100, 1000):
         target = folder / f"problems-{problems}"

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mcts.config import CampaignConfig
 from mcts.room import Load
 from mcts.worker import LocalWorker, Report, WorkerDiedError
 from mmprm.errors import MmprmError, SetupError
-from mmprm.types import Batch, Problem
+from mmprm.types import Batch, Problem, Sampler
 
 CLOSE_SECONDS = 10.0
 
@@ -25,18 +27,27 @@ class EngineActor:
     async def load(self, config: CampaignConfig, number: int, bind_core: bool) -> None:
         """Not in the constructor, whose errors Ray reports as a dead actor."""
         from mmprm.grading.open import open_grader
+
+        self._opened = AsyncExitStack()
+        grader = await self._opened.enter_async_context(open_grader(config.grader))
+        sampler, load = self.open_engine(config, number, bind_core)
+        self._worker = LocalWorker(sampler, grader, config.markup, config.seed, config.search, load)
+
+    def open_engine(
+        self, config: CampaignConfig, number: int, bind_core: bool
+    ) -> tuple[Sampler, Callable[[], Load | None]]:
         from mmprm.sampling.config import on_one_core
         from mmprm.sampling.vllm_sampler import VllmSampler
 
         engine = on_one_core(config.engine, number) if bind_core else config.engine
-        self._sampler = VllmSampler(engine, config.sampling, config.prompt)
-        self._opened = AsyncExitStack()
-        grader = await self._opened.enter_async_context(open_grader(config.grader))
-        self._worker = LocalWorker(self._sampler, grader, config.markup, config.seed, config.search, self._load)
+        sampler = VllmSampler(engine, config.sampling, config.prompt)
+        self._opened.callback(sampler.close)
 
-    def _load(self) -> Load:
-        stats = self._sampler.stats()
-        return Load(stats.running, stats.waiting, stats.kv_cache_usage)
+        def load() -> Load:
+            stats = sampler.stats()
+            return Load(stats.running, stats.waiting, stats.kv_cache_usage)
+
+        return sampler, load
 
     async def start(self, problem: Problem, stored: Sequence[Batch]) -> None:
         await self._worker.start(problem, stored)
@@ -46,15 +57,15 @@ class EngineActor:
 
     async def close(self) -> None:
         await self._worker.close()
-        self._sampler.close()
         await self._opened.aclose()
 
 
 class RemoteWorker:
-    """An EngineActor as the driver's Worker."""
+    """An EngineActor as the driver's Worker, with the placement group that holds its GPUs together."""
 
-    def __init__(self, actor: Any) -> None:
+    def __init__(self, actor: Any, group: PlacementGroup) -> None:
         self._actor = actor
+        self._group = group
 
     async def load(self, config: CampaignConfig, number: int, bind_core: bool) -> None:
         await _answer(self._actor.load.remote(config, number, bind_core))
@@ -69,6 +80,7 @@ class RemoteWorker:
         with suppress(asyncio.TimeoutError, WorkerDiedError):
             await asyncio.wait_for(_answer(self._actor.close.remote()), CLOSE_SECONDS)
         ray.kill(self._actor)
+        remove_placement_group(self._group)
 
 
 class RayWorkers:
@@ -92,7 +104,7 @@ class RayWorkers:
         resources = ray.cluster_resources()
         gpus_each = self._config.engine.tensor_parallel_size if resources.get("GPU") else 0
         self._bind_core = not gpus_each and self._config.engine.cores is None
-        self._options = {"num_gpus": gpus_each, "num_cpus": 1, "max_restarts": 0}
+        self._bundle = {"CPU": 1, "GPU": gpus_each} if gpus_each else {"CPU": 1}
         fitting = int(resources["GPU"] // gpus_each) if gpus_each else int(resources["CPU"])
         self.count = self._config.workers or fitting
         if self.count > fitting:
@@ -107,8 +119,21 @@ class RayWorkers:
             ray.shutdown()
 
     async def make(self, number: int) -> RemoteWorker:
-        worker = RemoteWorker(ray.remote(self.actor_class).options(**self._options).remote())
-        await worker.load(self._config, number, self._bind_core)
+        # One bundle lies on one machine: the GPUs of a tensor-parallel engine are never torn apart.
+        group = placement_group([self._bundle], strategy="STRICT_PACK")
+        await group.ready()
+        options = {
+            "num_cpus": 1,
+            "num_gpus": self._bundle.get("GPU", 0),
+            "max_restarts": 0,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(group),
+        }
+        worker = RemoteWorker(ray.remote(self.actor_class).options(**options).remote(), group)
+        try:
+            await worker.load(self._config, number, self._bind_core)
+        except BaseException:
+            await worker.close()
+            raise
         return worker
 
 

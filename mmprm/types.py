@@ -39,12 +39,17 @@ class SampleRequest:
     """Ask for `n` completions of the assistant turn that already begins with `prefix`.
 
     `seed` is derived from content (run seed, problem id, prefix, first draw); draw i of the request uses seed + i.
+
+    A completion ends after the first of the strings `stop`, which stays in its text; a sampler that cannot do so writes
+    on, at the cost of tokens. `greedy` asks for the likeliest completion, with n = 1.
     """
 
     problem: Problem
     prefix: str
     n: int
     seed: int
+    stop: tuple[str, ...] = ()
+    greedy: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,8 @@ COMMANDS = {
     "train": "train a process reward model from labelled paths",
     "score": "score the steps of solutions",
     "rerank": "choose among sampled solutions and report accuracy",
+    "search": "grow solutions step by step as their scores say",
+    "eval": "judge the judge: first errors, steps, best-of-N, calibration",
     "grade": "compare responses with gold answers",
     "tiny": "the embedded world: write problems, train its policy",
     "doctor": "say what this machine can do and what to install",

@@ -114,6 +114,7 @@ def candidate_lines(groups: Sequence[Group], aggregator: str) -> Iterator[dict[s
                 "answer": candidate.answer,
                 "verdict": candidate.verdict.name.lower(),
                 "unsplit": candidate.unsplit,
+                "tokens": candidate.token_count,
                 "scores": candidate.scores.scores if scored else None,
                 "reward": rewards[draw] if scored else None,
                 "chosen": draw == best,

@@ -34,5 +34,9 @@ class ScriptedSampler:
         finally:
             self.in_flight -= 1
         draws = (random.Random(request.seed + i) for i in range(request.n))
-        texts = [self._write(request.problem, request.prefix, draw) for draw in draws]
+        texts = [_stopped(self._write(request.problem, request.prefix, draw), request.stop) for draw in draws]
         return tuple(Completion(text, len(text.split()), "stop") for text in texts)
+
+
+def _stopped(text: str, stop: tuple[str, ...]) -> str:
+    return text[: min((text.find(end) + len(end) for end in stop if end in text), default=len(text))]

@@ -72,7 +72,7 @@ class ServerSampler:
             "messages": turns,
             "n": request.n,
             "seed": request.seed,
-            "temperature": sampling.temperature,
+            "temperature": 0.0 if request.greedy else sampling.temperature,
             "top_p": sampling.top_p,
             "max_tokens": sampling.max_tokens,
         }
@@ -81,6 +81,8 @@ class ServerSampler:
             return body
         # Also where they are neutral: a server's own defaults come from the checkpoint's generation_config.json.
         body |= {"top_k": sampling.top_k, "repetition_penalty": sampling.repetition_penalty, "return_token_ids": True}
+        if request.stop:  # OpenAI's own API leaves the string out of the text, where the end of a step would be missed
+            body |= {"stop": list(request.stop), "include_stop_str_in_output": True}
         if self._engine.max_pixels:
             body["mm_processor_kwargs"] = {"max_pixels": self._engine.max_pixels}
         if beginning:

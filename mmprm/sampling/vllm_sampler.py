@@ -68,12 +68,15 @@ class VllmSampler:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
+        settings = self._sampling.model_dump() | ({"temperature": 0.0} if request.greedy else {})
         # One request for n draws: vLLM gives draw i the seed `seed + i`, and prepares the prompt and pictures once.
         return SamplingParams(
             n=request.n,
             seed=request.seed,
+            stop=list(request.stop),
+            include_stop_str_in_output=bool(request.stop),
             output_kind=RequestOutputKind.FINAL_ONLY,
-            **self._sampling.model_dump(),
+            **settings,
         )
 
 

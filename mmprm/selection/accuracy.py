@@ -64,6 +64,53 @@ def accuracy_at_n(
     return points
 
 
+def accuracy(groups: Sequence[Group], aggregate: str, seed: int = 0) -> dict[str, Interval]:
+    """Each selector's accuracy when it chooses among all candidates of a group; their number may differ by problem."""
+    return {name: bootstrap_mean(values_P, seed) for name, values_P in _over_all(groups, aggregate).items()}
+
+
+@dataclass(frozen=True, slots=True)
+class EqualTokens:
+    """Best-of-n with as many generated tokens as another strategy; n may lie between two numbers of samples, whose
+    accuracies are then mixed. `tokens` are those of both, a problem; `difference` is the other strategy's accuracy
+    minus best-of-n's, paired by problem. Where the drawn samples have fewer tokens than the strategy, `n` is their
+    number and `tokens` are theirs."""
+
+    n: float
+    tokens: float
+    accuracy: dict[str, Interval]
+    difference: dict[str, Interval]
+
+
+def at_equal_tokens(
+    guided: Sequence[Group], tokens: int, samples: Sequence[Group], aggregate: str, seed: int = 0
+) -> EqualTokens:
+    """Compare a strategy's groups, for which `tokens` were generated in all, with whole samples of the same problems.
+
+    n = tokens / (tokens of all samples / samples a problem), at least 1 and at most the samples a problem.
+    """
+    assert [group.problem.id for group in guided] == [group.problem.id for group in samples], "the same problems"
+    most = common_size(samples)
+    each = sum(candidate.token_count for group in samples for candidate in group.candidates) / most
+    n = min(max(tokens / each, 1.0), float(most))
+    below = math.floor(n)
+    choices_P = [choices(group, aggregate) for group in samples]
+    low, high = (_selector_values(choices_P, size, seed) for size in (below, min(below + 1, most)))
+    mixed = dict(zip(SELECTORS, low + (n - below) * (high - low), strict=True))
+    ours = _over_all(guided, aggregate)
+    return EqualTokens(
+        n=n,
+        tokens=n * each / len(samples),
+        accuracy={name: bootstrap_mean(values_P, seed) for name, values_P in mixed.items()},
+        difference={name: paired_difference(ours[name], values_P, seed) for name, values_P in mixed.items()},
+    )
+
+
+def _over_all(groups: Sequence[Group], aggregate: str) -> dict[str, list[float]]:
+    choices_P = [choices(group, aggregate) for group in groups]
+    return {name: [select(seen) for seen in choices_P] for name, select in SELECTORS.items()}
+
+
 def _selector_values(choices_P: Sequence[Sequence[Choice]], n: int, seed: int) -> NDArray[np.float64]:
     """Accuracy of each selector (rows, in the table's order) on each problem (columns)."""
     subsets = _subsets(len(choices_P[0]), n, seed)

@@ -16,7 +16,6 @@ from mmprm.sampling.seeds import derive_seed
 from mmprm.scoring.aggregate import aggregator, vote_weight
 from mmprm.selection.selectors import Choice
 from mmprm.types import (
-    Completion,
     Grader,
     Problem,
     Sampler,
@@ -76,6 +75,22 @@ def answer_key(extracted: str | None, problem: Problem) -> str | None:
     return str(value) if value is not None else text or None
 
 
+async def graded_candidate(
+    problem: Problem, response: str, token_count: int, grader: Grader, markup: steps.Markup
+) -> Candidate:
+    """The response with its verdict and its plain steps, not scored yet."""
+    grading = await grader.grade(problem, response)
+    split = steps.split(response, markup)
+    return Candidate(
+        response=response,
+        steps=tuple(steps.plain(step, markup) for step in split.steps),
+        answer=answer_key(grading.extracted, problem),
+        verdict=grading.verdict,
+        token_count=token_count,
+        unsplit=split.reason,
+    )
+
+
 async def sample_groups(
     problems: Sequence[Problem],
     sampler: Sampler,
@@ -102,19 +117,8 @@ async def sample_groups(
                 raise
             except MmprmError as error:
                 return str(error)
-        return Group(problem, tuple(await asyncio.gather(*(candidate(problem, c) for c in completions))))
-
-    async def candidate(problem: Problem, completion: Completion) -> Candidate:
-        grading = await grader.grade(problem, completion.text)
-        split = steps.split(completion.text, markup)
-        return Candidate(
-            response=completion.text,
-            steps=tuple(steps.plain(step, markup) for step in split.steps),
-            answer=answer_key(grading.extracted, problem),
-            verdict=grading.verdict,
-            token_count=completion.token_count,
-            unsplit=split.reason,
-        )
+        graded = (graded_candidate(problem, c.text, c.token_count, grader, markup) for c in completions)
+        return Group(problem, tuple(await asyncio.gather(*graded)))
 
     results = dict(
         zip([p.id for p in problems], await asyncio.gather(*(group(problem) for problem in problems)), strict=True)

@@ -1,0 +1,95 @@
+"""Guided search over many problems at once: groups of candidates, as best-of-N gives them, and what they cost."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from mmprm.errors import EngineStoppedError, MmprmError
+from mmprm.scoring.aggregate import aggregator
+from mmprm.selection.groups import Group, graded_candidate
+from mmprm.selection.paths import Path, Writer
+from mmprm.selection.score_queue import ScoreQueue
+from mmprm.selection.strategies import STRATEGIES, GuidedConfig, ahead, solutions
+from mmprm.steps import Markup
+from mmprm.types import Grader, Problem, Sampler, Scorer, Solution
+
+
+@dataclass(frozen=True, slots=True)
+class Guided:
+    """The solutions that a search found, graded and scored. `tokens` and `draws` count all that was generated,
+    also for what was dropped; a candidate's own `token_count` is what lies on its path."""
+
+    group: Group
+    tokens: int
+    draws: int
+
+
+@dataclass(frozen=True, slots=True)
+class Searched:
+    """Results in the order of the problems, and the reason for each problem that failed."""
+
+    results: list[Guided]
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+async def search_problems(
+    problems: Sequence[Problem],
+    sampler: Sampler,
+    grader: Grader,
+    scorer: Scorer,
+    config: GuidedConfig,
+    *,
+    aggregate: str,
+    markup: Markup,
+    run_seed: int = 0,
+    in_flight: int = 1024,
+) -> Searched:
+    """Search each problem, at most `in_flight` samples at a time; partial solutions are valued by the aggregator.
+
+    A problem whose sampling or scoring fails is reported in `failed` and left out; an engine that has stopped fails the
+    whole.
+    """
+    value = aggregator(aggregate)
+    queue = ScoreQueue(scorer)
+    room = asyncio.Semaphore(max(1, in_flight // config.samples))
+
+    async def search(problem: Problem) -> Guided:
+        writer = Writer(problem, sampler, markup, run_seed)
+
+        async def judge(paths: Sequence[Path]) -> list[float]:
+            if config.lookahead:
+                paths = await asyncio.gather(*(ahead(writer, path, config.lookahead) for path in paths))
+            scores = await queue.score([Solution(problem, writer.plain(path)) for path in paths])
+            return [value(entry.scores) for entry in scores]
+
+        found = solutions(await STRATEGIES[config.strategy](writer, judge, config))
+        graded = (graded_candidate(problem, path.text, path.token_count, grader, markup) for path in found)
+        group = await _scored(Group(problem, tuple(await asyncio.gather(*graded))), queue)
+        return Guided(group, writer.tokens, writer.draws)
+
+    async def attempt(problem: Problem) -> Guided | str:
+        async with room:
+            try:
+                return await search(problem)
+            except EngineStoppedError:
+                raise
+            except MmprmError as error:
+                return str(error)
+
+    try:
+        results = await asyncio.gather(*(attempt(problem) for problem in problems))
+    finally:
+        queue.close()
+    return Searched(
+        results=[result for result in results if isinstance(result, Guided)],
+        failed={
+            problem.id: result for problem, result in zip(problems, results, strict=True) if isinstance(result, str)
+        },
+    )
+
+
+async def _scored(group: Group, queue: ScoreQueue) -> Group:
+    scores = iter(await queue.score([Solution(group.problem, c.steps) for c in group.candidates if c.steps]))
+    return replace(group, candidates=tuple(replace(c, scores=next(scores)) if c.steps else c for c in group.candidates))

@@ -1,0 +1,96 @@
+"""Partial solutions, and a policy that continues them by one step at a time."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mmprm.sampling.seeds import derive_seed
+from mmprm.steps import Markup, plain, split
+from mmprm.types import Completion, Problem, Sampler, SampleRequest, Steps
+
+STOPS: dict[Markup, Callable[[int], tuple[str, ...]]] = {
+    "tags": lambda number: ("</step>", f"</step_{number}>"),
+    "blank_lines": lambda number: ("\n\n",),
+    "numbered": lambda number: (),
+}
+"""Strings that end step `number`. They save the tokens behind the step; its end is always found by steps.split. Where
+only the beginning of the next step ends one (numbered), a whole continuation is generated and cut."""
+
+
+class State(enum.Enum):
+    """OPEN: goes on; COMPLETE: the policy has ended it; BROKEN: its end cannot be cut into steps."""
+
+    OPEN = enum.auto()
+    COMPLETE = enum.auto()
+    BROKEN = enum.auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """A partial solution: whole steps, verbatim, and in `tail` the text after them that is no step. `token_count` is
+    what was generated for it, from draw to draw."""
+
+    steps: Steps = ()
+    token_count: int = 0
+    state: State = State.OPEN
+    tail: str = ""
+
+    @property
+    def text(self) -> str:
+        return "".join(self.steps) + self.tail
+
+
+class Writer:
+    """The policy at work on one problem. `tokens` and `draws` count everything that was generated for it."""
+
+    def __init__(self, problem: Problem, sampler: Sampler, markup: Markup, run_seed: int) -> None:
+        self.problem = problem
+        self.tokens = 0
+        self.draws = 0
+        self._sampler = sampler
+        self._markup = markup
+        self._run_seed = run_seed
+
+    async def solutions(self, n: int) -> list[Path]:
+        """n solutions from the beginning to the end, in draw order."""
+        completions = await self._sample(SampleRequest(self.problem, "", n, self._seed("", 0)))
+        return [Path(token_count=c.token_count, state=State.COMPLETE, tail=c.text) for c in completions]
+
+    async def steps(self, path: Path, n: int, first_draw: int = 0, greedy: bool = False) -> list[Path]:
+        """n draws of the open path's next step, in draw order."""
+        stop = STOPS[self._markup](len(path.steps) + 1)
+        seed = self._seed(path.text, first_draw)
+        completions = await self._sample(SampleRequest(self.problem, path.text, n, seed, stop, greedy))
+        return [extended(path, completion, stop, self._markup) for completion in completions]
+
+    def plain(self, path: Path) -> Steps:
+        return tuple(plain(step, self._markup) for step in path.steps)
+
+    def _seed(self, prefix: str, first_draw: int) -> int:
+        return derive_seed(self._run_seed, self.problem.id, prefix, first_draw)
+
+    async def _sample(self, request: SampleRequest) -> tuple[Completion, ...]:
+        completions = await self._sampler.sample(request)
+        self.tokens += sum(completion.token_count for completion in completions)
+        self.draws += len(completions)
+        return completions
+
+
+def extended(path: Path, completion: Completion, stop: tuple[str, ...], markup: Markup) -> Path:
+    """The path with the first step of the completion.
+
+    It is complete where the policy ended its turn with that step, or instead of one. It is broken where the text cannot
+    be split, or was cut off within the step.
+    """
+    text, tokens = completion.text, path.token_count + completion.token_count
+    stopped = text.endswith(stop)
+    ended = completion.finish_reason == "stop" and not stopped
+    if ended and path.steps and not text.strip():
+        return Path(path.steps, tokens, State.COMPLETE, text)
+    cut = split(text, markup).steps
+    if not cut or (len(cut) == 1 and not ended and not stopped):
+        return Path(path.steps, tokens, State.BROKEN, text)
+    complete = ended and len(cut) == 1
+    return Path((*path.steps, cut[0]), tokens, State.COMPLETE if complete else State.OPEN)

@@ -1,0 +1,111 @@
+"""The documents name what is there: commands, files, keys and their defaults."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mmprm.cli import options
+from mmprm.cli.main import COMMANDS
+from mmprm.config import Config, describe
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+README_ROW = re.compile(r"^\| \[`mmprm ([a-z ]+)`\]\((docs/[a-z-]+\.md)\) \|", re.MULTILINE)
+LINK = re.compile(r"\]\(([^)\s]+)\)")
+CODE_BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+COMMAND_LINE = re.compile(r"^(?:\$ )?(?:torchrun .* -m )?mmprm (.+)$", re.MULTILINE)
+KEY_TABLE = re.compile(r"^\| key of `mmprm (\w+)` \| default .*\n\|[-|]+\n((?:\|.*\n)+)", re.MULTILINE)
+KEY_ROW = re.compile(r"^\| `([\w.]+)` \| (.*?) \|", re.MULTILINE)
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        raise ValueError(message)
+
+
+def parser_and_models(command: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Parser, list[type[Config]]]:
+    """A command's parser, and the configurations whose keys it lists under --help."""
+    models: list[type[Config]] = []
+
+    def record(model: type[Config]) -> str:
+        models.append(model)
+        return ""
+
+    monkeypatch.setattr(options, "key_table", record)
+    parser = Parser(prog=command)
+    importlib.import_module(f"mmprm.cli.{command}").add_arguments(parser)
+    return parser, models
+
+
+def keys_of(models: list[type[Config]]) -> dict[str, str]:
+    """Every key, groups included, with its default as --help shows it (a group's is empty)."""
+    defaults: dict[str, str] = {}
+    for key, default, _ in (row for model in models for row in describe(model)):
+        defaults.setdefault(key, default)
+        for end in (match.start() for match in re.finditer(r"\.", key)):
+            defaults.setdefault(key[:end], "")
+    return defaults
+
+
+def command_lines(page: Path) -> Iterator[str]:
+    for block in CODE_BLOCK.findall(page.read_text(encoding="utf-8")):
+        yield from COMMAND_LINE.findall(block.replace("\\\n", " "))
+
+
+EXAMPLES = [(page.name, line) for page in PAGES for line in command_lines(page)]
+
+
+def test_every_command_has_a_row_in_the_readme_and_a_page() -> None:
+    rows = dict(README_ROW.findall(PAGES[0].read_text(encoding="utf-8")))
+    assert sorted({*COMMANDS} - rows.keys()) == [], "commands that the README does not list"
+    assert sorted(rows.keys() - {*COMMANDS, "labels export"}) == [], "the README lists what is no command"
+    for command, page in rows.items():
+        assert f"mmprm {command}" in (ROOT / page).read_text(encoding="utf-8"), f"{page} does not name {command}"
+
+
+def test_the_index_has_every_page() -> None:
+    linked = LINK.findall((ROOT / "docs" / "README.md").read_text(encoding="utf-8"))
+    assert sorted([*linked, "README.md"]) == [page.name for page in PAGES[1:]]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    links = [link.partition("#")[0] for link in LINK.findall(page.read_text(encoding="utf-8"))]
+    broken = [link for link in links if not link.startswith("http") and not (page.parent / link).exists()]
+    assert not broken
+
+
+@pytest.mark.parametrize(("page", "line"), EXAMPLES, ids=lambda value: value[:60])
+def test_examples_are_commands_with_keys_that_exist(page: str, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    command, *words = shlex.split(line, comments=True)
+    parser, models = parser_and_models(command, monkeypatch)
+    arguments = parser.parse_args(words)
+    unknown = {item.partition("=")[0] for item in getattr(arguments, "set", [])} - keys_of(models).keys()
+    assert not unknown, f"{page}: {command} has no {unknown}"
+    config = getattr(arguments, "config", None)
+    assert config is None or not config.startswith("configs/") or (ROOT / config).is_file(), f"{page}: no {config}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_key_tables_have_the_real_defaults(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for command, rows in KEY_TABLE.findall(page.read_text(encoding="utf-8")):
+        real = keys_of(parser_and_models(command, monkeypatch)[1])
+        shown = dict(KEY_ROW.findall(rows))
+        assert len(shown) == rows.count("\n"), "each row is a key with its default"
+        spelled = {"None": "null", "True": "true", "False": "false"}
+        assert shown == {key: spelled.get(real.get(key, ""), real.get(key, "")) for key in shown}
+
+
+def test_the_examples_and_tables_are_found() -> None:
+    """A pattern that matches nothing would let everything pass."""
+    pages = {page for page, _ in EXAMPLES}
+    assert {"README.md", "annotate.md", "train.md", "export.md"} <= pages
+    tables = [command for page in PAGES for command, _ in KEY_TABLE.findall(page.read_text(encoding="utf-8"))]
+    assert sorted(tables) == ["annotate", "demo", "grade", "labels", "rerank", "tiny", "train"]
