@@ -105,6 +105,55 @@ def choose_threshold(scores_KS: Sequence[Sequence[float]], truth_K: Sequence[int
     return threshold, processbench_f1([first_below(scores_S, threshold) for scores_S in scores_KS], truth_K)
 
 
+@dataclass(frozen=True, slots=True)
+class MacroF1:
+    """`f1` is the mean of the F1 of the right and of the wrong steps, which are `on_right` and `on_wrong`."""
+
+    f1: float
+    on_right: float
+    on_wrong: float
+    right: int
+    wrong: int
+
+
+def macro_f1(claimed_K: ArrayLike, right_K: ArrayLike) -> MacroF1:
+    """F1 of a class = 2·hits / (claims + members), for steps claimed right and steps claimed wrong (VisualProcessBench).
+
+    NaN where the truth lacks one of the two classes.
+    """
+    claimed_K, right_K = np.asarray(claimed_K, dtype=bool), np.asarray(right_K, dtype=bool)
+    assert claimed_K.shape == right_K.shape, "one claim a step"
+    right, wrong = int(right_K.sum()), int((~right_K).sum())
+    if not right or not wrong:
+        return MacroF1(math.nan, math.nan, math.nan, right, wrong)
+    on_right = 2 * int((claimed_K & right_K).sum()) / (int(claimed_K.sum()) + right)
+    on_wrong = 2 * int((~claimed_K & ~right_K).sum()) / (int((~claimed_K).sum()) + wrong)
+    return MacroF1((on_right + on_wrong) / 2, on_right, on_wrong, right, wrong)
+
+
+def choose_step_threshold(scores_K: ArrayLike, right_K: ArrayLike) -> tuple[float, MacroF1]:
+    """The threshold in [0, 1] of highest macro F1 on a development split, with that F1; a step is claimed right from
+    the threshold on. As in choose_threshold, it is the middle of the best gap between scores, the widest among equals.
+    """
+    scores_K, right_K = np.asarray(scores_K, dtype=float), np.asarray(right_K, dtype=bool)
+    right, wrong = int(right_K.sum()), int((~right_K).sum())
+    if not right or not wrong:
+        raise DataError(
+            f"a threshold needs right and wrong steps: the development split has {right} right and {wrong} wrong ones; "
+            "give it more solutions"
+        )
+    edges = np.unique(np.concatenate([scores_K, [0.0, 1.0]]))
+    middles, widths = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
+    missed = np.searchsorted(np.sort(scores_K[right_K]), middles)
+    found = np.searchsorted(np.sort(scores_K[~right_K]), middles)
+    on_right = 2 * (right - missed) / (2 * right - missed + wrong - found)
+    on_wrong = 2 * found / (found + missed + wrong)
+    f1 = (on_right + on_wrong) / 2
+    best = np.flatnonzero(f1 >= f1.max() - 1e-12)
+    threshold = float(middles[best[np.argmax(widths[best])]])
+    return threshold, macro_f1(scores_K >= threshold, right_K)
+
+
 def wilson(successes: int, trials: int, level: float = 0.95) -> Interval | None:
     """Score interval of a share p = k / n (Wilson, 1927), with z the normal quantile of the level; None for n = 0.
 

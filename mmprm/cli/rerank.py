@@ -5,7 +5,8 @@ samples, with intervals).
 
 Examples:
   mmprm rerank --set problems.path=test.jsonl --set engine.model=tiny --set scorer.prm=runs/demo/train/prm
-  mmprm rerank --config configs/rerank/internvl3-8b.yaml --set samples=16
+  mmprm rerank --config configs/rerank/internvl3-8b.yaml --set problems.path=dev.jsonl --choose-aggregator
+  mmprm rerank --config configs/rerank/internvl3-8b.yaml --set problems.path=test.jsonl --set samples=16
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ from mmprm.cli.jsonl import output
 from mmprm.cli.options import add_config_options, load_config
 from mmprm.config import Config
 from mmprm.errors import DataError
+from mmprm.evaluation.aggregators import choose_aggregator
 from mmprm.grading.calibration import check_judge
 from mmprm.grading.open import open_grader
 from mmprm.grading.symbolic import GraderConfig
-from mmprm.prm.info import read_info
+from mmprm.prm.info import read_info, write_info
 from mmprm.problems import ProblemsConfig, load_problems
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
@@ -71,13 +73,19 @@ class RerankConfig(Config):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--choose-aggregator",
+        action="store_true",
+        help="choose the aggregator of highest accuracy on these problems and store it in the PRM's prm.json",
+    )
     add_config_options(parser, RerankConfig)
 
 
 def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments, RerankConfig)
     begun = time.perf_counter()
-    aggregator = chosen_aggregator(config.aggregator, read_info(config.scorer.prm).aggregator)
+    info = read_info(config.scorer.prm)
+    aggregator = "" if arguments.choose_aggregator else chosen_aggregator(config.aggregator, info.aggregator)
     check_judge(config.grader.judge)
     sampled = _sample(config)
     if not sampled.groups:
@@ -88,6 +96,13 @@ def run(arguments: argparse.Namespace) -> None:
         groups = score_groups(sampled.groups, scorer)
     finally:
         scorer.close()
+    if arguments.choose_aggregator:
+        choice = choose_aggregator(groups, config.seed)
+        aggregator = choice.name
+        write_info(config.scorer.prm, info.model_copy(update={"aggregator": aggregator}))
+        print(f"{config.scorer.prm}: aggregator {aggregator}, chosen on {choice.problems} problems")
+        for name, accuracy in sorted(choice.candidates.items(), key=lambda item: -item[1].value):
+            print(f"  {name:<14}{accuracy.value:.3f} [{accuracy.low:.3f}, {accuracy.high:.3f}]")
     points = accuracy_at_n(groups, aggregator, _sizes(config.samples), config.seed)
     folder = Path(config.output)
     with output(folder / "candidates.jsonl") as out:

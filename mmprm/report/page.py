@@ -21,8 +21,10 @@ VERDICTS = {Verdict.CORRECT: "correct", Verdict.INCORRECT: "incorrect", Verdict.
 
 def write_report(path: str | Path, data: ReportData) -> None:
     """Write the page for `data`, replacing `path` at once; raises DataError where it cannot be written."""
-    path = Path(path)
-    text = page(data)
+    write_page(Path(path), page(data))
+
+
+def write_page(path: Path, text: str) -> None:
     partial = path.with_name(path.name + ".partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,17 +44,22 @@ def page(data: ReportData) -> str:
         _solutions(data),
         _facts(data),
     ]
+    return document(data.title, sections)
+
+
+def document(title: str, sections: Iterable[str]) -> str:
+    """The page around its sections, those left out that are empty."""
     body = "\n".join(section for section in sections if section)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>'
-        f"<title>{_text(data.title)}</title><style>{CSS}</style></head>\n<body>\n{body}\n</body></html>\n"
+        f"<title>{escaped(title)}</title><style>{CSS}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
 
 
 def _head(data: ReportData) -> str:
-    subtitle = f'<p class="subtitle">{_text(data.subtitle)}</p>' if data.subtitle else ""
-    return f"<header><h1>{_text(data.title)}</h1>{subtitle}{_lead(data)}</header>"
+    subtitle = f'<p class="subtitle">{escaped(data.subtitle)}</p>' if data.subtitle else ""
+    return f"<header><h1>{escaped(data.title)}</h1>{subtitle}{_lead(data)}</header>"
 
 
 def _lead(data: ReportData) -> str:
@@ -69,14 +76,14 @@ def _lead(data: ReportData) -> str:
 def _headlines(data: ReportData) -> str:
     if not data.headlines:
         return ""
-    table = _table(["figure", "measured", "bar", ""], map(_headline, data.headlines))
+    table = table(["figure", "measured", "bar", ""], map(_headline, data.headlines))
     return f"<section><h2>Figures</h2>{table}</section>"
 
 
 def _headline(line: Headline) -> list[str]:
     mark = {True: '<span class="met">✓ met</span>', False: '<span class="missed">✗ missed</span>', None: ""}[line.met]
-    note = f'<span class="note">{_text(line.note)}</span>' if line.note else ""
-    return [f"<code>{_text(line.key)}</code>{note}", _text(_number(line.value)), _text(line.bar or ""), mark]
+    note = f'<span class="note">{escaped(line.note)}</span>' if line.note else ""
+    return [f"<code>{escaped(line.key)}</code>{note}", escaped(_number(line.value)), escaped(line.bar or ""), mark]
 
 
 def _accuracy(data: ReportData) -> str:
@@ -84,23 +91,23 @@ def _accuracy(data: ReportData) -> str:
         return ""
     last = data.accuracy[-1]
     names = [name for name in plots.SERIES if name in last.accuracy]
-    by_n = [[name, *(_interval(point.accuracy[name]) for point in data.accuracy)] for name in names]
+    by_n = [[name, *(interval_cell(point.accuracy[name]) for point in data.accuracy)] for name in names]
     differences = [
         [
             name,
-            _interval(last.minus_random[name], signed=True) if name != "random" else "",
-            _interval(last.minus_majority[name], signed=True) if name != "majority" else "",
+            interval_cell(last.minus_random[name], signed=True) if name != "random" else "",
+            interval_cell(last.minus_majority[name], signed=True) if name != "majority" else "",
         ]
         for name in names
     ]
-    aggregator = f" Step scores are aggregated by <code>{_text(data.aggregator)}</code>." if data.aggregator else ""
+    aggregator = f" Step scores are aggregated by <code>{escaped(data.aggregator)}</code>." if data.aggregator else ""
     return f"""<section><h2>Accuracy against the number of samples</h2>
 <p class="note">{data.problems} problems. At each N a selector chooses among N of a problem's samples, averaged over
 their subsets; ties are split evenly. Bars and ranges are 95 % bootstrap intervals over problems.{aggregator}</p>
 <figure>{plots.accuracy_plot(data.accuracy)}</figure>
-{_table(["selector", *(f"N = {point.n}" for point in data.accuracy)], by_n)}
+{table(["selector", *(f"N = {point.n}" for point in data.accuracy)], by_n)}
 <h3>Difference at N = {last.n}, paired by problem</h3>
-{_table(["selector", "minus random", "minus majority"], differences)}
+{table(["selector", "minus random", "minus majority"], differences)}
 </section>"""
 
 
@@ -140,11 +147,11 @@ def _solution(solution: JudgedSolution) -> str:
     pictures = "".join(map(_picture, solution.pictures))
     aside = f'<div class="pictures">{pictures}</div>' if pictures else ""
     judgement = (
-        f"gold answer {_text(solution.answer)} · aggregate {_number(solution.reward)} · "
+        f"gold answer {escaped(solution.answer)} · aggregate {_number(solution.reward)} · "
         f"answer graded {VERDICTS[solution.verdict]}"
     )
     return f"""<article class="solution{"" if pictures else " plain"}">{aside}<div>
-<p class="question">{_text(solution.question)}</p><p class="note">{judgement}</p>
+<p class="question">{escaped(solution.question)}</p><p class="note">{judgement}</p>
 <ol class="steps">{"".join(map(_step, solution.steps))}</ol></div></article>"""
 
 
@@ -156,7 +163,7 @@ def _step(step: JudgedStep) -> str:
     }
     end, share = ("good", 2 * step.score - 1) if step.score >= 0.5 else ("bad", 1 - 2 * step.score)
     return (
-        f'<li style="--end: var(--{end}); --share: {share:.0%}"><span class="text">{_text(step.text)}</span>'
+        f'<li style="--end: var(--{end}); --share: {share:.0%}"><span class="text">{escaped(step.text)}</span>'
         f'<span class="bar"><i style="width: {step.score:.1%}"></i></span><span class="score">{step.score:.2f}</span>'
         f"{mark[step.right]}</li>"
     )
@@ -171,18 +178,18 @@ def _picture(picture: Picture) -> str:
 def _facts(data: ReportData) -> str:
     if not data.facts:
         return ""
-    rows = "".join(f"<tr><th>{_text(key)}</th><td>{_text(value)}</td></tr>" for key, value in data.facts.items())
+    rows = "".join(f"<tr><th>{escaped(key)}</th><td>{escaped(value)}</td></tr>" for key, value in data.facts.items())
     return f'<section><h2>The run</h2><table class="facts"><tbody>{rows}</tbody></table></section>'
 
 
-def _table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
+def table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of cells that are HTML already."""
     head = "".join(f"<th>{cell}</th>" for cell in heads)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _interval(interval: Interval, signed: bool = False) -> str:
+def interval_cell(interval: Interval, signed: bool = False) -> str:
     style = "+.3f" if signed else ".3f"
     value, low, high = (format(x, style).replace("-", "−") for x in (interval.value, interval.low, interval.high))
     separator = " to " if signed else "–"
@@ -199,6 +206,6 @@ def _number(value: float | int | str | None) -> str:
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.3f}"
 
 
-def _text(text: str) -> str:
+def escaped(text: str) -> str:
     """Escaped for HTML."""
     return html.escape(printable(text))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import matplotlib
@@ -15,7 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
+from mmprm.metrics import Interval, ReliabilityBin
 from mmprm.report.data import TrainingPoint
+from mmprm.report.text import printable
 from mmprm.selection.accuracy import AccuracyAtN
 
 PLACEHOLDERS = {"ink": "#000001", "soft": "#000002", "rule": "#000003", "bad": "#000004", "good": "#000005"}
@@ -145,6 +147,49 @@ def training_plot(points: Sequence[TrainingPoint]) -> str:
         axes.set_ylabel("loss (nats)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend(loc="upper right", frameon=False)
+    return output[0]
+
+
+def reliability_plot(curve: Sequence[ReliabilityBin], name: str) -> str:
+    """Share of right steps against the mean score of a bin; the area of a mark grows with its number of steps. On the
+    dashed line a score is a probability. `name` keeps the ids of several plots of a page apart."""
+    with _figure(name, 7.4, 4.2) as (axes, output):
+        axes.plot([0, 1], [0, 1], color=PLACEHOLDERS["soft"], linestyle="--", linewidth=1)
+        places = [entry.predicted for entry in curve], [entry.observed for entry in curve]
+        axes.plot(*places, color=PLACEHOLDERS["good"], linewidth=1.6)
+        most = max(entry.count for entry in curve)
+        axes.scatter(
+            *places, s=[12 + 150 * entry.count / most for entry in curve], color=PLACEHOLDERS["good"], zorder=3
+        )
+        axes.set_xlabel("mean score of the steps")
+        axes.set_ylabel("share of them that is right")
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(-0.02, 1.02)
+    return output[0]
+
+
+def bars_plot(values: Mapping[str, Interval], label: str, name: str) -> str:
+    """A bar with its interval for each name, the first on top."""
+    with _figure(name, 7.4, 0.9 + 0.42 * len(values)) as (axes, output):
+        places = range(len(values))
+        entries = list(values.values())
+        axes.barh(
+            places,
+            [entry.value for entry in entries],
+            xerr=[
+                [max(0.0, entry.value - entry.low) for entry in entries],
+                [max(0.0, entry.high - entry.value) for entry in entries],
+            ],
+            height=0.6,
+            color=PLACEHOLDERS["good"],
+            ecolor=PLACEHOLDERS["ink"],
+        )
+        axes.grid(axis="x")
+        axes.grid(visible=False, axis="y")
+        axes.set_yticks(places, [printable(key) for key in values])
+        axes.invert_yaxis()
+        axes.set_xlim(0, 1)
+        axes.set_xlabel(label)
     return output[0]
 
 

@@ -66,8 +66,8 @@ def chosen_aggregator(configured: str | None, stored: str | None) -> str:
     name = configured or stored
     if name is None:
         raise ConfigError(
-            f"aggregator: prm.json names none; set one of {', '.join(AGGREGATORS)}, best the one that wins on a "
-            "development set"
+            f"aggregator: prm.json names none; set one of {', '.join(AGGREGATORS)}, or let mmprm rerank "
+            "--choose-aggregator find and store the best one on a development set"
         )
     return name
 

@@ -1,4 +1,4 @@
-"""The tokenizer and processor of the tiny policy: about 160 tokens, ChatML, and the real Qwen2.5-VL processor.
+"""The tokenizer and processor of the tiny policy: about 140 tokens, ChatML, and the real Qwen2.5-VL processor.
 
 Words that belong together are one token. That `blue=` is one token matters: the token that asks for a digit then also
 names the cell, which a model of this size needs in order to learn to read its picture within minutes. Printable ASCII

@@ -136,3 +136,21 @@ def test_pictures_are_relative_to_the_file() -> None:
     solution = score._solution(row, "f.jsonl:3", Path("folder"))
     assert [picture.path for picture in solution.problem.pictures] == ["folder/a.png", "folder/b.png"]
     assert solution.problem.id == "f.jsonl:3"
+
+
+def test_rerank_chooses_an_aggregator_and_stores_it(
+    tmp_path: Path, scorer: LengthScorer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Scores are 1 / length: the right solution has the lower minimum and the higher maximum."""
+    right = Candidate("", ("a", "abcd"), "1", Verdict.CORRECT, 4, None)
+    wrong = Candidate("", ("ab", "ab"), "2", Verdict.INCORRECT, 4, None)
+    groups = [Group(Problem("p1", "q", "1"), (wrong, right))]
+    monkeypatch.setattr(rerank, "_sample", lambda config: Sampled(groups, {}))
+    monkeypatch.setattr(rerank, "read_info", lambda path: PrmInfo())
+    stored: list[PrmInfo] = []
+    monkeypatch.setattr(rerank, "write_info", lambda path, info: stored.append(info))
+    sets = ["problems.path=x.jsonl", "engine.model=tiny", "scorer.prm=p", "samples=2", f"output={tmp_path}"]
+    assert main(["rerank", "--choose-aggregator", *(part for item in sets for part in ("--set", item))]) == 0
+    assert [info.aggregator for info in stored] == ["mean"], "the first of those that choose right"
+    assert "aggregator mean, chosen on 1 problems" in capsys.readouterr().out
+    assert json.loads((tmp_path / "summary.json").read_text())["accuracy"]["prm"] == 1

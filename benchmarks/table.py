@@ -1,0 +1,82 @@
+"""Write docs/benchmarks.md from benchmarks/results: `python benchmarks/table.py`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "benchmarks.md"
+
+INTRODUCTION = """# What was measured
+
+Written by `python benchmarks/table.py` from `benchmarks/results/*.json`, the last run of each benchmark on the machine
+that is named with it. Ratios compare runs that stood side by side on it; beside a median, lowest and highest.
+"""
+
+
+def grading(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    for key, bar in results["bars"].items():
+        yield f"`{key}` ({results['n'][key]:,} cases)", _shown(results[key]), f"at least {bar}" if bar else "0"
+
+
+def annotate(results: dict[str, Any], details: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    for key, bar in details["bars"].items():
+        if key not in results:
+            continue
+        value, spread = results[key], results.get(f"{key}_spread")
+        if isinstance(value, dict):
+            yield f"`{key}`", "<br>".join(f"{name} {_shown(each)}" for name, each in value.items()), bar
+        else:
+            yield f"`{key}`", f"{_shown(value)} ({_shown(spread[0])} to {_shown(spread[1])})", bar
+    for name in ("default", "fixed"):
+        errors = [each["errors"][name] for each in details.get("rounds", [])]
+        if errors:
+            shown = [
+                f"{key} {', '.join(_shown(each[key]) for each in errors)}" for key in ("rmse", "bias", "first_error")
+            ]
+            yield f"errors of the labels, {name}, each round", "<br>".join(shown), "reported"
+
+
+BENCHMARKS = {
+    "grading": (grading, "make bench-grading", "How answers of two problem files are judged."),
+    "annotate": (
+        annotate,
+        "make bench-annotate",
+        "The embedded policy in vLLM, one engine a core; `default` is what `mmprm annotate` does, `fixed` draws 16 "
+        "rollouts for every state. Errors are against 256 fresh rollouts a label.",
+    ),
+}
+
+
+def page() -> str:
+    parts = [INTRODUCTION]
+    for name, (rows, command, what) in BENCHMARKS.items():
+        if not (RESULTS / f"{name}.json").exists():
+            continue
+        results = json.loads((RESULTS / f"{name}.json").read_text())
+        more = RESULTS / f"{name}_details.json"
+        details = json.loads(more.read_text()) if more.exists() else {}
+        lines = [f"| {key} | {value} | {bar} |" for key, value, bar in rows(results, details)]
+        machine = details.get("machine", results.get("machine"))
+        parts.append(
+            f"## {name}\n\n{what} `{command}`; {machine}.\n\n| key | measured | bar |\n|---|---|---|\n"
+            + "\n".join(lines)
+            + "\n"
+        )
+        if "growth" in details:
+            parts.append("![How cost grows](growth.png)\n")
+    return "\n".join(parts)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return f"{value:,.3g}" if isinstance(value, float) and abs(value) < 1000 else f"{value:,.0f}"
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

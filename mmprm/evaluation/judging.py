@@ -1,0 +1,213 @@
+"""How well step scores agree with known steps: F1 by source and over all, AUC, calibration; a table of figures.
+
+Shapes: K item, a solution (first errors) or a step (macro F1).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mmprm.errors import DataError
+from mmprm.evaluation.labelled import FigureName, LabelledSolution
+from mmprm.metrics import (
+    Interval,
+    ReliabilityBin,
+    bootstrap,
+    choose_step_threshold,
+    choose_threshold,
+    expected_calibration_error,
+    first_below,
+    macro_f1,
+    processbench_f1,
+    reliability,
+    roc_auc,
+)
+from mmprm.sampling.seeds import derive_seed
+from mmprm.types import StepScores
+
+Values = dict[str, float]
+Judged = tuple[LabelledSolution, StepScores]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFigures:
+    """Figures of one source, or of all together. An interval is None where the data hold one kind only."""
+
+    f1: Interval | None
+    parts: dict[str, Interval | None]
+    solutions: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class Judging:
+    """A scored data set. `average` is the mean of the sources' F1, `pooled` takes all items as one source; solutions of
+    the development split are in neither. `curve` and `ece` see every judged step as P(right) and outcome."""
+
+    dataset: str
+    figure: FigureName
+    prm: str
+    threshold: float
+    threshold_from: str
+    sources: dict[str, SourceFigures]
+    pooled: SourceFigures
+    average: Interval | None
+    auc: float | None
+    curve: list[ReliabilityBin]
+    ece: float
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """The items of a figure at a threshold: `measure` is given the indices of some of them."""
+
+    measure: Callable[[NDArray[np.intp]], Values]
+    problems: list[str]
+    sources: NDArray[np.str_]
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """`choose` gives the threshold of highest F1; `parts` names what F1 is made of."""
+
+    choose: Callable[[Sequence[Judged]], float]
+    items: Callable[[Sequence[Judged], float], Items]
+    parts: dict[str, str]
+
+
+def _first_errors(judged: Sequence[Judged], threshold: float) -> Items:
+    """ProcessBench: the first step with a score below the threshold is the claimed first error."""
+    claimed_K = np.array([first_below(scores.scores, threshold) for _, scores in judged])
+    truth_K = np.array([labelled.first_error for labelled, _ in judged])
+    return Items(
+        lambda drawn: asdict(processbench_f1(claimed_K[drawn], truth_K[drawn])),
+        [labelled.problem for labelled, _ in judged],
+        np.array([labelled.source for labelled, _ in judged]),
+    )
+
+
+def _steps(judged: Sequence[Judged], threshold: float) -> Items:
+    """VisualProcessBench: each judged step by itself, claimed right from the threshold on."""
+    scores_K, right_K = step_outcomes(judged)
+    owners = [labelled for labelled, _ in judged for right in labelled.right if right is not None]
+    return Items(
+        lambda drawn: asdict(macro_f1(scores_K[drawn] >= threshold, right_K[drawn])),
+        [labelled.problem for labelled in owners],
+        np.array([labelled.source for labelled in owners]),
+    )
+
+
+FIGURES: dict[FigureName, Figure] = {
+    "first_error_f1": Figure(
+        lambda judged: choose_threshold([s.scores for _, s in judged], [x.first_error for x, _ in judged])[0],
+        _first_errors,
+        {"on_bad": "accuracy on solutions with a wrong step", "on_good": "accuracy on solutions without one"},
+    ),
+    "macro_f1": Figure(
+        lambda judged: choose_step_threshold(*step_outcomes(judged))[0],
+        _steps,
+        {"on_right": "F1 of right steps", "on_wrong": "F1 of wrong steps"},
+    ),
+}
+
+
+def step_outcomes(judged: Sequence[Judged]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Score and truth of every judged step."""
+    pairs = [
+        (score, right)
+        for labelled, scores in judged
+        for score, right in zip(scores.scores, labelled.right, strict=True)
+        if right is not None
+    ]
+    return np.array([score for score, _ in pairs]), np.array([right for _, right in pairs], dtype=bool)
+
+
+def split_development(
+    judged: Sequence[Judged], development: float | str, seed: int
+) -> tuple[list[Judged], list[Judged], str]:
+    """The development split, the rest, and what the split is in words.
+
+    A number is a share of the problems, taken whole and chosen by their content and the seed. A text names a source,
+    which is measured as well: ProcessBench takes its threshold from gsm8k so.
+    """
+    if isinstance(development, str):
+        chosen = [item for item in judged if item[0].source == development]
+        if not chosen:
+            names = ", ".join(sorted({item[0].source for item in judged}))
+            raise DataError(f"development={development!r}: is none of the sources; there are {names}")
+        return chosen, list(judged), f"{development}, {len(chosen)} solutions"
+    problems = sorted({item[0].problem for item in judged}, key=lambda problem: derive_seed(seed, problem, "", 0))
+    inside = set(problems[: max(1, round(development * len(problems)))])
+    chosen = [item for item in judged if item[0].problem in inside]
+    rest = [item for item in judged if item[0].problem not in inside]
+    if not rest:
+        raise DataError(f"development={development}: leaves none of the {len(problems)} problems to measure; set less")
+    return chosen, rest, f"{len(inside)} of {len(problems)} problems, {len(chosen)} solutions"
+
+
+def judge(
+    dataset: str,
+    figure: FigureName,
+    judged: Sequence[Judged],
+    *,
+    prm: str = "",
+    threshold: float | None = None,
+    development: float | str = 0.2,
+    seed: int = 0,
+    bins: int = 10,
+) -> Judging:
+    """Measure scores against what is known. The threshold is the given one, or comes from a development split."""
+    kind, origin, measured = FIGURES[figure], "given", list(judged)
+    if threshold is None:
+        chosen, measured, origin = split_development(judged, development, seed)
+        threshold = kind.choose(chosen)
+    items = kind.items(measured, threshold)
+    everything = np.arange(len(items.problems))
+    names = sorted(set(items.sources.tolist()))
+
+    def average(drawn: NDArray[np.intp]) -> float:
+        own = items.sources[drawn]
+        return float(np.mean([items.measure(drawn[own == name])["f1"] for name in names]))
+
+    def figures(source: str | None) -> SourceFigures:
+        inside = everything if source is None else everything[items.sources == source]
+        own = [item for item in measured if source in (None, item[0].source)]
+        values = {
+            name: _interval(lambda drawn, name=name: items.measure(inside[drawn])[name], items, inside, seed)
+            for name in ("f1", *kind.parts)
+        }
+        return SourceFigures(values.pop("f1"), values, len(own), sum(_count(item[0]) for item in own))
+
+    scores_K, right_K = step_outcomes(measured)
+    curve = reliability(scores_K, right_K, bins)
+    return Judging(
+        dataset=dataset,
+        figure=figure,
+        prm=prm,
+        threshold=threshold,
+        threshold_from=origin,
+        sources={name: figures(name) for name in names},
+        pooled=figures(None),
+        average=_interval(average, items, everything, seed),
+        auc=roc_auc(scores_K, right_K) if right_K.any() and not right_K.all() else None,
+        curve=curve,
+        ece=expected_calibration_error(curve),
+    )
+
+
+def _interval(
+    statistic: Callable[[NDArray[np.intp]], float], items: Items, inside: NDArray[np.intp], seed: int
+) -> Interval | None:
+    """Bootstrap over problems; None where the statistic is not defined."""
+    if math.isnan(statistic(np.arange(len(inside)))):
+        return None
+    return bootstrap(statistic, [items.problems[index] for index in inside], seed)
+
+
+def _count(labelled: LabelledSolution) -> int:
+    return sum(right is not None for right in labelled.right)

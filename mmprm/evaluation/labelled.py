@@ -1,0 +1,130 @@
+"""Solutions whose steps were judged by people, or are known: a table of data sets with a reader each.
+
+A reader turns one record into a LabelledSolution; KeyError, TypeError and ValueError in it mean that the record has
+another form.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from mmprm.errors import DataError
+from mmprm.evaluation.first_error import first_error
+from mmprm.labels.formats import FORMATS
+from mmprm.metrics import NO_ERROR
+from mmprm.types import Picture, Problem, Solution
+
+Record = dict[str, Any]
+FigureName = Literal["first_error_f1", "macro_f1"]
+
+
+@dataclass(frozen=True, slots=True)
+class LabelledSolution:
+    """`right` says of each step whether it is right, None where that is not known or the step is left out. Solutions of
+    one problem share `problem`, however they came about; `source` is the part of the data set that is reported apart."""
+
+    solution: Solution
+    right: tuple[bool | None, ...]
+    problem: str
+    source: str
+
+    @property
+    def first_error(self) -> int:
+        """Index of the first wrong step; NO_ERROR without any."""
+        return first_error([right is not False for right in self.right])
+
+
+class Parsed:
+    """What a reader found in a record. `images` are paths as they stand there."""
+
+    def __init__(
+        self,
+        question: str,
+        steps: Sequence[str],
+        right: Sequence[bool | None],
+        images: str | Sequence[str] | None = None,
+        source: str | None = None,
+    ) -> None:
+        self.question = question
+        self.steps = tuple(steps)
+        self.right = tuple(right)
+        self.images = (images,) if isinstance(images, str) else tuple(images or ())
+        self.source = source
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`format` names the form of "steps" files (see labels.formats); soft labels above `label_threshold` are right."""
+
+    format: str = "prm800k"
+    label_threshold: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    figure: FigureName
+    read: Callable[[Record, Options], Parsed]
+
+
+def read_processbench(record: Record, options: Options) -> Parsed:
+    """`label` is the index of the first wrong step or -1; of the steps after it nothing is known."""
+    steps, error = record["steps"], record["label"]
+    if not isinstance(error, int) or not NO_ERROR <= error < len(steps):
+        raise ValueError(f"label must be -1 or the index of one of the {len(steps)} steps, got {error!r}")
+    known = len(steps) if error == NO_ERROR else error
+    right = [True] * known + [False][: len(steps) - known] + [None] * (len(steps) - known - 1)
+    return Parsed(record["problem"], steps, right)
+
+
+def read_visualprocessbench(record: Record, options: Options) -> Parsed:
+    """1 right, -1 wrong; 0, a step that is neither, is left out."""
+    response = record["response"]
+    response = json.loads(response) if isinstance(response, str) else response
+    right = [{1: True, -1: False, 0: None}[value] for value in response["process_correctness"]]
+    return Parsed(record["question"], response["steps"], right, record.get("image"), record.get("data_source"))
+
+
+def read_steps(record: Record, options: Options) -> Parsed:
+    question, steps, labels = FORMATS[options.format].read(record)
+    right = [label if isinstance(label, bool | None) else label > options.label_threshold for label in labels]
+    return Parsed(question, steps, right, record.get("image"))
+
+
+DATASETS: dict[str, Dataset] = {
+    "processbench": Dataset("first_error_f1", read_processbench),
+    "visualprocessbench": Dataset("macro_f1", read_visualprocessbench),
+    "steps": Dataset("macro_f1", read_steps),
+}
+
+
+def read_labelled(
+    name: str, records: Iterable[tuple[str, Record]], root: Path, source: str, options: Options
+) -> list[LabelledSolution]:
+    """All solutions of a file that have a judged step. Its pairs (place for error messages, record) may name pictures,
+    relative to `root`; `source` is taken where a record has none of its own."""
+    found = []
+    for place, record in records:
+        try:
+            parsed = DATASETS[name].read(record, options)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            known = f" ({', '.join(record)})"
+            what = f"has no {error}" if isinstance(error, KeyError) else str(error)
+            raise DataError(f"{place}: is no record of {name}: {what}{known}") from error
+        if not parsed.steps or not all(isinstance(step, str) for step in parsed.steps):
+            raise DataError(f"{place}: steps must be a list of at least one text")
+        if len(parsed.steps) != len(parsed.right):
+            raise DataError(f"{place}: {len(parsed.steps)} steps but {len(parsed.right)} labels; each step needs one")
+        if not isinstance(parsed.question, str):
+            raise DataError(f"{place}: the question must be text, got {parsed.question!r}")
+        if all(right is None for right in parsed.right):
+            continue
+        pictures = tuple(Picture(path=str(root / image)) for image in parsed.images)
+        # The place serves as the id, so that a scorer's complaint names the line.
+        solution = Solution(Problem(place, parsed.question, answer="", pictures=pictures), parsed.steps)
+        problem = json.dumps([parsed.question, parsed.images])
+        found.append(LabelledSolution(solution, parsed.right, problem, parsed.source or source))
+    return found
