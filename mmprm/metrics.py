@@ -117,9 +117,9 @@ class MacroF1:
 
 
 def macro_f1(claimed_K: ArrayLike, right_K: ArrayLike) -> MacroF1:
-    """F1 of a class = 2·hits / (claims + members), for steps claimed right and steps claimed wrong (VisualProcessBench).
+    """F1 of a class = 2·hits / (claims + members), for steps claimed right and steps claimed wrong.
 
-    NaN where the truth lacks one of the two classes.
+    NaN where the truth lacks one of the two classes. Source: Wang et al., VisualPRM (VisualProcessBench).
     """
     claimed_K, right_K = np.asarray(claimed_K, dtype=bool), np.asarray(right_K, dtype=bool)
     assert claimed_K.shape == right_K.shape, "one claim a step"

@@ -4,7 +4,7 @@ Examples:
   mmprm tiny problems --out runs/tiny/annotate.jsonl --count 200 --split annotate
   mmprm tiny train --out runs/tiny/policy --set seed=1
 
-The keys below belong to `train`, which takes about a quarter of an hour on 2 free cores.
+The keys below belong to `train`, which takes about half an hour on 2 free cores.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ FigureName = Literal["first_error_f1", "macro_f1"]
 @dataclass(frozen=True, slots=True)
 class LabelledSolution:
     """`right` says of each step whether it is right, None where that is not known or the step is left out. Solutions of
-    one problem share `problem`, however they came about; `source` is the part of the data set that is reported apart."""
+    one problem share `problem`, whoever wrote them; `source` is the part of the data set that is reported apart."""
 
     solution: Solution
     right: tuple[bool | None, ...]
@@ -110,7 +110,7 @@ def read_labelled(
     for place, record in records:
         try:
             parsed = DATASETS[name].read(record, options)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, DataError) as error:
             known = f" ({', '.join(record)})"
             what = f"has no {error}" if isinstance(error, KeyError) else str(error)
             raise DataError(f"{place}: is no record of {name}: {what}{known}") from error

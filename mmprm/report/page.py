@@ -38,7 +38,7 @@ def page(data: ReportData) -> str:
     sections = [
         _head(data),
         _headlines(data),
-        _accuracy(data),
+        accuracy_section(data),
         _labels(data),
         _training(data),
         _solutions(data),
@@ -76,8 +76,8 @@ def _lead(data: ReportData) -> str:
 def _headlines(data: ReportData) -> str:
     if not data.headlines:
         return ""
-    table = table(["figure", "measured", "bar", ""], map(_headline, data.headlines))
-    return f"<section><h2>Figures</h2>{table}</section>"
+    rows = map(_headline, data.headlines)
+    return f"<section><h2>Figures</h2>{table(['figure', 'measured', 'bar', ''], rows)}</section>"
 
 
 def _headline(line: Headline) -> list[str]:
@@ -86,7 +86,7 @@ def _headline(line: Headline) -> list[str]:
     return [f"<code>{escaped(line.key)}</code>{note}", escaped(_number(line.value)), escaped(line.bar or ""), mark]
 
 
-def _accuracy(data: ReportData) -> str:
+def accuracy_section(data: ReportData) -> str:
     if not data.accuracy:
         return ""
     last = data.accuracy[-1]

@@ -349,8 +349,8 @@ async def test_equal_tokens_by_hand() -> None:
         )
         return Group(Problem(name, "q", "1"), tuple(candidates))
 
-    # Best-of-N picks the right candidate in every subset that holds it: 1/4, 2/4, 3/4, 1 for N = 1 to 4 in a, and never
-    # in b. 50 tokens for two problems are 25 each: two samples and a half, (2/4 + 3/4) / 2 in a, half of that over both.
+    # Best-of-N picks the right candidate in every subset that holds it: 1/4, 2/4, 3/4, 1 for N = 1 to 4 in a,
+    # never in b. 50 tokens for two problems are 25 each: two samples and a half, (2/4 + 3/4) / 2 in a, half over both.
     samples = [group("a", 0.1, 0.9, 0.1, 0.1), group("b", 0.9, 0.1, 0.1, 0.1, right=9)]
     guided = [group("a", 0.5, 0.9), group("b", 0.5, 0.9, 0.1)]
     equal = at_equal_tokens(guided, 50, samples, "min")

@@ -1,0 +1,77 @@
+"""The page of an evaluation folder: how a process reward model judges steps, and what choosing by it gains."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmprm.evaluation.best_of_n import OWN, BestOfN
+from mmprm.evaluation.judging import FIGURES, Judging, SourceFigures
+from mmprm.metrics import Interval
+from mmprm.report.data import ReportData
+from mmprm.report.page import accuracy_section, document, escaped, interval_cell, table
+from mmprm.report.plots import bars_plot, reliability_plot
+
+TITLES = {
+    "first_error_f1": "ProcessBench F1",
+    "macro_f1": "macro F1",
+}
+NOTES = {
+    "first_error_f1": "The claimed first error is the first step scored below the threshold. F1 is the harmonic mean "
+    "of two accuracies: the exact first error on solutions with a wrong step, and no claim on those without one.",
+    "macro_f1": "A step scored at the threshold or above is claimed right. Macro F1 is the mean of the F1 of right and "
+    "of wrong steps; steps that people call neither are left out.",
+}
+
+
+def judging_page(results: Sequence[Judging], best_of_n: BestOfN | None) -> str:
+    """A section for each data set, then best-of-N with every aggregator."""
+    sections = ["<header><h1>Judging the judge</h1></header>"]
+    sections += [_judging(result) for result in results]
+    if best_of_n is not None:
+        sections += [_aggregators(best_of_n), accuracy_section(_report_data(best_of_n))]
+    return document("Judging the judge", sections)
+
+
+def _judging(result: Judging) -> str:
+    parts = FIGURES[result.figure].parts
+    rows = [_row(name, figures) for name, figures in result.sources.items()]
+    if len(result.sources) > 1:
+        rows.append(["average of the sources", _cell(result.average), *[""] * len(parts), "", ""])
+    rows.append(_row("all together", result.pooled))
+    measured = {name: figures.f1 for name, figures in result.sources.items() if figures.f1 is not None}
+    title = TITLES[result.figure]
+    bars = bars_plot(measured, title, f"sources-{result.dataset}") if len(measured) > 1 else ""
+    auc = "" if result.auc is None else f" AUC of the steps is {result.auc:.3f}."
+    return f"""<section><h2>{escaped(result.dataset)}</h2>
+<p class="note">{NOTES[result.figure]} Threshold {result.threshold:.3f} ({escaped(result.threshold_from)}). Ranges are
+95 % bootstrap intervals over problems. Process reward model: {escaped(result.prm)}.</p>
+{f"<figure>{bars}</figure>" if bars else ""}
+{table(["source", title, *map(escaped, parts.values()), "solutions", "judged steps"], rows)}
+<h3>Calibration</h3>
+<p class="note">Scores as probabilities that a step is right, in {len(result.curve)} bins of equal width that are not
+empty. The expected calibration error is {result.ece:.3f}.{auc}</p>
+<figure>{reliability_plot(result.curve, f"reliability-{result.dataset}")}</figure></section>"""
+
+
+def _row(name: str, figures: SourceFigures) -> list[str]:
+    cells = [_cell(figures.f1), *map(_cell, figures.parts.values())]
+    return [escaped(name), *cells, f"{figures.solutions:,}", f"{figures.steps:,}"]
+
+
+def _aggregators(result: BestOfN) -> str:
+    rows = [
+        [f"<code>{escaped(name)}</code>", *(interval_cell(points[-1].accuracy[selector]) for selector in OWN)]
+        for name, points in result.accuracy.items()
+    ]
+    return f"""<section><h2>Best of {result.samples} by aggregator</h2>
+<p class="note">{result.problems} problems. Below, the curves of <code>{escaped(result.best)}</code>. An aggregator that
+is chosen by this table needs other problems to be measured on.</p>
+{table(["aggregator", *OWN], rows)}</section>"""
+
+
+def _report_data(result: BestOfN) -> ReportData:
+    return ReportData("", accuracy=result.accuracy[result.best], problems=result.problems, aggregator=result.best)
+
+
+def _cell(interval: Interval | None) -> str:
+    return "not defined" if interval is None else interval_cell(interval)
