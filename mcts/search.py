@@ -93,10 +93,14 @@ async def _find_first_error(tree: SearchTree, candidate: Candidate, roll: Roll, 
             return False
         if counts.value is None:
             return True
-        if counts.right:
-            sound, ancestor = middle, counts
-        else:
+        if not counts.right:
             broken = middle
+            continue
+        sound = middle
+        if steps[:middle] in tree.states or counts.known >= (
+            config.shared or 0
+        ):  # a lucky one of few says little of a value
+            ancestor = counts
     return True
 
 

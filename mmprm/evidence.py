@@ -1,10 +1,14 @@
 """Which rollouts are evidence for the value of a prefix.
 
 A state, a prefix that was drawn from, is labelled by its own rollouts alone: it was asked about because of a wrong
-rollout that runs through it, so what ran through it before was chosen by its outcome. But a rollout is fair evidence
-for the prefixes behind its state, as it chose them before it ended. So a prefix that was never drawn from is labelled
-by the rollouts that run through it, once they are `StoppingRule.shared`: a number that does not depend on how they
-ended. When a state is drawn from, what ran behind it before is dropped: had one been right, it would not have been.
+rollout that runs through it, so what ran through it before was chosen by its outcome. But the rollouts of one batch,
+drawn together, chose the prefixes behind their state before they ended. So a prefix that was never drawn from is
+labelled by the first batch that alone sent `StoppingRule.shared` rollouts through it: a number that does not depend on
+how they ended. Several batches are not pooled, since the later ones are drawn because of how the earlier ones ended.
+
+One selection is left, as in every such search: a problem is only searched if the rollouts from its root are neither all
+right nor all wrong. Where it is hardly ever solved, labels that the root's rollouts give are therefore too high, by up
+to about 0.03 for values below 0.1.
 """
 
 from __future__ import annotations
@@ -28,14 +32,11 @@ def counts_of(tally: Tally) -> Counts:
 
 
 def evidence(tree: Tree, rule: StoppingRule) -> dict[Steps, Counts]:
-    """The evidence for every prefix of the tree that has enough: states with a known verdict in the tree's order, then
-    other prefixes, unless the problem is always or never solved. The value of a state is freed from the bias of the
-    stopping rule."""
+    """The evidence for every prefix of the tree that has enough: states with a known verdict, their values freed from
+    the bias of the stopping rule, and other prefixes, unless the problem is always or never solved."""
     found = {node.steps: unbiased(node.batches, rule) for node in tree.nodes}
     if rule.shared is not None and tree.nodes and tree.nodes[0].counts.value not in (None, 0.0, 1.0):
-        for prefix, counts in _shared(tree).items():
-            if prefix not in found and counts.known >= rule.shared:
-                found[prefix] = counts
+        found = _shared(tree, rule.shared) | found
     return {steps: counts for steps, counts in found.items() if counts.known}
 
 
@@ -44,17 +45,15 @@ def count_labels(tree: Tree, rule: StoppingRule) -> int:
     return sum(bool(steps) for steps in evidence(tree, rule))
 
 
-def _shared(tree: Tree) -> dict[Steps, Counts]:
-    """Prefix → counts of the rollouts that ran through it since the latest of the states before it was drawn from."""
-    place = {node.steps: number for number, node in enumerate(tree.nodes)}
-    tallies: dict[Steps, Tally] = {}
-    for number, node in enumerate(tree.nodes):
-        latest = max(place.get(node.steps[:depth], 0) for depth in range(len(node.steps) + 1))
-        for rollout in node.rollouts:
-            since = latest
+def _shared(tree: Tree, enough: int) -> dict[Steps, Counts]:
+    """Prefix → counts of the rollouts of the first batch that alone sent `enough` of known verdict through it."""
+    found: dict[Steps, Counts] = {}
+    for node in tree.nodes:
+        tallies: dict[Steps, Tally] = {}
+        for rollout in node.rollouts[: node.batches[0].known + node.batches[0].unknown]:
             for prefix in passing(node.steps, rollout):
-                if since > number:
-                    break
                 tallies.setdefault(prefix, [0, 0, 0])[rollout.verdict] += 1
-                since = max(since, place.get(prefix, 0))
-    return {prefix: counts_of(tally) for prefix, tally in tallies.items()}
+        for prefix, tally in tallies.items():
+            if tally[Verdict.CORRECT] + tally[Verdict.INCORRECT] >= enough:
+                found.setdefault(prefix, counts_of(tally))
+    return found

@@ -113,13 +113,9 @@ class Counts:
         return self.right / self.known if self.known else None
 
     def __add__(self, other: Counts) -> Counts:
-        """Pooled evidence; estimates weigh by their known verdicts."""
-        sums = (self.right + other.right, self.wrong + other.wrong, self.unknown + other.unknown)
-        if self.estimate is None and other.estimate is None:
-            return Counts(*sums)
-        parts = [counts for counts in (self, other) if counts.known]
-        weighted = sum(counts.known * counts.value for counts in parts)
-        return Counts(*sums, weighted / sum(counts.known for counts in parts))
+        assert self.estimate is None, "estimates of stopped batches cannot be pooled without bias"
+        assert other.estimate is None, "estimates of stopped batches cannot be pooled without bias"
+        return Counts(self.right + other.right, self.wrong + other.wrong, self.unknown + other.unknown)
 
 
 @dataclass(frozen=True, slots=True)

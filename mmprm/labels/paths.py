@@ -33,8 +33,8 @@ def label_tree(tree: Tree, rule: StoppingRule, markup: Markup, seed: int) -> lis
     """One path through each deepest state, continued by a complete solution where one runs through it, and as many
     right as wrong complete solutions: all of the rarer kind.
 
-    States whose plain steps agree are one. Each label stands on the first path that has its prefix; the other paths
-    have None there. A path whose solution is one too many of its kind ends at its deepest state. A state or solution
+    Of states whose plain steps agree the first one counts. Each label stands on the first path that has its prefix; the
+    other paths have None there. A path whose solution is one too many of its kind ends at its deepest state. A state or solution
     with a step that is empty without its markup takes no part. Choices depend on `seed` and the problem alone.
     """
     states, verdicts = _states(tree, rule, markup), _solutions(tree, markup)
@@ -71,7 +71,7 @@ def _states(tree: Tree, rule: StoppingRule, markup: Markup) -> dict[Steps, Count
     for verbatim, counts in evidence(tree, rule).items():
         steps = tuple(plain(step, markup) for step in verbatim)
         if steps and all(steps):
-            states[steps] = states.get(steps, Counts()) + counts
+            states.setdefault(steps, counts)
     return states
 
 

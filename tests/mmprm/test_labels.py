@@ -110,7 +110,7 @@ def test_what_gives_no_label() -> None:
 
 def test_states_that_differ_in_markup_alone_are_one() -> None:
     other = Node(("<step_1>a</step_1>",), (Counts(3, 1),), ())
-    assert labels_of(label_tree(tree(node("a", ("b A", "w")), other), FIXED, "tags", seed=0)) == {("a",): Counts(3, 2)}
+    assert labels_of(label_tree(tree(node("a", ("b A", "w")), other), FIXED, "tags", seed=0)) == {("a",): Counts(0, 1)}
 
 
 def test_the_seed_decides() -> None:

@@ -88,9 +88,3 @@ def test_unknown_verdicts_are_left_out() -> None:
     batches = [Counts(0, 1, 3), Counts(2, 1)]
     assert unbiased(batches, rule).value == pytest.approx(2 / 4)
     assert unbiased([Counts(0, 0, 4), Counts(0, 0, 3)], rule).value is None
-
-
-def test_pooling_weighs_estimates_by_their_known_verdicts() -> None:
-    assert Counts(1, 2, 0, 0.5) + Counts(3, 0) == Counts(4, 2, 0, (3 * 0.5 + 3 * 1.0) / 6)
-    assert Counts(1, 2, 0, 0.5) + Counts(0, 0, 2) == Counts(1, 2, 2, 0.5)
-    assert Counts(1, 2) + Counts(3, 0, 1) == Counts(4, 2, 1)
