@@ -97,9 +97,8 @@ async def _find_first_error(tree: SearchTree, candidate: Candidate, roll: Roll, 
             broken = middle
             continue
         sound = middle
-        if steps[:middle] in tree.states or counts.known >= (
-            config.shared or 0
-        ):  # a lucky one of few says little of a value
+        # One right rollout among few passing ones settles the question, but says little of a value.
+        if steps[:middle] in tree.states or counts.known >= config.shared:
             ancestor = counts
     return True
 

@@ -34,8 +34,8 @@ def label_tree(tree: Tree, rule: StoppingRule, markup: Markup, seed: int) -> lis
     right as wrong complete solutions: all of the rarer kind.
 
     Of states whose plain steps agree the first one counts. Each label stands on the first path that has its prefix; the
-    other paths have None there. A path whose solution is one too many of its kind ends at its deepest state. A state or solution
-    with a step that is empty without its markup takes no part. Choices depend on `seed` and the problem alone.
+    other paths have None there. A path whose solution is one too many of its kind ends at its deepest state. A state or
+    solution with a step that is empty without its markup takes no part. Choices depend on `seed` and the problem alone.
     """
     states, verdicts = _states(tree, rule, markup), _solutions(tree, markup)
     solutions = {steps: right for steps, right in verdicts.items() if steps not in states}

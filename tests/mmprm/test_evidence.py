@@ -45,8 +45,8 @@ def test_only_the_first_batch_of_a_state_is_shared() -> None:
     """The second is drawn because of how the first one ended."""
     drawn = [Rollout(tuple(text), verdict, 1, text) for text, verdict in [("ab", R), ("ac", W), ("ad", R), ("ab", R)]]
     whole = Node((), (Counts(1, 1), Counts(2, 0)), tuple(drawn))
-    assert found(StoppingRule(doubt=0, shared=2), whole) == {"a": Counts(1, 1)}
-    assert found(SHARED, whole) == {}
+    assert found(StoppingRule(rollouts=4, shared=2), whole) == {"a": Counts(1, 1)}
+    assert found(StoppingRule(rollouts=4, shared=3), whole) == {}
 
 
 @pytest.mark.parametrize("verdict", [R, W, U])
@@ -55,7 +55,7 @@ def test_a_problem_that_is_always_or_never_solved_shares_nothing(verdict: Verdic
 
 
 class World:
-    """Six steps from three letters, X with the chance `bad` and mending itself seldom: values follow from the letters."""
+    """Six steps from three letters, X with the chance `bad`, which is seldom mended: values follow from the letters."""
 
     def __init__(self, seed: int, bad: float) -> None:
         self.rng = random.Random(seed)
