@@ -18,6 +18,10 @@ class StepsConfig(Config):
     """Solutions, with some checks and calculations."""
     checking: int = 1300
     """Solutions and checks in equal parts."""
+    statements: int = 400
+    """Checks alone."""
+    both: int = 600
+    """Solutions, and somewhat fewer checks."""
 
 
 class TinyTrainConfig(Config):
@@ -29,8 +33,10 @@ class TinyTrainConfig(Config):
     """Peak of each stage's schedule: linear warm-up over a twentieth of its steps, then cosine to a twentieth."""
     weight_decay: float = 0.01
     """AdamW's decay."""
-    mistake_rate: float = 0.1
-    """Probability that a step of a training solution is wrong; it sets pass@1 at temperature 1."""
+    mistake_rate: float = 0.05
+    """Probability that an easy step of a training solution is wrong; it sets pass@1 at temperature 1."""
+    hard_mistake_rate: float = 0.3
+    """The same of a hard step: one that reads a hard digit or needs a carry."""
     problems: int = 20000
     """Different problems of the train split to draw from."""
     heldout: int = 500

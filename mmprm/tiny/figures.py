@@ -80,7 +80,7 @@ BARS: Sequence[Rule] = (
     ("trees_in_flight_max", "at least 64", lambda s: s["trees_in_flight_max"] >= 64),
 )
 REPORTED = ("labels_terminal", "accuracy.random", "accuracy.majority", "accuracy.weighted", "accuracy.oracle")
-REPORTED += ("tokens_per_second",)
+REPORTED += ("untrained.prm_step_f1", "untrained.accuracy_prm", "tokens_per_second")
 
 
 def headlines_of(summary: Mapping[str, Any]) -> list[Headline]:

@@ -1,8 +1,8 @@
 """What the tiny policy is trained on: texts with a picture, some of whose characters are targets of the loss.
 
-- `solution`: the question and a step-tagged solution with mistakes at a fixed rate, which later steps carry on, as the
+- `solution`: the question and a step-tagged solution with mistakes at fixed rates, which later steps carry on, as the
   corpora behind real models hold them. The most probable token stays the right one, while sampling at temperature 1
-  errs at about that rate: a policy that knows better than it writes, which is what labels and rewards can bring out.
+  errs at about those rates: a policy that knows better than it writes, which is what labels and rewards can bring out.
 - `readings`: the digits of all the colours, one after the other.
 - `drill`: calculations without a picture.
 - `checks`: unconnected statements about the picture and about numbers; after about half of them stands Yes or No. A
@@ -23,7 +23,7 @@ from transformers import Qwen2_5_VLProcessor
 
 from mmprm.tiny.picture import COLOURS, COLUMNS, DIGITS, ROWS, SHIFTS
 from mmprm.tiny.tokenizer import END
-from mmprm.tiny.world import OPERATORS, TAIL, TinyProblem, solve
+from mmprm.tiny.world import OPERATORS, TAIL, Mistakes, TinyProblem, solve
 
 IMAGE = f"<|vision_start|>{'<|image_pad|>' * (ROWS * COLUMNS)}<|vision_end|>"
 FACTS = {
@@ -59,8 +59,8 @@ class Lesson:
     parts: tuple[Part, ...]
 
 
-def solution(tiny: TinyProblem, rng: random.Random, mistake_rate: float) -> Lesson:
-    response = "".join(solve(tiny, rng, mistake_rate))
+def solution(tiny: TinyProblem, rng: random.Random, mistakes: Mistakes) -> Lesson:
+    response = "".join(solve(tiny, rng, mistakes))
     return Lesson(tiny.cells, (_ask(tiny.problem.question), Part(response + END, True)))
 
 

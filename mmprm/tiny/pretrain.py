@@ -1,25 +1,31 @@
-"""Training of the tiny policy from random weights, in five stages, on 2 cores.
+"""Training of the tiny policy from random weights, in seven stages, on 2 cores.
 
 First the vision tower alone: a linear head on each merged patch predicts its digit and its colour. Through the language
 model's loss alone such a model does not learn to see. Then the whole model on the mixtures of lessons below: numbers,
-then pictures, so that the language model binds a colour's name to its cell, then solutions, and at last solutions and
-checks in equal parts, so that the model also knows a wrong statement when it sees one.
+then pictures, so that the language model binds a colour's name to its cell, then solutions, and these beside checks.
+The few targets of the checks go unheard there, so checks by themselves come next, with which the model learns to tell a
+wrong statement from a right one, and at last both again.
 """
 
 from __future__ import annotations
 
 import itertools
 import json
+import os
 import random
+import shutil
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_model, save_model
 from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import Qwen2_5_VLForConditionalGeneration
 
+from mmprm.errors import ConfigError
 from mmprm.tiny import lessons
 from mmprm.tiny.config import TinyTrainConfig
 from mmprm.tiny.evaluate import evaluate
@@ -27,12 +33,12 @@ from mmprm.tiny.lessons import Collator, Lesson
 from mmprm.tiny.model import build_model
 from mmprm.tiny.picture import COLOURS, COLUMNS, DIGITS, ROWS
 from mmprm.tiny.tokenizer import build_processor
-from mmprm.tiny.world import TinyProblem, make_problems
+from mmprm.tiny.world import Mistakes, TinyProblem, make_problems
 
 LESSONS = {
-    "drill": lambda tiny, rng, mistake_rate: lessons.drill(rng),
-    "readings": lambda tiny, rng, mistake_rate: lessons.readings(tiny, rng),
-    "checks": lambda tiny, rng, mistake_rate: lessons.checks(tiny, rng),
+    "drill": lambda tiny, rng, mistakes: lessons.drill(rng),
+    "readings": lambda tiny, rng, mistakes: lessons.readings(tiny, rng),
+    "checks": lambda tiny, rng, mistakes: lessons.checks(tiny, rng),
     "solution": lessons.solution,
 }
 MIXTURES = {
@@ -40,13 +46,19 @@ MIXTURES = {
     "reading": {"readings": 0.6, "checks": 0.2, "drill": 0.2},
     "solutions": {"solution": 0.75, "checks": 0.15, "drill": 0.1},
     "checking": {"solution": 0.5, "checks": 0.5},
+    "statements": {"checks": 1.0},
+    "both": {"solution": 0.6, "checks": 0.4},
 }
 """Share of each kind of lesson in each stage, stages in order."""
+STAGES = ("vision", *MIXTURES)
 
 
 def train(config: TinyTrainConfig, out: Path, say: Callable[[str], None] = print) -> dict:
-    """Train, write the checkpoint folder `out` and in it `tiny.json`, the figures of evaluate.py; return these."""
-    started = time.monotonic()
+    """Train, write the checkpoint folder `out` and in it `tiny.json`, the figures of evaluate.py; return these.
+
+    The weights are kept after each stage, so that a run that was stopped goes on behind the last one that it finished.
+    Stages draw their own random numbers and begin with a fresh optimiser: the result is that of one run.
+    """
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
     processor = build_processor()
@@ -54,34 +66,84 @@ def train(config: TinyTrainConfig, out: Path, say: Callable[[str], None] = print
     collate = Collator(processor)
     problems = make_problems(config.problems, config.seed, "train")
     say(f"{len(problems)} problems, {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
-
-    _train_vision(model, collate, problems, config, say)
-    for stage in MIXTURES:
-        steps = getattr(config.steps, stage)
-        draw = _lessons(stage, problems, config)
-        for step, update in _optimise(model.parameters(), steps, config):
-            loss, hit = _language_loss(model, collate(list(itertools.islice(draw, config.batch))))
-            loss.backward()
-            update()
-            if step % 50 == 0 or step == steps - 1:
-                seconds = time.monotonic() - started
-                say(f"{stage} {step}/{steps} loss {loss.item():.4f} targets right {hit:.3f} after {seconds:.0f} s")
-    out.mkdir(parents=True, exist_ok=True)
+    progress = _Progress.find(out, config, model)
+    for stage in STAGES:
+        if stage in progress.seconds:
+            say(f"{stage}: done before")
+            continue
+        started = time.monotonic()
+        if stage == "vision":
+            _train_vision(model, collate, problems, config, say)
+        else:
+            _train_stage(stage, model, collate, problems, config, say)
+        progress.finished(stage, time.monotonic() - started, model)
     model.save_pretrained(out)
     processor.save_pretrained(out)
-    seconds = round(time.monotonic() - started)
     figures = evaluate(model, processor, config.heldout, config.seed)
-    figures |= {"train_seconds": seconds, "config": config.model_dump()}
+    figures |= {"train_seconds": round(sum(progress.seconds.values())), "config": config.model_dump()}
     (out / "tiny.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    progress.forget()
     return figures
+
+
+@dataclass
+class _Progress:
+    """Seconds of each finished stage, beside the weights after the last of them."""
+
+    folder: Path
+    config: TinyTrainConfig
+    seconds: dict[str, float]
+
+    @classmethod
+    def find(cls, out: Path, config: TinyTrainConfig, model: nn.Module) -> _Progress:
+        """What `out` holds of a run of this configuration; its weights are loaded into `model`."""
+        progress = cls(out / "stages", config, {})
+        if (progress.folder / "stages.json").is_file():
+            stored = json.loads((progress.folder / "stages.json").read_text(encoding="utf-8"))
+            if stored["config"] != config.model_dump():
+                raise ConfigError(f"{out}: holds a run of another configuration; choose another folder or remove it")
+            progress.seconds = stored["seconds"]
+            load_model(model, progress.folder / "model.safetensors")
+        return progress
+
+    def finished(self, stage: str, seconds: float, model: nn.Module) -> None:
+        self.seconds[stage] = seconds
+        self.folder.mkdir(parents=True, exist_ok=True)
+        save_model(model, str(self.folder / "model.safetensors.tmp"))
+        os.replace(self.folder / "model.safetensors.tmp", self.folder / "model.safetensors")
+        content = {"config": self.config.model_dump(), "seconds": self.seconds}
+        (self.folder / "stages.json").write_text(json.dumps(content), encoding="utf-8")
+
+    def forget(self) -> None:
+        shutil.rmtree(self.folder)
+
+
+def _train_stage(
+    stage: str,
+    model: Qwen2_5_VLForConditionalGeneration,
+    collate: Collator,
+    problems: list[TinyProblem],
+    config: TinyTrainConfig,
+    say: Callable[[str], None],
+) -> None:
+    started, steps = time.monotonic(), getattr(config.steps, stage)
+    draw = _lessons(stage, problems, config)
+    for step, update in _optimise(model.parameters(), steps, config):
+        loss, hit = _language_loss(model, collate(list(itertools.islice(draw, config.batch))))
+        loss.backward()
+        update()
+        if step % 50 == 0 or step == steps - 1:
+            seconds = time.monotonic() - started
+            say(f"{stage} {step}/{steps} loss {loss.item():.4f} targets right {hit:.3f} after {seconds:.0f} s")
 
 
 def _lessons(stage: str, problems: list[TinyProblem], config: TinyTrainConfig) -> Iterator[Lesson]:
     rng = random.Random(f"{config.seed}/{stage}")
+    mistakes = Mistakes(config.mistake_rate, config.hard_mistake_rate)
     kinds, shares = list(MIXTURES[stage]), list(MIXTURES[stage].values())
     while True:
         (kind,) = rng.choices(kinds, shares)
-        yield LESSONS[kind](rng.choice(problems), rng, config.mistake_rate)
+        yield LESSONS[kind](rng.choice(problems), rng, mistakes)
 
 
 def _language_loss(

@@ -20,7 +20,7 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from mmprm.errors import DataError
 from mmprm.problems import open_picture
@@ -45,10 +45,22 @@ HEAD = "Left to right: "
 TAIL = " = ?"
 
 LOOK_ALIKE = {1: 7, 2: 7, 3: 8, 4: 9, 5: 6, 6: 5, 7: 1, 8: 3, 9: 4}
+HARD_DIGITS = {3, 5, 6, 8}
+"""Digits that are often taken for their look-alike: they differ from it by a single stroke."""
 
 READING = re.compile(r"([a-z]+)=(\d)")
 OPERATION = re.compile(r"(-?\d+)([+\-×])(\d)=(-?\d+)")
 ANSWER = re.compile(r"<answer>(-?\d+)</answer>")
+
+
+class Mistakes(NamedTuple):
+    """Probabilities that a step is wrong: hard steps read a hard digit or need a carry, all others are easy."""
+
+    easy: float
+    hard: float
+
+
+NO_MISTAKES = Mistakes(0.0, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,23 +143,27 @@ def wrong_kind(step: str) -> Literal["reading", "arithmetic"]:
     return "reading" if READING.fullmatch(plain(step, "tags")) else "arithmetic"
 
 
-def solve(tiny: TinyProblem, rng: random.Random | None = None, mistake_rate: float = 0.0) -> Steps:
-    """A solution in which each step is wrong with probability `mistake_rate` and later steps carry its value on.
+def solve(tiny: TinyProblem, rng: random.Random | None = None, mistakes: Mistakes = NO_MISTAKES) -> Steps:
+    """A solution in which steps are wrong with the probabilities `mistakes` and later steps carry their values on.
 
-    Wrong readings take a look-alike digit or that of a neighbouring cell, wrong results are off by one or ten. Mistakes
+    A mistake at a hard step is always the same one: the look-alike digit, or the carry forgotten. So the wrong answers
+    of a problem agree with each other, as those of real models do, and a vote does not simply outnumber them. At other
+    steps a reading takes a look-alike digit or that of a neighbouring cell and a result is off by one or ten. Mistakes
     after which a result would leave 0 … 99 are drawn again.
     """
     rng = rng or random.Random(0)
     while True:
         readings = {colour: tiny.digits[colour] for colour in dict.fromkeys(tiny.operands)}
         for colour in readings:
-            if rng.random() < mistake_rate:
-                readings[colour] = _misread(tiny, colour, rng)
+            hard = tiny.digits[colour] in HARD_DIGITS
+            if rng.random() < (mistakes.hard if hard else mistakes.easy):
+                readings[colour] = LOOK_ALIKE[tiny.digits[colour]] if hard else _misread(tiny, colour, rng)
         value, results, lines = readings[tiny.operands[0]], [], []
         for operator, colour in zip(tiny.operators, tiny.operands[1:], strict=True):
             result = OPERATORS[operator](value, readings[colour])
-            if rng.random() < mistake_rate:
-                result += rng.choice((-10, -1, -1, 1, 1, 10))
+            carry = _carry(value, operator, readings[colour])
+            if rng.random() < (mistakes.hard if carry else mistakes.easy):
+                result -= carry or rng.choice((-10, -1, -1, 1, 1, 10))
             lines.append(f"{value}{operator}{readings[colour]}={result}")
             value = result
             results.append(result)
@@ -155,6 +171,12 @@ def solve(tiny: TinyProblem, rng: random.Random | None = None, mistake_rate: flo
             break
     lines = [f"{colour}={digit}" for colour, digit in readings.items()] + lines
     return (*(f"<step>{line}</step>" for line in lines), f"<answer>{value}</answer>")
+
+
+def _carry(left: int, operator: str, right: int) -> int:
+    """What a result is too large by if its carry is forgotten (negative for a forgotten borrow), 0 if it has none."""
+    units = OPERATORS[operator](left % 10, right)
+    return 10 * (units // 10) if operator != "×" or left >= 10 else 0
 
 
 def _misread(tiny: TinyProblem, colour: str, rng: random.Random) -> int:
