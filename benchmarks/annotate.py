@@ -19,6 +19,7 @@ import platform
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -26,14 +27,44 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
 
+Figures = dict[str, Any]
 RATIOS = ("saturation", "speedup_over_serial", "adaptive_token_ratio")
-BARS = {
-    "saturation": "at least 0.90",
-    "speedup_over_serial": "at least 4",
-    "adaptive_token_ratio": "at most 0.5",
-    "simulated": "labels at least 700,000; rollouts_per_second at least 5,000; driver_peak_gib at most 2; "
-    "restart_seconds at most 60",
-    "kill": "kills at least 20; lost 0; double_counted 0; identical true",
+
+
+def no_higher_error(details: Figures) -> bool:
+    def middle(schedule: str, figure: str) -> float:
+        return median(each["errors"][schedule][figure] for each in details["rounds"])
+
+    return middle("default", "rmse") <= middle("fixed", "rmse") and (
+        middle("default", "first_error") >= middle("fixed", "first_error")
+    )
+
+
+BARS: dict[str, tuple[str, Callable[[Figures, Figures], bool]]] = {
+    "saturation": ("at least 0.90", lambda r, d: r["saturation"] >= 0.9),
+    "speedup_over_serial": ("at least 4", lambda r, d: r["speedup_over_serial"] >= 4),
+    "adaptive_token_ratio": (
+        "at most 0.5, RMSE no higher and first errors no less often right than with fixed K",
+        lambda r, d: r["adaptive_token_ratio"] <= 0.5 and no_higher_error(d),
+    ),
+    "simulated": (
+        "labels at least 700,000; rollouts_per_second at least 5,000; driver_peak_gib at most 2; "
+        "restart_seconds at most 60",
+        lambda r, d: (
+            r["simulated"]["labels"] >= 700_000
+            and r["simulated"]["rollouts_per_second"] >= 5000
+            and r["simulated"]["driver_peak_gib"] <= 2
+            and r["simulated"]["restart_seconds"] <= 60
+        ),
+    ),
+    "kill": (
+        "kills at least 20; lost 0; double_counted 0; identical true",
+        lambda r, d: (
+            r["kill"]["kills"] >= 20
+            and r["kill"]["lost"] == r["kill"]["double_counted"] == 0
+            and r["kill"]["identical"]
+        ),
+    ),
 }
 SIMULATED = ("labels", "rollouts_per_second", "driver_peak_gib", "store_gib", "restart_seconds")
 KILL = ("kills", "lost", "double_counted", "identical")
@@ -106,13 +137,17 @@ def main() -> None:
         measure(folder, arguments, results, details)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    details["bars"] = BARS
+    measured = [key for key in BARS if key in results]
+    details["bars"] = {key: BARS[key][0] for key in measured}
+    details["met"] = {key: bool(BARS[key][1](results, details)) for key in measured}
     details["machine"] = (
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     )
     arguments.out.write_text(json.dumps(results, indent=2) + "\n")
     _details(arguments.out).write_text(json.dumps(details, indent=2) + "\n")
     print(json.dumps(results, indent=2))
+    for key, met in details["met"].items():
+        print(f"{key:<24}{'met' if met else 'MISSED'}: {BARS[key][0]}")
 
 
 def measure(folder: Path, arguments: argparse.Namespace, results: dict[str, Any], details: dict[str, Any]) -> None:

@@ -12,11 +12,12 @@ import asyncio
 import os
 import random
 import time
-import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+
+import ray
 
 from mcts.campaign import run_campaign
 from mcts.config import CampaignConfig
@@ -26,10 +27,11 @@ from mmprm.config import build
 from mmprm.evidence import evidence
 from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
 from mmprm.problems import write_problems
-from mmprm.sampling.config import EngineConfig
+from mmprm.sampling.config import EngineConfig, on_one_core
 from mmprm.sampling.pool import SamplerPool
 from mmprm.sampling.seeds import derive_seed
 from mmprm.store import Store
+from mmprm.tallies import sessions
 from mmprm.tiny.model import weights_path
 from mmprm.tiny.world import make_problems
 from mmprm.types import Problem, SampleRequest, Steps, Tree, Verdict
@@ -59,8 +61,17 @@ class Run:
     store: Store
 
     @property
+    def seconds(self) -> float:
+        """From the first engine's start to the last commit."""
+        return sum(session.seconds for session in sessions(self.store))
+
+    @property
     def labels_per_second(self) -> float:
-        return len(self.labels) / self.summary.seconds
+        return len(self.labels) / self.seconds
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.summary.tokens / self.seconds
 
     @property
     def tokens_per_label(self) -> float:
@@ -92,36 +103,42 @@ def annotate(schedule: str, problems: Sequence[Problem], folder: Path, seed: int
     return Run(summary, trees, labels, store)
 
 
+class AllAtOnce:
+    """One engine in an actor, as in a campaign, that is given all its requests at the same time."""
+
+    async def load(self, core: int) -> None:
+        from mmprm.sampling.vllm_sampler import VllmSampler
+
+        engine = on_one_core(EngineConfig(model=str(weights_path())), core)
+        self._sampler = VllmSampler(engine, SAMPLING, PROMPT)
+
+    async def ask(self, requests: Sequence[SampleRequest]) -> tuple[int, float]:
+        begun = time.perf_counter()
+        answers = await asyncio.gather(*map(self._sampler.sample, requests))
+        return sum(draw.token_count for answer in answers for draw in answer), time.perf_counter() - begun
+
+
 def all_at_once(run: Run, seed: int) -> tuple[int, float]:
     """Tokens and seconds of the same requests given to cold engines all at once, shared out evenly by their tokens."""
-    pool = SamplerPool(EngineConfig(model=str(weights_path())), SAMPLING, PROMPT)
     load = [0] * len(CORES)
-    requests: list[SampleRequest] = []
+    requests: list[list[SampleRequest]] = [[] for _ in CORES]
     for problem_id in run.store.ids():
         batches = run.store.batches(problem_id)
         engine = load.index(min(load))
         load[engine] += sum(rollout.token_count for batch in batches for rollout in batch.rollouts)
-        problem = _on_engine(run.store.problem(problem_id), engine)
+        problem = run.store.problem(problem_id)
         for batch in batches:
             prefix = "".join(batch.steps)
             draws = derive_seed(seed, problem_id, prefix, batch.first_draw)
-            requests.append(SampleRequest(problem, prefix, len(batch.rollouts), draws))
-
-    async def ask() -> tuple[int, float]:
-        begun = time.perf_counter()
-        answers = await asyncio.gather(*map(pool.sample, requests))
-        return sum(draw.token_count for answer in answers for draw in answer), time.perf_counter() - begun
-
+            requests[engine].append(SampleRequest(problem, prefix, len(batch.rollouts), draws))
+    ray.init(include_dashboard=False, log_to_driver=False)
     try:
-        return asyncio.run(ask())
+        actors = [ray.remote(num_cpus=1)(AllAtOnce).remote() for _ in CORES]
+        ray.get([actor.load.remote(core) for core, actor in enumerate(actors)])
+        answers = ray.get([actor.ask.remote(some) for actor, some in zip(actors, requests, strict=True)])
     finally:
-        pool.close()
-
-
-def _on_engine(problem: Problem, engine: int) -> Problem:
-    """The same problem under an id that the pool hands to this engine."""
-    names = (f"{problem.id}/{number}" for number in range(1000))
-    return replace(problem, id=next(name for name in names if zlib.crc32(name.encode()) % len(CORES) == engine))
+        ray.shutdown()
+    return sum(tokens for tokens, _ in answers), max(seconds for _, seconds in answers)
 
 
 def label_errors(runs: dict[str, Run], labels: int, solutions: int, seed: int) -> dict[str, dict[str, float]]:
@@ -150,23 +167,31 @@ def label_errors(runs: dict[str, Run], labels: int, solutions: int, seed: int) -
 
 
 def _first_errors(run: Run) -> dict[tuple[str, Steps], int]:
-    """(problem, wrong solution from the root) → place of its first step labelled 0, if all labels before it are above
-    0 and the step before it is labelled too: such solutions were searched to the end."""
+    """(problem, wrong solution from the root) → place of its first error, where the search enclosed it: a right answer
+    was reached from the steps before it, and its own prefix, unless it is the last step, is labelled by wrong ones."""
     found = {}
     for tree in run.trees:
+        reached = {
+            (node.steps + rollout.steps)[:depth]
+            for node in tree.nodes
+            for rollout in node.rollouts
+            if rollout.verdict is Verdict.CORRECT
+            for depth in range(len(node.steps + rollout.steps) + 1)
+        }
         for rollout in tree.nodes[0].rollouts:
-            if rollout.verdict is not Verdict.INCORRECT:
+            if rollout.verdict is not Verdict.INCORRECT or not rollout.steps:
                 continue
-            values = [run.labels.get((tree.problem_id, rollout.steps[:d])) for d in range(1, len(rollout.steps))]
-            place = next((place for place, value in enumerate(values) if value == 0), None)
-            if place is not None and (place == 0 or values[place - 1]):
+            prefixes = [rollout.steps[:depth] for depth in range(1, len(rollout.steps))]
+            broken = [run.labels.get((tree.problem_id, prefix)) == 0 and prefix not in reached for prefix in prefixes]
+            place = broken.index(True) if True in broken else len(prefixes)
+            if rollout.steps[:place] in reached:
                 found[tree.problem_id, rollout.steps] = place
     return found
 
 
-def _first_without_success(key: tuple[str, Steps], truth: dict[tuple[str, Steps], float]) -> int | None:
+def _first_without_success(key: tuple[str, Steps], truth: dict[tuple[str, Steps], float]) -> int:
     problem_id, steps = key
-    return next((d - 1 for d in range(1, len(steps)) if truth[problem_id, steps[:d]] == 0), None)
+    return next((d - 1 for d in range(1, len(steps)) if truth[problem_id, steps[:d]] == 0), len(steps) - 1)
 
 
 def _fresh_values(
@@ -208,13 +233,13 @@ def one_round(folder: Path, number: int, problems: int, serial_problems: int, ma
     default, fixed = runs["default"], runs["fixed"]
     errors = label_errors({"default": default, "fixed": fixed}, labels=250, solutions=30, seed=number)
     return {
-        "saturation": default.summary.tokens_per_second / (tokens / seconds),
+        "saturation": default.tokens_per_second / (tokens / seconds),
         "tokens_all_at_once_over_campaign": tokens / default.summary.tokens,
         "speedup_over_serial": default.labels_per_second / runs["serial"].labels_per_second,
         "adaptive_token_ratio": default.tokens_per_label / fixed.tokens_per_label,
         "labels": {name: len(run.labels) for name, run in runs.items()},
         "labels_per_second": {name: run.labels_per_second for name, run in runs.items()},
-        "tokens_per_second": {name: run.summary.tokens_per_second for name, run in runs.items()},
+        "tokens_per_second": {name: run.tokens_per_second for name, run in runs.items()},
         "tokens_per_label": {name: run.tokens_per_label for name, run in runs.items()},
         "rollouts_per_label": {name: run.summary.rollouts / len(run.labels) for name, run in runs.items()},
         "trees_in_flight_max": {name: run.summary.trees_in_flight_max for name, run in runs.items()},

@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
@@ -38,6 +38,9 @@ from mmprm.store import STORE_NAME, Store
 from mmprm.types import Problem
 
 GIB = 2**30
+TOTALS = """SELECT TOTAL(correct + incorrect + unknown + tokens) FROM batches
+UNION ALL SELECT TOTAL(count) FROM reasons UNION ALL SELECT TOTAL(labels) FROM problems"""
+"""What counting a batch twice would change."""
 
 
 def record_profile(store: Store, path: Path) -> None:
@@ -52,7 +55,7 @@ def record_profile(store: Store, path: Path) -> None:
 
 def read_profile(path: str | Path) -> Profile:
     values = json.loads(Path(path).read_text())
-    return Profile(tuple(values["values"]), tuple(map(tuple, values["lengths"])))
+    return Profile(tuple(values["values"]), tuple(map(tuple, values["lengths"])), values["variants"])
 
 
 class SimulatedActor(EngineActor):
@@ -176,6 +179,10 @@ def simulated(profile: Path, folder: Path, problems: int, max_rollouts: int) -> 
 def kill(profile: Path, folder: Path, kills: int, problems: int, max_rollouts: int) -> dict:
     """SIGKILL for the driver or a worker, by turns at random times; then one run to the end."""
     moment = random.Random(0)
+    folder.mkdir()
+    repeating = folder / "profile.json"  # steps of equal texts, so that rollouts of one state are evidence for another
+    repeating.write_text(json.dumps(asdict(replace(read_profile(profile), variants=3))))
+    profile = repeating
     undisturbed, killed = folder / "undisturbed", folder / "killed"
     with driver(profile, undisturbed, problems, max_rollouts) as process:
         assert process.wait() == 0
@@ -206,12 +213,12 @@ def kill(profile: Path, folder: Path, kills: int, problems: int, max_rollouts: i
         assert last_batch(killed) < last_batch(undisturbed), "the campaign must outlast the kills"
     with driver(profile, killed, problems, max_rollouts) as process:
         assert process.wait() == 0
-    twice = rows_of(killed, "SELECT COUNT(*) - COUNT(DISTINCT problem || '/' || hex(state) || first_draw) FROM batches")
     extra = len(batch_keys(killed) - batch_keys(undisturbed))
+    totals = [sum(row[0] for row in rows_of(each, TOTALS)) for each in (killed, undisturbed)]
     return {
         "kills": sum(done.values()),
         "lost": lost,
-        "double_counted": twice[0][0] + extra,
+        "double_counted": extra + abs(totals[0] - totals[1]),
         "identical": labels_of(killed) == labels_of(undisturbed),
         "by": done,
         "batches": last_batch(undisturbed),

@@ -25,8 +25,7 @@ def grading(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, s
 
 def annotate(results: dict[str, Any], details: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     for key, bar in details["bars"].items():
-        if key not in results:
-            continue
+        bar = f"{bar}: {'met' if details['met'][key] else 'missed'}"
         value, spread = results[key], results.get(f"{key}_spread")
         if isinstance(value, dict):
             yield f"`{key}`", "<br>".join(f"{name} {_shown(each)}" for name, each in value.items()), bar

@@ -16,15 +16,16 @@ BAD = "!"
 @dataclass(frozen=True, slots=True)
 class Profile:
     """What is drawn from: one of `values` for each problem, the share of solutions from the root that are right; one of
-    `lengths`, words of each step, for each solution."""
+    `lengths`, words of each step, for each solution. A step has one of `variants` texts, or always a new one."""
 
     values: tuple[float, ...]
     lengths: tuple[tuple[int, ...], ...]
+    variants: int | None = None
 
 
 class SimulatedSampler:
-    """Draw i of a request depends on (problem, prefix, seed + i) alone. Steps are tagged, every text is new, and the
-    chance of a bad step is the same at each, so that the root has the problem's value."""
+    """Draw i of a request depends on (problem, prefix, seed + i) alone. Steps are tagged, and each is bad with the same
+    chance, so that the root has the problem's value."""
 
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
@@ -50,7 +51,9 @@ class SimulatedSampler:
         parts = []
         for number, count in enumerate(words[written:] or words[-1:], start=written):
             good = good and draw.random() < sound
-            text = f"{draw.getrandbits(16 * count):x}"
+            variants = self._profile.variants
+            letters = draw if variants is None else random.Random(draw.randrange(variants))
+            text = f"{letters.getrandbits(16 * count):x}"
             body = " ".join(text[i : i + 4] for i in range(0, len(text), 4))
             parts.append(f"<step>{number} {'' if good else BAD}{body}</step>")
         answer = problem.answer if good else f"not {problem.answer}"
