@@ -77,7 +77,7 @@ def engine(folder: Path, arguments: argparse.Namespace) -> tuple[dict[str, Any],
 
     rounds = []
     for number in range(arguments.rounds):
-        rounds.append(one_round(folder, number, arguments.problems, arguments.serial_problems, arguments.max_rollouts))
+        rounds.append(one_round(folder, number, arguments))
         print(json.dumps(rounds[-1], indent=1), flush=True)
     figures: dict[str, Any] = {}
     for name in RATIOS:
@@ -124,7 +124,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS, help="measure these, keep the other figures")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--problems", type=int, default=200)
+    parser.add_argument("--problems", type=int, default=600, help="to measure saturation on (600)")
+    parser.add_argument("--few-problems", type=int, default=120, help="to compare labels on (120)")
     parser.add_argument("--serial-problems", type=int, default=24)
     parser.add_argument("--max-rollouts", type=int, default=320)
     parser.add_argument("--simulated-problems", type=int, default=10_000)

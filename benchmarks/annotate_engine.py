@@ -12,6 +12,7 @@ import asyncio
 import os
 import random
 import time
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -147,16 +148,18 @@ def label_errors(runs: dict[str, Run], labels: int, solutions: int, seed: int) -
     draw = random.Random(seed)
     chosen = {name: draw.sample(sorted(run.labels), min(labels, len(run.labels))) for name, run in runs.items()}
     found = {name: _first_errors(run) for name, run in runs.items()}
-    searched = {name: draw.sample(sorted(errors), min(solutions, len(errors))) for name, errors in found.items()}
+    # The runs have the same seeds, so their roots have the same rollouts: both are asked about the same solutions.
+    common = sorted(set.intersection(*(set(errors) for errors in found.values())))
+    searched = draw.sample(common, min(solutions, len(common)))
     wanted = {key for keys in chosen.values() for key in keys}
-    for problem_id, steps in (key for keys in searched.values() for key in keys):
+    for problem_id, steps in searched:
         wanted |= {(problem_id, steps[:depth]) for depth in range(1, len(steps))}
     problems = {problem.id: problem for run in runs.values() for problem in run.store.problems()}
     truth = _fresh_values(sorted(wanted), problems, seed)
     figures = {}
     for name, run in runs.items():
         errors = [run.labels[key] - truth[key] for key in chosen[name]]
-        hits = [found[name][key] == _first_without_success(key, truth) for key in searched[name]]
+        hits = [found[name][key] == _first_without_success(key, truth) for key in searched]
         figures[name] = {
             "rmse": fmean(error**2 for error in errors) ** 0.5,
             "bias": fmean(errors),
@@ -220,22 +223,29 @@ def _fresh_values(
         pool.close()
 
 
-def one_round(folder: Path, number: int, problems: int, serial_problems: int, max_rollouts: int) -> dict:
-    """All schedules once; `number` gives the problems, the seeds and the order."""
-    chosen = [tiny.problem for tiny in make_problems(problems, number, "annotate")]
+def one_round(folder: Path, number: int, arguments: Namespace) -> dict:
+    """All schedules once; `number` gives the problems, the seeds and the order. Saturation is that of many problems,
+    labels are compared on the first few of them."""
+    chosen = [tiny.problem for tiny in make_problems(arguments.problems, number, "annotate")]
+    sizes = {
+        "many": ("default", arguments.problems),
+        "default": ("default", arguments.few_problems),
+        "fixed": ("fixed", arguments.few_problems),
+        "serial": ("serial", arguments.serial_problems),
+    }
     runs: dict[str, Run] = {}
-    for schedule in random.Random(number).sample(list(SCHEDULES), len(SCHEDULES)):
-        target = folder / f"{schedule}-{number}"
+    for name in random.Random(number).sample(list(sizes), len(sizes)):
+        schedule, size = sizes[name]
+        target = folder / f"{name}-{number}"
         target.mkdir(parents=True)
-        some = chosen[:serial_problems] if schedule == "serial" else chosen
-        runs[schedule] = annotate(schedule, some, target, number, max_rollouts)
-    tokens, seconds = all_at_once(runs["default"], number)
-    default, fixed = runs["default"], runs["fixed"]
-    errors = label_errors({"default": default, "fixed": fixed}, labels=250, solutions=30, seed=number)
+        runs[name] = annotate(schedule, chosen[:size], target, number, arguments.max_rollouts)
+    many, default, fixed = runs["many"], runs["default"], runs["fixed"]
+    tokens, seconds = all_at_once(many, number)
+    errors = label_errors({"default": default, "fixed": fixed}, labels=160, solutions=60, seed=number)
     return {
-        "saturation": default.tokens_per_second / (tokens / seconds),
-        "tokens_all_at_once_over_campaign": tokens / default.summary.tokens,
-        "speedup_over_serial": default.labels_per_second / runs["serial"].labels_per_second,
+        "saturation": many.tokens_per_second / (tokens / seconds),
+        "tokens_all_at_once_over_campaign": tokens / many.summary.tokens,
+        "speedup_over_serial": many.labels_per_second / runs["serial"].labels_per_second,
         "adaptive_token_ratio": default.tokens_per_label / fixed.tokens_per_label,
         "labels": {name: len(run.labels) for name, run in runs.items()},
         "labels_per_second": {name: run.labels_per_second for name, run in runs.items()},

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+import sys
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mcts.config import CampaignConfig
 from mcts.progress import CampaignSummary, Progress, announce_waiting, show
 from mcts.room import FIRST, adapt
-from mcts.worker import Worker, WorkerDiedError
+from mcts.worker import Report, Worker, WorkerDiedError
 from mmprm.errors import SamplingError
 from mmprm.grading.calibration import check_judge
 from mmprm.problems import load_problems
-from mmprm.store import STORE_NAME, Store
+from mmprm.store import STORE_NAME, Finished, Store
 
 SUMMARY_NAME = "summary.json"
 
@@ -72,6 +74,17 @@ async def _annotate_on_servers(config: CampaignConfig, store: Store, progress: P
         await _Driver(config, store, progress, make_worker, config.workers or servers).run()
 
 
+@dataclass(slots=True)
+class _Slot:
+    """The place of one worker and of those that replace it."""
+
+    number: int
+    in_flight: set[str] = field(default_factory=set)
+    deaths: int = 0
+    """Since the last report."""
+    has_reported: bool = False
+
+
 class _Driver:
     def __init__(
         self, config: CampaignConfig, store: Store, progress: Progress, make_worker: MakeWorker, workers: int
@@ -81,13 +94,15 @@ class _Driver:
         self._progress = progress
         self._make_worker = make_worker
         self._queue = deque(store.ids("open"))
-        self._progress.workers = min(workers, len(self._queue))
-        # The first engine that is up must not take what the others could search beside it.
-        self._fair_share = -(-len(self._queue) // progress.workers)
+        self._problems = len(self._queue)
+        self._progress.workers = self._workers = min(workers, self._problems)
+        self._deaths: Counter[str] = Counter()
+        """Times that a problem was in flight when an engine died, since its own last batch. No problem is to blame for
+        a server that does not answer."""
 
     async def run(self) -> None:
         shown = asyncio.create_task(show(self._progress))
-        serving = [asyncio.create_task(self._serve(number)) for number in range(self._progress.workers)]
+        serving = [asyncio.create_task(self._serve(_Slot(number))) for number in range(self._workers)]
         try:
             await asyncio.gather(*serving)
         finally:
@@ -95,44 +110,84 @@ class _Driver:
                 task.cancel()
             await asyncio.gather(shown, *serving, return_exceptions=True)
 
-    async def _serve(self, number: int) -> None:
-        """Keep one worker busy until no problem is left, replacing it when it dies."""
-        deaths = 0
-        while self._queue:
-            rollouts_before = self._progress.rollouts
-            in_flight: set[str] = set()
+    async def _serve(self, slot: _Slot) -> None:
+        """Keep one worker busy until no problem is left anywhere, replacing it when it dies."""
+        while self._queue or self._progress.in_flight:
             try:
-                worker = await announce_waiting(self._make_worker(number), f"engine {number} to start")
+                worker = await announce_waiting(self._make_worker(slot.number), f"engine {slot.number} to start")
                 if self._progress.first_start is None:
                     self._store.begin_session(self._progress.workers)
-                await self._feed(worker, in_flight)
+                await self._feed(worker, slot)
             except WorkerDiedError as error:
-                deaths = deaths + 1 if self._progress.rollouts == rollouts_before else 1
-                if deaths > self._config.worker_restarts:
-                    raise SamplingError(
-                        f"worker {number} died {deaths} times without finishing a batch: {error}; what was finished is "
-                        "kept, and the same command goes on from there"
-                    ) from error
-                self._progress.abandoned(list(in_flight))
+                slot.deaths += 1
+                self._take_back(slot, error)
+                if slot.deaths > self._config.worker_restarts:
+                    self._give_up(slot, error)
+                    return
                 self._progress.workers_replaced += 1
-                self._queue.extendleft(in_flight)
 
-    async def _feed(self, worker: Worker, in_flight: set[str]) -> None:
+    async def _feed(self, worker: Worker, slot: _Slot) -> None:
         room = self._config.trees_in_flight or FIRST
         try:
-            while self._queue or in_flight:
-                while self._queue and len(in_flight) < min(room, self._fair_share):
+            while self._queue or self._progress.in_flight:
+                while self._queue and self._may_start(self._queue[0], slot.in_flight, room):
                     problem_id = self._queue.popleft()
-                    in_flight.add(problem_id)
+                    slot.in_flight.add(problem_id)
                     stored = self._store.batches(problem_id)
                     self._progress.started(problem_id, stored)
                     await worker.start(self._store.problem(problem_id), stored)
-                report = await announce_waiting(worker.collect(self._config.commit_seconds), "an engine to answer")
-                self._store.append(report.batches, report.finished)
-                self._progress.reported(report.batches, report.finished)
+                if not slot.in_flight:  # other workers may die yet, and leave their problems
+                    await asyncio.sleep(self._config.commit_seconds)
+                    continue
+                what = f"worker {slot.number} to report on {len(slot.in_flight)} problems"
+                report = await announce_waiting(self._next_report(worker), what)
+                self._commit(report, slot)
                 if report.load is not None and self._config.trees_in_flight is None:
-                    room = adapt(room, len(in_flight), report.load)
-                in_flight.difference_update(end.problem_id for end in report.finished)
+                    room = adapt(room, len(slot.in_flight), report.load)
+                slot.in_flight.difference_update(end.problem_id for end in report.finished)
         finally:
             with suppress(WorkerDiedError):
                 await worker.close()
+
+    async def _next_report(self, worker: Worker) -> Report:
+        while True:
+            report = await worker.collect(self._config.commit_seconds)
+            if report.batches or report.finished:
+                return report
+
+    def _commit(self, report: Report, slot: _Slot) -> None:
+        self._store.append(report.batches, report.finished)
+        self._progress.reported(report.batches, report.finished)
+        slot.deaths, slot.has_reported = 0, True
+        for batch in report.batches:
+            self._deaths.pop(batch.problem_id, None)
+
+    def _may_start(self, problem_id: str, in_flight: set[str], room: int) -> bool:
+        """One death may be chance; a problem that was there at two is searched alone."""
+        suspects = {suspect for suspect, deaths in self._deaths.items() if deaths > 1}
+        if problem_id in suspects or suspects & in_flight:
+            return not in_flight
+        # The first engine that is up must not take what the others could search beside it.
+        return len(in_flight) < min(room, -(-self._problems // self._workers))
+
+    def _take_back(self, slot: _Slot, error: WorkerDiedError) -> None:
+        """The problems go on elsewhere, after the others; one that was alone at too many deaths has failed, unless no
+        engine in this place ever worked."""
+        left, slot.in_flight = slot.in_flight, set()
+        if self._config.engine.servers is None:
+            self._deaths.update(left)
+        deaths = max(self._deaths[problem_id] for problem_id in left) if left else 0
+        if len(left) == 1 and slot.has_reported and deaths > self._config.worker_restarts:
+            reason = f"its engine died {deaths} times: {error}"
+            self._commit(Report((), (Finished(left.pop(), "failed", reason),)), slot)
+        self._progress.abandoned(list(left))
+        self._queue.extend(left)
+
+    def _give_up(self, slot: _Slot, error: WorkerDiedError) -> None:
+        self._workers -= 1
+        what = f"worker {slot.number} died {slot.deaths} times without finishing a batch: {error}"
+        if not self._workers:
+            raise SamplingError(
+                f"{what}; what was finished is kept, and the same command goes on from there"
+            ) from error
+        print(f"{what}; the others go on", file=sys.stderr, flush=True)

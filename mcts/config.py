@@ -44,7 +44,8 @@ class CampaignConfig(Config):
     ray_address: str | None = None
     """Address of a Ray cluster to join; by default one is started on this machine."""
     worker_restarts: int = Field(3, ge=0)
-    """Times that a worker may die and be replaced without having finished a batch in between."""
+    """Times that a worker may die and be replaced without having finished a batch in between; then the others go on
+    without it. A problem that an engine dies of so often, alone with it, is marked failed."""
 
     def identity(self) -> dict[str, Any]:
         """What decides the batches. A store holds one identity; the rest may change between its runs."""

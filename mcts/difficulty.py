@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
 from dataclasses import dataclass, field
 
 from mcts.config import CampaignConfig
@@ -30,12 +31,18 @@ def question_only(config: CampaignConfig, samples: int) -> CampaignConfig:
     return config.model_copy(update={"search": search})
 
 
-def by_accuracy(store: Store, low: float, high: float) -> Filtered:
-    """Keep problems with low ≤ right / (right + wrong) ≤ high of the samples drawn from the question."""
+def check_range(low: float, high: float) -> None:
     if not 0 <= low <= high <= 1:
         raise ConfigError(f"low={low}, high={high} must be 0 ≤ low ≤ high ≤ 1; 0.1 and 0.9 leave out always and never")
-    filtered = Filtered(failed=len(store.ids("failed")))
+
+
+def by_accuracy(store: Store, asked: Set[str], low: float, high: float) -> Filtered:
+    """Of the problems `asked`, keep those with low ≤ right / (right + wrong) ≤ high of the samples drawn from the
+    question. The store may hold others, of an earlier file."""
+    filtered = Filtered(failed=len(asked & set(store.ids("failed"))))
     for problem_id in store.ids("done"):
+        if problem_id not in asked:
+            continue
         counts = store.tree(problem_id).nodes[0].counts
         if counts.value is None:
             filtered.no_known_verdict += 1

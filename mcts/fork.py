@@ -8,8 +8,8 @@ from mcts.config import CampaignConfig
 from mmprm.store import STORE_NAME, Store, differing_keys
 
 BUDGETS = {"search.max_searches", "search.max_rollouts"}
-"""Keys that decide only where a search ends. Any other key of `search` changes its order, hence the sizes of batches
-and which rollouts are evidence."""
+"""Keys that decide only where a search ends: with larger ones the batches of a store are the beginning of what is
+asked. Any other key of `search` changes its order, hence the sizes of batches and which rollouts are evidence."""
 
 
 def fork(config: CampaignConfig) -> tuple[CampaignConfig, str]:
@@ -42,10 +42,16 @@ def _copy(run: Path, folder: Path, asked: dict) -> str:
     store = Store.read(run)
     try:
         differing = differing_keys(store.config, asked)
-        keep = differing.keys() <= BUDGETS
+        keep = differing.keys() <= BUDGETS and not _ends_earlier(store.config, asked)
         store.fork(folder / STORE_NAME, asked, keep_batches=keep)
     finally:
         store.close()
     shown = ", ".join(f"{key} ({values})" for key, values in differing.items())
-    kept = "its problems and batches" if keep else "its problems, and none of its batches: they were drawn otherwise"
+    kept = "its problems and batches" if keep else "its problems, and none of its batches: others are asked for"
     return f"{run} has another configuration: {shown}; {folder} goes on with {kept}"
+
+
+def _ends_earlier(stored: dict, asked: dict) -> bool:
+    """Whether a budget is smaller: the store then holds batches beyond the end, which would count as labels."""
+    budgets = [key.removeprefix("search.") for key in BUDGETS]
+    return any(asked["search"][budget] < stored["search"][budget] for budget in budgets)

@@ -78,8 +78,8 @@ def plan_text(plan: Plan, pilot: str, engines: int | None) -> str:
     ]
     if plan.tokens_per_engine_second:
         lines.append(
-            "Ranges are 95 % bootstrap intervals over problems, at the pilot's "
-            f"{plan.tokens_per_engine_second:,.0f} tokens a second and engine.\n"
+            "Ranges are 95 % bootstrap intervals over problems.\nThat of engine-hours takes the pilot's rate, "
+            f"{plan.tokens_per_engine_second:,.0f} tokens a second and engine, for exact, and is too narrow.\n"
             "A short pilot fills its engines less than a long run."
         )
     else:

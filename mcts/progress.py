@@ -169,10 +169,13 @@ async def announce_waiting(awaitable: Awaitable[T], what: str) -> T:
     """Await it; every 30 s that it takes, say what is waited for."""
     task = asyncio.ensure_future(awaitable)
     waited = 0.0
-    while not (await asyncio.wait([task], timeout=LONG_WAIT_SECONDS))[0]:
-        waited += LONG_WAIT_SECONDS
-        print(f"waiting for {what} ({waited:.0f} s)", file=sys.stderr, flush=True)
-    return await task
+    try:
+        while not (await asyncio.wait([task], timeout=LONG_WAIT_SECONDS))[0]:
+            waited += LONG_WAIT_SECONDS
+            print(f"waiting for {what} ({waited:.0f} s)", file=sys.stderr, flush=True)
+        return await task
+    finally:
+        task.cancel()
 
 
 def _is_label(batch: Batch) -> bool:

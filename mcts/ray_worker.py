@@ -32,6 +32,7 @@ class EngineActor:
         grader = await self._opened.enter_async_context(open_grader(config.grader))
         sampler, load = self.open_engine(config, number, bind_core)
         self._worker = LocalWorker(sampler, grader, config.markup, config.seed, config.search, load)
+        self._opened.push_async_callback(self._worker.close)
 
     def open_engine(
         self, config: CampaignConfig, number: int, bind_core: bool
@@ -56,7 +57,6 @@ class EngineActor:
         return await self._worker.collect(seconds)
 
     async def close(self) -> None:
-        await self._worker.close()
         await self._opened.aclose()
 
 
@@ -77,10 +77,12 @@ class RemoteWorker:
         return await _answer(self._actor.collect.remote(seconds))
 
     async def close(self) -> None:
-        with suppress(asyncio.TimeoutError, WorkerDiedError):
-            await asyncio.wait_for(_answer(self._actor.close.remote()), CLOSE_SECONDS)
-        ray.kill(self._actor)
-        remove_placement_group(self._group)
+        try:
+            with suppress(asyncio.TimeoutError, WorkerDiedError):
+                await asyncio.wait_for(_answer(self._actor.close.remote()), CLOSE_SECONDS)
+        finally:
+            ray.kill(self._actor)
+            remove_placement_group(self._group)
 
 
 class RayWorkers:
@@ -121,14 +123,18 @@ class RayWorkers:
     async def make(self, number: int) -> RemoteWorker:
         # One bundle lies on one machine: the GPUs of a tensor-parallel engine are never torn apart.
         group = placement_group([self._bundle], strategy="STRICT_PACK")
-        await group.ready()
         options = {
             "num_cpus": 1,
             "num_gpus": self._bundle.get("GPU", 0),
             "max_restarts": 0,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(group),
         }
-        worker = RemoteWorker(ray.remote(self.actor_class).options(**options).remote(), group)
+        try:
+            await group.ready()
+            worker = RemoteWorker(ray.remote(self.actor_class).options(**options).remote(), group)
+        except BaseException:
+            remove_placement_group(group)
+            raise
         try:
             await worker.load(self._config, number, self._bind_core)
         except BaseException:

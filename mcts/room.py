@@ -22,6 +22,6 @@ def adapt(room: int, in_flight: int, load: Load) -> int:
     less when its cache is full or completions wait for more than two rounds, in which time their prefixes grow cold."""
     if load.waiting and (load.cache > 0.95 or load.waiting > 2 * load.running):
         return max(1, room - max(1, room // 10))
-    if load.waiting < load.running / 4 and in_flight >= room:
+    if load.waiting <= load.running / 4 and in_flight >= room:
         return min(MOST, room + max(1, room // 4))
     return room

@@ -123,8 +123,9 @@ class Client:
     async def chat(self, body: dict[str, Any], affinity: str) -> Reply:
         """POST to /chat/completions; requests of one `affinity` go to one URL while that answers.
 
-        Raises SamplingError for what concerns this request alone (refused; or failing while others are answered), and
-        EngineStoppedError when no URL answers anything: the request can be made again later.
+        Raises SamplingError for what concerns this request alone (refused; or failing while others are answered, of
+        which one for a single token is made where there was none), and EngineStoppedError when no URL answers anything:
+        the request can be made again later.
         """
         content = json.dumps(body).encode()
         urls = sorted(self._config.urls, key=lambda url: hashlib.sha256(f"{affinity} {url}".encode()).digest())
@@ -144,7 +145,8 @@ class Client:
                         return reply
                 if attempt + 1 < self._config.attempts:
                     await asyncio.sleep(self._pause(attempt, failure))
-        raise self._given_up(failed_url, failure, others_answered=self._last_answer > began) from failure
+            alone = not failure.busy and (self._last_answer > began or await self._answers(failed_url, body))
+        raise self._given_up(failed_url, failure, alone) from failure
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -202,6 +204,16 @@ class Client:
         except (ValueError, RecursionError) as error:
             raise Failure("answer is not JSON", self._quoted(response.text)) from error
 
+    async def _answers(self, url: str, body: dict[str, Any]) -> bool:
+        """Whether the server gives one token to somebody else: its engine, and not only its front, is alive."""
+        somebody = {"model": body["model"], "messages": [{"role": "user", "content": "1"}], "max_tokens": 1}
+        try:
+            await self._ask(url, json.dumps(somebody).encode(), 1)
+        except (Failure, SamplingError):
+            return False
+        self._last_answer = time.monotonic()
+        return True
+
     def _not_ok(self, url: str, response: httpx.Response) -> Exception:
         status, detail = response.status_code, self._quoted(_message(response))
         if status in _BUSY or status >= 500:
@@ -214,9 +226,9 @@ class Client:
         error.__cause__ = Failure(f"status {status}", detail)
         return error
 
-    def _given_up(self, url: str, failure: Failure, others_answered: bool) -> SamplingError:
+    def _given_up(self, url: str, failure: Failure, alone: bool) -> SamplingError:
         text = f"{url}: {failure} ({self._config.attempts} attempts at each URL)"
-        if others_answered and not failure.busy:
+        if alone:
             return SamplingError(f"{text}, while other requests were answered; see the server's log")
         return EngineStoppedError(f"{text}; see that the server runs and is not overloaded, or set another in urls")
 

@@ -171,22 +171,28 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> Interval | None:
 
 def bootstrap_mean(values_P: ArrayLike, seed: int, resamples: int = 2000, level: float = 0.95) -> Interval:
     """Percentile bootstrap of the mean over problems; one value a problem, so that a problem is drawn as a whole."""
-    values_P = np.asarray(values_P, dtype=float)
-    if not values_P.size:
+    return bootstrap_means([values_P], seed, resamples, level)[0]
+
+
+def bootstrap_means(
+    values_RP: Sequence[ArrayLike], seed: int, resamples: int = 2000, level: float = 0.95
+) -> list[Interval]:
+    """bootstrap_mean of each row of values over the same problems, which shares the cost of the resamples."""
+    values_PR = np.asarray(values_RP, dtype=float).T
+    problems = len(values_PR)
+    if not problems:
         raise DataError("an interval needs at least one problem")
     rng = np.random.default_rng(seed)
-    means_B = [values_P[rng.integers(values_P.size, size=values_P.size)].mean() for _ in range(resamples)]
-    return _percentiles(float(values_P.mean()), np.array(means_B), level)
-
-
-def paired_difference(
-    left_P: ArrayLike, right_P: ArrayLike, seed: int, resamples: int = 2000, level: float = 0.95
-) -> Interval:
-    """Paired bootstrap of mean(left) - mean(right): each resample takes the same problems on both sides, which is the
-    bootstrap of the mean of the differences."""
-    left_P, right_P = np.asarray(left_P, dtype=float), np.asarray(right_P, dtype=float)
-    assert left_P.shape == right_P.shape, "paired values belong to the same problems"
-    return bootstrap_mean(left_P - right_P, seed, resamples, level)
+    means_BR = np.array(
+        [
+            np.bincount(rng.integers(problems, size=problems), minlength=problems) @ values_PR / problems
+            for _ in range(resamples)
+        ]
+    )
+    return [
+        _percentiles(float(value), means_B, level)
+        for value, means_B in zip(values_PR.mean(axis=0), means_BR.T, strict=True)
+    ]
 
 
 def bootstrap(

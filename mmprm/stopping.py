@@ -23,14 +23,14 @@ class StoppingRule(Config):
 
     rollouts: int = Field(16, ge=1)
     """Most rollouts drawn from a state (K); the root gets all of them."""
-    doubt: float = Field(0.03, ge=0, lt=0.5)
+    doubt: float = Field(0.04, ge=0, lt=0.5)
     """A state is called broken when the probability that it is sound, none of its rollouts being right, is below this;
     0 takes all rollouts for every state."""
-    width: float = Field(0.1, ge=0, lt=0.5)
+    width: float = Field(0.12, ge=0, lt=0.5)
     """A value is narrow enough when the standard deviation of its Beta posterior is below this."""
     batch: int = Field(4, ge=1)
     """Rollouts of each further batch."""
-    shared: int | None = Field(12, ge=2)
+    shared: int | None = Field(10, ge=2)
     """A prefix that so many rollouts of other states run through, step by step the same, is labelled by them and not
     drawn from; null asks each prefix anew."""
 

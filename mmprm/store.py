@@ -9,6 +9,7 @@ import fcntl
 import json
 import os
 import sqlite3
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,6 +29,7 @@ SCHEMA_VERSION = 2
 """2 has the sessions, which 1 had not."""
 
 _APPLICATION_ID = 0x4D4D5052
+_NO_STORE = "is not a run store of mmprm; choose another run folder"
 
 Status = Literal["open", "done", "failed"]
 
@@ -132,18 +134,23 @@ class Store:
             self._lock = None
 
     def fork(self, path: Path, config: dict[str, Any], keep_batches: bool) -> None:
-        """Copy this store to `path` under another configuration, with every problem open again.
+        """Copy this store to `path`, where none may be, under another configuration, with every problem open again.
 
         The batches, and the sessions that drew them, are kept where they hold under that configuration as well.
         """
-        partial = path.with_name(path.name + ".partial")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            for left_behind in path.parent.glob(f"{partial.name}*"):
-                left_behind.unlink()
+            with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
+                partial = Path(folder) / path.name
+                self._copy(partial, config, keep_batches)
+                os.link(partial, path)  # where another fork was faster this fails, and a rename would not
         except OSError as error:
-            raise StoreError(f"{path}: cannot be written ({error.strerror}); choose another run folder") from error
-        copy = Store(partial, _connect(partial), None)
+            raise StoreError(
+                f"{path}: cannot be made ({error.strerror}); run the same command again, or choose another run folder"
+            ) from error
+
+    def _copy(self, path: Path, config: dict[str, Any], keep_batches: bool) -> None:
+        copy = Store(path, _connect(path), None)
         try:
             with copy._guard():
                 self._connection.backup(copy._connection)
@@ -155,7 +162,6 @@ class Store:
             copy._run("VACUUM")
         finally:
             copy.close()
-        os.replace(partial, path)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -306,7 +312,7 @@ class Store:
 
     def _check_version(self) -> None:
         if self.rows("PRAGMA application_id")[0][0] != _APPLICATION_ID:
-            raise StoreError(f"{self.path}: is not a run store of mmprm; choose another run folder")
+            raise StoreError(f"{self.path}: {_NO_STORE}")
         version = self.rows("PRAGMA user_version")[0][0]
         if version != SCHEMA_VERSION:
             raise StoreError(
@@ -348,6 +354,8 @@ class Store:
         try:
             yield
         except sqlite3.Error as error:
+            if "not a database" in str(error):
+                raise StoreError(f"{self.path}: {_NO_STORE}") from error
             if "full" in str(error):
                 way_out = "free some space and run the same command again: all that was finished is kept"
             else:

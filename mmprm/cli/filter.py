@@ -15,11 +15,11 @@ from pathlib import Path
 
 from mcts.campaign import run_campaign
 from mcts.config import CampaignConfig
-from mcts.difficulty import by_accuracy, question_only
+from mcts.difficulty import by_accuracy, check_range, question_only
 from mmprm.cli.annotate import policy_folder
 from mmprm.cli.options import add_config_options, load_config
 from mmprm.errors import DataError
-from mmprm.problems import write_problems
+from mmprm.problems import load_problems, write_problems
 from mmprm.store import Store
 from mmprm.types import Counts
 
@@ -36,11 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    check_range(arguments.low, arguments.high)
     config = question_only(load_config(arguments, CampaignConfig, "run=runs/filter"), arguments.samples)
     run_campaign(config, model_folder=policy_folder(config))
+    asked = {problem.id for problem in load_problems(config.problems)}
     store = Store.read(config.run)
     try:
-        filtered = by_accuracy(store, arguments.low, arguments.high)
+        filtered = by_accuracy(store, asked, arguments.low, arguments.high)
     finally:
         store.close()
     left_out = (

@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 
 from mmprm.cli import labels_export
-from mmprm.cli.options import add_config_options, load_config
+from mmprm.cli.options import add_config_options
+from mmprm.config import load
+from mmprm.errors import ConfigError
 from mmprm.labels.build import LabelsConfig, build_labels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_config_options(parser, LabelsConfig)
+    add_config_options(parser, LabelsConfig, prefix="labels_")
     actions = parser.add_subparsers(dest="action", metavar="[export]")
     summary, _, rest = (labels_export.__doc__ or "").partition("\n")
     export = actions.add_parser(
@@ -30,9 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     if arguments.action == "export":
+        if arguments.labels_config is not None or arguments.labels_set:
+            raise ConfigError("--config and --set before export are keys of mmprm labels; put them after export")
         labels_export.run(arguments)
         return
-    config = load_config(arguments, LabelsConfig)
+    config = load(LabelsConfig, arguments.labels_config, arguments.labels_set)
     summary = build_labels(config)
     counts = summary.counts
     splits = ", ".join(f"{name} {count}" for name, count in sorted(summary.paths_by_split.items()))

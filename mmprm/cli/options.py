@@ -11,9 +11,13 @@ from mmprm.config import Config, describe, load
 C = TypeVar("C", bound=Config)
 
 
-def add_config_options(parser: argparse.ArgumentParser, model: type[Config]) -> None:
-    parser.add_argument("--config", metavar="FILE", help="YAML file with the keys below")
-    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override one key; repeatable")
+def add_config_options(parser: argparse.ArgumentParser, model: type[Config], prefix: str = "") -> None:
+    """`prefix` keeps the values apart from those of a subcommand, which would overwrite them."""
+    config, sets = f"{prefix}config", f"{prefix}set"
+    parser.add_argument("--config", dest=config, metavar="FILE", help="YAML file with the keys below")
+    parser.add_argument(
+        "--set", dest=sets, metavar="KEY=VALUE", action="append", default=[], help="override one key; repeatable"
+    )
     parser.epilog = f"{parser.epilog or ''}\n\nkeys:\n{key_table(model)}".strip()
 
 

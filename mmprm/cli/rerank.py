@@ -25,6 +25,7 @@ from pydantic import Field
 
 from mmprm.cli.jsonl import output
 from mmprm.cli.options import add_config_options, load_config
+from mmprm.cli.policy import with_weights
 from mmprm.config import Config
 from mmprm.errors import DataError
 from mmprm.evaluation.aggregators import choose_aggregator
@@ -169,13 +170,8 @@ def _sample(config: RerankConfig) -> Sampled:
 
 async def _sample_async(config: RerankConfig) -> Sampled:
     problems = load_problems(config.problems)
-    engine = config.engine
-    if engine.model == "tiny" and engine.servers is None:
-        from mmprm.tiny.model import weights_path
-
-        engine = engine.model_copy(update={"model": str(weights_path())})
     async with (
-        open_sampler(engine, config.sampling, config.prompt, config.workers) as sampler,
+        open_sampler(with_weights(config.engine), config.sampling, config.prompt, config.workers) as sampler,
         open_grader(config.grader) as grader,
     ):
         return await sample_groups(

@@ -25,6 +25,7 @@ from pydantic import Field
 
 from mmprm.cli.jsonl import output
 from mmprm.cli.options import add_config_options, load_config
+from mmprm.cli.policy import with_weights
 from mmprm.cli.rerank import candidate_lines
 from mmprm.config import Config
 from mmprm.errors import DataError
@@ -167,13 +168,8 @@ def _cell(interval: dict[str, float], style: str) -> str:
 
 async def _search(config: GuidedSearchConfig, aggregator: str, scorer: Scorer) -> tuple[Searched, Searched | None]:
     problems = load_problems(config.problems)
-    engine = config.engine
-    if engine.model == "tiny" and engine.servers is None:
-        from mmprm.tiny.model import weights_path
-
-        engine = engine.model_copy(update={"model": str(weights_path())})
     async with (
-        open_sampler(engine, config.sampling, config.prompt, config.workers) as sampler,
+        open_sampler(with_weights(config.engine), config.sampling, config.prompt, config.workers) as sampler,
         open_grader(config.grader) as grader,
     ):
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from mmprm.metrics import Interval, bootstrap_mean
+from mmprm.metrics import Interval, bootstrap_means
 from mmprm.scoring.aggregate import AGGREGATORS
 from mmprm.selection.groups import Group, choices, common_size
 from mmprm.selection.selectors import best_of_n
@@ -26,8 +26,7 @@ def choose_aggregator(development: Sequence[Group], seed: int = 0) -> Aggregator
     """The aggregator of highest best-of-N accuracy over groups of N scored candidates; the first of the table among
     equals."""
     n = common_size(development)
-    candidates = {
-        name: bootstrap_mean([best_of_n(choices(group, name)) for group in development], seed) for name in AGGREGATORS
-    }
+    values_AP = [[best_of_n(choices(group, name)) for group in development] for name in AGGREGATORS]
+    candidates = dict(zip(AGGREGATORS, bootstrap_means(values_AP, seed), strict=True))
     name = max(candidates, key=lambda key: candidates[key].value)
     return AggregatorChoice(name, n, len(development), candidates[name], candidates)

@@ -64,7 +64,8 @@ class Judge:
     async def decide(self, problem: Problem, answer: str) -> tuple[Verdict, str]:
         """Verdict and reason; never raises for what the judge or its server does."""
         question = "\n".join((problem.question, *problem.choices))
-        key = reply_key(self._config.model, PROMPT_HASH, question, problem.answer, answer)
+        asked = (self._config.model, PROMPT_HASH, str(self._config.max_tokens))
+        key = reply_key(*asked, question, problem.answer, answer)
         cached = self._cache.get(key)
         if cached is not None:
             return _verdict(cached)

@@ -18,7 +18,7 @@ from mmprm.config import Config
 from mmprm.errors import ConfigError, DataError
 from mmprm.labels.consensus import AgreementRule, keep_agreeing_first_errors, keep_agreeing_steps
 from mmprm.labels.duplicates import near_duplicates
-from mmprm.labels.formats import FORMATS, Format, Kind, Row, content_of, record_of
+from mmprm.labels.formats import FORMATS, Format, Kind, Row, content_of, record_of, repeat_shared
 from mmprm.labels.parquet import LabelledExample, Split, read_parquet, split_of, write_parquet
 from mmprm.problems import ProblemsConfig, load_problems, write_picture
 from mmprm.types import Counts, Problem
@@ -215,9 +215,10 @@ def _write_records(
     images: dict[str, tuple[str, ...]] = {}
     lines: dict[str, list[str]] = defaultdict(list)
     written, unfit = [], Counter()
-    for example in examples:
+    paths = [example.path for example in examples]
+    for example, path in zip(examples, paths if form.join is None else repeat_shared(paths), strict=True):
         problem = example.problem
-        content = content_of(example.path, problem, form, kind, config.threshold)
+        content = content_of(path, problem, form, kind, config.threshold)
         assert content is not None, "examples without label were left out"
         if form.pictures and problem.id not in images:
             images[problem.id] = tuple(write_picture(picture, folder) for picture in problem.pictures)

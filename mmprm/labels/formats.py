@@ -7,8 +7,8 @@ come back as it went in, because its text holds what the format reserves, is not
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from mmprm.errors import DataError
@@ -54,6 +54,23 @@ class Format:
     """Stands between a step without label and the next one, of which it becomes a part; None where the format can leave
     a step without label."""
     pictures: bool = False
+
+
+def repeat_shared(paths: Sequence[LabelledPath]) -> list[LabelledPath]:
+    """Each label on every path that has its prefix, for formats without a mask."""
+    known = {
+        (path.problem_id, path.steps[:depth]): counts
+        for path in paths
+        for depth, counts in enumerate(path.counts, start=1)
+        if counts is not None
+    }
+    return [
+        replace(
+            path,
+            counts=tuple(known.get((path.problem_id, path.steps[:depth])) for depth in range(1, len(path.steps) + 1)),
+        )
+        for path in paths
+    ]
 
 
 def content_of(path: LabelledPath, problem: Problem, form: Format, kind: Kind, threshold: float) -> Content | None:

@@ -63,6 +63,7 @@ class StepJudge:
 
     def __init__(self, config: StepJudgeConfig) -> None:
         self._config = config
+        self._max_tokens = config.max_tokens if config.read == "text" else 1
         self._cache = ReplyCache(config.cache)
         self._client = Client(config.client)
         self._content_ids: dict[str, str] = {}
@@ -101,7 +102,8 @@ class StepJudge:
         if problem.id not in self._content_ids:
             self._content_ids[problem.id] = content_id(problem.question, "", problem.pictures)
         content = self._content_ids[problem.id]
-        key = reply_key(self._config.model, PROMPT_HASH, self._config.read, content, *steps)
+        asked = (self._config.model, PROMPT_HASH, self._config.read, str(self._max_tokens))
+        key = reply_key(*asked, content, *steps)
         said = self._cache.get(key)
         if said is None:
             try:
@@ -122,10 +124,10 @@ class StepJudge:
             "model": self._config.model,
             "messages": await with_pictures(messages(problem, prompt), problem.pictures),
             "temperature": 0,
-            "max_tokens": self._config.max_tokens,
+            "max_tokens": self._max_tokens,
         }
         if self._config.read == "logprobs":
-            body |= {"max_tokens": 1, "logprobs": True, "top_logprobs": TOP_LOGPROBS}
+            body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         (choice,) = (await self._client.chat(body, affinity=problem.id)).choices
         return choice.text if self._config.read == "text" else json.dumps(choice.first_token)
 

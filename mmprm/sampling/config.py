@@ -13,8 +13,11 @@ from mmprm.config import Config
 
 class ServersConfig(ClientConfig):
     dialect: Literal["vllm", "openai"] = "vllm"
-    """vllm (also SGLang): the assistant turn is continued and top_k and repetition_penalty are sent; openai: only the
-    fields of OpenAI's own API, which cannot continue an assistant turn (use prompt.preset=previous_steps)."""
+    """vllm: the assistant turn is continued and top_k and repetition_penalty are sent; openai: only the fields of
+    OpenAI's own API, which cannot continue an assistant turn (use prompt.preset=previous_steps)."""
+    trust_prefix: bool = False
+    """Continue prefixes also on a server that does not return the prompt that it rendered (prompt_text), such as
+    SGLang. Whether it continues the prefix is not checked then; one that does not gives wrong labels, unseen."""
 
 
 class EngineConfig(Config):

@@ -80,7 +80,9 @@ class ServerSampler:
             self._check_plain(beginning)
             return body
         # Also where they are neutral: a server's own defaults come from the checkpoint's generation_config.json.
-        body |= {"top_k": sampling.top_k, "repetition_penalty": sampling.repetition_penalty, "return_token_ids": True}
+        # -1 for all tokens, which vLLM takes like 0, and SGLang alone.
+        body |= {"top_k": sampling.top_k or -1, "repetition_penalty": sampling.repetition_penalty}
+        body["return_token_ids"] = True
         if request.stop:  # OpenAI's own API leaves the string out of the text, where the end of a step would be missed
             body |= {"stop": list(request.stop), "include_stop_str_in_output": True}
         if self._engine.max_pixels:
@@ -102,8 +104,20 @@ class ServerSampler:
             )
 
     def _check(self, reply: Reply, beginning: str) -> None:
-        """A chat template that trims or rewrites the assistant turn would continue something else than the prefix."""
-        if beginning and reply.prompt_text is not None and not reply.prompt_text.endswith(beginning):
+        """A server that ignores continue_final_message, or a chat template that trims or rewrites the assistant turn,
+        would continue something else than the prefix."""
+        if not beginning:
+            return
+        if reply.prompt_text is None:
+            if self._servers.trust_prefix:
+                return
+            raise EngineStoppedError(
+                f"{self._engine.model}: the server returns no prompt_text, so that nothing shows that it continues the "
+                "prefix; take a vLLM that knows return_prompt_text, set prompt.preset=previous_steps and no "
+                "prompt.prefill, or, for a server known to honour continue_final_message, "
+                "engine.servers.trust_prefix=true"
+            )
+        if not reply.prompt_text.endswith(beginning):
             raise EngineStoppedError(
                 f"{self._engine.model}: the server's chat template changes the end of the prefix {beginning[-40:]!r} "
                 f"to {reply.prompt_text[-40:]!r}; give the server a template that keeps it (vllm serve "

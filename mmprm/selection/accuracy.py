@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmprm.errors import ConfigError
-from mmprm.metrics import Interval, bootstrap_mean, paired_difference
+from mmprm.metrics import Interval, bootstrap_means
 from mmprm.selection.groups import Group, choices, common_size
 from mmprm.selection.selectors import SELECTORS, Choice
 
@@ -48,17 +48,14 @@ def accuracy_at_n(
     choices_P = [choices(group, aggregate) for group in groups]
     points = []
     for n in sizes:
-        values = dict(zip(SELECTORS, _selector_values(choices_P, n, seed), strict=True))
+        values = _selector_values(choices_P, n, seed)
+        of = dict(zip(SELECTORS, values, strict=True))
         points.append(
             AccuracyAtN(
                 n=n,
-                accuracy={name: bootstrap_mean(values_P, seed) for name, values_P in values.items()},
-                minus_random={
-                    name: paired_difference(values_P, values["random"], seed) for name, values_P in values.items()
-                },
-                minus_majority={
-                    name: paired_difference(values_P, values["majority"], seed) for name, values_P in values.items()
-                },
+                accuracy=_intervals(values, seed),
+                minus_random=_intervals(values - of["random"], seed),
+                minus_majority=_intervals(values - of["majority"], seed),
             )
         )
     return points
@@ -66,7 +63,7 @@ def accuracy_at_n(
 
 def accuracy(groups: Sequence[Group], aggregate: str, seed: int = 0) -> dict[str, Interval]:
     """Each selector's accuracy when it chooses among all candidates of a group; their number may differ by problem."""
-    return {name: bootstrap_mean(values_P, seed) for name, values_P in _over_all(groups, aggregate).items()}
+    return _intervals(_over_all(groups, aggregate), seed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,19 +93,24 @@ def at_equal_tokens(
     below = math.floor(n)
     choices_P = [choices(group, aggregate) for group in samples]
     low, high = (_selector_values(choices_P, size, seed) for size in (below, min(below + 1, most)))
-    mixed = dict(zip(SELECTORS, low + (n - below) * (high - low), strict=True))
-    ours = _over_all(guided, aggregate)
+    mixed = low + (n - below) * (high - low)
     return EqualTokens(
         n=n,
         tokens=n * each / len(samples),
-        accuracy={name: bootstrap_mean(values_P, seed) for name, values_P in mixed.items()},
-        difference={name: paired_difference(ours[name], values_P, seed) for name, values_P in mixed.items()},
+        accuracy=_intervals(mixed, seed),
+        difference=_intervals(_over_all(guided, aggregate) - mixed, seed),
     )
 
 
-def _over_all(groups: Sequence[Group], aggregate: str) -> dict[str, list[float]]:
+def _intervals(values: NDArray[np.float64], seed: int) -> dict[str, Interval]:
+    """By selector, of values as _selector_values gives them. The interval of a paired difference is that of the mean of
+    the differences by problem."""
+    return dict(zip(SELECTORS, bootstrap_means(values, seed), strict=True))
+
+
+def _over_all(groups: Sequence[Group], aggregate: str) -> NDArray[np.float64]:
     choices_P = [choices(group, aggregate) for group in groups]
-    return {name: [select(seen) for seen in choices_P] for name, select in SELECTORS.items()}
+    return np.array([[select(seen) for seen in choices_P] for select in SELECTORS.values()])
 
 
 def _selector_values(choices_P: Sequence[Sequence[Choice]], n: int, seed: int) -> NDArray[np.float64]:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import os
 import signal
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
+import ray
+from ray.util import placement_group_table
 
 from mcts.campaign import run_campaign
 from mcts.config import CampaignConfig
-from mcts.ray_worker import RayWorkers, RemoteWorker
+from mcts.ray_worker import EngineActor, RayWorkers, RemoteWorker
 from mcts.search import search
 from mcts.worker import Report
 from mmprm.config import load
+from mmprm.errors import SamplingError
 from mmprm.problems import write_problems
 from mmprm.store import Store
 from mmprm.tiny.model import weights_path
@@ -61,13 +66,35 @@ def test_a_killed_engine_is_replaced_and_nothing_is_lost_or_counted_twice(
     store.close()
 
 
+def test_an_engine_that_does_not_start_says_why_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class BrokenActor(EngineActor):
+        def open_engine(self, config: CampaignConfig, number: int, bind_core: bool) -> Any:
+            raise SamplingError("the engine did not start: no memory")
+
+    write_problems(tmp_path / "problems.jsonl", [tiny.problem for tiny in make_problems(2, 5, "annotate")])
+    sets = [f"run={tmp_path}", f"problems.path={tmp_path / 'problems.jsonl'}", "workers=1"]
+    config = load(CampaignConfig, ROOT / "configs" / "annotate" / "tiny.yaml", sets)
+    monkeypatch.setattr(RayWorkers, "actor_class", BrokenActor)
+    ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        with pytest.raises(SamplingError, match="the engine did not start: no memory"):
+            run_campaign(config, model_folder=str(weights_path()))
+        assert [group["state"] for group in placement_group_table().values()] == ["REMOVED"]
+    finally:
+        ray.shutdown()
+
+
 def assert_log_is_one_search(store: Store, problem_id: str, config: CampaignConfig) -> None:
     """A search that is answered from the stored batches alone asks for each of them once, and for nothing else."""
-    log = {batch.steps: batch.rollouts for batch in store.batches(problem_id)}
+    log = {(batch.steps, batch.first_draw): batch.rollouts for batch in store.batches(problem_id)}
+    drawn: Counter[Steps] = Counter()
 
     async def replay(steps: Steps, n: int) -> tuple[Rollout, ...]:
-        rollouts = log.pop(steps)
+        rollouts = log.pop((steps, drawn[steps]))
         assert len(rollouts) == n
+        drawn[steps] += n
         return rollouts
 
     coroutine = search(store.problem(problem_id), replay, config.search)

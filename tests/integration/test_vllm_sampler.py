@@ -34,8 +34,8 @@ def greedy(sampler, monkeypatch):
 async def test_a_prefix_is_continued_not_repeated(greedy, problem):
     (whole,) = await greedy.sample(ask(problem))
     tokens = greedy._template_owner.tokenizer.tokenize(whole.text)
-    assert len(tokens) > 8
-    prefix = "".join(tokens[:6])
+    assert len(tokens) > 2
+    prefix = "".join(tokens[: len(tokens) // 2])
     (rest,) = await greedy.sample(ask(problem, prefix))
     assert (prefix + rest.text).startswith("".join(tokens[:12]))
 

@@ -15,7 +15,7 @@ from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer
 from mmprm.tiny.model import build_model
 from mmprm.tiny.tokenizer import build_processor, build_tokenizer
-from mmprm.tiny.world import make_problems, solve
+from mmprm.tiny.world import Mistakes, make_problems, solve
 from mmprm.types import Problem, Solution
 
 pytestmark = pytest.mark.integration
@@ -35,7 +35,9 @@ def random_prm(folder: Path) -> str:
 
 def test_vllm_scores_as_transformers_does(tmp_path: Path) -> None:
     prm, rng = random_prm(tmp_path), random.Random(0)
-    solutions = [Solution(tiny.problem, tuple(solve(tiny, rng, 0.3))) for tiny in make_problems(40, 0, "train")]
+    solutions = [
+        Solution(tiny.problem, tuple(solve(tiny, rng, Mistakes(0.3, 0.3)))) for tiny in make_problems(40, 0, "train")
+    ]
     bare = Problem("bare", "what is one plus one?", "2")
     solutions.append(Solution(bare, ("1+1=2", "2")))
 

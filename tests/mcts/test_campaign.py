@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import random
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ from mcts.search import SearchConfig
 from mcts.worker import LocalWorker, Report, WorkerDiedError
 from mmprm.errors import EngineStoppedError, SamplingError, StoreError
 from mmprm.evidence import count_labels
-from mmprm.store import Store
+from mmprm.store import Finished, Store
 from mmprm.types import Batch, Completion, Problem, SampleRequest
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -156,6 +158,110 @@ def test_problems_of_a_dead_worker_go_on_elsewhere(problems: Path, tmp_path: Pat
     assert summary.workers_replaced == len(made) - 2 >= 3
     assert summary.rollouts == summary.new_rollouts, "what was committed is not drawn again"
     assert batches(tmp_path / "run") == batches(tmp_path / "undisturbed")
+
+
+class PoisonedSampler(scripted.Sampler):
+    """Its engine is gone, with all that was asked of it, once it is asked for p3."""
+
+    gone = False
+
+    async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
+        self.gone = self.gone or request.problem.id == "p3"
+        if self.gone:
+            await asyncio.sleep(60)
+        return await super().sample(request)
+
+
+class MortalWorker(LocalWorker):
+    async def collect(self, seconds: float) -> Report:
+        report = await super().collect(seconds)
+        if self._sampler.gone:
+            raise WorkerDiedError("out of memory")
+        return report
+
+
+@pytest.mark.parametrize(("workers", "trees_in_flight"), [(1, 1), (1, 8), (1, None), (2, 8)])
+def test_a_problem_that_kills_its_engine_fails_while_the_others_go_on(
+    problems: Path, tmp_path: Path, workers: int, trees_in_flight: int | None
+) -> None:
+    annotate(problems, tmp_path / "undisturbed")
+    run = tmp_path / "run"
+    chosen = scripted.config(str(problems), str(run), workers=workers, trees_in_flight=trees_in_flight)
+
+    async def make(number: int) -> LocalWorker:
+        sampler = PoisonedSampler(scripted.write, 0.002)
+        return MortalWorker(sampler, scripted.Grader(), chosen.markup, chosen.seed, chosen.search)
+
+    summary = run_campaign(chosen, make_worker=make)
+    assert summary.problems == {"open": 0, "done": PROBLEMS - 1, "failed": 1}
+    assert list(summary.failures) == ["p3"]
+    assert re.fullmatch(r"its engine died [4-9] times: out of memory", summary.failures["p3"])
+    assert batches(run) == batches(tmp_path / "undisturbed") | {"p3": []}
+
+
+class DeadWorker(LocalWorker):
+    """Dies before it has reported anything."""
+
+    seconds = 0.0
+
+    async def collect(self, seconds: float) -> Report:
+        await asyncio.sleep(self.seconds)
+        raise WorkerDiedError("killed")
+
+
+def test_a_worker_that_keeps_dying_is_given_up_beside_a_healthy_one(
+    problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = scripted.config(str(problems), str(tmp_path / "run"))
+    made: list[int] = []
+
+    async def make(number: int) -> LocalWorker:
+        made.append(number)
+        kind = DeadWorker if number == 0 else LocalWorker
+        sampler = scripted.Sampler(scripted.write, 0.002)
+        return kind(sampler, scripted.Grader(), chosen.markup, chosen.seed, chosen.search)
+
+    summary = run_campaign(chosen, make_worker=make)
+    assert summary.problems == {"open": 0, "done": PROBLEMS, "failed": 0}
+    assert (made.count(0), made.count(1), summary.workers_replaced) == (4, 1, 3)
+    assert "worker 0 died 4 times without finishing a batch: killed; the others go on" in capsys.readouterr().err
+
+
+def test_an_idle_worker_takes_what_a_dead_one_leaves(problems: Path, tmp_path: Path) -> None:
+    problems.write_text("".join(problems.read_text().splitlines(keepends=True)[:2]))
+    chosen = scripted.config(str(problems), str(tmp_path / "run"), worker_restarts=0)
+
+    class LateDeath(DeadWorker):
+        seconds = 1.0
+
+    async def make(number: int) -> LocalWorker:
+        kind = LateDeath if number == 0 else LocalWorker
+        return kind(scripted.Sampler(scripted.write), scripted.Grader(), chosen.markup, chosen.seed, chosen.search)
+
+    assert run_campaign(chosen, make_worker=make).problems == {"open": 0, "done": 2, "failed": 0}
+
+
+def test_an_engine_that_hangs_is_announced_and_commits_nothing(
+    problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mcts.progress.LONG_WAIT_SECONDS", 0.1)
+    commits: list[int] = []
+    append = Store.append
+
+    def append_counted(self: Store, batches: Sequence[Batch], finished: Sequence[Finished] = ()) -> None:
+        commits.append(len(batches) + len(finished))
+        append(self, batches, finished)
+
+    monkeypatch.setattr(Store, "append", append_counted)
+    chosen = scripted.config(str(problems), str(tmp_path / "run"), workers=1)
+
+    async def make(number: int) -> LocalWorker:
+        return scripted.local_worker(chosen, delay=0.25)
+
+    chosen = chosen.model_copy(update={"search": SearchConfig(rollouts=4, max_rollouts=4)})
+    run_campaign(chosen, make_worker=make)
+    assert "waiting for worker 0 to report on 8 problems" in capsys.readouterr().err
+    assert min(commits) > 0
 
 
 class StoppedSampler:

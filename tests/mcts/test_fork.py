@@ -67,6 +67,16 @@ def test_a_larger_budget_goes_on_from_the_batches(problems: Path, tmp_path: Path
     assert batches(tmp_path / "run") == before, "the old run is as it was"
 
 
+def test_a_smaller_budget_keeps_no_batch(problems: Path, tmp_path: Path) -> None:
+    """Its search ends before batches that the store would still hold, and count as labels."""
+    run_scripted(small(problems, tmp_path / "run", max_rollouts=60))
+    config, message = fork(small(problems, tmp_path / "run", max_rollouts=24, max_searches=300))
+    assert "none of its batches" in message
+    forked, fresh = run_scripted(config), run_scripted(small(problems, tmp_path / "fresh", max_rollouts=24))
+    assert batches(config.run) == batches(tmp_path / "fresh")
+    assert (forked.states, forked.labels) == (fresh.states, fresh.labels)
+
+
 def test_another_policy_setting_keeps_the_problems_alone(problems: Path, tmp_path: Path) -> None:
     first = run_scripted(small(problems, tmp_path / "run"))
     config, message = fork(small(problems, tmp_path / "run").model_copy(update={"seed": 1}))
@@ -127,5 +137,27 @@ def test_filter_keeps_a_range_of_accuracy(
     monkeypatch.setattr(filter, "run_campaign", lambda config, model_folder: run_campaign(config, make_worker=None))
     assert main([*asked, "--low", "0", "--high", "1"]) == 0, "another range of a finished run starts no engine"
     assert f"{PROBLEMS} problems kept" in capsys.readouterr().out
+
+
+def test_filter_writes_the_problems_of_the_file_given_now(
+    problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(filter, "run_campaign", run_scripted)
+    asked = ["filter", "--set", f"run={tmp_path / 'run'}", "--set", "engine.model=scripted", "--samples", "6"]
+    asked += ["--low", "0", "--high", "1", "--out", str(tmp_path / "kept.jsonl")]
+    assert main([*asked, "--set", f"problems.path={problems}"]) == 0
+    rows = [{"id": name, "question": "question 3", "answer": "3"} for name in ("p3", "new")]
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main([*asked, "--set", f"problems.path={tmp_path / 'other.jsonl'}"]) == 0
+    kept = [json.loads(line)["id"] for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
+    assert kept == ["p3", "new"]
+
+
+def test_filter_refuses_a_range_before_it_samples(
+    problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["filter", "--set", f"problems.path={problems}", "--set", f"run={tmp_path / 'run'}"]
+    asked += ["--set", "engine.model=scripted", "--out", str(tmp_path / "kept.jsonl")]
     assert main([*asked, "--low", "0.9", "--high", "0.1"]) == 2
     assert "must be 0 ≤ low ≤ high ≤ 1" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

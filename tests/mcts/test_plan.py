@@ -100,5 +100,6 @@ def test_command(pilot: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "engine-hours 32.00 (32.00 to 32.00)",
         "hours, 64 engines 0.50 (0.50 to 0.50)",
     ]
+    assert "engine-hours takes the pilot's rate, 25 tokens a second and engine, for exact" in lines[-2]
     assert main([*asked[:-1], "0"]) == 2
     assert "--engines=0 must be at least 1" in capsys.readouterr().err

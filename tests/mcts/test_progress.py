@@ -61,3 +61,12 @@ async def test_a_long_wait_says_what_it_waits_for(
     monkeypatch.setattr(progress_module, "LONG_WAIT_SECONDS", 0.05)
     assert await announce_waiting(asyncio.sleep(0.12, "up"), "engine 1 to start") == "up"
     assert capsys.readouterr().err.startswith("waiting for engine 1 to start (0 s)")
+
+
+async def test_a_wait_that_is_cancelled_ends_what_it_waits_for() -> None:
+    waited_for = asyncio.ensure_future(asyncio.sleep(60))
+    waiting = asyncio.create_task(announce_waiting(waited_for, "nothing"))
+    await asyncio.sleep(0)
+    waiting.cancel()
+    await asyncio.wait([waiting, waited_for], timeout=1)
+    assert waited_for.cancelled()

@@ -14,6 +14,7 @@ from mcts.room import MOST, Load, adapt
         (100, 100, Load(running=256, waiting=600, cache=0.4), 90),
         (100, 100, Load(running=80, waiting=30, cache=0.97), 90),
         (100, 100, Load(running=80, waiting=0, cache=0.97), 125),  # full of what may be dropped
+        (64, 64, Load(running=0, waiting=0, cache=0.0), 80),  # idle
         (1, 1, Load(running=1, waiting=9, cache=1.0), 1),
         (MOST, MOST, Load(running=200, waiting=0, cache=0.4), MOST),
     ],

@@ -31,7 +31,7 @@ def policy(request: dict[str, Any]) -> Act:
     draws = [random.Random(request["seed"] + i) for i in range(request["n"])]
     texts = [scripted.write(problem, "".join(prefix), draw) for draw in draws]
     counts = sum(len(text.split()) for text in texts)
-    return says(*texts, top={"usage": {"completion_tokens": counts}})
+    return says(*texts, top={"usage": {"completion_tokens": counts}, "prompt_text": question + "".join(prefix)})
 
 
 @pytest.fixture
@@ -46,6 +46,13 @@ def served(problems: str, run: Path, *servers: ScriptedServer, **values: Any):
     client = {"urls": [server.url for server in servers], "attempts": 2, "backoff_seconds": 0.01, "concurrency": 8}
     engine = {"model": "scripted", "servers": client}
     return scripted.config(problems, str(run), engine=engine, prompt={"preset": "plain"}, workers=None, **values)
+
+
+def scripted_problem(problems: str, folder: Path, number: int) -> str:
+    """A file with one of the problems."""
+    path = folder / "one.jsonl"
+    path.write_text(Path(problems).read_text().splitlines()[number] + "\n")
+    return str(path)
 
 
 def batches(run: Path) -> dict[str, list[tuple[Any, ...]]]:
@@ -100,6 +107,16 @@ def test_an_outage_fails_no_problem_and_the_run_goes_on(problems: str, tmp_path:
         assert sorted(batches(tmp_path / "run")[problem_id], key=str) == sorted(log, key=str)
 
 
+def test_an_outage_is_not_the_fault_of_the_one_problem_that_is_left(problems: str, tmp_path: Path) -> None:
+    Path(problems).write_text(Path(problems).read_text().splitlines()[0])
+    with ScriptedServer(*[policy] * 3, error(503, "gone")) as server, pytest.raises(SamplingError, match="503: gone"):
+        run_campaign(served(problems, tmp_path / "run", server))
+    store = Store.read(tmp_path / "run" / "trees.sqlite")
+    assert store.summary().problems == {"open": 1, "done": 0, "failed": 0}
+    assert store.summary().rollouts > 0
+    store.close()
+
+
 def test_what_the_server_refuses_fails_its_problem_alone(problems: str, tmp_path: Path) -> None:
     def refusing(request: dict[str, Any]) -> Act:
         return error(400, "too long") if request["messages"][0]["content"] == "question 2" else policy(request)
@@ -108,6 +125,19 @@ def test_what_the_server_refuses_fails_its_problem_alone(problems: str, tmp_path
         summary = run_campaign(served(problems, tmp_path / "run", server))
     assert summary.problems == {"open": 0, "done": PROBLEMS - 1, "failed": 1}
     assert summary.failures == {"p2": f"problem p2: {server.url}: status 400: too long"}
+
+
+def test_the_last_open_problem_fails_alone_too(problems: str, tmp_path: Path) -> None:
+    """Nothing else is answered while it is tried: the server is asked for a token before it is blamed."""
+
+    def failing(request: dict[str, Any]) -> Act:
+        return error(500, "bad picture") if request["messages"][0]["content"] == "question 2" else policy(request)
+
+    with ScriptedServer(lambda request: says("1") if request["max_tokens"] == 1 else failing(request)) as server:
+        values = scripted_problem(problems, tmp_path, 2)
+        summary = run_campaign(served(values, tmp_path / "run", server))
+    assert summary.problems == {"open": 0, "done": 0, "failed": 1}
+    assert "status 500: bad picture" in summary.failures["p2"]
 
 
 def test_a_judge_without_calibration_stops_the_campaign_before_it_begins(problems: str, tmp_path: Path) -> None:

@@ -115,3 +115,14 @@ def test_json(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
 def test_no_store_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", str(tmp_path / "none")]) == 2
     assert "there is no store; run mmprm annotate first" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lines", [0, 1, 1000])
+def test_another_file_is_said_to_be_no_run_store(
+    lines: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "some.jsonl").write_text('{"id": "p"}\n' * lines)
+    assert main(["status", str(tmp_path / "some.jsonl")]) == 2
+    said = capsys.readouterr().err
+    assert "is not a run store of mmprm" in said
+    assert "disk" not in said

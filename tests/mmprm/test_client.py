@@ -87,7 +87,8 @@ async def test_pauses_double() -> None:
         async with client(server, attempts=4, backoff_seconds=0.2) as asked:
             with pytest.raises(EngineStoppedError):
                 await ask(asked)
-        pauses = [after - before for before, after in zip(server.times[:-1], server.times[1:], strict=True)]
+        assert len(server.times) == 5, "four attempts, and a token to see whether anything is answered"
+        pauses = [after - before for before, after in zip(server.times[:3], server.times[1:4], strict=True)]
     assert len(pauses) == 3
     for pause, longest in zip(pauses, (0.2, 0.4, 0.8), strict=True):
         assert longest / 2 <= pause < longest + 0.15
@@ -144,6 +145,17 @@ async def test_a_request_that_alone_fails_is_at_fault_itself() -> None:
             with pytest.raises(SamplingError, match=r"bad picture.*while other requests were answered") as caught:
                 await poison
     assert not isinstance(caught.value, EngineStoppedError)
+
+
+@pytest.mark.parametrize("trouble", [error(500, "bad picture"), Act(wait=30)], ids=["500", "time-out"])
+async def test_a_request_that_fails_when_nothing_else_is_asked(trouble: Act) -> None:
+    """The server is asked for one token before it is blamed."""
+    with ScriptedServer(lambda request: says("1") if request.get("max_tokens") == 1 else trouble) as server:
+        async with client(server, attempts=2, timeout_seconds=0.3) as asked:
+            with pytest.raises(SamplingError, match="while other requests were answered") as caught:
+                await ask(asked)
+    assert not isinstance(caught.value, EngineStoppedError)
+    assert [(request["model"], "n" in request) for request in server.requests] == [("m", True)] * 2 + [("m", False)]
 
 
 async def test_a_problem_keeps_to_one_url_and_problems_share_out() -> None:

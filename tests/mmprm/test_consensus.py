@@ -220,6 +220,16 @@ async def test_a_server_that_is_gone_ends_it_and_what_was_said_is_kept(tmp_path:
         assert len(server.requests) == 1
 
 
+async def test_more_tokens_are_another_question_where_the_reply_is_read_as_text(tmp_path: Path) -> None:
+    for read, asked in (("text", [16, 512]), ("logprobs", [1])):
+        with ScriptedServer(says("Let me see"), says("No")) as server:
+            for more in ({}, {}, {"max_tokens": 512}):
+                async with StepJudge(judge_config(server, tmp_path, read=read, **more)) as judge:
+                    (judged,) = await judge.judge([example("a", [BAD], None)])
+        assert [request["max_tokens"] for request in server.requests] == asked
+        assert judged.judged == ((0.0,) if read == "text" else (None,))
+
+
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:
     labels, output = tmp_path / "labels.parquet", tmp_path / "judged.parquet"
     write_parquet(labels, [example("ab", [GOOD, BAD], None), example("c", [BAD], None)])

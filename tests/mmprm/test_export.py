@@ -165,6 +165,29 @@ def test_a_format_that_masks_keeps_every_step_and_one_that_cannot_keeps_every_wo
     assert content_of(unlabelled, PICTURED, FORMATS["trl"], "hard", 0.0) is None
 
 
+def test_without_a_mask_a_label_on_another_path_is_repeated_and_only_the_unknown_is_merged(tmp_path: Path) -> None:
+    steps = ("a", "b", "c", "d")
+    first = LabelledPath("q", steps, (Counts(1, 0), Counts(0, 1), None, Counts(0, 2)), False)
+    second = LabelledPath("q", ("a", "b", "x", "y", "z"), (None, None, Counts(2, 0), None, Counts(0, 3)), False)
+    stranger = LabelledPath("p", ("a", "b"), (None, Counts(0, 1)), False)
+    examples = [
+        LabelledExample(PLAIN, first, "train"),
+        LabelledExample(PLAIN, second, "train"),
+        LabelledExample(PICTURED, stranger, "train"),
+    ]
+    summary = export(tmp_path / "trl", examples, "trl")
+    lines = (tmp_path / "trl" / "out" / "train.jsonl").read_text().splitlines()
+    assert [(row["completions"], row["labels"]) for row in map(json.loads, lines)] == [
+        (["a", "b", "c\nd"], [True, False, False]),
+        (["a", "b", "x", "y\nz"], [True, False, True, False]),
+        (["a\nb"], [False]),
+    ]
+    assert (summary.splits["train"].labels, summary.splits["train"].right) == (6, 2), "each label counts once"
+    export(tmp_path / "masked", examples, "openrlhf")
+    lines = (tmp_path / "masked" / "out" / "train.jsonl").read_text().splitlines()
+    assert [json.loads(line)["label"] for line in lines] == [[1.0, 0.0, 0.0], [1.0, 0.0], [0.0]]
+
+
 def test_parquet_is_the_file_of_mmprm_labels_again(tmp_path: Path) -> None:
     examples = [LabelledExample(PICTURED, PATH, "train"), LabelledExample(PLAIN, PATH, "dev")]
     examples[1] = LabelledExample(PLAIN, LabelledPath("q", ("a",), (Counts(1, 1, 2),), False), "dev")
@@ -345,5 +368,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     )
     assert main(["labels", "export", "--format", "trl", *sets]) == 2
     assert "is not empty" in capsys.readouterr().err
+    for before in (["--config", "/nope.yaml"], ["--set", "threshold=0.5"]):
+        assert main(["labels", *before, "export", "--format", "trl", *sets]) == 2
+        assert "after export" in capsys.readouterr().err
     assert main(["labels", "--set", f"store={tmp_path}", "--set", f"output={tmp_path / 'x.parquet'}"]) == 2
     assert "no store" in capsys.readouterr().err

@@ -127,12 +127,15 @@ async def test_asked_once_on_disk_and_in_flight(tmp_path: Path) -> None:
     assert len(server.requests) == 5
 
 
-async def test_talk_is_kept_too(tmp_path: Path) -> None:
+async def test_talk_is_kept_too_but_not_when_more_tokens_may_end_it(tmp_path: Path) -> None:
     with ScriptedServer(says("Well, …"), says("Yes")) as server:
         for _ in range(2):
             async with Judge(build(JudgeConfig, values(server, tmp_path))) as judge:
                 assert await judge.decide(PROSE, "x") == (UNKNOWN, TALKED)
-    assert len(server.requests) == 1
+        assert len(server.requests) == 1
+        async with Judge(build(JudgeConfig, values(server, tmp_path, max_tokens=512))) as judge:
+            assert (await judge.decide(PROSE, "x"))[0] is CORRECT
+    assert [request["max_tokens"] for request in server.requests] == [16, 512]
 
 
 async def test_a_caller_that_gives_up_leaves_the_question(tmp_path: Path) -> None:

@@ -12,10 +12,10 @@ from mmprm.metrics import (
     NO_ERROR,
     bootstrap,
     bootstrap_mean,
+    bootstrap_means,
     choose_threshold,
     expected_calibration_error,
     first_below,
-    paired_difference,
     processbench_f1,
     reliability,
     roc_auc,
@@ -117,9 +117,18 @@ def test_bootstrap_agrees_with_the_normal_interval_and_its_seed() -> None:
     assert interval != bootstrap_mean(values, seed=2, resamples=4000)
 
 
+def test_rows_share_their_resamples() -> None:
+    rows = np.random.default_rng(0).random((3, 50))
+    together = bootstrap_means([*rows, rows[0] + 1], seed=1)
+    for row, interval in zip(rows, together[:3], strict=True):
+        alone = bootstrap_mean(row, seed=1)
+        assert (interval.value, interval.low, interval.high) == pytest.approx((alone.value, alone.low, alone.high))
+    assert together[3].low == pytest.approx(together[0].low + 1)
+
+
 def test_pairing_removes_the_spread_between_problems() -> None:
     right = np.random.default_rng(0).random(200)
-    interval = paired_difference(right + 0.1, right, seed=0)
+    interval = bootstrap_mean((right + 0.1) - right, seed=0)
     assert interval.low == pytest.approx(0.1)
     assert interval.high == pytest.approx(0.1)
 

@@ -22,8 +22,9 @@ from mmprm.types import Completion, Picture, Problem, SampleRequest
 TEXT = Problem("p", "What is 1 + 1?", "2")
 
 
-def sampler(server: ScriptedServer, dialect: str = "vllm", **values: Any) -> ServerSampler:
+def sampler(server: ScriptedServer, dialect: str = "vllm", trust_prefix: bool = False, **values: Any) -> ServerSampler:
     servers = {"urls": [server.url], "dialect": dialect, "attempts": 2, "backoff_seconds": 0.01}
+    servers |= {"trust_prefix": trust_prefix}
     engine = build(EngineConfig, {"model": "served", "servers": servers})
     return ServerSampler(engine, SamplingConfig(**values), PromptConfig(preset="plain"))
 
@@ -62,6 +63,7 @@ async def test_without_prefix_the_assistant_turn_is_new() -> None:
             assert await asked.sample(SampleRequest(TEXT, "", 1, 0)) == (Completion("x", 4, "stop"),)
     assert [turn["role"] for turn in server.requests[0]["messages"]] == ["user"]
     assert "continue_final_message" not in server.requests[0]
+    assert server.requests[0]["top_k"] == -1, "SGLang refuses 0, vLLM takes both"
 
 
 async def test_pictures_travel_as_the_pixels_of_our_own_engines(tmp_path) -> None:
@@ -92,6 +94,20 @@ async def test_a_template_that_changes_the_prefix_is_refused() -> None:
         async with sampler(server) as asked:
             with pytest.raises(EngineStoppedError, match=r"changes the end of the prefix 'one\.\\n\\n'"):
                 await asked.sample(SampleRequest(TEXT, "one.\n\n", 1, 0))
+
+
+async def test_a_server_that_does_not_show_its_prompt_is_refused_unless_it_is_trusted() -> None:
+    with ScriptedServer(says("x", choice={"token_ids": [1]})) as server:
+        async with sampler(server) as asked:
+            await asked.sample(SampleRequest(TEXT, "", 1, 0))
+            with pytest.raises(EngineStoppedError, match=r"no prompt_text.*engine\.servers\.trust_prefix=true"):
+                await asked.sample(SampleRequest(TEXT, "<step>a</step>", 1, 0))
+        async with sampler(server, trust_prefix=True) as asked:
+            assert await asked.sample(SampleRequest(TEXT, "<step>a</step>", 1, 0)) == (Completion("x", 1, "stop"),)
+    with ScriptedServer(says("x", choice={"token_ids": [1]}, top={"prompt_text": "<step>a"})) as server:
+        async with sampler(server, trust_prefix=True) as asked:
+            with pytest.raises(EngineStoppedError, match="changes the end of the prefix"):
+                await asked.sample(SampleRequest(TEXT, "<step>a</step>", 1, 0))
 
 
 async def test_openai_dialect_sends_nothing_of_vllms() -> None:

@@ -134,7 +134,7 @@ def test_files_that_are_no_store(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="there is no store"):
         Store.read(tmp_path / "none.sqlite")
     (tmp_path / "text.sqlite").write_text("not a database " * 100)
-    with pytest.raises(StoreError, match="file is not a database"):
+    with pytest.raises(StoreError, match="is not a run store of mmprm"):
         Store.create_or_open(tmp_path / "text.sqlite", CONFIG)
     foreign = sqlite3.connect(tmp_path / "foreign.sqlite")
     foreign.execute("CREATE TABLE x (y)")

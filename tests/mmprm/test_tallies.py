@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -107,13 +108,30 @@ def test_forks_keep_problems_and_batches_that_hold(store: Store, tmp_path: Path)
     assert store.ids("done") == ["p1", "p2"]
 
 
-def test_a_fork_that_was_interrupted_leaves_nothing_in_the_way(store: Store, tmp_path: Path) -> None:
-    (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "trees.sqlite.partial").write_text("half")
-    (tmp_path / "new" / "trees.sqlite.partial-wal").write_text("half")
-    store.fork(tmp_path / "new" / "trees.sqlite", CONFIG, keep_batches=True)
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["trees.sqlite"]
-    assert Store.read(tmp_path / "new").batches("p1") == store.batches("p1")
+def test_the_later_of_two_forks_at_once_is_refused(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second begins when the first has copied all but not yet put its copy in place."""
+    path, link = tmp_path / "new" / "trees.sqlite", os.link
+
+    def fork_another_first(copy: str | Path, target: str | Path) -> None:
+        monkeypatch.setattr(os, "link", link)
+        store.fork(path, {**CONFIG, "seed": 1}, keep_batches=True)
+        link(copy, target)
+
+    monkeypatch.setattr(os, "link", fork_another_first)
+    with pytest.raises(StoreError, match=r"new/trees\.sqlite: cannot be made \(File exists\); run the same command"):
+        store.fork(path, {**CONFIG, "seed": 2}, keep_batches=False)
+    assert [entry.name for entry in path.parent.iterdir()] == ["trees.sqlite"]
+    made = Store.read(path)
+    assert (made.config["seed"], made.batches("p1")) == (1, store.batches("p1"))
+    made.close()
+
+
+def test_a_fork_that_cannot_be_written_says_so(store: Store, tmp_path: Path) -> None:
+    (tmp_path / "new").write_text("a file")
+    with pytest.raises(StoreError, match=r"cannot be made \((File exists|Not a directory)\)"):
+        store.fork(tmp_path / "new" / "trees.sqlite", CONFIG, keep_batches=True)
 
 
 def test_who_writes_is_seen_from_another_process(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from mmprm.tiny.evaluate import evaluate
 from mmprm.tiny.model import build_model, weights_path
 from mmprm.tiny.picture import COLOURS
 from mmprm.tiny.tokenizer import build_processor
-from mmprm.tiny.world import make_problems, solve
+from mmprm.tiny.world import NO_MISTAKES, make_problems, solve
 
 PLAIN = PromptConfig(preset="plain")
 
@@ -66,7 +66,7 @@ def test_training_inputs_are_those_of_the_processor(processor) -> None:
     texts = [render(processor, tiny.problem, "".join(solve(tiny)), PLAIN) + "<|im_end|>" for tiny in problems]
     images = [open_picture(tiny.problem.pictures[0]) for tiny in problems]
     expected = processor(text=texts, images=images, padding=True, padding_side="right", return_tensors="pt")
-    batch = lessons.Collator(processor)([lessons.solution(tiny, random.Random(0), 0.0) for tiny in problems])
+    batch = lessons.Collator(processor)([lessons.solution(tiny, random.Random(0), NO_MISTAKES) for tiny in problems])
     for name in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw"):
         assert torch.equal(batch[name], expected[name]), name
     model = build_model(processor.tokenizer).model

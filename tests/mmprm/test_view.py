@@ -50,9 +50,9 @@ PROBLEMS = [
     Problem("beta-1", "Is it easy?", "yes"),
     Problem("beta-2", "Nobody knows", "0"),
 ]
+ROOT_END = (rollout(R, "look", "count", "3"), rollout(W, "guess", "add", EVIL, "4"))
 LOG = [
-    Batch("alpha-1", (), 0, (rollout(R, "look", "count", "3"), rollout(R, "look", "count", "3"), CUT)),
-    Batch("alpha-1", (), 3, (rollout(R, "look", "count", "3"), rollout(W, "guess", "add", EVIL, "4"))),
+    Batch("alpha-1", (), 0, (*[rollout(R, "look", "count", "3")] * 2, CUT, *ROOT_END)),
     Batch("alpha-1", steps("guess", "add"), 0, (rollout(W, "4"), rollout(W, "5"))),
     Batch("alpha-1", steps("guess"), 0, (rollout(R, "3"), rollout(W, "again", "4"))),
     Batch("beta-1", (), 0, (rollout(R, "yes"),)),

@@ -112,7 +112,7 @@ async def test_the_server_writes_what_our_own_engine_writes(server_url, sampler,
         for request in requests:
             (ours,), (theirs,) = await sampler.sample(request), await remote.sample(request)
             assert theirs == ours
-            assert theirs.token_count > 8
+            assert theirs.token_count > (8 if request.problem.pictures else 2)
 
 
 async def test_a_prefix_is_continued_not_repeated(server_url, sampler):
