@@ -1,5 +1,5 @@
-PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3; do \
-	$$python -c 'import ensurepip, sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null \
+PYTHON ?= $(shell for python in python3.11 python3.12 python3; do \
+	$$python -c 'import ensurepip, sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' 2>/dev/null \
 	&& echo $$python && break; done)
 EXTRA ?= cpu
 BIN := .venv/bin
@@ -8,17 +8,18 @@ SHIM_FILES := $(addprefix $(SHIM)/,pyproject.toml setup.py torchvision_cpu.py to
 
 .PHONY: setup demo test check trl bench-grading bench-annotate clean
 
-setup: .venv/.installed
+setup: .venv/.installed-$(EXTRA)
 
 # torch comes first, so that the rest is resolved against its build. The published torchaudio and torchcodec are linked
 # against CUDA and stop the import of transformers and vLLM on a CPU-only torch; both do without them.
-.venv/.installed: pyproject.toml $(SHIM_FILES)
-	@test -n "$(PYTHON)" || { echo "make: needs Python 3.10 to 3.12 with ensurepip; set PYTHON=…" >&2; exit 2; }
+.venv/.installed-$(EXTRA): pyproject.toml $(SHIM_FILES)
+	@test -n "$(PYTHON)" || { echo "make: needs Python 3.11 or 3.12 with ensurepip; set PYTHON=…" >&2; exit 2; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/pip install --quiet -e '.[$(EXTRA),dev]'
 	test $(EXTRA) != cpu || $(BIN)/pip uninstall --quiet --yes torchaudio torchcodec
 	test $(EXTRA) != cpu || $(BIN)/pip install --quiet ./$(SHIM)
+	rm -f .venv/.installed*
 	touch $@
 
 demo: setup

@@ -71,20 +71,20 @@ KILL = ("kills", "lost", "double_counted", "identical")
 PARTS = ("engine", "simulated", "kill", "growth")
 
 
-def engine(folder: Path, arguments: argparse.Namespace) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(ratios with their spread, everything that was measured)."""
+def engine(folder: Path, arguments: argparse.Namespace, details: Figures) -> Figures:
+    """The ratios with their spread. Each round is kept in `details` as it ends; a run that was stopped goes on."""
     from annotate_engine import one_round
 
-    rounds = []
-    for number in range(arguments.rounds):
+    rounds = details.setdefault("rounds", [])
+    for number in range(len(rounds), arguments.rounds):
         rounds.append(one_round(folder, number, arguments))
-        print(json.dumps(rounds[-1], indent=1), flush=True)
-    figures: dict[str, Any] = {}
+        _write(_details(arguments.out), details)
+    figures: Figures = {}
     for name in RATIOS:
         values = [each[name] for each in rounds]
         figures[name] = round(median(values), 3)
         figures[f"{name}_spread"] = [round(min(values), 3), round(max(values), 3)]
-    return figures, {"rounds": rounds}
+    return figures
 
 
 def profile_of(folder: Path) -> Path:
@@ -144,8 +144,8 @@ def main() -> None:
     details["machine"] = (
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     )
-    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
-    _details(arguments.out).write_text(json.dumps(details, indent=2) + "\n")
+    _write(arguments.out, results)
+    _write(_details(arguments.out), details)
     print(json.dumps(results, indent=2))
     for key, met in details["met"].items():
         print(f"{key:<24}{'met' if met else 'MISSED'}: {BARS[key][0]}")
@@ -153,9 +153,7 @@ def main() -> None:
 
 def measure(folder: Path, arguments: argparse.Namespace, results: dict[str, Any], details: dict[str, Any]) -> None:
     if "engine" in arguments.only:
-        figures, more = engine(folder, arguments)
-        results |= figures
-        details |= more
+        results |= engine(folder, arguments, details)
     if not set(arguments.only) - {"engine"}:
         return
     import annotate_simulated
@@ -179,6 +177,10 @@ def measure(folder: Path, arguments: argparse.Namespace, results: dict[str, Any]
 
 def _details(path: Path) -> Path:
     return path.with_name(f"{path.stem}_details.json")
+
+
+def _write(path: Path, figures: Figures) -> None:
+    path.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def _read(path: Path) -> dict[str, Any]:

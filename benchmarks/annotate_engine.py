@@ -221,6 +221,7 @@ def _fresh_values(
         return dict(zip(keys, asyncio.run(values()), strict=True))
     finally:
         pool.close()
+        ray.shutdown()
 
 
 def one_round(folder: Path, number: int, arguments: Namespace) -> dict:

@@ -155,9 +155,9 @@ def _rows(config: ProblemsConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Pairs (place for error messages, row)."""
     path = Path(config.path)
     if path.is_dir():
-        files = sorted(path.rglob(f"{config.split}*.parquet"))
+        files = sorted({*path.rglob(f"{config.split}.parquet"), *path.rglob(f"{config.split}-*.parquet")})
         if not files:
-            raise DataError(f"{path}: holds no {config.split}*.parquet; set problems.split or name a file")
+            raise DataError(f"{path}: holds no {config.split}.parquet or {config.split}-….parquet; set problems.split")
         return itertools.chain.from_iterable(_parquet_rows(file) for file in files)
     if path.suffix in _READERS:
         if not path.is_file():

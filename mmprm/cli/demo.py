@@ -64,6 +64,8 @@ class DemoConfig(Config):
     """Problems that nothing before has seen, for the figures."""
     seed: int = 0
     """Seed of problems, searches and samples."""
+    test_seed: int = 1000
+    """Seed of the test problems, with which nothing else was ever drawn."""
     train_config: str = "configs/train/tiny.yaml"
     """Configuration of the PRM training; base, labels and output are set by the demo."""
     search: SearchConfig = SearchConfig(max_rollouts=320)
@@ -90,6 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments, DemoConfig)
+    _train_config(config, Path(config.out))  # what is wrong with it should not cost an annotation
     out = _fresh_folder(config)
     begun = time.perf_counter()
     clock = Clock()
@@ -182,8 +185,11 @@ def _untrained(config: DemoConfig, out: Path) -> Path:
 def _sample(config: DemoConfig) -> tuple[list[Group], list[Group], float]:
     """Graded samples for both sets, and the policy's accuracy on the test problems with blank pictures."""
     sets = [
-        [tiny.problem for tiny in make_problems(count, config.seed, split)]
-        for split, count in (("dev", config.development), ("test", config.test))
+        [tiny.problem for tiny in make_problems(count, seed, split)]
+        for split, count, seed in (
+            ("dev", config.development, config.seed),
+            ("test", config.test, config.test_seed),
+        )
     ]
     sampler = SamplerPool(EngineConfig(model=str(weights_path())), SAMPLING, PROMPT)
     grader = SymbolicGrader(GraderConfig())

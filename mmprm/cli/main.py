@@ -58,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except BrokenPipeError:  # the reader has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        print(f"mmprm {name}: {error}; check the disk and the path, then run it again", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"mmprm {name}: stopped; what was finished is kept", file=sys.stderr)
         return 130

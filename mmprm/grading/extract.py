@@ -10,11 +10,17 @@ _BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
 _WORD = re.compile(r"(?<!\\)\b[^\W\d_]{2,}")
 
 
+LONGEST = 20_000
+DEEPEST_BOXES = 20
+
+
 def extract(response: str) -> str | None:
     """The last `<answer>…</answer>`, else the last balanced `\\boxed{…}`, else what follows "final answer is".
 
-    Boxes are opened: `<answer>$\\boxed{24}$</answer>` gives `$24$`. None when there is no answer or it is empty.
+    Boxes are opened: `<answer>$\\boxed{24}$</answer>` gives `$24$`. None when there is no answer or it is empty. Only
+    the end of a very long response is read.
     """
+    response = response[-LONGEST:]
     if tagged := _ANSWER.findall(response):
         answer = open_boxes(tagged[-1])
     elif boxes := boxed(response):
@@ -31,9 +37,9 @@ def boxed(text: str) -> list[str]:
     return [text[start:end] for _, start, end in _boxes(text)]
 
 
-def open_boxes(text: str) -> str:
+def open_boxes(text: str, depth: int = 0) -> str:
     """Without box commands; among words, the last box alone is the answer."""
-    boxes = _boxes(text)
+    boxes = _boxes(text) if depth < DEEPEST_BOXES else []
     if not boxes:
         return text
     outside, pieces, last = "", "", 0
@@ -42,7 +48,7 @@ def open_boxes(text: str) -> str:
         pieces += text[last:begin] + text[start:end]
         last = end + 1
     outside, pieces = outside + text[last:], pieces + text[last:]
-    return open_boxes(text[boxes[-1][1] : boxes[-1][2]] if _WORD.search(outside) else pieces)
+    return open_boxes(text[boxes[-1][1] : boxes[-1][2]] if _WORD.search(outside) else pieces, depth + 1)
 
 
 def _boxes(text: str) -> list[tuple[int, int, int]]:

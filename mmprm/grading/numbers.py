@@ -70,7 +70,9 @@ def rounds_to(exact: Fraction | float, written: str) -> bool:
     places = len(written.strip().partition(".")[2])
     if places < 4 or not is_decimal(written):
         return False
-    return abs(Fraction(exact) - Fraction(written.strip())) < Fraction(1, 10**places)
+    error = (Fraction(written.strip()) - Fraction(exact)) * 10**places
+    cut = -1 < error <= 0 if exact > 0 else 0 <= error < 1
+    return cut or abs(error) <= Fraction(1, 2)
 
 
 def split_unit(text: str) -> tuple[str, str]:

@@ -105,7 +105,10 @@ class SymbolicGrader:
             self._cache[entry] = decision
             if len(self._cache) > self.config.cache_size:
                 del self._cache[next(iter(self._cache))]
-        self._start(problem, answer, decision)
+        try:
+            self._start(problem, answer, decision)
+        except Exception as error:  # such as RecursionError: a strange answer must not stop the others
+            decision.set_result((Verdict.UNKNOWN, f"comparison failed: {type(error).__name__}"))
         return decision
 
     def _start(self, problem: Problem, answer: str, decision: Future[tuple[Verdict, str]]) -> None:

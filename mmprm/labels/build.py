@@ -24,8 +24,8 @@ class LabelsConfig(Config):
     """Run store that mmprm annotate wrote (a file, or the folder that holds trees.sqlite)."""
     output: str
     """Parquet file to write."""
-    markup: Markup = "tags"
-    """Step markup of the policy: tags, blank_lines or numbered; the same as for mmprm annotate."""
+    markup: Markup | None = None
+    """Step markup of the policy: tags, blank_lines or numbered; by default that of the store, and never another."""
     seed: int = 0
     """Decides the choice among complete solutions and the split."""
     dev: float = Field(0.1, ge=0, lt=1)
@@ -48,7 +48,9 @@ def build_labels(config: LabelsConfig) -> LabelsSummary:
         raise ConfigError(f"dev={config.dev} and test={config.test} must leave a share for training; try 0.1 and 0")
     path = Path(config.store)
     store = Store.read(path / "trees.sqlite" if path.is_dir() else path)
-    rule = rule_of(store.config)
+    rule, markup = rule_of(store.config), store.config.get("markup", "tags")
+    if config.markup not in (None, markup):
+        raise ConfigError(f"markup={config.markup} must be {markup}, as the steps of {path} are marked; leave it out")
     paths: list[LabelledPath] = []
     splits: Counter[str] = Counter()
 
@@ -57,7 +59,7 @@ def build_labels(config: LabelsConfig) -> LabelsSummary:
             problem = store.problem(tree.problem_id)
             if config.embed_pictures:
                 problem = embed_pictures(problem)
-            for labelled in label_tree(tree, rule, config.markup, config.seed):
+            for labelled in label_tree(tree, rule, markup, config.seed):
                 split = split_of(problem.id, config.seed, config.dev, config.test)
                 paths.append(labelled)
                 splits[split] += 1

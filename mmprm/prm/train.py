@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -75,7 +77,7 @@ def train_prm(config: TrainConfig) -> TrainSummary:
     if ranks.is_main:
         print(f"{len(train):,} paths, {sum(task.terms):,} labels, {total:,} steps on {ranks.count} ranks", flush=True)
     output = Path(config.output)
-    evaluation = fit(task, engine, config.training, output)
+    evaluation = fit(task, engine, config.training, output, _origin(config))
     weights = engine.weights("backbone.")
     if ranks.is_main:
         settings = {**config.target.model_dump(), "file": Path(config.labels).name}
@@ -84,6 +86,12 @@ def train_prm(config: TrainConfig) -> TrainSummary:
     ranks.barrier()
     seconds = time.perf_counter() - started
     return TrainSummary(output / "prm", total, len(train), sum(task.terms), too_long, seconds, evaluation)
+
+
+def _origin(config: TrainConfig) -> dict[str, Any]:
+    """What else decides the weights: with another base, other labels or other targets a run does not go on."""
+    kept = config.model_dump(mode="json", exclude={"labels", "output", "training", "gradient_checkpointing"})
+    return kept | {"labels": hashlib.sha256(Path(config.labels).read_bytes()).hexdigest()[:16]}
 
 
 def prepare(model: nn.Module, config: TrainConfig) -> None:

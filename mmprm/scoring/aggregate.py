@@ -69,6 +69,7 @@ def chosen_aggregator(configured: str | None, stored: str | None) -> str:
             f"aggregator: prm.json names none; set one of {', '.join(AGGREGATORS)}, or let mmprm rerank "
             "--choose-aggregator find and store the best one on a development set"
         )
+    aggregator(name)
     return name
 
 

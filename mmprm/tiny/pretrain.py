@@ -103,16 +103,18 @@ class _Progress:
             if stored["config"] != config.model_dump():
                 raise ConfigError(f"{out}: holds a run of another configuration; choose another folder or remove it")
             progress.seconds = stored["seconds"]
-            load_model(model, progress.folder / "model.safetensors")
+            load_model(model, progress.folder / f"{list(progress.seconds)[-1]}.safetensors")
         return progress
 
     def finished(self, stage: str, seconds: float, model: nn.Module) -> None:
         self.seconds[stage] = seconds
         self.folder.mkdir(parents=True, exist_ok=True)
-        save_model(model, str(self.folder / "model.safetensors.tmp"))
-        os.replace(self.folder / "model.safetensors.tmp", self.folder / "model.safetensors")
-        content = {"config": self.config.model_dump(), "seconds": self.seconds}
-        (self.folder / "stages.json").write_text(json.dumps(content), encoding="utf-8")
+        save_model(model, str(self.folder / f"{stage}.safetensors"))
+        temporary = self.folder / "stages.tmp"
+        temporary.write_text(
+            json.dumps({"config": self.config.model_dump(), "seconds": self.seconds}), encoding="utf-8"
+        )
+        os.replace(temporary, self.folder / "stages.json")
 
     def forget(self) -> None:
         shutil.rmtree(self.folder)

@@ -6,10 +6,11 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -48,12 +49,19 @@ def step_count(samples: int, config: TrainingConfig) -> int:
     return config.epochs * -(-samples // config.batch_size)
 
 
-def fit(task: Task, engine: Engine, config: TrainingConfig, folder: Path) -> dict[str, float]:
+def fit(
+    task: Task,
+    engine: Engine,
+    config: TrainingConfig,
+    folder: Path,
+    origin: Mapping[str, Any] = MappingProxyType({}),
+) -> dict[str, float]:
     """Train to the end, from the newest checkpoint in `folder` if there is one; returns the last evaluation.
 
-    An interrupted and resumed run takes the same steps on the same data as an uninterrupted one.
+    An interrupted and resumed run takes the same steps on the same data as an uninterrupted one. `origin` is what else
+    the two must share.
     """
-    ranks, identity = engine.ranks, _identity(task, engine, config)
+    ranks, identity = engine.ranks, _identity(task, engine, config, origin)
     first = checkpoints.resume(engine, folder / "checkpoints", identity)
     total = step_count(len(task.lengths), config)
     log = MetricsLog(folder, first) if ranks.is_main else None
@@ -67,8 +75,8 @@ def fit(task: Task, engine: Engine, config: TrainingConfig, folder: Path) -> dic
         loss, norm = engine.step(losses, step.terms)
         if not math.isfinite(loss):
             raise TrainingError(
-                f"step {done}: the loss is {loss}; lower training.learning_rate and start again: "
-                "the run goes on from its last checkpoint"
+                f"step {done}: the loss is {loss}; lower training.learning_rate and choose another output: "
+                "a run goes on only as it began"
             )
         seconds = time.perf_counter() - started
         metrics = {"loss": loss, "learning_rate": rate, "seconds": seconds}
@@ -115,8 +123,9 @@ def _loss(model: nn.Module, task: Task, batch: Any, filler: bool) -> Tensor:
     return loss * 0.0 if filler else loss
 
 
-def _identity(task: Task, engine: Engine, config: TrainingConfig) -> dict[str, Any]:
+def _identity(task: Task, engine: Engine, config: TrainingConfig, origin: Mapping[str, Any]) -> dict[str, Any]:
     """What two runs must share for one to go on where the other stopped."""
     free = ("eval_every", "save_every", "keep_checkpoints", "log_every")
     data = hashlib.sha256(json.dumps([list(task.lengths), list(task.terms)]).encode()).hexdigest()
-    return {**config.model_dump(mode="json", exclude=set(free)), "ranks": engine.ranks.count, "data": data[:16]}
+    shared = {**config.model_dump(mode="json", exclude=set(free)), "ranks": engine.ranks.count, "data": data[:16]}
+    return shared | dict(origin)

@@ -1,0 +1,42 @@
+"""The training of the embedded policy at a size of seconds: a stopped run ends as one that was not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from mmprm.errors import ConfigError
+from mmprm.tiny import pretrain
+from mmprm.tiny.config import StepsConfig, TinyTrainConfig
+
+STEPS = StepsConfig(vision=1, arithmetic=2, reading=1, solutions=1, checking=1, statements=1, both=1)
+CONFIG = TinyTrainConfig(batch=2, problems=20, heldout=2, threads=1, steps=STEPS)
+
+
+def test_a_stopped_run_goes_on_behind_its_last_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures = pretrain.train(CONFIG, tmp_path / "whole", say=lambda line: None)
+    assert figures["problems"] == 2
+    assert not (tmp_path / "whole" / "stages").exists()
+
+    ordinary = pretrain._train_stage
+
+    def stopped(stage: str, *rest: object) -> None:
+        if stage == "solutions":
+            raise KeyboardInterrupt
+        ordinary(stage, *rest)
+
+    monkeypatch.setattr(pretrain, "_train_stage", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        pretrain.train(CONFIG, tmp_path / "stopped", say=lambda line: None)
+    monkeypatch.setattr(pretrain, "_train_stage", ordinary)
+    with pytest.raises(ConfigError, match="holds a run of another configuration"):
+        pretrain.train(CONFIG.model_copy(update={"seed": 1}), tmp_path / "stopped", say=lambda line: None)
+    said: list[str] = []
+    pretrain.train(CONFIG, tmp_path / "stopped", say=said.append)
+    assert "reading: done before" in said
+    whole, went_on = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
+    assert whole.keys() == went_on.keys()
+    assert all(torch.equal(whole[name], went_on[name]) for name in whole)
