@@ -160,7 +160,7 @@ def measure(folder: Path, arguments: argparse.Namespace, results: dict[str, Any]
 
     profile = profile_of(folder)
     if "kill" in arguments.only:
-        details["kill"] = annotate_simulated.kill(profile, folder / "kill", 24, 150, 640)
+        details["kill"] = annotate_simulated.kill(profile, folder / "kill", 24, 1000, 640)
         results["kill"] = {key: details["kill"][key] for key in KILL}
     if "growth" in arguments.only:
         details["growth"] = annotate_simulated.growth(profile, folder / "growth")
