@@ -47,8 +47,8 @@ BENCHMARKS = {
         "make bench-annotate",
         "The embedded policy in vLLM, one engine a core; `default` is what `mmprm annotate` does, `fixed` draws 16 "
         "rollouts for every state. Errors are against 256 fresh rollouts a label. Where a bar is missed: the engines "
-        "idle while the last few trees of a campaign end, and share their two cores with the driver; and a prefix of small "
-        "value is called broken after fewer failures than with 16 rollouts, so first errors are placed too early.",
+        "idle while the last few trees of a campaign end, and share their two cores with the driver; and a prefix of "
+        "small value is called broken after fewer failures than with 16 rollouts, so first errors stand too early.",
     ),
 }
 
