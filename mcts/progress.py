@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from mmprm.records import count_verdicts
+from mmprm.records import PackedBatch, count_verdicts, state_key
 from mmprm.store import Finished, StoreSummary
-from mmprm.types import Batch, Steps, Verdict
+from mmprm.types import Batch
 
 T = TypeVar("T")
 
@@ -71,27 +71,30 @@ class Progress:
     labels: int = 0
     unknown: Counter[str] = field(default_factory=Counter)
     unsplit: Counter[str] = field(default_factory=Counter)
-    _labelled: dict[str, set[Steps]] = field(default_factory=dict)
+    _labelled: dict[str, set[bytes]] = field(default_factory=dict)
     """States already counted as labels, of the problems in flight."""
 
     def started(self, problem_id: str, stored: Sequence[Batch]) -> None:
         self.first_start = self.first_start or time.monotonic()
         self.in_flight += 1
         self.in_flight_max = max(self.in_flight_max, self.in_flight)
-        self._labelled[problem_id] = {batch.steps for batch in stored if _is_label(batch)}
+        self._labelled[problem_id] = {
+            state_key(batch.steps) for batch in stored if batch.steps and count_verdicts(batch.rollouts).known
+        }
 
     def abandoned(self, problem_ids: Sequence[str]) -> None:
         """The worker of these problems died; they will start again."""
         self.in_flight -= len(problem_ids)
 
-    def reported(self, batches: Sequence[Batch], finished: Sequence[Finished]) -> None:
+    def reported(self, batches: Sequence[PackedBatch], finished: Sequence[Finished]) -> None:
         for batch in batches:
-            self.rollouts += len(batch.rollouts)
-            self.tokens += sum(rollout.token_count for rollout in batch.rollouts)
-            self.unknown.update(r.reason for r in batch.rollouts if r.verdict is Verdict.UNKNOWN)
-            self.unsplit.update(r.unsplit for r in batch.rollouts if r.unsplit is not None)
-            if _is_label(batch) and batch.steps not in self._labelled[batch.problem_id]:
-                self._labelled[batch.problem_id].add(batch.steps)
+            self.rollouts += batch.counts.known + batch.counts.unknown
+            self.tokens += batch.token_count
+            for kind, reason in batch.reasons:
+                (self.unknown if kind == "unknown" else self.unsplit)[reason] += 1
+            known = self._labelled[batch.problem_id]
+            if batch.depth and batch.counts.known and batch.state not in known:
+                known.add(batch.state)
                 self.labels += 1
         for end in finished:
             self.ended[end.status] += 1
@@ -176,10 +179,6 @@ async def announce_waiting(awaitable: Awaitable[T], what: str) -> T:
         return await task
     finally:
         task.cancel()
-
-
-def _is_label(batch: Batch) -> bool:
-    return bool(batch.steps) and count_verdicts(batch.rollouts).known > 0
 
 
 def reasons(counts: Counter[str]) -> str:

@@ -13,6 +13,7 @@ from mcts.room import Load
 from mcts.search import SearchConfig, search
 from mmprm.errors import EngineStoppedError, MmprmError
 from mmprm.evidence import count_labels
+from mmprm.records import PackedBatch, pack_batch
 from mmprm.steps import Markup
 from mmprm.store import Finished
 from mmprm.types import Batch, Grader, Problem, Sampler
@@ -26,7 +27,7 @@ class Report:
     """What a worker finished since its last report. A problem's last batches come no later than its end. `load` is its
     engine's, where it tells."""
 
-    batches: tuple[Batch, ...]
+    batches: tuple[PackedBatch, ...]
     finished: tuple[Finished, ...]
     load: Load | None = None
 
@@ -68,7 +69,7 @@ class LocalWorker:
         self._run_seed = run_seed
         self._config = config
         self._searches: set[asyncio.Task[None]] = set()
-        self._batches: list[Batch] = []
+        self._batches: list[PackedBatch] = []
         self._finished: list[Finished] = []
         self._worth_reporting = asyncio.Event()
         self._stopped: EngineStoppedError | None = None
@@ -109,6 +110,6 @@ class LocalWorker:
         self._worth_reporting.set()
 
     def _emit(self, batch: Batch) -> None:
-        self._batches.append(batch)
+        self._batches.append(pack_batch(batch))
         if len(self._batches) >= GROUP_BATCHES:
             self._worth_reporting.set()

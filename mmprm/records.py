@@ -8,9 +8,26 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from mmprm.types import Batch, Counts, Picture, Problem, Rollout, Steps, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """A Batch as the store keeps it; a worker packs what it drew, so that the driver only writes it."""
+
+    problem_id: str
+    state: bytes
+    """Key of its prefix of `depth` steps."""
+    depth: int
+    first_draw: int
+    counts: Counts
+    token_count: int
+    reasons: tuple[tuple[str, str], ...]
+    """("unknown" or "unsplit", reason) of each rollout that has one."""
+    rollouts: bytes
 
 
 def count_verdicts(rollouts: Iterable[Rollout]) -> Counts:
@@ -22,7 +39,26 @@ def state_key(steps: Steps) -> bytes:
     return hashlib.sha256(json.dumps(steps).encode()).digest()[:16]
 
 
-def pack_batch(batch: Batch) -> bytes:
+def pack_batch(batch: Batch) -> PackedBatch:
+    unknown = (
+        ("unknown", rollout.reason or "no reason given")
+        for rollout in batch.rollouts
+        if rollout.verdict is Verdict.UNKNOWN
+    )
+    unsplit = (("unsplit", rollout.unsplit) for rollout in batch.rollouts if rollout.unsplit is not None)
+    return PackedBatch(
+        problem_id=batch.problem_id,
+        state=state_key(batch.steps),
+        depth=len(batch.steps),
+        first_draw=batch.first_draw,
+        counts=count_verdicts(batch.rollouts),
+        token_count=sum(rollout.token_count for rollout in batch.rollouts),
+        reasons=(*unknown, *unsplit),
+        rollouts=_pack_rollouts(batch),
+    )
+
+
+def _pack_rollouts(batch: Batch) -> bytes:
     """A split rollout's text is its steps joined, so it is written only where there are none."""
     rollouts = [
         [

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmprm.errors import StoreError
-from mmprm.records import count_verdicts, pack_batch, pack_problem, state_key, unpack_batch, unpack_problem
-from mmprm.types import Batch, Counts, Node, Problem, Steps, Tree, Verdict
+from mmprm.records import PackedBatch, count_verdicts, pack_problem, unpack_batch, unpack_problem
+from mmprm.types import Batch, Counts, Node, Problem, Steps, Tree
 
 STORE_NAME = "trees.sqlite"
 """Of the store in a run folder."""
@@ -225,17 +225,13 @@ class Store:
             *(time.time(), time.time(), engines),
         ).lastrowid
 
-    def append(self, batches: Sequence[Batch], finished: Sequence[Finished] = ()) -> None:
+    def append(self, batches: Sequence[PackedBatch], finished: Sequence[Finished] = ()) -> None:
         """Make these durable in one transaction; StoreError leaves the store as it was before."""
         reasons: Counter[tuple[str, str]] = Counter()
         with self._transaction():
             for batch in batches:
                 if self._insert(batch):
-                    for rollout in batch.rollouts:
-                        if rollout.verdict is Verdict.UNKNOWN:
-                            reasons["unknown", rollout.reason or "no reason given"] += 1
-                        if rollout.unsplit is not None:
-                            reasons["unsplit", rollout.unsplit] += 1
+                    reasons.update(batch.reasons)
             for (kind, reason), count in reasons.items():
                 self._run(
                     "INSERT INTO reasons VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET count = count + excluded.count",
@@ -292,13 +288,13 @@ class Store:
             unsplit_reasons={reason: count for kind, reason, count in reasons if kind == "unsplit"},
         )
 
-    def _insert(self, batch: Batch) -> bool:
-        counts = count_verdicts(batch.rollouts)
+    def _insert(self, batch: PackedBatch) -> bool:
+        counts = batch.counts
         cursor = self._run(
             "INSERT INTO batches (problem, state, depth, first_draw, correct, incorrect, unknown, tokens, rollouts) "
             "SELECT number, ?, ?, ?, ?, ?, ?, ?, ? FROM problems WHERE id = ? ON CONFLICT DO NOTHING",
-            *(state_key(batch.steps), len(batch.steps), batch.first_draw, counts.right, counts.wrong, counts.unknown),
-            *(sum(rollout.token_count for rollout in batch.rollouts), pack_batch(batch), batch.problem_id),
+            *(batch.state, batch.depth, batch.first_draw, counts.right, counts.wrong, counts.unknown),
+            *(batch.token_count, batch.rollouts, batch.problem_id),
         )
         return cursor.rowcount == 1
 

@@ -9,6 +9,7 @@ from mcts.plan import plan, plan_text
 from mmprm.cli.main import main
 from mmprm.errors import DataError
 from mmprm.metrics import Interval
+from mmprm.records import pack_batch
 from mmprm.stopping import StoppingRule
 from mmprm.store import Finished, Status, Store
 from mmprm.tallies import Tally
@@ -82,7 +83,7 @@ def pilot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         wrong = Rollout(("a", "c"), Verdict.INCORRECT, 25, "ac")
         last = Rollout(("c",), Verdict.INCORRECT, 25, "c")
         batches = [Batch(name, (), 0, (right, right, right, wrong)), Batch(name, ("a",), 0, (last,) * 4)]
-        store.append(batches, [Finished(name, "done", "no candidates left", labels=2)])
+        store.append(map(pack_batch, batches), [Finished(name, "done", "no candidates left", labels=2)])
     store.close()
     return tmp_path
 

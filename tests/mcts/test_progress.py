@@ -6,6 +6,7 @@ import pytest
 
 from mcts import progress as progress_module
 from mcts.progress import Progress, announce_waiting
+from mmprm.records import pack_batch
 from mmprm.store import Finished, StoreSummary
 from mmprm.types import Batch, Counts, Rollout, Verdict
 
@@ -33,7 +34,8 @@ def test_line_by_hand() -> None:
     progress.started("q", [])
     new = batch(("b",), Verdict.INCORRECT, Verdict.UNKNOWN)
     # So far only b is a new label: a was one before, the root is none, c has no known verdict. At its end p has four.
-    progress.reported([known, new, batch((), Verdict.CORRECT), batch(("c",), Verdict.UNKNOWN)], [])
+    reported = [known, new, batch((), Verdict.CORRECT), batch(("c",), Verdict.UNKNOWN)]
+    progress.reported(list(map(pack_batch, reported)), [])
     progress.reported([], [Finished("p", "done", "search budget", 4), Finished("q", "failed", "no picture")])
     assert progress.first_start is not None
     assert progress.line(now=progress.first_start + 100) == (
@@ -50,7 +52,7 @@ def test_time_left_takes_a_tree_in_flight_as_half_done() -> None:
     progress.started("q", [])
     assert progress.first_start is not None
     assert progress.line(now=progress.first_start + 60).endswith("left unknown")
-    progress.reported([batch(("a",), Verdict.CORRECT)], [])
+    progress.reported([pack_batch(batch(("a",), Verdict.CORRECT))], [])
     # Two half trees took 60 s; two half trees and a whole one are left.
     assert progress.line(now=progress.first_start + 60).endswith("left 2:00")
 

@@ -10,14 +10,17 @@ import pytest
 
 from mcts.status import read_status, status_text
 from mmprm.cli.main import main
+from mmprm.records import PackedBatch, pack_batch
 from mmprm.store import Finished, Store
 from mmprm.types import Batch, Problem, Rollout, Steps, Verdict
 
 R, W, U = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
 
 
-def batch(problem: str, steps: Steps, first_draw: int, *verdicts: Verdict) -> Batch:
-    return Batch(problem, steps, first_draw, tuple(Rollout((), v, 5, "x", "no step", "time-out") for v in verdicts))
+def batch(problem: str, steps: Steps, first_draw: int, *verdicts: Verdict) -> PackedBatch:
+    return pack_batch(
+        Batch(problem, steps, first_draw, tuple(Rollout((), v, 5, "x", "no step", "time-out") for v in verdicts))
+    )
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from mmprm.errors import ConfigError, DataError, StoreError
 from mmprm.labels.build import LabelsConfig, build_labels
 from mmprm.labels.parquet import LabelledExample, read_parquet, split_of, write_parquet
 from mmprm.labels.paths import RIGHT, WRONG, count_labels, label_tree
+from mmprm.records import pack_batch
 from mmprm.stopping import StoppingRule
 from mmprm.store import Store, count_verdicts
 from mmprm.types import Batch, Counts, LabelledPath, Node, Picture, Problem, Rollout, Steps, Tree, Verdict
@@ -206,7 +207,7 @@ def test_build_from_a_store(tmp_path: Path) -> None:
     store = Store.create_or_open(tmp_path / "run" / "trees.sqlite", SEARCH)
     store.add_problems(problems)
     for problem in problems:
-        store.append([Batch(problem.id, n.steps, 0, n.rollouts) for n in SMALL.nodes])
+        store.append([pack_batch(Batch(problem.id, n.steps, 0, n.rollouts)) for n in SMALL.nodes])
     store.close()
     config = LabelsConfig(store=str(tmp_path / "run"), output=str(tmp_path / "labels.parquet"), dev=0.3)
     summary = build_labels(config)

@@ -48,6 +48,7 @@ LOG = [
     batch("p", ("a", "b"), 0, rollout(R, "f")),
     batch("p", ("a",), 2, rollout(R, "g")),
 ]
+PACKED = [pack_batch(entry) for entry in LOG]
 
 
 def test_problems_come_back_as_they_were(store: Store) -> None:
@@ -67,8 +68,8 @@ def test_a_known_id_keeps_its_question_and_may_move_its_pictures(store: Store) -
 
 
 def test_tree_holds_states_in_order_of_evaluation_and_rollouts_in_draw_order(store: Store) -> None:
-    store.append(LOG[:3])
-    store.append(LOG[3:])
+    store.append(PACKED[:3])
+    store.append(PACKED[3:])
     assert store.batches("p") == [entry for entry in LOG if entry.problem_id == "p"]
     tree = Tree(
         "p",
@@ -84,7 +85,7 @@ def test_tree_holds_states_in_order_of_evaluation_and_rollouts_in_draw_order(sto
 
 
 def test_summary_by_hand(store: Store) -> None:
-    store.append(LOG)
+    store.append(PACKED)
     # States: two roots, a, ab, ab in two steps; labels: a and (a, b), as ("ab",) knows no verdict and a root no step.
     assert (store.summary().states, store.summary().labels) == (5, 2)
     store.append([], [Finished("p", "done", "too easy", labels=3)])
@@ -99,16 +100,16 @@ def test_summary_by_hand(store: Store) -> None:
 
 
 def test_appending_again_changes_nothing(store: Store) -> None:
-    store.append(LOG)
+    store.append(PACKED)
     before = store.summary()
-    store.append(LOG[2:5])
+    store.append(PACKED[2:5])
     assert store.summary() == before
     assert len(store.batches("p")) == 5
 
 
 def test_batches_pack_without_loss() -> None:
     for entry in LOG:
-        assert unpack_batch(entry.problem_id, entry.first_draw, pack_batch(entry)) == entry
+        assert unpack_batch(entry.problem_id, entry.first_draw, pack_batch(entry).rollouts) == entry
 
 
 def test_another_configuration_is_refused_with_its_keys(store: Store) -> None:
@@ -144,7 +145,7 @@ def test_files_that_are_no_store(tmp_path: Path) -> None:
 
 
 def test_a_reader_sees_what_is_committed_and_writes_nothing(store: Store) -> None:
-    store.append(LOG)
+    store.append(PACKED)
     reader = Store.read(store.path)
     assert reader.tree("p") == store.tree("p")
     assert reader.config == CONFIG
@@ -154,7 +155,7 @@ def test_a_reader_sees_what_is_committed_and_writes_nothing(store: Store) -> Non
 
 
 def test_a_full_disk_is_said_and_loses_nothing(store: Store) -> None:
-    store.append(LOG)
+    store.append(PACKED)
     # SQLite reports a file at its page limit just as it reports a full disk.
     pages = store.rows("PRAGMA page_count")[0][0]
     store._run(f"PRAGMA max_page_count={pages}")
@@ -164,10 +165,10 @@ def test_a_full_disk_is_said_and_loses_nothing(store: Store) -> None:
         for i in range(9)
     ]
     with pytest.raises(StoreError, match=r"database or disk is full; free some space and run the same command again"):
-        store.append(big, [Finished("p", "done", "")])
+        store.append(map(pack_batch, big), [Finished("p", "done", "")])
     assert (store.ids("done"), len(store.batches("p")), len(store.batches("q"))) == ([], 5, 1)
     store._run("PRAGMA max_page_count=100000")
-    store.append(big)
+    store.append(map(pack_batch, big))
     assert len(store.batches("q")) == 10
 
 

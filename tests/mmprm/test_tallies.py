@@ -11,6 +11,7 @@ import pytest
 
 from mmprm.cli.main import main
 from mmprm.errors import StoreError
+from mmprm.records import PackedBatch, pack_batch
 from mmprm.store import Finished, Store
 from mmprm.tallies import Drawn, Session, Tally, begun, drawn_after, is_being_written, sessions, tallies
 from mmprm.types import Batch, Problem, Rollout, Steps, Verdict
@@ -19,8 +20,10 @@ R, W, U = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
 CONFIG = {"search": {"rollouts": 2, "max_rollouts": 8}, "markup": "tags", "seed": 0}
 
 
-def batch(problem: str, steps: Steps, first_draw: int, *verdicts: Verdict) -> Batch:
-    return Batch(problem, steps, first_draw, tuple(Rollout(("x", "y"), v, 5, "xy", None, "exact") for v in verdicts))
+def batch(problem: str, steps: Steps, first_draw: int, *verdicts: Verdict) -> PackedBatch:
+    return pack_batch(
+        Batch(problem, steps, first_draw, tuple(Rollout(("x", "y"), v, 5, "xy", None, "exact") for v in verdicts))
+    )
 
 
 @pytest.fixture

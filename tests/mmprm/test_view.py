@@ -18,6 +18,7 @@ from PIL import Image
 from mmprm.cli.main import main
 from mmprm.cli.tree import find
 from mmprm.errors import DataError
+from mmprm.records import pack_batch
 from mmprm.report.trees import grow
 from mmprm.report.view import spread
 from mmprm.stopping import StoppingRule
@@ -68,7 +69,7 @@ RULE = StoppingRule(rollouts=5, doubt=0, shared=3)
 def make_run(folder: Path) -> Path:
     store = Store.create_or_open(folder / "run" / "trees.sqlite", {"search": RULE.model_dump(), "markup": "tags"})
     store.add_problems(PROBLEMS)
-    store.append(LOG, ENDS)
+    store.append(map(pack_batch, LOG), ENDS)
     store.close()
     return folder / "run"
 
