@@ -114,7 +114,9 @@ class _Driver:
         """Keep one worker busy until no problem is left anywhere, replacing it when it dies."""
         while self._queue or self._progress.in_flight:
             try:
-                worker = await announce_waiting(self._make_worker(slot.number), f"engine {slot.number} to start")
+                worker = await self._open(slot.number)
+                if worker is None:
+                    return
                 if self._progress.first_start is None:
                     self._store.begin_session(self._progress.workers)
                 await self._feed(worker, slot)
@@ -125,6 +127,13 @@ class _Driver:
                     self._give_up(slot, error)
                     return
                 self._progress.workers_replaced += 1
+
+    async def _open(self, number: int) -> Worker | None:
+        try:
+            return await announce_waiting(self._make_worker(number), f"engine {number} to start")
+        except SamplingError as error:
+            self._go_on_without(f"engine {number} does not start: {error}", error)
+            return None
 
     async def _feed(self, worker: Worker, slot: _Slot) -> None:
         room = self._config.trees_in_flight or FIRST
@@ -184,8 +193,10 @@ class _Driver:
         self._queue.extend(left)
 
     def _give_up(self, slot: _Slot, error: WorkerDiedError) -> None:
+        self._go_on_without(f"worker {slot.number} died {slot.deaths} times without finishing a batch: {error}", error)
+
+    def _go_on_without(self, what: str, error: Exception) -> None:
         self._workers -= 1
-        what = f"worker {slot.number} died {slot.deaths} times without finishing a batch: {error}"
         if not self._workers:
             raise SamplingError(
                 f"{what}; what was finished is kept, and the same command goes on from there"

@@ -116,7 +116,7 @@ async def _evidence(
         return tree.states[steps].counts
     if config.shared is not None:
         through = tree.through(steps)
-        if through.right or through.known >= config.shared:
+        if through.right or through.known >= max(config.shared, first_draws(ancestor, config)):
             return through
     if tree.total_rollouts + config.rollouts > config.max_rollouts:
         return None

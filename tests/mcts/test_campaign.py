@@ -227,6 +227,25 @@ def test_a_worker_that_keeps_dying_is_given_up_beside_a_healthy_one(
     assert "worker 0 died 4 times without finishing a batch: killed; the others go on" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("broken", [{0}, {0, 1}])
+def test_an_engine_that_does_not_start_ends_the_campaign_only_as_the_last(
+    broken: set[int], problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = scripted.config(str(problems), str(tmp_path / "run"))
+
+    async def make(number: int) -> LocalWorker:
+        if number in broken:
+            raise SamplingError("no memory is left")
+        return scripted.local_worker(chosen)
+
+    if len(broken) == 2:
+        with pytest.raises(SamplingError, match=r"engine 1 does not start: no memory is left; what was finished"):
+            run_campaign(chosen, make_worker=make)
+        return
+    assert run_campaign(chosen, make_worker=make).problems == {"open": 0, "done": PROBLEMS, "failed": 0}
+    assert "engine 0 does not start: no memory is left; the others go on" in capsys.readouterr().err
+
+
 def test_an_idle_worker_takes_what_a_dead_one_leaves(problems: Path, tmp_path: Path) -> None:
     problems.write_text("".join(problems.read_text().splitlines(keepends=True)[:2]))
     chosen = scripted.config(str(problems), str(tmp_path / "run"), worker_restarts=0)
