@@ -20,6 +20,8 @@ from mmprm.types import Batch, Grader, Problem, Sampler
 
 GROUP_BATCHES = 256
 """A group this large is handed over at once."""
+TOGETHER_SECONDS = 0.1
+"""Ends that come so close together are one report, as long as the engine has other trees to work on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ class LocalWorker:
     async def collect(self, seconds: float) -> Report:
         with suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._worth_reporting.wait(), seconds)
+            if not all(task.done() for task in self._searches):
+                await asyncio.sleep(min(TOGETHER_SECONDS, seconds))
         self._worth_reporting.clear()
         if self._stopped and not self._batches and not self._finished:
             raise WorkerDiedError(str(self._stopped))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from functools import lru_cache
 
 _UNICODE = str.maketrans(
     {
@@ -75,6 +76,7 @@ def clean(line: str) -> str:
     return _TRAILING.sub("", _whole_text(line.strip())).strip()
 
 
+@lru_cache(maxsize=10_000)
 def key(text: str) -> str:
     """Equal keys are equal answers. Letter case counts in mathematics, not in prose."""
     lines = [clean(line) for line in text.strip().splitlines()]
