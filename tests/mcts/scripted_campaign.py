@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import random
 import sys
+from pathlib import Path
 
 from mcts.campaign import run_campaign
 from mcts.config import CampaignConfig
@@ -11,9 +13,11 @@ from mcts.worker import LocalWorker
 from mmprm.config import build
 from mmprm.errors import DataError
 from mmprm.sampling.scripted import ScriptedSampler
-from mmprm.types import Completion, Grading, Problem, SampleRequest, Verdict
+from mmprm.store import Store
+from mmprm.types import Batch, Completion, Grading, Problem, SampleRequest, Verdict
 
 STEPS = 6
+PROBLEMS = 24
 
 
 def write(problem: Problem, prefix: str, draw: random.Random) -> str:
@@ -56,6 +60,22 @@ def config(problems: str, run: str, **values: object) -> CampaignConfig:
 
 def local_worker(config: CampaignConfig, delay: float = 0.002) -> LocalWorker:
     return LocalWorker(Sampler(write, delay), Grader(), config.markup, config.seed, config.search)
+
+
+def write_problems(folder: Path, count: int) -> Path:
+    path = folder / "problems.jsonl"
+    rows = [{"id": f"p{i}", "question": f"question {i}", "answer": str(i)} for i in range(count)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def batches(run: str | Path) -> dict[str, list[Batch]]:
+    """All that the run has stored, by problem."""
+    store = Store.read(run)
+    try:
+        return {problem_id: store.batches(problem_id) for problem_id in store.ids()}
+    finally:
+        store.close()
 
 
 def main() -> None:

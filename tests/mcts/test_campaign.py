@@ -20,19 +20,8 @@ from mmprm.errors import EngineStoppedError, SamplingError, StoreError
 from mmprm.evidence import count_labels
 from mmprm.store import Finished, Store
 from mmprm.types import Batch, Completion, Problem, SampleRequest
-
-sys.path.insert(0, str(Path(__file__).parent))
-import scripted_campaign as scripted
-
-PROBLEMS = 24
-
-
-@pytest.fixture
-def problems(tmp_path: Path) -> Path:
-    path = tmp_path / "problems.jsonl"
-    rows = [{"id": f"p{i}", "question": f"question {i}", "answer": str(i)} for i in range(PROBLEMS)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+from tests.mcts import scripted_campaign as scripted
+from tests.mcts.scripted_campaign import PROBLEMS, batches
 
 
 def annotate(problems: Path, run: Path, **values: object) -> CampaignSummary:
@@ -42,14 +31,6 @@ def annotate(problems: Path, run: Path, **values: object) -> CampaignSummary:
         return scripted.local_worker(chosen)
 
     return run_campaign(chosen, make_worker=make)
-
-
-def batches(run: Path) -> dict[str, list[Batch]]:
-    store = Store.read(run / "trees.sqlite")
-    try:
-        return {problem_id: store.batches(problem_id) for problem_id in store.ids()}
-    finally:
-        store.close()
 
 
 def labels(run: Path) -> int:
@@ -145,7 +126,7 @@ class DyingWorker(LocalWorker):
 
 def test_problems_of_a_dead_worker_go_on_elsewhere(problems: Path, tmp_path: Path) -> None:
     annotate(problems, tmp_path / "undisturbed")
-    chosen = scripted.config(str(problems), str(tmp_path / "run"))
+    chosen = scripted.config(str(problems), str(tmp_path / "run"), commit_seconds=0.002)
     made: list[int] = []
 
     async def make(number: int) -> LocalWorker:

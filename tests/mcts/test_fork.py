@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,21 +13,8 @@ from mcts.worker import LocalWorker
 from mmprm.cli import annotate, filter
 from mmprm.cli.main import main
 from mmprm.problems import ProblemsConfig, load_problems
-from mmprm.store import Store
-from mmprm.types import Batch
-
-sys.path.insert(0, str(Path(__file__).parent))
-import scripted_campaign as scripted
-
-PROBLEMS = 12
-
-
-@pytest.fixture
-def problems(tmp_path: Path) -> Path:
-    path = tmp_path / "problems.jsonl"
-    rows = [{"id": f"p{i}", "question": f"question {i}", "answer": str(i)} for i in range(PROBLEMS)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+from tests.mcts import scripted_campaign as scripted
+from tests.mcts.scripted_campaign import PROBLEMS, batches
 
 
 def run_scripted(config: CampaignConfig, model_folder: str | None = None) -> CampaignSummary:
@@ -36,14 +22,6 @@ def run_scripted(config: CampaignConfig, model_folder: str | None = None) -> Cam
         return scripted.local_worker(config, delay=0.0)
 
     return run_campaign(config, make_worker=make)
-
-
-def batches(run: str | Path) -> dict[str, list[Batch]]:
-    store = Store.read(run)
-    try:
-        return {problem_id: store.batches(problem_id) for problem_id in store.ids()}
-    finally:
-        store.close()
 
 
 def small(problems: Path, run: Path, **search: object) -> CampaignConfig:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +15,7 @@ from mmprm.errors import GradingError, SamplingError
 from mmprm.sampling.scripted import ScriptedSampler
 from mmprm.store import Store
 from mmprm.types import Batch, Problem
-
-sys.path.insert(0, str(Path(__file__).parent))
-import scripted_campaign as scripted
+from tests.mcts import scripted_campaign as scripted
 
 PROBLEMS = 6
 
@@ -36,10 +32,7 @@ def policy(request: dict[str, Any]) -> Act:
 
 @pytest.fixture
 def problems(tmp_path: Path) -> str:
-    path = tmp_path / "problems.jsonl"
-    rows = [{"id": f"p{i}", "question": f"question {i}", "answer": str(i)} for i in range(PROBLEMS)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return str(path)
+    return str(scripted.write_problems(tmp_path, PROBLEMS))
 
 
 def served(problems: str, run: Path, *servers: ScriptedServer, **values: Any):
@@ -61,11 +54,7 @@ def batches(run: Path) -> dict[str, list[tuple[Any, ...]]]:
     def seen(batch: Batch) -> tuple[Any, ...]:
         return batch.steps, batch.first_draw, [(rollout.text, rollout.verdict) for rollout in batch.rollouts]
 
-    store = Store.read(run / "trees.sqlite")
-    try:
-        return {problem_id: [seen(batch) for batch in store.batches(problem_id)] for problem_id in store.ids()}
-    finally:
-        store.close()
+    return {problem_id: [seen(batch) for batch in log] for problem_id, log in scripted.batches(run).items()}
 
 
 def test_two_servers_give_the_trees_of_an_engine(problems: str, tmp_path: Path) -> None:
