@@ -7,33 +7,14 @@ from typing import Any
 from pydantic import Field
 
 from mcts.search import SearchConfig
-from mmprm.config import Config
-from mmprm.grading.symbolic import GraderConfig
-from mmprm.problems import ProblemsConfig
-from mmprm.prompts import PromptConfig
-from mmprm.sampling.config import EngineConfig, SamplingConfig
-from mmprm.steps import Markup
+from mmprm.sampling.policy import PolicyConfig
 
 
-class CampaignConfig(Config):
+class CampaignConfig(PolicyConfig):
     run: str = "runs/annotate"
     """Run folder: the store trees.sqlite and summary.json. A run that is there goes on where it was."""
-    problems: ProblemsConfig
-    """The problems to annotate."""
-    engine: EngineConfig
-    """The engine of each worker; the model "tiny" is the embedded policy."""
-    sampling: SamplingConfig = SamplingConfig()
-    """How completions are drawn."""
-    prompt: PromptConfig = PromptConfig()
-    """How the policy is asked."""
-    markup: Markup = "tags"
-    """How the policy marks its steps: tags, blank_lines or numbered."""
-    grader: GraderConfig = GraderConfig()
-    """How final answers are judged."""
     search: SearchConfig = SearchConfig()
     """The tree search of each problem."""
-    seed: int = 0
-    """Run seed; with the content of a request it gives the request's seed."""
     workers: int | None = Field(None, ge=1)
     """Engines; by default one a GPU (group of tensor_parallel_size GPUs), without a GPU one a core. With engine.servers
     groups of trees_in_flight searches; by default one a URL."""
@@ -49,9 +30,4 @@ class CampaignConfig(Config):
 
     def identity(self) -> dict[str, Any]:
         """What decides the batches. A store holds one identity; the rest may change between its runs."""
-        decisive = {
-            "engine": {"model", "dtype", "max_model_len", "max_pixels"},
-            "grader": {"seconds": True, "max_length": True, "judge": {"model"}},
-            **dict.fromkeys(("sampling", "prompt", "markup", "search", "seed"), True),
-        }
-        return self.model_dump(mode="json", include=decisive)
+        return super().identity() | {"search": self.search.model_dump(mode="json")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import textwrap
 import time
 from collections import Counter
@@ -12,6 +13,7 @@ from mmprm.store import Store
 from mmprm.tallies import begun, drawn_after, is_being_written, sessions
 
 FAILURES_SHOWN = 10
+NAMES = 14
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +98,8 @@ def read_status(store: Store) -> Status:
     )
 
 
-def status_text(status: Status, run: str, now: float | None = None) -> str:
+def status_text(status: Status, run: str, now: float | None = None, width: int | None = None) -> str:
+    """Lines of at most `width` columns, where it is given."""
     now = time.time() if now is None else now
     rows = [
         ("", f"{run}: {_state(status, now)}"),
@@ -109,9 +112,15 @@ def status_text(status: Status, run: str, now: float | None = None) -> str:
         ("left", _left(status)),
         ("failed", _failures(status, run)),
     ]
-    return "\n".join(
-        f"{name:<14}{textwrap.indent(text, ' ' * 14).lstrip()}" if name else text for name, text in rows if text
-    )
+    lines = []
+    for name, text in rows:
+        for place, line in enumerate(text.splitlines()):
+            room = " " * (NAMES if name else 0)
+            head = f"{'' if place else name:<{len(room)}}"
+            lines += textwrap.wrap(
+                line, width or sys.maxsize, initial_indent=head, subsequent_indent=room, break_on_hyphens=False
+            )
+    return "\n".join(lines)
 
 
 def _state(status: Status, now: float) -> str:

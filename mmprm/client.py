@@ -1,4 +1,4 @@
-"""One async client for OpenAI-compatible servers: several base URLs, bounded concurrency, retries with back-off."""
+"""One async client for OpenAI-compatible servers and `mmprm serve`: several URLs, bounded concurrency, retries."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import json
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -27,6 +27,9 @@ KEEP_ALIVE_SECONDS = 3.0
 LONGEST_BACKOFF = 60.0
 LONGEST_RETRY_AFTER = 300.0
 _DETAIL_LENGTH = 300
+
+T = TypeVar("T")
+Body = dict[str, Any] | None
 
 _BUSY = {408, 429, 502, 503, 504}
 """The server, or what stands before it, could not take the request: it says nothing about the request."""
@@ -121,20 +124,25 @@ class Client:
         self._last_answer = float("-inf")
 
     async def chat(self, body: dict[str, Any], affinity: str) -> Reply:
-        """POST to /chat/completions; requests of one `affinity` go to one URL while that answers.
+        """POST to /chat/completions, as `ask`; somebody else's request is one for a single token."""
+        somebody = {"model": body["model"], "messages": [{"role": "user", "content": "1"}], "max_tokens": 1}
+        return await self.ask("/chat/completions", body, affinity, _reply, somebody)
+
+    async def ask(self, path: str, body: Body, affinity: str, read: Callable[[Any, Body], T], somebody: Body) -> T:
+        """POST the body (GET without one) and `read` the answer's JSON, given the body too; it raises Failure where the
+        answer is none. Requests of one `affinity` go to one URL while that answers.
 
         Raises SamplingError for what concerns this request alone (refused; or failing while others are answered, of
-        which one for a single token is made where there was none), and EngineStoppedError when no URL answers anything:
-        the request can be made again later.
+        which the one of `somebody` else is made where there was none), and EngineStoppedError when no URL answers
+        anything: the request can be made again later.
         """
-        content = json.dumps(body).encode()
         urls = sorted(self._config.urls, key=lambda url: hashlib.sha256(f"{affinity} {url}".encode()).digest())
         async with self._slot():  # kept during the pauses, so that a struggling server is asked less
             began = time.monotonic()
             for attempt in range(self._config.attempts):
                 for url in self._awake(urls):
                     try:
-                        reply = await self._ask(url, content, body.get("n", 1))
+                        reply = await self._ask(url, path, body, read)
                     except Failure as error:
                         failure, failed_url = error, url
                         if error.busy:
@@ -145,7 +153,9 @@ class Client:
                         return reply
                 if attempt + 1 < self._config.attempts:
                     await asyncio.sleep(self._pause(attempt, failure))
-            alone = not failure.busy and (self._last_answer > began or await self._answers(failed_url, body))
+            alone = not failure.busy and (
+                self._last_answer > began or await self._answers(failed_url, path, somebody, read)
+            )
         raise self._given_up(failed_url, failure, alone) from failure
 
     async def close(self) -> None:
@@ -181,12 +191,13 @@ class Client:
         backoff = min(self._config.backoff_seconds * 2**attempt, LONGEST_BACKOFF)
         return failure.retry_after + backoff * random.uniform(0.5, 1.0)
 
-    async def _ask(self, url: str, content: bytes, n: int) -> Reply:
+    async def _ask(self, url: str, path: str, body: Body, read: Callable[[Any, Body], T]) -> T:
         """One attempt. Failure is worth another one; SamplingError and EngineStoppedError are not."""
         seconds = self._config.timeout_seconds
         try:
-            post = self._http.post(f"{url}/chat/completions", content=content)
-            response = await asyncio.wait_for(post, seconds)  # httpx limits the wait for each piece, not for the whole
+            content = None if body is None else json.dumps(body).encode()
+            sent = self._http.request("GET" if content is None else "POST", url + path, content=content)
+            response = await asyncio.wait_for(sent, seconds)  # httpx limits the wait for each piece, not for the whole
         except httpx.ConnectTimeout as error:
             raise Failure("no connection", f"within {CONNECT_SECONDS:g} s", busy=True) from error
         except (asyncio.TimeoutError, httpx.TimeoutException) as error:
@@ -198,17 +209,16 @@ class Client:
         if response.status_code != 200:
             raise self._not_ok(url, response)
         try:
-            return _reply(response.json(), n)
+            return read(response.json(), body)
         except Failure:
             raise
         except (ValueError, RecursionError) as error:
             raise Failure("answer is not JSON", self._quoted(response.text)) from error
 
-    async def _answers(self, url: str, body: dict[str, Any]) -> bool:
-        """Whether the server gives one token to somebody else: its engine, and not only its front, is alive."""
-        somebody = {"model": body["model"], "messages": [{"role": "user", "content": "1"}], "max_tokens": 1}
+    async def _answers(self, url: str, path: str, somebody: Body, read: Callable[[Any, Body], Any]) -> bool:
+        """Whether the server answers somebody else: its engine, and not only its front, is alive."""
         try:
-            await self._ask(url, json.dumps(somebody).encode(), 1)
+            await self._ask(url, path, somebody, read)
         except (Failure, SamplingError):
             return False
         self._last_answer = time.monotonic()
@@ -250,8 +260,9 @@ def _api_key(config: ClientConfig) -> str | None:
     return key
 
 
-def _reply(values: Any, n: int) -> Reply:
+def _reply(values: Any, body: Body) -> Reply:
     """What of a chat completion is used; Failure says what is missing."""
+    n = (body or {}).get("n", 1)
     try:
         choices = sorted(values["choices"], key=lambda choice: choice.get("index") or 0)
         parsed = tuple(_choice(choice) for choice in choices)

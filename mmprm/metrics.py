@@ -183,12 +183,9 @@ def bootstrap_means(
     if not problems:
         raise DataError("an interval needs at least one problem")
     rng = np.random.default_rng(seed)
-    means_BR = np.array(
-        [
-            np.bincount(rng.integers(problems, size=problems), minlength=problems) @ values_PR / problems
-            for _ in range(resamples)
-        ]
-    )
+    draws = (rng.integers(problems, size=problems) for _ in range(resamples))
+    counts_BP = np.array([np.bincount(drawn, minlength=problems) for drawn in draws], dtype=float)
+    means_BR = counts_BP @ values_PR / problems
     return [
         _percentiles(float(value), means_B, level)
         for value, means_B in zip(values_PR.mean(axis=0), means_BR.T, strict=True)
@@ -209,14 +206,20 @@ def bootstrap(
     items: dict[Hashable, list[int]] = {}
     for index, problem in enumerate(problem_K):
         items.setdefault(problem, []).append(index)
-    groups = [np.array(group) for group in items.values()]
-    if not groups:
+    if not items:
         raise DataError("an interval needs at least one problem")
+    ordered_K = np.concatenate(list(map(np.array, items.values())))
+    sizes_P = np.array(list(map(len, items.values())))
+    starts_P = np.cumsum(sizes_P) - sizes_P
     rng = np.random.default_rng(seed)
-    values_B = [
-        statistic(np.concatenate([groups[drawn] for drawn in rng.integers(len(groups), size=len(groups))]))
-        for _ in range(resamples)
-    ]
+
+    def resample() -> NDArray[np.intp]:
+        drawn = rng.integers(len(items), size=len(items))
+        sizes = sizes_P[drawn]
+        shifts = starts_P[drawn] - (np.cumsum(sizes) - sizes)
+        return ordered_K[np.repeat(shifts, sizes) + np.arange(sizes.sum())]
+
+    values_B = [statistic(resample()) for _ in range(resamples)]
     return _percentiles(statistic(np.arange(len(problem_K))), np.array(values_B), level)
 
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,14 +103,28 @@ def open_picture(picture: Picture) -> Image.Image:
     """Decode as RGB (transparency over white). Raises DataError naming the path, also for more than MAX_PIXELS."""
     from PIL import Image
 
+    with _opened(picture, MAX_PIXELS) as image:
+        if image.has_transparency_data:
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        return image.convert("RGB")
+
+
+def picture_pixels(picture: Picture, at_most: int = MAX_PIXELS) -> int:
+    """Number of pixels by the picture's header; nothing is decoded. Raises DataError as open_picture does."""
+    with _opened(picture, at_most) as image:
+        return image.width * image.height
+
+
+@contextmanager
+def _opened(picture: Picture, at_most: int) -> Iterator[Image.Image]:
+    from PIL import Image
+
     name = picture.path or f"picture of {len(picture.data or b'')} bytes"
     try:
         with Image.open(picture.path or io.BytesIO(picture.data or b""), formats=_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{name}: {image.width}×{image.height} pixels, at most {MAX_PIXELS:,}; scale it down")
-            if image.has_transparency_data:
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            return image.convert("RGB")
+            if image.width * image.height > at_most:
+                raise DataError(f"{name}: {image.width}×{image.height} pixels, at most {at_most:,}; scale it down")
+            yield image
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes of them.

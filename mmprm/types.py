@@ -180,7 +180,8 @@ class Solution:
 
 @dataclass(frozen=True, slots=True)
 class StepScores:
-    """P(step is right) for every step of a solution, each in [0, 1]."""
+    """P(step is right) for every step of a solution, each in [0, 1]; for its first steps where a scorer was told to cut
+    what is too long."""
 
     scores: tuple[float, ...]
 

@@ -123,6 +123,7 @@ LIGHT = [
     "mmprm.steps",
     "mmprm.problems",
     "mmprm.store",
+    "mmprm.prm.memory",
     "mcts.value",
     "mcts.search",
 ]

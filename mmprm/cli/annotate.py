@@ -15,6 +15,7 @@ from mcts.campaign import SUMMARY_NAME, run_campaign
 from mcts.config import CampaignConfig
 from mcts.fork import fork
 from mmprm.cli.options import add_config_options, load_config
+from mmprm.cli.policy import policy_folder
 from mmprm.errors import DataError
 
 
@@ -31,7 +32,7 @@ def run(arguments: argparse.Namespace) -> None:
         config, message = fork(config)
         if message:
             print(message)
-    summary = run_campaign(config, model_folder=policy_folder(config))
+    summary = run_campaign(config, model_folder=policy_folder(config.engine))
     for problem_id, reason in summary.failures.items():
         print(f"failed {problem_id}: {reason}")
     ended = ", ".join(f"{reason} {count}" for reason, count in summary.ended.items())
@@ -41,12 +42,3 @@ def run(arguments: argparse.Namespace) -> None:
     )
     if not summary.problems["done"]:
         raise DataError(f"{config.problems.path}: none of the {summary.problems['failed']} problems could be annotated")
-
-
-def policy_folder(config: CampaignConfig) -> str | None:
-    """Where the embedded policy lies on this machine, if the engines are to load it."""
-    if config.engine.model != "tiny" or config.engine.servers is not None:
-        return None
-    from mmprm.tiny.model import weights_path
-
-    return str(weights_path())

@@ -26,6 +26,7 @@ from mcts.search import SearchConfig
 from mmprm.cli.options import add_config_options, load_config
 from mmprm.config import Config, build, load
 from mmprm.errors import DataError
+from mmprm.evaluation.aggregators import with_choice
 from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
 from mmprm.labels.build import LabelsConfig, build_labels
 from mmprm.labels.parquet import read_parquet
@@ -111,8 +112,8 @@ def run(arguments: argparse.Namespace) -> None:
         examples = read_parquet(out / "labels.parquet")
         figures = measure(examples, development, test)
         before = summary_of(measure(examples, *untrained))
-        chosen = {"aggregator": figures.aggregator.name, "threshold": figures.first_error.threshold}
-        write_info(trained.prm, read_info(trained.prm).model_copy(update=chosen))
+        info = with_choice(read_info(trained.prm), figures.aggregator)
+        write_info(trained.prm, info.model_copy(update={"threshold": figures.first_error.threshold}))
     summary = {
         "seconds_total": time.perf_counter() - begun,
         "problems": campaign.problems["done"],

@@ -1,12 +1,14 @@
 """Judge the judge: how well a process reward model finds wrong steps, and what choosing by its scores gains.
 
-processbench, visualprocessbench and steps score solutions whose steps people have judged; bon reads what `mmprm rerank`
-left. Each writes its figures as JSON into the output folder, whose report.html shows all of them.
+processbench, visualprocessbench and steps score solutions whose steps people have judged; labels sets the soft labels
+of `mmprm labels` beside what people said or the embedded world knows; bon reads what `mmprm rerank` left. Each writes
+its figures as JSON into the output folder, whose report.html shows all of them.
 
 Examples:
   mmprm eval processbench gsm8k.json math.json --set scorer.prm=runs/demo/train/prm --set development=gsm8k
   mmprm eval visualprocessbench test.jsonl --set scorer.prm=runs/demo/train/prm --set threshold=0.85
   mmprm eval steps prm800k.jsonl --set format=prm800k --set scorer.prm=runs/demo/train/prm
+  mmprm eval labels runs/k12/labels.parquet --set truth=annotated.jsonl
   mmprm eval bon runs/rerank/candidates.jsonl
 """
 
@@ -15,7 +17,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,33 +28,32 @@ from mmprm.cli.jsonl import output, read_rows
 from mmprm.cli.options import add_config_options, load_config
 from mmprm.config import Config
 from mmprm.errors import ConfigError, DataError
-from mmprm.evaluation.best_of_n import OWN, BestOfN, evaluate_best_of_n, read_groups
-from mmprm.evaluation.judging import FIGURES, Judged, Judging, judge
-from mmprm.evaluation.labelled import DATASETS, Options, read_labelled
+from mmprm.evaluation.aggregators import described
+from mmprm.evaluation.best_of_n import BestOfN, evaluate_best_of_n
+from mmprm.evaluation.judging import Judged, Judging, judge
+from mmprm.evaluation.label_quality import judged_labels, known_from
+from mmprm.evaluation.labelled import DATASETS, FigureName, LabelledSolution, Options, read_labelled
 from mmprm.labels.formats import FORMATS
-from mmprm.metrics import Interval
-from mmprm.prm.info import read_info
-from mmprm.report.judging import TITLES, judging_page
+from mmprm.labels.parquet import read_parquet
+from mmprm.report.judging import judging_page
 from mmprm.report.page import write_page
+from mmprm.report.tables import best_of_n_table, judging_table
 from mmprm.scoring.aggregate import AGGREGATORS
 from mmprm.scoring.config import ScorerConfig
-from mmprm.scoring.open import open_scorer
+from mmprm.scoring.open import open_scorer, scorer_info
+from mmprm.selection.candidates import read_groups
 
 CHUNK = 2000
 """Solutions scored together: enough for batches of similar length."""
 
 
-class JudgeConfig(Config):
+class MeasureConfig(Config):
     output: str = "runs/eval"
     """Folder for the figures (JSON, by data set) and report.html."""
-    scorer: ScorerConfig
-    """The process reward model and how it runs."""
     format: str = "prm800k"
     """Of steps files: prm800k, trl, math-shepherd, visualprm, mm-prm or openrlhf."""
     label_threshold: float = Field(0.0, ge=0, lt=1)
     """Of steps files with soft labels: a step whose label is above it is right."""
-    images_root: str | None = None
-    """Folder of relative picture paths; by default that of the file."""
     threshold: float | None = Field(None, ge=0, le=1)
     """A step scored below it is claimed wrong; by default chosen on the development split. With development=0, the one
     in the PRM's prm.json."""
@@ -64,6 +66,19 @@ class JudgeConfig(Config):
     """Of the development split and the bootstrap."""
 
 
+class JudgeConfig(MeasureConfig):
+    scorer: ScorerConfig
+    """The process reward model and how it runs."""
+    images_root: str | None = None
+    """Folder of relative picture paths; by default that of the file."""
+
+
+class LabelQualityConfig(MeasureConfig):
+    truth: str
+    """A steps file (see format) with judgements of people on the same solutions, or on others that begin alike; "tiny"
+    for the truth of the embedded world."""
+
+
 class BestOfNConfig(Config):
     output: str = "runs/eval"
     """Folder for the figures (bon.json) and report.html."""
@@ -73,32 +88,10 @@ class BestOfNConfig(Config):
     """Of the bootstrap."""
 
 
-KINDS = {
-    "processbench": ("first errors: F1 by file and their average", JudgeConfig),
-    "visualprocessbench": ("steps beside pictures: macro F1 pooled and by source", JudgeConfig),
-    "steps": ("steps in the form of PRM800K and others: macro F1", JudgeConfig),
-    "bon": ("accuracy against N of every selector with every aggregator", BestOfNConfig),
-}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
-    for name, (summary, model) in KINDS.items():
-        kind = kinds.add_parser(
-            name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
-        )
-        kind.add_argument("files", metavar="FILE", type=Path, nargs="+", help="JSON lines, or a JSON list")
-        add_config_options(kind, model)
-
-
 def run(arguments: argparse.Namespace) -> None:
-    config = load_config(arguments, KINDS[arguments.kind][1])
-    rows = itertools.chain.from_iterable(map(_rows, arguments.files))
-    result = (
-        evaluate_best_of_n(read_groups(rows), config.aggregators, config.seed)
-        if arguments.kind == "bon"
-        else _judge(arguments.kind, arguments.files, config)
-    )
+    _, model, measure = KINDS[arguments.kind]
+    config = load_config(arguments, model)
+    result = measure(arguments.kind, arguments.files, config)
     folder = Path(config.output)
     with output(folder / f"{arguments.kind}.json") as out:
         out.write(TypeAdapter(type(result)).dump_json(result, indent=2).decode() + "\n")
@@ -107,57 +100,15 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"see {folder / 'report.html'}")
 
 
-def judging_table(result: Judging) -> str:
-    """A line a source, their average, all together; then threshold and calibration."""
-    parts = FIGURES[result.figure].parts
-    lines = [
-        f"{'source':<20}{TITLES[result.figure]:>22}" + "".join(f"{part:>10}" for part in parts) + f"{'solutions':>11}"
-    ]
-    entries = [*result.sources.items(), ("all together", result.pooled)]
-    for name, figures in entries:
-        values = "".join(
-            f"{'–' if value is None else format(value.value, '.3f'):>10}" for value in figures.parts.values()
-        )
-        lines.append(f"{name:<20}{_cell(figures.f1):>22}{values}{figures.solutions:>11,}")
-    if len(result.sources) > 1:
-        lines.insert(-1, f"{'average':<20}{_cell(result.average):>22}")
-    auc = "" if result.auc is None else f", AUC {result.auc:.3f}"
-    lines.append(f"threshold {result.threshold:.3f} ({result.threshold_from}); calibration error {result.ece:.3f}{auc}")
-    return "\n".join(lines)
+def _best_of_n(kind: str, files: Sequence[Path], config: BestOfNConfig) -> BestOfN:
+    rows = itertools.chain.from_iterable(map(_rows, files))
+    return evaluate_best_of_n(read_groups(rows), config.aggregators, config.seed)
 
 
-def best_of_n_table(result: BestOfN) -> str:
-    """A line a selector and, where it matters, aggregator: accuracy by N, with the interval at the largest."""
-    points = result.accuracy[result.best]
-    lines = [f"{'selector':<24}" + "".join(f"{f'N={point.n}':>8}" for point in points)]
-    others = [(name, name, points) for name in points[-1].accuracy if name not in OWN]
-    own = [(f"{name}, {key}", name, result.accuracy[key]) for name in OWN for key in result.accuracy]
-    for label, name, series in [*others, *own]:
-        values = "".join(f"{point.accuracy[name].value:>8.3f}" for point in series)
-        last = series[-1].accuracy[name]
-        lines.append(f"{label:<24}{values}   [{last.low:.3f}, {last.high:.3f}]")
-    lines.append(f"{result.problems} problems; best-of-{result.samples} is highest with {result.best}")
-    return "\n".join(lines)
-
-
-def _judge(kind: str, files: Sequence[Path], config: JudgeConfig) -> Judging:
-    if config.format not in FORMATS:
-        raise ConfigError(f"format={config.format!r} must be one of {', '.join(FORMATS)}")
-    options = Options(config.format, config.label_threshold)
-    labelled = [
-        item
-        for file in files
-        for item in read_labelled(kind, _rows(file), Path(config.images_root or file.parent), file.stem, options)
-    ]
-    if not labelled:
-        raise DataError(f"{', '.join(map(str, files))}: no solution has a judged step")
-    threshold = config.threshold
-    if threshold is None and config.development == 0:
-        threshold = read_info(config.scorer.prm).threshold
-        if threshold is None:
-            raise ConfigError(
-                "threshold: prm.json holds none; set threshold, or development to a share of the problems"
-            )
+def _judge_scores(kind: str, files: Sequence[Path], config: JudgeConfig) -> Judging:
+    labelled = _labelled(kind, files, config, config.images_root)
+    info = scorer_info(config.scorer)
+    _check_threshold(config, info.threshold)
     scorer = open_scorer(config.scorer)
     judged: list[Judged] = []
     try:
@@ -166,16 +117,70 @@ def _judge(kind: str, files: Sequence[Path], config: JudgeConfig) -> Judging:
             judged += zip(part, scorer.score([item.solution for item in part]), strict=True)
     finally:
         scorer.close()
+    whole = [(item, scores) for item, scores in judged if len(scores.scores) == len(item.solution.steps)]
+    if len(whole) < len(judged):
+        print(f"note: {len(judged) - len(whole)} solutions are longer than the PRM reads and left out", file=sys.stderr)
+    if not whole:
+        raise DataError(f"{', '.join(map(str, files))}: every solution is longer than the PRM reads")
+    server = config.scorer.server
+    return _measured(
+        kind,
+        whole,
+        config,
+        info.threshold,
+        scored_by=config.scorer.prm if server is None else ", ".join(server.urls),
+        aggregator=described(info.aggregator, info) if info.aggregator else "",
+    )
+
+
+def _judge_labels(kind: str, files: Sequence[Path], config: LabelQualityConfig) -> Judging:
+    _check_threshold(config, None)
+    if config.truth == "tiny":
+        from mmprm.tiny.truth import errorless_so_far as known
+    else:
+        known = known_from(_labelled("steps", [Path(config.truth)], config, None))
+    judged = [item for file in files for item in judged_labels(read_parquet(file), known, file.stem)]
+    if not judged:
+        raise DataError(
+            f"truth={config.truth}: judges no labelled step; its questions and steps must be those of the labels, as "
+            "mmprm labels export writes them"
+        )
+    return _measured(kind, judged, config, None, scored_by=", ".join(map(str, files)))
+
+
+def _check_threshold(config: MeasureConfig, stored: float | None) -> None:
+    if config.threshold is None and config.development == 0 and stored is None:
+        raise ConfigError("threshold: prm.json holds none; set threshold, or development to a share of the problems")
+
+
+def _measured(kind: str, judged: Sequence[Judged], config: MeasureConfig, stored: float | None, **by: str) -> Judging:
+    """With the given threshold, the `stored` one where there is to be no development split, or one that is chosen."""
     return judge(
         kind,
-        DATASETS[kind].figure,
+        FIGURE_OF[kind],
         judged,
-        prm=config.scorer.prm,
-        threshold=threshold,
+        threshold=stored if config.threshold is None and config.development == 0 else config.threshold,
         development=config.development,
         seed=config.seed,
         bins=config.bins,
+        **by,
     )
+
+
+def _labelled(
+    kind: str, files: Sequence[Path], config: MeasureConfig, images_root: str | None
+) -> list[LabelledSolution]:
+    if config.format not in FORMATS:
+        raise ConfigError(f"format={config.format!r} must be one of {', '.join(FORMATS)}")
+    options = Options(config.format, config.label_threshold)
+    labelled = [
+        item
+        for file in files
+        for item in read_labelled(kind, _rows(file), Path(images_root or file.parent), file.stem, options)
+    ]
+    if not labelled:
+        raise DataError(f"{', '.join(map(str, files))}: no solution has a judged step")
+    return labelled
 
 
 def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -205,9 +210,27 @@ def _results(folder: Path) -> tuple[list[Judging], BestOfN | None]:
         except ValidationError as error:
             raise DataError(f"{file}: is not what mmprm eval writes; remove it: {error}") from error
 
-    judgings = [read(name, Judging) for name in DATASETS]
+    judgings = [read(name, Judging) for name in FIGURE_OF]
     return [result for result in judgings if result is not None], read("bon", BestOfN)
 
 
-def _cell(interval: Interval | None) -> str:
-    return "–" if interval is None else f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+FIGURE_OF: dict[str, FigureName] = {name: dataset.figure for name, dataset in DATASETS.items()} | {"labels": "macro_f1"}
+
+KINDS: dict[str, tuple[str, type[Config], Callable[..., Judging | BestOfN]]] = {
+    "processbench": ("first errors: F1 by file and their average", JudgeConfig, _judge_scores),
+    "visualprocessbench": ("steps beside pictures: macro F1 pooled and by source", JudgeConfig, _judge_scores),
+    "steps": ("steps in the form of PRM800K and others: macro F1", JudgeConfig, _judge_scores),
+    "labels": ("soft labels beside what people or the embedded world know", LabelQualityConfig, _judge_labels),
+    "bon": ("accuracy against N of every selector with every aggregator", BestOfNConfig, _best_of_n),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    for name, (summary, model, _) in KINDS.items():
+        kind = kinds.add_parser(
+            name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        form = "Parquet of mmprm labels" if name == "labels" else "JSON lines, or a JSON list"
+        kind.add_argument("files", metavar="FILE", type=Path, nargs="+", help=form)
+        add_config_options(kind, model)

@@ -1,4 +1,4 @@
-"""JSON lines in and out, for commands that add something to each line."""
+"""JSON lines in and out."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -32,6 +32,11 @@ def _row(line: bytes, place: str) -> dict[str, Any]:
     if not isinstance(row, dict):
         raise DataError(f"{place}: must be an object, got {type(row).__name__}")
     return row
+
+
+def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    with output(path) as out:
+        out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
+from mmprm.cli.options import fitted
 from mmprm.errors import MmprmError
 
 COMMANDS = {
@@ -17,10 +18,13 @@ COMMANDS = {
     "view": "one page to walk the trees of a run",
     "retry": "open failed problems of a run again",
     "filter": "keep the problems that the policy solves sometimes",
-    "plan": "what a campaign will take, from a pilot run",
+    "plan": "what a campaign or a training run will take",
     "labels": "turn searched trees into labelled paths (Parquet)",
     "consensus": "ask a judge about every labelled step, beside the labels",
+    "convert": "bring a checkpoint into another form",
     "train": "train a process reward model from labelled paths",
+    "rl": "train a policy by reinforcement learning, with outcome and process reward",
+    "serve": "score steps over HTTP",
     "score": "score the steps of solutions",
     "rerank": "choose among sampled solutions and report accuracy",
     "search": "grow solutions step by step as their scores say",
@@ -45,8 +49,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     summary, _, rest = (module.__doc__ or "").partition("\n")
     parser = argparse.ArgumentParser(
         prog=f"mmprm {name}",
-        description=summary,
-        epilog=rest.strip(),
+        description=fitted(summary),
+        epilog=fitted(rest),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)

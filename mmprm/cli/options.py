@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import sys
 import textwrap
 from typing import TypeVar
 
 from mmprm.config import Config, describe, load
 
 C = TypeVar("C", bound=Config)
+
+WIDTH = 116
+"""Most columns of a help text."""
 
 
 def add_config_options(parser: argparse.ArgumentParser, model: type[Config], prefix: str = "") -> None:
@@ -26,11 +31,24 @@ def load_config(arguments: argparse.Namespace, model: type[C], *overrides: str) 
     return load(model, arguments.config, [*overrides, *arguments.set])
 
 
+def columns() -> int | None:
+    """Width of the terminal; None where the output is no terminal."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+
+
+def fitted(text: str) -> str:
+    """Paragraphs as wide as the terminal; indented lines, which are examples, as they are."""
+    width = min(columns() or WIDTH, WIDTH)
+    parts = text.strip().split("\n\n")
+    return "\n\n".join(part if "\n " in part else textwrap.fill(part, width) for part in parts)
+
+
 def key_table(model: type[Config]) -> str:
     rows = describe(model)
-    width = max(len(f"{key} ({default})") for key, default, _ in rows)
+    longest = max(len(f"{key} ({default})") for key, default, _ in rows)
+    width = min(columns() or WIDTH, WIDTH)
     lines = []
     for key, default, text in rows:
-        head = f"{key} ({default})".ljust(min(width, 44))
-        lines += textwrap.wrap(f"  {head}  {text}", 116, subsequent_indent=" " * 8)
+        head = f"{key} ({default})".ljust(min(longest, 44))
+        lines += textwrap.wrap(f"  {head}  {text}", width, subsequent_indent=" " * 8)
     return "\n".join(lines)

@@ -1,40 +1,32 @@
-"""Estimate what a campaign will take from a pilot run of a few dozen problems.
+"""Estimate what a campaign will take from a pilot run, or what a training run takes from its configuration.
 
-Example:
+Examples:
   mmprm plan annotate --problems 10000 --pilot runs/pilot --engines 64
+  mmprm plan train --config configs/train/internvl3-38b.yaml --gpus 16 --paths 200000
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 
-from mcts.plan import plan, plan_text
-from mmprm.errors import DataError
-from mmprm.store import Store
-from mmprm.tallies import sessions, tallies
+from mmprm.cli import plan_annotate, plan_train
+
+PLANS = {"annotate": plan_annotate, "train": plan_train}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("command", choices=("annotate",), help="what to plan")
-    parser.add_argument("--problems", type=int, required=True, help="problems of the campaign")
-    parser.add_argument(
-        "--pilot", metavar="RUN", required=True, help="run folder of a finished pilot, same configuration"
-    )
-    parser.add_argument("--engines", type=int, help="engines of the campaign, for its wall time")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (0)")
+    plans = parser.add_subparsers(dest="plan", metavar="annotate|train", required=True)
+    for name, module in PLANS.items():
+        summary, _, rest = (module.__doc__ or "").partition("\n")
+        plan = plans.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=rest.strip(),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        module.add_arguments(plan)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    for name in ("problems", "engines"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise DataError(f"--{name}={value} must be at least 1")
-    store = Store.read(arguments.pilot)
-    try:
-        engine_seconds = sum(session.engines * session.seconds for session in sessions(store))
-        size = os.path.getsize(store.path)
-        expected = plan(tallies(store), engine_seconds, size, arguments.problems, arguments.seed)
-    finally:
-        store.close()
-    print(plan_text(expected, arguments.pilot, arguments.engines))
+    PLANS[arguments.plan].run(arguments)

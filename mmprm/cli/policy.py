@@ -1,14 +1,33 @@
-"""The embedded policy by its name."""
+"""The policy of a command: the embedded one by its name, and any of them at work beside a grader."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from mmprm.grading.open import open_grader
 from mmprm.sampling.config import EngineConfig
+from mmprm.sampling.open import open_sampler
+from mmprm.sampling.policy import PolicyConfig
+from mmprm.types import Grader, Sampler
 
 
-def with_weights(engine: EngineConfig) -> EngineConfig:
-    """The engine, with "tiny" replaced by the folder of its weights on this machine where engines are to load it."""
+def policy_folder(engine: EngineConfig) -> str | None:
+    """Where the embedded policy lies on this machine, if it is meant and engines are to load it."""
     if engine.model != "tiny" or engine.servers is not None:
-        return engine
+        return None
     from mmprm.tiny.model import weights_path
 
-    return engine.model_copy(update={"model": str(weights_path())})
+    return str(weights_path())
+
+
+@asynccontextmanager
+async def opened_policy(config: PolicyConfig) -> AsyncIterator[tuple[Sampler, Grader]]:
+    """Sampler and grader for as long as the block lasts."""
+    folder = policy_folder(config.engine)
+    engine = config.engine if folder is None else config.engine.model_copy(update={"model": folder})
+    async with (
+        open_sampler(engine, config.sampling, config.prompt, config.workers) as sampler,
+        open_grader(config.grader) as grader,
+    ):
+        yield sampler, grader

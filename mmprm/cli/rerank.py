@@ -1,7 +1,8 @@
 """Choose among sampled solutions: sample, grade, score, choose, and report the accuracy of every selector.
 
-The output folder holds candidates.jsonl (one line a sampled solution) and summary.json (accuracy against the number of
-samples, with intervals).
+The output folder holds candidates.jsonl (one line a sampled solution), summary.json (accuracy against the number of
+samples, with intervals) and samples.jsonl, the solutions before they were scored: a run that stopped, or one with
+another process reward model or aggregator, goes on from these and samples nothing again.
 
 Examples:
   mmprm rerank --set problems.path=test.jsonl --set engine.model=tiny --set scorer.prm=runs/demo/train/prm
@@ -14,63 +15,48 @@ from __future__ import annotations
 import argparse
 import asyncio
 import collections
+import hashlib
 import json
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from mmprm.cli.jsonl import output
+from mmprm.cli.aggregator import settled, warn
+from mmprm.cli.jsonl import output, read_rows, write_rows
 from mmprm.cli.options import add_config_options, load_config
-from mmprm.cli.policy import with_weights
-from mmprm.config import Config
-from mmprm.errors import DataError
-from mmprm.evaluation.aggregators import choose_aggregator
+from mmprm.cli.policy import opened_policy
+from mmprm.errors import ConfigError, DataError
+from mmprm.evaluation.aggregators import choose_aggregator, described, with_choice
 from mmprm.grading.calibration import check_judge
-from mmprm.grading.open import open_grader
-from mmprm.grading.symbolic import GraderConfig
-from mmprm.prm.info import read_info, write_info
-from mmprm.problems import ProblemsConfig, load_problems
-from mmprm.prompts import PromptConfig
-from mmprm.sampling.config import EngineConfig, SamplingConfig
-from mmprm.sampling.open import open_sampler
-from mmprm.scoring.aggregate import chosen_aggregator
+from mmprm.prm.info import PrmInfo, write_info
+from mmprm.problems import content_id, load_problems
+from mmprm.report.tables import cell, selector_table
+from mmprm.sampling.policy import PolicyConfig
 from mmprm.scoring.config import ScorerConfig
-from mmprm.scoring.open import open_scorer
-from mmprm.selection.accuracy import AccuracyAtN, accuracy_at_n
-from mmprm.selection.groups import Group, Sampled, choices, sample_groups, score_groups
-from mmprm.steps import Markup
-from mmprm.types import Verdict
+from mmprm.scoring.open import open_scorer, scorer_info
+from mmprm.selection.accuracy import AccuracyAtN, accuracy_at_n, sizes_up_to
+from mmprm.selection.candidates import candidate_lines, read_groups
+from mmprm.selection.groups import Group, Sampled, sample_groups, score_groups
+from mmprm.store import differing_keys
+from mmprm.types import Problem, Verdict
+
+SAMPLES = "samples.jsonl"
 
 
-class RerankConfig(Config):
+class RerankConfig(PolicyConfig):
     output: str = "runs/rerank"
-    """Folder for candidates.jsonl and summary.json."""
-    problems: ProblemsConfig
-    """The problems to answer."""
-    engine: EngineConfig
-    """The policy's engine; the model "tiny" is the embedded policy."""
-    sampling: SamplingConfig = SamplingConfig()
-    """How solutions are drawn."""
-    prompt: PromptConfig = PromptConfig()
-    """How the policy is asked."""
-    markup: Markup = "tags"
-    """How the policy marks its steps: tags, blank_lines or numbered."""
-    grader: GraderConfig = GraderConfig()
-    """How final answers are judged."""
+    """Folder for candidates.jsonl, summary.json and samples.jsonl."""
     scorer: ScorerConfig
     """The process reward model and how it runs."""
     samples: int = Field(8, ge=1)
     """Solutions sampled for each problem."""
     aggregator: str | None = None
     """min, last, mean, max, product, sum_log, sum_log_odds or mean_odds; by default the one in the PRM's prm.json."""
-    seed: int = 0
-    """Run seed; with the content of a request it gives the request's seed. Also seeds the bootstrap."""
-    workers: int | None = Field(None, ge=1)
-    """Engines; by default one a GPU (group of tensor_parallel_size GPUs), without a GPU one a core."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,10 +71,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments, RerankConfig)
     begun = time.perf_counter()
-    info = read_info(config.scorer.prm)
-    aggregator = "" if arguments.choose_aggregator else chosen_aggregator(config.aggregator, info.aggregator)
+    if arguments.choose_aggregator and not Path(config.scorer.prm or "-").is_dir():
+        raise ConfigError(
+            f"scorer.prm={config.scorer.prm!r} must be a folder here: --choose-aggregator writes its prm.json"
+        )
+    info = scorer_info(config.scorer)
+    aggregator = "" if arguments.choose_aggregator else settled(config.aggregator, info)
     check_judge(config.grader.judge)
-    sampled = _sample(config)
+    folder = Path(config.output)
+    sampled = _sampled(config, load_problems(config.problems), folder / SAMPLES)
     if not sampled.groups:
         problem_id, reason = next(iter(sampled.failed.items()))
         raise DataError(f"{config.problems.path}: no problem could be sampled; {problem_id}: {reason}")
@@ -98,43 +89,16 @@ def run(arguments: argparse.Namespace) -> None:
     finally:
         scorer.close()
     if arguments.choose_aggregator:
-        choice = choose_aggregator(groups, config.seed)
-        aggregator = choice.name
-        write_info(config.scorer.prm, info.model_copy(update={"aggregator": aggregator}))
-        print(f"{config.scorer.prm}: aggregator {aggregator}, chosen on {choice.problems} problems")
-        for name, accuracy in sorted(choice.candidates.items(), key=lambda item: -item[1].value):
-            print(f"  {name:<14}{accuracy.value:.3f} [{accuracy.low:.3f}, {accuracy.high:.3f}]")
-    points = accuracy_at_n(groups, aggregator, _sizes(config.samples), config.seed)
-    folder = Path(config.output)
-    with output(folder / "candidates.jsonl") as out:
-        out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in candidate_lines(groups, aggregator))
+        info = _choose(groups, info, config)
+        aggregator = info.aggregator
+    points = accuracy_at_n(groups, aggregator, sizes_up_to(config.samples), config.seed)
+    write_rows(folder / "candidates.jsonl", candidate_lines(groups, aggregator))
     with output(folder / "summary.json") as out:
         seconds = {"seconds": time.perf_counter() - begun}
         json.dump(summary(groups, sampled.failed, aggregator, points) | seconds, out, indent=2)
-    print(table(points))
-    print(f"{len(groups)} problems, {len(sampled.failed)} failed; step scores aggregated by {aggregator}; see {folder}")
-
-
-def candidate_lines(groups: Sequence[Group], aggregator: str) -> Iterator[dict[str, Any]]:
-    """One object a candidate; `chosen` marks the first of highest reward in its group."""
-    for group in groups:
-        rewards = [choice.reward for choice in choices(group, aggregator)]
-        best = rewards.index(max(rewards))
-        for draw, candidate in enumerate(group.candidates):
-            scored = candidate.scores is not None
-            yield {
-                "problem_id": group.problem.id,
-                "draw": draw,
-                "response": candidate.response,
-                "steps": candidate.steps,
-                "answer": candidate.answer,
-                "verdict": candidate.verdict.name.lower(),
-                "unsplit": candidate.unsplit,
-                "tokens": candidate.token_count,
-                "scores": candidate.scores.scores if scored else None,
-                "reward": rewards[draw] if scored else None,
-                "chosen": draw == best,
-            }
+    print(selector_table(points))
+    print(f"{len(groups)} problems, {len(sampled.failed)} failed; see {folder}")
+    print(f"aggregator {described(aggregator, info)}")
 
 
 def summary(
@@ -154,31 +118,56 @@ def summary(
     }
 
 
-def table(points: Sequence[AccuracyAtN]) -> str:
-    """Accuracy by selector and N, and at the largest N the paired difference to random with its interval."""
-    last = points[-1]
-    lines = [f"{'selector':<10}" + "".join(f"{f'N={point.n}':>8}" for point in points) + "   minus random"]
-    for name, gain in last.minus_random.items():
-        values = "".join(f"{point.accuracy[name].value:>8.3f}" for point in points)
-        lines.append(f"{name:<10}{values}   {gain.value:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]")
-    return "\n".join(lines)
+def _choose(groups: Sequence[Group], info: PrmInfo, config: RerankConfig) -> PrmInfo:
+    """Store the best aggregator, print them all, and return what prm.json then holds."""
+    choice = choose_aggregator(groups, config.seed)
+    warn(choice.name, info)
+    info = with_choice(info, choice)
+    write_info(config.scorer.prm, info)
+    print(f"{config.scorer.prm}: aggregator {choice.name}, chosen on {choice.problems} problems")
+    for name, accuracy in sorted(choice.candidates.items(), key=lambda item: -item[1].value):
+        print(f"  {name:<14}{cell(accuracy)}")
+    return info
 
 
-def _sample(config: RerankConfig) -> Sampled:
-    return asyncio.run(_sample_async(config))
+def _sampled(config: RerankConfig, problems: Sequence[Problem], path: Path) -> Sampled:
+    """Groups of all problems: those in the file where they were sampled alike, and the others sampled now."""
+    identity = config.identity() | {"samples": config.samples, "problems": _digest(problems)}
+    groups = _read_samples(path, identity, problems)
+    missing = [problem for problem in problems if problem.id not in groups]
+    if groups:
+        print(f"{path}: {len(groups)} of {len(problems)} problems were sampled before", file=sys.stderr)
+    if not missing:
+        return Sampled(list(groups.values()))
+    sampled = asyncio.run(_sample(config, missing))
+    groups |= {group.problem.id: group for group in sampled.groups}
+    ordered = [groups[problem.id] for problem in problems if problem.id in groups]
+    if sampled.groups:
+        write_rows(path, [{"sampled_with": identity}, *candidate_lines(ordered, None)])
+    return Sampled(ordered, sampled.failed)
 
 
-async def _sample_async(config: RerankConfig) -> Sampled:
-    problems = load_problems(config.problems)
-    async with (
-        open_sampler(with_weights(config.engine), config.sampling, config.prompt, config.workers) as sampler,
-        open_grader(config.grader) as grader,
-    ):
+def _read_samples(path: Path, identity: dict[str, Any], problems: Sequence[Problem]) -> dict[str, Group]:
+    """By problem id; none where there is no file, or one that was sampled otherwise."""
+    if not path.exists():
+        return {}
+    rows = read_rows(path)
+    _, head = next(rows, ("", {}))
+    differing = differing_keys(head.get("sampled_with", {}), identity)
+    if differing:
+        shown = ", ".join(f"{key} ({values})" for key, values in differing.items())
+        print(f"{path}: is of other samples and will be replaced: {shown}", file=sys.stderr)
+        return {}
+    return {group.problem.id: group for group in read_groups(rows, {problem.id: problem for problem in problems})}
+
+
+def _digest(problems: Sequence[Problem]) -> str:
+    content = [(p.id, content_id(p.question, p.answer, p.pictures), p.choices) for p in problems]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+async def _sample(config: RerankConfig, problems: Sequence[Problem]) -> Sampled:
+    async with opened_policy(config) as (sampler, grader):
         return await sample_groups(
             problems, sampler, grader, samples=config.samples, markup=config.markup, run_seed=config.seed
         )
-
-
-def _sizes(samples: int) -> list[int]:
-    """1, 2, 4, … and the number of samples itself."""
-    return sorted({2**power for power in range(samples.bit_length()) if 2**power <= samples} | {samples})

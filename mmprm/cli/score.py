@@ -17,14 +17,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mmprm.cli.aggregator import settled
 from mmprm.cli.jsonl import output, read_rows
 from mmprm.cli.options import add_config_options, load_config
 from mmprm.config import Config
 from mmprm.errors import DataError
-from mmprm.prm.info import read_info
-from mmprm.scoring.aggregate import aggregator, chosen_aggregator
+from mmprm.evaluation.aggregators import described
+from mmprm.scoring.aggregate import aggregator
 from mmprm.scoring.config import ScorerConfig
-from mmprm.scoring.open import open_scorer
+from mmprm.scoring.open import open_scorer, scorer_info
 from mmprm.types import Picture, Problem, Solution
 
 CHUNK = 2000
@@ -46,7 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments, ScoreConfig)
-    name = chosen_aggregator(config.aggregator, read_info(config.scorer.prm).aggregator)
+    info = scorer_info(config.scorer)
+    name = settled(config.aggregator, info)
     aggregate = aggregator(name)
     rows = ((row, _solution(row, place, arguments.file.parent)) for place, row in read_rows(arguments.file))
     scorer = open_scorer(config.scorer)
@@ -60,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
                 count += len(chunk)
     finally:
         scorer.close()
-    print(f"{count} solutions scored, aggregated by {name}", file=sys.stderr)
+    print(f"{count} solutions scored\naggregator {described(name, info)}", file=sys.stderr)
 
 
 def _solution(row: dict[str, Any], place: str, root: Path) -> Solution:

@@ -17,52 +17,36 @@ import asyncio
 import collections
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from mmprm.cli.jsonl import output
+from mmprm.cli.aggregator import settled
+from mmprm.cli.jsonl import output, write_rows
 from mmprm.cli.options import add_config_options, load_config
-from mmprm.cli.policy import with_weights
-from mmprm.cli.rerank import candidate_lines
-from mmprm.config import Config
+from mmprm.cli.policy import opened_policy
 from mmprm.errors import DataError
+from mmprm.evaluation.aggregators import described
 from mmprm.grading.calibration import check_judge
-from mmprm.grading.open import open_grader
-from mmprm.grading.symbolic import GraderConfig
 from mmprm.metrics import Interval
-from mmprm.prm.info import read_info
-from mmprm.problems import ProblemsConfig, load_problems
-from mmprm.prompts import PromptConfig
-from mmprm.sampling.config import EngineConfig, SamplingConfig
-from mmprm.sampling.open import open_sampler
-from mmprm.scoring.aggregate import chosen_aggregator
+from mmprm.problems import load_problems
+from mmprm.report.tables import cell
+from mmprm.sampling.policy import PolicyConfig
 from mmprm.scoring.config import ScorerConfig
-from mmprm.scoring.open import open_scorer
+from mmprm.scoring.open import open_scorer, scorer_info
 from mmprm.selection.accuracy import EqualTokens, accuracy, at_equal_tokens
+from mmprm.selection.candidates import candidate_lines
 from mmprm.selection.guided import Searched, search_problems
 from mmprm.selection.strategies import GuidedConfig
-from mmprm.steps import Markup
-from mmprm.types import Scorer, Verdict
+from mmprm.types import Problem, Scorer, Verdict
 
 
-class GuidedSearchConfig(Config):
+class GuidedSearchConfig(PolicyConfig):
     output: str = "runs/search"
     """Folder for candidates.jsonl and summary.json."""
-    problems: ProblemsConfig
-    """The problems to answer."""
-    engine: EngineConfig
-    """The policy's engine; the model "tiny" is the embedded policy."""
-    sampling: SamplingConfig = SamplingConfig()
-    """How steps and whole solutions are drawn; max_tokens limits each of them."""
-    prompt: PromptConfig = PromptConfig()
-    """How the policy is asked."""
-    markup: Markup = "tags"
-    """How the policy marks its steps: tags, blank_lines or numbered."""
-    grader: GraderConfig = GraderConfig()
-    """How final answers are judged."""
     scorer: ScorerConfig
     """The process reward model and how it runs."""
     search: GuidedConfig = GuidedConfig()
@@ -72,10 +56,6 @@ class GuidedSearchConfig(Config):
     aggregator: str | None = None
     """min, last, mean, max, product, sum_log, sum_log_odds or mean_odds, for partial solutions and for the choice among
     complete ones; by default the one in the PRM's prm.json."""
-    seed: int = 0
-    """Run seed; with the content of a request it gives the request's seed. Also seeds the bootstrap."""
-    workers: int | None = Field(None, ge=1)
-    """Engines; by default one a GPU (group of tensor_parallel_size GPUs), without a GPU one a core."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,11 +65,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments, GuidedSearchConfig)
     begun = time.perf_counter()
-    aggregator = chosen_aggregator(config.aggregator, read_info(config.scorer.prm).aggregator)
+    info = scorer_info(config.scorer)
+    aggregator = settled(config.aggregator, info)
     check_judge(config.grader.judge)
+    problems = load_problems(config.problems)
     scorer = open_scorer(config.scorer)
     try:
-        searched, baseline = asyncio.run(_search(config, aggregator, scorer))
+        searched, baseline = asyncio.run(_search(config, problems, aggregator, scorer))
     finally:
         scorer.close()
     if not searched.results:
@@ -97,15 +79,13 @@ def run(arguments: argparse.Namespace) -> None:
         raise DataError(f"{config.problems.path}: no problem could be searched; {problem_id}: {reason}")
     figures = summary(searched, baseline, aggregator, config)
     folder = Path(config.output)
-    with output(folder / "candidates.jsonl") as out:
-        groups = [result.group for result in searched.results]
-        out.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in candidate_lines(groups, aggregator))
+    groups = [result.group for result in searched.results]
+    write_rows(folder / "candidates.jsonl", candidate_lines(groups, aggregator))
     with output(folder / "summary.json") as out:
         json.dump(figures | {"seconds": time.perf_counter() - begun}, out, indent=2)
     print(table(figures))
-    print(
-        f"{len(groups)} problems, {len(searched.failed)} failed; step scores aggregated by {aggregator}; see {folder}"
-    )
+    print(f"{len(groups)} problems, {len(searched.failed)} failed; see {folder}")
+    print(f"aggregator {described(aggregator, info)}")
 
 
 def summary(
@@ -154,24 +134,18 @@ def table(figures: dict[str, Any]) -> str:
         tokens += f", {equal['tokens']:,.0f} of best_of_{equal['n']:.3g}"
     lines = [head]
     for name, interval in figures["accuracy"].items():
-        line = f"{name:<10}{_cell(interval, '.3f'):>22}"
+        line = f"{name:<10}{cell(Interval(**interval)):>22}"
         if equal is not None:
-            line += f"{_cell(equal['accuracy'][name], '.3f'):>22}{_cell(equal['difference'][name], '+.3f'):>25}"
+            line += f"{cell(Interval(**equal['accuracy'][name])):>22}"
+            line += f"{cell(Interval(**equal['difference'][name]), '+.3f'):>25}"
         lines.append(line)
     return "\n".join([*lines, tokens])
 
 
-def _cell(interval: dict[str, float], style: str) -> str:
-    entry = Interval(**interval)
-    return f"{entry.value:{style}} [{entry.low:{style}}, {entry.high:{style}}]"
-
-
-async def _search(config: GuidedSearchConfig, aggregator: str, scorer: Scorer) -> tuple[Searched, Searched | None]:
-    problems = load_problems(config.problems)
-    async with (
-        open_sampler(with_weights(config.engine), config.sampling, config.prompt, config.workers) as sampler,
-        open_grader(config.grader) as grader,
-    ):
+async def _search(
+    config: GuidedSearchConfig, problems: Sequence[Problem], aggregator: str, scorer: Scorer
+) -> tuple[Searched, Searched | None]:
+    async with opened_policy(config) as (sampler, grader):
 
         async def searched(search: GuidedConfig) -> Searched:
             return await search_problems(

@@ -14,6 +14,7 @@ import time
 from dataclasses import asdict
 
 from mcts.status import Status, read_status, status_text
+from mmprm.cli.options import columns
 from mmprm.store import Store
 
 WATCH_SECONDS = 2.0
@@ -33,7 +34,7 @@ def run(arguments: argparse.Namespace) -> None:
     elif arguments.watch and status.running:
         _watch(arguments.run)
     else:
-        print(status_text(status, arguments.run))
+        print(status_text(status, arguments.run, width=columns()))
 
 
 def _read(run: str) -> Status:
@@ -51,7 +52,7 @@ def _watch(run: str) -> None:
     with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False) as live:
         while True:
             status = _read(run)
-            live.update(Text(status_text(status, run)), refresh=True)
+            live.update(Text(status_text(status, run, width=columns())), refresh=True)
             if not status.running:
                 return
             time.sleep(WATCH_SECONDS)

@@ -46,12 +46,15 @@ class SourceFigures:
 
 @dataclass(frozen=True, slots=True)
 class Judging:
-    """A scored data set. `average` is the mean of the sources' F1, `pooled` takes all items as one source; solutions of
-    the development split are in neither. `curve` and `ece` see every judged step as P(right) and outcome."""
+    """A scored data set. `scored_by` is the folder of the PRM, whose aggregator `aggregator` describes, or the files of
+    the labels that stand for scores. `average` is the mean of the sources' F1, `pooled` takes all items as one source;
+    solutions of the development split are in neither. `curve` and `ece` see every judged step as P(right) and outcome.
+    """
 
     dataset: str
     figure: FigureName
-    prm: str
+    scored_by: str
+    aggregator: str
     threshold: float
     threshold_from: str
     sources: dict[str, SourceFigures]
@@ -75,6 +78,7 @@ class Items:
 class Figure:
     """`choose` gives the threshold of highest F1; `parts` names what F1 is made of."""
 
+    title: str
     choose: Callable[[Sequence[Judged]], float]
     items: Callable[[Sequence[Judged], float], Items]
     parts: dict[str, str]
@@ -104,14 +108,16 @@ def _steps(judged: Sequence[Judged], threshold: float) -> Items:
 
 FIGURES: dict[FigureName, Figure] = {
     "first_error_f1": Figure(
+        "ProcessBench F1",
         lambda judged: choose_threshold([s.scores for _, s in judged], [x.first_error for x, _ in judged])[0],
         _first_errors,
-        {"on_bad": "accuracy on solutions with a wrong step", "on_good": "accuracy on solutions without one"},
+        {"on_bad": "first error found", "on_good": "none claimed"},
     ),
     "macro_f1": Figure(
+        "macro F1",
         lambda judged: choose_step_threshold(*step_outcomes(judged))[0],
         _steps,
-        {"on_right": "F1 of right steps", "on_wrong": "F1 of wrong steps"},
+        {"on_right": "of right steps", "on_wrong": "of wrong steps"},
     ),
 }
 
@@ -155,7 +161,8 @@ def judge(
     figure: FigureName,
     judged: Sequence[Judged],
     *,
-    prm: str = "",
+    scored_by: str = "",
+    aggregator: str = "",
     threshold: float | None = None,
     development: float | str = 0.2,
     seed: int = 0,
@@ -188,7 +195,8 @@ def judge(
     return Judging(
         dataset=dataset,
         figure=figure,
-        prm=prm,
+        scored_by=scored_by,
+        aggregator=aggregator,
         threshold=threshold,
         threshold_from=origin,
         sources={name: figures(name) for name in names},

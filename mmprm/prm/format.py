@@ -1,4 +1,4 @@
-"""The MM-PRM format: how a solution becomes text and tokens. The only renderer, for training, scoring and serving.
+"""The MM-PRM format: how a solution becomes text and tokens. Its only renderer, for training, scoring and serving.
 
 After an empty user turn the assistant's turn reads `<image>\\nQuestion: {q}\\nProcess: {s1}<prm>{s2}<prm>…`, where
 `<image>` stands for whatever the model's chat template writes for one picture, and `<prm>` is a special token. The
@@ -35,7 +35,7 @@ class Renderer:
         )
         empty_turn = {"role": "user", "content": ""}
         self._before, self._after = _around([empty_turn, {"role": "assistant", "content": _PROBE}], processor)
-        self.picture = _picture_placeholder(processor) if reads_pictures(processor) else ""
+        self.picture = picture_placeholder(processor) if reads_pictures(processor) else ""
         """What the chat template writes for one picture: with Qwen-VL three tokens around a pad, with InternVL one."""
 
     def render(self, solution: Solution) -> str:
@@ -111,7 +111,7 @@ def _around(messages: list[dict[str, Any]], processor: Any) -> tuple[str, str]:
     return before, after
 
 
-def _picture_placeholder(processor: Any) -> str:
+def picture_placeholder(processor: Any) -> str:
     text = {"type": "text", "text": _PROBE}
     before, _ = _around([{"role": "user", "content": [text]}], processor)
     pictured, _ = _around([{"role": "user", "content": [{"type": "image"}, text]}], processor)

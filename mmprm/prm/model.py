@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +28,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from mmprm.errors import CheckpointError
 from mmprm.prm.format import Renderer, tokenizer_of
-from mmprm.prm.info import PrmInfo, PrmTokens, read_info, write_info
+from mmprm.prm.info import FORMAT, PrmInfo, PrmTokens, read_info, write_info
+from mmprm.training.sharding import whole
 
 _RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -37,12 +40,7 @@ class StepJudge(nn.Module):
 
     def __init__(self, backbone: PreTrainedModel, renderer: Renderer) -> None:
         super().__init__()
-        text_config = backbone.config.get_text_config()
-        if not hasattr(backbone, "model") or any(getattr(text_config, name, None) for name in _RESCALED_LOGITS):
-            raise CheckpointError(
-                f"{type(backbone).__name__}: its logits are not its output layer on its last hidden state; use a "
-                "Qwen-VL, InternVL, Qwen or Llama model"
-            )
+        check_logits(backbone)
         self.backbone = backbone
         self.marker_id = renderer.marker_id
         self.judgement_ids = [renderer.yes_id, renderer.no_id]
@@ -76,7 +74,7 @@ def initialise_prm(
     The marker becomes a special token; Yes and No must be tokens already unless `add_missing_tokens`. Embeddings of new
     tokens, in and out, start as the mean of all others.
     """
-    backbone, processor = _load(base, dtype)
+    backbone, processor = load_backbone(base, dtype)
     tokenizer = tokenizer_of(processor)
     known = len(tokenizer)
     tokenizer.add_tokens([AddedToken(tokens.marker, normalized=False)], special_tokens=True)
@@ -87,10 +85,12 @@ def initialise_prm(
     return _assemble(backbone, processor, PrmInfo(tokens=tokens, base=base))
 
 
-def load_prm(path: str | Path, dtype: torch.dtype = torch.float32) -> Prm:
+def load_prm(path: str | Path, dtype: torch.dtype | Literal["auto"] = torch.float32) -> Prm:
     """A folder written by `save_prm`, in evaluation mode. Raises CheckpointError for any other folder."""
     info = read_info(path)
-    backbone, processor = _load(str(path), dtype)
+    if info.format != FORMAT:
+        raise CheckpointError(f"{path}: format {info.format!r} can be scored with; for this it must be {FORMAT!r}")
+    backbone, processor = load_backbone(str(path), dtype)
     prm = _assemble(backbone, processor, info)
     prm.model.eval()
     return prm
@@ -101,13 +101,20 @@ def save_prm(path: str | Path, prm: Prm, weights: dict[str, Tensor] | None = Non
 
     `weights` are the backbone's, where they were gathered from several ranks.
     """
+    with whole_folder(path) as folder:
+        prm.model.backbone.save_pretrained(folder, state_dict=weights)
+        prm.processor.save_pretrained(folder)
+        write_info(folder, prm.info)
+
+
+@contextmanager
+def whole_folder(path: str | Path) -> Iterator[Path]:
+    """A folder to write into that takes the place of `path` in one step at the end, or not at all."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
-        prm.model.backbone.save_pretrained(temporary, state_dict=weights)
-        prm.processor.save_pretrained(temporary)
-        write_info(temporary, prm.info)
+        yield temporary
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
@@ -120,24 +127,46 @@ def _assemble(backbone: PreTrainedModel, processor: Any, info: PrmInfo) -> Prm:
     return Prm(StepJudge(backbone, renderer), renderer, info)
 
 
-def _load(name: str, dtype: torch.dtype) -> tuple[PreTrainedModel, Any]:
+def check_logits(backbone: PreTrainedModel) -> None:
+    """Raise CheckpointError unless the logits are the output layer's rows on the last hidden state, nothing more."""
+    text_config = backbone.config.get_text_config()
+    if not hasattr(backbone, "model") or any(getattr(text_config, name, None) for name in _RESCALED_LOGITS):
+        raise CheckpointError(
+            f"{type(backbone).__name__}: its logits are not its output layer on its last hidden state; use a "
+            "Qwen-VL, InternVL, Qwen or Llama model"
+        )
+
+
+def load_backbone(name: str, dtype: torch.dtype | Literal["auto"], kind: Any = None) -> tuple[PreTrainedModel, Any]:
+    """A model with its output layer (or of class `kind`), and its processor, by folder or hub id."""
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise CheckpointError(f"{name}: has no config.json, so it is no model folder")
     try:
-        config = AutoConfig.from_pretrained(name)
+        # The code that comes with some checkpoints is never run.
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         pictures = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-        kind = AutoModelForImageTextToText if pictures else AutoModelForCausalLM
+        kind = kind or (AutoModelForImageTextToText if pictures else AutoModelForCausalLM)
         # safetensors only: the older weight files are pickles.
-        return kind.from_pretrained(name, dtype=dtype, use_safetensors=True), AutoProcessor.from_pretrained(name)
+        model, loading = kind.from_pretrained(
+            name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+        )
+        processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{name}: cannot be loaded as a model: {error}") from error
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])[0]
+        raise CheckpointError(
+            f"{name}: has no weights for {missing} of {type(model).__name__}, which would be random; this is another "
+            "kind of checkpoint, or an incomplete one"
+        )
+    return model, processor
 
 
 def _extend_embeddings(backbone: PreTrainedModel, known: int, wanted: int) -> None:
     """Rows known…wanted become the mean of the rows before. Many vocabularies have spare rows, which are kept."""
-    if wanted > backbone.get_input_embeddings().weight.shape[0]:
+    if wanted > backbone.get_input_embeddings().num_embeddings:
         backbone.resize_token_embeddings(wanted, mean_resizing=False)
     tables = {id(t.weight): t.weight for t in (backbone.get_input_embeddings(), backbone.get_output_embeddings())}
-    with torch.no_grad():
+    with torch.no_grad(), whole(tables.values(), changed=True):
         for weight_VH in tables.values():
             weight_VH[known:wanted] = weight_VH[:known].mean(dim=0)

@@ -11,18 +11,22 @@ from typing import Any
 
 import torch
 from pydantic import Field
-from torch import nn
 
 from mmprm.config import Config
 from mmprm.errors import ConfigError, DataError
 from mmprm.labels.parquet import read_parquet
-from mmprm.prm.data import PrmTask, Sample, TargetConfig, make_samples
+from mmprm.prm.data import Sample, TargetConfig, make_samples
+from mmprm.prm.formats import open_format
 from mmprm.prm.info import PrmTokens
-from mmprm.prm.model import Prm, initialise_prm, save_prm
+from mmprm.prm.model import Prm, StepJudge, initialise_prm, save_prm
+from mmprm.prm.packing import use_block_masks, why_not_packed
+from mmprm.prm.task import Packing, PrmTask, Rows, make_rows
 from mmprm.training.config import TrainingConfig
 from mmprm.training.engine import Engine
 from mmprm.training.loop import fit, step_count
+from mmprm.training.lora import LoraConfig, add_adapters, plain_weights
 from mmprm.training.ranks import Ranks, join_ranks
+from mmprm.training.sharding import loading_in_parts
 
 
 class TrainConfig(Config):
@@ -39,7 +43,14 @@ class TrainConfig(Config):
     target: TargetConfig = TargetConfig()
     """What the counts of a step make its target."""
     frozen: tuple[str, ...] = ()
-    """Regular expressions of parameter names that stay as they are, for example the vision tower's."""
+    """What stays as it is: vision, projector or language, whatever the model calls them, or regular expressions of
+    parameter names."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters, the marker's embedding and the rows of Yes and No instead of all weights; the model that
+    is saved is a plain one. null: train all that is not frozen."""
+    packing: Packing = "none"
+    """samples: several paths in a row, each blind to the others; trees: all paths of a problem as one sequence in which
+    each shared step stands once. The loss is the same. Where a model cannot, none, with a word."""
     max_length: int = Field(4096, ge=1)
     """Paths of more tokens are left out of training and counted."""
     gradient_checkpointing: bool = False
@@ -65,23 +76,30 @@ def train_prm(config: TrainConfig) -> TrainSummary:
     """Train on one process, or as one of the ranks that torchrun started; every rank returns the summary."""
     started = time.perf_counter()
     ranks = join_ranks()
-    torch.manual_seed(config.training.seed + ranks.rank)
+    torch.manual_seed(config.training.seed)  # the same new weights on all ranks
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
-    prm = initialise_prm(config.base, config.tokens, config.add_missing_tokens, dtype)
+    with loading_in_parts(config.training):
+        prm = initialise_prm(config.base, config.tokens, config.add_missing_tokens, dtype)
     prepare(prm.model, config)
+    torch.manual_seed(config.training.seed + ranks.rank)
     (train, too_long), (held_out, _) = _samples(config, prm)
     _check_pictures(train + held_out, config, ranks)
-    total = step_count(len(train), config.training)
-    engine = Engine(prm.model, config.training, total, ranks)
-    task = PrmTask(prm.renderer, train, held_out, config.training.micro_batch_tokens, ranks.device)
+    rows, held_out_rows = _rows(config, prm, [train, held_out], ranks)
+    # The batch size counts paths, however many of them a row holds.
+    batch_size = max(1, round(config.training.batch_size * len(rows.lengths) / len(train)))
+    training = config.training.model_copy(update={"batch_size": batch_size})
+    total = step_count(len(rows.lengths), training)
+    engine = Engine(prm.model, training, total, ranks)
+    task = PrmTask(rows, held_out_rows, training.micro_batch_tokens, ranks.device)
     if ranks.is_main:
         print(f"{len(train):,} paths, {sum(task.terms):,} labels, {total:,} steps on {ranks.count} ranks", flush=True)
     output = Path(config.output)
-    evaluation = fit(task, engine, config.training, output, _origin(config))
+    evaluation = fit(task, engine, training, output, _origin(config))
     weights = engine.weights("backbone.")
     if ranks.is_main:
         settings = {**config.target.model_dump(), "file": Path(config.labels).name}
         info = prm.info.model_copy(update={"labels": settings})
+        weights = plain_weights(prm.model.backbone, weights)
         save_prm(output / "prm", Prm(prm.model, prm.renderer, info), weights)
     ranks.barrier()
     seconds = time.perf_counter() - started
@@ -94,18 +112,32 @@ def _origin(config: TrainConfig) -> dict[str, Any]:
     return kept | {"labels": hashlib.sha256(Path(config.labels).read_bytes()).hexdigest()[:16]}
 
 
-def prepare(model: nn.Module, config: TrainConfig) -> None:
-    """Freeze what `frozen` names. Raises ConfigError for a pattern without a match, and when nothing is left."""
+PARTS = {
+    "vision": r"^model\.(visual\.(?!(deepstack_)?merger)|vision_tower\.)",
+    "projector": r"^model\.(visual\.(deepstack_)?merger|multi_modal_projector\.)",
+    "language": r"^(model\.(language_model\.)?(embed_tokens|layers|norm)\.|lm_head\.)",
+}
+"""Words for `frozen`, each a pattern that fits the parameter names of Qwen2-VL, 2.5-VL, 3-VL, InternVL, Qwen and Llama;
+together they name every parameter once."""
+
+
+def prepare(model: StepJudge, config: TrainConfig) -> None:
+    """Freeze what `frozen` names and add the adapters of `lora`. Raises ConfigError for a pattern without a match, and
+    when nothing is left."""
     parameters = dict(model.backbone.named_parameters())
     for pattern in config.frozen:
-        names = [name for name in parameters if re.search(pattern, name)]
+        names = [name for name in parameters if re.search(PARTS.get(pattern, pattern), name)]
         if not names:
             shown = ", ".join(sorted({".".join(name.split(".")[:2]) for name in parameters}))
-            raise ConfigError(f"frozen: {pattern!r} matches no parameter; they begin with {shown}")
+            raise ConfigError(
+                f"frozen: {pattern!r} matches no parameter; they begin with {shown}; {', '.join(PARTS)} name parts"
+            )
         for name in names:
             parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise ConfigError("frozen: leaves nothing to train; freeze less")
+    if config.lora:
+        add_adapters(model.backbone, config.lora, [model.marker_id], model.judgement_ids)
     if config.gradient_checkpointing:
         model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
@@ -126,6 +158,20 @@ def _samples(config: TrainConfig, prm: Prm) -> list[tuple[list[Sample], int]]:
             "raise max_length or give more labels"
         )
     return parts
+
+
+def _rows(config: TrainConfig, prm: Prm, parts: list[list[Sample]], ranks: Ranks) -> list[Rows]:
+    """The parts' samples as rows, packed where that is wanted and the backbone can read them so."""
+    packing, backbone = config.packing, prm.model.backbone
+    why_not = why_not_packed(backbone)
+    if packing != "none" and why_not:
+        packing = "none"
+        if ranks.is_main:
+            print(f"packing={config.packing} becomes none for {type(backbone).__name__}: {why_not}", flush=True)
+    if packing != "none" and ranks.device.type == "cuda":
+        use_block_masks(backbone)
+    form, most_tokens = open_format(prm.processor, prm.info), config.training.micro_batch_tokens
+    return [make_rows(part, form, backbone, packing, most_tokens, ranks.device) for part in parts]
 
 
 def _check_pictures(samples: list[Sample], config: TrainConfig, ranks: Ranks) -> None:

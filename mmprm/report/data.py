@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mmprm.selection.accuracy import AccuracyAtN
-from mmprm.selection.groups import Group, choices
+from mmprm.selection.groups import Group, rewards
 from mmprm.types import Picture, Problem, Steps, Verdict
 
 StepTruth = Callable[[Problem, Steps], Sequence[bool]]
@@ -86,8 +86,8 @@ def extremes(
     def judged(position: int) -> Iterator[tuple[float, int, JudgedSolution]]:
         for index, group in enumerate(groups):
             scored = [
-                (choice.reward, candidate)
-                for choice, candidate in zip(choices(group, aggregate), group.candidates, strict=True)
+                (reward, candidate)
+                for reward, candidate in zip(rewards(group, aggregate), group.candidates, strict=True)
                 if candidate.scores is not None
             ]
             if not scored:

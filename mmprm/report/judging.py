@@ -11,16 +11,17 @@ from mmprm.report.data import ReportData
 from mmprm.report.page import accuracy_section, document, escaped, interval_cell, table
 from mmprm.report.plots import bars_plot, reliability_plot
 
-TITLES = {
-    "first_error_f1": "ProcessBench F1",
-    "macro_f1": "macro F1",
-}
 NOTES = {
     "first_error_f1": "The claimed first error is the first step scored below the threshold. F1 is the harmonic mean "
     "of two accuracies: the exact first error on solutions with a wrong step, and no claim on those without one.",
     "macro_f1": "A step scored at the threshold or above is claimed right. Macro F1 is the mean of the F1 of right and "
     "of wrong steps; steps that people call neither are left out.",
+    "labels": "Soft labels stand for scores: a prefix whose label is at the threshold or above is claimed right, and "
+    "is right when no step of it is wrong. Macro F1 is the mean of the F1 of right and of wrong prefixes. Labels of "
+    "whole solutions are left out: they are verdicts, not estimates.",
 }
+
+CHOOSERS = {"prm": "The candidate of highest reward", "weighted": "The vote weighted by reward"}
 
 
 def judging_page(results: Sequence[Judging], best_of_n: BestOfN | None) -> str:
@@ -36,20 +37,23 @@ def _judging(result: Judging) -> str:
     parts = FIGURES[result.figure].parts
     rows = [_row(name, figures) for name, figures in result.sources.items()]
     if len(result.sources) > 1:
-        rows.append(["average of the sources", _cell(result.average), *[""] * len(parts), "", ""])
-    rows.append(_row("all together", result.pooled))
+        rows.append(["average", _cell(result.average), *[""] * len(parts), "", ""])
+        rows.append(_row("all together", result.pooled))
     measured = {name: figures.f1 for name, figures in result.sources.items() if figures.f1 is not None}
-    title = TITLES[result.figure]
+    title = FIGURES[result.figure].title
     bars = bars_plot(measured, title, f"sources-{result.dataset}") if len(measured) > 1 else ""
+    scores, step = ("Labels", "prefix") if result.dataset == "labels" else ("Scores", "step")
     auc = "" if result.auc is None else f" AUC of the steps is {result.auc:.3f}."
+    aggregator = f" Its aggregator: {escaped(result.aggregator)}." if result.aggregator else ""
     return f"""<section><h2>{escaped(result.dataset)}</h2>
-<p class="note">{NOTES[result.figure]} Threshold {result.threshold:.3f} ({escaped(result.threshold_from)}). Ranges are
-95 % bootstrap intervals over problems. Process reward model: {escaped(result.prm)}.</p>
+<p class="note">{scores} of <code>{escaped(result.scored_by)}</code>.{aggregator}</p>
+<p class="note">{NOTES.get(result.dataset, NOTES[result.figure])} Threshold {result.threshold:.3f}
+({escaped(result.threshold_from)}). Ranges are 95 % bootstrap intervals over problems.</p>
 {f"<figure>{bars}</figure>" if bars else ""}
 {table(["source", title, *map(escaped, parts.values()), "solutions", "judged steps"], rows)}
 <h3>Calibration</h3>
-<p class="note">Scores as probabilities that a step is right, in {len(result.curve)} bins of equal width that are not
-empty. The expected calibration error is {result.ece:.3f}.{auc}</p>
+<p class="note">{scores} as probabilities that a {step} is right, in {len(result.curve)} bins of equal width that are
+not empty. The expected calibration error is {result.ece:.3f}.{auc}</p>
 <figure>{reliability_plot(result.curve, f"reliability-{result.dataset}")}</figure></section>"""
 
 
@@ -59,14 +63,23 @@ def _row(name: str, figures: SourceFigures) -> list[str]:
 
 
 def _aggregators(result: BestOfN) -> str:
-    rows = [
-        [f"<code>{escaped(name)}</code>", *(interval_cell(points[-1].accuracy[selector]) for selector in OWN)]
-        for name, points in result.accuracy.items()
+    """A table a selector that depends on the aggregator: accuracy by aggregator and N."""
+    sizes = [f"N = {point.n}" for point in result.accuracy[result.best]]
+    tables = [
+        f"<h3>{CHOOSERS[selector]}</h3>"
+        + table(
+            ["aggregator", *sizes],
+            (
+                [f"<code>{escaped(name)}</code>", *(interval_cell(point.accuracy[selector]) for point in points)]
+                for name, points in result.accuracy.items()
+            ),
+        )
+        for selector in OWN
     ]
     return f"""<section><h2>Best of {result.samples} by aggregator</h2>
-<p class="note">{result.problems} problems. Below, the curves of <code>{escaped(result.best)}</code>. An aggregator that
-is chosen by this table needs other problems to be measured on.</p>
-{table(["aggregator", *OWN], rows)}</section>"""
+<p class="note">{result.problems} problems. The highest is <code>{escaped(result.best)}</code>, whose curves stand
+below. An aggregator that is chosen by this table needs other problems to be measured on.</p>
+{"".join(tables)}</section>"""
 
 
 def _report_data(result: BestOfN) -> ReportData:

@@ -193,7 +193,7 @@ def interval_cell(interval: Interval, signed: bool = False) -> str:
     style = "+.3f" if signed else ".3f"
     value, low, high = (format(x, style).replace("-", "−") for x in (interval.value, interval.low, interval.high))
     separator = " to " if signed else "–"
-    return f"{value} <small>{low}{separator}{high}</small>"
+    return f"{value}\u00a0<small>{low}{separator}{high}</small>"
 
 
 def _number(value: float | int | str | None) -> str:

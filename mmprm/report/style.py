@@ -35,6 +35,7 @@ p { margin: 0.5rem 0 1rem; max-width: 42rem; }
 .note, figcaption { font-size: 0.875rem; }
 .lead { font-size: 1.15rem; margin-top: 1.4rem; }
 table { border-collapse: collapse; width: 100%; font-size: 0.9375rem; margin: 0.8rem 0 1.2rem; }
+.wide { overflow-x: auto; }
 th, td {
   text-align: right; vertical-align: baseline;
   padding: 0.36rem 0 0.36rem 1.1rem; border-bottom: 1px solid var(--rule);
@@ -76,7 +77,6 @@ figure svg text { font-family: inherit !important; }
   body { padding: 2rem 1rem 3rem; }
   .solution { grid-template-columns: 1fr; } .pictures { max-width: 9rem; }
   .steps li { grid-template-columns: 1fr 2.6rem 1.4rem; } .steps .bar { display: none; }
-  .wide { overflow-x: auto; }
 }
 @media print {
   :root { color-scheme: light; --paper: #fff; }

@@ -12,8 +12,10 @@ import itertools
 import os
 import queue
 import threading
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mmprm.errors import EngineStoppedError
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 CPU_KV_CACHE_GIB = 1.0
 CPU_BLOCK_SIZE = 32
 CPU_BATCHED_TOKENS = 32768
+NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +75,40 @@ class _StatsKeeper:
     def record_sleep_state(self, *_: Any) -> None: ...
 
 
-class InProcessEngine:
-    """One thread owns the engine: it takes in what was submitted, steps, and completes futures."""
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    prompt: dict[str, Any]
+    params: SamplingParams
+    future: Future
 
-    def __init__(self, config: EngineConfig) -> None:
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    method: str
+    arguments: tuple[Any, ...]
+    future: Future
+
+
+class InProcessEngine:
+    """One thread owns the engine: it takes in what was submitted, steps, and completes futures. `arguments` of vLLM
+    come on top of those that follow from the configuration."""
+
+    def __init__(self, config: EngineConfig, arguments: Mapping[str, Any] = NO_ARGUMENTS) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        self._inbox: queue.SimpleQueue[tuple[dict[str, Any], SamplingParams, Future] | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Prompt | _Call | None] = queue.SimpleQueue()
         self._keeper = _StatsKeeper()
         self._stopped: str | None = None
         ready: Future[None] = Future()
-        self._thread = threading.Thread(target=self._run, args=(config, ready), name="vllm", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(config, arguments, ready), name="vllm", daemon=True)
         self._thread.start()
         ready.result()
 
     def submit(self, prompt: dict[str, Any], params: SamplingParams) -> Future[RequestOutput]:
-        future: Future[RequestOutput] = Future()
-        self._inbox.put((prompt, params, future))
-        if self._stopped:
-            self._refuse()
-        return future
+        return self._put(_Prompt(prompt, params, Future()))
+
+    def call(self, method: str, *arguments: Any) -> Future[Any]:
+        """The result of a method of vLLM's engine, run when nothing is in flight; what is submitted later waits."""
+        return self._put(_Call(method, arguments, Future()))
 
     def stats(self) -> EngineStats:
         return self._keeper.stats
@@ -100,9 +118,15 @@ class InProcessEngine:
         self._inbox.put(None)
         self._thread.join()
 
-    def _run(self, config: EngineConfig, ready: Future[None]) -> None:
+    def _put(self, job: _Prompt | _Call) -> Future:
+        self._inbox.put(job)
+        if self._stopped:
+            self._refuse()
+        return job.future
+
+    def _run(self, config: EngineConfig, arguments: Mapping[str, Any], ready: Future[None]) -> None:
         try:
-            engine = self._start(config)
+            engine = self._start(config, arguments)
         except BaseException as error:
             ready.set_exception(error)
             return
@@ -122,7 +146,7 @@ class InProcessEngine:
         del engine
         gc.collect()
 
-    def _start(self, config: EngineConfig) -> Any:
+    def _start(self, config: EngineConfig, extra: Mapping[str, Any]) -> Any:
         if config.cores:
             # Threads inherit the mask of the one that starts them, so OpenMP's stay on these cores too. Without
             # processes of its own vLLM binds nothing.
@@ -132,7 +156,7 @@ class InProcessEngine:
 
         if config.cores:
             torch.set_num_threads(len(config.cores))
-        arguments = engine_arguments(config)
+        arguments = engine_arguments(config, extra)
         arguments.distributed_executor_backend = "uni"
         set_num_threads = torch.set_num_threads
         try:
@@ -141,24 +165,29 @@ class InProcessEngine:
             torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it, for all that share the process
 
     def _pump(self, engine: Any, in_flight: dict[str, Future]) -> None:
-        numbers = itertools.count()
-        while True:
-            while not in_flight or not self._inbox.empty():
-                job = self._inbox.get()
-                if job is None:
-                    return
-                prompt, params, future = job
-                if not future.set_running_or_notify_cancel():
-                    continue
-                try:
-                    (rendered,) = engine.renderer.render_cmpl([prompt], tokenisation(engine))
-                    name = str(next(numbers))
-                    engine.add_request(name, rendered, params)
-                    in_flight[name] = future
-                except Exception as error:
-                    future.set_exception(error)
-            for output in engine.step():
-                in_flight.pop(output.request_id).set_result(output)
+        numbers = map(str, itertools.count())
+        held: _Call | None = None
+        try:
+            while True:
+                while held is None and (not in_flight or not self._inbox.empty()):
+                    job = self._inbox.get()
+                    if job is None:
+                        return
+                    if not job.future.set_running_or_notify_cancel():
+                        continue
+                    if isinstance(job, _Call):
+                        held = job
+                    else:
+                        _admit(engine, job, next(numbers), in_flight)
+                if in_flight:
+                    for output in engine.step():
+                        in_flight.pop(output.request_id).set_result(output)
+                elif held is not None:
+                    _settle(held.future, getattr(engine, held.method), *held.arguments)
+                    held = None
+        finally:
+            if held is not None:
+                in_flight["call"] = held.future
 
     def _stop_error(self) -> EngineStoppedError:
         return EngineStoppedError(f"the engine has stopped: {self._stopped}")
@@ -168,25 +197,51 @@ class InProcessEngine:
         with contextlib.suppress(queue.Empty):
             while True:
                 job = self._inbox.get_nowait()
-                if job is not None and job[2].set_running_or_notify_cancel():
-                    job[2].set_exception(self._stop_error())
+                if job is not None and job.future.set_running_or_notify_cancel():
+                    job.future.set_exception(self._stop_error())
+
+
+def _admit(engine: Any, job: _Prompt, name: str, in_flight: dict[str, Future]) -> None:
+    try:
+        (rendered,) = engine.renderer.render_cmpl([job.prompt], tokenisation(engine))
+        engine.add_request(name, rendered, job.params)
+        in_flight[name] = job.future
+    except Exception as error:
+        job.future.set_exception(error)
+
+
+def _settle(future: Future, function: Callable[..., Any], *arguments: Any) -> None:
+    try:
+        future.set_result(function(*arguments))
+    except Exception as error:
+        future.set_exception(error)
 
 
 class SeparateEngine:
     """vLLM's AsyncLLM on an event loop of its own, so that callers may come from any loop."""
 
-    def __init__(self, config: EngineConfig) -> None:
-        from vllm.v1.engine.async_llm import AsyncLLM
-
+    def __init__(self, config: EngineConfig, arguments: Mapping[str, Any] = NO_ARGUMENTS) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
         self._keeper = _StatsKeeper()
         self._numbers = itertools.count()
-        self._engine = AsyncLLM.from_engine_args(engine_arguments(config), stat_loggers=[lambda *_: self._keeper])
+        self._in_flight = 0
+        self._turn = asyncio.Condition()
+        self._calls = asyncio.Lock()
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True).start()
+        start = asyncio.run_coroutine_threadsafe(self._start(engine_arguments(config, arguments)), self._loop)
+        try:
+            self._engine = start.result()
+        except BaseException:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            raise
 
     def submit(self, prompt: dict[str, Any], params: SamplingParams) -> Future[RequestOutput]:
         return asyncio.run_coroutine_threadsafe(self._generate(prompt, params), self._loop)
+
+    def call(self, method: str, *arguments: Any) -> Future[Any]:
+        """The result of a method of vLLM's engine, run when nothing is in flight; what is submitted later waits."""
+        return asyncio.run_coroutine_threadsafe(self._call(method, arguments), self._loop)
 
     def stats(self) -> EngineStats:
         return self._keeper.stats
@@ -196,14 +251,37 @@ class SeparateEngine:
         self._engine.shutdown()
         self._loop.call_soon_threadsafe(self._loop.stop)
 
+    async def _start(self, arguments: Any) -> Any:
+        """On the engine's own loop: where a loop runs, AsyncLLM begins to read its processes' answers on that one."""
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        return AsyncLLM.from_engine_args(arguments, stat_loggers=[lambda *_: self._keeper])
+
     async def _generate(self, prompt: dict[str, Any], params: SamplingParams) -> RequestOutput:
         from vllm.v1.engine.exceptions import EngineDeadError
 
+        async with self._calls:
+            self._in_flight += 1
         try:
             (rendered,) = await self._engine.renderer.render_cmpl_async([prompt], tokenisation(self._engine))
             return [output async for output in self._engine.generate(rendered, params, str(next(self._numbers)))][-1]
         except EngineDeadError as error:
             raise EngineStoppedError(f"the engine has stopped: {error}") from error
+        finally:
+            self._in_flight -= 1
+            async with self._turn:
+                self._turn.notify_all()
+
+    async def _call(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        async with self._calls:  # holds back what comes later
+            async with self._turn:
+                await self._turn.wait_for(lambda: self._in_flight == 0)
+            try:
+                return await getattr(self._engine, method)(*arguments)
+            except EngineDeadError as error:
+                raise EngineStoppedError(f"the engine has stopped: {error}") from error
 
 
 def tokenisation(engine: Any) -> Any:
@@ -211,7 +289,7 @@ def tokenisation(engine: Any) -> Any:
     return engine.renderer.default_chat_tok_params.with_kwargs(add_special_tokens=False)
 
 
-def engine_arguments(config: EngineConfig) -> Any:
+def engine_arguments(config: EngineConfig, extra: Mapping[str, Any] = NO_ARGUMENTS) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 
@@ -239,4 +317,5 @@ def engine_arguments(config: EngineConfig) -> Any:
         limit_mm_per_prompt={"image": config.pictures_per_prompt, "video": 0, "audio": 0},
         seed=0,
         **{name: value for name, value in optional.items() if value is not None},
+        **extra,
     )

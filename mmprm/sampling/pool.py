@@ -35,15 +35,7 @@ class SamplerPool:
         prompt: PromptConfig | None = None,
         size: int | None = None,
     ) -> None:
-        if not ray.is_initialized():
-            ray.init(include_dashboard=False, log_to_driver=False)
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        if gpus:
-            size = size or gpus // engine.tensor_parallel_size
-            engines, resources = [engine] * size, {"num_gpus": engine.tensor_parallel_size}
-        else:
-            size = size or int(ray.cluster_resources()["CPU"])
-            engines, resources = [on_one_core(engine, index) for index in range(size)], {"num_cpus": 1}
+        engines, resources = places(engine, size)
         actor_class = ray.remote(max_concurrency=REQUESTS_IN_FLIGHT, **resources)(_Engine)
         self._actors = [actor_class.remote() for _ in engines]
         starts = [actor.start.remote(each, sampling, prompt) for actor, each in zip(self._actors, engines, strict=True)]
@@ -58,7 +50,7 @@ class SamplerPool:
         try:
             return await actor.sample.remote(request)
         except (RayActorError, RayTaskError) as error:
-            raise _cause(error) from None
+            raise cause_of(error) from None
 
     async def stats(self) -> EngineStats:
         """Sums over the engines; kv_cache_usage is their mean."""
@@ -86,6 +78,19 @@ class _Engine:
         return self._sampler.stats()
 
 
+def places(engine: EngineConfig, size: int | None) -> tuple[list[EngineConfig], dict[str, float]]:
+    """The configuration of each engine, and what Ray books for one; by default as many as fit. Starts Ray if it does
+    not run."""
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False)
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if gpus:
+        size = size or gpus // engine.tensor_parallel_size
+        return [engine] * size, {"num_gpus": engine.tensor_parallel_size}
+    size = size or int(ray.cluster_resources()["CPU"])
+    return [on_one_core(engine, index) for index in range(size)], {"num_cpus": 1}
+
+
 def _wait(starts: list[Any], model: str) -> None:
     """Says every 30 s what it waits for: a large model takes minutes to load."""
     while starts:
@@ -93,12 +98,12 @@ def _wait(starts: list[Any], model: str) -> None:
         try:
             ray.get(done)
         except (RayActorError, RayTaskError) as error:
-            raise _cause(error) from None
+            raise cause_of(error) from None
         if not done:
             print(f"waiting for {len(starts)} engines of {model} to start", file=sys.stderr)
 
 
-def _cause(error: RayActorError | RayTaskError) -> MmprmError:
+def cause_of(error: RayActorError | RayTaskError) -> MmprmError:
     """The error that was raised in the actor, if it is one of ours; Ray wraps it, with both tracebacks in its text."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, MmprmError) else EngineStoppedError(str(error))

@@ -6,15 +6,19 @@ import asyncio
 import hashlib
 import os
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmprm.errors import MmprmError, SamplingError
 from mmprm.problems import open_picture
 from mmprm.prompts import PromptConfig, render
 from mmprm.sampling.config import EngineConfig, SamplingConfig
-from mmprm.sampling.engines import EngineStats, InProcessEngine, SeparateEngine
+from mmprm.sampling.engines import NO_ARGUMENTS, EngineStats, InProcessEngine, SeparateEngine
 from mmprm.types import Completion, Picture, SampleRequest
+
+if TYPE_CHECKING:
+    from vllm import RequestOutput
 
 
 class VllmSampler:
@@ -23,10 +27,15 @@ class VllmSampler:
 
     `Completion.text` leaves special tokens out; `token_count` counts every generated token. Draw i uses seed + i, so a
     request repeated alone on the same machine gives the same text; within other batches rounding may lead elsewhere.
+    `arguments` of vLLM come on top of those that follow from the configuration.
     """
 
     def __init__(
-        self, engine: EngineConfig, sampling: SamplingConfig | None = None, prompt: PromptConfig | None = None
+        self,
+        engine: EngineConfig,
+        sampling: SamplingConfig | None = None,
+        prompt: PromptConfig | None = None,
+        arguments: Mapping[str, Any] = NO_ARGUMENTS,
     ) -> None:
         _check_model(engine.model)
         _prepare_environment(engine.model)
@@ -38,24 +47,46 @@ class VllmSampler:
         in_process = engine.mode == "in_process" or (engine.mode == "auto" and current_platform.is_cpu())
         try:
             self._template_owner = AutoProcessor.from_pretrained(engine.model)
-            self._engine = (InProcessEngine if in_process else SeparateEngine)(engine)
+            self._engine = (InProcessEngine if in_process else SeparateEngine)(engine, arguments)
         except Exception as error:  # vLLM and transformers raise many kinds for a folder or machine that does not fit.
             raise SamplingError(f"{engine.model}: the engine did not start: {type(error).__name__}: {error}") from error
 
     async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
         """See types.Sampler. Raises SamplingError or DataError (a picture) naming the problem; the engine goes on."""
+        output = await self.generate(request)
+        return tuple(Completion(draw.text, len(draw.token_ids), draw.finish_reason) for draw in output.outputs)
+
+    async def generate(self, request: SampleRequest, **settings: Any) -> RequestOutput:
+        """What vLLM answers, with token ids; `settings` are further fields of SamplingParams. Raises like `sample`."""
         problem = request.problem
         try:
             prompt: dict[str, Any] = {"prompt": render(self._template_owner, problem, request.prefix, self._prompt)}
             if problem.pictures:
                 prompt["multi_modal_data"] = {"image": [open_picture(picture) for picture in problem.pictures]}
                 prompt["multi_modal_uuids"] = {"image": [_picture_id(picture) for picture in problem.pictures]}
-            output = await asyncio.wrap_future(self._engine.submit(prompt, self._params(request)))
+            return await asyncio.wrap_future(self._engine.submit(prompt, self._params(request, settings)))
         except MmprmError as error:
             raise type(error)(f"problem {problem.id}: {error}") from error
         except Exception as error:  # vLLM raises many kinds for a prompt that does not fit.
             raise SamplingError(f"problem {problem.id}: {error}") from error
-        return tuple(Completion(draw.text, len(draw.token_ids), draw.finish_reason) for draw in output.outputs)
+
+    async def logprobs(self, token_ids: Sequence[int]) -> tuple[float, ...]:
+        """log P(token i | the tokens before it) for i = 1, 2, … of a text without pictures, at temperature 1."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        output = await asyncio.wrap_future(self._engine.submit({"prompt_token_ids": list(token_ids)}, params))
+        places = zip(output.prompt_logprobs[1:], token_ids[1:], strict=True)
+        return tuple(place[token].logprob for place, token in places)
+
+    async def call(self, method: str, *arguments: Any) -> Any:
+        """The result of a method of vLLM's engine, run when nothing is in flight; what is submitted later waits."""
+        return await asyncio.wrap_future(self._engine.call(method, *arguments))
+
+    @property
+    def template_owner(self) -> Any:
+        """The checkpoint's processor, or its tokenizer if it takes no pictures."""
+        return self._template_owner
 
     def stats(self) -> EngineStats:
         return self._engine.stats()
@@ -64,11 +95,11 @@ class VllmSampler:
         """Stop the engine; requests in flight raise SamplingError."""
         self._engine.close()
 
-    def _params(self, request: SampleRequest) -> Any:
+    def _params(self, request: SampleRequest, further: Mapping[str, Any]) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
-        settings = self._sampling.model_dump() | ({"temperature": 0.0} if request.greedy else {})
+        settings = self._sampling.model_dump() | ({"temperature": 0.0} if request.greedy else {}) | further
         # One request for n draws: vLLM gives draw i the seed `seed + i`, and prepares the prompt and pictures once.
         return SamplingParams(
             n=request.n,

@@ -1,11 +1,16 @@
-"""The longest solution that a PRM can read."""
+"""The longest solution that a PRM can read, and what becomes of a longer one."""
 
 from __future__ import annotations
 
-from typing import Any
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, Literal
 
 from mmprm.errors import DataError
 from mmprm.types import Solution
+
+TooLong = Literal["refuse", "cut"]
 
 
 def context_length(config: Any) -> int:
@@ -17,5 +22,26 @@ def check_length(solution: Solution, tokens: int, limit: int) -> None:
     if tokens > limit:
         raise DataError(
             f"problem {solution.problem.id}: a solution of {len(solution.steps)} steps has {tokens} tokens, the PRM "
-            f"reads at most {limit}; shorten it or leave it out"
+            f"reads at most {limit}; shorten it, leave it out, or set scorer.too_long=cut"
         )
+
+
+def fitting(solution: Solution, tokens: Callable[[Solution], int], limit: int, too_long: TooLong) -> Solution:
+    """The solution where it fits. A longer one raises DataError; to be cut, it keeps as many of its first steps as fit,
+    whole, with the question and all pictures, and raises DataError where not even one does."""
+    length = tokens(solution)
+    if length <= limit:
+        return solution
+    if too_long == "refuse":
+        check_length(solution, length, limit)
+    kept = bisect_right(
+        range(1, len(solution.steps)),
+        limit,
+        key=lambda count: tokens(replace(solution, steps=solution.steps[:count])),
+    )
+    if not kept:
+        raise DataError(
+            f"problem {solution.problem.id}: its question with the first step is longer than the {limit} tokens that "
+            "the PRM reads; leave it out"
+        )
+    return replace(solution, steps=solution.steps[:kept])

@@ -1,6 +1,6 @@
 """Step scores through transformers, in batches of similar length.
 
-Shapes: B solution, T token, M marker (all steps of a batch, solution by solution).
+Shapes: B solution, T token, M place at which a score is read (all of a batch, solution by solution).
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from mmprm.prm.format import tokenizer_of
-from mmprm.prm.model import load_prm
+from mmprm.prm.info import read_info
+from mmprm.prm.judge import load_judge
 from mmprm.scoring.config import ScorerConfig
-from mmprm.scoring.context import check_length, context_length
+from mmprm.scoring.context import context_length, fitting
 from mmprm.types import Solution, StepScores
 
 BATCH_SOLUTIONS = 128
@@ -26,42 +27,41 @@ class TransformersScorer:
 
     def __init__(self, config: ScorerConfig) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
-        self._batch_tokens = config.batch_tokens
-        self._prm = load_prm(config.prm, getattr(torch, config.dtype))
-        self._prm.model.to(self._device)
-        self._context = context_length(self._prm.model.backbone.config)
+        self._config = config
+        info = read_info(config.prm, config.format)
+        self._judge, self._format = load_judge(config.prm, info, getattr(torch, config.dtype))
+        self._judge.to(self._device)
+        self._context = context_length(self._judge.backbone.config)
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        """P(step is right) = softmax of the logits [Yes, No] at each marker, first."""
+        """P(step is right) at the place where the format reads each step."""
         scores: dict[int, StepScores] = {}
-        for indices, inputs in self._batches(solutions):
-            right_M = self._probabilities(inputs)
-            for index in indices:
-                count = len(solutions[index].steps)
+        for indices, inputs, read_BT in self._batches(solutions):
+            right_M = self._probabilities(inputs, read_BT)
+            for index, count in zip(indices, read_BT.sum(dim=1).tolist(), strict=True):
                 scores[index], right_M = StepScores(tuple(right_M[:count])), right_M[count:]
         return [scores[index] for index in range(len(solutions))]
 
     def close(self) -> None:
-        del self._prm
+        del self._judge
         gc.collect()
         if self._device == "cuda":
             torch.cuda.empty_cache()
 
     @torch.inference_mode()
-    def _probabilities(self, inputs: Any) -> list[float]:
-        logits_M2 = self._prm.model(**inputs.to(self._device))
-        return logits_M2.float().softmax(dim=-1)[:, 0].tolist()
+    def _probabilities(self, inputs: Any, read_BT: Tensor) -> list[float]:
+        log_odds_M = self._judge(read_BT.to(self._device), **inputs.to(self._device))
+        return log_odds_M.sigmoid().tolist()
 
-    def _batches(self, solutions: Sequence[Solution]) -> Iterator[tuple[list[int], Any]]:
-        """Indices and model inputs of batches, the longest solutions first, so that the first batch needs the most
-        memory and padding stays small.
+    def _batches(self, solutions: Sequence[Solution]) -> Iterator[tuple[list[int], Any, Tensor]]:
+        """Indices, model inputs and places of batches, the longest solutions first, so that the first batch needs the
+        most memory and padding stays small.
 
         Only the processor knows how many tokens a picture becomes: a batch that turns out too large is made again,
-        smaller, and the next one starts from the size that fits.
+        smaller, and the next one starts from the size that fits. So is one that held a solution to be cut.
         """
-        tokenizer = tokenizer_of(self._prm.processor)
-        texts = [self._prm.renderer.render(solution) for solution in solutions]
-        lengths = [len(ids) for ids in tokenizer(texts)["input_ids"]] if texts else []
+        solutions = list(solutions)
+        lengths = [len(self._format.mark(solution).ids) for solution in solutions]
         order = sorted(
             range(len(solutions)),
             key=lambda index: (len(solutions[index].problem.pictures), lengths[index]),
@@ -70,13 +70,16 @@ class TransformersScorer:
         size = BATCH_SOLUTIONS
         while order:
             indices = order[:size]
-            inputs = self._prm.renderer.encode([solutions[index] for index in indices])
-            tokens = inputs["input_ids"].numel()
-            fitting = max(1, len(indices) * self._batch_tokens // tokens)
-            size = min(BATCH_SOLUTIONS, fitting)
-            if fitting < len(indices):
+            inputs, read_BT = self._format.encode([solutions[index] for index in indices])
+            tokens = inputs["attention_mask"].sum(dim=1).tolist()
+            too_long = [index for index, count in zip(indices, tokens, strict=True) if count > self._context]
+            for index in too_long:
+                solutions[index] = fitting(solutions[index], self._format.length, self._context, self._config.too_long)
+            if too_long:
                 continue
-            for index, length in zip(indices, inputs["attention_mask"].sum(dim=1).tolist(), strict=True):
-                check_length(solutions[index], length, self._context)
+            affordable = max(1, len(indices) * self._config.batch_tokens // inputs["input_ids"].numel())
+            size = min(BATCH_SOLUTIONS, affordable)
+            if affordable < len(indices):
+                continue
             order = order[len(indices) :]
-            yield indices, inputs
+            yield indices, inputs, read_BT

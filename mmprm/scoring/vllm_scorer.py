@@ -1,7 +1,8 @@
 """Step scores through vLLM's pooling runner, from the plain checkpoint, with the engine in the calling process.
 
-vLLM turns the output rows of two tokens into a classifier that gives one probability a token,
-sigmoid(logit_yes - logit_no) = softmax([yes, no])_first; the scores are those at the markers.
+Where two tokens judge, vLLM turns their rows of the output layer into a classifier that gives one probability a token,
+sigmoid(logit_yes - logit_no) = softmax([yes, no])_first; a head with two classes gives two. The scores are those at the
+places that the format reads.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoProcessor
 
-from mmprm.errors import DataError, SetupError
-from mmprm.prm.format import Renderer
-from mmprm.prm.info import PrmInfo, read_info
+from mmprm.errors import ConfigError, DataError, SetupError
+from mmprm.prm.formats import Format, Marked, open_format
+from mmprm.prm.info import read_info
 from mmprm.problems import open_picture
 from mmprm.scoring.config import ScorerConfig
-from mmprm.scoring.context import check_length, context_length
+from mmprm.scoring.context import context_length, fitting
 from mmprm.types import Solution, StepScores
 
 TASK = "token_classify"
@@ -31,10 +32,12 @@ class VllmScorer:
     """A Scorer on one engine."""
 
     def __init__(self, config: ScorerConfig) -> None:
-        info = read_info(config.prm)
-        self._renderer = Renderer(AutoProcessor.from_pretrained(config.prm), info.tokens)
-        self._context = min(context_length(AutoConfig.from_pretrained(config.prm)), config.batch_tokens)
-        self._llm = _engine(config, info, self._context)
+        info = read_info(config.prm, config.format)
+        model = AutoConfig.from_pretrained(config.prm, trust_remote_code=False)
+        self._format = open_format(AutoProcessor.from_pretrained(config.prm, trust_remote_code=False), info)
+        self._too_long = config.too_long
+        self._context = min(context_length(model), config.batch_tokens)
+        self._llm = _engine(config, _head(self._format, model.architectures or []), self._context)
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
         from vllm.exceptions import VLLMClientError
@@ -42,41 +45,60 @@ class VllmScorer:
         if not solutions:
             return []
         try:
-            outputs = self._llm.encode(
-                [self._prompt(solution) for solution in solutions],
-                pooling_task=TASK,
-                use_tqdm=False,
-                # The chat template has written the special tokens.
-                tokenization_kwargs={"add_special_tokens": False},
-            )
+            return self._score(solutions)
         except VLLMClientError as error:
-            for solution in solutions:
-                check_length(solution, self._renderer.encode([solution])["input_ids"].shape[1], self._context)
-            raise DataError(f"vLLM refuses a solution: {error}") from error
-        return [self._at_markers(output, solution) for output, solution in zip(outputs, solutions, strict=True)]
+            fitted = [fitting(item, self._format.length, self._context, self._too_long) for item in solutions]
+            if fitted == list(solutions):
+                raise DataError(f"vLLM refuses a solution: {error}") from error
+        return self._score(fitted)
 
     def close(self) -> None:
         self._llm.llm_engine.engine_core.shutdown()
         del self._llm
         gc.collect()
 
-    def _prompt(self, solution: Solution) -> dict[str, Any]:
-        prompt: dict[str, Any] = {"prompt": self._renderer.render(solution)}
-        if solution.problem.pictures:
-            prompt["multi_modal_data"] = {"image": [open_picture(picture) for picture in solution.problem.pictures]}
-        return prompt
+    def _score(self, solutions: Sequence[Solution]) -> list[StepScores]:
+        marked = [self._format.mark(solution) for solution in solutions]
+        outputs = self._llm.encode(
+            [self._prompt(solution, item) for solution, item in zip(solutions, marked, strict=True)],
+            pooling_task=TASK,
+            use_tqdm=False,
+            # The chat template has written the special tokens.
+            tokenization_kwargs={"add_special_tokens": False},
+        )
+        return [_at_places(output, item) for output, item in zip(outputs, marked, strict=True)]
 
-    def _at_markers(self, output: Any, solution: Solution) -> StepScores:
-        probabilities = output.outputs.data.flatten().tolist()
-        tokens = output.prompt_token_ids
-        assert len(probabilities) == len(tokens), "one probability a token"
-        pairs = zip(tokens, probabilities, strict=True)
-        scores = tuple(probability for token, probability in pairs if token == self._renderer.marker_id)
-        assert len(scores) == len(solution.steps), "one marker a step"
-        return StepScores(scores)
+    def _prompt(self, solution: Solution, marked: Marked) -> dict[str, Any]:
+        if not solution.problem.pictures:
+            return {"prompt_token_ids": list(marked.ids)}
+        pictures = [open_picture(picture) for picture in solution.problem.pictures]
+        return {"prompt": self._format.text(solution), "multi_modal_data": {"image": pictures}}
 
 
-def _engine(config: ScorerConfig, info: PrmInfo, context: int) -> Any:
+def _at_places(output: Any, marked: Marked) -> StepScores:
+    tokens = output.prompt_token_ids
+    right_T = output.outputs.data.reshape(len(tokens), -1)[:, -1].tolist()
+    places = [len(tokens) - len(marked.ids) + place for place in marked.places]
+    assert [tokens[place] for place in places] == [marked.ids[place] for place in marked.places], "same tokens"
+    return StepScores(tuple(right_T[place] for place in places))
+
+
+def _head(form: Format, architectures: Sequence[str]) -> dict[str, Any]:
+    """What vLLM must know to judge. Raises ConfigError where it has no class for the checkpoint."""
+    if form.head == "two_tokens":
+        tokens = form.tokenizer.convert_ids_to_tokens([form.no_id, form.yes_id])
+        overrides = {"classifier_from_token": tokens, "method": "from_2_way_softmax"}
+        return {"convert": "classify", "hf_overrides": overrides}
+    known = any(name == "Qwen2ForProcessRewardModel" or name.endswith("TokenClassification") for name in architectures)
+    if form.head == "two_classes" and known:
+        return {}
+    raise ConfigError(
+        f"scorer.backend=vllm: vLLM has no class for {', '.join(architectures) or 'this checkpoint'}; use "
+        "scorer.backend=transformers"
+    )
+
+
+def _engine(config: ScorerConfig, head: dict[str, Any], context: int) -> Any:
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     try:
         from vllm import LLM
@@ -92,11 +114,6 @@ def _engine(config: ScorerConfig, info: PrmInfo, context: int) -> Any:
             model=config.prm,
             dtype=config.dtype,
             runner="pooling",
-            convert="classify",
-            hf_overrides={
-                "classifier_from_token": [info.tokens.no, info.tokens.yes],
-                "method": "from_2_way_softmax",
-            },
             pooler_config=PoolerConfig(task=TASK, tok_pooling_type="ALL"),
             max_model_len=context,
             max_num_batched_tokens=config.batch_tokens,
@@ -108,6 +125,7 @@ def _engine(config: ScorerConfig, info: PrmInfo, context: int) -> Any:
             enforce_eager=cpu,
             distributed_executor_backend="uni",
             seed=0,
+            **head,
             **memory,
         )
     finally:

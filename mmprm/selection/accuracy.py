@@ -1,6 +1,7 @@
 """Accuracy against the number of samples, for every selector, with paired bootstrap intervals over problems.
 
-Shapes: P problem, N samples a selector may choose from, M samples drawn for each problem.
+Shapes: P problem, N number of samples that a selector chooses from, K selector, M sample drawn for each problem,
+B subset of them.
 """
 
 from __future__ import annotations
@@ -17,10 +18,13 @@ from numpy.typing import NDArray
 from mmprm.errors import ConfigError
 from mmprm.metrics import Interval, bootstrap_means
 from mmprm.selection.groups import Group, choices, common_size
-from mmprm.selection.selectors import SELECTORS, Choice
+from mmprm.selection.selectors import SELECTORS, Choices
 
 SUBSETS = 256
 """Where there are more subsets of size N than this, so many of them are drawn with the seed instead."""
+
+CHUNK = 64
+"""Problems computed together, which bounds the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,11 @@ class AccuracyAtN:
     accuracy: dict[str, Interval]
     minus_random: dict[str, Interval]
     minus_majority: dict[str, Interval]
+
+
+def sizes_up_to(most: int) -> list[int]:
+    """1, 2, 4, … and `most` itself."""
+    return sorted({2**power for power in range(most.bit_length())} | {most})
 
 
 def accuracy_at_n(
@@ -45,20 +54,16 @@ def accuracy_at_n(
     most = common_size(groups)
     if wrong := [n for n in sizes if not 1 <= n <= most]:
         raise ConfigError(f"sizes={list(sizes)}: {wrong[0]} must lie between 1 and the {most} samples of each problem")
-    choices_P = [choices(group, aggregate) for group in groups]
-    points = []
-    for n in sizes:
-        values = _selector_values(choices_P, n, seed)
-        of = dict(zip(SELECTORS, values, strict=True))
-        points.append(
-            AccuracyAtN(
-                n=n,
-                accuracy=_intervals(values, seed),
-                minus_random=_intervals(values - of["random"], seed),
-                minus_majority=_intervals(values - of["majority"], seed),
-            )
-        )
-    return points
+    seen = choices(groups, aggregate)
+    values_NKP = np.array([_selector_values(seen, n, seed) for n in sizes])
+    baselines = [list(SELECTORS).index(name) for name in ("random", "majority")]
+    compared = [values_NKP, *(values_NKP - values_NKP[:, [k]] for k in baselines)]
+    intervals = iter(bootstrap_means(np.concatenate(compared, axis=1).reshape(-1, len(groups)), seed))
+
+    def by_selector() -> dict[str, Interval]:
+        return {name: next(intervals) for name in SELECTORS}
+
+    return [AccuracyAtN(n, by_selector(), by_selector(), by_selector()) for n in sizes]
 
 
 def accuracy(groups: Sequence[Group], aggregate: str, seed: int = 0) -> dict[str, Interval]:
@@ -91,8 +96,8 @@ def at_equal_tokens(
     each = sum(candidate.token_count for group in samples for candidate in group.candidates) / most
     n = min(max(tokens / each, 1.0), float(most))
     below = math.floor(n)
-    choices_P = [choices(group, aggregate) for group in samples]
-    low, high = (_selector_values(choices_P, size, seed) for size in (below, min(below + 1, most)))
+    seen = choices(samples, aggregate)
+    low, high = (_selector_values(seen, size, seed) for size in (below, min(below + 1, most)))
     mixed = low + (n - below) * (high - low)
     return EqualTokens(
         n=n,
@@ -109,22 +114,24 @@ def _intervals(values: NDArray[np.float64], seed: int) -> dict[str, Interval]:
 
 
 def _over_all(groups: Sequence[Group], aggregate: str) -> NDArray[np.float64]:
-    choices_P = [choices(group, aggregate) for group in groups]
-    return np.array([[select(seen) for seen in choices_P] for select in SELECTORS.values()])
+    """As _selector_values, with all candidates of each group."""
+    everyone = (np.ones((1, len(group.candidates)), dtype=bool) for group in groups)
+    parts = [_means(choices([group], aggregate), inside) for group, inside in zip(groups, everyone, strict=True)]
+    return np.concatenate(parts, axis=1)
 
 
-def _selector_values(choices_P: Sequence[Sequence[Choice]], n: int, seed: int) -> NDArray[np.float64]:
-    """Accuracy of each selector (rows, in the table's order) on each problem (columns)."""
-    subsets = _subsets(len(choices_P[0]), n, seed)
-    return np.array(
-        [
-            [
-                math.fsum(select([choices[index] for index in subset]) for subset in subsets) / len(subsets)
-                for choices in choices_P
-            ]
-            for select in SELECTORS.values()
-        ]
-    )
+def _selector_values(seen: Choices, n: int, seed: int) -> NDArray[np.float64]:
+    """Accuracy of each selector (rows, in the table's order) on each problem (columns), over the subsets of size n."""
+    problems, most = seen.answer_PM.shape
+    subsets = _subsets(most, n, seed)
+    inside_BM = np.zeros((len(subsets), most), dtype=bool)
+    np.put_along_axis(inside_BM, np.array(subsets), True, axis=1)
+    parts = [_means(seen.of(slice(start, start + CHUNK)), inside_BM) for start in range(0, problems, CHUNK)]
+    return np.concatenate(parts, axis=1)
+
+
+def _means(seen: Choices, inside_BM: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return np.array([select(seen, inside_BM).mean(axis=1) for select in SELECTORS.values()])
 
 
 def _subsets(most: int, n: int, seed: int) -> list[tuple[int, ...]]:

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from mmprm import steps
 from mmprm.errors import DataError, EngineStoppedError, MmprmError
 from mmprm.grading import choice
@@ -14,7 +16,7 @@ from mmprm.grading.numbers import number
 from mmprm.grading.text import key
 from mmprm.sampling.seeds import derive_seed
 from mmprm.scoring.aggregate import aggregator, vote_weight
-from mmprm.selection.selectors import Choice
+from mmprm.selection.selectors import Choices
 from mmprm.types import (
     Grader,
     Problem,
@@ -150,19 +152,27 @@ def score_groups(groups: Sequence[Group], scorer: Scorer) -> list[Group]:
     ]
 
 
-def choices(group: Group, aggregate: str) -> list[Choice]:
-    """The group as the selectors see it, its step scores turned into rewards by the aggregator of that name."""
+def rewards(group: Group, aggregate: str) -> list[float]:
+    """The aggregate of each candidate's step scores; -inf where it has none."""
     function = aggregator(aggregate)
-    rewards = [function(c.scores.scores) if c.scores is not None else -math.inf for c in group.candidates]
-    return [
-        Choice(
-            answer=candidate.answer,
-            correct=candidate.verdict is Verdict.CORRECT,
-            reward=reward,
-            weight=vote_weight(aggregate, reward) if candidate.scores is not None else 0.0,
-        )
-        for candidate, reward in zip(group.candidates, rewards, strict=True)
-    ]
+    return [function(c.scores.scores) if c.scores is not None else -math.inf for c in group.candidates]
+
+
+def choices(groups: Sequence[Group], aggregate: str) -> Choices:
+    """Groups of one size as the selectors see them."""
+    reward_PM = np.array([rewards(group, aggregate) for group in groups])
+    weight_PM = [[vote_weight(aggregate, reward) if reward > -math.inf else 0.0 for reward in row] for row in reward_PM]
+    return Choices(
+        answer_PM=np.array([_numbered(candidate.answer for candidate in group.candidates) for group in groups]),
+        correct_PM=np.array([[c.verdict is Verdict.CORRECT for c in group.candidates] for group in groups]),
+        reward_PM=reward_PM,
+        weight_PM=np.array(weight_PM),
+    )
+
+
+def _numbered(answers: Iterable[str | None]) -> list[int]:
+    numbers: dict[str, int] = {}
+    return [-1 if answer is None else numbers.setdefault(answer, len(numbers)) for answer in answers]
 
 
 def common_size(groups: Iterable[Group]) -> int:

@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 
 from mmprm.errors import EngineStoppedError, MmprmError
 from mmprm.scoring.aggregate import aggregator
+from mmprm.scoring.queue import ScoreQueue
 from mmprm.selection.groups import Group, graded_candidate
 from mmprm.selection.paths import Path, Writer
-from mmprm.selection.score_queue import ScoreQueue
 from mmprm.selection.strategies import STRATEGIES, GuidedConfig, ahead, solutions
 from mmprm.steps import Markup
 from mmprm.types import Grader, Problem, Sampler, Scorer, Solution

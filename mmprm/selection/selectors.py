@@ -1,59 +1,79 @@
 """Choosing one answer among the sampled solutions of a problem: a table of rules with their exact expected accuracy.
 
-A selector sees candidates in draw order and returns the probability that its choice is correct, where ties are broken
-evenly, so that no random number is drawn. A candidate counts as correct only when its verdict is CORRECT.
+A selector sees subsets of the candidates of many problems at once and returns, for each, the probability that its
+choice is correct, where ties are broken evenly, so that no random number is drawn. A candidate counts as correct only
+when its verdict is CORRECT.
+
+Shapes: P problem, M candidate of a problem (in draw order), B subset of the candidates, A answer of a problem.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-Selector = Callable[[Sequence["Choice"]], float]
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Selector = Callable[["Choices", Bools], Floats]
+
+TIE = 1e-12
+"""Sums of votes that differ by this share or less are equal: that is what the order of adding can change."""
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """What a selector may see of a candidate: `answer` (None where none was found), `reward` (the aggregate of its
-    step scores, -inf where it could not be scored) and `weight` in [0, 1] for votes; and `correct`, which only the
-    oracle uses to choose."""
+class Choices:
+    """What a selector may see of the candidates of P problems with M candidates each.
 
-    answer: str | None
-    correct: bool
-    reward: float = -math.inf
-    weight: float = 0.0
+    `answer_PM` numbers the answers of a problem from 0, and is -1 where none was found; `reward_PM` is the aggregate of
+    the step scores, -inf where a candidate could not be scored; `weight_PM` in [0, 1] is for votes. Only the oracle
+    chooses by `correct_PM`.
+    """
+
+    answer_PM: NDArray[np.intp]
+    correct_PM: Bools
+    reward_PM: Floats
+    weight_PM: Floats
+
+    def of(self, problems: slice) -> Choices:
+        return Choices(
+            self.answer_PM[problems], self.correct_PM[problems], self.reward_PM[problems], self.weight_PM[problems]
+        )
 
 
-def random(choices: Sequence[Choice]) -> float:
+def random(choices: Choices, inside_BM: Bools) -> Floats:
     """One of the candidates, each as likely: (1/N) Σ correct."""
-    return sum(choice.correct for choice in choices) / len(choices)
+    return choices.correct_PM @ inside_BM.T.astype(float) / inside_BM.sum(axis=1)
 
 
-def first(choices: Sequence[Choice]) -> float:
+def first(choices: Choices, inside_BM: Bools) -> Floats:
     """The candidate drawn first."""
-    return float(choices[0].correct)
+    return choices.correct_PM[:, inside_BM.argmax(axis=1)].astype(float)
 
 
-def best_of_n(choices: Sequence[Choice]) -> float:
+def best_of_n(choices: Choices, inside_BM: Bools) -> Floats:
     """The candidate of highest reward."""
-    highest = max(choice.reward for choice in choices)
-    return random([choice for choice in choices if choice.reward == highest])
+    reward_P1M = choices.reward_PM[:, None]
+    highest_PB1 = np.where(inside_BM, reward_P1M, -np.inf).max(axis=2, keepdims=True)
+    chosen_PBM = inside_BM & (reward_P1M == highest_PB1)
+    return (chosen_PBM & choices.correct_PM[:, None]).sum(axis=2) / chosen_PBM.sum(axis=2)
 
 
-def majority(choices: Sequence[Choice]) -> float:
+def majority(choices: Choices, inside_BM: Bools) -> Floats:
     """The answer that most candidates give (self-consistency); candidates without an answer do not vote."""
-    return _vote(choices, lambda choice: 1.0)
+    return _vote(choices, inside_BM, np.ones_like(choices.weight_PM))
 
 
-def weighted(choices: Sequence[Choice]) -> float:
+def weighted(choices: Choices, inside_BM: Bools) -> Floats:
     """The answer whose candidates' weights have the highest sum."""
-    return _vote(choices, lambda choice: choice.weight)
+    return _vote(choices, inside_BM, choices.weight_PM)
 
 
-def oracle(choices: Sequence[Choice]) -> float:
+def oracle(choices: Choices, inside_BM: Bools) -> Floats:
     """A correct candidate where there is one (pass@N): the ceiling of every rule."""
-    return float(any(choice.correct for choice in choices))
+    return (random(choices, inside_BM) > 0).astype(float)
 
 
 SELECTORS: dict[str, Selector] = {
@@ -66,16 +86,20 @@ SELECTORS: dict[str, Selector] = {
 }
 
 
-def _vote(choices: Sequence[Choice], weight: Callable[[Choice], float]) -> float:
-    """Expected accuracy of a vote by answer. Candidates that share an answer share its fate: where their verdicts
-    differ (an answer graded UNKNOWN once), the answer counts as the share of them that is correct."""
-    voters: dict[str, list[Choice]] = {}
-    for choice in choices:
-        if choice.answer is not None:
-            voters.setdefault(choice.answer, []).append(choice)
-    if not voters:
-        return random(choices)
-    votes = {answer: math.fsum(map(weight, group)) for answer, group in voters.items()}
-    most = max(votes.values())
-    winners = [random(voters[answer]) for answer, votes_of in votes.items() if votes_of == most]
-    return sum(winners) / len(winners)
+def _vote(choices: Choices, inside_BM: Bools, weight_PM: Floats) -> Floats:
+    """Expected accuracy of a vote by answer; that of a random candidate where nobody votes.
+
+    Candidates that share an answer share its fate: where their verdicts differ (an answer graded UNKNOWN once), the
+    answer counts as the share of them that is correct.
+    """
+    answers = max(1, int(choices.answer_PM.max()) + 1)
+    gives_PMA = (choices.answer_PM[..., None] == np.arange(answers)).astype(float)
+    inside = inside_BM.astype(float)
+    voters_PBA = inside @ gives_PMA
+    correct_PBA = inside @ (gives_PMA * choices.correct_PM[..., None])
+    votes_PBA = np.where(voters_PBA > 0, inside @ (gives_PMA * weight_PM[..., None]), -1.0)
+    wins_PBA = (voters_PBA > 0) & (votes_PBA >= votes_PBA.max(axis=2, keepdims=True) * (1 - TIE))
+    share_PBA = correct_PBA / np.maximum(voters_PBA, 1)
+    winners_PB = wins_PBA.sum(axis=2)
+    elected_PB = (share_PBA * wins_PBA).sum(axis=2) / np.maximum(winners_PB, 1)
+    return np.where(winners_PB > 0, elected_PB, random(choices, inside_BM))

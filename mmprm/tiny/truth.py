@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from mmprm.evaluation.first_error import Judged, first_error
+from mmprm.evaluation.judging import step_outcomes
+from mmprm.evaluation.label_quality import judged_labels, no_error_so_far
 from mmprm.labels.parquet import LabelledExample
 from mmprm.selection.groups import Group
 from mmprm.tiny.world import judge_steps, truth_of
@@ -16,18 +18,15 @@ def steps_right(problem: Problem, steps: Sequence[str]) -> list[bool]:
     return judge_steps(truth_of(problem), steps)
 
 
+def errorless_so_far(problem: Problem, steps: Sequence[str]) -> list[bool | None]:
+    """For each step of a solution, whether all steps up to it are true."""
+    return no_error_so_far(steps_right(problem, steps))
+
+
 def label_truth(examples: Iterable[LabelledExample]) -> tuple[list[float], list[bool]]:
     """Soft labels of the non-terminal labelled steps, and whether the solution has no error up to each of them."""
-    labels, no_error_so_far = [], []
-    for example in examples:
-        right = steps_right(example.problem, example.path.steps)
-        last = len(right) - 1
-        for place, counts in enumerate(example.path.counts):
-            if counts is None or counts.value is None or (example.path.complete and place == last):
-                continue
-            labels.append(counts.value)
-            no_error_so_far.append(all(right[: place + 1]))
-    return labels, no_error_so_far
+    labels, right = step_outcomes(judged_labels(examples, errorless_so_far, "tiny"))
+    return labels.tolist(), right.tolist()
 
 
 def judged_solutions(groups: Iterable[Group]) -> list[Judged]:

@@ -38,12 +38,13 @@ def micro_batches(
 ) -> list[tuple[MicroBatch, ...]]:
     """Rows of one micro-batch a rank, so that every rank runs as many, of similar lengths in a row.
 
-    Samples are sorted by length, so padding is small; count × longest ≤ token_budget, except for single samples.
+    Samples are sorted by length and none is padded to more than 4/3 of its own; count × longest ≤ token_budget, except
+    for single samples.
     """
     groups: list[list[int]] = []
     for sample in sorted(samples, key=lambda sample: (-lengths[sample], sample)):
         longest = lengths[groups[-1][0]] if groups else 0
-        if groups and longest * (len(groups[-1]) + 1) <= token_budget:
+        if groups and longest * (len(groups[-1]) + 1) <= token_budget and 3 * longest <= 4 * lengths[sample]:
             groups[-1].append(sample)
         else:
             groups.append([sample])

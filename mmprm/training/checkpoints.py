@@ -1,6 +1,7 @@
-"""Checkpoints to resume from: model, optimizer, schedule, step and random state; a folder is whole or not there.
+"""Checkpoints to resume from: model, optimizer, schedule, step and random state; a folder is whole or passed over.
 
-They are DeepSpeed's own files, which are pickles: resume only from checkpoints of your own.
+They are DeepSpeed's own files, which are pickles: resume only from checkpoints of your own. Frozen weights are not in
+them: they come from the model that the run began with.
 """
 
 from __future__ import annotations
@@ -19,26 +20,38 @@ from mmprm.training.engine import Engine
 _STATE = "state.json"
 
 
-def save(engine: Engine, folder: Path, step: int, identity: dict[str, Any], keep: int) -> None:
+def save(
+    engine: Engine,
+    folder: Path,
+    step: int,
+    identity: dict[str, Any],
+    keep: int,
+    extra: dict[str, Any] | None = None,
+) -> None:
     """Write folder/step-… after `step` optimizer steps and drop all but the newest `keep`. Every rank must call it.
 
-    `identity` is what decides the run's course (data, batches, schedule); `resume` refuses another one.
+    `identity` is what decides the run's course (data, batches, schedule); `resume` refuses another one. `extra` is
+    state of the caller's own (JSON), for `read_extra`.
     """
     ranks = engine.ranks
     temporary, final = folder / f".step-{step:08d}.tmp", folder / f"step-{step:08d}"
     try:
         if ranks.is_main:
-            shutil.rmtree(temporary, ignore_errors=True)
+            for left_over in folder.glob(".step-*.tmp"):
+                shutil.rmtree(left_over)
             temporary.mkdir(parents=True)
         ranks.barrier()
-        engine.deepspeed.save_checkpoint(str(temporary), tag="deepspeed", save_latest=False)
+        engine.deepspeed.save_checkpoint(
+            str(temporary), tag="deepspeed", save_latest=False, exclude_frozen_parameters=True
+        )
         torch.save(_random_state(), temporary / f"random-{ranks.rank}.pt")
         ranks.barrier()
         if ranks.is_main:
-            state = {"step": step, "identity": identity}
-            (temporary / _STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+            _finish(temporary, {"step": step, "identity": identity, "extra": extra, "files": _sizes(temporary)})
+            if final.exists():  # one that was passed over
+                shutil.rmtree(final)
             os.replace(temporary, final)
-            for old in _finished(folder)[:-keep]:
+            for old in _whole(folder)[:-keep]:
                 shutil.rmtree(old)
         ranks.barrier()
     except OSError as error:
@@ -46,12 +59,16 @@ def save(engine: Engine, folder: Path, step: int, identity: dict[str, Any], keep
 
 
 def resume(engine: Engine, folder: Path, identity: dict[str, Any]) -> int:
-    """Continue from the newest checkpoint, if any; returns the number of optimizer steps already done."""
-    checkpoints = _finished(folder)
-    if not checkpoints:
+    """Continue from the newest whole checkpoint, if any; returns the number of optimizer steps already done."""
+    ranks = engine.ranks
+    path = ranks.gather(newest(folder) if ranks.is_main else None)[0]
+    if ranks.is_main:
+        for bad in sorted(set(folder.glob("step-*")) - set(_whole(folder))):
+            if path is None or bad > path:
+                print(f"{bad}: is not whole, so it is passed over", flush=True)
+    if path is None:
         return 0
-    newest = checkpoints[-1]
-    state = json.loads((newest / _STATE).read_text(encoding="utf-8"))
+    state = json.loads((path / _STATE).read_text(encoding="utf-8"))
     differing = [
         f"{key} ({state['identity'].get(key)!r} there, {identity.get(key)!r} here)"
         for key in sorted(state["identity"].keys() | identity.keys())
@@ -59,15 +76,52 @@ def resume(engine: Engine, folder: Path, identity: dict[str, Any]) -> int:
     ]
     if differing:
         raise CheckpointError(
-            f"{newest}: belongs to a run with another {', '.join(differing)}; set these back, or choose another output"
+            f"{path}: belongs to a run with another {', '.join(differing)}; set these back, or choose another output"
         )
-    engine.deepspeed.load_checkpoint(str(newest), tag="deepspeed")
-    _set_random_state(torch.load(newest / f"random-{engine.ranks.rank}.pt", weights_only=True))
+    engine.deepspeed.load_checkpoint(str(path), tag="deepspeed", load_module_strict=False)
+    _set_random_state(torch.load(path / f"random-{ranks.rank}.pt", weights_only=True))
     return state["step"]
 
 
-def _finished(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("step-*") if (path / _STATE).is_file())
+def read_extra(folder: Path) -> dict[str, Any] | None:
+    """What the caller gave to `save` with the newest whole checkpoint."""
+    path = newest(folder)
+    return None if path is None else json.loads((path / _STATE).read_text(encoding="utf-8"))["extra"]
+
+
+def newest(folder: Path) -> Path | None:
+    """The newest checkpoint that is whole."""
+    whole = _whole(folder)
+    return whole[-1] if whole else None
+
+
+def _whole(folder: Path) -> list[Path]:
+    """Checkpoints that hold every file as it was written, oldest first: a crash can leave one with files cut off."""
+    return sorted(path for path in folder.glob("step-*") if _is_whole(path))
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+        return state["files"] == _sizes(path)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != _STATE)
+    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(files)}
+
+
+def _finish(folder: Path, state: dict[str, Any]) -> None:
+    """The list of files comes last, after all of them have reached the disk."""
+    (folder / _STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
+    for path in folder.rglob("*"):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _random_state() -> dict[str, torch.Tensor]:

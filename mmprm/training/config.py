@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from mmprm.config import Config
 
@@ -32,6 +32,8 @@ class TrainingConfig(Config):
     """bf16 keeps float32 master weights; on CPU fp32 is faster."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """What DeepSpeed shards over ranks: 1 optimizer state, 2 and gradients, 3 and weights."""
+    offload: Literal["none", "optimizer", "all"] = "none"
+    """What waits in CPU memory: the optimizer's state and update, or all, the weights too; slower, for large models."""
     seed: int = 0
     """Decides the order of samples, and dropout."""
     eval_every: int = Field(0, ge=0)
@@ -42,3 +44,16 @@ class TrainingConfig(Config):
     """Newest checkpoints that are kept."""
     log_every: int = Field(10, ge=1)
     """Optimizer steps between metrics on the console; metrics.jsonl and TensorBoard get every step."""
+    max_bad_steps: int = Field(5, ge=1)
+    """Steps in a row whose loss or gradient is not finite that end the run; each is skipped and counted."""
+
+    @field_validator("offload")
+    @classmethod
+    def _needs_sharding(cls, offload: str, info: ValidationInfo) -> str:
+        least = {"none": 0, "optimizer": 1, "all": 3}[offload]
+        if info.data.get("zero_stage", least) < least:
+            raise ValueError(
+                f"needs training.zero_stage of at least {least}: DeepSpeed offloads what it shards; set "
+                f"training.zero_stage={least}, or training.offload=none"
+            )
+        return offload

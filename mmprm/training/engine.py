@@ -6,13 +6,13 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mmprm.training.config import TrainingConfig
 from mmprm.training.ranks import Ranks
+from mmprm.training.sharding import deepspeed_config, whole
 
 
 class Engine:
@@ -32,6 +32,8 @@ class Engine:
             fused=ranks.device.type == "cuda",
         )
         self.ranks = ranks
+        self.skipped = False
+        """Whether the last step changed nothing, because its loss or its gradient was not finite."""
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -46,17 +48,36 @@ class Engine:
         """One update from Σ losses / denominator, over all micro-batches of all ranks, as many on each rank.
 
         Returns that loss, and the norm of its gradient before clipping; DeepSpeed tells none in float32 without ZeRO.
+        Where the loss or the gradient of any rank is not finite, no rank takes the step: weights, optimizer moments and
+        the learning rate schedule stay as they were, the gradients are dropped, and `skipped` is set. The loss returned
+        may then be finite, its gradient's norm is infinite.
         """
         total = 0.0
         for loss_sum in losses:
             loss = loss_sum(self.deepspeed) / denominator
-            total += loss.item()
-            # DeepSpeed averages gradients over ranks; the denominator is that of all ranks already.
-            self.deepspeed.backward(loss * self.ranks.count)
-        self.deepspeed.step()
-        (total,) = self.ranks.sum(total)
-        norm = self.deepspeed.get_global_grad_norm()
+            value = loss.item()
+            total += value
+            # DeepSpeed averages gradients over ranks; the denominator is that of all ranks already. A loss that is not
+            # finite can have a finite gradient; NaN carries it to all ranks.
+            self.deepspeed.backward(loss * (self.ranks.count if math.isfinite(value) else math.nan))
+        optimizer = self.deepspeed.optimizer
+        if hasattr(optimizer, "overflow"):  # DeepSpeed's own optimizers skip by the gradient of all ranks
+            self.deepspeed.step()
+            (total,) = self.ranks.sum(total)
+            self.skipped = bool(optimizer.overflow)
+        else:
+            total, broken = self.ranks.sum(total, not self._gradient_is_finite())
+            self.skipped = broken > 0
+            if self.skipped:
+                optimizer.zero_grad()
+            else:
+                self.deepspeed.step()
+        norm = math.inf if self.skipped else self.deepspeed.get_global_grad_norm()
         return total, None if norm is None else float(norm)
+
+    def _gradient_is_finite(self) -> bool:
+        gradients = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]
+        return bool(nn.utils.get_total_norm(gradients).isfinite())
 
     @property
     def learning_rate(self) -> float:
@@ -67,12 +88,10 @@ class Engine:
 
         Every rank must call it.
         """
-        import deepspeed
-
         gathered: dict[str, Tensor] = {}
         copies: dict[int, Tensor] = {}  # tied tensors stay one tensor
         for name, tensor in self.deepspeed.module.state_dict(keep_vars=True).items():
-            with deepspeed.zero.GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):
+            with whole([tensor]):
                 if self.ranks.is_main and name.startswith(prefix):
                     if id(tensor) not in copies:
                         copies[id(tensor)] = tensor.detach().cpu().clone()
@@ -101,17 +120,3 @@ def cosine_with_warmup(step: int, total: int, warmup: float, final: float) -> fl
         return (step + 1) / (rising + 1)
     progress = min(1.0, (step - rising) / max(1, total - rising))
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def deepspeed_config(config: TrainingConfig) -> dict[str, Any]:
-    return {
-        # The caller decides where a step ends: the number of micro-batches differs from step to step.
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "managed_gradient_accumulation": False,
-        "gradient_clipping": config.gradient_clipping,
-        "bf16": {"enabled": config.precision == "bf16"},
-        "zero_optimization": {"stage": config.zero_stage, "overlap_comm": False},
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": 10**9,
-    }

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from mmprm.training.config import TrainingConfig
 from mmprm.training.engine import Engine
 from mmprm.training.metrics_log import MetricsLog
 from mmprm.training.ranks import Ranks
+from mmprm.training.stop_request import StopRequest
 
 
 class Task(Protocol):
@@ -59,39 +60,44 @@ def fit(
     """Train to the end, from the newest checkpoint in `folder` if there is one; returns the last evaluation.
 
     An interrupted and resumed run takes the same steps on the same data as an uninterrupted one. `origin` is what else
-    the two must share.
+    the two must share. SIGTERM ends the process after the step at hand, with a checkpoint and with exit code 0.
     """
-    ranks, identity = engine.ranks, _identity(task, engine, config, origin)
-    first = checkpoints.resume(engine, folder / "checkpoints", identity)
+    ranks, identity, saved = engine.ranks, _identity(task, engine, config, origin), folder / "checkpoints"
+    first, bad_steps = checkpoints.resume(engine, saved, identity), 0
     total = step_count(len(task.lengths), config)
     log = MetricsLog(folder, first) if ranks.is_main else None
     collated = one_ahead(
         partial(task.collate, micro.samples) for step in _steps(task, config, ranks, first) for micro in step.own
     )
     evaluation: dict[str, float] = {}
-    for done, step in enumerate(_steps(task, config, ranks, first), start=first + 1):
-        started, rate = time.perf_counter(), engine.learning_rate
-        losses = (partial(_loss, task=task, batch=next(collated), filler=micro.filler) for micro in step.own)
-        loss, norm = engine.step(losses, step.terms)
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"step {done}: the loss is {loss}; lower training.learning_rate and choose another output: "
-                "a run goes on only as it began"
-            )
-        seconds = time.perf_counter() - started
-        metrics = {"loss": loss, "learning_rate": rate, "seconds": seconds}
-        metrics |= {} if norm is None else {"gradient_norm": norm}
-        metrics |= {"tokens_per_second": step.tokens / seconds, "terms_per_second": step.terms / seconds}
-        if log:
-            log.write("train", done, metrics, shown=done % config.log_every == 0 or done == total, total=total)
-        if done == total or (config.eval_every and done % config.eval_every == 0):
-            evaluation = task.evaluate(engine)
+    with StopRequest(ranks) as stop, closing(log) if log else nullcontext():
+        for done, step in enumerate(_steps(task, config, ranks, first), start=first + 1):
+            started, rate = time.perf_counter(), engine.learning_rate
+            losses = (partial(_loss, task=task, batch=next(collated), filler=micro.filler) for micro in step.own)
+            loss, norm = engine.step(losses, step.terms)
+            bad_steps = bad_steps + 1 if engine.skipped else 0
+            seconds = time.perf_counter() - started
+            metrics = {"loss": loss, "learning_rate": rate, "seconds": seconds, "skipped": float(engine.skipped)}
+            metrics |= {} if norm is None else {"gradient_norm": norm}
+            metrics |= {"tokens_per_second": step.tokens / seconds, "terms_per_second": step.terms / seconds}
             if log:
-                log.write("eval", done, evaluation, shown=True, total=total)
-        if config.save_every and (done == total or done % config.save_every == 0):
-            checkpoints.save(engine, folder / "checkpoints", done, identity, config.keep_checkpoints)
-    if log:
-        log.close()
+                shown = engine.skipped or done % config.log_every == 0 or done == total
+                log.write("train", done, metrics, shown, total)
+            if bad_steps == config.max_bad_steps:
+                raise _too_many(bad_steps, done, checkpoints.newest(saved))
+            if done == total or (config.eval_every and done % config.eval_every == 0):
+                evaluation = task.evaluate(engine)
+                if log:
+                    log.write("eval", done, evaluation, shown=True, total=total)
+            stopping = stop.came() and done < total
+            if stopping or (config.save_every and (done == total or done % config.save_every == 0)):
+                checkpoints.save(engine, saved, done, identity, config.keep_checkpoints)
+            if stopping:
+                if log:
+                    print(
+                        f"{folder}: SIGTERM; saved after step {done} of {total}, the same command goes on", flush=True
+                    )
+                raise SystemExit(0)
     return evaluation or task.evaluate(engine)
 
 
@@ -118,6 +124,15 @@ def _steps(task: Task, config: TrainingConfig, ranks: Ranks, first: int) -> Iter
             number += 1
 
 
+def _too_many(bad_steps: int, done: int, checkpoint: Path | None) -> TrainingError:
+    last = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint (training.save_every)"
+    return TrainingError(
+        f"step {done}: the loss or its gradient was not finite in training.max_bad_steps={bad_steps} steps in a row; "
+        f"{last}. Raise max_bad_steps to go on from there, or lower training.learning_rate and choose another output: "
+        "a run goes on only as it began"
+    )
+
+
 def _loss(model: nn.Module, task: Task, batch: Any, filler: bool) -> Tensor:
     loss = task.loss_sum(model, batch)
     return loss * 0.0 if filler else loss
@@ -125,7 +140,7 @@ def _loss(model: nn.Module, task: Task, batch: Any, filler: bool) -> Tensor:
 
 def _identity(task: Task, engine: Engine, config: TrainingConfig, origin: Mapping[str, Any]) -> dict[str, Any]:
     """What two runs must share for one to go on where the other stopped."""
-    free = ("eval_every", "save_every", "keep_checkpoints", "log_every")
+    free = ("eval_every", "save_every", "keep_checkpoints", "log_every", "max_bad_steps")
     data = hashlib.sha256(json.dumps([list(task.lengths), list(task.terms)]).encode()).hexdigest()
     shared = {**config.model_dump(mode="json", exclude=set(free)), "ranks": engine.ranks.count, "data": data[:16]}
     return shared | dict(origin)

@@ -1,8 +1,9 @@
-"""DeepSpeed for real: one rank and two, ZeRO stages, micro-batch splits, and an interrupted run."""
+"""DeepSpeed for real: one rank and two, ZeRO stages, adapters, micro-batch splits, runs interrupted and disturbed."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import subprocess
@@ -21,10 +22,13 @@ from mmprm.prm.model import load_prm
 from mmprm.prm.train import TrainConfig, train_prm
 from mmprm.tiny.world import Mistakes, make_problems, solve
 from mmprm.types import Counts, LabelledPath, Solution
+from tests.backbones import write_backbone
 
 pytestmark = pytest.mark.integration
 
 STEPS = 6
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Set in this process by an engine that ran in it."""
 TRAINING = {
     "epochs": 2,
     "batch_size": 8,
@@ -56,6 +60,22 @@ def settings(base: Path, labels: Path, output: Path, **training: Any) -> dict[st
     frozen = [r"^model\.visual\.(?!merger)"]
     values = {"base": str(base), "labels": str(labels), "output": str(output), "frozen": frozen}
     return {**values, "training": {**TRAINING, **training}}
+
+
+def run_jobs(
+    folder: Path, configs: dict[str, dict[str, Any]], jobs: list[dict[str, Any]], ranks: int
+) -> subprocess.CompletedProcess[str]:
+    """Run jobs of train_worker.py, whose configurations are given by name; on one rank without torchrun."""
+    for name, values in configs.items():
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(values))
+    file = folder / "jobs.json"
+    file.write_text(json.dumps([{**job, "config": str(folder / f"{job['config']}.yaml")} for job in jobs]))
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+    command = [sys.executable, *launcher, str(Path(__file__).with_name("train_worker.py")), str(file)]
+    alone = {name: value for name, value in os.environ.items() if name not in RANK_VARIABLES}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=560, env=alone)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done
 
 
 def losses(output: Path, kind: str = "train", name: str = "loss") -> list[float]:
@@ -99,9 +119,13 @@ def test_it_learns_and_leaves_what_is_promised(one_rank: Path, random_policy_fol
 def test_interrupted_equals_uninterrupted(
     one_rank: Path, random_policy_folder: Path, labels: Path, tmp_path: Path
 ) -> None:
-    """The later half again, from the checkpoint in the middle of the last epoch's order: the same bits."""
+    """The later half again, from the checkpoint in the middle of the last epoch's order, because the newest one was not
+    written to its end: the same bits."""
     output = tmp_path / "run"
-    shutil.copytree(one_rank, output, ignore=shutil.ignore_patterns("prm", "step-00000006"))
+    shutil.copytree(one_rank, output, ignore=shutil.ignore_patterns("prm"))
+    largest = max((output / "checkpoints/step-00000006").rglob("*.pt"), key=lambda path: path.stat().st_size)
+    with largest.open("r+b") as file:
+        file.truncate(largest.stat().st_size // 2)
     values = settings(random_policy_folder, labels, output, zero_stage=1, save_every=3, eval_every=3)
     train_prm(TrainConfig(**values))
     assert losses(output) == losses(one_rank)
@@ -111,36 +135,122 @@ def test_interrupted_equals_uninterrupted(
         train_prm(TrainConfig(**values))
 
 
+def test_sigterm_and_the_same_command_again(
+    one_rank: Path, random_policy_folder: Path, labels: Path, tmp_path: Path
+) -> None:
+    values = settings(random_policy_folder, labels, tmp_path / "run", zero_stage=1, eval_every=3)
+    done = run_jobs(tmp_path, {"run": values}, [{"config": "run", "sigterm": 4}], ranks=1)
+    assert "SIGTERM; saved after step 4 of 6, the same command goes on" in done.stdout
+    assert [path.name for path in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000004"]
+    assert not (tmp_path / "run/prm").exists()
+    train_prm(TrainConfig(**values))
+    assert losses(tmp_path / "run") == losses(one_rank)
+    assert_same_model(tmp_path / "run", one_rank, atol=0)
+
+
 def test_micro_batches_change_nothing(one_rank: Path, random_policy_folder: Path, labels: Path, tmp_path: Path) -> None:
     train_prm(TrainConfig(**settings(random_policy_folder, labels, tmp_path, micro_batch_tokens=100_000)))
     assert losses(tmp_path) == pytest.approx(losses(one_rank), rel=1e-4)
     assert_same_model(tmp_path, one_rank, atol=2e-3)
 
 
-def test_two_ranks_equal_one(one_rank: Path, random_policy_folder: Path, labels: Path, tmp_path: Path) -> None:
-    """Losses, gradient norms (which Adam would hide a wrong scale of) and weights, under ZeRO 0, 2 and 3."""
-    runs = {
+LORA = {"lora": {"rank": 4}}
+
+
+@pytest.fixture(scope="module")
+def lora_rank(random_policy_folder: Path, labels: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    output = tmp_path_factory.mktemp("lora") / "run"
+    train_prm(TrainConfig(**settings(random_policy_folder, labels, output, zero_stage=1, save_every=3), **LORA))
+    return output
+
+
+def test_adapters_leave_a_plain_model_and_resume(
+    lora_rank: Path, random_policy_folder: Path, labels: Path, tmp_path: Path
+) -> None:
+    """Checkpoints hold what is trained only; what is frozen comes from the base again."""
+    before, after = (load_file(folder / "model.safetensors") for folder in (random_policy_folder, lora_rank / "prm"))
+    assert before.keys() == after.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert {name.split(".")[-2] for name in moved} == {
+        *("embed_tokens", "lm_head", "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    }
+    assert losses(lora_rank)[-1] < losses(lora_rank)[0]
+    shutil.copytree(lora_rank, tmp_path / "run", ignore=shutil.ignore_patterns("prm", "step-00000006"))
+    states = torch.load(next((lora_rank / "checkpoints").rglob("mp_rank_00_model_states.pt")), weights_only=False)
+    assert not any("base_layer.weight" in name for name in states["module"])
+    train_prm(
+        TrainConfig(**settings(random_policy_folder, labels, tmp_path / "run", zero_stage=1, save_every=3), **LORA)
+    )
+    assert losses(tmp_path / "run") == losses(lora_rank)
+    assert_same_model(tmp_path / "run", lora_rank, atol=0)
+
+
+def test_two_ranks(one_rank: Path, lora_rank: Path, random_policy_folder: Path, labels: Path, tmp_path: Path) -> None:
+    """Losses, gradient norms (which Adam would hide a wrong scale of) and weights equal those of one rank under every
+    ZeRO stage, with offloading, with adapters; and what a fault on one rank does to both."""
+    llama = write_backbone("llama", tmp_path / "llama")
+    trainings = {
         "zero0": {"zero_stage": 0},
         "zero2": {"zero_stage": 2, "save_every": 3},
         "zero3": {"zero_stage": 3},
         "bf16": {"zero_stage": 2, "precision": "bf16"},
+        "offload2": {"zero_stage": 2, "offload": "optimizer"},
+        "offload3": {"zero_stage": 3, "offload": "all"},
+        "stopped2": {"zero_stage": 2},
+        "stopped3": {"zero_stage": 3},
+        "nan0": {"zero_stage": 0},
+        "nan3": {"zero_stage": 3},
+        "lora2": {"zero_stage": 2},
+        "lora3": {"zero_stage": 3},
+        "parts": {"zero_stage": 3},
     }
-    for name, training in runs.items():
-        values = settings(random_policy_folder, labels, tmp_path / name, **training)
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(Path(__file__).with_name("train_worker.py")), *(str(tmp_path / f"{name}.yaml") for name in runs)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    for name in ("zero0", "zero2", "zero3"):
+    configs = {
+        name: settings(random_policy_folder, labels, tmp_path / name, **training)
+        | (LORA if name.startswith("lora") else {})
+        for name, training in trainings.items()
+    }
+    configs["llama"] = {**configs["parts"], "base": str(llama)}
+    plain = ("zero0", "zero2", "zero3", "bf16", "offload2", "offload3", "lora2", "lora3")
+    jobs: list[dict[str, Any]] = [
+        {"config": name, "parts": str(tmp_path / f"{name}.json")} for name in ("parts", "llama")
+    ]
+    jobs += [{"config": name} for name in plain]
+    jobs += [{"config": name, **fault} for name in ("stopped2", "stopped3") for fault in ({"sigterm": 4}, {})]
+    jobs += [{"config": name, "nan": [3]} for name in ("nan0", "nan3")]
+    done = run_jobs(tmp_path, configs, jobs, ranks=2)
+    for name in ("zero0", "zero2", "zero3", "offload2", "offload3"):
         assert losses(tmp_path / name) == pytest.approx(losses(one_rank), rel=1e-3), name
         assert losses(tmp_path / name, "eval") == pytest.approx(losses(one_rank, "eval")[-1:], rel=1e-3), name
         assert_same_model(tmp_path / name, one_rank, atol=2e-3)
     norms = losses(one_rank, name="gradient_norm")
-    assert losses(tmp_path / "zero2", name="gradient_norm") == pytest.approx(norms, rel=1e-2)
-    assert losses(tmp_path / "zero3", name="gradient_norm") == pytest.approx(norms, rel=1e-2)
+    for name in ("zero2", "zero3", "offload2", "offload3"):
+        assert losses(tmp_path / name, name="gradient_norm") == pytest.approx(norms, rel=1e-2), name
     assert losses(tmp_path / "bf16") == pytest.approx(losses(one_rank), rel=0.05)
     assert load_file(tmp_path / "bf16" / "prm" / "model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
+    for name in ("lora2", "lora3"):
+        assert losses(tmp_path / name) == pytest.approx(losses(lora_rank), rel=1e-3), name
+        assert_same_model(tmp_path / name, lora_rank, atol=2e-3)
+    assert done.stdout.count("SIGTERM; saved after step 4 of 6") == 2
+    for name in ("stopped2", "stopped3"):
+        assert losses(tmp_path / name) == losses(tmp_path / name.replace("stopped", "zero")), name
+        assert_same_model(tmp_path / name, tmp_path / name.replace("stopped", "zero"), atol=0)
+    for name in ("nan0", "nan3"):
+        whole_run, rates = losses(tmp_path / name.replace("nan", "zero")), losses(tmp_path / name, name="learning_rate")
+        assert losses(tmp_path / name, name="skipped") == [0, 0, 1, 0, 0, 0], name
+        assert losses(tmp_path / name)[:3] == [*whole_run[:2], None], name
+        assert rates[3] == rates[2], name
+    assert losses(tmp_path / "nan3")[3:] == pytest.approx(losses(tmp_path / "nan0")[3:], rel=1e-3)
+    assert_same_model(tmp_path / "nan3", tmp_path / "nan0", atol=2e-3)
+    check_parts(json.loads((tmp_path / "parts.json").read_text()), [])
+    # New rows take a new table, whole until training begins; tied, there is one.
+    check_parts(json.loads((tmp_path / "llama.json").read_text()), ["backbone.model.embed_tokens.weight"])
+
+
+def check_parts(found: dict[str, Any], not_in_parts: list[str]) -> None:
+    assert found["different"] == []
+    assert found["not_in_parts"] == not_in_parts
+    assert found["kept"] < 0.52
+    assert found["whole"] < 0.25
 
 
 def test_nothing_to_train_on(random_policy_folder: Path, labels: Path, tmp_path: Path) -> None:

@@ -1,13 +1,100 @@
-"""Runs `mmprm train` for each configuration file named, in one process per rank: starting ranks costs most of a run."""
+"""Runs the jobs of a JSON file one after the other, in one process per rank: starting ranks costs most of a run.
+
+A job is {"config": FILE}: `mmprm train`, with faults on its last rank: {"nan": [steps whose loss is NaN],
+"sigterm": step before which it gets SIGTERM}; or {"config": FILE, "parts": FILE to write}: what loading under ZeRO-3
+leaves on the ranks.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import deepspeed
+import torch
+from torch import Tensor, nn
 
 from mmprm.cli.main import main
+from mmprm.config import load
+from mmprm.prm.info import PrmTokens
+from mmprm.prm.model import initialise_prm
+from mmprm.prm.train import TrainConfig
+from mmprm.training.engine import Engine
+from mmprm.training.ranks import join_ranks
+from mmprm.training.sharding import loading_in_parts, whole
+
+Losses = Iterable[Callable[[nn.Module], Tensor]]
+
+
+def train(config: str, nan: Sequence[int] = (), sigterm: int = 0) -> int:
+    calls, step = count(1), Engine.step
+    faulty = os.environ.get("RANK", "0") == str(int(os.environ.get("WORLD_SIZE", "1")) - 1)
+
+    def faulty_step(engine: Engine, losses: Losses, denominator: float) -> tuple[float, float | None]:
+        call = next(calls)
+        if call == sigterm and faulty:
+            os.kill(os.getpid(), signal.SIGTERM)
+        if call in nan and faulty:
+            losses = (partial(poisoned, loss_sum) for loss_sum in losses)
+        return step(engine, losses, denominator)
+
+    with mock.patch.object(Engine, "step", faulty_step):
+        try:
+            return main(["train", "--config", config])
+        except SystemExit as stopped:
+            return int(stopped.code or 0)
+
+
+def poisoned(loss_sum: Callable[[nn.Module], Tensor], model: nn.Module) -> Tensor:
+    return loss_sum(model) * float("nan")
+
+
+def load_parts(config: str, parts: str) -> int:
+    """Writes the largest share of all elements that one rank keeps, the largest that was whole at any time while
+    loading, and the names of weights that are not in parts, or not those of the file."""
+    ranks, settings = join_ranks(), load(TrainConfig, Path(config))
+    gathered: list[int] = []
+    enter = deepspeed.zero.GatheredParameters.__enter__
+
+    def counting_enter(context: Any) -> Any:
+        gathered.append(sum(parameter.ds_numel for parameter in context.params) if context.enabled else 0)
+        return enter(context)
+
+    with (
+        loading_in_parts(settings.training),
+        mock.patch.object(deepspeed.zero.GatheredParameters, "__enter__", counting_enter),
+    ):
+        model = initialise_prm(settings.base, PrmTokens()).model
+    sharded = {name: p for name, p in model.named_parameters() if hasattr(p, "ds_id")}
+    total = sum(parameter.ds_numel for parameter in sharded.values())
+    kept = sum(parameter.ds_tensor.numel() + parameter.numel() for parameter in sharded.values())
+    expected = dict(initialise_prm(settings.base, PrmTokens()).model.named_parameters())
+    different = []
+    for name, parameter in model.named_parameters():
+        with whole([parameter]):
+            if not torch.equal(parameter, expected[name]):
+                different.append(name)
+    found = {
+        "kept": max(ranks.gather(kept / total)),
+        "whole": max(ranks.gather(max(gathered) / total)),
+        "not_in_parts": sorted(set(expected) - set(sharded)),
+        "different": sorted({name for names in ranks.gather(different) for name in names}),
+    }
+    if ranks.is_main:
+        Path(parts).write_text(json.dumps(found))
+    return 0
+
 
 if __name__ == "__main__":
-    for file in sys.argv[1:]:
-        code = main(["train", "--config", file])
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        code = load_parts(**job) if "parts" in job else train(**job)
         if code:
             sys.exit(code)

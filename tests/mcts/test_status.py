@@ -84,6 +84,18 @@ def test_text(store: Store) -> None:
     ]
 
 
+def test_rows_go_on_under_their_own_text(store: Store) -> None:
+    status = read_status(store)
+    narrow = status_text(status, "runs/x", now=1075, width=60).splitlines()
+    assert narrow[2:6] == [
+        "ended         search budget 1 (50.0%), too easy 1 (50.0%)",
+        "labels        1 in 4 states, 180 an engine-hour (0.01",
+        "              engine-hours)",
+        "rollouts      16: 7 right, 8 wrong, unknown 1 (time-out 1)",
+    ]
+    assert max(map(len, narrow)) <= 60
+
+
 def test_text_while_it_runs_says_until_when(store: Store) -> None:
     running = replace(read_status(store), running=True, projected_end=1013.3)
     lines = status_text(running, "runs/x", now=1011).splitlines()

@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mmprm.cli import rerank, score
 from mmprm.cli.main import main
-from mmprm.prm.info import PrmInfo
+from mmprm.errors import CheckpointError
+from mmprm.prm.info import AggregatorEvidence, PrmInfo, read_info, write_info
 from mmprm.selection.groups import Candidate, Group, Sampled
 from mmprm.types import Problem, Solution, StepScores, Verdict
 
@@ -30,7 +32,7 @@ def scorer(monkeypatch: pytest.MonkeyPatch) -> LengthScorer:
     fake = LengthScorer()
     for command in (score, rerank):
         monkeypatch.setattr(command, "open_scorer", lambda config: fake)
-        monkeypatch.setattr(command, "read_info", lambda path: PrmInfo(aggregator="min"))
+        monkeypatch.setattr(command, "scorer_info", lambda config: PrmInfo(aggregator="min"))
     return fake
 
 
@@ -69,7 +71,7 @@ def test_a_bad_line_is_named_and_nothing_is_written(
 def test_no_aggregator_is_no_silent_default(
     tmp_path: Path, scorer: LengthScorer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(score, "read_info", lambda path: PrmInfo())
+    monkeypatch.setattr(score, "scorer_info", lambda config: PrmInfo())
     (tmp_path / "in.jsonl").write_text('{"question": "q", "steps": ["a"]}')
     arguments = ["score", str(tmp_path / "in.jsonl"), "--set", "scorer.prm=p"]
     assert main(arguments) == 2
@@ -81,19 +83,53 @@ def candidate(step: str, answer: str, verdict: Verdict) -> Candidate:
     return Candidate(f"<step>{step}</step>", (step,) if step else (), answer, verdict, 4, None if step else "no step")
 
 
-def test_rerank_writes_candidates_and_summary(
-    tmp_path: Path, scorer: LengthScorer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    right, wrong = Verdict.CORRECT, Verdict.INCORRECT
-    groups = [
-        Group(Problem("p1", "q", "1"), (candidate("bad", "2", wrong), candidate("ok", "1", right))),
-        Group(Problem("p2", "q", "1"), (candidate("", "1", right), candidate("bad", "3", Verdict.UNKNOWN))),
-    ]
-    monkeypatch.setattr(rerank, "_sample", lambda config: Sampled(groups, {"p3": "picture is missing"}))
-    sets = ["problems.path=x.jsonl", "engine.model=tiny", "scorer.prm=p", "samples=2", f"output={tmp_path}"]
-    assert main(["rerank", *(part for item in sets for part in ("--set", item))]) == 0
+RIGHT, WRONG = Verdict.CORRECT, Verdict.INCORRECT
+CANDIDATES = {
+    "p1": (candidate("bad", "2", WRONG), candidate("ok", "1", RIGHT)),
+    "p2": (candidate("", "1", RIGHT), candidate("bad", "3", Verdict.UNKNOWN)),
+}
 
-    rows = [json.loads(line) for line in (tmp_path / "candidates.jsonl").read_text().splitlines()]
+
+class Rerank:
+    """The command on the problems p1, p2 and p3, of which no more than `candidates` can be sampled; `asked` lists the
+    problems that every call sampled."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        self.candidates = dict(CANDIDATES)
+        self.asked: list[list[str]] = []
+        rows = ({"id": name, "question": f"q {name}", "answer": "1"} for name in ("p1", "p2", "p3"))
+        (folder / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+        async def sample(config: rerank.RerankConfig, problems: Sequence[Problem]) -> Sampled:
+            self.asked.append([problem.id for problem in problems])
+            groups = [Group(p, self.candidates[p.id]) for p in problems if p.id in self.candidates]
+            return Sampled(groups, {p.id: "picture is missing" for p in problems if p.id not in self.candidates})
+
+        monkeypatch.setattr(rerank, "_sample", sample)
+
+    def __call__(self, *arguments: str, **sets: object) -> int:
+        fixed = {"problems.path": self.folder / "x.jsonl", "engine.model": "tiny", "scorer.prm": self.folder}
+        values = fixed | {"samples": 2, "output": self.folder / "out"} | sets
+        options = (part for key, value in values.items() for part in ("--set", f"{key}={value}"))
+        return main(["rerank", *arguments, *options])
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.folder / "out" / name).read_text().splitlines()]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        return json.loads((self.folder / "out" / "summary.json").read_text())
+
+
+@pytest.fixture
+def reranked(tmp_path: Path, scorer: LengthScorer, monkeypatch: pytest.MonkeyPatch) -> Rerank:
+    return Rerank(tmp_path, monkeypatch)
+
+
+def test_rerank_writes_candidates_and_summary(reranked: Rerank, capsys: pytest.CaptureFixture[str]) -> None:
+    assert reranked() == 0
+    rows, summary = reranked.rows("candidates.jsonl"), reranked.summary
     assert [(row["problem_id"], row["draw"], row["chosen"]) for row in rows] == [
         ("p1", 0, False),
         ("p1", 1, True),
@@ -103,7 +139,6 @@ def test_rerank_writes_candidates_and_summary(
     assert (rows[2]["unsplit"], rows[2]["scores"], rows[2]["reward"]) == ("no step", None, None)
     assert rows[3]["verdict"] == "unknown"
 
-    summary = json.loads((tmp_path / "summary.json").read_text())
     # p1 is chosen right; in p2 the only scored candidate is not known to be right, and both votes weigh nothing.
     assert summary["accuracy"] == pytest.approx(
         {"random": 0.5, "first": 0.5, "majority": 0.5, "prm": 0.5, "weighted": 0.75, "oracle": 1.0}
@@ -112,23 +147,53 @@ def test_rerank_writes_candidates_and_summary(
     assert (summary["unknown_verdicts"], summary["unsplit"], summary["generated_tokens"]) == (1, {"no step": 1}, 16)
     assert [point["n"] for point in summary["accuracy_at_n"]] == [1, 2]
     printed = capsys.readouterr().out
-    assert "oracle       0.500   1.000   +0.500" in printed
+    assert "oracle     0.500  1.000   +0.500" in printed
     assert "2 problems, 1 failed" in printed
+    assert "aggregator min, from prm.json, which holds no evidence for it" in printed
+    assert max(map(len, printed.splitlines()[:-2])) <= 80
 
 
-def test_rerank_without_any_sample_is_an_error(
-    scorer: LengthScorer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_rerank_without_any_sample_is_an_error(reranked: Rerank, capsys: pytest.CaptureFixture[str]) -> None:
+    reranked.candidates.clear()
+    assert reranked() == 2
+    assert "x.jsonl: no problem could be sampled; p1: picture is missing" in capsys.readouterr().err
+
+
+def test_samples_outlive_a_prm_that_does_not_load(
+    reranked: Rerank, scorer: LengthScorer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(rerank, "_sample", lambda config: Sampled([], {"p3": "picture is missing"}))
-    sets = ["problems.path=x.jsonl", "engine.model=tiny", "scorer.prm=p"]
-    assert main(["rerank", *(part for item in sets for part in ("--set", item))]) == 2
-    assert "x.jsonl: no problem could be sampled; p3: picture is missing" in capsys.readouterr().err
+    def broken(config: object) -> None:
+        raise CheckpointError("model.safetensors is cut off")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rerank, "open_scorer", broken)
+        assert reranked() == 2
+    assert [row.get("scores") for row in reranked.rows("samples.jsonl")] == [None] * 5
+    reranked.candidates = {"p3": CANDIDATES["p1"]}
+    assert reranked() == 0
+    assert reranked.asked == [["p1", "p2", "p3"], ["p3"]], "what failed is tried again, and nothing else"
+    assert "2 of 3 problems were sampled before" in capsys.readouterr().err
+    assert [row["problem_id"] for row in reranked.rows("candidates.jsonl")] == ["p1"] * 2 + ["p2"] * 2 + ["p3"] * 2
+    before = reranked.rows("candidates.jsonl")
+    assert reranked(aggregator="max") == 0, "another aggregator samples nothing"
+    assert len(reranked.asked) == 2
+    strip = ("scores", "reward", "chosen")
+    assert [{k: v for k, v in row.items() if k not in strip} for row in reranked.rows("candidates.jsonl")] == [
+        {k: v for k, v in row.items() if k not in strip} for row in before
+    ]
 
 
-def test_the_sizes_end_with_the_number_of_samples() -> None:
-    assert rerank._sizes(8) == [1, 2, 4, 8]
-    assert rerank._sizes(6) == [1, 2, 4, 6]
-    assert rerank._sizes(1) == [1]
+def test_other_samples_are_not_taken_for_these(reranked: Rerank, capsys: pytest.CaptureFixture[str]) -> None:
+    reranked.candidates["p3"] = CANDIDATES["p1"]
+    assert reranked() == 0
+    assert reranked(seed=1) == 0
+    assert (
+        "samples.jsonl: is of other samples and will be replaced: seed (stored 0, asked 1)" in capsys.readouterr().err
+    )
+    text = (reranked.folder / "x.jsonl").read_text()
+    (reranked.folder / "x.jsonl").write_text(text.replace("q p1", "another"))
+    assert reranked(seed=1) == 0
+    assert reranked.asked == [["p1", "p2", "p3"]] * 3
 
 
 def test_pictures_are_relative_to_the_file() -> None:
@@ -139,18 +204,23 @@ def test_pictures_are_relative_to_the_file() -> None:
 
 
 def test_rerank_chooses_an_aggregator_and_stores_it(
-    tmp_path: Path, scorer: LengthScorer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    reranked: Rerank, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Scores are 1 / length: the right solution has the lower minimum and the higher maximum."""
     right = Candidate("", ("a", "abcd"), "1", Verdict.CORRECT, 4, None)
     wrong = Candidate("", ("ab", "ab"), "2", Verdict.INCORRECT, 4, None)
-    groups = [Group(Problem("p1", "q", "1"), (wrong, right))]
-    monkeypatch.setattr(rerank, "_sample", lambda config: Sampled(groups, {}))
-    monkeypatch.setattr(rerank, "read_info", lambda path: PrmInfo())
-    stored: list[PrmInfo] = []
-    monkeypatch.setattr(rerank, "write_info", lambda path, info: stored.append(info))
-    sets = ["problems.path=x.jsonl", "engine.model=tiny", "scorer.prm=p", "samples=2", f"output={tmp_path}"]
-    assert main(["rerank", "--choose-aggregator", *(part for item in sets for part in ("--set", item))]) == 0
-    assert [info.aggregator for info in stored] == ["mean"], "the first of those that choose right"
-    assert "aggregator mean, chosen on 1 problems" in capsys.readouterr().out
-    assert json.loads((tmp_path / "summary.json").read_text())["accuracy"]["prm"] == 1
+    reranked.candidates = dict.fromkeys(("p1", "p2", "p3"), (wrong, right))
+    write_info(reranked.folder, PrmInfo(labels={"after_error": "mask"}))
+    monkeypatch.setattr(rerank, "scorer_info", lambda config: read_info(config.prm))
+    assert reranked("--choose-aggregator") == 0
+    stored = read_info(reranked.folder)
+    assert stored.aggregator == "mean", "the first of those that choose right"
+    assert stored.aggregator_evidence == AggregatorEvidence(problems=3, samples=2, value=1.0, low=1.0, high=1.0)
+    printed = capsys.readouterr()
+    assert "aggregator mean, chosen on 3 problems: best-of-2 1.000 [1.000, 1.000]" in printed.out
+    assert "note: aggregator mean counts the steps behind the first error" in printed.err
+    assert reranked.summary["accuracy"]["prm"] == 1
+    assert reranked() == 0
+    assert "note:" not in capsys.readouterr().err, "what evidence chose is not doubted again"
+    assert reranked("--choose-aggregator", **{"scorer.prm": "owner/name"}) == 2
+    assert "must be a folder here" in capsys.readouterr().err

@@ -2,12 +2,23 @@ from __future__ import annotations
 
 import pytest
 
-from mmprm.evaluation.aggregators import choose_aggregator
+from mmprm.evaluation.aggregators import (
+    RAISED_LATE,
+    AggregatorChoice,
+    choose_aggregator,
+    described,
+    misgiving,
+    with_choice,
+)
 from mmprm.evaluation.first_error import Judged, evaluate_first_error, first_error, threshold_from
-from mmprm.metrics import NO_ERROR
+from mmprm.evaluation.label_quality import judged_labels, known_from, no_error_so_far
+from mmprm.evaluation.labelled import LabelledSolution
+from mmprm.labels.parquet import LabelledExample
+from mmprm.metrics import NO_ERROR, Interval
+from mmprm.prm.info import PrmInfo
 from mmprm.scoring.aggregate import AGGREGATORS
 from mmprm.selection.groups import Candidate, Group
-from mmprm.types import Problem, StepScores, Verdict
+from mmprm.types import Counts, LabelledPath, Problem, Solution, StepScores, Verdict
 
 
 def judged(problem: str, scores: tuple[float, ...], error: int) -> Judged:
@@ -52,3 +63,58 @@ def test_the_aggregator_that_picks_right_solutions_is_chosen() -> None:
     assert set(choice.candidates) == set(AGGREGATORS)
     assert choice.candidates["min"].value == 0.0
     assert choice.candidates["max"].value == 0.5
+
+
+def test_an_aggregator_is_described_by_its_evidence() -> None:
+    choice = AggregatorChoice("min", 8, 120, Interval(0.7875, 0.71, 0.858), {})
+    info = with_choice(PrmInfo(base="b"), choice)
+    assert info.base == "b"
+    assert described("min", info) == "min, chosen on 120 problems: best-of-8 0.787 [0.710, 0.858]"
+    assert described("max", info) == "max, as configured; prm.json names min"
+    assert described("max", PrmInfo()) == "max, as configured; prm.json names none"
+    assert "holds no evidence" in described("min", PrmInfo(aggregator="min"))
+
+
+def test_what_no_label_taught_raises_these_aggregators_alone() -> None:
+    """One more score behind an error, whatever it is, can raise just the aggregators that are warned of."""
+    scores, noise = (0.9, 0.2), [step / 20 for step in range(21)]
+    raised = {name for name, of in AGGREGATORS.items() if any(of((*scores, late)) > of(scores) for late in noise)}
+    assert raised == RAISED_LATE
+    masked = PrmInfo(labels={"after_error": "mask"}, aggregator="min")
+    assert {name for name in AGGREGATORS if misgiving(name, masked)} == RAISED_LATE
+    assert "trained without" in misgiving("last", masked)
+    assert misgiving("last", PrmInfo(labels={"after_error": "keep"})) is None
+    proven = with_choice(masked, AggregatorChoice("last", 8, 120, Interval(0.5, 0.4, 0.6), {}))
+    assert misgiving("last", proven) is None
+    assert misgiving("max", proven)
+
+
+def test_no_error_so_far() -> None:
+    assert no_error_so_far([True, None, True, False, None, True]) == [True, None, None, False, False, False]
+
+
+def example(steps: str, *labels: tuple[int, int] | None, complete: bool = False) -> LabelledExample:
+    counts = tuple(None if label is None else Counts(*label) for label in labels)
+    return LabelledExample(Problem("p", "q ", "1"), LabelledPath("p", tuple(steps), counts, complete), "train")
+
+
+def test_labels_meet_what_people_said_about_any_solution_that_begins_alike() -> None:
+    question = Problem("f:1", "q", "")
+    people = [
+        LabelledSolution(Solution(question, ("a", "b ", "c")), (True, False, None), "x", "f"),
+        LabelledSolution(Solution(question, ("a", "d", "e")), (True, None, True), "x", "f"),
+    ]
+    known = known_from(people)
+    assert known(Problem("p", "q", "1"), ("a", "b", "z", "c")) == [True, False, None, None]
+    examples = [
+        example("abc", (3, 1), (1, 3), (0, 4)),
+        example("ade", (2, 2), (4, 0), (4, 0)),
+        example("ab", None, (0, 4), complete=True),  # the label of a whole solution is its verdict
+        example("z", (4, 0)),
+    ]
+    judged = judged_labels(examples, known, "labels")
+    assert [(item.right, scores.scores) for item, scores in judged] == [
+        ((True, False, False), (0.75, 0.25, 0.0)),
+        ((True,), (0.5,)),
+    ]
+    assert known(Problem("p", "another", "1"), ("a",)) == [None]

@@ -13,12 +13,14 @@ import pytest
 from mmprm.cli import eval as command
 from mmprm.cli.main import main
 from mmprm.errors import DataError
-from mmprm.evaluation.best_of_n import evaluate_best_of_n, read_groups
+from mmprm.evaluation.best_of_n import evaluate_best_of_n
 from mmprm.evaluation.judging import Judged, judge, split_development
 from mmprm.evaluation.labelled import LabelledSolution, Options, read_labelled
+from mmprm.labels.parquet import LabelledExample, write_parquet
 from mmprm.metrics import NO_ERROR, choose_step_threshold, macro_f1
 from mmprm.prm.info import PrmInfo
-from mmprm.types import Problem, Solution, StepScores
+from mmprm.selection.candidates import read_groups
+from mmprm.types import Counts, LabelledPath, Problem, Solution, StepScores
 
 
 def test_macro_f1_by_hand() -> None:
@@ -190,12 +192,18 @@ class TextScorer:
 def scorer(monkeypatch: pytest.MonkeyPatch) -> TextScorer:
     fake = TextScorer()
     monkeypatch.setattr(command, "open_scorer", lambda config: fake)
-    monkeypatch.setattr(command, "read_info", lambda path: PrmInfo(threshold=0.75))
+    monkeypatch.setattr(command, "scorer_info", lambda config: PrmInfo(threshold=0.75))
     return fake
 
 
 def processbench(*rows: tuple[list[str], int]) -> list[dict[str, Any]]:
     return [{"id": f"x-{i}", "problem": f"q{i}", "steps": s, "label": label} for i, (s, label) in enumerate(rows)]
+
+
+def write_labels(path: Path) -> None:
+    problem = Problem("p", "q", "1")
+    labelled = LabelledPath("p", ("s0", "s1"), (Counts(3, 1), Counts(0, 4)), False)
+    write_parquet(path, [LabelledExample(problem, labelled, "train")])
 
 
 def run(*arguments: str) -> int:
@@ -217,7 +225,7 @@ def test_the_command_measures_files_and_shows_all_on_one_page(
     assert {name: entry["f1"]["value"] for name, entry in result["sources"].items()} == {"gsm8k": 1.0, "math": 0.0}
     printed = capsys.readouterr().out
     assert re.search(r"average +0.500 \[", printed)
-    assert "threshold 0.500 (gsm8k, 2 solutions)" in printed
+    assert "threshold 0.500, gsm8k, 2 solutions" in printed
     assert scorer.closed == 1
 
     assert run("processbench", *files, *sets, "--set", "development=0") == 0  # prm.json's 0.75: 0.7 is claimed wrong
@@ -226,6 +234,11 @@ def test_the_command_measures_files_and_shows_all_on_one_page(
     visual = {"question": "q", "response": {"steps": ["0.9", "0.1"], "process_correctness": [1, -1]}}
     (tmp_path / "test.jsonl").write_text(json.dumps(visual))
     assert run("visualprocessbench", str(tmp_path / "test.jsonl"), *sets, "--set", "threshold=0.5") == 0
+    write_labels(tmp_path / "labels.parquet")
+    (tmp_path / "people.jsonl").write_text(json.dumps(prm800k(1, -1)))
+    labels = ["--set", f"truth={tmp_path / 'people.jsonl'}", "--set", "threshold=0.5", "--set", f"output={out}"]
+    assert run("labels", str(tmp_path / "labels.parquet"), *labels) == 0
+    assert json.loads((out / "labels.json").read_text())["pooled"]["f1"]["value"] == 1.0
     (tmp_path / "candidates.jsonl").write_text("\n".join(map(json.dumps, CANDIDATES)))
     bon = [str(tmp_path / "candidates.jsonl"), "--set", f"output={out}", "--set", "aggregators=[min,last]"]
     assert run("bon", *bon) == 0
@@ -237,6 +250,7 @@ def test_the_command_measures_files_and_shows_all_on_one_page(
     assert [node.text for node in root.iter() if node.tag.endswith("h2")] == [
         "processbench",
         "visualprocessbench",
+        "labels",
         "Best of 2 by aggregator",
         "Accuracy against the number of samples",
     ]
@@ -244,14 +258,14 @@ def test_the_command_measures_files_and_shows_all_on_one_page(
     colours = set(re.findall(r"var\(--([\w-]+)\)", drawn))
     assert {"good", "soft", "series-prm"} <= colours <= set(re.findall(r"--([\w-]+):", html))
     text = " ".join("".join(root.itertext()).split())
-    for expected in ("gsm8k", "Threshold 0.750 (given)", "0.667", "average of the sources"):
+    for expected in ("gsm8k", "Threshold 0.750 (given)", "0.667", "average"):
         assert expected in text
 
 
 def test_threshold_and_format_must_be_known(
     tmp_path: Path, scorer: TextScorer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(command, "read_info", lambda path: PrmInfo())
+    monkeypatch.setattr(command, "scorer_info", lambda config: PrmInfo())
     (tmp_path / "x.jsonl").write_text(json.dumps(processbench((["0.9"], -1))[0]))
     sets = ["--set", "scorer.prm=p", "--set", f"output={tmp_path}"]
     assert run("processbench", str(tmp_path / "x.jsonl"), *sets, "--set", "development=0") == 2
@@ -260,9 +274,32 @@ def test_threshold_and_format_must_be_known(
     assert "format='x' must be one of trl, math-shepherd, prm800k" in capsys.readouterr().err
     assert run("processbench", str(tmp_path / "nowhere.jsonl"), *sets) == 2
     assert "nowhere.jsonl: cannot be read" in capsys.readouterr().err
+    write_labels(tmp_path / "labels.parquet")
+    (tmp_path / "others.jsonl").write_text(json.dumps({**prm800k(1), "question": {"problem": "another"}}))
+    labels = ["--set", f"truth={tmp_path / 'others.jsonl'}", "--set", f"output={tmp_path}"]
+    assert run("labels", str(tmp_path / "labels.parquet"), *labels) == 2
+    assert "others.jsonl: judges no labelled step" in capsys.readouterr().err
     (tmp_path / "one.json").write_text("{}")
     assert run("processbench", str(tmp_path / "one.json"), *sets) == 2
     assert "one.json: must hold a list of objects" in capsys.readouterr().err
+
+
+def test_solutions_that_were_cut_are_left_out(
+    tmp_path: Path, scorer: TextScorer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A scorer that cuts long solutions has no score for their last steps, be they right or wrong."""
+
+    class Cutting(TextScorer):
+        def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
+            return [StepScores(scores.scores[:2]) for scores in super().score(solutions)]
+
+    monkeypatch.setattr(command, "open_scorer", lambda config: Cutting())
+    rows = processbench((["0.9", "0.2"], 1), (["0.8"], -1), (["0.8", "0.8", "0.1"], 2))
+    (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    sets = ["--set", "scorer.prm=p", "--set", f"output={tmp_path}", "--set", "threshold=0.5"]
+    assert run("processbench", str(tmp_path / "x.jsonl"), *sets) == 0
+    assert "1 solutions are longer than the PRM reads and left out" in capsys.readouterr().err
+    assert json.loads((tmp_path / "processbench.json").read_text())["pooled"]["solutions"] == 2
 
 
 def line(problem: str, draw: int, right: bool, scores: list[float] | None) -> dict[str, Any]:

@@ -120,7 +120,9 @@ def test_folders_that_are_refused(random_policy_folder: Path, tmp_path: Path) ->
     with pytest.raises(CheckpointError, match=r"has no prm.json, so it is no process reward model"):
         load_prm(random_policy_folder)
     for name, text, message in (
-        ("other", json.dumps({"format": "math-shepherd"}), "format 'math-shepherd' must be 'mm-prm'"),
+        ("other", json.dumps({"format": "math-shepherd"}), "format 'math-shepherd' can be scored with"),
+        ("none", json.dumps({"tokens": {}}), "an object with the key format"),
+        ("unknown", json.dumps({"format": "gpt"}), "format='gpt'"),
         ("newer", json.dumps({"format": "mm-prm", "colour": 1}), "colour does not exist"),
         ("cut", '{"format": ', "is not what mmprm writes"),
     ):

@@ -10,11 +10,12 @@ from mmprm.prm.info import PrmTokens
 from mmprm.prm.model import initialise_prm, load_prm, save_prm
 from mmprm.scoring import transformers_scorer
 from mmprm.scoring.config import ScorerConfig
+from mmprm.scoring.context import fitting
 from mmprm.scoring.open import open_scorer
 from mmprm.tiny.model import build_model
 from mmprm.tiny.tokenizer import build_processor, build_tokenizer
 from mmprm.tiny.world import make_problems, solve
-from mmprm.types import Problem, Solution
+from mmprm.types import Picture, Problem, Solution
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +64,9 @@ def test_scores_are_the_softmax_at_each_marker_whatever_the_batch(prm: Path, sol
 def test_batches_keep_to_their_token_budget(prm: Path, solutions: list[Solution]) -> None:
     scorer = transformers_scorer.TransformersScorer(ScorerConfig(prm=str(prm), batch_tokens=300))
     batches = list(scorer._batches(solutions))
-    assert sorted(index for indices, _ in batches for index in indices) == list(range(len(solutions)))
-    assert all(inputs["input_ids"].numel() <= 300 for _, inputs in batches)
-    assert any(len(indices) > 1 for indices, _ in batches)
+    assert sorted(index for indices, *_ in batches for index in indices) == list(range(len(solutions)))
+    assert all(inputs["input_ids"].numel() <= 300 for _, inputs, _ in batches)
+    assert any(len(indices) > 1 for indices, *_ in batches)
     assert scorer.score([]) == []
 
 
@@ -78,3 +79,40 @@ def test_what_cannot_be_scored_is_named(prm: Path, solutions: list[Solution], tm
         scorer.score([Solution(long.problem, ())])
     with pytest.raises(CheckpointError, match=r"prm\.json"):
         open_scorer(ScorerConfig(prm=str(tmp_path)))
+
+
+def test_where_a_solution_is_cut() -> None:
+    """A question of 10 tokens and steps of 3, 4, 5: 19 hold two of them, 17 two exactly, 16 one; the context counts."""
+    sizes = {"a": 3, "b": 4, "c": 5}
+    asked: list[int] = []
+
+    def tokens(solution: Solution) -> int:
+        asked.append(len(solution.steps))
+        return 10 + sum(sizes[step] for step in solution.steps)
+
+    whole = Solution(Problem("p", "q", "1", (Picture(path="x.png"),)), ("a", "b", "c"))
+    assert fitting(whole, tokens, 22, "refuse") is whole
+    for limit, kept in ((21, "ab"), (19, "ab"), (17, "ab"), (16, "a"), (13, "a")):
+        assert fitting(whole, tokens, limit, "cut") == Solution(whole.problem, tuple(kept))
+    with pytest.raises(DataError, match="problem p: its question with the first step is longer than the 12 tokens"):
+        fitting(whole, tokens, 12, "cut")
+    with pytest.raises(DataError, match=r"3 steps has 22 tokens, the PRM reads at most 21; .*scorer\.too_long=cut"):
+        fitting(whole, tokens, 21, "refuse")
+    asked.clear()
+    assert len(fitting(Solution(whole.problem, ("a",) * 10_000), tokens, 3000, "cut").steps) == 996
+    assert len(asked) < 20
+
+
+def test_what_is_cut_has_the_scores_of_its_first_steps(prm: Path, solutions: list[Solution]) -> None:
+    """In a batch with others, and with a picture, which stays whole."""
+    pictured = solutions[0]
+    long = Solution(pictured.problem, tuple(pictured.steps[0] for _ in range(600)))
+    scorer = open_scorer(ScorerConfig(prm=str(prm), too_long="cut"))
+    first, cut, last = scorer.score([solutions[1], long, solutions[2]])
+    kept = len(cut.scores)
+    assert 2 <= kept < 600
+    assert scorer._format.length(Solution(long.problem, long.steps[:kept])) <= scorer._context
+    assert scorer._format.length(Solution(long.problem, long.steps[: kept + 1])) > scorer._context
+    (alone,) = scorer.score([Solution(long.problem, long.steps[:kept])])
+    assert cut.scores == pytest.approx(alone.scores, abs=1e-5)
+    assert (len(first.scores), len(last.scores)) == (len(solutions[1].steps), len(solutions[2].steps))

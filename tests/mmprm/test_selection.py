@@ -4,8 +4,11 @@ import asyncio
 import itertools
 import math
 import random
+import statistics
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,12 +16,37 @@ from hypothesis import strategies as st
 from mmprm.errors import ConfigError, DataError, SamplingError
 from mmprm.selection.accuracy import SUBSETS, accuracy_at_n
 from mmprm.selection.groups import Candidate, Group, answer_key, choices, common_size, sample_groups, score_groups
-from mmprm.selection.selectors import SELECTORS, Choice
+from mmprm.selection.selectors import SELECTORS, Choices
 from mmprm.types import Completion, Grading, Problem, SampleRequest, Solution, StepScores, Verdict
+
+
+@dataclass(frozen=True)
+class Choice:
+    answer: str | None
+    correct: bool
+    reward: float = -math.inf
+    weight: float = 0.0
 
 
 def choice(answer: str | None, correct: bool, reward: float = 0.0) -> Choice:
     return Choice(answer, correct, reward, weight=max(reward, 0.0))
+
+
+def stacked(*problems: Sequence[Choice]) -> Choices:
+    """The problems as arrays."""
+    numbers = [{c.answer: None for c in row if c.answer is not None} for row in problems]
+    places = [{answer: place for place, answer in enumerate(known)} | {None: -1} for known in numbers]
+    return Choices(
+        np.array([[of[c.answer] for c in row] for of, row in zip(places, problems, strict=True)]),
+        np.array([[c.correct for c in row] for row in problems]),
+        np.array([[c.reward for c in row] for row in problems]),
+        np.array([[c.weight for c in row] for row in problems]),
+    )
+
+
+def select(name: str, candidates: Sequence[Choice]) -> float:
+    """The selector's accuracy among all candidates of one problem."""
+    return SELECTORS[name](stacked(candidates), np.ones((1, len(candidates)), dtype=bool)).item()
 
 
 # "7" is right. The majority says 8, the best-rewarded says 7, and so does the weighted vote (1.0 against 0.9).
@@ -36,25 +64,35 @@ FIVE = [
     [("random", 0.4), ("first", 0.0), ("majority", 0.0), ("prm", 1.0), ("weighted", 1.0), ("oracle", 1.0)],
 )
 def test_worked_choice(name: str, expected: float) -> None:
-    assert SELECTORS[name](FIVE) == pytest.approx(expected)
+    assert select(name, FIVE) == pytest.approx(expected)
 
 
 def test_ties_are_split_evenly() -> None:
     tied = [choice("8", False, 0.5), choice("7", True, 0.5), choice("9", False, 0.1)]
-    assert SELECTORS["prm"](tied) == 0.5
-    assert SELECTORS["majority"](tied) == pytest.approx(1 / 3)
-    assert SELECTORS["weighted"](tied) == 0.5
+    assert select("prm", tied) == 0.5
+    assert select("majority", tied) == pytest.approx(1 / 3)
+    assert select("weighted", tied) == 0.5
+
+
+def test_votes_of_equal_weights_tie_in_whatever_order_they_are_drawn() -> None:
+    """0.1 + 0.2 + 0.3 is not 0.3 + 0.2 + 0.1 in floating point."""
+    weights = [0.1, 0.2, 0.3]
+    drawn = [choice("7", True, weight) for weight in weights] + [choice("8", False, w) for w in reversed(weights)]
+    assert sum(weights) != sum(reversed(weights))
+    assert select("weighted", drawn) == 0.5
+    assert select("weighted", [*drawn, choice("8", False, 1e-6)]) == 0.0
 
 
 def test_a_candidate_without_an_answer_does_not_vote() -> None:
-    assert SELECTORS["majority"]([choice(None, False), choice(None, False), choice("7", True)]) == 1.0
-    assert SELECTORS["majority"]([choice(None, False), choice(None, False)]) == 0.0
+    assert select("majority", [choice(None, False), choice(None, False), choice("7", True)]) == 1.0
+    assert select("majority", [choice(None, False), choice(None, False)]) == 0.0
+    assert select("majority", [choice(None, True), choice(None, False)]) == 0.5
 
 
 def test_an_unscored_candidate_is_chosen_last() -> None:
     unscored = Choice("7", True)
-    assert SELECTORS["prm"]([unscored, choice("8", False, -50.0)]) == 0.0
-    assert SELECTORS["prm"]([unscored, Choice("8", False)]) == 0.5
+    assert select("prm", [unscored, choice("8", False, -50.0)]) == 0.0
+    assert select("prm", [unscored, Choice("8", False)]) == 0.5
 
 
 @given(st.lists(st.tuples(st.sampled_from("789"), st.floats(0, 1)), min_size=1, max_size=6), st.randoms())
@@ -64,10 +102,45 @@ def test_order_matters_only_to_first_and_the_oracle_is_the_ceiling(
 ) -> None:
     candidates = [choice(answer, answer == "7", reward) for answer, reward in items]
     shuffled = rng.sample(candidates, len(candidates))
-    for name, select in SELECTORS.items():
+    for name in SELECTORS:
         if name != "first":
-            assert select(candidates) == pytest.approx(select(shuffled))
-        assert select(candidates) <= SELECTORS["oracle"](candidates)
+            assert select(name, candidates) == pytest.approx(select(name, shuffled))
+        assert select(name, candidates) <= select("oracle", candidates)
+
+
+def one_by_one(name: str, candidates: Sequence[Choice]) -> float:
+    """The rules in words, for one subset of one problem."""
+    mean = statistics.fmean
+    if name in ("majority", "weighted"):
+        votes: dict[str, float] = {}
+        for candidate in candidates:
+            if candidate.answer is not None:
+                weight = candidate.weight if name == "weighted" else 1.0
+                votes[candidate.answer] = votes.get(candidate.answer, 0.0) + weight
+        if votes:
+            elected = [answer for answer, of in votes.items() if of == pytest.approx(max(votes.values()), rel=1e-12)]
+            return mean(mean(c.correct for c in candidates if c.answer == answer) for answer in elected)
+    highest = max(candidate.reward for candidate in candidates)
+    return {
+        "first": float(candidates[0].correct),
+        "prm": mean(c.correct for c in candidates if c.reward == highest),
+        "oracle": float(any(c.correct for c in candidates)),
+    }.get(name, mean(c.correct for c in candidates))
+
+
+def test_many_problems_and_subsets_at_once_are_each_one_by_one() -> None:
+    rng = random.Random(0)
+
+    def drawn() -> Choice:
+        reward = rng.choice([-math.inf, 0.0, 0.25, 0.5, rng.random()])
+        return Choice(rng.choice([None, "7", "8", "9"]), rng.random() < 0.4, reward, max(reward, 0.0))
+
+    problems = [[drawn() for _ in range(6)] for _ in range(30)]
+    subsets = [subset for n in (1, 2, 3, 6) for subset in itertools.combinations(range(6), n)]
+    inside = np.array([[place in subset for place in range(6)] for subset in subsets])
+    for name, selector in SELECTORS.items():
+        slow = [[one_by_one(name, [row[place] for place in subset]) for subset in subsets] for row in problems]
+        np.testing.assert_allclose(selector(stacked(*problems), inside), slow, atol=1e-12, err_msg=name)
 
 
 PROBLEM = Problem("p", "q", "7")
@@ -92,11 +165,12 @@ GROUP = Group(
 
 def test_choices_aggregate_and_unknown_is_not_correct() -> None:
     group = Group(PROBLEM, (candidate("7", [0.5, 0.4]), candidate("7", None), candidate("7", [1.0], Verdict.UNKNOWN)))
-    seen = choices(group, "product")
-    assert [c.reward for c in seen] == [pytest.approx(0.2), -math.inf, 1.0]
-    assert [c.weight for c in seen] == [pytest.approx(0.2), 0.0, 1.0]
-    assert [c.correct for c in seen] == [True, True, False]
-    assert choices(group, "sum_log")[0].weight == pytest.approx(0.2)
+    seen = choices([group], "product")
+    assert seen.reward_PM.tolist() == [[pytest.approx(0.2), -math.inf, 1.0]]
+    assert seen.weight_PM.tolist() == [[pytest.approx(0.2), 0.0, 1.0]]
+    assert seen.correct_PM.tolist() == [[True, True, False]]
+    assert seen.answer_PM.tolist() == [[0, 0, 0]]
+    assert choices([group], "sum_log").weight_PM[0, 0] == pytest.approx(0.2)
 
 
 def test_accuracy_at_n_by_hand() -> None:

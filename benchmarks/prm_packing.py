@@ -1,0 +1,73 @@
+"""What shared prefixes save, on the trees of a demo run: `python benchmarks/prm_packing.py`.
+
+tree_packing    distinct labels trained a second, all paths of a tree as one sequence, over one path a row
+shared_scoring  steps scored a second, 16 solutions of a problem as one tree, over one solution a row
+
+Both sides of a ratio have the same model, data, token budget and machine, take turns, and count each label once. The
+first step of a run is left out: it pays for what is prepared once.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmprm.prm.train import TrainConfig, train_prm
+from mmprm.scoring.config import ScorerConfig
+from mmprm.scoring.transformers_scorer import TransformersScorer
+from mmprm.tiny.model import weights_path
+from mmprm.types import Solution
+
+ROOT = Path(__file__).parent.parent
+DEMO = ROOT / "runs" / "demo"
+BAR = 3.0
+ROUNDS = 3
+
+
+def tree_packing_ratio(
+    labels: Path, micro_batch_tokens: int = 8192, batch_size: int = 512, rounds: int = ROUNDS
+) -> dict[str, Any]:
+    """The recipe of the demo, frozen vision tower and float32, with the raw labels as targets."""
+    speeds: dict[str, list[float]] = {"none": [], "trees": []}
+    for _ in range(rounds):
+        for packing, found in speeds.items():
+            found.append(_labels_per_second(labels, packing, micro_batch_tokens, batch_size))
+    return _result(speeds, "trees", "none")
+
+
+def shared_scoring_ratio(prm: Path, solutions: Sequence[Sequence[Solution]], rounds: int = ROUNDS) -> dict[str, Any]:
+    """`solutions` holds those of each problem."""
+    flat = [solution for group in solutions for solution in group]
+    scorers = {
+        name: TransformersScorer(ScorerConfig(prm=str(prm), share_prefixes=name == "shared"))
+        for name in ("separate", "shared")
+    }
+    speeds: dict[str, list[float]] = {name: [] for name in scorers}
+    for scorer in scorers.values():
+        scorer.score(flat[:64])
+    for _ in range(rounds):
+        for name, scorer in scorers.items():
+            started = time.perf_counter()
+            scores = scorer.score(flat)
+            speeds[name].append(sum(len(each.scores) for each in scores) / (time.perf_counter() - started))
+    return _result(speeds, "shared", "separate")
+
+
+def _labels_per_second(labels: Path, packing: str, micro_batch_tokens: int, batch_size: int) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        training = {"batch_size": batch_size, "micro_batch_tokens": micro_batch_tokens, "precision": "fp32"}
+        values = {"base": str(weights_path()), "labels": str(labels), "output": folder, "frozen": ("visual",)}
+        train_prm(TrainConfig(**values, packing=packing, training=training))
+        lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [row for row in map(json.loads, lines) if row["kind"] == "train"][1:]
+    return sum(row["terms_per_second"] * row["seconds"] for row in steps) / sum(row["seconds"] for row in steps)
+
+
+def _result(speeds: dict[str, list[float]], ours: str, other: str) -> dict[str, Any]:
+    ratios = [fast / slow for fast, slow in zip(speeds[ours], speeds[other], strict=True)]
+    return {"ratio": statistics.median(ratios), "spread": [min(ratios), max(ratios)], "per_second": speeds}

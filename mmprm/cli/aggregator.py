@@ -1,0 +1,21 @@
+"""Which aggregator a command uses."""
+
+from __future__ import annotations
+
+import sys
+
+from mmprm.evaluation.aggregators import misgiving
+from mmprm.prm.info import PrmInfo
+from mmprm.scoring.aggregate import chosen_aggregator
+
+
+def settled(configured: str | None, info: PrmInfo) -> str:
+    """The configured aggregator, or the one in prm.json; what speaks against it goes to standard error."""
+    name = chosen_aggregator(configured, info.aggregator)
+    warn(name, info)
+    return name
+
+
+def warn(name: str, info: PrmInfo) -> None:
+    if why := misgiving(name, info):
+        print(f"note: {why}", file=sys.stderr)

@@ -1,0 +1,49 @@
+"""Bring a checkpoint into another form: an older InternVL into the native class, our PRM into that of other tools.
+
+Examples:
+  mmprm convert models/InternVL2_5-8B models/InternVL2_5-8B-hf
+  mmprm convert models/MM-PRM models/MM-PRM-hf
+  mmprm convert runs/text/train/prm models/text-prm --format qwen
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mmprm.prm.info import INFO_FILE
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="SOURCE", help="folder of an internvl_chat model, or with --format of a PRM")
+    parser.add_argument("target", metavar="TARGET", help="folder to write; it must not exist")
+    parser.add_argument(
+        "--format",
+        choices=("native", "mm-prm", "qwen", "trl"),
+        default="native",
+        help="native (the default): transformers' InternVL class; the others are for a PRM that mmprm train wrote",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    if arguments.format == "native":
+        _to_native(arguments)
+        return
+    from mmprm.prm.export import export_prm
+
+    info = export_prm(arguments.source, arguments.target, arguments.format)
+    print(f"{arguments.target}: {info.format}, marker {info.tokens.marker!r}")
+    if info.aggregator is None:
+        print("aggregator and threshold are not chosen: mmprm rerank --choose-aggregator, mmprm eval")
+
+
+def _to_native(arguments: argparse.Namespace) -> None:
+    from mmprm.prm.internvl_chat import convert_internvl_chat
+
+    config = convert_internvl_chat(arguments.source, arguments.target)
+    judge = (Path(arguments.target) / INFO_FILE).is_file()
+    print(
+        f"{arguments.target}: {config.architectures[0]}, {config.text_config.model_type}, "
+        f"{config.vision_config.num_hidden_layers} vision layers"
+        + (f"; a process reward model ({INFO_FILE})" if judge else "")
+    )

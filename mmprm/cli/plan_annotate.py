@@ -1,0 +1,39 @@
+"""Estimate what a campaign will take from a pilot run of a few dozen problems.
+
+Example:
+  mmprm plan annotate --problems 10000 --pilot runs/pilot --engines 64
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from mcts.plan import plan, plan_text
+from mmprm.errors import DataError
+from mmprm.store import Store
+from mmprm.tallies import sessions, tallies
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--problems", type=int, required=True, help="problems of the campaign")
+    parser.add_argument(
+        "--pilot", metavar="RUN", required=True, help="run folder of a finished pilot, same configuration"
+    )
+    parser.add_argument("--engines", type=int, help="engines of the campaign, for its wall time")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (0)")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    for name in ("problems", "engines"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise DataError(f"--{name}={value} must be at least 1")
+    store = Store.read(arguments.pilot)
+    try:
+        engine_seconds = sum(session.engines * session.seconds for session in sessions(store))
+        size = os.path.getsize(store.path)
+        expected = plan(tallies(store), engine_seconds, size, arguments.problems, arguments.seed)
+    finally:
+        store.close()
+    print(plan_text(expected, arguments.pilot, arguments.engines))

@@ -1,0 +1,38 @@
+"""Train a policy by reinforcement learning: outcome rewards, and process rewards of a PRM.
+
+Examples:
+  mmprm rl --config configs/rl/tiny.yaml
+  mmprm rl --config configs/rl/tiny.yaml --set trainer.loss.surrogate=cpgd --set output=runs/tiny/cpgd
+
+Started again with the same output, a run goes on from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from mmprm.cli.options import add_config_options, load_config
+from mmprm.cli.policy import policy_folder
+from policy_rl.config import RLConfig
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_options(parser, RLConfig)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    config = load_config(arguments, RLConfig)
+    folder = policy_folder(config.engine)
+    if folder is not None:
+        config = config.model_copy(update={"engine": config.engine.model_copy(update={"model": folder})})
+    from policy_rl.run import train_policy
+
+    summary = train_policy(config)
+    if not summary.finished:
+        return
+    words = [f"{summary.policy}: the policy after step {summary.total}"]
+    for name, found in (("before", summary.before), ("after", summary.after)):
+        if found is not None:
+            share = found.pass_at_1
+            words.append(f"pass@1 {name} {share.value:.3f} ({share.low:.3f} to {share.high:.3f})")
+    print("; ".join(words))

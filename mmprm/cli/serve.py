@@ -1,0 +1,195 @@
+"""Serve a process reward model over HTTP: POST steps, get P(step is right) for each.
+
+Listens on this machine alone unless `host` says otherwise; then an API key is needed. GET /docs lists the routes.
+SIGTERM and Ctrl-C finish what has been taken and refuse what is new with 503.
+
+Examples:
+  mmprm serve --set scorer.prm=runs/demo/train/prm
+  mmprm serve --set scorer.prm=runs/prm-8b --set host=0.0.0.0 --set api_key_env=MMPRM_KEY --set scorer.dtype=bfloat16
+  curl localhost:8100/v1/score -H 'Content-Type: application/json' \\
+    -d '{"question": "What is 1 + 2?", "steps": ["1+2=3", "<answer>3</answer>"]}'
+"""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import logging
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Literal
+
+import uvicorn
+from pydantic import Field, model_validator
+
+from mmprm.cli.options import add_config_options, load_config
+from mmprm.config import Config
+from mmprm.errors import ConfigError, MmprmError, SetupError
+from mmprm.scoring.aggregate import chosen_aggregator
+from mmprm.scoring.config import ScorerConfig
+from mmprm.scoring.open import open_scorer, scorer_info
+from mmprm.scoring.service import Service
+from mmprm.scoring.wire import Limits, ModelOut
+
+CLOSING_SECONDS = 5
+"""For answers that are still on their way to a slow reader when everything is computed."""
+
+
+class ServedScorerConfig(ScorerConfig):
+    backend: Literal["vllm", "transformers"] = "vllm"
+    """vllm: the pooling runner; transformers: starts at once. Equal within 1e-3 in float32."""
+    server: None = None
+    """Not here: this command is the server."""
+
+
+class ServeConfig(Config):
+    scorer: ServedScorerConfig
+    """The process reward model and how it runs."""
+    aggregator: str | None = None
+    """min, last, mean, max, product, sum_log, sum_log_odds or mean_odds; by default the one in the PRM's prm.json."""
+    name: str | None = None
+    """What answers call the model; by default the name of its folder."""
+    host: str = "127.0.0.1"
+    """Address to listen on; 0.0.0.0 for all."""
+    port: int = Field(8100, ge=0, le=65535)
+    """Port; 0 takes a free one, which the first line of the output names."""
+    api_key_env: str | None = None
+    """Name of the environment variable that holds the API key, which is stored and shown nowhere."""
+    api_key_file: str | None = None
+    """File that holds the API key instead."""
+    without_key: bool = False
+    """Listen beyond this machine without an API key, for example behind a proxy that asks for one."""
+    image_root: str | None = None
+    """Folder below which requests may name pictures by path; by default they must send them."""
+    limits: Limits = Limits()
+    """What is taken."""
+    shutdown_seconds: float = Field(60.0, ge=0)
+    """Longest wait, after SIGTERM, for what has been taken."""
+
+    @model_validator(mode="after")
+    def _guarded(self) -> ServeConfig:
+        if self.api_key_env is not None and self.api_key_file is not None:
+            raise ValueError("api_key_env and api_key_file: set one of them")
+        if not (_is_loopback(self.host) or self.has_key or self.without_key):
+            raise ValueError(
+                f"host={self.host} is open to other machines: set api_key_env or api_key_file, or without_key=true"
+            )
+        return self
+
+    @property
+    def has_key(self) -> bool:
+        return self.api_key_env is not None or self.api_key_file is not None
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_options(parser, ServeConfig)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    logging.basicConfig(format="mmprm serve: %(message)s")
+    logging.getLogger("mmprm").setLevel(logging.INFO)
+    config = load_config(arguments, ServeConfig)
+    service = make_service(config)
+    with _listening(config) as listener:
+        host, port = listener.getsockname()[:2]
+        shown = f"[{host}]" if ":" in host else host
+        print(f"{config.scorer.prm} on http://{shown}:{port} ({config.scorer.backend})", flush=True)
+        Server(service, config.shutdown_seconds).run(sockets=[listener])
+    if service.failure is not None:
+        if isinstance(service.failure, MmprmError):
+            raise service.failure
+        raise SetupError(f"the model does not work: {service.failure}") from service.failure
+
+
+def make_service(config: ServeConfig) -> Service:
+    info = scorer_info(config.scorer)
+    root = Path(config.image_root) if config.image_root is not None else None
+    if root is not None and not root.is_dir():
+        raise ConfigError(f"image_root={root}: is no folder")
+    name = chosen_aggregator(config.aggregator, info.aggregator)
+    facts = ModelOut(
+        model=config.name or Path(config.scorer.prm).resolve().name,
+        format=info.format,
+        backend=config.scorer.backend,
+        dtype=config.scorer.dtype,
+        aggregator=name,
+        aggregator_evidence=info.aggregator_evidence if name == info.aggregator else None,
+        threshold=info.threshold,
+        limits=config.limits.model_dump(),
+    )
+    return Service(
+        facts,
+        lambda: open_scorer(config.scorer),
+        limits=config.limits,
+        key=_api_key(config),
+        local_only=_is_loopback(config.host) and not config.has_key,
+        image_root=root,
+    )
+
+
+class Server(uvicorn.Server):
+    """Goes on answering while it closes: what has been taken is finished, what is new gets 503."""
+
+    def __init__(self, service: Service, shutdown_seconds: float) -> None:
+        super().__init__(
+            uvicorn.Config(
+                service.app,
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=CLOSING_SECONDS,
+            )
+        )
+        self._service = service
+        self._seconds = shutdown_seconds
+        self._closes: float | None = None
+
+    def handle_exit(self, sig: int, frame: object) -> None:
+        self.should_exit = self._service.closing  # asked a second time: at once
+        self._service.closing = True
+
+    async def on_tick(self, counter: int) -> bool:
+        service = self._service
+        if (service.closing or service.failure is not None) and self._closes is None:
+            logging.getLogger(__name__).info("closing; %d requests to finish", service.traffic.requests)
+            self._closes = time.monotonic() + self._seconds
+        if self._closes is not None and (service.traffic.requests == 0 or time.monotonic() > self._closes):
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def _listening(config: ServeConfig) -> socket.socket:
+    try:
+        family, *_, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address, family=family, backlog=2048)
+    except OSError as error:
+        raise ConfigError(
+            f"host={config.host}, port={config.port}: cannot listen there ({error.strerror}); set another port"
+        ) from error
+
+
+def _api_key(config: ServeConfig) -> str | None:
+    if not config.has_key:
+        return None
+    if config.api_key_env is not None:
+        place, key = f"api_key_env={config.api_key_env}", os.environ.get(config.api_key_env, "")
+    else:
+        place = f"api_key_file={config.api_key_file}"
+        try:
+            key = Path(config.api_key_file or "").read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{place}: cannot be read ({type(error).__name__})") from error
+    key = key.strip()
+    if not key or not key.isascii() or not key.isprintable():
+        raise ConfigError(f"{place}: must hold the key, in printable ASCII; write one there")
+    return key
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,61 @@
+"""Soft labels beside what is known of their steps: judged like scores, as P(no error up to the step)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from mmprm.evaluation.judging import Judged
+from mmprm.evaluation.labelled import LabelledSolution
+from mmprm.labels.parquet import LabelledExample
+from mmprm.types import Problem, Solution, Steps, StepScores
+
+Known = Callable[[Problem, Steps], Sequence[bool | None]]
+"""For each step of a solution, whether there is no error up to it; None where that is not known."""
+
+
+def no_error_so_far(right_S: Iterable[bool | None]) -> list[bool | None]:
+    """From whether each step is right: False from the first wrong step on, None from a step that nobody judged until
+    then."""
+    found: list[bool | None] = []
+    for right in right_S:
+        before = found[-1] if found else True
+        found.append(False if before is False or right is False else None if before is None else right)
+    return found
+
+
+def known_from(solutions: Iterable[LabelledSolution]) -> Known:
+    """What people said about these solutions also holds for every other solution of the question that begins alike."""
+    prefixes: dict[tuple[str, Steps], bool | None] = {}
+    for labelled in solutions:
+        question, steps = labelled.solution.problem.question.strip(), labelled.solution.steps
+        for depth, right in enumerate(no_error_so_far(labelled.right), start=1):
+            if right is not None:
+                prefixes[question, _stripped(steps[:depth])] = right
+
+    def known(problem: Problem, steps: Steps) -> list[bool | None]:
+        plain, question = _stripped(steps), problem.question.strip()
+        return [prefixes.get((question, plain[:depth])) for depth in range(1, len(plain) + 1)]
+
+    return known
+
+
+def judged_labels(examples: Iterable[LabelledExample], known: Known, source: str) -> list[Judged]:
+    """Each labelled path with the steps whose label and truth are known. The last step of a complete solution is left
+    out: its label is the verdict on the answer and no estimate."""
+    judged = []
+    for example in examples:
+        path = example.path
+        right = list(known(example.problem, path.steps))
+        if path.complete:
+            right[-1] = None
+        labels = [None if counts is None else counts.value for counts in path.counts]
+        pairs = [(label, mark) for label, mark in zip(labels, right, strict=True) if None not in (label, mark)]
+        if pairs:
+            values, marks = zip(*pairs, strict=True)
+            solution = Solution(example.problem, path.steps)
+            judged.append((LabelledSolution(solution, marks, example.problem.id, source), StepScores(values)))
+    return judged
+
+
+def _stripped(steps: Steps) -> Steps:
+    return tuple(step.strip() for step in steps)

@@ -1,0 +1,310 @@
+"""Every family of process reward models: how a solution becomes tokens, and where the score of each step is read.
+
+    mm-prm         after an empty user turn: `Question: {q}\\nProcess: {s1}<prm>{s2}<prm>`           at <prm>
+    math-shepherd  `{q} {s1} ки\\n{s2} ки`                                                           at ки
+    qwen           system prompt; user `{q}`; assistant `{s1}<extra_0>{s2}<extra_0>`                 at <extra_0>
+    rlhflow        user `{q} {s1}`; assistant `+`; user `{s2}`; assistant `+`                        before each +
+    visualprm      system prompt; user `### Question:…### Solution Process:…{s1}`; assistant `+`; …  before each +
+    skywork        bos, `{q}\\n`, then each step and `\\n`, tokenised apart                           at each of these
+    trl            bos if there is one, `{q}`, then each step and `\\n`, tokenised apart              at each of these
+
+Two tokens' logits judge in mm-prm, math-shepherd, rlhflow and visualprm; a head with two classes (wrong, right) in qwen
+and trl; a head with one value, through the sigmoid, in skywork. Each family tokenises as its published code does.
+
+Shapes: B solution, T token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import accumulate
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import BatchFeature
+
+from mmprm.errors import CheckpointError, DataError
+from mmprm.prm.format import Renderer, picture_placeholder, reads_pictures, token_id, tokenizer_of
+from mmprm.prm.info import PrmInfo, PrmTokens
+from mmprm.problems import open_picture
+from mmprm.prompts import IMAGE
+from mmprm.types import Problem, Solution, Steps
+
+Head = Literal["two_tokens", "two_classes", "value"]
+Turns = list[dict[str, str]]
+
+MARK = "\ue000"
+"""Stands for the marker while a text is written: a character without meaning, so that its places can be told."""
+
+
+@dataclass(frozen=True, slots=True)
+class Marked:
+    """Tokens of a solution, with one placeholder a picture, and the place in them at which each step's score is read.
+
+    Pictures stand before the first step: once they have grown to their many tokens, a place keeps its distance from the
+    end."""
+
+    ids: Sequence[int]
+    places: Sequence[int]
+
+
+class Format:
+    """What a scorer asks of a family. `yes_id` and `no_id` are None where a head of its own judges."""
+
+    yes_id: int | None = None
+    no_id: int | None = None
+
+    def __init__(self, head: Head, processor: Any, tokens: PrmTokens) -> None:
+        self.head, self.processor, self.tokens = head, processor, tokens
+        self.tokenizer = tokenizer_of(processor)
+
+    def mark(self, solution: Solution) -> Marked:
+        """Raises DataError for a solution that the family cannot express."""
+        raise NotImplementedError
+
+    def encode(self, solutions: Sequence[Solution]) -> tuple[Any, Tensor]:
+        """Model inputs, right-padded, and read_BT: True where a score is read, once a step and in their order."""
+        marked = [self.mark(solution) for solution in solutions]
+        inputs = self._inputs(solutions, marked)
+        input_ids_BT = inputs["input_ids"]
+        read_BT = torch.zeros_like(input_ids_BT, dtype=torch.bool)
+        for row, (item, length) in enumerate(zip(marked, inputs["attention_mask"].sum(dim=1).tolist(), strict=True)):
+            places = [length - len(item.ids) + place for place in item.places]
+            assert input_ids_BT[row, places].tolist() == [item.ids[place] for place in item.places], "same tokens"
+            read_BT[row, places] = True
+        return inputs, read_BT
+
+    def length(self, solution: Solution) -> int:
+        """Tokens of a solution, pictures included."""
+        return self._inputs([solution], [self.mark(solution)])["input_ids"].shape[1]
+
+    def _inputs(self, solutions: Sequence[Solution], marked: Sequence[Marked]) -> Any:
+        pad = self.tokenizer.pad_token_id or 0
+        rows = [torch.tensor(item.ids) for item in marked]
+        ones = [torch.ones_like(row) for row in rows]
+        return BatchFeature(
+            {
+                "input_ids": pad_sequence(rows, batch_first=True, padding_value=pad),
+                "attention_mask": pad_sequence(ones, batch_first=True),
+            }
+        )
+
+    def _check(self, solution: Solution, pictures: bool, reserved: Iterable[str | None]) -> None:
+        problem, name = solution.problem, f"problem {solution.problem.id}"
+        if not solution.steps:
+            raise DataError(f"{name}: a solution to be judged must have at least one step")
+        if problem.pictures and not pictures:
+            raise DataError(f"{name}: has pictures, but this process reward model reads text only")
+        for place, text in enumerate((problem.question, *solution.steps)):
+            for token in reserved:
+                if token and token in text:
+                    where = f"step {place}" if place else "question"
+                    raise DataError(f"{name}: {where} contains {token!r}, which the format reserves; remove it")
+
+
+class OwnFormat(Format):
+    """mm-prm, through the renderer that training uses."""
+
+    def __init__(self, processor: Any, tokens: PrmTokens) -> None:
+        super().__init__("two_tokens", processor, tokens)
+        self.renderer = Renderer(processor, tokens)
+        self.yes_id, self.no_id = self.renderer.yes_id, self.renderer.no_id
+
+    def text(self, solution: Solution) -> str:
+        return self.renderer.render(solution)
+
+    def mark(self, solution: Solution) -> Marked:
+        ids = self.tokenizer.encode(self.text(solution), add_special_tokens=False)
+        return Marked(ids, [place for place, token in enumerate(ids) if token == self.renderer.marker_id])
+
+    def _inputs(self, solutions: Sequence[Solution], marked: Sequence[Marked]) -> Any:
+        return self.renderer.encode(solutions)
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """`write` makes a text, or the turns of a chat, of a question and steps, with MARK for each marker.
+
+    `predicted`: the score is what the model predicts for the marker, so it is read one token before; the marker then is
+    a placeholder of everyday characters, which may stand in the steps as well.
+    """
+
+    write: Callable[[str, Steps], str | Turns]
+    head: Head
+    predicted: bool = False
+    pictures: bool = False
+
+
+class WrittenFormat(Format):
+    """A family whose solution is one text, tokenised as a whole: its markers are found by their characters."""
+
+    def __init__(self, layout: Layout, processor: Any, tokens: PrmTokens) -> None:
+        super().__init__(layout.head, processor, tokens)
+        self._layout = layout
+        self._chat = isinstance(layout.write("?", ("?",)), list)
+        if self._chat and not getattr(processor, "chat_template", None):
+            raise CheckpointError(f"{type(processor).__name__}: has no chat template; add it to the model folder")
+        if not self.tokenizer.is_fast:
+            raise CheckpointError(f"{type(self.tokenizer).__name__}: cannot tell characters; add tokenizer.json")
+        self._picture = picture_placeholder(processor) if layout.pictures and reads_pictures(processor) else ""
+        if layout.predicted:
+            self.yes_id, self.no_id = self._predicted_id(tokens.yes), self._predicted_id(tokens.no)
+        elif layout.head == "two_tokens":
+            self.yes_id, self.no_id = token_id(processor, tokens.yes), token_id(processor, tokens.no)
+        self._marker_id = self.yes_id if layout.predicted else token_id(processor, tokens.marker)
+
+    def text(self, solution: Solution) -> str:
+        return self._text(solution, self.tokens.marker)[0]
+
+    def mark(self, solution: Solution) -> Marked:
+        markers = () if self._layout.predicted else (self.tokens.marker,)
+        self._check(solution, bool(self._picture), (MARK, *markers, getattr(self.processor, "image_token", None)))
+        ids, _, places = self._tokens(*self._text(solution, self.tokens.marker))
+        for number, place in enumerate(places, start=1):
+            if ids[place] != self._marker_id:
+                raise DataError(
+                    f"problem {solution.problem.id}: step {number}: its text merges with the marker "
+                    f"{self.tokens.marker!r} behind it, which must be a token of its own; an empty step does so"
+                )
+        return Marked(ids, [place - self._layout.predicted for place in places])
+
+    def _inputs(self, solutions: Sequence[Solution], marked: Sequence[Marked]) -> Any:
+        pictures = [open_picture(picture) for solution in solutions for picture in solution.problem.pictures]
+        if not pictures:
+            return super()._inputs(solutions, marked)
+        return self.processor(
+            text=[self.text(solution) for solution in solutions],
+            images=pictures,
+            padding=True,
+            padding_side="right",
+            add_special_tokens=not self._chat,
+            return_tensors="pt",
+        )
+
+    def _text(self, solution: Solution, marker: str) -> tuple[str, list[int]]:
+        """The text, and the character at which each marker begins."""
+        question = solution.problem.question
+        if solution.problem.pictures:
+            head = f"{self._picture}\n" * len(solution.problem.pictures)
+            question = head + question.replace(IMAGE, "").strip()
+        written: Any = self._layout.write(question, solution.steps)
+        if self._chat:
+            written = self.processor.apply_chat_template(written, tokenize=False)
+        *before, end = written.split(MARK)
+        if len(before) != len(solution.steps):
+            raise CheckpointError(f"{type(self.processor).__name__}: its chat template drops the assistant's turns")
+        starts = accumulate((len(marker) + len(piece) for piece in before[1:]), initial=len(before[0]))
+        return marker.join([*before, end]), list(starts)
+
+    def _tokens(self, text: str, characters: Sequence[int]) -> tuple[list[int], list[tuple[int, int]], list[int]]:
+        """Token ids, the (begin, end) of each in the text, and the token over each of the given characters."""
+        # A chat template has written its special tokens itself.
+        encoded = self.tokenizer(text, add_special_tokens=not self._chat, return_offsets_mapping=True)
+        ids, spans = encoded["input_ids"], encoded["offset_mapping"]
+        places, token = [], 0
+        for character in characters:
+            while not spans[token][0] <= character < spans[token][1]:
+                token += 1
+            places.append(token)
+        return ids, spans, places
+
+    def _predicted_id(self, word: str) -> int:
+        """Token of a word as the assistant's whole turn, where the tokens around it are the template's."""
+        text, characters = self._text(Solution(Problem("", "?", ""), ("?",)), word)
+        ids, spans, (place,) = self._tokens(text, characters)
+        begin, end = spans[place]
+        if not word or text[begin:end].strip() != word:
+            raise CheckpointError(f"{word!r} must be one token in the assistant's turn, it is in {text[begin:end]!r}")
+        return ids[place]
+
+
+class PieceFormat(Format):
+    """A family that tokenises the question, each step and the separator apart, and concatenates."""
+
+    def __init__(self, head: Head, after_question: str, needs_bos: bool, processor: Any, tokens: PrmTokens) -> None:
+        super().__init__(head, processor, tokens)
+        self._after_question = after_question
+        bos = self.tokenizer.bos_token_id
+        if needs_bos and bos is None:
+            raise CheckpointError(f"{type(self.tokenizer).__name__}: has no bos token, with which the format begins")
+        self._begin = [] if bos is None else [bos]
+        self._separator = self._ids(tokens.marker)
+
+    def mark(self, solution: Solution) -> Marked:
+        self._check(solution, False, ())
+        ids = [*self._begin, *self._ids(solution.problem.question + self._after_question)]
+        places = []
+        for step in solution.steps:
+            ids += [*self._ids(step), *self._separator]
+            places.append(len(ids) - 1)
+        return Marked(ids, places)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+
+def open_format(processor: Any, info: PrmInfo) -> Format:
+    """Raises CheckpointError where the tokenizer lacks what the family needs."""
+    return _FORMATS[info.format](processor, info.tokens)
+
+
+def _math_shepherd(question: str, steps: Steps) -> str:
+    return f"{question} " + "\n".join(f"{step.strip()} {MARK}" for step in steps)
+
+
+def _qwen(question: str, steps: Steps) -> Turns:
+    return [
+        {"role": "system", "content": "Please reason step by step, and put your final answer within \\boxed{}."},
+        {"role": "user", "content": question},
+        {"role": "assistant", "content": "".join(step + MARK for step in steps)},
+    ]
+
+
+def _rlhflow(question: str, steps: Steps) -> Turns:
+    first, *others = (step.strip() for step in steps)
+    return _asked((f"{question} {first}", *others))
+
+
+def _visualprm(question: str, steps: Steps) -> Turns:
+    first, *others = steps
+    opening = f"### Question:\n{question}\n\n### Solution Process:\n{first}"
+    return [{"role": "system", "content": VISUALPRM_SYSTEM}, *_asked((opening, *others))]
+
+
+def _asked(texts: Iterable[str]) -> Turns:
+    return [
+        turn for text in texts for turn in ({"role": "user", "content": text}, {"role": "assistant", "content": MARK})
+    ]
+
+
+VISUALPRM_SYSTEM = """\
+You are an advanced AI assistant, designed to serve as a process supervision model. In this task, I will provide a \
+problem statement followed by the first step of the solution process. For each subsequent turn, I will give you a new \
+step in the solution. Your role is to assess whether the solution process is correct up to the current step.
+
+- In the **first round**, I will input the problem and the first step of the solution process.
+- In **each subsequent round**, I will provide the next step in the solution.
+
+For each step, you should:
+
+- Respond with **"+"** if you believe the solution process is correct up to this step.
+- Respond with **"-"** if you detect any issues or errors in the process up to this step.
+
+Please note:
+- Only respond with **"+"** or **"-"**. Do not provide any additional explanations, comments, or justifications.
+
+Your task is to verify the accuracy and correctness of each step in the given solution process."""
+
+_FORMATS: dict[str, Callable[[Any, PrmTokens], Format]] = {
+    "mm-prm": OwnFormat,
+    "math-shepherd": partial(WrittenFormat, Layout(_math_shepherd, "two_tokens")),
+    "qwen": partial(WrittenFormat, Layout(_qwen, "two_classes")),
+    "rlhflow": partial(WrittenFormat, Layout(_rlhflow, "two_tokens", predicted=True)),
+    "visualprm": partial(WrittenFormat, Layout(_visualprm, "two_tokens", predicted=True, pictures=True)),
+    "skywork": partial(PieceFormat, "value", "\n", True),
+    "trl": partial(PieceFormat, "two_classes", "", False),
+}

@@ -1,0 +1,111 @@
+"""The model of any family for scoring: a backbone, read where the format says, and the head that judges there.
+
+Shapes: B solution, T token, M place at which a score is read (all of a batch, solution by solution), H hidden,
+C output of the head: 2 for [wrong, right], 1 for a value.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoModel
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
+
+from mmprm.errors import CheckpointError
+from mmprm.prm.formats import Format, open_format
+from mmprm.prm.info import PrmInfo
+from mmprm.prm.model import check_logits, load_backbone
+
+_HEADS = {"two_classes": ("score.", 2), "value": ("v_head.summary.", 1)}
+"""Names of a head's weights in the checkpoint, and its number of outputs."""
+
+
+class Judge(nn.Module):
+    """The log-odds that a step is right: logit_right − logit_wrong, or the value itself; p = sigmoid(log-odds).
+
+    For two logits this is softmax([right, wrong])_right. The head sees only the places that are read, so no
+    B×T×vocabulary tensor exists, and computes in float32 whatever the backbone's type.
+    """
+
+    def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.backbone, self.head = backbone, head.float()
+
+    def forward(self, read_BT: Tensor, **inputs: Any) -> Tensor:
+        """What the format encoded → log_odds_M."""
+        hidden_BTH = self.backbone(use_cache=False, **inputs).last_hidden_state
+        logits_MC = self.head(hidden_BTH[read_BT].float())
+        return logits_MC[:, 1] - logits_MC[:, 0] if logits_MC.shape[1] == 2 else logits_MC[:, 0]
+
+
+def load_judge(path: str, info: PrmInfo, dtype: torch.dtype = torch.float32) -> tuple[Judge, Format]:
+    """A checkpoint of any family, by folder or hub id, in evaluation mode.
+
+    A family whose class is code of its own (Qwen2.5-Math-PRM, Skywork-o1) is read into the native backbone, its head
+    from the weight files, so that no foreign code runs. Raises CheckpointError for a checkpoint of another kind.
+    """
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # a backbone's report would list the head's weights as unexpected
+    try:
+        if info.format in ("qwen", "trl", "skywork"):
+            backbone, processor = load_backbone(path, dtype, AutoModel)
+            form = open_format(processor, info)
+            judge = Judge(backbone, _stored_head(path, info, *_HEADS[form.head]))
+        else:
+            model, processor = load_backbone(path, dtype)
+            check_logits(model)
+            form = open_format(processor, info)
+            rows_2H = model.get_output_embeddings().weight[[form.no_id, form.yes_id]]
+            judge = Judge(model.model, linear(rows_2H))
+    finally:
+        logging.set_verbosity(verbosity)
+    return judge.eval(), form
+
+
+def linear(weight_OI: Tensor, bias_O: Tensor | None = None) -> nn.Linear:
+    """A layer with copies of these weights."""
+    layer = nn.Linear(weight_OI.shape[1], weight_OI.shape[0], bias=bias_O is not None, dtype=weight_OI.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(weight_OI)
+        if bias_O is not None:
+            layer.bias.copy_(bias_O)
+    return layer
+
+
+def _stored_head(path: str, info: PrmInfo, prefix: str, outputs: int) -> nn.Module:
+    """One linear layer (`score.weight`), or several with ReLU between them (`score.0.weight`, `score.2.weight`)."""
+    weights = _weights(path, prefix)
+    layers = [
+        linear(weights[name], weights.get(name.removesuffix("weight") + "bias"))
+        for name in sorted(weights)
+        if name.endswith("weight")
+    ]
+    if not layers or layers[-1].out_features != outputs:
+        found = f"{layers[-1].out_features} outputs" if layers else "none"
+        raise CheckpointError(
+            f"{path}: a {info.format} process reward model has a head {prefix}* of {outputs} outputs, this checkpoint "
+            f"has {found}; check scorer.format"
+        )
+    between = [module for layer in layers[1:] for module in (nn.ReLU(), layer)]
+    return nn.Sequential(layers[0], *between)
+
+
+def _weights(path: str, prefix: str) -> dict[str, Tensor]:
+    """The weights whose names begin with `prefix`, by the rest of their names."""
+    index = cached_file(path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
+    files = {"model.safetensors"}
+    if index is not None:
+        places = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        files = {file for name, file in places.items() if name.startswith(prefix)}
+    weights = {}
+    for file in files:
+        with safe_open(cached_file(path, file), framework="pt") as tensors:
+            names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118 - it is no mapping
+            weights |= {name.removeprefix(prefix): tensors.get_tensor(name) for name in names}
+    return weights

@@ -1,0 +1,148 @@
+"""What training takes: bytes a GPU and floating-point operations, as formulas.
+
+Ψ parameters, N GPUs, L layers, H hidden, A = heads · head size, I intermediate size, T tokens of a micro-batch, S its
+longest sequence, e bytes of a weight (2 in bf16, 4 in float32). Every result is in bytes or operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["fp32", "bf16"]
+Offload = Literal["none", "optimizer", "all"]
+
+REDUCE_BUCKET = 500_000_000
+"""Elements that DeepSpeed reduces at once (reduce_bucket_size)."""
+LIVE_PARAMETERS = 1_000_000_000
+"""Elements that ZeRO-3 keeps gathered (stage3_max_live_parameters)."""
+UPDATED_AT_ONCE = 1_000_000_000
+"""Elements of a rank that ZeRO-3 updates at once (sub_group_size)."""
+
+
+@dataclass(frozen=True, slots=True)
+class States:
+    """Bytes of a rank that last through the run: on the GPU, and in CPU memory."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    host: float
+
+    @property
+    def on_gpu(self) -> float:
+        return self.weights + self.gradients + self.optimizer
+
+
+@dataclass(frozen=True, slots=True)
+class Layers:
+    """A stack of transformer layers. `gated`: the feed-forward part has a gate beside its two matrices."""
+
+    count: int
+    hidden: int
+    attention: int
+    intermediate: int
+    heads: int
+    gated: bool
+
+
+def width(precision: Precision) -> int:
+    return 2 if precision == "bf16" else 4
+
+
+def states(trained: int, frozen: int, gpus: int, stage: int, precision: Precision, offload: Offload) -> States:
+    """Weights, gradients and AdamW states of one rank (Rajbhandari et al. 2020, ZeRO, section 5):
+
+        stage 0   eΨ + eΨ + KΨ          stage 2   eΨ + (e + K)Ψ / N
+        stage 1   eΨ + eΨ + KΨ / N      stage 3   (e + e + K)Ψ / N
+
+    K = 12: float32 copies of weights, momentum and variance; 8 in float32 at stage 0, where DeepSpeed copies no
+    weights. Frozen parameters have weights only. Offloading moves K to the CPU, with the gradients of stages 2 and 3
+    and float32 ones beside; `all` the weights too.
+    """
+    e = width(precision)
+    k = 8 if precision == "fp32" and stage == 0 else 12
+    weights = e * (trained + frozen) / (gpus if stage == 3 else 1)
+    gradients = e * trained / (gpus if stage >= 2 else 1)
+    optimizer = k * trained / (gpus if stage >= 1 else 1)
+    if offload == "none":
+        return States(weights, gradients, optimizer, 0.0)
+    host = optimizer + (4 * trained / gpus)
+    if stage >= 2:
+        host, gradients = host + (gradients if stage == 3 else 0), 0.0
+    if offload == "all":
+        host, weights = host + weights, 0.0
+    return States(weights, gradients, 0.0, host)
+
+
+def saved_by_a_layer(layers: Layers, longest: int, precision: Precision) -> float:
+    """Bytes a token that one layer of a Llama or Qwen2 keeps for its backward pass, attention without score matrix:
+
+    2(4 + 2e)H    each norm: input in float32, normalised, output     8    its root mean square, twice
+    4eA           query, key, value (repeated for all heads), output  4N   log-sum of exponentials, N heads
+    4eI           gate, its activation, up, product                   eS   mask (2eI without gate)
+    """
+    e = width(precision)
+    feed_forward = (4 if layers.gated else 2) * e * layers.intermediate
+    norms = 2 * (4 + 2 * e) * layers.hidden + 8
+    return norms + 4 * e * layers.attention + feed_forward + 4 * layers.heads + e * longest
+
+
+def activations(layers: Layers, tokens: int, longest: int, precision: Precision, checkpointing: bool) -> float:
+    """Most bytes that the layers keep in a backward pass of T tokens.
+
+    All layers' saved tensors; with checkpointing eH a token and layer, and one layer's saved tensors. Either way the
+    gradients of the layer at work, 3eI a token, and 8H a token around the stack (final norm, embeddings).
+    """
+    e, saved = width(precision), saved_by_a_layer(layers, longest, precision)
+    kept = layers.count * e * layers.hidden + saved if checkpointing else layers.count * saved
+    return tokens * (kept + 3 * e * layers.intermediate + 8 * layers.hidden)
+
+
+def forward_only(layers: Layers, tokens: int, precision: Precision) -> float:
+    """Most bytes alive in a layer of which nothing is kept, as in a frozen vision tower: residual, a norm's input in
+    float32 and output, and the wider of query, key, value, output and the feed-forward part (2I, 3I with a gate)."""
+    e = width(precision)
+    inner = max(4 * layers.attention, (3 if layers.gated else 2) * layers.intermediate)
+    return tokens * (e * (2 * layers.hidden + inner) + 4 * layers.hidden)
+
+
+def buffers(
+    trained: int, frozen: int, largest: int, gpus: int, stage: int, precision: Precision, offload: Offload
+) -> tuple[float, float]:
+    """(bytes beside the activations in the backward pass, bytes at the update).
+
+    Backward: the bucket that is reduced and its result, and the gradient of the largest tensor before it is reduced;
+    ZeRO-2 holds a micro-batch's part of the gradients beside the sum so far; ZeRO-3 gathers up to 10⁹ elements ahead,
+    and the largest tensor. Update: gradients in float32, at stage 3 up to 10⁹ elements at a time; none on the GPU where
+    the update is on the CPU, and none in float32 at stage 0.
+    """
+    e = width(precision)
+    backward = e * (2 * min(REDUCE_BUCKET, trained) + largest)
+    if stage == 2:
+        backward += e * trained / gpus
+    if stage == 3:
+        backward += e * (min(LIVE_PARAMETERS, trained + frozen) + largest)
+    own = trained / (gpus if stage >= 1 else 1)
+    update = 4 * (min(UPDATED_AT_ONCE, own) if stage == 3 else own)
+    if offload != "none" or (precision == "fp32" and stage == 0):
+        update = 0.0
+    return backward, update
+
+
+def matrix_operations(parameters: int, tokens: float, passes: int) -> float:
+    """2ΨT a pass through the matrices: 1 forward, 2 backward (1 where the weights are frozen but not what is before
+    them), 1 more where activations are computed again. So training is 6ΨT (Kaplan et al. 2020, section 2.1)."""
+    return 2.0 * parameters * tokens * passes
+
+
+def attention_operations(layers: Layers, lengths: Iterable[tuple[float, float]], causal: bool, passes: int) -> float:
+    """4LAS² for each (number of sequences, S) a pass: scores and mixture; half of it where attention is causal."""
+    squares = sum(count * length * length for count, length in lengths)
+    return 4.0 * layers.count * layers.attention * squares * passes * (0.5 if causal else 1.0)
+
+
+def gpu_hours(operations: float, peak: float, utilisation: float) -> float:
+    """Operations over what a GPU of `peak` operations a second does of them at a model FLOPs utilisation (MFU)."""
+    return operations / (peak * utilisation) / 3600

@@ -1,0 +1,226 @@
+"""Packed model inputs: several token trees in a row, each token attending to its ancestors only, positions by depth.
+
+A tree holds the solutions of one problem, or one solution alone. Its pictures are encoded once.
+
+Shapes: B row, T token of a row, X axis of positions (three where pictures have two of their own, else one), D depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from mmprm.errors import DataError
+from mmprm.prm.format import picture_placeholder, reads_pictures, tokenizer_of
+from mmprm.prm.formats import Format
+from mmprm.prm.tree_tokens import Ints, TokenTree, cut_at_subtrees, token_tree
+from mmprm.problems import open_picture
+from mmprm.types import Picture, Solution
+
+
+@dataclass(frozen=True, slots=True)
+class PackedTree:
+    """Solutions of one problem; `members` are their places in the sequence that they were packed from."""
+
+    members: tuple[int, ...]
+    longest: Solution
+    """Its pictures and its positions are those of all."""
+    tokens: TokenTree
+    reads: tuple[Ints, ...]
+    """For each member, the tokens of the tree at which its steps are judged."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    inputs: dict[str, Tensor]
+    """input_ids_BT, position_ids (_BT, or _XBT) and the pictures."""
+    end_BT: Tensor
+    """Last token of the subtree below each token; a padding token sees itself alone."""
+    read_BT: Tensor
+    """Where the model is read; a place that several solutions share is read once."""
+    reads: list[tuple[Ints, ...]]
+    """For each tree, for each of its members: which of the places read, in their order, judge its steps."""
+
+
+class Marks:
+    """Tokens of solutions, pictures included, and the places at which their steps are judged, as Format.encode gives
+    them, without preparing pixels: how many tokens a picture takes depends on its size alone. Each picture is opened
+    once, so that a broken one stops a run before it begins."""
+
+    def __init__(self, form: Format) -> None:
+        self._form = form
+        self._placeholder: list[int] = []
+        if reads_pictures(form.processor):
+            self._text = picture_placeholder(form.processor)
+            self._placeholder = tokenizer_of(form.processor).encode(self._text, add_special_tokens=False)
+        self._of_size: dict[tuple[int, int], list[int]] = {}
+        self._of_picture: dict[Picture, list[int]] = {}
+
+    def __call__(self, solution: Solution) -> tuple[Ints, Ints]:
+        marked = self._form.mark(solution)
+        ids, rest = [], list(marked.ids)
+        for picture in solution.problem.pictures:
+            place = _find(self._placeholder, rest)
+            ids += rest[:place] + self._picture(picture)
+            rest = rest[place + len(self._placeholder) :]
+        ids += rest
+        return np.asarray(ids, dtype=np.int32), np.asarray(marked.places) + (len(ids) - len(marked.ids))
+
+    def _picture(self, picture: Picture) -> list[int]:
+        if picture not in self._of_picture:
+            self._of_picture[picture] = self._sized(open_picture(picture).size)
+        return self._of_picture[picture]
+
+    def _sized(self, size: tuple[int, int]) -> list[int]:
+        if size not in self._of_size:
+            images = [Image.new("RGB", size)]
+            inputs = self._form.processor(text=[self._text], images=images, add_special_tokens=False)
+            self._of_size[size] = list(inputs["input_ids"][0])
+        return self._of_size[size]
+
+
+def pack_solutions(
+    solutions: Sequence[Solution],
+    marked: Sequence[tuple[Ints, Ints]],
+    most_tokens: int,
+    shared: bool = True,
+    steps: Sequence[int] | None = None,
+) -> list[PackedTree]:
+    """Trees of at most `most_tokens` tokens, a longer solution alone; without `shared` each solution is its own tree.
+
+    Solution i has the tokens and places `marked[i]` and is judged after its first `steps[i]` steps, by default after
+    all; what follows the last one is left out.
+    """
+    paths, places = [], []
+    for number, (ids, found) in enumerate(marked):
+        places.append(found[: None if steps is None else steps[number]])
+        paths.append(ids[: places[-1][-1] + 1])
+    groups: dict[Hashable, list[int]] = {}
+    for number, solution in enumerate(solutions):
+        groups.setdefault(solution.problem if shared else number, []).append(number)
+    trees = []
+    for group in groups.values():
+        for part in cut_at_subtrees([paths[number] for number in group], most_tokens):
+            members = tuple(sorted(group[number] for number in part))
+            tree = token_tree([paths[member] for member in members])
+            reads = (stands[places[member]] for member, stands in zip(members, tree.places_PL, strict=True))
+            longest = max(members, key=lambda member: len(paths[member]))
+            trees.append(PackedTree(members, solutions[longest], tree, tuple(reads)))
+    return trees
+
+
+def pack_batch(rows: Sequence[Sequence[PackedTree]], form: Format, model: nn.Module) -> PackedBatch:
+    """Inputs of rows of trees, right-padded, for `model`, which knows its pictures' positions but computes nothing."""
+    width = max(sum(len(tree.tokens) for tree in row) for row in rows)
+    pictures, positions = _pictures_and_positions([tree for row in rows for tree in row], form, model)
+    ids_BT = np.full((len(rows), width), tokenizer_of(form.processor).pad_token_id or 0, dtype=np.int64)
+    end_BT = np.tile(np.arange(width), (len(rows), 1))
+    read_BT = np.zeros((len(rows), width), dtype=bool)
+    position_XBT = np.zeros((len(positions[0]), len(rows), width), dtype=np.int64)
+    reads, found = [], 0
+    each = iter(positions)
+    for b, row in enumerate(rows):
+        start = 0
+        for tree in row:
+            tokens, here = tree.tokens, slice(start, start + len(tree.tokens))
+            ids_BT[b, here] = tokens.ids_T
+            end_BT[b, here] = tokens.end_T + start
+            position_XBT[:, b, here] = next(each)[:, tokens.depth_T]
+            read_T = np.zeros(len(tokens), dtype=bool)
+            read_T[np.concatenate(tree.reads)] = True
+            order_T = np.cumsum(read_T) - 1 + found
+            reads.append(tuple(order_T[places] for places in tree.reads))
+            read_BT[b, here] = read_T
+            found, start = found + int(read_T.sum()), here.stop
+    position_ids = torch.from_numpy(position_XBT if len(position_XBT) > 1 else position_XBT[0])
+    inputs = {"input_ids": torch.from_numpy(ids_BT), "position_ids": position_ids, **pictures}
+    return PackedBatch(inputs, torch.from_numpy(end_BT), torch.from_numpy(read_BT), reads)
+
+
+def attention_mask(end_BT: Tensor) -> Any:
+    """Token i sees token j if and only if j ≤ i ≤ end[j]: its ancestors and itself. A mask over blocks for
+    FlexAttention on GPU, a boolean mask_B1TT for SDPA on CPU."""
+    if end_BT.is_cuda:
+        from torch.nn.attention.flex_attention import create_block_mask
+
+        rows, width = end_BT.shape
+        return create_block_mask(ancestors(end_BT), rows, None, width, width, device=end_BT.device)
+    place_T = torch.arange(end_BT.shape[1], device=end_BT.device)
+    return ((place_T <= place_T[:, None]) & (place_T[:, None] <= end_BT[:, None, :]))[:, None]
+
+
+def ancestors(end_BT: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """The same rule for FlexAttention."""
+
+    def sees(b: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return (j <= i) & (i <= end_BT[b, j])
+
+    return sees
+
+
+def why_not_packed(backbone: nn.Module) -> str | None:
+    """What keeps a model from reading packed rows; None where it can."""
+    config = backbone.config.get_text_config()
+    kinds = set(getattr(config, "layer_types", None) or ())
+    if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):
+        return f"its layers attend otherwise than to all that stands before ({', '.join(sorted(kinds)) or 'a window'})"
+    if config._attn_implementation not in ("sdpa", PACKED):
+        return f"its attention runs as {config._attn_implementation}, which takes no mask of its own; it needs sdpa"
+    if not getattr(config, "rope_parameters", None):
+        return "it has no rotary positions"
+    return None
+
+
+PACKED = "mmprm_packed"
+"""Name among transformers' attention functions: FlexAttention for block masks, SDPA for all else."""
+
+
+def use_block_masks(backbone: nn.Module) -> None:
+    """Let a model on GPU take what `attention_mask` makes there, beside the masks of ordinary batches."""
+    from torch.nn.attention.flex_attention import BlockMask
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.flex_attention import flex_attention_forward
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+    from transformers.masking_utils import sdpa_mask
+
+    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
+        forward = flex_attention_forward if isinstance(mask, BlockMask) else sdpa_attention_forward
+        return forward(module, query, key, value, mask, **options)
+
+    AttentionInterface.register(PACKED, attend)
+    AttentionMaskInterface.register(PACKED, sdpa_mask)
+    nested = backbone.config.get_text_config() is not backbone.config
+    backbone.set_attn_implementation({"text_config": PACKED} if nested else PACKED)
+
+
+def _pictures_and_positions(
+    trees: Sequence[PackedTree], form: Format, model: nn.Module
+) -> tuple[dict[str, Tensor], list[Any]]:
+    """The pictures of all trees, in order, and for each tree position_XD: positions by depth."""
+    depths = [int(tree.tokens.depth_T.max()) + 1 for tree in trees]
+    if not any(tree.longest.problem.pictures for tree in trees):
+        return {}, [np.arange(depth)[None] for depth in depths]
+    encoded = dict(form.encode([tree.longest for tree in trees])[0])
+    text = {name: encoded.pop(name) for name in ("input_ids", "attention_mask", "mm_token_type_ids") if name in encoded}
+    for tree, ids_D, depth in zip(trees, text["input_ids"].numpy(), depths, strict=True):
+        deepest_T = tree.tokens.depth_T.argmax()
+        assert ids_D[depth - 1] == tree.tokens.ids_T[deepest_T], "a picture's tokens depend on its size alone"
+    rope_index = getattr(model, "get_rope_index", None)
+    if rope_index is None:  # positions count tokens, a picture's as well
+        return encoded, [np.arange(depth)[None] for depth in depths]
+    grids = {name: tensor for name, tensor in encoded.items() if name.endswith("grid_thw")}
+    position_XRD = rope_index(**text, **grids)[0].numpy()
+    return encoded, [position_XRD[:, place] for place in range(len(trees))]
+
+
+def _find(part: list[int], whole: list[int]) -> int:
+    for place in range(len(whole) - len(part) + 1):
+        if whole[place : place + len(part)] == part:
+            return place
+    raise DataError("the tokens of a picture's placeholder change within a text; this tokenizer cannot be used")

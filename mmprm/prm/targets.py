@@ -1,0 +1,116 @@
+"""What the counts of a step make its target and its weight. Pure; the steps are those of labelled paths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from mmprm.config import Config
+from mmprm.labels.parquet import LabelledExample
+from mmprm.labels.paths import RIGHT
+from mmprm.stopping import posterior_deviation
+from mmprm.types import Counts, LabelledPath, Steps
+
+NO_TARGET = float("nan")
+
+
+class TargetConfig(Config):
+    kind: Literal["soft", "hard"] = "soft"
+    """soft: the Monte Carlo value itself; hard: 1 where it is above error_value, else 0."""
+    error_value: float = Field(0.0, ge=0, lt=1)
+    """A prefix with a Monte Carlo value up to this one counts as wrong."""
+    steps: Literal["all", "last"] = "all"
+    """last: an outcome reward model: a complete solution has one target, its own verdict at its last step."""
+    after_error: Literal["keep", "mask"] = "keep"
+    """mask: a step that continues a wrong prefix has no target, so that only the first error is learned as one."""
+    right_solutions: Literal["last_step", "all_steps"] = "last_step"
+    """all_steps: in a complete solution that is right and has no prefix known as wrong, the steps without label have
+    target 1. Search labels few right steps late in a solution; but right answers can come from wrong steps."""
+    weight: Literal["none", "count", "precision"] = "none"
+    """What a label weighs in the loss, as a share of the mean label. none: 1; count: rollouts with a known verdict;
+    precision: 1 / variance of the value's Beta posterior."""
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """One value and one weight a step of a path. A step without target has the value NaN."""
+
+    values: tuple[float, ...]
+    weights: tuple[float, ...]
+
+
+def make_targets(examples: Sequence[LabelledExample], config: TargetConfig) -> list[Targets]:
+    """Targets of each path, in order.
+
+    A prefix's label stands on one of the paths that share it, so which prefixes are wrong is gathered over all of them,
+    and the mean weight is 1 over all of them.
+    """
+    wrong = _wrong_prefixes(examples, config.error_value)
+    values = [_values(example.path, wrong, config) for example in examples]
+    weights = _weights(examples, values, config)
+    return [Targets(tuple(value), tuple(weight)) for value, weight in zip(values, weights, strict=True)]
+
+
+def precision(right: float, wrong: float) -> float:
+    """1 / σ², σ² = ab / ((a + b)² (a + b + 1)) with a = 1 + right, b = 1 + wrong: the variance of the Beta posterior
+    under a flat prior."""
+    return posterior_deviation(right, wrong) ** -2
+
+
+_WEIGHTS: dict[str, Callable[[float, float], float]] = {
+    "none": lambda value, known: 1.0,
+    "count": lambda value, known: known,
+    "precision": lambda value, known: precision(value * known, (1 - value) * known),
+}
+"""Weight of a label from its Monte Carlo value and its number of known verdicts."""
+
+
+def _values(path: LabelledPath, wrong: set[tuple[str, Steps]], config: TargetConfig) -> list[float]:
+    if config.steps == "last":
+        last = _target(path.counts[-1], config) if path.complete else NO_TARGET
+        return [NO_TARGET] * (len(path.steps) - 1) + [last]
+    targets = [_target(counts, config) for counts in path.counts]
+    prefixes = [(path.problem_id, path.steps[:depth]) for depth in range(1, len(targets) + 1)]
+    error = next((place for place, prefix in enumerate(prefixes) if prefix in wrong), None)
+    if config.after_error == "mask" and error is not None:
+        targets[error + 1 :] = [NO_TARGET] * (len(targets) - error - 1)
+    if config.right_solutions == "all_steps" and error is None and path.complete and path.counts[-1] == RIGHT:
+        targets = [1.0 if target != target else target for target in targets]
+    return targets
+
+
+def _target(counts: Counts | None, config: TargetConfig) -> float:
+    if counts is None or counts.value is None:
+        return NO_TARGET
+    return counts.value if config.kind == "soft" else float(counts.value > config.error_value)
+
+
+def _weights(
+    examples: Sequence[LabelledExample], values: Sequence[list[float]], config: TargetConfig
+) -> list[list[float]]:
+    """A solution's own verdict is no estimate: it weighs as one with the most rollouts of any label. A target without
+    counts weighs 1, the mean."""
+    most = max((counts.known for example in examples for counts in example.path.counts if counts), default=1)
+    raw: list[list[float | None]] = []
+    for example, targets in zip(examples, values, strict=True):
+        path, row = example.path, []
+        for place, (counts, target) in enumerate(zip(path.counts, targets, strict=True)):
+            verdict = path.complete and place == len(targets) - 1
+            estimated = target == target and counts is not None and counts.value is not None
+            row.append(_WEIGHTS[config.weight](counts.value, most if verdict else counts.known) if estimated else None)
+        raw.append(row)
+    known = [weight for row in raw for weight in row if weight is not None]
+    mean = sum(known) / len(known) if known else 1.0
+    return [[1.0 if weight is None else weight / mean for weight in row] for row in raw]
+
+
+def _wrong_prefixes(examples: Sequence[LabelledExample], error_value: float) -> set[tuple[str, Steps]]:
+    return {
+        (example.path.problem_id, example.path.steps[:depth])
+        for example in examples
+        for depth, counts in enumerate(example.path.counts, start=1)
+        if counts is not None and counts.value is not None and counts.value <= error_value
+    }

@@ -1,0 +1,178 @@
+"""Samples as rows of model inputs, one path a row or packed, and the PRM's loss and evaluation on them.
+
+Shapes: M marker (all that the model reads of a batch, row by row), N labelled step, 2 the logits of [Yes, No].
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmprm.errors import DataError
+from mmprm.metrics import roc_auc
+from mmprm.prm.data import Sample
+from mmprm.prm.formats import Format
+from mmprm.prm.losses import soft_cross_entropy_sum
+from mmprm.prm.packing import Marks, attention_mask, pack_batch, pack_solutions
+from mmprm.prm.tree_tokens import fill_rows
+from mmprm.training.batches import micro_batches
+from mmprm.training.engine import Engine
+
+Packing = Literal["none", "samples", "trees"]
+
+CPU_WIDTH = 192
+"""Tokens of packed rows on CPU, where each row costs the square of its length: the mask there is dense."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    inputs: dict[str, Any]
+    marker_N: Tensor
+    """Which of the M markers each labelled step is judged at; packed, several paths may have a label at one."""
+    target_N: Tensor
+    weight_N: Tensor
+    end_BT: Tensor | None = None
+    """Of packed rows: see mmprm.prm.packing."""
+
+
+class Rows(Protocol):
+    """What is trained or evaluated is a number of rows."""
+
+    lengths: list[int]
+    """Tokens of each row."""
+    terms: list[int]
+    """Labelled steps of each row."""
+
+    def collate(self, rows: Sequence[int]) -> Batch:
+        """Inputs and targets of some rows, on the CPU."""
+        ...
+
+
+class PathRows:
+    """One sample a row."""
+
+    def __init__(self, samples: Sequence[Sample], form: Format) -> None:
+        self._samples, self._form = samples, form
+        self.lengths = [sample.length for sample in samples]
+        self.terms = [sample.label_count for sample in samples]
+
+    def collate(self, rows: Sequence[int]) -> Batch:
+        chosen = [self._samples[row] for row in rows]
+        target_M = torch.tensor([target for sample in chosen for target in sample.targets], dtype=torch.float32)
+        weight_M = torch.tensor([weight for sample in chosen for weight in sample.weights], dtype=torch.float32)
+        marker_N = (~target_M.isnan()).nonzero()[:, 0]
+        inputs, _ = self._form.encode([sample.solution for sample in chosen])
+        return Batch(dict(inputs), marker_N, target_M[marker_N], weight_M[marker_N])
+
+
+class PackedRows:
+    """Trees of samples, small ones together in rows of `width`, by default as wide as the longest. With `shared` all
+    samples of a problem are one tree, cut into several where it is longer than `most_tokens`; otherwise each sample is
+    its own.
+
+    Labels belong to samples: where two samples of a tree have a label at the same node, both count, as in rows of their
+    own. What follows a sample's last target is left out.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        form: Format,
+        model: nn.Module,
+        most_tokens: int,
+        width: int | None,
+        shared: bool,
+    ) -> None:
+        self._samples, self._form, self._model = samples, form, model
+        steps = [1 + int(np.flatnonzero(~np.isnan(sample.targets))[-1]) for sample in samples]
+        marks, solutions = Marks(form), [sample.solution for sample in samples]
+        trees = pack_solutions(solutions, [marks(solution) for solution in solutions], most_tokens, shared, steps)
+        # Trees of equal length come to stand together in a row: let them not always be of one problem.
+        random.Random(0).shuffle(trees)
+        lengths = [len(tree.tokens) for tree in trees]
+        self._rows = [[trees[tree] for tree in row] for row in fill_rows(lengths, width or max(lengths, default=0))]
+        self.lengths = [sum(len(tree.tokens) for tree in row) for row in self._rows]
+        self.terms = [sum(samples[member].label_count for tree in row for member in tree.members) for row in self._rows]
+
+    def collate(self, rows: Sequence[int]) -> Batch:
+        chosen = [self._rows[row] for row in rows]
+        packed = pack_batch(chosen, self._form, self._model)
+        labels: list[tuple[int, float, float]] = []
+        for tree, reads in zip((tree for row in chosen for tree in row), packed.reads, strict=True):
+            for member, places in zip(tree.members, reads, strict=True):
+                sample, judged = self._samples[member], len(places)
+                steps = zip(places.tolist(), sample.targets[:judged], sample.weights[:judged], strict=True)
+                labels += [step for step in steps if step[1] == step[1]]
+        marker_N, target_N, weight_N = map(torch.tensor, zip(*labels, strict=True))
+        return Batch(packed.inputs, marker_N, target_N, weight_N, packed.end_BT)
+
+
+def make_rows(
+    samples: Sequence[Sample],
+    form: Format,
+    backbone: nn.Module,
+    packing: Packing,
+    micro_batch_tokens: int,
+    device: torch.device,
+) -> Rows:
+    """Rows of at most `micro_batch_tokens`, a longer sample alone. Packed rows need a backbone that can read them."""
+    if packing == "none":
+        return PathRows(samples, form)
+    width = None if device.type == "cuda" else CPU_WIDTH
+    return PackedRows(samples, form, backbone.model, micro_batch_tokens, width, packing == "trees")
+
+
+class PrmTask:
+    """The Task of mmprm.training.loop: a sample is a row, a loss term a labelled step."""
+
+    def __init__(self, train: Rows, held_out: Rows, micro_batch_tokens: int, device: torch.device) -> None:
+        self._held_out = held_out
+        self._micro_batch_tokens, self._device = micro_batch_tokens, device
+        self.lengths, self.terms, self.collate = train.lengths, train.terms, train.collate
+
+    def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
+        target_N, weight_N = batch.target_N.to(self._device), batch.weight_N.to(self._device)
+        return soft_cross_entropy_sum(self._logits(model, batch), target_N, weight_N)
+
+    def evaluate(self, engine: Engine) -> dict[str, float]:
+        """Loss a label, each weighing 1, and AUC of P(Yes) against target > 0.5, on the held-out samples; {} where
+        there are none."""
+        lengths = self._held_out.lengths
+        if not lengths:
+            return {}
+        rows = micro_batches(range(len(lengths)), lengths, self._micro_batch_tokens, engine.ranks.count)
+        loss = 0.0
+        judged: list[tuple[float, float]] = []
+        with engine.inference() as model:
+            for row in rows:
+                micro = row[engine.ranks.rank]
+                batch = self._held_out.collate(micro.samples)
+                logits_N2 = self._logits(model, batch).float().cpu()
+                if not micro.filler:
+                    loss += soft_cross_entropy_sum(logits_N2, batch.target_N).item()
+                    yes_N = logits_N2.softmax(dim=1)[:, 0]
+                    judged += zip(yes_N.tolist(), batch.target_N.tolist(), strict=True)
+        (loss,) = engine.ranks.sum(loss)
+        pairs = [pair for part in engine.ranks.gather(judged) for pair in part]
+        return {"loss": loss / len(pairs), "auc": _auc(pairs), "labels": float(len(pairs))}
+
+    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
+        """logits_N2, of each labelled step."""
+        inputs = {name: tensor.to(self._device) for name, tensor in batch.inputs.items()}
+        if batch.end_BT is not None:
+            inputs["attention_mask"] = attention_mask(batch.end_BT.to(self._device))
+        return model(**inputs)[batch.marker_N.to(self._device)]
+
+
+def _auc(pairs: Sequence[tuple[float, float]]) -> float:
+    """NaN where the held-out labels are all on one side."""
+    try:
+        return roc_auc([score for score, _ in pairs], [target > 0.5 for _, target in pairs])
+    except DataError:
+        return float("nan")

@@ -1,0 +1,72 @@
+"""Figures as lines of text that fit a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmprm.evaluation.best_of_n import OWN, BestOfN
+from mmprm.evaluation.judging import FIGURES, Judging
+from mmprm.metrics import Interval
+from mmprm.selection.accuracy import AccuracyAtN
+
+
+def judging_table(result: Judging) -> str:
+    """A line a source, their average, all together; then threshold and calibration."""
+    parts = FIGURES[result.figure].parts
+    several = len(result.sources) > 1
+    entries = [*result.sources.items(), *([("all together", result.pooled)] if several else [])]
+    width = max(len(name) for name, _ in entries)
+    lines = [
+        f"{'source':<{width}}{FIGURES[result.figure].title:>22}"
+        + "".join(f"{part:>9}" for part in parts)
+        + f"{'solutions':>11}"
+    ]
+    for name, figures in entries:
+        values = "".join(
+            f"{'–' if value is None else format(value.value, '.3f'):>9}" for value in figures.parts.values()
+        )
+        lines.append(f"{name:<{width}}{cell(figures.f1):>22}{values}{figures.solutions:>11,}")
+    if several:
+        lines.insert(-1, f"{'average':<{width}}{cell(result.average):>22}")
+    auc = "" if result.auc is None else f", AUC {result.auc:.3f}"
+    lines.append(f"threshold {result.threshold:.3f}, {result.threshold_from}")
+    lines.append(f"calibration error {result.ece:.3f}{auc}")
+    if result.aggregator:
+        lines.append(f"aggregator {result.aggregator}")
+    return "\n".join(lines)
+
+
+def best_of_n_table(result: BestOfN) -> str:
+    """A line a selector and, where it matters, aggregator: accuracy by N, with the interval at the largest."""
+    points = result.accuracy[result.best]
+    others = [(name, name, points) for name in points[-1].accuracy if name not in OWN]
+    own = [(f"{name}, {key}", name, result.accuracy[key]) for name in OWN for key in result.accuracy]
+    width = max(len(label) for label, *_ in (*others, *own))
+    lines = [f"{'selector':<{width}}{_sizes(points)}"]
+    for label, name, series in (*others, *own):
+        last = series[-1].accuracy[name]
+        lines.append(f"{label:<{width}}{_by_n(series, name)}  [{last.low:.3f}, {last.high:.3f}]")
+    lines.append(f"{result.problems} problems; best-of-{result.samples} is highest with {result.best}")
+    return "\n".join(lines)
+
+
+def selector_table(points: Sequence[AccuracyAtN]) -> str:
+    """Accuracy by selector and N, and at the largest N the paired difference to random with its interval."""
+    lines = [f"{'selector':<9}{_sizes(points)}   minus random"]
+    for name, gain in points[-1].minus_random.items():
+        lines.append(f"{name:<9}{_by_n(points, name)}   {cell(gain, '+.3f')}")
+    return "\n".join(lines)
+
+
+def cell(interval: Interval | None, style: str = ".3f") -> str:
+    if interval is None:
+        return "–"
+    return f"{interval.value:{style}} [{interval.low:{style}}, {interval.high:{style}}]"
+
+
+def _sizes(points: Sequence[AccuracyAtN]) -> str:
+    return "".join(f"{f'N={point.n}':>7}" for point in points)
+
+
+def _by_n(points: Sequence[AccuracyAtN], name: str) -> str:
+    return "".join(f"{point.accuracy[name].value:>7.3f}" for point in points)

@@ -1,0 +1,332 @@
+"""The HTTP service of one process reward model: `mmprm serve`.
+
+Requests that wait are scored together. The model lives in one thread, which loads it, scores with it and closes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import html
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from mmprm.errors import DataError
+from mmprm.scoring.aggregate import aggregator
+from mmprm.scoring.gate import Gate, Metrics, Traffic
+from mmprm.scoring.open import ClosableScorer
+from mmprm.scoring.queue import Answer, ScoreQueue
+from mmprm.scoring.wire import (
+    BatchIn,
+    BatchOut,
+    ErrorOut,
+    Limits,
+    ModelOut,
+    Refused,
+    ScoreOut,
+    SolutionIn,
+    invalid,
+    read_solution,
+)
+from mmprm.types import Problem, Solution, StepScores
+
+BATCH_SOLUTIONS = 256
+"""Most solutions that are given to the model at once, so that a newcomer does not wait for all that came before."""
+BATCH_PIXELS = 64_000_000
+"""Most pixels that are decoded at once; a solution with more is scored alone."""
+RETRY_AFTER = "1"
+
+PROBE = Solution(Problem("probe", "What is 1 + 1?", answer=""), ("1 + 1 = 2",))
+"""Tells a model that is broken from a solution that it cannot take."""
+
+KINDS = {401: "unauthorized", 403: "unauthorized", 404: "not_found", 405: "invalid_request", 413: "too_large"}
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": ErrorOut, "description": text}
+    for status, text in {
+        401: "without the API key",
+        413: "the body is too large",
+        422: "cannot be read, exceeds a limit, or cannot be scored",
+        429: "too much is waiting; see Retry-After",
+        500: "the model failed on this solution",
+        503: "the model is loading, the service is closing, or the model has failed",
+    }.items()
+}
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Service:
+    """`app` is the ASGI application. `facts` are what GET /v1/model says; `load` makes the scorer.
+
+    `failure` is set where the model could not be loaded or has stopped working.
+    """
+
+    def __init__(
+        self,
+        facts: ModelOut,
+        load: Callable[[], ClosableScorer],
+        *,
+        limits: Limits,
+        key: str | None = None,
+        local_only: bool = False,
+        image_root: Path | None = None,
+    ) -> None:
+        self.limits, self.key, self.local_only = limits, key, local_only
+        self.metrics, self.traffic = Metrics(), Traffic()
+        self.closing = False
+        self.failure: Exception | None = None
+        self._facts, self._load, self._image_root = facts, load, image_root
+        self._aggregate = aggregator(facts.aggregator)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
+        self._queue: ScoreQueue | None = None
+        self._solutions = 0
+        self._probing: asyncio.Task[None] | None = None
+        self.metrics.in_flight.set_function(lambda: self.traffic.requests)
+        self.metrics.queue.set_function(lambda: self._queue.waiting if self._queue else 0)
+        self.metrics.ready.set_function(lambda: self.refusal() is None)
+        self.app = self._application()
+
+    def refusal(self) -> Refused | None:
+        """Why nothing can be scored now."""
+        if self.failure is not None:
+            return Refused(503, "internal", "the model has failed; see the service's log")
+        if self.closing:
+            return Refused(503, "closing", "the service is closing; ask another one")
+        if self._queue is None:
+            return Refused(503, "loading", "the model is loading; try again later")
+        return None
+
+    def answer(self, refused: Refused) -> Response:
+        self.metrics.errors.labels(refused.kind).inc()
+        headers = {}
+        if refused.status in (429, 503):
+            headers["Retry-After"] = RETRY_AFTER
+        if refused.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(refused.body(), refused.status, headers)
+
+    async def _on_error(self, _: Request, error: Exception) -> Response:
+        return self.answer(_refused(error))
+
+    def _application(self) -> FastAPI:
+        app = FastAPI(
+            title="mmprm serve",
+            description="Scores of a process reward model: P(step is right) for each step of a solution.",
+            docs_url=None,  # FastAPI's pages load scripts from elsewhere
+            redoc_url=None,
+            lifespan=self._lifespan,
+        )
+        app.add_api_route(
+            "/v1/score", self.score, methods=["POST"], response_model=ScoreOut, responses=ERRORS, summary="One solution"
+        )
+        app.add_api_route(
+            "/v1/score/batch",
+            self.score_batch,
+            methods=["POST"],
+            response_model=BatchOut,
+            responses=ERRORS,
+            summary="Many solutions; one that cannot be scored has an error in its place",
+        )
+        app.add_api_route("/v1/model", self.model, response_model=ModelOut, summary="What is served, and its limits")
+        app.add_api_route("/health", self.health, summary="200 while requests are taken, else 503")
+        app.add_api_route("/metrics", self.figures, summary="Figures in Prometheus' text format")
+        app.add_api_route("/docs", self.page, include_in_schema=False)
+        app.add_middleware(Gate, service=self)
+        for kind in (Refused, RequestValidationError, HTTPException, Exception):
+            app.add_exception_handler(kind, self._on_error)
+        return app
+
+    async def score(self, item: SolutionIn, request: Request) -> Response:
+        (answer,) = await self._judged([item], ["request"], request)
+        if isinstance(answer, Refused):
+            raise answer
+        return JSONResponse(answer | self._names)
+
+    async def score_batch(self, batch: BatchIn, request: Request) -> Response:
+        count, most = len(batch.solutions), self.limits.solutions
+        if count > most:
+            text = f"a request of {count:,} solutions, at most {most:,} are taken; send fewer at once"
+            raise Refused(422, "too_large", text, "solutions")
+        places = [f"solutions[{index}]" for index in range(count)]
+        answers = await self._judged(batch.solutions, places, request)
+        for answer in answers:
+            if isinstance(answer, Refused):
+                self.metrics.errors.labels(answer.kind).inc()
+        results = [answer.body() if isinstance(answer, Refused) else answer for answer in answers]
+        return JSONResponse({"results": results} | self._names)
+
+    async def model(self) -> Response:
+        return JSONResponse(self._facts.model_dump())
+
+    async def health(self) -> Response:
+        if (refusal := self.refusal()) is not None:
+            raise refusal
+        return JSONResponse({"status": "ready", "model": self._facts.model})
+
+    async def figures(self) -> Response:
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def page(self) -> Response:
+        return HTMLResponse(_page(self.app.openapi()))
+
+    @property
+    def _names(self) -> dict[str, str]:
+        return {"aggregator": self._facts.aggregator, "model": self._facts.model}
+
+    async def _judged(
+        self, values: Sequence[Any], places: Sequence[str], request: Request
+    ) -> list[dict[str, Any] | Refused]:
+        count = len(values)
+        if self._solutions + count > self.limits.in_flight:
+            raise Refused(429, "busy", f"{self._solutions:,} solutions are not answered yet; try again later")
+        self._solutions += count
+        try:
+            return await _while_connected(request, self._judge(values, places))
+        finally:
+            self._solutions -= count
+
+    async def _judge(self, values: Sequence[Any], places: Sequence[str]) -> list[dict[str, Any] | Refused]:
+        """Figures of each solution, or why it has none."""
+        assert self._queue is not None, "the gate has looked"
+        prepared = await asyncio.to_thread(self._prepared, values, places)  # decodes, and reads files
+        ready = [item for item in prepared if not isinstance(item, Refused)]
+        weights = [max(1 / BATCH_SOLUTIONS, pixels / BATCH_PIXELS) for _, pixels in ready]
+        answers = iter(await self._queue.judge([solution for solution, _ in ready], weights))
+        return [item if isinstance(item, Refused) else self._figures(next(answers)) for item in prepared]
+
+    def _prepared(self, values: Sequence[Any], places: Sequence[str]) -> list[tuple[Solution, int] | Refused]:
+        prepared: list[tuple[Solution, int] | Refused] = []
+        for value, place in zip(values, places, strict=True):
+            try:
+                prepared.append(read_solution(value, place, self.limits, self._image_root))
+            except Refused as refused:
+                prepared.append(refused)
+        return prepared
+
+    def _figures(self, answer: Answer) -> dict[str, Any] | Refused:
+        if isinstance(answer, DataError):
+            return Refused(422, "unscorable", str(answer))
+        if isinstance(answer, Exception):
+            logger.error("a solution could not be scored", exc_info=answer)
+            if self._probing is None or self._probing.done():
+                self._probing = asyncio.create_task(self._probe())
+            return Refused(500, "internal", f"the model failed on it ({type(answer).__name__}); see the service's log")
+        if not answer.scores or not all(map(math.isfinite, answer.scores)):
+            return Refused(500, "internal", "the model gave no number; see that its weights are sound")
+        self.metrics.solutions.inc()
+        self.metrics.steps.inc(len(answer.scores))
+        return {"scores": answer.scores, "aggregate": self._aggregate(answer.scores)}
+
+    async def _probe(self) -> None:
+        assert self._queue is not None, "something was scored"
+        (answer,) = await self._queue.judge([PROBE])
+        if isinstance(answer, Exception) and not isinstance(answer, DataError):
+            self.failure = answer
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        loading = loop.create_task(self._open())
+        yield
+        self.closing = True
+        scorer = await loading  # a load cannot be broken off
+        if scorer is not None:
+            await loop.run_in_executor(self._thread, scorer.close)
+        self._thread.shutdown()
+
+    async def _open(self) -> ClosableScorer | None:
+        begun = time.perf_counter()
+        try:
+            scorer = await asyncio.get_running_loop().run_in_executor(self._thread, self._loaded)
+        except Exception as error:
+            self.failure = error
+            return None
+        # The weights of solutions are shares of a batch; the sum allows for rounding.
+        self._queue = ScoreQueue(_Counted(scorer, self.metrics), most=1 + 1e-9, thread=self._thread)
+        logger.info("%s is ready after %.1f s", self._facts.model, time.perf_counter() - begun)
+        return scorer
+
+    def _loaded(self) -> ClosableScorer:
+        scorer = self._load()
+        with contextlib.suppress(DataError):
+            scorer.score([PROBE])
+        return scorer
+
+
+class _Counted:
+    def __init__(self, scorer: ClosableScorer, metrics: Metrics) -> None:
+        self._scorer, self._metrics = scorer, metrics
+
+    def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
+        self._metrics.batches.observe(len(solutions))
+        return self._scorer.score(solutions)
+
+
+async def _while_connected(request: Request, work: Awaitable[T]) -> T:
+    """The result of the work, which is given up when the caller hangs up."""
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Refused(499, "gone", "the caller has hung up")
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _refused(error: Exception) -> Refused:
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, RequestValidationError):
+        return invalid(error.errors())
+    if isinstance(error, HTTPException):
+        # FastAPI's 400 is for JSON that is nested too deeply, or no text.
+        text = "the body cannot be read as JSON" if error.status_code == 400 else str(error.detail)
+        return Refused(error.status_code, KINDS.get(error.status_code, "invalid_request"), text)
+    return Refused(500, "internal", f"the service failed ({type(error).__name__}); see its log")
+
+
+def _page(schema: dict[str, Any]) -> str:
+    """The routes of the OpenAPI document, without anything loaded from elsewhere."""
+    rows = "".join(
+        f"<tr><td>{method.upper()}</td><td><code>{html.escape(path)}</code></td>"
+        f"<td>{html.escape(operation.get('summary', ''))}</td></tr>"
+        for path, methods in schema["paths"].items()
+        for method, operation in methods.items()
+    )
+    parts = schema["components"]["schemas"]
+    fields = "".join(
+        f"<h3>{html.escape(name)}</h3><ul>"
+        + "".join(
+            f"<li><code>{html.escape(field)}</code> {html.escape(values.get('description', ''))}</li>"
+            for field, values in part.get("properties", {}).items()
+        )
+        + "</ul>"
+        for name, part in parts.items()
+        if name not in ("HTTPValidationError", "ValidationError")
+    )
+    return (
+        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>mmprm serve</title>'
+        "<style>body{font:16px sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem}"
+        "td{padding:.2rem 1rem .2rem 0;vertical-align:top}</style></head><body><h1>mmprm serve</h1>"
+        f"<p>{html.escape(schema['info']['description'])} "
+        'The whole description: <a href="openapi.json">openapi.json</a>.</p>'
+        f"<table>{rows}</table><h2>Messages</h2>{fields}</body></html>"
+    )

@@ -1,0 +1,64 @@
+"""candidates.jsonl: groups of candidates as lines, written by rerank and search, read by eval."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from mmprm.errors import DataError
+from mmprm.selection.groups import Candidate, Group, rewards
+from mmprm.types import Problem, StepScores, Verdict
+
+
+def candidate_lines(groups: Sequence[Group], aggregate: str | None) -> Iterator[dict[str, Any]]:
+    """One object a candidate; `chosen` marks the first of highest reward in its group. Without an aggregator, for
+    groups that are not scored yet, nothing is chosen."""
+    for group in groups:
+        reward_M = rewards(group, aggregate) if aggregate else []
+        best = reward_M.index(max(reward_M)) if aggregate else None
+        for draw, candidate in enumerate(group.candidates):
+            scored = candidate.scores is not None
+            yield {
+                "problem_id": group.problem.id,
+                "draw": draw,
+                "response": candidate.response,
+                "steps": candidate.steps,
+                "answer": candidate.answer,
+                "verdict": candidate.verdict.name.lower(),
+                "unsplit": candidate.unsplit,
+                "tokens": candidate.token_count,
+                "scores": candidate.scores.scores if scored else None,
+                "reward": reward_M[draw] if scored else None,
+                "chosen": draw == best,
+            }
+
+
+def read_groups(
+    rows: Iterable[tuple[str, dict[str, Any]]], problems: Mapping[str, Problem] | None = None
+) -> list[Group]:
+    """Groups from pairs (place for error messages, line), in the order of the lines. Without `problems`, by id, a
+    problem has no more than its id."""
+    found: dict[str, list[Candidate]] = {}
+    for place, row in rows:
+        try:
+            scores = row["scores"]
+            candidate = Candidate(
+                response=row["response"],
+                steps=tuple(row["steps"]),
+                answer=row["answer"],
+                verdict=Verdict[row["verdict"].upper()],
+                token_count=row.get("tokens", 0),
+                unsplit=row["unsplit"],
+                scores=None if scores is None else StepScores(tuple(scores)),
+            )
+            found.setdefault(row["problem_id"], []).append(candidate)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{place}: is no line of candidates.jsonl, as mmprm rerank writes it: {type(error).__name__}: {error}"
+            ) from error
+    if not found:
+        raise DataError("the files hold no candidate")
+    return [
+        Group(problems[name] if problems else Problem(name, question="", answer=""), tuple(candidates))
+        for name, candidates in found.items()
+    ]

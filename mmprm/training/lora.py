@@ -1,0 +1,90 @@
+"""Low-rank adapters with peft, beside a model that stays as it is, and the plain weights that they make.
+
+W' = W + (alpha / rank) · B A for the layers that `targets` names (Hu et al. 2021); single rows of the embeddings and of
+the output layer, those of new tokens above all, are trained as they are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from pydantic import Field
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mmprm.config import Config
+from mmprm.errors import ConfigError
+from mmprm.training.sharding import whole
+
+LAYERS = r"^model\.(language_model\.)?layers\..*_proj$"
+_ADAPTER = "default"
+
+
+class LoraConfig(Config):
+    rank: int = Field(16, ge=1)
+    """Rank of the matrices A and B."""
+    alpha: float = Field(32.0, gt=0)
+    """The adapter's output is multiplied by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Share of the adapter's inputs that are dropped in training."""
+    targets: tuple[str, ...] = (LAYERS,)
+    """Regular expressions of the linear layers that get an adapter; by default those of the language model's blocks."""
+
+
+def add_adapters(
+    backbone: PreTrainedModel, config: LoraConfig, input_rows: Sequence[int], output_rows: Sequence[int]
+) -> None:
+    """Freeze all but new adapters and the given rows of the embeddings and of the output layer, in place.
+
+    A layer that is frozen already gets no adapter. Raises ConfigError where none is left. The model computes what it
+    did; on several ranks torch's random state must be the same.
+    """
+    import peft
+
+    layers = {name for name, module in backbone.named_modules() if isinstance(module, nn.Linear)}
+    named = {name for name in layers if any(re.search(pattern, name) for pattern in config.targets)}
+    if not named:
+        shown = ", ".join(sorted({re.sub(r"\.\d+\.", ".0.", name) for name in layers})[:12])
+        raise ConfigError(f"lora.targets={list(config.targets)} match no linear layer; there are {shown}, …")
+    targets = {name for name in named if backbone.get_submodule(name).weight.requires_grad}
+    if not targets:
+        raise ConfigError("lora.targets are all frozen; freeze less, or choose other targets")
+    embedding, output = backbone.get_input_embeddings(), backbone.get_output_embeddings()
+    names = {id(module): name for name, module in backbone.named_modules()}
+    if embedding.weight is output.weight:  # tied: one table
+        rows = {names[id(embedding)]: sorted({*input_rows, *output_rows})}
+    else:
+        rows = {names[id(embedding)]: sorted(set(input_rows)), names[id(output)]: sorted(set(output_rows))}
+    settings = peft.LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,
+        lora_dropout=config.dropout,
+        target_modules=sorted(targets),
+        trainable_token_indices={table: chosen for table, chosen in rows.items() if chosen} or None,
+    )
+    with whole([embedding.weight, output.weight]):
+        peft.inject_adapter_in_model(settings, backbone, adapter_name=_ADAPTER)
+
+
+def plain_weights(backbone: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """State of `backbone` with its adapters, full tensors, as that of a model without: named and shaped as before.
+
+    W + (alpha / rank) · B A in float32, rounded to W's type; rows that were trained replace those of their table.
+    """
+    from peft.tuners.lora import LoraLayer
+    from peft.tuners.trainable_tokens import TrainableTokensLayer
+
+    copies: dict[int, Tensor] = {}  # tied tables stay one tensor
+    plain = {re.sub(r"\.(token_adapter\.)?base_layer\.", ".", name): tensor for name, tensor in weights.items()}
+    for name, module in backbone.named_modules():
+        if isinstance(module, LoraLayer):
+            a, b = (plain.pop(f"{name}.lora_{part}.{_ADAPTER}.weight").float() for part in "AB")
+            weight = plain[f"{name}.weight"]
+            plain[f"{name}.weight"] = (weight.float() + module.scaling[_ADAPTER] * (b @ a)).to(weight.dtype)
+        elif isinstance(module, TrainableTokensLayer):
+            table = f"{name.removesuffix('.token_adapter')}.weight"
+            trained = plain.pop(f"{name}.trainable_tokens_delta.{_ADAPTER}")
+            plain[table] = copies.setdefault(id(plain[table]), plain[table].clone())
+            plain[table][module.token_indices[_ADAPTER]] = trained.to(plain[table].dtype)
+    return plain

@@ -1,0 +1,336 @@
+"""Responses as training data: what each carries, which run together, and the tensors of a micro-batch.
+
+The prompt is rendered and its pictures are opened here, on the worker, once for all responses of a group. Nothing is
+ever cut off: a response whose prompt does not fit is refused by `Limits.check`, so that the caller can count and skip
+it.
+
+Shapes: P token of a prompt, X axis of the positions, B row, L token of a row, N response, T token of a response.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from mmprm.errors import DataError, TrainingError
+from mmprm.prm.format import reads_pictures, tokenizer_of
+from mmprm.problems import open_picture
+from mmprm.prompts import PromptConfig, render
+from mmprm.training.batches import MicroBatch, micro_batches
+from mmprm.types import Picture, Problem
+from policy_rl.policy import PolicyInputs
+
+KEPT_BYTES = 2**30
+"""Encoded prompts that are kept for the next pass over the same responses."""
+
+_TEXT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids")
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """One response and what its update needs. Arrays hold one number for each of its tokens.
+
+    Responses of the same `group` answer the same problem and share its prompt. `prompt_tokens` is the prompt's length
+    as the engine counted it. `engine` are the log-probabilities that the engine drew the tokens with; `old`, `ref` and
+    `values` come from Trainer.log_probs; None: not needed (`old`: the response was sampled by the weights of this very
+    update). `mask` is False on tokens that do not count; None: all count.
+    """
+
+    problem: Problem
+    group: int
+    prompt_tokens: int
+    token_ids: tuple[int, ...]
+    engine: np.ndarray | None = None
+    old: np.ndarray | None = None
+    ref: np.ndarray | None = None
+    values: np.ndarray | None = None
+    advantages: np.ndarray | None = None
+    returns: np.ndarray | None = None
+    mask: np.ndarray | None = None
+
+    @property
+    def length(self) -> int:
+        return self.prompt_tokens + len(self.token_ids)
+
+    @property
+    def counted(self) -> np.ndarray:
+        return np.ones(len(self.token_ids), dtype=bool) if self.mask is None else self.mask
+
+
+ARRAYS = ("engine", "old", "ref", "values", "advantages", "returns")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the model can take: tokens of prompt and response together, and token ids that only a prompt may hold."""
+
+    context: int
+    reserved: frozenset[int]
+
+    def check(self, experience: Experience) -> None:
+        """Raise DataError, naming the problem, for a response that cannot be trained on."""
+        name = f"problem {experience.problem.id}"
+        if not experience.token_ids:
+            raise DataError(f"{name}: a response without tokens has nothing to learn from; leave it out")
+        if experience.length > self.context:
+            raise DataError(
+                f"{name}: a prompt of {experience.prompt_tokens} tokens and a response of {len(experience.token_ids)} "
+                f"exceed the model's context of {self.context}; leave the problem out, or scale its pictures down"
+            )
+        found = self.reserved & set(experience.token_ids)
+        if found:
+            raise DataError(
+                f"{name}: a response holds token {min(found)}, which stands for a picture; ban it in sampling"
+            )
+
+
+def check_finite(experiences: Sequence[Experience]) -> None:
+    """Raise TrainingError, naming the problem, for a number that would spoil the weights: NaN or infinity where a token
+    counts."""
+    for experience in experiences:
+        for name in ARRAYS:
+            array = getattr(experience, name)
+            if array is None:
+                continue
+            assert len(array) == len(experience.token_ids), f"{name}: one number a response token"
+            if not np.isfinite(array[experience.counted]).all():
+                raise TrainingError(
+                    f"problem {experience.problem.id}: {name} of a response is not finite; no update is made from it, "
+                    "see what its reward functions and its engine returned"
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    ids_P: Tensor
+    position_XP: Tensor
+    pictures: dict[str, Tensor]
+    picture_tokens: int
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (self.ids_P, self.position_XP, *self.pictures.values()))
+
+
+class PromptEncoder:
+    """Prompts of problems as tensors; those used last are kept, up to KEPT_BYTES."""
+
+    def __init__(self, backbone: PreTrainedModel, processor: Any, prompt: PromptConfig) -> None:
+        self._processor, self._prompt = processor, prompt
+        self._picture_id = getattr(backbone.config, "image_token_id", None)
+        self._rope_index: Callable[..., Any] | None = getattr(backbone.model, "get_rope_index", None)
+        self.axes = 1 if self._rope_index is None else 3
+        self.padding = tokenizer_of(processor).pad_token_id or 0
+        self._kept: OrderedDict[Problem, EncodedPrompt] = OrderedDict()
+        self._stand_in: dict[str, Tensor] | None = None
+
+    def __call__(self, problem: Problem, expected_tokens: int) -> EncodedPrompt:
+        """Raises DataError where the engine counted another number of tokens, and for pictures that cannot be read."""
+        if problem not in self._kept:
+            self._kept[problem] = self._encode(problem)
+            while sum(prompt.bytes for prompt in self._kept.values()) > KEPT_BYTES and len(self._kept) > 1:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(problem)
+        prompt = self._kept[problem]
+        if len(prompt.ids_P) != expected_tokens:
+            raise DataError(
+                f"problem {problem.id}: its prompt is {len(prompt.ids_P)} tokens for the trainer, {expected_tokens} "
+                "for the engine; give both the same model, prompt and picture size"
+            )
+        return prompt
+
+    @property
+    def stand_in(self) -> dict[str, Tensor]:
+        """The smallest picture, for batches without one."""
+        if self._stand_in is None:
+            from PIL import Image
+
+            image_processor = self._processor.image_processor
+            self._stand_in = dict(image_processor(images=[Image.new("RGB", (28, 28))], return_tensors="pt"))
+            self._stand_in.pop("num_patches", None)
+        return self._stand_in
+
+    def _encode(self, problem: Problem) -> EncodedPrompt:
+        if problem.pictures and not reads_pictures(self._processor):
+            raise DataError(f"problem {problem.id}: has pictures, but the model reads text only")
+        images = [self._open(problem, picture) for picture in problem.pictures]
+        inputs = dict(
+            self._processor(
+                text=[render(self._processor, problem, "", self._prompt)],
+                **({"images": images} if images else {}),
+                add_special_tokens=False,  # the chat template has written them
+                return_tensors="pt",
+            )
+        )
+        text = {name: inputs.pop(name, None) for name in _TEXT_KEYS}
+        ids_P = text["input_ids"][0]
+        position_XP = torch.arange(len(ids_P)).expand(self.axes, -1)
+        if images and self._rope_index is not None:
+            grids = {name: tensor for name, tensor in inputs.items() if name.endswith("grid_thw")}
+            position_XP = self._rope_index(**text, **grids)[0][:, 0]
+        picture_tokens = int((ids_P == self._picture_id).sum()) if images else 0
+        return EncodedPrompt(ids_P, position_XP, inputs if images else {}, picture_tokens)
+
+    def _open(self, problem: Problem, picture: Picture) -> Any:
+        try:
+            return open_picture(picture)
+        except DataError as error:
+            raise DataError(f"problem {problem.id}: {error}") from error
+
+
+Row = tuple[int, ...]
+"""Responses (their places among the experiences) that share a prompt and a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Rows of a batch, and for each round one micro-batch of rows a rank."""
+
+    rows: tuple[Row, ...]
+    rounds: tuple[tuple[MicroBatch, ...], ...]
+
+    def rows_of(self, rank: int) -> list[tuple[list[Row], bool]]:
+        """(rows, filler) of each micro-batch of a rank."""
+        own = [micro[rank] for micro in self.rounds]
+        return [([self.rows[row] for row in micro.samples], micro.filler) for micro in own]
+
+
+def plan(
+    experiences: Sequence[Experience],
+    token_budget: int,
+    ranks: int,
+    share_prompt: bool,
+    attention_cost: float = 0.0,
+) -> Plan:
+    """Micro-batches of at most `token_budget` tokens, padding included, a longer row alone; as many on every rank.
+
+    With `share_prompt` responses of a group stand in one row behind their prompt, as many as fit the budget and
+    `responses_a_row` allows.
+    """
+    groups: dict[int, list[int]] = {}
+    for place, experience in enumerate(experiences):
+        groups.setdefault(experience.group, []).append(place)
+    rows: list[Row] = []
+    lengths: list[int] = []
+    for members in groups.values():
+        head, sizes = experiences[members[0]], [len(experiences[place].token_ids) for place in members]
+        assert all(experiences[place].problem == head.problem for place in members), "a group answers one problem"
+        most = responses_a_row(head.prompt_tokens, sizes, attention_cost) if share_prompt else 1
+        room = 0
+        for place, added in zip(members, sizes, strict=True):
+            if room and lengths[-1] + added <= token_budget:
+                rows[-1] += (place,)
+                lengths[-1] += added
+                room -= 1
+            else:
+                rows.append((place,))
+                lengths.append(experiences[place].length)
+                room = most - 1
+    return Plan(tuple(rows), tuple(micro_batches(range(len(rows)), lengths, token_budget, ranks)))
+
+
+def responses_a_row(prompt_tokens: int, response_tokens: Sequence[int], attention_cost: float) -> int:
+    """The number n of responses behind one prompt that costs least a response, (P + n·T)·(1 + c·(P + n·T)) / n with T
+    their mean length: what is saved of the prompt, against attention among responses that do not see each other.
+
+    `attention_cost` c is that of a pair of tokens against a token's: about 1 / (6 · hidden size) where the whole square
+    is computed, 0 where masked blocks are left out.
+    """
+    mean = sum(response_tokens) / len(response_tokens)
+
+    def cost(n: int) -> float:
+        length = prompt_tokens + n * mean
+        return length * (1 + attention_cost * length) / n
+
+    return min(range(len(response_tokens), 0, -1), key=cost)
+
+
+def collate(
+    rows: Sequence[Row], experiences: Sequence[Experience], encoder: PromptEncoder, stand_in: bool = False
+) -> PolicyInputs:
+    """The tensors of a micro-batch; responses in the order of the rows. `stand_in`: without pictures, take the smallest
+    one, so that the vision tower runs."""
+    heads = [experiences[row[0]] for row in rows]
+    prompts = [encoder(head.problem, head.prompt_tokens) for head in heads]
+    width = max(
+        len(prompt.ids_P) + sum(len(experiences[place].token_ids) for place in row)
+        for prompt, row in zip(prompts, rows, strict=True)
+    )
+    ids_BL = torch.full((len(rows), width), encoder.padding)
+    position_XBL = torch.zeros((encoder.axes, len(rows), width), dtype=torch.long)
+    end_BL = torch.arange(width).repeat(len(rows), 1)
+    present_BL = torch.zeros((len(rows), width), dtype=torch.bool)
+    reads, tokens = [], []
+    for b, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
+        head = len(prompt.ids_P)
+        ids_BL[b, :head], position_XBL[:, b, :head] = prompt.ids_P, prompt.position_XP
+        following, start = int(prompt.position_XP.max()) + 1, head
+        for place in row:
+            token_T = torch.tensor(experiences[place].token_ids)
+            stop = start + len(token_T)
+            ids_BL[b, start:stop], end_BL[b, start:stop] = token_T, stop - 1
+            position_XBL[:, b, start:stop] = torch.arange(following, following + len(token_T))
+            before_T = torch.arange(start - 1, stop - 1)
+            before_T[0] = head - 1
+            reads.append(before_T + b * width)
+            tokens.append(token_T)
+            start = stop
+        end_BL[b, :head], present_BL[b, :start] = start - 1, True
+    pictures, feature_F = _pictures(rows, experiences, prompts)
+    shows_pictures = bool(pictures)
+    if stand_in and not shows_pictures:
+        pictures = encoder.stand_in
+    return PolicyInputs(
+        input_ids_BL=ids_BL,
+        position_ids=position_XBL if encoder.axes > 1 else position_XBL[0],
+        end_BL=end_BL if any(len(row) > 1 for row in rows) else None,
+        present_BL=present_BL,
+        read_NT=pad_sequence(reads, batch_first=True),
+        token_NT=pad_sequence(tokens, batch_first=True),
+        response_NT=pad_sequence([torch.ones(len(token_T), dtype=torch.bool) for token_T in tokens], batch_first=True),
+        pictures=pictures,
+        feature_F=feature_F,
+        shows_pictures=shows_pictures,
+    )
+
+
+def _pictures(
+    rows: Sequence[Row], experiences: Sequence[Experience], prompts: Sequence[EncodedPrompt]
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Each group's pictures once, and which feature each picture token takes where rows share them."""
+    first: dict[int, int] = {}
+    shown: dict[int, EncodedPrompt] = {}
+    count = 0
+    features = []
+    for row, prompt in zip(rows, prompts, strict=True):
+        group = experiences[row[0]].group
+        if prompt.pictures and group not in shown:
+            shown[group], first[group] = prompt, count
+            count += prompt.picture_tokens
+        if prompt.pictures:
+            features.append(torch.arange(first[group], first[group] + prompt.picture_tokens))
+    if not shown:
+        return {}, None
+    names = next(iter(shown.values())).pictures
+    pictures = {name: torch.cat([prompt.pictures[name] for prompt in shown.values()]) for name in names}
+    return pictures, torch.cat(features) if len(features) > len(shown) else None
+
+
+def padded(
+    rows: Sequence[Row], experiences: Sequence[Experience], name: str, dtype: torch.dtype = torch.float32
+) -> Tensor | None:
+    """One of the arrays (or `counted`) as a tensor _NT in the order of the rows, 0 on padding; None where it is None
+    for all."""
+    arrays = [getattr(experiences[place], name) for row in rows for place in row]
+    if all(array is None for array in arrays):
+        return None
+    assert all(array is not None for array in arrays), f"{name}: for all responses of an update, or for none"
+    return pad_sequence([torch.as_tensor(np.array(array), dtype=dtype) for array in arrays], batch_first=True)

@@ -1,0 +1,176 @@
+"""Keys of `mmprm rl`: problems, engines, rewards, advantages, updates."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from mmprm.config import Config
+from mmprm.grading.symbolic import GraderConfig
+from mmprm.problems import ProblemsConfig
+from mmprm.prompts import PromptConfig
+from mmprm.sampling.config import EngineConfig, SamplingConfig
+from mmprm.steps import Markup
+from policy_rl.advantages import ESTIMATORS, AdvantageConfig
+from policy_rl.credit import CreditConfig
+from policy_rl.filtering import AdoraConfig, FilterConfig, Phase
+from policy_rl.process import ProcessConfig
+from policy_rl.rewards import RewardConfig
+from policy_rl.rollouts import RolloutConfig
+from policy_rl.trainer_config import TrainerConfig
+from policy_rl.watch import WatchConfig
+from policy_rl.weights import WeightsConfig
+
+CHANGEABLE = {
+    "output",
+    "held_out",
+    "eval_every",
+    "eval_samples",
+    "save_every",
+    "keep_checkpoints",
+    "rollouts",
+    "watch",
+    "weights",
+}
+"""Keys that do not decide the course of a run, so that a resumed one may have others."""
+
+
+class BatchConfig(Config):
+    prompts: int = Field(128, ge=1)
+    """Problems (groups) of a step."""
+    group_size: int = Field(8, ge=1)
+    """Responses a problem."""
+    updates: int = Field(1, ge=1)
+    """Optimizer steps a rollout, each on its share of the step's groups."""
+
+
+class RLConfig(Config):
+    output: str
+    """Run folder: checkpoints/, metrics.jsonl, tensorboard/, and at the end policy/. A run that is there goes on."""
+    problems: ProblemsConfig
+    """The problems to learn from."""
+    held_out: ProblemsConfig | None = None
+    """Problems to measure pass@1 on; unset: no evaluation."""
+    engine: EngineConfig
+    """The policy and its engines; the model "tiny" is the embedded policy. Trainer and engines begin with it."""
+    sampling: SamplingConfig = SamplingConfig()
+    """How responses are drawn; only temperature and max_tokens may be set."""
+    prompt: PromptConfig = PromptConfig()
+    """How the policy is asked."""
+    markup: Markup = "tags"
+    """How the policy marks its steps: tags, blank_lines or numbered."""
+    grader: GraderConfig = GraderConfig()
+    """How final answers are judged."""
+    rewards: RewardConfig = RewardConfig()
+    """What a response earns."""
+    advantage: AdvantageConfig = AdvantageConfig()
+    """Estimator, clamping, whitening."""
+    credit: CreditConfig | None = None
+    """Where process reward goes, soft_min by default where `process` is set; without `process`, outcome alone."""
+    process: ProcessConfig | None = None
+    """The process reward model that scores steps."""
+    batch: BatchConfig = BatchConfig()
+    """Problems and responses of a step, and updates made from them."""
+    filter: FilterConfig | None = None
+    """Train only on groups of middling accuracy, and sample further ones in place of the others; what is more than a
+    step needs is carried over to the next."""
+    adora: AdoraConfig | None = None
+    """Lower weight of groups whose right responses are short."""
+    schedule: tuple[Phase, ...] = ()
+    """Response length and group size by phase (PTST), in place of sampling.max_tokens and batch.group_size."""
+    trainer: TrainerConfig = TrainerConfig()
+    """Loss, KL, optimisation, ranks, LoRA."""
+    rollouts: RolloutConfig = RolloutConfig()
+    """Engines, colocation, time-outs."""
+    weights: WeightsConfig = WeightsConfig()
+    """The way of new weights to the engines."""
+    one_step_ahead: bool = False
+    """Sample the next step's responses while this step's are trained on; they are then one update old."""
+    watch: WatchConfig = WatchConfig()
+    """Signs of reward hacking: alarms that end the run, samples to read."""
+    steps: int | None = Field(None, ge=1)
+    """Steps of the run; by default as many as `episodes` passes over the problems make."""
+    episodes: int = Field(1, ge=1)
+    """Passes over the problems, where `steps` is unset and no filter asks for further ones."""
+    seed: int = 0
+    """Decides the order of problems, the draws and the minibatches."""
+    eval_every: int = Field(0, ge=0)
+    """Steps between evaluations on held_out; 0: before the first step and after the last only."""
+    eval_samples: int = Field(8, ge=1)
+    """Responses a held-out problem."""
+    save_every: int = Field(0, ge=0)
+    """Steps between checkpoints to resume from; 0: only when SIGTERM ends the run."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints that are kept."""
+
+    @property
+    def step_credit(self) -> CreditConfig | None:
+        """Where process reward goes, if there is any."""
+        return None if self.process is None else self.credit or CreditConfig()
+
+    @property
+    def has_critic(self) -> bool:
+        return ESTIMATORS[self.advantage.estimator].critic
+
+    def total_steps(self, problems: int) -> int:
+        return self.steps or max(1, self.episodes * problems // self.batch.prompts)
+
+    def phase(self) -> Phase:
+        """What holds without a schedule."""
+        return Phase(steps=1, group_size=self.batch.group_size, max_tokens=self.sampling.max_tokens)
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for a run to go on."""
+        return self.model_dump(mode="json", exclude=CHANGEABLE | {"trainer": {"timeout_s"}})
+
+    @model_validator(mode="after")
+    def _groups_have_a_baseline(self) -> RLConfig:
+        least = ESTIMATORS[self.advantage.estimator].least
+        sizes = {"batch.group_size": self.batch.group_size}
+        sizes |= {f"schedule.{number}.group_size": phase.group_size for number, phase in enumerate(self.schedule)}
+        for key, size in sizes.items():
+            if size < least:
+                raise ValueError(
+                    f"{key}={size} must be at least {least}: {self.advantage.estimator} takes the other samples of a "
+                    "group as its baseline; try 8, or advantage.estimator=reinforce_pp"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _updates_have_groups(self) -> RLConfig:
+        if self.batch.updates > self.batch.prompts:
+            raise ValueError(
+                f"batch.updates={self.batch.updates} must not exceed batch.prompts={self.batch.prompts}: an update "
+                "takes whole groups"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _old_responses_are_weighed(self) -> RLConfig:
+        for key, is_set in (("filter", self.filter is not None), ("one_step_ahead", self.one_step_ahead)):
+            if is_set and self.trainer.loss.importance_cap is None:
+                raise ValueError(
+                    f"{key} trains on responses of older weights, which need truncated importance weights: set "
+                    "trainer.loss.importance_cap=2"
+                )
+        if self.one_step_ahead and self.rollouts.colocated:
+            raise ValueError("one_step_ahead needs GPUs for the engines alone: set rollouts.colocated=false")
+        return self
+
+    @model_validator(mode="after")
+    def _credit_fits_the_estimator(self) -> RLConfig:
+        if self.credit is not None and self.process is None:
+            raise ValueError("credit places the scores of a process reward model: set process.scorer.prm, or drop it")
+        mode = self.step_credit.mode if self.step_credit else None
+        if self.has_critic and mode not in (None, "scalar", "step_gae"):
+            raise ValueError(f"credit.mode={mode} has no place in gae, which makes returns itself; use step_gae")
+        if mode == "step_gae" and not self.has_critic:
+            raise ValueError("credit.mode=step_gae needs a critic: advantage.estimator=gae, or credit.mode=soft_min")
+        return self
+
+    @model_validator(mode="after")
+    def _engines_are_our_own(self) -> RLConfig:
+        if self.engine.servers is not None:
+            raise ValueError("engine.servers cannot get new weights; leave it out, so that the run starts engines")
+        return self

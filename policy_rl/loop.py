@@ -1,0 +1,273 @@
+"""The RL loop: collect groups, make advantages, update, send the weights to the engines; log, evaluate, save.
+
+    loop = Loop(config, total_steps, pool, trainer, collector, evaluation)
+    summary = await loop.run()
+
+`pool` and `trainer` may be anything that behaves like RolloutPool and TrainerGroup. One step of the loop:
+
+1. collect: sample, grade, score, filter (policy_rl.collecting)
+2. old: log-probabilities, reference and values, where several updates, KL or a critic need them
+3. advantages (policy_rl.experience), then `batch.updates` optimizer steps, each on its share of the groups
+4. sync: the weights to all engines, which prove that they have them; their version is the step's number
+
+With one_step_ahead, 1 of the next step runs beside 2 and 3 of this one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from mmprm.errors import CheckpointError, TrainingError
+from mmprm.training.checkpoints import newest
+from mmprm.training.metrics_log import MetricsLog
+from mmprm.training.ranks import Ranks
+from mmprm.training.stop_request import StopRequest
+from policy_rl.advantages import ESTIMATORS
+from policy_rl.batch import Experience
+from policy_rl.collecting import Collected, Collector, Pool
+from policy_rl.config import RLConfig
+from policy_rl.evaluate import Evaluation
+from policy_rl.experience import AdvantageSettings, Aggregate, add_advantages, draft, kept_samples
+from policy_rl.step_metrics import console_line, describe_groups, merge_updates, shares
+from policy_rl.watch import Alarms, SampleLog, alarm_error, chosen, sample_of, signs
+
+EMPTY_STEPS = 5
+"""Steps in a row without a group to train on that end the run."""
+
+
+class TrainerLike(Protocol):
+    """What a run needs of a TrainerGroup."""
+
+    def log_probs(self, experiences: Sequence[Experience], policy: bool = True) -> list[Experience]: ...
+
+    def update(self, experiences: Sequence[Experience]) -> dict[str, float]: ...
+
+    def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Any: ...
+
+    def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None: ...
+
+    def resume(self, folder: Path) -> dict[str, Any] | None: ...
+
+    def save_model(self, folder: Path) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """`finished` is False where SIGTERM ended the run, which was saved; `policy` is that of the last step."""
+
+    steps: int
+    total: int
+    finished: bool
+    policy: Path | None
+    before: Evaluation | None
+    after: Evaluation | None
+
+
+class Loop:
+    """`evaluation` measures the policy that the engines have, and is None without held-out problems; `aggregate` is for
+    credit.mode=scalar."""
+
+    def __init__(
+        self,
+        config: RLConfig,
+        total: int,
+        pool: Pool,
+        trainer: TrainerLike,
+        collector: Collector,
+        evaluation: Callable[[], Awaitable[Evaluation]] | None = None,
+        aggregate: Aggregate | None = None,
+    ) -> None:
+        self._config, self._total = config, total
+        self._pool, self._trainer, self._collector, self._evaluation = pool, trainer, collector, evaluation
+        self._output = Path(config.output)
+        self._checkpoints = self._output / "checkpoints"
+        kl = config.trainer.loss.kl
+        in_reward = kl.coefficient if kl.place == "reward" else 0.0
+        self._settings = AdvantageSettings(config.advantage, config.step_credit, config.adora, in_reward, aggregate)
+        self._needs_ref = kl.coefficient > 0
+        self._needs_old = config.batch.updates > 1 or config.has_critic or in_reward > 0
+        self._alarms = Alarms(config.watch)
+        self._pending: Collected | None = None
+        self._empty = 0
+        self._seconds: Counter[str] = Counter()
+
+    async def run(self) -> Summary:
+        """From the newest checkpoint, if any, to the last step, or to the end of the step in which SIGTERM came."""
+        done = await self._resume()
+        before = after = None
+        log, samples = MetricsLog(self._output, done), SampleLog(self._output, done)
+        with closing(log), closing(samples), StopRequest(Ranks(0, 1, torch.device("cpu"))) as stop:
+            if done == 0:
+                before = await self._evaluate(0, log)
+            for step in range(done + 1, self._total + 1):
+                groups, metrics = await self._step(step)
+                log.write("train", step, metrics, shown=False, total=self._total)
+                print(console_line(step, self._total, metrics), flush=True)
+                picked = chosen(groups, self._config.watch.samples)
+                prefill = self._collector.prefill
+                samples.write([sample_of(step, group, each, self._config.markup, prefill) for group, each in picked])
+                if step == self._total or _due(self._config.eval_every, step):
+                    after = await self._evaluate(step, log)
+                crossed = self._alarms.see(metrics) if "updates" in metrics else None
+                stopping = stop.came() and step < self._total
+                at_end = self._config.save_every > 0 and step == self._total
+                if stopping or crossed or at_end or _due(self._config.save_every, step):
+                    self._save(step)
+                if crossed:
+                    raise alarm_error(step, crossed, newest(self._checkpoints))
+                if stopping:
+                    print(
+                        f"{self._output}: SIGTERM; saved after step {step} of {self._total}, the same command goes on"
+                    )
+                    return Summary(step, self._total, False, None, before, after)
+        await asyncio.to_thread(self._trainer.save_model, self._output / "policy")
+        return Summary(self._total, self._total, True, self._output / "policy", before, after)
+
+    async def _step(self, step: int) -> tuple[list, dict[str, float]]:
+        """Its groups and its metrics."""
+        started, self._seconds = time.perf_counter(), Counter()
+        with _Timed(self._seconds, "wait"):
+            collected = self._pending or await self._collector.collect(step)
+        self._pending, ahead = None, None
+        if self._config.one_step_ahead and step < self._total:
+            ahead = asyncio.create_task(self._collector.collect(step + 1))
+        try:
+            metrics = await self._learn(step, collected)
+            if ahead is not None:
+                with _Timed(self._seconds, "wait"):
+                    self._pending = await ahead
+        finally:
+            if ahead is not None:
+                ahead.cancel()
+        await self._sync(step)
+        metrics |= shares(self._seconds, collected, time.perf_counter() - started, self._config.one_step_ahead)
+        return collected.groups, metrics
+
+    async def _learn(self, step: int, collected: Collected) -> dict[str, float]:
+        groups = collected.groups
+        metrics = describe_groups(collected, self._pool.version)
+        metrics |= signs(groups, self._config.markup, self._collector.prefill)
+        kept_PK = kept_samples(groups, ESTIMATORS[self._config.advantage.estimator].least)
+        experiences = draft(groups, kept_PK)
+        if self._is_empty(step, collected, bool(experiences)):
+            return metrics
+        colocated = self._config.rollouts.colocated
+        if colocated:
+            await self._pool.sleep()
+        if self._needs_old or self._needs_ref:
+            with _Timed(self._seconds, "old"):
+                experiences = await asyncio.to_thread(self._trainer.log_probs, experiences, self._needs_old)
+        experiences, figures = add_advantages(groups, kept_PK, experiences, self._settings)
+        updates = []
+        for share in minibatches(experiences, self._config.batch.updates, f"{self._config.seed}/{step}"):
+            with _Timed(self._seconds, "update_call"):
+                updates.append(await asyncio.to_thread(self._trainer.update, share))
+        self._seconds["update"] = sum(update["seconds"] for update in updates)
+        if colocated:
+            await self._pool.wake()
+        return metrics | figures | merge_updates(updates)
+
+    def _is_empty(self, step: int, collected: Collected, any_left: bool) -> bool:
+        """Whether there is nothing to train on; TrainingError after too many such steps in a row."""
+        self._empty = 0 if any_left else self._empty + 1
+        if self._empty == EMPTY_STEPS:
+            reasons = ", ".join(f"{count} {name}" for name, count in collected.dropped.items())
+            refusal = f"; the first refusal: {collected.refusal}" if collected.refusal else ""
+            raise TrainingError(
+                f"step {step}: no group to train on in {EMPTY_STEPS} steps in a row; of this step's: {reasons}"
+                f"{refusal}. Widen filter.low and filter.high, look at the gold answers, or choose problems that the policy solves "
+                f"sometimes (mmprm filter); {_last(self._checkpoints)}"
+            )
+        return not any_left
+
+    async def _sync(self, version: int) -> None:
+        with _Timed(self._seconds, "sync"):
+            dtype = getattr(torch, self._config.engine.dtype)
+            published = await asyncio.to_thread(self._trainer.publish, version, self._pool.probe_token_ids, dtype)
+            await self._pool.load_weights(published)
+
+    async def _evaluate(self, step: int, log: MetricsLog) -> Evaluation | None:
+        if self._evaluation is None:
+            return None
+        found = await self._evaluation()
+        log.write("eval", step, found.metrics(), shown=True, total=self._total)
+        return found
+
+    def _save(self, step: int) -> None:
+        extra = {
+            "step": step,
+            "identity": self._identity(),
+            "collector": self._collector.state(),
+            "pending": None if self._pending is None else self._pending.to_json(),
+            "empty": self._empty,
+            "alarms": self._alarms.counts,
+        }
+        self._trainer.save(self._checkpoints, extra, self._config.keep_checkpoints)
+
+    async def _resume(self) -> int:
+        """Steps already done; the engines get the weights of the last one."""
+        extra = await asyncio.to_thread(self._trainer.resume, self._checkpoints)
+        if extra is None:
+            return 0
+        there, here = extra["identity"], self._identity()
+        differing = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+        if differing:
+            raise CheckpointError(
+                f"{self._checkpoints}: belongs to a run with another {', '.join(differing)}; set these back, or choose "
+                "another output"
+            )
+        self._collector.restore(extra["collector"])
+        self._pending = None if extra["pending"] is None else self._collector.collected(extra["pending"])
+        self._empty = extra["empty"]
+        self._alarms.counts |= {name: extra["alarms"].get(name, 0) for name in self._alarms.counts}
+        await self._sync(extra["step"])
+        return extra["step"]
+
+    def _identity(self) -> dict[str, Any]:
+        return self._config.identity() | {"total_steps": self._total}
+
+
+def minibatches(experiences: Sequence[Experience], updates: int, seed: str) -> list[list[Experience]]:
+    """`updates` shares of whole groups, as equal as can be, in an order drawn from the seed; fewer where groups are
+    fewer."""
+    groups = sorted({experience.group for experience in experiences})
+    if updates > 1:
+        random.Random(seed).shuffle(groups)
+    count = min(updates, len(groups))
+    share_of = {group: place * count // len(groups) for place, group in enumerate(groups)}
+    shares: list[list[Experience]] = [[] for _ in range(count)]
+    for experience in experiences:
+        shares[share_of[experience.group]].append(experience)
+    return shares
+
+
+class _Timed:
+    """Adds the seconds of a block to a counter."""
+
+    def __init__(self, seconds: Counter[str], name: str) -> None:
+        self._seconds, self._name = seconds, name
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self._seconds[self._name] += time.perf_counter() - self._started
+
+
+def _due(every: int, step: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+def _last(checkpoints: Path) -> str:
+    last = newest(checkpoints)
+    return f"the last good checkpoint is {last}" if last else "there is no checkpoint"

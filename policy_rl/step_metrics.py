@@ -1,0 +1,93 @@
+"""What a step looked like: figures of its groups and updates, seconds by phase, and the one line for the console."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from policy_rl.collecting import Collected
+from policy_rl.graded import GradedGroup
+
+DROPS = ("refused", "few_known", "too_hard", "too_easy", "aborted", "unknown", "untrainable")
+SUMS, LEAST, MOST = {"responses", "seconds", "tokens", "skipped"}, {"log_ratio_min"}, {"log_ratio_max", "mismatch_max"}
+COMPUTING = ("generate", "score", "old", "update")
+"""Phases in which a model computes."""
+SHOWN = {
+    "reward": "reward",
+    "accuracy": "acc",
+    "response_tokens": "length",
+    "entropy": "entropy",
+    "kl_ref": "kl",
+    "clip_fraction": "clip",
+    "gradient_norm": "norm",
+    "mismatch_absolute": "mismatch",
+    "tokens_per_second": "tok/s",
+}
+
+
+def describe_groups(collected: Collected, version: int) -> dict[str, float]:
+    """Means over the responses that take part: reward, each of its parts (reward_NAME), accuracy, response_tokens,
+    truncated; over groups: alike (no difference in reward, which teaches nothing without process reward), staleness
+    (steps since its weights). dropped_REASON counts."""
+    groups = collected.groups
+    taking = [each for group in groups for each in group.responses if each.reward.total is not None]
+    figures = {"groups": float(len(groups)), "rounds": float(collected.rounds)}
+    figures |= {f"dropped_{name}": float(collected.dropped[name]) for name in DROPS}
+    if not taking:
+        return figures
+    names = dict.fromkeys(name for each in taking for name in each.reward.parts)
+    parts = {name: [each.reward.parts.get(name) for each in taking] for name in names}
+    known = {name: [value for value in values if value is not None] for name, values in parts.items()}
+    figures |= {f"reward_{name}": fmean(values) for name, values in known.items() if values and name != "accuracy"}
+    figures |= {
+        "reward": fmean(each.reward.total for each in taking),
+        "accuracy": fmean(known["accuracy"]) if known["accuracy"] else float("nan"),
+        "response_tokens": fmean(len(each.response.token_ids) for each in taking),
+        "truncated": fmean(each.response.finish_reason == "length" for each in taking),
+        "alike": fmean(_alike(group) for group in groups),
+        "staleness": fmean(version - group.version for group in groups),
+    }
+    return figures
+
+
+def _alike(group: GradedGroup) -> bool:
+    return len({each.reward.total for each in group.responses if each.reward.total is not None}) < 2
+
+
+def merge_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of a step's updates: sums of what counts, extremes of extremes, means of all else; `seconds` is left to
+    `shares`."""
+    names = dict.fromkeys(name for update in updates for name in update)
+    merged = {"updates": float(len(updates))}
+    for name in names:
+        values = [update[name] for update in updates if name in update]
+        fold = sum if name in SUMS else min if name in LEAST else max if name in MOST else fmean
+        merged[name] = fold(values)
+    merged.pop("seconds", None)
+    return merged
+
+
+def shares(seconds: Counter[str], collected: Collected, total: float, ahead: bool) -> dict[str, float]:
+    """Seconds of a step by phase, and `overhead`: the share of the step in which no model computed.
+
+    generate: until the last response came; score: waiting for process scores (or grades) after that; old, update: the
+    trainer's forward, backward and optimizer; sync: weights to the engines; other: all else, the calls' own cost too.
+    With `ahead` generation runs beside the update; then generate and score are what the step had to wait for them.
+    """
+    own = seconds["wait"] if ahead else collected.generating
+    phases = {"generate": own, "score": 0.0 if ahead else collected.scoring}
+    phases |= {name: seconds[name] for name in ("old", "update", "sync")}
+    phases["other"] = max(0.0, total - sum(phases.values()))
+    figures = {f"seconds_{name}": value for name, value in phases.items()} | {"seconds": total}
+    figures["overhead"] = 1 - sum(phases[name] for name in COMPUTING) / total
+    figures["tokens_per_second"] = collected.tokens / collected.generating if collected.generating else 0.0
+    return figures
+
+
+def console_line(step: int, total: int, metrics: Mapping[str, float]) -> str:
+    shown = [f"{word} {metrics[name]:.4g}" for name, word in SHOWN.items() if name in metrics]
+    dropped = [f"{metrics[f'dropped_{name}']:g} {name}" for name in DROPS if metrics.get(f"dropped_{name}")]
+    phases = [f"{name} {metrics[f'seconds_{name}']:.1f}" for name in (*COMPUTING, "sync", "other")]
+    drops = f"  dropped {', '.join(dropped)}" if dropped else ""
+    return f"step {step}/{total}  {'  '.join(shown)}{drops}  {metrics['seconds']:.1f} s ({' '.join(phases)})"

@@ -1,0 +1,222 @@
+"""The trainer as its driver sees it: one Ray actor a rank, every call made to all of them at once.
+
+    group = TrainerGroup(model, config, prompt, temperature, total_updates, critic=False, gpu_share=1.0)
+    group.check(experience)                                  # DataError: count and skip
+    experiences = group.log_probs(experiences, policy=True)  # with old, ref and values filled in
+    metrics = group.update(experiences)
+    group.open_transfer(make); published = group.publish(version, probe_token_ids, dtype)
+    extra = group.resume(folder); group.save(folder, extra, keep); group.save_model(folder)
+    group.close()
+
+An error of a rank is raised here once, as itself. If the other ranks cannot go on without it, or a rank does not answer
+in time, the group is closed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+
+from mmprm.errors import MmprmError, TrainingError
+from mmprm.prompts import PromptConfig
+from policy_rl.batch import Experience, Limits
+from policy_rl.trainer import LogProbs, Trainer
+from policy_rl.trainer_config import TrainerConfig
+from policy_rl.weights import Published, Transfer
+
+NOTICE_SECONDS = 30
+GRACE_SECONDS = 10
+"""How long the other ranks may take to answer after one has failed."""
+
+
+class TrainerGroup:
+    """`gpu_share` is the part of a GPU that Ray books for a rank, less than 1 where engines share it. The other
+    arguments are those of Trainer. Starts Ray if it does not run."""
+
+    def __init__(
+        self,
+        model: str,
+        config: TrainerConfig,
+        prompt: PromptConfig,
+        temperature: float,
+        total_updates: int,
+        critic: bool = False,
+        gpu_share: float = 1.0,
+    ) -> None:
+        if not ray.is_initialized():
+            ray.init(include_dashboard=False, log_to_driver=False)
+        self._timeout_s = config.timeout_s
+        self._closed: str | None = None
+        gpu = ray.cluster_resources().get("GPU", 0) > 0
+        # Without a GPU the ranks compute while the engines, which have booked the cores, wait.
+        resources = {"num_gpus": gpu_share} if gpu else {"num_cpus": 0}
+        actor_class = ray.remote(concurrency_groups={"watch": 1}, **resources)(_Rank)
+        self._actors = [actor_class.remote() for _ in range(config.ranks)]
+        address = self._get(self._actors[0].address.remote(), "the first rank to start")
+        threads = None if gpu else max(1, len(os.sched_getaffinity(0)) // config.ranks)
+        arguments = (model, config, prompt, temperature, total_updates, critic)
+        each = [(rank, config.ranks, address, threads, arguments) for rank in range(config.ranks)]
+        self.limits: Limits = self._all("start", each)[0]
+
+    def check(self, experience: Experience) -> None:
+        """Raise DataError, naming the problem, for a response that cannot be trained on."""
+        self.limits.check(experience)
+
+    def log_probs(self, experiences: Sequence[Experience], policy: bool = True) -> list[Experience]:
+        """The experiences with `old` and, with a critic, `values` (unless `policy` is False), and with `ref` where
+        there is a reference."""
+        found: dict[int, LogProbs] = {}
+        for share in self._call("log_probs", list(experiences), policy):
+            found |= share
+        named = [asdict(found[place]) for place in range(len(experiences))]
+        return [
+            replace(experience, **{name: array for name, array in each.items() if array is not None})
+            for experience, each in zip(experiences, named, strict=True)
+        ]
+
+    def update(self, experiences: Sequence[Experience]) -> dict[str, float]:
+        """One optimizer step; see Trainer.update."""
+        return self._call("update", list(experiences))[0]
+
+    def open_transfer(self, make: Callable[[int], Transfer]) -> None:
+        """`make(rank)` is called on every rank; see policy_rl.weights."""
+        self._call("open_transfer", make)
+
+    def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Published:
+        return self._call("publish", version, tuple(probe_token_ids), dtype)[0]
+
+    def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
+        self._call("save", folder, extra, keep)
+
+    def resume(self, folder: Path) -> dict[str, Any] | None:
+        return self._call("resume", folder)[0]
+
+    def save_model(self, folder: Path) -> None:
+        self._call("save_model", folder)
+
+    def close(self) -> None:
+        if self._closed is None:
+            self._call("close")
+        self._kill("it was closed")
+
+    def _call(self, method: str, *arguments: Any) -> list[Any]:
+        shared = ray.put(arguments)
+        return self._all("call", [(method, shared)] * len(self._actors))
+
+    def _all(self, method: str, each: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """What every rank answers, in rank order."""
+        if self._closed is not None:
+            raise TrainingError(f"the trainer has ended: {self._closed}; go on from the last checkpoint")
+        name = each[0][0] if method == "call" else method
+        started = time.monotonic()
+        calls = [getattr(actor, method).remote(*arguments) for actor, arguments in zip(self._actors, each, strict=True)]
+        answers: dict[int, Any] = {}
+        failures: dict[int, BaseException] = {}
+        end = started + self._timeout_s
+        while len(answers) + len(failures) < len(calls) and time.monotonic() < end:
+            waiting = [rank for rank in range(len(calls)) if rank not in answers and rank not in failures]
+            limit = min(NOTICE_SECONDS, max(0.0, end - time.monotonic()))
+            done, _ = ray.wait([calls[rank] for rank in waiting], timeout=limit)
+            for rank in [rank for rank in waiting if calls[rank] in done]:
+                try:
+                    answers[rank] = ray.get(calls[rank])
+                except (RayActorError, RayTaskError) as error:
+                    failures[rank] = _cause(error, rank)
+                    end = min(end, time.monotonic() + GRACE_SECONDS)
+            if not done and not failures and time.monotonic() < end:
+                print(f"{name}: {self._state(waiting)}", file=sys.stderr, flush=True)
+        if len(answers) == len(calls):
+            return [answers[rank] for rank in range(len(calls))]
+        late = [rank for rank in range(len(calls)) if rank not in answers and rank not in failures]
+        failure = next((error for error in failures.values() if isinstance(error, MmprmError)), None)
+        failure = failure or next(iter(failures.values()), None)
+        if failure is None:
+            failure = TrainingError(
+                f"{name}: no end after {self._timeout_s:g} s: {self._state(late)}; ranks that answered: "
+                f"{sorted(answers) or 'none'}; raise trainer.timeout_s if it only needs longer"
+            )
+        if len(failures) < len(calls):  # the ranks are no longer in step
+            self._kill(str(failure))
+        raise failure
+
+    def _state(self, waiting: Sequence[int]) -> str:
+        """Which rank waits for what, as the ranks themselves say."""
+        questions = [self._actors[rank].doing.remote() for rank in waiting]
+        done, _ = ray.wait(questions, num_returns=len(questions), timeout=5)
+        states = [
+            f"rank {rank} is at {_answer(question) if question in done else 'something that it cannot tell'}"
+            for rank, question in zip(waiting, questions, strict=True)
+        ]
+        return "; ".join(states)
+
+    def _get(self, call: Any, what: str) -> Any:
+        started = time.monotonic()
+        while time.monotonic() - started < self._timeout_s:
+            try:
+                return ray.get(call, timeout=NOTICE_SECONDS)
+            except (RayActorError, RayTaskError) as error:
+                raise _cause(error, 0) from None
+            except GetTimeoutError:
+                print(f"waiting for {what}; Ray has {ray.available_resources()} free", file=sys.stderr, flush=True)
+        raise TrainingError(f"waited {self._timeout_s:g} s for {what}; Ray has {ray.available_resources()} free")
+
+    def _kill(self, reason: str) -> None:
+        self._closed = self._closed or reason
+        for actor in self._actors:
+            ray.kill(actor)
+
+
+class _Rank:
+    """The actor: a Trainer in a process of its own, and a thread beside it that tells what it does."""
+
+    def __init__(self) -> None:
+        self._trainer: Trainer | None = None
+
+    def address(self) -> tuple[str, int]:
+        """Where the ranks meet: this machine, a free port."""
+        with socket.socket() as free:
+            free.bind(("", 0))
+            return ray.util.get_node_ip_address(), free.getsockname()[1]
+
+    def start(
+        self, rank: int, count: int, address: tuple[str, int], threads: int | None, arguments: tuple[Any, ...]
+    ) -> Limits:
+        host, port = address
+        # Ray shows each rank its own GPU only, as number 0.
+        place = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": count, "MASTER_ADDR": host, "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in place.items()})
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._trainer = Trainer(*arguments)
+        return self._trainer.limits
+
+    def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        return getattr(self._trainer, method)(*arguments)
+
+    @ray.method(concurrency_group="watch")
+    def doing(self) -> str:
+        return "the start: loading the model, meeting the other ranks" if self._trainer is None else self._trainer.doing
+
+
+def _answer(question: Any) -> str:
+    try:
+        return ray.get(question)
+    except RayActorError:
+        return "its end: the process has died"
+
+
+def _cause(error: RayActorError | RayTaskError, rank: int) -> BaseException:
+    """The error that was raised on the rank; Ray wraps it, with both tracebacks in its text."""
+    if isinstance(error, RayTaskError):
+        return error.cause if isinstance(error.cause, Exception) else error
+    return TrainingError(f"rank {rank} of the trainer has died: {error}; go on from the last checkpoint")

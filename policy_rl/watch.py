@@ -1,0 +1,284 @@
+"""Watching a run: signs that a policy games its rewards, alarms that end the run, samples to read.
+
+Shapes: S step of a response.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from mmprm.config import Config
+from mmprm.errors import ConfigError, TrainingError
+from mmprm.metrics import roc_auc
+from mmprm.steps import Markup
+from mmprm.types import Verdict
+from policy_rl.graded import GradedGroup, GradedResponse
+from policy_rl.process import plain_steps
+
+FIRST_STEPS = 5
+"""Steps whose scores are logged one by one; later ones together."""
+JSON_FILE, TEXT_FILE = "samples.jsonl", "samples.md"
+
+
+class Bounds(Config):
+    least: float | None = None
+    """Crossed below it."""
+    most: float | None = None
+    """Crossed above it."""
+
+    @model_validator(mode="after")
+    def _a_bound(self) -> Bounds:
+        if self.least is None and self.most is None:
+            raise ValueError("set least, most or both")
+        if self.least is not None and self.most is not None and self.least > self.most:
+            raise ValueError(f"least={self.least} must not exceed most={self.most}")
+        return self
+
+
+class WatchConfig(Config):
+    alarms: dict[str, Bounds] = Field(default_factory=dict)
+    """Bounds by the name of a metric in metrics.jsonl, for example alarms.prm_auc.least=0.6: crossed, they end the run,
+    with a checkpoint."""
+    patience: int = Field(3, ge=1)
+    """Steps in a row that a metric must be out of its bounds."""
+    samples: int = Field(4, ge=0)
+    """Responses a step that are written to samples.jsonl and samples.md, with their step scores."""
+
+
+def signs(groups: Sequence[GradedGroup], markup: Markup, prefill: str = "") -> dict[str, float]:
+    """How the steps of a batch look, over the responses that take part; NaN where they do not tell.
+
+    steps: mean number a response; step_tokens, longest_step: mean tokens of a step, and of a response's longest;
+    repeated_steps: share of the steps that an earlier one of the response equals, but for white space and case;
+    unsplit, refused: share of the responses that could not be cut, and that could but have no scores where others do;
+    prm_auc: P(lowest step score of a right response > that of a wrong one), ties ½: 0.5 is no agreement of PRM and
+    outcome; prm_score: mean step score; prm_lowest: mean of the responses' lowest;
+    prm_step_1 …: mean score of the first, second, … step; prm_step_later of those behind.
+    """
+    responses = [each for group in groups for each in group.responses if each.reward.total is not None]
+    cut = [plain_steps(each.response.text, markup, prefill).steps for each in responses]
+    split_up = [steps for steps in cut if steps]
+    scored = [each for each in responses if each.process is not None]
+    spans = [_tokens_of_steps(each.process.step_of_token) for each in scored]
+    lowest = [min(each.process.scores) for each in scored]
+    by_step = _by_step([each.process.scores for each in scored])
+    return {
+        "steps": _mean([len(steps) for steps in split_up]),
+        "step_tokens": _mean([tokens for span in spans for tokens in span]),
+        "longest_step": _mean([max(span) for span in spans]),
+        "repeated_steps": _mean([mark for steps in split_up for mark in repeated(steps)]),
+        "unsplit": _mean([not steps for steps in cut]),
+        "refused": _mean([bool(steps) and each.process is None for steps, each in zip(cut, responses, strict=True)])
+        if scored
+        else math.nan,
+        "prm_auc": agreement(lowest, [each.grading.verdict for each in scored]),
+        "prm_score": _mean([score for each in scored for score in each.process.scores]),
+        "prm_lowest": _mean(lowest),
+        **{name: _mean(scores) for name, scores in by_step.items()},
+    }
+
+
+def agreement(scores: Sequence[float], verdicts: Sequence[Verdict]) -> float:
+    """AUC of the scores for right against wrong responses, unknown ones left out; NaN where one kind is missing."""
+    known = [
+        (score, verdict) for score, verdict in zip(scores, verdicts, strict=True) if verdict is not Verdict.UNKNOWN
+    ]
+    if len({verdict for _, verdict in known}) < 2:
+        return math.nan
+    return roc_auc([score for score, _ in known], [verdict is Verdict.CORRECT for _, verdict in known])
+
+
+def repeated(steps: Sequence[str]) -> list[bool]:
+    """For each step whether an earlier one is the same but for white space and case."""
+    keys = ["".join(step.split()).casefold() for step in steps]
+    return [key in keys[:place] for place, key in enumerate(keys)]
+
+
+def _tokens_of_steps(step_of_token: Sequence[int]) -> list[int]:
+    counts = [0] * (max(step_of_token) + 1)
+    for step in step_of_token:
+        if step >= 0:
+            counts[step] += 1
+    return counts
+
+
+def _by_step(scores: Sequence[Sequence[float]]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {f"prm_step_{number}": [] for number in range(1, FIRST_STEPS + 1)}
+    found["prm_step_later"] = []
+    for scores_S in scores:
+        for place, score in enumerate(scores_S, start=1):
+            found[f"prm_step_{place}" if place <= FIRST_STEPS else "prm_step_later"].append(score)
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fmean(values) if values else math.nan
+
+
+class Alarms:
+    """Counts for each metric with bounds the steps in a row that it has been out of them; `counts` is all of its state.
+
+    A value that is not finite is out of its bounds, but for NaN, which says nothing: it neither counts nor clears.
+    """
+
+    def __init__(self, config: WatchConfig) -> None:
+        self._config = config
+        self.counts: dict[str, int] = dict.fromkeys(config.alarms, 0)
+
+    def see(self, metrics: Mapping[str, float]) -> str | None:
+        """What has crossed its bounds for `patience` steps, in words: the run is to be saved, and then ended with
+        `alarm_error`. ConfigError for an alarm on what is not measured."""
+        crossed = []
+        for name, bounds in self._config.alarms.items():
+            if name not in metrics and not metrics.get("updates"):
+                continue  # a step without groups to train on measures less
+            if name not in metrics:
+                raise ConfigError(
+                    f"watch.alarms.{name}: this run has no such metric; it has {', '.join(sorted(metrics))}"
+                )
+            value = metrics[name]
+            if math.isnan(value):
+                continue
+            bound = _crossed(value, bounds)
+            self.counts[name] = self.counts[name] + 1 if bound else 0
+            if self.counts[name] >= self._config.patience:
+                crossed.append(f"{name}={value:.4g} is {bound} (watch.alarms), {self.counts[name]} steps in a row")
+        return "; ".join(crossed) or None
+
+
+def _crossed(value: float, bounds: Bounds) -> str | None:
+    if bounds.least is not None and value < bounds.least:
+        return f"below least={bounds.least:g}"
+    if bounds.most is not None and value > bounds.most:
+        return f"above most={bounds.most:g}"
+    return None
+
+
+def alarm_error(step: int, crossed: str, checkpoint: Path | None) -> TrainingError:
+    last = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint"
+    return TrainingError(
+        f"step {step}: {crossed}; {last}. Read {TEXT_FILE} for what the policy does; then change the rewards, or go on "
+        "with a wider bound"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A response to be read. `steps` are (text, score or None); without steps there is the `text` alone, and why."""
+
+    step: int
+    problem: str
+    question: str
+    gold: str
+    verdict: str
+    extracted: str | None
+    reward: float | None
+    parts: Mapping[str, float | None]
+    tokens: int
+    finish_reason: str
+    steps: tuple[tuple[str, float | None], ...]
+    unsplit: str | None
+    text: str
+
+    def markdown(self) -> str:
+        reward = "none" if self.reward is None else f"{self.reward:.3g}"
+        facts = [f"{self.verdict}", f"answer {self.extracted!r}, gold {self.gold!r}", f"reward {reward}"]
+        facts += [f"{name} {value:.3g}" for name, value in self.parts.items() if value is not None]
+        facts += [f"{self.tokens} tokens", f"ended by {self.finish_reason}"]
+        lines = [f"## Step {self.step}, problem {self.problem}", "", _quoted(self.question), "", " · ".join(facts), ""]
+        if self.unsplit:
+            lines += [f"No steps: {self.unsplit}.", "", _quoted(self.text)]
+        for number, (text, score) in enumerate(self.steps, start=1):
+            shown = "not scored" if score is None else f"{score:.2f}"
+            lines.append(f"{number}. **{shown}** {' '.join(text.split())}")
+        return "\n".join(lines) + "\n\n"
+
+
+def chosen(groups: Sequence[GradedGroup], count: int) -> list[tuple[GradedGroup, GradedResponse]]:
+    """`count` responses: first where PRM and outcome differ most (the wrong one of highest lowest score, the right one
+    of lowest), then the first responses of problems spread evenly over the batch."""
+    every = [(group, each) for group in groups for each in group.responses]
+    scored = [pair for pair in every if pair[1].process is not None]
+    picked = []
+    for verdict, most in ((Verdict.INCORRECT, max), (Verdict.CORRECT, min)):
+        among = [pair for pair in scored if pair[1].grading.verdict is verdict]
+        if among:
+            picked.append(most(among, key=lambda pair: min(pair[1].process.scores)))
+    heads = [(group, group.responses[0]) for group in groups if group.responses]
+    picked += [heads[place * len(heads) // count] for place in range(min(count, len(heads)))]
+    distinct = [pair for place, pair in enumerate(picked) if not any(pair[1] is other[1] for other in picked[:place])]
+    return distinct[:count]
+
+
+def sample_of(step: int, group: GradedGroup, each: GradedResponse, markup: Markup, prefill: str = "") -> Sample:
+    found = plain_steps(each.response.text, markup, prefill)
+    scores: tuple[float | None, ...] = each.process.scores if each.process else ()
+    scores += (None,) * (len(found.steps) - len(scores))
+    return Sample(
+        step=step,
+        problem=group.problem.id,
+        question=group.problem.question,
+        gold=group.problem.answer,
+        verdict=each.grading.verdict.name.lower(),
+        extracted=each.grading.extracted,
+        reward=each.reward.total,
+        parts=each.reward.parts,
+        tokens=len(each.response.token_ids),
+        finish_reason=each.response.finish_reason,
+        steps=tuple(zip(found.steps, scores, strict=True)),
+        unsplit=found.reason,
+        text=prefill + each.response.text,
+    )
+
+
+class SampleLog:
+    """samples.jsonl and samples.md of a run folder. What a resumed run has written after its checkpoint is dropped."""
+
+    def __init__(self, folder: Path, done: int) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            kept = [sample for sample in _read(folder / JSON_FILE) if sample.step <= done]
+            self._json = (folder / JSON_FILE).open("w", encoding="utf-8")
+            self._text = (folder / TEXT_FILE).open("w", encoding="utf-8")
+        except OSError as error:
+            raise TrainingError(f"{folder}: cannot be written ({error}); choose another output") from error
+        self.write(kept)
+
+    def write(self, samples: Sequence[Sample]) -> None:
+        for sample in samples:
+            self._json.write(json.dumps(_as_dict(sample), ensure_ascii=True) + "\n")
+            # Lone surrogates, which a policy's bytes may become, cannot be written.
+            self._text.write(sample.markdown().encode("utf-8", "replace").decode("utf-8"))
+        self._each(lambda file: file.flush())
+
+    def close(self) -> None:
+        self._each(lambda file: file.close())
+
+    def _each(self, action: Any) -> None:
+        for file in (self._json, self._text):
+            action(file)
+
+
+def _read(path: Path) -> Iterator[Sample]:
+    """A last line that was cut off in writing is dropped."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    for line in lines:
+        if line.endswith("\n"):
+            values = json.loads(line)
+            yield Sample(**{**values, "steps": tuple(tuple(step) for step in values["steps"])})
+
+
+def _as_dict(sample: Sample) -> dict[str, Any]:
+    return {name: getattr(sample, name) for name in Sample.__slots__}
+
+
+def _quoted(text: str) -> str:
+    return "\n".join(f"> {line}" for line in text.splitlines())

@@ -1,0 +1,68 @@
+"""Bytes that a DeepSpeed engine holds on this rank, for each `precision/stage` named; rank 0 prints JSON.
+
+Arguments: a base model's folder, then the settings.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+
+import torch
+
+from mmprm.prm.info import PrmTokens
+from mmprm.prm.model import initialise_prm
+from mmprm.prm.train import TrainConfig, prepare
+from mmprm.tiny.world import make_problems, solve
+from mmprm.training.config import TrainingConfig
+from mmprm.training.engine import Engine
+from mmprm.training.ranks import Ranks, join_ranks
+from mmprm.types import Solution
+
+
+def nbytes(tensors: Iterable[torch.Tensor]) -> int:
+    """Of their storages, each once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def measure(base: str, precision: str, stage: int, ranks: Ranks) -> dict[str, int]:
+    training = TrainingConfig(precision=precision, zero_stage=stage)
+    config = TrainConfig(base=base, labels="", output="", frozen=("vision",), training=training)
+    prm = initialise_prm(base, PrmTokens(), dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    prepare(prm.model, config)
+    engine = Engine(prm.model, training, 10, ranks)
+    tiny = make_problems(1, seed=0, split="train")[0]
+    inputs = prm.renderer.encode([Solution(tiny.problem, solve(tiny))])
+    engine.deepspeed.backward(engine.deepspeed(**inputs).square().sum())
+    optimizer, parameters = engine.deepspeed.optimizer, list(prm.model.parameters())
+    if stage == 3:
+        gradients = [optimizer.grad_partitions_flat_buffer]
+    elif stage == 2:
+        gradients = [gradient for group in optimizer.all_grad_tensors.values() for gradient in group]
+    else:
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    held = {"gradients": sum(gradient.numel() * gradient.element_size() for gradient in gradients)}
+    engine.deepspeed.step()
+    weights = [parameter.ds_tensor if stage == 3 else parameter.data for parameter in parameters]
+    inner = getattr(optimizer, "optimizer", optimizer)
+    masters = [master for group in inner.param_groups for master in group["params"]]
+    if stage == 3:
+        masters = optimizer.fp32_partitioned_groups_flat
+    moments = [value for state in inner.state.values() for value in state.values() if value.ndim]
+    alone = {weight.untyped_storage().data_ptr() for weight in weights}
+    held["weights"] = nbytes(weights)
+    held["optimizer"] = nbytes([*moments, *(m for m in masters if m.untyped_storage().data_ptr() not in alone)])
+    return held
+
+
+if __name__ == "__main__":
+    base, *settings = sys.argv[1:]
+    ranks = join_ranks()
+    found = {}
+    for setting in settings:
+        precision, stage = setting.split("/")
+        found[setting] = measure(base, precision, int(stage), ranks)
+    if ranks.is_main:
+        print("\n" + json.dumps(found))

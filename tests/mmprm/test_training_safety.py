@@ -1,0 +1,234 @@
+"""A run that meets bad numbers, a SIGTERM or a crash: what it skips, where it stops, what it goes on from."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mmprm.config import load
+from mmprm.errors import CheckpointError, ConfigError, TrainingError
+from mmprm.training import checkpoints
+from mmprm.training.config import TrainingConfig
+from mmprm.training.engine import Engine
+from mmprm.training.loop import fit
+from mmprm.training.ranks import Ranks, join_ranks
+from mmprm.training.stop_request import StopRequest
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+class ScriptedEngine:
+    """Counts its steps; those in `bad` are skipped, and after `ask_at` of them this process gets a SIGTERM."""
+
+    learning_rate = 0.1
+
+    def __init__(self, bad: Sequence[int] = (), ask_at: int = 0) -> None:
+        self.ranks, self.deepspeed, self.skipped = ALONE, self, False
+        self._bad, self._ask_at, self.steps = bad, ask_at, 0
+
+    def step(self, losses: Any, denominator: float) -> tuple[float, float | None]:
+        list(losses)
+        self.steps += 1
+        self.skipped = self.steps in self._bad
+        if self.steps == self._ask_at:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return (float("nan") if self.skipped else 1.0 / self.steps), None
+
+    def save_checkpoint(self, folder: str, tag: str, **options: Any) -> None:
+        (Path(folder) / tag).mkdir()
+        (Path(folder) / tag / "weights.pt").write_bytes(b"w" * self.steps)
+
+    def load_checkpoint(self, folder: str, tag: str, **options: Any) -> None:
+        self.steps = (Path(folder) / tag / "weights.pt").stat().st_size
+
+
+class NoTask:
+    lengths, terms = [1] * 8, [1] * 8
+
+    def collate(self, samples: Sequence[int]) -> Sequence[int]:
+        return samples
+
+    def loss_sum(self, model: nn.Module, batch: Any) -> Tensor:
+        return torch.zeros(())
+
+    def evaluate(self, engine: Engine) -> dict[str, float]:
+        return {"loss": 0.5}
+
+
+def run(folder: Path, engine: ScriptedEngine, **training: Any) -> dict[str, float]:
+    """8 steps of one sample."""
+    return fit(NoTask(), engine, TrainingConfig(batch_size=1, log_every=100, **training), folder)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["kind"] == "train"]
+
+
+def test_bad_steps_are_counted_and_too_many_in_a_row_end_the_run(tmp_path: Path) -> None:
+    run(tmp_path / "few", ScriptedEngine(bad=(2, 3, 5, 6, 8)), max_bad_steps=3)
+    assert [row["skipped"] for row in rows(tmp_path / "few")] == [0, 1, 1, 0, 1, 1, 0, 1]
+    assert [row["loss"] for row in rows(tmp_path / "few")][:3] == [1.0, None, None]
+    kept = tmp_path / "many/checkpoints/step-00000004"
+    with pytest.raises(TrainingError, match=rf"step 7: .* training.max_bad_steps=3 steps in a row; .* {kept}\. Raise"):
+        run(tmp_path / "many", ScriptedEngine(bad=(2, 5, 6, 7)), max_bad_steps=3, save_every=4)
+    assert len(rows(tmp_path / "many")) == 7
+    with pytest.raises(TrainingError, match="there is no checkpoint"):
+        run(tmp_path / "none", ScriptedEngine(bad=(1,)), max_bad_steps=1)
+    run(tmp_path / "many", ScriptedEngine(bad=(5, 6, 7)), max_bad_steps=4, save_every=4)
+
+
+def test_sigterm_saves_after_the_step_at_hand_and_exits_with_0(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        run(tmp_path, ScriptedEngine(ask_at=3))
+    assert stopped.value.code == 0
+    assert "saved after step 3 of 8, the same command goes on" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
+    assert run(tmp_path, ScriptedEngine()) == {"loss": 0.5}
+    assert [row["loss"] for row in rows(tmp_path)] == [1.0 / step for step in range(1, 9)]
+
+
+def test_a_request_at_the_last_step_lets_the_run_end(tmp_path: Path) -> None:
+    assert run(tmp_path, ScriptedEngine(ask_at=8)) == {"loss": 0.5}
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_only_a_main_thread_listens() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def listen() -> None:
+        with StopRequest(ALONE) as stop:
+            seen.append((stop.came(), signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=listen)
+    thread.start()
+    thread.join()
+    assert seen == [(False, before)]
+
+
+def spoil_size(path: Path) -> None:
+    with (path / "deepspeed/weights.pt").open("ab") as file:
+        file.truncate(1)
+
+
+def lose_file(path: Path) -> None:
+    (path / "random-0.pt").unlink()
+
+
+def cut_state(path: Path) -> None:
+    (path / "state.json").write_text('{"step": ')
+
+
+def lose_state(path: Path) -> None:
+    (path / "state.json").unlink()
+
+
+@pytest.mark.parametrize("spoil", [spoil_size, lose_file, cut_state, lose_state])
+def test_a_checkpoint_that_is_not_whole_is_passed_over(
+    spoil: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, ScriptedEngine(), save_every=2, keep_checkpoints=3)
+    saved = tmp_path / "checkpoints"
+    assert sorted(path.name for path in saved.iterdir()) == [f"step-0000000{step}" for step in (4, 6, 8)]
+    spoil(saved / "step-00000008")
+    (saved / ".step-00000009.tmp").mkdir()
+    assert checkpoints.newest(saved) == saved / "step-00000006"
+    engine = ScriptedEngine()
+    run(tmp_path, engine, save_every=2, keep_checkpoints=3)
+    assert engine.steps == 8
+    assert f"{saved / 'step-00000008'}: is not whole, so it is passed over" in capsys.readouterr().out
+    assert checkpoints.newest(saved) == saved / "step-00000008"
+    assert sorted(path.name for path in saved.iterdir()) == [f"step-0000000{step}" for step in (4, 6, 8)]
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, 9))
+
+
+def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The checkpoint before is still there, and the half of the new one is never taken for whole."""
+
+    def full(folder: str, tag: str, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    engine = ScriptedEngine()
+    checkpoints.save(engine, tmp_path, 1, {}, keep=1)
+    monkeypatch.setattr(engine, "save_checkpoint", full)
+    with pytest.raises(CheckpointError, match=r"step-00000002: cannot be written .*No space left.*free space"):
+        checkpoints.save(engine, tmp_path, 2, {}, keep=1)
+    assert checkpoints.newest(tmp_path) == tmp_path / "step-00000001"
+
+
+def test_offload_without_the_sharding_that_it_needs() -> None:
+    for stage, offload, least in ((0, "optimizer", 1), (0, "all", 3), (2, "all", 3)):
+        with pytest.raises(ConfigError, match=f"offload='{offload}': needs training.zero_stage of at least {least}"):
+            load(TrainingConfig, None, [f"zero_stage={stage}", f"offload={offload}"])
+    load(TrainingConfig, None, ["zero_stage=1", "offload=optimizer"])
+    load(TrainingConfig, None, ["zero_stage=3", "offload=all"])
+
+
+# From here on the real engine, on one rank.
+
+GOOD, NAN_LOSS, CONSTANT_NAN, STEEP = range(4)
+
+
+def loss_of(kind: int, seed: int) -> Callable[[nn.Module], Tensor]:
+    x_BH = torch.randn(3, 4, generator=torch.Generator().manual_seed(seed))
+
+    def loss_sum(model: nn.Module) -> Tensor:
+        y = model(x_BH.to(next(model.parameters()).dtype)).float().square().sum()
+        return {
+            GOOD: y,
+            NAN_LOSS: y * float("nan"),
+            CONSTANT_NAN: y + float("inf"),  # the gradient alone would not tell
+            STEEP: (y - y.detach()).sqrt(),  # the loss alone would not: 0, with an infinite gradient
+        }[kind]
+
+    return loss_sum
+
+
+def train(config: TrainingConfig, kinds: Sequence[int]) -> tuple[dict[str, Tensor], float, list[bool]]:
+    """Each step has two micro-batches, a good one and one of its kind; data by number of good steps before."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.LayerNorm(8), nn.Linear(8, 1))
+    engine = Engine(model, config, 6, join_ranks())
+    skipped: list[bool] = []
+    for kind in kinds:
+        good = skipped.count(False)
+        loss, norm = engine.step([loss_of(GOOD, 2 * good), loss_of(kind, 2 * good + 1)], 6)
+        skipped.append(engine.skipped)
+        finite = torch.tensor([loss, 0.0 if norm is None else norm]).isfinite().all()
+        assert bool(finite) != engine.skipped
+    return engine.weights(), engine.learning_rate, skipped
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("stage", "offload"),
+    [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (1, "optimizer"), (2, "optimizer"), (3, "all")],
+)
+def test_a_bad_step_leaves_no_trace(stage: int, offload: str, precision: str) -> None:
+    """Weights after it are, bit for bit, those of a run without it: so were gradients, moments and schedule."""
+    config = TrainingConfig(
+        zero_stage=stage, offload=offload, precision=precision, learning_rate=0.05, warmup=0.5, gradient_clipping=0.5
+    )
+    weights, rate, skipped = train(config, [GOOD, NAN_LOSS, GOOD, CONSTANT_NAN, STEEP, GOOD])
+    assert skipped == [False, True, False, True, True, False]
+    expected, expected_rate, _ = train(config, [GOOD, GOOD, GOOD])
+    start, _, _ = train(config, [])
+    assert rate == expected_rate
+    for name, tensor in weights.items():
+        assert torch.equal(tensor, expected[name]), name
+        assert not torch.equal(tensor, start[name]), name

@@ -1,0 +1,248 @@
+"""One rank on DeepSpeed: updates against plain torch, the on-policy path, bad numbers, checkpoints, sent weights."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+from mmprm.config import build
+from mmprm.errors import ConfigError, DataError, TrainingError
+from mmprm.prm.model import load_backbone
+from mmprm.prompts import PromptConfig
+from mmprm.tiny.world import make_problems
+from mmprm.training.lora import LoraConfig
+from mmprm.types import Problem
+from policy_rl.batch import Experience, PromptEncoder, collate
+from policy_rl.losses import KlConfig, LossConfig
+from policy_rl.policy import Policy
+from policy_rl.rollout_actor import vision_token_ids
+from policy_rl.trainer import Trainer
+from policy_rl.trainer_config import OptimisationConfig, TrainerConfig
+from policy_rl.weights import FileTransfer, probe_token_ids
+
+PLAIN = PromptConfig(preset="plain")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def config(tokens: int = 400, rate: float = 1e-3, **more: Any) -> TrainerConfig:
+    optimisation = OptimisationConfig(precision="fp32", micro_batch_tokens=tokens, learning_rate=rate, max_bad_steps=2)
+    return TrainerConfig(optimisation=optimisation, **more)
+
+
+def start(folder: Path, settings: TrainerConfig | None = None, **more: Any) -> Trainer:
+    return Trainer(str(folder), settings or config(), PLAIN, 1.0, 100, **more)
+
+
+@pytest.fixture(scope="module")
+def experiences(random_policy_folder: Path) -> list[Experience]:
+    """Four groups of three responses; the last group has no picture."""
+    backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
+    encoder, rng = PromptEncoder(backbone, processor, PLAIN), np.random.default_rng(0)
+    problems = [tiny.problem for tiny in make_problems(3, seed=0, split="train")] + [Problem("t", "2 + 3 = ?", "5")]
+    made = []
+    for group, problem in enumerate(problems):
+        for _ in range(3):
+            ids = tuple(int(i) for i in rng.integers(10, 100, size=rng.integers(2, 12)))
+            engine, advantages = rng.normal(-5, 0.1, len(ids)), np.full(len(ids), rng.normal())
+            tokens = len(encoder._encode(problem).ids_P)
+            made.append(Experience(problem, group, tokens, ids, engine=engine, advantages=advantages))
+    return made
+
+
+def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in trainer._policy.state_dict().items()}
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], atol: float = 0.0) -> None:
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        torch.testing.assert_close(right[name], tensor, rtol=0, atol=atol)
+
+
+def test_an_update_by_plain_torch(random_policy_folder: Path, experiences: list[Experience]) -> None:
+    """Two updates of a policy gradient (on policy the ratio is 1, the gradient −A·∇log π), written out."""
+    trainer = start(random_policy_folder)
+    backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
+    policy = Policy(backbone, banned=vision_token_ids(backbone.config, processor.tokenizer))
+    encoder = PromptEncoder(backbone, processor, PLAIN)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    tokens = sum(len(experience.token_ids) for experience in experiences)
+    for number in (1, 2):
+        metrics = trainer.update(experiences)
+        optimizer.zero_grad()
+        entropy = distance = 0.0
+        for experience in experiences:
+            output = policy(collate([(0,)], [experience], encoder))
+            (-float(experience.advantages[0]) * output.logprobs_NT.sum() / tokens).backward()
+            entropy += output.entropy_NT.sum().item()
+            distance += (output.logprobs_NT[0].detach() - torch.tensor(experience.engine)).abs().sum().item()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        assert metrics["loss"] == pytest.approx(-sum(e.advantages.sum() for e in experiences) / tokens, rel=1e-5)
+        assert metrics["entropy"] == pytest.approx(entropy / tokens, rel=1e-5)
+        assert metrics["mismatch_absolute"] == pytest.approx(distance / tokens, rel=1e-4)
+        expected = {"clip_fraction": 0, "kl_old": 0, "log_ratio_min": 0, "log_ratio_max": 0, "skipped": 0}
+        expected |= {"tokens": tokens, "responses": 12, "learning_rate": 1e-3}
+        assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-7)
+        assert not {"kl", "kl_ref", "value_loss"} & metrics.keys()
+        assert trainer.updates == number
+    assert_same(weights_of(trainer), {f"{name}": tensor for name, tensor in policy.state_dict().items()}, atol=2e-4)
+
+
+def test_own_log_probabilities_are_those_of_an_extra_pass(
+    random_policy_folder: Path, experiences: list[Experience]
+) -> None:
+    settings = config(loss=LossConfig(importance_cap=2.0))
+    short, long = start(random_policy_folder, settings), start(random_policy_folder, settings)
+    found = long.log_probs(experiences)
+    assert all(each.ref is None and each.values is None for each in found.values())
+    with_old = [replace(experience, old=found[place].old) for place, experience in enumerate(experiences)]
+    ours, theirs = short.update(experiences), long.update(with_old)
+    assert {name: value for name, value in ours.items() if name != "seconds"} == pytest.approx(
+        {name: value for name, value in theirs.items() if name != "seconds"}, rel=1e-4, abs=1e-5
+    )
+    assert_same(weights_of(short), weights_of(long), atol=1e-4)
+    # A second update on the same rollout is off policy.
+    again = long.update(with_old)
+    assert again["kl_old"] > 1e-5
+    assert again["log_ratio_min"] < -1e-3 < 1e-3 < again["log_ratio_max"]
+
+
+@pytest.mark.parametrize("form", [{"tokens": 60}, {"tokens": 100_000}, {"share_prompt": False}, {"order": True}])
+def test_the_split_changes_nothing(
+    random_policy_folder: Path, experiences: list[Experience], form: dict[str, Any]
+) -> None:
+    """Token budget, shared prompts, order of the responses; masked tokens and several losses at once."""
+    loss = LossConfig(surrogate="cpgd", aggregation="sequence_mean", kl=KlConfig(coefficient=0.1))
+    masks = [np.arange(len(e.token_ids)) != place % 3 for place, e in enumerate(experiences)]
+    experiences = [replace(e, mask=mask) for e, mask in zip(experiences, masks, strict=True)]
+    results = []
+    for settings, order in (({}, False), ({k: v for k, v in form.items() if k != "order"}, form.get("order", False))):
+        trainer = start(random_policy_folder, config(loss=loss, **settings), critic=True)
+        found = trainer.log_probs(experiences)
+        ready = [
+            replace(e, old=found[i].old + 0.1, ref=found[i].ref - 0.1, values=found[i].values, returns=e.advantages + 1)
+            for i, e in enumerate(experiences)
+        ]
+        if order:
+            random.Random(0).shuffle(ready)
+        metrics = [trainer.update(ready) for _ in range(2)]
+        results.append((metrics, weights_of(trainer)))
+    (metrics, weights), (other_metrics, other_weights) = results
+    assert metrics[0]["value_loss"] > 0.1
+    assert metrics[0]["kl_ref"] == pytest.approx(math.exp(-0.1) - 1 + 0.1, rel=1e-3)
+    for one, other in zip(metrics, other_metrics, strict=True):
+        assert {k: v for k, v in other.items() if k != "seconds"} == pytest.approx(
+            {k: v for k, v in one.items() if k != "seconds"}, rel=1e-3, abs=1e-4
+        )
+    assert_same(weights, other_weights, atol=5e-4)
+
+
+def test_what_is_not_finite_reaches_no_weight(random_policy_folder: Path, experiences: list[Experience]) -> None:
+    trainer = start(random_policy_folder)
+    before = weights_of(trainer)
+    for name in ("advantages", "engine"):
+        bad = replace(experiences[3], **{name: np.full(len(experiences[3].token_ids), np.nan)})
+        with pytest.raises(TrainingError, match=f"problem {bad.problem.id}: {name} of a response is not finite"):
+            trainer.update([*experiences[:3], bad])
+    nothing = [replace(e, mask=np.zeros(len(e.token_ids), dtype=bool)) for e in experiences]
+    with pytest.raises(TrainingError, match="without a response token that counts"):
+        trainer.update(nothing)
+    with pytest.raises(DataError, match="context of 1024"):
+        trainer.update([*experiences, replace(experiences[0], token_ids=(9,) * 1024, advantages=None, engine=None)])
+    assert_same(weights_of(trainer), before)
+    # Finite numbers, and yet an infinite loss.
+    huge = [replace(e, advantages=np.full(len(e.token_ids), 3e38)) for e in experiences]
+    assert trainer.update(huge)["skipped"] == 1.0
+    assert_same(weights_of(trainer), before)
+    with pytest.raises(TrainingError, match="2 updates in a row"):
+        trainer.update(huge)
+    assert_same(weights_of(trainer), before)
+    assert trainer.update(experiences)["skipped"] == 0.0
+
+
+def test_resumed_equals_uninterrupted(
+    random_policy_folder: Path, experiences: list[Experience], tmp_path: Path
+) -> None:
+    settings = config(lora=LoraConfig(rank=2, dropout=0.2))
+    trainer = start(random_policy_folder, settings)
+    assert trainer.resume(tmp_path / "checkpoints") is None
+    trainer.update(experiences)
+    extra = {"step": 1, "carried": ["p1", "p2"]}
+    trainer.save(tmp_path / "checkpoints", extra, keep=2)
+    expected = [trainer.update(experiences)["loss"] for _ in range(2)]
+    resumed = start(random_policy_folder, settings)
+    assert resumed.resume(tmp_path / "checkpoints") == extra
+    assert resumed.updates == 1
+    assert [resumed.update(experiences)["loss"] for _ in range(2)] == expected
+    assert_same(weights_of(resumed), weights_of(trainer))
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)])
+def test_saved_and_published_weights(
+    random_policy_folder: Path, experiences: list[Experience], tmp_path: Path, lora: LoraConfig | None
+) -> None:
+    """Both are a plain model, which gives the trainer's log-probabilities."""
+    trainer = start(random_policy_folder, config(lora=lora, loss=LossConfig(kl=KlConfig(coefficient=0.1))))
+    original = load_file(random_policy_folder / "model.safetensors")
+    first = trainer.log_probs(experiences)
+    np.testing.assert_allclose(first[5].ref, first[5].old, atol=1e-5)
+    ready = [replace(e, ref=first[i].ref) for i, e in enumerate(experiences)]
+    for _ in range(2):
+        trainer.update(ready)
+    after = trainer.log_probs(experiences)
+    assert np.abs(after[5].old - first[5].old).max() > 1e-3
+    np.testing.assert_allclose(after[5].ref, first[5].ref, atol=1e-5)
+    assert trainer.log_probs(experiences, policy=False)[5].old is None
+    trainer.save_model(tmp_path / "model")
+    saved = load_file(tmp_path / "model" / "model.safetensors")
+    assert saved.keys() == original.keys()
+    loaded = start(tmp_path / "model").log_probs(experiences)
+    np.testing.assert_allclose(loaded[5].old, after[5].old, atol=1e-4)
+    probe = probe_token_ids(trainer.processor.tokenizer)
+    trainer.open_transfer(lambda rank: FileTransfer(tmp_path / "shared", is_main=rank == 0))
+    published = trainer.publish(2, probe, torch.float32)
+    assert len(published.probe) == len(probe) - 1
+    model = AutoModelForImageTextToText.from_pretrained(random_policy_folder)
+    sent = {k: v for file in Path(published.folder).glob("*.safetensors") for k, v in load_file(file).items()}
+    model.load_state_dict(sent, strict=True)
+    assert_same(
+        dict(model.named_parameters()),
+        dict(AutoModelForImageTextToText.from_pretrained(tmp_path / "model").named_parameters()),
+        atol=1e-6,
+    )
+    trainer.close()
+
+
+def test_bf16(random_policy_folder: Path, experiences: list[Experience]) -> None:
+    exact = start(random_policy_folder).update(experiences)
+    optimisation = OptimisationConfig(precision="bf16", zero_stage=1, learning_rate=1e-3)
+    rounded = start(random_policy_folder, TrainerConfig(optimisation=optimisation)).update(experiences)
+    assert rounded["loss"] == pytest.approx(exact["loss"], rel=0.02)
+    assert rounded["entropy"] == pytest.approx(exact["entropy"], rel=0.02)
+    assert rounded["skipped"] == 0
+
+
+def test_keys_of_supervised_training_are_refused() -> None:
+    with pytest.raises(ConfigError, match="batch_size=8 is for supervised training"):
+        build(TrainerConfig, {"optimisation": {"batch_size": 8}})
+    settings = build(TrainerConfig, {"optimisation": {"precision": "fp32"}})
+    assert (settings.optimisation.final_learning_rate, settings.optimisation.warmup) == (1.0, 0.0)
+    assert build(TrainerConfig, settings.model_dump()) == settings

@@ -1,0 +1,93 @@
+"""A scoring service on loopback, in a thread, and a scorer for it that does as the steps say."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from mmprm.cli.serve import Server
+from mmprm.errors import DataError
+from mmprm.scoring.open import ClosableScorer
+from mmprm.scoring.service import PROBE, Service
+from mmprm.scoring.wire import Limits, ModelOut
+from mmprm.types import Solution, StepScores
+
+
+class StepScorer:
+    """A step that is a number gets it as its score. `batches` holds those of each call but a probe's."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Solution]] = []
+        self.go = threading.Event()
+        self.go.set()
+        self.dead = self.closed = False
+
+    def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
+        assert not self.closed
+        if [solution.steps for solution in solutions] == [PROBE.steps] and not self.dead:
+            return [StepScores((1.0,))]
+        self.batches.append(list(solutions))
+        assert self.go.wait(20)
+        if self.dead or any("crash" in solution.steps for solution in solutions):
+            raise ValueError("aspect ratio")
+        for solution in solutions:
+            if "refuse" in solution.steps:
+                raise DataError(f"problem {solution.problem.id}: it is refused")
+        return [StepScores(tuple(map(float, solution.steps))) for solution in solutions]
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def make_service(load: Callable[[], ClosableScorer], limits: Limits | None = None, **values: Any) -> Service:
+    limits = limits or Limits()
+    facts = ModelOut(
+        model="tiny",
+        format="mm-prm",
+        backend="transformers",
+        dtype="float32",
+        aggregator="min",
+        aggregator_evidence=None,
+        threshold=0.25,
+        limits=limits.model_dump(),
+    )
+    return Service(facts, load, limits=limits, **values)
+
+
+@contextmanager
+def running(service: Service, listener: socket.socket | None = None, wait: bool = True) -> Iterator[str]:
+    """The service's URL; by default once it is ready."""
+    listener = listener or socket.create_server(("127.0.0.1", 0), backlog=256)
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    server = Server(service, shutdown_seconds=5)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        if wait:
+            until(lambda: service.refusal() is None)
+        yield url
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def until(true: Callable[[], bool], seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not become true"
+        time.sleep(0.005)
+
+
+def client(url: str, **values: Any) -> httpx.Client:
+    return httpx.Client(base_url=url, timeout=20, **values)
+
+
+def ask(*steps: str, **values: Any) -> dict[str, Any]:
+    return {"question": "q", "steps": list(steps)} | values
