@@ -6,7 +6,7 @@ BIN := .venv/bin
 SHIM := .ci/torchvision-cpu
 SHIM_FILES := $(addprefix $(SHIM)/,pyproject.toml setup.py torchvision_cpu.py torchvision_cpu.pth)
 
-.PHONY: setup demo test check trl bench-grading bench-annotate clean
+.PHONY: setup demo test check trl bench-grading bench-annotate bench-prm clean
 
 setup: .venv/.installed-$(EXTRA)
 
@@ -42,6 +42,9 @@ bench-grading: setup
 
 bench-annotate: setup
 	$(BIN)/python benchmarks/annotate.py
+
+bench-prm: trl
+	$(BIN)/python benchmarks/prm.py
 
 clean:
 	rm -rf .venv .venv-trl runs build *.egg-info

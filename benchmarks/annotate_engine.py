@@ -42,9 +42,9 @@ FRESH = 256
 CORES = sorted(os.sched_getaffinity(0))
 SCHEDULES = {
     "default": {},
-    "fixed": {"search": {"doubt": 0, "shared": None}},
+    "fixed": {"search": {"rollouts": 16, "doubt": 0, "shared": None}},
     "serial": {
-        "search": {"doubt": 0, "shared": None},
+        "search": {"rollouts": 16, "doubt": 0, "shared": None},
         "trees_in_flight": 1,
         "workers": 1,
         "engine": {"model": "tiny", "cores": CORES},
@@ -144,22 +144,26 @@ def all_at_once(run: Run, seed: int) -> tuple[int, float]:
 
 def label_errors(runs: dict[str, Run], labels: int, solutions: int, seed: int) -> dict[str, dict[str, float]]:
     """For each run: RMSE and bias of a sample of its labels against FRESH new rollouts, and the share of a sample of
-    its searched solutions whose first error stands where those rollouts have it: at the first without success."""
+    its searched solutions whose first error stands where those rollouts have it: at the first without success.
+
+    `pairs` counts, among all solutions that both runs searched, those whose first error only one of them has right."""
     draw = random.Random(seed)
     chosen = {name: draw.sample(sorted(run.labels), min(labels, len(run.labels))) for name, run in runs.items()}
     found = {name: _first_errors(run) for name, run in runs.items()}
-    # The runs have the same seeds, so their roots have the same rollouts: both are asked about the same solutions.
+    # The runs have the same seeds, so their roots share their first rollouts: both are asked about the same solutions.
     common = sorted(set.intersection(*(set(errors) for errors in found.values())))
     searched = draw.sample(common, min(solutions, len(common)))
+    differing = [key for key in common if len({errors[key] for errors in found.values()}) > 1]
     wanted = {key for keys in chosen.values() for key in keys}
-    for problem_id, steps in searched:
+    for problem_id, steps in {*searched, *differing}:
         wanted |= {(problem_id, steps[:depth]) for depth in range(1, len(steps))}
     problems = {problem.id: problem for run in runs.values() for problem in run.store.problems()}
     truth = _fresh_values(sorted(wanted), problems, seed)
-    figures = {}
+    figures = {"pairs": {"solutions": len(common)}}
     for name, run in runs.items():
         errors = [run.labels[key] - truth[key] for key in chosen[name]]
         hits = [found[name][key] == _first_without_success(key, truth) for key in searched]
+        figures["pairs"][name] = sum(found[name][key] == _first_without_success(key, truth) for key in differing)
         figures[name] = {
             "rmse": fmean(error**2 for error in errors) ** 0.5,
             "bias": fmean(errors),

@@ -110,13 +110,14 @@ async def _evidence(
     state might not fit the budget.
 
     A right rollout of another state that ran through the prefix settles that it is sound, and enough wrong ones that it
-    is broken. Otherwise it becomes a state, and only its own rollouts count: those before were chosen by their outcome.
+    is broken, if its label too can come from them. Otherwise it becomes a state, and only its own rollouts count: those before were chosen by their outcome.
     """
     if steps in tree.states:
         return tree.states[steps].counts
     if config.shared is not None:
         through = tree.through(steps)
-        if through.right or through.known >= max(config.shared, first_draws(ancestor, config)):
+        labelled = tree.at_once(steps) >= config.shared
+        if through.right or (labelled and through.known >= first_draws(ancestor, config)):
             return through
     if tree.total_rollouts + config.rollouts > config.max_rollouts:
         return None

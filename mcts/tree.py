@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mcts.value import q, u
-from mmprm.evidence import Tally, counts_of, passing
+from mmprm.evidence import Tally, counts_of, tally_passing
 from mmprm.records import count_verdicts
 from mmprm.types import Counts, Node, Rollout, Steps, Tree, Verdict
 
@@ -47,6 +47,7 @@ class SearchTree:
         self._numbered: list[State] = []
         self.states: dict[Steps, State] = {}
         self._through: dict[Steps, Tally] = {}
+        self._at_once: dict[Steps, int] = {}
         self.total_visits = 0
         self.total_rollouts = 0
 
@@ -58,9 +59,13 @@ class SearchTree:
         batch_counts = tuple(map(count_verdicts, batches))
         counts = sum(batch_counts, Counts())
         state = State(len(self._numbered), steps, batch_counts, counts, rollouts)
-        for rollout in rollouts:
-            for prefix in passing(steps, rollout):
-                self._through.setdefault(prefix, [0, 0, 0])[rollout.verdict] += 1
+        for batch in batches:
+            for prefix, tally in tally_passing(steps, batch).items():
+                total = self._through.setdefault(prefix, [0, 0, 0])
+                for verdict, count in enumerate(tally):
+                    total[verdict] += count
+                if batch is batches[0]:
+                    self._at_once[prefix] = max(self._at_once.get(prefix, 0), counts_of(tally).known)
         self._numbered.append(state)
         self.states[steps] = state
         self.total_rollouts += len(rollouts)
@@ -75,6 +80,11 @@ class SearchTree:
     def through(self, steps: Steps) -> Counts:
         """Verdicts of the rollouts of other states that ran through this prefix."""
         return counts_of(self._through.get(steps, [0, 0, 0]))
+
+    def at_once(self, steps: Steps) -> int:
+        """The most rollouts of known verdict that the first batch of a state alone sent through this prefix: what
+        mmprm.evidence may label it by."""
+        return self._at_once.get(steps, 0)
 
     def select(self) -> Candidate | None:
         """Take the candidate of highest Q + U, on a tie that of the earlier state; None if none waits."""

@@ -13,7 +13,7 @@ to about 0.03 for values below 0.1.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from mmprm.stopping import StoppingRule, unbiased
 from mmprm.types import Counts, Rollout, Steps, Tree, Verdict
@@ -25,6 +25,15 @@ Tally = list[int]
 def passing(steps: Steps, rollout: Rollout) -> Iterator[Steps]:
     """Each longer prefix that a rollout drawn from `steps` runs through, short of its last step."""
     return (steps + rollout.steps[:length] for length in range(1, len(rollout.steps)))
+
+
+def tally_passing(steps: Steps, rollouts: Iterable[Rollout]) -> dict[Steps, Tally]:
+    """Verdicts of rollouts drawn from `steps`, by each longer prefix that they run through."""
+    tallies: dict[Steps, Tally] = {}
+    for rollout in rollouts:
+        for prefix in passing(steps, rollout):
+            tallies.setdefault(prefix, [0, 0, 0])[rollout.verdict] += 1
+    return tallies
 
 
 def counts_of(tally: Tally) -> Counts:
@@ -49,11 +58,8 @@ def _shared(tree: Tree, enough: int) -> dict[Steps, Counts]:
     """Prefix → counts of the rollouts of the first batch that alone sent `enough` of known verdict through it."""
     found: dict[Steps, Counts] = {}
     for node in tree.nodes:
-        tallies: dict[Steps, Tally] = {}
-        for rollout in node.rollouts[: node.batches[0].known + node.batches[0].unknown]:
-            for prefix in passing(node.steps, rollout):
-                tallies.setdefault(prefix, [0, 0, 0])[rollout.verdict] += 1
-        for prefix, tally in tallies.items():
+        first = node.batches[0].known + node.batches[0].unknown
+        for prefix, tally in tally_passing(node.steps, node.rollouts[:first]).items():
             if tally[Verdict.CORRECT] + tally[Verdict.INCORRECT] >= enough:
                 found.setdefault(prefix, counts_of(tally))
     return found

@@ -19,18 +19,20 @@ from mmprm.types import Counts
 
 
 class StoppingRule(Config):
-    """With `doubt` 0 and `shared` null every state gets `rollouts` of its own at once, as in MM-PRM."""
+    """With `doubt` 0 and `shared` null every state gets `rollouts` of its own at once; with 16 of them as in MM-PRM."""
 
-    rollouts: int = Field(16, ge=1)
-    """Most rollouts drawn from a state (K); the root gets all of them."""
-    doubt: float = Field(0.04, ge=0, lt=0.5)
+    rollouts: int = Field(20, ge=1)
+    """Most rollouts drawn from a state (K); the root gets all of them. MM-PRM has 16."""
+    doubt: float = Field(0.01, ge=0, lt=0.5)
     """A state is called broken when the probability that it is sound, none of its rollouts being right, is below this;
     0 takes all rollouts for every state."""
-    width: float = Field(0.12, ge=0, lt=0.5)
+    surprise: float = Field(0.1, ge=0, le=1)
+    """Probability that the value of a sound state has nothing to do with that of the sound state before it."""
+    width: float = Field(0.17, ge=0, lt=0.5)
     """A value is narrow enough when the standard deviation of its Beta posterior is below this."""
     batch: int = Field(4, ge=1)
     """Rollouts of each further batch."""
-    shared: int | None = Field(10, ge=2)
+    shared: int | None = Field(7, ge=2)
     """A prefix that so many rollouts of other states run through, step by step the same, is labelled by them and not
     drawn from; null asks each prefix anew."""
 
@@ -40,22 +42,23 @@ def rule_of(config: dict[str, Any]) -> StoppingRule:
     return StoppingRule(**{name: config["search"][name] for name in StoppingRule.model_fields})
 
 
-def probability_sound(failures: int, ancestor: Counts) -> float:
-    """P(sound | all `failures` rollouts failed) = L / (1 + L), L = B(a, b + failures) / B(a, b).
+def probability_sound(failures: int, ancestor: Counts, surprise: float) -> float:
+    """P(sound | all n `failures` rollouts failed) = L / (1 + L), L = (1 − s) · B(a, b + n) / B(a, b) + s / (1 + n).
 
     Even odds beforehand, as bisection asks; broken: no rollout succeeds; sound: the value has the posterior of the
-    nearest sound ancestor, Beta(a, b) = Beta(1 + right, 1 + wrong), which it is seldom below, since the steps between
-    turned out well.
+    nearest sound ancestor, Beta(a, b) = Beta(1 + right, 1 + wrong), or with probability s = `surprise` a flat one: some
+    errors are mended now and then, whatever the value was before them.
     """
     a, b = 1 + ancestor.right, 1 + ancestor.wrong
     likelihood = math.prod((b + i) / (a + b + i) for i in range(failures))
+    likelihood = (1 - surprise) * likelihood + surprise / (1 + failures)
     return likelihood / (1 + likelihood)
 
 
 @lru_cache(maxsize=100_000)
 def first_draws(ancestor: Counts, rule: StoppingRule) -> int:
     """Size of a state's first batch: the fewest failures that leave less than `rule.doubt` that it is sound."""
-    sizes = (n for n in range(1, rule.rollouts) if probability_sound(n, ancestor) < rule.doubt)
+    sizes = (n for n in range(1, rule.rollouts) if probability_sound(n, ancestor, rule.surprise) < rule.doubt)
     return next(sizes, rule.rollouts)
 
 

@@ -106,7 +106,7 @@ async def test_budgets() -> None:
 
 
 def test_budget_must_hold_the_root() -> None:
-    with pytest.raises(ConfigError, match="max_rollouts=8 must be at least rollouts=16"):
+    with pytest.raises(ConfigError, match="max_rollouts=8 must be at least rollouts=20"):
         build(SearchConfig, {"max_rollouts": 8})
 
 
@@ -150,7 +150,7 @@ async def test_finds_the_true_first_error(number: int, monkeypatch: pytest.Monke
     nodes = {node.steps: node for node in result.tree.nodes}
     assert len(nodes) > 10
     for steps, node in nodes.items():
-        assert node.counts.known == 16
+        assert node.counts.known == 20
         assert (node.counts.value == 0) == ("bad" in "".join(steps))
     assert len(searched) == 12
     for steps in searched:
@@ -162,7 +162,7 @@ async def test_finds_the_true_first_error(number: int, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     "config",
-    [SearchConfig(max_rollouts=320, doubt=0, shared=None), SearchConfig(max_rollouts=320)],
+    [SearchConfig(max_rollouts=400, doubt=0, shared=None), SearchConfig(max_rollouts=400)],
     ids=["fixed", "adaptive"],
 )
 async def test_replay_equals_the_undisturbed_run(config: SearchConfig) -> None:
@@ -170,7 +170,7 @@ async def test_replay_equals_the_undisturbed_run(config: SearchConfig) -> None:
     log: list[Batch] = []
     roll, _ = roller(PROBLEM, [], log)
     whole = await search(PROBLEM, roll, config)
-    assert len(log) > 19
+    assert len(log) > 15
     for kept in range(len(log) + 1):
         new: list[Batch] = []
         roll, sampler = roller(PROBLEM, log[:kept], new)

@@ -10,21 +10,25 @@ import pytest
 from mmprm.stopping import StoppingRule, first_draws, next_draws, posterior_deviation, probability_sound, unbiased
 from mmprm.types import Counts
 
-RULE = StoppingRule(rollouts=16, doubt=0.03, width=0.12, batch=4)
+RULE = StoppingRule(rollouts=16, doubt=0.03, surprise=0, width=0.12, batch=4)
 
 
 def test_probability_sound_by_hand() -> None:
-    """Ancestor 1 of 2 right: Beta(2, 2). L(2) = 2/4 · 3/5 = 0.3, so P = 0.3 / 1.3."""
-    assert probability_sound(0, Counts(1, 1)) == 0.5
-    assert probability_sound(2, Counts(1, 1)) == pytest.approx(0.3 / 1.3)
+    """Ancestor 1 of 2 right: Beta(2, 2). L(2) = 2/4 · 3/5 = 0.3, so P = 0.3 / 1.3; a flat value has L(2) = 1/3."""
+    assert probability_sound(0, Counts(1, 1), surprise=0.2) == 0.5
+    assert probability_sound(2, Counts(1, 1), surprise=0) == pytest.approx(0.3 / 1.3)
+    mixed = 0.8 * 0.3 + 0.2 / 3
+    assert probability_sound(2, Counts(1, 1), surprise=0.2) == pytest.approx(mixed / (1 + mixed))
 
 
 def test_first_draws_by_hand() -> None:
     """Beta(2, 2): L = 0.5, 0.3, 0.2, 1/7, 3/28 …; P(sound) falls below a tenth with L < 1/9, at the fifth failure."""
-    assert first_draws(Counts(1, 1), StoppingRule(doubt=0.1)) == 5
+    assert first_draws(Counts(1, 1), StoppingRule(doubt=0.1, surprise=0)) == 5
     assert first_draws(Counts(15, 1), RULE) < first_draws(Counts(8, 8), RULE) < first_draws(Counts(3, 13), RULE)
     assert first_draws(Counts(1, 15), RULE) == 16
-    assert first_draws(Counts(16, 0), StoppingRule(doubt=0)) == 16
+    assert first_draws(Counts(16, 0), StoppingRule(rollouts=16, doubt=0)) == 16
+    # L is at most s / (1 + n), so P < 0.01 takes at least 0.1 / (1 + n) < 1/99.
+    assert first_draws(Counts(99, 0), StoppingRule(doubt=0.01, surprise=0.1)) == 9
 
 
 def test_posterior_deviation_by_hand() -> None:

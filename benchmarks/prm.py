@@ -1,0 +1,175 @@
+"""Training, scoring, serving and searching with a PRM: `make bench-prm` writes benchmarks/results/prm.json.
+
+train_vs_trl   labels trained a second over TRL's PRM trainer, and the largest loss difference of 20 equal steps
+tree_packing   distinct labels trained a second with trees as sequences over one path a row
+score          steps scored a second: vLLM over transformers one at a time and in batches; shared prefixes over none
+serve          a service under load: errors, and whether its scores are those of the scorer itself
+search         beam search and best-of-N at equal generated tokens on the tiny world
+
+It stands on a demo run (`make demo`): its labels, its trees and its PRM, whose own figures are in its summary. Ratios
+are medians of several rounds, lowest and highest beside them; all else stands in prm_details.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mmprm.problems import write_problems
+from mmprm.scoring.config import ScorerConfig
+from mmprm.scoring.open import open_scorer
+from mmprm.tiny.world import Mistakes, make_problems, solve
+from mmprm.types import Solution
+
+ROOT = Path(__file__).parent.parent
+
+Figures = dict[str, Any]
+BARS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "train_vs_trl": (
+        "ratio at least 1.2, max_loss_diff at most 0.001",
+        lambda r: r["ratio"] >= 1.2 and r["max_loss_diff"] <= 1e-3,
+    ),
+    "tree_packing": ("ratio at least 3", lambda r: r["ratio"] >= 3),
+    "score": (
+        "vs_single at least 1.5, vs_batched at least 0.8, shared at least 3",
+        lambda r: r["vs_single"] >= 1.5 and r["vs_batched"] >= 0.8 and r["shared"] >= 3,
+    ),
+    "serve": (
+        "64 clients, at least 2,000 requests, errors 0, equal true",
+        lambda r: r["clients"] == 64 and r["requests"] >= 2000 and not r["errors"] and r["equal"],
+    ),
+    "search": ("reported", lambda r: True),
+}
+KEYS = {
+    "train_vs_trl": ("ratio", "max_loss_diff"),
+    "tree_packing": ("ratio",),
+    "score": ("vs_single", "vs_batched", "shared"),
+    "serve": ("clients", "requests", "errors", "equal"),
+}
+
+
+def train_vs_trl(demo: Path) -> Figures:
+    from prm_train import train_vs_trl
+
+    return train_vs_trl(demo / "labels.parquet")
+
+
+def tree_packing(demo: Path) -> Figures:
+    from prm_packing import tree_packing_ratio
+
+    return tree_packing_ratio(demo / "labels.parquet")
+
+
+def score(demo: Path, rounds: int = 3, problems: int = 64) -> Figures:
+    """16 solutions of each problem, with their pictures, shuffled for the engines."""
+    from prm_packing import shared_scoring_ratio
+
+    rng, prm = random.Random(0), str(demo / "train" / "prm")
+    groups = [
+        [Solution(tiny.problem, tuple(solve(tiny, rng, Mistakes(0.3, 0.3)))) for _ in range(16)]
+        for tiny in make_problems(problems, 7, "train")
+    ]
+    flat = [solution for group in groups for solution in group]
+    random.Random(1).shuffle(flat)
+    steps = sum(len(solution.steps) for solution in flat)
+    few = flat[: len(flat) // 8]
+    few_steps = sum(len(solution.steps) for solution in few)
+    transformers = open_scorer(ScorerConfig(prm=prm))
+    vllm = open_scorer(ScorerConfig(prm=prm, backend="vllm", kv_cache_gib=0.25))
+    speeds: dict[str, list[float]] = {"vllm": [], "single": [], "batched": []}
+    for scorer in (transformers, vllm):
+        scorer.score(flat[:32])
+    for _ in range(rounds):
+        for name, run, count in (
+            ("vllm", lambda: vllm.score(flat), steps),
+            ("single", lambda: [transformers.score([solution]) for solution in few], few_steps),
+            ("batched", lambda: transformers.score(flat), steps),
+        ):
+            begun = time.perf_counter()
+            run()
+            speeds[name].append(count / (time.perf_counter() - begun))
+    transformers.close()
+    vllm.close()
+    shared = shared_scoring_ratio(Path(prm), groups, rounds)
+    ratios = {
+        f"vs_{name}": [ours / other for ours, other in zip(speeds["vllm"], speeds[name], strict=True)]
+        for name in ("single", "batched")
+    }
+    return {
+        **{name: statistics.median(found) for name, found in ratios.items()},
+        "shared": shared["ratio"],
+        "spread": {name: [min(found), max(found)] for name, found in ratios.items()} | {"shared": shared["spread"]},
+        "steps_per_second": {name: statistics.median(found) for name, found in speeds.items()} | shared["per_second"],
+    }
+
+
+def serve(demo: Path) -> Figures:
+    from prm_serve import serve_load
+
+    return serve_load(str(demo / "train" / "prm"))
+
+
+def search(demo: Path, problems: int = 200) -> Figures:
+    """`mmprm search` with its defaults for the tiny world and best-of-N beside it."""
+    with tempfile.TemporaryDirectory(prefix="mmprm-bench-") as folder:
+        made = [tiny.problem for tiny in make_problems(problems, 2000, "test")]
+        write_problems(Path(folder) / "problems.jsonl", made)
+        sets = [f"problems.path={folder}/problems.jsonl", f"scorer.prm={demo / 'train' / 'prm'}", f"output={folder}"]
+        command = [sys.executable, "-m", "mmprm", "search", "--config", str(ROOT / "configs" / "search" / "tiny.yaml")]
+        subprocess.run([*command, *(part for each in sets for part in ("--set", each))], check=True)
+        figures = json.loads((Path(folder) / "summary.json").read_text())
+    equal = figures["best_of_n_at_equal_tokens"]
+    return {
+        "problems": figures["problems"],
+        "tokens_per_problem": figures["tokens_per_problem"],
+        "beam": figures["accuracy"],
+        "n": equal["n"],
+        "best_of_n": equal["accuracy"],
+        "difference": equal["difference"],
+    }
+
+
+PARTS: dict[str, Callable[[Path], Figures]] = {
+    "train_vs_trl": train_vs_trl,
+    "tree_packing": tree_packing,
+    "score": score,
+    "serve": serve,
+    "search": search,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS, help="measure these, keep the other figures")
+    parser.add_argument("--demo", type=Path, default=ROOT / "runs" / "demo", help="folder of a demo run")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "prm.json")
+    arguments = parser.parse_args()
+    assert (arguments.demo / "labels.parquet").exists(), f"{arguments.demo} holds no demo run; make demo writes one"
+    details_path = arguments.out.with_name(f"{arguments.out.stem}_details.json")
+    results, details = (json.loads(p.read_text()) if p.exists() else {} for p in (arguments.out, details_path))
+    for name in arguments.only:
+        details[name] = PARTS[name](arguments.demo)
+        results[name] = {key: details[name][key] for key in KEYS.get(name, details[name])}
+        details["bars"] = {key: BARS[key][0] for key in PARTS if key in results}
+        details["met"] = {key: bool(BARS[key][1](results[key])) for key in PARTS if key in results}
+        details["machine"] = (
+            f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+        )
+        for path, figures in ((arguments.out, results), (details_path, details)):
+            path.write_text(json.dumps(figures, indent=2) + "\n")
+        print(json.dumps({name: results[name]}, indent=2), "met" if details["met"][name] else "MISSED", flush=True)
+
+
+if __name__ == "__main__":
+    main()

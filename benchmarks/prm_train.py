@@ -1,0 +1,173 @@
+"""`mmprm train` beside TRL's PRM trainer, on a small text-only model and the labels of a demo run.
+
+Both train hard labels in float32 from the same weights, with at most the same number of tokens at once: TRL in batches
+padded to their longest row, ours with each of its packings, of which the fastest counts. TRL has what it needs in a
+folder of its own (`make trl`) and runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+
+from mmprm.labels.export import ExportConfig, export_labels
+from mmprm.labels.parquet import LabelledExample, read_parquet, write_parquet
+from mmprm.prm.export import export_prm
+from mmprm.prm.info import PrmTokens, read_info
+from mmprm.prm.judge import load_judge
+from mmprm.prm.losses import soft_cross_entropy_sum
+from mmprm.prm.model import initialise_prm, save_prm
+from mmprm.prm.train import TrainConfig, train_prm
+from mmprm.prompts import IMAGE
+from mmprm.tiny.model import weights_path
+from mmprm.training.config import TrainingConfig
+from mmprm.training.engine import Engine
+from mmprm.training.ranks import join_ranks
+from mmprm.types import Problem, Solution
+
+ROOT = Path(__file__).parent.parent
+TRL = ROOT / ".venv-trl"
+PACKINGS = ("none", "samples", "trees")
+TOKENS_AT_ONCE = 8192
+BATCH = 512
+COMPARED_STEPS, COMPARED_BATCH, COMPARED_RATE = 20, 16, 1e-3
+
+
+def train_vs_trl(labels: Path, rounds: int = 3) -> dict[str, Any]:
+    """{ratio, spread, max_loss_diff, labels a second of each}."""
+    with tempfile.TemporaryDirectory(prefix="mmprm-bench-") as name:
+        folder = Path(name)
+        examples = [_without_pictures(example) for example in read_parquet(str(labels))]
+        write_parquet(folder / "labels.parquet", [replace(example, split="train") for example in examples])
+        export = ExportConfig(
+            labels=str(folder / "labels.parquet"), output=str(folder / "export"), format="trl", dev=0, test=0
+        )
+        export_labels(export)
+        _make_models(folder)
+        speeds: dict[str, list[float]] = {"trl": [], **{packing: [] for packing in PACKINGS}}
+        for _ in range(rounds):
+            speeds["trl"].append(_trl_labels_per_second(folder))
+            for packing in PACKINGS:
+                speeds[packing].append(_our_labels_per_second(folder, packing))
+        best = max(PACKINGS, key=lambda packing: statistics.median(speeds[packing]))
+        ratios = [ours / theirs for ours, theirs in zip(speeds[best], speeds["trl"], strict=True)]
+        return {
+            "ratio": statistics.median(ratios),
+            "spread": [min(ratios), max(ratios)],
+            "max_loss_diff": _largest_loss_difference(folder),
+            "packing": best,
+            "labels_per_second": {name: statistics.median(found) for name, found in speeds.items()},
+        }
+
+
+def _without_pictures(example: LabelledExample) -> LabelledExample:
+    problem = example.problem
+    question = problem.question.replace(IMAGE, "").strip()
+    # The picture tells the problems apart, the text may not: near-duplicates would be dropped.
+    return replace(example, problem=Problem(problem.id, f"{problem.id} {question}", problem.answer))
+
+
+def _make_models(folder: Path) -> None:
+    """base/: a language model of the tiny policy's size; trl/: the same as a PRM in TRL's form."""
+    tokenizer = AutoTokenizer.from_pretrained(weights_path())
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=len(tokenizer) + 8,
+            hidden_size=128,
+            intermediate_size=256,
+            num_hidden_layers=4,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+    model.save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    save_prm(folder / "prm", initialise_prm(str(folder / "base"), PrmTokens()))
+    export_prm(folder / "prm", folder / "trl", "trl")
+
+
+def _our_labels_per_second(folder: Path, packing: str) -> float:
+    with tempfile.TemporaryDirectory() as output:
+        training = {"batch_size": BATCH, "micro_batch_tokens": TOKENS_AT_ONCE, "precision": "fp32"}
+        values = {"base": str(folder / "base"), "labels": str(folder / "labels.parquet"), "output": output}
+        train_prm(TrainConfig(**values, packing=packing, target={"kind": "hard"}, training=training))
+        lines = (Path(output) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    steps = [row for row in map(json.loads, lines) if row["kind"] == "train"][1:]
+    return sum(row["terms_per_second"] * row["seconds"] for row in steps) / sum(row["seconds"] for row in steps)
+
+
+def _trl_labels_per_second(folder: Path) -> float:
+    longest = max(len(ids) for ids, _ in _trl_rows(folder))
+    batch = TOKENS_AT_ONCE // longest
+    steps = len(list(_rows(folder))) // BATCH
+    found = _trl(folder, batch, BATCH // batch, steps, 1e-4)
+    rows = batch * (BATCH // batch)
+    labels = [sum(found["labels"][step * rows : (step + 1) * rows]) for step in range(1, steps)]
+    return sum(labels) / sum(found["seconds"][1:steps])
+
+
+def _largest_loss_difference(folder: Path) -> float:
+    """Over the steps of two runs from the same weights on the same batches, both with a two-class head."""
+    theirs = _trl(folder, COMPARED_BATCH, 1, COMPARED_STEPS, COMPARED_RATE)["losses"]
+    judge, form = load_judge(str(folder / "trl"), read_info(folder / "trl"))
+    training = TrainingConfig(
+        learning_rate=COMPARED_RATE, final_learning_rate=1.0, warmup=0.0, precision="fp32", betas=(0.9, 0.95)
+    )
+    engine = Engine(judge.train(), training, COMPARED_STEPS, join_ranks())
+    rows = list(_rows(folder))
+    differences = []
+    for step in range(COMPARED_STEPS):
+        batch = rows[step * COMPARED_BATCH : (step + 1) * COMPARED_BATCH]
+        inputs, read_BT = form.encode([solution for solution, _ in batch])
+        target_M = torch.tensor([label for _, labels in batch for label in labels], dtype=torch.float32)
+
+        def loss(model: nn.Module, inputs: Any = inputs, read: Tensor = read_BT, target: Tensor = target_M) -> Tensor:
+            log_odds_M = model(read, **inputs)
+            return soft_cross_entropy_sum(torch.stack([log_odds_M, torch.zeros_like(log_odds_M)], dim=1), target)
+
+        ours, _ = engine.step([loss], len(target_M))
+        differences.append(abs(ours - theirs[step]))
+    return max(differences)
+
+
+def _rows(folder: Path) -> Iterator[tuple[Solution, Sequence[float]]]:
+    """The exported rows as solutions with their labels."""
+    for line in (folder / "export" / "train.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        yield Solution(Problem("", row["prompt"], ""), tuple(row["completions"])), [float(x) for x in row["labels"]]
+
+
+def _trl_rows(folder: Path) -> Iterator[tuple[Sequence[int], Sequence[float]]]:
+    _, form = load_judge(str(folder / "trl"), read_info(folder / "trl"))
+    for solution, labels in _rows(folder):
+        yield form.mark(solution).ids, labels
+
+
+def _trl(folder: Path, batch: int, accumulate: int, steps: int, rate: float) -> dict[str, Any]:
+    separator = read_info(folder / "trl").tokens.marker
+    command = [sys.executable, str(Path(__file__).parent / "trl_prm.py"), str(folder / "export" / "train.jsonl")]
+    command += [str(folder / "trl"), separator, *map(str, (batch, accumulate, steps, rate))]
+    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    environment = {name: value for name, value in os.environ.items() if name not in ranks}
+    environment |= {"PYTHONPATH": str(TRL), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+if __name__ == "__main__":
+    print(json.dumps(train_vs_trl(ROOT / "runs" / "demo" / "labels.parquet"), indent=2))
