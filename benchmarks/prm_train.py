@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoTokenizer, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from mmprm.labels.export import ExportConfig, export_labels
 from mmprm.labels.parquet import LabelledExample, read_parquet, write_parquet
@@ -81,7 +81,11 @@ def _without_pictures(example: LabelledExample) -> LabelledExample:
 
 def _make_models(folder: Path) -> None:
     """base/: a language model of the tiny policy's size; trl/: the same as a PRM in TRL's form."""
-    tokenizer = AutoTokenizer.from_pretrained(weights_path())
+    known = AutoTokenizer.from_pretrained(weights_path())
+    tokenizer = PreTrainedTokenizerFast(  # without the class that reads pictures
+        tokenizer_object=known.backend_tokenizer, eos_token=known.eos_token, pad_token=known.pad_token
+    )
+    tokenizer.chat_template = known.chat_template
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(
         Qwen2Config(
@@ -96,7 +100,7 @@ def _make_models(folder: Path) -> None:
     )
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    save_prm(folder / "prm", initialise_prm(str(folder / "base"), PrmTokens()))
+    save_prm(folder / "prm", initialise_prm(str(folder / "base"), PrmTokens(), add_missing_tokens=True))
     export_prm(folder / "prm", folder / "trl", "trl")
 
 
@@ -104,6 +108,7 @@ def _our_labels_per_second(folder: Path, packing: str) -> float:
     with tempfile.TemporaryDirectory() as output:
         training = {"batch_size": BATCH, "micro_batch_tokens": TOKENS_AT_ONCE, "precision": "fp32"}
         values = {"base": str(folder / "base"), "labels": str(folder / "labels.parquet"), "output": output}
+        values |= {"add_missing_tokens": True}
         train_prm(TrainConfig(**values, packing=packing, target={"kind": "hard"}, training=training))
         lines = (Path(output) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [row for row in map(json.loads, lines) if row["kind"] == "train"][1:]

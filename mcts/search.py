@@ -110,7 +110,8 @@ async def _evidence(
     state might not fit the budget.
 
     A right rollout of another state that ran through the prefix settles that it is sound, and enough wrong ones that it
-    is broken, if its label too can come from them. Otherwise it becomes a state, and only its own rollouts count: those before were chosen by their outcome.
+    is broken, if its label too can come from them. Otherwise it becomes a state, and only its own rollouts count: those
+    before were chosen by their outcome.
     """
     if steps in tree.states:
         return tree.states[steps].counts

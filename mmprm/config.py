@@ -24,7 +24,12 @@ C = TypeVar("C", bound=Config)
 
 def load(model: type[C], file: str | Path | None = None, sets: Sequence[str] = ()) -> C:
     """Build `model` from a YAML file (optional) with `a.b=value` overrides on top; values are read as YAML."""
-    values = read_yaml(Path(file)) if file is not None else {}
+    values = override(read_yaml(Path(file)) if file is not None else {}, sets)
+    return build(model, values, source=str(file) if file is not None else "configuration")
+
+
+def override(values: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
+    """`values`, changed in place by `a.b=value` texts."""
     for item in sets:
         key, separator, text = item.partition("=")
         if not separator or not key:
@@ -33,7 +38,7 @@ def load(model: type[C], file: str | Path | None = None, sets: Sequence[str] = (
             _assign(values, key.split("."), yaml.safe_load(text) if text else "", key)
         except yaml.YAMLError as error:
             raise ConfigError(f"--set {key}: {text!r} is not a YAML value: {error}") from error
-    return build(model, values, source=str(file) if file is not None else "configuration")
+    return values
 
 
 def build(model: type[C], values: dict[str, Any], source: str = "configuration") -> C:

@@ -82,11 +82,11 @@ def load_problems(config: ProblemsConfig) -> list[Problem]:
     Pictures are not opened here, so that one broken picture costs one problem later. Raises DataError naming file and
     line (or row) for a missing field, an empty answer, a line that is no JSON or an id that occurs twice.
     """
-    root = Path(config.images_root) if config.images_root else _folder(Path(config.path))
+    root = pictures_root(config)
     problems: list[Problem] = []
     seen: dict[str, str] = {}
-    for place, row in itertools.islice(_rows(config), config.limit):
-        problem = _problem(row, config.columns, root, place)
+    for place, row in itertools.islice(read_rows(config), config.limit):
+        problem = read_problem(row, config.columns, root, place)
         if problem.id in seen:
             raise DataError(
                 f"{place}: id {problem.id!r} was used before, at {seen[problem.id]}; make ids unique, or drop the "
@@ -109,10 +109,16 @@ def open_picture(picture: Picture) -> Image.Image:
         return image.convert("RGB")
 
 
-def picture_pixels(picture: Picture, at_most: int = MAX_PIXELS) -> int:
-    """Number of pixels by the picture's header; nothing is decoded. Raises DataError as open_picture does."""
+def picture_size(picture: Picture, at_most: int = MAX_PIXELS) -> tuple[int, int]:
+    """(width, height) by the picture's header; nothing is decoded. Raises DataError as open_picture does."""
     with _opened(picture, at_most) as image:
-        return image.width * image.height
+        return image.size
+
+
+def picture_pixels(picture: Picture, at_most: int = MAX_PIXELS) -> int:
+    """Number of pixels, as picture_size."""
+    width, height = picture_size(picture, at_most)
+    return width * height
 
 
 @contextmanager
@@ -162,12 +168,14 @@ def write_problems(
         raise DataError(f"{path}: cannot be written ({error})") from error
 
 
-def _folder(path: Path) -> Path:
-    return path if path.is_dir() else path.parent
+def pictures_root(config: ProblemsConfig) -> Path:
+    """Folder of relative picture paths."""
+    path = Path(config.path)
+    return Path(config.images_root) if config.images_root else path if path.is_dir() else path.parent
 
 
-def _rows(config: ProblemsConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Pairs (place for error messages, row)."""
+def read_rows(config: ProblemsConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Pairs (place for error messages, row), as they stand in the file."""
     path = Path(config.path)
     if path.is_dir():
         files = sorted({*path.rglob(f"{config.split}.parquet"), *path.rglob(f"{config.split}-*.parquet")})
@@ -247,25 +255,31 @@ def _row(item: Any, place: str) -> Mapping[str, Any]:
     return item
 
 
-def _problem(row: Mapping[str, Any], columns: Columns, root: Path, place: str) -> Problem:
-    def cell(field: str) -> Any:
-        chosen = getattr(columns, field)
-        if chosen is not None and chosen not in row:
-            raise DataError(f"{place}: has no column {chosen!r} (columns.{field}); it has {', '.join(row)}")
-        names = [chosen] if chosen is not None else _CANDIDATES[field]
-        return next((row[name] for name in names if row.get(name) is not None), None)
+def read_cell(row: Mapping[str, Any], columns: Columns, field: str, place: str) -> Any:
+    """What a row holds for a field, by the column named for it or by the usual ones; None where it holds nothing."""
+    chosen = getattr(columns, field)
+    if chosen is not None and chosen not in row:
+        raise DataError(f"{place}: has no column {chosen!r} (columns.{field}); it has {', '.join(row)}")
+    names = [chosen] if chosen is not None else _CANDIDATES[field]
+    return next((row[name] for name in names if row.get(name) is not None), None)
 
-    raw_pictures = cell("pictures")
-    raw_pictures = list(raw_pictures) if isinstance(raw_pictures, list | tuple) else [raw_pictures]
+
+def read_problem(row: Mapping[str, Any], columns: Columns, root: Path, place: str) -> Problem:
+    """Raises DataError, naming the place, for a row without question or answer."""
+
+    def cell(field: str) -> Any:
+        return read_cell(row, columns, field, place)
+
+    raw_pictures = listed(cell("pictures"))
     question = cell("question")
     if question is None and (chat := cell("chat")) is not None:
         question, from_chat = _from_chat(chat, place)
-        raw_pictures += from_chat
+        raw_pictures += listed(from_chat)
     answer = _answer_text(cell("answer"))
     for name, value in (("question", question), ("answer", answer)):
         if not isinstance(value, str) or not value.strip():
             raise DataError(f"{place}: has no {name}; it has {', '.join(row)} (set columns.{name}, or remove the row)")
-    pictures = tuple(_picture(value, root, place) for value in raw_pictures if value is not None and value != "")
+    pictures = tuple(read_picture(value, root, place) for value in raw_pictures)
     if pictures:
         # Marks at the very front say no more than that the pictures come first, which is the rule anyway.
         question = re.sub(r"\A(?:\s*<image>)+\s*", "", question)
@@ -306,7 +320,12 @@ def _from_chat(chat: Any, place: str) -> tuple[str, list[Any]]:
     return "\n".join(texts), pictures
 
 
-def _picture(value: Any, root: Path, place: str) -> Picture:
+def listed(value: Any) -> list[Any]:
+    """The pictures that a cell holds: one or a list of them, empty ones left out."""
+    return [item for item in (value if isinstance(value, list | tuple) else [value]) if item is not None and item != ""]
+
+
+def read_picture(value: Any, root: Path, place: str) -> Picture:
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path") or value.get("url")
     if isinstance(value, bytes):

@@ -7,6 +7,7 @@ What takes no part is counted by reason, never rewarded.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import sys
 import time
 from collections import Counter
@@ -67,7 +68,7 @@ class Collected:
 
 class Collector:
     """`check` raises DataError for a response that cannot be trained on. Its state is the position in the data and the
-    groups carried over."""
+    groups carried over; `fingerprint` is that of the problems and their order."""
 
     def __init__(
         self,
@@ -84,6 +85,7 @@ class Collector:
         self._least = ESTIMATORS[config.advantage.estimator].least
         self._prompts = Prompts(problems, config.seed)
         self._by_id = {problem.id: problem for problem in problems}
+        self.fingerprint = hashlib.sha256("\n".join(self._by_id).encode()).hexdigest()[:16]
         self._carried: list[GradedGroup] = []
 
     async def collect(self, step: int) -> Collected:

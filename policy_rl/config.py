@@ -11,6 +11,7 @@ from mmprm.grading.symbolic import GraderConfig
 from mmprm.problems import ProblemsConfig
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
+from mmprm.sampling.policy import DECISIVE
 from mmprm.steps import Markup
 from policy_rl.advantages import ESTIMATORS, AdvantageConfig
 from policy_rl.credit import CreditConfig
@@ -22,17 +23,9 @@ from policy_rl.trainer_config import TrainerConfig
 from policy_rl.watch import WatchConfig
 from policy_rl.weights import WeightsConfig
 
-CHANGEABLE = {
-    "output",
-    "held_out",
-    "eval_every",
-    "eval_samples",
-    "save_every",
-    "keep_checkpoints",
-    "rollouts",
-    "watch",
-    "weights",
-}
+CHANGEABLE: dict[str, Any] = dict.fromkeys(
+    ("output", "held_out", "eval_every", "eval_samples", "save_every", "keep_checkpoints", "rollouts", "watch"), True
+) | {"weights": True, "problems": True, "trainer": {"timeout_s"}}
 """Keys that do not decide the course of a run, so that a resumed one may have others."""
 
 
@@ -121,8 +114,9 @@ class RLConfig(Config):
         return Phase(steps=1, group_size=self.batch.group_size, max_tokens=self.sampling.max_tokens)
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal for a run to go on."""
-        return self.model_dump(mode="json", exclude=CHANGEABLE | {"trainer": {"timeout_s"}})
+        """What must be equal, beside the problems, for a run to go on."""
+        asked = self.model_dump(mode="json", include={key: DECISIVE[key] for key in ("engine", "grader")})
+        return self.model_dump(mode="json", exclude=CHANGEABLE) | asked
 
     @model_validator(mode="after")
     def _groups_have_a_baseline(self) -> RLConfig:

@@ -28,6 +28,7 @@ from typing import Any, Protocol
 import torch
 
 from mmprm.errors import CheckpointError, TrainingError
+from mmprm.report.training import write_training_report
 from mmprm.training.checkpoints import newest
 from mmprm.training.metrics_log import MetricsLog
 from mmprm.training.ranks import Ranks
@@ -38,6 +39,7 @@ from policy_rl.collecting import Collected, Collector, Pool
 from policy_rl.config import RLConfig
 from policy_rl.evaluate import Evaluation
 from policy_rl.experience import AdvantageSettings, Aggregate, add_advantages, draft, kept_samples
+from policy_rl.graded import GradedGroup
 from policy_rl.step_metrics import console_line, describe_groups, merge_updates, shares
 from policy_rl.watch import Alarms, SampleLog, alarm_error, chosen, sample_of, signs
 
@@ -118,11 +120,13 @@ class Loop:
                 samples.write([sample_of(step, group, each, self._config.markup, prefill) for group, each in picked])
                 if step == self._total or _due(self._config.eval_every, step):
                     after = await self._evaluate(step, log)
-                crossed = self._alarms.see(metrics) if "updates" in metrics else None
+                crossed = self._alarms.see(metrics) if metrics["updates"] else None
                 stopping = stop.came() and step < self._total
                 at_end = self._config.save_every > 0 and step == self._total
                 if stopping or crossed or at_end or _due(self._config.save_every, step):
                     self._save(step)
+                if stopping or crossed or step == self._total or _due(self._config.eval_every, step):
+                    await asyncio.to_thread(write_training_report, self._output)
                 if crossed:
                     raise alarm_error(step, crossed, newest(self._checkpoints))
                 if stopping:
@@ -133,7 +137,7 @@ class Loop:
         await asyncio.to_thread(self._trainer.save_model, self._output / "policy")
         return Summary(self._total, self._total, True, self._output / "policy", before, after)
 
-    async def _step(self, step: int) -> tuple[list, dict[str, float]]:
+    async def _step(self, step: int) -> tuple[list[GradedGroup], dict[str, float]]:
         """Its groups and its metrics."""
         started, self._seconds = time.perf_counter(), Counter()
         with _Timed(self._seconds, "wait"):
@@ -149,46 +153,46 @@ class Loop:
         finally:
             if ahead is not None:
                 ahead.cancel()
+                await asyncio.gather(ahead, return_exceptions=True)
         await self._sync(step)
         metrics |= shares(self._seconds, collected, time.perf_counter() - started, self._config.one_step_ahead)
         return collected.groups, metrics
 
     async def _learn(self, step: int, collected: Collected) -> dict[str, float]:
-        groups = collected.groups
+        groups, colocated = collected.groups, self._config.rollouts.colocated
         metrics = describe_groups(collected, self._pool.version)
         metrics |= signs(groups, self._config.markup, self._collector.prefill)
-        kept_PK = kept_samples(groups, ESTIMATORS[self._config.advantage.estimator].least)
-        experiences = draft(groups, kept_PK)
-        if self._is_empty(step, collected, bool(experiences)):
-            return metrics
-        colocated = self._config.rollouts.colocated
         if colocated:
             await self._pool.sleep()
-        if self._needs_old or self._needs_ref:
-            with _Timed(self._seconds, "old"):
-                experiences = await asyncio.to_thread(self._trainer.log_probs, experiences, self._needs_old)
-        experiences, figures = add_advantages(groups, kept_PK, experiences, self._settings)
+        experiences, figures = await self._experiences(groups) if groups else ([], {})
         updates = []
         for share in minibatches(experiences, self._config.batch.updates, f"{self._config.seed}/{step}"):
-            with _Timed(self._seconds, "update_call"):
-                updates.append(await asyncio.to_thread(self._trainer.update, share))
+            updates.append(await asyncio.to_thread(self._trainer.update, share))
         self._seconds["update"] = sum(update["seconds"] for update in updates)
         if colocated:
             await self._pool.wake()
+        self._count_empty(step, collected, not updates)
         return metrics | figures | merge_updates(updates)
 
-    def _is_empty(self, step: int, collected: Collected, any_left: bool) -> bool:
-        """Whether there is nothing to train on; TrainingError after too many such steps in a row."""
-        self._empty = 0 if any_left else self._empty + 1
+    async def _experiences(self, groups: Sequence[GradedGroup]) -> tuple[list[Experience], dict[str, float]]:
+        kept_PK = kept_samples(groups, ESTIMATORS[self._config.advantage.estimator].least)
+        experiences = draft(groups, kept_PK)
+        if self._needs_old or self._needs_ref:
+            with _Timed(self._seconds, "old"):
+                experiences = await asyncio.to_thread(self._trainer.log_probs, experiences, self._needs_old)
+        return add_advantages(groups, kept_PK, experiences, self._settings)
+
+    def _count_empty(self, step: int, collected: Collected, empty: bool) -> None:
+        """TrainingError after too many steps in a row without anything to train on."""
+        self._empty = self._empty + 1 if empty else 0
         if self._empty == EMPTY_STEPS:
-            reasons = ", ".join(f"{count} {name}" for name, count in collected.dropped.items())
+            reasons = ", ".join(f"{count} {name}" for name, count in collected.dropped.items()) or "none dropped"
             refusal = f"; the first refusal: {collected.refusal}" if collected.refusal else ""
             raise TrainingError(
-                f"step {step}: no group to train on in {EMPTY_STEPS} steps in a row; of this step's: {reasons}"
-                f"{refusal}. Widen filter.low and filter.high, look at the gold answers, or choose problems that the policy solves "
-                f"sometimes (mmprm filter); {_last(self._checkpoints)}"
+                f"step {step}: nothing to train on in {EMPTY_STEPS} steps in a row; of this one: {reasons}{refusal}. "
+                "Widen filter.low and filter.high, look at the gold answers and the step markup, or choose problems "
+                f"that the policy solves sometimes (mmprm filter); {_last(self._checkpoints)}"
             )
-        return not any_left
 
     async def _sync(self, version: int) -> None:
         with _Timed(self._seconds, "sync"):
@@ -234,7 +238,7 @@ class Loop:
         return extra["step"]
 
     def _identity(self) -> dict[str, Any]:
-        return self._config.identity() | {"total_steps": self._total}
+        return self._config.identity() | {"total_steps": self._total, "problems": self._collector.fingerprint}
 
 
 def minibatches(experiences: Sequence[Experience], updates: int, seed: str) -> list[list[Experience]]:

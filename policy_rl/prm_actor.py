@@ -32,9 +32,10 @@ BATCH_SOLUTIONS = 256
 
 
 class Prm:
-    """Made by `start`, used in that event loop. `restarts` counts the times that its process has died."""
+    """Made by `start`, used in that event loop. `processes` are the ids of those that have answered: one, and another
+    for each that took the place of a dead one."""
 
-    restarts: int
+    processes: set[int]
 
     @classmethod
     async def start(cls, config: ProcessConfig) -> Prm:
@@ -56,8 +57,7 @@ class Prm:
         self._booked = _resources(config)
         options = {"max_restarts": config.most_restarts, "max_task_retries": -1, "max_concurrency": REQUESTS_IN_FLIGHT}
         self._actor = ray.remote(**options, **self._booked)(PrmActor).remote(config.scorer, config.cores)
-        self._process = 0
-        self.restarts = 0
+        self.processes = set()
 
     async def judge(self, solutions: Sequence[Solution]) -> list[Answer]:
         """Scores for each solution, or DataError where it cannot be scored; other errors of the scorer are raised."""
@@ -71,8 +71,8 @@ class Prm:
             ) from error
         except (RayActorError, RayTaskError) as error:
             raise self._ended(error) from None
-        if process != self._process:
-            self.restarts, self._process = self.restarts + 1, process
+        if process not in self.processes:
+            self.processes.add(process)
             print(f"{self._name}: its process has died; another has loaded it and goes on", file=sys.stderr, flush=True)
         return answers
 
@@ -80,7 +80,7 @@ class Prm:
         ray.kill(self._actor)
 
     async def _start(self) -> None:
-        start = asyncio.ensure_future(_awaited(self._actor.start.remote()))
+        start = asyncio.ensure_future(self._actor.start.remote())
         waited = 0.0
         while not start.done():
             limit = min(NOTICE_SECONDS, self._config.start_timeout_s - waited)
@@ -96,7 +96,7 @@ class Prm:
             if not start.done():
                 print(f"waiting for {waiting} ({waited:.0f} s)", file=sys.stderr, flush=True)
         try:
-            self._process = start.result()
+            self.processes.add(start.result())
         except (RayActorError, RayTaskError) as error:
             raise self._ended(error) from None
 
@@ -142,10 +142,6 @@ class PrmActor:
         if not torch.cuda.is_available():
             torch.set_num_threads(self._cores)
         return open_scorer(self._config)
-
-
-async def _awaited(answer: Any) -> Any:
-    return await answer
 
 
 def _portable(answer: Answer) -> Answer:

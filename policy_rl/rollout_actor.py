@@ -46,12 +46,13 @@ class RolloutEngine:
         self._banned = vision_token_ids(AutoConfig.from_pretrained(engine.model), self._tokenizer)
         return self._probe, self._banned
 
-    async def sample(self, problem: Problem, n: int, seed: int, version: int) -> Group:
+    async def sample(self, problem: Problem, n: int, seed: int, version: int, **settings: Any) -> Group:
         output = await self._sampler.generate(
             SampleRequest(problem, "", n, seed),
             logprobs=0,
             flat_logprobs=True,
             logit_bias=dict.fromkeys(self._banned, float("-inf")) or None,
+            **settings,
             detokenize=False,  # vLLM would look up every token's text again for its log-probability
         )
         responses = tuple(self._response(draw) for draw in output.outputs)

@@ -151,20 +151,22 @@ class RolloutPool:
         """The actors, for transports that reach engines from the trainer."""
         return [seat.actor for seat in self._seats]
 
-    async def sample(self, problem: Problem, n: int, seed: int, version: int) -> Group:
+    async def sample(self, problem: Problem, n: int, seed: int, version: int, max_tokens: int | None = None) -> Group:
         """`n` responses by the policy of `version`; draw i has the seed `seed + i`, so that asking again gives the same
-        but for rounding. Waits while weights are loaded. Aborted responses stay, with finish_reason "abort".
+        but for rounding; `max_tokens` stands in place of sampling's. Waits while weights are loaded. Aborted responses
+        stay, with finish_reason "abort".
 
         SamplingError or DataError name a problem that cannot be asked; EngineStoppedError means that the engines are
         gone. A version that the engines do not have is the caller's mistake.
         """
+        limit = {} if max_tokens is None else {"max_tokens": max_tokens}
         while True:
             seat = await self._take(n)
             actor = seat.actor
             try:
                 assert version == self.version, f"version {version} is asked for, and the engines have {self.version}"
                 what = f"{seat.name}: {n} responses to problem {problem.id}"
-                answer = actor.sample.remote(problem, n, seed, version)
+                answer = actor.sample.remote(problem, n, seed, version, **limit)
                 return await _within(self._config.sample_timeout_s, what, answer, silent=True)
             except _LostError as error:
                 await self._replace(seat, actor, error)

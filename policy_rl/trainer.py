@@ -1,6 +1,6 @@
 """One rank of the trainer: log-probabilities, updates, weights, checkpoints. Every rank must make the same calls.
 
-    trainer = Trainer(model, config, prompt, temperature, total_updates, critic=False)
+    trainer = Trainer(model, config, prompt, temperature, total_updates, critic=False, max_pixels=None)
     trainer.resume(folder)                       # dict that was given to save, or None
     trainer.limits.check(experience)             # DataError: count and skip
     trainer.log_probs(experiences)               # {place: LogProbs} of this rank's share
@@ -38,9 +38,10 @@ from mmprm.training.engine import Engine
 from mmprm.training.lora import plain_weights
 from mmprm.training.ranks import join_ranks
 from mmprm.training.sharding import loading_in_parts
-from policy_rl.batch import ARRAYS, Experience, Limits, PromptEncoder, Row, check_finite, collate, padded, plan
+from policy_rl.batch import ARRAYS, Experience, Limits, Row, check_finite, collate, padded, plan
 from policy_rl.losses import aggregate, denominator, policy_loss, truncated_weights, value_loss
 from policy_rl.policy import Policy, PolicyInputs, prepare, without_adapters
+from policy_rl.prompt_encoder import PromptEncoder
 from policy_rl.rollout_actor import vision_token_ids
 from policy_rl.trainer_config import TrainerConfig
 from policy_rl.update_metrics import Tally
@@ -66,8 +67,11 @@ class _MicroBatch:
 
 class Trainer:
     """`temperature` is that of the sampling; `total_updates` counts the optimizer steps of the whole run, for the
-    learning rate; `critic` adds a value head. The reference is the model that the run begins with, and is loaded only
-    where loss.kl.coefficient is above 0; with LoRA it is the model without its adapters."""
+    learning rate; `critic` adds a value head; `max_pixels` is the engines' limit of a picture.
+
+    The reference is the model that the run begins with, and is loaded only where loss.kl.coefficient is above 0; with
+    LoRA it is the model without its adapters.
+    """
 
     def __init__(
         self,
@@ -77,6 +81,7 @@ class Trainer:
         temperature: float,
         total_updates: int,
         critic: bool = False,
+        max_pixels: int | None = None,
     ) -> None:
         self.doing = f"loading {model}"
         self.config, self.ranks = config, join_ranks()
@@ -87,7 +92,7 @@ class Trainer:
             backbone, self.processor = load_backbone(model, dtype)
         banned = vision_token_ids(backbone.config, tokenizer_of(self.processor))
         self.limits = Limits(backbone.config.get_text_config().max_position_embeddings, frozenset(banned))
-        self._encoder = PromptEncoder(backbone, self.processor, prompt)
+        self._encoder = PromptEncoder(backbone, self.processor, prompt, max_pixels)
         self._share_prompt = config.share_prompt and self._can_share(backbone)
         hidden = backbone.config.get_text_config().hidden_size
         # On GPU the mask is one of blocks.
@@ -107,6 +112,7 @@ class Trainer:
             "prompt": prompt.model_dump(mode="json"),
             "temperature": temperature,
             "critic": critic,
+            "max_pixels": max_pixels,
             "total_updates": total_updates,
             **config.model_dump(mode="json", exclude={"timeout_s"}),
         }
@@ -257,6 +263,7 @@ class Trainer:
         )
         value = None
         if output.values_NT is not None:
+            assert arrays["values"] is not None, "a critic's update needs values and returns"
             per_token = value_loss(output.values_NT, arrays["values"], arrays["returns"], self.config.critic.clip)
             value = aggregate(per_token, mask_NT, size, config.aggregation)
             loss = loss + self.config.critic.coefficient * value

@@ -1,6 +1,6 @@
 """The trainer as its driver sees it: one Ray actor a rank, every call made to all of them at once.
 
-    group = TrainerGroup(model, config, prompt, temperature, total_updates, critic=False, gpu_share=1.0)
+    group = TrainerGroup(model, config, prompt, temperature, total_updates, critic, gpu_share, max_pixels)
     group.check(experience)                                  # DataError: count and skip
     experiences = group.log_probs(experiences, policy=True)  # with old, ref and values filled in
     metrics = group.update(experiences)
@@ -52,6 +52,7 @@ class TrainerGroup:
         total_updates: int,
         critic: bool = False,
         gpu_share: float = 1.0,
+        max_pixels: int | None = None,
     ) -> None:
         if not ray.is_initialized():
             ray.init(include_dashboard=False, log_to_driver=False)
@@ -64,7 +65,7 @@ class TrainerGroup:
         self._actors = [actor_class.remote() for _ in range(config.ranks)]
         address = self._get(self._actors[0].address.remote(), "the first rank to start")
         threads = None if gpu else max(1, len(os.sched_getaffinity(0)) // config.ranks)
-        arguments = (model, config, prompt, temperature, total_updates, critic)
+        arguments = (model, config, prompt, temperature, total_updates, critic, max_pixels)
         each = [(rank, config.ranks, address, threads, arguments) for rank in range(config.ranks)]
         self.limits: Limits = self._all("start", each)[0]
 

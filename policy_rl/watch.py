@@ -135,11 +135,10 @@ class Alarms:
 
     def see(self, metrics: Mapping[str, float]) -> str | None:
         """What has crossed its bounds for `patience` steps, in words: the run is to be saved, and then ended with
-        `alarm_error`. ConfigError for an alarm on what is not measured."""
+        `alarm_error`. ConfigError for an alarm on what is not measured, so that a step without an update, which
+        measures less, is not to be shown."""
         crossed = []
         for name, bounds in self._config.alarms.items():
-            if name not in metrics and not metrics.get("updates"):
-                continue  # a step without groups to train on measures less
             if name not in metrics:
                 raise ConfigError(
                     f"watch.alarms.{name}: this run has no such metric; it has {', '.join(sorted(metrics))}"
@@ -213,7 +212,8 @@ def chosen(groups: Sequence[GradedGroup], count: int) -> list[tuple[GradedGroup,
         if among:
             picked.append(most(among, key=lambda pair: min(pair[1].process.scores)))
     heads = [(group, group.responses[0]) for group in groups if group.responses]
-    picked += [heads[place * len(heads) // count] for place in range(min(count, len(heads)))]
+    number = min(count, len(heads))
+    picked += [heads[place * len(heads) // number] for place in range(number)]
     distinct = [pair for place, pair in enumerate(picked) if not any(pair[1] is other[1] for other in picked[:place])]
     return distinct[:count]
 

@@ -124,6 +124,7 @@ LIGHT = [
     "mmprm.problems",
     "mmprm.store",
     "mmprm.prm.memory",
+    "mmprm.scoring.remote",
     "mcts.value",
     "mcts.search",
 ]

@@ -83,8 +83,9 @@ async def _ask(
 def _score(config: ScorerConfig, examples: Sequence[LabelledExample]) -> list[LabelledExample]:
     from mmprm.scoring.open import open_scorer
 
+    name = config.prm if config.server is None else ", ".join(config.server.urls)
     scorer = open_scorer(config)
     try:
-        return judge_with_scorer(examples, scorer, config.prm)
+        return judge_with_scorer(examples, scorer, name)
     finally:
         scorer.close()

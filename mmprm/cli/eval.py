@@ -2,7 +2,8 @@
 
 processbench, visualprocessbench and steps score solutions whose steps people have judged; labels sets the soft labels
 of `mmprm labels` beside what people said or the embedded world knows; bon reads what `mmprm rerank` left. Each writes
-its figures as JSON into the output folder, whose report.html shows all of them.
+its figures as JSON into the output folder, whose report.html shows all of them. policy lets a policy answer a benchmark
+for policies, and reports its accuracy.
 
 Examples:
   mmprm eval processbench gsm8k.json math.json --set scorer.prm=runs/demo/train/prm --set development=gsm8k
@@ -10,22 +11,26 @@ Examples:
   mmprm eval steps prm800k.jsonl --set format=prm800k --set scorer.prm=runs/demo/train/prm
   mmprm eval labels runs/k12/labels.parquet --set truth=annotated.jsonl
   mmprm eval bon runs/rerank/candidates.jsonl
+  mmprm eval policy AI4Math/MathVista --set layout=mathvista --set engine.model=runs/rl/policy
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from mmprm.cli.jsonl import output, read_rows
+from mmprm.cli.jsonl import output, read_rows, write_rows
 from mmprm.cli.options import add_config_options, load_config
+from mmprm.cli.policy import policy_folder
 from mmprm.config import Config
 from mmprm.errors import ConfigError, DataError
 from mmprm.evaluation.aggregators import described
@@ -33,11 +38,17 @@ from mmprm.evaluation.best_of_n import BestOfN, evaluate_best_of_n
 from mmprm.evaluation.judging import Judged, Judging, judge
 from mmprm.evaluation.label_quality import judged_labels, known_from
 from mmprm.evaluation.labelled import DATASETS, FigureName, LabelledSolution, Options, read_labelled
+from mmprm.evaluation.layouts import LAYOUTS, Item, read_items
+from mmprm.evaluation.policy import Answered, PolicyEvalConfig, PolicyScores, ask, lines, scored
+from mmprm.grading.calibration import check_judge
+from mmprm.grading.open import open_grader
 from mmprm.labels.formats import FORMATS
 from mmprm.labels.parquet import read_parquet
+from mmprm.problems import ProblemsConfig
 from mmprm.report.judging import judging_page
 from mmprm.report.page import write_page
-from mmprm.report.tables import best_of_n_table, judging_table
+from mmprm.report.tables import best_of_n_table, judging_table, policy_table
+from mmprm.sampling.open import open_sampler
 from mmprm.scoring.aggregate import AGGREGATORS
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer, scorer_info
@@ -93,11 +104,42 @@ def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments, model)
     result = measure(arguments.kind, arguments.files, config)
     folder = Path(config.output)
-    with output(folder / f"{arguments.kind}.json") as out:
+    name = f"policy-{result.layout}" if isinstance(result, PolicyScores) else arguments.kind
+    with output(folder / f"{name}.json") as out:
         out.write(TypeAdapter(type(result)).dump_json(result, indent=2).decode() + "\n")
+    if isinstance(result, PolicyScores):
+        print(policy_table(result))
+        print(f"see {folder / f'{name}.json'}")
+        return
     write_page(folder / "report.html", judging_page(*_results(folder)))
     print(best_of_n_table(result) if isinstance(result, BestOfN) else judging_table(result))
     print(f"see {folder / 'report.html'}")
+
+
+def _policy(kind: str, files: Sequence[Path], config: PolicyEvalConfig) -> PolicyScores:
+    check_judge(config.grader.judge)
+    split = config.split or LAYOUTS[config.layout].split
+    shared = {"split": split, "subset": config.subset, "images_root": config.images_root, "limit": config.limit}
+    read = [read_items(config.layout, ProblemsConfig(path=str(file), **shared)) for file in files]
+    items, left_out = [item for part, _ in read for item in part], sum(count for _, count in read)
+    answered, failed = asyncio.run(_asked(items, config))
+    if not answered:
+        problem_id, reason = next(iter(failed.items()))
+        raise DataError(f"{', '.join(map(str, files))}: no question could be asked; {problem_id}: {reason}")
+    write_rows(Path(config.output) / f"responses-{config.layout}.jsonl", lines(answered))
+    return scored(answered, failed, left_out, config)
+
+
+async def _asked(items: Sequence[Item], config: PolicyEvalConfig) -> tuple[list[Answered], dict[str, str]]:
+    folder = policy_folder(config.engine)
+    engine = config.engine if folder is None else config.engine.model_copy(update={"model": folder})
+    async with AsyncExitStack() as stack:
+        opened = open_sampler(engine, config.sampling, config.prompt, config.workers)
+        sampler = await stack.enter_async_context(opened)
+        alone = config.grader.model_copy(update={"judge": None})
+        symbolic = await stack.enter_async_context(open_grader(alone))
+        judged = await stack.enter_async_context(open_grader(config.grader)) if config.grader.judge else None
+        return await ask(items, sampler, symbolic, judged, config)
 
 
 def _best_of_n(kind: str, files: Sequence[Path], config: BestOfNConfig) -> BestOfN:
@@ -216,12 +258,15 @@ def _results(folder: Path) -> tuple[list[Judging], BestOfN | None]:
 
 FIGURE_OF: dict[str, FigureName] = {name: dataset.figure for name, dataset in DATASETS.items()} | {"labels": "macro_f1"}
 
-KINDS: dict[str, tuple[str, type[Config], Callable[..., Judging | BestOfN]]] = {
+FORMS = {"labels": "Parquet of mmprm labels", "policy": "JSON lines, a JSON list, Parquet or a hub id"}
+
+KINDS: dict[str, tuple[str, type[Config], Callable[..., Judging | BestOfN | PolicyScores]]] = {
     "processbench": ("first errors: F1 by file and their average", JudgeConfig, _judge_scores),
     "visualprocessbench": ("steps beside pictures: macro F1 pooled and by source", JudgeConfig, _judge_scores),
     "steps": ("steps in the form of PRM800K and others: macro F1", JudgeConfig, _judge_scores),
     "labels": ("soft labels beside what people or the embedded world know", LabelQualityConfig, _judge_labels),
     "bon": ("accuracy against N of every selector with every aggregator", BestOfNConfig, _best_of_n),
+    "policy": ("a policy's accuracy on a benchmark, overall and by subject", PolicyEvalConfig, _policy),
 }
 
 
@@ -231,6 +276,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         kind = kinds.add_parser(
             name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
         )
-        form = "Parquet of mmprm labels" if name == "labels" else "JSON lines, or a JSON list"
+        form = FORMS.get(name, "JSON lines, or a JSON list")
         kind.add_argument("files", metavar="FILE", type=Path, nargs="+", help=form)
         add_config_options(kind, model)

@@ -15,7 +15,7 @@ from pathlib import Path
 from mmprm.cli.options import add_config_options, load_config
 from mmprm.errors import CheckpointError, DataError
 from mmprm.tiny.config import TinyTrainConfig
-from mmprm.tiny.world import SPLITS, make_problems
+from mmprm.tiny.world import SPLITS, make_problems, solve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="JSONL file of the problems, or folder of the policy")
     parser.add_argument("--count", type=int, default=200, help="problems: how many (200)")
     parser.add_argument("--split", choices=tuple(SPLITS), default="annotate", help="problems: disjoint part (annotate)")
+    parser.add_argument("--solutions", action="store_true", help="problems: with a right solution each, for mmprm sft")
     parser.add_argument("--seed", type=int, default=0, help="problems: seed (0)")
     add_config_options(parser, TinyTrainConfig)
 
@@ -38,7 +39,8 @@ def _problems(arguments: argparse.Namespace) -> None:
         raise DataError(f"--count={arguments.count} must be at least 1")
     path = arguments.out if arguments.out.suffix == ".jsonl" else arguments.out / "problems.jsonl"
     made = make_problems(arguments.count, arguments.seed, arguments.split)
-    write_problems(path, [tiny.problem for tiny in made])
+    solved = {tiny.problem.id: {"solution": "".join(solve(tiny))} for tiny in made} if arguments.solutions else {}
+    write_problems(path, [tiny.problem for tiny in made], solved)
     print(f"{len(made)} problems of the {arguments.split} split in {path}")
 
 

@@ -6,6 +6,7 @@ Matplotlib draws with placeholder colours (#0000xx); `_svg` turns each into `var
 from __future__ import annotations
 
 import io
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -191,6 +192,119 @@ def bars_plot(values: Mapping[str, Interval], label: str, name: str) -> str:
         axes.set_xlim(0, 1)
         axes.set_xlabel(label)
     return output[0]
+
+
+Curve = Sequence[tuple[int, float]]
+"""(step, value), the steps ascending."""
+
+SMALL = (3.6, 2.5)
+"""Inches of a plot that shares a row with another."""
+
+
+def lines_plot(curves: Mapping[str, Curve], name: str) -> str:
+    """Values against the step, one line a name, which stands at its right end; over a long one its moving mean."""
+    with _figure(name, *SMALL) as (axes, output):
+        ends = {}
+        for (label, curve), (colour, _, line) in zip(curves.items(), itertools.cycle(SERIES.values()), strict=False):
+            steps, values = zip(*curve, strict=True)
+            window = smoothing(len(values))
+            if window > 1:
+                axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
+            mean = moving_mean(values, window)
+            marker = "o" if len(values) == 1 else None
+            axes.plot(steps, mean, color=colour, linestyle=line, linewidth=1.6, marker=marker, markersize=4)
+            ends[label] = (mean[-1], colour)
+        if len(curves) > 1:
+            _name_ends(axes, ends)
+        _step_axis(axes)
+    return output[0]
+
+
+def stacked_plot(curves: Mapping[str, Curve], name: str) -> str:
+    """Values at the same steps on top of each other, as their moving means; named at the right end of each band."""
+    with _figure(name, 7.4, 3.0) as (axes, output):
+        steps = [step for step, _ in next(iter(curves.values()))]
+        values = [moving_mean([value for _, value in curve], smoothing(len(steps))) for curve in curves.values()]
+        colours = [colour for colour, _, _ in itertools.islice(itertools.cycle(SERIES.values()), len(curves))]
+        if len(steps) == 1:
+            steps, values = [steps[0] - 0.5, steps[0] + 0.5], [value * 2 for value in values]
+        axes.stackplot(steps, values, colors=colours, alpha=0.85, linewidth=0)
+        tops = list(itertools.accumulate(value[-1] for value in values))
+        middles = [top - value[-1] / 2 for top, value in zip(tops, values, strict=True)]
+        axes.set_ylim(0, None)
+        _name_ends(axes, dict(zip(curves, zip(middles, colours, strict=True), strict=True)))
+        axes.set_ylabel("seconds")
+        axes.set_xlabel("step")
+        _step_axis(axes)
+    return output[0]
+
+
+def progress_plot(training: Curve, held_out: Sequence[tuple[int, Interval]], name: str) -> str:
+    """Accuracy of the rollouts that were trained on, and on held-out problems with its interval."""
+    with _figure(name, 7.4, 3.6) as (axes, output):
+        colour, soft = PLACEHOLDERS["good"], PLACEHOLDERS["soft"]
+        if training:
+            steps, values = zip(*training, strict=True)
+            window = smoothing(len(values))
+            if window > 1:
+                axes.plot(steps, values, color=soft, linewidth=0.7, alpha=0.5)
+            axes.plot(steps, moving_mean(values, window), color=soft, linewidth=1.4, label="rollouts in training")
+        if held_out:
+            entries = [entry for _, entry in held_out]
+            axes.errorbar(
+                [step for step, _ in held_out],
+                [entry.value for entry in entries],
+                yerr=[[max(0.0, e.value - e.low) for e in entries], [max(0.0, e.high - e.value) for e in entries]],
+                color=colour,
+                marker="o",
+                markersize=5,
+                linewidth=1.8,
+                elinewidth=1,
+                label="held-out problems",
+                zorder=4,
+            )
+        axes.set_xlabel("step")
+        axes.set_ylabel("accuracy")
+        _step_axis(axes)
+        if training or held_out:
+            axes.legend(loc="lower right", frameon=False)
+    return output[0]
+
+
+def smoothing(count: int) -> int:
+    """Values in a moving mean over a curve of `count`: up to 39 are shown as they are."""
+    return max(1, count // 20)
+
+
+def moving_mean(values: Sequence[float], window: int) -> list[float]:
+    """Mean of up to `window` values around each, fewer at the ends."""
+    before, behind = (window - 1) // 2, window // 2
+    parts = (values[max(0, place - before) : place + behind + 1] for place in range(len(values)))
+    return [sum(part) / len(part) for part in parts]
+
+
+def _name_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
+    """Names at the right, each in its colour, at the height of its last value."""
+    low, high = axes.get_ylim()
+    # The height of a line of text, in the units of the axis.
+    gap = (high - low) * 0.19 / axes.figure.get_figheight()
+    places = _apart({label: place for label, (place, _) in ends.items()}, gap * 1.15)
+    for label, place in places.items():
+        axes.annotate(
+            printable(label),
+            (1.02, place),
+            xycoords=("axes fraction", "data"),
+            color=ends[label][1],
+            va="center",
+            fontsize=11,
+            annotation_clip=False,
+        )
+    axes.set_ylim(low, high)
+
+
+def _step_axis(axes: Axes) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
 
 
 @contextmanager

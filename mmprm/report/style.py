@@ -50,6 +50,9 @@ code { font: 0.9em/1.4 ui-monospace, "SF Mono", Menlo, "DejaVu Sans Mono", monos
 figure { margin: 1rem 0 1.6rem; }
 figure svg { display: block; width: 100%; height: auto; overflow: visible; }
 figure svg text { font-family: inherit !important; }
+.curves { display: grid; grid-template-columns: 1fr 1fr; gap: 0.6rem 2rem; }
+.curves figure { margin: 0.6rem 0; } .curves h3 { margin: 0.8rem 0 0.2rem; }
+.curves .note { margin: 0; }
 .solution {
   display: grid; grid-template-columns: 9rem 1fr; gap: 0.4rem 1.6rem;
   padding: 1.3rem 0; border-top: 1px solid var(--rule);
@@ -75,7 +78,7 @@ figure svg text { font-family: inherit !important; }
 .facts td { text-align: left; }
 @media (max-width: 38rem) {
   body { padding: 2rem 1rem 3rem; }
-  .solution { grid-template-columns: 1fr; } .pictures { max-width: 9rem; }
+  .solution, .curves { grid-template-columns: 1fr; } .pictures { max-width: 9rem; }
   .steps li { grid-template-columns: 1fr 2.6rem 1.4rem; } .steps .bar { display: none; }
 }
 @media print {

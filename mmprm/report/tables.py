@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from mmprm.evaluation.best_of_n import OWN, BestOfN
 from mmprm.evaluation.judging import FIGURES, Judging
+from mmprm.evaluation.policy import PolicyScores
 from mmprm.metrics import Interval
 from mmprm.selection.accuracy import AccuracyAtN
 
@@ -47,6 +48,29 @@ def best_of_n_table(result: BestOfN) -> str:
         last = series[-1].accuracy[name]
         lines.append(f"{label:<{width}}{_by_n(series, name)}  [{last.low:.3f}, {last.high:.3f}]")
     lines.append(f"{result.problems} problems; best-of-{result.samples} is highest with {result.best}")
+    return "\n".join(lines)
+
+
+def policy_table(result: PolicyScores) -> str:
+    """A line a subject, for symbols alone and with the judge; We-Math's four-way figures; what was left out."""
+    width = max(len(name) for name in result.scores["symbolic"])
+    lines = []
+    for kind, scores in result.scores.items():
+        lines.append(f"{kind:<{max(width, 8)}}{'accuracy':>22}{'right':>8}{'wrong':>8}{'unknown':>9}")
+        for name, score in scores.items():
+            counts = f"{score.right:>8,}{score.wrong:>8,}{score.unknown:>9,}"
+            lines.append(f"{name:<{max(width, 8)}}{cell(score.accuracy):>22}{counts}")
+    for kind, four in result.composite.items():
+        lines.append(f"{kind}, {four.problems:,} composite problems ({four.unknown:,} with unknown verdicts left out)")
+        lines.append(
+            f"  insufficient knowledge {four.insufficient:.3f}, inadequate generalisation {four.inadequate:.3f}"
+        )
+        for name, value in four.score.items():
+            lines.append(f"  {name}: score {value:.3f}, mastery {four.mastery[name]:.3f}, rote {four.rote[name]:.3f}")
+    lines.append(
+        f"{result.questions:,} questions, {result.tokens:.0f} tokens a response, {result.cut:,} cut at the limit; "
+        f"{len(result.failed):,} could not be asked, {result.left_out:,} rows left out"
+    )
     return "\n".join(lines)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import html
 import logging
 import math
 import time
@@ -23,6 +22,7 @@ from starlette.exceptions import HTTPException
 
 from mmprm.errors import DataError
 from mmprm.scoring.aggregate import aggregator
+from mmprm.scoring.api_page import api_page
 from mmprm.scoring.gate import Gate, Metrics, Traffic
 from mmprm.scoring.open import ClosableScorer
 from mmprm.scoring.queue import Answer, ScoreQueue
@@ -178,7 +178,7 @@ class Service:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def page(self) -> Response:
-        return HTMLResponse(_page(self.app.openapi()))
+        return HTMLResponse(api_page(self.app.openapi()))
 
     @property
     def _names(self) -> dict[str, str]:
@@ -301,32 +301,3 @@ def _refused(error: Exception) -> Refused:
         text = "the body cannot be read as JSON" if error.status_code == 400 else str(error.detail)
         return Refused(error.status_code, KINDS.get(error.status_code, "invalid_request"), text)
     return Refused(500, "internal", f"the service failed ({type(error).__name__}); see its log")
-
-
-def _page(schema: dict[str, Any]) -> str:
-    """The routes of the OpenAPI document, without anything loaded from elsewhere."""
-    rows = "".join(
-        f"<tr><td>{method.upper()}</td><td><code>{html.escape(path)}</code></td>"
-        f"<td>{html.escape(operation.get('summary', ''))}</td></tr>"
-        for path, methods in schema["paths"].items()
-        for method, operation in methods.items()
-    )
-    parts = schema["components"]["schemas"]
-    fields = "".join(
-        f"<h3>{html.escape(name)}</h3><ul>"
-        + "".join(
-            f"<li><code>{html.escape(field)}</code> {html.escape(values.get('description', ''))}</li>"
-            for field, values in part.get("properties", {}).items()
-        )
-        + "</ul>"
-        for name, part in parts.items()
-        if name not in ("HTTPValidationError", "ValidationError")
-    )
-    return (
-        '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>mmprm serve</title>'
-        "<style>body{font:16px sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem}"
-        "td{padding:.2rem 1rem .2rem 0;vertical-align:top}</style></head><body><h1>mmprm serve</h1>"
-        f"<p>{html.escape(schema['info']['description'])} "
-        'The whole description: <a href="openapi.json">openapi.json</a>.</p>'
-        f"<table>{rows}</table><h2>Messages</h2>{fields}</body></html>"
-    )

@@ -19,8 +19,9 @@ from mmprm.prm.model import load_backbone
 from mmprm.prompts import PromptConfig
 from mmprm.tiny.world import make_problems
 from mmprm.types import Problem
-from policy_rl.batch import Experience, PromptEncoder
+from policy_rl.batch import Experience
 from policy_rl.losses import KlConfig, LossConfig
+from policy_rl.prompt_encoder import PromptEncoder
 from policy_rl.trainer import Trainer
 from policy_rl.trainer_config import OptimisationConfig, TrainerConfig
 from policy_rl.trainer_group import TrainerGroup

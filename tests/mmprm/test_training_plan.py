@@ -30,11 +30,12 @@ def test_an_epoch_takes_each_sample_once_in_batches_of_nearly_equal_size() -> No
 
 
 def test_micro_batches_by_hand() -> None:
-    """Budget 20: 9 alone would fill with one more of 9; [9, 8], [5, 4, 4], [2]."""
+    """Budget 20: [9, 8] would be padded to 27 with one more; [5, 4, 4] has room, but 2 would be padded to 5."""
     lengths = [4, 9, 2, 8, 5, 4]
     assert micro_batches(range(6), lengths, 20, ranks=1) == [
         (MicroBatch((1, 3)),),
-        (MicroBatch((4, 0, 5, 2)),),
+        (MicroBatch((4, 0, 5)),),
+        (MicroBatch((2,)),),
     ]
     two = micro_batches(range(6), lengths, 15, ranks=2)
     assert two == [(MicroBatch((1,)), MicroBatch((3,))), (MicroBatch((4, 0, 5)), MicroBatch((2,)))]
@@ -54,6 +55,7 @@ def test_any_plan(lengths: list[int], budget: int, ranks: int) -> None:
     for micro in micros:
         longest = max(lengths[sample] for sample in micro.samples)
         assert len(micro.samples) == 1 or longest * len(micro.samples) <= budget
+        assert all(3 * longest <= 4 * lengths[sample] for sample in micro.samples)
 
 
 def test_one_ahead_keeps_order_and_prepares_the_next() -> None:

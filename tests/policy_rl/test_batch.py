@@ -16,18 +16,9 @@ from mmprm.prm.model import load_backbone
 from mmprm.prompts import PromptConfig
 from mmprm.tiny.world import make_problems
 from mmprm.types import Picture, Problem
-from policy_rl import batch
-from policy_rl.batch import (
-    EncodedPrompt,
-    Experience,
-    Limits,
-    PromptEncoder,
-    check_finite,
-    collate,
-    padded,
-    plan,
-    responses_a_row,
-)
+from policy_rl import prompt_encoder
+from policy_rl.batch import Experience, Limits, check_finite, collate, padded, plan, responses_a_row
+from policy_rl.prompt_encoder import EncodedPrompt, PromptEncoder
 
 PLAIN = PromptConfig(preset="plain")
 
@@ -180,10 +171,18 @@ class TestEncoder:
         first = encoder(problem, tokens)
         assert first.picture_tokens > 0
         assert encoder(replace(problem), tokens) is first
-        monkeypatch.setattr(batch, "KEPT_BYTES", first.bytes)
+        monkeypatch.setattr(prompt_encoder, "KEPT_BYTES", first.bytes)
         other = make_problems(1, seed=4, split="train")[0].problem
         encoder(other, len(encoder._encode(other).ids_P))
         assert encoder(problem, tokens) is not first
+
+    def test_smaller_pictures(self, random_policy_folder: Path) -> None:
+        backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
+        problem = make_problems(1, seed=3, split="train")[0].problem
+        tokens = [
+            PromptEncoder(backbone, processor, PLAIN, most)._encode(problem).picture_tokens for most in (None, 1000)
+        ]
+        assert tokens[1] == 1 < tokens[0]
 
     def test_another_length_than_the_engines(self, encoder: PromptEncoder) -> None:
         problem = make_problems(1, seed=3, split="train")[0].problem

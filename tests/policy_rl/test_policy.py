@@ -22,9 +22,10 @@ from mmprm.prompts import PromptConfig
 from mmprm.training.lora import LoraConfig
 from mmprm.types import Problem
 from policy_rl import policy as policy_module
-from policy_rl.batch import Experience, PromptEncoder, collate, plan
+from policy_rl.batch import Experience, collate, plan
 from policy_rl.losses import KlConfig, LossConfig, aggregate, denominator, policy_loss, value_loss
 from policy_rl.policy import Policy, PolicyOutput, prepare, token_logprobs, without_adapters
+from policy_rl.prompt_encoder import EncodedPrompt, PromptEncoder
 from tests.backbones import BACKBONES, PICTURED, tiny_solutions, write_backbone
 
 PLAIN = PromptConfig(preset="plain")
@@ -191,8 +192,6 @@ class TextEncoder:
     axes, padding = 1, 0
 
     def __call__(self, problem: Problem, expected_tokens: int) -> Any:
-        from policy_rl.batch import EncodedPrompt
-
         ids_P = torch.tensor([int(word) for word in problem.question.split()])
         return EncodedPrompt(ids_P, torch.arange(len(ids_P))[None], {}, 0)
 

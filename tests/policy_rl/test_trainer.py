@@ -22,9 +22,10 @@ from mmprm.prompts import PromptConfig
 from mmprm.tiny.world import make_problems
 from mmprm.training.lora import LoraConfig
 from mmprm.types import Problem
-from policy_rl.batch import Experience, PromptEncoder, collate
+from policy_rl.batch import Experience, collate
 from policy_rl.losses import KlConfig, LossConfig
 from policy_rl.policy import Policy
+from policy_rl.prompt_encoder import PromptEncoder
 from policy_rl.rollout_actor import vision_token_ids
 from policy_rl.trainer import Trainer
 from policy_rl.trainer_config import OptimisationConfig, TrainerConfig

@@ -1,0 +1,34 @@
+"""Train a policy on conversations or solutions: the loss is that of the assistant's turns alone.
+
+Examples:
+  mmprm sft --config configs/sft/tiny.yaml
+  torchrun --nproc_per_node 8 -m mmprm sft --config configs/sft/mm-policy-8b.yaml --set data.path=solutions.jsonl
+
+Started again with the same output, a run goes on from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from mmprm.cli.options import add_config_options, load_config
+from mmprm.tiny.model import weights_path
+from policy_rl.sft import SftConfig, train_sft
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_config_options(parser, SftConfig)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    config = load_config(arguments, SftConfig)
+    if config.base == "tiny":
+        config = config.model_copy(update={"base": str(weights_path())})
+    summary = train_sft(config)
+    if os.environ.get("RANK", "0") == "0":
+        values = ", ".join(f"{name} {value:.4g}" for name, value in summary.evaluation.items())
+        print(
+            f"{summary.policy}: {summary.steps:,} steps in {summary.seconds:.0f} s on {summary.samples:,} samples "
+            f"({summary.tokens:,} tokens); {summary.too_long:,} too long; held out: {values or 'none'}"
+        )

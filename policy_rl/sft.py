@@ -1,0 +1,218 @@
+"""Supervised fine-tuning: a policy learns the assistant's turns of conversations, step-tagged solutions among them.
+
+L = −Σ log π(token) / M over the M learned tokens of a batch, of all micro-batches and ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from mmprm.config import Config
+from mmprm.errors import DataError
+from mmprm.prm.model import load_backbone, whole_folder
+from mmprm.prm.packing import use_block_masks, why_not_packed
+from mmprm.prm.task import CPU_WIDTH
+from mmprm.prm.tree_tokens import fill_rows
+from mmprm.problems import ProblemsConfig
+from mmprm.prompts import PromptConfig
+from mmprm.training.batches import micro_batches
+from mmprm.training.config import TrainingConfig
+from mmprm.training.engine import Engine
+from mmprm.training.loop import fit, step_count
+from mmprm.training.lora import LoraConfig, plain_weights
+from mmprm.training.ranks import Ranks, join_ranks
+from mmprm.training.sharding import loading_in_parts
+from policy_rl.conversations import Conversation, read_conversations
+from policy_rl.policy import Policy, PolicyInputs, prepare
+from policy_rl.sft_batch import ConversationEncoder, Size, collate
+
+
+class SftConfig(Config):
+    base: str
+    """Model to begin with: a folder, a hub id such as Qwen/Qwen2.5-VL-7B-Instruct, or tiny (the embedded policy)."""
+    data: ProblemsConfig
+    """Conversations (ShareGPT, MM-Eureka, LMM-R1), or problems with solutions."""
+    held_out: ProblemsConfig | None = None
+    """Further ones, whose loss is measured."""
+    output: str
+    """Run folder: the model in policy/, checkpoints/, metrics.jsonl, tensorboard/. A run that is there goes on."""
+    prompt: PromptConfig = PromptConfig()
+    """How problems are asked; conversations are taken as they stand."""
+    frozen: tuple[str, ...] = ()
+    """What stays as it is: vision, projector or language, whatever the model calls them, or regular expressions of
+    parameter names."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters instead of all weights; the model that is saved is a plain one. null: train all that is
+    not frozen."""
+    packing: Literal["none", "samples"] = "samples"
+    """samples: several conversations in a row, each blind to the others. The loss is the same. Where a model cannot,
+    none, with a word."""
+    max_length: int = Field(4096, ge=1)
+    """Conversations of more tokens, pictures included, are left out of training and counted."""
+    max_pixels: int | None = Field(None, ge=1)
+    """Scale larger pictures down to so many pixels (Qwen-VL processors); by default the checkpoint's own limit."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, a third more time."""
+    training: TrainingConfig = TrainingConfig()
+    """Optimisation, batches, sharding, checkpoints."""
+
+
+@dataclass(frozen=True, slots=True)
+class SftSummary:
+    """`evaluation` holds the last loss a token on held-out conversations; `tokens` are those learned, once an epoch."""
+
+    policy: Path
+    steps: int
+    samples: int
+    tokens: int
+    too_long: int
+    seconds: float
+    evaluation: dict[str, float]
+
+
+class Rows:
+    """Conversations in rows, one in each or packed by `width`; of each row its tokens and its learned tokens."""
+
+    def __init__(
+        self, samples: Sequence[Conversation], sizes: Sequence[Size], encoder: ConversationEncoder, width: int | None
+    ) -> None:
+        self._samples, self._encoder = samples, encoder
+        lengths = [size.tokens for size in sizes]
+        self._rows = [[place] for place in range(len(samples))] if width is None else fill_rows(lengths, width)
+        # Rows come longest first: let those of equal length not always stand together.
+        random.Random(0).shuffle(self._rows)
+        self.lengths = [sum(sizes[place].tokens for place in row) for row in self._rows]
+        self.terms = [sum(sizes[place].learned for place in row) for row in self._rows]
+
+    def collate(self, rows: Sequence[int], stand_in: bool) -> PolicyInputs:
+        chosen = [[self._encoder(self._samples[place]) for place in self._rows[row]] for row in rows]
+        return collate(chosen, self._encoder, stand_in)
+
+
+class SftTask:
+    """The Task of mmprm.training.loop: a sample is a row, a loss term a learned token."""
+
+    def __init__(self, train: Rows, held_out: Rows, micro_batch_tokens: int, stand_in: bool, ranks: Ranks) -> None:
+        self._train, self._held_out = train, held_out
+        self._micro_batch_tokens, self._stand_in, self._ranks = micro_batch_tokens, stand_in, ranks
+        self.lengths, self.terms = train.lengths, train.terms
+
+    def collate(self, samples: Sequence[int]) -> PolicyInputs:
+        return self._train.collate(samples, self._stand_in)
+
+    def loss_sum(self, model: nn.Module, batch: PolicyInputs) -> Tensor:
+        return -model(batch.to(self._ranks.device)).logprobs_NT.sum()
+
+    def evaluate(self, engine: Engine) -> dict[str, float]:
+        """Loss a learned token, on the held-out conversations; {} where there are none."""
+        lengths = self._held_out.lengths
+        if not lengths:
+            return {}
+        rows = micro_batches(range(len(lengths)), lengths, self._micro_batch_tokens, self._ranks.count)
+        loss = 0.0
+        with engine.inference() as model:
+            for row in rows:
+                micro = row[self._ranks.rank]
+                part = self.loss_sum(model, self._held_out.collate(micro.samples, self._stand_in)).item()
+                loss += 0.0 if micro.filler else part
+        (loss,) = self._ranks.sum(loss)
+        tokens = sum(self._held_out.terms)
+        return {"loss": loss / tokens, "tokens": float(tokens)}
+
+
+def train_sft(config: SftConfig) -> SftSummary:
+    """Train on one process, or as one of the ranks that torchrun started; every rank returns the summary."""
+    started = time.perf_counter()
+    ranks, optimisation = join_ranks(), config.training
+    dtype = torch.bfloat16 if optimisation.precision == "bf16" else torch.float32
+    torch.manual_seed(optimisation.seed)  # the same adapters on all ranks
+    with loading_in_parts(optimisation):
+        backbone, processor = load_backbone(config.base, dtype)
+    encoder = ConversationEncoder(backbone, processor, config.max_pixels)
+    samples, sizes, too_long = _samples(config.data, config, encoder)
+    held_out, held_out_sizes, _ = _samples(config.held_out, config, encoder) if config.held_out else ([], [], 0)
+    if not samples:
+        raise DataError(
+            f"{config.data.path}: all {too_long} conversations exceed max_length={config.max_length} tokens; raise it"
+        )
+    width = _width(config, backbone, sizes, ranks)
+    policy = Policy(backbone)
+    prepare(policy, config.frozen, config.lora, config.gradient_checkpointing)
+    torch.manual_seed(optimisation.seed + ranks.rank)
+    rows, held_out_rows = Rows(samples, sizes, encoder, width), Rows(held_out, held_out_sizes, encoder, width)
+    # The batch size counts conversations, however many of them a row holds.
+    batch_size = max(1, round(optimisation.batch_size * len(rows.lengths) / len(samples)))
+    optimisation = optimisation.model_copy(update={"batch_size": batch_size})
+    total = step_count(len(rows.lengths), optimisation)
+    engine = Engine(policy, optimisation, total, ranks)
+    # Ranks wait for each other in the vision tower, too.
+    stand_in = ranks.count > 1 and any(each.pictures for each in (*samples, *held_out))
+    task = SftTask(rows, held_out_rows, optimisation.micro_batch_tokens, stand_in, ranks)
+    if ranks.is_main:
+        print(
+            f"{len(samples):,} conversations in {len(rows.lengths):,} rows, {sum(rows.terms):,} tokens to learn, "
+            f"{too_long:,} conversations too long; {total:,} steps on {ranks.count} ranks",
+            flush=True,
+        )
+    output = Path(config.output)
+    evaluation = fit(task, engine, optimisation, output, _origin(config, samples))
+    weights = engine.weights("backbone.")
+    if ranks.is_main:
+        _stop_at(backbone, encoder.ends)
+        with whole_folder(output / "policy") as folder:
+            backbone.save_pretrained(folder, state_dict=plain_weights(backbone, weights))
+            processor.save_pretrained(folder)
+    ranks.barrier()
+    seconds = time.perf_counter() - started
+    return SftSummary(output / "policy", total, len(samples), sum(rows.terms), too_long, seconds, evaluation)
+
+
+def _samples(
+    data: ProblemsConfig, config: SftConfig, encoder: ConversationEncoder
+) -> tuple[list[Conversation], list[Size], int]:
+    """Conversations of at most max_length tokens with their sizes, and the number of longer ones."""
+    found = read_conversations(data, config.prompt)
+    sizes = [encoder.size(conversation) for conversation in found]
+    kept = [(each, size) for each, size in zip(found, sizes, strict=True) if size.tokens <= config.max_length]
+    return [each for each, _ in kept], [size for _, size in kept], len(found) - len(kept)
+
+
+def _width(config: SftConfig, backbone: Any, sizes: Sequence[Size], ranks: Ranks) -> int | None:
+    """Tokens of a packed row; None where each conversation has a row of its own."""
+    if config.packing == "none":
+        return None
+    why_not = why_not_packed(backbone)
+    if why_not is not None:
+        if ranks.is_main:
+            print(f"packing={config.packing} becomes none for {type(backbone).__name__}: {why_not}", flush=True)
+        return None
+    if ranks.device.type == "cpu":
+        return CPU_WIDTH
+    use_block_masks(backbone)
+    return max(size.tokens for size in sizes)
+
+
+def _origin(config: SftConfig, samples: Sequence[Conversation]) -> dict[str, Any]:
+    """What else decides the weights: with another base or other conversations a run does not go on."""
+    free = {"data", "held_out", "output", "training", "gradient_checkpointing"}
+    texts = hashlib.sha256(json.dumps([each.messages for each in samples]).encode()).hexdigest()
+    return config.model_dump(mode="json", exclude=free) | {"conversations": texts[:16]}
+
+
+def _stop_at(backbone: Any, ends: set[int]) -> None:
+    """Engines stop at the tokens that ended the learned turns: those of a base model may be others."""
+    settings = backbone.generation_config
+    known = settings.eos_token_id
+    known = set() if known is None else {known} if isinstance(known, int) else set(known)
+    settings.eos_token_id = sorted(known | ends)

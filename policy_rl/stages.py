@@ -1,0 +1,170 @@
+"""Several trainings in one file: each stage begins with the policy that the one before it left.
+
+    output: runs/vision-r1
+    stages:
+      - sft: {base: Qwen/Qwen2.5-VL-7B-Instruct, data: {path: cold-start.json}}
+      - rl: {problems: {path: train.jsonl}, …}
+
+Stage N lies in OUTPUT/stage-N-KIND, with its configuration in stage.yaml. A stage runs as its own command, so that it
+leaves neither memory nor process groups behind; one whose policy is there is passed over.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mmprm.config import Config, build, override, read_yaml
+from mmprm.errors import ConfigError, TrainingError
+from policy_rl.config import RLConfig
+from policy_rl.sft import SftConfig
+
+Command = Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """`model` is the key, with its dots, of the model that a stage begins with."""
+
+    config: type[Config]
+    model: str
+
+
+KINDS = {"sft": Kind(SftConfig, "base"), "rl": Kind(RLConfig, "engine.model")}
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    number: int
+    kind: str
+    folder: Path
+    values: dict[str, Any]
+    config: Config
+
+    @property
+    def name(self) -> str:
+        return f"stage {self.number} ({self.kind})"
+
+    @property
+    def policy(self) -> Path:
+        return self.folder / "policy"
+
+
+def read_stages(path: str | Path, sets: Sequence[str] = ()) -> list[Stage]:
+    """Checked before anything runs. `sets` are `output=…`, and `N.key=value` for a key of stage N = 1, 2, …"""
+    values = read_yaml(Path(path))
+    numbered = [item for item in sets if item.partition(".")[0].isdecimal()]
+    override(values, [item for item in sets if item not in numbered])
+    if values.keys() != {"output", "stages"} or not isinstance(values["stages"], list) or not values["stages"]:
+        raise ConfigError(f"{path}: must hold output and stages, a list; it has {', '.join(values) or 'nothing'}")
+    by_stage: dict[int, list[str]] = {}
+    for item in numbered:
+        number, _, rest = item.partition(".")
+        by_stage.setdefault(int(number), []).append(rest)
+    unknown = by_stage.keys() - range(1, len(values["stages"]) + 1)
+    if unknown:
+        raise ConfigError(f"--set {min(unknown)}.…: {path} has the stages 1 to {len(values['stages'])}")
+    stages: list[Stage] = []
+    for number, given in enumerate(values["stages"], start=1):
+        before = stages[-1] if stages else None
+        stages.append(_stage(number, given, by_stage.get(number, ()), Path(values["output"]), before, path))
+    return stages
+
+
+def run_stages(
+    path: str | Path, sets: Sequence[str] = (), launch: Callable[[Command], int] | None = None
+) -> Path | None:
+    """The folder of the last stage's policy; None where SIGTERM ended a stage, which the same call takes up again.
+
+    `launch` runs a command and returns its exit code.
+    """
+    stages = read_stages(path, sets)
+    for stage in stages:
+        if stage.policy.is_dir():
+            _check_same(stage)
+            print(f"{stage.name}: {stage.policy} is there", flush=True)
+            continue
+        stage.folder.mkdir(parents=True, exist_ok=True)
+        file = _file(stage)
+        file.write_text(yaml.safe_dump(stage.values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        print(f"{stage.name}: {file}", flush=True)
+        code = (launch or _launch)(command(stage.kind, file))
+        if code != 0:
+            raise TrainingError(
+                f"{stage.name} of {path} ended with exit code {code}, see above; the same command goes on from there"
+            )
+        if not stage.policy.is_dir():
+            print(f"{stage.name}: stopped; the same command goes on", flush=True)
+            return None
+    return stages[-1].policy
+
+
+def command(kind: str, file: Path) -> Command:
+    """SFT takes a rank a GPU; RL starts its own processes."""
+    import torch
+
+    ranks = torch.cuda.device_count() if kind == "sft" else 1
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+    return [sys.executable, *torchrun, "-m", "mmprm", kind, "--config", str(file)]
+
+
+def _stage(number: int, given: Any, sets: Sequence[str], output: Path, before: Stage | None, path: str | Path) -> Stage:
+    source = f"{path}: stage {number}"
+    if not isinstance(given, dict) or len(given) != 1 or next(iter(given)) not in KINDS:
+        raise ConfigError(f"{source}: must be one of {', '.join(KINDS)} with its keys")
+    ((kind, values),) = given.items()
+    if not isinstance(values, dict):
+        raise ConfigError(f"{source}: {kind} must hold keys and values, got {type(values).__name__}")
+    folder, model = output / f"stage-{number}-{kind}", KINDS[kind].model
+    own = {"output": str(folder)} | ({model: str(before.policy)} if before else {})
+    values = override(copy.deepcopy(values), sets)  # YAML's anchors let stages share keys
+    for key in own:
+        if _holds(values, key):
+            raise ConfigError(f"{source}: leave {key} out; it follows from output and the stage before")
+    override(values, [f"{key}={json.dumps(value)}" for key, value in own.items()])
+    return Stage(number, kind, folder, values, build(KINDS[kind].config, values, source))
+
+
+def _holds(values: Any, key: str) -> bool:
+    for name in key.split("."):
+        if not isinstance(values, dict) or name not in values:
+            return False
+        values = values[name]
+    return True
+
+
+def _check_same(stage: Stage) -> None:
+    """A finished stage that was another one would be taken for this one."""
+    if not _file(stage).exists():
+        return
+    there = build(KINDS[stage.kind].config, read_yaml(_file(stage)), str(_file(stage)))
+    left, right = there.model_dump(mode="json"), stage.config.model_dump(mode="json")
+    differing = [key for key in left if left[key] != right[key]]
+    if differing:
+        raise ConfigError(
+            f"{stage.name}: was finished with another {', '.join(differing)} ({_file(stage)}); set these back, choose "
+            "another output, or remove its folder and those of the stages behind it"
+        )
+
+
+def _file(stage: Stage) -> Path:
+    return stage.folder / "stage.yaml"
+
+
+def _launch(command: Command) -> int:
+    """SIGTERM goes on to the stage, which saves and ends."""
+    with subprocess.Popen(command) as child:
+        before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+        try:
+            return child.wait()
+        finally:
+            signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,164 @@
+"""The PRM's Ray actor: the scores of a scorer beside it, a death, what it cannot take, a server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from served import StepScorer, make_service, running
+
+from mmprm.config import build
+from mmprm.errors import CheckpointError, DataError, EngineStoppedError, TrainingError
+from mmprm.prm.info import PrmTokens
+from mmprm.prm.model import initialise_prm, save_prm
+from mmprm.scoring.config import ScorerConfig
+from mmprm.scoring.open import open_scorer
+from mmprm.steps import plain
+from mmprm.tiny.tokenizer import END, build_tokenizer
+from mmprm.tiny.world import Mistakes, make_problems, solve
+from mmprm.types import Problem, Solution
+from policy_rl.prm_actor import Prm
+from policy_rl.process import ProcessConfig, ProcessReward
+from policy_rl.types import Response
+
+pytestmark = pytest.mark.integration
+
+BARE = Problem("bare", "what is one plus one?", "2")
+
+
+@pytest.fixture(scope="module")
+def prm_folder(random_policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("prm")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_prm(folder, initialise_prm(str(random_policy_folder), PrmTokens(), add_missing_tokens=True))
+    return str(folder)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _ray() -> Iterator[None]:
+    yield
+    ray.shutdown()
+
+
+def solutions(count: int) -> list[Solution]:
+    rng = random.Random(0)
+    return [
+        Solution(tiny.problem, tuple(plain(step, "tags") for step in solve(tiny, rng, Mistakes(0.3, 0.3))))
+        for tiny in make_problems(count, 0, "train")
+    ]
+
+
+def config(prm: str, **values: object) -> ProcessConfig:
+    return build(ProcessConfig, {"scorer": {"prm": prm}, **values})
+
+
+async def test_many_groups_at_once_a_death_and_refusals(prm_folder: str) -> None:
+    asked = solutions(24)
+    local = open_scorer(ScorerConfig(prm=prm_folder))
+    expected = [each.scores for each in local.score(asked)]
+    local.close()
+
+    prm = await Prm.start(config(prm_folder))
+    try:
+        groups = [asked[start : start + 4] for start in range(0, len(asked), 4)]
+        answers = await asyncio.gather(*(prm.judge(group) for group in groups))
+        for answer, scores in zip([each for group in answers for each in group], expected, strict=True):
+            assert answer.scores == pytest.approx(scores, abs=1e-5)
+        assert len(prm.processes) == 1
+
+        too_long = Solution(BARE, ("a",) * 600)
+        good, bad = await prm.judge([asked[0], too_long])
+        assert good.scores == pytest.approx(expected[0], abs=1e-5)
+        assert isinstance(bad, DataError)
+        assert "problem bare: a solution of 600 steps has" in str(bad)
+
+        os.kill(*prm.processes, signal.SIGKILL)
+        again = await asyncio.gather(*(prm.judge(group) for group in groups))
+        assert len(prm.processes) == 2
+        for answer, scores in zip([each for group in again for each in group], expected, strict=True):
+            assert answer.scores == pytest.approx(scores, abs=1e-5)
+    finally:
+        prm.close()
+
+
+async def test_responses_of_a_policy_get_scores_on_their_tokens(prm_folder: str) -> None:
+    tokenizer, (tiny,) = build_tokenizer(), make_problems(1, 0, "train")
+    verbatim = solve(tiny, random.Random(0), Mistakes(0.0, 0.0))
+    text, steps = "".join(verbatim), tuple(plain(step, "tags") for step in verbatim)
+    ids = (*tokenizer.encode(text, add_special_tokens=False), tokenizer.convert_tokens_to_ids(END))
+    response = Response(text, ids, (0.0,) * len(ids), "stop")
+    local = open_scorer(ScorerConfig(prm=prm_folder))
+    (expected,) = local.score([Solution(tiny.problem, steps)])
+    local.close()
+
+    prm = await Prm.start(config(prm_folder))
+    try:
+        process = ProcessReward(tokenizer, "tags", "", prm)
+        cut_off = replace(response, text=tokenizer.decode(ids[:2]), token_ids=ids[:2], logprobs=(0.0,) * 2)
+        scored, none = await process.score(tiny.problem, [response, cut_off])
+    finally:
+        prm.close()
+    assert scored.scores == pytest.approx(expected.scores, abs=1e-5)
+    assert len(scored.scores) == len(steps)
+    ends = [place for place, token in enumerate(ids) if tokenizer.decode([token]) in ("</step>", "</answer>")]
+    assert [scored.step_of_token[place] for place in ends] == list(range(len(steps)))
+    assert [scored.step_of_token[place + 1] for place in ends[:-1]] == list(range(1, len(steps)))
+    assert scored.step_of_token[-1] == len(steps) - 1
+    assert none is None
+    assert process.unscored == {"unclosed step": 1}
+
+
+async def test_the_process_dies_too_often(prm_folder: str) -> None:
+    prm = await Prm.start(config(prm_folder, most_restarts=0))
+    try:
+        os.kill(*prm.processes, signal.SIGKILL)
+        with pytest.raises(TrainingError, match=r"has stopped, after 0 restarts at most .process\.most_restarts."):
+            await prm.judge(solutions(1))
+    finally:
+        prm.close()
+
+
+async def test_a_folder_that_is_no_prm_and_a_wait_that_is_too_long(random_policy_folder: Path, prm_folder: str) -> None:
+    with pytest.raises(CheckpointError, match=r"has no prm\.json"):
+        await Prm.start(config(str(random_policy_folder)))
+    started = time.monotonic()
+    with pytest.raises(TrainingError, match=r"in vain for the PRM .* to load; it books .*; book less"):
+        await Prm.start(config(prm_folder, start_timeout_s=0.2))
+    assert time.monotonic() - started < 20
+
+
+async def test_scores_that_do_not_come(prm_folder: str) -> None:
+    prm = await Prm.start(config(prm_folder, score_timeout_s=0.001))
+    try:
+        with pytest.raises(TrainingError, match=r"problem .*: waited 0\.001 s in vain for 8 scores of the PRM"):
+            await prm.judge(solutions(8))
+    finally:
+        prm.close()
+
+
+async def test_a_server() -> None:
+    scorer = StepScorer()
+    with running(make_service(lambda: scorer)) as url:
+        server = {"urls": [url], "attempts": 2, "backoff_seconds": 0.02}
+        prm = await Prm.start(build(ProcessConfig, {"scorer": {"backend": "server", "server": server}}))
+        try:
+            judged, refused = await prm.judge([Solution(BARE, ("0.25", "0.5")), Solution(BARE, ("refuse",))])
+            assert judged.scores == (0.25, 0.5)
+            assert isinstance(refused, DataError)
+            scorer.dead = True
+            process = ProcessReward(build_tokenizer(), "blank_lines", "", prm)
+            ids = tuple(build_tokenizer().encode("1\n\n0", add_special_tokens=False))
+            with pytest.raises(EngineStoppedError, match=r"http://127\.0\.0\.1:\d+: "):
+                await process.score(BARE, [Response("1\n\n0", ids, (0.0,) * len(ids), "stop")])
+        finally:
+            prm.close()

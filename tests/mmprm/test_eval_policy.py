@@ -1,0 +1,375 @@
+"""Benchmarks for policies: each published layout is read, asked and scored; We-Math's four-way figures by hand."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from mmprm.cli import eval as command
+from mmprm.cli.main import main
+from mmprm.errors import DataError, EngineStoppedError, SamplingError
+from mmprm.evaluation.layouts import Item, inline_choices, read_items
+from mmprm.evaluation.policy import four_way, score
+from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
+from mmprm.problems import ProblemsConfig
+from mmprm.types import Completion, Grading, Problem, SampleRequest, Verdict
+
+
+def png(size: int = 4) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (size, size), "red").save(file, "PNG")
+    return file.getvalue()
+
+
+MMK12 = {
+    "id": "math-1",
+    "question": "As in the figure, ∠A is ( )\nA. 30°\nB. 40°\nC. 50°\nD. 60°",
+    "answer": "B",
+    "subject": "math",
+    "image": {"bytes": png(), "path": None},
+}
+MATHVISTA = {
+    "pid": "1",
+    "question": "When a spring does work, by what distance is it compressed?",
+    "image": "images/1.jpg",
+    "decoded_image": {"bytes": png(), "path": None},
+    "choices": None,
+    "unit": "m",
+    "precision": 1.0,
+    "answer": "1.2",
+    "question_type": "free_form",
+    "answer_type": "float",
+    "metadata": {"category": "math-targeted-vqa", "task": "textbook question answering", "source": "SciBench"},
+    "query": "Hint: …",
+}
+MATHVISTA_CHOICE = {
+    **MATHVISTA,
+    "pid": "2",
+    "question": "The derivative at 2 is ____ that at 5",
+    "choices": ["larger than", "equal to", "smaller than"],
+    "unit": None,
+    "precision": None,
+    "answer": "equal to",
+    "question_type": "multi_choice",
+    "answer_type": "text",
+    "metadata": {"category": "math-targeted-vqa", "task": "geometry problem solving", "source": "FunctionQA"},
+}
+MATHVERSE = {
+    "sample_index": "1",
+    "problem_index": "1",
+    "problem_version": "Text Dominant",
+    "question": "AB ∥ CD; find ∠E.\nChoices:\nA:145°\nB:125°\nC:100°\nD:55°",
+    "image": {"bytes": png(), "path": None},
+    "answer": "B",
+    "question_type": "multi-choice",
+    "metadata": {"split": "testmini", "source": "GeoQA", "subject": "Plane Geometry", "subfield": "Angle"},
+    "query_wo": "…",
+    "query_cot": "…",
+}
+MATHVERSE_VISION = {**MATHVERSE, "sample_index": "5", "problem_version": "Vision Only", "question": ""}
+MATHVISION = {
+    "id": "4",
+    "question": "Which bridge must be closed? <image1>",
+    "options": ["A", "B", "C", "D", "E"],
+    "image": "images/4.jpg",
+    "answer": "B",
+    "solution": None,
+    "level": 2,
+    "subject": "graph theory",
+}
+MATHVISION_FREE = {**MATHVISION, "id": "5", "question": "How many? <image1>", "options": [], "answer": "7"}
+OLYMPIAD = {
+    "id": 2231,
+    "question": "Solve $x^2 = 4$ as in <image_1>.",
+    "solution": ["…"],
+    "final_answer": ["$2$, $-2$"],
+    "context": "Let x be real.",
+    "image_1": {"bytes": png(), "path": None},
+    "image_2": None,
+    "modality": "Multimodal",
+    "difficulty": "Competition",
+    "is_multiple_answer": True,
+    "unit": None,
+    "answer_type": "Numerical",
+    "error": None,
+    "question_type": "Open-ended",
+    "subfield": "Algebra",
+    "subject": "Math",
+    "language": "English",
+}
+WE_MATH = {
+    "ID": "7",
+    "split": "testmini",
+    "knowledge concept": "Area of Circles",
+    "question": "The circumference is ( ) cm?",
+    "option": "A. 18; B. 15 ; C. 12; D. 10; E. No correct answer",
+    "answer": "C",
+    "image_path": "2steps/image/7-1.png",
+    "key": "2steps_1",
+    "question number": 1,
+    "knowledge concept description": "…",
+}
+
+
+def read(folder: Path, layout: str, *rows: dict[str, Any], form: str = "json") -> tuple[list[Item], int]:
+    file = folder / f"{layout}.{form}"
+    if form == "parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(list(rows)), file)
+    elif form == "json":
+        file.write_text(json.dumps(rows))
+    else:
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read_items(layout, ProblemsConfig(path=str(file)))
+
+
+def test_mmk12(tmp_path: Path) -> None:
+    ((item,), _) = read(tmp_path, "mmk12", MMK12, form="parquet")
+    assert item.problem.choices == ("30°", "40°", "50°", "60°")
+    assert (item.problem.id, item.problem.answer, item.subject) == ("math-1", "B", "math")
+    assert item.problem.question == MMK12["question"], "the choices stand in it already"
+    assert item.problem.pictures[0].data == png()
+
+
+def test_mathvista(tmp_path: Path) -> None:
+    ((free, chosen), _) = read(tmp_path, "mathvista", MATHVISTA, MATHVISTA_CHOICE, form="parquet")
+    lines = free.problem.question.splitlines()
+    assert lines[1:] == ["(Unit: m)", "Give the answer as a number with 1 decimal place(s)."]
+    assert (free.problem.answer, free.problem.choices) == ("1.2", ())
+    assert chosen.problem.question.splitlines()[1:] == ["Choices:", "A. larger than", "B. equal to", "C. smaller than"]
+    assert (chosen.problem.answer, chosen.subject) == ("equal to", "geometry problem solving")
+    assert free.problem.pictures[0].data == png()
+
+
+def test_mathverse(tmp_path: Path) -> None:
+    ((full, vision), _) = read(tmp_path, "mathverse", MATHVERSE, MATHVERSE_VISION, form="parquet")
+    assert full.problem.choices == ("145°", "125°", "100°", "55°")
+    assert vision.problem.question == "Answer the question in the picture."
+    assert (vision.problem.choices, vision.problem.answer) == ((), "B")
+    assert full.family == vision.family == "1"
+    assert (full.subject, vision.part) == ("Plane Geometry", "Vision Only")
+
+
+def test_mathvision(tmp_path: Path) -> None:
+    ((chosen, free), _) = read(tmp_path, "mathvision", MATHVISION, MATHVISION_FREE, form="jsonl")
+    assert chosen.problem.question.startswith("Which bridge must be closed? <image>\nChoices:\nA. A\n")
+    assert chosen.problem.pictures[0].path == str(tmp_path / "images/4.jpg")
+    assert (free.problem.question, free.problem.choices, free.problem.answer) == ("How many? <image>", (), "7")
+    assert free.subject == "graph theory"
+
+
+def test_olympiadbench(tmp_path: Path) -> None:
+    others = [{**OLYMPIAD, "language": "Chinese"}, {**OLYMPIAD, "question_type": "Theorem proof"}]
+    unit = {**OLYMPIAD, "id": 3, "question": "See <image_2> and <image_1>.", "unit": "cm", "final_answer": ["3"]}
+    ((item, two), left_out) = read(tmp_path, "olympiadbench", OLYMPIAD, *others, unit, form="parquet")
+    assert left_out == 2
+    assert item.problem.question == "Let x be real.\nSolve $x^2 = 4$ as in <image>."
+    assert (item.problem.answer, item.subject, item.problem.id) == ("$2$, $-2$", "Algebra", "2231")
+    assert "See picture 2 and picture 1.\n(Unit of the answer: cm)" in two.problem.question
+
+
+def test_we_math(tmp_path: Path) -> None:
+    whole = {**WE_MATH, "key": "2steps_multi"}
+    ((part, multi), _) = read(tmp_path, "we-math", WE_MATH, whole)
+    assert part.problem.choices == ("18", "15", "12", "10", "No correct answer")
+    assert part.problem.question.endswith("( ) cm?\nChoices:\nA. 18\nB. 15\nC. 12\nD. 10\nE. No correct answer")
+    assert (part.subject, multi.subject) == ("one step", "two steps")
+    assert part.family == multi.family
+    assert (part.part, multi.part) == ("1", "multi")
+    assert part.problem.id != multi.problem.id
+
+
+@pytest.mark.parametrize(
+    ("text", "choices"),
+    [
+        ("Q\nA. (2, 3)\nB. (1, 2)", ("(2, 3)", "(1, 2)")),
+        ("A. 18 cm; B. 15 cm; C. none", ("18 cm", "15 cm", "none")),
+        ("Q\n(A) one\n(B) two", ()),
+        ("Q\nA: x", ()),
+        ("Q\nB. x\nA. y", ()),
+        ("The point A. Then B moves.", ()),
+    ],
+)
+def test_inline_choices(text: str, choices: tuple[str, ...]) -> None:
+    if text.startswith("Q\n(A)"):
+        choices = ("one", "two")
+    assert inline_choices(text) == choices
+
+
+def test_the_answer_forms_are_graded(tmp_path: Path) -> None:
+    """Letters and texts of choices, numbers and several answers, by the grader as it is."""
+    found = [
+        *read(tmp_path, "mmk12", MMK12, form="parquet")[0],
+        *read(tmp_path, "mathvista", MATHVISTA, MATHVISTA_CHOICE, form="parquet")[0],
+        *read(tmp_path, "mathverse", MATHVERSE, form="parquet")[0],
+        *read(tmp_path, "mathvision", MATHVISION, MATHVISION_FREE)[0],
+        *read(tmp_path, "olympiadbench", OLYMPIAD, form="parquet")[0],
+        *read(tmp_path, "we-math", WE_MATH)[0],
+    ]
+    right = ["40°", "1.2", "B", "125°", "B", "7", "-2, 2", "12"]
+    wrong = ["C", "1.3", "smaller than", "D", "C", "8", "2", "A"]
+    with SymbolicGrader(GraderConfig()) as grader:
+        for answers, verdict in ((right, Verdict.CORRECT), (wrong, Verdict.INCORRECT)):
+            pairs = [(item.problem, f"<answer>{a}</answer>") for item, a in zip(found, answers, strict=True)]
+            gradings = grader.grade_many(pairs)
+            assert [grading.verdict for grading in gradings] == [verdict] * len(found)
+
+
+def test_rows_of_another_form_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"item 2: is no row of mmk12: lacks 'subject'"):
+        read(tmp_path, "mmk12", {**MMK12, "image": "a.png"}, {"id": 2, "question": "Q", "answer": "A"})
+    with pytest.raises(DataError, match="withheld"):
+        read(tmp_path, "mathvision", {**MATHVISION, "answer": ""})
+    with pytest.raises(DataError, match="used before"):
+        read(tmp_path, "mathvision", MATHVISION, MATHVISION)
+
+
+def test_a_score_leaves_out_what_is_not_known_and_draws_families_together() -> None:
+    right, wrong, unknown = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
+    found = score([right, right, wrong, unknown], ["a", "a", "b", "c"], 0)
+    assert (found.right, found.wrong, found.unknown) == (2, 1, 1)
+    assert found.accuracy.value == pytest.approx(2 / 3)
+    assert (found.accuracy.low, found.accuracy.high) == (0, 1), "one of two families may be drawn alone"
+    assert score([unknown], ["a"], 0).accuracy is None
+
+
+def test_four_way_figures_by_hand() -> None:
+    """Seven composite problems: each kind once, all of loose and strict, and one with an unknown part."""
+    table = {
+        "mastery": "RRR",
+        "rote, strict only": "RWR",
+        "rote, both": "WWR",
+        "inadequate": "RRW",
+        "insufficient": "RWW",
+        "insufficient, all": "WWW",
+        "unknown": "R?R",
+    }
+    verdicts = {"R": Verdict.CORRECT, "W": Verdict.INCORRECT, "?": Verdict.UNKNOWN}
+    parts = ("1", "2", "multi")
+    items = [Item(Problem(f"{name}{part}", "Q", "A"), "", name, part) for name in table for part in parts]
+    found = four_way(items, [verdicts[letter] for row in table.values() for letter in row])
+    assert (found.problems, found.unknown) == (6, 1)
+    assert found.insufficient == pytest.approx(2 / 6)
+    assert found.inadequate == pytest.approx(1 / 6)
+    assert found.mastery == pytest.approx({"strict": 1 / 6, "loose": 2 / 6})
+    assert found.rote == pytest.approx({"strict": 2 / 6, "loose": 1 / 6})
+    assert found.score == pytest.approx({"strict": 1.5 / 6, "loose": 2.5 / 6})
+
+
+class Scripted:
+    """Answers by question; a text that begins with ! is an error."""
+
+    def __init__(self, answers: dict[str, str]) -> None:
+        self.answers = answers
+        self.requests: list[SampleRequest] = []
+
+    async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
+        self.requests.append(request)
+        text = next(text for start, text in self.answers.items() if request.problem.question.startswith(start))
+        if text == "!stopped":
+            raise EngineStoppedError("the engine has stopped")
+        if text == "!":
+            raise SamplingError("the prompt is too long")
+        return (Completion(text, 7, "stop" if "</answer>" in text else "length"),)
+
+
+def run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, answers: dict[str, str], judged: Any = None
+) -> tuple[int, Scripted, dict[str, Any]]:
+    """`mmprm eval policy` on six rows of MathVision, with a scripted policy and judge."""
+    rows = [{**MATHVISION_FREE, "id": str(n), "question": f"Q{n}", "answer": "7", "image": "x.png"} for n in range(6)]
+    for row, subject in zip(rows, "aabbbb", strict=True):
+        row["subject"] = subject
+    rows[4]["answer"] = "the red bridge"
+    file = folder / "test.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sampler = Scripted(answers)
+
+    @asynccontextmanager
+    async def opened(*_: object) -> AsyncIterator[Scripted]:
+        yield sampler
+
+    monkeypatch.setattr(command, "open_sampler", opened)
+    words = [f"--set={item}" for item in ("layout=mathvision", "engine.model=scripted", f"output={folder}")]
+    if judged is not None:
+        real = command.open_grader
+
+        @asynccontextmanager
+        async def grader(config: GraderConfig) -> AsyncIterator[Any]:
+            if config.judge is not None:
+                yield judged
+                return
+            async with real(config) as symbolic:
+                yield symbolic
+
+        monkeypatch.setattr(command, "open_grader", grader)
+        monkeypatch.setattr(command, "check_judge", lambda _: None)
+        words += ["--set=grader.judge.model=j", "--set=grader.judge.client.urls=[http://localhost:1/v1]"]
+    code = main(["eval", "policy", str(file), *words])
+    result = folder / "policy-mathvision.json"
+    return code, sampler, json.loads(result.read_text()) if result.exists() else {}
+
+
+ANSWERS = {
+    "Q0": "<answer>7</answer>",
+    "Q1": "<answer>8</answer>",
+    "Q2": "no answer",
+    "Q3": "!",
+    "Q4": "<answer>that which is red</answer>",
+    "Q5": "<answer>7</answer>",
+}
+
+
+def test_the_command_reports_by_subject(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, sampler, found = run(tmp_path, monkeypatch, ANSWERS)
+    assert code == 0
+    symbolic = found["scores"]["symbolic"]
+    counts = {name: (s["right"], s["wrong"], s["unknown"]) for name, s in symbolic.items()}
+    assert counts == {"all": (2, 2, 1), "a": (1, 1, 0), "b": (1, 1, 1)}
+    assert symbolic["all"]["accuracy"]["value"] == 0.5
+    assert symbolic["all"]["accuracy"]["low"] < 0.5 < symbolic["all"]["accuracy"]["high"]
+    assert list(found["failed"]) == ["3"]
+    assert (found["questions"], found["cut"], found["tokens"]) == (5, 1, 7)
+    assert "judged" not in found["scores"]
+    assert {request.n for request in sampler.requests} == {1}
+    lines = [json.loads(line) for line in (tmp_path / "responses-mathvision.jsonl").read_text().splitlines()]
+    assert [line["symbolic"] for line in lines] == ["correct", "incorrect", "incorrect", "unknown", "correct"]
+    printed = capsys.readouterr().out
+    assert "1 could not be asked" in printed
+    assert "1 cut at the limit" in printed
+
+
+def test_the_judge_is_asked_for_what_is_unknown_and_scored_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class Judge:
+        async def grade(self, problem: Problem, response: str) -> Grading:
+            asked.append(problem.id)
+            return Grading(Verdict.CORRECT, "that which is red", "judge: same answer")
+
+    _, _, found = run(tmp_path, monkeypatch, ANSWERS, Judge())
+    assert asked == ["4"]
+    pairs = {name: (s["all"]["right"], s["all"]["wrong"], s["all"]["unknown"]) for name, s in found["scores"].items()}
+    assert pairs == {"symbolic": (2, 2, 1), "judged": (3, 2, 0)}
+
+
+def test_a_stopped_engine_and_questions_that_all_fail_end_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(tmp_path, monkeypatch, {**ANSWERS, "Q0": "!stopped"})[0] == 2
+    assert "the engine has stopped" in capsys.readouterr().err
+    assert run(tmp_path, monkeypatch, {"Q": "!"})[0] == 2
+    assert "no question could be asked; 0: the prompt is too long" in capsys.readouterr().err
+    assert not (tmp_path / "policy-mathvision.json").exists()

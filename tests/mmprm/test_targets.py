@@ -1,0 +1,112 @@
+"""Targets and weights of labelled paths, as worked numbers, and what public trainers have got wrong about them."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmprm.labels.parquet import LabelledExample, read_parquet, write_parquet
+from mmprm.labels.paths import RIGHT, WRONG
+from mmprm.prm.losses import soft_cross_entropy_sum
+from mmprm.prm.targets import NO_TARGET, TargetConfig, Targets, make_targets, precision
+from mmprm.types import Counts, LabelledPath, Problem
+
+PROBLEM = Problem("p", "1 + 1 = ?", "2")
+
+
+def example(*counts: Counts | None, complete: bool = False, name: str = "") -> LabelledExample:
+    """A path of its own steps, `name` apart from those of other paths."""
+    steps = tuple(f"{name}{depth}" for depth in range(len(counts)))
+    return LabelledExample(PROBLEM, LabelledPath("p", steps, counts, complete), "train")
+
+
+def values(examples: list[LabelledExample], **config: str | float) -> list[list[float | None]]:
+    """None stands for NaN, which equals nothing."""
+    targets = make_targets(examples, TargetConfig(**config))
+    return [[None if math.isnan(value) else value for value in target.values] for target in targets]
+
+
+def weights(examples: list[LabelledExample], weight: str, **config: str) -> list[Targets]:
+    return [list(target.weights) for target in make_targets(examples, TargetConfig(weight=weight, **config))]
+
+
+def test_soft_and_hard() -> None:
+    """3 of 4 right, nothing known, 1 of 8, an estimate freed of its rule's bias."""
+    path = [example(Counts(3, 1), None, Counts(0, 0, 4), Counts(1, 7), Counts(3, 1, estimate=0.6))]
+    assert values(path) == [[0.75, None, None, 0.125, 0.6]]
+    assert values(path, kind="hard") == [[1.0, None, None, 1.0, 1.0]]
+    assert values(path, kind="hard", error_value=0.125) == [[1.0, None, None, 0.0, 1.0]]
+    assert values(path, kind="hard", error_value=0.6) == [[1.0, None, None, 0.0, 0.0]]
+
+
+def test_after_the_first_error() -> None:
+    path = [example(Counts(3, 1), Counts(0, 4), Counts(1, 3), RIGHT, complete=True)]
+    assert values(path) == [[0.75, 0.0, 0.25, 1.0]]
+    assert values(path, after_error="mask") == [[0.75, 0.0, None, None]]
+
+
+def test_outcome_reward() -> None:
+    """Only complete solutions have a target, at their last step alone, and it is their verdict, soft or hard."""
+    right = example(Counts(3, 1), None, RIGHT, complete=True, name="r")
+    wrong = example(Counts(3, 1), WRONG, complete=True, name="w")
+    cut = example(Counts(3, 1), Counts(2, 2), name="c")
+    expected = [[None, None, 1.0], [None, 0.0], [None, None]]
+    for kind in ("soft", "hard"):
+        assert values([right, wrong, cut], kind=kind, steps="last") == expected
+    assert values([right], steps="last", after_error="mask", right_solutions="all_steps") == expected[:1]
+
+
+def test_precision_is_that_of_the_beta_posterior() -> None:
+    """8 of 16: Beta(9, 9), 81 / (324 · 19) = 1/76; 16 of 16: Beta(17, 1), 17 / (324 · 19); 2 of 4: 1/28; none: 12."""
+    assert precision(8, 8) == pytest.approx(76)
+    assert precision(16, 0) == pytest.approx(324 * 19 / 17)
+    assert precision(2, 2) == pytest.approx(28)
+    assert precision(0, 0) == pytest.approx(12)
+    assert precision(0, 16) == precision(16, 0)
+
+
+def test_weights() -> None:
+    """16 and 4 rollouts weigh 1.6 and 0.4 by count; at even odds 76 and 28, that is 1.4615 and 0.5385, by precision."""
+    paths = [example(Counts(8, 8, 5), None, name="a"), example(Counts(2, 2), name="b")]
+    assert weights(paths, "none") == [[1.0, 1.0], [1.0]]
+    assert weights(paths, "count") == [[1.6, 1.0], [0.4]]
+    assert weights(paths, "precision") == [[pytest.approx(76 / 52), 1.0], [pytest.approx(28 / 52)]]
+
+
+def test_a_verdict_weighs_as_the_surest_label() -> None:
+    """16, 4 and the verdict as 16: mean 12. A target without counts weighs 1, and one that is masked does not count."""
+    sure = example(Counts(8, 8), name="a")
+    right = example(Counts(2, 2), None, RIGHT, complete=True, name="b")
+    by_count = [[4 / 3], [1 / 3, 1.0, 4 / 3]]
+    assert weights([sure, right], "count") == [pytest.approx(row) for row in by_count]
+    assert weights([sure, right], "count", right_solutions="all_steps") == [pytest.approx(row) for row in by_count]
+    mean = (76 + 28 + precision(16, 0)) / 3
+    by_precision = [[76 / mean], [28 / mean, 1.0, precision(16, 0) / mean]]
+    assert weights([sure, right], "precision") == [pytest.approx(row) for row in by_precision]
+    assert weights([sure, right], "count", steps="last") == [[1.0], [1.0, 1.0, 1.0]]
+
+
+def test_weighted_loss() -> None:
+    """p = 3/4, targets 1 and 0, weights 2 and 1/2: 2 · 0.287682 + 1.386294 / 2 = 1.268511; NaN takes no part."""
+    logits_M2 = torch.tensor([[math.log(3), 0.0]]).expand(3, 2)
+    target_M, weight_M = torch.tensor([1.0, 0.0, NO_TARGET]), torch.tensor([2.0, 0.5, 100.0])
+    assert soft_cross_entropy_sum(logits_M2, target_M, weight_M).item() == pytest.approx(1.268511, abs=1e-6)
+    assert soft_cross_entropy_sum(logits_M2, target_M, torch.ones(3)) == soft_cross_entropy_sum(logits_M2, target_M)
+
+
+def test_an_ignore_index_is_no_target() -> None:
+    """−100, cast to a truth value, would be a right step."""
+    for value in (-100.0, 1.01, -0.01):
+        with pytest.raises(AssertionError, match=r"lie in \[0, 1\]"):
+            soft_cross_entropy_sum(torch.zeros(1, 2), torch.tensor([value]))
+
+
+def test_a_label_survives_the_file(tmp_path: Path) -> None:
+    """47 of 50 is 0.94 on the way from counts to target, never 0 or 1."""
+    write_parquet(tmp_path / "labels.parquet", [example(Counts(47, 3), None)])
+    (target,) = make_targets(read_parquet(tmp_path / "labels.parquet"), TargetConfig())
+    assert target.values[0] == pytest.approx(0.94)
+    assert math.isnan(target.values[1])

@@ -1,0 +1,170 @@
+"""Engines, trainer and grader without a model, for what the loop itself decides. All answers follow from content."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmprm.config import build
+from mmprm.errors import SamplingError
+from mmprm.types import Grading, Problem, Verdict
+from policy_rl.batch import Experience, Limits
+from policy_rl.collecting import Collector
+from policy_rl.config import RLConfig
+from policy_rl.evaluate import evaluate
+from policy_rl.loop import Loop
+from policy_rl.types import Group, Response
+from policy_rl.weights import Published
+
+PROBLEMS = [Problem(f"p{number}", f"question {number}", "right") for number in range(10)]
+WORDS = ("right", "wrong", "wrong")
+
+Write = Callable[[Problem, random.Random], str]
+
+
+def make_config(output: Path, **changes: Any) -> RLConfig:
+    values = {
+        "output": str(output),
+        "problems": {"path": "unused.jsonl"},
+        "engine": {"model": "unused"},
+        "batch": {"prompts": 4, "group_size": 3},
+        "steps": 6,
+    }
+    return build(RLConfig, values | changes)
+
+
+def write(problem: Problem, draw: random.Random) -> str:
+    return draw.choice(WORDS)
+
+
+class ScriptedPool:
+    """Draw i is `write(problem, Random(seed + i))`, in 2 to 5 tokens. `asked` is (problem, n, seed, version, most
+    tokens); `during_update` counts what was asked while the trainer worked. Problem "refused" is refused."""
+
+    probe_token_ids = (1, 2)
+
+    def __init__(self, write: Write = write) -> None:
+        self.version, self._write = 0, write
+        self.asked: list[tuple[str, int, int, int, int | None]] = []
+        self.events: list[str] = []
+        self.trainer: ScriptedTrainer | None = None
+        self.during_update = 0
+        self.finish_reason = "stop"
+
+    async def sample(self, problem: Problem, n: int, seed: int, version: int, max_tokens: int | None = None) -> Group:
+        assert version == self.version
+        self.asked.append((problem.id, n, seed, version, max_tokens))
+        self.during_update += self.trainer is not None and self.trainer.busy
+        await asyncio.sleep(random.random() / 200)  # groups end in any order
+        if problem.id == "refused":
+            raise SamplingError("problem refused: longer than the maximum context length")
+        return Group(problem, tuple(self._response(problem, seed + i) for i in range(n)), version, 7)
+
+    def _response(self, problem: Problem, seed: int) -> Response:
+        draw = random.Random(seed)
+        text, length = self._write(problem, draw), draw.randint(2, 5)
+        ids = tuple(draw.randint(10, 99) for _ in range(length))
+        return Response(text, ids, tuple(-draw.random() for _ in ids), self.finish_reason)
+
+    async def load_weights(self, published: Published) -> float:
+        self.version = published.version
+        return 0.0
+
+    async def sleep(self) -> None:
+        self.events.append("sleep")
+
+    async def wake(self) -> None:
+        self.events.append("wake")
+
+
+class ScriptedTrainer:
+    """Its weights are a hash of all that it was updated with. `calls` lists what was asked of it."""
+
+    def __init__(self, delay: float = 0.0) -> None:
+        self.weights, self.updates, self.busy = "", 0, False
+        self.calls: list[str] = []
+        self.batches: list[list[Experience]] = []
+        self._delay = delay
+
+    def log_probs(self, experiences: Sequence[Experience], policy: bool = True) -> list[Experience]:
+        self.calls.append(f"log_probs policy={policy}")
+        zeros = [np.zeros(len(each.token_ids), dtype=np.float32) for each in experiences]
+        return [
+            replace(each, ref=zero - 1, **({"old": zero, "values": zero} if policy else {}))
+            for each, zero in zip(experiences, zeros, strict=True)
+        ]
+
+    def update(self, experiences: Sequence[Experience]) -> dict[str, float]:
+        import time
+
+        self.busy = True
+        time.sleep(self._delay)
+        self.busy = False
+        self.calls.append("update")
+        self.batches.append(list(experiences))
+        self.updates += 1
+        seen = [
+            (e.problem.id, e.group, e.token_ids, e.advantages.tolist(), e.engine.tolist(), e.old is None)
+            for e in experiences
+        ]
+        self.weights = hashlib.sha256(f"{self.weights}{seen}".encode()).hexdigest()
+        return {"loss": 0.0, "seconds": self._delay, "responses": float(len(experiences)), "entropy": 1.0}
+
+    def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Published:
+        self.calls.append("publish")
+        return Published(version, 1, 1, "folder", (0.0,))
+
+    def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
+        self.calls.append(f"save {extra['step']}")
+        place = folder / f"step-{self.updates:08d}"
+        place.mkdir(parents=True, exist_ok=True)
+        state = {"weights": self.weights, "updates": self.updates, "extra": extra, "files": {}}
+        (place / "state.json").write_text(json.dumps(state))
+
+    def resume(self, folder: Path) -> dict[str, Any] | None:
+        places = sorted(folder.glob("step-*"))
+        if not places:
+            return None
+        state = json.loads((places[-1] / "state.json").read_text())
+        self.weights, self.updates = state["weights"], state["updates"]
+        return state["extra"]
+
+    def save_model(self, folder: Path) -> None:
+        folder.mkdir(parents=True)
+
+
+class ScriptedGrader:
+    """right, wrong, or unknown for all else."""
+
+    async def grade(self, problem: Problem, response: str) -> Grading:
+        verdicts = {"right": Verdict.CORRECT, "wrong": Verdict.INCORRECT}
+        return Grading(verdicts.get(response, Verdict.UNKNOWN), response, "scripted")
+
+
+def make_loop(
+    config: RLConfig,
+    pool: ScriptedPool | None = None,
+    trainer: Any = None,
+    problems: Sequence[Problem] = PROBLEMS,
+    process: Any = None,
+    check: Any = None,
+    held_out: Sequence[Problem] = (),
+) -> Loop:
+    pool, grader, trainer = pool or ScriptedPool(), ScriptedGrader(), trainer or ScriptedTrainer()
+    pool.trainer = trainer if isinstance(trainer, ScriptedTrainer) else None
+    check = check or Limits(1000, frozenset()).check
+    collector = Collector(config, problems, pool, grader, check, process)
+
+    async def measure():
+        return await evaluate(pool, grader, held_out, 2, config.seed)
+
+    return Loop(config, config.total_steps(len(problems)), pool, trainer, collector, measure if held_out else None)

@@ -1,0 +1,201 @@
+"""SFT: its loss against plain cross-entropy, packed and not, and a run that learns, stops and goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+
+from mmprm.config import build
+from mmprm.errors import DataError
+from mmprm.prm.model import load_backbone
+from mmprm.prm.packing import why_not_packed
+from mmprm.problems import write_problems
+from mmprm.tiny.world import make_problems, solve
+from mmprm.training.ranks import Ranks
+from policy_rl import sft
+from policy_rl.conversations import Conversation
+from policy_rl.policy import Policy
+from policy_rl.sft import Rows, SftConfig, SftTask, train_sft
+from policy_rl.sft_batch import ConversationEncoder
+from tests.backbones import BACKBONES, PICTURED, tiny_solutions, write_backbone
+
+ALONE = Ranks(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=list(BACKBONES))
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Any]:
+    folder = write_backbone(request.param, tmp_path_factory.mktemp(request.param) / "model")
+    return request.param, *load_backbone(str(folder), torch.float32)
+
+
+def conversations(name: str) -> list[Conversation]:
+    """Pictures before some and not before others; one with two turns to learn."""
+    found = []
+    for number, solution in enumerate(tiny_solutions(name, 5)):
+        pictures = solution.problem.pictures if number % 2 == 0 else ()
+        asked = [*[{"type": "image"}] * len(pictures), {"type": "text", "text": solution.problem.question}]
+        turns = [
+            {"role": "user", "content": asked if pictures else solution.problem.question},
+            {"role": "assistant", "content": "".join(solution.steps)},
+        ]
+        if number == 2:
+            turns += [{"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes"}]
+        found.append(Conversation(str(number), tuple(turns), pictures))
+    return found
+
+
+def gradients(policy: Policy, batches: list[Any]) -> tuple[float, dict[str, torch.Tensor]]:
+    policy.zero_grad()
+    total = 0.0
+    for batch in batches:
+        loss = -policy(batch).logprobs_NT.sum()
+        loss.backward()
+        total += loss.item()
+    return total, {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
+
+
+def test_the_loss_is_cross_entropy_on_the_learned_tokens(loaded: tuple[str, Any, Any]) -> None:
+    """Of the whole model's logits, one conversation at a time; then padded together, then packed, with gradients."""
+    name, backbone, processor = loaded
+    encoder, policy = ConversationEncoder(backbone, processor), Policy(backbone)
+    samples = conversations(name)
+    expected = 0.0
+    for sample in samples:
+        encoded = encoder(sample)
+        ids_1T = encoded.ids_T[None]
+        more = dict(encoded.pictures)
+        if more and encoder._rope_index is not None:
+            more["mm_token_type_ids"] = (ids_1T == backbone.config.image_token_id).int()
+        with torch.no_grad():
+            logits_TV = backbone(input_ids=ids_1T, **more).logits[0].float()
+        target_T = torch.where(encoded.learned_T, encoded.ids_T, -100)
+        expected += cross_entropy(logits_TV[:-1], target_T[1:], reduction="sum").item()
+    sizes = [encoder.size(sample) for sample in samples]
+    alone, packed = Rows(samples, sizes, encoder, None), Rows(samples, sizes, encoder, 400)
+    assert len(packed.lengths) < len(alone.lengths) == 5
+    assert sum(packed.terms) == sum(alone.terms) == sum(size.learned for size in sizes)
+    one_by_one, left = gradients(policy, [alone.collate([row], False) for row in range(5)])
+    padded, middle = gradients(policy, [alone.collate(range(5), False)])
+    assert one_by_one == pytest.approx(expected, rel=1e-5)
+    assert padded == pytest.approx(expected, rel=1e-5)
+    assert why_not_packed(backbone) is None
+    together, right = gradients(policy, [packed.collate(range(len(packed.lengths)), False)])
+    assert together == pytest.approx(expected, rel=1e-5)
+    assert left.keys() == middle.keys() == right.keys()
+    for key, gradient in left.items():
+        torch.testing.assert_close(middle[key], gradient, rtol=1e-3, atol=2e-5)
+        torch.testing.assert_close(right[key], gradient, rtol=1e-3, atol=2e-5)
+    if name in PICTURED:
+        assert any("vis" in key for key in left), "the vision tower learns, too"
+
+
+def test_a_stand_in_picture_counts_nothing(loaded: tuple[str, Any, Any]) -> None:
+    name, backbone, processor = loaded
+    if name not in PICTURED:
+        return
+    encoder, policy = ConversationEncoder(backbone, processor), Policy(backbone)
+    samples = [sample for sample in conversations(name) if not sample.pictures]
+    rows = Rows(samples, [encoder.size(sample) for sample in samples], encoder, None)
+    batch = rows.collate([0, 1], True)
+    assert batch.pictures, "the vision tower runs"
+    assert not batch.shows_pictures
+    without, _ = gradients(policy, [rows.collate([0, 1], False)])
+    loss, found = gradients(policy, [batch])
+    assert loss == pytest.approx(without, rel=1e-6)
+    assert all(not gradient.any() for key, gradient in found.items() if "visual" in key or "vision_tower" in key)
+
+
+def config(folder: Path, base: Path, output: str, **training: Any) -> SftConfig:
+    values = {
+        "base": str(base),
+        "data": {"path": str(folder / "train.jsonl")},
+        "held_out": {"path": str(folder / "test.jsonl")},
+        "output": str(folder / output),
+        "prompt": {"preset": "plain"},
+        "max_length": 150,
+        "training": {
+            "epochs": 2,
+            "batch_size": 8,
+            "micro_batch_tokens": 400,
+            "learning_rate": 3e-3,
+            "precision": "fp32",
+            **training,
+        },
+    }
+    return build(SftConfig, values)
+
+
+@pytest.fixture(scope="module")
+def solutions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """24 solved problems and 8 held out; the first question is so long that its solution exceeds max_length."""
+    folder = tmp_path_factory.mktemp("solutions")
+    for name, count, split in (("train", 24, "train"), ("test", 8, "test")):
+        tiny = make_problems(count, seed=0, split=split)
+        answers = {each.problem.id: {"solution": "".join(solve(each))} for each in tiny}
+        if name == "train":
+            answers[tiny[0].problem.id]["solution"] += "<step>1</step>" * 60
+        write_problems(folder / f"{name}.jsonl", [each.problem for each in tiny], answers)
+    return folder
+
+
+def losses(folder: Path, kind: str) -> list[float]:
+    rows = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+    return [row["loss"] for row in rows if row["kind"] == kind]
+
+
+def test_a_run_learns_and_an_interrupted_one_takes_the_same_steps(solutions: Path, random_policy_folder: Path) -> None:
+    summary = train_sft(config(solutions, random_policy_folder, "whole", eval_every=1))
+    found = losses(solutions / "whole", "eval")
+    assert len(found) == summary.steps == 6
+    assert found[-1] < 0.8 * found[0]
+    assert summary.evaluation["loss"] == found[-1]
+    assert (summary.samples, summary.too_long) == (23, 1)
+    backbone, processor = load_backbone(str(summary.policy), torch.float32)
+    assert processor.tokenizer.convert_tokens_to_ids("<|im_end|>") in backbone.generation_config.eos_token_id
+    # The saved model has the loss that was measured.
+    encoder = ConversationEncoder(backbone, processor)
+    held_out = sft._samples(config(solutions, summary.policy, "-").held_out, config(solutions, "x", "-"), encoder)
+    rows = Rows(held_out[0], held_out[1], encoder, None)
+    with torch.no_grad():
+        loss = -Policy(backbone)(rows.collate(range(8), False)).logprobs_NT.sum().item()
+    assert loss / sum(rows.terms) == pytest.approx(found[-1], rel=1e-4)
+
+    class StoppedError(Exception):
+        pass
+
+    class Stopping(SftTask):
+        calls = 0
+
+        def evaluate(self, engine: Any) -> dict[str, float]:
+            Stopping.calls += 1
+            if Stopping.calls == 4:
+                raise StoppedError
+            return super().evaluate(engine)
+
+    settings = config(solutions, random_policy_folder, "resumed", eval_every=1, save_every=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sft, "SftTask", Stopping)
+        with pytest.raises(StoppedError):
+            train_sft(settings)
+    train_sft(settings)
+    assert losses(solutions / "resumed", "train") == pytest.approx(losses(solutions / "whole", "train"), rel=1e-5)
+
+
+def test_nothing_short_enough(solutions: Path, random_policy_folder: Path) -> None:
+    settings = config(solutions, random_policy_folder, "none").model_copy(update={"max_length": 10})
+    with pytest.raises(DataError, match="all 24 conversations exceed max_length=10"):
+        train_sft(settings)
