@@ -6,7 +6,7 @@ BIN := .venv/bin
 SHIM := .ci/torchvision-cpu
 SHIM_FILES := $(addprefix $(SHIM)/,pyproject.toml setup.py torchvision_cpu.py torchvision_cpu.pth)
 
-.PHONY: setup demo test check trl bench-grading bench-annotate bench-prm clean
+.PHONY: setup demo test check trl bench-grading bench-annotate bench-prm bench-rl clean
 
 setup: .venv/.installed-$(EXTRA)
 
@@ -45,6 +45,9 @@ bench-annotate: setup
 
 bench-prm: trl
 	$(BIN)/python benchmarks/prm.py
+
+bench-rl: setup
+	$(BIN)/python benchmarks/rl.py
 
 clean:
 	rm -rf .venv .venv-trl runs build *.egg-info

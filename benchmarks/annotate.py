@@ -79,9 +79,12 @@ PARTS = ("engine", "simulated", "kill", "growth")
 
 
 def engine(folder: Path, arguments: argparse.Namespace, details: Figures) -> Figures:
-    """The ratios with their spread. Each round is kept in `details` as it ends; a run that was stopped goes on."""
+    """The ratios with their spread. Each round is kept in `details` as it ends; a run that was stopped goes on, after a
+    finished one all begins anew."""
     from annotate_engine import one_round
 
+    if len(details.get("rounds", [])) >= arguments.rounds:
+        del details["rounds"]
     rounds = details.setdefault("rounds", [])
     for number in range(len(rounds), arguments.rounds):
         rounds.append(one_round(folder, number, arguments))

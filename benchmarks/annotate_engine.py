@@ -246,7 +246,7 @@ def one_round(folder: Path, number: int, arguments: Namespace) -> dict:
         runs[name] = annotate(schedule, chosen[:size], target, number, arguments.max_rollouts)
     many, default, fixed = runs["many"], runs["default"], runs["fixed"]
     tokens, seconds = all_at_once(many, number)
-    errors = label_errors({"default": default, "fixed": fixed}, labels=160, solutions=60, seed=number)
+    errors = label_errors({"default": default, "fixed": fixed}, labels=120, solutions=40, seed=number)
     return {
         "saturation": many.tokens_per_second / (tokens / seconds),
         "tokens_all_at_once_over_campaign": tokens / many.summary.tokens,

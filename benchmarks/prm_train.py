@@ -1,8 +1,10 @@
 """`mmprm train` beside TRL's PRM trainer, on a small text-only model and the labels of a demo run.
 
+Rates are in distinct labels: the same paths for both, on which TRL's export repeats what they share.
+
 Both train hard labels in float32 from the same weights, with at most the same number of tokens at once: TRL in batches
-padded to their longest row, ours with each of its packings, of which the fastest counts. TRL has what it needs in a
-folder of its own (`make trl`) and runs in a process of its own.
+of rows of like length, padded to their longest, ours with each of its packings, of which the fastest counts. TRL has
+what it needs in a folder of its own (`make trl`) and runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -119,15 +121,20 @@ def _trl_labels_per_second(folder: Path) -> float:
     longest = max(len(ids) for ids, _ in _trl_rows(folder))
     batch = TOKENS_AT_ONCE // longest
     steps = len(list(_rows(folder))) // BATCH
-    found = _trl(folder, batch, BATCH // batch, steps, 1e-4)
-    rows = batch * (BATCH // batch)
-    labels = [sum(found["labels"][step * rows : (step + 1) * rows]) for step in range(1, steps)]
-    return sum(labels) / sum(found["seconds"][1:steps])
+    found = _trl(folder, batch, BATCH // batch, steps, 1e-4, "group_by_length")
+    rows = batch * (BATCH // batch) * (steps - 1)
+    return _distinct_labels(folder) / len(found["labels"]) * rows / sum(found["seconds"][1:steps])
+
+
+def _distinct_labels(folder: Path) -> int:
+    """The export repeats on every path what paths share; each label counts once, as it does for us."""
+    examples = read_parquet(str(folder / "labels.parquet"))
+    return sum(counts is not None for example in examples for counts in example.path.counts)
 
 
 def _largest_loss_difference(folder: Path) -> float:
     """Over the steps of two runs from the same weights on the same batches, both with a two-class head."""
-    theirs = _trl(folder, COMPARED_BATCH, 1, COMPARED_STEPS, COMPARED_RATE)["losses"]
+    theirs = _trl(folder, COMPARED_BATCH, 1, COMPARED_STEPS, COMPARED_RATE, "sequential")["losses"]
     judge, form = load_judge(str(folder / "trl"), read_info(folder / "trl"))
     training = TrainingConfig(
         learning_rate=COMPARED_RATE, final_learning_rate=1.0, warmup=0.0, precision="fp32", betas=(0.9, 0.95)
@@ -162,10 +169,10 @@ def _trl_rows(folder: Path) -> Iterator[tuple[Sequence[int], Sequence[float]]]:
         yield form.mark(solution).ids, labels
 
 
-def _trl(folder: Path, batch: int, accumulate: int, steps: int, rate: float) -> dict[str, Any]:
+def _trl(folder: Path, batch: int, accumulate: int, steps: int, rate: float, order: str) -> dict[str, Any]:
     separator = read_info(folder / "trl").tokens.marker
     command = [sys.executable, str(Path(__file__).parent / "trl_prm.py"), str(folder / "export" / "train.jsonl")]
-    command += [str(folder / "trl"), separator, *map(str, (batch, accumulate, steps, rate))]
+    command += [str(folder / "trl"), separator, *map(str, (batch, accumulate, steps, rate, order))]
     ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
     environment = {name: value for name, value in os.environ.items() if name not in ranks}
     environment |= {"PYTHONPATH": str(TRL), "HF_HUB_OFFLINE": "1"}

@@ -53,23 +53,18 @@ def parts(results: dict[str, Any], details: dict[str, Any]) -> Iterator[tuple[st
     for key, bar in details["bars"].items():
         bar = f"{bar}: {'met' if details['met'][key] else 'missed'}" if bar != "reported" else bar
         more = {name: each for name, each in details[key].items() if name not in results[key]}
-        yield f"`{key}`", "<br>".join(_lines(results[key] | more)), bar
-
-
-def _lines(figures: dict[str, Any]) -> Iterator[str]:
-    for name, value in figures.items():
-        if isinstance(value, dict):
-            inner = (f"{key} {_list(each)}" for key, each in value.items())
-            yield f"{name}: {', '.join(inner)}"
-        else:
-            yield f"{name} {_list(value)}"
+        yield f"`{key}`", "<br>".join(f"{name} {_list(value)}" for name, value in (results[key] | more).items()), bar
 
 
 def _list(value: Any) -> str:
-    if isinstance(value, dict):
+    if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
         return f"{_shown(value['value'])} ({_shown(value['low'])} to {_shown(value['high'])})"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_list(each)}" for name, each in value.items())
     if isinstance(value, list):
-        return ", ".join(map(_shown, value))
+        return " ".join(f"({_list(each)})" if isinstance(each, list) else _list(each) for each in value)
+    if value is None:
+        return "none"
     return value if isinstance(value, str) else _shown(value)
 
 
@@ -86,6 +81,12 @@ BENCHMARKS = {
         "make bench-prm",
         "The labels and the process reward model of a demo run. TRL 1.8.0 on a text-only model of the same size; the "
         "spread of a ratio is lowest and highest of three rounds; accuracies with their 95 % intervals.",
+    ),
+    "rl": (
+        parts,
+        "make bench-rl",
+        "The embedded policy, 32 problems × 8 responses a step, three seeds; pass@1 at temperature 1 on 300 held-out "
+        "problems, 8 samples each.",
     ),
 }
 

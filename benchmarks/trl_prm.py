@@ -1,7 +1,8 @@
 """TRL's PRM trainer on a file of the trl export.
 
-`trl_prm.py DATA MODEL SEPARATOR BATCH ACCUMULATE STEPS LEARNING_RATE` runs with TRL on the path (`make trl`), in a
-process of its own. Prints one JSON line: loss and seconds of each optimizer step, and the labels of each row.
+`trl_prm.py DATA MODEL SEPARATOR BATCH ACCUMULATE STEPS LEARNING_RATE ORDER` runs with TRL on the path (`make trl`), in
+a process of its own; ORDER is one of transformers' (sequential, group_by_length). Prints one JSON line: loss and
+seconds of each optimizer step, and the labels of each row.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import time
 from typing import Any
 
 from datasets import load_dataset
-from torch.utils.data import SequentialSampler
 from transformers import AutoModelForTokenClassification, AutoTokenizer, TrainerCallback
 from trl.experimental.prm import PRMConfig, PRMTrainer
 
@@ -30,19 +30,15 @@ class Clock(TrainerCallback):
         self.seconds.append(time.perf_counter() - self.began)
 
 
-class InOrder(PRMTrainer):
-    def _get_train_sampler(self, dataset: Any = None) -> SequentialSampler:
-        return SequentialSampler(dataset if dataset is not None else self.train_dataset)
-
-
 def main() -> None:
-    data, folder, separator, batch, accumulate, steps, learning_rate = sys.argv[1:]
+    data, folder, separator, batch, accumulate, steps, learning_rate, order = sys.argv[1:]
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForTokenClassification.from_pretrained(folder, dtype="float32")
     with tempfile.TemporaryDirectory() as output:
         arguments = PRMConfig(
             output_dir=output,
             max_steps=int(steps),
+            train_sampling_strategy=order,
             per_device_train_batch_size=int(batch),
             gradient_accumulation_steps=int(accumulate),
             learning_rate=float(learning_rate),
@@ -61,7 +57,7 @@ def main() -> None:
             disable_tqdm=True,
         )
         clock = Clock()
-        trainer = InOrder(
+        trainer = PRMTrainer(
             model=model,
             args=arguments,
             processing_class=tokenizer,

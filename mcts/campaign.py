@@ -83,6 +83,8 @@ class _Slot:
     deaths: int = 0
     """Since the last report."""
     has_reported: bool = False
+    opening: bool = False
+    """Its engine is being started."""
 
 
 class _Driver:
@@ -102,9 +104,16 @@ class _Driver:
 
     async def run(self) -> None:
         shown = asyncio.create_task(show(self._progress))
-        serving = [asyncio.create_task(self._serve(_Slot(number))) for number in range(self._workers)]
+        slots = map(_Slot, range(self._workers))
+        serving = {asyncio.create_task(self._serve(slot)): slot for slot in slots}
         try:
-            await asyncio.gather(*serving)
+            waiting = set(serving)
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
+                if not self._queue and not self._progress.in_flight:  # what has not started is not needed any more
+                    waiting = {task for task in waiting if not serving[task].opening}
         finally:
             for task in (shown, *serving):
                 task.cancel()
@@ -114,7 +123,7 @@ class _Driver:
         """Keep one worker busy until no problem is left anywhere, replacing it when it dies."""
         while self._queue or self._progress.in_flight:
             try:
-                worker = await self._open(slot.number)
+                worker = await self._open(slot)
                 if worker is None:
                     return
                 if self._progress.first_start is None:
@@ -128,12 +137,17 @@ class _Driver:
                     return
                 self._progress.workers_replaced += 1
 
-    async def _open(self, number: int) -> Worker | None:
+    async def _open(self, slot: _Slot) -> Worker | None:
+        slot.opening = True
         try:
-            return await announce_waiting(self._make_worker(number), f"engine {number} to start")
+            return await announce_waiting(self._make_worker(slot.number), f"engine {slot.number} to start")
         except SamplingError as error:
-            self._go_on_without(f"engine {number} does not start: {error}", error)
+            if slot.has_reported:  # one that worked before may again, once its memory is free
+                raise WorkerDiedError(str(error)) from error
+            self._go_on_without(f"engine {slot.number} does not start: {error}", error)
             return None
+        finally:
+            slot.opening = False
 
     async def _feed(self, worker: Worker, slot: _Slot) -> None:
         room = self._config.trees_in_flight or FIRST

@@ -109,6 +109,9 @@ class RayWorkers:
         self._bundle = {"CPU": 1, "GPU": gpus_each} if gpus_each else {"CPU": 1}
         fitting = int(resources["GPU"] // gpus_each) if gpus_each else int(resources["CPU"])
         self.count = self._config.workers or fitting
+        if not fitting:
+            gpus = int(resources["GPU"])
+            raise SetupError(f"engine.tensor_parallel_size={gpus_each} must be at most {gpus}, the GPUs that Ray has")
         if self.count > fitting:
             raise SetupError(
                 f"workers={self.count} must be at most {fitting}: each takes "

@@ -2,13 +2,16 @@
 
 A state, a prefix that was drawn from, is labelled by its own rollouts alone: it was asked about because of a wrong
 rollout that runs through it, so what ran through it before was chosen by its outcome. But the rollouts of one batch,
-drawn together, chose the prefixes behind their state before they ended. So a prefix that was never drawn from is
-labelled by the first batch that alone sent `StoppingRule.shared` rollouts through it: a number that does not depend on
-how they ended. Several batches are not pooled, since the later ones are drawn because of how the earlier ones ended.
+drawn together, chose the prefixes behind their state before they ended. So a prefix is labelled by the first batch that
+alone sent `StoppingRule.shared` rollouts through it, if that was before it was drawn from: a number that does not
+depend on how they ended. It keeps that label if it is drawn from later, which is only done where they all failed: the
+label of its own rollouts would then stand for those prefixes alone whose first ones were unlucky. Several batches are
+not pooled, since the later ones are drawn because of how the earlier ones ended.
 
 One selection is left, as in every such search: a problem is only searched if the rollouts from its root are neither all
-right nor all wrong. Where it is hardly ever solved, labels that the root's rollouts give are therefore too high, by up
-to about 0.03 for values below 0.1.
+right nor all wrong. A root of value v, given that it is searched, has too many right ones by the factor
+1 / (1 − (1 − v)^K), and so have the prefixes that the root's rollouts label: where a problem is hardly ever solved, by
+more than 0.03.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ def evidence(tree: Tree, rule: StoppingRule) -> dict[Steps, Counts]:
     the bias of the stopping rule, and other prefixes, unless the problem is always or never solved."""
     found = {node.steps: unbiased(node.batches, rule) for node in tree.nodes}
     if rule.shared is not None and tree.nodes and tree.nodes[0].counts.value not in (None, 0.0, 1.0):
-        found = _shared(tree, rule.shared) | found
+        found |= shared_labels(tree, rule.shared)
     return {steps: counts for steps, counts in found.items() if counts.known}
 
 
@@ -54,12 +57,15 @@ def count_labels(tree: Tree, rule: StoppingRule) -> int:
     return sum(bool(steps) for steps in evidence(tree, rule))
 
 
-def _shared(tree: Tree, enough: int) -> dict[Steps, Counts]:
-    """Prefix → counts of the rollouts of the first batch that alone sent `enough` of known verdict through it."""
+def shared_labels(tree: Tree, enough: int) -> dict[Steps, Counts]:
+    """Prefix → counts of the rollouts of the first batch that alone sent `enough` of known verdict through it, unless
+    it was a state before."""
     found: dict[Steps, Counts] = {}
+    states: set[Steps] = set()
     for node in tree.nodes:
+        states.add(node.steps)
         first = node.batches[0].known + node.batches[0].unknown
         for prefix, tally in tally_passing(node.steps, node.rollouts[:first]).items():
-            if tally[Verdict.CORRECT] + tally[Verdict.INCORRECT] >= enough:
+            if prefix not in states and tally[Verdict.CORRECT] + tally[Verdict.INCORRECT] >= enough:
                 found.setdefault(prefix, counts_of(tally))
     return found

@@ -39,7 +39,8 @@ class StoppingRule(Config):
 
 def rule_of(config: dict[str, Any]) -> StoppingRule:
     """The rule under which the batches of a store with this configuration were drawn."""
-    return StoppingRule(**{name: config["search"][name] for name in StoppingRule.model_fields})
+    search = {"surprise": 0.0} | config["search"]  # stores from before there was any
+    return StoppingRule(**{name: search[name] for name in StoppingRule.model_fields})
 
 
 def probability_sound(failures: int, ancestor: Counts, surprise: float) -> float:

@@ -15,9 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from typing import Any, TypeVar
 
 import ray
@@ -33,6 +32,7 @@ from mmprm.sampling.pool import NOTICE_SECONDS, REQUESTS_IN_FLIGHT, cause_of, pl
 from mmprm.sampling.seeds import derive_seed
 from mmprm.types import Problem
 from policy_rl.rollout_actor import RolloutEngine
+from policy_rl.seats import Seat, Seats
 from policy_rl.types import Group
 from policy_rl.weights import TOLERANCE, ProbeCheck, Published, WeightsConfig
 
@@ -72,22 +72,9 @@ def check_sampling(sampling: SamplingConfig) -> None:
         raise ConfigError("sampling.temperature=0 must be above 0 in RL: a group needs different responses; try 1.0")
 
 
-@dataclass(slots=True)
-class _Seat:
-    """The place of one engine. `actor` is None while it has none."""
-
-    name: str
-    config: EngineConfig
-    check: ProbeCheck
-    actor: Any = None
-    responses: int = 0
-    """In flight."""
-
-
 class RolloutPool:
-    """Made by `start`, used in that event loop. `version` is that of the weights that all engines have."""
+    """Made by `start`, used in that event loop."""
 
-    version: int
     probe_token_ids: tuple[int, ...]
     banned_token_ids: tuple[int, ...]
     restarts: int
@@ -106,11 +93,12 @@ class RolloutPool:
         trainer cannot compute, SamplingError where an engine does not start."""
         check_sampling(sampling)
         pool = cls(engine, sampling, prompt, config or RolloutConfig(), weights or WeightsConfig(), version)
-        try:
-            await asyncio.gather(*(pool._start(seat) for seat in pool._seats))
-        except BaseException:
-            pool.close()
-            raise
+        # All have their say first, so that none is left behind half started.
+        errors = await asyncio.gather(*map(pool._start, pool._seats.all), return_exceptions=True)
+        for error in errors:
+            if error is not None:
+                pool.close()
+                raise error
         return pool
 
     def __init__(
@@ -131,25 +119,25 @@ class RolloutPool:
         if transport != "file":
             self._further["weight_transfer_config"] = {"backend": transport}
         self._actor_class = ray.remote(max_concurrency=REQUESTS_IN_FLIGHT, **resources)(RolloutEngine)
-        self._engine, self._sampling, self._prompt = engine, sampling, prompt
-        self._config, self._weights = config, weights
-        tolerance = weights.tolerance or TOLERANCE[engine.dtype]
+        self._sampling, self._prompt, self._config, self._weights = sampling, prompt, config, weights
         names = [f"engine {number} of {len(engines)}" for number in range(1, len(engines) + 1)]
-        self._seats = [
-            _Seat(name, each, ProbeCheck(name, tolerance)) for name, each in zip(names, engines, strict=True)
-        ]
+        self._engines = dict(zip(names, engines, strict=True))
+        tolerance = weights.tolerance or TOLERANCE[engine.dtype]
+        self._checks = {name: ProbeCheck(name, tolerance) for name in names}
+        self._seats = Seats([Seat(name) for name in names], engine.max_num_seqs, version)
         self._current: Published | None = None
-        self._waiting: deque[tuple[int, asyncio.Future[_Seat]]] = deque()
-        self._loading, self._replacing = asyncio.Lock(), asyncio.Lock()
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._failure: str | None = None
-        self.version, self.restarts = version, 0
+        self._replacing = asyncio.Lock()
+        self.restarts = 0
+
+    @property
+    def version(self) -> int:
+        """Of the weights that all engines have."""
+        return self._seats.version
 
     @property
     def engines(self) -> list[Any]:
         """The actors, for transports that reach engines from the trainer."""
-        return [seat.actor for seat in self._seats]
+        return [seat.actor for seat in self._seats.all]
 
     async def sample(self, problem: Problem, n: int, seed: int, version: int, max_tokens: int | None = None) -> Group:
         """`n` responses by the policy of `version`; draw i has the seed `seed + i`, so that asking again gives the same
@@ -160,32 +148,34 @@ class RolloutPool:
         gone. A version that the engines do not have is the caller's mistake.
         """
         limit = {} if max_tokens is None else {"max_tokens": max_tokens}
+        lost = False
         while True:
-            seat = await self._take(n)
+            seat = await self._seats.take(n, version, first=lost)
             actor = seat.actor
             try:
-                assert version == self.version, f"version {version} is asked for, and the engines have {self.version}"
                 what = f"{seat.name}: {n} responses to problem {problem.id}"
                 answer = actor.sample.remote(problem, n, seed, version, **limit)
                 return await _within(self._config.sample_timeout_s, what, answer, silent=True)
             except _LostError as error:
+                lost = True
                 await self._replace(seat, actor, error)
             finally:
-                self._give_back(seat, n)
+                self._seats.give_back(seat, n)
 
     async def load_weights(self, published: Published) -> float:
-        """All engines go on with these weights, once what is in flight has ended; what is asked meanwhile waits.
-        Returns the largest mean difference of an engine from the trainer's log-probabilities of the probe.
+        """All engines go on with these weights, once all that was asked of the present version has ended; what is asked
+        of the new one waits. Returns the largest mean difference of an engine's log-probabilities of the probe from the
+        trainer's.
 
         TrainingError where an engine does not take them in within weights.timeout_s, or does not compute with them.
         """
-        async with self._loading:
-            await self._idle.wait()
+        async with self._seats.change_to(published.version):
             self._current = published
-            distances = await asyncio.gather(*map(self._load_or_replace, self._seats))
-            self.version = published.version
-        self._dispatch()
-        return max(distances)
+            try:
+                return max(await asyncio.gather(*map(self._load_or_replace, self._seats.all)))
+            except MmprmError as error:
+                self._seats.fail(str(error))
+                raise
 
     async def sleep(self, level: int = 1) -> None:
         """Leave the GPUs to the trainer: level 1 keeps the weights in host memory, 2 drops them, so that `load_weights`
@@ -202,63 +192,24 @@ class RolloutPool:
         return EngineStats(*sums, usage / len(all_stats))
 
     def close(self) -> None:
-        for seat in self._seats:
+        for seat in self._seats.all:
             if seat.actor is not None:
                 ray.kill(seat.actor)
                 seat.actor = None
 
-    async def _take(self, n: int) -> _Seat:
-        """The least loaded engine, as soon as one has room: groups wait here and not in an engine, so that whichever
-        has room first can have them."""
-        place: asyncio.Future[_Seat] = asyncio.get_running_loop().create_future()
-        self._waiting.append((n, place))
-        self._dispatch()
-        try:
-            return await place
-        except asyncio.CancelledError:
-            if place.done() and not place.cancelled():
-                self._give_back(place.result(), n)
-            raise
-
-    def _give_back(self, seat: _Seat, n: int) -> None:
-        seat.responses -= n
-        if not any(other.responses for other in self._seats):
-            self._idle.set()
-        self._dispatch()
-
-    def _dispatch(self) -> None:
-        while self._waiting and not self._loading.locked():
-            n, place = self._waiting[0]
-            seat = self._roomiest(n)
-            if place.done():
-                pass
-            elif self._failure is not None:
-                place.set_exception(EngineStoppedError(self._failure))
-            elif seat is None:
-                return
-            else:
-                seat.responses += n
-                self._idle.clear()
-                place.set_result(seat)
-            self._waiting.popleft()
-
-    def _roomiest(self, n: int) -> _Seat | None:
-        alive = [seat for seat in self._seats if seat.actor is not None]
-        seat = min(alive, key=lambda seat: seat.responses, default=None)
-        return seat if seat and seat.responses + n <= max(n, self._engine.max_num_seqs) else None
-
-    async def _start(self, seat: _Seat) -> None:
+    async def _start(self, seat: Seat) -> None:
         actor = self._actor_class.remote()
-        start = actor.start.remote(seat.config, self._sampling, self._prompt, self._further)
+        engine = self._engines[seat.name]
+        start = actor.start.remote(engine, self._sampling, self._prompt, self._further)
         try:
-            what = f"{seat.name} to start {seat.config.model}"
+            what = f"{seat.name} to start {engine.model}"
             self.probe_token_ids, self.banned_token_ids = await _within(self._config.start_timeout_s, what, start)
         except BaseException:
             ray.kill(actor)
             raise
         seat.actor = actor
 
-    async def _load(self, seat: _Seat) -> float:
+    async def _load(self, seat: Seat) -> float:
         """The current weights, and the proof that the engine has them."""
         published = self._current
         assert published is not None, "there is something to load"
@@ -269,20 +220,20 @@ class RolloutPool:
             if error.timed_out:
                 raise TrainingError(f"{error}; a larger weights.timeout_s gives it more time") from error
             raise
-        return seat.check.check(published, answer)
+        return self._checks[seat.name].check(published, answer)
 
-    async def _load_or_replace(self, seat: _Seat) -> float:
+    async def _load_or_replace(self, seat: Seat) -> float:
         actor = seat.actor
         try:
             return await self._load(seat)
         except _LostError as error:
             return await self._replace(seat, actor, error)
 
-    async def _replace(self, seat: _Seat, lost: Any, reason: _LostError) -> float:
+    async def _replace(self, seat: Seat, lost: Any, reason: _LostError) -> float:
         """Put a new engine, with the current weights, in the place of `lost`, unless another caller has."""
         async with self._replacing:
-            if self._failure is not None:
-                raise EngineStoppedError(self._failure)
+            if self._seats.failure is not None:
+                raise EngineStoppedError(self._seats.failure)
             if seat.actor is not lost:
                 return 0.0
             seat.actor = None
@@ -294,10 +245,9 @@ class RolloutPool:
                 await self._start(seat)
                 distance = await self._load(seat) if self._current is not None else 0.0
             except MmprmError as error:
-                self._failure = str(error)
-                self._dispatch()
+                self._seats.fail(str(error))
                 raise
-        self._dispatch()
+        self._seats.fill()
         return distance
 
     def _check_replaceable(self, reason: _LostError) -> None:
@@ -314,7 +264,7 @@ class RolloutPool:
 
     async def _all(self, what: str, call: Callable[[Any], Awaitable[T]]) -> list[T]:
         timeout = self._weights.timeout_s
-        answers = (_within(timeout, f"{seat.name}: {what}", call(seat.actor)) for seat in self._seats)
+        answers = (_within(timeout, f"{seat.name}: {what}", call(seat.actor)) for seat in self._seats.all)
         return await asyncio.gather(*answers)
 
 

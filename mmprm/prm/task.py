@@ -6,6 +6,7 @@ Shapes: M marker (all that the model reads of a batch, row by row), N labelled s
 from __future__ import annotations
 
 import random
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -132,9 +133,14 @@ class PrmTask:
     """The Task of mmprm.training.loop: a sample is a row, a loss term a labelled step."""
 
     def __init__(self, train: Rows, held_out: Rows, micro_batch_tokens: int, device: torch.device) -> None:
-        self._held_out = held_out
+        self._train, self._held_out = train, held_out
+        self._tokenizing = threading.Lock()  # batches of both are made in different threads, with one tokenizer
         self._micro_batch_tokens, self._device = micro_batch_tokens, device
-        self.lengths, self.terms, self.collate = train.lengths, train.terms, train.collate
+        self.lengths, self.terms = train.lengths, train.terms
+
+    def collate(self, rows: Sequence[int]) -> Batch:
+        with self._tokenizing:
+            return self._train.collate(rows)
 
     def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
         target_N, weight_N = batch.target_N.to(self._device), batch.weight_N.to(self._device)
@@ -152,7 +158,8 @@ class PrmTask:
         with engine.inference() as model:
             for row in rows:
                 micro = row[engine.ranks.rank]
-                batch = self._held_out.collate(micro.samples)
+                with self._tokenizing:
+                    batch = self._held_out.collate(micro.samples)
                 logits_N2 = self._logits(model, batch).float().cpu()
                 if not micro.filler:
                     loss += soft_cross_entropy_sum(logits_N2, batch.target_N).item()

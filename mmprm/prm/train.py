@@ -175,10 +175,12 @@ def _rows(config: TrainConfig, prm: Prm, parts: list[list[Sample]], ranks: Ranks
 
 
 def _check_pictures(samples: list[Sample], config: TrainConfig, ranks: Ranks) -> None:
-    """Under ZeRO-3 the ranks gather weights together, so all must run the vision tower or none."""
+    """Ranks whose batches have no picture run neither vision tower nor projector. Under ZeRO-3 the others wait for them
+    to gather these weights, under 1 and 2 they reduce gradients that these ranks do not have."""
     kinds = {bool(sample.solution.problem.pictures) for sample in samples}
-    if config.training.zero_stage == 3 and ranks.count > 1 and len(kinds) > 1:
+    stage, still = config.training.zero_stage, {"vision", "projector"} <= set(config.frozen) and config.lora is None
+    if ranks.count > 1 and len(kinds) > 1 and stage > (2 if still else 0):
         raise ConfigError(
-            "training.zero_stage=3 cannot mix problems with and without pictures on several ranks, which would wait "
-            "for each other; use stage 2, or one kind of problem"
+            f"training.zero_stage={stage} cannot mix problems with and without pictures on several ranks; use one kind "
+            "of problem, or stage 0, or frozen: [vision, projector] and stage 2"
         )

@@ -37,6 +37,9 @@ class ScorerConfig(Config):
     batch_tokens: int = Field(16384, ge=1)
     """Most tokens, padding included, that are computed at once. transformers computes a longer solution alone, vllm
     refuses it."""
+    share_prefixes: bool = False
+    """transformers: solutions of one problem that are scored together become one sequence, in which question, picture
+    and shared steps stand once."""
     too_long: TooLong = "refuse"
     """A solution longer than the model reads. refuse: an error; cut: its first steps that fit, whole, are scored. It
     then has fewer scores than steps: the steps behind them were not judged."""

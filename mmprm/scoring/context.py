@@ -1,14 +1,15 @@
-"""The longest solution that a PRM can read, and what becomes of a longer one."""
+"""What every scorer checks: the longest solution that a PRM can read, and that its scores are numbers."""
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
-from mmprm.errors import DataError
-from mmprm.types import Solution
+from mmprm.errors import CheckpointError, DataError
+from mmprm.types import Solution, StepScores
 
 TooLong = Literal["refuse", "cut"]
 
@@ -45,3 +46,14 @@ def fitting(solution: Solution, tokens: Callable[[Solution], int], limit: int, t
             "the PRM reads; leave it out"
         )
     return replace(solution, steps=solution.steps[:kept])
+
+
+def step_scores(values: Iterable[float]) -> StepScores:
+    """Raises CheckpointError for what is no number: a comparison with it would pass as "no error"."""
+    scores = StepScores(tuple(values))
+    if not all(map(math.isfinite, scores.scores)):
+        raise CheckpointError(
+            "the process reward model gave a score that is no number; set scorer.dtype to bfloat16 or float32, and "
+            "check the weights"
+        )
+    return scores

@@ -15,7 +15,8 @@ from torch import Tensor
 from mmprm.prm.info import read_info
 from mmprm.prm.judge import load_judge
 from mmprm.scoring.config import ScorerConfig
-from mmprm.scoring.context import context_length, fitting
+from mmprm.scoring.context import context_length, fitting, step_scores
+from mmprm.scoring.tree_scorer import tree_scorer
 from mmprm.types import Solution, StepScores
 
 BATCH_SOLUTIONS = 128
@@ -32,18 +33,22 @@ class TransformersScorer:
         self._judge, self._format = load_judge(config.prm, info, getattr(torch, config.dtype))
         self._judge.to(self._device)
         self._context = context_length(self._judge.backbone.config)
+        shared = config.share_prefixes
+        self._trees = tree_scorer(self._judge, self._format, config, self._device) if shared else None
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
         """P(step is right) at the place where the format reads each step."""
+        if self._trees:
+            return self._trees.score(solutions)
         scores: dict[int, StepScores] = {}
         for indices, inputs, read_BT in self._batches(solutions):
             right_M = self._probabilities(inputs, read_BT)
             for index, count in zip(indices, read_BT.sum(dim=1).tolist(), strict=True):
-                scores[index], right_M = StepScores(tuple(right_M[:count])), right_M[count:]
+                scores[index], right_M = step_scores(right_M[:count]), right_M[count:]
         return [scores[index] for index in range(len(solutions))]
 
     def close(self) -> None:
-        del self._judge
+        del self._judge, self._trees
         gc.collect()
         if self._device == "cuda":
             torch.cuda.empty_cache()

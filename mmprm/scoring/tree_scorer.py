@@ -10,7 +10,7 @@ from mmprm.prm.formats import Format
 from mmprm.prm.judge import Judge
 from mmprm.prm.packing import Marks, attention_mask, pack_batch, pack_solutions, use_block_masks, why_not_packed
 from mmprm.scoring.config import ScorerConfig
-from mmprm.scoring.context import context_length, fitting
+from mmprm.scoring.context import context_length, fitting, step_scores
 from mmprm.training.batches import micro_batches
 from mmprm.types import Solution, StepScores
 
@@ -41,7 +41,7 @@ class TreeScorer:
             right_M = log_odds_M.sigmoid().cpu().numpy()
             for tree, reads in zip(micro.samples, packed.reads, strict=True):
                 for member, places in zip(trees[tree].members, reads, strict=True):
-                    scores[member] = StepScores(tuple(right_M[places].tolist()))
+                    scores[member] = step_scores(right_M[places].tolist())
         return [scores[place] for place in range(len(solutions))]
 
     def _fitting(self, solution: Solution) -> Solution:

@@ -20,7 +20,7 @@ from mmprm.prm.formats import Format, Marked, open_format
 from mmprm.prm.info import read_info
 from mmprm.problems import open_picture
 from mmprm.scoring.config import ScorerConfig
-from mmprm.scoring.context import context_length, fitting
+from mmprm.scoring.context import context_length, fitting, step_scores
 from mmprm.types import Solution, StepScores
 
 TASK = "token_classify"
@@ -80,7 +80,7 @@ def _at_places(output: Any, marked: Marked) -> StepScores:
     right_T = output.outputs.data.reshape(len(tokens), -1)[:, -1].tolist()
     places = [len(tokens) - len(marked.ids) + place for place in marked.places]
     assert [tokens[place] for place in places] == [marked.ids[place] for place in marked.places], "same tokens"
-    return StepScores(tuple(right_T[place] for place in places))
+    return step_scores(right_T[place] for place in places)
 
 
 def _head(form: Format, architectures: Sequence[str]) -> dict[str, Any]:

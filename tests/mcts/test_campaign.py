@@ -227,6 +227,17 @@ def test_an_engine_that_does_not_start_ends_the_campaign_only_as_the_last(
     assert "engine 0 does not start: no memory is left; the others go on" in capsys.readouterr().err
 
 
+def test_an_engine_that_never_starts_is_not_waited_for_at_the_end(problems: Path, tmp_path: Path) -> None:
+    chosen = scripted.config(str(problems), str(tmp_path / "run"))
+
+    async def make(number: int) -> LocalWorker:
+        if number:
+            await asyncio.sleep(3600)
+        return scripted.local_worker(chosen)
+
+    assert run_campaign(chosen, make_worker=make).problems == {"open": 0, "done": PROBLEMS, "failed": 0}
+
+
 def test_an_idle_worker_takes_what_a_dead_one_leaves(problems: Path, tmp_path: Path) -> None:
     problems.write_text("".join(problems.read_text().splitlines(keepends=True)[:2]))
     chosen = scripted.config(str(problems), str(tmp_path / "run"), worker_restarts=0)

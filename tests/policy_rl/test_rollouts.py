@@ -128,6 +128,22 @@ async def test_weights_change_only_when_nothing_is_in_flight_and_later_groups_wa
     assert pool.version == 1
 
 
+async def test_groups_asked_before_new_weights_get_the_old_ones_even_if_they_wait_or_their_engine_dies(script):
+    pool = await start()
+    early = asyncio.create_task(ask(pool, 12))
+    await asyncio.sleep(0)
+    script.dies = {0}
+    load = asyncio.create_task(pool.load_weights(published(1)))
+    await asyncio.sleep(0)
+    late = asyncio.create_task(pool.sample(problems(1)[0], 8, 1, 1))
+    groups = await early
+    assert [group.problem for group in groups] == problems(12)
+    assert {response.text[-2:] for group in groups for response in group.responses} == {"[]"}
+    await load
+    assert (await late).responses[0].text.endswith("[1]")
+    assert pool.restarts == 1
+
+
 async def test_another_version_is_the_callers_mistake(script):
     pool = await start()
     with pytest.raises(AssertionError, match="version 2 is asked for"):
@@ -173,6 +189,8 @@ async def test_an_engine_that_does_not_load_in_time_is_named(script):
     script.silent = True
     with pytest.raises(TrainingError, match=r"0.05 s in vain for engine 1 of 2 to load the weights of version 3"):
         await pool.load_weights(published(3))
+    with pytest.raises(EngineStoppedError, match="in vain"):
+        await asyncio.wait_for(pool.sample(problems(1)[0], 8, 1, 3), 1)
 
 
 async def test_an_engine_that_keeps_its_old_weights_is_found(script):

@@ -1,0 +1,200 @@
+"""Reinforcement learning of the embedded policy: `make bench-rl` writes benchmarks/results/rl.json.
+
+rloo_outcome   held-out pass@1 before and after RLOO on outcomes alone, three seeds; the least gain
+cpgd_outcome   CPGD and RLOO with PPO clip at eight updates a rollout: pass@1, and at rising learning rates the runs
+               that collapse (pass@1 below half of before, or no number)
+prm_speedup    steps that outcome alone needs to its final accuracy over those that outcome and process need
+overhead       share of a step outside generation, scoring, forward, backward and optimizer
+sync           share of a step that the transfer of weights takes
+
+Each run is `mmprm rl` with configs/rl/tiny.yaml and other keys, in a process of its own; its metrics.jsonl is kept
+below the working folder, and a benchmark that was stopped goes on with the runs that are missing. prm_speedup takes the
+process reward model of a demo run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from mmprm.problems import write_problems
+from mmprm.tiny.world import make_problems
+
+ROOT = Path(__file__).parent.parent
+PRM = ROOT / "runs" / "demo" / "train" / "prm"
+SEEDS = (0, 1, 2)
+HELD_OUT = 300
+STEPS = 40
+RATE = 3e-4
+UPDATES = 8
+RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+"""Of the trials of stability, each with all seeds, until PPO clip collapses in two of them."""
+
+Figures = dict[str, Any]
+BARS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "rloo_outcome": ("min_gain at least 0.15", lambda r: r["min_gain"] >= 0.15),
+    "cpgd_outcome": (
+        "CPGD not below RLOO beyond its interval, and collapses in fewer seeds",
+        lambda r: r["cpgd"] >= r["rloo_low"] and r["collapsed_cpgd"] < r["collapsed_ppo_clip"],
+    ),
+    "prm_speedup": ("reported; aim 1.5", lambda r: True),
+    "overhead": ("share at most 0.10", lambda r: r["share"] <= 0.10),
+    "sync": ("share at most 0.05", lambda r: r["share"] <= 0.05),
+}
+
+
+class Runs:
+    """Finished runs by name in one folder, on the same problems."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        for split, count, seed in (("train", 3200, 50), ("test", HELD_OUT, 3000)):
+            if not self._problems(split).exists():
+                folder.mkdir(parents=True, exist_ok=True)
+                made = make_problems(count, seed, split)
+                write_problems(self._problems(split), [tiny.problem for tiny in made])
+
+    def __call__(self, name: str, seed: int, **sets: Any) -> list[Figures]:
+        """Rows of its metrics.jsonl; for a run that ended with an error those until then."""
+        output = self._folder / f"{name}-{seed}"
+        done, metrics = output / "done", output / "metrics.jsonl"
+        if not done.exists():
+            fixed = {
+                "output": output,
+                "problems.path": self._problems("train"),
+                "held_out.path": self._problems("test"),
+                "seed": seed,
+                "steps": STEPS,
+                "eval_every": STEPS,
+                "save_every": 0,
+            }
+            command = [sys.executable, "-m", "mmprm", "rl", "--config", str(ROOT / "configs" / "rl" / "tiny.yaml")]
+            values = {**fixed, "trainer.optimisation.learning_rate": RATE, **sets}
+            command += [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
+            ended = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            assert metrics.exists(), ended.stderr[-2000:]
+            done.write_text(f"{ended.returncode}\n{ended.stderr[-2000:]}")
+        return [json.loads(line) for line in metrics.read_text().splitlines()]
+
+    def _problems(self, split: str) -> Path:
+        return self._folder / f"{split}.jsonl"
+
+
+def rloo_outcome(runs: Runs) -> Figures:
+    found = [_evaluations(runs("rloo", seed)) for seed in SEEDS]
+    before, after = ([each[place]["pass_at_1"] for each in found] for place in (0, -1))
+    gains = [after - before for before, after in zip(before, after, strict=True)]
+    return {"before": median(before), "after": median(after), "min_gain": min(gains), "gains": gains, "steps": STEPS}
+
+
+def cpgd_outcome(runs: Runs) -> Figures:
+    def trial(surrogate: str, rate: float) -> list[list[Figures]]:
+        sets = {
+            "trainer.loss.surrogate": surrogate,
+            "batch.updates": UPDATES,
+            "trainer.optimisation.learning_rate": rate,
+        }
+        return [_evaluations(runs(f"{surrogate}-{rate:g}", seed, **sets)) for seed in SEEDS]
+
+    trials: dict[str, dict[str, list[float]]] = {}
+    collapsed = {}
+    for rate in RATES:
+        pair = {surrogate: trial(surrogate, rate) for surrogate in ("ppo_clip", "cpgd")}
+        trials[f"{rate:g}"] = {name: [each[-1]["pass_at_1"] for each in found] for name, found in pair.items()}
+        collapsed = {name: sum(map(_collapsed, found)) for name, found in pair.items()}
+        if collapsed["ppo_clip"] >= 2:
+            break
+    first = {surrogate: trial(surrogate, RATES[0]) for surrogate in ("ppo_clip", "cpgd")}
+    ends = {name: [each[-1] for each in found] for name, found in first.items()}
+    return {
+        "cpgd": median(end["pass_at_1"] for end in ends["cpgd"]),
+        "rloo": median(end["pass_at_1"] for end in ends["ppo_clip"]),
+        "rloo_low": median(end["pass_at_1_low"] for end in ends["ppo_clip"]),
+        "collapsed_cpgd": collapsed["cpgd"],
+        "collapsed_ppo_clip": collapsed["ppo_clip"],
+        "learning_rate": rate,
+        "trials": trials,
+    }
+
+
+def prm_speedup(runs: Runs) -> Figures:
+    """The first evaluation that reaches the final accuracy of outcome alone; none: no speed-up to tell."""
+    outcome = [_evaluations(runs("every5", seed, eval_every=5)) for seed in SEEDS]
+    process = {"eval_every": 5, "process.scorer.prm": PRM}
+    both = [_evaluations(runs("process", seed, **process)) for seed in SEEDS]
+    ratios = []
+    for alone, helped in zip(outcome, both, strict=True):
+        goal = alone[-1]["pass_at_1"]
+        steps = [next((row["step"] for row in rows if row["pass_at_1"] >= goal), None) for rows in (alone, helped)]
+        ratios.append(None if steps[1] is None else steps[0] / steps[1])
+    return {
+        "ratios": ratios,
+        "outcome": [[row["pass_at_1"] for row in rows] for rows in outcome],
+        "outcome_and_process": [[row["pass_at_1"] for row in rows] for rows in both],
+    }
+
+
+def overhead(runs: Runs) -> Figures:
+    return {"share": median(row["overhead"] for row in _steps(runs))}
+
+
+def sync(runs: Runs) -> Figures:
+    return {"share": median(row["seconds_sync"] / row["seconds"] for row in _steps(runs))}
+
+
+def _steps(runs: Runs) -> Iterator[Figures]:
+    for seed in SEEDS:
+        yield from (row for row in runs("rloo", seed) if row["kind"] == "train")
+
+
+def _evaluations(rows: list[Figures]) -> list[Figures]:
+    return [row for row in rows if row["kind"] == "eval"]
+
+
+def _collapsed(evaluations: list[Figures]) -> bool:
+    """A run that ended with an error has no last evaluation."""
+    before, after = evaluations[0]["pass_at_1"], evaluations[-1]["pass_at_1"]
+    return evaluations[-1]["step"] < STEPS or math.isnan(after) or after < before / 2
+
+
+PARTS: dict[str, Callable[[Runs], Figures]] = {
+    "rloo_outcome": rloo_outcome,
+    "overhead": overhead,
+    "sync": sync,
+    "prm_speedup": prm_speedup,
+    "cpgd_outcome": cpgd_outcome,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS, help="measure these, keep the other figures")
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench-rl", help="folder of the runs")
+    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "rl.json")
+    arguments = parser.parse_args()
+    runs = Runs(arguments.work)
+    details_path = arguments.out.with_name(f"{arguments.out.stem}_details.json")
+    results, details = (json.loads(p.read_text()) if p.exists() else {} for p in (arguments.out, details_path))
+    for name in arguments.only:
+        results[name] = details[name] = PARTS[name](runs)
+        details["bars"] = {key: BARS[key][0] for key in PARTS if key in results}
+        details["met"] = {key: bool(BARS[key][1](results[key])) for key in PARTS if key in results}
+        details["machine"] = (
+            f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+        )
+        for path, figures in ((arguments.out, results), (details_path, details)):
+            path.write_text(json.dumps(figures, indent=2) + "\n")
+        print(json.dumps({name: results[name]}, indent=2), "met" if details["met"][name] else "MISSED", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Who may ask which engine, and when: the queue before the engines of a RolloutPool."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from mmprm.errors import EngineStoppedError
+
+
+@dataclass(slots=True, eq=False)
+class Seat:
+    """The place of one engine. `actor` is None while there is none in it."""
+
+    name: str
+    actor: Any = None
+    responses: int = 0
+    """In flight."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    n: int
+    version: int
+    seat: asyncio.Future[Seat]
+
+
+class Seats:
+    """`room` responses fit an engine at once; `version` is that of the weights that all engines have."""
+
+    def __init__(self, seats: Sequence[Seat], room: int, version: int) -> None:
+        self.all, self.version = tuple(seats), version
+        self.failure: str | None = None
+        """Why nobody will get a seat any more."""
+        self._room = room
+        self._waiting: deque[_Waiting] = deque()
+        self._next: int | None = None
+        self._changing = False
+        self._idle = asyncio.Event()
+
+    async def take(self, n: int, version: int, first: bool = False) -> Seat:
+        """The least loaded engine, as soon as one has room for `n` responses: groups wait here and not in an engine, so
+        that whichever has room first can have them. Those whose engine died come `first`."""
+        waiting = _Waiting(n, version, asyncio.get_running_loop().create_future())
+        (self._waiting.appendleft if first else self._waiting.append)(waiting)
+        self.fill()
+        try:
+            return await waiting.seat
+        except asyncio.CancelledError:
+            if waiting.seat.done() and not waiting.seat.cancelled():
+                self.give_back(waiting.seat.result(), n)
+            raise
+
+    def give_back(self, seat: Seat, n: int) -> None:
+        seat.responses -= n
+        self.fill()
+
+    def fail(self, reason: str) -> None:
+        self.failure = reason
+        self.fill()
+
+    def fill(self) -> None:
+        """Give seats to those who wait, in their order."""
+        while self._waiting and not self._changing:
+            waiting = self._waiting[0]
+            if waiting.seat.done():
+                pass
+            elif self.failure is not None:
+                waiting.seat.set_exception(EngineStoppedError(self.failure))
+            elif waiting.version == self._next:
+                break
+            elif waiting.version != self.version:
+                message = f"version {waiting.version} is asked for, and the engines have {self.version}"
+                waiting.seat.set_exception(AssertionError(message))
+            elif (seat := self._roomiest(waiting.n)) is not None:
+                seat.responses += waiting.n
+                waiting.seat.set_result(seat)
+            else:
+                break
+            self._waiting.popleft()
+        if self._is_idle():
+            self._idle.set()
+
+    @asynccontextmanager
+    async def change_to(self, version: int) -> AsyncIterator[None]:
+        """The block runs once everybody has had their responses by the present version, and who asks for the new one
+        waits until it ends."""
+        assert self._next is None, "one change at a time"
+        self._next = version
+        try:
+            while not self._is_idle():
+                self._idle.clear()
+                await self._idle.wait()
+            self._changing = True
+            yield
+            self.version = version
+        finally:
+            self._next, self._changing = None, False
+            self.fill()
+
+    def _is_idle(self) -> bool:
+        """Nobody waits for or is getting responses by the present version."""
+        present = self.version if self.version != self._next else None
+        waiting = any(each.version == present and not each.seat.done() for each in self._waiting)
+        return not waiting and not any(seat.responses for seat in self.all)
+
+    def _roomiest(self, n: int) -> Seat | None:
+        occupied = [seat for seat in self.all if seat.actor is not None]
+        seat = min(occupied, key=lambda seat: seat.responses, default=None)
+        return seat if seat and seat.responses + n <= max(n, self._room) else None

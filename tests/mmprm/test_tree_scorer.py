@@ -1,0 +1,78 @@
+"""Solutions of a problem scored as one tree: the scores of separate sequences."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mmprm.errors import DataError
+from mmprm.prm.info import PrmTokens
+from mmprm.prm.model import initialise_prm, save_prm
+from mmprm.scoring.config import ScorerConfig
+from mmprm.scoring.transformers_scorer import TransformersScorer
+from mmprm.types import Solution
+from tests.backbones import BACKBONES, tiny_solutions, write_backbone
+
+
+def beams(name: str) -> list[Solution]:
+    """Eight solutions of each of three problems, mixed up; one twice."""
+    found = []
+    for solution in tiny_solutions(name, 3):
+        steps = solution.steps
+        tails = [(f"{steps[-1][:-1]}{digit}",) for digit in range(4)]
+        paths = [steps, *((*steps[:-1], *tail) for tail in tails), *((*steps[:1], *tail) for tail in tails[:2]), steps]
+        found += [replace(solution, steps=path) for path in paths]
+    return found[::3] + found[1::3] + found[2::3]
+
+
+def scorers(folder: Path, **config: object) -> list[TransformersScorer]:
+    return [TransformersScorer(ScorerConfig(prm=str(folder), share_prefixes=s, **config)) for s in (False, True)]
+
+
+@pytest.fixture(scope="module", params=BACKBONES)
+def name(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(name)
+    save_prm(folder / "prm", initialise_prm(str(write_backbone(name, folder / "base")), PrmTokens()))
+    return folder / "prm"
+
+
+@pytest.mark.parametrize("batch_tokens", [16384, 120])
+def test_equal_to_separate_sequences(name: str, folder: Path, batch_tokens: int) -> None:
+    """Also where the budget cuts every tree."""
+    solutions = beams(name)
+    separate, shared = (scorer.score(solutions) for scorer in scorers(folder, batch_tokens=batch_tokens))
+    assert [len(each.scores) for each in shared] == [len(solution.steps) for solution in solutions]
+    flat = [score for each in separate for score in each.scores]
+    assert [score for each in shared for score in each.scores] == pytest.approx(flat, abs=1e-5)
+    assert max(flat) - min(flat) > 1e-3
+
+
+def test_every_family(tmp_path: Path) -> None:
+    """What is read is the format's affair: before a placeholder, with the question in a turn of its own."""
+    base = write_backbone("qwen2_5_vl", tmp_path / "base")
+    save_prm(tmp_path / "prm", initialise_prm(str(base), PrmTokens()))
+    (tmp_path / "prm" / "prm.json").unlink()
+    solutions = [replace(each, problem=replace(each.problem, pictures=())) for each in beams("llama")]
+    for family in ("visualprm", "rlhflow"):
+        separate, shared = (scorer.score(solutions) for scorer in scorers(tmp_path / "prm", format=family))
+        for ours, theirs in zip(shared, separate, strict=True):
+            assert ours.scores == pytest.approx(theirs.scores, abs=1e-5)
+
+
+def test_too_long(name: str, folder: Path) -> None:
+    (solution,) = tiny_solutions(name, 1)
+    long = replace(solution, steps=solution.steps * 100)
+    refusing, cutting = scorers(folder)[1], scorers(folder, too_long="cut")
+    with pytest.raises(DataError, match="the PRM reads at most"):
+        refusing.score([solution, long])
+    separate, shared = (scorer.score([solution, long]) for scorer in cutting)
+    assert [len(each.scores) for each in shared] == [len(each.scores) for each in separate]
+    assert shared[1].scores == pytest.approx(separate[1].scores, abs=1e-5)
+    assert refusing.score([]) == []
