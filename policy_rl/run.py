@@ -84,6 +84,7 @@ def _start_trainer(config: RLConfig, total: int) -> TrainerGroup:
         total * config.batch.updates,
         config.has_critic,
         share,
+        config.engine.max_pixels,
     )
 
 

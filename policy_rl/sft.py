@@ -22,7 +22,7 @@ from mmprm.config import Config
 from mmprm.errors import DataError
 from mmprm.prm.model import load_backbone, whole_folder
 from mmprm.prm.packing import use_block_masks, why_not_packed
-from mmprm.prm.task import CPU_WIDTH
+from mmprm.prm.task import CPU_ROW
 from mmprm.prm.tree_tokens import fill_rows
 from mmprm.problems import ProblemsConfig
 from mmprm.prompts import PromptConfig
@@ -197,10 +197,11 @@ def _width(config: SftConfig, backbone: Any, sizes: Sequence[Size], ranks: Ranks
         if ranks.is_main:
             print(f"packing={config.packing} becomes none for {type(backbone).__name__}: {why_not}", flush=True)
         return None
+    longest = max(size.tokens for size in sizes)
     if ranks.device.type == "cpu":
-        return CPU_WIDTH
+        return min(config.training.micro_batch_tokens, CPU_ROW * longest)
     use_block_masks(backbone)
-    return max(size.tokens for size in sizes)
+    return longest
 
 
 def _origin(config: SftConfig, samples: Sequence[Conversation]) -> dict[str, Any]:

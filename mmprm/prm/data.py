@@ -29,12 +29,15 @@ class Sample:
 
 
 def make_samples(examples: Sequence[LabelledExample], renderer: Renderer, config: TargetConfig) -> list[Sample]:
-    """Samples with at least one target, in order. What cannot be rendered raises DataError before training begins."""
+    """Samples with at least one target, in order, each up to its last one: the steps behind it would teach nothing.
+    What cannot be rendered raises DataError before training begins."""
     count, samples = TokenCount(renderer), []
     for example, targets in zip(examples, make_targets(examples, config), strict=True):
-        if any(value == value for value in targets.values):
-            solution = Solution(example.problem, example.path.steps)
-            samples.append(Sample(solution, targets.values, targets.weights, count(solution)))
+        labelled = [depth for depth, value in enumerate(targets.values, start=1) if value == value]
+        if labelled:
+            judged = slice(labelled[-1])
+            solution = Solution(example.problem, example.path.steps[judged])
+            samples.append(Sample(solution, targets.values[judged], targets.weights[judged], count(solution)))
     return samples
 
 

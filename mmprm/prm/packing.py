@@ -90,17 +90,12 @@ def pack_solutions(
     marked: Sequence[tuple[Ints, Ints]],
     most_tokens: int,
     shared: bool = True,
-    steps: Sequence[int] | None = None,
 ) -> list[PackedTree]:
     """Trees of at most `most_tokens` tokens, a longer solution alone; without `shared` each solution is its own tree.
 
-    Solution i has the tokens and places `marked[i]` and is judged after its first `steps[i]` steps, by default after
-    all; what follows the last one is left out.
+    Solution i has the tokens and places `marked[i]`; what follows its last place is left out.
     """
-    paths, places = [], []
-    for number, (ids, found) in enumerate(marked):
-        places.append(found[: None if steps is None else steps[number]])
-        paths.append(ids[: places[-1][-1] + 1])
+    paths = [ids[: places[-1] + 1] for ids, places in marked]
     groups: dict[Hashable, list[int]] = {}
     for number, solution in enumerate(solutions):
         groups.setdefault(solution.problem if shared else number, []).append(number)
@@ -109,7 +104,7 @@ def pack_solutions(
         for part in cut_at_subtrees([paths[number] for number in group], most_tokens):
             members = tuple(sorted(group[number] for number in part))
             tree = token_tree([paths[member] for member in members])
-            reads = (stands[places[member]] for member, stands in zip(members, tree.places_PL, strict=True))
+            reads = (stands[marked[member][1]] for member, stands in zip(members, tree.places_PL, strict=True))
             longest = max(members, key=lambda member: len(paths[member]))
             trees.append(PackedTree(members, solutions[longest], tree, tuple(reads)))
     return trees

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -27,8 +26,8 @@ from mmprm.training.engine import Engine
 
 Packing = Literal["none", "samples", "trees"]
 
-CPU_WIDTH = 192
-"""Tokens of packed rows on CPU, where each row costs the square of its length: the mask there is dense."""
+CPU_ROW = 3
+"""Longest samples that fill a packed row on CPU, where a row costs the square of its length: the mask is dense."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +77,7 @@ class PackedRows:
     its own.
 
     Labels belong to samples: where two samples of a tree have a label at the same node, both count, as in rows of their
-    own. What follows a sample's last target is left out.
+    own.
     """
 
     def __init__(
@@ -91,9 +90,8 @@ class PackedRows:
         shared: bool,
     ) -> None:
         self._samples, self._form, self._model = samples, form, model
-        steps = [1 + int(np.flatnonzero(~np.isnan(sample.targets))[-1]) for sample in samples]
         marks, solutions = Marks(form), [sample.solution for sample in samples]
-        trees = pack_solutions(solutions, [marks(solution) for solution in solutions], most_tokens, shared, steps)
+        trees = pack_solutions(solutions, [marks(solution) for solution in solutions], most_tokens, shared)
         # Trees of equal length come to stand together in a row: let them not always be of one problem.
         random.Random(0).shuffle(trees)
         lengths = [len(tree.tokens) for tree in trees]
@@ -107,8 +105,8 @@ class PackedRows:
         labels: list[tuple[int, float, float]] = []
         for tree, reads in zip((tree for row in chosen for tree in row), packed.reads, strict=True):
             for member, places in zip(tree.members, reads, strict=True):
-                sample, judged = self._samples[member], len(places)
-                steps = zip(places.tolist(), sample.targets[:judged], sample.weights[:judged], strict=True)
+                sample = self._samples[member]
+                steps = zip(places.tolist(), sample.targets, sample.weights, strict=True)
                 labels += [step for step in steps if step[1] == step[1]]
         marker_N, target_N, weight_N = map(torch.tensor, zip(*labels, strict=True))
         return Batch(packed.inputs, marker_N, target_N, weight_N, packed.end_BT)
@@ -125,8 +123,11 @@ def make_rows(
     """Rows of at most `micro_batch_tokens`, a longer sample alone. Packed rows need a backbone that can read them."""
     if packing == "none":
         return PathRows(samples, form)
-    width = None if device.type == "cuda" else CPU_WIDTH
-    return PackedRows(samples, form, backbone.model, micro_batch_tokens, width, packing == "trees")
+    most_tokens, width = micro_batch_tokens, None
+    if device.type != "cuda":
+        longest = max((sample.length for sample in samples), default=0)
+        most_tokens = width = min(micro_batch_tokens, CPU_ROW * longest)
+    return PackedRows(samples, form, backbone.model, most_tokens, width, packing == "trees")
 
 
 class PrmTask:

@@ -53,7 +53,8 @@ def micro_batches(
         half = len(groups[place]) // 2
         groups[place : place + 1] = [groups[place][:half], groups[place][half:]]
     planned = [MicroBatch(tuple(group)) for group in groups]
-    planned += [MicroBatch(planned[-1].samples[-1:], filler=True)] * (-len(planned) % ranks)
+    while len(planned) % ranks:
+        planned.append(MicroBatch(planned[-1].samples[-1:], filler=True))
     return list(zip(*[iter(planned)] * ranks, strict=True))
 
 

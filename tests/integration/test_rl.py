@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +28,10 @@ def sets(tmp_path_factory: pytest.TempPathFactory, policy_folder: Path) -> list[
     read."""
     folder = tmp_path_factory.mktemp("problems")
     train = [tiny.problem for tiny in make_problems(14, seed=0, split="train")]
+    train.append(replace(make_problems(15, seed=0, split="train")[-1].problem, answer="\\frac{"))
     write_problems(folder / "train.jsonl", train)
     with (folder / "train.jsonl").open("a") as file:
         file.write(json.dumps({"id": "long", "question": "red + " * 1500 + "red = ?", "answer": "1"}) + "\n")
-        file.write(json.dumps({"id": "gold", "question": "2 + 3 = ?", "answer": "\\frac{"}) + "\n")
     write_problems(folder / "test.jsonl", [tiny.problem for tiny in make_problems(8, seed=0, split="test")])
     values: dict[str, Any] = {
         "problems.path": folder / "train.jsonl",
@@ -88,7 +89,7 @@ def test_it_stops_when_asked_and_goes_on(tmp_path: Path, sets: list[str]) -> Non
     assert [line["step"] for line in lines_of(output) if line["kind"] == "eval"] == [0, 8]
     # 32 draws of 16 problems: each twice.
     assert sum(line["dropped_refused"] for line in train) == 2
-    assert sum(line["dropped_unknown"] for line in train) >= 8
+    assert sum(line["dropped_unknown"] for line in train) >= 4, "of 8; without an answer it is wrong"
     for line in train:
         assert line["mismatch_absolute"] < 0.05, "the engine has the trainer's weights"
         assert line["updates"] == 2

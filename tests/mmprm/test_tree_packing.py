@@ -7,22 +7,22 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from mmprm.prm.data import Sample
+from mmprm.labels.parquet import LabelledExample
+from mmprm.prm.data import Sample, make_samples
 from mmprm.prm.format import Renderer
 from mmprm.prm.formats import Format, OwnFormat
 from mmprm.prm.info import PrmTokens
 from mmprm.prm.model import Prm, initialise_prm
 from mmprm.prm.packing import PACKED, Marks, use_block_masks, why_not_packed
-from mmprm.prm.targets import NO_TARGET
+from mmprm.prm.targets import NO_TARGET, TargetConfig
 from mmprm.prm.task import PackedRows, PathRows, PrmTask, Rows
 from mmprm.training.batches import micro_batches
-from mmprm.types import Problem, Solution
+from mmprm.types import Counts, LabelledPath, Problem, Solution
 from tests.backbones import BACKBONES, PICTURED, tiny_solutions, write_backbone
 
 CPU = torch.device("cpu")
@@ -241,12 +241,17 @@ def test_five_nodes_on_three_paths(tmp_path: Path) -> None:
 
 
 def test_what_follows_the_last_target_is_left_out(tmp_path: Path) -> None:
+    """In samples, whatever the packing; a packed row ends at the last marker, and the chat template's end is gone."""
     prm = initialise_prm(str(write_backbone("llama", tmp_path / "base")), PrmTokens())
-    long, short = (Solution(Problem("p", "?", ""), steps) for steps in (("a", "b", "c"), ("a",)))
-    samples = [Sample(long, (0.5, NO_TARGET, NO_TARGET), (1.0,) * 3, 50)]
-    ids, places = Marks(form_of(prm))(short)
-    assert packed(prm, samples, 100, 100).lengths == [places[-1] + 1]
-    assert np.array_equal(packed(prm, samples, 100, 100).collate([0]).inputs["input_ids"][0], ids[: places[-1] + 1])
+    problem, short = Problem("p", "?", ""), ("a", "b")
+    path = LabelledPath("p", (*short, "c", "d"), (None, Counts(1, 1), None, None), False)
+    (sample,) = make_samples([LabelledExample(problem, path, "train")], prm.renderer, TargetConfig())
+    assert (sample.solution.steps, sample.targets[1:], sample.weights) == (short, (0.5,), (1.0, 1.0))
+    ids, places = Marks(form_of(prm))(Solution(problem, short))
+    assert sample.length == len(ids)
+    rows = packed(prm, [sample], 100, 100)
+    assert rows.lengths == [places[-1] + 1] < [len(ids)]
+    assert rows.collate([0]).inputs["input_ids"][0].tolist() == ids[: places[-1] + 1].tolist()
 
 
 def test_pictured_backbones_are_among_them() -> None:

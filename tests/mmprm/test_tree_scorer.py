@@ -54,16 +54,13 @@ def test_equal_to_separate_sequences(name: str, folder: Path, batch_tokens: int)
     assert max(flat) - min(flat) > 1e-3
 
 
-def test_every_family(tmp_path: Path) -> None:
-    """What is read is the format's affair: before a placeholder, with the question in a turn of its own."""
+def test_another_family(tmp_path: Path) -> None:
+    """What is read is the format's affair: with rlhflow before a placeholder, each step in a turn of its own."""
     base = write_backbone("qwen2_5_vl", tmp_path / "base")
-    save_prm(tmp_path / "prm", initialise_prm(str(base), PrmTokens()))
-    (tmp_path / "prm" / "prm.json").unlink()
     solutions = [replace(each, problem=replace(each.problem, pictures=())) for each in beams("llama")]
-    for family in ("visualprm", "rlhflow"):
-        separate, shared = (scorer.score(solutions) for scorer in scorers(tmp_path / "prm", format=family))
-        for ours, theirs in zip(shared, separate, strict=True):
-            assert ours.scores == pytest.approx(theirs.scores, abs=1e-5)
+    separate, shared = (scorer.score(solutions) for scorer in scorers(base, format="rlhflow"))
+    for ours, theirs in zip(shared, separate, strict=True):
+        assert ours.scores == pytest.approx(theirs.scores, abs=1e-5)
 
 
 def test_too_long(name: str, folder: Path) -> None:
@@ -75,4 +72,4 @@ def test_too_long(name: str, folder: Path) -> None:
     separate, shared = (scorer.score([solution, long]) for scorer in cutting)
     assert [len(each.scores) for each in shared] == [len(each.scores) for each in separate]
     assert shared[1].scores == pytest.approx(separate[1].scores, abs=1e-5)
-    assert refusing.score([]) == []
+    assert refusing.score([]) == cutting[1].score([]) == []
