@@ -82,7 +82,7 @@ def test_cpgd_recipe(data: Path, tmp_path: Path) -> None:
 
 def test_vision_r1_recipe_in_two_stages(data: Path, tmp_path: Path) -> None:
     """The RL stage samples from what the cold start left; a second call finds both finished."""
-    first = sets(SMALL_SFT, "base=tiny", f"data.path={data / 'train.jsonl'}", stage="1.")
+    first = sets(SMALL_SFT, "base=tiny", "packing=none", f"data.path={data / 'train.jsonl'}", stage="1.")
     schedule = "schedule=[{steps: 1, group_size: 4, max_tokens: 32}, {steps: 1, group_size: 2, max_tokens: 48}]"
     second = sets(SMALL_RL, f"problems.path={data / 'train.jsonl'}", schedule, stage="2.")
     call = [
