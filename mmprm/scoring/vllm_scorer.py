@@ -53,7 +53,10 @@ class VllmScorer:
         return self._score(fitted)
 
     def close(self) -> None:
-        self._llm.llm_engine.engine_core.shutdown()
+        # vLLM's own ending also takes down process-wide state, under any other engine of this process.
+        engine = self._llm.llm_engine
+        engine.engine_core._finalizer.detach()
+        engine.model_executor.shutdown()
         del self._llm
         gc.collect()
 

@@ -21,6 +21,7 @@ from policy_rl.rollout_actor import RolloutEngine
 from policy_rl.rollouts import RolloutConfig, RolloutPool, rollout_seed
 from policy_rl.types import Group, Response
 from policy_rl.weights import FileTransfer, ModelWeights, Published, WeightsConfig, probe_logprobs
+from tests.backbones import BACKBONES, PICTURED, write_backbone
 
 pytestmark = pytest.mark.integration
 
@@ -50,8 +51,9 @@ def trainer_logprobs(model, processor, problem: Problem, response: Response, ban
     """What the trainer makes of exactly these tokens: temperature and bans as in sampling."""
     from mmprm.problems import open_picture
 
-    pictures = [open_picture(picture) for picture in problem.pictures] or None
-    inputs = processor(text=[render(processor, problem, "", PLAIN)], images=pictures, return_tensors="pt")
+    text = [render(processor, problem, "", PLAIN)]
+    pictures = {"images": [open_picture(picture) for picture in problem.pictures]} if problem.pictures else {}
+    inputs = dict(processor(text=text, **pictures, return_tensors="pt"))
     ids_1T = torch.cat([inputs.pop("input_ids"), torch.tensor([response.token_ids])], dim=1)
     inputs.pop("attention_mask")
     if "mm_token_type_ids" in inputs:
@@ -216,6 +218,29 @@ async def test_a_reloaded_engine_equals_a_fresh_one(policy_folder, tmp_path, dty
         engine._sampler.close()
     assert answers[0] == answers[1]
     assert distance(answers[0], published) < (1e-3 if dtype == "float32" else 0.5)
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+async def test_every_backbone_takes_new_weights(tmp_path, name):
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+
+    folder = write_backbone(name, tmp_path / "model")
+    problem = PROBLEMS[0] if name in PICTURED else replace(PROBLEMS[0], pictures=())
+    model_class = AutoModelForImageTextToText if name in PICTURED else AutoModelForCausalLM
+    model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
+    engine = RolloutEngine()
+    config = EngineConfig(model=str(folder), dtype="float32", kv_cache_gib=0.1)
+    probe, banned = await engine.start(config, SAMPLING, PLAIN, {})
+    try:
+        assert bool(banned) == (name in PICTURED)
+        change(model, size=0.5)
+        published = publish(model, tmp_path / "new", 1, probe)
+        assert distance(await engine.load(published), published) < 1e-3
+        response = (await engine.sample(problem, 1, 0, 1)).responses[0]
+        ours = trainer_logprobs(model, AutoProcessor.from_pretrained(folder), problem, response, banned)
+        assert response.logprobs == pytest.approx(ours, abs=3e-3)
+    finally:
+        engine._sampler.close()
 
 
 async def test_an_engine_in_processes_of_its_own(policy_folder, tmp_path):
