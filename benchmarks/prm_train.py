@@ -173,8 +173,7 @@ def _trl(folder: Path, batch: int, accumulate: int, steps: int, rate: float, ord
     separator = read_info(folder / "trl").tokens.marker
     command = [sys.executable, str(Path(__file__).parent / "trl_prm.py"), str(folder / "export" / "train.jsonl")]
     command += [str(folder / "trl"), separator, *map(str, (batch, accumulate, steps, rate, order))]
-    ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    environment = {name: value for name, value in os.environ.items() if name not in ranks}
+    environment = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}  # of an engine in here
     environment |= {"PYTHONPATH": str(TRL), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,18 +42,16 @@ class Ranks:
 
 def join_ranks() -> Ranks:
     """Join the group that torchrun's environment describes, or form one of this process alone. May be called again."""
-    if "RANK" not in os.environ:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update(alone)
     cuda = torch.cuda.is_available()
+    backend = "nccl" if cuda else "gloo"
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         import deepspeed
 
-        deepspeed.init_distributed(dist_backend="nccl" if cuda else "gloo", verbose=False)
+        if "RANK" not in os.environ:  # without the environment's keys, so that child processes do not inherit a rank
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     return Ranks(dist.get_rank(), dist.get_world_size(), device)

@@ -232,3 +232,8 @@ def test_a_bad_step_leaves_no_trace(stage: int, offload: str, precision: str) ->
     for name, tensor in weights.items():
         assert torch.equal(tensor, expected[name]), name
         assert not torch.equal(tensor, start[name]), name
+
+
+def test_a_process_alone_leaves_no_rank_to_its_children() -> None:
+    assert join_ranks() == join_ranks()
+    assert not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} & set(os.environ)
