@@ -34,7 +34,10 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for depth in range(1, 7):
             path = steps[:depth] if depth % 2 else (*steps[: depth - 1], "12-3=9", "blue=4")
             prefixes = [path[:length] for length in range(1, len(path) + 1)]
-            counts = tuple(None if prefix in labelled else Counts(rng.randrange(9), 8) for prefix in prefixes)
+            right = (rng.randrange(9) for _ in prefixes)
+            counts = tuple(
+                None if prefix in labelled else Counts(r, 8 - r) for prefix, r in zip(prefixes, right, strict=True)
+            )
             labelled |= set(prefixes)
             split = "dev" if place >= 10 else "train"
             examples.append(LabelledExample(tiny.problem, LabelledPath(tiny.problem.id, path, counts, False), split))
@@ -83,7 +86,9 @@ def test_two_ranks_train_as_one(separate: Path, random_policy_folder: Path, labe
         values = settings(random_policy_folder, labels, tmp_path / name, "trees", **training)
         (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(values))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(Path(__file__).with_name("train_worker.py")), *(str(tmp_path / f"{name}.yaml") for name in runs)]
+    jobs = tmp_path / "jobs.json"
+    jobs.write_text(json.dumps([{"config": str(tmp_path / f"{name}.yaml")} for name in runs]))
+    command += [str(Path(__file__).with_name("train_worker.py")), str(jobs)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     for name in runs:
