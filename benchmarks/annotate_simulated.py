@@ -252,7 +252,7 @@ def growth(profile: Path, folder: Path) -> dict:
     by_states = {}
     sampler, grader = SimulatedSampler(Profile((0.5,), ((5,) * 12,))), SymbolicGrader()
     for states in (100, 1000, 10_000):
-        config = SearchConfig(max_searches=10**6, max_rollouts=7 * states)
+        config = SearchConfig(max_searches=10**6, max_rollouts=20 * states)
         roll = Roller(Problem("p", "question", "1"), sampler, grader, "tags", 0, [], lambda batch: None)
         begun = time.perf_counter()
         tree = asyncio.run(search(Problem("p", "question", "1"), roll, config)).tree

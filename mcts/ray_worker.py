@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -107,11 +107,13 @@ class RayWorkers:
         gpus_each = self._config.engine.tensor_parallel_size if resources.get("GPU") else 0
         self._bind_core = not gpus_each and self._config.engine.cores is None
         self._bundle = {"CPU": 1, "GPU": gpus_each} if gpus_each else {"CPU": 1}
-        fitting = int(resources["GPU"] // gpus_each) if gpus_each else int(resources["CPU"])
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        kind, each = ("GPU", gpus_each) if gpus_each else ("CPU", 1)
+        fitting = sum(int(machine.get(kind, 0) // each) for machine in machines)  # no engine spans two machines
         self.count = self._config.workers or fitting
         if not fitting:
-            gpus = int(resources["GPU"])
-            raise SetupError(f"engine.tensor_parallel_size={gpus_each} must be at most {gpus}, the GPUs that Ray has")
+            gpus = int(max(machine.get("GPU", 0) for machine in machines))
+            raise SetupError(f"engine.tensor_parallel_size={gpus_each} must be at most {gpus}, the GPUs of one machine")
         if self.count > fitting:
             raise SetupError(
                 f"workers={self.count} must be at most {fitting}: each takes "
@@ -149,7 +151,11 @@ class RayWorkers:
 async def _answer(reference: Awaitable[Any]) -> Any:
     try:
         return await reference
-    except RayActorError as error:
+    except (
+        RayActorError,
+        NodeDiedError,
+        ObjectLostError,
+    ) as error:  # the last two: a report that died with its machine
         raise WorkerDiedError(str(error)) from error
     except RayTaskError as error:
         if isinstance(error.cause, (MmprmError, WorkerDiedError)):

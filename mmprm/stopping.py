@@ -29,7 +29,8 @@ class StoppingRule(Config):
     surprise: float = Field(0.1, ge=0, le=1)
     """Probability that the value of a sound state has nothing to do with that of the sound state before it."""
     width: float = Field(0.17, ge=0, lt=0.5)
-    """A value is narrow enough when the standard deviation of its Beta posterior is below this."""
+    """A value is narrow enough when the standard deviation of its Beta posterior is below this. The first batches that
+    the default `doubt` asks for are; smaller widths buy narrower labels with further batches."""
     batch: int = Field(4, ge=1)
     """Rollouts of each further batch."""
     shared: int | None = Field(7, ge=2)
