@@ -49,7 +49,7 @@ bench-annotate: setup
 bench-prm: trl
 	$(BIN)/python benchmarks/prm.py
 
-bench-rl: setup
+bench-rl: trl
 	$(BIN)/python benchmarks/rl.py
 
 clean:

@@ -5,6 +5,7 @@ tree_packing   distinct labels trained a second with trees as sequences over one
 score          steps scored a second: vLLM over transformers one at a time and in batches; shared prefixes over none
 serve          a service under load: errors, and whether its scores are those of the scorer itself
 search         beam search and best-of-N at equal generated tokens on the tiny world
+demo           the demo's own figures: F1 of first errors, accuracy, seconds of training
 
 It stands on a demo run (`make demo`): its labels, its trees and its PRM, whose own figures are in its summary. Ratios
 are medians of several rounds, lowest and highest beside them; all else stands in prm_details.json.
@@ -50,6 +51,14 @@ BARS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         lambda r: r["clients"] == 64 and r["requests"] >= 2000 and not r["errors"] and r["equal"],
     ),
     "search": ("reported", lambda r: True),
+    "demo": (
+        "prm_step_f1 0.904 and accuracy.prm 0.758 within the interval, seconds_train below 35.4",
+        lambda r: (
+            r["prm_step_f1"]["low"] <= 0.904 <= r["prm_step_f1"]["high"]
+            and r["accuracy.prm"]["low"] <= 0.758 <= r["accuracy.prm"]["high"]
+            and r["seconds_train"] < 35.4
+        ),
+    ),
 }
 KEYS = {
     "train_vs_trl": ("ratio", "max_loss_diff"),
@@ -140,12 +149,23 @@ def search(demo: Path, problems: int = 200) -> Figures:
     }
 
 
+def demo_figures(demo: Path) -> Figures:
+    """At the largest N, as they stand in the demo's summary; nothing is run."""
+    summary = json.loads((demo / "summary.json").read_text())
+    return {
+        "prm_step_f1": summary["first_error"]["f1"],
+        "accuracy.prm": summary["accuracy_at_n"][str(summary["accuracy_n"])]["prm"],
+        "seconds_train": summary["seconds"]["train"],
+    }
+
+
 PARTS: dict[str, Callable[[Path], Figures]] = {
     "train_vs_trl": train_vs_trl,
     "tree_packing": tree_packing,
     "score": score,
     "serve": serve,
     "search": search,
+    "demo": demo_figures,
 }
 
 

@@ -6,6 +6,7 @@ cpgd_outcome   CPGD and RLOO with PPO clip at eight updates a rollout: pass@1, a
 prm_speedup    steps that outcome alone needs to its final accuracy over those that outcome and process need
 overhead       share of a step outside generation, scoring, forward, backward and optimizer
 sync           share of a step that the transfer of weights takes
+vs_trl         seconds of a step, and of forward, backward and optimizer alone, over those of TRL's RLOO trainer
 
 Each run is `mmprm rl` with configs/rl/tiny.yaml and other keys, in a process of its own; its metrics.jsonl is kept
 below the working folder, and a benchmark that was stopped goes on with the runs that are missing. prm_speedup takes the
@@ -21,6 +22,7 @@ import os
 import platform
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
@@ -34,9 +36,13 @@ PRM = ROOT / "runs" / "demo" / "train" / "prm"
 SEEDS = (0, 1, 2)
 HELD_OUT = 300
 STEPS = 40
+EVERY = 5
+"""Steps between evaluations where their number is asked for."""
 RATE = 3e-4
 UPDATES = 8
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+MANY_UPDATES_RATE = 1e-4
+"""With UPDATES updates a rollout."""
+RATES = (1e-3, 3e-3, 1e-2)
 """Of the trials of stability, each with all seeds, until PPO clip collapses in two of them."""
 
 Figures = dict[str, Any]
@@ -49,6 +55,10 @@ BARS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "prm_speedup": ("reported; aim 1.5", lambda r: True),
     "overhead": ("share at most 0.10", lambda r: r["share"] <= 0.10),
     "sync": ("share at most 0.05", lambda r: r["share"] <= 0.05),
+    "vs_trl": (
+        "ratio at most 0.25, update_ratio at most 1.0",
+        lambda r: r["ratio"] <= 0.25 and r["update_ratio"] <= 1.0,
+    ),
 }
 
 
@@ -58,10 +68,10 @@ class Runs:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         for split, count, seed in (("train", 3200, 50), ("test", HELD_OUT, 3000)):
-            if not self._problems(split).exists():
+            if not self.problems(split).exists():
                 folder.mkdir(parents=True, exist_ok=True)
                 made = make_problems(count, seed, split)
-                write_problems(self._problems(split), [tiny.problem for tiny in made])
+                write_problems(self.problems(split), [tiny.problem for tiny in made])
 
     def __call__(self, name: str, seed: int, **sets: Any) -> list[Figures]:
         """Rows of its metrics.jsonl; for a run that ended with an error those until then."""
@@ -70,8 +80,8 @@ class Runs:
         if not done.exists():
             fixed = {
                 "output": output,
-                "problems.path": self._problems("train"),
-                "held_out.path": self._problems("test"),
+                "problems.path": self.problems("train"),
+                "held_out.path": self.problems("test"),
                 "seed": seed,
                 "steps": STEPS,
                 "eval_every": STEPS,
@@ -85,12 +95,12 @@ class Runs:
             done.write_text(f"{ended.returncode}\n{ended.stderr[-2000:]}")
         return [json.loads(line) for line in metrics.read_text().splitlines()]
 
-    def _problems(self, split: str) -> Path:
+    def problems(self, split: str) -> Path:
         return self._folder / f"{split}.jsonl"
 
 
 def rloo_outcome(runs: Runs) -> Figures:
-    found = [_evaluations(runs("rloo", seed)) for seed in SEEDS]
+    found = [_evaluations(each) for each in _rloo(runs)]
     before, after = ([each[place]["pass_at_1"] for each in found] for place in (0, -1))
     gains = [after - before for before, after in zip(before, after, strict=True)]
     return {"before": median(before), "after": median(after), "min_gain": min(gains), "gains": gains, "steps": STEPS}
@@ -99,26 +109,28 @@ def rloo_outcome(runs: Runs) -> Figures:
 def cpgd_outcome(runs: Runs) -> Figures:
     def trial(surrogate: str, rate: float) -> list[list[Figures]]:
         sets = {
+            "advantage.estimator": {"ppo_clip": "rloo", "cpgd": "cpgd"}[surrogate],
             "trainer.loss.surrogate": surrogate,
             "batch.updates": UPDATES,
             "trainer.optimisation.learning_rate": rate,
         }
         return [_evaluations(runs(f"{surrogate}-{rate:g}", seed, **sets)) for seed in SEEDS]
 
+    pair = {name: [each[-1] for each in trial(name, MANY_UPDATES_RATE)] for name in ("ppo_clip", "cpgd")}
     trials: dict[str, dict[str, list[float]]] = {}
-    collapsed = {}
     for rate in RATES:
-        pair = {surrogate: trial(surrogate, rate) for surrogate in ("ppo_clip", "cpgd")}
-        trials[f"{rate:g}"] = {name: [each[-1]["pass_at_1"] for each in found] for name, found in pair.items()}
-        collapsed = {name: sum(map(_collapsed, found)) for name, found in pair.items()}
+        found = {"ppo_clip": trial("ppo_clip", rate)}
+        collapsed = {"ppo_clip": sum(map(_collapsed, found["ppo_clip"])), "cpgd": 0}
+        if collapsed["ppo_clip"] >= 2:
+            found["cpgd"] = trial("cpgd", rate)
+            collapsed["cpgd"] = sum(map(_collapsed, found["cpgd"]))
+        trials[f"{rate:g}"] = {name: [each[-1]["pass_at_1"] for each in ended] for name, ended in found.items()}
         if collapsed["ppo_clip"] >= 2:
             break
-    first = {surrogate: trial(surrogate, RATES[0]) for surrogate in ("ppo_clip", "cpgd")}
-    ends = {name: [each[-1] for each in found] for name, found in first.items()}
     return {
-        "cpgd": median(end["pass_at_1"] for end in ends["cpgd"]),
-        "rloo": median(end["pass_at_1"] for end in ends["ppo_clip"]),
-        "rloo_low": median(end["pass_at_1_low"] for end in ends["ppo_clip"]),
+        "cpgd": median(end["pass_at_1"] for end in pair["cpgd"]),
+        "rloo": median(end["pass_at_1"] for end in pair["ppo_clip"]),
+        "rloo_low": median(end["pass_at_1_low"] for end in pair["ppo_clip"]),
         "collapsed_cpgd": collapsed["cpgd"],
         "collapsed_ppo_clip": collapsed["ppo_clip"],
         "learning_rate": rate,
@@ -128,8 +140,8 @@ def cpgd_outcome(runs: Runs) -> Figures:
 
 def prm_speedup(runs: Runs) -> Figures:
     """The first evaluation that reaches the final accuracy of outcome alone; none: no speed-up to tell."""
-    outcome = [_evaluations(runs("every5", seed, eval_every=5)) for seed in SEEDS]
-    process = {"eval_every": 5, "process.scorer.prm": PRM}
+    outcome = [_evaluations(each) for each in _rloo(runs)]
+    process = {"eval_every": EVERY, "process.scorer.prm": PRM}
     both = [_evaluations(runs("process", seed, **process)) for seed in SEEDS]
     ratios = []
     for alone, helped in zip(outcome, both, strict=True):
@@ -151,9 +163,21 @@ def sync(runs: Runs) -> Figures:
     return {"share": median(row["seconds_sync"] / row["seconds"] for row in _steps(runs))}
 
 
+def vs_trl(_: Runs) -> Figures:
+    """No run is kept: the two stand side by side."""
+    from rl_trl import step_vs_trl
+
+    with tempfile.TemporaryDirectory(prefix="mmprm-bench-") as folder:
+        runs = Runs(Path(folder))
+        return step_vs_trl(runs, runs.problems("train"), SEEDS, RATE)
+
+
 def _steps(runs: Runs) -> Iterator[Figures]:
-    for seed in SEEDS:
-        yield from (row for row in runs("rloo", seed) if row["kind"] == "train")
+    return (row for rows in _rloo(runs) for row in rows if row["kind"] == "train")
+
+
+def _rloo(runs: Runs) -> list[list[Figures]]:
+    return [runs("rloo", seed, eval_every=EVERY) for seed in SEEDS]
 
 
 def _evaluations(rows: list[Figures]) -> list[Figures]:
@@ -170,6 +194,7 @@ PARTS: dict[str, Callable[[Runs], Figures]] = {
     "rloo_outcome": rloo_outcome,
     "overhead": overhead,
     "sync": sync,
+    "vs_trl": vs_trl,
     "prm_speedup": prm_speedup,
     "cpgd_outcome": cpgd_outcome,
 }

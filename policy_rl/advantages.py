@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from mmprm.config import Config
@@ -35,13 +36,13 @@ class AdvantageConfig(Config):
     ] = "rloo"
     """Advantage of a response; gae needs a critic, reinforce_pp and gae need no group, the others at least two known
     samples in one."""
-    clamp: float | None = None
+    clamp: float | None = Field(None, gt=0)
     """Limit of |advantage|, before whitening; MM-Eureka: 10."""
     whiten: bool = False
     """Whiten over the tokens of the global batch; MM-Eureka: for all but grpo. The two REINFORCE++ forms always do."""
-    gamma: float = 1.0
+    gamma: float = Field(1.0, ge=0, le=1)
     """Discount of token rewards."""
-    lam: float = 1.0
+    lam: float = Field(1.0, ge=0, le=1)
     """λ of GAE."""
 
 

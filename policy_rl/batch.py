@@ -3,11 +3,13 @@
 Nothing is ever cut off: a response that does not fit is refused by `Limits.check`, so that the caller can count and
 skip it.
 
-Shapes: B row, L token of a row, X axis of the positions, F picture token, N response, T token of a response.
+Shapes: B row, L token of a row, X axis of the positions, F picture token, N response, T token of a response or of a
+row's responses together, K response of a group.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from mmprm.errors import DataError, TrainingError
+from mmprm.prm.tree_tokens import common_prefix, token_tree
 from mmprm.training.batches import MicroBatch, micro_batches
 from mmprm.types import Problem
 from policy_rl.policy import PolicyInputs
@@ -123,8 +126,8 @@ def plan(
 ) -> Plan:
     """Micro-batches of at most `token_budget` tokens, padding included, a longer row alone; as many on every rank.
 
-    With `share_prompt` responses of a group stand in one row behind their prompt, as many as fit the budget and
-    `responses_a_row` allows.
+    With `share_prompt` responses of a group stand in one row behind their prompt, where tokens that several begin with
+    stand once: as many as fit the budget and cost least (see `cheapest_rows`).
     """
     groups: dict[int, list[int]] = {}
     for place, experience in enumerate(experiences):
@@ -132,36 +135,49 @@ def plan(
     rows: list[Row] = []
     lengths: list[int] = []
     for members in groups.values():
-        head, sizes = experiences[members[0]], [len(experiences[place].token_ids) for place in members]
+        head = experiences[members[0]]
         assert all(experiences[place].problem == head.problem for place in members), "a group answers one problem"
-        most = responses_a_row(head.prompt_tokens, sizes, attention_cost) if share_prompt else 1
-        room = 0
-        for place, added in zip(members, sizes, strict=True):
-            if room and lengths[-1] + added <= token_budget:
-                rows[-1] += (place,)
-                lengths[-1] += added
-                room -= 1
-            else:
-                rows.append((place,))
-                lengths.append(experiences[place].length)
-                room = most - 1
+        members = sorted(members, key=lambda place: (experiences[place].token_ids, place))
+        paths = [_ids(experiences[place]) for place in members]
+        shared = [common_prefix(*pair) for pair in itertools.pairwise(paths)]
+        sizes = [len(path) for path in paths]
+        most = len(members) if share_prompt else 1
+        for cut in cheapest_rows(head.prompt_tokens, sizes, shared, token_budget, attention_cost, most):
+            rows.append(tuple(members[cut]))
+            lengths.append(head.prompt_tokens + sum(sizes[cut]) - sum(shared[cut.start : cut.stop - 1]))
     return Plan(tuple(rows), tuple(micro_batches(range(len(rows)), lengths, token_budget, ranks)))
 
 
-def responses_a_row(prompt_tokens: int, response_tokens: Sequence[int], attention_cost: float) -> int:
-    """The number n of responses behind one prompt that costs least a response, (P + n·T)·(1 + c·(P + n·T)) / n with T
-    their mean length: what is saved of the prompt, against attention among responses that do not see each other.
+def cheapest_rows(
+    prompt_tokens: int,
+    sizes_K: Sequence[int],
+    shared_K: Sequence[int],
+    token_budget: int,
+    attention_cost: float,
+    most: int,
+) -> list[slice]:
+    """The cut of a group's responses, in lexicographic order, into rows of at most `most` that costs least: Σ L·(1 + c·L)
+    over the rows, L = prompt + responses − what neighbours in the row share, at most `token_budget` unless alone.
 
-    `attention_cost` c is that of a pair of tokens against a token's: about 1 / (6 · hidden size) where the whole square
-    is computed, 0 where masked blocks are left out.
+    Response k has sizes_K[k] tokens, of which the first shared_K[k] are those of response k + 1, too. `attention_cost`
+    c is that of a pair of tokens against a token's: about 1 / (6 · hidden size) where the whole square is computed, 0
+    where masked blocks are left out.
     """
-    mean = sum(response_tokens) / len(response_tokens)
+    best: list[tuple[float, list[slice]]] = [(0.0, [])]
+    for stop in range(1, len(sizes_K) + 1):
+        found, length = [], prompt_tokens
+        for start in range(stop - 1, max(-1, stop - 1 - most), -1):
+            length += sizes_K[start] - (shared_K[start] if start < stop - 1 else 0)
+            if length > token_budget and start < stop - 1:
+                break
+            cost, cuts = best[start]
+            found.append((cost + length * (1 + attention_cost * length), [*cuts, slice(start, stop)]))
+        best.append(min(found, key=lambda choice: choice[0]))
+    return best[-1][1]
 
-    def cost(n: int) -> float:
-        length = prompt_tokens + n * mean
-        return length * (1 + attention_cost * length) / n
 
-    return min(range(len(response_tokens), 0, -1), key=cost)
+def _ids(experience: Experience) -> np.ndarray:
+    return np.asarray(experience.token_ids, dtype=np.int32)
 
 
 def collate(
@@ -171,30 +187,25 @@ def collate(
     one, so that the vision tower runs."""
     heads = [experiences[row[0]] for row in rows]
     prompts = [encoder(head.problem, head.prompt_tokens) for head in heads]
-    width = max(
-        len(prompt.ids_P) + sum(len(experiences[place].token_ids) for place in row)
-        for prompt, row in zip(prompts, rows, strict=True)
-    )
+    trees = [token_tree([_ids(experiences[place]) for place in row]) for row in rows]
+    width = max(len(prompt.ids_P) + len(tree) for prompt, tree in zip(prompts, trees, strict=True))
     ids_BL = torch.full((len(rows), width), encoder.padding)
     position_XBL = torch.zeros((encoder.axes, len(rows), width), dtype=torch.long)
     end_BL = torch.arange(width).repeat(len(rows), 1)
     present_BL = torch.zeros((len(rows), width), dtype=torch.bool)
     reads, tokens = [], []
-    for b, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
-        head = len(prompt.ids_P)
+    for b, (prompt, tree, row) in enumerate(zip(prompts, trees, rows, strict=True)):
+        head, stop = len(prompt.ids_P), len(prompt.ids_P) + len(tree)
         ids_BL[b, :head], position_XBL[:, b, :head] = prompt.ids_P, prompt.position_XP
-        following, start = int(prompt.position_XP.max()) + 1, head
-        for place in row:
-            token_T = torch.tensor(experiences[place].token_ids)
-            stop = start + len(token_T)
-            ids_BL[b, start:stop], end_BL[b, start:stop] = token_T, stop - 1
-            position_XBL[:, b, start:stop] = torch.arange(following, following + len(token_T))
-            before_T = torch.arange(start - 1, stop - 1)
+        end_BL[b, :head], present_BL[b, :stop] = stop - 1, True
+        ids_BL[b, head:stop] = torch.from_numpy(tree.ids_T)
+        end_BL[b, head:stop] = torch.from_numpy(tree.end_T) + head
+        position_XBL[:, b, head:stop] = torch.from_numpy(tree.depth_T) + prompt.position_XP.max() + 1
+        for place, stands_T in zip(row, tree.places_PL, strict=True):
+            before_T = torch.from_numpy(stands_T).long().roll(1) + head
             before_T[0] = head - 1
             reads.append(before_T + b * width)
-            tokens.append(token_T)
-            start = stop
-        end_BL[b, :head], present_BL[b, :start] = start - 1, True
+            tokens.append(torch.tensor(experiences[place].token_ids))
     pictures, feature_F = _pictures(rows, experiences, prompts)
     shows_pictures = bool(pictures)
     if stand_in and not shows_pictures:

@@ -68,7 +68,7 @@ class Collected:
 
 class Collector:
     """`check` raises DataError for a response that cannot be trained on. Its state is the position in the data and the
-    groups carried over; `fingerprint` is that of the problems and their order."""
+    groups carried over."""
 
     def __init__(
         self,
@@ -85,8 +85,13 @@ class Collector:
         self._least = ESTIMATORS[config.advantage.estimator].least
         self._prompts = Prompts(problems, config.seed)
         self._by_id = {problem.id: problem for problem in problems}
-        self.fingerprint = hashlib.sha256("\n".join(self._by_id).encode()).hexdigest()[:16]
+        self.fingerprint = fingerprint(problems)
         self._carried: list[GradedGroup] = []
+
+    @property
+    def passes(self) -> float:
+        """Passes over the problems so far."""
+        return self._prompts.position / len(self._prompts.problems)
 
     async def collect(self, step: int) -> Collected:
         """Up to batch.prompts groups for step 1, 2, …; fewer where groups were dropped or the filter's rounds ended."""
@@ -174,7 +179,7 @@ class Collector:
 
     async def _graded(self, group: Group, response: Response, found: Collected) -> GradedResponse:
         grading = await self._grader.grade(group.problem, self.prefill + response.text)
-        reward = self._reward(group.problem, response.text, grading, len(response.token_ids))
+        reward = await self._reward.beside(group.problem, response.text, grading, len(response.token_ids))
         reason = self._why_dropped(group, response) or ("unknown" if reward.total is None else None)
         if reason:
             found.dropped[reason] += 1
@@ -189,6 +194,11 @@ class Collector:
         except DataError:
             return "untrainable"
         return None
+
+
+def fingerprint(problems: Sequence[Problem]) -> str:
+    """Of the problems and their order."""
+    return hashlib.sha256("\n".join(problem.id for problem in problems).encode()).hexdigest()[:16]
 
 
 async def all_or_none(work: Iterable[Awaitable[T]]) -> list[T]:

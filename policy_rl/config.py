@@ -13,6 +13,7 @@ from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.sampling.policy import DECISIVE
 from mmprm.steps import Markup
+from policy_rl import trainer_config
 from policy_rl.advantages import ESTIMATORS, AdvantageConfig
 from policy_rl.credit import CreditConfig
 from policy_rl.filtering import AdoraConfig, FilterConfig, Phase
@@ -23,10 +24,15 @@ from policy_rl.trainer_config import TrainerConfig
 from policy_rl.watch import WatchConfig
 from policy_rl.weights import WeightsConfig
 
+IN_PART: dict[str, Any] = {key: DECISIVE[key] for key in ("engine", "grader")} | {
+    "process": {"aggregator": True, "scorer": {"prm", "format", "backend", "dtype", "too_long"}}
+}
+"""Keys of which only these decide the course of a run."""
 CHANGEABLE: dict[str, Any] = dict.fromkeys(
     ("output", "held_out", "eval_every", "eval_samples", "save_every", "keep_checkpoints", "rollouts", "watch"), True
-) | {"weights": True, "problems": True, "trainer": {"timeout_s"}}
-"""Keys that do not decide the course of a run, so that a resumed one may have others."""
+) | {"weights": True, "problems": True, "filter": True, "trainer": trainer_config.CHANGEABLE}
+"""Keys that a resumed run may have others of. They do not decide its course, but for those that RLConfig.noted
+tells."""
 
 
 class BatchConfig(Config):
@@ -40,7 +46,8 @@ class BatchConfig(Config):
 
 class RLConfig(Config):
     output: str
-    """Run folder: checkpoints/, metrics.jsonl, tensorboard/, and at the end policy/. A run that is there goes on."""
+    """Run folder: checkpoints/, metrics.jsonl, tensorboard/, and at the end policy/. A run that is there goes on, and a
+    finished one stays as it is."""
     problems: ProblemsConfig
     """The problems to learn from."""
     held_out: ProblemsConfig | None = None
@@ -83,17 +90,18 @@ class RLConfig(Config):
     watch: WatchConfig = WatchConfig()
     """Signs of reward hacking: alarms that end the run, samples to read."""
     steps: int | None = Field(None, ge=1)
-    """Steps of the run; by default as many as `episodes` passes over the problems make."""
+    """Steps of the run; by default as many as `episodes` passes over the problems make, fewer with a filter."""
     episodes: int = Field(1, ge=1)
-    """Passes over the problems, where `steps` is unset and no filter asks for further ones."""
+    """Passes over the problems, where `steps` is unset; those that a filter asked for in place of others count."""
     seed: int = 0
     """Decides the order of problems, the draws and the minibatches."""
     eval_every: int = Field(0, ge=0)
     """Steps between evaluations on held_out; 0: before the first step and after the last only."""
     eval_samples: int = Field(8, ge=1)
     """Responses a held-out problem."""
-    save_every: int = Field(0, ge=0)
-    """Steps between checkpoints to resume from; 0: only when SIGTERM ends the run."""
+    save_every: int = Field(10, ge=0)
+    """Steps between checkpoints to resume from; 0: only after the last step, and where SIGTERM or an alarm ends the
+    run."""
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints that are kept."""
 
@@ -107,6 +115,7 @@ class RLConfig(Config):
         return ESTIMATORS[self.advantage.estimator].critic
 
     def total_steps(self, problems: int) -> int:
+        """With a filter at most: each group that is trained on took a problem or more."""
         return self.steps or max(1, self.episodes * problems // self.batch.prompts)
 
     def phase(self) -> Phase:
@@ -115,8 +124,15 @@ class RLConfig(Config):
 
     def identity(self) -> dict[str, Any]:
         """What must be equal, beside the problems, for a run to go on."""
-        asked = self.model_dump(mode="json", include={key: DECISIVE[key] for key in ("engine", "grader")})
-        return self.model_dump(mode="json", exclude=CHANGEABLE) | asked
+        whole = self.model_dump(mode="json", exclude=CHANGEABLE)
+        return whole | self.model_dump(mode="json", include=IN_PART)
+
+    def noted(self) -> dict[str, Any]:
+        """What decides the course and may yet be changed where a run goes on, which then says so."""
+        return {
+            "trainer.optimisation.learning_rate": self.trainer.optimisation.learning_rate,
+            "filter": None if self.filter is None else self.filter.model_dump(mode="json"),
+        }
 
     @model_validator(mode="after")
     def _groups_have_a_baseline(self) -> RLConfig:
@@ -128,6 +144,12 @@ class RLConfig(Config):
                 raise ValueError(
                     f"{key}={size} must be at least {least}: {self.advantage.estimator} takes the other samples of a "
                     "group as its baseline; try 8, or advantage.estimator=reinforce_pp"
+                )
+            if size < 2 and self.step_credit is not None and self.step_credit.compares:
+                raise ValueError(
+                    f"{key}={size} must be at least 2: credit.mode={self.step_credit.mode} holds a response's steps "
+                    "against those of its group; try 8, or set credit.token_baseline=false, without "
+                    "credit.normalise_steps and credit.per_source"
                 )
         return self
 
@@ -161,6 +183,12 @@ class RLConfig(Config):
             raise ValueError(f"credit.mode={mode} has no place in gae, which makes returns itself; use step_gae")
         if mode == "step_gae" and not self.has_critic:
             raise ValueError("credit.mode=step_gae needs a critic: advantage.estimator=gae, or credit.mode=soft_min")
+        rate = self.trainer.critic.learning_rate
+        if rate is not None and not self.has_critic:
+            raise ValueError(
+                f"trainer.critic.learning_rate={rate} is of a critic, which advantage.estimator="
+                f"{self.advantage.estimator} does not have; use gae, or leave it out"
+            )
         return self
 
     @model_validator(mode="after")

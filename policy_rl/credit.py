@@ -30,7 +30,7 @@ class CreditConfig(Config):
     """Coefficient of the process reward beside the outcome."""
     token_baseline: bool = True
     """return_to_go and the min forms: subtract, for each token of the steps still to come, what the group's other
-    samples earn a token."""
+    samples earn a token. Process and outcome are then apart, each with a leave-one-out of its own."""
     transform: Literal["none", "clip", "delta"] = "none"
     """return_to_go: none r; clip min(r − eta, 0); delta r_j − r_{j+1}."""
     eta: float = 0.0
@@ -42,12 +42,26 @@ class CreditConfig(Config):
     gate: Literal["none", "right"] = "none"
     """right: process reward only for right answers, and among them (PAPO)."""
     per_source: bool = False
-    """scalar: the estimator sees outcome and process apart, and their advantages are added (PRIME)."""
+    """Each source has a baseline of its own, before they are added (PRIME). scalar: the estimator sees outcome and
+    process apart; return_to_go and the min forms: from each step's reward goes the mean step reward of the group's
+    other samples, in place of token_baseline."""
+
+    @property
+    def compares(self) -> bool:
+        """Process reward is held against that of the group's other samples, of which there must be one."""
+        return MODES[self.mode].compares and (self.token_baseline or self.normalise_steps or self.per_source)
 
     @model_validator(mode="after")
     def _options_belong_to_the_mode(self) -> CreditConfig:
-        if self.mode != "return_to_go" and (self.transform != "none" or self.normalise_steps):
-            raise ValueError(f"mode={self.mode} has no transform and no normalise_steps; they are for return_to_go")
+        for key, modes in MODES_OF.items():
+            value = getattr(self, key)
+            if self.mode not in modes and key in self.model_fields_set and value not in (False, "none"):
+                raise ValueError(f"{key}={value} does nothing with mode={self.mode}: it is for {', '.join(modes)}")
+        if self.per_source and self.token_baseline and MODES[self.mode].compares:
+            raise ValueError(
+                "per_source and token_baseline are two baselines of one process reward: set token_baseline=false, or "
+                "leave per_source out, since outcome and process are apart with either"
+            )
         if self.eta and self.transform != "clip":
             raise ValueError(f"eta={self.eta} is the threshold of transform=clip; set that, or leave eta out")
         return self
@@ -81,14 +95,15 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """`scored_PK`: samples that got process reward; `missing_PK`: those that should have but have no scored step, to be
-    counted and shown."""
+    """`scored_PK`: samples that got process reward; those that should have, to be counted and shown: `missing_PK` have
+    no scored step, `alone_PK` no other sample of their group to be compared with."""
 
     sources: tuple[Source, ...]
     returns_PKS: Tensor
     rewards_PKS: Tensor
     scored_PK: Tensor
     missing_PK: Tensor
+    alone_PK: Tensor
 
 
 TRANSFORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
@@ -133,6 +148,16 @@ def token_baseline(returns_PKS: Tensor, tokens_PKS: Tensor, scored_PK: Tensor) -
     return returns_PKS - rates_PK[..., None] * to_go(tokens_PKS)
 
 
+def step_baseline(returns_PKS: Tensor, mask_PKS: Tensor) -> Tensor:
+    """G_j − b·Σ_{l ≥ j} 1, b_k = mean over i ≠ k of G_1^i / S_i, the scored samples of the group: from each step's
+    reward goes the leave-one-out mean of what a step of the others earns (PRIME)."""
+    steps_PK = mask_PKS.sum(dim=-1)
+    means_PK = returns_PKS[..., :1].sum(dim=-1) / steps_PK.clamp(min=1)
+    others_P1 = ((steps_PK > 0).sum(dim=1, keepdim=True) - 1).clamp(min=1)
+    baselines_PK = (means_PK.sum(dim=1, keepdim=True) - means_PK) / others_P1
+    return returns_PKS - baselines_PK[..., None] * to_go(mask_PKS.to(returns_PKS.dtype))
+
+
 def to_go(values_PKS: Tensor) -> Tensor:
     """Σ_{l ≥ j} v_l"""
     return values_PKS.flip(-1).cumsum(dim=-1).flip(-1)
@@ -170,7 +195,9 @@ def _dense(
     returns: Callable[[Tensor, Tensor, CreditConfig], Tensor], part: _Part, config: CreditConfig
 ) -> dict[str, Tensor]:
     returns_PKS = returns(part.steps.scores_PKS, part.steps.mask_PKS, config)
-    if config.token_baseline:
+    if config.per_source:
+        returns_PKS = step_baseline(returns_PKS, part.steps.mask_PKS)
+    elif config.token_baseline:
         returns_PKS = token_baseline(returns_PKS, part.steps.tokens_PKS, part.scored_PK)
     return {"returns_PKS": config.weight * torch.where(part.steps.mask_PKS, returns_PKS, 0)}
 
@@ -195,6 +222,17 @@ MODES = {
     "step_gae": Mode(_step_gae),
 }
 
+DENSE = tuple(name for name, mode in MODES.items() if mode.compares)
+
+MODES_OF: dict[str, tuple[str, ...]] = {
+    "token_baseline": DENSE,
+    "transform": ("return_to_go",),
+    "normalise_steps": ("return_to_go",),
+    "temperature": ("soft_min",),
+    "per_source": ("scalar", *DENSE),
+}
+"""The modes that an option of CreditConfig is for."""
+
 
 def assign(
     steps: ScoredSteps,
@@ -204,12 +242,11 @@ def assign(
     aggregate: Callable[[Sequence[float]], float] | None = None,
 ) -> Credit:
     """Process reward of the samples that are kept, pass the gate and have scored steps; where a baseline compares
-    samples, of groups with at least two of them. `right_PK`: verdict correct; `aggregate`: for mode=scalar."""
+    samples, of groups with at least two of them. `right_PK`: the answer is right; `aggregate`: for mode=scalar."""
     mode = MODES[config.mode]
     asked_PK = kept_PK & GATES[config.gate](right_PK)
     missing_PK = asked_PK & ~steps.mask_PKS.any(dim=-1)
-    compares = mode.compares and (config.token_baseline or config.normalise_steps)
-    scored_PK = keep(asked_PK & ~missing_PK, least=2 if compares else 1)
+    scored_PK = keep(asked_PK & ~missing_PK, least=2 if config.compares else 1)
     mask_PKS = steps.mask_PKS & scored_PK[..., None]
     taking_part = ScoredSteps(
         torch.where(mask_PKS, steps.scores_PKS, 0), torch.where(mask_PKS, steps.tokens_PKS, 0), mask_PKS
@@ -217,7 +254,8 @@ def assign(
     slots = mode.slots(_Part(taking_part, scored_PK, kept_PK & ~missing_PK, aggregate), config)
     nothing_PKS = torch.zeros_like(steps.scores_PKS)
     empty = {"sources": (), "returns_PKS": nothing_PKS, "rewards_PKS": nothing_PKS}
-    return Credit(**{**empty, **slots}, scored_PK=scored_PK, missing_PK=missing_PK)
+    alone_PK = asked_PK & ~missing_PK & ~scored_PK
+    return Credit(**{**empty, **slots}, scored_PK=scored_PK, missing_PK=missing_PK, alone_PK=alone_PK)
 
 
 def combine(sources: Sequence[Source], estimator: Estimator, per_source: bool) -> tuple[Tensor, Tensor]:

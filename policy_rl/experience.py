@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from mmprm.types import Verdict
 from policy_rl.advantages import ESTIMATORS, AdvantageConfig, clamp, gae, keep, moments, returns_to_go, tabulate, whiten
 from policy_rl.batch import Experience
 from policy_rl.credit import Credit, CreditConfig, ScoredSteps, Source, assign, combine, count_tokens, place, spread
@@ -109,7 +108,7 @@ def _rewards(groups: Sequence[GradedGroup]) -> tuple[Tensor, Tensor]:
 def _right(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
     right_PK = torch.zeros_like(kept_PK)
     for p, k in kept_PK.nonzero().tolist():
-        right_PK[p, k] = groups[p].responses[k].grading.verdict is Verdict.CORRECT
+        right_PK[p, k] = groups[p].responses[k].right
     return right_PK
 
 
@@ -152,8 +151,10 @@ def _cut(values_NT: Tensor | None, n: int, experience: Experience) -> np.ndarray
 
 
 def _figures(advantages_NT: Tensor, mask_NT: Tensor, credit: Credit | None) -> dict[str, float]:
-    """advantage_size: mean |A| a token; scored and unscored responses where process reward is given."""
+    """advantage_size: mean |A| a token; where process reward is given, the responses that have it
+    (scored), that have no scored step (unscored), and that are the only ones of their group to compare (alone)."""
     figures = {"advantage_size": advantages_NT[mask_NT].abs().mean().item() if mask_NT.any() else 0.0}
     if credit is not None:
         figures |= {"scored": float(credit.scored_PK.sum()), "unscored": float(credit.missing_PK.sum())}
+        figures |= {"alone": float(credit.alone_PK.sum())}
     return figures

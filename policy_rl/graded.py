@@ -35,6 +35,11 @@ class GradedResponse:
     reward: Reward
     process: StepRewards | None = None
 
+    @property
+    def right(self) -> bool:
+        """By the accuracy in force, which need not be the grader's verdict."""
+        return self.reward.parts.get("accuracy") == 1
+
 
 @dataclass(frozen=True, slots=True)
 class GradedGroup:

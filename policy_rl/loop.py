@@ -9,6 +9,7 @@
 2. old: log-probabilities, reference and values, where several updates, KL or a critic need them
 3. advantages (policy_rl.experience), then `batch.updates` optimizer steps, each on its share of the groups
 4. sync: the weights to all engines, which prove that they have them; their version is the step's number
+5. a checkpoint where one is due, then an evaluation where one is due
 
 With one_step_ahead, 1 of the next step runs beside 2 and 3 of this one.
 """
@@ -17,17 +18,17 @@ from __future__ import annotations
 
 import asyncio
 import random
+import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 
-from mmprm.errors import CheckpointError, TrainingError
+from mmprm.errors import MmprmError, TrainingError
 from mmprm.report.training import write_training_report
 from mmprm.training.checkpoints import newest
 from mmprm.training.metrics_log import MetricsLog
@@ -40,6 +41,7 @@ from policy_rl.config import RLConfig
 from policy_rl.evaluate import Evaluation
 from policy_rl.experience import AdvantageSettings, Aggregate, add_advantages, draft, kept_samples
 from policy_rl.graded import GradedGroup
+from policy_rl.run_folder import Summary, check_same, checkpoints_of, identity_of, is_evaluated, policy_of
 from policy_rl.step_metrics import console_line, describe_groups, merge_updates, shares
 from policy_rl.watch import Alarms, SampleLog, alarm_error, chosen, sample_of, signs
 
@@ -63,18 +65,6 @@ class TrainerLike(Protocol):
     def save_model(self, folder: Path) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """`finished` is False where SIGTERM ended the run, which was saved; `policy` is that of the last step."""
-
-    steps: int
-    total: int
-    finished: bool
-    policy: Path | None
-    before: Evaluation | None
-    after: Evaluation | None
-
-
 class Loop:
     """`evaluation` measures the policy that the engines have, and is None without held-out problems; `aggregate` is for
     credit.mode=scalar."""
@@ -92,50 +82,86 @@ class Loop:
         self._config, self._total = config, total
         self._pool, self._trainer, self._collector, self._evaluation = pool, trainer, collector, evaluation
         self._output = Path(config.output)
-        self._checkpoints = self._output / "checkpoints"
+        self._checkpoints, self._policy = checkpoints_of(config), policy_of(config)
         kl = config.trainer.loss.kl
         in_reward = kl.coefficient if kl.place == "reward" else 0.0
         self._settings = AdvantageSettings(config.advantage, config.step_credit, config.adora, in_reward, aggregate)
         self._needs_ref = kl.coefficient > 0
         self._needs_old = config.batch.updates > 1 or config.has_critic or in_reward > 0
         self._alarms = Alarms(config.watch)
+        self._identity = identity_of(config, total, collector.fingerprint)
+        self._evaluations: dict[int, Evaluation] = {}
         self._pending: Collected | None = None
         self._empty = 0
         self._seconds: Counter[str] = Counter()
 
     async def run(self) -> Summary:
         """From the newest checkpoint, if any, to the last step, or to the end of the step in which SIGTERM came."""
-        done = await self._resume()
-        before = after = None
-        log, samples = MetricsLog(self._output, done), SampleLog(self._output, done)
+        step = await self._resume()
+        # Without a checkpoint the run begins anew, and nothing of what is logged there belongs to it.
+        log, samples = MetricsLog(self._output, step or -1), SampleLog(self._output, step)
         with closing(log), closing(samples), StopRequest(Ranks(0, 1, torch.device("cpu"))) as stop:
-            if done == 0:
-                before = await self._evaluate(0, log)
-            for step in range(done + 1, self._total + 1):
-                groups, metrics = await self._step(step)
-                log.write("train", step, metrics, shown=False, total=self._total)
-                print(console_line(step, self._total, metrics), flush=True)
-                picked = chosen(groups, self._config.watch.samples)
-                prefill = self._collector.prefill
-                samples.write([sample_of(step, group, each, self._config.markup, prefill) for group, each in picked])
-                if step == self._total or _due(self._config.eval_every, step):
-                    after = await self._evaluate(step, log)
-                crossed = self._alarms.see(metrics) if metrics["updates"] else None
-                stopping = stop.came() and step < self._total
-                at_end = self._config.save_every > 0 and step == self._total
-                if stopping or crossed or at_end or _due(self._config.save_every, step):
-                    self._save(step)
-                if stopping or crossed or step == self._total or _due(self._config.eval_every, step):
-                    await asyncio.to_thread(write_training_report, self._output)
-                if crossed:
-                    raise alarm_error(step, crossed, newest(self._checkpoints))
-                if stopping:
-                    print(
-                        f"{self._output}: SIGTERM; saved after step {step} of {self._total}, the same command goes on"
-                    )
-                    return Summary(step, self._total, False, None, before, after)
-        await asyncio.to_thread(self._trainer.save_model, self._output / "policy")
-        return Summary(self._total, self._total, True, self._output / "policy", before, after)
+            try:
+                await self._settle(step, log)
+                stopping = False
+                while not stopping and not self._is_last(step):
+                    step += 1
+                    groups, metrics = await self._step(step)
+                    self._write(step, groups, metrics, log, samples)
+                    crossed = self._alarms.see(metrics) if metrics["updates"] else None
+                    due = self._is_last(step) or _due(self._config.save_every, step)
+                    saved = stop.came() or crossed is not None or due
+                    if saved:
+                        self._save(step)
+                    await self._settle(step, log)
+                    if crossed:
+                        raise alarm_error(step, crossed, newest(self._checkpoints))
+                    stopping = stop.came() and not self._is_last(step)
+                    if stopping and not saved:
+                        self._save(step)
+            finally:
+                self._report()
+        if stopping:
+            print(f"{self._output}: SIGTERM; saved after step {step} of {self._total}, the same command goes on")
+        elif step < self._total:
+            print(f"{self._output}: {self._config.episodes} passes over the problems ended with step {step}")
+        policy = None if stopping else self._policy
+        before, after = self._evaluations.get(0), self._evaluations.get(step)
+        return Summary(step, self._total, not stopping, policy, before, after)
+
+    def _is_last(self, step: int) -> bool:
+        """Without `steps`, a filter ends a run sooner than `total`: it takes more problems a step."""
+        if step >= self._total:
+            return True
+        counts_passes = self._config.steps is None and self._config.filter is not None
+        return counts_passes and self._pending is None and self._collector.passes >= self._config.episodes
+
+    async def _settle(self, step: int, log: MetricsLog) -> None:
+        """What comes after a checkpoint, and may have been cut off after it: the policy of the last step, and an
+        evaluation where one is due."""
+        last = self._is_last(step)
+        if last and not self._policy.is_dir():
+            await asyncio.to_thread(self._trainer.save_model, self._policy)
+        due = self._evaluation is not None and (step == 0 or last or _due(self._config.eval_every, step))
+        if due and not is_evaluated(self._output, step):
+            await self._evaluate(step, log)
+            await asyncio.to_thread(self._report)
+
+    def _write(
+        self, step: int, groups: list[GradedGroup], metrics: dict[str, float], log: MetricsLog, samples: SampleLog
+    ) -> None:
+        log.write("train", step, metrics, shown=False, total=self._total)
+        print(console_line(step, self._total, metrics), flush=True)
+        picked = chosen(groups, self._config.watch.samples)
+        prefill = self._collector.prefill
+        samples.write([sample_of(step, group, each, self._config.markup, prefill) for group, each in picked])
+
+    def _report(self) -> None:
+        """A page that cannot be made ends no run, nor hides why one ended."""
+        try:
+            write_training_report(self._output)
+        except (MmprmError, OSError) as error:
+            print(f"no report: {error}", file=sys.stderr, flush=True)
 
     async def _step(self, step: int) -> tuple[list[GradedGroup], dict[str, float]]:
         """Its groups and its metrics."""
@@ -143,7 +169,7 @@ class Loop:
         with _Timed(self._seconds, "wait"):
             collected = self._pending or await self._collector.collect(step)
         self._pending, ahead = None, None
-        if self._config.one_step_ahead and step < self._total:
+        if self._config.one_step_ahead and not self._is_last(step):
             ahead = asyncio.create_task(self._collector.collect(step + 1))
         try:
             metrics = await self._learn(step, collected)
@@ -200,17 +226,24 @@ class Loop:
             published = await asyncio.to_thread(self._trainer.publish, version, self._pool.probe_token_ids, dtype)
             await self._pool.load_weights(published)
 
-    async def _evaluate(self, step: int, log: MetricsLog) -> Evaluation | None:
-        if self._evaluation is None:
-            return None
-        found = await self._evaluation()
+    async def _evaluate(self, step: int, log: MetricsLog) -> None:
+        """One that fails is told and left out, whatever it is; before the first step nothing is lost by an error."""
+        assert self._evaluation is not None
+        try:
+            found = await self._evaluation()
+        except Exception as error:
+            if step == 0:
+                raise
+            print(f"no evaluation after step {step}: {error}; mmprm eval policy", file=sys.stderr, flush=True)
+            return
         log.write("eval", step, found.metrics(), shown=True, total=self._total)
-        return found
+        self._evaluations[step] = found
 
     def _save(self, step: int) -> None:
         extra = {
             "step": step,
-            "identity": self._identity(),
+            "identity": self._identity,
+            "noted": self._config.noted(),
             "collector": self._collector.state(),
             "pending": None if self._pending is None else self._pending.to_json(),
             "empty": self._empty,
@@ -223,22 +256,16 @@ class Loop:
         extra = await asyncio.to_thread(self._trainer.resume, self._checkpoints)
         if extra is None:
             return 0
-        there, here = extra["identity"], self._identity()
-        differing = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
-        if differing:
-            raise CheckpointError(
-                f"{self._checkpoints}: belongs to a run with another {', '.join(differing)}; set these back, or choose "
-                "another output"
-            )
+        check_same(self._checkpoints, extra["identity"], self._identity)
+        for key, here in self._config.noted().items():
+            if extra["noted"][key] != here:
+                print(f"{self._output}: {key} was {extra['noted'][key]}, from step {extra['step'] + 1} on it is {here}")
         self._collector.restore(extra["collector"])
         self._pending = None if extra["pending"] is None else self._collector.collected(extra["pending"])
         self._empty = extra["empty"]
         self._alarms.counts |= {name: extra["alarms"].get(name, 0) for name in self._alarms.counts}
         await self._sync(extra["step"])
         return extra["step"]
-
-    def _identity(self) -> dict[str, Any]:
-        return self._config.identity() | {"total_steps": self._total, "problems": self._collector.fingerprint}
 
 
 def minibatches(experiences: Sequence[Experience], updates: int, seed: str) -> list[list[Experience]]:

@@ -163,8 +163,8 @@ def aggregate(loss_NT: Tensor, mask_NT: Tensor, denominator: Tensor, aggregation
 @dataclass(frozen=True, slots=True)
 class Watch:
     """What an update looked like, detached. `terms` (surrogate, drift, kl: before their coefficients) add up over
-    micro-batches and ranks; so do `sums` over tokens (tokens, clipped, kl_old, kl_ref), to be divided by tokens;
-    of the extremes of ρ the largest and smallest count."""
+    micro-batches and ranks; so do `sums` over tokens (tokens, clipped, kl_old, kl_ref), to be divided by tokens, where
+    a token without advantage has nothing to be clipped; of the extremes of ρ the largest and smallest count."""
 
     terms: dict[str, Tensor]
     sums: dict[str, Tensor]
@@ -204,16 +204,17 @@ def policy_loss(
     coefficients = {"surrogate": 1.0, "drift": config.drift_coefficient, "kl": in_loss}
     terms = {name: aggregate(term, mask, denominator, config.aggregation) for name, term in terms_NT.items()}
     total = sum(coefficients[name] * terms[name] for name in terms if coefficients[name])
-    return total, _watch(terms, rho_NT.detach(), bounded_NT.detach(), ref_NT - lp_NT.detach(), mask)
+    clipped_NT = (bounded_NT != rho_NT) & (advantages_NT != 0)
+    return total, _watch(terms, rho_NT.detach(), clipped_NT, ref_NT - lp_NT.detach(), mask)
 
 
-def _watch(terms: dict[str, Tensor], rho_NT: Tensor, bounded_NT: Tensor, to_ref_NT: Tensor, mask_NT: Tensor) -> Watch:
+def _watch(terms: dict[str, Tensor], rho_NT: Tensor, clipped_NT: Tensor, to_ref_NT: Tensor, mask_NT: Tensor) -> Watch:
     rho = rho_NT[mask_NT]
     return Watch(
         terms={name: term.detach() for name, term in terms.items()},
         sums={
             "tokens": mask_NT.sum(),
-            "clipped": (bounded_NT != rho_NT)[mask_NT].sum(),
+            "clipped": clipped_NT[mask_NT].sum(),
             "kl_old": (rho.exp() - 1 - rho).sum(),
             "kl_ref": (to_ref_NT.exp() - 1 - to_ref_NT)[mask_NT].sum(),
         },

@@ -1,7 +1,8 @@
 """The policy as the trainer runs it: log-probabilities, entropies and values of the response tokens, and nothing else.
 
-A row of a batch is a prompt with one response, or with several that share it: then each response sees the prompt and
-itself, and its positions go on from the prompt's end, as they would in a row of its own.
+A row of a batch is a prompt with one response, or with several that share it, and share the tokens on which they agree
+from their start: then each response sees the prompt and its own tokens, and its positions go on from the prompt's end,
+as they would in a row of its own.
 
 Shapes: B row, L token of a row, X axis of the positions (M-RoPE has three), N response of the batch, T token of a
 response, M response token (of all responses), H hidden, V vocabulary, F picture token.

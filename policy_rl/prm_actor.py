@@ -38,10 +38,10 @@ class Prm:
     processes: set[int]
 
     @classmethod
-    async def start(cls, config: ProcessConfig) -> Prm:
-        """Raises the scorer's own error where it cannot be loaded, TrainingError where that takes too long. Starts Ray
-        if it does not run."""
-        prm = cls(config)
+    async def start(cls, config: ProcessConfig, place: dict[str, Any] | None = None) -> Prm:
+        """`place` is that of policy_rl.placement. Raises the scorer's own error where it cannot be loaded, and
+        TrainingError where that takes too long. Starts Ray if it does not run."""
+        prm = cls(config, place)
         try:
             await prm._start()
         except BaseException:
@@ -49,14 +49,15 @@ class Prm:
             raise
         return prm
 
-    def __init__(self, config: ProcessConfig) -> None:
+    def __init__(self, config: ProcessConfig, place: dict[str, Any] | None) -> None:
         if not ray.is_initialized():
             ray.init(include_dashboard=False, log_to_driver=False)
         self._config = config
         self._name = f"the PRM {config.scorer.prm or 'behind its server'}"
-        self._booked = _resources(config)
+        resources = place or _resources(config)
+        self._booked = {name: amount for name, amount in resources.items() if name in ("num_cpus", "num_gpus")}
         options = {"max_restarts": config.most_restarts, "max_task_retries": -1, "max_concurrency": REQUESTS_IN_FLIGHT}
-        self._actor = ray.remote(**options, **self._booked)(PrmActor).remote(config.scorer, config.cores)
+        self._actor = ray.remote(**options, **resources)(PrmActor).remote(config.scorer, config.cores)
         self.processes = set()
 
     async def judge(self, solutions: Sequence[Solution]) -> list[Answer]:
@@ -153,7 +154,7 @@ def _portable(answer: Answer) -> Answer:
 
 def _resources(config: ProcessConfig) -> dict[str, float]:
     if config.scorer.backend != "server" and ray.cluster_resources().get("GPU", 0) > 0:
-        return {"num_gpus": config.gpu_share}
+        return {"num_cpus": 0, "num_gpus": 1}
     return {"num_cpus": 0}
 
 

@@ -48,8 +48,9 @@ class ProcessConfig(Config):
     """With credit.mode=scalar, how step scores become one number; by default what the PRM's prm.json says."""
     cores: int = Field(1, ge=1)
     """Cores that a local PRM computes on without a GPU. Ray books none for it: engines, one a core, go on meanwhile."""
-    gpu_share: float = Field(0.25, gt=0, le=1)
-    """Share of a GPU that Ray books for a local PRM; engines and trainer must leave it free."""
+    own_gpu: bool = True
+    """A local PRM has a GPU of its own; false: one of the last engine's, where engine.gpu_memory_utilization must leave
+    it room."""
     start_timeout_s: float = Field(1800, gt=0)
     """Longest wait for the PRM to load."""
     score_timeout_s: float = Field(3600, gt=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 import math
 import re
@@ -38,8 +39,8 @@ class LengthLimits(Config):
 
 class UserReward(Config):
     path: str
-    """package.module:function, called with (problem, response, grading); returns a finite number, or None to drop the
-    sample."""
+    """package.module:function, called with (problem, response, grading), in a thread and one call at a time; returns a
+    finite number, or None to drop the sample."""
     weight: float = 1.0
 
 
@@ -86,15 +87,22 @@ class OutcomeReward:
         self.config = config
         self.prefill = prefill
         self.functions = [(entry, load_function(entry.path)) for entry in config.functions]
+        self._one_at_a_time = asyncio.Lock()
+
+    async def beside(self, problem: Problem, response: str, grading: Grading, token_count: int) -> Reward:
+        """The same, while the event loop goes on, whatever time the user's functions take."""
+        if not self.functions:
+            return self(problem, response, grading, token_count)
+        async with self._one_at_a_time:
+            return await asyncio.to_thread(self, problem, response, grading, token_count)
 
     def __call__(self, problem: Problem, response: str, grading: Grading, token_count: int) -> Reward:
         config = self.config
-        parts: dict[str, float | None] = {
-            "accuracy": ACCURACIES[config.accuracy](problem, grading),
-            "format": format_reward(self.prefill + response, config.format) if config.format else 0.0,
-            "length": length_penalty(token_count, config.length),
-        }
-        terms = [COMBINATIONS[config.combination](parts["accuracy"], parts["format"], config)]
+        parts: dict[str, float | None] = {"accuracy": ACCURACIES[config.accuracy](problem, grading)}
+        if config.format:
+            parts["format"] = format_reward(self.prefill + response, config.format)
+        parts["length"] = length_penalty(token_count, config.length)
+        terms = [COMBINATIONS[config.combination](parts["accuracy"], parts.get("format", 0.0), config)]
         terms.append(config.length.weight * parts["length"])
         for entry, function in self.functions:
             parts[entry.path] = value = _call(entry.path, function, problem, response, grading)

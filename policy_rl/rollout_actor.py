@@ -77,7 +77,7 @@ class RolloutEngine:
             ) from error
 
     async def _load_files(self, published: Published) -> None:
-        arguments = (published.folder, published.version)
+        arguments = (published.folder, published.version, dict(published.checksums))
         for got in await self._sampler.call("collective_rpc", "load_weight_files", None, arguments):
             if tuple(got) != (published.tensors, published.bytes):
                 raise TrainingError(f"an engine's worker read {got[0]} tensors of {got[1]} bytes, not the {published}")

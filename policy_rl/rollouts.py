@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import astuple
 from typing import Any, TypeVar
 
@@ -28,24 +29,25 @@ from mmprm.errors import ConfigError, EngineStoppedError, MmprmError, TrainingEr
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.sampling.engines import EngineStats
-from mmprm.sampling.pool import NOTICE_SECONDS, REQUESTS_IN_FLIGHT, cause_of, places
+from mmprm.sampling.pool import NOTICE_SECONDS, REQUESTS_IN_FLIGHT, cause_of
+from mmprm.sampling.pool import places as engine_places
 from mmprm.sampling.seeds import derive_seed
 from mmprm.types import Problem
 from policy_rl.rollout_actor import RolloutEngine
 from policy_rl.seats import Seat, Seats
 from policy_rl.types import Group
-from policy_rl.weights import TOLERANCE, ProbeCheck, Published, WeightsConfig
+from policy_rl.weights import TOLERANCE, ProbeCheck, Published, WeightsConfig, transport_of
 
 T = TypeVar("T")
+AsFiles = Callable[[Published], AbstractAsyncContextManager[Published]]
 
 
 class RolloutConfig(Config):
     engines: int | None = Field(None, ge=1)
-    """Engines; by default one a core, or one a GPU (or group of tensor_parallel_size GPUs)."""
+    """Engines; by default one a core, or one a GPU (or group of tensor_parallel_size GPUs of one machine) of those that
+    the trainer's ranks and the PRM leave, or with `colocated` of those of the ranks."""
     colocated: bool = False
     """Engines share their GPUs with the trainer, and sleep while it works."""
-    gpu_share: float = Field(1.0, gt=0, le=1)
-    """Share of a GPU that Ray books for a colocated engine; the trainer books the rest."""
     start_timeout_s: float = Field(1800, gt=0)
     """Longest wait for an engine to start."""
     sample_timeout_s: float = Field(3600, gt=0)
@@ -73,7 +75,8 @@ def check_sampling(sampling: SamplingConfig) -> None:
 
 
 class RolloutPool:
-    """Made by `start`, used in that event loop."""
+    """Made by `start`, used in that event loop. `as_files` gives weights that went from GPU to GPU once more, as files,
+    to an engine that takes the place of a dead one."""
 
     probe_token_ids: tuple[int, ...]
     banned_token_ids: tuple[int, ...]
@@ -88,11 +91,13 @@ class RolloutPool:
         config: RolloutConfig | None = None,
         weights: WeightsConfig | None = None,
         version: int = 0,
+        places: Sequence[dict[str, Any]] | None = None,
     ) -> RolloutPool:
-        """Engines with the weights of `engine.model`, which count as `version`. ConfigError for a distribution that the
-        trainer cannot compute, SamplingError where an engine does not start."""
+        """Engines with the weights of `engine.model`, which count as `version`; `places`, one an engine, are those of
+        policy_rl.placement. ConfigError for a distribution that the trainer cannot compute, SamplingError where an
+        engine does not start."""
         check_sampling(sampling)
-        pool = cls(engine, sampling, prompt, config or RolloutConfig(), weights or WeightsConfig(), version)
+        pool = cls(engine, sampling, prompt, config or RolloutConfig(), weights or WeightsConfig(), version, places)
         # All have their say first, so that none is left behind half started.
         errors = await asyncio.gather(*map(pool._start, pool._seats.all), return_exceptions=True)
         for error in errors:
@@ -109,24 +114,31 @@ class RolloutPool:
         config: RolloutConfig,
         weights: WeightsConfig,
         version: int,
+        places: Sequence[dict[str, Any]] | None,
     ) -> None:
-        engines, resources = places(engine, config.engines)
-        gpu = "num_gpus" in resources
-        if gpu and config.colocated:
-            resources = {"num_gpus": config.gpu_share * engine.tensor_parallel_size}
-        transport = weights.transport if weights.transport != "auto" else ("nccl" if gpu else "file")
+        if places is None:
+            engines, resources = engine_places(engine, config.engines)
+            places = [resources] * len(engines)
+        else:
+            engines = [engine] * len(places)
+        gpu = "num_gpus" in places[0]
+        transport = transport_of(weights, gpu, config.colocated)
         self._further: dict[str, Any] = {"enable_sleep_mode": True} if gpu and config.colocated else {}
         if transport != "file":
             self._further["weight_transfer_config"] = {"backend": transport}
-        self._actor_class = ray.remote(max_concurrency=REQUESTS_IN_FLIGHT, **resources)(RolloutEngine)
+        if engine.tensor_parallel_size > 1:
+            # In a placement group vLLM would make workers of Ray, and look for GPUs that the group has free.
+            self._further["distributed_executor_backend"] = "mp"
         self._sampling, self._prompt, self._config, self._weights = sampling, prompt, config, weights
         names = [f"engine {number} of {len(engines)}" for number in range(1, len(engines) + 1)]
         self._engines = dict(zip(names, engines, strict=True))
+        self._places = dict(zip(names, places, strict=True))
         tolerance = weights.tolerance or TOLERANCE[engine.dtype]
         self._checks = {name: ProbeCheck(name, tolerance) for name in names}
         self._seats = Seats([Seat(name) for name in names], engine.max_num_seqs, version)
         self._current: Published | None = None
         self._replacing = asyncio.Lock()
+        self.as_files: AsFiles | None = None
         self.restarts = 0
 
     @property
@@ -172,7 +184,7 @@ class RolloutPool:
         async with self._seats.change_to(published.version):
             self._current = published
             try:
-                return max(await asyncio.gather(*map(self._load_or_replace, self._seats.all)))
+                return max(await asyncio.gather(*(self._load_or_replace(seat, published) for seat in self._seats.all)))
             except MmprmError as error:
                 self._seats.fail(str(error))
                 raise
@@ -198,7 +210,7 @@ class RolloutPool:
                 seat.actor = None
 
     async def _start(self, seat: Seat) -> None:
-        actor = self._actor_class.remote()
+        actor = ray.remote(max_concurrency=REQUESTS_IN_FLIGHT, **self._places[seat.name])(RolloutEngine).remote()
         engine = self._engines[seat.name]
         start = actor.start.remote(engine, self._sampling, self._prompt, self._further)
         try:
@@ -209,10 +221,8 @@ class RolloutPool:
             raise
         seat.actor = actor
 
-    async def _load(self, seat: Seat) -> float:
-        """The current weights, and the proof that the engine has them."""
-        published = self._current
-        assert published is not None, "there is something to load"
+    async def _load(self, seat: Seat, published: Published) -> float:
+        """The weights, and the proof that the engine has them."""
         try:
             what = f"{seat.name} to load the {published}"
             answer = await _within(self._weights.timeout_s, what, seat.actor.load.remote(published))
@@ -222,10 +232,20 @@ class RolloutPool:
             raise
         return self._checks[seat.name].check(published, answer)
 
-    async def _load_or_replace(self, seat: Seat) -> float:
+    async def _load_current(self, seat: Seat) -> float:
+        """The current weights into a new engine."""
+        if self._current is None:
+            return 0.0
+        if self._current.folder is not None:
+            return await self._load(seat, self._current)
+        assert self.as_files is not None, "_check_replaceable saw it"
+        async with self.as_files(self._current) as files:
+            return await self._load(seat, files)
+
+    async def _load_or_replace(self, seat: Seat, published: Published) -> float:
         actor = seat.actor
         try:
-            return await self._load(seat)
+            return await self._load(seat, published)
         except _LostError as error:
             return await self._replace(seat, actor, error)
 
@@ -243,7 +263,7 @@ class RolloutPool:
                 self._check_replaceable(reason)
                 print(f"{reason}; starting another in its place", file=sys.stderr)
                 await self._start(seat)
-                distance = await self._load(seat) if self._current is not None else 0.0
+                distance = await self._load_current(seat)
             except MmprmError as error:
                 self._seats.fail(str(error))
                 raise
@@ -256,7 +276,7 @@ class RolloutPool:
                 f"{reason}; that is engine number {self.restarts} to die in this run, more than "
                 f"rollouts.most_restarts={self._config.most_restarts}; see its log, and resume from the last checkpoint"
             )
-        if self._current is not None and self._current.folder is None:
+        if self._current is not None and self._current.folder is None and self.as_files is None:
             raise EngineStoppedError(
                 f"{reason}; with weights.transport={self._weights.transport} a new engine cannot get the current "
                 "weights: resume the run from its last checkpoint, or set weights.transport=file"

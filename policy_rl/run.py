@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+import torch
 
 from mmprm.errors import DataError
 from mmprm.grading.calibration import check_judge
@@ -19,19 +20,25 @@ from mmprm.prompts import assistant_beginning
 from mmprm.types import Problem
 from policy_rl.collecting import Collector
 from policy_rl.config import RLConfig
+from policy_rl.early_checks import check_early
 from policy_rl.evaluate import evaluate
 from policy_rl.experience import Aggregate
 from policy_rl.graded import Process
-from policy_rl.loop import Loop, Summary
-from policy_rl.rollouts import RolloutPool, check_sampling
+from policy_rl.loop import Loop
+from policy_rl.placement import Places, reserved
+from policy_rl.rollouts import RolloutPool
+from policy_rl.run_folder import Summary, ended
 from policy_rl.trainer_group import TrainerGroup
-from policy_rl.weights import FileTransfer, Transfer, shared_folder
+from policy_rl.weights import FileTransfer, Published, Transfer, remove_versions, shared_folder, transport_of
 
 
 def train_policy(config: RLConfig) -> Summary:
-    """Run to the end, or on SIGTERM to the end of the step at hand."""
-    check_sampling(config.sampling)
+    """Run to the end, or on SIGTERM to the end of the step at hand; a finished run is left as it is."""
+    check_early(config)
     problems = load_problems(config.problems)
+    done = ended(config, config.total_steps(len(problems)), problems)
+    if done is not None:
+        return done
     held_out = load_problems(config.held_out) if config.held_out else []
     _check_disjoint(problems, held_out)
     check_judge(config.grader.judge)
@@ -43,21 +50,34 @@ async def _run(config: RLConfig, problems: Sequence[Problem], held_out: Sequence
     if not ray.is_initialized():
         ray.init(include_dashboard=False, log_to_driver=False)
     async with AsyncExitStack() as stack:
-        trainer_start = asyncio.create_task(asyncio.to_thread(_start_trainer, config, total))
+        places = stack.enter_context(reserved(config))
+        transport = transport_of(config.weights, places is not None, config.rollouts.colocated)
+        # Last of all: a trainer that was killed leaves its files, which are memory.
+        stack.callback(remove_versions, shared_folder(config.weights, Path(config.output)))
+        trainer_start = asyncio.create_task(asyncio.to_thread(_start_trainer, config, total, places))
         try:
             pool = await RolloutPool.start(
-                config.engine, config.sampling, config.prompt, config.rollouts, config.weights
+                config.engine,
+                config.sampling,
+                config.prompt,
+                config.rollouts,
+                config.weights,
+                places=None if places is None else places.engines,
             )
             stack.callback(pool.close)
         finally:
             trainer = await trainer_start
             stack.callback(trainer.close)
-        trainer.open_transfer(partial(_transfer, config, pool.engines, _transport(config)))
+        make = partial(_transfer, config, transport)
+        trainer.open_transfer(make, None if transport == "file" else lambda: pool.engines)
+        pool.as_files = partial(_as_files, config, trainer, pool.probe_token_ids)
         grader = await stack.enter_async_context(open_grader(config.grader))
-        process = await stack.enter_async_context(_process(config)) if config.process else None
+        place = None if places is None else places.prm
+        process = await stack.enter_async_context(_process(config, place)) if config.process else None
         collector = Collector(config, problems, pool, grader, trainer.check, process)
         prefill = assistant_beginning(config.prompt, "")
-        measure = partial(evaluate, pool, grader, held_out, config.eval_samples, config.seed, prefill)
+        accuracy = config.rewards.accuracy
+        measure = partial(evaluate, pool, grader, held_out, config.eval_samples, config.seed, prefill, accuracy)
         aggregate = _aggregate(config)
         loop = Loop(config, total, pool, trainer, collector, measure if held_out else None, aggregate)
         print(
@@ -74,8 +94,7 @@ def _aggregate(config: RLConfig) -> Aggregate | None:
     return config.process.aggregate() if credit is not None and credit.mode == "scalar" else None
 
 
-def _start_trainer(config: RLConfig, total: int) -> TrainerGroup:
-    share = 1 - config.rollouts.gpu_share if config.rollouts.colocated else 1.0
+def _start_trainer(config: RLConfig, total: int, places: Places | None) -> TrainerGroup:
     return TrainerGroup(
         config.engine.model,
         config.trainer,
@@ -83,18 +102,12 @@ def _start_trainer(config: RLConfig, total: int) -> TrainerGroup:
         config.sampling.temperature,
         total * config.batch.updates,
         config.has_critic,
-        share,
+        None if places is None else places.ranks,
         config.engine.max_pixels,
     )
 
 
-def _transport(config: RLConfig) -> str:
-    if config.weights.transport != "auto":
-        return config.weights.transport
-    return "nccl" if ray.cluster_resources().get("GPU", 0) > 0 else "file"
-
-
-def _transfer(config: RLConfig, engines: Sequence[Any], transport: str, rank: int) -> Transfer:
+def _transfer(config: RLConfig, transport: str, rank: int, engines: Sequence[Any] = ()) -> Transfer:
     """A rank's side of the way to the engines."""
     if transport == "file":
         return FileTransfer(shared_folder(config.weights, Path(config.output)), is_main=rank == 0)
@@ -104,13 +117,25 @@ def _transfer(config: RLConfig, engines: Sequence[Any], transport: str, rank: in
 
 
 @asynccontextmanager
-async def _process(config: RLConfig) -> AsyncIterator[Process]:
+async def _as_files(
+    config: RLConfig, trainer: TrainerGroup, probe_token_ids: Sequence[int], published: Published
+) -> AsyncIterator[Published]:
+    """The weights that went from GPU to GPU once more, as files that lie there until the end of the block."""
+    make, dtype = partial(_transfer, config, "file"), getattr(torch, config.engine.dtype)
+    try:
+        yield await asyncio.to_thread(trainer.publish_again, make, published.version, probe_token_ids, dtype)
+    finally:
+        remove_versions(shared_folder(config.weights, Path(config.output)))
+
+
+@asynccontextmanager
+async def _process(config: RLConfig, place: dict[str, Any] | None) -> AsyncIterator[Process]:
     from transformers import AutoTokenizer
 
     from policy_rl.prm_actor import Prm
     from policy_rl.process import ProcessReward
 
-    prm = await Prm.start(config.process)
+    prm = await Prm.start(config.process, place)
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.engine.model)
         yield ProcessReward(tokenizer, config.markup, assistant_beginning(config.prompt, ""), prm)

@@ -26,6 +26,7 @@ import yaml
 from mmprm.config import Config, build, override, read_yaml
 from mmprm.errors import ConfigError, TrainingError
 from policy_rl.config import RLConfig
+from policy_rl.early_checks import check_early
 from policy_rl.sft import SftConfig
 
 Command = Sequence[str]
@@ -131,7 +132,13 @@ def _stage(number: int, given: Any, sets: Sequence[str], output: Path, before: S
         if _holds(values, key):
             raise ConfigError(f"{source}: leave {key} out; it follows from output and the stage before")
     override(values, [f"{key}={json.dumps(value)}" for key, value in own.items()])
-    return Stage(number, kind, folder, values, build(KINDS[kind].config, values, source))
+    config = build(KINDS[kind].config, values, source)
+    if isinstance(config, RLConfig):
+        try:
+            check_early(config)
+        except ConfigError as error:
+            raise ConfigError(f"{source}: {error}") from error
+    return Stage(number, kind, folder, values, config)
 
 
 def _holds(values: Any, key: str) -> bool:

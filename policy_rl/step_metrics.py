@@ -2,28 +2,54 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
 
 from policy_rl.collecting import Collected
+from policy_rl.config import RLConfig
 from policy_rl.graded import GradedGroup
+from policy_rl.watch import signs
 
 DROPS = ("refused", "few_known", "too_hard", "too_easy", "aborted", "unknown", "untrainable")
 SUMS, LEAST, MOST = {"responses", "seconds", "tokens", "skipped"}, {"log_ratio_min"}, {"log_ratio_max", "mismatch_max"}
 COMPUTING = ("generate", "score", "old", "update")
 """Phases in which a model computes."""
+OF_GROUPS = (
+    *("groups", "rounds", *(f"dropped_{name}" for name in DROPS)),
+    *("reward", "reward_length", "accuracy", "response_tokens", "truncated", "alike", "staleness"),
+)
+OF_UPDATES = (
+    *("updates", "responses", "tokens", "advantage_size", "loss", "surrogate", "drift", "learning_rate", "skipped"),
+    *("gradient_norm", "entropy", "kl_old", "clip_fraction", "log_ratio_min", "log_ratio_max"),
+    *("mismatch_absolute", "mismatch_signed", "mismatch_max"),
+)
 SHOWN = {
     "reward": "reward",
     "accuracy": "acc",
     "response_tokens": "length",
     "entropy": "entropy",
+    "kl_old": "kl-old",
     "kl_ref": "kl",
     "clip_fraction": "clip",
+    "log_ratio_min": "log-ratio min",
+    "log_ratio_max": "max",
     "gradient_norm": "norm",
     "mismatch_absolute": "mismatch",
     "tokens_per_second": "tok/s",
 }
+
+
+def metric_names(config: RLConfig) -> set[str]:
+    """Of a step with an update."""
+    names = {*OF_GROUPS, *OF_UPDATES, *signs([], config.markup), "seconds", "overhead", "tokens_per_second"}
+    names |= {f"seconds_{name}" for name in (*COMPUTING, "sync", "other")}
+    names |= {f"reward_{entry.path}" for entry in config.rewards.functions}
+    names |= {"reward_format"} if config.rewards.format else set()
+    names |= {"kl", "kl_ref"} if config.trainer.loss.kl.coefficient > 0 else set()
+    names |= {"value_loss"} if config.has_critic else set()
+    return names | ({"scored", "unscored", "alone"} if config.process else set())
 
 
 def describe_groups(collected: Collected, version: int) -> dict[str, float]:
@@ -87,6 +113,11 @@ def shares(seconds: Counter[str], collected: Collected, total: float, ahead: boo
 
 def console_line(step: int, total: int, metrics: Mapping[str, float]) -> str:
     shown = [f"{word} {metrics[name]:.4g}" for name, word in SHOWN.items() if name in metrics]
+    sources = {name.removeprefix("reward_"): metrics[name] for name in metrics if name.startswith("reward_")}
+    sources["process"] = metrics.get("prm_score", math.nan)
+    parts = [f"{name} {value:.4g}" for name, value in sources.items() if value and not math.isnan(value)]
+    if shown and parts:
+        shown[0] += f" ({', '.join(parts)})"
     dropped = [f"{metrics[f'dropped_{name}']:g} {name}" for name in DROPS if metrics.get(f"dropped_{name}")]
     phases = [f"{name} {metrics[f'seconds_{name}']:.1f}" for name in (*COMPUTING, "sync", "other")]
     drops = f"  dropped {', '.join(dropped)}" if dropped else ""

@@ -43,7 +43,7 @@ from policy_rl.losses import aggregate, denominator, policy_loss, truncated_weig
 from policy_rl.policy import Policy, PolicyInputs, prepare, without_adapters
 from policy_rl.prompt_encoder import PromptEncoder
 from policy_rl.rollout_actor import vision_token_ids
-from policy_rl.trainer_config import TrainerConfig
+from policy_rl.trainer_config import CHANGEABLE, TrainerConfig
 from policy_rl.update_metrics import Tally
 from policy_rl.weights import ModelWeights, Published, Transfer, probe_logprobs
 
@@ -106,7 +106,9 @@ class Trainer:
             if self._share_prompt and self.ranks.device.type == "cuda":
                 use_block_masks(self._reference.backbone)
         torch.manual_seed(optimisation.seed + self.ranks.rank)
-        self._engine = Engine(self._policy, optimisation, total_updates, self.ranks)
+        head, rate = self._policy.value_head, config.critic.learning_rate
+        rates = {} if head is None or rate is None else dict.fromkeys(head.parameters(), rate)
+        self._engine = Engine(self._policy, optimisation, total_updates, self.ranks, rates)
         self._identity = {
             "model": model,
             "prompt": prompt.model_dump(mode="json"),
@@ -114,7 +116,7 @@ class Trainer:
             "critic": critic,
             "max_pixels": max_pixels,
             "total_updates": total_updates,
-            **config.model_dump(mode="json", exclude={"timeout_s"}),
+            **config.model_dump(mode="json", exclude=CHANGEABLE),
         }
         self._transfer: Transfer | None = None
         self._bad_updates = 0
@@ -190,17 +192,24 @@ class Trainer:
 
     def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
         """A checkpoint of everything; `extra` is the caller's own state (JSON), in the same folder, which is whole or
-        not there."""
+        not there. Its `step` numbers the folder: a step without updates is another one, too."""
         self.doing = f"writing a checkpoint to {folder}"
-        checkpoints.save(self._engine, folder, self.updates, self._identity, keep, extra)
+        extra = {**extra, "updates": self.updates}
+        checkpoints.save(self._engine, folder, extra["step"], self._identity, keep, extra)
         self.doing = "nothing"
 
     def resume(self, folder: Path) -> dict[str, Any] | None:
-        """Go on from the newest whole checkpoint; returns its `extra`, None where there is no checkpoint."""
+        """Go on from the newest whole checkpoint, at this configuration's learning rate; returns its `extra`, None
+        where there is no checkpoint."""
         self.doing = f"reading a checkpoint from {folder}"
-        self.updates = checkpoints.resume(self._engine, folder, self._identity)
+        rates = self._engine.deepspeed.lr_scheduler.base_lrs
+        checkpoints.resume(self._engine, folder, self._identity)
+        extra = checkpoints.read_extra(folder)
+        if extra is not None:
+            self.updates = extra.pop("updates")
+            _set_rates(self._engine.deepspeed, rates)
         self.doing = "nothing"
-        return checkpoints.read_extra(folder)
+        return extra
 
     def save_model(self, folder: Path) -> None:
         """A plain Hugging Face checkpoint of the policy, adapters merged, with its processor."""
@@ -285,6 +294,16 @@ class Trainer:
         most = self.config.optimisation.max_bad_steps
         if self._bad_updates >= most:
             raise TrainingError(
-                f"{most} updates in a row had a loss or a gradient that is not finite and were skipped; lower "
-                "optimisation.learning_rate and go on from the last checkpoint"
+                f"{most} updates in a row had a loss or a gradient that is not finite and were skipped; "
+                "with a lower trainer.optimisation.learning_rate the same command goes on from the last checkpoint"
             )
+
+
+def _set_rates(engine: Any, rates: Sequence[float]) -> None:
+    """Peaks of the learning rate, one a parameter group, in place of those that the checkpoint brought; the place on
+    the schedule stays."""
+    scheduler = engine.lr_scheduler
+    for group, peak, there in zip(engine.optimizer.param_groups, rates, scheduler.base_lrs, strict=True):
+        group["lr"] *= peak / there
+        group["initial_lr"] = peak
+    scheduler.base_lrs = list(rates)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field, model_validator
 
 from mmprm.config import Config
@@ -9,6 +11,10 @@ from mmprm.training.config import TrainingConfig
 from mmprm.training.lora import LoraConfig
 from policy_rl.losses import LossConfig
 
+CHANGEABLE: dict[str, Any] = dict.fromkeys(("timeout_s", "gradient_checkpointing", "share_prompt"), True) | {
+    "optimisation": {"learning_rate", "micro_batch_tokens", "max_bad_steps"}
+}
+"""Keys that a resumed run may have others of: none but the learning rate decides its course."""
 SUPERVISED_ONLY = ("epochs", "batch_size", "eval_every", "save_every", "keep_checkpoints", "log_every")
 
 
@@ -39,6 +45,8 @@ class CriticConfig(Config):
     """Weight of the value loss beside the policy loss."""
     clip: float | None = Field(0.2, gt=0)
     """A value is not pulled further than this from the one before the update; null does not clip."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Of the value head, with the same course over the run; null: that of the policy."""
 
 
 class TrainerConfig(Config):

@@ -1,10 +1,10 @@
 """The trainer as its driver sees it: one Ray actor a rank, every call made to all of them at once.
 
-    group = TrainerGroup(model, config, prompt, temperature, total_updates, critic, gpu_share, max_pixels)
+    group = TrainerGroup(model, config, prompt, temperature, total_updates, critic, places, max_pixels)
     group.check(experience)                                  # DataError: count and skip
     experiences = group.log_probs(experiences, policy=True)  # with old, ref and values filled in
     metrics = group.update(experiences)
-    group.open_transfer(make); published = group.publish(version, probe_token_ids, dtype)
+    group.open_transfer(make, engines); published = group.publish(version, probe_token_ids, dtype)
     extra = group.resume(folder); group.save(folder, extra, keep); group.save_model(folder)
     group.close()
 
@@ -17,9 +17,11 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
 
-from mmprm.errors import MmprmError, TrainingError
+from mmprm.errors import EngineStoppedError, MmprmError, TrainingError
 from mmprm.prompts import PromptConfig
 from policy_rl.batch import Experience, Limits
 from policy_rl.trainer import LogProbs, Trainer
@@ -40,7 +42,7 @@ GRACE_SECONDS = 10
 
 
 class TrainerGroup:
-    """`gpu_share` is the part of a GPU that Ray books for a rank, less than 1 where engines share it. The other
+    """`places`, one a rank, are those of policy_rl.placement; by default a GPU each, if there are any. The other
     arguments are those of Trainer. Starts Ray if it does not run."""
 
     def __init__(
@@ -51,18 +53,26 @@ class TrainerGroup:
         temperature: float,
         total_updates: int,
         critic: bool = False,
-        gpu_share: float = 1.0,
+        places: Sequence[dict[str, Any]] | None = None,
         max_pixels: int | None = None,
     ) -> None:
         if not ray.is_initialized():
             ray.init(include_dashboard=False, log_to_driver=False)
         self._timeout_s = config.timeout_s
         self._closed: str | None = None
+        # Ranks meet in each call, so that all must get two callers' calls in the same order.
+        self._lock = threading.RLock()
+        self._make: Callable[..., Transfer] | None = None
+        self._engines: Callable[[], Sequence[Any]] | None = None
+        self._reached: Sequence[Any] | None = None
+        """The engines that the transfer was opened for."""
+        self._sent: int | None = None
+        """Version that was sent last, as long as the trainer has no other weights."""
         gpu = ray.cluster_resources().get("GPU", 0) > 0
         # Without a GPU the ranks compute while the engines, which have booked the cores, wait.
-        resources = {"num_gpus": gpu_share} if gpu else {"num_cpus": 0}
-        actor_class = ray.remote(concurrency_groups={"watch": 1}, **resources)(_Rank)
-        self._actors = [actor_class.remote() for _ in range(config.ranks)]
+        places = places or [{"num_cpus": 0, "num_gpus": 1 if gpu else 0}] * config.ranks
+        assert len(places) == config.ranks, "a place for each rank"
+        self._actors = [ray.remote(concurrency_groups={"watch": 1}, **place)(_Rank).remote() for place in places]
         address = self._get(self._actors[0].address.remote(), "the first rank to start")
         threads = None if gpu else max(1, len(os.sched_getaffinity(0)) // config.ranks)
         arguments = (model, config, prompt, temperature, total_updates, critic, max_pixels)
@@ -87,19 +97,44 @@ class TrainerGroup:
 
     def update(self, experiences: Sequence[Experience]) -> dict[str, float]:
         """One optimizer step; see Trainer.update."""
-        return self._call("update", list(experiences))[0]
+        with self._lock:
+            self._sent = None
+            return self._call("update", list(experiences))[0]
 
-    def open_transfer(self, make: Callable[[int], Transfer]) -> None:
-        """`make(rank)` is called on every rank; see policy_rl.weights."""
-        self._call("open_transfer", make)
+    def open_transfer(self, make: Callable[..., Transfer], engines: Callable[[], Sequence[Any]] | None = None) -> None:
+        """`make(rank)` is called on every rank; see policy_rl.weights. Where the trainer itself reaches the engines,
+        which `engines` tells, `make(rank, engines=…)`, and again for a transfer to others than the last one's."""
+        self._make, self._engines = make, engines
+        self._open_transfer()
 
     def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Published:
-        return self._call("publish", version, tuple(probe_token_ids), dtype)[0]
+        with self._lock:
+            if self._engines is not None and self._reached != self._engines():
+                self._open_transfer()
+            published = self._call("publish", version, tuple(probe_token_ids), dtype)[0]
+            self._sent = version
+        return published
+
+    def publish_again(
+        self, make: Callable[[int], Transfer], version: int, probe_token_ids: Sequence[int], dtype: torch.dtype
+    ) -> Published:
+        """The weights that the engines got as `version` by another way, for an engine that took no part in it.
+        EngineStoppedError where the trainer has gone on since."""
+        with self._lock:
+            if self._sent != version:
+                raise EngineStoppedError(
+                    f"a new engine cannot get the weights of version {version}, which the trainer has already updated: "
+                    "resume the run from its last checkpoint, or set weights.transport=file"
+                )
+            self._reached = None  # the next transfer needs its own way again
+            self._call("open_transfer", make)
+            return self._call("publish", version, tuple(probe_token_ids), dtype)[0]
 
     def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
         self._call("save", folder, extra, keep)
 
     def resume(self, folder: Path) -> dict[str, Any] | None:
+        self._sent = None
         return self._call("resume", folder)[0]
 
     def save_model(self, folder: Path) -> None:
@@ -110,9 +145,15 @@ class TrainerGroup:
             self._call("close")
         self._kill("it was closed")
 
+    def _open_transfer(self) -> None:
+        assert self._make is not None, "open_transfer comes first"
+        self._reached = None if self._engines is None else list(self._engines())
+        make = self._make if self._reached is None else partial(self._make, engines=self._reached)
+        self._call("open_transfer", make)
+
     def _call(self, method: str, *arguments: Any) -> list[Any]:
-        shared = ray.put(arguments)
-        return self._all("call", [(method, shared)] * len(self._actors))
+        with self._lock:
+            return self._all("call", [(method, ray.put(arguments))] * len(self._actors))
 
     def _all(self, method: str, each: Sequence[tuple[Any, ...]]) -> list[Any]:
         """What every rank answers, in rank order."""

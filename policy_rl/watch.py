@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -19,7 +19,6 @@ from mmprm.config import Config
 from mmprm.errors import ConfigError, TrainingError
 from mmprm.metrics import roc_auc
 from mmprm.steps import Markup
-from mmprm.types import Verdict
 from policy_rl.graded import GradedGroup, GradedResponse
 from policy_rl.process import plain_steps
 
@@ -79,21 +78,16 @@ def signs(groups: Sequence[GradedGroup], markup: Markup, prefill: str = "") -> d
         "refused": _mean([bool(steps) and each.process is None for steps, each in zip(cut, responses, strict=True)])
         if scored
         else math.nan,
-        "prm_auc": agreement(lowest, [each.grading.verdict for each in scored]),
+        "prm_auc": agreement(lowest, [each.right for each in scored]),
         "prm_score": _mean([score for each in scored for score in each.process.scores]),
         "prm_lowest": _mean(lowest),
         **{name: _mean(scores) for name, scores in by_step.items()},
     }
 
 
-def agreement(scores: Sequence[float], verdicts: Sequence[Verdict]) -> float:
-    """AUC of the scores for right against wrong responses, unknown ones left out; NaN where one kind is missing."""
-    known = [
-        (score, verdict) for score, verdict in zip(scores, verdicts, strict=True) if verdict is not Verdict.UNKNOWN
-    ]
-    if len({verdict for _, verdict in known}) < 2:
-        return math.nan
-    return roc_auc([score for score, _ in known], [verdict is Verdict.CORRECT for _, verdict in known])
+def agreement(scores: Sequence[float], right: Sequence[bool]) -> float:
+    """AUC of the scores for right against wrong responses; NaN where one kind is missing."""
+    return roc_auc(scores, right) if len(set(right)) == 2 else math.nan
 
 
 def repeated(steps: Sequence[str]) -> list[bool]:
@@ -137,12 +131,9 @@ class Alarms:
         """What has crossed its bounds for `patience` steps, in words: the run is to be saved, and then ended with
         `alarm_error`. ConfigError for an alarm on what is not measured, so that a step without an update, which
         measures less, is not to be shown."""
+        check_alarms(self._config, metrics)
         crossed = []
         for name, bounds in self._config.alarms.items():
-            if name not in metrics:
-                raise ConfigError(
-                    f"watch.alarms.{name}: this run has no such metric; it has {', '.join(sorted(metrics))}"
-                )
             value = metrics[name]
             if math.isnan(value):
                 continue
@@ -151,6 +142,13 @@ class Alarms:
             if self.counts[name] >= self._config.patience:
                 crossed.append(f"{name}={value:.4g} is {bound} (watch.alarms), {self.counts[name]} steps in a row")
         return "; ".join(crossed) or None
+
+
+def check_alarms(config: WatchConfig, names: Collection[str]) -> None:
+    """ConfigError for an alarm on what is not among the metrics' names."""
+    for name in config.alarms:
+        if name not in names:
+            raise ConfigError(f"watch.alarms.{name}: this run has no such metric; it has {', '.join(sorted(names))}")
 
 
 def _crossed(value: float, bounds: Bounds) -> str | None:
@@ -207,8 +205,8 @@ def chosen(groups: Sequence[GradedGroup], count: int) -> list[tuple[GradedGroup,
     every = [(group, each) for group in groups for each in group.responses]
     scored = [pair for pair in every if pair[1].process is not None]
     picked = []
-    for verdict, most in ((Verdict.INCORRECT, max), (Verdict.CORRECT, min)):
-        among = [pair for pair in scored if pair[1].grading.verdict is verdict]
+    for right, most in ((False, max), (True, min)):
+        among = [pair for pair in scored if pair[1].right is right]
         if among:
             picked.append(most(among, key=lambda pair: min(pair[1].process.scores)))
     heads = [(group, group.responses[0]) for group in groups if group.responses]

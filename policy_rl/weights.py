@@ -5,9 +5,15 @@ Trainer, on every rank, after an update (all ranks must take part; those but ran
     probe = probe_logprobs(model, probe_token_ids)            # the ids that every RolloutPool tells
     published = transfer.publish(ModelWeights(model, dtype), version, probe)
 
-Driver: `await pool.load_weights(published)`. What the engines then have proved: every file is that version's, every
-parameter of the engine's model got all of its elements, nothing is left in a cache, and the engine's own
-log-probabilities of the probe are the trainer's within `WeightsConfig.tolerance`, and changed if the trainer's did.
+Driver: `await pool.load_weights(published)`. What the engines then have proved:
+
+- files: each tensor that a worker gave to vLLM's load_weights is, by its CRC-32, the one that the trainer wrote;
+- any transport: every parameter of the engine's model got all of its elements, nothing is left in a cache, and the
+  engine's own log-probabilities of the probe are the trainer's within `WeightsConfig.tolerance`, and changed if the
+  trainer's did by more than MOVED.
+
+What vLLM makes of a tensor (joined with others, packed for the CPU) has no checksum, nor have nccl and ipc: there, old
+weights in place of new ones that are near them would only be seen once the probe has moved.
 """
 
 from __future__ import annotations
@@ -16,8 +22,9 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -26,7 +33,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from mmprm.config import Config
-from mmprm.errors import TrainingError
+from mmprm.errors import ConfigError, TrainingError
 
 SHARED_MEMORY = Path("/dev/shm")
 BUCKET_BYTES = 2**30
@@ -43,10 +50,12 @@ TOLERANCE = {"float32": 0.01, "bfloat16": 0.15, "float16": 0.05}
 class WeightsConfig(Config):
     transport: Literal["auto", "file", "nccl", "ipc"] = "auto"
     """file: through safetensors files in shared memory, on any machine where trainer and engines share it; nccl: vLLM's
-    broadcast from GPU to GPU; ipc: vLLM's, for trainer and engine on the same GPU. auto: file on CPU, nccl on GPU."""
+    broadcast from GPU to GPU; ipc: vLLM's, for trainer and engine on the same GPU. auto: file on CPU, on GPU ipc for
+    colocated engines and nccl for others."""
     folder: str | None = None
-    """transport=file: where the files lie; by default a folder of this run in /dev/shm, or in the run folder where
-    there is none. Needs room for the weights of two versions."""
+    """Where a folder of this run is made for the files; by default in /dev/shm, or in the run folder where there is
+    none. transport=file needs room there for the weights of two versions, the others for one when an engine that died
+    is replaced; on several machines all must see it."""
     timeout_s: float = Field(600, gt=0)
     """Longest wait for an engine to take in new weights."""
     tolerance: float | None = Field(None, gt=0)
@@ -57,13 +66,15 @@ class WeightsConfig(Config):
 @dataclass(frozen=True, slots=True)
 class Published:
     """Weights after `version` updates, ready to be loaded. `folder` holds their files; None where they are in the
-    engines' memory already. `probe` are the trainer's log-probabilities of the probe."""
+    engines' memory already. `probe` are the trainer's log-probabilities of the probe; `checksums` those of the tensors
+    in files, by name."""
 
     version: int
     tensors: int
     bytes: int
     folder: str | None
     probe: tuple[float, ...]
+    checksums: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         place = f" in {self.folder}" if self.folder else ""
@@ -136,12 +147,13 @@ class Transfer(Protocol):
 
 
 class FileTransfer:
-    """Safetensors files in shared memory, written by rank 0. A version's folder is whole or not there."""
+    """Safetensors files in shared memory, written by rank 0. A version's folder is whole or not there; what else lies
+    in `folder` stays."""
 
     def __init__(self, folder: Path, is_main: bool = True) -> None:
         self._folder, self._is_main = folder, is_main
         if is_main:
-            shutil.rmtree(folder, ignore_errors=True)  # left by a run that was killed
+            remove_versions(folder)  # left by a run that was killed
 
     def publish(self, weights: ModelWeights, version: int, probe: tuple[float, ...]) -> Published | None:
         if not self._is_main:
@@ -152,7 +164,7 @@ class FileTransfer:
         try:
             shutil.rmtree(temporary, ignore_errors=True)
             temporary.mkdir(parents=True)
-            tensors, size = _write_buckets(weights, temporary, version)
+            checksums, size = _write_buckets(weights, temporary, version)
             shutil.rmtree(final, ignore_errors=True)
             os.replace(temporary, final)
             for old in sorted(self._folder.glob("version-*"))[:-KEPT_VERSIONS]:
@@ -162,30 +174,54 @@ class FileTransfer:
                 f"weights of version {version} cannot be written to {final}: {error}; "
                 "free space there, or set weights.folder to a place that trainer and engines share"
             ) from error
-        return Published(version, tensors, size, str(final), probe)
+        return Published(version, len(checksums), size, str(final), probe, checksums)
 
     def close(self) -> None:
         if self._is_main:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            remove_versions(self._folder)
+
+
+def remove_versions(folder: Path) -> None:
+    """What FileTransfer wrote there, and the folder if nothing else is in it."""
+    for pattern in ("version-*", ".version-*.tmp"):
+        for version in folder.glob(pattern):
+            shutil.rmtree(version, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def checksum(tensor: Tensor) -> int:
+    """CRC-32 of the tensor's bytes: about a second a GB on one core."""
+    return zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def transport_of(config: WeightsConfig, gpu: bool, colocated: bool) -> Literal["file", "nccl", "ipc"]:
+    """`weights.transport`, or what auto stands for. ConfigError for one that cannot reach the engines."""
+    of_gpus = "ipc" if colocated else "nccl"
+    if config.transport == "auto":
+        return of_gpus if gpu else "file"
+    if gpu and config.transport not in ("file", of_gpus):
+        where = "on the trainer's GPUs" if colocated else "on GPUs of their own"
+        raise ConfigError(f"weights.transport={config.transport} does not reach engines {where}; use {of_gpus} or file")
+    return config.transport
 
 
 def shared_folder(config: WeightsConfig, run_folder: Path) -> Path:
-    """`weights.folder`, or this run's own place in shared memory."""
+    """This run's own folder in `weights.folder`, or in shared memory."""
+    base = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else run_folder
     if config.folder is not None:
-        return Path(config.folder)
-    if not os.access(SHARED_MEMORY, os.W_OK):
-        return run_folder / "weights"
+        base = Path(config.folder)
     run = hashlib.sha256(str(run_folder.resolve()).encode()).hexdigest()[:16]
-    return SHARED_MEMORY / f"mmprm-weights-{run}"
+    return base / f"mmprm-weights-{run}"
 
 
-def _write_buckets(weights: Iterable[tuple[str, Tensor]], folder: Path, version: int) -> tuple[int, int]:
-    """(tensors, bytes) written."""
+def _write_buckets(weights: Iterable[tuple[str, Tensor]], folder: Path, version: int) -> tuple[dict[str, int], int]:
+    """(checksum by name, bytes) of what was written."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     bucket: dict[str, Tensor] = {}
-    names: set[str] = set()
+    checksums: dict[str, int] = {}
     total = in_bucket = files = 0
 
     def flush() -> None:
@@ -197,15 +233,15 @@ def _write_buckets(weights: Iterable[tuple[str, Tensor]], folder: Path, version:
         bucket, in_bucket, files = {}, 0, files + 1
 
     for name, tensor in weights:
-        assert name not in names, f"{name} is sent twice"
-        names.add(name)
+        assert name not in checksums, f"{name} is sent twice"
         bucket[name] = tensor.cpu().contiguous()
+        checksums[name] = checksum(bucket[name])
         total, in_bucket = total + tensor.nbytes, in_bucket + tensor.nbytes
         if in_bucket >= BUCKET_BYTES:
             flush()
     if bucket:
         flush()
-    return len(names), total
+    return checksums, total
 
 
 def probe_token_ids(tokenizer: Any) -> tuple[int, ...]:

@@ -99,6 +99,7 @@ class EngineClient:
 
     def _each(self, method: str, arguments: Sequence[dict[str, Any]] | None = None) -> None:
         import ray
+        from ray.exceptions import RayActorError
 
         arguments = arguments or [{}] * len(self._engines)
         calls = [
@@ -112,4 +113,10 @@ class EngineClient:
                 f"trainer rank 0 waited {self._timeout_s:g} s in vain for {method} of engine {names} of "
                 f"{len(calls)} (weights of version {self.version}); a larger weights.timeout_s gives them more time"
             )
-        ray.get(done)
+        try:
+            ray.get(done)
+        except RayActorError as error:
+            raise TrainingError(
+                f"an engine died at {method}, while the weights of version {self.version} were on their way to it: "
+                f"{error}; go on from the last checkpoint"
+            ) from None

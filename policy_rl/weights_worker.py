@@ -6,13 +6,14 @@ error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from mmprm.errors import TrainingError
+from policy_rl.weights import checksum
 
 NAMED_IN_ERROR = 5
 
@@ -21,7 +22,7 @@ class WeightLoading:
     vllm_config: Any
     model_runner: Any
 
-    def load_weight_files(self, folder: str, version: int) -> tuple[int, int]:
+    def load_weight_files(self, folder: str, version: int, checksums: Mapping[str, int]) -> tuple[int, int]:
         """Load every tensor of a version; returns how many, and their bytes, as they lay in the files."""
         from vllm.config import set_current_vllm_config
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
@@ -31,7 +32,7 @@ class WeightLoading:
         with set_current_vllm_config(self.vllm_config):
             initialize_layerwise_reload(model)
             try:
-                model.load_weights(read_weights(Path(folder), version, counted))
+                model.load_weights(read_weights(Path(folder), version, checksums, counted))
                 self.check_weights_complete()
             finally:  # whatever came, so that a later load can be complete
                 finalize_layerwise_reload(model, self.vllm_config.model_config)
@@ -56,8 +57,10 @@ class WeightLoading:
             layer.quant_method.process_weights_after_loading(layer)
 
 
-def read_weights(folder: Path, version: int, counted: list[int]) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of all files; `counted` becomes [tensors, bytes]."""
+def read_weights(
+    folder: Path, version: int, checksums: Mapping[str, int], counted: list[int]
+) -> Iterator[tuple[str, Tensor]]:
+    """(name, tensor) of all files, each the one that was written; `counted` becomes [tensors, bytes]."""
     from safetensors import safe_open
 
     for path in sorted(folder.glob("*.safetensors")):
@@ -67,6 +70,11 @@ def read_weights(folder: Path, version: int, counted: list[int]) -> Iterator[tup
                 raise TrainingError(f"{path}: holds weights of version {found}, not {version}")
             for name in file.keys():  # noqa: SIM118
                 tensor = file.get_tensor(name)
+                if checksum(tensor) != checksums.get(name):
+                    raise TrainingError(
+                        f"{path}: {name} is not the tensor that the trainer wrote for version {version}: their "
+                        "checksums differ; does another run, or another machine, use this weights.folder?"
+                    )
                 counted[0], counted[1] = counted[0] + 1, counted[1] + tensor.nbytes
                 yield name, tensor
 

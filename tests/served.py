@@ -75,6 +75,7 @@ def running(service: Service, listener: socket.socket | None = None, wait: bool 
     finally:
         server.should_exit = True
         thread.join(20)
+        server.limit.cancel()
         assert not thread.is_alive()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,17 @@ def test_loads(file: Path) -> None:
         assert len(read_stages(file)) > 1
         return
     assert load(MODELS[command], file, REQUIRED[command])
+
+
+def test_the_filter_before_mm_eureka_8b_asks_as_its_training_does() -> None:
+    """The command in the head of the file: accuracy under another prompt or distribution says nothing."""
+    file = CONFIGS / "rl/mm-eureka-8b.yaml"
+    head = file.read_text().partition("mmprm filter ")[2].partition("mmprm rl")[0]
+    words = shlex.split(head.replace("\\\n#", " ").rstrip("# \n"))
+    options = list(zip(words[::2], words[1::2], strict=True))
+    sets = [value for name, value in options if name == "--set"]
+    asked = load(CampaignConfig, CONFIGS.parent / dict(options)["--config"], sets)
+    trained = load(RLConfig, file)
+    assert (asked.engine.model, asked.sampling) == (trained.engine.model, trained.sampling)
+    assert (asked.prompt, asked.grader) == (trained.prompt, trained.grader)
+    assert dict(options)["--out"] == trained.problems.path

@@ -103,6 +103,14 @@ def test_key_tables_have_the_real_defaults(page: Path, monkeypatch: pytest.Monke
         assert shown == {key: spelled.get(real.get(key, ""), real.get(key, "")) for key in shown}
 
 
+def test_the_table_of_training_has_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or the group that it is in, as `lora`."""
+    (_, rows), *_ = KEY_TABLE.findall((ROOT / "docs" / "train.md").read_text(encoding="utf-8"))
+    shown = dict(KEY_ROW.findall(rows)).keys()
+    (model,) = parser_and_models("train", monkeypatch)[1]
+    assert [key for key, _, _ in describe(model) if not {key, key.rpartition(".")[0]} & shown] == []
+
+
 def test_the_examples_and_tables_are_found() -> None:
     """A pattern that matches nothing would let everything pass."""
     pages = {page for page, _ in EXAMPLES}

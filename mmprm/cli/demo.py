@@ -1,4 +1,4 @@
-"""The whole road on the embedded world: annotate, labels, train, score, choose; then one page of what came out.
+"""The whole road on the embedded world: annotate, labels, train, score, choose, rl; then one page of what came out.
 
 Examples:
   mmprm demo
@@ -25,7 +25,7 @@ from mcts.progress import CampaignSummary
 from mcts.search import SearchConfig
 from mmprm.cli.options import add_config_options, load_config
 from mmprm.config import Config, build, load
-from mmprm.errors import DataError
+from mmprm.errors import DataError, TrainingError
 from mmprm.evaluation.aggregators import with_choice
 from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
 from mmprm.labels.build import LabelsConfig, build_labels
@@ -42,15 +42,19 @@ from mmprm.sampling.pool import SamplerPool
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer
 from mmprm.selection.groups import Group, sample_groups, score_groups
-from mmprm.tiny.figures import headlines_of, measure, report_of, summary_of
+from mmprm.tiny.figures import gain_of, gain_summary, headlines_of, measure, report_of, summary_of
 from mmprm.tiny.model import weights_path
 from mmprm.tiny.picture import blank
 from mmprm.tiny.world import make_problems
 from mmprm.types import Problem, Verdict
+from policy_rl.config import RLConfig
+from policy_rl.run import train_policy
 
 SAMPLES = 8
 PROMPT = PromptConfig(preset="plain")
 SAMPLING = SamplingConfig(max_tokens=96)
+RL_RATE = 3e-4
+"""Above the recipe's learning rate, as the demo makes few steps."""
 MARKER = "demo.json"
 
 
@@ -69,6 +73,11 @@ class DemoConfig(Config):
     """Seed of the test problems, with which nothing else was ever drawn."""
     train_config: str = "configs/train/tiny.yaml"
     """Configuration of the PRM training; base, labels and output are set by the demo."""
+    rl_config: str = "configs/rl/tiny.yaml"
+    """Configuration of the policy's training; engine.model, problems, held_out, output, steps, seed and the learning
+    rate are set by the demo."""
+    rl_steps: int = Field(25, ge=1)
+    """Steps of the policy's training, with outcome reward alone."""
     search: SearchConfig = SearchConfig(max_rollouts=320)
     """The tree search of each problem."""
 
@@ -93,7 +102,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments, DemoConfig)
-    _train_config(config, Path(config.out))  # what is wrong with it should not cost an annotation
+    for check in (_train_config, _rl_config):  # what is wrong with them should not cost an annotation
+        check(config, Path(config.out))
     out = _fresh_folder(config)
     begun = time.perf_counter()
     clock = Clock()
@@ -114,6 +124,9 @@ def run(arguments: argparse.Namespace) -> None:
         before = summary_of(measure(examples, *untrained))
         info = with_choice(read_info(trained.prm), figures.aggregator)
         write_info(trained.prm, info.model_copy(update={"threshold": figures.first_error.threshold}))
+    with clock.stage("rl"):
+        (after,) = _sample_groups(_train_policy(config, out), [_test_problems(config)], config.seed)
+        gain = gain_of(test, after, out / "rl" / "metrics.jsonl")
     summary = {
         "seconds_total": time.perf_counter() - begun,
         "problems": campaign.problems["done"],
@@ -122,6 +135,7 @@ def run(arguments: argparse.Namespace) -> None:
         **summary_of(figures),
         "untrained": {"prm_step_f1": before["prm_step_f1"], "accuracy_prm": before["accuracy"]["prm"]},
         "policy_blank_image_accuracy": blank_accuracy,
+        "rl": gain_summary(gain),
         "trees_in_flight_max": campaign.trees_in_flight_max,
         "tokens_per_second": campaign.tokens_per_second,
         "rollouts": campaign.rollouts,
@@ -130,7 +144,7 @@ def run(arguments: argparse.Namespace) -> None:
     (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     headlines = headlines_of(summary)
     facts = {name: f"{seconds:.0f} s" for name, seconds in clock.seconds.items()}
-    write_report(out / "report.html", report_of(figures, test, headlines, out / "train" / "metrics.jsonl", facts))
+    write_report(out / "report.html", report_of(figures, test, headlines, out / "train" / "metrics.jsonl", gain, facts))
     _print(headlines)
     print(f"{out / 'summary.json'} and {out / 'report.html'} hold the rest")
 
@@ -185,32 +199,35 @@ def _untrained(config: DemoConfig, out: Path) -> Path:
 
 def _sample(config: DemoConfig) -> tuple[list[Group], list[Group], float]:
     """Graded samples for both sets, and the policy's accuracy on the test problems with blank pictures."""
-    sets = [
-        [tiny.problem for tiny in make_problems(count, seed, split)]
-        for split, count, seed in (
-            ("dev", config.development, config.seed),
-            ("test", config.test, config.test_seed),
-        )
-    ]
-    sampler = SamplerPool(EngineConfig(model=str(weights_path())), SAMPLING, PROMPT)
+    development = [tiny.problem for tiny in make_problems(config.development, config.seed, "dev")]
+    test = _test_problems(config)
+    blanks = [replace(problem, pictures=(blank(),)) for problem in test]
+    *groups, blank_groups = _sample_groups(weights_path(), [development, test, blanks], config.seed)
+    return *groups, _pass_at_1(blank_groups)
+
+
+def _test_problems(config: DemoConfig) -> list[Problem]:
+    return [tiny.problem for tiny in make_problems(config.test, config.test_seed, "test")]
+
+
+def _sample_groups(policy: Path, sets: Sequence[Sequence[Problem]], seed: int) -> list[list[Group]]:
+    sampler = SamplerPool(EngineConfig(model=str(policy)), SAMPLING, PROMPT)
     grader = SymbolicGrader(GraderConfig())
 
-    async def groups(problems: Sequence[Problem], samples: int) -> list[Group]:
-        sampled = await sample_groups(problems, sampler, grader, samples=samples, markup="tags", run_seed=config.seed)
+    async def groups(problems: Sequence[Problem]) -> list[Group]:
+        sampled = await sample_groups(problems, sampler, grader, samples=SAMPLES, markup="tags", run_seed=seed)
         if sampled.failed:
             raise DataError(f"sampling failed: {next(iter(sampled.failed.items()))}")
         return sampled.groups
 
     async def all_groups() -> list[list[Group]]:
-        blanks = [replace(problem, pictures=(blank(),)) for problem in sets[1]]
-        return await asyncio.gather(groups(sets[0], SAMPLES), groups(sets[1], SAMPLES), groups(blanks, SAMPLES))
+        return await asyncio.gather(*map(groups, sets))
 
     try:
-        development, test, blanks = asyncio.run(all_groups())
+        return asyncio.run(all_groups())
     finally:
         sampler.close()
         grader.close()
-    return development, test, _pass_at_1(blanks)
 
 
 def _pass_at_1(groups: Sequence[Group]) -> float:
@@ -224,3 +241,27 @@ def _score(prm: Path, *sets: Sequence[Group]) -> list[list[Group]]:
         return [score_groups(groups, scorer) for groups in sets]
     finally:
         scorer.close()
+
+
+def _rl_config(config: DemoConfig, out: Path) -> RLConfig:
+    values = {
+        "engine.model": weights_path(),
+        "problems.path": out / "rl" / "problems.jsonl",
+        "held_out": "null",
+        "output": out / "rl",
+        "steps": config.rl_steps,
+        "seed": config.seed,
+        "trainer.optimisation.learning_rate": RL_RATE,
+    }
+    return load(RLConfig, config.rl_config, [f"{key}={value}" for key, value in values.items()])
+
+
+def _train_policy(config: DemoConfig, out: Path) -> Path:
+    """Outcome reward alone, on problems of a split of its own, each once."""
+    rl = _rl_config(config, out)
+    problems = make_problems(config.rl_steps * rl.batch.prompts, config.seed, "train")
+    write_problems(Path(rl.problems.path), [tiny.problem for tiny in problems])
+    trained = train_policy(rl)
+    if trained.policy is None:
+        raise TrainingError(f"the demo was stopped at step {trained.steps} of {trained.total} of rl; start it again")
+    return trained.policy

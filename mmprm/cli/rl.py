@@ -4,7 +4,7 @@ Examples:
   mmprm rl --config configs/rl/tiny.yaml
   mmprm rl --config configs/rl/tiny.yaml --set trainer.loss.surrogate=cpgd --set output=runs/tiny/cpgd
 
-Started again with the same output, a run goes on from its newest checkpoint.
+Started again with the same output, a run goes on from its newest checkpoint; a finished one stays as it is.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> None:
     summary = train_policy(config)
     if not summary.finished:
         return
-    words = [f"{summary.policy}: the policy after step {summary.total}"]
+    words = [f"{summary.policy}: the policy after step {summary.steps}"]
     for name, found in (("before", summary.before), ("after", summary.after)):
         if found is not None:
             share = found.pass_at_1

@@ -17,6 +17,7 @@ import ipaddress
 import logging
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import Literal
@@ -66,7 +67,8 @@ class ServeConfig(Config):
     limits: Limits = Limits()
     """What is taken."""
     shutdown_seconds: float = Field(60.0, ge=0)
-    """Longest wait, after SIGTERM, for what has been taken."""
+    """Longest wait, after SIGTERM, for what has been taken; a load or a batch that has not ended ten seconds later is
+    given up."""
 
     @model_validator(mode="after")
     def _guarded(self) -> ServeConfig:
@@ -130,7 +132,11 @@ def make_service(config: ServeConfig) -> Service:
 
 
 class Server(uvicorn.Server):
-    """Goes on answering while it closes: what has been taken is finished, what is new gets 503."""
+    """Goes on answering while it closes: what has been taken is finished, what is new gets 503.
+
+    What the model's thread is at, a load or a batch, cannot be broken off: when it takes longer than it may, or this is
+    asked a second time, the process ends with it. `limit` is the clock.
+    """
 
     def __init__(self, service: Service, shutdown_seconds: float) -> None:
         super().__init__(
@@ -146,9 +152,12 @@ class Server(uvicorn.Server):
         self._service = service
         self._seconds = shutdown_seconds
         self._closes: float | None = None
+        self.limit = threading.Timer(shutdown_seconds + 2 * CLOSING_SECONDS, _end_at_once, ["it takes too long"])
+        self.limit.daemon = True
 
     def handle_exit(self, sig: int, frame: object) -> None:
-        self.should_exit = self._service.closing  # asked a second time: at once
+        if self._service.closing:
+            _end_at_once("asked a second time")
         self._service.closing = True
 
     async def on_tick(self, counter: int) -> bool:
@@ -156,9 +165,16 @@ class Server(uvicorn.Server):
         if (service.closing or service.failure is not None) and self._closes is None:
             logging.getLogger(__name__).info("closing; %d requests to finish", service.traffic.requests)
             self._closes = time.monotonic() + self._seconds
+            self.limit.start()
         if self._closes is not None and (service.traffic.requests == 0 or time.monotonic() > self._closes):
             self.should_exit = True
         return await super().on_tick(counter)
+
+
+def _end_at_once(why: str) -> None:
+    """Threads and all; both backends compute in this process, so nothing is left behind."""
+    logging.getLogger(__name__).warning("ends at once: %s", why)
+    os._exit(1)
 
 
 def _listening(config: ServeConfig) -> socket.socket:

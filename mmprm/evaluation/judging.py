@@ -190,6 +190,9 @@ def judge(
         }
         return SourceFigures(values.pop("f1"), values, len(own), sum(_count(item[0]) for item in own))
 
+    sources = {name: figures(name) for name in names}
+    several = len(names) > 1  # a single source is the pool and the average too
+    pooled = figures(None) if several else sources[names[0]]
     scores_K, right_K = step_outcomes(measured)
     curve = reliability(scores_K, right_K, bins)
     return Judging(
@@ -199,9 +202,9 @@ def judge(
         aggregator=aggregator,
         threshold=threshold,
         threshold_from=origin,
-        sources={name: figures(name) for name in names},
-        pooled=figures(None),
-        average=_interval(average, items, everything, seed),
+        sources=sources,
+        pooled=pooled,
+        average=_interval(average, items, everything, seed) if several else pooled.f1,
         auc=roc_auc(scores_K, right_K) if right_K.any() and not right_K.all() else None,
         curve=curve,
         ece=expected_calibration_error(curve),

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmprm.errors import DataError
-from mmprm.evaluation.first_error import first_error
 from mmprm.labels.formats import FORMATS
 from mmprm.metrics import NO_ERROR
 from mmprm.types import Picture, Problem, Solution
@@ -35,7 +34,7 @@ class LabelledSolution:
     @property
     def first_error(self) -> int:
         """Index of the first wrong step; NO_ERROR without any."""
-        return first_error([right is not False for right in self.right])
+        return next((index for index, right in enumerate(self.right) if right is False), NO_ERROR)
 
 
 class Parsed:

@@ -11,7 +11,7 @@ Shapes: B solution, T token.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from mmprm.errors import CheckpointError, DataError
@@ -37,10 +37,11 @@ class Renderer:
         self._before, self._after = _around([empty_turn, {"role": "assistant", "content": _PROBE}], processor)
         self.picture = picture_placeholder(processor) if reads_pictures(processor) else ""
         """What the chat template writes for one picture: with Qwen-VL three tokens around a pad, with InternVL one."""
+        self._reserved = (tokens.marker, *vision_tokens(processor, self.picture))
 
     def render(self, solution: Solution) -> str:
         """The text of a solution. Raises DataError for one without steps or with a reserved token in its text."""
-        self._check(solution)
+        check_solution(solution, bool(self.picture), self._reserved)
         problem = solution.problem
         question, head = problem.question, ""
         if problem.pictures:
@@ -67,19 +68,19 @@ class Renderer:
         assert counts_B == [len(solution.steps) for solution in solutions], "one marker a step"
         return inputs
 
-    def _check(self, solution: Solution) -> None:
-        name = f"problem {solution.problem.id}"
-        if not solution.steps:
-            raise DataError(f"{name}: a solution to be judged must have at least one step")
-        if solution.problem.pictures and not self.picture:
-            raise DataError(f"{name}: has pictures, but the model reads text only; use a vision-language model")
-        reserved = (self.tokens.marker, getattr(self.processor, "image_token", None))
-        texts = {"question": solution.problem.question}
-        texts |= {f"step {number}": step for number, step in enumerate(solution.steps, start=1)}
-        for place, text in texts.items():
-            for token in reserved:
-                if token and token in text:
-                    raise DataError(f"{name}: {place} contains {token!r}, which the format reserves; remove it")
+
+def check_solution(solution: Solution, pictures: bool, reserved: Iterable[str]) -> None:
+    """Raise DataError for what no format can express; `pictures`: whether this one can hold them."""
+    problem, name = solution.problem, f"problem {solution.problem.id}"
+    if not solution.steps:
+        raise DataError(f"{name}: a solution to be judged must have at least one step")
+    if problem.pictures and not pictures:
+        raise DataError(f"{name}: has pictures, but this process reward model reads text only; use one that reads both")
+    for place, text in enumerate((problem.question, *solution.steps)):
+        for token in reserved:
+            if token in text:
+                where = f"step {place}" if place else "question"
+                raise DataError(f"{name}: {where} contains {token!r}, which the format reserves; remove it")
 
 
 def tokenizer_of(processor: Any) -> Any:
@@ -88,6 +89,15 @@ def tokenizer_of(processor: Any) -> Any:
 
 def reads_pictures(processor: Any) -> bool:
     return hasattr(processor, "image_processor")
+
+
+def vision_tokens(processor: Any, picture: str) -> list[str]:
+    """What stands for pictures and videos in a text, and the tokens around it: the model would look there for pixels
+    that do not exist. The processor names most of them; the rest are in `picture`, what the template writes for one."""
+    if not reads_pictures(processor):
+        return []
+    named = {value for name, value in vars(processor).items() if name.endswith("_token") and isinstance(value, str)}
+    return sorted(named | {token for token in tokenizer_of(processor).get_added_vocab() if token in picture})
 
 
 def token_id(processor: Any, token: str) -> int:

@@ -28,7 +28,15 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature
 
 from mmprm.errors import CheckpointError, DataError
-from mmprm.prm.format import Renderer, picture_placeholder, reads_pictures, token_id, tokenizer_of
+from mmprm.prm.format import (
+    Renderer,
+    check_solution,
+    picture_placeholder,
+    reads_pictures,
+    token_id,
+    tokenizer_of,
+    vision_tokens,
+)
 from mmprm.prm.info import PrmInfo, PrmTokens
 from mmprm.problems import open_picture
 from mmprm.prompts import IMAGE
@@ -66,6 +74,9 @@ class Format:
         """Raises DataError for a solution that the family cannot express."""
         raise NotImplementedError
 
+    def mark_many(self, solutions: Sequence[Solution]) -> list[Marked]:
+        return [self.mark(solution) for solution in solutions]
+
     def encode(self, solutions: Sequence[Solution]) -> tuple[Any, Tensor]:
         """Model inputs, right-padded, and read_BT: True where a score is read, once a step and in their order."""
         marked = [self.mark(solution) for solution in solutions]
@@ -93,18 +104,6 @@ class Format:
             }
         )
 
-    def _check(self, solution: Solution, pictures: bool, reserved: Iterable[str | None]) -> None:
-        problem, name = solution.problem, f"problem {solution.problem.id}"
-        if not solution.steps:
-            raise DataError(f"{name}: a solution to be judged must have at least one step")
-        if problem.pictures and not pictures:
-            raise DataError(f"{name}: has pictures, but this process reward model reads text only")
-        for place, text in enumerate((problem.question, *solution.steps)):
-            for token in reserved:
-                if token and token in text:
-                    where = f"step {place}" if place else "question"
-                    raise DataError(f"{name}: {where} contains {token!r}, which the format reserves; remove it")
-
 
 class OwnFormat(Format):
     """mm-prm, through the renderer that training uses."""
@@ -118,8 +117,12 @@ class OwnFormat(Format):
         return self.renderer.render(solution)
 
     def mark(self, solution: Solution) -> Marked:
-        ids = self.tokenizer.encode(self.text(solution), add_special_tokens=False)
-        return Marked(ids, [place for place, token in enumerate(ids) if token == self.renderer.marker_id])
+        return self.mark_many([solution])[0]
+
+    def mark_many(self, solutions: Sequence[Solution]) -> list[Marked]:
+        marker, texts = self.renderer.marker_id, [self.text(solution) for solution in solutions]
+        encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+        return [Marked(ids, [place for place, token in enumerate(ids) if token == marker]) for ids in encoded]
 
     def _inputs(self, solutions: Sequence[Solution], marked: Sequence[Marked]) -> Any:
         return self.renderer.encode(solutions)
@@ -151,6 +154,8 @@ class WrittenFormat(Format):
         if not self.tokenizer.is_fast:
             raise CheckpointError(f"{type(self.tokenizer).__name__}: cannot tell characters; add tokenizer.json")
         self._picture = picture_placeholder(processor) if layout.pictures and reads_pictures(processor) else ""
+        marker = () if layout.predicted else (tokens.marker,)
+        self._reserved = (MARK, *marker, *vision_tokens(processor, self._picture))
         if layout.predicted:
             self.yes_id, self.no_id = self._predicted_id(tokens.yes), self._predicted_id(tokens.no)
         elif layout.head == "two_tokens":
@@ -161,8 +166,7 @@ class WrittenFormat(Format):
         return self._text(solution, self.tokens.marker)[0]
 
     def mark(self, solution: Solution) -> Marked:
-        markers = () if self._layout.predicted else (self.tokens.marker,)
-        self._check(solution, bool(self._picture), (MARK, *markers, getattr(self.processor, "image_token", None)))
+        check_solution(solution, bool(self._picture), self._reserved)
         ids, _, places = self._tokens(*self._text(solution, self.tokens.marker))
         for number, place in enumerate(places, start=1):
             if ids[place] != self._marker_id:
@@ -235,7 +239,7 @@ class PieceFormat(Format):
         self._separator = self._ids(tokens.marker)
 
     def mark(self, solution: Solution) -> Marked:
-        self._check(solution, False, ())
+        check_solution(solution, False, ())
         ids = [*self._begin, *self._ids(solution.problem.question + self._after_question)]
         places = []
         for step in solution.steps:

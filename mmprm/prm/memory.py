@@ -54,22 +54,23 @@ def width(precision: Precision) -> int:
 def states(trained: int, frozen: int, gpus: int, stage: int, precision: Precision, offload: Offload) -> States:
     """Weights, gradients and AdamW states of one rank (Rajbhandari et al. 2020, ZeRO, section 5):
 
-        stage 0   eΨ + eΨ + KΨ          stage 2   eΨ + (e + K)Ψ / N
-        stage 1   eΨ + eΨ + KΨ / N      stage 3   (e + e + K)Ψ / N
+        stage 0   eΨ + 4Ψ + KΨ          stage 2   eΨ + (4 + K)Ψ / N
+        stage 1   eΨ + 4Ψ + KΨ / N      stage 3   (e + 4 + K)Ψ / N
 
-    K = 12: float32 copies of weights, momentum and variance; 8 in float32 at stage 0, where DeepSpeed copies no
-    weights. Frozen parameters have weights only. Offloading moves K to the CPU, with the gradients of stages 2 and 3
-    and float32 ones beside; `all` the weights too.
+    The paper's gradients take e bytes, here they are summed in float32. K = 12: float32 copies of weights, momentum and
+    variance; 8 in float32 at stage 0, where DeepSpeed copies no weights. Frozen parameters have weights only.
+    Offloading moves K to the CPU, and a float32 copy of the gradients; at stage 3, and 2 in float32, the gradients
+    themselves; `all` the weights too.
     """
     e = width(precision)
     k = 8 if precision == "fp32" and stage == 0 else 12
     weights = e * (trained + frozen) / (gpus if stage == 3 else 1)
-    gradients = e * trained / (gpus if stage >= 2 else 1)
+    gradients = 4 * trained / (gpus if stage >= 2 else 1)
     optimizer = k * trained / (gpus if stage >= 1 else 1)
     if offload == "none":
         return States(weights, gradients, optimizer, 0.0)
     host = optimizer + (4 * trained / gpus)
-    if stage >= 2:
+    if stage == 3 or (stage == 2 and precision == "fp32"):
         host, gradients = host + (gradients if stage == 3 else 0), 0.0
     if offload == "all":
         host, weights = host + weights, 0.0
@@ -115,8 +116,8 @@ def buffers(
 
     Backward: the bucket that is reduced and its result, and the gradient of the largest tensor before it is reduced;
     ZeRO-2 holds a micro-batch's part of the gradients beside the sum so far; ZeRO-3 gathers up to 10⁹ elements ahead,
-    and the largest tensor. Update: gradients in float32, at stage 3 up to 10⁹ elements at a time; none on the GPU where
-    the update is on the CPU, and none in float32 at stage 0.
+    and the largest tensor. Update: gradients once more, at stage 3 up to 10⁹ elements at a time, at stage 0 in bf16
+    only; none where the update is on the CPU, and none in bf16 at stages 1 and 2.
     """
     e = width(precision)
     backward = e * (2 * min(REDUCE_BUCKET, trained) + largest)
@@ -126,7 +127,9 @@ def buffers(
         backward += e * (min(LIVE_PARAMETERS, trained + frozen) + largest)
     own = trained / (gpus if stage >= 1 else 1)
     update = 4 * (min(UPDATED_AT_ONCE, own) if stage == 3 else own)
-    if offload != "none" or (precision == "fp32" and stage == 0):
+    if stage == 0:
+        update = 2 * own if precision == "bf16" else 0.0
+    if offload != "none" or (precision == "bf16" and stage in (1, 2)):
         update = 0.0
     return backward, update
 

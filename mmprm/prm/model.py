@@ -29,6 +29,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from mmprm.errors import CheckpointError
 from mmprm.prm.format import Renderer, tokenizer_of
 from mmprm.prm.info import FORMAT, PrmInfo, PrmTokens, read_info, write_info
+from mmprm.training.checkpoints import writing
 from mmprm.training.sharding import whole
 
 _RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -113,13 +114,11 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
-    try:
+    with writing(path, temporary, "free space or choose another folder"):
         yield temporary
         if path.exists():
             shutil.rmtree(path)
         os.replace(temporary, path)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error}); free space or choose another folder") from error
 
 
 def _assemble(backbone: PreTrainedModel, processor: Any, info: PrmInfo) -> Prm:

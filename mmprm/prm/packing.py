@@ -7,7 +7,7 @@ Shapes: B row, T token of a row, X axis of positions (three where pictures have 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from mmprm.errors import DataError
 from mmprm.prm.format import picture_placeholder, reads_pictures, tokenizer_of
-from mmprm.prm.formats import Format
+from mmprm.prm.formats import Format, Marked
+from mmprm.prm.tree_attention import attend_in_blocks
 from mmprm.prm.tree_tokens import Ints, TokenTree, cut_at_subtrees, token_tree
 from mmprm.problems import open_picture
 from mmprm.types import Picture, Solution
@@ -29,9 +30,10 @@ class PackedTree:
     """Solutions of one problem; `members` are their places in the sequence that they were packed from."""
 
     members: tuple[int, ...]
-    longest: Solution
-    """Its pictures and its positions are those of all."""
+    pictures: tuple[Picture, ...]
     tokens: TokenTree
+    deepest: Ints
+    """Where the tokens of the longest solution stand: all that follows from depth is read off them."""
     reads: tuple[Ints, ...]
     """For each member, the tokens of the tree at which its steps are judged."""
 
@@ -63,7 +65,12 @@ class Marks:
         self._of_picture: dict[Picture, list[int]] = {}
 
     def __call__(self, solution: Solution) -> tuple[Ints, Ints]:
-        marked = self._form.mark(solution)
+        return self._grown(solution, self._form.mark(solution))
+
+    def many(self, solutions: Sequence[Solution]) -> list[tuple[Ints, Ints]]:
+        return list(map(self._grown, solutions, self._form.mark_many(solutions)))
+
+    def _grown(self, solution: Solution, marked: Marked) -> tuple[Ints, Ints]:
         ids, rest = [], list(marked.ids)
         for picture in solution.problem.pictures:
             place = _find(self._placeholder, rest)
@@ -105,42 +112,97 @@ def pack_solutions(
             members = tuple(sorted(group[number] for number in part))
             tree = token_tree([paths[member] for member in members])
             reads = (stands[marked[member][1]] for member, stands in zip(members, tree.places_PL, strict=True))
-            longest = max(members, key=lambda member: len(paths[member]))
-            trees.append(PackedTree(members, solutions[longest], tree, tuple(reads)))
+            deepest = max(tree.places_PL, key=len)
+            trees.append(PackedTree(members, solutions[members[0]].problem.pictures, tree, deepest, tuple(reads)))
     return trees
 
 
-def pack_batch(rows: Sequence[Sequence[PackedTree]], form: Format, model: nn.Module) -> PackedBatch:
+class TreeInputs:
     """Inputs of rows of trees, right-padded, for `model`, which knows its pictures' positions but computes nothing."""
-    width = max(sum(len(tree.tokens) for tree in row) for row in rows)
-    pictures, positions = _pictures_and_positions([tree for row in rows for tree in row], form, model)
-    ids_BT = np.full((len(rows), width), tokenizer_of(form.processor).pad_token_id or 0, dtype=np.int64)
-    end_BT = np.tile(np.arange(width), (len(rows), 1))
-    read_BT = np.zeros((len(rows), width), dtype=bool)
-    position_XBT = np.zeros((len(positions[0]), len(rows), width), dtype=np.int64)
-    reads, found = [], 0
-    each = iter(positions)
-    for b, row in enumerate(rows):
-        start = 0
-        for tree in row:
-            tokens, here = tree.tokens, slice(start, start + len(tree.tokens))
-            ids_BT[b, here] = tokens.ids_T
-            end_BT[b, here] = tokens.end_T + start
-            position_XBT[:, b, here] = next(each)[:, tokens.depth_T]
-            read_T = np.zeros(len(tokens), dtype=bool)
-            read_T[np.concatenate(tree.reads)] = True
-            order_T = np.cumsum(read_T) - 1 + found
-            reads.append(tuple(order_T[places] for places in tree.reads))
-            read_BT[b, here] = read_T
-            found, start = found + int(read_T.sum()), here.stop
-    position_ids = torch.from_numpy(position_XBT if len(position_XBT) > 1 else position_XBT[0])
-    inputs = {"input_ids": torch.from_numpy(ids_BT), "position_ids": position_ids, **pictures}
-    return PackedBatch(inputs, torch.from_numpy(end_BT), torch.from_numpy(read_BT), reads)
+
+    def __init__(self, form: Format, model: nn.Module) -> None:
+        self._pad = tokenizer_of(form.processor).pad_token_id or 0
+        self._pixels, self._positions = Pixels(form), Positions(model)
+
+    def __call__(self, rows: Sequence[Sequence[PackedTree]]) -> PackedBatch:
+        width = max(sum(len(tree.tokens) for tree in row) for row in rows)
+        pixels = self._pixels([picture for row in rows for tree in row for picture in tree.pictures])
+        grids = {name: iter(tensor) for name, tensor in pixels.items() if name.endswith("grid_thw")}
+        ids_BT = np.full((len(rows), width), self._pad, dtype=np.int64)
+        end_BT = np.tile(np.arange(width), (len(rows), 1))
+        read_BT = np.zeros((len(rows), width), dtype=bool)
+        position_XBT = np.zeros((self._positions.axes, len(rows), width), dtype=np.int64)
+        reads, found = [], 0
+        for b, row in enumerate(rows):
+            start = 0
+            for tree in row:
+                tokens, here = tree.tokens, slice(start, start + len(tree.tokens))
+                own = {name: [next(grid) for _ in tree.pictures] for name, grid in grids.items()}
+                position_XD = self._positions(tokens.ids_T[tree.deepest], own if tree.pictures else {})
+                ids_BT[b, here] = tokens.ids_T
+                end_BT[b, here] = tokens.end_T + start
+                position_XBT[:, b, here] = position_XD[:, tokens.depth_T]
+                read_T = np.zeros(len(tokens), dtype=bool)
+                read_T[np.concatenate(tree.reads)] = True
+                order_T = np.cumsum(read_T) - 1 + found
+                reads.append(tuple(order_T[places] for places in tree.reads))
+                read_BT[b, here] = read_T
+                found, start = found + int(read_T.sum()), here.stop
+        position_ids = torch.from_numpy(position_XBT if self._positions.axes > 1 else position_XBT[0])
+        inputs = {"input_ids": torch.from_numpy(ids_BT), "position_ids": position_ids, **pixels}
+        return PackedBatch(inputs, torch.from_numpy(end_BT), torch.from_numpy(read_BT), reads)
+
+
+class Pixels:
+    """What a processor makes of pictures, beside their tokens."""
+
+    def __init__(self, form: Format) -> None:
+        self._processor = form.processor
+        self._placeholder = picture_placeholder(form.processor) if reads_pictures(form.processor) else ""
+
+    def __call__(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
+        if not pictures:
+            return {}
+        images, text = [open_picture(picture) for picture in pictures], [self._placeholder] * len(pictures)
+        inputs = self._processor(text=text, images=images, padding=True, return_tensors="pt")
+        return {name: tensor for name, tensor in inputs.items() if name not in _OF_TEXT}
+
+
+_OF_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids")
+
+
+class Positions:
+    """Positions of the tokens of a solution, as its model counts them: by place, or on three axes within pictures."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._rope_index = getattr(model, "get_rope_index", None)
+        self._picture_id = getattr(model.config, "image_token_id", None)
+        self.axes = 1 if self._rope_index is None else 3
+        self._to_picture: dict[Hashable, Any] = {}
+
+    def __call__(self, ids_D: Ints, grids: Mapping[str, Sequence[Tensor]]) -> Any:
+        """position_XD. Behind the last picture they count on from the highest so far; up to it, few texts differ."""
+        position_D = np.arange(len(ids_D))
+        if self._rope_index is None or not grids:
+            return np.broadcast_to(position_D, (self.axes, len(ids_D)))
+        picture_D = ids_D == self._picture_id
+        count = int(picture_D.nonzero()[0][-1]) + 1
+        key = (ids_D[:count].tobytes(), *(tuple(grid.tolist()) for each in grids.values() for grid in each))
+        if key not in self._to_picture:
+            ids_1D, picture_1D = torch.from_numpy(ids_D[None, :count]).long(), torch.from_numpy(picture_D[None, :count])
+            shapes = {name: torch.stack(list(each)) for name, each in grids.items()}
+            found = self._rope_index(
+                input_ids=ids_1D, attention_mask=torch.ones_like(ids_1D), mm_token_type_ids=picture_1D.int(), **shapes
+            )
+            self._to_picture[key] = found[0][:, 0].numpy()
+        before_XD = self._to_picture[key]
+        behind_D = position_D[: len(ids_D) - count] + before_XD.max() + 1
+        return np.concatenate([before_XD, np.broadcast_to(behind_D, (self.axes, len(behind_D)))], axis=1)
 
 
 def attention_mask(end_BT: Tensor) -> Any:
     """Token i sees token j if and only if j ≤ i ≤ end[j]: its ancestors and itself. A mask over blocks for
-    FlexAttention on GPU, a boolean mask_B1TT for SDPA on CPU."""
+    FlexAttention on GPU, a boolean mask_B1TT for SDPA on CPU, of T² entries a row: see `packed_mask`."""
     if end_BT.is_cuda:
         from torch.nn.attention.flex_attention import create_block_mask
 
@@ -148,6 +210,12 @@ def attention_mask(end_BT: Tensor) -> Any:
         return create_block_mask(ancestors(end_BT), rows, None, width, width, device=end_BT.device)
     place_T = torch.arange(end_BT.shape[1], device=end_BT.device)
     return ((place_T <= place_T[:, None]) & (place_T[:, None] <= end_BT[:, None, :]))[:, None]
+
+
+def packed_mask(end_BT: Tensor) -> Any:
+    """The same rule for a model under `use_block_masks`; on CPU, where FlexAttention has no gradient, end_B11T itself,
+    from which mmprm.prm.tree_attention cuts its blocks."""
+    return attention_mask(end_BT) if end_BT.is_cuda else end_BT[:, None, None]
 
 
 def ancestors(end_BT: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
@@ -173,11 +241,11 @@ def why_not_packed(backbone: nn.Module) -> str | None:
 
 
 PACKED = "mmprm_packed"
-"""Name among transformers' attention functions: FlexAttention for block masks, SDPA for all else."""
+"""Name among transformers' attention functions: the masks of `packed_mask`, SDPA for all else."""
 
 
 def use_block_masks(backbone: nn.Module) -> None:
-    """Let a model on GPU take what `attention_mask` makes there, beside the masks of ordinary batches."""
+    """Let a model take what `packed_mask` makes, beside the masks of ordinary batches."""
     from torch.nn.attention.flex_attention import BlockMask
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.flex_attention import flex_attention_forward
@@ -185,33 +253,16 @@ def use_block_masks(backbone: nn.Module) -> None:
     from transformers.masking_utils import sdpa_mask
 
     def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
-        forward = flex_attention_forward if isinstance(mask, BlockMask) else sdpa_attention_forward
-        return forward(module, query, key, value, mask, **options)
+        if isinstance(mask, BlockMask):
+            return flex_attention_forward(module, query, key, value, mask, **options)
+        if mask is not None and mask.dtype == torch.int64:
+            return attend_in_blocks(query, key, value, mask, options["dropout"], options["scaling"]), None
+        return sdpa_attention_forward(module, query, key, value, mask, **options)
 
     AttentionInterface.register(PACKED, attend)
     AttentionMaskInterface.register(PACKED, sdpa_mask)
     nested = backbone.config.get_text_config() is not backbone.config
     backbone.set_attn_implementation({"text_config": PACKED} if nested else PACKED)
-
-
-def _pictures_and_positions(
-    trees: Sequence[PackedTree], form: Format, model: nn.Module
-) -> tuple[dict[str, Tensor], list[Any]]:
-    """The pictures of all trees, in order, and for each tree position_XD: positions by depth."""
-    depths = [int(tree.tokens.depth_T.max()) + 1 for tree in trees]
-    if not any(tree.longest.problem.pictures for tree in trees):
-        return {}, [np.arange(depth)[None] for depth in depths]
-    encoded = dict(form.encode([tree.longest for tree in trees])[0])
-    text = {name: encoded.pop(name) for name in ("input_ids", "attention_mask", "mm_token_type_ids") if name in encoded}
-    for tree, ids_D, depth in zip(trees, text["input_ids"].numpy(), depths, strict=True):
-        deepest_T = tree.tokens.depth_T.argmax()
-        assert ids_D[depth - 1] == tree.tokens.ids_T[deepest_T], "a picture's tokens depend on its size alone"
-    rope_index = getattr(model, "get_rope_index", None)
-    if rope_index is None:  # positions count tokens, a picture's as well
-        return encoded, [np.arange(depth)[None] for depth in depths]
-    grids = {name: tensor for name, tensor in encoded.items() if name.endswith("grid_thw")}
-    position_XRD = rope_index(**text, **grids)[0].numpy()
-    return encoded, [position_XRD[:, place] for place in range(len(trees))]
 
 
 def _find(part: list[int], whole: list[int]) -> int:

@@ -13,13 +13,15 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from mmprm.errors import DataError
 from mmprm.metrics import roc_auc
 from mmprm.prm.data import Sample
+from mmprm.prm.format import tokenizer_of
 from mmprm.prm.formats import Format
 from mmprm.prm.losses import soft_cross_entropy_sum
-from mmprm.prm.packing import Marks, attention_mask, pack_batch, pack_solutions
+from mmprm.prm.packing import Pixels, TreeInputs, pack_solutions, packed_mask, use_block_masks
 from mmprm.prm.tree_tokens import fill_rows
 from mmprm.training.batches import micro_batches
 from mmprm.training.engine import Engine
@@ -58,7 +60,8 @@ class PathRows:
     """One sample a row."""
 
     def __init__(self, samples: Sequence[Sample], form: Format) -> None:
-        self._samples, self._form = samples, form
+        self._samples, self._processor, self._pixels = samples, form.processor, Pixels(form)
+        self._pad = tokenizer_of(form.processor).pad_token_id or 0
         self.lengths = [sample.length for sample in samples]
         self.terms = [sample.label_count for sample in samples]
 
@@ -67,8 +70,14 @@ class PathRows:
         target_M = torch.tensor([target for sample in chosen for target in sample.targets], dtype=torch.float32)
         weight_M = torch.tensor([weight for sample in chosen for weight in sample.weights], dtype=torch.float32)
         marker_N = (~target_M.isnan()).nonzero()[:, 0]
-        inputs, _ = self._form.encode([sample.solution for sample in chosen])
-        return Batch(dict(inputs), marker_N, target_M[marker_N], weight_M[marker_N])
+        ids = [torch.from_numpy(sample.ids).long() for sample in chosen]
+        ids_BT = pad_sequence(ids, batch_first=True, padding_value=self._pad)
+        present_BT = pad_sequence([torch.ones_like(ids_T) for ids_T in ids], batch_first=True)
+        inputs = {"input_ids": ids_BT, "attention_mask": present_BT}
+        inputs |= self._pixels([picture for sample in chosen for picture in sample.solution.problem.pictures])
+        if "mm_token_type_ids" in self._processor.model_input_names:
+            inputs["mm_token_type_ids"] = (ids_BT == self._processor.image_token_id).int()
+        return Batch(inputs, marker_N, target_M[marker_N], weight_M[marker_N])
 
 
 class PackedRows:
@@ -89,9 +98,9 @@ class PackedRows:
         width: int | None,
         shared: bool,
     ) -> None:
-        self._samples, self._form, self._model = samples, form, model
-        marks, solutions = Marks(form), [sample.solution for sample in samples]
-        trees = pack_solutions(solutions, [marks(solution) for solution in solutions], most_tokens, shared)
+        self._samples, self._inputs = samples, TreeInputs(form, model)
+        solutions, marked = [sample.solution for sample in samples], [(sample.ids, sample.places) for sample in samples]
+        trees = pack_solutions(solutions, marked, most_tokens, shared)
         # Trees of equal length come to stand together in a row: let them not always be of one problem.
         random.Random(0).shuffle(trees)
         lengths = [len(tree.tokens) for tree in trees]
@@ -101,7 +110,7 @@ class PackedRows:
 
     def collate(self, rows: Sequence[int]) -> Batch:
         chosen = [self._rows[row] for row in rows]
-        packed = pack_batch(chosen, self._form, self._model)
+        packed = self._inputs(chosen)
         labels: list[tuple[int, float, float]] = []
         for tree, reads in zip((tree for row in chosen for tree in row), packed.reads, strict=True):
             for member, places in zip(tree.members, reads, strict=True):
@@ -113,21 +122,13 @@ class PackedRows:
 
 
 def make_rows(
-    samples: Sequence[Sample],
-    form: Format,
-    backbone: nn.Module,
-    packing: Packing,
-    micro_batch_tokens: int,
-    device: torch.device,
+    samples: Sequence[Sample], form: Format, backbone: nn.Module, packing: Packing, micro_batch_tokens: int
 ) -> Rows:
     """Rows of at most `micro_batch_tokens`, a longer sample alone. Packed rows need a backbone that can read them."""
     if packing == "none":
         return PathRows(samples, form)
-    most_tokens, width = micro_batch_tokens, None
-    if device.type != "cuda":
-        longest = max((sample.length for sample in samples), default=0)
-        most_tokens = width = min(micro_batch_tokens, CPU_ROW * longest)
-    return PackedRows(samples, form, backbone.model, most_tokens, width, packing == "trees")
+    use_block_masks(backbone)
+    return PackedRows(samples, form, backbone.model, micro_batch_tokens, None, packing == "trees")
 
 
 class PrmTask:
@@ -174,7 +175,7 @@ class PrmTask:
         """logits_N2, of each labelled step."""
         inputs = {name: tensor.to(self._device) for name, tensor in batch.inputs.items()}
         if batch.end_BT is not None:
-            inputs["attention_mask"] = attention_mask(batch.end_BT.to(self._device))
+            inputs["attention_mask"] = packed_mask(batch.end_BT.to(self._device))
         return model(**inputs)[batch.marker_N.to(self._device)]
 
 

@@ -17,15 +17,16 @@ from mmprm.errors import ConfigError, DataError
 from mmprm.labels.parquet import read_parquet
 from mmprm.prm.data import Sample, TargetConfig, make_samples
 from mmprm.prm.formats import open_format
-from mmprm.prm.info import PrmTokens
+from mmprm.prm.info import INFO_FILE, PrmInfo, PrmTokens, read_info
 from mmprm.prm.model import Prm, StepJudge, initialise_prm, save_prm
-from mmprm.prm.packing import use_block_masks, why_not_packed
+from mmprm.prm.packing import why_not_packed
 from mmprm.prm.task import Packing, PrmTask, Rows, make_rows
+from mmprm.training import checkpoints
 from mmprm.training.config import TrainingConfig
 from mmprm.training.engine import Engine
 from mmprm.training.loop import fit, step_count
 from mmprm.training.lora import LoraConfig, add_adapters, plain_weights
-from mmprm.training.ranks import Ranks, join_ranks
+from mmprm.training.ranks import Ranks, check_shared, join_ranks
 from mmprm.training.sharding import loading_in_parts
 
 
@@ -35,7 +36,8 @@ class TrainConfig(Config):
     labels: str
     """Parquet file that mmprm labels wrote; its train split is trained on, its dev split evaluated."""
     output: str
-    """Run folder: the model in prm/, checkpoints/, metrics.jsonl, tensorboard/. A run that is there goes on."""
+    """Run folder: the model in prm/, checkpoints/, metrics.jsonl, tensorboard/. A run that is there goes on. On several
+    machines it must be one that all of them see."""
     tokens: PrmTokens = PrmTokens()
     """Marker and judgement tokens."""
     add_missing_tokens: bool = False
@@ -75,7 +77,8 @@ class TrainSummary:
 def train_prm(config: TrainConfig) -> TrainSummary:
     """Train on one process, or as one of the ranks that torchrun started; every rank returns the summary."""
     started = time.perf_counter()
-    ranks = join_ranks()
+    ranks, output = join_ranks(), Path(config.output)
+    check_shared(ranks, output, "output")
     torch.manual_seed(config.training.seed)  # the same new weights on all ranks
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     with loading_in_parts(config.training):
@@ -93,17 +96,28 @@ def train_prm(config: TrainConfig) -> TrainSummary:
     task = PrmTask(rows, held_out_rows, training.micro_batch_tokens, ranks.device)
     if ranks.is_main:
         print(f"{len(train):,} paths, {sum(task.terms):,} labels, {total:,} steps on {ranks.count} ranks", flush=True)
-    output = Path(config.output)
+    finished = checkpoints.steps_done(output / "checkpoints") == total
     evaluation = fit(task, engine, training, output, _origin(config))
     weights = engine.weights("backbone.")
     if ranks.is_main:
         settings = {**config.target.model_dump(), "file": Path(config.labels).name}
         info = prm.info.model_copy(update={"labels": settings})
+        if finished:
+            info = _with_choices(info, output / "prm")
         weights = plain_weights(prm.model.backbone, weights)
         save_prm(output / "prm", Prm(prm.model, prm.renderer, info), weights)
     ranks.barrier()
     seconds = time.perf_counter() - started
     return TrainSummary(output / "prm", total, len(train), sum(task.terms), too_long, seconds, evaluation)
+
+
+def _with_choices(info: PrmInfo, folder: Path) -> PrmInfo:
+    """With the aggregator and the threshold that were chosen for the same model since it was written."""
+    if not (folder / INFO_FILE).is_file():
+        return info
+    written = read_info(folder)
+    unchosen = dict.fromkeys(("aggregator", "aggregator_evidence", "threshold"))
+    return written if written.model_copy(update=unchosen) == info else info
 
 
 def _origin(config: TrainConfig) -> dict[str, Any]:
@@ -168,10 +182,8 @@ def _rows(config: TrainConfig, prm: Prm, parts: list[list[Sample]], ranks: Ranks
         packing = "none"
         if ranks.is_main:
             print(f"packing={config.packing} becomes none for {type(backbone).__name__}: {why_not}", flush=True)
-    if packing != "none" and ranks.device.type == "cuda":
-        use_block_masks(backbone)
     form, most_tokens = open_format(prm.processor, prm.info), config.training.micro_batch_tokens
-    return [make_rows(part, form, backbone, packing, most_tokens, ranks.device) for part in parts]
+    return [make_rows(part, form, backbone, packing, most_tokens) for part in parts]
 
 
 def _check_pictures(samples: list[Sample], config: TrainConfig, ranks: Ranks) -> None:

@@ -6,6 +6,7 @@ import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from mmprm.metrics import Interval
 from mmprm.selection.accuracy import AccuracyAtN
 from mmprm.selection.groups import Group, rewards
 from mmprm.types import Picture, Problem, Steps, Verdict
@@ -57,6 +58,18 @@ class JudgedSolution:
 
 
 @dataclass(frozen=True, slots=True)
+class PolicyGain:
+    """What reinforcement learning did to a policy: shares of right answers on `problems` held-out problems before and
+    after it, `gain` paired by problem, and the share among the rollouts of each step."""
+
+    before: Interval
+    after: Interval
+    gain: Interval
+    problems: int
+    rollouts: Sequence[tuple[int, float]]
+
+
+@dataclass(frozen=True, slots=True)
 class ReportData:
     """The content of one page; a section without data is left out.
 
@@ -75,6 +88,7 @@ class ReportData:
     training: Sequence[TrainingPoint] = ()
     best: Sequence[JudgedSolution] = ()
     worst: Sequence[JudgedSolution] = ()
+    policy: PolicyGain | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
 
 

@@ -42,6 +42,7 @@ def page(data: ReportData) -> str:
         _labels(data),
         _training(data),
         _solutions(data),
+        _policy(data),
         _facts(data),
     ]
     return document(data.title, sections)
@@ -173,6 +174,24 @@ def _picture(picture: Picture) -> str:
     url, small = inlined(picture)
     sharp = ' class="small"' if small else ""
     return f'<img{sharp} alt="picture of the problem" src="{url}"/>'
+
+
+def _policy(data: ReportData) -> str:
+    if data.policy is None:
+        return ""
+    policy, last = data.policy, data.policy.rollouts[-1][0]
+    rows = [
+        ["before", interval_cell(policy.before)],
+        ["after", interval_cell(policy.after)],
+        ["gain, paired by problem", interval_cell(policy.gain, signed=True)],
+    ]
+    held_out = [(0, policy.before), (last, policy.after)]
+    return f"""<section><h2>Reinforcement learning of the policy</h2>
+<p class="note">{last} steps with outcome reward alone. Share of right answers among the rollouts of each step, which
+answer other problems than the {policy.problems} held-out ones. Bars and ranges are 95 % bootstrap intervals over
+problems.</p>
+<figure>{plots.progress_plot(policy.rollouts, held_out, "policy")}</figure>
+{table(["held-out accuracy of a sample", ""], rows)}</section>"""
 
 
 def _facts(data: ReportData) -> str:

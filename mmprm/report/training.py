@@ -42,10 +42,16 @@ LEARNING = (
     ),
     Panel("Clip fraction", "share of the tokens", {"clip_fraction": "clipped"}),
     Panel(
+        "Ratio extremes",
+        "log-ratio of a token, new policy to the one that sampled",
+        {"log_ratio_min": "least", "log_ratio_max": "greatest"},
+    ),
+    Panel(
         "Engine and trainer",
         "difference of their log-probabilities, nats a token",
         {"mismatch_absolute": "absolute", "mismatch_signed": "signed"},
     ),
+    Panel("Engine and trainer at worst", "largest such difference of a token, nats", {"mismatch_max": "largest"}),
     Panel("Loss", "of an update", {"loss": "loss", "value_loss": "value"}),
     Panel("Gradient norm", "before clipping", {"gradient_norm": "norm"}),
 )
@@ -66,6 +72,7 @@ SIGNS = (
 BATCHES = (
     Panel("Left out", "responses and groups of a step, by reason", {"dropped_*": ""}),
     Panel("Cut off and alike", "share of the responses, and of the groups", {"truncated": "cut off", "alike": "alike"}),
+    Panel("Staleness", "steps between the weights that sampled and those trained", {"staleness": "steps"}),
     Panel("Generation", "tokens a second", {"tokens_per_second": "tokens/s"}),
     Panel("Overhead", "share of a step in which no model computed", {"overhead": "overhead"}),
 )

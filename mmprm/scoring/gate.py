@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import time
 from collections.abc import Iterator
@@ -122,13 +123,22 @@ class Gate:
         return size
 
     def _limited(self, receive: Receive) -> Receive:
-        got, limits = 0, self._service.limits
+        """Of the body's size, and of the time until all of it is here. What it raises are HTTPExceptions, since these
+        pass through FastAPI's reading of the body."""
+        got, whole, limits = 0, False, self._service.limits
+        latest = asyncio.get_running_loop().time() + limits.body_seconds
 
         async def limited() -> Message:
-            nonlocal got
-            message = await receive()
+            nonlocal got, whole
+            try:
+                async with asyncio.timeout_at(None if whole else latest):
+                    message = await receive()
+            except TimeoutError as error:
+                text = f"the body was not here after {limits.body_seconds:g} seconds; send less at once, or faster"
+                raise HTTPException(408, text) from error
             got += len(message.get("body", b""))
-            if got > limits.body_mib * MIB:  # an HTTPException passes through FastAPI's reading of the body
+            whole = not message.get("more_body", False)
+            if got > limits.body_mib * MIB:
                 raise HTTPException(413, str(_too_large(limits)))
             return message
 

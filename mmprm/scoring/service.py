@@ -26,16 +26,15 @@ from mmprm.scoring.api_page import api_page
 from mmprm.scoring.gate import Gate, Metrics, Traffic
 from mmprm.scoring.open import ClosableScorer
 from mmprm.scoring.queue import Answer, ScoreQueue
+from mmprm.scoring.refusals import ERRORS, refused_for
 from mmprm.scoring.wire import (
     BatchIn,
     BatchOut,
-    ErrorOut,
     Limits,
     ModelOut,
     Refused,
     ScoreOut,
     SolutionIn,
-    invalid,
     read_solution,
 )
 from mmprm.types import Problem, Solution, StepScores
@@ -48,19 +47,6 @@ RETRY_AFTER = "1"
 
 PROBE = Solution(Problem("probe", "What is 1 + 1?", answer=""), ("1 + 1 = 2",))
 """Tells a model that is broken from a solution that it cannot take."""
-
-KINDS = {401: "unauthorized", 403: "unauthorized", 404: "not_found", 405: "invalid_request", 413: "too_large"}
-ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ErrorOut, "description": text}
-    for status, text in {
-        401: "without the API key",
-        413: "the body is too large",
-        422: "cannot be read, exceeds a limit, or cannot be scored",
-        429: "too much is waiting; see Retry-After",
-        500: "the model failed on this solution",
-        503: "the model is loading, the service is closing, or the model has failed",
-    }.items()
-}
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -112,12 +98,14 @@ class Service:
         headers = {}
         if refused.status in (429, 503):
             headers["Retry-After"] = RETRY_AFTER
+        if refused.status == 408:
+            headers["Connection"] = "close"
         if refused.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(refused.body(), refused.status, headers)
 
     async def _on_error(self, _: Request, error: Exception) -> Response:
-        return self.answer(_refused(error))
+        return self.answer(refused_for(error))
 
     def _application(self) -> FastAPI:
         app = FastAPI(
@@ -289,15 +277,3 @@ async def _while_connected(request: Request, work: Awaitable[T]) -> T:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _refused(error: Exception) -> Refused:
-    if isinstance(error, Refused):
-        return error
-    if isinstance(error, RequestValidationError):
-        return invalid(error.errors())
-    if isinstance(error, HTTPException):
-        # FastAPI's 400 is for JSON that is nested too deeply, or no text.
-        text = "the body cannot be read as JSON" if error.status_code == 400 else str(error.detail)
-        return Refused(error.status_code, KINDS.get(error.status_code, "invalid_request"), text)
-    return Refused(500, "internal", f"the service failed ({type(error).__name__}); see its log")

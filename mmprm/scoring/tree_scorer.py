@@ -8,7 +8,8 @@ import torch
 
 from mmprm.prm.formats import Format
 from mmprm.prm.judge import Judge
-from mmprm.prm.packing import Marks, attention_mask, pack_batch, pack_solutions, use_block_masks, why_not_packed
+from mmprm.prm.packing import Marks, TreeInputs, pack_solutions, packed_mask, use_block_masks, why_not_packed
+from mmprm.prm.tree_tokens import Ints, fill_rows
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.context import context_length, fitting, step_scores
 from mmprm.training.batches import micro_batches
@@ -22,30 +23,40 @@ class TreeScorer:
     """
 
     def __init__(self, judge: Judge, form: Format, config: ScorerConfig, device: str) -> None:
-        self._judge, self._form, self._config, self._device = judge, form, config, torch.device(device)
-        self._marks = Marks(form)
+        self._judge, self._config, self._device = judge, config, torch.device(device)
+        self._marks, self._inputs = Marks(form), TreeInputs(form, judge.backbone)
         self._context = context_length(judge.backbone.config)
 
     @torch.inference_mode()
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        solutions = [self._fitting(solution) for solution in solutions]
-        marked = [self._marks(solution) for solution in solutions]
+        solutions, marked = self._fitting(solutions)
         trees = pack_solutions(solutions, marked, self._config.batch_tokens)
-        scores: dict[int, StepScores] = {}
         lengths = [len(tree.tokens) for tree in trees]
-        for (micro,) in micro_batches(range(len(trees)), lengths, self._config.batch_tokens, ranks=1):
-            packed = pack_batch([[trees[tree]] for tree in micro.samples], self._form, self._judge.backbone)
+        rows = [[trees[tree] for tree in row] for row in fill_rows(lengths, max(lengths, default=0))]
+        widths = [sum(len(tree.tokens) for tree in row) for row in rows]
+        scores: dict[int, StepScores] = {}
+        for (micro,) in micro_batches(range(len(rows)), widths, self._config.batch_tokens, ranks=1):
+            chosen = [rows[row] for row in micro.samples]
+            packed = self._inputs(chosen)
             inputs = {name: tensor.to(self._device) for name, tensor in packed.inputs.items()}
-            mask = attention_mask(packed.end_BT.to(self._device))
+            mask = packed_mask(packed.end_BT.to(self._device))
             log_odds_M = self._judge(packed.read_BT.to(self._device), attention_mask=mask, **inputs)
             right_M = log_odds_M.sigmoid().cpu().numpy()
-            for tree, reads in zip(micro.samples, packed.reads, strict=True):
-                for member, places in zip(trees[tree].members, reads, strict=True):
+            for tree, reads in zip((tree for row in chosen for tree in row), packed.reads, strict=True):
+                for member, places in zip(tree.members, reads, strict=True):
                     scores[member] = step_scores(right_M[places].tolist())
         return [scores[place] for place in range(len(solutions))]
 
-    def _fitting(self, solution: Solution) -> Solution:
-        return fitting(solution, lambda each: len(self._marks(each)[0]), self._context, self._config.too_long)
+    def _fitting(self, solutions: Sequence[Solution]) -> tuple[list[Solution], list[tuple[Ints, Ints]]]:
+        solutions, marked = list(solutions), self._marks.many(solutions)
+        for place, (ids, _) in enumerate(marked):
+            if len(ids) > self._context:
+                solutions[place] = fitting(solutions[place], self._length, self._context, self._config.too_long)
+                marked[place] = self._marks(solutions[place])
+        return solutions, marked
+
+    def _length(self, solution: Solution) -> int:
+        return len(self._marks(solution)[0])
 
 
 def tree_scorer(judge: Judge, form: Format, config: ScorerConfig, device: str) -> TreeScorer | None:
@@ -54,6 +65,5 @@ def tree_scorer(judge: Judge, form: Format, config: ScorerConfig, device: str) -
     if why_not:
         print(f"share_prefixes becomes false for {type(judge.backbone).__name__}: {why_not}", flush=True)
         return None
-    if device == "cuda":
-        use_block_masks(judge.backbone)
+    use_block_masks(judge.backbone)
     return TreeScorer(judge, form, config, device)

@@ -41,6 +41,8 @@ class Limits(Config):
     """Size of one encoded picture."""
     pixels: int = Field(16_777_216, ge=1, le=MAX_PIXELS)
     """Pixels of one picture, by its header, before anything is decoded."""
+    body_seconds: float = Field(60.0, gt=0)
+    """Time for a request to arrive as a whole, so that a slow sender does not hold its place for ever."""
 
     @model_validator(mode="after")
     def _a_full_request_fits(self) -> Limits:
@@ -133,7 +135,7 @@ class ModelOut(_Message):
     """What chose it; null where it was set by hand."""
     threshold: float | None
     """A step scored below it counts as the first error; null where none was chosen."""
-    limits: dict[str, int]
+    limits: dict[str, int | float]
 
 
 def read_solution(value: Any, place: str, limits: Limits, image_root: Path | None) -> tuple[Solution, int]:

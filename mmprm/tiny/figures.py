@@ -7,16 +7,20 @@ import operator
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import numpy as np
+
 from mmprm.evaluation.aggregators import AggregatorChoice, choose_aggregator
-from mmprm.evaluation.first_error import FirstErrorResult, evaluate_first_error, threshold_from
+from mmprm.evaluation.judging import FIGURES, Judging, judge
 from mmprm.labels.parquet import LabelledExample
-from mmprm.metrics import roc_auc
-from mmprm.report.data import Headline, ReportData, TrainingPoint, extremes
+from mmprm.metrics import bootstrap_means, roc_auc
+from mmprm.report.data import Headline, PolicyGain, ReportData, TrainingPoint, extremes
 from mmprm.selection.accuracy import AccuracyAtN, accuracy_at_n
 from mmprm.selection.groups import Group, common_size
 from mmprm.tiny.truth import judged_solutions, label_truth, steps_right
+from mmprm.types import Verdict
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +31,7 @@ class Figures:
     labels_right: list[bool]
     label_auc: float
     aggregator: AggregatorChoice
-    first_error: FirstErrorResult
+    first_error: Judging
     accuracy: list[AccuracyAtN]
 
 
@@ -35,7 +39,7 @@ def measure(examples: Sequence[LabelledExample], development: Sequence[Group], t
     """Aggregator and threshold come from `development`, the figures from `test`; both are scored."""
     labels, labels_right = label_truth(examples)
     aggregator = choose_aggregator(development)
-    threshold = threshold_from(judged_solutions(development))
+    threshold = FIGURES["first_error_f1"].choose(judged_solutions(development))
     most = common_size(test)
     sizes = [2**power for power in range(most.bit_length()) if 2**power <= most]
     return Figures(
@@ -43,22 +47,23 @@ def measure(examples: Sequence[LabelledExample], development: Sequence[Group], t
         labels_right=labels_right,
         label_auc=roc_auc(labels, labels_right),
         aggregator=aggregator,
-        first_error=evaluate_first_error(judged_solutions(test), threshold),
+        first_error=judge("tiny", "first_error_f1", judged_solutions(test), threshold=threshold),
         accuracy=accuracy_at_n(test, aggregator.name, sizes),
     )
 
 
 def summary_of(figures: Figures) -> dict[str, Any]:
     """The figures as they stand in summary.json; `accuracy` is at the largest N."""
-    last = figures.accuracy[-1]
+    last, pooled = figures.accuracy[-1], figures.first_error.pooled
+    first_error = {name: asdict(interval) for name, interval in {"f1": pooled.f1, **pooled.parts}.items()}
     return {
         "label_auc": figures.label_auc,
-        "prm_step_f1": figures.first_error.f1.value,
+        "prm_step_f1": pooled.f1.value,
         "accuracy": {name: interval.value for name, interval in last.accuracy.items()},
         "accuracy_n": last.n,
         "prm_minus_random": asdict(last.minus_random["prm"]),
         "prm_minus_majority": asdict(last.minus_majority["prm"]),
-        "first_error": asdict(figures.first_error),
+        "first_error": {"threshold": figures.first_error.threshold, **first_error},
         "aggregator": asdict(figures.aggregator),
         "accuracy_at_n": {
             point.n: {name: asdict(i) for name, i in point.accuracy.items()} for point in figures.accuracy
@@ -66,10 +71,37 @@ def summary_of(figures: Figures) -> dict[str, Any]:
     }
 
 
+def gain_of(before: Sequence[Group], after: Sequence[Group], metrics: Path) -> PolicyGain:
+    """From samples of the same problems by two policies: of each problem the share of right answers among those with a
+    known verdict; problems without one on either side are left out. `metrics` is the metrics.jsonl of the training."""
+    pairs = [(_share_right(old), _share_right(new)) for old, new in zip(before, after, strict=True)]
+    assert [group.problem.id for group in before] == [group.problem.id for group in after], "the same problems"
+    known = np.array([pair for pair in pairs if None not in pair])
+    olds, news = known.T
+    records = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
+    rollouts = [(record["step"], record["accuracy"]) for record in records if record["kind"] == "train"]
+    return PolicyGain(*bootstrap_means([olds, news, news - olds], seed=0), problems=len(known), rollouts=rollouts)
+
+
+def gain_summary(gain: PolicyGain) -> dict[str, Any]:
+    return {
+        "accuracy_before": gain.before.value,
+        "accuracy_after": gain.after.value,
+        "gain": asdict(gain.gain),
+        "problems": gain.problems,
+        "steps": gain.rollouts[-1][0],
+    }
+
+
+def _share_right(group: Group) -> float | None:
+    verdicts = [candidate.verdict for candidate in group.candidates if candidate.verdict is not Verdict.UNKNOWN]
+    return fmean(verdict is Verdict.CORRECT for verdict in verdicts) if verdicts else None
+
+
 Rule = tuple[str, str, Callable[[Mapping[str, Any]], bool]]
 
 BARS: Sequence[Rule] = (
-    ("seconds_total", "at most 600", lambda s: s["seconds_total"] <= 600),
+    ("seconds_total", "at most 900", lambda s: s["seconds_total"] <= 900),
     ("problems", "at least 150", lambda s: s["problems"] >= 150),
     ("labels", "at least 3,000", lambda s: s["labels"] >= 3000),
     ("label_auc", "at least 0.95", lambda s: s["label_auc"] >= 0.95),
@@ -78,9 +110,11 @@ BARS: Sequence[Rule] = (
     ("accuracy.prm", "at least majority", lambda s: s["accuracy"]["prm"] >= s["accuracy"]["majority"]),
     ("policy_blank_image_accuracy", "below 0.15", lambda s: s["policy_blank_image_accuracy"] < 0.15),
     ("trees_in_flight_max", "at least 64", lambda s: s["trees_in_flight_max"] >= 64),
+    ("rl.accuracy_after", "gain above 0 (95 %)", lambda s: s["rl"]["gain"]["low"] > 0),
 )
 REPORTED = ("labels_terminal", "accuracy.random", "accuracy.majority", "accuracy.weighted", "accuracy.oracle")
 REPORTED += ("untrained.prm_step_f1", "untrained.accuracy_prm", "tokens_per_second")
+REPORTED += ("rl.accuracy_before", "rl.gain.value", "rl.gain.low", "rl.gain.high")
 
 
 def headlines_of(summary: Mapping[str, Any]) -> list[Headline]:
@@ -90,7 +124,12 @@ def headlines_of(summary: Mapping[str, Any]) -> list[Headline]:
 
 
 def report_of(
-    figures: Figures, test: Sequence[Group], headlines: Sequence[Headline], metrics: Path, facts: Mapping[str, str]
+    figures: Figures,
+    test: Sequence[Group],
+    headlines: Sequence[Headline],
+    metrics: Path,
+    policy: PolicyGain,
+    facts: Mapping[str, str],
 ) -> ReportData:
     best, worst = extremes(test, figures.aggregator.name, truth=steps_right)
     return ReportData(
@@ -105,6 +144,7 @@ def report_of(
         training=training_points(metrics),
         best=best,
         worst=worst,
+        policy=policy,
         facts=facts,
     )
 

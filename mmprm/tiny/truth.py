@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mmprm.evaluation.first_error import Judged, first_error
-from mmprm.evaluation.judging import step_outcomes
+from mmprm.evaluation.judging import Judged, step_outcomes
 from mmprm.evaluation.label_quality import judged_labels, no_error_so_far
+from mmprm.evaluation.labelled import LabelledSolution
 from mmprm.labels.parquet import LabelledExample
 from mmprm.selection.groups import Group
 from mmprm.tiny.world import judge_steps, truth_of
-from mmprm.types import Problem
+from mmprm.types import Problem, Solution
 
 
 def steps_right(problem: Problem, steps: Sequence[str]) -> list[bool]:
@@ -30,9 +30,17 @@ def label_truth(examples: Iterable[LabelledExample]) -> tuple[list[float], list[
 
 
 def judged_solutions(groups: Iterable[Group]) -> list[Judged]:
-    """Every scored solution with the place of its true first error."""
+    """Every scored solution, with the truth of its steps."""
     return [
-        Judged(group.problem.id, candidate.scores, first_error(steps_right(group.problem, candidate.steps)))
+        (
+            LabelledSolution(
+                Solution(group.problem, candidate.steps),
+                tuple(steps_right(group.problem, candidate.steps)),
+                group.problem.id,
+                "tiny",
+            ),
+            candidate.scores,
+        )
         for group in groups
         for candidate in group.candidates
         if candidate.scores is not None

@@ -9,15 +9,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from mmprm.errors import CheckpointError
 from mmprm.training.engine import Engine
 
-_STATE = "state.json"
+_STATE, _EXTRA = "state.json", "extra.json"
 
 
 def save(
@@ -28,14 +31,15 @@ def save(
     keep: int,
     extra: dict[str, Any] | None = None,
 ) -> None:
-    """Write folder/step-… after `step` optimizer steps and drop all but the newest `keep`. Every rank must call it.
+    """Write folder/step-… after `step` and drop all but the newest `keep`. Every rank must call it.
 
-    `identity` is what decides the run's course (data, batches, schedule); `resume` refuses another one. `extra` is
+    `step` is the caller's count, another one each time: what is whole is never written again. `identity` is what
+    decides the run's course (data, batches, schedule); `resume` refuses another one. `extra` is
     state of the caller's own (JSON), for `read_extra`.
     """
     ranks = engine.ranks
     temporary, final = folder / f".step-{step:08d}.tmp", folder / f"step-{step:08d}"
-    try:
+    with writing(final, temporary, "free space; the run resumes before it"):
         if ranks.is_main:
             for left_over in folder.glob(".step-*.tmp"):
                 shutil.rmtree(left_over)
@@ -47,19 +51,33 @@ def save(
         torch.save(_random_state(), temporary / f"random-{ranks.rank}.pt")
         ranks.barrier()
         if ranks.is_main:
-            _finish(temporary, {"step": step, "identity": identity, "extra": extra, "files": _sizes(temporary)})
+            if extra is not None:
+                (temporary / _EXTRA).write_text(json.dumps(extra), encoding="utf-8")
+            _finish(temporary, {"step": step, "identity": identity, "files": _sizes(temporary)})
             if final.exists():  # one that was passed over
                 shutil.rmtree(final)
             os.replace(temporary, final)
             for old in _whole(folder)[:-keep]:
                 shutil.rmtree(old)
         ranks.barrier()
-    except OSError as error:
-        raise CheckpointError(f"{final}: cannot be written ({error}); free space; the run resumes before it") from error
+
+
+@contextmanager
+def writing(path: Path, temporary: Path, way_out: str) -> Iterator[None]:
+    """Raise CheckpointError where `path` cannot be written. Of `temporary`, which is to take its place, nothing stays
+    behind. On a full disk torch and safetensors raise errors of their own."""
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # the source of torch's writer
+            raise
+        raise CheckpointError(f"{path}: cannot be written ({error}); {way_out}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def resume(engine: Engine, folder: Path, identity: dict[str, Any]) -> int:
-    """Continue from the newest whole checkpoint, if any; returns the number of optimizer steps already done."""
+    """Continue from the newest whole checkpoint, if any; returns its step, 0 without one."""
     ranks = engine.ranks
     path = ranks.gather(newest(folder) if ranks.is_main else None)[0]
     if ranks.is_main:
@@ -86,7 +104,15 @@ def resume(engine: Engine, folder: Path, identity: dict[str, Any]) -> int:
 def read_extra(folder: Path) -> dict[str, Any] | None:
     """What the caller gave to `save` with the newest whole checkpoint."""
     path = newest(folder)
-    return None if path is None else json.loads((path / _STATE).read_text(encoding="utf-8"))["extra"]
+    if path is None or not (path / _EXTRA).is_file():
+        return None
+    return json.loads((path / _EXTRA).read_text(encoding="utf-8"))
+
+
+def steps_done(folder: Path) -> int:
+    """Step of the newest whole checkpoint; 0 without one."""
+    path = newest(folder)
+    return 0 if path is None else json.loads((path / _STATE).read_text(encoding="utf-8"))["step"]
 
 
 def newest(folder: Path) -> Path | None:

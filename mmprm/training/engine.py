@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -16,14 +16,29 @@ from mmprm.training.sharding import deepspeed_config, whole
 
 
 class Engine:
-    def __init__(self, model: nn.Module, config: TrainingConfig, total_steps: int, ranks: Ranks) -> None:
+    """`rates`: learning rates of parameters that do not have the configuration's."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainingConfig,
+        total_steps: int,
+        ranks: Ranks,
+        rates: Mapping[nn.Parameter, float] | None = None,
+    ) -> None:
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        rate_of = dict.fromkeys(trainable, config.learning_rate) | dict(rates or {})
         groups = [
-            {"params": [p for p in trainable if p.ndim > 1], "weight_decay": config.weight_decay},
-            {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+            {
+                "params": [p for p in trainable if (p.ndim > 1) == decays and rate_of[p] == rate],
+                "weight_decay": config.weight_decay if decays else 0.0,
+                "lr": rate,
+            }
+            for rate in dict.fromkeys((config.learning_rate, *rate_of.values()))
+            for decays in (True, False)
         ]
         optimizer = torch.optim.AdamW(
             [group for group in groups if group["params"]],
@@ -31,6 +46,12 @@ class Engine:
             betas=config.betas,
             fused=ranks.device.type == "cuda",
         )
+        self._keeps_sums = config.offload != "none" and config.zero_stage < 3
+        """Whether DeepSpeed forgets to drop the sums of gradients where it skips a step."""
+        self._sums: dict[nn.Parameter, Tensor] = {}
+        if config.precision == "bf16" and config.zero_stage == 0:
+            for parameter in trainable:
+                parameter.register_post_accumulate_grad_hook(self._sum_in_float32)
         self.ranks = ranks
         self.skipped = False
         """Whether the last step changed nothing, because its loss or its gradient was not finite."""
@@ -60,11 +81,14 @@ class Engine:
             # DeepSpeed averages gradients over ranks; the denominator is that of all ranks already. A loss that is not
             # finite can have a finite gradient; NaN carries it to all ranks.
             self.deepspeed.backward(loss * (self.ranks.count if math.isfinite(value) else math.nan))
+        self._finish_sums()
         optimizer = self.deepspeed.optimizer
         if hasattr(optimizer, "overflow"):  # DeepSpeed's own optimizers skip by the gradient of all ranks
             self.deepspeed.step()
             (total,) = self.ranks.sum(total)
             self.skipped = bool(optimizer.overflow)
+            if self.skipped and self._keeps_sums:  # or they would spoil the next step
+                optimizer.averaged_gradients.update(dict.fromkeys(optimizer.averaged_gradients))
         else:
             total, broken = self.ranks.sum(total, not self._gradient_is_finite())
             self.skipped = broken > 0
@@ -74,6 +98,16 @@ class Engine:
                 self.deepspeed.step()
         norm = math.inf if self.skipped else self.deepspeed.get_global_grad_norm()
         return total, None if norm is None else float(norm)
+
+    def _sum_in_float32(self, parameter: nn.Parameter) -> None:
+        """What DeepSpeed does itself with gradients of bf16 from stage 1 on: a bf16 sum of many loses most of them."""
+        gradient = parameter.grad.float()
+        self._sums[parameter] = self._sums[parameter].add_(gradient) if parameter in self._sums else gradient
+        parameter.grad = None
+
+    def _finish_sums(self) -> None:
+        for parameter in list(self._sums):
+            parameter.grad = self._sums.pop(parameter).to(parameter.dtype)
 
     def _gradient_is_finite(self) -> bool:
         gradients = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import uuid
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+
+from mmprm.errors import ConfigError
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,29 @@ class Ranks:
         values: list[Any] = [None] * self.count
         dist.all_gather_object(values, value)
         return values
+
+
+def check_shared(ranks: Ranks, folder: Path, key: str) -> None:
+    """Raise ConfigError, which names the configuration's `key`, unless every rank sees what the first one writes into
+    `folder`: checkpoints are written by all ranks and finished by one. Every rank must call it."""
+    if ranks.count == 1:
+        return
+    mark = folder / f".shared-{ranks.gather(uuid.uuid4().hex)[0]}"  # a name that nobody has asked for before
+    problem = None
+    if ranks.is_main:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        except OSError as error:
+            problem = f"cannot be written ({error}); choose another folder"
+    problem = ranks.gather(problem)[0]
+    seen = ranks.gather(os.path.exists(mark))
+    if ranks.is_main and problem is None:
+        mark.unlink()
+    if problem is None and not all(seen):
+        problem = f"rank {seen.index(False)} does not see what rank 0 writes there; choose a folder on shared storage"
+    if problem is not None:
+        raise ConfigError(f"{key}={folder}: {problem}")
 
 
 def join_ranks() -> Ranks:

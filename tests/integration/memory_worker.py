@@ -37,13 +37,20 @@ def measure(base: str, precision: str, stage: int, ranks: Ranks) -> dict[str, in
     inputs = prm.renderer.encode([Solution(tiny.problem, solve(tiny))])
     engine.deepspeed.backward(engine.deepspeed(**inputs).square().sum())
     optimizer, parameters = engine.deepspeed.optimizer, list(prm.model.parameters())
-    if stage == 3:
-        gradients = [optimizer.grad_partitions_flat_buffer]
-    elif stage == 2:
-        gradients = [gradient for group in optimizer.all_grad_tensors.values() for gradient in group]
-    else:
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    match stage, precision:
+        case 0, "bf16":
+            gradients += engine._sums.values()
+        case 1, "bf16":
+            gradients += optimizer.fp32_groups_gradients_flat
+        case 2, "bf16":
+            gradients += (group.flat_partition for group in optimizer.averaged_gradients.values())
+        case 2, "fp32":
+            gradients += (gradient for group in optimizer.all_grad_tensors.values() for gradient in group)
+        case 3, _:
+            gradients.append(optimizer.grad_partitions_flat_buffer)
     held = {"gradients": sum(gradient.numel() * gradient.element_size() for gradient in gradients)}
+    engine._finish_sums()
     engine.deepspeed.step()
     weights = [parameter.ds_tensor if stage == 3 else parameter.data for parameter in parameters]
     inner = getattr(optimizer, "optimizer", optimizer)

@@ -12,7 +12,7 @@ from mmprm.cli.main import main
 from mmprm.prm.info import read_info
 from mmprm.tiny.figures import headlines_of
 
-SIZES = ("problems=24", "development=12", "test=12", "search.max_rollouts=96")
+SIZES = ("problems=24", "development=12", "test=12", "search.max_rollouts=96", "rl_steps=2")
 
 
 @pytest.mark.integration
@@ -27,9 +27,15 @@ def test_the_road_from_problems_to_a_report(tmp_path: Path) -> None:
     accuracy = summary["accuracy"]
     assert 0.2 < accuracy["random"] < accuracy["oracle"] <= 1
     assert summary["policy_blank_image_accuracy"] < 0.15
+    rl = summary["rl"]
+    assert rl["accuracy_before"] == pytest.approx(accuracy["random"], abs=0.02), "the same samples, unknown ones aside"
+    assert rl["accuracy_after"] - rl["accuracy_before"] == pytest.approx(rl["gain"]["value"])
+    assert (rl["problems"], rl["steps"]) == (12, 2)
+    assert (out / "rl" / "policy" / "config.json").exists()
     assert all(math.isfinite(line.value) for line in headlines_of(summary))
     assert read_info(out / "train" / "prm").aggregator == summary["aggregator"]["name"]
     page = (out / "report.html").read_text()
+    assert "Reinforcement learning of the policy" in page
     assert "data:image/png;base64," in page
     assert "http://" not in page.replace("http://www.w3.org/", "")
 

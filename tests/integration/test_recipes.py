@@ -1,27 +1,55 @@
-"""SFT, stages and the evaluation of a policy for real, and shipped recipes on the tiny policy: their own estimator,
-loss, rewards, filter and schedule, at the size of the tiny world. Two stand for all, which test_configs loads: one of
-a single stage, and one that goes from a cold start to a schedule of response lengths."""
+"""SFT, stages and the evaluation of a policy for real, and every shipped recipe on the tiny policy.
+
+A recipe keeps its estimator, loss, KL, rewards, filter, schedule and what it freezes; prompt, lengths, batch and tags
+are those of the tiny world. Vision-R1 runs as its command. The others share an engine and a grader; their trainer is in
+this process; test_rl has the command, test_trainer_group the ranks, test_prm_actor the PRM, which is made up here.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import random
 import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 
 from mmprm.cli.main import main
+from mmprm.config import load
+from mmprm.grading.open import open_grader
+from mmprm.grading.symbolic import GraderConfig
+from mmprm.prm.format import tokenizer_of
 from mmprm.prm.model import load_backbone
+from mmprm.problems import load_problems
+from mmprm.prompts import PromptConfig
+from mmprm.sampling.config import EngineConfig, SamplingConfig
+from mmprm.types import Grader, Solution, StepScores
+from policy_rl.batch import Experience
+from policy_rl.collecting import Collector
+from policy_rl.config import RLConfig
+from policy_rl.loop import Loop
+from policy_rl.process import ProcessReward
+from policy_rl.rollouts import RolloutConfig, RolloutPool
+from policy_rl.sft import SftConfig, train_sft
+from policy_rl.stages import read_stages
+from policy_rl.trainer import Trainer
+from policy_rl.weights import FileTransfer, shared_folder
 
 pytestmark = pytest.mark.integration
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
 SMALL_RL = (
-    "prompt.preset=plain",
-    "sampling.max_tokens=48",
+    "prompt={preset: plain}",
+    "sampling.max_tokens=96",
+    "rewards.format=steps",  # the tags of the tiny policy
     "batch={prompts: 4, group_size: 4, updates: 2}",
     "steps=2",
     "save_every=0",
@@ -29,7 +57,7 @@ SMALL_RL = (
     "trainer.gradient_checkpointing=false",
     "trainer.optimisation.precision=fp32",
     "trainer.optimisation.zero_stage=0",
-    "trainer.optimisation.micro_batch_tokens=2048",
+    "trainer.optimisation.micro_batch_tokens=4096",
     "rollouts={engines: 1}",
     "weights.transport=auto",
 )
@@ -42,6 +70,16 @@ SMALL_SFT = (
     "training.save_every=0",
     "gradient_checkpointing=false",
 )
+PARTS = {"vision", "projector", "language"}
+SHOWN = {
+    "cpgd-7b": "drift",
+    "prm-rl": "scored",
+    "visualthinker-r1-zero": "kl_ref",
+    "lmm-r1 1": "kl_ref",
+    "lmm-r1 2": "value_loss",
+    "mm-eureka-32b 2": "kl_ref",
+}
+"""By recipe, and stage, a metric that only its own kind has, or that is 0 elsewhere."""
 
 
 @pytest.fixture(scope="module")
@@ -72,32 +110,139 @@ def metrics(folder: Path, kind: str) -> list[dict[str, float]]:
     return [row for row in rows if row["kind"] == kind]
 
 
-def test_cpgd_recipe(data: Path, tmp_path: Path) -> None:
-    words = [f"problems.path={data / 'train.jsonl'}", "engine.model=tiny", f"output={tmp_path}"]
-    mmprm("rl", "--config", str(CONFIGS / "rl/cpgd-7b.yaml"), *sets(SMALL_RL, *words))
-    steps = metrics(tmp_path, "train")
+class LocalTrainer:
+    """A Trainer in this process, with the face of a TrainerGroup."""
+
+    def __init__(self, config: RLConfig, total: int) -> None:
+        updates = total * config.batch.updates
+        self.trainer = Trainer(
+            config.engine.model, config.trainer, config.prompt, config.sampling.temperature, updates, config.has_critic
+        )
+        folder = shared_folder(config.weights, Path(config.output))
+        self.trainer.open_transfer(lambda rank: FileTransfer(folder))
+        for name in ("update", "publish", "save", "resume", "save_model"):
+            setattr(self, name, getattr(self.trainer, name))
+
+    def log_probs(self, experiences: Sequence[Experience], policy: bool = True) -> list[Experience]:
+        found = self.trainer.log_probs(experiences, policy)
+        named = [{k: v for k, v in asdict(found[place]).items() if v is not None} for place in range(len(experiences))]
+        return [replace(experience, **arrays) for experience, arrays in zip(experiences, named, strict=True)]
+
+
+class MadeUpPrm:
+    async def judge(self, solutions: Sequence[Solution]) -> list[StepScores]:
+        return [StepScores(tuple(random.Random(step).random() for step in each.steps)) for each in solutions]
+
+
+class World:
+    """What the recipes share. The engine has the weights of the last one until it is given those of the next."""
+
+    def __init__(self, runner: asyncio.Runner, pool: RolloutPool, grader: Grader) -> None:
+        self._runner, self._pool, self._grader = runner, pool, grader
+
+    def train(self, config: RLConfig) -> None:
+        self._runner.run(self._train(config))
+
+    async def _train(self, config: RLConfig) -> None:
+        problems = load_problems(config.problems)
+        total = config.total_steps(len(problems))
+        trainer, process = LocalTrainer(config, total), None
+        if config.process is not None:
+            process = ProcessReward(tokenizer_of(trainer.trainer.processor), config.markup, "", MadeUpPrm())
+        check = trainer.trainer.limits.check
+        collector = Collector(config, problems, self._pool, self._grader, check, process)
+        dtype = getattr(torch, config.engine.dtype)
+        try:
+            await self._pool.load_weights(trainer.publish(0, self._pool.probe_token_ids, dtype))
+            assert (await Loop(config, total, self._pool, trainer, collector).run()).finished
+        finally:
+            trainer.trainer.close()
+
+
+@pytest.fixture(scope="module")
+def world(policy_folder: Path) -> Iterator[World]:
+    ray.init(include_dashboard=False, log_to_driver=False)
+    engine = EngineConfig(model=str(policy_folder), kv_cache_gib=0.25)
+    start = RolloutPool.start(
+        engine, SamplingConfig(max_tokens=96), PromptConfig(preset="plain"), RolloutConfig(engines=1)
+    )
+    with asyncio.Runner() as runner:
+        stack, pool = AsyncExitStack(), runner.run(start)
+        yield World(runner, pool, runner.run(stack.enter_async_context(open_grader(GraderConfig()))))
+        runner.run(stack.aclose())
+        pool.close()
+    ray.shutdown()
+
+
+def moved(before: str | Path, after: Path) -> set[str]:
+    """Parts of the model (vision, projector, language) with a weight that differs; all weights are finite."""
+    first, last = (load_backbone(str(folder), torch.float32)[0].state_dict() for folder in (before, after))
+    assert all(tensor.isfinite().all() for tensor in last.values())
+    changed = [name for name, tensor in last.items() if not torch.equal(tensor, first[name])]
+    return {"language" if "visual" not in name else "projector" if "merger" in name else "vision" for name in changed}
+
+
+def assert_trained(name: str, config: RLConfig) -> None:
+    """Updates in each step, from responses that the engine drew with the weights of the step before; weights moved, but
+    for those that are frozen."""
+    output = Path(config.output)
+    steps = metrics(output, "train")
     assert len(steps) == 2
-    assert load_backbone(str(tmp_path / "policy"), torch.float32)
+    for step in steps:
+        assert 1 <= step["updates"] <= 2
+        assert step["skipped"] == 0
+        assert step["mismatch_absolute"] < 0.05
+    assert any(step["advantage_size"] > 0 and step["loss"] != 0 for step in steps)
+    assert any(step[SHOWN[name]] != 0 for step in steps) if name in SHOWN else True
+    assert moved(config.engine.model, output / "policy") == PARTS - set(config.trainer.frozen)
+
+
+@pytest.mark.parametrize("file", sorted(CONFIGS.glob("rl/*.yaml")), ids=lambda file: file.stem)
+def test_rl_recipe(file: Path, world: World, data: Path, tmp_path: Path, policy_folder: Path) -> None:
+    model = f"engine={{model: {policy_folder}}}"
+    own = [f"problems.path={data / 'train.jsonl'}", "held_out=null", model, f"output={tmp_path}"]
+    config = load(RLConfig, file, [*SMALL_RL, *own])
+    world.train(config)
+    assert_trained(file.stem, config)
+
+
+@pytest.mark.parametrize("name", ["lmm-r1", "mm-eureka-32b"])
+def test_recipe_in_two_rl_stages(name: str, world: World, data: Path, tmp_path: Path, policy_folder: Path) -> None:
+    """The second stage begins with what the first left."""
+    own = (*SMALL_RL, f"problems.path={data / 'train.jsonl'}")
+    sets = [f"{number}.{item}" for number in (1, 2) for item in own]
+    file = CONFIGS / f"stages/{name}.yaml"
+    for stage in read_stages(file, [f"output={tmp_path}", f"1.engine.model={policy_folder}", *sets]):
+        world.train(stage.config)
+        assert_trained(f"{name} {stage.number}", stage.config)
+
+
+def test_mm_policy_recipe(data: Path, tmp_path: Path, policy_folder: Path) -> None:
+    own = ["packing=none", f"base={policy_folder}", f"data.path={data / 'train.jsonl'}", f"output={tmp_path}"]
+    config = load(SftConfig, CONFIGS / "sft/mm-policy-8b.yaml", [*SMALL_SFT, *own])
+    train_sft(config)
+    assert len(metrics(tmp_path, "train")) == 4
+    assert moved(config.base, tmp_path / "policy") == PARTS - {"vision"}
 
 
 def test_vision_r1_recipe_in_two_stages(data: Path, tmp_path: Path) -> None:
     """The RL stage samples from what the cold start left; a second call finds both finished."""
     first = sets(SMALL_SFT, "base=tiny", "packing=none", f"data.path={data / 'train.jsonl'}", stage="1.")
-    schedule = "schedule=[{steps: 1, group_size: 4, max_tokens: 32}, {steps: 1, group_size: 2, max_tokens: 48}]"
+    schedule = "schedule=[{steps: 1, group_size: 4, max_tokens: 96}, {steps: 1, group_size: 3, max_tokens: 48}]"
     second = sets(SMALL_RL, f"problems.path={data / 'train.jsonl'}", schedule, stage="2.")
     call = [
         "stages",
         "--config",
         str(CONFIGS / "stages/vision-r1.yaml"),
-        "--set",
-        f"output={tmp_path}",
+        *sets((f"output={tmp_path}",)),
         *first,
         *second,
     ]
     printed = mmprm(*call)
     assert printed.strip().endswith(f"{tmp_path / 'stage-2-rl' / 'policy'}: the policy of the last stage")
     assert len(metrics(tmp_path / "stage-1-sft", "train")) == 4
-    assert len(metrics(tmp_path / "stage-2-rl", "train")) == 2
+    (stage,) = [stage for stage in read_stages(call[2], call[4::2]) if stage.kind == "rl"]
+    assert_trained("vision-r1", stage.config)
     again = mmprm(*call)
     assert "stage 1 (sft): " in again
     assert again.count("is there") == 2

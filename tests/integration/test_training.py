@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from mmprm.errors import CheckpointError, DataError
 from mmprm.labels.parquet import LabelledExample, write_parquet
+from mmprm.prm.info import read_info, write_info
 from mmprm.prm.model import load_prm
 from mmprm.prm.train import TrainConfig, train_prm
 from mmprm.tiny.world import Mistakes, make_problems, solve
@@ -133,6 +134,22 @@ def test_interrupted_equals_uninterrupted(
         train_prm(TrainConfig(**values))
 
 
+def test_a_finished_run_keeps_what_was_chosen_since(
+    one_rank: Path, random_policy_folder: Path, labels: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "run"
+    shutil.copytree(one_rank, output)
+    config = TrainConfig(**settings(random_policy_folder, labels, output, zero_stage=1, save_every=3, eval_every=3))
+    chosen = read_info(output / "prm").model_copy(update={"aggregator": "min", "threshold": 0.4})
+    write_info(output / "prm", chosen)
+    train_prm(config)
+    assert read_info(output / "prm") == chosen
+    assert_same_model(output, one_rank, atol=0)
+    shutil.rmtree(output / "checkpoints/step-00000006")  # now the last steps are taken again: another model
+    train_prm(config)
+    assert read_info(output / "prm").aggregator is None
+
+
 def test_sigterm_and_the_same_command_again(
     one_rank: Path, random_policy_folder: Path, labels: Path, tmp_path: Path
 ) -> None:
@@ -191,7 +208,7 @@ def test_two_ranks(one_rank: Path, lora_rank: Path, random_policy_folder: Path, 
         "zero0": {"zero_stage": 0},
         "zero2": {"zero_stage": 2, "save_every": 3},
         "zero3": {"zero_stage": 3},
-        "bf16": {"zero_stage": 2, "precision": "bf16"},
+        **{f"bf16_{stage}": {"zero_stage": stage, "precision": "bf16"} for stage in range(4)},
         "offload2": {"zero_stage": 2, "offload": "optimizer"},
         "offload3": {"zero_stage": 3, "offload": "all"},
         "stopped2": {"zero_stage": 2},
@@ -211,7 +228,8 @@ def test_two_ranks(one_rank: Path, lora_rank: Path, random_policy_folder: Path, 
     }
     configs["llama"] = {**configs["parts"], "base": str(llama)}
     configs["lora_bf16"]["gradient_checkpointing"] = True
-    undisturbed = ("zero0", "zero2", "zero3", "bf16", "offload2", "offload3", "lora2", "lora3", "lora_bf16")
+    bf16 = [name for name in trainings if name.startswith("bf16")]
+    undisturbed = ("zero0", "zero2", "zero3", *bf16, "offload2", "offload3", "lora2", "lora3", "lora_bf16")
     stopped = {"stopped2": "zero2", "stopped3": "zero3", "lora_stopped": "lora3"}
     jobs: list[dict[str, Any]] = [
         {"config": name, "parts": str(tmp_path / f"{name}.json")} for name in ("parts", "llama")
@@ -227,8 +245,10 @@ def test_two_ranks(one_rank: Path, lora_rank: Path, random_policy_folder: Path, 
     norms = losses(one_rank, name="gradient_norm")
     for name in ("zero2", "zero3", "offload2", "offload3"):
         assert losses(tmp_path / name, name="gradient_norm") == pytest.approx(norms, rel=1e-2), name
-    assert losses(tmp_path / "bf16") == pytest.approx(losses(one_rank), rel=0.05)
-    assert load_file(tmp_path / "bf16" / "prm" / "model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
+    for name in bf16:
+        assert losses(tmp_path / name) == pytest.approx(losses(one_rank), rel=0.05), name
+        assert losses(tmp_path / name, name="gradient_norm") == pytest.approx(norms, rel=0.05), name
+        assert load_file(tmp_path / name / "prm/model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
     for name in ("lora2", "lora3"):
         assert losses(tmp_path / name) == pytest.approx(losses(lora_rank), rel=1e-3), name
         assert_same_model(tmp_path / name, lora_rank, atol=2e-3)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from mmprm.prm.data import TokenCount
+from mmprm.prm.formats import OwnFormat
 from mmprm.prm.info import PrmTokens
 from mmprm.prm.model import Prm, initialise_prm, load_prm, save_prm
+from mmprm.prm.packing import Marks
 from mmprm.prm.train import PARTS, TrainConfig, prepare
 from mmprm.types import Solution
 from tests.backbones import BACKBONES, PICTURED, tiny_solutions, write_backbone
@@ -61,9 +62,9 @@ def test_the_picture_is_seen_and_padding_is_not(backbone: str, prm: Prm, solutio
     together_M2 = prm.model(**prm.renderer.encode(solutions))
     alone_M2 = torch.cat([prm.model(**prm.renderer.encode([solution])) for solution in solutions])
     torch.testing.assert_close(together_M2, alone_M2, rtol=1e-4, atol=1e-5)
-    count = TokenCount(prm.renderer)
+    marks = Marks(OwnFormat(prm.processor, prm.info.tokens))
     lengths = prm.renderer.encode(solutions)["attention_mask"].sum(dim=1).tolist()
-    assert [count(solution) for solution in solutions] == lengths
+    assert [len(marks(solution)[0]) for solution in solutions] == lengths
     if backbone in PICTURED:
         inputs = prm.renderer.encode(solutions)
         inputs["pixel_values"] = inputs["pixel_values"].flip(0)

@@ -10,7 +10,7 @@ from mmprm.evaluation.aggregators import (
     misgiving,
     with_choice,
 )
-from mmprm.evaluation.first_error import Judged, evaluate_first_error, first_error, threshold_from
+from mmprm.evaluation.judging import FIGURES, Judged, judge
 from mmprm.evaluation.label_quality import judged_labels, known_from, no_error_so_far
 from mmprm.evaluation.labelled import LabelledSolution
 from mmprm.labels.parquet import LabelledExample
@@ -22,14 +22,16 @@ from mmprm.types import Counts, LabelledPath, Problem, Solution, StepScores, Ver
 
 
 def judged(problem: str, scores: tuple[float, ...], error: int) -> Judged:
-    return Judged(problem, StepScores(scores), error)
+    right = tuple(index != error for index in range(len(scores)))
+    solution = Solution(Problem(problem, "?", ""), ("s",) * len(scores))
+    return LabelledSolution(solution, right, problem, "tiny"), StepScores(scores)
 
 
 DEVELOPMENT = [judged("a", (0.9, 0.3), 1), judged("a", (0.9, 0.8), NO_ERROR), judged("b", (0.1, 0.9), 0)]
 
 
 def test_threshold_and_f1_by_hand() -> None:
-    threshold = threshold_from(DEVELOPMENT)
+    threshold = FIGURES["first_error_f1"].choose(DEVELOPMENT)
     assert threshold == pytest.approx(0.55)
     unseen = [
         judged("c", (0.9, 0.5), 1),
@@ -37,16 +39,12 @@ def test_threshold_and_f1_by_hand() -> None:
         judged("d", (0.5, 0.2), 1),  # claimed too early
         judged("d", (0.6, 0.6), NO_ERROR),
     ]
-    result = evaluate_first_error(unseen, threshold)
-    assert (result.on_bad.value, result.on_good.value) == (0.5, 1.0)
-    assert result.f1.value == pytest.approx(2 / 3)
-    assert (result.f1.low, result.f1.high) == (0.0, 1.0)  # resamples of d alone, and of c alone
-    assert (result.bad, result.good, result.threshold) == (2, 2, threshold)
-
-
-def test_first_error() -> None:
-    assert first_error([True, False, False]) == 1
-    assert first_error([True, True]) == NO_ERROR
+    result = judge("tiny", "first_error_f1", unseen, threshold=threshold)
+    f1, parts = result.pooled.f1, result.pooled.parts
+    assert (parts["on_bad"].value, parts["on_good"].value) == (0.5, 1.0)
+    assert f1.value == pytest.approx(2 / 3)
+    assert (f1.low, f1.high) == (0.0, 1.0)  # resamples of d alone, and of c alone
+    assert (result.pooled.solutions, result.threshold) == (4, threshold)
 
 
 def test_the_aggregator_that_picks_right_solutions_is_chosen() -> None:

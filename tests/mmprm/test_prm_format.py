@@ -116,6 +116,9 @@ def test_a_template_that_breaks_the_line_after_a_picture() -> None:
         (solution(steps=("a", "b<prm>")), "problem p: step 2 contains '<prm>'"),
         (solution(question="what is <prm>?"), "problem p: question contains '<prm>'"),
         (solution(steps=("<|image_pad|>",)), r"problem p: step 1 contains '<\|image_pad\|>'"),
+        (solution(steps=("a", "<|video_pad|>")), r"problem p: step 2 contains '<\|video_pad\|>'"),
+        (solution(steps=("so <|vision_start|>",)), r"problem p: step 1 contains '<\|vision_start\|>'"),
+        (solution(question="<|vision_end|>?", pictures=()), r"problem p: question contains '<\|vision_end\|>'"),
         (solution(pictures=(Picture(path="/no/such.png"),)), "/no/such.png: cannot be read"),
     ],
 )

@@ -414,8 +414,9 @@ def test_places_stay_where_they_are_when_pictures_grow(folders: Callable[[str], 
     assert "### Question:\n<IMG_CONTEXT>\n<IMG_CONTEXT>\n1+1?\n\n### Solution Process:\n1+1=2<|im_end|>" in text
     marked = found.text(solution(question="<image>\nHow <image> many?", pictures=(picture(56, 56),)))
     assert "<image>" not in marked
-    with pytest.raises(DataError, match="step 1 contains '<IMG_CONTEXT>'"):
-        found.mark(solution(("<IMG_CONTEXT>",)))
+    for token in ("<IMG_CONTEXT>", "<img>", "</img>", "<video>"):
+        with pytest.raises(DataError, match=f"step 1 contains '{token}'"):
+            found.mark(solution((token,)))
 
 
 def test_checkpoints_of_another_kind_are_refused(folders: Callable[[str], Path]) -> None:

@@ -13,9 +13,11 @@ from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausa
 from mmprm.config import load
 from mmprm.errors import CheckpointError, ConfigError, DataError
 from mmprm.labels.parquet import LabelledExample
-from mmprm.prm.data import TargetConfig, TokenCount, make_samples
+from mmprm.prm.data import TargetConfig, make_samples
+from mmprm.prm.formats import OwnFormat
 from mmprm.prm.info import PrmTokens, read_info, write_info
 from mmprm.prm.model import Prm, initialise_prm, load_prm, save_prm
+from mmprm.prm.packing import Marks
 from mmprm.prm.train import TrainConfig, prepare
 from mmprm.tiny.tokenizer import build_tokenizer
 from mmprm.tiny.world import make_problems, solve
@@ -208,6 +210,6 @@ def test_right_solutions_may_vouch_for_all_their_steps(prm: Prm, solutions: list
 
 
 def test_token_count_equals_the_encoded_length(prm: Prm, solutions: list[Solution]) -> None:
-    count = TokenCount(prm.renderer)
+    marks = Marks(OwnFormat(prm.processor, prm.info.tokens))
     lengths = prm.renderer.encode(solutions)["attention_mask"].sum(dim=1).tolist()
-    assert [count(solution) for solution in solutions] == lengths
+    assert [len(marks(solution)[0]) for solution in solutions] == lengths

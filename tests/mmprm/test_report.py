@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from mmprm.errors import DataError
-from mmprm.report.data import Headline, ReportData, TrainingPoint, extremes
+from mmprm.metrics import Interval
+from mmprm.report.data import Headline, PolicyGain, ReportData, TrainingPoint, extremes
 from mmprm.report.page import page, write_report
 from mmprm.report.plots import SERIES
 from mmprm.selection.accuracy import accuracy_at_n
@@ -54,6 +55,13 @@ def html() -> str:
         training=[TrainingPoint(1, 0.7), TrainingPoint(2, 0.5, 0.55)],
         best=best,
         worst=worst,
+        policy=PolicyGain(
+            Interval(0.41, 0.38, 0.44),
+            Interval(0.72, 0.69, 0.75),
+            Interval(0.31, 0.28, 0.34),
+            problems=307,
+            rollouts=[(1, 0.4), (2, 0.7)],
+        ),
         facts={"seed": "17"},
     )
     return page(data)
@@ -98,6 +106,8 @@ def test_the_page_contains_the_data(html: str) -> None:
     accuracy = accuracy_at_n(GROUPS, "min", sizes=(2,))[0]
     assert f"{accuracy.accuracy['majority'].value:.3f}" in text
     assert f"+{accuracy.minus_random['prm'].value:.3f}" in text
+    for expected in ("2 steps with outcome reward", "307 held-out", "0.410", "0.720", "+0.310", "+0.280 to +0.340"):
+        assert expected in text
     assert "p2: is 1 < 2 & <script>alert('no')</script>?" in text
     assert "claim 0.05\ufffd" in text
     assert "0.05" in [node.text for node in root.iter() if node.get("class") == "score"]

@@ -5,9 +5,13 @@ import io
 import json
 import logging
 import os
+import signal
 import socket
 import struct
+import subprocess
+import sys
 import threading
+import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -124,6 +128,7 @@ BAD: dict[str, tuple[Callable[[Tiny], Any], int, str, str | None, str]] = {
     "question is missing": (lambda t: {"steps": ["1"]}, 422, "invalid_request", "question", "Field required"),
     "marker": (lambda t: t.request(0, steps=["1<prm>"]), 422, "unscorable", None, "contains '<prm>', which the format"),
     "image token": (lambda t: t.request(0, steps=["<|image_pad|>"]), 422, "unscorable", None, "contains"),
+    "video token": (lambda t: t.request(0, steps=["<|video_pad|>"]), 422, "unscorable", None, "'<|video_pad|>'"),
     "long": (lambda t: t.request(0, steps=["a"] * 600), 422, "unscorable", None, " tokens, the PRM reads at most 1024"),
     "10,000 steps": (
         lambda t: t.request(0, steps=["a"] * 10_000), 422, "too_large", "steps", "10,000 steps, at most 1,000",
@@ -395,6 +400,76 @@ def test_closing_finishes_what_was_taken_and_refuses_what_is_new() -> None:
         scorer.go.set()
         assert taken.result().json()["scores"] == [0.5]
         until(lambda: scorer.closed)
+
+
+def test_a_body_that_does_not_come_holds_no_place() -> None:
+    """A byte now and then does not help; what is here as a whole may take as long as the model does."""
+    scorer = StepScorer()
+    service = make_service(lambda: scorer, Limits(body_mib=1, in_flight_mib=1, body_seconds=0.4))
+    with running(service) as url, client(url) as http, ThreadPoolExecutor(1) as pool:
+        with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=20) as caller:
+            head = f"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Length: {2**20}\r\n"
+            caller.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n")
+            until(lambda: service.traffic.requests == 1)
+            assert http.post("/v1/score", json=ask("0.5")).status_code == 429
+            begun = time.monotonic()
+            while service.traffic.requests and time.monotonic() < begun + 10:
+                caller.sendall(b" ")
+                time.sleep(0.05)
+            answer = b""
+            while part := caller.recv(4096):  # until the service closes the connection
+                answer += part
+        assert time.monotonic() - begun < 5
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"] == {
+            "type": "too_slow",
+            "message": "the body was not here after 0.4 seconds; send less at once, or faster",
+            "field": None,
+        }
+        scorer.go.clear()
+        taken = pool.submit(http.post, "/v1/score", json=ask("0.5"))
+        until(lambda: len(scorer.batches) == 1)
+        time.sleep(0.6)
+        scorer.go.set()
+        assert taken.result().status_code == 200
+
+
+STUCK = """
+import sys, threading
+import mmprm.cli.serve as serve
+from served import make_service
+serve.CLOSING_SECONDS = 0.2
+
+
+async def tell():
+    print("up", flush=True)  # the signal handlers are in place
+
+
+server = serve.Server(make_service(lambda: threading.Event().wait()), shutdown_seconds=float(sys.argv[1]))
+server.config.port = 0
+server.config.callback_notify = tell
+server.run()
+"""
+
+
+@pytest.mark.parametrize(("seconds", "signals"), [("60", 2), ("0.1", 1)])
+def test_a_model_that_hangs_is_not_waited_for(seconds: str, signals: int) -> None:
+    """A second SIGTERM ends the process at once, and so does the end of the time that it may take."""
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK, seconds],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": paths},
+    )
+    try:
+        assert process.stdout.readline() == b"up\n"
+        for _ in range(signals):
+            process.send_signal(signal.SIGTERM)
+            time.sleep(0.3)
+        assert process.wait(10) == 1
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_what_nobody_waits_for_is_not_scored() -> None:

@@ -97,6 +97,15 @@ def test_only_what_the_run_measured_is_drawn() -> None:
     assert "length" not in labels
 
 
+def test_what_it_draws_of_ratios_mismatch_and_staleness() -> None:
+    steep = {"log_ratio_min": -1.5, "log_ratio_max": 0.5, "mismatch_max": 0.3, "staleness": 0.5}
+    page = training_page([train(1, **steep), train(2, **steep)], "run")
+    for title in ("Ratio extremes", "Engine and trainer at worst", "Staleness"):
+        assert title in text_of(page)
+        assert title not in text_of(training_page(RECORDS, "run"))
+    assert {"least", "greatest"} <= set(re.findall(r"<text[^>]*>([^<]*)</text>", page))
+
+
 def test_curves_go_through_their_values() -> None:
     """The drawn line falls by as much, relative to its axis, as the values do."""
     records = [train(step, entropy=value) for step, value in enumerate([3.0, 1.0, 2.0], start=1)]

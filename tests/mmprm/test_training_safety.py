@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmprm.config import load
 from mmprm.errors import CheckpointError, ConfigError, TrainingError
+from mmprm.prm.model import whole_folder
 from mmprm.training import checkpoints
 from mmprm.training.config import TrainingConfig
 from mmprm.training.engine import Engine
 from mmprm.training.loop import fit
-from mmprm.training.ranks import Ranks, join_ranks
+from mmprm.training.ranks import Ranks, check_shared, join_ranks
 from mmprm.training.stop_request import StopRequest
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -170,6 +175,91 @@ def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert checkpoints.newest(tmp_path) == tmp_path / "step-00000001"
 
 
+def test_state_of_the_caller_is_a_file_of_its_own(tmp_path: Path) -> None:
+    """It may be tens of megabytes, which nobody reads to tell whether a checkpoint is whole."""
+    extra = {"carried": [{"token_ids": list(range(20_000))}]}
+    checkpoints.save(ScriptedEngine(), tmp_path, 1, {"seed": 0}, keep=2, extra=extra)
+    path = tmp_path / "step-00000001"
+    assert (path / "state.json").stat().st_size < 1000
+    assert "\n" not in (path / "extra.json").read_text()
+    assert checkpoints.read_extra(tmp_path) == extra
+    checkpoints.save(ScriptedEngine(), tmp_path, 2, {"seed": 0}, keep=2)
+    assert checkpoints.read_extra(tmp_path) is None
+    with (path / "extra.json").open("r+b") as file:
+        file.truncate(100)
+    (tmp_path / "step-00000002/state.json").unlink()
+    assert checkpoints.newest(tmp_path) is None
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """What is written beyond fails in the system call, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_torch_and_safetensors_raise_on_a_full_disk(tmp_path: Path) -> None:
+    """RuntimeError and SafetensorError, not OSError. What was there before stays, nothing half is left beside it."""
+    engine, tensors = ScriptedEngine(), {"weight": torch.zeros(100_000)}
+    checkpoints.save(engine, tmp_path, 1, {}, keep=1)
+    engine.save_checkpoint = lambda folder, **options: torch.save(tensors, Path(folder) / "weights.pt")
+    with files_of_at_most(50_000), pytest.raises(CheckpointError, match=r"step-00000002: cannot be written .*free"):
+        checkpoints.save(engine, tmp_path, 2, {}, keep=1)
+    (tmp_path / "prm").mkdir()
+
+    def save_model() -> None:
+        with whole_folder(tmp_path / "prm") as folder:
+            folder.mkdir()
+            save_file(tensors, folder / "model.safetensors")
+
+    message = r"prm: cannot be written .*File too large.*free space or choose"
+    with files_of_at_most(50_000), pytest.raises(CheckpointError, match=message):
+        save_model()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["prm", "step-00000001"]
+    with pytest.raises(RuntimeError, match="of another kind"), whole_folder(tmp_path / "prm"):
+        raise RuntimeError("of another kind")
+
+
+class ThreadRanks(Ranks):
+    """Ranks that are threads of one process; each may see a disk of its own."""
+
+    def gather(self, value: Any) -> list[Any]:
+        gathered[self.rank] = value
+        meeting.wait(10)
+        values = list(gathered)
+        meeting.wait(10)
+        return values
+
+
+gathered: list[Any] = [None, None]
+meeting = threading.Barrier(2)
+
+
+def test_all_ranks_must_see_the_output(tmp_path: Path) -> None:
+    def errors(*folders: Path) -> list[str]:
+        def one(rank: int) -> str:
+            try:
+                check_shared(ThreadRanks(rank, 2, torch.device("cpu")), folders[rank], "output")
+            except ConfigError as error:
+                return str(error)
+            return ""
+
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(one, range(2)))
+
+    assert errors(tmp_path / "run", tmp_path / "run") == ["", ""]
+    assert list((tmp_path / "run").iterdir()) == []
+    for message in errors(tmp_path / "run", tmp_path / "of another machine"):
+        assert "rank 1 does not see what rank 0 writes there; choose a folder on shared storage" in message
+        assert message.startswith("output=")
+    (tmp_path / "file").touch()
+    assert all("cannot be written" in message for message in errors(tmp_path / "file", tmp_path / "file"))
+
+
 def test_offload_without_the_sharding_that_it_needs() -> None:
     for stage, offload, least in ((0, "optimizer", 1), (0, "all", 3), (2, "all", 3)):
         with pytest.raises(ConfigError, match=f"offload='{offload}': needs training.zero_stage of at least {least}"):
@@ -232,6 +322,22 @@ def test_a_bad_step_leaves_no_trace(stage: int, offload: str, precision: str) ->
     for name, tensor in weights.items():
         assert torch.equal(tensor, expected[name]), name
         assert not torch.equal(tensor, start[name]), name
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize(
+    ("stage", "offload"),
+    [(0, "none"), (1, "none"), (2, "none"), (3, "none"), (1, "optimizer"), (2, "optimizer"), (3, "all")],
+)
+def test_many_small_gradients_of_bf16_add_up(stage: int, offload: str) -> None:
+    """512 micro-batches, each of gradient 1 for four weights: norm 512 · 2. In bf16 256 + 1 = 256."""
+    config = TrainingConfig(zero_stage=stage, offload=offload, precision="bf16")
+    model = nn.Linear(2, 2, bias=False).to(torch.bfloat16)
+    engine = Engine(model, config, 6, join_ranks())
+    ones = torch.ones(1, 2, dtype=torch.bfloat16)
+    for _ in range(2):  # the second step begins at nothing
+        _, norm = engine.step([lambda model: model(ones).float().sum()] * 512, 1.0)
+        assert norm == pytest.approx(1024)
 
 
 def test_a_process_alone_leaves_no_rank_to_its_children() -> None:

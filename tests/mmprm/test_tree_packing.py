@@ -45,7 +45,7 @@ def tree_samples(prm: Prm, labels: str, problems: int = 3, seed: int = 0) -> lis
 
     labels: "once", each distinct prefix on the first path that has it; "everywhere", on all of them.
     """
-    rng, count = random.Random(seed), Marks(form_of(prm))
+    rng, marks = random.Random(seed), Marks(form_of(prm))
     name = "qwen2_5_vl" if prm.renderer.picture else "llama"
     samples = []
     for solution in tiny_solutions(name, problems, seed):
@@ -58,7 +58,7 @@ def tree_samples(prm: Prm, labels: str, problems: int = 3, seed: int = 0) -> lis
             weights = tuple(rng.uniform(0.5, 2) for _ in path)
             if any(value == value for value in kept):
                 made = Solution(problem, path)
-                samples.append(Sample(made, tuple(kept), weights, len(count(made)[0])))
+                samples.append(Sample(made, tuple(kept), weights, *marks(made)))
     return samples
 
 
@@ -76,6 +76,7 @@ def loss_and_gradient(prm: Prm, rows: Rows, budget: int) -> tuple[float, Tensor]
 
 
 def packed(prm: Prm, samples: list[Sample], most_tokens: int, width: int | None, shared: bool = True) -> PackedRows:
+    use_block_masks(prm.model.backbone)
     return PackedRows(samples, form_of(prm), prm.model.backbone.model, most_tokens, width, shared)
 
 
@@ -228,10 +229,10 @@ def test_five_nodes_on_three_paths(tmp_path: Path) -> None:
     problem, paths = Problem("p", "?", ""), [("a", "b", "c"), ("a", "b", "d"), ("a", "e")]
     everywhere = [(1.0,) * len(path) for path in paths]
     once = [(1.0, 1.0, 1.0), (NO_TARGET, NO_TARGET, 1.0), (NO_TARGET, 1.0)]
-    judge = _LetterJudge(prm.renderer)
+    judge, marks = _LetterJudge(prm.renderer), Marks(form_of(prm))
     for targets, mean in ((everywhere, 2.375), (once, 3.0)):
         samples = [
-            Sample(Solution(problem, path), target, (1.0,) * len(path), 50)
+            Sample(Solution(problem, path), target, (1.0,) * len(path), *marks(Solution(problem, path)))
             for path, target in zip(paths, targets, strict=True)
         ]
         forms = PathRows(samples, form_of(prm)), packed(prm, samples, 100, 100), packed(prm, samples, 100, 100, False)

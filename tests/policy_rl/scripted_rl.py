@@ -125,9 +125,10 @@ class ScriptedTrainer:
 
     def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
         self.calls.append(f"save {extra['step']}")
-        place = folder / f"step-{self.updates:08d}"
-        place.mkdir(parents=True, exist_ok=True)
-        state = {"weights": self.weights, "updates": self.updates, "extra": extra, "files": {}}
+        place = folder / f"step-{extra['step']:08d}"
+        place.mkdir(parents=True)
+        size = (place / "extra.json").write_text(json.dumps(extra))
+        state = {"weights": self.weights, "updates": self.updates, "files": {"extra.json": size}}
         (place / "state.json").write_text(json.dumps(state))
 
     def resume(self, folder: Path) -> dict[str, Any] | None:
@@ -136,7 +137,7 @@ class ScriptedTrainer:
             return None
         state = json.loads((places[-1] / "state.json").read_text())
         self.weights, self.updates = state["weights"], state["updates"]
-        return state["extra"]
+        return json.loads((places[-1] / "extra.json").read_text())
 
     def save_model(self, folder: Path) -> None:
         folder.mkdir(parents=True)

@@ -8,6 +8,8 @@ from typing import get_args
 import pytest
 import torch
 
+from mmprm.config import build
+from mmprm.errors import ConfigError
 from policy_rl.advantages import (
     ESTIMATORS,
     AdvantageConfig,
@@ -194,6 +196,14 @@ def test_whitening_a_constant_or_nothing_gives_zero() -> None:
 def test_clamp() -> None:
     assert clamp(torch.tensor([-30.0, 4.0, 11.0]), 10.0).tolist() == [-10.0, 4.0, 10.0]
     assert clamp(torch.tensor([-30.0, 4.0]), None).tolist() == [-30.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("clamp", -1), ("clamp", 0), ("gamma", 5), ("gamma", -0.1), ("lam", -2), ("lam", 1.1)]
+)
+def test_numbers_without_a_meaning_are_refused(key: str, value: float) -> None:
+    with pytest.raises(ConfigError, match=key):
+        build(AdvantageConfig, {key: value})
 
 
 def test_every_configurable_estimator_is_in_the_table() -> None:

@@ -17,7 +17,7 @@ from mmprm.prompts import PromptConfig
 from mmprm.tiny.world import make_problems
 from mmprm.types import Picture, Problem
 from policy_rl import prompt_encoder
-from policy_rl.batch import Experience, Limits, check_finite, collate, padded, plan, responses_a_row
+from policy_rl.batch import Experience, Limits, cheapest_rows, check_finite, collate, padded, plan
 from policy_rl.prompt_encoder import EncodedPrompt, PromptEncoder
 
 PLAIN = PromptConfig(preset="plain")
@@ -56,6 +56,18 @@ def test_a_row_with_two_responses() -> None:
     assert inputs.response_NT.sum(dim=1).tolist() == [2, 1, 3]
 
 
+def test_responses_that_begin_alike_share_tokens() -> None:
+    """Prompt 3 4, then 6 7 8, 6 7 9 9 and 6 7 8 again: behind 6 7 stand 8 and 9 9."""
+    experiences = [respond("3 4", 0, *token_ids) for token_ids in ((6, 7, 8), (6, 7, 9, 9), (6, 7, 8))]
+    assert plan(experiences, 100, 1, share_prompt=True).rows == ((0, 2, 1),)
+    inputs = collate([(0, 2, 1)], experiences, Numbers())
+    assert inputs.input_ids_BL.tolist() == [[3, 4, 6, 7, 8, 9, 9]]
+    assert inputs.position_ids.tolist() == [[0, 1, 2, 3, 4, 4, 5]]
+    assert inputs.end_BL.tolist() == [[6, 6, 6, 6, 4, 6, 6]]
+    assert inputs.read_NT.tolist() == [[1, 2, 3, 0], [1, 2, 3, 0], [1, 2, 3, 5]]
+    assert inputs.token_NT.tolist() == [[6, 7, 8, 0], [6, 7, 8, 0], [6, 7, 9, 9]]
+
+
 def test_rows_of_one_response_need_no_mask_of_their_own() -> None:
     inputs = collate([(0,), (1,)], THREE, Numbers())
     assert inputs.end_BL is None
@@ -87,15 +99,30 @@ def test_plan_by_hand() -> None:
     assert apart.rows_of(0) == [([(0,), (2,), (1,)], False)]
 
 
-def test_responses_a_row() -> None:
-    """Prompt of 24 tokens and responses of 36, a cost of 1/768 a pair: n = 4 gives 168·(1 + 168/768)/4 = 51.2 a
-    response; 8 gives 54.8, 1 gives 64.7. Long responses gain nothing from one row, free attention takes them all."""
-    assert responses_a_row(24, [36] * 8, 1 / 768) == 4
-    assert responses_a_row(24, [30, 42] * 4, 1 / 768) == 4
-    assert responses_a_row(24, [1000] * 8, 1 / 768) == 1
-    assert responses_a_row(24, [1000] * 8, 0.0) == 8
-    experiences = [respond("3 " * 24, 0, *range(6, 42)) for _ in range(8)]
-    assert [len(row) for row in plan(experiences, 10_000, 1, True, 1 / 768).rows] == [4, 4]
+def sizes_of(cuts: list[slice]) -> list[int]:
+    return [cut.stop - cut.start for cut in cuts]
+
+
+def test_cheapest_rows() -> None:
+    """Prompt of 24 tokens and responses of 36 that share nothing, a cost of 1/768 a pair: rows of 4 cost
+    168·(1 + 168/768)/4 = 51.2 a response; of 8 54.8, of 1 64.7. Long responses gain nothing from one row, free
+    attention takes them all."""
+    nothing = [0] * 7
+    assert sizes_of(cheapest_rows(24, [36] * 8, nothing, 10_000, 1 / 768, 8)) == [4, 4]
+    assert sizes_of(cheapest_rows(24, [1000] * 8, nothing, 10_000, 1 / 768, 8)) == [1] * 8
+    assert sizes_of(cheapest_rows(24, [1000] * 8, nothing, 10_000, 0.0, 8)) == [8]
+    assert sizes_of(cheapest_rows(24, [36] * 8, nothing, 10_000, 0.0, 1)) == [1] * 8
+    # The budget holds the prompt and two responses; a longer response stands alone.
+    assert sorted(sizes_of(cheapest_rows(24, [36] * 5, nothing[:4], 96, 0.0, 5))) == [1, 2, 2]
+    assert sizes_of(cheapest_rows(24, [36, 100, 36], nothing[:2], 96, 0.0, 3)) == [1, 1, 1]
+
+
+def test_rows_are_cut_where_least_is_shared() -> None:
+    """Two families: within one, 30 of 36 tokens are shared. A cut between them costs the prompt alone."""
+    assert cheapest_rows(24, [36] * 6, [30, 30, 0, 30, 30], 100, 0.0, 6) == [slice(0, 3), slice(3, 6)]
+    families = [(0, *range(1, 6)), (9, *range(1, 6))]
+    experiences = [respond("3 4", 0, *families[k % 2], 10 + k) for k in range(4)]
+    assert plan(experiences, 12, 1, share_prompt=True).rows == ((0, 2), (1, 3))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])

@@ -93,6 +93,13 @@ class TestMinForm:
         steps = scored([[[0.9], [0.95, 0.8]]])
         assert credit(steps, mode="strict_min", token_baseline=False).returns_PKS[0, 0, 0].item() == pytest.approx(0.8)
 
+    def test_leave_one_out_by_source_by_hand(self) -> None:
+        # R* over steps: −.8/3, 0, 1. The first loses (0 + 1)/2 a step, the second (−.8/3 + 1)/2, the third −.8/6.
+        steps = scored([[[0.9, 0.1, 0.8], [0.5], [1.0]]], [[[2, 3, 4], [6], [50]]])
+        result = credit(steps, mode="strict_min", token_baseline=False, per_source=True)
+        expected = [[-0.8 - 1.5, -0.8 - 1.0, 0.6 - 0.5], [-(1 - 0.8 / 3) / 2, 0.0, 0.0], [1 + 0.4 / 3, 0.0, 0.0]]
+        close(result.returns_PKS[0], expected)
+
     def test_low_step_is_punished_not_rewarded(self) -> None:
         assert credit(scored([[[0.1]]]), mode="soft_min", token_baseline=False).returns_PKS.item() == pytest.approx(
             -0.8
@@ -135,6 +142,15 @@ class TestReturnToGo:
         result = credit(steps, mode="return_to_go")
         close(result.returns_PKS[0, 0], [1.0 - (1.0 / 20) * 5, 0.1 - (1.0 / 20) * 3])
         close(result.returns_PKS[0, 1, :1], [0.4 - (1.6 / 15) * 10])
+
+    def test_leave_one_out_by_source(self) -> None:
+        """PRIME: r_j less the mean of the others' mean step rewards, then summed; a response without steps and one that
+        was dropped are not among the others."""
+        steps = scored([[[0.9, 0.1], [0.4], [], [0.7], [0.6]]])
+        kept = [[True, True, True, False, True]]
+        result = credit(steps, kept=kept, mode="return_to_go", token_baseline=False, per_source=True)
+        expected = [[0.4 - 0.4, 0.1 - 0.5], [0.4 - 0.55, 0], [0, 0], [0, 0], [0.6 - 0.45, 0]]
+        close(result.returns_PKS[0], expected)
 
     def test_plain_sums_reward_padding_with_harmless_steps_and_delta_does_not(self) -> None:
         short, padded = scored([[[0.9, 0.8]]]), scored([[[0.9, 0.9, 0.9, 0.8]]])
@@ -220,8 +236,14 @@ class TestWhoTakesPart:
         steps = scored([[[0.9], []], [[0.9], [0.2]]])
         result = credit(steps)
         assert result.scored_PK.tolist() == [[False, False], [True, True]]
+        assert result.alone_PK.tolist() == [[True, False], [False, False]]
         assert (result.returns_PKS[0] == 0).all()
-        assert credit(steps, token_baseline=False).scored_PK.tolist() == [[True, False], [True, True]]
+        by_source = credit(steps, token_baseline=False, per_source=True)
+        assert by_source.alone_PK.tolist() == result.alone_PK.tolist()
+        assert (by_source.returns_PKS[0] == 0).all()
+        plain = credit(steps, token_baseline=False)
+        assert plain.scored_PK.tolist() == [[True, False], [True, True]]
+        assert not plain.alone_PK.any()
 
     @pytest.mark.parametrize("mode", ["soft_min", "strict_min", "return_to_go"])
     def test_gate_leaves_process_credit_to_right_answers(self, mode: str) -> None:
@@ -307,11 +329,26 @@ def test_configuration_names_are_those_of_the_tables() -> None:
 
 @pytest.mark.parametrize(
     "values",
-    [{"normalise_steps": True}, {"transform": "clip"}, {"eta": 0.5}, {"mode": "return_to_go", "eta": 0.5}],
+    [
+        {"normalise_steps": True},
+        {"transform": "clip"},
+        {"eta": 0.5},
+        {"mode": "return_to_go", "eta": 0.5},
+        {"mode": "strict_min", "temperature": 0.2},
+        {"mode": "scalar", "token_baseline": True},
+        {"mode": "step_gae", "token_baseline": True},
+        {"mode": "step_gae", "per_source": True},
+    ],
 )
 def test_options_of_other_modes_are_refused(values: dict) -> None:
-    with pytest.raises(ConfigError, match=r"return_to_go|transform=clip"):
+    with pytest.raises(ConfigError, match=r"is for .*return_to_go|transform=clip|is for soft_min"):
         build(CreditConfig, values)
+
+
+def test_two_baselines_are_refused() -> None:
+    with pytest.raises(ConfigError, match="set token_baseline=false"):
+        build(CreditConfig, {"mode": "soft_min", "per_source": True})
+    assert build(CreditConfig, {"mode": "scalar", "per_source": True, "token_baseline": False}).per_source
 
 
 def test_scalar_without_an_aggregator_is_our_own_mistake() -> None:

@@ -176,12 +176,37 @@ def test_sources_apart_and_together() -> None:
 
 
 def test_the_gate_needs_a_right_answer() -> None:
-    """Only among right answers: the wrong one keeps its outcome alone. A reward above 0 is not a verdict."""
+    """Only among right answers: the wrong one keeps its outcome alone. A reward above 0 is not a right answer."""
     credit = CreditConfig(mode="strict_min", token_baseline=False, gate="right")
-    wrong = replace(with_scores(0.5, 0.2, 0.8), grading=Grading(Verdict.INCORRECT, None, ""))
+    wrong = replace(with_scores(0.5, 0.2, 0.8), reward=Reward(0.5, {"accuracy": 0.0, "format": 1.0}))
     found, figures = made([group(0, with_scores(1.0, 0.9, 0.1), wrong)], AdvantageSettings(AdvantageConfig(), credit))
     assert values(found) == near([-0.3, -0.3, -0.3, 0.5], [-0.5] * 4)
     assert figures["scored"] == 1
+
+
+def test_the_gate_takes_the_accuracy_in_force() -> None:
+    """Right by exact label, whatever the grader could not say, and the other way round."""
+    credit = CreditConfig(mode="strict_min", token_baseline=False, gate="right")
+    unsaid = replace(with_scores(1.0, 0.9, 0.1), grading=Grading(Verdict.UNKNOWN, "x", ""))
+    said = replace(with_scores(0.0, 0.9, 0.1), grading=Grading(Verdict.CORRECT, "x", ""))
+    found, figures = made([group(0, unsaid, said)], AdvantageSettings(AdvantageConfig(), credit))
+    assert values(found) == near([0.2, 0.2, 0.2, 1], [-1] * 4)
+    assert figures["scored"] == 1
+
+
+def test_each_source_has_its_own_leave_one_out() -> None:
+    """Outcomes 1, 0 → 1, −1. Step rewards (1, 0) and (0, .5), means .5 and .25: less .25 and .5 a step, then summed."""
+    credit = CreditConfig(mode="return_to_go", token_baseline=False, per_source=True)
+    groups = [group(0, with_scores(1.0, 1.0, 0.0), with_scores(0.0, 0.0, 0.5))]
+    found, _ = made(groups, AdvantageSettings(AdvantageConfig(), credit))
+    assert values(found) == near([1.5, 1.5, 0.75, 1], [-1.5, -1.5, -1, -1])
+
+
+def test_a_lone_scored_response_is_counted() -> None:
+    groups = [group(0, with_scores(1.0, 0.9, 0.1), response(0.0, 2)), group(1, with_scores(1.0, 0.9, 0.1))]
+    settings = AdvantageSettings(AdvantageConfig(estimator="reinforce_pp"), CreditConfig())
+    _, figures = made(groups, settings, least=1)
+    assert (figures["scored"], figures["unscored"], figures["alone"]) == (0, 1, 2)
 
 
 def test_gae_with_step_rewards_by_hand() -> None:

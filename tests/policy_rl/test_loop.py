@@ -24,15 +24,17 @@ from policy_rl.collecting import Collected
 from policy_rl.config import RLConfig
 from policy_rl.evaluate import evaluate
 from policy_rl.filtering import Prompts
-from policy_rl.loop import EMPTY_STEPS, Summary, minibatches
+from policy_rl.loop import EMPTY_STEPS, minibatches
 from policy_rl.rollouts import rollout_seed
-from policy_rl.step_metrics import console_line, merge_updates, shares
+from policy_rl.run_folder import Summary
+from policy_rl.step_metrics import console_line, merge_updates, metric_names, shares
 from policy_rl.trainer import Trainer
 from policy_rl.trainer_config import OptimisationConfig, TrainerConfig
 from policy_rl.types import Group
 from policy_rl.weights import FileTransfer
 
 WEIGHED = {"loss": {"importance_cap": 2.0}}
+LONE = {"batch": {"group_size": 1}, "advantage": {"estimator": "reinforce_pp"}}
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {},
     "filter": {"filter": {"low": 0.3, "high": 0.6, "rounds": 4}, "trainer": WEIGHED},
@@ -144,6 +146,9 @@ def test_resumed_with_a_real_trainer(random_policy_folder: Path, tmp_path: Path)
     for key, value in weights["whole"].items():
         assert torch.equal(value, weights["parts"][key]), key
     assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
+    rows = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+    names = metric_names(make_config(tmp_path))
+    assert {name for row in rows for name in row} - {"kind", "step"} <= names, "what alarms may watch"
 
 
 def test_versions_and_seeds(tmp_path: Path) -> None:
@@ -188,7 +193,7 @@ def test_old_log_probabilities_only_where_needed(tmp_path: Path, changes: dict[s
 
 def test_colocated_engines_sleep_while_the_trainer_works(tmp_path: Path) -> None:
     pool = ScriptedPool()
-    config = make_config(tmp_path / "run", steps=2, rollouts={"colocated": True, "gpu_share": 0.5})
+    config = make_config(tmp_path / "run", steps=2, rollouts={"colocated": True})
     asyncio.run(make_loop(config, pool).run())
     assert pool.events == ["sleep", "wake"] * 2
 
@@ -227,6 +232,13 @@ async def test_pass_at_1_by_hand() -> None:
     found = await evaluate(pool, ScriptedGrader(), PROBLEMS[:2], 2, 0)
     assert found.pass_at_1.value == pytest.approx((0.5 + 0.0) / 2)
     assert (found.problems, found.failed, found.unknown) == (2, 0, 1)
+    aborting = ScriptedPool(lambda problem, draw: "wrong" if problem is PROBLEMS[1] else "right")
+    aborting.finish_reason = "abort"
+    with pytest.raises(TrainingError, match="no held-out problem got a known verdict"):
+        await evaluate(aborting, ScriptedGrader(), PROBLEMS[:2], 2, 0)
+    other = [Problem("label", "?", "what")]
+    labels = await evaluate(ScriptedPool(lambda *_: "what"), ScriptedGrader(), other, 2, 0, accuracy="exact_label")
+    assert (labels.pass_at_1.value, labels.unknown) == (1.0, 0)
     nothing = ScriptedPool(lambda problem, draw: "what")
     with pytest.raises(TrainingError, match="no held-out problem got a known verdict"):
         await evaluate(nothing, ScriptedGrader(), PROBLEMS[:2], 2, 0)
@@ -243,11 +255,11 @@ def _in_turn(pool: ScriptedPool):
 
 
 def test_nothing_to_train_on_ends_the_run_with_a_word(tmp_path: Path) -> None:
-    """Two good steps, one of which is saved, then every verdict unknown."""
+    """Two good steps, then every verdict unknown; each second step is saved."""
     trainer = ScriptedTrainer()
     pool = ScriptedPool(lambda problem, draw: draw.choice(("right", "wrong")) if pool.version < 2 else "what")
     config = make_config(tmp_path / "run", steps=20, save_every=2)
-    with pytest.raises(TrainingError, match=rf"in {EMPTY_STEPS} steps in a row.*4 few_known.*step-00000002") as caught:
+    with pytest.raises(TrainingError, match=rf"in {EMPTY_STEPS} steps in a row.*4 few_known.*step-00000006") as caught:
         asyncio.run(make_loop(config, pool, trainer).run())
     assert "12 unknown" in str(caught.value)
     assert trainer.updates == 2
@@ -328,6 +340,8 @@ async def _ended(config: RLConfig) -> Summary:
         ({"credit": {}}, r"set process.scorer.prm"),
         ({"process": {"scorer": {"prm": "x"}}, "advantage": {"estimator": "gae"}}, r"use step_gae"),
         ({"process": {"scorer": {"prm": "x"}}, "credit": {"mode": "step_gae"}}, r"needs a critic"),
+        ({"process": {"scorer": {"prm": "x"}}, **LONE}, r"batch.group_size=1 must be at least 2: credit.mode=soft_min"),
+        ({"trainer": {"critic": {"learning_rate": 1e-5}}}, r"advantage.estimator=rloo does not have"),
         ({"engine": {"model": "m", "servers": {"urls": ["http://localhost:1"]}}}, r"cannot get new weights"),
     ],
 )
@@ -371,9 +385,11 @@ def test_the_line_of_a_step(tmp_path: Path, capsys) -> None:
     assert line.startswith(f"step 1/1  reward {metrics['reward']:.4g}  acc ")
     assert f"{metrics['dropped_unknown']:g} unknown" in line
     assert "generate" in line
-    assert console_line(
-        1,
-        2,
-        {"seconds": 1.0}
-        | dict.fromkeys((f"seconds_{name}" for name in ("generate", "score", "old", "update", "sync", "other")), 0.0),
-    ).startswith("step 1/2")
+    phases = (f"seconds_{name}" for name in ("generate", "score", "old", "update", "sync", "other"))
+    timed = {"seconds": 1.0} | dict.fromkeys(phases, 0.0)
+    assert console_line(1, 2, timed).startswith("step 1/2")
+    timed |= {"reward": 1.25, "reward_format": 0.5, "reward_length": 0.0, "reward_my:f": -2.0, "prm_score": 0.75}
+    timed |= {"kl_old": 0.125, "log_ratio_min": -0.5, "log_ratio_max": 0.375}
+    found = console_line(1, 2, timed)
+    assert "reward 1.25 (format 0.5, my:f -2, process 0.75)  kl-old 0.125  log-ratio min -0.5  max 0.375" in found
+    assert "process" not in console_line(1, 2, timed | {"prm_score": math.nan})

@@ -136,6 +136,11 @@ class TestClipping:
         assert value.item() == pytest.approx(loss)
         assert rho.grad.item() == pytest.approx(slope)
 
+    def test_a_token_without_advantage_is_not_clipped(self) -> None:
+        lp, old = double([[0.5, 0.5, -0.5, 0.0]]), torch.zeros(1, 4).double()
+        _, watch = run(lp, old, double([[1.0, 0.0, -1.0, 1.0]]), torch.ones(1, 4) > 0, LossConfig())
+        assert watch.sums["clipped"].item() == 2
+
     def test_an_enormous_ratio_gives_no_nan(self) -> None:
         rho = torch.tensor([900.0, 900.0, -900.0]).requires_grad_()
         advantages = torch.tensor([1.0, -1.0, 1.0])

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -182,7 +185,41 @@ def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     return "my_rewards"
 
 
+class TestParts:
+    def test_a_part_that_does_not_count_is_not_shown(self) -> None:
+        plain = OutcomeReward(RewardConfig())(PROBLEM, THOUGHT, RIGHT, 10)
+        assert plain.parts.keys() == {"accuracy", "length"}
+        formed = OutcomeReward(RewardConfig(format="think"))(PROBLEM, "5", RIGHT, 10)
+        assert (formed.parts["format"], formed.total) == (0.0, 1.0)
+
+
 class TestUserFunctions:
+    async def test_a_slow_one_does_not_hold_up_the_loop(self, user_module: str, monkeypatch) -> None:
+        """The other tasks go on meanwhile; calls do not overlap, so that a function needs no locks."""
+        import my_rewards
+
+        busy, ticks = threading.Lock(), 0
+
+        def slow(problem: Problem, response: str, grading: Grading) -> float:
+            assert busy.acquire(blocking=False), "two calls at once"
+            time.sleep(0.1)
+            busy.release()
+            return float(response)
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await asyncio.sleep(0.01)
+
+        monkeypatch.setattr(my_rewards, "double", slow)
+        reward = OutcomeReward(build(RewardConfig, {"functions": [{"path": f"{user_module}:double"}]}))
+        ticking = asyncio.create_task(tick())
+        found = await asyncio.gather(*(reward.beside(PROBLEM, str(number), RIGHT, 1) for number in range(3)))
+        ticking.cancel()
+        assert [each.total for each in found] == [1.0, 2.0, 3.0]
+        assert ticks >= 5
+
     def test_adds_its_weighted_value(self, user_module: str) -> None:
         functions = [{"path": f"{user_module}:double", "weight": 0.25}]
         assert total("5", RIGHT, functions=functions) == 1.5

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -30,6 +32,9 @@ class Script:
 
     def __init__(self) -> None:
         self.actors: list[Actor] = []
+        self.options: list[dict] = []
+        """Of each actor, by order."""
+        self.further: list[dict] = []
         self.dies: set[int] = set()
         """Actors, by order of their start, that are dead as soon as they are asked for a rollout."""
         self.silent = False
@@ -43,13 +48,15 @@ class Actor:
         script.actors.append(self)
         self.in_flight = self.most = 0
         self.loaded: list[int] = []
+        self.folders: list[str | None] = []
         self.during_load: list[int] = []
         self.killed = False
         for name in ("start", "sample", "load"):
             method = getattr(self, f"_{name}")
             setattr(self, name, SimpleNamespace(remote=method))
 
-    async def _start(self, *_):
+    async def _start(self, engine, sampling, prompt, further):
+        self.script.further.append(further)
         return (1, 2, 3), (9,)
 
     async def _sample(self, problem: Problem, n: int, seed: int, version: int) -> Group:
@@ -70,6 +77,7 @@ class Actor:
             await asyncio.sleep(60)
         await asyncio.sleep(self.script.delay)
         self.loaded.append(published.version)
+        self.folders.append(published.folder)
         return PROBE if self.script.bad_probe else published.probe
 
 
@@ -77,14 +85,15 @@ class Actor:
 def script(monkeypatch) -> Script:
     script = Script()
 
-    def remote(**_):
+    def remote(**options):
+        script.options.append(options)
         return lambda _: SimpleNamespace(remote=lambda: Actor(script))
 
     def kill(actor: Actor) -> None:
         actor.killed = True
 
     monkeypatch.setattr(rollouts, "ray", SimpleNamespace(remote=remote, kill=kill))
-    monkeypatch.setattr(rollouts, "places", lambda engine, size: ([engine] * size, {"num_cpus": 1}))
+    monkeypatch.setattr(rollouts, "engine_places", lambda engine, size: ([engine] * size, {"num_cpus": 1}))
     return script
 
 
@@ -163,6 +172,74 @@ async def test_a_dead_engine_is_replaced_and_its_groups_are_asked_again(script):
     script.dies = set()
     await pool.load_weights(published(2))
     assert [actor.loaded for actor in script.actors[1:]] == [[1, 2], [1, 2]]
+
+
+GPU_PLACES = [{"num_gpus": 0, "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": str(gpu)}}} for gpu in range(2)]
+
+
+async def start_on_gpus(colocated: bool = False, **engine) -> RolloutPool:
+    settings = EngineConfig(model="m", max_num_seqs=16, dtype="float32", **engine)
+    config = RolloutConfig(colocated=colocated)
+    return await RolloutPool.start(settings, SamplingConfig(), PromptConfig(), config, places=GPU_PLACES)
+
+
+async def test_a_dead_engine_is_replaced_where_weights_go_from_gpu_to_gpu(script):
+    """On the same GPU, by the same weights, which the trainer then writes to files; the transfers after it reach it."""
+    pool = await start_on_gpus()
+    old = pool.engines
+    files = []
+
+    @asynccontextmanager
+    async def as_files(published: Published):
+        files.append(published.version)
+        yield replace(published, folder="/files")
+        files.append("removed")
+
+    pool.as_files = as_files
+    await pool.load_weights(replace(published(1), folder=None))
+    script.dies = {0}
+    groups = await ask(pool, 6)
+    assert all(response.text.endswith("[1]") for group in groups for response in group.responses)
+    assert (script.actors[2].folders, files) == (["/files"], [1, "removed"])
+    assert script.options[2] == script.options[0]
+    assert pool.engines == [script.actors[2], old[1]]
+    await pool.load_weights(replace(published(2), folder=None))
+    assert [actor.folders for actor in script.actors[1:]] == [[None, None], ["/files", None]]
+
+
+async def test_a_trainer_that_has_gone_on_ends_the_run(script):
+    pool = await start_on_gpus()
+
+    @asynccontextmanager
+    async def as_files(published: Published):
+        raise EngineStoppedError("already updated: resume the run from its last checkpoint")
+        yield
+
+    pool.as_files = as_files
+    await pool.load_weights(replace(published(1), folder=None))
+    script.dies = {0, 1}
+    with pytest.raises(EngineStoppedError, match="already updated"):
+        await asyncio.wait_for(ask(pool, 4), 5)
+
+
+async def test_engines_on_gpus_get_their_places_and_the_transport_that_reaches_them(script):
+    pool = await start_on_gpus(colocated=True, tensor_parallel_size=2)
+    assert [{key: each[key] for key in GPU_PLACES[0]} for each in script.options] == GPU_PLACES
+    assert (
+        script.further
+        == [
+            {
+                "enable_sleep_mode": True,
+                "weight_transfer_config": {"backend": "ipc"},
+                "distributed_executor_backend": "mp",
+            }
+        ]
+        * 2
+    )
+    script.further.clear()
+    pool.close()
+    await start_on_gpus()
+    assert script.further == [{"weight_transfer_config": {"backend": "nccl"}}] * 2
 
 
 async def test_restarts_are_bounded_and_nobody_waits_for_ever(script):

@@ -76,11 +76,15 @@ def test_a_finished_stage_with_other_keys_is_not_taken_for_this_one(tmp_path: Pa
 def test_all_stages_are_checked_before_the_first_one_runs(tmp_path: Path) -> None:
     launch = Launcher()
     bad = {"rl": {**RL, "batch": {"group_size": 1}}}
+    function, alarm = {"functions": [{"path": "no_such:f"}]}, {"alarms": {"prm_acu": {"least": 0.6}}}
     cases: list[tuple[list[Any], list[str], str]] = [
         ([{"sft": SFT}, bad], [], "stage 2.*group_size=1"),
         ([{"sft": SFT}, {"rl": {**RL, "engine": {"model": "x"}}}], [], "stage 2: leave engine.model out"),
         ([{"sft": {**SFT, "output": "x"}}], [], "stage 1: leave output out"),
         ([{"rl": RL}], [], "stage 1: engine is required"),
+        ([{"sft": SFT}, {"rl": {**RL, "sampling": {"top_p": 0.9}}}], [], "stage 2: sampling.top_p=0.9 must be 1"),
+        ([{"sft": SFT}, {"rl": {**RL, "rewards": function}}], [], "stage 2: functions.path='no_such:f'"),
+        ([{"sft": SFT}, {"rl": {**RL, "watch": alarm}}], [], "stage 2: watch.alarms.prm_acu: this run has no such"),
         ([{"dpo": {}}], [], "must be one of sft, rl"),
         ([], [], "must hold output and stages"),
         ([{"sft": SFT}], ["2.steps=1"], "the stages 1 to 1"),

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from scripted_rl import make_config
 from transformers import AutoModelForImageTextToText
 
 from mmprm.config import build
@@ -27,8 +28,9 @@ from policy_rl.losses import KlConfig, LossConfig
 from policy_rl.policy import Policy
 from policy_rl.prompt_encoder import PromptEncoder
 from policy_rl.rollout_actor import vision_token_ids
+from policy_rl.step_metrics import metric_names
 from policy_rl.trainer import Trainer
-from policy_rl.trainer_config import OptimisationConfig, TrainerConfig
+from policy_rl.trainer_config import CriticConfig, OptimisationConfig, TrainerConfig
 from policy_rl.weights import FileTransfer, probe_token_ids
 
 PLAIN = PromptConfig(preset="plain")
@@ -147,6 +149,8 @@ def test_the_split_changes_nothing(
         metrics = [trainer.update(ready) for _ in range(2)]
         results.append((metrics, weights_of(trainer)))
     (metrics, weights), (other_metrics, other_weights) = results
+    as_told = {"advantage": {"estimator": "gae"}, "trainer": {"loss": {"kl": {"coefficient": 0.1}}}}
+    assert metrics[0].keys() <= metric_names(make_config(Path("unused"), **as_told)), "what alarms may watch"
     assert metrics[0]["value_loss"] > 0.1
     assert metrics[0]["kl_ref"] == pytest.approx(math.exp(-0.1) - 1 + 0.1, rel=1e-3)
     for one, other in zip(metrics, other_metrics, strict=True):
@@ -154,6 +158,18 @@ def test_the_split_changes_nothing(
             {k: v for k, v in one.items() if k != "seconds"}, rel=1e-3, abs=1e-4
         )
     assert_same(weights, other_weights, atol=5e-4)
+
+
+def test_the_critic_has_a_learning_rate_of_its_own(random_policy_folder: Path, experiences: list[Experience]) -> None:
+    """Adam's first step moves a weight by its learning rate, whatever the gradient."""
+    trainer = start(random_policy_folder, config(rate=1e-4, critic=CriticConfig(learning_rate=1e-2)), critic=True)
+    before, found = weights_of(trainer), trainer.log_probs(experiences)
+    ready = [replace(e, values=found[i].values, returns=e.advantages + 1) for i, e in enumerate(experiences)]
+    assert trainer.update(ready)["learning_rate"] == pytest.approx(1e-4)
+    moved = {name: (tensor - before[name]).abs().max().item() for name, tensor in weights_of(trainer).items()}
+    head = {name: moved.pop(name) for name in list(moved) if name.startswith("value_head.")}
+    assert list(head.values()) == pytest.approx([1e-2, 1e-2], rel=0.01)
+    assert max(moved.values()) == pytest.approx(1e-4, rel=0.01)
 
 
 def test_what_is_not_finite_reaches_no_weight(random_policy_folder: Path, experiences: list[Experience]) -> None:
@@ -194,6 +210,42 @@ def test_resumed_equals_uninterrupted(
     assert resumed.updates == 1
     assert [resumed.update(experiences)["loss"] for _ in range(2)] == expected
     assert_same(weights_of(resumed), weights_of(trainer))
+
+
+def test_resumed_at_another_learning_rate(
+    random_policy_folder: Path, experiences: list[Experience], tmp_path: Path
+) -> None:
+    """The way out that the message of updates that are not finite names; the place on the schedule stays. So does that
+    out of memory: smaller micro-batches."""
+    schedule = {"precision": "fp32", "warmup": 0.05, "final_learning_rate": 0.1}
+
+    def at(rate: float, **more: Any) -> Trainer:
+        optimisation = OptimisationConfig(learning_rate=rate, **schedule, **more)
+        return start(random_policy_folder, TrainerConfig(optimisation=optimisation, gradient_checkpointing=bool(more)))
+
+    trainer = at(1e-3)
+    for _ in range(2):
+        trainer.update(experiences)
+    trainer.save(tmp_path / "checkpoints", {"step": 1}, keep=2)
+    resumed = at(2e-4, micro_batch_tokens=60)
+    resumed.resume(tmp_path / "checkpoints")
+    expected = [trainer.update(experiences)["learning_rate"] for _ in range(6)]
+    found = [resumed.update(experiences)["learning_rate"] for _ in range(6)]
+    assert found == pytest.approx([rate / 5 for rate in expected])
+    assert expected[0] < expected[3] > expected[-1], "it rises and falls"
+
+
+def test_a_step_without_updates_has_a_checkpoint_of_its_own(
+    random_policy_folder: Path, experiences: list[Experience], tmp_path: Path
+) -> None:
+    trainer = start(random_policy_folder)
+    trainer.update(experiences)
+    for step in (1, 2):
+        trainer.save(tmp_path, {"step": step}, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+    again = start(random_policy_folder)
+    assert again.resume(tmp_path) == {"step": 2}
+    assert again.updates == 1
 
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)])

@@ -116,11 +116,11 @@ class TestSigns:
 
 
 def test_agreement() -> None:
-    verdicts = [Verdict.CORRECT, Verdict.INCORRECT, Verdict.CORRECT, Verdict.UNKNOWN]
-    assert agreement([0.9, 0.1, 0.8, 0.0], verdicts) == 1.0
-    assert agreement([0.1, 0.9, 0.0, 1.0], verdicts) == 0.0
-    assert agreement([0.5, 0.5, 0.5, 0.1], verdicts) == 0.5
-    assert math.isnan(agreement([0.5, 0.1], [Verdict.CORRECT, Verdict.UNKNOWN]))
+    right = [True, False, True]
+    assert agreement([0.9, 0.1, 0.8], right) == 1.0
+    assert agreement([0.1, 0.9, 0.0], right) == 0.0
+    assert agreement([0.5, 0.5, 0.5], right) == 0.5
+    assert math.isnan(agreement([0.5, 0.1], [True, True]))
 
 
 def test_repeated_steps_ignore_case_and_white_space() -> None:

@@ -2,21 +2,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mmprm.errors import TrainingError
+from mmprm.errors import ConfigError, TrainingError
 from policy_rl.weights import (
     FileTransfer,
     ModelWeights,
     ProbeCheck,
     Published,
     WeightsConfig,
+    checksum,
     probe_logprobs,
     shared_folder,
+    transport_of,
 )
 from policy_rl.weights_worker import read_weights
 
@@ -80,11 +83,34 @@ def test_files_hold_the_weights_and_their_version(tmp_path, monkeypatch):
     assert len(files) == 2, "a bucket ends as soon as it is full"
     assert list(load_file(files[0])) == ["0.weight"]
     counted = [0, 0]
-    read = dict(read_weights(files[0].parent, 7, counted))
+    read = dict(read_weights(files[0].parent, 7, published.checksums, counted))
     assert counted == [4, published.bytes]
     assert all(torch.equal(read[name], parameter) for name, parameter in model.named_parameters())
     with pytest.raises(TrainingError, match="holds weights of version 7, not 8"):
-        list(read_weights(files[0].parent, 8, [0, 0]))
+        list(read_weights(files[0].parent, 8, published.checksums, [0, 0]))
+
+
+def test_weights_that_are_hardly_older_do_not_pass_for_new_ones(tmp_path):
+    """One element of one tensor by one bit, which no probe would show."""
+    model, transfer = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)).bfloat16(), FileTransfer(tmp_path / "w")
+    old = transfer.publish(ModelWeights(model, torch.bfloat16), 1, PROBE)
+    with torch.no_grad():
+        model[1].weight.view(torch.int16)[5, 7] += 1
+    new = transfer.publish(ModelWeights(model, torch.bfloat16), 2, PROBE)
+    stale = load_file(f"{old.folder}/00000.safetensors")
+    save_file(stale, f"{new.folder}/00000.safetensors", metadata={"version": "2"})
+    with pytest.raises(TrainingError, match=r"1\.weight is not the tensor that the trainer wrote for version 2"):
+        list(read_weights(Path(new.folder), 2, new.checksums, [0, 0]))
+    assert len(list(read_weights(Path(old.folder), 1, old.checksums, [0, 0]))) == 4
+
+
+def test_a_checksum_is_of_bytes_in_their_order():
+    """CRC-32 of "123456789" is 0xCBF43926 (the check value of its standard)."""
+    digits = torch.tensor(list(b"123456789"), dtype=torch.uint8)
+    assert checksum(digits) == checksum(digits.view(3, 3)) == 0xCBF43926
+    assert checksum(torch.tensor([1.0, 2.0])) != checksum(torch.tensor([2.0, 1.0]))
+    assert checksum(torch.ones(2, 3).T) == checksum(torch.ones(3, 2))
+    assert checksum(torch.zeros(0)) == 0
 
 
 def test_two_versions_are_kept_and_none_after_the_run(tmp_path):
@@ -97,6 +123,24 @@ def test_two_versions_are_kept_and_none_after_the_run(tmp_path):
     assert sorted(path.name for path in (tmp_path / "w").iterdir()) == ["version-00000002", "version-00000003"]
     transfer.close()
     assert not (tmp_path / "w").exists()
+
+
+def test_a_users_own_folder_keeps_all_else(tmp_path, monkeypatch):
+    """Two runs with the same weights.folder, which is somebody's."""
+    own = tmp_path / "home"
+    own.mkdir()
+    (own / "thesis.txt").write_text("precious")
+    (own / "version-1").mkdir()
+    model, config = ModelWeights(nn.Linear(2, 2), torch.float32), WeightsConfig(folder=str(own))
+    one, other = (FileTransfer(shared_folder(config, tmp_path / name)) for name in ("a", "b"))
+    folders = [Path(transfer.publish(model, 1, ()).folder) for transfer in (one, other)]
+    (folders[0].parent / "notes.txt").write_text("kept")
+    FileTransfer(shared_folder(config, tmp_path / "b"))
+    assert [folder.exists() for folder in folders] == [True, False]
+    one.close()
+    assert sorted(str(path.relative_to(own)) for path in own.rglob("*")) == sorted(
+        ["thesis.txt", "version-1", folders[0].parent.name, f"{folders[0].parent.name}/notes.txt"]
+    )
 
 
 def test_ranks_but_the_first_gather_and_write_nothing(tmp_path):
@@ -124,9 +168,25 @@ def test_each_run_has_its_own_place_in_shared_memory(tmp_path, monkeypatch):
     assert one.parent == other.parent == tmp_path
     assert one != other
     assert one == shared_folder(WeightsConfig(), tmp_path / "b" / ".." / "a")
-    assert shared_folder(WeightsConfig(folder="/x"), tmp_path) == type(tmp_path)("/x")
+    assert shared_folder(WeightsConfig(folder="/x"), tmp_path / "a") == Path("/x") / one.name
     monkeypatch.setattr("policy_rl.weights.SHARED_MEMORY", tmp_path / "none")
-    assert shared_folder(WeightsConfig(), tmp_path / "a") == tmp_path / "a" / "weights"
+    assert shared_folder(WeightsConfig(), tmp_path / "a") == tmp_path / "a" / one.name
+
+
+@pytest.mark.parametrize(
+    ("gpu", "colocated", "found"),
+    [(False, False, "file"), (False, True, "file"), (True, False, "nccl"), (True, True, "ipc")],
+)
+def test_the_transport_that_reaches_the_engines(gpu, colocated, found):
+    assert transport_of(WeightsConfig(), gpu, colocated) == found
+    assert transport_of(WeightsConfig(transport="file"), gpu, colocated) == "file"
+
+
+@pytest.mark.parametrize(("transport", "colocated"), [("nccl", True), ("ipc", False)])
+def test_a_transport_that_cannot_reach_them_is_refused(transport, colocated):
+    """Two ranks of NCCL on one GPU, a handle of another GPU's memory."""
+    with pytest.raises(ConfigError, match=f"weights.transport={transport} does not reach .*; use .* or file"):
+        transport_of(WeightsConfig(transport=transport), True, colocated)
 
 
 def test_probe_of_the_trainer_is_the_next_tokens_log_probability():

@@ -1,0 +1,98 @@
+"""A step of `mmprm rl` beside one of TRL's RLOO trainer: the embedded policy, its pictures, the same problems.
+
+Both sample PROMPTS × GROUP_SIZE responses a step, grade them with our grader and make one update in float32 from the
+same weights, without a reference model. TRL samples with transformers, ours with vLLM. At most TOKENS_AT_ONCE tokens,
+padding included, go through the model at once in an update; of the batchings within that, each side's fastest counts.
+TRL has what it needs in a folder of its own (`make trl`) and runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from mmprm.tiny.model import weights_path
+
+ROOT = Path(__file__).parent.parent
+TRL = ROOT / ".venv-trl"
+PROMPTS, GROUP_SIZE, MAX_TOKENS = 32, 8, 96
+STEPS, WARM_UP = 8, 2
+TOKENS_AT_ONCE = 8192
+OUR_BUDGETS = (2048, 4096, 8192)
+TRL_BATCHES = (16, 32, 64)
+"""Rows at once, into which TRL can divide a step."""
+
+Figures = dict[str, Any]
+
+
+def step_vs_trl(
+    ours: Callable[..., list[Figures]], problems: Path, seeds: Sequence[int], learning_rate: float
+) -> Figures:
+    """{ratio, update_ratio, their spreads, the medians of both sides}, of medians over the steps after WARM_UP.
+
+    `ours(name, seed, **keys)` runs `mmprm rl` on `problems` and gives its metrics. `update_seconds` are those of
+    forward, backward and optimizer.
+    """
+
+    def our_step(seed: int, budget: int) -> Figures:
+        keys = {
+            "steps": STEPS,
+            "problems.limit": STEPS * PROMPTS,
+            "held_out.limit": PROMPTS,
+            "batch.prompts": PROMPTS,
+            "batch.group_size": GROUP_SIZE,
+            "sampling.max_tokens": MAX_TOKENS,
+            "trainer.optimisation.learning_rate": learning_rate,
+            "trainer.optimisation.micro_batch_tokens": budget,
+        }
+        rows = [row for row in ours(f"trl-{budget}", seed, **keys) if row["kind"] == "train"]
+        return _medians(
+            seconds=[row["seconds"] for row in rows],
+            update_seconds=[row["seconds_old"] + row["seconds_update"] for row in rows],
+            tokens=[row["response_tokens"] for row in rows],
+            reward=[row["reward"] for row in rows],
+        )
+
+    def their_step(seed: int, batch: int) -> Figures:
+        found = _trl(problems, batch, learning_rate, seed)
+        assert batch * found.pop("longest") <= TOKENS_AT_ONCE, "TRL has more tokens at once than ours"
+        return _medians(**found)
+
+    budget, our_first = _fastest(our_step, seeds[0], OUR_BUDGETS)
+    batch, their_first = _fastest(their_step, seeds[0], TRL_BATCHES)
+    rounds = [(our_first, their_first)]
+    rounds += [(our_step(seed, budget), their_step(seed, batch)) for seed in seeds[1:]]
+    figures: Figures = {}
+    for key, name in (("ratio", "seconds"), ("update_ratio", "update_seconds")):
+        ratios = [mine[name] / theirs[name] for mine, theirs in rounds]
+        figures |= {key: median(ratios), f"{key}_spread": [min(ratios), max(ratios)]}
+    for place, side in enumerate(("ours", "trl")):
+        figures[side] = {name: median(each[place][name] for each in rounds) for name in rounds[0][place]}
+    return figures | {"micro_batch_tokens": budget, "per_device_batch": batch}
+
+
+def _fastest(step: Callable[[int, int], Figures], seed: int, batchings: Sequence[int]) -> tuple[int, Figures]:
+    """Sampling is the same in all."""
+    found = {batching: step(seed, batching) for batching in batchings}
+    return min(found.items(), key=lambda item: item[1]["update_seconds"])
+
+
+def _medians(**values: Sequence[float]) -> Figures:
+    assert all(len(each) == STEPS for each in values.values()), "one figure a step"
+    return {name: median(each[WARM_UP:]) for name, each in values.items()}
+
+
+def _trl(problems: Path, batch: int, learning_rate: float, seed: int) -> Figures:
+    values = (weights_path(), problems, PROMPTS, GROUP_SIZE, STEPS, batch, MAX_TOKENS, learning_rate, seed)
+    command = [sys.executable, str(Path(__file__).parent / "trl_rloo.py"), *map(str, values)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(TRL), "HF_HUB_OFFLINE": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])

@@ -1,0 +1,79 @@
+"""Attention of packed rows on CPU, where a dense mask costs the square of a row and FlexAttention has no gradient.
+
+The tokens of all rows are cut into blocks of consecutive ones. All that a block's tokens may see are the block itself
+and the ancestors of its first token, fewer than the longest solution has tokens: the cost is linear in the tokens.
+
+Shapes: B row, T token of a row, F token of all rows, N block, C token of a block, A ancestor of a block's first token,
+K = A + C key that a block sees, H head of the queries, G of the keys and values, D its dimension.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+BLOCK = 64
+"""Tokens of a block: a longer one has more keys that most of its tokens do not see, a shorter one copies more."""
+
+
+class Blocks(NamedTuple):
+    trail_NA: Tensor
+    """Places among the F tokens, padded with any."""
+    mask_N1CK: Tensor
+    """0 where a token sees a key, else −∞."""
+
+
+def attend_in_blocks(
+    query_BHTD: Tensor, key_BGTD: Tensor, value_BGTD: Tensor, end_B11T: Tensor, dropout: float, scaling: float
+) -> Tensor:
+    """softmax(scaling · q kᵀ) v over the tokens j ≤ i ≤ end[j] of each token i's row → out_BTHD."""
+    rows, heads, width, size = query_BHTD.shape
+    groups = key_BGTD.shape[1]
+    trail_NA, mask_N1CK = blocks_of(end_B11T, query_BHTD.dtype)
+    count, length = mask_N1CK.shape[0], mask_N1CK.shape[2]
+    spare = count * length - rows * width
+
+    def in_blocks(tensor_BHTD: Tensor) -> Tensor:
+        flat = functional.pad(tensor_BHTD.transpose(1, 2).flatten(0, 1).flatten(1), (0, 0, 0, spare))
+        return flat.view(count, length, -1)
+
+    query_NHCD = in_blocks(query_BHTD).unflatten(2, (heads, size)).transpose(1, 2)
+    both_NCX = torch.cat([in_blocks(key_BGTD), in_blocks(value_BGTD)], dim=2)
+    # As an embedding, because its gradient adds up rows in parallel.
+    trail_NAX = functional.embedding(trail_NA, both_NCX.flatten(0, 1))
+    both_NKGD = torch.cat([trail_NAX, both_NCX], dim=1).unflatten(2, (2 * groups, size))
+    shared = heads // groups  # query heads of one key head
+    both_NHKD = both_NKGD[:, :, :, None].expand(-1, -1, -1, shared, -1).flatten(2, 3).transpose(1, 2)
+    key_NHKD, value_NHKD = both_NHKD.chunk(2, dim=1)
+    out_NHCD = functional.scaled_dot_product_attention(
+        query_NHCD, key_NHKD, value_NHKD, attn_mask=mask_N1CK, dropout_p=dropout, scale=scaling
+    )
+    return out_NHCD.transpose(1, 2).reshape(count * length, heads, size)[: rows * width].unflatten(0, (rows, width))
+
+
+@lru_cache(maxsize=1)  # each layer of a model asks for those of the same tensor
+def blocks_of(end_B11T: Tensor, dtype: torch.dtype) -> Blocks:
+    """The blocks of all rows, one behind the other; tokens that fill the last one see themselves alone."""
+    rows, width = end_B11T.shape[0], end_B11T.shape[-1]
+    count = -(-rows * width // BLOCK)
+    place_F = torch.arange(count * BLOCK)
+    end_F = place_F.clone()
+    end_F[: rows * width] = (end_B11T[:, 0, 0] + width * torch.arange(rows)[:, None]).flatten()
+    start_N = place_F[::BLOCK, None]
+    above_NF = (place_F < start_N) & (start_N <= end_F)
+    number_N = above_NF.sum(dim=1)
+    block_P, place_P = above_NF.nonzero(as_tuple=True)
+    trail_NA = torch.zeros(count, int(number_N.max()), dtype=torch.int64)
+    last_NA = torch.full_like(trail_NA, -1)  # of padding: no token sees it
+    rank_P = torch.arange(len(place_P)) - (number_N.cumsum(0) - number_N)[block_P]
+    trail_NA[block_P, rank_P], last_NA[block_P, rank_P] = place_P, end_F[place_P]
+    place_NC, end_NC = place_F.view(count, BLOCK), end_F.view(count, BLOCK)
+    itself_CC = torch.ones(BLOCK, BLOCK, dtype=torch.bool).tril()
+    own_NCC = itself_CC & (place_NC[:, :, None] <= end_NC[:, None])
+    sees_NCK = torch.cat([place_NC[:, :, None] <= last_NA[:, None], own_NCC], dim=2)
+    mask_NCK = torch.zeros(sees_NCK.shape, dtype=dtype).masked_fill_(~sees_NCK, -torch.inf)
+    return Blocks(trail_NA, mask_NCK[:, None])

@@ -1,0 +1,178 @@
+"""Which GPUs the engines, the trainer's ranks and the PRM of a run have.
+
+    with reserved(config) as places:                      # None without a GPU
+        places.engines, places.ranks, places.prm          # what ray.remote is given for each actor
+
+Ray gives out GPUs by amount alone, and puts two halves of different actors on one GPU as soon as on two. So a run
+reserves what it needs of each machine as one bundle, decides itself who gets what (`place`), and tells each process by
+CUDA_VISIBLE_DEVICES. Its actors book nothing further, CPUs neither.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mmprm.errors import ConfigError, TrainingError
+from policy_rl.config import RLConfig
+
+NOTICE_SECONDS = 30
+
+Slot = tuple[int, int]
+"""Number of a machine, number of a GPU among those of the run on it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    engines: tuple[tuple[Slot, ...], ...]
+    ranks: tuple[Slot, ...]
+    prm: Slot | None
+
+    @property
+    def gpus(self) -> dict[int, int]:
+        """GPUs of each machine that are needed: always its first ones."""
+        return dict(
+            sorted(Counter(machine for machine, _ in {*sum(self.engines, ()), *self.ranks, *self._prm}).items())
+        )
+
+    @property
+    def _prm(self) -> tuple[Slot, ...]:
+        return () if self.prm is None else (self.prm,)
+
+
+def place(
+    gpus: Sequence[int],
+    ranks: int,
+    tensor_parallel: int = 1,
+    engines: int | None = None,
+    colocated: bool = False,
+    prm: Literal["none", "own", "shared"] = "none",
+) -> Placement:
+    """`gpus` are those of each machine. An engine's GPUs lie on one machine; each rank has one GPU. Colocated engines
+    sit on GPUs of ranks, others on GPUs without; by default as many as fit, (GPUs − ranks − PRM's own) //
+    tensor_parallel at most. A PRM has a GPU without engine or rank, or shares one of the last engine.
+
+    ConfigError where that is more than there is.
+    """
+    slots = [(machine, gpu) for machine, count in enumerate(gpus) for gpu in range(count)]
+    groups = [
+        tuple((machine, first + place) for place in range(tensor_parallel))
+        for machine, count in enumerate(gpus)
+        for first in range(0, count - tensor_parallel + 1, tensor_parallel)
+    ]
+    own = int(prm == "own")
+    room = ranks if colocated else len(slots) - ranks - own
+    fitting = min(len(groups), room // tensor_parallel) if len(slots) >= ranks + own else 0
+    count = fitting if engines is None else engines
+    if not 1 <= count <= fitting:
+        raise ConfigError(
+            f"rollouts.engines={engines or 'as many as fit'} of engine.tensor_parallel_size={tensor_parallel} must be "
+            f"1 to {max(fitting, 0)}: Ray has {' + '.join(map(str, gpus))} GPUs, trainer.ranks={ranks} take one each"
+            + (" and lend them to the engines" if colocated else " of their own")
+            + (", the PRM takes one" if own else "")
+            + "; set fewer trainer.ranks"
+            + ("" if colocated else ", or rollouts.colocated=true")
+            + (", or process.own_gpu=false" if own else "")
+        )
+    taken = [slot for group in groups[:count] for slot in group]
+    free = [slot for slot in slots if slot not in taken]
+    rest = taken + free if colocated else free
+    place_of_prm = {"none": None, "own": rest[ranks] if own else None, "shared": taken[-1]}[prm]
+    return Placement(tuple(groups[:count]), tuple(sorted(rest[:ranks])), place_of_prm)
+
+
+def place_run(config: RLConfig, gpus: Sequence[int]) -> Placement:
+    process = config.process
+    local = process is not None and process.scorer.backend != "server"
+    prm = ("own" if process.own_gpu else "shared") if local else "none"
+    rollouts, width = config.rollouts, config.engine.tensor_parallel_size
+    return place(gpus, config.trainer.ranks, width, rollouts.engines, rollouts.colocated, prm)
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Arguments of ray.remote for each actor."""
+
+    engines: tuple[dict[str, Any], ...]
+    ranks: tuple[dict[str, Any], ...]
+    prm: dict[str, Any] | None
+
+
+@contextmanager
+def reserved(config: RLConfig) -> Iterator[Places | None]:
+    """The GPUs of a run, until the end of the block; None where Ray has no GPU. TrainingError where others hold them
+    for longer than rollouts.start_timeout_s."""
+    import ray
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    machines = sorted(
+        (node["NodeManagerAddress"], int(node["Resources"]["GPU"]))
+        for node in ray.nodes()
+        if node["Alive"] and node["Resources"].get("GPU", 0) >= 1
+    )
+    if not machines:
+        yield None
+        return
+    placement = place_run(config, [count for _, count in machines])
+    # Ray knows each machine as a resource, of which any small part will do.
+    bundles = [{"GPU": count, f"node:{machines[number][0]}": 0.001} for number, count in placement.gpus.items()]
+    group = placement_group(bundles)
+    try:
+        _wait(group, bundles, config.rollouts.start_timeout_s)
+        yield _places(placement, group)
+    finally:
+        remove_placement_group(group)
+
+
+def _wait(group: Any, bundles: Sequence[dict[str, float]], timeout_s: float) -> None:
+    import ray
+
+    waited = 0.0
+    while not group.wait(math.ceil(min(NOTICE_SECONDS, timeout_s - waited))):
+        waited += NOTICE_SECONDS
+        waiting = f"{sum(bundle['GPU'] for bundle in bundles):g} GPUs; Ray has {ray.available_resources()} free"
+        if waited >= timeout_s:
+            raise TrainingError(f"waited {timeout_s:g} s in vain for {waiting}; end what holds them")
+        print(f"waiting for {waiting} ({waited:.0f} s)", file=sys.stderr, flush=True)
+
+
+def _places(placement: Placement, group: Any) -> Places:
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    machines = list(placement.gpus)
+    bundle_of = {machine: PlacementGroupSchedulingStrategy(group, bundle) for bundle, machine in enumerate(machines)}
+    ask = ray.remote(num_cpus=0)(_gpu_ids)
+    calls = [
+        ask.options(num_gpus=placement.gpus[machine], scheduling_strategy=bundle_of[machine]).remote()
+        for machine in machines
+    ]
+    ids = dict(zip(machines, ray.get(calls), strict=True))
+
+    def options(slots: Sequence[Slot]) -> dict[str, Any]:
+        machine = slots[0][0]
+        visible = ",".join(ids[machine][gpu] for _, gpu in slots)
+        return {
+            "num_cpus": 0,
+            "num_gpus": 0,
+            "scheduling_strategy": bundle_of[machine],
+            "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": visible}},
+        }
+
+    return Places(
+        tuple(map(options, placement.engines)),
+        tuple(options([slot]) for slot in placement.ranks),
+        None if placement.prm is None else options([placement.prm]),
+    )
+
+
+def _gpu_ids() -> list[str]:
+    """Of the bundle in which this runs, all of whose GPUs it has booked."""
+    import ray
+
+    return sorted(ray.get_runtime_context().get_accelerator_ids()["GPU"], key=lambda name: (len(name), name))

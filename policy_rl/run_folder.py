@@ -1,0 +1,66 @@
+"""The folder of a run: whose it is, and whether there is anything left to do in it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmprm.errors import CheckpointError
+from mmprm.report.training import METRICS_FILE, read_metrics
+from mmprm.training.checkpoints import read_extra
+from mmprm.types import Problem
+from policy_rl.collecting import fingerprint
+from policy_rl.config import RLConfig
+from policy_rl.evaluate import Evaluation
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """`finished` is False where SIGTERM ended the run, which was saved; `policy` is that of the last step. `before` and
+    `after` are None where they were not measured in this call."""
+
+    steps: int
+    total: int
+    finished: bool
+    policy: Path | None
+    before: Evaluation | None
+    after: Evaluation | None
+
+
+def ended(config: RLConfig, total: int, problems: Sequence[Problem]) -> Summary | None:
+    """Of a run whose policy is there; None where there is something left to do. CheckpointError where the folder is
+    another run's."""
+    extra = read_extra(checkpoints_of(config))
+    if extra is not None:
+        check_same(checkpoints_of(config), extra["identity"], identity_of(config, total, fingerprint(problems)))
+    if not policy_of(config).is_dir():
+        return None
+    print(f"{config.output}: this run is finished, and stays as it is; choose another output to train again")
+    return Summary(total if extra is None else extra["step"], total, True, policy_of(config), None, None)
+
+
+def checkpoints_of(config: RLConfig) -> Path:
+    return Path(config.output) / "checkpoints"
+
+
+def policy_of(config: RLConfig) -> Path:
+    return Path(config.output) / "policy"
+
+
+def identity_of(config: RLConfig, total: int, problems: str) -> dict[str, Any]:
+    return config.identity() | {"total_steps": total, "problems": problems}
+
+
+def check_same(checkpoints: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    differing = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+    if differing:
+        raise CheckpointError(
+            f"{checkpoints}: belongs to a run with another {', '.join(differing)}; set these back, or choose another "
+            "output"
+        )
+
+
+def is_evaluated(output: Path, step: int) -> bool:
+    return any(record["kind"] == "eval" and record["step"] == step for record in read_metrics(output / METRICS_FILE))

@@ -1,0 +1,56 @@
+"""Ray with GPUs that it only believes in: what the processes of a run see of them. Nothing is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from mmprm.config import build
+from policy_rl.config import RLConfig
+from policy_rl.placement import reserved
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module", autouse=True)
+def eight_gpus() -> Iterator[None]:
+    """On as few CPUs as there are anywhere: the processes book none."""
+    ray.shutdown()
+    ray.init(num_gpus=8, num_cpus=1, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+def config(folder: Path, **values: Any) -> RLConfig:
+    base = {"output": str(folder), "problems": {"path": "x.jsonl"}}
+    return build(RLConfig, base | values)
+
+
+def seen(places: list[dict[str, Any]]) -> list[str]:
+    class Seeing:  # here, so that it travels by value: Ray's processes cannot import this file
+        def gpus(self) -> str:
+            return os.environ["CUDA_VISIBLE_DEVICES"]
+
+    actors = [ray.remote(**place)(Seeing).remote() for place in places]
+    return ray.get([actor.gpus.remote() for actor in actors], timeout=120)
+
+
+def test_wide_engines_on_the_gpus_of_their_ranks(tmp_path: Path) -> None:
+    wide = {"model": "m", "tensor_parallel_size": 4}
+    with reserved(config(tmp_path, engine=wide, trainer={"ranks": 8}, rollouts={"colocated": True})) as places:
+        assert places.prm is None
+        assert seen([*places.engines, places.ranks[0], places.ranks[7]]) == ["0,1,2,3", "4,5,6,7", "0", "7"]
+        assert ray.available_resources().get("GPU", 0) == 0
+
+
+def test_a_prm_of_its_own_and_nothing_left_behind(tmp_path: Path) -> None:
+    process = {"scorer": {"prm": "prm"}}
+    run = config(tmp_path, engine={"model": "m"}, trainer={"ranks": 2}, rollouts={"engines": 2}, process=process)
+    with reserved(run) as places:
+        assert seen([*places.engines, *places.ranks, places.prm]) == ["0", "1", "2", "3", "4"]
+    assert ray.available_resources()["GPU"] == 8

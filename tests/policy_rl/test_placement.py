@@ -1,0 +1,115 @@
+"""Who sits on which GPU: worked cases, every shipped recipe, and what holds for all."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from mmprm.config import build, read_yaml
+from mmprm.errors import ConfigError
+from policy_rl.config import RLConfig
+from policy_rl.placement import Placement, place, place_run
+from policy_rl.stages import read_stages
+
+CONFIGS = Path(__file__).parent.parent.parent / "configs"
+EIGHT, ONE_EACH = (8,), tuple(((0, gpu),) for gpu in range(8))
+WIDE = tuple(
+    tuple((machine, first + gpu) for gpu in range(4)) for machine, first in itertools.product(range(4), (0, 4))
+)
+ALL_32 = tuple(itertools.product(range(4), range(8)))
+COLOCATED_7B = (EIGHT, Placement(ONE_EACH, ALL_32[:8], None))
+COLOCATED_WIDE = ((8, 8, 8, 8), Placement(WIDE, ALL_32, None))
+
+RECIPES = {
+    "rl/cpgd-7b": [COLOCATED_7B],
+    "rl/mm-eureka-7b": [COLOCATED_7B],
+    "rl/mm-eureka-8b": [COLOCATED_7B],
+    "rl/mm-eureka-zero-38b": [COLOCATED_WIDE],
+    "rl/prm-rl": [(EIGHT, Placement(ONE_EACH[:3], ALL_32[3:7], (0, 7)))],
+    "rl/tiny": [(EIGHT, Placement(ONE_EACH[:7], ALL_32[7:8], None))],
+    "rl/visualthinker-r1-zero": [(EIGHT, Placement(ONE_EACH[:4], ALL_32[:4], None))],
+    "stages/lmm-r1": [COLOCATED_7B, COLOCATED_7B],
+    "stages/mm-eureka-32b": [COLOCATED_WIDE, COLOCATED_WIDE],
+    "stages/vision-r1": [COLOCATED_7B],
+}
+
+
+def test_every_recipe_has_its_case() -> None:
+    shipped = {f"{path.parent.name}/{path.stem}" for kind in ("rl", "stages") for path in (CONFIGS / kind).iterdir()}
+    assert shipped == RECIPES.keys()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes(name: str) -> None:
+    path = CONFIGS / f"{name}.yaml"
+    if name.startswith("stages"):
+        configs = [stage.config for stage in read_stages(path) if stage.kind == "rl"]
+    else:
+        configs = [build(RLConfig, read_yaml(path), str(path))]
+    assert [place_run(config, gpus) for config, (gpus, _) in zip(configs, RECIPES[name], strict=True)] == [
+        expected for _, expected in RECIPES[name]
+    ]
+
+
+def test_engines_get_what_ranks_and_prm_leave() -> None:
+    placed = place([4], ranks=1, prm="own")
+    assert placed == Placement((((0, 0),), ((0, 1),)), ((0, 2),), (0, 3))
+    assert place([4], ranks=1, prm="shared") == Placement((((0, 0),), ((0, 1),), ((0, 2),)), ((0, 3),), (0, 2))
+    assert place([4], ranks=1, engines=1) == Placement((((0, 0),),), ((0, 1),), None)
+
+
+def test_an_engine_does_not_span_machines() -> None:
+    """4 and 3 GPUs: two engines of two and one, the odd GPU for a rank."""
+    placed = place([4, 3], ranks=1, tensor_parallel=2)
+    assert placed == Placement((((0, 0), (0, 1)), ((0, 2), (0, 3)), ((1, 0), (1, 1))), ((1, 2),), None)
+    with pytest.raises(ConfigError, match=r"tensor_parallel_size=4 must be 1 to 0: Ray has 2 \+ 2 \+ 2 GPUs"):
+        place([2, 2, 2], ranks=1, tensor_parallel=4)
+
+
+def test_colocated_ranks_may_be_more_than_the_engines_gpus() -> None:
+    placed = place([2, 2], ranks=3, tensor_parallel=2, colocated=True, prm="own")
+    assert placed == Placement((((0, 0), (0, 1)),), ((0, 0), (0, 1), (1, 0)), (1, 1))
+    assert placed.gpus == {0: 2, 1: 2}
+    assert place([1], ranks=1, colocated=True, prm="shared") == Placement((((0, 0),),), ((0, 0),), (0, 0))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "arguments", "message"),
+    [
+        ([1], {"ranks": 1}, r"1 to 0: Ray has 1 GPUs, trainer.ranks=1 take one each of their own; .*colocated=true"),
+        ([8], {"ranks": 9, "colocated": True}, r"Ray has 8 GPUs, trainer.ranks=9 take .*; set fewer trainer.ranks$"),
+        ([8], {"ranks": 8, "colocated": True, "prm": "own"}, r"the PRM takes one; .*, or process.own_gpu=false"),
+        ([8], {"ranks": 4, "engines": 5}, r"rollouts.engines=5 of engine.tensor_parallel_size=1 must be 1 to 4"),
+        ([8], {"ranks": 4, "engines": 5, "colocated": True}, r"must be 1 to 4: .* lend them to the engines"),
+    ],
+)
+def test_too_much_is_refused_with_a_way_out(gpus: list[int], arguments: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        place(gpus, **arguments)
+
+
+def test_what_holds_for_all() -> None:
+    placed = 0
+    shapes = ([1], [2], [8], [4, 4], [3, 5], [8, 2, 1])
+    choices = itertools.product(
+        shapes, (1, 2, 4, 7), (1, 2, 3, 4), (None, 1, 2), (False, True), ("none", "own", "shared")
+    )
+    for gpus, ranks, width, engines, colocated, prm in choices:
+        try:
+            found = place(gpus, ranks, width, engines, colocated, prm)
+        except ConfigError:
+            continue
+        placed += 1
+        of_engines = [slot for group in found.engines for slot in group]
+        assert len(set(found.ranks)) == len(found.ranks) == ranks, "NCCL refuses two ranks on a GPU"
+        assert len(set(of_engines)) == len(of_engines) == width * (engines or len(found.engines))
+        assert all(len({machine for machine, _ in group}) == 1 for group in found.engines)
+        overlap = set(of_engines) & set(found.ranks)
+        assert overlap == (set(of_engines) if colocated else set()), "ipc wants the same GPU, nccl another"
+        assert (found.prm in {*of_engines, *found.ranks}) == (prm == "shared")
+        used = {*of_engines, *found.ranks} | ({found.prm} if found.prm else set())
+        assert used == {(machine, gpu) for machine, count in found.gpus.items() for gpu in range(count)}
+        assert all(count <= gpus[machine] for machine, count in found.gpus.items())
+    assert placed > 100

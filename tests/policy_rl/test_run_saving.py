@@ -1,0 +1,226 @@
+"""What a run keeps, what it does when called again, what it refuses before anything is loaded."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from scripted_rl import PROBLEMS, ScriptedPool, ScriptedTrainer, make_config, make_loop
+from test_loop import WEIGHED, metrics_of
+
+from mmprm.errors import CheckpointError, ConfigError, TrainingError
+from mmprm.problems import write_problems
+from mmprm.types import Problem
+from policy_rl.config import RLConfig
+from policy_rl.loop import Loop
+from policy_rl.run import train_policy
+
+HELD_OUT = [Problem("h1", "?", "right"), Problem("h2", "?", "right")]
+STRICT = {"filter": {"low": 0.5, "high": 0.7, "rounds": 2}, "trainer": WEIGHED, "steps": None, "save_every": 1}
+
+
+def saves(trainer: ScriptedTrainer) -> list[str]:
+    return [call for call in trainer.calls if call.startswith("save ")]
+
+
+def test_checkpoints_by_default_and_after_the_last_step_always(tmp_path: Path) -> None:
+    for changes, expected in (({"steps": 12}, ["save 10", "save 12"]), ({"save_every": 0}, ["save 6"])):
+        trainer = ScriptedTrainer()
+        asyncio.run(make_loop(make_config(tmp_path / expected[-1], **changes), trainer=trainer).run())
+        assert saves(trainer) == expected
+
+
+def evaluating(loop: Loop, instead: Callable[[], Awaitable[None]]) -> Loop:
+    """Its evaluation, with something done before."""
+    measure = loop._evaluation
+
+    async def evaluation() -> Any:
+        await instead()
+        return await measure()
+
+    loop._evaluation = evaluation
+    return loop
+
+
+def test_an_evaluation_that_fails_costs_neither_step_nor_policy(tmp_path: Path, capsys) -> None:
+    trainer, seen = ScriptedTrainer(), []
+
+    async def fail() -> None:
+        seen.append((saves(trainer)[-1:], (tmp_path / "run/policy").is_dir()))
+        if len(seen) > 1:
+            raise TrainingError("the judge is gone")
+
+    config = make_config(tmp_path / "run", steps=4, save_every=2, eval_every=2)
+    summary = asyncio.run(evaluating(make_loop(config, trainer=trainer, held_out=HELD_OUT), fail).run())
+    assert seen == [([], False), (["save 2"], False), (["save 4"], True)]
+    assert (summary.finished, summary.before is None, summary.after) == (True, False, None)
+    assert [line["step"] for line in metrics_of(tmp_path / "run", "eval")] == [0]
+    assert "no evaluation after step 4: the judge is gone" in capsys.readouterr().err
+    seen.append(())
+    with pytest.raises(TrainingError, match="the judge is gone"):
+        asyncio.run(evaluating(make_loop(make_config(tmp_path / "new"), held_out=HELD_OUT), fail).run())
+
+
+def test_an_evaluation_cut_off_behind_its_checkpoint_is_made_up_for(tmp_path: Path) -> None:
+    config = {name: make_config(tmp_path / name, save_every=2, eval_every=2) for name in ("whole", "parts")}
+    asyncio.run(make_loop(config["whole"], held_out=HELD_OUT).run())
+    asked = []
+
+    async def killed() -> None:
+        asked.append(1)
+        if len(asked) == 3:
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(evaluating(make_loop(config["parts"], held_out=HELD_OUT), killed).run())
+    assert [line["step"] for line in metrics_of(tmp_path / "parts", "eval")] == [0, 2]
+    asyncio.run(make_loop(config["parts"], held_out=HELD_OUT).run())
+    for kind in ("train", "eval"):
+        assert metrics_of(tmp_path / "parts", kind) == metrics_of(tmp_path / "whole", kind)
+
+
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> RLConfig:
+    write_problems(tmp_path / "train.jsonl", PROBLEMS)
+    config = make_config(tmp_path / "run", problems={"path": str(tmp_path / "train.jsonl")})
+    assert asyncio.run(make_loop(config).run()).finished
+    return config
+
+
+def test_a_finished_run_called_again_says_so_and_changes_nothing(finished: RLConfig, capsys) -> None:
+    output = Path(finished.output)
+    before = contents(output)
+    capsys.readouterr()
+    summary = train_policy(finished)
+    assert (summary.steps, summary.finished, summary.policy) == (6, True, output / "policy")
+    assert "this run is finished, and stays as it is" in capsys.readouterr().out
+    assert contents(output) == before
+    assert not ray.is_initialized()
+    # Checkpoints may have been taken away since: they are large.
+    (output / "checkpoints").rename(output / "elsewhere")
+    assert train_policy(finished).finished
+
+
+def test_another_run_in_the_same_folder_is_refused_before_anything_is_loaded(finished: RLConfig) -> None:
+    other = finished.model_copy(update={"seed": 1})
+    with pytest.raises(CheckpointError, match="belongs to a run with another seed; set these back"):
+        train_policy(other)
+    assert not ray.is_initialized()
+
+
+SCORER = {"backend": "server", "server": {"urls": ["http://localhost:1"]}}
+PROCESS = {"scorer": SCORER, "score_timeout_s": 60}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"trainer": {"optimisation": {"learning_rate": 1e-7, "micro_batch_tokens": 99, "max_bad_steps": 9}}},
+        {"trainer": {"gradient_checkpointing": True, "share_prompt": False, "timeout_s": 9}},
+        {"process": {**PROCESS, "score_timeout_s": 99, "start_timeout_s": 9, "most_restarts": 9, "cores": 2}},
+        {"process": {**PROCESS, "scorer": {**SCORER, "server": {"urls": ["http://localhost:2"]}}}},
+        {"process": {**PROCESS, "scorer": {**SCORER, "batch_tokens": 99}, "own_gpu": False}},
+    ],
+)
+def test_what_does_not_decide_the_course_may_change(tmp_path: Path, changes: dict[str, Any]) -> None:
+    base = make_config(tmp_path, process=PROCESS)
+    assert make_config(tmp_path, **{"process": PROCESS, **changes}).identity() == base.identity()
+
+
+def test_what_decides_it_may_not(tmp_path: Path) -> None:
+    base = make_config(tmp_path, process=PROCESS).identity()
+    for changes in (
+        {"trainer": {"optimisation": {"seed": 1}}},
+        {"trainer": {"optimisation": {"weight_decay": 0.1}}},
+        {"process": {**PROCESS, "scorer": {**SCORER, "too_long": "cut"}}},
+        {"process": {**PROCESS, "aggregator": "min"}},
+        {"process": None},
+    ):
+        assert make_config(tmp_path, **{"process": PROCESS, **changes}).identity() != base
+
+
+def test_learning_rate_and_filter_change_with_a_word(tmp_path: Path, capsys) -> None:
+    """The ways out that messages name: a lower rate after NaN, a wider filter when nothing is left."""
+    values = {"trainer": WEIGHED, "save_every": 2, "filter": {"low": 0.3, "high": 0.6}}
+    pool = ScriptedPool(lambda problem, draw: draw.choice(("right", "wrong")) if pool.version < 2 else "what")
+    with pytest.raises(TrainingError, match="Widen filter"):
+        asyncio.run(make_loop(make_config(tmp_path / "run", steps=20, **values), pool).run())
+    values |= {"filter": {"low": 0.0, "high": 1.0}}
+    values |= {"trainer": {**WEIGHED, "optimisation": {"learning_rate": 1e-7}}}
+    capsys.readouterr()
+    assert asyncio.run(make_loop(make_config(tmp_path / "run", steps=20, **values)).run()).finished
+    said = capsys.readouterr().out
+    assert "trainer.optimisation.learning_rate was 1e-06, from step " in said
+    assert "filter was {'low': 0.3, 'high': 0.6, 'rounds': 3}, from step " in said
+    assert "on it is {'low': 0.0, 'high': 1.0, 'rounds': 3}" in said
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_episodes_count_what_a_filter_asked_for(tmp_path: Path, ahead: bool, capsys) -> None:
+    """20 problems are two passes over ten; without a filter they are five steps."""
+    config = make_config(tmp_path / "run", episodes=2, one_step_ahead=ahead, **STRICT)
+    assert make_config(tmp_path, episodes=2, steps=None).total_steps(10) == config.total_steps(10) == 5
+    pool = ScriptedPool()
+    loop = make_loop(config, pool)
+    summary = asyncio.run(loop.run())
+    assert summary.finished
+    assert summary.steps < summary.total == 5
+    assert f"2 passes over the problems ended with step {summary.steps}" in capsys.readouterr().out
+    asked = [json.loads(path.read_text()) for path in sorted((tmp_path / "run/checkpoints").glob("*/extra.json"))]
+    positions = [extra["collector"]["position"] for extra in asked]
+    assert len(pool.asked) == positions[-1] >= 20
+    assert asked[-1]["pending"] is None, "what was sampled ahead is trained on"
+    # The step before was not the last: passes were left, or a step sampled ahead.
+    assert positions[-2] < 20 or asked[-2]["pending"] is not None
+    again = ScriptedPool()
+    assert asyncio.run(make_loop(config, again).run()).steps == summary.steps
+    assert again.asked == []
+
+
+def test_a_run_that_ends_with_an_error_has_a_report(tmp_path: Path) -> None:
+    watch = {"alarms": {"accuracy": {"least": 0.99}}, "patience": 2}
+    with pytest.raises(TrainingError, match="step 2: accuracy="):
+        asyncio.run(make_loop(make_config(tmp_path / "alarm", watch=watch)).run())
+    assert "2 steps of reinforcement learning" in (tmp_path / "alarm/report.html").read_text()
+    pool = ScriptedPool(lambda problem, draw: "what")
+    with pytest.raises(TrainingError, match="nothing to train on"):
+        asyncio.run(make_loop(make_config(tmp_path / "empty"), pool).run())
+    assert "4 steps of reinforcement learning" in (tmp_path / "empty/report.html").read_text()
+
+
+EARLY = [
+    ({"rewards": {"functions": [{"path": "no_such_module:f"}]}}, r"functions.path='no_such_module:f'"),
+    ({"rewards": {"functions": [{"path": "json:no_such"}]}}, r"functions.path='json:no_such'"),
+    ({"watch": {"alarms": {"prm_acu": {"least": 0.6}}}}, r"watch.alarms.prm_acu: this run has no such metric"),
+    ({"watch": {"alarms": {"kl_ref": {"most": 1}}}}, r"watch.alarms.kl_ref: this run has no such metric"),
+    ({"sampling": {"top_p": 0.9}}, r"sampling.top_p=0.9 must be 1 in RL"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), EARLY)
+def test_refused_before_anything_is_read_or_loaded(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        train_policy(make_config(tmp_path, **changes))
+
+
+def test_alarms_on_what_this_run_measures(tmp_path: Path) -> None:
+    """Past the early checks the missing problems are what is wrong."""
+    alarms = {name: {"most": 1} for name in ("kl_ref", "value_loss", "reward_json:loads", "seconds_sync", "prm_step_1")}
+    config = make_config(
+        tmp_path,
+        watch={"alarms": alarms},
+        rewards={"functions": [{"path": "json:loads"}]},
+        advantage={"estimator": "gae"},
+        trainer={"loss": {"kl": {"coefficient": 0.1}}},
+    )
+    with pytest.raises(Exception, match=r"unused\.jsonl"):
+        train_policy(config)
