@@ -156,8 +156,9 @@ def cheapest_rows(
     attention_cost: float,
     most: int,
 ) -> list[slice]:
-    """The cut of a group's responses, in lexicographic order, into rows of at most `most` that costs least: Σ L·(1 + c·L)
-    over the rows, L = prompt + responses − what neighbours in the row share, at most `token_budget` unless alone.
+    """The cut of a group's responses, in lexicographic order, into rows of at most `most` that costs least: the sum of
+    L·(1 + c·L) over the rows, L = prompt + responses − what neighbours in the row share, at most `token_budget` unless
+    alone.
 
     Response k has sizes_K[k] tokens, of which the first shared_K[k] are those of response k + 1, too. `attention_cost`
     c is that of a pair of tokens against a token's: about 1 / (6 · hidden size) where the whole square is computed, 0

@@ -170,9 +170,11 @@ def token_logprobs(
     """(log π(token)_M, entropy_M in nats) of π = softmax((W·h + b) / temperature), 0 for the banned tokens, at least in
     float32.
 
-    Logits exist for LOGITS_AT_ONCE / V tokens at a time; the backward pass computes them again.
+    Logits exist for LOGITS_AT_ONCE / V tokens at a time; where there are more, the backward pass computes them again.
     """
     rows = max(1, LOGITS_AT_ONCE // weight_VH.shape[0])
+    if len(token_M) <= rows:
+        return _token_logprobs(hidden_MH, weight_VH, bias_V, token_M, temperature, banned)
     parts = [
         checkpoint(_token_logprobs, hidden, weight_VH, bias_V, token, temperature, banned, use_reentrant=False)
         for hidden, token in zip(hidden_MH.split(rows), token_M.split(rows), strict=True)
@@ -194,10 +196,10 @@ def _token_logprobs(
     if banned:
         # Not −∞: its product with a probability of 0 would make the entropy NaN.
         logits_MV[:, banned] = torch.finfo(logits_MV.dtype).min
-    total_M = logits_MV.logsumexp(dim=1)
+    logprobs_MV = logits_MV.log_softmax(dim=1)
     with torch.no_grad():
-        entropy_M = total_M - (logits_MV.softmax(dim=1) * logits_MV).sum(dim=1)
-    return logits_MV.gather(1, token_M[:, None]).squeeze(1) - total_M, entropy_M
+        entropy_M = -(logprobs_MV.exp() * logprobs_MV).sum(dim=1)
+    return logprobs_MV.gather(1, token_M[:, None]).squeeze(1), entropy_M
 
 
 def _spread(values_M: Tensor, response_NT: Tensor) -> Tensor:

@@ -116,8 +116,8 @@ def buffers(
 
     Backward: the bucket that is reduced and its result, and the gradient of the largest tensor before it is reduced;
     ZeRO-2 holds a micro-batch's part of the gradients beside the sum so far; ZeRO-3 gathers up to 10⁹ elements ahead,
-    and the largest tensor. Update: gradients once more, at stage 3 up to 10⁹ elements at a time, at stage 0 in bf16
-    only; none where the update is on the CPU, and none in bf16 at stages 1 and 2.
+    and the largest tensor. Update: gradients once more, at stage 3 up to 10⁹ elements at a time; none where the update
+    is on the CPU, in float32 at stage 0, and in bf16 at stages 1 and 2.
     """
     e = width(precision)
     backward = e * (2 * min(REDUCE_BUCKET, trained) + largest)
@@ -127,9 +127,7 @@ def buffers(
         backward += e * (min(LIVE_PARAMETERS, trained + frozen) + largest)
     own = trained / (gpus if stage >= 1 else 1)
     update = 4 * (min(UPDATED_AT_ONCE, own) if stage == 3 else own)
-    if stage == 0:
-        update = 2 * own if precision == "bf16" else 0.0
-    if offload != "none" or (precision == "bf16" and stage in (1, 2)):
+    if offload != "none" or (precision, stage) in {("fp32", 0), ("bf16", 1), ("bf16", 2)}:
         update = 0.0
     return backward, update
 

@@ -70,7 +70,7 @@ class Run:
 def memory_of(shape: Shape, config: TrainConfig, gpus: int, gpu_gib: float) -> Memory:
     """Of the rank with the fullest micro-batch, every token of which may belong to a picture."""
     training = config.training
-    precision, offload, stage = training.precision, training.offload, training.zero_stage
+    precision, offload, stage = training.precision, training.offload, training.stage
     tokens = max(training.micro_batch_tokens, config.max_length)
     e, hidden = width(precision), shape.language.hidden
     checkpointing = config.gradient_checkpointing

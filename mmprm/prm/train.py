@@ -190,9 +190,9 @@ def _check_pictures(samples: list[Sample], config: TrainConfig, ranks: Ranks) ->
     """Ranks whose batches have no picture run neither vision tower nor projector. Under ZeRO-3 the others wait for them
     to gather these weights, under 1 and 2 they reduce gradients that these ranks do not have."""
     kinds = {bool(sample.solution.problem.pictures) for sample in samples}
-    stage, still = config.training.zero_stage, {"vision", "projector"} <= set(config.frozen) and config.lora is None
+    stage, still = config.training.stage, {"vision", "projector"} <= set(config.frozen) and config.lora is None
     if ranks.count > 1 and len(kinds) > 1 and stage > (2 if still else 0):
         raise ConfigError(
             f"training.zero_stage={stage} cannot mix problems with and without pictures on several ranks; use one kind "
-            "of problem, or stage 0, or frozen: [vision, projector] and stage 2"
+            "of problem, or stage 0 in fp32, or frozen: [vision, projector] and stage 2"
         )

@@ -31,7 +31,7 @@ class TrainingConfig(Config):
     precision: Literal["fp32", "bf16"] = "bf16"
     """bf16 keeps float32 master weights; on CPU fp32 is faster."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """What DeepSpeed shards over ranks: 1 optimizer state, 2 and gradients, 3 and weights."""
+    """What is sharded over ranks: 1 optimizer state, 2 and gradients, 3 and weights; in bf16 0 is the same as 1."""
     offload: Literal["none", "optimizer", "all"] = "none"
     """What waits in CPU memory: the optimizer's state and update, or all, the weights too; slower, for large models."""
     seed: int = 0
@@ -46,6 +46,12 @@ class TrainingConfig(Config):
     """Optimizer steps between metrics on the console; metrics.jsonl and TensorBoard get every step."""
     max_bad_steps: int = Field(5, ge=1)
     """Steps in a row whose loss or gradient is not finite that end the run; each is skipped and counted."""
+
+    @property
+    def stage(self) -> int:
+        """The stage that runs. In bf16 DeepSpeed's stage 0 sums gradients in bf16 and counts one step of Adam too many;
+        on one rank nothing is sharded anyway."""
+        return max(1, self.zero_stage) if self.precision == "bf16" else self.zero_stage
 
     @field_validator("offload")
     @classmethod

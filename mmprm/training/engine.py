@@ -48,10 +48,6 @@ class Engine:
         )
         self._keeps_sums = config.offload != "none" and config.zero_stage < 3
         """Whether DeepSpeed forgets to drop the sums of gradients where it skips a step."""
-        self._sums: dict[nn.Parameter, Tensor] = {}
-        if config.precision == "bf16" and config.zero_stage == 0:
-            for parameter in trainable:
-                parameter.register_post_accumulate_grad_hook(self._sum_in_float32)
         self.ranks = ranks
         self.skipped = False
         """Whether the last step changed nothing, because its loss or its gradient was not finite."""
@@ -81,7 +77,6 @@ class Engine:
             # DeepSpeed averages gradients over ranks; the denominator is that of all ranks already. A loss that is not
             # finite can have a finite gradient; NaN carries it to all ranks.
             self.deepspeed.backward(loss * (self.ranks.count if math.isfinite(value) else math.nan))
-        self._finish_sums()
         optimizer = self.deepspeed.optimizer
         if hasattr(optimizer, "overflow"):  # DeepSpeed's own optimizers skip by the gradient of all ranks
             self.deepspeed.step()
@@ -98,16 +93,6 @@ class Engine:
                 self.deepspeed.step()
         norm = math.inf if self.skipped else self.deepspeed.get_global_grad_norm()
         return total, None if norm is None else float(norm)
-
-    def _sum_in_float32(self, parameter: nn.Parameter) -> None:
-        """What DeepSpeed does itself with gradients of bf16 from stage 1 on: a bf16 sum of many loses most of them."""
-        gradient = parameter.grad.float()
-        self._sums[parameter] = self._sums[parameter].add_(gradient) if parameter in self._sums else gradient
-        parameter.grad = None
-
-    def _finish_sums(self) -> None:
-        for parameter in list(self._sums):
-            parameter.grad = self._sums.pop(parameter).to(parameter.dtype)
 
     def _gradient_is_finite(self) -> bool:
         gradients = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]

@@ -23,10 +23,10 @@ def deepspeed_config(config: TrainingConfig) -> dict[str, Any]:
         "managed_gradient_accumulation": False,
         "gradient_clipping": config.gradient_clipping,
         "bf16": {"enabled": bf16, "immediate_grad_update": True},
-        # A sum in bf16 stops growing at 256 times what is added. At stage 0 DeepSpeed has no other: see Engine.
-        **({"data_types": {"grad_accum_dtype": "fp32"}} if bf16 and config.zero_stage else {}),
+        # A sum in bf16 stops growing at 256 times what is added.
+        **({"data_types": {"grad_accum_dtype": "fp32"}} if bf16 else {}),
         "zero_optimization": {
-            "stage": config.zero_stage,
+            "stage": config.stage,
             "overlap_comm": False,
             **({"offload_optimizer": cpu} if config.offload != "none" else {}),
             **({"offload_param": cpu} if config.offload == "all" else {}),

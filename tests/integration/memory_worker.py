@@ -39,8 +39,6 @@ def measure(base: str, precision: str, stage: int, ranks: Ranks) -> dict[str, in
     optimizer, parameters = engine.deepspeed.optimizer, list(prm.model.parameters())
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     match stage, precision:
-        case 0, "bf16":
-            gradients += engine._sums.values()
         case 1, "bf16":
             gradients += optimizer.fp32_groups_gradients_flat
         case 2, "bf16":
@@ -50,7 +48,6 @@ def measure(base: str, precision: str, stage: int, ranks: Ranks) -> dict[str, in
         case 3, _:
             gradients.append(optimizer.grad_partitions_flat_buffer)
     held = {"gradients": sum(gradient.numel() * gradient.element_size() for gradient in gradients)}
-    engine._finish_sums()
     engine.deepspeed.step()
     weights = [parameter.ds_tensor if stage == 3 else parameter.data for parameter in parameters]
     inner = getattr(optimizer, "optimizer", optimizer)

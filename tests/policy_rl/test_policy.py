@@ -48,7 +48,8 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def make_experiences(
     name: str, encoder: PromptEncoder, groups: int = 3, each: int = 3, seed: int = 0
 ) -> list[Experience]:
-    """Groups of random responses of different lengths; the last group of a pictured backbone has no picture."""
+    """Groups of random responses of different lengths, some of which begin alike; the last group of a pictured backbone
+    has no picture."""
     rng = random.Random(seed)
     problems = [solution.problem for solution in tiny_solutions(name, groups)]
     if name in PICTURED:
@@ -56,8 +57,9 @@ def make_experiences(
     made = []
     for group, problem in enumerate(problems):
         tokens = len(encoder._encode(problem).ids_P)
+        stem = [rng.randrange(8, 40) for _ in range(4)]
         for _ in range(each):
-            ids = tuple(rng.randrange(8, 40) for _ in range(rng.randrange(1, 9)))
+            ids = (*stem[: rng.randrange(5)], *(rng.randrange(8, 40) for _ in range(rng.randrange(1, 9))))
             made.append(Experience(problem, group, tokens, ids))
     return made
 
