@@ -24,6 +24,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -40,11 +42,12 @@ def no_higher_error(details: Figures) -> bool:
 
 def first_error_difference(details: Figures) -> tuple[float, float, float]:
     """Share of the searched solutions whose first error the default has right, less that of fixed K, with its 95 %
-    interval: (w − l) / n ± 1.96 · sqrt(w + l − (w − l)² / n) / n, w and l those that only one of the two has right."""
-    pairs = [each["errors"]["pairs"] for each in details["rounds"]]
-    n, won, lost = (sum(pair[key] for pair in pairs) for key in ("solutions", "default", "fixed"))
-    mean, half = (won - lost) / n, 1.96 * (won + lost - (won - lost) ** 2 / n) ** 0.5 / n
-    return mean, mean - half, mean + half
+    interval: the bootstrap over problems, whose solutions hang together, as one prefix may decide several of them."""
+    problems = np.array([each for one in details["rounds"] for each in one["errors"]["pairs"]["problems"]])
+    draws = np.random.default_rng(0).integers(len(problems), size=(10_000, len(problems)))
+    solutions, surplus = problems[draws].sum(axis=1).T
+    low, high = np.quantile(surplus / solutions, (0.025, 0.975))
+    return float(problems[:, 1].sum() / problems[:, 0].sum()), float(low), float(high)
 
 
 BARS: dict[str, tuple[str, Callable[[Figures, Figures], bool]]] = {

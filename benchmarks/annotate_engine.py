@@ -13,10 +13,12 @@ import os
 import random
 import time
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import ray
 
@@ -142,11 +144,12 @@ def all_at_once(run: Run, seed: int) -> tuple[int, float]:
     return sum(tokens for tokens, _ in answers), max(seconds for _, seconds in answers)
 
 
-def label_errors(runs: dict[str, Run], labels: int, solutions: int, seed: int) -> dict[str, dict[str, float]]:
+def label_errors(runs: dict[str, Run], labels: int, solutions: int, seed: int) -> dict[str, dict[str, Any]]:
     """For each run: RMSE and bias of a sample of its labels against FRESH new rollouts, and the share of a sample of
     its searched solutions whose first error stands where those rollouts have it: at the first without success.
 
-    `pairs` counts, among all solutions that both runs searched, those whose first error only one of them has right."""
+    `pairs` counts, among all solutions that both runs searched, those whose first error only one of them has right;
+    its `problems` has (solutions, right in the default less right in fixed) of each problem."""
     draw = random.Random(seed)
     chosen = {name: draw.sample(sorted(run.labels), min(labels, len(run.labels))) for name, run in runs.items()}
     found = {name: _first_errors(run) for name, run in runs.items()}
@@ -159,17 +162,24 @@ def label_errors(runs: dict[str, Run], labels: int, solutions: int, seed: int) -
         wanted |= {(problem_id, steps[:depth]) for depth in range(1, len(steps))}
     problems = {problem.id: problem for run in runs.values() for problem in run.store.problems()}
     truth = _fresh_values(sorted(wanted), problems, seed)
-    figures = {"pairs": {"solutions": len(common)}}
+    pairs = {"solutions": len(common)}
+    surplus: Counter[str] = Counter()
+    figures = {"pairs": pairs}
     for name, run in runs.items():
         errors = [run.labels[key] - truth[key] for key in chosen[name]]
         hits = [found[name][key] == _first_without_success(key, truth) for key in searched]
-        figures["pairs"][name] = sum(found[name][key] == _first_without_success(key, truth) for key in differing)
+        right = [key for key in differing if found[name][key] == _first_without_success(key, truth)]
+        pairs[name] = len(right)
+        for problem_id, _ in right:
+            surplus[problem_id] += 1 if name == "default" else -1
         figures[name] = {
             "rmse": fmean(error**2 for error in errors) ** 0.5,
             "bias": fmean(errors),
             "first_error": fmean(hits),
             "zero_share": fmean(run.labels[key] == 0 for key in chosen[name]),
         }
+    searched_of = Counter(problem_id for problem_id, _ in common)
+    pairs["problems"] = [(count, surplus[problem_id]) for problem_id, count in searched_of.items()]
     return figures
 
 

@@ -23,7 +23,7 @@ class StoppingRule(Config):
 
     rollouts: int = Field(20, ge=1)
     """Most rollouts drawn from a state (K); the root gets all of them. MM-PRM has 16."""
-    doubt: float = Field(0.01, ge=0, lt=0.5)
+    doubt: float = Field(0.006, ge=0, lt=0.5)
     """A state is called broken when the probability that it is sound, none of its rollouts being right, is below this;
     0 takes all rollouts for every state."""
     surprise: float = Field(0.1, ge=0, le=1)
@@ -33,7 +33,7 @@ class StoppingRule(Config):
     the default `doubt` asks for are; smaller widths buy narrower labels with further batches."""
     batch: int = Field(4, ge=1)
     """Rollouts of each further batch."""
-    shared: int | None = Field(7, ge=2)
+    shared: int | None = Field(5, ge=2)
     """A prefix that so many rollouts of other states run through, step by step the same, is labelled by them and not
     drawn from; null asks each prefix anew."""
 

@@ -48,7 +48,7 @@ def write(problem: Problem, draw: random.Random) -> str:
 
 class ScriptedPool:
     """Draw i is `write(problem, Random(seed + i))`, in 2 to 5 tokens. `asked` is (problem, n, seed, version, most
-    tokens); `during_update` counts what was asked while the trainer worked. Problem "refused" is refused."""
+    tokens); `during_update` counts what was sampled while the trainer worked. Problem "refused" is refused."""
 
     probe_token_ids = (1, 2)
 
@@ -63,8 +63,8 @@ class ScriptedPool:
     async def sample(self, problem: Problem, n: int, seed: int, version: int, max_tokens: int | None = None) -> Group:
         assert version == self.version
         self.asked.append((problem.id, n, seed, version, max_tokens))
-        self.during_update += self.trainer is not None and self.trainer.busy
         await asyncio.sleep(random.random() / 200)  # groups end in any order
+        self.during_update += self.trainer is not None and self.trainer.busy
         if problem.id == "refused":
             raise SamplingError("problem refused: longer than the maximum context length")
         return Group(problem, tuple(self._response(problem, seed + i) for i in range(n)), version, 7)
