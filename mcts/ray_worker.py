@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import ray
-from ray.exceptions import NodeDiedError, ObjectLostError, RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -151,13 +151,9 @@ class RayWorkers:
 async def _answer(reference: Awaitable[Any]) -> Any:
     try:
         return await reference
-    except (
-        RayActorError,
-        NodeDiedError,
-        ObjectLostError,
-    ) as error:  # the last two: a report that died with its machine
-        raise WorkerDiedError(str(error)) from error
     except RayTaskError as error:
         if isinstance(error.cause, (MmprmError, WorkerDiedError)):
             raise error.cause from error
         raise
+    except RayError as error:  # its process or machine is gone, killed for memory, or a report died with it
+        raise WorkerDiedError(str(error)) from error

@@ -94,7 +94,7 @@ def read_status(store: Store) -> Status:
         engine_hours=engine_seconds / 3600,
         labels_per_engine_hour=summary.labels / (engine_seconds / 3600) if engine_seconds else None,
         seconds_left=left,
-        projected_end=last.last + left if last and left is not None and running else None,
+        projected_end=time.time() + left if left is not None and running else None,
     )
 
 

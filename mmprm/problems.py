@@ -169,9 +169,9 @@ def write_problems(
 
 
 def pictures_root(config: ProblemsConfig) -> Path:
-    """Folder of relative picture paths."""
+    """Folder of relative picture paths; absolute, since a store is read from other folders too."""
     path = Path(config.path)
-    return Path(config.images_root) if config.images_root else path if path.is_dir() else path.parent
+    return Path(config.images_root or (path if path.is_dir() else path.parent)).absolute()
 
 
 def read_rows(config: ProblemsConfig) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -283,13 +283,16 @@ def read_problem(row: Mapping[str, Any], columns: Columns, root: Path, place: st
     if pictures:
         # Marks at the very front say no more than that the pictures come first, which is the rule anyway.
         question = re.sub(r"\A(?:\s*<image>)+\s*", "", question)
+    choices = cell("choices") or ()
+    if not isinstance(choices, list | tuple):
+        raise DataError(f"{place}: choices must be a list, got {str(choices)[:60]!r}; make it one, or drop the column")
     own_id, solution = cell("id"), cell("solution")
     return Problem(
         id=str(own_id) if own_id not in (None, "") else content_id(question, answer, pictures),
         question=question,
         answer=answer,
         pictures=pictures,
-        choices=tuple(str(choice) for choice in cell("choices") or ()),
+        choices=tuple(str(choice) for choice in choices),
         solution=solution if solution is None else str(solution),
     )
 

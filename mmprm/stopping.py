@@ -24,8 +24,8 @@ class StoppingRule(Config):
     rollouts: int = Field(20, ge=1)
     """Most rollouts drawn from a state (K); the root gets all of them. MM-PRM has 16."""
     doubt: float = Field(0.006, ge=0, lt=0.5)
-    """A state is called broken when the probability that it is sound, none of its rollouts being right, is below this;
-    0 takes all rollouts for every state."""
+    """A state is called broken when the probability that it is sound, none of its rollouts being right, is below this:
+    by default after 16 failures or more. 0 takes all rollouts for every state."""
     surprise: float = Field(0.1, ge=0, le=1)
     """Probability that the value of a sound state has nothing to do with that of the sound state before it."""
     width: float = Field(0.17, ge=0, lt=0.5)

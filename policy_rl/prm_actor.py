@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError
 
 from mmprm.errors import EngineStoppedError, MmprmError, TrainingError
 from mmprm.sampling.pool import NOTICE_SECONDS, REQUESTS_IN_FLIGHT, cause_of
@@ -70,7 +70,7 @@ class Prm:
                 f"problem {solutions[0].problem.id}: waited {self._config.score_timeout_s:g} s in vain for "
                 f"{len(solutions)} scores of {self._name}; a larger process.score_timeout_s gives it more time"
             ) from error
-        except (RayActorError, RayTaskError) as error:
+        except RayError as error:
             raise self._ended(error) from None
         if process not in self.processes:
             self.processes.add(process)
@@ -98,10 +98,10 @@ class Prm:
                 print(f"waiting for {waiting} ({waited:.0f} s)", file=sys.stderr, flush=True)
         try:
             self.processes.add(start.result())
-        except (RayActorError, RayTaskError) as error:
+        except RayError as error:
             raise self._ended(error) from None
 
-    def _ended(self, error: RayActorError | RayTaskError) -> MmprmError:
+    def _ended(self, error: RayError) -> MmprmError:
         cause = cause_of(error)
         if isinstance(cause, EngineStoppedError):
             return TrainingError(

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 import ray
 from pydantic import Field
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError
 
 from mmprm.config import Config
 from mmprm.errors import ConfigError, EngineStoppedError, MmprmError, TrainingError
@@ -311,7 +311,7 @@ async def _within(timeout: float, what: str, answer: Awaitable[T], silent: bool 
             print(f"waiting for {what} ({waited:.0f} s)", file=sys.stderr)
     try:
         return task.result()
-    except (RayActorError, RayTaskError) as error:
+    except RayError as error:
         cause = cause_of(error)
         if isinstance(cause, EngineStoppedError):
             raise _LostError(f"{what}: {cause}") from None

@@ -27,7 +27,7 @@ from typing import Any
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayActorError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
 from mmprm.errors import EngineStoppedError, MmprmError, TrainingError
 from mmprm.prompts import PromptConfig
@@ -172,7 +172,7 @@ class TrainerGroup:
             for rank in [rank for rank in waiting if calls[rank] in done]:
                 try:
                     answers[rank] = ray.get(calls[rank])
-                except (RayActorError, RayTaskError) as error:
+                except RayError as error:
                     failures[rank] = _cause(error, rank)
                     end = min(end, time.monotonic() + GRACE_SECONDS)
             if not done and not failures and time.monotonic() < end:
@@ -206,10 +206,10 @@ class TrainerGroup:
         while time.monotonic() - started < self._timeout_s:
             try:
                 return ray.get(call, timeout=NOTICE_SECONDS)
-            except (RayActorError, RayTaskError) as error:
-                raise _cause(error, 0) from None
             except GetTimeoutError:
                 print(f"waiting for {what}; Ray has {ray.available_resources()} free", file=sys.stderr, flush=True)
+            except RayError as error:
+                raise _cause(error, 0) from None
         raise TrainingError(f"waited {self._timeout_s:g} s for {what}; Ray has {ray.available_resources()} free")
 
     def _kill(self, reason: str) -> None:
@@ -253,11 +253,11 @@ class _Rank:
 def _answer(question: Any) -> str:
     try:
         return ray.get(question)
-    except RayActorError:
+    except RayError:
         return "its end: the process has died"
 
 
-def _cause(error: RayActorError | RayTaskError, rank: int) -> BaseException:
+def _cause(error: RayError, rank: int) -> BaseException:
     """The error that was raised on the rank; Ray wraps it, with both tracebacks in its text."""
     if isinstance(error, RayTaskError):
         return error.cause if isinstance(error.cause, Exception) else error

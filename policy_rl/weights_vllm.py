@@ -99,7 +99,7 @@ class EngineClient:
 
     def _each(self, method: str, arguments: Sequence[dict[str, Any]] | None = None) -> None:
         import ray
-        from ray.exceptions import RayActorError
+        from ray.exceptions import RayError, RayTaskError
 
         arguments = arguments or [{}] * len(self._engines)
         calls = [
@@ -115,7 +115,9 @@ class EngineClient:
             )
         try:
             ray.get(done)
-        except RayActorError as error:
+        except RayTaskError:
+            raise
+        except RayError as error:
             raise TrainingError(
                 f"an engine died at {method}, while the weights of version {self.version} were on their way to it: "
                 f"{error}; go on from the last checkpoint"

@@ -44,7 +44,10 @@ def run(arguments: argparse.Namespace) -> None:
     shape = shape_of(config)
     memory = memory_of(shape, config, gpus, gib)
     print(plan_text(shape, memory, config, gpus))
-    if arguments.paths is not None:
+    if arguments.paths is None:
+        batch, tokens = config.training.batch_size, arguments.path_tokens
+        print(f"\n{batch * tokens:,} tokens a step: {batch:,} paths of {tokens:,}; --paths tells steps and GPU-hours")
+    else:
         peak, mfu = arguments.tflops * 1e12, arguments.mfu
         expected = run_of(shape, config, gpus, arguments.paths, arguments.path_tokens, peak, mfu)
         print(f"\n{run_text(expected, arguments.paths, arguments.path_tokens, gpus, mfu)}")

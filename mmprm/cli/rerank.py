@@ -1,7 +1,7 @@
 """Choose among sampled solutions: sample, grade, score, choose, and report the accuracy of every selector.
 
 The output folder holds candidates.jsonl (one line a sampled solution), summary.json (accuracy against the number of
-samples, with intervals) and samples.jsonl, the solutions before they were scored: a run that stopped, or one with
+samples, with intervals) and samples.jsonl, the solutions before they were scored: a run that stopped then, or one with
 another process reward model or aggregator, goes on from these and samples nothing again.
 
 Examples:
@@ -91,6 +91,9 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.choose_aggregator:
         info = _choose(groups, info, config)
         aggregator = info.aggregator
+    unscored = [c.unscored for group in groups for c in group.candidates if c.unscored is not None]
+    if unscored:
+        print(f"note: {len(unscored)} solutions could not be scored, the first: {unscored[0]}", file=sys.stderr)
     points = accuracy_at_n(groups, aggregator, sizes_up_to(config.samples), config.seed)
     write_rows(folder / "candidates.jsonl", candidate_lines(groups, aggregator))
     with output(folder / "summary.json") as out:
@@ -111,6 +114,7 @@ def summary(
         "samples": len(candidates),
         "unknown_verdicts": sum(candidate.verdict is Verdict.UNKNOWN for candidate in candidates),
         "unsplit": dict(collections.Counter(c.unsplit for c in candidates if c.unsplit is not None)),
+        "unscored": sum(candidate.unscored is not None for candidate in candidates),
         "generated_tokens": sum(candidate.token_count for candidate in candidates),
         "aggregator": aggregator,
         "accuracy": {name: interval.value for name, interval in points[-1].accuracy.items()},

@@ -19,7 +19,8 @@ class ReplyCache:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(path, isolation_level=None, timeout=30)
-            self._connection.execute("PRAGMA journal_mode=WAL")
+            with suppress(sqlite3.OperationalError):  # at its making other processes may be at it; any mode will do
+                self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=NORMAL")
             self._connection.execute(
                 "CREATE TABLE IF NOT EXISTS replies (key BLOB PRIMARY KEY, reply TEXT NOT NULL) WITHOUT ROWID"

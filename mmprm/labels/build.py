@@ -46,8 +46,7 @@ def build_labels(config: LabelsConfig) -> LabelsSummary:
     """Label every tree of the store and write the paths. Raises DataError when there is nothing to label."""
     if config.dev + config.test >= 1:
         raise ConfigError(f"dev={config.dev} and test={config.test} must leave a share for training; try 0.1 and 0")
-    path = Path(config.store)
-    store = Store.read(path / "trees.sqlite" if path.is_dir() else path)
+    path, store = config.store, Store.read(config.store)
     rule, markup = rule_of(store.config), store.config.get("markup", "tags")
     if config.markup not in (None, markup):
         raise ConfigError(f"markup={config.markup} must be {markup}, as the steps of {path} are marked; leave it out")
@@ -56,10 +55,10 @@ def build_labels(config: LabelsConfig) -> LabelsSummary:
 
     def examples() -> Iterator[LabelledExample]:
         for tree in store.trees():
-            problem = store.problem(tree.problem_id)
-            if config.embed_pictures:
+            problem, found = store.problem(tree.problem_id), label_tree(tree, rule, markup, config.seed)
+            if found and config.embed_pictures:
                 problem = embed_pictures(problem)
-            for labelled in label_tree(tree, rule, markup, config.seed):
+            for labelled in found:
                 split = split_of(problem.id, config.seed, config.dev, config.test)
                 paths.append(labelled)
                 splits[split] += 1

@@ -83,7 +83,7 @@ def keep_agreeing_steps(examples: Sequence[LabelledExample], rule: AgreementRule
             label if opinion is not None and opinion.agree else None
             for label, opinion in zip(example.path.counts, opinions_S, strict=True)
         ]
-        kept.append(_relabelled(example, counts))
+        kept.append(relabelled(example, counts))
     return [example for example in kept if _has_label(example)]
 
 
@@ -106,8 +106,8 @@ def keep_agreeing_first_errors(examples: Sequence[LabelledExample], rule: Agreem
             for place, prefix in enumerate(prefixes)
         ]
         placed.update(prefixes[:depth])
-        relabelled = _relabelled(example, [opinion and opinion.counts for opinion in own])
-        kept.append(replace(relabelled, judged=tuple(opinion and opinion.judged for opinion in own)))
+        counts = [opinion and opinion.counts for opinion in own]
+        kept.append(replace(relabelled(example, counts), judged=tuple(opinion and opinion.judged for opinion in own)))
     return [example for example in kept if _has_label(example)]
 
 
@@ -141,11 +141,14 @@ def judge_with_scorer(examples: Sequence[LabelledExample], scorer: Scorer, name:
 def _scores(examples: Sequence[LabelledExample], scorer: Scorer) -> list[tuple[float | None, ...]]:
     solutions = [Solution(example.problem, example.path.steps) for example in examples]
     try:
-        return [judged.scores for judged in scorer.score(solutions)]
+        scores = [judged.scores for judged in scorer.score(solutions)]
     except DataError:
         if len(examples) == 1:
             return [(None,) * len(examples[0].path.steps)]
-        return [scores for example in examples for scores in _scores([example], scorer)]
+        middle = len(examples) // 2
+        return [*_scores(examples[:middle], scorer), *_scores(examples[middle:], scorer)]
+    # What a scorer cut off as too long was not judged.
+    return [own + (None,) * (len(one.steps) - len(own)) for own, one in zip(scores, solutions, strict=True)]
 
 
 def _prefixes(example: LabelledExample) -> list[Prefix]:
@@ -164,7 +167,7 @@ def _agreed_depth(prefixes: Sequence[Prefix], known: Mapping[Prefix, Opinion]) -
     return len(prefixes)
 
 
-def _relabelled(example: LabelledExample, counts: Sequence[Counts | None]) -> LabelledExample:
+def relabelled(example: LabelledExample, counts: Sequence[Counts | None]) -> LabelledExample:
     """With other labels; a complete path without the label of its solution is no longer called complete."""
     path = example.path
     complete = path.complete and counts[-1] is not None

@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 
 from mmprm.config import Config
 from mmprm.errors import ConfigError, DataError
-from mmprm.labels.consensus import AgreementRule, keep_agreeing_first_errors, keep_agreeing_steps
+from mmprm.labels.consensus import AgreementRule, keep_agreeing_first_errors, keep_agreeing_steps, relabelled
 from mmprm.labels.duplicates import near_duplicates
 from mmprm.labels.formats import FORMATS, Format, Kind, Row, content_of, record_of, repeat_shared
 from mmprm.labels.parquet import LabelledExample, Split, read_parquet, split_of, write_parquet
@@ -107,7 +107,10 @@ def export_labels(config: ExportConfig) -> ExportSummary:
     duplicates = drop_duplicates(examples)
     examples, negatives = balance([example for example in examples if example.problem.id not in duplicates], config)
     if not examples:
-        raise DataError(f"{config.labels}: holds no label; write it with mmprm labels")
+        raise DataError(
+            f"{config.labels}: holds no label that agree, rule and negatives leave; loosen these, or write it with "
+            "mmprm labels"
+        )
     overlap = {path: _overlap(examples, path) for path in config.benchmark}
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -197,7 +200,7 @@ def balance(examples: Sequence[LabelledExample], config: ExportConfig) -> tuple[
             None if (number, depth) in taken else counts for depth, counts in enumerate(example.path.counts, start=1)
         )
         if any(counts is not None for counts in kept):
-            result.append(replace(example, path=replace(example.path, counts=kept)))
+            result.append(relabelled(example, kept))
     return result, len(surplus)
 
 

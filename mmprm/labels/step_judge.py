@@ -129,7 +129,11 @@ class StepJudge:
         if self._config.read == "logprobs":
             body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         (choice,) = (await self._client.chat(body, affinity=problem.id)).choices
-        return choice.text if self._config.read == "text" else json.dumps(choice.first_token)
+        if self._config.read == "text":
+            return choice.text
+        if not choice.first_token:
+            raise SamplingError("no log-probabilities") from Failure("no log-probabilities: set judge.read=text")
+        return json.dumps(choice.first_token)
 
     def _failed(self, reason: str) -> None:
         self.failures[reason] += 1

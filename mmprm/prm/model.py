@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import (
@@ -150,7 +151,7 @@ def load_backbone(name: str, dtype: torch.dtype | Literal["auto"], kind: Any = N
             name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise CheckpointError(f"{name}: cannot be loaded as a model: {error}") from error
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])[0]

@@ -68,7 +68,9 @@ class Marks:
         return self._grown(solution, self._form.mark(solution))
 
     def many(self, solutions: Sequence[Solution]) -> list[tuple[Ints, Ints]]:
-        return list(map(self._grown, solutions, self._form.mark_many(solutions)))
+        found = list(map(self._grown, solutions, self._form.mark_many(solutions)))
+        self._of_picture.clear()  # a scorer lives long, and a picture may be its bytes
+        return found
 
     def _grown(self, solution: Solution, marked: Marked) -> tuple[Ints, Ints]:
         ids, rest = [], list(marked.ids)
@@ -105,7 +107,8 @@ def pack_solutions(
     paths = [ids[: places[-1] + 1] for ids, places in marked]
     groups: dict[Hashable, list[int]] = {}
     for number, solution in enumerate(solutions):
-        groups.setdefault(solution.problem if shared else number, []).append(number)
+        problem = solution.problem  # not by its id, which may be the line of a file
+        groups.setdefault((problem.question, problem.pictures) if shared else number, []).append(number)
     trees = []
     for group in groups.values():
         for part in cut_at_subtrees([paths[number] for number in group], most_tokens):

@@ -122,13 +122,31 @@ class PackedRows:
 
 
 def make_rows(
-    samples: Sequence[Sample], form: Format, backbone: nn.Module, packing: Packing, micro_batch_tokens: int
+    samples: Sequence[Sample],
+    form: Format,
+    backbone: nn.Module,
+    packing: Packing,
+    micro_batch_tokens: int,
+    shares: int = 1,
 ) -> Rows:
-    """Rows of at most `micro_batch_tokens`, a longer sample alone. Packed rows need a backbone that can read them."""
+    """Rows of at most `micro_batch_tokens`, a longer sample alone. Packed rows need a backbone that can read them.
+
+    `shares` are all that ranks do in all steps: packed rows are so short that each has one, though not shorter than the
+    longest sample. A third is allowed for, as rows are not full and trees that are cut repeat what their parts share.
+    """
     if packing == "none":
         return PathRows(samples, form)
     use_block_masks(backbone)
-    return PackedRows(samples, form, backbone.model, micro_batch_tokens, None, packing == "trees")
+
+    def rows_of(most_tokens: int) -> PackedRows:
+        return PackedRows(samples, form, backbone.model, most_tokens, None, packing == "trees")
+
+    rows = rows_of(micro_batch_tokens)
+    share = 4 * sum(rows.lengths) // (3 * shares)
+    if share < max(rows.lengths, default=0):
+        longest = max(sample.length for sample in samples)
+        rows = rows_of(min(micro_batch_tokens, max(share, longest)))
+    return rows
 
 
 class PrmTask:

@@ -28,6 +28,7 @@ from mmprm.training.loop import fit, step_count
 from mmprm.training.lora import LoraConfig, add_adapters, plain_weights
 from mmprm.training.ranks import Ranks, check_shared, join_ranks
 from mmprm.training.sharding import loading_in_parts
+from mmprm.training.stop_request import StopRequest
 
 
 class TrainConfig(Config):
@@ -98,15 +99,16 @@ def train_prm(config: TrainConfig) -> TrainSummary:
         print(f"{len(train):,} paths, {sum(task.terms):,} labels, {total:,} steps on {ranks.count} ranks", flush=True)
     finished = checkpoints.steps_done(output / "checkpoints") == total
     evaluation = fit(task, engine, training, output, _origin(config))
-    weights = engine.weights("backbone.")
-    if ranks.is_main:
-        settings = {**config.target.model_dump(), "file": Path(config.labels).name}
-        info = prm.info.model_copy(update={"labels": settings})
-        if finished:
-            info = _with_choices(info, output / "prm")
-        weights = plain_weights(prm.model.backbone, weights)
-        save_prm(output / "prm", Prm(prm.model, prm.renderer, info), weights)
-    ranks.barrier()
+    with StopRequest(ranks):  # there may be no checkpoint of what is trained now: it is written first
+        weights = engine.weights("backbone.")
+        if ranks.is_main:
+            settings = {**config.target.model_dump(), "file": Path(config.labels).name}
+            info = prm.info.model_copy(update={"labels": settings})
+            if finished:
+                info = _with_choices(info, output / "prm")
+            weights = plain_weights(prm.model.backbone, weights)
+            save_prm(output / "prm", Prm(prm.model, prm.renderer, info), weights)
+        ranks.barrier()
     seconds = time.perf_counter() - started
     return TrainSummary(output / "prm", total, len(train), sum(task.terms), too_long, seconds, evaluation)
 
@@ -182,8 +184,12 @@ def _rows(config: TrainConfig, prm: Prm, parts: list[list[Sample]], ranks: Ranks
         packing = "none"
         if ranks.is_main:
             print(f"packing={config.packing} becomes none for {type(backbone).__name__}: {why_not}", flush=True)
-    form, most_tokens = open_format(prm.processor, prm.info), config.training.micro_batch_tokens
-    return [make_rows(part, form, backbone, packing, most_tokens) for part in parts]
+    form, training = open_format(prm.processor, prm.info), config.training
+    shares = [ranks.count * max(1, -(-len(part) // training.batch_size)) for part in parts]
+    return [
+        make_rows(part, form, backbone, packing, training.micro_batch_tokens, share)
+        for part, share in zip(parts, shares, strict=True)
+    ]
 
 
 def _check_pictures(samples: list[Sample], config: TrainConfig, ranks: Ranks) -> None:

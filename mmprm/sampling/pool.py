@@ -9,9 +9,9 @@ from dataclasses import astuple
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError
 
-from mmprm.errors import EngineStoppedError, MmprmError
+from mmprm.errors import EngineStoppedError, MmprmError, SetupError
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig, on_one_core
 from mmprm.sampling.engines import EngineStats
@@ -49,7 +49,7 @@ class SamplerPool:
         actor = self._actors[zlib.crc32(request.problem.id.encode()) % len(self._actors)]
         try:
             return await actor.sample.remote(request)
-        except (RayActorError, RayTaskError) as error:
+        except RayError as error:
             raise cause_of(error) from None
 
     async def stats(self) -> EngineStats:
@@ -85,8 +85,11 @@ def places(engine: EngineConfig, size: int | None) -> tuple[list[EngineConfig], 
         ray.init(include_dashboard=False, log_to_driver=False)
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if gpus:
-        size = size or gpus // engine.tensor_parallel_size
-        return [engine] * size, {"num_gpus": engine.tensor_parallel_size}
+        each = engine.tensor_parallel_size
+        size = size or gpus // each
+        if not size:
+            raise SetupError(f"engine.tensor_parallel_size={each} must be at most {gpus}, the GPUs that there are")
+        return [engine] * size, {"num_gpus": each}
     size = size or int(ray.cluster_resources()["CPU"])
     return [on_one_core(engine, index) for index in range(size)], {"num_cpus": 1}
 
@@ -97,13 +100,13 @@ def _wait(starts: list[Any], model: str) -> None:
         done, starts = ray.wait(starts, timeout=NOTICE_SECONDS)
         try:
             ray.get(done)
-        except (RayActorError, RayTaskError) as error:
+        except RayError as error:
             raise cause_of(error) from None
         if not done:
             print(f"waiting for {len(starts)} engines of {model} to start", file=sys.stderr)
 
 
-def cause_of(error: RayActorError | RayTaskError) -> MmprmError:
+def cause_of(error: RayError) -> MmprmError:
     """The error that was raised in the actor, if it is one of ours; Ray wraps it, with both tracebacks in its text."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, MmprmError) else EngineStoppedError(str(error))

@@ -54,6 +54,8 @@ class VllmSampler:
     async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
         """See types.Sampler. Raises SamplingError or DataError (a picture) naming the problem; the engine goes on."""
         output = await self.generate(request)
+        if any(draw.finish_reason == "error" for draw in output.outputs):  # as where a picture left vLLM's own cache
+            raise SamplingError(f"problem {request.problem.id}: the engine broke off a draw; ask again")
         return tuple(Completion(draw.text, len(draw.token_ids), draw.finish_reason) for draw in output.outputs)
 
     async def generate(self, request: SampleRequest, **settings: Any) -> RequestOutput:

@@ -26,6 +26,7 @@ def candidate_lines(groups: Sequence[Group], aggregate: str | None) -> Iterator[
                 "answer": candidate.answer,
                 "verdict": candidate.verdict.name.lower(),
                 "unsplit": candidate.unsplit,
+                "unscored": candidate.unscored,
                 "tokens": candidate.token_count,
                 "scores": candidate.scores.scores if scored else None,
                 "reward": reward_M[draw] if scored else None,
@@ -50,6 +51,7 @@ def read_groups(
                 token_count=row.get("tokens", 0),
                 unsplit=row["unsplit"],
                 scores=None if scores is None else StepScores(tuple(scores)),
+                unscored=row.get("unscored"),
             )
             found.setdefault(row["problem_id"], []).append(candidate)
         except (KeyError, TypeError, AttributeError) as error:

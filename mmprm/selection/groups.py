@@ -33,7 +33,8 @@ from mmprm.types import (
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One sampled solution. `steps` are plain, and empty where the text could not be split (`unsplit` says why);
-    such a candidate keeps its answer and its verdict but has no `scores`."""
+    such a candidate keeps its answer and its verdict but has no `scores`, as one whose steps could not be scored
+    (`unscored` says why)."""
 
     response: str
     steps: Steps
@@ -42,6 +43,7 @@ class Candidate:
     token_count: int
     unsplit: str | None = None
     scores: StepScores | None = None
+    unscored: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,24 +134,41 @@ async def sample_groups(
 
 
 def score_groups(groups: Sequence[Group], scorer: Scorer) -> list[Group]:
-    """The same groups with step scores for every candidate that has steps; equal solutions are scored once."""
+    """The same groups with step scores for every candidate that has steps; equal solutions are scored once.
+
+    One that cannot be scored (too long, the marker in its text) gets the reason instead; DataError where all are so.
+    """
     solutions = {
         (group.problem.id, candidate.steps): Solution(group.problem, candidate.steps)
         for group in groups
         for candidate in group.candidates
         if candidate.steps
     }
-    scores = dict(zip(solutions, scorer.score(list(solutions.values())), strict=True))
+    answers = dict(zip(solutions, _scored_apart(list(solutions.values()), scorer), strict=True))
+    if answers and all(isinstance(answer, DataError) for answer in answers.values()):
+        raise next(iter(answers.values()))
+
+    def scored(problem: Problem, candidate: Candidate) -> Candidate:
+        answer = answers.get((problem.id, candidate.steps))
+        if isinstance(answer, DataError):
+            return replace(candidate, unscored=str(answer))
+        return replace(candidate, scores=answer)
+
     return [
-        replace(
-            group,
-            candidates=tuple(
-                replace(candidate, scores=scores.get((group.problem.id, candidate.steps)))
-                for candidate in group.candidates
-            ),
-        )
+        replace(group, candidates=tuple(scored(group.problem, candidate) for candidate in group.candidates))
         for group in groups
     ]
+
+
+def _scored_apart(solutions: list[Solution], scorer: Scorer) -> list[StepScores | DataError]:
+    """Halves of what fails are scored again, so that only a solution at fault has no scores."""
+    try:
+        return list(scorer.score(solutions))
+    except DataError as error:
+        if len(solutions) == 1:
+            return [error]
+        middle = len(solutions) // 2
+        return [*_scored_apart(solutions[:middle], scorer), *_scored_apart(solutions[middle:], scorer)]
 
 
 def rewards(group: Group, aggregate: str) -> list[float]:

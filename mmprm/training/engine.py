@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmprm.training.config import TrainingConfig
 from mmprm.training.ranks import Ranks
-from mmprm.training.sharding import deepspeed_config, whole
+from mmprm.training.sharding import deepspeed_config, is_matrix, whole
 
 
 class Engine:
@@ -33,7 +33,7 @@ class Engine:
         rate_of = dict.fromkeys(trainable, config.learning_rate) | dict(rates or {})
         groups = [
             {
-                "params": [p for p in trainable if (p.ndim > 1) == decays and rate_of[p] == rate],
+                "params": [p for p in trainable if is_matrix(p) == decays and rate_of[p] == rate],
                 "weight_decay": config.weight_decay if decays else 0.0,
                 "lr": rate,
             }

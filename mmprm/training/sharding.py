@@ -69,3 +69,8 @@ def whole(tensors: Iterable[Tensor], changed: bool = False) -> Iterator[None]:
 
     with deepspeed.zero.GatheredParameters(parts, modifier_rank=0 if changed else None):
         yield
+
+
+def is_matrix(tensor: Tensor) -> bool:
+    """By its full shape; the tensor itself is empty while it is in parts."""
+    return len(getattr(tensor, "ds_shape", tensor.shape)) > 1

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 
 from mmprm.errors import CheckpointError, DataError
 from mmprm.labels.parquet import LabelledExample, write_parquet
+from mmprm.prm import train
 from mmprm.prm.info import read_info, write_info
 from mmprm.prm.model import load_prm
 from mmprm.prm.train import TrainConfig, train_prm
@@ -161,6 +163,21 @@ def test_sigterm_and_the_same_command_again(
     train_prm(TrainConfig(**values))
     assert losses(tmp_path / "run") == losses(one_rank)
     assert_same_model(tmp_path / "run", one_rank, atol=0)
+
+
+def test_sigterm_while_the_model_is_written(
+    random_policy_folder: Path, labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No checkpoint holds it, so it is written to its end."""
+    save_prm = train.save_prm
+
+    def asked(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        save_prm(*arguments)
+
+    monkeypatch.setattr(train, "save_prm", asked)
+    train_prm(TrainConfig(**settings(random_policy_folder, labels, tmp_path, epochs=1)))
+    assert load_prm(tmp_path / "prm").info.labels["file"] == "labels.parquet"
 
 
 def test_micro_batches_change_nothing(one_rank: Path, random_policy_folder: Path, labels: Path, tmp_path: Path) -> None:

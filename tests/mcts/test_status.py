@@ -67,6 +67,13 @@ def test_figures_by_hand(store: Store) -> None:
     assert status.projected_end is None, "nobody works on it"
 
 
+def test_the_end_is_foretold_from_now_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines that are starting again have committed nothing since the last session."""
+    monkeypatch.setattr("mcts.status.is_being_written", lambda store: True)
+    monkeypatch.setattr("mcts.status.time", SimpleNamespace(time=lambda: 90_000.0))
+    assert read_status(store).projected_end == pytest.approx(90_000 + 1.5 * 20 / 4.5 / 2)
+
+
 def test_text(store: Store) -> None:
     text = status_text(read_status(store), "runs/x", now=1075)
     assert text.splitlines() == [

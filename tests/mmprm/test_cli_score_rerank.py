@@ -9,7 +9,7 @@ import pytest
 
 from mmprm.cli import rerank, score
 from mmprm.cli.main import main
-from mmprm.errors import CheckpointError
+from mmprm.errors import CheckpointError, DataError
 from mmprm.prm.info import AggregatorEvidence, PrmInfo, read_info, write_info
 from mmprm.selection.groups import Candidate, Group, Sampled
 from mmprm.types import Problem, Solution, StepScores, Verdict
@@ -151,6 +151,23 @@ def test_rerank_writes_candidates_and_summary(reranked: Rerank, capsys: pytest.C
     assert "2 problems, 1 failed" in printed
     assert "aggregator min, from prm.json, which holds no evidence for it" in printed
     assert max(map(len, printed.splitlines()[:-2])) <= 80
+
+
+def test_a_candidate_that_cannot_be_scored_is_not_chosen(
+    reranked: Rerank, scorer: LengthScorer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def score_most(solutions: Sequence[Solution]) -> list[StepScores]:
+        if any("bad" in solution.steps for solution in solutions):
+            raise DataError("longer than the PRM reads")
+        return LengthScorer.score(scorer, solutions)
+
+    monkeypatch.setattr(scorer, "score", score_most)
+    assert reranked() == 0
+    rows = reranked.rows("candidates.jsonl")
+    assert [row["unscored"] for row in rows] == ["longer than the PRM reads", None, None, "longer than the PRM reads"]
+    assert [row["chosen"] for row in rows[:2]] == [False, True]
+    assert reranked.summary["unscored"] == 2
+    assert "note: 2 solutions could not be scored, the first: longer than" in capsys.readouterr().err
 
 
 def test_rerank_without_any_sample_is_an_error(reranked: Rerank, capsys: pytest.CaptureFixture[str]) -> None:

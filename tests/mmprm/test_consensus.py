@@ -129,6 +129,15 @@ def test_a_scorer_judges_labelled_steps_only() -> None:
     assert {one.judged_by for one in judged} == {"prm"}
 
 
+def test_what_a_scorer_cuts_off_was_not_judged() -> None:
+    class Cutting(Scorer):
+        def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
+            return [StepScores(whole.scores[:2]) for whole in super().score(solutions)]
+
+    (judged,) = judge_with_scorer([FIRST], Cutting(), "prm")
+    assert judged.judged == (0.1, 0.2, None, None)
+
+
 def test_opinions_survive_parquet_and_older_files_have_none(tmp_path: Path) -> None:
     file = tmp_path / "labels.parquet"
     write_parquet(file, [SECOND, example("ab", [GOOD, BAD], None)])
@@ -194,7 +203,7 @@ async def test_a_model_judges_each_labelled_prefix_with_its_picture(tmp_path: Pa
     ("answer", "read", "reason"),
     [
         (says("I see a triangle"), "text", "talked instead of answering"),
-        (says("Yes"), "logprobs", "talked instead of answering"),
+        (says("Yes"), "logprobs", "no log-probabilities: set judge.read=text"),
         (error(400, "too long"), "text", "status 400"),
     ],
     ids=["talks", "no logprobs", "refused"],
@@ -221,13 +230,21 @@ async def test_a_server_that_is_gone_ends_it_and_what_was_said_is_kept(tmp_path:
 
 
 async def test_more_tokens_are_another_question_where_the_reply_is_read_as_text(tmp_path: Path) -> None:
-    for read, asked in (("text", [16, 512]), ("logprobs", [1])):
-        with ScriptedServer(says("Let me see"), says("No")) as server:
+    talks = (says("Let me see"), says("No"))
+    for read, script, asked, last in (("text", talks, [16, 512], 0.0), ("logprobs", (logprobs(0.25),), [1], 0.25)):
+        with ScriptedServer(*script) as server:
             for more in ({}, {}, {"max_tokens": 512}):
                 async with StepJudge(judge_config(server, tmp_path, read=read, **more)) as judge:
                     (judged,) = await judge.judge([example("a", [BAD], None)])
         assert [request["max_tokens"] for request in server.requests] == asked
-        assert judged.judged == ((0.0,) if read == "text" else (None,))
+        assert judged.judged == (pytest.approx(last),)
+
+
+async def test_a_server_that_gave_no_log_probabilities_is_asked_again(tmp_path: Path) -> None:
+    with ScriptedServer(says("Yes"), logprobs(0.75)) as server:
+        for probability in (None, pytest.approx(0.75)):
+            async with StepJudge(judge_config(server, tmp_path)) as judge:
+                assert (await judge.judge([example("a", [GOOD], None)]))[0].judged == (probability,)
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch) -> None:

@@ -267,6 +267,14 @@ def test_negatives_are_balanced_in_the_train_split_with_a_seed(tmp_path: Path) -
     assert balance(examples, config.model_copy(update={"negatives": 9.0})) == (examples, 0)
 
 
+def test_a_solution_without_its_verdict_is_not_complete_any_more(tmp_path: Path) -> None:
+    """Its last label is one negative too many, and goes with its step."""
+    path = LabelledPath("q", ("a", "b", "5"), (Counts(4, 0), Counts(2, 2), Counts(0, 1)), True)
+    export(tmp_path, [LabelledExample(PLAIN, path, "train")], "prm800k", negatives=0.1)
+    label = json.loads((tmp_path / "out" / "train.jsonl").read_text())["label"]
+    assert (len(label["steps"]), label["finish_reason"]) == (2, "give_up")
+
+
 def test_only_labels_that_a_judge_shares(tmp_path: Path) -> None:
     """Values 0.75, none, 0, 0.25, none; the judge agrees on the first alone, so that the first errors differ."""
     judged = LabelledExample(PLAIN, replace(PATH, problem_id="q"), "train", (0.9, None, 0.8, 0.2, None), "a judge")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from mmprm.grading.calibration import (
 )
 from mmprm.grading.judge import PROMPT_HASH, TALKED, Judge, JudgeConfig
 from mmprm.grading.open import open_grader
+from mmprm.grading.reply_cache import ReplyCache
 from mmprm.grading.symbolic import GraderConfig
 from mmprm.metrics import wilson
 from mmprm.types import Problem, Verdict
@@ -125,6 +127,18 @@ async def test_asked_once_on_disk_and_in_flight(tmp_path: Path) -> None:
         async with Judge(config.model_copy(update={"model": "judge-72b"})) as judge:
             await judge.decide(PROSE, "below 90")
     assert len(server.requests) == 5
+
+
+def test_a_cache_that_another_process_is_making_can_be_opened(tmp_path: Path) -> None:
+    other = sqlite3.connect(tmp_path / "cache.sqlite", isolation_level=None)
+    other.execute("CREATE TABLE replies (key BLOB PRIMARY KEY, reply TEXT NOT NULL) WITHOUT ROWID")
+    other.execute("BEGIN IMMEDIATE")
+    cache = ReplyCache(tmp_path / "cache.sqlite")
+    other.execute("COMMIT")
+    cache.put(b"key", "Yes")
+    assert cache.get(b"key") == "Yes"
+    cache.close()
+    other.close()
 
 
 async def test_talk_is_kept_too_but_not_when_more_tokens_may_end_it(tmp_path: Path) -> None:

@@ -220,6 +220,17 @@ def test_build_from_a_store(tmp_path: Path) -> None:
     assert examples[0].problem.pictures[0].data == b"\x89PNG"
 
 
+def test_pictures_are_read_of_labelled_problems_alone(tmp_path: Path) -> None:
+    store = Store.create_or_open(tmp_path / "trees.sqlite", SEARCH)
+    gone = (Picture(path=str(tmp_path / "gone.png")),)
+    store.add_problems([Problem("p", "?", "1"), Problem("easy", "?", "1", gone)])
+    store.append([pack_batch(Batch("p", n.steps, 0, n.rollouts)) for n in SMALL.nodes])
+    store.append([pack_batch(Batch("easy", (), 0, (rollout("a A", "r"),) * 4))])
+    store.close()
+    summary = build_labels(LabelsConfig(store=str(tmp_path), output=str(tmp_path / "labels.parquet")))
+    assert summary.counts.problems == 1
+
+
 def test_build_refuses(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no store"):
         build_labels(LabelsConfig(store=str(tmp_path / "none"), output=str(tmp_path / "x.parquet")))

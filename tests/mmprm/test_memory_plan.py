@@ -216,6 +216,9 @@ def test_the_command_refuses_what_cannot_fit(tmp_path: Path, capsys: pytest.Capt
     shown = capsys.readouterr().out
     assert re.search(r"all +7,640,361,472 +304,012,288", shown)
     assert re.search(r"steps +391", shown)
+    assert re.search(r"tokens a step +1,048,576", shown)
+    assert main([*command, "--gpus", "8", "--path-tokens", "1000"]) == 0
+    assert "512,000 tokens a step: 512 paths of 1,000" in capsys.readouterr().out
     assert main([*command, "--gpus", "2"]) == 2
     error = capsys.readouterr().err
     assert "do not fit" in error

@@ -151,6 +151,14 @@ def config_of(folder: Path, *sets: str) -> TrainConfig:
     return load(TrainConfig, None, [f"base={folder}", "labels=x", "output=y", *sets])
 
 
+def test_weights_that_are_cut_off_are_refused(text_base: Path, tmp_path: Path) -> None:
+    shutil.copytree(text_base, tmp_path / "base")
+    with (tmp_path / "base/model.safetensors").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(CheckpointError, match="cannot be loaded as a model"):
+        initialise_prm(str(tmp_path / "base"), PrmTokens())
+
+
 def test_frozen_parameters(random_policy_folder: Path) -> None:
     model = initialise_prm(str(random_policy_folder), PrmTokens()).model
     prepare(model, config_of(random_policy_folder, r"frozen=['^model\.visual\.(?!merger)']"))

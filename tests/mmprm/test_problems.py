@@ -134,6 +134,7 @@ def test_hub_data_sets_are_read_without_decoding(monkeypatch: pytest.MonkeyPatch
         (['{"question": "Q", "answer": "1"}'] * 2, r"bad.jsonl:2: id '\w{16}' was used before"),
         (['{"question": "Q", "answer": "1", "image": "http://x/y.png"}'], r"bad.jsonl:1: a picture must be a path"),
         (['{"question": "Q", "answer": "1", "image": "data:image/png;base64,###"}'], "not base64"),
+        (['{"question": "Q", "answer": "B", "options": "A. 3 B. 4"}'], r"bad.jsonl:1: choices must be a list"),
         (['{"message": "[{\\"role\\": 3", "answer": "1"}'], r"bad.jsonl:1 \(chat messages\): is not JSON"),
         (['{"message": [{"role": "user", "content": [{"text": "Q"}]}], "answer": "1"}'], "not of a known form"),
         ([], "holds no problem"),
@@ -143,6 +144,12 @@ def test_bad_lines_are_named(tmp_path: Path, lines: list[str], message: str) -> 
     (tmp_path / "bad.jsonl").write_text("\n".join(lines))
     with pytest.raises(DataError, match=message):
         load(tmp_path / "bad.jsonl")
+
+
+def test_relative_pictures_are_found_from_other_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    [problem] = load(write_jsonl(Path("g.jsonl"), [{"question": "Q", "answer": "1", "image": "i/a.png"}]))
+    assert problem.pictures == (Picture(path=str(tmp_path / "i/a.png")),)
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 import asyncio
 import os
 import random
+from types import SimpleNamespace
 
 import pytest
+from ray.exceptions import OutOfMemoryError
 
 from mmprm.config import load
-from mmprm.errors import ConfigError, SamplingError
+from mmprm.errors import ConfigError, EngineStoppedError, SamplingError, SetupError
+from mmprm.sampling import pool
 from mmprm.sampling.config import EngineConfig, SamplingConfig, on_one_core
 from mmprm.sampling.scripted import ScriptedSampler
 from mmprm.sampling.seeds import derive_seed
@@ -68,3 +71,31 @@ def test_what_is_no_model_folder_is_refused_at_once(tmp_path):
         VllmSampler(EngineConfig(model=str(tmp_path)))
     with pytest.raises(SamplingError, match="does not exist"):
         VllmSampler(EngineConfig(model=str(tmp_path / "runs" / "policy")))
+
+
+async def test_a_draw_that_the_engine_broke_off_is_no_wrong_answer(monkeypatch):
+    """vLLM ends a request so when a picture is no longer in its own cache."""
+
+    async def generate(self, request):
+        return SimpleNamespace(outputs=[SimpleNamespace(text="", token_ids=[], finish_reason="error")])
+
+    monkeypatch.setattr(VllmSampler, "generate", generate)
+    with pytest.raises(SamplingError, match="problem p: the engine broke off a draw"):
+        await object.__new__(VllmSampler).sample(SampleRequest(PROBLEM, "", 1, 0))
+
+
+async def test_an_engine_of_the_pool_that_is_killed_for_memory_has_stopped():
+    async def killed(request):
+        raise OutOfMemoryError("the node was low on memory")
+
+    engines = object.__new__(pool.SamplerPool)
+    engines._actors = [SimpleNamespace(sample=SimpleNamespace(remote=killed))]
+    with pytest.raises(EngineStoppedError, match="low on memory"):
+        await engines.sample(SampleRequest(PROBLEM, "", 1, 0))
+
+
+def test_an_engine_of_more_gpus_than_there_are_is_refused(monkeypatch):
+    ray = SimpleNamespace(is_initialized=lambda: True, cluster_resources=lambda: {"CPU": 8.0, "GPU": 4.0})
+    monkeypatch.setattr(pool, "ray", ray)
+    with pytest.raises(SetupError, match=r"tensor_parallel_size=8 must be at most 4, the GPUs"):
+        pool.places(EngineConfig(model="owner/name", tensor_parallel_size=8), None)

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 
 from mmprm.errors import ConfigError, DataError, SamplingError
 from mmprm.selection.accuracy import SUBSETS, accuracy_at_n
-from mmprm.selection.groups import Candidate, Group, answer_key, choices, common_size, sample_groups, score_groups
+from mmprm.selection.groups import (
+    Candidate,
+    Group,
+    answer_key,
+    choices,
+    common_size,
+    rewards,
+    sample_groups,
+    score_groups,
+)
 from mmprm.selection.selectors import SELECTORS, Choices
 from mmprm.types import Completion, Grading, Problem, SampleRequest, Solution, StepScores, Verdict
 
@@ -284,3 +293,18 @@ def test_equal_solutions_are_scored_once() -> None:
     scored = score_groups(groups, scorer)
     assert len(scorer.asked) == 2
     assert all(c.scores == StepScores((0.01, 0.01)) for c in itertools.chain(*(g.candidates for g in scored)))
+
+
+def test_what_cannot_be_scored_has_a_reason_and_stops_nothing() -> None:
+    class Picky(RecordingScorer):
+        def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
+            if any("<prm>" in solution.steps for solution in solutions):
+                raise DataError("step 1 contains '<prm>'")
+            return super().score(solutions)
+
+    marked, *others = (Candidate("t", (step,), "7", Verdict.CORRECT, 2) for step in ("<prm>", "a", "abc", "ab"))
+    (group,) = score_groups([Group(PROBLEM, (others[0], marked, *others[1:]))], Picky())
+    assert rewards(group, "min") == [0.01, -math.inf, 0.03, 0.02]
+    assert [c.unscored for c in group.candidates] == [None, "step 1 contains '<prm>'", None, None]
+    with pytest.raises(DataError, match="step 1"):
+        score_groups([Group(PROBLEM, (marked, marked))], Picky())

@@ -26,6 +26,7 @@ from mmprm.training.config import TrainingConfig
 from mmprm.training.engine import Engine
 from mmprm.training.loop import fit
 from mmprm.training.ranks import Ranks, check_shared, join_ranks
+from mmprm.training.sharding import deepspeed_config
 from mmprm.training.stop_request import StopRequest
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -322,6 +323,24 @@ def test_a_bad_step_leaves_no_trace(stage: int, offload: str, precision: str) ->
     for name, tensor in weights.items():
         assert torch.equal(tensor, expected[name]), name
         assert not torch.equal(tensor, start[name]), name
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("stage", [0, 3])
+def test_matrices_decay_and_vectors_do_not(stage: int) -> None:
+    """w − rate · decay · w where the gradient is 0. Under ZeRO-3 as it is loaded: in parts, each weight of no shape."""
+    import deepspeed
+
+    config = TrainingConfig(zero_stage=stage, precision="fp32", learning_rate=0.5, warmup=0, weight_decay=0.2)
+    ranks = join_ranks()
+    with deepspeed.zero.Init(config_dict_or_path=deepspeed_config(config), enabled=stage == 3):
+        model = nn.Linear(4, 8)
+    engine = Engine(model, config, 6, ranks)
+    before = engine.weights()
+    engine.step([lambda model: model(torch.ones(1, 4)).sum() * 0], 1.0)
+    after = engine.weights()
+    torch.testing.assert_close(after["weight"], 0.9 * before["weight"])
+    torch.testing.assert_close(after["bias"], before["bias"])
 
 
 @pytest.mark.integration

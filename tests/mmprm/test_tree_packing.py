@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from mmprm.labels.parquet import LabelledExample
+from mmprm.prm import packing
 from mmprm.prm.data import Sample, make_samples
 from mmprm.prm.format import Renderer
 from mmprm.prm.formats import Format, OwnFormat
 from mmprm.prm.info import PrmTokens
 from mmprm.prm.model import Prm, initialise_prm
-from mmprm.prm.packing import PACKED, Marks, use_block_masks, why_not_packed
+from mmprm.prm.packing import PACKED, Marks, pack_solutions, use_block_masks, why_not_packed
 from mmprm.prm.targets import NO_TARGET, TargetConfig
-from mmprm.prm.task import PackedRows, PathRows, PrmTask, Rows
+from mmprm.prm.task import PackedRows, PathRows, PrmTask, Rows, make_rows
+from mmprm.problems import open_picture
 from mmprm.training.batches import micro_batches
 from mmprm.types import Counts, LabelledPath, Problem, Solution
 from tests.backbones import BACKBONES, PICTURED, tiny_solutions, write_backbone
@@ -113,6 +115,37 @@ def test_a_tree_is_cut_under_the_budget(prm: Prm) -> None:
     assert len(rows.lengths) > 3
     assert max(rows.lengths) <= most
     assert_equal_training(prm, samples, rows, budget=most)
+
+
+def test_every_rank_has_a_row(prm: Prm) -> None:
+    """Wide rows would leave some without: trees are cut for it, though not below the longest sample."""
+    samples = tree_samples(prm, "once")
+    longest = max(sample.length for sample in samples)
+    wide, cut = (make_rows(samples, form_of(prm), prm.model.backbone, "trees", 10_000, shares) for shares in (1, 100))
+    assert max(wide.lengths) > longest >= max(cut.lengths)
+    assert len(wide.lengths) < len(cut.lengths) < len(samples)
+    assert_equal_training(prm, samples, cut, budget=10_000)
+    assert make_rows([], form_of(prm), prm.model.backbone, "trees", 10_000, 100).lengths == []
+
+
+def test_a_tree_is_of_one_question_and_its_pictures(prm: Prm) -> None:
+    """Whatever the problem's id: that of solutions from a file is their line."""
+    samples = tree_samples(prm, "once")
+    solutions, marked = [sample.solution for sample in samples], [(sample.ids, sample.places) for sample in samples]
+    lines = [replace(each, problem=replace(each.problem, id=f"line {n}")) for n, each in enumerate(solutions)]
+    expected = [tree.members for tree in pack_solutions(solutions, marked, 10_000)]
+    assert len(expected) == 3
+    assert [tree.members for tree in pack_solutions(lines, marked, 10_000)] == expected
+
+
+def test_pictures_are_opened_once_a_call_and_not_kept(prm: Prm, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that kept them would grow with every request."""
+    solutions = [sample.solution for sample in tree_samples(prm, "once", problems=1)]
+    marks, opened = Marks(form_of(prm)), []
+    monkeypatch.setattr(packing, "open_picture", lambda picture: opened.append(picture) or open_picture(picture))
+    for calls in (1, 2):
+        marks.many(solutions)
+        assert opened == calls * list(solutions[0].problem.pictures)
 
 
 def test_sample_packing(prm: Prm) -> None:
