@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--serial-problems", type=int, default=24)
     parser.add_argument("--max-rollouts", type=int, default=320)
     parser.add_argument("--simulated-problems", type=int, default=10_000)
-    parser.add_argument("--simulated-max-rollouts", type=int, default=640)
+    parser.add_argument("--simulated-max-rollouts", type=int, default=1500)
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "annotate.json")
     arguments = parser.parse_args()
     results, details = _read(arguments.out), _read(_details(arguments.out))

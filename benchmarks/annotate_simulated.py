@@ -218,7 +218,7 @@ def kill(profile: Path, folder: Path, kills: int, problems: int, max_rollouts: i
     return {
         "kills": sum(done.values()),
         "lost": lost,
-        "double_counted": extra + abs(totals[0] - totals[1]),
+        "double_counted": int(extra + abs(totals[0] - totals[1])),
         "identical": labels_of(killed) == labels_of(undisturbed),
         "by": done,
         "batches": last_batch(undisturbed),

@@ -6,7 +6,7 @@ cpgd_outcome   CPGD and RLOO with PPO clip at eight updates a rollout: pass@1, a
 prm_speedup    steps that outcome alone needs to its final accuracy over those that outcome and process need
 overhead       share of a step outside generation, scoring, forward, backward and optimizer
 sync           share of a step that the transfer of weights takes
-vs_trl         seconds of a step, and of forward, backward and optimizer alone, over those of TRL's RLOO trainer
+vs_trl         seconds of a step over those of TRL's RLOO trainer as it comes; tuned, of a step and of the update alone
 
 Each run is `mmprm rl` with configs/rl/tiny.yaml and other keys, in a process of its own; its metrics.jsonl is kept
 below the working folder, and a benchmark that was stopped goes on with the runs that are missing. prm_speedup takes the

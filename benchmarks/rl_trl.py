@@ -1,9 +1,11 @@
 """A step of `mmprm rl` beside one of TRL's RLOO trainer: the embedded policy, its pictures, the same problems.
 
 Both sample PROMPTS × GROUP_SIZE responses a step, grade them with our grader and make one update in float32 from the
-same weights, without a reference model. TRL samples with transformers, ours with vLLM. At most TOKENS_AT_ONCE tokens,
-padding included, go through the model at once in an update; of the batchings within that, each side's fastest counts.
-TRL has what it needs in a folder of its own (`make trl`) and runs in a process of its own.
+same weights, without a reference model. TRL samples with transformers, ours with vLLM. TRL runs twice. As it comes
+(`ratio`) it has its own defaults where the task leaves a choice: 8 rows at once, gradient checkpointing. Tuned
+(`tuned_ratio`, `update_ratio`) it does without checkpointing; at most TOKENS_AT_ONCE tokens, padding included, go
+through the model at once in an update, and of the batchings within that each side's fastest counts. TRL has what it
+needs in a folder of its own (`make trl`) and runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ TOKENS_AT_ONCE = 8192
 OUR_BUDGETS = (2048, 4096, 8192)
 TRL_BATCHES = (16, 32, 64)
 """Rows at once, into which TRL can divide a step."""
+AS_IT_COMES = 0
+"""In place of a number of rows."""
 
 Figures = dict[str, Any]
 
@@ -34,7 +38,8 @@ Figures = dict[str, Any]
 def step_vs_trl(
     ours: Callable[..., list[Figures]], problems: Path, seeds: Sequence[int], learning_rate: float
 ) -> Figures:
-    """{ratio, update_ratio, their spreads, the medians of both sides}, of medians over the steps after WARM_UP.
+    """{ratio, tuned_ratio, update_ratio, their spreads, the medians of all three}, of medians over the steps after
+    WARM_UP.
 
     `ours(name, seed, **keys)` runs `mmprm rl` on `problems` and gives its metrics. `update_seconds` are those of
     forward, backward and optimizer.
@@ -61,19 +66,25 @@ def step_vs_trl(
 
     def their_step(seed: int, batch: int) -> Figures:
         found = _trl(problems, batch, learning_rate, seed)
-        assert batch * found.pop("longest") <= TOKENS_AT_ONCE, "TRL has more tokens at once than ours"
+        assert batch * found.pop("longest") <= TOKENS_AT_ONCE, "TRL has more tokens at once than ours"  # 0 as it comes
         return _medians(**found)
 
     budget, our_first = _fastest(our_step, seeds[0], OUR_BUDGETS)
     batch, their_first = _fastest(their_step, seeds[0], TRL_BATCHES)
-    rounds = [(our_first, their_first)]
-    rounds += [(our_step(seed, budget), their_step(seed, batch)) for seed in seeds[1:]]
+    rounds = [{"ours": our_first, "trl_tuned": their_first, "trl": their_step(seeds[0], AS_IT_COMES)}]
+    for seed in seeds[1:]:
+        theirs = {"trl_tuned": their_step(seed, batch), "trl": their_step(seed, AS_IT_COMES)}
+        rounds.append({"ours": our_step(seed, budget), **theirs})
     figures: Figures = {}
-    for key, name in (("ratio", "seconds"), ("update_ratio", "update_seconds")):
-        ratios = [mine[name] / theirs[name] for mine, theirs in rounds]
+    for key, other, name in (
+        ("ratio", "trl", "seconds"),
+        ("tuned_ratio", "trl_tuned", "seconds"),
+        ("update_ratio", "trl_tuned", "update_seconds"),
+    ):
+        ratios = [each["ours"][name] / each[other][name] for each in rounds]
         figures |= {key: median(ratios), f"{key}_spread": [min(ratios), max(ratios)]}
-    for place, side in enumerate(("ours", "trl")):
-        figures[side] = {name: median(each[place][name] for each in rounds) for name in rounds[0][place]}
+    for side in rounds[0]:
+        figures[side] = {name: median(each[side][name] for each in rounds) for name in rounds[0][side]}
     return figures | {"micro_batch_tokens": budget, "per_device_batch": batch}
 
 

@@ -86,8 +86,8 @@ BENCHMARKS = {
         parts,
         "make bench-rl",
         "The embedded policy, 32 problems × 8 responses a step, three seeds; pass@1 at temperature 1 on 300 held-out "
-        "problems, 8 samples each. TRL 1.8.0 with transformers' generation, at most 8,192 tokens at once in either "
-        "update.",
+        "problems, 8 samples each. TRL 1.8.0 with transformers' generation, as it comes (`ratio`) and tuned, then with "
+        "at most 8,192 tokens at once in either update.",
     ),
 }
 

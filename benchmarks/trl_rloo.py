@@ -1,7 +1,8 @@
 """TRL's RLOO trainer on problems of a JSONL file, with the answers judged by our grader.
 
 `trl_rloo.py MODEL PROBLEMS PROMPTS GROUP_SIZE STEPS BATCH MAX_TOKENS LEARNING_RATE SEED` runs with TRL on the path
-(`make trl`), in a process of its own; BATCH is per_device_train_batch_size. The problems are the first PROMPTS × STEPS
+(`make trl`), in a process of its own; BATCH is per_device_train_batch_size, without gradient checkpointing; 0 leaves
+both to TRL. The problems are the first PROMPTS × STEPS
 of the file. Prints one JSON line: of each step the seconds, those of forward, backward and optimizer among them, the
 mean reward and the mean tokens of a response; and the tokens of the longest row.
 """
@@ -71,12 +72,13 @@ def main() -> None:
         answers = [(by_id[name], each[0]["content"]) for name, each in zip(id, completions, strict=True)]
         return [REWARD[grading.verdict] for grading in grader.grade_many(answers)]
 
+    rows = int(batch) or RLOOConfig.per_device_train_batch_size
+    tuned = {"per_device_train_batch_size": rows, "gradient_checkpointing": False} if int(batch) else {}
     with tempfile.TemporaryDirectory() as output:
         arguments = RLOOConfig(
             output_dir=output,
             max_steps=int(steps),
-            per_device_train_batch_size=int(batch),
-            gradient_accumulation_steps=int(prompts) * int(group_size) // int(batch),
+            gradient_accumulation_steps=int(prompts) * int(group_size) // rows,
             num_generations=int(group_size),
             max_completion_length=int(max_tokens),
             learning_rate=float(learning_rate),
@@ -85,11 +87,11 @@ def main() -> None:
             seed=int(seed),
             use_cpu=True,
             bf16=False,
-            gradient_checkpointing=False,
             report_to=[],
             save_strategy="no",
             logging_steps=1,
             disable_tqdm=True,
+            **tuned,
         )
         clock = Clock()
         trainer = TimedTrainer(

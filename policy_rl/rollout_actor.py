@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 from collections.abc import Sequence
@@ -63,11 +64,16 @@ class RolloutEngine:
         try:
             if published.folder is not None:
                 await self._load_files(published)
-            if not await self._sampler.call("reset_prefix_cache"):
+            # One after the other in the engine. The encoder's cache holds embeddings of pictures; the processor's may
+            # stay: it holds their pixels.
+            emptied, _, answer = await asyncio.gather(
+                self._sampler.call("reset_prefix_cache"),
+                self._sampler.call("reset_encoder_cache"),
+                self._sampler.logprobs(self._probe),
+            )
+            if not emptied:
                 raise TrainingError("vLLM did not empty its prefix cache, which holds what the old weights computed")
-            # Embeddings of pictures. The processor's cache may stay: it holds their pixels.
-            await self._sampler.call("reset_encoder_cache")
-            return await self._sampler.logprobs(self._probe)
+            return answer
         except MmprmError:
             raise
         except Exception as error:  # vLLM raises many kinds for weights that do not fit its model.
