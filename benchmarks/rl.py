@@ -42,7 +42,7 @@ RATE = 3e-4
 UPDATES = 8
 MANY_UPDATES_RATE = 1e-4
 """With UPDATES updates a rollout."""
-RATES = (3e-4, 1e-3, 3e-3, 1e-2)
+RATES = (3e-4, 6e-4, 1e-3, 3e-3)
 """Of the trials of stability, each with all seeds, until PPO clip collapses in two of them."""
 
 Figures = dict[str, Any]
