@@ -55,7 +55,11 @@ def run(arguments: argparse.Namespace) -> None:
         memory(),
         disk(),
         shared_memory(),
-        program("C++ compiler", ("g++", "c++"), "install g++: DeepSpeed with several CPU ranks builds an operator"),
+        program(
+            "C++ compiler",
+            ("g++", "c++"),
+            "install g++: DeepSpeed with several CPU ranks builds an operator, engine.compile its model",
+        ),
         program("Chromium", ("chromium", "chromium-browser", "google-chrome"), "install chromium: tests of the report"),
     ]
     show(findings)

@@ -31,6 +31,9 @@ class EngineConfig(Config):
     the first on CPU and the second on GPU, which is where each is faster."""
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
     """Number format of weights and activations."""
+    compile: bool | None = None
+    """Compile the model (torch.compile): fewer seconds a token for a longer start. By default on GPU only. On CPU it
+    needs a C++ compiler and pays where a small model draws for more than some minutes."""
     max_model_len: int | None = Field(None, ge=2)
     """Most tokens of prompt and completion together; by default what the checkpoint declares."""
     max_num_seqs: int = Field(256, ge=1)

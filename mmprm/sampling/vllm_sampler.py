@@ -46,7 +46,7 @@ class VllmSampler:
         self._prompt = prompt or PromptConfig()
         in_process = engine.mode == "in_process" or (engine.mode == "auto" and current_platform.is_cpu())
         try:
-            self._template_owner = AutoProcessor.from_pretrained(engine.model)
+            self._template_owner = AutoProcessor.from_pretrained(engine.model, trust_remote_code=False)
             self._engine = (InProcessEngine if in_process else SeparateEngine)(engine, arguments)
         except Exception as error:  # vLLM and transformers raise many kinds for a folder or machine that does not fit.
             raise SamplingError(f"{engine.model}: the engine did not start: {type(error).__name__}: {error}") from error
