@@ -85,20 +85,26 @@ def fit(
                 log.write("train", done, metrics, shown, total)
             if bad_steps == config.max_bad_steps:
                 raise _too_many(bad_steps, done, checkpoints.newest(saved))
-            if done == total or (config.eval_every and done % config.eval_every == 0):
-                evaluation = task.evaluate(engine)
-                if log:
-                    log.write("eval", done, evaluation, shown=True, total=total)
             stopping = stop.came() and done < total
             if stopping or (config.save_every and (done == total or done % config.save_every == 0)):
                 checkpoints.save(engine, saved, done, identity, config.keep_checkpoints)
+            if done == total or (config.eval_every and done % config.eval_every == 0):
+                evaluation = _evaluate(task, engine, log, done, total)
             if stopping:
                 if log:
                     print(
                         f"{folder}: SIGTERM; saved after step {done} of {total}, the same command goes on", flush=True
                     )
                 raise SystemExit(0)
-    return evaluation or task.evaluate(engine)
+        return evaluation or _evaluate(task, engine, log, total, total)
+
+
+def _evaluate(task: Task, engine: Engine, log: MetricsLog | None, done: int, total: int) -> dict[str, float]:
+    """After the checkpoint of its step, if there is one: what fails here costs no training."""
+    found = task.evaluate(engine)
+    if log and done not in log.evaluated:
+        log.write("eval", done, found, shown=True, total=total)
+    return found
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,8 @@ from mmprm.errors import TrainingError
 
 
 class MetricsLog:
-    """What a resumed run has logged after its checkpoint is dropped first, so that each step appears once."""
+    """What a resumed run has logged after its checkpoint is dropped first, so that each step appears once. `evaluated`
+    are the steps whose evaluation is there already."""
 
     def __init__(self, folder: Path, done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -19,6 +20,7 @@ class MetricsLog:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / "metrics.jsonl"
             kept = _up_to(path, done) if path.exists() else []
+            self.evaluated = {row["step"] for row in map(json.loads, kept) if row["kind"] == "eval"}
             path.write_text("".join(kept), encoding="utf-8")
             self._file = path.open("a", encoding="utf-8", buffering=1)
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)

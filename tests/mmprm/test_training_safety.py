@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from mmprm.config import load
-from mmprm.errors import CheckpointError, ConfigError, TrainingError
+from mmprm.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mmprm.prm.model import whole_folder
 from mmprm.training import checkpoints
 from mmprm.training.config import TrainingConfig
@@ -105,6 +105,20 @@ def test_sigterm_saves_after_the_step_at_hand_and_exits_with_0(
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
     assert run(tmp_path, ScriptedEngine()) == {"loss": 0.5}
     assert [row["loss"] for row in rows(tmp_path)] == [1.0 / step for step in range(1, 9)]
+
+
+def test_an_evaluation_that_fails_costs_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> dict[str, float]:
+        raise DataError("a held-out picture is gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(NoTask, "evaluate", fails)
+        with pytest.raises(DataError, match="held-out"):
+            run(tmp_path, ScriptedEngine(), save_every=4, eval_every=4)
+    for _ in range(2):
+        assert run(tmp_path, ScriptedEngine(), save_every=4, eval_every=8) == {"loss": 0.5}
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["kind"], row["step"]) for row in lines] == [*(("train", step) for step in range(1, 9)), ("eval", 8)]
 
 
 def test_a_request_at_the_last_step_lets_the_run_end(tmp_path: Path) -> None:
