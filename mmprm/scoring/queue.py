@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from mmprm.errors import EngineStoppedError
+from mmprm.errors import DataError, EngineStoppedError
 from mmprm.types import Scorer, Solution, StepScores
 
 Answer = StepScores | Exception
@@ -50,6 +50,15 @@ class ScoreQueue:
                 raise answer
             scores.append(answer)
         return scores
+
+    async def score_apart(self, solutions: Sequence[Solution]) -> list[StepScores | DataError]:
+        """A solution that cannot be scored gets the reason; other errors are raised."""
+        answers: list[StepScores | DataError] = []
+        for answer in await self.judge(solutions):
+            if isinstance(answer, Exception) and not isinstance(answer, DataError):
+                raise answer
+            answers.append(answer)
+        return answers
 
     async def judge(self, solutions: Sequence[Solution], weights: Sequence[float] | None = None) -> list[Answer]:
         """Scores for each solution, or why it has none."""

@@ -148,16 +148,18 @@ def score_groups(groups: Sequence[Group], scorer: Scorer) -> list[Group]:
     if answers and all(isinstance(answer, DataError) for answer in answers.values()):
         raise next(iter(answers.values()))
 
-    def scored(problem: Problem, candidate: Candidate) -> Candidate:
-        answer = answers.get((problem.id, candidate.steps))
-        if isinstance(answer, DataError):
-            return replace(candidate, unscored=str(answer))
-        return replace(candidate, scores=answer)
+    def scored(group: Group) -> Group:
+        pairs = ((each, answers.get((group.problem.id, each.steps))) for each in group.candidates)
+        return replace(group, candidates=tuple(with_answer(each, answer) for each, answer in pairs))
 
-    return [
-        replace(group, candidates=tuple(scored(group.problem, candidate) for candidate in group.candidates))
-        for group in groups
-    ]
+    return [scored(group) for group in groups]
+
+
+def with_answer(candidate: Candidate, answer: StepScores | DataError | None) -> Candidate:
+    """The candidate with its scores, or with the reason why it has none."""
+    if isinstance(answer, DataError):
+        return replace(candidate, unscored=str(answer))
+    return replace(candidate, scores=answer)
 
 
 def _scored_apart(solutions: list[Solution], scorer: Scorer) -> list[StepScores | DataError]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from mmprm.errors import EngineStoppedError, MmprmError
+from mmprm.errors import DataError, EngineStoppedError, MmprmError
 from mmprm.scoring.aggregate import aggregator
 from mmprm.scoring.queue import ScoreQueue
-from mmprm.selection.groups import Group, graded_candidate
+from mmprm.selection.groups import Group, graded_candidate, with_answer
 from mmprm.selection.paths import Path, Writer
 from mmprm.selection.strategies import STRATEGIES, GuidedConfig, ahead, solutions
 from mmprm.steps import Markup
@@ -48,8 +49,9 @@ async def search_problems(
 ) -> Searched:
     """Search each problem, at most `in_flight` samples at a time; partial solutions are valued by the aggregator.
 
-    A problem whose sampling or scoring fails is reported in `failed` and left out; an engine that has stopped fails the
-    whole.
+    A problem whose sampling fails, or of which no solution can be scored, is reported in `failed` and left out; an
+    engine that has stopped fails the whole. A partial solution that cannot be scored (too long, the marker in its text)
+    goes on only where there are too few others.
     """
     value = aggregator(aggregate)
     queue = ScoreQueue(scorer)
@@ -61,8 +63,8 @@ async def search_problems(
         async def judge(paths: Sequence[Path]) -> list[float]:
             if config.lookahead:
                 paths = await asyncio.gather(*(ahead(writer, path, config.lookahead) for path in paths))
-            scores = await queue.score([Solution(problem, writer.plain(path)) for path in paths])
-            return [value(entry.scores) for entry in scores]
+            scored = await queue.score_apart([Solution(problem, writer.plain(path)) for path in paths])
+            return [-math.inf if isinstance(entry, DataError) else value(entry.scores) for entry in scored]
 
         found = solutions(await STRATEGIES[config.strategy](writer, judge, config))
         graded = (graded_candidate(problem, path.text, path.token_count, grader, markup) for path in found)
@@ -91,5 +93,10 @@ async def search_problems(
 
 
 async def _scored(group: Group, queue: ScoreQueue) -> Group:
-    scores = iter(await queue.score([Solution(group.problem, c.steps) for c in group.candidates if c.steps]))
-    return replace(group, candidates=tuple(replace(c, scores=next(scores)) if c.steps else c for c in group.candidates))
+    """DataError where no solution can be scored."""
+    answers = await queue.score_apart([Solution(group.problem, c.steps) for c in group.candidates if c.steps])
+    reasons = [answer for answer in answers if isinstance(answer, DataError)]
+    if reasons and len(reasons) == len(answers):
+        raise reasons[0]
+    each = iter(answers)
+    return replace(group, candidates=tuple(with_answer(c, next(each)) if c.steps else c for c in group.candidates))

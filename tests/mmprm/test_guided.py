@@ -206,6 +206,17 @@ async def test_one_problem_fails_and_the_others_go_on() -> None:
     assert searched.failed == {"no picture": "x.png is missing", "too long": "reads at most 8 tokens"}
 
 
+async def test_a_path_that_cannot_be_scored_is_not_chosen() -> None:
+    class Scorer(OnesScorer):
+        def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
+            if any(solution.steps[:2] == ("1", "1") for solution in solutions):
+                raise DataError("holds the marker")
+            return super().score(solutions)
+
+    beam = await one(GuidedConfig(strategy="beam", samples=6, beams=2), DigitSampler(), Scorer())
+    assert answers(beam) == ["100", "100", "100", "101", "101", "101"]
+
+
 async def test_a_stopped_engine_fails_the_whole() -> None:
     class Sampler:
         async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
