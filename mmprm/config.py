@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from mmprm.errors import ConfigError
 
@@ -17,6 +17,16 @@ class Config(BaseModel):
     """Frozen; an unknown key is an error; the docstring under a field is its documentation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _over_what_defaults_set(cls, values: Any) -> Any:
+        """Where the default of a group is not its class's own, keys that are not given keep the group's."""
+        if not isinstance(values, dict):
+            return values
+        groups = {name: field.default for name, field in cls.model_fields.items() if isinstance(field.default, Config)}
+        given = {name: values[name] for name in groups if isinstance(values.get(name), dict)}
+        return values | {name: _over(groups[name].model_dump(exclude_unset=True), keys) for name, keys in given.items()}
 
 
 C = TypeVar("C", bound=Config)
@@ -62,18 +72,25 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def describe(model: type[Config], prefix: str = "") -> list[tuple[str, str, str]]:
-    """Rows (key, default, documentation) of every leaf, for `--help`."""
+def describe(model: type[Config], prefix: str = "", defaults: Config | None = None) -> list[tuple[str, str, str]]:
+    """Rows (key, default, documentation) of every leaf, for `--help`; `defaults` are those of a group."""
     rows: list[tuple[str, str, str]] = []
     for name, field in model.model_fields.items():
         kind = field.annotation
+        value = field.get_default(call_default_factory=True) if defaults is None else getattr(defaults, name)
         nested = [part for part in (kind, *get_args(kind)) if isinstance(part, type) and issubclass(part, Config)]
         if kind not in nested:  # a leaf, or a group of keys that may be left out as a whole
-            default = "required" if field.is_required() else str(field.get_default(call_default_factory=True))
+            default = "required" if field.is_required() and defaults is None else str(value)
             rows.append((f"{prefix}{name}", default, " ".join((field.description or "").split())))
         for group in nested:
-            rows += describe(group, f"{prefix}{name}.")
+            rows += describe(group, f"{prefix}{name}.", value if isinstance(value, group) else None)
     return rows
+
+
+def _over(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    both = {key: (defaults[key], given[key]) for key in defaults.keys() & given.keys()}
+    groups = {key: _over(*pair) for key, pair in both.items() if all(isinstance(value, dict) for value in pair)}
+    return defaults | given | groups
 
 
 def _assign(values: dict[str, Any], path: list[str], value: Any, key: str) -> None:
@@ -92,4 +109,6 @@ def _explain(model: type[Config], item: Any, source: str) -> str:
         return f"{source}: {key} does not exist{hint}"
     if item["type"] == "missing":
         return f"{source}: {key} is required; set it in the file or with --set {key}=…"
-    return f"{source}: {key}={item['input']!r}: {item['msg'].removeprefix('Value error, ')}"
+    # Of a group of keys the message names the one that is meant.
+    place = f"{key}: " if isinstance(item["input"], dict) else f"{key}={item['input']!r}: "
+    return f"{source}: {place.removeprefix('(top): ')}{item['msg'].removeprefix('Value error, ')}"

@@ -272,9 +272,14 @@ KINDS: dict[str, tuple[str, type[Config], Callable[..., Judging | BestOfN | Poli
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
+    examples = {line.split()[2]: line for line in (__doc__ or "").splitlines() if line.startswith("  mmprm eval ")}
     for name, (summary, model, _) in KINDS.items():
         kind = kinds.add_parser(
-            name, help=summary, description=summary, formatter_class=argparse.RawDescriptionHelpFormatter
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"example:\n{examples[name]}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         form = FORMS.get(name, "JSON lines, or a JSON list")
         kind.add_argument("files", metavar="FILE", type=Path, nargs="+", help=form)

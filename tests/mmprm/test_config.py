@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import pytest
+
+from mmprm.config import Config, build, describe
+from mmprm.errors import ConfigError
+from mmprm.evaluation.policy import PolicyEvalConfig
+
+
+class Inner(Config):
+    rate: float = 1.0
+    """Rate."""
+
+
+class Middle(Config):
+    size: int = 1
+    """Size."""
+    inner: Inner = Inner()
+    """Inner."""
+
+
+class Outer(Config):
+    middle: Middle = Middle(size=7, inner=Inner(rate=0.5))
+    """Middle."""
+    plain: Middle = Middle()
+    """Plain."""
+
+
+def test_a_key_of_a_group_leaves_what_the_groups_default_sets() -> None:
+    found = build(Outer, {"middle": {"size": 2}})
+    assert (found.middle, found.plain) == (Middle(size=2, inner=Inner(rate=0.5)), Middle())
+    assert build(Outer, {"middle": {"inner": {"rate": 3}}}).middle == Middle(size=7, inner=Inner(rate=3))
+    assert build(Outer, {"middle": {"inner": {}}}).middle == Middle(size=7, inner=Inner(rate=0.5))
+    assert build(Outer, {"middle": Middle()}).middle == Middle()
+    assert build(Outer, {"plain": {"size": 2}}).plain == Middle(size=2)
+
+
+def test_help_tells_the_defaults_that_hold() -> None:
+    defaults = {key: default for key, default, _ in describe(Outer)}
+    assert defaults == {
+        "middle.size": "7", "middle.inner.rate": "0.5", "plain.size": "1", "plain.inner.rate": "1.0"
+    }  # fmt: skip
+    whole = build(PolicyEvalConfig, {"layout": "mmk12", "engine": {"model": "m"}, "sampling": {"max_tokens": 8192}})
+    assert (whole.sampling.temperature, whole.sampling.max_tokens, whole.prompt.preset) == (0, 8192, "think")
+
+
+def test_an_error_of_a_group_does_not_repeat_the_group() -> None:
+    with pytest.raises(ConfigError) as raised:
+        build(Outer, {"middle": {"size": "x"}})
+    assert str(raised.value).startswith("configuration: middle.size='x': ")
+    with pytest.raises(ConfigError) as raised:
+        build(PolicyEvalConfig, {"layout": "mmk12", "engine": {"model": "m", "servers": {"urls": []}}})
+    assert "{" not in str(raised.value)
