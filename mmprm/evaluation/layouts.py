@@ -179,10 +179,12 @@ _CHOICE = re.compile(r"(?:^|[\n;,])\s*\(?([A-J])\s*[.:)、]\s*(.*?)(?=[\n;,]\s*\
 
 
 def inline_choices(text: str) -> tuple[str, ...]:
-    """Texts of the choices A, B, … that stand in a text, on lines of their own or behind semicolons; () unless there
-    are at least two, in order."""
+    """Texts of the choices A, B, … that stand in a text, on lines of their own or behind semicolons, from the last A;
+    () unless there are at least two, in order."""
     found = _CHOICE.findall(text)
     letters = "".join(letter for letter, _ in found)
+    start = max(0, letters.rfind("A"))  # before it, points may have letters
+    found, letters = found[start:], letters[start:]
     complete = len(found) > 1 and "ABCDEFGHIJ".startswith(letters)
     return tuple(choice.strip().rstrip(";") for _, choice in found) if complete else ()
 

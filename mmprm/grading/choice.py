@@ -25,11 +25,22 @@ def letter(answer: str) -> str | None:
 
 
 def option(answer: str, choices: Sequence[str]) -> int | None:
-    """Index of the option that `answer` names by its text, or else by its letter."""
+    """Index of the option that `answer` names by its text, or else by its letter; by its letter first where options
+    are letters themselves ("D. I")."""
+    ways = [_by_text, _by_letter]
+    if any(is_letter(_text(choice)) for choice in choices):
+        ways.reverse()
+    found = (way(answer, choices) for way in ways)
+    return next((index for index in found if index is not None), None)
+
+
+def _by_text(answer: str, choices: Sequence[str]) -> int | None:
     texts = [key(_text(choice)) for choice in choices]
-    for candidate in (key(answer), key(_text(answer))):
-        if texts.count(candidate) == 1:
-            return texts.index(candidate)
+    named = (key(answer), key(_text(answer)))
+    return next((texts.index(text) for text in named if texts.count(text) == 1), None)
+
+
+def _by_letter(answer: str, choices: Sequence[str]) -> int | None:
     named = letter(answer)
     index = ord(named) - ord("A") if named else len(choices)
     return index if index < len(choices) else None

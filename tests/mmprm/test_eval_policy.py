@@ -196,6 +196,7 @@ def test_we_math(tmp_path: Path) -> None:
         ("Q\nA: x", ()),
         ("Q\nB. x\nA. y", ()),
         ("The point A. Then B moves.", ()),
+        ("Points A, B, C. Find x:\nA. 1\nB. 2", ("1", "2")),
     ],
 )
 def test_inline_choices(text: str, choices: tuple[str, ...]) -> None:
@@ -221,6 +222,16 @@ def test_the_answer_forms_are_graded(tmp_path: Path) -> None:
             pairs = [(item.problem, f"<answer>{a}</answer>") for item, a in zip(found, answers, strict=True)]
             gradings = grader.grade_many(pairs)
             assert [grading.verdict for grading in gradings] == [verdict] * len(found)
+
+
+def test_options_may_be_letters_themselves(tmp_path: Path) -> None:
+    """As in We-Math, where "D. I" is the right one of four."""
+    row = {**WE_MATH, "question": "Which one?", "option": "A. F; B. D; C. B; D. I", "answer": "D"}
+    (item,) = read(tmp_path, "we-math", row)[0]
+    with SymbolicGrader(GraderConfig()) as grader:
+        answers = ("D", "D. I", "I", "B. D", "B", "C. B")
+        gradings = grader.grade_many([(item.problem, f"<answer>{answer}</answer>") for answer in answers])
+    assert [grading.verdict is Verdict.CORRECT for grading in gradings] == [True] * 3 + [False] * 3
 
 
 def test_rows_of_another_form_are_named(tmp_path: Path) -> None:
