@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused: no problem needs them, and a small file can unpack to gigabytes."""
+MOST_ASPECT = 200
+"""Longer side over shorter one; Qwen-VL's processors refuse more."""
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -100,7 +102,8 @@ def load_problems(config: ProblemsConfig) -> list[Problem]:
 
 
 def open_picture(picture: Picture) -> Image.Image:
-    """Decode as RGB (transparency over white). Raises DataError naming the path, also for more than MAX_PIXELS."""
+    """Decode as RGB (transparency over white). Raises DataError naming the path, also for more than MAX_PIXELS
+    or MOST_ASPECT."""
     from PIL import Image
 
     with _opened(picture, MAX_PIXELS) as image:
@@ -130,6 +133,11 @@ def _opened(picture: Picture, at_most: int) -> Iterator[Image.Image]:
         with Image.open(picture.path or io.BytesIO(picture.data or b""), formats=_FORMATS) as image:
             if image.width * image.height > at_most:
                 raise DataError(f"{name}: {image.width}×{image.height} pixels, at most {at_most:,}; scale it down")
+            if max(image.size) > MOST_ASPECT * min(image.size):
+                raise DataError(
+                    f"{name}: {image.width}×{image.height} pixels, one side at most {MOST_ASPECT} times the other; "
+                    "crop it"
+                )
             yield image
     except DataError:
         raise
@@ -316,6 +324,8 @@ def _from_chat(chat: Any, place: str) -> tuple[str, list[Any]]:
             for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
                 if part["type"] == "text":
                     texts.append(part["text"])
+                elif part.get(part["type"]) is None:  # where a picture of the column stands
+                    texts.append("<image>")
                 else:
                     pictures.append(part[part["type"]])
     except (KeyError, TypeError, AttributeError) as error:

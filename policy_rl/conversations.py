@@ -88,11 +88,18 @@ def _turns(chat: Any, place: str) -> list[tuple[str, list[Any]]]:
                 raise DataError(f"{place}: role {role!r} must be one of {', '.join(ROLES)}")
             content = turn.get("content") or turn.get("value") or ""
             parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            pieces = [p["text"] if p["type"] == "text" else {"picture": p[p["type"]]} for p in parts]
-            turns.append((ROLES[role], pieces))
+            turns.append((ROLES[role], list(map(_piece, parts))))
         return turns
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{place}: chat messages are not of a known form ({type(error).__name__}: {error})") from error
+
+
+def _piece(part: Mapping[str, Any]) -> Any:
+    """A text, a picture, or a mark where the part says that a picture of the column stands there."""
+    if part["type"] == "text":
+        return part["text"]
+    picture = part.get(part["type"])
+    return IMAGE if picture is None else {"picture": picture}
 
 
 def _placed(turns: Sequence[tuple[str, list[Any]]], pictures: list[Picture], root: Path, place: str) -> Conversation:

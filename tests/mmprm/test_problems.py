@@ -221,6 +221,7 @@ def bomb(width: int, height: int) -> bytes:
     ("data", "message"),
     [
         (bomb(9_000, 9_000), "9000×9000 pixels, at most 64,000,000"),
+        (bomb(10, 2_001), "10×2001 pixels, one side at most 200 times the other"),
         (bomb(60_000, 60_000), "DecompressionBombError"),
         (png(size=(200, 200))[:-40], "cannot be read as a picture"),
         (b"%!PS-Adobe", "cannot be read as a picture"),

@@ -73,6 +73,25 @@ def test_messages_as_json_with_an_answer(tmp_path: Path) -> None:
     assert [len(each.pictures) for each in (first, second, third)] == [1, 1, 0]
 
 
+def test_parts_may_say_where_the_columns_pictures_stand(tmp_path: Path) -> None:
+    parts = [
+        {"type": "text", "text": "Look at", "image": None},
+        {"type": "image", "text": None, "image": None},
+        {"type": "text", "text": "and add."},
+    ]
+    row = {
+        "messages": [{"role": "user", "content": parts}, {"role": "assistant", "content": "3"}],
+        "images": ["a.png"],
+    }
+    (found,) = read(tmp_path, row)
+    assert found.messages[0]["content"] == [
+        {"type": "text", "text": "Look at"},
+        {"type": "image"},
+        {"type": "text", "text": "and add."},
+    ]
+    assert [picture.path for picture in found.pictures] == [str(tmp_path / "a.png")]
+
+
 def test_problems_with_solutions_are_asked_as_the_prompt_says(tmp_path: Path) -> None:
     prompt = PromptConfig(preset="plain", user="Q: {question}", system="S", prefill="<think>")
     (found,) = read(tmp_path, {"question": "1 + 1?", "answer": "2", "solution": "<step>2</step>"}, prompt=prompt)
