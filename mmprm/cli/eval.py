@@ -17,20 +17,18 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import asyncio
 import itertools
 import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from mmprm.cli.jsonl import output, read_rows, write_rows
+from mmprm.cli.eval_policy import evaluate_policy
+from mmprm.cli.jsonl import output, read_rows
 from mmprm.cli.options import add_config_options, load_config
-from mmprm.cli.policy import policy_folder
 from mmprm.config import Config
 from mmprm.errors import ConfigError, DataError
 from mmprm.evaluation.aggregators import described
@@ -38,17 +36,12 @@ from mmprm.evaluation.best_of_n import BestOfN, evaluate_best_of_n
 from mmprm.evaluation.judging import Judged, Judging, judge
 from mmprm.evaluation.label_quality import judged_labels, known_from
 from mmprm.evaluation.labelled import DATASETS, FigureName, LabelledSolution, Options, read_labelled
-from mmprm.evaluation.layouts import LAYOUTS, Item, read_items
-from mmprm.evaluation.policy import Answered, PolicyEvalConfig, PolicyScores, ask, lines, scored
-from mmprm.grading.calibration import check_judge
-from mmprm.grading.open import open_grader
+from mmprm.evaluation.policy import PolicyEvalConfig, PolicyScores
 from mmprm.labels.formats import FORMATS
 from mmprm.labels.parquet import read_parquet
-from mmprm.problems import ProblemsConfig
 from mmprm.report.judging import judging_page
 from mmprm.report.page import write_page
 from mmprm.report.tables import best_of_n_table, judging_table, policy_table
-from mmprm.sampling.open import open_sampler
 from mmprm.scoring.aggregate import AGGREGATORS
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer, scorer_info
@@ -114,32 +107,6 @@ def run(arguments: argparse.Namespace) -> None:
     write_page(folder / "report.html", judging_page(*_results(folder)))
     print(best_of_n_table(result) if isinstance(result, BestOfN) else judging_table(result))
     print(f"see {folder / 'report.html'}")
-
-
-def _policy(kind: str, files: Sequence[Path], config: PolicyEvalConfig) -> PolicyScores:
-    check_judge(config.grader.judge)
-    split = config.split or LAYOUTS[config.layout].split
-    shared = {"split": split, "subset": config.subset, "images_root": config.images_root, "limit": config.limit}
-    read = [read_items(config.layout, ProblemsConfig(path=str(file), **shared)) for file in files]
-    items, left_out = [item for part, _ in read for item in part], sum(count for _, count in read)
-    answered, failed = asyncio.run(_asked(items, config))
-    if not answered:
-        problem_id, reason = next(iter(failed.items()))
-        raise DataError(f"{', '.join(map(str, files))}: no question could be asked; {problem_id}: {reason}")
-    write_rows(Path(config.output) / f"responses-{config.layout}.jsonl", lines(answered))
-    return scored(answered, failed, left_out, config)
-
-
-async def _asked(items: Sequence[Item], config: PolicyEvalConfig) -> tuple[list[Answered], dict[str, str]]:
-    folder = policy_folder(config.engine)
-    engine = config.engine if folder is None else config.engine.model_copy(update={"model": folder})
-    async with AsyncExitStack() as stack:
-        opened = open_sampler(engine, config.sampling, config.prompt, config.workers)
-        sampler = await stack.enter_async_context(opened)
-        alone = config.grader.model_copy(update={"judge": None})
-        symbolic = await stack.enter_async_context(open_grader(alone))
-        judged = await stack.enter_async_context(open_grader(config.grader)) if config.grader.judge else None
-        return await ask(items, sampler, symbolic, judged, config)
 
 
 def _best_of_n(kind: str, files: Sequence[Path], config: BestOfNConfig) -> BestOfN:
@@ -266,7 +233,7 @@ KINDS: dict[str, tuple[str, type[Config], Callable[..., Judging | BestOfN | Poli
     "steps": ("steps in the form of PRM800K and others: macro F1", JudgeConfig, _judge_scores),
     "labels": ("soft labels beside what people or the embedded world know", LabelQualityConfig, _judge_labels),
     "bon": ("accuracy against N of every selector with every aggregator", BestOfNConfig, _best_of_n),
-    "policy": ("a policy's accuracy on a benchmark, overall and by subject", PolicyEvalConfig, _policy),
+    "policy": ("a policy's accuracy on a benchmark, overall and by subject", PolicyEvalConfig, evaluate_policy),
 }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from mmprm.metrics import Interval, bootstrap
 from mmprm.prompts import PromptConfig, assistant_beginning
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.sampling.seeds import derive_seed
-from mmprm.types import Completion, Grader, Grading, Sampler, SampleRequest, Verdict
+from mmprm.types import Completion, Grader, Grading, Problem, Sampler, SampleRequest, Verdict
 
 IN_FLIGHT = 1024
 """Questions that are asked at the same time."""
@@ -106,23 +106,41 @@ class PolicyScores:
     composite: dict[str, FourWay]
 
 
+class Known(Protocol):
+    """Responses that were drawn before; each new one is added as soon as it is there."""
+
+    def get(self, problem: Problem) -> Completion | None: ...
+
+    def add(self, problem: Problem, completion: Completion) -> None: ...
+
+
 async def ask(
-    items: Sequence[Item], sampler: Sampler, symbolic: Grader, judged: Grader | None, config: PolicyEvalConfig
+    items: Sequence[Item],
+    sampler: Sampler | None,
+    symbolic: Grader,
+    judged: Grader | None,
+    config: PolicyEvalConfig,
+    known: Known,
 ) -> tuple[list[Answered], dict[str, str]]:
     """One response to each question, graded; and why, by id, a question has none. An engine that has stopped fails the
-    whole. `judged` is only asked where `symbolic` does not know."""
+    whole. `judged` is only asked where `symbolic` does not know, `sampler` where there is no response yet; None will do
+    where `known` has them all."""
     room, prefill = asyncio.Semaphore(IN_FLIGHT), assistant_beginning(config.prompt, "")
 
     async def one(item: Item) -> Answered | str:
         problem = item.problem
         async with room:
-            try:
-                request = SampleRequest(problem, "", 1, derive_seed(config.seed, problem.id, "", 0))
-                (completion,) = await sampler.sample(request)
-            except EngineStoppedError:
-                raise
-            except MmprmError as error:
-                return str(error)
+            completion = known.get(problem)
+            if completion is None:
+                assert sampler is not None, "there is a response to every question"
+                try:
+                    request = SampleRequest(problem, "", 1, derive_seed(config.seed, problem.id, "", 0))
+                    (completion,) = await sampler.sample(request)
+                except EngineStoppedError:
+                    raise
+                except MmprmError as error:
+                    return str(error)
+                known.add(problem, completion)
         text = prefill + completion.text
         grading = second = await symbolic.grade(problem, text)
         if judged is not None and grading.verdict is Verdict.UNKNOWN:

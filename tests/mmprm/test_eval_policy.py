@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from mmprm.cli import eval as command
+from mmprm.cli import eval_policy as command
 from mmprm.cli.main import main
+from mmprm.config import build
 from mmprm.errors import DataError, EngineStoppedError, SamplingError
 from mmprm.evaluation.layouts import Item, inline_choices, read_items
-from mmprm.evaluation.policy import four_way, score
+from mmprm.evaluation.policy import PolicyEvalConfig, four_way, score
 from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
 from mmprm.problems import ProblemsConfig
 from mmprm.types import Completion, Grading, Problem, SampleRequest, Verdict
@@ -293,7 +294,7 @@ class Scripted:
 
 
 def run(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, answers: dict[str, str], judged: Any = None
+    folder: Path, monkeypatch: pytest.MonkeyPatch, answers: dict[str, str], judged: Any = None, more: Sequence[str] = ()
 ) -> tuple[int, Scripted, dict[str, Any]]:
     """`mmprm eval policy` on six rows of MathVision, with a scripted policy and judge."""
     rows = [{**MATHVISION_FREE, "id": str(n), "question": f"Q{n}", "answer": "7", "image": "x.png"} for n in range(6)]
@@ -309,7 +310,7 @@ def run(
         yield sampler
 
     monkeypatch.setattr(command, "open_sampler", opened)
-    words = [f"--set={item}" for item in ("layout=mathvision", "engine.model=scripted", f"output={folder}")]
+    words = [f"--set={item}" for item in ("layout=mathvision", "engine.model=scripted", f"output={folder}", *more)]
     if judged is not None:
         real = command.open_grader
 
@@ -339,6 +340,10 @@ ANSWERS = {
 }
 
 
+def responses(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "responses-mathvision.jsonl").read_text().splitlines()]
+
+
 def test_the_command_reports_by_subject(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -353,7 +358,8 @@ def test_the_command_reports_by_subject(
     assert (found["questions"], found["cut"], found["tokens"]) == (5, 1, 7)
     assert "judged" not in found["scores"]
     assert {request.n for request in sampler.requests} == {1}
-    lines = [json.loads(line) for line in (tmp_path / "responses-mathvision.jsonl").read_text().splitlines()]
+    head, *lines = responses(tmp_path)
+    assert head["asked_with"]["engine"]["model"] == "scripted"
     assert [line["symbolic"] for line in lines] == ["correct", "incorrect", "incorrect", "unknown", "correct"]
     printed = capsys.readouterr().out
     assert "1 could not be asked" in printed
@@ -376,11 +382,50 @@ def test_the_judge_is_asked_for_what_is_unknown_and_scored_apart(
     assert pairs == {"symbolic": (2, 2, 1), "judged": (3, 2, 0)}
 
 
+def test_the_same_command_asks_only_what_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def asked(answers: dict[str, str], *more: str) -> list[str]:
+        sampler = run(tmp_path, monkeypatch, answers, more=more)[1]
+        return [request.problem.id for request in sampler.requests]
+
+    assert asked({**ANSWERS, "Q2": "!stopped"}) == list("012345")
+    assert [row["response"] for row in responses(tmp_path)[1:]] == [ANSWERS[f"Q{n}"] for n in "0145"]
+    capsys.readouterr()
+    assert asked(ANSWERS) == ["2", "3"]
+    assert "4 of 6 responses were drawn before" in capsys.readouterr().err
+    first = json.loads((tmp_path / "policy-mathvision.json").read_text())
+    assert asked(ANSWERS) == ["3"], "what could not be asked is tried again"
+    assert json.loads((tmp_path / "policy-mathvision.json").read_text()) == first
+    assert asked(ANSWERS, "limit=1") == []
+    assert len(responses(tmp_path)) == 6, "what is not asked for today stays"
+    capsys.readouterr()
+    assert asked(ANSWERS, "sampling.max_tokens=99") == list("012345")
+    assert "will be replaced: sampling.max_tokens (stored 4096, asked 99)" in capsys.readouterr().err
+
+
+def test_a_policy_trained_anew_in_the_same_folder_and_another_question_are_asked(tmp_path: Path) -> None:
+    def kept(question: str = "Q", weights: bytes = b"") -> command.Responses:
+        (tmp_path / "model").mkdir(exist_ok=True)
+        if weights:
+            (tmp_path / "model/model.safetensors").write_bytes(weights)
+        values = {"layout": "mmk12", "engine": {"model": str(tmp_path / "model")}}
+        asked_with = command._asked_with(build(PolicyEvalConfig, values))
+        return command.Responses(tmp_path / "r.jsonl", asked_with, [Item(Problem("1", question, "A"), "", "1", "")])
+
+    responses = kept(weights=b"one")
+    responses.add(Problem("1", "Q", "A"), Completion("A", 1, "stop"))
+    responses.save()
+    assert (kept().missing, kept("other").missing) == (0, 1)
+    assert kept(weights=b"another").missing == 1
+
+
 def test_a_stopped_engine_and_questions_that_all_fail_end_the_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(tmp_path, monkeypatch, {**ANSWERS, "Q0": "!stopped"})[0] == 2
     assert "the engine has stopped" in capsys.readouterr().err
+    (tmp_path / "responses-mathvision.jsonl").unlink()
     assert run(tmp_path, monkeypatch, {"Q": "!"})[0] == 2
     assert "no question could be asked; 0: the prompt is too long" in capsys.readouterr().err
     assert not (tmp_path / "policy-mathvision.json").exists()
