@@ -10,6 +10,7 @@ import itertools
 import json
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -79,26 +80,34 @@ class ProblemsConfig(Config):
 
 
 def load_problems(config: ProblemsConfig) -> list[Problem]:
-    """Read every problem, in file order.
+    """Read every problem, in file order; of one that occurs twice the first, with a note.
 
     Pictures are not opened here, so that one broken picture costs one problem later. Raises DataError naming file and
-    line (or row) for a missing field, an empty answer, a line that is no JSON or an id that occurs twice.
+    line (or row) for a missing field, an empty answer, a line that is no JSON or two problems with one id.
     """
     root = pictures_root(config)
-    problems: list[Problem] = []
-    seen: dict[str, str] = {}
+    problems: dict[str, tuple[str, Problem]] = {}
+    repeated = []
     for place, row in itertools.islice(read_rows(config), config.limit):
         problem = read_problem(row, config.columns, root, place)
-        if problem.id in seen:
+        first, before = problems.setdefault(problem.id, (place, problem))
+        if before is problem:
+            continue
+        if _content(before) != _content(problem):
             raise DataError(
-                f"{place}: id {problem.id!r} was used before, at {seen[problem.id]}; make ids unique, or drop the "
-                "column to have them from content (then the two problems are the same: remove one)"
+                f"{place}: id {problem.id!r} is that of another problem, at {first}; make ids unique, or drop the "
+                "column to have them from content"
             )
-        seen[problem.id] = place
-        problems.append(problem)
+        repeated.append(f"{place} is {first}")
     if not problems:
         raise DataError(f"{config.path}: holds no problem")
-    return problems
+    if repeated:
+        print(f"{len(repeated):,} problems occur again and are left out; {repeated[0]}", file=sys.stderr)
+    return [problem for _, problem in problems.values()]
+
+
+def _content(problem: Problem) -> tuple[str, tuple[str, ...]]:
+    return content_id(problem.question, problem.answer, problem.pictures), problem.choices
 
 
 def open_picture(picture: Picture) -> Image.Image:
