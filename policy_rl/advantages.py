@@ -67,10 +67,11 @@ def rloo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
 
 
 def grpo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
-    """A_k = (R_k − mean)/(std + ε), unbiased std (DeepSeekMath)."""
+    """A_k = (R_k − mean)/(std + ε), unbiased std; 0 where all rewards are equal (DeepSeekMath)."""
     centred_PK = dr_grpo(rewards_PK, kept_PK)
     degrees_P1 = (kept_PK.sum(dim=1, keepdim=True) - 1).clamp(min=1)
-    return centred_PK / ((centred_PK.square().sum(dim=1, keepdim=True) / degrees_P1).sqrt() + EPSILON)
+    scaled_PK = centred_PK / ((centred_PK.square().sum(dim=1, keepdim=True) / degrees_P1).sqrt() + EPSILON)
+    return torch.where(differs(rewards_PK, kept_PK), scaled_PK, 0)
 
 
 def dr_grpo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
@@ -88,12 +89,16 @@ def reinforce_pp(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
 def cpgd_clip_filter(rewards_PK: Tensor, kept_PK: Tensor, cap: float = 3.0) -> Tensor:
     """A_k = ω·(R_k − mean), ω = min(c_ω, groups / groups with std > 0): groups without a difference teach nothing, so
     the others count for them, up to the cap (CPGD)."""
-    highest_P = torch.where(kept_PK, rewards_PK, -torch.inf).amax(dim=1)
-    lowest_P = torch.where(kept_PK, rewards_PK, torch.inf).amin(dim=1)
-    # std > 0, without the rounding of a mean
-    differing = (highest_P > lowest_P).sum()
+    differing = differs(rewards_PK, kept_PK).sum()
     weight = (kept_PK.any(dim=1).sum() / differing.clamp(min=1)).clamp(max=cap)
     return weight * dr_grpo(rewards_PK, kept_PK)
+
+
+def differs(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
+    """_P1: std > 0, without the rounding of a mean, which ε would not hide in float32."""
+    highest_P1 = torch.where(kept_PK, rewards_PK, -torch.inf).amax(dim=1, keepdim=True)
+    lowest_P1 = torch.where(kept_PK, rewards_PK, torch.inf).amin(dim=1, keepdim=True)
+    return highest_P1 > lowest_P1
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from mmprm.config import Config
-from policy_rl.advantages import EPSILON, Estimator, keep
+from policy_rl.advantages import EPSILON, Estimator, differs, keep
 
 
 class CreditConfig(Config):
@@ -36,7 +36,8 @@ class CreditConfig(Config):
     eta: float = 0.0
     """Threshold of transform=clip."""
     normalise_steps: bool = False
-    """return_to_go: normalise the (transformed) scores over all steps of the group before the sum (DeepSeekMath)."""
+    """return_to_go: normalise the (transformed) scores over all steps of the group before the sum (DeepSeekMath), in
+    place of token_baseline."""
     temperature: float = Field(0.1, gt=0)
     """soft_min: temperature of the softmax that picks the worst step."""
     gate: Literal["none", "right"] = "none"
@@ -51,17 +52,23 @@ class CreditConfig(Config):
         """Process reward is held against that of the group's other samples, of which there must be one."""
         return MODES[self.mode].compares and (self.token_baseline or self.normalise_steps or self.per_source)
 
+    @property
+    def needs_scores(self) -> bool:
+        """A response without process reward cannot be held against others: 0 is no average of theirs."""
+        return self.mode != "scalar" and not self.compares
+
     @model_validator(mode="after")
     def _options_belong_to_the_mode(self) -> CreditConfig:
         for key, modes in MODES_OF.items():
             value = getattr(self, key)
             if self.mode not in modes and key in self.model_fields_set and value not in (False, "none"):
                 raise ValueError(f"{key}={value} does nothing with mode={self.mode}: it is for {', '.join(modes)}")
-        if self.per_source and self.token_baseline and MODES[self.mode].compares:
-            raise ValueError(
-                "per_source and token_baseline are two baselines of one process reward: set token_baseline=false, or "
-                "leave per_source out, since outcome and process are apart with either"
-            )
+        for key in ("per_source", "normalise_steps"):
+            if getattr(self, key) and self.token_baseline and MODES[self.mode].compares:
+                raise ValueError(
+                    f"{key} and token_baseline are two baselines of one process reward: set token_baseline=false, or "
+                    f"leave {key} out"
+                )
         if self.eta and self.transform != "clip":
             raise ValueError(f"eta={self.eta} is the threshold of transform=clip; set that, or leave eta out")
         return self
@@ -85,6 +92,7 @@ class Source:
     rewards_PK: Tensor
     known_PK: Tensor
     among_PK: Tensor
+    weight: float = 1.0
 
     @classmethod
     def of(cls, rewards_PK: Tensor, known_PK: Tensor | None = None) -> Source:
@@ -164,12 +172,13 @@ def to_go(values_PKS: Tensor) -> Tensor:
 
 
 def _normalise(rewards_PKS: Tensor, mask_PKS: Tensor) -> Tensor:
-    """(r − mean)/(std + ε) over all steps of a group, unbiased std; 0 where masked."""
+    """(r − mean)/(std + ε) over all steps of a group, unbiased std; 0 where masked, or where all are equal."""
+    differs_P1 = differs(rewards_PKS.flatten(1), mask_PKS.flatten(1))
     count_P11 = mask_PKS.sum(dim=(1, 2), keepdim=True)
     mean_P11 = rewards_PKS.sum(dim=(1, 2), keepdim=True) / count_P11.clamp(min=1)
     centred_PKS = torch.where(mask_PKS, rewards_PKS - mean_P11, 0)
     variance_P11 = centred_PKS.square().sum(dim=(1, 2), keepdim=True) / (count_P11 - 1).clamp(min=1)
-    return centred_PKS / (variance_P11.sqrt() + EPSILON)
+    return torch.where(differs_P1[..., None], centred_PKS / (variance_P11.sqrt() + EPSILON), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,8 +196,8 @@ def _scalar(part: _Part, config: CreditConfig) -> dict[str, tuple[Source, ...]]:
     rewards_PK = part.steps.scores_PKS.new_zeros(part.scored_PK.shape)
     for p, k in part.scored_PK.nonzero().tolist():
         scores = part.steps.scores_PKS[p, k][part.steps.mask_PKS[p, k]]
-        rewards_PK[p, k] = config.weight * part.aggregate(scores.tolist())
-    return {"sources": (Source(rewards_PK, part.known_PK, part.scored_PK),)}
+        rewards_PK[p, k] = part.aggregate(scores.tolist())
+    return {"sources": (Source(rewards_PK, part.known_PK, part.scored_PK, config.weight),)}
 
 
 def _dense(
@@ -261,15 +270,19 @@ def assign(
 def combine(sources: Sequence[Source], estimator: Estimator, per_source: bool) -> tuple[Tensor, Tensor]:
     """(advantages_PK, kept_PK) of several sequence rewards.
 
-    Together: the estimator of their sum, over samples of which all are known. Apart: the sum of the estimator of each,
-    each among its own samples; kept is who takes part in one.
+    Together: the estimator of their weighted sum, over samples of which all are known. Apart: the weighted sum of the
+    estimator of each, each among its own samples; kept is who takes part in one. The weights come last there, or an
+    estimator that divides by the standard deviation would undo them.
     """
     if per_source:
         kept = [keep(source.known_PK & source.among_PK, estimator.least) for source in sources]
-        advantages = [estimator.advantages(s.rewards_PK, kept_PK) for s, kept_PK in zip(sources, kept, strict=True)]
+        advantages = [
+            source.weight * estimator.advantages(source.rewards_PK, kept_PK)
+            for source, kept_PK in zip(sources, kept, strict=True)
+        ]
         return torch.stack(advantages).sum(dim=0), torch.stack(kept).any(dim=0)
     kept_PK = keep(torch.stack([source.known_PK for source in sources]).all(dim=0), estimator.least)
-    rewards = [torch.where(source.among_PK, source.rewards_PK, 0) for source in sources]
+    rewards = [torch.where(source.among_PK, source.weight * source.rewards_PK, 0) for source in sources]
     return estimator.advantages(torch.stack(rewards).sum(dim=0), kept_PK), kept_PK
 
 

@@ -73,6 +73,8 @@ def add_advantages(
         sources += credit.sources
     per_source = settings.credit is not None and settings.credit.per_source
     sequence_PK, taking_PK = combine(sources, estimator, per_source)
+    if credit is not None and settings.credit.needs_scores:
+        taking_PK = taking_PK & ~credit.missing_PK
     if settings.adora is not None:
         sequence_PK = sequence_PK * torch.tensor([[adora_weight(group, settings.adora.weight)] for group in groups])
     taking_N, sequence_N = taking_PK[kept_PK], sequence_PK[kept_PK]

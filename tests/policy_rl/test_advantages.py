@@ -79,10 +79,13 @@ def test_unknown_reward_may_be_nan() -> None:
 
 
 def test_unanimous_group_has_no_advantage() -> None:
-    # 0.1 + 0.1 + 0.1 is not 0.3 in binary: a comparison of the standard deviation with 0 would be fooled.
-    rewards_PK, kept_PK = groups([[0.1, 0.1, 0.1]])
-    for name in ("rloo", "grpo", "dr_grpo", "cpgd_inverse_std", "cpgd_clip_filter"):
-        assert ESTIMATORS[name].advantages(rewards_PK, kept_PK).abs().max() < 1e-9
+    """0.1 + 0.1 + 0.1 is not 0.3 in binary: a comparison of the standard deviation with 0 would be fooled, and in
+    float32, in which runs compute, the rounding is no smaller than ε."""
+    for reward in (0.1, 0.9, 1.2, 7.3, 101.1):
+        rewards_PK, kept_PK = groups([[reward] * 8])
+        for name in ("rloo", "grpo", "dr_grpo", "cpgd_inverse_std", "cpgd_clip_filter"):
+            assert ESTIMATORS[name].advantages(rewards_PK.float(), kept_PK).abs().max() < 1e-5 * reward, name
+        assert (grpo(rewards_PK.float(), kept_PK) == 0).all()
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ class TestScalar:
     def test_aggregate_is_added_to_the_outcome(self) -> None:
         result = credit(scored([[[0.9, 0.1, 0.8], [0.5]]]), mode="scalar", weight=0.5)
         (source,) = result.sources
-        close(source.rewards_PK, [[0.05, 0.25]])
+        close(source.rewards_PK, [[0.1, 0.5]])
         outcome = Source.of(torch.tensor([[1.0, 0.0]]).double())
         advantages_PK, kept_PK = combine([outcome, source], ESTIMATORS["rloo"], per_source=False)
         close(advantages_PK, [[0.8, -0.8]])
@@ -181,6 +181,17 @@ class TestScalar:
         rloo = ESTIMATORS["rloo"]
         first, second = (combine([outcome, process], rloo, per_source=apart)[0] for apart in (True, False))
         torch.testing.assert_close(first, second)
+
+    @pytest.mark.parametrize("per_source", [True, False])
+    def test_the_weight_outlasts_a_standard_deviation(self, per_source: bool) -> None:
+        """Apart, process advantages ±1/√2 of a pair come on top of the outcome's 0, times the weight. Together, the sum
+        is normalised, weight and all."""
+        outcome = Source.of(torch.zeros(1, 2).double())
+        for weight in (0.01, 1.0, 100.0):
+            (source,) = credit(scored([[[0.9], [0.1]]]), mode="scalar", weight=weight).sources
+            advantages_PK, _ = combine([outcome, source], ESTIMATORS["grpo"], per_source=per_source)
+            expected = 0.5**0.5 * (weight if per_source else 1.0)
+            close(advantages_PK, [[expected, -expected]], 1e-3 * expected)
 
     def test_gate_normalises_among_right_answers_only(self) -> None:
         steps = scored([[[0.9], [0.5], [0.1], [0.3]]])
@@ -300,7 +311,8 @@ class TestWhoTakesPart:
         torch.testing.assert_close(three.returns_PKS, 3 * one.returns_PKS)
         torch.testing.assert_close(three.rewards_PKS, 3 * one.rewards_PKS)
         for large, small in zip(three.sources, one.sources, strict=True):
-            torch.testing.assert_close(large.rewards_PK, 3 * small.rewards_PK)
+            assert large.weight == 3 * small.weight
+            torch.testing.assert_close(large.rewards_PK, small.rewards_PK)
 
 
 class TestTokens:
@@ -348,6 +360,8 @@ def test_options_of_other_modes_are_refused(values: dict) -> None:
 def test_two_baselines_are_refused() -> None:
     with pytest.raises(ConfigError, match="set token_baseline=false"):
         build(CreditConfig, {"mode": "soft_min", "per_source": True})
+    with pytest.raises(ConfigError, match="normalise_steps and token_baseline are two baselines"):
+        build(CreditConfig, {"mode": "return_to_go", "normalise_steps": True})
     assert build(CreditConfig, {"mode": "scalar", "per_source": True, "token_baseline": False}).per_source
 
 

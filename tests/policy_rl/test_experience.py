@@ -145,11 +145,16 @@ def test_the_token_baseline_counts_the_tokens_of_steps() -> None:
 
 
 def test_a_response_without_scores_keeps_its_outcome() -> None:
-    credit = CreditConfig(mode="strict_min", token_baseline=False)
+    groups = [group(0, with_scores(1.0, 0.9, 0.1), response(0.0, 2), with_scores(0.5, 0.9, 0.1))]
+    found, figures = made(groups, AdvantageSettings(AdvantageConfig(), CreditConfig(mode="strict_min")))
+    assert values(found)[1] == near([-0.75, -0.75])[0]
+    assert (figures["scored"], figures["unscored"]) == (2, 1)
+    # Where steps are not held against others', 0 would be worse than most.
+    alone = CreditConfig(mode="strict_min", token_baseline=False)
+    found, figures = made(groups, AdvantageSettings(AdvantageConfig(), alone))
+    assert values(found) == near([-0.05, -0.05, -0.05, 0.75], [-0.8, -0.8, -0.8, 0])
+    assert (figures["scored"], figures["unscored"]) == (2, 1)
     groups = [group(0, with_scores(1.0, 0.9, 0.1), response(0.0, 2))]
-    found, figures = made(groups, AdvantageSettings(AdvantageConfig(), credit))
-    assert values(found)[1] == near([-1, -1])[0]
-    assert (figures["scored"], figures["unscored"]) == (1, 1)
     scalar = AdvantageSettings(AdvantageConfig(), CreditConfig(mode="scalar"), aggregate=min)
     found, figures = made([group(0, *groups[0].responses, with_scores(0.0, 0.5, 0.5))], scalar)
     assert len(found) == 2, "half of a sum is no reward"
