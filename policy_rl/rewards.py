@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Literal
 
+from pebble import asynchronous
 from pydantic import Field, model_validator
 
 from mmprm.config import Config
@@ -40,7 +41,7 @@ class LengthLimits(Config):
 class UserReward(Config):
     path: str
     """package.module:function, called with (problem, response, grading), in a thread and one call at a time; returns a
-    finite number, or None to drop the sample."""
+    finite number, or None to drop the sample. The response begins with what the prompt prefilled."""
     weight: float = 1.0
 
 
@@ -58,11 +59,23 @@ class RewardConfig(Config):
     length: LengthLimits = LengthLimits()
     functions: tuple[UserReward, ...] = ()
     """Further rewards by import path."""
+    timeout_s: float = Field(600, gt=0)
+    """Longest time that the functions together may take for a response."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Every reward is 0."""
+        limited = self.length.weight and (self.length.least or self.length.most is not None)
+        formed = self.format is not None and self.format_weight
+        return self.combination == "sum" and not (self.accuracy_weight or formed or limited or self.functions)
 
     @model_validator(mode="after")
     def _gate_has_a_format(self) -> RewardConfig:
         if self.combination == "gate" and self.format is None:
             raise ValueError("combination=gate needs a format to gate by: format=think or format=steps")
+        for key in ("accuracy_weight", "format_weight"):
+            if self.combination == "gate" and key in self.model_fields_set and getattr(self, key) != 1:
+                raise ValueError(f"{key}={getattr(self, key)} does nothing with combination=gate: leave it out")
         return self
 
 
@@ -94,13 +107,22 @@ class OutcomeReward:
         if not self.functions:
             return self(problem, response, grading, token_count)
         async with self._one_at_a_time:
-            return await asyncio.to_thread(self, problem, response, grading, token_count)
+            # A thread that the end of the process does not wait for.
+            call = asynchronous.thread(self.__call__)(problem, response, grading, token_count)
+            try:
+                return await asyncio.wait_for(call, self.config.timeout_s)
+            except TimeoutError:
+                paths = ", ".join(entry.path for entry, _ in self.functions)
+                raise TrainingError(
+                    f"{paths}: no answer on problem {problem.id} within rewards.timeout_s={self.config.timeout_s:g}; "
+                    "mend the function, or give it more time"
+                ) from None
 
     def __call__(self, problem: Problem, response: str, grading: Grading, token_count: int) -> Reward:
-        config = self.config
+        config, response = self.config, self.prefill + response
         parts: dict[str, float | None] = {"accuracy": ACCURACIES[config.accuracy](problem, grading)}
         if config.format:
-            parts["format"] = format_reward(self.prefill + response, config.format)
+            parts["format"] = format_reward(response, config.format)
         parts["length"] = length_penalty(token_count, config.length)
         terms = [COMBINATIONS[config.combination](parts["accuracy"], parts.get("format", 0.0), config)]
         terms.append(config.length.weight * parts["length"])
@@ -143,6 +165,8 @@ COMBINATIONS = {"sum": _sum, "gate": _gate}
 
 @dataclass(frozen=True, slots=True)
 class Tag:
+    """`name` is a pattern."""
+
     name: str
     repeats: bool = False
 
@@ -151,13 +175,13 @@ def _compile(tags: tuple[Tag, ...]) -> re.Pattern[str]:
     """Whole text: each element in order, none inside another, only white space between and around them."""
     names = "|".join(tag.name for tag in tags)
     content = rf"[^<]*(?:<(?!/?(?:{names})>)[^<]*)*"
-    elements = [rf"(?:<{tag.name}>{content}</{tag.name}>\s*){'+' if tag.repeats else ''}" for tag in tags]
+    elements = [rf"(?:<(?:{tag.name})>{content}</(?:{tag.name})>\s*){'+' if tag.repeats else ''}" for tag in tags]
     return re.compile(r"\s*" + "".join(elements))
 
 
 FORMATS = {
     "think": _compile((Tag("think"), Tag("answer"))),
-    "steps": _compile((Tag("step", repeats=True), Tag("answer"))),
+    "steps": _compile((Tag(r"step(?:_\d+)?", repeats=True), Tag("answer"))),
 }
 
 
@@ -183,6 +207,8 @@ def load_function(path: str) -> UserFunction:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"functions.path={path!r}: {error}; put its folder on PYTHONPATH") from error
+    except Exception as error:  # whatever the module does where it is read
+        raise ConfigError(f"functions.path={path!r}: {type(error).__name__} on import: {error}") from error
     if not callable(function):
         raise ConfigError(f"functions.path={path!r} is a {type(function).__name__}, which is not callable")
     return function

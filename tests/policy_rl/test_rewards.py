@@ -220,6 +220,22 @@ class TestUserFunctions:
         assert [each.total for each in found] == [1.0, 2.0, 3.0]
         assert ticks >= 5
 
+    async def test_one_that_never_ends_ends_the_run(self, user_module: str, monkeypatch) -> None:
+        import my_rewards
+
+        monkeypatch.setattr(my_rewards, "double", lambda *_: time.sleep(0.2))
+        values = {"functions": [{"path": f"{user_module}:double"}], "timeout_s": 0.05}
+        reward = OutcomeReward(build(RewardConfig, values))
+        with pytest.raises(TrainingError, match=r"my_rewards:double: no answer on problem p1 within rewards.timeout_s"):
+            await reward.beside(PROBLEM, "5", RIGHT, 1)
+        await asyncio.sleep(0.3)  # the thread ends, in a test
+
+    def test_sees_what_the_prompt_prefilled(self, user_module: str, monkeypatch) -> None:
+        import my_rewards
+
+        monkeypatch.setattr(my_rewards, "double", lambda problem, response, grading: float("<think>" in response))
+        assert total("5", RIGHT, prefill="<think>", functions=[{"path": f"{user_module}:double"}]) == 2.0
+
     def test_adds_its_weighted_value(self, user_module: str) -> None:
         functions = [{"path": f"{user_module}:double", "weight": 0.25}]
         assert total("5", RIGHT, functions=functions) == 1.5
@@ -257,6 +273,11 @@ class TestConfig:
     def test_format_weight_without_a_format_is_not_silently_zero(self) -> None:
         with pytest.raises(ConfigError, match="gate"):
             build(RewardConfig, {"combination": "gate"})
+
+    @pytest.mark.parametrize("key", ["accuracy_weight", "format_weight"])
+    def test_a_gate_has_no_weights(self, key: str) -> None:
+        with pytest.raises(ConfigError, match=f"{key}=2.0 does nothing with combination=gate"):
+            build(RewardConfig, {"combination": "gate", "format": "think", key: 2})
 
     def test_negative_weight(self) -> None:
         with pytest.raises(ConfigError, match="accuracy_weight"):
