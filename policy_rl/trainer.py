@@ -36,7 +36,7 @@ from mmprm.training import checkpoints
 from mmprm.training.batches import one_ahead
 from mmprm.training.engine import Engine
 from mmprm.training.lora import plain_weights
-from mmprm.training.ranks import join_ranks
+from mmprm.training.ranks import check_shared, join_ranks
 from mmprm.training.sharding import loading_in_parts
 from policy_rl.batch import ARRAYS, Experience, Limits, Row, check_finite, collate, padded, plan
 from policy_rl.losses import aggregate, denominator, policy_loss, truncated_weights, value_loss
@@ -106,9 +106,9 @@ class Trainer:
             if self._share_prompt and self.ranks.device.type == "cuda":
                 use_block_masks(self._reference.backbone)
         torch.manual_seed(optimisation.seed + self.ranks.rank)
-        head, rate = self._policy.value_head, config.critic.learning_rate
-        rates = {} if head is None or rate is None else dict.fromkeys(head.parameters(), rate)
-        self._engine = Engine(self._policy, optimisation, total_updates, self.ranks, rates)
+        head = () if self._policy.value_head is None else tuple(self._policy.value_head.parameters())
+        head_rate = config.critic.learning_rate or optimisation.learning_rate
+        self._engine = Engine(self._policy, optimisation, total_updates, self.ranks, head, head_rate)
         self._identity = {
             "model": model,
             "prompt": prompt.model_dump(mode="json"),
@@ -202,6 +202,7 @@ class Trainer:
         """Go on from the newest whole checkpoint, at this configuration's learning rate; returns its `extra`, None
         where there is no checkpoint."""
         self.doing = f"reading a checkpoint from {folder}"
+        check_shared(self.ranks, folder, "output")
         rates = self._engine.deepspeed.lr_scheduler.base_lrs
         checkpoints.resume(self._engine, folder, self._identity)
         extra = checkpoints.read_extra(folder)

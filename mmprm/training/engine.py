@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -16,7 +16,7 @@ from mmprm.training.sharding import deepspeed_config, is_matrix, whole
 
 
 class Engine:
-    """`rates`: learning rates of parameters that do not have the configuration's."""
+    """`head`: parameters that have `head_rate` in place of the configuration's learning rate."""
 
     def __init__(
         self,
@@ -24,20 +24,22 @@ class Engine:
         config: TrainingConfig,
         total_steps: int,
         ranks: Ranks,
-        rates: Mapping[nn.Parameter, float] | None = None,
+        head: Collection[nn.Parameter] = (),
+        head_rate: float = 0.0,
     ) -> None:
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        rate_of = dict.fromkeys(trainable, config.learning_rate) | dict(rates or {})
+        # The same groups whatever the rates are, which a resumed run may change.
+        in_head = set(head)
         groups = [
             {
-                "params": [p for p in trainable if is_matrix(p) == decays and rate_of[p] == rate],
+                "params": [p for p in trainable if is_matrix(p) == decays and (p in in_head) == own],
                 "weight_decay": config.weight_decay if decays else 0.0,
                 "lr": rate,
             }
-            for rate in dict.fromkeys((config.learning_rate, *rate_of.values()))
+            for own, rate in ((False, config.learning_rate), (True, head_rate))
             for decays in (True, False)
         ]
         optimizer = torch.optim.AdamW(
@@ -64,7 +66,8 @@ class Engine:
     def step(self, losses: Iterable[Callable[[nn.Module], Tensor]], denominator: float) -> tuple[float, float | None]:
         """One update from Σ losses / denominator, over all micro-batches of all ranks, as many on each rank.
 
-        Returns that loss, and the norm of its gradient before clipping; DeepSpeed tells none in float32 without ZeRO.
+        Returns that loss, and the norm of its gradient before clipping, which is not known in float32 without ZeRO on
+        several ranks.
         Where the loss or the gradient of any rank is not finite, no rank takes the step: weights, optimizer moments and
         the learning rate schedule stay as they were, the gradients are dropped, and `skipped` is set. The loss returned
         may then be finite, its gradient's norm is infinite.
@@ -85,18 +88,22 @@ class Engine:
             if self.skipped and self._keeps_sums:  # or they would spoil the next step
                 optimizer.averaged_gradients.update(dict.fromkeys(optimizer.averaged_gradients))
         else:
-            total, broken = self.ranks.sum(total, not self._gradient_is_finite())
+            own_norm = self._own_gradient_norm()
+            total, broken = self.ranks.sum(total, not math.isfinite(own_norm))
             self.skipped = broken > 0
             if self.skipped:
                 optimizer.zero_grad()
             else:
                 self.deepspeed.step()
         norm = math.inf if self.skipped else self.deepspeed.get_global_grad_norm()
+        if norm is None and self.ranks.count == 1:
+            norm = own_norm
         return total, None if norm is None else float(norm)
 
-    def _gradient_is_finite(self) -> bool:
+    def _own_gradient_norm(self) -> float:
+        """Of this rank's micro-batches."""
         gradients = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]
-        return bool(nn.utils.get_total_norm(gradients).isfinite())
+        return nn.utils.get_total_norm(gradients).item()
 
     @property
     def learning_rate(self) -> float:

@@ -172,6 +172,24 @@ def test_the_critic_has_a_learning_rate_of_its_own(random_policy_folder: Path, e
     assert max(moved.values()) == pytest.approx(1e-4, rel=0.01)
 
 
+def test_the_critics_learning_rate_may_be_the_policys_and_then_another(
+    random_policy_folder: Path, experiences: list[Experience], tmp_path: Path
+) -> None:
+    def trainer(rate: float) -> Trainer:
+        return start(random_policy_folder, config(rate=rate, critic=CriticConfig(learning_rate=1e-4)), critic=True)
+
+    trainer(1e-4).save(tmp_path, {"step": 1}, keep=1)
+    lower = trainer(1e-5)
+    assert lower.resume(tmp_path) == {"step": 1}
+    found = lower.log_probs(experiences)
+    ready = [replace(e, values=found[i].values, returns=e.advantages + 1) for i, e in enumerate(experiences)]
+    before, metrics = weights_of(lower), lower.update(ready)
+    assert math.isfinite(metrics["gradient_norm"])
+    moved = {name: (tensor - before[name]).abs().max().item() for name, tensor in weights_of(lower).items()}
+    assert moved["value_head.weight"] == pytest.approx(1e-4, rel=0.01)
+    assert moved["backbone.lm_head.weight"] == pytest.approx(1e-5, rel=0.01)
+
+
 def test_what_is_not_finite_reaches_no_weight(random_policy_folder: Path, experiences: list[Experience]) -> None:
     trainer = start(random_policy_folder)
     before = weights_of(trainer)
