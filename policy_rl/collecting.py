@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import sys
 import time
 from collections import Counter
@@ -63,7 +64,8 @@ class Collected:
     """The first refusal of a prompt, in words."""
 
     def to_json(self) -> dict[str, Any]:
-        return {"groups": list(map(to_json, self.groups)), "dropped": dict(self.dropped), "rounds": self.rounds}
+        counts = {"rounds": self.rounds, "tokens": self.tokens, "refusal": self.refusal}
+        return {"groups": list(map(to_json, self.groups)), "dropped": dict(self.dropped), **counts}
 
 
 class Collector:
@@ -129,7 +131,8 @@ class Collector:
 
     def collected(self, state: Mapping[str, Any]) -> Collected:
         """What Collected.to_json wrote."""
-        return Collected(self._groups(state["groups"]), Counter(state["dropped"]), state["rounds"])
+        counts = {name: state[name] for name in ("rounds", "tokens", "refusal")}
+        return Collected(self._groups(state["groups"]), Counter(state["dropped"]), **counts)
 
     def _groups(self, state: Iterable[Mapping[str, Any]]) -> list[GradedGroup]:
         return [from_json(group, self._by_id) for group in state]
@@ -197,8 +200,9 @@ class Collector:
 
 
 def fingerprint(problems: Sequence[Problem]) -> str:
-    """Of the problems and their order."""
-    return hashlib.sha256("\n".join(problem.id for problem in problems).encode()).hexdigest()[:16]
+    """Of the problems and their order; pictures, which may have moved, count by their number."""
+    content = [(p.id, p.question, p.answer, p.choices, len(p.pictures)) for p in problems]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
 async def all_or_none(work: Iterable[Awaitable[T]]) -> list[T]:

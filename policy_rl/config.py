@@ -192,6 +192,25 @@ class RLConfig(Config):
         return self
 
     @model_validator(mode="after")
+    def _something_is_rewarded(self) -> RLConfig:
+        if self.rewards.is_empty and self.process is None:
+            raise ValueError(
+                "rewards.accuracy_weight=0 leaves nothing to reward: raise it, or set rewards.format, "
+                "rewards.functions, rewards.length or process"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _evaluation_is_not_cut_short(self) -> RLConfig:
+        longest = max((phase.max_tokens for phase in self.schedule), default=0)
+        if self.held_out is not None and longest > self.sampling.max_tokens:
+            raise ValueError(
+                f"sampling.max_tokens={self.sampling.max_tokens} is what held_out problems are answered in, and the "
+                f"schedule goes up to {longest}: set it to that"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _engines_are_our_own(self) -> RLConfig:
         if self.engine.servers is not None:
             raise ValueError("engine.servers cannot get new weights; leave it out, so that the run starts engines")

@@ -44,7 +44,8 @@ def groups_to_ask(missing: int, passed: int, seen: int, most: int) -> int:
 
 class AdoraConfig(Config):
     weight: float = Field(0.1, ge=0, le=1)
-    """Weight of a group whose longest right response is not longer than its mean wrong one."""
+    """Weight of the outcome advantages of a group whose longest right response is not longer than its mean wrong
+    one."""
 
 
 def adora_weight(group: GradedGroup, weight: float) -> float:

@@ -234,7 +234,11 @@ class Loop:
         except Exception as error:
             if step == 0:
                 raise
-            print(f"no evaluation after step {step}: {error}; mmprm eval policy", file=sys.stderr, flush=True)
+            print(
+                f"no evaluation after step {step}: {error}; after the last one the same command tries again",
+                file=sys.stderr,
+                flush=True,
+            )
             return
         log.write("eval", step, found.metrics(), shown=True, total=self._total)
         self._evaluations[step] = found

@@ -17,7 +17,6 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import astuple
 from typing import Any, TypeVar
 
 import ray
@@ -28,7 +27,6 @@ from mmprm.config import Config
 from mmprm.errors import ConfigError, EngineStoppedError, MmprmError, TrainingError
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
-from mmprm.sampling.engines import EngineStats
 from mmprm.sampling.pool import NOTICE_SECONDS, REQUESTS_IN_FLIGHT, cause_of
 from mmprm.sampling.pool import places as engine_places
 from mmprm.sampling.seeds import derive_seed
@@ -196,12 +194,6 @@ class RolloutPool:
 
     async def wake(self) -> None:
         await self._all("waking up", lambda actor: actor.wake.remote())
-
-    async def stats(self) -> EngineStats:
-        """Sums over the engines since each started; kv_cache_usage is their mean."""
-        all_stats = await self._all("its statistics", lambda actor: actor.stats.remote())
-        *sums, usage = (sum(column) for column in zip(*map(astuple, all_stats), strict=True))
-        return EngineStats(*sums, usage / len(all_stats))
 
     def close(self) -> None:
         for seat in self._seats.all:

@@ -137,7 +137,7 @@ async def _process(config: RLConfig, place: dict[str, Any] | None) -> AsyncItera
 
     prm = await Prm.start(config.process, place)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(config.engine.model)
+        tokenizer = AutoTokenizer.from_pretrained(config.engine.model, trust_remote_code=False)
         yield ProcessReward(tokenizer, config.markup, assistant_beginning(config.prompt, ""), prm)
     finally:
         prm.close()

@@ -30,12 +30,16 @@ class Summary:
 
 
 def ended(config: RLConfig, total: int, problems: Sequence[Problem]) -> Summary | None:
-    """Of a run whose policy is there; None where there is something left to do. CheckpointError where the folder is
-    another run's."""
+    """Of a run whose policy is there and evaluated; None where there is something left to do. CheckpointError where the
+    folder is another run's."""
     extra = read_extra(checkpoints_of(config))
     if extra is not None:
         check_same(checkpoints_of(config), extra["identity"], identity_of(config, total, fingerprint(problems)))
     if not policy_of(config).is_dir():
+        return None
+    if extra is None and not (Path(config.output) / METRICS_FILE).exists():
+        raise CheckpointError(f"{policy_of(config)}: no run of mmprm rl made it; choose another output")
+    if extra is not None and config.held_out is not None and not is_evaluated(Path(config.output), extra["step"]):
         return None
     print(f"{config.output}: this run is finished, and stays as it is; choose another output to train again")
     return Summary(total if extra is None else extra["step"], total, True, policy_of(config), None, None)

@@ -64,15 +64,14 @@ class Seats:
         self.fill()
 
     def fill(self) -> None:
-        """Give seats to those who wait, in their order."""
-        while self._waiting and not self._changing:
-            waiting = self._waiting[0]
+        """Give seats to those who wait, in their order; those who ask for the next version let the others pass."""
+        for waiting in () if self._changing else tuple(self._waiting):
             if waiting.seat.done():
                 pass
             elif self.failure is not None:
                 waiting.seat.set_exception(EngineStoppedError(self.failure))
             elif waiting.version == self._next:
-                break
+                continue
             elif waiting.version != self.version:
                 message = f"version {waiting.version} is asked for, and the engines have {self.version}"
                 waiting.seat.set_exception(AssertionError(message))
@@ -81,7 +80,7 @@ class Seats:
                 waiting.seat.set_result(seat)
             else:
                 break
-            self._waiting.popleft()
+            self._waiting.remove(waiting)
         if self._is_idle():
             self._idle.set()
 

@@ -31,7 +31,7 @@ from mmprm.training.config import TrainingConfig
 from mmprm.training.engine import Engine
 from mmprm.training.loop import fit, step_count
 from mmprm.training.lora import LoraConfig, plain_weights
-from mmprm.training.ranks import Ranks, join_ranks
+from mmprm.training.ranks import Ranks, check_shared, join_ranks
 from mmprm.training.sharding import loading_in_parts
 from policy_rl.conversations import Conversation, read_conversations
 from policy_rl.policy import Policy, PolicyInputs, prepare
@@ -134,18 +134,15 @@ class SftTask:
 def train_sft(config: SftConfig) -> SftSummary:
     """Train on one process, or as one of the ranks that torchrun started; every rank returns the summary."""
     started = time.perf_counter()
-    ranks, optimisation = join_ranks(), config.training
+    ranks, optimisation, output = join_ranks(), config.training, Path(config.output)
+    check_shared(ranks, output, "output")
     dtype = torch.bfloat16 if optimisation.precision == "bf16" else torch.float32
     torch.manual_seed(optimisation.seed)  # the same adapters on all ranks
     with loading_in_parts(optimisation):
         backbone, processor = load_backbone(config.base, dtype)
     encoder = ConversationEncoder(backbone, processor, config.max_pixels)
     samples, sizes, too_long = _samples(config.data, config, encoder)
-    held_out, held_out_sizes, _ = _samples(config.held_out, config, encoder) if config.held_out else ([], [], 0)
-    if not samples:
-        raise DataError(
-            f"{config.data.path}: all {too_long} conversations exceed max_length={config.max_length} tokens; raise it"
-        )
+    held_out, held_out_sizes, left_out = _samples(config.held_out, config, encoder) if config.held_out else ([], [], 0)
     width = _width(config, backbone, sizes, ranks)
     policy = Policy(backbone)
     prepare(policy, config.frozen, config.lora, config.gradient_checkpointing)
@@ -162,10 +159,10 @@ def train_sft(config: SftConfig) -> SftSummary:
     if ranks.is_main:
         print(
             f"{len(samples):,} conversations in {len(rows.lengths):,} rows, {sum(rows.terms):,} tokens to learn, "
-            f"{too_long:,} conversations too long; {total:,} steps on {ranks.count} ranks",
+            f"{too_long:,} conversations too long, {left_out:,} of those held out; "
+            f"{total:,} steps on {ranks.count} ranks",
             flush=True,
         )
-    output = Path(config.output)
     evaluation = fit(task, engine, optimisation, output, _origin(config, samples))
     weights = engine.weights("backbone.")
     if ranks.is_main:
@@ -181,10 +178,15 @@ def train_sft(config: SftConfig) -> SftSummary:
 def _samples(
     data: ProblemsConfig, config: SftConfig, encoder: ConversationEncoder
 ) -> tuple[list[Conversation], list[Size], int]:
-    """Conversations of at most max_length tokens with their sizes, and the number of longer ones."""
+    """Conversations of at most max_length tokens with their sizes, and the number of longer ones. DataError where there
+    are no others."""
     found = read_conversations(data, config.prompt)
     sizes = [encoder.size(conversation) for conversation in found]
     kept = [(each, size) for each, size in zip(found, sizes, strict=True) if size.tokens <= config.max_length]
+    if not kept:
+        raise DataError(
+            f"{data.path}: all {len(found)} conversations exceed max_length={config.max_length} tokens; raise it"
+        )
     return [each for each, _ in kept], [size for _, size in kept], len(found) - len(kept)
 
 

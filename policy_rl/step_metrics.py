@@ -20,6 +20,8 @@ OF_GROUPS = (
     *("groups", "rounds", *(f"dropped_{name}" for name in DROPS)),
     *("reward", "reward_length", "accuracy", "response_tokens", "truncated", "alike", "staleness"),
 )
+OF_SCORES = ("refused", "step_tokens", "longest_step")
+"""Signs that only process scores show, beside prm_…"""
 OF_UPDATES = (
     *("updates", "responses", "tokens", "advantage_size", "loss", "surrogate", "drift", "learning_rate", "skipped"),
     *("gradient_norm", "entropy", "kl_old", "clip_fraction", "log_ratio_min", "log_ratio_max"),
@@ -44,6 +46,11 @@ SHOWN = {
 def metric_names(config: RLConfig) -> set[str]:
     """Of a step with an update."""
     names = {*OF_GROUPS, *OF_UPDATES, *signs([], config.markup), "seconds", "overhead", "tokens_per_second"}
+    optimisation = config.trainer.optimisation
+    if config.trainer.ranks > 1 and optimisation.precision == "fp32" and optimisation.zero_stage == 0:
+        names.discard("gradient_norm")
+    if config.process is None:
+        names = {name for name in names if name not in OF_SCORES and not name.startswith("prm_")}
     names |= {f"seconds_{name}" for name in (*COMPUTING, "sync", "other")}
     names |= {f"reward_{entry.path}" for entry in config.rewards.functions}
     names |= {"reward_format"} if config.rewards.format else set()

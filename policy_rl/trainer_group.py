@@ -152,8 +152,9 @@ class TrainerGroup:
         self._call("open_transfer", make)
 
     def _call(self, method: str, *arguments: Any) -> list[Any]:
+        shared = arguments if len(self._actors) == 1 else ray.put(arguments)
         with self._lock:
-            return self._all("call", [(method, ray.put(arguments))] * len(self._actors))
+            return self._all("call", [(method, shared)] * len(self._actors))
 
     def _all(self, method: str, each: Sequence[tuple[Any, ...]]) -> list[Any]:
         """What every rank answers, in rank order."""

@@ -68,6 +68,7 @@ def signs(groups: Sequence[GradedGroup], markup: Markup, prefill: str = "") -> d
     scored = [each for each in responses if each.process is not None]
     spans = [_tokens_of_steps(each.process.step_of_token) for each in scored]
     lowest = [min(each.process.scores) for each in scored]
+    judged = [place for place, each in enumerate(scored) if each.reward.parts["accuracy"] is not None]
     by_step = _by_step([each.process.scores for each in scored])
     return {
         "steps": _mean([len(steps) for steps in split_up]),
@@ -78,7 +79,7 @@ def signs(groups: Sequence[GradedGroup], markup: Markup, prefill: str = "") -> d
         "refused": _mean([bool(steps) and each.process is None for steps, each in zip(cut, responses, strict=True)])
         if scored
         else math.nan,
-        "prm_auc": agreement(lowest, [each.right for each in scored]),
+        "prm_auc": agreement([lowest[place] for place in judged], [scored[place].right for place in judged]),
         "prm_score": _mean([score for each in scored for score in each.process.scores]),
         "prm_lowest": _mean(lowest),
         **{name: _mean(scores) for name, scores in by_step.items()},

@@ -198,6 +198,10 @@ def checksum(tensor: Tensor) -> int:
 def transport_of(config: WeightsConfig, gpu: bool, colocated: bool) -> Literal["file", "nccl", "ipc"]:
     """`weights.transport`, or what auto stands for. ConfigError for one that cannot reach the engines."""
     of_gpus = "ipc" if colocated else "nccl"
+    if not gpu and config.transport not in ("auto", "file"):
+        raise ConfigError(
+            f"weights.transport={config.transport} goes from GPU to GPU, and there is none; use auto or file"
+        )
     if config.transport == "auto":
         return of_gpus if gpu else "file"
     if gpu and config.transport not in ("file", of_gpus):

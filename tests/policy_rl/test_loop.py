@@ -147,7 +147,7 @@ def test_resumed_with_a_real_trainer(random_policy_folder: Path, tmp_path: Path)
         assert torch.equal(value, weights["parts"][key]), key
     assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
     rows = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
-    names = metric_names(make_config(tmp_path))
+    names = metric_names(make_config(tmp_path, process={"scorer": {"prm": "x"}}))
     assert {name for row in rows for name in row} - {"kind", "step"} <= names, "what alarms may watch"
 
 
@@ -334,6 +334,11 @@ async def _ended(config: RLConfig) -> Summary:
     [
         ({"batch": {"group_size": 1}}, r"batch.group_size=1 must be at least 2: rloo takes the other samples"),
         ({"schedule": [{"steps": 1, "group_size": 1, "max_tokens": 9}]}, r"schedule.0.group_size=1"),
+        ({"rewards": {"accuracy_weight": 0}}, r"rewards.accuracy_weight=0 leaves nothing to reward"),
+        (
+            {"schedule": [{"steps": 1, "group_size": 2, "max_tokens": 4096}], "held_out": {"path": "x"}},
+            r"sampling.max_tokens=\d+ is what held_out problems are answered in, and the schedule goes up to 4096",
+        ),
         ({"batch": {"prompts": 4, "updates": 5}}, r"batch.updates=5 must not exceed batch.prompts=4"),
         ({"filter": {}}, r"set trainer.loss.importance_cap=2"),
         ({"one_step_ahead": True, "trainer": WEIGHED, "rollouts": {"colocated": True}}, r"rollouts.colocated=false"),

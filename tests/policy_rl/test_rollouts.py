@@ -137,6 +137,19 @@ async def test_weights_change_only_when_nothing_is_in_flight_and_later_groups_wa
     assert pool.version == 1
 
 
+async def test_who_waits_for_new_weights_holds_up_nobody_who_asks_for_the_present_ones(script):
+    pool = await start()
+    early = asyncio.create_task(ask(pool, 4))
+    await asyncio.sleep(0)
+    load = asyncio.create_task(pool.load_weights(published(1)))
+    await asyncio.sleep(0)
+    late = asyncio.create_task(pool.sample(problems(1)[0], 8, 1, 1))
+    await asyncio.sleep(0)
+    still = await asyncio.wait_for(ask(pool, 1), 5)
+    assert still[0].responses[0].text.endswith("[]")
+    await asyncio.wait_for(asyncio.gather(early, load, late), 5)
+
+
 async def test_groups_asked_before_new_weights_get_the_old_ones_even_if_they_wait_or_their_engine_dies(script):
     pool = await start()
     early = asyncio.create_task(ask(pool, 12))

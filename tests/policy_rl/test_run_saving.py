@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from mmprm.types import Problem
 from policy_rl.config import RLConfig
 from policy_rl.loop import Loop
 from policy_rl.run import train_policy
+from policy_rl.run_folder import ended
 
 HELD_OUT = [Problem("h1", "?", "right"), Problem("h2", "?", "right")]
 STRICT = {"filter": {"low": 0.5, "high": 0.7, "rounds": 2}, "trainer": WEIGHED, "steps": None, "save_every": 1}
@@ -110,6 +112,43 @@ def test_a_finished_run_called_again_says_so_and_changes_nothing(finished: RLCon
     assert train_policy(finished).finished
 
 
+def test_a_policy_that_is_no_runs_is_not_taken_for_a_finished_one(tmp_path: Path) -> None:
+    write_problems(tmp_path / "problems.jsonl", PROBLEMS)
+    config = make_config(tmp_path / "run", problems={"path": str(tmp_path / "problems.jsonl")})
+    (tmp_path / "run/policy").mkdir(parents=True)
+    with pytest.raises(CheckpointError, match="no run of mmprm rl made it; choose another output"):
+        train_policy(config)
+
+
+def test_other_content_under_the_same_ids_is_another_run(finished: RLConfig, tmp_path: Path) -> None:
+    write_problems(tmp_path / "train.jsonl", [replace(problem, answer="other") for problem in PROBLEMS])
+    with pytest.raises(CheckpointError, match="belongs to a run with another problems"):
+        train_policy(finished)
+
+
+def test_a_run_that_was_killed_in_its_last_evaluation_is_not_finished(tmp_path: Path) -> None:
+    write_problems(tmp_path / "train.jsonl", PROBLEMS)
+    write_problems(tmp_path / "test.jsonl", HELD_OUT)
+    paths = {
+        name: {"path": str(tmp_path / f"{file}.jsonl")} for name, file in (("problems", "train"), ("held_out", "test"))
+    }
+    config = make_config(tmp_path / "run", **paths)
+    asked = []
+
+    async def killed() -> None:
+        asked.append(1)
+        if len(asked) == 2:
+            raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(evaluating(make_loop(config, held_out=HELD_OUT), killed).run())
+    assert (tmp_path / "run/policy").is_dir()
+    total = config.total_steps(len(PROBLEMS))
+    assert ended(config, total, PROBLEMS) is None
+    asyncio.run(make_loop(config, held_out=HELD_OUT).run())
+    assert ended(config, total, PROBLEMS).finished
+
+
 def test_another_run_in_the_same_folder_is_refused_before_anything_is_loaded(finished: RLConfig) -> None:
     other = finished.model_copy(update={"seed": 1})
     with pytest.raises(CheckpointError, match="belongs to a run with another seed; set these back"):
@@ -199,15 +238,21 @@ def test_a_run_that_ends_with_an_error_has_a_report(tmp_path: Path) -> None:
 
 EARLY = [
     ({"rewards": {"functions": [{"path": "no_such_module:f"}]}}, r"functions.path='no_such_module:f'"),
+    ({"rewards": {"functions": [{"path": "raises_on_import:f"}]}}, r"raises_on_import:f': ZeroDivisionError on import"),
     ({"rewards": {"functions": [{"path": "json:no_such"}]}}, r"functions.path='json:no_such'"),
     ({"watch": {"alarms": {"prm_acu": {"least": 0.6}}}}, r"watch.alarms.prm_acu: this run has no such metric"),
+    ({"watch": {"alarms": {"prm_auc": {"least": 0.6}}}}, r"watch.alarms.prm_auc: this run has no such metric"),
     ({"watch": {"alarms": {"kl_ref": {"most": 1}}}}, r"watch.alarms.kl_ref: this run has no such metric"),
     ({"sampling": {"top_p": 0.9}}, r"sampling.top_p=0.9 must be 1 in RL"),
 ]
 
 
 @pytest.mark.parametrize(("changes", "words"), EARLY)
-def test_refused_before_anything_is_read_or_loaded(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+def test_refused_before_anything_is_read_or_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: str
+) -> None:
+    (tmp_path / "raises_on_import.py").write_text("1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=words):
         train_policy(make_config(tmp_path, **changes))
 
@@ -217,6 +262,8 @@ def test_alarms_on_what_this_run_measures(tmp_path: Path) -> None:
     alarms = {name: {"most": 1} for name in ("kl_ref", "value_loss", "reward_json:loads", "seconds_sync", "prm_step_1")}
     config = make_config(
         tmp_path,
+        process=PROCESS,
+        credit={"mode": "step_gae"},
         watch={"alarms": alarms},
         rewards={"functions": [{"path": "json:loads"}]},
         advantage={"estimator": "gae"},

@@ -199,3 +199,9 @@ def test_nothing_short_enough(solutions: Path, random_policy_folder: Path) -> No
     settings = config(solutions, random_policy_folder, "none").model_copy(update={"max_length": 10})
     with pytest.raises(DataError, match="all 24 conversations exceed max_length=10"):
         train_sft(settings)
+    long = solutions / "long.jsonl"
+    long.write_text(json.dumps({"question": "How many? " * 99, "answer": "4", "solution": "<answer>4</answer>"}))
+    settings = config(solutions, random_policy_folder, "none")
+    settings = settings.model_copy(update={"held_out": settings.data.model_copy(update={"path": str(long)})})
+    with pytest.raises(DataError, match=r"long.jsonl: all 1 conversations exceed"):
+        train_sft(settings)

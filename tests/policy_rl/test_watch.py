@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,8 @@ class TestSigns:
         assert found["refused"] == pytest.approx(1 / 5)
         # The right one's lowest score, .4, is above .3 and below .6.
         assert found["prm_auc"] == pytest.approx(0.5)
+        unknown = replace(graded("e", [0.35], WRONG), reward=Reward(1.0, {"accuracy": None}))
+        assert signs([*groups, group(unknown)], "blank_lines")["prm_auc"] == pytest.approx(0.5), "is no wrong one"
         assert found["prm_score"] == pytest.approx(3.5 / 6)
         assert found["prm_lowest"] == pytest.approx((0.4 + 0.3 + 0.6) / 3)
         assert found["prm_step_1"] == pytest.approx((0.9 + 0.5 + 0.6) / 3)

@@ -189,6 +189,12 @@ def test_a_transport_that_cannot_reach_them_is_refused(transport, colocated):
         transport_of(WeightsConfig(transport=transport), True, colocated)
 
 
+@pytest.mark.parametrize("transport", ["nccl", "ipc"])
+def test_a_transport_between_gpus_needs_them(transport):
+    with pytest.raises(ConfigError, match=f"weights.transport={transport} goes from GPU to GPU"):
+        transport_of(WeightsConfig(transport=transport), False, transport == "ipc")
+
+
 def test_probe_of_the_trainer_is_the_next_tokens_log_probability():
     class Model(nn.Module):
         """P(v after token t) ∝ exp(v·t)."""
