@@ -1,11 +1,11 @@
 """A step of `mmprm rl` beside one of TRL's RLOO trainer: the embedded policy, its pictures, the same problems.
 
 Both sample PROMPTS × GROUP_SIZE responses a step, grade them with our grader and make one update in float32 from the
-same weights, without a reference model. TRL samples with transformers, ours with vLLM. TRL runs twice. As it comes
-(`ratio`) it has its own defaults where the task leaves a choice: 8 rows at once, gradient checkpointing. Tuned
-(`tuned_ratio`, `update_ratio`) it does without checkpointing; at most TOKENS_AT_ONCE tokens, padding included, go
-through the model at once in an update, and of the batchings within that each side's fastest counts. TRL has what it
-needs in a folder of its own (`make trl`) and runs in a process of its own.
+same weights, without a reference model. TRL samples with transformers, ours with vLLM, its model compiled. TRL runs
+twice. As it comes (`ratio`) it has its own defaults where the task leaves a choice: 8 rows at once, gradient
+checkpointing. Tuned (`tuned_ratio`, `update_ratio`) it does without checkpointing; at most TOKENS_AT_ONCE tokens,
+padding included, go through the model at once in an update, and of the batchings within that each side's fastest
+counts. TRL has what it needs in a folder of its own (`make trl`) and runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def step_vs_trl(
         keys = {
             "steps": STEPS,
             "problems.limit": STEPS * PROMPTS,
+            "engine.compile": True,
             "held_out.limit": PROMPTS,
             "batch.prompts": PROMPTS,
             "batch.group_size": GROUP_SIZE,

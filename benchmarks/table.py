@@ -51,7 +51,7 @@ def annotate(results: dict[str, Any], details: dict[str, Any]) -> Iterator[tuple
 def parts(results: dict[str, Any], details: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """One row a part, with the figures that it has beside those that have bars."""
     for key, bar in details["bars"].items():
-        bar = f"{bar}: {'met' if details['met'][key] else 'missed'}" if bar != "reported" else bar
+        bar = f"{bar}: {'met' if details['met'][key] else 'missed'}" if not bar.startswith("reported") else bar
         more = {name: each for name, each in details[key].items() if name not in results[key]}
         yield f"`{key}`", "<br>".join(f"{name} {_list(value)}" for name, value in (results[key] | more).items()), bar
 

@@ -276,8 +276,6 @@ async def test_pool_survives_the_death_of_an_engine(policy_folder, tmp_path, cap
     try:
         first = await ask_all(pool)
         assert first == await ask_all(pool), "the same seeds give the same responses"
-        stats = await pool.stats()
-        assert stats.generated_tokens == 2 * sum(len(r.token_ids) for group in first for r in group.responses)
 
         model = load_model(policy_folder)
         change(model)
