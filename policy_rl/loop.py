@@ -56,9 +56,7 @@ class TrainerLike(Protocol):
 
     def update(self, experiences: Sequence[Experience]) -> dict[str, float]: ...
 
-    def publish(self, version: int, dtype: torch.dtype) -> Any: ...
-
-    def probe(self, token_ids: Sequence[int]) -> tuple[float, ...]: ...
+    def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Any: ...
 
     def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None: ...
 
@@ -225,12 +223,8 @@ class Loop:
     async def _sync(self, version: int) -> None:
         with _Timed(self._seconds, "sync"):
             dtype = getattr(torch, self._config.engine.dtype)
-            published = await asyncio.to_thread(self._trainer.publish, version, dtype)
-            probe = asyncio.create_task(asyncio.to_thread(self._trainer.probe, self._pool.probe_token_ids))
-            try:
-                await self._pool.load_weights(published, probe)
-            finally:
-                await asyncio.gather(probe, return_exceptions=True)
+            published = await asyncio.to_thread(self._trainer.publish, version, self._pool.probe_token_ids, dtype)
+            await self._pool.load_weights(published)
 
     async def _evaluate(self, step: int, log: MetricsLog) -> None:
         """One that fails is told and left out, whatever it is; before the first step nothing is lost by an error."""

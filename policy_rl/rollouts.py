@@ -2,7 +2,7 @@
 
     pool = await RolloutPool.start(engine, sampling, prompt)
     group = await pool.sample(problem, n, rollout_seed(run_seed, version, problem.id), version)
-    await pool.load_weights(published, probe)         # see policy_rl.weights
+    await pool.load_weights(published)                # see policy_rl.weights
     await pool.sleep(); await pool.wake()             # trainer and engines on the same GPUs
     pool.close()
 
@@ -135,7 +135,6 @@ class RolloutPool:
         self._checks = {name: ProbeCheck(name, tolerance) for name in names}
         self._seats = Seats([Seat(name) for name in names], engine.max_num_seqs, version)
         self._current: Published | None = None
-        self._probe: asyncio.Future[tuple[float, ...]] | None = None
         self._replacing = asyncio.Lock()
         self.as_files: AsFiles | None = None
         self.restarts = 0
@@ -173,15 +172,15 @@ class RolloutPool:
             finally:
                 self._seats.give_back(seat, n)
 
-    async def load_weights(self, published: Published, probe: Awaitable[tuple[float, ...]]) -> float:
+    async def load_weights(self, published: Published) -> float:
         """All engines go on with these weights, once all that was asked of the present version has ended; what is asked
-        of the new one waits. `probe` are the trainer's log-probabilities of the probe. Returns the largest mean
-        difference of an engine's from them.
+        of the new one waits. Returns the largest mean difference of an engine's log-probabilities of the probe from the
+        trainer's.
 
         TrainingError where an engine does not take them in within weights.timeout_s, or does not compute with them.
         """
         async with self._seats.change_to(published.version):
-            self._current, self._probe = published, asyncio.ensure_future(probe)
+            self._current = published
             try:
                 return max(await asyncio.gather(*(self._load_or_replace(seat, published) for seat in self._seats.all)))
             except MmprmError as error:
@@ -223,8 +222,7 @@ class RolloutPool:
             if error.timed_out:
                 raise TrainingError(f"{error}; a larger weights.timeout_s gives it more time") from error
             raise
-        assert self._probe is not None, "it came with the weights"
-        return self._checks[seat.name].check(published, await self._probe, answer)
+        return self._checks[seat.name].check(published, answer)
 
     async def _load_current(self, seat: Seat) -> float:
         """The current weights into a new engine."""

@@ -70,7 +70,7 @@ async def _run(config: RLConfig, problems: Sequence[Problem], held_out: Sequence
             stack.callback(trainer.close)
         make = partial(_transfer, config, transport)
         trainer.open_transfer(make, None if transport == "file" else lambda: pool.engines)
-        pool.as_files = partial(_as_files, config, trainer)
+        pool.as_files = partial(_as_files, config, trainer, pool.probe_token_ids)
         grader = await stack.enter_async_context(open_grader(config.grader))
         place = None if places is None else places.prm
         process = await stack.enter_async_context(_process(config, place)) if config.process else None
@@ -117,11 +117,13 @@ def _transfer(config: RLConfig, transport: str, rank: int, engines: Sequence[Any
 
 
 @asynccontextmanager
-async def _as_files(config: RLConfig, trainer: TrainerGroup, published: Published) -> AsyncIterator[Published]:
+async def _as_files(
+    config: RLConfig, trainer: TrainerGroup, probe_token_ids: Sequence[int], published: Published
+) -> AsyncIterator[Published]:
     """The weights that went from GPU to GPU once more, as files that lie there until the end of the block."""
     make, dtype = partial(_transfer, config, "file"), getattr(torch, config.engine.dtype)
     try:
-        yield await asyncio.to_thread(trainer.publish_again, make, published.version, dtype)
+        yield await asyncio.to_thread(trainer.publish_again, make, published.version, probe_token_ids, dtype)
     finally:
         remove_versions(shared_folder(config.weights, Path(config.output)))
 

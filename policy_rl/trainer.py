@@ -5,7 +5,7 @@
     trainer.limits.check(experience)             # DataError: count and skip
     trainer.log_probs(experiences)               # {place: LogProbs} of this rank's share
     trainer.update(experiences)                  # metrics of one optimizer step, the same on every rank
-    trainer.publish(version, dtype)              # weights to the engines
+    trainer.publish(version, probe, dtype)       # weights to the engines
     trainer.save(folder, extra, keep); trainer.save_model(folder)
 
 Each rank is given all experiences and works on its share. With one update a rollout and neither KL nor critic nor
@@ -180,21 +180,15 @@ class Trainer:
         """`make(rank)` is this rank's side of the way to the engines."""
         self._transfer = make(self.ranks.rank)
 
-    def publish(self, version: int, dtype: torch.dtype) -> Published | None:
+    def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Published | None:
         """The weights on their way to the engines, in their number format; None on all ranks but the first."""
         assert self._transfer is not None, "open_transfer comes first"
         self.doing = f"sending weights of version {version}"
-        published = self._transfer.publish(ModelWeights(self._policy.backbone, dtype), version)
+        with self._engine.inference():
+            probe = probe_logprobs(self._policy.backbone, probe_token_ids)
+            published = self._transfer.publish(ModelWeights(self._policy.backbone, dtype), version, probe)
         self.doing = "nothing"
         return published
-
-    def probe(self, token_ids: Sequence[int]) -> tuple[float, ...]:
-        """What engines with its weights answer to the probe."""
-        self.doing = "the log-probabilities of the probe"
-        with self._engine.inference():
-            answer = probe_logprobs(self._policy.backbone, token_ids)
-        self.doing = "nothing"
-        return answer
 
     def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
         """A checkpoint of everything; `extra` is the caller's own state (JSON), in the same folder, which is whole or

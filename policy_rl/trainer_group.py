@@ -4,7 +4,7 @@
     group.check(experience)                                  # DataError: count and skip
     experiences = group.log_probs(experiences, policy=True)  # with old, ref and values filled in
     metrics = group.update(experiences)
-    group.open_transfer(make, engines); published = group.publish(version, dtype)
+    group.open_transfer(make, engines); published = group.publish(version, probe_token_ids, dtype)
     extra = group.resume(folder); group.save(folder, extra, keep); group.save_model(folder)
     group.close()
 
@@ -107,18 +107,17 @@ class TrainerGroup:
         self._make, self._engines = make, engines
         self._open_transfer()
 
-    def publish(self, version: int, dtype: torch.dtype) -> Published:
+    def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Published:
         with self._lock:
             if self._engines is not None and self._reached != self._engines():
                 self._open_transfer()
-            published = self._call("publish", version, dtype)[0]
+            published = self._call("publish", version, tuple(probe_token_ids), dtype)[0]
             self._sent = version
         return published
 
-    def probe(self, token_ids: Sequence[int]) -> tuple[float, ...]:
-        return self._call("probe", tuple(token_ids))[0]
-
-    def publish_again(self, make: Callable[[int], Transfer], version: int, dtype: torch.dtype) -> Published:
+    def publish_again(
+        self, make: Callable[[int], Transfer], version: int, probe_token_ids: Sequence[int], dtype: torch.dtype
+    ) -> Published:
         """The weights that the engines got as `version` by another way, for an engine that took no part in it.
         EngineStoppedError where the trainer has gone on since."""
         with self._lock:
@@ -129,7 +128,7 @@ class TrainerGroup:
                 )
             self._reached = None  # the next transfer needs its own way again
             self._call("open_transfer", make)
-            return self._call("publish", version, dtype)[0]
+            return self._call("publish", version, tuple(probe_token_ids), dtype)[0]
 
     def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
         self._call("save", folder, extra, keep)

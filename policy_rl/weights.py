@@ -2,11 +2,10 @@
 
 Trainer, on every rank, after an update (all ranks must take part; those but rank 0 get None):
 
-    published = transfer.publish(ModelWeights(model, dtype), version)
     probe = probe_logprobs(model, probe_token_ids)            # the ids that every RolloutPool tells
+    published = transfer.publish(ModelWeights(model, dtype), version, probe)
 
-Driver: `await pool.load_weights(published, probe)`, where the probe may still be on its way, so that the trainer
-computes it while the engines load. What the engines then have proved:
+Driver: `await pool.load_weights(published)`. What the engines then have proved:
 
 - files: each tensor that a worker gave to vLLM's load_weights is, by its CRC-32, the one that the trainer wrote;
 - any transport: every parameter of the engine's model got all of its elements, nothing is left in a cache, and the
@@ -67,12 +66,14 @@ class WeightsConfig(Config):
 @dataclass(frozen=True, slots=True)
 class Published:
     """Weights after `version` updates, ready to be loaded. `folder` holds their files; None where they are in the
-    engines' memory already. `checksums`: of the tensors in files, by name."""
+    engines' memory already. `probe` are the trainer's log-probabilities of the probe; `checksums` those of the tensors
+    in files, by name."""
 
     version: int
     tensors: int
     bytes: int
     folder: str | None
+    probe: tuple[float, ...]
     checksums: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
@@ -138,7 +139,7 @@ def _gathered(tensors: Sequence[Tensor]) -> Iterator[None]:
 class Transfer(Protocol):
     """The trainer's side; `RolloutPool.load_weights` is the engines'."""
 
-    def publish(self, weights: ModelWeights, version: int) -> Published | None:
+    def publish(self, weights: ModelWeights, version: int, probe: tuple[float, ...]) -> Published | None:
         """Every rank calls it; rank 0 gets the result, the others None."""
         ...
 
@@ -154,7 +155,7 @@ class FileTransfer:
         if is_main:
             remove_versions(folder)  # left by a run that was killed
 
-    def publish(self, weights: ModelWeights, version: int) -> Published | None:
+    def publish(self, weights: ModelWeights, version: int, probe: tuple[float, ...]) -> Published | None:
         if not self._is_main:
             for _ in weights:  # joins in gathering the shards
                 pass
@@ -173,7 +174,7 @@ class FileTransfer:
                 f"weights of version {version} cannot be written to {final}: {error}; "
                 "free space there, or set weights.folder to a place that trainer and engines share"
             ) from error
-        return Published(version, len(checksums), size, str(final), checksums)
+        return Published(version, len(checksums), size, str(final), probe, checksums)
 
     def close(self) -> None:
         if self._is_main:
@@ -261,30 +262,29 @@ def probe_logprobs(model: nn.Module, token_ids: Sequence[int]) -> tuple[float, .
 
 
 class ProbeCheck:
-    """One engine's answers to the probe beside the trainer's log-probabilities of it, version by version."""
+    """One engine's answers to the probe, version by version."""
 
     def __init__(self, engine: str, tolerance: float) -> None:
         self._engine, self._tolerance = engine, tolerance
-        self._changed: tuple[int, tuple[float, ...], tuple[float, ...]] | None = None
+        self._changed: tuple[Published, tuple[float, ...]] | None = None
 
-    def check(self, published: Published, probe: tuple[float, ...], answer: tuple[float, ...]) -> float:
+    def check(self, published: Published, answer: tuple[float, ...]) -> float:
         """Mean |engine − trainer| in nats. TrainingError where it is above the tolerance, or where the engine answers
         exactly what it did at an earlier version from which the trainer has moved."""
-        assert len(answer) == len(probe), "trainer and engine have different probes"
-        distance = _mean_difference(answer, probe)
+        assert len(answer) == len(published.probe), "trainer and engine have different probes"
+        distance = _mean_difference(answer, published.probe)
         if not distance <= self._tolerance:  # also for NaN
             raise TrainingError(
                 f"{self._engine} does not compute with the {published}: its log-probabilities of the probe differ from "
                 f"the trainer's by {distance:.4f} nats on average (allowed: {self._tolerance}); if the number formats "
                 "explain so much, raise weights.tolerance, or set engine.dtype=float32"
             )
-        if self._changed is None or answer != self._changed[2]:
-            self._changed = published.version, probe, answer
-        version, then, _ = self._changed
-        moved = max((abs(a - b) for a, b in zip(probe, then, strict=True)), default=0.0)
+        if self._changed is None or answer != self._changed[1]:
+            self._changed = published, answer
+        moved = max((abs(a - b) for a, b in zip(published.probe, self._changed[0].probe, strict=True)), default=0.0)
         if moved > MOVED:
             raise TrainingError(
-                f"{self._engine} still computes with version {version}: it answers the probe as then, "
+                f"{self._engine} still computes with version {self._changed[0].version}: it answers the probe as then, "
                 f"and the trainer's log-probabilities have moved by {moved:.4f} nats until version {published.version}"
             )
         return distance

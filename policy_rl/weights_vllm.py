@@ -25,7 +25,7 @@ class VllmTransfer:
         self._weights: ModelWeights | None = None
         self._sender: Any = None
 
-    def publish(self, weights: ModelWeights, version: int) -> Published | None:
+    def publish(self, weights: ModelWeights, version: int, probe: tuple[float, ...]) -> Published | None:
         from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 
         self._weights = weights
@@ -39,7 +39,7 @@ class VllmTransfer:
             return None
         tensors = weights.metadata()
         size = sum(tensor.dtype.itemsize * math.prod(tensor.shape) for tensor in tensors)
-        return Published(version, len(tensors), size, None)
+        return Published(version, len(tensors), size, None, probe)
 
     def close(self) -> None:
         if self._sender is not None:

@@ -120,7 +120,7 @@ class LocalTrainer:
         )
         folder = shared_folder(config.weights, Path(config.output))
         self.trainer.open_transfer(lambda rank: FileTransfer(folder))
-        for name in ("update", "publish", "probe", "save", "resume", "save_model"):
+        for name in ("update", "publish", "save", "resume", "save_model"):
             setattr(self, name, getattr(self.trainer, name))
 
     def log_probs(self, experiences: Sequence[Experience], policy: bool = True) -> list[Experience]:
@@ -153,8 +153,7 @@ class World:
         collector = Collector(config, problems, self._pool, self._grader, check, process)
         dtype = getattr(torch, config.engine.dtype)
         try:
-            probe = asyncio.to_thread(trainer.probe, self._pool.probe_token_ids)
-            await self._pool.load_weights(trainer.publish(0, dtype), probe)
+            await self._pool.load_weights(trainer.publish(0, self._pool.probe_token_ids, dtype))
             assert (await Loop(config, total, self._pool, trainer, collector).run()).finished
         finally:
             trainer.trainer.close()

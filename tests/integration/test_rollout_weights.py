@@ -78,21 +78,18 @@ def started(policy_folder: Path):
 @pytest.fixture
 async def engine(started, policy_folder: Path, tmp_path: Path):
     """`started` with the weights of the checkpoint, whatever an earlier test loaded."""
-    engine, _, _ = started
-    await engine.load(publish(load_model(policy_folder), tmp_path / "original", 0))
+    engine, probe, _ = started
+    model = load_model(policy_folder)
+    await engine.load(publish(model, tmp_path / "original", 0, probe))
     return engine
 
 
-def publish(model, folder: Path, version: int, dtype=torch.float32) -> Published:
-    return FileTransfer(folder).publish(ModelWeights(model, dtype), version)
+def publish(model, folder: Path, version: int, probe: tuple[int, ...], dtype=torch.float32) -> Published:
+    return FileTransfer(folder).publish(ModelWeights(model, dtype), version, probe_logprobs(model, probe))
 
 
-def distance(answer: tuple[float, ...], model, probe: tuple[int, ...]) -> float:
-    return max(abs(a - b) for a, b in zip(answer, probe_logprobs(model, probe), strict=True))
-
-
-async def load(pool: RolloutPool, published: Published, model) -> float:
-    return await pool.load_weights(published, asyncio.to_thread(probe_logprobs, model, pool.probe_token_ids))
+def distance(answer: tuple[float, ...], published: Published) -> float:
+    return max(abs(a - b) for a, b in zip(answer, published.probe, strict=True))
 
 
 async def test_logprobs_are_those_of_the_drawn_tokens(engine, started, policy_folder):
@@ -128,14 +125,14 @@ def picture_pixels(problem: Problem):
 
 async def test_vision_tokens_are_never_drawn(engine, started, policy_folder, tmp_path):
     """Not even by a policy that wants nothing else."""
-    _, _, banned = started
+    _, probe, banned = started
     model = load_model(policy_folder)
     assert set(banned) >= {model.config.image_token_id, model.config.video_token_id}
     assert model.config.text_config.eos_token_id not in banned
     with torch.no_grad():
         model.lm_head.weight.zero_()
         model.model.language_model.norm.weight.fill_(1.0)
-    await engine.load(publish(model, tmp_path / "flat", 1))
+    await engine.load(publish(model, tmp_path / "flat", 1, probe))
     group = await engine.sample(PROBLEMS[0], 32, 0, 1)
     drawn = {token for response in group.responses for token in response.token_ids}
     assert len(drawn) > 100
@@ -147,8 +144,9 @@ async def test_new_weights_answer_like_the_trainer(engine, started, policy_folde
     model = load_model(policy_folder)
     old = probe_logprobs(model, probe)
     change(model)
-    assert distance(old, model, probe) > 0.1
-    assert distance(await engine.load(publish(model, tmp_path / "new", 3)), model, probe) < 1e-3
+    published = publish(model, tmp_path / "new", 3, probe)
+    assert max(abs(a - b) for a, b in zip(old, published.probe, strict=True)) > 0.1
+    assert distance(await engine.load(published), published) < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -158,13 +156,13 @@ async def test_each_part_of_the_model_takes_effect_at_once(engine, started, poli
     """Pictures and prompts seen before come from no cache: log-probabilities are the trainer's again."""
     from transformers import AutoProcessor
 
-    _, _, banned = started
+    _, probe, banned = started
     processor, model = AutoProcessor.from_pretrained(policy_folder), load_model(policy_folder)
     before = (await engine.sample(PROBLEMS[0], 1, 1, 0)).responses[0]
     change(model, lambda name: part in name, size)
     moved = trainer_logprobs(model, processor, PROBLEMS[0], before, banned)
     assert max(abs(a - b) for a, b in zip(moved, before.logprobs, strict=True)) > 0.02, "the test sees the part"
-    await engine.load(publish(model, tmp_path / "part", 1))
+    await engine.load(publish(model, tmp_path / "part", 1, probe))
     after = (await engine.sample(PROBLEMS[0], 1, 1, 1)).responses[0]
     ours = trainer_logprobs(model, processor, PROBLEMS[0], after, banned)
     assert after.logprobs == pytest.approx(ours, abs=3e-3)
@@ -185,14 +183,15 @@ async def test_a_name_of_no_layer_is_an_error(engine, policy_folder, tmp_path):
         await engine.load(write(renamed, tmp_path, 1))
 
 
-async def test_another_version_is_an_error(engine, policy_folder, tmp_path):
-    published = publish(load_model(policy_folder), tmp_path / "one", 1)
+async def test_another_version_is_an_error(engine, started, policy_folder, tmp_path):
+    _, probe, _ = started
+    published = publish(load_model(policy_folder), tmp_path / "one", 1, probe)
     with pytest.raises(TrainingError, match="holds weights of version 1, not 2"):
         await engine.load(replace(published, version=2))
 
 
 def write(tensors: list, folder: Path, version: int) -> Published:
-    return FileTransfer(folder / "files").publish(tensors, version)
+    return FileTransfer(folder / "files").publish(tensors, version, ())
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -214,11 +213,11 @@ async def test_a_reloaded_engine_equals_a_fresh_one(policy_folder, tmp_path, dty
         engine = RolloutEngine()
         config = EngineConfig(model=str(tmp_path / name), dtype=dtype, kv_cache_gib=0.1)
         probe, _ = await engine.start(config, SAMPLING, PLAIN, {})
-        published = publish(tied, tmp_path / "files", 1, getattr(torch, dtype))
+        published = publish(tied, tmp_path / "files", 1, probe, getattr(torch, dtype))
         answers.append(await engine.load(published) if name == "old" else await engine._sampler.logprobs(probe))
         engine._sampler.close()
     assert answers[0] == answers[1]
-    assert distance(answers[0], tied, probe) < (1e-3 if dtype == "float32" else 0.5)
+    assert distance(answers[0], published) < (1e-3 if dtype == "float32" else 0.5)
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -235,7 +234,8 @@ async def test_every_backbone_takes_new_weights(tmp_path, name):
     try:
         assert banned or name not in PICTURED
         change(model, size=0.5)
-        assert distance(await engine.load(publish(model, tmp_path / "new", 1)), model, probe) < 1e-3
+        published = publish(model, tmp_path / "new", 1, probe)
+        assert distance(await engine.load(published), published) < 1e-3
         response = (await engine.sample(problem, 1, 0, 1)).responses[0]
         ours = trainer_logprobs(model, AutoProcessor.from_pretrained(folder), problem, response, banned)
         assert response.logprobs == pytest.approx(ours, abs=3e-3)
@@ -250,12 +250,12 @@ async def test_an_engine_in_processes_of_its_own(policy_folder, tmp_path):
     try:
         model = load_model(policy_folder)
         change(model)
-        published = publish(model, tmp_path / "new", 1)
+        published = publish(model, tmp_path / "new", 1, probe)
         in_flight = asyncio.create_task(engine.sample(PROBLEMS[0], 4, 0, 0))
         await asyncio.sleep(0.05)
         answer, late = await asyncio.gather(engine.load(published), engine.sample(PROBLEMS[1], 4, 0, 1))
         assert in_flight.done(), "weights change when nothing is in flight"
-        assert distance(answer, model, probe) < 1e-3
+        assert distance(answer, published) < 1e-3
         assert len(late.responses) == 4
         short = write([(n, t) for n, t in ModelWeights(model, torch.float32) if "q_proj" not in n], tmp_path, 2)
         with pytest.raises(TrainingError, match="incomplete"):
@@ -279,7 +279,8 @@ async def test_pool_survives_the_death_of_an_engine(policy_folder, tmp_path, cap
 
         model = load_model(policy_folder)
         change(model)
-        assert await load(pool, publish(model, tmp_path / "new", 1), model) < 1e-3
+        published = publish(model, tmp_path / "new", 1, pool.probe_token_ids)
+        assert await pool.load_weights(published) < 1e-3
         expected = await ask_all(pool)
         assert {group.version for group in expected} == {1}
 
@@ -317,8 +318,9 @@ async def test_weights_from_gpu_to_gpu(policy_folder):
         torch.cuda.set_device(torch.cuda.device_count() - 1)
         change(model.cpu())
         model.cuda()
-        published = await asyncio.to_thread(transfer.publish, ModelWeights(model, torch.float32), 1)
-        assert await load(pool, published, model) < 1e-2
+        probe = probe_logprobs(model, pool.probe_token_ids)
+        published = await asyncio.to_thread(transfer.publish, ModelWeights(model, torch.float32), 1, probe)
+        assert await pool.load_weights(published) < 1e-2
     finally:
         transfer.close()
         pool.close()

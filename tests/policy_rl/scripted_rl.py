@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,8 +75,7 @@ class ScriptedPool:
         ids = tuple(draw.randint(10, 99) for _ in range(length))
         return Response(text, ids, tuple(-draw.random() for _ in ids), self.finish_reason)
 
-    async def load_weights(self, published: Published, probe: Awaitable[tuple[float, ...]]) -> float:
-        await probe
+    async def load_weights(self, published: Published) -> float:
         self.version = published.version
         return 0.0
 
@@ -120,13 +119,9 @@ class ScriptedTrainer:
         self.weights = hashlib.sha256(f"{self.weights}{seen}".encode()).hexdigest()
         return {"loss": 0.0, "seconds": self._delay, "responses": float(len(experiences)), "entropy": 1.0}
 
-    def publish(self, version: int, dtype: torch.dtype) -> Published:
+    def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Published:
         self.calls.append("publish")
-        return Published(version, 1, 1, "folder")
-
-    def probe(self, token_ids: Sequence[int]) -> tuple[float, ...]:
-        assert token_ids == ScriptedPool.probe_token_ids
-        return (0.0,)
+        return Published(version, 1, 1, "folder", (0.0,))
 
     def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
         self.calls.append(f"save {extra['step']}")

@@ -93,7 +93,7 @@ class LocalTrainer:
         self.trainer.open_transfer(lambda rank: FileTransfer(folder / "shared"))
         self.check = self.trainer.limits.check
         self._encoder = self.trainer._encoder
-        for name in ("update", "publish", "probe", "save", "resume", "save_model"):
+        for name in ("update", "publish", "save", "resume", "save_model"):
             setattr(self, name, getattr(self.trainer, name))
 
     def log_probs(self, experiences, policy=True):

@@ -24,12 +24,7 @@ PROBE = (-1.0, -2.0)
 
 
 def published(version: int) -> Published:
-    return Published(version, 1, 4, "/folder")
-
-
-async def probe(version: int) -> tuple[float, ...]:
-    """The trainer's log-probabilities."""
-    return tuple(value - version / 10 for value in PROBE)
+    return Published(version, 1, 4, "/folder", tuple(value - version / 10 for value in PROBE))
 
 
 class Script:
@@ -83,7 +78,7 @@ class Actor:
         await asyncio.sleep(self.script.delay)
         self.loaded.append(published.version)
         self.folders.append(published.folder)
-        return PROBE if self.script.bad_probe else await probe(published.version)
+        return PROBE if self.script.bad_probe else published.probe
 
 
 @pytest.fixture
@@ -132,7 +127,7 @@ async def test_weights_change_only_when_nothing_is_in_flight_and_later_groups_wa
     pool = await start()
     early = asyncio.create_task(ask(pool, 4))
     await asyncio.sleep(0)
-    load = asyncio.create_task(pool.load_weights(published(1), probe(1)))
+    load = asyncio.create_task(pool.load_weights(published(1)))
     await asyncio.sleep(0)
     late = asyncio.create_task(pool.sample(problems(1)[0], 8, 1, 1))
     assert await load == 0.0
@@ -146,7 +141,7 @@ async def test_who_waits_for_new_weights_holds_up_nobody_who_asks_for_the_presen
     pool = await start()
     early = asyncio.create_task(ask(pool, 4))
     await asyncio.sleep(0)
-    load = asyncio.create_task(pool.load_weights(published(1), probe(1)))
+    load = asyncio.create_task(pool.load_weights(published(1)))
     await asyncio.sleep(0)
     late = asyncio.create_task(pool.sample(problems(1)[0], 8, 1, 1))
     await asyncio.sleep(0)
@@ -160,7 +155,7 @@ async def test_groups_asked_before_new_weights_get_the_old_ones_even_if_they_wai
     early = asyncio.create_task(ask(pool, 12))
     await asyncio.sleep(0)
     script.dies = {0}
-    load = asyncio.create_task(pool.load_weights(published(1), probe(1)))
+    load = asyncio.create_task(pool.load_weights(published(1)))
     await asyncio.sleep(0)
     late = asyncio.create_task(pool.sample(problems(1)[0], 8, 1, 1))
     groups = await early
@@ -179,7 +174,7 @@ async def test_another_version_is_the_callers_mistake(script):
 
 async def test_a_dead_engine_is_replaced_and_its_groups_are_asked_again(script):
     pool = await start()
-    await pool.load_weights(published(1), probe(1))
+    await pool.load_weights(published(1))
     script.dies = {0}
     groups = await ask(pool, 6)
     assert [group.problem for group in groups] == problems(6)
@@ -188,7 +183,7 @@ async def test_a_dead_engine_is_replaced_and_its_groups_are_asked_again(script):
     assert script.actors[2].loaded == [1], "the new engine got the current weights"
     assert pool.restarts == 1
     script.dies = set()
-    await pool.load_weights(published(2), probe(2))
+    await pool.load_weights(published(2))
     assert [actor.loaded for actor in script.actors[1:]] == [[1, 2], [1, 2]]
 
 
@@ -214,14 +209,14 @@ async def test_a_dead_engine_is_replaced_where_weights_go_from_gpu_to_gpu(script
         files.append("removed")
 
     pool.as_files = as_files
-    await pool.load_weights(replace(published(1), folder=None), probe(1))
+    await pool.load_weights(replace(published(1), folder=None))
     script.dies = {0}
     groups = await ask(pool, 6)
     assert all(response.text.endswith("[1]") for group in groups for response in group.responses)
     assert (script.actors[2].folders, files) == (["/files"], [1, "removed"])
     assert script.options[2] == script.options[0]
     assert pool.engines == [script.actors[2], old[1]]
-    await pool.load_weights(replace(published(2), folder=None), probe(2))
+    await pool.load_weights(replace(published(2), folder=None))
     assert [actor.folders for actor in script.actors[1:]] == [[None, None], ["/files", None]]
 
 
@@ -234,7 +229,7 @@ async def test_a_trainer_that_has_gone_on_ends_the_run(script):
         yield
 
     pool.as_files = as_files
-    await pool.load_weights(replace(published(1), folder=None), probe(1))
+    await pool.load_weights(replace(published(1), folder=None))
     script.dies = {0, 1}
     with pytest.raises(EngineStoppedError, match="already updated"):
         await asyncio.wait_for(ask(pool, 4), 5)
@@ -283,7 +278,7 @@ async def test_an_engine_that_does_not_load_in_time_is_named(script):
     pool = await start(timeout_s=0.05)
     script.silent = True
     with pytest.raises(TrainingError, match=r"0.05 s in vain for engine 1 of 2 to load the weights of version 3"):
-        await pool.load_weights(published(3), probe(3))
+        await pool.load_weights(published(3))
     with pytest.raises(EngineStoppedError, match="in vain"):
         await asyncio.wait_for(pool.sample(problems(1)[0], 8, 1, 3), 1)
 
@@ -292,7 +287,7 @@ async def test_an_engine_that_keeps_its_old_weights_is_found(script):
     pool = await start()
     script.bad_probe = True
     with pytest.raises(TrainingError, match=r"engine 1 of 2 does not compute with the weights of version 3"):
-        await pool.load_weights(published(3), probe(3))
+        await pool.load_weights(published(3))
 
 
 async def test_a_caller_that_gives_up_leaves_no_place_taken(script):
@@ -304,7 +299,7 @@ async def test_a_caller_that_gives_up_leaves_no_place_taken(script):
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     assert len(await asyncio.wait_for(ask(pool, 4), 5)) == 4
-    await asyncio.wait_for(pool.load_weights(published(1), probe(1)), 5)
+    await asyncio.wait_for(pool.load_weights(published(1)), 5)
 
 
 @pytest.mark.parametrize(

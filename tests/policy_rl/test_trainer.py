@@ -289,8 +289,8 @@ def test_saved_and_published_weights(
     np.testing.assert_allclose(loaded[5].old, after[5].old, atol=1e-4)
     probe = probe_token_ids(trainer.processor.tokenizer)
     trainer.open_transfer(lambda rank: FileTransfer(tmp_path / "shared", is_main=rank == 0))
-    published = trainer.publish(2, torch.float32)
-    assert len(trainer.probe(probe)) == len(probe) - 1
+    published = trainer.publish(2, probe, torch.float32)
+    assert len(published.probe) == len(probe) - 1
     model = AutoModelForImageTextToText.from_pretrained(random_policy_folder)
     sent = {k: v for file in Path(published.folder).glob("*.safetensors") for k, v in load_file(file).items()}
     model.load_state_dict(sent, strict=True)

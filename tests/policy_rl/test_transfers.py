@@ -61,9 +61,9 @@ def events(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def send(group: TrainerGroup, version: int, again: Callable[[int], Any] | None = None) -> None:
     if again is None:
-        group.publish(version, torch.float32)
+        group.publish(version, (1, 2), torch.float32)
     else:
-        group.publish_again(again, version, torch.float32)
+        group.publish_again(again, version, (1, 2), torch.float32)
 
 
 def test_a_replaced_engine_gets_files_and_takes_part_in_later_transfers(events: list[str]) -> None:
@@ -114,7 +114,7 @@ def test_files_of_a_trainer_that_was_killed_are_removed(tmp_path: Path, monkeypa
 
     class Killed:
         def open_transfer(self, *_: Any) -> None:
-            FileTransfer(folder).publish(ModelWeights(nn.Linear(2, 2), torch.float32), 1)
+            FileTransfer(folder).publish(ModelWeights(nn.Linear(2, 2), torch.float32), 1, ())
             (folder / ".version-00000002.tmp").mkdir()
             raise TrainingError("no end after 3600 s")
 

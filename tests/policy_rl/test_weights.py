@@ -26,7 +26,7 @@ from policy_rl.weights_worker import read_weights
 torch.set_num_threads(1)
 
 PROBE = (-1.0, -2.0, -3.0)
-PUBLISHED = Published(1, 2, 40, "/dev/shm/x")
+PUBLISHED = Published(1, 2, 40, "/dev/shm/x", PROBE)
 
 
 class Tied(nn.Module):
@@ -72,8 +72,13 @@ def test_lora_is_merged_under_the_names_of_the_checkpoint():
 def test_files_hold_the_weights_and_their_version(tmp_path, monkeypatch):
     monkeypatch.setattr("policy_rl.weights.BUCKET_BYTES", 40)
     model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
-    published = FileTransfer(tmp_path / "w").publish(ModelWeights(model, torch.float32), 7)
-    assert (published.version, published.tensors, published.bytes) == (7, 4, 4 * (12 + 3 + 6 + 2))
+    published = FileTransfer(tmp_path / "w").publish(ModelWeights(model, torch.float32), 7, PROBE)
+    assert (published.version, published.tensors, published.bytes, published.probe) == (
+        7,
+        4,
+        4 * (12 + 3 + 6 + 2),
+        PROBE,
+    )
     files = sorted((tmp_path / "w" / "version-00000007").iterdir())
     assert len(files) == 2, "a bucket ends as soon as it is full"
     assert list(load_file(files[0])) == ["0.weight"]
@@ -88,10 +93,10 @@ def test_files_hold_the_weights_and_their_version(tmp_path, monkeypatch):
 def test_weights_that_are_hardly_older_do_not_pass_for_new_ones(tmp_path):
     """One element of one tensor by one bit, which no probe would show."""
     model, transfer = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)).bfloat16(), FileTransfer(tmp_path / "w")
-    old = transfer.publish(ModelWeights(model, torch.bfloat16), 1)
+    old = transfer.publish(ModelWeights(model, torch.bfloat16), 1, PROBE)
     with torch.no_grad():
         model[1].weight.view(torch.int16)[5, 7] += 1
-    new = transfer.publish(ModelWeights(model, torch.bfloat16), 2)
+    new = transfer.publish(ModelWeights(model, torch.bfloat16), 2, PROBE)
     stale = load_file(f"{old.folder}/00000.safetensors")
     save_file(stale, f"{new.folder}/00000.safetensors", metadata={"version": "2"})
     with pytest.raises(TrainingError, match=r"1\.weight is not the tensor that the trainer wrote for version 2"):
@@ -114,7 +119,7 @@ def test_two_versions_are_kept_and_none_after_the_run(tmp_path):
     transfer, model = FileTransfer(tmp_path / "w"), nn.Linear(2, 2)
     assert not left.exists(), "a killed run's weights must not fill the memory"
     for version in (1, 2, 3, 3):
-        transfer.publish(ModelWeights(model, torch.float32), version)
+        transfer.publish(ModelWeights(model, torch.float32), version, ())
     assert sorted(path.name for path in (tmp_path / "w").iterdir()) == ["version-00000002", "version-00000003"]
     transfer.close()
     assert not (tmp_path / "w").exists()
@@ -128,7 +133,7 @@ def test_a_users_own_folder_keeps_all_else(tmp_path, monkeypatch):
     (own / "version-1").mkdir()
     model, config = ModelWeights(nn.Linear(2, 2), torch.float32), WeightsConfig(folder=str(own))
     one, other = (FileTransfer(shared_folder(config, tmp_path / name)) for name in ("a", "b"))
-    folders = [Path(transfer.publish(model, 1).folder) for transfer in (one, other)]
+    folders = [Path(transfer.publish(model, 1, ()).folder) for transfer in (one, other)]
     (folders[0].parent / "notes.txt").write_text("kept")
     FileTransfer(shared_folder(config, tmp_path / "b"))
     assert [folder.exists() for folder in folders] == [True, False]
@@ -146,7 +151,7 @@ def test_ranks_but_the_first_gather_and_write_nothing(tmp_path):
             seen.append(name)
             yield name, tensor
 
-    assert FileTransfer(tmp_path / "w", is_main=False).publish(weights(), 1) is None
+    assert FileTransfer(tmp_path / "w", is_main=False).publish(weights(), 1, ()) is None
     assert seen == ["weight", "bias"]
     assert not (tmp_path / "w").exists()
 
@@ -154,7 +159,7 @@ def test_ranks_but_the_first_gather_and_write_nothing(tmp_path):
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError, match=r"version 1 cannot be written to .*set weights.folder"):
-        FileTransfer(tmp_path / "file" / "w").publish(ModelWeights(nn.Linear(2, 2), torch.float32), 1)
+        FileTransfer(tmp_path / "file" / "w").publish(ModelWeights(nn.Linear(2, 2), torch.float32), 1, ())
 
 
 def test_each_run_has_its_own_place_in_shared_memory(tmp_path, monkeypatch):
@@ -209,24 +214,24 @@ def test_probe_of_the_trainer_is_the_next_tokens_log_probability():
 
 class TestProbe:
     def test_near_answers_pass_and_far_ones_do_not(self):
-        assert ProbeCheck("engine 1", 0.2).check(PUBLISHED, PROBE, (-1.1, -2.0, -2.9)) == pytest.approx(0.2 / 3)
+        assert ProbeCheck("engine 1", 0.2).check(PUBLISHED, (-1.1, -2.0, -2.9)) == pytest.approx(0.2 / 3)
         with pytest.raises(TrainingError, match=r"engine 1 .* version 1 .* by 0.3000 nats"):
-            ProbeCheck("engine 1", 0.2).check(PUBLISHED, PROBE, (-1.9, -2.0, -3.0))
+            ProbeCheck("engine 1", 0.2).check(PUBLISHED, (-1.9, -2.0, -3.0))
 
     def test_nan_does_not_pass(self):
         with pytest.raises(TrainingError):
-            ProbeCheck("engine 1", 0.2).check(PUBLISHED, PROBE, (math.nan, -2.0, -3.0))
+            ProbeCheck("engine 1", 0.2).check(PUBLISHED, (math.nan, -2.0, -3.0))
 
     def test_an_engine_that_stays_while_the_trainer_moves_is_found(self):
         """Within the tolerance, but the very same answer."""
         check = ProbeCheck("engine 1", 0.2)
-        check.check(PUBLISHED, PROBE, PROBE)
-        check.check(replace(PUBLISHED, version=2), (-1.006, -2.0, -3.0), PROBE)
+        check.check(PUBLISHED, PROBE)
+        check.check(replace(PUBLISHED, version=2, probe=(-1.006, -2.0, -3.0)), PROBE)
         with pytest.raises(TrainingError, match=r"still computes with version 1: .* moved by 0.0120 .* version 3"):
-            check.check(replace(PUBLISHED, version=3), (-1.012, -2.0, -3.0), PROBE)
+            check.check(replace(PUBLISHED, version=3, probe=(-1.012, -2.0, -3.0)), PROBE)
 
     def test_an_engine_that_moves_too_passes(self):
         check = ProbeCheck("engine 1", 0.2)
         for version in range(1, 30):
             moved = (-1.0 - version / 50, -2.0, -3.0)
-            check.check(replace(PUBLISHED, version=version), moved, moved)
+            check.check(replace(PUBLISHED, version=version, probe=moved), moved)
