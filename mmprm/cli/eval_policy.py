@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -33,6 +34,10 @@ def evaluate_policy(kind: str, files: Sequence[Path], config: PolicyEvalConfig) 
     shared = {"split": split, "subset": config.subset, "images_root": config.images_root, "limit": config.limit}
     read = [read_items(config.layout, ProblemsConfig(path=str(file), **shared)) for file in files]
     items, left_out = [item for part, _ in read for item in part], sum(count for _, count in read)
+    twice = [name for name, count in Counter(item.problem.id for item in items).items() if count > 1]
+    if twice:
+        names = ", ".join(map(str, files))
+        raise DataError(f"{names}: id {twice[0]!r} is in several of them; evaluate each by itself, with its own output")
     responses = Responses(Path(config.output) / f"responses-{config.layout}.jsonl", _asked_with(config), items)
     try:
         answered, failed = asyncio.run(_asked(items, responses, config))
@@ -67,7 +72,8 @@ class Responses:
 
     def __init__(self, path: Path, asked_with: Mapping[str, Any], items: Sequence[Item]) -> None:
         self._path, self._head, self._rows = path, {"asked_with": asked_with}, {}
-        self._contents = {p.id: content_id(p.question, p.answer, p.pictures) for p in (item.problem for item in items)}
+        problems = [item.problem for item in items]
+        self._contents = {p.id: content_id(p.question, p.answer, p.pictures, p.choices) for p in problems}
         for row in _stored(path, asked_with):
             self._rows[row["id"]] = row
         there = len(items) - self.missing
@@ -85,6 +91,7 @@ class Responses:
         return None if row is None else Completion(row["response"], row["tokens"], row["finish_reason"])
 
     def add(self, problem: Problem, completion: Completion) -> None:
+        self._changed = True
         self._rows[problem.id] = {
             "id": problem.id,
             "content": self._contents[problem.id],
@@ -92,7 +99,6 @@ class Responses:
             "tokens": completion.token_count,
             "finish_reason": completion.finish_reason,
         }
-        self._changed = True
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
             print(f"{len(self._contents) - self.missing:,} of {len(self._contents):,} responses", file=sys.stderr)
@@ -109,8 +115,11 @@ class Responses:
         self._saved, self._changed = time.monotonic(), False
 
     def _row(self, problem_id: str) -> dict[str, Any] | None:
+        """Of a response to this very question, which was not broken off."""
         row = self._rows.get(problem_id)
-        return row if row is not None and row["content"] == self._contents[problem_id] else None
+        if row is None or row["content"] != self._contents[problem_id] or row["finish_reason"] == "abort":
+            return None
+        return row
 
 
 def _stored(path: Path, asked_with: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
@@ -128,7 +137,7 @@ def _stored(path: Path, asked_with: Mapping[str, Any]) -> Iterable[dict[str, Any
 
 def _asked_with(config: PolicyEvalConfig) -> dict[str, Any]:
     """What must be equal for the response to a question to be the same."""
-    engine = {"model", "dtype", "max_model_len", "max_pixels"}
+    engine = {"model": True, "dtype": True, "max_model_len": True, "max_pixels": True, "servers": {"urls"}}
     keys = {"engine": engine, **dict.fromkeys(("sampling", "prompt", "seed"), True)}
     files = sorted(Path(config.engine.model).glob("*.safetensors"))
     states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]

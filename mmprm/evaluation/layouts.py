@@ -119,7 +119,10 @@ def _mathvista(row: Row) -> Entry:
         lines.append(HINTS[row["answer_type"]].format(decimals=int(row["precision"] or 0)))
     question = with_choices("\n".join(lines), choices)
     pictures = listed(row.get("decoded_image") or row["image"])
-    return Entry(str(row["pid"]), question, str(row["answer"]), pictures, choices, row["metadata"]["task"])
+    answer = str(row["answer"])
+    if answer in choices:  # an option may be a letter, and not its own
+        answer = chr(ord("A") + choices.index(answer))
+    return Entry(str(row["pid"]), question, answer, pictures, choices, row["metadata"]["task"])
 
 
 def _mathverse(row: Row) -> Entry:

@@ -146,7 +146,7 @@ def test_mathvista(tmp_path: Path) -> None:
     assert lines[1:] == ["(Unit: m)", "Give the answer as a number with 1 decimal place(s)."]
     assert (free.problem.answer, free.problem.choices) == ("1.2", ())
     assert chosen.problem.question.splitlines()[1:] == ["Choices:", "A. larger than", "B. equal to", "C. smaller than"]
-    assert (chosen.problem.answer, chosen.subject) == ("equal to", "geometry problem solving")
+    assert (chosen.problem.answer, chosen.subject) == ("B", "geometry problem solving")
     assert free.problem.pictures[0].data == png()
 
 
@@ -233,6 +233,15 @@ def test_options_may_be_letters_themselves(tmp_path: Path) -> None:
         answers = ("D", "D. I", "I", "B. D", "B", "C. B")
         gradings = grader.grade_many([(item.problem, f"<answer>{answer}</answer>") for answer in answers])
     assert [grading.verdict is Verdict.CORRECT for grading in gradings] == [True] * 3 + [False] * 3
+
+
+@pytest.mark.parametrize(("choices", "gold"), [(["D", "F", "G", "H"], "A"), (["larger than", "equal to"], "B")])
+def test_mathvista_names_the_right_option_by_its_text(tmp_path: Path, choices: list[str], gold: str) -> None:
+    row = {**MATHVISTA_CHOICE, "choices": choices, "answer": choices[ord(gold) - ord("A")]}
+    (item,) = read(tmp_path, "mathvista", row, form="parquet")[0]
+    with SymbolicGrader(GraderConfig()) as grader:
+        gradings = grader.grade_many([(item.problem, f"<answer>{letter}</answer>") for letter in "AB"])
+    assert [grading.verdict is Verdict.CORRECT for grading in gradings] == [gold == "A", gold == "B"]
 
 
 def test_rows_of_another_form_are_named(tmp_path: Path) -> None:
@@ -404,6 +413,16 @@ def test_the_same_command_asks_only_what_is_missing(
     assert "will be replaced: sampling.max_tokens (stored 4096, asked 99)" in capsys.readouterr().err
 
 
+def test_files_that_share_an_id_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(tmp_path, monkeypatch, ANSWERS)
+    file = str(tmp_path / "test.jsonl")
+    words = ["--set=layout=mathvision", "--set=engine.model=scripted", f"--set=output={tmp_path}"]
+    assert main(["eval", "policy", file, file, *words]) == 2
+    assert "id '0' is in several of them; evaluate each by itself, with its own output" in capsys.readouterr().err
+
+
 def test_a_policy_trained_anew_in_the_same_folder_and_another_question_are_asked(tmp_path: Path) -> None:
     def kept(question: str = "Q", weights: bytes = b"") -> command.Responses:
         (tmp_path / "model").mkdir(exist_ok=True)
@@ -417,6 +436,9 @@ def test_a_policy_trained_anew_in_the_same_folder_and_another_question_are_asked
     responses.add(Problem("1", "Q", "A"), Completion("A", 1, "stop"))
     responses.save()
     assert (kept().missing, kept("other").missing) == (0, 1)
+    responses.add(Problem("1", "Q", "A"), Completion("A", 1, "abort"))
+    assert responses.missing == 1, "what was broken off is asked again"
+    responses.add(Problem("1", "Q", "A"), Completion("A", 1, "stop"))
     assert kept(weights=b"another").missing == 1
 
 
