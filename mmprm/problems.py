@@ -106,8 +106,8 @@ def load_problems(config: ProblemsConfig) -> list[Problem]:
     return [problem for _, problem in problems.values()]
 
 
-def _content(problem: Problem) -> tuple[str, tuple[str, ...]]:
-    return content_id(problem.question, problem.answer, problem.pictures), problem.choices
+def _content(problem: Problem) -> str:
+    return content_id(problem.question, problem.answer, problem.pictures, problem.choices)
 
 
 def open_picture(picture: Picture) -> Image.Image:
@@ -154,10 +154,10 @@ def _opened(picture: Picture, at_most: int) -> Iterator[Image.Image]:
         raise DataError(f"{name}: cannot be read as a picture ({type(error).__name__}: {error})") from error
 
 
-def content_id(question: str, answer: str, pictures: Sequence[Picture] = ()) -> str:
-    """16 hexadecimal digits from question, answer and picture bytes; a missing picture counts by its path."""
+def content_id(question: str, answer: str, pictures: Sequence[Picture] = (), choices: Sequence[str] = ()) -> str:
+    """16 hexadecimal digits from question, answer, picture bytes and choices; a missing picture counts by its path."""
     digests = [hashlib.sha256(_bytes(picture)).hexdigest() for picture in pictures]
-    text = json.dumps([question, answer, digests])
+    text = json.dumps([question, answer, digests, *([list(choices)] if choices else [])])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -290,7 +290,12 @@ def read_problem(row: Mapping[str, Any], columns: Columns, root: Path, place: st
     raw_pictures = listed(cell("pictures"))
     question = cell("question")
     if question is None and (chat := cell("chat")) is not None:
-        question, from_chat = _from_chat(chat, place)
+        question, from_chat, marks = _from_chat(chat, place)
+        if marks and marks != len(raw_pictures):
+            raise DataError(
+                f"{place}: its messages have {marks} places for pictures of a column, and there are "
+                f"{len(raw_pictures)}; set columns.pictures, or put the pictures into the messages"
+            )
         raw_pictures += listed(from_chat)
     answer = _answer_text(cell("answer"))
     for name, value in (("question", question), ("answer", answer)):
@@ -303,13 +308,14 @@ def read_problem(row: Mapping[str, Any], columns: Columns, root: Path, place: st
     choices = cell("choices") or ()
     if not isinstance(choices, list | tuple):
         raise DataError(f"{place}: choices must be a list, got {str(choices)[:60]!r}; make it one, or drop the column")
+    choices = tuple(map(str, choices))
     own_id, solution = cell("id"), cell("solution")
     return Problem(
-        id=str(own_id) if own_id not in (None, "") else content_id(question, answer, pictures),
+        id=str(own_id) if own_id not in (None, "") else content_id(question, answer, pictures, choices),
         question=question,
         answer=answer,
         pictures=pictures,
-        choices=tuple(str(choice) for choice in choices),
+        choices=choices,
         solution=solution if solution is None else str(solution),
     )
 
@@ -320,11 +326,13 @@ def _answer_text(value: Any) -> str | None:
     return value if value is None else str(value)
 
 
-def _from_chat(chat: Any, place: str) -> tuple[str, list[Any]]:
-    """Question and raw pictures of the user turns: {role, content} or {from, value}, content as text or as parts."""
+def _from_chat(chat: Any, place: str) -> tuple[str, list[Any], int]:
+    """Question and raw pictures of the user turns: {role, content} or {from, value}, content as text or as parts; and
+    the number of parts that only mark where a picture of the column stands."""
     turns = _parse(chat.encode(), f"{place} (chat messages)") if isinstance(chat, str) else chat
     texts: list[str] = []
     pictures: list[Any] = []
+    marks = 0
     try:
         for turn in turns:
             if (turn.get("role") or turn.get("from")) not in ("user", "human"):
@@ -333,13 +341,23 @@ def _from_chat(chat: Any, place: str) -> tuple[str, list[Any]]:
             for part in [{"type": "text", "text": content}] if isinstance(content, str) else content:
                 if part["type"] == "text":
                     texts.append(part["text"])
-                elif part.get(part["type"]) is None:  # where a picture of the column stands
+                elif (picture := picture_of(part)) is None:
                     texts.append("<image>")
+                    marks += 1
                 else:
-                    pictures.append(part[part["type"]])
+                    pictures.append(picture)
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{place}: chat messages are not of a known form ({type(error).__name__}: {error})") from error
-    return "\n".join(texts), pictures
+    return "\n".join(texts), pictures, marks
+
+
+def picture_of(part: Mapping[str, Any]) -> Any:
+    """What a part of a message shows, under its type (image, image_url, …), url or path; None where it says no more
+    than that a picture stands there. KeyError for other keys."""
+    given = {key: value for key, value in part.items() if key != "type" and value not in (None, "")}
+    if not given:
+        return None
+    return given[next((key for key in (part["type"], "url", "path") if key in given), part["type"])]
 
 
 def listed(value: Any) -> list[Any]:

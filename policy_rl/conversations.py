@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from mmprm.errors import DataError
-from mmprm.problems import ProblemsConfig, listed, pictures_root, read_cell, read_picture, read_problem, read_rows
+from mmprm.problems import (
+    ProblemsConfig,
+    listed,
+    picture_of,
+    pictures_root,
+    read_cell,
+    read_picture,
+    read_problem,
+    read_rows,
+)
 from mmprm.prompts import IMAGE, PromptConfig, assistant_beginning, messages
 from mmprm.types import Picture
 
@@ -98,7 +107,7 @@ def _piece(part: Mapping[str, Any]) -> Any:
     """A text, a picture, or a mark where the part says that a picture of the column stands there."""
     if part["type"] == "text":
         return part["text"]
-    picture = part.get(part["type"])
+    picture = picture_of(part)
     return IMAGE if picture is None else {"picture": picture}
 
 

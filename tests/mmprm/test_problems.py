@@ -158,6 +158,53 @@ def test_a_problem_that_occurs_again_is_left_out(tmp_path: Path, capsys: pytest.
     assert re.search(r"1 problems occur again .*twice.jsonl:3 is .*twice.jsonl:1", capsys.readouterr().err)
 
 
+def chat(*parts: dict[str, object]) -> str:
+    content = [*parts, {"type": "text", "text": "How many?"}]
+    return json.dumps({"messages": [{"role": "user", "content": content}], "answer": "1", "image": "a.png"})
+
+
+@pytest.mark.parametrize(
+    ("parts", "paths"),
+    [
+        ([{"type": "image"}], ["a.png"]),
+        ([{"type": "image", "image": None, "text": ""}], ["a.png"]),
+        ([], ["a.png"]),
+        ([{"type": "image", "url": "b.png"}], ["a.png", "b.png"]),
+        ([{"type": "image", "path": "b.png"}], ["a.png", "b.png"]),
+        ([{"type": "image_url", "image_url": "b.png"}], ["a.png", "b.png"]),
+    ],
+)
+def test_parts_of_messages_show_pictures_or_mark_their_places(
+    tmp_path: Path, parts: list[dict[str, object]], paths: list[str]
+) -> None:
+    (tmp_path / "chat.jsonl").write_text(chat(*parts))
+    (problem,) = load(tmp_path / "chat.jsonl")
+    assert [Path(picture.path).name for picture in problem.pictures] == paths
+    assert problem.question == "How many?"
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([{"type": "image"}] * 2, r"2 places .* and there are 1; set columns.pictures"),
+        ([{"type": "image", "img": "b"}], "known form"),
+    ],
+)
+def test_places_without_a_picture_are_not_passed_over(
+    tmp_path: Path, parts: list[dict[str, object]], message: str
+) -> None:
+    (tmp_path / "chat.jsonl").write_text(chat(*parts))
+    with pytest.raises(DataError, match=message):
+        load(tmp_path / "chat.jsonl")
+
+
+def test_the_same_words_with_other_choices_are_another_problem(tmp_path: Path) -> None:
+    rows = [{"question": "Which is true?", "answer": "B", "choices": choices} for choices in (["1", "2"], ["3", "4"])]
+    (tmp_path / "choices.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    first, second = load(tmp_path / "choices.jsonl")
+    assert first.id != second.id
+
+
 def test_relative_pictures_are_found_from_other_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     [problem] = load(write_jsonl(Path("g.jsonl"), [{"question": "Q", "answer": "1", "image": "i/a.png"}]))
