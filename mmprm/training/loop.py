@@ -69,8 +69,22 @@ def fit(
     collated = one_ahead(
         partial(task.collate, micro.samples) for step in _steps(task, config, ranks, first) for micro in step.own
     )
-    evaluation: dict[str, float] = {}
+    (evaluated, *_) = ranks.gather(log.evaluated if log else set())
+    evaluation: dict[str, float] | None = None
+
+    def due(step: int) -> bool:
+        return step == total or (config.eval_every > 0 and step % config.eval_every == 0)
+
+    def evaluate(step: int) -> dict[str, float]:
+        """After the checkpoint of its step, if there is one: what fails here costs no training."""
+        found = task.evaluate(engine)
+        if log:
+            log.write("eval", step, found, shown=True, total=total)
+        return found
+
     with StopRequest(ranks) as stop, closing(log) if log else nullcontext():
+        if first > 0 and due(first) and first not in evaluated:
+            evaluation = evaluate(first)
         for done, step in enumerate(_steps(task, config, ranks, first), start=first + 1):
             started, rate = time.perf_counter(), engine.learning_rate
             losses = (partial(_loss, task=task, batch=next(collated), filler=micro.filler) for micro in step.own)
@@ -88,23 +102,15 @@ def fit(
             stopping = stop.came() and done < total
             if stopping or (config.save_every and (done == total or done % config.save_every == 0)):
                 checkpoints.save(engine, saved, done, identity, config.keep_checkpoints)
-            if done == total or (config.eval_every and done % config.eval_every == 0):
-                evaluation = _evaluate(task, engine, log, done, total)
+            if due(done):
+                evaluation = evaluate(done)
             if stopping:
                 if log:
                     print(
                         f"{folder}: SIGTERM; saved after step {done} of {total}, the same command goes on", flush=True
                     )
                 raise SystemExit(0)
-        return evaluation or _evaluate(task, engine, log, total, total)
-
-
-def _evaluate(task: Task, engine: Engine, log: MetricsLog | None, done: int, total: int) -> dict[str, float]:
-    """After the checkpoint of its step, if there is one: what fails here costs no training."""
-    found = task.evaluate(engine)
-    if log and done not in log.evaluated:
-        log.write("eval", done, found, shown=True, total=total)
-    return found
+        return task.evaluate(engine) if evaluation is None else evaluation
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,6 +121,28 @@ def test_an_evaluation_that_fails_costs_no_training(tmp_path: Path, monkeypatch:
     assert [(row["kind"], row["step"]) for row in lines] == [*(("train", step) for step in range(1, 9)), ("eval", 8)]
 
 
+def test_an_evaluation_cut_off_behind_its_checkpoint_is_made_up_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(NoTask, "evaluate", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(tmp_path, ScriptedEngine(), save_every=4, eval_every=4)
+    run(tmp_path, ScriptedEngine(), save_every=4, eval_every=4)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in lines if row["kind"] == "eval"] == [4, 8]
+
+
+def test_without_held_out_data_the_last_line_comes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(NoTask, "evaluate", lambda *_: {})
+    assert run(tmp_path, ScriptedEngine()) == {}
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert sum('"eval"' in line for line in lines) == 1
+
+
 def test_a_request_at_the_last_step_lets_the_run_end(tmp_path: Path) -> None:
     assert run(tmp_path, ScriptedEngine(ask_at=8)) == {"loss": 0.5}
     assert not (tmp_path / "checkpoints").exists()
