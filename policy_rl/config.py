@@ -30,7 +30,7 @@ IN_PART: dict[str, Any] = {key: DECISIVE[key] for key in ("engine", "grader")} |
 """Keys of which only these decide the course of a run."""
 CHANGEABLE: dict[str, Any] = dict.fromkeys(
     ("output", "held_out", "eval_every", "eval_samples", "save_every", "keep_checkpoints", "rollouts", "watch"), True
-) | {"weights": True, "problems": True, "filter": True, "trainer": trainer_config.CHANGEABLE}
+) | {"weights": True, "problems": True, "filter": True, "trainer": trainer_config.CHANGEABLE, "rewards": {"timeout_s"}}
 """Keys that a resumed run may have others of. They do not decide its course, but for those that RLConfig.noted
 tells."""
 

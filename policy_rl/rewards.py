@@ -110,8 +110,9 @@ class OutcomeReward:
             # A thread that the end of the process does not wait for.
             call = asynchronous.thread(self.__call__)(problem, response, grading, token_count)
             try:
-                return await asyncio.wait_for(call, self.config.timeout_s)
+                return await asyncio.wait_for(asyncio.shield(call), self.config.timeout_s)
             except TimeoutError:
+                call.add_done_callback(lambda late: late.exception())  # it comes too late to be told
                 paths = ", ".join(entry.path for entry, _ in self.functions)
                 raise TrainingError(
                     f"{paths}: no answer on problem {problem.id} within rewards.timeout_s={self.config.timeout_s:g}; "

@@ -39,10 +39,17 @@ def ended(config: RLConfig, total: int, problems: Sequence[Problem]) -> Summary 
         return None
     if extra is None and not (Path(config.output) / METRICS_FILE).exists():
         raise CheckpointError(f"{policy_of(config)}: no run of mmprm rl made it; choose another output")
-    if extra is not None and config.held_out is not None and not is_evaluated(Path(config.output), extra["step"]):
+    if lacks_evaluation(config):
         return None
     print(f"{config.output}: this run is finished, and stays as it is; choose another output to train again")
     return Summary(total if extra is None else extra["step"], total, True, policy_of(config), None, None)
+
+
+def lacks_evaluation(config: RLConfig) -> bool:
+    """The evaluation of the newest checkpoint's step was cut off."""
+    if config.held_out is None or (extra := read_extra(checkpoints_of(config))) is None:
+        return False
+    return not is_evaluated(Path(config.output), extra["step"])
 
 
 def checkpoints_of(config: RLConfig) -> Path:

@@ -27,6 +27,7 @@ from mmprm.config import Config, build, override, read_yaml
 from mmprm.errors import ConfigError, TrainingError
 from policy_rl.config import RLConfig
 from policy_rl.early_checks import check_early
+from policy_rl.run_folder import lacks_evaluation
 from policy_rl.sft import SftConfig
 
 Command = Sequence[str]
@@ -90,7 +91,7 @@ def run_stages(
     """
     stages = read_stages(path, sets)
     for stage in stages:
-        if stage.policy.is_dir():
+        if stage.policy.is_dir() and not (isinstance(stage.config, RLConfig) and lacks_evaluation(stage.config)):
             _check_same(stage)
             print(f"{stage.name}: {stage.policy} is there", flush=True)
             continue

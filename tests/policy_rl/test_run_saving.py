@@ -20,7 +20,7 @@ from mmprm.types import Problem
 from policy_rl.config import RLConfig
 from policy_rl.loop import Loop
 from policy_rl.run import train_policy
-from policy_rl.run_folder import ended
+from policy_rl.run_folder import ended, lacks_evaluation
 
 HELD_OUT = [Problem("h1", "?", "right"), Problem("h2", "?", "right")]
 STRICT = {"filter": {"low": 0.5, "high": 0.7, "rounds": 2}, "trainer": WEIGHED, "steps": None, "save_every": 1}
@@ -143,10 +143,12 @@ def test_a_run_that_was_killed_in_its_last_evaluation_is_not_finished(tmp_path: 
     with pytest.raises(asyncio.CancelledError):
         asyncio.run(evaluating(make_loop(config, held_out=HELD_OUT), killed).run())
     assert (tmp_path / "run/policy").is_dir()
+    assert lacks_evaluation(config)
     total = config.total_steps(len(PROBLEMS))
     assert ended(config, total, PROBLEMS) is None
     asyncio.run(make_loop(config, held_out=HELD_OUT).run())
     assert ended(config, total, PROBLEMS).finished
+    assert not lacks_evaluation(config)
 
 
 def test_another_run_in_the_same_folder_is_refused_before_anything_is_loaded(finished: RLConfig) -> None:
