@@ -21,9 +21,9 @@ SETTINGS = ("bf16/1", "bf16/2", "bf16/3", "fp32/0", "fp32/1", "fp32/2", "fp32/3"
 
 @pytest.fixture(scope="module")
 def held(random_policy_folder: Path) -> dict[str, dict[str, int]]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", str(WORKER)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", str(WORKER)]
     run = subprocess.run([*command, str(random_policy_folder), *SETTINGS], capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr[-3000:]
+    assert run.returncode == 0, run.stderr
     return json.loads(run.stdout.strip().splitlines()[-1])
 
 
