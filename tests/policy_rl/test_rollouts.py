@@ -123,13 +123,19 @@ async def test_a_group_larger_than_an_engine_runs_alone(script):
     assert {actor.most for actor in script.actors} == {20}
 
 
+async def change_amid_rollouts(pool: RolloutPool) -> tuple[asyncio.Task, asyncio.Task, asyncio.Task]:
+    """Rollouts by the present weights, new weights, and a rollout by these, asked for in this order."""
+    work = (ask(pool, 4), pool.load_weights(published(1)), pool.sample(problems(1)[0], 8, 1, 1))
+    tasks = []
+    for each in work:
+        tasks.append(asyncio.create_task(each))
+        await asyncio.sleep(0)
+    return tuple(tasks)
+
+
 async def test_weights_change_only_when_nothing_is_in_flight_and_later_groups_wait(script):
     pool = await start()
-    early = asyncio.create_task(ask(pool, 4))
-    await asyncio.sleep(0)
-    load = asyncio.create_task(pool.load_weights(published(1)))
-    await asyncio.sleep(0)
-    late = asyncio.create_task(pool.sample(problems(1)[0], 8, 1, 1))
+    early, load, late = await change_amid_rollouts(pool)
     assert await load == 0.0
     assert {response.text[-2:] for group in await early for response in group.responses} == {"[]"}
     assert (await late).responses[0].text.endswith("[1]")
@@ -139,12 +145,7 @@ async def test_weights_change_only_when_nothing_is_in_flight_and_later_groups_wa
 
 async def test_who_waits_for_new_weights_holds_up_nobody_who_asks_for_the_present_ones(script):
     pool = await start()
-    early = asyncio.create_task(ask(pool, 4))
-    await asyncio.sleep(0)
-    load = asyncio.create_task(pool.load_weights(published(1)))
-    await asyncio.sleep(0)
-    late = asyncio.create_task(pool.sample(problems(1)[0], 8, 1, 1))
-    await asyncio.sleep(0)
+    early, load, late = await change_amid_rollouts(pool)
     still = await asyncio.wait_for(ask(pool, 1), 5)
     assert still[0].responses[0].text.endswith("[]")
     await asyncio.wait_for(asyncio.gather(early, load, late), 5)

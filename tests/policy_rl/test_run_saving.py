@@ -68,18 +68,23 @@ def test_an_evaluation_that_fails_costs_neither_step_nor_policy(tmp_path: Path, 
         asyncio.run(evaluating(make_loop(make_config(tmp_path / "new"), held_out=HELD_OUT), fail).run())
 
 
-def test_an_evaluation_cut_off_behind_its_checkpoint_is_made_up_for(tmp_path: Path) -> None:
-    config = {name: make_config(tmp_path / name, save_every=2, eval_every=2) for name in ("whole", "parts")}
-    asyncio.run(make_loop(config["whole"], held_out=HELD_OUT).run())
+def killed_at(evaluation: int) -> Callable[[], Awaitable[None]]:
+    """For `evaluating`."""
     asked = []
 
     async def killed() -> None:
         asked.append(1)
-        if len(asked) == 3:
+        if len(asked) == evaluation:
             raise asyncio.CancelledError
 
+    return killed
+
+
+def test_an_evaluation_cut_off_behind_its_checkpoint_is_made_up_for(tmp_path: Path) -> None:
+    config = {name: make_config(tmp_path / name, save_every=2, eval_every=2) for name in ("whole", "parts")}
+    asyncio.run(make_loop(config["whole"], held_out=HELD_OUT).run())
     with pytest.raises(asyncio.CancelledError):
-        asyncio.run(evaluating(make_loop(config["parts"], held_out=HELD_OUT), killed).run())
+        asyncio.run(evaluating(make_loop(config["parts"], held_out=HELD_OUT), killed_at(3)).run())
     assert [line["step"] for line in metrics_of(tmp_path / "parts", "eval")] == [0, 2]
     asyncio.run(make_loop(config["parts"], held_out=HELD_OUT).run())
     for kind in ("train", "eval"):
@@ -133,15 +138,8 @@ def test_a_run_that_was_killed_in_its_last_evaluation_is_not_finished(tmp_path: 
         name: {"path": str(tmp_path / f"{file}.jsonl")} for name, file in (("problems", "train"), ("held_out", "test"))
     }
     config = make_config(tmp_path / "run", **paths)
-    asked = []
-
-    async def killed() -> None:
-        asked.append(1)
-        if len(asked) == 2:
-            raise asyncio.CancelledError
-
     with pytest.raises(asyncio.CancelledError):
-        asyncio.run(evaluating(make_loop(config, held_out=HELD_OUT), killed).run())
+        asyncio.run(evaluating(make_loop(config, held_out=HELD_OUT), killed_at(2)).run())
     assert (tmp_path / "run/policy").is_dir()
     assert lacks_evaluation(config)
     total = config.total_steps(len(PROBLEMS))
