@@ -22,7 +22,7 @@ class OptimisationConfig(TrainingConfig):
     learning_rate: float = Field(1e-6, gt=0)
     """Learning rate, constant unless warmup or final_learning_rate is set."""
     final_learning_rate: float = Field(1.0, ge=0, le=1)
-    """Where the cosine over all updates of the run ends, as a share of the peak."""
+    """Where the schedule over all updates of the run ends, as a share of the peak."""
     warmup: float = Field(0.0, ge=0, lt=1)
     """Share of the updates with a rising learning rate."""
     weight_decay: float = Field(0.0, ge=0)
@@ -45,8 +45,10 @@ class CriticConfig(Config):
     """Weight of the value loss beside the policy loss."""
     clip: float | None = Field(0.2, gt=0)
     """A value is not pulled further than this from the one before the update; null does not clip."""
-    learning_rate: float | None = Field(None, gt=0)
-    """Of the value head, with the same course over the run; null: that of the policy."""
+    learning_rate: float = Field(1e-5, gt=0)
+    """Learning rate of the value head, which begins at 0; it rises and falls with that of the policy."""
+    warmup_updates: int = Field(10, ge=0)
+    """First updates of the run in which the value head alone learns: a critic that knows nothing is no baseline."""
 
 
 class TrainerConfig(Config):
@@ -58,6 +60,9 @@ class TrainerConfig(Config):
     """Value loss, for estimators with a critic."""
     optimisation: OptimisationConfig = OptimisationConfig()
     """Learning rate, precision, sharding, micro-batches."""
+    float32_logits: bool = True
+    """Multiply by the output layer in float32, whatever the precision: log-probabilities of bfloat16 logits are off by
+    0.02 nats on average, and by more than 0.1 at times."""
     frozen: tuple[str, ...] = ()
     """What stays as it is: vision, projector or language, whatever the model calls them, or regular expressions of
     parameter names."""

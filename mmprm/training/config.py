@@ -19,7 +19,9 @@ class TrainingConfig(Config):
     learning_rate: float = Field(4e-6, gt=0)
     """Peak of the schedule."""
     final_learning_rate: float = Field(0.0, ge=0, le=1)
-    """Where the cosine ends, as a share of the peak."""
+    """Where the schedule ends, as a share of the peak."""
+    learning_rate_decay: Literal["cosine", "linear"] = "cosine"
+    """How the learning rate falls from its peak to the end of the schedule."""
     warmup: float = Field(0.03, ge=0, lt=1)
     """Share of the steps with a rising learning rate."""
     weight_decay: float = Field(0.05, ge=0)

@@ -58,7 +58,7 @@ class Engine:
             optimizer=optimizer,
             lr_scheduler=torch.optim.lr_scheduler.LambdaLR(
                 optimizer,
-                lambda step: cosine_with_warmup(step, total_steps, config.warmup, config.final_learning_rate),
+                lambda step: learning_rate_share(step, total_steps, config),
             ),
             config=deepspeed_config(config),
         )
@@ -135,14 +135,22 @@ class Engine:
             self.deepspeed.train()
 
 
-def cosine_with_warmup(step: int, total: int, warmup: float, final: float) -> float:
-    """Share of the peak learning rate at optimizer step `step` = 0 … total − 1.
+DECAYS: dict[str, Callable[[float], float]] = {
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "linear": lambda progress: 1 - progress,
+}
+"""What is left of the way from the peak to the end, by progress from 0 to 1."""
 
-    Rises linearly over w = ceil(warmup · total) steps as (step + 1) / (w + 1), then
-    final + (1 − final) · ½(1 + cos(π · (step − w) / (total − w))).
+
+def learning_rate_share(step: int, total: int, config: TrainingConfig) -> float:
+    """Return the share of the peak learning rate at optimizer step `step` = 0 … total − 1.
+
+    It rises linearly over w = ceil(warmup · total) steps as (step + 1) / (w + 1), then falls as
+    final + (1 − final) · decay((step − w) / (total − w)), with decay(p) = ½(1 + cos(πp)) or 1 − p.
     """
-    rising = math.ceil(warmup * total)
+    rising = math.ceil(config.warmup * total)
     if step < rising:
         return (step + 1) / (rising + 1)
     progress = min(1.0, (step - rising) / max(1, total - rising))
-    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * progress))
+    final = config.final_learning_rate
+    return final + (1 - final) * DECAYS[config.learning_rate_decay](progress)

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmprm.config import load
+from mmprm.config import build, load
 from mmprm.errors import ConfigError
 from mmprm.prm.train import TrainConfig
 from mmprm.training.batches import MicroBatch, epoch_batches, micro_batches, one_ahead
-from mmprm.training.engine import cosine_with_warmup
+from mmprm.training.config import TrainingConfig
+from mmprm.training.engine import learning_rate_share
 from mmprm.training.metrics_log import MetricsLog
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "train"
@@ -67,13 +69,32 @@ def test_one_ahead_keeps_order_and_prepares_the_next() -> None:
     assert list(one_ahead([])) == []
 
 
+def shares(total: int, **keys: Any) -> list[float]:
+    config = build(TrainingConfig, keys)
+    return [learning_rate_share(step, total, config) for step in range(total + 1)]
+
+
 def test_cosine_with_warmup() -> None:
     """10 steps, 2 of them rising: 1/3, 2/3, then 1 at step 2, half way at step 6, and the end value after the last."""
-    share = [cosine_with_warmup(step, 10, 0.2, 0.1) for step in range(11)]
+    share = shares(10, warmup=0.2, final_learning_rate=0.1)
     assert share[:3] == [pytest.approx(1 / 3), pytest.approx(2 / 3), 1.0]
     assert share[6] == pytest.approx(0.1 + 0.9 * 0.5)
     assert share[10] == pytest.approx(0.1)
     assert share[2:] == sorted(share[2:], reverse=True)
+
+
+def test_linear_decay() -> None:
+    """Without warm-up it falls by 1/8 per step to 0; with one step of warm-up, from 1 at step 1 to 0.2 over 8 steps."""
+    assert shares(8, warmup=0.0, learning_rate_decay="linear") == pytest.approx([1 - step / 8 for step in range(9)])
+    share = shares(9, warmup=0.1, final_learning_rate=0.2, learning_rate_decay="linear")
+    assert share == pytest.approx([0.5, *(1 - 0.1 * step for step in range(9))])
+
+
+def test_cosine_and_linear_meet_at_the_ends_and_in_the_middle() -> None:
+    cosine, linear = (shares(12, warmup=0.0, learning_rate_decay=decay) for decay in ("cosine", "linear"))
+    assert [cosine[step] for step in (0, 6, 12)] == pytest.approx([linear[step] for step in (0, 6, 12)])
+    assert all(left > right for left, right in zip(cosine[1:6], linear[1:6], strict=True))
+    assert all(left < right for left, right in zip(cosine[7:12], linear[7:12], strict=True))
 
 
 def test_a_resumed_log_holds_each_step_once(tmp_path: Path) -> None:
