@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, model_validator
 
 from mmprm.errors import ConfigError
+from mmprm.written import read_set, read_text, resolved
+
+PathText = Annotated[str, AfterValidator(os.path.expanduser)]
+"""A file or folder; a leading ~ is the home folder, which a shell does not see inside of `--set key=~/x`."""
 
 
 class Config(BaseModel):
@@ -44,23 +49,20 @@ def override(values: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
         key, separator, text = item.partition("=")
         if not separator or not key:
             raise ConfigError(f"--set {item!r} must look like key=value, for example --set search.rollouts=16")
-        try:
-            _assign(values, key.split("."), yaml.safe_load(text) if text else "", key)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--set {key}: {text!r} is not a YAML value: {error}") from error
+        _assign(values, key.split("."), read_set(text), key)
     return values
 
 
 def build(model: type[C], values: dict[str, Any], source: str = "configuration") -> C:
     try:
-        return model.model_validate(values)
+        return model.model_validate(resolved(values, model))
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(model, item, source) for item in error.errors())) from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_text(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give --config an existing YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

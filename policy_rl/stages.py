@@ -25,6 +25,7 @@ import yaml
 
 from mmprm.config import Config, build, override, read_yaml
 from mmprm.errors import ConfigError, TrainingError
+from mmprm.written import resolved
 from policy_rl.config import RLConfig
 from policy_rl.early_checks import check_early
 from policy_rl.run_folder import lacks_evaluation
@@ -75,10 +76,11 @@ def read_stages(path: str | Path, sets: Sequence[str] = ()) -> list[Stage]:
     unknown = by_stage.keys() - range(1, len(values["stages"]) + 1)
     if unknown:
         raise ConfigError(f"--set {min(unknown)}.…: {path} has the stages 1 to {len(values['stages'])}")
+    output = Path(str(values["output"])).expanduser()
     stages: list[Stage] = []
     for number, given in enumerate(values["stages"], start=1):
         before = stages[-1] if stages else None
-        stages.append(_stage(number, given, by_stage.get(number, ()), Path(values["output"]), before, path))
+        stages.append(_stage(number, given, by_stage.get(number, ()), output, before, path))
     return stages
 
 
@@ -97,7 +99,8 @@ def run_stages(
             continue
         stage.folder.mkdir(parents=True, exist_ok=True)
         file = _file(stage)
-        file.write_text(yaml.safe_dump(stage.values, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        plain = resolved(stage.values, type(stage.config))
+        file.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
         print(f"{stage.name}: {file}", flush=True)
         code = (launch or _launch)(command(stage.kind, file))
         if code != 0:

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("mmprm", "mcts", "policy_rl")
 
 LAYERS = [
-    {"types", "errors", "metrics"},
+    {"types", "errors", "metrics", "written"},
     {"config", "steps", "prompts", "problems", "records", "stopping", "evidence", "store", "tallies", "client"},
     {"grading"},
     {"sampling"},
