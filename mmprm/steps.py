@@ -14,7 +14,8 @@ Markup = Literal["tags", "blank_lines", "numbered"]
 start of a line, with numbers that go up by one."""
 
 _TAG = re.compile(r"<(/?)step(?:_\d+)?>")
-_BLANK_LINES = re.compile(r"\n[^\S\n]*\n\s*")
+_LINE_BREAKS = re.compile(r"(?:\s*[\r\n])?")
+_BLANK_LINES = re.compile(r"\n[^\S\n]*\n(?:\s*[\r\n])?")
 _NUMBER = re.compile(
     r"^[^\S\n]*(?:#+[^\S\n]*)?(?P<bold>\*\*)?(?P<word>step[^\S\n]+)?(?P<number>\d+)[^\S\n]*[.:)](?P<closed>\*\*)?(?:[^\S\n]+|$)",
     re.IGNORECASE | re.MULTILINE,
@@ -34,8 +35,9 @@ def split(text: str, markup: Markup) -> Split:
     """Cut a response, or a continuation that begins at a step boundary, into its steps without losing a character.
 
     With tags, text before a step's tag belongs to that step, and what follows the last step (the answer) is a step of
-    its own; in every form white space around a boundary stays with one of its two steps. Reasons: "empty", "no step",
-    "unclosed step", "nested step", "stray end of step", "unclosed answer".
+    its own. Line breaks after a step stay with it, and indentation begins the next step: byte-level vocabularies have
+    tokens such as `>\\n` and ` -`, which a border elsewhere would cut. Reasons: "empty", "no step", "unclosed step",
+    "nested step", "stray end of step", "unclosed answer".
     """
     if not text.strip():
         return Split((), "empty")
@@ -59,7 +61,7 @@ def _split_tags(text: str) -> Split:
             return Split((), "stray end of step" if closes else "nested step")
         inside = not closes
         if closes:
-            boundaries.append(tag.end())
+            boundaries.append(_LINE_BREAKS.match(text, tag.end()).end())
     if inside:
         return Split((), "unclosed step")
     tail = text[boundaries[-1] :] if boundaries else text

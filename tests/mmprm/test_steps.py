@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmprm.steps import plain, split
+from mmprm.steps import Markup, plain, split
+from mmprm.types import Steps
 
 SOLUTION = "<step>blue=5</step><step>red=3</step><step>5+3=8</step><answer>8</answer>"
 
@@ -24,7 +25,7 @@ def test_continuation_splits_into_the_remaining_steps(cut: int) -> None:
 def test_white_space_and_introductions_stay_with_a_step() -> None:
     text = "<think>\n<step_1>a</step_1>\n\n<step_2>b</step_2>\n</think><answer>1</answer>\n"
     steps = split(text, "tags").steps
-    assert steps == ("<think>\n<step_1>a</step_1>", "\n\n<step_2>b</step_2>", "\n</think><answer>1</answer>\n")
+    assert steps == ("<think>\n<step_1>a</step_1>\n\n", "<step_2>b</step_2>\n", "</think><answer>1</answer>\n")
     assert plain(steps[1], "tags") == "b"
 
 
@@ -43,6 +44,18 @@ def test_white_space_and_introductions_stay_with_a_step() -> None:
 def test_what_cannot_be_split_says_why(text: str, reason: str) -> None:
     result = split(text, "tags")
     assert (result.steps, result.reason) == ((), reason)
+
+
+@pytest.mark.parametrize(
+    ("markup", "steps"),
+    [
+        ("tags", ("<step>a</step> \r\n\n", "  <step>b</step>", " <step>c</step>\n", "\t<answer>1</answer>")),
+        ("blank_lines", ("We have:\n\n", "  - a = 1\n \n\n", "  - b = 2")),
+        ("numbered", ("Step 1: a\n\n", "  Step 2: b\n", "<answer>1</answer>")),
+    ],
+)
+def test_line_breaks_stay_with_their_step_and_indentation_begins_the_next(markup: Markup, steps: Steps) -> None:
+    assert split("".join(steps), markup).steps == steps
 
 
 def test_blank_lines_separate_paragraphs() -> None:
