@@ -115,7 +115,7 @@ class TestTokens:
         tokenizer = byte_level(["><"])
         text = "<step>a</step><step>b</step>"
         response = drawn(tokenizer, text)
-        assert tokenizer.decode([response.token_ids[13]]) != "><"
+        assert tokenizer.decode([response.token_ids[14]]) != "><"
         place = next(i for i, token in enumerate(response.token_ids) if tokenizer.decode([token]) == "><")
         (rewards,), _ = scored([response], Scripted(), tokenizer)
         assert rewards.step_of_token == (0,) * (place + 1) + (1,) * (len(response.token_ids) - place - 1)
