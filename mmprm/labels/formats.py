@@ -21,10 +21,24 @@ Record = dict[str, Any]
 
 SHEPHERD_MARK = " ки"
 PRM_MARK = "<prm>"
-VISUALPRM_SYSTEM = (
-    "You check solutions. You are shown a question, with its picture if it has one, and a solution step by step. After "
-    'each step answer "+" if the solution is right so far, or "-" if it is wrong. Answer with nothing else.'
-)
+VISUALPRM_SYSTEM = """\
+You are an advanced AI assistant, designed to serve as a process supervision model. In this task, I will provide a \
+problem statement followed by the first step of the solution process. For each subsequent turn, I will give you a new \
+step in the solution. Your role is to assess whether the solution process is correct up to the current step.
+
+- In the **first round**, I will input the problem and the first step of the solution process.
+- In **each subsequent round**, I will provide the next step in the solution.
+
+For each step, you should:
+
+- Respond with **"+"** if you believe the solution process is correct up to this step.
+- Respond with **"-"** if you detect any issues or errors in the process up to this step.
+
+Please note:
+- Only respond with **"+"** or **"-"**. Do not provide any additional explanations, comments, or justifications.
+
+Your task is to verify the accuracy and correctness of each step in the given solution process."""
+"""The published system prompt, of exports and scoring alike."""
 
 
 class Content(NamedTuple):
@@ -33,6 +47,16 @@ class Content(NamedTuple):
     question: str
     steps: Steps
     labels: tuple[Label, ...]
+
+
+def numbered(steps: Sequence[str]) -> list[str]:
+    """Return stripped steps as Math-Shepherd writes them, "Step 1: …"; steps that are numbered keep their numbers."""
+    return [f"Step {number}: {step}" for number, step in enumerate(unnumbered(steps), start=1)]
+
+
+def unnumbered(steps: Sequence[str]) -> list[str]:
+    """Return stripped steps, each without the "Step 3: " that it begins with where that is its own number."""
+    return [step.strip().removeprefix(f"Step {number}: ") for number, step in enumerate(steps, start=1)]
 
 
 class Row(NamedTuple):
@@ -54,6 +78,8 @@ class Format:
     """Stands between a step without label and the next one, of which it becomes a part; None where the format can leave
     a step without label."""
     pictures: bool = False
+    numbered: bool = False
+    """Steps are written with their numbers, without white space around them."""
 
 
 def repeat_shared(paths: Sequence[LabelledPath]) -> list[LabelledPath]:
@@ -84,6 +110,8 @@ def content_of(path: LabelledPath, problem: Problem, form: Format, kind: Kind, t
     question = problem.question
     if problem.pictures:
         question = question.replace(IMAGE, "").strip()
+    if form.numbered:
+        steps = unnumbered(steps)
     if form.join is not None:
         steps, labels = _merge(steps, labels, form.join)
     return Content(question, tuple(steps), tuple(labels))
@@ -216,7 +244,8 @@ def _read_prm800k(record: Record) -> Content:
 
 def _write_visualprm(row: Row) -> Record:
     question, (first, *rest), labels = row.content
-    turns = [f"{_marks(row)}### Question:\n{question}\n\n### Solution Process:\n{first}", *rest]
+    marks = f"{IMAGE}\n" * len(row.images)
+    turns = [f"### Question:\n{marks}{question}\n\n### Solution Process:\n{first}", *rest]
     conversations = [{"from": "system", "value": VISUALPRM_SYSTEM}]
     for turn, label in zip(turns, labels, strict=True):
         conversations += [{"from": "human", "value": turn}, {"from": "gpt", "value": "+" if label else "-"}]
@@ -226,14 +255,16 @@ def _write_visualprm(row: Row) -> Record:
 def _read_visualprm(record: Record) -> Content:
     turns = [turn["value"] for turn in record["conversations"] if turn["from"] == "human"]
     signs = [turn["value"] for turn in record["conversations"] if turn["from"] == "gpt"]
-    question, _, first = _unmarked(turns[0]).removeprefix("### Question:\n").partition("\n\n### Solution Process:\n")
-    return Content(question, (first, *turns[1:]), tuple(sign == "+" for sign in signs))
+    opening = _unmarked(turns[0]).removeprefix("### Question:\n")
+    question, _, first = opening.partition("\n\n### Solution Process:\n")
+    return Content(_unmarked(question), (first, *turns[1:]), tuple(sign == "+" for sign in signs))
 
 
 def _write_mm_prm(row: Row) -> Record:
     question, steps, labels = row.content
     process = "".join(step + PRM_MARK for step in steps)
-    human = {"from": "human", "value": f"{_marks(row)}Question: {question}\nProcess: {process}"}
+    marks = IMAGE * len(row.images) + "\n" if row.images else ""
+    human = {"from": "human", "value": f"{marks}Question: {question}\nProcess: {process}"}
     gpt = {"from": "gpt", "value": [float(label) for label in labels if label is not None]}
     return {"id": row.problem.id, **_image(row), "conversations": [human, gpt]}
 
@@ -247,12 +278,8 @@ def _read_mm_prm(record: Record) -> Content:
     return Content(question, tuple(steps), tuple(gpt))
 
 
-def _marks(row: Row) -> str:
-    return f"{IMAGE}\n" * len(row.images)
-
-
 def _unmarked(text: str) -> str:
-    return re.sub(rf"\A(?:{IMAGE}\n)+", "", text)
+    return re.sub(rf"\A(?:{IMAGE}\n?)*{IMAGE}\n", "", text)
 
 
 def _image(row: Row) -> Record:
@@ -264,9 +291,9 @@ def _image(row: Row) -> Record:
 
 FORMATS = {
     "trl": Format(("hard",), _write_trl, _read_trl, join="\n"),
-    "math-shepherd": Format(("hard",), _write_shepherd, _read_shepherd),
+    "math-shepherd": Format(("hard",), _write_shepherd, _read_shepherd, numbered=True),
     "prm800k": Format(("hard",), _write_prm800k, _read_prm800k),
     "visualprm": Format(("hard",), _write_visualprm, _read_visualprm, join="\n\n", pictures=True),
     "mm-prm": Format(("soft", "hard"), _write_mm_prm, _read_mm_prm, join="\n\n", pictures=True),
-    "openrlhf": Format(("soft", "hard"), _write_openrlhf, _read_openrlhf),
+    "openrlhf": Format(("soft", "hard"), _write_openrlhf, _read_openrlhf, numbered=True),
 }

@@ -1,7 +1,7 @@
 """Every family of process reward models: how a solution becomes tokens, and where the score of each step is read.
 
     mm-prm         after an empty user turn: `Question: {q}\\nProcess: {s1}<prm>{s2}<prm>`           at <prm>
-    math-shepherd  `{q} {s1} ки\\n{s2} ки`                                                           at ки
+    math-shepherd  `{q} Step 1: {s1} ки\\nStep 2: {s2} ки`                                           at ки
     qwen           system prompt; user `{q}`; assistant `{s1}<extra_0>{s2}<extra_0>`                 at <extra_0>
     rlhflow        user `{q} {s1}`; assistant `+`; user `{s2}`; assistant `+`                        before each +
     visualprm      system prompt; user `### Question:…### Solution Process:…{s1}`; assistant `+`; …  before each +
@@ -28,6 +28,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature
 
 from mmprm.errors import CheckpointError, DataError
+from mmprm.labels.formats import VISUALPRM_SYSTEM, numbered
 from mmprm.prm.format import (
     Renderer,
     check_solution,
@@ -257,7 +258,7 @@ def open_format(processor: Any, info: PrmInfo) -> Format:
 
 
 def _math_shepherd(question: str, steps: Steps) -> str:
-    return f"{question} " + "\n".join(f"{step.strip()} {MARK}" for step in steps)
+    return f"{question} " + "\n".join(f"{step} {MARK}" for step in numbered(steps))
 
 
 def _qwen(question: str, steps: Steps) -> Turns:
@@ -284,24 +285,6 @@ def _asked(texts: Iterable[str]) -> Turns:
         turn for text in texts for turn in ({"role": "user", "content": text}, {"role": "assistant", "content": MARK})
     ]
 
-
-VISUALPRM_SYSTEM = """\
-You are an advanced AI assistant, designed to serve as a process supervision model. In this task, I will provide a \
-problem statement followed by the first step of the solution process. For each subsequent turn, I will give you a new \
-step in the solution. Your role is to assess whether the solution process is correct up to the current step.
-
-- In the **first round**, I will input the problem and the first step of the solution process.
-- In **each subsequent round**, I will provide the next step in the solution.
-
-For each step, you should:
-
-- Respond with **"+"** if you believe the solution process is correct up to this step.
-- Respond with **"-"** if you detect any issues or errors in the process up to this step.
-
-Please note:
-- Only respond with **"+"** or **"-"**. Do not provide any additional explanations, comments, or justifications.
-
-Your task is to verify the accuracy and correctness of each step in the given solution process."""
 
 _FORMATS: dict[str, Callable[[Any, PrmTokens], Format]] = {
     "mm-prm": OwnFormat,

@@ -98,7 +98,7 @@ def test_visualprm_is_a_turn_a_step(tmp_path: Path) -> None:
     values = [(turn["from"], turn["value"]) for turn in record["conversations"]]
     assert values == [
         ("system", VISUALPRM_SYSTEM),
-        ("human", "<image>\n### Question:\nHow many cats?\n\n### Solution Process:\nTwo here."),
+        ("human", "### Question:\n<image>\nHow many cats?\n\n### Solution Process:\nTwo here."),
         ("gpt", "+"),
         ("human", "Three there.\n\nFive in all."),
         ("gpt", "-"),
@@ -123,7 +123,7 @@ def test_mm_prm_has_soft_labels_in_the_second_turn(tmp_path: Path) -> None:
 def test_several_pictures_are_a_list_and_none_is_no_key(tmp_path: Path) -> None:
     two = Problem("p", "Which is darker?", "1", (png(8), png(20)))
     record = only_record(tmp_path, two, "mm-prm", kind="hard")
-    assert record["conversations"][0]["value"].startswith("<image>\n<image>\nQuestion: Which is darker?\n")
+    assert record["conversations"][0]["value"].startswith("<image><image>\nQuestion: Which is darker?\n")
     assert record["conversations"][1]["value"] == [1.0, 0.0, 1.0]
     pictures = [(tmp_path / "out" / place).read_bytes() for place in record["image"]]
     assert pictures == [picture.data for picture in two.pictures]

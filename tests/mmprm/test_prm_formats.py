@@ -62,6 +62,7 @@ VISUALPRM_SYSTEM = (
 ADDED = (
     *("<|bos|>", "<|head|>", "<|/head|>", "<|eot|>", "system", "user", "assistant", "<extra_0>"),
     *(QWEN_SYSTEM, VISUALPRM_SYSTEM, "### Question:", "### Solution Process:"),
+    *("Step", ":"),
 )
 STEPS = ("1+1=2", "2-1=1")
 
@@ -69,7 +70,8 @@ STEPS = ("1+1=2", "2-1=1")
 def byte_level(template: str = CHATML, bos: str | None = None) -> PreTrainedTokenizerFast:
     """0 1, 1 2, 2 3, 3 +, 4 -, 5 =, 6 ?, 7 space, 8 line break, 9 two of them, 10 space and +, then ADDED from 11: 11
     bos, 12 head, 13 /head, 14 eot, 15 system, 16 user, 17 assistant, 18 <extra_0>, 19 and 20 the system prompts of Qwen
-    and VisualPRM as a whole, 21 and 22 VisualPRM's headings."""
+    and VisualPRM as a whole, 21 and 22 VisualPRM's headings, 23 Step, 24 a
+    colon."""
     vocabulary = {piece: number for number, piece in enumerate([*"123+-=?ĠĊ", "ĊĊ", "Ġ+"])}
     tokenizer = Tokenizer(models.BPE(vocabulary, [("Ċ", "Ċ"), ("Ġ", "+")]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -80,12 +82,13 @@ def byte_level(template: str = CHATML, bos: str | None = None) -> PreTrainedToke
 
 def sentencepiece() -> PreTrainedTokenizerFast:
     """As Mistral's: spaces become ▁, one is put in front, bos is added; two spaces merge before anything else."""
-    pieces = ["<unk>", "<s>", "</s>", *"▁12+-=\nки", "ки", "▁ки", "▁+", "▁-", "▁▁", "a"]
+    pieces = ["<unk>", "<s>", "</s>", *"▁12+-=\nки", "ки", "▁ки", "▁+", "▁-", "▁▁", "a", "Step", ":"]
     assert [pieces[place] for place in (3, 4, 9, 12, 13, 14, 15)] == ["▁", "1", "\n", "ки", "▁ки", "▁+", "▁-"]
     merges = [("▁", "▁"), ("к", "и"), ("▁", "ки"), ("▁", "+"), ("▁", "-")]
     tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.add_tokens([AddedToken(text, normalized=False) for text in ("Step", ":")])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", pad_token="</s>"
     )
@@ -108,17 +111,20 @@ def test_math_shepherd() -> None:
     """The marker is one token with the space before it, in the middle and at the end of the text; so are the judged
     tokens, which are not those of a + without space."""
     found = form("math-shepherd", sentencepiece())
-    ids = [1, 3, 4, 6, 4, 3, 4, 6, 4, 8, 5, 13, 9, 5, 7, 4, 8, 4, 13]
-    assert ids_and_places(found, solution(question="1+1")) == (ids, [11, 18])
-    assert ids_and_places(found, solution(("1+1=2 \n", "\n2-1=1"), "1+1")) == (ids, [11, 18])
+    first, second = [18, 16, 4, 19, 16], [18, 16, 5, 19, 16]  # "Step 1: " and "Step 2: "
+    ids = [1, 3, 4, 6, 4, 3, *first, 4, 6, 4, 8, 5, 13, 9, *second, 5, 7, 4, 8, 4, 13]
+    assert ids_and_places(found, solution(question="1+1")) == (ids, [16, 28])
+    assert ids_and_places(found, solution(("1+1=2 \n", "\n2-1=1"), "1+1")) == (ids, [16, 28])
+    assert ids_and_places(found, solution(("Step 1: 1+1=2", "Step 2: 2-1=1"), "1+1")) == (ids, [16, 28])
     assert (found.yes_id, found.no_id, found.head) == (14, 15, "two_tokens")
     spaced = solution(("1 + 1",), "a")
-    assert ids_and_places(found, spaced) == ([1, 3, 17, 3, 4, 14, 3, 4, 13], [8])
+    assert ids_and_places(found, spaced) == ([1, 3, 17, 3, *first, 4, 14, 3, 4, 13], [13])
     with pytest.raises(DataError, match="problem p: step 2 contains 'ки'"):
         found.mark(solution(("1", "1 ки 2")))
-    assert ids_and_places(found, solution(("1", ""), "a")) == ([1, 3, 17, 3, 4, 13, 9, 13], [5, 7])
-    with pytest.raises(DataError, match="problem p: step 1: its text merges with the marker 'ки'"):
-        found.mark(solution(("", "1")))
+    assert ids_and_places(found, solution(("1", ""), "a")) == ([1, 3, 17, 3, *first, 4, 13, 9, *second, 13], [10, 17])
+    merging = form("math-shepherd", byte_level(), marker="+", yes="=", no="-")
+    with pytest.raises(DataError, match=r"problem p: step 1: its text merges with the marker '\+'"):
+        merging.mark(solution(("1",), "1"))
     with pytest.raises(CheckpointError, match="'ки' must be one token"):
         form("math-shepherd", byte_level())
 
@@ -126,8 +132,11 @@ def test_math_shepherd() -> None:
 def test_openrlhf_is_math_shepherd_with_other_tokens() -> None:
     found = form("math-shepherd", byte_level(), marker="<extra_0>", yes="=", no="-")
     assert ids_and_places(found, solution(question="1?")) == (
-        [0, 6, 7, 0, 3, 0, 5, 1, 7, 18, 8, 1, 4, 0, 5, 0, 7, 18],
-        [9, 17],
+        [
+            *(0, 6, 7, 23, 7, 0, 24, 7, 0, 3, 0, 5, 1, 7, 18),
+            *(8, 23, 7, 1, 24, 7, 1, 4, 0, 5, 0, 7, 18),
+        ],
+        [14, 27],
     )
     assert (found.yes_id, found.no_id) == (5, 4)
 
@@ -251,18 +260,18 @@ def test_tokens_come_from_the_family(tmp_path: Path) -> None:
 # Checkpoints of each kind, with random weights.
 
 
-def spread(model: nn.Module) -> nn.Module:
+def spread(model: nn.Module, factor: float = 8.0) -> nn.Module:
     """Larger weights, so that scores differ."""
     with torch.no_grad():
         for weight in model.parameters():
-            weight.mul_(8.0 if weight.dim() > 1 else 1.0)
+            weight.mul_(factor if weight.dim() > 1 else 1.0)
     return model
 
 
 def math_shepherd_folder(folder: Path) -> None:
     tokenizer = sentencepiece()
     shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
-    spread(LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape))).save_pretrained(folder)
+    spread(LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape)), 12.0).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
