@@ -18,6 +18,7 @@ from mmprm.errors import DataError
 from mmprm.prm.format import reads_pictures, tokenizer_of
 from mmprm.problems import open_picture
 from mmprm.prompts import PromptConfig, render
+from mmprm.sampling.config import pixel_limits
 from mmprm.types import Picture, Problem
 
 KEPT_BYTES = 2**30
@@ -39,14 +40,19 @@ class EncodedPrompt:
 
 
 class PromptEncoder:
-    """Prompts of problems as tensors; those used last are kept, up to KEPT_BYTES. `max_pixels` scales larger pictures
-    down, as the engine does."""
+    """Prompts of problems as tensors; those used last are kept, up to KEPT_BYTES. `max_pixels` and
+    `min_pixels` scale larger images down and smaller ones up, as the engine does."""
 
     def __init__(
-        self, backbone: PreTrainedModel, processor: Any, prompt: PromptConfig, max_pixels: int | None = None
+        self,
+        backbone: PreTrainedModel,
+        processor: Any,
+        prompt: PromptConfig,
+        max_pixels: int | None = None,
+        min_pixels: int | None = None,
     ) -> None:
         self._processor, self._prompt = processor, prompt
-        self._picture_options = {"max_pixels": max_pixels} if max_pixels else {}
+        self._picture_options = pixel_limits(min_pixels, max_pixels)
         self._picture_id = getattr(backbone.config, "image_token_id", None)
         self._rope_index: Callable[..., Any] | None = getattr(backbone.model, "get_rope_index", None)
         self.axes = 1 if self._rope_index is None else 3

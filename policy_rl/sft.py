@@ -1,6 +1,7 @@
 """Supervised fine-tuning: a policy learns the assistant's turns of conversations, step-tagged solutions among them.
 
-L = −Σ log π(token) / M over the M learned tokens of a batch, of all micro-batches and ranks.
+L = −Σ log π(token) / M over the M learned tokens of a batch, of all micro-batches and ranks; with
+aggregation=sequence_mean, L = −(1/N) Σ_n (1/M_n) Σ log π(token) over its N conversations.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from mmprm.config import Config
@@ -26,6 +27,7 @@ from mmprm.prm.task import CPU_ROW
 from mmprm.prm.tree_tokens import fill_rows
 from mmprm.problems import ProblemsConfig
 from mmprm.prompts import PromptConfig
+from mmprm.sampling.config import check_pixel_limits
 from mmprm.training.batches import micro_batches
 from mmprm.training.config import TrainingConfig
 from mmprm.training.engine import Engine
@@ -61,11 +63,21 @@ class SftConfig(Config):
     max_length: int = Field(4096, ge=1)
     """Conversations of more tokens, pictures included, are left out of training and counted."""
     max_pixels: int | None = Field(None, ge=1)
-    """Scale larger pictures down to so many pixels (Qwen-VL processors); by default the checkpoint's own limit."""
+    """Scale larger images down to this many pixels (Qwen-VL processors); by default the checkpoint's own limit."""
+    min_pixels: int | None = Field(None, ge=1)
+    """Scale smaller images up to this many pixels (Qwen-VL processors); by default the checkpoint's own limit."""
+    aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
+    """token_mean: mean over the learned tokens of a batch; sequence_mean: over its conversations, of their token means,
+    as trainers have it that average over devices with one conversation each."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, a third more time."""
     training: TrainingConfig = TrainingConfig()
     """Optimisation, batches, sharding, checkpoints."""
+
+    @model_validator(mode="after")
+    def _pixel_limits_in_order(self) -> SftConfig:
+        check_pixel_limits(self.min_pixels, self.max_pixels)
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +94,8 @@ class SftSummary:
 
 
 class Rows:
-    """Conversations in rows, one in each or packed by `width`; of each row its tokens and its learned tokens."""
+    """Conversations in rows, one in each or packed by `width`; of each row its tokens, its learned tokens and its
+    conversations."""
 
     def __init__(
         self, samples: Sequence[Conversation], sizes: Sequence[Size], encoder: ConversationEncoder, width: int | None
@@ -94,28 +107,50 @@ class Rows:
         random.Random(0).shuffle(self._rows)
         self.lengths = [sum(sizes[place].tokens for place in row) for row in self._rows]
         self.terms = [sum(sizes[place].learned for place in row) for row in self._rows]
+        self.conversations = [len(row) for row in self._rows]
 
     def collate(self, rows: Sequence[int], stand_in: bool) -> PolicyInputs:
         chosen = [[self._encoder(self._samples[place]) for place in self._rows[row]] for row in rows]
         return collate(chosen, self._encoder, stand_in)
 
 
-class SftTask:
-    """The Task of mmprm.training.loop: a sample is a row, a loss term a learned token."""
+def token_loss(logprobs_NT: Tensor, response_NT: Tensor) -> Tensor:
+    """−Σ log π(token) over the learned tokens; 0 on padding."""
+    return -logprobs_NT.sum()
 
-    def __init__(self, train: Rows, held_out: Rows, micro_batch_tokens: int, stand_in: bool, ranks: Ranks) -> None:
+
+def sequence_loss(logprobs_NT: Tensor, response_NT: Tensor) -> Tensor:
+    """−Σ_n (1/M_n) Σ_t log π(token) over N conversations with M_n learned tokens each; 0 on padding."""
+    return -(logprobs_NT.sum(dim=1) / response_NT.sum(dim=1)).sum()
+
+
+class SftTask:
+    """The Task of mmprm.training.loop: a sample is a row, a loss term a learned token, or a conversation."""
+
+    def __init__(
+        self,
+        train: Rows,
+        held_out: Rows,
+        micro_batch_tokens: int,
+        stand_in: bool,
+        ranks: Ranks,
+        aggregation: str = "token_mean",
+    ) -> None:
         self._train, self._held_out = train, held_out
         self._micro_batch_tokens, self._stand_in, self._ranks = micro_batch_tokens, stand_in, ranks
-        self.lengths, self.terms = train.lengths, train.terms
+        self.lengths = train.lengths
+        self.terms = {"token_mean": train.terms, "sequence_mean": train.conversations}[aggregation]
+        self._loss = {"token_mean": token_loss, "sequence_mean": sequence_loss}[aggregation]
 
     def collate(self, samples: Sequence[int]) -> PolicyInputs:
         return self._train.collate(samples, self._stand_in)
 
     def loss_sum(self, model: nn.Module, batch: PolicyInputs) -> Tensor:
-        return -model(batch.to(self._ranks.device)).logprobs_NT.sum()
+        batch = batch.to(self._ranks.device)
+        return self._loss(model(batch).logprobs_NT, batch.response_NT)
 
     def evaluate(self, engine: Engine) -> dict[str, float]:
-        """Loss a learned token, on the held-out conversations; {} where there are none."""
+        """Return the loss per learned token on the held-out conversations, whatever the aggregation; {} without any."""
         lengths = self._held_out.lengths
         if not lengths:
             return {}
@@ -124,7 +159,8 @@ class SftTask:
         with engine.inference() as model:
             for row in rows:
                 micro = row[self._ranks.rank]
-                part = self.loss_sum(model, self._held_out.collate(micro.samples, self._stand_in)).item()
+                batch = self._held_out.collate(micro.samples, self._stand_in).to(self._ranks.device)
+                part = token_loss(model(batch).logprobs_NT, batch.response_NT).item()
                 loss += 0.0 if micro.filler else part
         (loss,) = self._ranks.sum(loss)
         tokens = sum(self._held_out.terms)
@@ -140,7 +176,7 @@ def train_sft(config: SftConfig) -> SftSummary:
     torch.manual_seed(optimisation.seed)  # the same adapters on all ranks
     with loading_in_parts(optimisation):
         backbone, processor = load_backbone(config.base, dtype)
-    encoder = ConversationEncoder(backbone, processor, config.max_pixels)
+    encoder = ConversationEncoder(backbone, processor, config.max_pixels, config.min_pixels)
     samples, sizes, too_long = _samples(config.data, config, encoder)
     held_out, held_out_sizes, left_out = _samples(config.held_out, config, encoder) if config.held_out else ([], [], 0)
     width = _width(config, backbone, sizes, ranks)
@@ -155,7 +191,7 @@ def train_sft(config: SftConfig) -> SftSummary:
     engine = Engine(policy, optimisation, total, ranks)
     # Ranks wait for each other in the vision tower, too.
     stand_in = ranks.count > 1 and any(each.pictures for each in (*samples, *held_out))
-    task = SftTask(rows, held_out_rows, optimisation.micro_batch_tokens, stand_in, ranks)
+    task = SftTask(rows, held_out_rows, optimisation.micro_batch_tokens, stand_in, ranks, config.aggregation)
     if ranks.is_main:
         print(
             f"{len(samples):,} conversations in {len(rows.lengths):,} rows, {sum(rows.terms):,} tokens to learn, "

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from mmprm.errors import CheckpointError, DataError
 from mmprm.prm.format import picture_placeholder, reads_pictures, tokenizer_of
 from mmprm.problems import open_picture, picture_size
+from mmprm.sampling.config import pixel_limits
 from mmprm.types import Picture
 from policy_rl.conversations import Conversation, Message
 from policy_rl.policy import PolicyInputs
@@ -54,15 +55,22 @@ class Size(NamedTuple):
 
 
 class ConversationEncoder:
-    """`max_pixels` scales larger pictures down. `ends` collects the tokens that ended the turns seen so far."""
+    """`max_pixels` and `min_pixels` scale larger images down and smaller ones up. `ends` collects the tokens that ended
+    the turns seen so far."""
 
-    def __init__(self, backbone: PreTrainedModel, processor: Any, max_pixels: int | None = None) -> None:
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        processor: Any,
+        max_pixels: int | None = None,
+        min_pixels: int | None = None,
+    ) -> None:
         if not getattr(processor, "chat_template", None):
             raise CheckpointError(f"{type(processor).__name__}: has no chat template; add it to the model folder")
         self.processor, self.tokenizer = processor, tokenizer_of(processor)
         self.padding = self.tokenizer.pad_token_id or 0
         self.ends: set[int] = set()
-        self._picture_options = {"max_pixels": max_pixels} if max_pixels else {}
+        self._picture_options = pixel_limits(min_pixels, max_pixels)
         self._picture_id = getattr(backbone.config, "image_token_id", None)
         self._rope_index: Callable[..., Any] | None = getattr(backbone.model, "get_rope_index", None)
         self.axes = 1 if self._rope_index is None else 3

@@ -137,7 +137,8 @@ def _stored(path: Path, asked_with: Mapping[str, Any]) -> Iterable[dict[str, Any
 
 def _asked_with(config: PolicyEvalConfig) -> dict[str, Any]:
     """What must be equal for the response to a question to be the same."""
-    engine = {"model": True, "dtype": True, "max_model_len": True, "max_pixels": True, "servers": {"urls"}}
+    engine = {"model": True, "dtype": True, "max_model_len": True, "max_pixels": True, "min_pixels": True}
+    engine["servers"] = {"urls"}
     keys = {"engine": engine, **dict.fromkeys(("sampling", "prompt", "seed"), True)}
     files = sorted(Path(config.engine.model).glob("*.safetensors"))
     states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]

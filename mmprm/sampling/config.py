@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmprm.client import ClientConfig
 from mmprm.config import Config
@@ -52,7 +52,18 @@ class EngineConfig(Config):
     pictures_per_prompt: int = Field(8, ge=0)
     """Most pictures of one problem."""
     max_pixels: int | None = Field(None, ge=1)
-    """Scale larger pictures down to so many pixels (Qwen-VL processors); by default the checkpoint's own limit."""
+    """Scale larger images down to this many pixels (Qwen-VL processors); by default the checkpoint's own limit."""
+    min_pixels: int | None = Field(None, ge=1)
+    """Scale smaller images up to this many pixels (Qwen-VL processors); by default the checkpoint's own limit."""
+
+    @model_validator(mode="after")
+    def _pixel_limits_in_order(self) -> EngineConfig:
+        check_pixel_limits(self.min_pixels, self.max_pixels)
+        return self
+
+    @property
+    def pixel_limits(self) -> dict[str, int]:
+        return pixel_limits(self.min_pixels, self.max_pixels)
 
 
 class SamplingConfig(Config):
@@ -66,6 +77,20 @@ class SamplingConfig(Config):
     """Above 1, tokens that already occurred become less likely."""
     max_tokens: int = Field(1024, ge=1)
     """Longest completion; what is cut off has finish_reason "length"."""
+
+
+def pixel_limits(min_pixels: int | None, max_pixels: int | None) -> dict[str, int]:
+    """Return the arguments of an image processor for the limits that are set."""
+    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
+    return {name: value for name, value in limits.items() if value is not None}
+
+
+def check_pixel_limits(min_pixels: int | None, max_pixels: int | None) -> None:
+    """Raise ValueError when both limits are set and no image can meet them."""
+    if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
+        raise ValueError(
+            f"min_pixels={min_pixels} must not exceed max_pixels={max_pixels}: raise one or lower the other"
+        )
 
 
 def on_one_core(engine: EngineConfig, index: int) -> EngineConfig:

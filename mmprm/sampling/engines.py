@@ -300,7 +300,7 @@ def engine_arguments(config: EngineConfig, extra: Mapping[str, Any] = NO_ARGUMEN
         # vLLM's own block size on CPU is 128: shorter shared prefixes would never hit the cache.
         "block_size": config.block_size or (CPU_BLOCK_SIZE if cpu else None),
         "kv_cache_memory_bytes": int(kv_cache_gib * 2**30) if kv_cache_gib else None,
-        "mm_processor_kwargs": {"max_pixels": config.max_pixels} if config.max_pixels else None,
+        "mm_processor_kwargs": config.pixel_limits or None,
         # A seeded request whose prompt is computed in parts winds its random numbers back, which stops the engine on
         # CPU ("CPU Generator does not use offset"). So prompts are computed whole, and many fit one step.
         "enable_chunked_prefill": False if cpu else None,

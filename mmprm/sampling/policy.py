@@ -14,7 +14,7 @@ from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.steps import Markup
 
 DECISIVE = {
-    "engine": {"model", "dtype", "max_model_len", "max_pixels"},
+    "engine": {"model", "dtype", "max_model_len", "max_pixels", "min_pixels"},
     "grader": {"seconds": True, "max_length": True, "judge": {"model"}},
     **dict.fromkeys(("sampling", "prompt", "markup", "seed"), True),
 }
@@ -38,6 +38,9 @@ class PolicyConfig(Config):
     """Run seed; with the content of a request it gives the request's seed. Intervals are drawn with it, too."""
     workers: int | None = Field(None, ge=1)
     """Engines; by default one a GPU (group of tensor_parallel_size GPUs), without a GPU one a core."""
+    ray_address: str | None = None
+    """Address of a Ray cluster to join, host:port; by default that of RAY_ADDRESS or of `ray start` on this machine,
+    else one is started here, which listens on the loopback interface alone. local: always start one."""
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for samples of a problem to be the same."""

@@ -85,8 +85,8 @@ class ServerSampler:
         body["return_token_ids"] = True
         if request.stop:  # OpenAI's own API leaves the string out of the text, where the end of a step would be missed
             body |= {"stop": list(request.stop), "include_stop_str_in_output": True}
-        if self._engine.max_pixels:
-            body["mm_processor_kwargs"] = {"max_pixels": self._engine.max_pixels}
+        if self._engine.pixel_limits:
+            body["mm_processor_kwargs"] = self._engine.pixel_limits
         if beginning:
             body["messages"] = [*turns, {"role": "assistant", "content": beginning}]
             body |= {"continue_final_message": True, "add_generation_prompt": False, "return_prompt_text": True}

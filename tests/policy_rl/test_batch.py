@@ -211,6 +211,18 @@ class TestEncoder:
         ]
         assert tokens[1] == 1 < tokens[0]
 
+    def test_larger_pictures(self, random_policy_folder: Path) -> None:
+        """A token is 28 × 28 pixels: at least 100 of them; with both limits, between them."""
+        backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
+        problem = make_problems(1, seed=3, split="train")[0].problem
+        area = 28 * 28
+        plain, larger, between = (
+            PromptEncoder(backbone, processor, PLAIN, *limits)._encode(problem).picture_tokens
+            for limits in ((None, None), (None, 100 * area), (120 * area, 100 * area))
+        )
+        assert plain < 100 <= larger
+        assert 100 <= between <= 120
+
     def test_another_length_than_the_engines(self, encoder: PromptEncoder) -> None:
         problem = make_problems(1, seed=3, split="train")[0].problem
         with pytest.raises(DataError, match=r"its prompt is \d+ tokens for the trainer, 7 for the engine"):

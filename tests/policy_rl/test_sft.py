@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from mmprm.config import build
-from mmprm.errors import DataError
+from mmprm.errors import ConfigError, DataError
 from mmprm.prm.model import load_backbone
 from mmprm.prm.packing import why_not_packed
 from mmprm.problems import write_problems
@@ -205,3 +205,41 @@ def test_nothing_short_enough(solutions: Path, random_policy_folder: Path) -> No
     settings = settings.model_copy(update={"held_out": settings.data.model_copy(update={"path": str(long)})})
     with pytest.raises(DataError, match=r"long.jsonl: all 1 conversations exceed"):
         train_sft(settings)
+
+
+def test_each_conversation_weighs_the_same_in_a_sequence_mean() -> None:
+    """Log-probabilities −1 and −3, and −2 alone: token mean 6/3 = 2, sequence mean (2 + 2)/2 = 2; with −5 in place of
+    −2, 9/3 = 3 and (2 + 5)/2 = 3.5. Padding counts nothing."""
+    response_NT = torch.tensor([[True, True], [True, False]])
+    for last, by_token, by_sequence in ((-2.0, 2.0, 2.0), (-5.0, 3.0, 3.5)):
+        logprobs_NT = torch.tensor([[-1.0, -3.0], [last, 0.0]])
+        assert sft.token_loss(logprobs_NT, response_NT) / 3 == pytest.approx(by_token)
+        assert sft.sequence_loss(logprobs_NT, response_NT) / 2 == pytest.approx(by_sequence)
+
+
+def test_a_sequence_mean_is_that_of_conversations_alone(loaded: tuple[str, Any, Any]) -> None:
+    """One by one, as a trainer has it with one conversation per device, and packed: the same loss and gradient."""
+    name, backbone, processor = loaded
+    encoder, policy = ConversationEncoder(backbone, processor), Policy(backbone)
+    samples = conversations(name)
+    sizes = [encoder.size(sample) for sample in samples]
+    found = []
+    for width in (None, 400):
+        rows = Rows(samples, sizes, encoder, width)
+        task = SftTask(rows, rows, 400, False, ALONE, "sequence_mean")
+        assert sum(task.terms) == len(samples)
+        policy.zero_grad()
+        loss = sum(task.loss_sum(policy, task.collate([row])) for row in range(len(rows.lengths))) / sum(task.terms)
+        loss.backward()
+        head = next(p for p in policy.parameters() if p.grad is not None and p.grad.any())
+        found.append((loss.item(), head.grad.clone()))
+    alone = Rows(samples, sizes, encoder, None)
+    means = [-policy(alone.collate([row], False)).logprobs_NT.mean().item() for row in range(len(samples))]
+    assert [loss for loss, _ in found] == pytest.approx([sum(means) / len(means)] * 2, rel=1e-5)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=2e-5)
+
+
+def test_pixel_limits_in_order() -> None:
+    values = {"base": "tiny", "data": {"path": "x.jsonl"}, "output": "o", "min_pixels": 3136, "max_pixels": 784}
+    with pytest.raises(ConfigError, match="min_pixels=3136 must not exceed max_pixels=784"):
+        build(SftConfig, values)
