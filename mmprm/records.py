@@ -1,4 +1,8 @@
-"""How problems and batches are written as bytes: compressed JSON, from which the same values come back."""
+"""How problems and batches are written as bytes: compressed JSON, from which the same values come back.
+
+A seal at the end of the bytes covers them and the columns beside them, so that damage is noticed. Bytes without one,
+which stores from before it hold, are checked by what they contain.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +11,19 @@ import hashlib
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mmprm.types import Batch, Counts, Picture, Problem, Rollout, Steps, Verdict
+
+_SEAL = b"\0seal\0"
+_DIGEST_BYTES = 8
+
+
+class DamagedError(ValueError):
+    """Stored bytes are not what was written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +58,7 @@ def pack_batch(batch: Batch) -> PackedBatch:
         if rollout.verdict is Verdict.UNKNOWN
     )
     unsplit = (("unsplit", rollout.unsplit) for rollout in batch.rollouts if rollout.unsplit is not None)
-    return PackedBatch(
+    packed = PackedBatch(
         problem_id=batch.problem_id,
         state=state_key(batch.steps),
         depth=len(batch.steps),
@@ -56,6 +68,64 @@ def pack_batch(batch: Batch) -> PackedBatch:
         reasons=(*unknown, *unsplit),
         rollouts=_pack_rollouts(batch),
     )
+    return replace(packed, rollouts=_sealed(packed.rollouts, *_columns(packed)))
+
+
+def check_batch(packed: PackedBatch) -> None:
+    """Raise DamagedError unless the batch is as it was packed. Cheap where it is sealed."""
+    with _damage_told():
+        sealed = _has_good_seal(packed.rollouts, *_columns(packed))
+    if not sealed:
+        open_batch(packed)
+
+
+def open_batch(packed: PackedBatch) -> Batch:
+    """Return the batch. Raises DamagedError where it is not as it was packed."""
+    with _damage_told():
+        _has_good_seal(packed.rollouts, *_columns(packed))
+        batch = unpack_batch(packed.problem_id, packed.first_draw, packed.rollouts)
+        token_count = sum(rollout.token_count for rollout in batch.rollouts)
+        found = (state_key(batch.steps), len(batch.steps), count_verdicts(batch.rollouts), token_count)
+    if found != (packed.state, packed.depth, packed.counts, packed.token_count):
+        raise DamagedError("it does not hold what its columns say")
+    return batch
+
+
+@contextmanager
+def _damage_told() -> Iterator[None]:
+    """Raise DamagedError for whatever goes wrong: damaged bytes, and columns, can become anything."""
+    try:
+        yield
+    except DamagedError:
+        raise
+    except Exception as error:
+        raise DamagedError(f"{type(error).__name__}: {error}") from error
+
+
+def _columns(packed: PackedBatch) -> tuple[Any, ...]:
+    counts = packed.counts
+    return (
+        *(packed.problem_id, packed.state.hex(), packed.depth, packed.first_draw),
+        *(counts.right, counts.wrong, counts.unknown, packed.token_count),
+    )
+
+
+def _sealed(content: bytes, *columns: Any) -> bytes:
+    return content + _SEAL + _digest(content, columns)
+
+
+def _has_good_seal(sealed: bytes, *columns: Any) -> bool:
+    """Whether there is a seal. Raises DamagedError for one that does not fit."""
+    content, seal = sealed[: -len(_SEAL) - _DIGEST_BYTES], sealed[-len(_SEAL) - _DIGEST_BYTES : -_DIGEST_BYTES]
+    if seal != _SEAL:
+        return False
+    if _digest(content, columns) != sealed[-_DIGEST_BYTES:]:
+        raise DamagedError("its checksum does not fit")
+    return True
+
+
+def _digest(content: bytes, columns: tuple[Any, ...]) -> bytes:
+    return hashlib.sha256(content + json.dumps(columns).encode()).digest()[:_DIGEST_BYTES]
 
 
 def _pack_rollouts(batch: Batch) -> bytes:
@@ -89,10 +159,18 @@ def pack_problem(problem: Problem) -> bytes:
         {"path": picture.path} if picture.data is None else {"data": base64.b64encode(picture.data).decode()}
         for picture in problem.pictures
     ]
-    return _pack([problem.question, problem.answer, pictures, problem.choices, problem.solution])
+    content = _pack([problem.question, problem.answer, pictures, problem.choices, problem.solution])
+    return _sealed(content, problem.id)
 
 
 def unpack_problem(problem_id: str, blob: bytes) -> Problem:
+    """Return the problem. Raises DamagedError where its bytes, or its id, are not as they were written."""
+    with _damage_told():
+        _has_good_seal(blob, problem_id)
+        return _problem(problem_id, blob)
+
+
+def _problem(problem_id: str, blob: bytes) -> Problem:
     question, answer, pictures, choices, solution = _unpack(blob)
     return Problem(
         id=problem_id,

@@ -1,26 +1,30 @@
 """The run store of a campaign: a log of finished batches in SQLite, written by one driver, read by anyone.
 
-A batch is keyed by (problem, prefix of steps, first draw), so appending it again changes nothing.
+A batch is keyed by (problem, prefix of steps, first draw), so appending it again changes nothing. Each has a checksum,
+so that damage is an error and never another label; mmprm.repair drops what is damaged.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
+import shutil
 import sqlite3
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from mmprm.errors import StoreError
-from mmprm.records import PackedBatch, count_verdicts, pack_problem, unpack_batch, unpack_problem
-from mmprm.types import Batch, Counts, Node, Problem, Steps, Tree
+from mmprm.files import digest_of, parse_json
+from mmprm.records import DamagedError, PackedBatch, count_verdicts, open_batch, pack_problem, unpack_problem
+from mmprm.types import Batch, Counts, Node, Picture, Problem, Steps, Tree
 
 STORE_NAME = "trees.sqlite"
 """Of the store in a run folder."""
@@ -90,6 +94,9 @@ class Store:
         self._connection = connection
         self._lock = lock
         self._session: int | None = None
+        self._session_began = (0.0, 0.0)
+        """Its time of day, and the clock that nobody sets."""
+        self._copy_folder: tempfile.TemporaryDirectory[str] | None = None
 
     @classmethod
     def create_or_open(cls, path: str | Path, config: dict[str, Any]) -> Store:
@@ -122,13 +129,38 @@ class Store:
         if not path.is_file():
             raise StoreError(f"{path}: there is no store; run mmprm annotate first, or name its run folder")
         store = cls(path, _connect(path), None)
-        with store._guard():
+        try:
             store._connection.execute("PRAGMA query_only=ON")
+            store._connection.execute("SELECT 1 FROM sqlite_master").fetchall()
+        except sqlite3.OperationalError:  # its folder cannot be written, and SQLite wants to write beside it
+            store.close()
+            store = cls._read_only(path)
+        except sqlite3.Error:  # is told below
+            pass
         store._check_version()
+        return store
+
+    @classmethod
+    def _read_only(cls, path: Path) -> Store:
+        """Open a store that nothing can be written beside: as it is or, with a log that was not merged, in a copy."""
+        log, copy = Path(f"{path}-wal"), None
+        try:
+            uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
+            if log.is_file() and log.stat().st_size:
+                copy = tempfile.TemporaryDirectory(prefix="mmprm-store-")
+                for file in (path, log):
+                    shutil.copyfile(file, Path(copy.name) / file.name)
+                uri = (Path(copy.name) / path.name).as_uri()
+            store = cls(path, sqlite3.connect(uri, uri=True, isolation_level=None), None)
+        except (OSError, sqlite3.Error) as error:
+            raise StoreError(f"{path}: cannot be read ({error}); check its permissions, or copy the folder") from error
+        store._copy_folder = copy
         return store
 
     def close(self) -> None:
         self._connection.close()
+        if self._copy_folder is not None:
+            self._copy_folder.cleanup()
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -155,7 +187,7 @@ class Store:
             with copy._guard():
                 self._connection.backup(copy._connection)
             with copy._transaction():
-                copy._run("UPDATE config SET value = ?", json.dumps(config, sort_keys=True))
+                copy._write_config(config)
                 copy._run("UPDATE problems SET status = 'open', reason = ''")
                 for table in () if keep_batches else ("batches", "reasons", "sessions"):
                     copy._run(f"DELETE FROM {table}")
@@ -166,10 +198,25 @@ class Store:
     @property
     def config(self) -> dict[str, Any]:
         """The configuration that the batches were drawn under."""
-        return json.loads(self.rows("SELECT value FROM config")[0][0])
+        value, *checksum = (row[0] for row in self.rows("SELECT value FROM config ORDER BY rowid"))
+        try:
+            config = parse_json(value, "the configuration", StoreError)
+            if checksum not in ([], [digest_of(config)]):
+                raise StoreError("its checksum does not fit")
+        except (StoreError, TypeError) as error:
+            raise StoreError(
+                f"{self.path}: the stored configuration is damaged ({error}); restore a copy, or choose another run "
+                "folder"
+            ) from error
+        return config
+
+    def _write_config(self, config: dict[str, Any]) -> None:
+        self._run("DELETE FROM config")
+        for value in (json.dumps(config, sort_keys=True), digest_of(config)):
+            self._run("INSERT INTO config VALUES (?)", value)
 
     def add_problems(self, problems: Iterable[Problem]) -> None:
-        """Add those that are new, as open. A known id must have the same question and answer; pictures may move."""
+        """Add those that are new, as open. A known id must have the same content; pictures may move."""
         with self._transaction():
             for problem in problems:
                 content = pack_problem(problem)
@@ -177,14 +224,21 @@ class Store:
                 if not stored:
                     self._run("INSERT INTO problems (id, content) VALUES (?, ?)", problem.id, content)
                 elif stored[0][0] != content:
-                    known = unpack_problem(problem.id, stored[0][0])
-                    for name in ("question", "answer", "choices"):
-                        if getattr(known, name) != getattr(problem, name):
-                            raise StoreError(
-                                f"{self.path}: problem {problem.id!r} is stored with another {name}; give the changed "
-                                "problem another id, or choose another run folder"
-                            )
+                    self._check_same(self.problem(problem.id), problem)
                     self._run("UPDATE problems SET content = ? WHERE id = ?", content, problem.id)
+
+    def _check_same(self, known: Problem, problem: Problem) -> None:
+        differing = [
+            name for name in ("question", "answer", "choices") if getattr(known, name) != getattr(problem, name)
+        ]
+        before, here = _contents(known.pictures), _contents(problem.pictures)
+        if None not in before + here and before != here:
+            differing.append("image")
+        if differing:
+            raise StoreError(
+                f"{self.path}: problem {problem.id!r} is stored with another {differing[0]}; give the changed problem "
+                "another id, or choose another run folder"
+            )
 
     def ids(self, status: Status | None = None) -> list[str]:
         """Problem ids in the order in which they were added."""
@@ -196,7 +250,13 @@ class Store:
         rows = self.rows("SELECT content FROM problems WHERE id = ?", problem_id)
         if not rows:
             raise StoreError(f"{self.path}: has no problem {problem_id!r}")
-        return unpack_problem(problem_id, rows[0][0])
+        try:
+            return unpack_problem(problem_id, rows[0][0])
+        except DamagedError as error:
+            raise StoreError(
+                f"{self.path}: problem {problem_id!r} is damaged ({error}); mmprm annotate with this run reads it "
+                "again, and samples it anew"
+            ) from error
 
     def problems(self, status: Status | None = None) -> list[Problem]:
         return [self.problem(problem_id) for problem_id in self.ids(status)]
@@ -219,10 +279,12 @@ class Store:
 
     def begin_session(self, engines: int) -> None:
         """From now on `append` notes when it committed last: the time that rates and engine-hours are measured by."""
+        now = time.time()
+        self._session_began = now, time.monotonic()
         self._session = self._run(
             "INSERT INTO sessions (began, last, engines, batches_before) "
             "SELECT ?, ?, ?, COALESCE(MAX(number), 0) FROM batches",
-            *(time.time(), time.time(), engines),
+            *(now, now, engines),
         ).lastrowid
 
     def append(self, batches: Sequence[PackedBatch], finished: Sequence[Finished] = ()) -> None:
@@ -243,16 +305,26 @@ class Store:
                     *(end.status, end.reason, end.labels, end.problem_id),
                 )
             if self._session is not None:
-                self._run("UPDATE sessions SET last = ? WHERE number = ?", time.time(), self._session)
+                began, clock = self._session_began  # someone may set the time of day back
+                last = began + time.monotonic() - clock
+                self._run("UPDATE sessions SET last = ? WHERE number = ?", last, self._session)
 
     def batches(self, problem_id: str) -> list[Batch]:
         """The problem's batches in the order in which they were appended."""
         rows = self.rows(
-            "SELECT first_draw, rollouts FROM batches WHERE problem = (SELECT number FROM problems WHERE id = ?) "
+            f"SELECT {BATCH_COLUMNS} FROM batches WHERE problem = (SELECT number FROM problems WHERE id = ?) "
             "ORDER BY number",
             problem_id,
         )
-        return [unpack_batch(problem_id, first_draw, blob) for first_draw, blob in rows]
+        return [self._batch(packed_of(problem_id, row)) for row in rows]
+
+    def _batch(self, packed: PackedBatch) -> Batch:
+        try:
+            return open_batch(packed)
+        except DamagedError as error:
+            raise StoreError(
+                f"{self.path}: {named(packed)} is damaged ({error}); mmprm annotate with this run samples it anew"
+            ) from error
 
     def tree(self, problem_id: str) -> Tree:
         drawn: dict[Steps, list[Batch]] = {}
@@ -302,7 +374,7 @@ class Store:
         with self._transaction():
             for statement in _SCHEMA.split(";"):
                 self._run(statement)
-            self._run("INSERT INTO config VALUES (?)", json.dumps(config, sort_keys=True))
+            self._write_config(config)
             self._run(f"PRAGMA application_id={_APPLICATION_ID}")
             self._run(f"PRAGMA user_version={SCHEMA_VERSION}")
 
@@ -335,6 +407,12 @@ class Store:
             return self._connection.execute(sql, values)
 
     @contextmanager
+    def transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
+        """Yield (statement, *values) → cursor: all of them count, or none. For mmprm.repair."""
+        with self._transaction():
+            yield self._run
+
+    @contextmanager
     def _transaction(self) -> Iterator[None]:
         self._run("BEGIN IMMEDIATE")
         try:
@@ -354,6 +432,8 @@ class Store:
                 raise StoreError(f"{self.path}: {_NO_STORE}") from error
             if "full" in str(error):
                 way_out = "free some space and run the same command again: all that was finished is kept"
+            elif "malformed" in str(error):
+                way_out = "mmprm annotate with this run mends what can be mended; else restore a copy"
             else:
                 way_out = "check the disk, or choose another run folder"
             raise StoreError(f"{self.path}: {error}; {way_out}") from error
@@ -386,6 +466,36 @@ def _connect(path: Path) -> sqlite3.Connection:
         return sqlite3.connect(path, isolation_level=None, timeout=30)
     except sqlite3.Error as error:
         raise StoreError(f"{path}: cannot be opened: {error}; choose another run folder") from error
+
+
+BATCH_COLUMNS = "state, depth, first_draw, correct, incorrect, unknown, tokens, rollouts"
+
+
+def packed_of(problem_id: str, row: tuple[Any, ...]) -> PackedBatch:
+    """Return the batch that BATCH_COLUMNS hold."""
+    state, depth, first_draw, right, wrong, unknown, token_count, rollouts = row
+    return PackedBatch(problem_id, state, depth, first_draw, Counts(right, wrong, unknown), token_count, (), rollouts)
+
+
+def named(packed: PackedBatch) -> str:
+    """Return how messages name a batch."""
+    where = f"after {packed.depth} step{'s' * (packed.depth != 1)}" if packed.depth else "of whole solutions"
+    return f"the batch {where} from sample {packed.first_draw} of problem {packed.problem_id!r}"
+
+
+def _contents(pictures: Iterable[Picture]) -> list[bytes | None]:
+    """Return a digest of each picture's bytes, None where they cannot be read."""
+
+    def content(picture: Picture) -> bytes | None:
+        data = picture.data
+        if data is None:
+            try:
+                data = Path(picture.path or "").read_bytes()
+            except (OSError, ValueError):
+                return None
+        return hashlib.sha256(data).digest()
+
+    return [content(picture) for picture in pictures]
 
 
 def _node(steps: Steps, batches: list[Batch]) -> Node:

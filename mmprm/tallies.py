@@ -22,7 +22,7 @@ class Session:
 
     @property
     def seconds(self) -> float:
-        return self.last - self.began
+        return max(self.last - self.began, 0.0)  # of stores that took the time of day, which may be set back
 
 
 @dataclass(frozen=True, slots=True)

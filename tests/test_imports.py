@@ -13,8 +13,20 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("mmprm", "mcts", "policy_rl")
 
 LAYERS = [
-    {"types", "errors", "metrics", "written"},
-    {"config", "steps", "prompts", "problems", "records", "stopping", "evidence", "store", "tallies", "client"},
+    {"types", "errors", "metrics", "written", "files", "signals", "orphans", "actors"},
+    {
+        "config",
+        "steps",
+        "prompts",
+        "problems",
+        "records",
+        "stopping",
+        "evidence",
+        "store",
+        "repair",
+        "tallies",
+        "client",
+    },
     {"grading"},
     {"sampling"},
     {"labels"},
@@ -30,6 +42,11 @@ LAYERS = [
 """Rooms of mmprm from left to right: a room imports from its own layer and from those to its left."""
 
 MCTS_MAY_USE = {
+    "actors",
+    "files",
+    "signals",
+    "orphans",
+    "repair",
     "types",
     "errors",
     "metrics",

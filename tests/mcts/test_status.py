@@ -27,7 +27,7 @@ def batch(problem: str, steps: Steps, first_draw: int, *verdicts: Verdict) -> Pa
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """Of six problems one is searched, one too easy, two failed, one begun, one untouched: two engines for 10 s."""
     now = SimpleNamespace(seconds=1000.0)
-    monkeypatch.setattr("mmprm.store.time", SimpleNamespace(time=lambda: now.seconds))
+    monkeypatch.setattr("mmprm.store.time", SimpleNamespace(time=lambda: now.seconds, monotonic=lambda: now.seconds))
     store = Store.create_or_open(tmp_path / "trees.sqlite", {})
     store.add_problems([Problem(f"p{i}", "?", "1") for i in range(6)])
     store.begin_session(2)

@@ -29,7 +29,7 @@ def batch(problem: str, steps: Steps, first_draw: int, *verdicts: Verdict) -> Pa
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     now = SimpleNamespace(seconds=0.0)
-    monkeypatch.setattr("mmprm.store.time", SimpleNamespace(time=lambda: now.seconds))
+    monkeypatch.setattr("mmprm.store.time", SimpleNamespace(time=lambda: now.seconds, monotonic=lambda: now.seconds))
     return now
 
 

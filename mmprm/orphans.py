@@ -1,0 +1,120 @@
+"""Clean up after this process even if it is killed: a helper waits for its end, then removes what it left.
+
+    orphans.remove(folder)         # files in shared memory, which are memory
+    orphans.stop_children()        # the processes that this one has started by now, and theirs
+
+The helper starts with the first call and does nothing where this process ends by itself, whatever its exit code. This
+file is also the helper's program, so it imports nothing beyond the standard library.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+_DONE = b"done"
+_POLL_SECONDS = 1.0
+_GRACE_SECONDS = 5.0
+
+_helper: subprocess.Popen[bytes] | None = None
+
+
+def remove(folder: Path) -> None:
+    """Let the helper remove `folder`, which need not exist."""
+    _tell(f"folder {folder.resolve()}".encode())
+
+
+def stop_children() -> None:
+    """Let the helper end the children of this process and all that these have started by then."""
+    for pid in _children(os.getpid()):
+        _tell(f"process {pid} {_started(pid)}".encode())
+
+
+def _tell(wish: bytes) -> None:
+    global _helper
+    if _helper is None:
+        _helper = subprocess.Popen(
+            [sys.executable, "-I", "-S", __file__, str(os.getpid())],
+            stdin=subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C in a terminal goes to the whole group
+        )
+        atexit.register(_end, os.getpid())
+    assert _helper.stdin is not None
+    with contextlib.suppress(OSError):  # a helper that is gone must not end the run
+        _helper.stdin.write(wish + b"\n")
+        _helper.stdin.flush()
+
+
+def _end(owner: int) -> None:
+    if os.getpid() == owner:
+        _tell(_DONE)
+
+
+def _children(pid: int) -> list[int]:
+    found = []
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += map(int, file.read_text().split())
+    return found
+
+
+def _descendants(pids: list[int]) -> list[int]:
+    found = list(pids)
+    for pid in found:  # grows as it goes
+        found += [child for child in _children(pid) if child not in found]
+    return found
+
+
+def _started(pid: int) -> str:
+    """Start time of a process, which tells it from a later one with the same number; "" if there is none."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""
+
+
+def _wait(parent: int) -> list[bytes]:
+    """Return the wishes once `parent` has ended; exit if it says that nothing is left to do."""
+    text, closed = b"", False
+    while True:
+        alive = os.getppid() == parent
+        if closed:
+            time.sleep(_POLL_SECONDS if alive else 0)
+        elif select.select([0], [], [], _POLL_SECONDS if alive else 0)[0]:
+            chunk = os.read(0, 65536)
+            text, closed = text + chunk, not chunk
+            continue
+        wishes = text.split(b"\n")[:-1]
+        if _DONE in wishes:
+            raise SystemExit
+        if not alive:
+            return wishes
+
+
+def _clean(wishes: list[bytes]) -> None:
+    folders = [wish.removeprefix(b"folder ") for wish in wishes if wish.startswith(b"folder ")]
+    processes = [wish.split() for wish in wishes if wish.startswith(b"process ")]
+    known = [int(pid) for _, pid, *start in processes if start and _started(int(pid)) == start[0].decode()]
+    living = {pid: _started(pid) for pid in _descendants(known) if pid != os.getpid()}
+    for number, seconds in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, 0.0)):
+        end = time.monotonic() + seconds
+        for pid, start in living.items():
+            if start and _started(pid) == start:
+                with contextlib.suppress(OSError):
+                    os.kill(pid, number)
+        while time.monotonic() < end and any(start and _started(pid) == start for pid, start in living.items()):
+            time.sleep(0.1)
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    _clean(_wait(int(sys.argv[1])))

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+RUN = """
+import subprocess, sys, time
+from pathlib import Path
+from mmprm import orphans
+child = subprocess.Popen(["sh", "-c", "sleep 600 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
+orphans.remove(Path(sys.argv[1]))
+orphans.stop_children()
+print(child.pid, child.stdout.readline().strip(), flush=True)
+sys.stdin.readline()
+"""
+
+
+def gone(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
+def until(condition: object, seconds: float = 10.0) -> bool:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_what_a_killed_process_leaves_is_removed(tmp_path: Path, killed: bool) -> None:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    (folder / "file").write_text("memory")
+    command = [sys.executable, "-c", RUN, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as run:
+        pids = [int(pid) for pid in run.stdout.readline().split()]
+        if killed:
+            run.send_signal(signal.SIGKILL)
+    if killed:
+        assert until(lambda: not folder.exists() and all(map(gone, pids)))
+    else:  # it ended by itself: what it left is meant to stay
+        time.sleep(1.5)
+        assert folder.exists() and not any(map(gone, pids))
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
