@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bisect
 import re
+import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -10,17 +12,48 @@ from typing import Literal
 from mmprm.types import Steps
 
 Markup = Literal["tags", "blank_lines", "numbered"]
-"""tags: `<step>…</step>` (also `<step_3>…</step_3>`); blank_lines: paragraphs; numbered: `Step 1:`, `1.`, `1)` at the
-start of a line, with numbers that go up by one."""
+"""tags: `<step>…</step>` (also `<step_3>…</step_3>`); blank_lines: paragraphs, in which code blocks, LaTeX environments
+and display math stay whole; numbered: `Step 1:`, `### Step 1`, `步骤1：`, `第一步`, `1.`, `1)`, `(1)` at the start of a
+line, with numbers that go up by one."""
 
 _TAG = re.compile(r"<(/?)step(?:_\d+)?>")
 _LINE_BREAKS = re.compile(r"(?:\s*[\r\n])?")
 _BLANK_LINES = re.compile(r"\n[^\S\n]*\n(?:\s*[\r\n])?")
+_SPACE = r"[^\S\n]*"
+_ENGLISH = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_ROMAN = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x")
+_WORDS = {word: number for words in (_ENGLISH, _ROMAN) for number, word in enumerate(words, start=1)}
+_HAN = {name: number for number, name in enumerate("一二三四五六七八九十", start=1)}
+_HAN_COUNT = rf"[{''.join(_HAN)}]{{1,3}}"
+_COUNT = rf"\d{{1,3}}|{'|'.join(sorted(_WORDS, key=len, reverse=True))}|{_HAN_COUNT}"
+_AFTER = r"(?=[\s\\$*\"'“(（【《<]|[^\W\d_]|$)"
+"""What may follow a number that is a mark: neither a digit (3.5, 1:30) nor an operator."""
 _NUMBER = re.compile(
-    r"^[^\S\n]*(?:#+[^\S\n]*)?(?P<bold>\*\*)?(?P<word>step[^\S\n]+)?(?P<number>\d+)[^\S\n]*[.:)](?P<closed>\*\*)?(?:[^\S\n]+|$)",
+    rf"^(?P<indent>{_SPACE})(?:[-*+•>][^\S\n]+)?(?:\#+{_SPACE})?(?P<bold>\*{{1,3}}|__?)?(?:"
+    rf"(?P<open>[\[(（【]{_SPACE})?"
+    rf"(?P<word>(?:step|步[骤驟]){_SPACE}[-_\#]?(?P<count>{_COUNT})(?:{_SPACE}(?:/|of){_SPACE}\d+)?"
+    rf"|第{_SPACE}(?P<nth>{_COUNT}){_SPACE}步)"
+    rf"(?(open){_SPACE}[\])）】](?P<closed_open>\*{{1,3}}|__?)?[.:：]?|(?P<closed>\*{{1,3}}|__?)?"
+    rf"(?:{_SPACE}(?:[.:](?!\d)|[)：、，。．])|[^\S\n]+[-–—](?!\d)|(?={_SPACE}(?:[(（]|$))|(?<=步)))"
+    rf"|(?P<other>[(（](?P<inner>\d{{1,3}})[)）][.:：]?|[①-⑳]){_AFTER}"
+    rf"|(?:(?P<digits>\d{{1,3}}){_SPACE}[.:)：）、．]{_AFTER}|(?P<han>{_HAN_COUNT})[、．])"
+    rf")(?P<closed_after>\*{{1,3}}|__?)?{_SPACE}",
     re.IGNORECASE | re.MULTILINE,
 )
-_ANSWER_LINE = re.compile(r"^[^\S\n]*<answer>", re.MULTILINE)
+_ANSWER_LINE = re.compile(
+    rf"^{_SPACE}(?:<answer>|(?:[-*+•][^\S\n]+)?(?:"
+    rf"(?:\#+{_SPACE}(?:\*\*)?|\*\*)(?:the[^\S\n]+)?(?:final[^\S\n]+)?answer\b(?![^\S\n]+(?:is|to|of|choices?)\b)"
+    rf"|(?:final[^\S\n]+)?answer{_SPACE}(?::|$)"
+    rf"|(?:\#+{_SPACE})?(?:\*\*)?(?:最终)?答案{_SPACE}(?:\*\*)?{_SPACE}(?:[:：]|$)))",
+    re.IGNORECASE | re.MULTILINE,
+)
+_OPENINGS = re.compile(
+    r"^[^\S\n]*(?P<fence>`{3,}(?![^\n]*`)|~{3,})|\\begin\{(?P<name>[^{}\n]+)\}|(?P<bracket>\\\[)|^[^\S\n]*(?P<dollars>\$\$)",
+    re.MULTILINE,
+)
+_CLOSINGS = {"bracket": "\\]", "dollars": "$$"}
+_FENCE_END = r"^[^\S\n]*{0}{{{1},}}[^\S\n]*$"
+_ENVIRONMENT = re.compile(r"\\(begin|end)\{([^{}\n]+)\}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +82,13 @@ def plain(step: str, markup: Markup) -> str:
     if markup == "tags":
         step = _TAG.sub("", step)
     elif markup == "numbered" and not _ANSWER_LINE.match(step):
-        step = _NUMBER.sub(lambda match: "**" if match["bold"] and not match["closed"] else "", step, count=1)
+        step = _NUMBER.sub(_left_of_mark, step, count=1)
     return step.strip()
+
+
+def _left_of_mark(mark: re.Match[str]) -> str:
+    """What a mark leaves behind: the beginning of bold text that ends after it."""
+    return mark["bold"] if mark["bold"] and not (mark["closed"] or mark["closed_open"] or mark["closed_after"]) else ""
 
 
 def _split_tags(text: str) -> Split:
@@ -72,24 +110,107 @@ def _split_tags(text: str) -> Split:
     return Split(_cut(text, boundaries))
 
 
+def ends_within(text: str) -> bool:
+    """Return whether the text ends inside a code block, a LaTeX environment or display math, where no step ends."""
+    return _regions(text)[1]
+
+
 def _split_blank_lines(text: str) -> Split:
-    return Split(_cut(text, (match.end() for match in _BLANK_LINES.finditer(text))))
+    """Blank lines in a code block, a LaTeX environment or display math separate nothing."""
+    return Split(_cut(text, (match.end() for match in _outside(_BLANK_LINES.finditer(text), text))))
 
 
 def _split_numbered(text: str) -> Split:
-    """A number that does not follow the one before, or lacks the word "Step" that others have, is a list in a step."""
-    matches = list(_NUMBER.finditer(text))
+    """A number that does not follow the one before, or is not marked as the first is, belongs to a list in a step."""
     starts, last = [], None
-    for match in [match for match in matches if match["word"]] or matches:
-        number = int(match["number"])
+    for match in _alike(_outside(_NUMBER.finditer(text), text)):
+        number = _value(match)
         if last is None or number == last + 1:
             starts.append(match.start())
             last = number
-    answers = [match.start() for match in _ANSWER_LINE.finditer(text)][-1:]
+    answers = [match.start() for match in _outside(_ANSWER_LINE.finditer(text), text)[-1:]]
+    answers = [answer for answer in answers if not starts or answer > starts[-1]]
     if not starts and not answers:
         return Split((), "no step")
     # What stands before the first number introduces that step.
     return Split(_cut(text, sorted({*starts[1:], *answers})))
+
+
+def _alike(marks: list[re.Match[str]]) -> list[re.Match[str]]:
+    """The marks with the word "Step", where there are any; else those like the first one: bracketed as it is, and
+    indented no further."""
+    if words := [mark for mark in marks if mark["word"]]:
+        return words
+    return [
+        mark
+        for mark in marks
+        if (mark["other"] is None) == (marks[0]["other"] is None) and len(mark["indent"]) <= len(marks[0]["indent"])
+    ]
+
+
+def _value(mark: re.Match[str]) -> int:
+    written = mark["count"] or mark["nth"] or mark["inner"] or mark["digits"] or mark["han"]
+    if written is None:  # a circled digit
+        return int(unicodedata.numeric(mark["other"]))
+    if written.isdecimal():
+        return int(written)
+    if written.lower() in _WORDS:
+        return _WORDS[written.lower()]
+    tens, ten, ones = written.rpartition("十")
+    return (_HAN.get(tens, 1) * 10 if ten else 0) + _HAN.get(ones, 0)
+
+
+def _regions(text: str) -> tuple[list[tuple[int, int]], bool]:
+    """Return (start, end) of what must not be cut, in order, and whether something is open at the end of the text.
+
+    Code blocks reach to the end of the text where they are not closed; LaTeX environments and display math that are not
+    closed are taken for text.
+    """
+    environments = _environments(text)
+    spans: list[tuple[int, int]] = []
+    place, open_kinds = 0, set()
+    while opening := _OPENINGS.search(text, place):
+        kind, start = opening.lastgroup, opening.end()
+        if kind == "name":
+            end = environments.get(opening.start("name"))
+        elif kind == "fence":
+            closing = re.compile(_FENCE_END.format(opening["fence"][0], len(opening["fence"])), re.MULTILINE)
+            found = closing.search(text, start)
+            end = found.end() if found else len(text)
+            open_kinds |= set() if found else {kind}
+        else:
+            found = -1 if kind in open_kinds else text.find(_CLOSINGS[kind], start)
+            end = None if found < 0 else found + 2
+        if end is None:
+            open_kinds.add(kind)
+        else:
+            spans.append((opening.start(), end))
+        place = start if end is None else end
+    return spans, bool(open_kinds)
+
+
+def _environments(text: str) -> dict[int, int]:
+    """Return the end of each LaTeX environment that is closed, by the place of its name."""
+    ends: dict[int, int] = {}
+    begun: dict[str, list[int]] = {}
+    for mark in _ENVIRONMENT.finditer(text):
+        if mark[1] == "begin":
+            begun.setdefault(mark[2], []).append(mark.start(2))
+        elif begun.get(mark[2]):
+            ends[begun[mark[2]].pop()] = mark.end()
+    return ends
+
+
+def _outside(matches: Iterable[re.Match[str]], text: str) -> list[re.Match[str]]:
+    """Return the matches that begin in nothing that must not be cut."""
+    spans = _regions(text)[0]
+    starts = [start for start, _ in spans]
+
+    def is_outside(match: re.Match[str]) -> bool:
+        span = bisect.bisect_left(starts, match.start()) - 1
+        return span < 0 or match.start() >= spans[span][1]
+
+    return [match for match in matches if is_outside(match)]
 
 
 def _cut(text: str, boundaries: Iterable[int]) -> Steps:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mmprm.sampling.seeds import derive_seed
-from mmprm.steps import Markup, plain, split
-from mmprm.types import Completion, Problem, Sampler, SampleRequest, Steps
+from mmprm.steps import Markup, ends_within, plain, split
+from mmprm.types import Completion, Problem, Sampler, SampleRequest, Steps, Tokens
 
 STOPS: dict[Markup, Callable[[int], tuple[str, ...]]] = {
     "tags": lambda number: ("</step>", f"</step_{number}>"),
@@ -30,12 +31,14 @@ class State(enum.Enum):
 @dataclass(frozen=True, slots=True)
 class Path:
     """A partial solution: whole steps, verbatim, and in `tail` the text after them that is no step. `token_count` is
-    what was generated for it, from draw to draw."""
+    what was generated for it, from draw to draw; `ids` are the tokens that end within the steps, None where the sampler
+    does not tell them."""
 
     steps: Steps = ()
     token_count: int = 0
     state: State = State.OPEN
     tail: str = ""
+    ids: tuple[int, ...] | None = field(default=(), compare=False)
 
     @property
     def text(self) -> str:
@@ -62,11 +65,31 @@ class Writer:
         """n draws of the open path's next step, in draw order."""
         stop = STOPS[self._markup](len(path.steps) + 1)
         seed = self._seed(path.text, first_draw)
-        completions = await self._sample(SampleRequest(self.problem, path.text, n, seed, stop, greedy))
-        return [extended(path, completion, stop, self._markup) for completion in completions]
+        ids = path.ids if path.steps else None
+        completions = await self._sample(SampleRequest(self.problem, path.text, n, seed, stop, greedy, ids))
+        whole = await asyncio.gather(*(self._whole(path, completion, stop, greedy) for completion in completions))
+        return [extended(path, completion, stop, self._markup) for completion in whole]
 
     def plain(self, path: Path) -> Steps:
         return tuple(plain(step, self._markup) for step in path.steps)
+
+    async def _whole(self, path: Path, completion: Completion, stop: tuple[str, ...], greedy: bool) -> Completion:
+        """Return the completion, continued where it was stopped within a code block or a formula."""
+        text, tokens = completion.text, completion.tokens
+        if self._markup == "tags" or not text.endswith(stop) or not ends_within(text):
+            return completion
+        ids = None
+        if tokens is not None and path.ids is not None:
+            ids = (*path.ids, *tokens.ids[: tokens.whole_in(len(text))])
+        prefix = path.text + text
+        (rest,) = await self._sample(SampleRequest(self.problem, prefix, 1, self._seed(prefix, 0), (), greedy, ids))
+        count = completion.token_count + rest.token_count
+        joined = None
+        if ids is not None and rest.tokens is not None:
+            known = tokens.whole_in(len(text))
+            ends = (*tokens.ends[:known], *(len(text) + end for end in rest.tokens.ends))
+            joined = Tokens((*tokens.ids[:known], *rest.tokens.ids), ends)
+        return Completion(text + rest.text, count, rest.finish_reason, joined)
 
     def _seed(self, prefix: str, first_draw: int) -> int:
         return derive_seed(self._run_seed, self.problem.id, prefix, first_draw)
@@ -93,4 +116,12 @@ def extended(path: Path, completion: Completion, stop: tuple[str, ...], markup: 
     if not cut or (len(cut) == 1 and not ended and not stopped):
         return Path(path.steps, tokens, State.BROKEN, text)
     complete = ended and len(cut) == 1
-    return Path((*path.steps, cut[0]), tokens, State.COMPLETE if complete else State.OPEN)
+    state = State.COMPLETE if complete else State.OPEN
+    return Path((*path.steps, cut[0]), tokens, state, ids=_ids(path, completion, len(cut[0])))
+
+
+def _ids(path: Path, completion: Completion, length: int) -> tuple[int, ...] | None:
+    """Return the ids of the path with the first `length` characters of the completion."""
+    if path.ids is None or completion.tokens is None:
+        return None
+    return (*path.ids, *completion.tokens.ids[: completion.tokens.whole_in(length)])

@@ -1,0 +1,151 @@
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+import pytest
+
+from mmprm.selection.paths import Path, State, Writer
+from mmprm.steps import ends_within, plain, split
+from mmprm.types import Completion, Problem, SampleRequest
+
+BLOCK = "We count:\n```python\nn = 1\n\nm = 2\n```\n\n"
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [
+        ("Step1: ", "Step2: "),
+        ("STEP 9: ", "Step 10: "),
+        ("Step 1 - ", "Step 2 – "),
+        ("Step one: ", "Step two: "),
+        ("Step II: ", "Step III: "),
+        ("Step #1: ", "Step #2: "),
+        ("Step 1/2: ", "Step 2 of 2: "),
+        ("Step 1\n", "Step 2\n"),
+        ("### Step 1\n", "### Step 2\n"),
+        ("**Step 1**: ", "**Step 2:** "),
+        ("*Step 1:* ", "***Step 2:*** "),
+        ("- Step 1: ", "- **Step 2.** "),
+        ("[Step 1] ", "**[Step 2]** "),
+        ("> Step 1: ", "> Step 2: "),
+        ("步骤1：", "步骤2："),
+        ("步骤一：", "**步骤二**："),
+        ("【步骤一】", "【步骤二】"),
+        ("第一步，", "第二步，"),
+        ("第 10 步 ", "第十一步："),
+        ("一、", "二、"),
+        ("1、", "2、"),
+        ("(1) ", "(2) "),
+        ("（1）", "（2）"),
+        ("① ", "② "),
+        ("1.", "2."),
+        ("- 1) ", "- 2) "),
+        ("**1.** ", "**2.** "),
+        ("## 1. ", "## 2. "),
+    ],
+)
+def test_steps_are_marked_in_many_ways(marks: Sequence[str]) -> None:
+    first, second = f"{marks[0]}read\n", f"{marks[1]}\\boxed{{5}}"
+    found = split(first + second, "numbered")
+    assert found.steps == (first, second)
+    assert [plain(step, "numbered") for step in found.steps] == ["read", "\\boxed{5}"]
+
+
+@pytest.mark.parametrize(
+    "text", ["Step 1 gives 5", "Step 1.5 is", "1:30 pm", "3.5 = z", "Steps: a", "Stepwise: a", "1 - 2 = -1"]
+)
+def test_numbers_in_a_sentence_mark_no_step(text: str) -> None:
+    assert split(text, "numbered").reason == "no step"
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        ("1. Read:\n   1. blue\n   2. red\n", "2. Add"),
+        ("1. Cases:\n(1) even\n(2) odd\n", "2. Add"),
+        ("(1) Cases:\n1. even\n2. odd\n", "(2) Add"),
+        ("Step 1: Read\n1. blue\n2. red\n", "Step 2: Add"),
+        ("Step 1: Code\n```\n# Step 2: not yet\n```\n", "Step 2: Add"),
+    ],
+)
+def test_lists_and_code_stay_in_their_step(steps: Sequence[str]) -> None:
+    assert split("".join(steps), "numbered").steps == tuple(steps)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "### Final Answer\n5",
+        "**Final Answer:** 5",
+        "**Answer**\n5",
+        "Final answer: 5",
+        "Answer: 5",
+        "答案：5",
+        "<answer>5",
+    ],
+)
+def test_a_heading_or_a_mark_begins_the_answer(answer: str) -> None:
+    assert split(f"### Step 1: Read\nx\n\n### Step 2: Add\ny\n\n{answer}", "numbered").steps[2:] == (answer,)
+
+
+def test_a_sentence_about_the_answer_does_not() -> None:
+    text = "Step 1: x\nThe final answer is 5"
+    assert split(text, "numbered").steps == (text,)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        (BLOCK, "Then 3."),
+        ("~~~~\na\n~~~\n\nb\n~~~~\n\n", "3"),
+        ("So\n\n", "\\begin{align}\na\n\n\\begin{align}\n\n\\end{align}\n\n\\end{align}\n\n", "3"),
+        ("\\[\na\n\n= b\n\\]\n\n", "3"),
+        ("$$\na\n\n= b\n$$\n\n", "3"),
+        ("It costs $$5\n\n", "and $$6\n\n", "3"),
+        ("\\begin{cases} is not closed\n\n", "3"),
+        ("```\ncut\n\noff",),
+    ],
+)
+def test_blank_lines_do_not_cut_code_environments_and_display_math(steps: Sequence[str]) -> None:
+    assert split("".join(steps), "blank_lines").steps == tuple(steps)
+
+
+@pytest.mark.parametrize(
+    ("text", "within"), [("```\na\n\n", True), ("\\[ a\n\n", True), (BLOCK, False), ("a\n\n", False)]
+)
+def test_a_text_may_end_within_what_is_not_cut(text: str, within: bool) -> None:
+    assert ends_within(text) == within
+
+
+def test_reading_many_openings_takes_no_long_time() -> None:
+    started = time.perf_counter()
+    for text in ("\\begin{a}" * 5000, "\\[" * 20000, "```\n" * 20000, "Step 1: x\n" * 20000, "$$\n" * 20001):
+        for markup in ("blank_lines", "numbered"):
+            split(text, markup)
+        ends_within(text)
+    assert time.perf_counter() - started < 5
+
+
+class Halting:
+    """Writes a code block with a blank line, and ends where it is told to stop."""
+
+    async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
+        rest = (BLOCK + "Then 3.")[len(request.prefix) :]
+        if request.stop and request.stop[0] in rest:
+            rest = rest[: rest.index(request.stop[0]) + len(request.stop[0])]
+            return (Completion(rest, 2, "stop"),) * request.n
+        return (Completion(rest, 5, "stop"),) * request.n
+
+
+def test_a_stop_in_a_code_block_ends_no_step() -> None:
+    writer = Writer(Problem("p", "q", "3"), Halting(), "blank_lines", 0)
+
+    async def two() -> None:
+        (first, other) = await writer.steps((await writer.steps(Path(), 1))[0], 2)
+        assert first.steps == other.steps == (BLOCK, "Then 3.")
+        assert first.state is State.COMPLETE
+
+    asyncio.run(two())
+    assert (writer.draws, writer.tokens) == (4, 2 + 5 + 5 + 5)
