@@ -8,11 +8,10 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from mmprm.config import Config
+from mmprm.data.choices import with_choices
+from mmprm.data.marks import IMAGE
 from mmprm.errors import CheckpointError
 from mmprm.types import Problem
-
-IMAGE = "<image>"
-"""Marks a picture's place inside a question. Without as many marks as pictures, the pictures stand first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +54,8 @@ class PromptConfig(Config):
     """Text of the system turn in place of the preset's; empty means no system turn."""
     prefill: str | None = None
     """Text with which every assistant turn begins, for example <think>, in place of the preset's."""
+    choices: bool = True
+    """Append a problem's options to its question (A. …), unless all stand in it already."""
 
     @field_validator("user")
     @classmethod
@@ -72,7 +73,7 @@ def messages(problem: Problem, config: PromptConfig, prefix: str = "") -> list[d
     if prefix and preset.continuation:
         after += preset.continuation.replace("{prefix}", prefix)
     turns = [{"role": "system", "content": system}] if system else []
-    return [*turns, {"role": "user", "content": _content(problem, before, after)}]
+    return [*turns, {"role": "user", "content": _content(problem, asked_question(problem, config), before, after)}]
 
 
 def render(template_owner: Any, problem: Problem, prefix: str, config: PromptConfig) -> str:
@@ -97,13 +98,18 @@ def assistant_beginning(config: PromptConfig, prefix: str) -> str:
     return (preset.prefill if config.prefill is None else config.prefill) + prefix
 
 
-def _content(problem: Problem, before: str, after: str) -> str | list[dict[str, str]]:
+def asked_question(problem: Problem, config: PromptConfig) -> str:
+    """Return the question with its options, where `config` shows these."""
+    return with_choices(problem.question, problem.choices, problem.answer) if config.choices else problem.question
+
+
+def _content(problem: Problem, question: str, before: str, after: str) -> str | list[dict[str, str]]:
     """Plain text without pictures (text-only templates take nothing else), otherwise parts in order."""
     if not problem.pictures:
-        return before + problem.question + after
-    pieces = problem.question.split(IMAGE)
-    if len(pieces) != len(problem.pictures) + 1:
-        pieces = [""] * len(problem.pictures) + [problem.question]
+        return before + question + after
+    pieces = question.split(IMAGE)
+    if len(pieces) != len(problem.pictures) + 1:  # as where the options are not shown that hold the marks
+        pieces = [""] * len(problem.pictures) + [question.replace(IMAGE, "").strip()]
     pieces[-1] += after
     if before:
         # The pictures of a question without marks come before all text.

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 Steps = tuple[str, ...]
 """The steps of a (partial) solution, verbatim: `"".join(steps)` is the text the policy wrote."""
@@ -24,7 +25,10 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question with a checkable answer. `id` is a hash of the content unless the source has one of its own."""
+    """A question with a checkable answer. `id` is a hash of the content unless the source has one of its own.
+
+    `extra` holds the other columns of the row it was read from, for reward functions; it is no part of its identity.
+    """
 
     id: str
     question: str
@@ -32,6 +36,7 @@ class Problem:
     pictures: tuple[Picture, ...] = ()
     choices: tuple[str, ...] = ()
     solution: str | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +55,38 @@ class SampleRequest:
     seed: int
     stop: tuple[str, ...] = ()
     greedy: bool = False
+    prefix_ids: tuple[int, ...] | None = None
+    """Tokens with which the policy wrote the prefix, up to the last one that ends within it; None where they are not
+    known. A sampler that takes no token ids continues the text."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Token ids of a text as the policy wrote them, and for each the number of characters of the text up to its end.
+
+    Ends never decrease. A token may end beyond the text, where a stop string cut it, or before its first character.
+    """
+
+    ids: tuple[int, ...]
+    ends: tuple[int, ...]
+
+    def whole_in(self, characters: int) -> int:
+        """Return how many tokens end within the first `characters` of the text."""
+        return bisect.bisect_right(self.ends, characters)
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a policy wrote after the prefix. `finish_reason` is "stop", "length" or "abort"."""
+    """What a policy wrote after the prefix. `finish_reason` is "stop", "length" or "abort".
+
+    `tokens` continue the prefix_ids of the request (none for an empty prefix); None where the sampler does not know
+    them, or continued text.
+    """
 
     text: str
     token_count: int
     finish_reason: str
+    tokens: Tokens | None = None
 
 
 class Verdict(enum.IntEnum):
@@ -87,6 +115,9 @@ class Rollout:
     text: str
     unsplit: str | None = None
     reason: str = ""
+    step_ids: tuple[tuple[int, ...], ...] = ()
+    """Token ids of each step but the last, for what a search may continue: the tokens that end in the step. Empty where
+    they are not known."""
 
 
 @dataclass(frozen=True, slots=True)

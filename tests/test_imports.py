@@ -16,6 +16,7 @@ LAYERS = [
     {"types", "errors", "metrics", "written", "files", "signals", "orphans", "actors"},
     {
         "config",
+        "data",
         "steps",
         "prompts",
         "problems",
@@ -51,6 +52,7 @@ MCTS_MAY_USE = {
     "errors",
     "metrics",
     "config",
+    "data",
     "steps",
     "prompts",
     "problems",

@@ -1,0 +1,107 @@
+"""Cells of rows: columns by name (also inside of structs), and what counts as an empty cell."""
+
+from __future__ import annotations
+
+import ast
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+
+_ABSENT = object()
+
+
+def plain(value: Any) -> Any:
+    """Return a value as Python's own types: what has `tolist` (NumPy, PyArrow) or is a buffer is converted; NaN is
+    None."""
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, bytearray | memoryview):
+        value = bytes(value)
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def is_empty(value: Any) -> bool:
+    """Return whether a cell holds nothing: null, NaN, blank text, or lists and structs of nothing but these."""
+    value = plain(value)
+    if value is None:
+        return True
+    if isinstance(value, str | bytes):
+        return not value.strip()
+    if isinstance(value, Mapping):
+        return all(map(is_empty, value.values()))
+    if isinstance(value, list | tuple):
+        return all(map(is_empty, value))
+    return False
+
+
+def find(row: Row, name: str) -> Any:
+    """Return the value of a column; a dotted name that is no column reaches into structs. KeyError for no such one."""
+    if name in row:
+        return plain(row[name])
+    value = _reach(row, name)
+    if value is _ABSENT:
+        raise KeyError(name)
+    return value
+
+
+def _reach(value: Any, name: str) -> Any:
+    """Any part of the name may itself hold dots; structs may be written as JSON text."""
+    value = _struct(value)
+    if not isinstance(value, Mapping):
+        return _ABSENT
+    if name in value:
+        return plain(value[name])
+    places = [place for place, letter in enumerate(name) if letter == "."]
+    found = (_reach(value[name[:place]], name[place + 1 :]) for place in places if name[:place] in value)
+    return next((value for value in found if value is not _ABSENT), _ABSENT)
+
+
+def _struct(value: Any) -> Any:
+    if isinstance(value, str) and value.lstrip().startswith("{"):
+        return parsed(value)
+    return value
+
+
+def top_of(row: Row, name: str) -> str:
+    """Return the column in which a (dotted) name begins."""
+    return name if name in row else name.partition(".")[0]
+
+
+def flat(value: Any) -> list[Any]:
+    """Return the items of a cell: of a list (also nested, also the text of one) or the value itself; no empty ones."""
+    value = plain(value)
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        value = parsed(value)
+    if isinstance(value, list | tuple):
+        return [inner for item in value for inner in flat(item)]
+    return [] if is_empty(value) else [value]
+
+
+def parsed(text: str) -> Any:
+    """Return the list or struct that a text writes in JSON or Python; the text itself where it writes none."""
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(text.strip())
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            continue
+        if isinstance(value, list | tuple | dict):
+            return value
+    return text
+
+
+def cut(value: Any, length: int = 60) -> str:
+    """Return at most so many characters of a value, for an error message."""
+    if isinstance(value, bytes):
+        return f"{len(value):,} bytes"
+    if isinstance(value, list | tuple):  # without writing out all of a long one
+        value = value[:length]
+    text = str(value)
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def names_of(row: Row | Sequence[str]) -> str:
+    """Return the columns of a row, for an error message."""
+    return cut(", ".join(map(str, row)), 300)

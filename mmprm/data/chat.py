@@ -1,0 +1,115 @@
+"""Chat messages in their published layouts, as turns of pieces.
+
+OpenAI, TRL, verl, MM-Eureka, LMM-R1    [{role, content}], content a text or parts {type, …}; also as JSON text
+ShareGPT, InternVL                      [{from, value}]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mmprm.data.cells import cut, parsed, plain
+from mmprm.data.marks import IMAGE
+from mmprm.data.rows import parse_json
+from mmprm.errors import DataError
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+}
+_TEXTS = ("text", "input_text", "output_text")
+_MEDIA = ("video", "audio")
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """A part of a message that shows an image; without `value` it marks where one of a column stands."""
+
+    value: Any = None
+
+
+Piece = str | ImagePart
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """`role` is system, user or assistant."""
+
+    role: str
+    pieces: tuple[Piece, ...]
+
+    @property
+    def text(self) -> str:
+        """The turn as one text, with a mark for each image."""
+        return "".join(piece if isinstance(piece, str) else IMAGE for piece in self.pieces)
+
+
+def read_turns(chat: Any, place: str) -> list[Turn]:
+    """Raises DataError, naming the place, for another form, an unknown role, or media that are not read."""
+    if isinstance(chat, str):
+        chat = parsed(chat) if chat.lstrip().startswith(("[{'", "{'")) else parse_json(chat, f"{place} (chat messages)")
+    chat = plain(chat)
+    try:
+        return [_turn(turn, place) for turn in ([chat] if isinstance(chat, Mapping) else chat)]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{place}: chat messages are not of a known form ({type(error).__name__}: {cut(error)}); write "
+            '[{"role": "user", "content": "…"}]'
+        ) from error
+
+
+def is_chat(value: Any) -> bool:
+    """Return whether a cell holds chat messages, and not a text."""
+    value = plain(value)
+    if isinstance(value, str) and value.lstrip().startswith(("[{", "[ {", "{")):
+        value = parsed(value)
+    items = [value] if isinstance(value, Mapping) else value
+    return (
+        isinstance(items, list | tuple)
+        and bool(items)
+        and all(isinstance(item, Mapping) and ("role" in item or "from" in item) for item in items)
+    )
+
+
+def _turn(turn: Mapping[str, Any], place: str) -> Turn:
+    role = turn.get("role") or turn.get("from")
+    if role not in ROLES:
+        raise DataError(f"{place}: role {cut(role)!r} must be one of {', '.join(ROLES)}")
+    content = turn.get("content") or turn.get("value") or ""
+    parts = [content] if isinstance(content, str | Mapping) else content
+    return Turn(ROLES[role], tuple(_piece(part, place) for part in parts))
+
+
+def _piece(part: Any, place: str) -> Piece:
+    if isinstance(part, str):
+        return part
+    kind = part["type"]
+    if kind in _TEXTS:
+        return part["text"] or ""
+    if any(media in kind for media in _MEDIA):
+        raise DataError(
+            f"{place}: a message holds a part of type {kind!r}: video and audio are not read; remove the row"
+        )
+    return ImagePart(image_of(part))
+
+
+def image_of(part: Mapping[str, Any]) -> Any:
+    """Return what an image part of a message shows, under its type (image, image_url, …), url or path; None where it
+    says no more than that an image stands there. KeyError for other keys."""
+    given = {key: value for key, value in part.items() if key != "type" and value not in (None, "")}
+    given.pop("detail", None)
+    if not given:
+        return None
+    names = (part["type"], part["type"].removeprefix("input_"), "image", "image_url", "url", "path", "base64", "data")
+    return given[next((key for key in names if key in given), part["type"])]
+
+
+def images_of(turns: Sequence[Turn]) -> list[ImagePart]:
+    return [piece for turn in turns for piece in turn.pieces if isinstance(piece, ImagePart)]

@@ -1,0 +1,156 @@
+"""Which column of a row holds which field: the usual names, those of the configuration, and rows that say it twice."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from mmprm.config import Config
+from mmprm.data.cells import Row, cut, find, is_empty, names_of, plain, top_of
+from mmprm.data.chat import is_chat
+from mmprm.data.images import looks_like_image
+from mmprm.errors import DataError
+
+USUAL = {
+    "id": ("id", "problem_id", "unique_id"),
+    "question": ("question", "problem"),
+    "answer": ("answer", "reward_model.ground_truth"),
+    "pictures": ("pictures", "image", "images", "image_path", "image_paths", "image_url", "image_urls"),
+    "choices": ("choices", "options"),
+    "solution": ("solution",),
+    "chat": ("message", "messages", "conversations"),
+}
+"""Columns that are tried, in order, for a field without a column of its own in the configuration."""
+
+PROMPT = "prompt"
+"""Holds chat messages (verl, TRL) or a question (OpenRLHF) where no other column does."""
+
+NUMBERED_IMAGE = re.compile(r"image_?(\d+)")
+"""MMMU's and OlympiadBench's columns of one image each."""
+
+_MEDIA = re.compile(r"(?:.*_)?(?:video|audio)s?(?:_(?:path|url|file|bytes)s?)?", re.IGNORECASE)
+_IMAGE_NAME = re.compile(
+    r"(?:\A|[_\W\d])(?:imgs?|images?|pictures?|pics?|figures?|photos?|diagrams?)(?:\Z|[_\W\d])", re.I
+)
+_SPEAKS_OF_IMAGE = re.compile(
+    r"\b(?:images?|pictures?|figures?|photos?|photographs?|diagrams?|graphs?|charts?|plots?|shown|depicted)\b|图", re.I
+)
+
+
+class Columns(Config):
+    """Column of each field; null means the usual names. Dots reach into structs: reward_model.ground_truth."""
+
+    id: str | None = None
+    """Usual: id, problem_id, unique_id; without any, a hash of the content."""
+    question: str | None = None
+    """Usual: question, problem, or a text in prompt."""
+    answer: str | None = None
+    """Usual: answer, reward_model.ground_truth (verl)."""
+    pictures: str | None = None
+    """Usual: pictures, image, images, image_path, image_paths, image_url, image_urls, or image_1, image_2, …; a path,
+    bytes, base64, a data URL, {bytes, path}, or a list of them. Empty text: no images are read from columns."""
+    choices: str | None = None
+    """Usual: choices, options, or A, B, C, …; a list, its text, or {A: …, B: …}."""
+    solution: str | None = None
+    """Usual: solution."""
+    chat: str | None = None
+    """Usual: message, messages, conversations, or messages in prompt (also as a JSON string), whose user turns hold the
+    question and the images."""
+
+
+def read_cell(row: Row, columns: Columns, field: str, place: str) -> Any:
+    """Return what a row holds for a field, by the column named for it or by the usual ones; None for nothing.
+
+    A column named in the configuration must be there. Empty cells are no cells.
+    """
+    found = cells_of(row, columns, field, place)
+    return found[0][1] if found else None
+
+
+def cells_of(row: Row, columns: Columns, field: str, place: str) -> list[tuple[str, Any]]:
+    """Return (column, value) of every column that holds something for a field, the first to be taken first."""
+    chosen = getattr(columns, field)
+    if chosen == "" and field == "pictures":
+        return []
+    if chosen is not None:
+        try:
+            value = find(row, chosen)
+        except KeyError:
+            raise DataError(f"{place}: has no column {chosen!r} (columns.{field}); it has {names_of(row)}") from None
+        return [] if is_empty(value) else [(chosen, value)]
+    found = list(_usual(row, field))
+    if field == "pictures" and (numbered := _numbered_images(row)):
+        found.append(numbered)
+    if not found and field == "chat" and columns.question is None and is_chat(row.get(PROMPT)):
+        found.append((PROMPT, plain(row[PROMPT])))
+    if not found and field == "question" and columns.chat is None and isinstance(row.get(PROMPT), str):
+        found += [] if is_chat(row[PROMPT]) or is_empty(row[PROMPT]) else [(PROMPT, row[PROMPT])]
+    return found
+
+
+def _usual(row: Row, field: str) -> Iterator[tuple[str, Any]]:
+    for name in USUAL[field]:
+        try:
+            value = find(row, name)
+        except KeyError:
+            continue
+        if not is_empty(value):
+            yield name, value
+
+
+def _numbered_images(row: Row) -> tuple[str, list[Any]] | None:
+    numbers = {int(match[1]): name for name in row if (match := NUMBERED_IMAGE.fullmatch(str(name)))}
+    filled = [(numbers[number], plain(row[numbers[number]])) for number in sorted(numbers)]
+    filled = [(name, value) for name, value in filled if not is_empty(value)]
+    return (filled[0][0], [value for _, value in filled]) if filled else None
+
+
+def only_one(found: list[tuple[str, Any]], field: str, place: str) -> Any:
+    """Return the value of a field that columns may hold twice; None for none. Raises DataError for two texts of which
+    neither holds the other."""
+    for name, value in found[1:]:
+        first, other = (" ".join(str(text).split()) for text in (found[0][1], value))
+        if first not in other and other not in first:
+            raise DataError(
+                f"{place}: {found[0][0]} and {name} both hold the {field}, and differ ({cut(first)!r}, "
+                f"{cut(other)!r}); set columns.{field} to one of them"
+            )
+    return found[0][1] if found else None
+
+
+def rest_of(row: Row, used: set[str]) -> dict[str, Any]:
+    """Return the columns of a row that no field was taken from. Those of which a part was taken stay."""
+    return {str(name): value for name, value in row.items() if name not in used}
+
+
+def used_names(row: Row, found: list[tuple[str, Any]]) -> set[str]:
+    return {name for name, _ in found if top_of(row, name) == name}
+
+
+def check_media(row: Row, place: str) -> None:
+    """Raise DataError for a column with video or audio, which are not read."""
+    for name, value in row.items():
+        if isinstance(name, str) and _MEDIA.fullmatch(name) and _may_be_file(value):
+            raise DataError(
+                f"{place}: column {name!r} holds {cut(plain(value))!r}: video and audio are not read; remove such "
+                "rows, or the column where no question needs it"
+            )
+
+
+def check_unread_images(rest: Row, question: str, place: str) -> str | None:
+    """For a row without images: raise DataError for an unread column that holds some; return the name of one that, by
+    its name and the question, may."""
+    for name, value in rest.items():
+        if looks_like_image(value):
+            raise DataError(
+                f"{place}: column {name!r} looks like images ({cut(plain(value))!r}) and is not read; set "
+                f"columns.pictures={name}, or columns.pictures='' to read none"
+            )
+    if not _SPEAKS_OF_IMAGE.search(question):
+        return None
+    return next((name for name, value in rest.items() if _IMAGE_NAME.search(name) and _may_be_file(value)), None)
+
+
+def _may_be_file(value: Any) -> bool:
+    return not is_empty(value) and not isinstance(plain(value), bool | int | float)

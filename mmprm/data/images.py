@@ -1,0 +1,335 @@
+"""Images of problems: read from a cell of a row, measured by their header, decoded to RGB, copied.
+
+Only regular files of bounded size and still images of bounded dimensions are opened.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
+from urllib.parse import unquote
+
+from mmprm.data.cells import cut, flat, plain
+from mmprm.errors import DataError
+from mmprm.types import Picture
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+MAX_PIXELS = 64_000_000
+"""Larger pictures are refused: no problem needs them, and a small file can unpack to gigabytes."""
+MOST_ASPECT = 200
+"""Longer side over shorter one; Qwen-VL's processors refuse more."""
+MAX_BYTES = 256 * 2**20
+"""Larger files are refused: MAX_PIXELS of uncompressed RGB take less."""
+DECODING_THREADS = 8
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+_SIGNATURES = {
+    b"\x89PNG\r\n\x1a\n": ".png",
+    b"\xff\xd8\xff": ".jpg",
+    b"GIF8": ".gif",
+    b"RIFF": ".webp",
+    b"BM": ".bmp",
+    b"II*\0": ".tiff",
+    b"MM\0*": ".tiff",
+}
+_IMAGE_PATH = re.compile(r"[^\n]{1,1000}\.(?:png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
+_PATH = re.compile(r"[^\n\0]{1,1000}\.\w{1,5}")
+_ORIENTATION = 0x0112  # the EXIF tag
+
+T = TypeVar("T")
+
+
+def open_picture(picture: Picture) -> Image.Image:
+    """Return the upright image as 8-bit RGB (EXIF orientation applied, transparency over white).
+
+    Raises DataError naming the path, also for more than MAX_PIXELS, MOST_ASPECT or MAX_BYTES, and for several frames.
+    """
+    with _opened(picture, MAX_PIXELS) as image:
+        orientation = _orientation(image)
+        if image.mode == "F" or image.mode.startswith("I"):
+            image = _eight_bits(image)
+        elif image.has_transparency_data:
+            from PIL import Image
+
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        return _upright(image.convert("RGB"), orientation)
+
+
+def picture_size(picture: Picture, at_most: int = MAX_PIXELS) -> tuple[int, int]:
+    """Return (width, height) of what open_picture returns, by the header, undecoded. Raises DataError alike."""
+    with _opened(picture, at_most) as image:
+        width, height = image.size
+        return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
+def picture_pixels(picture: Picture, at_most: int = MAX_PIXELS) -> int:
+    """Return the number of pixels, as picture_size."""
+    width, height = picture_size(picture, at_most)
+    return width * height
+
+
+def unreadable_images(items: Iterable[tuple[T, Iterable[Picture]]]) -> dict[T, str]:
+    """Decode every image once, in threads; return why, for each item that has one that cannot be decoded."""
+
+    def checked(item: tuple[T, Iterable[Picture]]) -> tuple[T, str | None]:
+        key, images = item
+        try:
+            for image in images:
+                open_picture(image)
+        except DataError as error:
+            return key, str(error)
+        return key, None
+
+    with ThreadPoolExecutor(DECODING_THREADS) as threads:
+        return {key: why for key, why in threads.map(checked, items) if why is not None}
+
+
+@contextmanager
+def _opened(picture: Picture, max_pixels: int) -> Iterator[Image.Image]:
+    from PIL import Image
+
+    name = picture.path or f"picture of {len(picture.data or b'')} bytes"
+    try:
+        with _stream(picture) as stream, Image.open(stream, formats=_FORMATS) as image:
+            if image.width * image.height > max_pixels:
+                raise DataError(f"{name}: {image.width}×{image.height} pixels, at most {max_pixels:,}; scale it down")
+            if max(image.size) > MOST_ASPECT * min(image.size):
+                raise DataError(
+                    f"{name}: {image.width}×{image.height} pixels, one side at most {MOST_ASPECT} times the other; "
+                    "crop it"
+                )
+            if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:  # MPO: previews of one photo
+                raise DataError(f"{name}: has {frames} frames, must have 1; save the one that is meant")
+            yield image
+    except DataError:
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever a broken file makes of them.
+        raise DataError(f"{name}: cannot be read as a picture ({type(error).__name__}: {cut(error, 200)})") from error
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation (1 to 8, 1 upright) by what stands before the pixels."""
+    from PIL import Image
+
+    if image.format == "TIFF":  # Pillow turns these itself.
+        return 1
+    try:
+        # The base class's method: that of PNG would decode the image to look behind it.
+        found = Image.Image.getexif(image).get(_ORIENTATION, 1)
+    except Exception:  # A damaged EXIF block says nothing, and the pixels may be whole.
+        return 1
+    return found if found in range(1, 9) else 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    return image.transpose(turns[orientation]) if orientation in turns else image
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Scale gray values by their range: 16 bits by 65,535, 32-bit integers by 255 or 65,535, floats by 1 or 255."""
+    import numpy as np
+    from PIL import Image
+
+    values = np.asarray(image).astype(np.float32)
+    ranges = {"F": (1, 255), "I": (255, 65_535)}.get(image.mode, (65_535,))
+    low, high = float(values.min()), float(values.max())
+    white = next((limit for limit in ranges if high <= limit), None)
+    if white is None or not low >= 0:
+        raise DataError(
+            f"gray values from {low:g} to {high:g} (mode {image.mode}) must lie in "
+            f"0…{' or 0…'.join(map(str, ranges))}; save it with 8 bits per channel"
+        )
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        values[values == transparent] = white
+    return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
+
+
+def read_pictures(value: Any, root: Path, place: str, field: str = "") -> tuple[Picture, ...]:
+    """Return the images that a cell holds (see read_picture): one, or a list of them, empty ones left out."""
+    return tuple(read_picture(item, root, place, field) for item in listed(value))
+
+
+def listed(value: Any) -> list[Any]:
+    """Return the images that a cell holds, unread: one or a list of them (also as text), empty ones left out."""
+    return [item for item in flat(value) if not (isinstance(item, dict) and _inside(item) is None)]
+
+
+def read_picture(value: Any, root: Path, place: str, field: str = "") -> Picture:
+    """Read a path (relative to `root`), encoded bytes, a data URL, base64 text, or {bytes, path} or {url} of these.
+
+    A path is not opened, so that one broken file costs one problem later. Raises DataError for anything else.
+    """
+    value, name = plain(value), f"{place}: {field + ': ' if field else ''}"
+    if isinstance(value, dict):
+        value = _inside(value)
+    if isinstance(value, bytes):
+        return Picture(data=value if suffix_of(value) or not (decoded := _base64(value)) else decoded)
+    if not isinstance(value, str) or re.match(r"\s*(?:https?|s3|gs|ftp)://", value):
+        raise DataError(f"{name}a picture must be a path or bytes, got {cut(value)!r}; download it first")
+    if value.startswith("data:"):
+        return Picture(data=_data_url(value, name))
+    path = _path(value.strip(), root)
+    if path is not None and path.exists():
+        return Picture(path=str(path))
+    if (data := _base64(value.encode())) and _has_header(data):
+        return Picture(data=data)
+    if path is None or not _PATH.fullmatch(value):
+        raise DataError(
+            f"{name}a picture must be a path or base64 of a PNG, JPEG, WebP, GIF, BMP or TIFF, got {cut(value)!r}, "
+            "which is no file and no such base64; correct it, or set problems.images_root"
+        )
+    return Picture(path=str(path))
+
+
+def _has_header(data: bytes) -> bool:
+    try:
+        picture_size(Picture(data=data))
+    except DataError:
+        return False
+    return True
+
+
+def looks_like_image(value: Any) -> bool:
+    """Return whether a value is an image by its form: a path with an image's suffix, encoded bytes, base64, a URL."""
+    value = plain(value)
+    if isinstance(value, list | tuple):
+        return any(map(looks_like_image, value[:8]))
+    if isinstance(value, dict):
+        return value.keys() & {"bytes", "path", "url"} != set() and looks_like_image(_inside(value))
+    if isinstance(value, bytes):
+        return bool(suffix_of(value))
+    if not isinstance(value, str):
+        return False
+    return bool(value.startswith("data:image/") or _IMAGE_PATH.fullmatch(value.strip()) or _base64(value.encode()))
+
+
+def _inside(value: Mapping[str, Any]) -> Any:
+    """Return what stands for the image in {bytes, path}, {url}, {image_url: {url}} and their kind; None for nothing."""
+    names = ("bytes", "data", "base64", "path", "url", "image", "image_url", "file_name")
+    found = next((plain(value[name]) for name in names if plain(value.get(name)) is not None), None)
+    return _inside(found) if isinstance(found, dict) else found
+
+
+def _path(value: str, root: Path) -> Path | None:
+    """Return the path that a text names; None for one that cannot name a file."""
+    try:
+        path = root / value.removeprefix("file://")
+        if value.startswith("file://") and "%" in value and not path.exists():
+            path = root / unquote(value.removeprefix("file://"))
+        path.exists()
+        return path
+    except (OSError, ValueError):  # a name that is too long, a null byte
+        return None
+
+
+def _data_url(value: str, name: str) -> bytes:
+    head, _, text = value.partition(",")
+    if not head.endswith(";base64"):
+        raise DataError(f"{name}the picture's data URL is not base64 ({cut(head)!r}); write data:image/png;base64,…")
+    try:
+        return base64.b64decode("".join(unquote(text).split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DataError(f"{name}the picture's data URL is not base64 ({error})") from error
+
+
+def _base64(text: bytes) -> bytes | None:
+    """Return the bytes of base64 text (line breaks, URL-safe letters and missing padding allowed) that begin as those
+    of an image; None for another text."""
+    head = text[:64].translate(_URL_SAFE, b" \t\r\n")[:16]
+    if len(head) < 8 or not suffix_of(_decoded(head)):
+        return None
+    return _decoded(text.translate(_URL_SAFE, b" \t\r\n")) or None
+
+
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+
+
+def _decoded(text: bytes) -> bytes:
+    text = text.rstrip(b"=")
+    try:
+        return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return b""
+
+
+def suffix_of(data: bytes) -> str:
+    """Return the suffix of the format that encoded bytes begin with; "" for no format that is read."""
+    return next((suffix for start, suffix in _SIGNATURES.items() if data.startswith(start)), "")
+
+
+def image_bytes(picture: Picture) -> bytes:
+    """Return the encoded image. Raises OSError or DataError for a file that cannot be read."""
+    if picture.data is not None:
+        return picture.data
+    with _stream(picture) as stream:
+        data = stream.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:  # files of a virtual file system say that they are empty
+        raise DataError(f"{picture.path}: is larger than {MAX_BYTES // 2**20} MiB; scale it down")
+    return data
+
+
+def image_digest(picture: Picture) -> str:
+    """Return the SHA-256 of the encoded image; of its path where there is no file to read."""
+    try:
+        return hashlib.sha256(image_bytes(picture)).hexdigest()
+    except (OSError, ValueError, DataError):
+        return hashlib.sha256((picture.path or "").encode()).hexdigest()
+
+
+def write_picture(picture: Picture, folder: Path) -> str:
+    """Copy to `images/` in the folder, named by content; return the path from the folder. Raises DataError for what is
+    not an image, so that a row cannot have any other file copied."""
+    picture_size(picture)
+    data = image_bytes(picture)
+    suffix = Path(picture.path).suffix if picture.path else suffix_of(data) or ".png"
+    target = folder / "images" / f"{hashlib.sha256(data).hexdigest()[:16]}{suffix}"
+    if not target.exists():
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(data)
+    return str(target.relative_to(folder))
+
+
+def _stream(picture: Picture) -> BinaryIO:
+    """Open for reading. Raises OSError, and DataError for what is no regular file or larger than MAX_BYTES."""
+    if picture.data is not None:
+        return io.BytesIO(picture.data)
+    path = picture.path or ""
+    stream = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - the caller closes it
+    status = os.fstat(stream.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES:
+        return stream
+    stream.close()
+    if not stat.S_ISREG(status.st_mode):
+        raise DataError(f"{path}: is no regular file and cannot be read as a picture; name an image file")
+    raise DataError(
+        f"{path}: {status.st_size:,} bytes, at most {MAX_BYTES:,}; it cannot be read as a picture, scale it down"
+    )
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """A pipe that nobody writes to must not hold the reader up."""
+    return os.open(path, flags | os.O_NONBLOCK)

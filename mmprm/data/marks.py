@@ -1,0 +1,113 @@
+"""What stands for an image inside a text: one mark for all spellings, and tokens that no text may hold.
+
+<image>                               our mark: the place of the next image
+<|vision_start|><|image_pad|>…, <IMG_CONTEXT>, [IMG], …     what chat templates write for an image: our mark
+<image 1>, <image1>, <image_1>        the place of a numbered image: our mark if they come in order, else "picture 1"
+<video>, <audio>, <|video_pad|>, …    media that are not read: refused
+<|im_end|>, </s>, [INST], …           special tokens of chat templates: refused, they would end or begin a turn
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from mmprm.errors import DataError
+
+IMAGE = "<image>"
+"""Marks an image's place inside a question. Without marks the images come first."""
+
+_RENDERED = re.compile(
+    r"""
+    (?:<\|vision_start\|>)?(?:<\|image_pad\|>)+(?:<\|vision_end\|>)?    # Qwen-VL
+    | <img>(?:<IMG_CONTEXT>)+</img> | (?:<IMG_CONTEXT>)+                  # InternVL
+    | <start_of_image>(?:<image_soft_token>)*(?:<end_of_image>)?          # Gemma
+    | (?:<image_soft_token>)+
+    | <\|begin_of_image\|>(?:<\|image\|>)+<\|end_of_image\|> | <\|image\|>  # GLM, Llama
+    | (?:(?:\[IMG\])+(?:\[IMG_BREAK\])?)+\[IMG_END\] | \[IMG\]           # Pixtral
+    | \(<image>\./</image>\) | <image>\./</image>                         # MiniCPM-V
+    | <image_placeholder> | <ImageHere> | <\|imageplaceholder\|>          # DeepSeek-VL, InternLM-XComposer
+    | (?i:<image>)
+    """,
+    re.VERBOSE,
+)
+_NUMBERED = re.compile(r"<\s*image[\s_-]*(\d{1,4})\s*>|<\|image_(\d{1,4})\|>", re.IGNORECASE)
+_MEDIA = re.compile(
+    r"<\|?(?:video|audio|speech|sound)(?:[\s_-]*(?:\d+|pad|bos|eos|start|end|placeholder|here))?\|?>", re.IGNORECASE
+)
+_RESERVED = re.compile(
+    r"""
+    <[|｜][\w:./▁-]{3,64}[|｜]>                     # <|im_end|>, <|eot_id|>, <｜User｜>, …
+    | </?s> | \[/?INST\] | <</?SYS>>                # Llama 2, Mistral
+    | \[(?:/?SYSTEM_PROMPT|/?AVAILABLE_TOOLS|TOOL_CALLS)\]
+    | <(?:start|end)_of_(?:turn|image|utterance)> | <\|turn> | <turn\|>   # Gemma, Idefics
+    | <(?:bos|eos|pad|unk|mask|BOS_TOKEN|EOS_TOKEN)>
+    | <fake_token_around_image> | <global-img> | <row_\d+_col_\d+>
+    | </?img> | <IMG_CONTEXT> | <image_soft_token> | \[IMG_(?:BREAK|END)\]   # what is left of rendered images
+    """,
+    re.VERBOSE,
+)
+
+
+def place_marks(
+    texts: Sequence[str], images: int, place: str, fields: Sequence[str], one_for_all: bool = False
+) -> list[str]:
+    """Return the texts (a question, then its options) of a row with `images` images, each place marked by <image>.
+
+    Numbered places are marks if they name each image once, in order, over all texts; otherwise they become words
+    ("picture 2"), and the images come first. Marks that all stand at the very front say no more than that, and go;
+    `one_for_all` lets them be fewer than the images there, as in InternVL's conversations.
+    Raises DataError naming `place` and the field for marks that differ in number from the images, for marks of media
+    that are not read, and for special tokens.
+    """
+    found = [_RENDERED.sub(IMAGE, text) for text in texts]
+    numbers = [int(match[1] or match[2]) for text in found for match in _NUMBERED.finditer(text)]
+    if numbers and not all(1 <= number <= images for number in numbers):
+        raise DataError(
+            f"{place}: {fields[0]} names image {max(numbers)} and the row has {images} images, numbered from 1; add "
+            "the image, or remove the mark"
+        )
+    word = IMAGE if numbers == list(range(1, images + 1)) else "picture {}"
+    found = [_NUMBERED.sub(lambda match: word.replace("{}", match[1] or match[2]), text) for text in found]
+    for text, field in zip(found, fields, strict=True):
+        check_text(text, field, place)
+    marks = sum(text.count(IMAGE) for text in found)
+    bare = without_leading_marks(found)
+    if one_for_all and marks < images and not any(IMAGE in text for text in bare):
+        return bare
+    if marks not in (0, images):
+        raise DataError(
+            f"{place}: {fields[0]} has {marks} {IMAGE} marks and the row {images} images; they must be as many, or "
+            "without marks the images come first: add the images (columns.pictures), or remove the marks"
+        )
+    return bare
+
+
+def count_marks(text: str) -> int:
+    """Return the number of places of images that a text marks, in any spelling."""
+    return len(_RENDERED.findall(text)) + len(_NUMBERED.findall(text))
+
+
+def strip_marks(text: str) -> str:
+    """Return a text with a space for each mark of an image."""
+    return _NUMBERED.sub(" ", _RENDERED.sub(" ", text))
+
+
+def without_leading_marks(texts: Sequence[str]) -> list[str]:
+    """Return the texts without the marks at the very front, if there are no others."""
+    first, *rest = texts
+    bare = re.sub(rf"\A(?:\s*{IMAGE})+\s*", "", first)
+    return [bare, *rest] if not any(IMAGE in text for text in (bare, *rest)) else [first, *rest]
+
+
+def check_text(text: str, field: str, place: str) -> None:
+    """Raise DataError for a mark of media that are not read, or a special token of a chat template."""
+    if match := _MEDIA.search(text):
+        raise DataError(
+            f"{place}: {field} holds {match[0]!r}: video and audio are not read; remove the mark, or the row"
+        )
+    if match := _RESERVED.search(text):
+        raise DataError(
+            f"{place}: {field} holds {match[0]!r}, a special token of chat templates, which would end or begin a turn; "
+            "remove it, or write it with a space inside"
+        )

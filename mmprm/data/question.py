@@ -1,0 +1,155 @@
+"""The question of a row and its images, from columns and from chat messages, of which a row may hold both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmprm.data.cells import Row, cut, plain
+from mmprm.data.chat import ImagePart, Turn, images_of, is_chat, read_turns
+from mmprm.data.columns import Columns, cells_of, only_one, used_names
+from mmprm.data.images import image_digest, listed, read_picture
+from mmprm.data.marks import IMAGE, count_marks, strip_marks
+from mmprm.errors import DataError
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """`images` are values as they stand in the row, in the order of their marks. `one_for_all`: a single mark at the
+    front may stand for all of them."""
+
+    text: Any
+    images: list[Any]
+    used: set[str] = field(default_factory=set)
+    has_system: bool = False
+    one_for_all: bool = False
+
+
+def read_question(row: Row, columns: Columns, images: list[Any], root: Path, place: str) -> Question:
+    """Return the question with the images of the columns (`images`) and of the messages.
+
+    Raises DataError where both hold a question and neither text holds the other, where the marks of the messages do not
+    fit the images of the columns, and for messages that ask again after an answer.
+    """
+    texts = cells_of(row, columns, "question", place)
+    chats = cells_of(row, columns, "chat", place)
+    text = only_one(texts, "question", place)
+    used = used_names(row, texts) | used_names(row, chats)
+    if not chats or (text is not None and not _is_messages(chats[0][1])):
+        return Question(text, images, used)
+    name, chat = chats[0]
+    _check_same_chat(chats, place)
+    turns = read_turns(chat, place)
+    asked = [turn for turn in turns if turn.role == "user"]
+    parts = images_of(asked)
+    merged, before = _merged(parts, images, root, place)
+    chat_text = IMAGE * before + _text(asked, len(merged) - before)
+    has_system = any(turn.role == "system" for turn in turns)
+    if text is None:
+        _check_one_question(turns, place)
+        return Question(chat_text, merged, used, has_system, one_for_all=not parts)
+    if columns.question is None:
+        _check_same(texts[0][0], str(text), name, chat_text, place)
+    if not count_marks(str(text)) and _bare(str(text)) == _bare(chat_text):
+        text = chat_text  # the same words, with the places of the images
+    return Question(text, merged, used, has_system)
+
+
+def column_images(found: Sequence[tuple[str, Any]], root: Path, place: str) -> list[Any]:
+    """Return the images of the columns that hold some, unread; of several that say the same, those at hand.
+
+    Raises DataError for columns of which none holds all images of the others.
+    """
+    filled = [(name, items) for name, value in found if (items := listed(value))]
+    if len(filled) < 2:
+        return filled[0][1] if filled else []
+    at_hand = [
+        (name, items, digests) for name, items in filled if (digests := _digests(items, root, place)) is not None
+    ]
+    if not at_hand:
+        return filled[0][1]
+    name, items, most = max(at_hand, key=lambda each: len(each[2]))
+    for other, _, digests in at_hand:
+        if not set(digests) <= set(most):
+            raise DataError(
+                f"{place}: {name} and {other} both hold images, and other ones; set columns.pictures to one of them"
+            )
+    return items
+
+
+def _digests(values: list[Any], root: Path, place: str) -> list[str] | None:
+    """Content of each image; None where one is not at hand."""
+    try:
+        images = [read_picture(value, root, place) for value in values]
+    except DataError:
+        return None
+    if not all(image.path is None or Path(image.path).is_file() for image in images):
+        return None
+    return [image_digest(image) for image in images]
+
+
+def _is_messages(chat: Any) -> bool:
+    """Beside a question, a column `message` may hold any text; what begins as messages do must be some."""
+    return is_chat(chat) or (isinstance(chat, str) and chat.lstrip().startswith(("[{", "{"))) or isinstance(chat, list)
+
+
+def _merged(parts: list[ImagePart], images: list[Any], root: Path, place: str) -> tuple[list[Any], int]:
+    """All images in order, and how many of them come before the messages' own. A part without an image of its own is
+    the place of the column's next one."""
+    own = [part.value for part in parts if part.value is not None]
+    places = len(parts) - len(own)
+    if places not in (0, len(images)):
+        raise DataError(
+            f"{place}: its messages have {places} places for pictures of a column, and there are {len(images)}; set "
+            "columns.pictures, or put the pictures into the messages"
+        )
+    if places:
+        rest = iter(images)
+        return [next(rest) if part.value is None else part.value for part in parts], 0
+    if own and images:
+        given = {image_digest(read_picture(value, root, place)) for value in own}
+        images = [value for value in images if image_digest(read_picture(value, root, place)) not in given]
+    return images + own, len(images) if own else 0
+
+
+def _text(turns: Sequence[Turn], images: int) -> str:
+    """The user turns as one text. Where marks in the texts say all places already, the parts add none."""
+    text = "\n".join(turn.text for turn in turns)
+    if count_marks(text) == images:
+        return text
+    written = "\n".join("".join(piece for piece in turn.pieces if isinstance(piece, str)) for turn in turns)
+    return written if count_marks(written) == images else text
+
+
+def _check_one_question(turns: Sequence[Turn], place: str) -> None:
+    roles = [turn.role for turn in turns]
+    if "user" in roles and "assistant" in roles[: len(roles) - 1 - roles[::-1].index("user")]:
+        raise DataError(
+            f"{place}: its messages hold an assistant turn before the last user turn; a problem is one question: "
+            "keep one user turn, or remove the row (mmprm sft learns from such conversations)"
+        )
+
+
+def _check_same_chat(chats: Sequence[tuple[str, Any]], place: str) -> None:
+    (first, chat), *others = chats
+    for name, other in others:
+        if plain(chat) != plain(other) and is_chat(other):
+            raise DataError(
+                f"{place}: {first} and {name} both hold messages, and differ; set columns.chat to one of them"
+            )
+
+
+def _check_same(name: str, text: str, chat_name: str, chat_text: str, place: str) -> None:
+    one, other = _bare(text), _bare(chat_text)
+    if one not in other and other not in one:
+        raise DataError(
+            f"{place}: {name} and {chat_name} ask otherwise ({cut(one)!r}, {cut(other)!r}); set columns.question, or "
+            "drop one of them"
+        )
+
+
+def _bare(text: str) -> str:
+    """Without marks of images and differences of white space."""
+    return " ".join(strip_marks(text).split())
