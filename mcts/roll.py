@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Iterable
 
+from mmprm.evidence import passing
 from mmprm.sampling.seeds import derive_seed
 from mmprm.steps import Markup, Split, split
-from mmprm.types import Batch, Completion, Grader, Grading, Problem, Rollout, Sampler, SampleRequest, Steps, Verdict
+from mmprm.types import (
+    Batch,
+    Completion,
+    Grader,
+    Grading,
+    Problem,
+    Rollout,
+    Sampler,
+    SampleRequest,
+    Steps,
+    Tokens,
+    Verdict,
+)
 
 
 class Roller:
@@ -15,6 +29,9 @@ class Roller:
 
     `stored` are the batches of an earlier, interrupted search of this problem. `emit` is given each new batch when it
     is finished. Seeds come from content, so asking again asks for the same samples.
+
+    A state is asked for with the token ids of the first rollout that wrote its prefix, or without ids where that did
+    not tell them. Which one was first follows from the batches, so a replay asks for the same ids.
     """
 
     def __init__(
@@ -35,21 +52,42 @@ class Roller:
         self._stored = {(batch.steps, batch.first_draw): batch for batch in stored}
         self._emit = emit
         self._drawn: dict[Steps, int] = {}
+        self._ids: dict[Steps, tuple[int, ...] | None] = {(): ()}
+        """Of each state that was asked for."""
+        self._writers: dict[Steps, tuple[Steps, Rollout]] = {}
+        """Prefix → the first rollout with ids that runs through it, and the state that it was drawn from."""
 
     async def __call__(self, steps: Steps, n: int) -> tuple[Rollout, ...]:
         first_draw = self._drawn.get(steps, 0)
         self._drawn[steps] = first_draw + n
+        ids = self._ids.setdefault(steps, self._written(steps))
         batch = self._stored.pop((steps, first_draw), None)
         if batch is None:
-            batch = await self._draw(steps, n, first_draw)
+            batch = await self._draw(steps, n, first_draw, ids if steps else None)
             self._emit(batch)
+        if ids is not None:
+            self._remember(steps, batch.rollouts)
         assert len(batch.rollouts) == n, "the store refuses another configuration, so batches keep their size"
         return batch.rollouts
 
-    async def _draw(self, steps: Steps, n: int, first_draw: int) -> Batch:
+    def _written(self, steps: Steps) -> tuple[int, ...] | None:
+        if steps not in self._writers:
+            return None
+        state, rollout = self._writers[steps]
+        before = self._ids[state]
+        assert before is not None, "only rollouts from known ids are remembered"
+        return (*before, *itertools.chain(*rollout.step_ids[: len(steps) - len(state)]))
+
+    def _remember(self, steps: Steps, rollouts: Iterable[Rollout]) -> None:
+        for rollout in rollouts:
+            if rollout.step_ids:
+                for prefix in passing(steps, rollout):
+                    self._writers.setdefault(prefix, (steps, rollout))
+
+    async def _draw(self, steps: Steps, n: int, first_draw: int, ids: tuple[int, ...] | None) -> Batch:
         prefix = "".join(steps)
         seed = derive_seed(self._run_seed, self._problem.id, prefix, first_draw)
-        completions = await self._sampler.sample(SampleRequest(self._problem, prefix, n, seed))
+        completions = await self._sampler.sample(SampleRequest(self._problem, prefix, n, seed, prefix_ids=ids))
         texts = tuple(dict.fromkeys(completion.text for completion in completions))  # many draws say the same
         gradings = await asyncio.gather(*(self._grader.grade(self._problem, prefix + text) for text in texts))
         read = {text: (split(text, self._markup), grading) for text, grading in zip(texts, gradings, strict=True)}
@@ -61,4 +99,14 @@ def _rollout(completion: Completion, cut: Split, grading: Grading) -> Rollout:
     verdict, reason = grading.verdict, grading.reason
     if completion.finish_reason == "abort":
         verdict, reason = Verdict.UNKNOWN, "aborted by the engine"
-    return Rollout(cut.steps, verdict, completion.token_count, completion.text, cut.reason, reason)
+    # Only an incorrect rollout of several steps is searched; the others need no ids.
+    searched = verdict is Verdict.INCORRECT and completion.tokens is not None
+    step_ids = _step_ids(cut.steps, completion.tokens) if searched else ()
+    return Rollout(cut.steps, verdict, completion.token_count, completion.text, cut.reason, reason, step_ids)
+
+
+def _step_ids(steps: Steps, tokens: Tokens) -> tuple[tuple[int, ...], ...]:
+    """Return the ids of each step but the last: the tokens that end in it. A token over a border is the next step's."""
+    ends = itertools.accumulate(map(len, steps[:-1]))
+    counts = [0, *map(tokens.whole_in, ends)]
+    return tuple(tokens.ids[first:last] for first, last in itertools.pairwise(counts))

@@ -11,7 +11,7 @@ import hashlib
 import json
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -137,6 +137,7 @@ def _pack_rollouts(batch: Batch) -> bytes:
             rollout.token_count,
             rollout.unsplit,
             rollout.reason,
+            *([rollout.step_ids] if rollout.step_ids else []),
         ]
         for rollout in batch.rollouts
     ]
@@ -148,10 +149,17 @@ def unpack_batch(problem_id: str, first_draw: int, blob: bytes) -> Batch:
     return Batch(problem_id, tuple(steps), first_draw, tuple(_rollout(*rollout) for rollout in rollouts))
 
 
-def _rollout(written: str | list[str], verdict: int, token_count: int, unsplit: str | None, reason: str) -> Rollout:
+def _rollout(
+    written: str | list[str],
+    verdict: int,
+    token_count: int,
+    unsplit: str | None,
+    reason: str,
+    step_ids: Sequence[Sequence[int]] = (),
+) -> Rollout:
     steps = () if isinstance(written, str) else tuple(written)
     text = written if isinstance(written, str) else "".join(written)
-    return Rollout(steps, Verdict(verdict), token_count, text, unsplit, reason)
+    return Rollout(steps, Verdict(verdict), token_count, text, unsplit, reason, tuple(map(tuple, step_ids)))
 
 
 def pack_problem(problem: Problem) -> bytes:

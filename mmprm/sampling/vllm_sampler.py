@@ -6,19 +6,27 @@ import asyncio
 import hashlib
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmprm.errors import MmprmError, SamplingError
 from mmprm.problems import open_picture
-from mmprm.prompts import PromptConfig, render
+from mmprm.prompts import PRESETS, PromptConfig
+from mmprm.rendering import render, turn_beginning
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.sampling.engines import NO_ARGUMENTS, EngineStats, InProcessEngine, SeparateEngine
+from mmprm.sampling.seeds import derive_seed
+from mmprm.sampling.token_text import TokenText
 from mmprm.types import Completion, Picture, SampleRequest
 
 if TYPE_CHECKING:
     from vllm import RequestOutput
+
+ATTEMPTS = 8
+"""Times that a draw whose tokens leave the prefix is made before it continues the prefix as text."""
 
 
 class VllmSampler:
@@ -27,6 +35,11 @@ class VllmSampler:
 
     `Completion.text` leaves special tokens out; `token_count` counts every generated token. Draw i uses seed + i, so a
     request repeated alone on the same machine gives the same text; within other batches rounding may lead elsewhere.
+
+    With `prefix_ids` the prompt ends in these ids. Where the policy's next token held the end of the prefix and more,
+    they end before it, and the policy writes that token again: of its draws those count that begin with the rest of
+    the prefix, which leaves exactly what it writes after this text.
+
     `arguments` of vLLM come on top of those that follow from the configuration.
     """
 
@@ -44,25 +57,29 @@ class VllmSampler:
 
         self._sampling = sampling or SamplingConfig()
         self._prompt = prompt or PromptConfig()
+        self._takes_ids = PRESETS[self._prompt.preset].continuation is None
         in_process = engine.mode == "in_process" or (engine.mode == "auto" and current_platform.is_cpu())
         try:
             self._template_owner = AutoProcessor.from_pretrained(engine.model, trust_remote_code=False)
+            self._tokenizer = getattr(self._template_owner, "tokenizer", self._template_owner)
+            self._token_text = TokenText(self._tokenizer)
             self._engine = (InProcessEngine if in_process else SeparateEngine)(engine, arguments)
         except Exception as error:  # vLLM and transformers raise many kinds for a folder or machine that does not fit.
             raise SamplingError(f"{engine.model}: the engine did not start: {type(error).__name__}: {error}") from error
 
     async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
         """See types.Sampler. Raises SamplingError or DataError (a picture) naming the problem; the engine goes on."""
-        output = await self.generate(request)
-        if any(draw.finish_reason == "error" for draw in output.outputs):  # as where a picture left vLLM's own cache
-            raise SamplingError(f"problem {request.problem.id}: the engine broke off a draw; ask again")
-        return tuple(Completion(draw.text, len(draw.token_ids), draw.finish_reason) for draw in output.outputs)
+        request, rest = self._fitted(request)
+        completions = await self._draw(request, rest)
+        left = [draw for draw, completion in enumerate(completions) if completion is None]
+        again = iter(await asyncio.gather(*(self._again(request, rest, draw) for draw in left)))
+        return tuple(next(again) if completion is None else completion for completion in completions)
 
     async def generate(self, request: SampleRequest, **settings: Any) -> RequestOutput:
         """What vLLM answers, with token ids; `settings` are further fields of SamplingParams. Raises like `sample`."""
         problem = request.problem
         try:
-            prompt: dict[str, Any] = {"prompt": render(self._template_owner, problem, request.prefix, self._prompt)}
+            prompt = self._beginning(request)
             if problem.pictures:
                 prompt["multi_modal_data"] = {"image": [open_picture(picture) for picture in problem.pictures]}
                 prompt["multi_modal_uuids"] = {"image": [_picture_id(picture) for picture in problem.pictures]}
@@ -97,6 +114,49 @@ class VllmSampler:
         """Stop the engine; requests in flight raise SamplingError."""
         self._engine.close()
 
+    def _fitted(self, request: SampleRequest) -> tuple[SampleRequest, str]:
+        """Return the request, without ids where they cannot be continued, and the end of its prefix that they lack."""
+        if request.prefix_ids is None:
+            return request, ""
+        rest = self._token_text.missing(request.prefix_ids, request.prefix) if self._takes_ids else None
+        if rest is None:
+            return replace(request, prefix_ids=None), ""
+        return (replace(request, stop=()) if _may_stop_in(rest, request.stop) else request), rest
+
+    async def _draw(self, request: SampleRequest, rest: str) -> list[Completion | None]:
+        """Return the completions, in draw order; None for one that does not begin with the rest of the prefix."""
+        output = await self.generate(request)
+        if any(draw.finish_reason == "error" for draw in output.outputs):  # as where a picture left vLLM's own cache
+            raise SamplingError(f"problem {request.problem.id}: the engine broke off a draw; ask again")
+        continued = not request.prefix
+        if request.prefix_ids is not None:  # a model whose pictures vLLM places by text has its prompt encoded anew
+            continued = tuple(output.prompt_token_ids[-len(request.prefix_ids) or sys.maxsize :]) == request.prefix_ids
+        return [self._completion(draw, rest, continued) for draw in output.outputs]
+
+    def _completion(self, draw: Any, rest: str, continued: bool) -> Completion | None:
+        if not draw.text.startswith(rest):
+            return None
+        tokens = self._token_text.tokens(draw.token_ids, draw.text, len(rest)) if continued else None
+        return Completion(draw.text[len(rest) :], len(draw.token_ids), draw.finish_reason, tokens)
+
+    async def _again(self, request: SampleRequest, rest: str, draw: int) -> Completion:
+        """Make one draw again, with seeds of its own."""
+        seed = request.seed + draw
+        for attempt in range(1, 1 if request.greedy else ATTEMPTS):
+            other = derive_seed(seed, request.problem.id, request.prefix, attempt)
+            (completion,) = await self._draw(replace(request, n=1, seed=other), rest)
+            if completion is not None:
+                return completion
+        (completion,) = await self._draw(replace(request, n=1, seed=seed, prefix_ids=None), "")
+        assert completion is not None, "any text begins with nothing"
+        return completion
+
+    def _beginning(self, request: SampleRequest) -> dict[str, Any]:
+        if request.prefix_ids is None:
+            return {"prompt": render(self._template_owner, request.problem, request.prefix, self._prompt)}
+        text = render(self._template_owner, request.problem, "", self._prompt)
+        return {"prompt_token_ids": [*self._tokenizer(text, add_special_tokens=False).input_ids, *request.prefix_ids]}
+
     def _params(self, request: SampleRequest, further: Mapping[str, Any]) -> Any:
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
@@ -111,6 +171,11 @@ class VllmSampler:
             output_kind=RequestOutputKind.FINAL_ONLY,
             **settings,
         )
+
+
+def _may_stop_in(rest: str, stop: Sequence[str]) -> bool:
+    """Whether a stop string may begin within the text that is written again, where it would end nothing."""
+    return any(end.startswith(rest[place : place + len(end)]) for end in stop for place in range(len(rest)))
 
 
 def _picture_id(picture: Picture) -> str:

@@ -1,0 +1,98 @@
+"""The text of token ids: where in a completion each token ends, and how much of a prefix its ids hold."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from mmprm.types import Tokens
+
+
+class TokenText:
+    """The bytes of each token of a transformers tokenizer, so that ids and text are compared without decoding.
+
+    Special tokens have no text. A tokenizer whose tokens do not simply follow one another in the text (SentencePiece
+    at the beginning of a text) gives no Tokens there.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        added = getattr(tokenizer, "added_tokens_decoder", {})
+        self._literal = {index: str(token) for index, token in added.items()}
+        self._special = {index for index, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+        self._style = _style(tokenizer)
+        self._bytes_of = functools.cache(self._bytes)
+
+    def tokens(self, ids: Sequence[int], text: str, begin: int = 0) -> Tokens | None:
+        """Return the tokens of a completion with ends counted from character `begin`, or None where they do not spell
+        it. The ids may go on beyond the text.
+
+        Special tokens are left out at the end, and none may stand before: a prefix holds what its text shows.
+        """
+        ids = tuple(ids)
+        while ids and ids[-1] in self._special:
+            ids = ids[:-1]
+        pieces = [self._bytes_of(index) for index in ids]
+        written = b"".join(pieces)
+        if not self._special.isdisjoint(ids) or not written.startswith(text.encode("utf-8", "surrogatepass")):
+            return None
+        ends = _character_ends(written, list(itertools.accumulate(map(len, pieces))))
+        return Tokens(ids, tuple(end - begin for end in ends) if begin else ends)
+
+    def missing(self, ids: Sequence[int], prefix: str) -> str | None:
+        """Return the end of `prefix` that its ids do not hold, or None where they hold something else."""
+        written = b"".join(map(self._bytes_of, ids))
+        whole = prefix.encode("utf-8", "surrogatepass")
+        return whole[len(written) :].decode("utf-8", "surrogatepass") if whole.startswith(written) else None
+
+    def _bytes(self, index: int) -> bytes:
+        if index in self._special:
+            return b""
+        if index in self._literal:
+            return self._literal[index].encode()
+        token = self._tokenizer.convert_ids_to_tokens(index)
+        if token is None:  # rows of the embedding beyond the vocabulary
+            return b""
+        if self._style == "bytes":
+            alphabet = _byte_alphabet()
+            return bytes(alphabet[character] for character in token)
+        if self._style == "pieces":
+            if len(token) == 6 and token.startswith("<0x"):
+                return bytes.fromhex(token[3:5])
+            return token.replace("▁", " ").encode()
+        return self._tokenizer.decode([index]).encode()
+
+
+def _style(tokenizer: Any) -> str:
+    """Return how the vocabulary writes text: "bytes" (byte-level BPE), "pieces" (SentencePiece) or "text"."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    decoder = json.dumps(json.loads(backend.to_str())["decoder"], ensure_ascii=False) if backend else ""
+    if '"ByteLevel"' in decoder:
+        return "bytes"
+    return "pieces" if "ByteFallback" in decoder or "▁" in decoder else "text"
+
+
+@functools.cache
+def _byte_alphabet() -> dict[str, int]:
+    """Return the byte of each character of byte-level vocabularies: printable Latin-1 as itself, others from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
+
+
+def _character_ends(written: bytes, ends: list[int]) -> tuple[int, ...]:
+    """Return byte offsets as numbers of characters; inside a character, that of the next end between characters."""
+    if written.isascii():
+        return tuple(ends)
+    begins = [int(byte & 0xC0 != 0x80) for byte in written]
+    characters = [0, *itertools.accumulate(begins)]
+    found: list[int] = []
+    after = 0
+    for end in reversed(ends):
+        if end == len(written) or begins[end]:
+            after = characters[end]
+        found.append(after)
+    return tuple(reversed(found))
