@@ -22,9 +22,6 @@ class CampaignConfig(PolicyConfig):
     """Problems that one worker searches at the same time; by default as many as keep its engine busy."""
     commit_seconds: float = Field(0.5, gt=0)
     """Finished batches are made durable in groups, this often or oftener."""
-    ray_address: str | None = None
-    """Address of a Ray cluster to join; by default that of RAY_ADDRESS or of `ray start` on this machine, else one is
-    started."""
     worker_restarts: int = Field(3, ge=0)
     """Times that a worker may die and be replaced without having finished a batch in between; then the others go on
     without it. A problem that an engine dies of so often, alone with it, is marked failed."""

@@ -15,6 +15,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from mcts.config import CampaignConfig
 from mcts.room import Load
 from mcts.worker import LocalWorker, Report, WorkerDiedError
+from mmprm import actors
 from mmprm.errors import MmprmError, SetupError
 from mmprm.types import Batch, Problem, Sampler
 
@@ -81,8 +82,9 @@ class RemoteWorker:
             with suppress(asyncio.TimeoutError, WorkerDiedError):
                 await asyncio.wait_for(_answer(self._actor.close.remote()), CLOSE_SECONDS)
         finally:
-            ray.kill(self._actor)
-            remove_placement_group(self._group)
+            if not actors.is_gone():
+                ray.kill(self._actor)
+                remove_placement_group(self._group)
 
 
 class RayWorkers:
@@ -94,15 +96,7 @@ class RayWorkers:
         self._config = config
 
     def __enter__(self) -> RayWorkers:
-        self._own_ray = not ray.is_initialized()
-        if self._own_ray:
-            try:
-                ray.init(address=self._config.ray_address, include_dashboard=False, log_to_driver=False)
-            except Exception as error:  # Ray raises a plain Exception when its own processes do not come up
-                raise SetupError(
-                    f"ray_address={self._config.ray_address}: Ray did not start or answer: {error}; with an address, "
-                    "check it with ray status; without one, see whether this machine has memory and cores to spare"
-                ) from error
+        self._own_ray = actors.connect(self._config.ray_address)
         resources = ray.cluster_resources()
         gpus_each = self._config.engine.tensor_parallel_size if resources.get("GPU") else 0
         self._bind_core = not gpus_each and self._config.engine.cores is None
@@ -123,7 +117,7 @@ class RayWorkers:
 
     def __exit__(self, *_: object) -> None:
         if self._own_ray:
-            ray.shutdown()
+            actors.shutdown()
 
     async def make(self, number: int) -> RemoteWorker:
         # One bundle lies on one machine: the GPUs of a tensor-parallel engine are never torn apart.

@@ -8,9 +8,8 @@ from typing import Any, Literal
 from pydantic import field_validator
 
 from mmprm.config import Config
-from mmprm.data.choices import with_choices
+from mmprm.data.choices import asked_question
 from mmprm.data.marks import IMAGE
-from mmprm.errors import CheckpointError
 from mmprm.types import Problem
 
 
@@ -57,12 +56,39 @@ class PromptConfig(Config):
     choices: bool = True
     """Append a problem's options to its question (A. …), unless all stand in it already."""
 
+    template: Literal["chat", "raw"] | None = None
+    """chat, the default: the model's chat template; raw: none, the prompt is the system text, the user text and the
+    prefill as they are, for base models."""
+    template_options: dict[str, Any] | None = None
+    """Options of the chat template, such as {enable_thinking: false}."""
+    chat_template: str | None = None
+    """Text of a chat template in place of the checkpoint's; engine.chat_template reads it from a file."""
+
+    @field_validator("template_options")
+    @classmethod
+    def _options_are_the_templates_own(cls, options: dict[str, Any] | None) -> dict[str, Any] | None:
+        if taken := sorted(_NOT_OPTIONS & (options or {}).keys()):
+            raise ValueError(
+                f"{taken[0]} is set by mmprm; only the template's own options may be named, such as enable_thinking"
+            )
+        return options
+
     @field_validator("user")
     @classmethod
     def _holds_question(cls, user: str | None) -> str | None:
         if user is not None and "{question}" not in user:
             raise ValueError("must hold {question}, for example '{question}\\nThink step by step.'")
         return user
+
+
+_NOT_OPTIONS = {
+    "messages",
+    "conversation",
+    "chat_template",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+}
 
 
 def messages(problem: Problem, config: PromptConfig, prefix: str = "") -> list[dict[str, Any]]:
@@ -73,34 +99,17 @@ def messages(problem: Problem, config: PromptConfig, prefix: str = "") -> list[d
     if prefix and preset.continuation:
         after += preset.continuation.replace("{prefix}", prefix)
     turns = [{"role": "system", "content": system}] if system else []
-    return [*turns, {"role": "user", "content": _content(problem, asked_question(problem, config), before, after)}]
-
-
-def render(template_owner: Any, problem: Problem, prefix: str, config: PromptConfig) -> str:
-    """The prompt as text: chat template, generation prompt, then the prefix as the beginning of the assistant turn.
-
-    `template_owner` is a transformers tokenizer or processor. Raises CheckpointError when it has no chat template.
-    """
-    if not getattr(template_owner, "chat_template", None):
-        name = getattr(template_owner, "name_or_path", "") or type(template_owner).__name__
-        raise CheckpointError(f"{name}: has no chat template; add chat_template.jinja to the model folder")
-    text = template_owner.apply_chat_template(
-        messages(problem, config, prefix), tokenize=False, add_generation_prompt=True
-    )
-    return text + assistant_beginning(config, prefix)
+    question = asked_question(problem) if config.choices else problem.question
+    return [*turns, {"role": "user", "content": _content(problem, question, before, after)}]
 
 
 def assistant_beginning(config: PromptConfig, prefix: str) -> str:
-    """What the assistant turn already holds: the prefill and the prefix, unless the user turn shows the prefix."""
+    """Return what the prompt writes after the generation prompt: the prefill and the prefix, unless the user turn shows
+    the prefix."""
     preset = PRESETS[config.preset]
     if prefix and preset.continuation:
         return ""
     return (preset.prefill if config.prefill is None else config.prefill) + prefix
-
-
-def asked_question(problem: Problem, config: PromptConfig) -> str:
-    """Return the question with its options, where `config` shows these."""
-    return with_choices(problem.question, problem.choices, problem.answer) if config.choices else problem.question
 
 
 def _content(problem: Problem, question: str, before: str, after: str) -> str | list[dict[str, str]]:

@@ -19,6 +19,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from mmprm import actors
 from mmprm.errors import EngineStoppedError, MmprmError, TrainingError
 from mmprm.sampling.pool import NOTICE_SECONDS, REQUESTS_IN_FLIGHT, cause_of
 from mmprm.scoring.config import ScorerConfig
@@ -50,8 +51,7 @@ class Prm:
         return prm
 
     def __init__(self, config: ProcessConfig, place: dict[str, Any] | None) -> None:
-        if not ray.is_initialized():
-            ray.init(include_dashboard=False, log_to_driver=False)
+        actors.connect()
         self._config = config
         self._name = f"the PRM {config.scorer.prm or 'behind its server'}"
         resources = place or _resources(config)
@@ -78,7 +78,7 @@ class Prm:
         return answers
 
     def close(self) -> None:
-        ray.kill(self._actor)
+        actors.kill(self._actor)
 
     async def _start(self) -> None:
         start = asyncio.ensure_future(self._actor.start.remote())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from mmprm import actors
 from mmprm.grading.open import open_grader
 from mmprm.sampling.config import EngineConfig
 from mmprm.sampling.open import open_sampler
@@ -25,6 +26,8 @@ def policy_folder(engine: EngineConfig) -> str | None:
 async def opened_policy(config: PolicyConfig) -> AsyncIterator[tuple[Sampler, Grader]]:
     """Sampler and grader for as long as the block lasts."""
     folder = policy_folder(config.engine)
+    if config.engine.servers is None:
+        actors.connect(config.ray_address)
     engine = config.engine if folder is None else config.engine.model_copy(update={"model": folder})
     async with (
         open_sampler(engine, config.sampling, config.prompt, config.workers) as sampler,

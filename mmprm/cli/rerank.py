@@ -13,7 +13,6 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import asyncio
 import collections
 import hashlib
 import json
@@ -26,6 +25,7 @@ from typing import Any
 
 from pydantic import Field
 
+from mmprm import actors
 from mmprm.cli.aggregator import settled, warn
 from mmprm.cli.jsonl import output, read_rows, write_rows
 from mmprm.cli.options import add_config_options, load_config
@@ -143,7 +143,7 @@ def _sampled(config: RerankConfig, problems: Sequence[Problem], path: Path) -> S
         print(f"{path}: {len(groups)} of {len(problems)} problems were sampled before", file=sys.stderr)
     if not missing:
         return Sampled(list(groups.values()))
-    sampled = asyncio.run(_sample(config, missing))
+    sampled = actors.run(_sample(config, missing))
     groups |= {group.problem.id: group for group in sampled.groups}
     ordered = [groups[problem.id] for problem in problems if problem.id in groups]
     if sampled.groups:

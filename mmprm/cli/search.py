@@ -13,7 +13,6 @@ Examples:
 from __future__ import annotations
 
 import argparse
-import asyncio
 import collections
 import json
 import time
@@ -24,6 +23,7 @@ from typing import Any
 
 from pydantic import Field
 
+from mmprm import actors
 from mmprm.cli.aggregator import settled
 from mmprm.cli.jsonl import output, write_rows
 from mmprm.cli.options import add_config_options, load_config
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
     problems = load_problems(config.problems)
     scorer = open_scorer(config.scorer)
     try:
-        searched, baseline = asyncio.run(_search(config, problems, aggregator, scorer))
+        searched, baseline = actors.run(_search(config, problems, aggregator, scorer))
     finally:
         scorer.close()
     if not searched.results:

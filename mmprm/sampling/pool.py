@@ -11,6 +11,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from mmprm import actors
 from mmprm.errors import EngineStoppedError, MmprmError, SetupError
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig, on_one_core
@@ -60,7 +61,7 @@ class SamplerPool:
 
     def close(self) -> None:
         for actor in self._actors:
-            ray.kill(actor)
+            actors.kill(actor)
 
 
 class _Engine:
@@ -81,8 +82,7 @@ class _Engine:
 def places(engine: EngineConfig, size: int | None) -> tuple[list[EngineConfig], dict[str, float]]:
     """The configuration of each engine, and what Ray books for one; by default as many as fit. Starts Ray if it does
     not run."""
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False)
+    actors.connect()
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if gpus:
         each = engine.tensor_parallel_size

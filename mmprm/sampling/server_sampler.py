@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Any
 
 from mmprm.client import Client, Reply
+from mmprm.data.marks import IMAGE
 from mmprm.errors import EngineStoppedError, MmprmError, SamplingError
 from mmprm.prompts import PromptConfig, assistant_beginning, messages
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.sampling.pictures import with_pictures
-from mmprm.types import Completion, SampleRequest
+from mmprm.sampling.turn import TurnBeginning, with_given
+from mmprm.types import Completion, Problem, SampleRequest
 
 _FINISHED = ("stop", "length")
+_OPENING = re.compile(r"<(?:think|step(?:_\d+)?)>[^<]*(?:</think>\s*)?\Z")
 
 
 class ServerSampler:
@@ -38,19 +42,24 @@ class ServerSampler:
         no server could be asked, whatever the problem."""
         problem = request.problem
         try:
-            beginning = assistant_beginning(self._prompt, request.prefix)
+            own, given = TurnBeginning("", self._prompt).own(request)
+            beginning = assistant_beginning(self._prompt, own.prefix)
             turns = await with_pictures(messages(problem, self._prompt, request.prefix), problem.pictures)
             reply = await self._client.chat(self._body(turns, beginning, request), affinity=problem.id)
             self._check(reply, beginning)
+            if not beginning:
+                self._check_question(reply, problem)
+                given = served_opening(reply.prompt_text or "")
             counts = token_counts(reply)
         except EngineStoppedError:
             raise
         except MmprmError as error:
             raise type(error)(f"problem {problem.id}: {error}") from error
-        return tuple(
+        drawn = (
             Completion(choice.text, count, choice.finish_reason if choice.finish_reason in _FINISHED else "abort")
             for choice, count in zip(reply.choices, counts, strict=True)
         )
+        return tuple(with_given(completion, given) for completion in drawn)
 
     def load(self) -> tuple[int, int]:
         """Requests that are being made, and those that wait for one of these to end."""
@@ -82,14 +91,16 @@ class ServerSampler:
         # Also where they are neutral: a server's own defaults come from the checkpoint's generation_config.json.
         # -1 for all tokens, which vLLM takes like 0, and SGLang alone.
         body |= {"top_k": sampling.top_k or -1, "repetition_penalty": sampling.repetition_penalty}
-        body["return_token_ids"] = True
+        body |= {"return_token_ids": True, "return_prompt_text": True}
         if request.stop:  # OpenAI's own API leaves the string out of the text, where the end of a step would be missed
             body |= {"stop": list(request.stop), "include_stop_str_in_output": True}
+        if self._prompt.template_options:
+            body["chat_template_kwargs"] = self._prompt.template_options
         if self._engine.pixel_limits:
             body["mm_processor_kwargs"] = self._engine.pixel_limits
         if beginning:
             body["messages"] = [*turns, {"role": "assistant", "content": beginning}]
-            body |= {"continue_final_message": True, "add_generation_prompt": False, "return_prompt_text": True}
+            body |= {"continue_final_message": True, "add_generation_prompt": False}
         return body
 
     def _check_plain(self, beginning: str) -> None:
@@ -101,6 +112,15 @@ class ServerSampler:
             raise EngineStoppedError(
                 "engine.servers.dialect=openai cannot continue an assistant turn; set prompt.preset=previous_steps, "
                 "and no prompt.prefill"
+            )
+
+    def _check_question(self, reply: Reply, problem: Problem) -> None:
+        """A base model's chat template, given messages of parts, may render nothing."""
+        pieces = [piece.strip() for piece in problem.question.split(IMAGE)]
+        if reply.prompt_text is not None and any(piece not in reply.prompt_text for piece in pieces):
+            raise EngineStoppedError(
+                f"{self._engine.model}: the server's chat template leaves the question out of the prompt "
+                f"{reply.prompt_text[-120:]!r}; give the server another one (vllm serve --chat-template)"
             )
 
     def _check(self, reply: Reply, beginning: str) -> None:
@@ -123,6 +143,12 @@ class ServerSampler:
                 f"to {reply.prompt_text[-40:]!r}; give the server a template that keeps it (vllm serve "
                 "--chat-template), or set prompt.preset=previous_steps"
             )
+
+
+def served_opening(prompt_text: str) -> str:
+    """Return the tag with which a server's chat template has opened the assistant's turn, at the end of its prompt."""
+    found = _OPENING.search(prompt_text)
+    return found[0] if found else ""
 
 
 def token_counts(reply: Reply) -> list[int]:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 from mmprm.errors import MmprmError, SamplingError
 from mmprm.problems import open_picture
 from mmprm.prompts import PRESETS, PromptConfig
-from mmprm.rendering import render, turn_beginning
+from mmprm.rendering import opening, render
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.sampling.engines import NO_ARGUMENTS, EngineStats, InProcessEngine, SeparateEngine
 from mmprm.sampling.seeds import derive_seed
 from mmprm.sampling.token_text import TokenText
+from mmprm.sampling.turn import TurnBeginning, with_given
 from mmprm.types import Completion, Picture, SampleRequest
 
 if TYPE_CHECKING:
@@ -61,19 +62,24 @@ class VllmSampler:
         in_process = engine.mode == "in_process" or (engine.mode == "auto" and current_platform.is_cpu())
         try:
             self._template_owner = AutoProcessor.from_pretrained(engine.model, trust_remote_code=False)
+            self._turn = TurnBeginning(opening(self._template_owner, self._prompt), self._prompt)
             self._tokenizer = getattr(self._template_owner, "tokenizer", self._template_owner)
             self._token_text = TokenText(self._tokenizer)
             self._engine = (InProcessEngine if in_process else SeparateEngine)(engine, arguments)
+        except MmprmError:
+            raise
         except Exception as error:  # vLLM and transformers raise many kinds for a folder or machine that does not fit.
             raise SamplingError(f"{engine.model}: the engine did not start: {type(error).__name__}: {error}") from error
 
     async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
         """See types.Sampler. Raises SamplingError or DataError (a picture) naming the problem; the engine goes on."""
+        request, given = self._turn.own(request)
         request, rest = self._fitted(request)
         completions = await self._draw(request, rest)
         left = [draw for draw, completion in enumerate(completions) if completion is None]
         again = iter(await asyncio.gather(*(self._again(request, rest, draw) for draw in left)))
-        return tuple(next(again) if completion is None else completion for completion in completions)
+        drawn = (next(again) if completion is None else completion for completion in completions)
+        return tuple(with_given(completion, given) for completion in drawn)
 
     async def generate(self, request: SampleRequest, **settings: Any) -> RequestOutput:
         """What vLLM answers, with token ids; `settings` are further fields of SamplingParams. Raises like `sample`."""

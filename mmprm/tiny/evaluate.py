@@ -7,7 +7,8 @@ from PIL import Image
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
 from mmprm.problems import open_picture
-from mmprm.prompts import PromptConfig, render
+from mmprm.prompts import PromptConfig
+from mmprm.rendering import render
 from mmprm.steps import split
 from mmprm.tiny.world import TinyProblem, judge_steps, make_problems, wrong_kind
 

@@ -4,7 +4,8 @@ import pytest
 
 from mmprm.config import build
 from mmprm.errors import CheckpointError, ConfigError
-from mmprm.prompts import PromptConfig, messages, render
+from mmprm.prompts import PromptConfig, messages
+from mmprm.rendering import render
 from mmprm.types import Picture, Problem
 
 PLAIN = PromptConfig(preset="plain")

@@ -1,0 +1,243 @@
+"""Ray, at one place: join a cluster or start it on this machine, and notice when it is gone.
+
+connect(config.ray_address)                 # for every command that has actors
+result = run(main())                        # asyncio.run that ends when Ray is gone, with an error of ours
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from mmprm import orphans
+from mmprm.errors import EngineStoppedError, SetupError
+from mmprm.signals import kept_handlers
+
+T = TypeVar("T")
+
+REACH_SECONDS = 10.0
+"""How long an address is tried before it counts as one where nothing listens."""
+HEALTH_SECONDS = 30.0
+"""How long what listens there may take to answer as Ray."""
+CHECK_SECONDS = 5.0
+ANSWER_SECONDS = 20.0
+"""How long Ray may leave a question about its own node unanswered before it counts as gone."""
+CLOSE_SECONDS = 5.0
+"""How long a command may take to end once Ray is gone."""
+LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
+"""Set to 0, Ray takes 127.0.0.1 for this machine's address, on every platform, and listens nowhere else."""
+
+_gone: str | None = None
+
+
+def connect(address: str | None = None) -> bool:
+    """Join the Ray cluster at `address`, or start Ray on this machine; return whether this call did either.
+
+    Without an address that of RAY_ADDRESS or of `ray start` on this machine is taken. A Ray that is started here
+    listens on the loopback interface alone. Raises SetupError, which names the address and where it came from, for one
+    where no Ray answers, and where Ray does not come up.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return False
+    found, source = cluster_address(address)
+    if found is not None:
+        _check_reachable(found, source)
+    else:
+        _keep_to_loopback()
+    try:
+        with kept_handlers():
+            ray.init(address=found or "local", include_dashboard=False if found is None else None, log_to_driver=False)
+    except Exception as error:  # Ray raises a plain Exception where its own processes do not come up
+        reason = f"{type(error).__name__}: {error}".strip()
+        if found is not None:
+            raise SetupError(f"{source}={found}: Ray cannot be joined there: {reason}") from error
+        raise SetupError(
+            f"Ray did not start on this machine: {reason}; see whether /tmp and /dev/shm have free space and whether "
+            "memory and processes are limited (ulimit -a), or join a cluster with ray_address"
+        ) from error
+    if found is None:
+        orphans.stop_children()  # Ray's processes outlive a driver that is killed
+    return True
+
+
+def cluster_address(address: str | None) -> tuple[str | None, str]:
+    """Return the address of the cluster to join, None for a Ray of this machine's own, and where it was said."""
+    if address not in (None, "", "auto"):
+        return (None if address == "local" else address), "ray_address"
+    if said := os.environ.get("RAY_ADDRESS"):
+        if said not in ("auto", "local"):
+            return said, "RAY_ADDRESS"
+        address = said
+    from ray._private import services
+
+    if address == "local":
+        return None, "RAY_ADDRESS"
+    if started := services.find_bootstrap_address(None):
+        return started, "ray start on this machine"
+    if address == "auto":
+        raise SetupError(
+            "ray_address=auto: no Ray runs on this machine; start one with ray start --head, give the cluster's "
+            "address, or leave the key out"
+        )
+    return None, ""
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """Return what `main` returns, as asyncio.run does; raise EngineStoppedError within 30 s where Ray is gone."""
+    return asyncio.run(guarded(main))
+
+
+async def guarded(main: Coroutine[Any, Any, T]) -> T:
+    """Return what `main` returns; raise EngineStoppedError where Ray is gone before."""
+    task, watch = asyncio.ensure_future(main), asyncio.ensure_future(_until_gone())
+    try:
+        await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            reason = watch.result()
+            _abandon(reason)
+            task.cancel()
+            await asyncio.wait({task}, timeout=CLOSE_SECONDS)
+            raise EngineStoppedError(f"{reason}; what was finished is kept, and the same command goes on from there")
+        return task.result()
+    finally:
+        watch.cancel()
+        if not task.done():
+            task.cancel()
+            if _gone is None:
+                await asyncio.gather(task, return_exceptions=True)
+
+
+def is_gone() -> bool:
+    """Return whether a Ray that was there has gone: it answers nothing any more, and must not be asked."""
+    return _gone is not None
+
+
+def kill(actor: Any) -> None:
+    """End an actor's process; nothing where Ray is gone, which would not answer."""
+    if _gone is None:
+        import ray
+
+        ray.kill(actor)
+
+
+def shutdown() -> None:
+    """Leave Ray; nothing where it is gone."""
+    if _gone is None:
+        import ray
+
+        ray.shutdown()
+
+
+async def _until_gone() -> str:
+    """Return why Ray is gone, as soon as it is."""
+    while True:
+        await asyncio.sleep(CHECK_SECONDS)
+        import ray
+
+        if not ray.is_initialized():
+            continue
+        if reason := await _state():
+            return reason
+
+
+async def _state() -> str | None:
+    """Why Ray is gone, None while it works. The question is asked in a thread, which may never come back."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[str | None] = loop.create_future()
+
+    def ask() -> None:
+        reason = _reason()
+        loop.call_soon_threadsafe(lambda: answer.done() or answer.set_result(reason))
+
+    threading.Thread(target=ask, name="ray-watch", daemon=True).start()
+    try:
+        return await asyncio.wait_for(answer, ANSWER_SECONDS)
+    except TimeoutError:
+        return f"Ray has not answered for {ANSWER_SECONDS:g} s"
+
+
+def _reason() -> str | None:
+    import ray
+    from ray._private import worker
+
+    node = worker._global_node
+    try:
+        if node is not None and (dead := node.dead_processes()):  # those that this process has started
+            return f"Ray is gone: its {dead[0][0]} has ended"
+        own = ray.get_runtime_context().get_node_id()
+        here = next((each for each in ray.nodes() if each["NodeID"] == own), None)
+        if here is not None and not here["Alive"]:
+            return (
+                f"Ray is gone: this machine's raylet has ended ({here.get('DeathReasonMessage') or 'no reason given'})"
+            )
+    except Exception as error:  # of a client whose other side is gone, Ray raises many kinds
+        if ray.is_initialized():
+            return f"Ray is gone: {type(error).__name__}: {error}"
+    return None
+
+
+def _abandon(reason: str) -> None:
+    """Ask nothing of Ray any more, at the end of this process either: it would wait for an answer."""
+    import ray
+
+    global _gone
+    _gone = reason
+    atexit.unregister(ray.shutdown)
+
+
+def _keep_to_loopback() -> None:
+    os.environ[LOOPBACK_ONLY] = "0"
+    from ray._private import ray_constants
+
+    ray_constants.ENABLE_RAY_CLUSTER = False  # it was read when ray was imported
+
+
+def _check_reachable(address: str, source: str) -> None:
+    """Raise SetupError unless a Ray answers at the address: Ray itself would try for minutes, without a word."""
+    way_out = "start it there, give another address, or leave it out for a Ray of this machine's own"
+    if source == "RAY_ADDRESS":
+        way_out = "start it there, or unset RAY_ADDRESS"
+    elif source != "ray_address":
+        way_out = "run ray stop to forget it, or ray start --head to start it again"
+    client = address.startswith("ray://")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdecimal():
+        raise SetupError(f"{source}={address}: must be host:port, for example 10.0.0.1:6379; {way_out}")
+    refusal = _refusal(host.strip("[]"), int(port))
+    if refusal is not None:
+        raise SetupError(f"{source}={address}: no Ray listens there ({refusal}); {way_out}")
+    if client:
+        return
+    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", f"{host}:{port}"]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=HEALTH_SECONDS, check=False)
+    except subprocess.TimeoutExpired:
+        raise SetupError(
+            f"{source}={address}: what listens there does not answer as Ray in {HEALTH_SECONDS:g} s; {way_out}"
+        ) from None
+    if asked.returncode:
+        reason = (asked.stderr.strip().splitlines() or ["no reason given"])[-1]
+        raise SetupError(f"{source}={address}: no healthy Ray answers there ({reason}); {way_out}")
+
+
+def _refusal(host: str, port: int) -> str | None:
+    """Why nothing can be reached there; None where something listens."""
+    end = time.monotonic() + REACH_SECONDS
+    while True:
+        try:
+            with socket.create_connection((host, port), timeout=max(1.0, end - time.monotonic())):
+                return None
+        except OSError as error:
+            if time.monotonic() + 1 > end or isinstance(error, socket.gaierror):
+                return error.strerror or str(error)
+            time.sleep(1)  # a head that is being started

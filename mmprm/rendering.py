@@ -1,0 +1,215 @@
+"""From chat messages to the text of a prompt: the model's chat template with its options, or none; and its checks.
+
+    text = render(processor, problem, prefix, config)
+    begins = turn_beginning(processor, config)       # what the policy's turn holds before its first token
+
+Some templates open the assistant's turn themselves (`<think>` of DeepSeek-R1-Distill, QwQ, Qwen3-Thinking). What the
+generation prompt adds after the assistant's header is part of the response, as `prompt.prefill` is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmprm.data.marks import IMAGE
+from mmprm.errors import CheckpointError, ConfigError
+from mmprm.prompts import PromptConfig, assistant_beginning, messages
+from mmprm.types import Problem
+
+Messages = Sequence[Mapping[str, Any]]
+
+_USER, _ASSISTANT = "\ue000", "\ue001"
+"""Characters without meaning, to find the contents of turns in a rendered text."""
+
+
+def render(template_owner: Any, problem: Problem, prefix: str, config: PromptConfig) -> str:
+    """Return the prompt as text: the messages, the generation prompt, the prefill, then the prefix.
+
+    `template_owner` is a transformers tokenizer or processor; `prefix` goes on where turn_beginning ends. Raises
+    CheckpointError without a chat template and ConfigError for messages that the template refuses.
+    """
+    turns = messages(problem, config, prefix)
+    return render_turns(template_owner, turns, config, True) + assistant_beginning(config, prefix)
+
+
+def render_turns(template_owner: Any, turns: Messages, config: PromptConfig, generation_prompt: bool) -> str:
+    """Return the text of the turns; with `generation_prompt`, the beginning of the assistant's turn after them."""
+    if config.template == "raw":
+        return _raw(template_owner, turns)
+    template = config.chat_template or getattr(template_owner, "chat_template", None)
+    if not template:
+        raise CheckpointError(
+            f"{_name(template_owner)}: has no chat template; add chat_template.jinja to the model folder, name a file "
+            "with engine.chat_template, or set prompt.template=raw"
+        )
+    options = {"chat_template": config.chat_template} if config.chat_template else {}
+    try:
+        return template_owner.apply_chat_template(
+            list(turns),
+            tokenize=False,
+            add_generation_prompt=generation_prompt,
+            **options,
+            **(config.template_options or {}),
+        )
+    except Exception as error:  # templates raise what they like
+        raise ConfigError(_refusal(template_owner, turns, config, error)) from error
+
+
+def turn_beginning(template_owner: Any, config: PromptConfig) -> str:
+    """Return what an assistant turn begins with before the policy writes: the template's opening and the prefill."""
+    return opening(template_owner, config) + assistant_beginning(config, "")
+
+
+def opening(template_owner: Any, config: PromptConfig) -> str:
+    """Return what the template's generation prompt adds after the header of an assistant turn.
+
+    The header is what stands before the content of a turn in the middle of a conversation, where templates that add
+    thoughts to the last turn add none.
+    """
+    if config.template == "raw":
+        return ""
+    user, answer = {"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}
+    asked = render_turns(template_owner, [user], config, True).rpartition(_USER)[2]
+    for turns in ([user, answer, {"role": "user", "content": "?"}], [user, answer]):
+        try:
+            before, found, _ = render_turns(template_owner, turns, config, False).partition(_ASSISTANT)
+        except ConfigError:  # a template for one turn only
+            continue
+        header = before.rpartition(_USER)[2]
+        if found and asked.startswith(header.rstrip()):
+            added = asked[len(header) :] if asked.startswith(header) else asked[len(header.rstrip()) :]
+            return added if added.strip() else ""
+    return ""
+
+
+def end_of_turn(template_owner: Any, config: PromptConfig) -> str:
+    """Return what follows the content of an assistant's turn."""
+    if config.template == "raw":
+        return _tokenizer(template_owner).eos_token or ""
+    turns = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}]
+    return render_turns(template_owner, turns, config, False).rpartition(_ASSISTANT)[2]
+
+
+def check_rendering(template_owner: Any, problems: Sequence[Problem], config: PromptConfig, name: str = "") -> None:
+    """Raise ConfigError unless prompts hold their questions and a place for each image, for one problem of each kind.
+
+    `name` is the model's. A base model's chat template, given messages of parts, may render nothing.
+    """
+    name = name or _name(template_owner)
+    _check_options(template_owner, config, name)
+    kinds = {bool(problem.pictures): problem for problem in reversed(problems)}
+    for problem in kinds.values():
+        text = render(template_owner, problem, "", config)
+        pieces = [piece.strip() for piece in problem.question.split(IMAGE)]
+        missing = next((piece for piece in pieces if piece not in text), None)
+        if missing is not None:
+            raise ConfigError(
+                f"{name}: its chat template leaves the question out: {missing[:60]!r} of problem {problem.id} is not "
+                f"in the prompt {text[-120:]!r}; set prompt.template=raw, or name a template with engine.chat_template"
+            )
+        mark = getattr(template_owner, "image_token", None)
+        if isinstance(mark, str) and mark and text.count(mark) < len(problem.pictures):
+            raise ConfigError(
+                f"{name}: its chat template writes {text.count(mark)} places for the {len(problem.pictures)} images of "
+                f"problem {problem.id}; set prompt.template=raw, or name a template with engine.chat_template"
+            )
+
+
+def template_of_file(values: Any, *keys: str) -> Any:
+    """Return a configuration's raw values with the text of the template file that `keys` names in `prompt`."""
+    path: Any = values
+    for key in keys:
+        path = path.get(key) if isinstance(path, Mapping) else getattr(path, key, None)
+    if not path or not isinstance(values, Mapping):
+        return values
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{'.'.join(keys)}={path}: cannot be read as a chat template ({error})") from error
+    prompt = values.get("prompt") or {}
+    if isinstance(prompt, PromptConfig):
+        prompt = prompt.model_dump(exclude_unset=True)
+    return {**values, "prompt": {**prompt, "chat_template": text}}
+
+
+def _raw(template_owner: Any, turns: Messages) -> str:
+    tokenizer = _tokenizer(template_owner)
+    text = "".join(_content(template_owner, turn) for turn in turns)
+    begin = tokenizer.bos_token
+    adds_begin = begin is not None and tokenizer("").input_ids == [tokenizer.bos_token_id]
+    return f"{begin}{text}" if adds_begin else text
+
+
+def _content(template_owner: Any, turn: Mapping[str, Any]) -> str:
+    content = turn["content"]
+    if isinstance(content, str):
+        text = content
+    else:
+        place = image_place(template_owner) if any(part["type"] == "image" for part in content) else ""
+        text = "".join(place if part["type"] == "image" else part["text"] for part in content)
+    ends = turn["role"] == "assistant"
+    return text + (_tokenizer(template_owner).eos_token or "" if ends else "")
+
+
+def image_place(template_owner: Any) -> str:
+    """Return what stands for one image in a text: the processor's token, in Qwen-VL between two others."""
+    mark = getattr(template_owner, "image_token", None)
+    if not isinstance(mark, str):
+        raise CheckpointError(
+            f"{_name(template_owner)}: reads no images, but the problem has one; choose another model"
+        )
+    around = ("<|vision_start|>", "<|vision_end|>")
+    if mark == "<|image_pad|>" and set(around) <= _tokenizer(template_owner).get_vocab().keys():
+        return mark.join(around)
+    return mark
+
+
+def _check_options(template_owner: Any, config: PromptConfig, name: str) -> None:
+    if not config.template_options or config.template == "raw":
+        return
+    template = config.chat_template or getattr(template_owner, "chat_template", None) or ""
+    known = _variables(template) if isinstance(template, str) else None
+    unknown = sorted(config.template_options.keys() - known) if known is not None else []
+    if unknown:
+        own = sorted(
+            known - {"messages", "add_generation_prompt", "raise_exception", "strftime_now", "bos_token", "eos_token"}
+        )
+        raise ConfigError(
+            f"prompt.template_options.{unknown[0]}: the chat template of {name} does not read it; it reads "
+            f"{', '.join(own) or 'none'}"
+        )
+
+
+def _variables(template: str) -> set[str] | None:
+    """Names that a template takes from outside; None where it is of another dialect."""
+    from jinja2 import Environment, TemplateError, meta
+    from jinja2.ext import loopcontrols
+
+    try:
+        return meta.find_undeclared_variables(Environment(extensions=[loopcontrols]).parse(template))
+    except TemplateError:
+        return None
+
+
+def _refusal(template_owner: Any, turns: Messages, config: PromptConfig, error: Exception) -> str:
+    """Say which turn a template refuses, where it is the system's."""
+    reason = f"{_name(template_owner)}: its chat template refuses the prompt: {type(error).__name__}: {error}"
+    others = [turn for turn in turns if turn["role"] != "system"]
+    if len(others) < len(turns):
+        try:
+            render_turns(template_owner, others, config, True)
+        except ConfigError:
+            pass
+        else:
+            return f"{reason}. It has no system turn: leave prompt.system empty, and put its text into prompt.user"
+    return f"{reason}; name another template with engine.chat_template, or set prompt.template=raw"
+
+
+def _tokenizer(template_owner: Any) -> Any:
+    return getattr(template_owner, "tokenizer", template_owner)
+
+
+def _name(template_owner: Any) -> str:
+    return getattr(_tokenizer(template_owner), "name_or_path", "") or type(template_owner).__name__

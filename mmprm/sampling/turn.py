@@ -1,0 +1,40 @@
+"""The beginning of an assistant turn that the prompt writes itself: part of every completion's text.
+
+A completion from an empty prefix begins with it, so that the steps of a response, and every prefix made of them, hold
+it as if the policy had written it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from mmprm.prompts import PRESETS, PromptConfig, assistant_beginning
+from mmprm.types import Completion, SampleRequest, Tokens
+
+
+@dataclass(frozen=True, slots=True)
+class TurnBeginning:
+    """`opening` is what the chat template adds after the header; the prefill of `prompt` follows it."""
+
+    opening: str
+    prompt: PromptConfig
+
+    def own(self, request: SampleRequest) -> tuple[SampleRequest, str]:
+        """Return the request with the part of its prefix that the prompt does not write itself, and the text with which
+        completions begin."""
+        if request.prefix and PRESETS[self.prompt.preset].continuation is not None:
+            return request, self.opening  # the user turn shows the prefix, and the assistant's begins anew
+        begins = self.opening + assistant_beginning(self.prompt, "")
+        if not request.prefix:
+            return request, begins
+        return replace(request, prefix=request.prefix.removeprefix(begins)), ""
+
+
+def with_given(completion: Completion, given: str) -> Completion:
+    """Return the completion with what the prompt had written before it."""
+    if not given:
+        return completion
+    tokens = completion.tokens
+    if tokens is not None:
+        tokens = Tokens(tokens.ids, tuple(len(given) + end for end in tokens.ends))
+    return replace(completion, text=given + completion.text, tokens=tokens)
