@@ -8,29 +8,21 @@ our own problems     `question`, `pictures`, `solution`, asked as `prompt` says
 
 from __future__ import annotations
 
-import itertools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmprm.data.chat import Piece, read_turns
+from mmprm.data.columns import read_cell
+from mmprm.data.images import listed, read_picture
+from mmprm.data.marks import IMAGE
+from mmprm.data.rows import read_rows
 from mmprm.errors import DataError
-from mmprm.problems import (
-    ProblemsConfig,
-    listed,
-    picture_of,
-    pictures_root,
-    read_cell,
-    read_picture,
-    read_problem,
-    read_rows,
-)
-from mmprm.prompts import IMAGE, PromptConfig, assistant_beginning, messages
+from mmprm.problems import ProblemsConfig, pictures_root, read_problem
+from mmprm.prompts import PromptConfig, assistant_beginning, messages
 from mmprm.types import Picture
-
-ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 
 Message = dict[str, Any]
 
@@ -50,7 +42,7 @@ def read_conversations(config: ProblemsConfig, prompt: PromptConfig) -> list[Con
     """In file order. Raises DataError, naming file and line, for a row without a response or with an empty one, a role
     that is not known, or marks and pictures that differ in number."""
     root, found = pictures_root(config), []
-    for place, row in itertools.islice(read_rows(config), config.limit):
+    for place, row in read_rows(config):
         is_chat = read_cell(row, config.columns, "chat", place) is not None
         found.append((_from_chat if is_chat else _from_problem)(row, config, prompt, root, place))
     if not found:
@@ -72,7 +64,8 @@ def _from_problem(
 def _from_chat(
     row: Mapping[str, Any], config: ProblemsConfig, prompt: PromptConfig, root: Path, place: str
 ) -> Conversation:
-    turns = _turns(read_cell(row, config.columns, "chat", place), place)
+    chat = read_turns(read_cell(row, config.columns, "chat", place), place)
+    turns = [(turn.role, list(map(_piece, turn.pieces))) for turn in chat]
     if turns and turns[-1][0] != "assistant":
         solution, answer = (read_cell(row, config.columns, field, place) for field in ("solution", "answer"))
         response = answer if solution is None else solution
@@ -85,30 +78,11 @@ def _from_chat(
     return _placed(turns, pictures, root, place)
 
 
-def _turns(chat: Any, place: str) -> list[tuple[str, list[Any]]]:
-    """(role, content) of each turn; content in pieces: texts, and {"picture": value}."""
-    try:
-        if isinstance(chat, str):
-            chat = json.loads(chat)
-        turns = []
-        for turn in chat:
-            role = turn.get("role") or turn.get("from")
-            if role not in ROLES:
-                raise DataError(f"{place}: role {role!r} must be one of {', '.join(ROLES)}")
-            content = turn.get("content") or turn.get("value") or ""
-            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-            turns.append((ROLES[role], list(map(_piece, parts))))
-        return turns
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{place}: chat messages are not of a known form ({type(error).__name__}: {error})") from error
-
-
-def _piece(part: Mapping[str, Any]) -> Any:
-    """A text, a picture, or a mark where the part says that a picture of the column stands there."""
-    if part["type"] == "text":
-        return part["text"]
-    picture = picture_of(part)
-    return IMAGE if picture is None else {"picture": picture}
+def _piece(piece: Piece) -> Any:
+    """A text, an image, or a mark where the part says that an image of the column stands there."""
+    if isinstance(piece, str):
+        return piece
+    return IMAGE if piece.value is None else {"picture": piece.value}
 
 
 def _placed(turns: Sequence[tuple[str, list[Any]]], pictures: list[Picture], root: Path, place: str) -> Conversation:
