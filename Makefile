@@ -6,7 +6,7 @@ BIN := .venv/bin
 SHIM := .ci/torchvision-cpu
 SHIM_FILES := $(addprefix $(SHIM)/,pyproject.toml setup.py torchvision_cpu.py torchvision_cpu.pth)
 
-.PHONY: setup demo test check trl bench-grading bench-annotate bench-prm bench-rl clean
+.PHONY: setup demo test check trl bench-grading bench-annotate bench-borders bench-prm bench-rl clean
 
 setup: .venv/.installed-$(EXTRA)
 
@@ -45,6 +45,9 @@ bench-grading: setup
 
 bench-annotate: setup
 	$(BIN)/python benchmarks/annotate.py
+
+bench-borders: setup
+	$(BIN)/python benchmarks/step_borders.py
 
 bench-prm: trl
 	$(BIN)/python benchmarks/prm.py

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -80,6 +81,50 @@ async def test_shared_prefixes_come_from_the_cache(sampler):
     cached = sampler.stats().cached_tokens - before.cached_tokens
     assert cached >= 4 * 64
     assert cached % 32 == 0
+
+
+async def written(sampler, problem: Problem) -> tuple[str, tuple[int, ...], tuple[int, ...]]:
+    """Half a solution as text and as tokens, with all its tokens."""
+    (whole,) = await sampler.sample(ask(problem))
+    half = len(whole.tokens.ids) // 2
+    return whole.text[: whole.tokens.ends[half - 1]], whole.tokens.ids[:half], whole.tokens.ids
+
+
+@pytest.mark.parametrize("problem", [TEXT_ONLY, PROBLEMS[0]], ids=["text", "picture"])
+async def test_the_ids_of_a_prefix_give_the_prompt_that_its_text_gives(sampler, problem):
+    """The tiny policy's own tokens are those of its text, so both must be the same to the engine, pictures included."""
+    prefix, ids, _ = await written(sampler, problem)
+    request = ask(problem, prefix, n=8)
+    by_text, by_ids = [await sampler.generate(each) for each in (request, replace(request, prefix_ids=ids))]
+    assert by_ids.prompt_token_ids == by_text.prompt_token_ids
+    assert by_ids.prompt_token_ids[-len(ids) :] == list(ids)
+    assert [draw.text for draw in by_ids.outputs] == [draw.text for draw in by_text.outputs]
+
+
+async def test_what_a_policy_wrote_is_in_the_cache_when_its_ids_come_back(sampler):
+    prefix, ids, _ = await written(sampler, PROBLEMS[2])
+    before = sampler.stats()
+    output = await sampler.generate(replace(ask(PROBLEMS[2], prefix), prefix_ids=ids))
+    length = len(output.prompt_token_ids)
+    assert length > 32
+    assert sampler.stats().cached_tokens - before.cached_tokens == (length - 1) // 32 * 32
+
+
+async def test_a_token_across_the_border_is_written_again(sampler):
+    """The prefix ends inside the token `</step>`: all draws begin with what its ids lack, and their tokens continue
+    these ids."""
+    decode = sampler.template_owner.tokenizer.decode
+    text, _, ids = await written(sampler, PROBLEMS[0])
+    place = [decode([index]) for index in ids].index("</step>")
+    prefix = text[: text.index("</step>")] + "</"
+    draws = await sampler.sample(replace(ask(PROBLEMS[0], prefix, n=8), prefix_ids=ids[:place]))
+    continued = [
+        draw for draw in draws if draw.tokens is not None
+    ]  # the others left the prefix whenever they were made
+    assert continued
+    for draw in continued:
+        assert decode([*ids[:place], *draw.tokens.ids]) == prefix + draw.text
+        assert draw.text.startswith("step>")
 
 
 async def test_what_does_not_fit_names_the_problem_and_the_engine_goes_on(sampler):

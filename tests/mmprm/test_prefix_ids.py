@@ -10,6 +10,7 @@ import pytest
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import SamplingConfig
 from mmprm.sampling.token_text import TokenText
+from mmprm.sampling.turn import TurnBeginning
 from mmprm.sampling.vllm_sampler import ATTEMPTS, VllmSampler
 from mmprm.selection.paths import Path, Writer
 from mmprm.types import Completion, Problem, SampleRequest
@@ -36,12 +37,13 @@ class Engine:
         return SimpleNamespace(prompt_token_ids=prompt.get("prompt_token_ids"), outputs=draws)
 
 
-def sampler_of(engine: Engine, preset: str = "plain") -> VllmSampler:
+def sampler_of(engine: Engine, preset: str = "plain", prefill: str | None = None) -> VllmSampler:
     sampler = object.__new__(VllmSampler)
     TOKENIZER.chat_template = TEMPLATE
     sampler._template_owner = sampler._tokenizer = TOKENIZER
     sampler._token_text = TokenText(TOKENIZER)
-    sampler._sampling, sampler._prompt = SamplingConfig(), PromptConfig(preset=preset)
+    sampler._sampling, sampler._prompt = SamplingConfig(), PromptConfig(preset=preset, prefill=prefill)
+    sampler._turn = TurnBeginning("", sampler._prompt)
     sampler._takes_ids = preset == "plain"
 
     async def generate(request: SampleRequest) -> Any:
@@ -124,6 +126,20 @@ async def test_a_stop_string_ends_nothing_that_stands_already(
     engine.texts = iter([[rest + "b"]])
     (completion,) = await sampler_of(engine).sample(request(prefix, ids, stop=stop))
     assert (engine.params[0].stop, completion.text) == (sent, "b")
+
+
+async def test_a_prefill_is_part_of_the_first_step_and_of_the_prompt_not_of_the_ids() -> None:
+    engine = Engine([["<step>a</step>\n<step>b</step>\n"], ["<step>c</step>"]])
+    sampler = sampler_of(engine, prefill="So:")
+    (root,) = await sampler.sample(SampleRequest(PROBLEM, "", 1, 5))
+    assert root.text == "So:<step>a</step>\n<step>b</step>\n"
+    assert root.tokens is not None
+    prefix = "So:<step>a</step>\n"
+    ids = root.tokens.ids[: root.tokens.whole_in(len(prefix))]
+    assert ids == ids_of("<step>a</step>\n")
+    (completion,) = await sampler.sample(request(prefix, ids))
+    assert engine.prompts[1] == {"prompt_token_ids": [*ids_of("how many? assistant:So:"), *ids]}
+    assert completion.text == "<step>c</step>"
 
 
 async def test_guided_search_continues_the_tokens_of_its_path() -> None:
