@@ -50,6 +50,7 @@ SMALL_RL = (
     "prompt={preset: plain}",
     "sampling.max_tokens=96",
     "rewards.format=steps",  # the tags of the tiny policy
+    "rewards.min_thought_characters=0",
     "batch={prompts: 4, group_size: 4, updates: 2}",
     "steps=2",
     "save_every=0",
@@ -76,6 +77,9 @@ SHOWN = {
     "prm-rl": "scored",
     "visualthinker-r1-zero": "kl_ref",
     "lmm-r1 1": "kl_ref",
+    "lmm-r1-mgt-percereason": "kl_ref",
+    "lmm-r1-fre-multi": "kl_ref",
+    "lmm-r1-direct-rl-geo": "value_loss",
     "lmm-r1 2": "value_loss",
     "mm-eureka-32b 2": "kl_ref",
 }

@@ -135,6 +135,7 @@ def test_the_shipped_shapes_have_the_published_sizes() -> None:
         "internvl3-8b": 7_944_373_760,
         "internvl3-38b": 38_388_164_992,
         "internvl2.5-78b": 78_408_318_336,
+        "mm-prm-8b": 8_075_365_376,
         "qwen2.5-vl-7b": 8_292_166_656,
         "qwen2.5-vl-72b": 73_410_777_344,
     }
@@ -162,11 +163,14 @@ def test_a_recipe_fits_on_its_gpus_and_not_on_half(file: Path) -> None:
 
 
 def test_the_recipe_of_mm_prm() -> None:
+    """The rate and the epochs of its paper, but for the file that has those of its released script."""
     for file in RECIPES:
         config = load(TrainConfig, file)
         training = config.training
-        assert (training.learning_rate, training.batch_size, training.epochs) == (4e-6, 512, 1)
+        rate, epochs = (2e-6, 3) if file.stem == "mm-prm-8b" else (4e-6, 1)
+        assert (training.learning_rate, training.batch_size, training.epochs) == (rate, 512, epochs)
         assert (training.warmup, training.weight_decay, config.target.kind) == (0.03, 0.05, "soft")
+        assert training.betas == (0.9, 0.999)
         assert config.frozen == ("vision",)
 
 

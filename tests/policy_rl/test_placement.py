@@ -24,6 +24,9 @@ COLOCATED_WIDE = ((8, 8, 8, 8), Placement(WIDE, ALL_32, None))
 
 RECIPES = {
     "rl/cpgd-7b": [COLOCATED_7B],
+    "rl/lmm-r1-direct-rl-geo": [COLOCATED_7B],
+    "rl/lmm-r1-fre-multi": [COLOCATED_7B],
+    "rl/lmm-r1-mgt-percereason": [COLOCATED_7B],
     "rl/mm-eureka-7b": [COLOCATED_7B],
     "rl/mm-eureka-8b": [COLOCATED_7B],
     "rl/mm-eureka-zero-38b": [COLOCATED_WIDE],

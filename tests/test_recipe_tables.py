@@ -1,0 +1,161 @@
+"""The tables of docs/recipes.md against the shipped configurations: key by key, and key for key."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mcts.config import CampaignConfig
+from mmprm.config import Config, load
+from mmprm.prm.train import TrainConfig
+from policy_rl.config import RLConfig
+from policy_rl.sft import SftConfig
+from policy_rl.stages import read_stages
+
+ROOT = Path(__file__).parent.parent
+MODELS: dict[str, type[Config]] = {
+    "annotate": CampaignConfig,
+    "rl": RLConfig,
+    "sft": SftConfig,
+    "train": TrainConfig,
+}
+PLACEMENT = {
+    *("output", "run", "labels", "problems", "held_out", "data", "rollouts", "weights", "prompt.system", "prompt.user"),
+    *("save_every", "eval_every", "gradient_checkpointing", "trainer.gradient_checkpointing", "trainer.ranks"),
+    *("engine.gpu_memory_utilization", "engine.tensor_parallel_size"),
+    *(
+        f"{group}.{key}"
+        for group in ("training", "trainer.optimisation")
+        for key in ("micro_batch_tokens", "zero_stage")
+    ),
+    *("training.save_every", "training.eval_every", "training.precision"),
+}
+"""Keys, or groups of them, that say where a run reads, writes and computes, or hold our own wording."""
+OURS = {"rl/prm-rl.yaml", "rl/tiny.yaml", "sft/tiny.yaml"}
+"""Configurations of no published system."""
+
+SECTION = re.compile(r"^### ([^\n]+)\n`configs/([\w/.-]+)(?:, stage (\d))?`(.*?)(?=^##|\Z)", re.MULTILINE | re.DOTALL)
+LEGEND = re.compile(r"^- `(\w+)`: [\w.-]+/[\w.-]+(?:@[0-9a-f]{7}| v[\d.]+).* `[\w./-]+`", re.MULTILINE)
+ROW = re.compile(r"^\| `([\w.]+)` \| (.*) \| (.*) \| (.*) \| (.*) \| (.*) ?\|$", re.MULTILINE)
+NOWHERE = "–"
+
+
+@dataclass(frozen=True)
+class Row:
+    key: str
+    released: str
+    places: tuple[str, ...]
+    ours: Any
+    reason: str
+
+
+@dataclass(frozen=True)
+class Recipe:
+    title: str
+    file: str
+    stage: int | None
+    sources: frozenset[str]
+    rows: tuple[Row, ...] = field(repr=False)
+
+    @property
+    def config(self) -> Config:
+        path = ROOT / "configs" / self.file
+        if self.stage is not None:
+            return read_stages(path)[self.stage - 1].config
+        return load(MODELS[path.parent.name], path)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        values = yaml.safe_load((ROOT / "configs" / self.file).read_text(encoding="utf-8"))
+        if self.stage is not None:
+            (values,) = values["stages"][self.stage - 1].values()
+        return values
+
+
+def read_row(cells: tuple[str, ...]) -> Row:
+    key, _, released, where, ours, reason = cells
+    return Row(key, released, tuple(re.findall(r"`(\w+):\d+`", where)), yaml.safe_load(ours.strip("`")), reason.strip())
+
+
+def recipes() -> Iterator[Recipe]:
+    text = (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    for title, file, stage, body in SECTION.findall(text):
+        rows = tuple(map(read_row, ROW.findall(body)))
+        assert len(rows) == body.count("\n| `"), f"{title}: a row that cannot be read"
+        yield Recipe(title, file, int(stage) if stage else None, frozenset(LEGEND.findall(body)), rows)
+
+
+RECIPES = list(recipes())
+each_recipe = pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.title)
+
+
+def value(config: Any, key: str) -> Any:
+    for name in key.split("."):
+        config = config[name]
+    return config
+
+
+def agrees(shown: Any, real: Any) -> bool:
+    """Lists item by item; of a group, the keys that are shown."""
+    if isinstance(shown, dict):
+        return all(agrees(item, real[key]) for key, item in shown.items())
+    if isinstance(shown, list):
+        return len(shown) == len(real) and all(map(agrees, shown, real))
+    return shown == real
+
+
+def leaves(values: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, item in values.items():
+        if isinstance(item, dict):
+            yield from leaves(item, f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+@each_recipe
+def test_the_resolved_keys_equal_the_table(recipe: Recipe) -> None:
+    resolved = recipe.config.model_dump(mode="json")
+    differing = {
+        row.key: (row.ours, value(resolved, row.key))
+        for row in recipe.rows
+        if not agrees(row.ours, value(resolved, row.key))
+    }
+    assert differing == {}, "(table, configuration)"
+
+
+@each_recipe
+def test_the_table_has_every_key_that_the_file_sets(recipe: Recipe) -> None:
+    shown = {row.key for row in recipe.rows}
+    placed = [key for key in leaves(recipe.given) if not any(f"{key}.".startswith(f"{p}.") for p in PLACEMENT)]
+    assert sorted(set(placed) - shown) == []
+
+
+@each_recipe
+def test_a_released_value_has_its_place_and_a_deviation_its_reason(recipe: Recipe) -> None:
+    for row in recipe.rows:
+        assert set(row.places) <= recipe.sources, f"{row.key}: {row.places} has no source"
+        if row.released == NOWHERE:
+            assert row.reason, f"{row.key}: is not released; say where it is from"
+            continue
+        assert row.places, f"{row.key}: give the place of {row.released}"
+        same = agrees(yaml.safe_load(row.released.strip("`")), row.ours)
+        assert same or row.reason, f"{row.key}: {row.released} became {row.ours}; say why"
+
+
+def test_every_recipe_has_its_table() -> None:
+    shipped = {
+        (f"{kind}/{path.name}", stage)
+        for kind in ("rl", "sft", "stages")
+        for path in (ROOT / "configs" / kind).glob("*.yaml")
+        for stage in (range(1, len(read_stages(path)) + 1) if kind == "stages" else (None,))
+    }
+    shown = [(recipe.file, recipe.stage) for recipe in RECIPES]
+    assert len(shown) == len(set(shown))
+    assert {*shown} >= {(file, stage) for file, stage in shipped if file not in OURS}
+    assert {*shown} - shipped == {("annotate/mm-prm-8b.yaml", None), ("train/mm-prm-8b.yaml", None)}
