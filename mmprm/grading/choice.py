@@ -1,52 +1,214 @@
-"""Multiple choice: which option an answer names, by letter or by text."""
+"""Multiple choice: which options an answer names, by letter or by text."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from mmprm.grading.text import clean, key
+from mmprm.grading.labels import is_refusal
+from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome
+from mmprm.grading.text import clean, is_prose, key
 
-_GOLD = re.compile(r"\(([A-J])\)|([A-J])")
-_LETTER = re.compile(
-    r"(?:option|choice|answer)?\s*(?:\(([A-J])\)|([A-J])(?![\w'^]))\s*(?:[.:,)]\s*(?P<text>.*)|$)", re.DOTALL | re.I
+LETTERS = "ABCDEFGHIJ"
+
+_TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
+_GOLD = re.compile(r"\(?[A-J]\)?|\([A-J]\)")
+_GOLD_WITH_TEXT = re.compile(
+    r"(?:(?:option|choice|answer)\s*:?\s*)?(?:\(([A-J])\)\s*|([A-J])\s*[.):]\s*|(?<=[a-z:]\s)([A-J])$)(?P<text>.*)",
+    re.DOTALL | re.I,
 )
+_JOINT = r"(?:[\s,;/&+.()]|\band\b|\bor\b|[和或及与])*"
+_ONLY_LETTERS = re.compile(rf"\(?[A-J]\)?(?:{_JOINT}\(?[A-J]\)?)*\.?")
+_ANNOUNCED = re.compile(
+    rf"(?:\b(?:answer|option|choice|choose|select|pick)s?\b|答案|选项?)\s*(?:is|are|:|是|为)?\s*(?:option|choice)?\s*"
+    rf"\(?(?P<letters>[A-J](?:{_JOINT}\(?[A-J]\b)*)\)?(?![\w'])",
+    re.IGNORECASE,
+)
+_LEADING = re.compile(
+    r"(?:\((?P<in>[A-J])\)|(?P<out>[A-J])\s*[.):]|(?P<bare>[A-J]))\s*(?:-+\s+)?(?P<text>.*)", re.DOTALL
+)
+_STANDING = re.compile(r"\(([A-J])\)|(?<![\w\\'^{])([B-HJ]|A(?!\s+[a-z]))(?![\w'^_{(])")
+_JUDGED = re.compile(r"^\W*(?:is |are |seems? )?\b(?:wrong|false|incorrect|no|not|true|yes)\b", re.IGNORECASE)
+_DENIED = re.compile(
+    r"\b(?:not|neither|nor|except|rather than|instead of)\s+(?:option\s+)?\(?([A-J])\)?(?:\s+nor\s+\(?([A-J])\)?)?(?![\w'])",
+    re.IGNORECASE,
+)
+_MATH = re.compile(r"[\d\\$(\[{<>=+¤£€¥-]")
+
+_INLINE = re.compile(r"(?:^|[\n;,])\s*\(?([A-J])\s*[.:)、]\s*(.*?)(?=[\n;,]\s*\(?[A-J]\s*[.:)、]|\Z)", re.DOTALL)
+
+
+def inline_choices(text: str) -> tuple[str, ...]:
+    """Return the texts of the choices A, B, … that stand in a text, on lines of their own or behind semicolons, from
+    the last A; () unless there are at least two, in order."""
+    found = _INLINE.findall(text)
+    letters = "".join(letter for letter, _ in found)
+    start = max(0, letters.rfind("A"))  # before it, points may have letters
+    found, letters = found[start:], letters[start:]
+    complete = len(found) > 1 and LETTERS.startswith(letters)
+    return tuple(choice.strip().rstrip(";") for _, choice in found) if complete else ()
 
 
 def is_letter(gold: str) -> bool:
-    """Whether a gold answer is a bare option letter: B, (B), B. or \\text{(B)}."""
-    return _GOLD.fullmatch(clean(gold)) is not None
+    """Return whether a gold answer is a bare option letter: B, (B), B. or \\text{(B)}."""
+    return _GOLD.fullmatch(_plain(gold)) is not None
+
+
+def gold_letters(gold: str) -> frozenset[str]:
+    """Return the options of a gold that names them by letter: B, (B), "B. 5 cm", "Option B", ABD; empty otherwise."""
+    text = _plain(gold)
+    if _GOLD.fullmatch(text):
+        return frozenset(re.findall(r"[A-J]", text))
+    if match := _GOLD_WITH_TEXT.fullmatch(text):
+        named = match[1] or match[2] or match[3]
+        return frozenset([named]) if named.isupper() else frozenset()
+    if re.fullmatch(r"A?B?C?D?E?F?G?", text) and len(text) > 1 or re.fullmatch(r"[A-G](?:\s*,\s*[A-G])+", text):
+        return frozenset(re.findall(r"[A-J]", text))
+    return frozenset()
+
+
+def gold_text(gold: str) -> str:
+    """Return `5 cm` of the gold "B. 5 cm"; "" for a gold that is a letter alone."""
+    match = _GOLD_WITH_TEXT.fullmatch(_plain(gold))
+    return match["text"].strip() if match else ""
 
 
 def letter(answer: str) -> str | None:
-    """The option letter of `B`, `(B)`, `B.`, `b)`, `B. text`, `option B`; None where no letter stands first."""
-    match = _LETTER.match(clean(answer))
-    return (match[1] or match[2]).upper() if match else None
+    """Return the one option letter that an answer names; None where it names none or several."""
+    named = letters(answer)
+    return next(iter(named)) if len(named) == 1 else None
 
 
-def option(answer: str, choices: Sequence[str]) -> int | None:
-    """Index of the option that `answer` names by its text, or else by its letter; by its letter first where options
-    are letters themselves ("D. I")."""
+def letters(answer: str) -> frozenset[str]:
+    """Return the option letters that an answer names as its answer: `B`, `(B) 5 cm`, `A, C`, "the answer is B"."""
+    text = _plain(answer)
+    if re.fullmatch(r"\(?[a-j]\)|[a-j][.:]?|\([a-j]\)|option [a-j]", text):
+        return frozenset(re.findall(r"[a-j](?!\w)", text)[-1].upper())
+    if _ONLY_LETTERS.fullmatch(text):
+        return frozenset(re.findall(r"[A-J]", text))
+    denied = {named for match in _DENIED.finditer(text) for named in match.groups() if named}
+    announced = [named for match in _ANNOUNCED.finditer(text) for named in re.findall(r"[A-J]", match["letters"])]
+    announced = [named for named in announced if named not in denied]
+    if announced:
+        return frozenset(announced)
+    standing = frozenset(first or second for first, second in _STANDING.findall(text)) - denied
+    match = _LEADING.match(text)
+    if match is None or not _begins_with_letter(match):
+        return standing if denied or len(standing) > 1 or _is_short(text) else frozenset()
+    named, rest = match["in"] or match["out"] or match["bare"], match["text"]
+    if named in denied or _JUDGED.match(rest) or re.search(r"(?:^|[\s,;])\(?[A-J][.):]\s", rest):
+        return (
+            standing - {named}
+            if len(standing) > 1 and re.match(r"\W*is\b", rest)
+            else standing | frozenset("??"[: 2 - len(standing)])
+        )
+    return frozenset([named])
+
+
+def _begins_with_letter(match: re.Match[str]) -> bool:
+    """(A) …, A. …, A 30°; not "A triangle"."""
+    if match["bare"] is None:
+        return True
+    text = match.string[match.end("bare") :]
+    return bool(re.match(r"\s*$|\s*-+\s|\s+" + _MATH.pattern, text)) and not re.match(r"\s*[=^_+*/<>]", text)
+
+
+def _is_short(text: str) -> bool:
+    return len(text.split()) <= 6
+
+
+def option(answer: str, choices: Sequence[str], same: Callable[[str, str], Outcome] | None = None) -> int | None:
+    """Return the index of the option that `answer` names by its text, or else by its letter, or else by its value.
+
+    By its letter first where options are letters themselves ("D. I"). `same` compares an option with an answer.
+    """
     ways = [_by_text, _by_letter]
-    if any(is_letter(_text(choice)) for choice in choices):
+    if any(is_letter(_option_text(choice)) for choice in choices):
         ways.reverse()
     found = (way(answer, choices) for way in ways)
-    return next((index for index in found if index is not None), None)
+    index = next((index for index in found if index is not None), None)
+    if index is None and same is not None and not letters(answer):
+        outcomes = [same(_option_text(choice), answer) for choice in choices]
+        best = SAME if SAME in outcomes or is_prose(clean(answer)) else UNDECIDED  # 1/3 among 1:3, 1:4, …
+        matching = [
+            i for i, outcome in enumerate(outcomes) if outcome is best and (best is SAME or not is_prose(choices[i]))
+        ]
+        index = matching[0] if len(matching) == 1 else None
+    return index
 
 
 def _by_text(answer: str, choices: Sequence[str]) -> int | None:
-    texts = [key(_text(choice)) for choice in choices]
-    named = (key(answer), key(_text(answer)))
+    texts = [key(_option_text(choice)) for choice in choices]
+    named = (key(answer), key(_option_text(answer)))
     return next((texts.index(text) for text in named if texts.count(text) == 1), None)
 
 
 def _by_letter(answer: str, choices: Sequence[str]) -> int | None:
     named = letter(answer)
-    index = ord(named) - ord("A") if named else len(choices)
-    return index if index < len(choices) else None
+    index = LETTERS.find(named) if named else -1
+    return index if 0 <= index < len(choices) else None
 
 
-def _text(choice: str) -> str:
+def _option_text(choice: str) -> str:
     """`3 cm` from `B. 3 cm`."""
-    match = _LETTER.match(clean(choice))
-    return match["text"] if match and match["text"] else choice
+    match = _LEADING.match(_plain(choice))
+    bracketed = match is not None and match["bare"] is None
+    return match["text"] if bracketed and match["text"] else choice
+
+
+def _plain(text: str) -> str:
+    """Without markup: \\textbf{(A)}\\ 30 is (A) 30."""
+    line = clean(" ".join(text.split()))
+    line = _TEXT.sub(r"\1", line)
+    line = re.sub(r"[\"'*]+(?=[A-J]\b)|(?<=\b[A-J])[\"'*]+$", "", line).strip()
+    return re.sub(r"^\{\s*([A-J])\s*\}", r"\1", line)
+
+
+Chosen = tuple[Outcome, str]
+"""An outcome and its reason."""
+
+
+def decide(gold: str, answer: str, choices: Sequence[str], same: Callable[[str, str], Outcome]) -> Chosen | None:
+    """Compare by the options that gold and answer name; None when they must be compared as values."""
+    wanted = gold_letters(gold)
+    if len(wanted) > 1:
+        named = letters(answer)
+        return (SAME if named == wanted else DIFFERENT, _options(named)) if named else None
+    if choices:
+        return _decide_among(gold, answer, choices, same)
+    return _decide_by_letter(gold, answer, wanted, same) if wanted else None
+
+
+def _decide_among(gold: str, answer: str, choices: Sequence[str], same: Callable[[str, str], Outcome]) -> Chosen | None:
+    wanted = option(gold, choices, same)
+    if wanted is None:
+        return None
+    given = option(answer, choices, same)
+    if given is not None:
+        return SAME if given == wanted else DIFFERENT, f"option {LETTERS[given : given + 1] or given + 1}"
+    if named := letters(answer):
+        return DIFFERENT, _options(named)
+    outcome = DIFFERENT if is_refusal(answer) else same(_option_text(choices[wanted]), answer)
+    return outcome, "names no option" if outcome is DIFFERENT else outcome.value
+
+
+def _decide_by_letter(gold: str, answer: str, wanted: frozenset[str], same: Callable[[str, str], Outcome]) -> Chosen:
+    named = letters(answer)
+    if named:
+        return SAME if named == wanted else DIFFERENT, _options(named)
+    if is_refusal(answer) or denies_letter(answer):
+        return DIFFERENT, "names no option"
+    text = gold_text(gold)
+    outcome = same(text, answer) if text else UNDECIDED
+    unknown = "names no option by letter, and the options are not known"
+    return outcome, unknown if outcome is UNDECIDED else outcome.value
+
+
+def denies_letter(answer: str) -> bool:
+    """Return whether an answer does no more than exclude options ("not A")."""
+    return _DENIED.search(_plain(answer)) is not None
+
+
+def _options(named: frozenset[str]) -> str:
+    letters_ = "".join(sorted(named & set(LETTERS)))
+    return f"option {letters_}" if len(named) == 1 else f"options {letters_}"

@@ -1,154 +1,356 @@
-"""Whether two answers are the same, decided by structure first and by a given test for single values."""
+"""Whether two answers are the same, decided by structure first and by their single values after that."""
 
 from __future__ import annotations
 
-import enum
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
-from mmprm.grading.numbers import is_decimal, number, rounds_to
-from mmprm.grading.reading import Answer, Group, Leaf, has_prose, is_based, read, serial_reading
-from mmprm.grading.text import key
-
-
-class Outcome(enum.Enum):
-    SAME = "same value"
-    DIFFERENT = "different value"
-    UNDECIDED = "symbols cannot decide"
-
-
-SAME, DIFFERENT, UNDECIDED = Outcome.SAME, Outcome.DIFFERENT, Outcome.UNDECIDED
-
-SymbolTest = Callable[[str, str], Outcome]
-"""Compares two expressions, or two equations or inequalities, gold first."""
-
-_ORDERED = {"blanks", "brackets", "ratio"}
-_OPPOSITE = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq"}
-_OPEN_FORM = re.compile(r"\\text|\\begin|\\mathbb|\\emptyset|\\varnothing|[<>=∅]|\\pm|[?]")
-"""What may stand for a list, a set or a condition."""
-_NAME = re.compile(
-    r"(?:\\[a-zA-Z]+\s*)?\{?[A-Za-z]{0,4}'*\}?(?:_\{?\w+\}?)?(?:\s*\(\s*\w\s*\))?(?:\\text\{[^{}]*\})?|\|?\\vec\s*\{\w+\}\|?"
+from mmprm.grading import realsets
+from mmprm.grading.expressions import UnreadableError, parse
+from mmprm.grading.expressions import symbols as free_symbols
+from mmprm.grading.labels import compare_labels, compare_words, skeleton
+from mmprm.grading.leaves import is_sign, same_expression, same_leaf
+from mmprm.grading.numbers import is_decimal, number
+from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome, SymbolTest, all_of, any_of
+from mmprm.grading.reading import (
+    Answer,
+    Group,
+    Leaf,
+    flattened,
+    has_prose,
+    read,
+    run_together,
+    serial_reading,
+    spaced_reading,
 )
-_SIGN = re.compile(r"[=<>]|\\(?:leq|geq|neq|perp|parallel|sim|cong|approx|in)")
-_NUMERIC_COMMAND = re.compile(r"\\(?:frac|sqrt|times|cdot|pi)(?![a-zA-Z])")
+from mmprm.grading.relations import same_relation, states_value, stated_side
+from mmprm.grading.text import clean, is_prose, key
+from mmprm.grading.wording import alternatives, condition, core, denies, stated_values
+
+__all__ = ["DIFFERENT", "SAME", "UNDECIDED", "Outcome", "SymbolTest", "compare"]
+
+_OPEN_FORM = re.compile(r"\\text|\\begin|\\mathbb|\\emptyset|[<>=]|\\pm|[?]")
+"""What may stand for a list, a set or a condition."""
 
 
-def compare(gold: str, answer: str, symbols: SymbolTest) -> Outcome:
-    """Compare two answers as written; `symbols` is asked only for what text, structure and arithmetic leave open."""
+def compare(gold: str, answer: str, symbols: SymbolTest, labels: Sequence[Sequence[str]] = ()) -> Outcome:
+    """Compare two answers as written; `symbols` is asked only for what text, structure and evaluation leave open.
+
+    `labels` are closed sets of words: of a gold that is one of them, every other answer is incorrect.
+    """
     if key(gold) == key(answer):
         return SAME
-    if (outcome := _yes_or_no(gold, answer)) is not None:
+    return any_of(_compare_one(each, answer, symbols, labels) for each in alternatives(gold))
+
+
+def _compare_one(gold: str, answer: str, symbols: SymbolTest, labels: Sequence[Sequence[str]]) -> Outcome:
+    if is_sign(clean(gold)) and isinstance(relation := read(_line(answer)), Group):
+        return DIFFERENT if clean(gold) == "=" and relation.marks != ("=",) else UNDECIDED
+    if (outcome := compare_labels(_line(gold), _line(answer), labels)) is not None:
         return outcome
-    given = read(answer)
-    readings = [reading for reading in (read(gold), serial_reading(gold)) if reading]
-    outcomes = [_same(reading, given, symbols) for reading in readings]
-    return SAME if SAME in outcomes else outcomes[0]
-
-
-def _same(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
-    if isinstance(gold, Leaf) and isinstance(given, Leaf):
-        return _same_leaf(gold, given, symbols)
-    if has_prose(gold) and not (isinstance(gold, Group) and isinstance(given, Group) and gold.kind == given.kind):
+    if run_together(gold, answer):
+        return SAME
+    gold_text, gold_remark = _core(gold)
+    answer_text, answer_remark = _core(answer)
+    gold_reading, given = read(gold_text), read(answer_text)
+    readings = [each for each in (gold_reading, serial_reading(gold), spaced_reading(gold)) if each]
+    outcomes = [_same_or_stated(reading, gold_text, given, answer_text, symbols) for reading in readings]
+    outcome = SAME if SAME in outcomes else outcomes[0]
+    conditions = condition(gold_remark), condition(answer_remark)
+    if outcome is SAME and all(conditions) and conditions[0] != conditions[1]:
         return UNDECIDED
-    gold_kind, given_kind = (answer.kind if isinstance(answer, Group) else "leaf" for answer in (gold, given))
-    if "relation" in (gold_kind, given_kind):
-        return _same_relation(gold, given, symbols)
+    return outcome
+
+
+def _line(text: str) -> str:
+    return " ".join(clean(line) for line in text.strip().splitlines())
+
+
+def _core(text: str) -> tuple[str, str]:
+    """The answer without words around it; lines are answers of their own, unless the first leads to the next."""
+    lines = [clean(line) for line in text.strip().splitlines() if clean(line)]
+    raw = [line for line in text.strip().splitlines() if clean(line)]
+    if len(lines) < 2 or r"\begin" in text:
+        return core(" ".join(lines))
+    if re.search(r"[:：]\s*$", raw[0]) and len(lines) == 2 and is_prose(lines[0]):
+        return core(lines[1])
+    return "\n".join(lines), ""
+
+
+def _same_or_stated(gold: Answer, gold_text: str, given: Answer, text: str, symbols: SymbolTest) -> Outcome:
+    outcome = same(gold, given, symbols)
+    if outcome is not SAME and isinstance(given, Leaf) and given.prose and not has_prose(gold):
+        return _same_as_stated(gold, text, symbols)
+    if has_prose(gold) and outcome is UNDECIDED:
+        if skeleton(gold_text) == skeleton(text):
+            return SAME
+        if isinstance(gold, Leaf):
+            return _gold_sentence(gold, given, symbols)
+    return outcome
+
+
+def _same_as_stated(gold: Answer, sentence: str, symbols: SymbolTest) -> Outcome:
+    """An answer in words is the value that it states, if that is the only one that it mentions."""
+    values = stated_values(sentence)
+    outcomes = [same(gold, read(value), symbols) for value in values]
+    if len(set(values)) == 1 and not denies(sentence):
+        return outcomes[0]
+    if SAME in outcomes or UNDECIDED in outcomes:
+        return DIFFERENT if len(values) == 1 and re.search(r"\b(?:not|isn't|不是)\b", sentence) else UNDECIDED
+    return DIFFERENT if _is_plain(gold) else UNDECIDED
+
+
+def _gold_sentence(gold: Leaf, given: Answer, symbols: SymbolTest) -> Outcome:
+    """A gold in words against a value: the value that its last sentence states."""
+    if isinstance(given, Leaf) and given.prose:
+        return UNDECIDED
+    sentence = re.split(r"(?<=[a-z\d])[.;]\s+|\\therefore|[∴]", gold.text)[-1]
+    values = stated_values(sentence)
+    outcomes = [same(read(value), given, symbols) for value in values]
+    if len(set(values)) == 1:
+        return outcomes[0]
+    return (
+        UNDECIDED if SAME in outcomes or UNDECIDED in outcomes else DIFFERENT if isinstance(given, Leaf) else UNDECIDED
+    )
+
+
+def same(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
+    """Compare two readings."""
+    gold, given = _single(gold), _single(given)
+    given = _without_repetition(gold, given)
+    if isinstance(gold, Leaf) and isinstance(given, Leaf):
+        return _same_named_set(gold, given) or same_leaf(gold, given, symbols)
+    if (outcome := _same_set(gold, given, symbols)) is not None:
+        return outcome
+    kinds = [answer.kind if isinstance(answer, Group) else "leaf" for answer in (gold, given)]
+    if kinds[0] == "blanks" and kinds[1] in ("list", "blanks"):
+        return _same_blanks(gold, given, symbols)
+    if "matrix" in kinds:
+        return _same_matrix(gold, given, symbols)
+    if has_prose(gold) and not kinds[0] == kinds[1]:
+        return UNDECIDED
+    if "relation" in kinds and not _is_collection(given) and not _is_collection(gold):
+        return same_relation(gold, given, symbols, partial(same, symbols=symbols))
     if isinstance(gold, Group) and isinstance(given, Group):
         return _same_group(gold, given, symbols)
-    if "ratio" in (gold_kind, given_kind):
+    if "ratio" in kinds:
         return _ratio_against_value(gold, given, symbols)
     return DIFFERENT if _is_plain(gold) else UNDECIDED
 
 
+def _is_collection(answer: Answer) -> bool:
+    return isinstance(answer, Group) and answer.kind in ("list", "blanks", "cases", "matrix")
+
+
+def _single(answer: Answer) -> Answer:
+    """{5} is 5, and x in {5} too."""
+    if isinstance(answer, Group) and answer.kind == "set" and len(answer.items) == 1:
+        return answer.items[0]
+    if isinstance(answer, Group) and answer.marks == (r"\in",) and isinstance(answer.items[1], Group):
+        return _single(answer.items[1]) if answer.items[1].kind == "set" else answer
+    return answer
+
+
+def _without_repetition(gold: Answer, given: Answer) -> Answer:
+    """A list without a value that it repeats exactly, or as a decimal of three places: 1/3 or 0.333."""
+    if not (isinstance(given, Group) and given.kind == "list"):
+        return given
+    if isinstance(gold, Group) and len(gold.items) >= len(given.items):
+        return given
+    kept: list[Answer] = []
+    for item in given.items:
+        if not any(_repeats(item, other) for other in kept):
+            kept.append(item)
+    return kept[0] if len(kept) == 1 else replace(given, items=tuple(kept))
+
+
+def _repeats(item: Answer, other: Answer) -> bool:
+    if not (isinstance(item, Leaf) and isinstance(other, Leaf)):
+        return item == other
+    if item == other:
+        return True
+    value, exact = number(item.text), number(other.text)
+    if value is None or exact is None or not is_decimal(item.text) or len(item.text.partition(".")[2]) < 2:
+        return value is not None and value == exact
+    return abs(value - exact) * 10 ** len(item.text.partition(".")[2]) <= 1
+
+
+def _same_named_set(gold: Leaf, given: Leaf) -> Outcome | None:
+    """R against "all real numbers"."""
+    one, other = realsets.real_set(gold), realsets.real_set(given)
+    if one is None or other is None:
+        return None
+    return SAME if one == other else DIFFERENT
+
+
+def _same_set(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome | None:
+    """Decided where both are sets of numbers and one at least is so by its form."""
+    if not (realsets.is_explicit(gold) or realsets.is_explicit(given)):
+        return None
+    one, other = realsets.real_set(gold), realsets.real_set(given)
+    if one is None or other is None:
+        return None
+    if (
+        isinstance(gold, Group)
+        and isinstance(given, Group)
+        and gold.kind == given.kind == "brackets"
+        and gold.marks == given.marks
+    ):
+        return None
+    return realsets.same_set(one, other, lambda a, b: same_expression(a, b, symbols))
+
+
+def _same_blanks(gold: Group, given: Group, symbols: SymbolTest) -> Outcome:
+    """Several blanks in order; a list in one blank may be written with commas like the blanks themselves."""
+    if len(gold.items) == len(given.items):
+        outcome = _in_order(gold.items, given.items, symbols)
+        if outcome is not DIFFERENT:
+            return outcome
+    one, other = flattened(gold), flattened(given)
+    if len(one) != len(other):
+        return DIFFERENT
+    outcome = _in_order(one, other, symbols)
+    return outcome if outcome is not UNDECIDED or not _is_permuted(one, other) else DIFFERENT
+
+
+def _in_order(gold: Sequence[Answer], given: Sequence[Answer], symbols: SymbolTest) -> Outcome:
+    outcome = all_of(same(a, b, symbols) for a, b in zip(gold, given, strict=True))
+    return DIFFERENT if outcome is UNDECIDED and _is_permuted(gold, given) else outcome
+
+
+def _is_permuted(gold: Sequence[Answer], given: Sequence[Answer]) -> bool:
+    texts = [[key(item.text) if isinstance(item, Leaf) else repr(item) for item in items] for items in (gold, given)]
+    return texts[0] != texts[1] and sorted(texts[0]) == sorted(texts[1])
+
+
+def _same_matrix(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
+    """Matrices entry by entry; a column or a row is also a tuple, and a binomial a column of two."""
+    rows = [_rows(answer) for answer in (gold, given)]
+    if None in rows:
+        one, other = (_entries(answer) for answer in (gold, given))
+        if one is None or other is None:
+            return DIFFERENT if isinstance(given, Leaf) and number(given.text) is not None else UNDECIDED
+        rows = [[one], [other]]
+    if [len(row) for row in rows[0]] != [len(row) for row in rows[1]]:
+        return DIFFERENT
+    pairs = zip(*(sum(each, []) for each in rows), strict=True)
+    return all_of(same(a, b, symbols) for a, b in pairs)
+
+
+def _rows(answer: Answer) -> list[list[Answer]] | None:
+    if isinstance(answer, Group) and answer.kind == "matrix":
+        return [list(row.items) for row in answer.items]
+    if (
+        isinstance(answer, Group)
+        and answer.kind == "brackets"
+        and all(isinstance(i, Group) and i.kind == "brackets" for i in answer.items)
+    ):
+        return [list(row.items) for row in answer.items]
+    return None
+
+
+def _entries(answer: Answer) -> list[Answer] | None:
+    """The entries of a column, a row or a tuple."""
+    if isinstance(answer, Leaf):
+        match = re.fullmatch(r"\\[dt]?binom\{([^{}]*)\}\{([^{}]*)\}", answer.text)
+        return [Leaf(match[1]), Leaf(match[2])] if match else None
+    if answer.kind == "brackets":
+        return list(answer.items)
+    rows = _rows(answer)
+    if rows is None or len(rows) > 1 and any(len(row) > 1 for row in rows):
+        return None
+    return sum(rows, [])
+
+
 def _same_group(gold: Group, given: Group, symbols: SymbolTest) -> Outcome:
+    compare_items: Callable[[], Outcome]
+    if gold.kind == "cases" and given.kind == "cases" or gold.kind == "set" or given.kind == "set":
+        if {gold.kind, given.kind} & {"brackets", "ratio"}:
+            return DIFFERENT
     if len(gold.items) != len(given.items):
         return DIFFERENT if not has_prose(gold) else UNDECIDED
-    one_named = _has_distinct_names(gold) != _has_distinct_names(given)  # x=1, y=2 against 1, 2: by place
-    if gold.kind in _ORDERED or given.kind == "brackets" or one_named:
+    names = [_distinct_names(group) for group in (gold, given)]
+    if bool(names[0]) != bool(names[1]):  # x=1, y=2 against (1, 2): by the order of the names
+        gold, given = (_by_name(group, name) for group, name in zip((gold, given), names, strict=True))
+    if _is_ordered(gold, given, names):
         if gold.kind == given.kind == "ratio" and (proportional := _proportional(gold, given)) is not None:
             return proportional
-        outcome = _all(_same(a, b, symbols) for a, b in zip(gold.items, given.items, strict=True))
+        outcome = _in_order(gold.items, given.items, symbols)
     else:
         outcome = _same_multiset(gold.items, given.items, symbols)
-    if outcome is SAME and not _same_form(gold, given):
-        # (1,2) against [1,2] is another interval; longer tuples may be written with either bracket.
-        intervals = gold.kind == given.kind == "brackets" and len(gold.items) == 2 and gold.marks != given.marks
-        return DIFFERENT if intervals else UNDECIDED
-    return outcome
+    return outcome if outcome is not SAME else _same_form(gold, given, any(names))
 
 
-def _same_form(gold: Group, given: Group) -> bool:
-    """Bare lists stand for each other and for sets; brackets, unions and ratios only for their own kind."""
-    loose = {"blanks", "list", "set"}
-    named_apart = gold.name and given.name and gold.name != given.name
+def _is_ordered(gold: Group, given: Group, names: Sequence[Sequence[str]]) -> bool:
     return (
-        ({gold.kind, given.kind} <= loose or gold.kind == given.kind) and gold.marks == given.marks and not named_apart
+        gold.kind in ("blanks", "brackets", "ratio", "piece")
+        or given.kind in ("brackets", "ratio")
+        or bool(names[0]) != bool(names[1])
     )
 
 
-def _has_distinct_names(group: Group) -> bool:
-    names = [item.items[0] for item in group.items if isinstance(item, Group) and item.kind == "relation"]
-    return len(set(names)) > 1
+def _same_form(gold: Group, given: Group, named: bool) -> Outcome:
+    """What equal items in another form come to: (1,2) against [1,2] is another interval, against 1, 2 open."""
+    loose = {"blanks", "list", "set"}
+    if gold.name and given.name and gold.name != given.name:
+        return DIFFERENT if re.fullmatch(r"[A-Z]", gold.name + given.name) else UNDECIDED
+    if {gold.kind, given.kind} <= loose or named:
+        return SAME if named or not _joined_otherwise(gold, given) else DIFFERENT
+    if gold.kind != given.kind:
+        tuple_ = next((group for group in (gold, given) if group.kind == "brackets"), None)
+        if tuple_ is None:
+            return UNDECIDED
+        if len(tuple_.items) == 2:
+            return DIFFERENT if tuple_.marks != ("()",) else UNDECIDED
+        return SAME
+    if gold.kind != "brackets" or gold.marks == given.marks:
+        return SAME
+    return DIFFERENT if len(gold.items) == 2 else SAME
+
+
+def _joined_otherwise(gold: Group, given: Group) -> bool:
+    """x<2 or x>3 is not x<2 and x>3; of values, "and" and "or" say the same."""
+    related = all(
+        isinstance(item, Group) and item.kind == "relation" and set(item.marks) - {"="} for item in gold.items
+    )
+    return related and {*gold.marks, *given.marks} >= {"or", "and"}
+
+
+def _distinct_names(group: Group) -> list[str]:
+    """The names of x=1, y=2 in order; [] where they do not tell the values apart, as in x=1, x=2 or x_1=1, x_2=2."""
+    names = [
+        item.items[0].text
+        for item in group.items
+        if isinstance(item, Group)
+        and item.kind == "relation"
+        and item.marks[:1] == ("=",)
+        and isinstance(item.items[0], Leaf)
+    ]
+    bases = {re.sub(r"_.*", "", name) for name in names}
+    return names if len(names) == len(group.items) and len(bases) == len(names) > 1 else []
+
+
+def _by_name(group: Group, names: Sequence[str]) -> Group:
+    if not names or not all(re.fullmatch(r"[a-zA-Z]", name) for name in names):
+        return group
+    return replace(
+        group, items=tuple(item for _, item in sorted(zip(names, group.items, strict=True), key=lambda pair: pair[0]))
+    )
 
 
 def _same_multiset(gold: Sequence[Answer], given: Sequence[Answer], symbols: SymbolTest) -> Outcome:
     left = list(given)
     leftover: list[Answer] = []
     for item in gold:
-        match = next((i for i, other in enumerate(left) if _same(item, other, symbols) is SAME), None)
+        match = next((i for i, other in enumerate(left) if same(item, other, symbols) is SAME), None)
         if match is None:
             leftover.append(item)
         else:
             left.pop(match)
-    undecided = any(_same(a, b, symbols) is UNDECIDED for a in leftover for b in left)
+    undecided = any(same(a, b, symbols) is UNDECIDED for a in leftover for b in left)
     return SAME if not leftover else UNDECIDED if undecided else DIFFERENT
-
-
-def _same_relation(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
-    gold_relation = isinstance(gold, Group) and gold.kind == "relation"
-    given_relation = isinstance(given, Group) and given.kind == "relation"
-    if not given_relation:
-        if _states_value(gold):
-            return _same(gold.items[-1], given, symbols)
-        return DIFFERENT if isinstance(given, Leaf) and number(given.text) is not None else UNDECIDED
-    if not gold_relation:
-        return _same(gold, given.items[-1], symbols) if _states_value(given) else UNDECIDED
-    if _flip(given) == gold or gold == given:
-        return SAME
-    for form in (given, _flip(given)):
-        if form is not None and form.marks == gold.marks and len(form.items) == len(gold.items):
-            pairs = list(zip(gold.items, form.items, strict=True))
-            outcomes = [_same(a, b, symbols) for a, b in pairs]
-            if _all(outcomes) is SAME or (outcomes[0] is SAME and _states_value(gold)):
-                return _all(outcomes)  # with the same left side, the right side decides
-    if _states_value(gold) and _states_value(given) and _same(gold.items[-1], given.items[-1], symbols) is SAME:
-        return SAME if _same(gold.items[0], given.items[0], symbols) is SAME else UNDECIDED  # or another name
-    return symbols(_written(gold), _written(given)) if len(gold.items) == len(given.items) == 2 else DIFFERENT
-
-
-def _states_value(relation: Group) -> bool:
-    """x = 5, 2 + 3 = 5 and x ∈ (1,2) say what follows the last sign; x + y = 5 does not."""
-    return (set(relation.marks) <= {"=", r"\approx"} or relation.marks == (r"\in",)) and _is_name(relation.items[0])
-
-
-def _is_name(answer: Answer) -> bool:
-    r"""x, f(x), \angle A, (x,y), and numbers, which can only be a calculation."""
-    if isinstance(answer, Group):
-        return all(_is_name(item) for item in answer.items)
-    return bool(_NAME.fullmatch(answer.text)) or not re.search(r"[A-Za-z]", _NUMERIC_COMMAND.sub("", answer.text))
-
-
-def _flip(relation: Group) -> Group | None:
-    """b > a for a < b."""
-    if not all(mark in _OPPOSITE or mark in ("=", r"\neq", r"\perp", r"\parallel") for mark in relation.marks):
-        return None
-    marks = tuple(_OPPOSITE.get(mark, mark) for mark in reversed(relation.marks))
-    return Group("relation", relation.items[::-1], marks)
-
-
-def _written(relation: Group) -> str:
-    sides = [item.text if isinstance(item, Leaf) else "" for item in relation.items]
-    return f" {relation.marks[0]} ".join(sides) if all(sides) else ""
 
 
 def _proportional(gold: Group, given: Group) -> Outcome | None:
@@ -169,59 +371,7 @@ def _ratio_against_value(gold: Answer, given: Answer, symbols: SymbolTest) -> Ou
     if len(ratio.items) != 2 or not all(isinstance(item, Leaf) for item in ratio.items):
         return DIFFERENT
     top, bottom = (item.text for item in ratio.items)
-    return DIFFERENT if _same_leaf(Leaf(rf"\frac{{{top}}}{{{bottom}}}"), value, symbols) is DIFFERENT else UNDECIDED
-
-
-def _same_leaf(gold: Leaf, given: Leaf, symbols: SymbolTest) -> Outcome:
-    if key(gold.text) == key(given.text) and gold.text:
-        return SAME if _units_agree(gold, given) else UNDECIDED
-    if _SIGN.fullmatch(gold.text):
-        return DIFFERENT if _SIGN.fullmatch(given.text) or number(given.text) is not None else UNDECIDED
-    if gold.prose or not gold.text:
-        return UNDECIDED
-    if given.prose or not given.text:
-        return UNDECIDED if _mentions(given.text, gold.text) else DIFFERENT
-    if is_based(gold.text) or is_based(given.text):
-        digits = {re.sub(r"_.*", "", leaf.text) for leaf in (gold, given)}
-        one_sided = is_based(gold.text) != is_based(given.text)
-        return UNDECIDED if one_sided and len(digits) == 1 else DIFFERENT
-    outcome = _same_number(gold.text, given.text)
-    if outcome is None:
-        if re.search(r"\d\s*_|\\text|\d \d", gold.text + "|" + given.text):
-            return UNDECIDED  # math-verify drops such subscripts and texts, and adds up neighbouring numbers
-        outcome = symbols(gold.text, given.text)
-    return outcome if _units_agree(gold, given) else UNDECIDED
-
-
-def _same_number(gold: str, given: str) -> Outcome | None:
-    """Exact arithmetic; None when one of the two is no plain number."""
-    gold_percent, given_percent = gold.endswith("%"), given.endswith("%")
-    gold_value, given_value = number(gold.rstrip("%")), number(given.rstrip("%"))
-    if gold_value is None or given_value is None:
-        return None
-    if gold_value == given_value:
-        return SAME
-    if gold_percent != given_percent:
-        scaled = (gold_value / 100, given_value) if gold_percent else (gold_value, given_value / 100)
-        return SAME if scaled[0] == scaled[1] else DIFFERENT
-    return SAME if not is_decimal(gold) and rounds_to(gold_value, given) else DIFFERENT
-
-
-def _yes_or_no(gold: str, answer: str) -> Outcome | None:
-    """A gold yes or no (true or false) against the first word of the answer."""
-    gold, first_word = key(gold), re.match(r"\w*", key(answer))[0]
-    for pair in ({"yes", "no"}, {"true", "false"}):
-        if gold in pair and first_word in pair:
-            return SAME if gold == first_word else DIFFERENT
-    return None
-
-
-def _mentions(prose: str, value: str) -> bool:
-    return bool(re.search(rf"(?<![\w.]){re.escape(value)}(?![\w]|\.\d)", prose))
-
-
-def _units_agree(gold: Leaf, given: Leaf) -> bool:
-    return not gold.unit or not given.unit or gold.unit == given.unit
+    return DIFFERENT if same_leaf(Leaf(rf"\frac{{{top}}}{{{bottom}}}"), value, symbols) is DIFFERENT else UNDECIDED
 
 
 def _is_plain(answer: Answer) -> bool:
@@ -229,8 +379,3 @@ def _is_plain(answer: Answer) -> bool:
     if isinstance(answer, Group):
         return all(_is_plain(item) for item in answer.items)
     return bool(answer.text) and not answer.prose and not _OPEN_FORM.search(answer.text)
-
-
-def _all(outcomes: Sequence[Outcome]) -> Outcome:
-    outcomes = list(outcomes)
-    return DIFFERENT if DIFFERENT in outcomes else UNDECIDED if UNDECIDED in outcomes else SAME

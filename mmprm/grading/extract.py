@@ -1,45 +1,135 @@
-"""Where the final answer stands in a response."""
+r"""Where the final answer is in a response.
+
+In this order: the last `<answer>…</answer>`; the last `\boxed{…}` (or boxes joined by "and"); what an announcing phrase
+says ("the answer is", "Answer:", "#### ", "答案是", …); a response, or a last line, that is nothing but an answer.
+Thoughts do not count, and an answer that was begun later and not finished leaves no answer.
+"""
 
 from __future__ import annotations
 
 import re
 
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
-_PHRASE = re.compile(r"final answer is\s*:?\s*(.+?)(?=\.(?:\s|$)|\n|$)", re.IGNORECASE)
+from mmprm.grading.labels import is_refusal
+
+MAX_LENGTH = 20_000
+"""Only the end of a longer response is read."""
+MAX_BOX_DEPTH = 20
+MAX_LINE = 300
+"""A longer line is no answer by itself."""
+
+_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
+_OPEN_THOUGHT = re.compile(r"<think>(?:(?!<think>).)*\Z", re.DOTALL | re.IGNORECASE)
+_BEGIN, _END = re.compile(r"<answer>", re.IGNORECASE), re.compile(r"</answer>", re.IGNORECASE)
 _BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
-_WORD = re.compile(r"(?<!\\)\b[^\W\d_]{2,}")
+_WORD = re.compile(r"(?<!\\)\b(?!(?:and|or)\b)[^\W\d_]{2,}")
+_BOX_JOINT = re.compile(r"[\s$,;.\\()\[\]、，]*(?:\band\b|\bor\b|和|或|及)?[\s$,;\\()\[\]]*")
 
-
-LONGEST = 20_000
-DEEPEST_BOXES = 20
+_RUN = re.compile(r"([\s*_]{8})[\s*_]+")
+"""Longer runs of white space and emphasis say nothing, and would make the patterns below slow."""
+_NOUN = r"(?:answer|solution|option|choice|result)s?"
+_ANNOUNCEMENTS = re.compile(
+    rf"""(?:
+    \#\#\#\#(?!\#)\s*
+    |\b(?:the|my|our)?\s*(?:final|correct|right|best)?\s*{_NOUN}\**\s*(?:(?:is|are|would\ be|must\ be)\s*(?:therefore|thus|option|choice)?\b\**\s*[::]?|[::])
+    |\#+\s*(?:the\s+)?(?:final\s+)?answer\b[ ]*(?=\n)
+    |(?:最终)?答案\s*(?:是|为|应为|选)?\s*[::]?
+    |(?:故|应|因此|所以)?选\s*(?:择|项)?\s*[::]?\s*(?=[\s(\($]*[A-J])
+    )[\s*_]*""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_SENTENCE_END = re.compile(r"[.!](?:\s|\*|$)|。|\n")
+_CONCLUSION = re.compile(r"(?:so|thus|hence|therefore|consequently|in conclusion|所以|因此|故)\b", re.IGNORECASE)
+_PROSE_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3,}|[\u3040-\u9fff]{2,}")
 
 
 def extract(response: str) -> str | None:
-    """The last `<answer>…</answer>`, else the last balanced `\\boxed{…}`, else what follows "final answer is".
+    """Return the final answer without the boxes around it; None when there is none or it is empty."""
+    text = _RUN.sub(r"\1", without_thoughts(response[-MAX_LENGTH:]))
+    for find in (_tagged, _boxed, _announced, _alone):
+        found, answer = find(text)
+        if found:
+            return answer.strip() or None if answer else None
+    return None
 
-    Boxes are opened: `<answer>$\\boxed{24}$</answer>` gives `$24$`. None when there is no answer or it is empty. Only
-    the end of a very long response is read.
-    """
-    response = response[-LONGEST:]
-    if tagged := _ANSWER.findall(response):
-        answer = open_boxes(tagged[-1])
-    elif boxes := boxed(response):
-        answer = open_boxes(boxes[-1])
-    elif phrases := _PHRASE.findall(response):
-        answer = phrases[-1].strip(" *")
-    else:
-        return None
-    return answer.strip() or None
+
+def open_gold(gold: str) -> str:
+    """Return the answer that a gold states in a wrapping (tags, box, `#### 5`, "the answer is"), or the gold itself."""
+    for find in (_tagged, _boxed, _announced):
+        found, answer = find(gold)
+        if found and answer and answer.strip():
+            return answer.strip()
+    return gold
+
+
+def without_thoughts(text: str) -> str:
+    """Drop `<think>…</think>`, also where the prompt opened it, and a thought that never ends in an answer."""
+    text = _THOUGHT.sub("", text)
+    head, closed, tail = text.rpartition("</think>")
+    text = tail if closed else text
+    if "<think>" in text.lower() and not re.search(r"</answer>\s*\Z", text, re.IGNORECASE):
+        text = _OPEN_THOUGHT.sub("", text)
+    return text
+
+
+Found = tuple[bool, str]
+"""Whether this way of stating an answer is used at all, and the answer; an empty one is none."""
+
+
+def _tagged(text: str) -> Found:
+    begins = [match.end() for match in _BEGIN.finditer(text)]
+    ends = [match.start() for match in _END.finditer(text)]
+    if not begins:
+        return False, ""
+    if not ends or ends[-1] < begins[-1]:
+        return True, ""
+    last_end = next(end for end in ends if end >= begins[-1])
+    return True, open_boxes(text[begins[-1] : last_end])
+
+
+def _boxed(text: str) -> Found:
+    boxes, unfinished = _boxes(text)
+    if unfinished:
+        return True, ""
+    if not boxes:
+        return False, ""
+    joined = _joined(text, boxes)
+    answers = [open_boxes(text[start:end]).strip() for _, start, end in joined]
+    return True, ", ".join(answers) if len(set(answers)) > 1 else answers[-1]
+
+
+def _announced(text: str) -> Found:
+    """What follows the last phrase that announces an answer, up to the end of the sentence or the block."""
+    for match in reversed(list(_ANNOUNCEMENTS.finditer(text))):
+        rest = text[match.end() :].lstrip()
+        if rest.startswith(("$$", r"\[")):
+            answer = re.split(r"\$\$|\\\]", rest[2:], maxsplit=1)[0]
+        else:
+            answer = _SENTENCE_END.split(rest, maxsplit=1)[0]
+        answer = answer.strip().strip("*_").strip()
+        if answer:
+            return True, answer
+    return False, ""
+
+
+def _alone(text: str) -> Found:
+    """A response of one line, or a last line that is a bare value or begins as a conclusion."""
+    lines = [line.strip().strip("*_#").strip() for line in text.strip().splitlines()]
+    lines = [line for line in lines if line]
+    if not lines or len(lines[-1]) > MAX_LINE or is_refusal(lines[-1]):
+        return False, ""
+    last = lines[-1]
+    bare = not _PROSE_WORD.search(last) or _CONCLUSION.match(last)
+    return (True, last.rstrip(".。")) if len(lines) == 1 or bare else (False, "")
 
 
 def boxed(text: str) -> list[str]:
-    """Contents of the balanced outermost `\\boxed{…}`, in order."""
-    return [text[start:end] for _, start, end in _boxes(text)]
+    r"""Return the contents of the balanced outermost `\boxed{…}`, in order."""
+    return [text[start:end] for _, start, end in _boxes(text)[0]]
 
 
 def open_boxes(text: str, depth: int = 0) -> str:
-    """Without box commands; among words, the last box alone is the answer."""
-    boxes = _boxes(text) if depth < DEEPEST_BOXES else []
+    """Return the text without box commands; among words, the last box (or boxes joined by "and") is the answer."""
+    boxes, _ = _boxes(text) if depth < MAX_BOX_DEPTH else ([], False)
     if not boxes:
         return text
     outside, pieces, last = "", "", 0
@@ -48,32 +138,51 @@ def open_boxes(text: str, depth: int = 0) -> str:
         pieces += text[last:begin] + text[start:end]
         last = end + 1
     outside, pieces = outside + text[last:], pieces + text[last:]
-    return open_boxes(text[boxes[-1][1] : boxes[-1][2]] if _WORD.search(outside) else pieces, depth + 1)
+    if _WORD.search(outside):
+        pieces = ", ".join(text[start:end] for _, start, end in _joined(text, boxes))
+    return open_boxes(pieces, depth + 1)
 
 
-def _boxes(text: str) -> list[tuple[int, int, int]]:
-    """(begin of the command, start and end of its content) of each balanced outermost box."""
-    found: list[tuple[int, int, int]] = []
-    position = 0
-    while match := _BOX.search(text, position):
-        end = closing_brace(text, match.end())
-        if end is None:
-            position = match.end()
-        else:
-            found.append((match.start(), match.end(), end))
-            position = end + 1
-    return found
+Box = tuple[int, int, int]
+"""Begin of the command, start and end of its content."""
 
 
-def closing_brace(text: str, start: int) -> int | None:
-    """Index of the brace that closes the one before `start`; escaped braces do not count."""
-    depth, position = 1, start
-    while position < len(text):
-        if text[position] == "\\":
-            position += 2
+def _joined(text: str, boxes: list[Box]) -> list[Box]:
+    """The last box with those before it that only commas and "and" separate from it."""
+    first = len(boxes) - 1
+    while first and _BOX_JOINT.fullmatch(text[boxes[first - 1][2] + 1 : boxes[first][0]]):
+        first -= 1
+    return boxes[first:]
+
+
+def _boxes(text: str) -> tuple[list[Box], bool]:
+    """The balanced outermost boxes, and whether the last box is not finished."""
+    commands = list(_BOX.finditer(text))
+    if not commands:
+        return [], False
+    closing = closing_braces(text)
+    found: list[Box] = []
+    unfinished = False
+    for match in commands:
+        if found and match.start() < found[-1][2]:
             continue
-        depth += {"{": 1, "}": -1}.get(text[position], 0)
-        if depth == 0:
-            return position
-        position += 1
-    return None
+        end = closing.get(match.end() - 1)
+        unfinished = end is None
+        if end is not None:
+            found.append((match.start(), match.end(), end))
+    return found, unfinished
+
+
+def closing_braces(text: str) -> dict[int, int]:
+    """Return the index of the closing brace of each opened one that has one; escaped braces do not count."""
+    pairs: dict[int, int] = {}
+    opened: list[int] = []
+    for match in _BRACE.finditer(text):
+        if match[0] == "{":
+            opened.append(match.start())
+        elif match[0] == "}" and opened:
+            pairs[opened.pop()] = match.start()
+    return pairs
+
+
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)

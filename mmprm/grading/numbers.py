@@ -1,102 +1,169 @@
-"""Exact reading of plain numbers, and of the units that follow them."""
+"""Exact reading of plain numbers as they are written, in digits or words, and what a rounded one stands for."""
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
 
-_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+(?:\.\d+)?")
+MAX_DIGITS = 400
+MAX_POWER = 400
+"""Of ten, in scientific notation that is read here."""
+
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3}| \d{3})+(?:\.\d+)?")
 _DECIMAL = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)")
-_REPEATING = re.compile(r"([+-]?)(\d*)\.(\d*)\\(?:overline|dot)\s*\{?(\d+)\}?")
+_SCIENTIFIC = re.compile(
+    r"(?P<mantissa>[+-]?(?:\d+(?:\.\d*)?|\.\d+))"
+    r"(?:\s*[eE]\s*(?P<e>[+-]?\d+)|\s*(?:\\times|\\cdot|\*|x)\s*10\s*(?:\^|\*\*)\s*(?:\{\s*(?P<b>[+-]?\s*\d+)\s*\}|(?P<p>[+-]?\d+)))"
+)
+_REPEATING = re.compile(r"([+-]?)(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?(\d+)\}?")
+_ELLIPSIS = re.compile(r"([+-]?)(\d*)\.(\d*?)(\d+?)\4{1,}\s*(?:\.{3}|\\(?:ldots|dots|cdots)|…)")
 _FRACTION = re.compile(r"([+-]?)\s*(?:\\frac\{\s*([+-]?\d+)\s*\}\{\s*([+-]?\d+)\s*\}|(\d+)\s*/\s*(\d+))")
 _MIXED = re.compile(r"([+-]?)\s*(\d+)\s*\\frac\{\s*(\d+)\s*\}\{\s*(\d+)\s*\}|([+-]?)(\d+)\s+(\d+)\s*/\s*(\d+)")
 
-_LONG_UNIT_NAMES = (
-    "mm|cm|dm|km|kg|mg|ml|mL|min|hr|ft|yd|mi|rad|kW|kWh|Hz|pm|am|met(?:er|re)|(?:centi|milli|kilo|deci)met(?:er|re)"
-    "|inche?|foot|feet|yard|mile|degree|hour|minute|second|day|week|month|year|gram|kilogram|tonne|ton|lit(?:er|re)"
-    "|dollar|cent|yuan|unit|percent|piece"
-)
-_SHORT_UNIT_NAMES = "m|s|g|h|t|L|N|J|W|A|V|in|C|F|K"
-"""These could as well be variables: units only after a plain number and a space."""
-_POWER = r"(?:\s*\^?\s*\{?\s*[-+]?[23]\s*\}?)?"
-_LONG = r"(?:square |cubic |sq\.? |cu\.? )?(?:" + _LONG_UNIT_NAMES + r")s?" + _POWER
-_SHORT = r"(?:" + _SHORT_UNIT_NAMES + r")" + _POWER
-_TEXT_UNIT = re.compile(r"(?P<body>.*?[\d})\]a-zA-Z!])\s*(?P<unit>\\text\{[^{}]*[a-zA-Z][^{}]*\}" + _POWER + r")")
-_LONG_UNIT = re.compile(
-    rf"(?P<body>.*?(?:[\d}})]\s*|\s))(?P<unit>°\s*[CF]?|{_LONG}(?:\s*(?:/|per )\s*(?:{_LONG}|{_SHORT}))?)"
-)
-_SHORT_UNIT = re.compile(rf"(?P<body>.*?[\d}})])\s(?P<unit>{_SHORT}(?:\s*(?:/|per )\s*(?:{_LONG}|{_SHORT}))?)")
-_WORDS_UNIT = re.compile(r"(?P<body>.*?\d[^a-zA-Z]*?)\s(?P<unit>[a-z]{3,}(?: [a-z]{2,}){0,2})")
-_SYNONYMS = {
-    "meter": "m", "metre": "m", "centimeter": "cm", "centimetre": "cm", "millimeter": "mm", "millimetre": "mm",
-    "kilometer": "km", "kilometre": "km", "decimeter": "dm", "decimetre": "dm", "inch": "in", "inche": "in",
-    "foot": "ft", "feet": "ft", "yard": "yd", "mile": "mi", "degree": "°", "hour": "h", "hr": "h", "minute": "min",
-    "second": "s", "gram": "g", "kilogram": "kg", "liter": "l", "litre": "l", "dollar": "¤", "unit": "",
+_ONES = (
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+    "eighteen nineteen"
+).split()
+_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+_PARTS = {
+    "half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8,
+    "ninth": 9, "tenth": 10,
 }  # fmt: skip
+_WORDS = {name: value for value, name in enumerate(_ONES)} | {name: 10 * i for i, name in enumerate(_TENS, start=2)}
+_MULTIPLES = {"hundred": 100, "thousand": 1000, "million": 10**6, "billion": 10**9}
+_WORD_NUMBER = re.compile(
+    r"(?:minus |negative )?(?:" + "|".join([*_WORDS, *_MULTIPLES, *_PARTS]) + r"|a|an|and|s|[- ])+", re.IGNORECASE
+)
 
 
 def number(text: str) -> Fraction | None:
-    """The value of an integer, decimal, repeating decimal, fraction or mixed number; None for anything else."""
+    """Return the value of an integer, a decimal (with groups of thousands, repeating, in scientific notation), a
+    fraction or a mixed number; None for anything else."""
     text = text.strip()
     text = text[1:-1].strip() if re.fullmatch(r"\{[^{}]*\}", text) else text
     text = re.sub(r"(?<=^[-+])\s+", "", text)
     if _THOUSANDS.fullmatch(text):
-        text = text.replace(",", "")
+        text = text.replace(",", "").replace(" ", "")
     if _DECIMAL.fullmatch(text):
-        return Fraction(text.rstrip(".")) if len(text) < 400 else None
-    if match := _REPEATING.fullmatch(text):
-        sign, whole, fixed, cycle = match.groups()
-        value = Fraction(
-            int(whole + fixed + cycle) - int(whole + fixed or 0), 10 ** len(fixed) * (10 ** len(cycle) - 1)
-        )
-        return -value if sign == "-" else value
+        return Fraction(text.rstrip(".")) if len(text) < MAX_DIGITS else None
+    if not text or text[-1] not in "0123456789}.… s)":
+        return None
+    if match := _SCIENTIFIC.fullmatch(text):
+        power = int((match["e"] or match["b"] or match["p"]).replace(" ", ""))
+        return Fraction(match["mantissa"]) * Fraction(10) ** power if abs(power) <= MAX_POWER else None
+    if match := _REPEATING.fullmatch(text) or _ELLIPSIS.fullmatch(text):
+        return _repeating(*match.groups())
     if match := _FRACTION.fullmatch(text):
         top, bottom = int(match[2] or match[4]), int(match[3] or match[5])
         return (-1 if match[1] == "-" else 1) * Fraction(top, bottom) if bottom else None
     if match := _MIXED.fullmatch(text):
-        sign, whole, top, bottom = (group for group in match.groups() if group is not None)
-        if int(bottom) and int(top) < int(bottom):
-            value = int(whole) + Fraction(int(top), int(bottom))
-            return -value if sign == "-" else value
+        return _mixed(*(group for group in match.groups() if group is not None))
     return None
 
 
+def _repeating(sign: str, whole: str, fixed: str, cycle: str) -> Fraction:
+    value = Fraction(int(whole + fixed + cycle) - int(whole + fixed or 0), 10 ** len(fixed) * (10 ** len(cycle) - 1))
+    return -value if sign == "-" else value
+
+
+def _mixed(sign: str, whole: str, top: str, bottom: str) -> Fraction | None:
+    if not int(bottom) or int(top) >= int(bottom):
+        return None
+    value = int(whole) + Fraction(int(top), int(bottom))
+    return -value if sign == "-" else value
+
+
+def worded_number(text: str) -> Fraction | None:
+    """Return the value of a number in English words: zero, twenty-one, half, three quarters, one and a half."""
+    text = text.strip().lower()
+    if not _WORD_NUMBER.fullmatch(text):
+        return None
+    words = [word for word in re.split(r"[\s-]+", text) if word]
+    negative = words[0] in ("minus", "negative")
+    value = _worded(words[1:] if negative else words)
+    return -value if value is not None and negative else value
+
+
+def _worded(words: list[str]) -> Fraction | None:
+    if "and" in words and words[-1].removesuffix("s") in _PARTS:
+        middle = words.index("and")
+        whole, part = _worded(words[:middle]), _worded(words[middle + 1 :])
+        return None if whole is None or part is None else whole + part
+    last = words[-1] if words[-1] in _PARTS else words[-1].removesuffix("s")
+    if last in _PARTS:
+        count = words[:-1]
+        top = Fraction(1) if count in ([], ["a"], ["an"]) else _cardinal(count)
+        return None if top is None else top / _PARTS[last]
+    return _cardinal([word for word in words if word != "and"])
+
+
+def _cardinal(words: list[str]) -> Fraction | None:
+    total, group = 0, 0
+    for i, word in enumerate(words):
+        if word in _WORDS:
+            if (
+                i
+                and words[i - 1] in _WORDS
+                and not (_WORDS[words[i - 1]] >= 20 > _WORDS[word] > 0 and _WORDS[word] < 10)
+            ):
+                return None
+            group += _WORDS[word]
+        elif word in ("a", "an") and i == 0 and len(words) > 1:
+            group = 1
+        elif word == "hundred":
+            group = (group or 1) * 100
+        elif word in _MULTIPLES:
+            total, group = total + (group or 1) * _MULTIPLES[word], 0
+        else:
+            return None
+    return Fraction(total + group) if words else None
+
+
 def is_decimal(text: str) -> bool:
-    return bool(re.fullmatch(r"[+-]?\d*\.\d+", text.strip()))
+    """Return whether a number is written with decimal places, which may be all that is known of it."""
+    return _places(text) is not None
 
 
-def rounds_to(exact: Fraction | float, written: str) -> bool:
-    """Whether `written` is `exact` rounded, or cut, to the (at least four) decimal places that it shows."""
-    places = len(written.strip().partition(".")[2])
-    if places < 4 or not is_decimal(written):
+def rounds_to(exact: Fraction, written: str) -> bool:
+    """Return whether a decimal as `written` is `exact` rounded, or cut, to the (at least four) places that it shows."""
+    places = _places(written)
+    if places is None or places < 4:
         return False
-    error = (Fraction(written.strip()) - Fraction(exact)) * 10**places
+    error = (number(written.strip()) - exact) * Fraction(10) ** places
     cut = -1 < error <= 0 if exact > 0 else 0 <= error < 1
     return cut or abs(error) <= Fraction(1, 2)
 
 
-def split_unit(text: str) -> tuple[str, str]:
-    """(`2\\sqrt{3}`, `cm2`) from `2\\sqrt{3} \\text{ cm}^2`; the unit in one spelling, empty when there is none."""
-    if match := re.fullmatch(r"([-+]?)\s*[¤¥€£]\s*(.+)", text):
-        return match[1] + match[2].strip(), "¤"
-    for pattern in (_TEXT_UNIT, _LONG_UNIT, _SHORT_UNIT, _WORDS_UNIT):
-        match = pattern.fullmatch(text)
-        if match and re.search(r"\d|\\pi|\\sqrt|[a-z]", match["body"]):
-            body = match["body"].strip()
-            if pattern in (_SHORT_UNIT, _WORDS_UNIT) and number(body) is None:
-                continue
-            return body, _one_spelling(match["unit"])
-    return text, ""
+def is_rounding(written: str, exact: Fraction) -> bool:
+    """Return whether a decimal gold as `written`, of at least two digits, is `exact` rounded to its places.
+
+    A gold that looks exact, such as 8.5 or 0.25, is only continued by further digits (8.54), never rounded up to (8.46).
+    """
+    places, value = _places(written), number(written.strip())
+    digits = re.sub(r"\D", "", re.split(r"[eE\\*x]", written.strip())[0]).lstrip("0")
+    if places is None or value is None or len(digits) < 2:
+        return False
+    error = (abs(exact) - abs(value)) * Fraction(10) ** places
+    if exact * value <= 0 or abs(error) > Fraction(1, 2):
+        return False
+    return error >= 0 or (value * 4).denominator != 1
 
 
-def _one_spelling(unit: str) -> str:
-    unit = re.sub(r"\\text|[{}^.]", "", unit).strip().lower()
-    power = "2" if re.match(r"sq(uare)? ?", unit) else "3" if re.match(r"cu(bic)? ?", unit) else ""
-    unit = re.sub(r"^(?:square|cubic|sq|cu) ?", "", unit)
-    parts = []
-    for part in re.split(r"\s*(?:/|\bper\b)\s*", unit):
-        name, digits = re.fullmatch(r"(.*?)\s*([-+]?\d*)", part).groups()
-        singular = name[:-1] if len(name) > 3 and name.endswith("s") else name
-        parts.append(_SYNONYMS.get(singular, singular) + digits)
-    spelled = "/".join(parts) + power
-    return "" if spelled in ("2", "3") else spelled
+def _places(text: str) -> int | None:
+    """Decimal places of a decimal, less its power of ten; None for other numbers."""
+    text = text.strip().replace(",", "")
+    match = _SCIENTIFIC.fullmatch(text)
+    mantissa = match["mantissa"] if match else text
+    if not re.fullmatch(r"[+-]?\d*\.\d+", mantissa):
+        return None
+    power = int((match["e"] or match["b"] or match["p"]).replace(" ", "")) if match else 0
+    return len(mantissa.partition(".")[2]) - power
+
+
+def sexagesimal(text: str) -> Fraction | None:
+    r"""Return the degrees of 67° 30' 15''; None for anything else."""
+    match = re.fullmatch(r"(-?)(\d+)\s*°\s*(\d+(?:\.\d+)?)\s*'(?:\s*(\d+(?:\.\d+)?)\s*(?:''|\"))?", text.strip())
+    if match is None:
+        return None
+    value = Fraction(match[2]) + Fraction(match[3]) / 60 + Fraction(match[4] or 0) / 3600
+    return -value if match[1] else value

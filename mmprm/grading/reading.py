@@ -1,30 +1,37 @@
-"""The structure of an answer: values, lists, tuples, intervals, ratios, relations, down to single values."""
+"""The structure of an answer: values, lists, tuples, intervals, ratios, relations, matrices, down to single values."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
-from mmprm.grading.numbers import number, split_unit
+from mmprm.grading.numbers import number, worded_number
+from mmprm.grading.quantities import split_possible_unit, split_unit
 from mmprm.grading.text import clean, is_prose
+from mmprm.grading.units import NO_UNIT, Unit
 
-Kind = Literal["blanks", "list", "set", "brackets", "union", "ratio", "relation"]
+Kind = Literal["blanks", "list", "set", "brackets", "union", "ratio", "relation", "matrix", "cases", "piece", "builder"]
 
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A single value. `text` is in the common spelling, without its unit."""
+    """A single value. `text` is in the common spelling, without its unit. `maybe` is the value and the unit that the
+    text has if its last letters are a unit and no factors (3m)."""
 
     text: str
-    unit: str = ""
+    unit: Unit = NO_UNIT
     prose: bool = False
+    maybe: tuple[str, Unit] | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """blanks: several answers in order; list, set: in any order; brackets: a tuple or interval, `mark` its two brackets
-    and `name` what stood before them; union: intervals; ratio: a:b:c; relation: `marks` are the operators between."""
+    """blanks: several answers in order; list, set: in any order, a list with `marks` ("or",) or ("and",) where words say
+    so; brackets: a tuple or interval, `marks` its two brackets and `name` what stood before them; union: intervals;
+    ratio: a:b:c; relation: `marks` are the operators between; matrix: rows, which are lists; cases: pieces, each an
+    expression and its condition; builder: the condition of {x | condition}."""
 
     kind: Kind
     items: tuple[Answer, ...]
@@ -34,28 +41,52 @@ class Group:
 
 Answer = Leaf | Group
 
+MAX_DEPTH = 30
+
 _SERIAL = re.compile(r"\d{1,2}(?:\.\s*\d{1,2}){2,}|\(?\d{1,2}\)(?:[\s,]*\(?\d{1,2}\))+")
 _SHORT_SERIAL = re.compile(r"([1-9])\.([1-9])\.")
 _NUMBERS = re.compile(r"-?\d[\d.]*(?: -?\d[\d.]*)+")
-_BASE = re.compile(r"[0-9A-F]+_\{?\d+\}?")
+_PART_MARK = re.compile(r"(?:^|(?<=[\s;,\n}\d)a-z]))\(([1-9])\)\s*(?=\S)")
 _THOUSANDS = re.compile(r"[^,]*?[-+¤ ]?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d,]).*")
-_LIST_SEPARATOR = re.compile(r"(?:\s*,\s*)?(?:\\text\{\s*(?:or|and)\s*\}|\b(?:or|and)\b)\s*|\s*,\s*")
+_OR = r"\\text\{\s*(?:or|and)\s*\}|(?<![\\\w])(?:or|and|AND|OR)\b|\\(?:lor|land|vee|wedge)(?![a-zA-Z])(?=.*[<>=])|[和或及与]|&(?!\w+;)"
+_LIST_SEPARATOR = re.compile(rf"(?:\s*,\s*)?(?:{_OR})\s*|\s*,\s*")
 _SEMICOLON = re.compile(r"\s*;\s*")
-_UNION = re.compile(r"\s*\\cup(?![a-zA-Z])\s*")
+_UNION = re.compile(r"\s*(?:\\cup(?![a-zA-Z])|(?<=[)\]])\s*U(?=\s*[(\[]))\s*")
+_BOTH_SIGNS = re.compile(r"\\pm(?![a-zA-Z])")
 _RATIO = re.compile(r"\s*:\s*")
-_RELATION = re.compile(r"\s*(\\(?:leq|geq|neq|approx|in|perp|parallel|sim|cong)(?![a-zA-Z])|<=|>=|=|<|>)\s*")
+SIGNS = r"\\(?:leq|geq|neq|approx|in|perp|parallel|sim|cong|to|subset|subseteq|equiv)(?![a-zA-Z])|=|<|>"
+_RELATION = re.compile(rf"\s*({SIGNS})\s*")
 _BRACKETS = re.compile(
-    r"(?P<name>[A-Z](?:_\{?\w+\}?)?'*)?\s*(?P<open>\\?\{|\(|\[)(?P<inside>.*?)(?P<close>\\?\}|\)|\])"
+    r"(?P<name>[A-Z](?:_\{?\w+\}?)?'*)?\s*(?P<open>\\?\{|\(|\[)(?P<inside>.*?)(?P<close>\\?\}|\)|\])", re.DOTALL
 )
-_SPELLING = {"<=": r"\leq", ">=": r"\geq"}
+_BUILDER = re.compile(
+    r"\\?\{\s*(?P<name>[a-zA-Z]\w?)\s*(?:\\in\s*(?:\\mathbb\{R\}|R)\s*)?[|:]\s*(?P<condition>.+?)\s*\\?\}"
+)
+_MATRIX = re.compile(
+    r"(?P<factor>.*?)\\begin\{(?:[pbB]?matrix|array)\}(?:\{[clr|]*\})?(?P<rows>.*)\\end\{(?:[pbB]?matrix|array)\}(?P<after>\^?T?)",
+    re.DOTALL,
+)
+_CASES = re.compile(
+    r"\\begin\{(?:cases|aligned|array)\}(?:\{[clr|]*\})?(?P<rows>.*)\\end\{(?:cases|aligned|array)\}", re.DOTALL
+)
+_ROW = re.compile(r"\s*\\\\\s*")
+_CONDITION = re.compile(
+    r"\s*(?:[,;&]\s*)+(?:\\text\{[^{}]*\}|if|when|for)?\s*(?=.*(?:[<>=]|\\[lg]eq|\\neq|\\in|otherwise))"
+)
 
 
+@lru_cache(maxsize=20_000)
 def read(text: str) -> Answer:
     """Read an answer of one or more lines."""
-    lines = [line for line in text.strip().splitlines() if clean(line)]
+    lines = [clean(line) for line in text.strip().splitlines()]
+    lines = [line for line in lines if line]
+    if r"\begin" in text:
+        lines = [" ".join(lines)]
+    if parts := _numbered("\n".join(lines)):
+        return Group("blanks", tuple(_read_line(part) for part in parts))
     if len(lines) > 1:
-        return Group("blanks", tuple(_read_line(clean(line)) for line in lines))
-    return _read_line(clean(lines[0])) if lines else Leaf("")
+        return Group("blanks", tuple(_read_line(line) for line in lines))
+    return _read_line(lines[0]) if lines else Leaf("")
 
 
 def serial_reading(text: str) -> Answer | None:
@@ -64,64 +95,183 @@ def serial_reading(text: str) -> Answer | None:
     return Group("list", (Leaf(match[1]), Leaf(match[2]))) if match and match[1] < match[2] else None
 
 
+def run_together(gold: str, answer: str) -> bool:
+    """Return whether an answer is the digits of a gold that numbers conclusions: 134 for `1.3.4.`."""
+    digits = clean(answer)
+    return (
+        digits.isdigit()
+        and re.fullmatch(r"(?:[1-9]\.){3,}", gold.strip(" $")) is not None
+        and gold.replace(".", "").strip(" $") == digits
+    )
+
+
+def spaced_reading(text: str) -> Answer | None:
+    """`12 345` can mean 12345 or two blanks: the second reading, where there is one."""
+    text = clean(text.strip())
+    if _NUMBERS.fullmatch(text) and number(text) is not None:
+        return Group("blanks", tuple(Leaf(item) for item in text.split()))
+    return None
+
+
 def has_prose(answer: Answer) -> bool:
     return answer.prose if isinstance(answer, Leaf) else any(has_prose(item) for item in answer.items)
 
 
-def _read_line(text: str) -> Answer:
+def flattened(answer: Answer) -> list[Answer]:
+    """Blanks and bare lists in them as one list."""
+    if isinstance(answer, Group) and answer.kind in ("blanks", "list"):
+        return [leaf for item in answer.items for leaf in flattened(item)]
+    return [answer]
+
+
+def _numbered(text: str) -> list[str]:
+    """The parts of `(1) … (2) …`; [] where it has no such form."""
+    marks = list(_PART_MARK.finditer(text))
+    if len(marks) < 2 or marks[0].start() != 0 or [mark[1] for mark in marks] != list("123456789"[: len(marks)]):
+        return []
+    ends = [*(mark.start() for mark in marks[1:]), len(text)]
+    parts = [text[mark.end() : end].strip(" ;,.\n") for mark, end in zip(marks, ends, strict=True)]
+    return [part.replace("\n", "; ") for part in parts] if all(parts) else []
+
+
+def _read_line(text: str, depth: int = 0) -> Answer:
+    if depth > MAX_DEPTH:
+        return Leaf(text, prose=True)
+    text = _unbraced(text)
     if _SERIAL.fullmatch(text):
         return Group("list", tuple(Leaf(item) for item in re.findall(r"\d+", text)))
     if _NUMBERS.fullmatch(text) and number(text) is None:
         return Group("blanks", tuple(Leaf(item) for item in text.split()))
+    if environment := _read_environment(text, depth):
+        return environment
     for kind, separator in (("blanks", _SEMICOLON), ("list", _LIST_SEPARATOR)):
-        parts = [part for part in _split(text, separator)[0] if part]
-        if len(parts) > 1 and not (kind == "list" and _THOUSANDS.fullmatch(text)):
-            items = tuple(_read_item(part) for part in parts)
+        parts, marks = split(text, separator)
+        joint = tuple(sorted({word for mark in marks for word in re.findall(r"or|and|[或和]|lor|land", mark.lower())}))
+        parts = [part for part in parts if part]
+        if len(parts) > 1 and not (kind == "list" and _THOUSANDS.fullmatch(text) and not joint):
+            read_part = _read_line if kind == "blanks" else _read_item
+            items = tuple(read_part(part, depth + 1) for part in parts)
             # A sentence with commas is one piece of prose, a list with a word in it is a list.
             sentence = any(has_prose(item) and len(part.split()) > 2 for item, part in zip(items, parts, strict=True))
-            return Leaf(text, prose=True) if sentence else Group(kind, items)
-    return _read_item(text)
+            return (
+                Leaf(text, prose=True) if sentence else Group(kind, _opened(items) if kind == "list" else items, joint)
+            )
+    return _read_item(text, depth)
 
 
-def _read_item(text: str) -> Answer:
-    text = text.strip()
-    if text.count(r"\pm") == 1 and not is_prose(text):
-        return Group("list", tuple(_read_item(text.replace(r"\pm", sign)) for sign in ("+", "-")))
+def _opened(items: tuple[Answer, ...]) -> tuple[Answer, ...]:
+    """The two values of 1 ± 2 as items of the list that they are in."""
+    inner = [item.items if isinstance(item, Group) and item.kind == "list" else (item,) for item in items]
+    return tuple(leaf for group in inner for leaf in group)
+
+
+def _unbraced(text: str) -> str:
+    while text.startswith("{") and text.endswith("}") and _is_balanced(text[1:-1]):
+        text = text[1:-1].strip()
+    return text
+
+
+def _read_item(text: str, depth: int = 0) -> Answer:
+    text = _unbraced(text.strip())
+    if depth > MAX_DEPTH:
+        return Leaf(text, prose=True)
+    if len(split(text, _BOTH_SIGNS)[0]) == 2 and not is_prose(text):
+        return Group("list", tuple(_read_item(_BOTH_SIGNS.sub(sign, text), depth + 1) for sign in ("+", "-")))
+    if match := _BUILDER.fullmatch(text):
+        return Group("builder", (_read_line(match["condition"], depth + 1),), name=match["name"])
+    if environment := _read_environment(text, depth):
+        return environment
     for kind, separator in (("relation", _RELATION), ("union", _UNION), ("ratio", _RATIO)):
-        parts, marks = _split(text, separator)
-        if len(parts) > 1 and all(parts) and not is_prose(_without_units(text)):
-            marks = tuple(_SPELLING.get(mark.strip(), mark.strip()) for mark in marks) if kind == "relation" else ()
-            return Group(kind, tuple(_read_line(part.strip()) for part in parts), marks)
-    if bracketed := _read_brackets(text):
+        parts, marks = split(text, separator)
+        if len(parts) < 2 or not all(parts[1:]) or is_prose(_without_units(text)) and not _is_named_value(parts, marks):
+            continue
+        if parts[0] or kind == "relation":
+            return Group(
+                kind, tuple(_read_line(part.strip(), depth + 1) for part in parts), tuple(map(str.strip, marks))
+            )
+    if bracketed := _read_brackets(text, depth):
         return bracketed
-    body, unit = split_unit(text)
-    return Leaf(body, unit, prose=is_prose(body))
+    return read_leaf(text)
+
+
+def read_leaf(text: str) -> Leaf:
+    """Read a single value with its unit."""
+    worded = worded_number(text)
+    if worded is not None:
+        return Leaf(str(worded))
+    body, unit, certain = split_possible_unit(text)
+    if not certain:
+        return Leaf(text, maybe=(body, unit))
+    return Leaf(_unbraced(body), unit, prose=is_prose(body))
+
+
+def _is_named_value(parts: list[str], marks: list[str]) -> bool:
+    """Area = 24."""
+    last = parts[-1]
+    return (
+        bool(re.fullmatch(r"(?:\\text\{)?[A-Za-z][A-Za-z ]*\}?", parts[0]))
+        and marks[0].strip() == "="
+        and not is_prose(_without_units(last))
+    )
 
 
 def _without_units(text: str) -> str:
     return split_unit(text)[0]
 
 
-def _read_brackets(text: str) -> Group | None:
+def _read_environment(text: str, depth: int) -> Answer | None:
+    """A matrix, with a number before it multiplied in, or a system or a function by cases."""
+    if not ("\\begin" in text or text.startswith("[[")):
+        return None
+    if match := _MATRIX.fullmatch(text):
+        factor, rows = match["factor"].strip(), [row for row in _ROW.split(match["rows"].strip()) if row]
+        if r"\begin" in factor or "=" in factor:
+            return None
+        cells = [[cell.strip() for cell in row.split("&")] for row in rows]
+        if match["after"]:
+            cells = [list(row) for row in zip(*cells, strict=False)]
+        return Group(
+            "matrix", tuple(Group("list", tuple(_scaled(factor, cell, depth) for cell in row)) for row in cells)
+        )
+    if match := _CASES.fullmatch(text):
+        rows = [row.strip(" ,;") for row in _ROW.split(match["rows"].strip()) if row.strip()]
+        pieces = [_CONDITION.split(row, maxsplit=1) for row in rows]
+        if all(len(piece) == 2 for piece in pieces):
+            return Group(
+                "cases", tuple(Group("piece", tuple(_read_item(p, depth + 1) for p in piece)) for piece in pieces)
+            )
+        return Group("list", tuple(_read_item(row.replace("&", ""), depth + 1) for row in rows))
+    return None
+
+
+def _scaled(factor: str, cell: str, depth: int) -> Answer:
+    if not factor:
+        return _read_item(cell, depth + 1)
+    return Leaf(f"-({cell})" if factor == "-" else f"({factor})({cell})")
+
+
+def _read_brackets(text: str, depth: int) -> Group | None:
     match = _BRACKETS.fullmatch(text)
     if not match or not _is_balanced(match["inside"]):
         return None
-    parts = _split(match["inside"], _LIST_SEPARATOR)[0]
+    parts = split(match["inside"], _LIST_SEPARATOR)[0]
     is_set = match["open"][-1] == "{"
     if (
         not all(parts)
         or (len(parts) < 2 and match["open"] != r"\{")
-        or (len(parts) == 2 and _THOUSANDS.fullmatch(match["inside"]))
+        or (len(parts) == 2 and _THOUSANDS.fullmatch(match["inside"]) and match["open"] != r"\{")
     ):
         return None
-    items = tuple(_read_item(part) for part in parts)
+    items = tuple(_read_item(part, depth + 1) for part in parts)
     if is_set:
-        return Group("set", items) if match["close"][-1] == "}" else None
+        return Group("set", _opened(items)) if match["close"][-1] == "}" else None
     return Group("brackets", items, (match["open"] + match["close"],), match["name"] or "")
 
 
-def _split(text: str, separator: re.Pattern[str]) -> tuple[list[str], list[str]]:
-    """Pieces of `text` between the separators that stand outside all brackets and braces, and those separators."""
+def split(text: str, separator: re.Pattern[str]) -> tuple[list[str], list[str]]:
+    """Return the pieces of `text` between the separators outside all brackets and braces, and those separators."""
+    if not separator.search(text):
+        return [text], []
     pieces, marks, start, depth, position = [], [], 0, 0, 0
     while position < len(text):
         if depth == 0 and (match := separator.match(text, position)) and match.end() > position:
@@ -147,8 +297,3 @@ def _is_balanced(text: str) -> bool:
         if depth < 0:
             return False
     return depth == 0
-
-
-def is_based(text: str) -> bool:
-    """A number with its base, such as 52_8."""
-    return bool(_BASE.fullmatch(text))

@@ -1,27 +1,31 @@
-"""The grader: text, structure and arithmetic here; symbols in worker processes, which are killed when they hang."""
+"""The grader: text, structure and arithmetic here; what these cannot read in worker processes, killed when they hang."""
 
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
+import re
 import threading
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, TimeoutError
+from concurrent.futures import Future
+from functools import lru_cache
 
-from pebble import ProcessExpired, ProcessPool
 from pydantic import Field
 
 from mmprm.config import Config
 from mmprm.errors import GradingError
 from mmprm.grading import choice
-from mmprm.grading.comparison import DIFFERENT, SAME, UNDECIDED, Outcome, compare
-from mmprm.grading.extract import extract
+from mmprm.grading.comparison import compare
+from mmprm.grading.extract import extract, open_gold
 from mmprm.grading.judge import JudgeConfig
+from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome
 from mmprm.grading.text import key
-from mmprm.grading.worker import KILLED_BY_TIMER, compare_symbolically, prepare
+from mmprm.grading.worker_pool import DiedError, LateError, WorkerPool
 from mmprm.types import Grading, Problem, Verdict
 
 _VERDICTS = {SAME: Verdict.CORRECT, DIFFERENT: Verdict.INCORRECT, UNDECIDED: Verdict.UNKNOWN}
+
+Decision = tuple[Verdict, str]
+"""A verdict and its reason."""
 
 
 class GraderConfig(Config):
@@ -36,6 +40,8 @@ class GraderConfig(Config):
     """Longer answers are compared as text only."""
     cache_size: int = Field(200_000, ge=0)
     """Verdicts kept, by (gold, choices, answer)."""
+    labels: tuple[str, ...] = ()
+    """A closed set of answers, such as class names: of a gold in it, every other answer is incorrect, never unknown."""
     judge: JudgeConfig | None = None
     """A language model for what symbols cannot decide; without one that stays unknown."""
 
@@ -48,15 +54,19 @@ def _ask_later(gold: str, given: str) -> Outcome:
     raise _SymbolsNeededError
 
 
+def _never_ask(gold: str, given: str) -> Outcome:
+    return UNDECIDED
+
+
 class SymbolicGrader:
     """Grades final answers with three-valued verdicts; a Grader. Close it, or use it in a `with` block."""
 
     def __init__(self, config: GraderConfig | None = None) -> None:
         self.config = config or GraderConfig()
-        self._cache: dict[tuple[str, tuple[str, ...], str], Future[tuple[Verdict, str]]] = {}
-        self._pool: ProcessPool | None = None
+        self._labels = (self.config.labels,) if self.config.labels else ()
+        self._cache: dict[tuple[str, tuple[str, ...], str], Future[Decision]] = {}
+        self._pool: WorkerPool | None = None
         self._lock = threading.Lock()
-        self._submitter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="grading")
 
     async def grade(self, problem: Problem, response: str) -> Grading:
         """Judge the final answer of a finished response, without blocking the event loop."""
@@ -84,11 +94,9 @@ class SymbolicGrader:
 
     def close(self) -> None:
         """Stop the workers. Comparisons under way end as unknown."""
-        self._submitter.shutdown()
         pool, self._pool = self._pool, None
         if pool is not None:
-            pool.stop()
-            pool.join()
+            pool.close()
 
     def __enter__(self) -> SymbolicGrader:
         return self
@@ -96,89 +104,82 @@ class SymbolicGrader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _decide(self, problem: Problem, answer: str) -> Future[tuple[Verdict, str]]:
-        entry = (problem.answer, problem.choices, answer)
+    def _decide(self, problem: Problem, answer: str) -> Future[Decision]:
+        choices = options(problem)
+        entry = (problem.answer, choices, _shared_percent(problem, answer))
         with self._lock:
             if entry in self._cache:
                 return self._cache[entry]
-            decision: Future[tuple[Verdict, str]] = Future()
+            decision: Future[Decision] = Future()
             self._cache[entry] = decision
             if len(self._cache) > self.config.cache_size:
                 del self._cache[next(iter(self._cache))]
         try:
-            self._start(problem, answer, decision)
+            self._start(*entry, decision)
         except Exception as error:  # such as RecursionError: a strange answer must not stop the others
             decision.set_result((Verdict.UNKNOWN, f"comparison failed: {type(error).__name__}"))
         return decision
 
-    def _start(self, problem: Problem, answer: str, decision: Future[tuple[Verdict, str]]) -> None:
-        gold = problem.answer
+    def _start(self, gold: str, choices: tuple[str, ...], answer: str, decision: Future[Decision]) -> None:
         if key(gold) == key(answer):
             return decision.set_result((Verdict.CORRECT, "exact match"))
-        if problem.choices or choice.is_letter(gold):
-            decided = _decide_choice(problem, answer)
-            if decided is not None:
-                return decision.set_result(decided)
+        gold = opened(gold)
         if max(len(gold), len(answer)) > self.config.max_length:
-            return decision.set_result((Verdict.UNKNOWN, f"longer than {self.config.max_length} characters"))
+            same = key(gold) == key(answer)
+            reason = "exact match" if same else f"longer than {self.config.max_length} characters"
+            return decision.set_result((Verdict.CORRECT if same else Verdict.UNKNOWN, reason))
+        chosen = choice.decide(gold, answer, choices, lambda one, other: compare(one, other, _never_ask))
+        if chosen is not None:
+            outcome, reason = chosen
+            return decision.set_result((_VERDICTS[outcome], reason))
         try:
-            outcome = compare(gold, answer, _ask_later)
+            outcome = compare(gold, answer, _ask_later, self._labels)
             return decision.set_result((_VERDICTS[outcome], outcome.value))
         except _SymbolsNeededError:
-            pass
-        self._submitter.submit(self._schedule, gold, answer, decision)
+            task = self._workers().compare(gold, answer, self._labels)
+            task.add_done_callback(lambda done: self._finish(done, decision))
 
-    def _schedule(self, gold: str, answer: str, decision: Future[tuple[Verdict, str]]) -> None:
-        """Runs in a thread of its own: starting the workers takes a moment that an event loop does not have."""
-        arguments = (gold, answer, self.config.seconds)
-        try:
-            task = self._workers().schedule(compare_symbolically, args=arguments, timeout=10 * self.config.seconds)
-        except Exception as error:
-            return decision.set_exception(GradingError(f"the grading workers cannot run: {error}"))
-        task.add_done_callback(lambda done: decision.set_result(self._judge(done)))
-
-    def _judge(self, done: Future[Outcome]) -> tuple[Verdict, str]:
-        """The verdict of a finished comparison; whatever went wrong in it is a fact about one answer."""
-        late = Verdict.UNKNOWN, f"no decision within {self.config.seconds:g} s"
+    def _finish(self, done: Future[Outcome], decision: Future[Decision]) -> None:
+        """Set the verdict of a finished comparison; whatever went wrong in it is a fact about one answer."""
         try:
             outcome = done.result()
-        except TimeoutError:
-            return late
-        except ProcessExpired as error:
-            died = Verdict.UNKNOWN, f"worker died with exit code {error.exitcode}"
-            return late if error.exitcode == KILLED_BY_TIMER else died
+            decision.set_result((_VERDICTS[outcome], outcome.value))
+        except LateError:
+            decision.set_result((Verdict.UNKNOWN, f"no decision within {self.config.seconds:g} s"))
+        except GradingError as error:  # no comparison can run: a fact about the machine
+            decision.set_exception(error)
+        except DiedError as error:
+            decision.set_result((Verdict.UNKNOWN, str(error)))
         except BaseException as error:
-            return Verdict.UNKNOWN, f"comparison failed: {type(error).__name__}"
-        return _VERDICTS[outcome], outcome.value
+            decision.set_result((Verdict.UNKNOWN, f"comparison failed: {type(error).__name__}"))
 
-    def _workers(self) -> ProcessPool:
-        """Started at the first need, never by forking this process: it may hold an engine and its threads."""
-        if self._pool is None:
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["mmprm.grading.symbols"])
-            self._pool = ProcessPool(
-                max_workers=self.config.workers,
-                context=context,
-                initializer=prepare,
-                initargs=[int(self.config.memory_gib * 2**30)],
-            )
-        return self._pool
+    def _workers(self) -> WorkerPool:
+        with self._lock:
+            if self._pool is None:
+                config = self.config
+                self._pool = WorkerPool(config.workers, config.seconds, int(config.memory_gib * 2**30))
+            return self._pool
+
+
+@lru_cache(maxsize=20_000)
+def opened(gold: str) -> str:
+    """Return what a gold in a wrapping states; see extract.open_gold."""
+    return open_gold(gold)
+
+
+def options(problem: Problem) -> tuple[str, ...]:
+    """Return the choices of a problem; of one whose gold is a letter, those in its question, where it has no others."""
+    if problem.choices or not problem.question or not choice.is_letter(opened(problem.answer)):
+        return problem.choices
+    return choice.inline_choices(problem.question)
+
+
+def _shared_percent(problem: Problem, answer: str) -> str:
+    """The answer without its percent sign where the question asks for percent and the gold leaves it out."""
+    asked = re.search(r"percent|%|百分", problem.question)
+    bare = asked and re.fullmatch(r"\s*\$*\s*[\d.,]+\s*\$*\s*", problem.answer)
+    return re.sub(r"\s*(?:\\?%|percent\b)", "", answer) if bare else answer
 
 
 def _no_answer() -> Grading:
     return Grading(Verdict.INCORRECT, None, "no answer")
-
-
-def _decide_choice(problem: Problem, answer: str) -> tuple[Verdict, str] | None:
-    """By the option named; None when the answer must be compared as a value (with the gold's text, say)."""
-    if problem.choices:
-        gold, given = choice.option(problem.answer, problem.choices), choice.option(answer, problem.choices)
-        if gold is None or given is None:
-            return None
-    else:
-        gold, given = choice.letter(problem.answer), choice.letter(answer)
-        if given is None:
-            return Verdict.UNKNOWN, "names no option by letter, and the options are not known"
-    return (
-        Verdict.CORRECT if gold == given else Verdict.INCORRECT
-    ), f"option {given if isinstance(given, str) else chr(65 + given)}"

@@ -1,16 +1,24 @@
-"""The symbolic test of two expressions with math-verify; runs in worker processes, which the grader may kill."""
+"""The symbolic test of expressions that `expressions` cannot read (integrals, limits, matrices in products).
+
+Math-verify reads them; whether they are equal is decided here, since its `verify` takes numbers below 1e-16 for zero.
+Runs in worker processes, which the grader may kill.
+"""
 
 from __future__ import annotations
 
-from math_verify import LatexExtractionConfig, parse, verify
-from sympy import Basic, Eq, Expr, Float, MatrixBase, Set, simplify
-from sympy.core.relational import GreaterThan, LessThan, Relational, StrictGreaterThan, StrictLessThan
+from fractions import Fraction
 
-from mmprm.grading.comparison import DIFFERENT, SAME, UNDECIDED, Outcome
-from mmprm.grading.numbers import is_decimal, rounds_to
+from math_verify import LatexExtractionConfig, parse
+from sympy import Basic, Expr, MatrixBase, PrecisionExhausted, Rational, Set, expand, simplify
+from sympy.core.relational import Eq, GreaterThan, LessThan, Relational, StrictGreaterThan, StrictLessThan
+
+from mmprm.grading.numbers import is_decimal, is_rounding, rounds_to
+from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome
 
 _EXTRACTION = [LatexExtractionConfig()]
-_LESS, _MORE = (LessThan, StrictLessThan), (GreaterThan, StrictGreaterThan)
+_ORDER = (LessThan, StrictLessThan, GreaterThan, StrictGreaterThan)
+MAX_DIGITS = 1000
+"""Digits up to which two numbers are told apart."""
 
 
 def same(gold: str, given: str) -> Outcome:
@@ -26,14 +34,15 @@ def same(gold: str, given: str) -> Outcome:
         return DIFFERENT
     if isinstance(gold_value, Relational) and isinstance(given_value, Relational):
         return SAME if _equivalent(gold_value, given_value) else DIFFERENT
-    for kind in (Expr, MatrixBase, Set):
-        if isinstance(gold_value, kind) and isinstance(given_value, kind):
-            break
-    else:
-        return DIFFERENT
-    if verify(gold_value, given_value, timeout_seconds=None):
-        return SAME
-    return SAME if is_decimal(given) and not gold_value.has(Float) and _rounds(gold_value, given) else DIFFERENT
+    if isinstance(gold_value, MatrixBase) and isinstance(given_value, MatrixBase):
+        equal = gold_value.shape == given_value.shape and all(map(_equal, gold_value, given_value))
+        return SAME if equal else DIFFERENT
+    if isinstance(gold_value, Set) and isinstance(given_value, Set):
+        return SAME if gold_value.doit() == given_value.doit() else UNDECIDED
+    if isinstance(gold_value, Expr) and isinstance(given_value, Expr):
+        equal = _equal(gold_value, given_value) or _rounds(gold_value, given_value, gold, given)
+        return SAME if equal else DIFFERENT
+    return DIFFERENT
 
 
 def _parse(text: str) -> Basic | MatrixBase | None:
@@ -41,6 +50,19 @@ def _parse(text: str) -> Basic | MatrixBase | None:
         return None
     values = parse(f"${text.replace('%', chr(92) + '%')}$", _EXTRACTION, "no_fallback", parsing_timeout=None)
     return values[0] if values and not isinstance(values[0], str) else None
+
+
+def _equal(gold: Expr, given: Expr) -> bool:
+    """Exactly, by expanding and simplifying, and of numbers to a thousand digits."""
+    difference = expand(gold.doit() - given.doit())
+    if difference.is_zero:
+        return True
+    if not difference.free_symbols:
+        try:
+            return difference.evalf(15, maxn=MAX_DIGITS, strict=True).is_zero is True
+        except PrecisionExhausted:  # zero, as far as anybody can see
+            return True
+    return simplify(difference).is_zero is True
 
 
 def _equivalent(gold: Relational, given: Relational) -> bool:
@@ -52,9 +74,21 @@ def _equivalent(gold: Relational, given: Relational) -> bool:
         return isinstance(gold, Eq) and isinstance(given, Eq)
     if ratio.is_negative:
         given = given.reversedsign
-    return type(gold) is type(given) and isinstance(gold, (*_LESS, *_MORE))
+    return type(gold) is type(given) and isinstance(gold, _ORDER)
 
 
-def _rounds(value: Basic | MatrixBase, written: str) -> bool:
-    number = value.evalf(30) if isinstance(value, Expr) else None
-    return number is not None and number.is_Float and rounds_to(float(number), written)
+def _rounds(gold: Expr, given: Expr, gold_text: str, given_text: str) -> bool:
+    values = [_as_fraction(value) for value in (gold, given)]
+    if None in values:
+        return False
+    if is_decimal(gold_text):
+        return is_rounding(gold_text, values[1])
+    return is_decimal(given_text) and rounds_to(values[0], given_text)
+
+
+def _as_fraction(value: Expr) -> Fraction | None:
+    number = value.evalf(40)
+    if not number.is_Float and not number.is_Rational:
+        return None
+    exact = Rational(number)
+    return Fraction(int(exact.p), int(exact.q))

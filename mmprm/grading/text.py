@@ -6,55 +6,10 @@ import re
 import unicodedata
 from functools import lru_cache
 
-_UNICODE = str.maketrans(
-    {
-        **dict.fromkeys("−–—‐‑﹣", "-"),
-        **{"×": r"\times ", "·": r"\cdot ", "⋅": r"\cdot ", "÷": "/", "π": r"\pi ", "∞": r"\infty ", "∪": r"\cup "},
-        **{"≤": r"\leq ", "≥": r"\geq ", "⩽": r"\leq ", "⩾": r"\geq ", "≠": r"\neq ", "≈": r"\approx ", "∈": r"\in "},
-        **{"α": r"\alpha ", "β": r"\beta ", "θ": r"\theta ", "λ": r"\lambda ", "±": r"\pm ", "∠": r"\angle "},
-        **{"△": r"\triangle ", "⊥": r"\perp ", "∥": r"\parallel ", "º": "°", "˚": "°", "、": ",", "。": "."},
-        **{sign: f"^{{{plain}}}" for sign, plain in zip("⁰¹²³⁴⁵⁶⁷⁸⁹ⁿ", "0123456789n", strict=True)},
-        **{sign: f"_{{{plain}}}" for sign, plain in zip("₀₁₂₃₄₅₆₇₈₉ₙ", "0123456789n", strict=True)},
-        **{"½": r"\frac{1}{2}", "¼": r"\frac{1}{4}", "¾": r"\frac{3}{4}"},
-        **{chr(0x2460 + i): f"({i + 1})" for i in range(20)},
-        **{"’": "'", "‘": "'", "′": "'", "“": '"', "”": '"', "\u200b": "", "\ufeff": ""},
-    }
-)
+from mmprm.grading.spelling import REWRITES, UNICODE
 
-_REWRITES = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\\\$", "¤"),  # a price, as opposed to the $ that delimits mathematics
-        (r"\$|\\\(|\\\)|\\\[|\\\]|\*\*", ""),
-        (r"\\(?:displaystyle|textstyle|limits|left|right|[bB]igg?[lr]?)(?![a-zA-Z])", ""),
-        (r"(?<!\\)\\!\s*", ""),
-        (r"\{,\}(?=\d)", ","),
-        (r"(?<!\\)\\[,;:> ]|~|\\q?quad(?![a-zA-Z])", " "),
-        (r"\\[dtc]frac", r"\\frac"),
-        (r"\\(?:text(?:bf|it|rm|sf|normal)?|mbox|hbox|mathrm|mathsf|operatorname)\s*\{", r"\\text{"),
-        (r"\{\s*\\rm\s+", r"\\text{"),
-        (r"\{\s*\\rm\s*\{", r"\\text{{"),
-        (r"\\(?:number|mathbf|mathit|boldsymbol|bm|textcolor\{\w+\})\s*\{([^{}]*)\}", r"\1"),
-        (r"\\(?:overrightarrow|overset\{\\rightarrow\})", r"\\vec"),
-        (r"\\(?:lt|gt)(?![a-zA-Z])", lambda match: "<" if match[0] == r"\lt" else ">"),
-        (r"\\(?:leqslant|leq|le)(?![a-zA-Z])\s*", r"\\leq "),
-        (r"\\(?:geqslant|geq|ge)(?![a-zA-Z])\s*", r"\\geq "),
-        (r"\\(?:neq|ne)(?![a-zA-Z])\s*", r"\\neq "),
-        (r"\\colon(?![a-zA-Z])", ":"),
-        (r"\\textcircled\s*\{?(\d+)\}?", r"(\1)"),
-        (r"(?:\{\s*\})?\s*\^\s*\{?\s*(?:\\circ|°)\s*\}?|\\degrees?(?![a-zA-Z])", "°"),
-        (r"\{\s*\}", ""),
-        (r"([_^])\s*\{\s*(\w)\s*\}", r"\1\2"),
-        (r"\\%", "%"),
-        (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
-        (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
-        (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
-        (r"\\sqrt\s*(\d|[a-zA-Z])", r"\\sqrt{\1}"),
-        (r"√\s*\(([^()]*)\)|√\s*(\w+)", lambda match: rf"\sqrt{{{match[1] or match[2]}}}"),
-        (r"\s+", " "),
-    )
-]
-_TRAILING = re.compile(r"(?:[\s.,;:?]|\\\\)+$")
+_PLAIN_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
+_TRAILING = re.compile(r"(?:[\s.,;:?]|\\\\|\\$)+$")
 _DIGIT_GAP = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])")
 _NO_WORDS = re.compile(
     r"\\(?:begin|end)\{\w+\}|\\(?!text)[a-zA-Z]+|\b(?:or|and|not|arc(?:sin|cos|tan)|(?:sin|cos|tan)h?|cot|sec|csc|log|exp|lim|max|min|mod|gcd|lcm"
@@ -65,13 +20,16 @@ _WORDS = re.compile(
 )
 
 
+@lru_cache(maxsize=20_000)
 def clean(line: str) -> str:
-    """One line in the common spelling: LaTeX of one dialect, no math delimiters, no trailing punctuation.
+    """Return one line in the common spelling: LaTeX of one dialect, no math delimiters, no trailing punctuation.
 
     Prices keep a `¤`, degrees are `°`, text commands are `\\text{…}`. Nothing that carries meaning is dropped.
     """
-    line = unicodedata.normalize("NFKC", line.translate(_UNICODE)).translate(_UNICODE)
-    for pattern, replacement in _REWRITES:
+    if _PLAIN_NUMBER.fullmatch(line):
+        return line
+    line = unicodedata.normalize("NFKC", line.translate(UNICODE)).translate(UNICODE)
+    for pattern, replacement in REWRITES:
         line = pattern.sub(replacement, line)
     return _TRAILING.sub("", _whole_text(line.strip())).strip()
 

@@ -1,36 +1,66 @@
-"""What runs in the grader's worker processes; importing it loads no symbolic library."""
+"""A worker process of the grader: reads comparisons as JSON lines, answers each with a line.
+
+Run as `python -m mmprm.grading.worker SECONDS MEMORY_BYTES`; importing this module loads no symbolic library.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import resource
 import signal
+import sys
+from typing import Any, TextIO
 
-from mmprm.grading.comparison import Outcome, compare
-
+READY = "ready"
 KILLED_BY_TIMER = -signal.SIGPROF
 """Exit code of a worker that used up its time."""
 
 
-def prepare(memory_bytes: int) -> None:
-    """Set up a worker: bounded memory, math-verify quiet about time limits (this module has its own), tables warm."""
+def main() -> None:
+    seconds, memory_bytes = float(sys.argv[1]), int(sys.argv[2])
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # whatever a library prints is no reply
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted command ends its workers itself
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    prepare()
+    _write(replies, READY)
+    for line in sys.stdin:
+        _write(replies, _answer(json.loads(line), seconds))
+
+
+def prepare() -> None:
+    """Load the symbolic library, quiet about time limits (this module has its own), with its tables warm."""
     from mmprm.grading.symbols import same
 
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    same("2x", "x+x")
+    same(r"\int_0^1 x dx", r"\frac{1}{2}")
 
 
-def compare_symbolically(gold: str, answer: str, seconds: float) -> Outcome:
+def _answer(request: dict[str, Any], seconds: float) -> dict[str, str]:
     """Compare two answers within `seconds` of processor time, or die.
 
     Processor time makes the verdict independent of what else the machine does. The signal is not handled, since a
     handler in Python would wait for the very call that hangs.
     """
+    from mmprm.grading.comparison import compare
     from mmprm.grading.symbols import same
 
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
-        return compare(gold, answer, same)
+        outcome = compare(request["gold"], request["answer"], same, request["labels"])
+        return {"outcome": outcome.name}
+    except Exception as error:
+        return {"error": type(error).__name__}
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _write(replies: TextIO, reply: Any) -> None:
+    replies.write(json.dumps(reply) + "\n")
+    replies.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -6,8 +6,9 @@ from fractions import Fraction
 
 import pytest
 
-from mmprm.grading.comparison import DIFFERENT, SAME, UNDECIDED, Outcome, compare
-from mmprm.grading.numbers import number, split_unit
+from mmprm.grading.comparison import compare
+from mmprm.grading.numbers import number
+from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome
 from mmprm.grading.reading import Group, Leaf, read
 from mmprm.grading.symbols import same
 from mmprm.grading.text import is_prose, key
@@ -69,6 +70,12 @@ EQUAL = [
     (">", "\\gt"),
     ("Yes", "yes, there is."),
     ("\\text{Evelyn}", "evelyn"),
+    ("4343_6", "4343"),
+    ("(6,31,-1)", "6,31,-1"),
+    ("(5,\\infty)", "x>5"),
+    ("∵ a + b = 0, ∴ a = -b. Hence, the value is -1.", "-1"),
+    ("24", "The area is 24 in all"),
+    ("1.3.4.", "134"),
     ("2n+1.", "1+2n"),
 ]
 UNEQUAL = [
@@ -80,7 +87,6 @@ UNEQUAL = [
     ("6 6", "12"),
     ("6 6", "36"),
     ("6 8", "8 6"),
-    ("1.3.4.", "134"),
     ("1.3.4.", "1,3"),
     ("1,-2", "1"),
     ("1,-2", "1,2"),
@@ -104,26 +110,21 @@ UNEQUAL = [
     ("8 \\pi", "8"),
     ("24", "I cannot tell"),
     ("2AB=BC=6", "3AB=BC=6"),
+    ("15\\mbox{ cm}^2", "15 cm^3"),
+    ("5 m", "5 cm"),
+    ("y=3", "x=3"),
+    ("acute", "obtuse"),
     ("3x+4y-5=0", "0"),
 ]
 OPEN = [
-    ("4343_6", "4343"),
     ("1:1", "1"),
     ("2:3", "2/3"),
-    ("(6,31,-1)", "6,31,-1"),
-    ("15\\mbox{ cm}^2", "15 cm^3"),
-    ("5 m", "5 cm"),
-    ("(5,\\infty)", "x>5"),
-    ("y=3", "x=3"),
     ("1", "\\frac{x^2}{4}+y^2=1"),
     ("0", "3x+4y-5=0"),
     ("C_3(1,2)", "C_4(1,2)"),
     ("=", "S_A=S_B"),
     ("\\text{June 20}", "June 21"),
-    ("acute", "obtuse"),
-    ("∵ a + b = 0, ∴ a = -b. Hence, the value is -1.", "-1"),
     ("Multiply both sides, yielding x=4, so a is 4.", "Multiply both sides, yielding x=4, so a is 5."),
-    ("24", "The area is 24 in all"),
 ]
 CASES = [
     (pair, outcome) for pairs, outcome in ((EQUAL, SAME), (UNEQUAL, DIFFERENT), (OPEN, UNDECIDED)) for pair in pairs
@@ -169,23 +170,6 @@ def test_arithmetic_needs_no_symbols() -> None:
 )
 def test_number(text: str, value: Fraction | None) -> None:
     assert number(text) == value
-
-
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("2\\sqrt{3} \\text{ cm}^2", ("2\\sqrt{3}", "cm2")),
-        ("24 square meters", ("24", "m2")),
-        ("5 apples", ("5", "apple")),
-        ("25°", ("25", "°")),
-        ("¤18.90", ("18.90", "¤")),
-        ("3m", ("3m", "")),
-        ("2k", ("2k", "")),
-        ("9.0 \\text{ units}", ("9.0", "")),
-    ],
-)
-def test_split_unit(text: str, parts: tuple[str, str]) -> None:
-    assert split_unit(text) == parts
 
 
 def test_key_joins_spellings_and_keeps_digits_apart() -> None:

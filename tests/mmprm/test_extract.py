@@ -18,7 +18,7 @@ from mmprm.grading.extract import extract
         ("\\boxed{1}, so <answer>2</answer>", "2"),
         ("first \\boxed{1}, then \\boxed{\\frac{1}{2}}.", "\\frac{1}{2}"),
         ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
-        ("\\boxed{1} and \\boxed{2", "1"),
+        ("\\boxed{1} and \\boxed{2", None),
         ("<answer>Since x=3, we get \\boxed{24}</answer>", "24"),
         ("<answer>\\boxed{7}, \\boxed{25}</answer>", "7, 25"),
         ("The final answer is 3.5.", "3.5"),

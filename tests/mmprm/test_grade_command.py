@@ -18,7 +18,7 @@ def test_grades_each_line_in_order(tmp_path: Path, capsys: pytest.CaptureFixture
         tmp_path / "r.jsonl",
         '{"gold": "1/2", "response": "<answer>0.5</answer>", "id": 7}',
         '{"gold": "24", "response": "no idea"}',
-        '{"gold": "acute", "response": "<answer>obtuse</answer>"}',
+        '{"gold": "the wind", "response": "<answer>a storm</answer>"}',
         '{"gold": "B", "response": "<answer>30</answer>", "question": "Q", "choices": ["25", "30"]}',
     )
     assert main(["grade", file]) == 0

@@ -9,7 +9,7 @@ import pytest
 from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
 from mmprm.types import Grading, Problem, Verdict
 
-HANGS = "9^{9^{9^{9}}}"
+HANGS = r"\int_0^1 9^{9^{9^{9}}} dx"
 
 
 def problem(gold: str, *choices: str) -> Problem:
@@ -27,19 +27,20 @@ def grader():
 
 
 def test_verdicts_in_order(grader: SymbolicGrader) -> None:
-    pairs = [("24", "24"), ("24", "25"), ("2x", "x+x"), ("2x", "3x"), ("acute", "5")]
+    pairs = [("24", "24"), ("24", "25"), ("2x", "x+x"), ("2x", "3x"), ("the wind", "a storm")]
     gradings = grader.grade_many([(problem(gold), tagged(answer)) for gold, answer in pairs])
     assert gradings == [
         Grading(Verdict.CORRECT, "24", "exact match"),
         Grading(Verdict.INCORRECT, "25", "different value"),
         Grading(Verdict.CORRECT, "x+x", "same value"),
         Grading(Verdict.INCORRECT, "3x", "different value"),
-        Grading(Verdict.UNKNOWN, "5", "symbols cannot decide"),
+        Grading(Verdict.UNKNOWN, "a storm", "symbols cannot decide"),
     ]
 
 
 def test_response_without_an_answer_is_incorrect(grader: SymbolicGrader) -> None:
-    assert grader.grade_many([(problem("24"), "I think 24")]) == [Grading(Verdict.INCORRECT, None, "no answer")]
+    response = "I add.\nThen I multiply the sum by two and look at the figure again."
+    assert grader.grade_many([(problem("24"), response)]) == [Grading(Verdict.INCORRECT, None, "no answer")]
 
 
 @pytest.mark.parametrize(
@@ -50,7 +51,7 @@ def test_response_without_an_answer_is_incorrect(grader: SymbolicGrader) -> None
         ("B.", "B. 25°", Verdict.CORRECT),
         ("(B)", "option b", Verdict.CORRECT),
         ("B", "C", Verdict.INCORRECT),
-        ("B", "Because", Verdict.UNKNOWN),
+        ("B", "Because", Verdict.INCORRECT),
         ("B", "25", Verdict.UNKNOWN),
     ],
 )

@@ -1,0 +1,439 @@
+r"""Expressions: LaTeX (or program text, such as sqrt(2)*pi) read into a tree of operations.
+
+A node is a tuple: ("number", Fraction), ("symbol", name), ("constant", name), ("sum", variable, low, high, term),
+("product", …), ("call", name, argument) for an unknown function, or (operation, *nodes) with an operation of
+`evaluation.OPERATIONS`. Letters that stand side by side are a product; two numbers that stand side by side are not
+readable, since they may be two answers.
+"""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+Node = tuple[Any, ...]
+
+MAX_LENGTH = 2000
+MAX_DEPTH = 60
+
+
+class UnreadableError(ValueError):
+    """The text is no expression that this parser knows."""
+
+
+_TOKEN = re.compile(
+    r"""\s*(?:
+    (?P<number>\d+(?:\.\d+)?(?:[eE][-+]?\d+(?![\w.]))?|\.\d+)
+    |(?P<command>\\[a-zA-Z]+|\\[{}|])
+    |(?P<word>[A-Za-z]+)
+    |(?P<power>\*\*)
+    |(?P<mark>'+)
+    |(?P<sign>[-+*/^_(){}\[\],!|%°=])
+    )""",
+    re.VERBOSE,
+)
+_FUNCTIONS = {
+    *(
+        "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln lg exp sqrt abs floor ceil gcd lcm max min".split()
+    )
+}
+_OTHER_NAMES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "arctg": "arctan", "tg": "tan", "ctg": "cot"}
+_INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
+_WORDS = sorted({*_FUNCTIONS, *_OTHER_NAMES, "log", "pi", "infinity", "inf"}, key=len, reverse=True)
+_WORD_SPLIT = re.compile("|".join(_WORDS) + "|.")
+_GREEK = set(
+    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon "
+    "phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega hbar ell".split()
+)
+_PLAIN_ACCENTS = {"vec", "overrightarrow", "hat", "widehat", "mathbf", "boldsymbol", "bm", "mathit", "mathrm", "text"}
+_OWN_ACCENTS = {"bar", "tilde", "dot", "overline", "mathcal", "mathbb", "underline"}
+_OPEN = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
+_ROUND = {r"\lfloor": ("floor", r"\rfloor"), r"\lceil": ("ceil", r"\rceil")}
+_TIMES = {"*", r"\times", r"\cdot"}
+_NAMED_FUNCTIONS = "fghFG"
+_SUMS = {
+    "+": lambda left, right: ("add", left, right),
+    "-": lambda left, right: ("add", left, ("negative", right)),
+    **{sign: lambda left, right: ("call", "and", left, right) for sign in (r"\land", r"\wedge", r"\cap")},
+    **{sign: lambda left, right: ("call", "or", left, right) for sign in (r"\lor", r"\vee", r"\cup")},
+    r"\to": lambda left, right: ("call", "implies", ("call", "if", left), right),
+    r"\Rightarrow": lambda left, right: ("call", "implies", ("call", "if", left), right),
+}
+_FIGURES = {"angle", "triangle", "odot", "arc", "overparen", "square", "widearc"}
+
+
+@lru_cache(maxsize=20_000)
+def parse(text: str) -> Node:
+    """Return the tree of an expression; raises UnreadableError."""
+    if len(text) > MAX_LENGTH:
+        raise UnreadableError("too long")
+    parser = _Parser(_tokens(text))
+    node = parser.sum()
+    if parser.peek() is not None:
+        raise UnreadableError(f"unexpected {parser.peek()}")
+    return node
+
+
+def symbols(node: Node) -> frozenset[str]:
+    """Return the names of the free symbols of a tree."""
+    if node[0] == "symbol":
+        return frozenset([node[1]])
+    if node[0] in ("sum", "product"):
+        return frozenset().union(*map(symbols, node[2:4])) | (symbols(node[4]) - {node[1]})
+    if node[0] in ("number", "constant"):
+        return frozenset()
+    return frozenset().union(*(symbols(part) for part in node[1:] if isinstance(part, tuple)))
+
+
+def uses(node: Node, *operations: str) -> bool:
+    """Return whether one of the operations occurs in a tree."""
+    return node[0] in operations or any(uses(part, *operations) for part in node[1:] if isinstance(part, tuple))
+
+
+def _tokens(text: str) -> list[str]:
+    tokens: list[str] = []
+    position, text = 0, text.strip()
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise UnreadableError(f"unexpected {text[position]!r}")
+        token = match[match.lastgroup]
+        tokens += _WORD_SPLIT.findall(token) if match["word"] else [token]
+        position = match.end()
+    return tokens
+
+
+class _Parser:
+    """Recursive descent; sum > product > unary > power > postfix > atom."""
+
+    def __init__(self, tokens: list[str]) -> None:
+        self._tokens, self._index, self._depth, self._bars = tokens, 0, 0, 0
+
+    def peek(self) -> str | None:
+        return self._tokens[self._index] if self._index < len(self._tokens) else None
+
+    def take(self) -> str:
+        token = self.peek()
+        if token is None:
+            raise UnreadableError("ends too early")
+        self._index += 1
+        return token
+
+    def expect(self, token: str) -> None:
+        if self.take() != token:
+            raise UnreadableError(f"no {token}")
+
+    def sum(self) -> Node:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise UnreadableError("nested too deeply")
+        node = self.product()
+        while (sign := self.peek()) in _SUMS:
+            self.take()
+            right = self.product()
+            node = _SUMS[sign](node, right)
+        self._depth -= 1
+        return node
+
+    def product(self) -> Node:
+        node = self.unary()
+        while (token := self.peek()) is not None:
+            if token in _TIMES:
+                self.take()
+                node = ("multiply", node, self.unary())
+            elif token in ("/", r"\div"):
+                self.take()
+                divisor = self.unary()
+                node = ("divide", node, divisor)
+                if self._starts_factor():  # 1/2x: (1/2)x or 1/(2x)
+                    node = ("ambiguous", node, self.power())
+            elif token in (r"\bmod", r"\mod"):
+                self.take()
+                node = ("modulo", node, self.unary())
+            elif self._starts_factor():
+                if token[0].isdigit() and self._tokens[self._index - 1][-1].isdigit():
+                    raise UnreadableError("two numbers side by side")
+                node = ("multiply", node, self.power())
+            else:
+                break
+        return node
+
+    def unary(self) -> Node:
+        if self.peek() in ("+", "-"):
+            return self.unary() if self.take() == "+" else ("negative", self.unary())
+        return self.power()
+
+    def power(self) -> Node:
+        base = self.postfix(self.atom())
+        if self.peek() in ("^", "**"):
+            self.take()
+            base = self.postfix(("power", base, self.exponent()))
+        return base
+
+    def exponent(self) -> Node:
+        """x^{…}, and as program text x^10 and x^-4."""
+        if self.peek() in ("-", "+"):
+            return self.exponent() if self.take() == "+" else ("negative", self.exponent())
+        return self.group() if self.peek() == "{" else self.power_atom()
+
+    def power_atom(self) -> Node:
+        base = self.atom()
+        if self.peek() in ("^", "**"):
+            self.take()
+            return ("power", base, self.exponent())
+        return base
+
+    def postfix(self, node: Node) -> Node:
+        while self.peek() in ("!", "%", "°", r"\degree"):
+            mark = self.take()
+            node = {"!": ("factorial", node), "%": ("divide", node, _number(100))}.get(mark, ("degrees", node))
+        return node
+
+    def _starts_factor(self) -> bool:
+        token = self.peek()
+        if token is None or token in _NO_FACTORS:
+            return False
+        if token == "|":
+            return self._bars == 0
+        return True
+
+    def group(self) -> Node:
+        opening = self.take()
+        if opening not in _OPEN:
+            raise UnreadableError(f"no bracket: {opening}")
+        outer, self._bars = self._bars, 0
+        node = self.sum()
+        self._bars = outer
+        self.expect(_OPEN[opening])
+        return node
+
+    def arguments(self) -> list[Node]:
+        """One or more expressions in brackets or braces, separated by commas."""
+        opening = self.take()
+        if opening not in _OPEN:
+            raise UnreadableError(f"no bracket: {opening}")
+        outer, self._bars = self._bars, 0
+        nodes = [self.sum()]
+        while self.peek() == ",":
+            self.take()
+            nodes.append(self.sum())
+        self._bars = outer
+        self.expect(_OPEN[opening])
+        return nodes
+
+    def braced(self) -> Node:
+        r"""The argument of a command: {…}, or one digit or letter as in \frac12."""
+        if self.peek() == "{":
+            return self.group()
+        token = self.take()
+        if len(token) > 1 and token.isdigit():
+            self._index -= 1
+            self._tokens[self._index] = token[1:]
+            token = token[0]
+            return _number(token)
+        self._index -= 1
+        return self.atom()
+
+    def atom(self) -> Node:
+        token = self.take()
+        if token[0].isdigit() or token[0] == "." and len(token) > 1:
+            return self.number(token)
+        if token in _OPEN:
+            self._index -= 1
+            return self.group()
+        if token == "|" or token in (r"\vert", r"\lvert", r"\|"):
+            return self.bars({r"\lvert": r"\rvert"}.get(token, token))
+        if token in _ROUND:
+            name, closing = _ROUND[token]
+            node = self.sum()
+            self.expect(closing)
+            return (name, node)
+        if token.startswith("\\"):
+            return self.command(token[1:])
+        return self.name(token)
+
+    def bars(self, closing: str) -> Node:
+        self._bars += 1
+        node = self.sum()
+        self._bars -= 1
+        self.expect(closing)
+        return ("abs", node)
+
+    def number(self, token: str) -> Node:
+        """A number, or a mixed one: 1\\frac{4}{5} is 9/5."""
+        node = _number(token)
+        if token.isdigit() and self.peek() == r"\frac":
+            start = self._index
+            fraction = self.atom()
+            top, bottom = fraction[1], fraction[2]
+            if top[0] == bottom[0] == "number" and top[1] < bottom[1]:
+                return ("add", node, fraction)
+            self._index = start
+        return node
+
+    def command(self, name: str) -> Node:
+        if name in ("frac", "dfrac", "tfrac", "cfrac"):
+            return ("divide", self.braced(), self.braced())
+        if name in ("binom", "dbinom", "tbinom"):
+            return ("binomial", self.braced(), self.braced())
+        if name == "sqrt":
+            return self.root()
+        if name in ("sum", "prod"):
+            return self.series("sum" if name == "sum" else "product")
+        if name == "pi":
+            return ("constant", "pi")
+        if name == "infty":
+            return ("constant", "infinity")
+        if name == "zeta" and self.peek() == "(":
+            return ("zeta", self.group())
+        if name in _GREEK:
+            return self.subscripted("\\" + name)
+        if name in ("neg", "lnot"):
+            return ("call", "not", self.power())
+        if name in _FIGURES:
+            return self.figure(name)
+        if name in _PLAIN_ACCENTS:
+            return self.accented("")
+        if name in _OWN_ACCENTS:
+            return self.accented(name + " ")
+        return self.function(name)
+
+    def figure(self, name: str) -> Node:
+        r"""\angle ABC, the same as \angle CBA; \triangle ABC, in any order."""
+        points = ""
+        while re.fullmatch(r"[A-Z]|\d+|'+|[a-z](?![a-z])", self.peek() or ""):
+            points += self.take()
+        if not points:
+            raise UnreadableError(f"no points of a {name}")
+        if name == "angle":
+            points = min(points, points[::-1]) if points.isalpha() else points
+        else:
+            points = "".join(sorted(points))
+        return ("symbol", f"{name} {points}")
+
+    def accented(self, prefix: str) -> Node:
+        inside = self.braced()
+        if inside[0] == "symbol" and prefix:
+            return ("symbol", prefix + inside[1])
+        if prefix and inside[0] != "multiply":
+            raise UnreadableError("an accent over no letter")
+        return inside
+
+    def root(self) -> Node:
+        degree = _number(2)
+        if self.peek() == "[":
+            degree = self.group()
+        radicand = self.group() if self.peek() in ("(", "{") else self.braced()
+        return ("root", radicand, degree)
+
+    def series(self, kind: str) -> Node:
+        r"""\sum_{i=1}^{5} i^2; the term reaches to the next sign."""
+        self.expect("_")
+        self.expect("{")
+        variable = self.take()
+        self.expect("=")
+        low = self.sum()
+        self.expect("}")
+        self.expect("^")
+        return (kind, variable, low, self.exponent(), self.product())
+
+    def name(self, token: str) -> Node:
+        if token == "pi":
+            return ("constant", "pi")
+        if token in ("infinity", "inf"):
+            return ("constant", "infinity")
+        if token in ("e", "i") and self.peek() not in ("_", "'"):
+            return ("constant", token)
+        if len(token) > 1:
+            return self.function(token)
+        if not token.isalpha():
+            raise UnreadableError(f"unexpected {token}")
+        return self.subscripted(token)
+
+    def subscripted(self, name: str) -> Node:
+        while (token := self.peek()) is not None and (token == "_" or token.startswith("'")):
+            self.take()
+            name += token if token.startswith("'") else "_" + self.subscript()
+        if self.peek() == "(" and name.rstrip("'") in _NAMED_FUNCTIONS:
+            return ("call", name, self.group())
+        return ("symbol", name)
+
+    def subscript(self) -> str:
+        token = self.take()
+        if token != "{":
+            return token
+        parts: list[str] = []
+        depth = 1
+        while True:
+            token = self.take()
+            depth += {"{": 1, "}": -1}.get(token, 0)
+            if depth == 0:
+                return "".join(parts)
+            if token not in ("{", "}"):
+                parts.append(token)
+
+    def function(self, name: str) -> Node:
+        name = _OTHER_NAMES.get(name, name)
+        if name == "log":
+            return self.logarithm()
+        if name not in _FUNCTIONS:
+            raise UnreadableError(f"unknown {name}")
+        exponent = None
+        if self.peek() == "^":
+            self.take()
+            exponent = self.exponent()
+        if name == "sqrt":
+            return ("root", self.group() if self.peek() in _OPEN else self.braced(), _number(2))
+        if name in ("gcd", "lcm", "max", "min"):
+            return (name, *self.arguments())
+        if exponent in (("negative", _number(1)),) and name in _INVERSE:
+            return (_INVERSE[name], self.argument())
+        node = (name, self.argument())
+        return node if exponent is None else ("power", node, exponent)
+
+    def logarithm(self) -> Node:
+        base: Node | None = None
+        if self.peek() == "_":
+            self.take()
+            base = self.group() if self.peek() in _OPEN else self.braced()
+        if self.peek() == "^":
+            self.take()
+            exponent = self.exponent()
+            return ("power", ("log", self.argument(), base or ("constant", "log base")), exponent)
+        return ("log", self.argument(), base or ("constant", "log base"))
+
+    def argument(self) -> Node:
+        """Brackets, or the factors up to the next sign or function: \\sin 2x \\cos x is sin(2x) cos(x)."""
+        if self.peek() in ("(", "[", "{"):
+            node = self.group()
+            return self.postfix(node)
+        sign = self.peek() == "-"
+        if sign:
+            self.take()
+        node = self.power()
+        while self._starts_factor() and self.peek() not in ("(", "[") and not self._at_function():
+            if (self.peek() or "")[0].isdigit():
+                break
+            node = ("multiply", node, self.power())
+        if self.peek() == "/" and self._index + 1 < len(self._tokens) and node == ("constant", "pi"):
+            self.take()  # sin pi/6
+            node = ("divide", node, self.power())
+        return ("negative", node) if sign else node
+
+    def _at_function(self) -> bool:
+        name = (self.peek() or "").lstrip("\\")
+        return name in _FUNCTIONS or name in _OTHER_NAMES or name == "log"
+
+
+_NO_FACTORS = {
+    *_SUMS,
+    *("+", "-", "*", "/", "**", "^", "_", "=", ",", "!", "%", "°", ")", "]", "}"),
+    *(r"\times", r"\cdot", r"\div", r"\bmod", r"\mod", r"\}", r"\rfloor", r"\rceil", r"\rvert", r"\degree"),
+}
+"""What cannot begin a factor."""
+
+
+def _number(text: str | int) -> Node:
+    return ("number", Fraction(text))

@@ -1,0 +1,230 @@
+"""Whether two single values are the same: exact arithmetic, units with their dimensions, rounding, expressions."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+
+from mmprm.grading import evaluation
+from mmprm.grading.evaluation import UndefinedError
+from mmprm.grading.expressions import Node, UnreadableError, parse, uses
+from mmprm.grading.expressions import symbols as free_symbols
+from mmprm.grading.labels import compare_labels, compare_words
+from mmprm.grading.numbers import is_decimal, is_rounding, number, rounds_to, worded_number
+from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome, SymbolTest
+from mmprm.grading.reading import Leaf
+from mmprm.grading.text import key
+
+_SIGN = re.compile(r"[=<>]|\\(?:leq|geq|neq|perp|parallel|sim|cong|approx|in)")
+_BASED = re.compile(r"\(?(?P<digits>[0-9A-F]+)\)?_\s*\{?\s*(?:\\text\{)?\s*\(?(?P<base>\d+|[a-z]+)\)?\s*\}*")
+_OUTSIDE = re.compile(r"\d\s*_|\\text|(?<![\d^_])\d+ \d")
+"""Math-verify drops such subscripts and texts, and adds up neighbouring numbers."""
+_BOUND = {r"\int", r"\sum", r"\prod", r"\lim", r"\iint", r"\oint"}
+"""What binds a name, which may be another one."""
+_IDENTIFIER = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]+|\d+|\S")
+
+
+def same_leaf(gold: Leaf, given: Leaf, symbols: SymbolTest) -> Outcome:
+    """Compare two single values, gold first."""
+    if gold.maybe or given.maybe:
+        return _same_possible_units(gold, given, symbols)
+    if is_sign(gold.text):
+        return _same_sign(gold.text, given.text)
+    if (based := _same_base(gold.text, given.text)) is not None:
+        return based
+    if gold.prose or not gold.text:
+        return _same_words(gold, given)
+    if given.prose or not given.text:
+        return DIFFERENT if number(gold.text) is not None else UNDECIDED
+    return _same_quantity(gold, given, symbols)
+
+
+def is_sign(text: str) -> bool:
+    """Return whether an answer is a sign alone, as of a blank between two numbers."""
+    return _SIGN.fullmatch(text) is not None
+
+
+def _same_possible_units(gold: Leaf, given: Leaf, symbols: SymbolTest) -> Outcome:
+    """3m is three metres, or three times m."""
+    if gold.maybe and given.maybe:
+        return same_leaf(Leaf(gold.text), Leaf(given.text), symbols)
+    split = [Leaf(*leaf.maybe) if leaf.maybe else leaf for leaf in (gold, given)]
+    outcome = same_leaf(*split, symbols)
+    plain = gold if given.maybe else given
+    if outcome is SAME and not plain.unit and not plain.prose:
+        whole = same_leaf(Leaf(gold.text), Leaf(given.text), symbols)
+        return whole if whole is SAME else UNDECIDED
+    return outcome
+
+
+def _same_sign(gold: str, given: str) -> Outcome:
+    if _SIGN.fullmatch(given) or number(given) is not None:
+        return SAME if gold == given else DIFFERENT
+    return compare_labels(gold, given) or UNDECIDED
+
+
+def _same_words(gold: Leaf, given: Leaf) -> Outcome:
+    outcome = compare_labels(gold.text, given.text) or compare_words(gold.text, given.text)
+    if outcome is UNDECIDED and not given.prose and given.text and not _mentions(gold.text, given.text):
+        return DIFFERENT
+    return outcome
+
+
+def _mentions(prose: str, value: str) -> bool:
+    return (
+        len(value) > 1
+        and bool(re.search(rf"(?<![\w.]){re.escape(value)}(?![\w]|\.\d)", prose))
+        or (value.isdigit() and bool(re.search(rf"(?<![\w.]){value}(?![\w]|\.\d)", prose)))
+    )
+
+
+def _same_base(gold: str, given: str) -> Outcome | None:
+    """52_8 against 52_{eight}, or against 52 alone, where the question asks for that base; None without a base."""
+    one, other = _based(gold), _based(given)
+    if one is None and other is None:
+        return None
+    if one is not None and other is not None:
+        return SAME if one == other else DIFFERENT
+    based, plain = (one, given) if one is not None else (other, gold)
+    return (
+        SAME
+        if one is not None and based[0] == plain.strip("()")
+        else DIFFERENT
+        if one is None and number(plain) is not None or based[0] != plain
+        else UNDECIDED
+    )
+
+
+def _based(text: str) -> tuple[str, int] | None:
+    match = _BASED.fullmatch(text)
+    if match is None:
+        return None
+    base = int(match["base"]) if match["base"].isdigit() else worded_number(match["base"])
+    return None if base is None else (match["digits"], int(base))
+
+
+def _same_quantity(gold: Leaf, given: Leaf, symbols: SymbolTest) -> Outcome:
+    one, other = gold.unit, given.unit
+    if not one or not other:
+        outcome = same_expression(gold.text, given.text, symbols)
+        if (
+            outcome is DIFFERENT
+            and "degree" in (name for name, _ in one.dimension)
+            and not other
+            and r"\pi" in given.text
+        ):
+            return same_expression(rf"({gold.text})*\pi/180", given.text, symbols)
+        if gold.unit and given.text.endswith("%"):
+            return DIFFERENT
+        return outcome
+    if one.dimension == other.dimension:
+        if one.size == other.size:
+            return same_expression(gold.text, given.text, symbols)
+        return same_expression(gold.text, _times(given.text, other.size / one.size), symbols)
+    if one.known and other.known:
+        return _same_angle(gold, given, symbols)
+    return DIFFERENT if same_expression(gold.text, given.text, symbols) is DIFFERENT else UNDECIDED
+
+
+def _same_angle(gold: Leaf, given: Leaf, symbols: SymbolTest) -> Outcome:
+    dimensions = [leaf.unit.dimension for leaf in (gold, given)]
+    if {name for dimension in dimensions for name, _ in dimension} != {"degree", "radian"}:
+        return DIFFERENT
+    texts = [
+        f"({leaf.text})*\\pi/180" if leaf.unit.dimension == (("degree", 1),) else leaf.text for leaf in (gold, given)
+    ]
+    return same_expression(*texts, symbols)
+
+
+def _times(text: str, factor: Fraction) -> str:
+    value = number(text)
+    product = value * factor if value is not None else None
+    if product is not None:
+        return rf"\frac{{{product.numerator}}}{{{product.denominator}}}"
+    return rf"({text})*\frac{{{factor.numerator}}}{{{factor.denominator}}}"
+
+
+def same_expression(gold: str, given: str, symbols: SymbolTest) -> Outcome:
+    """Compare two values without units: numbers exactly, expressions by evaluation, the rest by `symbols`."""
+    outcome = _same_number(gold, given)
+    if outcome is None and key(gold) == key(given):
+        return SAME
+    if outcome is None:
+        outcome = _same_node(gold, given)
+    if outcome is None:
+        if _is_other_name(gold, given):
+            return DIFFERENT
+        outcome = UNDECIDED if _OUTSIDE.search(gold + "|" + given) else symbols(gold, given)
+    return outcome
+
+
+def _same_number(gold: str, given: str) -> Outcome | None:
+    """Exact arithmetic; None when one of the two is no plain number."""
+    gold_percent, given_percent = gold.endswith("%"), given.endswith("%")
+    gold_value, given_value = number(gold.rstrip("% ")), number(given.rstrip("% "))
+    if gold_value is None or given_value is None:
+        return None
+    if gold_percent != given_percent:
+        return _same_share(gold_value, given_value, gold_percent)
+    if gold_value == given_value:
+        return SAME
+    gold, given = gold.rstrip("% "), given.rstrip("% ")
+    return SAME if _is_same_rounded(gold, gold_value, given, given_value) else DIFFERENT
+
+
+def _same_share(gold: Fraction, given: Fraction, gold_percent: bool) -> Outcome:
+    """50% is 0.5, and may lose its sign, since no share is 50; 0.5% may not."""
+    if gold_percent:
+        return SAME if gold / 100 == given or (gold == given and abs(gold) > 1) else DIFFERENT
+    return SAME if gold == given / 100 else DIFFERENT
+
+
+def _is_same_rounded(gold: str, gold_value: Fraction, given: str, given_value: Fraction) -> bool:
+    if is_decimal(gold):
+        return is_rounding(gold, given_value)
+    return rounds_to(gold_value, given)
+
+
+def _same_node(gold: str, given: str) -> Outcome | None:
+    """None when one of the two is not readable, or has no value that can be compared."""
+    try:
+        one, other = parse(gold), parse(given)
+    except UnreadableError:
+        return None
+    if uses(one, "degrees") and not uses(other, "degrees", "sin", "cos", "tan") and free_symbols(one):
+        one = parse(gold.replace("°", ""))  # 180°-x is 180-x
+    equal = evaluation.equal(one, other)
+    if equal:
+        return SAME
+    if equal is False and (is_decimal(gold) or is_decimal(given)) and not (free_symbols(one) or free_symbols(other)):
+        return SAME if _rounds(gold, given, one, other) else DIFFERENT
+    return DIFFERENT if equal is False else UNDECIDED if equal is None and _has_values(one, other) else None
+
+
+def _has_values(one: Node, other: Node) -> bool:
+    return uses(one, "ambiguous") or uses(other, "ambiguous")
+
+
+def _rounds(gold: str, given: str, one: Node, other: Node) -> bool:
+    try:
+        values = [_as_fraction(evaluation.evaluate(node, {})) for node in (one, other)]
+    except (UndefinedError, ArithmeticError):
+        return False
+    return None not in values and _is_same_rounded(gold, values[0], given, values[1])
+
+
+def _as_fraction(value: evaluation.Value) -> Fraction | None:
+    if isinstance(value, Fraction):
+        return value
+    if getattr(value, "imag", 0) != 0 or abs(value) > 10**30:
+        return None
+    return Fraction(int(value.real * 10**40), 10**40)
+
+
+def _is_other_name(gold: str, given: str) -> bool:
+    """Two formulas that nobody can evaluate, of one form, in which a name or a number differs."""
+    one, other = (_IDENTIFIER.findall(text) for text in (key(gold), key(given)))
+    if len(one) != len(other) or not any(token.startswith("\\") for token in one) or _BOUND.intersection(one):
+        return False
+    differing = [(a, b) for a, b in zip(one, other, strict=True) if a != b]
+    return bool(differing) and all(a.isalnum() and b.isalnum() for a, b in differing) and len(differing) < len(one)

@@ -1,0 +1,209 @@
+"""Sets of real numbers: intervals, inequalities, unions and set-builder forms in one representation."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+from mmprm.grading.evaluation import UndefinedError, evaluate
+from mmprm.grading.expressions import UnreadableError, parse
+from mmprm.grading.outcome import DIFFERENT, UNDECIDED, Outcome, all_of
+from mmprm.grading.reading import Answer, Group, Leaf
+
+_REALS = re.compile(
+    r"\\mathbb\s*\{?R\}?|R|\\R|(?:the set of )?(?:all )?real numbers?|all reals|全体实数|任意实数", re.IGNORECASE
+)
+_EMPTY = re.compile(
+    r"\\emptyset|\\\{\s*\\\}|(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?|values?)|(?:the )?empty set|none|无解|空集|不存在"
+    r"|does not exist|dne",
+    re.IGNORECASE,
+)
+_INFINITY = re.compile(r"([-+]?)\s*\\infty|([-+]?)\s*(?:infinity|inf|oo)")
+_VARIABLE = re.compile(r"\\?[a-zA-Z](?:_\{?\w+\}?)?'*|\\[a-z]+|")
+_LESS, _MORE = {"<", r"\leq"}, {">", r"\geq"}
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """An interval; an end of None is infinite."""
+
+    low: str | None
+    low_closed: bool
+    high: str | None
+    high_closed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RealSet:
+    """A union of intervals, and the name of the variable where one is given."""
+
+    parts: tuple[Part, ...]
+    name: str = ""
+
+
+WHOLE = Part(None, False, None, False)
+
+
+def real_set(answer: Answer) -> RealSet | None:
+    """Return the set that an answer describes; None for what is no set of this kind.
+
+    A pair in brackets counts as an interval: whoever calls this knows that the other answer is a set.
+    """
+    if isinstance(answer, Leaf):
+        if answer.unit:
+            return None
+        return (
+            RealSet((WHOLE,))
+            if _REALS.fullmatch(answer.text)
+            else RealSet(())
+            if _EMPTY.fullmatch(answer.text)
+            else None
+        )
+    return _READERS[answer.kind](answer) if answer.kind in _READERS else None
+
+
+def is_explicit(answer: Answer) -> bool:
+    """Return whether an answer is a set by its form, and not only a pair of numbers."""
+    if isinstance(answer, Leaf):
+        return real_set(answer) is not None
+    if answer.kind == "brackets":
+        return answer.marks != ("()",) or any(
+            isinstance(item, Leaf) and _INFINITY.fullmatch(item.text) for item in answer.items
+        )
+    return real_set(answer) is not None
+
+
+def same_set(gold: RealSet, given: RealSet, same_text: Callable[[str, str], Outcome]) -> Outcome:
+    """Compare two sets end by end."""
+    if gold.name and given.name and gold.name != given.name:
+        return DIFFERENT
+    if len(gold.parts) != len(given.parts):
+        return DIFFERENT
+    return all_of(_same_part(a, b, same_text) for a, b in zip(_ordered(gold), _ordered(given), strict=True))
+
+
+def _same_part(gold: Part, given: Part, same_text: Callable[[str, str], Outcome]) -> Outcome:
+    if (gold.low_closed, gold.high_closed) != (given.low_closed, given.high_closed):
+        return DIFFERENT
+    outcomes = []
+    for a, b in ((gold.low, given.low), (gold.high, given.high)):
+        if (a is None) != (b is None):
+            return DIFFERENT
+        if a is not None and b is not None:
+            outcomes.append(same_text(a, b))
+    return all_of(outcomes)
+
+
+def _ordered(found: RealSet) -> list[Part]:
+    keys = [_size(part.low) if part.low is not None else float("-inf") for part in found.parts]
+    if any(key is None for key in keys):
+        return list(found.parts)
+    return [found.parts[i] for i in sorted(range(len(keys)), key=lambda i: keys[i])]
+
+
+def _size(text: str) -> float | None:
+    try:
+        value = evaluate(parse(text), {})
+        return float(value) if isinstance(value, Fraction) else float(value.real)
+    except (UnreadableError, UndefinedError, OverflowError, AttributeError):
+        return None
+
+
+def _interval(group: Group) -> RealSet | None:
+    if (
+        len(group.items) != 2
+        or group.name
+        or not all(isinstance(item, Leaf) and not item.prose for item in group.items)
+    ):
+        return None
+    low, high = (item.text for item in group.items)
+    opening, closing = group.marks[0][0], group.marks[0][-1]
+    low_end, high_end = (None if _INFINITY.fullmatch(end) else end for end in (low, high))
+    if low_end is not None and high_end is not None:
+        sizes = _size(low_end), _size(high_end)
+        if None not in sizes and sizes[0] > sizes[1]:
+            return None
+    return RealSet(
+        (Part(low_end, opening == "[" and low_end is not None, high_end, closing == "]" and high_end is not None),)
+    )
+
+
+def _union(group: Group) -> RealSet | None:
+    sets = [real_set(item) for item in group.items]
+    if any(found is None for found in sets):
+        return None
+    names = {found.name for found in sets} - {""}
+    return (
+        RealSet(tuple(part for found in sets for part in found.parts), names.pop() if len(names) == 1 else "")
+        if len(names) < 2
+        else None
+    )
+
+
+def _joined(group: Group) -> RealSet | None:
+    """x<2 or x>3; x>2 and x<3."""
+    if not all(isinstance(item, Group) for item in group.items):
+        return None
+    if "and" not in group.marks:
+        return _union(group) if "or" in group.marks else None
+    sets = [real_set(item) for item in group.items]
+    if len(sets) != 2 or any(found is None or len(found.parts) != 1 for found in sets) or sets[0].name != sets[1].name:
+        return None
+    first, second = (found.parts[0] for found in sets)
+    if first.low is None and second.high is None:
+        first, second = second, first
+    if first.high is not None or second.low is not None or first.low is None or second.high is None:
+        return None
+    sizes = _size(first.low), _size(second.high)
+    if None not in sizes and sizes[0] > sizes[1]:
+        return RealSet((), sets[0].name)
+    return RealSet((Part(first.low, first.low_closed, second.high, second.high_closed),), sets[0].name)
+
+
+def _builder(group: Group) -> RealSet | None:
+    found = real_set(group.items[0])
+    return found if found is None or found.name else replace(found, name=group.name)
+
+
+def _relation(group: Group) -> RealSet | None:
+    marks, items = group.marks, group.items
+    if marks == (r"\in",):
+        found = real_set(items[1])
+        return replace(found, name=items[0].text) if found is not None and isinstance(items[0], Leaf) else None
+    if not all(
+        isinstance(item, Leaf) and not item.prose and not item.unit.known or isinstance(item, Leaf) for item in items
+    ):
+        return None
+    texts = [item.text for item in items]
+    if marks == (r"\neq",) and _is_variable(texts[0]):
+        return RealSet((Part(None, False, texts[1], False), Part(texts[1], False, None, False)), texts[0])
+    if set(marks) <= _MORE:
+        texts, marks = texts[::-1], tuple("<" if mark == ">" else r"\leq" for mark in marks[::-1])
+    if not set(marks) <= _LESS:
+        return None
+    closed = [mark == r"\leq" for mark in marks]
+    if len(texts) == 3 and _is_variable(texts[1]):
+        ends = [None if _INFINITY.fullmatch(end) else end for end in (texts[0], texts[2])]
+        return RealSet(
+            (Part(ends[0], closed[0] and ends[0] is not None, ends[1], closed[1] and ends[1] is not None),), texts[1]
+        )
+    if len(texts) == 2 and _is_variable(texts[0]) and not (texts[1] and _is_variable(texts[1])):
+        return RealSet((Part(None, False, texts[1], closed[0]),), texts[0])
+    if len(texts) == 2 and _is_variable(texts[1]) and not (texts[0] and _is_variable(texts[0])):
+        return RealSet((Part(texts[0], closed[0], None, False),), texts[1])
+    return None
+
+
+def _is_variable(text: str) -> bool:
+    return bool(_VARIABLE.fullmatch(text)) and text not in (r"\pi", "e", r"\infty")
+
+
+_READERS: dict[str, Callable[[Group], RealSet | None]] = {
+    "brackets": _interval,
+    "union": _union,
+    "list": _joined,
+    "builder": _builder,
+    "relation": _relation,
+}

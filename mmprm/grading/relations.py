@@ -1,0 +1,245 @@
+"""Equations and inequalities: what a relation states about a named quantity, and whether two say the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+
+from mmprm.grading.evaluation import DIGITS, UndefinedError, evaluate, sample_points
+from mmprm.grading.expressions import Node, UnreadableError, parse
+from mmprm.grading.expressions import symbols as free_symbols
+from mmprm.grading.numbers import number
+from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome, SymbolTest, all_of
+from mmprm.grading.reading import Answer, Group, Leaf
+from mmprm.grading.text import key
+
+Same = Callable[[Answer, Answer], Outcome]
+
+_OPPOSITE = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq"}
+_SYMMETRIC = {"=", r"\neq", r"\perp", r"\parallel", r"\sim", r"\cong", r"\approx", r"\equiv"}
+_ORDER = set(_OPPOSITE)
+_LETTER = r"(?:\\[a-zA-Z]+|[a-zA-Z])"
+_SYMBOL = re.compile(rf"(?:\\(?:hat|vec|bar|overline)\s*\{{?)?{_LETTER}\}}?'*(?:_(?:\w|\{{[^{{}}]*\}}|\\[a-zA-Z]+))?'*")
+_NAME = re.compile(
+    rf"(?:m\s*)?(?:\\(?:angle|triangle|odot|Delta|overline|vec|hat|bar|text)\s*)?\{{?[A-Za-z][A-Za-z ]*\}}?'*(?:_(?:\w|\{{.*\}}|\\\w+))?(?:\s*\(.*\))?"
+    rf"|\|.*\||{_SYMBOL.pattern}|\\frac\{{{_LETTER}+\}}\{{{_LETTER}+\}}|{_LETTER}\s*/\s*{_LETTER}|\\(?:sin|cos|tan)\s*.*|\\overline\{{.*\}}"
+)
+
+
+def states_value(relation: Answer) -> bool:
+    """Return whether x = 5, 2 + 3 = 5 and x ∈ (1,2) say what follows the sign of something; x + y = 5 does not."""
+    if not (isinstance(relation, Group) and relation.kind == "relation"):
+        return False
+    marks = relation.marks
+    while len(marks) > 1 and marks[0] == "=" and marks[-1] in _ORDER | {r"\neq"}:  # k = 5 > 0
+        marks = marks[:-1]
+    return (set(marks) <= {"=", r"\approx"} or marks == (r"\in",)) and (
+        _is_name(relation.items[0]) or _is_number(relation.items[0])
+    )
+
+
+def stated_side(relation: Group) -> Answer:
+    """Return the value that a relation states: the last side, before conditions and approximations."""
+    last = len(relation.items) - 1
+    while last > 1 and relation.marks[last - 1] in _ORDER | {r"\neq", r"\approx"}:
+        last -= 1
+    if (
+        last == 1
+        and relation.marks[0] == r"\approx"
+        and not (isinstance(relation.items[0], Leaf) and _SYMBOL.fullmatch(relation.items[0].text))
+    ):
+        return relation.items[0] if not _is_name(relation.items[0]) else relation.items[1]
+    return relation.items[last]
+
+
+def same_relation(gold: Answer, given: Answer, symbols: SymbolTest, same: Same) -> Outcome:
+    """Compare two answers of which one at least is a relation."""
+    gold_relation = isinstance(gold, Group) and gold.kind == "relation"
+    given_relation = isinstance(given, Group) and given.kind == "relation"
+    if not given_relation:
+        return _relation_against_value(gold, given, same)
+    if not gold_relation:
+        return _value_against_relation(gold, given, same)
+    return _same_relations(gold, given, symbols, same)
+
+
+def _relation_against_value(gold: Group, given: Answer, same: Same) -> Outcome:
+    if states_value(gold) and not _is_number(gold.items[0]):
+        outcome = same(stated_side(gold), given)
+        return outcome
+    if isinstance(given, Leaf):
+        return DIFFERENT if not given.prose else UNDECIDED
+    return UNDECIDED
+
+
+def _value_against_relation(gold: Answer, given: Group, same: Same) -> Outcome:
+    """x = 5 for 5; not 2x = 5, x > 5 or x ≠ 5."""
+    if states_value(given):
+        sides = [stated_side(given)]
+        if given.marks[-1:] == (r"\approx",):
+            sides.append(given.items[-1])
+        outcomes = [same(gold, side) for side in sides]
+        return SAME if SAME in outcomes else outcomes[0]
+    if isinstance(gold, Leaf) and not gold.prose:
+        if set(given.marks) & (_ORDER | {r"\neq"}):
+            return DIFFERENT
+        names = _names(given.items[0])
+        if names is not None and len(names) == 1:
+            return DIFFERENT
+        return UNDECIDED if same(gold, given.items[-1]) is not DIFFERENT else DIFFERENT
+    return UNDECIDED
+
+
+def _names(side: Answer) -> frozenset[str] | None:
+    try:
+        return free_symbols(parse(side.text)) if isinstance(side, Leaf) else None
+    except UnreadableError:
+        return None
+
+
+def _same_relations(gold: Group, given: Group, symbols: SymbolTest, same: Same) -> Outcome:
+    if gold == given or flipped(given) == gold:
+        return SAME
+    for form in (given, flipped(given)):
+        if form is not None and form.marks == gold.marks and len(form.items) == len(gold.items):
+            outcomes = [same(a, b) for a, b in zip(gold.items, form.items, strict=True)]
+            if all_of(outcomes) is SAME or (outcomes[0] is SAME and states_value(gold)):
+                return all_of(outcomes)  # with the same left side, the right side decides
+    if set(gold.marks + given.marks) & {r"\perp", r"\parallel", r"\sim", r"\cong", r"\to", r"\equiv"}:
+        return DIFFERENT
+    if states_value(gold) and states_value(given) and not _is_number(gold.items[0]):
+        return _same_stated(gold, given, same)
+    if len(gold.items) == len(given.items) == 2:
+        outcome = equivalent(gold, given)
+        return symbols(_written(gold), _written(given)) if outcome is None else outcome
+    return DIFFERENT
+
+
+def _same_stated(gold: Group, given: Group, same: Same) -> Outcome:
+    """x = 5 and y = 5 differ; S = 24 and Area = 24 do not, nor y = 2x and f(x) = 2x."""
+    value = same(stated_side(gold), stated_side(given))
+    one, other = gold.items[0], given.items[0]
+    if value is not SAME:
+        equal = equivalent(gold, given) if len(gold.items) == len(given.items) == 2 else None
+        return SAME if equal is SAME else value
+    if _is_number(other):
+        return SAME if not isinstance(other, Leaf) or number(other.text) is None else DIFFERENT
+    texts = [key(side.text) if isinstance(side, Leaf) else "" for side in (one, other)]
+    if texts[0] == texts[1]:
+        return SAME
+    if all(_SYMBOL.fullmatch(text) for text in texts):
+        return SAME if _bare(texts[0]) == _bare(texts[1]) else DIFFERENT
+    if any(text == "y" for text in texts) and any(re.fullmatch(r"[a-zA-Z]\(\w\)", text) for text in texts):
+        return SAME
+    wordy = [bool(re.search(r"[a-zA-Z]{3,}", re.sub(r"\\[a-zA-Z]+", "", text))) for text in texts]
+    return SAME if any(wordy) else UNDECIDED if same(one, other) is not SAME else SAME
+
+
+def _bare(name: str) -> str:
+    """ŷ is y."""
+    return re.sub(r"\\(?:hat|vec)\s*|[{}]", "", name)
+
+
+def _is_name(answer: Answer) -> bool:
+    r"""x, f(x), \angle A, |AB|, P(A \cap B), (x,y)."""
+    if isinstance(answer, Group):
+        return all(_is_name(item) for item in answer.items)
+    text = answer.text
+    if not text or re.match(r"[-+\d]", text):
+        return False
+    names = _names(answer)
+    if names and len(names) == 1 and not _NAME.fullmatch(text):
+        return False
+    return bool(_NAME.fullmatch(text)) and not re.fullmatch(r"[a-zA-Z]\s*\^.*|\\sqrt.*", text)
+
+
+def _is_number(answer: Answer) -> bool:
+    """A calculation, such as the left side of 2 + 3 = 5."""
+    names = _names(answer)
+    return names is not None and not names
+
+
+def flipped(relation: Group) -> Group | None:
+    """Return b > a for a < b."""
+    if not all(mark in _OPPOSITE or mark in _SYMMETRIC for mark in relation.marks):
+        return None
+    marks = tuple(_OPPOSITE.get(mark, mark) for mark in reversed(relation.marks))
+    return Group("relation", relation.items[::-1], marks)
+
+
+def _written(relation: Group) -> str:
+    sides = [item.text if isinstance(item, Leaf) else "" for item in relation.items]
+    return f" {relation.marks[0]} ".join(sides) if all(sides) else ""
+
+
+def equivalent(gold: Group, given: Group) -> Outcome | None:
+    """Compare two equations, or two inequalities, by the differences of their sides; None where these cannot be read.
+
+    They are the same if the differences have a constant ratio (a positive one, or a negative one and the signs turned),
+    or, of equations, if both are linear in one symbol and solved for it are equal.
+    """
+    try:
+        one, other = _difference(gold), _difference(given)
+    except UnreadableError:
+        return None
+    equations = gold.marks == given.marks == ("=",)
+    turned = given.marks[0] == _OPPOSITE.get(gold.marks[0], gold.marks[0]) and given.marks != gold.marks
+    if not (gold.marks == given.marks or turned) or not (
+        equations or gold.marks[0] in _ORDER or gold.marks == (r"\neq",)
+    ):
+        return DIFFERENT
+    names = sorted(free_symbols(one) | free_symbols(other))
+    if free_symbols(one) != free_symbols(other):
+        return DIFFERENT
+    ratio = _constant_ratio(one, other, names)
+    if ratio is not None:
+        return SAME if equations or gold.marks == (r"\neq",) or (ratio < 0) == turned else DIFFERENT
+    return SAME if equations and any(_same_solved(one, other, name, names) for name in names) else DIFFERENT
+
+
+def _difference(relation: Group) -> Node:
+    if not all(isinstance(item, Leaf) and not item.prose for item in relation.items):
+        raise UnreadableError("a side is no expression")
+    left, right = (parse(item.text) for item in relation.items)
+    return ("add", left, ("negative", right))
+
+
+def _constant_ratio(one: Node, other: Node, names: Sequence[str]) -> float | None:
+    ratios = []
+    for point in sample_points(names):
+        try:
+            a, b = (evaluate(node, point, DIGITS[0]) for node in (one, other))
+            if not a and not b:
+                continue
+            ratios.append(a / b)
+        except (UndefinedError, ZeroDivisionError):
+            continue
+    if len(ratios) < 3 or not ratios[0]:
+        return None
+    if any(abs(ratio / ratios[0] - 1) > 1e-30 for ratio in ratios[1:]):
+        return None
+    first = ratios[0]
+    return float(getattr(first, "real", first)) if abs(getattr(first, "imag", 0)) < 1e-30 else None
+
+
+def _same_solved(one: Node, other: Node, name: str, names: Sequence[str]) -> bool:
+    solved = []
+    for point in sample_points(names):
+        try:
+            roots = [_root(node, name, point) for node in (one, other)]
+        except (UndefinedError, ZeroDivisionError):
+            continue
+        if None in roots:
+            return False
+        solved.append(roots)
+    return len(solved) >= 3 and all(abs(a - b) <= 1e-30 * max(abs(a), abs(b)) for a, b in solved)
+
+
+def _root(node: Node, name: str, point: dict) -> object | None:
+    """Where an expression that is linear in a symbol is zero; None for another expression."""
+    zero, first, second = (evaluate(node, {**point, name: value}, DIGITS[0]) for value in map(Fraction, (3, 4, 5)))
+    slope = first - zero
+    if not slope or abs(second - 2 * first + zero) > 1e-30 * abs(slope):
+        return None
+    return 3 - zero / slope
