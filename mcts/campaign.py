@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,10 +14,14 @@ from mcts.config import CampaignConfig
 from mcts.progress import CampaignSummary, Progress, announce_waiting, show
 from mcts.room import FIRST, adapt
 from mcts.worker import Report, Worker, WorkerDiedError
+from mmprm import actors
 from mmprm.errors import SamplingError
 from mmprm.grading.calibration import check_judge
+from mmprm.preflight import check_policy
 from mmprm.problems import load_problems
+from mmprm.repair import repair
 from mmprm.store import STORE_NAME, Finished, Store
+from mmprm.types import Problem
 
 SUMMARY_NAME = "summary.json"
 
@@ -39,11 +43,17 @@ def run_campaign(
     check_judge(config.grader.judge)
     folder = Path(config.run)
     problems = load_problems(config.problems)
+    is_new = not (folder / STORE_NAME).is_file()
+    if is_new and make_worker is None:  # a store would hold the configuration that cannot work
+        _check(config, problems, model_folder)
     store = Store.create_or_open(folder / STORE_NAME, config.identity())
     try:
+        repair(store)
         store.add_problems(problems)
         progress = Progress(store.summary())
         if store.ids("open"):
+            if not is_new and make_worker is None:
+                _check(config, problems, model_folder)
             if model_folder is not None:
                 config = config.model_copy(update={"engine": config.engine.model_copy(update={"model": model_folder})})
             _annotate(config, store, progress, make_worker)
@@ -52,6 +62,13 @@ def run_campaign(
         store.close()
     summary.write(folder / SUMMARY_NAME)
     return summary
+
+
+def _check(config: CampaignConfig, problems: Sequence[Problem], model_folder: str | None) -> None:
+    engine = config.engine
+    if model_folder is not None:
+        engine = engine.model_copy(update={"model": model_folder})
+    check_policy(engine, config.sampling, config.prompt, problems, config.search.rollouts, "search.rollouts")
 
 
 def _annotate(config: CampaignConfig, store: Store, progress: Progress, make_worker: MakeWorker | None) -> None:
@@ -64,7 +81,7 @@ def _annotate(config: CampaignConfig, store: Store, progress: Progress, make_wor
     from mcts.ray_worker import RayWorkers
 
     with RayWorkers(config) as workers:
-        asyncio.run(_Driver(config, store, progress, workers.make, workers.count).run())
+        actors.run(_Driver(config, store, progress, workers.make, workers.count).run())
 
 
 async def _annotate_on_servers(config: CampaignConfig, store: Store, progress: Progress, servers: int) -> None:

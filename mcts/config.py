@@ -7,11 +7,12 @@ from typing import Any
 from pydantic import Field
 
 from mcts.search import SearchConfig
+from mmprm.config import PathText
 from mmprm.sampling.policy import PolicyConfig
 
 
 class CampaignConfig(PolicyConfig):
-    run: str = "runs/annotate"
+    run: PathText = "runs/annotate"
     """Run folder: the store trees.sqlite and summary.json. A run that is there goes on where it was."""
     search: SearchConfig = SearchConfig()
     """The tree search of each problem."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmprm.config import PathText
 from mmprm.data.cells import Row, cut, is_empty, names_of
 from mmprm.data.choices import lettered_columns, read_choices
 from mmprm.data.columns import (
@@ -66,7 +67,7 @@ __all__ = [
 class ProblemsConfig(RowsConfig):
     columns: Columns = Columns()
     """Names of the columns."""
-    images_root: str | None = None
+    images_root: PathText | None = None
     """Folder of relative picture paths; by default the folder of the file."""
 
 

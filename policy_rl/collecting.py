@@ -51,12 +51,17 @@ class Pool(Protocol):
 @dataclass(slots=True)
 class Collected:
     """The groups of a step. `dropped` counts by reason: responses (aborted, unknown, untrainable) and groups (refused,
-    few_known, too_hard, too_easy). `generating` and `scoring` are the seconds in which responses were awaited, and
-    those after them in which only grades and process scores were; `tokens` were generated meanwhile."""
+    few_known, too_hard, too_easy). `passed` are the groups that this step sampled and did not drop, `carried` those
+    that wait for the next step. `progress` is the share of the run that lies before the end of this step. `generating`
+    and `scoring` are the seconds in which responses were awaited, and those after them in which only grades and process
+    scores were; `tokens` were generated meanwhile."""
 
     groups: list[GradedGroup] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
     rounds: int = 0
+    passed: int = 0
+    carried: int = 0
+    progress: float = 0.0
     tokens: int = 0
     generating: float = 0.0
     scoring: float = 0.0
@@ -64,8 +69,12 @@ class Collected:
     """The first refusal of a prompt, in words."""
 
     def to_json(self) -> dict[str, Any]:
-        counts = {"rounds": self.rounds, "tokens": self.tokens, "refusal": self.refusal}
+        counts = {name: getattr(self, name) for name in COUNTS}
         return {"groups": list(map(to_json, self.groups)), "dropped": dict(self.dropped), **counts}
+
+
+COUNTS = ("rounds", "passed", "carried", "progress", "tokens", "refusal")
+"""Fields of Collected that a checkpoint holds as they are."""
 
 
 class Collector:
@@ -80,15 +89,22 @@ class Collector:
         grader: Grader,
         check: Callable[[Experience], None],
         process: Process | None = None,
+        prefill: str | None = None,
     ) -> None:
         self._config, self._pool, self._grader, self._check, self._process = config, pool, grader, check, process
-        self.prefill = assistant_beginning(config.prompt, "")
+        self.prefill = assistant_beginning(config.prompt, "") if prefill is None else prefill
         self._reward = OutcomeReward(config.rewards, self.prefill)
         self._least = ESTIMATORS[config.advantage.estimator].least
         self._prompts = Prompts(problems, config.seed)
         self._by_id = {problem.id: problem for problem in problems}
         self.fingerprint = fingerprint(problems)
         self._carried: list[GradedGroup] = []
+        self._total = config.total_steps(len(problems))
+
+    @property
+    def waiting(self) -> int:
+        """Groups carried over to the next step."""
+        return len(self._carried)
 
     @property
     def passes(self) -> float:
@@ -96,7 +112,11 @@ class Collector:
         return self._prompts.position / len(self._prompts.problems)
 
     async def collect(self, step: int) -> Collected:
-        """Up to batch.prompts groups for step 1, 2, …; fewer where groups were dropped or the filter's rounds ended."""
+        """Up to batch.prompts groups for step 1, 2, …; fewer where groups were dropped or the filter's rounds ended.
+
+        With a filter as many as whole updates take, and the rest is carried over: where groups are short, updates
+        become fewer and not smaller.
+        """
         config, found = self._config, Collected()
         phase = phase_of(config.schedule, step) if config.schedule else config.phase()
         wanted, most = config.batch.prompts, config.filter.rounds if config.filter else 1
@@ -106,21 +126,25 @@ class Collector:
             found.rounds += 1
             asked = self._prompts.take(groups_to_ask(missing, passed, seen, wanted))
             new = await self._round(asked, phase, found)
-            if config.filter is not None:
-                verdicts = [config.filter.verdict(group) for group in new]
-                found.dropped.update(verdict for verdict in verdicts if verdict)
-                new = [group for group, verdict in zip(new, verdicts, strict=True) if not verdict]
             groups += new
             seen, passed = seen + len(asked), passed + len(new)
-        found.groups, self._carried = groups[:wanted], groups[wanted:]
+        size = config.batch.prompts // config.batch.updates if config.filter else 1
+        used = min(wanted, len(groups) // size * size)
+        found.groups, self._carried = groups[:used], groups[used:]
+        found.passed, found.carried, found.progress = passed, self.waiting, self._progress(step)
         if config.filter is not None and len(groups) < wanted:
             print(
                 f"step {step}: {len(groups)} of {wanted} groups after filter.rounds={most} rounds "
-                f"({_words(found.dropped)}); training on these",
+                f"({_words(found.dropped)}); {used // size} of {config.batch.updates} updates of {size} groups, "
+                f"{found.carried} groups wait for the next step",
                 file=sys.stderr,
                 flush=True,
             )
         return found
+
+    def _progress(self, step: int) -> float:
+        config = self._config
+        return min(1.0, self.passes / config.episodes if config.ends_by_passes else step / self._total)
 
     def state(self) -> dict[str, Any]:
         return {"position": self._prompts.position, "carried": list(map(to_json, self._carried))}
@@ -131,7 +155,7 @@ class Collector:
 
     def collected(self, state: Mapping[str, Any]) -> Collected:
         """What Collected.to_json wrote."""
-        counts = {name: state[name] for name in ("rounds", "tokens", "refusal")}
+        counts = {name: state[name] for name in COUNTS}
         return Collected(self._groups(state["groups"]), Counter(state["dropped"]), **counts)
 
     def _groups(self, state: Iterable[Mapping[str, Any]]) -> list[GradedGroup]:
@@ -174,15 +198,22 @@ class Collector:
         if len(known) < self._least:
             found.dropped["few_known"] += 1
             return None
-        if self._process is not None:
-            scores = await self._process.score(group.problem, [graded[place].response for place in known])
-            for place, process in zip(known, scores, strict=True):
-                graded[place] = replace(graded[place], process=process)
-        return GradedGroup(group.problem, group.prompt_tokens, group.version, tuple(graded))
+        made = GradedGroup(group.problem, group.prompt_tokens, group.version, tuple(graded))
+        reason = self._config.filter and self._config.filter.verdict(made)
+        if reason:  # before the PRM has had any work with it
+            found.dropped[reason] += 1
+            return None
+        if self._process is None:
+            return made
+        scores = await self._process.score(group.problem, [graded[place].response for place in known])
+        for place, process in zip(known, scores, strict=True):
+            graded[place] = replace(graded[place], process=process)
+        return replace(made, responses=tuple(graded))
 
     async def _graded(self, group: Group, response: Response, found: Collected) -> GradedResponse:
         grading = await self._grader.grade(group.problem, self.prefill + response.text)
-        reward = await self._reward.beside(group.problem, response.text, grading, len(response.token_ids))
+        token_count, finish_reason = len(response.token_ids), response.finish_reason
+        reward = await self._reward.beside(group.problem, response.text, grading, token_count, finish_reason)
         reason = self._why_dropped(group, response) or ("unknown" if reward.total is None else None)
         if reason:
             found.dropped[reason] += 1

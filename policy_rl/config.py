@@ -6,10 +6,12 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from mmprm.config import Config
+from mmprm.config import Config, PathText
+from mmprm.errors import ConfigError
 from mmprm.grading.symbolic import GraderConfig
 from mmprm.problems import ProblemsConfig
 from mmprm.prompts import PromptConfig
+from mmprm.rendering import template_of_file
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.sampling.policy import DECISIVE
 from mmprm.steps import Markup
@@ -30,7 +32,14 @@ IN_PART: dict[str, Any] = {key: DECISIVE[key] for key in ("engine", "grader")} |
 """Keys of which only these decide the course of a run."""
 CHANGEABLE: dict[str, Any] = dict.fromkeys(
     ("output", "held_out", "eval_every", "eval_samples", "save_every", "keep_checkpoints", "rollouts", "watch"), True
-) | {"weights": True, "problems": True, "filter": True, "trainer": trainer_config.CHANGEABLE, "rewards": {"timeout_s"}}
+) | {
+    "ray_address": True,
+    "weights": True,
+    "problems": True,
+    "filter": True,
+    "trainer": trainer_config.CHANGEABLE,
+    "rewards": {"timeout_s"},
+}
 """Keys that a resumed run may have others of. They do not decide its course, but for those that RLConfig.noted
 tells."""
 
@@ -41,11 +50,12 @@ class BatchConfig(Config):
     group_size: int = Field(8, ge=1)
     """Responses a problem."""
     updates: int = Field(1, ge=1)
-    """Optimizer steps a rollout, each on its share of the step's groups."""
+    """Optimizer steps per rollout, each on its share of the step's groups: prompts / updates of them. Where there are
+    fewer groups there are fewer updates, not smaller ones."""
 
 
 class RLConfig(Config):
-    output: str
+    output: PathText
     """Run folder: checkpoints/, metrics.jsonl, tensorboard/, and at the end policy/. A run that is there goes on, and a
     finished one stays as it is."""
     problems: ProblemsConfig
@@ -74,7 +84,7 @@ class RLConfig(Config):
     """Problems and responses of a step, and updates made from them."""
     filter: FilterConfig | None = None
     """Train only on groups of middling accuracy, and sample further ones in place of the others; what is more than a
-    step needs is carried over to the next."""
+    step needs, or less than an update takes, is carried over to the next."""
     adora: AdoraConfig | None = None
     """Lower weight of groups whose right responses are short."""
     schedule: tuple[Phase, ...] = ()
@@ -95,6 +105,9 @@ class RLConfig(Config):
     """Passes over the problems, where `steps` is unset; those that a filter asked for in place of others count."""
     seed: int = 0
     """Decides the order of problems, the draws and the minibatches."""
+    ray_address: str | None = None
+    """Address of a Ray cluster to join, host:port; by default that of RAY_ADDRESS or of `ray start` on this machine,
+    else one is started here, which listens on the loopback interface alone. local: always start one."""
     eval_every: int = Field(0, ge=0)
     """Steps between evaluations on held_out; 0: before the first step and after the last only."""
     eval_samples: int = Field(8, ge=1)
@@ -114,9 +127,23 @@ class RLConfig(Config):
     def has_critic(self) -> bool:
         return ESTIMATORS[self.advantage.estimator].critic
 
+    @property
+    def ends_by_passes(self) -> bool:
+        """The run ends with its passes over the problems, and nobody knows after how many steps that is."""
+        return self.steps is None and self.filter is not None
+
     def total_steps(self, problems: int) -> int:
         """With a filter at most: each group that is trained on took a problem or more."""
         return self.steps or max(1, self.episodes * problems // self.batch.prompts)
+
+    def check_warmup(self, problems: int) -> None:
+        """Raise ConfigError where the critic's warm-up leaves no update to the policy."""
+        warmup, updates = self.trainer.critic.warmup_updates, self.total_steps(problems) * self.batch.updates
+        if self.has_critic and warmup >= updates:
+            raise ConfigError(
+                f"trainer.critic.warmup_updates={warmup} must be below the {updates} updates of this run, or only the "
+                "critic learns; lower it, or raise steps"
+            )
 
     def phase(self) -> Phase:
         """What holds without a schedule."""
@@ -134,6 +161,11 @@ class RLConfig(Config):
             "filter": None if self.filter is None else self.filter.model_dump(mode="json"),
         }
 
+    @model_validator(mode="before")
+    @classmethod
+    def _chat_template_of_a_file(cls, values: Any) -> Any:
+        return template_of_file(values, "engine", "chat_template")
+
     @model_validator(mode="after")
     def _groups_have_a_baseline(self) -> RLConfig:
         least = ESTIMATORS[self.advantage.estimator].least
@@ -148,8 +180,7 @@ class RLConfig(Config):
             if size < 2 and self.step_credit is not None and self.step_credit.compares:
                 raise ValueError(
                     f"{key}={size} must be at least 2: credit.mode={self.step_credit.mode} holds a response's steps "
-                    "against those of its group; try 8, or set credit.token_baseline=false, without "
-                    "credit.normalise_steps and credit.per_source"
+                    "against those of its group; try 8, or set credit.baseline=none, without credit.normalise_steps"
                 )
         return self
 
@@ -159,6 +190,11 @@ class RLConfig(Config):
             raise ValueError(
                 f"batch.updates={self.batch.updates} must not exceed batch.prompts={self.batch.prompts}: an update "
                 "takes whole groups"
+            )
+        if self.filter is not None and self.batch.prompts % self.batch.updates:
+            raise ValueError(
+                f"batch.prompts={self.batch.prompts} must be a multiple of batch.updates={self.batch.updates} with a "
+                "filter: all updates take the same number of groups"
             )
         return self
 
@@ -183,10 +219,9 @@ class RLConfig(Config):
             raise ValueError(f"credit.mode={mode} has no place in gae, which makes returns itself; use step_gae")
         if mode == "step_gae" and not self.has_critic:
             raise ValueError("credit.mode=step_gae needs a critic: advantage.estimator=gae, or credit.mode=soft_min")
-        rate = self.trainer.critic.learning_rate
-        if rate is not None and not self.has_critic:
+        for key in () if self.has_critic else sorted(self.trainer.critic.model_fields_set):
             raise ValueError(
-                f"trainer.critic.learning_rate={rate} is of a critic, which advantage.estimator="
+                f"trainer.critic.{key}={getattr(self.trainer.critic, key)} is of a critic, which advantage.estimator="
                 f"{self.advantage.estimator} does not have; use gae, or leave it out"
             )
         return self

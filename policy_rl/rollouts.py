@@ -23,6 +23,7 @@ import ray
 from pydantic import Field
 from ray.exceptions import RayError
 
+from mmprm import actors
 from mmprm.config import Config
 from mmprm.errors import ConfigError, EngineStoppedError, MmprmError, TrainingError
 from mmprm.prompts import PromptConfig
@@ -97,7 +98,11 @@ class RolloutPool:
         check_sampling(sampling)
         pool = cls(engine, sampling, prompt, config or RolloutConfig(), weights or WeightsConfig(), version, places)
         # All have their say first, so that none is left behind half started.
-        errors = await asyncio.gather(*map(pool._start, pool._seats.all), return_exceptions=True)
+        try:
+            errors = await asyncio.gather(*map(pool._start, pool._seats.all), return_exceptions=True)
+        except asyncio.CancelledError:
+            pool.close()
+            raise
         for error in errors:
             if error is not None:
                 pool.close()
@@ -198,7 +203,7 @@ class RolloutPool:
     def close(self) -> None:
         for seat in self._seats.all:
             if seat.actor is not None:
-                ray.kill(seat.actor)
+                actors.kill(seat.actor)
                 seat.actor = None
 
     async def _start(self, seat: Seat) -> None:

@@ -9,14 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray
 import torch
 
+from mmprm import actors, orphans
 from mmprm.errors import DataError
+from mmprm.files import locked
 from mmprm.grading.calibration import check_judge
 from mmprm.grading.open import open_grader
+from mmprm.preflight import check_output, check_policy, check_prm
 from mmprm.problems import load_problems
-from mmprm.prompts import assistant_beginning
+from mmprm.rendering import turn_beginning
 from mmprm.types import Problem
 from policy_rl.collecting import Collector
 from policy_rl.config import RLConfig
@@ -36,25 +38,33 @@ def train_policy(config: RLConfig) -> Summary:
     """Run to the end, or on SIGTERM to the end of the step at hand; a finished run is left as it is."""
     check_early(config)
     problems = load_problems(config.problems)
+    config.check_warmup(len(problems))
     done = ended(config, config.total_steps(len(problems)), problems)
     if done is not None:
         return done
     held_out = load_problems(config.held_out) if config.held_out else []
     _check_disjoint(problems, held_out)
     check_judge(config.grader.judge)
-    return asyncio.run(_run(config, problems, held_out))
+    with locked(Path(config.output), "output"):
+        check_output(config.output, "output")
+    if config.process is not None:
+        check_prm(config.process.scorer.prm)
+    owner = check_policy(config.engine, config.sampling, config.prompt, [*problems, *held_out])
+    return actors.run(_run(config, problems, held_out, turn_beginning(owner, config.prompt)))
 
 
-async def _run(config: RLConfig, problems: Sequence[Problem], held_out: Sequence[Problem]) -> Summary:
+async def _run(config: RLConfig, problems: Sequence[Problem], held_out: Sequence[Problem], prefill: str) -> Summary:
     total = config.total_steps(len(problems))
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False)
+    actors.connect(config.ray_address)
     async with AsyncExitStack() as stack:
         places = stack.enter_context(reserved(config))
         transport = transport_of(config.weights, places is not None, config.rollouts.colocated)
         # Last of all: a trainer that was killed leaves its files, which are memory.
-        stack.callback(remove_versions, shared_folder(config.weights, Path(config.output)))
-        trainer_start = asyncio.create_task(asyncio.to_thread(_start_trainer, config, total, places))
+        folder = shared_folder(config.weights, Path(config.output))
+        stack.callback(remove_versions, folder)
+        orphans.remove(folder)
+        starting: list[TrainerGroup] = []
+        trainer_start = asyncio.create_task(asyncio.to_thread(_start_trainer, config, total, places, starting))
         try:
             pool = await RolloutPool.start(
                 config.engine,
@@ -65,6 +75,10 @@ async def _run(config: RLConfig, problems: Sequence[Problem], held_out: Sequence
                 places=None if places is None else places.engines,
             )
             stack.callback(pool.close)
+        except asyncio.CancelledError:
+            for group in starting:
+                group.abandon("the run was stopped")
+            raise
         finally:
             trainer = await trainer_start
             stack.callback(trainer.close)
@@ -73,9 +87,8 @@ async def _run(config: RLConfig, problems: Sequence[Problem], held_out: Sequence
         pool.as_files = partial(_as_files, config, trainer, pool.probe_token_ids)
         grader = await stack.enter_async_context(open_grader(config.grader))
         place = None if places is None else places.prm
-        process = await stack.enter_async_context(_process(config, place)) if config.process else None
-        collector = Collector(config, problems, pool, grader, trainer.check, process)
-        prefill = assistant_beginning(config.prompt, "")
+        process = await stack.enter_async_context(_process(config, place, prefill)) if config.process else None
+        collector = Collector(config, problems, pool, grader, trainer.check, process, prefill)
         accuracy = config.rewards.accuracy
         measure = partial(evaluate, pool, grader, held_out, config.eval_samples, config.seed, prefill, accuracy)
         aggregate = _aggregate(config)
@@ -86,7 +99,11 @@ async def _run(config: RLConfig, problems: Sequence[Problem], held_out: Sequence
             f"{config.trainer.ranks} trainer ranks",
             flush=True,
         )
-        return await loop.run()
+        try:
+            return await loop.run()
+        except asyncio.CancelledError:
+            trainer.abandon("the run was stopped")  # rather than wait for the end of an update
+            raise
 
 
 def _aggregate(config: RLConfig) -> Aggregate | None:
@@ -94,7 +111,7 @@ def _aggregate(config: RLConfig) -> Aggregate | None:
     return config.process.aggregate() if credit is not None and credit.mode == "scalar" else None
 
 
-def _start_trainer(config: RLConfig, total: int, places: Places | None) -> TrainerGroup:
+def _start_trainer(config: RLConfig, total: int, places: Places | None, starting: list[TrainerGroup]) -> TrainerGroup:
     return TrainerGroup(
         config.engine.model,
         config.trainer,
@@ -104,6 +121,8 @@ def _start_trainer(config: RLConfig, total: int, places: Places | None) -> Train
         config.has_critic,
         None if places is None else places.ranks,
         config.engine.max_pixels,
+        config.engine.min_pixels,
+        starting,
     )
 
 
@@ -129,7 +148,7 @@ async def _as_files(
 
 
 @asynccontextmanager
-async def _process(config: RLConfig, place: dict[str, Any] | None) -> AsyncIterator[Process]:
+async def _process(config: RLConfig, place: dict[str, Any] | None, prefill: str) -> AsyncIterator[Process]:
     from transformers import AutoTokenizer
 
     from policy_rl.prm_actor import Prm
@@ -138,7 +157,7 @@ async def _process(config: RLConfig, place: dict[str, Any] | None) -> AsyncItera
     prm = await Prm.start(config.process, place)
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.engine.model, trust_remote_code=False)
-        yield ProcessReward(tokenizer, config.markup, assistant_beginning(config.prompt, ""), prm)
+        yield ProcessReward(tokenizer, config.markup, prefill, prm)
     finally:
         prm.close()
 

@@ -19,8 +19,9 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from mmprm.config import Config
+from mmprm.config import Config, PathText
 from mmprm.errors import DataError
+from mmprm.preflight import check_model
 from mmprm.prm.model import load_backbone, whole_folder
 from mmprm.prm.packing import use_block_masks, why_not_packed
 from mmprm.prm.task import CPU_ROW
@@ -33,21 +34,22 @@ from mmprm.training.config import TrainingConfig
 from mmprm.training.engine import Engine
 from mmprm.training.loop import fit, step_count
 from mmprm.training.lora import LoraConfig, plain_weights
-from mmprm.training.ranks import Ranks, check_shared, join_ranks
+from mmprm.training.ranks import Ranks, alone_in, join_ranks
 from mmprm.training.sharding import loading_in_parts
+from mmprm.training.stop_request import StopRequest
 from policy_rl.conversations import Conversation, read_conversations
 from policy_rl.policy import Policy, PolicyInputs, prepare
 from policy_rl.sft_batch import ConversationEncoder, Size, collate
 
 
 class SftConfig(Config):
-    base: str
+    base: PathText
     """Model to begin with: a folder, a hub id such as Qwen/Qwen2.5-VL-7B-Instruct, or tiny (the embedded policy)."""
     data: ProblemsConfig
     """Conversations (ShareGPT, MM-Eureka, LMM-R1), or problems with solutions."""
     held_out: ProblemsConfig | None = None
     """Further ones, whose loss is measured."""
-    output: str
+    output: PathText
     """Run folder: the model in policy/, checkpoints/, metrics.jsonl, tensorboard/. A run that is there goes on."""
     prompt: PromptConfig = PromptConfig()
     """How problems are asked; conversations are taken as they stand."""
@@ -169,16 +171,26 @@ class SftTask:
 
 def train_sft(config: SftConfig) -> SftSummary:
     """Train on one process, or as one of the ranks that torchrun started; every rank returns the summary."""
-    started = time.perf_counter()
-    ranks, optimisation, output = join_ranks(), config.training, Path(config.output)
-    check_shared(ranks, output, "output")
+    ranks = join_ranks()
+    with alone_in(ranks, Path(config.output), "output"):
+        return _train(config, ranks)
+
+
+def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
+    started, optimisation, output = time.perf_counter(), config.training, Path(config.output)
+    # What is wrong with the data costs no loading of a model.
+    found = read_conversations(config.data, config.prompt)
+    found_held_out = read_conversations(config.held_out, config.prompt) if config.held_out else []
+    check_model(config.base)
     dtype = torch.bfloat16 if optimisation.precision == "bf16" else torch.float32
     torch.manual_seed(optimisation.seed)  # the same adapters on all ranks
     with loading_in_parts(optimisation):
         backbone, processor = load_backbone(config.base, dtype)
     encoder = ConversationEncoder(backbone, processor, config.max_pixels, config.min_pixels)
-    samples, sizes, too_long = _samples(config.data, config, encoder)
-    held_out, held_out_sizes, left_out = _samples(config.held_out, config, encoder) if config.held_out else ([], [], 0)
+    samples, sizes, too_long = _samples(found, config.data, config, encoder)
+    held_out, held_out_sizes, left_out = [], [], 0
+    if config.held_out:
+        held_out, held_out_sizes, left_out = _samples(found_held_out, config.held_out, config, encoder)
     width = _width(config, backbone, sizes, ranks)
     policy = Policy(backbone)
     prepare(policy, config.frozen, config.lora, config.gradient_checkpointing)
@@ -200,23 +212,23 @@ def train_sft(config: SftConfig) -> SftSummary:
             flush=True,
         )
     evaluation = fit(task, engine, optimisation, output, _origin(config, samples))
-    weights = engine.weights("backbone.")
-    if ranks.is_main:
-        _stop_at(backbone, encoder.ends)
-        with whole_folder(output / "policy") as folder:
-            backbone.save_pretrained(folder, state_dict=plain_weights(backbone, weights))
-            processor.save_pretrained(folder)
-    ranks.barrier()
+    with StopRequest(ranks):  # there may be no checkpoint of what is trained now: it is written first
+        weights = engine.weights("backbone.")
+        if ranks.is_main:
+            _stop_at(backbone, encoder.ends)
+            with whole_folder(output / "policy") as folder:
+                backbone.save_pretrained(folder, state_dict=plain_weights(backbone, weights))
+                processor.save_pretrained(folder)
+        ranks.barrier()
     seconds = time.perf_counter() - started
     return SftSummary(output / "policy", total, len(samples), sum(rows.terms), too_long, seconds, evaluation)
 
 
 def _samples(
-    data: ProblemsConfig, config: SftConfig, encoder: ConversationEncoder
+    found: Sequence[Conversation], data: ProblemsConfig, config: SftConfig, encoder: ConversationEncoder
 ) -> tuple[list[Conversation], list[Size], int]:
     """Conversations of at most max_length tokens with their sizes, and the number of longer ones. DataError where there
     are no others."""
-    found = read_conversations(data, config.prompt)
     sizes = [encoder.size(conversation) for conversation in found]
     kept = [(each, size) for each, size in zip(found, sizes, strict=True) if size.tokens <= config.max_length]
     if not kept:

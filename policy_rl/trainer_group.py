@@ -1,9 +1,9 @@
 """The trainer as its driver sees it: one Ray actor a rank, every call made to all of them at once.
 
-    group = TrainerGroup(model, config, prompt, temperature, total_updates, critic, places, max_pixels)
+    group = TrainerGroup(model, config, prompt, temperature, total_updates, critic, places)
     group.check(experience)                                  # DataError: count and skip
     experiences = group.log_probs(experiences, policy=True)  # with old, ref and values filled in
-    metrics = group.update(experiences)
+    metrics = group.update(experiences, progress)
     group.open_transfer(make, engines); published = group.publish(version, probe_token_ids, dtype)
     extra = group.resume(folder); group.save(folder, extra, keep); group.save_model(folder)
     group.close()
@@ -29,6 +29,7 @@ import ray
 import torch
 from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 
+from mmprm import actors
 from mmprm.errors import EngineStoppedError, MmprmError, TrainingError
 from mmprm.prompts import PromptConfig
 from policy_rl.batch import Experience, Limits
@@ -42,8 +43,9 @@ GRACE_SECONDS = 10
 
 
 class TrainerGroup:
-    """`places`, one a rank, are those of policy_rl.placement; by default a GPU each, if there are any. The other
-    arguments are those of Trainer. Starts Ray if it does not run."""
+    """`places`, one a rank, are those of policy_rl.placement; by default a GPU each, if there are any. The group is
+    added to `starting` before it waits for its ranks, so that others can abandon it. The other arguments are those of
+    Trainer. Starts Ray if it does not run."""
 
     def __init__(
         self,
@@ -55,9 +57,10 @@ class TrainerGroup:
         critic: bool = False,
         places: Sequence[dict[str, Any]] | None = None,
         max_pixels: int | None = None,
+        min_pixels: int | None = None,
+        starting: list[TrainerGroup] | None = None,
     ) -> None:
-        if not ray.is_initialized():
-            ray.init(include_dashboard=False, log_to_driver=False)
+        actors.connect()
         self._timeout_s = config.timeout_s
         self._closed: str | None = None
         # Ranks meet in each call, so that all must get two callers' calls in the same order.
@@ -73,9 +76,11 @@ class TrainerGroup:
         places = places or [{"num_cpus": 0, "num_gpus": 1 if gpu else 0}] * config.ranks
         assert len(places) == config.ranks, "a place for each rank"
         self._actors = [ray.remote(concurrency_groups={"watch": 1}, **place)(_Rank).remote() for place in places]
+        if starting is not None:
+            starting.append(self)
         address = self._get(self._actors[0].address.remote(), "the first rank to start")
         threads = None if gpu else max(1, len(os.sched_getaffinity(0)) // config.ranks)
-        arguments = (model, config, prompt, temperature, total_updates, critic, max_pixels)
+        arguments = (model, config, prompt, temperature, total_updates, critic, max_pixels, min_pixels)
         each = [(rank, config.ranks, address, threads, arguments) for rank in range(config.ranks)]
         self.limits: Limits = self._all("start", each)[0]
 
@@ -95,11 +100,11 @@ class TrainerGroup:
             for experience, each in zip(experiences, named, strict=True)
         ]
 
-    def update(self, experiences: Sequence[Experience]) -> dict[str, float]:
+    def update(self, experiences: Sequence[Experience], progress: float | None = None) -> dict[str, float]:
         """One optimizer step; see Trainer.update."""
         with self._lock:
             self._sent = None
-            return self._call("update", list(experiences))[0]
+            return self._call("update", list(experiences), progress)[0]
 
     def open_transfer(self, make: Callable[..., Transfer], engines: Callable[[], Sequence[Any]] | None = None) -> None:
         """`make(rank)` is called on every rank; see policy_rl.weights. Where the trainer itself reaches the engines,
@@ -144,6 +149,10 @@ class TrainerGroup:
         if self._closed is None:
             self._call("close")
         self._kill("it was closed")
+
+    def abandon(self, reason: str) -> None:
+        """End the ranks at once, whatever they do; may be called from another thread while the group starts."""
+        self._kill(reason)
 
     def _open_transfer(self) -> None:
         assert self._make is not None, "open_transfer comes first"
@@ -216,7 +225,7 @@ class TrainerGroup:
     def _kill(self, reason: str) -> None:
         self._closed = self._closed or reason
         for actor in self._actors:
-            ray.kill(actor)
+            actors.kill(actor)
 
 
 class _Rank:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import sys
 import time
@@ -12,13 +11,15 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+from mmprm import actors
 from mmprm.cli.jsonl import read_rows, write_rows
-from mmprm.cli.policy import policy_folder
+from mmprm.cli.policy import check_config, policy_folder
 from mmprm.errors import DataError
 from mmprm.evaluation.layouts import LAYOUTS, Item, read_items
 from mmprm.evaluation.policy import Answered, PolicyEvalConfig, PolicyScores, ask, lines, scored
 from mmprm.grading.calibration import check_judge
 from mmprm.grading.open import open_grader
+from mmprm.preflight import check_output
 from mmprm.problems import ProblemsConfig, content_id
 from mmprm.sampling.open import open_sampler
 from mmprm.store import differing_keys
@@ -39,8 +40,11 @@ def evaluate_policy(kind: str, files: Sequence[Path], config: PolicyEvalConfig) 
         names = ", ".join(map(str, files))
         raise DataError(f"{names}: id {twice[0]!r} is in several of them; evaluate each by itself, with its own output")
     responses = Responses(Path(config.output) / f"responses-{config.layout}.jsonl", _asked_with(config), items)
+    check_output(config.output, "output")
+    if responses.missing:
+        check_config(config, [item.problem for item in items], getattr(config, "samples", 1), "samples")
     try:
-        answered, failed = asyncio.run(_asked(items, responses, config))
+        answered, failed = actors.run(_asked(items, responses, config))
     finally:
         responses.save()
     if not answered:
@@ -61,6 +65,8 @@ async def _asked(
         judged = await stack.enter_async_context(open_grader(config.grader)) if config.grader.judge else None
         sampler = None
         if responses.missing:
+            if engine.servers is None:
+                actors.connect(config.ray_address)
             opened = open_sampler(engine, config.sampling, config.prompt, config.workers)
             sampler = await stack.enter_async_context(opened)
         return await ask(items, sampler, symbolic, judged, config, responses)

@@ -19,6 +19,7 @@ from mcts.difficulty import by_accuracy, check_range, question_only
 from mmprm.cli.options import add_config_options, load_config
 from mmprm.cli.policy import policy_folder
 from mmprm.errors import DataError
+from mmprm.preflight import check_output
 from mmprm.problems import load_problems, write_problems
 from mmprm.store import Store
 from mmprm.types import Counts
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     check_range(arguments.low, arguments.high)
+    check_output(arguments.out, "--out", file=True)
     config = question_only(load_config(arguments, CampaignConfig, "run=runs/filter"), arguments.samples)
     run_campaign(config, model_folder=policy_folder(config.engine))
     asked = {problem.id for problem in load_problems(config.problems)}

@@ -7,9 +7,11 @@ import importlib
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmprm.cli.options import fitted
 from mmprm.errors import MmprmError
+from mmprm.signals import SigtermAsInterrupt
 
 COMMANDS = {
     "annotate": "label reasoning steps by tree search over rollouts",
@@ -37,6 +39,9 @@ COMMANDS = {
     "demo": "the whole road on the embedded world",
 }
 
+RESUMABLE = {"annotate", "filter", "rerank", "train", "sft", "rl", "stages"}
+"""Commands that keep what they finish."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
@@ -56,9 +61,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
-    arguments = parser.parse_args(argv[1:])
+    arguments = _expanded(parser.parse_args(argv[1:]))
+    sigterm = SigtermAsInterrupt()
     try:
-        module.run(arguments)
+        with sigterm:
+            module.run(arguments)
     except MmprmError as error:
         print(f"mmprm {name}: {error}", file=sys.stderr)
         return 2
@@ -68,9 +75,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mmprm {name}: {error}; check the disk and the path, then run it again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"mmprm {name}: stopped; what was finished is kept", file=sys.stderr)
-        return 130
+        kept = "; the same command goes on from what was saved" if name in RESUMABLE else ""
+        print(f"mmprm {name}: stopped{kept}", file=sys.stderr)
+        return 143 if sigterm.came else 130
     return 0
+
+
+def _expanded(arguments: argparse.Namespace) -> argparse.Namespace:
+    """Put the home folder in the place of a leading ~, which a shell leaves in `--out=~/x`."""
+    for name, value in vars(arguments).items():
+        values = value if isinstance(value, list) else [value]
+        found = [_home(each) for each in values]
+        setattr(arguments, name, found if isinstance(value, list) else found[0])
+    return arguments
+
+
+def _home(value: object) -> object:
+    if isinstance(value, Path):
+        return value.expanduser()
+    return os.path.expanduser(value) if isinstance(value, str) and value.startswith("~/") else value
 
 
 def _usage() -> str:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from mmprm import actors
 from mmprm.grading.open import open_grader
+from mmprm.preflight import check_policy
 from mmprm.sampling.config import EngineConfig
 from mmprm.sampling.open import open_sampler
 from mmprm.sampling.policy import PolicyConfig
-from mmprm.types import Grader, Sampler
+from mmprm.types import Grader, Problem, Sampler
 
 
 def policy_folder(engine: EngineConfig) -> str | None:
@@ -20,6 +21,13 @@ def policy_folder(engine: EngineConfig) -> str | None:
     from mmprm.tiny.model import weights_path
 
     return str(weights_path())
+
+
+def check_config(config: PolicyConfig, problems: Sequence[Problem], samples: int, key: str) -> None:
+    """Raise the errors of mmprm.preflight before anything is started; `samples` are drawn of each prompt, by `key`."""
+    folder = policy_folder(config.engine)
+    engine = config.engine if folder is None else config.engine.model_copy(update={"model": folder})
+    check_policy(engine, config.sampling, config.prompt, problems, samples, key)
 
 
 @asynccontextmanager

@@ -29,10 +29,12 @@ from mmprm import actors
 from mmprm.cli.aggregator import settled, warn
 from mmprm.cli.jsonl import output, read_rows, write_rows
 from mmprm.cli.options import add_config_options, load_config
-from mmprm.cli.policy import opened_policy
+from mmprm.cli.policy import check_config, opened_policy
+from mmprm.config import PathText
 from mmprm.errors import ConfigError, DataError
 from mmprm.evaluation.aggregators import choose_aggregator, described, with_choice
 from mmprm.grading.calibration import check_judge
+from mmprm.preflight import check_output, check_prm
 from mmprm.prm.info import PrmInfo, write_info
 from mmprm.problems import content_id, load_problems
 from mmprm.report.tables import cell, selector_table
@@ -49,7 +51,7 @@ SAMPLES = "samples.jsonl"
 
 
 class RerankConfig(PolicyConfig):
-    output: str = "runs/rerank"
+    output: PathText = "runs/rerank"
     """Folder for candidates.jsonl, summary.json and samples.jsonl."""
     scorer: ScorerConfig
     """The process reward model and how it runs."""
@@ -78,6 +80,8 @@ def run(arguments: argparse.Namespace) -> None:
     info = scorer_info(config.scorer)
     aggregator = "" if arguments.choose_aggregator else settled(config.aggregator, info)
     check_judge(config.grader.judge)
+    check_output(config.output, "output")
+    check_prm(config.scorer.prm)
     folder = Path(config.output)
     sampled = _sampled(config, load_problems(config.problems), folder / SAMPLES)
     if not sampled.groups:
@@ -143,6 +147,7 @@ def _sampled(config: RerankConfig, problems: Sequence[Problem], path: Path) -> S
         print(f"{path}: {len(groups)} of {len(problems)} problems were sampled before", file=sys.stderr)
     if not missing:
         return Sampled(list(groups.values()))
+    check_config(config, missing, config.samples, "samples")
     sampled = actors.run(_sample(config, missing))
     groups |= {group.problem.id: group for group in sampled.groups}
     ordered = [groups[problem.id] for problem in problems if problem.id in groups]

@@ -27,11 +27,13 @@ from mmprm import actors
 from mmprm.cli.aggregator import settled
 from mmprm.cli.jsonl import output, write_rows
 from mmprm.cli.options import add_config_options, load_config
-from mmprm.cli.policy import opened_policy
+from mmprm.cli.policy import check_config, opened_policy
+from mmprm.config import PathText
 from mmprm.errors import DataError
 from mmprm.evaluation.aggregators import described
 from mmprm.grading.calibration import check_judge
 from mmprm.metrics import Interval
+from mmprm.preflight import check_output, check_prm
 from mmprm.problems import load_problems
 from mmprm.report.tables import cell
 from mmprm.sampling.policy import PolicyConfig
@@ -45,7 +47,7 @@ from mmprm.types import Problem, Scorer, Verdict
 
 
 class GuidedSearchConfig(PolicyConfig):
-    output: str = "runs/search"
+    output: PathText = "runs/search"
     """Folder for candidates.jsonl and summary.json."""
     scorer: ScorerConfig
     """The process reward model and how it runs."""
@@ -69,6 +71,9 @@ def run(arguments: argparse.Namespace) -> None:
     aggregator = settled(config.aggregator, info)
     check_judge(config.grader.judge)
     problems = load_problems(config.problems)
+    check_output(config.output, "output")
+    check_prm(config.scorer.prm)
+    check_config(config, problems, config.search.samples, "search.samples")
     scorer = open_scorer(config.scorer)
     try:
         searched, baseline = actors.run(_search(config, problems, aggregator, scorer))

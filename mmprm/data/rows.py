@@ -25,7 +25,7 @@ from typing import Any, BinaryIO
 
 from pydantic import Field
 
-from mmprm.config import Config
+from mmprm.config import Config, PathText
 from mmprm.data.cells import cut
 from mmprm.data.folders import files_of_folder, form_of, names_split, split_word
 from mmprm.errors import DataError
@@ -44,7 +44,7 @@ _READING_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 
 class RowsConfig(Config):
-    path: str
+    path: PathText
     """A file (.jsonl, .json, .csv, .tsv, also as .gz; .parquet, .arrow), a folder of such files or of save_to_disk, or
     a hub id such as owner/name."""
     split: str | None = None

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from mmprm.config import Config
+from mmprm.config import Config, PathText
 from mmprm.errors import EngineStoppedError, MmprmError
 from mmprm.evaluation.layouts import Item
 from mmprm.grading.symbolic import GraderConfig
 from mmprm.metrics import Interval, bootstrap
-from mmprm.prompts import PromptConfig, assistant_beginning
+from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.sampling.seeds import derive_seed
 from mmprm.types import Completion, Grader, Grading, Problem, Sampler, SampleRequest, Verdict
@@ -28,7 +28,7 @@ IN_FLIGHT = 1024
 class PolicyEvalConfig(Config):
     layout: Literal["mmk12", "mathvista", "mathverse", "mathvision", "olympiadbench", "we-math"]
     """The benchmark, whose published columns are read."""
-    output: str = "runs/eval"
+    output: PathText = "runs/eval"
     """Folder for the figures (policy-LAYOUT.json) and the responses (responses-LAYOUT.jsonl)."""
     split: str | None = None
     """Split of a hub data set or a folder; by default the one that is reported."""
@@ -125,7 +125,7 @@ async def ask(
     """One response to each question, graded; and why, by id, a question has none. An engine that has stopped fails the
     whole. `judged` is only asked where `symbolic` does not know, `sampler` where there is no response yet; None will do
     where `known` has them all."""
-    room, prefill = asyncio.Semaphore(IN_FLIGHT), assistant_beginning(config.prompt, "")
+    room = asyncio.Semaphore(IN_FLIGHT)
 
     async def one(item: Item) -> Answered | str:
         problem = item.problem
@@ -141,7 +141,7 @@ async def ask(
                 except MmprmError as error:
                     return str(error)
                 known.add(problem, completion)
-        text = prefill + completion.text
+        text = completion.text
         grading = second = await symbolic.grade(problem, text)
         if judged is not None and grading.verdict is Verdict.UNKNOWN:
             second = await judged.grade(problem, text)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mmprm.data.choices import asked_question
 from mmprm.errors import CheckpointError, DataError
 from mmprm.prm.info import PrmTokens
 from mmprm.problems import open_picture
@@ -37,13 +38,13 @@ class Renderer:
         self._before, self._after = _around([empty_turn, {"role": "assistant", "content": _PROBE}], processor)
         self.picture = picture_placeholder(processor) if reads_pictures(processor) else ""
         """What the chat template writes for one picture: with Qwen-VL three tokens around a pad, with InternVL one."""
-        self._reserved = (tokens.marker, *vision_tokens(processor, self.picture))
+        self._reserved = (tokens.marker, *vision_tokens(processor, self.picture), *special_tokens(processor))
 
     def render(self, solution: Solution) -> str:
         """The text of a solution. Raises DataError for one without steps or with a reserved token in its text."""
         check_solution(solution, bool(self.picture), self._reserved)
         problem = solution.problem
-        question, head = problem.question, ""
+        question, head = asked_question(problem), ""
         if problem.pictures:
             question, head = question.replace(IMAGE, "").strip(), self.picture * len(problem.pictures) + "\n"
         process = "".join(step + self.tokens.marker for step in solution.steps)
@@ -76,7 +77,7 @@ def check_solution(solution: Solution, pictures: bool, reserved: Iterable[str]) 
         raise DataError(f"{name}: a solution to be judged must have at least one step")
     if problem.pictures and not pictures:
         raise DataError(f"{name}: has pictures, but this process reward model reads text only; use one that reads both")
-    for place, text in enumerate((problem.question, *solution.steps)):
+    for place, text in enumerate((asked_question(problem), *solution.steps)):
         for token in reserved:
             if token in text:
                 where = f"step {place}" if place else "question"
@@ -100,6 +101,11 @@ def vision_tokens(processor: Any, picture: str) -> list[str]:
     return sorted(named | {token for token in tokenizer_of(processor).get_added_vocab() if token in picture})
 
 
+def special_tokens(processor: Any) -> list[str]:
+    """Special tokens of the tokenizer: inside a text they would end a turn or a sequence."""
+    return sorted(token.content for token in tokenizer_of(processor).added_tokens_decoder.values() if token.special)
+
+
 def token_id(processor: Any, token: str) -> int:
     """Id of a text that must be one token of this tokenizer; CheckpointError otherwise."""
     ids = tokenizer_of(processor).encode(token, add_special_tokens=False)
@@ -109,6 +115,15 @@ def token_id(processor: Any, token: str) -> int:
             "--set tokens.yes=… (marker, no), or let it be added with --set add_missing_tokens=true"
         )
     return ids[0]
+
+
+def check_tokens(processor: Any, tokens: PrmTokens, added: bool) -> None:
+    """Raise CheckpointError where a judgement token is not one token, unless it is to be `added`, and without a chat
+    template."""
+    if not getattr(processor, "chat_template", None):
+        raise CheckpointError(f"{type(processor).__name__}: has no chat template; add it to the model folder")
+    for token in () if added else (tokens.yes, tokens.no):
+        token_id(processor, token)
 
 
 _PROBE = "?"

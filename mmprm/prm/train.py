@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from mmprm.config import Config
+from mmprm.config import Config, PathText
 from mmprm.errors import ConfigError, DataError
-from mmprm.labels.parquet import read_parquet
+from mmprm.labels.parquet import LabelledExample, read_parquet
+from mmprm.preflight import check_model, load_template_owner
 from mmprm.prm.data import Sample, TargetConfig, make_samples
+from mmprm.prm.format import check_tokens
 from mmprm.prm.formats import open_format
 from mmprm.prm.info import INFO_FILE, PrmInfo, PrmTokens, read_info
 from mmprm.prm.model import Prm, StepJudge, initialise_prm, save_prm
@@ -26,17 +29,17 @@ from mmprm.training.config import TrainingConfig
 from mmprm.training.engine import Engine
 from mmprm.training.loop import fit, step_count
 from mmprm.training.lora import LoraConfig, add_adapters, plain_weights
-from mmprm.training.ranks import Ranks, check_shared, join_ranks
+from mmprm.training.ranks import Ranks, alone_in, join_ranks
 from mmprm.training.sharding import loading_in_parts
 from mmprm.training.stop_request import StopRequest
 
 
 class TrainConfig(Config):
-    base: str
+    base: PathText
     """Model to begin with: a folder, a hub id such as Qwen/Qwen2.5-VL-7B-Instruct, or tiny (the embedded policy)."""
-    labels: str
+    labels: PathText
     """Parquet file that mmprm labels wrote; its train split is trained on, its dev split evaluated."""
-    output: str
+    output: PathText
     """Run folder: the model in prm/, checkpoints/, metrics.jsonl, tensorboard/. A run that is there goes on. On several
     machines it must be one that all of them see."""
     tokens: PrmTokens = PrmTokens()
@@ -77,16 +80,23 @@ class TrainSummary:
 
 def train_prm(config: TrainConfig) -> TrainSummary:
     """Train on one process, or as one of the ranks that torchrun started; every rank returns the summary."""
-    started = time.perf_counter()
-    ranks, output = join_ranks(), Path(config.output)
-    check_shared(ranks, output, "output")
+    ranks = join_ranks()
+    with alone_in(ranks, Path(config.output), "output"):
+        return _train(config, ranks)
+
+
+def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
+    started, output = time.perf_counter(), Path(config.output)
+    examples = read_parquet(config.labels)  # what is wrong with it costs no loading of a model
+    check_model(config.base)
+    check_tokens(load_template_owner(config.base), config.tokens, config.add_missing_tokens)
     torch.manual_seed(config.training.seed)  # the same new weights on all ranks
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     with loading_in_parts(config.training):
         prm = initialise_prm(config.base, config.tokens, config.add_missing_tokens, dtype)
     prepare(prm.model, config)
     torch.manual_seed(config.training.seed + ranks.rank)
-    (train, too_long), (held_out, _) = _samples(config, prm)
+    (train, too_long), (held_out, _) = _samples(config, prm, examples)
     _check_pictures(train + held_out, config, ranks)
     rows, held_out_rows = _rows(config, prm, [train, held_out], ranks)
     # The batch size counts paths, however many of them a row holds.
@@ -97,7 +107,7 @@ def train_prm(config: TrainConfig) -> TrainSummary:
     task = PrmTask(rows, held_out_rows, training.micro_batch_tokens, ranks.device)
     if ranks.is_main:
         print(f"{len(train):,} paths, {sum(task.terms):,} labels, {total:,} steps on {ranks.count} ranks", flush=True)
-    finished = checkpoints.steps_done(output / "checkpoints") == total
+    finished = ranks.is_main and checkpoints.steps_done(output / "checkpoints") == total
     evaluation = fit(task, engine, training, output, _origin(config))
     with StopRequest(ranks):  # there may be no checkpoint of what is trained now: it is written first
         weights = engine.weights("backbone.")
@@ -159,9 +169,8 @@ def prepare(model: StepJudge, config: TrainConfig) -> None:
     model.train()
 
 
-def _samples(config: TrainConfig, prm: Prm) -> list[tuple[list[Sample], int]]:
+def _samples(config: TrainConfig, prm: Prm, examples: Sequence[LabelledExample]) -> list[tuple[list[Sample], int]]:
     """(samples, number of those left out as too long) of the train and the dev split."""
-    examples = read_parquet(config.labels)
     parts = []
     for split in ("train", "dev"):
         chosen = [example for example in examples if example.split == split]

@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mmprm.client import ClientConfig
-from mmprm.config import Config
+from mmprm.config import Config, PathText
 
 
 class ServersConfig(ClientConfig):
@@ -21,11 +21,13 @@ class ServersConfig(ClientConfig):
 
 
 class EngineConfig(Config):
-    model: str
+    model: PathText
     """Folder of a Hugging Face checkpoint, or a hub id such as owner/name; with servers, the name that they serve."""
     servers: ServersConfig | None = None
     """OpenAI-compatible servers that are already running, in place of engines of this run; the keys below are theirs
     then."""
+    chat_template: PathText | None = None
+    """File of a chat template (Jinja) in place of the checkpoint's."""
     mode: Literal["auto", "in_process", "separate"] = "auto"
     """in_process: the engine lives in the calling process (fast to start); separate: vLLM's own processes. auto takes
     the first on CPU and the second on GPU, which is where each is faster."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmprm.config import Config
 from mmprm.grading.symbolic import GraderConfig
 from mmprm.problems import ProblemsConfig
 from mmprm.prompts import PromptConfig
+from mmprm.rendering import template_of_file
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.steps import Markup
 
@@ -41,6 +42,11 @@ class PolicyConfig(Config):
     ray_address: str | None = None
     """Address of a Ray cluster to join, host:port; by default that of RAY_ADDRESS or of `ray start` on this machine,
     else one is started here, which listens on the loopback interface alone. local: always start one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _chat_template_of_a_file(cls, values: Any) -> Any:
+        return template_of_file(values, "engine", "chat_template")
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for samples of a problem to be the same."""

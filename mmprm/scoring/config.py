@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mmprm.client import ClientConfig
-from mmprm.config import Config
+from mmprm.config import Config, PathText
 from mmprm.prm.info import FormatName
 from mmprm.scoring.context import TooLong
 
@@ -21,7 +21,7 @@ class ServerConfig(ClientConfig):
 
 
 class ScorerConfig(Config):
-    prm: str = ""
+    prm: PathText = ""
     """Folder of a process reward model, as `mmprm train` writes it, or a checkpoint of another family. Only with
     backend=server it stays empty."""
     format: FormatName | Literal["auto"] = "auto"
