@@ -1,0 +1,198 @@
+"""What can be known to fail is told before engines, models or clusters are started: once, by its key.
+
+owner = check_policy(engine, sampling, prompt, problems, samples=8)     # processor or tokenizer; None for servers
+check_prm(scorer); check_output(folder, "output")
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from mmprm.errors import CheckpointError, ConfigError, DataError, SamplingError
+from mmprm.prompts import PromptConfig
+from mmprm.rendering import check_rendering, render
+from mmprm.sampling.config import EngineConfig, SamplingConfig
+from mmprm.types import Problem
+from mmprm.weights import check_weights
+
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+
+
+def check_policy(
+    engine: EngineConfig,
+    sampling: SamplingConfig,
+    prompt: PromptConfig,
+    problems: Sequence[Problem],
+    samples: int = 1,
+    key: str = "samples",
+) -> Any:
+    """Return the policy's processor, or its tokenizer; None for one on servers.
+
+    Raises ConfigError, DataError, CheckpointError or SamplingError for what would fail for every problem, or for one of
+    them by a key alone. `samples` are drawn of one prompt, as `key` says.
+    """
+    if sampling.temperature == 0 and samples > 1:
+        raise ConfigError(
+            f"sampling.temperature=0 must be above 0 with {key}={samples}: all samples of a prompt would be the same; "
+            f"try 1.0, or {key}=1"
+        )
+    _check_image_counts(engine, problems)
+    if engine.servers is not None:
+        _check_served(engine, prompt)
+        return None
+    check_model(engine.model)
+    owner = load_template_owner(engine.model)
+    if any(problem.pictures for problem in problems) and not hasattr(owner, "image_processor"):
+        problem = next(problem for problem in problems if problem.pictures)
+        raise DataError(f"problem {problem.id}: has images, but {engine.model} reads text only; choose another model")
+    check_rendering(owner, problems, prompt, engine.model)
+    _check_length(engine, sampling, prompt, problems, owner)
+    return owner
+
+
+def check_model(model: str) -> None:
+    """Raise SamplingError or CheckpointError for what is neither a whole model folder nor a hub id."""
+    folder = Path(model)
+    if not folder.is_dir():
+        if not _HUB_ID.fullmatch(model):
+            raise SamplingError(
+                f"{model}: does not exist; give the folder of a checkpoint or a hub id such as owner/name"
+            )
+        return
+    if not (folder / "config.json").is_file():
+        raise SamplingError(
+            f"{model}: is no model folder (it has no config.json); give a Hugging Face checkpoint. A checkpoint of "
+            "mmprm rl, sft or train becomes one with mmprm convert"
+        )
+    check_weight_files(folder)
+
+
+def check_weight_files(folder: Path) -> None:
+    """Raise CheckpointError for a folder without weights, or without one of the files that its index names."""
+    check_weights(str(folder))
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{index}: cannot be read ({type(error).__name__}: {error}); copy it again"
+            ) from error
+        missing = sorted(name for name in named if not (folder / name).is_file())
+        if missing:
+            raise CheckpointError(f"{folder}: lacks {missing[0]}, one of its {len(named)} weight files; copy it again")
+    elif not any(folder.glob("*.safetensors")):
+        raise CheckpointError(f"{folder}: holds no weights (*.safetensors); copy it again, or give another folder")
+
+
+def load_template_owner(model: str) -> Any:
+    """Return the model's processor, or its tokenizer where it reads text only; no weights are read."""
+    if Path(model).is_dir():
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(model, trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds for a folder that is not whole
+        raise CheckpointError(
+            f"{model}: its processor or tokenizer cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+
+
+def check_prm(prm: str) -> None:
+    """Raise CheckpointError for a folder that lacks files of a process reward model; of a hub id nothing is known."""
+    folder = Path(prm)
+    if not folder.is_dir():
+        return
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"{prm}: has no config.json; give the folder of a process reward model")
+    check_weight_files(folder)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise CheckpointError(f"{prm}: has no tokenizer (tokenizer.json); copy it again, or give another folder")
+
+
+def check_output(folder: str | Path, key: str, file: bool = False) -> None:
+    """Raise ConfigError where nothing can be written into the folder, or with `file` beside that file."""
+    path = Path(folder)
+    inside = path.parent if file else path
+    try:
+        inside.mkdir(parents=True, exist_ok=True)
+        if file and path.is_dir():
+            raise IsADirectoryError(None, "is a folder")
+        with tempfile.TemporaryFile(dir=inside) as probe:
+            probe.write(b"x" * 4096)
+    except OSError as error:
+        raise ConfigError(
+            f"{key}={folder}: cannot be written ({error.strerror or error}); choose another place"
+        ) from error
+
+
+def _check_image_counts(engine: EngineConfig, problems: Sequence[Problem]) -> None:
+    over = [problem for problem in problems if len(problem.pictures) > engine.pictures_per_prompt]
+    if over:
+        most = max(over, key=lambda problem: len(problem.pictures))
+        raise ConfigError(
+            f"engine.pictures_per_prompt={engine.pictures_per_prompt}: {len(over)} of {len(problems)} problems have "
+            f"more images, {most.id} has {len(most.pictures)}; set it to {len(most.pictures)}, or drop these problems"
+        )
+
+
+def _check_served(engine: EngineConfig, prompt: PromptConfig) -> None:
+    assert engine.servers is not None, "the caller has looked"
+    if prompt.template == "raw":
+        raise ConfigError(
+            "prompt.template=raw needs engines of this run: servers apply their own chat template; drop "
+            "engine.servers, or give the server a template (vllm serve --chat-template)"
+        )
+    if prompt.chat_template is not None:
+        raise ConfigError(
+            "engine.chat_template is for engines of this run; give it to the server (vllm serve --chat-template)"
+        )
+    if prompt.template_options and engine.servers.dialect == "openai":
+        raise ConfigError("prompt.template_options cannot be sent with engine.servers.dialect=openai; use dialect=vllm")
+
+
+def _check_length(
+    engine: EngineConfig, sampling: SamplingConfig, prompt: PromptConfig, problems: Sequence[Problem], owner: Any
+) -> None:
+    """Refuse a limit of tokens that no prompt leaves room for; images only make prompts longer."""
+    from transformers import AutoConfig
+
+    try:
+        text_config = AutoConfig.from_pretrained(engine.model, trust_remote_code=False).get_text_config()
+    except Exception as error:  # as above
+        raise CheckpointError(f"{engine.model}: config.json cannot be read: {type(error).__name__}: {error}") from error
+    declared = getattr(text_config, "max_position_embeddings", None)
+    limit, name = engine.max_model_len, f"engine.max_model_len={engine.max_model_len}"
+    if limit is None:
+        if declared is None or _stretches(text_config):
+            return
+        limit, name = declared, f"the {declared} tokens that {engine.model} reads"
+    elif declared is not None and limit > declared and not _stretches(text_config):
+        raise ConfigError(
+            f"engine.max_model_len={limit} must be at most {declared}, the positions that {engine.model} has; "
+            "leave it out"
+        )
+    shortest = min(problems, key=lambda problem: len(problem.question))
+    tokenizer = getattr(owner, "tokenizer", owner)
+    tokens = len(tokenizer(render(owner, shortest, "", prompt), add_special_tokens=False).input_ids)
+    if tokens + sampling.max_tokens > limit:
+        room = limit - tokens
+        raise ConfigError(
+            f"sampling.max_tokens={sampling.max_tokens} does not fit {name} beside a prompt, the shortest of which has "
+            f"{tokens} tokens; "
+            + (f"lower it to {room} or less" if room > 0 else "shorten the prompt")
+            + ", or raise engine.max_model_len where the model allows"
+        )
+
+
+def _stretches(text_config: Any) -> bool:
+    """Whether its positions are scaled to more than it declares."""
+    scaling = getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None) or {}
+    return bool(scaling.get("factor")) if isinstance(scaling, dict) else True
