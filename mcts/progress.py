@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from mmprm.files import whole_file
 from mmprm.records import PackedBatch, count_verdicts, state_key
 from mmprm.store import Finished, StoreSummary
 from mmprm.types import Batch
@@ -51,7 +52,8 @@ class CampaignSummary:
     workers_replaced: int
 
     def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with whole_file(path) as file:
+            file.write(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
 
 
 @dataclass(slots=True)

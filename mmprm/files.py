@@ -86,7 +86,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 def remove_folder(path: Path) -> None:
     """Remove a folder so that a kill in between leaves nothing under its name: it is renamed first."""
-    dropped = path.with_name(f".{path.name}.tmp")
+    dropped = path.with_name(f".{path.name}.old")
     shutil.rmtree(dropped, ignore_errors=True)
     os.replace(path, dropped)
     shutil.rmtree(dropped)

@@ -5,6 +5,7 @@ Shapes: S step of a response.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from pydantic import Field, model_validator
 
 from mmprm.config import Config
 from mmprm.errors import ConfigError, TrainingError
+from mmprm.files import logged_rows
 from mmprm.metrics import roc_auc
 from mmprm.steps import Markup
 from policy_rl.graded import GradedGroup, GradedResponse
@@ -267,11 +269,9 @@ class SampleLog:
 
 
 def _read(path: Path) -> Iterator[Sample]:
-    """A last line that was cut off in writing is dropped."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-    for line in lines:
-        if line.endswith("\n"):
-            values = json.loads(line)
+    """Damaged lines are left out: those are samples to look at."""
+    for values in logged_rows(path, Sample.__slots__) if path.exists() else ():
+        with contextlib.suppress(TypeError, ValueError):
             yield Sample(**{**values, "steps": tuple(tuple(step) for step in values["steps"])})
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,6 +10,7 @@ from pydantic import Field, model_validator
 
 from mmprm.config import Config, build
 from mmprm.errors import CheckpointError, ConfigError
+from mmprm.files import parse_json, whole_file
 
 FormatName = Literal["mm-prm", "math-shepherd", "qwen", "rlhflow", "skywork", "visualprm", "trl"]
 """The families of mmprm.prm.formats; the first is the one that is trained here."""
@@ -94,11 +94,11 @@ def read_info(path: str | Path, format: FormatName | Literal["auto"] = "auto") -
             f"another family, set scorer.format to one of {', '.join(get_args(FormatName)[1:])}"
         )
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = parse_json(file.read_bytes(), "it", ConfigError)
         if not isinstance(values, dict) or "format" not in values:
             raise ValueError("it must be an object with the key format")
         info = build(PrmInfo, values, source=str(file))
-    except (ValueError, ConfigError) as error:
+    except (OSError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{file}: is not what mmprm writes: {error}") from error
     if format not in ("auto", info.format):
         raise CheckpointError(f"{file}: says {info.format}, scorer.format says {format}; leave scorer.format at auto")
@@ -108,6 +108,5 @@ def read_info(path: str | Path, format: FormatName | Literal["auto"] = "auto") -
 def write_info(path: str | Path, info: PrmInfo) -> None:
     """Replace prm.json in one step, for example to store an aggregator that was chosen later."""
     file = Path(path) / INFO_FILE
-    temporary = file.with_suffix(".tmp")
-    temporary.write_text(json.dumps(info.model_dump(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
+    with whole_file(file, error=CheckpointError) as written:
+        written.write(json.dumps(info.model_dump(), indent=2, ensure_ascii=False) + "\n")

@@ -5,8 +5,6 @@ Shapes: B solution, T token, M marker (all markers of a batch, solution by solut
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+from mmprm import files
 from mmprm.errors import CheckpointError
 from mmprm.prm.format import Renderer, tokenizer_of
 from mmprm.prm.info import FORMAT, PrmInfo, PrmTokens, read_info, write_info
@@ -112,14 +111,8 @@ def save_prm(path: str | Path, prm: Prm, weights: dict[str, Tensor] | None = Non
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
     """A folder to write into that takes the place of `path` in one step at the end, or not at all."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    with writing(path, temporary, "free space or choose another folder"):
-        yield temporary
-        if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+    with writing(Path(path), "free space or choose another folder"), files.whole_folder(path) as folder:
+        yield folder
 
 
 def _assemble(backbone: PreTrainedModel, processor: Any, info: PrmInfo) -> Prm:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import html
-import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mmprm.errors import DataError
+from mmprm.files import whole_file
 from mmprm.metrics import Interval
 from mmprm.report import plots
 from mmprm.report.data import Headline, JudgedSolution, JudgedStep, ReportData
@@ -25,13 +24,8 @@ def write_report(path: str | Path, data: ReportData) -> None:
 
 
 def write_page(path: Path, text: str) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    except OSError as error:
-        raise DataError(f"{path}: the report cannot be written ({error.strerror}); choose another place") from error
+    with whole_file(path, way_out="choose another place for the page") as file:
+        file.write(text)
 
 
 def page(data: ReportData) -> str:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmprm.errors import DataError
+from mmprm.files import logged_rows
 from mmprm.metrics import Interval
 from mmprm.report.page import document, escaped, interval_cell, table, write_page
 from mmprm.report.plots import Curve, lines_plot, progress_plot, smoothing, stacked_plot
@@ -88,23 +88,12 @@ def write_training_report(folder: Path) -> Path:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; a last one that is still being written is left out."""
+    """The lines of a metrics.jsonl without those that are damaged, which are named on stderr, and without a last one
+    that is still being written."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return list(logged_rows(path, ("kind",)))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); a run writes it after its first step") from error
-    records = []
-    for number, line in enumerate(lines, start=1):
-        if not line.endswith("\n"):
-            break
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int) or "kind" not in record:
-            raise DataError(f"{path}: line {number} is not what a run writes; remove it")
-        records.append(record)
-    return records
 
 
 def training_page(records: Sequence[Mapping[str, Any]], title: str) -> str:

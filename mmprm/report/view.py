@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from mmprm.errors import DataError
+from mmprm.files import whole_file
 from mmprm.report.pictures import inlined
 from mmprm.report.style import COLOURS
 from mmprm.report.trees import Branch, grow
@@ -34,18 +34,10 @@ def write_view(path: Path, store: Store, limit: int) -> int:
     """Write the page of at most `limit` problems, spread evenly over the run, and return their number."""
     shown = spread(tallies(store), limit)
     before, after = TEMPLATE.read_text(encoding="utf-8").replace("/* COLOURS */", COLOURS).split("<!-- DATA -->")
-    partial = path.with_name(path.name + ".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(before)
-            file.writelines(data_elements(store, shown))
-            file.write(after)
-        os.replace(partial, path)
-    except OSError as error:
-        raise DataError(
-            f"{path}: the page cannot be written ({error.strerror}); choose another with --output"
-        ) from error
+    with whole_file(path, way_out="choose another place with --output") as file:
+        file.write(before)
+        file.writelines(data_elements(store, shown))
+        file.write(after)
     return len(shown)
 
 

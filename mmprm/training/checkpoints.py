@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-from mmprm.errors import CheckpointError
+from mmprm.errors import CheckpointError, DataError
+from mmprm.files import digest_of, digests, parse_json, remove_folder
 from mmprm.training.engine import Engine
 
 _STATE, _EXTRA = "state.json", "extra.json"
@@ -39,41 +42,42 @@ def save(
     """
     ranks = engine.ranks
     temporary, final = folder / f".step-{step:08d}.tmp", folder / f"step-{step:08d}"
-    with writing(final, temporary, "free space; the run resumes before it"):
-        if ranks.is_main:
-            for left_over in folder.glob(".step-*.tmp"):
-                shutil.rmtree(left_over)
-            temporary.mkdir(parents=True)
-        ranks.barrier()
-        engine.deepspeed.save_checkpoint(
-            str(temporary), tag="deepspeed", save_latest=False, exclude_frozen_parameters=True
-        )
-        torch.save(_random_state(), temporary / f"random-{ranks.rank}.pt")
-        ranks.barrier()
-        if ranks.is_main:
-            if extra is not None:
-                (temporary / _EXTRA).write_text(json.dumps(extra), encoding="utf-8")
-            _finish(temporary, {"step": step, "identity": identity, "files": _sizes(temporary)})
-            if final.exists():  # one that was passed over
-                shutil.rmtree(final)
-            os.replace(temporary, final)
-            for old in _whole(folder)[:-keep]:
-                shutil.rmtree(old)
-        ranks.barrier()
+    try:
+        with writing(final, "free space; the run resumes before it"):
+            if ranks.is_main:
+                for left_over in (*folder.glob(".step-*.tmp"), *folder.glob(".step-*.old")):  # of a kill
+                    shutil.rmtree(left_over)
+                temporary.mkdir(parents=True)
+            ranks.barrier()
+            engine.deepspeed.save_checkpoint(
+                str(temporary), tag="deepspeed", save_latest=False, exclude_frozen_parameters=True
+            )
+            torch.save(_random_state(), temporary / f"random-{ranks.rank}.pt")
+            ranks.barrier()
+            if ranks.is_main:
+                if extra is not None:
+                    (temporary / _EXTRA).write_text(json.dumps(extra), encoding="utf-8")
+                _finish(temporary, {"step": step, "identity": identity, "ranks": ranks.count})
+                if final.exists():  # one that was passed over
+                    remove_folder(final)
+                os.replace(temporary, final)
+                for old in _complete(folder)[:-keep]:
+                    remove_folder(old)
+            ranks.barrier()
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 @contextmanager
-def writing(path: Path, temporary: Path, way_out: str) -> Iterator[None]:
-    """Raise CheckpointError where `path` cannot be written. Of `temporary`, which is to take its place, nothing stays
-    behind. On a full disk torch and safetensors raise errors of their own."""
+def writing(path: Path, way_out: str) -> Iterator[None]:
+    """Raise CheckpointError where `path` cannot be written. On a full disk torch and safetensors raise errors of their
+    own."""
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # the source of torch's writer
             raise
         raise CheckpointError(f"{path}: cannot be written ({error}); {way_out}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def resume(engine: Engine, folder: Path, identity: dict[str, Any]) -> int:
@@ -81,12 +85,12 @@ def resume(engine: Engine, folder: Path, identity: dict[str, Any]) -> int:
     ranks = engine.ranks
     path = ranks.gather(newest(folder) if ranks.is_main else None)[0]
     if ranks.is_main:
-        for bad in sorted(set(folder.glob("step-*")) - set(_whole(folder))):
+        for bad in sorted(folder.glob("step-*")):
             if path is None or bad > path:
-                print(f"{bad}: is not whole, so it is passed over", flush=True)
+                print(f"{bad}: {_fault(bad)}, so it is passed over", flush=True)
     if path is None:
         return 0
-    state = json.loads((path / _STATE).read_text(encoding="utf-8"))
+    state = _state(path)
     differing = [
         f"{key} ({state['identity'].get(key)!r} there, {identity.get(key)!r} here)"
         for key in sorted(state["identity"].keys() | identity.keys())
@@ -96,8 +100,20 @@ def resume(engine: Engine, folder: Path, identity: dict[str, Any]) -> int:
         raise CheckpointError(
             f"{path}: belongs to a run with another {', '.join(differing)}; set these back, or choose another output"
         )
-    engine.deepspeed.load_checkpoint(str(path), tag="deepspeed", load_module_strict=False)
-    _set_random_state(torch.load(path / f"random-{ranks.rank}.pt", weights_only=True))
+    written_by = len(list(path.glob("random-*.pt")))
+    if written_by != ranks.count:
+        raise CheckpointError(
+            f"{path}: was written by {written_by} rank{'s' * (written_by != 1)}, and this run has {ranks.count}; start "
+            "as many as then, or choose another output"
+        )
+    try:
+        engine.deepspeed.load_checkpoint(str(path), tag="deepspeed", load_module_strict=False)
+        _set_random_state(torch.load(path / f"random-{ranks.rank}.pt", weights_only=True))
+    except (OSError, ValueError, KeyError, RuntimeError, AssertionError, pickle.UnpicklingError, EOFError) as error:
+        raise CheckpointError(
+            f"{path}: does not fit this run ({type(error).__name__}: {error}); choose another output, or remove it to "
+            "go on from the one before"
+        ) from error
     return state["step"]
 
 
@@ -106,41 +122,82 @@ def read_extra(folder: Path) -> dict[str, Any] | None:
     path = newest(folder)
     if path is None or not (path / _EXTRA).is_file():
         return None
-    return json.loads((path / _EXTRA).read_text(encoding="utf-8"))
+    extra = parse_json((path / _EXTRA).read_bytes(), str(path / _EXTRA), CheckpointError)
+    if not isinstance(extra, dict):
+        raise CheckpointError(f"{path / _EXTRA}: must be an object; remove {path} to go on from the one before")
+    return extra
 
 
 def steps_done(folder: Path) -> int:
     """Step of the newest whole checkpoint; 0 without one."""
     path = newest(folder)
-    return 0 if path is None else json.loads((path / _STATE).read_text(encoding="utf-8"))["step"]
+    return 0 if path is None else _state(path)["step"]
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole."""
-    whole = _whole(folder)
-    return whole[-1] if whole else None
+    """The newest checkpoint that is whole: a crash can leave one with files cut off, a disk one with other bytes."""
+    return next((path for path in reversed(_complete(folder)) if _fault(path) is None), None)
 
 
-def _whole(folder: Path) -> list[Path]:
-    """Checkpoints that hold every file as it was written, oldest first: a crash can leave one with files cut off."""
-    return sorted(path for path in folder.glob("step-*") if _is_whole(path))
+def _complete(folder: Path) -> list[Path]:
+    """Checkpoints that have every file in its size, oldest first."""
+    return sorted(path for path in folder.glob("step-*") if _same_sizes(path))
 
 
-def _is_whole(path: Path) -> bool:
+def _same_sizes(path: Path) -> bool:
+    state = _state(path)
+    return state is not None and state["files"] == _sizes(path)
+
+
+def _fault(path: Path) -> str | None:
+    """Why a checkpoint is not as it was written; None where it is."""
+    if not _same_sizes(path):
+        return "is not whole"
+    text = (path / _STATE).read_text(encoding="utf-8")
+    damaged = _damaged_file(path, text, tuple(_times(path)))
+    return None if damaged is None else f"{damaged} is damaged"
+
+
+@lru_cache(maxsize=64)
+def _damaged_file(path: Path, state: str, times: tuple[int, ...]) -> str | None:
+    """The first file whose checksum is another one. It takes a while, so it is not done again for the same files;
+    checkpoints from before there were checksums are taken as they are."""
+    values = json.loads(state)
+    if "checksum" in values and values.pop("checksum") != digest_of(values):
+        return _STATE
+    expected = values.get("sha256", {})
+    found = digests(path, expected)
+    return next((name for name in expected if found[name] != expected[name]), None)
+
+
+def _state(path: Path) -> dict[str, Any] | None:
+    """What state.json holds; None where it is not what `save` writes."""
     try:
-        state = json.loads((path / _STATE).read_text(encoding="utf-8"))
-        return state["files"] == _sizes(path)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        state = parse_json((path / _STATE).read_bytes(), str(path))
+        files, identity = state["files"], state["identity"]
+    except (OSError, DataError, KeyError, TypeError):
+        return None
+    sound = isinstance(files, dict) and isinstance(identity, dict) and type(state.get("step")) is int
+    return state if sound and isinstance(state.get("sha256", {}), dict) else None
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != _STATE)
 
 
 def _sizes(folder: Path) -> dict[str, int]:
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != _STATE)
-    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(files)}
+    return {str(path.relative_to(folder)): path.stat().st_size for path in _files(folder)}
+
+
+def _times(folder: Path) -> list[int]:
+    return [path.stat().st_mtime_ns for path in _files(folder)]
 
 
 def _finish(folder: Path, state: dict[str, Any]) -> None:
     """The list of files comes last, after all of them have reached the disk."""
+    sizes = _sizes(folder)
+    state = state | {"files": sizes, "sha256": digests(folder, sizes)}
+    state |= {"checksum": digest_of(state)}
     (folder / _STATE).write_text(json.dumps(state, indent=2), encoding="utf-8")
     for path in folder.rglob("*"):
         handle = os.open(path, os.O_RDONLY)

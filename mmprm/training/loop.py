@@ -60,7 +60,8 @@ def fit(
     """Train to the end, from the newest checkpoint in `folder` if there is one; returns the last evaluation.
 
     An interrupted and resumed run takes the same steps on the same data as an uninterrupted one. `origin` is what else
-    the two must share. SIGTERM ends the process after the step at hand, with a checkpoint and with exit code 0.
+    the two must share. SIGTERM and Ctrl-C end the process after the step at hand, with a checkpoint: as SystemExit(0)
+    and KeyboardInterrupt.
     """
     ranks, identity, saved = engine.ranks, _identity(task, engine, config, origin), folder / "checkpoints"
     first, bad_steps = checkpoints.resume(engine, saved, identity), 0
@@ -107,9 +108,10 @@ def fit(
             if stopping:
                 if log:
                     print(
-                        f"{folder}: SIGTERM; saved after step {done} of {total}, the same command goes on", flush=True
+                        f"{folder}: {stop.name}; saved after step {done} of {total}, the same command goes on",
+                        flush=True,
                     )
-                raise SystemExit(0)
+                raise KeyboardInterrupt if stop.interrupted else SystemExit(0)
         return task.evaluate(engine) if evaluation is None else evaluation
 
 

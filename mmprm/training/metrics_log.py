@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 from mmprm.errors import TrainingError
+from mmprm.files import logged_rows, whole_file
 
 
 class MetricsLog:
@@ -19,9 +20,11 @@ class MetricsLog:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             path = folder / "metrics.jsonl"
-            kept = _up_to(path, done) if path.exists() else []
-            self.evaluated = {row["step"] for row in map(json.loads, kept) if row["kind"] == "eval"}
-            path.write_text("".join(kept), encoding="utf-8")
+            rows = logged_rows(path, ("kind",)) if path.exists() else ()
+            kept = [row for row in rows if row["step"] <= done]
+            self.evaluated = {row["step"] for row in kept if row["kind"] == "eval"}
+            with whole_file(path, error=TrainingError, way_out="choose another output") as file:
+                file.writelines(json.dumps(row) + "\n" for row in kept)
             self._file = path.open("a", encoding="utf-8", buffering=1)
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=done + 1)
         except OSError as error:
@@ -40,9 +43,3 @@ class MetricsLog:
     def close(self) -> None:
         self._file.close()
         self._board.close()
-
-
-def _up_to(path: Path, done: int) -> list[str]:
-    """Lines of the steps already done; a last line that was cut off in writing is dropped."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= done]

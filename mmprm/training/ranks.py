@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from mmprm.errors import ConfigError
+from mmprm.files import locked
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,24 @@ def check_shared(ranks: Ranks, folder: Path, key: str) -> None:
         problem = f"rank {seen.index(False)} does not see what rank 0 writes there; choose a folder on shared storage"
     if problem is not None:
         raise ConfigError(f"{key}={folder}: {problem}")
+
+
+@contextlib.contextmanager
+def alone_in(ranks: Ranks, folder: Path, key: str) -> Iterator[None]:
+    """Hold `folder`, which all ranks see, for this run alone. Raises ConfigError, which names the configuration's
+    `key`, on every rank where another run writes there. Every rank must enter it."""
+    check_shared(ranks, folder, key)
+    with contextlib.ExitStack() as stack:
+        refusal = None
+        if ranks.is_main:
+            try:
+                stack.enter_context(locked(folder, key))
+            except ConfigError as error:
+                refusal = str(error)
+        refusal = ranks.gather(refusal)[0]
+        if refusal is not None:
+            raise ConfigError(refusal)
+        yield
 
 
 def join_ranks() -> Ranks:

@@ -137,9 +137,15 @@ def test_files(tmp_path: Path) -> None:
     assert read_metrics(metrics) == RECORDS
     assert write_training_report(tmp_path) == tmp_path / "report.html"
     assert (tmp_path / "report.html").read_text() == training_page(RECORDS, tmp_path.name)
-    metrics.write_text('{"kind": "train", "step": 1}\nnonsense\n')
-    with pytest.raises(DataError, match="line 2 is not what a run writes"):
-        read_metrics(metrics)
+
+
+def test_damaged_lines_are_named_and_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    metrics, good = tmp_path / "metrics.jsonl", {"kind": "train", "step": 1}
+    damaged = ["nonsense", "7", '{"step": 2}', '{"kind": "train", "step": "2"}', "[" * 100_000, "\0\0"]
+    metrics.write_text("".join(f"{line}\n" for line in (json.dumps(good), *damaged, json.dumps(good))))
+    assert read_metrics(metrics) == [good, good]
+    said = capsys.readouterr().err
+    assert all(f"line {number} is damaged" in said for number in range(2, 8))
 
 
 def test_moving_mean() -> None:

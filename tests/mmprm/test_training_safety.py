@@ -36,6 +36,7 @@ class ScriptedEngine:
     """Counts its steps; those in `bad` are skipped, and after `ask_at` of them this process gets a SIGTERM."""
 
     learning_rate = 0.1
+    ask_with = signal.SIGTERM
 
     def __init__(self, bad: Sequence[int] = (), ask_at: int = 0) -> None:
         self.ranks, self.deepspeed, self.skipped = ALONE, self, False
@@ -46,7 +47,7 @@ class ScriptedEngine:
         self.steps += 1
         self.skipped = self.steps in self._bad
         if self.steps == self._ask_at:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), self.ask_with)
         return (float("nan") if self.skipped else 1.0 / self.steps), None
 
     def save_checkpoint(self, folder: str, tag: str, **options: Any) -> None:
@@ -179,7 +180,27 @@ def lose_state(path: Path) -> None:
     (path / "state.json").unlink()
 
 
-@pytest.mark.parametrize("spoil", [spoil_size, lose_file, cut_state, lose_state])
+def flip_bytes(path: Path) -> None:
+    file = path / "deepspeed/weights.pt"
+    file.write_bytes(bytes(byte ^ 1 for byte in file.read_bytes()))
+
+
+def step_as_text(path: Path) -> None:
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps(state | {"step": "8"}))
+
+
+def another_step(path: Path) -> None:
+    state = json.loads((path / "state.json").read_text())
+    (path / "state.json").write_text(json.dumps(state | {"step": 7}))
+
+
+FAULTS = {flip_bytes: "deepspeed/weights.pt is damaged", another_step: "state.json is damaged"}
+
+
+@pytest.mark.parametrize(
+    "spoil", [spoil_size, lose_file, cut_state, lose_state, flip_bytes, step_as_text, another_step]
+)
 def test_a_checkpoint_that_is_not_whole_is_passed_over(
     spoil: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -188,14 +209,68 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(
     assert sorted(path.name for path in saved.iterdir()) == [f"step-0000000{step}" for step in (4, 6, 8)]
     spoil(saved / "step-00000008")
     (saved / ".step-00000009.tmp").mkdir()
+    (saved / ".step-00000002.old").mkdir()
     assert checkpoints.newest(saved) == saved / "step-00000006"
     engine = ScriptedEngine()
     run(tmp_path, engine, save_every=2, keep_checkpoints=3)
     assert engine.steps == 8
-    assert f"{saved / 'step-00000008'}: is not whole, so it is passed over" in capsys.readouterr().out
+    fault = FAULTS.get(spoil, "is not whole")
+    assert f"{saved / 'step-00000008'}: {fault}, so it is passed over" in capsys.readouterr().out
     assert checkpoints.newest(saved) == saved / "step-00000008"
     assert sorted(path.name for path in saved.iterdir()) == [f"step-0000000{step}" for step in (4, 6, 8)]
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, 9))
+
+
+def test_a_checkpoint_without_checksums_is_resumed(tmp_path: Path) -> None:
+    run(tmp_path, ScriptedEngine(), save_every=4)
+    for file in tmp_path.glob("checkpoints/*/state.json"):
+        state = json.loads(file.read_text())
+        file.write_text(json.dumps({key: state[key] for key in ("step", "identity", "files")}))
+    assert checkpoints.steps_done(tmp_path / "checkpoints") == 8
+    run(tmp_path, engine := ScriptedEngine(), save_every=4)
+    assert engine.steps == 8
+
+
+class TwoRanks:
+    rank, count, is_main = 0, 2, True
+
+    def gather(self, value: Any) -> list[Any]:
+        return [value] * 2
+
+
+def test_a_checkpoint_of_one_rank_is_refused_on_two(tmp_path: Path) -> None:
+    engine = ScriptedEngine()
+    checkpoints.save(engine, tmp_path, 1, {}, keep=1)
+    engine.ranks = TwoRanks()
+    with pytest.raises(CheckpointError, match="was written by 1 rank, and this run has 2; start as many"):
+        checkpoints.resume(engine, tmp_path, {})
+
+
+def test_a_garbage_line_of_the_log_does_not_stop_a_resumed_run(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit):
+        run(tmp_path, ScriptedEngine(ask_at=3))
+    log = tmp_path / "metrics.jsonl"
+    log.write_text("garbage\n" + log.read_text() + '{"kind": "train"')
+    run(tmp_path, ScriptedEngine())
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, 9))
+
+
+def test_ctrl_c_saves_after_the_step_at_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    engine = ScriptedEngine(ask_at=3)
+    engine.ask_with = signal.SIGINT
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, engine)
+    assert "Ctrl-C; saved after step 3 of 8, the same command goes on" in capsys.readouterr().out
+    run(tmp_path, ScriptedEngine())
+    assert [row["loss"] for row in rows(tmp_path)] == [1.0 / step for step in range(1, 9)]
+
+
+def test_a_second_ctrl_c_stops_at_once() -> None:
+    with StopRequest(ALONE) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.came()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
