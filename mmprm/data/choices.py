@@ -8,6 +8,7 @@ from typing import Any
 
 from mmprm.data.cells import Row, cut, is_empty, parsed, plain
 from mmprm.errors import DataError
+from mmprm.types import Problem
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -65,6 +66,11 @@ def with_choices(question: str, choices: Sequence[str], answer: str = "") -> str
         return question
     lines = [f"{letter}. {choice}" for letter, choice in zip(LETTERS, _without_letters(choices), strict=False)]
     return "\n".join([question, "Choices:", *lines])
+
+
+def asked_question(problem: Problem) -> str:
+    """Return the question of a problem with its options: what policies, process reward models and judges are shown."""
+    return with_choices(problem.question, problem.choices, problem.answer)
 
 
 def _without_letters(choices: Sequence[str]) -> list[str]:

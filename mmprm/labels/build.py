@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from pydantic import Field
 
 from mmprm.config import Config
+from mmprm.data.images import image_bytes
 from mmprm.errors import ConfigError, DataError
 from mmprm.labels.parquet import LabelledExample, split_of, write_parquet
 from mmprm.labels.paths import LabelCounts, count_labels, label_tree
@@ -86,6 +86,7 @@ def _read(picture: Picture, problem_id: str) -> bytes:
         return picture.data
     assert picture.path is not None
     try:
-        return Path(picture.path).read_bytes()
-    except OSError as error:
-        raise DataError(f"problem {problem_id}: picture {picture.path}: cannot be read ({error.strerror})") from error
+        return image_bytes(picture)
+    except (OSError, DataError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"problem {problem_id}: picture {picture.path}: cannot be read ({reason})") from error

@@ -13,6 +13,9 @@ from typing import Any, Literal
 import pyarrow
 from pyarrow import parquet
 
+from mmprm.data.cells import cut
+from mmprm.data.choices import asked_question
+from mmprm.data.images import image_digest
 from mmprm.errors import DataError
 from mmprm.types import Counts, LabelledPath, Picture, Problem
 
@@ -86,12 +89,17 @@ def write_parquet(path: str | Path, examples: Iterable[LabelledExample]) -> None
 
 
 def read_parquet(path: str | Path, split: Split | None = None) -> list[LabelledExample]:
-    """Examples of one split, or of all, in file order; those of one problem share one Problem object."""
+    """Examples of one split, or of all, in file order; those of one problem share one Problem object.
+
+    Raises DataError, naming the row, for an id of two problems, as in files of several campaigns that were joined.
+    """
     path = Path(path)
     problems: dict[str, Problem] = {}
     examples = []
     for number, row in enumerate(_rows(path), start=1):
-        problem = problems.setdefault(row["problem_id"], _problem(row))
+        read = _problem(row)
+        problem = problems.setdefault(read.id, read)
+        _check_same(problem, read, f"{path}: row {number}")
         if split is None or row["split"] == split:
             labelled = _path(row, f"{path}: row {number}")
             examples.append(LabelledExample(problem, labelled, row["split"], *_judged(row, f"{path}: row {number}")))
@@ -121,7 +129,7 @@ def _row(example: LabelledExample) -> dict[str, Any]:
 
     return {
         "problem_id": problem.id,
-        "question": problem.question,
+        "question": asked_question(problem),
         "answer": problem.answer,
         "images": [{"bytes": picture.data, "path": picture.path} for picture in problem.pictures],
         "steps": list(path.steps),
@@ -140,6 +148,23 @@ def _problem(row: dict[str, Any]) -> Problem:
         for image in row["images"] or ()
     )
     return Problem(id=row["problem_id"], question=row["question"], answer=row["answer"], pictures=pictures)
+
+
+def _check_same(problem: Problem, other: Problem, place: str) -> None:
+    if problem == other:
+        return
+    for name in ("question", "answer"):
+        one, two = getattr(problem, name), getattr(other, name)
+        if one != two:
+            raise DataError(
+                f"{place}: problem_id {cut(other.id)!r} is that of another problem: {name} is {cut(two)!r}, before "
+                f"it was {cut(one)!r}; give the problems of joined files ids of their own, then label them again"
+            )
+    if list(map(image_digest, problem.pictures)) != list(map(image_digest, other.pictures)):
+        raise DataError(
+            f"{place}: problem_id {cut(other.id)!r} is that of another problem, with other images; give the problems "
+            "of joined files ids of their own, then label them again"
+        )
 
 
 def _path(row: dict[str, Any], place: str) -> LabelledPath:

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature
 
+from mmprm.data.choices import asked_question
 from mmprm.errors import CheckpointError, DataError
 from mmprm.labels.formats import VISUALPRM_SYSTEM, numbered
 from mmprm.prm.format import (
@@ -34,6 +35,7 @@ from mmprm.prm.format import (
     check_solution,
     picture_placeholder,
     reads_pictures,
+    special_tokens,
     token_id,
     tokenizer_of,
     vision_tokens,
@@ -156,7 +158,9 @@ class WrittenFormat(Format):
             raise CheckpointError(f"{type(self.tokenizer).__name__}: cannot tell characters; add tokenizer.json")
         self._picture = picture_placeholder(processor) if layout.pictures and reads_pictures(processor) else ""
         marker = () if layout.predicted else (tokens.marker,)
-        self._reserved = (MARK, *marker, *vision_tokens(processor, self._picture))
+        # A predicted marker may be a special token, and is none of the text's.
+        special = set(special_tokens(processor)) - ({tokens.marker} if layout.predicted else set())
+        self._reserved = (MARK, *marker, *vision_tokens(processor, self._picture), *sorted(special))
         if layout.predicted:
             self.yes_id, self.no_id = self._predicted_id(tokens.yes), self._predicted_id(tokens.no)
         elif layout.head == "two_tokens":
@@ -192,7 +196,7 @@ class WrittenFormat(Format):
 
     def _text(self, solution: Solution, marker: str) -> tuple[str, list[int]]:
         """The text, and the character at which each marker begins."""
-        question = solution.problem.question
+        question = asked_question(solution.problem)
         if solution.problem.pictures:
             head = f"{self._picture}\n" * len(solution.problem.pictures)
             question = head + question.replace(IMAGE, "").strip()
@@ -241,7 +245,7 @@ class PieceFormat(Format):
 
     def mark(self, solution: Solution) -> Marked:
         check_solution(solution, False, ())
-        ids = [*self._begin, *self._ids(solution.problem.question + self._after_question)]
+        ids = [*self._begin, *self._ids(asked_question(solution.problem) + self._after_question)]
         places = []
         for step in solution.steps:
             ids += [*self._ids(step), *self._separator]
