@@ -8,10 +8,12 @@ from ray.exceptions import OutOfMemoryError
 
 from mmprm.config import load
 from mmprm.errors import ConfigError, EngineStoppedError, SamplingError, SetupError
+from mmprm.prompts import PromptConfig
 from mmprm.sampling import pool
 from mmprm.sampling.config import EngineConfig, SamplingConfig, on_one_core
 from mmprm.sampling.scripted import ScriptedSampler
 from mmprm.sampling.seeds import derive_seed
+from mmprm.sampling.turn import TurnBeginning
 from mmprm.sampling.vllm_sampler import VllmSampler
 from mmprm.types import Problem, SampleRequest
 
@@ -80,8 +82,10 @@ async def test_a_draw_that_the_engine_broke_off_is_no_wrong_answer(monkeypatch):
         return SimpleNamespace(outputs=[SimpleNamespace(text="", token_ids=[], finish_reason="error")])
 
     monkeypatch.setattr(VllmSampler, "generate", generate)
+    sampler = object.__new__(VllmSampler)
+    sampler._turn = TurnBeginning("", PromptConfig())
     with pytest.raises(SamplingError, match="problem p: the engine broke off a draw"):
-        await object.__new__(VllmSampler).sample(SampleRequest(PROBLEM, "", 1, 0))
+        await sampler.sample(SampleRequest(PROBLEM, "", 1, 0))
 
 
 async def test_an_engine_of_the_pool_that_is_killed_for_memory_has_stopped():
