@@ -21,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mmprm.errors import StoreError
+from mmprm.data.images import image_bytes
+from mmprm.errors import DataError, StoreError
 from mmprm.files import digest_of, parse_json
 from mmprm.records import DamagedError, PackedBatch, count_verdicts, open_batch, pack_problem, unpack_problem
 from mmprm.types import Batch, Counts, Node, Picture, Problem, Steps, Tree
@@ -490,8 +491,8 @@ def _contents(pictures: Iterable[Picture]) -> list[bytes | None]:
         data = picture.data
         if data is None:
             try:
-                data = Path(picture.path or "").read_bytes()
-            except (OSError, ValueError):
+                data = image_bytes(picture)
+            except (OSError, ValueError, DataError):
                 return None
         return hashlib.sha256(data).digest()
 

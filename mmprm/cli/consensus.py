@@ -14,10 +14,12 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 
 from mmprm.cli.options import add_config_options, load_config
-from mmprm.config import Config
+from mmprm.config import Config, PathText
 from mmprm.errors import ConfigError
+from mmprm.labels.checks import check_images_below
 from mmprm.labels.consensus import AgreementCounts, AgreementRule, count_agreement, judge_with_scorer
 from mmprm.labels.parquet import LabelledExample, read_parquet, write_parquet
 from mmprm.labels.step_judge import StepJudge, StepJudgeConfig
@@ -33,6 +35,8 @@ class ConsensusConfig(Config):
     """A process reward model as judge."""
     judge: StepJudgeConfig | None = None
     """A model on OpenAI-compatible servers as judge."""
+    image_root: PathText | None = None
+    """Folder below which the image files that `labels` names must lie; by default that of `labels` itself."""
     agreement: AgreementRule = AgreementRule()
     """When the two agree, for the summary."""
 
@@ -46,6 +50,8 @@ def run(arguments: argparse.Namespace) -> None:
     if (config.scorer is None) == (config.judge is None):
         raise ConfigError("scorer and judge: exactly one must be set, for example --set scorer.prm=runs/train/prm")
     examples = read_parquet(config.labels)
+    root = Path(config.image_root or Path(config.labels).parent)
+    check_images_below((example.problem for example in examples), root, config.labels)
     if config.judge is not None:
         examples, failures = asyncio.run(_ask(config.judge, examples))
     else:

@@ -13,6 +13,7 @@ from mmprm.data.images import image_bytes
 from mmprm.errors import ConfigError, DataError
 from mmprm.labels.parquet import LabelledExample, split_of, write_parquet
 from mmprm.labels.paths import LabelCounts, count_labels, label_tree
+from mmprm.repair import check_structure
 from mmprm.steps import Markup
 from mmprm.stopping import rule_of
 from mmprm.store import Store
@@ -47,6 +48,7 @@ def build_labels(config: LabelsConfig) -> LabelsSummary:
     if config.dev + config.test >= 1:
         raise ConfigError(f"dev={config.dev} and test={config.test} must leave a share for training; try 0.1 and 0")
     path, store = config.store, Store.read(config.store)
+    check_structure(store)
     rule, markup = rule_of(store.config), store.config.get("markup", "tags")
     if config.markup not in (None, markup):
         raise ConfigError(f"markup={config.markup} must be {markup}, as the steps of {path} are marked; leave it out")

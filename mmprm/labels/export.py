@@ -14,8 +14,10 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from mmprm.config import Config
+from mmprm.config import Config, PathText
+from mmprm.data.images import unreadable_images
 from mmprm.errors import ConfigError, DataError
+from mmprm.labels.checks import check_images_below, check_splits
 from mmprm.labels.consensus import AgreementRule, keep_agreeing_first_errors, keep_agreeing_steps, relabelled
 from mmprm.labels.duplicates import near_duplicates
 from mmprm.labels.formats import FORMATS, Format, Kind, Row, content_of, record_of, repeat_shared
@@ -54,6 +56,8 @@ class ExportConfig(Config):
     """Share of the problems for the dev split. Without dev and test, the split that mmprm labels stored."""
     test: float | None = Field(None, ge=0, lt=1)
     """Share of the problems for the test split."""
+    image_root: PathText | None = None
+    """Folder below which the image files that `labels` names must lie; by default that of `labels` itself."""
     benchmark: tuple[str, ...] = ()
     """Problem files; near-duplicates of theirs among the exported problems are reported, and left in."""
     seed: int = 0
@@ -111,6 +115,11 @@ def export_labels(config: ExportConfig) -> ExportSummary:
             f"{config.labels}: holds no label that agree, rule and negatives leave; loosen these, or write it with "
             "mmprm labels"
         )
+    if form is not None and form.pictures:
+        problems = _problems(examples)
+        check_images_below(problems, Path(config.image_root or Path(config.labels).parent), config.labels)
+        for problem_id, why in unreadable_images((each.id, each.pictures) for each in problems).items():
+            raise DataError(f"{config.labels}: problem {problem_id!r}: {why}; mend or leave out its rows")
     overlap = {path: _overlap(examples, path) for path in config.benchmark}
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -169,8 +178,7 @@ def _split(examples: Sequence[LabelledExample], config: ExportConfig) -> list[La
         for example in examples:
             if stored.setdefault(example.problem.id, example.split) != example.split:
                 raise DataError(f"{config.labels}: problem {example.problem.id} is in two splits; set dev and test")
-        if unknown := {str(split) for split in stored.values()} - {"train", "dev", "test"}:
-            raise DataError(f"{config.labels}: split must be train, dev or test, got {unknown.pop()}; set dev and test")
+        check_splits(stored.values(), config.labels, "set dev and test")
         return list(examples)
     dev, test = config.dev or 0.0, config.test or 0.0
     if dev + test >= 1:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow
 from pyarrow import parquet
@@ -17,9 +16,9 @@ from mmprm.data.cells import cut
 from mmprm.data.choices import asked_question
 from mmprm.data.images import image_digest
 from mmprm.errors import DataError
+from mmprm.files import whole_file
+from mmprm.labels.checks import Split, check_row
 from mmprm.types import Counts, LabelledPath, Picture, Problem
-
-Split = Literal["train", "dev", "test"]
 
 SCHEMA = pyarrow.schema(
     [
@@ -71,21 +70,14 @@ def split_of(problem_id: str, seed: int, dev: float, test: float) -> Split:
 def write_parquet(path: str | Path, examples: Iterable[LabelledExample]) -> None:
     """Stream the examples to a file that appears whole or not at all."""
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
     rows = (_row(example) for example in examples)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        whole_file(path, "wb") as file,
         # Paths of a problem repeat its pictures: a large dictionary page stores each once a row group.
-        with parquet.ParquetWriter(
-            temporary, SCHEMA, compression="zstd", dictionary_pagesize_limit=256 * 2**20
-        ) as writer:
-            while group := list(islice(rows, _ROW_GROUP)):
-                writer.write_table(pyarrow.Table.from_pylist(group, schema=SCHEMA))
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error}); free space or choose another place") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+        parquet.ParquetWriter(file, SCHEMA, compression="zstd", dictionary_pagesize_limit=256 * 2**20) as writer,
+    ):
+        while group := list(islice(rows, _ROW_GROUP)):
+            writer.write_table(pyarrow.Table.from_pylist(group, schema=SCHEMA))
 
 
 def read_parquet(path: str | Path, split: Split | None = None) -> list[LabelledExample]:
@@ -97,7 +89,8 @@ def read_parquet(path: str | Path, split: Split | None = None) -> list[LabelledE
     problems: dict[str, Problem] = {}
     examples = []
     for number, row in enumerate(_rows(path), start=1):
-        read = _problem(row)
+        check_row(row, f"{path}: row {number}")
+        read = _problem(row, path.parent)
         problem = problems.setdefault(read.id, read)
         _check_same(problem, read, f"{path}: row {number}")
         if split is None or row["split"] == split:
@@ -114,11 +107,23 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             if missing:
                 raise DataError(f"{path}: lacks the columns {', '.join(sorted(missing))}; write it with mmprm labels")
             for batch in file.iter_batches(batch_size=256, columns=names):
-                yield from batch.to_pylist()
+                yield from _typed(batch, path).to_pylist()
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; write it with mmprm labels") from error
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: a NUL in the path, no UTF-8 in a text
         raise DataError(f"{path}: is not readable Parquet ({error})") from error
+
+
+def _typed(batch: pyarrow.RecordBatch, path: Path) -> pyarrow.Table:
+    """Cast what another program wrote, such as numbers of 64 bits, as far as nothing is lost."""
+    columns = []
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        wanted = SCHEMA.field(name).type
+        try:
+            columns.append(column if name == "images" else column.cast(wanted))
+        except pyarrow.ArrowException as error:
+            raise DataError(f"{path}: column {name} is {column.type}, must be {wanted} ({error})") from error
+    return pyarrow.table(columns, names=batch.schema.names)
 
 
 def _row(example: LabelledExample) -> dict[str, Any]:
@@ -142,12 +147,18 @@ def _row(example: LabelledExample) -> dict[str, Any]:
     }
 
 
-def _problem(row: dict[str, Any]) -> Problem:
+def _problem(row: dict[str, Any], folder: Path) -> Problem:
     pictures = tuple(
-        Picture(path=image["path"]) if image["bytes"] is None else Picture(data=image["bytes"])
+        Picture(path=_found(image["path"], folder)) if image.get("bytes") is None else Picture(data=image["bytes"])
         for image in row["images"] or ()
     )
     return Problem(id=row["problem_id"], question=row["question"], answer=row["answer"], pictures=pictures)
+
+
+def _found(path: str, folder: Path) -> str:
+    """Return the path from the folder of the file, or as it is where nothing is there."""
+    beside = folder / path
+    return str(beside) if beside.is_file() else path
 
 
 def _check_same(problem: Problem, other: Problem, place: str) -> None:

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from mmprm.config import Config, PathText
 from mmprm.errors import ConfigError, DataError
+from mmprm.labels.checks import check_splits
 from mmprm.labels.parquet import LabelledExample, read_parquet
 from mmprm.preflight import check_model, load_template_owner
 from mmprm.prm.data import Sample, TargetConfig, make_samples
@@ -88,6 +89,8 @@ def train_prm(config: TrainConfig) -> TrainSummary:
 def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
     started, output = time.perf_counter(), Path(config.output)
     examples = read_parquet(config.labels)  # what is wrong with it costs no loading of a model
+    splits = (example.split for example in examples)
+    check_splits(splits, config.labels, "rename it, or split anew with mmprm labels export --format parquet")
     check_model(config.base)
     check_tokens(load_template_owner(config.base), config.tokens, config.add_missing_tokens)
     torch.manual_seed(config.training.seed)  # the same new weights on all ranks
