@@ -13,6 +13,7 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import functools
 import ipaddress
 import logging
 import os
@@ -30,10 +31,15 @@ from mmprm.config import Config
 from mmprm.errors import ConfigError, MmprmError, SetupError
 from mmprm.scoring.aggregate import chosen_aggregator
 from mmprm.scoring.config import ScorerConfig
+from mmprm.scoring.connection_table import ConnectionTable
+from mmprm.scoring.connections import Connection
+from mmprm.scoring.limits import Limits
 from mmprm.scoring.open import open_scorer, scorer_info
 from mmprm.scoring.service import Service
-from mmprm.scoring.wire import Limits, ModelOut
+from mmprm.scoring.wire import ModelOut
 
+ACCEPTED_AT_ONCE = 16
+BACKLOG = 2048
 CLOSING_SECONDS = 5
 """For answers that are still on their way to a slow reader when everything is computed."""
 
@@ -142,6 +148,11 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 service.app,
+                http=functools.partial(Connection, table=ConnectionTable(service.limits)),  # type: ignore[arg-type]
+                loop="asyncio",
+                ws="none",
+                proxy_headers=False,  # a caller could take the address of another one
+                backlog=ACCEPTED_AT_ONCE,
                 log_config=None,
                 log_level="warning",
                 access_log=False,
@@ -154,6 +165,13 @@ class Server(uvicorn.Server):
         self._closes: float | None = None
         self.limit = threading.Timer(shutdown_seconds + 2 * CLOSING_SECONDS, _end_at_once, ["it takes too long"])
         self.limit.daemon = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """The loop accepts a few connections in a row, so that those over the limit are closed before it accepts more;
+        the system's queue of new ones is longer."""
+        await super().startup(sockets)
+        for listener in sockets or []:
+            listener.listen(BACKLOG)
 
     def handle_exit(self, sig: int, frame: object) -> None:
         if self._service.closing:
@@ -180,7 +198,7 @@ def _end_at_once(why: str) -> None:
 def _listening(config: ServeConfig) -> socket.socket:
     try:
         family, *_, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address, family=family, backlog=2048)
+        return socket.create_server(address, family=family, backlog=BACKLOG)
     except OSError as error:
         raise ConfigError(
             f"host={config.host}, port={config.port}: cannot listen there ({error.strerror}); set another port"

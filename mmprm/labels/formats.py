@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+from mmprm.data.choices import asked_question
 from mmprm.errors import DataError
 from mmprm.prompts import IMAGE
 from mmprm.types import Counts, LabelledPath, Problem, Steps
@@ -107,7 +108,7 @@ def content_of(path: LabelledPath, problem: Problem, form: Format, kind: Kind, t
         labels.pop(), steps.pop()
     if not labels:
         return None
-    question = problem.question
+    question = asked_question(problem)
     if problem.pictures:
         question = question.replace(IMAGE, "").strip()
     if form.numbered:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from mmprm.errors import EngineStoppedError
 from mmprm.sampling.config import EngineConfig
+from mmprm.weights import LOAD_FORMAT, check_weights
 
 if TYPE_CHECKING:
     from vllm import RequestOutput, SamplingParams
@@ -306,8 +307,10 @@ def engine_arguments(config: EngineConfig, extra: Mapping[str, Any] = NO_ARGUMEN
         "enable_chunked_prefill": False if cpu else None,
         "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, config.max_model_len or 0) if cpu else None,
     }
+    check_weights(config.model)
     return AsyncEngineArgs(
         model=config.model,
+        load_format=LOAD_FORMAT,
         dtype=config.dtype,
         max_num_seqs=config.max_num_seqs,
         gpu_memory_utilization=config.gpu_memory_utilization,

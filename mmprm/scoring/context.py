@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -46,6 +46,33 @@ def fitting(solution: Solution, tokens: Callable[[Solution], int], limit: int, t
             "the PRM reads; leave it out"
         )
     return replace(solution, steps=solution.steps[:kept])
+
+
+def score_fitting(
+    solutions: Sequence[Solution],
+    fit: Callable[[Solution], Solution],
+    score: Callable[[Sequence[Solution]], list[StepScores]],
+) -> list[StepScores | DataError]:
+    """Score the solutions that `fit` lets pass, all together; the others get its DataError."""
+    answers: dict[int, StepScores | DataError] = {}
+    fitted: dict[int, Solution] = {}
+    for index, solution in enumerate(solutions):
+        try:
+            fitted[index] = fit(solution)
+        except DataError as error:
+            answers[index] = error
+    answers |= zip(fitted, score(list(fitted.values())), strict=True)
+    return [answers[index] for index in range(len(solutions))]
+
+
+def all_scored(answers: Iterable[StepScores | DataError]) -> list[StepScores]:
+    """Raise the first DataError among the answers, if there is one."""
+    scores = []
+    for answer in answers:
+        if isinstance(answer, DataError):
+            raise answer
+        scores.append(answer)
+    return scores
 
 
 def step_scores(values: Iterable[float]) -> StepScores:

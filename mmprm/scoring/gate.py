@@ -1,22 +1,24 @@
-"""What every request passes before any route: key, host, state, size; and the figures of GET /metrics."""
+"""What every request passes before any route: key, host, state, size, time; and the figures of GET /metrics."""
 
 from __future__ import annotations
 
 import asyncio
 import hmac
 import time
-from collections.abc import Iterator
+from collections import Counter as Tally
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mmprm.scoring.wire import MIB, Limits, Refused
+from mmprm.scoring.connection_table import address_of
+from mmprm.scoring.limits import MIB, Limits
+from mmprm.scoring.refused import Refused
 
 if TYPE_CHECKING:
     from mmprm.scoring.service import Service
@@ -29,20 +31,49 @@ LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 
 @dataclass
 class Traffic:
-    """Requests for scoring that have passed and are not answered yet, and the bytes of their bodies."""
+    """Requests for scoring that have arrived and are not answered yet; and of these, and of those that are still
+    arriving, the bytes that are here and the solutions."""
 
+    limits: Limits
     requests: int = 0
-    bytes: int = 0
+    bytes: Tally[str] = field(default_factory=Tally)
+    solutions: Tally[str] = field(default_factory=Tally)
 
     @contextmanager
-    def passing(self, counts: bool, size: int) -> Iterator[None]:
-        self.requests += counts
-        self.bytes += size
+    def answering(self) -> Iterator[None]:
+        self.requests += 1
         try:
             yield
         finally:
-            self.requests -= counts
-            self.bytes -= size
+            self.requests -= 1
+
+    def check_bytes(self, address: str, more: int) -> None:
+        """Raise Refused where these are more than the service, or one address, may have."""
+        limits = self.limits
+        most = limits.in_flight_mib * MIB
+        self._check(self.bytes, address, more, most, limits.per_address(most, limits.body_mib * MIB), "bytes")
+
+    @contextmanager
+    def holding(self, address: str, solutions: int) -> Iterator[None]:
+        limits = self.limits
+        most = limits.per_address(limits.in_flight, limits.solutions)
+        self._check(self.solutions, address, solutions, limits.in_flight, most, "solutions")
+        self.solutions[address] += solutions
+        try:
+            yield
+        finally:
+            self.release(self.solutions, address, solutions)
+
+    def release(self, held: Tally[str], address: str, count: int) -> None:
+        held[address] -= count
+        if not held[address]:
+            del held[address]
+
+    def _check(self, held: Tally[str], address: str, more: int, most: int, share: int, name: str) -> None:
+        for whose, count, bound in (("", held.total(), most), ("of this address ", held[address], share)):
+            if count + more > bound:
+                text = f"{count:,} {name} {whose}are not answered yet, at most {bound:,} are taken; try again later"
+                raise Refused(429, "busy", text)
 
 
 class Metrics:
@@ -89,17 +120,21 @@ class Gate:
 
         metrics = self._service.metrics
         try:
-            size = self._admitted(scope, Headers(scope=scope))
-            with self._service.traffic.passing(path in SCORING, size):
-                await self._app(scope, self._limited(receive), counted)
+            self._check(scope, Headers(scope=scope))
+            if scope["method"] == "POST" and path in SCORING:
+                await self._with_body(scope, receive, counted)
+            else:
+                # The server leaves out the body of an answer to HEAD.
+                as_get = scope | {"method": "GET"} if scope["method"] == "HEAD" else scope
+                await self._app(as_get, receive, counted)
         except Refused as refused:
             await self._service.answer(refused)(scope, receive, counted)
         finally:
             metrics.requests.labels(path, str(status)).inc()
             metrics.seconds.labels(path).observe(time.perf_counter() - begun)
 
-    def _admitted(self, scope: Scope, headers: Headers) -> int:
-        """Bytes of the body; without a Content-Length as many as it may have. Raises Refused."""
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        """Raise Refused for what the header alone forbids."""
         path, service = scope["path"], self._service
         if service.local_only and _hostname(headers.get("host", "")) not in LOCAL_NAMES:
             # A page in this machine's browser could make its own name mean 127.0.0.1 and read the answers.
@@ -107,42 +142,69 @@ class Gate:
         if path not in OPEN and service.key is not None and not _has_key(headers, service.key):
             raise Refused(401, "unauthorized", "send the API key as Authorization: Bearer KEY")
         if scope["method"] != "POST" or path not in SCORING:
-            return 0
+            return
         if (refusal := service.refusal()) is not None:
             raise refusal
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refused(415, "invalid_request", "Content-Type must be application/json")
-        most = service.limits.body_mib * MIB
         length = headers.get("content-length", "")
-        size = int(length) if length.isdecimal() and len(length) < 19 else most
-        if size > most:
+        size = int(length) if length.isdecimal() and len(length) < 19 else 0
+        if size > service.limits.body_mib * MIB:
             raise _too_large(service.limits)
-        if service.traffic.bytes + size > service.limits.in_flight_mib * MIB:
-            text = f"requests of {service.limits.in_flight_mib} MiB are not answered yet; try again later"
-            raise Refused(429, "busy", text)
-        return size
+        service.traffic.check_bytes(caller_of(scope), size)
 
-    def _limited(self, receive: Receive) -> Receive:
-        """Of the body's size, and of the time until all of it is here. What it raises are HTTPExceptions, since these
-        pass through FastAPI's reading of the body."""
-        got, whole, limits = 0, False, self._service.limits
-        latest = asyncio.get_running_loop().time() + limits.body_seconds
+    async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Take in the body, then let the application answer. Only what is here counts as traffic, so that a caller who
+        announces much and sends little keeps nobody out."""
+        traffic, address = self._service.traffic, caller_of(scope)
+        body = bytearray()
+        try:
+            async for part in _parts(receive, self._service.limits):
+                traffic.check_bytes(address, len(part))
+                traffic.bytes[address] += len(part)
+                body += part
+            with traffic.answering():
+                await self._app(scope, _replay(body, receive), send)
+        finally:
+            traffic.release(traffic.bytes, address, len(body))
 
-        async def limited() -> Message:
-            nonlocal got, whole
-            try:
-                async with asyncio.timeout_at(None if whole else latest):
-                    message = await receive()
-            except TimeoutError as error:
-                text = f"the body was not here after {limits.body_seconds:g} seconds; send less at once, or faster"
-                raise HTTPException(408, text) from error
-            got += len(message.get("body", b""))
-            whole = not message.get("more_body", False)
-            if got > limits.body_mib * MIB:
-                raise HTTPException(413, str(_too_large(limits)))
-            return message
 
-        return limited
+async def _parts(receive: Receive, limits: Limits) -> AsyncIterator[bytes]:
+    """The pieces of a body of bounded size, which must be here in a bounded time. Raises Refused."""
+    got, more = 0, True
+    latest = asyncio.get_running_loop().time() + limits.body_seconds
+    while more:
+        try:
+            async with asyncio.timeout_at(latest):
+                message = await receive()
+        except TimeoutError as error:
+            text = f"the body was not here after {limits.body_seconds:g} seconds; send less at once, or faster"
+            raise Refused(408, "too_slow", text) from error
+        if message["type"] == "http.disconnect":
+            raise hung_up()
+        part = message.get("body", b"")
+        got, more = got + len(part), message.get("more_body", False)
+        if got > limits.body_mib * MIB:
+            raise _too_large(limits)
+        yield part
+
+
+def _replay(body: bytearray, receive: Receive) -> Receive:
+    """The body as one message; then whatever comes."""
+    messages: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
+
+    async def replayed() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replayed
+
+
+def hung_up() -> Refused:
+    return Refused(499, "gone", "the caller has hung up")
+
+
+def caller_of(scope: Scope) -> str:
+    return address_of((scope.get("client") or ("",))[0])
 
 
 def _has_key(headers: Headers, key: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from mmprm.client import Body, Client, Failure
+from mmprm.data.choices import asked_question
 from mmprm.errors import DataError, EngineStoppedError, SamplingError
 from mmprm.scoring.config import ServerConfig
 from mmprm.scoring.wire import MIB, BatchOut, ErrorOut, ModelOut
@@ -108,7 +109,7 @@ class RemoteScorer:
 
     def _size(self, solution: Solution) -> int:
         """Bytes of a solution in JSON, at most: a character becomes up to 12 in ASCII."""
-        texts = (solution.problem.question, *solution.steps)
+        texts = (asked_question(solution.problem), *solution.steps)
         size = sum(len(text) if text.isascii() else 12 * len(text) for text in texts) + 16 * len(texts)
         if not self._config.send_paths:
             size += sum(_length(picture) * 4 // 3 + 16 for picture in solution.problem.pictures)
@@ -148,7 +149,7 @@ class RemoteScorer:
             "solutions": [
                 {
                     "id": solution.problem.id[:1000],
-                    "question": solution.problem.question,
+                    "question": asked_question(solution.problem),
                     "steps": solution.steps,
                     "images": [self._image(picture) for picture in solution.problem.pictures],
                 }

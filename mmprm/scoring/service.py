@@ -1,6 +1,7 @@
 """The HTTP service of one process reward model: `mmprm serve`.
 
-Requests that wait are scored together. The model lives in one thread, which loads it, scores with it and closes it.
+Requests that wait are scored together, their callers taking turns. The model lives in one thread, which loads it,
+scores with it and closes it; PREPARING_THREADS others read requests and images.
 """
 
 from __future__ import annotations
@@ -23,26 +24,21 @@ from starlette.exceptions import HTTPException
 from mmprm.errors import DataError
 from mmprm.scoring.aggregate import aggregator
 from mmprm.scoring.api_page import api_page
-from mmprm.scoring.gate import Gate, Metrics, Traffic
+from mmprm.scoring.body import bounded_route, parse_json
+from mmprm.scoring.gate import Gate, Metrics, Traffic, caller_of, hung_up
+from mmprm.scoring.limits import Limits
+from mmprm.scoring.memory import give_back
 from mmprm.scoring.open import ClosableScorer
-from mmprm.scoring.queue import Answer, ScoreQueue
+from mmprm.scoring.queue import Answer, Pace, ScoreQueue
 from mmprm.scoring.refusals import ERRORS, refused_for
-from mmprm.scoring.wire import (
-    BatchIn,
-    BatchOut,
-    Limits,
-    ModelOut,
-    Refused,
-    ScoreOut,
-    SolutionIn,
-    read_solution,
-)
+from mmprm.scoring.refused import Refused
+from mmprm.scoring.wire import BatchIn, BatchOut, ModelOut, Reader, ScoreOut, SolutionIn
 from mmprm.types import Problem, Solution, StepScores
 
 BATCH_SOLUTIONS = 256
 """Most solutions that are given to the model at once, so that a newcomer does not wait for all that came before."""
-BATCH_PIXELS = 64_000_000
-"""Most pixels that are decoded at once; a solution with more is scored alone."""
+PREPARING_THREADS = 2
+"""They read JSON and base64 and the headers of images, while the loop and the model go on."""
 RETRY_AFTER = "1"
 
 PROBE = Solution(Problem("probe", "What is 1 + 1?", answer=""), ("1 + 1 = 2",))
@@ -69,14 +65,17 @@ class Service:
         image_root: Path | None = None,
     ) -> None:
         self.limits, self.key, self.local_only = limits, key, local_only
-        self.metrics, self.traffic = Metrics(), Traffic()
+        self.metrics, self.traffic = Metrics(), Traffic(limits)
         self.closing = False
         self.failure: Exception | None = None
         self._facts, self._load, self._image_root = facts, load, image_root
         self._aggregate = aggregator(facts.aggregator)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
+        self._preparing = ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="requests")
         self._queue: ScoreQueue | None = None
-        self._solutions = 0
+        self._max_characters = limits.characters
+        # The weights of solutions are shares of a batch; their sum allows for rounding.
+        self._pace = Pace(1 + 1e-9, limits.batch_seconds, 1 + 1e-9)
         self._probing: asyncio.Task[None] | None = None
         self.metrics.in_flight.set_function(lambda: self.traffic.requests)
         self.metrics.queue.set_function(lambda: self._queue.waiting if self._queue else 0)
@@ -95,7 +94,7 @@ class Service:
 
     def answer(self, refused: Refused) -> Response:
         self.metrics.errors.labels(refused.kind).inc()
-        headers = {}
+        headers = dict(refused.headers or {})
         if refused.status in (429, 503):
             headers["Retry-After"] = RETRY_AFTER
         if refused.status == 408:
@@ -115,6 +114,7 @@ class Service:
             redoc_url=None,
             lifespan=self._lifespan,
         )
+        app.router.route_class = bounded_route(lambda body: self.prepare(parse_json, body, self.limits.max_values))
         app.add_api_route(
             "/v1/score", self.score, methods=["POST"], response_model=ScoreOut, responses=ERRORS, summary="One solution"
         )
@@ -134,6 +134,9 @@ class Service:
         for kind in (Refused, RequestValidationError, HTTPException, Exception):
             app.add_exception_handler(kind, self._on_error)
         return app
+
+    async def prepare(self, work: Callable[..., T], *values: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._preparing, work, *values)
 
     async def score(self, item: SolutionIn, request: Request) -> Response:
         (answer,) = await self._judged([item], ["request"], request)
@@ -175,31 +178,34 @@ class Service:
     async def _judged(
         self, values: Sequence[Any], places: Sequence[str], request: Request
     ) -> list[dict[str, Any] | Refused]:
-        count = len(values)
-        if self._solutions + count > self.limits.in_flight:
-            raise Refused(429, "busy", f"{self._solutions:,} solutions are not answered yet; try again later")
-        self._solutions += count
-        try:
-            return await _while_connected(request, self._judge(values, places))
-        finally:
-            self._solutions -= count
+        caller = caller_of(request.scope)
+        with self.traffic.holding(caller, len(values)):
+            return await _while_connected(request, self._judge(values, places, caller))
 
-    async def _judge(self, values: Sequence[Any], places: Sequence[str]) -> list[dict[str, Any] | Refused]:
+    async def _judge(self, values: Sequence[Any], places: Sequence[str], caller: str) -> list[dict[str, Any] | Refused]:
         """Figures of each solution, or why it has none."""
         assert self._queue is not None, "the gate has looked"
-        prepared = await asyncio.to_thread(self._prepared, values, places)  # decodes, and reads files
+        prepared = await self.prepare(self._prepared, values, places)
         ready = [item for item in prepared if not isinstance(item, Refused)]
-        weights = [max(1 / BATCH_SOLUTIONS, pixels / BATCH_PIXELS) for _, pixels in ready]
-        answers = iter(await self._queue.judge([solution for solution, _ in ready], weights))
+        solutions, weights = [solution for solution, _ in ready], [weight for _, weight in ready]
+        answers = iter(await self._queue.judge(solutions, weights, caller))
         return [item if isinstance(item, Refused) else self._figures(next(answers)) for item in prepared]
 
-    def _prepared(self, values: Sequence[Any], places: Sequence[str]) -> list[tuple[Solution, int] | Refused]:
-        prepared: list[tuple[Solution, int] | Refused] = []
+    def _prepared(self, values: Sequence[Any], places: Sequence[str]) -> list[tuple[Solution, float] | Refused]:
+        """Each solution with its share of a batch, or why it is refused."""
+        limits = self.limits
+        reader = Reader(limits, self._image_root, self._max_characters)
+        prepared: list[tuple[Solution, float] | Refused] = []
         for value, place in zip(values, places, strict=True):
+            before = reader.pixels
             try:
-                prepared.append(read_solution(value, place, self.limits, self._image_root))
+                solution = reader.read(value, place)
             except Refused as refused:
                 prepared.append(refused)
+                continue
+            pixels = (reader.pixels - before) / limits.batch_pixels
+            shares = (1 / BATCH_SOLUTIONS, _characters(solution) / limits.batch_characters, pixels)
+            prepared.append((solution, max(shares)))
         return prepared
 
     def _figures(self, answer: Answer) -> dict[str, Any] | Refused:
@@ -232,6 +238,7 @@ class Service:
         if scorer is not None:
             await loop.run_in_executor(self._thread, scorer.close)
         self._thread.shutdown()
+        self._preparing.shutdown()
 
     async def _open(self) -> ClosableScorer | None:
         begun = time.perf_counter()
@@ -240,16 +247,28 @@ class Service:
         except Exception as error:
             self.failure = error
             return None
-        # The weights of solutions are shares of a batch; the sum allows for rounding.
-        self._queue = ScoreQueue(_Counted(scorer, self.metrics), most=1 + 1e-9, thread=self._thread)
+        context = getattr(scorer, "max_tokens", None)
+        if context is not None:
+            self._max_characters = int(context * self.limits.characters_per_token)
+        self._queue = ScoreQueue(_Counted(scorer, self.metrics), self._pace, self._thread)
         logger.info("%s is ready after %.1f s", self._facts.model, time.perf_counter() - begun)
         return scorer
 
     def _loaded(self) -> ClosableScorer:
+        """The scorer, and the pace at which a short solution was scored: a slow start, which doubles soon."""
         scorer = self._load()
         with contextlib.suppress(DataError):
+            scorer.score([PROBE])  # the first one takes longer
+            begun = time.perf_counter()
             scorer.score([PROBE])
+            share = _characters(PROBE) / self.limits.batch_characters
+            first = self.limits.batch_seconds * share / (time.perf_counter() - begun)
+            self._pace.limit = min(first, self._pace.most)
         return scorer
+
+
+def _characters(solution: Solution) -> int:
+    return len(solution.problem.question) + sum(map(len, solution.steps))
 
 
 class _Counted:
@@ -257,8 +276,15 @@ class _Counted:
         self._scorer, self._metrics = scorer, metrics
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        self._metrics.batches.observe(len(solutions))
         return self._scorer.score(solutions)
+
+    def score_each(self, solutions: Sequence[Solution]) -> Sequence[Answer]:
+        self._metrics.batches.observe(len(solutions))
+        try:
+            return getattr(self._scorer, "score_each", self._scorer.score)(solutions)
+        finally:
+            if any(solution.problem.pictures for solution in solutions):
+                give_back()
 
 
 async def _while_connected(request: Request, work: Awaitable[T]) -> T:
@@ -267,7 +293,7 @@ async def _while_connected(request: Request, work: Awaitable[T]) -> T:
     try:
         await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise Refused(499, "gone", "the caller has hung up")
+            raise hung_up()
         return working.result()
     finally:
         working.cancel()

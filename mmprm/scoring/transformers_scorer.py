@@ -10,12 +10,13 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from mmprm.errors import DataError
 from mmprm.prm.info import read_info
 from mmprm.prm.judge import load_judge
 from mmprm.scoring.config import ScorerConfig
-from mmprm.scoring.context import context_length, fitting, step_scores
+from mmprm.scoring.context import all_scored, check_length, context_length, fitting, score_fitting, step_scores
 from mmprm.scoring.tree_scorer import tree_scorer
 from mmprm.types import Solution, StepScores
 
@@ -32,12 +33,29 @@ class TransformersScorer:
         info = read_info(config.prm, config.format)
         self._judge, self._format = load_judge(config.prm, info, getattr(torch, config.dtype))
         self._judge.to(self._device)
+        _own_memory(self._judge)
         self._context = context_length(self._judge.backbone.config)
         shared = config.share_prefixes
         self._trees = tree_scorer(self._judge, self._format, config, self._device) if shared else None
 
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest solution that can be scored."""
+        return self._context
+
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
         """P(step is right) at the place where the format reads each step."""
+        return all_scored(self.score_each(solutions))
+
+    def score_each(self, solutions: Sequence[Solution]) -> list[StepScores | DataError]:
+        """As `score`, but a solution that the format or the model cannot read has its error in place of scores."""
+        return score_fitting(solutions, self._readable, self._score)
+
+    def _readable(self, solution: Solution) -> Solution:
+        length = len(self._format.mark(solution).ids)  # an image has one token there, and more in the end
+        return solution if length <= self._context else self._fitting(solution, length)
+
+    def _score(self, solutions: Sequence[Solution]) -> list[StepScores]:
         if self._trees:
             return self._trees.score(solutions)
         scores: dict[int, StepScores] = {}
@@ -79,7 +97,7 @@ class TransformersScorer:
             tokens = inputs["attention_mask"].sum(dim=1).tolist()
             too_long = [index for index, count in zip(indices, tokens, strict=True) if count > self._context]
             for index in too_long:
-                solutions[index] = fitting(solutions[index], self._format.length, self._context, self._config.too_long)
+                solutions[index] = self._fitting(solutions[index])
             if too_long:
                 continue
             affordable = max(1, len(indices) * self._config.batch_tokens // inputs["input_ids"].numel())
@@ -88,3 +106,17 @@ class TransformersScorer:
                 continue
             order = order[len(indices) :]
             yield indices, inputs, read_BT
+
+    def _fitting(self, solution: Solution, length: int | None = None) -> Solution:
+        if length is not None and self._config.too_long == "refuse":
+            check_length(solution, length, self._context)  # it is known already
+        return fitting(solution, self._format.length, self._context, self._config.too_long)
+
+
+def _own_memory(module: nn.Module) -> None:
+    """Copy weights that are still pages of the file they were read from: who overwrites or truncates the file would
+    change the scores, or end this process."""
+    with torch.no_grad():
+        for tensor in (*module.parameters(), *module.buffers()):
+            if tensor.device.type == "cpu":
+                tensor.data = tensor.data.clone()

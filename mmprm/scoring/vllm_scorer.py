@@ -20,8 +20,9 @@ from mmprm.prm.formats import Format, Marked, open_format
 from mmprm.prm.info import read_info
 from mmprm.problems import open_picture
 from mmprm.scoring.config import ScorerConfig
-from mmprm.scoring.context import context_length, fitting, step_scores
+from mmprm.scoring.context import all_scored, context_length, fitting, score_fitting, step_scores
 from mmprm.types import Solution, StepScores
+from mmprm.weights import LOAD_FORMAT, check_weights
 
 TASK = "token_classify"
 PICTURES = 16
@@ -32,6 +33,7 @@ class VllmScorer:
     """A Scorer on one engine."""
 
     def __init__(self, config: ScorerConfig) -> None:
+        check_weights(config.prm)
         info = read_info(config.prm, config.format)
         model = AutoConfig.from_pretrained(config.prm, trust_remote_code=False)
         self._format = open_format(AutoProcessor.from_pretrained(config.prm, trust_remote_code=False), info)
@@ -39,18 +41,34 @@ class VllmScorer:
         self._context = min(context_length(model), config.batch_tokens)
         self._llm = _engine(config, _head(self._format, model.architectures or []), self._context)
 
+    @property
+    def max_tokens(self) -> int:
+        """Tokens of the longest solution that can be scored."""
+        return self._context
+
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
+        return all_scored(self.score_each(solutions))
+
+    def score_each(self, solutions: Sequence[Solution]) -> list[StepScores | DataError]:
+        """As `score`, but a solution that the format or the model cannot read has its error in place of scores."""
+        return score_fitting(solutions, self._readable, self._score)
+
+    def _readable(self, solution: Solution) -> Solution:
+        tokens = len(self._format.mark(solution).ids)  # an image has one token there, and more in the end
+        return solution if tokens <= self._context else self._fitting(solution)
+
+    def _score(self, solutions: Sequence[Solution]) -> list[StepScores]:
         from vllm.exceptions import VLLMClientError
 
         if not solutions:
             return []
         try:
-            return self._score(solutions)
+            return self._encoded(solutions)
         except VLLMClientError as error:
-            fitted = [fitting(item, self._format.length, self._context, self._too_long) for item in solutions]
+            fitted = [self._fitting(item) for item in solutions]
             if fitted == list(solutions):
                 raise DataError(f"vLLM refuses a solution: {error}") from error
-        return self._score(fitted)
+        return self._encoded(fitted)
 
     def close(self) -> None:
         # vLLM's own ending also takes down process-wide state, under any other engine of this process.
@@ -60,7 +78,10 @@ class VllmScorer:
         del self._llm
         gc.collect()
 
-    def _score(self, solutions: Sequence[Solution]) -> list[StepScores]:
+    def _fitting(self, solution: Solution) -> Solution:
+        return fitting(solution, self._format.length, self._context, self._too_long)
+
+    def _encoded(self, solutions: Sequence[Solution]) -> list[StepScores]:
         marked = [self._format.mark(solution) for solution in solutions]
         outputs = self._llm.encode(
             [self._prompt(solution, item) for solution, item in zip(solutions, marked, strict=True)],
@@ -116,6 +137,7 @@ def _engine(config: ScorerConfig, head: dict[str, Any], context: int) -> Any:
         return LLM(
             model=config.prm,
             dtype=config.dtype,
+            load_format=LOAD_FORMAT,
             runner="pooling",
             pooler_config=PoolerConfig(task=TASK, tok_pooling_type="ALL"),
             max_model_len=context,

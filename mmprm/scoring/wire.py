@@ -7,60 +7,16 @@ import binascii
 import os
 import stat
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
-from mmprm.config import Config
 from mmprm.errors import DataError
 from mmprm.prm.info import AggregatorEvidence
-from mmprm.problems import MAX_PIXELS, picture_pixels
+from mmprm.problems import picture_pixels
+from mmprm.scoring.limits import MIB, Limits
+from mmprm.scoring.refused import Refused
 from mmprm.types import Picture, Problem, Solution
-
-MIB = 2**20
-
-
-class Limits(Config):
-    """More is refused; the service goes on."""
-
-    body_mib: int = Field(64, ge=1)
-    """Size of a request."""
-    in_flight_mib: int = Field(1024, ge=1)
-    """Size of all requests that are not answered yet, together; further ones get 429."""
-    in_flight: int = Field(8192, ge=1)
-    """Solutions that are not answered yet, together; further ones get 429."""
-    solutions: int = Field(256, ge=1)
-    """Solutions of one request."""
-    steps: int = Field(1000, ge=1)
-    """Steps of one solution."""
-    characters: int = Field(400_000, ge=1)
-    """Characters of one solution, its question among them. What the model reads is counted in tokens besides."""
-    images: int = Field(16, ge=0)
-    """Pictures of one solution."""
-    image_mib: int = Field(16, ge=1)
-    """Size of one encoded picture."""
-    pixels: int = Field(16_777_216, ge=1, le=MAX_PIXELS)
-    """Pixels of one picture, by its header, before anything is decoded."""
-    body_seconds: float = Field(60.0, gt=0)
-    """Time for a request to arrive as a whole, so that a slow sender does not hold its place for ever."""
-
-    @model_validator(mode="after")
-    def _a_full_request_fits(self) -> Limits:
-        for single, together in (("solutions", "in_flight"), ("body_mib", "in_flight_mib")):
-            if getattr(self, together) < getattr(self, single):
-                raise ValueError(f"{together} must be at least {single}, or a full request is always refused")
-        return self
-
-
-class Refused(Exception):  # noqa: N818 - an answer, not a mishap
-    """A request, or one of its solutions, that gets an error for an answer."""
-
-    def __init__(self, status: int, kind: str, message: str, field: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.kind, self.field = status, kind, field
-
-    def body(self) -> dict[str, Any]:
-        return {"error": {"type": self.kind, "message": str(self), "field": self.field}}
 
 
 class _Message(BaseModel):
@@ -81,9 +37,9 @@ class SolutionIn(_Message):
     """Names the solution in error messages."""
     question: str
     """The problem."""
-    steps: list[str]
+    steps: Annotated[list[str], FailFast()]
     """The steps of the solution, or of its beginning, as plain texts."""
-    images: list[ImageIn] = []
+    images: Annotated[list[ImageIn], FailFast()] = []
     """Pictures of the problem, in order."""
 
 
@@ -138,14 +94,78 @@ class ModelOut(_Message):
     limits: dict[str, int | float]
 
 
-def read_solution(value: Any, place: str, limits: Limits, image_root: Path | None) -> tuple[Solution, int]:
-    """The solution with its pictures as bytes, and their pixels. Raises Refused."""
-    try:
-        item = SolutionIn.model_validate(value)
-    except ValidationError as error:
-        raise invalid(error.errors(include_url=False)) from error
+class Reader:
+    """Reads the solutions of one request. `pixels` counts those of all images so far; `max_characters` of a solution
+    are what the model could read at most."""
+
+    def __init__(self, limits: Limits, image_root: Path | None, max_characters: int) -> None:
+        self._limits, self._root = limits, image_root
+        self._max_characters = min(max_characters, limits.characters)
+        self.pixels = 0
+
+    def read(self, value: Any, place: str) -> Solution:
+        """The solution with its images as bytes. Raises Refused."""
+        try:
+            item = SolutionIn.model_validate(value)
+        except ValidationError as error:
+            raise invalid(error.errors(include_url=False)) from error
+        self._check_counts(item)
+        _check_texts(item, self._limits.steps)
+        before = self.pixels
+        images = []
+        for number, image in enumerate(item.images):
+            field = f"images[{number}]"
+            images.append(self._image(image, field))
+            _check_pixels(self.pixels - before, self._limits.solution_pixels, "a solution", field)
+            _check_pixels(self.pixels, self._limits.request_pixels, "the request", field)
+        problem = Problem(item.id or place, item.question, answer="", pictures=tuple(images))
+        return Solution(problem, tuple(item.steps))
+
+    def _check_counts(self, item: SolutionIn) -> None:
+        characters = len(item.question) + sum(map(len, item.steps))
+        for field, count, most in (
+            ("steps", len(item.steps), self._limits.steps),
+            ("images", len(item.images), self._limits.images),
+            ("characters", characters, self._limits.characters),
+        ):
+            if count > most:
+                text = f"a solution has {count:,} {field}, at most {most:,} are taken; shorten it"
+                raise Refused(422, "too_large", text, None if field == "characters" else field)
+        if characters > self._max_characters:
+            text = (
+                f"a solution has {characters:,} characters, which are more tokens than the model reads: at most "
+                f"{self._max_characters:,} are tokenized; shorten it"
+            )
+            raise Refused(422, "unscorable", text)
+
+    def _image(self, image: ImageIn, field: str) -> Picture:
+        if (image.data is None) == (image.path is None):
+            raise Refused(422, "invalid_request", "an image has either data (base64) or path", field)
+        most = self._limits.image_mib * MIB
+        if image.data is not None:
+            data = _decoded(image.data, field) if len(image.data) <= most * 4 // 3 + 4 else b"\0" * (most + 1)
+        else:
+            data = _read(image.path or "", field, self._root, most)
+        if len(data) > most:
+            text = f"the encoded image is larger than {self._limits.image_mib} MiB; scale it down"
+            raise Refused(422, "too_large", text, field)
+        picture = Picture(data=data)
+        try:
+            self.pixels += picture_pixels(picture, self._limits.pixels)
+        except DataError as error:
+            raise Refused(422, "invalid_request", str(error), field) from error
+        return picture
+
+
+def _check_pixels(count: int, most: int, whose: str, field: str) -> None:
+    if count > most:
+        text = f"the images of {whose} have {count:,} pixels or more, at most {most:,} are taken; scale them down"
+        raise Refused(422, "too_large", text, field)
+
+
+def _check_texts(item: SolutionIn, max_steps: int) -> None:
     texts = {"id": item.id, "question": item.question}
-    texts |= {f"steps[{number}]": step for number, step in enumerate(item.steps[: limits.steps])}
+    texts |= {f"steps[{number}]": step for number, step in enumerate(item.steps[:max_steps])}
     for field, text in texts.items():
         try:
             text.encode()
@@ -156,22 +176,6 @@ def read_solution(value: Any, place: str, limits: Limits, image_root: Path | Non
         raise Refused(422, "invalid_request", "question is empty", "question")
     if not item.steps:
         raise Refused(422, "invalid_request", "a solution must have at least one step", "steps")
-    characters = len(item.question) + sum(map(len, item.steps))
-    for field, count, most in (
-        ("steps", len(item.steps), limits.steps),
-        ("images", len(item.images), limits.images),
-        ("characters", characters, limits.characters),
-    ):
-        if count > most:
-            text = f"a solution has {count:,} {field}, at most {most:,} are taken; shorten it"
-            raise Refused(422, "too_large", text, None if field == "characters" else field)
-    pictures, pixels = [], 0
-    for number, image in enumerate(item.images):
-        picture, size = _picture(image, f"images[{number}]", limits, image_root)
-        pictures.append(picture)
-        pixels += size
-    problem = Problem(item.id or place, item.question, answer="", pictures=tuple(pictures))
-    return Solution(problem, tuple(item.steps)), pixels
 
 
 def invalid(errors: list[Any]) -> Refused:
@@ -179,28 +183,10 @@ def invalid(errors: list[Any]) -> Refused:
     first = errors[0]
     parts = [part for part in first["loc"] if part != "body"]
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
-    field = field.encode("ascii", "backslashreplace").decode()[:200]
+    field = ascii(field)[1:-1][:200]
     if first["type"] == "json_invalid":
         return Refused(422, "invalid_request", f"the body is not JSON: {first['ctx']['error']}")
     return Refused(422, "invalid_request", f"{field or 'body'}: {first['msg']}", field or None)
-
-
-def _picture(image: ImageIn, field: str, limits: Limits, image_root: Path | None) -> tuple[Picture, int]:
-    if (image.data is None) == (image.path is None):
-        raise Refused(422, "invalid_request", "an image has either data (base64) or path", field)
-    most = limits.image_mib * MIB
-    if image.data is not None:
-        data = _decoded(image.data, field) if len(image.data) <= most * 4 // 3 + 4 else b"\0" * (most + 1)
-    else:
-        data = _read(image.path or "", field, image_root, most)
-    if len(data) > most:
-        text = f"the encoded picture is larger than {limits.image_mib} MiB; scale it down"
-        raise Refused(422, "too_large", text, field)
-    picture = Picture(data=data)
-    try:
-        return picture, picture_pixels(picture, limits.pixels)
-    except DataError as error:
-        raise Refused(422, "invalid_request", str(error), field) from error
 
 
 def _decoded(text: str, field: str) -> bytes:

@@ -96,7 +96,7 @@ def test_export_and_scorer_render_the_same_tokens(name: str, internvl: Any) -> N
     family, training_ids = SCORERS[name] or pytest.fail("has none")
     processor = sentencepiece() if family == "math-shepherd" else internvl if family == "mm-prm" else byte_level()
     scorer = open_format(processor, PrmInfo(format=family))
-    problem = Problem("p", "1+1", "2")
+    problem = Problem("p", "1+1", "2", choices=("2", "1"))
     _, record = exported(name, problem)
     ids = training_ids(record, processor)
     assert ids == list(scorer.mark(Solution(problem, STEPS)).ids)

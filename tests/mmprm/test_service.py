@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 import json
 import logging
@@ -410,12 +411,13 @@ def test_a_body_that_does_not_come_holds_no_place() -> None:
         with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=20) as caller:
             head = f"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Length: {2**20}\r\n"
             caller.sendall(head.encode() + b"Content-Type: application/json\r\n\r\n")
-            until(lambda: service.traffic.requests == 1)
-            assert http.post("/v1/score", json=ask("0.5")).status_code == 429
+            assert http.post("/v1/score", json=ask("0.5")).status_code == 200
             begun = time.monotonic()
-            while service.traffic.requests and time.monotonic() < begun + 10:
-                caller.sendall(b" ")
-                time.sleep(0.05)
+            with contextlib.suppress(OSError):
+                while time.monotonic() < begun + 0.6:
+                    caller.sendall(b" ")
+                    time.sleep(0.05)
+            assert service.traffic.bytes.total() == 0
             answer = b""
             while part := caller.recv(4096):  # until the service closes the connection
                 answer += part
@@ -497,7 +499,7 @@ def test_many_pixels_are_not_decoded_at_once() -> None:
     Image.new("1", (3000, 3000)).save(encoder, "PNG")
     images = [{"data": encoded(encoder.getvalue())}]
     scorer = StepScorer()
-    with running(make_service(lambda: scorer)) as url, client(url) as http:
+    with running(make_service(lambda: scorer, Limits(batch_pixels=64_000_000))) as url, client(url) as http:
         solutions = [ask(str(number / 16), images=images) for number in range(16)]
         answer = http.post("/v1/score/batch", json={"solutions": solutions})
     assert [result["aggregate"] for result in answer.json()["results"]] == [number / 16 for number in range(16)]

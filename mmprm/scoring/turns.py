@@ -1,0 +1,73 @@
+"""Whose turn it is: callers share a scorer fairly, however much each of them has asked for."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(order=True)
+class _Request(Generic[T]):
+    """Ordered by what it has been served, then by what it still waits for, then by its arrival."""
+
+    served: float
+    left: float
+    number: int
+    items: deque[tuple[T, float]] = field(compare=False)
+
+
+class Turns(Generic[T]):
+    """Items of requests of callers, each with a weight.
+
+    Callers take turns, an item each. Among the requests of a caller the one that has been served least is next, and of
+    those the smallest; so a small request waits for at most one item of each larger one that came before it, not for
+    all of their items.
+    """
+
+    def __init__(self) -> None:
+        self._callers: dict[str, list[_Request[T]]] = {}  # the first is next; each list is a heap
+        self._numbers = itertools.count()
+        self._length = 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def add(self, caller: str, items: Iterable[tuple[T, float]]) -> None:
+        """One request: its items, each with its weight, in the order in which they are to be served."""
+        waiting = deque(items)
+        if waiting:
+            left = sum(weight for _, weight in waiting)
+            heapq.heappush(self._callers.setdefault(caller, []), _Request(0.0, left, next(self._numbers), waiting))
+            self._length += len(waiting)
+
+    def peek(self) -> tuple[T, float]:
+        """The next item and its weight."""
+        return next(iter(self._callers.values()))[0].items[0]
+
+    def pop(self, free: bool = False) -> T:
+        """Take the next item; a `free` one costs its caller no turn, because nobody waits for it any more."""
+        caller, requests = next(iter(self._callers.items()))
+        request = requests[0]
+        item, weight = request.items.popleft()
+        self._length -= 1
+        if free:
+            weight = 0.0
+        request.served += weight
+        request.left -= weight
+        if request.items:
+            heapq.heapreplace(requests, request)
+        else:
+            heapq.heappop(requests)
+        if not free:
+            del self._callers[caller]  # goes to the end
+        if requests:
+            self._callers[caller] = requests
+        else:
+            self._callers.pop(caller, None)
+        return item
