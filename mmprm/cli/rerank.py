@@ -18,7 +18,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,15 @@ from pydantic import Field
 
 from mmprm import actors
 from mmprm.cli.aggregator import settled, warn
-from mmprm.cli.jsonl import output, read_rows, write_rows
+from mmprm.cli.jsonl import output, write_rows
 from mmprm.cli.options import add_config_options, load_config
 from mmprm.cli.policy import check_config, opened_policy
 from mmprm.config import PathText
 from mmprm.errors import ConfigError, DataError
 from mmprm.evaluation.aggregators import choose_aggregator, described, with_choice
+from mmprm.files import locked
 from mmprm.grading.calibration import check_judge
-from mmprm.preflight import check_output, check_prm
+from mmprm.preflight import check_output
 from mmprm.prm.info import PrmInfo, write_info
 from mmprm.problems import content_id, load_problems
 from mmprm.report.tables import cell, selector_table
@@ -42,9 +43,9 @@ from mmprm.sampling.policy import PolicyConfig
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer, scorer_info
 from mmprm.selection.accuracy import AccuracyAtN, accuracy_at_n, sizes_up_to
-from mmprm.selection.candidates import candidate_lines, read_groups
+from mmprm.selection.candidates import candidate_lines
 from mmprm.selection.groups import Group, Sampled, sample_groups, score_groups
-from mmprm.store import differing_keys
+from mmprm.selection.sample_file import SampleFile
 from mmprm.types import Problem, Verdict
 
 SAMPLES = "samples.jsonl"
@@ -72,16 +73,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments, RerankConfig)
+    with locked(Path(config.output), "output"):
+        _run(config, arguments.choose_aggregator)
+
+
+def _run(config: RerankConfig, choosing: bool) -> None:
     begun = time.perf_counter()
-    if arguments.choose_aggregator and not Path(config.scorer.prm or "-").is_dir():
+    if choosing and not Path(config.scorer.prm or "-").is_dir():
         raise ConfigError(
             f"scorer.prm={config.scorer.prm!r} must be a folder here: --choose-aggregator writes its prm.json"
         )
     info = scorer_info(config.scorer)
-    aggregator = "" if arguments.choose_aggregator else settled(config.aggregator, info)
+    aggregator = "" if choosing else settled(config.aggregator, info)
     check_judge(config.grader.judge)
     check_output(config.output, "output")
-    check_prm(config.scorer.prm)
     folder = Path(config.output)
     sampled = _sampled(config, load_problems(config.problems), folder / SAMPLES)
     if not sampled.groups:
@@ -92,7 +97,7 @@ def run(arguments: argparse.Namespace) -> None:
         groups = score_groups(sampled.groups, scorer)
     finally:
         scorer.close()
-    if arguments.choose_aggregator:
+    if choosing:
         info = _choose(groups, info, config)
         aggregator = info.aggregator
     unscored = [c.unscored for group in groups for c in group.candidates if c.unscored is not None]
@@ -141,33 +146,15 @@ def _choose(groups: Sequence[Group], info: PrmInfo, config: RerankConfig) -> Prm
 def _sampled(config: RerankConfig, problems: Sequence[Problem], path: Path) -> Sampled:
     """Groups of all problems: those in the file where they were sampled alike, and the others sampled now."""
     identity = config.identity() | {"samples": config.samples, "problems": _digest(problems)}
-    groups = _read_samples(path, identity, problems)
-    missing = [problem for problem in problems if problem.id not in groups]
-    if groups:
-        print(f"{path}: {len(groups)} of {len(problems)} problems were sampled before", file=sys.stderr)
-    if not missing:
-        return Sampled(list(groups.values()))
-    check_config(config, missing, config.samples, "samples")
-    sampled = actors.run(_sample(config, missing))
-    groups |= {group.problem.id: group for group in sampled.groups}
-    ordered = [groups[problem.id] for problem in problems if problem.id in groups]
-    if sampled.groups:
-        write_rows(path, [{"sampled_with": identity}, *candidate_lines(ordered, None)])
-    return Sampled(ordered, sampled.failed)
-
-
-def _read_samples(path: Path, identity: dict[str, Any], problems: Sequence[Problem]) -> dict[str, Group]:
-    """By problem id; none where there is no file, or one that was sampled otherwise."""
-    if not path.exists():
-        return {}
-    rows = read_rows(path)
-    _, head = next(rows, ("", {}))
-    differing = differing_keys(head.get("sampled_with", {}), identity)
-    if differing:
-        shown = ", ".join(f"{key} ({values})" for key, values in differing.items())
-        print(f"{path}: is of other samples and will be replaced: {shown}", file=sys.stderr)
-        return {}
-    return {group.problem.id: group for group in read_groups(rows, {problem.id: problem for problem in problems})}
+    with SampleFile(path, identity, {problem.id: problem for problem in problems}, config.samples) as file:
+        missing = [problem for problem in problems if problem.id not in file.groups]
+        if file.groups:
+            print(f"{path}: {len(file.groups)} of {len(problems)} problems were sampled before", file=sys.stderr)
+        failed = {}
+        if missing:
+            check_config(config, missing, config.samples, "samples")
+            failed = actors.run(_sample(config, missing, file.add)).failed
+        return Sampled([file.groups[problem.id] for problem in problems if problem.id in file.groups], failed)
 
 
 def _digest(problems: Sequence[Problem]) -> str:
@@ -175,8 +162,14 @@ def _digest(problems: Sequence[Problem]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-async def _sample(config: RerankConfig, problems: Sequence[Problem]) -> Sampled:
+async def _sample(config: RerankConfig, problems: Sequence[Problem], keep: Callable[[Group], None]) -> Sampled:
     async with opened_policy(config) as (sampler, grader):
         return await sample_groups(
-            problems, sampler, grader, samples=config.samples, markup=config.markup, run_seed=config.seed
+            problems,
+            sampler,
+            grader,
+            samples=config.samples,
+            markup=config.markup,
+            run_seed=config.seed,
+            keep=keep,
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -104,8 +104,10 @@ async def sample_groups(
     markup: steps.Markup,
     run_seed: int = 0,
     in_flight: int = 1024,
+    keep: Callable[[Group], None] = lambda group: None,
 ) -> Sampled:
-    """Draw and grade `samples` solutions of each problem, at most `in_flight` of them at a time.
+    """Draw and grade `samples` solutions of each problem, at most `in_flight` of them at a time. `keep` gets each group
+    as soon as it is there.
 
     A problem whose sampling fails (a missing picture, a prompt that is too long) is reported in `failed` and left out;
     an engine that has stopped fails the whole.
@@ -122,7 +124,9 @@ async def sample_groups(
             except MmprmError as error:
                 return str(error)
         graded = (graded_candidate(problem, c.text, c.token_count, grader, markup) for c in completions)
-        return Group(problem, tuple(await asyncio.gather(*graded)))
+        found = Group(problem, tuple(await asyncio.gather(*graded)))
+        keep(found)
+        return found
 
     results = dict(
         zip([p.id for p in problems], await asyncio.gather(*(group(problem) for problem in problems)), strict=True)

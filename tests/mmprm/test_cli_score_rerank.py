@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +98,24 @@ class Rerank:
         self.folder = folder
         self.candidates = dict(CANDIDATES)
         self.asked: list[list[str]] = []
+        self.stop_after = ""
         rows = ({"id": name, "question": f"q {name}", "answer": "1"} for name in ("p1", "p2", "p3"))
         (folder / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
-        async def sample(config: rerank.RerankConfig, problems: Sequence[Problem]) -> Sampled:
+        async def sample(
+            config: rerank.RerankConfig, problems: Sequence[Problem], keep: Callable[[Group], None]
+        ) -> Sampled:
             self.asked.append([problem.id for problem in problems])
             groups = [Group(p, self.candidates[p.id]) for p in problems if p.id in self.candidates]
+            for group in groups:
+                keep(group)
+                if group.problem.id == self.stop_after:
+                    raise KeyboardInterrupt
             return Sampled(groups, {p.id: "picture is missing" for p in problems if p.id not in self.candidates})
 
         monkeypatch.setattr(rerank, "_sample", sample)
+        for check in ("check_prm", "check_config"):  # neither model is there
+            monkeypatch.setattr(rerank, check, lambda *_: None, raising=False)
 
     def __call__(self, *arguments: str, **sets: object) -> int:
         fixed = {"problems.path": self.folder / "x.jsonl", "engine.model": "tiny", "scorer.prm": self.folder}
@@ -151,6 +160,28 @@ def test_rerank_writes_candidates_and_summary(reranked: Rerank, capsys: pytest.C
     assert "2 problems, 1 failed" in printed
     assert "aggregator min, from prm.json, which holds no evidence for it" in printed
     assert max(map(len, printed.splitlines()[:-2])) <= 80
+
+
+def test_stopped_while_it_samples_it_goes_on_from_what_it_has(
+    reranked: Rerank, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reranked.stop_after = "p1"
+    assert reranked() == 130
+    assert "the same command goes on from what was saved" in capsys.readouterr().err
+    reranked.stop_after = ""
+    assert reranked() == 0
+    assert reranked.asked == [["p1", "p2", "p3"], ["p2", "p3"]]
+    assert [row["problem_id"] for row in reranked.rows("samples.jsonl")[1:]] == ["p1", "p1", "p2", "p2"]
+
+
+@pytest.mark.parametrize("fault", ["garbage\n", "", '{"problem_id": "p1"}\n', "[" * 100_000 + "\n"])
+def test_a_damaged_line_of_the_samples_costs_its_problem_alone(reranked: Rerank, fault: str) -> None:
+    assert reranked() == 0
+    path = reranked.folder / "out" / "samples.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*lines[:2], fault, *lines[3:], '{"problem_id": "p3", "dr']))
+    assert reranked() == 0
+    assert reranked.asked[1] == ["p1", "p3"]
 
 
 def test_a_candidate_that_cannot_be_scored_is_not_chosen(

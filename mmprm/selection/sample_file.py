@@ -1,0 +1,94 @@
+"""samples.jsonl: graded solutions, written problem by problem, so that a run that was stopped goes on from them."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, TextIO
+
+from mmprm.errors import DataError
+from mmprm.files import parse_json, whole_file
+from mmprm.selection.candidates import candidate_lines, read_groups
+from mmprm.selection.groups import Group
+from mmprm.store import differing_keys
+from mmprm.types import Problem
+
+_HEAD = "sampled_with"
+
+
+class SampleFile(AbstractContextManager["SampleFile"]):
+    """Holds one group of `samples` candidates for each problem, sampled as `identity` says; a file of other samples is
+    replaced. A context, within which `add` writes."""
+
+    def __init__(self, path: Path, identity: dict[str, Any], problems: Mapping[str, Problem], samples: int) -> None:
+        self.path, self._identity, self._problems, self._samples = path, identity, problems, samples
+        self.groups = self._read() if path.exists() else {}
+        self._file: TextIO | None = None
+
+    def __exit__(self, *error: object) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._write()  # in the order of the problems
+
+    def add(self, group: Group) -> None:
+        """Write the group at once. The first one replaces what was cut off, damaged, or of other samples."""
+        if self._file is None:
+            self._write()
+            try:
+                self._file = self.path.open("a", encoding="utf-8")
+            except OSError as error:
+                raise DataError(f"{self.path}: cannot be written ({error.strerror}); choose another output") from error
+        self.groups[group.problem.id] = group
+        self._file.writelines(map(_line, candidate_lines([group], None)))
+        self._file.flush()
+
+    def _write(self) -> None:
+        groups = [self.groups[name] for name in self._problems if name in self.groups]
+        with whole_file(self.path) as file:
+            file.write(_line({_HEAD: self._identity}))
+            file.writelines(map(_line, candidate_lines(groups, None)))
+
+    def _read(self) -> dict[str, Group]:
+        rows = self._rows()
+        _, head = next(rows, ("", {}))
+        there = head.get(_HEAD)
+        differing = differing_keys(there if isinstance(there, dict) else {}, self._identity)
+        if differing:
+            shown = ", ".join(f"{key} ({values})" for key, values in differing.items())
+            print(f"{self.path}: is of other samples and will be replaced: {shown}", file=sys.stderr)
+            return {}
+        lines: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+        for place, row in rows:
+            lines.setdefault(str(row.get("problem_id")), []).append((place, row))
+        groups = {}
+        for name, own in lines.items():
+            if name in self._problems and len(own) == self._samples:  # else it was cut off, or damaged
+                try:
+                    (groups[name],) = read_groups(own, self._problems)
+                except DataError as error:
+                    print(f"{error}; problem {name!r} is sampled anew", file=sys.stderr)
+        return groups
+
+    def _rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Pairs (place, object), without a last line that was cut off; damaged ones are named."""
+        try:
+            lines = self.path.read_bytes().splitlines(keepends=True)
+        except OSError as error:
+            raise DataError(f"{self.path}: cannot be read ({error.strerror}); choose another output") from error
+        for number, line in enumerate(lines, start=1):
+            place = f"{self.path}:{number}"
+            try:
+                row = parse_json(line, place)
+            except DataError as error:
+                row = None
+                if line.endswith(b"\n"):
+                    print(f"{error}; its problem is sampled anew", file=sys.stderr)
+            if isinstance(row, dict):
+                yield place, row
+
+
+def _line(row: dict[str, Any]) -> str:
+    return json.dumps(row) + "\n"  # ASCII, as a policy's bytes may become half a surrogate pair
