@@ -164,7 +164,9 @@ class ProblemReader:
         value = choice_cells[0][1] if choice_cells else list(letters.values())
         choices = read_choices(value, place)
         fields = ("question", *(f"choices[{number}]" for number in range(len(choices))))
-        question, *placed = place_marks((question, *choices), len(pictures), place, fields, found.one_for_all)
+        question, *placed = place_marks(
+            (question, *choices), len(pictures), place, fields, "front" if found.one_for_all else "refuse"
+        )
         used = found.used | used_names(row, image_cells) | used_names(row, choice_cells) | letters.keys()
         if not pictures and columns.pictures is None:
             suspect = check_unread_images(rest_of(row, used), question, place)

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmprm.data.chat import Piece, read_turns
-from mmprm.data.columns import read_cell
-from mmprm.data.images import listed, read_picture
-from mmprm.data.marks import IMAGE
+from mmprm.data.cells import names_of
+from mmprm.data.chat import ImagePart, Turn, images_of, read_turns
+from mmprm.data.columns import Columns, cells_of, check_media, check_unread_images, read_cell, rest_of, used_names
+from mmprm.data.images import read_picture, unreadable_images
+from mmprm.data.marks import IMAGE, check_text, place_marks
+from mmprm.data.question import column_images, merged_images
 from mmprm.data.rows import read_rows
 from mmprm.errors import DataError
-from mmprm.problems import ProblemsConfig, pictures_root, read_problem
+from mmprm.problems import ProblemReader, ProblemsConfig, pictures_root
 from mmprm.prompts import PromptConfig, assistant_beginning, messages
 from mmprm.types import Picture
 
@@ -42,83 +44,93 @@ def read_conversations(config: ProblemsConfig, prompt: PromptConfig) -> list[Con
     """In file order. Raises DataError, naming file and line, for a row without a response or with an empty one, a role
     that is not known, or marks and pictures that differ in number."""
     root, found = pictures_root(config), []
+    reader = ProblemReader(config.columns, root)
     for place, row in read_rows(config):
-        is_chat = read_cell(row, config.columns, "chat", place) is not None
-        found.append((_from_chat if is_chat else _from_problem)(row, config, prompt, root, place))
+        if read_cell(row, config.columns, "chat", place) is not None:
+            found.append(_from_chat(row, config.columns, root, place))
+        else:
+            found.append(_from_problem(row, reader, prompt, place))
     if not found:
         raise DataError(f"{config.path}: holds no conversation")
+    reader.tell()
     return found
 
 
-def _from_problem(
-    row: Mapping[str, Any], config: ProblemsConfig, prompt: PromptConfig, root: Path, place: str
-) -> Conversation:
-    problem = read_problem(row, config.columns, root, place)
+def without_unreadable(found: Sequence[Conversation]) -> tuple[list[Conversation], dict[str, str]]:
+    """Decode every image once, before training needs it; return the conversations whose images can be read, and why of
+    the others, by place. Raises DataError where none is left."""
+    broken = unreadable_images((each.place, each.pictures) for each in found)
+    if len(broken) == len(found):
+        place, reason = next(iter(broken.items()))
+        raise DataError(f"{place}: {reason}; the images of no conversation can be read: set data.images_root")
+    return [each for each in found if each.place not in broken], broken
+
+
+def _from_problem(row: Mapping[str, Any], reader: ProblemReader, prompt: PromptConfig, place: str) -> Conversation:
+    problem = reader.problem(row, place)
     if not (problem.solution or "").strip():
-        raise DataError(f"{place}: has no solution to learn; it has {', '.join(row)} (set columns.solution)")
+        raise DataError(f"{place}: has no solution to learn; it has {names_of(row)} (set columns.solution)")
     given = assistant_beginning(prompt, "")
     response = {"role": "assistant", "content": given + problem.solution}
     return Conversation(place, (*messages(problem, prompt), response), problem.pictures, given)
 
 
-def _from_chat(
-    row: Mapping[str, Any], config: ProblemsConfig, prompt: PromptConfig, root: Path, place: str
-) -> Conversation:
-    chat = read_turns(read_cell(row, config.columns, "chat", place), place)
-    turns = [(turn.role, list(map(_piece, turn.pieces))) for turn in chat]
-    if turns and turns[-1][0] != "assistant":
-        solution, answer = (read_cell(row, config.columns, field, place) for field in ("solution", "answer"))
+def _from_chat(row: Mapping[str, Any], columns: Columns, root: Path, place: str) -> Conversation:
+    turns = read_turns(read_cell(row, columns, "chat", place), place)
+    if turns and turns[-1].role != "assistant":
+        solution, answer = (read_cell(row, columns, field, place) for field in ("solution", "answer"))
         response = answer if solution is None else solution
         if response is None:
-            raise DataError(f"{place}: ends in a {turns[-1][0]} turn and has neither solution nor answer to learn")
-        turns.append(("assistant", [str(response)]))
-    pictures = [read_picture(value, root, place) for value in listed(read_cell(row, config.columns, "pictures", place))]
-    if not any(role == "user" for role, _ in turns):
+            raise DataError(f"{place}: ends in a {turns[-1].role} turn and has neither solution nor answer to learn")
+        turns.append(Turn("assistant", (str(response),)))
+    if not any(turn.role == "user" for turn in turns):
         raise DataError(f"{place}: has no user turn")
-    return _placed(turns, pictures, root, place)
+    check_media(row, place)
+    found = cells_of(row, columns, "pictures", place)
+    conversation = _placed(turns, column_images(found, root, place), root, place)
+    if not conversation.pictures and columns.pictures is None:
+        used = used_names(row, [*found, *cells_of(row, columns, "chat", place)])
+        check_unread_images(rest_of(row, used), "", place)
+    return conversation
 
 
-def _piece(piece: Piece) -> Any:
-    """A text, an image, or a mark where the part says that an image of the column stands there."""
-    if isinstance(piece, str):
-        return piece
-    return IMAGE if piece.value is None else {"picture": piece.value}
-
-
-def _placed(turns: Sequence[tuple[str, list[Any]]], pictures: list[Picture], root: Path, place: str) -> Conversation:
-    """Pictures where <image> marks stand if there are as many; without marks, where the messages hold them, those of a
+def _placed(turns: Sequence[Turn], columns_images: list[Any], root: Path, place: str) -> Conversation:
+    """Images where <image> marks stand if there are as many; without marks, where the messages hold them, those of a
     column first."""
-    own = [piece["picture"] for _, pieces in turns for piece in pieces if not isinstance(piece, str)]
-    found = [*pictures, *(read_picture(value, root, place) for value in own)]
-    marks = sum(piece.count(IMAGE) for role, pieces in turns if role == "user" for piece in pieces if _is_text(piece))
-    if marks not in (0, len(found)):
-        raise DataError(f"{place}: has {marks} {IMAGE} marks and {len(found)} pictures; they must be as many")
-    written: list[Message] = []
-    front = 0 if marks else len(pictures)
-    for role, pieces in turns:
-        if role != "user":
-            if not all(map(_is_text, pieces)):
-                raise DataError(f"{place}: a picture in a {role} turn cannot be shown; move it to the user's")
-            text = "".join(pieces)
-            if role == "assistant" and not text.strip():
-                raise DataError(f"{place}: an assistant turn is empty; remove the row, or the turn")
-            written.append({"role": role, "content": text})
+    asked = [turn for turn in turns if turn.role == "user"]
+    parts = images_of(asked)
+    values, front = merged_images(parts, columns_images, root, place)
+    texts = [piece for turn in asked for piece in turn.pieces if isinstance(piece, str)] or [""]
+    texts = place_marks(texts, len(values), place, ["a user turn"] * len(texts))
+    marked = any(IMAGE in text for text in texts)
+    front = 0 if marked else front if parts else len(values)
+    pieces, written = iter(texts), list[Message]()
+    for turn in turns:
+        if turn.role != "user":
+            written.append(_other_turn(turn, place))
             continue
-        parts: list[dict[str, str]] = [{"type": "image"}] * front
+        content: list[dict[str, str]] = [{"type": "image"}] * front
         front = 0
-        for piece in pieces:
-            if _is_text(piece):
-                parts += _split(piece)
-            elif not marks:
-                parts.append({"type": "image"})
-        only_text = all(part["type"] == "text" for part in parts)
-        content = "".join(part["text"] for part in parts) if only_text else parts
-        written.append({"role": role, "content": content})
-    return Conversation(place, tuple(written), tuple(found))
+        for piece in turn.pieces:
+            if isinstance(piece, ImagePart):
+                content += [] if marked else [{"type": "image"}]
+            else:
+                content += _split(next(pieces))
+        only_text = all(part["type"] == "text" for part in content)
+        whole = "".join(part["text"] for part in content) if only_text else content
+        written.append({"role": "user", "content": whole})
+    images = tuple(read_picture(value, root, place) for value in values)
+    return Conversation(place, tuple(written), images)
 
 
-def _is_text(piece: Any) -> bool:
-    return isinstance(piece, str)
+def _other_turn(turn: Turn, place: str) -> Message:
+    if any(isinstance(piece, ImagePart) for piece in turn.pieces):
+        raise DataError(f"{place}: a picture in a {turn.role} turn cannot be shown; move it to the user's")
+    if turn.role == "assistant" and not turn.text.strip():
+        raise DataError(f"{place}: an assistant turn is empty; remove the row, or the turn")
+    if turn.role == "system":
+        check_text(turn.text, "a system turn", place)
+    return {"role": turn.role, "content": turn.text}
 
 
 def _split(text: str) -> list[dict[str, str]]:

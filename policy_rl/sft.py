@@ -37,7 +37,7 @@ from mmprm.training.lora import LoraConfig, plain_weights
 from mmprm.training.ranks import Ranks, alone_in, join_ranks
 from mmprm.training.sharding import loading_in_parts
 from mmprm.training.stop_request import StopRequest
-from policy_rl.conversations import Conversation, read_conversations
+from policy_rl.conversations import Conversation, read_conversations, without_unreadable
 from policy_rl.policy import Policy, PolicyInputs, prepare
 from policy_rl.sft_batch import ConversationEncoder, Size, collate
 
@@ -179,18 +179,18 @@ def train_sft(config: SftConfig) -> SftSummary:
 def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
     started, optimisation, output = time.perf_counter(), config.training, Path(config.output)
     # What is wrong with the data costs no loading of a model.
-    found = read_conversations(config.data, config.prompt)
-    found_held_out = read_conversations(config.held_out, config.prompt) if config.held_out else []
+    found = _readable(config.data, config, ranks)
+    found_held_out = _readable(config.held_out, config, ranks) if config.held_out else []
     check_model(config.base)
     dtype = torch.bfloat16 if optimisation.precision == "bf16" else torch.float32
     torch.manual_seed(optimisation.seed)  # the same adapters on all ranks
     with loading_in_parts(optimisation):
         backbone, processor = load_backbone(config.base, dtype)
     encoder = ConversationEncoder(backbone, processor, config.max_pixels, config.min_pixels)
-    samples, sizes, too_long = _samples(found, config.data, config, encoder)
+    samples, sizes, too_long = _samples(config.data, config, encoder, found)
     held_out, held_out_sizes, left_out = [], [], 0
     if config.held_out:
-        held_out, held_out_sizes, left_out = _samples(found_held_out, config.held_out, config, encoder)
+        held_out, held_out_sizes, left_out = _samples(config.held_out, config, encoder, found_held_out)
     width = _width(config, backbone, sizes, ranks)
     policy = Policy(backbone)
     prepare(policy, config.frozen, config.lora, config.gradient_checkpointing)
@@ -224,11 +224,23 @@ def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
     return SftSummary(output / "policy", total, len(samples), sum(rows.terms), too_long, seconds, evaluation)
 
 
+def _readable(data: ProblemsConfig, config: SftConfig, ranks: Ranks) -> list[Conversation]:
+    """Return the conversations whose images can be decoded; the others are counted, with the reason of the first."""
+    found, broken = without_unreadable(read_conversations(data, config.prompt))
+    if broken and ranks.is_main:
+        place, reason = next(iter(broken.items()))
+        print(f"{len(broken):,} conversations are left out: an image cannot be read; {place}: {reason}", flush=True)
+    return found
+
+
 def _samples(
-    found: Sequence[Conversation], data: ProblemsConfig, config: SftConfig, encoder: ConversationEncoder
+    data: ProblemsConfig, config: SftConfig, encoder: ConversationEncoder, found: Sequence[Conversation] | None = None
 ) -> tuple[list[Conversation], list[Size], int]:
-    """Conversations of at most max_length tokens with their sizes, and the number of longer ones. DataError where there
-    are no others."""
+    """Return the conversations of at most max_length tokens with their sizes, and the number of longer ones.
+
+    `found` are those of `data`, where they were read before. DataError where all are longer.
+    """
+    found = read_conversations(data, config.prompt) if found is None else found
     sizes = [encoder.size(conversation) for conversation in found]
     kept = [(each, size) for each, size in zip(found, sizes, strict=True) if size.tokens <= config.max_length]
     if not kept:

@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -110,7 +109,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _best_of_n(kind: str, files: Sequence[Path], config: BestOfNConfig) -> BestOfN:
-    rows = itertools.chain.from_iterable(map(_rows, files))
+    rows = itertools.chain.from_iterable(map(read_rows, files))
     return evaluate_best_of_n(read_groups(rows), config.aggregators, config.seed)
 
 
@@ -185,28 +184,11 @@ def _labelled(
     labelled = [
         item
         for file in files
-        for item in read_labelled(kind, _rows(file), Path(images_root or file.parent), file.stem, options)
+        for item in read_labelled(kind, read_rows(file), Path(images_root or file.parent), file.stem, options)
     ]
     if not labelled:
         raise DataError(f"{', '.join(map(str, files))}: no solution has a judged step")
     return labelled
-
-
-def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Objects of JSON lines, or of a .json file that holds a list of them."""
-    if file.suffix != ".json":
-        yield from read_rows(file)
-        return
-    try:
-        items = json.loads(file.read_bytes())
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise DataError(f"{file}: is not JSON: {error}") from error
-    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-        raise DataError(f"{file}: must hold a list of objects; JSON lines need the suffix .jsonl")
-    for number, item in enumerate(items, start=1):
-        yield f"{file}: item {number}", item
 
 
 def _results(folder: Path) -> tuple[list[Judging], BestOfN | None]:

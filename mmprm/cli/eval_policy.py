@@ -31,9 +31,11 @@ SAVE_SECONDS = 30
 
 def evaluate_policy(kind: str, files: Sequence[Path], config: PolicyEvalConfig) -> PolicyScores:
     check_judge(config.grader.judge)
-    split = config.split or LAYOUTS[config.layout].split
-    shared = {"split": split, "subset": config.subset, "images_root": config.images_root, "limit": config.limit}
-    read = [read_items(config.layout, ProblemsConfig(path=str(file), **shared)) for file in files]
+    shared = {"subset": config.subset, "images_root": config.images_root, "limit": config.limit}
+    read = [
+        read_items(config.layout, ProblemsConfig(path=str(file), split=_split(file, config), **shared))
+        for file in files
+    ]
     items, left_out = [item for part, _ in read for item in part], sum(count for _, count in read)
     twice = [name for name, count in Counter(item.problem.id for item in items).items() if count > 1]
     if twice:
@@ -52,6 +54,11 @@ def evaluate_policy(kind: str, files: Sequence[Path], config: PolicyEvalConfig) 
         raise DataError(f"{', '.join(map(str, files))}: no question could be asked; {problem_id}: {reason}")
     responses.save(lines(answered))
     return scored(answered, failed, left_out, config)
+
+
+def _split(file: Path, config: PolicyEvalConfig) -> str | None:
+    """The split that is asked for; of a folder or a hub data set, by default the one that is reported."""
+    return config.split if config.split or file.is_file() else LAYOUTS[config.layout].split
 
 
 async def _asked(

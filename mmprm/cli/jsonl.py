@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import sys
@@ -9,26 +10,18 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from mmprm.errors import DataError
-from mmprm.files import parse_json, whole_file
+from mmprm.data.rows import read_file
+from mmprm.files import whole_file
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Pairs (FILE:LINE for error messages, object) of all lines that are not blank."""
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", _row(line, f"{path}:{number}")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    """Pairs (place for error messages, object): the rows of a file in any form, JSON lines under an unknown suffix."""
+    return read_file(path)
 
 
-def _row(line: bytes, place: str) -> dict[str, Any]:
-    row = parse_json(line, place)
-    if not isinstance(row, dict):
-        raise DataError(f"{place}: must be an object, got {type(row).__name__}")
-    return row
+def value_as_json(value: Any) -> Any:
+    """Return what JSON has no form for as text, as json.dumps takes it for `default`."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:

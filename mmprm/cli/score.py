@@ -1,11 +1,17 @@
 """Score the steps of solutions: P(step is right) for each step, and their aggregate.
 
-Each line of the file is an object with `question` and `steps` (a list of plain texts), and maybe `images` (a path or a
-list of paths, relative to the file). Every line is written again with `scores`, `aggregator` and `aggregate` added.
+Each line of the file is an object with `question` and `steps` (a list of plain texts), and maybe images and options,
+in the columns that problems have (`columns`; paths are relative to the file). Every line is written again with
+`scores`, `aggregator` and `aggregate` added.
+
+In place of `steps` a line may have a `response` as a model wrote it, which is cut into steps as `markup` says, or
+several `responses` to its question: then `steps`, `scores` and `aggregate` are lists with an entry per response, and
+`chosen` is the index of the best one. A response that cannot be cut has no scores; `unsplit` says why.
 
 example:
   echo '{"question": "What is 1 + 2?", "steps": ["1+2=3", "<answer>3</answer>"]}' > solutions.jsonl
   mmprm score solutions.jsonl --out scored.jsonl --set scorer.prm=runs/demo/train/prm
+  mmprm score responses.jsonl --out scored.jsonl --set scorer.prm=runs/demo/train/prm --set markup=blank_lines
 """
 
 from __future__ import annotations
@@ -14,20 +20,30 @@ import argparse
 import itertools
 import json
 import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmprm.cli.aggregator import settled
-from mmprm.cli.jsonl import output, read_rows
+from mmprm.cli.jsonl import output, read_rows, value_as_json
 from mmprm.cli.options import add_config_options, load_config
-from mmprm.config import Config
+from mmprm.config import Config, PathText
+from mmprm.data.cells import cut, names_of
+from mmprm.data.columns import Columns, read_cell
+from mmprm.data.images import unreadable_images
 from mmprm.errors import DataError
 from mmprm.evaluation.aggregators import described
-from mmprm.scoring.aggregate import aggregator
+from mmprm.preflight import check_output
+from mmprm.problems import ProblemReader
+from mmprm.scoring.aggregate import Aggregator, aggregator
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer, scorer_info
-from mmprm.types import Picture, Problem, Solution
+from mmprm.steps import Markup, Split, plain_split
+from mmprm.types import Problem, Scorer, Solution, StepScores
 
+OWN_COLUMNS = ("steps", "response", "responses")
 CHUNK = 2000
 """Solutions scored together: enough for batches of similar length, few enough for any file to fit in memory."""
 
@@ -37,6 +53,12 @@ class ScoreConfig(Config):
     """The process reward model and how it runs."""
     aggregator: str | None = None
     """min, last, mean, max, product, sum_log, sum_log_odds or mean_odds; by default the one in the PRM's prm.json."""
+    columns: Columns = Columns()
+    """Names of the columns of question, images and options."""
+    markup: Markup = "tags"
+    """How responses mark their steps: tags, blank_lines or numbered."""
+    images_root: PathText | None = None
+    """Folder of relative image paths; by default the folder of the file."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,30 +72,102 @@ def run(arguments: argparse.Namespace) -> None:
     info = scorer_info(config.scorer)
     name = settled(config.aggregator, info)
     aggregate = aggregator(name)
-    rows = ((row, _solution(row, place, arguments.file.parent)) for place, row in read_rows(arguments.file))
+    reader = ProblemReader(config.columns, Path(config.images_root or arguments.file.parent).absolute())
+    _check(arguments, config)
+    lines = (read_line(row, place, reader, config) for place, row in read_rows(arguments.file))
     scorer = open_scorer(config.scorer)
-    count = 0
+    counts: Counter[str] = Counter()
     try:
         with output(arguments.out) as out:
-            while chunk := list(itertools.islice(rows, CHUNK)):
-                for (row, _), judged in zip(chunk, scorer.score([solution for _, solution in chunk]), strict=True):
-                    result = {"scores": judged.scores, "aggregator": name, "aggregate": aggregate(judged.scores)}
-                    out.write(json.dumps({**row, **result}, ensure_ascii=False) + "\n")
-                count += len(chunk)
+            while chunk := list(itertools.islice(lines, CHUNK)):
+                answers = iter(_scored(scorer, [solution for line in chunk for solution in line.solutions]))
+                for line in chunk:
+                    row = line.row | line.result([next(answers) for _ in line.solutions], aggregate, name)
+                    out.write(json.dumps(row, ensure_ascii=False, default=value_as_json) + "\n")
+                    counts["scored"] += len(line.solutions)
+                    counts["unsplit"] += sum(found.reason is not None for found in line.splits)
     finally:
         scorer.close()
-    print(f"{count} solutions scored\naggregator {described(name, info)}", file=sys.stderr)
+    reader.tell()
+    print(f"{counts['scored']} solutions scored\naggregator {described(name, info)}", file=sys.stderr)
+    if counts["unsplit"]:
+        print(f"note: {counts['unsplit']} responses have no steps by markup={config.markup}", file=sys.stderr)
 
 
-def _solution(row: dict[str, Any], place: str, root: Path) -> Solution:
-    question, steps, images = row.get("question"), row.get("steps"), row.get("images") or []
-    images = [images] if isinstance(images, str) else images
-    if not isinstance(question, str) or not question.strip():
-        raise DataError(f"{place}: question must be text, got {question!r}; the line has {', '.join(row)}")
-    if not isinstance(steps, list) or not steps or not all(isinstance(step, str) for step in steps):
-        raise DataError(f"{place}: steps must be a list of at least one text, got {steps!r}")
-    if not isinstance(images, list) or not all(isinstance(image, str) for image in images):
-        raise DataError(f"{place}: images must be a path or a list of paths, got {images!r}")
+def _check(arguments: argparse.Namespace, config: ScoreConfig) -> None:
+    """Read the whole file once: what is wrong in its last line must not cost the scores of all others."""
+    if arguments.out is not None:
+        check_output(arguments.out, "--out", file=True)
+    reader = ProblemReader(config.columns, Path(config.images_root or arguments.file.parent).absolute())
+    for place, row in read_rows(arguments.file):
+        read_line(row, place, reader, config)
+
+
+def _scored(scorer: Scorer, solutions: list[Solution]) -> list[StepScores]:
+    """Return the scores of each solution. Raises DataError; for an image that cannot be read, with the line."""
+    try:
+        return scorer.score(solutions)
+    except DataError as error:
+        broken = unreadable_images((solution.problem.id, solution.problem.pictures) for solution in solutions)
+        if not broken:
+            raise
+        place, reason = next(iter(broken.items()))
+        raise DataError(f"{place}: {reason}; {len(broken)} lines have such images") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of the file: the solutions of its steps, or of those of its responses that have steps."""
+
+    row: dict[str, Any]
+    solutions: tuple[Solution, ...]
+    splits: tuple[Split, ...] = ()
+    """Of each response, in order; empty for a line that gives its steps."""
+
+    def result(self, judged: Sequence[StepScores], aggregate: Aggregator, name: str) -> dict[str, Any]:
+        """Return what is added to the line."""
+        if not self.splits:
+            return {"scores": judged[0].scores, "aggregator": name, "aggregate": aggregate(judged[0].scores)}
+        answers = iter(judged)
+        scores = [next(answers).scores if found.steps else None for found in self.splits]
+        totals = [None if each is None else aggregate(each) for each in scores]
+        columns = {
+            "steps": [found.steps for found in self.splits],
+            "unsplit": [found.reason for found in self.splits],
+            "scores": scores,
+            "aggregate": totals,
+        }
+        if "responses" not in self.row:
+            return {key: values[0] for key, values in columns.items()} | {"aggregator": name}
+        known = [place for place, total in enumerate(totals) if total is not None]
+        return {**columns, "aggregator": name, "chosen": max(known, key=totals.__getitem__, default=None)}
+
+
+def read_line(row: dict[str, Any], place: str, reader: ProblemReader, config: ScoreConfig) -> Line:
+    """Return a line of the file with its solutions. Raises DataError, naming the place, for one without steps."""
+    question = read_cell(row, config.columns, "question", place)
+    if question is None and read_cell(row, config.columns, "chat", place) is None:
+        given = row.get(config.columns.question or "question")
+        raise DataError(f"{place}: question must be text, got {cut(given)!r}; the line has {names_of(row)}")
+    asked = reader.asked({name: value for name, value in row.items() if name not in OWN_COLUMNS}, place)
     # The place serves as the id, so that a scorer's complaint names the line.
-    pictures = tuple(Picture(path=str(root / image)) for image in images)
-    return Solution(Problem(place, question, answer="", pictures=pictures), tuple(steps))
+    problem = Problem(place, asked.question, "", asked.pictures, asked.choices)
+    if row.get("steps"):
+        if "responses" in row:
+            raise DataError(f"{place}: has steps and responses; drop one of them")
+        return Line(row, (Solution(problem, _texts(row, "steps", place)),))
+    if "responses" in row and "response" in row:
+        raise DataError(f"{place}: has response and responses; drop one of them")
+    name = next((name for name in ("responses", "response") if name in row), "steps")
+    splits = tuple(plain_split(text, config.markup) for text in _texts(row, name, place))
+    return Line(row, tuple(Solution(problem, found.steps) for found in splits if found.steps), splits)
+
+
+def _texts(row: dict[str, Any], name: str, place: str) -> tuple[str, ...]:
+    values = row.get(name)
+    if name == "response" and isinstance(values, str):
+        values = [values]
+    if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
+        rule = "a text" if name == "response" else "a list of at least one text"
+        raise DataError(f"{place}: {name} must be {rule}, got {cut(values)!r}; or give response, or responses")
+    return tuple(values)

@@ -54,7 +54,11 @@ class Turn:
 def read_turns(chat: Any, place: str) -> list[Turn]:
     """Raises DataError, naming the place, for another form, an unknown role, or media that are not read."""
     if isinstance(chat, str):
-        chat = parsed(chat) if chat.lstrip().startswith(("[{'", "{'")) else parse_json(chat, f"{place} (chat messages)")
+        text = chat.strip()
+        if not text.startswith(("[", "{")):
+            raise DataError(f"{place}: chat messages are not of a known form: {cut(chat)!r} is not JSON")
+        python = text.lstrip("[ \n").startswith("{'")
+        chat = parsed(text) if python else parse_json(text, f"{place} (chat messages)")
     chat = plain(chat)
     try:
         return [_turn(turn, place) for turn in ([chat] if isinstance(chat, Mapping) else chat)]

@@ -44,7 +44,7 @@ _SIGNATURES = {
     b"II*\0": ".tiff",
     b"MM\0*": ".tiff",
 }
-_IMAGE_PATH = re.compile(r"[^\n]{1,1000}\.(?:png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
+_IMAGE_PATH = re.compile(r"\S{1,1000}\.(?:png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
 _PATH = re.compile(r"[^\n\0]{1,1000}\.\w{1,5}")
 _ORIENTATION = 0x0112  # the EXIF tag
 
@@ -168,11 +168,6 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.rint(values * (255 / white)).astype(np.uint8))
 
 
-def read_pictures(value: Any, root: Path, place: str, field: str = "") -> tuple[Picture, ...]:
-    """Return the images that a cell holds (see read_picture): one, or a list of them, empty ones left out."""
-    return tuple(read_picture(item, root, place, field) for item in listed(value))
-
-
 def listed(value: Any) -> list[Any]:
     """Return the images that a cell holds, unread: one or a list of them (also as text), empty ones left out."""
     return [item for item in flat(value) if not (isinstance(item, dict) and _inside(item) is None)]
@@ -183,15 +178,16 @@ def read_picture(value: Any, root: Path, place: str, field: str = "") -> Picture
 
     A path is not opened, so that one broken file costs one problem later. Raises DataError for anything else.
     """
-    value, name = plain(value), f"{place}: {field + ': ' if field else ''}"
+    value = plain(value)
+    name = f"{place}: {field or 'a picture'}"
     if isinstance(value, dict):
         value = _inside(value)
     if isinstance(value, bytes):
         return Picture(data=value if suffix_of(value) or not (decoded := _base64(value)) else decoded)
     if not isinstance(value, str) or re.match(r"\s*(?:https?|s3|gs|ftp)://", value):
-        raise DataError(f"{name}a picture must be a path or bytes, got {cut(value)!r}; download it first")
+        raise DataError(f"{name} must be a path or bytes, got {cut(value)!r}; download it first")
     if value.startswith("data:"):
-        return Picture(data=_data_url(value, name))
+        return Picture(data=_data_url(value, place))
     path = _path(value.strip(), root)
     if path is not None and path.exists():
         return Picture(path=str(path))
@@ -199,7 +195,7 @@ def read_picture(value: Any, root: Path, place: str, field: str = "") -> Picture
         return Picture(data=data)
     if path is None or not _PATH.fullmatch(value):
         raise DataError(
-            f"{name}a picture must be a path or base64 of a PNG, JPEG, WebP, GIF, BMP or TIFF, got {cut(value)!r}, "
+            f"{name} must be a path or base64 of a PNG, JPEG, WebP, GIF, BMP or TIFF, got {cut(value)!r}, "
             "which is no file and no such base64; correct it, or set problems.images_root"
         )
     return Picture(path=str(path))
@@ -246,14 +242,14 @@ def _path(value: str, root: Path) -> Path | None:
         return None
 
 
-def _data_url(value: str, name: str) -> bytes:
+def _data_url(value: str, place: str) -> bytes:
     head, _, text = value.partition(",")
     if not head.endswith(";base64"):
-        raise DataError(f"{name}the picture's data URL is not base64 ({cut(head)!r}); write data:image/png;base64,…")
+        raise DataError(f"{place}: the picture's data URL is not base64 ({cut(head)!r}); write data:image/png;base64,…")
     try:
         return base64.b64decode("".join(unquote(text).split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise DataError(f"{name}the picture's data URL is not base64 ({error})") from error
+        raise DataError(f"{place}: the picture's data URL is not base64 ({error})") from error
 
 
 def _base64(text: bytes) -> bytes | None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Literal
 
 from mmprm.errors import DataError
 
@@ -50,19 +51,23 @@ _RESERVED = re.compile(
 
 
 def place_marks(
-    texts: Sequence[str], images: int, place: str, fields: Sequence[str], one_for_all: bool = False
+    texts: Sequence[str],
+    images: int,
+    place: str,
+    fields: Sequence[str],
+    otherwise: Literal["refuse", "front", "drop"] = "refuse",
 ) -> list[str]:
     """Return the texts (a question, then its options) of a row with `images` images, each place marked by <image>.
 
     Numbered places are marks if they name each image once, in order, over all texts; otherwise they become words
-    ("picture 2"), and the images come first. Marks that all stand at the very front say no more than that, and go;
-    `one_for_all` lets them be fewer than the images there, as in InternVL's conversations.
-    Raises DataError naming `place` and the field for marks that differ in number from the images, for marks of media
-    that are not read, and for special tokens.
+    ("picture 2"), and the images come first. Marks that all stand at the very front say no more than that, and go.
+    Marks that differ in number from the images are refused; with "front" they may be fewer at the very front (as in
+    InternVL's conversations), with "drop" they go, and the images come first (published benchmarks are asked as they
+    are). Raises DataError naming `place` and the field, also for marks of other media and for special tokens.
     """
     found = [_RENDERED.sub(IMAGE, text) for text in texts]
     numbers = [int(match[1] or match[2]) for text in found for match in _NUMBERED.finditer(text)]
-    if numbers and not all(1 <= number <= images for number in numbers):
+    if otherwise != "drop" and not all(1 <= number <= images for number in numbers):
         raise DataError(
             f"{place}: {fields[0]} names image {max(numbers)} and the row has {images} images, numbered from 1; add "
             "the image, or remove the mark"
@@ -73,14 +78,14 @@ def place_marks(
         check_text(text, field, place)
     marks = sum(text.count(IMAGE) for text in found)
     bare = without_leading_marks(found)
-    if one_for_all and marks < images and not any(IMAGE in text for text in bare):
+    if marks in (0, images) or (otherwise == "front" and marks < images and not any(IMAGE in text for text in bare)):
         return bare
-    if marks not in (0, images):
-        raise DataError(
-            f"{place}: {fields[0]} has {marks} {IMAGE} marks and the row {images} images; they must be as many, or "
-            "without marks the images come first: add the images (columns.pictures), or remove the marks"
-        )
-    return bare
+    if otherwise == "drop":
+        return [strip_marks(text).strip() for text in found]
+    raise DataError(
+        f"{place}: {fields[0]} has {marks} {IMAGE} marks and the row {images} images; they must be as many, or without "
+        "marks the images come first: add the images (columns.pictures), or remove the marks"
+    )
 
 
 def count_marks(text: str) -> int:

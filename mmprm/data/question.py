@@ -44,7 +44,7 @@ def read_question(row: Row, columns: Columns, images: list[Any], root: Path, pla
     turns = read_turns(chat, place)
     asked = [turn for turn in turns if turn.role == "user"]
     parts = images_of(asked)
-    merged, before = _merged(parts, images, root, place)
+    merged, before = merged_images(parts, images, root, place)
     chat_text = IMAGE * before + _text(asked, len(merged) - before)
     has_system = any(turn.role == "system" for turn in turns)
     if text is None:
@@ -95,9 +95,12 @@ def _is_messages(chat: Any) -> bool:
     return is_chat(chat) or (isinstance(chat, str) and chat.lstrip().startswith(("[{", "{"))) or isinstance(chat, list)
 
 
-def _merged(parts: list[ImagePart], images: list[Any], root: Path, place: str) -> tuple[list[Any], int]:
-    """All images in order, and how many of them come before the messages' own. A part without an image of its own is
-    the place of the column's next one."""
+def merged_images(parts: list[ImagePart], images: list[Any], root: Path, place: str) -> tuple[list[Any], int]:
+    """Return all images in order, and how many of them come before the messages' own.
+
+    A part without an image of its own is the place of the column's next one; what a column and a part both show counts
+    once. Raises DataError for other numbers of such places than images of the columns (`images`).
+    """
     own = [part.value for part in parts if part.value is not None]
     places = len(parts) - len(own)
     if places not in (0, len(images)):

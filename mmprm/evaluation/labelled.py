@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from mmprm.data.columns import Columns, cells_of, check_media, check_unread_images, rest_of, used_names
+from mmprm.data.images import image_digest, read_picture
+from mmprm.data.question import column_images
 from mmprm.errors import DataError
 from mmprm.labels.formats import FORMATS
 from mmprm.metrics import NO_ERROR
@@ -38,20 +41,18 @@ class LabelledSolution:
 
 
 class Parsed:
-    """What a reader found in a record. `images` are paths as they stand there."""
+    """What a reader found in a record, beside its images."""
 
     def __init__(
         self,
         question: str,
         steps: Sequence[str],
         right: Sequence[bool | None],
-        images: str | Sequence[str] | None = None,
         source: str | None = None,
     ) -> None:
         self.question = question
         self.steps = tuple(steps)
         self.right = tuple(right)
-        self.images = (images,) if isinstance(images, str) else tuple(images or ())
         self.source = source
 
 
@@ -84,13 +85,13 @@ def read_visualprocessbench(record: Record, options: Options) -> Parsed:
     response = record["response"]
     response = json.loads(response) if isinstance(response, str) else response
     right = [{1: True, -1: False, 0: None}[value] for value in response["process_correctness"]]
-    return Parsed(record["question"], response["steps"], right, record.get("image"), record.get("data_source"))
+    return Parsed(record["question"], response["steps"], right, record.get("data_source"))
 
 
 def read_steps(record: Record, options: Options) -> Parsed:
     question, steps, labels = FORMATS[options.format].read(record)
     right = [label if isinstance(label, bool | None) else label > options.label_threshold for label in labels]
-    return Parsed(question, steps, right, record.get("image"))
+    return Parsed(question, steps, right)
 
 
 DATASETS: dict[str, Dataset] = {
@@ -121,9 +122,19 @@ def read_labelled(
             raise DataError(f"{place}: the question must be text, got {parsed.question!r}")
         if all(right is None for right in parsed.right):
             continue
-        pictures = tuple(Picture(path=str(root / image)) for image in parsed.images)
+        pictures = _images(record, parsed.question, root, place)
         # The place serves as the id, so that a scorer's complaint names the line.
         solution = Solution(Problem(place, parsed.question, answer="", pictures=pictures), parsed.steps)
-        problem = json.dumps([parsed.question, parsed.images])
+        problem = json.dumps([parsed.question, [picture.path or image_digest(picture) for picture in pictures]])
         found.append(LabelledSolution(solution, parsed.right, problem, parsed.source or source))
     return found
+
+
+def _images(record: Record, question: str, root: Path, place: str) -> tuple[Picture, ...]:
+    """The images of a record, in the columns that problems have them in."""
+    check_media(record, place)
+    found = cells_of(record, Columns(), "pictures", place)
+    images = tuple(read_picture(value, root, place) for value in column_images(found, root, place))
+    if not images:
+        check_unread_images(rest_of(record, used_names(record, found)), question, place)
+    return images

@@ -15,15 +15,15 @@ ValueError in it mean that the row has another form.
 
 from __future__ import annotations
 
-import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mmprm.data.choices import with_choices
+from mmprm.data.marks import place_marks
 from mmprm.errors import DataError
 from mmprm.problems import ProblemsConfig, listed, pictures_root, read_picture, read_rows
-from mmprm.prompts import IMAGE
 from mmprm.types import Problem
 
 Row = Mapping[str, Any]
@@ -70,7 +70,7 @@ def read_items(layout: str, config: ProblemsConfig) -> tuple[list[Item], int]:
     root = pictures_root(config)
     items: list[Item] = []
     left_out, seen = 0, dict[str, str]()
-    for place, row in itertools.islice(read_rows(config), config.limit):
+    for place, row in read_rows(config):
         try:
             entry = LAYOUTS[layout].read(row)
         except (KeyError, TypeError, ValueError) as error:
@@ -87,7 +87,7 @@ def read_items(layout: str, config: ProblemsConfig) -> tuple[list[Item], int]:
             raise DataError(f"{place}: id {entry.id!r} was used before, at {seen[entry.id]}")
         seen[entry.id] = place
         pictures = tuple(read_picture(value, root, place) for value in entry.pictures)
-        question = _marked(entry.question, len(pictures))
+        (question,) = place_marks([entry.question], len(pictures), place, ["question"], "drop")
         problem = Problem(entry.id, question, entry.answer, pictures, tuple(entry.choices))
         items.append(Item(problem, entry.subject, entry.family or entry.id, entry.part))
     if not items:
@@ -190,20 +190,3 @@ def inline_choices(text: str) -> tuple[str, ...]:
     found, letters = found[start:], letters[start:]
     complete = len(found) > 1 and "ABCDEFGHIJ".startswith(letters)
     return tuple(choice.strip().rstrip(";") for _, choice in found) if complete else ()
-
-
-def with_choices(question: str, choices: Sequence[str]) -> str:
-    if not choices:
-        return question
-    lines = [f"{letter}. {choice}" for letter, choice in zip("ABCDEFGHIJKLMNOPQRSTUVWXYZ", choices, strict=False)]
-    return "\n".join([question, "Choices:", *lines])
-
-
-_MARK = re.compile(r"<image_?(\d+)>")
-
-
-def _marked(question: str, pictures: int) -> str:
-    """Numbered marks as ours, if each picture has one in order; otherwise as words, and the pictures come first."""
-    if [int(number) for number in _MARK.findall(question)] == list(range(1, pictures + 1)):
-        return _MARK.sub(IMAGE, question)
-    return _MARK.sub(r"picture \1", question)
