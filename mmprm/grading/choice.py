@@ -27,12 +27,13 @@ _ANNOUNCED = re.compile(
 _LEADING = re.compile(
     r"(?:\((?P<in>[A-J])\)|(?P<out>[A-J])\s*[.):]|(?P<bare>[A-J]))\s*(?:-+\s+)?(?P<text>.*)", re.DOTALL
 )
-_STANDING = re.compile(r"\(([A-J])\)|(?<![\w\\'^{])([B-HJ]|A(?!\s+[a-z]))(?![\w'^_{(])")
+_STANDING = re.compile(r"\(([A-J])\)|(?<![\w\\'^{])([B-HJ]|A(?!\s+(?!is\b)[a-z]))(?![\w'^_{(])")
 _JUDGED = re.compile(r"^\W*(?:is |are |seems? )?\b(?:wrong|false|incorrect|no|not|true|yes)\b", re.IGNORECASE)
 _DENIED = re.compile(
     r"\b(?:not|neither|nor|except|rather than|instead of)\s+(?:option\s+)?\(?([A-J])\)?(?:\s+nor\s+\(?([A-J])\)?)?(?![\w'])",
     re.IGNORECASE,
 )
+_REFUTED = re.compile(r"\(?(?<![\w\\])([A-J])\)?\s+(?:is|are|was|seems?)(?:n't)?\s+(?:not|wrong|incorrect|false)\b")
 _MATH = re.compile(r"[\d\\$(\[{<>=+¤£€¥-]")
 
 _INLINE = re.compile(r"(?:^|[\n;,])\s*\(?([A-J])\s*[.:)、]\s*(.*?)(?=[\n;,]\s*\(?[A-J]\s*[.:)、]|\Z)", re.DOTALL)
@@ -57,13 +58,13 @@ def is_letter(gold: str) -> bool:
 def gold_letters(gold: str) -> frozenset[str]:
     """Return the options of a gold that names them by letter: B, (B), "B. 5 cm", "Option B", ABD; empty otherwise."""
     text = _plain(gold)
-    if _GOLD.fullmatch(text):
+    if _GOLD.fullmatch(text) or _ONLY_LETTERS.fullmatch(text) and not re.search(r"[A-J]{2}", text):
         return frozenset(re.findall(r"[A-J]", text))
+    if re.fullmatch(r"A?B?C?D?E?F?G?", text):
+        return frozenset(text)
     if match := _GOLD_WITH_TEXT.fullmatch(text):
         named = match[1] or match[2] or match[3]
         return frozenset([named]) if named.isupper() else frozenset()
-    if re.fullmatch(r"A?B?C?D?E?F?G?", text) and len(text) > 1 or re.fullmatch(r"[A-G](?:\s*,\s*[A-G])+", text):
-        return frozenset(re.findall(r"[A-J]", text))
     return frozenset()
 
 
@@ -87,6 +88,7 @@ def letters(answer: str) -> frozenset[str]:
     if _ONLY_LETTERS.fullmatch(text):
         return frozenset(re.findall(r"[A-J]", text))
     denied = {named for match in _DENIED.finditer(text) for named in match.groups() if named}
+    denied |= {match[1] for match in _REFUTED.finditer(text)}
     announced = [named for match in _ANNOUNCED.finditer(text) for named in re.findall(r"[A-J]", match["letters"])]
     announced = [named for named in announced if named not in denied]
     if announced:
@@ -114,7 +116,8 @@ def _begins_with_letter(match: re.Match[str]) -> bool:
 
 
 def _is_short(text: str) -> bool:
-    return len(text.split()) <= 6
+    """A few words, without formulas, whose letters are names of points or variables."""
+    return len(text.split()) <= 6 and not re.search(r"[\\=^_<>+|]", text)
 
 
 def option(answer: str, choices: Sequence[str], same: Callable[[str, str], Outcome] | None = None) -> int | None:
@@ -206,7 +209,8 @@ def _decide_by_letter(gold: str, answer: str, wanted: frozenset[str], same: Call
 
 def denies_letter(answer: str) -> bool:
     """Return whether an answer does no more than exclude options ("not A")."""
-    return _DENIED.search(_plain(answer)) is not None
+    text = _plain(answer)
+    return (_DENIED.search(text) or _REFUTED.search(text)) is not None
 
 
 def _options(named: frozenset[str]) -> str:

@@ -11,8 +11,8 @@ from mmprm.grading import realsets
 from mmprm.grading.expressions import UnreadableError, parse
 from mmprm.grading.expressions import symbols as free_symbols
 from mmprm.grading.labels import compare_labels, compare_words, skeleton
-from mmprm.grading.leaves import is_sign, same_expression, same_leaf
-from mmprm.grading.numbers import is_decimal, number
+from mmprm.grading.leaves import approximates, is_sign, same_expression, same_leaf
+from mmprm.grading.numbers import number
 from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome, SymbolTest, all_of, any_of
 from mmprm.grading.reading import (
     Answer,
@@ -31,6 +31,8 @@ from mmprm.grading.wording import alternatives, condition, core, denies, stated_
 
 __all__ = ["DIFFERENT", "SAME", "UNDECIDED", "Outcome", "SymbolTest", "compare"]
 
+_OPTION = re.compile(r"(?:\\text\s*\{\s*)?(?:\([A-J]\)|[A-J][.):](?!\d+\b))\s*\}?\s*(.*[^\s,;)].*)")
+_REALS_OR_NONE = re.compile(r"\\(?:emptyset|mathbb)|no\b|all\b")
 _OPEN_FORM = re.compile(r"\\text|\\begin|\\mathbb|\\emptyset|[<>=]|\\pm|[?]")
 """What may stand for a list, a set or a condition."""
 
@@ -53,7 +55,7 @@ def _compare_one(gold: str, answer: str, symbols: SymbolTest, labels: Sequence[S
     if run_together(gold, answer):
         return SAME
     gold_text, gold_remark = _core(gold)
-    answer_text, answer_remark = _core(answer)
+    answer_text, answer_remark = _core(without_option(answer))
     gold_reading, given = read(gold_text), read(answer_text)
     readings = [each for each in (gold_reading, serial_reading(gold), spaced_reading(gold)) if each]
     outcomes = [_same_or_stated(reading, gold_text, given, answer_text, symbols) for reading in readings]
@@ -62,6 +64,12 @@ def _compare_one(gold: str, answer: str, symbols: SymbolTest, labels: Sequence[S
     if outcome is SAME and all(conditions) and conditions[0] != conditions[1]:
         return UNDECIDED
     return outcome
+
+
+def without_option(answer: str) -> str:
+    """30 of "(A) 30", where the gold is no letter."""
+    match = _OPTION.fullmatch(clean(answer)) if "\n" not in answer.strip() else None
+    return match[1] if match else answer
 
 
 def _line(text: str) -> str:
@@ -130,7 +138,7 @@ def same(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
     if "matrix" in kinds:
         return _same_matrix(gold, given, symbols)
     if has_prose(gold) and not kinds[0] == kinds[1]:
-        return UNDECIDED
+        return DIFFERENT if kinds[0] == "blanks" and not has_prose(given) else UNDECIDED
     if "relation" in kinds and not _is_collection(given) and not _is_collection(gold):
         return same_relation(gold, given, symbols, partial(same, symbols=symbols))
     if isinstance(gold, Group) and isinstance(given, Group):
@@ -169,19 +177,16 @@ def _without_repetition(gold: Answer, given: Answer) -> Answer:
 def _repeats(item: Answer, other: Answer) -> bool:
     if not (isinstance(item, Leaf) and isinstance(other, Leaf)):
         return item == other
-    if item == other:
-        return True
-    value, exact = number(item.text), number(other.text)
-    if value is None or exact is None or not is_decimal(item.text) or len(item.text.partition(".")[2]) < 2:
-        return value is not None and value == exact
-    return abs(value - exact) * 10 ** len(item.text.partition(".")[2]) <= 1
+    value = number(item.text)
+    return item == other or value is not None and value == number(other.text) or approximates(item.text, other.text)
 
 
 def _same_named_set(gold: Leaf, given: Leaf) -> Outcome | None:
     """R against "all real numbers"."""
     one, other = realsets.real_set(gold), realsets.real_set(given)
     if one is None or other is None:
-        return None
+        set_and_value = (one is None) != (other is None) and not gold.prose and not given.prose
+        return DIFFERENT if set_and_value and _REALS_OR_NONE.match((given if one is None else gold).text) else None
     return SAME if one == other else DIFFERENT
 
 
@@ -189,9 +194,14 @@ def _same_set(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome | Non
     """Decided where both are sets of numbers and one at least is so by its form."""
     if not (realsets.is_explicit(gold) or realsets.is_explicit(given)):
         return None
-    one, other = realsets.real_set(gold), realsets.real_set(given)
-    if one is None or other is None:
+    if any(isinstance(answer, Group) and answer.kind == "matrix" for answer in (gold, given)):
         return None
+    one, other = realsets.real_set(gold), realsets.real_set(given)
+    if one is None and other is None:
+        return None
+    if one is None or other is None:
+        plain = given if one is not None else gold
+        return DIFFERENT if _is_listed(plain) else None
     if (
         isinstance(gold, Group)
         and isinstance(given, Group)
@@ -200,6 +210,13 @@ def _same_set(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome | Non
     ):
         return None
     return realsets.same_set(one, other, lambda a, b: same_expression(a, b, symbols))
+
+
+def _is_listed(answer: Answer) -> bool:
+    """Values, which are no set of real numbers with an interior."""
+    if isinstance(answer, Leaf):
+        return number(answer.text) is not None
+    return answer.kind in ("list", "blanks", "ratio", "matrix") and all(map(_is_listed, answer.items))
 
 
 def _same_blanks(gold: Group, given: Group, symbols: SymbolTest) -> Outcome:
@@ -231,7 +248,7 @@ def _same_matrix(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
     if None in rows:
         one, other = (_entries(answer) for answer in (gold, given))
         if one is None or other is None:
-            return DIFFERENT if isinstance(given, Leaf) and number(given.text) is not None else UNDECIDED
+            return UNDECIDED if has_prose(gold) or has_prose(given) else DIFFERENT
         rows = [[one], [other]]
     if [len(row) for row in rows[0]] != [len(row) for row in rows[1]]:
         return DIFFERENT

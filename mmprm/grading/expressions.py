@@ -13,6 +13,8 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
+from mmprm.grading.numbers import number
+
 Node = tuple[Any, ...]
 
 MAX_LENGTH = 2000
@@ -25,7 +27,9 @@ class UnreadableError(ValueError):
 
 _TOKEN = re.compile(
     r"""\s*(?:
-    (?P<number>\d+(?:\.\d+)?(?:[eE][-+]?\d+(?![\w.]))?|\.\d+)
+    (?P<repeating>\d*\.\d*\\(?:bar|overline|dot)\s*(?:\{\d+\}|\d)|\d*\.\d+(?:\.\.\.|\\(?:ldots|dots|cdots)(?![a-zA-Z])))
+    |(?P<grouped>\d{1,3}(?:,\d{3}|[ ]\d{3})+(?!\d)(?:\.\d+)?)
+    |(?P<number>\d+(?:\.\d+)?(?:[eE][-+]?\d+(?![\w.]))?|\.\d+)
     |(?P<command>\\[a-zA-Z]+|\\[{}|])
     |(?P<word>[A-Za-z]+)
     |(?P<power>\*\*)
@@ -100,7 +104,13 @@ def _tokens(text: str) -> list[str]:
         if match is None:
             raise UnreadableError(f"unexpected {text[position]!r}")
         token = match[match.lastgroup]
-        tokens += _WORD_SPLIT.findall(token) if match["word"] else [token]
+        if match["repeating"] and (value := number(token)) is not None:
+            token = f"#{value}"
+        tokens += (
+            _WORD_SPLIT.findall(token)
+            if match["word"]
+            else [token.replace(" ", "").replace(",", "") if match["grouped"] else token]
+        )
         position = match.end()
     return tokens
 
@@ -240,6 +250,8 @@ class _Parser:
         token = self.take()
         if token[0].isdigit() or token[0] == "." and len(token) > 1:
             return self.number(token)
+        if token[0] == "#":
+            return _number(token[1:])
         if token in _OPEN:
             self._index -= 1
             return self.group()
@@ -303,7 +315,7 @@ class _Parser:
     def figure(self, name: str) -> Node:
         r"""\angle ABC, the same as \angle CBA; \triangle ABC, in any order."""
         points = ""
-        while re.fullmatch(r"[A-Z]|\d+|'+|[a-z](?![a-z])", self.peek() or ""):
+        while re.fullmatch(r"[A-Z]|\d+|'+" if points else r"[A-Za-z]|\d+", self.peek() or ""):
             points += self.take()
         if not points:
             raise UnreadableError(f"no points of a {name}")

@@ -13,7 +13,8 @@ from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome
 LABEL_SETS = [
     tuple(tuple(label.split("|")) for label in row.split(", "))
     for row in (
-        "yes|correct|right|是|对|正确, no|incorrect|wrong|不是|否|错|错误",
+        "yes|是|对|正确, no|不是|否|错|错误",
+        "correct|right, incorrect|wrong",
         "true, false",
         "odd, even, neither",
         "increasing|increases|increase|增大, decreasing|decreases|decrease|减小, constant|unchanged|不变",
@@ -45,13 +46,14 @@ LABEL_SETS = [
         "sufficient, necessary, sufficient and necessary|necessary and sufficient, neither",
     )
 ]
+_WORD = re.compile(r"(?<![\\a-z])[a-z]{2,}(?!\()|[\u3040-\u9fff]")
 _ARTICLES = re.compile(r"^(?:(?:it|this|that|they|he|she) (?:is|are)|it's|there (?:is|are))\s+|^(?:a|an|the)\s+")
 _SEPARATORS = re.compile(r"[\s,;.:!?/()\"'、，。；]+")
 _NEGATORS = ("not", "isn't", "aren't", "non", "no", "never", "不", "neither", "nor")
 _LEAD = re.compile(r"(?:final )?answers?\s*(?:is|:)?\s*")
 _REFUSALS = re.compile(
     r"(?:i )?(?:cannot|can't|can not|don't|do not|could not|unable|not sure|unsure|unknown|unclear|undetermined|nothing"
-    r"|not enough|insufficient|because|let's|let us|maybe|none\b|(?:i have )?no idea|all of the above|impossible to|it depends|n/a\b|hmm)",
+    r"|not enough|insufficient|because|let's|let us|maybe|none\b|(?:i have )?no idea|all of|neither\b|both\b|any of|impossible to|it depends|n/a\b|hmm)",
     re.IGNORECASE,
 )
 
@@ -141,7 +143,7 @@ def _compare_in(labels: Sequence[Sequence[str]], gold: str, answer: str, closed:
     if is_refusal(answer) or closed or len(labels) == 2 and len(answer.split()) <= 3:
         return DIFFERENT
     flipped = {f"{prefix}{gold}" for prefix in ("un", "in", "im", "ir", "non-", "non")}
-    return DIFFERENT if answer in flipped or not re.search(r"[a-z]{2,}|[\u3040-\u9fff]", answer) else UNDECIDED
+    return DIFFERENT if answer in flipped or not _WORD.search(answer) else UNDECIDED
 
 
 def _mentions(text: str, label: str) -> bool:

@@ -36,6 +36,8 @@ def same_leaf(gold: Leaf, given: Leaf, symbols: SymbolTest) -> Outcome:
         return _same_words(gold, given)
     if given.prose or not given.text:
         return DIFFERENT if number(gold.text) is not None else UNDECIDED
+    if is_sign(given.text):
+        return DIFFERENT
     return _same_quantity(gold, given, symbols)
 
 
@@ -100,7 +102,9 @@ def _based(text: str) -> tuple[str, int] | None:
     if match is None:
         return None
     base = int(match["base"]) if match["base"].isdigit() else worded_number(match["base"])
-    return None if base is None else (match["digits"], int(base))
+    if base is None or not 2 <= base <= 36 or any(int(digit, 36) >= base for digit in match["digits"]):
+        return None
+    return match["digits"], int(base)
 
 
 def _same_quantity(gold: Leaf, given: Leaf, symbols: SymbolTest) -> Outcome:
@@ -165,7 +169,8 @@ def _same_number(gold: str, given: str) -> Outcome | None:
     if gold_value is None or given_value is None:
         return None
     if gold_percent != given_percent:
-        return _same_share(gold_value, given_value, gold_percent)
+        rounded = gold_percent and is_decimal(gold.rstrip("% ")) and is_rounding(gold.rstrip("% "), given_value * 100)
+        return SAME if rounded else _same_share(gold_value, given_value, gold_percent)
     if gold_value == given_value:
         return SAME
     gold, given = gold.rstrip("% "), given.rstrip("% ")
@@ -219,6 +224,19 @@ def _as_fraction(value: evaluation.Value) -> Fraction | None:
     if getattr(value, "imag", 0) != 0 or abs(value) > 10**30:
         return None
     return Fraction(int(value.real * 10**40), 10**40)
+
+
+def approximates(decimal: str, exact: str) -> bool:
+    """Return whether a decimal of at least two places is an expression, rounded or cut to them: 1.73 of sqrt(3)."""
+    places = len(decimal.partition(".")[2])
+    value = number(decimal)
+    if value is None or not is_decimal(decimal) or places < 2:
+        return False
+    try:
+        exact_value = _as_fraction(evaluation.evaluate(parse(exact), {}))
+    except (UnreadableError, UndefinedError, ArithmeticError):
+        return False
+    return exact_value is not None and abs(value - exact_value) * 10**places < 1
 
 
 def _is_other_name(gold: str, given: str) -> bool:

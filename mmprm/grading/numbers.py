@@ -79,6 +79,8 @@ def worded_number(text: str) -> Fraction | None:
     if not _WORD_NUMBER.fullmatch(text):
         return None
     words = [word for word in re.split(r"[\s-]+", text) if word]
+    if not words:
+        return None
     negative = words[0] in ("minus", "negative")
     value = _worded(words[1:] if negative else words)
     return -value if value is not None and negative else value

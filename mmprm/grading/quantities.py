@@ -18,7 +18,7 @@ _COMPOUND = re.compile(
 _COMPOUND_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(\\text\{\s*[a-zA-Z]+\s*\}|(?!and\b)[a-zA-Z]+|[\u4e00-\u9fff]+)")
 _BRACKETED = re.compile(r"(?P<body>.*[\d}])\s*\(\s*(?P<unit>\\text\{[^{}]+\}[^()]*|[^()\d]+\d?)\)")
 _TAIL = re.compile(
-    r"(?P<body>.*?[\d})a-z])\s*(?<![a-zA-Z\\])(?P<unit>(?:square |cubic |平方|立方)?[a-zA-Zμ\u4e00-\u9fff°]{2,}(?:[/^{}\d\s.-]|\\cdot|[a-zA-Z\u4e00-\u9fff])*)"
+    r"(?P<body>.*?[\d})a-z])\s*(?<![a-zA-Z\\])(?P<unit>(?:square |cubic |平方|立方)?[a-zA-ZμΩ\u4e00-\u9fff°]{2,}(?:[/^{}\d\s.-]|\\cdot|[a-zA-Z\u4e00-\u9fff])*)"
 )
 _FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 _ANGLE = re.compile(r"[+=<>]|(?<=[\w°}])\s*-")
@@ -111,7 +111,7 @@ def _behind_number(text: str) -> Split:
     if match is None or match.end() == len(text):
         return None
     rest, spaced = text[match.end() :].strip(), text[match.end()].isspace()
-    unit = read_unit(rest) if re.match(r"[a-zA-Zμ°\u4e00-\u9fff\\$¥€£¤₹]", rest) else None
+    unit = read_unit(rest) if re.match(r"[a-zA-ZμΩ°\u4e00-\u9fff\\$¥€£¤₹]", rest) else None
     if unit is None:
         return None
     body = match[0].strip()

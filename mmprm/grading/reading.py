@@ -138,6 +138,8 @@ def _read_line(text: str, depth: int = 0) -> Answer:
     if depth > MAX_DEPTH:
         return Leaf(text, prose=True)
     text = _unbraced(text)
+    if worded_number(text) is not None:
+        return read_leaf(text)
     if _SERIAL.fullmatch(text):
         return Group("list", tuple(Leaf(item) for item in re.findall(r"\d+", text)))
     if _NUMBERS.fullmatch(text) and number(text) is None:
@@ -221,8 +223,10 @@ def _without_units(text: str) -> str:
 
 def _read_environment(text: str, depth: int) -> Answer | None:
     """A matrix, with a number before it multiplied in, or a system or a function by cases."""
-    if not ("\\begin" in text or text.startswith("[[")):
+    if "\\begin" not in text:
         return None
+    if text[0] in "([" and text[-1] in ")]" and r"\begin{array}" in text:
+        text = text[1:-1].strip()
     if match := _MATRIX.fullmatch(text):
         factor, rows = match["factor"].strip(), [row for row in _ROW.split(match["rows"].strip()) if row]
         if r"\begin" in factor or "=" in factor:

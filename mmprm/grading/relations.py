@@ -11,7 +11,7 @@ from mmprm.grading.expressions import Node, UnreadableError, parse
 from mmprm.grading.expressions import symbols as free_symbols
 from mmprm.grading.numbers import number
 from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome, SymbolTest, all_of
-from mmprm.grading.reading import Answer, Group, Leaf
+from mmprm.grading.reading import Answer, Group, Leaf, has_prose
 from mmprm.grading.text import key
 
 Same = Callable[[Answer, Answer], Outcome]
@@ -68,13 +68,13 @@ def _relation_against_value(gold: Group, given: Answer, same: Same) -> Outcome:
     if states_value(gold) and not _is_number(gold.items[0]):
         outcome = same(stated_side(gold), given)
         return outcome
-    if isinstance(given, Leaf):
-        return DIFFERENT if not given.prose else UNDECIDED
-    return UNDECIDED
+    return UNDECIDED if has_prose(given) else DIFFERENT
 
 
 def _value_against_relation(gold: Answer, given: Group, same: Same) -> Outcome:
     """x = 5 for 5; not 2x = 5, x > 5 or x ≠ 5."""
+    if _is_number(given.items[0]) and len(given.items) == 2 and given.marks == ("=",) and _is_name(given.items[1]):
+        return same(gold, given.items[0])  # 5 = x
     if states_value(given):
         sides = [stated_side(given)]
         if given.marks[-1:] == (r"\approx",):
@@ -87,8 +87,9 @@ def _value_against_relation(gold: Answer, given: Group, same: Same) -> Outcome:
         names = _names(given.items[0])
         if names is not None and len(names) == 1:
             return DIFFERENT
-        return UNDECIDED if same(gold, given.items[-1]) is not DIFFERENT else DIFFERENT
-    return UNDECIDED
+    if has_prose(gold) or has_prose(given):
+        return UNDECIDED
+    return UNDECIDED if same(gold, given.items[-1]) is not DIFFERENT else DIFFERENT
 
 
 def _names(side: Answer) -> frozenset[str] | None:
@@ -195,7 +196,9 @@ def equivalent(gold: Group, given: Group) -> Outcome | None:
     ratio = _constant_ratio(one, other, names)
     if ratio is not None:
         return SAME if equations or gold.marks == (r"\neq",) or (ratio < 0) == turned else DIFFERENT
-    return SAME if equations and any(_same_solved(one, other, name, names) for name in names) else DIFFERENT
+    if not equations:
+        return DIFFERENT
+    return SAME if _implies(one, other, names) and _implies(other, one, names) else DIFFERENT
 
 
 def _difference(relation: Group) -> Node:
@@ -223,17 +226,25 @@ def _constant_ratio(one: Node, other: Node, names: Sequence[str]) -> float | Non
     return float(getattr(first, "real", first)) if abs(getattr(first, "imag", 0)) < 1e-30 else None
 
 
-def _same_solved(one: Node, other: Node, name: str, names: Sequence[str]) -> bool:
-    solved = []
+def _implies(one: Node, other: Node, names: Sequence[str]) -> bool:
+    """Whether an equation, solved for a symbol in which it is linear, fulfils another one."""
+    return any(_vanishes_at_roots(one, other, name, names) for name in names)
+
+
+def _vanishes_at_roots(one: Node, other: Node, name: str, names: Sequence[str]) -> bool:
+    fulfilled = 0
     for point in sample_points(names):
         try:
-            roots = [_root(node, name, point) for node in (one, other)]
+            root = _root(one, name, point)
+            if root is None:
+                return False
+            value, near = (evaluate(other, {**point, name: at}, DIGITS[0]) for at in (root, root * 2 + 1))
         except (UndefinedError, ZeroDivisionError):
             continue
-        if None in roots:
+        if abs(value) > 1e-30 * abs(near):
             return False
-        solved.append(roots)
-    return len(solved) >= 3 and all(abs(a - b) <= 1e-30 * max(abs(a), abs(b)) for a, b in solved)
+        fulfilled += 1
+    return fulfilled >= 3
 
 
 def _root(node: Node, name: str, point: dict) -> object | None:

@@ -51,6 +51,8 @@ _FRACTIONS = (
     (r"\\frac\s*(\d)\s*\{", r"\\frac{\1}{"),
     (r"(\\frac\s*\{[^{}]*\})\s*(\d)", r"\1{\2}"),
     (r"\\sqrt\s*(\d|[a-zA-Z])", r"\\sqrt{\1}"),
+    (r"\\[dt]?binom\s*(\d)\s*(\d)", r"\\binom{\1}{\2}"),
+    (r"\\[dt]binom", r"\\binom"),
     (r"√\s*\(([^()]*)\)|√\s*\{([^{}]*)\}|√\s*(\w+)", lambda match: rf"\sqrt{{{match[1] or match[2] or match[3]}}}"),
 )
 _TEXT = (

@@ -118,7 +118,7 @@ def read_unit(text: str) -> Unit | None:
     text = re.sub(
         r"\\(?:mu|Omega)(?![a-zA-Z])\s*(?:\\text\{\s*)?", lambda match: "μ" if "mu" in match[0] else "Ω", text
     )
-    text = _NOISE.sub(" ", text.replace("µ", "μ").replace("Ω", "Ω")).strip(" ()")
+    text = _NOISE.sub(" ", text.replace("µ", "μ")).strip(" ()")
     text = re.sub(r"\b(?:kmph|kph|mph|mps)\b", lambda match: _QUOTIENTS[match[0]], text)
     text = re.sub(r"\bms(?=\^?-[12])", "m s", text)  # metres, not 1/milliseconds
     text = re.sub(r"°\s+([CF])\b", r"°\1", re.sub(r"\bdegrees? (?=Celsius)", "°C ", text))
