@@ -86,6 +86,13 @@ def plain(step: str, markup: Markup) -> str:
     return step.strip()
 
 
+def plain_split(text: str, markup: Markup) -> Split:
+    """Return the plain steps of a response, or the reason why it has none."""
+    found = split(text, markup)
+    steps = tuple(plain(step, markup) for step in found.steps)
+    return Split(steps, found.reason) if all(steps) else Split((), "empty step")
+
+
 def _left_of_mark(mark: re.Match[str]) -> str:
     """What a mark leaves behind: the beginning of bold text that ends after it."""
     return mark["bold"] if mark["bold"] and not (mark["closed"] or mark["closed_open"] or mark["closed_after"]) else ""

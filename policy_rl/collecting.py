@@ -97,7 +97,7 @@ class Collector:
         self._least = ESTIMATORS[config.advantage.estimator].least
         self._prompts = Prompts(problems, config.seed)
         self._by_id = {problem.id: problem for problem in problems}
-        self.fingerprint = fingerprint(problems)
+        self.fingerprint = fingerprint(problems, config)
         self._carried: list[GradedGroup] = []
         self._total = config.total_steps(len(problems))
 
@@ -230,10 +230,13 @@ class Collector:
         return None
 
 
-def fingerprint(problems: Sequence[Problem]) -> str:
-    """Of the problems and their order; pictures, which may have moved, count by their number."""
+def fingerprint(problems: Sequence[Problem], config: RLConfig) -> str:
+    """Of the problems and their order; pictures, which may have moved, count by their number. Other columns count where
+    reward functions may read them."""
     content = [(p.id, p.question, p.answer, p.choices, len(p.pictures)) for p in problems]
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    if config.rewards.functions:
+        content.append([sorted(p.extra.items()) for p in problems])
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]
 
 
 async def all_or_none(work: Iterable[Awaitable[T]]) -> list[T]:

@@ -16,9 +16,10 @@ from mmprm.errors import DataError
 from mmprm.files import locked
 from mmprm.grading.calibration import check_judge
 from mmprm.grading.open import open_grader
-from mmprm.preflight import check_output, check_policy, check_prm
+from mmprm.preflight import check_output, check_policy
 from mmprm.problems import load_problems
 from mmprm.rendering import turn_beginning
+from mmprm.scoring.open import scorer_info
 from mmprm.types import Problem
 from policy_rl.collecting import Collector
 from policy_rl.config import RLConfig
@@ -48,7 +49,7 @@ def train_policy(config: RLConfig) -> Summary:
     with locked(Path(config.output), "output"):
         check_output(config.output, "output")
     if config.process is not None:
-        check_prm(config.process.scorer.prm)
+        scorer_info(config.process.scorer)
     owner = check_policy(config.engine, config.sampling, config.prompt, [*problems, *held_out])
     return actors.run(_run(config, problems, held_out, turn_beginning(owner, config.prompt)))
 

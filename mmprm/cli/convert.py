@@ -1,6 +1,10 @@
 """Bring a checkpoint into another form: an older InternVL into the native class, our PRM into that of other tools.
 
+A checkpoint of mmprm rl, sft or train (RUN/checkpoints/step-…, or RUN for its newest one) becomes the model that it
+holds, whatever ranks and ZeRO stage wrote it; checkpoints/best is the one of the best evaluation (keep_best).
+
 Examples:
+  mmprm convert runs/rl/checkpoints/step-00000040 models/policy-40
   mmprm convert models/InternVL2_5-8B models/InternVL2_5-8B-hf
   mmprm convert models/MM-PRM models/MM-PRM-hf
   mmprm convert runs/text/train/prm models/text-prm --format qwen
@@ -15,7 +19,11 @@ from mmprm.prm.info import INFO_FILE
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", metavar="SOURCE", help="folder of an internvl_chat model, or with --format of a PRM")
+    parser.add_argument(
+        "source",
+        metavar="SOURCE",
+        help="folder of an internvl_chat model, a checkpoint of a run, or with --format a PRM",
+    )
     parser.add_argument("target", metavar="TARGET", help="folder to write; it must not exist")
     parser.add_argument(
         "--format",
@@ -27,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     if arguments.format == "native":
-        _to_native(arguments)
+        from mmprm.training.checkpoints import is_checkpoint
+
+        (_to_model if is_checkpoint(Path(arguments.source)) else _to_native)(arguments)
         return
     from mmprm.prm.export import export_prm
 
@@ -35,6 +45,13 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"{arguments.target}: {info.format}, marker {info.tokens.marker!r}")
     if info.aggregator is None:
         print("aggregator and threshold are not chosen: mmprm rerank --choose-aggregator, mmprm eval")
+
+
+def _to_model(arguments: argparse.Namespace) -> None:
+    from mmprm.prm.trained import convert_checkpoint
+
+    found = convert_checkpoint(arguments.source, arguments.target)
+    print(f"{arguments.target}: the {found.kind} after step {found.step} ({found.checkpoint})")
 
 
 def _to_native(arguments: argparse.Namespace) -> None:

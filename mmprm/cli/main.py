@@ -12,6 +12,7 @@ from pathlib import Path
 from mmprm.cli.options import fitted
 from mmprm.errors import MmprmError
 from mmprm.signals import SigtermAsInterrupt
+from mmprm.terminal import plain_output, plain_text
 
 COMMANDS = {
     "annotate": "label reasoning steps by tree search over rollouts",
@@ -64,15 +65,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _expanded(parser.parse_args(argv[1:]))
     sigterm = SigtermAsInterrupt()
     try:
-        with sigterm:
+        with sigterm, plain_output():
             module.run(arguments)
     except MmprmError as error:
-        print(f"mmprm {name}: {error}", file=sys.stderr)
+        print(f"mmprm {name}: {plain_text(str(error))}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # the reader has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        print(f"mmprm {name}: {error}; check the disk and the path, then run it again", file=sys.stderr)
+        print(f"mmprm {name}: {plain_text(str(error))}; check the disk and the path, then run it again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         kept = "; the same command goes on from what was saved" if name in RESUMABLE else ""

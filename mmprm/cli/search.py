@@ -33,7 +33,7 @@ from mmprm.errors import DataError
 from mmprm.evaluation.aggregators import described
 from mmprm.grading.calibration import check_judge
 from mmprm.metrics import Interval
-from mmprm.preflight import check_output, check_prm
+from mmprm.preflight import check_output
 from mmprm.problems import load_problems
 from mmprm.report.tables import cell
 from mmprm.sampling.policy import PolicyConfig
@@ -72,7 +72,6 @@ def run(arguments: argparse.Namespace) -> None:
     check_judge(config.grader.judge)
     problems = load_problems(config.problems)
     check_output(config.output, "output")
-    check_prm(config.scorer.prm)
     check_config(config, problems, config.search.samples, "search.samples")
     scorer = open_scorer(config.scorer)
     try:

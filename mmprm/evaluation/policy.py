@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmprm.config import Config, PathText
 from mmprm.errors import EngineStoppedError, MmprmError
@@ -17,6 +17,7 @@ from mmprm.evaluation.layouts import Item
 from mmprm.grading.symbolic import GraderConfig
 from mmprm.metrics import Interval, bootstrap
 from mmprm.prompts import PromptConfig
+from mmprm.rendering import template_of_file
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.sampling.seeds import derive_seed
 from mmprm.types import Completion, Grader, Grading, Problem, Sampler, SampleRequest, Verdict
@@ -50,6 +51,14 @@ class PolicyEvalConfig(Config):
     """Of the draws and the bootstrap."""
     workers: int | None = Field(None, ge=1)
     """Engines; by default one a GPU (group of tensor_parallel_size GPUs), without a GPU one a core."""
+    ray_address: str | None = None
+    """Address of a Ray cluster to join, host:port; by default that of RAY_ADDRESS or of `ray start` on this machine,
+    else one is started here, which listens on the loopback interface alone. local: always start one."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _chat_template_of_a_file(cls, values: Any) -> Any:
+        return template_of_file(values, "engine", "chat_template")
 
 
 @dataclass(frozen=True, slots=True)

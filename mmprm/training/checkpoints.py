@@ -139,6 +139,43 @@ def newest(folder: Path) -> Path | None:
     return next((path for path in reversed(_complete(folder)) if _fault(path) is None), None)
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a folder is a checkpoint, or a run's folder that holds some."""
+    return any((folder / _STATE).is_file() or any(folder.glob("step-*")) for folder in (path, path / "checkpoints"))
+
+
+def read_checkpoint(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Return a whole checkpoint and its state; of a run's folder the newest one.
+
+    CheckpointError where there is none.
+    """
+    if not (path / _STATE).is_file():
+        path = newest(path / "checkpoints" if (path / "checkpoints").is_dir() else path) or path
+    path = path.resolve()  # of checkpoints/best
+    fault = _fault(path)
+    if fault is not None:
+        raise CheckpointError(f"{path}: {fault}; take another checkpoint")
+    state = _state(path)
+    assert state is not None, "a whole checkpoint has its state"
+    return path, state
+
+
+def trained_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Return what a checkpoint holds of the model, whole, by whatever ranks and ZeRO stage it was written; frozen
+    weights are not in it. The files are pickles: read only checkpoints of your own."""
+    folder = path / "deepspeed"
+    whole = folder / "mp_rank_00_model_states.pt"
+    if whole.is_file():  # up to stage 2 each rank has all weights
+        return torch.load(whole, map_location="cpu", weights_only=False)["module"]
+    import contextlib
+    import io
+
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells its progress
+        return get_fp32_state_dict_from_zero_checkpoint(str(path), "deepspeed", exclude_frozen_parameters=True)
+
+
 def _complete(folder: Path) -> list[Path]:
     """Checkpoints that have every file in its size, oldest first."""
     return sorted(path for path in folder.glob("step-*") if _same_sizes(path))

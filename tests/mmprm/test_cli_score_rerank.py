@@ -11,6 +11,7 @@ from mmprm.cli import rerank, score
 from mmprm.cli.main import main
 from mmprm.errors import CheckpointError, DataError
 from mmprm.prm.info import AggregatorEvidence, PrmInfo, read_info, write_info
+from mmprm.problems import ProblemReader
 from mmprm.selection.groups import Candidate, Group, Sampled
 from mmprm.types import Problem, Solution, StepScores, Verdict
 
@@ -246,7 +247,8 @@ def test_other_samples_are_not_taken_for_these(reranked: Rerank, capsys: pytest.
 
 def test_pictures_are_relative_to_the_file() -> None:
     row = {"question": "q", "steps": ["a"], "images": ["a.png", "b.png"]}
-    solution = score._solution(row, "f.jsonl:3", Path("folder"))
+    config = score.ScoreConfig(scorer={"prm": "p"})
+    (solution,) = score.read_line(row, "f.jsonl:3", ProblemReader(config.columns, Path("folder")), config).solutions
     assert [picture.path for picture in solution.problem.pictures] == ["folder/a.png", "folder/b.png"]
     assert solution.problem.id == "f.jsonl:3"
 

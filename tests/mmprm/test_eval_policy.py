@@ -319,6 +319,8 @@ def run(
         yield sampler
 
     monkeypatch.setattr(command, "open_sampler", opened)
+    monkeypatch.setattr(command, "check_config", lambda *_: None)
+    monkeypatch.setattr(command.actors, "connect", lambda address: False)
     words = [f"--set={item}" for item in ("layout=mathvision", "engine.model=scripted", f"output={folder}", *more)]
     if judged is not None:
         real = command.open_grader

@@ -54,6 +54,8 @@ async def test_the_command_writes_solutions_and_compares(
 
     monkeypatch.setattr(command, "scorer_info", lambda config: PrmInfo(aggregator="min"))
     monkeypatch.setattr(command, "open_scorer", lambda config: Scorer())
+    monkeypatch.setattr(command, "check_config", lambda *_: None)
+    monkeypatch.setattr(policy.actors, "connect", lambda address: False)
     monkeypatch.setattr(policy, "open_sampler", lambda *arguments: opened(DigitSampler()))
     monkeypatch.setattr(policy, "open_grader", lambda config: opened(TagGrader()))
     (tmp_path / "problems.jsonl").write_text('{"id": "p", "question": "q", "answer": "111"}')

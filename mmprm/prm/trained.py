@@ -1,0 +1,122 @@
+"""A checkpoint to resume from as the model that it holds: `mmprm convert RUN/checkpoints/step-00000010 FOLDER`.
+
+Checkpoints of mmprm rl, sft and train hold what was trained, in DeepSpeed's own files, and the name of the model that
+the run began with, which gives everything else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmprm.errors import CheckpointError, ConfigError
+from mmprm.files import whole_folder
+from mmprm.preflight import check_model
+from mmprm.prm.info import PrmTokens
+from mmprm.prm.model import Prm, initialise_prm, load_backbone, save_prm
+from mmprm.prompts import PromptConfig
+from mmprm.rendering import end_of_turn
+from mmprm.training.checkpoints import read_checkpoint, trained_weights
+from mmprm.training.lora import LoraConfig, add_adapters, plain_weights
+
+_PREFIX = "backbone."
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What was written: `kind` is "policy" or "process reward model"."""
+
+    kind: str
+    step: int
+    checkpoint: Path
+
+
+def convert_checkpoint(source: str | Path, target: str | Path) -> Trained:
+    """Write a checkpoint, or the newest one of a run's folder, as a Hugging Face folder; it needs no GPU.
+
+    Raises ConfigError where the target exists, and CheckpointError for a checkpoint that is damaged or whose model
+    cannot be found.
+    """
+    target = Path(target)
+    if target.exists():
+        raise ConfigError(f"{target}: exists already; choose another folder")
+    path, state = read_checkpoint(Path(source))
+    identity = state["identity"]
+    base = identity.get("base") or identity.get("model")
+    if not isinstance(base, str):
+        raise CheckpointError(
+            f"{path}: does not say which model its run began with; only runs of mmprm have such files"
+        )
+    try:
+        check_model(base)
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: its run began with another model: {error}; run this where it was run"
+        ) from error
+    optimisation = identity.get("optimisation", identity)
+    dtype = torch.bfloat16 if optimisation.get("precision") == "bf16" else torch.float32
+    if "target" in identity:
+        _write_prm(path, identity, base, dtype, target)
+        return Trained("process reward model", state["step"], path)
+    _write_policy(path, identity, base, dtype, target)
+    return Trained("policy", state["step"], path)
+
+
+def _write_policy(path: Path, identity: dict[str, Any], base: str, dtype: torch.dtype, target: Path) -> None:
+    backbone, processor = load_backbone(base, dtype)
+    weights = _merged(path, identity, backbone, (), ())
+    prompt = PromptConfig(**{name: value for name, value in identity.get("prompt", {}).items() if value is not None})
+    if "conversations" in identity:  # supervised: a base model may have learned to stop at another token
+        _stop_at_end_of_turn(backbone, processor, prompt)
+    if prompt.chat_template is not None:
+        processor.chat_template = prompt.chat_template
+    with whole_folder(target) as folder:
+        backbone.save_pretrained(folder, state_dict=weights)
+        processor.save_pretrained(folder)
+
+
+def _write_prm(path: Path, identity: dict[str, Any], base: str, dtype: torch.dtype, target: Path) -> None:
+    prm = initialise_prm(base, PrmTokens(**identity["tokens"]), identity.get("add_missing_tokens", False), dtype)
+    model = prm.model
+    weights = _merged(path, identity, model.backbone, [model.marker_id], model.judgement_ids)
+    info = prm.info.model_copy(update={"labels": dict(identity["target"])})
+    save_prm(target, Prm(model, prm.renderer, info), weights)
+
+
+def _merged(
+    path: Path, identity: dict[str, Any], backbone: Any, input_rows: Sequence[int], output_rows: Sequence[int]
+) -> dict[str, Tensor]:
+    """Return the plain state of the backbone with the checkpoint's weights in place of its own."""
+    if identity.get("lora"):
+        add_adapters(backbone, LoraConfig(**identity["lora"]), input_rows, output_rows)
+    own = backbone.state_dict(keep_vars=True)
+    trained = {name: tensor for name, tensor in trained_weights(path).items() if name.startswith(_PREFIX)}
+    found = {name.removeprefix(_PREFIX): tensor for name, tensor in trained.items()}
+    strange = sorted(found.keys() - own.keys())
+    shapes = sorted(name for name in found.keys() & own.keys() if found[name].shape != own[name].shape)
+    if strange or shapes or not found:
+        what = f"has {strange[0]}" if strange else f"{shapes[0]} has another shape" if shapes else "holds no weights"
+        raise CheckpointError(
+            f"{path}: does not fit the model that its run began with: {what}; has that been replaced?"
+        )
+    replaced: dict[int, Tensor] = {}  # tied tensors stay one tensor
+    for name, tensor in found.items():
+        replaced.setdefault(id(own[name]), tensor.detach().to(own[name].dtype).contiguous())
+    merged = {name: replaced.setdefault(id(tensor), tensor.detach()) for name, tensor in own.items()}
+    return plain_weights(backbone, merged)
+
+
+def _stop_at_end_of_turn(backbone: Any, processor: Any, prompt: PromptConfig) -> None:
+    tokenizer = getattr(processor, "tokenizer", processor)
+    special = sorted(map(re.escape, tokenizer.all_special_tokens), key=len, reverse=True)
+    end = re.search("|".join(special), end_of_turn(processor, prompt)) if special else None
+    settings = backbone.generation_config
+    known = settings.eos_token_id
+    known = set() if known is None else {known} if isinstance(known, int) else set(known)
+    settings.eos_token_id = sorted(known | ({tokenizer.convert_tokens_to_ids(end[0])} if end else set())) or None
