@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -63,7 +64,7 @@ class WorkerPool:
         worker = self._worker()
         try:
             return worker.ask(request)
-        except _GoneError:  # killed while it was idle, by no fault of this comparison
+        except _GoneError:  # killed from outside, maybe while it was idle: by no fault of this comparison
             return self._worker().ask(request)
 
     def _worker(self) -> _Worker:
@@ -86,7 +87,7 @@ class WorkerPool:
 
 
 class _GoneError(DiedError):
-    """The worker had ended before it was asked."""
+    """The worker was killed from outside."""
 
 
 class _Worker:
@@ -126,7 +127,9 @@ class _Worker:
         if not line:
             self.kill()
             code = self.process.returncode
-            raise LateError if code == KILLED_BY_TIMER else DiedError(f"worker died with exit code {code}")
+            if code == KILLED_BY_TIMER:
+                raise LateError
+            raise (_GoneError if code == -signal.SIGKILL else DiedError)(f"worker died with exit code {code}")
         reply = json.loads(line)
         if "error" in reply:
             raise DiedError(f"comparison failed: {reply['error']}")
