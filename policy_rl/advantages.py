@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from mmprm.config import Config
@@ -38,12 +38,27 @@ class AdvantageConfig(Config):
     samples in one."""
     clamp: float | None = Field(None, gt=0)
     """Limit of |advantage|, before whitening; MM-Eureka: 10."""
-    whiten: bool = False
-    """Whiten over the tokens of the global batch; MM-Eureka: for all but grpo. The two REINFORCE++ forms always do."""
+    whiten: bool | None = None
+    """Whiten over the tokens of the global batch; unset: only where it belongs to the estimator (gae and the two
+    REINFORCE++ forms, of which the latter always do). MM-Eureka: true for all but grpo."""
     gamma: float = Field(1.0, ge=0, le=1)
-    """Discount of token rewards."""
+    """Discount of token rewards; for gae and reinforce_pp, whose sequence reward stands on the last token, of that,
+    too."""
     lam: float = Field(1.0, ge=0, le=1)
     """λ of GAE."""
+
+    @property
+    def whitens(self) -> bool:
+        return ESTIMATORS[self.estimator].whitens if self.whiten is None else self.whiten
+
+    @model_validator(mode="after")
+    def _whitening_is_the_baseline(self) -> AdvantageConfig:
+        if self.whiten is False and self.estimator.startswith("reinforce_pp"):
+            raise ValueError(
+                f"whiten=false with estimator={self.estimator}: whitening is part of REINFORCE++; leave whiten out, or "
+                "use rloo or dr_grpo"
+            )
+        return self
 
 
 def tabulate(rewards: Sequence[Sequence[float | None]], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -82,7 +97,8 @@ def dr_grpo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
 
 
 def reinforce_pp(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
-    """A_k = R_k; whitening over the global batch's tokens is its only baseline (Hu 2025)."""
+    """A_k = R_k, on the last token T and discounted before it, γ^(T − t)·R_k; whitening over the global batch's tokens
+    is its only baseline (Hu 2025)."""
     return torch.where(kept_PK, rewards_PK, 0)
 
 
@@ -104,11 +120,13 @@ def differs(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
 @dataclass(frozen=True, slots=True)
 class Estimator:
     """`advantages(rewards_PK, kept_PK)`; a group with fewer than `least` known samples is dropped; `whitens`: whitening
-    is part of the definition; `critic`: token rewards go through `gae`, and the sequence reward to the last token."""
+    is part of the definition; `on_last_token`: the sequence reward stands there and is discounted, in place of standing
+    on each token; `critic`: rewards go through `gae`."""
 
     advantages: Callable[[Tensor, Tensor], Tensor]
     least: int = 2
     whitens: bool = False
+    on_last_token: bool = False
     critic: bool = False
 
 
@@ -116,9 +134,9 @@ ESTIMATORS = {
     "rloo": Estimator(rloo),
     "grpo": Estimator(grpo),
     "dr_grpo": Estimator(dr_grpo),
-    "reinforce_pp": Estimator(reinforce_pp, least=1, whitens=True),
+    "reinforce_pp": Estimator(reinforce_pp, least=1, whitens=True, on_last_token=True),
     "reinforce_pp_baseline": Estimator(dr_grpo, whitens=True),
-    "gae": Estimator(reinforce_pp, least=1, critic=True),
+    "gae": Estimator(reinforce_pp, least=1, whitens=True, on_last_token=True, critic=True),
     "cpgd": Estimator(dr_grpo),
     "cpgd_inverse_std": Estimator(grpo),
     "cpgd_clip_filter": Estimator(cpgd_clip_filter),

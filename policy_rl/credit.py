@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -28,34 +28,48 @@ class CreditConfig(Config):
     ends, for a critic."""
     weight: float = Field(1.0, gt=0)
     """Coefficient of the process reward beside the outcome."""
-    token_baseline: bool = True
-    """return_to_go and the min forms: subtract, for each token of the steps still to come, what the group's other
-    samples earn a token. Process and outcome are then apart, each with a leave-one-out of its own."""
+    baseline: Literal["step_index", "pure_tokens", "prime_steps", "none"] = "step_index"
+    """return_to_go and the min forms: what is subtracted from a step's return. step_index: the mean return of the
+    group's other responses at the same step, 0 credit where none of them has such a step. pure_tokens (PURE) and
+    prime_steps (PRIME) reproduce published results: they subtract a rate per token or step that is still to come, which
+    pays for length. Process and outcome are apart, each with a baseline of its own."""
     transform: Literal["none", "clip", "delta"] = "none"
     """return_to_go: none r; clip min(r − eta, 0); delta r_j − r_{j+1}."""
     eta: float = 0.0
     """Threshold of transform=clip."""
     normalise_steps: bool = False
-    """return_to_go: normalise the (transformed) scores over all steps of the group before the sum (DeepSeekMath), in
-    place of token_baseline."""
+    """return_to_go: normalise the (transformed) scores over all steps of the group before the sum. DeepSeekMath's form
+    has baseline=none: the mean is subtracted once for each step that is still to come, which pays for length."""
     temperature: float = Field(0.1, gt=0)
     """soft_min: temperature of the softmax that picks the worst step."""
     gate: Literal["none", "right"] = "none"
     """right: process reward only for right answers, and among them (PAPO)."""
     per_source: bool = False
-    """Each source has a baseline of its own, before they are added (PRIME). scalar: the estimator sees outcome and
-    process apart; return_to_go and the min forms: from each step's reward goes the mean step reward of the group's
-    other samples, in place of token_baseline."""
+    """scalar: the estimator sees outcome and process apart, and its results are added (PRIME). Without it the estimator
+    sees their sum."""
 
     @property
     def compares(self) -> bool:
         """Process reward is held against that of the group's other samples, of which there must be one."""
-        return MODES[self.mode].compares and (self.token_baseline or self.normalise_steps or self.per_source)
+        return MODES[self.mode].compares and (BASELINES[self.baseline] is not None or self.normalise_steps)
 
     @property
     def needs_scores(self) -> bool:
         """A response without process reward cannot be held against others: 0 is no average of theirs."""
         return self.mode != "scalar" and not self.compares
+
+    @model_validator(mode="before")
+    @classmethod
+    def _baseline_has_one_key(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "token_baseline" in values:
+            instead = "baseline=pure_tokens" if values["token_baseline"] else "baseline=none"
+            raise ValueError(f"token_baseline={values['token_baseline']} does not exist; set credit.{instead}")
+        if isinstance(values, dict) and values.get("per_source") and values.get("mode", "soft_min") in DENSE:
+            raise ValueError(
+                f"per_source={values['per_source']} is for mode=scalar; with mode={values.get('mode', 'soft_min')} "
+                "PRIME's baseline is credit.baseline=prime_steps"
+            )
+        return values
 
     @model_validator(mode="after")
     def _options_belong_to_the_mode(self) -> CreditConfig:
@@ -63,12 +77,6 @@ class CreditConfig(Config):
             value = getattr(self, key)
             if self.mode not in modes and key in self.model_fields_set and value not in (False, "none"):
                 raise ValueError(f"{key}={value} does nothing with mode={self.mode}: it is for {', '.join(modes)}")
-        for key in ("per_source", "normalise_steps"):
-            if getattr(self, key) and self.token_baseline and MODES[self.mode].compares:
-                raise ValueError(
-                    f"{key} and token_baseline are two baselines of one process reward: set token_baseline=false, or "
-                    f"leave {key} out"
-                )
         if self.eta and self.transform != "clip":
             raise ValueError(f"eta={self.eta} is the threshold of transform=clip; set that, or leave eta out")
         return self
@@ -114,6 +122,16 @@ class Credit:
     alone_PK: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The steps of the samples that take part (`scored_PK`), the others' masked to 0 and 0 tokens."""
+
+    steps: ScoredSteps
+    scored_PK: Tensor
+    known_PK: Tensor
+    aggregate: Callable[[Sequence[float]], float] | None
+
+
 TRANSFORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "none": lambda scores, eta: scores,
     "clip": lambda scores, eta: (scores - eta).clamp(max=0),
@@ -146,24 +164,46 @@ def strict_min(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Te
     return torch.where(mask_PKS, rewards_PKS.flip(-1).cummin(dim=-1).values.flip(-1), 0)
 
 
-def token_baseline(returns_PKS: Tensor, tokens_PKS: Tensor, scored_PK: Tensor) -> Tensor:
+def step_index(part: Part, returns_PKS: Tensor) -> Tensor:
+    """G_j − mean over i ≠ k of G_j^i, i the group's scored samples that have a step j; 0 where no other has one.
+
+    A baseline of step j may depend on the other samples and on what precedes the step (its index), never on what
+    follows it: this one sums to 0 over the samples that have a step j, whatever their lengths.
+    """
+    mask_PKS = part.steps.mask_PKS
+    values_PKS = torch.where(mask_PKS, returns_PKS, 0).double()
+    others_PKS = mask_PKS.sum(dim=1, keepdim=True) - 1
+    mean_PKS = (values_PKS.sum(dim=1, keepdim=True) - values_PKS) / others_PKS.clamp(min=1)
+    return torch.where(others_PKS > 0, values_PKS - mean_PKS, 0).to(returns_PKS.dtype)
+
+
+def pure_tokens(part: Part, returns_PKS: Tensor) -> Tensor:
     """G_j − b·Σ_{l ≥ j} tokens(l), b_k = Σ_{i ≠ k} G_1^i / Σ_{i ≠ k} tokens^i over the group's scored samples: what the
-    others earn a token, so that a response's total does not depend on into how many steps its tokens fall (PURE)."""
-    totals_PK = torch.where(scored_PK, returns_PKS[..., :1].sum(dim=-1), 0)
-    lengths_PK = torch.where(scored_PK, tokens_PKS.sum(dim=-1), 0)
+    others earn per token (PURE).
+
+    Biased: the tokens that are still to come are the response's own later actions, so that length is paid for. Two
+    responses of 5 and 10 tokens whose steps all have p = 0.9 get +0.4 and −0.8 at their first step; at p = 0.1 the
+    signs turn. Returns that are no sums (strict_min) are not even centered. For reproduction only.
+    """
+    totals_PK = torch.where(part.scored_PK, returns_PKS[..., :1].sum(dim=-1), 0)
+    lengths_PK = torch.where(part.scored_PK, part.steps.tokens_PKS.sum(dim=-1), 0)
     others_PK = totals_PK.sum(dim=1, keepdim=True) - totals_PK
     rates_PK = others_PK / (lengths_PK.sum(dim=1, keepdim=True) - lengths_PK).clamp(min=1)
-    return returns_PKS - rates_PK[..., None] * to_go(tokens_PKS)
+    return returns_PKS - rates_PK[..., None] * to_go(part.steps.tokens_PKS)
 
 
-def step_baseline(returns_PKS: Tensor, mask_PKS: Tensor) -> Tensor:
-    """G_j − b·Σ_{l ≥ j} 1, b_k = mean over i ≠ k of G_1^i / S_i, the scored samples of the group: from each step's
-    reward goes the leave-one-out mean of what a step of the others earns (PRIME)."""
-    steps_PK = mask_PKS.sum(dim=-1)
+def prime_steps(part: Part, returns_PKS: Tensor) -> Tensor:
+    """G_j − b·Σ_{l ≥ j} 1, b_k = mean over i ≠ k of G_1^i / S_i, i the group's scored samples: from each step's reward
+    goes the leave-one-out mean of what a step of the others earns (PRIME).
+
+    Biased as `pure_tokens` is, by the number of steps in place of tokens: with all p = 0.9, responses of 1 and 2 steps
+    get +0.4 and −0.8 at their first step. For reproduction only.
+    """
+    steps_PK = part.steps.mask_PKS.sum(dim=-1)
     means_PK = returns_PKS[..., :1].sum(dim=-1) / steps_PK.clamp(min=1)
     others_P1 = ((steps_PK > 0).sum(dim=1, keepdim=True) - 1).clamp(min=1)
     baselines_PK = (means_PK.sum(dim=1, keepdim=True) - means_PK) / others_P1
-    return returns_PKS - baselines_PK[..., None] * to_go(mask_PKS.to(returns_PKS.dtype))
+    return returns_PKS - baselines_PK[..., None] * to_go(part.steps.mask_PKS.to(returns_PKS.dtype))
 
 
 def to_go(values_PKS: Tensor) -> Tensor:
@@ -181,17 +221,7 @@ def _normalise(rewards_PKS: Tensor, mask_PKS: Tensor) -> Tensor:
     return torch.where(differs_P1[..., None], centred_PKS / (variance_P11.sqrt() + EPSILON), 0)
 
 
-@dataclass(frozen=True, slots=True)
-class _Part:
-    """The steps of the samples that take part (`scored_PK`), the others' masked to 0 and 0 tokens."""
-
-    steps: ScoredSteps
-    scored_PK: Tensor
-    known_PK: Tensor
-    aggregate: Callable[[Sequence[float]], float] | None
-
-
-def _scalar(part: _Part, config: CreditConfig) -> dict[str, tuple[Source, ...]]:
+def _scalar(part: Part, config: CreditConfig) -> dict[str, tuple[Source, ...]]:
     assert part.aggregate is not None, "mode=scalar needs an aggregator: that of prm.json"
     rewards_PK = part.steps.scores_PKS.new_zeros(part.scored_PK.shape)
     for p, k in part.scored_PK.nonzero().tolist():
@@ -201,25 +231,36 @@ def _scalar(part: _Part, config: CreditConfig) -> dict[str, tuple[Source, ...]]:
 
 
 def _dense(
-    returns: Callable[[Tensor, Tensor, CreditConfig], Tensor], part: _Part, config: CreditConfig
+    returns: Callable[[Tensor, Tensor, CreditConfig], Tensor], part: Part, config: CreditConfig
 ) -> dict[str, Tensor]:
     returns_PKS = returns(part.steps.scores_PKS, part.steps.mask_PKS, config)
-    if config.per_source:
-        returns_PKS = step_baseline(returns_PKS, part.steps.mask_PKS)
-    elif config.token_baseline:
-        returns_PKS = token_baseline(returns_PKS, part.steps.tokens_PKS, part.scored_PK)
+    baseline = BASELINES[config.baseline]
+    if baseline is not None:
+        returns_PKS = baseline(part, returns_PKS)
     return {"returns_PKS": config.weight * torch.where(part.steps.mask_PKS, returns_PKS, 0)}
 
 
-def _step_gae(part: _Part, config: CreditConfig) -> dict[str, Tensor]:
+def _step_gae(part: Part, config: CreditConfig) -> dict[str, Tensor]:
     return {"rewards_PKS": config.weight * part.steps.scores_PKS}
+
+
+BASELINES: dict[str, Callable[[Part, Tensor], Tensor] | None] = {
+    "step_index": step_index,
+    "pure_tokens": pure_tokens,
+    "prime_steps": prime_steps,
+    "none": None,
+}
+"""Returns less their baseline, by credit.baseline: for the modes that give returns to steps. The others leave it to
+what comes after them: scalar to the estimator (the mean of the group's other responses with rloo), step_gae to the
+critic, whose value depends on what precedes a token only. Neither knows what follows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """`slots(part, config)`: the slots of Credit that the mode fills; `compares`: its baselines need other samples."""
+    """`slots(part, config)`: the slots of Credit that the mode fills; `compares`: its returns have a baseline by other
+    samples."""
 
-    slots: Callable[[_Part, CreditConfig], dict]
+    slots: Callable[[Part, CreditConfig], dict]
     compares: bool = False
 
 
@@ -234,11 +275,11 @@ MODES = {
 DENSE = tuple(name for name, mode in MODES.items() if mode.compares)
 
 MODES_OF: dict[str, tuple[str, ...]] = {
-    "token_baseline": DENSE,
+    "baseline": DENSE,
     "transform": ("return_to_go",),
     "normalise_steps": ("return_to_go",),
     "temperature": ("soft_min",),
-    "per_source": ("scalar", *DENSE),
+    "per_source": ("scalar",),
 }
 """The modes that an option of CreditConfig is for."""
 
@@ -260,7 +301,7 @@ def assign(
     taking_part = ScoredSteps(
         torch.where(mask_PKS, steps.scores_PKS, 0), torch.where(mask_PKS, steps.tokens_PKS, 0), mask_PKS
     )
-    slots = mode.slots(_Part(taking_part, scored_PK, kept_PK & ~missing_PK, aggregate), config)
+    slots = mode.slots(Part(taking_part, scored_PK, kept_PK & ~missing_PK, aggregate), config)
     nothing_PKS = torch.zeros_like(steps.scores_PKS)
     empty = {"sources": (), "returns_PKS": nothing_PKS, "rewards_PKS": nothing_PKS}
     alone_PK = asked_PK & ~missing_PK & ~scored_PK

@@ -59,8 +59,9 @@ def add_advantages(
     """The experiences with advantages, and for a critic returns; samples that lack a reward that counts are left out.
 
     A_t = w·A_sequence + step returns of the token's step + Σ_{l ≥ t} γ^(l − t)·(−β·k1_l), then clamped, then whitened
-    over all tokens; w is ADORA's. With a critic the sequence reward (times w) stands on the last token, step rewards on
-    the last token of their step, and A_t is their GAE.
+    over all tokens; w is ADORA's. With reinforce_pp w·A_sequence is a reward of the last token T, so that the first
+    term is γ^(T − t)·w·A_sequence. With a critic so it is, step rewards stand on the last token of their step, and A_t
+    is the GAE of all.
     """
     config = settings.advantage
     estimator = ESTIMATORS[config.estimator]
@@ -80,20 +81,23 @@ def add_advantages(
     taking_N, sequence_N = taking_PK[kept_PK], sequence_PK[kept_PK]
     mask_NT = _padded([np.ones(len(each.token_ids)) for each in experiences]).bool() & taking_N[:, None]
     rewards_NT = _kl_rewards(experiences, settings.kl_in_reward, mask_NT)
-    returns_NT = None
-    if estimator.critic:
-        if credit is not None:
-            rewards_NT = rewards_NT + place(credit.rewards_PKS[kept_PK], step_of_NT)
+    if credit is not None:
+        rewards_NT = rewards_NT + place(credit.rewards_PKS[kept_PK], step_of_NT)
+    if estimator.on_last_token:
         last_N = torch.tensor([len(each.token_ids) - 1 for each in experiences])
         rewards_NT[torch.arange(len(experiences)), last_N] += sequence_N
+    returns_NT = None
+    if estimator.critic:
         values_NT = _padded([each.values for each in experiences])
         advantages_NT, returns_NT = gae(rewards_NT, values_NT, mask_NT, config.gamma, config.lam)
     else:
-        advantages_NT = sequence_N[:, None] + returns_to_go(rewards_NT, mask_NT, config.gamma)
+        advantages_NT = returns_to_go(rewards_NT, mask_NT, config.gamma)
+        if not estimator.on_last_token:
+            advantages_NT = advantages_NT + sequence_N[:, None]
         if credit is not None:
             advantages_NT = advantages_NT + spread(credit.returns_PKS[kept_PK], step_of_NT)
     advantages_NT = clamp(advantages_NT, config.clamp)
-    if config.whiten or estimator.whitens:
+    if config.whitens:
         advantages_NT = whiten(advantages_NT, mask_NT, moments(advantages_NT, mask_NT))
     made = [
         replace(each, advantages=_cut(advantages_NT, n, each), returns=_cut(returns_NT, n, each))

@@ -13,6 +13,7 @@ from mmprm.config import build
 from mmprm.errors import ConfigError
 from policy_rl.advantages import ESTIMATORS
 from policy_rl.credit import (
+    BASELINES,
     GATES,
     MODES,
     TRANSFORMS,
@@ -55,14 +56,14 @@ ONE = [[[0.9, 0.1, 0.8]]]
 
 class TestMinForm:
     def test_soft_and_strict_differ_after_the_lowest_step(self) -> None:
-        soft = credit(scored(ONE), mode="soft_min", token_baseline=False).returns_PKS
+        soft = credit(scored(ONE), mode="soft_min", baseline="none").returns_PKS
         close(soft, [[[-0.8, -0.8, 0.0]]], 1e-5)
-        strict = credit(scored(ONE), mode="strict_min", token_baseline=False).returns_PKS
+        strict = credit(scored(ONE), mode="strict_min", baseline="none").returns_PKS
         close(strict, [[[-0.8, -0.8, 0.6]]])
 
     def test_soft_weights_by_hand(self) -> None:
         # r = (.2, .1); w ∝ e^(−2), e^(−1): w = (.26894142, .73105858); z = w·r
-        returns_PKS = credit(scored([[[0.6, 0.55]]]), mode="soft_min", token_baseline=False).returns_PKS
+        returns_PKS = credit(scored([[[0.6, 0.55]]]), mode="soft_min", baseline="none").returns_PKS
         close(returns_PKS, [[[0.2 * 0.26894142 + 0.1 * 0.73105858, 0.1 * 0.73105858]]], 1e-8)
 
     def test_token_baseline_by_hand(self) -> None:
@@ -70,40 +71,38 @@ class TestMinForm:
         steps = scored([[[0.9], [0.2], [0.7]]], [[[10], [20], [5]]])
         expected = [[[0.8 - (-0.2 / 25) * 10], [-0.6 - (1.2 / 15) * 20], [0.4 - (0.2 / 30) * 5]]]
         for mode in ("soft_min", "strict_min"):
-            close(credit(steps, mode=mode).returns_PKS, expected)
+            close(credit(steps, mode=mode, baseline="pure_tokens").returns_PKS, expected)
 
     def test_token_baseline_counts_the_tokens_still_to_come(self) -> None:
+        values = {"mode": "strict_min", "baseline": "pure_tokens"}
         steps = scored([[[0.9, 0.1, 0.8], [0.5]]], [[[2, 3, 4], [6]]])
         # The other response earns 0 on 6 tokens, so only its own baseline shows: R* = −.8 over 9 tokens.
-        close(credit(steps, mode="strict_min").returns_PKS[0, 0], [-0.8, -0.8, 0.6])
-        close(credit(steps, mode="strict_min").returns_PKS[0, 1, :1], [0.8 / 9 * 6])
+        close(credit(steps, **values).returns_PKS[0, 0], [-0.8, -0.8, 0.6])
+        close(credit(steps, **values).returns_PKS[0, 1, :1], [0.8 / 9 * 6])
         other = scored([[[0.9, 0.1, 0.8], [1.0]]], [[[2, 3, 4], [5]]])
-        close(credit(other, mode="strict_min").returns_PKS[0, 0], [-0.8 - 9 / 5, -0.8 - 7 / 5, 0.6 - 4 / 5])
+        close(credit(other, **values).returns_PKS[0, 0], [-0.8 - 9 / 5, -0.8 - 7 / 5, 0.6 - 4 / 5])
 
     def test_merging_steps_earns_nothing(self) -> None:
         apart = scored([[[0.9, 0.9], [0.3, 0.8]]], [[[4, 6], [5, 5]]])
         merged = scored([[[0.9], [0.3, 0.8]]], [[[10], [5, 5]]])
         for mode in ("soft_min", "strict_min"):
-            close(
-                credit(apart, mode=mode).returns_PKS[0, 0, :1],
-                credit(merged, mode=mode).returns_PKS[0, 0, :1].tolist(),
-            )
+            for baseline in ("step_index", "pure_tokens"):
+                first, second = (credit(x, mode=mode, baseline=baseline).returns_PKS[0, 0, :1] for x in (apart, merged))
+                close(first, second.tolist())
 
     def test_padding_steps_are_no_minimum(self) -> None:
         steps = scored([[[0.9], [0.95, 0.8]]])
-        assert credit(steps, mode="strict_min", token_baseline=False).returns_PKS[0, 0, 0].item() == pytest.approx(0.8)
+        assert credit(steps, mode="strict_min", baseline="none").returns_PKS[0, 0, 0].item() == pytest.approx(0.8)
 
     def test_leave_one_out_by_source_by_hand(self) -> None:
         # R* over steps: −.8/3, 0, 1. The first loses (0 + 1)/2 a step, the second (−.8/3 + 1)/2, the third −.8/6.
         steps = scored([[[0.9, 0.1, 0.8], [0.5], [1.0]]], [[[2, 3, 4], [6], [50]]])
-        result = credit(steps, mode="strict_min", token_baseline=False, per_source=True)
+        result = credit(steps, mode="strict_min", baseline="prime_steps")
         expected = [[-0.8 - 1.5, -0.8 - 1.0, 0.6 - 0.5], [-(1 - 0.8 / 3) / 2, 0.0, 0.0], [1 + 0.4 / 3, 0.0, 0.0]]
         close(result.returns_PKS[0], expected)
 
     def test_low_step_is_punished_not_rewarded(self) -> None:
-        assert credit(scored([[[0.1]]]), mode="soft_min", token_baseline=False).returns_PKS.item() == pytest.approx(
-            -0.8
-        )
+        assert credit(scored([[[0.1]]]), mode="soft_min", baseline="none").returns_PKS.item() == pytest.approx(-0.8)
 
 
 class TestReturnToGo:
@@ -116,17 +115,17 @@ class TestReturnToGo:
         ],
     )
     def test_transforms(self, transform: str, eta: float, expected: list[float]) -> None:
-        result = credit(scored(ONE), mode="return_to_go", transform=transform, eta=eta, token_baseline=False)
+        result = credit(scored(ONE), mode="return_to_go", transform=transform, eta=eta, baseline="none")
         close(result.returns_PKS, [[expected]])
 
     def test_delta_of_a_shorter_response_ends_with_its_own_last_step(self) -> None:
         steps = scored([[[0.9, 0.4], [0.3, 0.2, 0.7]]])
-        result = credit(steps, mode="return_to_go", transform="delta", token_baseline=False)
+        result = credit(steps, mode="return_to_go", transform="delta", baseline="none")
         close(result.returns_PKS, [[[0.9, 0.4, 0.0], [0.3, 0.2, 0.7]]])
 
     def test_clip_does_not_charge_a_shorter_response_for_its_padding(self) -> None:
         steps = scored([[[0.9, 0.4], [0.3, 0.2, 0.7]]])
-        result = credit(steps, mode="return_to_go", transform="clip", eta=0.5, token_baseline=False)
+        result = credit(steps, mode="return_to_go", transform="clip", eta=0.5, baseline="none")
         close(result.returns_PKS, [[[-0.1, -0.1, 0.0], [-0.5, -0.3, 0.0]]])
 
     def test_steps_normalised_over_the_group_before_the_sum(self) -> None:
@@ -134,12 +133,12 @@ class TestReturnToGo:
         scale, middle = stdev(rewards), mean(rewards)
         a, b, c, d, e = [(reward - middle) / scale for reward in rewards]
         steps = scored([[[0.9, 0.1, 0.8], [0.4, 0.6]]])
-        result = credit(steps, mode="return_to_go", normalise_steps=True, token_baseline=False)
+        result = credit(steps, mode="return_to_go", normalise_steps=True, baseline="none")
         close(result.returns_PKS, [[[a + b + c, b + c, c], [d + e, e, 0.0]]], 1e-4)
 
     def test_token_leave_one_out(self) -> None:
         steps = scored([[[0.9, 0.1], [0.4], [0.6]]], [[[2, 3], [10], [10]]])
-        result = credit(steps, mode="return_to_go")
+        result = credit(steps, mode="return_to_go", baseline="pure_tokens")
         close(result.returns_PKS[0, 0], [1.0 - (1.0 / 20) * 5, 0.1 - (1.0 / 20) * 3])
         close(result.returns_PKS[0, 1, :1], [0.4 - (1.6 / 15) * 10])
 
@@ -148,14 +147,14 @@ class TestReturnToGo:
         was dropped are not among the others."""
         steps = scored([[[0.9, 0.1], [0.4], [], [0.7], [0.6]]])
         kept = [[True, True, True, False, True]]
-        result = credit(steps, kept=kept, mode="return_to_go", token_baseline=False, per_source=True)
+        result = credit(steps, kept=kept, mode="return_to_go", baseline="prime_steps")
         expected = [[0.4 - 0.4, 0.1 - 0.5], [0.4 - 0.55, 0], [0, 0], [0, 0], [0.6 - 0.45, 0]]
         close(result.returns_PKS[0], expected)
 
     def test_plain_sums_reward_padding_with_harmless_steps_and_delta_does_not(self) -> None:
         short, padded = scored([[[0.9, 0.8]]]), scored([[[0.9, 0.9, 0.9, 0.8]]])
         for transform, gains in (("none", True), ("delta", False)):
-            values = {"mode": "return_to_go", "transform": transform, "token_baseline": False}
+            values = {"mode": "return_to_go", "transform": transform, "baseline": "none"}
             gain = credit(padded, **values).returns_PKS[0, 0, 0] - credit(short, **values).returns_PKS[0, 0, 0]
             assert (gain.item() > 0.1) == gains
 
@@ -228,9 +227,9 @@ class TestStepGae:
 
 
 class TestWhoTakesPart:
-    def test_default_is_soft_min_with_token_baseline(self) -> None:
+    def test_default_is_soft_min_with_a_baseline_by_step_index(self) -> None:
         config = CreditConfig()
-        assert (config.mode, config.token_baseline, config.gate, config.weight) == ("soft_min", True, "none", 1.0)
+        assert (config.mode, config.baseline, config.gate, config.weight) == ("soft_min", "step_index", "none", 1.0)
 
     @pytest.mark.parametrize("mode", ["soft_min", "strict_min", "return_to_go"])
     def test_dropped_samples_and_those_without_steps_are_no_baseline(self, mode: str) -> None:
@@ -243,16 +242,17 @@ class TestWhoTakesPart:
         assert result.scored_PK.tolist() == [[True, False, True, False, True]]
         assert result.missing_PK.tolist() == [[False, False, False, True, False]]
 
-    def test_a_lone_scored_sample_has_no_token_baseline_and_is_left_out(self) -> None:
+    def test_a_lone_scored_sample_has_no_baseline_and_is_left_out(self) -> None:
         steps = scored([[[0.9], []], [[0.9], [0.2]]])
         result = credit(steps)
         assert result.scored_PK.tolist() == [[False, False], [True, True]]
         assert result.alone_PK.tolist() == [[True, False], [False, False]]
         assert (result.returns_PKS[0] == 0).all()
-        by_source = credit(steps, token_baseline=False, per_source=True)
-        assert by_source.alone_PK.tolist() == result.alone_PK.tolist()
-        assert (by_source.returns_PKS[0] == 0).all()
-        plain = credit(steps, token_baseline=False)
+        for baseline in ("pure_tokens", "prime_steps"):
+            other = credit(steps, baseline=baseline)
+            assert other.alone_PK.tolist() == result.alone_PK.tolist()
+            assert (other.returns_PKS[0] == 0).all()
+        plain = credit(steps, baseline="none")
         assert plain.scored_PK.tolist() == [[True, False], [True, True]]
         assert not plain.alone_PK.any()
 
@@ -335,7 +335,8 @@ class TestTokens:
 
 def test_configuration_names_are_those_of_the_tables() -> None:
     fields = CreditConfig.model_fields
-    for name, table in (("mode", MODES), ("transform", TRANSFORMS), ("gate", GATES)):
+    tables = (("mode", MODES), ("transform", TRANSFORMS), ("gate", GATES), ("baseline", BASELINES))
+    for name, table in tables:
         assert set(get_args(fields[name].annotation)) == set(table)
 
 
@@ -347,22 +348,29 @@ def test_configuration_names_are_those_of_the_tables() -> None:
         {"eta": 0.5},
         {"mode": "return_to_go", "eta": 0.5},
         {"mode": "strict_min", "temperature": 0.2},
-        {"mode": "scalar", "token_baseline": True},
-        {"mode": "step_gae", "token_baseline": True},
+        {"mode": "scalar", "baseline": "step_index"},
+        {"mode": "step_gae", "baseline": "pure_tokens"},
         {"mode": "step_gae", "per_source": True},
     ],
 )
 def test_options_of_other_modes_are_refused(values: dict) -> None:
-    with pytest.raises(ConfigError, match=r"is for .*return_to_go|transform=clip|is for soft_min"):
+    with pytest.raises(ConfigError, match=r"is for .*return_to_go|transform=clip|is for soft_min|is for scalar"):
         build(CreditConfig, values)
 
 
-def test_two_baselines_are_refused() -> None:
-    with pytest.raises(ConfigError, match="set token_baseline=false"):
-        build(CreditConfig, {"mode": "soft_min", "per_source": True})
-    with pytest.raises(ConfigError, match="normalise_steps and token_baseline are two baselines"):
-        build(CreditConfig, {"mode": "return_to_go", "normalise_steps": True})
-    assert build(CreditConfig, {"mode": "scalar", "per_source": True, "token_baseline": False}).per_source
+@pytest.mark.parametrize(
+    ("values", "instead"),
+    [
+        ({"token_baseline": True}, "token_baseline=True does not exist; set credit.baseline=pure_tokens"),
+        ({"token_baseline": False}, "token_baseline=False does not exist; set credit.baseline=none"),
+        ({"mode": "strict_min", "per_source": True}, "mode=strict_min PRIME's baseline is credit.baseline=prime_steps"),
+        ({"per_source": True}, "mode=soft_min PRIME's baseline is credit.baseline=prime_steps"),
+    ],
+)
+def test_baselines_under_other_keys_are_refused_with_the_key_to_set(values: dict, instead: str) -> None:
+    with pytest.raises(ConfigError, match=instead):
+        build(CreditConfig, values)
+    assert build(CreditConfig, {"mode": "scalar", "per_source": True}).per_source
 
 
 def test_scalar_without_an_aggregator_is_our_own_mistake() -> None:

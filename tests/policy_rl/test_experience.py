@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 
+from mmprm.config import build
+from mmprm.errors import ConfigError
 from mmprm.types import Grading, Problem, Verdict
 from policy_rl.advantages import AdvantageConfig
 from policy_rl.batch import Experience
@@ -128,7 +130,7 @@ def with_scores(reward: float, *scores: float) -> GradedResponse:
 
 def test_step_returns_come_on_top_of_the_outcome() -> None:
     """strict min of 2p − 1: p = (.9, .1) → (−.8, −.8), p = (.2, .8) → (−.6, .6); a token outside of steps has none."""
-    credit = CreditConfig(mode="strict_min", token_baseline=False)
+    credit = CreditConfig(mode="strict_min", baseline="none")
     groups = [group(0, with_scores(1.0, 0.9, 0.1), with_scores(0.0, 0.2, 0.8))]
     found, figures = made(groups, AdvantageSettings(AdvantageConfig(), credit))
     assert values(found) == near([0.2, 0.2, 0.2, 1], [-1.6, -1.6, -0.4, -1])
@@ -138,10 +140,19 @@ def test_step_returns_come_on_top_of_the_outcome() -> None:
 def test_the_token_baseline_counts_the_tokens_of_steps() -> None:
     """return-to-go of (1, 0) and (0, 1) with 3 step tokens each: totals 1, others earn 1/3 a token; G − b·tokens left:
     (1 − 1, 0 − 1/3) and (1 − 1, 1 − 1/3)."""
-    credit = CreditConfig(mode="return_to_go")
+    credit = CreditConfig(mode="return_to_go", baseline="pure_tokens")
     groups = [group(0, with_scores(0.0, 1.0, 0.0), with_scores(0.0, 0.0, 1.0))]
     found, _ = made(groups, AdvantageSettings(AdvantageConfig(), credit))
     assert values(found) == near([0, 0, -1 / 3, 0], [0, 0, 2 / 3, 0])
+
+
+def test_the_default_baseline_is_what_the_others_earn_at_the_same_step() -> None:
+    """Soft min of r = 2p − 1 = (.8, −.8) and (−.6, .6): nearly (−.8, −.8) and (−.6, 0), each less the other's."""
+    groups = [group(0, with_scores(0.0, 0.9, 0.1), with_scores(0.0, 0.2, 0.8))]
+    found, figures = made(groups, AdvantageSettings(AdvantageConfig(), CreditConfig()))
+    expected = ([-0.2, -0.2, -0.8, 0], [0.2, 0.2, 0.8, 0])
+    assert values(found) == [pytest.approx(row, abs=1e-4) for row in expected]
+    assert (figures["scored"], figures["alone"]) == (2, 0)
 
 
 def test_a_response_without_scores_keeps_its_outcome() -> None:
@@ -150,7 +161,7 @@ def test_a_response_without_scores_keeps_its_outcome() -> None:
     assert values(found)[1] == near([-0.75, -0.75])[0]
     assert (figures["scored"], figures["unscored"]) == (2, 1)
     # Where steps are not held against others', 0 would be worse than most.
-    alone = CreditConfig(mode="strict_min", token_baseline=False)
+    alone = CreditConfig(mode="strict_min", baseline="none")
     found, figures = made(groups, AdvantageSettings(AdvantageConfig(), alone))
     assert values(found) == near([-0.05, -0.05, -0.05, 0.75], [-0.8, -0.8, -0.8, 0])
     assert (figures["scored"], figures["unscored"]) == (2, 1)
@@ -182,7 +193,7 @@ def test_sources_apart_and_together() -> None:
 
 def test_the_gate_needs_a_right_answer() -> None:
     """Only among right answers: the wrong one keeps its outcome alone. A reward above 0 is not a right answer."""
-    credit = CreditConfig(mode="strict_min", token_baseline=False, gate="right")
+    credit = CreditConfig(mode="strict_min", baseline="none", gate="right")
     wrong = replace(with_scores(0.5, 0.2, 0.8), reward=Reward(0.5, {"accuracy": 0.0, "format": 1.0}))
     found, figures = made([group(0, with_scores(1.0, 0.9, 0.1), wrong)], AdvantageSettings(AdvantageConfig(), credit))
     assert values(found) == near([-0.3, -0.3, -0.3, 0.5], [-0.5] * 4)
@@ -191,7 +202,7 @@ def test_the_gate_needs_a_right_answer() -> None:
 
 def test_the_gate_takes_the_accuracy_in_force() -> None:
     """Right by exact label, whatever the grader could not say, and the other way round."""
-    credit = CreditConfig(mode="strict_min", token_baseline=False, gate="right")
+    credit = CreditConfig(mode="strict_min", baseline="none", gate="right")
     unsaid = replace(with_scores(1.0, 0.9, 0.1), grading=Grading(Verdict.UNKNOWN, "x", ""))
     said = replace(with_scores(0.0, 0.9, 0.1), grading=Grading(Verdict.CORRECT, "x", ""))
     found, figures = made([group(0, unsaid, said)], AdvantageSettings(AdvantageConfig(), credit))
@@ -201,7 +212,7 @@ def test_the_gate_takes_the_accuracy_in_force() -> None:
 
 def test_each_source_has_its_own_leave_one_out() -> None:
     """Outcomes 1, 0 → 1, −1. Step rewards (1, 0) and (0, .5), means .5 and .25: less .25 and .5 a step, then summed."""
-    credit = CreditConfig(mode="return_to_go", token_baseline=False, per_source=True)
+    credit = CreditConfig(mode="return_to_go", baseline="prime_steps")
     groups = [group(0, with_scores(1.0, 1.0, 0.0), with_scores(0.0, 0.0, 0.5))]
     found, _ = made(groups, AdvantageSettings(AdvantageConfig(), credit))
     assert values(found) == near([1.5, 1.5, 0.75, 1], [-1.5, -1.5, -1, -1])
@@ -221,10 +232,42 @@ def test_gae_with_step_rewards_by_hand() -> None:
     def fill(each: Experience) -> Experience:
         return replace(each, values=np.full(4, 0.1, dtype=np.float32))
 
-    settings = AdvantageSettings(AdvantageConfig(estimator="gae"), CreditConfig(mode="step_gae"))
-    found, _ = made([group(0, with_scores(1.0, 0.5, 0.25))], settings, least=1, fill=fill)
+    plain = AdvantageConfig(estimator="gae", whiten=False)
+    settings = AdvantageSettings(plain, CreditConfig(mode="step_gae"))
+    groups = [group(0, with_scores(1.0, 0.5, 0.25))]
+    found, _ = made(groups, settings, least=1, fill=fill)
     assert values(found, "returns") == near([1.75, 1.75, 1.25, 1.0])
     assert values(found) == near([1.65, 1.65, 1.15, 0.9])
+    # By default advantages are whitened, and returns are not.
+    found, _ = made(groups, replace(settings, advantage=AdvantageConfig(estimator="gae")), least=1, fill=fill)
+    assert values(found, "returns") == near([1.75, 1.75, 1.25, 1.0])
+    mean, deviation = 1.3375, math.sqrt(fmean((a - 1.3375) ** 2 for a in (1.65, 1.65, 1.15, 0.9)))
+    assert values(found) == near([(a - mean) / deviation for a in (1.65, 1.65, 1.15, 0.9)])
+
+
+@pytest.mark.parametrize(
+    ("estimator", "first"),
+    [("reinforce_pp", [0.25, 0.5, 1.0]), ("rloo", [1.0] * 3), ("reinforce_pp_baseline", [0.5] * 3)],
+)
+def test_gamma_discounts_the_sequence_reward_of_reinforce_pp(estimator: str, first: Sequence[float]) -> None:
+    """γ = .5 on three tokens, rewards 1 and 0: R stands on the last token. Other estimators have no place in time."""
+    config = AdvantageConfig(estimator=estimator, gamma=0.5)
+    found, _ = made([group(0, response(1.0, 3), response(0.0, 3))], AdvantageSettings(config))
+    second = [0.0 if estimator == "reinforce_pp" else -each for each in first]
+    tokens = [*first, *second]
+    if estimator != "rloo":
+        mean, deviation = fmean(tokens), math.sqrt(fmean((t - fmean(tokens)) ** 2 for t in tokens))
+        tokens = [(t - mean) / deviation for t in tokens]
+    assert [v for row in values(found) for v in row] == pytest.approx(tokens, abs=1e-6)
+
+
+def test_whitening_is_part_of_some_estimators() -> None:
+    expected = {"gae": True, "reinforce_pp": True, "reinforce_pp_baseline": True, "rloo": False, "grpo": False}
+    assert {name: AdvantageConfig(estimator=name).whitens for name in expected} == expected
+    assert not AdvantageConfig(estimator="gae", whiten=False).whitens
+    assert AdvantageConfig(estimator="rloo", whiten=True).whitens
+    with pytest.raises(ConfigError, match="whitening is part of REINFORCE"):
+        build(AdvantageConfig, {"estimator": "reinforce_pp", "whiten": False})
 
 
 @pytest.mark.parametrize(
