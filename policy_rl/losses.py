@@ -7,6 +7,9 @@ tokens is never read, nor does it get a gradient.
 Every loss divides by a denominator that the caller sums over the global batch (`denominator`, added over micro-batches
 and ranks), so that the losses of micro-batches add up to the loss of the batch. Where gradients are averaged over
 ranks, the caller multiplies by their number.
+
+Differences of log-probabilities are clamped before they are exponentiated, and k3 after it, as in verl. A clamped value
+has gradient 0: the token is neither pulled nor pushed by that term. Both are counted (`Watch.sums`).
 """
 
 from __future__ import annotations
@@ -22,12 +25,35 @@ from torch import Tensor
 
 from mmprm.config import Config
 
-KL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "k1": lambda lp, ref: lp - ref,
-    "k2": lambda lp, ref: (lp - ref).square() / 2,
-    "k3": lambda lp, ref: torch.exp(ref - lp) - 1 + lp - ref,
-}
-"""Estimators of KL(π‖ref) per token, Δ = lp − ref: k1 Δ, k2 Δ²/2, k3 e^(−Δ) − 1 + Δ (Schulman 2020)."""
+MAX_LOG_RATIO = 20.0
+"""Log-ratios, and the exponent of k3, are clamped to ±this."""
+MAX_K3 = 10.0
+"""k3 is clamped to at most this."""
+
+
+def k1(lp: Tensor, ref: Tensor) -> Tensor:
+    """Δ"""
+    return lp - ref
+
+
+def k2(lp: Tensor, ref: Tensor) -> Tensor:
+    """Δ²/2"""
+    return (lp - ref).square() / 2
+
+
+def k3(lp: Tensor, ref: Tensor) -> Tensor:
+    """min(e^(−Δ) − 1 + Δ, 10) with −Δ clamped to ±20: without a gradient where Δ < −2.61 or Δ > 11."""
+    exponent = clamped(ref - lp)
+    return (exponent.exp() - 1 - exponent).clamp(max=MAX_K3)
+
+
+def clamped(log_ratio: Tensor) -> Tensor:
+    """The log-ratio within ±20; beyond it there is no gradient."""
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+
+
+KL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
+"""Estimators of KL(π‖ref) per token, Δ = lp − ref (Schulman 2020)."""
 
 KL_PLACES: dict[str, tuple[str, ...]] = {"loss": ("k3", "k2"), "reward": ("k1",)}
 """Estimators with a meaning at each place, the default first. In the loss, on policy, k2 has the gradient of KL(π‖ref),
@@ -70,11 +96,12 @@ class LossConfig(Config):
     """Coefficient α of the drift term; unset: 0.01 for cpgd, 0 for ppo_clip."""
     drift_cap: float = Field(2.0, gt=0)
     """Bound c of the drift's force e^ρ − 1."""
-    aggregation: Literal["token_mean", "sequence_mean", "fixed"] = "token_mean"
-    """Mean over the tokens of the global batch; or over its responses of their token means; or the sum over tokens
-    divided by responses × divisor."""
+    aggregation: Literal["token_mean", "sequence_mean", "prompt_mean", "fixed"] = "token_mean"
+    """token_mean: over the tokens of the global batch; sequence_mean: over its responses, of their token means;
+    prompt_mean: over its prompts, of the mean over the tokens of all their responses (CPGD's paper); fixed: the sum
+    over tokens divided by responses × divisor."""
     divisor: int | None = Field(None, gt=0)
-    """Tokens a response that aggregation=fixed divides by, for example the generation limit (Dr. GRPO)."""
+    """Tokens per response that aggregation=fixed divides by, for example the generation limit (Dr. GRPO)."""
     importance_cap: float | None = Field(None, gt=0)
     """Weigh tokens by min(trainer's / engine's probability, cap), usually 2; unset: no weights."""
     kl: KlConfig = KlConfig()
@@ -104,7 +131,7 @@ def bounded(rho_NT: Tensor, advantages_NT: Tensor, low: float, high: float, dual
 
 def ppo(bounded_NT: Tensor, advantages_NT: Tensor) -> Tensor:
     """−e^ρ·A at the bounded ρ: −min(r·A, clip(r, 1−ε_lo, 1+ε_hi)·A); dual clip: for A < 0, −max(that min, c·A)
-    (Schulman et al. 2017, Ye et al. 2020)."""
+    (Schulman et al. 2017, Ye et al. 2020). Without a dual clip the clamp of ρ is what bounds it where A < 0."""
     return -bounded_NT.exp() * advantages_NT
 
 
@@ -115,7 +142,7 @@ def cpgd(bounded_NT: Tensor, advantages_NT: Tensor) -> Tensor:
 
 def cpgd_drift(lp_NT: Tensor, rho_NT: Tensor, cap: float) -> Tensor:
     """min(sg(e^ρ) − 1, c)·lp: the gradient of k3 of KL(old‖new), its force capped, so that a ratio above c + 1 is still
-    pulled back (CPGD). The value itself means nothing."""
+    pulled back, also where ρ is clamped (CPGD). The value itself means nothing."""
     return (rho_NT.detach().exp() - 1).clamp(max=cap) * lp_NT
 
 
@@ -132,39 +159,56 @@ SURROGATES = {"ppo_clip": Surrogate(ppo, drift=0.0), "cpgd": Surrogate(cpgd, dri
 
 @dataclass(frozen=True, slots=True)
 class Aggregation:
-    """`weights(mask_NT)` of the tokens in the numerator; `size(mask_NT, divisor)`, this part's share of the
-    denominator."""
+    """`weights(mask_NT, group_tokens_N)` of the tokens in the numerator; `size(mask_NT, group_tokens_N, divisor)`,
+    this part's share of the denominator."""
 
-    weights: Callable[[Tensor], Tensor]
-    size: Callable[[Tensor, int | None], Tensor]
+    weights: Callable[[Tensor, Tensor | None], Tensor]
+    size: Callable[[Tensor, Tensor | None, int | None], Tensor]
+
+
+def _by_sequence(mask_NT: Tensor) -> Tensor:
+    return mask_NT / mask_NT.sum(dim=1, keepdim=True).clamp(min=1)
+
+
+def _by_prompt(mask_NT: Tensor, group_tokens_N: Tensor | None) -> Tensor:
+    return _by_sequence(mask_NT) if group_tokens_N is None else mask_NT / group_tokens_N[:, None].clamp(min=1)
 
 
 AGGREGATIONS = {
-    "token_mean": Aggregation(lambda mask: mask, lambda mask, _: mask.sum()),
-    "sequence_mean": Aggregation(
-        lambda mask: mask / mask.sum(dim=1, keepdim=True).clamp(min=1), lambda mask, _: mask.any(dim=1).sum()
-    ),
-    "fixed": Aggregation(lambda mask: mask, lambda mask, divisor: mask.any(dim=1).sum() * divisor),
+    "token_mean": Aggregation(lambda mask, _: mask, lambda mask, *_: mask.sum()),
+    "sequence_mean": Aggregation(lambda mask, _: _by_sequence(mask), lambda mask, *_: mask.any(dim=1).sum()),
+    # A response is the share of its prompt that its tokens are; shares add up to the number of prompts.
+    "prompt_mean": Aggregation(_by_prompt, lambda mask, tokens, _: _by_prompt(mask, tokens).sum()),
+    "fixed": Aggregation(lambda mask, _: mask, lambda mask, _, divisor: mask.any(dim=1).sum() * divisor),
 }
 
 
-def denominator(mask_NT: Tensor, config: LossConfig) -> Tensor:
-    """What these sequences add to the global denominator: response tokens; sequences with a response token; those
-    times `divisor`. Add it over the micro-batches and ranks of one update."""
-    return AGGREGATIONS[config.aggregation].size(mask_NT, config.divisor)
+def denominator(mask_NT: Tensor, config: LossConfig, group_tokens_N: Tensor | None = None) -> Tensor:
+    """What these sequences add to the global denominator: token_mean response tokens; sequence_mean sequences with a
+    response token; prompt_mean prompts with a response token; fixed sequences with a response token times `divisor`.
+    Add it over the micro-batches and ranks of one update.
+
+    `group_tokens_N`, for prompt_mean: response tokens of all responses of the update to the sequence's prompt,
+    wherever they are computed; None: each prompt has one response.
+    """
+    return AGGREGATIONS[config.aggregation].size(mask_NT, group_tokens_N, config.divisor)
 
 
-def aggregate(loss_NT: Tensor, mask_NT: Tensor, denominator: Tensor, aggregation: str) -> Tensor:
-    """Σ w·loss / denominator: token_mean and fixed w = m; sequence_mean w = m / Σ_t m."""
-    weights_NT = AGGREGATIONS[aggregation].weights(mask_NT)
+def aggregate(
+    loss_NT: Tensor, mask_NT: Tensor, denominator: Tensor, aggregation: str, group_tokens_N: Tensor | None = None
+) -> Tensor:
+    """Σ w·loss / denominator: token_mean and fixed w = m; sequence_mean w = m / Σ_t m; prompt_mean w = m / Σ m over all
+    responses to the sequence's prompt."""
+    weights_NT = AGGREGATIONS[aggregation].weights(mask_NT, group_tokens_N)
     return (weights_NT * torch.where(mask_NT, loss_NT, 0)).sum() / denominator
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
     """What an update looked like, detached. `terms` (surrogate, drift, kl: before their coefficients) add up over
-    micro-batches and ranks; so do `sums` over tokens (tokens, clipped, kl_old, kl_ref), to be divided by tokens, where
-    a token without advantage has nothing to be clipped; of the extremes of ρ the largest and smallest count."""
+    micro-batches and ranks; so do `sums` over tokens, to be divided by tokens: clipped (a token without advantage has
+    nothing to be clipped), kl_old, kl_ref (both k3), ratio_clamped (|ρ| > 20), kl_clamped (k3 of the reference is at a
+    limit); of the extremes of ρ, before the clamp, the largest and smallest count."""
 
     terms: dict[str, Tensor]
     sums: dict[str, Tensor]
@@ -181,16 +225,19 @@ def policy_loss(
     config: LossConfig,
     ref: Tensor | None = None,
     weights: Tensor | None = None,
+    group_tokens: Tensor | None = None,
 ) -> tuple[Tensor, Watch]:
-    """(loss, watch): Σ w·(weights·surrogate + α·drift + β·KL) / denominator, all tensors _NT.
+    """(loss, watch): Σ w·(weights·surrogate + α·drift + β·KL) / denominator, all tensors _NT but group_tokens_N.
 
+    ρ = lp − old is clamped to ±20; beyond that the surrogate has no gradient, CPGD's drift its capped one.
     `denominator` is that of the global batch; `ref` is needed where kl.coefficient > 0; `weights` (from
-    `truncated_weights`) scale the surrogate only.
+    `truncated_weights`) scale the surrogate only; `group_tokens` is for aggregation=prompt_mean.
     """
     assert denominator > 0, "no response token in the global batch: skip the update"
     # Masked before any arithmetic: a NaN of the padding would pass through a later product with 0.
     lp_NT, old_NT, advantages_NT = (torch.where(mask, tensor, 0) for tensor in (lp, old, advantages))
-    rho_NT = lp_NT - old_NT
+    difference_NT = lp_NT - old_NT
+    rho_NT = clamped(difference_NT)
     ref_NT = lp_NT.detach() if ref is None else torch.where(mask, ref, 0)
     bounded_NT = bounded(rho_NT, advantages_NT, config.clip_low, config.clip_high, config.dual_clip)
     surrogate_NT = SURROGATES[config.surrogate].loss(bounded_NT, advantages_NT)
@@ -202,24 +249,32 @@ def policy_loss(
     in_loss = config.kl.coefficient if config.kl.place == "loss" else 0.0
     assert ref is not None or in_loss == 0, "kl.coefficient > 0 needs log-probabilities of the reference"
     coefficients = {"surrogate": 1.0, "drift": config.drift_coefficient, "kl": in_loss}
-    terms = {name: aggregate(term, mask, denominator, config.aggregation) for name, term in terms_NT.items()}
+    terms = {
+        name: aggregate(term, mask, denominator, config.aggregation, group_tokens) for name, term in terms_NT.items()
+    }
     total = sum(coefficients[name] * terms[name] for name in terms if coefficients[name])
     clipped_NT = (bounded_NT != rho_NT) & (advantages_NT != 0)
-    return total, _watch(terms, rho_NT.detach(), clipped_NT, ref_NT - lp_NT.detach(), mask)
+    return total, _watch(terms, difference_NT.detach(), clipped_NT, ref_NT - lp_NT.detach(), mask)
 
 
-def _watch(terms: dict[str, Tensor], rho_NT: Tensor, clipped_NT: Tensor, to_ref_NT: Tensor, mask_NT: Tensor) -> Watch:
-    rho = rho_NT[mask_NT]
+def _watch(
+    terms: dict[str, Tensor], difference_NT: Tensor, clipped_NT: Tensor, to_ref_NT: Tensor, mask_NT: Tensor
+) -> Watch:
+    difference, to_ref = difference_NT[mask_NT], to_ref_NT[mask_NT]
+    zero = torch.zeros_like(difference)
+    to_ref_k3 = k3(zero, to_ref)
     return Watch(
         terms={name: term.detach() for name, term in terms.items()},
         sums={
             "tokens": mask_NT.sum(),
             "clipped": clipped_NT[mask_NT].sum(),
-            "kl_old": (rho.exp() - 1 - rho).sum(),
-            "kl_ref": (to_ref_NT.exp() - 1 - to_ref_NT)[mask_NT].sum(),
+            "ratio_clamped": (difference.abs() > MAX_LOG_RATIO).sum(),
+            "kl_clamped": ((to_ref.abs() > MAX_LOG_RATIO) | (to_ref_k3 >= MAX_K3)).sum(),
+            "kl_old": k3(zero, difference).sum(),
+            "kl_ref": to_ref_k3.sum(),
         },
-        log_ratio_min=torch.where(mask_NT, rho_NT, torch.inf).amin(),
-        log_ratio_max=torch.where(mask_NT, rho_NT, -torch.inf).amax(),
+        log_ratio_min=torch.where(mask_NT, difference_NT, torch.inf).amin(),
+        log_ratio_max=torch.where(mask_NT, difference_NT, -torch.inf).amax(),
     )
 
 

@@ -35,7 +35,7 @@ class Tally:
         totals, sums = dict(watch.terms), dict(watch.sums) | {"entropy": entropy_NT[mask_NT].sum()}
         largest = {"log_ratio_max": watch.log_ratio_max, "log_ratio_min": -watch.log_ratio_min}
         if not has_reference:
-            del totals["kl"], sums["kl_ref"]
+            del totals["kl"], sums["kl_ref"], sums["kl_clamped"]
         if value is not None:
             totals["value_loss"] = value.detach()
         if engine_NT is not None:
@@ -51,8 +51,9 @@ class Tally:
         """Over the update, all ranks together; every rank must call it.
 
         The terms of the loss before their coefficients (surrogate, drift, kl, value_loss); per token that counts
-        clip_fraction, kl_old (k3 of old to new), kl_ref (k3 of new to reference), entropy, mismatch_absolute and
-        mismatch_signed of old minus engine (nats); mismatch_max, log_ratio_min and log_ratio_max; tokens.
+        clip_fraction, ratio_clamped and kl_clamped (shares of tokens), kl_old (k3 of old to new), kl_ref (k3 of new to
+        reference), entropy, mismatch_absolute and mismatch_signed of old minus engine (nats); mismatch_max,
+        log_ratio_min and log_ratio_max; tokens.
         """
         own = [
             {name: tensor.item() for name, tensor in part.items()} for part in (self._totals, self._sums, self._largest)
