@@ -10,7 +10,8 @@ row's responses together, K response of a group.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,6 +83,14 @@ class Limits:
             raise DataError(
                 f"{name}: a response holds token {min(found)}, which stands for a picture; ban it in sampling"
             )
+
+
+def tokens_of_groups(experiences: Iterable[Experience]) -> Counter[int]:
+    """Return the response tokens that count, by group."""
+    tokens: Counter[int] = Counter()
+    for experience in experiences:
+        tokens[experience.group] += int(experience.counted.sum())
+    return tokens
 
 
 def check_finite(experiences: Sequence[Experience]) -> None:

@@ -69,8 +69,8 @@ class PolicyOutput(NamedTuple):
 
 class Policy(nn.Module):
     """A language model read at response tokens, with the distribution that was sampled from: softmax(logits /
-    temperature) without the `banned` tokens. `critic` adds a value head on the same hidden states, which begins at
-    0."""
+    temperature) without the `banned` tokens. `critic` adds a value head on the same hidden states, which begins at 0.
+    `float32_logits`: see `token_logprobs`."""
 
     def __init__(
         self,
@@ -78,6 +78,7 @@ class Policy(nn.Module):
         temperature: float = 1.0,
         critic: bool = False,
         banned: Sequence[int] = (),
+        float32_logits: bool = True,
     ) -> None:
         super().__init__()
         check_logits(backbone)
@@ -85,7 +86,10 @@ class Policy(nn.Module):
         self.backbone = backbone
         self.temperature = temperature
         self.banned = list(banned)
-        self.value_head = nn.Linear(backbone.config.get_text_config().hidden_size, 1) if critic else None
+        self.float32_logits = float32_logits
+        self.value_head = ValueHead(backbone.config.get_text_config().hidden_size, 1) if critic else None
+        self.detach_values = False
+        """Whether values leave the backbone alone: no gradient of theirs reaches it."""
         if self.value_head is not None:
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
@@ -97,11 +101,18 @@ class Policy(nn.Module):
         # Reading the weight here, within a forward, lets ZeRO-3 gather it.
         output = self.backbone.get_output_embeddings()
         logprobs_M, entropy_M = token_logprobs(
-            hidden_MH, output.weight, output.bias, inputs.token_NT[inputs.response_NT], self.temperature, self.banned
+            hidden_MH,
+            output.weight,
+            output.bias,
+            inputs.token_NT[inputs.response_NT],
+            self.temperature,
+            self.banned,
+            self.float32_logits,
         )
         values_NT = None
         if self.value_head is not None:
-            values_NT = _spread(self.value_head(hidden_MH).squeeze(-1).to(logprobs_M.dtype), inputs.response_NT)
+            values_M = self.value_head(hidden_MH.detach() if self.detach_values else hidden_MH).squeeze(-1)
+            values_NT = _spread(values_M.to(logprobs_M.dtype), inputs.response_NT)
         spread = (_spread(values_M, inputs.response_NT) for values_M in (logprobs_M, entropy_M))
         return PolicyOutput(*spread, values_NT)
 
@@ -123,6 +134,14 @@ class Policy(nn.Module):
             **pictures,
         ).last_hidden_state
         return hidden_BLH + stand_in
+
+
+class ValueHead(nn.Linear):
+    """W·h + b, multiplied in float32 at least: in bfloat16 values near 0.5 come in steps of 0.002."""
+
+    def forward(self, hidden_MH: Tensor) -> Tensor:
+        hidden_MH, weight_1H, bias_1 = (_at_least_float32(each) for each in (hidden_MH, self.weight, self.bias))
+        return linear(hidden_MH, weight_1H, bias_1)
 
 
 def prepare(policy: Policy, frozen: Sequence[str], lora: LoraConfig | None, gradient_checkpointing: bool) -> None:
@@ -166,12 +185,20 @@ def token_logprobs(
     token_M: Tensor,
     temperature: float = 1.0,
     banned: Sequence[int] = (),
+    float32_logits: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """(log π(token)_M, entropy_M in nats) of π = softmax((W·h + b) / temperature), 0 for the banned tokens, at least in
     float32.
 
+    `float32_logits`: the product W·h is one in float32, too, of the same tensors. In bfloat16 it rounds a logit of 16
+    to the next 1/8, which moves log-probabilities by hundredths of a nat.
+
     Logits exist for LOGITS_AT_ONCE / V tokens at a time; where there are more, the backward pass computes them again.
     """
+    if float32_logits:
+        # Once, in front of the pieces: so their gradients for W add up in float32 as well.
+        hidden_MH, weight_VH = _at_least_float32(hidden_MH), _at_least_float32(weight_VH)
+        bias_V = None if bias_V is None else _at_least_float32(bias_V)
     rows = max(1, LOGITS_AT_ONCE // weight_VH.shape[0])
     if len(token_M) <= rows:
         return _token_logprobs(hidden_MH, weight_VH, bias_V, token_M, temperature, banned)
@@ -191,8 +218,7 @@ def _token_logprobs(
     temperature: float,
     banned: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
-    logits_MV = linear(hidden_MH, weight_VH, bias_V)
-    logits_MV = logits_MV.to(torch.promote_types(logits_MV.dtype, torch.float32)) / temperature
+    logits_MV = _at_least_float32(linear(hidden_MH, weight_VH, bias_V)) / temperature
     if banned:
         # Not −∞: its product with a probability of 0 would make the entropy NaN.
         logits_MV[:, banned] = torch.finfo(logits_MV.dtype).min
@@ -200,6 +226,10 @@ def _token_logprobs(
     with torch.no_grad():
         entropy_M = -(logprobs_MV.exp() * logprobs_MV).sum(dim=1)
     return logprobs_MV.gather(1, token_M[:, None]).squeeze(1), entropy_M
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def _spread(values_M: Tensor, response_NT: Tensor) -> Tensor:

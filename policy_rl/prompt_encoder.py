@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 from mmprm.errors import DataError
 from mmprm.prm.format import reads_pictures, tokenizer_of
 from mmprm.problems import open_picture
-from mmprm.prompts import PromptConfig, render
+from mmprm.prompts import PromptConfig
+from mmprm.rendering import render
 from mmprm.sampling.config import pixel_limits
 from mmprm.types import Picture, Problem
 

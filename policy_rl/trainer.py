@@ -1,10 +1,10 @@
 """One rank of the trainer: log-probabilities, updates, weights, checkpoints. Every rank must make the same calls.
 
-    trainer = Trainer(model, config, prompt, temperature, total_updates, critic=False, max_pixels=None)
+    trainer = Trainer(model, config, prompt, temperature, total_updates, critic=False)
     trainer.resume(folder)                       # dict that was given to save, or None
     trainer.limits.check(experience)             # DataError: count and skip
     trainer.log_probs(experiences)               # {place: LogProbs} of this rank's share
-    trainer.update(experiences)                  # metrics of one optimizer step, the same on every rank
+    trainer.update(experiences, progress)        # metrics of one optimizer step, the same on every rank
     trainer.publish(version, probe, dtype)       # weights to the engines
     trainer.save(folder, extra, keep); trainer.save_model(folder)
 
@@ -38,7 +38,7 @@ from mmprm.training.engine import Engine
 from mmprm.training.lora import plain_weights
 from mmprm.training.ranks import check_shared, join_ranks
 from mmprm.training.sharding import loading_in_parts
-from policy_rl.batch import ARRAYS, Experience, Limits, Row, check_finite, collate, padded, plan
+from policy_rl.batch import ARRAYS, Experience, Limits, Row, check_finite, collate, padded, plan, tokens_of_groups
 from policy_rl.losses import aggregate, denominator, policy_loss, truncated_weights, value_loss
 from policy_rl.policy import Policy, PolicyInputs, prepare, without_adapters
 from policy_rl.prompt_encoder import PromptEncoder
@@ -66,8 +66,9 @@ class _MicroBatch:
 
 
 class Trainer:
-    """`temperature` is that of the sampling; `total_updates` counts the optimizer steps of the whole run, for the
-    learning rate; `critic` adds a value head; `max_pixels` is the engines' limit of a picture.
+    """`temperature` is that of the sampling; `total_updates` counts the optimizer steps of the whole run (with a filter
+    at most), for the learning rate; `critic` adds a value head; `max_pixels` and `min_pixels` are the engines' limits
+    of an image.
 
     The reference is the model that the run begins with, and is loaded only where loss.kl.coefficient is above 0; with
     LoRA it is the model without its adapters.
@@ -82,6 +83,7 @@ class Trainer:
         total_updates: int,
         critic: bool = False,
         max_pixels: int | None = None,
+        min_pixels: int | None = None,
     ) -> None:
         self.doing = f"loading {model}"
         self.config, self.ranks = config, join_ranks()
@@ -90,31 +92,35 @@ class Trainer:
         dtype = torch.bfloat16 if optimisation.precision == "bf16" else torch.float32
         with loading_in_parts(optimisation):
             backbone, self.processor = load_backbone(model, dtype)
+        if prompt.chat_template is not None:
+            self.processor.chat_template = prompt.chat_template
         banned = vision_token_ids(backbone.config, tokenizer_of(self.processor))
         self.limits = Limits(backbone.config.get_text_config().max_position_embeddings, frozenset(banned))
-        self._encoder = PromptEncoder(backbone, self.processor, prompt, max_pixels)
+        self._encoder = PromptEncoder(backbone, self.processor, prompt, max_pixels, min_pixels)
         self._share_prompt = config.share_prompt and self._can_share(backbone)
         hidden = backbone.config.get_text_config().hidden_size
         # On GPU the mask is one of blocks.
         self._attention_cost = 0.0 if self.ranks.device.type == "cuda" else 1 / (6 * hidden)
-        self._policy = Policy(backbone, temperature, critic, banned)
+        self._policy = Policy(backbone, temperature, critic, banned, config.float32_logits)
         prepare(self._policy, config.frozen, config.lora, config.gradient_checkpointing)
         self._reference: Policy | None = None
         if config.loss.kl.coefficient > 0 and config.lora is None:
-            self._reference = Policy(load_backbone(model, dtype)[0], temperature, banned=banned)
+            reference = load_backbone(model, dtype)[0]
+            self._reference = Policy(reference, temperature, False, banned, config.float32_logits)
             self._reference.requires_grad_(False).eval().to(self.ranks.device)
             if self._share_prompt and self.ranks.device.type == "cuda":
                 use_block_masks(self._reference.backbone)
         torch.manual_seed(optimisation.seed + self.ranks.rank)
         head = () if self._policy.value_head is None else tuple(self._policy.value_head.parameters())
-        head_rate = config.critic.learning_rate or optimisation.learning_rate
-        self._engine = Engine(self._policy, optimisation, total_updates, self.ranks, head, head_rate)
+        self._engine = Engine(self._policy, optimisation, total_updates, self.ranks, head, config.critic.learning_rate)
+        self._total_updates = total_updates
         self._identity = {
             "model": model,
             "prompt": prompt.model_dump(mode="json"),
             "temperature": temperature,
             "critic": critic,
             "max_pixels": max_pixels,
+            "min_pixels": min_pixels,
             "total_updates": total_updates,
             **config.model_dump(mode="json", exclude=CHANGEABLE),
         }
@@ -147,8 +153,12 @@ class Trainer:
         self.doing = "nothing"
         return found
 
-    def update(self, experiences: Sequence[Experience]) -> dict[str, float]:
+    def update(self, experiences: Sequence[Experience], progress: float | None = None) -> dict[str, float]:
         """One optimizer step from the mean over all these responses, of all ranks; see Tally.metrics for what returns.
+
+        `progress` from 0 to 1 is the share of the run that lies before the update, by which the learning rate is set;
+        by default the share of `total_updates` that was made. In the first critic.warmup_updates only the value head
+        learns: no gradient reaches the other weights, and their learning rate is 0.
 
         Raises DataError or TrainingError before anything is changed for a response that does not fit or holds a number
         that is not finite. A gradient that is not finite changes nothing, and is told as `skipped`.
@@ -157,11 +167,12 @@ class Trainer:
         for experience in experiences:
             self.limits.check(experience)
         check_finite(experiences)
-        loss_config = self.config.loss
-        masks = [torch.from_numpy(np.array(experience.counted))[None] for experience in experiences]
-        size = sum((denominator(mask_1T, loss_config) for mask_1T in masks), torch.zeros(())).to(self.ranks.device)
+        size = self._denominator(experiences).to(self.ranks.device)
         if not size > 0:
             raise TrainingError("an update without a response token that counts; skip it, or look at the filters")
+        warming = self._policy.value_head is not None and self.updates < self.config.critic.warmup_updates
+        self._policy.detach_values = warming
+        self._engine.set_rates(None if progress is None else progress * self._total_updates, head_only=warming)
         tally, rate = Tally(), self._engine.learning_rate
         micro_batches = self._micro_batches(experiences, ARRAYS, f"update {self.updates + 1}")
         losses = (partial(self._loss, micro=micro, size=size, tally=tally) for micro in micro_batches)
@@ -205,10 +216,11 @@ class Trainer:
         check_shared(self.ranks, folder, "output")
         rates = self._engine.deepspeed.lr_scheduler.base_lrs
         checkpoints.resume(self._engine, folder, self._identity)
-        extra = checkpoints.read_extra(folder)
+        (extra, *_) = self.ranks.gather(checkpoints.read_extra(folder) if self.ranks.is_main else None)
         if extra is not None:
             self.updates = extra.pop("updates")
-            _set_rates(self._engine.deepspeed, rates)
+            # The place on the schedule stays; each update sets the rates from it.
+            self._engine.deepspeed.lr_scheduler.base_lrs = rates
         self.doing = "nothing"
         return extra
 
@@ -244,6 +256,7 @@ class Trainer:
         budget = self.config.optimisation.micro_batch_tokens
         planned = plan(experiences, budget, self.ranks.count, self._share_prompt, self._attention_cost)
         own = planned.rows_of(self.ranks.rank)
+        tokens = tokens_of_groups(experiences)
         # Ranks wait for each other in the vision tower, too.
         stand_in = self.ranks.count > 1 and any(experience.problem.pictures for experience in experiences)
 
@@ -251,6 +264,7 @@ class Trainer:
             inputs = collate(rows, experiences, self._encoder, stand_in)
             named = {name: padded(rows, experiences, name) for name in arrays}
             named["mask"] = padded(rows, experiences, "counted", torch.bool)
+            named["group_tokens"] = torch.tensor([tokens[experiences[place].group] for row in rows for place in row])
             return _MicroBatch(rows, filler, inputs, named)
 
         for number, micro in enumerate(one_ahead(partial(make, *each) for each in own), start=1):
@@ -269,18 +283,35 @@ class Trainer:
             assert engine_NT is not None, "importance_cap needs the engine's log-probabilities"
             weights_NT = truncated_weights(old_NT, engine_NT, mask_NT, config.importance_cap)
         loss, watch = policy_loss(
-            output.logprobs_NT, old_NT, arrays["advantages"], mask_NT, size, config, arrays["ref"], weights_NT
+            output.logprobs_NT,
+            old_NT,
+            arrays["advantages"],
+            mask_NT,
+            size,
+            config,
+            arrays["ref"],
+            weights_NT,
+            arrays["group_tokens"],
         )
         value = None
         if output.values_NT is not None:
             assert arrays["values"] is not None, "a critic's update needs values and returns"
             per_token = value_loss(output.values_NT, arrays["values"], arrays["returns"], self.config.critic.clip)
-            value = aggregate(per_token, mask_NT, size, config.aggregation)
-            loss = loss + self.config.critic.coefficient * value
+            value = aggregate(per_token, mask_NT, size, config.aggregation, arrays["group_tokens"])
+            policy_weight = 0.0 if self._policy.detach_values else 1.0
+            loss = policy_weight * loss + self.config.critic.coefficient * value
         if micro.filler:
             return loss * 0.0
         tally.add(watch, output.entropy_NT, mask_NT, old_NT, engine_NT, value, arrays["ref"] is not None)
         return loss
+
+    def _denominator(self, experiences: Sequence[Experience]) -> Tensor:
+        """That of the loss of an update, by the responses of all ranks."""
+        tokens, total = tokens_of_groups(experiences), torch.zeros(())
+        for experience in experiences:
+            mask_1T = torch.from_numpy(np.array(experience.counted))[None]
+            total = total + denominator(mask_1T, self.config.loss, torch.tensor([tokens[experience.group]]))
+        return total
 
     def _reference_logprobs(self, model: nn.Module, inputs: PolicyInputs) -> Tensor | None:
         if self._reference is not None:
@@ -298,13 +329,3 @@ class Trainer:
                 f"{most} updates in a row had a loss or a gradient that is not finite and were skipped; "
                 "with a lower trainer.optimisation.learning_rate the same command goes on from the last checkpoint"
             )
-
-
-def _set_rates(engine: Any, rates: Sequence[float]) -> None:
-    """Peaks of the learning rate, one a parameter group, in place of those that the checkpoint brought; the place on
-    the schedule stays."""
-    scheduler = engine.lr_scheduler
-    for group, peak, there in zip(engine.optimizer.param_groups, rates, scheduler.base_lrs, strict=True):
-        group["lr"] *= peak / there
-        group["initial_lr"] = peak
-    scheduler.base_lrs = list(rates)

@@ -42,8 +42,10 @@ class Engine:
             for own, rate in ((False, config.learning_rate), (True, head_rate))
             for decays in (True, False)
         ]
+        groups = [group for group in groups if group["params"]]
+        self._in_head = [group["params"][0] in in_head for group in groups]
         optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
+            groups,
             lr=config.learning_rate,
             betas=config.betas,
             fused=ranks.device.type == "cuda",
@@ -109,6 +111,17 @@ class Engine:
     def learning_rate(self) -> float:
         return self.deepspeed.get_lr()[0]
 
+    def set_rates(self, step: float | None = None, head_only: bool = False) -> None:
+        """Set the learning rates of the next update to those of optimizer step `step` of the schedule, which need not
+        be the number of steps taken (None: it is); with `head_only`, to 0 outside of the head."""
+        scheduler = self.deepspeed.lr_scheduler
+        step = scheduler.last_epoch if step is None else step
+        groups = zip(
+            self.deepspeed.optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, self._in_head, strict=True
+        )
+        for group, peak, share, in_head in groups:
+            group["lr"] = peak * share(step) if in_head or not head_only else 0.0
+
     def weights(self, prefix: str = "") -> dict[str, Tensor]:
         """State of the submodule that `prefix` names (ending in a dot), on the CPU of rank 0; empty on the others.
 
@@ -142,7 +155,7 @@ DECAYS: dict[str, Callable[[float], float]] = {
 """What is left of the way from the peak to the end, by progress from 0 to 1."""
 
 
-def learning_rate_share(step: int, total: int, config: TrainingConfig) -> float:
+def learning_rate_share(step: float, total: int, config: TrainingConfig) -> float:
     """Return the share of the peak learning rate at optimizer step `step` = 0 … total − 1.
 
     It rises linearly over w = ceil(warmup · total) steps as (step + 1) / (w + 1), then falls as

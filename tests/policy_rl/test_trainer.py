@@ -128,17 +128,27 @@ def test_own_log_probabilities_are_those_of_an_extra_pass(
     assert again["log_ratio_min"] < -1e-3 < 1e-3 < again["log_ratio_max"]
 
 
-@pytest.mark.parametrize("form", [{"tokens": 60}, {"tokens": 100_000}, {"share_prompt": False}, {"order": True}])
+@pytest.mark.parametrize(
+    ("form", "aggregation"),
+    [
+        ({"tokens": 60}, "sequence_mean"),
+        ({"tokens": 60}, "prompt_mean"),
+        ({"tokens": 100_000}, "sequence_mean"),
+        ({"share_prompt": False}, "prompt_mean"),
+        ({"order": True}, "sequence_mean"),
+    ],
+)
 def test_the_split_changes_nothing(
-    random_policy_folder: Path, experiences: list[Experience], form: dict[str, Any]
+    random_policy_folder: Path, experiences: list[Experience], form: dict[str, Any], aggregation: str
 ) -> None:
     """Token budget, shared prompts, order of the responses; masked tokens and several losses at once."""
-    loss = LossConfig(surrogate="cpgd", aggregation="sequence_mean", kl=KlConfig(coefficient=0.1))
+    loss = LossConfig(surrogate="cpgd", aggregation=aggregation, kl=KlConfig(coefficient=0.1))
     masks = [np.arange(len(e.token_ids)) != place % 3 for place, e in enumerate(experiences)]
     experiences = [replace(e, mask=mask) for e, mask in zip(experiences, masks, strict=True)]
     results = []
     for settings, order in (({}, False), ({k: v for k, v in form.items() if k != "order"}, form.get("order", False))):
-        trainer = start(random_policy_folder, config(loss=loss, **settings), critic=True)
+        learns_at_once = CriticConfig(warmup_updates=0, learning_rate=1e-3)
+        trainer = start(random_policy_folder, config(loss=loss, critic=learns_at_once, **settings), critic=True)
         found = trainer.log_probs(experiences)
         ready = [
             replace(e, old=found[i].old + 0.1, ref=found[i].ref - 0.1, values=found[i].values, returns=e.advantages + 1)
@@ -162,7 +172,8 @@ def test_the_split_changes_nothing(
 
 def test_the_critic_has_a_learning_rate_of_its_own(random_policy_folder: Path, experiences: list[Experience]) -> None:
     """Adam's first step moves a weight by its learning rate, whatever the gradient."""
-    trainer = start(random_policy_folder, config(rate=1e-4, critic=CriticConfig(learning_rate=1e-2)), critic=True)
+    critic = CriticConfig(learning_rate=1e-2, warmup_updates=0)
+    trainer = start(random_policy_folder, config(rate=1e-4, critic=critic), critic=True)
     before, found = weights_of(trainer), trainer.log_probs(experiences)
     ready = [replace(e, values=found[i].values, returns=e.advantages + 1) for i, e in enumerate(experiences)]
     assert trainer.update(ready)["learning_rate"] == pytest.approx(1e-4)
@@ -176,7 +187,8 @@ def test_the_critics_learning_rate_may_be_the_policys_and_then_another(
     random_policy_folder: Path, experiences: list[Experience], tmp_path: Path
 ) -> None:
     def trainer(rate: float) -> Trainer:
-        return start(random_policy_folder, config(rate=rate, critic=CriticConfig(learning_rate=1e-4)), critic=True)
+        critic = CriticConfig(learning_rate=1e-4, warmup_updates=0)
+        return start(random_policy_folder, config(rate=rate, critic=critic), critic=True)
 
     trainer(1e-4).save(tmp_path, {"step": 1}, keep=1)
     lower = trainer(1e-5)
@@ -188,6 +200,51 @@ def test_the_critics_learning_rate_may_be_the_policys_and_then_another(
     moved = {name: (tensor - before[name]).abs().max().item() for name, tensor in weights_of(lower).items()}
     assert moved["value_head.weight"] == pytest.approx(1e-4, rel=0.01)
     assert moved["backbone.lm_head.weight"] == pytest.approx(1e-5, rel=0.01)
+
+
+def test_the_critic_learns_alone_at_first(
+    random_policy_folder: Path, experiences: list[Experience], tmp_path: Path
+) -> None:
+    """Two updates that change the head and nothing else, to the bit, in spite of a decay of weights; also across a
+    checkpoint. Then both learn."""
+    optimisation = OptimisationConfig(precision="fp32", learning_rate=1e-3, weight_decay=0.1, micro_batch_tokens=400)
+    settings = TrainerConfig(optimisation=optimisation, critic=CriticConfig(warmup_updates=2, learning_rate=1e-2))
+    trainer = start(random_policy_folder, settings, critic=True)
+    before = weights_of(trainer)
+    for update in range(3):
+        found = trainer.log_probs(experiences)
+        ready = [
+            replace(e, old=found[i].old, values=found[i].values, returns=np.ones(len(e.token_ids)))
+            for i, e in enumerate(experiences)
+        ]
+        metrics = trainer.update(ready)
+        assert (metrics["learning_rate"] == 0) == (update < 2)
+        changed = {name for name, tensor in weights_of(trainer).items() if not torch.equal(tensor, before[name])}
+        assert changed >= {"value_head.weight", "value_head.bias"}
+        assert (len(changed) == 2) == (update < 2)
+        trainer.save(tmp_path, {"step": update + 1}, keep=1)
+        trainer = start(random_policy_folder, settings, critic=True)
+        trainer.resume(tmp_path)
+    assert metrics["value_loss"] < 0.5, "it begins at 0, half the square of 1"
+
+
+def test_critic_defaults() -> None:
+    critic = TrainerConfig().critic
+    assert (critic.learning_rate, critic.warmup_updates) == (1e-5, 10)
+
+
+def test_the_learning_rate_follows_the_progress_of_the_run(
+    random_policy_folder: Path, experiences: list[Experience]
+) -> None:
+    """A cosine to 10 % over 100 updates at most, of which the run makes four: it ends near the end all the same."""
+    optimisation = OptimisationConfig(precision="fp32", learning_rate=1e-3, warmup=0.02, final_learning_rate=0.1)
+    trainer = start(random_policy_folder, TrainerConfig(optimisation=optimisation))
+    rates = [trainer.update(experiences, progress)["learning_rate"] for progress in (0.0, 0.51, 0.995)]
+    assert rates[0] == pytest.approx(1e-3 / 3)
+    assert rates[1] == pytest.approx(1e-3 * (0.1 + 0.9 * 0.5))
+    assert rates[2] == pytest.approx(1e-4, rel=0.01)
+    by_count = trainer.update(experiences)["learning_rate"]
+    assert by_count == pytest.approx(1e-3, rel=0.01), "the fourth of 100, where nobody says otherwise"
 
 
 def test_what_is_not_finite_reaches_no_weight(random_policy_folder: Path, experiences: list[Experience]) -> None:
