@@ -42,21 +42,34 @@ def groups_to_ask(missing: int, passed: int, seen: int, most: int) -> int:
     return min(most, math.ceil(missing / rate))
 
 
+def update_count(groups: int, prompts: int, updates: int) -> int:
+    """Return the number of updates that a step makes of its groups: a whole step of `prompts` groups makes `updates`,
+    of prompts // updates groups each or one more; with fewer groups there are fewer updates and none is smaller, but
+    that of a step which has not enough for one."""
+    return min(updates, max(1, groups // (prompts // updates)), groups)
+
+
 class AdoraConfig(Config):
     weight: float = Field(0.1, ge=0, le=1)
-    """Weight of the outcome advantages of a group whose longest right response is not longer than its mean wrong
-    one."""
+    """Weight of the outcome advantages of a group whose longest right response is not longer than its mean wrong one,
+    truncated wrong ones left out."""
 
 
 def adora_weight(group: GradedGroup, weight: float) -> float:
-    """`weight` where the longest right response is not longer than the mean wrong one, else 1; lengths in tokens. A
-    group that lacks right or wrong responses keeps 1."""
-    lengths: dict[float, list[int]] = {0.0: [], 1.0: []}
+    """`weight` where the longest right response is not longer than the mean wrong one, else 1; lengths in tokens.
+
+    Wrong responses that were truncated are left out, as in ADORA's code: they have the length of the limit, not one
+    that the policy chose. A group that lacks right or (untruncated) wrong responses keeps 1.
+    """
+    right, wrong = [], []
     for each in group.responses:
-        accuracy = each.reward.parts.get("accuracy")
-        if each.reward.total is not None and accuracy is not None:
-            lengths[accuracy].append(len(each.response.token_ids))
-    wrong, right = lengths[0.0], lengths[1.0]
+        accuracy, length = each.reward.parts.get("accuracy"), len(each.response.token_ids)
+        if each.reward.total is None or accuracy is None:
+            continue
+        if accuracy == 1:
+            right.append(length)
+        elif each.response.finish_reason != "length":
+            wrong.append(length)
     return weight if wrong and right and max(right) <= sum(wrong) / len(wrong) else 1.0
 
 

@@ -7,7 +7,7 @@
 
 1. collect: sample, grade, score, filter (policy_rl.collecting)
 2. old: log-probabilities, reference and values, where several updates, KL or a critic need them
-3. advantages (policy_rl.experience), then `batch.updates` optimizer steps, each on its share of the groups
+3. advantages (policy_rl.experience), then up to `batch.updates` optimizer steps, each on its share of the groups
 4. sync: the weights to all engines, which prove that they have them; their version is the step's number
 5. a checkpoint where one is due, then an evaluation where one is due
 
@@ -40,6 +40,7 @@ from policy_rl.collecting import Collected, Collector, Pool
 from policy_rl.config import RLConfig
 from policy_rl.evaluate import Evaluation
 from policy_rl.experience import AdvantageSettings, Aggregate, add_advantages, draft, kept_samples
+from policy_rl.filtering import update_count
 from policy_rl.graded import GradedGroup
 from policy_rl.run_folder import Summary, check_same, checkpoints_of, identity_of, is_evaluated, policy_of
 from policy_rl.step_metrics import console_line, describe_groups, merge_updates, shares
@@ -54,7 +55,7 @@ class TrainerLike(Protocol):
 
     def log_probs(self, experiences: Sequence[Experience], policy: bool = True) -> list[Experience]: ...
 
-    def update(self, experiences: Sequence[Experience]) -> dict[str, float]: ...
+    def update(self, experiences: Sequence[Experience], progress: float | None = None) -> dict[str, float]: ...
 
     def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Any: ...
 
@@ -93,10 +94,12 @@ class Loop:
         self._evaluations: dict[int, Evaluation] = {}
         self._pending: Collected | None = None
         self._empty = 0
+        self._progress = 0.0
+        """Share of the run that is done."""
         self._seconds: Counter[str] = Counter()
 
     async def run(self) -> Summary:
-        """From the newest checkpoint, if any, to the last step, or to the end of the step in which SIGTERM came."""
+        """From the newest checkpoint, if any, to the last step, or to the end of the step in which SIGTERM or Ctrl-C came."""
         step = await self._resume()
         # Without a checkpoint the run begins anew, and nothing of what is logged there belongs to it.
         log, samples = MetricsLog(self._output, step or -1), SampleLog(self._output, step)
@@ -122,9 +125,14 @@ class Loop:
             finally:
                 self._report()
         if stopping:
-            print(f"{self._output}: SIGTERM; saved after step {step} of {self._total}, the same command goes on")
+            print(f"{self._output}: {stop.name}; saved after step {step} of {self._total}, the same command goes on")
+            if stop.interrupted:
+                raise KeyboardInterrupt
         elif step < self._total:
             print(f"{self._output}: {self._config.episodes} passes over the problems ended with step {step}")
+        if not stopping and self._collector.waiting:
+            size = self._config.batch.prompts // self._config.batch.updates
+            print(f"{self._output}: {self._collector.waiting} groups are left over, an update takes {size}")
         policy = None if stopping else self._policy
         before, after = self._evaluations.get(0), self._evaluations.get(step)
         return Summary(step, self._total, not stopping, policy, before, after)
@@ -133,8 +141,8 @@ class Loop:
         """Without `steps`, a filter ends a run sooner than `total`: it takes more problems a step."""
         if step >= self._total:
             return True
-        counts_passes = self._config.steps is None and self._config.filter is not None
-        return counts_passes and self._pending is None and self._collector.passes >= self._config.episodes
+        by_passes = self._config.ends_by_passes and self._pending is None
+        return by_passes and self._collector.passes >= self._config.episodes
 
     async def _settle(self, step: int, log: MetricsLog) -> None:
         """What comes after a checkpoint, and may have been cut off after it: the policy of the last step, and an
@@ -191,14 +199,24 @@ class Loop:
         if colocated:
             await self._pool.sleep()
         experiences, figures = await self._experiences(groups) if groups else ([], {})
-        updates = []
-        for share in minibatches(experiences, self._config.batch.updates, f"{self._config.seed}/{step}"):
-            updates.append(await asyncio.to_thread(self._trainer.update, share))
+        updates = await self._update(step, experiences, collected.progress)
         self._seconds["update"] = sum(update["seconds"] for update in updates)
         if colocated:
             await self._pool.wake()
-        self._count_empty(step, collected, not updates)
+        waits = collected.passed > 0 and not groups  # for enough of them for an update
+        self._count_empty(step, collected, not updates and not waits)
         return metrics | figures | merge_updates(updates)
+
+    async def _update(self, step: int, experiences: Sequence[Experience], end: float) -> list[dict[str, float]]:
+        """Make the step's updates. Learning rates follow the share of the run that is done, from the last step's end to
+        this one's."""
+        batch, begin, self._progress = self._config.batch, self._progress, end
+        count = update_count(len({each.group for each in experiences}), batch.prompts, batch.updates)
+        updates = []
+        for number, share in enumerate(minibatches(experiences, count, f"{self._config.seed}/{step}")):
+            progress = begin + (end - begin) * number / count
+            updates.append(await asyncio.to_thread(self._trainer.update, share, progress))
+        return updates
 
     async def _experiences(self, groups: Sequence[GradedGroup]) -> tuple[list[Experience], dict[str, float]]:
         kept_PK = kept_samples(groups, ESTIMATORS[self._config.advantage.estimator].least)
@@ -251,6 +269,7 @@ class Loop:
             "collector": self._collector.state(),
             "pending": None if self._pending is None else self._pending.to_json(),
             "empty": self._empty,
+            "progress": self._progress,
             "alarms": self._alarms.counts,
         }
         self._trainer.save(self._checkpoints, extra, self._config.keep_checkpoints)
@@ -266,7 +285,7 @@ class Loop:
                 print(f"{self._output}: {key} was {extra['noted'][key]}, from step {extra['step'] + 1} on it is {here}")
         self._collector.restore(extra["collector"])
         self._pending = None if extra["pending"] is None else self._collector.collected(extra["pending"])
-        self._empty = extra["empty"]
+        self._empty, self._progress = extra["empty"], extra["progress"]
         self._alarms.counts |= {name: extra["alarms"].get(name, 0) for name in self._alarms.counts}
         await self._sync(extra["step"])
         return extra["step"]

@@ -34,7 +34,7 @@ def ended(config: RLConfig, total: int, problems: Sequence[Problem]) -> Summary 
     folder is another run's."""
     extra = read_extra(checkpoints_of(config))
     if extra is not None:
-        check_same(checkpoints_of(config), extra["identity"], identity_of(config, total, fingerprint(problems)))
+        check_same(checkpoints_of(config), extra["identity"], identity_of(config, total, fingerprint(problems, config)))
     if not policy_of(config).is_dir():
         return None
     if extra is None and not (Path(config.output) / METRICS_FILE).exists():

@@ -14,17 +14,20 @@ from policy_rl.watch import signs
 
 DROPS = ("refused", "few_known", "too_hard", "too_easy", "aborted", "unknown", "untrainable")
 SUMS, LEAST, MOST = {"responses", "seconds", "tokens", "skipped"}, {"log_ratio_min"}, {"log_ratio_max", "mismatch_max"}
+PER_TOKEN = {"entropy", "kl_old", "kl_ref", "clip_fraction", "ratio_clamped", "kl_clamped"} | {
+    f"mismatch_{name}" for name in ("absolute", "signed")
+}
 COMPUTING = ("generate", "score", "old", "update")
 """Phases in which a model computes."""
 OF_GROUPS = (
-    *("groups", "rounds", *(f"dropped_{name}" for name in DROPS)),
+    *("groups", "carried", "rounds", *(f"dropped_{name}" for name in DROPS)),
     *("reward", "reward_length", "accuracy", "response_tokens", "truncated", "alike", "staleness"),
 )
 OF_SCORES = ("refused", "step_tokens", "longest_step")
 """Signs that only process scores show, beside prm_…"""
 OF_UPDATES = (
     *("updates", "responses", "tokens", "advantage_size", "loss", "surrogate", "drift", "learning_rate", "skipped"),
-    *("gradient_norm", "entropy", "kl_old", "clip_fraction", "log_ratio_min", "log_ratio_max"),
+    *("gradient_norm", "entropy", "kl_old", "clip_fraction", "ratio_clamped", "log_ratio_min", "log_ratio_max"),
     *("mismatch_absolute", "mismatch_signed", "mismatch_max"),
 )
 SHOWN = {
@@ -54,7 +57,7 @@ def metric_names(config: RLConfig) -> set[str]:
     names |= {f"seconds_{name}" for name in (*COMPUTING, "sync", "other")}
     names |= {f"reward_{entry.path}" for entry in config.rewards.functions}
     names |= {"reward_format"} if config.rewards.format else set()
-    names |= {"kl", "kl_ref"} if config.trainer.loss.kl.coefficient > 0 else set()
+    names |= {"kl", "kl_ref", "kl_clamped"} if config.trainer.loss.kl.coefficient > 0 else set()
     names |= {"value_loss"} if config.has_critic else set()
     return names | ({"scored", "unscored", "alone"} if config.process else set())
 
@@ -65,7 +68,7 @@ def describe_groups(collected: Collected, version: int) -> dict[str, float]:
     (steps since its weights). dropped_REASON counts."""
     groups = collected.groups
     taking = [each for group in groups for each in group.responses if each.reward.total is not None]
-    figures = {"groups": float(len(groups)), "rounds": float(collected.rounds)}
+    figures = {"groups": float(len(groups)), "carried": float(collected.carried), "rounds": float(collected.rounds)}
     figures |= {f"dropped_{name}": float(collected.dropped[name]) for name in DROPS}
     if not taking:
         return figures
@@ -89,14 +92,15 @@ def _alike(group: GradedGroup) -> bool:
 
 
 def merge_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of a step's updates: sums of what counts, extremes of extremes, means of all else; `seconds` is left to
-    `shares`."""
+    """Of a step's updates: sums of what counts, extremes of extremes, means over tokens of what is one over tokens,
+    means of all else; `seconds` is left to `shares`."""
+    tokens = [update["tokens"] for update in updates if "tokens" in update]
     names = dict.fromkeys(name for update in updates for name in update)
     merged = {"updates": float(len(updates))}
     for name in names:
         values = [update[name] for update in updates if name in update]
         fold = sum if name in SUMS else min if name in LEAST else max if name in MOST else fmean
-        merged[name] = fold(values)
+        merged[name] = fmean(values, tokens) if name in PER_TOKEN and len(tokens) == len(values) else fold(values)
     merged.pop("seconds", None)
     return merged
 

@@ -87,12 +87,14 @@ class ScriptedPool:
 
 
 class ScriptedTrainer:
-    """Its weights are a hash of all that it was updated with. `calls` lists what was asked of it."""
+    """Its weights are a hash of all that it was updated with. `calls` lists what was asked of it, `progress` the share
+    of the run that was done at each update."""
 
     def __init__(self, delay: float = 0.0) -> None:
         self.weights, self.updates, self.busy = "", 0, False
         self.calls: list[str] = []
         self.batches: list[list[Experience]] = []
+        self.progress: list[float | None] = []
         self._delay = delay
 
     def log_probs(self, experiences: Sequence[Experience], policy: bool = True) -> list[Experience]:
@@ -103,8 +105,10 @@ class ScriptedTrainer:
             for each, zero in zip(experiences, zeros, strict=True)
         ]
 
-    def update(self, experiences: Sequence[Experience]) -> dict[str, float]:
+    def update(self, experiences: Sequence[Experience], progress: float | None = None) -> dict[str, float]:
         import time
+
+        self.progress.append(progress)
 
         self.busy = True
         time.sleep(self._delay)
@@ -129,6 +133,7 @@ class ScriptedTrainer:
         place.mkdir(parents=True)
         size = (place / "extra.json").write_text(json.dumps(extra))
         state = {"weights": self.weights, "updates": self.updates, "files": {"extra.json": size}}
+        state |= {"identity": {}, "step": extra["step"]}
         (place / "state.json").write_text(json.dumps(state))
 
     def resume(self, folder: Path) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from scripted_rl import PROBLEMS, ScriptedGrader, ScriptedPool, make_config
 from mmprm.types import Grading, Problem, Verdict
 from policy_rl.batch import Limits
 from policy_rl.collecting import Collector
-from policy_rl.filtering import FilterConfig, Phase, Prompts, adora_weight, groups_to_ask, phase_of
+from policy_rl.filtering import FilterConfig, Phase, Prompts, adora_weight, groups_to_ask, phase_of, update_count
 from policy_rl.graded import GradedGroup, GradedResponse, StepRewards, from_json, to_json
 from policy_rl.rewards import Reward
 from policy_rl.types import Response
@@ -23,12 +23,12 @@ from policy_rl.types import Response
 WEIGHED = {"loss": {"importance_cap": 2.0}}
 
 
-def group(accuracies: Sequence[float | None], lengths: Sequence[int] | None = None) -> GradedGroup:
-    """None: no verdict, so no reward."""
+def group(accuracies: Sequence[float | None], lengths: Sequence[int] | None = None, limit: int = 1000) -> GradedGroup:
+    """None: no verdict, so no reward. Responses of `limit` tokens were truncated."""
     lengths = lengths or [3] * len(accuracies)
     responses = tuple(
         GradedResponse(
-            Response("text", tuple(range(length)), (0.0,) * length, "stop"),
+            Response("text", tuple(range(length)), (0.0,) * length, "length" if length == limit else "stop"),
             Grading(Verdict.UNKNOWN if each is None else Verdict(int(each)), None, ""),
             Reward(each, {"accuracy": each}),
         )
@@ -61,6 +61,22 @@ def test_adora_weight_by_lengths() -> None:
     assert adora_weight(group([1, 1, 0, 0], [3, 6, 4, 6]), 0.1) == 1.0
     assert adora_weight(group([1, 1, 0, 0, None], [3, 5, 4, 6, 90]), 0.1) == 0.1
     assert adora_weight(group([1, 1]), 0.1) == adora_weight(group([0, 0]), 0.1) == 1.0
+
+
+def test_adora_leaves_out_truncated_wrong_responses() -> None:
+    """The one of 30 tokens ran into the limit: 4 is the mean of the others. With it, it would be 12.7."""
+    assert adora_weight(group([1, 0, 0, 0], [5, 3, 5, 30], limit=30), 0.1) == 1.0
+    assert adora_weight(group([1, 0, 0, 0], [4, 3, 5, 30], limit=30), 0.1) == 0.1
+    assert adora_weight(group([1, 0, 0], [30, 3, 5], limit=30), 0.1) == 1.0, "a right one has its length"
+    assert adora_weight(group([1, 0, 0], [5, 30, 30], limit=30), 0.1) == 1.0, "nothing to compare with"
+
+
+def test_as_many_updates_as_there_are_groups_for() -> None:
+    """128 groups in 8 updates: 16 each. 20 groups make one update and not 8 of 2 or 3."""
+    assert [update_count(groups, 128, 8) for groups in (128, 127, 112, 40, 20, 16, 15, 1, 0)] == [8, 7, 7, 2] + [
+        1
+    ] * 4 + [0]
+    assert [update_count(groups, 7, 3) for groups in (7, 6, 5, 3, 1)] == [3, 3, 2, 1, 1]
 
 
 def test_phases_of_a_schedule() -> None:
@@ -133,10 +149,56 @@ async def test_the_rounds_have_a_cap(tmp_path: Path, capsys) -> None:
     pool = ScriptedPool(by_problem({problem.id: 1.0 for problem in PROBLEMS[1:]}))
     found = await collector(tmp_path, pool, filter={"rounds": 3}, trainer=WEIGHED).collect(7)
     assert found.rounds == 3
-    assert len(found.groups) < 4
-    assert found.dropped["too_easy"] == len(pool.asked) - len(found.groups)
+    assert found.groups == [], "too few for an update of four"
+    assert found.dropped["too_easy"] == len(pool.asked) - found.passed
     assert "step 7: " in (warning := capsys.readouterr().err)
     assert "after filter.rounds=3 rounds" in warning
+
+
+async def test_updates_are_whole_and_the_rest_waits(tmp_path: Path, capsys) -> None:
+    """Two updates of three groups per step. Of the first 12 problems 5 may pass, enough for one update; 2 wait, and
+    come first in the next step."""
+    problems = [Problem(f"p{number}", "?", "right") for number in range(12)]
+    first = [problem.id for problem, _ in Prompts(problems, 0).take(9)]
+    rates = dict.fromkeys(first[5:], 1.0)
+    batch = {"prompts": 6, "updates": 2, "group_size": 16}
+    pool = ScriptedPool(by_problem(rates))
+    made = collector(tmp_path, pool, problems, filter={"rounds": 2}, trainer=WEIGHED, batch=batch)
+    found = await made.collect(1)
+    assert (len(found.groups), found.carried, found.passed) == (3, 2, 5)
+    assert "5 of 6 groups after filter.rounds=2 rounds" in (warning := capsys.readouterr().err)
+    assert "1 of 2 updates of 3 groups, 2 groups wait for the next step" in warning
+    waiting = list(made._carried)
+    again = collector(tmp_path, pool, problems, filter={"rounds": 2}, trainer=WEIGHED, batch=batch)
+    again.restore(json.loads(json.dumps(made.state())))
+    found = await again.collect(2)
+    assert found.groups[:2] == waiting
+    assert (len(found.groups), found.carried) in {(6, 1), (3, 1), (3, 2), (6, 0)}
+
+
+async def test_too_few_groups_for_an_update_all_wait(tmp_path: Path) -> None:
+    pool = ScriptedPool(by_problem({problem.id: 1.0 for problem in PROBLEMS[1:]}))
+    batch = {"prompts": 4, "updates": 1, "group_size": 16}
+    made = collector(tmp_path, pool, filter={"rounds": 1}, trainer=WEIGHED, batch=batch)
+    seen = [await made.collect(step) for step in range(1, 6)]
+    assert [len(found.groups) for found in seen] == [0] * 5
+    assert sum(found.passed for found in seen) == seen[-1].carried == 2, "one in each pass over ten problems"
+
+
+async def test_a_prm_scores_no_group_that_the_filter_drops(tmp_path: Path) -> None:
+    scored: list[str] = []
+
+    class Process:
+        async def score(self, problem: Problem, responses: Sequence[Response]) -> list[None]:
+            scored.append(problem.id)
+            return [None] * len(responses)
+
+    pool = ScriptedPool(by_problem({problem.id: float(place % 2) for place, problem in enumerate(PROBLEMS[2:])}))
+    config = make_config(tmp_path, batch={"prompts": 1, "group_size": 16}, filter={"rounds": 10}, trainer=WEIGHED)
+    made = Collector(config, PROBLEMS, pool, ScriptedGrader(), Limits(12, frozenset()).check, Process())
+    found = await made.collect(1)
+    assert found.dropped["too_hard"] + found.dropped["too_easy"] == len(pool.asked) - 1 > 0
+    assert scored == [found.groups[0].problem.id]
 
 
 async def test_order_does_not_depend_on_who_ends_first(tmp_path: Path) -> None:

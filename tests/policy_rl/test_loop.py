@@ -40,6 +40,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "filter": {"filter": {"low": 0.3, "high": 0.6, "rounds": 4}, "trainer": WEIGHED},
     "ahead": {"one_step_ahead": True, "trainer": WEIGHED},
     "updates": {"batch": {"prompts": 4, "group_size": 3, "updates": 2}},
+    "filter with updates": {
+        "filter": {"low": 0.3, "high": 0.6, "rounds": 1},
+        "batch": {"prompts": 4, "group_size": 3, "updates": 2},
+        "trainer": WEIGHED,
+    },
 }
 
 
@@ -57,10 +62,10 @@ class StopsAt(ScriptedTrainer):
         super().__init__()
         self._at = update
 
-    def update(self, experiences):
+    def update(self, experiences, progress=None):
         if self.updates + 1 == self._at:
             os.kill(os.getpid(), signal.SIGTERM)
-        return super().update(experiences)
+        return super().update(experiences, progress)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,6 +81,7 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, 
     last = asyncio.run(make_loop(parts, second_pool, resumed).run())
     assert (last.finished, last.policy) == (True, tmp_path / "parts/policy")
     assert (resumed.weights, resumed.updates) == (trainer.weights, trainer.updates)
+    assert resumed.progress == trainer.progress[-len(resumed.progress) :]
     assert pool.asked[-len(second_pool.asked) :] == second_pool.asked
     assert len(second_pool.asked) < len(pool.asked)
     assert metrics_of(tmp_path / "parts") == metrics_of(tmp_path / "whole")
@@ -196,6 +202,43 @@ def test_colocated_engines_sleep_while_the_trainer_works(tmp_path: Path) -> None
     config = make_config(tmp_path / "run", steps=2, rollouts={"colocated": True})
     asyncio.run(make_loop(config, pool).run())
     assert pool.events == ["sleep", "wake"] * 2
+
+
+def test_progress_without_a_filter_is_that_of_the_updates(tmp_path: Path) -> None:
+    trainer = ScriptedTrainer()
+    asyncio.run(make_loop(make_config(tmp_path / "run", **KINDS["updates"]), trainer=trainer).run())
+    assert trainer.progress == pytest.approx([number / 12 for number in range(12)])
+
+
+@pytest.mark.parametrize("changes", [{"steps": None, "episodes": 3}, {"steps": 8}])
+def test_progress_with_a_filter_is_that_of_the_run(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """By passes over the problems where these end it, by steps otherwise, and not by updates, of which it may make
+    fewer: the last update stands near the end of the run."""
+    trainer, pool = ScriptedTrainer(), ScriptedPool()
+    config = make_config(tmp_path / "run", **(KINDS["filter"] | changes))
+    summary = asyncio.run(make_loop(config, pool, trainer).run())
+    assert trainer.progress[0] == 0.0
+    assert trainer.progress == sorted(trainer.progress)
+    if changes["steps"] is None:
+        assert summary.steps < summary.total, "an upper bound"
+        before_last = len(pool.asked) - sum(version == summary.steps - 1 for *_, version, _ in pool.asked)
+        assert trainer.progress[-1] == pytest.approx(before_last / 30)
+    else:
+        assert trainer.progress[-1] == pytest.approx(7 / 8)
+
+
+def test_updates_keep_their_size_under_a_filter(tmp_path: Path, capsys) -> None:
+    """Two updates of two groups each, of what one round leaves: never an update of one group, nor of three."""
+    trainer = ScriptedTrainer()
+    config = make_config(tmp_path / "run", **(KINDS["filter with updates"] | {"steps": 12}))
+    asyncio.run(make_loop(config, trainer=trainer).run())
+    assert [len({each.group for each in batch}) for batch in trainer.batches] == [2] * trainer.updates
+    lines = metrics_of(tmp_path / "run")
+    assert {line["updates"] for line in lines} >= {0, 1}, "fewer of them"
+    assert sum(line["groups"] for line in lines) == 2 * trainer.updates
+    assert lines[-1]["carried"] in (0, 1)
+    left = "1 groups are left over, an update takes 2" in capsys.readouterr().out
+    assert left == (lines[-1]["carried"] == 1)
 
 
 def test_minibatches_are_whole_groups(tmp_path: Path) -> None:
@@ -341,6 +384,10 @@ async def _ended(config: RLConfig) -> Summary:
         ),
         ({"batch": {"prompts": 4, "updates": 5}}, r"batch.updates=5 must not exceed batch.prompts=4"),
         ({"filter": {}}, r"set trainer.loss.importance_cap=2"),
+        (
+            {"filter": {}, "trainer": WEIGHED, "batch": {"prompts": 5, "updates": 2}},
+            r"batch.prompts=5 must be a multiple of batch.updates=2 with a filter",
+        ),
         ({"one_step_ahead": True, "trainer": WEIGHED, "rollouts": {"colocated": True}}, r"rollouts.colocated=false"),
         ({"credit": {}}, r"set process.scorer.prm"),
         ({"process": {"scorer": {"prm": "x"}}, "advantage": {"estimator": "gae"}}, r"use step_gae"),
@@ -375,10 +422,11 @@ def test_phases_add_up_to_the_step() -> None:
 
 def test_figures_of_several_updates() -> None:
     updates = [
-        {"loss": 1.0, "tokens": 10.0, "log_ratio_min": -1.0, "log_ratio_max": 0.5, "seconds": 1.0},
-        {"loss": 3.0, "tokens": 30.0, "log_ratio_min": -0.2, "log_ratio_max": 2.0, "seconds": 1.0},
+        {"loss": 1.0, "entropy": 1.0, "tokens": 10.0, "log_ratio_min": -1.0, "log_ratio_max": 0.5, "seconds": 1.0},
+        {"loss": 3.0, "entropy": 2.0, "tokens": 30.0, "log_ratio_min": -0.2, "log_ratio_max": 2.0, "seconds": 1.0},
     ]
     expected = {"updates": 2, "loss": 2.0, "tokens": 40.0, "log_ratio_min": -1.0, "log_ratio_max": 2.0}
+    expected["entropy"] = (1 * 10 + 2 * 30) / 40  # what is one over tokens
     assert merge_updates(updates) == expected
 
 

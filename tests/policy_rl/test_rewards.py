@@ -77,6 +77,32 @@ class TestFormat:
     def test_steps(self, text: str, reward: float) -> None:
         assert format_reward(text, "steps") == reward
 
+    @pytest.mark.parametrize(
+        ("text", "reward"),
+        [
+            (f"I will think first. {THOUGHT} Done.", 1.0),
+            (f"a < b <b>{THOUGHT}</b>", 1.0),
+            ("<think>a</think>\n<answer>5</answer>\n", 1.0),
+            ("<think>a</think> so <answer>5</answer>", 0.0),
+            (f"<think>{THOUGHT}", 0.0),
+            (f"{THOUGHT}</answer>", 0.0),
+            (f"{THOUGHT}{THOUGHT}", 0.0),
+            ("<answer>5</answer><think>a</think>", 0.0),
+            ("Five.", 0.0),
+        ],
+    )
+    def test_text_outside(self, text: str, reward: float) -> None:
+        """Where it is accepted, it holds no further tag, and nothing but white space is between the two parts."""
+        assert format_reward(text, "think", text_outside=True) == reward
+
+    @pytest.mark.parametrize(("thoughts", "reward"), [("x" * 300, 1.0), ("x" * 299, 0.0), (f" {'x' * 299}\n", 0.0)])
+    def test_short_thoughts_earn_nothing(self, thoughts: str, reward: float) -> None:
+        response = f"<think>{thoughts}</think><answer>5</answer>"
+        assert format_reward(response, "think", min_thought_characters=300) == reward
+        assert total(response, RIGHT, format="think", format_weight=1.0, min_thought_characters=300) == 1.0 + reward
+        keys = {"format": "think", "min_thought_characters": 300}
+        assert total(response.removeprefix("<think>"), RIGHT, prefill="<think>", **keys) == 1.0 + 0.5 * reward
+
     def test_prefilled_tag_counts(self) -> None:
         response = "2 + 3</think><answer>5</answer>"
         assert total(response, RIGHT, format="think") == 1.0
@@ -86,6 +112,7 @@ class TestFormat:
 
     def test_long_text_without_an_end_is_quick(self) -> None:
         assert format_reward("<step>" + "<" * 200_000, "steps") == 0.0
+        assert format_reward("<step>" + "<" * 200_000, "steps", text_outside=True) == 0.0
         assert format_reward("<step>a</step>" * 20_000, "steps") == 0.0
 
 
@@ -130,6 +157,14 @@ class TestExactLabel:
 
     def test_it_takes_the_place_of_the_verdict(self) -> None:
         assert total("5", Grading(Verdict.UNKNOWN, "5", "gold does not parse"), accuracy="exact_label") == 1.0
+
+    def test_a_wrong_word_is_a_signal(self) -> None:
+        """Symbols cannot decide between words: by the verdict, the group of a question would hold correct ones only."""
+        problem = Problem(id="p", question="left or right?", answer="left")
+        undecided = Grading(Verdict.UNKNOWN, "right", "symbols cannot decide")
+        by_verdict, by_label = (OutcomeReward(RewardConfig(accuracy=kind)) for kind in ("verdict", "exact_label"))
+        assert by_verdict(problem, "right", undecided, 1).total is None
+        assert by_label(problem, "right", undecided, 1).total == 0.0
 
 
 class TestLength:
@@ -273,6 +308,12 @@ class TestConfig:
     def test_format_weight_without_a_format_is_not_silently_zero(self) -> None:
         with pytest.raises(ConfigError, match="gate"):
             build(RewardConfig, {"combination": "gate"})
+
+    def test_keys_of_a_format_need_one(self) -> None:
+        with pytest.raises(ConfigError, match="text_outside=true has no tags"):
+            build(RewardConfig, {"text_outside": True})
+        with pytest.raises(ConfigError, match="min_thought_characters=300 needs thoughts: set format=think"):
+            build(RewardConfig, {"format": "steps", "min_thought_characters": 300})
 
     @pytest.mark.parametrize("key", ["accuracy_weight", "format_weight"])
     def test_a_gate_has_no_weights(self, key: str) -> None:
