@@ -28,6 +28,7 @@ from mmprm.prm.task import CPU_ROW
 from mmprm.prm.tree_tokens import fill_rows
 from mmprm.problems import ProblemsConfig
 from mmprm.prompts import PromptConfig
+from mmprm.rendering import template_of_file
 from mmprm.sampling.config import check_pixel_limits
 from mmprm.training.batches import micro_batches
 from mmprm.training.config import TrainingConfig
@@ -51,6 +52,8 @@ class SftConfig(Config):
     """Further ones, whose loss is measured."""
     output: PathText
     """Run folder: the model in policy/, checkpoints/, metrics.jsonl, tensorboard/. A run that is there goes on."""
+    chat_template: PathText | None = None
+    """File of a chat template (Jinja) in place of the checkpoint's; the model that is saved has it."""
     prompt: PromptConfig = PromptConfig()
     """How problems are asked; conversations are taken as they stand."""
     frozen: tuple[str, ...] = ()
@@ -75,6 +78,11 @@ class SftConfig(Config):
     """Compute activations again in the backward pass: less memory, a third more time."""
     training: TrainingConfig = TrainingConfig()
     """Optimisation, batches, sharding, checkpoints."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _chat_template_of_a_file(cls, values: Any) -> Any:
+        return template_of_file(values, "chat_template")
 
     @model_validator(mode="after")
     def _pixel_limits_in_order(self) -> SftConfig:
@@ -186,7 +194,9 @@ def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
     torch.manual_seed(optimisation.seed)  # the same adapters on all ranks
     with loading_in_parts(optimisation):
         backbone, processor = load_backbone(config.base, dtype)
-    encoder = ConversationEncoder(backbone, processor, config.max_pixels, config.min_pixels)
+    if config.prompt.chat_template is not None:
+        processor.chat_template = config.prompt.chat_template
+    encoder = ConversationEncoder(backbone, processor, config.max_pixels, config.min_pixels, config.prompt)
     samples, sizes, too_long = _samples(config.data, config, encoder, found)
     held_out, held_out_sizes, left_out = [], [], 0
     if config.held_out:
@@ -268,7 +278,7 @@ def _width(config: SftConfig, backbone: Any, sizes: Sequence[Size], ranks: Ranks
 
 def _origin(config: SftConfig, samples: Sequence[Conversation]) -> dict[str, Any]:
     """What else decides the weights: with another base or other conversations a run does not go on."""
-    free = {"data", "held_out", "output", "training", "gradient_checkpointing"}
+    free = {"chat_template", "data", "held_out", "output", "training", "gradient_checkpointing"}
     texts = hashlib.sha256(json.dumps([each.messages for each in samples]).encode()).hexdigest()
     return config.model_dump(mode="json", exclude=free) | {"conversations": texts[:16]}
 

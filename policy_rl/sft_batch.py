@@ -23,6 +23,8 @@ from transformers import PreTrainedModel
 from mmprm.errors import CheckpointError, DataError
 from mmprm.prm.format import picture_placeholder, reads_pictures, tokenizer_of
 from mmprm.problems import open_picture, picture_size
+from mmprm.prompts import PromptConfig
+from mmprm.rendering import end_of_turn, image_place, opening, render_turns
 from mmprm.sampling.config import pixel_limits
 from mmprm.types import Picture
 from policy_rl.conversations import Conversation, Message
@@ -64,9 +66,11 @@ class ConversationEncoder:
         processor: Any,
         max_pixels: int | None = None,
         min_pixels: int | None = None,
+        prompt: PromptConfig | None = None,
     ) -> None:
-        if not getattr(processor, "chat_template", None):
-            raise CheckpointError(f"{type(processor).__name__}: has no chat template; add it to the model folder")
+        self._prompt = prompt or PromptConfig()
+        self._opening = opening(processor, self._prompt)  # CheckpointError without a chat template
+        self._end = end_of_turn(processor, self._prompt)
         self.processor, self.tokenizer = processor, tokenizer_of(processor)
         self.padding = self.tokenizer.pad_token_id or 0
         self.ends: set[int] = set()
@@ -76,7 +80,10 @@ class ConversationEncoder:
         self.axes = 1 if self._rope_index is None else 3
         special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
-        self._placeholder = picture_placeholder(processor) if reads_pictures(processor) else ""
+        self._placeholder = ""
+        if reads_pictures(processor):
+            raw = self._prompt.template == "raw"
+            self._placeholder = image_place(processor) if raw else picture_placeholder(processor)
         self._extra: dict[tuple[int, int], int] = {}
 
     def pieces(self, conversation: Conversation) -> list[Piece]:
@@ -90,7 +97,8 @@ class ConversationEncoder:
         for number, message in enumerate(shown):
             if message["role"] != "assistant":
                 continue
-            prompt, whole = self._text(shown[:number], True), self._text(shown[: number + 1], False)
+            prompt = self._text(shown[:number], True)
+            whole = self._text(shown[: number + 1], False) if not self._opening else prompt + self._rest(message)
             if not (prompt.startswith(done) and whole.startswith(prompt)):
                 raise DataError(
                     f"{place}: the chat template writes turn {number + 1} otherwise than behind its prompt, so that "
@@ -109,6 +117,7 @@ class ConversationEncoder:
             pieces.append(Piece(prompt[len(done) :] + given, False, here))
             pieces.append(Piece(whole[len(prompt) + len(given) : end.end()], True))
             done, before = whole[: end.end()], number
+        self._check_questions(conversation, done)
         return pieces
 
     def size(self, conversation: Conversation) -> Size:
@@ -147,8 +156,23 @@ class ConversationEncoder:
             for match in filter(None, map(self._special.search, texts)):
                 raise DataError(f"{conversation.place}: turn {number} holds {match[0]!r}, a reserved token; remove it")
 
+    def _rest(self, message: Message) -> str:
+        """The assistant's turn after the tag with which the template itself opens it."""
+        return message["content"].removeprefix(self._opening) + self._end
+
+    def _check_questions(self, conversation: Conversation, text: str) -> None:
+        for message in conversation.messages:
+            content = message["content"]
+            parts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+            lost = next((part for part in parts if message["role"] == "user" and part.strip() not in text), None)
+            if lost is not None:
+                raise CheckpointError(
+                    f"{conversation.place}: the chat template leaves {lost.strip()[:60]!r} out of the prompt; set "
+                    "prompt.template=raw, or give another template (chat_template)"
+                )
+
     def _text(self, turns: Sequence[Message], prompt: bool) -> str:
-        return self.processor.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=prompt)
+        return render_turns(self.processor, turns, self._prompt, prompt)
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
