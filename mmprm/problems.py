@@ -130,7 +130,7 @@ class ProblemReader:
         answer = _answer_text(only_one(answers, "answer", place), answers, place)
         if not answer.strip():
             raise _missing("answer", row, place)
-        check_choices(asked.choices, place)
+        _check_choices(asked.choices, place)
         ids, solutions = (cells_of(row, self._columns, field, place) for field in ("id", "solution"))
         for name, value in (*ids[:1], *solutions[:1]):
             if isinstance(value, dict | bytes):
@@ -152,13 +152,15 @@ class ProblemReader:
         columns, root = self._columns, self._root
         check_media(row, place)
         image_cells = cells_of(row, columns, "pictures", place)
+        _check_types(image_cells, place)
         found = read_question(row, columns, column_images(image_cells, root, place), root, place)
         if found.has_system:
             self._note("system turns are not read; set prompt.system", place)
         question = found.text
         if not isinstance(question, str) or not question.strip():
             raise _missing("question", row, place)
-        pictures = tuple(read_picture(value, root, place) for value in found.images)
+        field = image_cells[0][0] if image_cells else "the messages"
+        pictures = tuple(read_picture(value, root, place, field) for value in found.images)
         choice_cells = cells_of(row, columns, "choices", place)
         letters = {} if choice_cells or columns.choices else lettered_columns(row)
         value = choice_cells[0][1] if choice_cells else list(letters.values())
@@ -189,7 +191,14 @@ def read_problem(row: Row, columns: Columns, root: Path, place: str) -> Problem:
     return ProblemReader(columns, root).problem(row, place)
 
 
-def check_choices(choices: Sequence[str], place: str) -> None:
+def _check_types(image_cells: Sequence[tuple[str, Any]], place: str) -> None:
+    for name, value in image_cells:
+        bad = [item for item in listed(value) if not isinstance(item, str | bytes | dict)]
+        if bad:
+            raise DataError(f"{place}: {name} must be a path, bytes or a list of these, got {cut(bad[0])!r}")
+
+
+def _check_choices(choices: Sequence[str], place: str) -> None:
     if len(choices) == 1:
         raise DataError(
             f"{place}: choices must be at least two, got {cut(choices[0])!r}; list them, or drop the column"

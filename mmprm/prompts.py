@@ -117,8 +117,8 @@ def _content(problem: Problem, question: str, before: str, after: str) -> str | 
     if not problem.pictures:
         return before + question + after
     pieces = question.split(IMAGE)
-    if len(pieces) != len(problem.pictures) + 1:  # as where the options are not shown that hold the marks
-        pieces = [""] * len(problem.pictures) + [question.replace(IMAGE, "").strip()]
+    if len(pieces) != len(problem.pictures) + 1:
+        pieces = [""] * len(problem.pictures) + [question]
     pieces[-1] += after
     if before:
         # The pictures of a question without marks come before all text.

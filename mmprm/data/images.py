@@ -179,13 +179,13 @@ def read_picture(value: Any, root: Path, place: str, field: str = "") -> Picture
     A path is not opened, so that one broken file costs one problem later. Raises DataError for anything else.
     """
     value = plain(value)
-    name = f"{place}: {field or 'a picture'}"
+    within = f" in {field}" if field else ""
     if isinstance(value, dict):
         value = _inside(value)
     if isinstance(value, bytes):
         return Picture(data=value if suffix_of(value) or not (decoded := _base64(value)) else decoded)
     if not isinstance(value, str) or re.match(r"\s*(?:https?|s3|gs|ftp)://", value):
-        raise DataError(f"{name} must be a path or bytes, got {cut(value)!r}; download it first")
+        raise DataError(f"{place}: a picture must be a path or bytes, got {cut(value)!r}{within}; download it first")
     if value.startswith("data:"):
         return Picture(data=_data_url(value, place))
     path = _path(value.strip(), root)
@@ -195,8 +195,8 @@ def read_picture(value: Any, root: Path, place: str, field: str = "") -> Picture
         return Picture(data=data)
     if path is None or not _PATH.fullmatch(value):
         raise DataError(
-            f"{name} must be a path or base64 of a PNG, JPEG, WebP, GIF, BMP or TIFF, got {cut(value)!r}, "
-            "which is no file and no such base64; correct it, or set problems.images_root"
+            f"{place}: a picture must be a path or base64 of a PNG, JPEG, WebP, GIF, BMP or TIFF, got "
+            f"{cut(value)!r}{within}, which is no file and no such base64; correct it, or set problems.images_root"
         )
     return Picture(path=str(path))
 

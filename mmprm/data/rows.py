@@ -101,7 +101,8 @@ def _check_single(path: Path, config: RowsConfig) -> None:
 def read_file(path: Path) -> Rows:
     """Yield the rows of one file, by the form that its suffix names; JSON lines under any other name."""
     if not path.exists() or path.is_dir():
-        raise DataError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}; name an existing file")
+        reason = "a folder" if path.is_dir() else "no such file"
+        raise DataError(f"{path}: cannot be read ({reason}); name an existing file")
     return _READERS[form_of(path) or "jsonl"](path)
 
 
