@@ -17,7 +17,7 @@ from mmprm.files import locked
 from mmprm.grading.calibration import check_judge
 from mmprm.grading.open import open_grader
 from mmprm.preflight import check_output, check_policy
-from mmprm.problems import load_problems
+from mmprm.problems import content_id, load_problems
 from mmprm.rendering import turn_beginning
 from mmprm.scoring.open import scorer_info
 from mmprm.types import Problem
@@ -164,9 +164,17 @@ async def _process(config: RLConfig, place: dict[str, Any] | None, prefill: str)
 
 
 def _check_disjoint(problems: Sequence[Problem], held_out: Sequence[Problem]) -> None:
-    shared = {problem.id for problem in problems} & {problem.id for problem in held_out}
+    """By content: ids of two files may be equal by chance, and one problem may have two."""
+    questions = {problem.question for problem in problems} & {problem.question for problem in held_out}
+
+    def contents(found: Sequence[Problem]) -> dict[str, str]:
+        same_words = (each for each in found if each.question in questions)
+        return {content_id(p.question, p.answer, p.pictures, p.choices): p.id for p in same_words}
+
+    there = contents(held_out)
+    shared = there.keys() & contents(problems).keys()
     if shared:
         raise DataError(
-            f"held_out: {len(shared)} problems are also among `problems`, {min(shared)} for one; pass@1 on what is "
-            "trained on says nothing: take them out of one of the two"
+            f"held_out: {len(shared)} problems are also among `problems`, {there[min(shared)]} for one; pass@1 on what "
+            "is trained on says nothing: take them out of one of the two"
         )

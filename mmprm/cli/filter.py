@@ -41,10 +41,10 @@ def run(arguments: argparse.Namespace) -> None:
     check_output(arguments.out, "--out", file=True)
     config = question_only(load_config(arguments, CampaignConfig, "run=runs/filter"), arguments.samples)
     run_campaign(config, model_folder=policy_folder(config.engine))
-    asked = {problem.id for problem in load_problems(config.problems)}
+    asked = {problem.id: problem for problem in load_problems(config.problems)}
     store = Store.read(config.run)
     try:
-        filtered = by_accuracy(store, asked, arguments.low, arguments.high)
+        filtered = by_accuracy(store, asked.keys(), arguments.low, arguments.high)
     finally:
         store.close()
     left_out = (
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     )
     if not filtered.kept:
         raise DataError(f"{config.run}: no problem lies between {arguments.low} and {arguments.high}: {left_out}")
-    problems = [problem for problem, _ in filtered.kept]
+    problems = [asked[problem.id] for problem, _ in filtered.kept]  # with the other columns of their rows
     write_problems(arguments.out, problems, {problem.id: _columns(counts) for problem, counts in filtered.kept})
     print(f"{arguments.out}: {len(problems)} problems kept; left out: {left_out}")
 
