@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sys
 import time
 from collections import Counter
@@ -18,9 +19,10 @@ from mmprm.errors import DataError
 from mmprm.evaluation.layouts import LAYOUTS, Item, read_items
 from mmprm.evaluation.policy import Answered, PolicyEvalConfig, PolicyScores, ask, lines, scored
 from mmprm.grading.calibration import check_judge
+from mmprm.grading.golds import check_golds
 from mmprm.grading.open import open_grader
 from mmprm.preflight import check_output
-from mmprm.problems import ProblemsConfig, content_id
+from mmprm.problems import ProblemsConfig, content_id, load_problems
 from mmprm.sampling.open import open_sampler
 from mmprm.store import differing_keys
 from mmprm.types import Completion, Problem
@@ -31,20 +33,19 @@ SAVE_SECONDS = 30
 
 def evaluate_policy(kind: str, files: Sequence[Path], config: PolicyEvalConfig) -> PolicyScores:
     check_judge(config.grader.judge)
-    shared = {"subset": config.subset, "images_root": config.images_root, "limit": config.limit}
-    read = [
-        read_items(config.layout, ProblemsConfig(path=str(file), split=_split(file, config), **shared))
-        for file in files
-    ]
+    read = [_read(file, config) for file in files]
     items, left_out = [item for part, _ in read for item in part], sum(count for _, count in read)
     twice = [name for name, count in Counter(item.problem.id for item in items).items() if count > 1]
     if twice:
         names = ", ".join(map(str, files))
         raise DataError(f"{names}: id {twice[0]!r} is in several of them; evaluate each by itself, with its own output")
-    responses = Responses(Path(config.output) / f"responses-{config.layout}.jsonl", _asked_with(config), items)
+    responses = Responses(
+        Path(config.output) / f"responses-{config.layout}.jsonl", _asked_with(config), items, config.samples
+    )
     check_output(config.output, "output")
+    check_golds([item.problem for item in items], config.grader, ", ".join(map(str, files)))
     if responses.missing:
-        check_config(config, [item.problem for item in items], getattr(config, "samples", 1), "samples")
+        check_config(config, [item.problem for item in items], config.samples, "samples")
     try:
         answered, failed = actors.run(_asked(items, responses, config))
     finally:
@@ -56,9 +57,16 @@ def evaluate_policy(kind: str, files: Sequence[Path], config: PolicyEvalConfig) 
     return scored(answered, failed, left_out, config)
 
 
-def _split(file: Path, config: PolicyEvalConfig) -> str | None:
-    """The split that is asked for; of a folder or a hub data set, by default the one that is reported."""
-    return config.split if config.split or file.is_file() else LAYOUTS[config.layout].split
+def _read(file: Path, config: PolicyEvalConfig) -> tuple[list[Item], int]:
+    """The questions of a file, and the number of rows that are no part of the benchmark."""
+    shared = {"subset": config.subset, "images_root": config.images_root, "limit": config.limit}
+    if config.layout == "problems":
+        split = {"split": config.split} if config.split else {}
+        problems = load_problems(ProblemsConfig(path=str(file), columns=config.columns, **split, **shared))
+        return [Item(problem, "", problem.id, "") for problem in problems], 0
+    # of a folder or a hub data set, by default the split that is reported
+    split = config.split if config.split or file.is_file() else LAYOUTS[config.layout].split
+    return read_items(config.layout, ProblemsConfig(path=str(file), split=split, **shared))
 
 
 async def _asked(
@@ -83,56 +91,59 @@ class Responses:
     """A file of the responses to `items`, kept while they come in: those that are in it already, to the same question
     and by the same policy, are not drawn again."""
 
-    def __init__(self, path: Path, asked_with: Mapping[str, Any], items: Sequence[Item]) -> None:
-        self._path, self._head, self._rows = path, {"asked_with": asked_with}, {}
+    def __init__(self, path: Path, asked_with: Mapping[str, Any], items: Sequence[Item], samples: int = 1) -> None:
+        self._path, self._head, self._samples = path, {"asked_with": asked_with}, samples
         problems = [item.problem for item in items]
         self._contents = {p.id: content_id(p.question, p.answer, p.pictures, p.choices) for p in problems}
+        self._rows: dict[str, list[dict[str, Any]]] = {}
         for row in _stored(path, asked_with):
-            self._rows[row["id"]] = row
-        there = len(items) - self.missing
-        if there:
-            print(f"{path}: {there:,} of {len(items):,} responses were drawn before", file=sys.stderr)
+            self._rows.setdefault(row["id"], []).append(row)
+        wanted = len(items) * samples
+        if there := wanted - self.missing:
+            print(f"{path}: {there:,} of {wanted:,} responses were drawn before", file=sys.stderr)
         self._saved, self._changed = time.monotonic(), False
 
     @property
     def missing(self) -> int:
-        """Questions without a response."""
-        return sum(self._row(problem_id) is None for problem_id in self._contents)
+        """Responses that are still to be drawn."""
+        return sum(max(0, self._samples - len(self._usable(problem_id))) for problem_id in self._contents)
 
-    def get(self, problem: Problem) -> Completion | None:
-        row = self._row(problem.id)
-        return None if row is None else Completion(row["response"], row["tokens"], row["finish_reason"])
+    def get(self, problem: Problem) -> tuple[Completion, ...]:
+        """Return the responses that are there, in draw order."""
+        rows = self._usable(problem.id)
+        return tuple(Completion(row["response"], row["tokens"], row["finish_reason"]) for row in rows)
 
-    def add(self, problem: Problem, completion: Completion) -> None:
+    def add(self, problem: Problem, completions: Sequence[Completion]) -> None:
         self._changed = True
-        self._rows[problem.id] = {
-            "id": problem.id,
-            "content": self._contents[problem.id],
-            "response": completion.text,
-            "tokens": completion.token_count,
-            "finish_reason": completion.finish_reason,
-        }
+        rows = self._usable(problem.id)
+        content = self._contents[problem.id]
+        for draw, completion in enumerate(completions, start=len(rows)):
+            stored = {"response": completion.text, "tokens": completion.token_count}
+            stored["finish_reason"] = completion.finish_reason
+            rows.append({"id": problem.id, "draw": draw, "content": content, **stored})
+        self._rows[problem.id] = rows
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
-            print(f"{len(self._contents) - self.missing:,} of {len(self._contents):,} responses", file=sys.stderr)
+            wanted = len(self._contents) * self._samples
+            print(f"{wanted - self.missing:,} of {wanted:,} responses", file=sys.stderr)
 
     def save(self, graded: Iterable[Mapping[str, Any]] = ()) -> None:
-        """With what `graded` rows say of the responses."""
+        """Write all rows, with what `graded` rows say of the responses."""
         for row in graded:
-            self._rows[row["id"]] |= row
+            self._rows[row["id"]][row["draw"]] |= row
             self._changed = True
         if self._changed:
-            first = [self._rows[name] for name in self._contents if name in self._rows]
-            others = [row for name, row in self._rows.items() if name not in self._contents]
+            first = [row for name in self._contents for row in self._rows.get(name, ())]
+            others = [row for name, rows in self._rows.items() if name not in self._contents for row in rows]
             write_rows(self._path, [self._head, *first, *others])
         self._saved, self._changed = time.monotonic(), False
 
-    def _row(self, problem_id: str) -> dict[str, Any] | None:
-        """Of a response to this very question, which was not broken off."""
-        row = self._rows.get(problem_id)
-        if row is None or row["content"] != self._contents[problem_id] or row["finish_reason"] == "abort":
-            return None
-        return row
+    def _usable(self, problem_id: str) -> list[dict[str, Any]]:
+        """The rows of responses to this very question, up to the first that was broken off."""
+        content = self._contents[problem_id]
+        rows = self._rows.get(problem_id, [])
+        whole = (row["content"] == content and row["finish_reason"] != "abort" for row in rows)
+        return [row for row, _ in itertools.takewhile(lambda pair: pair[1], zip(rows, whole, strict=True))]
 
 
 def _stored(path: Path, asked_with: Mapping[str, Any]) -> Iterable[dict[str, Any]]:

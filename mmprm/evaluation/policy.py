@@ -1,4 +1,7 @@
-"""How often a policy answers a benchmark rightly: by symbols alone and, apart, with the judge; by subject, too."""
+"""How often a policy answers a benchmark correctly: by symbols alone and, apart, with the judge; by subject, too.
+
+Shapes: Q question, N sample of a question.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +16,17 @@ from pydantic import Field, model_validator
 
 from mmprm.config import Config, PathText
 from mmprm.errors import EngineStoppedError, MmprmError
+from mmprm.evaluation.four_way import FourWay, four_way
 from mmprm.evaluation.layouts import Item
+from mmprm.evaluation.pass_at_k import majority_share, pass_at_k, sizes
 from mmprm.grading.symbolic import GraderConfig
 from mmprm.metrics import Interval, bootstrap
+from mmprm.problems import Columns
 from mmprm.prompts import PromptConfig
 from mmprm.rendering import template_of_file
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.sampling.seeds import derive_seed
+from mmprm.selection.groups import answer_key
 from mmprm.types import Completion, Grader, Grading, Problem, Sampler, SampleRequest, Verdict
 
 IN_FLIGHT = 1024
@@ -27,8 +34,14 @@ IN_FLIGHT = 1024
 
 
 class PolicyEvalConfig(Config):
-    layout: Literal["mmk12", "mathvista", "mathverse", "mathvision", "olympiadbench", "we-math"]
-    """The benchmark, whose published columns are read."""
+    layout: Literal["problems", "mmk12", "mathvista", "mathverse", "mathvision", "olympiadbench", "we-math"] = (
+        "problems"
+    )
+    """The benchmark, whose published columns are read; problems: the columns that all other commands read."""
+    columns: Columns = Columns()
+    """Names of the columns of layout=problems."""
+    samples: int = Field(1, ge=1)
+    """Responses to each question; more than one give pass@k and the majority, and need sampling.temperature above 0."""
     output: PathText = "runs/eval"
     """Folder for the figures (policy-LAYOUT.json) and the responses (responses-LAYOUT.jsonl)."""
     split: str | None = None
@@ -55,6 +68,15 @@ class PolicyEvalConfig(Config):
     """Address of a Ray cluster to join, host:port; by default that of RAY_ADDRESS or of `ray start` on this machine,
     else one is started here, which listens on the loopback interface alone. local: always start one."""
 
+    @model_validator(mode="after")
+    def _different_samples(self) -> PolicyEvalConfig:
+        if self.samples > 1 and self.sampling.temperature == 0:
+            raise ValueError(
+                f"samples={self.samples} with sampling.temperature=0 would draw one response {self.samples} times; set "
+                "sampling.temperature, for example to 1.0"
+            )
+        return self
+
     @model_validator(mode="before")
     @classmethod
     def _chat_template_of_a_file(cls, values: Any) -> Any:
@@ -62,41 +84,38 @@ class PolicyEvalConfig(Config):
 
 
 @dataclass(frozen=True, slots=True)
-class Answered:
-    """`judged` is the symbolic grading where that is known, else the judge's; None without a judge."""
+class Sampled:
+    """One response. `judged` is the symbolic grading where that is known, else the judge's; None without a judge."""
 
-    item: Item
     completion: Completion
     symbolic: Grading
     judged: Grading | None
 
 
 @dataclass(frozen=True, slots=True)
-class Score:
-    """Share of right answers among those with a known verdict, with its 95 % interval over problems; None without."""
+class Answered:
+    """A question with its responses, in draw order."""
 
-    accuracy: Interval | None
-    right: int
-    wrong: int
-    unknown: int
+    item: Item
+    samples: tuple[Sampled, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class FourWay:
-    """We-Math's figures of composite problems, as shares of them, where every part has a known verdict.
+class Score:
+    """Figures over questions with their 95 % intervals, and counts of responses.
 
-    insufficient: a part and the whole are wrong; inadequate: all parts right, the whole wrong; rote: the whole right
-    though a part is wrong (strict), or though all parts are (loose); mastery: the whole right otherwise.
-    score = mastery + inadequate / 2.
+    accuracy = correct / all, which is pass@1; of_known = correct / (correct + incorrect), None without a known verdict;
+    pass_at: pass@k by k; majority: share of questions whose most frequent answer is correct. An unknown verdict counts
+    as not correct in all of them but of_known.
     """
 
-    problems: int
+    accuracy: Interval
+    of_known: Interval | None
+    right: int
+    wrong: int
     unknown: int
-    insufficient: float
-    inadequate: float
-    mastery: dict[str, float]
-    rote: dict[str, float]
-    score: dict[str, float]
+    pass_at: dict[int, Interval]
+    majority: Interval | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +126,7 @@ class PolicyScores:
     layout: str
     model: str
     questions: int
+    samples: int
     left_out: int
     failed: dict[str, str]
     cut: int
@@ -116,11 +136,11 @@ class PolicyScores:
 
 
 class Known(Protocol):
-    """Responses that were drawn before; each new one is added as soon as it is there."""
+    """Responses that were drawn before; new ones are added as soon as they are there."""
 
-    def get(self, problem: Problem) -> Completion | None: ...
+    def get(self, problem: Problem) -> tuple[Completion, ...]: ...
 
-    def add(self, problem: Problem, completion: Completion) -> None: ...
+    def add(self, problem: Problem, completions: Sequence[Completion]) -> None: ...
 
 
 async def ask(
@@ -131,30 +151,32 @@ async def ask(
     config: PolicyEvalConfig,
     known: Known,
 ) -> tuple[list[Answered], dict[str, str]]:
-    """One response to each question, graded; and why, by id, a question has none. An engine that has stopped fails the
-    whole. `judged` is only asked where `symbolic` does not know, `sampler` where there is no response yet; None will do
-    where `known` has them all."""
-    room = asyncio.Semaphore(IN_FLIGHT)
+    """Return each question with its graded responses, and why, by id, a question has none.
+
+    An engine that has stopped fails the whole. `judged` is only asked where `symbolic` does not know, `sampler` where
+    responses are missing; None will do where `known` has them all.
+    """
+    free = asyncio.Semaphore(max(1, IN_FLIGHT // config.samples))
+
+    async def graded(problem: Problem, completion: Completion) -> Sampled:
+        grading = second = await symbolic.grade(problem, completion.text)
+        if judged is not None and grading.verdict is Verdict.UNKNOWN:
+            second = await judged.grade(problem, completion.text)
+        return Sampled(completion, grading, second if judged is not None else None)
 
     async def one(item: Item) -> Answered | str:
         problem = item.problem
-        async with room:
-            completion = known.get(problem)
-            if completion is None:
-                assert sampler is not None, "there is a response to every question"
-                try:
-                    request = SampleRequest(problem, "", 1, derive_seed(config.seed, problem.id, "", 0))
-                    (completion,) = await sampler.sample(request)
-                except EngineStoppedError:
-                    raise
-                except MmprmError as error:
-                    return str(error)
-                known.add(problem, completion)
-        text = completion.text
-        grading = second = await symbolic.grade(problem, text)
-        if judged is not None and grading.verdict is Verdict.UNKNOWN:
-            second = await judged.grade(problem, text)
-        return Answered(item, completion, grading, second if judged is not None else None)
+        async with free:
+            try:
+                await _draw_missing(problem, sampler, config, known)
+            except EngineStoppedError:
+                raise
+            except MmprmError as error:
+                return str(error)
+        completions = known.get(problem)[: config.samples]
+        if len(completions) < config.samples:
+            return "a response was broken off"
+        return Answered(item, tuple(await asyncio.gather(*(graded(problem, c) for c in completions))))
 
     results = await asyncio.gather(*map(one, items))
     pairs = zip(items, results, strict=True)
@@ -162,95 +184,100 @@ async def ask(
     return [result for result in results if isinstance(result, Answered)], failed
 
 
+async def _draw_missing(problem: Problem, sampler: Sampler | None, config: PolicyEvalConfig, known: Known) -> None:
+    there = len(known.get(problem))
+    if there >= config.samples:
+        return
+    assert sampler is not None, "there are responses to every question"
+    seed = derive_seed(config.seed, problem.id, "", there)
+    known.add(problem, await sampler.sample(SampleRequest(problem, "", config.samples - there, seed)))
+
+
 def scored(
     answered: Sequence[Answered], failed: dict[str, str], left_out: int, config: PolicyEvalConfig
 ) -> PolicyScores:
-    kinds = {"symbolic": [each.symbolic.verdict for each in answered]}
+    kinds = {"symbolic": [[s.symbolic.verdict for s in each.samples] for each in answered]}
     if config.grader.judge is not None:
-        kinds["judged"] = [each.judged.verdict for each in answered if each.judged is not None]
+        kinds["judged"] = [[s.judged.verdict for s in each.samples if s.judged is not None] for each in answered]
+    answers_QN = [[answer_key(s.symbolic.extracted, each.item.problem) for s in each.samples] for each in answered]
     subjects = sorted({each.item.subject for each in answered})
     families = [each.item.family for each in answered]
-    places = {"all": list(range(len(answered)))}
-    places |= {s: [i for i, each in enumerate(answered) if each.item.subject == s] for s in subjects if s}
+    indices = {"all": list(range(len(answered)))}
+    indices |= {s: [i for i, each in enumerate(answered) if each.item.subject == s] for s in subjects if s}
 
-    def scores(verdicts: Sequence[Verdict]) -> dict[str, Score]:
+    def scores(verdicts_QN: Sequence[Sequence[Verdict]]) -> dict[str, Score]:
         return {
-            name: score([verdicts[i] for i in inside], [families[i] for i in inside], config.seed)
-            for name, inside in places.items()
+            name: score(*([values[i] for i in inside] for values in (verdicts_QN, answers_QN, families)), config.seed)
+            for name, inside in indices.items()
         }
 
     items = [each.item for each in answered]
-    composite = {name: four_way(items, verdicts) for name, verdicts in kinds.items()}
+    first = {name: [verdicts_N[0] for verdicts_N in verdicts_QN] for name, verdicts_QN in kinds.items()}
+    completions = [sample.completion for each in answered for sample in each.samples]
     return PolicyScores(
         layout=config.layout,
         model=config.engine.model,
         questions=len(answered),
+        samples=config.samples,
         left_out=left_out,
         failed=failed,
-        cut=sum(each.completion.finish_reason == "length" for each in answered),
-        tokens=float(np.mean([each.completion.token_count for each in answered])),
-        scores={name: scores(verdicts) for name, verdicts in kinds.items()},
-        composite=composite if config.layout == "we-math" else {},
+        cut=sum(completion.finish_reason == "length" for completion in completions),
+        tokens=float(np.mean([completion.token_count for completion in completions])),
+        scores={name: scores(verdicts_QN) for name, verdicts_QN in kinds.items()},
+        composite={name: four_way(items, first[name]) for name in kinds} if config.layout == "we-math" else {},
     )
 
 
-def score(verdicts: Sequence[Verdict], families: Sequence[str], seed: int) -> Score:
-    """accuracy = right / (right + wrong); versions of one problem are drawn together."""
-    pairs = zip(verdicts, families, strict=True)
-    known = [(verdict is Verdict.CORRECT, family) for verdict, family in pairs if verdict is not Verdict.UNKNOWN]
-    right_K = np.array([right for right, _ in known], dtype=float)
+def score(
+    verdicts_QN: Sequence[Sequence[Verdict]],
+    answers_QN: Sequence[Sequence[str | None]],
+    families: Sequence[str],
+    seed: int,
+) -> Score:
+    """Return the figures of questions with the same number of samples; versions of one problem are drawn together."""
+    correct_Q = np.array([sum(v is Verdict.CORRECT for v in verdicts_N) for verdicts_N in verdicts_QN], dtype=float)
+    unknown_Q = np.array([sum(v is Verdict.UNKNOWN for v in verdicts_N) for verdicts_N in verdicts_QN], dtype=float)
+    n = len(verdicts_QN[0])
+    known_Q = n - unknown_Q
 
-    def accuracy(drawn: NDArray[np.intp]) -> float:
-        return float(right_K[drawn].mean())
+    def mean_of(value_Q: NDArray[np.float64]) -> Interval:
+        return bootstrap(lambda drawn: float(value_Q[drawn].mean()), families, seed)
 
-    interval = bootstrap(accuracy, [family for _, family in known], seed) if known else None
-    right = int(right_K.sum())
-    return Score(interval, right, len(known) - right, len(verdicts) - len(known))
+    def share_of_known(drawn: NDArray[np.intp]) -> float:
+        return float(correct_Q[inside][drawn].sum() / known_Q[inside][drawn].sum())
 
-
-def four_way(items: Iterable[Item], verdicts: Sequence[Verdict]) -> FourWay:
-    """Of problems with a part named "multi", the whole, and others (We-Math, section on four-dimensional metrics)."""
-    families: dict[str, dict[str, Verdict]] = {}
-    for item, verdict in zip(items, verdicts, strict=True):
-        families.setdefault(item.family, {})[item.part] = verdict
-    whole = {name: parts for name, parts in families.items() if "multi" in parts and len(parts) > 1}
-    known = [parts for parts in whole.values() if Verdict.UNKNOWN not in parts.values()]
-
-    def share(chosen: Iterable[bool]) -> float:
-        return sum(chosen) / max(1, len(known))
-
-    def rights(parts: dict[str, Verdict]) -> tuple[bool, list[bool]]:
-        steps = [verdict is Verdict.CORRECT for part, verdict in parts.items() if part != "multi"]
-        return parts["multi"] is Verdict.CORRECT, steps
-
-    pairs = [rights(parts) for parts in known]
-    inadequate = share(not right and all(steps) for right, steps in pairs)
-    enough = {"strict": all, "loose": any}
-    mastery = {name: share(right and test(steps) for right, steps in pairs) for name, test in enough.items()}
-    return FourWay(
-        problems=len(known),
-        unknown=len(whole) - len(known),
-        insufficient=share(not right and not all(steps) for right, steps in pairs),
-        inadequate=inadequate,
-        mastery=mastery,
-        rote={name: share(right and not test(steps) for right, steps in pairs) for name, test in enough.items()},
-        score={name: value + inadequate / 2 for name, value in mastery.items()},
+    inside = np.flatnonzero(known_Q)
+    several = sizes(n)[1:]
+    votes_Q = np.array([majority_share(a, v) for a, v in zip(answers_QN, verdicts_QN, strict=True)])
+    right, unknown = int(correct_Q.sum()), int(unknown_Q.sum())
+    return Score(
+        accuracy=mean_of(correct_Q / n),
+        of_known=bootstrap(share_of_known, [families[i] for i in inside], seed) if len(inside) else None,
+        right=right,
+        wrong=n * len(verdicts_QN) - right - unknown,
+        unknown=unknown,
+        pass_at={k: mean_of(np.array([pass_at_k(n, int(c), k) for c in correct_Q])) for k in several},
+        majority=mean_of(votes_Q) if several else None,
     )
 
 
 def lines(answered: Iterable[Answered]) -> Iterable[dict[str, object]]:
-    """What is kept of each response."""
+    """Yield what is kept of each response, by question and draw."""
     for each in answered:
-        problem, judged = each.item.problem, each.judged
-        yield {
-            "id": problem.id,
-            "subject": each.item.subject,
-            "part": each.item.part,
-            "answer": problem.answer,
-            "response": each.completion.text,
-            "extracted": each.symbolic.extracted,
-            "symbolic": each.symbolic.verdict.name.lower(),
-            "judged": None if judged is None else judged.verdict.name.lower(),
-            "reason": (each.symbolic if judged is None else judged).reason,
-            "finish_reason": each.completion.finish_reason,
-        }
+        for draw, sample in enumerate(each.samples):
+            yield {"id": each.item.problem.id, "draw": draw, **_line(each.item, sample)}
+
+
+def _line(item: Item, sample: Sampled) -> dict[str, object]:
+    judged = sample.judged
+    return {
+        "subject": item.subject,
+        "part": item.part,
+        "answer": item.problem.answer,
+        "response": sample.completion.text,
+        "extracted": sample.symbolic.extracted,
+        "symbolic": sample.symbolic.verdict.name.lower(),
+        "judged": None if judged is None else judged.verdict.name.lower(),
+        "reason": (sample.symbolic if judged is None else judged).reason,
+        "finish_reason": sample.completion.finish_reason,
+    }

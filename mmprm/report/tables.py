@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mmprm.evaluation.best_of_n import OWN, BestOfN
 from mmprm.evaluation.judging import FIGURES, Judging
-from mmprm.evaluation.policy import PolicyScores
+from mmprm.evaluation.policy import PolicyScores, Score
 from mmprm.metrics import Interval
 from mmprm.selection.accuracy import AccuracyAtN
 
@@ -56,10 +56,13 @@ def policy_table(result: PolicyScores) -> str:
     width = max(len(name) for name in result.scores["symbolic"])
     lines = []
     for kind, scores in result.scores.items():
-        lines.append(f"{kind:<{max(width, 8)}}{'accuracy':>22}{'right':>8}{'wrong':>8}{'unknown':>9}")
+        lines.append(f"{kind:<{max(width, 8)}}{'correct / all':>22}{'of known':>10}{'right':>8}{'wrong':>8}{'unknown':>9}")
         for name, score in scores.items():
+            known = "–" if score.of_known is None else f"{score.of_known.value:.3f}"
             counts = f"{score.right:>8,}{score.wrong:>8,}{score.unknown:>9,}"
-            lines.append(f"{name:<{max(width, 8)}}{cell(score.accuracy):>22}{counts}")
+            lines.append(f"{name:<{max(width, 8)}}{cell(score.accuracy):>22}{known:>10}{counts}")
+        if result.samples > 1:
+            lines += _samples_lines(scores["all"])
     for kind, four in result.composite.items():
         lines.append(f"{kind}, {four.problems:,} composite problems ({four.unknown:,} with unknown verdicts left out)")
         lines.append(
@@ -68,10 +71,16 @@ def policy_table(result: PolicyScores) -> str:
         for name, value in four.score.items():
             lines.append(f"  {name}: score {value:.3f}, mastery {four.mastery[name]:.3f}, rote {four.rote[name]:.3f}")
     lines.append(
-        f"{result.questions:,} questions, {result.tokens:.0f} tokens a response, {result.cut:,} cut at the limit; "
+        f"{result.questions:,} questions{f' × {result.samples}' * (result.samples > 1)}, {result.tokens:.0f} tokens a response, {result.cut:,} cut at the limit; "
         f"{len(result.failed):,} could not be asked, {result.left_out:,} rows left out"
     )
     return "\n".join(lines)
+
+
+def _samples_lines(score: Score) -> list[str]:
+    """pass@k and the majority of all questions."""
+    named = [("pass@1", score.accuracy), *((f"pass@{k}", value) for k, value in score.pass_at.items())]
+    return [f"  {name:<9}{cell(value)}" for name, value in [*named, ("majority", score.majority)]]
 
 
 def selector_table(points: Sequence[AccuracyAtN]) -> str:

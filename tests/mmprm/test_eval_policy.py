@@ -18,8 +18,10 @@ from mmprm.cli import eval_policy as command
 from mmprm.cli.main import main
 from mmprm.config import build
 from mmprm.errors import DataError, EngineStoppedError, SamplingError
+from mmprm.evaluation.four_way import four_way
 from mmprm.evaluation.layouts import Item, inline_choices, read_items
-from mmprm.evaluation.policy import PolicyEvalConfig, four_way, score
+from mmprm.evaluation.pass_at_k import majority_share, pass_at_k
+from mmprm.evaluation.policy import PolicyEvalConfig, score
 from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
 from mmprm.problems import ProblemsConfig
 from mmprm.types import Completion, Grading, Problem, SampleRequest, Verdict
@@ -255,11 +257,38 @@ def test_rows_of_another_form_are_named(tmp_path: Path) -> None:
 
 def test_a_score_leaves_out_what_is_not_known_and_draws_families_together() -> None:
     right, wrong, unknown = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
-    found = score([right, right, wrong, unknown], ["a", "a", "b", "c"], 0)
+    found = score([[right], [right], [wrong], [unknown]], [["7"]] * 4, ["a", "a", "b", "c"], 0)
     assert (found.right, found.wrong, found.unknown) == (2, 1, 1)
-    assert found.accuracy.value == pytest.approx(2 / 3)
-    assert (found.accuracy.low, found.accuracy.high) == (0, 1), "one of two families may be drawn alone"
-    assert score([unknown], ["a"], 0).accuracy is None
+    assert found.accuracy.value == pytest.approx(2 / 4)
+    assert found.of_known.value == pytest.approx(2 / 3)
+    assert (found.of_known.low, found.of_known.high) == (0, 1), "one of two families may be drawn alone"
+    nothing = score([[unknown]], [[None]], ["a"], 0)
+    assert (nothing.accuracy.value, nothing.of_known, nothing.majority) == (0, None, None)
+
+
+def test_samples_give_pass_at_k_and_the_majority() -> None:
+    """Two questions of four samples, 2 and 0 of them correct: pass@2 = (1 - 1/6 + 0) / 2, pass@4 = 1/2."""
+    right, wrong, unknown = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
+    verdicts = [[right, wrong, right, wrong], [wrong, unknown, wrong, wrong]]
+    answers = [["7", "8", "7", "9"], ["1", None, "1", "2"]]
+    found = score(verdicts, answers, ["a", "b"], 0)
+    assert found.accuracy.value == pytest.approx(2 / 8)
+    assert {k: value.value for k, value in found.pass_at.items()} == pytest.approx({2: 5 / 12, 4: 1 / 2})
+    assert found.of_known.value == pytest.approx(2 / 7)
+    assert found.majority.value == pytest.approx(1 / 2)
+
+
+def test_pass_at_k_by_hand() -> None:
+    assert [pass_at_k(5, 2, k) for k in (1, 2, 4, 5)] == pytest.approx([0.4, 0.7, 1, 1])
+    assert pass_at_k(3, 0, 3) == 0
+    with pytest.raises(ValueError, match="k=4 must be from 1 to n=3"):
+        pass_at_k(3, 1, 4)
+
+
+def test_the_majority_of_a_tie_is_shared() -> None:
+    right, wrong = Verdict.CORRECT, Verdict.INCORRECT
+    assert majority_share(["1", "2", None, None], [right, wrong, wrong, wrong]) == 0.5
+    assert majority_share([None], [wrong]) == 0
 
 
 def test_four_way_figures_by_hand() -> None:
@@ -299,7 +328,7 @@ class Scripted:
             raise EngineStoppedError("the engine has stopped")
         if text == "!":
             raise SamplingError("the prompt is too long")
-        return (Completion(text, 7, "stop" if "</answer>" in text else "length"),)
+        return (Completion(text, 7, "stop" if "</answer>" in text else "length"),) * request.n
 
 
 def run(
@@ -363,8 +392,8 @@ def test_the_command_reports_by_subject(
     symbolic = found["scores"]["symbolic"]
     counts = {name: (s["right"], s["wrong"], s["unknown"]) for name, s in symbolic.items()}
     assert counts == {"all": (2, 2, 1), "a": (1, 1, 0), "b": (1, 1, 1)}
-    assert symbolic["all"]["accuracy"]["value"] == 0.5
-    assert symbolic["all"]["accuracy"]["low"] < 0.5 < symbolic["all"]["accuracy"]["high"]
+    assert (symbolic["all"]["accuracy"]["value"], symbolic["all"]["of_known"]["value"]) == (0.4, 0.5)
+    assert symbolic["all"]["accuracy"]["low"] < 0.4 < symbolic["all"]["accuracy"]["high"]
     assert list(found["failed"]) == ["3"]
     assert (found["questions"], found["cut"], found["tokens"]) == (5, 1, 7)
     assert "judged" not in found["scores"]
@@ -435,12 +464,13 @@ def test_a_policy_trained_anew_in_the_same_folder_and_another_question_are_asked
         return command.Responses(tmp_path / "r.jsonl", asked_with, [Item(Problem("1", question, "A"), "", "1", "")])
 
     responses = kept(weights=b"one")
-    responses.add(Problem("1", "Q", "A"), Completion("A", 1, "stop"))
+    responses.add(Problem("1", "Q", "A"), [Completion("A", 1, "stop")])
     responses.save()
     assert (kept().missing, kept("other").missing) == (0, 1)
-    responses.add(Problem("1", "Q", "A"), Completion("A", 1, "abort"))
+    responses._rows.clear()
+    responses.add(Problem("1", "Q", "A"), [Completion("A", 1, "abort")])
     assert responses.missing == 1, "what was broken off is asked again"
-    responses.add(Problem("1", "Q", "A"), Completion("A", 1, "stop"))
+    responses.add(Problem("1", "Q", "A"), [Completion("A", 1, "stop")])
     assert kept(weights=b"another").missing == 1
 
 
@@ -453,3 +483,44 @@ def test_a_stopped_engine_and_questions_that_all_fail_end_the_command(
     assert run(tmp_path, monkeypatch, {"Q": "!"})[0] == 2
     assert "no question could be asked; 0: the prompt is too long" in capsys.readouterr().err
     assert not (tmp_path / "policy-mathvision.json").exists()
+
+
+def own_benchmark(folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> tuple[int, Scripted, dict[str, Any]]:
+    """`mmprm eval policy` on a problem file of one's own: layout=problems, which is the default."""
+    rows = [{"id": name, "question": f"Q{name}", "answer": "7"} for name in "ab"]
+    file = folder / "own.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sampler = Scripted({"Qa": "<answer>7</answer>", "Qb": "<answer>8</answer>"})
+
+    @asynccontextmanager
+    async def opened(*_: object) -> AsyncIterator[Scripted]:
+        yield sampler
+
+    monkeypatch.setattr(command, "open_sampler", opened)
+    monkeypatch.setattr(command, "check_config", lambda *_: None)
+    monkeypatch.setattr(command.actors, "connect", lambda address: False)
+    words = [f"--set={item}" for item in ("engine.model=scripted", f"output={folder}", *more)]
+    code = main(["eval", "policy", str(file), *words])
+    result = folder / "policy-problems.json"
+    return code, sampler, json.loads(result.read_text()) if result.exists() else {}
+
+
+def test_a_problem_file_of_ones_own_with_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ("sampling.temperature=1", "samples=4")
+    code, sampler, found = own_benchmark(tmp_path, monkeypatch, *more)
+    assert (code, [request.n for request in sampler.requests]) == (0, [4, 4])
+    all_ = found["scores"]["symbolic"]["all"]
+    assert (all_["accuracy"]["value"], all_["pass_at"]["4"]["value"], all_["majority"]["value"]) == (0.5, 0.5, 0.5)
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in ("pass@1", "pass@2", "pass@4", "majority", "2 questions × 4"))
+    sampler = own_benchmark(tmp_path, monkeypatch, "sampling.temperature=1", "samples=6")[1]
+    assert [request.n for request in sampler.requests] == [2, 2], "only what is missing"
+
+
+def test_samples_without_temperature_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert own_benchmark(tmp_path, monkeypatch, "samples=4")[0] == 2
+    assert "samples=4 with sampling.temperature=0 would draw one response 4 times" in capsys.readouterr().err

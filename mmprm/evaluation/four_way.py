@@ -1,0 +1,57 @@
+"""We-Math's four-way figures of composite problems."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from mmprm.evaluation.layouts import Item
+from mmprm.types import Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class FourWay:
+    """We-Math's figures of composite problems, as shares of them, where every part has a known verdict.
+
+    insufficient: a part and the whole are wrong; inadequate: all parts right, the whole wrong; rote: the whole right
+    though a part is wrong (strict), or though all parts are (loose); mastery: the whole right otherwise.
+    score = mastery + inadequate / 2.
+    """
+
+    problems: int
+    unknown: int
+    insufficient: float
+    inadequate: float
+    mastery: dict[str, float]
+    rote: dict[str, float]
+    score: dict[str, float]
+
+
+def four_way(items: Iterable[Item], verdicts: Sequence[Verdict]) -> FourWay:
+    """Of problems with a part named "multi", the whole, and others (We-Math, section on four-dimensional metrics)."""
+    families: dict[str, dict[str, Verdict]] = {}
+    for item, verdict in zip(items, verdicts, strict=True):
+        families.setdefault(item.family, {})[item.part] = verdict
+    whole = {name: parts for name, parts in families.items() if "multi" in parts and len(parts) > 1}
+    known = [parts for parts in whole.values() if Verdict.UNKNOWN not in parts.values()]
+
+    def share(chosen: Iterable[bool]) -> float:
+        return sum(chosen) / max(1, len(known))
+
+    def rights(parts: dict[str, Verdict]) -> tuple[bool, list[bool]]:
+        steps = [verdict is Verdict.CORRECT for part, verdict in parts.items() if part != "multi"]
+        return parts["multi"] is Verdict.CORRECT, steps
+
+    pairs = [rights(parts) for parts in known]
+    inadequate = share(not right and all(steps) for right, steps in pairs)
+    enough = {"strict": all, "loose": any}
+    mastery = {name: share(right and test(steps) for right, steps in pairs) for name, test in enough.items()}
+    return FourWay(
+        problems=len(known),
+        unknown=len(whole) - len(known),
+        insufficient=share(not right and not all(steps) for right, steps in pairs),
+        inadequate=inadequate,
+        mastery=mastery,
+        rote={name: share(right and not test(steps) for right, steps in pairs) for name, test in enough.items()},
+        score={name: value + inadequate / 2 for name, value in mastery.items()},
+    )

@@ -1,0 +1,43 @@
+"""Whether the answers of a problem file can be graded at all, asked before an engine starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmprm.errors import DataError
+from mmprm.grading import choice
+from mmprm.grading.labels import compare_labels
+from mmprm.grading.reading import has_prose, read
+from mmprm.grading.symbolic import GraderConfig, opened, options
+from mmprm.grading.text import clean
+from mmprm.grading.wording import core, stated_values
+from mmprm.types import Problem
+
+MAX_WORDS = 3
+"""Words that a response may be expected to repeat exactly."""
+
+
+def check_golds(problems: Sequence[Problem], config: GraderConfig, place: str) -> None:
+    """Raise DataError unless some problem's answer can be graded; with a judge every one can."""
+    if config.judge is not None or any(is_decidable(problem, config) for problem in problems):
+        return
+    gold = problems[0].answer
+    raise DataError(
+        f"{place}: none of the {len(problems):,} answers can be graded, for example {gold[:200]!r}: sentences cannot be "
+        "compared by symbols; give short answers (a value, a letter, a few words), name the column that holds them, or "
+        "set grader.judge"
+    )
+
+
+def is_decidable(problem: Problem, config: GraderConfig) -> bool:
+    """Return whether symbols can tell a correct answer to a problem from others."""
+    gold = opened(problem.answer)
+    if options(problem) or choice.gold_letters(gold) or gold in config.labels:
+        return True
+    if len(gold) > config.max_length:
+        return False
+    line = " ".join(clean(line) for line in gold.splitlines())
+    if compare_labels(line, "") is not None or len(line.split()) <= MAX_WORDS:
+        return True
+    text, _ = core(line)
+    return not has_prose(read(text)) or len(set(stated_values(text))) == 1
