@@ -56,7 +56,8 @@ def policy_table(result: PolicyScores) -> str:
     width = max(len(name) for name in result.scores["symbolic"])
     lines = []
     for kind, scores in result.scores.items():
-        lines.append(f"{kind:<{max(width, 8)}}{'correct / all':>22}{'of known':>10}{'right':>8}{'wrong':>8}{'unknown':>9}")
+        counted = f"{'right':>8}{'wrong':>8}{'unknown':>9}"
+        lines.append(f"{kind:<{max(width, 8)}}{'correct / all':>22}{'of known':>10}{counted}")
         for name, score in scores.items():
             known = "–" if score.of_known is None else f"{score.of_known.value:.3f}"
             counts = f"{score.right:>8,}{score.wrong:>8,}{score.unknown:>9,}"
@@ -70,8 +71,9 @@ def policy_table(result: PolicyScores) -> str:
         )
         for name, value in four.score.items():
             lines.append(f"  {name}: score {value:.3f}, mastery {four.mastery[name]:.3f}, rote {four.rote[name]:.3f}")
+    each = f" × {result.samples}" if result.samples > 1 else ""
     lines.append(
-        f"{result.questions:,} questions{f' × {result.samples}' * (result.samples > 1)}, {result.tokens:.0f} tokens a response, {result.cut:,} cut at the limit; "
+        f"{result.questions:,} questions{each}, {result.tokens:.0f} tokens a response, {result.cut:,} cut at the limit; "
         f"{len(result.failed):,} could not be asked, {result.left_out:,} rows left out"
     )
     return "\n".join(lines)
