@@ -34,6 +34,7 @@ CHANGEABLE: dict[str, Any] = dict.fromkeys(
     ("output", "held_out", "eval_every", "eval_samples", "save_every", "keep_checkpoints", "rollouts", "watch"), True
 ) | {
     "ray_address": True,
+    "keep_best": True,
     "weights": True,
     "problems": True,
     "filter": True,
@@ -117,6 +118,8 @@ class RLConfig(Config):
     run."""
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints that are kept."""
+    keep_best: bool = False
+    """Write a checkpoint at each evaluation too, and keep that of the highest pass@1, as checkpoints/best."""
 
     @property
     def step_credit(self) -> CreditConfig | None:

@@ -30,7 +30,7 @@ import torch
 
 from mmprm.errors import MmprmError, TrainingError
 from mmprm.report.training import write_training_report
-from mmprm.training.checkpoints import newest
+from mmprm.training.checkpoints import newest, offer_best
 from mmprm.training.metrics_log import MetricsLog
 from mmprm.training.ranks import Ranks
 from mmprm.training.stop_request import StopRequest
@@ -112,7 +112,7 @@ class Loop:
                     groups, metrics = await self._step(step)
                     self._write(step, groups, metrics, log, samples)
                     crossed = self._alarms.see(metrics) if metrics["updates"] else None
-                    due = self._is_last(step) or _due(self._config.save_every, step)
+                    due = self._is_last(step) or _due(self._config.save_every, step) or self._may_be_best(step)
                     saved = stop.came() or crossed is not None or due
                     if saved:
                         self._save(step)
@@ -143,6 +143,9 @@ class Loop:
             return True
         by_passes = self._config.ends_by_passes and self._pending is None
         return by_passes and self._collector.passes >= self._config.episodes
+
+    def _may_be_best(self, step: int) -> bool:
+        return self._config.keep_best and self._evaluation is not None and _due(self._config.eval_every, step)
 
     async def _settle(self, step: int, log: MetricsLog) -> None:
         """What comes after a checkpoint, and may have been cut off after it: the policy of the last step, and an
@@ -260,6 +263,8 @@ class Loop:
             return
         log.write("eval", step, found.metrics(), shown=True, total=self._total)
         self._evaluations[step] = found
+        if self._config.keep_best:
+            await asyncio.to_thread(offer_best, self._checkpoints, step, found.pass_at_1.value, True)
 
     def _save(self, step: int) -> None:
         extra = {

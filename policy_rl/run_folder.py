@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mmprm.errors import CheckpointError
+from mmprm.prm.trained import convert_checkpoint
 from mmprm.report.training import METRICS_FILE, read_metrics
 from mmprm.training.checkpoints import read_extra
 from mmprm.types import Problem
@@ -33,16 +34,44 @@ def ended(config: RLConfig, total: int, problems: Sequence[Problem]) -> Summary 
     """Of a run whose policy is there and evaluated; None where there is something left to do. CheckpointError where the
     folder is another run's."""
     extra = read_extra(checkpoints_of(config))
+    stops = extra is not None and _stops_here(config, total, extra)
     if extra is not None:
-        check_same(checkpoints_of(config), extra["identity"], identity_of(config, total, fingerprint(problems, config)))
+        asked = identity_of(config, total, fingerprint(problems, config))
+        if stops:
+            asked |= {name: extra["identity"].get(name) for name in ("steps", "total_steps")}
+        check_same(checkpoints_of(config), extra["identity"], asked)
     if not policy_of(config).is_dir():
-        return None
+        return _stopped(config, total) if stops else None
     if extra is None and not (Path(config.output) / METRICS_FILE).exists():
         raise CheckpointError(f"{policy_of(config)}: no run of mmprm rl made it; choose another output")
-    if lacks_evaluation(config):
+    if lacks_evaluation(config) and not stops:
         return None
     print(f"{config.output}: this run is finished, and stays as it is; choose another output to train again")
     return Summary(total if extra is None else extra["step"], total, True, policy_of(config), None, None)
+
+
+def _stops_here(config: RLConfig, total: int, extra: dict[str, Any]) -> bool:
+    """Whether fewer steps are asked for than are done: the run ends there. CheckpointError where more are than are done
+    and fewer than the run was begun with, by which its schedules go."""
+    done, begun = extra["step"], extra["identity"].get("total_steps", total)
+    if config.steps is None or total >= begun:
+        return False
+    if total > done:
+        raise CheckpointError(
+            f"steps={config.steps}: {config.output} has done {done} of its {begun} steps; set {done} or less to end it "
+            f"there and write its policy, or {begun} to go on: learning rates and schedules follow that number"
+        )
+    return True
+
+
+def _stopped(config: RLConfig, total: int) -> Summary:
+    """Write the policy of step `total`, or of the newest checkpoint where that one has been dropped."""
+    asked = checkpoints_of(config) / f"step-{total:08d}"
+    found = convert_checkpoint(asked if asked.is_dir() else checkpoints_of(config), policy_of(config))
+    print(
+        f"{config.output}: ends with step {found.step}, as steps={config.steps} asks; {policy_of(config)} is its policy"
+    )
+    return Summary(found.step, total, True, policy_of(config), None, None)
 
 
 def lacks_evaluation(config: RLConfig) -> bool:

@@ -15,7 +15,7 @@ CHANGEABLE: dict[str, Any] = dict.fromkeys(("timeout_s", "gradient_checkpointing
     "optimisation": {"learning_rate", "micro_batch_tokens", "max_bad_steps"}
 }
 """Keys that a resumed run may have others of: none but the learning rate decides its course."""
-SUPERVISED_ONLY = ("epochs", "batch_size", "eval_every", "save_every", "keep_checkpoints", "log_every")
+SUPERVISED_ONLY = ("epochs", "batch_size", "eval_every", "save_every", "keep_checkpoints", "keep_best", "log_every")
 
 
 class OptimisationConfig(TrainingConfig):

@@ -20,10 +20,12 @@ import torch
 from safetensors import SafetensorError
 
 from mmprm.errors import CheckpointError, DataError
-from mmprm.files import digest_of, digests, parse_json, remove_folder
+from mmprm.files import digest_of, digests, parse_json, remove_folder, whole_file
 from mmprm.training.engine import Engine
 
 _STATE, _EXTRA = "state.json", "extra.json"
+BEST = "best"
+"""Link to the checkpoint of the best evaluation."""
 
 
 def save(
@@ -34,7 +36,7 @@ def save(
     keep: int,
     extra: dict[str, Any] | None = None,
 ) -> None:
-    """Write folder/step-… after `step` and drop all but the newest `keep`. Every rank must call it.
+    """Write folder/step-… after `step` and drop all but the newest `keep` and the best one. Every rank must call it.
 
     `step` is the caller's count, another one each time: what is whole is never written again. `identity` is what
     decides the run's course (data, batches, schedule); `resume` refuses another one. `extra` is
@@ -61,8 +63,10 @@ def save(
                 if final.exists():  # one that was passed over
                     remove_folder(final)
                 os.replace(temporary, final)
+                best = (folder / BEST).resolve()
                 for old in _complete(folder)[:-keep]:
-                    remove_folder(old)
+                    if old.resolve() != best:
+                        remove_folder(old)
             ranks.barrier()
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -137,6 +141,28 @@ def steps_done(folder: Path) -> int:
 def newest(folder: Path) -> Path | None:
     """The newest checkpoint that is whole: a crash can leave one with files cut off, a disk one with other bytes."""
     return next((path for path in reversed(_complete(folder)) if _fault(path) is None), None)
+
+
+def offer_best(folder: Path, step: int, value: float, higher: bool) -> None:
+    """Let folder/best be the checkpoint of `step`, if there is one and no better evaluation came before.
+
+    `value` is the evaluation's; with `higher` the larger one is better. One rank calls it.
+    """
+    target, link, record = folder / f"step-{step:08d}", folder / BEST, folder / f"{BEST}.json"
+    if not target.is_dir():
+        return
+    try:
+        before = float(json.loads(record.read_text(encoding="utf-8"))["value"]) if link.is_dir() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        before = None
+    if before is not None and (before >= value if higher else before <= value):
+        return
+    with whole_file(record, error=CheckpointError) as file:
+        json.dump({"step": step, "value": value}, file)
+    temporary = folder / f".{BEST}.tmp"
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target.name)
+    os.replace(temporary, link)
 
 
 def is_checkpoint(path: Path) -> bool:

@@ -44,6 +44,8 @@ class TrainingConfig(Config):
     """Optimizer steps between checkpoints to resume from; 0 keeps none."""
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints that are kept."""
+    keep_best: bool = False
+    """Write a checkpoint at each evaluation too, and keep that of the lowest held-out loss, as checkpoints/best."""
     log_every: int = Field(10, ge=1)
     """Optimizer steps between metrics on the console; metrics.jsonl and TensorBoard get every step."""
     max_bad_steps: int = Field(5, ge=1)

@@ -81,6 +81,8 @@ def fit(
         found = task.evaluate(engine)
         if log:
             log.write("eval", step, found, shown=True, total=total)
+            if config.keep_best and "loss" in found:
+                checkpoints.offer_best(saved, step, found["loss"], higher=False)
         return found
 
     with StopRequest(ranks) as stop, closing(log) if log else nullcontext():
@@ -101,7 +103,8 @@ def fit(
             if bad_steps == config.max_bad_steps:
                 raise _too_many(bad_steps, done, checkpoints.newest(saved))
             stopping = stop.came() and done < total
-            if stopping or (config.save_every and (done == total or done % config.save_every == 0)):
+            saving = config.save_every and (done == total or done % config.save_every == 0)
+            if stopping or saving or (config.keep_best and due(done)):
                 checkpoints.save(engine, saved, done, identity, config.keep_checkpoints)
             if due(done):
                 evaluation = evaluate(done)
@@ -154,7 +157,7 @@ def _loss(model: nn.Module, task: Task, batch: Any, filler: bool) -> Tensor:
 
 def _identity(task: Task, engine: Engine, config: TrainingConfig, origin: Mapping[str, Any]) -> dict[str, Any]:
     """What two runs must share for one to go on where the other stopped."""
-    free = ("eval_every", "save_every", "keep_checkpoints", "log_every", "max_bad_steps")
+    free = ("eval_every", "save_every", "keep_checkpoints", "keep_best", "log_every", "max_bad_steps")
     data = hashlib.sha256(json.dumps([list(task.lengths), list(task.terms)]).encode()).hexdigest()
     shared = {**config.model_dump(mode="json", exclude=set(free)), "ranks": engine.ranks.count, "data": data[:16]}
     return shared | dict(origin)
