@@ -125,7 +125,7 @@ def test_a_subset_is_chosen_or_refused(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "set", subset="socratic") == ROWS[1:]
     with pytest.raises(DataError, match="no subset 'nonsense'; it has main, socratic"):
         rows_of(tmp_path / "set", subset="nonsense")
-    with pytest.raises(DataError, match="several subsets: main, socratic; set problems.subset"):
+    with pytest.raises(DataError, match=r"several subsets: main, socratic; set problems\.subset"):
         rows_of(tmp_path / "set")
     with pytest.raises(DataError, match=r"no subset '\.\.'"):
         rows_of(tmp_path / "set" / "main", subset="..")
