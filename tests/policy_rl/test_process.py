@@ -287,7 +287,7 @@ def advantages(groups: Sequence[GradedGroup], estimator: str = "rloo", aggregate
     drafts = draft(groups, kept_PK)
     if ESTIMATORS[estimator].critic:
         drafts = [with_values(each) for each in drafts]
-    config = AdvantageConfig(estimator=estimator)
+    config = AdvantageConfig(estimator=estimator, whiten=False)
     settings = AdvantageSettings(config, build(CreditConfig, credit) if credit else None, aggregate=aggregate)
     made, _ = add_advantages(groups, kept_PK, drafts, settings)
     return [each.advantages.tolist() for each in made]
@@ -315,17 +315,24 @@ class TestWholeWay:
     )
     def test_worked_numbers(self, credit: dict, expected: list[float]) -> None:
         groups = batch([[TEXT, "h"]], P | {"h": 0.5})
-        first, second = advantages(groups, token_baseline=False, **credit)
+        first, second = advantages(groups, baseline="none", **credit)
         assert first == pytest.approx(steps_of(expected), abs=1e-5)
         assert len(second) == 2
 
     def test_token_baseline_on_tokens(self) -> None:
         # Strict form: R* −.8 over 12 tokens, and .6 over 6 ("hhhhh" and the end of turn).
         groups = batch([[TEXT, "hhhhh"]], P | {"hhhhh": 0.8})
-        first, second = advantages(groups, mode="strict_min")
+        first, second = advantages(groups, mode="strict_min", baseline="pure_tokens")
         rate = 0.6 / 6
         assert first == pytest.approx(steps_of([-0.8 - 12 * rate, -0.8 - 9 * rate, 0.6 - 5 * rate]), abs=1e-6)
         assert second == pytest.approx([0.6 + 6 * 0.8 / 12] * 6, abs=1e-6)
+
+    def test_the_default_baseline_on_tokens(self) -> None:
+        # Strict form (−.8, −.8, .6) and (.6): each less the other's first; nobody else has a second or third step.
+        groups = batch([[TEXT, "hhhhh"]], P | {"hhhhh": 0.8})
+        first, second = advantages(groups, mode="strict_min")
+        assert first == pytest.approx(steps_of([-1.4, 0.0, 0.0]), abs=1e-6)
+        assert second == pytest.approx([1.4] * 6, abs=1e-6)
 
     def test_outcome_and_process_add_up(self) -> None:
         groups = batch([[TEXT, "hhhhh"]], P | {"hhhhh": 0.8}, rewards=[[1.0, 0.0]])
@@ -350,7 +357,7 @@ class TestWholeWay:
 
     def test_step_gae(self) -> None:
         groups = batch([[TEXT]], P, rewards=[[1.0]])
-        (row,) = advantages(groups, estimator="gae", mode="step_gae", token_baseline=False)
+        (row,) = advantages(groups, estimator="gae", mode="step_gae")
         # No values, γ = λ = 1: the sum of what is still to come, the outcome at the end of turn.
         assert row == pytest.approx(steps_of([0.9 + 0.1 + 0.8 + 1, 0.1 + 0.8 + 1, 0.8 + 1]), abs=1e-6)
 
@@ -369,15 +376,17 @@ class TestWholeWay:
         """Two steps of one score, as long as the one that they become: the first token earns the same."""
         scores = {"aaaa": 0.9, "bb": 0.9, "bbbbbbbb": 0.9, "cc": 0.3, "dd": 0.7}
         other = "cc\n\ndd"
-        apart = advantages(batch([["aaaa\n\nbb", other]], scores), mode=mode)
-        merged = advantages(batch([["bbbbbbbb", other]], scores), mode=mode)
-        assert len(apart[0]) == len(merged[0]) == 9
-        assert apart[0][0] == pytest.approx(merged[0][0], abs=1e-6)
-        assert apart[1] == pytest.approx(merged[1], abs=1e-6)
+        for baseline in ("step_index", "pure_tokens"):
+            values = {"mode": mode, "baseline": baseline}
+            apart = advantages(batch([["aaaa\n\nbb", other]], scores), **values)
+            merged = advantages(batch([["bbbbbbbb", other]], scores), **values)
+            assert len(apart[0]) == len(merged[0]) == 9
+            assert apart[0][0] == pytest.approx(merged[0][0], abs=1e-6)
+            assert apart[1][0] == pytest.approx(merged[1][0], abs=1e-6)
 
     def test_without_the_baseline_plain_sums_do_reward_more_steps(self) -> None:
         scores = {"aaaa": 0.9, "bb": 0.9, "bbbbbbbb": 0.9, "cc": 0.3}
-        settings = {"mode": "return_to_go", "token_baseline": False}
+        settings = {"mode": "return_to_go", "baseline": "none"}
         apart = advantages(batch([["aaaa\n\nbb", "cc"]], scores), **settings)
         merged = advantages(batch([["bbbbbbbb", "cc"]], scores), **settings)
         assert apart[0][0] == pytest.approx(merged[0][0] + 0.9, abs=1e-6)
