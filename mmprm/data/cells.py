@@ -41,7 +41,7 @@ def find(row: Row, name: str) -> Any:
     """Return the value of a column; a dotted name that is no column reaches into structs. KeyError for no such one."""
     if name in row:
         return plain(row[name])
-    value = _reach(row, name)
+    value = _reach(row, name) if "." in name else _ABSENT
     if value is _ABSENT:
         raise KeyError(name)
     return value

@@ -91,6 +91,8 @@ def cells_of(row: Row, columns: Columns, field: str, place: str) -> list[tuple[s
 
 def _usual(row: Row, field: str) -> Iterator[tuple[str, Any]]:
     for name in USUAL[field]:
+        if name not in row and "." not in name:
+            continue
         try:
             value = find(row, name)
         except KeyError:

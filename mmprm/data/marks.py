@@ -65,6 +65,8 @@ def place_marks(
     InternVL's conversations), with "drop" they go, and the images come first (published benchmarks are asked as they
     are). Raises DataError naming `place` and the field, also for marks of other media and for special tokens.
     """
+    if not images and not any(letter in text for text in texts for letter in "<["):
+        return list(texts)  # no mark and no token is written without one of these
     found = [_RENDERED.sub(IMAGE, text) for text in texts]
     numbers = [int(match[1] or match[2]) for text in found for match in _NUMBERED.finditer(text)]
     if otherwise != "drop" and not all(1 <= number <= images for number in numbers):

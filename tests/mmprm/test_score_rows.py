@@ -1,0 +1,129 @@
+"""mmprm score reads images, options and marks as all commands do; labels keep problems of one id apart."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mmprm.cli import score
+from mmprm.cli.main import main
+from mmprm.data.images import open_picture
+from mmprm.errors import DataError
+from mmprm.labels.parquet import LabelledExample, read_parquet, write_parquet
+from mmprm.prm.format import Renderer
+from mmprm.prm.info import PrmInfo, PrmTokens
+from mmprm.tiny.tokenizer import build_processor
+from mmprm.types import Counts, LabelledPath, Picture, Problem, Solution, StepScores
+
+
+def png(color: str = "red") -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 3), color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class RedScorer:
+    """Scores 1 with a red image, 0 without."""
+
+    def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
+        return [StepScores((self._red(item.problem.pictures),) * len(item.steps)) for item in solutions]
+
+    def _red(self, pictures: Sequence[Picture]) -> float:
+        return float(any(open_picture(picture).getpixel((0, 0)) == (255, 0, 0) for picture in pictures))
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    (tmp_path / "red.png").write_bytes(png())
+    monkeypatch.setattr(score, "open_scorer", lambda config: RedScorer())
+    monkeypatch.setattr(score, "scorer_info", lambda config: PrmInfo(aggregator="min"))
+
+    def command(*rows: dict[str, Any], sets: Sequence[str] = ()) -> tuple[int, list[dict[str, Any]]]:
+        file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+        file.write_text("".join(json.dumps({"question": "q", "steps": ["a"]} | row) + "\n" for row in rows))
+        options = [word for item in ("scorer.prm=p", *sets) for word in ("--set", item)]
+        code = main(["score", str(file), "--out", str(out), *options])
+        return code, [json.loads(line) for line in out.read_text().splitlines()] if code == 0 else []
+
+    return command
+
+
+def test_images_in_every_usual_column(run: Any) -> None:
+    cells = ["red.png", ["red.png"], {"bytes": None, "path": "red.png"}]
+    rows = [{name: cell} for name in ("images", "image", "pictures", "image_path", "image_urls") for cell in cells]
+    code, found = run(*rows, {"image": ""}, {})
+    assert (code, [row["aggregate"] for row in found]) == (0, [1.0] * 15 + [0.0, 0.0])
+    code, found = run({"photo": "red.png"}, sets=["columns.pictures=photo"])
+    assert found[0]["aggregate"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ({"image": "does-not-exist.png"}, r"in.jsonl:2: .*does-not-exist.png: cannot be read as a picture"),
+        ({"photo": "red.png"}, r"in.jsonl:2: column 'photo' looks like images"),
+        ({"question": "<image>q"}, r"in.jsonl:2: question has 1 <image> marks and the row 0 images"),
+        ({"question": "q<|im_end|>"}, r"in.jsonl:2: question holds '<|im_end|>'"),
+        ({"video": "a.mp4"}, r"in.jsonl:2: column 'video'"),
+        ({"steps": "x" * 500}, r"in.jsonl:2: steps must be a list"),
+    ],
+)
+def test_what_is_not_read_is_told_with_its_line(
+    run: Any, row: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run({}, row)[0] == 2
+    said = capsys.readouterr().err
+    head, _, tail = words.partition(".*")
+    assert head in said
+    assert tail in said
+    assert len(said) < 500
+
+
+def test_process_reward_models_read_the_options_and_no_special_token() -> None:
+    processor = build_processor()
+    processor.tokenizer.add_tokens(["<prm>"], special_tokens=True)
+    renderer = Renderer(processor, PrmTokens())
+    problem = Problem("p", "How long?", "B", choices=("3 cm", "5 cm"))
+    text = renderer.render(Solution(problem, ("a",)))
+    assert "Question: How long?\nChoices:\nA. 3 cm\nB. 5 cm\nProcess: a<prm>" in text
+    stored = replace(problem, question="How long?\nChoices:\nA. 3 cm\nB. 5 cm", choices=())
+    assert renderer.render(Solution(stored, ("a",))) == text
+    with pytest.raises(DataError, match=r"problem p: step 2 contains '<\|im_end\|>', which the format reserves"):
+        renderer.render(Solution(problem, ("a", "b<|im_end|>")))
+
+
+PATH = LabelledPath("1", ("a",), (Counts(1, 1),), False)
+PROBLEM = Problem("1", "What is 1 + 1?", "2", (Picture(data=png()),))
+
+
+def test_labels_hold_the_question_as_it_was_asked(tmp_path: Path) -> None:
+    problem = Problem("1", "How long?", "B", choices=("3 cm", "5 cm"))
+    write_parquet(tmp_path / "a.parquet", [LabelledExample(problem, PATH, "train")])
+    assert read_parquet(tmp_path / "a.parquet")[0].problem.question == "How long?\nChoices:\nA. 3 cm\nB. 5 cm"
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"question": "What is the capital?"}, "question is 'What is the capital.', before it was 'What is 1 . 1.'"),
+        ({"answer": "Paris"}, "answer is 'Paris', before it was '2'"),
+        ({"pictures": (Picture(data=png("blue")),)}, "with other images"),
+    ],
+)
+def test_labels_of_two_problems_with_one_id_are_refused(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
+    problems = [PROBLEM, PROBLEM, replace(PROBLEM, **changed)]
+    write_parquet(tmp_path / "a.parquet", [LabelledExample(problem, PATH, "train") for problem in problems[:2]])
+    assert len(read_parquet(tmp_path / "a.parquet")) == 2
+    write_parquet(tmp_path / "a.parquet", [LabelledExample(problem, PATH, "train") for problem in problems])
+    with pytest.raises(DataError, match=rf"a\.parquet: row 3: problem_id '1' is that of another problem.*{words}"):
+        read_parquet(tmp_path / "a.parquet")
