@@ -23,7 +23,7 @@ from policy_rl.batch import Experience
 from policy_rl.losses import KlConfig, LossConfig
 from policy_rl.prompt_encoder import PromptEncoder
 from policy_rl.trainer import Trainer
-from policy_rl.trainer_config import OptimisationConfig, TrainerConfig
+from policy_rl.trainer_config import CriticConfig, OptimisationConfig, TrainerConfig
 from policy_rl.trainer_group import TrainerGroup
 from policy_rl.weights import FileTransfer, Published
 
@@ -61,13 +61,15 @@ def settings(ranks: int, stage: int) -> TrainerConfig:
     optimisation = OptimisationConfig(
         precision="fp32", zero_stage=stage, micro_batch_tokens=60, learning_rate=1e-3, seed=3
     )
-    loss = LossConfig(clip_low=0.05, clip_high=0.05, kl=KlConfig(coefficient=0.1))
-    return TrainerConfig(ranks=ranks, loss=loss, optimisation=optimisation, timeout_s=300)
+    loss = LossConfig(clip_low=0.05, clip_high=0.05, kl=KlConfig(coefficient=0.1), aggregation="prompt_mean")
+    critic = CriticConfig(learning_rate=1e-3, warmup_updates=1)
+    return TrainerConfig(ranks=ranks, loss=loss, critic=critic, optimisation=optimisation, timeout_s=300)
 
 
 def go_through(trainer: Any, experiences: list[Experience], folder: Path) -> tuple[list[dict[str, float]], Published]:
-    """Two updates of one rollout, a checkpoint, the model and weights for the engines."""
-    metrics = [trainer.update(experiences) for _ in range(2)]
+    """Three updates of one rollout, the first of the critic alone, a checkpoint, the model and weights for the
+    engines."""
+    metrics = [trainer.update(experiences, number / 3) for number in range(3)]
     trainer.save(folder / "checkpoints", {"step": 1}, 1)
     trainer.save_model(folder / "model")
     trainer.open_transfer(lambda rank: FileTransfer(folder / "shared", is_main=rank == 0))
@@ -100,7 +102,8 @@ def test_two_ranks_equal_one(random_policy_folder: Path, experiences: list[Exper
     one = Trainer(model, settings(1, 0), *arguments)
     ready = filled(one, experiences)
     expected, published = go_through(one, ready, tmp_path / "one")
-    assert expected[1]["clip_fraction"] > 0.05
+    assert (expected[1]["clip_fraction"], expected[1]["learning_rate"]) == (0, 1e-3), "the critic alone came first"
+    assert expected[2]["clip_fraction"] > 0.05
     weights = load_file(tmp_path / "one/model/model.safetensors")
     for stage in (0, 2, 3):
         folder = tmp_path / f"zero{stage}"

@@ -241,6 +241,28 @@ def test_updates_keep_their_size_under_a_filter(tmp_path: Path, capsys) -> None:
     assert left == (lines[-1]["carried"] == 1)
 
 
+def test_steps_that_wait_for_enough_groups_do_not_end_the_run(tmp_path: Path) -> None:
+    """One problem of ten passes the filter, so that an update of two groups comes after two passes over all."""
+    middling = PROBLEMS[0].id
+    pool = ScriptedPool(lambda problem, draw: draw.choice(("right", "wrong")) if problem.id == middling else "wrong")
+    trainer = ScriptedTrainer()
+    batch = {"prompts": 2, "group_size": 12, "updates": 1}
+    changes = {"filter": {"low": 0.1, "high": 0.9, "rounds": 2}, "trainer": WEIGHED, "batch": batch, "steps": 12}
+    assert asyncio.run(make_loop(make_config(tmp_path / "run", **changes), pool, trainer).run()).finished
+    lines = metrics_of(tmp_path / "run")
+    assert trainer.updates == sum(line["updates"] for line in lines) >= 2
+    assert [len({each.group for each in batch}) for batch in trainer.batches] == [2] * trainer.updates
+    assert 1 in {line["carried"] for line in lines}
+
+
+def test_a_warmup_of_the_critic_as_long_as_the_run_is_refused(tmp_path: Path) -> None:
+    critic = {"advantage": {"estimator": "gae"}, "batch": {"prompts": 4, "updates": 2}}
+    with pytest.raises(ConfigError, match="warmup_updates=10 must be below the 10 updates of this run"):
+        make_config(tmp_path, steps=5, **critic).check_warmup(100)
+    make_config(tmp_path, steps=6, **critic).check_warmup(100)
+    make_config(tmp_path, steps=1).check_warmup(100)
+
+
 def test_minibatches_are_whole_groups(tmp_path: Path) -> None:
     trainer = ScriptedTrainer()
     asyncio.run(make_loop(make_config(tmp_path / "run", steps=1, **KINDS["updates"]), trainer=trainer).run())
