@@ -15,8 +15,11 @@ from scripted_rl import PROBLEMS, ScriptedPool, ScriptedTrainer, make_config, ma
 from test_loop import WEIGHED, metrics_of
 
 from mmprm.errors import CheckpointError, ConfigError, TrainingError
+from mmprm.prm.trained import Trained
 from mmprm.problems import write_problems
 from mmprm.types import Problem
+from policy_rl import run_folder
+from policy_rl.collecting import fingerprint
 from policy_rl.config import RLConfig
 from policy_rl.loop import Loop
 from policy_rl.run import train_policy
@@ -271,3 +274,30 @@ def test_alarms_on_what_this_run_measures(tmp_path: Path) -> None:
     )
     with pytest.raises(Exception, match=r"unused\.jsonl"):
         train_policy(config)
+
+
+def test_fewer_steps_than_are_done_end_the_run_with_its_policy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_problems(tmp_path / "train.jsonl", PROBLEMS)
+    config = make_config(tmp_path / "run", problems={"path": str(tmp_path / "train.jsonl")}, steps=6)
+    loop = make_loop(config)
+    asyncio.run(loop.run())
+    output = Path(config.output)
+    (output / "policy").rename(tmp_path / "elsewhere")  # as of a run that was stopped after its newest checkpoint
+    extra = {"step": 6, "identity": run_folder.identity_of(config, 40, fingerprint(PROBLEMS, config)) | {"steps": 40}}
+    monkeypatch.setattr(run_folder, "read_extra", lambda _: extra)
+    written: list[Path] = []
+
+    def convert(source: Path, target: Path) -> Trained:
+        written.append(source)
+        return Trained("policy", 6, source)
+
+    monkeypatch.setattr(run_folder, "convert_checkpoint", convert)
+    two = config.model_copy(update={"steps": 2})
+    assert (ended(two, 2, PROBLEMS).finished, written) == (True, [output / "checkpoints"])
+    assert "ends with step 6, as steps=2 asks" in capsys.readouterr().out
+    with pytest.raises(CheckpointError, match=r"steps=9: .* has done 6 of its 40 steps; set 6 or less .* or 40"):
+        ended(config.model_copy(update={"steps": 9}), 9, PROBLEMS)
+    with pytest.raises(CheckpointError, match="another seed"):
+        ended(two.model_copy(update={"seed": 1}), 2, PROBLEMS)

@@ -1,0 +1,121 @@
+"""Joining Ray: where an address comes from, and what is said where no Ray answers."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from pathlib import Path
+
+import pytest
+
+from mmprm import actors
+from mmprm.errors import EngineStoppedError, SetupError
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import services
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda _: None)
+    monkeypatch.setattr(actors, "REACH_SECONDS", 1.0)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def test_the_key_comes_before_the_environment_and_that_before_ray_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    from ray._private import services
+
+    assert actors.cluster_address(None) == (None, "")
+    monkeypatch.setattr(services, "find_bootstrap_address", lambda _: "a:1")
+    assert actors.cluster_address(None) == ("a:1", "ray start on this machine")
+    monkeypatch.setenv("RAY_ADDRESS", "b:2")
+    assert actors.cluster_address(None) == actors.cluster_address("auto") == ("b:2", "RAY_ADDRESS")
+    assert actors.cluster_address("c:3") == ("c:3", "ray_address")
+    assert actors.cluster_address("local") == (None, "ray_address")
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert actors.cluster_address(None) == (None, "RAY_ADDRESS")
+
+
+def test_auto_without_a_cluster_is_refused() -> None:
+    with pytest.raises(SetupError, match="ray_address=auto: no Ray runs on this machine"):
+        actors.cluster_address("auto")
+
+
+@pytest.mark.parametrize("source", ["ray_address", "RAY_ADDRESS", "ray start on this machine"])
+def test_an_address_where_nothing_listens_is_named_with_its_source(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray._private import services
+
+    address = f"127.0.0.1:{free_port()}"
+    if source == "RAY_ADDRESS":
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    elif source != "ray_address":
+        monkeypatch.setattr(services, "find_bootstrap_address", lambda _: address)
+    way_out = {"ray_address": "leave it out", "RAY_ADDRESS": "unset RAY_ADDRESS"}.get(source, "ray stop")
+    with pytest.raises(SetupError, match=f"{source}={address}: no Ray listens there .*{way_out}"):
+        actors.connect(address if source == "ray_address" else None)
+
+
+def test_what_listens_and_is_no_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actors, "HEALTH_SECONDS", 3.0)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(SetupError, match=f"ray_address={address}: (what listens there does not answer|no healthy)"):
+            actors.connect(address)
+
+
+def test_an_address_without_a_port_is_refused() -> None:
+    with pytest.raises(SetupError, match="ray_address=head: must be host:port"):
+        actors.connect("head")
+
+
+def test_a_ray_that_does_not_come_up_is_an_error_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def fail(**_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(ray, "init", fail)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(actors, "_keep_to_loopback", lambda: None)
+    with pytest.raises(SetupError, match=r"Ray did not start on this machine: OSError: .*No space left.*free space"):
+        actors.connect()
+
+
+def test_a_command_ends_when_ray_is_gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    closed: list[str] = []
+
+    async def waiting() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            closed.append("yes")
+
+    async def gone() -> str:
+        return "Ray is gone: its raylet has ended"
+
+    monkeypatch.setattr(actors, "_until_gone", gone)
+    monkeypatch.setattr(actors, "_abandon", lambda reason: None)
+    with pytest.raises(EngineStoppedError, match="its raylet has ended; what was finished is kept"):
+        actors.run(waiting())
+    assert closed == ["yes"]
+
+
+def test_results_and_errors_pass_through() -> None:
+    async def value() -> int:
+        return 3
+
+    async def error() -> None:
+        raise SetupError("x")
+
+    assert actors.run(value()) == 3
+    with pytest.raises(SetupError, match="x"):
+        actors.run(error())

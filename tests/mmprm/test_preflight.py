@@ -1,0 +1,104 @@
+"""What cannot work is refused by its key, before an engine or a model is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from mmprm import preflight
+from mmprm.errors import CheckpointError, ConfigError, MmprmError
+from mmprm.preflight import check_model, check_output, check_policy, check_prm
+from mmprm.prompts import PromptConfig
+from mmprm.sampling.config import EngineConfig, SamplingConfig
+from mmprm.tiny.model import weights_path
+from mmprm.types import Picture, Problem
+
+TINY = EngineConfig(model=str(weights_path()))
+PLAIN = PromptConfig(preset="plain")
+SHORT = SamplingConfig(max_tokens=96)
+PROBLEMS = [Problem("p1", "blue + red = ?", "5"), Problem("p2", "And blue + blue = ?", "4")]
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(weights_path(), tmp_path / "model"))
+
+
+def test_what_can_work_gives_the_processor() -> None:
+    assert hasattr(check_policy(TINY, SHORT, PLAIN, PROBLEMS, samples=8), "image_processor")
+
+
+@pytest.mark.parametrize(
+    ("engine", "sampling", "pictures", "message"),
+    [
+        ({}, {"temperature": 0}, 0, "sampling.temperature=0 must be above 0 with search.rollouts=8"),
+        ({}, {}, 9, "engine.pictures_per_prompt=8: 1 of 1 problems have more images, p has 9; set it to 9"),
+        (
+            {},
+            {"max_tokens": 1020},
+            0,
+            "sampling.max_tokens=1020 does not fit the 1024 tokens .* lower it to 10.. or less",
+        ),
+        ({"max_model_len": 100}, {"max_tokens": 96}, 0, "does not fit engine.max_model_len=100 .* lower it to"),
+        ({"max_model_len": 2048}, {}, 0, "engine.max_model_len=2048 must be at most 1024"),
+        ({"model": "no/such/folder"}, {}, 0, "no/such/folder: does not exist"),
+    ],
+)
+def test_a_key_that_cannot_work_is_named(engine: dict, sampling: dict, pictures: int, message: str) -> None:
+    problems = [Problem("p", "How many?", "3", pictures=(Picture(path="x.png"),) * pictures)]
+    given = TINY.model_copy(update=engine), SHORT.model_copy(update=sampling)
+    with pytest.raises(MmprmError, match=message):
+        check_policy(*given, PLAIN, problems, samples=8, key="search.rollouts")
+
+
+def test_one_greedy_sample_is_no_fault() -> None:
+    check_policy(TINY, SHORT.model_copy(update={"temperature": 0}), PLAIN, PROBLEMS)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "dialect", "message"),
+    [
+        ({"template": "raw"}, "vllm", "prompt.template=raw needs engines of this run"),
+        ({"chat_template": "x"}, "vllm", "engine.chat_template is for engines of this run"),
+        ({"template_options": {"a": 1}}, "openai", "prompt.template_options cannot be sent"),
+    ],
+)
+def test_servers_render_for_themselves(prompt: dict, dialect: str, message: str) -> None:
+    engine = EngineConfig(model="m", servers={"urls": ["http://localhost:1/v1"], "dialect": dialect})
+    with pytest.raises(ConfigError, match=message):
+        check_policy(engine, SHORT, PromptConfig(**prompt), PROBLEMS)
+
+
+def test_a_folder_lacks_what_a_model_has(model: Path) -> None:
+    index = {"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (model / "model.safetensors").rename(model / "model-00001-of-00002.safetensors")
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match=r"lacks model-00002-of-00002.safetensors, one of its 2 weight files"):
+        check_model(str(model))
+    (model / "model.safetensors.index.json").unlink()
+    (model / "model-00001-of-00002.safetensors").unlink()
+    with pytest.raises(CheckpointError, match="holds no weights"):
+        check_prm(str(model))
+    (model / "config.json").unlink()
+    with pytest.raises(MmprmError, match=r"has no config.json.*mmprm convert"):
+        check_model(str(model))
+
+
+def test_a_broken_tokenizer_is_named(model: Path) -> None:
+    (model / "tokenizer.json").write_text("")
+    with pytest.raises(CheckpointError, match="its processor or tokenizer cannot be loaded"):
+        preflight.load_template_owner(str(model))
+
+
+def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ConfigError, match=r"output=.*file: cannot be written"):
+        check_output(tmp_path / "file", "output")
+    with pytest.raises(ConfigError, match=r"--out=.*: cannot be written"):
+        check_output(tmp_path, "--out", file=True)
+    check_output(tmp_path / "new/folder", "output")
+    check_output(tmp_path / "other/out.jsonl", "--out", file=True)
+    assert not (tmp_path / "other/out.jsonl").exists()
