@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmprm.config import Config
 from policy_rl.advantages import EPSILON, Estimator, differs, keep
+from policy_rl.step_baselines import BASELINES, ScoredSteps, to_go
 
 
 class CreditConfig(Config):
@@ -80,16 +81,6 @@ class CreditConfig(Config):
         if self.eta and self.transform != "clip":
             raise ValueError(f"eta={self.eta} is the threshold of transform=clip; set that, or leave eta out")
         return self
-
-
-@dataclass(frozen=True, slots=True)
-class ScoredSteps:
-    """Scores, token counts and existence of steps; steps fill their row from the left. A row without steps belongs to
-    a response that could not be split or scored."""
-
-    scores_PKS: Tensor
-    tokens_PKS: Tensor
-    mask_PKS: Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,53 +155,6 @@ def strict_min(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Te
     return torch.where(mask_PKS, rewards_PKS.flip(-1).cummin(dim=-1).values.flip(-1), 0)
 
 
-def step_index(part: Part, returns_PKS: Tensor) -> Tensor:
-    """G_j − mean over i ≠ k of G_j^i, i the group's scored samples that have a step j; 0 where no other has one.
-
-    A baseline of step j may depend on the other samples and on what precedes the step (its index), never on what
-    follows it: this one sums to 0 over the samples that have a step j, whatever their lengths.
-    """
-    mask_PKS = part.steps.mask_PKS
-    values_PKS = torch.where(mask_PKS, returns_PKS, 0).double()
-    others_PKS = mask_PKS.sum(dim=1, keepdim=True) - 1
-    mean_PKS = (values_PKS.sum(dim=1, keepdim=True) - values_PKS) / others_PKS.clamp(min=1)
-    return torch.where(others_PKS > 0, values_PKS - mean_PKS, 0).to(returns_PKS.dtype)
-
-
-def pure_tokens(part: Part, returns_PKS: Tensor) -> Tensor:
-    """G_j − b·Σ_{l ≥ j} tokens(l), b_k = Σ_{i ≠ k} G_1^i / Σ_{i ≠ k} tokens^i over the group's scored samples: what the
-    others earn per token (PURE).
-
-    Biased: the tokens that are still to come are the response's own later actions, so that length is paid for. Two
-    responses of 5 and 10 tokens whose steps all have p = 0.9 get +0.4 and −0.8 at their first step; at p = 0.1 the
-    signs turn. Returns that are no sums (strict_min) are not even centered. For reproduction only.
-    """
-    totals_PK = torch.where(part.scored_PK, returns_PKS[..., :1].sum(dim=-1), 0)
-    lengths_PK = torch.where(part.scored_PK, part.steps.tokens_PKS.sum(dim=-1), 0)
-    others_PK = totals_PK.sum(dim=1, keepdim=True) - totals_PK
-    rates_PK = others_PK / (lengths_PK.sum(dim=1, keepdim=True) - lengths_PK).clamp(min=1)
-    return returns_PKS - rates_PK[..., None] * to_go(part.steps.tokens_PKS)
-
-
-def prime_steps(part: Part, returns_PKS: Tensor) -> Tensor:
-    """G_j − b·Σ_{l ≥ j} 1, b_k = mean over i ≠ k of G_1^i / S_i, i the group's scored samples: from each step's reward
-    goes the leave-one-out mean of what a step of the others earns (PRIME).
-
-    Biased as `pure_tokens` is, by the number of steps in place of tokens: with all p = 0.9, responses of 1 and 2 steps
-    get +0.4 and −0.8 at their first step. For reproduction only.
-    """
-    steps_PK = part.steps.mask_PKS.sum(dim=-1)
-    means_PK = returns_PKS[..., :1].sum(dim=-1) / steps_PK.clamp(min=1)
-    others_P1 = ((steps_PK > 0).sum(dim=1, keepdim=True) - 1).clamp(min=1)
-    baselines_PK = (means_PK.sum(dim=1, keepdim=True) - means_PK) / others_P1
-    return returns_PKS - baselines_PK[..., None] * to_go(part.steps.mask_PKS.to(returns_PKS.dtype))
-
-
-def to_go(values_PKS: Tensor) -> Tensor:
-    """Σ_{l ≥ j} v_l"""
-    return values_PKS.flip(-1).cumsum(dim=-1).flip(-1)
-
-
 def _normalise(rewards_PKS: Tensor, mask_PKS: Tensor) -> Tensor:
     """(r − mean)/(std + ε) over all steps of a group, unbiased std; 0 where masked, or where all are equal."""
     differs_P1 = differs(rewards_PKS.flatten(1), mask_PKS.flatten(1))
@@ -236,23 +180,12 @@ def _dense(
     returns_PKS = returns(part.steps.scores_PKS, part.steps.mask_PKS, config)
     baseline = BASELINES[config.baseline]
     if baseline is not None:
-        returns_PKS = baseline(part, returns_PKS)
+        returns_PKS = baseline(returns_PKS, part.steps)
     return {"returns_PKS": config.weight * torch.where(part.steps.mask_PKS, returns_PKS, 0)}
 
 
 def _step_gae(part: Part, config: CreditConfig) -> dict[str, Tensor]:
     return {"rewards_PKS": config.weight * part.steps.scores_PKS}
-
-
-BASELINES: dict[str, Callable[[Part, Tensor], Tensor] | None] = {
-    "step_index": step_index,
-    "pure_tokens": pure_tokens,
-    "prime_steps": prime_steps,
-    "none": None,
-}
-"""Returns less their baseline, by credit.baseline: for the modes that give returns to steps. The others leave it to
-what comes after them: scalar to the estimator (the mean of the group's other responses with rloo), step_gae to the
-critic, whose value depends on what precedes a token only. Neither knows what follows."""
 
 
 @dataclass(frozen=True, slots=True)
