@@ -15,6 +15,7 @@ from typing import TypeVar
 from mmprm.files import whole_file
 from mmprm.records import PackedBatch, count_verdicts, state_key
 from mmprm.store import Finished, StoreSummary
+from mmprm.terminal import raw
 from mmprm.types import Batch
 
 T = TypeVar("T")
@@ -164,7 +165,7 @@ async def show(progress: Progress) -> None:
     from rich.console import Console
     from rich.live import Live
 
-    with Live(console=Console(stderr=True), auto_refresh=False) as live:
+    with Live(console=Console(file=raw(sys.stderr), stderr=True), auto_refresh=False) as live:
         while True:
             live.update(progress.line(), refresh=True)
             await asyncio.sleep(0.5)

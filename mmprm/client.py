@@ -20,6 +20,7 @@ from pydantic import Field, field_validator
 
 from mmprm.config import Config
 from mmprm.errors import ConfigError, EngineStoppedError, SamplingError
+from mmprm.terminal import plain_text
 
 CONNECT_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 3.0
@@ -27,6 +28,9 @@ KEEP_ALIVE_SECONDS = 3.0
 LONGEST_BACKOFF = 60.0
 LONGEST_RETRY_AFTER = 300.0
 _DETAIL_LENGTH = 300
+_QUOTED = 10_000
+"""Characters of a server's words that are looked at."""
+_MAX_OBJECTS = 4_000_000
 
 T = TypeVar("T")
 Body = dict[str, Any] | None
@@ -52,6 +56,8 @@ class ClientConfig(Config):
     """Most requests in flight at one time, over all URLs."""
     timeout_seconds: float = Field(600.0, gt=0)
     """Longest wait for one answer."""
+    max_answer_mib: int = Field(256, ge=1)
+    """Largest answer that is read; a larger one counts as a failed attempt."""
     attempts: int = Field(8, ge=1)
     """Times that a request is made at each URL before it is given up."""
     backoff_seconds: float = Field(1.0, gt=0)
@@ -96,9 +102,26 @@ class Failure(Exception):  # noqa: N818 - the cause of an error, which callers s
 
     def __init__(self, kind: str, detail: str = "", busy: bool = False, retry_after: float = 0.0) -> None:
         super().__init__(f"{kind}: {detail}" if detail else kind)
-        self.kind = kind
+        self.kind, self.detail = kind, detail
         self.busy = busy
         self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    status: int
+    headers: httpx.Headers
+    content: bytes
+
+    @property
+    def text(self) -> str:
+        return self.content.decode(errors="replace")
+
+    def json(self) -> Any:
+        """Raises ValueError for what is no JSON, or more objects than any answer has: each takes 60 times its size."""
+        if self.content.count(b"{") + self.content.count(b"[") > _MAX_OBJECTS:
+            raise ValueError("too many objects")
+        return json.loads(self.content)
 
 
 class Client:
@@ -110,7 +133,8 @@ class Client:
         self._key = _api_key(config)
         authorization = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._http = httpx.AsyncClient(
-            headers={"Content-Type": "application/json", **authorization},
+            # A few bytes of a compressed answer can unpack to gigabytes.
+            headers={"Content-Type": "application/json", "Accept-Encoding": "identity", **authorization},
             timeout=httpx.Timeout(config.timeout_seconds, connect=CONNECT_SECONDS, pool=None),
             limits=httpx.Limits(
                 max_connections=config.concurrency,
@@ -196,8 +220,9 @@ class Client:
         seconds = self._config.timeout_seconds
         try:
             content = None if body is None else json.dumps(body).encode()
-            sent = self._http.request("GET" if content is None else "POST", url + path, content=content)
-            response = await asyncio.wait_for(sent, seconds)  # httpx limits the wait for each piece, not for the whole
+            request = self._http.build_request("GET" if content is None else "POST", url + path, content=content)
+            # httpx limits the wait for each piece, not for the whole.
+            answer = await asyncio.wait_for(self._read(request), seconds)
         except httpx.ConnectTimeout as error:
             raise Failure("no connection", f"within {CONNECT_SECONDS:g} s", busy=True) from error
         except (asyncio.TimeoutError, httpx.TimeoutException) as error:
@@ -205,15 +230,33 @@ class Client:
         except httpx.ConnectError as error:
             raise Failure("no connection", str(error), busy=True) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            raise Failure("connection dropped", f"{type(error).__name__}: {error}") from error
-        if response.status_code != 200:
-            raise self._not_ok(url, response)
+            raise Failure("connection dropped", self.quoted(f"{type(error).__name__}: {error}")) from error
+        if answer.status != 200:
+            raise self._not_ok(url, answer)
         try:
-            return read(response.json(), body)
-        except Failure:
-            raise
+            return read(answer.json(), body)
+        except Failure as error:
+            raise Failure(error.kind, self.quoted(error.detail)) from None  # it quotes the answer
         except (ValueError, RecursionError) as error:
-            raise Failure("answer is not JSON", self._quoted(response.text)) from error
+            raise Failure("answer is not JSON", self.quoted(answer.text)) from error
+
+    async def _read(self, request: httpx.Request) -> _Answer:
+        """The answer as it comes over the wire, of bounded size."""
+        most = self._config.max_answer_mib * 2**20
+        response = await self._http.send(request, stream=True)
+        try:
+            if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+                if response.status_code != 200:
+                    return _Answer(response.status_code, response.headers, b"(compressed)")
+                raise Failure("answer is compressed", "unasked; switch it off at the server or its proxy")
+            content = bytearray()
+            async for part in response.aiter_raw():
+                content += part
+                if len(content) > most:
+                    raise Failure("answer is too large", f"more than max_answer_mib={self._config.max_answer_mib}")
+        finally:
+            await response.aclose()
+        return _Answer(response.status_code, response.headers, bytes(content))
 
     async def _answers(self, url: str, path: str, somebody: Body, read: Callable[[Any, Body], Any]) -> bool:
         """Whether the server answers somebody else: its engine, and not only its front, is alive."""
@@ -224,10 +267,10 @@ class Client:
         self._last_answer = time.monotonic()
         return True
 
-    def _not_ok(self, url: str, response: httpx.Response) -> Exception:
-        status, detail = response.status_code, self._quoted(_message(response))
+    def _not_ok(self, url: str, answer: _Answer) -> Exception:
+        status, detail = answer.status, self.quoted(_message(answer))
         if status in _BUSY or status >= 500:
-            return Failure(f"status {status}", detail, busy=status in _BUSY, retry_after=_retry_after(response))
+            return Failure(f"status {status}", detail, busy=status in _BUSY, retry_after=_retry_after(answer.headers))
         text = f"{url}: status {status}: {detail}"
         if status in _REFUSED:
             error: SamplingError = SamplingError(text)
@@ -242,9 +285,9 @@ class Client:
             return SamplingError(f"{text}, while other requests were answered; see the server's log")
         return EngineStoppedError(f"{text}; see that the server runs and is not overloaded, or set another in urls")
 
-    def _quoted(self, text: str) -> str:
-        """The beginning of what a server said, without the key, which some repeat."""
-        text = " ".join(text.split())
+    def quoted(self, text: str) -> str:
+        """The beginning of what a server said, without the key, which some repeat, and without terminal commands."""
+        text = plain_text(" ".join(text[:_QUOTED].split()))
         text = text.replace(self._key, "…") if self._key else text
         return text if len(text) <= _DETAIL_LENGTH else text[:_DETAIL_LENGTH] + "…"
 
@@ -291,17 +334,17 @@ def _choice(choice: dict[str, Any]) -> Choice:
     )
 
 
-def _message(response: httpx.Response) -> str:
+def _message(answer: _Answer) -> str:
     """The server's own words: OpenAI's {"error": {"message": …}}, else the body."""
     try:
-        return str(response.json()["error"]["message"])
+        return str(answer.json()["error"]["message"])
     except (ValueError, KeyError, TypeError, RecursionError):
-        return response.text
+        return answer.text
 
 
-def _retry_after(response: httpx.Response) -> float:
+def _retry_after(headers: httpx.Headers) -> float:
     """Seconds that the server asks to wait: a number or a date; 0 without."""
-    value = response.headers.get("Retry-After", "")
+    value = headers.get("Retry-After", "")
     try:
         seconds = float(value)
     except ValueError:

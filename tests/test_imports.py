@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("mmprm", "mcts", "policy_rl")
 
 LAYERS = [
-    {"types", "errors", "metrics", "written", "files", "signals", "orphans", "actors"},
+    {"types", "errors", "metrics", "written", "files", "signals", "orphans", "actors", "terminal"},
     {
         "config",
         "data",
@@ -45,6 +45,7 @@ LAYERS = [
 """Rooms of mmprm from left to right: a room imports from its own layer and from those to its left."""
 
 MCTS_MAY_USE = {
+    "terminal",
     "actors",
     "files",
     "signals",

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mmprm.errors import SetupError
+from mmprm.terminal import raw
 
 DEMO_MEMORY_GIB = 8
 DEMO_DISK_GIB = 2
@@ -154,4 +155,4 @@ def show(findings: list[Finding]) -> None:
     for finding in findings:
         mark = "✓" if not finding.remedy else ("✗" if finding.needed else "–")
         table.add_row(mark, finding.name, finding.found, finding.remedy)
-    Console().print(table)
+    Console(file=raw(sys.stdout)).print(table)

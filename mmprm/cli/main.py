@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
-        print(f"mmprm {name}: {plain_text(str(error))}; check the disk and the path, then run it again", file=sys.stderr)
+        text = plain_text(str(error))
+        print(f"mmprm {name}: {text}; check the disk and the path, then run it again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         kept = "; the same command goes on from what was saved" if name in RESUMABLE else ""

@@ -37,6 +37,7 @@ from mmprm.scoring.limits import Limits
 from mmprm.scoring.open import open_scorer, scorer_info
 from mmprm.scoring.service import Service
 from mmprm.scoring.wire import ModelOut
+from mmprm.weights import fingerprint
 
 ACCEPTED_AT_ONCE = 16
 BACKLOG = 2048
@@ -119,6 +120,7 @@ def make_service(config: ServeConfig) -> Service:
     name = chosen_aggregator(config.aggregator, info.aggregator)
     facts = ModelOut(
         model=config.name or Path(config.scorer.prm).resolve().name,
+        fingerprint=fingerprint(config.scorer.prm),
         format=info.format,
         backend=config.scorer.backend,
         dtype=config.scorer.dtype,

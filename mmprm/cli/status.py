@@ -10,12 +10,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import sys
 import time
 from dataclasses import asdict
 
 from mcts.status import Status, read_status, status_text
 from mmprm.cli.options import columns
 from mmprm.store import Store
+from mmprm.terminal import raw
 
 WATCH_SECONDS = 2.0
 
@@ -46,10 +48,12 @@ def _read(run: str) -> Status:
 
 
 def _watch(run: str) -> None:
+    from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
-    with contextlib.suppress(KeyboardInterrupt), Live(auto_refresh=False) as live:
+    console = Console(file=raw(sys.stdout))
+    with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
         while True:
             status = _read(run)
             live.update(Text(status_text(status, run, width=columns())), refresh=True)

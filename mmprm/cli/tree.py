@@ -11,12 +11,14 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import sys
 
 from mmprm.errors import DataError
 from mmprm.report.terminal import tree_lines
 from mmprm.report.trees import grow
 from mmprm.stopping import rule_of
 from mmprm.store import Store
+from mmprm.terminal import raw
 
 NAMED = 8
 """Ids that a message lists."""
@@ -42,7 +44,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise DataError(f"{problem.id}: has no rollout yet; it is {status}" + (f": {reason}" if reason else ""))
     root = grow(tree, rule_of(config))
     ended = f"{status}, {reason}" if reason else status
-    Console(highlight=False).print(tree_lines(problem, ended, root, config["markup"], arguments.all))
+    console = Console(file=raw(sys.stdout), highlight=False)
+    console.print(tree_lines(problem, ended, root, config["markup"], arguments.all))
 
 
 def find(wanted: str, ids: list[str]) -> str:

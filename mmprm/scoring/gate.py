@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 OPEN = {"/health", "/docs", "/openapi.json"}
 """Paths that need no key: what a load balancer and a reader need."""
-SCORING = {"/v1/score", "/v1/score/batch", "/v1/model"}
+SCORING = {"/v1/score", "/v1/score/batch"}
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 
 
@@ -108,7 +108,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        known = scope["path"] in OPEN | SCORING | {"/metrics"}
+        known = scope["path"] in OPEN | SCORING | {"/v1/model", "/metrics"}
         path = scope["path"] if known else "other"
         begun, status = time.perf_counter(), 500
 

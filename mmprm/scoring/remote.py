@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import math
 import os
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
@@ -14,12 +15,15 @@ from pydantic import TypeAdapter, ValidationError
 
 from mmprm.client import Body, Client, Failure
 from mmprm.data.choices import asked_question
-from mmprm.errors import DataError, EngineStoppedError, SamplingError
+from mmprm.errors import ConfigError, DataError, EngineStoppedError, SamplingError
+from mmprm.problems import picture_pixels
 from mmprm.scoring.config import ServerConfig
 from mmprm.scoring.wire import MIB, BatchOut, ErrorOut, ModelOut
 from mmprm.types import Picture, Solution, StepScores
 
 REQUEST_SOLUTIONS = 32
+BODY_MIB = 64
+"""Of a server that does not say what it takes."""
 ROOM = 0.9
 """Share of the server's largest body that is filled: names and commas are not counted."""
 _BATCH = TypeAdapter(BatchOut)
@@ -32,7 +36,8 @@ class RemoteScorer:
     """A Scorer: asks from a thread of its own, so that it may be called from any thread, by several at once.
 
     A server that is busy, loading or gone for a moment is asked again, as the configuration says; when none answers,
-    `score` raises EngineStoppedError. `model` says what is served; it is that of the first URL that answers.
+    `score` raises EngineStoppedError. `model` says what is served; it is that of the first URL that answers, and scores
+    of another one raise ConfigError, since they cannot be compared.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -93,17 +98,20 @@ class RemoteScorer:
 
     def _requests(self, solutions: Sequence[Solution]) -> Iterator[list[int]]:
         """Indices of solutions that go into one request: as many as fit."""
-        count = min(REQUEST_SOLUTIONS, self.model.limits["solutions"])
-        room = self.model.limits["body_mib"] * MIB * ROOM
+        limits = self.model.limits
+        count = min(REQUEST_SOLUTIONS, limits.get("solutions", REQUEST_SOLUTIONS))
+        room = limits.get("body_mib", BODY_MIB) * MIB * ROOM
+        max_pixels = limits.get("request_pixels", math.inf)
         indices: list[int] = []
-        size = 0
+        size = pixels = 0
         for index, solution in enumerate(solutions):
-            own = self._size(solution)
-            if indices and (len(indices) == count or size + own > room):
+            own, own_pixels = self._size(solution), _pixels(solution)
+            if indices and (len(indices) == count or size + own > room or pixels + own_pixels > max_pixels):
                 yield indices
-                indices, size = [], 0
+                indices, size, pixels = [], 0, 0
             indices.append(index)
             size += own
+            pixels += own_pixels
         if indices:
             yield indices
 
@@ -130,19 +138,27 @@ class RemoteScorer:
         for solution, result in zip(solutions, answer.results, strict=True):
             if isinstance(result, ErrorOut):
                 await self._see_that_it_works(result)
-                raise DataError(_complaint(solution, result))
+                raise DataError(self._client.quoted(_complaint(solution, result)))
             scores.append(StepScores(tuple(result.scores)))
         return scores
 
     async def _post(self, body: Body, affinity: str) -> BatchOut:
-        return await self._client.ask("/v1/score/batch", body, affinity, _read_batch, _SOMEBODY)
+        answer = await self._client.ask("/v1/score/batch", body, affinity, _read_batch, _SOMEBODY)
+        ours, theirs = _identity(self.model), _identity(answer)
+        if ours != theirs:
+            raise ConfigError(
+                f"scorer.server.urls={', '.join(self._config.urls)}: one serves {self._client.quoted(ours)}, another "
+                f"{self._client.quoted(theirs)}; scores of different models cannot be mixed: give the URLs of one"
+            )
+        return answer
 
     async def _see_that_it_works(self, result: ErrorOut) -> None:
         """A model that fails on one solution may fail on all: then no solution is at fault."""
         if result.error.type == "internal":
             (probe,) = (await self._post(_SOMEBODY, "")).results
             if isinstance(probe, ErrorOut) and probe.error.type == "internal":
-                raise EngineStoppedError(f"{', '.join(self._config.urls)}: {probe.error.message}")
+                message = self._client.quoted(probe.error.message)
+                raise EngineStoppedError(f"{', '.join(self._config.urls)}: {message}")
 
     def _body(self, solutions: Sequence[Solution]) -> dict[str, Any]:
         return {
@@ -178,6 +194,18 @@ def _length(picture: Picture) -> int:
         return 0  # said when it is read
 
 
+def _pixels(solution: Solution) -> int:
+    try:
+        return sum(map(picture_pixels, solution.problem.pictures))
+    except DataError:
+        return 0  # said when it is read
+
+
+def _identity(answer: ModelOut | BatchOut) -> str:
+    weights = f", weights {answer.fingerprint}" if answer.fingerprint else ""
+    return f"{answer.model} with aggregator {answer.aggregator}{weights}"
+
+
 def _complaint(solution: Solution, result: ErrorOut) -> str:
     """The server's words, which begin with the problem's name where they come from the model."""
     message, field, name = result.error.message, result.error.field, f"problem {solution.problem.id}"
@@ -188,9 +216,13 @@ def _complaint(solution: Solution, result: ErrorOut) -> str:
 
 def _read_model(values: Any, _: Body) -> ModelOut:
     try:
-        return _MODEL.validate_python(values)
+        model = _MODEL.validate_python(values)
     except ValidationError as error:
         raise Failure("answer is none of mmprm serve", _first(error)) from error
+    for name, value in model.limits.items():
+        if not (math.isfinite(value) and value >= 0) or (value < 1 and name in ("solutions", "body_mib")):
+            raise Failure("answer is none of mmprm serve", f"limits.{name}={value}")
+    return model
 
 
 def _read_batch(values: Any, body: Body) -> BatchOut:

@@ -97,8 +97,6 @@ class Service:
         headers = dict(refused.headers or {})
         if refused.status in (429, 503):
             headers["Retry-After"] = RETRY_AFTER
-        if refused.status == 408:
-            headers["Connection"] = "close"
         if refused.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         return JSONResponse(refused.body(), refused.status, headers)
@@ -173,7 +171,8 @@ class Service:
 
     @property
     def _names(self) -> dict[str, str]:
-        return {"aggregator": self._facts.aggregator, "model": self._facts.model}
+        names = {"aggregator": self._facts.aggregator, "model": self._facts.model}
+        return names | ({"fingerprint": self._facts.fingerprint} if self._facts.fingerprint else {})
 
     async def _judged(
         self, values: Sequence[Any], places: Sequence[str], request: Request

@@ -71,6 +71,8 @@ class Judged(_Message):
 class ScoreOut(Judged):
     aggregator: str
     model: str
+    fingerprint: str = ""
+    """As in the model's description."""
 
 
 class BatchOut(_Message):
@@ -78,10 +80,14 @@ class BatchOut(_Message):
     """In the order of the solutions."""
     aggregator: str
     model: str
+    fingerprint: str = ""
+    """As in the model's description."""
 
 
 class ModelOut(_Message):
     model: str
+    fingerprint: str = ""
+    """Differs between models of one name: a hash over its configuration and samples of its weight files."""
     format: str
     """The family whose rendering the model was trained with."""
     backend: str

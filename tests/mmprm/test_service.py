@@ -550,6 +550,8 @@ def test_this_machine_needs_none() -> None:
 
 
 def test_the_key_comes_from_a_variable_or_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
     (tmp_path / "prm.json").write_text('{"format": "mm-prm", "aggregator": "min"}')
     prm = f"scorer.prm={tmp_path}"
     monkeypatch.setenv("MY_KEY", f" {KEY}\n")

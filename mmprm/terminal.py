@@ -1,0 +1,54 @@
+"""What is printed commands no terminal: texts of servers, data sets and policies may hold escape sequences."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, TextIO
+
+_SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
+"""A whole command: colour, cursor, title, link."""
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters but tab and line feed, those that turn the direction of text, and halves of surrogate pairs."""
+
+
+def plain_text(text: str, keep: str = "") -> str:
+    """Return the text without terminal commands; other control characters are written out, such as \\x1b."""
+    return _UNPRINTABLE.sub(
+        lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], _SEQUENCE.sub("", text)
+    )
+
+
+class PlainStream:
+    """A text stream that writes plain text. `raw` is the stream itself, for what draws on the terminal on purpose."""
+
+    def __init__(self, raw: TextIO) -> None:
+        self.raw = raw
+
+    def write(self, text: str) -> int:
+        self.raw.write(plain_text(text, keep="\r"))  # progress bars begin their line again
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.raw, name)
+
+
+@contextlib.contextmanager
+def plain_output() -> Iterator[None]:
+    """All that this process prints is plain text meanwhile."""
+    with (
+        contextlib.redirect_stdout(PlainStream(sys.stdout)),  # type: ignore[type-var]
+        contextlib.redirect_stderr(PlainStream(sys.stderr)),  # type: ignore[type-var]
+    ):
+        yield
+
+
+def raw(stream: TextIO) -> TextIO:
+    """The stream behind a PlainStream."""
+    return getattr(stream, "raw", stream) if isinstance(stream, PlainStream) else stream
