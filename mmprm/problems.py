@@ -94,9 +94,19 @@ def load_problems(config: ProblemsConfig) -> list[Problem]:
     if not problems:
         raise DataError(f"{config.path}: holds no problem")
     reader.tell()
+    _tell_missing([problem for _, problem in problems.values()])
     if repeated:
         print(f"{len(repeated):,} problems occur again and are left out; {repeated[0]}", file=sys.stderr)
     return [problem for _, problem in problems.values()]
+
+
+def _tell_missing(problems: Sequence[Problem]) -> None:
+    """These problems will fail one by one; where all do, the root is wrong, and that should be seen at once."""
+    paths = ((problem.id, picture.path) for problem in problems for picture in problem.pictures)
+    missing = {problem_id: path for problem_id, path in paths if path is not None and not os.path.exists(path)}
+    if missing:
+        shown = f"{len(missing):,} of {len(problems):,} problems name images that do not exist"
+        print(f"{shown}, {next(iter(missing.values()))} for one; set problems.images_root", file=sys.stderr)
 
 
 def pictures_root(config: ProblemsConfig) -> Path:
@@ -130,7 +140,7 @@ class ProblemReader:
         answer = _answer_text(only_one(answers, "answer", place), answers, place)
         if not answer.strip():
             raise _missing("answer", row, place)
-        _check_choices(asked.choices, place)
+        _check_choices(asked.choices, answers[0][1], place)
         ids, solutions = (cells_of(row, self._columns, field, place) for field in ("id", "solution"))
         for name, value in (*ids[:1], *solutions[:1]):
             if isinstance(value, dict | bytes):
@@ -198,7 +208,11 @@ def _check_types(image_cells: Sequence[tuple[str, Any]], place: str) -> None:
             raise DataError(f"{place}: {name} must be a path, bytes or a list of these, got {cut(bad[0])!r}")
 
 
-def _check_choices(choices: Sequence[str], place: str) -> None:
+def _check_choices(choices: Sequence[str], answer: Any, place: str) -> None:
+    if choices and isinstance(answer, int) and str(answer) not in choices:
+        raise DataError(
+            f"{place}: answer {answer} is none of the choices {cut(choices)}; where it is a position, write its letter"
+        )
     if len(choices) == 1:
         raise DataError(
             f"{place}: choices must be at least two, got {cut(choices[0])!r}; list them, or drop the column"

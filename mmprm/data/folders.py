@@ -58,7 +58,7 @@ def files_of_folder(folder: Path, split: str | None, subset: str | None) -> list
     base = _subset_folder(folder, subset)
     if is_saved(base) or (base / "dataset_dict.json").is_file():
         return saved_files(base, split)
-    files = [path for path in sorted(base.rglob("*")) if _holds_rows(path, base)]
+    files = sorted(path for path in base.rglob("*") if form_of(path) is not None and _holds_rows(path, base))
     wanted = split or DEFAULT_SPLIT
     chosen = [path for path in files if names_split(path.relative_to(base).parts, wanted)]
     chosen = [path for path in chosen if _belongs(path.relative_to(base).parts, wanted)]
@@ -89,7 +89,7 @@ def _belongs(parts: Sequence[str], split: str) -> bool:
 
 def _holds_rows(path: Path, base: Path) -> bool:
     parts = path.relative_to(base).parts
-    if form_of(path) is None or any(part.startswith((".", "__")) for part in parts) or not path.is_file():
+    if any(part.startswith((".", "__")) for part in parts) or not path.is_file():
         return False
     # Beside the rows lie .json files of other kinds: only those named after a split are rows.
     return form_of(path) != "json" or split_word(parts) is not None

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 from urllib.parse import unquote
 
-from mmprm.data.cells import cut, flat, plain
+from mmprm.data.cells import cut, flat, is_empty, plain
 from mmprm.errors import DataError
 from mmprm.types import Picture
 
@@ -170,7 +170,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 def listed(value: Any) -> list[Any]:
     """Return the images that a cell holds, unread: one or a list of them (also as text), empty ones left out."""
-    return [item for item in flat(value) if not (isinstance(item, dict) and _inside(item) is None)]
+    return [item for item in flat(value) if not (isinstance(item, dict) and _names_nothing(item))]
 
 
 def read_picture(value: Any, root: Path, place: str, field: str = "") -> Picture:
@@ -180,8 +180,7 @@ def read_picture(value: Any, root: Path, place: str, field: str = "") -> Picture
     """
     value = plain(value)
     within = f" in {field}" if field else ""
-    if isinstance(value, dict):
-        value = _inside(value)
+    value = _inside(value) or value if isinstance(value, dict) else value
     if isinstance(value, bytes):
         return Picture(data=value if suffix_of(value) or not (decoded := _base64(value)) else decoded)
     if not isinstance(value, str) or re.match(r"\s*(?:https?|s3|gs|ftp)://", value):
@@ -223,10 +222,17 @@ def looks_like_image(value: Any) -> bool:
     return bool(value.startswith("data:image/") or _IMAGE_PATH.fullmatch(value.strip()) or _base64(value.encode()))
 
 
+def _names_nothing(value: Mapping[str, Any]) -> bool:
+    """Whether a struct has the keys of an image, all empty. One with other keys is not to be passed over."""
+    return _inside(value) is None and not value.keys().isdisjoint(_KEYS)
+
+
+_KEYS = ("bytes", "data", "base64", "path", "url", "image", "image_url", "file_name")
+
+
 def _inside(value: Mapping[str, Any]) -> Any:
     """Return what stands for the image in {bytes, path}, {url}, {image_url: {url}} and their kind; None for nothing."""
-    names = ("bytes", "data", "base64", "path", "url", "image", "image_url", "file_name")
-    found = next((plain(value[name]) for name in names if plain(value.get(name)) is not None), None)
+    found = next((plain(value[name]) for name in _KEYS if not is_empty(value.get(name))), None)
     return _inside(found) if isinstance(found, dict) else found
 
 

@@ -85,6 +85,7 @@ def test_file_urls_and_percent_signs(tmp_path: Path) -> None:
         ("data:image/svg+xml,<svg/>", "data URL is not base64"),
         (7, "must be a path or bytes, got '7'"),
         ("a\0b.png", "is no file"),
+        ({"src": "a.png"}, r"must be a path or bytes, got \"{'src': 'a.png'}\""),
     ],
 )
 def test_what_is_no_image_is_told_at_its_line(tmp_path: Path, value: Any, message: str) -> None:
@@ -103,6 +104,8 @@ def test_what_is_no_image_is_told_at_its_line(tmp_path: Path, value: Any, messag
         ('["a.png", "b.png"]', 2),
         ("['a.png']", 1),
         ({"bytes": None, "path": None}, 0),
+        ({"bytes": None, "path": None, "id": 3}, 0),
+        ({"src": "a.png"}, 1),
         ([{"bytes": None, "path": ""}, {"bytes": b"x", "path": None}], 1),
         (float("nan"), 0),
         (np.array(["a.png", "b.png"], dtype=object), 2),

@@ -244,6 +244,19 @@ def test_options_that_cannot_be_told_are_refused(folder: Path, cell: Any) -> Non
         load(folder, {"question": "How long?", "answer": "B", "options": cell})
 
 
+def test_a_position_is_no_answer_to_options(folder: Path) -> None:
+    row = {"question": "How long?", "choices": [3, 5]}
+    assert load(folder, row | {"answer": 5})[0].answer == "5"
+    with pytest.raises(DataError, match=r"p\.jsonl:1: answer 1 is none of the choices .* write its letter"):
+        load(folder, row | {"answer": 1})
+
+
+def test_missing_images_are_told_together(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"question": f"Q{name}", "answer": "3", "image": name} for name in ("red.png", "gone.png", "no.png")]
+    assert len(load(folder, *rows)) == 3
+    assert "2 of 3 problems name images that do not exist, " in capsys.readouterr().err
+
+
 LINES = "\nChoices:\nA. 3 cm\nB. 5 cm"
 
 
