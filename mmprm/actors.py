@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import os
 import socket
 import subprocess
@@ -15,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Coroutine
+from pathlib import Path
 from typing import Any, TypeVar
 
 from mmprm import orphans
@@ -67,6 +69,7 @@ def connect(address: str | None = None) -> bool:
         ) from error
     if found is None:
         orphans.stop_children()  # Ray's processes outlive a driver that is killed
+        _hide_token()
     return True
 
 
@@ -193,6 +196,12 @@ def _abandon(reason: str) -> None:
     global _gone
     _gone = reason
     atexit.unregister(ray.shutdown)
+
+
+def _hide_token() -> None:
+    """Leave the token that opens a cluster readable for its owner alone; Ray writes it for everybody."""
+    with contextlib.suppress(OSError):
+        (Path.home() / ".ray/auth_token").chmod(0o600)
 
 
 def _keep_to_loopback() -> None:

@@ -15,6 +15,7 @@ import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -75,6 +76,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     shutil.rmtree(temporary, ignore_errors=True)
     try:
         yield temporary
+        _share(temporary)
         if path.exists():
             shutil.rmtree(replaced, ignore_errors=True)
             os.replace(path, replaced)
@@ -82,6 +84,16 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
     finally:
         for folder in (temporary, replaced):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _share(folder: Path) -> None:
+    """Give every file the mode that this process's files have: safetensors writes its own for their owner alone."""
+    status = Path("/proc/self/status")
+    umask = re.search(r"^Umask:\s*(\d+)", status.read_text(), re.MULTILINE) if status.is_file() else None
+    mode = 0o666 & ~int(umask[1], 8) if umask else 0o644
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(path.stat().st_mode | mode)
 
 
 def remove_folder(path: Path) -> None:

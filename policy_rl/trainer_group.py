@@ -236,9 +236,10 @@ class _Rank:
 
     def address(self) -> tuple[str, int]:
         """Where the ranks meet: this machine, a free port."""
+        host = ray.util.get_node_ip_address()
         with socket.socket() as free:
-            free.bind(("", 0))
-            return ray.util.get_node_ip_address(), free.getsockname()[1]
+            free.bind((host, 0))
+            return host, free.getsockname()[1]
 
     def start(
         self, rank: int, count: int, address: tuple[str, int], threads: int | None, arguments: tuple[Any, ...]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,10 @@ import torch.distributed as dist
 
 from mmprm.errors import ConfigError
 from mmprm.files import locked
+
+LOOPBACK = "127.0.0.1"
+MEETING_TIME = timedelta(minutes=30)
+"""How long a rank waits for the others, as torch does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +94,25 @@ def alone_in(ranks: Ranks, folder: Path, key: str) -> Iterator[None]:
         yield
 
 
+def _keep_to_loopback() -> None:
+    """Let gloo and NCCL, which listen on the machine's address otherwise, take the loopback interface."""
+    if os.path.exists("/sys/class/net/lo"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
+
+
+def _loopback_store(rank: int, count: int) -> dist.TCPStore:
+    """Return the store where ranks of one machine meet. By itself torch listens on every interface."""
+    port, listening = int(os.environ["MASTER_PORT"]), None
+    if rank == 0:
+        listener = socket.socket()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((LOOPBACK, port))
+        listener.listen(2 * count)
+        listening = listener.detach()
+    return dist.TCPStore(LOOPBACK, port, count, rank == 0, MEETING_TIME, master_listen_fd=listening)
+
+
 def join_ranks() -> Ranks:
     """Join the group that torchrun's environment describes, or form one of this process alone. May be called again."""
     cuda = torch.cuda.is_available()
@@ -100,6 +125,11 @@ def join_ranks() -> Ranks:
         import deepspeed
 
         if "RANK" not in os.environ:  # without the environment's keys, so that child processes do not inherit a rank
+            _keep_to_loopback()
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        elif os.environ.get("MASTER_ADDR") == LOOPBACK and "TORCHELASTIC_RUN_ID" not in os.environ:
+            _keep_to_loopback()
+            rank, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+            dist.init_process_group(backend, store=_loopback_store(rank, count), rank=rank, world_size=count)
         deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
