@@ -1,16 +1,21 @@
-"""Weights are read from safetensors alone: the older files are pickles, which run code when they are read."""
+"""Model folders: weights are read from safetensors alone, as the older files are pickles, which run code when they are
+read; and whatever a library raises for a folder becomes one error that names it."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from mmprm.errors import CheckpointError
+from mmprm.errors import CheckpointError, MmprmError
 
 LOAD_FORMAT = "safetensors"
 """For vLLM, whose default falls back to pickles."""
 
 _SAMPLE = 2**16
+_REASON = 400
+"""Characters of another program's message that are shown."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -25,6 +30,24 @@ def check_weights(model: str) -> None:
             f"{model}: holds its weights as {pickles[0]} and not as safetensors; such files are pickles, which can run "
             "code, and are not read: convert them with transformers' save_pretrained where you trust them"
         )
+
+
+@contextmanager
+def model_errors(model: str) -> Iterator[None]:
+    """Raise CheckpointError, which names the model, for what transformers, tokenizers, safetensors and chat templates
+    raise for folders that do not fit or are not whole: they have no error in common."""
+    try:
+        yield
+    except (MmprmError, MemoryError):
+        raise
+    except Exception as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's; the folder is not to blame
+            raise
+        reason = " ".join(str(error).split()) or "no reason given"
+        reason = reason if len(reason) <= _REASON else f"{reason[:_REASON]}…"
+        raise CheckpointError(
+            f"{model}: cannot be loaded as a model ({type(error).__name__}: {reason}); copy it again"
+        ) from error
 
 
 def fingerprint(model: str) -> str:

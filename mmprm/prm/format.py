@@ -131,9 +131,22 @@ _PROBE = "?"
 
 def _around(messages: list[dict[str, Any]], processor: Any) -> tuple[str, str]:
     """What the chat template writes before and after the probe."""
-    before, probe, after = processor.apply_chat_template(messages, tokenize=False).rpartition(_PROBE)
-    assert probe, "the chat template writes the content of a turn"
+    before, probe, after = templated(processor, messages).rpartition(_PROBE)
+    if not probe:
+        raise CheckpointError(f"{type(processor).__name__}: its chat template drops what a turn says; mend it")
     return before, after
+
+
+def templated(processor: Any, messages: Any) -> str:
+    """The text of the messages. Raises CheckpointError for a template that does not parse, that breaks out of its
+    sandbox, or refuses the messages."""
+    try:
+        return processor.apply_chat_template(messages, tokenize=False)
+    except Exception as error:  # templates raise what they like
+        raise CheckpointError(
+            f"{type(processor).__name__}: its chat template cannot be applied ({type(error).__name__}: {error}); mend "
+            "chat_template.jinja in the model folder"
+        ) from error
 
 
 def picture_placeholder(processor: Any) -> str:

@@ -36,6 +36,7 @@ from mmprm.prm.format import (
     picture_placeholder,
     reads_pictures,
     special_tokens,
+    templated,
     token_id,
     tokenizer_of,
     vision_tokens,
@@ -202,7 +203,7 @@ class WrittenFormat(Format):
             question = head + question.replace(IMAGE, "").strip()
         written: Any = self._layout.write(question, solution.steps)
         if self._chat:
-            written = self.processor.apply_chat_template(written, tokenize=False)
+            written = templated(self.processor, written)
         *before, end = written.split(MARK)
         if len(before) != len(solution.steps):
             raise CheckpointError(f"{type(self.processor).__name__}: its chat template drops the assistant's turns")

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import (
@@ -31,6 +30,7 @@ from mmprm.prm.format import Renderer, tokenizer_of
 from mmprm.prm.info import FORMAT, PrmInfo, PrmTokens, read_info, write_info
 from mmprm.training.checkpoints import writing
 from mmprm.training.sharding import whole
+from mmprm.weights import model_errors
 
 _RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
@@ -76,6 +76,13 @@ def initialise_prm(
     tokens, in and out, start as the mean of all others.
     """
     backbone, processor = load_backbone(base, dtype)
+    with model_errors(base):
+        return _initialised(backbone, processor, base, tokens, add_missing_tokens)
+
+
+def _initialised(
+    backbone: PreTrainedModel, processor: Any, base: str, tokens: PrmTokens, add_missing_tokens: bool
+) -> Prm:
     tokenizer = tokenizer_of(processor)
     known = len(tokenizer)
     tokenizer.add_tokens([AddedToken(tokens.marker, normalized=False)], special_tokens=True)
@@ -92,7 +99,8 @@ def load_prm(path: str | Path, dtype: torch.dtype | Literal["auto"] = torch.floa
     if info.format != FORMAT:
         raise CheckpointError(f"{path}: format {info.format!r} can be scored with; for this it must be {FORMAT!r}")
     backbone, processor = load_backbone(str(path), dtype)
-    prm = _assemble(backbone, processor, info)
+    with model_errors(str(path)):
+        prm = _assemble(backbone, processor, info)
     prm.model.eval()
     return prm
 
@@ -134,7 +142,7 @@ def load_backbone(name: str, dtype: torch.dtype | Literal["auto"], kind: Any = N
     """A model with its output layer (or of class `kind`), and its processor, by folder or hub id."""
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise CheckpointError(f"{name}: has no config.json, so it is no model folder")
-    try:
+    with model_errors(name):
         # The code that comes with some checkpoints is never run.
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         pictures = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
@@ -144,8 +152,6 @@ def load_backbone(name: str, dtype: torch.dtype | Literal["auto"], kind: Any = N
             name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
         processor = AutoProcessor.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise CheckpointError(f"{name}: cannot be loaded as a model: {error}") from error
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])[0]
         raise CheckpointError(

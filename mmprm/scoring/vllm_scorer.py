@@ -22,7 +22,7 @@ from mmprm.problems import open_picture
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.context import all_scored, context_length, fitting, score_fitting, step_scores
 from mmprm.types import Solution, StepScores
-from mmprm.weights import LOAD_FORMAT, check_weights
+from mmprm.weights import LOAD_FORMAT, check_weights, model_errors
 
 TASK = "token_classify"
 PICTURES = 16
@@ -35,11 +35,13 @@ class VllmScorer:
     def __init__(self, config: ScorerConfig) -> None:
         check_weights(config.prm)
         info = read_info(config.prm, config.format)
-        model = AutoConfig.from_pretrained(config.prm, trust_remote_code=False)
-        self._format = open_format(AutoProcessor.from_pretrained(config.prm, trust_remote_code=False), info)
+        with model_errors(config.prm):
+            model = AutoConfig.from_pretrained(config.prm, trust_remote_code=False)
+            self._format = open_format(AutoProcessor.from_pretrained(config.prm, trust_remote_code=False), info)
         self._too_long = config.too_long
         self._context = min(context_length(model), config.batch_tokens)
-        self._llm = _engine(config, _head(self._format, model.architectures or []), self._context)
+        with model_errors(config.prm):
+            self._llm = _engine(config, _head(self._format, model.architectures or []), self._context)
 
     @property
     def max_tokens(self) -> int:
