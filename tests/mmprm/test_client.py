@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import email.utils
+import gzip
 import logging
 import time
+import tracemalloc
 
 import pytest
 from scripted_server import Act, ScriptedServer, error, says
@@ -223,3 +225,47 @@ def test_urls_are_checked(url: str, rule: str) -> None:
 def test_urls_are_needed() -> None:
     with pytest.raises(ConfigError, match="urls"):
         load(ClientConfig, sets=["urls=[]"])
+
+
+async def test_a_compressed_answer_is_not_unpacked() -> None:
+    """64 KiB that would become 64 MiB; what is not asked for is refused."""
+    packed = gzip.compress(bytes(64 * 2**20))
+    bomb = Act(body=packed, headers={"Content-Encoding": "gzip"})
+    with ScriptedServer(bomb) as server:
+        async with client(server, attempts=1) as asked:
+            tracemalloc.start()
+            with pytest.raises(EngineStoppedError, match="answer is compressed"):
+                await ask(asked)
+            assert tracemalloc.get_traced_memory()[1] < 10 * 2**20
+            tracemalloc.stop()
+
+
+async def test_an_answer_without_end_is_not_read_to_its_end() -> None:
+    large = Act(body=b" " * (3 * 2**20))
+    with ScriptedServer(large) as server:
+        async with client(server, attempts=1, max_answer_mib=2) as asked:
+            with pytest.raises(EngineStoppedError, match=r"answer is too large: more than max_answer_mib=2"):
+                await ask(asked)
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        error(400, "no: Bearer sk-se\x1b[0mcret-key\x1b[31m"),
+        error(500, "\x1b]0;sk-secret-key\x07 sk-secret-key"),
+        Act(body=b"sk-secret-key \x1b[2J"),
+        says("a", choice={"logprobs": {"content": [{"top_logprobs": [{"token": "a", "logprob": "sk-secret-key"}]}]}}),
+        Act(body=b'{"choices": [{"message": {}, "logprobs": {"content": "sk-secret-key"}}]}'),
+    ],
+    ids=["400", "500", "no JSON", "a number", "logprobs"],
+)
+async def test_no_error_repeats_the_key_or_commands_the_terminal(act: Act, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MY_KEY", "sk-secret-key")
+    with ScriptedServer(act) as server:
+        async with client(server, api_key_env="MY_KEY", attempts=1) as asked:
+            with pytest.raises(SamplingError) as caught:
+                await ask(asked)
+    for text in (str(caught.value), str(caught.value.__cause__)):
+        assert "sk-secret-key" not in text
+        assert "\x1b" not in text

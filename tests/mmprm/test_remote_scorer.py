@@ -18,6 +18,7 @@ from mmprm.scoring.config import ScorerConfig, ServerConfig
 from mmprm.scoring.open import open_scorer, scorer_info
 from mmprm.scoring.queue import ScoreQueue
 from mmprm.scoring.remote import REQUEST_SOLUTIONS, RemoteScorer
+from mmprm.scoring.service import Service
 from mmprm.scoring.wire import Limits
 from mmprm.types import Picture, Problem, Solution, StepScores
 
@@ -226,3 +227,81 @@ def test_commands_ask_a_server(tmp_path: Path) -> None:
         assert main(["score", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out.jsonl"), *sets]) == 0
     row = json.loads((tmp_path / "out.jsonl").read_text())
     assert (row["scores"], row["aggregator"], row["aggregate"]) == ([0.5, 0.25], "min", 0.25)
+
+
+def named(name: str, aggregator: str = "min", fingerprint: str = "") -> Service:
+    service = make_service(StepScorer)
+    values = {"model": name, "aggregator": aggregator, "fingerprint": fingerprint}
+    return Service(service._facts.model_copy(update=values), StepScorer, limits=Limits())
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (("other",), "another other with aggregator min"),
+        (("tiny", "mean"), "another tiny with aggregator mean"),
+        (("tiny", "min", "beef"), "another tiny with aggregator min, weights beef"),
+    ],
+)
+def test_servers_of_different_models_are_not_mixed(other: tuple[str, ...], said: str) -> None:
+    with running(named("tiny")) as first, running(named(*other)) as second:
+        asked = remote(first, second)
+        ours = asked.model.model_copy(update={"model": "tiny", "aggregator": "min", "fingerprint": ""})
+        asked.model = ours
+        with pytest.raises(
+            ConfigError, match=rf"one serves tiny with aggregator min, {said}; scores of different models"
+        ):
+            asked.score(many(256))
+        asked.close()
+
+
+def test_the_same_model_on_two_servers_is_one() -> None:
+    with running(named("tiny", "min", "feed")) as first, running(named("tiny", "min", "feed")) as second:
+        asked = remote(first, second)
+        assert asked.score(many(100)) == expected(100)
+        asked.close()
+
+
+@pytest.mark.parametrize("limits", [{}, {"steps": 10}, {"solutions": 3.0}])
+def test_limits_that_a_server_does_not_name_are_assumed(limits: dict[str, float]) -> None:
+    service = make_service(StepScorer)
+    service._facts = service._facts.model_copy(update={"limits": limits})
+    with running(service) as url:
+        asked = remote(url)
+        assert asked.score(many(40)) == expected(40)
+        asked.close()
+
+
+@pytest.mark.parametrize("limits", [{"solutions": 0}, {"body_mib": -1}, {"steps": -5}])
+def test_limits_that_no_server_has_are_refused(limits: dict[str, float]) -> None:
+    service = make_service(StepScorer)
+    service._facts = service._facts.model_copy(update={"limits": limits})
+    with running(service) as url, pytest.raises(EngineStoppedError, match=r"none of mmprm serve: limits\."):
+        remote(url, attempts=1)
+
+
+def test_requests_stay_below_the_pixels_that_are_taken(tmp_path: Path) -> None:
+    """Images of 64 pixels where a request may have 150: two at a time."""
+    limits = Limits(pixels=64, solution_pixels=64, request_pixels=150)
+    data = picture(tmp_path, "red").read_bytes()
+    with running(make_service(StepScorer, limits)) as url:
+        asked = remote(url)
+        solutions = [solution("0.5", name=str(number), picture=Picture(data=data)) for number in range(5)]
+        assert [len(indices) for indices in asked._requests(solutions)] == [2, 2, 1]
+        assert asked.score(solutions) == [StepScores((0.5,))] * 5
+        asked.close()
+
+
+def test_a_refusal_does_not_repeat_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Echo(StepScorer):
+        def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
+            if any("echo" in each.steps for each in solutions):
+                raise DataError("it came with \x1b[31msk-secret-key")
+            return super().score(solutions)
+
+    monkeypatch.setenv("MY_KEY", "sk-secret-key")
+    with running(make_service(Echo, key="sk-secret-key")) as url:
+        asked = remote(url, api_key_env="MY_KEY")
+        with pytest.raises(DataError, match="problem p: it came with …"):
+            asked.score([solution("echo")])
+        asked.close()

@@ -1,0 +1,85 @@
+"""Weights: never pickles, in memory of their own, and told apart where names are equal."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmprm.errors import CheckpointError
+from mmprm.prm.info import PrmTokens
+from mmprm.prm.model import initialise_prm, save_prm
+from mmprm.sampling.config import EngineConfig
+from mmprm.sampling.engines import engine_arguments
+from mmprm.scoring.config import ScorerConfig
+from mmprm.scoring.open import open_scorer
+from mmprm.types import Problem, Solution
+from mmprm.weights import check_weights, fingerprint
+
+SOLUTIONS = [Solution(Problem("p", "what is one plus one?", "2"), ("1+1=2", "2"))]
+
+
+@pytest.fixture(scope="module")
+def prm(random_policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("weights") / "prm"
+    torch.manual_seed(0)
+    save_prm(folder, initialise_prm(str(random_policy_folder), PrmTokens(), add_missing_tokens=True))
+    return folder
+
+
+@pytest.fixture
+def pickled(prm: Path, tmp_path: Path) -> Path:
+    folder = shutil.copytree(prm, tmp_path / "pickled")
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    return folder
+
+
+@pytest.mark.parametrize("backend", ["transformers", "vllm"])
+def test_a_process_reward_model_of_pickles_is_refused(pickled: Path, backend: str) -> None:
+    with pytest.raises(CheckpointError, match="safetensors"):
+        open_scorer(ScorerConfig(prm=str(pickled), backend=backend))
+
+
+def test_a_policy_of_pickles_is_refused(pickled: Path, prm: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"holds its weights as pytorch_model\.bin.*can run code"):
+        engine_arguments(EngineConfig(model=str(pickled)))
+    assert engine_arguments(EngineConfig(model=str(prm))).load_format == "safetensors"
+
+
+@pytest.mark.parametrize("name", ["pytorch_model-00001-of-00002.bin", "consolidated.00.pth", "model.pt", "last.ckpt"])
+def test_every_kind_of_pickle_is_one(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(CheckpointError, match=name):
+        check_weights(str(tmp_path))
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    check_weights(str(tmp_path))  # and the other file is never read
+    check_weights("owner/name")
+
+
+def test_a_file_that_changes_changes_no_scores(prm: Path, tmp_path: Path) -> None:
+    """Overwritten in place, then cut off: a mapping of it would give other scores, then end the process."""
+    folder = shutil.copytree(prm, tmp_path / "prm")
+    scorer = open_scorer(ScorerConfig(prm=str(folder)))
+    (before,) = scorer.score(SOLUTIONS)
+    weights = folder / "model.safetensors"
+    with weights.open("r+b") as file:
+        file.seek(weights.stat().st_size // 2)
+        file.write(b"\x3f" * (weights.stat().st_size // 2))
+        file.flush()
+        assert scorer.score(SOLUTIONS) == [before]
+        file.truncate(100)
+    assert scorer.score(SOLUTIONS) == [before]
+    scorer.close()
+
+
+def test_models_of_one_name_have_different_fingerprints(prm: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(prm, tmp_path / "prm")
+    assert fingerprint(str(copy)) == fingerprint(str(prm))
+    with (copy / "model.safetensors").open("r+b") as file:
+        file.seek(2 * (copy / "model.safetensors").stat().st_size // 9)
+        file.write(b"\x7f" * 64)
+    assert fingerprint(str(copy)) != fingerprint(str(prm))
+    assert fingerprint("owner/name") == ""
