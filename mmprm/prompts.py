@@ -53,9 +53,8 @@ class PromptConfig(Config):
     """Text of the system turn in place of the preset's; empty means no system turn."""
     prefill: str | None = None
     """Text with which every assistant turn begins, for example <think>, in place of the preset's."""
-    choices: bool = True
-    """Append a problem's options to its question (A. …), unless all stand in it already."""
-
+    choices: bool | None = None
+    """Append a problem's options to its question (A. …), unless all stand in it already; null: true."""
     template: Literal["chat", "raw"] | None = None
     """chat, the default: the model's chat template; raw: none, the prompt is the system text, the user text and the
     prefill as they are, for base models."""
@@ -99,7 +98,7 @@ def messages(problem: Problem, config: PromptConfig, prefix: str = "") -> list[d
     if prefix and preset.continuation:
         after += preset.continuation.replace("{prefix}", prefix)
     turns = [{"role": "system", "content": system}] if system else []
-    question = asked_question(problem) if config.choices else problem.question
+    question = asked_question(problem) if config.choices is not False else problem.question
     return [*turns, {"role": "user", "content": _content(problem, question, before, after)}]
 
 

@@ -112,7 +112,7 @@ def _scored(scorer: Scorer, solutions: list[Solution]) -> list[StepScores]:
         if not broken:
             raise
         place, reason = next(iter(broken.items()))
-        raise DataError(f"{place}: {reason}; {len(broken)} lines have such images") from error
+        raise DataError(f"{place}: {reason} ({len(broken)} such lines)") from error
 
 
 @dataclass(frozen=True, slots=True)
