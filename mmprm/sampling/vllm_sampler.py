@@ -75,11 +75,9 @@ class VllmSampler:
         """See types.Sampler. Raises SamplingError or DataError (a picture) naming the problem; the engine goes on."""
         request, given = self._turn.own(request)
         request, rest = self._fitted(request)
-        completions = await self._draw(request, rest)
-        left = [draw for draw, completion in enumerate(completions) if completion is None]
-        again = iter(await asyncio.gather(*(self._again(request, rest, draw) for draw in left)))
-        drawn = (next(again) if completion is None else completion for completion in completions)
-        return tuple(with_given(completion, given) for completion in drawn)
+        draws = enumerate(await self._draw(request))
+        kept = await asyncio.gather(*(self._kept(request, rest, number, *draw) for number, draw in draws))
+        return tuple(with_given(completion, given) for completion in kept)
 
     async def generate(self, request: SampleRequest, **settings: Any) -> RequestOutput:
         """What vLLM answers, with token ids; `settings` are further fields of SamplingParams. Raises like `sample`."""
@@ -129,33 +127,31 @@ class VllmSampler:
             return replace(request, prefix_ids=None), ""
         return (replace(request, stop=()) if _may_stop_in(rest, request.stop) else request), rest
 
-    async def _draw(self, request: SampleRequest, rest: str) -> list[Completion | None]:
-        """Return the completions, in draw order; None for one that does not begin with the rest of the prefix."""
+    async def _draw(self, request: SampleRequest) -> list[tuple[Any, bool]]:
+        """Return vLLM's draws, in order, each with whether its tokens continue the ids of the request."""
         output = await self.generate(request)
         if any(draw.finish_reason == "error" for draw in output.outputs):  # as where a picture left vLLM's own cache
             raise SamplingError(f"problem {request.problem.id}: the engine broke off a draw; ask again")
         continued = not request.prefix
         if request.prefix_ids is not None:  # a model whose pictures vLLM places by text has its prompt encoded anew
             continued = tuple(output.prompt_token_ids[-len(request.prefix_ids) or sys.maxsize :]) == request.prefix_ids
-        return [self._completion(draw, rest, continued) for draw in output.outputs]
+        return [(draw, continued) for draw in output.outputs]
 
-    def _completion(self, draw: Any, rest: str, continued: bool) -> Completion | None:
-        if not draw.text.startswith(rest):
-            return None
+    async def _kept(self, request: SampleRequest, rest: str, number: int, draw: Any, continued: bool) -> Completion:
+        """Return the completion of a draw, made again with other seeds until it begins with the rest of the prefix."""
+        seed, token_count = request.seed + number, len(draw.token_ids)
+        attempts = 1 if request.greedy else ATTEMPTS
+        while not draw.text.startswith(rest):
+            attempts -= 1
+            if attempts:
+                other = derive_seed(seed, request.problem.id, request.prefix, attempts)
+                again = replace(request, n=1, seed=other)
+            else:
+                rest, again = "", replace(request, n=1, seed=seed, prefix_ids=None)
+            ((draw, continued),) = await self._draw(again)
+            token_count += len(draw.token_ids)
         tokens = self._token_text.tokens(draw.token_ids, draw.text, len(rest)) if continued else None
-        return Completion(draw.text[len(rest) :], len(draw.token_ids), draw.finish_reason, tokens)
-
-    async def _again(self, request: SampleRequest, rest: str, draw: int) -> Completion:
-        """Make one draw again, with seeds of its own."""
-        seed = request.seed + draw
-        for attempt in range(1, 1 if request.greedy else ATTEMPTS):
-            other = derive_seed(seed, request.problem.id, request.prefix, attempt)
-            (completion,) = await self._draw(replace(request, n=1, seed=other), rest)
-            if completion is not None:
-                return completion
-        (completion,) = await self._draw(replace(request, n=1, seed=seed, prefix_ids=None), "")
-        assert completion is not None, "any text begins with nothing"
-        return completion
+        return Completion(draw.text[len(rest) :], token_count, draw.finish_reason, tokens)
 
     def _beginning(self, request: SampleRequest) -> dict[str, Any]:
         if request.prefix_ids is None:

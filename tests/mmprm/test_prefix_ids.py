@@ -95,7 +95,8 @@ async def test_a_policy_that_never_writes_the_prefix_continues_its_text(greedy: 
     engine = Engine([*[["no"]] * (asked - 1), ["<step>b"]])
     sampler = sampler_of(engine)
     (completion,) = await sampler.sample(request("<step>a</step>", ids_of("<step>a</step>")[:-1], greedy=greedy))
-    assert completion == Completion("<step>b", len(ids_of("<step>b")), "stop", None)
+    generated = (asked - 1) * len(ids_of("no")) + len(ids_of("<step>b"))
+    assert completion == Completion("<step>b", generated, "stop", None)
     assert len(engine.prompts) == asked
     assert engine.prompts[-1] == {"prompt": "how many? assistant:<step>a</step>"}
     assert engine.params[-1].seed == 5
