@@ -53,6 +53,8 @@ def whole_file(
             file.flush()
             os.fsync(file.fileno())
             os.replace(temporary, path)
+    except FileExistsError as caught:  # of mkdir
+        raise error(f"{path}: cannot be written ({path.parent} is no folder); {way_out}") from caught
     except OSError as caught:
         raise error(f"{path}: cannot be written ({caught.strerror or caught}); {way_out}") from caught
     finally:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mmprm.errors import DataError
+from mmprm.problems import content_id
 from mmprm.selection.groups import Candidate, Group, rewards
 from mmprm.types import Problem, StepScores, Verdict
 
@@ -16,10 +17,13 @@ def candidate_lines(groups: Sequence[Group], aggregate: str | None) -> Iterator[
     for group in groups:
         reward_M = rewards(group, aggregate) if aggregate else []
         best = reward_M.index(max(reward_M)) if aggregate else None
+        problem = group.problem
+        digest = content_id(problem.question, problem.answer, problem.pictures, problem.choices)
         for draw, candidate in enumerate(group.candidates):
             scored = candidate.scores is not None
             yield {
-                "problem_id": group.problem.id,
+                "problem_id": problem.id,
+                "problem_digest": digest,
                 "draw": draw,
                 "response": candidate.response,
                 "steps": candidate.steps,
@@ -38,10 +42,17 @@ def read_groups(
     rows: Iterable[tuple[str, dict[str, Any]]], problems: Mapping[str, Problem] | None = None
 ) -> list[Group]:
     """Groups from pairs (place for error messages, line), in the order of the lines. Without `problems`, by id, a
-    problem has no more than its id."""
+    problem has no more than its id. DataError where two problems have the same id, as in the files of two runs."""
     found: dict[str, list[Candidate]] = {}
+    digests: dict[str, Any] = {}
     for place, row in rows:
         try:
+            digest = row.get("problem_digest")  # files from before there was one have none
+            if digests.setdefault(row["problem_id"], digest) != digest:
+                raise DataError(
+                    f"{place}: problem_id {row['problem_id']!r} is that of another problem before; give the problems "
+                    "of both runs ids of their own, or evaluate them apart"
+                )
             scores = row["scores"]
             candidate = Candidate(
                 response=row["response"],

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import random
 import shutil
 import time
@@ -25,7 +24,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from mmprm.errors import ConfigError
+from mmprm.errors import CheckpointError, ConfigError
+from mmprm.files import parse_json, whole_file
 from mmprm.tiny import lessons
 from mmprm.tiny.config import TinyTrainConfig
 from mmprm.tiny.evaluate import evaluate
@@ -34,6 +34,7 @@ from mmprm.tiny.model import build_model
 from mmprm.tiny.picture import COLOURS, COLUMNS, DIGITS, ROWS
 from mmprm.tiny.tokenizer import build_processor
 from mmprm.tiny.world import Mistakes, TinyProblem, make_problems
+from mmprm.weights import model_errors
 
 LESSONS = {
     "drill": lambda tiny, rng, mistakes: lessons.drill(rng),
@@ -99,22 +100,24 @@ class _Progress:
         """What `out` holds of a run of this configuration; its weights are loaded into `model`."""
         progress = cls(out / "stages", config, {})
         if (progress.folder / "stages.json").is_file():
-            stored = json.loads((progress.folder / "stages.json").read_text(encoding="utf-8"))
-            if stored["config"] != config.model_dump():
+            file = progress.folder / "stages.json"
+            stored = parse_json(file.read_bytes(), str(file), CheckpointError)
+            if not isinstance(stored, dict) or not isinstance(stored.get("seconds"), dict) or not stored["seconds"]:
+                raise CheckpointError(f"{file}: is not what mmprm tiny train writes; remove {progress.folder}")
+            if stored.get("config") != config.model_dump():
                 raise ConfigError(f"{out}: holds a run of another configuration; choose another folder or remove it")
             progress.seconds = stored["seconds"]
-            load_model(model, progress.folder / f"{list(progress.seconds)[-1]}.safetensors")
+            weights = progress.folder / f"{list(progress.seconds)[-1]}.safetensors"
+            with model_errors(str(weights)):
+                load_model(model, weights)
         return progress
 
     def finished(self, stage: str, seconds: float, model: nn.Module) -> None:
         self.seconds[stage] = seconds
         self.folder.mkdir(parents=True, exist_ok=True)
         save_model(model, str(self.folder / f"{stage}.safetensors"))
-        temporary = self.folder / "stages.tmp"
-        temporary.write_text(
-            json.dumps({"config": self.config.model_dump(), "seconds": self.seconds}), encoding="utf-8"
-        )
-        os.replace(temporary, self.folder / "stages.json")
+        with whole_file(self.folder / "stages.json") as file:
+            json.dump({"config": self.config.model_dump(), "seconds": self.seconds}, file)
 
     def forget(self) -> None:
         shutil.rmtree(self.folder)

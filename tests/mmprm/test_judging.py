@@ -340,6 +340,12 @@ def test_best_of_n_by_aggregator_from_what_rerank_left() -> None:
         read_groups([("f:1", {"problem_id": "p"})])
 
 
+def test_two_runs_with_the_same_ids_are_not_mixed() -> None:
+    rows = [("a:1", CANDIDATES[0] | {"problem_digest": "1"}), ("b:1", CANDIDATES[0] | {"problem_digest": "2"})]
+    with pytest.raises(DataError, match=r"b:1: problem_id .* is that of another problem before"):
+        read_groups(rows)
+
+
 def test_published_sets_where_they_are() -> None:
     folder = Path("/work/shared/data")
     files = [*folder.glob("[Pp]rocess[Bb]ench/*.json*"), *folder.glob("[Vv]isual[Pp]rocess[Bb]ench/*.jsonl")]
