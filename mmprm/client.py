@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import email.utils
 import hashlib
 import json
 import os
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import Field, field_validator
 
+from mmprm.answers import MIB, Answer, Failure, read_answer
 from mmprm.config import Config
 from mmprm.errors import ConfigError, EngineStoppedError, SamplingError
 from mmprm.terminal import plain_text
@@ -26,11 +26,9 @@ CONNECT_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 3.0
 """Shorter than the 5 s after which vLLM's server hangs up, which would meet a request on its way."""
 LONGEST_BACKOFF = 60.0
-LONGEST_RETRY_AFTER = 300.0
 _DETAIL_LENGTH = 300
 _QUOTED = 10_000
 """Characters of a server's words that are looked at."""
-_MAX_OBJECTS = 4_000_000
 
 T = TypeVar("T")
 Body = dict[str, Any] | None
@@ -95,33 +93,6 @@ class Reply:
     choices: tuple[Choice, ...]
     completion_tokens: int | None = None
     prompt_text: str | None = None
-
-
-class Failure(Exception):  # noqa: N818 - the cause of an error, which callers see as SamplingError
-    """One attempt that failed. `kind` is short and without details, so that failures can be counted by it."""
-
-    def __init__(self, kind: str, detail: str = "", busy: bool = False, retry_after: float = 0.0) -> None:
-        super().__init__(f"{kind}: {detail}" if detail else kind)
-        self.kind, self.detail = kind, detail
-        self.busy = busy
-        self.retry_after = retry_after
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    status: int
-    headers: httpx.Headers
-    content: bytes
-
-    @property
-    def text(self) -> str:
-        return self.content.decode(errors="replace")
-
-    def json(self) -> Any:
-        """Raises ValueError for what is no JSON, or more objects than any answer has: each takes 60 times its size."""
-        if self.content.count(b"{") + self.content.count(b"[") > _MAX_OBJECTS:
-            raise ValueError("too many objects")
-        return json.loads(self.content)
 
 
 class Client:
@@ -222,7 +193,9 @@ class Client:
             content = None if body is None else json.dumps(body).encode()
             request = self._http.build_request("GET" if content is None else "POST", url + path, content=content)
             # httpx limits the wait for each piece, not for the whole.
-            answer = await asyncio.wait_for(self._read(request), seconds)
+            answer = await asyncio.wait_for(
+                read_answer(self._http, request, self._config.max_answer_mib * MIB), seconds
+            )
         except httpx.ConnectTimeout as error:
             raise Failure("no connection", f"within {CONNECT_SECONDS:g} s", busy=True) from error
         except (asyncio.TimeoutError, httpx.TimeoutException) as error:
@@ -240,24 +213,6 @@ class Client:
         except (ValueError, RecursionError) as error:
             raise Failure("answer is not JSON", self.quoted(answer.text)) from error
 
-    async def _read(self, request: httpx.Request) -> _Answer:
-        """The answer as it comes over the wire, of bounded size."""
-        most = self._config.max_answer_mib * 2**20
-        response = await self._http.send(request, stream=True)
-        try:
-            if response.headers.get("Content-Encoding", "identity").lower() != "identity":
-                if response.status_code != 200:
-                    return _Answer(response.status_code, response.headers, b"(compressed)")
-                raise Failure("answer is compressed", "unasked; switch it off at the server or its proxy")
-            content = bytearray()
-            async for part in response.aiter_raw():
-                content += part
-                if len(content) > most:
-                    raise Failure("answer is too large", f"more than max_answer_mib={self._config.max_answer_mib}")
-        finally:
-            await response.aclose()
-        return _Answer(response.status_code, response.headers, bytes(content))
-
     async def _answers(self, url: str, path: str, somebody: Body, read: Callable[[Any, Body], Any]) -> bool:
         """Whether the server answers somebody else: its engine, and not only its front, is alive."""
         try:
@@ -267,10 +222,10 @@ class Client:
         self._last_answer = time.monotonic()
         return True
 
-    def _not_ok(self, url: str, answer: _Answer) -> Exception:
-        status, detail = answer.status, self.quoted(_message(answer))
+    def _not_ok(self, url: str, answer: Answer) -> Exception:
+        status, detail = answer.status, self.quoted(answer.message)
         if status in _BUSY or status >= 500:
-            return Failure(f"status {status}", detail, busy=status in _BUSY, retry_after=_retry_after(answer.headers))
+            return Failure(f"status {status}", detail, busy=status in _BUSY, retry_after=answer.retry_after)
         text = f"{url}: status {status}: {detail}"
         if status in _REFUSED:
             error: SamplingError = SamplingError(text)
@@ -332,24 +287,3 @@ def _choice(choice: dict[str, Any]) -> Choice:
         token_count=None if token_ids is None else len(token_ids),
         first_token=tuple((str(top["token"]), float(top["logprob"])) for top in tops),
     )
-
-
-def _message(answer: _Answer) -> str:
-    """The server's own words: OpenAI's {"error": {"message": …}}, else the body."""
-    try:
-        return str(answer.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return answer.text
-
-
-def _retry_after(headers: httpx.Headers) -> float:
-    """Seconds that the server asks to wait: a number or a date; 0 without."""
-    value = headers.get("Retry-After", "")
-    try:
-        seconds = float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except ValueError:
-            return 0.0
-    return min(max(seconds, 0.0), LONGEST_RETRY_AFTER) if seconds == seconds else 0.0

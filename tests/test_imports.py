@@ -27,6 +27,7 @@ LAYERS = [
         "store",
         "repair",
         "tallies",
+        "answers",
         "client",
         "weights",
     },
@@ -45,6 +46,7 @@ LAYERS = [
 """Rooms of mmprm from left to right: a room imports from its own layer and from those to its left."""
 
 MCTS_MAY_USE = {
+    "answers",
     "terminal",
     "actors",
     "files",

@@ -6,14 +6,15 @@ import asyncio
 import hmac
 import time
 from collections import Counter as Tally
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import urlsplit
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mmprm.scoring.connection_table import address_of
@@ -22,6 +23,8 @@ from mmprm.scoring.refused import Refused
 
 if TYPE_CHECKING:
     from mmprm.scoring.service import Service
+
+T = TypeVar("T")
 
 OPEN = {"/health", "/docs", "/openapi.json"}
 """Paths that need no key: what a load balancer and a reader need."""
@@ -221,3 +224,21 @@ def _hostname(host: str) -> str | None:
         return urlsplit(f"//{host}").hostname
     except ValueError:
         return None
+
+
+async def while_connected(request: Request, work: Awaitable[T]) -> T:
+    """The result of the work, which is given up when the caller hangs up."""
+    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise hung_up()
+        return working.result()
+    finally:
+        working.cancel()
+        gone.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

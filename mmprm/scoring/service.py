@@ -11,7 +11,7 @@ import contextlib
 import logging
 import math
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +25,7 @@ from mmprm.errors import DataError
 from mmprm.scoring.aggregate import aggregator
 from mmprm.scoring.api_page import api_page
 from mmprm.scoring.body import bounded_route, parse_json
-from mmprm.scoring.gate import Gate, Metrics, Traffic, caller_of, hung_up
+from mmprm.scoring.gate import Gate, Metrics, Traffic, caller_of, while_connected
 from mmprm.scoring.limits import Limits
 from mmprm.scoring.memory import give_back
 from mmprm.scoring.open import ClosableScorer
@@ -179,7 +179,7 @@ class Service:
     ) -> list[dict[str, Any] | Refused]:
         caller = caller_of(request.scope)
         with self.traffic.holding(caller, len(values)):
-            return await _while_connected(request, self._judge(values, places, caller))
+            return await while_connected(request, self._judge(values, places, caller))
 
     async def _judge(self, values: Sequence[Any], places: Sequence[str], caller: str) -> list[dict[str, Any] | Refused]:
         """Figures of each solution, or why it has none."""
@@ -284,21 +284,3 @@ class _Counted:
         finally:
             if any(solution.problem.pictures for solution in solutions):
                 give_back()
-
-
-async def _while_connected(request: Request, work: Awaitable[T]) -> T:
-    """The result of the work, which is given up when the caller hangs up."""
-    working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise hung_up()
-        return working.result()
-    finally:
-        working.cancel()
-        gone.cancel()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -1,0 +1,82 @@
+"""One answer of a server, read in bounded memory."""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+MIB = 2**20
+LONGEST_RETRY_AFTER = 300.0
+_MAX_OBJECTS = 4_000_000
+
+
+class Failure(Exception):  # noqa: N818 - the cause of an error, which callers see as SamplingError
+    """One attempt that failed. `kind` is short and without details, so that failures can be counted by it."""
+
+    def __init__(self, kind: str, detail: str = "", busy: bool = False, retry_after: float = 0.0) -> None:
+        super().__init__(f"{kind}: {detail}" if detail else kind)
+        self.kind, self.detail = kind, detail
+        self.busy = busy
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    status: int
+    headers: httpx.Headers
+    content: bytes
+
+    @property
+    def text(self) -> str:
+        return self.content.decode(errors="replace")
+
+    def json(self) -> Any:
+        """Raises ValueError for what is no JSON, or more objects than any answer has: each takes 60 times its size."""
+        if self.content.count(b"{") + self.content.count(b"[") > _MAX_OBJECTS:
+            raise ValueError("too many objects")
+        return json.loads(self.content)
+
+    @property
+    def message(self) -> str:
+        """The server's own words: OpenAI's {"error": {"message": …}}, else the body."""
+        try:
+            return str(self.json()["error"]["message"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return self.text
+
+    @property
+    def retry_after(self) -> float:
+        """Seconds that the server asks to wait: a number or a date; 0 without."""
+        value = self.headers.get("Retry-After", "")
+        try:
+            seconds = float(value)
+        except ValueError:
+            try:
+                seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
+            except ValueError:
+                return 0.0
+        return min(max(seconds, 0.0), LONGEST_RETRY_AFTER) if seconds == seconds else 0.0
+
+
+async def read_answer(http: httpx.AsyncClient, request: httpx.Request, max_bytes: int) -> Answer:
+    """Return the answer as it comes over the wire. Raises Failure for a larger one, and for a compressed one, of which
+    a few bytes can unpack to gigabytes."""
+    response = await http.send(request, stream=True)
+    try:
+        if response.headers.get("Content-Encoding", "identity").lower() != "identity":
+            if response.status_code != 200:
+                return Answer(response.status_code, response.headers, b"(compressed)")
+            raise Failure("answer is compressed", "unasked; switch it off at the server or its proxy")
+        content = bytearray()
+        async for part in response.aiter_raw():
+            content += part
+            if len(content) > max_bytes:
+                raise Failure("answer is too large", f"more than max_answer_mib={max_bytes // MIB}")
+    finally:
+        await response.aclose()
+    return Answer(response.status_code, response.headers, bytes(content))
