@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 from mmprm.config import Config
 from mmprm.data.cells import Row, cut, find, is_empty, names_of, plain, top_of
@@ -47,9 +47,9 @@ class Columns(Config):
     """Usual: question, problem, or a text in prompt."""
     answer: str | None = None
     """Usual: answer, reward_model.ground_truth (verl)."""
-    pictures: str | None = None
+    pictures: str | Literal[False] | None = None
     """Usual: pictures, image, images, image_path, image_paths, image_url, image_urls, or image_1, image_2, …; a path,
-    bytes, base64, a data URL, {bytes, path}, or a list of them. Empty text: no images are read from columns."""
+    bytes, base64, a data URL, {bytes, path}, or a list of them. false: none are read from columns."""
     choices: str | None = None
     """Usual: choices, options, or A, B, C, …; a list, its text, or {A: …, B: …}."""
     solution: str | None = None
@@ -71,7 +71,7 @@ def read_cell(row: Row, columns: Columns, field: str, place: str) -> Any:
 def cells_of(row: Row, columns: Columns, field: str, place: str) -> list[tuple[str, Any]]:
     """Return (column, value) of every column that holds something for a field, the first to be taken first."""
     chosen = getattr(columns, field)
-    if chosen == "" and field == "pictures":
+    if chosen is False:
         return []
     if chosen is not None:
         try:
@@ -147,7 +147,7 @@ def check_unread_images(rest: Row, question: str, place: str) -> str | None:
         if looks_like_image(value):
             raise DataError(
                 f"{place}: column {name!r} looks like images ({cut(plain(value))!r}) and is not read; set "
-                f"columns.pictures={name}, or columns.pictures='' to read none"
+                f"columns.pictures={name}, or columns.pictures=false to read none"
             )
     if not _SPEAKS_OF_IMAGE.search(question):
         return None

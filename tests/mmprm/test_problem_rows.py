@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def load(folder: Path, *rows: Row, **columns: str) -> list[Problem]:
+def load(folder: Path, *rows: Row, **columns: Any) -> list[Problem]:
     (folder / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return load_problems(ProblemsConfig(path=str(folder / "p.jsonl"), columns=Columns(**columns)))
 
@@ -173,7 +173,7 @@ def test_an_image_in_an_unread_column_is_refused_by_name(folder: Path, column: s
         DataError, match=rf"p\.jsonl:1: column '{column}' looks like images .*columns\.pictures={column}"
     ):
         load(folder, row)
-    assert load(folder, row, pictures="")[0].pictures == ()
+    assert load(folder, row, pictures=False)[0].pictures == ()
     (problem,) = load(folder, row, pictures=column)
     assert len(problem.pictures) == 1
     assert column not in problem.extra
