@@ -17,6 +17,7 @@ from mcts.worker import Report, Worker, WorkerDiedError
 from mmprm import actors
 from mmprm.errors import SamplingError
 from mmprm.grading.calibration import check_judge
+from mmprm.grading.golds import check_golds
 from mmprm.preflight import check_policy
 from mmprm.problems import load_problems
 from mmprm.repair import repair
@@ -43,6 +44,7 @@ def run_campaign(
     check_judge(config.grader.judge)
     folder = Path(config.run)
     problems = load_problems(config.problems)
+    check_golds(problems, config.grader, config.problems.path)
     is_new = not (folder / STORE_NAME).is_file()
     if is_new and make_worker is None:  # a store would hold the configuration that cannot work
         _check(config, problems, model_folder)

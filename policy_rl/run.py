@@ -15,8 +15,9 @@ from mmprm import actors, orphans
 from mmprm.errors import DataError
 from mmprm.files import locked
 from mmprm.grading.calibration import check_judge
+from mmprm.grading.golds import check_golds
 from mmprm.grading.open import open_grader
-from mmprm.preflight import check_output, check_policy
+from mmprm.preflight import check_policy, check_room
 from mmprm.problems import content_id, load_problems
 from mmprm.rendering import turn_beginning
 from mmprm.scoring.open import scorer_info
@@ -46,11 +47,15 @@ def train_policy(config: RLConfig) -> Summary:
     held_out = load_problems(config.held_out) if config.held_out else []
     _check_disjoint(problems, held_out)
     check_judge(config.grader.judge)
+    if config.rewards.accuracy == "verdict" and config.rewards.accuracy_weight:
+        check_golds(problems, config.grader, config.problems.path)
     with locked(Path(config.output), "output"):
-        check_output(config.output, "output")
+        check_room(config.output, "output", config.engine.model)
     if config.process is not None:
         scorer_info(config.process.scorer)
-    owner = check_policy(config.engine, config.sampling, config.prompt, [*problems, *held_out])
+    longest = max([config.sampling.max_tokens, *(phase.max_tokens for phase in config.schedule)])
+    sampling = config.sampling.model_copy(update={"max_tokens": longest})
+    owner = check_policy(config.engine, sampling, config.prompt, [*problems, *held_out])
     return actors.run(_run(config, problems, held_out, turn_beginning(owner, config.prompt)))
 
 

@@ -35,6 +35,7 @@ from mmprm.errors import ConfigError, DataError
 from mmprm.evaluation.aggregators import choose_aggregator, described, with_choice
 from mmprm.files import locked
 from mmprm.grading.calibration import check_judge
+from mmprm.grading.golds import check_golds
 from mmprm.preflight import check_output
 from mmprm.prm.info import PrmInfo, write_info
 from mmprm.problems import content_id, load_problems
@@ -88,7 +89,9 @@ def _run(config: RerankConfig, choosing: bool) -> None:
     check_judge(config.grader.judge)
     check_output(config.output, "output")
     folder = Path(config.output)
-    sampled = _sampled(config, load_problems(config.problems), folder / SAMPLES)
+    problems = load_problems(config.problems)
+    check_golds(problems, config.grader, config.problems.path)
+    sampled = _sampled(config, problems, folder / SAMPLES)
     if not sampled.groups:
         problem_id, reason = next(iter(sampled.failed.items()))
         raise DataError(f"{config.problems.path}: no problem could be sampled; {problem_id}: {reason}")

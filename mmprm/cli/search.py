@@ -32,6 +32,7 @@ from mmprm.config import PathText
 from mmprm.errors import DataError
 from mmprm.evaluation.aggregators import described
 from mmprm.grading.calibration import check_judge
+from mmprm.grading.golds import check_golds
 from mmprm.metrics import Interval
 from mmprm.preflight import check_output
 from mmprm.problems import load_problems
@@ -71,6 +72,7 @@ def run(arguments: argparse.Namespace) -> None:
     aggregator = settled(config.aggregator, info)
     check_judge(config.grader.judge)
     problems = load_problems(config.problems)
+    check_golds(problems, config.grader, config.problems.path)
     check_output(config.output, "output")
     check_config(config, problems, config.search.samples, "search.samples")
     scorer = open_scorer(config.scorer)

@@ -24,8 +24,8 @@ def check_golds(problems: Sequence[Problem], config: GraderConfig, place: str) -
     gold = problems[0].answer
     raise DataError(
         f"{place}: none of the {len(problems):,} answers can be graded, for example {gold[:200]!r}: sentences cannot "
-        "be compared by symbols; give short answers (a value, a letter, a few words), name the column that holds them, or "
-        "set grader.judge"
+        "be compared by symbols; give short answers (a value, a letter, a few words), name the column that holds "
+        "them, or set grader.judge"
     )
 
 

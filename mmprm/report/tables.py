@@ -73,8 +73,8 @@ def policy_table(result: PolicyScores) -> str:
             lines.append(f"  {name}: score {value:.3f}, mastery {four.mastery[name]:.3f}, rote {four.rote[name]:.3f}")
     each = f" × {result.samples}" if result.samples > 1 else ""
     lines.append(
-        f"{result.questions:,} questions{each}, {result.tokens:.0f} tokens a response, {result.cut:,} cut at the limit; "
-        f"{len(result.failed):,} could not be asked, {result.left_out:,} rows left out"
+        f"{result.questions:,} questions{each}, {result.tokens:.0f} tokens a response, {result.cut:,} cut at the "
+        f"limit; {len(result.failed):,} could not be asked, {result.left_out:,} rows left out"
     )
     return "\n".join(lines)
 
