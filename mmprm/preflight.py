@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,6 +132,18 @@ def check_output(folder: str | Path, key: str, file: bool = False) -> None:
         raise ConfigError(
             f"{key}={folder}: cannot be written ({error.strerror or error}); choose another place"
         ) from error
+
+
+def check_room(folder: str | Path, key: str, model: str) -> None:
+    """Raise ConfigError where a disk has less room than the model takes that is to be written there."""
+    check_output(folder, key)
+    needed = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ConfigError(
+            f"{key}={folder}: has {free / 2**30:.1f} GiB free, and the model that is written there takes "
+            f"{needed / 2**30:.1f}, checkpoints more; free space or choose another folder"
+        )
 
 
 def _check_image_counts(engine: EngineConfig, problems: Sequence[Problem]) -> None:

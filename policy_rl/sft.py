@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mmprm.config import Config, PathText
 from mmprm.errors import DataError
-from mmprm.preflight import check_model
+from mmprm.preflight import check_model, check_room
 from mmprm.prm.model import load_backbone, whole_folder
 from mmprm.prm.packing import use_block_masks, why_not_packed
 from mmprm.prm.task import CPU_ROW
@@ -190,6 +190,7 @@ def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
     found = _readable(config.data, config, ranks)
     found_held_out = _readable(config.held_out, config, ranks) if config.held_out else []
     check_model(config.base)
+    check_room(config.output, "output", config.base)
     dtype = torch.bfloat16 if optimisation.precision == "bf16" else torch.float32
     torch.manual_seed(optimisation.seed)  # the same adapters on all ranks
     with loading_in_parts(optimisation):

@@ -17,7 +17,7 @@ from mmprm.config import Config, PathText
 from mmprm.errors import ConfigError, DataError
 from mmprm.labels.checks import check_splits
 from mmprm.labels.parquet import LabelledExample, read_parquet
-from mmprm.preflight import check_model, load_template_owner
+from mmprm.preflight import check_model, check_room, load_template_owner
 from mmprm.prm.data import Sample, TargetConfig, make_samples
 from mmprm.prm.format import check_tokens
 from mmprm.prm.formats import open_format
@@ -92,6 +92,7 @@ def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
     splits = (example.split for example in examples)
     check_splits(splits, config.labels, "rename it, or split anew with mmprm labels export --format parquet")
     check_model(config.base)
+    check_room(config.output, "output", config.base)
     check_tokens(load_template_owner(config.base), config.tokens, config.add_missing_tokens)
     torch.manual_seed(config.training.seed)  # the same new weights on all ranks
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32

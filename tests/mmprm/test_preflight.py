@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from mmprm import preflight
 from mmprm.errors import CheckpointError, ConfigError, MmprmError
-from mmprm.preflight import check_model, check_output, check_policy, check_prm
+from mmprm.preflight import check_model, check_output, check_policy, check_prm, check_room
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.tiny.model import weights_path
@@ -102,3 +103,10 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     check_output(tmp_path / "new/folder", "output")
     check_output(tmp_path / "other/out.jsonl", "--out", file=True)
     assert not (tmp_path / "other/out.jsonl").exists()
+
+
+def test_a_disk_that_is_too_small_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_room(tmp_path, "output", str(weights_path()))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
+    with pytest.raises(ConfigError, match=r"output=.*: has 0\.0 GiB free, and the model .* takes 0\.0"):
+        check_room(tmp_path, "output", str(weights_path()))

@@ -12,10 +12,12 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from mmprm.config import build
-from mmprm.errors import ConfigError, DataError
+from mmprm.errors import CheckpointError, ConfigError, DataError
 from mmprm.prm.model import load_backbone
 from mmprm.prm.packing import why_not_packed
 from mmprm.problems import write_problems
+from mmprm.prompts import PromptConfig
+from mmprm.tiny.model import weights_path
 from mmprm.tiny.world import make_problems, solve
 from mmprm.training.ranks import Ranks
 from policy_rl import sft
@@ -243,3 +245,40 @@ def test_pixel_limits_in_order() -> None:
     values = {"base": "tiny", "data": {"path": "x.jsonl"}, "output": "o", "min_pixels": 3136, "max_pixels": 784}
     with pytest.raises(ConfigError, match="min_pixels=3136 must not exceed max_pixels=784"):
         build(SftConfig, values)
+
+
+OPENS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n<step>{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "solution", "given", "learned"),
+    [
+        ({"chat_template": OPENS}, "<step>a</step>", "<step>", "a</step><|im_end|>"),
+        ({"chat_template": OPENS}, "a</step>", "<step>", "a</step><|im_end|>"),
+        ({"template": "raw"}, "a</step>", "q", "a</step><|im_end|>"),
+        ({"template": "raw", "prefill": "A: "}, "a", "qA: ", "a<|im_end|>"),
+    ],
+)
+def test_what_the_prompt_writes_of_a_turn_is_not_learned(
+    prompt: dict[str, Any], solution: str, given: str, learned: str
+) -> None:
+    config = PromptConfig(preset="plain", **prompt)
+    backbone, processor = load_backbone(str(weights_path()), torch.float32)
+    if config.template == "raw":
+        processor.tokenizer.eos_token = "<|im_end|>"
+    encoder = ConversationEncoder(backbone, processor, prompt=config)
+    turns = ({"role": "user", "content": "q"}, {"role": "assistant", "content": (config.prefill or "") + solution})
+    first, second = encoder.pieces(Conversation("f:1", turns, (), config.prefill or ""))
+    assert (first.text.endswith(given), second.text) == (True, learned)
+    assert (first.learned, second.learned) == (False, True)
+
+
+def test_a_template_that_leaves_the_question_out_is_refused() -> None:
+    backbone, processor = load_backbone(str(weights_path()), torch.float32)
+    prompt = PromptConfig(chat_template=OPENS.replace("{{ m.content }}", "{{ m.content if m.role != 'user' }}"))
+    turns = ({"role": "user", "content": "Why so?"}, {"role": "assistant", "content": "x"})
+    with pytest.raises(CheckpointError, match=r"f:1: the chat template leaves 'Why so\?' out of the prompt"):
+        ConversationEncoder(backbone, processor, prompt=prompt).pieces(Conversation("f:1", turns))
