@@ -33,6 +33,9 @@ from policy_rl.sft import SftConfig
 
 Command = Sequence[str]
 
+_INTERRUPTED, _TERMINATED = 130, 143
+"""Exit codes of a stage that Ctrl-C or SIGTERM stopped."""
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
@@ -103,7 +106,9 @@ def run_stages(
         file.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
         print(f"{stage.name}: {file}", flush=True)
         code = (launch or _launch)(command(stage.kind, file))
-        if code != 0:
+        if code == _INTERRUPTED:
+            raise KeyboardInterrupt
+        if code not in (0, _TERMINATED):
             raise TrainingError(
                 f"{stage.name} of {path} ended with exit code {code}, see above; the same command goes on from there"
             )
@@ -172,10 +177,14 @@ def _file(stage: Stage) -> Path:
 
 
 def _launch(command: Command) -> int:
-    """SIGTERM goes on to the stage, which saves and ends."""
-    with subprocess.Popen(command) as child:
-        before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    """SIGTERM and Ctrl-C go on to the stage, which saves and ends."""
+    with subprocess.Popen(command, start_new_session=True) as child:  # a terminal's Ctrl-C would reach it twice
+        before = {
+            number: signal.signal(number, lambda number, _: child.send_signal(number))
+            for number in (signal.SIGTERM, signal.SIGINT)
+        }
         try:
             return child.wait()
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)

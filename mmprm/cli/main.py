@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,6 +46,7 @@ RESUMABLE = {"annotate", "filter", "rerank", "train", "sft", "rl", "stages"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    ends_process = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(_usage())
@@ -53,20 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"mmprm: {name!r} is no command\n\n{_usage()}", file=sys.stderr)
         return 2
-    module = importlib.import_module(f"mmprm.cli.{name}")
-    summary, _, rest = (module.__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(
-        prog=f"mmprm {name}",
-        description=fitted(summary),
-        epilog=fitted(rest),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    module.add_arguments(parser)
-    arguments = _expanded(parser.parse_args(argv[1:]))
     sigterm = SigtermAsInterrupt()
     try:
         with sigterm, plain_output():
-            module.run(arguments)
+            _run(name, argv[1:])
     except MmprmError as error:
         print(f"mmprm {name}: {plain_text(str(error))}", file=sys.stderr)
         return 2
@@ -79,8 +71,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         kept = "; the same command goes on from what was saved" if name in RESUMABLE else ""
         print(f"mmprm {name}: stopped{kept}", file=sys.stderr)
+        if ends_process:  # what ends it now must not be cut off
+            for number in (signal.SIGTERM, signal.SIGINT):
+                signal.signal(number, signal.SIG_IGN)
         return 143 if sigterm.came else 130
     return 0
+
+
+def _run(name: str, argv: Sequence[str]) -> None:
+    module = importlib.import_module(f"mmprm.cli.{name}")
+    summary, _, rest = (module.__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(
+        prog=f"mmprm {name}",
+        description=fitted(summary),
+        epilog=fitted(rest),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    module.run(_expanded(parser.parse_args(argv)))
 
 
 def _expanded(arguments: argparse.Namespace) -> argparse.Namespace:

@@ -131,3 +131,13 @@ def test_the_command_itself_runs_a_stage_and_reports_its_error(
     assert "has no config.json" in error
     assert "stage 1 (sft)" in error
     assert "exit code 2" in error
+
+
+@pytest.mark.parametrize(("code", "stopped"), [(0, False), (143, False), (130, True)])
+def test_a_stage_that_was_stopped(tmp_path: Path, code: int, stopped: bool) -> None:
+    file = written(tmp_path, {"sft": SFT})
+    if stopped:
+        with pytest.raises(KeyboardInterrupt):
+            run_stages(file, launch=lambda command: code)
+    else:
+        assert run_stages(file, launch=lambda command: code) is None
