@@ -22,6 +22,7 @@ from mmprm.data.columns import (
     cells_of,
     check_media,
     check_unread_images,
+    is_usual,
     only_one,
     read_cell,
     rest_of,
@@ -145,14 +146,17 @@ class ProblemReader:
         for name, value in (*ids[:1], *solutions[:1]):
             if isinstance(value, dict | bytes):
                 raise DataError(f"{place}: {name} must be a text or number, got {cut(value)!r}; name another column")
+        solution = str(solutions[0][1]) if solutions else None
+        texts = {"answer": answer, "id": str(ids[0][1]) if ids else "", "solution": solution or ""}
+        _check_characters(texts | {"question": asked.question, "choices": "".join(asked.choices)}, place)
         used = asked.used | used_names(row, answers) | used_names(row, ids[:1]) | used_names(row, solutions)
         return Problem(
-            id=str(ids[0][1]) if ids else content_id(asked.question, answer, asked.pictures, asked.choices),
+            id=texts["id"] or content_id(asked.question, answer, asked.pictures, asked.choices),
             question=asked.question,
             answer=answer,
             pictures=asked.pictures,
             choices=asked.choices,
-            solution=str(solutions[0][1]) if solutions else None,
+            solution=solution,
             extra=rest_of(row, set(used)),
         )
 
@@ -199,6 +203,15 @@ class ProblemReader:
 def read_problem(row: Row, columns: Columns, root: Path, place: str) -> Problem:
     """Read one row; see ProblemReader.problem."""
     return ProblemReader(columns, root).problem(row, place)
+
+
+def _check_characters(texts: Mapping[str, str], place: str) -> None:
+    """JSON is checked where it is read; this is for lists and messages that stand in it as text."""
+    for field, text in texts.items():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{place}: {field} holds half of a surrogate pair, which is no text; remove it") from None
 
 
 def _check_types(image_cells: Sequence[tuple[str, Any]], place: str) -> None:
@@ -278,8 +291,7 @@ def _written(problem: Problem, folder: Path) -> dict[str, Any]:
     row |= {"pictures": [write_picture(picture, folder) for picture in problem.pictures]}
     row |= {"choices": list(problem.choices)} if problem.choices else {}
     row |= {"solution": problem.solution} if problem.solution is not None else {}
-    fields = {name for names in USUAL.values() for name in names}
-    return row | {name: value for name, value in problem.extra.items() if name not in fields}
+    return row | {name: value for name, value in problem.extra.items() if not is_usual(name)}
 
 
 def _json_value(value: Any) -> Any:

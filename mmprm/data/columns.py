@@ -59,6 +59,13 @@ class Columns(Config):
     question and the images."""
 
 
+def is_usual(name: str) -> bool:
+    """Return whether a field is looked for in a column of this name."""
+    return (
+        name == PROMPT or any(name in names for names in USUAL.values()) or NUMBERED_IMAGE.fullmatch(name) is not None
+    )
+
+
 def read_cell(row: Row, columns: Columns, field: str, place: str) -> Any:
     """Return what a row holds for a field, by the column named for it or by the usual ones; None for nothing.
 

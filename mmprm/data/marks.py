@@ -101,10 +101,10 @@ def strip_marks(text: str) -> str:
 
 
 def without_leading_marks(texts: Sequence[str]) -> list[str]:
-    """Return the texts without the marks at the very front, if there are no others."""
+    """Return the texts without the marks at the very front, if there are no others, and other words."""
     first, *rest = texts
     bare = re.sub(rf"\A(?:\s*{IMAGE})+\s*", "", first)
-    return [bare, *rest] if not any(IMAGE in text for text in (bare, *rest)) else [first, *rest]
+    return [bare, *rest] if bare and not any(IMAGE in text for text in (bare, *rest)) else [first, *rest]
 
 
 def check_text(text: str, field: str, place: str) -> None:

@@ -18,6 +18,7 @@ def placed(question: str, images: int, otherwise: str = "refuse", choices: tuple
     [
         ("How many?", 1, "How many?"),
         ("<image>\nHow many?", 1, "How many?"),
+        ("<image>", 1, "<image>"),
         ("<image> <image>Compare.", 2, "Compare."),
         ("In <image> and <image>?", 2, "In <image> and <image>?"),
         ("<image>A, and here <image>?", 2, "<image>A, and here <image>?"),

@@ -244,6 +244,12 @@ def test_options_that_cannot_be_told_are_refused(folder: Path, cell: Any) -> Non
         load(folder, {"question": "How long?", "answer": "B", "options": cell})
 
 
+def test_half_a_character_in_a_text_of_a_list_is_refused(folder: Path) -> None:
+    for options in ('["a", "\\ud83d"]', r"['a', '\udc00']"):
+        with pytest.raises(DataError, match=r"p\.jsonl:1: choices holds half of a surrogate pair"):
+            load(folder, {"question": "Q", "answer": "A", "options": options})
+
+
 def test_a_position_is_no_answer_to_options(folder: Path) -> None:
     row = {"question": "How long?", "choices": [3, 5]}
     assert load(folder, row | {"answer": 5})[0].answer == "5"
