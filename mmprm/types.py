@@ -77,7 +77,8 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a policy wrote after the prefix. `finish_reason` is "stop", "length" or "abort".
+    """What a policy wrote after the prefix; after an empty one, with what the prompt itself begins the turn with (a
+    prefill, a tag that the chat template opens). `finish_reason` is "stop", "length" or "abort".
 
     `tokens` continue the prefix_ids of the request (none for an empty prefix); None where the sampler does not know
     them, or continued text.

@@ -75,6 +75,8 @@ def run(arguments: argparse.Namespace) -> None:
     check_golds(problems, config.grader, config.problems.path)
     check_output(config.output, "output")
     check_config(config, problems, config.search.samples, "search.samples")
+    if config.engine.servers is None:
+        actors.connect(config.ray_address)  # before the scorer takes its time to load
     scorer = open_scorer(config.scorer)
     try:
         searched, baseline = actors.run(_search(config, problems, aggregator, scorer))
