@@ -21,7 +21,8 @@ from trl import RLOOConfig, RLOOTrainer
 
 from mmprm.grading.symbolic import SymbolicGrader
 from mmprm.problems import ProblemsConfig, load_problems
-from mmprm.prompts import PromptConfig, messages, render
+from mmprm.prompts import PromptConfig, messages
+from mmprm.rendering import render
 from mmprm.types import Problem, Verdict
 
 REWARD = {Verdict.CORRECT: 1.0, Verdict.INCORRECT: 0.0, Verdict.UNKNOWN: None}

@@ -17,7 +17,8 @@ from mmprm.client import Client, ClientConfig
 from mmprm.config import build
 from mmprm.errors import SamplingError
 from mmprm.grading.judge import yes_or_no
-from mmprm.prompts import PromptConfig, assistant_beginning, messages, render
+from mmprm.prompts import PromptConfig, assistant_beginning, messages
+from mmprm.rendering import render
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.sampling.pictures import with_pictures
 from mmprm.sampling.server_sampler import ServerSampler

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from mmprm.errors import EngineStoppedError, SamplingError, TrainingError
-from mmprm.prompts import PromptConfig, render
+from mmprm.prompts import PromptConfig
+from mmprm.rendering import render
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.tiny.world import make_problems
 from mmprm.types import Problem

@@ -10,7 +10,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from mmprm.problems import open_picture
-from mmprm.prompts import PromptConfig, render
+from mmprm.prompts import PromptConfig
+from mmprm.rendering import render
 from mmprm.tiny import lessons
 from mmprm.tiny.evaluate import evaluate
 from mmprm.tiny.model import build_model, weights_path
