@@ -6,9 +6,12 @@ rewritten  share of rewritings (boxed; unit or trailing dot removed; fraction as
 shuffled   other problems' different golds graded correct (a count)
 perturbed  golds with one numeral changed graded correct (a count)
 unknown    UNKNOWN verdicts among each of them; a failure in the first two
+cases      over a folder of JSON lines (gold, response, choices, right): share of verdicts that are right, and under
+           false_correct the wrong answers that are graded correct (a count); skipped where there is no such folder
+speed      Math-Verify's seconds over the grader's: see grading_speed.py
 
-`n` holds the denominators. Two golds are different unless their letters, digits and signs agree, or math-verify holds
-them equal in either direction.
+`n` holds the denominators. Two golds are different unless their letters, digits and signs agree, or Math-Verify's
+reading of both has the same value, exactly or in its first 50 digits.
 """
 
 from __future__ import annotations
@@ -24,7 +27,9 @@ import sys
 from fractions import Fraction
 from pathlib import Path
 
-from math_verify import parse, verify
+from grading_speed import speed_ups
+from math_verify import parse
+from sympy import Expr
 
 from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
 from mmprm.problems import ProblemsConfig, load_problems
@@ -32,7 +37,10 @@ from mmprm.types import Problem, Verdict
 
 ROOT = Path(__file__).parent.parent
 FILES = ("k12/problems.json", "math/problems.jsonl")
-BARS = {"repeat": 0.98, "rewritten": 0.95, "shuffled": 0, "perturbed": 0}
+BARS = {
+    **{"repeat": 0.98, "rewritten": 0.95, "shuffled": 0, "perturbed": 0},
+    **{"cases": 0.95, "false_correct": 0, "speed": {"easy": 3.0, "symbolic": 1.6}},
+}
 
 Pair = tuple[Problem, str]
 """A problem and the answer that is put between the tags, or the whole response."""
@@ -103,8 +111,35 @@ def math_verify_values(gold: str) -> list:
 
 
 def really_different(gold: str, other: str) -> bool:
-    one, two = math_verify_values(gold), math_verify_values(other)
-    return not (verify(one, two) or verify(two, one))
+    """Judge independently of the grader: Math-Verify reads both, and their values differ."""
+    one, two = (next(iter(math_verify_values(text)), None) for text in (gold, other))
+    if one is None or two is None or one == two:
+        return one != two
+    if not (isinstance(one, Expr) and isinstance(two, Expr)):
+        return True
+    difference = (one - two).doit().evalf(50)
+    size = abs(one.doit().evalf(50)) + abs(two.doit().evalf(50))
+    return not (difference.is_zero or ((difference / size).evalf(50).is_number and abs(difference / size) < 1e-45))
+
+
+def judge_cases(folder: Path, grader: SymbolicGrader) -> dict | None:
+    """Return the shares over known verdicts, None without the folder."""
+    files = sorted(folder.glob("*.jsonl"))
+    if not files:
+        print(f"cases: skipped, {folder} has no .jsonl files", file=sys.stderr)
+        return None
+    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    problems = [
+        Problem("p", row.get("question", ""), row["gold"], choices=tuple(row.get("choices") or ())) for row in rows
+    ]
+    gradings = grader.grade_many([(problem, row["response"]) for problem, row in zip(problems, rows, strict=True)])
+    verdicts = [grading.verdict.name.lower() for grading in gradings]
+    for row, verdict in zip(rows, verdicts, strict=True):
+        if verdict != row["right"]:
+            print(f"cases: {verdict}, not {row['right']}: gold {row['gold']!r}, {row['response']!r}", file=sys.stderr)
+    wrong = [verdict for row, verdict in zip(rows, verdicts, strict=True) if row["right"] != "correct"]
+    right = sum(verdict == row["right"] for row, verdict in zip(rows, verdicts, strict=True))
+    return {"n": len(rows), "cases": round(right / len(rows), 4), "false_correct": wrong.count("correct")}
 
 
 def measure(problems: list[Problem], grader: SymbolicGrader) -> dict:
@@ -133,10 +168,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "grading.json")
+    parser.add_argument("--cases", type=Path, default=ROOT.parent / "shared" / "cases" / "grading")
+    parser.add_argument("--pairs", type=int, default=600, help="pairs of one timed run")
     arguments = parser.parse_args()
     problems = [problem for file in FILES for problem in load_problems(ProblemsConfig(path=str(arguments.data / file)))]
     with SymbolicGrader(GraderConfig(workers=os.cpu_count() or 1)) as grader:
         results = measure(problems, grader)
+        if cases := judge_cases(arguments.cases, grader):
+            results["n"]["cases"] = cases.pop("n")
+            results |= cases
+    results["speed"] = speed_ups(arguments.pairs)
     results["bars"] = BARS
     results["machine"] = (
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"

@@ -12,9 +12,11 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "grading.py"
 
 @pytest.fixture(scope="module")
 def benchmark():
+    sys.path.insert(0, str(SCRIPT.parent))
     spec = importlib.util.spec_from_file_location("grading_benchmark", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    sys.path.remove(str(SCRIPT.parent))
     return module
 
 
@@ -33,6 +35,8 @@ def test_golds_that_look_or_are_equal_are_not_different(benchmark) -> None:
     assert benchmark.skeleton("-1") != benchmark.skeleton("1")
     assert not benchmark.really_different("0.5", "\\frac{1}{2}")
     assert benchmark.really_different("0.5", "\\frac{1}{3}")
+    assert benchmark.really_different("10^{-20}", "10^{-21}")
+    assert not benchmark.really_different("\\sqrt{8}", "2\\sqrt{2}")
 
 
 def test_writes_rates_counts_and_denominators(benchmark, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +47,13 @@ def test_writes_rates_counts_and_denominators(benchmark, tmp_path: Path, monkeyp
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(text)
     out = tmp_path / "grading.json"
-    monkeypatch.setattr(sys, "argv", ["grading.py", "--data", str(tmp_path), "--out", str(out)])
+    cases = tmp_path / "cases"
+    cases.mkdir()
+    rows = [("7", "7", "correct"), ("7", "8", "incorrect"), ("the wind", "a storm", "correct")]
+    lines = [json.dumps({"gold": g, "response": f"<answer>{a}</answer>", "right": right}) for g, a, right in rows]
+    (cases / "some.jsonl").write_text("\n".join(lines) + "\n")
+    words = ["--data", str(tmp_path), "--out", str(out), "--cases", str(cases), "--pairs", "3"]
+    monkeypatch.setattr(sys, "argv", ["grading.py", *words])
     benchmark.main()
     results = json.loads(out.read_text())
     assert (results["repeat"], results["rewritten"], results["shuffled"], results["perturbed"]) == (1.0, 1.0, 0, 0)
@@ -51,4 +61,6 @@ def test_writes_rates_counts_and_denominators(benchmark, tmp_path: Path, monkeyp
     assert results["n"]["shuffled"] == 10
     assert results["n"]["perturbed"] == 2 + 1 + 2
     assert results["unknown"]["repeat"] == 0
+    assert (results["cases"], results["false_correct"], results["n"]["cases"]) == (0.6667, 0, 3)
+    assert set(results["speed"]) == {"easy", "symbolic"}
     assert results["machine"]
