@@ -16,6 +16,7 @@ import argparse
 from pathlib import Path
 
 from mmprm.prm.info import INFO_FILE
+from mmprm.weights import model_errors
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,8 @@ def run(arguments: argparse.Namespace) -> None:
         return
     from mmprm.prm.export import export_prm
 
-    info = export_prm(arguments.source, arguments.target, arguments.format)
+    with model_errors(arguments.source):
+        info = export_prm(arguments.source, arguments.target, arguments.format)
     print(f"{arguments.target}: {info.format}, marker {info.tokens.marker!r}")
     if info.aggregator is None:
         print("aggregator and threshold are not chosen: mmprm rerank --choose-aggregator, mmprm eval")
@@ -57,7 +59,8 @@ def _to_model(arguments: argparse.Namespace) -> None:
 def _to_native(arguments: argparse.Namespace) -> None:
     from mmprm.prm.internvl_chat import convert_internvl_chat
 
-    config = convert_internvl_chat(arguments.source, arguments.target)
+    with model_errors(arguments.source):
+        config = convert_internvl_chat(arguments.source, arguments.target)
     judge = (Path(arguments.target) / INFO_FILE).is_file()
     print(
         f"{arguments.target}: {config.architectures[0]}, {config.text_config.model_type}, "

@@ -21,6 +21,7 @@ from mmprm.errors import CheckpointError
 from mmprm.prm.formats import Format, open_format
 from mmprm.prm.info import PrmInfo
 from mmprm.prm.model import check_logits, load_backbone
+from mmprm.weights import model_errors
 
 _HEADS = {"two_classes": ("score.", 2), "value": ("v_head.summary.", 1)}
 """Names of a head's weights in the checkpoint, and its number of outputs."""
@@ -53,6 +54,13 @@ def load_judge(path: str, info: PrmInfo, dtype: torch.dtype = torch.float32) -> 
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # a backbone's report would list the head's weights as unexpected
     try:
+        return _judge(path, info, dtype)
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+def _judge(path: str, info: PrmInfo, dtype: torch.dtype) -> tuple[Judge, Format]:
+    with model_errors(path):
         if info.format in ("qwen", "trl", "skywork"):
             backbone, processor = load_backbone(path, dtype, AutoModel)
             form = open_format(processor, info)
@@ -63,9 +71,7 @@ def load_judge(path: str, info: PrmInfo, dtype: torch.dtype = torch.float32) -> 
             form = open_format(processor, info)
             rows_2H = model.get_output_embeddings().weight[[form.no_id, form.yes_id]]
             judge = Judge(model.model, linear(rows_2H))
-    finally:
-        logging.set_verbosity(verbosity)
-    return judge.eval(), form
+        return judge.eval(), form
 
 
 def linear(weight_OI: Tensor, bias_O: Tensor | None = None) -> nn.Linear:
