@@ -28,14 +28,13 @@ from mmprm.data.columns import (
     rest_of,
     used_names,
 )
+from mmprm.data.image_cells import listed, read_picture
 from mmprm.data.images import (
     MAX_PIXELS,
     image_digest,
-    listed,
     open_picture,
     picture_pixels,
     picture_size,
-    read_picture,
     write_picture,
 )
 from mmprm.data.marks import place_marks

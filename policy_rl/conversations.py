@@ -17,7 +17,8 @@ from typing import Any
 from mmprm.data.cells import names_of
 from mmprm.data.chat import ImagePart, Turn, images_of, read_turns
 from mmprm.data.columns import Columns, cells_of, check_media, check_unread_images, read_cell, rest_of, used_names
-from mmprm.data.images import read_picture, unreadable_images
+from mmprm.data.image_cells import read_picture
+from mmprm.data.images import unreadable_images
 from mmprm.data.marks import IMAGE, check_text, place_marks
 from mmprm.data.question import column_images, merged_images
 from mmprm.data.rows import read_rows

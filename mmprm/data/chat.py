@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from mmprm.data.cells import cut, parsed, plain
+from mmprm.data.json_rows import parse_json
 from mmprm.data.marks import IMAGE
-from mmprm.data.rows import parse_json
 from mmprm.errors import DataError
 
 ROLES = {

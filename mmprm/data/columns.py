@@ -9,7 +9,7 @@ from typing import Any, Literal
 from mmprm.config import Config
 from mmprm.data.cells import Row, cut, find, is_empty, names_of, plain, top_of
 from mmprm.data.chat import is_chat
-from mmprm.data.images import looks_like_image
+from mmprm.data.image_cells import looks_like_image
 from mmprm.errors import DataError
 
 USUAL = {

@@ -10,7 +10,8 @@ from typing import Any
 from mmprm.data.cells import Row, cut, plain
 from mmprm.data.chat import ImagePart, Turn, images_of, is_chat, read_turns
 from mmprm.data.columns import Columns, cells_of, only_one, used_names
-from mmprm.data.images import image_digest, listed, read_picture
+from mmprm.data.image_cells import listed, read_picture
+from mmprm.data.images import image_digest
 from mmprm.data.marks import IMAGE, count_marks, strip_marks
 from mmprm.errors import DataError
 

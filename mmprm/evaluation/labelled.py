@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmprm.data.columns import Columns, cells_of, check_media, check_unread_images, rest_of, used_names
-from mmprm.data.images import image_digest, read_picture
+from mmprm.data.image_cells import read_picture
+from mmprm.data.images import image_digest
 from mmprm.data.question import column_images
 from mmprm.errors import DataError
 from mmprm.labels.formats import FORMATS

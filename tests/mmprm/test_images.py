@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from mmprm.data import images
-from mmprm.data.images import listed, looks_like_image, open_picture, picture_size, read_picture, unreadable_images
+from mmprm.data.image_cells import listed, looks_like_image, read_picture
+from mmprm.data.images import open_picture, picture_size, unreadable_images
 from mmprm.errors import DataError
 from mmprm.problems import write_picture
 from mmprm.types import Picture

@@ -1,0 +1,129 @@
+"""The images that a cell of a row holds: paths, encoded bytes, base64, data URLs, structs and lists of these."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from mmprm.data.cells import cut, flat, is_empty, plain
+from mmprm.data.images import picture_size, suffix_of
+from mmprm.errors import DataError
+from mmprm.types import Picture
+
+_IMAGE_PATH = re.compile(r"\S{1,1000}\.(?:png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
+_PATH = re.compile(r"[^\n\0]{1,1000}\.\w{1,5}")
+_KEYS = ("bytes", "data", "base64", "path", "url", "image", "image_url", "file_name")
+_URL_SAFE = bytes.maketrans(b"-_", b"+/")
+
+
+def listed(value: Any) -> list[Any]:
+    """Return the images that a cell holds, unread: one or a list of them (also as text), empty ones left out."""
+    return [item for item in flat(value) if not (isinstance(item, dict) and _names_nothing(item))]
+
+
+def read_picture(value: Any, root: Path, place: str, field: str = "") -> Picture:
+    """Read a path (relative to `root`), encoded bytes, a data URL, base64 text, or {bytes, path} or {url} of these.
+
+    A path is not opened, so that one broken file costs one problem later. Raises DataError for anything else.
+    """
+    value = plain(value)
+    within = f" in {field}" if field else ""
+    value = _inside(value) or value if isinstance(value, dict) else value
+    if isinstance(value, bytes):
+        return Picture(data=value if suffix_of(value) or not (decoded := _base64(value)) else decoded)
+    if not isinstance(value, str) or re.match(r"\s*(?:https?|s3|gs|ftp)://", value):
+        raise DataError(f"{place}: a picture must be a path or bytes, got {cut(value)!r}{within}; download it first")
+    if value.startswith("data:"):
+        return Picture(data=_data_url(value, place))
+    path = _path(value.strip(), root)
+    if path is not None and path.exists():
+        return Picture(path=str(path))
+    if (data := _base64(value.encode(errors="replace"))) and _has_header(data):
+        return Picture(data=data)
+    if path is None or not _PATH.fullmatch(value):
+        raise DataError(
+            f"{place}: a picture must be a path or base64 of a PNG, JPEG, WebP, GIF, BMP or TIFF, got "
+            f"{cut(value)!r}{within}, which is no file and no such base64; correct it, or set problems.images_root"
+        )
+    return Picture(path=str(path))
+
+
+def _has_header(data: bytes) -> bool:
+    try:
+        picture_size(Picture(data=data))
+    except DataError:
+        return False
+    return True
+
+
+def looks_like_image(value: Any) -> bool:
+    """Return whether a value is an image by its form: a path with an image's suffix, encoded bytes, base64, a URL."""
+    value = plain(value)
+    if isinstance(value, list | tuple):
+        return any(map(looks_like_image, value[:8]))
+    if isinstance(value, dict):
+        return value.keys() & {"bytes", "path", "url"} != set() and looks_like_image(_inside(value))
+    if isinstance(value, bytes):
+        return bool(suffix_of(value))
+    if not isinstance(value, str):
+        return False
+    return bool(
+        value.startswith("data:image/")
+        or _IMAGE_PATH.fullmatch(value.strip())
+        or _base64(value.encode(errors="replace"))
+    )
+
+
+def _names_nothing(value: Mapping[str, Any]) -> bool:
+    """Whether a struct has the keys of an image, all empty. One with other keys is not to be passed over."""
+    return _inside(value) is None and not value.keys().isdisjoint(_KEYS)
+
+
+def _inside(value: Mapping[str, Any]) -> Any:
+    """Return what stands for the image in {bytes, path}, {url}, {image_url: {url}} and their kind; None for nothing."""
+    found = next((plain(value[name]) for name in _KEYS if not is_empty(value.get(name))), None)
+    return _inside(found) if isinstance(found, dict) else found
+
+
+def _path(value: str, root: Path) -> Path | None:
+    """Return the path that a text names; None for one that cannot name a file."""
+    try:
+        path = root / value.removeprefix("file://")
+        if value.startswith("file://") and "%" in value and not path.exists():
+            path = root / unquote(value.removeprefix("file://"))
+        path.exists()
+        return path
+    except (OSError, ValueError):  # a name that is too long, a null byte
+        return None
+
+
+def _data_url(value: str, place: str) -> bytes:
+    head, _, text = value.partition(",")
+    if not head.endswith(";base64"):
+        raise DataError(f"{place}: the picture's data URL is not base64 ({cut(head)!r}); write data:image/png;base64,…")
+    try:
+        return base64.b64decode("".join(unquote(text).split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise DataError(f"{place}: the picture's data URL is not base64 ({error})") from error
+
+
+def _base64(text: bytes) -> bytes | None:
+    """Return the bytes of base64 text (line breaks, URL-safe letters and missing padding allowed) that begin as those
+    of an image; None for another text."""
+    head = text[:64].translate(_URL_SAFE, b" \t\r\n")[:16]
+    if len(head) < 8 or not suffix_of(_decoded(head)):
+        return None
+    return _decoded(text.translate(_URL_SAFE, b" \t\r\n")) or None
+
+
+def _decoded(text: bytes) -> bytes:
+    text = text.rstrip(b"=")
+    try:
+        return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        return b""

@@ -1,0 +1,185 @@
+"""Rows in JSON: an object a line, a list of them, or one after the other; what is no row is told with its line."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import itertools
+import json
+import lzma
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from mmprm.data.cells import cut
+from mmprm.errors import DataError
+
+Rows = Iterator[tuple[str, dict[str, Any]]]
+"""Pairs (place for error messages, row)."""
+
+READING_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
+"""What reading a packed file raises."""
+
+_BOM = b"\xef\xbb\xbf"
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")
+_HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
+_BLANK = re.compile(r"\s*")
+
+
+def parse_json(text: bytes | str, place: str) -> Any:
+    """Return the value of a JSON text. Raises DataError for no JSON, nesting too deep, a name that is given twice with
+    different values, and half of a surrogate pair, which no file or tokenizer can take."""
+    try:
+        value = json.loads(text, object_pairs_hook=_object)
+    except _GivenTwiceError as error:
+        raise DataError(f"{place}: {error} is given twice, with different values; keep one of them") from None
+    except RecursionError:
+        raise DataError(f"{place}: is not JSON that can be read: it is nested too deeply") from None
+    except ValueError as error:
+        raise DataError(f"{place}: is not JSON: {cut(error, 200)}") from error
+    encoded = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    if _HALF_PAIR.search(encoded) and (path := _half_pair(value)) is not None:
+        raise DataError(f"{place}: {path or 'the text'} holds half of a surrogate pair, which is no text; remove it")
+    return value
+
+
+class _GivenTwiceError(Exception):
+    pass
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        for name, value in pairs:
+            if found[name] != value:
+                raise _GivenTwiceError(repr(cut(name)))
+    return found
+
+
+def _half_pair(value: Any, path: str = "") -> str | None:
+    """Return where a text holds half of a surrogate pair; None where none does."""
+    if isinstance(value, str):
+        return path if any("\ud800" <= letter <= "\udfff" for letter in value) else None
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for name, inner in items:
+        if isinstance(name, str) and _half_pair(name) is not None:
+            return "the name of a column"
+        if (found := _half_pair(inner, f"{path}.{name}".lstrip("."))) is not None:
+            return found
+    return None
+
+
+def open_packed(path: Path) -> BinaryIO:
+    """Open for reading, unpacked."""
+    packed: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+    return packed.get(path.suffix.lower(), lambda name: name.open("rb"))(path)
+
+
+def jsonl_rows(path: Path) -> Rows:
+    try:
+        with open_packed(path) as file:
+            for number, line in enumerate(file, start=1):
+                line = without_bom(line, path) if number == 1 else line
+                if not line.strip():
+                    continue
+                place = f"{path}:{number}"
+                if line.lstrip().startswith(b"["):
+                    yield from _listed_rows(line + file.read(), path, place)
+                    return
+                yield place, _row(parse_json(line, place), place)
+    except READING_ERRORS as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+
+
+def _listed_rows(text: bytes, path: Path, place: str) -> Rows:
+    """A list of objects under a name that stands for JSON lines."""
+    items = parse_json(text, place)
+    if not any(isinstance(item, dict) for item in items):
+        raise DataError(f"{place}: must be an object, got list; write one object a line")
+    return _items(items, path)
+
+
+def json_rows(path: Path) -> Rows:
+    try:
+        with open_packed(path) as file:
+            text = without_bom(file.read(), path)
+    except READING_ERRORS as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    if text.lstrip().startswith(b"{") and not _is_json(text):
+        # Of JSON lines with a damaged one the line is to be named.
+        lines = _is_json(text.lstrip().partition(b"\n")[0])
+        return jsonl_rows(path) if lines else _objects(text, path)
+    items = parse_json(text, str(path))
+    if isinstance(items, dict):
+        items = _rows_inside(items, path)
+    if not isinstance(items, list):
+        raise DataError(f"{path}: must hold a list of objects, or one object a line, got {type(items).__name__}")
+    return _items(items, path)
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        json.loads(text)
+    except RecursionError:  # told by parse_json
+        return True
+    except ValueError:
+        return False
+    return True
+
+
+def _objects(text: bytes, path: Path) -> Rows:
+    """Objects that are written one after the other, over several lines each."""
+    try:
+        whole, start = text.decode().rstrip(), 0
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not JSON: {error}") from error
+    for number in itertools.count(1):
+        start = _BLANK.match(whole, start).end()  # type: ignore[union-attr]
+        if start == len(whole):
+            return
+        place = f"{path}: item {number}"
+        try:
+            end = json.JSONDecoder().raw_decode(whole, start)[1]
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{place}: is not JSON: {error}") from error
+        yield place, _row(parse_json(whole[start:end], place), place)
+        start = end
+
+
+def _rows_inside(wrapper: dict[str, Any], path: Path) -> Any:
+    """One row, or the rows under the only key of an object."""
+    lists = {name: value for name, value in wrapper.items() if _is_rows(value)}
+    if len(wrapper) == 1 and lists:
+        return next(iter(lists.values()))
+    if not wrapper or len(lists) == len(wrapper) or all(isinstance(value, dict) for value in wrapper.values()):
+        raise DataError(
+            f"{path}: must hold a list of objects, or one object a line, got an object of "
+            f"{cut(', '.join(wrapper)) or '{}'}; write what is under one of its keys to a file of its own"
+        )
+    return [wrapper]
+
+
+def _is_rows(value: Any) -> bool:
+    """Whether a list holds rows, and not the messages of one."""
+    items = value if isinstance(value, list) else []
+    return bool(items) and all(isinstance(item, dict) and not item.keys() & {"role", "from"} for item in items)
+
+
+def _items(items: list[Any], path: Path) -> Rows:
+    for number, item in enumerate(items, start=1):
+        place = f"{path}: item {number}"
+        yield place, _row(item, place)
+
+
+def _row(item: Any, place: str) -> dict[str, Any]:
+    if not isinstance(item, dict):
+        raise DataError(f"{place}: must be an object, got {type(item).__name__}")
+    return item
+
+
+def without_bom(text: bytes, path: Path) -> bytes:
+    if text.startswith(_UTF_16):
+        raise DataError(f"{path}: is UTF-16; save it as UTF-8")
+    return text.removeprefix(_BOM)
