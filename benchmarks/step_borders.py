@@ -8,6 +8,7 @@ The policy is measured twice: trained on its own tokens alone, and trained on wi
 
 inside_tokens   borders at which the prompt ends inside a token of the policy
 difference      mean of |value by ids - value by text|; noise: the same between two runs by ids, with other seeds
+repeated        share of the draws by ids that left the prefix and were made again
 unsplit         share of the continuations that cannot be cut into steps
 """
 
@@ -61,6 +62,11 @@ def value(problem: Problem, prefix: str, completions: Sequence[Completion]) -> f
 
 def unsplit(completions: Sequence[Completion]) -> float:
     return fmean(not split(completion.text, "tags").steps for completion in completions)
+
+
+def repeated(completions: Sequence[Completion]) -> float:
+    """Return the share of the draws that left the prefix at least once: more tokens than their own and the turn's end."""
+    return fmean(c.tokens is None or c.token_count > len(c.tokens.ids) + 1 for c in completions)
 
 
 async def states_of(sampler: Any, count: int, seed: int) -> tuple[dict[str, list[State]], dict[str, Counter[str]]]:
@@ -126,6 +132,7 @@ async def compare(sampler: Any, states: Sequence[State], seed: int) -> dict[str,
         "noise": round(difference("ids", "again"), 4),
         "mean_by_ids": round(fmean(values["ids"]), 4),
         "mean_by_text": round(fmean(values["text"]), 4),
+        "repeated_by_ids": round(fmean(map(repeated, runs["ids"])), 4),
         "unsplit_by_ids": round(fmean(map(unsplit, runs["ids"])), 4),
         "unsplit_by_text": round(fmean(map(unsplit, runs["text"])), 4),
     }
