@@ -90,6 +90,19 @@ def check_weight_files(folder: Path) -> None:
             raise CheckpointError(f"{folder}: lacks {missing[0]}, one of its {len(named)} weight files; copy it again")
     elif not any(folder.glob("*.safetensors")):
         raise CheckpointError(f"{folder}: holds no weights (*.safetensors); copy it again, or give another folder")
+    for file in sorted(folder.glob("*.safetensors")):
+        _check_header(file)
+
+
+def _check_header(file: Path) -> None:
+    """Raise CheckpointError for a file that is cut off or no safetensors: its header says how long it is."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "np"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: is damaged ({error}); copy it again") from error
 
 
 def load_template_owner(model: str) -> Any:
@@ -116,6 +129,18 @@ def check_prm(prm: str) -> None:
     check_weight_files(folder)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise CheckpointError(f"{prm}: has no tokenizer (tokenizer.json); copy it again, or give another folder")
+
+
+def check_prm_reads(prm: str, problems: Sequence[Problem]) -> None:
+    """Raise DataError where problems have images and the process reward model of this folder reads text only."""
+    folder = Path(prm)
+    pictured = next((problem for problem in problems if problem.pictures), None)
+    names = ("preprocessor_config.json", "processor_config.json")
+    if pictured is not None and prm and folder.is_dir() and not any((folder / name).is_file() for name in names):
+        raise DataError(
+            f"problem {pictured.id}: has images, but scorer.prm={prm} reads text only; choose another one, or problems "
+            "without images"
+        )
 
 
 def check_output(folder: str | Path, key: str, file: bool = False) -> None:

@@ -36,7 +36,7 @@ from mmprm.evaluation.aggregators import choose_aggregator, described, with_choi
 from mmprm.files import locked
 from mmprm.grading.calibration import check_judge
 from mmprm.grading.golds import check_golds
-from mmprm.preflight import check_output
+from mmprm.preflight import check_output, check_prm_reads
 from mmprm.prm.info import PrmInfo, write_info
 from mmprm.problems import content_id, load_problems
 from mmprm.report.tables import cell, selector_table
@@ -90,6 +90,7 @@ def _run(config: RerankConfig, choosing: bool) -> None:
     check_output(config.output, "output")
     folder = Path(config.output)
     problems = load_problems(config.problems)
+    check_prm_reads(config.scorer.prm, problems)
     check_golds(problems, config.grader, config.problems.path)
     sampled = _sampled(config, problems, folder / SAMPLES)
     if not sampled.groups:

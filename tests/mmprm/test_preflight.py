@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from mmprm import preflight
-from mmprm.errors import CheckpointError, ConfigError, MmprmError
-from mmprm.preflight import check_model, check_output, check_policy, check_prm, check_room
+from mmprm.errors import CheckpointError, ConfigError, DataError, MmprmError
+from mmprm.preflight import check_model, check_output, check_policy, check_prm, check_prm_reads, check_room
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.tiny.model import weights_path
@@ -86,6 +86,24 @@ def test_a_folder_lacks_what_a_model_has(model: Path) -> None:
     (model / "config.json").unlink()
     with pytest.raises(MmprmError, match=r"has no config.json.*mmprm convert"):
         check_model(str(model))
+
+
+def test_weights_that_are_cut_off_are_damaged(model: Path) -> None:
+    whole = (model / "model.safetensors").read_bytes()
+    for data in (whole[:-1], whole[:100], b"", b"x" * 64):
+        (model / "model.safetensors").write_bytes(data)
+        with pytest.raises(CheckpointError, match=r"model\.safetensors: is damaged .*; copy it again"):
+            check_model(str(model))
+
+
+def test_a_prm_that_reads_text_only_gets_no_images(model: Path) -> None:
+    pictured = [*PROBLEMS, Problem("p3", "?", "1", pictures=(Picture(path="x.png"),))]
+    check_prm_reads(str(model), pictured)
+    check_prm_reads("", pictured)
+    (model / "processor_config.json").unlink()
+    check_prm_reads(str(model), PROBLEMS)
+    with pytest.raises(DataError, match=r"problem p3: has images, but scorer\.prm=.* reads text only"):
+        check_prm_reads(str(model), pictured)
 
 
 def test_a_broken_tokenizer_is_named(model: Path) -> None:
