@@ -65,7 +65,7 @@ def unsplit(completions: Sequence[Completion]) -> float:
 
 
 def repeated(completions: Sequence[Completion]) -> float:
-    """Return the share of the draws that left the prefix at least once: more tokens than their own and the turn's end."""
+    """Return the share of draws that left the prefix: more tokens than a completion's own and the end of its turn."""
     return fmean(c.tokens is None or c.token_count > len(c.tokens.ids) + 1 for c in completions)
 
 
