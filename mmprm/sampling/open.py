@@ -23,7 +23,8 @@ async def open_sampler(
         return
     from mmprm.sampling.pool import SamplerPool
 
-    pool = SamplerPool(engine, sampling, prompt, workers)
+    pool = SamplerPool(engine, sampling, prompt, workers, wait=False)
+    await pool.started()
     try:
         yield pool
     finally:

@@ -26,7 +26,7 @@ class SamplerPool:
     """`size` engines; all requests of a problem go to the same one, where its prefixes are cached.
 
     By default one engine a GPU (or group of tensor_parallel_size GPUs), without a GPU one a core, bound to it. Starts
-    Ray if it does not run. Raises SamplingError when an engine does not start.
+    Ray if it does not run. Raises SamplingError when an engine does not start; without `wait`, `started` does.
     """
 
     def __init__(
@@ -35,14 +35,26 @@ class SamplerPool:
         sampling: SamplingConfig | None = None,
         prompt: PromptConfig | None = None,
         size: int | None = None,
+        wait: bool = True,
     ) -> None:
         engines, resources = places(engine, size)
         actor_class = ray.remote(max_concurrency=REQUESTS_IN_FLIGHT, **resources)(_Engine)
         self._actors = [actor_class.remote() for _ in engines]
-        starts = [actor.start.remote(each, sampling, prompt) for actor, each in zip(self._actors, engines, strict=True)]
+        pairs = zip(self._actors, engines, strict=True)
+        self._starts = [actor.start.remote(each, sampling, prompt) for actor, each in pairs]
+        self._model = engine.model
+        if wait:
+            try:
+                _wait(self._starts, self._model)
+            except BaseException:
+                self.close()
+                raise
+
+    async def started(self) -> None:
+        """Wait until all engines are up. Cancelled, as by Ctrl-C, it closes them, which ends the wait in the thread."""
         try:
-            _wait(starts, engine.model)
-        except Exception:
+            await asyncio.to_thread(_wait, self._starts, self._model)
+        except BaseException:
             self.close()
             raise
 
