@@ -18,6 +18,9 @@ from mmprm.scoring.service import PROBE, Service
 from mmprm.scoring.wire import Limits, ModelOut
 from mmprm.types import Solution, StepScores
 
+server_of: dict[str, Server] = {}
+"""Of the services that run, by URL."""
+
 
 class StepScorer:
     """A step that is a number gets it as its score. `batches` holds those of each call but a probe's."""
@@ -65,7 +68,7 @@ def running(service: Service, listener: socket.socket | None = None, wait: bool 
     """The service's URL; by default once it is ready."""
     listener = listener or socket.create_server(("127.0.0.1", 0), backlog=256)
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server = Server(service, shutdown_seconds=5)
+    server = server_of[url] = Server(service, shutdown_seconds=5)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
@@ -77,6 +80,7 @@ def running(service: Service, listener: socket.socket | None = None, wait: bool 
         thread.join(20)
         server.limit.cancel()
         assert not thread.is_alive()
+        del server_of[url]
 
 
 def until(true: Callable[[], bool], seconds: float = 20) -> None:

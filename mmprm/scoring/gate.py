@@ -113,12 +113,12 @@ class Gate:
             return
         known = scope["path"] in OPEN | SCORING | {"/v1/model", "/metrics"}
         path = scope["path"] if known else "other"
-        begun, status = time.perf_counter(), 500
+        begun, status, started = time.perf_counter(), 500, False
 
         async def counted(message: Message) -> None:
-            nonlocal status
+            nonlocal status, started
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, started = message["status"], True
             await send(message)
 
         metrics = self._service.metrics
@@ -132,6 +132,12 @@ class Gate:
                 await self._app(as_get, receive, counted)
         except Refused as refused:
             await self._service.answer(refused)(scope, receive, counted)
+        except asyncio.CancelledError:
+            refusal = self._service.refusal()
+            if refusal is None or started:
+                raise
+            # Closing took longer than it may: what is not answered yet is refused like what comes later.
+            await self._service.answer(refusal)(scope, receive, counted)
         finally:
             metrics.requests.labels(path, str(status)).inc()
             metrics.seconds.labels(path).observe(time.perf_counter() - begun)

@@ -119,9 +119,8 @@ class RemoteScorer:
         """Bytes of a solution in JSON, at most: a character becomes up to 12 in ASCII."""
         texts = (asked_question(solution.problem), *solution.steps)
         size = sum(len(text) if text.isascii() else 12 * len(text) for text in texts) + 16 * len(texts)
-        if not self._config.send_paths:
-            size += sum(_length(picture) * 4 // 3 + 16 for picture in solution.problem.pictures)
-        return size
+        # The server takes as many bytes of images by path as by body.
+        return size + sum(_length(picture) * 4 // 3 + 16 for picture in solution.problem.pictures)
 
     async def _ask(self, solutions: Sequence[Solution]) -> list[StepScores]:
         body = await asyncio.to_thread(self._body, solutions)

@@ -101,13 +101,13 @@ class ModelOut(_Message):
 
 
 class Reader:
-    """Reads the solutions of one request. `pixels` counts those of all images so far; `max_characters` of a solution
-    are what the model could read at most."""
+    """Reads the solutions of one request. `pixels` and `bytes` count those of all images so far; `max_characters`
+    of a solution are what the model could read at most."""
 
     def __init__(self, limits: Limits, image_root: Path | None, max_characters: int) -> None:
         self._limits, self._root = limits, image_root
         self._max_characters = min(max_characters, limits.characters)
-        self.pixels = 0
+        self.pixels = self.bytes = 0
 
     def read(self, value: Any, place: str) -> Solution:
         """The solution with its images as bytes. Raises Refused."""
@@ -122,8 +122,10 @@ class Reader:
         for number, image in enumerate(item.images):
             field = f"images[{number}]"
             images.append(self._image(image, field))
-            _check_pixels(self.pixels - before, self._limits.solution_pixels, "a solution", field)
-            _check_pixels(self.pixels, self._limits.request_pixels, "the request", field)
+            self.bytes += len(images[-1].data or b"")
+            _check_total(self.pixels - before, self._limits.solution_pixels, "a solution", "pixels", field)
+            _check_total(self.pixels, self._limits.request_pixels, "the request", "pixels", field)
+            _check_total(self.bytes, self._limits.body_mib * MIB, "the request", "bytes", field)
         problem = Problem(item.id or place, item.question, answer="", pictures=tuple(images))
         return Solution(problem, tuple(item.steps))
 
@@ -163,9 +165,9 @@ class Reader:
         return picture
 
 
-def _check_pixels(count: int, most: int, whose: str, field: str) -> None:
+def _check_total(count: int, most: int, whose: str, unit: str, field: str) -> None:
     if count > most:
-        text = f"the images of {whose} have {count:,} pixels or more, at most {most:,} are taken; scale them down"
+        text = f"the images of {whose} have {count:,} {unit} or more, at most {most:,} are taken; scale them down"
         raise Refused(422, "too_large", text, field)
 
 

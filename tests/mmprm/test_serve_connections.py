@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from served import StepScorer, ask, client, make_service, running, until
+from served import StepScorer, ask, client, make_service, running, server_of, until
 
 from mmprm.scoring.connection_table import address_of
 from mmprm.scoring.limits import MAX_HEADER, Limits
@@ -244,3 +244,18 @@ def test_shares_are_by_address() -> None:
     assert address_of("127.0.0.1") == address_of("::ffff:127.0.0.1") == "127.0.0.1"
     assert address_of("2001:db8::1") == address_of("2001:db8::ffff") == "2001:db8::/64"
     assert address_of("2001:db8:0:1::1") != address_of("2001:db8::1")
+
+
+def test_what_is_not_answered_in_time_at_the_end_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller is told as those who come later; the service has five seconds for it in real life."""
+    monkeypatch.setattr("mmprm.cli.serve.CLOSING_SECONDS", 0.3)
+    scorer = StepScorer()
+    service = make_service(lambda: scorer)
+    with ThreadPoolExecutor(1) as pool, running(service) as url:
+        scorer.go.clear()
+        taken = pool.submit(httpx.post, f"{url}/v1/score", json=ask("0.5"), timeout=20)
+        until(lambda: len(scorer.batches) == 1)
+        server_of[url].should_exit = service.closing = True
+        answer = taken.result()
+        scorer.go.set()
+    assert (answer.status_code, answer.json()["error"]["type"]) == (503, "closing")
