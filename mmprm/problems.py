@@ -15,7 +15,7 @@ from typing import Any
 
 from mmprm.config import PathText
 from mmprm.data.cells import Row, cut, is_empty, names_of
-from mmprm.data.choices import lettered_columns, read_choices
+from mmprm.data.choices import check_choices, lettered_columns, read_choices
 from mmprm.data.columns import (
     USUAL,
     Columns,
@@ -102,8 +102,8 @@ def load_problems(config: ProblemsConfig) -> list[Problem]:
 
 def _tell_missing(problems: Sequence[Problem]) -> None:
     """These problems will fail one by one; where all do, the root is wrong, and that should be seen at once."""
-    paths = ((problem.id, picture.path) for problem in problems for picture in problem.pictures)
-    missing = {problem_id: path for problem_id, path in paths if path is not None and not os.path.exists(path)}
+    images = ((problem.id, picture) for problem in problems for picture in problem.pictures)
+    missing = {name: picture.path for name, picture in images if not _is_at_hand(picture)}
     if missing:
         shown = f"{len(missing):,} of {len(problems):,} problems name images that do not exist"
         print(f"{shown}, {next(iter(missing.values()))} for one; set problems.images_root", file=sys.stderr)
@@ -140,7 +140,7 @@ class ProblemReader:
         answer = _answer_text(only_one(answers, "answer", place), answers, place)
         if not answer.strip():
             raise _missing("answer", row, place)
-        _check_choices(asked.choices, answers[0][1], place)
+        check_choices(asked.choices, answers[0][1], place)
         ids, solutions = (cells_of(row, self._columns, field, place) for field in ("id", "solution"))
         for name, value in (*ids[:1], *solutions[:1]):
             if isinstance(value, dict | bytes):
@@ -183,7 +183,8 @@ class ProblemReader:
             (question, *choices), len(pictures), place, fields, "front" if found.one_for_all else "refuse"
         )
         used = found.used | used_names(row, image_cells) | used_names(row, choice_cells) | letters.keys()
-        if not pictures and columns.pictures is None:
+        # MathVista names a file of another archive in `image`, and holds the image itself elsewhere.
+        if columns.pictures is None and not any(map(_is_at_hand, pictures)):
             suspect = check_unread_images(rest_of(row, used), question, place)
             if suspect is not None:
                 self._note(f"column {suspect!r} may hold images and is not read; set columns.pictures", place)
@@ -213,6 +214,10 @@ def _check_characters(texts: Mapping[str, str], place: str) -> None:
             raise DataError(f"{place}: {field} holds half of a surrogate pair, which is no text; remove it") from None
 
 
+def _is_at_hand(picture: Picture) -> bool:
+    return picture.path is None or os.path.exists(picture.path)
+
+
 def _check_types(image_cells: Sequence[tuple[str, Any]], place: str) -> None:
     for name, value in image_cells:
         bad = [item for item in listed(value) if not isinstance(item, str | bytes | dict)]
@@ -220,7 +225,27 @@ def _check_types(image_cells: Sequence[tuple[str, Any]], place: str) -> None:
             raise DataError(f"{place}: {name} must be a path, bytes or a list of these, got {cut(bad[0])!r}")
 
 
-def _check_choices(choices: Sequence[str], answer: Any, place: str) -> None:
+def _check_characters(texts: Mapping[str, str], place: str) -> None:
+    """JSON is checked where it is read; this is for lists and messages that stand in it as text."""
+    for field, text in texts.items():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{place}: {field} holds half of a surrogate pair, which is no text; remove it") from None
+
+
+def _is_at_hand(picture: Picture) -> bool:
+    return picture.path is None or os.path.exists(picture.path)
+
+
+def _check_types(image_cells: Sequence[tuple[str, Any]], place: str) -> None:
+    for name, value in image_cells:
+        bad = [item for item in listed(value) if not isinstance(item, str | bytes | dict)]
+        if bad:
+            raise DataError(f"{place}: {name} must be a path, bytes or a list of these, got {cut(bad[0])!r}")
+
+
+def check_choices(choices: Sequence[str], answer: Any, place: str) -> None:
     if choices and isinstance(answer, int) and str(answer) not in choices:
         raise DataError(
             f"{place}: answer {answer} is none of the choices {cut(choices)}; where it is a position, write its letter"

@@ -179,6 +179,15 @@ def test_an_image_in_an_unread_column_is_refused_by_name(folder: Path, column: s
     assert column not in problem.extra
 
 
+def test_an_image_beside_a_path_to_nowhere_is_told(folder: Path) -> None:
+    held = {"bytes": base64.b64encode(png("red")).decode(), "path": None}
+    row = {"question": "Q", "answer": "3", "image": "images/1.png", "decoded_image": held}
+    with pytest.raises(DataError, match=r"column 'decoded_image' looks like images .*columns\.pictures=decoded_image"):
+        load(folder, row)
+    assert len(load(folder, row, pictures="decoded_image")[0].pictures) == 1
+    assert names(load(folder, row | {"image": "red.png"})[0]) == ["red.png"]
+
+
 def test_a_column_that_may_be_an_image_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     load(folder, {"question": "What is shown in the figure?", "answer": "3", "figure": "geo/17", "image_width": 3})
     assert "p.jsonl:1: column 'figure' may hold images and is not read" in capsys.readouterr().err
