@@ -95,10 +95,9 @@ def alone_in(ranks: Ranks, folder: Path, key: str) -> Iterator[None]:
 
 
 def _keep_to_loopback() -> None:
-    """Let gloo and NCCL, which listen on the machine's address otherwise, take the loopback interface."""
+    """Let gloo, which listens on the machine's address otherwise, take the loopback interface."""
     if os.path.exists("/sys/class/net/lo"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
 
 
 def _loopback_store(rank: int, count: int) -> dist.TCPStore:
