@@ -225,37 +225,6 @@ def _check_types(image_cells: Sequence[tuple[str, Any]], place: str) -> None:
             raise DataError(f"{place}: {name} must be a path, bytes or a list of these, got {cut(bad[0])!r}")
 
 
-def _check_characters(texts: Mapping[str, str], place: str) -> None:
-    """JSON is checked where it is read; this is for lists and messages that stand in it as text."""
-    for field, text in texts.items():
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise DataError(f"{place}: {field} holds half of a surrogate pair, which is no text; remove it") from None
-
-
-def _is_at_hand(picture: Picture) -> bool:
-    return picture.path is None or os.path.exists(picture.path)
-
-
-def _check_types(image_cells: Sequence[tuple[str, Any]], place: str) -> None:
-    for name, value in image_cells:
-        bad = [item for item in listed(value) if not isinstance(item, str | bytes | dict)]
-        if bad:
-            raise DataError(f"{place}: {name} must be a path, bytes or a list of these, got {cut(bad[0])!r}")
-
-
-def check_choices(choices: Sequence[str], answer: Any, place: str) -> None:
-    if choices and isinstance(answer, int) and str(answer) not in choices:
-        raise DataError(
-            f"{place}: answer {answer} is none of the choices {cut(choices)}; where it is a position, write its letter"
-        )
-    if len(choices) == 1:
-        raise DataError(
-            f"{place}: choices must be at least two, got {cut(choices[0])!r}; list them, or drop the column"
-        )
-
-
 def _missing(name: str, row: Row, place: str) -> DataError:
     shown = [f"{column} is {cut(repr(row[column]))}" for column in USUAL[name] if column in row]
     found = f" ({', '.join(shown)})" if shown else ""

@@ -36,6 +36,18 @@ def read_choices(value: Any, place: str) -> tuple[str, ...]:
     return tuple(map(str, items))
 
 
+def check_choices(choices: Sequence[str], answer: Any, place: str) -> None:
+    """Raise DataError for a single option, and for an answer that is a number and none of the options."""
+    if choices and isinstance(answer, int) and str(answer) not in choices:
+        raise DataError(
+            f"{place}: answer {answer} is none of the choices {cut(choices)}; where it is a position, write its letter"
+        )
+    if len(choices) == 1:
+        raise DataError(
+            f"{place}: choices must be at least two, got {cut(choices[0])!r}; list them, or drop the column"
+        )
+
+
 def _of_struct(value: Mapping[Any, Any]) -> list[Any] | None:
     """Options by their letters, in order; None for another struct."""
     named = {str(name).strip().upper(): item for name, item in value.items()}
