@@ -24,7 +24,7 @@ from mmprm.errors import EngineStoppedError, MmprmError, TrainingError
 from mmprm.sampling.pool import NOTICE_SECONDS, REQUESTS_IN_FLIGHT, cause_of
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer
-from mmprm.scoring.queue import Answer, ScoreQueue
+from mmprm.scoring.queue import Answer, Pace, ScoreQueue
 from mmprm.types import Solution
 from policy_rl.process import ProcessConfig
 
@@ -126,7 +126,7 @@ class PrmActor:
             if self._queue is None:
                 thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prm")
                 scorer = await asyncio.get_running_loop().run_in_executor(thread, self._load)
-                self._queue = ScoreQueue(scorer, BATCH_SOLUTIONS, thread)
+                self._queue = ScoreQueue(scorer, Pace(most=BATCH_SOLUTIONS, limit=BATCH_SOLUTIONS), thread)
         return os.getpid()
 
     async def judge(self, solutions: list[Solution]) -> tuple[int, list[Answer]]:

@@ -39,9 +39,9 @@ class TransformersScorer:
         self._trees = tree_scorer(self._judge, self._format, config, self._device) if shared else None
 
     @property
-    def max_tokens(self) -> int:
-        """Tokens of the longest solution that can be scored."""
-        return self._context
+    def max_tokens(self) -> int | None:
+        """Tokens of the longest solution that can be scored; None where a longer one is cut."""
+        return self._context if self._config.too_long == "refuse" else None
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
         """P(step is right) at the place where the format reads each step."""

@@ -44,9 +44,9 @@ class VllmScorer:
             self._llm = _engine(config, _head(self._format, model.architectures or []), self._context)
 
     @property
-    def max_tokens(self) -> int:
-        """Tokens of the longest solution that can be scored."""
-        return self._context
+    def max_tokens(self) -> int | None:
+        """Tokens of the longest solution that can be scored; None where a longer one is cut."""
+        return self._context if self._too_long == "refuse" else None
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
         return all_scored(self.score_each(solutions))
