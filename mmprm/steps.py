@@ -28,16 +28,19 @@ _HAN_COUNT = rf"[{''.join(_HAN)}]{{1,3}}"
 _COUNT = rf"\d{{1,3}}|{'|'.join(sorted(_WORDS, key=len, reverse=True))}|{_HAN_COUNT}"
 _AFTER = r"(?=[\s\\$*\"'“(（【《<]|[^\W\d_]|$)"
 """What may follow a number that is a mark: neither a digit (3.5, 1:30) nor an operator."""
+_STEP = r"step|步[骤驟]|ステップ|手順|단계|шаг|étape|etape|schritt|paso|passo|bước"
+_OPEN = r"\*{1,3}|__?|</?(?:b|strong)>|\\(?:textbf|paragraph|(?:sub)*section)\*?\{"
+_CLOSE = r"\*{1,3}|__?|</?(?:b|strong)>|\}"
 _NUMBER = re.compile(
-    rf"^(?P<indent>{_SPACE})(?:[-*+•>][^\S\n]+)?(?:\#+{_SPACE})?(?P<bold>\*{{1,3}}|__?)?(?:"
+    rf"^(?P<indent>{_SPACE})(?:[-*+•>][^\S\n]+)?(?:\#+{_SPACE})?(?P<bold>{_OPEN})?(?:"
     rf"(?P<open>[\[(（【]{_SPACE})?"
-    rf"(?P<word>(?:step|步[骤驟]){_SPACE}[-_\#]?(?P<count>{_COUNT})(?:{_SPACE}(?:/|of){_SPACE}\d+)?"
+    rf"(?P<word>(?:{_STEP}){_SPACE}[-_\#]?(?P<count>{_COUNT})(?:{_SPACE}(?:/|of){_SPACE}\d+)?"
     rf"|第{_SPACE}(?P<nth>{_COUNT}){_SPACE}步)"
-    rf"(?(open){_SPACE}[\])）】](?P<closed_open>\*{{1,3}}|__?)?[.:：]?|(?P<closed>\*{{1,3}}|__?)?"
-    rf"(?:{_SPACE}(?:[.:](?!\d)|[)：、，。．])|[^\S\n]+[-–—](?!\d)|(?={_SPACE}(?:[(（]|$))|(?<=步)))"
+    rf"(?(open){_SPACE}[\])）】](?P<closed_open>{_CLOSE})?[.:：]?|(?P<closed>{_CLOSE})?"
+    rf"(?:{_SPACE}(?:[.:](?!\d)|[)：、，。．])|[^\S\n]+[-–—](?!\d)|[-–—](?=\s)|(?={_SPACE}(?:[(（]|$))|(?<=步)))"
     rf"|(?P<other>[(（](?P<inner>\d{{1,3}})[)）][.:：]?|[①-⑳]){_AFTER}"
     rf"|(?:(?P<digits>\d{{1,3}}){_SPACE}[.:)：）、．]{_AFTER}|(?P<han>{_HAN_COUNT})[、．])"
-    rf")(?P<closed_after>\*{{1,3}}|__?)?{_SPACE}",
+    rf")(?P<closed_after>{_CLOSE})?{_SPACE}",
     re.IGNORECASE | re.MULTILINE,
 )
 _ANSWER_LINE = re.compile(
@@ -48,10 +51,11 @@ _ANSWER_LINE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 _OPENINGS = re.compile(
-    r"^[^\S\n]*(?P<fence>`{3,}(?![^\n]*`)|~{3,})|\\begin\{(?P<name>[^{}\n]+)\}|(?P<bracket>\\\[)|^[^\S\n]*(?P<dollars>\$\$)",
+    r"^[^\S\n]*(?P<fence>`{3,}(?![^\n]*`)|~{3,})|\\begin\{(?P<name>[^{}\n]+)\}|(?P<bracket>\\\[)"
+    r"|^[^\S\n]*(?P<dollars>\$\$)|(?P<last_dollars>\$\$)[^\S\n]*$",
     re.MULTILINE,
 )
-_CLOSINGS = {"bracket": "\\]", "dollars": "$$"}
+_CLOSINGS = {"bracket": "\\]", "dollars": "$$", "last_dollars": "$$"}
 _FENCE_END = r"^[^\S\n]*{0}{{{1},}}[^\S\n]*$"
 _ENVIRONMENT = re.compile(r"\\(begin|end)\{([^{}\n]+)\}")
 
@@ -178,6 +182,9 @@ def _regions(text: str) -> tuple[list[tuple[int, int]], bool]:
     place, open_kinds = 0, set()
     while opening := _OPENINGS.search(text, place):
         kind, start = opening.lastgroup, opening.end()
+        if kind == "last_dollars" and _closes(text, opening.start()):
+            place = start
+            continue
         if kind == "name":
             end = environments.get(opening.start("name"))
         elif kind == "fence":
@@ -194,6 +201,11 @@ def _regions(text: str) -> tuple[list[tuple[int, int]], bool]:
             spans.append((opening.start(), end))
         place = start if end is None else end
     return spans, bool(open_kinds)
+
+
+def _closes(text: str, place: int) -> bool:
+    """Whether `$$` at the end of a line ends what its line has begun."""
+    return text.count("$$", text.rfind("\n", 0, place) + 1, place) % 2 == 1
 
 
 def _environments(text: str) -> dict[int, int]:

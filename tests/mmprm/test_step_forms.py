@@ -44,6 +44,12 @@ BLOCK = "We count:\n```python\nn = 1\n\nm = 2\n```\n\n"
         ("- 1) ", "- 2) "),
         ("**1.** ", "**2.** "),
         ("## 1. ", "## 2. "),
+        ("Step 1- ", "Step 2- "),
+        ("\\textbf{Step 1:} ", "\\textbf{Step 2}: "),
+        ("\\section*{Step 1}\n", "\\subsection{Step 2}\n"),
+        ("<b>Step 1</b>: ", "<strong>Step 2:</strong> "),
+        ("ステップ1：", "ステップ2："),
+        ("Schritt 1: ", "Étape 2 : "),
     ],
 )
 def test_steps_are_marked_in_many_ways(marks: Sequence[str]) -> None:
@@ -104,6 +110,9 @@ def test_a_sentence_about_the_answer_does_not() -> None:
         ("\\[\na\n\n= b\n\\]\n\n", "3"),
         ("$$\na\n\n= b\n$$\n\n", "3"),
         ("It costs $$5\n\n", "and $$6\n\n", "3"),
+        ("We have $$\na\n\n= b\n$$\n\n", "3"),
+        ("Thus $$x$$\n\n", "and $$y$$\n\n", "3"),
+        ("$$x$$\n\n", "$$y$$ $$z$$\n\n", "3"),
         ("\\begin{cases} is not closed\n\n", "3"),
         ("```\ncut\n\noff",),
     ],
