@@ -99,7 +99,8 @@ class Loop:
         self._seconds: Counter[str] = Counter()
 
     async def run(self) -> Summary:
-        """From the newest checkpoint, if any, to the last step, or to the end of the step in which SIGTERM or Ctrl-C came."""
+        """From the newest checkpoint, if any, to the last step, or to the end of the step in which SIGTERM or Ctrl-C
+        came."""
         step = await self._resume()
         # Without a checkpoint the run begins anew, and nothing of what is logged there belongs to it.
         log, samples = MetricsLog(self._output, step or -1), SampleLog(self._output, step)
