@@ -61,7 +61,7 @@ def test_bad_line_is_named_and_leaves_no_output(
 
 def test_missing_file_and_unknown_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["grade", str(tmp_path / "none.jsonl")]) == 2
-    assert "none.jsonl: no such file" in capsys.readouterr().err
+    assert "none.jsonl: cannot be read" in capsys.readouterr().err
     file = write(tmp_path / "r.jsonl", '{"gold": "1", "response": "1"}')
     assert main(["grade", file, "--set", "second=3"]) == 2
     assert "second does not exist; did you mean seconds?" in capsys.readouterr().err
