@@ -29,7 +29,7 @@ from pathlib import Path
 
 from grading_speed import speed_ups
 from math_verify import parse
-from sympy import Expr
+from sympy import Eq, Expr
 
 from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
 from mmprm.problems import ProblemsConfig, load_problems
@@ -113,6 +113,7 @@ def math_verify_values(gold: str) -> list:
 def really_different(gold: str, other: str) -> bool:
     """Judge independently of the grader: Math-Verify reads both, and their values differ."""
     one, two = (next(iter(math_verify_values(text)), None) for text in (gold, other))
+    one, two = (value.rhs if isinstance(value, Eq) else value for value in (one, two))  # y = 3 states 3
     if one is None or two is None or one == two:
         return one != two
     if not (isinstance(one, Expr) and isinstance(two, Expr)):

@@ -21,7 +21,7 @@ _JOINT = r"(?:[\s,;/&+.()]|\band\b|\bor\b|[和或及与])*"
 _ONLY_LETTERS = re.compile(rf"\(?[A-J]\)?(?:{_JOINT}\(?[A-J]\)?)*\.?")
 _ANNOUNCED = re.compile(
     rf"(?:\b(?:answer|option|choice|choose|select|pick)s?\b|答案|选项?)\s*(?:is|are|:|是|为)?\s*(?:option|choice)?\s*"
-    rf"\(?(?P<letters>[A-J](?:{_JOINT}\(?[A-J]\b)*)\)?(?![\w'])",
+    rf"\(?(?P<letters>[A-J](?:{_JOINT}\(?[A-J]\b)*)\)?(?![\w'])(?!\s*[+*/^%=])",
     re.IGNORECASE,
 )
 _LEADING = re.compile(
@@ -30,7 +30,8 @@ _LEADING = re.compile(
 _STANDING = re.compile(r"\(([A-J])\)|(?<![\w\\'^{])([B-HJ]|A(?!\s+(?!is\b)[a-z]))(?![\w'^_{(])")
 _JUDGED = re.compile(r"^\W*(?:is |are |seems? )?\b(?:wrong|false|incorrect|no|not|true|yes)\b", re.IGNORECASE)
 _DENIED = re.compile(
-    r"\b(?:not|neither|nor|except|rather than|instead of)\s+(?:option\s+)?\(?([A-J])\)?(?:\s+nor\s+\(?([A-J])\)?)?(?![\w'])",
+    r"\b(?:not|neither|nor|except|rather than|instead of)\s+(?:option\s+)?\(?([A-J])\)?"
+    r"(?:\s+nor\s+\(?([A-J])\)?)?(?![\w'])",
     re.IGNORECASE,
 )
 _REFUTED = re.compile(r"\(?(?<![\w\\])([A-J])\)?\s+(?:is|are|was|seems?)(?:n't)?\s+(?:not|wrong|incorrect|false)\b")
@@ -58,7 +59,7 @@ def is_letter(gold: str) -> bool:
 def gold_letters(gold: str) -> frozenset[str]:
     """Return the options of a gold that names them by letter: B, (B), "B. 5 cm", "Option B", ABD; empty otherwise."""
     text = _plain(gold)
-    if _GOLD.fullmatch(text) or _ONLY_LETTERS.fullmatch(text) and not re.search(r"[A-J]{2}", text):
+    if _GOLD.fullmatch(text) or (_ONLY_LETTERS.fullmatch(text) and not re.search(r"[A-J]{2}", text)):
         return frozenset(re.findall(r"[A-J]", text))
     if re.fullmatch(r"A?B?C?D?E?F?G?", text):
         return frozenset(text)
@@ -117,7 +118,7 @@ def _begins_with_letter(match: re.Match[str]) -> bool:
 
 def _is_short(text: str) -> bool:
     """A few words, without formulas, whose letters are names of points or variables."""
-    return len(text.split()) <= 6 and not re.search(r"[\\=^_<>+|]", text)
+    return len(text.split()) <= 6 and not re.search(r"[\\=^_<>+|%\d]", text)
 
 
 def option(answer: str, choices: Sequence[str], same: Callable[[str, str], Outcome] | None = None) -> int | None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
 from mmprm.grading import realsets
-from mmprm.grading.expressions import UnreadableError, parse
-from mmprm.grading.expressions import symbols as free_symbols
-from mmprm.grading.labels import compare_labels, compare_words, skeleton
+from mmprm.grading.labels import compare_labels, skeleton
 from mmprm.grading.leaves import approximates, is_sign, same_expression, same_leaf
 from mmprm.grading.numbers import number
 from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome, SymbolTest, all_of, any_of
@@ -25,7 +23,7 @@ from mmprm.grading.reading import (
     serial_reading,
     spaced_reading,
 )
-from mmprm.grading.relations import same_relation, states_value, stated_side
+from mmprm.grading.relations import same_relation
 from mmprm.grading.text import clean, is_prose, key
 from mmprm.grading.wording import alternatives, condition, core, denies, stated_values
 
@@ -137,7 +135,7 @@ def same(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
         return _same_blanks(gold, given, symbols)
     if "matrix" in kinds:
         return _same_matrix(gold, given, symbols)
-    if has_prose(gold) and not kinds[0] == kinds[1]:
+    if has_prose(gold) and kinds[0] != kinds[1]:
         return DIFFERENT if kinds[0] == "blanks" and not has_prose(given) else UNDECIDED
     if "relation" in kinds and not _is_collection(given) and not _is_collection(gold):
         return same_relation(gold, given, symbols, partial(same, symbols=symbols))
@@ -178,7 +176,7 @@ def _repeats(item: Answer, other: Answer) -> bool:
     if not (isinstance(item, Leaf) and isinstance(other, Leaf)):
         return item == other
     value = number(item.text)
-    return item == other or value is not None and value == number(other.text) or approximates(item.text, other.text)
+    return item == other or (value is not None and value == number(other.text)) or approximates(item.text, other.text)
 
 
 def _same_named_set(gold: Leaf, given: Leaf) -> Outcome | None:
@@ -252,7 +250,7 @@ def _same_matrix(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
         rows = [[one], [other]]
     if [len(row) for row in rows[0]] != [len(row) for row in rows[1]]:
         return DIFFERENT
-    pairs = zip(*(sum(each, []) for each in rows), strict=True)
+    pairs = zip(*([cell for row in each for cell in row] for each in rows), strict=True)
     return all_of(same(a, b, symbols) for a, b in pairs)
 
 
@@ -274,18 +272,16 @@ def _entries(answer: Answer) -> list[Answer] | None:
         match = re.fullmatch(r"\\[dt]?binom\{([^{}]*)\}\{([^{}]*)\}", answer.text)
         return [Leaf(match[1]), Leaf(match[2])] if match else None
     if answer.kind == "brackets":
-        return list(answer.items)
+        return list(answer.items) if answer.marks in (("()",), ("[]",)) else None
     rows = _rows(answer)
-    if rows is None or len(rows) > 1 and any(len(row) > 1 for row in rows):
+    if rows is None or (len(rows) > 1 and any(len(row) > 1 for row in rows)):
         return None
-    return sum(rows, [])
+    return [cell for row in rows for cell in row]
 
 
 def _same_group(gold: Group, given: Group, symbols: SymbolTest) -> Outcome:
-    compare_items: Callable[[], Outcome]
-    if gold.kind == "cases" and given.kind == "cases" or gold.kind == "set" or given.kind == "set":
-        if {gold.kind, given.kind} & {"brackets", "ratio"}:
-            return DIFFERENT
+    if "set" in (gold.kind, given.kind) and {gold.kind, given.kind} & {"brackets", "ratio"}:
+        return DIFFERENT
     if len(gold.items) != len(given.items):
         return DIFFERENT if not has_prose(gold) else UNDECIDED
     names = [_distinct_names(group) for group in (gold, given)]
@@ -313,15 +309,13 @@ def _same_form(gold: Group, given: Group, named: bool) -> Outcome:
     loose = {"blanks", "list", "set"}
     if gold.name and given.name and gold.name != given.name:
         return DIFFERENT if re.fullmatch(r"[A-Z]", gold.name + given.name) else UNDECIDED
+    tuples = [group for group in (gold, given) if group.kind == "brackets"]
+    if len(tuples) == 1 and tuples[0].marks != ("()",):
+        return DIFFERENT
     if {gold.kind, given.kind} <= loose or named:
         return SAME if named or not _joined_otherwise(gold, given) else DIFFERENT
     if gold.kind != given.kind:
-        tuple_ = next((group for group in (gold, given) if group.kind == "brackets"), None)
-        if tuple_ is None:
-            return UNDECIDED
-        if len(tuple_.items) == 2:
-            return DIFFERENT if tuple_.marks != ("()",) else UNDECIDED
-        return SAME
+        return SAME if tuples and len(tuples[0].items) > 2 else UNDECIDED
     if gold.kind != "brackets" or gold.marks == given.marks:
         return SAME
     return DIFFERENT if len(gold.items) == 2 else SAME

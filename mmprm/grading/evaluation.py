@@ -150,7 +150,7 @@ def _multiply(context: Any, a: Value, b: Value) -> Value:
 
 
 def _divide(context: Any, a: Value, b: Value) -> Value:
-    if not b or not _exact(b) and context.isinf(b):
+    if not b or (not _exact(b) and context.isinf(b)):
         raise ZeroDivisionError
     return a / b if _exact(a, b) else _number(context, a) / _number(context, b)
 
@@ -187,7 +187,7 @@ def _root(context: Any, radicand: Value, degree: Value) -> Value:
     odd = _exact(degree) and degree.denominator == 1 and degree.numerator % 2 == 1
     if odd and context.im(_number(context, radicand)) == 0 and radicand < 0:
         return -_power(context, -radicand, 1 / degree)
-    return _power(context, radicand, 1 / degree if _exact(degree) else 1 / degree)
+    return _power(context, radicand, 1 / degree)
 
 
 def _factorial(context: Any, value: Value) -> Value:
@@ -342,7 +342,7 @@ def _has_imaginary(node: Node) -> bool:
 
 
 def sample_points(names: list[str]) -> list[dict[str, Fraction]]:
-    """Return rational values without a pattern: four points with positive values, and three with signs of both kinds."""
+    """Return rational values without a pattern: four points with positive values, three with both signs."""
     points = []
     for i in range(7):
         values = {}

@@ -39,18 +39,18 @@ _TOKEN = re.compile(
     re.VERBOSE,
 )
 _FUNCTIONS = {
-    *(
-        "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh ln lg exp sqrt abs floor ceil gcd lcm max min".split()
-    )
+    *("sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"),
+    *("ln", "lg", "exp", "sqrt", "abs", "floor", "ceil", "gcd", "lcm", "max", "min"),
 }
 _OTHER_NAMES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "arctg": "arctan", "tg": "tan", "ctg": "cot"}
 _INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
 _WORDS = sorted({*_FUNCTIONS, *_OTHER_NAMES, "log", "pi", "infinity", "inf"}, key=len, reverse=True)
 _WORD_SPLIT = re.compile("|".join(_WORDS) + "|.")
-_GREEK = set(
-    "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau upsilon "
-    "phi varphi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega hbar ell".split()
-)
+_GREEK = {
+    *("alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta", "iota", "kappa"),
+    *("lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi", "chi", "psi", "omega", "hbar"),
+    *("Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega", "ell"),
+}
 _PLAIN_ACCENTS = {"vec", "overrightarrow", "hat", "widehat", "mathbf", "boldsymbol", "bm", "mathit", "mathrm", "text"}
 _OWN_ACCENTS = {"bar", "tilde", "dot", "overline", "mathcal", "mathbb", "underline"}
 _OPEN = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
@@ -248,7 +248,7 @@ class _Parser:
 
     def atom(self) -> Node:
         token = self.take()
-        if token[0].isdigit() or token[0] == "." and len(token) > 1:
+        if token[0].isdigit() or (token[0] == "." and len(token) > 1):
             return self.number(token)
         if token[0] == "#":
             return _number(token[1:])

@@ -18,7 +18,6 @@ MAX_LINE = 300
 """A longer line is no answer by itself."""
 
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
-_OPEN_THOUGHT = re.compile(r"<think>(?:(?!<think>).)*\Z", re.DOTALL | re.IGNORECASE)
 _BEGIN, _END = re.compile(r"<answer>", re.IGNORECASE), re.compile(r"</answer>", re.IGNORECASE)
 _BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
 _WORD = re.compile(r"(?<!\\)\b(?!(?:and|or)\b)[^\W\d_]{2,}")
@@ -30,7 +29,8 @@ _NOUN = r"(?:answer|solution|option|choice|result)s?"
 _ANNOUNCEMENTS = re.compile(
     rf"""(?:
     \#\#\#\#(?!\#)\s*
-    |\b(?:the|my|our)?\s*(?:final|correct|right|best)?\s*{_NOUN}\**\s*(?:(?:is|are|would\ be|must\ be)\s*(?:therefore|thus|option|choice)?\b\**\s*[::]?|[::])
+    |\b(?:the|my|our)?\s*(?:final|correct|right|best)?\s*{_NOUN}\**\s*
+        (?:(?:is|are|would\ be|must\ be)\s*(?:therefore|thus|option|choice)?\b\**\s*[::]?|[::])
     |\#+\s*(?:the\s+)?(?:final\s+)?answer\b[ ]*(?=\n)
     |(?:最终)?答案\s*(?:是|为|应为|选)?\s*[::]?
     |(?:故|应|因此|所以)?选\s*(?:择|项)?\s*[::]?\s*(?=[\s(\($]*[A-J])
@@ -64,10 +64,11 @@ def open_gold(gold: str) -> str:
 def without_thoughts(text: str) -> str:
     """Drop `<think>…</think>`, also where the prompt opened it, and a thought that never ends in an answer."""
     text = _THOUGHT.sub("", text)
-    head, closed, tail = text.rpartition("</think>")
+    _, closed, tail = text.rpartition("</think>")
     text = tail if closed else text
-    if "<think>" in text.lower() and not re.search(r"</answer>\s*\Z", text, re.IGNORECASE):
-        text = _OPEN_THOUGHT.sub("", text)
+    begin = text.lower().find("<think>")
+    if begin >= 0 and not text.rstrip().lower().endswith("</answer>"):
+        return text[:begin]
     return text
 
 

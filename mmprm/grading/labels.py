@@ -21,9 +21,12 @@ LABEL_SETS = [
         "positive, negative, zero",
         "acute, right, obtuse, straight, reflex",
         "equilateral, isosceles, scalene",
-        "rhombus|菱形, square|正方形, rectangle|矩形|长方形, parallelogram|平行四边形, trapezoid|trapezium|梯形, kite, triangle|三角形, "
-        "circle|圆, pentagon, hexagon, octagon, ellipse|oval, parabola, hyperbola, cube, sphere, cone, cylinder, prism, pyramid",
-        "equal|same|the same|equal to|=|相等, unequal|different|not equal|\\neq|不相等, greater|larger|more|greater than|more than|bigger|>|大于, "
+        "rhombus|菱形, square|正方形, rectangle|矩形|长方形, "
+        "parallelogram|平行四边形, trapezoid|trapezium|梯形, kite, triangle|三角形, "
+        "circle|圆, pentagon, hexagon, octagon, ellipse|oval, "
+        "parabola, hyperbola, cube, sphere, cone, cylinder, prism, pyramid",
+        "equal|same|the same|equal to|=|相等, unequal|different|not equal|\\neq|不相等, "
+        "greater|larger|more|greater than|more than|bigger|>|大于, "
         "less|smaller|fewer|less than|smaller than|fewer than|<|小于",
         "parallel|平行, perpendicular|垂直, intersecting|相交, skew",
         "north|北, south|南, east|东, west|西, northeast|东北, northwest|西北, southeast|东南, southwest|西南",
@@ -37,7 +40,8 @@ LABEL_SETS = [
         "inside, outside, on",
         "maximum|max, minimum|min",
         "solid, liquid, gas",
-        "red, blue, green, yellow, orange, purple|violet, black, white, brown, gray|grey, pink, cyan, magenta, gold, silver",
+        "red, blue, green, yellow, orange, purple|violet, black, white, brown, "
+        "gray|grey, pink, cyan, magenta, gold, silver",
         "monday, tuesday, wednesday, thursday, friday, saturday, sunday",
         "january, february, march, april, may, june, july, august, september, october, november, december",
         "spring, summer, autumn|fall, winter",
@@ -53,7 +57,8 @@ _NEGATORS = ("not", "isn't", "aren't", "non", "no", "never", "不", "neither", "
 _LEAD = re.compile(r"(?:final )?answers?\s*(?:is|:)?\s*")
 _REFUSALS = re.compile(
     r"(?:i )?(?:cannot|can't|can not|don't|do not|could not|unable|not sure|unsure|unknown|unclear|undetermined|nothing"
-    r"|not enough|insufficient|because|let's|let us|maybe|none\b|(?:i have )?no idea|all of|neither\b|both\b|any of|impossible to|it depends|n/a\b|hmm)",
+    r"|not enough|insufficient|because|let's|let us|maybe|none\b|(?:i have )?no idea"
+    r"|all of|neither\b|both\b|any of|impossible to|it depends|n/a\b|hmm)",
     re.IGNORECASE,
 )
 
@@ -134,13 +139,15 @@ def _compare_in(labels: Sequence[Sequence[str]], gold: str, answer: str, closed:
     named = {i for i, synonyms in enumerate(labels) for label in synonyms if _mentions(answer, label)}
     denied = {i for i in named if any(_denied(label, answer) for label in labels[i])}
     if named == {wanted} and not denied:
+        if re.search(r"\d|[%=+(]", answer):
+            return UNDECIDED
         binary = len(labels) == 2
         if binary and re.match(rf"(?:{'|'.join(map(re.escape, labels[wanted]))})\b", answer):
             return SAME
         return SAME if not binary or len(answer.split()) <= 8 else UNDECIDED
     if wanted in denied or (named and wanted not in named) or (wanted in named and len(named) > 1):
         return DIFFERENT
-    if is_refusal(answer) or closed or len(labels) == 2 and len(answer.split()) <= 3:
+    if is_refusal(answer) or closed or (len(labels) == 2 and len(answer.split()) <= 3):
         return DIFFERENT
     flipped = {f"{prefix}{gold}" for prefix in ("un", "in", "im", "ir", "non-", "non")}
     return DIFFERENT if answer in flipped or not _WORD.search(answer) else UNDECIDED

@@ -10,7 +10,7 @@ from mmprm.grading.evaluation import UndefinedError
 from mmprm.grading.expressions import Node, UnreadableError, parse, uses
 from mmprm.grading.expressions import symbols as free_symbols
 from mmprm.grading.labels import compare_labels, compare_words
-from mmprm.grading.numbers import is_decimal, is_rounding, number, rounds_to, worded_number
+from mmprm.grading.numbers import is_decimal, is_rounding, looks_exact, number, rounds_to, worded_number
 from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome, SymbolTest
 from mmprm.grading.reading import Leaf
 from mmprm.grading.text import key
@@ -73,10 +73,8 @@ def _same_words(gold: Leaf, given: Leaf) -> Outcome:
 
 
 def _mentions(prose: str, value: str) -> bool:
-    return (
-        len(value) > 1
-        and bool(re.search(rf"(?<![\w.]){re.escape(value)}(?![\w]|\.\d)", prose))
-        or (value.isdigit() and bool(re.search(rf"(?<![\w.]){value}(?![\w]|\.\d)", prose)))
+    return (len(value) > 1 and bool(re.search(rf"(?<![\w.]){re.escape(value)}(?![\w]|\.\d)", prose))) or (
+        value.isdigit() and bool(re.search(rf"(?<![\w.]){value}(?![\w]|\.\d)", prose))
     )
 
 
@@ -92,7 +90,7 @@ def _same_base(gold: str, given: str) -> Outcome | None:
         SAME
         if one is not None and based[0] == plain.strip("()")
         else DIFFERENT
-        if one is None and number(plain) is not None or based[0] != plain
+        if (one is None and number(plain) is not None) or based[0] != plain
         else UNDECIDED
     )
 
@@ -124,7 +122,7 @@ def _same_quantity(gold: Leaf, given: Leaf, symbols: SymbolTest) -> Outcome:
     if one.dimension == other.dimension:
         if one.size == other.size:
             return same_expression(gold.text, given.text, symbols)
-        return same_expression(gold.text, _times(given.text, other.size / one.size), symbols)
+        return same_expression(_times(gold.text, Fraction(1)), _times(given.text, other.size / one.size), symbols)
     if one.known and other.known:
         return _same_angle(gold, given, symbols)
     return DIFFERENT if same_expression(gold.text, given.text, symbols) is DIFFERENT else UNDECIDED
@@ -186,7 +184,7 @@ def _same_share(gold: Fraction, given: Fraction, gold_percent: bool) -> Outcome:
 
 def _is_same_rounded(gold: str, gold_value: Fraction, given: str, given_value: Fraction) -> bool:
     if is_decimal(gold):
-        return is_rounding(gold, given_value)
+        return is_rounding(gold, given_value) and (is_decimal(given) or not looks_exact(gold))
     return rounds_to(gold_value, given)
 
 

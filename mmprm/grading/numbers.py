@@ -21,10 +21,10 @@ _FRACTION = re.compile(r"([+-]?)\s*(?:\\frac\{\s*([+-]?\d+)\s*\}\{\s*([+-]?\d+)\
 _MIXED = re.compile(r"([+-]?)\s*(\d+)\s*\\frac\{\s*(\d+)\s*\}\{\s*(\d+)\s*\}|([+-]?)(\d+)\s+(\d+)\s*/\s*(\d+)")
 
 _ONES = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen"
-).split()
-_TENS = "twenty thirty forty fifty sixty seventy eighty ninety".split()
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
+)
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _PARTS = {
     "half": 2, "halves": 2, "third": 3, "quarter": 4, "fourth": 4, "fifth": 5, "sixth": 6, "seventh": 7, "eighth": 8,
     "ninth": 9, "tenth": 10,
@@ -76,7 +76,7 @@ def _mixed(sign: str, whole: str, top: str, bottom: str) -> Fraction | None:
 def worded_number(text: str) -> Fraction | None:
     """Return the value of a number in English words: zero, twenty-one, half, three quarters, one and a half."""
     text = text.strip().lower()
-    if not _WORD_NUMBER.fullmatch(text):
+    if text.startswith("-") or not _WORD_NUMBER.fullmatch(text):
         return None
     words = [word for word in re.split(r"[\s-]+", text) if word]
     if not words:
@@ -139,16 +139,23 @@ def rounds_to(exact: Fraction, written: str) -> bool:
 def is_rounding(written: str, exact: Fraction) -> bool:
     """Return whether a decimal gold as `written`, of at least two digits, is `exact` rounded to its places.
 
-    A gold that looks exact, such as 8.5 or 0.25, is only continued by further digits (8.54), never rounded up to (8.46).
+    A gold that looks exact, such as 8.5, is only continued by further digits (8.54), never rounded up to (8.46). One
+    without decimal places, such as 1.2e5, needs three digits.
     """
     places, value = _places(written), number(written.strip())
     digits = re.sub(r"\D", "", re.split(r"[eE\\*x]", written.strip())[0]).lstrip("0")
-    if places is None or value is None or len(digits) < 2:
+    if places is None or value is None or len(digits) < (2 if places > 0 else 3):
         return False
     error = (abs(exact) - abs(value)) * Fraction(10) ** places
     if exact * value <= 0 or abs(error) > Fraction(1, 2):
         return False
-    return error >= 0 or (value * 4).denominator != 1
+    return not looks_exact(written) or 0 <= error < Fraction(1, 2)
+
+
+def looks_exact(written: str) -> bool:
+    """Return whether a decimal is a whole number of quarters, which is hardly ever a rounded one."""
+    value = number(written.strip())
+    return value is not None and (value * 4).denominator == 1
 
 
 def _places(text: str) -> int | None:

@@ -9,7 +9,8 @@ from mmprm.grading.units import DEGREE, NO_UNIT, Unit, read_unit
 
 _CURRENCY = re.compile(r"([-+]?)\s*([¤¥€£₹])\s*(.+)")
 _HEAD = re.compile(
-    r"[-+]?\s*(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\s*\\frac\{\d+\}\{\d+\}|\\frac\{-?\d+\}\{-?\d+\}|\d+(?: \d{3})+(?!\d)|\d+\s*/\s*\d+"
+    r"[-+]?\s*(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\s*\\frac\{\d+\}\{\d+\}|\\frac\{-?\d+\}\{-?\d+\}"
+    r"|\d+(?: \d{3})+(?!\d)|\d+\s*/\s*\d+"
     r"|(?:\d+(?:\.\d*)?|\.\d+)(?:\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*(?:\{[^{}]*\}|\d))?|\{\d+\})"
 )
 _COMPOUND = re.compile(
@@ -18,7 +19,9 @@ _COMPOUND = re.compile(
 _COMPOUND_PART = re.compile(r"(\d+(?:\.\d+)?)\s*(\\text\{\s*[a-zA-Z]+\s*\}|(?!and\b)[a-zA-Z]+|[\u4e00-\u9fff]+)")
 _BRACKETED = re.compile(r"(?P<body>.*[\d}])\s*\(\s*(?P<unit>\\text\{[^{}]+\}[^()]*|[^()\d]+\d?)\)")
 _TAIL = re.compile(
-    r"(?P<body>.*?[\d})a-z])\s*(?<![a-zA-Z\\])(?P<unit>(?:square |cubic |平方|立方)?[a-zA-ZμΩ\u4e00-\u9fff°]{2,}(?:[/^{}\d\s.-]|\\cdot|[a-zA-Z\u4e00-\u9fff])*)"
+    r"(?P<body>.*?[\d})a-z])\s*(?<![a-zA-Z\\])"
+    r"(?P<unit>(?:square |cubic |平方|立方)?[a-zA-ZμΩ\u4e00-\u9fff°]{2,}"
+    r"(?:[/^{}\d\s.-]|\\cdot|[a-zA-Z\u4e00-\u9fff])*)"
 )
 _FUNCTION = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 _ANGLE = re.compile(r"[+=<>]|(?<=[\w°}])\s*-")

@@ -28,8 +28,8 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """blanks: several answers in order; list, set: in any order, a list with `marks` ("or",) or ("and",) where words say
-    so; brackets: a tuple or interval, `marks` its two brackets and `name` what stood before them; union: intervals;
+    """blanks: several answers in order; list, set: in any order, a list with `marks` ("or",) or ("and",) where words
+    say so; brackets: a tuple or interval, `marks` its two brackets and `name` what stood before them; union: intervals;
     ratio: a:b:c; relation: `marks` are the operators between; matrix: rows, which are lists; cases: pieces, each an
     expression and its condition; builder: the condition of {x | condition}."""
 
@@ -48,7 +48,10 @@ _SHORT_SERIAL = re.compile(r"([1-9])\.([1-9])\.")
 _NUMBERS = re.compile(r"-?\d[\d.]*(?: -?\d[\d.]*)+")
 _PART_MARK = re.compile(r"(?:^|(?<=[\s;,\n}\d)a-z]))\(([1-9])\)\s*(?=\S)")
 _THOUSANDS = re.compile(r"[^,]*?[-+¤ ]?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d,]).*")
-_OR = r"\\text\{\s*(?:or|and)\s*\}|(?<![\\\w])(?:or|and|AND|OR)\b|\\(?:lor|land|vee|wedge)(?![a-zA-Z])(?=.*[<>=])|[和或及与]|&(?!\w+;)"
+_OR = (
+    r"\\text\{\s*(?:or|and)\s*\}|(?<![\\\w])(?:or|and|AND|OR)\b|\\(?:lor|land|vee|wedge)(?![a-zA-Z])(?=.*[<>=])"
+    r"|[和或及与]|&(?!\w+;)"
+)
 _LIST_SEPARATOR = re.compile(rf"(?:\s*,\s*)?(?:{_OR})\s*|\s*,\s*")
 _SEMICOLON = re.compile(r"\s*;\s*")
 _UNION = re.compile(r"\s*(?:\\cup(?![a-zA-Z])|(?<=[)\]])\s*U(?=\s*[(\[]))\s*")
@@ -185,7 +188,9 @@ def _read_item(text: str, depth: int = 0) -> Answer:
         return environment
     for kind, separator in (("relation", _RELATION), ("union", _UNION), ("ratio", _RATIO)):
         parts, marks = split(text, separator)
-        if len(parts) < 2 or not all(parts[1:]) or is_prose(_without_units(text)) and not _is_named_value(parts, marks):
+        if len(parts) < 2 or not all(parts[1:]):
+            continue
+        if is_prose(_without_units(text)) and not _is_named_value(parts, marks):
             continue
         if parts[0] or kind == "relation":
             return Group(

@@ -9,14 +9,15 @@ from fractions import Fraction
 
 from mmprm.grading.evaluation import UndefinedError, evaluate
 from mmprm.grading.expressions import UnreadableError, parse
-from mmprm.grading.outcome import DIFFERENT, UNDECIDED, Outcome, all_of
+from mmprm.grading.outcome import DIFFERENT, Outcome, all_of
 from mmprm.grading.reading import Answer, Group, Leaf
 
 _REALS = re.compile(
     r"\\mathbb\s*\{?R\}?|R|\\R|(?:the set of )?(?:all )?real numbers?|all reals|全体实数|任意实数", re.IGNORECASE
 )
 _EMPTY = re.compile(
-    r"\\emptyset|\\\{\s*\\\}|(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?|values?)|(?:the )?empty set|none|无解|空集|不存在"
+    r"\\emptyset|\\\{\s*\\\}|(?:there (?:is|are) )?no (?:real )?(?:solutions?|roots?|values?)"
+    r"|(?:the )?empty set|none|无解|空集|不存在"
     r"|does not exist|dne",
     re.IGNORECASE,
 )
@@ -120,6 +121,8 @@ def _interval(group: Group) -> RealSet | None:
         return None
     low, high = (item.text for item in group.items)
     opening, closing = group.marks[0][0], group.marks[0][-1]
+    if re.fullmatch(r"\+?\s*\\infty", low) or re.fullmatch(r"-\s*\\infty", high):
+        return None
     low_end, high_end = (None if _INFINITY.fullmatch(end) else end for end in (low, high))
     if low_end is not None and high_end is not None:
         sizes = _size(low_end), _size(high_end)
@@ -164,7 +167,9 @@ def _joined(group: Group) -> RealSet | None:
 
 def _builder(group: Group) -> RealSet | None:
     found = real_set(group.items[0])
-    return found if found is None or found.name else replace(found, name=group.name)
+    if found is None or found.name not in ("", group.name):
+        return None
+    return replace(found, name=group.name)
 
 
 def _relation(group: Group) -> RealSet | None:
@@ -173,7 +178,7 @@ def _relation(group: Group) -> RealSet | None:
         found = real_set(items[1])
         return replace(found, name=items[0].text) if found is not None and isinstance(items[0], Leaf) else None
     if not all(
-        isinstance(item, Leaf) and not item.prose and not item.unit.known or isinstance(item, Leaf) for item in items
+        (isinstance(item, Leaf) and not item.prose and not item.unit.known) or isinstance(item, Leaf) for item in items
     ):
         return None
     texts = [item.text for item in items]

@@ -1,4 +1,4 @@
-"""The grader: text, structure and arithmetic here; what these cannot read in worker processes, killed when they hang."""
+"""The grader: text, structure and evaluation here, the rest in worker processes, which are killed when they hang."""
 
 from __future__ import annotations
 

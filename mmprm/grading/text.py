@@ -16,7 +16,8 @@ _NO_WORDS = re.compile(
     r"|det)\b"
 )
 _WORDS = re.compile(
-    r"(?!\b[A-Z]+\b)\b[^\W\d_]{4,}|\b[^\W\d_]+[a-z] [a-z]{2,}|\b(?:is|are|was|were)\b|[\u2234\u2235\u3040-\u9fff\uac00-\ud7af]"
+    r"(?!\b[A-Z]+\b)\b[^\W\d_]{4,}|\b[^\W\d_]+[a-z] [a-z]{2,}|\b(?:is|are|was|were)\b"
+    r"|[\u2234\u2235\u3040-\u9fff\uac00-\ud7af]"
 )
 
 

@@ -23,7 +23,8 @@ _REMARKS = [
     for pattern in (
         r"\s*\((?:[^()]|\([^()]*\))*(?:(?<![\\a-zA-Z])[a-zA-Z]{4,}|\\in(?![a-zA-Z])|[<>=]|\\[lg]eq|\\neq)(?:[^()]|\([^()]*\))*\)",
         r"[,;]?\s*\b(?:because|since|rejecting|due to|as required|as desired|altogether|in (?:total|all))\b.*",
-        r"[,;]?\s*\b(?:for (?:all|any|some|every|each)|for|where|when|if|with|provided|given that)\s+(?=\W*[a-zA-Z]?\b.*).*",
+        r"[,;]?\s*\b(?:for (?:all|any|some|every|each)|for|where|when|if"
+        r"|with|provided|given that)\s+(?=\W*[a-zA-Z]?\b.*).*",
         r"[,;]\s*(?:so|as|which|and)\s+[a-z].*",
         r"\s*(?:,\s*|\s)[a-zA-Z]\s*\\in\s*(?:\\mathbb\s*\{?[A-Z]\}?|[NZRQ])[\^*+_]*\S*",
     )
@@ -45,13 +46,14 @@ _ALTERNATIVE = re.compile(
     r"(?P<one>.+?)\s*\(\s*(?:or|或)\s*(?:fill in|equivalently|as)?:?\s*(?P<other>.+)\)\s*", re.DOTALL
 )
 _FREE_CHOICE = re.compile(
-    r"\s*\((?:choose one|any one|one is enough|answers? (?:may )?var\w*|(?:the )?answer (?:is )?not unique|not unique)[^()]*\)\s*",
+    r"\s*\((?:choose one|any one|one is enough|answers? (?:may )?var\w*"
+    r"|(?:the )?answer (?:is )?not unique|not unique)[^()]*\)\s*",
     re.IGNORECASE,
 )
 
 
 def core(text: str) -> tuple[str, str]:
-    """Return a cleaned answer without leading phrases and remarks, and the condition that a remark states ("" if none)."""
+    """Return a cleaned answer without leading phrases and remarks, and the remark ("" if none)."""
     text = _TEXT.sub(
         lambda match: f" {match[1]} " if re.search(r"[a-zA-Z]{3,}|[\u3040-\u9fff]", match[1]) else match[0], text
     )

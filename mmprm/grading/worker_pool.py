@@ -93,7 +93,7 @@ class _GoneError(DiedError):
 class _Worker:
     def __init__(self, seconds: float, memory_bytes: int) -> None:
         self._seconds, self._memory_bytes = seconds, memory_bytes
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "mmprm.grading.worker", str(seconds), str(memory_bytes)],
             stdin=subprocess.PIPE,
@@ -106,10 +106,11 @@ class _Worker:
         line = self._read(START_SECONDS)
         if line and json.loads(line) == READY:
             return
+        said = self._last_words()
         self.kill()
         raise GradingError(
             f"a grading worker cannot start (exit code {self.process.returncode}, memory_gib="
-            f"{self._memory_bytes / 2**30:g}): {self._last_words()}; it needs about 1 GiB of address space: raise "
+            f"{self._memory_bytes / 2**30:g}): {said}; it needs about 1 GiB of address space: raise "
             "grader.memory_gib, or mend the installation that the message names"
         )
 
@@ -138,7 +139,7 @@ class _Worker:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
-        for stream in (self.process.stdin, self.process.stdout):
+        for stream in (self.process.stdin, self.process.stdout, self._errors):
             with suppress(OSError):
                 stream.close()
 
