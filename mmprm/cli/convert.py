@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mmprm.errors import CheckpointError
 from mmprm.prm.info import INFO_FILE
 from mmprm.weights import model_errors
 
@@ -35,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if not Path(arguments.source).exists():
+        raise CheckpointError(f"{arguments.source}: no such folder; checkpoints are in RUN/checkpoints")
     if arguments.format == "native":
         from mmprm.training.checkpoints import is_checkpoint
 
