@@ -30,7 +30,7 @@ from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import scorer_info
 from mmprm.scoring.queue import Answer
 from mmprm.steps import Markup, Split, plain, split
-from mmprm.types import Problem, Solution
+from mmprm.types import Problem, Solution, Steps
 from policy_rl.graded import StepRewards
 from policy_rl.types import Response
 
@@ -109,7 +109,7 @@ class ProcessReward:
         found = plain_steps(response.text, self._markup, self._prefill)
         if not found.steps:
             return found, ()
-        verbatim = split(self._prefill + response.text, self._markup).steps
+        verbatim = written_steps(split(self._prefill + response.text, self._markup).steps, len(self._prefill))
         begins_T = token_begins(response.token_ids, response.text, self._decode)
         step_of_token = step_of_tokens(verbatim, [len(self._prefill) + begin for begin in begins_T])
         if set(step_of_token) != set(range(len(verbatim))):
@@ -143,10 +143,17 @@ class ProcessReward:
 
 
 def plain_steps(text: str, markup: Markup, prefill: str = "") -> Split:
-    """The steps of a response as the PRM reads them, or why it has none: the reasons of `split`, or "empty step"."""
+    """Return the steps of a response as the PRM reads them, or why it has none: a reason of `split`, "empty step"."""
     found = split(prefill + text, markup)
-    steps = tuple(plain(step, markup) for step in found.steps)
+    steps = tuple(plain(step, markup) for step in written_steps(found.steps, len(prefill)))
     return Split(steps, found.reason) if all(steps) else Split((), "empty step")
+
+
+def written_steps(steps: Steps, given: int) -> Steps:
+    """Join steps that end within the first `given` characters, which the prompt wrote, to the one after them: they have
+    no token to reward."""
+    count = sum(end <= given for end in accumulate(map(len, steps)))
+    return ("".join(steps[: count + 1]), *steps[count + 1 :]) if count < len(steps) else steps
 
 
 def step_of_tokens(steps: Sequence[str], begins_T: Sequence[int]) -> tuple[int, ...]:

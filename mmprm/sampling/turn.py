@@ -25,8 +25,8 @@ class TurnBeginning:
         if request.prefix and PRESETS[self.prompt.preset].continuation is not None:
             return request, self.opening  # the user turn shows the prefix, and the assistant's begins anew
         begins = self.opening + assistant_beginning(self.prompt, "")
-        if not request.prefix:
-            return request, begins
+        if begins.startswith(request.prefix):  # a step may end within it, as after a blank line
+            return replace(request, prefix="", prefix_ids=None), begins[len(request.prefix) :]
         return replace(request, prefix=request.prefix.removeprefix(begins)), ""
 
 

@@ -186,3 +186,9 @@ def test_completions_hold_the_beginning_of_the_turn_and_prefixes_give_it_back() 
     shown = TurnBeginning("<step>", PromptConfig(preset="previous_steps"))
     assert shown.own(SampleRequest(problem(), "<step>a</step>", 1, 0))[0].prefix == "<step>a</step>"
     assert shown.own(SampleRequest(problem(), "<step>a</step>", 1, 0))[1] == "<step>"
+
+
+def test_a_prefix_that_ends_within_the_beginning_is_continued_from_its_end() -> None:
+    turn = TurnBeginning("<think>\n\n</think>\n\n", PromptConfig(preset="plain"))
+    own, given = turn.own(SampleRequest(problem(), "<think>\n\n", 1, 0, prefix_ids=()))
+    assert (own.prefix, own.prefix_ids, given) == ("", None, "</think>\n\n")

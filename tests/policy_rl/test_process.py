@@ -176,6 +176,20 @@ class TestTokens:
         with pytest.raises(TrainingError, match="do not add up to its text 'ab'"):
             token_begins([0, 1], "ab", lambda ids: "x" * len(ids))
 
+    def test_steps_of_the_prefill_alone_belong_to_the_first_one_that_is_written(self) -> None:
+        tokenizer, scorer = byte_level(), Scripted()
+
+        async def run() -> list[StepRewards | None]:
+            queue = ScoreQueue(scorer)
+            process = ProcessReward(tokenizer, "blank_lines", "<think>\n\n</think>\n\n", queue)
+            found = await process.score(PROBLEM, [drawn(tokenizer, "ab\n\ncd", end=False)])
+            queue.close()
+            return found
+
+        (rewards,) = asyncio.run(run())
+        assert rewards.step_of_token == (0,) * 4 + (1,) * 2
+        assert scorer.seen[0].steps == ("<think>\n\n</think>\n\nab", "cd")
+
     def test_prefill_belongs_to_the_first_step(self) -> None:
         tokenizer, scorer = byte_level(), Scripted()
 
