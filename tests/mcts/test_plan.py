@@ -72,7 +72,8 @@ def test_a_pilot_without_time_gives_no_hours() -> None:
 def pilot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two problems; in each one state below the root, and a prefix b that all the root's right rollouts run through."""
     now = SimpleNamespace(seconds=0.0)
-    monkeypatch.setattr("mmprm.store.time", SimpleNamespace(time=lambda: now.seconds))
+    clock = SimpleNamespace(time=lambda: now.seconds, monotonic=lambda: now.seconds)
+    monkeypatch.setattr("mmprm.store.time", clock)
     rule = StoppingRule(rollouts=4, shared=3).model_dump()
     store = Store.create_or_open(tmp_path / "trees.sqlite", {"search": rule, "markup": "blank_lines"})
     store.add_problems([Problem(name, "?", "1") for name in "pq"])
