@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from mmprm.data.cells import cut
 from mmprm.errors import DataError
@@ -96,7 +96,7 @@ def _opened(picture: Picture, max_pixels: int) -> Iterator[Image.Image]:
 
     name = picture.path or f"picture of {len(picture.data or b'')} bytes"
     try:
-        with _stream(picture) as stream, Image.open(stream, formats=_FORMATS) as image:
+        with _stream(picture) as stream, Image.open(_FewReads(stream, name), formats=_FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise DataError(f"{name}: {image.width}×{image.height} pixels, at most {max_pixels:,}; scale it down")
             if max(image.size) > MOST_ASPECT * min(image.size):
@@ -197,6 +197,25 @@ def write_picture(picture: Picture, folder: Path) -> str:
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(data)
     return str(target.relative_to(folder))
+
+
+class _FewReads:
+    """A stream that may be read as many times as an image of its size can need: a file of a million tiny chunks, frames
+    or segments would hold the reader up for seconds."""
+
+    def __init__(self, stream: BinaryIO, name: str) -> None:
+        self._stream, self._name = stream, name
+        self._left = 20_000 + stream.seek(0, os.SEEK_END) // 100
+        stream.seek(0)
+
+    def read(self, *size: int) -> bytes:
+        self._left -= 1
+        if self._left < 0:
+            raise DataError(f"{self._name}: has too many parts to be read as a picture of its size; save it anew")
+        return self._stream.read(*size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 def _stream(picture: Picture) -> BinaryIO:

@@ -38,7 +38,7 @@ from mmprm.types import Problem, Solution, StepScores
 BATCH_SOLUTIONS = 256
 """Most solutions that are given to the model at once, so that a newcomer does not wait for all that came before."""
 PREPARING_THREADS = 2
-"""They read JSON and base64 and the headers of images, while the loop and the model go on."""
+"""They read JSON and texts while the loop and the model go on; as many others, which are slower, read images."""
 RETRY_AFTER = "1"
 
 PROBE = Solution(Problem("probe", "What is 1 + 1?", answer=""), ("1 + 1 = 2",))
@@ -71,7 +71,8 @@ class Service:
         self._facts, self._load, self._image_root = facts, load, image_root
         self._aggregate = aggregator(facts.aggregator)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
-        self._preparing = ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="requests")
+        self._texts = ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="texts")
+        self._images = ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="images")
         self._queue: ScoreQueue | None = None
         self._max_characters = limits.characters
         # The weights of solutions are shares of a batch; their sum allows for rounding.
@@ -112,7 +113,7 @@ class Service:
             redoc_url=None,
             lifespan=self._lifespan,
         )
-        app.router.route_class = bounded_route(lambda body: self.prepare(parse_json, body, self.limits.max_values))
+        app.router.route_class = bounded_route(self._parsed)
         app.add_api_route(
             "/v1/score", self.score, methods=["POST"], response_model=ScoreOut, responses=ERRORS, summary="One solution"
         )
@@ -133,8 +134,8 @@ class Service:
             app.add_exception_handler(kind, self._on_error)
         return app
 
-    async def prepare(self, work: Callable[..., T], *values: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._preparing, work, *values)
+    async def _parsed(self, body: bytes) -> Any:
+        return await _in_thread(self._texts, parse_json, body, self.limits.max_values)
 
     async def score(self, item: SolutionIn, request: Request) -> Response:
         (answer,) = await self._judged([item], ["request"], request)
@@ -184,7 +185,8 @@ class Service:
     async def _judge(self, values: Sequence[Any], places: Sequence[str], caller: str) -> list[dict[str, Any] | Refused]:
         """Figures of each solution, or why it has none."""
         assert self._queue is not None, "the gate has looked"
-        prepared = await self.prepare(self._prepared, values, places)
+        threads = self._images if any(map(_has_images, values)) else self._texts
+        prepared = await _in_thread(threads, self._prepared, values, places)
         ready = [item for item in prepared if not isinstance(item, Refused)]
         solutions, weights = [solution for solution, _ in ready], [weight for _, weight in ready]
         answers = iter(await self._queue.judge(solutions, weights, caller))
@@ -237,7 +239,8 @@ class Service:
         if scorer is not None:
             await loop.run_in_executor(self._thread, scorer.close)
         self._thread.shutdown()
-        self._preparing.shutdown()
+        self._texts.shutdown()
+        self._images.shutdown()
 
     async def _open(self) -> ClosableScorer | None:
         begun = time.perf_counter()
@@ -264,6 +267,15 @@ class Service:
             first = self.limits.batch_seconds * share / (time.perf_counter() - begun)
             self._pace.limit = min(first, self._pace.most)
         return scorer
+
+
+async def _in_thread(threads: ThreadPoolExecutor, work: Callable[..., T], *values: Any) -> T:
+    return await asyncio.get_running_loop().run_in_executor(threads, work, *values)
+
+
+def _has_images(value: Any) -> bool:
+    """Of a solution, and of what should become one."""
+    return bool(value.images if isinstance(value, SolutionIn) else isinstance(value, dict) and value.get("images"))
 
 
 def _characters(solution: Solution) -> int:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import io
 import json
+import struct
 import time
 import tracemalloc
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,14 +17,15 @@ import pytest
 from PIL import Image
 from served import StepScorer, ask, client, make_service, running, until
 
-from mmprm.errors import ConfigError
+from mmprm.errors import ConfigError, DataError
+from mmprm.problems import picture_size
 from mmprm.scoring.body import parse_json
 from mmprm.scoring.gate import Traffic
 from mmprm.scoring.limits import MIB, Limits
 from mmprm.scoring.queue import Pace
 from mmprm.scoring.refused import Refused
 from mmprm.scoring.turns import Turns
-from mmprm.types import Solution, StepScores
+from mmprm.types import Picture, Solution, StepScores
 
 VALUES = Limits().max_values
 
@@ -126,6 +129,27 @@ def test_what_is_no_image_is_told_without_addresses_of_objects(data: str) -> Non
     assert answer.status_code == 422
     assert answer.json()["error"]["type"] == "invalid_request"
     assert "0x" not in answer.text
+
+
+def many_chunks() -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0))
+    return head + chunk(b"tEXt", b"a\0b") * 200_000 + chunk(b"IDAT", zlib.compress(bytes(72))) + chunk(b"IEND", b"")
+
+
+def many_frames() -> bytes:
+    head = b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0x80, 0, 0) + bytes(6)
+    return head + (b"\x2c" + struct.pack("<HHHHB", 0, 0, 8, 8, 0) + b"\x02\x02\x8c\x05\x00") * 200_000 + b"\x3b"
+
+
+@pytest.mark.parametrize("make", [many_chunks, many_frames, lambda: b"\xff\xd8" + b"\xff\xfe\x00\x02" * 200_000])
+def test_an_image_of_countless_parts_is_not_read_to_its_end(make: Callable[[], bytes]) -> None:
+    begun = time.monotonic()
+    with pytest.raises(DataError, match="too many parts to be read as a picture of its size"):
+        picture_size(Picture(data=make()))
+    assert time.monotonic() - begun < 2
 
 
 class Reading(StepScorer):
