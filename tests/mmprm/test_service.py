@@ -24,6 +24,7 @@ import httpx
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from served import StepScorer, ask, client, make_service, running, until
 
 from mmprm.cli.serve import ServeConfig
@@ -550,8 +551,9 @@ def test_this_machine_needs_none() -> None:
 
 
 def test_the_key_comes_from_a_variable_or_a_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+    for name in ("config.json", "tokenizer.json"):
         (tmp_path / name).write_text("{}")
+    save_file({"weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     (tmp_path / "prm.json").write_text('{"format": "mm-prm", "aggregator": "min"}')
     prm = f"scorer.prm={tmp_path}"
     monkeypatch.setenv("MY_KEY", f" {KEY}\n")
