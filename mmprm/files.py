@@ -38,17 +38,23 @@ def whole_file(
 ) -> Iterator[IO[Any]]:
     """Yield a file that takes the place of `path` at the end of the block, or never.
 
-    Two processes that write the same path do not disturb each other: the last one that ends counts. OSError, also of
-    the block, becomes `error`, which names `path`.
+    Two processes that write the same path do not disturb each other: the last one that ends counts. A link stays a
+    link, and what is no regular file, such as /dev/stdout, is written to as it is. OSError, also of the block, becomes
+    `error`, which names `path`.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}-{os.getpid()}.tmp")
     encoding = None if "b" in mode else "utf-8"
     try:
+        if path.exists() and not (path.is_file() or path.is_dir()):
+            with path.open(mode, encoding=encoding) as file:
+                yield file
+            return
         path.parent.mkdir(parents=True, exist_ok=True)
         _sweep(path)
         with temporary.open(mode, encoding=encoding) as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # some network file systems have no locks
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -138,13 +144,15 @@ def locked(folder: Path, key: str) -> Iterator[None]:
         raise ConfigError(f"{key}={folder}: cannot be written ({error.strerror}); choose another folder") from error
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except (BlockingIOError, PermissionError) as error:
         holder = os.read(descriptor, 32).decode("ascii", "replace").strip()
         os.close(descriptor)
         raise ConfigError(
             f"{key}={folder}: another run (process {holder or 'unknown'}) is writing there; wait for it, stop it, or "
             "choose another folder"
         ) from error
+    except OSError as error:
+        print(f"{key}={folder}: cannot be locked ({error.strerror}); start no second run there", file=sys.stderr)
     try:
         with contextlib.suppress(OSError):  # only for the message above; the disk may be full
             os.ftruncate(descriptor, 0)

@@ -34,7 +34,7 @@ def remove(folder: Path) -> None:
 
 def stop_children() -> None:
     """Let the helper end the children of this process and all that these have started by then."""
-    for pid in _children(os.getpid()):
+    for pid in _children({os.getpid()}):
         _tell(f"process {pid} {_started(pid)}".encode())
 
 
@@ -58,27 +58,33 @@ def _end(owner: int) -> None:
         _tell(_DONE)
 
 
-def _children(pid: int) -> list[int]:
-    found = []
-    for file in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            found += map(int, file.read_text().split())
+def _children(pids: set[int]) -> set[int]:
+    found = set()
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal() and (fields := _stat(int(folder.name))) and int(fields[1]) in pids:
+            found.add(int(folder.name))
     return found
 
 
-def _descendants(pids: list[int]) -> list[int]:
-    found = list(pids)
-    for pid in found:  # grows as it goes
-        found += [child for child in _children(pid) if child not in found]
+def _descendants(pids: set[int]) -> set[int]:
+    found, latest = set(pids), set(pids)
+    while latest := _children(latest) - found:
+        found |= latest
     return found
+
+
+def _stat(pid: int) -> list[str]:
+    """Return the fields of /proc/PID/stat after the name, which may hold anything; none where there is no process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
+    except OSError:
+        return []
 
 
 def _started(pid: int) -> str:
-    """Start time of a process, which tells it from a later one with the same number; "" if there is none."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return ""
+    """Return the start time of a process, which tells it from a later one with the same number; "" for none."""
+    fields = _stat(pid)
+    return fields[19] if len(fields) > 19 else ""
 
 
 def _wait(parent: int) -> list[bytes]:
@@ -102,7 +108,7 @@ def _wait(parent: int) -> list[bytes]:
 def _clean(wishes: list[bytes]) -> None:
     folders = [wish.removeprefix(b"folder ") for wish in wishes if wish.startswith(b"folder ")]
     processes = [wish.split() for wish in wishes if wish.startswith(b"process ")]
-    known = [int(pid) for _, pid, *start in processes if start and _started(int(pid)) == start[0].decode()]
+    known = {int(pid) for _, pid, *start in processes if start and _started(int(pid)) == start[0].decode()}
     living = {pid: _started(pid) for pid in _descendants(known) if pid != os.getpid()}
     for number, seconds in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, 0.0)):
         end = time.monotonic() + seconds

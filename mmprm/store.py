@@ -458,6 +458,8 @@ def _lock(path: Path) -> int:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
+        if not isinstance(error, BlockingIOError | PermissionError):  # a file system without locks
+            raise
         raise StoreError(f"{path}: another campaign is writing this store; wait for it or stop it") from error
     return descriptor
 

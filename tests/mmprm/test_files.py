@@ -61,6 +61,34 @@ def test_what_a_killed_writer_left_goes_and_that_of_a_living_one_stays(tmp_path:
     assert [file.name for file in tmp_path.iterdir()] == ["a"]
 
 
+def test_links_and_devices_stay_what_they_are(tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "a")
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    for name in ("link", "pipe"):
+        with whole_file(tmp_path / name) as file:
+            file.write(name)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there" / "a").read_text() == "link"
+    assert os.read(reader, 10) == b"pipe"
+    os.close(reader)
+
+
+def test_a_file_system_without_locks_is_written_with_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def none(*_: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("mmprm.files.fcntl.flock", none)
+    monkeypatch.setattr("mmprm.files.fcntl.lockf", none)
+    with locked(tmp_path, "output"), whole_file(tmp_path / "a") as file:
+        file.write("x")
+    assert (tmp_path / "a").read_text() == "x"
+    assert "cannot be locked (Function not implemented); start no second run there" in capsys.readouterr().err
+
+
 def test_a_folder_takes_the_place_of_another_in_one_step(tmp_path: Path) -> None:
     path = tmp_path / "policy"
     for content in ("old", "new"):
