@@ -122,7 +122,7 @@ def load_template_owner(model: str) -> Any:
 def check_prm(prm: str) -> None:
     """Raise CheckpointError for a folder that lacks files of a process reward model; of a hub id nothing is known."""
     folder = Path(prm)
-    if not folder.is_dir():
+    if not prm or not folder.is_dir():
         return
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"{prm}: has no config.json; give the folder of a process reward model")

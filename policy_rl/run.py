@@ -17,7 +17,7 @@ from mmprm.files import locked
 from mmprm.grading.calibration import check_judge
 from mmprm.grading.golds import check_golds
 from mmprm.grading.open import open_grader
-from mmprm.preflight import check_policy, check_prm_reads, check_room
+from mmprm.preflight import check_policy, check_prm, check_prm_reads, check_room
 from mmprm.problems import content_id, load_problems
 from mmprm.rendering import turn_beginning
 from mmprm.scoring.open import scorer_info
@@ -53,6 +53,7 @@ def train_policy(config: RLConfig) -> Summary:
         check_room(config.output, "output", config.engine.model)
     if config.process is not None:
         scorer_info(config.process.scorer)
+        check_prm(config.process.scorer.prm)
         check_prm_reads(config.process.scorer.prm, problems)
     longest = max([config.sampling.max_tokens, *(phase.max_tokens for phase in config.schedule)])
     sampling = config.sampling.model_copy(update={"max_tokens": longest})

@@ -36,7 +36,7 @@ from mmprm.evaluation.aggregators import choose_aggregator, described, with_choi
 from mmprm.files import locked
 from mmprm.grading.calibration import check_judge
 from mmprm.grading.golds import check_golds
-from mmprm.preflight import check_output, check_prm_reads
+from mmprm.preflight import check_output, check_prm, check_prm_reads
 from mmprm.prm.info import PrmInfo, write_info
 from mmprm.problems import content_id, load_problems
 from mmprm.report.tables import cell, selector_table
@@ -88,6 +88,7 @@ def _run(config: RerankConfig, choosing: bool) -> None:
     aggregator = "" if choosing else settled(config.aggregator, info)
     check_judge(config.grader.judge)
     check_output(config.output, "output")
+    check_prm(config.scorer.prm)
     folder = Path(config.output)
     problems = load_problems(config.problems)
     check_prm_reads(config.scorer.prm, problems)

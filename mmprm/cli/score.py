@@ -35,7 +35,7 @@ from mmprm.data.columns import Columns, read_cell
 from mmprm.data.images import unreadable_images
 from mmprm.errors import DataError
 from mmprm.evaluation.aggregators import described
-from mmprm.preflight import check_output
+from mmprm.preflight import check_output, check_prm
 from mmprm.problems import ProblemReader
 from mmprm.scoring.aggregate import Aggregator, aggregator
 from mmprm.scoring.config import ScorerConfig
@@ -98,6 +98,7 @@ def _check(arguments: argparse.Namespace, config: ScoreConfig) -> None:
     """Read the whole file once: what is wrong in its last line must not cost the scores of all others."""
     if arguments.out is not None:
         check_output(arguments.out, "--out", file=True)
+    check_prm(config.scorer.prm)
     reader = ProblemReader(config.columns, Path(config.images_root or arguments.file.parent).absolute())
     for place, row in read_rows(arguments.file):
         read_line(row, place, reader, config)

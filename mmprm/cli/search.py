@@ -34,7 +34,7 @@ from mmprm.evaluation.aggregators import described
 from mmprm.grading.calibration import check_judge
 from mmprm.grading.golds import check_golds
 from mmprm.metrics import Interval
-from mmprm.preflight import check_output, check_prm_reads
+from mmprm.preflight import check_output, check_prm, check_prm_reads
 from mmprm.problems import load_problems
 from mmprm.report.tables import cell
 from mmprm.sampling.policy import PolicyConfig
@@ -74,6 +74,7 @@ def run(arguments: argparse.Namespace) -> None:
     problems = load_problems(config.problems)
     check_golds(problems, config.grader, config.problems.path)
     check_output(config.output, "output")
+    check_prm(config.scorer.prm)
     check_prm_reads(config.scorer.prm, problems)
     check_config(config, problems, config.search.samples, "search.samples")
     if config.engine.servers is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from typing import Protocol
 
-from mmprm.preflight import check_prm
 from mmprm.prm.info import PrmInfo, read_info
 from mmprm.scoring.config import ScorerConfig
 from mmprm.types import Scorer
@@ -36,9 +35,7 @@ def open_scorer(config: ScorerConfig) -> ClosableScorer:
 def scorer_info(config: ScorerConfig) -> PrmInfo:
     """prm.json of the configured model; from a server what it says of aggregator and threshold."""
     if config.backend != "server":
-        info = read_info(config.prm, config.format)
-        check_prm(config.prm)
-        return info
+        return read_info(config.prm, config.format)
     from mmprm.scoring.remote import RemoteScorer
 
     assert config.server is not None, "the configuration has looked"
