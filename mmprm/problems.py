@@ -112,7 +112,7 @@ def _tell_missing(problems: Sequence[Problem]) -> None:
 def pictures_root(config: ProblemsConfig) -> Path:
     """Folder of relative picture paths; absolute, since a store is read from other folders too."""
     path = Path(config.path)
-    return Path(config.images_root or (path if path.is_dir() else path.parent)).absolute()
+    return Path(config.images_root or (path if os.path.isdir(path) else path.parent)).absolute()
 
 
 @dataclass(frozen=True, slots=True)

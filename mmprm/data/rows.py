@@ -12,6 +12,7 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -55,16 +56,17 @@ def read_rows(config: RowsConfig) -> Rows:
 
 def _all_rows(config: RowsConfig) -> Rows:
     path = Path(config.path)
-    if path.is_dir():
+    if os.path.isdir(path):  # False, as below, also for what cannot be a path
         files = files_of_folder(path, config.split, config.subset)
         return itertools.chain.from_iterable(map(read_file, files))
     if form_of(path) is not None:
         _check_single(path, config)
         return read_file(path)
-    if path.exists() or not _HUB_ID.fullmatch(config.path):
+    there = os.path.exists(path)
+    if there or not _HUB_ID.fullmatch(config.path):
         raise DataError(
-            f"{path}: must be a .jsonl, .json, .csv, .parquet or .arrow file, a folder of these, or a hub id"
-            + ("" if path.exists() else "; there is no such file or folder")
+            f"{cut(path, 200)}: must be a .jsonl, .json, .csv, .parquet or .arrow file, a folder of these, or a hub id"
+            + ("" if there else "; there is no such file or folder")
         )
     return _hub_rows(config)
 
@@ -89,8 +91,8 @@ def _check_single(path: Path, config: RowsConfig) -> None:
 
 def read_file(path: Path) -> Rows:
     """Yield the rows of one file, by the form that its suffix names; JSON lines under any other name."""
-    if not path.exists() or path.is_dir():
-        reason = "a folder" if path.is_dir() else "no such file"
+    if not os.path.exists(path) or os.path.isdir(path):
+        reason = "a folder" if os.path.isdir(path) else "no such file"
         raise DataError(f"{path}: cannot be read ({reason}); name an existing file")
     return _READERS[form_of(path) or "jsonl"](path)
 

@@ -8,13 +8,13 @@ import math
 import os
 import threading
 from collections.abc import Coroutine, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from mmprm.client import Body, Client, Failure
 from mmprm.data.choices import asked_question
+from mmprm.data.images import image_bytes
 from mmprm.errors import ConfigError, DataError, EngineStoppedError, SamplingError
 from mmprm.problems import picture_pixels
 from mmprm.scoring.config import ServerConfig
@@ -180,7 +180,7 @@ class RemoteScorer:
 
 def _base64(picture: Picture) -> str:
     try:
-        data = picture.data if picture.data is not None else Path(picture.path or "").read_bytes()
+        data = image_bytes(picture)
     except OSError as error:
         raise DataError(f"{picture.path}: cannot be read as a picture ({error.strerror})") from error
     return base64.b64encode(data).decode()

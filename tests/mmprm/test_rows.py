@@ -177,3 +177,9 @@ def test_a_whole_pair_of_surrogates_is_a_character(tmp_path: Path) -> None:
 def test_places_name_file_and_line(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b'q,a\n"x\ny",1\nz,2\n')
     assert [place for place, _ in read_file(tmp_path / "a.csv")] == [f"{tmp_path}/a.csv:3", f"{tmp_path}/a.csv:4"]
+
+
+@pytest.mark.parametrize("path", ["a" * 5000, "x/" * 400 + "a.jsonl", "a\0b.jsonl", "a\0b", "no/such/thing/here"])
+def test_what_cannot_be_a_path_is_refused(path: str) -> None:
+    with pytest.raises(DataError, match="no such file"):
+        list(read_rows(RowsConfig(path=path)))
