@@ -152,7 +152,18 @@ _NAMES = {
 _SYNONYMS = {name: symbol for symbol, names in _NAMES.items() for name in names.split()}
 _QUOTIENTS = {"kmph": "km/h", "kph": "km/h", "mph": "mi/h", "mps": "m/s"}
 _COUNTERS = frozenset(
-    [*"个只人条本名次种支张件棵头辆双组位", "块钱", *"unit units piece pieces item items object objects".split()]
+    [
+        *"个只人条本名次种支张件棵头辆双组位",
+        "块钱",
+        "object",
+        "objects",
+        "unit",
+        "units",
+        "piece",
+        "pieces",
+        "item",
+        "items",
+    ]
 )
 """Words that count without a dimension."""
 
