@@ -15,6 +15,7 @@ from typing import Any, Literal
 from mmprm.data.columns import Columns, cells_of, check_media, check_unread_images, rest_of, used_names
 from mmprm.data.image_cells import read_picture
 from mmprm.data.images import image_digest
+from mmprm.data.marks import place_marks
 from mmprm.data.question import column_images
 from mmprm.errors import DataError
 from mmprm.labels.formats import FORMATS
@@ -124,8 +125,9 @@ def read_labelled(
         if all(right is None for right in parsed.right):
             continue
         pictures = _images(record, parsed.question, root, place)
+        (question,) = place_marks([parsed.question], len(pictures), place, ["question"], "drop")
         # The place serves as the id, so that a scorer's complaint names the line.
-        solution = Solution(Problem(place, parsed.question, answer="", pictures=pictures), parsed.steps)
+        solution = Solution(Problem(place, question, answer="", pictures=pictures), parsed.steps)
         problem = json.dumps([parsed.question, [picture.path or image_digest(picture) for picture in pictures]])
         found.append(LabelledSolution(solution, parsed.right, problem, parsed.source or source))
     return found

@@ -16,6 +16,7 @@ from mmprm.cli import score
 from mmprm.cli.main import main
 from mmprm.data.images import open_picture
 from mmprm.errors import DataError
+from mmprm.evaluation.labelled import Options, read_labelled
 from mmprm.labels.parquet import LabelledExample, read_parquet, write_parquet
 from mmprm.prm.format import Renderer
 from mmprm.prm.info import PrmInfo, PrmTokens
@@ -127,3 +128,15 @@ def test_labels_of_two_problems_with_one_id_are_refused(tmp_path: Path, changed:
     write_parquet(tmp_path / "a.parquet", [LabelledExample(problem, PATH, "train") for problem in problems])
     with pytest.raises(DataError, match=rf"a\.parquet: row 3: problem_id '1' is that of another problem.*{words}"):
         read_parquet(tmp_path / "a.parquet")
+
+
+@pytest.mark.parametrize("name", ["image", "images", "image_path", "pictures"])
+def test_judged_solutions_have_their_images_in_every_usual_column(tmp_path: Path, name: str) -> None:
+    (tmp_path / "red.png").write_bytes(png())
+    record = {"question": "See <|image_pad|>.", "response": {"steps": ["a"], "process_correctness": [1]}}
+    records = [("row 1", record | {name: ["red.png"]})]
+    (found,) = read_labelled("visualprocessbench", records, tmp_path, "v", Options())
+    assert [picture.path for picture in found.solution.problem.pictures] == [str(tmp_path / "red.png")]
+    assert found.solution.problem.question == "See <image>."
+    with pytest.raises(DataError, match="row 1: column 'photo' looks like images"):
+        read_labelled("visualprocessbench", [("row 1", record | {"photo": "red.png"})], tmp_path, "v", Options())
