@@ -74,7 +74,13 @@ def write_parquet(path: str | Path, examples: Iterable[LabelledExample]) -> None
     with (
         whole_file(path, "wb") as file,
         # Paths of a problem repeat its pictures: a large dictionary page stores each once a row group.
-        parquet.ParquetWriter(file, SCHEMA, compression="zstd", dictionary_pagesize_limit=256 * 2**20) as writer,
+        parquet.ParquetWriter(
+            file,
+            SCHEMA,
+            compression="zstd",
+            dictionary_pagesize_limit=256 * 2**20,
+            write_page_checksum=True,  # else a flipped bit becomes another label
+        ) as writer,
     ):
         while group := list(islice(rows, _ROW_GROUP)):
             writer.write_table(pyarrow.Table.from_pylist(group, schema=SCHEMA))
@@ -101,13 +107,17 @@ def read_parquet(path: str | Path, split: Split | None = None) -> list[LabelledE
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(path, page_checksum_verification=True) as file:
             names = [name for name in SCHEMA.names if name in file.schema_arrow.names]
             missing = set(SCHEMA.names) - _OPTIONAL - set(names)
             if missing:
                 raise DataError(f"{path}: lacks the columns {', '.join(sorted(missing))}; write it with mmprm labels")
+            found = 0
             for batch in file.iter_batches(batch_size=256, columns=names):
+                found += batch.num_rows
                 yield from _typed(batch, path).to_pylist()
+            if found != file.metadata.num_rows:
+                raise DataError(f"{path}: is damaged: {found} rows of {file.metadata.num_rows}; write it again")
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; write it with mmprm labels") from error
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: a NUL in the path, no UTF-8 in a text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from mmprm.config import build
 from mmprm.errors import DataError
 from mmprm.labels.checks import check_splits
 from mmprm.labels.export import ExportConfig, export_labels
-from mmprm.labels.parquet import SCHEMA, read_parquet
+from mmprm.labels.parquet import SCHEMA, read_parquet, write_parquet
 from mmprm.types import Counts
 
 ROW = {
@@ -87,6 +88,24 @@ def test_an_empty_a_cut_and_another_file_are_named(tmp_path: Path) -> None:
         (tmp_path / "bad.parquet").write_bytes(content)
         with pytest.raises(DataError, match=r"bad\.parquet: is not readable Parquet"):
             read_parquet(tmp_path / "bad.parquet")
+
+
+def test_flipped_bits_are_an_error_and_never_another_label(tmp_path: Path) -> None:
+    rows = [{"problem_id": str(n), "right": [n % 7 + 1], "labels": [None], "steps": [f"{n}"]} for n in range(300)]
+    examples = read_parquet(write(tmp_path / "foreign.parquet", *rows))
+    write_parquet(tmp_path / "own.parquet", examples)
+    whole, rng = (tmp_path / "own.parquet").read_bytes(), random.Random(0)
+    same = 0
+    for _ in range(150):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        (tmp_path / "damaged.parquet").write_bytes(damaged)
+        try:
+            assert read_parquet(tmp_path / "damaged.parquet") == examples
+            same += 1
+        except DataError:
+            pass
+    assert same < 75
 
 
 def test_a_split_that_no_command_reads(tmp_path: Path) -> None:
