@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,8 @@ _SIGNATURES = {
     b"II*\0": ".tiff",
     b"MM\0*": ".tiff",
 }
+_ADDRESS = re.compile(r" ?<[\w.]+ object at 0x[0-9a-fA-F]+>")
+"""What Pillow calls the stream that it read from."""
 _ORIENTATION = 0x0112  # the EXIF tag
 
 T = TypeVar("T")
@@ -110,7 +113,8 @@ def _opened(picture: Picture, max_pixels: int) -> Iterator[Image.Image]:
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes of them.
-        raise DataError(f"{name}: cannot be read as a picture ({type(error).__name__}: {cut(error, 200)})") from error
+        why = cut(_ADDRESS.sub("", str(error)), 200)
+        raise DataError(f"{name}: cannot be read as a picture ({type(error).__name__}: {why})") from error
 
 
 def _orientation(image: Image.Image) -> int:
