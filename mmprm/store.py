@@ -136,7 +136,7 @@ class Store:
         except sqlite3.OperationalError:  # its folder cannot be written, and SQLite wants to write beside it
             store.close()
             store = cls._read_only(path)
-        except sqlite3.Error:  # is told below
+        except (sqlite3.Error, UnicodeDecodeError):  # is told below
             pass
         store._check_version()
         return store
@@ -428,7 +428,7 @@ class Store:
     def _guard(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.Error as error:
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # damaged names make messages that are no UTF-8
             if "not a database" in str(error):
                 raise StoreError(f"{self.path}: {_NO_STORE}") from error
             if "full" in str(error):

@@ -176,3 +176,10 @@ def test_a_clock_set_back_takes_no_time_away(path: Path, monkeypatch: pytest.Mon
     store.append([pack_batch(Batch("p0", ("new",), 0, batches(PROBLEMS[0])[0].rollouts))])
     assert 0 <= read_status(store).engine_hours < 1 / 360
     store.close()
+
+
+def test_a_schema_that_is_no_text_is_an_error_that_names_the_store(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b"CREATE TABLE batches", b"CREATE TABLE\x84batches"))
+    for opened in (read, mended):
+        with pytest.raises(StoreError, match=r"trees\.sqlite: .*(restore a copy|check the disk)"):
+            opened(path)
