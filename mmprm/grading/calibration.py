@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mmprm.errors import ConfigError, DataError, GradingError
+from mmprm.errors import ConfigError, GradingError
+from mmprm.files import parse_json, whole_file
 from mmprm.grading.judge import PROMPT_HASH, JudgeConfig
 from mmprm.metrics import Interval, wilson
 from mmprm.types import Verdict
@@ -84,19 +84,13 @@ def write_calibration(path: str | Path, calibration: Calibration) -> None:
     for name in ("symbols", "judge"):
         shares = {share: getattr(getattr(calibration, name), share) for share in SHARES}
         values[name] |= {share: asdict(interval) for share, interval in shares.items() if interval is not None}
-    path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror}); set judge.calibration elsewhere") from error
+    with whole_file(path, way_out="set judge.calibration elsewhere") as file:
+        file.write(json.dumps(values, indent=2) + "\n")
 
 
 def read_calibration(path: str | Path) -> Calibration:
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = parse_json(Path(path).read_bytes(), str(path), GradingError)
         return Calibration(
             values["model"], values["prompt"], values["labelled"], _tally(values["symbols"]), _tally(values["judge"])
         )

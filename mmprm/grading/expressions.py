@@ -2,7 +2,7 @@ r"""Expressions: LaTeX (or program text, such as sqrt(2)*pi) read into a tree of
 
 A node is a tuple: ("number", Fraction), ("symbol", name), ("constant", name), ("sum", variable, low, high, term),
 ("product", …), ("call", name, argument) for an unknown function, or (operation, *nodes) with an operation of
-`evaluation.OPERATIONS`. Letters that stand side by side are a product; two numbers that stand side by side are not
+`operations.OPERATIONS`. Letters that stand side by side are a product; two numbers that stand side by side are not
 readable, since they may be two answers.
 """
 
@@ -13,50 +13,26 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
-from mmprm.grading.numbers import number
+from mmprm.grading.tokens import (
+    FIGURES,
+    FUNCTIONS,
+    GREEK,
+    INVERSE,
+    NAMED_FUNCTIONS,
+    OPEN,
+    OTHER_NAMES,
+    OWN_ACCENTS,
+    PLAIN_ACCENTS,
+    ROUND,
+    TIMES,
+    UnreadableError,
+    tokenize,
+)
 
 Node = tuple[Any, ...]
 
-MAX_LENGTH = 2000
 MAX_DEPTH = 60
 
-
-class UnreadableError(ValueError):
-    """The text is no expression that this parser knows."""
-
-
-_TOKEN = re.compile(
-    r"""\s*(?:
-    (?P<repeating>\d*\.\d*\\(?:bar|overline|dot)\s*(?:\{\d+\}|\d)|\d*\.\d+(?:\.\.\.|\\(?:ldots|dots|cdots)(?![a-zA-Z])))
-    |(?P<grouped>\d{1,3}(?:,\d{3}|[ ]\d{3})+(?!\d)(?:\.\d+)?)
-    |(?P<number>\d+(?:\.\d+)?(?:[eE][-+]?\d+(?![\w.]))?|\.\d+)
-    |(?P<command>\\[a-zA-Z]+|\\[{}|])
-    |(?P<word>[A-Za-z]+)
-    |(?P<power>\*\*)
-    |(?P<mark>'+)
-    |(?P<sign>[-+*/^_(){}\[\],!|%°=])
-    )""",
-    re.VERBOSE,
-)
-_FUNCTIONS = {
-    *("sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"),
-    *("ln", "lg", "exp", "sqrt", "abs", "floor", "ceil", "gcd", "lcm", "max", "min"),
-}
-_OTHER_NAMES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "arctg": "arctan", "tg": "tan", "ctg": "cot"}
-_INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
-_WORDS = sorted({*_FUNCTIONS, *_OTHER_NAMES, "log", "pi", "infinity", "inf"}, key=len, reverse=True)
-_WORD_SPLIT = re.compile("|".join(_WORDS) + "|.")
-_GREEK = {
-    *("alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta", "iota", "kappa"),
-    *("lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi", "chi", "psi", "omega", "hbar"),
-    *("Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega", "ell"),
-}
-_PLAIN_ACCENTS = {"vec", "overrightarrow", "hat", "widehat", "mathbf", "boldsymbol", "bm", "mathit", "mathrm", "text"}
-_OWN_ACCENTS = {"bar", "tilde", "dot", "overline", "mathcal", "mathbb", "underline"}
-_OPEN = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
-_ROUND = {r"\lfloor": ("floor", r"\rfloor"), r"\lceil": ("ceil", r"\rceil")}
-_TIMES = {"*", r"\times", r"\cdot"}
-_NAMED_FUNCTIONS = "fghFG"
 _SUMS = {
     "+": lambda left, right: ("add", left, right),
     "-": lambda left, right: ("add", left, ("negative", right)),
@@ -65,15 +41,12 @@ _SUMS = {
     r"\to": lambda left, right: ("call", "implies", ("call", "if", left), right),
     r"\Rightarrow": lambda left, right: ("call", "implies", ("call", "if", left), right),
 }
-_FIGURES = {"angle", "triangle", "odot", "arc", "overparen", "square", "widearc"}
 
 
 @lru_cache(maxsize=20_000)
 def parse(text: str) -> Node:
     """Return the tree of an expression; raises UnreadableError."""
-    if len(text) > MAX_LENGTH:
-        raise UnreadableError("too long")
-    parser = _Parser(_tokens(text))
+    parser = _Parser(tokenize(text))
     node = parser.sum()
     if parser.peek() is not None:
         raise UnreadableError(f"unexpected {parser.peek()}")
@@ -94,25 +67,6 @@ def symbols(node: Node) -> frozenset[str]:
 def uses(node: Node, *operations: str) -> bool:
     """Return whether one of the operations occurs in a tree."""
     return node[0] in operations or any(uses(part, *operations) for part in node[1:] if isinstance(part, tuple))
-
-
-def _tokens(text: str) -> list[str]:
-    tokens: list[str] = []
-    position, text = 0, text.strip()
-    while position < len(text):
-        match = _TOKEN.match(text, position)
-        if match is None:
-            raise UnreadableError(f"unexpected {text[position]!r}")
-        token = match[match.lastgroup]
-        if match["repeating"] and (value := number(token)) is not None:
-            token = f"#{value}"
-        tokens += (
-            _WORD_SPLIT.findall(token)
-            if match["word"]
-            else [token.replace(" ", "").replace(",", "") if match["grouped"] else token]
-        )
-        position = match.end()
-    return tokens
 
 
 class _Parser:
@@ -150,7 +104,7 @@ class _Parser:
     def product(self) -> Node:
         node = self.unary()
         while (token := self.peek()) is not None:
-            if token in _TIMES:
+            if token in TIMES:
                 self.take()
                 node = ("multiply", node, self.unary())
             elif token in ("/", r"\div"):
@@ -211,18 +165,18 @@ class _Parser:
 
     def group(self) -> Node:
         opening = self.take()
-        if opening not in _OPEN:
+        if opening not in OPEN:
             raise UnreadableError(f"no bracket: {opening}")
         outer, self._bars = self._bars, 0
         node = self.sum()
         self._bars = outer
-        self.expect(_OPEN[opening])
+        self.expect(OPEN[opening])
         return node
 
     def arguments(self) -> list[Node]:
         """One or more expressions in brackets or braces, separated by commas."""
         opening = self.take()
-        if opening not in _OPEN:
+        if opening not in OPEN:
             raise UnreadableError(f"no bracket: {opening}")
         outer, self._bars = self._bars, 0
         nodes = [self.sum()]
@@ -230,7 +184,7 @@ class _Parser:
             self.take()
             nodes.append(self.sum())
         self._bars = outer
-        self.expect(_OPEN[opening])
+        self.expect(OPEN[opening])
         return nodes
 
     def braced(self) -> Node:
@@ -252,13 +206,13 @@ class _Parser:
             return self.number(token)
         if token[0] == "#":
             return _number(token[1:])
-        if token in _OPEN:
+        if token in OPEN:
             self._index -= 1
             return self.group()
         if token == "|" or token in (r"\vert", r"\lvert", r"\|"):
             return self.bars({r"\lvert": r"\rvert"}.get(token, token))
-        if token in _ROUND:
-            name, closing = _ROUND[token]
+        if token in ROUND:
+            name, closing = ROUND[token]
             node = self.sum()
             self.expect(closing)
             return (name, node)
@@ -300,15 +254,15 @@ class _Parser:
             return ("constant", "infinity")
         if name == "zeta" and self.peek() == "(":
             return ("zeta", self.group())
-        if name in _GREEK:
+        if name in GREEK:
             return self.subscripted("\\" + name)
         if name in ("neg", "lnot"):
             return ("call", "not", self.power())
-        if name in _FIGURES:
+        if name in FIGURES:
             return self.figure(name)
-        if name in _PLAIN_ACCENTS:
+        if name in PLAIN_ACCENTS:
             return self.accented("")
-        if name in _OWN_ACCENTS:
+        if name in OWN_ACCENTS:
             return self.accented(name + " ")
         return self.function(name)
 
@@ -368,7 +322,7 @@ class _Parser:
         while (token := self.peek()) is not None and (token == "_" or token.startswith("'")):
             self.take()
             name += token if token.startswith("'") else "_" + self.subscript()
-        if self.peek() == "(" and name.rstrip("'") in _NAMED_FUNCTIONS:
+        if self.peek() == "(" and name.rstrip("'") in NAMED_FUNCTIONS:
             return ("call", name, self.group())
         return ("symbol", name)
 
@@ -387,21 +341,21 @@ class _Parser:
                 parts.append(token)
 
     def function(self, name: str) -> Node:
-        name = _OTHER_NAMES.get(name, name)
+        name = OTHER_NAMES.get(name, name)
         if name == "log":
             return self.logarithm()
-        if name not in _FUNCTIONS:
+        if name not in FUNCTIONS:
             raise UnreadableError(f"unknown {name}")
         exponent = None
         if self.peek() == "^":
             self.take()
             exponent = self.exponent()
         if name == "sqrt":
-            return ("root", self.group() if self.peek() in _OPEN else self.braced(), _number(2))
+            return ("root", self.group() if self.peek() in OPEN else self.braced(), _number(2))
         if name in ("gcd", "lcm", "max", "min"):
             return (name, *self.arguments())
-        if exponent in (("negative", _number(1)),) and name in _INVERSE:
-            return (_INVERSE[name], self.argument())
+        if exponent in (("negative", _number(1)),) and name in INVERSE:
+            return (INVERSE[name], self.argument())
         node = (name, self.argument())
         return node if exponent is None else ("power", node, exponent)
 
@@ -409,7 +363,7 @@ class _Parser:
         base: Node | None = None
         if self.peek() == "_":
             self.take()
-            base = self.group() if self.peek() in _OPEN else self.braced()
+            base = self.group() if self.peek() in OPEN else self.braced()
         if self.peek() == "^":
             self.take()
             exponent = self.exponent()
@@ -436,7 +390,7 @@ class _Parser:
 
     def _at_function(self) -> bool:
         name = (self.peek() or "").lstrip("\\")
-        return name in _FUNCTIONS or name in _OTHER_NAMES or name == "log"
+        return name in FUNCTIONS or name in OTHER_NAMES or name == "log"
 
 
 _NO_FACTORS = {

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-from mmprm.grading import evaluation
-from mmprm.grading.evaluation import UndefinedError
+from mmprm.grading.equality import equal
+from mmprm.grading.evaluation import evaluate
 from mmprm.grading.expressions import Node, UnreadableError, parse, uses
 from mmprm.grading.expressions import symbols as free_symbols
 from mmprm.grading.labels import compare_labels, compare_words
 from mmprm.grading.numbers import is_decimal, is_rounding, looks_exact, number, rounds_to, worded_number
+from mmprm.grading.operations import UndefinedError, Value
 from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome, SymbolTest
 from mmprm.grading.reading import Leaf
 from mmprm.grading.text import key
@@ -196,12 +197,16 @@ def _same_node(gold: str, given: str) -> Outcome | None:
         return None
     if uses(one, "degrees") and not uses(other, "degrees", "sin", "cos", "tan") and free_symbols(one):
         one = parse(gold.replace("°", ""))  # 180°-x is 180-x
-    equal = evaluation.equal(one, other)
-    if equal:
+    are_equal = equal(one, other)
+    if are_equal:
         return SAME
-    if equal is False and (is_decimal(gold) or is_decimal(given)) and not (free_symbols(one) or free_symbols(other)):
+    if (
+        are_equal is False
+        and (is_decimal(gold) or is_decimal(given))
+        and not (free_symbols(one) or free_symbols(other))
+    ):
         return SAME if _rounds(gold, given, one, other) else DIFFERENT
-    return DIFFERENT if equal is False else UNDECIDED if equal is None and _has_values(one, other) else None
+    return DIFFERENT if are_equal is False else UNDECIDED if are_equal is None and _has_values(one, other) else None
 
 
 def _has_values(one: Node, other: Node) -> bool:
@@ -210,13 +215,13 @@ def _has_values(one: Node, other: Node) -> bool:
 
 def _rounds(gold: str, given: str, one: Node, other: Node) -> bool:
     try:
-        values = [_as_fraction(evaluation.evaluate(node, {})) for node in (one, other)]
+        values = [_as_fraction(evaluate(node, {})) for node in (one, other)]
     except (UndefinedError, ArithmeticError):
         return False
     return None not in values and _is_same_rounded(gold, values[0], given, values[1])
 
 
-def _as_fraction(value: evaluation.Value) -> Fraction | None:
+def _as_fraction(value: Value) -> Fraction | None:
     if isinstance(value, Fraction):
         return value
     if getattr(value, "imag", 0) != 0 or abs(value) > 10**30:
@@ -231,7 +236,7 @@ def approximates(decimal: str, exact: str) -> bool:
     if value is None or not is_decimal(decimal) or places < 2:
         return False
     try:
-        exact_value = _as_fraction(evaluation.evaluate(parse(exact), {}))
+        exact_value = _as_fraction(evaluate(parse(exact), {}))
     except (UnreadableError, UndefinedError, ArithmeticError):
         return False
     return exact_value is not None and abs(value - exact_value) * 10**places < 1

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from mmprm.grading.evaluation import UndefinedError, evaluate
+from mmprm.grading.evaluation import evaluate
 from mmprm.grading.expressions import UnreadableError, parse
+from mmprm.grading.operations import UndefinedError
 from mmprm.grading.outcome import DIFFERENT, Outcome, all_of
 from mmprm.grading.reading import Answer, Group, Leaf
 

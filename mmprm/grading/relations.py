@@ -6,10 +6,12 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from mmprm.grading.evaluation import DIGITS, UndefinedError, evaluate, sample_points
+from mmprm.grading.equality import DIGITS, sample_points
+from mmprm.grading.evaluation import evaluate
 from mmprm.grading.expressions import Node, UnreadableError, parse
 from mmprm.grading.expressions import symbols as free_symbols
 from mmprm.grading.numbers import number
+from mmprm.grading.operations import UndefinedError
 from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome, SymbolTest, all_of
 from mmprm.grading.reading import Answer, Group, Leaf, has_prose
 from mmprm.grading.text import key

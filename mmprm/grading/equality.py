@@ -1,0 +1,126 @@
+"""Whether two expressions are equal: by exact arithmetic, many digits, and values at rational points."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any
+
+from mmprm.grading.evaluation import context_of, evaluate
+from mmprm.grading.expressions import Node, symbols, uses
+from mmprm.grading.operations import UndefinedError, Value, as_number, is_exact
+
+DIGITS = (60, 150)
+"""Precisions at which expressions with symbols are compared; a difference that shrinks with the digits is none."""
+MANY_DIGITS = (60, 200, 1200)
+"""Precisions at which two numbers are compared."""
+
+
+def equal(gold: Node, given: Node) -> bool | None:
+    """Return whether two expressions are equal wherever both have a real value; None where that stays open."""
+    if gold == given:
+        return True
+    for readings in _readings(gold, given):
+        if outcome := _equal(gold, given, readings):
+            return True
+    if uses(gold, "ambiguous") or uses(given, "ambiguous"):
+        other = _equal(_other_reading(gold), _other_reading(given), readings)
+        return None if other else outcome
+    return outcome
+
+
+def _readings(gold: Node, given: Node) -> list[dict[str, Value]]:
+    r"""A bare \log is natural or decimal: two readings of the constant "log base"."""
+    context = context_of(MANY_DIGITS[-1])
+    if not (uses(gold, "log") or uses(given, "log")):
+        return [{}]
+    return [{"log base": Fraction(10)}, {"log base": +context.e}]
+
+
+def _other_reading(node: Node) -> Node:
+    """1/2x as 1/(2x)."""
+    parts = tuple(_other_reading(part) if isinstance(part, tuple) else part for part in node)
+    if node[0] != "ambiguous":
+        return parts
+    (_, top, bottom), factor = parts[1], parts[2]
+    return ("divide", top, ("multiply", bottom, factor))
+
+
+def _equal(gold: Node, given: Node, readings: Mapping[str, Value]) -> bool | None:
+    names = sorted(symbols(gold) | symbols(given))
+    if not names:
+        return _equal_at(gold, given, readings, MANY_DIGITS)
+    complex_ = any(_has_imaginary(node) for node in (gold, given))
+    points = [{**readings, **point} for point in sample_points(names)]
+    known = _known(_equal_at(gold, given, point, DIGITS, complex_) for point in points)
+    if not complex_ and len(known) < 3 and all(known):  # hardly ever real
+        known = _known(_equal_at(gold, given, point, DIGITS) for point in points)
+    if len(known) >= 3 and all(known):
+        return True
+    if set(names) <= {"n", "k"}:  # usual names of whole numbers: cos n pi is (-1)^n
+        whole = [{**readings, **{name: Fraction(3 * i + j) for j, name in enumerate(names)}} for i in range(1, 7)]
+        if all(_equal_at(gold, given, point, DIGITS, complex_) for point in whole):
+            return True
+    return None if all(known) else False
+
+
+def _known(outcomes: Iterable[bool | None]) -> list[bool]:
+    """Up to the first difference."""
+    known: list[bool] = []
+    for outcome in outcomes:
+        if outcome is not None:
+            known.append(outcome)
+        if outcome is False:
+            break
+    return known
+
+
+def _has_imaginary(node: Node) -> bool:
+    return node == ("constant", "i") or any(_has_imaginary(part) for part in node if isinstance(part, tuple))
+
+
+def sample_points(names: Sequence[str]) -> list[dict[str, Fraction]]:
+    """Return rational values without a pattern: four points with positive values, three with both signs."""
+    points = []
+    for i in range(7):
+        values = {}
+        for j, name in enumerate(names):
+            size = Fraction(2 + (37 * (i + 1) * (j + 2) + 11 * j * j) % 89, 23 + 2 * i)
+            values[name] = -size if i >= 4 and (i + j) % 2 else size
+        points.append(values)
+    return points
+
+
+def _equal_at(
+    gold: Node, given: Node, point: Mapping[str, Value], precisions: tuple[int, ...], complex_: bool = True
+) -> bool | None:
+    """Compare at one point; None where one side has no value there, or no real one though no i occurs."""
+    earlier: tuple[Value, Value] | None = None
+    for digits in precisions:
+        context = context_of(digits)
+        try:
+            a, b = evaluate(gold, point, digits), evaluate(given, point, digits)
+        except (UndefinedError, RecursionError, OverflowError, MemoryError):
+            return None
+        if is_exact(a, b):
+            return a == b
+        a, b = as_number(context, a), as_number(context, b)
+        if not complex_ and not (_is_real(context, a, digits) and _is_real(context, b, digits)):
+            return None
+        if context.isinf(a) or context.isinf(b):
+            return None if context.isinf(a) and context.isinf(b) else False
+        if earlier is not None:
+            c, d = (_without_noise(context, new, old) for new, old in zip((a, b), earlier, strict=True))
+            if abs(c - d) > context.mpf(10) ** (-digits * 3 // 4) * max(abs(c), abs(d)):
+                return False
+        earlier = (a, b)
+    return True
+
+
+def _is_real(context: Any, value: Value, digits: int) -> bool:
+    return abs(context.im(value)) <= context.mpf(10) ** (-digits // 2) * abs(value)
+
+
+def _without_noise(context: Any, value: Value, earlier: Value) -> Value:
+    """Zero for what shrinks as the digits grow, such as sin(pi)."""
+    return context.mpf(0) if abs(value) < context.mpf(10) ** -40 * abs(earlier) else value

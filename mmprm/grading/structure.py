@@ -1,0 +1,290 @@
+"""Whether two readings are the same: groups by their parts, down to single values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+from mmprm.grading import realsets
+from mmprm.grading.leaves import approximates, same_expression, same_leaf
+from mmprm.grading.numbers import number
+from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome, SymbolTest, all_of
+from mmprm.grading.reading import Answer, Group, Leaf, flattened, has_prose
+from mmprm.grading.relations import same_relation
+from mmprm.grading.text import key
+
+_REALS_OR_NONE = re.compile(r"\\(?:emptyset|mathbb)|no\b|all\b")
+_OPEN_FORM = re.compile(r"\\text|\\begin|\\mathbb|\\emptyset|[<>=]|\\pm|[?]")
+"""What may stand for a list, a set or a condition."""
+
+
+def same(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
+    """Compare two readings."""
+    gold, given = _single(gold), _single(given)
+    given = _without_repetition(gold, given)
+    if isinstance(gold, Leaf) and isinstance(given, Leaf):
+        return _same_named_set(gold, given) or same_leaf(gold, given, symbols)
+    if (outcome := _same_set(gold, given, symbols)) is not None:
+        return outcome
+    kinds = [answer.kind if isinstance(answer, Group) else "leaf" for answer in (gold, given)]
+    if kinds[0] == "blanks" and kinds[1] in ("list", "blanks"):
+        return _same_blanks(gold, given, symbols)
+    if "matrix" in kinds:
+        return _same_matrix(gold, given, symbols)
+    if has_prose(gold) and kinds[0] != kinds[1]:
+        return DIFFERENT if kinds[0] == "blanks" and not has_prose(given) else UNDECIDED
+    if "relation" in kinds and not _is_collection(given) and not _is_collection(gold):
+        return same_relation(gold, given, symbols, partial(same, symbols=symbols))
+    if isinstance(gold, Group) and isinstance(given, Group):
+        return _same_group(gold, given, symbols)
+    if "ratio" in kinds:
+        return _ratio_against_value(gold, given, symbols)
+    return DIFFERENT if is_plain(gold) else UNDECIDED
+
+
+def _is_collection(answer: Answer) -> bool:
+    return isinstance(answer, Group) and answer.kind in ("list", "blanks", "cases", "matrix")
+
+
+def _single(answer: Answer) -> Answer:
+    """{5} is 5, and x in {5} too."""
+    if isinstance(answer, Group) and answer.kind == "set" and len(answer.items) == 1:
+        return answer.items[0]
+    if isinstance(answer, Group) and answer.marks == (r"\in",) and isinstance(answer.items[1], Group):
+        return _single(answer.items[1]) if answer.items[1].kind == "set" else answer
+    return answer
+
+
+def _without_repetition(gold: Answer, given: Answer) -> Answer:
+    """A list without a value that it repeats exactly, or as a decimal of three places: 1/3 or 0.333."""
+    if not (isinstance(given, Group) and given.kind == "list"):
+        return given
+    if isinstance(gold, Group) and len(gold.items) >= len(given.items):
+        return given
+    kept: list[Answer] = []
+    for item in given.items:
+        if not any(_repeats(item, other) for other in kept):
+            kept.append(item)
+    return kept[0] if len(kept) == 1 else replace(given, items=tuple(kept))
+
+
+def _repeats(item: Answer, other: Answer) -> bool:
+    if not (isinstance(item, Leaf) and isinstance(other, Leaf)):
+        return item == other
+    value = number(item.text)
+    return item == other or (value is not None and value == number(other.text)) or approximates(item.text, other.text)
+
+
+def _same_named_set(gold: Leaf, given: Leaf) -> Outcome | None:
+    """R against "all real numbers"."""
+    one, other = realsets.real_set(gold), realsets.real_set(given)
+    if one is None or other is None:
+        set_and_value = (one is None) != (other is None) and not gold.prose and not given.prose
+        return DIFFERENT if set_and_value and _REALS_OR_NONE.match((given if one is None else gold).text) else None
+    return SAME if one == other else DIFFERENT
+
+
+def _same_set(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome | None:
+    """Decided where both are sets of numbers and one at least is so by its form."""
+    if not (realsets.is_explicit(gold) or realsets.is_explicit(given)):
+        return None
+    if any(isinstance(answer, Group) and answer.kind == "matrix" for answer in (gold, given)):
+        return None
+    one, other = realsets.real_set(gold), realsets.real_set(given)
+    if one is None and other is None:
+        return None
+    if one is None or other is None:
+        plain = given if one is not None else gold
+        return DIFFERENT if _is_listed(plain) else None
+    if (
+        isinstance(gold, Group)
+        and isinstance(given, Group)
+        and gold.kind == given.kind == "brackets"
+        and gold.marks == given.marks
+    ):
+        return None
+    return realsets.same_set(one, other, lambda a, b: same_expression(a, b, symbols))
+
+
+def _is_listed(answer: Answer) -> bool:
+    """Values, which are no set of real numbers with an interior."""
+    if isinstance(answer, Leaf):
+        return number(answer.text) is not None
+    return answer.kind in ("list", "blanks", "ratio", "matrix") and all(map(_is_listed, answer.items))
+
+
+def _same_blanks(gold: Group, given: Group, symbols: SymbolTest) -> Outcome:
+    """Several blanks in order; a list in one blank may be written with commas like the blanks themselves."""
+    if len(gold.items) == len(given.items):
+        outcome = _in_order(gold.items, given.items, symbols)
+        if outcome is not DIFFERENT:
+            return outcome
+    one, other = flattened(gold), flattened(given)
+    if len(one) != len(other):
+        return DIFFERENT
+    outcome = _in_order(one, other, symbols)
+    return outcome if outcome is not UNDECIDED or not _is_permuted(one, other) else DIFFERENT
+
+
+def _in_order(gold: Sequence[Answer], given: Sequence[Answer], symbols: SymbolTest) -> Outcome:
+    outcome = all_of(same(a, b, symbols) for a, b in zip(gold, given, strict=True))
+    return DIFFERENT if outcome is UNDECIDED and _is_permuted(gold, given) else outcome
+
+
+def _is_permuted(gold: Sequence[Answer], given: Sequence[Answer]) -> bool:
+    texts = [[key(item.text) if isinstance(item, Leaf) else repr(item) for item in items] for items in (gold, given)]
+    return texts[0] != texts[1] and sorted(texts[0]) == sorted(texts[1])
+
+
+def _same_matrix(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
+    """Matrices entry by entry; a column or a row is also a tuple, and a binomial a column of two."""
+    rows = [_rows(answer) for answer in (gold, given)]
+    if None in rows:
+        one, other = (_entries(answer) for answer in (gold, given))
+        if one is None or other is None:
+            return UNDECIDED if has_prose(gold) or has_prose(given) else DIFFERENT
+        rows = [[one], [other]]
+    if [len(row) for row in rows[0]] != [len(row) for row in rows[1]]:
+        return DIFFERENT
+    pairs = zip(*([cell for row in each for cell in row] for each in rows), strict=True)
+    return all_of(same(a, b, symbols) for a, b in pairs)
+
+
+def _rows(answer: Answer) -> list[list[Answer]] | None:
+    if isinstance(answer, Group) and answer.kind == "matrix":
+        return [list(row.items) for row in answer.items]
+    if (
+        isinstance(answer, Group)
+        and answer.kind == "brackets"
+        and all(isinstance(i, Group) and i.kind == "brackets" for i in answer.items)
+    ):
+        return [list(row.items) for row in answer.items]
+    return None
+
+
+def _entries(answer: Answer) -> list[Answer] | None:
+    """The entries of a column, a row or a tuple."""
+    if isinstance(answer, Leaf):
+        match = re.fullmatch(r"\\[dt]?binom\{([^{}]*)\}\{([^{}]*)\}", answer.text)
+        return [Leaf(match[1]), Leaf(match[2])] if match else None
+    if answer.kind == "brackets":
+        return list(answer.items) if answer.marks in (("()",), ("[]",)) else None
+    rows = _rows(answer)
+    if rows is None or (len(rows) > 1 and any(len(row) > 1 for row in rows)):
+        return None
+    return [cell for row in rows for cell in row]
+
+
+def _same_group(gold: Group, given: Group, symbols: SymbolTest) -> Outcome:
+    if "set" in (gold.kind, given.kind) and {gold.kind, given.kind} & {"brackets", "ratio"}:
+        return DIFFERENT
+    if len(gold.items) != len(given.items):
+        return DIFFERENT if not has_prose(gold) else UNDECIDED
+    names = [_distinct_names(group) for group in (gold, given)]
+    if bool(names[0]) != bool(names[1]):  # x=1, y=2 against (1, 2): by the order of the names
+        gold, given = (_by_name(group, name) for group, name in zip((gold, given), names, strict=True))
+    if _is_ordered(gold, given, names):
+        if gold.kind == given.kind == "ratio" and (proportional := _proportional(gold, given)) is not None:
+            return proportional
+        outcome = _in_order(gold.items, given.items, symbols)
+    else:
+        outcome = _same_multiset(gold.items, given.items, symbols)
+    return outcome if outcome is not SAME else _same_form(gold, given, any(names))
+
+
+def _is_ordered(gold: Group, given: Group, names: Sequence[Sequence[str]]) -> bool:
+    return (
+        gold.kind in ("blanks", "brackets", "ratio", "piece")
+        or given.kind in ("brackets", "ratio")
+        or bool(names[0]) != bool(names[1])
+    )
+
+
+def _same_form(gold: Group, given: Group, named: bool) -> Outcome:
+    """What equal items in another form come to: (1,2) against [1,2] is another interval, against 1, 2 open."""
+    loose = {"blanks", "list", "set"}
+    if gold.name and given.name and gold.name != given.name:
+        return DIFFERENT if re.fullmatch(r"[A-Z]", gold.name + given.name) else UNDECIDED
+    tuples = [group for group in (gold, given) if group.kind == "brackets"]
+    if len(tuples) == 1 and tuples[0].marks != ("()",):
+        return DIFFERENT
+    if {gold.kind, given.kind} <= loose or named:
+        return SAME if named or not _joined_otherwise(gold, given) else DIFFERENT
+    if gold.kind != given.kind:
+        return SAME if tuples and len(tuples[0].items) > 2 else UNDECIDED
+    if gold.kind != "brackets" or gold.marks == given.marks:
+        return SAME
+    return DIFFERENT if len(gold.items) == 2 else SAME
+
+
+def _joined_otherwise(gold: Group, given: Group) -> bool:
+    """x<2 or x>3 is not x<2 and x>3; of values, "and" and "or" say the same."""
+    related = all(
+        isinstance(item, Group) and item.kind == "relation" and set(item.marks) - {"="} for item in gold.items
+    )
+    return related and {*gold.marks, *given.marks} >= {"or", "and"}
+
+
+def _distinct_names(group: Group) -> list[str]:
+    """The names of x=1, y=2 in order; [] where they do not tell the values apart, as in x=1, x=2 or x_1=1, x_2=2."""
+    names = [
+        item.items[0].text
+        for item in group.items
+        if isinstance(item, Group)
+        and item.kind == "relation"
+        and item.marks[:1] == ("=",)
+        and isinstance(item.items[0], Leaf)
+    ]
+    bases = {re.sub(r"_.*", "", name) for name in names}
+    return names if len(names) == len(group.items) and len(bases) == len(names) > 1 else []
+
+
+def _by_name(group: Group, names: Sequence[str]) -> Group:
+    if not names or not all(re.fullmatch(r"[a-zA-Z]", name) for name in names):
+        return group
+    return replace(
+        group, items=tuple(item for _, item in sorted(zip(names, group.items, strict=True), key=lambda pair: pair[0]))
+    )
+
+
+def _same_multiset(gold: Sequence[Answer], given: Sequence[Answer], symbols: SymbolTest) -> Outcome:
+    left = list(given)
+    leftover: list[Answer] = []
+    for item in gold:
+        match = next((i for i, other in enumerate(left) if same(item, other, symbols) is SAME), None)
+        if match is None:
+            leftover.append(item)
+        else:
+            left.pop(match)
+    undecided = any(same(a, b, symbols) is UNDECIDED for a in leftover for b in left)
+    return SAME if not leftover else UNDECIDED if undecided else DIFFERENT
+
+
+def _proportional(gold: Group, given: Group) -> Outcome | None:
+    """None unless both consist of numbers other than 0. 3:20 could be a time, which 6:40 is not."""
+    values = [[number(i.text) if isinstance(i, Leaf) else None for i in group.items] for group in (gold, given)]
+    if not all(values[0]) or not all(values[1]):
+        return None
+    (first, *_), (other, *_) = values
+    if any(a * other != b * first for a, b in zip(*values, strict=True)):
+        return DIFFERENT
+    clock = all(len(group.items) == 2 and len(group.items[1].text) == 2 for group in (gold, given))
+    return UNDECIDED if clock and values[0] != values[1] else SAME
+
+
+def _ratio_against_value(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
+    """2:3 against 2/3 may or may not be meant the same; another value is wrong either way."""
+    ratio, value = (gold, given) if isinstance(gold, Group) else (given, gold)
+    if len(ratio.items) != 2 or not all(isinstance(item, Leaf) for item in ratio.items):
+        return DIFFERENT
+    top, bottom = (item.text for item in ratio.items)
+    return DIFFERENT if same_leaf(Leaf(rf"\frac{{{top}}}{{{bottom}}}"), value, symbols) is DIFFERENT else UNDECIDED
+
+
+def is_plain(answer: Answer) -> bool:
+    """Whether it consists of numbers and formulas only, so that an answer of another form cannot be the same."""
+    if isinstance(answer, Group):
+        return all(is_plain(item) for item in answer.items)
+    return bool(answer.text) and not answer.prose and not _OPEN_FORM.search(answer.text)

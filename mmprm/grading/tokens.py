@@ -1,0 +1,70 @@
+"""Tokens of expressions, and the tables of names that the parser knows."""
+
+from __future__ import annotations
+
+import re
+
+from mmprm.grading.numbers import number
+
+MAX_LENGTH = 2000
+
+
+class UnreadableError(ValueError):
+    """The text is no expression that this parser knows."""
+
+
+_TOKEN = re.compile(
+    r"""\s*(?:
+    (?P<repeating>\d*\.\d*\\(?:bar|overline|dot)\s*(?:\{\d+\}|\d)|\d*\.\d+(?:\.\.\.|\\(?:ldots|dots|cdots)(?![a-zA-Z])))
+    |(?P<grouped>\d{1,3}(?:,\d{3}|[ ]\d{3})+(?!\d)(?:\.\d+)?)
+    |(?P<number>\d+(?:\.\d+)?(?:[eE][-+]?\d+(?![\w.]))?|\.\d+)
+    |(?P<command>\\[a-zA-Z]+|\\[{}|])
+    |(?P<word>[A-Za-z]+)
+    |(?P<power>\*\*)
+    |(?P<mark>'+)
+    |(?P<sign>[-+*/^_(){}\[\],!|%°=])
+    )""",
+    re.VERBOSE,
+)
+FUNCTIONS = {
+    *("sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh"),
+    *("ln", "lg", "exp", "sqrt", "abs", "floor", "ceil", "gcd", "lcm", "max", "min"),
+}
+OTHER_NAMES = {"asin": "arcsin", "acos": "arccos", "atan": "arctan", "arctg": "arctan", "tg": "tan", "ctg": "cot"}
+INVERSE = {"sin": "arcsin", "cos": "arccos", "tan": "arctan"}
+_WORDS = sorted({*FUNCTIONS, *OTHER_NAMES, "log", "pi", "infinity", "inf"}, key=len, reverse=True)
+_WORD_SPLIT = re.compile("|".join(_WORDS) + "|.")
+GREEK = {
+    *("alpha", "beta", "gamma", "delta", "epsilon", "varepsilon", "zeta", "eta", "theta", "vartheta", "iota", "kappa"),
+    *("lambda", "mu", "nu", "xi", "rho", "sigma", "tau", "upsilon", "phi", "varphi", "chi", "psi", "omega", "hbar"),
+    *("Gamma", "Delta", "Theta", "Lambda", "Xi", "Pi", "Sigma", "Phi", "Psi", "Omega", "ell"),
+}
+PLAIN_ACCENTS = {"vec", "overrightarrow", "hat", "widehat", "mathbf", "boldsymbol", "bm", "mathit", "mathrm", "text"}
+OWN_ACCENTS = {"bar", "tilde", "dot", "overline", "mathcal", "mathbb", "underline"}
+OPEN = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
+ROUND = {r"\lfloor": ("floor", r"\rfloor"), r"\lceil": ("ceil", r"\rceil")}
+TIMES = {"*", r"\times", r"\cdot"}
+NAMED_FUNCTIONS = "fghFG"
+FIGURES = {"angle", "triangle", "odot", "arc", "overparen", "square", "widearc"}
+
+
+def tokenize(text: str) -> list[str]:
+    """Split a text into tokens; raises UnreadableError. A repeating decimal becomes `#` and its value."""
+    if len(text) > MAX_LENGTH:
+        raise UnreadableError("too long")
+    tokens: list[str] = []
+    position, text = 0, text.strip()
+    while position < len(text):
+        match = _TOKEN.match(text, position)
+        if match is None:
+            raise UnreadableError(f"unexpected {text[position]!r}")
+        token = match[match.lastgroup]
+        if match["repeating"] and (value := number(token)) is not None:
+            token = f"#{value}"
+        tokens += (
+            _WORD_SPLIT.findall(token)
+            if match["word"]
+            else [token.replace(" ", "").replace(",", "") if match["grouped"] else token]
+        )
+        position = match.end()
+    return tokens
