@@ -186,11 +186,11 @@ def train_sft(config: SftConfig) -> SftSummary:
 
 def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
     started, optimisation, output = time.perf_counter(), config.training, Path(config.output)
+    check_model(config.base)
+    check_room(config.output, "output", config.base)
     # What is wrong with the data costs no loading of a model.
     found = _readable(config.data, config, ranks)
     found_held_out = _readable(config.held_out, config, ranks) if config.held_out else []
-    check_model(config.base)
-    check_room(config.output, "output", config.base)
     dtype = torch.bfloat16 if optimisation.precision == "bf16" else torch.float32
     torch.manual_seed(optimisation.seed)  # the same adapters on all ranks
     with loading_in_parts(optimisation):
