@@ -41,6 +41,7 @@ from mmprm.data.marks import place_marks
 from mmprm.data.question import column_images, read_question
 from mmprm.data.rows import RowsConfig, read_rows
 from mmprm.errors import DataError
+from mmprm.files import whole_file
 from mmprm.types import Picture, Problem
 
 __all__ = [
@@ -266,16 +267,13 @@ def write_problems(
     `columns` holds, by problem id, what else to write in its line.
     """
     path = Path(path)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8") as file:
-            for problem in problems:
+    with whole_file(path) as file:
+        for problem in problems:
+            try:
                 row = _written(problem, path.parent) | dict((columns or {}).get(problem.id, {}))
-                file.write(json.dumps(row, ensure_ascii=False, default=_json_value) + "\n")
-        os.replace(temporary, path)
-    except (OSError, DataError) as error:
-        raise DataError(f"{path}: cannot be written ({error})") from error
+            except DataError as error:
+                raise DataError(f"{path}: cannot be written ({error})") from error
+            file.write(json.dumps(row, ensure_ascii=False, default=_json_value) + "\n")
 
 
 def _written(problem: Problem, folder: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from mmprm.errors import ConfigError, GradingError
+from mmprm.errors import ConfigError, DataError, GradingError
 from mmprm.files import parse_json, whole_file
 from mmprm.grading.judge import PROMPT_HASH, JudgeConfig
 from mmprm.metrics import Interval, wilson
@@ -90,13 +90,13 @@ def write_calibration(path: str | Path, calibration: Calibration) -> None:
 
 def read_calibration(path: str | Path) -> Calibration:
     try:
-        values = parse_json(Path(path).read_bytes(), str(path), GradingError)
+        values = parse_json(Path(path).read_bytes(), "it")
         return Calibration(
             values["model"], values["prompt"], values["labelled"], _tally(values["symbols"]), _tally(values["judge"])
         )
     except OSError as error:
         raise GradingError(f"{path}: cannot be read ({error.strerror}): {_CALIBRATE}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (DataError, ValueError, KeyError, TypeError) as error:
         raise GradingError(f"{path}: is no calibration of a judge ({error}): {_CALIBRATE}") from error
 
 
