@@ -101,7 +101,7 @@ class RLConfig(Config):
     watch: WatchConfig = WatchConfig()
     """Signs of reward hacking: alarms that end the run, samples to read."""
     steps: int | None = Field(None, ge=1)
-    """Steps of the run; by default as many as `episodes` passes over the problems make, fewer with a filter."""
+    """Steps of the run; by default as many as `episodes` passes over the problems make."""
     episodes: int = Field(1, ge=1)
     """Passes over the problems, where `steps` is unset; those that a filter asked for in place of others count."""
     seed: int = 0
@@ -136,7 +136,8 @@ class RLConfig(Config):
         return self.steps is None and self.filter is not None
 
     def total_steps(self, problems: int) -> int:
-        """With a filter at most: each group that is trained on took a problem or more."""
+        """Steps of the run; about that many where it ends by passes: fewer where the filter's rounds take more
+        problems, more where groups are short and wait for each other."""
         return self.steps or max(1, self.episodes * problems // self.batch.prompts)
 
     def check_warmup(self, problems: int) -> None:

@@ -129,7 +129,7 @@ class Loop:
             print(f"{self._output}: {stop.name}; saved after step {step} of {self._total}, the same command goes on")
             if stop.interrupted:
                 raise KeyboardInterrupt
-        elif step < self._total:
+        elif self._config.ends_by_passes:
             print(f"{self._output}: {self._config.episodes} passes over the problems ended with step {step}")
         if not stopping and self._collector.waiting:
             size = self._config.batch.prompts // self._config.batch.updates
@@ -139,11 +139,10 @@ class Loop:
         return Summary(step, self._total, not stopping, policy, before, after)
 
     def _is_last(self, step: int) -> bool:
-        """Without `steps`, a filter ends a run sooner than `total`: it takes more problems a step."""
-        if step >= self._total:
-            return True
-        by_passes = self._config.ends_by_passes and self._pending is None
-        return by_passes and self._collector.passes >= self._config.episodes
+        """With a filter and without `steps` a run ends with its passes, whatever number of steps they take."""
+        if self._config.ends_by_passes:
+            return self._pending is None and self._collector.passes >= self._config.episodes
+        return step >= self._total
 
     def _may_be_best(self, step: int) -> bool:
         return self._config.keep_best and self._evaluation is not None and _due(self._config.eval_every, step)
@@ -162,8 +161,8 @@ class Loop:
     def _write(
         self, step: int, groups: list[GradedGroup], metrics: dict[str, float], log: MetricsLog, samples: SampleLog
     ) -> None:
-        log.write("train", step, metrics, shown=False, total=self._total)
-        print(console_line(step, self._total, metrics), flush=True)
+        log.write("train", step, metrics, shown=False, total=max(step, self._total))
+        print(console_line(step, max(step, self._total), metrics), flush=True)
         picked = chosen(groups, self._config.watch.samples)
         prefill = self._collector.prefill
         samples.write([sample_of(step, group, each, self._config.markup, prefill) for group, each in picked])
@@ -262,7 +261,7 @@ class Loop:
                 flush=True,
             )
             return
-        log.write("eval", step, found.metrics(), shown=True, total=self._total)
+        log.write("eval", step, found.metrics(), shown=True, total=max(step, self._total))
         self._evaluations[step] = found
         if self._config.keep_best:
             await asyncio.to_thread(offer_best, self._checkpoints, step, found.pass_at_1.value, True)

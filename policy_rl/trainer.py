@@ -67,7 +67,7 @@ class _MicroBatch:
 
 class Trainer:
     """`temperature` is that of the sampling; `total_updates` counts the optimizer steps of the whole run (with a filter
-    at most), for the learning rate; `critic` adds a value head; `max_pixels` and `min_pixels` are the engines' limits
+    about), for the learning rate; `critic` adds a value head; `max_pixels` and `min_pixels` are the engines' limits
     of an image.
 
     The reference is the model that the run begins with, and is loaded only where loss.kl.coefficient is above 0; with

@@ -227,6 +227,18 @@ def test_progress_with_a_filter_is_that_of_the_run(tmp_path: Path, changes: dict
         assert trainer.progress[-1] == pytest.approx(7 / 8)
 
 
+def test_a_run_whose_groups_wait_ends_with_its_passes_and_its_schedule(tmp_path: Path, capsys) -> None:
+    """One round per step: half of what it asks for waits, so that there are more steps than problems / prompts."""
+    trainer, pool = ScriptedTrainer(), ScriptedPool()
+    config = make_config(tmp_path / "run", **(KINDS["filter with updates"] | {"steps": None, "episodes": 4}))
+    summary = asyncio.run(make_loop(config, pool, trainer).run())
+    assert (summary.finished, summary.total) == (True, 10)
+    assert 40 <= len(pool.asked) < 44
+    assert summary.steps > summary.total
+    assert 0.8 < trainer.progress[-1] < 1
+    assert f"4 passes over the problems ended with step {summary.steps}" in capsys.readouterr().out
+
+
 def test_updates_keep_their_size_under_a_filter(tmp_path: Path, capsys) -> None:
     """Two updates of two groups each, of what one round leaves: never an update of one group, nor of three."""
     trainer = ScriptedTrainer()
