@@ -88,7 +88,7 @@ def load_problems(config: ProblemsConfig) -> list[Problem]:
             continue
         if _content(before) != _content(problem):
             raise DataError(
-                f"{place}: id {problem.id!r} is that of another problem, at {first}; make ids unique, or drop the "
+                f"{place}: id {cut(problem.id)!r} is that of another problem, at {first}; make ids unique, or drop the "
                 "column to have them from content"
             )
         repeated.append(f"{place} is {first}")
