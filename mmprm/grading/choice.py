@@ -28,7 +28,11 @@ _LEADING = re.compile(
     r"(?:\((?P<in>[A-J])\)|(?P<out>[A-J])\s*[.):]|(?P<bare>[A-J]))\s*(?:-+\s+)?(?P<text>.*)", re.DOTALL
 )
 _STANDING = re.compile(r"\(([A-J])\)|(?<![\w\\'^{])([B-HJ]|A(?!\s+(?!is\b)[a-z]))(?![\w'^_{(])")
-_JUDGED = re.compile(r"^\W*(?:is |are |seems? )?\b(?:wrong|false|incorrect|no|not|true|yes)\b", re.IGNORECASE)
+_NO_CHOICE = ""
+"""Stands beside the letters of an answer that discusses options without choosing one."""
+_JUDGED = re.compile(
+    r"^\W*(?:is |are |seems? )?(?:\b(?:wrong|false|incorrect|no|not|true|yes)\b|是?错|不)", re.IGNORECASE
+)
 _DENIED = re.compile(
     r"\b(?:not|neither|nor|except|rather than|instead of)\s+(?:option\s+)?\(?([A-J])\)?"
     r"(?:\s+nor\s+\(?([A-J])\)?)?(?![\w'])",
@@ -100,11 +104,8 @@ def letters(answer: str) -> frozenset[str]:
         return standing if denied or len(standing) > 1 or _is_short(text) else frozenset()
     named, rest = match["in"] or match["out"] or match["bare"], match["text"]
     if named in denied or _JUDGED.match(rest) or re.search(r"(?:^|[\s,;])\(?[A-J][.):]\s", rest):
-        return (
-            standing - {named}
-            if len(standing) > 1 and re.match(r"\W*is\b", rest)
-            else standing | frozenset("??"[: 2 - len(standing)])
-        )
+        others = standing - {named}
+        return others if others and re.match(r"\W*is\b", rest) else standing | {_NO_CHOICE}
     return frozenset([named])
 
 
@@ -113,7 +114,9 @@ def _begins_with_letter(match: re.Match[str]) -> bool:
     if match["bare"] is None:
         return True
     text = match.string[match.end("bare") :]
-    return bool(re.match(r"\s*$|\s*-+\s|\s+" + _MATH.pattern, text)) and not re.match(r"\s*[=^_+*/<>]", text)
+    return bool(re.match(r"\s*$|\s*-+\s|\s*[\u4e00-\u9fff]|\s+" + _MATH.pattern, text)) and not re.match(
+        r"\s*[=^_+*/<>]", text
+    )
 
 
 def _is_short(text: str) -> bool:

@@ -27,6 +27,8 @@ def compare(gold: str, answer: str, symbols: SymbolTest, labels: Sequence[Sequen
 
 
 def _compare_one(gold: str, answer: str, symbols: SymbolTest, labels: Sequence[Sequence[str]]) -> Outcome:
+    if is_sign(clean(gold)) and is_sign(sign := _core(answer)[0]):
+        return SAME if sign == clean(gold) else DIFFERENT
     if is_sign(clean(gold)) and isinstance(relation := read(_line(answer)), Group):
         return DIFFERENT if clean(gold) == "=" and relation.marks != ("=",) else UNDECIDED
     if (outcome := compare_labels(_line(gold), _line(answer), labels)) is not None:
@@ -82,11 +84,14 @@ def _same_as_stated(gold: Answer, sentence: str, symbols: SymbolTest) -> Outcome
     """An answer in words is the value that it states, if that is the only one that it mentions."""
     values = stated_values(sentence)
     outcomes = [same(gold, read(value), symbols) for value in values]
+    said_in_words = isinstance(gold, Group) and gold.kind in ("relation", "brackets", "union")  # "greater than 3"
+    otherwise = DIFFERENT if is_plain(gold) and not said_in_words else UNDECIDED
     if len(set(values)) == 1 and not denies(sentence):
-        return outcomes[0]
+        bare = isinstance(read(values[0]), Leaf)
+        return otherwise if outcomes[0] is DIFFERENT and bare else outcomes[0]
     if SAME in outcomes or UNDECIDED in outcomes:
         return DIFFERENT if len(values) == 1 and re.search(r"\b(?:not|isn't|不是)\b", sentence) else UNDECIDED
-    return DIFFERENT if is_plain(gold) else UNDECIDED
+    return otherwise
 
 
 def _gold_sentence(gold: Leaf, given: Answer, symbols: SymbolTest) -> Outcome:

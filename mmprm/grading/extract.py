@@ -21,7 +21,9 @@ _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
 _BEGIN, _END = re.compile(r"<answer>", re.IGNORECASE), re.compile(r"</answer>", re.IGNORECASE)
 _BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
 _WORD = re.compile(r"(?<!\\)\b(?!(?:and|or)\b)[^\W\d_]{2,}")
-_BOX_JOINT = re.compile(r"[\s$,;.\\()\[\]、，]*(?:\band\b|\bor\b|和|或|及)?[\s$,;\\()\[\]]*")
+_BOX_JOINT = re.compile(
+    r"[\s$,;.\\()\[\]、，]*(?:\\text\{\s*)?(?:\band\b|\bor\b|和|或|及)?\s*\}?[\s$,;\\()\[\]]*(?:[a-z]\w*\s*=\s*)?"
+)
 
 _RUN = re.compile(r"([\s*_]{8})[\s*_]+")
 """Longer runs of white space and emphasis say nothing, and would make the patterns below slow."""

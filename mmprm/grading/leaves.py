@@ -200,17 +200,11 @@ def _same_node(gold: str, given: str) -> Outcome | None:
     are_equal = equal(one, other)
     if are_equal:
         return SAME
-    if (
-        are_equal is False
-        and (is_decimal(gold) or is_decimal(given))
-        and not (free_symbols(one) or free_symbols(other))
-    ):
-        return SAME if _rounds(gold, given, one, other) else DIFFERENT
-    return DIFFERENT if are_equal is False else UNDECIDED if are_equal is None and _has_values(one, other) else None
-
-
-def _has_values(one: Node, other: Node) -> bool:
-    return uses(one, "ambiguous") or uses(other, "ambiguous")
+    if are_equal is None:
+        return UNDECIDED if uses(one, "ambiguous") or uses(other, "ambiguous") else None
+    symbolic = free_symbols(one) or free_symbols(other)
+    written = is_decimal(gold) or is_decimal(given)
+    return SAME if written and not symbolic and _rounds(gold, given, one, other) else DIFFERENT
 
 
 def _rounds(gold: str, given: str, one: Node, other: Node) -> bool:

@@ -26,6 +26,7 @@ _REMARKS = [
         r"[,;]?\s*\b(?:for (?:all|any|some|every|each)|for|where|when|if"
         r"|with|provided|given that)\s+(?=\W*[a-zA-Z]?\b.*).*",
         r"[,;]\s*(?:so|as|which|and)\s+[a-z].*",
+        r"[,;]\s*(?:and )?(?:not|rather than|instead of)\b.*",
         r"\s*(?:,\s*|\s)[a-zA-Z]\s*\\in\s*(?:\\mathbb\s*\{?[A-Z]\}?|[NZRQ])[\^*+_]*\S*",
     )
 ]
