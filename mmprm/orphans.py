@@ -44,6 +44,8 @@ def _tell(wish: bytes) -> None:
         _helper = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__, str(os.getpid())],
             stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,  # who reads a killed command's output must not wait for the helper
+            stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C in a terminal goes to the whole group
         )
         atexit.register(_end, os.getpid())
