@@ -11,7 +11,7 @@ from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome, SymbolTes
 from mmprm.grading.reading import Answer, Group, Leaf, has_prose, read, run_together, serial_reading, spaced_reading
 from mmprm.grading.structure import is_plain, same
 from mmprm.grading.text import clean, is_prose, key
-from mmprm.grading.wording import alternatives, condition, core, denies, stated_values
+from mmprm.grading.wording import alternatives, condition, core, denies, excludes, stated_values
 
 _OPTION = re.compile(r"(?:\\text\s*\{\s*)?(?:\([A-J]\)|[A-J][.):](?!\d+\b))\s*\}?\s*(.*[^\s,;)].*)")
 
@@ -90,7 +90,7 @@ def _same_as_stated(gold: Answer, sentence: str, symbols: SymbolTest) -> Outcome
         bare = isinstance(read(values[0]), Leaf)
         return otherwise if outcomes[0] is DIFFERENT and bare else outcomes[0]
     if SAME in outcomes or UNDECIDED in outcomes:
-        return DIFFERENT if len(values) == 1 and re.search(r"\b(?:not|isn't|不是)\b", sentence) else UNDECIDED
+        return DIFFERENT if len(values) == 1 and excludes(sentence) and not said_in_words else UNDECIDED
     return otherwise
 
 

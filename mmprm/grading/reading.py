@@ -206,6 +206,9 @@ def read_leaf(text: str) -> Leaf:
     worded = worded_number(text)
     if worded is not None:
         return Leaf(str(worded))
+    counted = re.fullmatch(r"(?P<count>[a-z -]+) (?P<unit>[a-zA-Z]+)", text)
+    if counted is not None and (count := worded_number(counted["count"])) is not None:
+        text = f"{count} {counted['unit']}"
     body, unit, certain = split_possible_unit(text)
     if not certain:
         return Leaf(text, maybe=(body, unit))

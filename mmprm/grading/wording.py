@@ -39,6 +39,9 @@ _STATED = re.compile(
 _NEGATION = re.compile(
     r"\b(?:not|never|no|neither|nor|cannot|isn't|aren't|wasn't|doesn't|don't|can't|without|wrong|false|incorrect)\b|n't\b|不|没|非"
 )
+_EXCLUSION = re.compile(
+    r"\b(?:not|isn't|(?:more|less|greater|fewer|larger|smaller) than|at (?:least|most)|up to|between)\b|不是|至[多少]"
+)
 _CHUNK = re.compile(
     r"(?:[-+]?[¤¥€£]?(?:\d|\.\d|\\(?:frac|sqrt|pi|pm|infty|begin|vec|sin|cos|tan|ln|log|lg|left)|[({\[]|[a-zA-Z](?=[\^_=<>+*/(]|\s*=)))"
     r"(?:(?![a-zA-Z]{2,}\b(?!\())(?:\\[a-zA-Z]+\s?|[\d.,%°'+*/^_=<>(){}\[\]|!;:~-]|[a-zA-Z](?![a-zA-Z])|\s(?=[-+*/=<>^\d({\\])|\\.))*"
@@ -113,8 +116,13 @@ def stated_values(sentence: str) -> list[str]:
 
 
 def denies(text: str) -> bool:
-    """Return whether a text holds a negation."""
-    return bool(_NEGATION.search(text.lower()))
+    """Return whether a text holds a negation, or bounds a value and does not state it (at most 5)."""
+    return bool(_NEGATION.search(text.lower()) or excludes(text))
+
+
+def excludes(text: str) -> bool:
+    """Return whether a text that mentions one value does not mean it: not 5, more than 5."""
+    return _EXCLUSION.search(text.lower()) is not None
 
 
 def _values(sentence: str) -> list[str]:
