@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from mmprm.grading.labels import is_refusal
+from mmprm.grading.labels import is_refusal, plain
 from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome
 from mmprm.grading.text import clean, is_prose, key
+from mmprm.grading.wording import denies
 
 LETTERS = "ABCDEFGHIJ"
+MAX_WORDS = 12
+"""A longer sentence may mention an option without choosing it."""
 
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _GOLD = re.compile(r"\(?[A-J]\)?|\([A-J]\)")
@@ -92,6 +95,8 @@ def letters(answer: str) -> frozenset[str]:
         return frozenset(re.findall(r"[a-j](?!\w)", text)[-1].upper())
     if _ONLY_LETTERS.fullmatch(text):
         return frozenset(re.findall(r"[A-J]", text))
+    if small := re.match(r"\(?([a-j])\)\s", text):
+        text = f"({small[1].upper()}) {text[small.end() :]}"
     denied = {named for match in _DENIED.finditer(text) for named in match.groups() if named}
     denied |= {match[1] for match in _REFUTED.finditer(text)}
     announced = [named for match in _ANNOUNCED.finditer(text) for named in re.findall(r"[A-J]", match["letters"])]
@@ -140,8 +145,19 @@ def option(answer: str, choices: Sequence[str], same: Callable[[str, str], Outco
         matching = [
             i for i, outcome in enumerate(outcomes) if outcome is best and (best is SAME or not is_prose(choices[i]))
         ]
-        index = matching[0] if len(matching) == 1 else None
+        index = matching[0] if len(matching) == 1 else _by_mention(answer, choices)
     return index
+
+
+def _by_mention(answer: str, choices: Sequence[str]) -> int | None:
+    """The one option in words that a sentence mentions and does not deny: "it falls"."""
+    sentence, texts = plain(answer), [plain(_option_text(choice)) for choice in choices]
+    found = [
+        i
+        for i, text in enumerate(texts)
+        if re.search(r"[a-z]{3,}", text) and re.search(rf"(?<!\w){re.escape(text)}(?!\w)", sentence)
+    ]
+    return found[0] if len(found) == 1 and not denies(sentence) and len(sentence.split()) <= MAX_WORDS else None
 
 
 def _by_text(answer: str, choices: Sequence[str]) -> int | None:

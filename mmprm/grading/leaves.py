@@ -169,17 +169,17 @@ def _same_number(gold: str, given: str) -> Outcome | None:
         return None
     if gold_percent != given_percent:
         rounded = gold_percent and is_decimal(gold.rstrip("% ")) and is_rounding(gold.rstrip("% "), given_value * 100)
-        return SAME if rounded else _same_share(gold_value, given_value, gold_percent)
+        return SAME if rounded else _same_share(gold_value, given_value, gold_percent, "/" in given or "frac" in given)
     if gold_value == given_value:
         return SAME
     gold, given = gold.rstrip("% "), given.rstrip("% ")
     return SAME if _is_same_rounded(gold, gold_value, given, given_value) else DIFFERENT
 
 
-def _same_share(gold: Fraction, given: Fraction, gold_percent: bool) -> Outcome:
+def _same_share(gold: Fraction, given: Fraction, gold_percent: bool, fraction: bool) -> Outcome:
     """50% is 0.5, and may lose its sign, since no share is 50; 0.5% may not."""
     if gold_percent:
-        return SAME if gold / 100 == given or (gold == given and abs(gold) > 1) else DIFFERENT
+        return SAME if gold / 100 == given or (gold == given and abs(gold) > 1 and not fraction) else DIFFERENT
     return SAME if gold == given / 100 else DIFFERENT
 
 
