@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import os
 import random
 import subprocess
@@ -31,6 +32,7 @@ from mmprm.prm.model import load_backbone
 from mmprm.problems import load_problems
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
+from mmprm.store import Store
 from mmprm.types import Grader, Solution, StepScores
 from policy_rl.batch import Experience
 from policy_rl.collecting import Collector
@@ -276,3 +278,26 @@ def test_a_policy_learns_its_solutions_and_is_evaluated(data: Path, tmp_path: Pa
         assert set(result["scores"]["symbolic"]) == {"all", "half 0", "half 1"}
         accuracy[name] = result["scores"]["symbolic"]["all"]["accuracy"]
     assert accuracy["tiny"]["low"] > accuracy["random"]["high"]
+
+
+def test_mm_prm_recipe_annotates_and_trains(data: Path, tmp_path: Path, policy_folder: Path) -> None:
+    """Every state gets its 16 rollouts; the PRM learns from what they say, with the vision tower as it was."""
+    run, labels, output = (str(tmp_path / name) for name in ("annotate", "labels.parquet", "train"))
+    small = ("engine={model: tiny, max_num_seqs: 256}", "prompt={preset: plain}", "sampling.max_tokens=96", "workers=1")
+    own = (f"run={run}", f"problems.path={data / 'train.jsonl'}", "problems.limit=12", "search.max_rollouts=160")
+    mmprm("annotate", "--config", str(CONFIGS / "annotate/mm-prm-8b.yaml"), *sets(small, *own))
+    store = Store.read(Path(run) / "trees.sqlite")
+    batches = [batch for problem in store.problems("done") for batch in store.batches(problem.id)]
+    store.close()
+    assert {len(batch.rollouts) for batch in batches} == {16}
+    mmprm("labels", *sets((f"store={run}", f"output={labels}", "dev=0.2")))
+    small = tuple(item for item in SMALL_SFT if not item.startswith(("prompt", "training.epochs")))
+    own = ("base=tiny", f"labels={labels}", f"output={output}", "training.eval_every=0")
+    mmprm("train", "--config", str(CONFIGS / "train/mm-prm-8b.yaml"), *sets(small, *own))
+    steps = metrics(Path(output), "train")
+    assert len(steps) >= 3
+    assert all(math.isfinite(step["loss"]) and step["skipped"] == 0 for step in steps)
+    folders = (str(policy_folder), f"{output}/prm")
+    first, last = (load_backbone(folder, torch.float32)[0].state_dict() for folder in folders)
+    same = {name for name, tensor in first.items() if torch.equal(tensor, last[name][: len(tensor)])}
+    assert same == {name for name in first if "visual" in name and "merger" not in name}
