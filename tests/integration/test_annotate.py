@@ -22,8 +22,9 @@ from mmprm.errors import SamplingError
 from mmprm.problems import write_problems
 from mmprm.store import Store
 from mmprm.tiny.model import weights_path
+from mmprm.tiny.tokenizer import build_tokenizer
 from mmprm.tiny.world import make_problems
-from mmprm.types import Rollout, Steps
+from mmprm.types import Rollout, Steps, Verdict
 
 pytestmark = pytest.mark.integration
 
@@ -63,6 +64,7 @@ def test_a_killed_engine_is_replaced_and_nothing_is_lost_or_counted_twice(
     store = Store.read(tmp_path / "trees.sqlite")
     for problem in store.problems("done"):
         assert_log_is_one_search(store, problem.id, config)
+    assert_ids_spell_their_steps(store)
     store.close()
 
 
@@ -84,6 +86,22 @@ def test_an_engine_that_does_not_start_says_why_and_leaves_nothing(
         assert [group["state"] for group in placement_group_table().values()] == ["REMOVED"]
     finally:
         ray.shutdown()
+
+
+def assert_ids_spell_their_steps(store: Store) -> None:
+    """Of what a search may continue; the tiny policy's tokens end where its steps do."""
+    decode = build_tokenizer().decode
+    rollouts = [
+        rollout
+        for problem_id in store.ids("done")
+        for batch in store.batches(problem_id)
+        for rollout in batch.rollouts
+        if rollout.verdict is Verdict.INCORRECT and len(rollout.steps) > 1
+    ]
+    known = [rollout for rollout in rollouts if rollout.step_ids]  # one with a special token within has none
+    assert len(known) > max(100, 0.95 * len(rollouts))
+    for rollout in known:
+        assert tuple(map(decode, rollout.step_ids)) == rollout.steps[:-1]
 
 
 def assert_log_is_one_search(store: Store, problem_id: str, config: CampaignConfig) -> None:
