@@ -89,9 +89,11 @@ def _started(pid: int) -> str:
     return fields[19] if len(fields) > 19 else ""
 
 
-def _wait(parent: int) -> list[bytes]:
-    """Return the wishes once `parent` has ended; exit if it says that nothing is left to do."""
+def _wait(parent: int) -> tuple[list[bytes], dict[int, str]]:
+    """Return the wishes and, by start time, the processes of their trees, once `parent` has ended; exit if it says that
+    nothing is left to do. The trees are noted while they stand: without its root, a process has another parent."""
     text, closed = b"", False
+    family: dict[int, str] = {}
     while True:
         alive = os.getppid() == parent
         if closed:
@@ -103,15 +105,18 @@ def _wait(parent: int) -> list[bytes]:
         wishes = text.split(b"\n")[:-1]
         if _DONE in wishes:
             raise SystemExit
+        family |= {pid: _started(pid) for pid in _descendants(_roots(wishes)) if pid != os.getpid()}
         if not alive:
-            return wishes
+            return wishes, family
 
 
-def _clean(wishes: list[bytes]) -> None:
-    folders = [wish.removeprefix(b"folder ") for wish in wishes if wish.startswith(b"folder ")]
+def _roots(wishes: list[bytes]) -> set[int]:
     processes = [wish.split() for wish in wishes if wish.startswith(b"process ")]
-    known = {int(pid) for _, pid, *start in processes if start and _started(int(pid)) == start[0].decode()}
-    living = {pid: _started(pid) for pid in _descendants(known) if pid != os.getpid()}
+    return {int(pid) for _, pid, *start in processes if start and _started(int(pid)) == start[0].decode()}
+
+
+def _clean(wishes: list[bytes], living: dict[int, str]) -> None:
+    folders = [wish.removeprefix(b"folder ") for wish in wishes if wish.startswith(b"folder ")]
     for number, seconds in ((signal.SIGTERM, _GRACE_SECONDS), (signal.SIGKILL, 0.0)):
         end = time.monotonic() + seconds
         for pid, start in living.items():
@@ -125,4 +130,4 @@ def _clean(wishes: list[bytes]) -> None:
 
 
 if __name__ == "__main__":
-    _clean(_wait(int(sys.argv[1])))
+    _clean(*_wait(int(sys.argv[1])))
