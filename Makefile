@@ -6,7 +6,7 @@ BIN := .venv/bin
 SHIM := .ci/torchvision-cpu
 SHIM_FILES := $(addprefix $(SHIM)/,pyproject.toml setup.py torchvision_cpu.py torchvision_cpu.pth)
 
-.PHONY: setup demo test check trl bench-grading bench-annotate bench-borders bench-prm bench-rl clean
+.PHONY: setup demo test check trl gpu-check bench-grading bench-annotate bench-borders bench-prm bench-rl clean
 
 setup: .venv/.installed-$(EXTRA)
 
@@ -39,6 +39,10 @@ test: setup
 # TRL's trainer, beside the environment and not in it: tests/integration/test_trl_export.py runs one step of it.
 trl: setup
 	$(BIN)/pip install --quiet --upgrade --no-deps --target .venv-trl trl==1.8.0
+
+# Without a GPU: $(BIN)/python benchmarks/gpu.py --dry
+gpu-check:
+	$(BIN)/python benchmarks/gpu.py
 
 bench-grading: setup
 	$(BIN)/python benchmarks/grading.py
