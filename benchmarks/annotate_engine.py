@@ -27,16 +27,16 @@ from mcts.config import CampaignConfig
 from mcts.progress import CampaignSummary
 from mmprm.cli.demo import PROMPT, SAMPLING
 from mmprm.config import build
-from mmprm.evidence import evidence
 from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
 from mmprm.problems import write_problems
 from mmprm.sampling.config import EngineConfig, on_one_core
 from mmprm.sampling.pool import SamplerPool
 from mmprm.sampling.seeds import derive_seed
-from mmprm.store import Store
-from mmprm.tallies import sessions
 from mmprm.tiny.model import weights_path
 from mmprm.tiny.world import make_problems
+from mmprm.trees.evidence import evidence
+from mmprm.trees.store import Store
+from mmprm.trees.tallies import sessions
 from mmprm.types import Problem, SampleRequest, Steps, Tree, Verdict
 
 FRESH = 256

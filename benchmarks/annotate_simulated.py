@@ -30,11 +30,11 @@ from mcts.roll import Roller
 from mcts.room import Load
 from mcts.search import SearchConfig, search
 from mmprm.config import build
-from mmprm.evidence import evidence
 from mmprm.grading.symbolic import SymbolicGrader
 from mmprm.sampling.simulated import Profile, SimulatedSampler
-from mmprm.stopping import rule_of
-from mmprm.store import STORE_NAME, Store
+from mmprm.trees.evidence import evidence
+from mmprm.trees.stopping import rule_of
+from mmprm.trees.store import STORE_NAME, Store
 from mmprm.types import Problem
 
 GIB = 2**30

@@ -44,7 +44,7 @@ def flex_attention() -> dict[str, Any]:
     from torch._dynamo.utils import counters
     from transformers.integrations.flex_attention import flex_attention_forward
 
-    from mmprm.prm.packing import attention_mask
+    from mmprm.backbone.masks import attention_mask
 
     heads, kv_heads, size = 28, 4, 128
     module = torch.nn.Module()
@@ -131,7 +131,7 @@ def update_lora() -> dict[str, Any]:
 
 
 def update_kl() -> dict[str, Any]:
-    from policy_rl.losses import KlConfig, LossConfig
+    from policy_rl.algorithms.losses import KlConfig, LossConfig
 
     return _updates(loss=LossConfig(kl=KlConfig(coefficient=1e-3)))
 
@@ -282,8 +282,8 @@ def _problems(count: int) -> list[Any]:
 
 def _trainer(folder: str, **settings: Any) -> Any:
     from mmprm.prompts import PromptConfig
-    from policy_rl.trainer import Trainer
-    from policy_rl.trainer_config import OptimisationConfig, TrainerConfig
+    from policy_rl.trainer.config import OptimisationConfig, TrainerConfig
+    from policy_rl.trainer.trainer import Trainer
 
     names = OptimisationConfig.model_fields
     optimisation = {name: settings.pop(name) for name in list(settings) if name in names}
@@ -295,7 +295,7 @@ def _trainer(folder: str, **settings: Any) -> Any:
 
 
 def _random_samples(trainer: Any) -> list[Any]:
-    from policy_rl.batch import Experience
+    from policy_rl.types import Experience
 
     rng, made = np.random.default_rng(0), []
     low, high, group_size = (8, 40, 4) if DRY else (1000, 4000, 8)
@@ -352,7 +352,7 @@ def _engine(folder: str, share_of_memory: float) -> Iterator[tuple[Any, float]]:
     """(engine of the RL loop in vLLM's own processes, seconds that it took to start)."""
     from mmprm.prompts import PromptConfig
     from mmprm.sampling.config import EngineConfig, SamplingConfig
-    from policy_rl.rollout_actor import RolloutEngine
+    from policy_rl.rollouts.engine import RolloutEngine
 
     config = EngineConfig(
         model=folder,
@@ -380,7 +380,7 @@ def _sampled(engine: Any, problems: Sequence[Any], count: int) -> list[Any]:
 
 
 def _samples_of(groups: Sequence[Any]) -> list[Any]:
-    from policy_rl.batch import Experience
+    from policy_rl.types import Experience
 
     rng = np.random.default_rng(0)
     return [
@@ -414,7 +414,7 @@ def _mismatch(trainer: Any, groups: Sequence[Any]) -> dict[str, float]:
 
 def _local_transfer(engine: Any) -> Any:
     """The ipc transfer of the RL loop, whose engine lives in this process instead of a Ray actor."""
-    from policy_rl.weights_vllm import EngineClient, VllmTransfer
+    from policy_rl.weights.vllm import EngineClient, VllmTransfer
 
     class LocalClient(EngineClient):
         def _each(self, method: str, arguments: Sequence[dict[str, Any]] | None = None) -> None:

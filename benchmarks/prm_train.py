@@ -24,9 +24,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from mmprm.convert.export import export_prm
 from mmprm.labels.export import ExportConfig, export_labels
 from mmprm.labels.parquet import LabelledExample, read_parquet, write_parquet
-from mmprm.prm.export import export_prm
 from mmprm.prm.info import PrmTokens, read_info
 from mmprm.prm.judge import load_judge
 from mmprm.prm.losses import soft_cross_entropy_sum

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from mcts.config import CampaignConfig
 from mcts.search import SearchConfig
 from mmprm.errors import ConfigError
-from mmprm.store import Store
+from mmprm.trees.store import Store
 from mmprm.types import Counts, Problem
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mmprm.errors import DataError
 from mmprm.metrics import Interval, bootstrap_mean
-from mmprm.tallies import Tally
+from mmprm.trees.tallies import Tally
 
 
 @dataclass(frozen=True, slots=True)

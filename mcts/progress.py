@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from mmprm.files import whole_file
-from mmprm.records import PackedBatch, count_verdicts, state_key
-from mmprm.store import Finished, StoreSummary
 from mmprm.terminal import raw
+from mmprm.trees.records import PackedBatch, count_verdicts, state_key
+from mmprm.trees.store import Finished, StoreSummary
 from mmprm.types import Batch
 
 T = TypeVar("T")

@@ -6,9 +6,9 @@ import asyncio
 import itertools
 from collections.abc import Callable, Iterable
 
-from mmprm.evidence import passing
 from mmprm.sampling.seeds import derive_seed
 from mmprm.steps import Markup, Split, split
+from mmprm.trees.evidence import passing
 from mmprm.types import (
     Batch,
     Completion,

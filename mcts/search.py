@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pydantic import Field, model_validator
 
 from mcts.tree import Candidate, SearchTree
-from mmprm.records import count_verdicts
-from mmprm.stopping import StoppingRule, first_draws, next_draws
+from mmprm.trees.records import count_verdicts
+from mmprm.trees.stopping import StoppingRule, first_draws, next_draws
 from mmprm.types import Counts, Problem, Rollout, Steps, Tree
 
 Roll = Callable[[Steps, int], Awaitable[tuple[Rollout, ...]]]

@@ -9,8 +9,8 @@ from collections import Counter
 from dataclasses import dataclass
 
 from mcts.progress import duration, reasons
-from mmprm.store import Store
-from mmprm.tallies import begun, drawn_after, is_being_written, sessions
+from mmprm.trees.store import Store
+from mmprm.trees.tallies import begun, drawn_after, is_being_written, sessions
 
 FAILURES_SHOWN = 10
 NAMES = 14

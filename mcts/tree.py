@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mcts.value import q, u
-from mmprm.evidence import Tally, counts_of, tally_passing
-from mmprm.records import count_verdicts
+from mmprm.trees.evidence import Tally, counts_of, tally_passing
+from mmprm.trees.records import count_verdicts
 from mmprm.types import Counts, Node, Rollout, Steps, Tree, Verdict
 
 
@@ -83,7 +83,7 @@ class SearchTree:
 
     def at_once(self, steps: Steps) -> int:
         """The most rollouts of known verdict that the first batch of a state alone sent through this prefix: what
-        mmprm.evidence may label it by."""
+        mmprm.trees.evidence may label it by."""
         return self._at_once.get(steps, 0)
 
     def select(self) -> Candidate | None:

@@ -12,10 +12,10 @@ from mcts.roll import Roller
 from mcts.room import Load
 from mcts.search import SearchConfig, search
 from mmprm.errors import EngineStoppedError, MmprmError
-from mmprm.evidence import count_labels
-from mmprm.records import PackedBatch, pack_batch
 from mmprm.steps import Markup
-from mmprm.store import Finished
+from mmprm.trees.evidence import count_labels
+from mmprm.trees.records import PackedBatch, pack_batch
+from mmprm.trees.store import Finished
 from mmprm.types import Batch, Grader, Problem, Sampler
 
 GROUP_BATCHES = 256

@@ -15,16 +15,17 @@ from mmprm.rendering import template_of_file
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.sampling.policy import DECISIVE
 from mmprm.steps import Markup
-from policy_rl import trainer_config
-from policy_rl.advantages import ESTIMATORS, AdvantageConfig
-from policy_rl.credit import CreditConfig
-from policy_rl.filtering import AdoraConfig, FilterConfig, Phase
-from policy_rl.process import ProcessConfig
-from policy_rl.rewards import RewardConfig
-from policy_rl.rollouts import RolloutConfig
-from policy_rl.trainer_config import TrainerConfig
-from policy_rl.watch import WatchConfig
-from policy_rl.weights import WeightsConfig
+from policy_rl.algorithms.adora import AdoraConfig
+from policy_rl.algorithms.advantages import ESTIMATORS, AdvantageConfig
+from policy_rl.algorithms.credit import CreditConfig
+from policy_rl.monitor.alarms import WatchConfig
+from policy_rl.rewards.outcome import RewardConfig
+from policy_rl.rewards.process import ProcessConfig
+from policy_rl.rollouts.curriculum import FilterConfig, Phase
+from policy_rl.rollouts.pool import RolloutConfig
+from policy_rl.trainer import config as trainer_config
+from policy_rl.trainer.config import TrainerConfig
+from policy_rl.weights.config import WeightsConfig
 
 IN_PART: dict[str, Any] = {key: DECISIVE[key] for key in ("engine", "grader")} | {
     "process": {"aggregator": True, "scorer": {"prm", "format", "backend", "dtype", "too_long"}}

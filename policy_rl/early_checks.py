@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from policy_rl.config import RLConfig
-from policy_rl.rewards import load_function
-from policy_rl.rollouts import check_sampling
-from policy_rl.step_metrics import metric_names
-from policy_rl.watch import check_alarms
+from policy_rl.metrics import metric_names
+from policy_rl.monitor.alarms import check_alarms
+from policy_rl.rewards.outcome import load_function
+from policy_rl.rollouts.pool import check_sampling
 
 
 def check_early(config: RLConfig) -> None:

@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from mmprm.types import Grading, Problem, Verdict
-from policy_rl.rewards import Reward
-from policy_rl.types import Response
+from policy_rl.types import Response, Reward
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,9 @@
 
 `pool` and `trainer` may be anything that behaves like RolloutPool and TrainerGroup. One step of the loop:
 
-1. collect: sample, grade, score, filter (policy_rl.collecting)
+1. collect: sample, grade, score, filter (policy_rl.collector)
 2. old: log-probabilities, reference and values, where several updates, KL or a critic need them
-3. advantages (policy_rl.experience), then up to `batch.updates` optimizer steps, each on its share of the groups
+3. advantages (policy_rl.algorithms.samples), then up to `batch.updates` optimizer steps, each on a share of the groups
 4. sync: the weights to all engines, which prove that they have them; their version is the step's number
 5. a checkpoint where one is due, then an evaluation where one is due
 
@@ -34,17 +34,18 @@ from mmprm.training.checkpoints import newest, offer_best
 from mmprm.training.metrics_log import MetricsLog
 from mmprm.training.ranks import Ranks
 from mmprm.training.stop_request import StopRequest
-from policy_rl.advantages import ESTIMATORS
-from policy_rl.batch import Experience
-from policy_rl.collecting import Collected, Collector, Pool
+from policy_rl.algorithms.advantages import ESTIMATORS
+from policy_rl.algorithms.samples import AdvantageSettings, Aggregate, add_advantages, draft, kept_samples
+from policy_rl.collector import Collected, Collector, Pool
 from policy_rl.config import RLConfig
-from policy_rl.evaluate import Evaluation
-from policy_rl.experience import AdvantageSettings, Aggregate, add_advantages, draft, kept_samples
-from policy_rl.filtering import update_count
 from policy_rl.graded import GradedGroup
+from policy_rl.metrics import console_line, describe_groups, merge_updates, shares
+from policy_rl.monitor.alarms import Alarms, alarm_error, signs
+from policy_rl.monitor.samples import SampleLog, chosen, sample_of
+from policy_rl.rollouts.curriculum import update_count
+from policy_rl.rollouts.evaluate import Evaluation
 from policy_rl.run_folder import Summary, check_same, checkpoints_of, identity_of, is_evaluated, policy_of
-from policy_rl.step_metrics import console_line, describe_groups, merge_updates, shares
-from policy_rl.watch import Alarms, SampleLog, alarm_error, chosen, sample_of, signs
+from policy_rl.types import Experience
 
 EMPTY_STEPS = 5
 """Steps in a row without a group to train on that end the run."""

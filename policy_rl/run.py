@@ -22,18 +22,19 @@ from mmprm.problems import content_id, load_problems
 from mmprm.rendering import turn_beginning
 from mmprm.scoring.open import scorer_info
 from mmprm.types import Problem
-from policy_rl.collecting import Collector
+from policy_rl.algorithms.samples import Aggregate
+from policy_rl.collector import Collector
 from policy_rl.config import RLConfig
 from policy_rl.early_checks import check_early
-from policy_rl.evaluate import evaluate
-from policy_rl.experience import Aggregate
 from policy_rl.graded import Process
 from policy_rl.loop import Loop
 from policy_rl.placement import Places, reserved
-from policy_rl.rollouts import RolloutPool
+from policy_rl.rollouts.evaluate import evaluate
+from policy_rl.rollouts.pool import RolloutPool
 from policy_rl.run_folder import Summary, ended
-from policy_rl.trainer_group import TrainerGroup
-from policy_rl.weights import FileTransfer, Published, Transfer, remove_versions, shared_folder, transport_of
+from policy_rl.trainer.group import TrainerGroup
+from policy_rl.weights.config import transport_of
+from policy_rl.weights.transfer import FileTransfer, Published, Transfer, remove_versions, shared_folder
 
 
 def train_policy(config: RLConfig) -> Summary:
@@ -138,7 +139,7 @@ def _transfer(config: RLConfig, transport: str, rank: int, engines: Sequence[Any
     """A rank's side of the way to the engines."""
     if transport == "file":
         return FileTransfer(shared_folder(config.weights, Path(config.output)), is_main=rank == 0)
-    from policy_rl.weights_vllm import VllmTransfer
+    from policy_rl.weights.vllm import VllmTransfer
 
     return VllmTransfer(transport, engines, config.engine.tensor_parallel_size, rank, config.weights.timeout_s)
 
@@ -159,8 +160,8 @@ async def _as_files(
 async def _process(config: RLConfig, place: dict[str, Any] | None, prefill: str) -> AsyncIterator[Process]:
     from transformers import AutoTokenizer
 
-    from policy_rl.prm_actor import Prm
-    from policy_rl.process import ProcessReward
+    from policy_rl.rewards.prm_actor import Prm
+    from policy_rl.rewards.process import ProcessReward
 
     prm = await Prm.start(config.process, place)
     try:

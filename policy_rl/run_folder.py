@@ -12,9 +12,9 @@ from mmprm.prm.trained import convert_checkpoint
 from mmprm.report.training import METRICS_FILE, read_metrics
 from mmprm.training.checkpoints import read_extra
 from mmprm.types import Problem
-from policy_rl.collecting import fingerprint
+from policy_rl.collector import fingerprint
 from policy_rl.config import RLConfig
-from policy_rl.evaluate import Evaluation
+from policy_rl.rollouts.evaluate import Evaluation
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from mmprm.written import resolved
 from policy_rl.config import RLConfig
 from policy_rl.early_checks import check_early
 from policy_rl.run_folder import lacks_evaluation
-from policy_rl.sft import SftConfig
+from policy_rl.sft.train import SftConfig
 
 Command = Sequence[str]
 

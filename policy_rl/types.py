@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from mmprm.types import Problem
 
 
@@ -36,3 +38,46 @@ class Group:
     responses: tuple[Response, ...]
     version: int
     prompt_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reward:
+    """`total` is None where a part that counts is unknown: the sample is dropped and counted. `parts` are unweighted,
+    for the log."""
+
+    total: float | None
+    parts: dict[str, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Experience:
+    """One response and what its update needs. Arrays hold one number for each of its tokens.
+
+    Responses of the same `group` answer the same problem and share its prompt. `prompt_tokens` is the prompt's length
+    as the engine counted it. `engine` are the log-probabilities that the engine drew the tokens with; `old`, `ref` and
+    `values` come from Trainer.log_probs; None: not needed (`old`: the response was sampled by the weights of this very
+    update). `mask` is False on tokens that do not count; None: all count.
+    """
+
+    problem: Problem
+    group: int
+    prompt_tokens: int
+    token_ids: tuple[int, ...]
+    engine: np.ndarray | None = None
+    old: np.ndarray | None = None
+    ref: np.ndarray | None = None
+    values: np.ndarray | None = None
+    advantages: np.ndarray | None = None
+    returns: np.ndarray | None = None
+    mask: np.ndarray | None = None
+
+    @property
+    def length(self) -> int:
+        return self.prompt_tokens + len(self.token_ids)
+
+    @property
+    def counted(self) -> np.ndarray:
+        return np.ones(len(self.token_ids), dtype=bool) if self.mask is None else self.mask
+
+
+ARRAYS = ("engine", "old", "ref", "values", "advantages", "returns")

@@ -11,11 +11,11 @@ from typing import Any
 
 import httpx
 
-from mmprm.cli.serve import Server
 from mmprm.errors import DataError
+from mmprm.scoring.http.server import Server
+from mmprm.scoring.http.service import PROBE, Service
+from mmprm.scoring.http.wire import Limits, ModelOut
 from mmprm.scoring.open import ClosableScorer
-from mmprm.scoring.service import PROBE, Service
-from mmprm.scoring.wire import Limits, ModelOut
 from mmprm.types import Solution, StepScores
 
 server_of: dict[str, Server] = {}

@@ -13,7 +13,7 @@ from mmprm.cli.search import GuidedSearchConfig
 from mmprm.config import load
 from mmprm.prm.train import TrainConfig
 from policy_rl.config import RLConfig
-from policy_rl.sft import SftConfig
+from policy_rl.sft.train import SftConfig
 from policy_rl.stages import read_stages
 
 CONFIGS = Path(__file__).parent.parent / "configs"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from mmprm.cli import options
 from mmprm.cli.main import COMMANDS
+from mmprm.cli.shared import options
 from mmprm.config import Config, describe
 
 ROOT = Path(__file__).parent.parent

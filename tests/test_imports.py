@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,22 +22,18 @@ LAYERS = [
         "prompts",
         "rendering",
         "problems",
-        "records",
-        "stopping",
-        "evidence",
-        "store",
-        "repair",
-        "tallies",
         "answers",
         "client",
         "weights",
     },
     {"grading"},
     {"sampling", "preflight"},
+    {"trees"},
     {"labels"},
     {"training"},
+    {"backbone"},
     {"prm"},
-    {"scoring"},
+    {"scoring", "convert", "planning"},
     {"selection"},
     {"evaluation"},
     {"report"},
@@ -52,7 +49,6 @@ MCTS_MAY_USE = {
     "files",
     "signals",
     "orphans",
-    "repair",
     "types",
     "errors",
     "metrics",
@@ -63,14 +59,10 @@ MCTS_MAY_USE = {
     "rendering",
     "preflight",
     "problems",
-    "records",
-    "stopping",
-    "evidence",
-    "store",
-    "tallies",
     "client",
     "grading",
     "sampling",
+    "trees",
 }
 POLICY_RL_MAY_NOT_USE = {"tiny", "cli", "__main__"}
 
@@ -148,9 +140,9 @@ LIGHT = [
     "mmprm.config",
     "mmprm.steps",
     "mmprm.problems",
-    "mmprm.store",
-    "mmprm.prm.memory",
-    "mmprm.scoring.remote",
+    "mmprm.trees.store",
+    "mmprm.planning.memory",
+    "mmprm.scoring.http.remote",
     "mcts.value",
     "mcts.search",
 ]
@@ -162,3 +154,34 @@ def test_light_modules_load_nothing_heavy(module: str) -> None:
     code = f"import {module}, sys; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def modules() -> dict[str, Path]:
+    return {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in sources()
+    }
+
+
+def imported_at_start(path: Path) -> Iterator[str]:
+    """What is imported when the module itself is: not inside of functions, nor for type checkers alone."""
+    known = modules()
+
+    def statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+        for node in body:
+            if isinstance(node, ast.If) and "TYPE_CHECKING" not in ast.unparse(node.test):
+                yield from statements(node.body)
+            yield node
+
+    for node in statements(ast.parse(path.read_text(encoding="utf-8")).body):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            yield from (name if name in known else node.module for name in names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def test_no_import_circles() -> None:
+    waiting = {name: {other for other in imported_at_start(path) if other != name} for name, path in modules().items()}
+    while free := {name for name, others in waiting.items() if not others & waiting.keys()}:
+        waiting = {name: others for name, others in waiting.items() if name not in free}
+    assert not waiting, f"these modules import each other in a circle, or one that does: {sorted(waiting)}"

@@ -15,7 +15,7 @@ from mcts.config import CampaignConfig
 from mmprm.config import Config, load
 from mmprm.prm.train import TrainConfig
 from policy_rl.config import RLConfig
-from policy_rl.sft import SftConfig
+from policy_rl.sft.train import SftConfig
 from policy_rl.stages import read_stages
 
 ROOT = Path(__file__).parent.parent

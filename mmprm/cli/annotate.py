@@ -14,8 +14,8 @@ from pathlib import Path
 from mcts.campaign import SUMMARY_NAME, run_campaign
 from mcts.config import CampaignConfig
 from mcts.fork import fork
-from mmprm.cli.options import add_config_options, load_config
-from mmprm.cli.policy import policy_folder
+from mmprm.cli.shared.options import add_config_options, load_config
+from mmprm.cli.shared.policy import policy_folder
 from mmprm.errors import DataError
 
 

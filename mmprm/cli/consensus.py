@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmprm.cli.options import add_config_options, load_config
+from mmprm.cli.shared.options import add_config_options, load_config
 from mmprm.config import Config, PathText
 from mmprm.errors import ConfigError
 from mmprm.labels.checks import check_images_below

@@ -43,7 +43,7 @@ def run(arguments: argparse.Namespace) -> None:
 
         (_to_model if is_checkpoint(Path(arguments.source)) else _to_native)(arguments)
         return
-    from mmprm.prm.export import export_prm
+    from mmprm.convert.export import export_prm
 
     with model_errors(arguments.source):
         info = export_prm(arguments.source, arguments.target, arguments.format)
@@ -60,7 +60,7 @@ def _to_model(arguments: argparse.Namespace) -> None:
 
 
 def _to_native(arguments: argparse.Namespace) -> None:
-    from mmprm.prm.internvl_chat import convert_internvl_chat
+    from mmprm.convert.internvl_chat import convert_internvl_chat
 
     with model_errors(arguments.source):
         config = convert_internvl_chat(arguments.source, arguments.target)

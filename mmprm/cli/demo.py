@@ -23,7 +23,7 @@ from mcts.campaign import run_campaign
 from mcts.config import CampaignConfig
 from mcts.progress import CampaignSummary
 from mcts.search import SearchConfig
-from mmprm.cli.options import add_config_options, load_config
+from mmprm.cli.shared.options import add_config_options, load_config
 from mmprm.config import Config, build, load
 from mmprm.errors import DataError, TrainingError
 from mmprm.evaluation.aggregators import with_choice

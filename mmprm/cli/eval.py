@@ -26,8 +26,8 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from mmprm.cli.eval_policy import evaluate_policy
-from mmprm.cli.jsonl import output, read_rows
-from mmprm.cli.options import add_config_options, load_config
+from mmprm.cli.shared.jsonl import output, read_rows
+from mmprm.cli.shared.options import add_config_options, load_config
 from mmprm.config import Config
 from mmprm.errors import ConfigError, DataError
 from mmprm.evaluation.aggregators import described

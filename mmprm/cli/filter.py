@@ -16,12 +16,12 @@ from pathlib import Path
 from mcts.campaign import run_campaign
 from mcts.config import CampaignConfig
 from mcts.difficulty import by_accuracy, check_range, question_only
-from mmprm.cli.options import add_config_options, load_config
-from mmprm.cli.policy import policy_folder
+from mmprm.cli.shared.options import add_config_options, load_config
+from mmprm.cli.shared.policy import policy_folder
 from mmprm.errors import DataError
 from mmprm.preflight import check_output
 from mmprm.problems import load_problems, write_problems
-from mmprm.store import Store
+from mmprm.trees.store import Store
 from mmprm.types import Counts
 
 

@@ -23,8 +23,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmprm.cli.jsonl import output, read_rows
-from mmprm.cli.options import add_config_options, load_config
+from mmprm.cli.shared.jsonl import output, read_rows
+from mmprm.cli.shared.options import add_config_options, load_config
 from mmprm.errors import ConfigError, DataError
 from mmprm.grading.calibration import SHARES, Calibration, Tally, check_judge, show, tally, write_calibration
 from mmprm.grading.extract import extract

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 
 from mmprm.cli import labels_export
-from mmprm.cli.options import add_config_options
+from mmprm.cli.shared.options import add_config_options
 from mmprm.config import load
 from mmprm.errors import ConfigError
 from mmprm.labels.build import LabelsConfig, build_labels

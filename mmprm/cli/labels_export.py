@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from mmprm.cli.options import add_config_options, load_config
+from mmprm.cli.shared.options import add_config_options, load_config
 from mmprm.labels.export import ExportConfig, ExportSummary, export_labels
 from mmprm.labels.formats import FORMATS
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from mmprm.cli.options import fitted
+from mmprm.cli.shared.options import fitted
 from mmprm.errors import MmprmError
 from mmprm.signals import SigtermAsInterrupt
 from mmprm.terminal import plain_output, plain_text

@@ -11,8 +11,8 @@ import os
 
 from mcts.plan import plan, plan_text
 from mmprm.errors import DataError
-from mmprm.store import Store
-from mmprm.tallies import sessions, tallies
+from mmprm.trees.store import Store
+from mmprm.trees.tallies import sessions, tallies
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 
-from mmprm.cli.options import add_config_options, load_config
+from mmprm.cli.shared.options import add_config_options, load_config
 from mmprm.errors import ConfigError
 from mmprm.prm.train import TrainConfig
 from mmprm.tiny.model import weights_path
@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    from mmprm.prm.plan import memory_of, plan_text, run_of, run_text, ways_to_fit
-    from mmprm.prm.shapes import shape_of
+    from mmprm.planning.plan import memory_of, plan_text, run_of, run_text, ways_to_fit
+    from mmprm.planning.shapes import shape_of
 
     for name, least in (("gpus", 1), ("gpu_memory", 1), ("paths", 1), ("path_tokens", 1), ("tflops", 1)):
         value = getattr(arguments, name)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 
 from mmprm.errors import DataError
-from mmprm.store import Store
+from mmprm.trees.store import Store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import argparse
 
-from mmprm.cli.options import add_config_options, load_config
-from mmprm.cli.policy import policy_folder
+from mmprm.cli.shared.options import add_config_options, load_config
+from mmprm.cli.shared.policy import policy_folder
 from policy_rl.config import RLConfig
 
 

@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmprm.cli.aggregator import settled
-from mmprm.cli.jsonl import output, read_rows, value_as_json
-from mmprm.cli.options import add_config_options, load_config
+from mmprm.cli.shared.aggregator import settled
+from mmprm.cli.shared.jsonl import output, read_rows, value_as_json
+from mmprm.cli.shared.options import add_config_options, load_config
 from mmprm.config import Config, PathText
 from mmprm.data.cells import cut, names_of
 from mmprm.data.columns import Columns, read_cell

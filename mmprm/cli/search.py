@@ -24,10 +24,10 @@ from typing import Any
 from pydantic import Field
 
 from mmprm import actors
-from mmprm.cli.aggregator import settled
-from mmprm.cli.jsonl import output, write_rows
-from mmprm.cli.options import add_config_options, load_config
-from mmprm.cli.policy import check_config, opened_policy
+from mmprm.cli.shared.aggregator import settled
+from mmprm.cli.shared.jsonl import output, write_rows
+from mmprm.cli.shared.options import add_config_options, load_config
+from mmprm.cli.shared.policy import check_config, opened_policy
 from mmprm.config import PathText
 from mmprm.errors import DataError
 from mmprm.evaluation.aggregators import described

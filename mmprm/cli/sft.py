@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 import os
 
-from mmprm.cli.options import add_config_options, load_config
+from mmprm.cli.shared.options import add_config_options, load_config
 from mmprm.tiny.model import weights_path
-from policy_rl.sft import SftConfig, train_sft
+from policy_rl.sft.train import SftConfig, train_sft
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

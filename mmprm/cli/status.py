@@ -15,9 +15,9 @@ import time
 from dataclasses import asdict
 
 from mcts.status import Status, read_status, status_text
-from mmprm.cli.options import columns
-from mmprm.store import Store
+from mmprm.cli.shared.options import columns
 from mmprm.terminal import raw
+from mmprm.trees.store import Store
 
 WATCH_SECONDS = 2.0
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmprm.cli.options import add_config_options, load_config
+from mmprm.cli.shared.options import add_config_options, load_config
 from mmprm.errors import CheckpointError, DataError
 from mmprm.tiny.config import TinyTrainConfig
 from mmprm.tiny.world import SPLITS, make_problems, solve

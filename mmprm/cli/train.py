@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 
-from mmprm.cli.options import add_config_options, load_config
+from mmprm.cli.shared.options import add_config_options, load_config
 from mmprm.prm.train import TrainConfig, train_prm
 from mmprm.tiny.model import weights_path
 

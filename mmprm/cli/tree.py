@@ -16,9 +16,9 @@ import sys
 from mmprm.errors import DataError
 from mmprm.report.terminal import tree_lines
 from mmprm.report.trees import grow
-from mmprm.stopping import rule_of
-from mmprm.store import Store
 from mmprm.terminal import raw
+from mmprm.trees.stopping import rule_of
+from mmprm.trees.store import Store
 
 NAMED = 8
 """Ids that a message lists."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mmprm.errors import DataError
 from mmprm.report.view import write_view
-from mmprm.store import Store
+from mmprm.trees.store import Store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -13,10 +13,10 @@ from mmprm.data.images import image_bytes
 from mmprm.errors import ConfigError, DataError
 from mmprm.labels.parquet import LabelledExample, split_of, write_parquet
 from mmprm.labels.paths import LabelCounts, count_labels, label_tree
-from mmprm.repair import check_structure
 from mmprm.steps import Markup
-from mmprm.stopping import rule_of
-from mmprm.store import Store
+from mmprm.trees.repair import check_structure
+from mmprm.trees.stopping import rule_of
+from mmprm.trees.store import Store
 from mmprm.types import LabelledPath, Picture, Problem
 
 

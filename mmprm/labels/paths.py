@@ -1,7 +1,7 @@
 """Trees become labelled paths: few long ones that together carry every label once.
 
-A label is a distinct (problem, prefix of plain steps) with evidence, as `mmprm.evidence` has it; the last step of a
-complete solution is labelled by that solution's own verdict.
+A label is a distinct (problem, prefix of plain steps) with evidence, as `mmprm.trees.evidence` has it; the last step of
+a complete solution is labelled by that solution's own verdict.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mmprm.evidence import evidence
 from mmprm.steps import Markup, plain
-from mmprm.stopping import StoppingRule
+from mmprm.trees.evidence import evidence
+from mmprm.trees.stopping import StoppingRule
 from mmprm.types import Counts, LabelledPath, Steps, Tree, Verdict
 
 RIGHT, WRONG = Counts(right=1), Counts(wrong=1)

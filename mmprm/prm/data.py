@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mmprm.backbone.token_tree import Ints
 from mmprm.labels.parquet import LabelledExample
 from mmprm.prm.format import Renderer
 from mmprm.prm.formats import OwnFormat
 from mmprm.prm.packing import Marks
 from mmprm.prm.targets import TargetConfig, make_targets
-from mmprm.prm.tree_tokens import Ints
 from mmprm.types import Solution
 
 

@@ -14,6 +14,15 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from mmprm.backbone.processor import (
+    _PROBE,
+    _around,
+    picture_placeholder,
+    reads_pictures,
+    token_id,
+    tokenizer_of,
+    vision_tokens,
+)
 from mmprm.data.choices import asked_question
 from mmprm.errors import CheckpointError, DataError
 from mmprm.prm.info import PrmTokens
@@ -84,37 +93,9 @@ def check_solution(solution: Solution, pictures: bool, reserved: Iterable[str]) 
                 raise DataError(f"{name}: {where} contains {token!r}, which the format reserves; remove it")
 
 
-def tokenizer_of(processor: Any) -> Any:
-    return getattr(processor, "tokenizer", processor)
-
-
-def reads_pictures(processor: Any) -> bool:
-    return hasattr(processor, "image_processor")
-
-
-def vision_tokens(processor: Any, picture: str) -> list[str]:
-    """What stands for pictures and videos in a text, and the tokens around it: the model would look there for pixels
-    that do not exist. The processor names most of them; the rest are in `picture`, what the template writes for one."""
-    if not reads_pictures(processor):
-        return []
-    named = {value for name, value in vars(processor).items() if name.endswith("_token") and isinstance(value, str)}
-    return sorted(named | {token for token in tokenizer_of(processor).get_added_vocab() if token in picture})
-
-
 def special_tokens(processor: Any) -> list[str]:
     """Special tokens of the tokenizer: inside a text they would end a turn or a sequence."""
     return sorted(token.content for token in tokenizer_of(processor).added_tokens_decoder.values() if token.special)
-
-
-def token_id(processor: Any, token: str) -> int:
-    """Id of a text that must be one token of this tokenizer; CheckpointError otherwise."""
-    ids = tokenizer_of(processor).encode(token, add_special_tokens=False)
-    if len(ids) != 1:
-        raise CheckpointError(
-            f"{token!r} must be one token, this tokenizer makes {len(ids)} of it; choose another one with "
-            "--set tokens.yes=… (marker, no), or let it be added with --set add_missing_tokens=true"
-        )
-    return ids[0]
 
 
 def check_tokens(processor: Any, tokens: PrmTokens, added: bool) -> None:
@@ -124,33 +105,3 @@ def check_tokens(processor: Any, tokens: PrmTokens, added: bool) -> None:
         raise CheckpointError(f"{type(processor).__name__}: has no chat template; add it to the model folder")
     for token in () if added else (tokens.yes, tokens.no):
         token_id(processor, token)
-
-
-_PROBE = "?"
-
-
-def _around(messages: list[dict[str, Any]], processor: Any) -> tuple[str, str]:
-    """What the chat template writes before and after the probe."""
-    before, probe, after = templated(processor, messages).rpartition(_PROBE)
-    if not probe:
-        raise CheckpointError(f"{type(processor).__name__}: its chat template drops what a turn says; mend it")
-    return before, after
-
-
-def templated(processor: Any, messages: Any) -> str:
-    """The text of the messages. Raises CheckpointError for a template that does not parse, that breaks out of its
-    sandbox, or refuses the messages."""
-    try:
-        return processor.apply_chat_template(messages, tokenize=False)
-    except Exception as error:  # templates raise what they like
-        raise CheckpointError(
-            f"{type(processor).__name__}: its chat template cannot be applied ({type(error).__name__}: {error}); mend "
-            "chat_template.jinja in the model folder"
-        ) from error
-
-
-def picture_placeholder(processor: Any) -> str:
-    text = {"type": "text", "text": _PROBE}
-    before, _ = _around([{"role": "user", "content": [text]}], processor)
-    pictured, _ = _around([{"role": "user", "content": [{"type": "image"}, text]}], processor)
-    return pictured.removeprefix(before).strip()

@@ -27,20 +27,18 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature
 
-from mmprm.data.choices import asked_question
-from mmprm.errors import CheckpointError, DataError
-from mmprm.labels.formats import VISUALPRM_SYSTEM, numbered
-from mmprm.prm.format import (
-    Renderer,
-    check_solution,
+from mmprm.backbone.processor import (
     picture_placeholder,
     reads_pictures,
-    special_tokens,
     templated,
     token_id,
     tokenizer_of,
     vision_tokens,
 )
+from mmprm.data.choices import asked_question
+from mmprm.errors import CheckpointError, DataError
+from mmprm.labels.formats import VISUALPRM_SYSTEM, numbered
+from mmprm.prm.format import Renderer, check_solution, special_tokens
 from mmprm.prm.info import PrmInfo, PrmTokens
 from mmprm.problems import open_picture
 from mmprm.prompts import IMAGE

@@ -17,10 +17,10 @@ from transformers import AutoModel
 from transformers.utils import logging
 from transformers.utils.hub import cached_file
 
+from mmprm.backbone.load import check_logits, load_backbone
 from mmprm.errors import CheckpointError
 from mmprm.prm.formats import Format, open_format
 from mmprm.prm.info import PrmInfo
-from mmprm.prm.model import check_logits, load_backbone
 from mmprm.weights import model_errors
 
 _HEADS = {"two_classes": ("score.", 2), "value": ("v_head.summary.", 1)}

@@ -7,20 +7,19 @@ Shapes: B row, T token of a row, X axis of positions (three where pictures have 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mmprm.backbone.positions import Positions
+from mmprm.backbone.processor import picture_placeholder, reads_pictures, tokenizer_of
+from mmprm.backbone.token_tree import Ints, TokenTree, cut_at_subtrees, token_tree
 from mmprm.errors import DataError
-from mmprm.prm.format import picture_placeholder, reads_pictures, tokenizer_of
 from mmprm.prm.formats import Format, Marked
-from mmprm.prm.tree_attention import attend_in_blocks
-from mmprm.prm.tree_tokens import Ints, TokenTree, cut_at_subtrees, token_tree
 from mmprm.problems import open_picture
 from mmprm.types import Picture, Solution
 
@@ -172,100 +171,6 @@ class Pixels:
 
 
 _OF_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids")
-
-
-class Positions:
-    """Positions of the tokens of a solution, as its model counts them: by place, or on three axes within pictures."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self._rope_index = getattr(model, "get_rope_index", None)
-        self._picture_id = getattr(model.config, "image_token_id", None)
-        self.axes = 1 if self._rope_index is None else 3
-        self._to_picture: dict[Hashable, Any] = {}
-
-    def __call__(self, ids_D: Ints, grids: Mapping[str, Sequence[Tensor]]) -> Any:
-        """position_XD. Behind the last picture they count on from the highest so far; up to it, few texts differ."""
-        position_D = np.arange(len(ids_D))
-        if self._rope_index is None or not grids:
-            return np.broadcast_to(position_D, (self.axes, len(ids_D)))
-        picture_D = ids_D == self._picture_id
-        count = int(picture_D.nonzero()[0][-1]) + 1
-        key = (ids_D[:count].tobytes(), *(tuple(grid.tolist()) for each in grids.values() for grid in each))
-        if key not in self._to_picture:
-            ids_1D, picture_1D = torch.from_numpy(ids_D[None, :count]).long(), torch.from_numpy(picture_D[None, :count])
-            shapes = {name: torch.stack(list(each)) for name, each in grids.items()}
-            found = self._rope_index(
-                input_ids=ids_1D, attention_mask=torch.ones_like(ids_1D), mm_token_type_ids=picture_1D.int(), **shapes
-            )
-            self._to_picture[key] = found[0][:, 0].numpy()
-        before_XD = self._to_picture[key]
-        behind_D = position_D[: len(ids_D) - count] + before_XD.max() + 1
-        return np.concatenate([before_XD, np.broadcast_to(behind_D, (self.axes, len(behind_D)))], axis=1)
-
-
-def attention_mask(end_BT: Tensor) -> Any:
-    """Token i sees token j if and only if j ≤ i ≤ end[j]: its ancestors and itself. A mask over blocks for
-    FlexAttention on GPU, a boolean mask_B1TT for SDPA on CPU, of T² entries a row: see `packed_mask`."""
-    if end_BT.is_cuda:
-        from torch.nn.attention.flex_attention import create_block_mask
-
-        rows, width = end_BT.shape
-        return create_block_mask(ancestors(end_BT), rows, None, width, width, device=end_BT.device)
-    place_T = torch.arange(end_BT.shape[1], device=end_BT.device)
-    return ((place_T <= place_T[:, None]) & (place_T[:, None] <= end_BT[:, None, :]))[:, None]
-
-
-def packed_mask(end_BT: Tensor) -> Any:
-    """The same rule for a model under `use_block_masks`; on CPU, where FlexAttention has no gradient, end_B11T itself,
-    from which mmprm.prm.tree_attention cuts its blocks."""
-    return attention_mask(end_BT) if end_BT.is_cuda else end_BT[:, None, None]
-
-
-def ancestors(end_BT: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """The same rule for FlexAttention."""
-
-    def sees(b: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
-        return (j <= i) & (i <= end_BT[b, j])
-
-    return sees
-
-
-def why_not_packed(backbone: nn.Module) -> str | None:
-    """What keeps a model from reading packed rows; None where it can."""
-    config = backbone.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ())
-    if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):
-        return f"its layers attend otherwise than to all that stands before ({', '.join(sorted(kinds)) or 'a window'})"
-    if config._attn_implementation not in ("sdpa", PACKED):
-        return f"its attention runs as {config._attn_implementation}, which takes no mask of its own; it needs sdpa"
-    if not getattr(config, "rope_parameters", None):
-        return "it has no rotary positions"
-    return None
-
-
-PACKED = "mmprm_packed"
-"""Name among transformers' attention functions: the masks of `packed_mask`, SDPA for all else."""
-
-
-def use_block_masks(backbone: nn.Module) -> None:
-    """Let a model take what `packed_mask` makes, beside the masks of ordinary batches."""
-    from torch.nn.attention.flex_attention import BlockMask
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.integrations.flex_attention import flex_attention_forward
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import sdpa_mask
-
-    def attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
-        if isinstance(mask, BlockMask):
-            return flex_attention_forward(module, query, key, value, mask, **options)
-        if mask is not None and mask.dtype == torch.int64:
-            return attend_in_blocks(query, key, value, mask, options["dropout"], options["scaling"]), None
-        return sdpa_attention_forward(module, query, key, value, mask, **options)
-
-    AttentionInterface.register(PACKED, attend)
-    AttentionMaskInterface.register(PACKED, sdpa_mask)
-    nested = backbone.config.get_text_config() is not backbone.config
-    backbone.set_attn_implementation({"text_config": PACKED} if nested else PACKED)
 
 
 def _find(part: list[int], whole: list[int]) -> int:

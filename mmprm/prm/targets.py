@@ -11,7 +11,7 @@ from pydantic import Field
 from mmprm.config import Config
 from mmprm.labels.parquet import LabelledExample
 from mmprm.labels.paths import RIGHT
-from mmprm.stopping import posterior_deviation
+from mmprm.trees.stopping import posterior_deviation
 from mmprm.types import Counts, LabelledPath, Steps
 
 NO_TARGET = float("nan")

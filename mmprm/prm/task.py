@@ -15,21 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
+from mmprm.backbone.masks import packed_mask, use_block_masks
+from mmprm.backbone.processor import tokenizer_of
+from mmprm.backbone.token_tree import fill_rows
 from mmprm.errors import DataError
 from mmprm.metrics import roc_auc
 from mmprm.prm.data import Sample
-from mmprm.prm.format import tokenizer_of
 from mmprm.prm.formats import Format
 from mmprm.prm.losses import soft_cross_entropy_sum
-from mmprm.prm.packing import Pixels, TreeInputs, pack_solutions, packed_mask, use_block_masks
-from mmprm.prm.tree_tokens import fill_rows
+from mmprm.prm.packing import Pixels, TreeInputs, pack_solutions
 from mmprm.training.batches import micro_batches
 from mmprm.training.engine import Engine
 
 Packing = Literal["none", "samples", "trees"]
-
-CPU_ROW = 3
-"""Longest samples that fill a packed row on CPU, where a row costs the square of its length: the mask is dense."""
 
 
 @dataclass(frozen=True, slots=True)

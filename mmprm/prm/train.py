@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from pydantic import Field
 
+from mmprm.backbone.freeze import PARTS
+from mmprm.backbone.masks import why_not_packed
 from mmprm.config import Config, PathText
 from mmprm.errors import ConfigError, DataError
 from mmprm.labels.checks import check_splits
@@ -23,7 +25,6 @@ from mmprm.prm.format import check_tokens
 from mmprm.prm.formats import open_format
 from mmprm.prm.info import INFO_FILE, PrmInfo, PrmTokens, read_info
 from mmprm.prm.model import Prm, StepJudge, initialise_prm, save_prm
-from mmprm.prm.packing import why_not_packed
 from mmprm.prm.task import Packing, PrmTask, Rows, make_rows
 from mmprm.training import checkpoints
 from mmprm.training.config import TrainingConfig
@@ -140,15 +141,6 @@ def _origin(config: TrainConfig) -> dict[str, Any]:
     """What else decides the weights: with another base, other labels or other targets a run does not go on."""
     kept = config.model_dump(mode="json", exclude={"labels", "output", "training", "gradient_checkpointing"})
     return kept | {"labels": hashlib.sha256(Path(config.labels).read_bytes()).hexdigest()[:16]}
-
-
-PARTS = {
-    "vision": r"^model\.(visual\.(?!(deepstack_)?merger)|vision_tower\.)",
-    "projector": r"^model\.(visual\.(deepstack_)?merger|multi_modal_projector\.)",
-    "language": r"^(model\.(language_model\.)?(embed_tokens|layers|norm)\.|lm_head\.)",
-}
-"""Words for `frozen`, each a pattern that fits the parameter names of Qwen2-VL, 2.5-VL, 3-VL, InternVL, Qwen and Llama;
-together they name every parameter once."""
 
 
 def prepare(model: StepJudge, config: TrainConfig) -> None:

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmprm.backbone.load import load_backbone
 from mmprm.errors import CheckpointError, ConfigError
 from mmprm.files import whole_folder
 from mmprm.preflight import check_model
 from mmprm.prm.info import PrmTokens
-from mmprm.prm.model import Prm, initialise_prm, load_backbone, save_prm
+from mmprm.prm.model import Prm, initialise_prm, save_prm
 from mmprm.prompts import PromptConfig
 from mmprm.rendering import end_of_turn
 from mmprm.training.checkpoints import read_checkpoint, trained_weights

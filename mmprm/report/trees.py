@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from mmprm.evidence import evidence, passing
-from mmprm.stopping import StoppingRule
+from mmprm.trees.evidence import evidence, passing
+from mmprm.trees.stopping import StoppingRule
 from mmprm.types import Counts, Rollout, Steps, Tree
 
 
 @dataclass(slots=True)
 class Branch:
-    """A prefix with the counts behind its value, as `mmprm.evidence` has them.
+    """A prefix with the counts behind its value, as `mmprm.trees.evidence` has them.
 
     `number` is its place in the order of the search, with the rollouts drawn from it. It is None for a prefix that was
     never drawn from: rollouts of other states label it, some of those in `through`, which names each one that runs

@@ -13,9 +13,9 @@ from mmprm.report.pictures import inlined
 from mmprm.report.style import COLOURS
 from mmprm.report.trees import Branch, grow
 from mmprm.steps import Markup, plain
-from mmprm.stopping import StoppingRule, rule_of
-from mmprm.store import Store
-from mmprm.tallies import Tally, tallies
+from mmprm.trees.stopping import StoppingRule, rule_of
+from mmprm.trees.store import Store
+from mmprm.trees.tallies import Tally, tallies
 from mmprm.types import Picture, Problem, Rollout, Steps, Tree
 
 TEMPLATE = Path(__file__).with_name("view.html")

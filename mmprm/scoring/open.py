@@ -19,7 +19,7 @@ class ClosableScorer(Scorer, Protocol):
 def open_scorer(config: ScorerConfig) -> ClosableScorer:
     """Load the PRM, or reach its server. Raises CheckpointError for a folder that is none."""
     if config.backend == "server":
-        from mmprm.scoring.remote import RemoteScorer
+        from mmprm.scoring.http.remote import RemoteScorer
 
         assert config.server is not None, "the configuration has looked"
         return RemoteScorer(config.server)
@@ -36,7 +36,7 @@ def scorer_info(config: ScorerConfig) -> PrmInfo:
     """prm.json of the configured model; from a server what it says of aggregator and threshold."""
     if config.backend != "server":
         return read_info(config.prm, config.format)
-    from mmprm.scoring.remote import RemoteScorer
+    from mmprm.scoring.http.remote import RemoteScorer
 
     assert config.server is not None, "the configuration has looked"
     with contextlib.closing(RemoteScorer(config.server)) as scorer:

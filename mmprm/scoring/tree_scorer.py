@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
+from mmprm.backbone.masks import packed_mask, use_block_masks, why_not_packed
+from mmprm.backbone.token_tree import Ints, fill_rows
 from mmprm.prm.formats import Format
 from mmprm.prm.judge import Judge
-from mmprm.prm.packing import Marks, TreeInputs, pack_solutions, packed_mask, use_block_masks, why_not_packed
-from mmprm.prm.tree_tokens import Ints, fill_rows
+from mmprm.prm.packing import Marks, TreeInputs, pack_solutions
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.context import context_length, fitting, step_scores
 from mmprm.training.batches import micro_batches

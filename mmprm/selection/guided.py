@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from mmprm.errors import DataError, EngineStoppedError, MmprmError
 from mmprm.scoring.aggregate import aggregator
-from mmprm.scoring.queue import ScoreQueue
+from mmprm.scoring.http.queue import ScoreQueue
 from mmprm.selection.groups import Group, graded_candidate, with_answer
 from mmprm.selection.paths import Path, Writer
 from mmprm.selection.strategies import STRATEGIES, GuidedConfig, ahead, solutions

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -74,3 +75,15 @@ def whole(tensors: Iterable[Tensor], changed: bool = False) -> Iterator[None]:
 def is_matrix(tensor: Tensor) -> bool:
     """By its full shape; the tensor itself is empty while it is in parts."""
     return len(getattr(tensor, "ds_shape", tensor.shape)) > 1
+
+
+@contextlib.contextmanager
+def _gathered(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Shards of ZeRO 3 become whole on every rank for as long as the block lasts."""
+    if not any(hasattr(tensor, "ds_id") for tensor in tensors):
+        yield
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters(list(tensors)):
+        yield

@@ -20,10 +20,10 @@ from mcts.worker import Report
 from mmprm.config import load
 from mmprm.errors import SamplingError
 from mmprm.problems import write_problems
-from mmprm.store import Store
 from mmprm.tiny.model import weights_path
 from mmprm.tiny.tokenizer import build_tokenizer
 from mmprm.tiny.world import make_problems
+from mmprm.trees.store import Store
 from mmprm.types import Rollout, Steps, Verdict
 
 pytestmark = pytest.mark.integration

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mmprm.prm.memory import states
-from mmprm.prm.shapes import shape_of
+from mmprm.planning.memory import states
+from mmprm.planning.shapes import shape_of
 from mmprm.prm.train import TrainConfig
 
 pytestmark = pytest.mark.integration

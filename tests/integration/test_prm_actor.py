@@ -26,8 +26,8 @@ from mmprm.steps import plain
 from mmprm.tiny.tokenizer import END, build_tokenizer
 from mmprm.tiny.world import Mistakes, make_problems, solve
 from mmprm.types import Problem, Solution
-from policy_rl.prm_actor import Prm
-from policy_rl.process import ProcessConfig, ProcessReward
+from policy_rl.rewards.prm_actor import Prm
+from policy_rl.rewards.process import ProcessConfig, ProcessReward
 from policy_rl.types import Response
 
 pytestmark = pytest.mark.integration

@@ -23,27 +23,27 @@ import pytest
 import ray
 import torch
 
+from mmprm.backbone.load import load_backbone
+from mmprm.backbone.processor import tokenizer_of
 from mmprm.cli.main import main
 from mmprm.config import load
 from mmprm.grading.open import open_grader
 from mmprm.grading.symbolic import GraderConfig
-from mmprm.prm.format import tokenizer_of
-from mmprm.prm.model import load_backbone
 from mmprm.problems import load_problems
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
-from mmprm.store import Store
+from mmprm.trees.store import Store
 from mmprm.types import Grader, Solution, StepScores
-from policy_rl.batch import Experience
-from policy_rl.collecting import Collector
+from policy_rl.collector import Collector
 from policy_rl.config import RLConfig
 from policy_rl.loop import Loop
-from policy_rl.process import ProcessReward
-from policy_rl.rollouts import RolloutConfig, RolloutPool
-from policy_rl.sft import SftConfig, train_sft
+from policy_rl.rewards.process import ProcessReward
+from policy_rl.rollouts.pool import RolloutConfig, RolloutPool
+from policy_rl.sft.train import SftConfig, train_sft
 from policy_rl.stages import read_stages
-from policy_rl.trainer import Trainer
-from policy_rl.weights import FileTransfer, shared_folder
+from policy_rl.trainer.trainer import Trainer
+from policy_rl.types import Experience
+from policy_rl.weights.transfer import FileTransfer, shared_folder
 
 pytestmark = pytest.mark.integration
 

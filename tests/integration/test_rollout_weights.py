@@ -18,10 +18,12 @@ from mmprm.rendering import render
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.tiny.world import make_problems
 from mmprm.types import Problem
-from policy_rl.rollout_actor import RolloutEngine
-from policy_rl.rollouts import RolloutConfig, RolloutPool, rollout_seed
+from policy_rl.rollouts.engine import RolloutEngine
+from policy_rl.rollouts.pool import RolloutConfig, RolloutPool, rollout_seed
 from policy_rl.types import Group, Response
-from policy_rl.weights import FileTransfer, ModelWeights, Published, WeightsConfig, probe_logprobs
+from policy_rl.weights.config import WeightsConfig
+from policy_rl.weights.probe import probe_logprobs
+from policy_rl.weights.transfer import FileTransfer, ModelWeights, Published
 from tests.backbones import BACKBONES, PICTURED, write_backbone
 
 pytestmark = pytest.mark.integration
@@ -309,7 +311,7 @@ async def test_pool_survives_the_death_of_an_engine(policy_folder, tmp_path, cap
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs two GPUs")
 async def test_weights_from_gpu_to_gpu(policy_folder):
-    from policy_rl.weights_vllm import VllmTransfer
+    from policy_rl.weights.vllm import VllmTransfer
 
     engine = EngineConfig(model=str(policy_folder), dtype="float32", gpu_memory_utilization=0.3)
     pool = await RolloutPool.start(engine, SAMPLING, PLAIN, RolloutConfig(engines=1), WeightsConfig(transport="nccl"))

@@ -21,8 +21,8 @@ from mmprm.errors import DataError
 from mmprm.prm.info import PrmTokens, read_info, write_info
 from mmprm.prm.model import initialise_prm, save_prm
 from mmprm.scoring.config import ScorerConfig, ServerConfig
+from mmprm.scoring.http.remote import RemoteScorer
 from mmprm.scoring.open import open_scorer
-from mmprm.scoring.remote import RemoteScorer
 from mmprm.tiny.world import make_problems, solve
 from mmprm.types import Problem, Solution
 

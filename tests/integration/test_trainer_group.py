@@ -14,18 +14,18 @@ import ray
 import torch
 from safetensors.torch import load_file
 
+from mmprm.backbone.load import load_backbone
 from mmprm.errors import DataError, TrainingError
-from mmprm.prm.model import load_backbone
 from mmprm.prompts import PromptConfig
 from mmprm.tiny.world import make_problems
 from mmprm.types import Problem
-from policy_rl.batch import Experience
-from policy_rl.losses import KlConfig, LossConfig
-from policy_rl.prompt_encoder import PromptEncoder
-from policy_rl.trainer import Trainer
-from policy_rl.trainer_config import CriticConfig, OptimisationConfig, TrainerConfig
-from policy_rl.trainer_group import TrainerGroup
-from policy_rl.weights import FileTransfer, Published
+from policy_rl.algorithms.losses import KlConfig, LossConfig
+from policy_rl.trainer.config import CriticConfig, OptimisationConfig, TrainerConfig
+from policy_rl.trainer.group import TrainerGroup
+from policy_rl.trainer.prompt_encoder import PromptEncoder
+from policy_rl.trainer.trainer import Trainer
+from policy_rl.types import Experience
+from policy_rl.weights.transfer import FileTransfer, Published
 
 pytestmark = pytest.mark.integration
 

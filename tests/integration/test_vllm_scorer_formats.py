@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
+from mmprm.convert.export import export_prm
 from mmprm.errors import ConfigError, DataError
-from mmprm.prm.export import export_prm
 from mmprm.prm.info import FormatName, PrmTokens
 from mmprm.prm.model import initialise_prm, save_prm
 from mmprm.scoring.config import ScorerConfig

@@ -13,7 +13,7 @@ from mcts.worker import LocalWorker
 from mmprm.config import build
 from mmprm.errors import DataError
 from mmprm.sampling.scripted import ScriptedSampler
-from mmprm.store import Store
+from mmprm.trees.store import Store
 from mmprm.types import Batch, Completion, Grading, Problem, SampleRequest, Verdict
 
 STEPS = 6

@@ -17,8 +17,8 @@ from mcts.progress import CampaignSummary
 from mcts.search import SearchConfig
 from mcts.worker import LocalWorker, Report, WorkerDiedError
 from mmprm.errors import EngineStoppedError, SamplingError, StoreError
-from mmprm.evidence import count_labels
-from mmprm.store import Finished, Store
+from mmprm.trees.evidence import count_labels
+from mmprm.trees.store import Finished, Store
 from mmprm.types import Batch, Completion, Problem, SampleRequest
 from tests.mcts import scripted_campaign as scripted
 from tests.mcts.scripted_campaign import PROBLEMS, batches

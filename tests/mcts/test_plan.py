@@ -9,10 +9,10 @@ from mcts.plan import plan, plan_text
 from mmprm.cli.main import main
 from mmprm.errors import DataError
 from mmprm.metrics import Interval
-from mmprm.records import pack_batch
-from mmprm.stopping import StoppingRule
-from mmprm.store import Finished, Status, Store
-from mmprm.tallies import Tally
+from mmprm.trees.records import pack_batch
+from mmprm.trees.stopping import StoppingRule
+from mmprm.trees.store import Finished, Status, Store
+from mmprm.trees.tallies import Tally
 from mmprm.types import Batch, Problem, Rollout, Verdict
 
 
@@ -73,7 +73,7 @@ def pilot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two problems; in each one state below the root, and a prefix b that all the root's right rollouts run through."""
     now = SimpleNamespace(seconds=0.0)
     clock = SimpleNamespace(time=lambda: now.seconds, monotonic=lambda: now.seconds)
-    monkeypatch.setattr("mmprm.store.time", clock)
+    monkeypatch.setattr("mmprm.trees.store.time", clock)
     rule = StoppingRule(rollouts=4, shared=3).model_dump()
     store = Store.create_or_open(tmp_path / "trees.sqlite", {"search": rule, "markup": "blank_lines"})
     store.add_problems([Problem(name, "?", "1") for name in "pq"])

@@ -13,7 +13,7 @@ from mcts.campaign import run_campaign
 from mcts.worker import LocalWorker
 from mmprm.errors import GradingError, SamplingError
 from mmprm.sampling.scripted import ScriptedSampler
-from mmprm.store import Store
+from mmprm.trees.store import Store
 from mmprm.types import Batch, Problem
 from tests.mcts import scripted_campaign as scripted
 

@@ -10,8 +10,8 @@ import pytest
 
 from mcts.status import read_status, status_text
 from mmprm.cli.main import main
-from mmprm.records import PackedBatch, pack_batch
-from mmprm.store import Finished, Store
+from mmprm.trees.records import PackedBatch, pack_batch
+from mmprm.trees.store import Finished, Store
 from mmprm.types import Batch, Problem, Rollout, Steps, Verdict
 
 R, W, U = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
@@ -27,7 +27,9 @@ def batch(problem: str, steps: Steps, first_draw: int, *verdicts: Verdict) -> Pa
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """Of six problems one is searched, one too easy, two failed, one begun, one untouched: two engines for 10 s."""
     now = SimpleNamespace(seconds=1000.0)
-    monkeypatch.setattr("mmprm.store.time", SimpleNamespace(time=lambda: now.seconds, monotonic=lambda: now.seconds))
+    monkeypatch.setattr(
+        "mmprm.trees.store.time", SimpleNamespace(time=lambda: now.seconds, monotonic=lambda: now.seconds)
+    )
     store = Store.create_or_open(tmp_path / "trees.sqlite", {})
     store.add_problems([Problem(f"p{i}", "?", "1") for i in range(6)])
     store.begin_session(2)

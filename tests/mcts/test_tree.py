@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from mcts.tree import SearchTree
 from mcts.value import q, u
-from mmprm.records import count_verdicts
+from mmprm.trees.records import count_verdicts
 from mmprm.types import Rollout, Steps, Verdict
 
 ALPHA, BETA, LENGTH, C_PUCT = 0.5, 0.9, 8.0, 0.125

@@ -37,9 +37,7 @@ SWITCH = (
 THINKS_IN_THE_LAST = (  # as Qwen3's: the last turn of a conversation has a place for thoughts
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n"
-    "{% endfor %}"
-    + HEADER
-    + "{% endif %}"
+    "{% endfor %}" + HEADER + "{% endif %}"
 )
 NO_SYSTEM = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + CHATML

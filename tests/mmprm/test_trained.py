@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from mmprm.backbone.load import load_backbone
 from mmprm.cli.main import main
 from mmprm.errors import CheckpointError, ConfigError
 from mmprm.prm.info import PrmTokens, read_info
-from mmprm.prm.model import initialise_prm, load_backbone
+from mmprm.prm.model import initialise_prm
 from mmprm.prm.trained import convert_checkpoint
 from mmprm.tiny.model import weights_path
 from mmprm.training import checkpoints

@@ -17,13 +17,13 @@ import torch
 from mmprm.config import build
 from mmprm.errors import SamplingError
 from mmprm.types import Grading, Problem, Verdict
-from policy_rl.batch import Experience, Limits
-from policy_rl.collecting import Collector
+from policy_rl.collector import Collector
 from policy_rl.config import RLConfig
-from policy_rl.evaluate import evaluate
 from policy_rl.loop import Loop
-from policy_rl.types import Group, Response
-from policy_rl.weights import Published
+from policy_rl.rollouts.evaluate import evaluate
+from policy_rl.trainer.batch import Limits
+from policy_rl.types import Experience, Group, Response
+from policy_rl.weights.transfer import Published
 
 PROBLEMS = [Problem(f"p{number}", f"question {number}", "right") for number in range(10)]
 WORDS = ("right", "wrong", "wrong")

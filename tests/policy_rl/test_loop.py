@@ -20,18 +20,18 @@ from mmprm.config import build
 from mmprm.errors import CheckpointError, ConfigError, EngineStoppedError, TrainingError
 from mmprm.prompts import PromptConfig
 from mmprm.types import Problem
-from policy_rl.collecting import Collected
+from policy_rl.collector import Collected
 from policy_rl.config import RLConfig
-from policy_rl.evaluate import evaluate
-from policy_rl.filtering import Prompts
 from policy_rl.loop import EMPTY_STEPS, minibatches
-from policy_rl.rollouts import rollout_seed
+from policy_rl.metrics import console_line, merge_updates, metric_names, shares
+from policy_rl.rollouts.curriculum import Prompts
+from policy_rl.rollouts.evaluate import evaluate
+from policy_rl.rollouts.pool import rollout_seed
 from policy_rl.run_folder import Summary
-from policy_rl.step_metrics import console_line, merge_updates, metric_names, shares
-from policy_rl.trainer import Trainer
-from policy_rl.trainer_config import OptimisationConfig, TrainerConfig
+from policy_rl.trainer.config import OptimisationConfig, TrainerConfig
+from policy_rl.trainer.trainer import Trainer
 from policy_rl.types import Group
-from policy_rl.weights import FileTransfer
+from policy_rl.weights.transfer import FileTransfer
 
 WEIGHED = {"loss": {"importance_cap": 2.0}}
 LONE = {"batch": {"group_size": 1}, "advantage": {"estimator": "reinforce_pp"}}

@@ -19,7 +19,7 @@ from mmprm.prm.trained import Trained
 from mmprm.problems import write_problems
 from mmprm.types import Problem
 from policy_rl import run_folder
-from policy_rl.collecting import fingerprint
+from policy_rl.collector import fingerprint
 from policy_rl.config import RLConfig
 from policy_rl.loop import Loop
 from policy_rl.run import train_policy

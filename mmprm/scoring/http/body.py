@@ -1,0 +1,82 @@
+"""The JSON of a request, read in a bounded amount of memory."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from mmprm.scoring.http.refused import Refused
+
+_MAX_KEYS = 16
+_TOKEN = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{,]', re.DOTALL)
+"""A string as a whole, or what begins or separates values."""
+
+
+def bounded_route(parse: Callable[[bytes], Awaitable[Any]]) -> type[APIRoute]:
+    """A class of routes whose bodies are read by `parse` instead of on the event loop."""
+
+    class BoundedRequest(Request):
+        async def json(self) -> Any:
+            return await parse(await self.body())
+
+    class BoundedRoute(APIRoute):
+        def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+            handle = super().get_route_handler()
+
+            async def bounded(request: Request) -> Response:
+                return await handle(BoundedRequest(request.scope, request.receive))
+
+            return bounded
+
+    return BoundedRoute
+
+
+def parse_json(body: bytes, max_values: int) -> Any:
+    """Return the value that a body holds; a number becomes 0, since no field of a request is one.
+
+    Raises Refused for more than `max_values` values and separators, before any object is made of them; for what is not
+    UTF-8 or JSON, NaN included; for a key that occurs twice.
+    """
+    if _too_many(body, max_values):
+        text = f"the body holds more than {max_values:,} JSON values and separators; send fewer solutions at once"
+        raise Refused(422, "too_large", text)
+    try:
+        text = body.decode()
+        return json.loads(
+            text, object_pairs_hook=_object, parse_constant=_constant, parse_int=_number, parse_float=_number
+        )
+    except json.JSONDecodeError as error:
+        raise Refused(422, "invalid_request", f"the body is not JSON: {error.msg} (character {error.pos:,})") from None
+    except (UnicodeDecodeError, RecursionError) as error:
+        why = "it is not UTF-8" if isinstance(error, UnicodeDecodeError) else "it is nested too deeply"
+        raise Refused(400, "invalid_request", f"the body cannot be read as JSON: {why}") from None
+
+
+def _too_many(body: bytes, most: int) -> bool:
+    if sum(map(body.count, (b"[", b"{", b",", b'"'))) <= most:  # those within strings among them
+        return False
+    return any(number >= most for number, _ in enumerate(_TOKEN.finditer(body)))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(pairs) > _MAX_KEYS:
+        raise Refused(422, "invalid_request", f"an object has {len(pairs):,} keys; the API's have at most {_MAX_KEYS}")
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise Refused(422, "invalid_request", f"the key {twice[:50]!a} occurs twice in one object")
+    return values
+
+
+def _constant(name: str) -> Any:
+    raise Refused(422, "invalid_request", f"the body is not JSON: {name} is not a number of JSON")
+
+
+def _number(_: str) -> int:
+    return 0

@@ -1,0 +1,202 @@
+"""Connections of `mmprm serve`: how many, how long a request may take to arrive, and how large its header may be.
+
+uvicorn bounds none of this with httptools. Each connection here
+
+    has `header_seconds` for a header and `body_seconds` for the body behind it,
+    is refused with 431 after MAX_HEADER bytes that are neither a whole header nor a body,
+    counts for its address, which has a share of the places; the oldest one without a whole request makes way,
+    is answered when the caller has only stopped sending, and given up when the caller has hung up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import http
+import json
+import logging
+import socket
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from mmprm.scoring.http.connection_table import ConnectionTable, address_of
+from mmprm.scoring.http.limits import MAX_HEADER
+from mmprm.scoring.http.refused import error_body
+
+MAX_PIPELINED = 32
+"""Requests on one connection that wait for the one before them."""
+LINGER_SECONDS = 2.0
+LINGER_BYTES = 2**20
+"""After a refusal this much more is read and dropped, so that the caller sees the answer instead of a reset."""
+_PIECE = 2**14
+_FIRST_PROBE, _NEXT_PROBE = 0.25, 1.0
+
+_parser_logger = logging.getLogger(f"{__name__}.parser")
+_parser_logger.setLevel(logging.ERROR)  # uvicorn warns for each malformed request, in words that name no cause
+
+
+class Connection(HttpToolsProtocol):
+    """One connection of a caller. `address` is what shares are counted by: an IPv6 caller owns a network of 64 bits."""
+
+    def __init__(self, *args: Any, table: ConnectionTable, **values: Any) -> None:
+        super().__init__(*args, **values)
+        self.logger = _parser_logger
+        self.address = ""
+        self._table, self._limits = table, table.limits
+        self._deadline: asyncio.TimerHandle | None = None
+        self._unread: asyncio.TimerHandle | None = None
+        self._probe: asyncio.TimerHandle | None = None
+        self._overhead = 0
+        self._dropped: int | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        transport.set_write_buffer_limits(high=0)  # pause_writing is called for all that the caller does not read
+        self.address = address_of(self.client[0] if self.client else "")
+        if self._table.add(self):
+            self._expect(self._limits.header_seconds)
+        else:
+            self._refuse(429, "busy", "too many connections from this address; close some, or come again later")
+            transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._table.remove(self)
+        for timer in (self._deadline, self._unread, self._probe):
+            if timer is not None:
+                timer.cancel()
+        self._deadline = self._unread = self._probe = None
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._dropped is not None:
+            self._dropped += len(data)
+            if self._dropped > LINGER_BYTES:
+                self.transport.abort()
+            return
+        if self._deadline is None and self._between_requests:
+            self._expect(self._limits.header_seconds)
+        start = 0
+        while start < len(data):
+            piece = data[start : start + min(_PIECE, MAX_HEADER + 1 - self._overhead)]
+            start += len(piece)
+            self._overhead += len(piece)
+            super().data_received(piece)
+            if self._dropped is not None or self.transport.is_closing():
+                return
+            if self._overhead > MAX_HEADER:
+                self._refuse(431, "too_large", f"the request's header is larger than {MAX_HEADER // 1024} KiB")
+                return
+
+    def eof_received(self) -> bool:
+        """True keeps the connection for the answer to a request that has arrived as a whole."""
+        cycle = self.cycle
+        if self._dropped is not None or self.transport.is_closing():
+            return False
+        if cycle is None or cycle.response_complete or cycle.more_body:
+            if self._overhead or (cycle is not None and cycle.more_body):
+                self._refuse(400, "invalid_request", "the request ends before it is complete")
+            return False
+        cycle.keep_alive = False
+        self._probe = self.loop.call_later(_FIRST_PROBE, self._probe_peer)
+        return True
+
+    def on_headers_complete(self) -> None:
+        if len(self.pipeline) >= MAX_PIPELINED:
+            raise ValueError("too many requests at once")  # the parser turns it into send_400_response
+        self._overhead = 0
+        super().on_headers_complete()
+        self._expect(self._limits.body_seconds + LINGER_SECONDS)  # the application says 408 before
+
+    def on_body(self, body: bytes) -> None:
+        self._overhead = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._overhead = 0
+        super().on_message_complete()
+        self._expect(None)
+        if not self.cycle.response_complete:
+            self._table.answering(self)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.cycle.response_complete:
+            self._table.waiting(self)
+            if self.cycle.more_body:  # refused before all of it was here
+                self._expect(LINGER_SECONDS)
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, "invalid_request", "the request is not valid HTTP/1.1")
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._unread is None:
+            self._unread = self.loop.call_later(self._limits.answer_seconds, self._give_up, "does not read its answer")
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unread is not None:
+            self._unread.cancel()
+            self._unread = None
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing to tell: the request is answered as if it had not asked for another protocol."""
+
+    @property
+    def _between_requests(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _expect(self, seconds: float | None) -> None:
+        """Give up after this time, unless something is expected of the caller anew."""
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline = None if seconds is None else self.loop.call_later(seconds, self._late)
+
+    def _late(self) -> None:
+        if self._overhead and self._dropped is None and self._between_requests:
+            self._table.log("did not send a header in time", self.address)
+            text = f"the header was not here after {self._limits.header_seconds:g} seconds"
+            self._refuse(408, "too_slow", text)
+        elif self._between_requests and self._dropped is None and self.cycle is None:
+            self._give_up("sent nothing")
+        else:
+            self.transport.abort()
+
+    def _give_up(self, why: str) -> None:
+        self._table.log(why, self.address)
+        self.transport.abort()
+
+    def _refuse(self, status: int, kind: str, message: str) -> None:
+        """Answer in place of the application, then read and drop for a moment what the caller still sends."""
+        if self.transport.is_closing():
+            return
+        answering = self.cycle is not None and not self.cycle.response_complete and self.cycle.response_started
+        if answering or self.pipeline:
+            self.transport.abort()  # this answer would stand in the middle of another one, or in its place
+            return
+        content = json.dumps(error_body(kind, message)).encode()
+        head = (
+            f"HTTP/1.1 {status} {http.HTTPStatus(status).phrase}\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(content)}\r\nConnection: close\r\n\r\n"
+        )
+        self._dropped = 0
+        self.transport.write(head.encode() + content)
+        self._expect(LINGER_SECONDS)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+
+    def _probe_peer(self) -> None:
+        """A caller that has hung up and one that only stopped sending look alike until something is sent: to an interim
+        answer, which every HTTP/1.1 client skips, the first one's system replies with a reset."""
+        if self.transport.is_closing():
+            return
+        sock = self.transport.get_extra_info("socket")
+        if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.transport.abort()
+            return
+        if self.cycle.scope["http_version"] == "1.1" and not self.cycle.response_started:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self._probe = self.loop.call_later(_NEXT_PROBE, self._probe_peer)

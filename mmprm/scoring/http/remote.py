@@ -1,0 +1,246 @@
+"""Step scores from one or more `mmprm serve`."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import math
+import os
+import threading
+from collections.abc import Coroutine, Iterator, Sequence
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+from mmprm.client import Body, Client, Failure
+from mmprm.data.choices import asked_question
+from mmprm.data.images import image_bytes
+from mmprm.errors import ConfigError, DataError, EngineStoppedError, SamplingError
+from mmprm.problems import picture_pixels
+from mmprm.scoring.config import ServerConfig
+from mmprm.scoring.http.wire import MIB, BatchOut, ErrorOut, ModelOut
+from mmprm.types import Picture, Solution, StepScores
+
+REQUEST_SOLUTIONS = 32
+BODY_MIB = 64
+"""Of a server that does not say what it takes."""
+ROOM = 0.9
+"""Share of the server's largest body that is filled: names and commas are not counted."""
+_BATCH = TypeAdapter(BatchOut)
+_MODEL = TypeAdapter(ModelOut)
+_SOMEBODY: Body = {"solutions": [{"question": "What is 1 + 1?", "steps": ["1 + 1 = 2"]}]}
+T = TypeVar("T")
+
+
+class RemoteScorer:
+    """A Scorer: asks from a thread of its own, so that it may be called from any thread, by several at once.
+
+    A server that is busy, loading or gone for a moment is asked again, as the configuration says; when none answers,
+    `score` raises EngineStoppedError. `model` says what is served; it is that of the first URL that answers, and scores
+    of another one raise ConfigError, since they cannot be compared.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        self._config = config
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="remote scorer", daemon=True)
+        self._thread.start()
+        try:
+            self._client, self.model = self._wait(self._connect())
+        except BaseException:
+            self._stop()
+            raise
+
+    def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
+        return self._wait(self._score(solutions))
+
+    def close(self) -> None:
+        self._wait(self._client.close())
+        self._stop()
+
+    async def _connect(self) -> tuple[Client, ModelOut]:
+        client = Client(self._config)
+        try:
+            return client, await client.ask("/v1/model", None, "", _read_model, None)
+        except BaseException:
+            await client.close()
+            raise
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            return future.result()
+        finally:
+            future.cancel()
+
+    def _stop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    async def _score(self, solutions: Sequence[Solution]) -> list[StepScores]:
+        scores: dict[int, StepScores] = {}
+        requests = self._requests(solutions)  # shared by the workers: what is not asked yet is not read yet
+
+        async def work() -> None:
+            for indices in requests:
+                answers = await self._ask([solutions[index] for index in indices])
+                scores.update(zip(indices, answers, strict=True))
+
+        workers = [asyncio.create_task(work()) for _ in range(self._config.concurrency)]
+        try:
+            await asyncio.gather(*workers)
+        finally:
+            for worker in workers:
+                worker.cancel()
+            await asyncio.gather(*workers, return_exceptions=True)
+        return [scores[index] for index in range(len(solutions))]
+
+    def _requests(self, solutions: Sequence[Solution]) -> Iterator[list[int]]:
+        """Indices of solutions that go into one request: as many as fit."""
+        limits = self.model.limits
+        count = min(REQUEST_SOLUTIONS, limits.get("solutions", REQUEST_SOLUTIONS))
+        room = limits.get("body_mib", BODY_MIB) * MIB * ROOM
+        max_pixels = limits.get("request_pixels", math.inf)
+        indices: list[int] = []
+        size = pixels = 0
+        for index, solution in enumerate(solutions):
+            own, own_pixels = self._size(solution), _pixels(solution)
+            if indices and (len(indices) == count or size + own > room or pixels + own_pixels > max_pixels):
+                yield indices
+                indices, size, pixels = [], 0, 0
+            indices.append(index)
+            size += own
+            pixels += own_pixels
+        if indices:
+            yield indices
+
+    def _size(self, solution: Solution) -> int:
+        """Bytes of a solution in JSON, at most: a character becomes up to 12 in ASCII."""
+        texts = (asked_question(solution.problem), *solution.steps)
+        size = sum(len(text) if text.isascii() else 12 * len(text) for text in texts) + 16 * len(texts)
+        # The server takes as many bytes of images by path as by body.
+        return size + sum(_length(picture) * 4 // 3 + 16 for picture in solution.problem.pictures)
+
+    async def _ask(self, solutions: Sequence[Solution]) -> list[StepScores]:
+        body = await asyncio.to_thread(self._body, solutions)
+        try:
+            answer = await self._post(body, solutions[0].problem.id)
+        except EngineStoppedError:
+            raise
+        except SamplingError as error:
+            if len(solutions) > 1:
+                middle = len(solutions) // 2
+                return [*await self._ask(solutions[:middle]), *await self._ask(solutions[middle:])]
+            raise DataError(f"problem {solutions[0].problem.id}: {error}") from error
+        scores = []
+        for solution, result in zip(solutions, answer.results, strict=True):
+            if isinstance(result, ErrorOut):
+                await self._see_that_it_works(result)
+                raise DataError(self._client.quoted(_complaint(solution, result)))
+            scores.append(StepScores(tuple(result.scores)))
+        return scores
+
+    async def _post(self, body: Body, affinity: str) -> BatchOut:
+        answer = await self._client.ask("/v1/score/batch", body, affinity, _read_batch, _SOMEBODY)
+        ours, theirs = _identity(self.model), _identity(answer)
+        if ours != theirs:
+            raise ConfigError(
+                f"scorer.server.urls={', '.join(self._config.urls)}: one serves {self._client.quoted(ours)}, another "
+                f"{self._client.quoted(theirs)}; scores of different models cannot be mixed: give the URLs of one"
+            )
+        return answer
+
+    async def _see_that_it_works(self, result: ErrorOut) -> None:
+        """A model that fails on one solution may fail on all: then no solution is at fault."""
+        if result.error.type == "internal":
+            (probe,) = (await self._post(_SOMEBODY, "")).results
+            if isinstance(probe, ErrorOut) and probe.error.type == "internal":
+                message = self._client.quoted(probe.error.message)
+                raise EngineStoppedError(f"{', '.join(self._config.urls)}: {message}")
+
+    def _body(self, solutions: Sequence[Solution]) -> dict[str, Any]:
+        return {
+            "solutions": [
+                {
+                    "id": solution.problem.id[:1000],
+                    "question": asked_question(solution.problem),
+                    "steps": solution.steps,
+                    "images": [self._image(picture) for picture in solution.problem.pictures],
+                }
+                for solution in solutions
+            ]
+        }
+
+    def _image(self, picture: Picture) -> dict[str, str]:
+        if picture.path is not None and self._config.send_paths:
+            return {"path": os.path.abspath(picture.path)}
+        return {"data": _base64(picture)}
+
+
+def _base64(picture: Picture) -> str:
+    try:
+        data = image_bytes(picture)
+    except OSError as error:
+        raise DataError(f"{picture.path}: cannot be read as a picture ({error.strerror})") from error
+    return base64.b64encode(data).decode()
+
+
+def _length(picture: Picture) -> int:
+    try:
+        return len(picture.data) if picture.data is not None else os.path.getsize(picture.path or "")
+    except OSError:
+        return 0  # said when it is read
+
+
+def _pixels(solution: Solution) -> int:
+    try:
+        return sum(map(picture_pixels, solution.problem.pictures))
+    except DataError:
+        return 0  # said when it is read
+
+
+def _identity(answer: ModelOut | BatchOut) -> str:
+    weights = f", weights {answer.fingerprint}" if answer.fingerprint else ""
+    return f"{answer.model} with aggregator {answer.aggregator}{weights}"
+
+
+def _complaint(solution: Solution, result: ErrorOut) -> str:
+    """The server's words, which begin with the problem's name where they come from the model."""
+    message, field, name = result.error.message, result.error.field, f"problem {solution.problem.id}"
+    if message.startswith(name):
+        return message
+    return f"{name}: {f'{field}: ' if field and field not in message else ''}{message}"
+
+
+def _read_model(values: Any, _: Body) -> ModelOut:
+    try:
+        model = _MODEL.validate_python(values)
+    except ValidationError as error:
+        raise Failure("answer is none of mmprm serve", _first(error)) from error
+    for name, value in model.limits.items():
+        if not (math.isfinite(value) and value >= 0) or (value < 1 and name in ("solutions", "body_mib")):
+            raise Failure("answer is none of mmprm serve", f"limits.{name}={value}")
+    return model
+
+
+def _read_batch(values: Any, body: Body) -> BatchOut:
+    try:
+        answer = _BATCH.validate_python(values)
+    except ValidationError as error:
+        raise Failure("answer is no list of scores", _first(error)) from error
+    asked = (body or {})["solutions"]
+    if len(answer.results) != len(asked):
+        raise Failure("answer has another number of results", f"asked for {len(asked)}, got {len(answer.results)}")
+    for solution, result in zip(asked, answer.results, strict=True):
+        if isinstance(result, ErrorOut):
+            continue
+        # A server that cuts what is too long has no scores for the last steps.
+        if not 0 < len(result.scores) <= len(solution["steps"]) or not all(0 <= score <= 1 for score in result.scores):
+            raise Failure("answer has scores that cannot be", f"{len(solution['steps'])} steps, {result.scores[:8]}")
+    return answer
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

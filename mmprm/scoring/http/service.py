@@ -1,0 +1,299 @@
+"""The HTTP service of one process reward model: `mmprm serve`.
+
+Requests that wait are scored together, their callers taking turns. The model lives in one thread, which loads it,
+scores with it and closes it; PREPARING_THREADS others read requests and images.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from starlette.exceptions import HTTPException
+
+from mmprm.errors import DataError
+from mmprm.scoring.aggregate import aggregator
+from mmprm.scoring.http.api_page import api_page
+from mmprm.scoring.http.body import bounded_route, parse_json
+from mmprm.scoring.http.gate import Gate, caller_of, while_connected
+from mmprm.scoring.http.limits import Limits
+from mmprm.scoring.http.memory import give_back
+from mmprm.scoring.http.queue import Answer, Pace, ScoreQueue
+from mmprm.scoring.http.refusals import ERRORS, refused_for
+from mmprm.scoring.http.refused import Refused
+from mmprm.scoring.http.traffic import Metrics, Traffic
+from mmprm.scoring.http.wire import BatchIn, BatchOut, ModelOut, Reader, ScoreOut, SolutionIn
+from mmprm.scoring.open import ClosableScorer
+from mmprm.types import Problem, Solution, StepScores
+
+BATCH_SOLUTIONS = 256
+"""Most solutions that are given to the model at once, so that a newcomer does not wait for all that came before."""
+PREPARING_THREADS = 2
+"""They read JSON and texts while the loop and the model go on; as many others, which are slower, read images."""
+RETRY_AFTER = "1"
+
+PROBE = Solution(Problem("probe", "What is 1 + 1?", answer=""), ("1 + 1 = 2",))
+"""Tells a model that is broken from a solution that it cannot take."""
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+
+class Service:
+    """`app` is the ASGI application. `facts` are what GET /v1/model says; `load` makes the scorer.
+
+    `failure` is set where the model could not be loaded or has stopped working.
+    """
+
+    def __init__(
+        self,
+        facts: ModelOut,
+        load: Callable[[], ClosableScorer],
+        *,
+        limits: Limits,
+        key: str | None = None,
+        local_only: bool = False,
+        image_root: Path | None = None,
+    ) -> None:
+        self.limits, self.key, self.local_only = limits, key, local_only
+        self.metrics, self.traffic = Metrics(), Traffic(limits)
+        self.closing = False
+        self.failure: Exception | None = None
+        self._facts, self._load, self._image_root = facts, load, image_root
+        self._aggregate = aggregator(facts.aggregator)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
+        self._texts = ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="texts")
+        self._images = ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="images")
+        self._queue: ScoreQueue | None = None
+        self._max_characters = limits.characters
+        # The weights of solutions are shares of a batch; their sum allows for rounding.
+        self._pace = Pace(1 + 1e-9, limits.batch_seconds, 1 + 1e-9)
+        self._probing: asyncio.Task[None] | None = None
+        self.metrics.in_flight.set_function(lambda: self.traffic.requests)
+        self.metrics.queue.set_function(lambda: self._queue.waiting if self._queue else 0)
+        self.metrics.ready.set_function(lambda: self.refusal() is None)
+        self.app = self._application()
+
+    def refusal(self) -> Refused | None:
+        """Why nothing can be scored now."""
+        if self.failure is not None:
+            return Refused(503, "internal", "the model has failed; see the service's log")
+        if self.closing:
+            return Refused(503, "closing", "the service is closing; ask another one")
+        if self._queue is None:
+            return Refused(503, "loading", "the model is loading; try again later")
+        return None
+
+    def answer(self, refused: Refused) -> Response:
+        self.metrics.errors.labels(refused.kind).inc()
+        headers = dict(refused.headers or {})
+        if refused.status in (429, 503):
+            headers["Retry-After"] = RETRY_AFTER
+        if refused.status == 401:
+            headers["WWW-Authenticate"] = "Bearer"
+        return JSONResponse(refused.body(), refused.status, headers)
+
+    async def _on_error(self, _: Request, error: Exception) -> Response:
+        return self.answer(refused_for(error))
+
+    def _application(self) -> FastAPI:
+        app = FastAPI(
+            title="mmprm serve",
+            description="Scores of a process reward model: P(step is right) for each step of a solution.",
+            docs_url=None,  # FastAPI's pages load scripts from elsewhere
+            redoc_url=None,
+            lifespan=self._lifespan,
+        )
+        app.router.route_class = bounded_route(self._parsed)
+        app.add_api_route(
+            "/v1/score", self.score, methods=["POST"], response_model=ScoreOut, responses=ERRORS, summary="One solution"
+        )
+        app.add_api_route(
+            "/v1/score/batch",
+            self.score_batch,
+            methods=["POST"],
+            response_model=BatchOut,
+            responses=ERRORS,
+            summary="Many solutions; one that cannot be scored has an error in its place",
+        )
+        app.add_api_route("/v1/model", self.model, response_model=ModelOut, summary="What is served, and its limits")
+        app.add_api_route("/health", self.health, summary="200 while requests are taken, else 503")
+        app.add_api_route("/metrics", self.figures, summary="Figures in Prometheus' text format")
+        app.add_api_route("/docs", self.page, include_in_schema=False)
+        app.add_middleware(Gate, service=self)
+        for kind in (Refused, RequestValidationError, HTTPException, Exception):
+            app.add_exception_handler(kind, self._on_error)
+        return app
+
+    async def _parsed(self, body: bytes) -> Any:
+        return await _in_thread(self._texts, parse_json, body, self.limits.max_values)
+
+    async def score(self, item: SolutionIn, request: Request) -> Response:
+        (answer,) = await self._judged([item], ["request"], request)
+        if isinstance(answer, Refused):
+            raise answer
+        return JSONResponse(answer | self._names)
+
+    async def score_batch(self, batch: BatchIn, request: Request) -> Response:
+        count, most = len(batch.solutions), self.limits.solutions
+        if count > most:
+            text = f"a request of {count:,} solutions, at most {most:,} are taken; send fewer at once"
+            raise Refused(422, "too_large", text, "solutions")
+        places = [f"solutions[{index}]" for index in range(count)]
+        answers = await self._judged(batch.solutions, places, request)
+        for answer in answers:
+            if isinstance(answer, Refused):
+                self.metrics.errors.labels(answer.kind).inc()
+        results = [answer.body() if isinstance(answer, Refused) else answer for answer in answers]
+        return JSONResponse({"results": results} | self._names)
+
+    async def model(self) -> Response:
+        return JSONResponse(self._facts.model_dump())
+
+    async def health(self) -> Response:
+        if (refusal := self.refusal()) is not None:
+            raise refusal
+        return JSONResponse({"status": "ready", "model": self._facts.model})
+
+    async def figures(self) -> Response:
+        return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    async def page(self) -> Response:
+        return HTMLResponse(api_page(self.app.openapi()))
+
+    @property
+    def _names(self) -> dict[str, str]:
+        names = {"aggregator": self._facts.aggregator, "model": self._facts.model}
+        return names | ({"fingerprint": self._facts.fingerprint} if self._facts.fingerprint else {})
+
+    async def _judged(
+        self, values: Sequence[Any], places: Sequence[str], request: Request
+    ) -> list[dict[str, Any] | Refused]:
+        caller = caller_of(request.scope)
+        with self.traffic.holding(caller, len(values)):
+            return await while_connected(request, self._judge(values, places, caller))
+
+    async def _judge(self, values: Sequence[Any], places: Sequence[str], caller: str) -> list[dict[str, Any] | Refused]:
+        """Figures of each solution, or why it has none."""
+        assert self._queue is not None, "the gate has looked"
+        threads = self._images if any(map(_has_images, values)) else self._texts
+        prepared = await _in_thread(threads, self._prepared, values, places)
+        ready = [item for item in prepared if not isinstance(item, Refused)]
+        solutions, weights = [solution for solution, _ in ready], [weight for _, weight in ready]
+        answers = iter(await self._queue.judge(solutions, weights, caller))
+        return [item if isinstance(item, Refused) else self._figures(next(answers)) for item in prepared]
+
+    def _prepared(self, values: Sequence[Any], places: Sequence[str]) -> list[tuple[Solution, float] | Refused]:
+        """Each solution with its share of a batch, or why it is refused."""
+        limits = self.limits
+        reader = Reader(limits, self._image_root, self._max_characters)
+        prepared: list[tuple[Solution, float] | Refused] = []
+        for value, place in zip(values, places, strict=True):
+            before = reader.pixels
+            try:
+                solution = reader.read(value, place)
+            except Refused as refused:
+                prepared.append(refused)
+                continue
+            pixels = (reader.pixels - before) / limits.batch_pixels
+            shares = (1 / BATCH_SOLUTIONS, _characters(solution) / limits.batch_characters, pixels)
+            prepared.append((solution, max(shares)))
+        return prepared
+
+    def _figures(self, answer: Answer) -> dict[str, Any] | Refused:
+        if isinstance(answer, DataError):
+            return Refused(422, "unscorable", str(answer))
+        if isinstance(answer, Exception):
+            logger.error("a solution could not be scored", exc_info=answer)
+            if self._probing is None or self._probing.done():
+                self._probing = asyncio.create_task(self._probe())
+            return Refused(500, "internal", f"the model failed on it ({type(answer).__name__}); see the service's log")
+        if not answer.scores or not all(map(math.isfinite, answer.scores)):
+            return Refused(500, "internal", "the model gave no number; see that its weights are sound")
+        self.metrics.solutions.inc()
+        self.metrics.steps.inc(len(answer.scores))
+        return {"scores": answer.scores, "aggregate": self._aggregate(answer.scores)}
+
+    async def _probe(self) -> None:
+        assert self._queue is not None, "something was scored"
+        (answer,) = await self._queue.judge([PROBE])
+        if isinstance(answer, Exception) and not isinstance(answer, DataError):
+            self.failure = answer
+
+    @contextlib.asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        loop = asyncio.get_running_loop()
+        loading = loop.create_task(self._open())
+        yield
+        self.closing = True
+        scorer = await loading  # a load cannot be broken off
+        if scorer is not None:
+            await loop.run_in_executor(self._thread, scorer.close)
+        self._thread.shutdown()
+        self._texts.shutdown()
+        self._images.shutdown()
+
+    async def _open(self) -> ClosableScorer | None:
+        begun = time.perf_counter()
+        try:
+            scorer = await asyncio.get_running_loop().run_in_executor(self._thread, self._loaded)
+        except Exception as error:
+            self.failure = error
+            return None
+        context = getattr(scorer, "max_tokens", None)
+        if context is not None:
+            self._max_characters = int(context * self.limits.characters_per_token)
+        self._queue = ScoreQueue(_Counted(scorer, self.metrics), self._pace, self._thread)
+        logger.info("%s is ready after %.1f s", self._facts.model, time.perf_counter() - begun)
+        return scorer
+
+    def _loaded(self) -> ClosableScorer:
+        """The scorer, and the pace at which a short solution was scored: a slow start, which doubles soon."""
+        scorer = self._load()
+        with contextlib.suppress(DataError):
+            scorer.score([PROBE])  # the first one takes longer
+            begun = time.perf_counter()
+            scorer.score([PROBE])
+            share = _characters(PROBE) / self.limits.batch_characters
+            first = self.limits.batch_seconds * share / (time.perf_counter() - begun)
+            self._pace.limit = min(first, self._pace.most)
+        return scorer
+
+
+async def _in_thread(threads: ThreadPoolExecutor, work: Callable[..., T], *values: Any) -> T:
+    return await asyncio.get_running_loop().run_in_executor(threads, work, *values)
+
+
+def _has_images(value: Any) -> bool:
+    """Of a solution, and of what should become one."""
+    return bool(value.images if isinstance(value, SolutionIn) else isinstance(value, dict) and value.get("images"))
+
+
+def _characters(solution: Solution) -> int:
+    return len(solution.problem.question) + sum(map(len, solution.steps))
+
+
+class _Counted:
+    def __init__(self, scorer: ClosableScorer, metrics: Metrics) -> None:
+        self._scorer, self._metrics = scorer, metrics
+
+    def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
+        return self._scorer.score(solutions)
+
+    def score_each(self, solutions: Sequence[Solution]) -> Sequence[Answer]:
+        self._metrics.batches.observe(len(solutions))
+        try:
+            return getattr(self._scorer, "score_each", self._scorer.score)(solutions)
+        finally:
+            if any(solution.problem.pictures for solution in solutions):
+                give_back()

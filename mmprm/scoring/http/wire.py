@@ -1,0 +1,227 @@
+"""What goes over the wire of `mmprm serve`: requests, answers, refusals, and how a request becomes a solution."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import os
+import stat
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
+
+from mmprm.errors import DataError
+from mmprm.prm.info import AggregatorEvidence
+from mmprm.problems import picture_pixels
+from mmprm.scoring.http.limits import MIB, Limits
+from mmprm.scoring.http.refused import Refused
+from mmprm.types import Picture, Problem, Solution
+
+
+class _Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class ImageIn(_Message):
+    """Exactly one of both."""
+
+    data: str | None = None
+    """The encoded picture (PNG, JPEG, WebP, GIF, BMP, TIFF) in base64."""
+    path: str | None = None
+    """A file below the service's `image_root`, where one is set."""
+
+
+class SolutionIn(_Message):
+    id: str = Field("", max_length=1000)
+    """Names the solution in error messages."""
+    question: str
+    """The problem."""
+    steps: Annotated[list[str], FailFast()]
+    """The steps of the solution, or of its beginning, as plain texts."""
+    images: Annotated[list[ImageIn], FailFast()] = []
+    """Pictures of the problem, in order."""
+
+
+class BatchIn(_Message):
+    solutions: list[Any] = Field(json_schema_extra={"items": {"$ref": "#/components/schemas/SolutionIn"}})
+    """Each is checked for itself, so that a bad one does not spoil the others."""
+
+
+class ErrorDetail(_Message):
+    type: str
+    """invalid_request, too_large, unscorable, unauthorized, not_found, busy, loading, closing or internal."""
+    message: str
+    """What was found, the rule, and a way out."""
+    field: str | None
+    """Place in the request, such as steps[3]."""
+
+
+class ErrorOut(_Message):
+    error: ErrorDetail
+
+
+class Judged(_Message):
+    scores: list[float]
+    """P(step is right), one for each step."""
+    aggregate: float
+    """All of them in one number, by the aggregator."""
+
+
+class ScoreOut(Judged):
+    aggregator: str
+    model: str
+    fingerprint: str = ""
+    """As in the model's description."""
+
+
+class BatchOut(_Message):
+    results: list[Judged | ErrorOut]
+    """In the order of the solutions."""
+    aggregator: str
+    model: str
+    fingerprint: str = ""
+    """As in the model's description."""
+
+
+class ModelOut(_Message):
+    model: str
+    fingerprint: str = ""
+    """Differs between models of one name: a hash over its configuration and samples of its weight files."""
+    format: str
+    """The family whose rendering the model was trained with."""
+    backend: str
+    dtype: str
+    aggregator: str
+    aggregator_evidence: AggregatorEvidence | None
+    """What chose it; null where it was set by hand."""
+    threshold: float | None
+    """A step scored below it counts as the first error; null where none was chosen."""
+    limits: dict[str, int | float]
+
+
+class Reader:
+    """Reads the solutions of one request. `pixels` and `bytes` count those of all images so far; `max_characters`
+    of a solution are what the model could read at most."""
+
+    def __init__(self, limits: Limits, image_root: Path | None, max_characters: int) -> None:
+        self._limits, self._root = limits, image_root
+        self._max_characters = min(max_characters, limits.characters)
+        self.pixels = self.bytes = 0
+
+    def read(self, value: Any, place: str) -> Solution:
+        """The solution with its images as bytes. Raises Refused."""
+        try:
+            item = SolutionIn.model_validate(value)
+        except ValidationError as error:
+            raise invalid(error.errors(include_url=False)) from error
+        self._check_counts(item)
+        _check_texts(item, self._limits.steps)
+        before = self.pixels
+        images = []
+        for number, image in enumerate(item.images):
+            field = f"images[{number}]"
+            images.append(self._image(image, field))
+            self.bytes += len(images[-1].data or b"")
+            _check_total(self.pixels - before, self._limits.solution_pixels, "a solution", "pixels", field)
+            _check_total(self.pixels, self._limits.request_pixels, "the request", "pixels", field)
+            _check_total(self.bytes, self._limits.body_mib * MIB, "the request", "bytes", field)
+        problem = Problem(item.id or place, item.question, answer="", pictures=tuple(images))
+        return Solution(problem, tuple(item.steps))
+
+    def _check_counts(self, item: SolutionIn) -> None:
+        characters = len(item.question) + sum(map(len, item.steps))
+        for field, count, most in (
+            ("steps", len(item.steps), self._limits.steps),
+            ("images", len(item.images), self._limits.images),
+            ("characters", characters, self._limits.characters),
+        ):
+            if count > most:
+                text = f"a solution has {count:,} {field}, at most {most:,} are taken; shorten it"
+                raise Refused(422, "too_large", text, None if field == "characters" else field)
+        if characters > self._max_characters:
+            text = (
+                f"a solution has {characters:,} characters, which are more tokens than the model reads: at most "
+                f"{self._max_characters:,} are tokenized; shorten it"
+            )
+            raise Refused(422, "unscorable", text)
+
+    def _image(self, image: ImageIn, field: str) -> Picture:
+        if (image.data is None) == (image.path is None):
+            raise Refused(422, "invalid_request", "an image has either data (base64) or path", field)
+        most = self._limits.image_mib * MIB
+        if image.data is not None:
+            data = _decoded(image.data, field) if len(image.data) <= most * 4 // 3 + 4 else b"\0" * (most + 1)
+        else:
+            data = _read(image.path or "", field, self._root, most)
+        if len(data) > most:
+            text = f"the encoded image is larger than {self._limits.image_mib} MiB; scale it down"
+            raise Refused(422, "too_large", text, field)
+        picture = Picture(data=data)
+        try:
+            self.pixels += picture_pixels(picture, self._limits.pixels)
+        except DataError as error:
+            raise Refused(422, "invalid_request", str(error), field) from error
+        return picture
+
+
+def _check_total(count: int, most: int, whose: str, unit: str, field: str) -> None:
+    if count > most:
+        text = f"the images of {whose} have {count:,} {unit} or more, at most {most:,} are taken; scale them down"
+        raise Refused(422, "too_large", text, field)
+
+
+def _check_texts(item: SolutionIn, max_steps: int) -> None:
+    texts = {"id": item.id, "question": item.question}
+    texts |= {f"steps[{number}]": step for number, step in enumerate(item.steps[:max_steps])}
+    for field, text in texts.items():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            text = f"{field} holds half of a surrogate pair, which is no text"
+            raise Refused(422, "invalid_request", text, field) from None
+    if not item.question.strip():
+        raise Refused(422, "invalid_request", "question is empty", "question")
+    if not item.steps:
+        raise Refused(422, "invalid_request", "a solution must have at least one step", "steps")
+
+
+def invalid(errors: list[Any]) -> Refused:
+    """The first of pydantic's errors; what was sent is not repeated."""
+    first = errors[0]
+    parts = [part for part in first["loc"] if part != "body"]
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
+    field = ascii(field)[1:-1][:200]
+    if first["type"] == "json_invalid":
+        return Refused(422, "invalid_request", f"the body is not JSON: {first['ctx']['error']}")
+    return Refused(422, "invalid_request", f"{field or 'body'}: {first['msg']}", field or None)
+
+
+def _decoded(text: str, field: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Refused(422, "invalid_request", f"data is not base64 ({error})", field) from error
+
+
+def _read(path: str, field: str, root: Path | None, most: int) -> bytes:
+    """At most `most` + 1 bytes of a regular file below the root. What lies outside is not told apart from nothing."""
+    if root is None:
+        raise Refused(422, "invalid_request", "paths are not taken here (image_root is not set); send data", field)
+    try:
+        root = root.resolve()
+        target = (root / path).resolve()
+        if not target.is_relative_to(root):
+            raise Refused(422, "invalid_request", "path leads out of image_root", field)
+        with open(target, "rb", opener=_no_link) as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise Refused(422, "invalid_request", "path is no file", field)
+            return file.read(most + 1)
+    except (OSError, ValueError, RuntimeError) as error:  # no such file, a null byte, a loop of links
+        reason = getattr(error, "strerror", None) or "not a path"
+        raise Refused(422, "invalid_request", f"path cannot be read ({reason})", field) from error
+
+
+def _no_link(path: str, flags: int) -> int:
+    """The file may have become a link since it was resolved, and may be a pipe that nobody writes to."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)

@@ -1,0 +1,69 @@
+"""Drop what is damaged in a run store, so that the campaign samples it anew."""
+
+from __future__ import annotations
+
+import sys
+
+from mmprm.errors import StoreError
+from mmprm.trees.records import DamagedError, check_batch, unpack_problem
+from mmprm.trees.store import BATCH_COLUMNS, Store, named, packed_of
+
+
+def check_structure(store: Store) -> None:
+    """Raise StoreError where rows may be missing or mixed up, which no query would notice."""
+    (found,) = store.rows("PRAGMA integrity_check(1)")[0]
+    if found != "ok":
+        raise StoreError(
+            f"{store.path}: the database is damaged ({' '.join(str(found).split())}); mmprm annotate with this run "
+            "mends what can be mended; else restore a copy"
+        )
+
+
+def repair(store: Store) -> None:
+    """Name and drop damaged batches and problems of a store that is open for writing; open their problems again, whose
+    other batches stay. Raises StoreError where the database itself cannot be mended."""
+    try:
+        check_structure(store)
+    except StoreError:
+        with store.transaction() as run:
+            run("REINDEX")
+        check_structure(store)
+        print(f"{store.path}: its indexes were damaged and are made anew", file=sys.stderr, flush=True)
+    owners = _sound_problems(store)
+    damaged = []
+    for (owner,) in store.rows("SELECT DISTINCT problem FROM batches"):  # one problem's batches fit into memory
+        for number, *row in store.rows(f"SELECT number, {BATCH_COLUMNS} FROM batches WHERE problem = ?", owner):
+            packed = packed_of(owners.get(owner, "of an unknown name"), tuple(row))
+            try:
+                check_batch(packed)
+            except DamagedError as error:
+                damaged.append(number)
+                _say(store, f"{named(packed)} is damaged ({error}) and is sampled anew")
+    with store.transaction() as run:
+        run("UPDATE problems SET status = 'open', reason = '' WHERE status NOT IN ('open', 'done', 'failed')")
+        for number in damaged:
+            run("DELETE FROM batches WHERE number = ?", number)
+        if damaged:
+            # A batch may have belonged to another problem than the one it names. What is whole is not sampled again.
+            run("UPDATE problems SET status = 'open', reason = '' WHERE status = 'done'")
+
+
+def _sound_problems(store: Store) -> dict[int, str]:
+    """Return the id of each problem by its number. Damaged ones are dropped: the problem files have them still."""
+    sound, damaged = {}, []
+    for number, problem_id, content in store.rows("SELECT number, id, content FROM problems"):
+        try:
+            unpack_problem(problem_id, content)
+            sound[number] = problem_id
+        except DamagedError as error:
+            damaged.append(number)
+            _say(store, f"problem {problem_id!r} is damaged ({error}); it is read and sampled anew")
+    with store.transaction() as run:
+        for number in damaged:
+            run("DELETE FROM batches WHERE problem = ?", number)
+            run("DELETE FROM problems WHERE number = ?", number)
+    return sound
+
+
+def _say(store: Store, message: str) -> None:
+    print(f"{store.path}: {message}", file=sys.stderr, flush=True)

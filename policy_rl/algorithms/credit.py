@@ -1,0 +1,278 @@
+"""Where process reward goes: into the sequence reward, onto the steps as returns, or onto their last tokens.
+
+Shapes: P prompt, K sample of its group, S step, N = P·K sample, T token. Step scores are r_1 … r_S = P(step is right)
+of a process reward model. `Credit` has a slot for each of the three places, zero or empty where a mode does not use it,
+so that one line of the caller adds each: `sources` join the outcome in `combine`; `returns_PKS` go through `spread`
+onto every token of their step, on top of the advantage; `rewards_PKS` go through `place` into the rewards of GAE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from mmprm.config import Config
+from policy_rl.algorithms.advantages import EPSILON, Estimator, differs, keep
+from policy_rl.algorithms.baselines import BASELINES, ScoredSteps, to_go
+
+
+class CreditConfig(Config):
+    mode: Literal["scalar", "return_to_go", "soft_min", "strict_min", "step_gae"] = "soft_min"
+    """scalar: an aggregate of the step scores joins the outcome; return_to_go: a step earns the sum of the scores from
+    it on; soft_min, strict_min: what counts is the worst step still to come; step_gae: scores are token rewards at step
+    ends, for a critic."""
+    weight: float = Field(1.0, gt=0)
+    """Coefficient of the process reward beside the outcome."""
+    baseline: Literal["step_index", "pure_tokens", "prime_steps", "none"] = "step_index"
+    """return_to_go and the min forms: what is subtracted from a step's return. step_index: the mean return of the
+    group's other responses at the same step, 0 credit where none of them has such a step. pure_tokens (PURE) and
+    prime_steps (PRIME) reproduce published results: they subtract a rate per token or step that is still to come, which
+    pays for length. Process and outcome are apart, each with a baseline of its own."""
+    transform: Literal["none", "clip", "delta"] = "none"
+    """return_to_go: none r; clip min(r − eta, 0); delta r_j − r_{j+1}."""
+    eta: float = 0.0
+    """Threshold of transform=clip."""
+    normalise_steps: bool = False
+    """return_to_go: normalise the (transformed) scores over all steps of the group before the sum. DeepSeekMath's form
+    has baseline=none: the mean is subtracted once for each step that is still to come, which pays for length."""
+    temperature: float = Field(0.1, gt=0)
+    """soft_min: temperature of the softmax that picks the worst step."""
+    gate: Literal["none", "right"] = "none"
+    """right: process reward only for right answers, and among them (PAPO)."""
+    per_source: bool = False
+    """scalar: the estimator sees outcome and process apart, and its results are added (PRIME). Without it the estimator
+    sees their sum."""
+
+    @property
+    def compares(self) -> bool:
+        """Process reward is held against that of the group's other samples, of which there must be one."""
+        return MODES[self.mode].compares and (BASELINES[self.baseline] is not None or self.normalise_steps)
+
+    @property
+    def needs_scores(self) -> bool:
+        """A response without process reward cannot be held against others: 0 is no average of theirs."""
+        return self.mode != "scalar" and not self.compares
+
+    @model_validator(mode="before")
+    @classmethod
+    def _baseline_has_one_key(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "token_baseline" in values:
+            instead = "baseline=pure_tokens" if values["token_baseline"] else "baseline=none"
+            raise ValueError(f"token_baseline={values['token_baseline']} does not exist; set credit.{instead}")
+        if isinstance(values, dict) and values.get("per_source") and values.get("mode", "soft_min") in DENSE:
+            raise ValueError(
+                f"per_source={values['per_source']} is for mode=scalar; with mode={values.get('mode', 'soft_min')} "
+                "PRIME's baseline is credit.baseline=prime_steps"
+            )
+        return values
+
+    @model_validator(mode="after")
+    def _options_belong_to_the_mode(self) -> CreditConfig:
+        for key, modes in MODES_OF.items():
+            value = getattr(self, key)
+            if self.mode not in modes and key in self.model_fields_set and value not in (False, "none"):
+                raise ValueError(f"{key}={value} does nothing with mode={self.mode}: it is for {', '.join(modes)}")
+        if self.eta and self.transform != "clip":
+            raise ValueError(f"eta={self.eta} is the threshold of transform=clip; set that, or leave eta out")
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A reward of whole responses. `known_PK` is False where it should exist and does not; the source is normalised
+    `among_PK`, and adds nothing to the others."""
+
+    rewards_PK: Tensor
+    known_PK: Tensor
+    among_PK: Tensor
+    weight: float = 1.0
+
+    @classmethod
+    def of(cls, rewards_PK: Tensor, known_PK: Tensor | None = None) -> Source:
+        """A source that concerns every known sample, such as the outcome."""
+        known_PK = torch.ones_like(rewards_PK, dtype=torch.bool) if known_PK is None else known_PK
+        return cls(rewards_PK, known_PK, known_PK)
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """`scored_PK`: samples that got process reward; those that should have, to be counted and shown: `missing_PK` have
+    no scored step, `alone_PK` no other sample of their group to be compared with."""
+
+    sources: tuple[Source, ...]
+    returns_PKS: Tensor
+    rewards_PKS: Tensor
+    scored_PK: Tensor
+    missing_PK: Tensor
+    alone_PK: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The steps of the samples that take part (`scored_PK`), the others' masked to 0 and 0 tokens."""
+
+    steps: ScoredSteps
+    scored_PK: Tensor
+    known_PK: Tensor
+    aggregate: Callable[[Sequence[float]], float] | None
+
+
+TRANSFORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "none": lambda scores, eta: scores,
+    "clip": lambda scores, eta: (scores - eta).clamp(max=0),
+    "delta": lambda scores, eta: scores - torch.nn.functional.pad(scores[..., 1:], (0, 1)),
+}
+"""Step rewards from step scores that are 0 past the last step, where delta takes r_{S+1} = 0 (Gao et al. 2024)."""
+
+GATES: dict[str, Callable[[Tensor], Tensor]] = {"none": torch.ones_like, "right": lambda right_PK: right_PK}
+
+
+def return_to_go(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Tensor:
+    """G_j = Σ_{l ≥ j} f(r_l), f the transform, and optionally normalised over the group's steps; rows that take no part
+    are masked. Plain sums reward padding with harmless steps; with delta G_j = r_j."""
+    rewards_PKS = TRANSFORMS[config.transform](torch.where(mask_PKS, scores_PKS, 0), config.eta)
+    rewards_PKS = torch.where(mask_PKS, rewards_PKS, 0)
+    return to_go(_normalise(rewards_PKS, mask_PKS) if config.normalise_steps else rewards_PKS)
+
+
+def soft_min(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Tensor:
+    """G_j = Σ_{l ≥ j} w_l·r_l with r = 2p − 1 and w = softmax(−r/τ) over the response's steps (PURE): G_1 is close to
+    the lowest r, and the steps after the lowest get about 0."""
+    rewards_PKS = 2 * scores_PKS - 1
+    weights_PKS = torch.where(mask_PKS, -rewards_PKS / config.temperature, -torch.inf).softmax(dim=-1)
+    return to_go(torch.where(mask_PKS, weights_PKS * rewards_PKS, 0))
+
+
+def strict_min(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Tensor:
+    """G_j = min_{l ≥ j} r_l with r = 2p − 1 (PURE); padding counts as +∞, since a 0 would be a minimum."""
+    rewards_PKS = torch.where(mask_PKS, 2 * scores_PKS - 1, torch.inf)
+    return torch.where(mask_PKS, rewards_PKS.flip(-1).cummin(dim=-1).values.flip(-1), 0)
+
+
+def _normalise(rewards_PKS: Tensor, mask_PKS: Tensor) -> Tensor:
+    """(r − mean)/(std + ε) over all steps of a group, unbiased std; 0 where masked, or where all are equal."""
+    differs_P1 = differs(rewards_PKS.flatten(1), mask_PKS.flatten(1))
+    count_P11 = mask_PKS.sum(dim=(1, 2), keepdim=True)
+    mean_P11 = rewards_PKS.sum(dim=(1, 2), keepdim=True) / count_P11.clamp(min=1)
+    centred_PKS = torch.where(mask_PKS, rewards_PKS - mean_P11, 0)
+    variance_P11 = centred_PKS.square().sum(dim=(1, 2), keepdim=True) / (count_P11 - 1).clamp(min=1)
+    return torch.where(differs_P1[..., None], centred_PKS / (variance_P11.sqrt() + EPSILON), 0)
+
+
+def _scalar(part: Part, config: CreditConfig) -> dict[str, tuple[Source, ...]]:
+    assert part.aggregate is not None, "mode=scalar needs an aggregator: that of prm.json"
+    rewards_PK = part.steps.scores_PKS.new_zeros(part.scored_PK.shape)
+    for p, k in part.scored_PK.nonzero().tolist():
+        scores = part.steps.scores_PKS[p, k][part.steps.mask_PKS[p, k]]
+        rewards_PK[p, k] = part.aggregate(scores.tolist())
+    return {"sources": (Source(rewards_PK, part.known_PK, part.scored_PK, config.weight),)}
+
+
+def _dense(
+    returns: Callable[[Tensor, Tensor, CreditConfig], Tensor], part: Part, config: CreditConfig
+) -> dict[str, Tensor]:
+    returns_PKS = returns(part.steps.scores_PKS, part.steps.mask_PKS, config)
+    baseline = BASELINES[config.baseline]
+    if baseline is not None:
+        returns_PKS = baseline(returns_PKS, part.steps)
+    return {"returns_PKS": config.weight * torch.where(part.steps.mask_PKS, returns_PKS, 0)}
+
+
+def _step_gae(part: Part, config: CreditConfig) -> dict[str, Tensor]:
+    return {"rewards_PKS": config.weight * part.steps.scores_PKS}
+
+
+@dataclass(frozen=True, slots=True)
+class Mode:
+    """`slots(part, config)`: the slots of Credit that the mode fills; `compares`: its returns have a baseline by other
+    samples."""
+
+    slots: Callable[[Part, CreditConfig], dict]
+    compares: bool = False
+
+
+MODES = {
+    "scalar": Mode(_scalar),
+    "return_to_go": Mode(partial(_dense, return_to_go), compares=True),
+    "soft_min": Mode(partial(_dense, soft_min), compares=True),
+    "strict_min": Mode(partial(_dense, strict_min), compares=True),
+    "step_gae": Mode(_step_gae),
+}
+
+DENSE = tuple(name for name, mode in MODES.items() if mode.compares)
+
+MODES_OF: dict[str, tuple[str, ...]] = {
+    "baseline": DENSE,
+    "transform": ("return_to_go",),
+    "normalise_steps": ("return_to_go",),
+    "temperature": ("soft_min",),
+    "per_source": ("scalar",),
+}
+"""The modes that an option of CreditConfig is for."""
+
+
+def assign(
+    steps: ScoredSteps,
+    kept_PK: Tensor,
+    right_PK: Tensor,
+    config: CreditConfig,
+    aggregate: Callable[[Sequence[float]], float] | None = None,
+) -> Credit:
+    """Process reward of the samples that are kept, pass the gate and have scored steps; where a baseline compares
+    samples, of groups with at least two of them. `right_PK`: the answer is right; `aggregate`: for mode=scalar."""
+    mode = MODES[config.mode]
+    asked_PK = kept_PK & GATES[config.gate](right_PK)
+    missing_PK = asked_PK & ~steps.mask_PKS.any(dim=-1)
+    scored_PK = keep(asked_PK & ~missing_PK, least=2 if config.compares else 1)
+    mask_PKS = steps.mask_PKS & scored_PK[..., None]
+    taking_part = ScoredSteps(
+        torch.where(mask_PKS, steps.scores_PKS, 0), torch.where(mask_PKS, steps.tokens_PKS, 0), mask_PKS
+    )
+    slots = mode.slots(Part(taking_part, scored_PK, kept_PK & ~missing_PK, aggregate), config)
+    nothing_PKS = torch.zeros_like(steps.scores_PKS)
+    empty = {"sources": (), "returns_PKS": nothing_PKS, "rewards_PKS": nothing_PKS}
+    alone_PK = asked_PK & ~missing_PK & ~scored_PK
+    return Credit(**{**empty, **slots}, scored_PK=scored_PK, missing_PK=missing_PK, alone_PK=alone_PK)
+
+
+def combine(sources: Sequence[Source], estimator: Estimator, per_source: bool) -> tuple[Tensor, Tensor]:
+    """(advantages_PK, kept_PK) of several sequence rewards.
+
+    Together: the estimator of their weighted sum, over samples of which all are known. Apart: the weighted sum of the
+    estimator of each, each among its own samples; kept is who takes part in one. The weights come last there, or an
+    estimator that divides by the standard deviation would undo them.
+    """
+    if per_source:
+        kept = [keep(source.known_PK & source.among_PK, estimator.least) for source in sources]
+        advantages = [
+            source.weight * estimator.advantages(source.rewards_PK, kept_PK)
+            for source, kept_PK in zip(sources, kept, strict=True)
+        ]
+        return torch.stack(advantages).sum(dim=0), torch.stack(kept).any(dim=0)
+    kept_PK = keep(torch.stack([source.known_PK for source in sources]).all(dim=0), estimator.least)
+    rewards = [torch.where(source.among_PK, source.weight * source.rewards_PK, 0) for source in sources]
+    return estimator.advantages(torch.stack(rewards).sum(dim=0), kept_PK), kept_PK
+
+
+def spread(values_NS: Tensor, step_of_NT: Tensor) -> Tensor:
+    """A step's value on each of its tokens; `step_of_NT` is the step of a token, −1 outside of steps, which get 0."""
+    outside = values_NS.shape[1]
+    padded_NS = torch.nn.functional.pad(values_NS, (0, 1))
+    return padded_NS.gather(1, torch.where(step_of_NT >= 0, step_of_NT, outside))
+
+
+def place(values_NS: Tensor, step_of_NT: Tensor) -> Tensor:
+    """A step's value on its last token, 0 elsewhere."""
+    following_NT = torch.nn.functional.pad(step_of_NT[:, 1:], (0, 1), value=-1)
+    return torch.where(step_of_NT != following_NT, spread(values_NS, step_of_NT), 0)
+
+
+def count_tokens(step_of_NT: Tensor, steps: int) -> Tensor:
+    """tokens_NS of each step."""
+    return (step_of_NT[..., None] == torch.arange(steps, device=step_of_NT.device)).sum(dim=1)

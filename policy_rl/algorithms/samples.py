@@ -1,0 +1,186 @@
+"""From graded groups to what the trainer updates on: rewards → advantages → one number a response token.
+
+    kept_PK = kept_samples(groups, estimator)
+    experiences = draft(groups, kept_PK)              # then old, ref and values where they are needed
+    experiences, figures = add_advantages(groups, kept_PK, experiences, …)
+
+Shapes: P group, K sample of it, S step, N kept sample in the order of kept_PK, T token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from policy_rl.algorithms.adora import AdoraConfig, adora_weight
+from policy_rl.algorithms.advantages import (
+    ESTIMATORS,
+    AdvantageConfig,
+    clamp,
+    gae,
+    keep,
+    moments,
+    returns_to_go,
+    tabulate,
+    whiten,
+)
+from policy_rl.algorithms.credit import (
+    Credit,
+    CreditConfig,
+    ScoredSteps,
+    Source,
+    assign,
+    combine,
+    count_tokens,
+    place,
+    spread,
+)
+from policy_rl.graded import GradedGroup
+from policy_rl.types import Experience
+
+Aggregate = Callable[[Sequence[float]], float]
+
+
+@dataclass(frozen=True, slots=True)
+class AdvantageSettings:
+    """`kl_in_reward`: coefficient of −k1 to the reference as a reward of each token; `aggregate` of step scores, for
+    credit.mode=scalar."""
+
+    advantage: AdvantageConfig
+    credit: CreditConfig | None = None
+    adora: AdoraConfig | None = None
+    kl_in_reward: float = 0.0
+    aggregate: Aggregate | None = None
+
+
+def kept_samples(groups: Sequence[GradedGroup], least: int) -> Tensor:
+    """kept_PK: samples with a reward, of the groups that have at least `least` of them."""
+    return keep(_rewards(groups)[1], least)
+
+
+def draft(groups: Sequence[GradedGroup], kept_PK: Tensor) -> list[Experience]:
+    """The kept samples, without advantages; groups are numbered by their place."""
+    drafts = []
+    for p, k in kept_PK.nonzero().tolist():
+        group, response = groups[p], groups[p].responses[k].response
+        engine = np.array(response.logprobs, dtype=np.float32)
+        drafts.append(Experience(group.problem, p, group.prompt_tokens, response.token_ids, engine=engine))
+    return drafts
+
+
+def add_advantages(
+    groups: Sequence[GradedGroup], kept_PK: Tensor, experiences: Sequence[Experience], settings: AdvantageSettings
+) -> tuple[list[Experience], dict[str, float]]:
+    """The experiences with advantages, and for a critic returns; samples that lack a reward that counts are left out.
+
+    A_t = w·A_sequence + step returns of the token's step + Σ_{l ≥ t} γ^(l − t)·(−β·k1_l), then clamped, then whitened
+    over all tokens; w is ADORA's. With reinforce_pp w·A_sequence is a reward of the last token T, so that the first
+    term is γ^(T − t)·w·A_sequence. With a critic so it is, step rewards stand on the last token of their step, and A_t
+    is the GAE of all.
+    """
+    config = settings.advantage
+    estimator = ESTIMATORS[config.estimator]
+    sources = [Source.of(_rewards(groups)[0], kept_PK)]
+    step_of_NT = _step_of_tokens(groups, kept_PK)
+    credit = None
+    if settings.credit is not None:
+        steps = _scored_steps(groups, kept_PK, step_of_NT)
+        credit = assign(steps, kept_PK, _right(groups, kept_PK), settings.credit, settings.aggregate)
+        sources += credit.sources
+    per_source = settings.credit is not None and settings.credit.per_source
+    sequence_PK, taking_PK = combine(sources, estimator, per_source)
+    if credit is not None and settings.credit.needs_scores:
+        taking_PK = taking_PK & ~credit.missing_PK
+    if settings.adora is not None:
+        sequence_PK = sequence_PK * torch.tensor([[adora_weight(group, settings.adora.weight)] for group in groups])
+    taking_N, sequence_N = taking_PK[kept_PK], sequence_PK[kept_PK]
+    mask_NT = _padded([np.ones(len(each.token_ids)) for each in experiences]).bool() & taking_N[:, None]
+    rewards_NT = _kl_rewards(experiences, settings.kl_in_reward, mask_NT)
+    if credit is not None:
+        rewards_NT = rewards_NT + place(credit.rewards_PKS[kept_PK], step_of_NT)
+    if estimator.on_last_token:
+        last_N = torch.tensor([len(each.token_ids) - 1 for each in experiences])
+        rewards_NT[torch.arange(len(experiences)), last_N] += sequence_N
+    returns_NT = None
+    if estimator.critic:
+        values_NT = _padded([each.values for each in experiences])
+        advantages_NT, returns_NT = gae(rewards_NT, values_NT, mask_NT, config.gamma, config.lam)
+    else:
+        advantages_NT = returns_to_go(rewards_NT, mask_NT, config.gamma)
+        if not estimator.on_last_token:
+            advantages_NT = advantages_NT + sequence_N[:, None]
+        if credit is not None:
+            advantages_NT = advantages_NT + spread(credit.returns_PKS[kept_PK], step_of_NT)
+    advantages_NT = clamp(advantages_NT, config.clamp)
+    if config.whitens:
+        advantages_NT = whiten(advantages_NT, mask_NT, moments(advantages_NT, mask_NT))
+    made = [
+        replace(each, advantages=_cut(advantages_NT, n, each), returns=_cut(returns_NT, n, each))
+        for n, each in enumerate(experiences)
+        if taking_N[n]
+    ]
+    return made, _figures(advantages_NT, mask_NT, credit)
+
+
+def _rewards(groups: Sequence[GradedGroup]) -> tuple[Tensor, Tensor]:
+    return tabulate([[each.reward.total for each in group.responses] for group in groups])
+
+
+def _right(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
+    right_PK = torch.zeros_like(kept_PK)
+    for p, k in kept_PK.nonzero().tolist():
+        right_PK[p, k] = groups[p].responses[k].right
+    return right_PK
+
+
+def _step_of_tokens(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
+    """step_of_NT, −1 on padding and where a response was not scored."""
+    rows = []
+    for p, k in kept_PK.nonzero().tolist():
+        each = groups[p].responses[k]
+        outside = (-1,) * len(each.response.token_ids)
+        rows.append(torch.tensor(each.process.step_of_token if each.process else outside, dtype=torch.long))
+    return pad_sequence(rows, batch_first=True, padding_value=-1)
+
+
+def _scored_steps(groups: Sequence[GradedGroup], kept_PK: Tensor, step_of_NT: Tensor) -> ScoredSteps:
+    scores = [groups[p].responses[k].process for p, k in kept_PK.nonzero().tolist()]
+    scores_NS = _padded([np.array(each.scores if each else (), dtype=np.float32) for each in scores])
+    mask_NS = _padded([np.ones(len(each.scores) if each else 0) for each in scores]).bool()
+    shape = (*kept_PK.shape, scores_NS.shape[1])
+    tables = [torch.zeros(shape), torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)]
+    rows = (scores_NS, count_tokens(step_of_NT, scores_NS.shape[1]).float(), mask_NS)
+    for table_PKS, rows_NS in zip(tables, rows, strict=True):
+        table_PKS[kept_PK] = rows_NS
+    return ScoredSteps(*tables)
+
+
+def _kl_rewards(experiences: Sequence[Experience], coefficient: float, mask_NT: Tensor) -> Tensor:
+    """−β·k1 of each token, k1 = old − ref."""
+    if coefficient == 0:
+        return torch.zeros(mask_NT.shape)
+    old_NT, ref_NT = (_padded([getattr(each, name) for each in experiences]) for name in ("old", "ref"))
+    return torch.where(mask_NT, -coefficient * (old_NT - ref_NT), 0)
+
+
+def _padded(rows: Sequence[np.ndarray | None]) -> Tensor:
+    return pad_sequence([torch.as_tensor(np.array(row), dtype=torch.float32) for row in rows], batch_first=True)
+
+
+def _cut(values_NT: Tensor | None, n: int, experience: Experience) -> np.ndarray | None:
+    return None if values_NT is None else values_NT[n, : len(experience.token_ids)].numpy().copy()
+
+
+def _figures(advantages_NT: Tensor, mask_NT: Tensor, credit: Credit | None) -> dict[str, float]:
+    """advantage_size: mean |A| a token; where process reward is given, the responses that have it
+    (scored), that have no scored step (unscored), and that are the only ones of their group to compare (alone)."""
+    figures = {"advantage_size": advantages_NT[mask_NT].abs().mean().item() if mask_NT.any() else 0.0}
+    if credit is not None:
+        figures |= {"scored": float(credit.scored_PK.sum()), "unscored": float(credit.missing_PK.sum())}
+        figures |= {"alone": float(credit.alone_PK.sum())}
+    return figures

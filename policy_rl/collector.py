@@ -1,0 +1,254 @@
+"""The groups of a step: sampled, graded, rewarded and scored as they arrive, filtered, the surplus kept for the next.
+
+Each group is graded and scored as soon as its own responses have ended, while those of others are still generated.
+What takes no part is counted by reason, never rewarded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeVar
+
+from mmprm.errors import DataError, EngineStoppedError, SamplingError
+from mmprm.prompts import assistant_beginning
+from mmprm.types import Grader, Problem
+from policy_rl.algorithms.advantages import ESTIMATORS
+from policy_rl.config import RLConfig
+from policy_rl.graded import GradedGroup, GradedResponse, Process, from_json, to_json
+from policy_rl.rewards.outcome import OutcomeReward
+from policy_rl.rollouts.curriculum import Phase, Prompts, groups_to_ask, phase_of
+from policy_rl.rollouts.pool import rollout_seed
+from policy_rl.types import Experience, Group, Response, Reward
+
+T = TypeVar("T")
+
+
+class Pool(Protocol):
+    """What a run needs of a RolloutPool."""
+
+    version: int
+    probe_token_ids: tuple[int, ...]
+
+    async def sample(
+        self, problem: Problem, n: int, seed: int, version: int, max_tokens: int | None = None
+    ) -> Group: ...
+
+    async def load_weights(self, published: Any) -> float: ...
+
+    async def sleep(self) -> None: ...
+
+    async def wake(self) -> None: ...
+
+
+@dataclass(slots=True)
+class Collected:
+    """The groups of a step. `dropped` counts by reason: responses (aborted, unknown, untrainable) and groups (refused,
+    few_known, too_hard, too_easy). `passed` are the groups that this step sampled and did not drop, `carried` those
+    that wait for the next step. `progress` is the share of the run that lies before the end of this step. `generating`
+    and `scoring` are the seconds in which responses were awaited, and those after them in which only grades and process
+    scores were; `tokens` were generated meanwhile."""
+
+    groups: list[GradedGroup] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    rounds: int = 0
+    passed: int = 0
+    carried: int = 0
+    progress: float = 0.0
+    tokens: int = 0
+    generating: float = 0.0
+    scoring: float = 0.0
+    refusal: str = ""
+    """The first refusal of a prompt, in words."""
+
+    def to_json(self) -> dict[str, Any]:
+        counts = {name: getattr(self, name) for name in COUNTS}
+        return {"groups": list(map(to_json, self.groups)), "dropped": dict(self.dropped), **counts}
+
+
+COUNTS = ("rounds", "passed", "carried", "progress", "tokens", "refusal")
+"""Fields of Collected that a checkpoint holds as they are."""
+
+
+class Collector:
+    """`check` raises DataError for a response that cannot be trained on. Its state is the position in the data and the
+    groups carried over."""
+
+    def __init__(
+        self,
+        config: RLConfig,
+        problems: Sequence[Problem],
+        pool: Pool,
+        grader: Grader,
+        check: Callable[[Experience], None],
+        process: Process | None = None,
+        prefill: str | None = None,
+    ) -> None:
+        self._config, self._pool, self._grader, self._check, self._process = config, pool, grader, check, process
+        self.prefill = assistant_beginning(config.prompt, "") if prefill is None else prefill
+        self._reward = OutcomeReward(config.rewards, self.prefill)
+        self._least = ESTIMATORS[config.advantage.estimator].least
+        self._prompts = Prompts(problems, config.seed)
+        self._by_id = {problem.id: problem for problem in problems}
+        self.fingerprint = fingerprint(problems, config)
+        self._carried: list[GradedGroup] = []
+        self._total = config.total_steps(len(problems))
+
+    @property
+    def waiting(self) -> int:
+        """Groups carried over to the next step."""
+        return len(self._carried)
+
+    @property
+    def passes(self) -> float:
+        """Passes over the problems so far."""
+        return self._prompts.position / len(self._prompts.problems)
+
+    async def collect(self, step: int) -> Collected:
+        """Up to batch.prompts groups for step 1, 2, …; fewer where groups were dropped or the filter's rounds ended.
+
+        With a filter as many as whole updates take, and the rest is carried over: where groups are short, updates
+        become fewer and not smaller.
+        """
+        config, found = self._config, Collected()
+        phase = phase_of(config.schedule, step) if config.schedule else config.phase()
+        wanted, most = config.batch.prompts, config.filter.rounds if config.filter else 1
+        groups, self._carried = self._carried, []
+        seen = passed = 0
+        while (missing := wanted - len(groups)) > 0 and found.rounds < most:
+            found.rounds += 1
+            asked = self._prompts.take(groups_to_ask(missing, passed, seen, wanted))
+            new = await self._round(asked, phase, found)
+            groups += new
+            seen, passed = seen + len(asked), passed + len(new)
+        size = config.batch.prompts // config.batch.updates if config.filter else 1
+        used = min(wanted, len(groups) // size * size)
+        found.groups, self._carried = groups[:used], groups[used:]
+        found.passed, found.carried, found.progress = passed, self.waiting, self._progress(step)
+        if config.filter is not None and len(groups) < wanted:
+            print(
+                f"step {step}: {len(groups)} of {wanted} groups after filter.rounds={most} rounds "
+                f"({_words(found.dropped)}); {used // size} of {config.batch.updates} updates of {size} groups, "
+                f"{found.carried} groups wait for the next step",
+                file=sys.stderr,
+                flush=True,
+            )
+        return found
+
+    def _progress(self, step: int) -> float:
+        config = self._config
+        return min(1.0, self.passes / config.episodes if config.ends_by_passes else step / self._total)
+
+    def state(self) -> dict[str, Any]:
+        return {"position": self._prompts.position, "carried": list(map(to_json, self._carried))}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._prompts.position = state["position"]
+        self._carried = self._groups(state["carried"])
+
+    def collected(self, state: Mapping[str, Any]) -> Collected:
+        """What Collected.to_json wrote."""
+        counts = {name: state[name] for name in COUNTS}
+        return Collected(self._groups(state["groups"]), Counter(state["dropped"]), **counts)
+
+    def _groups(self, state: Iterable[Mapping[str, Any]]) -> list[GradedGroup]:
+        return [from_json(group, self._by_id) for group in state]
+
+    async def _round(self, asked: Sequence[tuple[Problem, int]], phase: Phase, found: Collected) -> list[GradedGroup]:
+        """In the order of the problems, whichever ended first."""
+        started = sampled = time.perf_counter()
+
+        async def one(problem: Problem, epoch: int) -> GradedGroup | None:
+            nonlocal sampled
+            group = await self._sample(problem, epoch, phase, found)
+            sampled = time.perf_counter()
+            return None if group is None else await self._grade(group, found)
+
+        groups = await all_or_none(one(problem, epoch) for problem, epoch in asked)
+        found.generating += sampled - started
+        found.scoring += time.perf_counter() - sampled
+        return [group for group in groups if group is not None]
+
+    async def _sample(self, problem: Problem, epoch: int, phase: Phase, found: Collected) -> Group | None:
+        version = self._pool.version
+        seed = rollout_seed(self._config.seed, version, problem.id, epoch)
+        limit = {"max_tokens": phase.max_tokens} if self._config.schedule else {}
+        try:
+            group = await self._pool.sample(problem, phase.group_size, seed, version, **limit)
+        except EngineStoppedError:
+            raise
+        except (SamplingError, DataError) as error:  # this prompt, not the engine
+            found.dropped["refused"] += 1
+            found.refusal = found.refusal or str(error)
+            return None
+        found.tokens += sum(len(response.token_ids) for response in group.responses)
+        return group
+
+    async def _grade(self, group: Group, found: Collected) -> GradedGroup | None:
+        grades = (self._graded(group, response, found) for response in group.responses)
+        graded = list(await asyncio.gather(*grades))
+        known = [place for place, each in enumerate(graded) if each.reward.total is not None]
+        if len(known) < self._least:
+            found.dropped["few_known"] += 1
+            return None
+        made = GradedGroup(group.problem, group.prompt_tokens, group.version, tuple(graded))
+        reason = self._config.filter and self._config.filter.verdict(made)
+        if reason:  # before the PRM has had any work with it
+            found.dropped[reason] += 1
+            return None
+        if self._process is None:
+            return made
+        scores = await self._process.score(group.problem, [graded[place].response for place in known])
+        for place, process in zip(known, scores, strict=True):
+            graded[place] = replace(graded[place], process=process)
+        return replace(made, responses=tuple(graded))
+
+    async def _graded(self, group: Group, response: Response, found: Collected) -> GradedResponse:
+        grading = await self._grader.grade(group.problem, self.prefill + response.text)
+        token_count, finish_reason = len(response.token_ids), response.finish_reason
+        reward = await self._reward.beside(group.problem, response.text, grading, token_count, finish_reason)
+        reason = self._why_dropped(group, response) or ("unknown" if reward.total is None else None)
+        if reason:
+            found.dropped[reason] += 1
+            reward = Reward(None, reward.parts)
+        return GradedResponse(response, grading, reward)
+
+    def _why_dropped(self, group: Group, response: Response) -> str | None:
+        if response.finish_reason == "abort":
+            return "aborted"
+        try:
+            self._check(Experience(group.problem, 0, group.prompt_tokens, response.token_ids))
+        except DataError:
+            return "untrainable"
+        return None
+
+
+def fingerprint(problems: Sequence[Problem], config: RLConfig) -> str:
+    """Of the problems and their order; pictures, which may have moved, count by their number. Other columns count where
+    reward functions may read them."""
+    content = [(p.id, p.question, p.answer, p.choices, len(p.pictures)) for p in problems]
+    if config.rewards.functions:
+        content.append([sorted(p.extra.items()) for p in problems])
+    return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]
+
+
+async def all_or_none(work: Iterable[Awaitable[T]]) -> list[T]:
+    """The results in order; when one raises, the others are cancelled."""
+    tasks = [asyncio.ensure_future(each) for each in work]
+    try:
+        return list(await asyncio.gather(*tasks))
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+def _words(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items()) or "none dropped"

@@ -1,0 +1,135 @@
+"""What a step looked like: figures of its groups and updates, seconds by phase, and the one line for the console."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+
+from policy_rl.collector import Collected
+from policy_rl.config import RLConfig
+from policy_rl.graded import GradedGroup
+from policy_rl.monitor.alarms import signs
+
+DROPS = ("refused", "few_known", "too_hard", "too_easy", "aborted", "unknown", "untrainable")
+SUMS, LEAST, MOST = {"responses", "seconds", "tokens", "skipped"}, {"log_ratio_min"}, {"log_ratio_max", "mismatch_max"}
+PER_TOKEN = {"entropy", "kl_old", "kl_ref", "clip_fraction", "ratio_clamped", "kl_clamped"} | {
+    f"mismatch_{name}" for name in ("absolute", "signed")
+}
+COMPUTING = ("generate", "score", "old", "update")
+"""Phases in which a model computes."""
+OF_GROUPS = (
+    *("groups", "carried", "rounds", *(f"dropped_{name}" for name in DROPS)),
+    *("reward", "reward_length", "accuracy", "response_tokens", "truncated", "alike", "staleness"),
+)
+OF_SCORES = ("refused", "step_tokens", "longest_step")
+"""Signs that only process scores show, beside prm_…"""
+OF_UPDATES = (
+    *("updates", "responses", "tokens", "advantage_size", "loss", "surrogate", "drift", "learning_rate", "skipped"),
+    *("gradient_norm", "entropy", "kl_old", "clip_fraction", "ratio_clamped", "log_ratio_min", "log_ratio_max"),
+    *("mismatch_absolute", "mismatch_signed", "mismatch_max"),
+)
+SHOWN = {
+    "reward": "reward",
+    "accuracy": "acc",
+    "response_tokens": "length",
+    "entropy": "entropy",
+    "kl_old": "kl-old",
+    "kl_ref": "kl",
+    "clip_fraction": "clip",
+    "log_ratio_min": "log-ratio min",
+    "log_ratio_max": "max",
+    "gradient_norm": "norm",
+    "mismatch_absolute": "mismatch",
+    "tokens_per_second": "tok/s",
+}
+
+
+def metric_names(config: RLConfig) -> set[str]:
+    """Of a step with an update."""
+    names = {*OF_GROUPS, *OF_UPDATES, *signs([], config.markup), "seconds", "overhead", "tokens_per_second"}
+    optimisation = config.trainer.optimisation
+    if config.trainer.ranks > 1 and optimisation.precision == "fp32" and optimisation.zero_stage == 0:
+        names.discard("gradient_norm")
+    if config.process is None:
+        names = {name for name in names if name not in OF_SCORES and not name.startswith("prm_")}
+    names |= {f"seconds_{name}" for name in (*COMPUTING, "sync", "other")}
+    names |= {f"reward_{entry.path}" for entry in config.rewards.functions}
+    names |= {"reward_format"} if config.rewards.format else set()
+    names |= {"kl", "kl_ref", "kl_clamped"} if config.trainer.loss.kl.coefficient > 0 else set()
+    names |= {"value_loss"} if config.has_critic else set()
+    return names | ({"scored", "unscored", "alone"} if config.process else set())
+
+
+def describe_groups(collected: Collected, version: int) -> dict[str, float]:
+    """Means over the responses that take part: reward, each of its parts (reward_NAME), accuracy, response_tokens,
+    truncated; over groups: alike (no difference in reward, which teaches nothing without process reward), staleness
+    (steps since its weights). dropped_REASON counts."""
+    groups = collected.groups
+    taking = [each for group in groups for each in group.responses if each.reward.total is not None]
+    figures = {"groups": float(len(groups)), "carried": float(collected.carried), "rounds": float(collected.rounds)}
+    figures |= {f"dropped_{name}": float(collected.dropped[name]) for name in DROPS}
+    if not taking:
+        return figures
+    names = dict.fromkeys(name for each in taking for name in each.reward.parts)
+    parts = {name: [each.reward.parts.get(name) for each in taking] for name in names}
+    known = {name: [value for value in values if value is not None] for name, values in parts.items()}
+    figures |= {f"reward_{name}": fmean(values) for name, values in known.items() if values and name != "accuracy"}
+    figures |= {
+        "reward": fmean(each.reward.total for each in taking),
+        "accuracy": fmean(known["accuracy"]) if known["accuracy"] else float("nan"),
+        "response_tokens": fmean(len(each.response.token_ids) for each in taking),
+        "truncated": fmean(each.response.finish_reason == "length" for each in taking),
+        "alike": fmean(_alike(group) for group in groups),
+        "staleness": fmean(version - group.version for group in groups),
+    }
+    return figures
+
+
+def _alike(group: GradedGroup) -> bool:
+    return len({each.reward.total for each in group.responses if each.reward.total is not None}) < 2
+
+
+def merge_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Of a step's updates: sums of what counts, extremes of extremes, means over tokens of what is one over tokens,
+    means of all else; `seconds` is left to `shares`."""
+    tokens = [update["tokens"] for update in updates if "tokens" in update]
+    names = dict.fromkeys(name for update in updates for name in update)
+    merged = {"updates": float(len(updates))}
+    for name in names:
+        values = [update[name] for update in updates if name in update]
+        fold = sum if name in SUMS else min if name in LEAST else max if name in MOST else fmean
+        merged[name] = fmean(values, tokens) if name in PER_TOKEN and len(tokens) == len(values) else fold(values)
+    merged.pop("seconds", None)
+    return merged
+
+
+def shares(seconds: Counter[str], collected: Collected, total: float, ahead: bool) -> dict[str, float]:
+    """Seconds of a step by phase, and `overhead`: the share of the step in which no model computed.
+
+    generate: until the last response came; score: waiting for process scores (or grades) after that; old, update: the
+    trainer's forward, backward and optimizer; sync: weights to the engines; other: all else, the calls' own cost too.
+    With `ahead` generation runs beside the update; then generate and score are what the step had to wait for them.
+    """
+    own = seconds["wait"] if ahead else collected.generating
+    phases = {"generate": own, "score": 0.0 if ahead else collected.scoring}
+    phases |= {name: seconds[name] for name in ("old", "update", "sync")}
+    phases["other"] = max(0.0, total - sum(phases.values()))
+    figures = {f"seconds_{name}": value for name, value in phases.items()} | {"seconds": total}
+    figures["overhead"] = 1 - sum(phases[name] for name in COMPUTING) / total
+    figures["tokens_per_second"] = collected.tokens / collected.generating if collected.generating else 0.0
+    return figures
+
+
+def console_line(step: int, total: int, metrics: Mapping[str, float]) -> str:
+    shown = [f"{word} {metrics[name]:.4g}" for name, word in SHOWN.items() if name in metrics]
+    sources = {name.removeprefix("reward_"): metrics[name] for name in metrics if name.startswith("reward_")}
+    sources["process"] = metrics.get("prm_score", math.nan)
+    parts = [f"{name} {value:.4g}" for name, value in sources.items() if value and not math.isnan(value)]
+    if shown and parts:
+        shown[0] += f" ({', '.join(parts)})"
+    dropped = [f"{metrics[f'dropped_{name}']:g} {name}" for name in DROPS if metrics.get(f"dropped_{name}")]
+    phases = [f"{name} {metrics[f'seconds_{name}']:.1f}" for name in (*COMPUTING, "sync", "other")]
+    drops = f"  dropped {', '.join(dropped)}" if dropped else ""
+    return f"step {step}/{total}  {'  '.join(shown)}{drops}  {metrics['seconds']:.1f} s ({' '.join(phases)})"

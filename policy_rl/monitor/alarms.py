@@ -1,0 +1,165 @@
+"""Watching a run: signs that a policy games its rewards, alarms that end the run, samples to read.
+
+Shapes: S step of a response.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from pydantic import Field, model_validator
+
+from mmprm.config import Config
+from mmprm.errors import ConfigError, TrainingError
+from mmprm.metrics import roc_auc
+from mmprm.steps import Markup
+from policy_rl.graded import GradedGroup
+from policy_rl.monitor.samples import TEXT_FILE
+from policy_rl.rewards.process import plain_steps
+
+FIRST_STEPS = 5
+"""Steps whose scores are logged one by one; later ones together."""
+
+
+class Bounds(Config):
+    least: float | None = None
+    """Crossed below it."""
+    most: float | None = None
+    """Crossed above it."""
+
+    @model_validator(mode="after")
+    def _a_bound(self) -> Bounds:
+        if self.least is None and self.most is None:
+            raise ValueError("set least, most or both")
+        if self.least is not None and self.most is not None and self.least > self.most:
+            raise ValueError(f"least={self.least} must not exceed most={self.most}")
+        return self
+
+
+class WatchConfig(Config):
+    alarms: dict[str, Bounds] = Field(default_factory=dict)
+    """Bounds by the name of a metric in metrics.jsonl, for example alarms.prm_auc.least=0.6: crossed, they end the run,
+    with a checkpoint."""
+    patience: int = Field(3, ge=1)
+    """Steps in a row that a metric must be out of its bounds."""
+    samples: int = Field(4, ge=0)
+    """Responses a step that are written to samples.jsonl and samples.md, with their step scores."""
+
+
+def signs(groups: Sequence[GradedGroup], markup: Markup, prefill: str = "") -> dict[str, float]:
+    """How the steps of a batch look, over the responses that take part; NaN where they do not tell.
+
+    steps: mean number a response; step_tokens, longest_step: mean tokens of a step, and of a response's longest;
+    repeated_steps: share of the steps that an earlier one of the response equals, but for white space and case;
+    unsplit, refused: share of the responses that could not be cut, and that could but have no scores where others do;
+    prm_auc: P(lowest step score of a right response > that of a wrong one), ties ½: 0.5 is no agreement of PRM and
+    outcome; prm_score: mean step score; prm_lowest: mean of the responses' lowest;
+    prm_step_1 …: mean score of the first, second, … step; prm_step_later of those behind.
+    """
+    responses = [each for group in groups for each in group.responses if each.reward.total is not None]
+    cut = [plain_steps(each.response.text, markup, prefill).steps for each in responses]
+    split_up = [steps for steps in cut if steps]
+    scored = [each for each in responses if each.process is not None]
+    spans = [_tokens_of_steps(each.process.step_of_token) for each in scored]
+    lowest = [min(each.process.scores) for each in scored]
+    judged = [place for place, each in enumerate(scored) if each.reward.parts["accuracy"] is not None]
+    by_step = _by_step([each.process.scores for each in scored])
+    return {
+        "steps": _mean([len(steps) for steps in split_up]),
+        "step_tokens": _mean([tokens for span in spans for tokens in span]),
+        "longest_step": _mean([max(span) for span in spans]),
+        "repeated_steps": _mean([mark for steps in split_up for mark in repeated(steps)]),
+        "unsplit": _mean([not steps for steps in cut]),
+        "refused": _mean([bool(steps) and each.process is None for steps, each in zip(cut, responses, strict=True)])
+        if scored
+        else math.nan,
+        "prm_auc": agreement([lowest[place] for place in judged], [scored[place].right for place in judged]),
+        "prm_score": _mean([score for each in scored for score in each.process.scores]),
+        "prm_lowest": _mean(lowest),
+        **{name: _mean(scores) for name, scores in by_step.items()},
+    }
+
+
+def agreement(scores: Sequence[float], right: Sequence[bool]) -> float:
+    """AUC of the scores for right against wrong responses; NaN where one kind is missing."""
+    return roc_auc(scores, right) if len(set(right)) == 2 else math.nan
+
+
+def repeated(steps: Sequence[str]) -> list[bool]:
+    """For each step whether an earlier one is the same but for white space and case."""
+    keys = ["".join(step.split()).casefold() for step in steps]
+    return [key in keys[:place] for place, key in enumerate(keys)]
+
+
+def _tokens_of_steps(step_of_token: Sequence[int]) -> list[int]:
+    counts = [0] * (max(step_of_token) + 1)
+    for step in step_of_token:
+        if step >= 0:
+            counts[step] += 1
+    return counts
+
+
+def _by_step(scores: Sequence[Sequence[float]]) -> dict[str, list[float]]:
+    found: dict[str, list[float]] = {f"prm_step_{number}": [] for number in range(1, FIRST_STEPS + 1)}
+    found["prm_step_later"] = []
+    for scores_S in scores:
+        for place, score in enumerate(scores_S, start=1):
+            found[f"prm_step_{place}" if place <= FIRST_STEPS else "prm_step_later"].append(score)
+    return found
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fmean(values) if values else math.nan
+
+
+class Alarms:
+    """Counts for each metric with bounds the steps in a row that it has been out of them; `counts` is all of its state.
+
+    A value that is not finite is out of its bounds, but for NaN, which says nothing: it neither counts nor clears.
+    """
+
+    def __init__(self, config: WatchConfig) -> None:
+        self._config = config
+        self.counts: dict[str, int] = dict.fromkeys(config.alarms, 0)
+
+    def see(self, metrics: Mapping[str, float]) -> str | None:
+        """What has crossed its bounds for `patience` steps, in words: the run is to be saved, and then ended with
+        `alarm_error`. ConfigError for an alarm on what is not measured, so that a step without an update, which
+        measures less, is not to be shown."""
+        check_alarms(self._config, metrics)
+        crossed = []
+        for name, bounds in self._config.alarms.items():
+            value = metrics[name]
+            if math.isnan(value):
+                continue
+            bound = _crossed(value, bounds)
+            self.counts[name] = self.counts[name] + 1 if bound else 0
+            if self.counts[name] >= self._config.patience:
+                crossed.append(f"{name}={value:.4g} is {bound} (watch.alarms), {self.counts[name]} steps in a row")
+        return "; ".join(crossed) or None
+
+
+def check_alarms(config: WatchConfig, names: Collection[str]) -> None:
+    """ConfigError for an alarm on what is not among the metrics' names."""
+    for name in config.alarms:
+        if name not in names:
+            raise ConfigError(f"watch.alarms.{name}: this run has no such metric; it has {', '.join(sorted(names))}")
+
+
+def _crossed(value: float, bounds: Bounds) -> str | None:
+    if bounds.least is not None and value < bounds.least:
+        return f"below least={bounds.least:g}"
+    if bounds.most is not None and value > bounds.most:
+        return f"above most={bounds.most:g}"
+    return None
+
+
+def alarm_error(step: int, crossed: str, checkpoint: Path | None) -> TrainingError:
+    last = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint"
+    return TrainingError(
+        f"step {step}: {crossed}; {last}. Read {TEXT_FILE} for what the policy does; then change the rewards, or go on "
+        "with a wider bound"
+    )

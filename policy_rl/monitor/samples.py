@@ -1,0 +1,131 @@
+"""Samples of a run that a reader can look at: the best and worst responses of a step."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmprm.errors import TrainingError
+from mmprm.files import logged_rows
+from mmprm.steps import Markup
+from policy_rl.graded import GradedGroup, GradedResponse
+from policy_rl.rewards.process import plain_steps
+
+JSON_FILE, TEXT_FILE = "samples.jsonl", "samples.md"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A response to be read. `steps` are (text, score or None); without steps there is the `text` alone, and why."""
+
+    step: int
+    problem: str
+    question: str
+    gold: str
+    verdict: str
+    extracted: str | None
+    reward: float | None
+    parts: Mapping[str, float | None]
+    tokens: int
+    finish_reason: str
+    steps: tuple[tuple[str, float | None], ...]
+    unsplit: str | None
+    text: str
+
+    def markdown(self) -> str:
+        reward = "none" if self.reward is None else f"{self.reward:.3g}"
+        facts = [f"{self.verdict}", f"answer {self.extracted!r}, gold {self.gold!r}", f"reward {reward}"]
+        facts += [f"{name} {value:.3g}" for name, value in self.parts.items() if value is not None]
+        facts += [f"{self.tokens} tokens", f"ended by {self.finish_reason}"]
+        lines = [f"## Step {self.step}, problem {self.problem}", "", _quoted(self.question), "", " · ".join(facts), ""]
+        if self.unsplit:
+            lines += [f"No steps: {self.unsplit}.", "", _quoted(self.text)]
+        for number, (text, score) in enumerate(self.steps, start=1):
+            shown = "not scored" if score is None else f"{score:.2f}"
+            lines.append(f"{number}. **{shown}** {' '.join(text.split())}")
+        return "\n".join(lines) + "\n\n"
+
+
+def chosen(groups: Sequence[GradedGroup], count: int) -> list[tuple[GradedGroup, GradedResponse]]:
+    """`count` responses: first where PRM and outcome differ most (the wrong one of highest lowest score, the right one
+    of lowest), then the first responses of problems spread evenly over the batch."""
+    every = [(group, each) for group in groups for each in group.responses]
+    scored = [pair for pair in every if pair[1].process is not None]
+    picked = []
+    for right, most in ((False, max), (True, min)):
+        among = [pair for pair in scored if pair[1].right is right]
+        if among:
+            picked.append(most(among, key=lambda pair: min(pair[1].process.scores)))
+    heads = [(group, group.responses[0]) for group in groups if group.responses]
+    number = min(count, len(heads))
+    picked += [heads[place * len(heads) // number] for place in range(number)]
+    distinct = [pair for place, pair in enumerate(picked) if not any(pair[1] is other[1] for other in picked[:place])]
+    return distinct[:count]
+
+
+def sample_of(step: int, group: GradedGroup, each: GradedResponse, markup: Markup, prefill: str = "") -> Sample:
+    found = plain_steps(each.response.text, markup, prefill)
+    scores: tuple[float | None, ...] = each.process.scores if each.process else ()
+    scores += (None,) * (len(found.steps) - len(scores))
+    return Sample(
+        step=step,
+        problem=group.problem.id,
+        question=group.problem.question,
+        gold=group.problem.answer,
+        verdict=each.grading.verdict.name.lower(),
+        extracted=each.grading.extracted,
+        reward=each.reward.total,
+        parts=each.reward.parts,
+        tokens=len(each.response.token_ids),
+        finish_reason=each.response.finish_reason,
+        steps=tuple(zip(found.steps, scores, strict=True)),
+        unsplit=found.reason,
+        text=prefill + each.response.text,
+    )
+
+
+class SampleLog:
+    """samples.jsonl and samples.md of a run folder. What a resumed run has written after its checkpoint is dropped."""
+
+    def __init__(self, folder: Path, done: int) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            kept = [sample for sample in _read(folder / JSON_FILE) if sample.step <= done]
+            self._json = (folder / JSON_FILE).open("w", encoding="utf-8")
+            self._text = (folder / TEXT_FILE).open("w", encoding="utf-8")
+        except OSError as error:
+            raise TrainingError(f"{folder}: cannot be written ({error}); choose another output") from error
+        self.write(kept)
+
+    def write(self, samples: Sequence[Sample]) -> None:
+        for sample in samples:
+            self._json.write(json.dumps(_as_dict(sample), ensure_ascii=True) + "\n")
+            # Lone surrogates, which a policy's bytes may become, cannot be written.
+            self._text.write(sample.markdown().encode("utf-8", "replace").decode("utf-8"))
+        self._each(lambda file: file.flush())
+
+    def close(self) -> None:
+        self._each(lambda file: file.close())
+
+    def _each(self, action: Any) -> None:
+        for file in (self._json, self._text):
+            action(file)
+
+
+def _read(path: Path) -> Iterator[Sample]:
+    """Damaged lines are left out: those are samples to look at."""
+    for values in logged_rows(path, Sample.__slots__) if path.exists() else ():
+        with contextlib.suppress(TypeError, ValueError):
+            yield Sample(**{**values, "steps": tuple(tuple(step) for step in values["steps"])})
+
+
+def _as_dict(sample: Sample) -> dict[str, Any]:
+    return {name: getattr(sample, name) for name in Sample.__slots__}
+
+
+def _quoted(text: str) -> str:
+    return "\n".join(f"> {line}" for line in text.splitlines())

@@ -1,0 +1,277 @@
+"""Outcome rewards of one response: accuracy, format, length, functions of the user. None drops the sample, never 0."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import inspect
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, Literal
+
+from pebble import asynchronous
+from pydantic import Field, model_validator
+
+from mmprm.config import Config
+from mmprm.errors import ConfigError, TrainingError
+from mmprm.types import Grading, Problem, Verdict
+from policy_rl.types import Reward
+
+UserFunction = Callable[..., float | None]
+
+
+class LengthLimits(Config):
+    least: int = Field(0, ge=0)
+    """Tokens below which a response is penalised."""
+    most: int | None = Field(None, gt=0)
+    """Tokens above which a response is penalised."""
+    margin: int = Field(0, ge=0)
+    """Tokens beyond a limit over which the penalty grows linearly from 0 to 1; 0: full penalty at once."""
+    weight: float = Field(1.0, ge=0)
+    """Weight of the penalty, which lies in [−1, 0]."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> LengthLimits:
+        if self.most is not None and self.least > self.most:
+            raise ValueError(f"least={self.least} must not exceed most={self.most}")
+        return self
+
+
+class UserReward(Config):
+    path: str
+    """package.module:function, called with (problem, response, grading), and with finish_reason ("stop", "length" or
+    "abort") and token_count where it has parameters of these names; in a thread, one call at a time. Returns a finite
+    number, or None to drop the sample. The other columns of the problem's row are in problem.extra; the response begins
+    with what the prompt prefilled."""
+    weight: float = 1.0
+
+
+class RewardConfig(Config):
+    accuracy: Literal["verdict", "exact_label"] = "verdict"
+    """verdict: the grader's; exact_label: the extracted answer is the gold's text, but for case and outer space."""
+    accuracy_weight: float = Field(1.0, ge=0)
+    format: Literal["think", "steps"] | None = None
+    """think: one <think>, then one <answer>; steps: one or more <step>, then one <answer>; unset: no format reward."""
+    format_weight: float = Field(0.5, ge=0)
+    """MM-Eureka: 0.5 for instruct models, 1.0 for base models."""
+    text_outside: bool = False
+    """Accept text before the first tag and after the last one, as MM-Eureka does for instruct models."""
+    min_thought_characters: int = Field(0, ge=0)
+    """Responses with shorter thoughts earn no format reward (MM-Eureka-Zero: 300); white space at their ends does not
+    count. Needs format=think."""
+    combination: Literal["sum", "gate"] = "sum"
+    """sum: weighted sum of accuracy and format; gate: 1 where both are 1, else 0 (Vision-R1). Length penalty and user
+    functions are added to either."""
+    length: LengthLimits = LengthLimits()
+    functions: tuple[UserReward, ...] = ()
+    """Further rewards by import path."""
+    timeout_s: float = Field(600, gt=0)
+    """Longest time that the functions together may take for a response."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Every reward is 0."""
+        limited = self.length.weight and (self.length.least or self.length.most is not None)
+        formed = self.format is not None and self.format_weight
+        return self.combination == "sum" and not (self.accuracy_weight or formed or limited or self.functions)
+
+    @model_validator(mode="after")
+    def _format_keys_have_a_format(self) -> RewardConfig:
+        if self.text_outside and self.format is None:
+            raise ValueError("text_outside=true has no tags to be outside of: set format=think or format=steps")
+        if self.min_thought_characters and self.format != "think":
+            raise ValueError(
+                f"min_thought_characters={self.min_thought_characters} needs thoughts: set format=think, "
+                "or leave it out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _gate_has_a_format(self) -> RewardConfig:
+        if self.combination == "gate" and self.format is None:
+            raise ValueError("combination=gate needs a format to gate by: format=think or format=steps")
+        for key in ("accuracy_weight", "format_weight"):
+            if self.combination == "gate" and key in self.model_fields_set and getattr(self, key) != 1:
+                raise ValueError(f"{key}={getattr(self, key)} does nothing with combination=gate: leave it out")
+        return self
+
+
+class OutcomeReward:
+    """(problem, response, grading, token_count, finish_reason) → Reward. `prefill` is the text with which the prompt
+    already began the response, for example <think>.
+
+    Raises ConfigError for a user function that cannot be imported, and on call TrainingError for one that raises or
+    returns neither None nor a finite number.
+    """
+
+    def __init__(self, config: RewardConfig, prefill: str = "") -> None:
+        self.config = config
+        self.prefill = prefill
+        self.functions = [(entry, function_with_facts(load_function(entry.path))) for entry in config.functions]
+        self._one_at_a_time = asyncio.Lock()
+
+    async def beside(
+        self, problem: Problem, response: str, grading: Grading, token_count: int, finish_reason: str = "stop"
+    ) -> Reward:
+        """The same, while the event loop goes on, whatever time the user's functions take."""
+        if not self.functions:
+            return self(problem, response, grading, token_count, finish_reason)
+        async with self._one_at_a_time:
+            # A thread that the end of the process does not wait for.
+            call = asynchronous.thread(self.__call__)(problem, response, grading, token_count, finish_reason)
+            try:
+                return await asyncio.wait_for(asyncio.shield(call), self.config.timeout_s)
+            except TimeoutError:
+                call.add_done_callback(lambda late: late.exception())  # it comes too late to be told
+                paths = ", ".join(entry.path for entry, _ in self.functions)
+                raise TrainingError(
+                    f"{paths}: no answer on problem {problem.id} within rewards.timeout_s={self.config.timeout_s:g}; "
+                    "mend the function, or give it more time"
+                ) from None
+
+    def __call__(
+        self, problem: Problem, response: str, grading: Grading, token_count: int, finish_reason: str = "stop"
+    ) -> Reward:
+        config, response = self.config, self.prefill + response
+        facts = {"finish_reason": finish_reason, "token_count": token_count}
+        parts: dict[str, float | None] = {"accuracy": ACCURACIES[config.accuracy](problem, grading)}
+        if config.format:
+            parts["format"] = format_reward(response, config.format, config.text_outside, config.min_thought_characters)
+        parts["length"] = length_penalty(token_count, config.length)
+        terms = [COMBINATIONS[config.combination](parts["accuracy"], parts.get("format", 0.0), config)]
+        terms.append(config.length.weight * parts["length"])
+        for entry, function in self.functions:
+            parts[entry.path] = value = _call(entry.path, function, problem, response, grading, facts)
+            terms.append(None if value is None else entry.weight * value)
+        return Reward(None if None in terms else sum(terms), parts)
+
+
+def verdict_accuracy(problem: Problem, grading: Grading) -> float | None:
+    """1 correct, 0 incorrect, None unknown."""
+    return None if grading.verdict is Verdict.UNKNOWN else float(grading.verdict is Verdict.CORRECT)
+
+
+def exact_label(problem: Problem, grading: Grading) -> float | None:
+    """1 where the extracted answer is the gold but for case and outer white space, else 0; None where the grader failed
+    before it extracted one."""
+    if grading.extracted is None:
+        return None if grading.verdict is Verdict.UNKNOWN else 0.0
+    return float(grading.extracted.strip().casefold() == problem.answer.strip().casefold())
+
+
+ACCURACIES = {"verdict": verdict_accuracy, "exact_label": exact_label}
+
+
+def _sum(accuracy: float | None, form: float, config: RewardConfig) -> float | None:
+    """w_acc·accuracy + w_fmt·format; an accuracy of weight 0 may be unknown."""
+    if config.accuracy_weight == 0:
+        return config.format_weight * form
+    return None if accuracy is None else config.accuracy_weight * accuracy + config.format_weight * form
+
+
+def _gate(accuracy: float | None, form: float, config: RewardConfig) -> float | None:
+    """1 where accuracy and format are 1, else 0."""
+    return None if accuracy is None else float(accuracy == 1 and form == 1)
+
+
+COMBINATIONS = {"sum": _sum, "gate": _gate}
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    """`name` is a pattern."""
+
+    name: str
+    repeats: bool = False
+
+
+def _compile(tags: tuple[Tag, ...], text_outside: bool) -> re.Pattern[str]:
+    """Whole text: each element in order, none inside another, only white space between them; around them white space,
+    or, with `text_outside`, any text without such a tag."""
+    names = "|".join(tag.name for tag in tags)
+    content = rf"[^<]*(?:<(?!/?(?:{names})>)[^<]*)*"
+    elements = [rf"(?:<(?:{tag.name})>{content}</(?:{tag.name})>\s*){'+' if tag.repeats else ''}" for tag in tags]
+    around = content if text_outside else r"\s*"
+    return re.compile(around + "".join(elements) + around)
+
+
+FORMATS = {
+    "think": (Tag("think"), Tag("answer")),
+    "steps": (Tag(r"step(?:_\d+)?", repeats=True), Tag("answer")),
+}
+_PATTERNS = {(name, outside): _compile(tags, outside) for name, tags in FORMATS.items() for outside in (False, True)}
+
+
+def format_reward(text: str, name: str, text_outside: bool = False, min_thought_characters: int = 0) -> float:
+    """Return 1 for exactly one of each tag of the preset, in order, else 0; `text` begins with what the prompt
+    prefilled.
+
+    Text outside the tags earns 0 unless `text_outside` is set, and so do thoughts of fewer than
+    `min_thought_characters` characters without the white space at their ends.
+    """
+    if _PATTERNS[name, text_outside].fullmatch(text) is None:
+        return 0.0
+    thoughts = text.partition("<think>")[2].partition("</think>")[0].strip()
+    return float(len(thoughts) >= min_thought_characters)
+
+
+def length_penalty(token_count: int, limits: LengthLimits) -> float:
+    """−min(1, d/margin) for d > 0 tokens outside [least, most], 0 inside (the overlong part: DAPO)."""
+    most = math.inf if limits.most is None else limits.most
+    outside = max(limits.least - token_count, token_count - most, 0)
+    return -min(1.0, outside / limits.margin if limits.margin else float(outside > 0)) if outside else 0.0
+
+
+def load_function(path: str) -> UserFunction:
+    """The function at package.module:function; ConfigError names what is missing."""
+    module, _, name = path.partition(":")
+    if not module or not name:
+        raise ConfigError(f"functions.path={path!r} must be module:function, for example my_rewards:brevity")
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"functions.path={path!r}: {error}; put its folder on PYTHONPATH") from error
+    except (Exception, SystemExit) as error:  # whatever the module does where it is read
+        raise ConfigError(f"functions.path={path!r}: {type(error).__name__} on import: {error}") from error
+    if not callable(function):
+        raise ConfigError(f"functions.path={path!r} is a {type(function).__name__}, which is not callable")
+    return function
+
+
+def function_with_facts(function: UserFunction) -> UserFunction:
+    """Return the function as one of (problem, response, grading, facts), which gets of the facts those that it has
+    parameters for."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # one of C, which does not tell
+        parameters = ()
+    takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    names = {parameter.name for parameter in parameters}
+
+    def call(problem: Problem, response: str, grading: Grading, facts: Mapping[str, Any]) -> float | None:
+        asked = {name: value for name, value in facts.items() if takes_all or name in names}
+        return function(problem, response, grading, **asked)
+
+    return call
+
+
+def _call(
+    path: str, function: UserFunction, problem: Problem, response: str, grading: Grading, facts: Mapping[str, Any]
+) -> float | None:
+    try:
+        value = function(problem, response, grading, facts)
+    except (Exception, SystemExit) as error:  # sys.exit() would end the event loop, and leave what runs beside it
+        raise TrainingError(
+            f"{path}: raised {type(error).__name__}: {error} on problem {problem.id}; "
+            "mend it, or return None to drop a sample"
+        ) from error
+    if value is None:
+        return None
+    if not isinstance(value, Real) or not math.isfinite(value):
+        raise TrainingError(
+            f"{path}: returned {value!r} on problem {problem.id}; return a finite number, or None to drop the sample"
+        )
+    return float(value)

@@ -1,0 +1,162 @@
+"""The process reward model of a run, in a Ray actor of its own, so that it scores while responses are generated.
+
+    prm = await Prm.start(config)
+    answers = await prm.judge(solutions)     # hundreds at once: what arrives while it works is scored together, next
+    prm.close()
+
+An actor that dies is started again by Ray, loads the PRM again, and is asked again what was in flight.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from mmprm import actors
+from mmprm.errors import EngineStoppedError, MmprmError, TrainingError
+from mmprm.sampling.pool import NOTICE_SECONDS, REQUESTS_IN_FLIGHT, cause_of
+from mmprm.scoring.config import ScorerConfig
+from mmprm.scoring.http.queue import Answer, Pace, ScoreQueue
+from mmprm.scoring.open import open_scorer
+from mmprm.types import Solution
+from policy_rl.rewards.process import ProcessConfig
+
+BATCH_SOLUTIONS = 256
+"""Most solutions that the scorer is given at once; it makes batches of tokens of them."""
+
+
+class Prm:
+    """Made by `start`, used in that event loop. `processes` are the ids of those that have answered: one, and another
+    for each that took the place of a dead one."""
+
+    processes: set[int]
+
+    @classmethod
+    async def start(cls, config: ProcessConfig, place: dict[str, Any] | None = None) -> Prm:
+        """`place` is that of policy_rl.placement. Raises the scorer's own error where it cannot be loaded, and
+        TrainingError where that takes too long. Starts Ray if it does not run."""
+        prm = cls(config, place)
+        try:
+            await prm._start()
+        except BaseException:
+            prm.close()
+            raise
+        return prm
+
+    def __init__(self, config: ProcessConfig, place: dict[str, Any] | None) -> None:
+        actors.connect()
+        self._config = config
+        self._name = f"the PRM {config.scorer.prm or 'behind its server'}"
+        resources = place or _resources(config)
+        self._booked = {name: amount for name, amount in resources.items() if name in ("num_cpus", "num_gpus")}
+        options = {"max_restarts": config.most_restarts, "max_task_retries": -1, "max_concurrency": REQUESTS_IN_FLIGHT}
+        self._actor = ray.remote(**options, **resources)(PrmActor).remote(config.scorer, config.cores)
+        self.processes = set()
+
+    async def judge(self, solutions: Sequence[Solution]) -> list[Answer]:
+        """Scores for each solution, or DataError where it cannot be scored; other errors of the scorer are raised."""
+        answer = self._actor.judge.remote(list(solutions))
+        try:
+            process, answers = await asyncio.wait_for(answer, self._config.score_timeout_s)
+        except TimeoutError as error:
+            raise TrainingError(
+                f"problem {solutions[0].problem.id}: waited {self._config.score_timeout_s:g} s in vain for "
+                f"{len(solutions)} scores of {self._name}; a larger process.score_timeout_s gives it more time"
+            ) from error
+        except RayError as error:
+            raise self._ended(error) from None
+        if process not in self.processes:
+            self.processes.add(process)
+            print(f"{self._name}: its process has died; another has loaded it and goes on", file=sys.stderr, flush=True)
+        return answers
+
+    def close(self) -> None:
+        actors.kill(self._actor)
+
+    async def _start(self) -> None:
+        start = asyncio.ensure_future(self._actor.start.remote())
+        waited = 0.0
+        while not start.done():
+            limit = min(NOTICE_SECONDS, self._config.start_timeout_s - waited)
+            waiting = f"{self._name} to load; it books {self._booked}, Ray has {_free()} free"
+            if limit <= 0:
+                start.cancel()
+                raise TrainingError(
+                    f"waited {waited:g} s in vain for {waiting}; book less for engines and trainer, or raise "
+                    "process.start_timeout_s"
+                )
+            await asyncio.wait([start], timeout=limit)
+            waited += limit
+            if not start.done():
+                print(f"waiting for {waiting} ({waited:.0f} s)", file=sys.stderr, flush=True)
+        try:
+            self.processes.add(start.result())
+        except RayError as error:
+            raise self._ended(error) from None
+
+    def _ended(self, error: RayError) -> MmprmError:
+        cause = cause_of(error)
+        if isinstance(cause, EngineStoppedError):
+            return TrainingError(
+                f"{self._name} has stopped, after {self._config.most_restarts} restarts at most "
+                f"(process.most_restarts): {cause}; go on from the last checkpoint"
+            )
+        return cause
+
+
+class PrmActor:
+    """The scorer in one thread behind a queue. It loads by a call, whose errors Ray hands on as they are; in a process
+    that Ray has started again, by the first call that comes."""
+
+    def __init__(self, config: ScorerConfig, cores: int) -> None:
+        self._config, self._cores = config, cores
+        self._loading = asyncio.Lock()
+        self._queue: ScoreQueue | None = None
+
+    async def start(self) -> int:
+        """The process id."""
+        async with self._loading:
+            if self._queue is None:
+                thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prm")
+                scorer = await asyncio.get_running_loop().run_in_executor(thread, self._load)
+                self._queue = ScoreQueue(scorer, Pace(most=BATCH_SOLUTIONS, limit=BATCH_SOLUTIONS), thread)
+        return os.getpid()
+
+    async def judge(self, solutions: list[Solution]) -> tuple[int, list[Answer]]:
+        process = await self.start()
+        assert self._queue is not None, "start makes it"
+        answers = await self._queue.judge(solutions, [1.0] * len(solutions))
+        return process, [_portable(answer) for answer in answers]
+
+    def _load(self) -> Any:
+        if self._config.backend == "server":
+            return open_scorer(self._config)
+        import torch
+
+        if not torch.cuda.is_available():
+            torch.set_num_threads(self._cores)
+        return open_scorer(self._config)
+
+
+def _portable(answer: Answer) -> Answer:
+    """Errors of other packages may not survive the way to another process."""
+    if isinstance(answer, Exception) and not isinstance(answer, MmprmError):
+        return TrainingError(f"the PRM failed on a solution ({type(answer).__name__}: {answer}); try mmprm score")
+    return answer
+
+
+def _resources(config: ProcessConfig) -> dict[str, float]:
+    if config.scorer.backend != "server" and ray.cluster_resources().get("GPU", 0) > 0:
+        return {"num_cpus": 0, "num_gpus": 1}
+    return {"num_cpus": 0}
+
+
+def _free() -> dict[str, float]:
+    return {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}

@@ -1,0 +1,199 @@
+"""Process reward of sampled responses: cut into steps, scored by a process reward model, put onto their tokens.
+
+    process = ProcessReward(tokenizer, markup, prefill, prm)
+    scored = await process.score(problem, responses)     # a group as it arrives, while others are still generated
+
+A response that cannot be cut, or that the PRM cannot take, has no process reward: None, counted in `process.unscored`
+by reason, and its outcome reward stays. (Where both are one sum, mode=scalar without per_source, half of a sum is no
+reward: there it is left out.)
+
+Shapes: T token of a response.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import accumulate, takewhile
+from typing import Any, Protocol
+
+from pydantic import Field
+
+from mmprm.config import Config
+from mmprm.errors import DataError, MmprmError, TrainingError
+from mmprm.scoring.aggregate import Aggregator, aggregator, chosen_aggregator
+from mmprm.scoring.config import ScorerConfig
+from mmprm.scoring.http.queue import Answer
+from mmprm.scoring.open import scorer_info
+from mmprm.steps import Markup, Split, plain, split
+from mmprm.types import Problem, Solution, Steps
+from policy_rl.graded import StepRewards
+from policy_rl.types import Response
+
+PIECES = 2**18
+"""Decoded tokens that are kept: about the largest vocabulary."""
+
+Decode = Callable[[Sequence[int]], str]
+
+
+class ProcessConfig(Config):
+    scorer: ScorerConfig
+    """The process reward model: a checkpoint, or a running `mmprm serve`. A response that scorer.too_long refuses has
+    no process reward; of one that it cuts, the steps that were not judged have none."""
+    aggregator: str | None = None
+    """With credit.mode=scalar, how step scores become one number; by default what the PRM's prm.json says."""
+    cores: int = Field(1, ge=1)
+    """Cores that a local PRM computes on without a GPU. Ray books none for it: engines, one a core, go on meanwhile."""
+    own_gpu: bool = True
+    """A local PRM has a GPU of its own; false: one of the last engine's, where engine.gpu_memory_utilization must leave
+    it room."""
+    start_timeout_s: float = Field(1800, gt=0)
+    """Longest wait for the PRM to load."""
+    score_timeout_s: float = Field(3600, gt=0)
+    """Longest wait for the scores of one group."""
+    most_restarts: int = Field(3, ge=0)
+    """Times that the PRM's process may die in a run before it ends."""
+
+    def aggregate(self) -> Aggregator:
+        """For credit.mode=scalar. ConfigError where neither the configuration nor the PRM names one."""
+        return aggregator(chosen_aggregator(self.aggregator, scorer_info(self.scorer).aggregator))
+
+
+class Judge(Protocol):
+    async def judge(self, solutions: Sequence[Solution]) -> list[Answer]:
+        """Scores for each solution, or why it has none: DataError for one that cannot be scored."""
+        ...
+
+
+class ProcessReward:
+    """Step rewards of responses, by the tokens that were drawn. `prefill` is the text with which the prompt already
+    began each response; `unscored` counts the responses without process reward, by reason.
+
+    A token belongs to the step in which it begins: one that ends a step and holds the first characters of the next is
+    the end of the first, and the bytes of one character stay together. A token without text (special, end of turn)
+    belongs where it stands, behind the last character to the last step.
+    """
+
+    def __init__(self, tokenizer: Any, markup: Markup, prefill: str, prm: Judge) -> None:
+        self.unscored: Counter[str] = Counter()
+        self._markup: Markup = markup
+        self._prefill, self._prm = prefill, prm
+
+        @functools.lru_cache(PIECES)
+        def one(token_id: int) -> str:
+            return tokenizer.decode([token_id], skip_special_tokens=True)
+
+        def decode(token_ids: Sequence[int]) -> str:
+            return one(token_ids[0]) if len(token_ids) == 1 else tokenizer.decode(token_ids, skip_special_tokens=True)
+
+        self._decode: Decode = decode
+
+    async def score(self, problem: Problem, responses: Sequence[Response]) -> list[StepRewards | None]:
+        """One a response, in order; None where it has no process reward.
+
+        TrainingError, naming the problem, for scores that are none and for a PRM that fails.
+        """
+        cuts = [self._cut(response) for response in responses]
+        solutions = [Solution(problem, found.steps) for found, _ in cuts if found.steps]
+        answers = iter(await self._prm.judge(solutions) if solutions else ())
+        return [
+            self._scored(problem, found, step_of_token, next(answers)) if found.steps else self._none(found.reason)
+            for found, step_of_token in cuts
+        ]
+
+    def _cut(self, response: Response) -> tuple[Split, tuple[int, ...]]:
+        found = plain_steps(response.text, self._markup, self._prefill)
+        if not found.steps:
+            return found, ()
+        verbatim = written_steps(split(self._prefill + response.text, self._markup).steps, len(self._prefill))
+        begins_T = token_begins(response.token_ids, response.text, self._decode)
+        step_of_token = step_of_tokens(verbatim, [len(self._prefill) + begin for begin in begins_T])
+        if set(step_of_token) != set(range(len(verbatim))):
+            return Split((), "step without a token"), ()
+        return found, step_of_token
+
+    def _scored(
+        self, problem: Problem, found: Split, step_of_token: tuple[int, ...], answer: Answer
+    ) -> StepRewards | None:
+        if isinstance(answer, DataError):
+            if not self.unscored["refused by the PRM"]:
+                print(f"no process reward, and for others alike: {answer}", file=sys.stderr, flush=True)
+            return self._none("refused by the PRM")
+        if isinstance(answer, MmprmError):
+            raise answer
+        if isinstance(answer, Exception):
+            raise TrainingError(
+                f"problem {problem.id}: the PRM failed ({type(answer).__name__}: {answer}); try it with mmprm score"
+            ) from answer
+        scores, count = answer.scores, len(found.steps)
+        if not 0 < len(scores) <= count or not all(math.isfinite(score) and 0 <= score <= 1 for score in scores):
+            raise TrainingError(
+                f"problem {problem.id}: the PRM gave {len(scores)} scores for {count} steps, "
+                f"{', '.join(f'{score:g}' for score in scores[:8])}; each must be a probability in [0, 1]; look at its "
+                "weights, or set process.scorer.dtype=float32"
+            )
+        return StepRewards(scores, tuple(step if step < len(scores) else -1 for step in step_of_token))
+
+    def _none(self, reason: str | None) -> None:
+        self.unscored[reason or ""] += 1
+
+
+def plain_steps(text: str, markup: Markup, prefill: str = "") -> Split:
+    """Return the steps of a response as the PRM reads them, or why it has none: a reason of `split`, "empty step"."""
+    found = split(prefill + text, markup)
+    steps = tuple(plain(step, markup) for step in written_steps(found.steps, len(prefill)))
+    return Split(steps, found.reason) if all(steps) else Split((), "empty step")
+
+
+def written_steps(steps: Steps, given: int) -> Steps:
+    """Join steps that end within the first `given` characters, which the prompt wrote, to the one after them: they have
+    no token to reward."""
+    count = sum(end <= given for end in accumulate(map(len, steps)))
+    return ("".join(steps[: count + 1]), *steps[count + 1 :]) if count < len(steps) else steps
+
+
+def step_of_tokens(steps: Sequence[str], begins_T: Sequence[int]) -> tuple[int, ...]:
+    """The step in which each token begins; a token at the very end belongs to the last one."""
+    *inner, _ = accumulate(map(len, steps))
+    return tuple(bisect_right(inner, begin) for begin in begins_T)
+
+
+def token_begins(token_ids: Sequence[int], text: str, decode: Decode) -> list[int]:
+    """For each token the number of characters of `text`, which is `decode(token_ids)`, that are complete before it.
+
+    Tokens are decoded in runs that begin and end between characters. A tokenizer whose decoding of a run depends on
+    what stands before it (SentencePiece drops a leading space, and spoils whole characters next to a broken one) gets
+    some tokens of context, if need be all.
+    """
+    for context in (0, 4, len(token_ids)):
+        begins_T = _begins(token_ids, text, decode, context)
+        if begins_T is not None:
+            return begins_T
+    raise TrainingError(
+        f"the tokens of a response do not add up to its text {text[:80]!r}: this tokenizer changes text as it decodes; "
+        "set clean_up_tokenization_spaces to false in its tokenizer_config.json"
+    )
+
+
+def _begins(token_ids: Sequence[int], text: str, decode: Decode, context: int) -> list[int] | None:
+    """None where the runs do not add up to the text."""
+    begins_T: list[int] = []
+    done = first = 0  # characters and tokens of the runs so far
+    head = piece = ""  # what the context, and the tokens of this run, decode to
+    for index in range(len(token_ids)):
+        begins_T.append(done + _shared(piece, text[done : done + len(piece)]))
+        window = decode(token_ids[max(0, first - context) : index + 1])
+        piece = window[len(head) :] if window.startswith(head) else ""
+        if window.startswith(head) and text.startswith(piece, done):
+            done, first = done + len(piece), index + 1
+            head, piece = (decode(token_ids[max(0, first - context) : first]) if context else ""), ""
+    return begins_T if done == len(text) else None
+
+
+def _shared(left: str, right: str) -> int:
+    """Length of the common beginning."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))

@@ -1,0 +1,91 @@
+"""Which groups are trained on, and in what order and length problems come: pure functions and frozen data."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+from pydantic import Field, model_validator
+
+from mmprm.config import Config
+from mmprm.types import Problem
+from policy_rl.graded import GradedGroup
+
+LEAST_RATE = 0.25
+"""A round asks for at most 1/LEAST_RATE times the groups that are missing, however few passed before."""
+
+
+class FilterConfig(Config):
+    low: float = Field(0.1, ge=0, le=1)
+    """Least mean accuracy of a group that is trained on."""
+    high: float = Field(0.9, ge=0, le=1)
+    """Greatest mean accuracy of a group that is trained on."""
+    rounds: int = Field(3, ge=1)
+    """Most rounds of sampling in a step; then it trains on what there is, with a warning."""
+
+    @model_validator(mode="after")
+    def _in_order(self) -> FilterConfig:
+        if self.low > self.high:
+            raise ValueError(f"low={self.low} must not exceed high={self.high}")
+        return self
+
+    def verdict(self, group: GradedGroup) -> str | None:
+        """Why a group is left out (too_hard, too_easy), or None."""
+        mean = sum(group.accuracies) / max(1, len(group.accuracies))
+        return "too_hard" if mean < self.low else "too_easy" if mean > self.high else None
+
+
+def groups_to_ask(missing: int, passed: int, seen: int, most: int) -> int:
+    """Groups of the next round: missing / rate, rate = passed / seen so far (at least LEAST_RATE), at most `most`."""
+    rate = max(LEAST_RATE, passed / seen) if seen else 1.0
+    return min(most, math.ceil(missing / rate))
+
+
+def update_count(groups: int, prompts: int, updates: int) -> int:
+    """Return the number of updates that a step makes of its groups: a whole step of `prompts` groups makes `updates`,
+    of prompts // updates groups each or one more; with fewer groups there are fewer updates and none is smaller, but
+    that of a step which has not enough for one."""
+    return min(updates, max(1, groups // (prompts // updates)), groups)
+
+
+class Phase(Config):
+    """Part of a progressive schedule (PTST): short responses and many of them first, then longer and fewer."""
+
+    steps: int = Field(ge=1)
+    """Steps of this phase; the last one goes on to the end of the run."""
+    group_size: int = Field(ge=1)
+    """Responses a problem."""
+    max_tokens: int = Field(ge=1)
+    """Longest response."""
+
+
+def phase_of(schedule: Sequence[Phase], step: int) -> Phase:
+    """The phase of step 1, 2, …"""
+    for phase in schedule[:-1]:
+        if step <= phase.steps:
+            return phase
+        step -= phase.steps
+    return schedule[-1]
+
+
+class Prompts:
+    """Problems in an order drawn from the seed, anew in each epoch; `position` counts those taken, and is all of its
+    state."""
+
+    def __init__(self, problems: Sequence[Problem], seed: int) -> None:
+        self.problems, self.position = problems, 0
+        self._seed = seed
+        self._epoch, self._order = -1, list[int]()
+
+    def take(self, n: int) -> list[tuple[Problem, int]]:
+        """The next n problems, each with its epoch 0, 1, …"""
+        return [self._next() for _ in range(n)]
+
+    def _next(self) -> tuple[Problem, int]:
+        epoch, place = divmod(self.position, len(self.problems))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, list(range(len(self.problems)))
+            random.Random(f"prompts/{self._seed}/{epoch}").shuffle(self._order)
+        self.position += 1
+        return self.problems[self._order[place]], epoch

@@ -1,0 +1,105 @@
+"""One engine of a RolloutPool: what runs inside its Ray actor."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from typing import Any
+
+from mmprm.backbone.processor import vision_token_ids
+from mmprm.errors import MmprmError, TrainingError
+from mmprm.prompts import PromptConfig
+from mmprm.sampling.config import EngineConfig, SamplingConfig
+from mmprm.types import Problem, SampleRequest
+from policy_rl.types import Group, Response
+from policy_rl.weights.probe import probe_token_ids
+from policy_rl.weights.transfer import Published
+
+FINISHED = ("stop", "length")
+ARGUMENTS = {
+    # The probability that a token was drawn with: after the temperature and what is banned.
+    "logprobs_mode": "processed_logprobs",
+    "worker_extension_cls": "policy_rl.weights.worker.WeightLoading",
+    "disable_log_stats": True,  # they cost a twentieth of a small model's time, and nobody asks for them
+}
+
+
+class RolloutEngine:
+    """Methods are called through Ray; it starts by a call, whose errors Ray hands on as they are."""
+
+    async def start(
+        self, engine: EngineConfig, sampling: SamplingConfig, prompt: PromptConfig, further: dict[str, Any]
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """(probe, banned tokens). `further` arguments of vLLM."""
+        from transformers import AutoConfig
+
+        from mmprm.sampling.vllm_sampler import VllmSampler
+
+        if "weight_transfer_config" in further:
+            # Handles of GPU memory go through vLLM's own processes as pickles.
+            os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+        self._sampler = VllmSampler(engine, sampling, prompt, ARGUMENTS | further)
+        owner = self._sampler.template_owner
+        self._tokenizer = getattr(owner, "tokenizer", owner)
+        self._probe = probe_token_ids(self._tokenizer)
+        self._banned = vision_token_ids(
+            AutoConfig.from_pretrained(engine.model, trust_remote_code=False), self._tokenizer
+        )
+        return self._probe, self._banned
+
+    async def sample(self, problem: Problem, n: int, seed: int, version: int, **settings: Any) -> Group:
+        output = await self._sampler.generate(
+            SampleRequest(problem, "", n, seed),
+            logprobs=0,
+            flat_logprobs=True,
+            logit_bias=dict.fromkeys(self._banned, float("-inf")) or None,
+            **settings,
+            detokenize=False,  # vLLM would look up every token's text again for its log-probability
+        )
+        responses = tuple(self._response(draw) for draw in output.outputs)
+        return Group(problem, responses, version, len(output.prompt_token_ids))
+
+    async def load(self, published: Published) -> tuple[float, ...]:
+        """Take in the weights, forget what was computed with the old ones, and answer the probe."""
+        try:
+            if published.folder is not None:
+                await self._load_files(published)
+            # One after the other in the engine. The encoder's cache holds embeddings of pictures; the processor's may
+            # stay: it holds their pixels.
+            emptied, _, answer = await asyncio.gather(
+                self._sampler.call("reset_prefix_cache"),
+                self._sampler.call("reset_encoder_cache"),
+                self._sampler.logprobs(self._probe),
+            )
+            if not emptied:
+                raise TrainingError("vLLM did not empty its prefix cache, which holds what the old weights computed")
+            return answer
+        except MmprmError:
+            raise
+        except Exception as error:  # vLLM raises many kinds for weights that do not fit its model.
+            raise TrainingError(
+                f"an engine cannot take in the {published}: {type(error).__name__}: {error}; the trainer must send the "
+                f"tensors of the checkpoint that the engine started from"
+            ) from error
+
+    async def _load_files(self, published: Published) -> None:
+        arguments = (published.folder, published.version, dict(published.checksums))
+        for got in await self._sampler.call("collective_rpc", "load_weight_files", None, arguments):
+            if tuple(got) != (published.tensors, published.bytes):
+                raise TrainingError(f"an engine's worker read {got[0]} tensors of {got[1]} bytes, not the {published}")
+
+    async def worker_call(self, method: str, arguments: dict[str, Any]) -> list[Any]:
+        """A method of every vLLM worker of this engine."""
+        return await self._sampler.call("collective_rpc", method, None, (), arguments)
+
+    async def sleep(self, level: int) -> None:
+        await self._sampler.call("sleep", level)
+
+    async def wake(self) -> None:
+        await self._sampler.call("wake_up")
+
+    def _response(self, draw: Any) -> Response:
+        token_ids = tuple(draw.token_ids)
+        finish_reason = draw.finish_reason if draw.finish_reason in FINISHED else "abort"
+        text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
+        return Response(text, token_ids, tuple(draw.logprobs.logprobs), finish_reason)

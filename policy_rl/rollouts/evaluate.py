@@ -1,0 +1,81 @@
+"""pass@1 of the policy that the engines have, on held-out problems."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from mmprm.errors import DataError, EngineStoppedError, SamplingError, TrainingError
+from mmprm.metrics import Interval, bootstrap_mean
+from mmprm.types import Grader, Problem
+from policy_rl.rewards.outcome import ACCURACIES
+from policy_rl.rollouts.pool import RolloutPool, rollout_seed
+from policy_rl.types import Group, Response
+
+DRAWS = -1
+"""Stands for the version in the seeds, so that each evaluation draws with the same ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """`pass_at_1`: mean over problems of the share of right answers among those with a known accuracy, at the sampling
+    temperature, with its 95 % interval over problems. `failed`: problems without a known accuracy; `unknown`: responses
+    without, such as those that an engine aborted."""
+
+    pass_at_1: Interval
+    problems: int
+    failed: int
+    unknown: int
+    tokens: float
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            "pass_at_1": self.pass_at_1.value,
+            "pass_at_1_low": self.pass_at_1.low,
+            "pass_at_1_high": self.pass_at_1.high,
+            "problems": float(self.problems),
+            "failed": float(self.failed),
+            "unknown": float(self.unknown),
+            "tokens_per_response": self.tokens,
+        }
+
+
+async def evaluate(
+    pool: RolloutPool,
+    grader: Grader,
+    problems: Sequence[Problem],
+    samples: int,
+    seed: int,
+    prefill: str = "",
+    accuracy: str = "verdict",
+) -> Evaluation:
+    """`accuracy` is rewards.accuracy. Raises TrainingError where no problem gets a known verdict."""
+
+    async def grade(problem: Problem, response: Response) -> float | None:
+        if response.finish_reason == "abort":
+            return None
+        return ACCURACIES[accuracy](problem, await grader.grade(problem, prefill + response.text))
+
+    async def ask(problem: Problem) -> tuple[Group, list[float | None]] | None:
+        try:
+            group = await pool.sample(problem, samples, rollout_seed(seed, DRAWS, problem.id), pool.version)
+        except EngineStoppedError:
+            raise
+        except (SamplingError, DataError):
+            return None
+        return group, await asyncio.gather(*(grade(problem, response) for response in group.responses))
+
+    answers = [answer for answer in await asyncio.gather(*map(ask, problems)) if answer is not None]
+    known = [[accuracy for accuracy in accuracies if accuracy is not None] for _, accuracies in answers]
+    shares = [sum(each) / len(each) for each in known if each]
+    if not shares:
+        raise TrainingError("evaluation: no held-out problem got a known verdict; see held_out and grader")
+    lengths = [len(response.token_ids) for group, _ in answers for response in group.responses]
+    return Evaluation(
+        bootstrap_mean(shares, seed),
+        problems=len(shares),
+        failed=len(problems) - len(shares),
+        unknown=sum(len(accuracies) for _, accuracies in answers) - sum(map(len, known)),
+        tokens=sum(lengths) / len(lengths),
+    )

@@ -1,0 +1,317 @@
+"""Rollouts from several engines whose weights change: a Ray actor each, one a core, or one a GPU or group of GPUs.
+
+    pool = await RolloutPool.start(engine, sampling, prompt)
+    group = await pool.sample(problem, n, rollout_seed(run_seed, version, problem.id), version)
+    await pool.load_weights(published)                # see policy_rl.weights.transfer
+    await pool.sleep(); await pool.wake()             # trainer and engines on the same GPUs
+    pool.close()
+
+Await hundreds of `sample` at once; groups go to whichever engine has room, and those of an engine that dies are asked
+again of another, or of its replacement, which gets the current weights. Log-probabilities are those of the distribution
+that was drawn from: the trainer divides its logits by the temperature and sets those of `pool.banned_token_ids` to −∞.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
+
+import ray
+from pydantic import Field
+from ray.exceptions import RayError
+
+from mmprm import actors
+from mmprm.config import Config
+from mmprm.errors import ConfigError, EngineStoppedError, MmprmError, TrainingError
+from mmprm.prompts import PromptConfig
+from mmprm.sampling.config import EngineConfig, SamplingConfig
+from mmprm.sampling.pool import NOTICE_SECONDS, REQUESTS_IN_FLIGHT, cause_of
+from mmprm.sampling.pool import places as engine_places
+from mmprm.sampling.seeds import derive_seed
+from mmprm.types import Problem
+from policy_rl.rollouts.engine import RolloutEngine
+from policy_rl.rollouts.queue import Seat, Seats
+from policy_rl.types import Group
+from policy_rl.weights.config import WeightsConfig, transport_of
+from policy_rl.weights.probe import TOLERANCE, ProbeCheck
+from policy_rl.weights.transfer import Published
+
+T = TypeVar("T")
+AsFiles = Callable[[Published], AbstractAsyncContextManager[Published]]
+
+
+class RolloutConfig(Config):
+    engines: int | None = Field(None, ge=1)
+    """Engines; by default one a core, or one a GPU (or group of tensor_parallel_size GPUs of one machine) of those that
+    the trainer's ranks and the PRM leave, or with `colocated` of those of the ranks."""
+    colocated: bool = False
+    """Engines share their GPUs with the trainer, and sleep while it works."""
+    start_timeout_s: float = Field(1800, gt=0)
+    """Longest wait for an engine to start."""
+    sample_timeout_s: float = Field(3600, gt=0)
+    """Longest wait for the responses to one problem; the engine counts as dead after it."""
+    most_restarts: int = Field(3, ge=0)
+    """Engines that may die in a run before it ends."""
+
+
+def rollout_seed(run_seed: int, version: int, problem_id: str, attempt: int = 0) -> int:
+    """Seed of the draws for a problem by the policy of `version`; `attempt` counts earlier draws of the same."""
+    return derive_seed(run_seed, problem_id, f"rollout {version}", attempt)
+
+
+def check_sampling(sampling: SamplingConfig) -> None:
+    """ConfigError where the drawn tokens do not follow the distribution that the trainer can compute."""
+    rules = {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
+    for key, neutral in rules.items():
+        if getattr(sampling, key) != neutral:
+            raise ConfigError(
+                f"sampling.{key}={getattr(sampling, key)} must be {neutral:g} in RL: the ratio of new to old "
+                "probability is that of the whole distribution; set sampling.temperature alone"
+            )
+    if sampling.temperature == 0:
+        raise ConfigError("sampling.temperature=0 must be above 0 in RL: a group needs different responses; try 1.0")
+
+
+class RolloutPool:
+    """Made by `start`, used in that event loop. `as_files` gives weights that went from GPU to GPU once more, as files,
+    to an engine that takes the place of a dead one."""
+
+    probe_token_ids: tuple[int, ...]
+    banned_token_ids: tuple[int, ...]
+    restarts: int
+
+    @classmethod
+    async def start(
+        cls,
+        engine: EngineConfig,
+        sampling: SamplingConfig,
+        prompt: PromptConfig,
+        config: RolloutConfig | None = None,
+        weights: WeightsConfig | None = None,
+        version: int = 0,
+        places: Sequence[dict[str, Any]] | None = None,
+    ) -> RolloutPool:
+        """Engines with the weights of `engine.model`, which count as `version`; `places`, one an engine, are those of
+        policy_rl.placement. ConfigError for a distribution that the trainer cannot compute, SamplingError where an
+        engine does not start."""
+        check_sampling(sampling)
+        pool = cls(engine, sampling, prompt, config or RolloutConfig(), weights or WeightsConfig(), version, places)
+        # All have their say first, so that none is left behind half started.
+        try:
+            errors = await asyncio.gather(*map(pool._start, pool._seats.all), return_exceptions=True)
+        except asyncio.CancelledError:
+            pool.close()
+            raise
+        for error in errors:
+            if error is not None:
+                pool.close()
+                raise error
+        return pool
+
+    def __init__(
+        self,
+        engine: EngineConfig,
+        sampling: SamplingConfig,
+        prompt: PromptConfig,
+        config: RolloutConfig,
+        weights: WeightsConfig,
+        version: int,
+        places: Sequence[dict[str, Any]] | None,
+    ) -> None:
+        if places is None:
+            engines, resources = engine_places(engine, config.engines)
+            places = [resources] * len(engines)
+        else:
+            engines = [engine] * len(places)
+        gpu = "num_gpus" in places[0]
+        transport = transport_of(weights, gpu, config.colocated)
+        self._further: dict[str, Any] = {"enable_sleep_mode": True} if gpu and config.colocated else {}
+        if transport != "file":
+            self._further["weight_transfer_config"] = {"backend": transport}
+        if engine.tensor_parallel_size > 1:
+            # In a placement group vLLM would make workers of Ray, and look for GPUs that the group has free.
+            self._further["distributed_executor_backend"] = "mp"
+        self._sampling, self._prompt, self._config, self._weights = sampling, prompt, config, weights
+        names = [f"engine {number} of {len(engines)}" for number in range(1, len(engines) + 1)]
+        self._engines = dict(zip(names, engines, strict=True))
+        self._places = dict(zip(names, places, strict=True))
+        tolerance = weights.tolerance or TOLERANCE[engine.dtype]
+        self._checks = {name: ProbeCheck(name, tolerance) for name in names}
+        self._seats = Seats([Seat(name) for name in names], engine.max_num_seqs, version)
+        self._current: Published | None = None
+        self._replacing = asyncio.Lock()
+        self.as_files: AsFiles | None = None
+        self.restarts = 0
+
+    @property
+    def version(self) -> int:
+        """Of the weights that all engines have."""
+        return self._seats.version
+
+    @property
+    def engines(self) -> list[Any]:
+        """The actors, for transports that reach engines from the trainer."""
+        return [seat.actor for seat in self._seats.all]
+
+    async def sample(self, problem: Problem, n: int, seed: int, version: int, max_tokens: int | None = None) -> Group:
+        """`n` responses by the policy of `version`; draw i has the seed `seed + i`, so that asking again gives the same
+        but for rounding; `max_tokens` stands in place of sampling's. Waits while weights are loaded. Aborted responses
+        stay, with finish_reason "abort".
+
+        SamplingError or DataError name a problem that cannot be asked; EngineStoppedError means that the engines are
+        gone. A version that the engines do not have is the caller's mistake.
+        """
+        limit = {} if max_tokens is None else {"max_tokens": max_tokens}
+        lost = False
+        while True:
+            seat = await self._seats.take(n, version, first=lost)
+            actor = seat.actor
+            try:
+                what = f"{seat.name}: {n} responses to problem {problem.id}"
+                answer = actor.sample.remote(problem, n, seed, version, **limit)
+                return await _within(self._config.sample_timeout_s, what, answer, silent=True)
+            except _LostError as error:
+                lost = True
+                await self._replace(seat, actor, error)
+            finally:
+                self._seats.give_back(seat, n)
+
+    async def load_weights(self, published: Published) -> float:
+        """All engines go on with these weights, once all that was asked of the present version has ended; what is asked
+        of the new one waits. Returns the largest mean difference of an engine's log-probabilities of the probe from the
+        trainer's.
+
+        TrainingError where an engine does not take them in within weights.timeout_s, or does not compute with them.
+        """
+        async with self._seats.change_to(published.version):
+            self._current = published
+            try:
+                return max(await asyncio.gather(*(self._load_or_replace(seat, published) for seat in self._seats.all)))
+            except MmprmError as error:
+                self._seats.fail(str(error))
+                raise
+
+    async def sleep(self, level: int = 1) -> None:
+        """Leave the GPUs to the trainer: level 1 keeps the weights in host memory, 2 drops them, so that `load_weights`
+        must follow `wake`."""
+        await self._all("falling asleep", lambda actor: actor.sleep.remote(level))
+
+    async def wake(self) -> None:
+        await self._all("waking up", lambda actor: actor.wake.remote())
+
+    def close(self) -> None:
+        for seat in self._seats.all:
+            if seat.actor is not None:
+                actors.kill(seat.actor)
+                seat.actor = None
+
+    async def _start(self, seat: Seat) -> None:
+        actor = ray.remote(max_concurrency=REQUESTS_IN_FLIGHT, **self._places[seat.name])(RolloutEngine).remote()
+        engine = self._engines[seat.name]
+        start = actor.start.remote(engine, self._sampling, self._prompt, self._further)
+        try:
+            what = f"{seat.name} to start {engine.model}"
+            self.probe_token_ids, self.banned_token_ids = await _within(self._config.start_timeout_s, what, start)
+        except BaseException:
+            ray.kill(actor)
+            raise
+        seat.actor = actor
+
+    async def _load(self, seat: Seat, published: Published) -> float:
+        """The weights, and the proof that the engine has them."""
+        try:
+            what = f"{seat.name} to load the {published}"
+            answer = await _within(self._weights.timeout_s, what, seat.actor.load.remote(published))
+        except _LostError as error:
+            if error.timed_out:
+                raise TrainingError(f"{error}; a larger weights.timeout_s gives it more time") from error
+            raise
+        return self._checks[seat.name].check(published, answer)
+
+    async def _load_current(self, seat: Seat) -> float:
+        """The current weights into a new engine."""
+        if self._current is None:
+            return 0.0
+        if self._current.folder is not None:
+            return await self._load(seat, self._current)
+        assert self.as_files is not None, "_check_replaceable saw it"
+        async with self.as_files(self._current) as files:
+            return await self._load(seat, files)
+
+    async def _load_or_replace(self, seat: Seat, published: Published) -> float:
+        actor = seat.actor
+        try:
+            return await self._load(seat, published)
+        except _LostError as error:
+            return await self._replace(seat, actor, error)
+
+    async def _replace(self, seat: Seat, lost: Any, reason: _LostError) -> float:
+        """Put a new engine, with the current weights, in the place of `lost`, unless another caller has."""
+        async with self._replacing:
+            if self._seats.failure is not None:
+                raise EngineStoppedError(self._seats.failure)
+            if seat.actor is not lost:
+                return 0.0
+            seat.actor = None
+            ray.kill(lost)
+            self.restarts += 1
+            try:
+                self._check_replaceable(reason)
+                print(f"{reason}; starting another in its place", file=sys.stderr)
+                await self._start(seat)
+                distance = await self._load_current(seat)
+            except MmprmError as error:
+                self._seats.fail(str(error))
+                raise
+        self._seats.fill()
+        return distance
+
+    def _check_replaceable(self, reason: _LostError) -> None:
+        if self.restarts > self._config.most_restarts:
+            raise EngineStoppedError(
+                f"{reason}; that is engine number {self.restarts} to die in this run, more than "
+                f"rollouts.most_restarts={self._config.most_restarts}; see its log, and resume from the last checkpoint"
+            )
+        if self._current is not None and self._current.folder is None and self.as_files is None:
+            raise EngineStoppedError(
+                f"{reason}; with weights.transport={self._weights.transport} a new engine cannot get the current "
+                "weights: resume the run from its last checkpoint, or set weights.transport=file"
+            )
+
+    async def _all(self, what: str, call: Callable[[Any], Awaitable[T]]) -> list[T]:
+        timeout = self._weights.timeout_s
+        answers = (_within(timeout, f"{seat.name}: {what}", call(seat.actor)) for seat in self._seats.all)
+        return await asyncio.gather(*answers)
+
+
+class _LostError(EngineStoppedError):
+    """An engine died or does not answer."""
+
+    timed_out = False
+
+
+async def _within(timeout: float, what: str, answer: Awaitable[T], silent: bool = False) -> T:
+    """The actor's answer. Says every 30 s what it waits for; errors of ours come as they were raised, _LostError where
+    the engine is gone or the time is over."""
+    task = asyncio.ensure_future(answer)
+    waited = 0.0
+    while not task.done():
+        step = min(NOTICE_SECONDS, timeout - waited)
+        if step <= 0:
+            error = _LostError(f"waited {timeout:g} s in vain for {what}")
+            error.timed_out = True
+            raise error
+        await asyncio.wait([task], timeout=step)
+        waited += step
+        if not task.done() and not silent:
+            print(f"waiting for {what} ({waited:.0f} s)", file=sys.stderr)
+    try:
+        return task.result()
+    except RayError as error:
+        cause = cause_of(error)
+        if isinstance(cause, EngineStoppedError):
+            raise _LostError(f"{what}: {cause}") from None
+        raise cause from None

@@ -1,0 +1,239 @@
+"""Conversations as tokens, of which the assistant's are learned, and the tensors of a micro-batch of them.
+
+The mask is made, not found: each assistant turn is what the chat template adds to its prompt (the turns before and the
+generation prompt), up to and with the token that ends the turn. It is tokenised apart from its prompt, as the engine
+will write it. Nothing is ever cut off.
+
+Shapes: T token of a conversation, B row, L token of a row, X axis of the positions, N conversation of the batch.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedModel
+
+from mmprm.backbone.processor import picture_placeholder, reads_pictures, tokenizer_of
+from mmprm.errors import CheckpointError, DataError
+from mmprm.problems import open_picture, picture_size
+from mmprm.prompts import PromptConfig
+from mmprm.rendering import end_of_turn, image_place, opening, render_turns
+from mmprm.sampling.config import pixel_limits
+from mmprm.types import Picture
+from policy_rl.sft.conversations import Conversation, Message
+from policy_rl.trainer.policy import PolicyInputs
+
+_TEXT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids")
+
+
+class Piece(NamedTuple):
+    """Consecutive text of a conversation; pictures stand in pieces that are not learned."""
+
+    text: str
+    learned: bool
+    pictures: tuple[Picture, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    ids_T: Tensor
+    learned_T: Tensor
+    position_XT: Tensor
+    pictures: dict[str, Tensor]
+
+
+class Size(NamedTuple):
+    """Tokens of a conversation, pictures included, and how many of them are learned."""
+
+    tokens: int
+    learned: int
+
+
+class ConversationEncoder:
+    """`max_pixels` and `min_pixels` scale larger images down and smaller ones up. `ends` collects the tokens that ended
+    the turns seen so far."""
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        processor: Any,
+        max_pixels: int | None = None,
+        min_pixels: int | None = None,
+        prompt: PromptConfig | None = None,
+    ) -> None:
+        self._prompt = prompt or PromptConfig()
+        self._opening = opening(processor, self._prompt)  # CheckpointError without a chat template
+        self._end = end_of_turn(processor, self._prompt)
+        self.processor, self.tokenizer = processor, tokenizer_of(processor)
+        self.padding = self.tokenizer.pad_token_id or 0
+        self.ends: set[int] = set()
+        self._picture_options = pixel_limits(min_pixels, max_pixels)
+        self._picture_id = getattr(backbone.config, "image_token_id", None)
+        self._rope_index: Callable[..., Any] | None = getattr(backbone.model, "get_rope_index", None)
+        self.axes = 1 if self._rope_index is None else 3
+        special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
+        self._placeholder = ""
+        if reads_pictures(processor):
+            raw = self._prompt.template == "raw"
+            self._placeholder = image_place(processor) if raw else picture_placeholder(processor)
+        self._extra: dict[tuple[int, int], int] = {}
+
+    def pieces(self, conversation: Conversation) -> list[Piece]:
+        """Together they are what the chat template writes up to the end of the last turn. Raises DataError for a text
+        that holds a special token, and for a template that cannot be cut into turns."""
+        self._check(conversation)
+        shown, place = list(conversation.messages), conversation.place
+        pictures = iter(conversation.pictures)
+        pieces: list[Piece] = []
+        done, before = "", 0
+        for number, message in enumerate(shown):
+            if message["role"] != "assistant":
+                continue
+            prompt = self._text(shown[:number], True)
+            whole = self._text(shown[: number + 1], False) if not self._opening else prompt + self._rest(message)
+            if not (prompt.startswith(done) and whole.startswith(prompt)):
+                raise DataError(
+                    f"{place}: the chat template writes turn {number + 1} otherwise than behind its prompt, so that "
+                    "its tokens cannot be told; give one turn a row, or a template that keeps turns as they are"
+                )
+            given = conversation.given if number == len(shown) - 1 else ""
+            end = self._special.search(whole, len(prompt) + len(given))
+            if end is None or not whole[len(prompt) :].startswith(given):
+                raise CheckpointError(
+                    f"{place}: the chat template ends the assistant's turn with no special token, so that the policy "
+                    "would not learn to stop; give the model folder another chat template"
+                )
+            self.ends.add(self.tokenizer.convert_tokens_to_ids(end[0]))
+            count = sum(_pictures(earlier) for earlier in shown[before:number])
+            here = tuple(next(pictures) for _ in range(count))
+            pieces.append(Piece(prompt[len(done) :] + given, False, here))
+            pieces.append(Piece(whole[len(prompt) + len(given) : end.end()], True))
+            done, before = whole[: end.end()], number
+        self._check_questions(conversation, done)
+        return pieces
+
+    def size(self, conversation: Conversation) -> Size:
+        """Without preparing pixels: how many tokens a picture takes depends on its size alone."""
+        counts = [(self._ids(piece.text), piece) for piece in self.pieces(conversation)]
+        extra = sum(self._extra_tokens(picture_size(picture)) for picture in conversation.pictures)
+        return Size(sum(len(ids) for ids, _ in counts) + extra, sum(len(ids) for ids, piece in counts if piece.learned))
+
+    def __call__(self, conversation: Conversation) -> Encoded:
+        ids, learned = [], []
+        pictures: dict[str, list[Tensor]] = {}
+        for piece in self.pieces(conversation):
+            if piece.pictures:
+                inputs = self._with_pictures(piece.text, [open_picture(picture) for picture in piece.pictures])
+                ids.append(inputs["input_ids"][0])
+                for name, tensor in _pixels(inputs).items():
+                    pictures.setdefault(name, []).append(tensor)
+            else:
+                ids.append(torch.tensor(self._ids(piece.text)))
+            learned.append(torch.full((len(ids[-1]),), piece.learned))
+        ids_T = torch.cat(ids)
+        joined = {name: torch.cat(tensors) for name, tensors in pictures.items()}
+        return Encoded(ids_T, torch.cat(learned), self._positions(ids_T, joined), joined)
+
+    @property
+    def stand_in(self) -> dict[str, Tensor]:
+        """The smallest picture, for batches without one."""
+        return _pixels(self._with_pictures(self._placeholder, [Image.new("RGB", (28, 28))]))
+
+    def _check(self, conversation: Conversation) -> None:
+        if conversation.pictures and not self._placeholder:
+            raise DataError(f"{conversation.place}: has pictures, but the model reads text only")
+        for number, message in enumerate(conversation.messages, start=1):
+            content = message["content"]
+            texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+            for match in filter(None, map(self._special.search, texts)):
+                raise DataError(f"{conversation.place}: turn {number} holds {match[0]!r}, a reserved token; remove it")
+
+    def _rest(self, message: Message) -> str:
+        """The assistant's turn after the tag with which the template itself opens it."""
+        return message["content"].removeprefix(self._opening) + self._end
+
+    def _check_questions(self, conversation: Conversation, text: str) -> None:
+        for message in conversation.messages:
+            content = message["content"]
+            parts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
+            lost = next((part for part in parts if message["role"] == "user" and part.strip() not in text), None)
+            if lost is not None:
+                raise CheckpointError(
+                    f"{conversation.place}: the chat template leaves {lost.strip()[:60]!r} out of the prompt; set "
+                    "prompt.template=raw, or give another template (chat_template)"
+                )
+
+    def _text(self, turns: Sequence[Message], prompt: bool) -> str:
+        return render_turns(self.processor, turns, self._prompt, prompt)
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _with_pictures(self, text: str, images: list[Image.Image]) -> dict[str, Tensor]:
+        options = {"add_special_tokens": False, "return_tensors": "pt", **self._picture_options}
+        return dict(self.processor(text=[text], images=images, **options))
+
+    def _extra_tokens(self, size: tuple[int, int]) -> int:
+        if size not in self._extra:
+            inputs = self._with_pictures(self._placeholder, [Image.new("RGB", size)])
+            self._extra[size] = inputs["input_ids"].shape[1] - len(self._ids(self._placeholder))
+        return self._extra[size]
+
+    def _positions(self, ids_T: Tensor, pictures: dict[str, Tensor]) -> Tensor:
+        if not pictures or self._rope_index is None:
+            return torch.arange(len(ids_T)).expand(self.axes, -1)
+        grids = {name: tensor for name, tensor in pictures.items() if name.endswith("grid_thw")}
+        ids_1T = ids_T[None]
+        text = {"input_ids": ids_1T, "attention_mask": torch.ones_like(ids_1T)}
+        return self._rope_index(**text, mm_token_type_ids=(ids_1T == self._picture_id).int(), **grids)[0][:, 0]
+
+
+def _pixels(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in inputs.items() if name not in _TEXT_KEYS}
+
+
+def _pictures(message: Message) -> int:
+    return 0 if isinstance(message["content"], str) else sum(part["type"] == "image" for part in message["content"])
+
+
+def collate(rows: Sequence[Sequence[Encoded]], encoder: ConversationEncoder, stand_in: bool = False) -> PolicyInputs:
+    """The tensors of a micro-batch: each row holds one conversation, or several that do not see each other. `stand_in`:
+    without pictures, take the smallest one, so that the vision tower runs."""
+    width = max(sum(len(each.ids_T) for each in row) for row in rows)
+    ids_BL = torch.full((len(rows), width), encoder.padding)
+    position_XBL = torch.zeros((encoder.axes, len(rows), width), dtype=torch.long)
+    end_BL = torch.arange(width).repeat(len(rows), 1)
+    present_BL = torch.zeros((len(rows), width), dtype=torch.bool)
+    reads, tokens = [], []
+    for b, row in enumerate(rows):
+        start = 0
+        for each in row:
+            here = slice(start, start + len(each.ids_T))
+            ids_BL[b, here], position_XBL[:, b, here] = each.ids_T, each.position_XT
+            end_BL[b, here], present_BL[b, here] = here.stop - 1, True
+            place_N = each.learned_T.nonzero()[:, 0]
+            reads.append(b * width + start + place_N - 1)
+            tokens.append(each.ids_T[place_N])
+            start = here.stop
+    shown = [each.pictures for row in rows for each in row if each.pictures]
+    pictures = {name: torch.cat([one[name] for one in shown]) for name in shown[0]} if shown else {}
+    return PolicyInputs(
+        input_ids_BL=ids_BL,
+        position_ids=position_XBL if encoder.axes > 1 else position_XBL[0],
+        end_BL=end_BL if any(len(row) > 1 for row in rows) else None,
+        present_BL=present_BL,
+        read_NT=pad_sequence(reads, batch_first=True),
+        token_NT=pad_sequence(tokens, batch_first=True),
+        response_NT=pad_sequence([torch.ones(len(token_T), dtype=torch.bool) for token_T in tokens], batch_first=True),
+        pictures=pictures if shown or not stand_in else encoder.stand_in,
+        feature_F=None,
+        shows_pictures=bool(shown),
+    )

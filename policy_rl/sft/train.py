@@ -1,0 +1,291 @@
+"""Supervised fine-tuning: a policy learns the assistant's turns of conversations, step-tagged solutions among them.
+
+L = −Σ log π(token) / M over the M learned tokens of a batch, of all micro-batches and ranks; with
+aggregation=sequence_mean, L = −(1/N) Σ_n (1/M_n) Σ log π(token) over its N conversations.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from mmprm.backbone.load import load_backbone, whole_folder
+from mmprm.backbone.masks import CPU_ROW, use_block_masks, why_not_packed
+from mmprm.backbone.token_tree import fill_rows
+from mmprm.config import Config, PathText
+from mmprm.errors import DataError
+from mmprm.preflight import check_model, check_room
+from mmprm.problems import ProblemsConfig
+from mmprm.prompts import PromptConfig
+from mmprm.rendering import template_of_file
+from mmprm.sampling.config import check_pixel_limits
+from mmprm.training.batches import micro_batches
+from mmprm.training.config import TrainingConfig
+from mmprm.training.engine import Engine
+from mmprm.training.loop import fit, step_count
+from mmprm.training.lora import LoraConfig, plain_weights
+from mmprm.training.ranks import Ranks, alone_in, join_ranks
+from mmprm.training.sharding import loading_in_parts
+from mmprm.training.stop_request import StopRequest
+from policy_rl.sft.batch import ConversationEncoder, Size, collate
+from policy_rl.sft.conversations import Conversation, read_conversations, without_unreadable
+from policy_rl.trainer.policy import Policy, PolicyInputs, prepare
+
+
+class SftConfig(Config):
+    base: PathText
+    """Model to begin with: a folder, a hub id such as Qwen/Qwen2.5-VL-7B-Instruct, or tiny (the embedded policy)."""
+    data: ProblemsConfig
+    """Conversations (ShareGPT, MM-Eureka, LMM-R1), or problems with solutions."""
+    held_out: ProblemsConfig | None = None
+    """Further ones, whose loss is measured."""
+    output: PathText
+    """Run folder: the model in policy/, checkpoints/, metrics.jsonl, tensorboard/. A run that is there goes on."""
+    chat_template: PathText | None = None
+    """File of a chat template (Jinja) in place of the checkpoint's; the model that is saved has it."""
+    prompt: PromptConfig = PromptConfig()
+    """How problems are asked; conversations are taken as they stand."""
+    frozen: tuple[str, ...] = ()
+    """What stays as it is: vision, projector or language, whatever the model calls them, or regular expressions of
+    parameter names."""
+    lora: LoraConfig | None = None
+    """Train low-rank adapters instead of all weights; the model that is saved is a plain one. null: train all that is
+    not frozen."""
+    packing: Literal["none", "samples"] = "samples"
+    """samples: several conversations in a row, each blind to the others. The loss is the same. Where a model cannot,
+    none, with a word."""
+    max_length: int = Field(4096, ge=1)
+    """Conversations of more tokens, pictures included, are left out of training and counted."""
+    max_pixels: int | None = Field(None, ge=1)
+    """Scale larger images down to this many pixels (Qwen-VL processors); by default the checkpoint's own limit."""
+    min_pixels: int | None = Field(None, ge=1)
+    """Scale smaller images up to this many pixels (Qwen-VL processors); by default the checkpoint's own limit."""
+    aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
+    """token_mean: mean over the learned tokens of a batch; sequence_mean: over its conversations, of their token means,
+    as trainers have it that average over devices with one conversation each."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, a third more time."""
+    training: TrainingConfig = TrainingConfig()
+    """Optimisation, batches, sharding, checkpoints."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _chat_template_of_a_file(cls, values: Any) -> Any:
+        return template_of_file(values, "chat_template")
+
+    @model_validator(mode="after")
+    def _pixel_limits_in_order(self) -> SftConfig:
+        check_pixel_limits(self.min_pixels, self.max_pixels)
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class SftSummary:
+    """`evaluation` holds the last loss a token on held-out conversations; `tokens` are those learned, once an epoch."""
+
+    policy: Path
+    steps: int
+    samples: int
+    tokens: int
+    too_long: int
+    seconds: float
+    evaluation: dict[str, float]
+
+
+class Rows:
+    """Conversations in rows, one in each or packed by `width`; of each row its tokens, its learned tokens and its
+    conversations."""
+
+    def __init__(
+        self, samples: Sequence[Conversation], sizes: Sequence[Size], encoder: ConversationEncoder, width: int | None
+    ) -> None:
+        self._samples, self._encoder = samples, encoder
+        lengths = [size.tokens for size in sizes]
+        self._rows = [[place] for place in range(len(samples))] if width is None else fill_rows(lengths, width)
+        # Rows come longest first: let those of equal length not always stand together.
+        random.Random(0).shuffle(self._rows)
+        self.lengths = [sum(sizes[place].tokens for place in row) for row in self._rows]
+        self.terms = [sum(sizes[place].learned for place in row) for row in self._rows]
+        self.conversations = [len(row) for row in self._rows]
+
+    def collate(self, rows: Sequence[int], stand_in: bool) -> PolicyInputs:
+        chosen = [[self._encoder(self._samples[place]) for place in self._rows[row]] for row in rows]
+        return collate(chosen, self._encoder, stand_in)
+
+
+def token_loss(logprobs_NT: Tensor, response_NT: Tensor) -> Tensor:
+    """−Σ log π(token) over the learned tokens; 0 on padding."""
+    return -logprobs_NT.sum()
+
+
+def sequence_loss(logprobs_NT: Tensor, response_NT: Tensor) -> Tensor:
+    """−Σ_n (1/M_n) Σ_t log π(token) over N conversations with M_n learned tokens each; 0 on padding."""
+    return -(logprobs_NT.sum(dim=1) / response_NT.sum(dim=1)).sum()
+
+
+class SftTask:
+    """The Task of mmprm.training.loop: a sample is a row, a loss term a learned token, or a conversation."""
+
+    def __init__(
+        self,
+        train: Rows,
+        held_out: Rows,
+        micro_batch_tokens: int,
+        stand_in: bool,
+        ranks: Ranks,
+        aggregation: str = "token_mean",
+    ) -> None:
+        self._train, self._held_out = train, held_out
+        self._micro_batch_tokens, self._stand_in, self._ranks = micro_batch_tokens, stand_in, ranks
+        self.lengths = train.lengths
+        self.terms = {"token_mean": train.terms, "sequence_mean": train.conversations}[aggregation]
+        self._loss = {"token_mean": token_loss, "sequence_mean": sequence_loss}[aggregation]
+
+    def collate(self, samples: Sequence[int]) -> PolicyInputs:
+        return self._train.collate(samples, self._stand_in)
+
+    def loss_sum(self, model: nn.Module, batch: PolicyInputs) -> Tensor:
+        batch = batch.to(self._ranks.device)
+        return self._loss(model(batch).logprobs_NT, batch.response_NT)
+
+    def evaluate(self, engine: Engine) -> dict[str, float]:
+        """Return the loss per learned token on the held-out conversations, whatever the aggregation; {} without any."""
+        lengths = self._held_out.lengths
+        if not lengths:
+            return {}
+        rows = micro_batches(range(len(lengths)), lengths, self._micro_batch_tokens, self._ranks.count)
+        loss = 0.0
+        with engine.inference() as model:
+            for row in rows:
+                micro = row[self._ranks.rank]
+                batch = self._held_out.collate(micro.samples, self._stand_in).to(self._ranks.device)
+                part = token_loss(model(batch).logprobs_NT, batch.response_NT).item()
+                loss += 0.0 if micro.filler else part
+        (loss,) = self._ranks.sum(loss)
+        tokens = sum(self._held_out.terms)
+        return {"loss": loss / tokens, "tokens": float(tokens)}
+
+
+def train_sft(config: SftConfig) -> SftSummary:
+    """Train on one process, or as one of the ranks that torchrun started; every rank returns the summary."""
+    ranks = join_ranks()
+    with alone_in(ranks, Path(config.output), "output"):
+        return _train(config, ranks)
+
+
+def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
+    started, optimisation, output = time.perf_counter(), config.training, Path(config.output)
+    check_model(config.base)
+    check_room(config.output, "output", config.base)
+    # What is wrong with the data costs no loading of a model.
+    found = _readable(config.data, config, ranks)
+    found_held_out = _readable(config.held_out, config, ranks) if config.held_out else []
+    dtype = torch.bfloat16 if optimisation.precision == "bf16" else torch.float32
+    torch.manual_seed(optimisation.seed)  # the same adapters on all ranks
+    with loading_in_parts(optimisation):
+        backbone, processor = load_backbone(config.base, dtype)
+    if config.prompt.chat_template is not None:
+        processor.chat_template = config.prompt.chat_template
+    encoder = ConversationEncoder(backbone, processor, config.max_pixels, config.min_pixels, config.prompt)
+    samples, sizes, too_long = _samples(config.data, config, encoder, found)
+    held_out, held_out_sizes, left_out = [], [], 0
+    if config.held_out:
+        held_out, held_out_sizes, left_out = _samples(config.held_out, config, encoder, found_held_out)
+    width = _width(config, backbone, sizes, ranks)
+    policy = Policy(backbone)
+    prepare(policy, config.frozen, config.lora, config.gradient_checkpointing)
+    torch.manual_seed(optimisation.seed + ranks.rank)
+    rows, held_out_rows = Rows(samples, sizes, encoder, width), Rows(held_out, held_out_sizes, encoder, width)
+    # The batch size counts conversations, however many of them a row holds.
+    batch_size = max(1, round(optimisation.batch_size * len(rows.lengths) / len(samples)))
+    optimisation = optimisation.model_copy(update={"batch_size": batch_size})
+    total = step_count(len(rows.lengths), optimisation)
+    engine = Engine(policy, optimisation, total, ranks)
+    # Ranks wait for each other in the vision tower, too.
+    stand_in = ranks.count > 1 and any(each.pictures for each in (*samples, *held_out))
+    task = SftTask(rows, held_out_rows, optimisation.micro_batch_tokens, stand_in, ranks, config.aggregation)
+    if ranks.is_main:
+        print(
+            f"{len(samples):,} conversations in {len(rows.lengths):,} rows, {sum(rows.terms):,} tokens to learn, "
+            f"{too_long:,} conversations too long, {left_out:,} of those held out; "
+            f"{total:,} steps on {ranks.count} ranks",
+            flush=True,
+        )
+    evaluation = fit(task, engine, optimisation, output, _origin(config, samples))
+    with StopRequest(ranks):  # there may be no checkpoint of what is trained now: it is written first
+        weights = engine.weights("backbone.")
+        if ranks.is_main:
+            _stop_at(backbone, encoder.ends)
+            with whole_folder(output / "policy") as folder:
+                backbone.save_pretrained(folder, state_dict=plain_weights(backbone, weights))
+                processor.save_pretrained(folder)
+        ranks.barrier()
+    seconds = time.perf_counter() - started
+    return SftSummary(output / "policy", total, len(samples), sum(rows.terms), too_long, seconds, evaluation)
+
+
+def _readable(data: ProblemsConfig, config: SftConfig, ranks: Ranks) -> list[Conversation]:
+    """Return the conversations whose images can be decoded; the others are counted, with the reason of the first."""
+    found, broken = without_unreadable(read_conversations(data, config.prompt))
+    if broken and ranks.is_main:
+        place, reason = next(iter(broken.items()))
+        print(f"{len(broken):,} conversations are left out: an image cannot be read; {place}: {reason}", flush=True)
+    return found
+
+
+def _samples(
+    data: ProblemsConfig, config: SftConfig, encoder: ConversationEncoder, found: Sequence[Conversation] | None = None
+) -> tuple[list[Conversation], list[Size], int]:
+    """Return the conversations of at most max_length tokens with their sizes, and the number of longer ones.
+
+    `found` are those of `data`, where they were read before. DataError where all are longer.
+    """
+    found = read_conversations(data, config.prompt) if found is None else found
+    sizes = [encoder.size(conversation) for conversation in found]
+    kept = [(each, size) for each, size in zip(found, sizes, strict=True) if size.tokens <= config.max_length]
+    if not kept:
+        raise DataError(
+            f"{data.path}: all {len(found)} conversations exceed max_length={config.max_length} tokens; raise it"
+        )
+    return [each for each, _ in kept], [size for _, size in kept], len(found) - len(kept)
+
+
+def _width(config: SftConfig, backbone: Any, sizes: Sequence[Size], ranks: Ranks) -> int | None:
+    """Tokens of a packed row; None where each conversation has a row of its own."""
+    if config.packing == "none":
+        return None
+    why_not = why_not_packed(backbone)
+    if why_not is not None:
+        if ranks.is_main:
+            print(f"packing={config.packing} becomes none for {type(backbone).__name__}: {why_not}", flush=True)
+        return None
+    longest = max(size.tokens for size in sizes)
+    if ranks.device.type == "cpu":
+        return min(config.training.micro_batch_tokens, CPU_ROW * longest)
+    use_block_masks(backbone)
+    return longest
+
+
+def _origin(config: SftConfig, samples: Sequence[Conversation]) -> dict[str, Any]:
+    """What else decides the weights: with another base or other conversations a run does not go on."""
+    free = {"chat_template", "data", "held_out", "output", "training", "gradient_checkpointing"}
+    texts = hashlib.sha256(json.dumps([each.messages for each in samples]).encode()).hexdigest()
+    return config.model_dump(mode="json", exclude=free) | {"conversations": texts[:16]}
+
+
+def _stop_at(backbone: Any, ends: set[int]) -> None:
+    """Engines stop at the tokens that ended the learned turns: those of a base model may be others."""
+    settings = backbone.generation_config
+    known = settings.eos_token_id
+    known = set() if known is None else {known} if isinstance(known, int) else set(known)
+    settings.eos_token_id = sorted(known | ends)

@@ -1,0 +1,234 @@
+"""Responses as training data: what each carries, which run together, and the tensors of a micro-batch.
+
+Nothing is ever cut off: a response that does not fit is refused by `Limits.check`, so that the caller can count and
+skip it.
+
+Shapes: B row, L token of a row, X axis of the positions, F picture token, N response, T token of a response or of a
+row's responses together, K response of a group.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from mmprm.backbone.token_tree import common_prefix, token_tree
+from mmprm.errors import DataError, TrainingError
+from mmprm.training.batches import MicroBatch, micro_batches
+from policy_rl.trainer.policy import PolicyInputs
+from policy_rl.trainer.prompt_encoder import EncodedPrompt, PromptEncoder
+from policy_rl.types import ARRAYS, Experience
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the model can take: tokens of prompt and response together, and token ids that only a prompt may hold."""
+
+    context: int
+    reserved: frozenset[int]
+
+    def check(self, experience: Experience) -> None:
+        """Raise DataError, naming the problem, for a response that cannot be trained on."""
+        name = f"problem {experience.problem.id}"
+        if not experience.token_ids:
+            raise DataError(f"{name}: a response without tokens has nothing to learn from; leave it out")
+        if experience.length > self.context:
+            raise DataError(
+                f"{name}: a prompt of {experience.prompt_tokens} tokens and a response of {len(experience.token_ids)} "
+                f"exceed the model's context of {self.context}; leave the problem out, or scale its pictures down"
+            )
+        found = self.reserved & set(experience.token_ids)
+        if found:
+            raise DataError(
+                f"{name}: a response holds token {min(found)}, which stands for a picture; ban it in sampling"
+            )
+
+
+def tokens_of_groups(experiences: Iterable[Experience]) -> Counter[int]:
+    """Return the response tokens that count, by group."""
+    tokens: Counter[int] = Counter()
+    for experience in experiences:
+        tokens[experience.group] += int(experience.counted.sum())
+    return tokens
+
+
+def check_finite(experiences: Sequence[Experience]) -> None:
+    """Raise TrainingError, naming the problem, for a number that would spoil the weights: NaN or infinity where a token
+    counts."""
+    for experience in experiences:
+        for name in ARRAYS:
+            array = getattr(experience, name)
+            if array is None:
+                continue
+            assert len(array) == len(experience.token_ids), f"{name}: one number a response token"
+            if not np.isfinite(array[experience.counted]).all():
+                raise TrainingError(
+                    f"problem {experience.problem.id}: {name} of a response is not finite; no update is made from it, "
+                    "see what its reward functions and its engine returned"
+                )
+
+
+Row = tuple[int, ...]
+"""Responses (their places among the experiences) that share a prompt and a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Rows of a batch, and for each round one micro-batch of rows a rank."""
+
+    rows: tuple[Row, ...]
+    rounds: tuple[tuple[MicroBatch, ...], ...]
+
+    def rows_of(self, rank: int) -> list[tuple[list[Row], bool]]:
+        """(rows, filler) of each micro-batch of a rank."""
+        own = [micro[rank] for micro in self.rounds]
+        return [([self.rows[row] for row in micro.samples], micro.filler) for micro in own]
+
+
+def plan(
+    experiences: Sequence[Experience],
+    token_budget: int,
+    ranks: int,
+    share_prompt: bool,
+    attention_cost: float = 0.0,
+) -> Plan:
+    """Micro-batches of at most `token_budget` tokens, padding included, a longer row alone; as many on every rank.
+
+    With `share_prompt` responses of a group stand in one row behind their prompt, where tokens that several begin with
+    stand once: as many as fit the budget and cost least (see `cheapest_rows`).
+    """
+    groups: dict[int, list[int]] = {}
+    for place, experience in enumerate(experiences):
+        groups.setdefault(experience.group, []).append(place)
+    rows: list[Row] = []
+    lengths: list[int] = []
+    for members in groups.values():
+        head = experiences[members[0]]
+        assert all(experiences[place].problem == head.problem for place in members), "a group answers one problem"
+        members = sorted(members, key=lambda place: (experiences[place].token_ids, place))
+        paths = [_ids(experiences[place]) for place in members]
+        shared = [common_prefix(*pair) for pair in itertools.pairwise(paths)]
+        sizes = [len(path) for path in paths]
+        most = len(members) if share_prompt else 1
+        for cut in cheapest_rows(head.prompt_tokens, sizes, shared, token_budget, attention_cost, most):
+            rows.append(tuple(members[cut]))
+            lengths.append(head.prompt_tokens + sum(sizes[cut]) - sum(shared[cut.start : cut.stop - 1]))
+    return Plan(tuple(rows), tuple(micro_batches(range(len(rows)), lengths, token_budget, ranks)))
+
+
+def cheapest_rows(
+    prompt_tokens: int,
+    sizes_K: Sequence[int],
+    shared_K: Sequence[int],
+    token_budget: int,
+    attention_cost: float,
+    most: int,
+) -> list[slice]:
+    """The cut of a group's responses, in lexicographic order, into rows of at most `most` that costs least: the sum of
+    L·(1 + c·L) over the rows, L = prompt + responses − what neighbours in the row share, at most `token_budget` unless
+    alone.
+
+    Response k has sizes_K[k] tokens, of which the first shared_K[k] are those of response k + 1, too. `attention_cost`
+    c is that of a pair of tokens against a token's: about 1 / (6 · hidden size) where the whole square is computed, 0
+    where masked blocks are left out.
+    """
+    best: list[tuple[float, list[slice]]] = [(0.0, [])]
+    for stop in range(1, len(sizes_K) + 1):
+        found, length = [], prompt_tokens
+        for start in range(stop - 1, max(-1, stop - 1 - most), -1):
+            length += sizes_K[start] - (shared_K[start] if start < stop - 1 else 0)
+            if length > token_budget and start < stop - 1:
+                break
+            cost, cuts = best[start]
+            found.append((cost + length * (1 + attention_cost * length), [*cuts, slice(start, stop)]))
+        best.append(min(found, key=lambda choice: choice[0]))
+    return best[-1][1]
+
+
+def _ids(experience: Experience) -> np.ndarray:
+    return np.asarray(experience.token_ids, dtype=np.int32)
+
+
+def collate(
+    rows: Sequence[Row], experiences: Sequence[Experience], encoder: PromptEncoder, stand_in: bool = False
+) -> PolicyInputs:
+    """The tensors of a micro-batch; responses in the order of the rows. `stand_in`: without pictures, take the smallest
+    one, so that the vision tower runs."""
+    heads = [experiences[row[0]] for row in rows]
+    prompts = [encoder(head.problem, head.prompt_tokens) for head in heads]
+    trees = [token_tree([_ids(experiences[place]) for place in row]) for row in rows]
+    width = max(len(prompt.ids_P) + len(tree) for prompt, tree in zip(prompts, trees, strict=True))
+    ids_BL = torch.full((len(rows), width), encoder.padding)
+    position_XBL = torch.zeros((encoder.axes, len(rows), width), dtype=torch.long)
+    end_BL = torch.arange(width).repeat(len(rows), 1)
+    present_BL = torch.zeros((len(rows), width), dtype=torch.bool)
+    reads, tokens = [], []
+    for b, (prompt, tree, row) in enumerate(zip(prompts, trees, rows, strict=True)):
+        head, stop = len(prompt.ids_P), len(prompt.ids_P) + len(tree)
+        ids_BL[b, :head], position_XBL[:, b, :head] = prompt.ids_P, prompt.position_XP
+        end_BL[b, :head], present_BL[b, :stop] = stop - 1, True
+        ids_BL[b, head:stop] = torch.from_numpy(tree.ids_T)
+        end_BL[b, head:stop] = torch.from_numpy(tree.end_T) + head
+        position_XBL[:, b, head:stop] = torch.from_numpy(tree.depth_T) + prompt.position_XP.max() + 1
+        for place, stands_T in zip(row, tree.places_PL, strict=True):
+            before_T = torch.from_numpy(stands_T).long().roll(1) + head
+            before_T[0] = head - 1
+            reads.append(before_T + b * width)
+            tokens.append(torch.tensor(experiences[place].token_ids))
+    pictures, feature_F = _pictures(rows, experiences, prompts)
+    shows_pictures = bool(pictures)
+    if stand_in and not shows_pictures:
+        pictures = encoder.stand_in
+    return PolicyInputs(
+        input_ids_BL=ids_BL,
+        position_ids=position_XBL if encoder.axes > 1 else position_XBL[0],
+        end_BL=end_BL if any(len(row) > 1 for row in rows) else None,
+        present_BL=present_BL,
+        read_NT=pad_sequence(reads, batch_first=True),
+        token_NT=pad_sequence(tokens, batch_first=True),
+        response_NT=pad_sequence([torch.ones(len(token_T), dtype=torch.bool) for token_T in tokens], batch_first=True),
+        pictures=pictures,
+        feature_F=feature_F,
+        shows_pictures=shows_pictures,
+    )
+
+
+def _pictures(
+    rows: Sequence[Row], experiences: Sequence[Experience], prompts: Sequence[EncodedPrompt]
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Each group's pictures once, and which feature each picture token takes where rows share them."""
+    first: dict[int, int] = {}
+    shown: dict[int, EncodedPrompt] = {}
+    count = 0
+    features = []
+    for row, prompt in zip(rows, prompts, strict=True):
+        group = experiences[row[0]].group
+        if prompt.pictures and group not in shown:
+            shown[group], first[group] = prompt, count
+            count += prompt.picture_tokens
+        if prompt.pictures:
+            features.append(torch.arange(first[group], first[group] + prompt.picture_tokens))
+    if not shown:
+        return {}, None
+    names = next(iter(shown.values())).pictures
+    pictures = {name: torch.cat([prompt.pictures[name] for prompt in shown.values()]) for name in names}
+    return pictures, torch.cat(features) if len(features) > len(shown) else None
+
+
+def padded(
+    rows: Sequence[Row], experiences: Sequence[Experience], name: str, dtype: torch.dtype = torch.float32
+) -> Tensor | None:
+    """One of the arrays (or `counted`) as a tensor _NT in the order of the rows, 0 on padding; None where it is None
+    for all."""
+    arrays = [getattr(experiences[place], name) for row in rows for place in row]
+    if all(array is None for array in arrays):
+        return None
+    assert all(array is not None for array in arrays), f"{name}: for all responses of an update, or for none"
+    return pad_sequence([torch.as_tensor(np.array(array), dtype=dtype) for array in arrays], batch_first=True)

@@ -1,0 +1,276 @@
+"""The trainer as its driver sees it: one Ray actor a rank, every call made to all of them at once.
+
+    group = TrainerGroup(model, config, prompt, temperature, total_updates, critic, places)
+    group.check(experience)                                  # DataError: count and skip
+    experiences = group.log_probs(experiences, policy=True)  # with old, ref and values filled in
+    metrics = group.update(experiences, progress)
+    group.open_transfer(make, engines); published = group.publish(version, probe_token_ids, dtype)
+    extra = group.resume(folder); group.save(folder, extra, keep); group.save_model(folder)
+    group.close()
+
+An error of a rank is raised here once, as itself. If the other ranks cannot go on without it, or a rank does not answer
+in time, the group is closed.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from mmprm import actors
+from mmprm.errors import EngineStoppedError, MmprmError, TrainingError
+from mmprm.prompts import PromptConfig
+from policy_rl.trainer.batch import Limits
+from policy_rl.trainer.config import TrainerConfig
+from policy_rl.trainer.trainer import LogProbs, Trainer
+from policy_rl.types import Experience
+from policy_rl.weights.transfer import Published, Transfer
+
+NOTICE_SECONDS = 30
+GRACE_SECONDS = 10
+"""How long the other ranks may take to answer after one has failed."""
+
+
+class TrainerGroup:
+    """`places`, one a rank, are those of policy_rl.placement; by default a GPU each, if there are any. The group is
+    added to `starting` before it waits for its ranks, so that others can abandon it. The other arguments are those of
+    Trainer. Starts Ray if it does not run."""
+
+    def __init__(
+        self,
+        model: str,
+        config: TrainerConfig,
+        prompt: PromptConfig,
+        temperature: float,
+        total_updates: int,
+        critic: bool = False,
+        places: Sequence[dict[str, Any]] | None = None,
+        max_pixels: int | None = None,
+        min_pixels: int | None = None,
+        starting: list[TrainerGroup] | None = None,
+    ) -> None:
+        actors.connect()
+        self._timeout_s = config.timeout_s
+        self._closed: str | None = None
+        # Ranks meet in each call, so that all must get two callers' calls in the same order.
+        self._lock = threading.RLock()
+        self._make: Callable[..., Transfer] | None = None
+        self._engines: Callable[[], Sequence[Any]] | None = None
+        self._reached: Sequence[Any] | None = None
+        """The engines that the transfer was opened for."""
+        self._sent: int | None = None
+        """Version that was sent last, as long as the trainer has no other weights."""
+        gpu = ray.cluster_resources().get("GPU", 0) > 0
+        # Without a GPU the ranks compute while the engines, which have booked the cores, wait.
+        places = places or [{"num_cpus": 0, "num_gpus": 1 if gpu else 0}] * config.ranks
+        assert len(places) == config.ranks, "a place for each rank"
+        self._actors = [ray.remote(concurrency_groups={"watch": 1}, **place)(_Rank).remote() for place in places]
+        if starting is not None:
+            starting.append(self)
+        address = self._get(self._actors[0].address.remote(), "the first rank to start")
+        threads = None if gpu else max(1, len(os.sched_getaffinity(0)) // config.ranks)
+        arguments = (model, config, prompt, temperature, total_updates, critic, max_pixels, min_pixels)
+        each = [(rank, config.ranks, address, threads, arguments) for rank in range(config.ranks)]
+        self.limits: Limits = self._all("start", each)[0]
+
+    def check(self, experience: Experience) -> None:
+        """Raise DataError, naming the problem, for a response that cannot be trained on."""
+        self.limits.check(experience)
+
+    def log_probs(self, experiences: Sequence[Experience], policy: bool = True) -> list[Experience]:
+        """The experiences with `old` and, with a critic, `values` (unless `policy` is False), and with `ref` where
+        there is a reference."""
+        found: dict[int, LogProbs] = {}
+        for share in self._call("log_probs", list(experiences), policy):
+            found |= share
+        named = [asdict(found[place]) for place in range(len(experiences))]
+        return [
+            replace(experience, **{name: array for name, array in each.items() if array is not None})
+            for experience, each in zip(experiences, named, strict=True)
+        ]
+
+    def update(self, experiences: Sequence[Experience], progress: float | None = None) -> dict[str, float]:
+        """One optimizer step; see Trainer.update."""
+        with self._lock:
+            self._sent = None
+            return self._call("update", list(experiences), progress)[0]
+
+    def open_transfer(self, make: Callable[..., Transfer], engines: Callable[[], Sequence[Any]] | None = None) -> None:
+        """`make(rank)` is called on every rank; see policy_rl.weights.transfer. Where the trainer itself reaches the
+        engines, which `engines` tells, `make(rank, engines=…)`, and again for a transfer to others than the last one's."""
+        self._make, self._engines = make, engines
+        self._open_transfer()
+
+    def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Published:
+        with self._lock:
+            if self._engines is not None and self._reached != self._engines():
+                self._open_transfer()
+            published = self._call("publish", version, tuple(probe_token_ids), dtype)[0]
+            self._sent = version
+        return published
+
+    def publish_again(
+        self, make: Callable[[int], Transfer], version: int, probe_token_ids: Sequence[int], dtype: torch.dtype
+    ) -> Published:
+        """The weights that the engines got as `version` by another way, for an engine that took no part in it.
+        EngineStoppedError where the trainer has gone on since."""
+        with self._lock:
+            if self._sent != version:
+                raise EngineStoppedError(
+                    f"a new engine cannot get the weights of version {version}, which the trainer has already updated: "
+                    "resume the run from its last checkpoint, or set weights.transport=file"
+                )
+            self._reached = None  # the next transfer needs its own way again
+            self._call("open_transfer", make)
+            return self._call("publish", version, tuple(probe_token_ids), dtype)[0]
+
+    def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
+        self._call("save", folder, extra, keep)
+
+    def resume(self, folder: Path) -> dict[str, Any] | None:
+        self._sent = None
+        return self._call("resume", folder)[0]
+
+    def save_model(self, folder: Path) -> None:
+        self._call("save_model", folder)
+
+    def close(self) -> None:
+        if self._closed is None:
+            self._call("close")
+        self._kill("it was closed")
+
+    def abandon(self, reason: str) -> None:
+        """End the ranks at once, whatever they do; may be called from another thread while the group starts."""
+        self._kill(reason)
+
+    def _open_transfer(self) -> None:
+        assert self._make is not None, "open_transfer comes first"
+        self._reached = None if self._engines is None else list(self._engines())
+        make = self._make if self._reached is None else partial(self._make, engines=self._reached)
+        self._call("open_transfer", make)
+
+    def _call(self, method: str, *arguments: Any) -> list[Any]:
+        shared = arguments if len(self._actors) == 1 else ray.put(arguments)
+        with self._lock:
+            return self._all("call", [(method, shared)] * len(self._actors))
+
+    def _all(self, method: str, each: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """What every rank answers, in rank order."""
+        if self._closed is not None:
+            raise TrainingError(f"the trainer has ended: {self._closed}; go on from the last checkpoint")
+        name = each[0][0] if method == "call" else method
+        started = time.monotonic()
+        calls = [getattr(actor, method).remote(*arguments) for actor, arguments in zip(self._actors, each, strict=True)]
+        answers: dict[int, Any] = {}
+        failures: dict[int, BaseException] = {}
+        end = started + self._timeout_s
+        while len(answers) + len(failures) < len(calls) and time.monotonic() < end:
+            waiting = [rank for rank in range(len(calls)) if rank not in answers and rank not in failures]
+            limit = min(NOTICE_SECONDS, max(0.0, end - time.monotonic()))
+            done, _ = ray.wait([calls[rank] for rank in waiting], timeout=limit)
+            for rank in [rank for rank in waiting if calls[rank] in done]:
+                try:
+                    answers[rank] = ray.get(calls[rank])
+                except RayError as error:
+                    failures[rank] = _cause(error, rank)
+                    end = min(end, time.monotonic() + GRACE_SECONDS)
+            if not done and not failures and time.monotonic() < end:
+                print(f"{name}: {self._state(waiting)}", file=sys.stderr, flush=True)
+        if len(answers) == len(calls):
+            return [answers[rank] for rank in range(len(calls))]
+        late = [rank for rank in range(len(calls)) if rank not in answers and rank not in failures]
+        failure = next((error for error in failures.values() if isinstance(error, MmprmError)), None)
+        failure = failure or next(iter(failures.values()), None)
+        if failure is None:
+            failure = TrainingError(
+                f"{name}: no end after {self._timeout_s:g} s: {self._state(late)}; ranks that answered: "
+                f"{sorted(answers) or 'none'}; raise trainer.timeout_s if it only needs longer"
+            )
+        if len(failures) < len(calls):  # the ranks are no longer in step
+            self._kill(str(failure))
+        raise failure
+
+    def _state(self, waiting: Sequence[int]) -> str:
+        """Which rank waits for what, as the ranks themselves say."""
+        questions = [self._actors[rank].doing.remote() for rank in waiting]
+        done, _ = ray.wait(questions, num_returns=len(questions), timeout=5)
+        states = [
+            f"rank {rank} is at {_answer(question) if question in done else 'something that it cannot tell'}"
+            for rank, question in zip(waiting, questions, strict=True)
+        ]
+        return "; ".join(states)
+
+    def _get(self, call: Any, what: str) -> Any:
+        started = time.monotonic()
+        while time.monotonic() - started < self._timeout_s:
+            try:
+                return ray.get(call, timeout=NOTICE_SECONDS)
+            except GetTimeoutError:
+                print(f"waiting for {what}; Ray has {ray.available_resources()} free", file=sys.stderr, flush=True)
+            except RayError as error:
+                raise _cause(error, 0) from None
+        raise TrainingError(f"waited {self._timeout_s:g} s for {what}; Ray has {ray.available_resources()} free")
+
+    def _kill(self, reason: str) -> None:
+        self._closed = self._closed or reason
+        for actor in self._actors:
+            actors.kill(actor)
+
+
+class _Rank:
+    """The actor: a Trainer in a process of its own, and a thread beside it that tells what it does."""
+
+    def __init__(self) -> None:
+        self._trainer: Trainer | None = None
+
+    def address(self) -> tuple[str, int]:
+        """Where the ranks meet: this machine, a free port."""
+        host = ray.util.get_node_ip_address()
+        with socket.socket() as free:
+            free.bind((host, 0))
+            return host, free.getsockname()[1]
+
+    def start(
+        self, rank: int, count: int, address: tuple[str, int], threads: int | None, arguments: tuple[Any, ...]
+    ) -> Limits:
+        host, port = address
+        # Ray shows each rank its own GPU only, as number 0.
+        place = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": count, "MASTER_ADDR": host, "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in place.items()})
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._trainer = Trainer(*arguments)
+        return self._trainer.limits
+
+    def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        return getattr(self._trainer, method)(*arguments)
+
+    @ray.method(concurrency_group="watch")
+    def doing(self) -> str:
+        return "the start: loading the model, meeting the other ranks" if self._trainer is None else self._trainer.doing
+
+
+def _answer(question: Any) -> str:
+    try:
+        return ray.get(question)
+    except RayError:
+        return "its end: the process has died"
+
+
+def _cause(error: RayError, rank: int) -> BaseException:
+    """The error that was raised on the rank; Ray wraps it, with both tracebacks in its text."""
+    if isinstance(error, RayTaskError):
+        return error.cause if isinstance(error.cause, Exception) else error
+    return TrainingError(f"rank {rank} of the trainer has died: {error}; go on from the last checkpoint")

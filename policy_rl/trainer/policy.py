@@ -1,0 +1,263 @@
+"""The policy as the trainer runs it: log-probabilities, entropies and values of the response tokens, and nothing else.
+
+A row of a batch is a prompt with one response, or with several that share it, and share the tokens on which they agree
+from their start: then each response sees the prompt and its own tokens, and its positions go on from the prompt's end,
+as they would in a row of its own.
+
+Shapes: B row, L token of a row, X axis of the positions (M-RoPE has three), N response of the batch, T token of a
+response, M response token (of all responses), H hidden, V vocabulary, F picture token.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from mmprm.backbone.freeze import PARTS
+from mmprm.backbone.load import check_logits
+from mmprm.backbone.masks import attention_mask
+from mmprm.errors import ConfigError
+from mmprm.training.lora import LoraConfig, add_adapters
+
+LOGITS_AT_ONCE = 2**26
+"""Elements of the logits that exist at the same time, in the forward and in the backward pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyInputs:
+    """What policy_rl.trainer.batch makes of a micro-batch."""
+
+    input_ids_BL: Tensor
+    position_ids: Tensor
+    """_BL, or _XBL where the model has positions on several axes."""
+    end_BL: Tensor | None
+    """Last token that sees a token, in rows with several responses; None where every row has one."""
+    present_BL: Tensor
+    """False on padding."""
+    read_NT: Tensor
+    """Place, among all B·L tokens, of the token before a response token: there its probability is read."""
+    token_NT: Tensor
+    response_NT: Tensor
+    """False on padding."""
+    pictures: dict[str, Tensor]
+    """Each picture once, as the processor made it; empty where no vision tower is to run."""
+    feature_F: Tensor | None
+    """For every picture token of the batch, in order, which feature it takes; None: all, in order."""
+    shows_pictures: bool
+    """False: the vision tower runs on a stand-in, whose features count 0 times, to stay in step with other ranks."""
+
+    def to(self, device: torch.device) -> PolicyInputs:
+        return PolicyInputs(**{field.name: _moved(getattr(self, field.name), device) for field in fields(self)})
+
+
+class PolicyOutput(NamedTuple):
+    """0 on padding. `entropy_NT` has no gradient; `values_NT` are those of the state before the token."""
+
+    logprobs_NT: Tensor
+    entropy_NT: Tensor
+    values_NT: Tensor | None
+
+
+class Policy(nn.Module):
+    """A language model read at response tokens, with the distribution that was sampled from: softmax(logits /
+    temperature) without the `banned` tokens. `critic` adds a value head on the same hidden states, which begins at 0.
+    `float32_logits`: see `token_logprobs`."""
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        temperature: float = 1.0,
+        critic: bool = False,
+        banned: Sequence[int] = (),
+        float32_logits: bool = True,
+    ) -> None:
+        super().__init__()
+        check_logits(backbone)
+        assert temperature > 0, "greedy samples have no log-probabilities to learn from"
+        self.backbone = backbone
+        self.temperature = temperature
+        self.banned = list(banned)
+        self.float32_logits = float32_logits
+        self.value_head = ValueHead(backbone.config.get_text_config().hidden_size, 1) if critic else None
+        self.detach_values = False
+        """Whether values leave the backbone alone: no gradient of theirs reaches it."""
+        if self.value_head is not None:
+            nn.init.zeros_(self.value_head.weight)
+            nn.init.zeros_(self.value_head.bias)
+            self.value_head.to(backbone.dtype)
+
+    def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+        hidden_BLH = self._hidden(inputs)
+        hidden_MH = hidden_BLH.flatten(0, 1)[inputs.read_NT[inputs.response_NT]]
+        # Reading the weight here, within a forward, lets ZeRO-3 gather it.
+        output = self.backbone.get_output_embeddings()
+        logprobs_M, entropy_M = token_logprobs(
+            hidden_MH,
+            output.weight,
+            output.bias,
+            inputs.token_NT[inputs.response_NT],
+            self.temperature,
+            self.banned,
+            self.float32_logits,
+        )
+        values_NT = None
+        if self.value_head is not None:
+            values_M = self.value_head(hidden_MH.detach() if self.detach_values else hidden_MH).squeeze(-1)
+            values_NT = _spread(values_M.to(logprobs_M.dtype), inputs.response_NT)
+        spread = (_spread(values_M, inputs.response_NT) for values_M in (logprobs_M, entropy_M))
+        return PolicyOutput(*spread, values_NT)
+
+    def _hidden(self, inputs: PolicyInputs) -> Tensor:
+        """The vision tower runs first, whether its features are used or not: under ZeRO-3 all ranks have to gather the
+        same weights in the same order."""
+        pictures, stand_in = {}, 0.0
+        if inputs.pictures:
+            features = self.backbone.model.get_image_features(**inputs.pictures, return_dict=True)
+            if inputs.shows_pictures:
+                pictures["mm_encoder_outputs"] = {"image": _repeated(features, inputs.feature_F)}
+            else:
+                stand_in = sum(feature.sum() for feature in _each(features.pooler_output)) * 0.0
+        hidden_BLH = self.backbone.model(
+            input_ids=inputs.input_ids_BL,
+            position_ids=inputs.position_ids,
+            attention_mask=inputs.present_BL if inputs.end_BL is None else attention_mask(inputs.end_BL),
+            use_cache=False,
+            **pictures,
+        ).last_hidden_state
+        return hidden_BLH + stand_in
+
+
+class ValueHead(nn.Linear):
+    """W·h + b, multiplied in float32 at least: in bfloat16 values near 0.5 come in steps of 0.002."""
+
+    def forward(self, hidden_MH: Tensor) -> Tensor:
+        hidden_MH, weight_1H, bias_1 = (_at_least_float32(each) for each in (hidden_MH, self.weight, self.bias))
+        return linear(hidden_MH, weight_1H, bias_1)
+
+
+def prepare(policy: Policy, frozen: Sequence[str], lora: LoraConfig | None, gradient_checkpointing: bool) -> None:
+    """Freeze what `frozen` names, as in `mmprm train`, and add adapters. Raises ConfigError for a pattern without a
+    match, and when nothing is left to train."""
+    parameters = dict(policy.backbone.named_parameters())
+    for pattern in frozen:
+        names = [name for name in parameters if re.search(PARTS.get(pattern, pattern), name)]
+        if not names:
+            raise ConfigError(f"frozen: {pattern!r} matches no parameter; {', '.join(PARTS)} name parts of a model")
+        for name in names:
+            parameters[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise ConfigError("frozen: leaves nothing to train; freeze less")
+    if lora:
+        add_adapters(policy.backbone, lora, (), ())
+    if gradient_checkpointing:
+        policy.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    policy.train()
+
+
+@contextmanager
+def without_adapters(backbone: nn.Module) -> Iterator[None]:
+    """The model as it was before its adapters."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in backbone.modules() if isinstance(module, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def token_logprobs(
+    hidden_MH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    token_M: Tensor,
+    temperature: float = 1.0,
+    banned: Sequence[int] = (),
+    float32_logits: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """(log π(token)_M, entropy_M in nats) of π = softmax((W·h + b) / temperature), 0 for the banned tokens, at least in
+    float32.
+
+    `float32_logits`: the product W·h is one in float32, too, of the same tensors. In bfloat16 it rounds a logit of 16
+    to the next 1/8, which moves log-probabilities by hundredths of a nat.
+
+    Logits exist for LOGITS_AT_ONCE / V tokens at a time; where there are more, the backward pass computes them again.
+    """
+    if float32_logits:
+        # Once, in front of the pieces: so their gradients for W add up in float32 as well.
+        hidden_MH, weight_VH = _at_least_float32(hidden_MH), _at_least_float32(weight_VH)
+        bias_V = None if bias_V is None else _at_least_float32(bias_V)
+    rows = max(1, LOGITS_AT_ONCE // weight_VH.shape[0])
+    if len(token_M) <= rows:
+        return _token_logprobs(hidden_MH, weight_VH, bias_V, token_M, temperature, banned)
+    parts = [
+        checkpoint(_token_logprobs, hidden, weight_VH, bias_V, token, temperature, banned, use_reentrant=False)
+        for hidden, token in zip(hidden_MH.split(rows), token_M.split(rows), strict=True)
+    ]
+    logprobs, entropies = zip(*parts, strict=True)
+    return torch.cat(logprobs), torch.cat(entropies)
+
+
+def _token_logprobs(
+    hidden_MH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    token_M: Tensor,
+    temperature: float,
+    banned: Sequence[int],
+) -> tuple[Tensor, Tensor]:
+    logits_MV = _at_least_float32(linear(hidden_MH, weight_VH, bias_V)) / temperature
+    if banned:
+        # Not −∞: its product with a probability of 0 would make the entropy NaN.
+        logits_MV[:, banned] = torch.finfo(logits_MV.dtype).min
+    logprobs_MV = logits_MV.log_softmax(dim=1)
+    with torch.no_grad():
+        entropy_M = -(logprobs_MV.exp() * logprobs_MV).sum(dim=1)
+    return logprobs_MV.gather(1, token_M[:, None]).squeeze(1), entropy_M
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _spread(values_M: Tensor, response_NT: Tensor) -> Tensor:
+    return values_M.new_zeros(response_NT.shape).masked_scatter(response_NT, values_M)
+
+
+def _each(features: Any) -> tuple[Tensor, ...]:
+    """A tensor a picture (Qwen-VL), or one of all (InternVL)."""
+    return tuple(features) if isinstance(features, tuple | list) else (features,)
+
+
+def _repeated(features: Any, feature_F: Tensor | None) -> Any:
+    """Features of pictures that several rows show; Qwen3-VL has some for its first layers as well."""
+    if feature_F is None:
+        return features
+    features.pooler_output = _chosen(features.pooler_output, feature_F)
+    if getattr(features, "deepstack_features", None):
+        features.deepstack_features = [_chosen(layer, feature_F) for layer in features.deepstack_features]
+    return features
+
+
+def _chosen(features: Any, feature_F: Tensor) -> Any:
+    if isinstance(features, tuple | list):
+        return (torch.cat(tuple(features))[feature_F],)
+    return features.flatten(0, 1)[feature_F]
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, dict):
+        return {name: tensor.to(device, non_blocking=True) for name, tensor in value.items()}
+    return value.to(device, non_blocking=True) if isinstance(value, Tensor) else value

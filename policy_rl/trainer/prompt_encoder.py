@@ -1,0 +1,115 @@
+"""Prompts as the trainer reads them: rendered, tokenised, pictures opened, on the worker and once for all responses.
+
+Shapes: P token of a prompt, X axis of the positions.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mmprm.backbone.processor import reads_pictures, tokenizer_of
+from mmprm.errors import DataError
+from mmprm.problems import open_picture
+from mmprm.prompts import PromptConfig
+from mmprm.rendering import render
+from mmprm.sampling.config import pixel_limits
+from mmprm.types import Picture, Problem
+
+KEPT_BYTES = 2**30
+"""Encoded prompts that are kept for the next pass over the same responses."""
+
+_TEXT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids")
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    ids_P: Tensor
+    position_XP: Tensor
+    pictures: dict[str, Tensor]
+    picture_tokens: int
+
+    @property
+    def bytes(self) -> int:
+        return sum(tensor.nbytes for tensor in (self.ids_P, self.position_XP, *self.pictures.values()))
+
+
+class PromptEncoder:
+    """Prompts of problems as tensors; those used last are kept, up to KEPT_BYTES. `max_pixels` and
+    `min_pixels` scale larger images down and smaller ones up, as the engine does."""
+
+    def __init__(
+        self,
+        backbone: PreTrainedModel,
+        processor: Any,
+        prompt: PromptConfig,
+        max_pixels: int | None = None,
+        min_pixels: int | None = None,
+    ) -> None:
+        self._processor, self._prompt = processor, prompt
+        self._picture_options = pixel_limits(min_pixels, max_pixels)
+        self._picture_id = getattr(backbone.config, "image_token_id", None)
+        self._rope_index: Callable[..., Any] | None = getattr(backbone.model, "get_rope_index", None)
+        self.axes = 1 if self._rope_index is None else 3
+        self.padding = tokenizer_of(processor).pad_token_id or 0
+        self._kept: OrderedDict[Problem, EncodedPrompt] = OrderedDict()
+        self._stand_in: dict[str, Tensor] | None = None
+
+    def __call__(self, problem: Problem, expected_tokens: int) -> EncodedPrompt:
+        """Raises DataError where the engine counted another number of tokens, and for pictures that cannot be read."""
+        if problem not in self._kept:
+            self._kept[problem] = self._encode(problem)
+            while sum(prompt.bytes for prompt in self._kept.values()) > KEPT_BYTES and len(self._kept) > 1:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(problem)
+        prompt = self._kept[problem]
+        if len(prompt.ids_P) != expected_tokens:
+            raise DataError(
+                f"problem {problem.id}: its prompt is {len(prompt.ids_P)} tokens for the trainer, {expected_tokens} "
+                "for the engine; give both the same model, prompt and picture size"
+            )
+        return prompt
+
+    @property
+    def stand_in(self) -> dict[str, Tensor]:
+        """The smallest picture, for batches without one."""
+        if self._stand_in is None:
+            from PIL import Image
+
+            image_processor = self._processor.image_processor
+            self._stand_in = dict(image_processor(images=[Image.new("RGB", (28, 28))], return_tensors="pt"))
+            self._stand_in.pop("num_patches", None)
+        return self._stand_in
+
+    def _encode(self, problem: Problem) -> EncodedPrompt:
+        if problem.pictures and not reads_pictures(self._processor):
+            raise DataError(f"problem {problem.id}: has pictures, but the model reads text only")
+        images = [self._open(problem, picture) for picture in problem.pictures]
+        inputs = dict(
+            self._processor(
+                text=[render(self._processor, problem, "", self._prompt)],
+                **({"images": images, **self._picture_options} if images else {}),
+                add_special_tokens=False,  # the chat template has written them
+                return_tensors="pt",
+            )
+        )
+        text = {name: inputs.pop(name, None) for name in _TEXT_KEYS}
+        ids_P = text["input_ids"][0]
+        position_XP = torch.arange(len(ids_P)).expand(self.axes, -1)
+        if images and self._rope_index is not None:
+            grids = {name: tensor for name, tensor in inputs.items() if name.endswith("grid_thw")}
+            position_XP = self._rope_index(**text, **grids)[0][:, 0]
+        picture_tokens = int((ids_P == self._picture_id).sum()) if images else 0
+        return EncodedPrompt(ids_P, position_XP, inputs if images else {}, picture_tokens)
+
+    def _open(self, problem: Problem, picture: Picture) -> Any:
+        try:
+            return open_picture(picture)
+        except DataError as error:
+            raise DataError(f"problem {problem.id}: {error}") from error

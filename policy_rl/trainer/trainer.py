@@ -1,0 +1,332 @@
+"""One rank of the trainer: log-probabilities, updates, weights, checkpoints. Every rank must make the same calls.
+
+    trainer = Trainer(model, config, prompt, temperature, total_updates, critic=False)
+    trainer.resume(folder)                       # dict that was given to save, or None
+    trainer.limits.check(experience)             # DataError: count and skip
+    trainer.log_probs(experiences)               # {place: LogProbs} of this rank's share
+    trainer.update(experiences, progress)        # metrics of one optimizer step, the same on every rank
+    trainer.publish(version, probe, dtype)       # weights to the engines
+    trainer.save(folder, extra, keep); trainer.save_model(folder)
+
+Each rank is given all experiences and works on its share. With one update a rollout and neither KL nor critic nor
+several updates, `log_probs` is not needed: where `old` is None, the update takes its own log-probabilities.
+
+Shapes: N response of a micro-batch, T token.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mmprm.backbone.load import load_backbone, whole_folder
+from mmprm.backbone.masks import use_block_masks, why_not_packed
+from mmprm.backbone.processor import tokenizer_of, vision_token_ids
+from mmprm.errors import TrainingError
+from mmprm.prompts import PromptConfig
+from mmprm.training import checkpoints
+from mmprm.training.batches import one_ahead
+from mmprm.training.engine import Engine
+from mmprm.training.lora import plain_weights
+from mmprm.training.ranks import check_shared, join_ranks
+from mmprm.training.sharding import loading_in_parts
+from policy_rl.algorithms.losses import aggregate, denominator, policy_loss, truncated_weights, value_loss
+from policy_rl.trainer.batch import Limits, Row, check_finite, collate, padded, plan, tokens_of_groups
+from policy_rl.trainer.config import CHANGEABLE, TrainerConfig
+from policy_rl.trainer.policy import Policy, PolicyInputs, prepare, without_adapters
+from policy_rl.trainer.prompt_encoder import PromptEncoder
+from policy_rl.trainer.update_metrics import Tally
+from policy_rl.types import ARRAYS, Experience
+from policy_rl.weights.probe import probe_logprobs
+from policy_rl.weights.transfer import ModelWeights, Published, Transfer
+
+
+@dataclass(frozen=True, slots=True)
+class LogProbs:
+    """One number a response token; None where it was not asked for or the trainer has no critic or reference."""
+
+    old: np.ndarray | None = None
+    ref: np.ndarray | None = None
+    values: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _MicroBatch:
+    rows: list[Row]
+    filler: bool
+    inputs: PolicyInputs
+    arrays: dict[str, Tensor | None]
+
+
+class Trainer:
+    """`temperature` is that of the sampling; `total_updates` counts the optimizer steps of the whole run (with a filter
+    about), for the learning rate; `critic` adds a value head; `max_pixels` and `min_pixels` are the engines' limits
+    of an image.
+
+    The reference is the model that the run begins with, and is loaded only where loss.kl.coefficient is above 0; with
+    LoRA it is the model without its adapters.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        config: TrainerConfig,
+        prompt: PromptConfig,
+        temperature: float,
+        total_updates: int,
+        critic: bool = False,
+        max_pixels: int | None = None,
+        min_pixels: int | None = None,
+    ) -> None:
+        self.doing = f"loading {model}"
+        self.config, self.ranks = config, join_ranks()
+        optimisation = config.optimisation
+        torch.manual_seed(optimisation.seed)  # the same new weights on all ranks
+        dtype = torch.bfloat16 if optimisation.precision == "bf16" else torch.float32
+        with loading_in_parts(optimisation):
+            backbone, self.processor = load_backbone(model, dtype)
+        if prompt.chat_template is not None:
+            self.processor.chat_template = prompt.chat_template
+        banned = vision_token_ids(backbone.config, tokenizer_of(self.processor))
+        self.limits = Limits(backbone.config.get_text_config().max_position_embeddings, frozenset(banned))
+        self._encoder = PromptEncoder(backbone, self.processor, prompt, max_pixels, min_pixels)
+        self._share_prompt = config.share_prompt and self._can_share(backbone)
+        hidden = backbone.config.get_text_config().hidden_size
+        # On GPU the mask is one of blocks.
+        self._attention_cost = 0.0 if self.ranks.device.type == "cuda" else 1 / (6 * hidden)
+        self._policy = Policy(backbone, temperature, critic, banned, config.float32_logits)
+        prepare(self._policy, config.frozen, config.lora, config.gradient_checkpointing)
+        self._reference: Policy | None = None
+        if config.loss.kl.coefficient > 0 and config.lora is None:
+            reference = load_backbone(model, dtype)[0]
+            self._reference = Policy(reference, temperature, False, banned, config.float32_logits)
+            self._reference.requires_grad_(False).eval().to(self.ranks.device)
+            if self._share_prompt and self.ranks.device.type == "cuda":
+                use_block_masks(self._reference.backbone)
+        torch.manual_seed(optimisation.seed + self.ranks.rank)
+        head = () if self._policy.value_head is None else tuple(self._policy.value_head.parameters())
+        self._engine = Engine(self._policy, optimisation, total_updates, self.ranks, head, config.critic.learning_rate)
+        self._total_updates = total_updates
+        self._identity = {
+            "model": model,
+            "prompt": prompt.model_dump(mode="json"),
+            "temperature": temperature,
+            "critic": critic,
+            "max_pixels": max_pixels,
+            "min_pixels": min_pixels,
+            "total_updates": total_updates,
+            **config.model_dump(mode="json", exclude=CHANGEABLE),
+        }
+        self._transfer: Transfer | None = None
+        self._bad_updates = 0
+        self.updates = 0
+        self.doing = "nothing"
+
+    def log_probs(self, experiences: Sequence[Experience], policy: bool = True) -> dict[int, LogProbs]:
+        """By place, for this rank's share: `old` and, with a critic, `values` under the present weights, unless
+        `policy` is False; `ref` where there is a reference."""
+        for experience in experiences:
+            self.limits.check(experience)
+        found: dict[int, LogProbs] = {}
+        with self._engine.inference() as model:
+            for micro in self._micro_batches(experiences, (), "log-probabilities"):
+                inputs = micro.inputs.to(self.ranks.device)
+                output = model(inputs) if policy else None
+                arrays = {
+                    "old": output.logprobs_NT if output else None,
+                    "values": output.values_NT if output else None,
+                    "ref": self._reference_logprobs(model, inputs),
+                }
+                arrays = {name: None if array is None else array.cpu().numpy() for name, array in arrays.items()}
+                for n, place in enumerate(place for row in micro.rows for place in row):
+                    length = len(experiences[place].token_ids)
+                    own = {name: None if array is None else array[n, :length] for name, array in arrays.items()}
+                    if not micro.filler:
+                        found[place] = LogProbs(**own)
+        self.doing = "nothing"
+        return found
+
+    def update(self, experiences: Sequence[Experience], progress: float | None = None) -> dict[str, float]:
+        """One optimizer step from the mean over all these responses, of all ranks; see Tally.metrics for what returns.
+
+        `progress` from 0 to 1 is the share of the run that lies before the update, by which the learning rate is set;
+        by default the share of `total_updates` that was made. In the first critic.warmup_updates only the value head
+        learns: no gradient reaches the other weights, and their learning rate is 0.
+
+        Raises DataError or TrainingError before anything is changed for a response that does not fit or holds a number
+        that is not finite. A gradient that is not finite changes nothing, and is told as `skipped`.
+        """
+        started = time.perf_counter()
+        for experience in experiences:
+            self.limits.check(experience)
+        check_finite(experiences)
+        size = self._denominator(experiences).to(self.ranks.device)
+        if not size > 0:
+            raise TrainingError("an update without a response token that counts; skip it, or look at the filters")
+        warming = self._policy.value_head is not None and self.updates < self.config.critic.warmup_updates
+        self._policy.detach_values = warming
+        self._engine.set_rates(None if progress is None else progress * self._total_updates, head_only=warming)
+        tally, rate = Tally(), self._engine.learning_rate
+        micro_batches = self._micro_batches(experiences, ARRAYS, f"update {self.updates + 1}")
+        losses = (partial(self._loss, micro=micro, size=size, tally=tally) for micro in micro_batches)
+        loss, norm = self._engine.step(losses, 1.0)
+        self.updates += 1
+        self._count_bad_updates()
+        self.doing = "metrics of all ranks"
+        metrics = {"loss": loss, "learning_rate": rate, "skipped": float(self._engine.skipped)}
+        metrics |= {} if norm is None else {"gradient_norm": norm}
+        metrics |= tally.metrics(self.ranks)
+        metrics |= {"responses": float(len(experiences)), "seconds": time.perf_counter() - started}
+        self.doing = "nothing"
+        return metrics
+
+    def open_transfer(self, make: Callable[[int], Transfer]) -> None:
+        """`make(rank)` is this rank's side of the way to the engines."""
+        self._transfer = make(self.ranks.rank)
+
+    def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Published | None:
+        """The weights on their way to the engines, in their number format; None on all ranks but the first."""
+        assert self._transfer is not None, "open_transfer comes first"
+        self.doing = f"sending weights of version {version}"
+        with self._engine.inference():
+            probe = probe_logprobs(self._policy.backbone, probe_token_ids)
+            published = self._transfer.publish(ModelWeights(self._policy.backbone, dtype), version, probe)
+        self.doing = "nothing"
+        return published
+
+    def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
+        """A checkpoint of everything; `extra` is the caller's own state (JSON), in the same folder, which is whole or
+        not there. Its `step` numbers the folder: a step without updates is another one, too."""
+        self.doing = f"writing a checkpoint to {folder}"
+        extra = {**extra, "updates": self.updates}
+        checkpoints.save(self._engine, folder, extra["step"], self._identity, keep, extra)
+        self.doing = "nothing"
+
+    def resume(self, folder: Path) -> dict[str, Any] | None:
+        """Go on from the newest whole checkpoint, at this configuration's learning rate; returns its `extra`, None
+        where there is no checkpoint."""
+        self.doing = f"reading a checkpoint from {folder}"
+        check_shared(self.ranks, folder, "output")
+        rates = self._engine.deepspeed.lr_scheduler.base_lrs
+        checkpoints.resume(self._engine, folder, self._identity)
+        (extra, *_) = self.ranks.gather(checkpoints.read_extra(folder) if self.ranks.is_main else None)
+        if extra is not None:
+            self.updates = extra.pop("updates")
+            # The place on the schedule stays; each update sets the rates from it.
+            self._engine.deepspeed.lr_scheduler.base_lrs = rates
+        self.doing = "nothing"
+        return extra
+
+    def save_model(self, folder: Path) -> None:
+        """A plain Hugging Face checkpoint of the policy, adapters merged, with its processor."""
+        self.doing = f"writing the model to {folder}"
+        backbone = self._policy.backbone
+        weights = self._engine.weights("backbone.")
+        if self.ranks.is_main:
+            weights = plain_weights(backbone, weights)
+            with whole_folder(folder) as temporary:
+                backbone.save_pretrained(temporary, state_dict=weights)
+                self.processor.save_pretrained(temporary)
+        self.ranks.barrier()
+        self.doing = "nothing"
+
+    def close(self) -> None:
+        if self._transfer is not None:
+            self._transfer.close()
+
+    def _can_share(self, backbone: nn.Module) -> bool:
+        reason = why_not_packed(backbone)
+        if reason is None and self.ranks.device.type == "cuda":
+            use_block_masks(backbone)
+        if reason is not None and self.ranks.is_main:
+            print(f"each response is trained with a prompt of its own, which takes longer: {reason}", flush=True)
+        return reason is None
+
+    def _micro_batches(
+        self, experiences: Sequence[Experience], arrays: Sequence[str], purpose: str
+    ) -> Iterator[_MicroBatch]:
+        """This rank's, in order, each made in a thread while the model works on the one before."""
+        budget = self.config.optimisation.micro_batch_tokens
+        planned = plan(experiences, budget, self.ranks.count, self._share_prompt, self._attention_cost)
+        own = planned.rows_of(self.ranks.rank)
+        tokens = tokens_of_groups(experiences)
+        # Ranks wait for each other in the vision tower, too.
+        stand_in = self.ranks.count > 1 and any(experience.problem.pictures for experience in experiences)
+
+        def make(rows: list[Row], filler: bool) -> _MicroBatch:
+            inputs = collate(rows, experiences, self._encoder, stand_in)
+            named = {name: padded(rows, experiences, name) for name in arrays}
+            named["mask"] = padded(rows, experiences, "counted", torch.bool)
+            named["group_tokens"] = torch.tensor([tokens[experiences[place].group] for row in rows for place in row])
+            return _MicroBatch(rows, filler, inputs, named)
+
+        for number, micro in enumerate(one_ahead(partial(make, *each) for each in own), start=1):
+            self.doing = f"{purpose}: micro-batch {number} of {len(own)}"
+            yield micro
+        self.doing = f"{purpose}: the other ranks"
+
+    def _loss(self, model: nn.Module, micro: _MicroBatch, size: Tensor, tally: Tally) -> Tensor:
+        config, device = self.config.loss, self.ranks.device
+        arrays = {name: None if array is None else array.to(device) for name, array in micro.arrays.items()}
+        output, mask_NT, engine_NT = model(micro.inputs.to(device)), arrays["mask"], arrays["engine"]
+        assert arrays["advantages"] is not None, "advantages come before the update"
+        old_NT = output.logprobs_NT.detach() if arrays["old"] is None else arrays["old"]
+        weights_NT = None
+        if config.importance_cap is not None:
+            assert engine_NT is not None, "importance_cap needs the engine's log-probabilities"
+            weights_NT = truncated_weights(old_NT, engine_NT, mask_NT, config.importance_cap)
+        loss, watch = policy_loss(
+            output.logprobs_NT,
+            old_NT,
+            arrays["advantages"],
+            mask_NT,
+            size,
+            config,
+            arrays["ref"],
+            weights_NT,
+            arrays["group_tokens"],
+        )
+        value = None
+        if output.values_NT is not None:
+            assert arrays["values"] is not None, "a critic's update needs values and returns"
+            per_token = value_loss(output.values_NT, arrays["values"], arrays["returns"], self.config.critic.clip)
+            value = aggregate(per_token, mask_NT, size, config.aggregation, arrays["group_tokens"])
+            policy_weight = 0.0 if self._policy.detach_values else 1.0
+            loss = policy_weight * loss + self.config.critic.coefficient * value
+        if micro.filler:
+            return loss * 0.0
+        tally.add(watch, output.entropy_NT, mask_NT, old_NT, engine_NT, value, arrays["ref"] is not None)
+        return loss
+
+    def _denominator(self, experiences: Sequence[Experience]) -> Tensor:
+        """That of the loss of an update, by the responses of all ranks."""
+        tokens, total = tokens_of_groups(experiences), torch.zeros(())
+        for experience in experiences:
+            mask_1T = torch.from_numpy(np.array(experience.counted))[None]
+            total = total + denominator(mask_1T, self.config.loss, torch.tensor([tokens[experience.group]]))
+        return total
+
+    def _reference_logprobs(self, model: nn.Module, inputs: PolicyInputs) -> Tensor | None:
+        if self._reference is not None:
+            return self._reference(inputs).logprobs_NT
+        if self.config.loss.kl.coefficient > 0:
+            with without_adapters(self._policy.backbone):
+                return model(inputs).logprobs_NT
+        return None
+
+    def _count_bad_updates(self) -> None:
+        self._bad_updates = self._bad_updates + 1 if self._engine.skipped else 0
+        most = self.config.optimisation.max_bad_steps
+        if self._bad_updates >= most:
+            raise TrainingError(
+                f"{most} updates in a row had a loss or a gradient that is not finite and were skipped; "
+                "with a lower trainer.optimisation.learning_rate the same command goes on from the last checkpoint"
+            )

@@ -1,0 +1,41 @@
+"""How new weights travel from the trainer to the engines."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from mmprm.config import Config
+from mmprm.errors import ConfigError
+
+
+class WeightsConfig(Config):
+    transport: Literal["auto", "file", "nccl", "ipc"] = "auto"
+    """file: through safetensors files in shared memory, on any machine where trainer and engines share it; nccl: vLLM's
+    broadcast from GPU to GPU; ipc: vLLM's, for trainer and engine on the same GPU. auto: file on CPU, on GPU ipc for
+    colocated engines and nccl for others."""
+    folder: str | None = None
+    """Where a folder of this run is made for the files; by default in /dev/shm, or in the run folder where there is
+    none. transport=file needs room there for the weights of two versions, the others for one when an engine that died
+    is replaced; on several machines all must see it."""
+    timeout_s: float = Field(600, gt=0)
+    """Longest wait for an engine to take in new weights."""
+    tolerance: float | None = Field(None, gt=0)
+    """Largest mean difference (nats) of the engines' log-probabilities of a probe text from the trainer's after a
+    transfer; by default 0.01 for float32 engines, 0.05 for float16, 0.15 for bfloat16."""
+
+
+def transport_of(config: WeightsConfig, gpu: bool, colocated: bool) -> Literal["file", "nccl", "ipc"]:
+    """`weights.transport`, or what auto stands for. ConfigError for one that cannot reach the engines."""
+    of_gpus = "ipc" if colocated else "nccl"
+    if not gpu and config.transport not in ("auto", "file"):
+        raise ConfigError(
+            f"weights.transport={config.transport} goes from GPU to GPU, and there is none; use auto or file"
+        )
+    if config.transport == "auto":
+        return of_gpus if gpu else "file"
+    if gpu and config.transport not in ("file", of_gpus):
+        where = "on the trainer's GPUs" if colocated else "on GPUs of their own"
+        raise ConfigError(f"weights.transport={config.transport} does not reach engines {where}; use {of_gpus} or file")
+    return config.transport

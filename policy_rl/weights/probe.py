@@ -1,0 +1,68 @@
+"""The probe: a text whose log-probabilities prove that engines compute with the trainer's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from mmprm.errors import TrainingError
+from policy_rl.weights.transfer import Published
+
+PROBE_TEXT = "1 + 2 = 3, so x = 12 and y < 40; (x + y) / 2 is the answer."
+
+
+MOVED = 1e-2
+"""Nats by which the trainer's log-probabilities of the probe must have moved before an engine's must have, too."""
+
+
+TOLERANCE = {"float32": 0.01, "bfloat16": 0.15, "float16": 0.05}
+"""Mean |engine − trainer| in nats over the probe; several times what the number format alone gives."""
+
+
+def probe_token_ids(tokenizer: Any) -> tuple[int, ...]:
+    """The text whose log-probabilities engines and trainer compare; without pictures, so that it costs little."""
+    return tuple(tokenizer.encode(PROBE_TEXT, add_special_tokens=False))
+
+
+@torch.no_grad()
+def probe_logprobs(model: nn.Module, token_ids: Sequence[int]) -> tuple[float, ...]:
+    """log P(token i | tokens before it), i = 1, 2, …, at temperature 1. Every rank must call it under ZeRO 3."""
+    ids_1T = torch.tensor([token_ids], device=next(model.parameters()).device)
+    lp_1TV = model(input_ids=ids_1T, use_cache=False).logits[:, :-1].float().log_softmax(dim=-1)
+    return tuple(lp_1TV.gather(-1, ids_1T[:, 1:, None]).flatten().tolist())
+
+
+class ProbeCheck:
+    """One engine's answers to the probe, version by version."""
+
+    def __init__(self, engine: str, tolerance: float) -> None:
+        self._engine, self._tolerance = engine, tolerance
+        self._changed: tuple[Published, tuple[float, ...]] | None = None
+
+    def check(self, published: Published, answer: tuple[float, ...]) -> float:
+        """Mean |engine − trainer| in nats. TrainingError where it is above the tolerance, or where the engine answers
+        exactly what it did at an earlier version from which the trainer has moved."""
+        assert len(answer) == len(published.probe), "trainer and engine have different probes"
+        distance = _mean_difference(answer, published.probe)
+        if not distance <= self._tolerance:  # also for NaN
+            raise TrainingError(
+                f"{self._engine} does not compute with the {published}: its log-probabilities of the probe differ from "
+                f"the trainer's by {distance:.4f} nats on average (allowed: {self._tolerance}); if the number formats "
+                "explain so much, raise weights.tolerance, or set engine.dtype=float32"
+            )
+        if self._changed is None or answer != self._changed[1]:
+            self._changed = published, answer
+        moved = max((abs(a - b) for a, b in zip(published.probe, self._changed[0].probe, strict=True)), default=0.0)
+        if moved > MOVED:
+            raise TrainingError(
+                f"{self._engine} still computes with version {self._changed[0].version}: it answers the probe as then, "
+                f"and the trainer's log-probabilities have moved by {moved:.4f} nats until version {published.version}"
+            )
+        return distance
+
+
+def _mean_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    return sum(abs(a - b) for a, b in zip(ours, theirs, strict=True)) / len(ours)

@@ -1,0 +1,200 @@
+"""New weights from the trainer into running engines, and the proof that they arrived.
+
+Trainer, on every rank, after an update (all ranks must take part; those but rank 0 get None):
+
+    probe = probe_logprobs(model, probe_token_ids)            # the ids that every RolloutPool tells
+    published = transfer.publish(ModelWeights(model, dtype), version, probe)
+
+Driver: `await pool.load_weights(published)`. What the engines then have proved:
+
+- files: each tensor that a worker gave to vLLM's load_weights is, by its CRC-32, the one that the trainer wrote;
+- any transport: every parameter of the engine's model got all of its elements, nothing is left in a cache, and the
+  engine's own log-probabilities of the probe are the trainer's within `WeightsConfig.tolerance`, and changed if the
+  trainer's did by more than MOVED.
+
+What vLLM makes of a tensor (joined with others, packed for the CPU) has no checksum, nor have nccl and ipc: there, old
+weights in place of new ones that are near them would only be seen once the probe has moved.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mmprm.errors import TrainingError
+from mmprm.training.sharding import _gathered
+from policy_rl.weights.config import WeightsConfig
+
+SHARED_MEMORY = Path("/dev/shm")
+BUCKET_BYTES = 2**30
+"""Size of one file: so much is held in memory at once, never the whole model."""
+KEPT_VERSIONS = 2
+"""An engine that is being replaced may still read the version before."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """Weights after `version` updates, ready to be loaded. `folder` holds their files; None where they are in the
+    engines' memory already. `probe` are the trainer's log-probabilities of the probe; `checksums` those of the tensors
+    in files, by name."""
+
+    version: int
+    tensors: int
+    bytes: int
+    folder: str | None
+    probe: tuple[float, ...]
+    checksums: Mapping[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        place = f" in {self.folder}" if self.folder else ""
+        return f"weights of version {self.version} ({self.tensors} tensors, {self.bytes / 1e6:.1f} MB{place})"
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class ModelWeights:
+    """The tensors of a checkpoint of `model`, in the engines' number format, one at a time: shards are gathered
+    (ZeRO 3) and LoRA is merged as each one comes, and tied tensors come once. Every rank must iterate."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
+        self._model, self._dtype = model, dtype
+
+    def metadata(self) -> list[TensorInfo]:
+        """What iteration yields, without gathering anything."""
+        return [
+            TensorInfo(name, self._dtype, tuple(getattr(tensor, "ds_shape", tensor.shape)))
+            for name, tensor, _ in self._checkpoint_tensors()
+        ]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        for name, tensor, lora in self._checkpoint_tensors():
+            with torch.no_grad(), _gathered([tensor, *(lora.parameters() if lora is not None else ())]):
+                whole = tensor
+                if lora is not None:
+                    for adapter in lora.active_adapters:
+                        whole = whole + lora.get_delta_weight(adapter).to(whole.dtype)
+                # A copy, since what was gathered is gone when the next one is asked for.
+                whole = whole.detach().to(self._dtype, copy=True)
+            yield name, whole
+
+    def _checkpoint_tensors(self) -> Iterator[tuple[str, Tensor, Any]]:
+        """(name in a checkpoint, tensor, the LoRA layer to merge into it or None)."""
+        for name, tensor in self._model.named_parameters():
+            if ".lora_" in name or ".modules_to_save." in name:
+                continue
+            lora = None
+            if name.endswith(".base_layer.weight"):
+                lora = self._model.get_submodule(name.removesuffix(".base_layer.weight"))
+            yield name.removeprefix("base_model.model.").replace(".base_layer.", "."), tensor, lora
+
+
+class Transfer(Protocol):
+    """The trainer's side; `RolloutPool.load_weights` is the engines'."""
+
+    def publish(self, weights: ModelWeights, version: int, probe: tuple[float, ...]) -> Published | None:
+        """Every rank calls it; rank 0 gets the result, the others None."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class FileTransfer:
+    """Safetensors files in shared memory, written by rank 0. A version's folder is whole or not there; what else lies
+    in `folder` stays."""
+
+    def __init__(self, folder: Path, is_main: bool = True) -> None:
+        self._folder, self._is_main = folder, is_main
+        if is_main:
+            remove_versions(folder)  # left by a run that was killed
+
+    def publish(self, weights: ModelWeights, version: int, probe: tuple[float, ...]) -> Published | None:
+        if not self._is_main:
+            for _ in weights:  # joins in gathering the shards
+                pass
+            return None
+        final, temporary = self._folder / f"version-{version:08d}", self._folder / f".version-{version:08d}.tmp"
+        try:
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+            checksums, size = _write_buckets(weights, temporary, version)
+            shutil.rmtree(final, ignore_errors=True)
+            os.replace(temporary, final)
+            for old in sorted(self._folder.glob("version-*"))[:-KEPT_VERSIONS]:
+                shutil.rmtree(old)
+        except OSError as error:
+            raise TrainingError(
+                f"weights of version {version} cannot be written to {final}: {error}; "
+                "free space there, or set weights.folder to a place that trainer and engines share"
+            ) from error
+        return Published(version, len(checksums), size, str(final), probe, checksums)
+
+    def close(self) -> None:
+        if self._is_main:
+            remove_versions(self._folder)
+
+
+def remove_versions(folder: Path) -> None:
+    """What FileTransfer wrote there, and the folder if nothing else is in it."""
+    for pattern in ("version-*", ".version-*.tmp"):
+        for version in folder.glob(pattern):
+            shutil.rmtree(version, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def checksum(tensor: Tensor) -> int:
+    """CRC-32 of the tensor's bytes: about a second a GB on one core."""
+    return zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+
+
+def shared_folder(config: WeightsConfig, run_folder: Path) -> Path:
+    """This run's own folder in `weights.folder`, or in shared memory."""
+    base = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else run_folder
+    if config.folder is not None:
+        base = Path(config.folder)
+    run = hashlib.sha256(str(run_folder.resolve()).encode()).hexdigest()[:16]
+    return base / f"mmprm-weights-{run}"
+
+
+def _write_buckets(weights: Iterable[tuple[str, Tensor]], folder: Path, version: int) -> tuple[dict[str, int], int]:
+    """(checksum by name, bytes) of what was written."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    bucket: dict[str, Tensor] = {}
+    checksums: dict[str, int] = {}
+    total = in_bucket = files = 0
+
+    def flush() -> None:
+        nonlocal bucket, in_bucket, files
+        try:
+            save_file(bucket, folder / f"{files:05d}.safetensors", metadata={"version": str(version)})
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+        bucket, in_bucket, files = {}, 0, files + 1
+
+    for name, tensor in weights:
+        assert name not in checksums, f"{name} is sent twice"
+        bucket[name] = tensor.cpu().contiguous()
+        checksums[name] = checksum(bucket[name])
+        total, in_bucket = total + tensor.nbytes, in_bucket + tensor.nbytes
+        if in_bucket >= BUCKET_BYTES:
+            flush()
+    if bucket:
+        flush()
+    return checksums, total

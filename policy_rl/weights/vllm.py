@@ -1,0 +1,124 @@
+"""Weights from GPU to GPU by vLLM's own protocol: broadcast (nccl), or shared memory of one GPU (ipc)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from mmprm.errors import TrainingError
+from policy_rl.weights.transfer import ModelWeights, Published
+
+
+class VllmTransfer:
+    """A Transfer whose `publish` also brings the weights into the engines; `RolloutPool.load_weights` then empties
+    their caches and has them prove what they compute with. `engines` is `RolloutPool.engines`.
+
+    Tensors are sent as they are gathered, in packed buffers, never a whole model at once.
+    """
+
+    def __init__(
+        self, backend: Literal["nccl", "ipc"], engines: Sequence[Any], workers_each: int, rank: int, timeout_s: float
+    ) -> None:
+        self._backend, self._rank = backend, rank
+        self._client = EngineClient(engines, workers_each, timeout_s)
+        self._weights: ModelWeights | None = None
+        self._sender: Any = None
+
+    def publish(self, weights: ModelWeights, version: int, probe: tuple[float, ...]) -> Published | None:
+        from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
+
+        self._weights = weights
+        self._client.version = version
+        if self._sender is None:
+            self._sender = WeightTransferTrainerFactory.trainer_init(
+                self._init_info(), client=self._client, source=self._source()
+            )
+        self._sender.send_weights()
+        if self._rank != 0:
+            return None
+        tensors = weights.metadata()
+        size = sum(tensor.dtype.itemsize * math.prod(tensor.shape) for tensor in tensors)
+        return Published(version, len(tensors), size, None, probe)
+
+    def close(self) -> None:
+        if self._sender is not None:
+            self._sender.shutdown()
+
+    def _init_info(self) -> Any:
+        if self._backend == "ipc":
+            from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
+
+            return IPCTrainerInitInfo(packed=True, rank=self._rank)
+        from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
+        from vllm.utils.network_utils import get_ip, get_open_port
+
+        return NCCLTrainerInitInfo(get_ip(), get_open_port(), 1 + self._client.workers, rank=self._rank)
+
+    def _source(self) -> Any:
+        from vllm.distributed.weight_transfer import ParamMeta, WeightSource
+
+        transfer = self
+
+        class Source(WeightSource):
+            def metadata(self) -> list[ParamMeta]:
+                return [ParamMeta(tensor.name, tensor.dtype, tensor.shape) for tensor in transfer._weights.metadata()]
+
+            def __iter__(self) -> Any:
+                return iter(transfer._weights)
+
+        return Source()
+
+
+class EngineClient:
+    """vLLM's VLLMWeightSyncClient for several engines, each with ranks of its own, and with a limit of time."""
+
+    def __init__(self, engines: Sequence[Any], workers_each: int, timeout_s: float) -> None:
+        self._engines, self._workers_each, self._timeout_s = engines, workers_each, timeout_s
+        self.version = 0
+
+    @property
+    def workers(self) -> int:
+        return len(self._engines) * self._workers_each
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        infos = [dict(init_info) for _ in self._engines]
+        if "rank_offset" in init_info:  # the trainer's rank 0 comes first
+            infos = [info | {"rank_offset": 1 + place * self._workers_each} for place, info in enumerate(infos)]
+        self._each("init_weight_transfer_engine", [{"init_info": info} for info in infos])
+
+    def start_weight_update(self) -> None:
+        self._each("start_weight_update")
+
+    def update_weights(self, update_info: Any) -> None:
+        self._each("update_weights", [{"update_info": update_info}] * len(self._engines))
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        for method in ("check_weights_complete", "finish_weight_update", "renew_tied_weights"):
+            self._each(method)
+
+    def _each(self, method: str, arguments: Sequence[dict[str, Any]] | None = None) -> None:
+        import ray
+        from ray.exceptions import RayError, RayTaskError
+
+        arguments = arguments or [{}] * len(self._engines)
+        calls = [
+            engine.worker_call.remote(method, argument)
+            for engine, argument in zip(self._engines, arguments, strict=True)
+        ]
+        done, late = ray.wait(calls, num_returns=len(calls), timeout=self._timeout_s)
+        if late:
+            names = ", ".join(str(calls.index(call) + 1) for call in late)
+            raise TrainingError(
+                f"trainer rank 0 waited {self._timeout_s:g} s in vain for {method} of engine {names} of "
+                f"{len(calls)} (weights of version {self.version}); a larger weights.timeout_s gives them more time"
+            )
+        try:
+            ray.get(done)
+        except RayTaskError:
+            raise
+        except RayError as error:
+            raise TrainingError(
+                f"an engine died at {method}, while the weights of version {self.version} were on their way to it: "
+                f"{error}; go on from the last checkpoint"
+            ) from None

@@ -1,0 +1,289 @@
+"""Trees as readers see them: the branches, the terminal, and the page, driven in a headless browser."""
+
+from __future__ import annotations
+
+import html
+import io
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mmprm.cli.main import main
+from mmprm.cli.tree import find
+from mmprm.errors import DataError
+from mmprm.report.trees import grow
+from mmprm.report.view import spread
+from mmprm.trees.records import pack_batch
+from mmprm.trees.stopping import StoppingRule
+from mmprm.trees.store import Finished, Store
+from mmprm.trees.tallies import Tally
+from mmprm.types import Batch, Counts, Node, Picture, Problem, Rollout, Steps, Tree, Verdict
+
+R, W, U = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
+EVIL = "</script><script>document.title='owned'</script><!--"
+
+
+def steps(*texts: str) -> Steps:
+    return tuple(f"<step>{text}</step>" for text in texts)
+
+
+def rollout(verdict: Verdict, *texts: str) -> Rollout:
+    return Rollout(steps(*texts), verdict, 7, "".join(steps(*texts)), None, "exact")
+
+
+def png() -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGB", (28, 28), "blue").save(stream, "PNG")
+    return stream.getvalue()
+
+
+CUT = Rollout((), U, 5, "<step>half a step \ud800\x1b[2J", "unclosed step", "time-out")
+PROBLEMS = [
+    Problem("alpha-1", "How many cubes?", "3", (Picture(data=png()),), ("two", "three")),
+    Problem("alpha-2", f"Who wins? {EVIL}", "b", (Picture(path="gone.png"),)),
+    Problem("beta-1", "Is it easy?", "yes"),
+    Problem("beta-2", "Nobody knows", "0"),
+]
+ROOT_END = (rollout(R, "look", "count", "3"), rollout(W, "guess", "add", EVIL, "4"))
+LOG = [
+    Batch("alpha-1", (), 0, (*[rollout(R, "look", "count", "3")] * 2, CUT, *ROOT_END)),
+    Batch("alpha-1", steps("guess", "add"), 0, (rollout(W, "4"), rollout(W, "5"))),
+    Batch("alpha-1", steps("guess"), 0, (rollout(R, "3"), rollout(W, "again", "4"))),
+    Batch("beta-1", (), 0, (rollout(R, "yes"),)),
+]
+ENDS = [
+    Finished("alpha-1", "done", "no candidates left"),
+    Finished("alpha-2", "failed", "gone.png: cannot be read as a picture"),
+    Finished("beta-1", "done", "too easy"),
+]
+RULE = StoppingRule(rollouts=5, doubt=0, shared=3)
+
+
+def make_run(folder: Path) -> Path:
+    store = Store.create_or_open(folder / "run" / "trees.sqlite", {"search": RULE.model_dump(), "markup": "tags"})
+    store.add_problems(PROBLEMS)
+    store.append(map(pack_batch, LOG), ENDS)
+    store.close()
+    return folder / "run"
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return make_run(tmp_path)
+
+
+@pytest.fixture
+def store(run: Path) -> Iterator[Store]:
+    reader = Store.read(run)
+    yield reader
+    reader.close()
+
+
+def test_each_prefix_stands_under_the_longest_that_it_continues(store: Store) -> None:
+    root = grow(store.tree("alpha-1"), RULE)
+    found = [(branch.number, branch.steps[branch.above :], branch.counts) for branch in root.walk()]
+    assert found[0][:2] == (0, ())
+    assert found[1:] == [
+        (2, steps("guess"), Counts(1, 1)),
+        (1, steps("add"), Counts(0, 2)),
+        # Drawn from by nobody: three rollouts of the root run through each.
+        (None, steps("look"), Counts(3, 0)),
+        (None, steps("count"), Counts(3, 0)),
+    ]
+    assert (root.counts.right, root.counts.wrong, root.counts.unknown) == (3, 1, 1)
+    look = root.children[1]
+    assert look.through == [(0, 0), (0, 1), (0, 3)]
+    assert root.children[0].through == [], "a state is labelled by its own rollouts"
+
+
+def test_a_step_between_two_states_is_shown_with_the_later_one() -> None:
+    log = [LOG[0], Batch("alpha-1", steps("a", "b", "c"), 0, (rollout(W, "d"),))]
+    tree = Tree("alpha-1", tuple(Node(b.steps, (Counts(1, 1),), b.rollouts) for b in log))
+    (branch,) = grow(tree, StoppingRule(shared=None)).children
+    assert (branch.above, branch.steps) == (0, steps("a", "b", "c"))
+
+
+def test_tree_in_the_terminal(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["tree", str(run), "alpha-1"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "How many cubes?",
+        "gold answer 3 · done, no candidates left",
+        "",
+        "  0 0.75 3✓ 1✗ 1?  (the question)",
+        "├──   2 0.50 1✓ 1✗  guess",
+        "│   └──   1 0.00 0✓ 2✗  add",
+        "└──   · 1.00 3✓ 0✗  look",
+        "    └──   · 1.00 3✓ 0✗  count",
+    ]
+    assert main(["tree", str(run), "alpha-1", "--all"]) == 0
+    shown = capsys.readouterr().out
+    assert "│   ├── ✓ 7 tokens  3\n│   ├── ✗ 7 tokens  again ↵ 4\n" in shown
+    assert "├── ? 5 tokens (unclosed step)  half a step" in shown
+    assert max(map(len, shown.splitlines())) <= 60
+
+
+def test_colours_are_for_terminals(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm-256color")
+    main(["tree", str(run), "alpha-1"])
+    assert "\x1b[38;" in capsys.readouterr().out
+    monkeypatch.setenv("NO_COLOR", "1")
+    main(["tree", str(run), "alpha-1"])
+    assert "\x1b[38;" not in capsys.readouterr().out
+
+
+def test_the_beginning_of_an_id_is_enough_if_it_is_the_only_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert find("a", ["a", "ab"]) == "a"
+    assert find("beta", ["alpha", "beta-1"]) == "beta-1"
+    assert main(["tree", str(run), "beta"]) == 2
+    assert "'beta' is the beginning of 2 ids, must be of one; there are beta-1, beta-2" in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"of 0 ids, must be of one; there are a0, .*, a7, …"):
+        find("x", [f"a{i}" for i in range(20)])
+    assert main(["tree", str(run), "alpha-2"]) == 2
+    assert "alpha-2: has no rollout yet; it is failed: gone.png" in capsys.readouterr().err
+
+
+def test_fewer_problems_are_spread_over_the_run() -> None:
+    entries = [Tally(str(i), "done", "", 0, 0, 0, 0, 0) for i in range(10)]
+    assert [tally.problem_id for tally in spread(entries, 4)] == ["0", "2", "5", "7"]
+    assert spread(entries, 99) == entries
+
+
+class Scripts(HTMLParser):
+    """Content of the page's JSON elements by id, and the number of all its scripts."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.data: dict[str, str] = {}
+        self.scripts = 0
+        self._id: str | None = None
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.scripts += tag == "script"
+        self._id = dict(attrs).get("id") if tag == "script" else None
+
+    def handle_data(self, data: str) -> None:
+        if self._id:
+            self.data[self._id] = self.data.get(self._id, "") + data
+
+
+def test_data_of_the_page(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["view", str(run)]) == 0
+    assert f"{run / 'view.html'}: 4 of 4 problems" in capsys.readouterr().out
+    page = (run / "view.html").read_text(encoding="utf-8")
+    parsed = Scripts(page)
+    assert parsed.scripts == 1 + 4 + 1, "the run, its problems, the program: no text of a problem is a script"
+    listed = json.loads(parsed.data["run"])
+    assert [(entry["id"], entry["outcome"]) for entry in listed["problems"]] == [
+        ("alpha-1", "searched"),
+        ("alpha-2", "failed"),
+        ("beta-1", "too easy"),
+        ("beta-2", "open"),
+    ]
+    first = json.loads(parsed.data["problem-0"])
+    texts = first["texts"]
+    assert len(texts) == len(set(texts))
+    assert [branch["parent"] for branch in first["branches"]] == [None, 0, 1, 0, 3]
+    assert [[texts[step] for step in branch["steps"]] for branch in first["branches"]] == [
+        [],
+        ["guess"],
+        ["add"],
+        ["look"],
+        ["count"],
+    ]
+    drawn = first["branches"][0]["rollouts"]
+    assert [texts[step] for step in drawn[4][0]] == ["guess", "add", EVIL, "4"]
+    assert [texts[step] for step in drawn[2][0]] == [CUT.text]
+    assert drawn[2][1:] == [2, 5, texts.index("time-out"), "unclosed step"]
+    assert first["pictures"][0]["url"].startswith("data:image/png;base64,")
+    assert "gone.png" in json.loads(parsed.data["problem-1"])["pictures"][0]["error"]
+    assert not re.search(r"(src|href)=\"(?!data:)|https?://|@import", page)
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+SCENES = {
+    "a state": ["problem=alpha-1&state=1"],
+    "failed": ["outcome=failed"],
+    "text": ["q=EASY+beta"],
+    "nothing": ["outcome=failed&q=easy"],
+    "down": ["problem=alpha-1", "ArrowDown", "ArrowDown", "ArrowDown"],
+    "next": ["problem=alpha-1", "j"],
+    "back in the search": ["problem=alpha-1&state=2", "ArrowLeft", "ArrowLeft"],
+}
+"""What is done to the page, in one run of the browser: the address, then keys."""
+
+DRIVER = """
+const seen = {};
+for (const [name, [address, ...keys]] of Object.entries(SCENES)) {
+  history.replaceState(null, "", "#" + address);
+  window.dispatchEvent(new HashChangeEvent("hashchange"));
+  for (const key of keys) document.dispatchEvent(new KeyboardEvent("keydown", { key }));
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT, (node) =>
+    node.parentElement.closest("script") || !node.data.trim() ? NodeFilter.FILTER_REJECT : NodeFilter.FILTER_ACCEPT);
+  seen[name] = [];
+  while (texts.nextNode()) seen[name].push(texts.currentNode.data.trim());
+}
+document.body.replaceChildren();
+document.body.append("SEEN" + JSON.stringify(seen) + "NEES");
+"""
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The texts on the page after each scene, one a line."""
+    if CHROMIUM is None:
+        pytest.skip("no Chromium to drive the page in")
+    folder = tmp_path_factory.mktemp("view")
+    run = make_run(folder)
+    assert main(["view", str(run)]) == 0
+    driver = f"<script>const SCENES = {json.dumps(SCENES)};{DRIVER}</script>"
+    driven = folder / "driven.html"
+    driven.write_text((run / "view.html").read_text(encoding="utf-8").replace("</body>", f"{driver}</body>"))
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+    command = [CHROMIUM, *flags, f"--user-data-dir={folder / 'profile'}", "--dump-dom", driven.as_uri()]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    found = re.search(r"SEEN(\{.*\})NEES", result.stdout, flags=re.DOTALL)
+    assert found, f"the browser gave {result.stdout[-500:]!r}, {result.stderr[-500:]!r}"
+    return {name: "\n".join(texts) for name, texts in json.loads(html.unescape(found[1])).items()}
+
+
+def test_the_page_shows_a_problem_and_the_rollouts_of_a_state(seen: dict[str, str]) -> None:
+    shown = seen["a state"]
+    assert "all 4\nsearched 1\ntoo easy 1\nfailed 1\nopen 1" in shown
+    assert "gold answer\n3\nchoices\nA  two\nB  three\noutcome\nno candidates left\nsize\n3 states, 9 rollouts" in shown
+    assert (
+        "0\nthe question\n0.75\n3 ✓\n1 ✗\n1 ?\n2\nguess\n0.50\n1 ✓\n1 ✗\n1\nadd\n0.00\n0 ✓\n2 ✗\n·\nlook\n1.00" in shown
+    )
+    panel = shown.split("State 2 · value 0.50\n")[1]
+    assert panel == "1 ✓\n1 ✗\nRollouts drawn from here: 2\n✓ right\n7 tokens\n3\n✗ wrong\n7 tokens\nagain\n4"
+
+
+def test_the_page_filters_by_outcome_and_text(seen: dict[str, str]) -> None:
+    assert "beta" not in seen["failed"]
+    assert EVIL in seen["failed"], "text stays text"
+    assert "gone.png: cannot be read as a picture" in seen["failed"]
+    assert "No rollout was drawn." in seen["failed"]
+    assert "all 1\nsearched 0\ntoo easy 1\nfailed 0\nopen 0\nIs it easy?" in seen["text"]
+    assert "No problem fits." in seen["nothing"]
+
+
+def test_the_page_obeys_keys(seen: dict[str, str]) -> None:
+    shown = seen["down"]
+    assert "No state of its own · value 1.00\n3 ✓\n0 ✗" in shown
+    assert "run through it: 3\n✓ right\nfrom state 0 · 7 tokens\ncount\n3\n" in shown
+    assert "Who wins?" in seen["next"].split("gold answer")[0].split("Nobody knows")[1]
+    # Two steps back in the search: only the question was drawn from, and it is chosen.
+    assert "1 of 3 states" in seen["back in the search"]
+    assert "The question · value 0.75" in seen["back in the search"]

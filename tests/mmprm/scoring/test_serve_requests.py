@@ -1,0 +1,258 @@
+"""The service against requests that are too much: bounded before they cost anything, and others get their turn."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import struct
+import time
+import tracemalloc
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from PIL import Image
+from served import StepScorer, ask, client, make_service, running, until
+
+from mmprm.errors import ConfigError, DataError
+from mmprm.problems import picture_size
+from mmprm.scoring.http.body import parse_json
+from mmprm.scoring.http.limits import MIB, Limits
+from mmprm.scoring.http.queue import Pace
+from mmprm.scoring.http.refused import Refused
+from mmprm.scoring.http.traffic import Traffic
+from mmprm.scoring.http.turns import Turns
+from mmprm.types import Picture, Solution, StepScores
+
+VALUES = Limits().max_values
+
+
+def bomb(value: bytes, size: int) -> bytes:
+    return b'{"question": "q", "steps": [' + b",".join([value] * (size // (len(value) + 1))) + b"]}"
+
+
+@pytest.mark.parametrize("value", [b"{}", b'"ab"', b"[]", b"null", b"1"])
+def test_values_are_counted_before_they_are_made(value: bytes) -> None:
+    """Ten MiB of them would be hundreds of megabytes as objects."""
+    body = bomb(value, 10 * MIB)
+    tracemalloc.start()
+    begun = time.monotonic()
+    with pytest.raises(Refused, match=r"more than [\d,]+ JSON values") as caught:
+        parse_json(body, VALUES)
+    assert time.monotonic() - begun < 10
+    assert tracemalloc.get_traced_memory()[1] < 10 * MIB
+    tracemalloc.stop()
+    assert (caught.value.status, caught.value.kind) == (422, "too_large")
+
+
+def test_text_full_of_commas_and_braces_is_no_crowd_of_values() -> None:
+    body = json.dumps(ask('{[,\\"' * 200_000)).encode()
+    assert parse_json(body, VALUES)["steps"] == ['{[,\\"' * 200_000]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        (b'{"question": NaN}', 422, "NaN is not a number of JSON"),
+        (b'{"question": -Infinity}', 422, "-Infinity is not a number"),
+        (b'{"question": "a", "question": "b"}', 422, "the key 'question' occurs twice"),
+        (b'{"a": {"\\u0062": 1, "b": 2}}', 422, "the key 'b' occurs twice"),
+        (b"{" + b",".join(b'"%d": 1' % number for number in range(17)) + b"}", 422, "an object has 17 keys"),
+        (b"[" * 100_000, 400, "nested too deeply"),
+        (b'{"a":' * 100_000, 400, "nested too deeply"),
+        (b'{"question": "\xc3"}', 400, "not UTF-8"),
+        (b"\xff\xfe{\x00}\x00", 400, "not UTF-8"),
+        (b'{"question": "a', 422, "Unterminated string"),
+        (b'"' + b"\\" * 100_000, 422, "not JSON"),
+        (b"{} {}", 422, "Extra data"),
+    ],
+)  # fmt: skip
+def test_what_is_no_json_is_told(body: bytes, status: int, message: str) -> None:
+    with pytest.raises(Refused, match=message) as caught:
+        parse_json(body, VALUES)
+    assert (caught.value.status, caught.value.kind) == (status, "invalid_request")
+
+
+def test_huge_numbers_cost_nothing() -> None:
+    begun = time.monotonic()
+    assert parse_json(b"[" + b"9" * 10**6 + b", 1e999999999, -0.5]", VALUES) == [0, 0, 0]
+    assert time.monotonic() - begun < 2
+
+
+def png(side: int) -> str:
+    buffer = io.BytesIO()
+    Image.new("1", (side, side)).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def test_pixels_are_bounded_per_solution_and_per_request() -> None:
+    """Images of 10,000 pixels each, where 25,000 may be in a solution and 45,000 in a request."""
+    scorer = StepScorer()
+    limits = Limits(pixels=10_000, solution_pixels=25_000, request_pixels=45_000)
+    image = {"data": png(100)}
+    with running(make_service(lambda: scorer, limits)) as url, client(url) as http:
+        solutions = [ask("1", images=[image] * count) for count in (2, 3, 1, 1)]
+        results = http.post("/v1/score/batch", json={"solutions": solutions}).json()["results"]
+    messages = [result.get("error", {}).get("message", "") for result in results]
+    assert "scores" in results[0]
+    assert messages[1].startswith("the images of a solution have 30,000 pixels or more, at most 25,000 are taken")
+    assert messages[2].startswith("the images of the request have 60,000 pixels or more, at most 45,000 are taken")
+    with pytest.raises(ConfigError, match="solution_pixels must be at least pixels"):
+        make_limits(pixels=100, solution_pixels=10)
+
+
+def make_limits(**values: Any) -> Limits:
+    from mmprm.config import build
+
+    return build(Limits, values)
+
+
+def frames() -> str:
+    buffer = io.BytesIO()
+    images = [Image.new("L", (8, 8), shade) for shade in (0, 255)]
+    images[0].save(buffer, "GIF", save_all=True, append_images=images[1:])
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+@pytest.mark.parametrize(
+    "data",
+    ["", base64.b64encode(b"<svg xmlns='http://www.w3.org/2000/svg'/>").decode(), frames(), "iVBORw0KGgo=", "\ud800"],
+    ids=["empty", "SVG", "two frames", "signature alone", "surrogate"],
+)
+def test_what_is_no_image_is_told_without_addresses_of_objects(data: str) -> None:
+    body = json.dumps(ask("1", images=[{"data": data}])).encode()
+    with running(make_service(StepScorer)) as url, client(url) as http:
+        answer = http.post("/v1/score", content=body, headers={"Content-Type": "application/json"})
+    assert answer.status_code == 422
+    assert answer.json()["error"]["type"] == "invalid_request"
+    assert " object at " not in answer.text
+
+
+def many_chunks() -> bytes:
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 8, 8, 8, 0, 0, 0, 0))
+    return head + chunk(b"tEXt", b"a\0b") * 200_000 + chunk(b"IDAT", zlib.compress(bytes(72))) + chunk(b"IEND", b"")
+
+
+def many_frames() -> bytes:
+    head = b"GIF89a" + struct.pack("<HHBBB", 8, 8, 0x80, 0, 0) + bytes(6)
+    return head + (b"\x2c" + struct.pack("<HHHHB", 0, 0, 8, 8, 0) + b"\x02\x02\x8c\x05\x00") * 200_000 + b"\x3b"
+
+
+@pytest.mark.parametrize("make", [many_chunks, many_frames, lambda: b"\xff\xd8" + b"\xff\xfe\x00\x02" * 200_000])
+def test_an_image_of_countless_parts_is_not_read_to_its_end(make: Callable[[], bytes]) -> None:
+    begun = time.monotonic()
+    with pytest.raises(DataError, match="too many parts to be read as a picture of its size"):
+        picture_size(Picture(data=make()))
+    assert time.monotonic() - begun < 2
+
+
+def test_what_pillow_calls_a_stream_is_not_told() -> None:
+    with pytest.raises(DataError, match=r"\(UnidentifiedImageError: cannot identify image file\)"):
+        picture_size(Picture(data=b"no image"))
+
+
+class Reading(StepScorer):
+    """Of a model that reads ten tokens."""
+
+    max_tokens = 10
+
+
+def test_length_is_bounded_before_anything_is_tokenized() -> None:
+    scorer = Reading()
+    with running(make_service(lambda: scorer)) as url, client(url) as http:
+        error = http.post("/v1/score", json=ask("1" * 200)).json()["error"]
+        assert http.post("/v1/score", json=ask("1" * 150)).status_code == 200
+    assert error["type"] == "unscorable"
+    assert "at most 160 are tokenized" in error["message"]
+    assert [len(batch) for batch in scorer.batches] == [1]
+
+
+class Slow(StepScorer):
+    """Takes 10 ms for each solution."""
+
+    def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
+        time.sleep(0.01 * len(solutions))
+        return super().score(solutions)
+
+
+def test_a_small_request_overtakes_a_large_one() -> None:
+    """200 solutions take two seconds."""
+    service = make_service(Slow)
+    with running(service) as url, client(url) as http, ThreadPoolExecutor(1) as pool:
+        large = [ask(str(number / 256), "1" * 1) for number in range(200)]
+        taken = pool.submit(http.post, "/v1/score/batch", json={"solutions": large})
+        until(lambda: service.traffic.requests == 1)
+        time.sleep(0.3)
+        begun = time.monotonic()
+        assert http.post("/v1/score", json=ask("0.5", "1")).status_code == 200
+        assert time.monotonic() - begun < 1.2
+        assert not taken.done()
+        assert [result["aggregate"] for result in taken.result().json()["results"]] == [n / 256 for n in range(200)]
+
+
+def order(turns: Turns[str]) -> str:
+    return "".join(turns.pop() for _ in range(len(turns)))
+
+
+def test_callers_take_turns_and_the_smallest_request_of_each_comes_first() -> None:
+    turns: Turns[str] = Turns()
+    turns.add("x", [(item, 1.0) for item in "abcd"])
+    turns.add("x", [("e", 1.0)])
+    turns.add("y", [(item, 1.0) for item in "12"])
+    assert order(turns) == "e1a2bcd"
+    assert len(turns) == 0
+
+
+def test_the_request_that_was_served_least_is_next() -> None:
+    """By weight: a heavy item pays for two light ones of another request."""
+    turns: Turns[str] = Turns()
+    turns.add("x", [(item, 2.0) for item in "AB"])
+    turns.add("x", [(item, 1.0) for item in "abcdef"])
+    assert turns.pop() == "A"
+    turns.add("x", [("n", 1.0)])
+    assert order(turns) == "nabBcdef"
+
+
+def test_an_item_that_nobody_waits_for_costs_no_turn() -> None:
+    turns: Turns[str] = Turns()
+    turns.add("x", [("a", 1.0), ("b", 1.0)])
+    turns.add("y", [("1", 1.0)])
+    assert turns.peek() == ("a", 1.0)
+    assert turns.pop(free=True) == "a"
+    assert order(turns) == "b1"
+
+
+def test_the_pace_follows_the_time_that_batches_take() -> None:
+    pace = Pace(most=1.0, seconds=0.5, limit=0.5)
+    pace.took(weight=0.5, solutions=8, seconds=2.0)
+    assert pace.limit == 0.125
+    pace.took(weight=0.5, solutions=1, seconds=2.0)  # a single one cannot be less
+    pace.took(weight=0.01, solutions=4, seconds=0.01)  # says little about a full one
+    assert pace.limit == 0.125
+    for _ in range(5):
+        pace.took(weight=pace.limit, solutions=8, seconds=0.1)
+    assert pace.limit == 1.0
+
+
+def test_an_address_has_a_share_of_what_is_unanswered() -> None:
+    traffic = Traffic(Limits(in_flight=10, solutions=2, body_mib=1, in_flight_mib=4))
+    with traffic.holding("a", 5):
+        with pytest.raises(Refused, match="5 solutions of this address are not answered yet, at most 5"):
+            traffic.holding("a", 1).__enter__()
+        with traffic.holding("b", 4), pytest.raises(Refused, match="9 solutions are not answered yet, at most 10"):
+            traffic.holding("c", 2).__enter__()
+    traffic.bytes["a"] = 2 * MIB
+    with pytest.raises(Refused, match="bytes of this address are not answered yet"):
+        traffic.check_bytes("a", 1)
+    traffic.check_bytes("b", MIB)
+    assert traffic.solutions.total() == 0
+
+
+def test_a_single_full_request_always_fits_in_a_share() -> None:
+    Traffic(Limits(in_flight=3, solutions=3)).holding("a", 3).__enter__()

@@ -1,0 +1,129 @@
+"""Which rollouts count for which prefix: by hand, and as statistics over many trees of a known world."""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from statistics import fmean
+
+import pytest
+
+from mcts.search import SearchConfig, search
+from mmprm.trees.evidence import evidence, shared_labels
+from mmprm.trees.records import count_verdicts
+from mmprm.trees.stopping import StoppingRule
+from mmprm.types import Counts, Node, Problem, Rollout, Steps, Tree, Verdict
+
+R, W, U = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
+SHARED = StoppingRule(doubt=0, shared=3)
+
+
+def node(steps: str, *rollouts: tuple[str, Verdict]) -> Node:
+    """One letter a step."""
+    drawn = tuple(Rollout(tuple(text), verdict, 1, text) for text, verdict in rollouts)
+    return Node(tuple(steps), (count_verdicts(drawn),), drawn)
+
+
+def found(rule: StoppingRule, *nodes: Node) -> dict[str, Counts]:
+    return {"".join(steps): counts for steps, counts in evidence(Tree("p", nodes), rule).items() if steps}
+
+
+def test_by_hand() -> None:
+    root = node("", ("abc", R), ("abd", R), ("axy", W), ("abz", U), ("q", R))
+    assert found(SHARED, root) == {"a": Counts(2, 1, 1)}, "ab has two known verdicts, and q was a last step"
+    # axy was searched: ax and a became states. ax is labelled by its own rollouts alone, a as it was before.
+    ax, a = node("ax", ("y", W), ("u", W)), node("a", ("xyz", R), ("bcd", R), ("bd!", W), ("bc", U), ("cc", R))
+    assert found(SHARED, root, ax) == {"ax": Counts(0, 2), "a": Counts(2, 1, 1)}
+    assert found(SHARED, root, ax, a) == {"ax": Counts(0, 2), "a": Counts(2, 1, 1)}
+    assert found(SHARED, a, root)["a"] == Counts(3, 1, 1), "drawn from before the root's batch ran through it"
+    # With two as enough the root's batch labels ab, and that of a, drawn because of how others ended, adds nothing.
+    two = StoppingRule(doubt=0, shared=2)
+    assert found(two, root, ax, a)["ab"] == Counts(2, 0, 1)
+    assert found(StoppingRule(doubt=0, shared=None), root, ax, a) == {"ax": Counts(0, 2), "a": Counts(3, 1, 1)}
+
+
+def test_only_the_first_batch_of_a_state_is_shared() -> None:
+    """The second is drawn because of how the first one ended."""
+    drawn = [Rollout(tuple(text), verdict, 1, text) for text, verdict in [("ab", R), ("ac", W), ("ad", R), ("ab", R)]]
+    whole = Node((), (Counts(1, 1), Counts(2, 0)), tuple(drawn))
+    assert found(StoppingRule(rollouts=4, shared=2), whole) == {"a": Counts(1, 1)}
+    assert found(StoppingRule(rollouts=4, shared=3), whole) == {}
+
+
+@pytest.mark.parametrize("verdict", [R, W, U])
+def test_a_problem_that_is_always_or_never_solved_shares_nothing(verdict: Verdict) -> None:
+    assert found(SHARED, node("", *[("abc", verdict)] * 5)) == {}
+
+
+class World:
+    """Six steps from three letters, X with the chance `bad`, which is seldom mended: values follow from the letters."""
+
+    def __init__(self, seed: int, bad: float, mended: float = 0.03) -> None:
+        self.rng = random.Random(seed)
+        self.bad, self.mended = bad, mended
+
+    async def __call__(self, steps: Steps, n: int) -> tuple[Rollout, ...]:
+        return tuple(self.rollout(steps) for _ in range(n))
+
+    def rollout(self, steps: Steps) -> Rollout:
+        text = list(steps)
+        while len(text) < 6:
+            text.append("X" if self.rng.random() < self.bad else self.rng.choices("ab", [0.85, 0.15])[0])
+        right = self.rng.random() < (self.mended if "X" in text else 0.95)
+        written = tuple(text[len(steps) :])
+        return Rollout(written, R if right else W, 1, "".join(written))
+
+    def value(self, steps: Steps) -> float:
+        still_good = 0.0 if "X" in steps else (1 - self.bad) ** (6 - len(steps))
+        return 0.95 * still_good + self.mended * (1 - still_good)
+
+
+async def errors(
+    config: SearchConfig, trees: int, bad: float = 0.15, mended: float = 0.03
+) -> tuple[dict[str, list[float]], float]:
+    """Errors of the labels by kind, and rollouts a label."""
+    found: dict[str, list[float]] = defaultdict(list)
+    rollouts = labels = 0
+    for number in range(trees):
+        world = World(number, bad, mended)
+        tree = (await search(Problem(f"p{number}", "", ""), world, config)).tree
+        shared = shared_labels(tree, config.shared) if config.shared else {}
+        rollouts += sum(len(node.rollouts) for node in tree.nodes)
+        for steps, counts in evidence(tree, config).items():
+            if steps:
+                labels += 1
+                kind = ("shared" if steps in shared else "state") + (" after X" if "X" in steps else "")
+                found[kind].append(counts.value - world.value(steps))
+    return found, rollouts / labels
+
+
+def bias(found: dict[str, list[float]]) -> dict[str, float]:
+    return {kind: fmean(values) for kind, values in found.items()}
+
+
+async def test_labels_are_unbiased_and_cost_less() -> None:
+    """Standard errors are below 0.004."""
+    fixed, fixed_cost = await errors(SearchConfig(doubt=0, shared=None, max_rollouts=400), 300)
+    adaptive, cost = await errors(SearchConfig(max_rollouts=400), 300)
+    shared, _ = await errors(SearchConfig(doubt=0, max_rollouts=400), 300)
+    for found in (fixed, adaptive, shared):
+        assert all(abs(mean) < 0.012 for mean in bias(found).values()), bias(found)
+    assert sum(map(len, (adaptive["shared"], shared["shared"]))) > 300
+    assert cost < 0.85 * fixed_cost
+
+
+async def test_a_common_error_that_is_sometimes_mended_keeps_its_unlucky_labels() -> None:
+    """Asked after three failures it is drawn from; with its own rollouts in their place, labels of 0 would go and
+    the mean of all shared ones rise by 0.03."""
+    found, _ = await errors(SearchConfig(max_rollouts=200, shared=3), 400, bad=0.3, mended=0.2)
+    assert len(found["shared after X"]) > 300
+    assert abs(bias(found)["shared after X"]) < 0.01
+
+
+async def test_a_problem_that_is_seldom_solved_shares_values_that_are_a_little_too_high() -> None:
+    """It is searched only if one of its first rollouts was right. The states behind it are free of that."""
+    found, _ = await errors(SearchConfig(max_rollouts=200), 400, bad=0.4)
+    means = bias(found)
+    assert 0.0 < means["shared"] < 0.05
+    assert abs(means["state"]) < 0.012
+    assert abs(means["state after X"]) < 0.012

@@ -1,0 +1,378 @@
+"""Credit of process rewards: worked numbers, then what must not change them."""
+
+from __future__ import annotations
+
+from statistics import mean, stdev
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmprm.config import build
+from mmprm.errors import ConfigError
+from policy_rl.algorithms.advantages import ESTIMATORS
+from policy_rl.algorithms.credit import (
+    BASELINES,
+    GATES,
+    MODES,
+    TRANSFORMS,
+    CreditConfig,
+    ScoredSteps,
+    Source,
+    assign,
+    combine,
+    count_tokens,
+    place,
+    spread,
+)
+
+
+def scored(scores: list[list[list[float]]], tokens: list[list[list[int]]] | None = None) -> ScoredSteps:
+    """Steps of groups as nested lists; 10 tokens a step unless given."""
+    width = max(len(steps) for group in scores for steps in group)
+    pad = [[[*steps, *[0.0] * (width - len(steps))] for steps in group] for group in scores]
+    tokens = tokens or [[[10] * len(steps) for steps in group] for group in scores]
+    counts = [[[*steps, *[0] * (width - len(steps))] for steps in group] for group in tokens]
+    lengths_PK = torch.tensor([[len(steps) for steps in group] for group in scores])
+    return ScoredSteps(
+        torch.tensor(pad, dtype=torch.float64), torch.tensor(counts), torch.arange(width) < lengths_PK[..., None]
+    )
+
+
+def credit(steps: ScoredSteps, kept: list | None = None, right: list | None = None, aggregate=min, **values):
+    shape = steps.mask_PKS.shape[:2]
+    kept_PK = torch.tensor(kept) if kept else torch.ones(shape) > 0
+    right_PK = torch.tensor(right) if right else torch.ones(shape) > 0
+    return assign(steps, kept_PK, right_PK, build(CreditConfig, values), aggregate)
+
+
+def close(actual: Tensor, expected: list, tolerance: float = 1e-9) -> None:
+    torch.testing.assert_close(actual, torch.tensor(expected, dtype=torch.float64), atol=tolerance, rtol=0)
+
+
+ONE = [[[0.9, 0.1, 0.8]]]
+
+
+class TestMinForm:
+    def test_soft_and_strict_differ_after_the_lowest_step(self) -> None:
+        soft = credit(scored(ONE), mode="soft_min", baseline="none").returns_PKS
+        close(soft, [[[-0.8, -0.8, 0.0]]], 1e-5)
+        strict = credit(scored(ONE), mode="strict_min", baseline="none").returns_PKS
+        close(strict, [[[-0.8, -0.8, 0.6]]])
+
+    def test_soft_weights_by_hand(self) -> None:
+        # r = (.2, .1); w ∝ e^(−2), e^(−1): w = (.26894142, .73105858); z = w·r
+        returns_PKS = credit(scored([[[0.6, 0.55]]]), mode="soft_min", baseline="none").returns_PKS
+        close(returns_PKS, [[[0.2 * 0.26894142 + 0.1 * 0.73105858, 0.1 * 0.73105858]]], 1e-8)
+
+    def test_token_baseline_by_hand(self) -> None:
+        # One step a response: R* = .8 over 10 tokens, −.6 over 20, .4 over 5.
+        steps = scored([[[0.9], [0.2], [0.7]]], [[[10], [20], [5]]])
+        expected = [[[0.8 - (-0.2 / 25) * 10], [-0.6 - (1.2 / 15) * 20], [0.4 - (0.2 / 30) * 5]]]
+        for mode in ("soft_min", "strict_min"):
+            close(credit(steps, mode=mode, baseline="pure_tokens").returns_PKS, expected)
+
+    def test_token_baseline_counts_the_tokens_still_to_come(self) -> None:
+        values = {"mode": "strict_min", "baseline": "pure_tokens"}
+        steps = scored([[[0.9, 0.1, 0.8], [0.5]]], [[[2, 3, 4], [6]]])
+        # The other response earns 0 on 6 tokens, so only its own baseline shows: R* = −.8 over 9 tokens.
+        close(credit(steps, **values).returns_PKS[0, 0], [-0.8, -0.8, 0.6])
+        close(credit(steps, **values).returns_PKS[0, 1, :1], [0.8 / 9 * 6])
+        other = scored([[[0.9, 0.1, 0.8], [1.0]]], [[[2, 3, 4], [5]]])
+        close(credit(other, **values).returns_PKS[0, 0], [-0.8 - 9 / 5, -0.8 - 7 / 5, 0.6 - 4 / 5])
+
+    def test_merging_steps_earns_nothing(self) -> None:
+        apart = scored([[[0.9, 0.9], [0.3, 0.8]]], [[[4, 6], [5, 5]]])
+        merged = scored([[[0.9], [0.3, 0.8]]], [[[10], [5, 5]]])
+        for mode in ("soft_min", "strict_min"):
+            for baseline in ("step_index", "pure_tokens"):
+                first, second = (credit(x, mode=mode, baseline=baseline).returns_PKS[0, 0, :1] for x in (apart, merged))
+                close(first, second.tolist())
+
+    def test_padding_steps_are_no_minimum(self) -> None:
+        steps = scored([[[0.9], [0.95, 0.8]]])
+        assert credit(steps, mode="strict_min", baseline="none").returns_PKS[0, 0, 0].item() == pytest.approx(0.8)
+
+    def test_leave_one_out_by_source_by_hand(self) -> None:
+        # R* over steps: −.8/3, 0, 1. The first loses (0 + 1)/2 a step, the second (−.8/3 + 1)/2, the third −.8/6.
+        steps = scored([[[0.9, 0.1, 0.8], [0.5], [1.0]]], [[[2, 3, 4], [6], [50]]])
+        result = credit(steps, mode="strict_min", baseline="prime_steps")
+        expected = [[-0.8 - 1.5, -0.8 - 1.0, 0.6 - 0.5], [-(1 - 0.8 / 3) / 2, 0.0, 0.0], [1 + 0.4 / 3, 0.0, 0.0]]
+        close(result.returns_PKS[0], expected)
+
+    def test_low_step_is_punished_not_rewarded(self) -> None:
+        assert credit(scored([[[0.1]]]), mode="soft_min", baseline="none").returns_PKS.item() == pytest.approx(-0.8)
+
+
+class TestReturnToGo:
+    @pytest.mark.parametrize(
+        ("transform", "eta", "expected"),
+        [
+            ("none", 0.0, [1.8, 0.9, 0.8]),
+            ("clip", 0.5, [-0.4, -0.4, 0.0]),
+            ("delta", 0.0, [0.9, 0.1, 0.8]),
+        ],
+    )
+    def test_transforms(self, transform: str, eta: float, expected: list[float]) -> None:
+        result = credit(scored(ONE), mode="return_to_go", transform=transform, eta=eta, baseline="none")
+        close(result.returns_PKS, [[expected]])
+
+    def test_delta_of_a_shorter_response_ends_with_its_own_last_step(self) -> None:
+        steps = scored([[[0.9, 0.4], [0.3, 0.2, 0.7]]])
+        result = credit(steps, mode="return_to_go", transform="delta", baseline="none")
+        close(result.returns_PKS, [[[0.9, 0.4, 0.0], [0.3, 0.2, 0.7]]])
+
+    def test_clip_does_not_charge_a_shorter_response_for_its_padding(self) -> None:
+        steps = scored([[[0.9, 0.4], [0.3, 0.2, 0.7]]])
+        result = credit(steps, mode="return_to_go", transform="clip", eta=0.5, baseline="none")
+        close(result.returns_PKS, [[[-0.1, -0.1, 0.0], [-0.5, -0.3, 0.0]]])
+
+    def test_steps_normalised_over_the_group_before_the_sum(self) -> None:
+        rewards = [0.9, 0.1, 0.8, 0.4, 0.6]
+        scale, middle = stdev(rewards), mean(rewards)
+        a, b, c, d, e = [(reward - middle) / scale for reward in rewards]
+        steps = scored([[[0.9, 0.1, 0.8], [0.4, 0.6]]])
+        result = credit(steps, mode="return_to_go", normalise_steps=True, baseline="none")
+        close(result.returns_PKS, [[[a + b + c, b + c, c], [d + e, e, 0.0]]], 1e-4)
+
+    def test_token_leave_one_out(self) -> None:
+        steps = scored([[[0.9, 0.1], [0.4], [0.6]]], [[[2, 3], [10], [10]]])
+        result = credit(steps, mode="return_to_go", baseline="pure_tokens")
+        close(result.returns_PKS[0, 0], [1.0 - (1.0 / 20) * 5, 0.1 - (1.0 / 20) * 3])
+        close(result.returns_PKS[0, 1, :1], [0.4 - (1.6 / 15) * 10])
+
+    def test_leave_one_out_by_source(self) -> None:
+        """PRIME: r_j less the mean of the others' mean step rewards, then summed; a response without steps and one that
+        was dropped are not among the others."""
+        steps = scored([[[0.9, 0.1], [0.4], [], [0.7], [0.6]]])
+        kept = [[True, True, True, False, True]]
+        result = credit(steps, kept=kept, mode="return_to_go", baseline="prime_steps")
+        expected = [[0.4 - 0.4, 0.1 - 0.5], [0.4 - 0.55, 0], [0, 0], [0, 0], [0.6 - 0.45, 0]]
+        close(result.returns_PKS[0], expected)
+
+    def test_plain_sums_reward_padding_with_harmless_steps_and_delta_does_not(self) -> None:
+        short, padded = scored([[[0.9, 0.8]]]), scored([[[0.9, 0.9, 0.9, 0.8]]])
+        for transform, gains in (("none", True), ("delta", False)):
+            values = {"mode": "return_to_go", "transform": transform, "baseline": "none"}
+            gain = credit(padded, **values).returns_PKS[0, 0, 0] - credit(short, **values).returns_PKS[0, 0, 0]
+            assert (gain.item() > 0.1) == gains
+
+
+class TestScalar:
+    def test_aggregate_is_added_to_the_outcome(self) -> None:
+        result = credit(scored([[[0.9, 0.1, 0.8], [0.5]]]), mode="scalar", weight=0.5)
+        (source,) = result.sources
+        close(source.rewards_PK, [[0.1, 0.5]])
+        outcome = Source.of(torch.tensor([[1.0, 0.0]]).double())
+        advantages_PK, kept_PK = combine([outcome, source], ESTIMATORS["rloo"], per_source=False)
+        close(advantages_PK, [[0.8, -0.8]])
+        assert kept_PK.all()
+
+    def test_each_source_normalised_on_its_own(self) -> None:
+        outcome = Source.of(torch.tensor([[1.0, 1.0, 0.0, 0.0]]).double())
+        process = Source.of(torch.tensor([[0.01, 0.0, 0.01, 0.0]]).double())
+        apart, _ = combine([outcome, process], ESTIMATORS["grpo"], per_source=True)
+        close(apart, [[3**0.5, 0.0, 0.0, -(3**0.5)]], 1e-3)
+        together, _ = combine([outcome, process], ESTIMATORS["grpo"], per_source=False)
+        assert together[0, 2].item() < -0.8
+        # Leave-one-out is linear: apart or together, it is the same.
+        rloo = ESTIMATORS["rloo"]
+        first, second = (combine([outcome, process], rloo, per_source=apart)[0] for apart in (True, False))
+        torch.testing.assert_close(first, second)
+
+    @pytest.mark.parametrize("per_source", [True, False])
+    def test_the_weight_outlasts_a_standard_deviation(self, per_source: bool) -> None:
+        """Apart, process advantages ±1/√2 of a pair come on top of the outcome's 0, times the weight. Together, the sum
+        is normalised, weight and all."""
+        outcome = Source.of(torch.zeros(1, 2).double())
+        for weight in (0.01, 1.0, 100.0):
+            (source,) = credit(scored([[[0.9], [0.1]]]), mode="scalar", weight=weight).sources
+            advantages_PK, _ = combine([outcome, source], ESTIMATORS["grpo"], per_source=per_source)
+            expected = 0.5**0.5 * (weight if per_source else 1.0)
+            close(advantages_PK, [[expected, -expected]], 1e-3 * expected)
+
+    def test_gate_normalises_among_right_answers_only(self) -> None:
+        steps = scored([[[0.9], [0.5], [0.1], [0.3]]])
+        right = [[True, True, False, False]]
+        (source,) = credit(steps, right=right, mode="scalar", gate="right").sources
+        outcome = Source.of(torch.tensor([[1.0, 1.0, 0.0, 0.0]]).double())
+        apart, _ = combine([outcome, source], ESTIMATORS["rloo"], per_source=True)
+        close(apart, [[2 / 3 + 0.4, 2 / 3 - 0.4, -2 / 3, -2 / 3]])
+        together, kept_PK = combine([outcome, source], ESTIMATORS["rloo"], per_source=False)
+        # Sums 1.9, 1.5, 0, 0: the wrong ones stay in the group, without process reward.
+        close(together, [[(4 * 1.9 - 3.4) / 3, (4 * 1.5 - 3.4) / 3, -3.4 / 3, -3.4 / 3]])
+        assert kept_PK.all()
+
+    def test_response_without_steps_is_dropped_from_a_sum_and_not_given_0(self) -> None:
+        result = credit(scored([[[0.9], [], [0.1]]]), mode="scalar")
+        assert result.missing_PK.tolist() == [[False, True, False]]
+        outcome = Source.of(torch.ones(1, 3).double())
+        advantages_PK, kept_PK = combine([outcome, *result.sources], ESTIMATORS["rloo"], per_source=False)
+        close(advantages_PK, [[0.8, 0.0, -0.8]])
+        assert kept_PK.tolist() == [[True, False, True]]
+        apart_PK, kept_PK = combine([outcome, *result.sources], ESTIMATORS["rloo"], per_source=True)
+        close(apart_PK, [[0.8, 0.0, -0.8]])
+        assert kept_PK.all()
+
+
+class TestStepGae:
+    def test_rewards_stand_at_the_last_token_of_each_step(self) -> None:
+        result = credit(scored(ONE), mode="step_gae", weight=0.5)
+        assert (result.returns_PKS == 0).all()
+        assert not result.sources
+        step_of_NT = torch.tensor([[-1, 0, 0, 1, 2, 2, 2, -1]])
+        rewards_NT = place(result.rewards_PKS.flatten(0, 1), step_of_NT)
+        close(rewards_NT, [[0, 0, 0.45, 0.05, 0, 0, 0.4, 0]])
+
+
+class TestWhoTakesPart:
+    def test_default_is_soft_min_with_a_baseline_by_step_index(self) -> None:
+        config = CreditConfig()
+        assert (config.mode, config.baseline, config.gate, config.weight) == ("soft_min", "step_index", "none", 1.0)
+
+    @pytest.mark.parametrize("mode", ["soft_min", "strict_min", "return_to_go"])
+    def test_dropped_samples_and_those_without_steps_are_no_baseline(self, mode: str) -> None:
+        full = scored([[[0.9, 0.2], [0.4], [0.7, 0.6]]])
+        wide = scored([[[0.9, 0.2], [0.1], [0.4], [], [0.7, 0.6]]])
+        expected = credit(full, mode=mode)
+        result = credit(wide, kept=[[True, False, True, True, True]], mode=mode)
+        close(result.returns_PKS[:, [0, 2, 4]], expected.returns_PKS.tolist())
+        assert (result.returns_PKS[:, [1, 3]] == 0).all()
+        assert result.scored_PK.tolist() == [[True, False, True, False, True]]
+        assert result.missing_PK.tolist() == [[False, False, False, True, False]]
+
+    def test_a_lone_scored_sample_has_no_baseline_and_is_left_out(self) -> None:
+        steps = scored([[[0.9], []], [[0.9], [0.2]]])
+        result = credit(steps)
+        assert result.scored_PK.tolist() == [[False, False], [True, True]]
+        assert result.alone_PK.tolist() == [[True, False], [False, False]]
+        assert (result.returns_PKS[0] == 0).all()
+        for baseline in ("pure_tokens", "prime_steps"):
+            other = credit(steps, baseline=baseline)
+            assert other.alone_PK.tolist() == result.alone_PK.tolist()
+            assert (other.returns_PKS[0] == 0).all()
+        plain = credit(steps, baseline="none")
+        assert plain.scored_PK.tolist() == [[True, False], [True, True]]
+        assert not plain.alone_PK.any()
+
+    @pytest.mark.parametrize("mode", ["soft_min", "strict_min", "return_to_go"])
+    def test_gate_leaves_process_credit_to_right_answers(self, mode: str) -> None:
+        steps = scored([[[0.9, 0.2], [0.1], [0.4]]])
+        result = credit(steps, right=[[True, False, True]], mode=mode, gate="right")
+        alone = credit(scored([[[0.9, 0.2], [0.4]]]), mode=mode)
+        close(result.returns_PKS[:, [0, 2]], alone.returns_PKS.tolist())
+        assert (result.returns_PKS[0, 1] == 0).all()
+        assert not result.missing_PK.any()
+
+    @pytest.mark.parametrize("mode", MODES)
+    def test_order_padding_and_junk_change_nothing(self, mode: str) -> None:
+        torch.manual_seed(0)
+        mask_PKS = torch.arange(4) < torch.randint(0, 5, (3, 5, 1))
+        steps = ScoredSteps(torch.rand(3, 5, 4).double(), torch.randint(1, 9, (3, 5, 4)), mask_PKS)
+        kept_PK, right_PK = torch.rand(3, 5) > 0.2, torch.rand(3, 5) > 0.3
+        config = CreditConfig(mode=mode, gate="right", weight=0.7)
+
+        def flat(steps: ScoredSteps, kept_PK: Tensor, right_PK: Tensor) -> list[Tensor]:
+            result = assign(steps, kept_PK, right_PK, config, min)
+            return [result.returns_PKS, result.rewards_PKS, *(source.rewards_PK for source in result.sources)]
+
+        whole = flat(steps, kept_PK, right_PK)
+        rows, columns = torch.randperm(3), torch.randperm(5)
+        moved = [tensor[rows][:, columns] for tensor in (steps.scores_PKS, steps.tokens_PKS, mask_PKS)]
+        for before, after in zip(
+            whole, flat(ScoredSteps(*moved), kept_PK[rows][:, columns], right_PK[rows][:, columns]), strict=True
+        ):
+            torch.testing.assert_close(after, before[rows][:, columns])
+        wide = ScoredSteps(
+            torch.cat([torch.where(mask_PKS, steps.scores_PKS, torch.nan), torch.full((3, 5, 2), -7.0)], dim=2),
+            torch.cat([torch.where(mask_PKS, steps.tokens_PKS, 99), torch.full((3, 5, 2), 50)], dim=2),
+            torch.cat([mask_PKS, torch.zeros(3, 5, 2) > 0], dim=2),
+        )
+        for before, after in zip(whole, flat(wide, kept_PK, right_PK), strict=True):
+            padded = after[..., :4] if after.dim() == 3 else after
+            torch.testing.assert_close(padded, before)
+            assert after.isfinite().all()
+        assert any(tensor.abs().sum() > 0 for tensor in whole)
+
+    @pytest.mark.parametrize("mode", MODES)
+    def test_a_batch_without_any_step_is_all_missing(self, mode: str) -> None:
+        result = credit(scored([[[], []], [[], []]]), kept=[[True, True], [True, False]], mode=mode)
+        assert result.missing_PK.tolist() == [[True, True], [True, False]]
+        assert not result.scored_PK.any()
+        step_of_NT = torch.full((4, 3), -1)
+        assert spread(result.returns_PKS.flatten(0, 1), step_of_NT).tolist() == [[0.0] * 3] * 4
+        assert place(result.rewards_PKS.flatten(0, 1), step_of_NT).tolist() == [[0.0] * 3] * 4
+
+    @pytest.mark.parametrize("mode", MODES)
+    def test_weight_scales(self, mode: str) -> None:
+        steps = scored([[[0.9, 0.2], [0.4]]])
+        one, three = credit(steps, mode=mode), credit(steps, mode=mode, weight=3.0)
+        torch.testing.assert_close(three.returns_PKS, 3 * one.returns_PKS)
+        torch.testing.assert_close(three.rewards_PKS, 3 * one.rewards_PKS)
+        for large, small in zip(three.sources, one.sources, strict=True):
+            assert large.weight == 3 * small.weight
+            torch.testing.assert_close(large.rewards_PK, small.rewards_PK)
+
+
+class TestTokens:
+    STEP_OF = torch.tensor([[-1, 0, 0, 1, 1, 1, -1], [0, 1, 2, -1, -1, -1, -1]])
+
+    def test_spread(self) -> None:
+        values_NS = torch.tensor([[5.0, 7.0, 9.0], [1.0, 2.0, 3.0]])
+        assert spread(values_NS, self.STEP_OF).tolist() == [[0, 5, 5, 7, 7, 7, 0], [1, 2, 3, 0, 0, 0, 0]]
+
+    def test_place(self) -> None:
+        values_NS = torch.tensor([[5.0, 7.0, 9.0], [1.0, 2.0, 3.0]])
+        assert place(values_NS, self.STEP_OF).tolist() == [[0, 0, 5, 0, 0, 7, 0], [1, 2, 3, 0, 0, 0, 0]]
+
+    def test_place_at_the_last_column(self) -> None:
+        assert place(torch.tensor([[5.0]]), torch.tensor([[0, 0]])).tolist() == [[0, 5]]
+
+    def test_count(self) -> None:
+        assert count_tokens(self.STEP_OF, 3).tolist() == [[2, 3, 0], [1, 1, 1]]
+
+
+def test_configuration_names_are_those_of_the_tables() -> None:
+    fields = CreditConfig.model_fields
+    tables = (("mode", MODES), ("transform", TRANSFORMS), ("gate", GATES), ("baseline", BASELINES))
+    for name, table in tables:
+        assert set(get_args(fields[name].annotation)) == set(table)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"normalise_steps": True},
+        {"transform": "clip"},
+        {"eta": 0.5},
+        {"mode": "return_to_go", "eta": 0.5},
+        {"mode": "strict_min", "temperature": 0.2},
+        {"mode": "scalar", "baseline": "step_index"},
+        {"mode": "step_gae", "baseline": "pure_tokens"},
+        {"mode": "step_gae", "per_source": True},
+    ],
+)
+def test_options_of_other_modes_are_refused(values: dict) -> None:
+    with pytest.raises(ConfigError, match=r"is for .*return_to_go|transform=clip|is for soft_min|is for scalar"):
+        build(CreditConfig, values)
+
+
+@pytest.mark.parametrize(
+    ("values", "instead"),
+    [
+        ({"token_baseline": True}, "token_baseline=True does not exist; set credit.baseline=pure_tokens"),
+        ({"token_baseline": False}, "token_baseline=False does not exist; set credit.baseline=none"),
+        ({"mode": "strict_min", "per_source": True}, "mode=strict_min PRIME's baseline is credit.baseline=prime_steps"),
+        ({"per_source": True}, "mode=soft_min PRIME's baseline is credit.baseline=prime_steps"),
+    ],
+)
+def test_baselines_under_other_keys_are_refused_with_the_key_to_set(values: dict, instead: str) -> None:
+    with pytest.raises(ConfigError, match=instead):
+        build(CreditConfig, values)
+    assert build(CreditConfig, {"mode": "scalar", "per_source": True}).per_source
+
+
+def test_scalar_without_an_aggregator_is_our_own_mistake() -> None:
+    with pytest.raises(AssertionError, match="aggregat"):
+        credit(scored(ONE), mode="scalar", aggregate=None)

@@ -1,0 +1,373 @@
+"""Policy losses: the worked numbers, gradients by finite differences, and what must not change them."""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor
+
+from mmprm.config import build
+from mmprm.errors import ConfigError
+from policy_rl.algorithms.losses import (
+    AGGREGATIONS,
+    KL,
+    SURROGATES,
+    KlConfig,
+    LossConfig,
+    aggregate,
+    bounded,
+    cpgd,
+    cpgd_drift,
+    denominator,
+    mismatch,
+    policy_loss,
+    ppo,
+    truncated_weights,
+    value_loss,
+)
+
+CPGD = LossConfig(surrogate="cpgd", clip_low=0.2, clip_high=0.2, drift=0.01, drift_cap=2.0)
+
+
+def double(values: list) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def run(lp: Tensor, old: Tensor, advantages: Tensor, mask: Tensor, config: LossConfig, **more: Tensor):
+    return policy_loss(lp, old, advantages, mask, denominator(mask, config), config, **more)
+
+
+def random_batch(seed: int = 0, shape: tuple[int, int] = (6, 7)) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    old = -torch.rand(shape, generator=generator, dtype=torch.float64) * 3
+    lengths = torch.randint(1, shape[1] + 1, (shape[0], 1), generator=generator)
+    return {
+        "lp": old + torch.randn(shape, generator=generator, dtype=torch.float64) * 0.4,
+        "old": old,
+        "ref": old + torch.randn(shape, generator=generator, dtype=torch.float64) * 0.3,
+        "advantages": torch.randn(shape, generator=generator, dtype=torch.float64),
+        "mask": torch.arange(shape[1]) < lengths,
+    }
+
+
+FULL = LossConfig(
+    surrogate="ppo_clip", clip_high=0.28, dual_clip=3.0, drift=0.1, kl=KlConfig(coefficient=0.5, estimator="k3")
+)
+
+
+class TestCpgd:
+    def test_on_policy(self) -> None:
+        lp = double([[-0.5, -1, -2], [-0.7, -0.3, -9.9]]).requires_grad_()
+        advantages = double([[1.0] * 3, [-1.0] * 3])
+        mask = double([[1, 1, 1], [1, 1, 0]]) > 0
+        total, watch = run(lp, lp.detach(), advantages, mask, CPGD)
+        total.backward()
+        assert total.item() == pytest.approx(0.0, abs=1e-12)
+        assert watch.terms["surrogate"].item() == pytest.approx(0.0, abs=1e-12)
+        assert watch.terms["drift"].item() == pytest.approx(0.0, abs=1e-12)
+        torch.testing.assert_close(lp.grad, double([[-0.2] * 3, [0.2, 0.2, 0]]))
+        # The published variant puts lp for ρ, which adds the constant −Σ m·A·old/Σm.
+        assert total.item() - (advantages * lp.detach())[mask].sum().item() / 5 == pytest.approx(0.5)
+
+    def test_after_an_update(self) -> None:
+        lp = double([[-0.2, -1.1, -1, -1]]).requires_grad_()
+        old = double([[-1, -1, -0.5, -1.1]])
+        advantages = double([[0.5, 0.5, -1.5, -1.5]])
+        total, watch = run(lp, old, advantages, torch.ones(1, 4) > 0, CPGD)
+        total.backward()
+        assert watch.terms["surrogate"].item() == pytest.approx(-0.05646903, abs=5e-9)
+        assert watch.terms["drift"].item() == pytest.approx(0.03696727, abs=5e-9)
+        assert total.item() == pytest.approx(-0.05609935, abs=1.5e-8)
+        variant = -(advantages * old).sum().item() / 4
+        assert watch.terms["surrogate"].item() + variant == pytest.approx(-0.40646903, abs=5e-9)
+        assert total.item() + variant == pytest.approx(-0.40609935, abs=1.5e-8)
+        torch.testing.assert_close(lp.grad, double([[0.003064, -0.125238, -0.000984, 0.375263]]), atol=5e-7, rtol=0)
+
+    def test_drift_is_the_gradient_of_k3_of_kl_old_new(self) -> None:
+        old, lp, step = double([-1.0, -0.8, -2.0]), double([-0.9, -1.4, -2.0]).requires_grad_(), 1e-6
+        cpgd_drift(lp, lp - old, cap=2.0).sum().backward()
+        above, below = (KL["k3"](old, lp.detach() + sign * step) for sign in (1, -1))
+        torch.testing.assert_close(lp.grad, (above - below) / (2 * step), atol=1e-8, rtol=0)
+
+    def test_drift_pulls_back_with_a_capped_force_beyond_the_cap(self) -> None:
+        lp = double([2.0, 60.0, 900.0]).requires_grad_()
+        cpgd_drift(lp, lp, cap=2.0).sum().backward()
+        assert lp.grad.tolist() == [2.0, 2.0, 2.0]
+
+    def test_drift_is_cpgds_own_unless_set(self) -> None:
+        assert LossConfig(surrogate="cpgd").drift_coefficient == 0.01
+        assert LossConfig(surrogate="cpgd", drift=0.0).drift_coefficient == 0.0
+        assert LossConfig(surrogate="ppo_clip").drift_coefficient == 0.0
+
+
+class TestClipping:
+    @pytest.mark.parametrize("dual", [None, 3.0])
+    def test_bounding_the_log_ratio_is_the_textbook_form(self, dual: float | None) -> None:
+        rho = torch.linspace(-3, 3, 241, dtype=torch.float64)
+        low, high = 0.2, 0.28
+        for advantage in (1.7, -0.6, 0.0):
+            r, a = rho.exp(), torch.full_like(rho, advantage)
+            pessimistic = torch.minimum(r * a, r.clamp(1 - low, 1 + high) * a)
+            if dual is not None and advantage < 0:
+                pessimistic = torch.maximum(pessimistic, dual * a)
+            torch.testing.assert_close(ppo(bounded(rho, a, low, high, dual), a), -pessimistic)
+            log_form = torch.minimum(rho * a, rho.clamp(math.log(1 - low), math.log(1 + high)) * a)
+            torch.testing.assert_close(cpgd(bounded(rho, a, low, high, None), a), -log_form)
+
+    @pytest.mark.parametrize(
+        ("ratio", "advantage", "dual", "loss", "slope"),
+        [
+            (1.5, 2.0, None, -2.4, 0.0),
+            (0.5, 2.0, None, -1.0, -1.0),
+            (0.5, -2.0, None, 1.6, 0.0),
+            (1.5, -2.0, None, 3.0, 3.0),
+            (4.0, -2.0, None, 8.0, 8.0),
+            (4.0, -2.0, 3.0, 6.0, 0.0),
+            (4.0, 2.0, 3.0, -2.4, 0.0),
+        ],
+    )
+    def test_ppo_by_hand(self, ratio: float, advantage: float, dual: float | None, loss: float, slope: float) -> None:
+        rho = double([math.log(ratio)]).requires_grad_()
+        value = ppo(bounded(rho, double([advantage]), 0.2, 0.2, dual), double([advantage]))
+        value.sum().backward()
+        assert value.item() == pytest.approx(loss)
+        assert rho.grad.item() == pytest.approx(slope)
+
+    def test_a_token_without_advantage_is_not_clipped(self) -> None:
+        lp, old = double([[0.5, 0.5, -0.5, 0.0]]), torch.zeros(1, 4).double()
+        _, watch = run(lp, old, double([[1.0, 0.0, -1.0, 1.0]]), torch.ones(1, 4) > 0, LossConfig())
+        assert watch.sums["clipped"].item() == 2
+
+    def test_an_enormous_ratio_gives_no_nan(self) -> None:
+        rho = torch.tensor([900.0, 900.0, -900.0]).requires_grad_()
+        advantages = torch.tensor([1.0, -1.0, 1.0])
+        ppo(bounded(rho, advantages, 0.2, 0.2, 3.0), advantages).sum().backward()
+        assert rho.grad.tolist() == [0.0, 0.0, 0.0]
+
+
+class TestKl:
+    def test_values(self) -> None:
+        lp, ref = double([-1.0]), double([-1.0 - math.log(2)])
+        assert KL["k1"](lp, ref).item() == pytest.approx(math.log(2))
+        assert KL["k2"](lp, ref).item() == pytest.approx(math.log(2) ** 2 / 2)
+        assert KL["k3"](lp, ref).item() == pytest.approx(math.log(2) - 0.5)
+
+    def test_expected_gradients_on_policy(self) -> None:
+        logits = double([0.3, -1.0, 0.8, 0.0])
+        ref = torch.log_softmax(double([0.0, 0.5, -0.4, 0.2]), dim=0)
+
+        def gradient(function) -> Tensor:
+            theta = logits.clone().requires_grad_()
+            function(torch.log_softmax(theta, dim=0)).backward()
+            return theta.grad
+
+        def sampled(name: str) -> Tensor:
+            return gradient(lambda lp: (lp.exp().detach() * KL[name](lp, ref)).sum())
+
+        reverse = gradient(lambda lp: (lp.exp() * (lp - ref)).sum())
+        forward = gradient(lambda lp: (ref.exp() * (ref - lp)).sum())
+        torch.testing.assert_close(sampled("k1"), torch.zeros(4).double(), atol=1e-12, rtol=0)
+        torch.testing.assert_close(sampled("k2"), reverse)
+        torch.testing.assert_close(sampled("k3"), forward)
+        # In the reward, the score function carries k1 to the gradient of KL(π‖ref); k2 and k3 miss it.
+        rewarded = {name: gradient(lambda lp, name=name: (lp.exp() * KL[name](lp, ref).detach()).sum()) for name in KL}
+        torch.testing.assert_close(rewarded["k1"], reverse)
+        assert not any(torch.allclose(rewarded[name], reverse, atol=1e-3) for name in ("k2", "k3"))
+
+    @pytest.mark.parametrize(
+        ("place", "estimator", "allowed"),
+        [
+            ("loss", "k1", False),
+            ("loss", "k2", True),
+            ("loss", "k3", True),
+            ("reward", "k1", True),
+            ("reward", "k2", False),
+            ("reward", "k3", False),
+        ],
+    )
+    def test_where_each_is_allowed(self, place: str, estimator: str, allowed: bool) -> None:
+        values = {"coefficient": 0.1, "place": place, "estimator": estimator}
+        if allowed:
+            assert build(KlConfig, values).function is KL[estimator]
+        else:
+            with pytest.raises(ConfigError, match=f"estimator='{estimator}' in the {place}"):
+                build(KlConfig, values)
+
+    def test_the_place_decides_the_default_estimator_and_the_loss(self) -> None:
+        batch = random_batch()
+        reference = batch.pop("ref")
+        assert KlConfig(place="reward").function is KL["k1"]
+        assert KlConfig().function is KL["k3"]
+        without, _ = run(**batch, config=LossConfig())
+        in_reward = LossConfig(kl=KlConfig(coefficient=0.5, place="reward"))
+        assert run(**batch, config=in_reward, ref=reference)[0].item() == without.item()
+        in_loss = LossConfig(kl=KlConfig(coefficient=0.5, estimator="k2"))
+        k2 = ((batch["lp"] - reference).square() / 2)[batch["mask"]].mean()
+        assert run(**batch, config=in_loss, ref=reference)[0].item() == pytest.approx((without + 0.5 * k2).item())
+
+
+class TestAggregation:
+    LOSS = double([[1.0, 2, 3, 4], [10.0, 99, 99, 99], [99.0, 99, 99, 99]])
+    MASK = torch.tensor([[1, 1, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]]) > 0
+
+    @pytest.mark.parametrize(
+        ("name", "size", "expected"),
+        [("token_mean", 5, 20 / 5), ("sequence_mean", 2, (2.5 + 10) / 2), ("fixed", 2 * 8, 20 / 16)],
+    )
+    def test_by_hand(self, name: str, size: int, expected: float) -> None:
+        config = LossConfig(aggregation=name, divisor=8 if name == "fixed" else None)
+        assert denominator(self.MASK, config).item() == size
+        assert aggregate(self.LOSS, self.MASK, denominator(self.MASK, config), name).item() == pytest.approx(expected)
+
+    def test_fixed_needs_a_divisor(self) -> None:
+        with pytest.raises(ConfigError, match="divisor"):
+            build(LossConfig, {"aggregation": "fixed"})
+
+    @pytest.mark.parametrize("name", AGGREGATIONS)
+    def test_micro_batches_and_ranks_change_nothing(self, name: str) -> None:
+        config = FULL.model_copy(update={"aggregation": name, "divisor": 11})
+        batch = random_batch()
+        batch["mask"][4] = False
+        leaf = batch["lp"].requires_grad_()
+        whole, watch = run(**batch, config=config)
+        (expected,) = torch.autograd.grad(whole, leaf)
+        for split in ([6], [1, 5], [2, 2, 2], [1] * 6):
+            pieces = [
+                dict(zip(batch, values, strict=True))
+                for values in zip(*(tensor.split(split) for tensor in batch.values()), strict=True)
+            ]
+            size = sum(denominator(piece["mask"], config) for piece in pieces)
+            results = [policy_loss(**piece, denominator=size, config=config) for piece in pieces]
+            torch.testing.assert_close(sum(total for total, _ in results), whole)
+            (gradient,) = torch.autograd.grad(sum(total for total, _ in results), leaf)
+            torch.testing.assert_close(gradient, expected)
+            for key, value in watch.terms.items():
+                torch.testing.assert_close(sum(piece.terms[key] for _, piece in results), value)
+            for key, value in watch.sums.items():
+                torch.testing.assert_close(sum(piece.sums[key] for _, piece in results), value)
+            assert max(piece.log_ratio_max for _, piece in results) == watch.log_ratio_max
+            assert min(piece.log_ratio_min for _, piece in results) == watch.log_ratio_min
+
+    @pytest.mark.parametrize("name", AGGREGATIONS)
+    @pytest.mark.parametrize("junk", [7.0, float("inf"), float("nan")])
+    def test_padding_and_order_change_nothing(self, name: str, junk: float) -> None:
+        config = FULL.model_copy(update={"aggregation": name, "divisor": 11})
+        batch = random_batch(1)
+        whole, watch = run(**batch, config=config)
+        order = torch.randperm(6)
+        wide = {}
+        for key, tensor in batch.items():
+            filler = torch.zeros(6, 3) > 0 if key == "mask" else torch.full((6, 3), junk).double()
+            wide[key] = torch.cat([filler, tensor, filler], dim=1)[order]
+            if key != "mask":
+                wide[key][~torch.cat([filler > 0, batch["mask"], filler > 0], dim=1)[order]] = junk
+        wide["mask"] = torch.cat([torch.zeros(6, 3) > 0, batch["mask"], torch.zeros(6, 3) > 0], dim=1)[order]
+        leaf = wide["lp"].requires_grad_()
+        total, wide_watch = run(**wide, config=config)
+        total.backward()
+        torch.testing.assert_close(total.detach(), whole)
+        assert (leaf.grad[~wide["mask"]] == 0).all()
+        assert leaf.grad.isfinite().all()
+        for key, value in watch.sums.items():
+            torch.testing.assert_close(wide_watch.sums[key], value)
+
+
+class TestPolicyLoss:
+    @pytest.mark.parametrize("surrogate", SURROGATES)
+    @pytest.mark.parametrize("dual", [None, 3.0])
+    @pytest.mark.parametrize("estimator", ["k2", "k3"])
+    def test_gradient_by_finite_differences(self, surrogate: str, dual: float | None, estimator: str) -> None:
+        batch = random_batch(3)
+        config = LossConfig(
+            surrogate=surrogate, dual_clip=dual, drift=0.0, kl=KlConfig(coefficient=0.5, estimator=estimator)
+        )
+        lp = batch.pop("lp").requires_grad_()
+        assert torch.autograd.gradcheck(lambda x: run(x, **batch, config=config)[0], lp, eps=1e-7, atol=1e-6)
+
+    def test_gradient_with_drift_by_finite_differences(self) -> None:
+        """The drift's gradient is that of α·Σ m·min(e^ρ − 1, c)-limited k3: its integral past e^ρ = c + 1 is linear."""
+        batch = random_batch(4)
+        batch["lp"][0, 0] = batch["old"][0, 0] + 2.0
+        config = LossConfig(surrogate="cpgd", drift=0.5)
+        lp = batch["lp"].clone().requires_grad_()
+        run(lp, batch["old"], batch["advantages"], batch["mask"], config)[0].backward()
+
+        def potential(x: Tensor) -> Tensor:
+            rho, edge = x - batch["old"], math.log(3.0)
+            drift = torch.where(rho < edge, rho.exp() - 1 - rho, 2 - edge + 2 * (rho - edge))
+            first, _ = run(x, batch["old"], batch["advantages"], batch["mask"], LossConfig(surrogate="cpgd", drift=0.0))
+            return first + 0.5 * drift[batch["mask"]].mean()
+
+        numeric = torch.zeros_like(lp)
+        for place in batch["mask"].nonzero().tolist():
+            step = torch.zeros_like(lp)
+            step[tuple(place)] = 1e-6
+            numeric[tuple(place)] = (potential(batch["lp"] + step) - potential(batch["lp"] - step)).item() / 2e-6
+        torch.testing.assert_close(lp.grad, numeric, atol=1e-8, rtol=0)
+
+    def test_first_update_of_ppo_and_cpgd_is_the_policy_gradient(self) -> None:
+        batch = random_batch(5)
+        for surrogate in SURROGATES:
+            lp = batch["old"].clone().requires_grad_()
+            run(lp, batch["old"], batch["advantages"], batch["mask"], LossConfig(surrogate=surrogate))[0].backward()
+            expected = torch.where(batch["mask"], -batch["advantages"], 0) / batch["mask"].sum()
+            torch.testing.assert_close(lp.grad, expected)
+
+    def test_what_is_watched(self) -> None:
+        old = double([[-1.0, -1.0, -1.0, -1.0]])
+        lp = old + double([[0.5, 0.5, -0.5, 0.1]])
+        advantages = double([[1.0, -1.0, 1.0, 1.0]])
+        _, watch = run(lp, old, advantages, torch.ones(1, 4) > 0, LossConfig())
+        # Above the range the clip acts on a positive advantage only; below it, on a negative one only.
+        assert watch.sums["clipped"].item() == 1
+        assert watch.sums["tokens"].item() == 4
+        k3 = sum(math.exp(rho) - 1 - rho for rho in (0.5, 0.5, -0.5, 0.1))
+        assert watch.sums["kl_old"].item() == pytest.approx(k3)
+        assert watch.log_ratio_max.item() == pytest.approx(0.5)
+        assert watch.log_ratio_min.item() == pytest.approx(-0.5)
+
+    def test_importance_weights_scale_the_surrogate_only(self) -> None:
+        batch = random_batch(6)
+        weights = torch.full_like(batch["lp"], 0.25)
+        plain, watch = run(**batch, config=FULL)
+        weighted, weighted_watch = run(**batch, config=FULL, weights=weights)
+        assert (plain - weighted).item() == pytest.approx(0.75 * watch.terms["surrogate"].item())
+        for key in ("drift", "kl"):
+            torch.testing.assert_close(weighted_watch.terms[key], watch.terms[key])
+
+    def test_an_empty_batch_is_our_own_mistake(self) -> None:
+        batch = random_batch(7)
+        batch["mask"][:] = False
+        with pytest.raises(AssertionError, match="no response token"):
+            run(**batch, config=FULL)
+
+
+def test_truncated_weights_by_hand() -> None:
+    engine, old = double([[-1.0, -1.0, -900.0, -1.0]]), double([[-1.5, -0.9, -1.0, float("nan")]])
+    weights = truncated_weights(old, engine, torch.tensor([[True, True, True, False]]), cap=2.0)
+    torch.testing.assert_close(weights, double([[math.exp(-0.5), math.exp(0.1), 2.0, 0.0]]))
+
+
+def test_mismatch_by_hand() -> None:
+    engine, old = double([[-1.0, -1.0, 7.0]]), double([[-1.5, -0.9, -1.0]])
+    sums, largest = mismatch(old, engine, torch.tensor([[True, True, False]]))
+    assert sums["absolute"].item() == pytest.approx(0.6)
+    assert sums["signed"].item() == pytest.approx(-0.4)
+    assert sums["tokens"].item() == 2
+    assert largest.item() == pytest.approx(0.5)
+
+
+def test_value_loss_by_hand() -> None:
+    values, old, returns = double([1.0, 1.0, 0.1]), double([0.0, 0.0, 0.0]), double([2.0, 0.0, 0.0])
+    # clip 0.2: values become .2, .2, .1; the worse square of the two counts, by half.
+    torch.testing.assert_close(value_loss(values, old, returns, clip=0.2), double([1.62, 0.5, 0.005]))
+    torch.testing.assert_close(value_loss(values, old, returns, clip=None), double([0.5, 0.5, 0.005]))
+
+
+def test_configurable_names_are_those_of_the_tables() -> None:
+    fields = LossConfig.model_fields
+    assert set(get_args(fields["surrogate"].annotation)) == set(SURROGATES)
+    assert set(get_args(fields["aggregation"].annotation)) == set(AGGREGATIONS)

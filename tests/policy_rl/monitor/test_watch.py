@@ -1,0 +1,210 @@
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mmprm.config import build
+from mmprm.errors import ConfigError, TrainingError
+from mmprm.types import Grading, Problem, Verdict
+from policy_rl.graded import GradedGroup, GradedResponse, StepRewards
+from policy_rl.monitor.alarms import Alarms, WatchConfig, agreement, alarm_error, repeated, signs
+from policy_rl.monitor.samples import SampleLog, chosen, sample_of
+from policy_rl.types import Response, Reward
+
+
+def graded(
+    text: str,
+    scores: Sequence[float] | None,
+    verdict: Verdict = Verdict.CORRECT,
+    tokens: Sequence[int] | None = None,
+    taking: bool = True,
+) -> GradedResponse:
+    """`tokens` of each step, two by default."""
+    step_of_token = [step for step, count in enumerate(tokens or [2] * len(scores or ())) for _ in range(count)]
+    count = max(1, len(step_of_token))
+    accuracy = None if verdict is Verdict.UNKNOWN else float(verdict is Verdict.CORRECT)
+    return GradedResponse(
+        Response(text, (0,) * count, (0.0,) * count, "stop"),
+        Grading(verdict, "4", ""),
+        Reward(accuracy if taking else None, {"accuracy": accuracy}),
+        None if scores is None else StepRewards(tuple(scores), tuple(step_of_token)),
+    )
+
+
+def group(*responses: GradedResponse, name: str = "p1") -> GradedGroup:
+    return GradedGroup(Problem(name, "how many?\nreally", "4"), 5, 0, responses)
+
+
+WRONG, UNKNOWN = Verdict.INCORRECT, Verdict.UNKNOWN
+
+
+class TestSigns:
+    def test_by_hand(self) -> None:
+        groups = [
+            group(
+                graded("a\n\nb\n\nA ", [0.9, 0.4, 0.8], tokens=[2, 6, 1]),
+                graded("c\n\nd", [0.5, 0.3], WRONG, tokens=[3, 3]),
+            ),
+            group(graded("e", [0.6], WRONG, tokens=[7]), graded("f\n\ng", None, WRONG), graded(" ", None, WRONG)),
+        ]
+        found = signs(groups, "blank_lines")
+        assert found["steps"] == pytest.approx((3 + 2 + 1 + 2) / 4)
+        assert found["step_tokens"] == pytest.approx(22 / 6)
+        assert found["longest_step"] == pytest.approx((6 + 3 + 7) / 3)
+        assert found["repeated_steps"] == pytest.approx(1 / 8)
+        assert found["unsplit"] == pytest.approx(1 / 5)
+        assert found["refused"] == pytest.approx(1 / 5)
+        # The right one's lowest score, .4, is above .3 and below .6.
+        assert found["prm_auc"] == pytest.approx(0.5)
+        unknown = replace(graded("e", [0.35], WRONG), reward=Reward(1.0, {"accuracy": None}))
+        assert signs([*groups, group(unknown)], "blank_lines")["prm_auc"] == pytest.approx(0.5), "is no wrong one"
+        assert found["prm_score"] == pytest.approx(3.5 / 6)
+        assert found["prm_lowest"] == pytest.approx((0.4 + 0.3 + 0.6) / 3)
+        assert found["prm_step_1"] == pytest.approx((0.9 + 0.5 + 0.6) / 3)
+        assert found["prm_step_2"] == pytest.approx((0.4 + 0.3) / 2)
+        assert found["prm_step_3"] == pytest.approx(0.8)
+        assert math.isnan(found["prm_step_4"])
+        assert math.isnan(found["prm_step_later"])
+
+    def test_late_steps_share_a_name(self) -> None:
+        text = "\n\n".join("abcdefg")
+        found = signs([group(graded(text, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8]))], "blank_lines")
+        assert found["prm_step_5"] == 0.5
+        assert found["prm_step_later"] == pytest.approx(0.7)
+
+    def test_dropped_responses_are_no_part_of_it(self) -> None:
+        part = graded("a\n\nb", [0.9, 0.7])
+        dropped = graded("<step>", None, UNKNOWN, taking=False)
+        assert signs([group(part, dropped)], "tags")["unsplit"] == signs([group(part)], "tags")["unsplit"]
+        expected = signs([group(part)], "blank_lines")
+        for name, value in signs([group(part, dropped)], "blank_lines").items():
+            assert value == pytest.approx(expected[name], nan_ok=True)
+
+    def test_order_changes_nothing(self) -> None:
+        first = group(graded("a\n\nb", [0.9, 0.7]), graded("a", [0.2], WRONG))
+        second = group(graded("a\n\na", [0.5, 0.6]), name="p2")
+        expected = signs([first, second], "blank_lines")
+        turned = group(*first.responses[::-1])
+        for name, value in signs([second, turned], "blank_lines").items():
+            assert value == pytest.approx(expected[name], nan_ok=True), name
+
+    def test_without_a_prm_scores_say_nothing_and_steps_are_still_counted(self) -> None:
+        found = signs([group(graded("a\n\nb", None))], "blank_lines")
+        assert found["steps"] == 2
+        assert all(math.isnan(value) for name, value in found.items() if name.startswith("prm_"))
+        assert math.isnan(found["refused"])
+
+    def test_an_empty_batch(self) -> None:
+        assert all(math.isnan(value) for value in signs([], "tags").values())
+
+    def test_prefill_counts(self) -> None:
+        only = group(graded("a</step>", None))
+        assert signs([only], "tags")["unsplit"] == 1
+        assert signs([only], "tags", "<step>")["unsplit"] == 0
+
+
+def test_agreement() -> None:
+    right = [True, False, True]
+    assert agreement([0.9, 0.1, 0.8], right) == 1.0
+    assert agreement([0.1, 0.9, 0.0], right) == 0.0
+    assert agreement([0.5, 0.5, 0.5], right) == 0.5
+    assert math.isnan(agreement([0.5, 0.1], [True, True]))
+
+
+def test_repeated_steps_ignore_case_and_white_space() -> None:
+    assert repeated(["a b", "c", "A  B\n", "c d", "ab"]) == [False, False, True, False, True]
+
+
+class TestAlarms:
+    def alarms(self, patience: int = 2, **bounds: dict) -> Alarms:
+        return Alarms(build(WatchConfig, {"alarms": bounds, "patience": patience}))
+
+    def test_only_so_many_steps_in_a_row(self) -> None:
+        alarms = self.alarms(prm_auc={"least": 0.6})
+        values = [0.5, 0.7, 0.5, 0.6, 0.5]
+        assert [alarms.see({"prm_auc": value}) for value in values] == [None] * 5
+        assert alarms.see({"prm_auc": 0.4}) == "prm_auc=0.4 is below least=0.6 (watch.alarms), 2 steps in a row"
+
+    def test_both_sides_and_several(self) -> None:
+        alarms = self.alarms(1, steps={"least": 2, "most": 10}, unsplit={"most": 0.5})
+        assert alarms.see({"steps": 10.0, "unsplit": 0.5}) is None
+        found = alarms.see({"steps": math.inf, "unsplit": 0.51})
+        assert "steps=inf is above most=10" in found
+        assert "unsplit=0.51 is above most=0.5" in found
+
+    def test_nan_neither_counts_nor_clears(self) -> None:
+        alarms = self.alarms(prm_auc={"least": 0.6})
+        assert [alarms.see({"prm_auc": value}) for value in (0.5, math.nan, math.nan)] == [None] * 3
+        assert alarms.see({"prm_auc": 0.5}) is not None
+
+    def test_counts_are_the_state(self) -> None:
+        first, second = (self.alarms(prm_auc={"least": 0.6}) for _ in range(2))
+        first.see({"prm_auc": 0.5})
+        second.counts |= json.loads(json.dumps(first.counts))
+        assert second.see({"prm_auc": 0.5}) is not None
+
+    def test_a_metric_that_is_not_measured(self) -> None:
+        alarms = self.alarms(prm_acu={"least": 0.6})
+        with pytest.raises(ConfigError, match=r"watch\.alarms\.prm_acu: this run has no such metric; it has prm_auc"):
+            alarms.see({"prm_auc": 0.5})
+
+    def test_the_error_names_metric_value_threshold_and_checkpoint(self) -> None:
+        crossed = self.alarms(1, entropy={"least": 0.1}).see({"entropy": 0.01})
+        error = alarm_error(7, crossed, Path("run/checkpoints/step-7"))
+        assert isinstance(error, TrainingError)
+        for part in ("step 7", "entropy=0.01", "least=0.1", "run/checkpoints/step-7", "samples.md"):
+            assert part in str(error)
+        assert "there is no checkpoint" in str(alarm_error(7, crossed, None))
+
+    @pytest.mark.parametrize("bounds", [{}, {"least": 2, "most": 1}, {"min": 1}])
+    def test_bounds_that_are_none(self, bounds: dict) -> None:
+        with pytest.raises(ConfigError, match=r"alarms\.steps"):
+            self.alarms(steps=bounds)
+
+
+class TestSamples:
+    def test_where_prm_and_outcome_differ_come_first(self) -> None:
+        groups = [
+            group(graded("a", [0.9]), graded("b", [0.2], WRONG)),
+            group(graded("c", [0.8]), graded("x", [0.95], WRONG), graded("y", [0.05])),
+            group(graded("d", None, UNKNOWN, taking=False)),
+        ]
+        picked = [each for _, each in chosen(groups, 4)]
+        assert [each.response.text for each in picked] == ["x", "y", "a", "c"]
+        assert [each.response.text for _, each in chosen(groups, 1)] == ["x"]
+        assert chosen(groups, 0) == []
+        assert chosen([], 4) == []
+
+    def test_a_sample_reads_well(self) -> None:
+        only = graded("<step>a\nb</step><answer>4</answer>", [0.9], tokens=[3])
+        text = sample_of(3, group(only), only, "tags").markdown()
+        assert "## Step 3, problem p1" in text
+        assert "> how many?\n> really" in text
+        assert "correct · answer '4', gold '4' · reward 1 · accuracy 1 · 3 tokens · ended by stop" in text
+        assert "1. **0.90** a b\n2. **not scored** <answer>4</answer>\n" in text
+
+    def test_without_steps_the_text_is_shown_with_the_reason(self) -> None:
+        only = graded("<step>a\nb", None, WRONG)
+        text = sample_of(3, group(only), only, "tags").markdown()
+        assert "No steps: unclosed step.\n\n> <step>a\n> b" in text
+
+    def test_files_and_resume(self, tmp_path: Path) -> None:
+        only = graded("a\ud800\n\nb", [0.9, 0.4])
+        log = SampleLog(tmp_path, 0)
+        for step in (1, 2, 3):
+            log.write([sample_of(step, group(only), only, "blank_lines")])
+        log.close()
+        whole = (tmp_path / "samples.jsonl").read_text()
+        assert [json.loads(line)["steps"][1] for line in whole.splitlines()] == [["b", 0.4]] * 3
+        (tmp_path / "samples.jsonl").write_text(whole + '{"step": 2, "cut o')
+        log = SampleLog(tmp_path, 2)
+        log.close()
+        assert (tmp_path / "samples.jsonl").read_text() == "".join(whole.splitlines(keepends=True)[:2])
+        shown = (tmp_path / "samples.md").read_text()
+        assert shown.count("## Step 1,") == shown.count("## Step 2,") == 1
+        assert "## Step 3," not in shown

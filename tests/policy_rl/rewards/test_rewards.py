@@ -1,0 +1,342 @@
+"""Outcome rewards: what counts, what is dropped, and what user functions may not do."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from mmprm.config import build
+from mmprm.errors import ConfigError, TrainingError
+from mmprm.types import Grading, Problem, Verdict
+from policy_rl.rewards.outcome import (
+    ACCURACIES,
+    COMBINATIONS,
+    FORMATS,
+    LengthLimits,
+    OutcomeReward,
+    RewardConfig,
+    exact_label,
+    format_reward,
+    length_penalty,
+)
+
+PROBLEM = Problem(id="p1", question="2 + 3 = ?", answer="5")
+THOUGHT = "<think>2 + 3</think><answer>5</answer>"
+RIGHT = Grading(Verdict.CORRECT, "5", "equal")
+WRONG = Grading(Verdict.INCORRECT, "6", "different")
+UNKNOWN = Grading(Verdict.UNKNOWN, None, "time-out")
+
+
+def total(response: str, grading: Grading, token_count: int = 10, prefill: str = "", **values) -> float | None:
+    return OutcomeReward(build(RewardConfig, values), prefill)(PROBLEM, response, grading, token_count).total
+
+
+class TestFormat:
+    @pytest.mark.parametrize(
+        ("text", "reward"),
+        [
+            (THOUGHT, 1.0),
+            ("  <think>a\nb < c</think>\n\n<answer>5</answer>\n", 1.0),
+            ("<answer>5</answer><think>a</think>", 0.0),
+            ("<think>a</think>", 0.0),
+            ("<answer>5</answer>", 0.0),
+            ("so <think>a</think><answer>5</answer>", 0.0),
+            ("<think>a</think> so <answer>5</answer>", 0.0),
+            ("<think>a</think><answer>5</answer> done", 0.0),
+            ("<think>a</think><think>b</think><answer>5</answer>", 0.0),
+            ("<think>a</think><answer>5</answer><answer>6</answer>", 0.0),
+            ("<think>a<think>b</think></think><answer>5</answer>", 0.0),
+            ("<think>a<answer>5</answer></think><answer>5</answer>", 0.0),
+            ("<think>a</think><answer>5", 0.0),
+            ("", 0.0),
+        ],
+    )
+    def test_think(self, text: str, reward: float) -> None:
+        assert format_reward(text, "think") == reward
+
+    @pytest.mark.parametrize(
+        ("text", "reward"),
+        [
+            ("<step>blue=5</step><step>red=3</step><step>5+3=8</step><answer>8</answer>", 1.0),
+            ("<step>8</step>\n<answer>8</answer>", 1.0),
+            ("<answer>8</answer>", 0.0),
+            ("<step>blue=5</step>red=3<step>5+3=8</step><answer>8</answer>", 0.0),
+            ("<step>a</step><answer>8</answer><step>b</step>", 0.0),
+            ("<step>a<step>b</step></step><answer>8</answer>", 0.0),
+            ("<step>a</step><answer>8</answer><answer>8</answer>", 0.0),
+        ],
+    )
+    def test_steps(self, text: str, reward: float) -> None:
+        assert format_reward(text, "steps") == reward
+
+    @pytest.mark.parametrize(
+        ("text", "reward"),
+        [
+            (f"I will think first. {THOUGHT} Done.", 1.0),
+            (f"a < b <b>{THOUGHT}</b>", 1.0),
+            ("<think>a</think>\n<answer>5</answer>\n", 1.0),
+            ("<think>a</think> so <answer>5</answer>", 0.0),
+            (f"<think>{THOUGHT}", 0.0),
+            (f"{THOUGHT}</answer>", 0.0),
+            (f"{THOUGHT}{THOUGHT}", 0.0),
+            ("<answer>5</answer><think>a</think>", 0.0),
+            ("Five.", 0.0),
+        ],
+    )
+    def test_text_outside(self, text: str, reward: float) -> None:
+        """Where it is accepted, it holds no further tag, and nothing but white space is between the two parts."""
+        assert format_reward(text, "think", text_outside=True) == reward
+
+    @pytest.mark.parametrize(("thoughts", "reward"), [("x" * 300, 1.0), ("x" * 299, 0.0), (f" {'x' * 299}\n", 0.0)])
+    def test_short_thoughts_earn_nothing(self, thoughts: str, reward: float) -> None:
+        response = f"<think>{thoughts}</think><answer>5</answer>"
+        assert format_reward(response, "think", min_thought_characters=300) == reward
+        assert total(response, RIGHT, format="think", format_weight=1.0, min_thought_characters=300) == 1.0 + reward
+        keys = {"format": "think", "min_thought_characters": 300}
+        assert total(response.removeprefix("<think>"), RIGHT, prefill="<think>", **keys) == 1.0 + 0.5 * reward
+
+    def test_prefilled_tag_counts(self) -> None:
+        response = "2 + 3</think><answer>5</answer>"
+        assert total(response, RIGHT, format="think") == 1.0
+        assert total(response, RIGHT, format="think", prefill="Let me see. <think>\n") == 1.0
+        assert total(response, RIGHT, format="think", prefill="<think>\n") == 1.5
+        assert total("<think>" + response, RIGHT, format="think", prefill="<think>") == 1.0
+
+    def test_long_text_without_an_end_is_quick(self) -> None:
+        assert format_reward("<step>" + "<" * 200_000, "steps") == 0.0
+        assert format_reward("<step>" + "<" * 200_000, "steps", text_outside=True) == 0.0
+        assert format_reward("<step>a</step>" * 20_000, "steps") == 0.0
+
+
+class TestCombination:
+    @pytest.mark.parametrize(
+        ("response", "grading", "summed", "gated"),
+        [(THOUGHT, RIGHT, 1.5, 1.0), (THOUGHT, WRONG, 0.5, 0.0), ("5", RIGHT, 1.0, 0.0), ("6", WRONG, 0.0, 0.0)],
+    )
+    def test_sum_and_gate(self, response: str, grading: Grading, summed: float, gated: float) -> None:
+        assert total(response, grading, format="think") == summed
+        assert total(response, grading, format="think", combination="gate") == gated
+
+    def test_weights(self) -> None:
+        assert total(THOUGHT, RIGHT, format="think", accuracy_weight=2.0, format_weight=0.25) == 2.25
+
+    @pytest.mark.parametrize("combination", COMBINATIONS)
+    def test_unknown_verdict_has_no_reward(self, combination: str) -> None:
+        assert total(THOUGHT, UNKNOWN, format="think", combination=combination) is None
+
+    def test_unknown_verdict_does_not_matter_where_accuracy_does_not(self) -> None:
+        assert total(THOUGHT, UNKNOWN, format="think", accuracy_weight=0.0) == 0.5
+
+    def test_parts_are_reported_unweighted(self) -> None:
+        reward = OutcomeReward(RewardConfig(format="think"))(PROBLEM, THOUGHT, WRONG, 10)
+        assert reward.parts == {"accuracy": 0.0, "format": 1.0, "length": 0.0}
+        unknown = OutcomeReward(RewardConfig(format="think"))(PROBLEM, THOUGHT, UNKNOWN, 10)
+        assert unknown.parts == {"accuracy": None, "format": 1.0, "length": 0.0}
+
+
+class TestExactLabel:
+    @pytest.mark.parametrize(
+        ("gold", "extracted", "reward"),
+        [("happy", "Happy", 1.0), ("happy", " happy\n", 1.0), ("happy", "unhappy", 0.0), ("B", "AB", 0.0)],
+    )
+    def test_label(self, gold: str, extracted: str, reward: float) -> None:
+        problem = Problem(id="p", question="?", answer=gold)
+        assert exact_label(problem, Grading(Verdict.INCORRECT, extracted, "")) == reward
+
+    def test_no_answer_is_wrong_and_a_failed_grading_is_unknown(self) -> None:
+        assert exact_label(PROBLEM, Grading(Verdict.INCORRECT, None, "no answer")) == 0.0
+        assert exact_label(PROBLEM, UNKNOWN) is None
+
+    def test_it_takes_the_place_of_the_verdict(self) -> None:
+        assert total("5", Grading(Verdict.UNKNOWN, "5", "gold does not parse"), accuracy="exact_label") == 1.0
+
+    def test_a_wrong_word_is_a_signal(self) -> None:
+        """Symbols cannot decide between words: by the verdict, the group of a question would hold correct ones only."""
+        problem = Problem(id="p", question="left or right?", answer="left")
+        undecided = Grading(Verdict.UNKNOWN, "right", "symbols cannot decide")
+        by_verdict, by_label = (OutcomeReward(RewardConfig(accuracy=kind)) for kind in ("verdict", "exact_label"))
+        assert by_verdict(problem, "right", undecided, 1).total is None
+        assert by_label(problem, "right", undecided, 1).total == 0.0
+
+
+class TestLength:
+    @pytest.mark.parametrize(
+        ("tokens", "penalty"),
+        [
+            (0, -1.0),
+            (10, -0.5),
+            (15, -0.25),
+            (20, 0.0),
+            (100, 0.0),
+            (101, -0.05),
+            (110, -0.5),
+            (120, -1.0),
+            (999, -1.0),
+        ],
+    )
+    def test_soft_limits(self, tokens: int, penalty: float) -> None:
+        assert length_penalty(tokens, LengthLimits(least=20, most=100, margin=20)) == pytest.approx(penalty)
+
+    @pytest.mark.parametrize(("tokens", "penalty"), [(19, -1.0), (20, 0.0), (100, 0.0), (101, -1.0)])
+    def test_hard_limits(self, tokens: int, penalty: float) -> None:
+        assert length_penalty(tokens, LengthLimits(least=20, most=100)) == penalty
+
+    def test_no_limits_by_default(self) -> None:
+        assert length_penalty(0, LengthLimits()) == length_penalty(10**6, LengthLimits()) == 0.0
+
+    def test_weight(self) -> None:
+        limits = {"most": 100, "margin": 20, "weight": 0.4}
+        assert total(THOUGHT, RIGHT, 110, format="think", length=limits) == pytest.approx(1.3)
+
+    def test_limits_in_the_wrong_order(self) -> None:
+        with pytest.raises(ConfigError, match="least=30 must not exceed most=20"):
+            build(RewardConfig, {"length": {"least": 30, "most": 20}})
+
+
+USER_MODULE = """
+def double(problem, response, grading): return 2 * (response.count("5") > 0)
+def unknown(problem, response, grading): return None
+def nan(problem, response, grading): return float("nan")
+def infinite(problem, response, grading): return float("inf")
+def text(problem, response, grading): return "1"
+def raises(problem, response, grading): raise KeyError("gold")
+CONSTANT = 3
+"""
+
+
+@pytest.fixture
+def user_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "my_rewards.py").write_text(USER_MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
+    return "my_rewards"
+
+
+class TestParts:
+    def test_a_part_that_does_not_count_is_not_shown(self) -> None:
+        plain = OutcomeReward(RewardConfig())(PROBLEM, THOUGHT, RIGHT, 10)
+        assert plain.parts.keys() == {"accuracy", "length"}
+        formed = OutcomeReward(RewardConfig(format="think"))(PROBLEM, "5", RIGHT, 10)
+        assert (formed.parts["format"], formed.total) == (0.0, 1.0)
+
+
+class TestUserFunctions:
+    async def test_a_slow_one_does_not_hold_up_the_loop(self, user_module: str, monkeypatch) -> None:
+        """The other tasks go on meanwhile; calls do not overlap, so that a function needs no locks."""
+        import my_rewards
+
+        busy, ticks = threading.Lock(), 0
+
+        def slow(problem: Problem, response: str, grading: Grading) -> float:
+            assert busy.acquire(blocking=False), "two calls at once"
+            time.sleep(0.1)
+            busy.release()
+            return float(response)
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                ticks += 1
+                await asyncio.sleep(0.01)
+
+        monkeypatch.setattr(my_rewards, "double", slow)
+        reward = OutcomeReward(build(RewardConfig, {"functions": [{"path": f"{user_module}:double"}]}))
+        ticking = asyncio.create_task(tick())
+        found = await asyncio.gather(*(reward.beside(PROBLEM, str(number), RIGHT, 1) for number in range(3)))
+        ticking.cancel()
+        assert [each.total for each in found] == [1.0, 2.0, 3.0]
+        assert ticks >= 5
+
+    async def test_one_that_never_ends_ends_the_run(self, user_module: str, monkeypatch) -> None:
+        import my_rewards
+
+        monkeypatch.setattr(my_rewards, "double", lambda *_: time.sleep(0.2))
+        values = {"functions": [{"path": f"{user_module}:double"}], "timeout_s": 0.05}
+        reward = OutcomeReward(build(RewardConfig, values))
+        with pytest.raises(TrainingError, match=r"my_rewards:double: no answer on problem p1 within rewards.timeout_s"):
+            await reward.beside(PROBLEM, "5", RIGHT, 1)
+        await asyncio.sleep(0.3)  # the thread ends, in a test
+
+    def test_sees_what_the_prompt_prefilled(self, user_module: str, monkeypatch) -> None:
+        import my_rewards
+
+        monkeypatch.setattr(my_rewards, "double", lambda problem, response, grading: float("<think>" in response))
+        assert total("5", RIGHT, prefill="<think>", functions=[{"path": f"{user_module}:double"}]) == 2.0
+
+    def test_adds_its_weighted_value(self, user_module: str) -> None:
+        functions = [{"path": f"{user_module}:double", "weight": 0.25}]
+        assert total("5", RIGHT, functions=functions) == 1.5
+        reward = OutcomeReward(build(RewardConfig, {"functions": functions}))(PROBLEM, "5", RIGHT, 1)
+        assert reward.parts["my_rewards:double"] == 2.0
+
+    def test_none_drops_the_sample(self, user_module: str) -> None:
+        assert total("5", RIGHT, functions=[{"path": f"{user_module}:unknown"}]) is None
+
+    @pytest.mark.parametrize(("name", "value"), [("nan", "nan"), ("infinite", "inf"), ("text", "'1'")])
+    def test_what_is_no_finite_number_stops_the_run(self, user_module: str, name: str, value: str) -> None:
+        with pytest.raises(TrainingError, match=rf"my_rewards:{name}.*{value}.*problem p1"):
+            total("5", RIGHT, functions=[{"path": f"{user_module}:{name}"}])
+
+    def test_an_exception_stops_the_run_and_keeps_its_cause(self, user_module: str) -> None:
+        with pytest.raises(TrainingError, match=r"my_rewards:raises.*KeyError.*gold.*problem p1") as caught:
+            total("5", RIGHT, functions=[{"path": f"{user_module}:raises"}])
+        assert isinstance(caught.value.__cause__, KeyError)
+
+    @pytest.mark.parametrize(
+        ("path", "message"),
+        [
+            ("my_rewards", "module:function"),
+            ("no_such_module_of_mine:f", "No module named"),
+            ("my_rewards:missing", "missing"),
+            ("my_rewards:CONSTANT", "callable"),
+        ],
+    )
+    def test_a_path_that_is_none(self, user_module: str, path: str, message: str) -> None:
+        with pytest.raises(ConfigError, match=message):
+            OutcomeReward(build(RewardConfig, {"functions": [{"path": path}]}))
+
+
+class TestConfig:
+    def test_format_weight_without_a_format_is_not_silently_zero(self) -> None:
+        with pytest.raises(ConfigError, match="gate"):
+            build(RewardConfig, {"combination": "gate"})
+
+    def test_keys_of_a_format_need_one(self) -> None:
+        with pytest.raises(ConfigError, match="text_outside=true has no tags"):
+            build(RewardConfig, {"text_outside": True})
+        with pytest.raises(ConfigError, match="min_thought_characters=300 needs thoughts: set format=think"):
+            build(RewardConfig, {"format": "steps", "min_thought_characters": 300})
+
+    @pytest.mark.parametrize("key", ["accuracy_weight", "format_weight"])
+    def test_a_gate_has_no_weights(self, key: str) -> None:
+        with pytest.raises(ConfigError, match=f"{key}=2.0 does nothing with combination=gate"):
+            build(RewardConfig, {"combination": "gate", "format": "think", key: 2})
+
+    def test_negative_weight(self) -> None:
+        with pytest.raises(ConfigError, match="accuracy_weight"):
+            build(RewardConfig, {"accuracy_weight": -1})
+
+    def test_names_are_those_of_the_tables(self) -> None:
+        fields = RewardConfig.model_fields
+        assert set(get_args(fields["accuracy"].annotation)) == set(ACCURACIES)
+        assert set(get_args(fields["combination"].annotation)) == set(COMBINATIONS)
+        assert set(get_args(get_args(fields["format"].annotation)[0])) == set(FORMATS)
+
+
+def test_every_reward_is_finite_or_unknown() -> None:
+    for grading in (RIGHT, WRONG, UNKNOWN):
+        value = total(THOUGHT, grading, format="think")
+        assert value is None or math.isfinite(value)
+
+
+def test_rewards_need_no_torch() -> None:
+    code = "import policy_rl.rewards.outcome, sys; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"

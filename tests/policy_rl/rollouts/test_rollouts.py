@@ -1,0 +1,342 @@
+"""The pool's bookkeeping, on actors without an engine."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from ray.exceptions import RayActorError
+
+from mmprm.backbone.processor import vision_token_ids
+from mmprm.errors import ConfigError, EngineStoppedError, SamplingError, TrainingError
+from mmprm.prompts import PromptConfig
+from mmprm.sampling.config import EngineConfig, SamplingConfig
+from mmprm.types import Problem
+from policy_rl.rollouts import pool as rollouts
+from policy_rl.rollouts.pool import RolloutConfig, RolloutPool, check_sampling, rollout_seed
+from policy_rl.types import Group, Response
+from policy_rl.weights.config import WeightsConfig
+from policy_rl.weights.transfer import Published
+
+PROBE = (-1.0, -2.0)
+
+
+def published(version: int) -> Published:
+    return Published(version, 1, 4, "/folder", tuple(value - version / 10 for value in PROBE))
+
+
+class Script:
+    """What all actors of a test share."""
+
+    def __init__(self) -> None:
+        self.actors: list[Actor] = []
+        self.options: list[dict] = []
+        """Of each actor, by order."""
+        self.further: list[dict] = []
+        self.dies: set[int] = set()
+        """Actors, by order of their start, that are dead as soon as they are asked for a rollout."""
+        self.silent = False
+        self.delay = 0.01
+        self.bad_probe = False
+
+
+class Actor:
+    def __init__(self, script: Script) -> None:
+        self.script, self.number = script, len(script.actors)
+        script.actors.append(self)
+        self.in_flight = self.most = 0
+        self.loaded: list[int] = []
+        self.folders: list[str | None] = []
+        self.during_load: list[int] = []
+        self.killed = False
+        for name in ("start", "sample", "load"):
+            method = getattr(self, f"_{name}")
+            setattr(self, name, SimpleNamespace(remote=method))
+
+    async def _start(self, engine, sampling, prompt, further):
+        self.script.further.append(further)
+        return (1, 2, 3), (9,)
+
+    async def _sample(self, problem: Problem, n: int, seed: int, version: int) -> Group:
+        if problem.id == "bad":
+            raise SamplingError("problem bad: too long")
+        self.in_flight += n
+        self.most = max(self.most, self.in_flight)
+        await asyncio.sleep(0 if self.number in self.script.dies else self.script.delay)
+        self.in_flight -= n
+        if self.number in self.script.dies:
+            raise RayActorError
+        answer = Response(f"{problem.id} {seed} {self.loaded}", (1,), (0.0,), "stop")
+        return Group(problem, (answer,) * n, version, 5)
+
+    async def _load(self, published: Published) -> tuple[float, ...]:
+        self.during_load.append(self.in_flight)
+        if self.script.silent:
+            await asyncio.sleep(60)
+        await asyncio.sleep(self.script.delay)
+        self.loaded.append(published.version)
+        self.folders.append(published.folder)
+        return PROBE if self.script.bad_probe else published.probe
+
+
+@pytest.fixture
+def script(monkeypatch) -> Script:
+    script = Script()
+
+    def remote(**options):
+        script.options.append(options)
+        return lambda _: SimpleNamespace(remote=lambda: Actor(script))
+
+    def kill(actor: Actor) -> None:
+        actor.killed = True
+
+    monkeypatch.setattr(rollouts, "ray", SimpleNamespace(remote=remote, kill=kill))
+    monkeypatch.setattr(rollouts, "engine_places", lambda engine, size: ([engine] * size, {"num_cpus": 1}))
+    return script
+
+
+async def start(most_restarts: int = 3, **weights) -> RolloutPool:
+    engine = EngineConfig(model="m", max_num_seqs=16, dtype="float32")
+    config = RolloutConfig(engines=2, most_restarts=most_restarts)
+    return await RolloutPool.start(engine, SamplingConfig(), PromptConfig(), config, WeightsConfig(**weights))
+
+
+def problems(count: int) -> list[Problem]:
+    return [Problem(f"p{number}", "?", "1") for number in range(count)]
+
+
+async def ask(pool: RolloutPool, count: int, n: int = 8) -> list[Group]:
+    return await asyncio.gather(*(pool.sample(problem, n, 1, pool.version) for problem in problems(count)))
+
+
+async def test_groups_fill_both_engines_and_wait_for_room_outside(script):
+    groups = await ask(await start(), 10)
+    assert [group.problem for group in groups] == problems(10)
+    assert [actor.most for actor in script.actors] == [16, 16]
+
+
+async def test_a_group_larger_than_an_engine_runs_alone(script):
+    groups = await ask(await start(), 3, n=20)
+    assert len(groups) == 3
+    assert {actor.most for actor in script.actors} == {20}
+
+
+async def change_amid_rollouts(pool: RolloutPool) -> tuple[asyncio.Task, asyncio.Task, asyncio.Task]:
+    """Rollouts by the present weights, new weights, and a rollout by these, asked for in this order."""
+    work = (ask(pool, 4), pool.load_weights(published(1)), pool.sample(problems(1)[0], 8, 1, 1))
+    tasks = []
+    for each in work:
+        tasks.append(asyncio.create_task(each))
+        await asyncio.sleep(0)
+    return tuple(tasks)
+
+
+async def test_weights_change_only_when_nothing_is_in_flight_and_later_groups_wait(script):
+    pool = await start()
+    early, load, late = await change_amid_rollouts(pool)
+    assert await load == 0.0
+    assert {response.text[-2:] for group in await early for response in group.responses} == {"[]"}
+    assert (await late).responses[0].text.endswith("[1]")
+    assert [actor.during_load for actor in script.actors] == [[0], [0]]
+    assert pool.version == 1
+
+
+async def test_who_waits_for_new_weights_holds_up_nobody_who_asks_for_the_present_ones(script):
+    pool = await start()
+    early, load, late = await change_amid_rollouts(pool)
+    still = await asyncio.wait_for(ask(pool, 1), 5)
+    assert still[0].responses[0].text.endswith("[]")
+    await asyncio.wait_for(asyncio.gather(early, load, late), 5)
+
+
+async def test_groups_asked_before_new_weights_get_the_old_ones_even_if_they_wait_or_their_engine_dies(script):
+    pool = await start()
+    early = asyncio.create_task(ask(pool, 12))
+    await asyncio.sleep(0)
+    script.dies = {0}
+    load = asyncio.create_task(pool.load_weights(published(1)))
+    await asyncio.sleep(0)
+    late = asyncio.create_task(pool.sample(problems(1)[0], 8, 1, 1))
+    groups = await early
+    assert [group.problem for group in groups] == problems(12)
+    assert {response.text[-2:] for group in groups for response in group.responses} == {"[]"}
+    await load
+    assert (await late).responses[0].text.endswith("[1]")
+    assert pool.restarts == 1
+
+
+async def test_another_version_is_the_callers_mistake(script):
+    pool = await start()
+    with pytest.raises(AssertionError, match="version 2 is asked for"):
+        await pool.sample(problems(1)[0], 8, 1, 2)
+
+
+async def test_a_dead_engine_is_replaced_and_its_groups_are_asked_again(script):
+    pool = await start()
+    await pool.load_weights(published(1))
+    script.dies = {0}
+    groups = await ask(pool, 6)
+    assert [group.problem for group in groups] == problems(6)
+    assert all(response.text.endswith("[1]") for group in groups for response in group.responses)
+    assert [actor.killed for actor in script.actors] == [True, False, False]
+    assert script.actors[2].loaded == [1], "the new engine got the current weights"
+    assert pool.restarts == 1
+    script.dies = set()
+    await pool.load_weights(published(2))
+    assert [actor.loaded for actor in script.actors[1:]] == [[1, 2], [1, 2]]
+
+
+GPU_PLACES = [{"num_gpus": 0, "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": str(gpu)}}} for gpu in range(2)]
+
+
+async def start_on_gpus(colocated: bool = False, **engine) -> RolloutPool:
+    settings = EngineConfig(model="m", max_num_seqs=16, dtype="float32", **engine)
+    config = RolloutConfig(colocated=colocated)
+    return await RolloutPool.start(settings, SamplingConfig(), PromptConfig(), config, places=GPU_PLACES)
+
+
+async def test_a_dead_engine_is_replaced_where_weights_go_from_gpu_to_gpu(script):
+    """On the same GPU, by the same weights, which the trainer then writes to files; the transfers after it reach it."""
+    pool = await start_on_gpus()
+    old = pool.engines
+    files = []
+
+    @asynccontextmanager
+    async def as_files(published: Published):
+        files.append(published.version)
+        yield replace(published, folder="/files")
+        files.append("removed")
+
+    pool.as_files = as_files
+    await pool.load_weights(replace(published(1), folder=None))
+    script.dies = {0}
+    groups = await ask(pool, 6)
+    assert all(response.text.endswith("[1]") for group in groups for response in group.responses)
+    assert (script.actors[2].folders, files) == (["/files"], [1, "removed"])
+    assert script.options[2] == script.options[0]
+    assert pool.engines == [script.actors[2], old[1]]
+    await pool.load_weights(replace(published(2), folder=None))
+    assert [actor.folders for actor in script.actors[1:]] == [[None, None], ["/files", None]]
+
+
+async def test_a_trainer_that_has_gone_on_ends_the_run(script):
+    pool = await start_on_gpus()
+
+    @asynccontextmanager
+    async def as_files(published: Published):
+        raise EngineStoppedError("already updated: resume the run from its last checkpoint")
+        yield
+
+    pool.as_files = as_files
+    await pool.load_weights(replace(published(1), folder=None))
+    script.dies = {0, 1}
+    with pytest.raises(EngineStoppedError, match="already updated"):
+        await asyncio.wait_for(ask(pool, 4), 5)
+
+
+async def test_engines_on_gpus_get_their_places_and_the_transport_that_reaches_them(script):
+    pool = await start_on_gpus(colocated=True, tensor_parallel_size=2)
+    assert [{key: each[key] for key in GPU_PLACES[0]} for each in script.options] == GPU_PLACES
+    assert (
+        script.further
+        == [
+            {
+                "enable_sleep_mode": True,
+                "weight_transfer_config": {"backend": "ipc"},
+                "distributed_executor_backend": "mp",
+            }
+        ]
+        * 2
+    )
+    script.further.clear()
+    pool.close()
+    await start_on_gpus()
+    assert script.further == [{"weight_transfer_config": {"backend": "nccl"}}] * 2
+
+
+async def test_restarts_are_bounded_and_nobody_waits_for_ever(script):
+    pool = await start(most_restarts=2)
+    script.dies = set(range(100))
+    answers = await asyncio.gather(*(pool.sample(each, 8, 1, 0) for each in problems(20)), return_exceptions=True)
+    assert all(isinstance(answer, EngineStoppedError) for answer in answers)
+    assert "more than rollouts.most_restarts=2" in str(answers[0])
+    assert len(script.actors) == 4
+    with pytest.raises(EngineStoppedError, match="most_restarts"):
+        await asyncio.wait_for(pool.sample(problems(1)[0], 8, 1, 0), 1)
+
+
+async def test_a_problem_that_cannot_be_asked_costs_no_engine(script):
+    pool = await start()
+    with pytest.raises(SamplingError, match="problem bad"):
+        await pool.sample(Problem("bad", "?", "1"), 8, 1, 0)
+    assert pool.restarts == 0
+    assert len(await ask(pool, 4)) == 4
+
+
+async def test_an_engine_that_does_not_load_in_time_is_named(script):
+    pool = await start(timeout_s=0.05)
+    script.silent = True
+    with pytest.raises(TrainingError, match=r"0.05 s in vain for engine 1 of 2 to load the weights of version 3"):
+        await pool.load_weights(published(3))
+    with pytest.raises(EngineStoppedError, match="in vain"):
+        await asyncio.wait_for(pool.sample(problems(1)[0], 8, 1, 3), 1)
+
+
+async def test_an_engine_that_keeps_its_old_weights_is_found(script):
+    pool = await start()
+    script.bad_probe = True
+    with pytest.raises(TrainingError, match=r"engine 1 of 2 does not compute with the weights of version 3"):
+        await pool.load_weights(published(3))
+
+
+async def test_a_caller_that_gives_up_leaves_no_place_taken(script):
+    pool = await start()
+    script.delay = 0.05
+    tasks = [asyncio.create_task(pool.sample(problem, 16, 1, 0)) for problem in problems(4)]
+    await asyncio.sleep(0.01)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert len(await asyncio.wait_for(ask(pool, 4), 5)) == 4
+    await asyncio.wait_for(pool.load_weights(published(1)), 5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"top_p": 0.9}, r"sampling.top_p=0.9 must be 1 in RL"),
+        ({"top_k": 50}, r"sampling.top_k=50 must be 0 in RL"),
+        ({"repetition_penalty": 1.1}, r"sampling.repetition_penalty=1.1 must be 1 in RL"),
+        ({"temperature": 0.0}, r"sampling.temperature=0 must be above 0"),
+    ],
+)
+async def test_what_the_trainer_cannot_compute_is_refused(script, settings, message):
+    with pytest.raises(ConfigError, match=message):
+        check_sampling(SamplingConfig(**settings))
+    with pytest.raises(ConfigError, match=message):
+        await RolloutPool.start(EngineConfig(model="m"), SamplingConfig(**settings), PromptConfig())
+    assert script.actors == []
+    check_sampling(SamplingConfig(temperature=0.7))
+
+
+def test_seeds_come_from_content():
+    seeds = {rollout_seed(*key) for key in [(0, 0, "a"), (1, 0, "a"), (0, 1, "a"), (0, 0, "b"), (0, 0, "a", 1)]}
+    assert len(seeds) == 5
+    assert rollout_seed(0, 3, "a") == rollout_seed(0, 3, "a", 0)
+
+
+def test_vision_tokens_are_found_by_key_and_by_name():
+    keys = {
+        "image_token_id": 4,
+        "vision_start_token_id": 5,
+        "eos_token_id": 1,
+        "image_token_index": 7,
+        "video_token_id": None,
+    }
+    config = SimpleNamespace(to_dict=lambda: keys)
+    names = {"<img>": 6, "<|im_end|>": 1, "<|vision_pad|>": 8}
+    tokenizer = SimpleNamespace(all_special_tokens=list(names), convert_tokens_to_ids=names.get)
+    assert vision_token_ids(config, tokenizer) == (4, 5, 6, 8)

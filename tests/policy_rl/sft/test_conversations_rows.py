@@ -1,0 +1,89 @@
+"""Rows of conversations by the one reader: fields given twice, marks, media, and images that cannot be decoded."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from mmprm.errors import DataError
+from mmprm.problems import ProblemsConfig
+from mmprm.prompts import PromptConfig
+from policy_rl.sft.conversations import Conversation, read_conversations, without_unreadable
+
+IMAGE = {"type": "image"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for color in ("red", "blue"):
+        Image.new("RGB", (4, 3), color).save(tmp_path / f"{color}.png")
+    noise = io.BytesIO()
+    Image.effect_noise((64, 64), 50).save(noise, "JPEG")
+    (tmp_path / "torn.jpg").write_bytes(noise.getvalue()[:600])
+    return tmp_path
+
+
+def read(folder: Path, *rows: dict[str, Any]) -> list[Conversation]:
+    (folder / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return read_conversations(ProblemsConfig(path=str(folder / "c.jsonl")), PromptConfig(preset="plain"))
+
+
+def row(content: Any, **columns: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "3"}], **columns}
+
+
+def text(value: str) -> dict[str, str]:
+    return {"type": "text", "text": value}
+
+
+SHOWN = {"type": "image", "image": "red.png"}
+
+
+@pytest.mark.parametrize(
+    ("content", "columns", "expected", "names"),
+    [
+        ([SHOWN, text("Q")], {"image": "red.png"}, [IMAGE, text("Q")], ["red.png"]),
+        ([SHOWN, text("Q")], {"images": ["blue.png"]}, [IMAGE, IMAGE, text("Q")], ["blue.png", "red.png"]),
+        ([SHOWN, text("<image>Q")], {}, [IMAGE, text("Q")], ["red.png"]),
+        ("<|vision_start|><|image_pad|><|vision_end|>Q", {"image": "red.png"}, [IMAGE, text("Q")], ["red.png"]),
+        ("See <image 1>.", {"image": "red.png"}, [text("See "), IMAGE, text(".")], ["red.png"]),
+        ("Q", {"image": "", "images": [None, "red.png"]}, [IMAGE, text("Q")], ["red.png"]),
+        ("Q", {}, "Q", []),
+    ],
+)
+def test_images_stand_in_their_places_once(
+    folder: Path, content: Any, columns: dict[str, Any], expected: Any, names: list[str]
+) -> None:
+    (found,) = read(folder, row(content, **columns))
+    assert found.messages[0]["content"] == expected
+    assert [Path(picture.path or "").name for picture in found.pictures] == names
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (row("<video>\n<audio>\nQ", video="a.mp4"), "column 'video' holds 'a.mp4': video and audio are not read"),
+        (row("<video>\nQ"), "holds '<video>'"),
+        (row("Q<|im_end|>"), r"a user turn holds '<\|im_end\|>'"),
+        (row("Q", photo="red.png"), "column 'photo' looks like images"),
+        (row("See <image 2>", image="red.png"), "names image 2 and the row has 1 images"),
+        (row([text("Q"), {"type": "input_audio", "input_audio": {"data": "x"}}]), "input_audio"),
+    ],
+)
+def test_what_would_be_learned_as_words_is_refused(folder: Path, bad: dict[str, Any], words: str) -> None:
+    with pytest.raises(DataError, match=rf"c\.jsonl:2: .*{words}"):
+        read(folder, row("Q"), bad)
+
+
+def test_conversations_whose_images_cannot_be_decoded_are_left_out(folder: Path) -> None:
+    rows = [row("Q", image="red.png"), row("Q", image="torn.jpg"), row("Q"), row("Q", image="gone.png")]
+    kept, broken = without_unreadable(read(folder, *rows))
+    assert [each.place.rpartition(":")[2] for each in kept] == ["1", "3"]
+    assert [place.rpartition(":")[2] for place in broken] == ["2", "4"]
+    with pytest.raises(DataError, match=r"c\.jsonl:1: .*torn\.jpg: .*the images of no conversation can be read"):
+        without_unreadable(read(folder, rows[1]))

@@ -1,0 +1,348 @@
+"""Log-probabilities of response tokens: equal to the full computation, in every form of a batch; gradients by finite
+differences through the whole model and the loss."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from transformers import Qwen2Config, Qwen2ForCausalLM
+
+from mmprm.backbone.load import load_backbone
+from mmprm.errors import CheckpointError, ConfigError
+from mmprm.prompts import PromptConfig
+from mmprm.training.lora import LoraConfig
+from mmprm.types import Problem
+from policy_rl.algorithms.losses import KlConfig, LossConfig, aggregate, denominator, policy_loss, value_loss
+from policy_rl.trainer import policy as policy_module
+from policy_rl.trainer.batch import collate, plan
+from policy_rl.trainer.policy import Policy, PolicyOutput, prepare, token_logprobs, without_adapters
+from policy_rl.trainer.prompt_encoder import EncodedPrompt, PromptEncoder
+from policy_rl.types import Experience
+from tests.backbones import BACKBONES, PICTURED, tiny_solutions, write_backbone
+
+PLAIN = PromptConfig(preset="plain")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=list(BACKBONES))
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any, Any]:
+    folder = write_backbone(request.param, tmp_path_factory.mktemp(request.param) / "model")
+    return request.param, *load_backbone(str(folder), torch.float32)
+
+
+def make_experiences(
+    name: str, encoder: PromptEncoder, groups: int = 3, each: int = 3, seed: int = 0
+) -> list[Experience]:
+    """Groups of random responses of different lengths, some of which begin alike; the last group of a pictured backbone
+    has no picture."""
+    rng = random.Random(seed)
+    problems = [solution.problem for solution in tiny_solutions(name, groups)]
+    if name in PICTURED:
+        problems[-1] = Problem("text", "2 + 3 = ?", "5")
+    made = []
+    for group, problem in enumerate(problems):
+        tokens = len(encoder._encode(problem).ids_P)
+        stem = [rng.randrange(8, 40) for _ in range(4)]
+        for _ in range(each):
+            ids = (*stem[: rng.randrange(5)], *(rng.randrange(8, 40) for _ in range(rng.randrange(1, 9))))
+            made.append(Experience(problem, group, tokens, ids))
+    return made
+
+
+def run(
+    policy: Policy,
+    experiences: Sequence[Experience],
+    encoder: PromptEncoder,
+    budget: int = 10_000,
+    share: bool = False,
+) -> list[PolicyOutput]:
+    """What the policy says about each response, in the order of the experiences."""
+    planned = plan(experiences, budget, 1, share)
+    found: dict[int, PolicyOutput] = {}
+    for rows, _ in planned.rows_of(0):
+        output = policy(collate(rows, experiences, encoder))
+        for n, place in enumerate(place for row in rows for place in row):
+            own = slice(len(experiences[place].token_ids))
+            found[place] = PolicyOutput(*(None if part is None else part[n, own] for part in output))
+    return [found[place] for place in range(len(experiences))]
+
+
+def alone(backbone: Any, processor: Any, experience: Experience, temperature: float) -> tuple[Tensor, Tensor]:
+    """(log-probabilities, entropies) of one response by the model's own forward, with all its logits."""
+    encoded = PromptEncoder(backbone, processor, PLAIN)._encode(experience.problem)
+    ids_1L = torch.cat([encoded.ids_P, torch.tensor(experience.token_ids)])[None]
+    pictures = dict(encoded.pictures)
+    if "image_grid_thw" in pictures:
+        pictures["mm_token_type_ids"] = (ids_1L == backbone.config.image_token_id).int()
+    logits_LV = backbone(input_ids=ids_1L, attention_mask=torch.ones_like(ids_1L), **pictures).logits[0]
+    logp_TV = (logits_LV[len(encoded.ids_P) - 1 : -1] / temperature).log_softmax(dim=-1)
+    token_T1 = torch.tensor(experience.token_ids)[:, None]
+    return logp_TV.gather(1, token_T1)[:, 0], -(logp_TV.exp() * logp_TV).sum(dim=-1)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("share", [False, True])
+def test_equal_to_the_full_computation(loaded: tuple[str, Any, Any], share: bool) -> None:
+    """For every backbone, with and without pictures in the batch, each prompt once or as often as it has responses."""
+    name, backbone, processor = loaded
+    encoder = PromptEncoder(backbone, processor, PLAIN)
+    experiences = make_experiences(name, encoder)
+    outputs = run(Policy(backbone, temperature=0.7), experiences, encoder, share=share)
+    for experience, output in zip(experiences, outputs, strict=True):
+        logprobs_T, entropy_T = alone(backbone, processor, experience, 0.7)
+        assert logprobs_T.std() > 1e-4 or len(logprobs_T) == 1
+        torch.testing.assert_close(output.logprobs_NT, logprobs_T, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(output.entropy_NT, entropy_T, rtol=1e-5, atol=1e-5)
+
+
+def test_sharing_the_prompt_changes_neither_loss_nor_gradients(loaded: tuple[str, Any, Any]) -> None:
+    """Nor do micro-batches, or the order of the responses."""
+    name, backbone, processor = loaded
+    encoder = PromptEncoder(backbone, processor, PLAIN)
+    policy = Policy(copy.deepcopy(backbone), critic=True)
+    nn.init.normal_(policy.value_head.weight)
+    experiences = make_experiences(name, encoder)
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(2, len(experience.token_ids), generator=generator) for experience in experiences]
+    order = random.Random(1).sample(range(len(experiences)), len(experiences))
+    results = []
+    forms = ((range(9), 10_000, False), (range(9), 10_000, True), (order, 60, False), (order, 90, True))
+    for places, budget, share in forms:
+        policy.zero_grad()
+        outputs = run(policy, [experiences[place] for place in places], encoder, budget, share)
+        loss = sum(
+            (weights[place][0] * output.logprobs_NT + weights[place][1] * output.values_NT).sum()
+            for place, output in zip(places, outputs, strict=True)
+        )
+        loss.backward()
+        gradients = {key: p.grad.clone() for key, p in policy.named_parameters() if p.grad is not None}
+        results.append((loss.item(), gradients))
+    (loss, gradients), *others = results
+    assert max(gradient.abs().max() for gradient in gradients.values()) > 1e-2
+    for other_loss, other_gradients in others:
+        assert other_loss == pytest.approx(loss, rel=1e-4, abs=1e-4)
+        assert gradients.keys() == other_gradients.keys()
+        for key, gradient in gradients.items():
+            torch.testing.assert_close(other_gradients[key], gradient, rtol=1e-3, atol=1e-4)
+
+
+def test_logits_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same values and gradients, and never more than LOGITS_AT_ONCE logits; also for banned tokens."""
+    generator = torch.Generator().manual_seed(0)
+    hidden_MH = torch.randn(23, 8, generator=generator, dtype=torch.float64)
+    weight_VH = torch.randn(50, 8, generator=generator, dtype=torch.float64)
+    token_M = torch.randint(3, 50, (23,), generator=generator)
+    seen: list[int] = []
+
+    def counted(hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        logits = linear(hidden, weight, bias)
+        seen.append(logits.numel())
+        return logits
+
+    monkeypatch.setattr(policy_module, "linear", counted)
+    results = []
+    for at_once in (10**9, 250):
+        monkeypatch.setattr(policy_module, "LOGITS_AT_ONCE", at_once)
+        inputs = [tensor.clone().requires_grad_() for tensor in (hidden_MH, weight_VH)]
+        seen.clear()
+        logprobs_M, entropy_M = token_logprobs(*inputs, None, token_M, 0.8, banned=[0, 2])
+        (logprobs_M * torch.arange(23)).sum().backward()
+        results.append((logprobs_M, entropy_M, *(tensor.grad for tensor in inputs)))
+        assert max(seen) <= max(at_once, 50)
+    assert len(seen) > 2
+    for one, pieces in zip(*results, strict=True):
+        torch.testing.assert_close(pieces, one)
+    allowed_MV = (hidden_MH @ weight_VH.T / 0.8)[:, [1, *range(3, 50)]].log_softmax(dim=1)
+    torch.testing.assert_close(results[0][0], allowed_MV.gather(1, token_M[:, None] - 2)[:, 0])
+    torch.testing.assert_close(results[0][1], -(allowed_MV.exp() * allowed_MV).sum(dim=1))
+    assert not results[0][3][[0, 2]].any()
+
+
+def test_float32_logits_of_bfloat16_tensors() -> None:
+    """Against float64 of the same tensors: the bf16 product is off by hundredths of a nat and by more than a tenth at
+    times, the float32 product by rounding. Gradients as well."""
+    generator = torch.Generator().manual_seed(0)
+    hidden_MH = torch.randn(200, 256, generator=generator).bfloat16()
+    weight_VH = torch.randn(4000, 256, generator=generator).mul(0.4).bfloat16()
+    token_M = (hidden_MH.float() @ weight_VH.float().T / 3).softmax(dim=1).multinomial(1, generator=generator)[:, 0]
+    exact_M = (hidden_MH.double() @ weight_VH.double().T).log_softmax(dim=1).gather(1, token_M[:, None])[:, 0]
+
+    def found(float32: bool) -> tuple[Tensor, Tensor]:
+        weight = weight_VH.clone().requires_grad_()
+        logprobs_M, _ = token_logprobs(hidden_MH, weight, None, token_M, float32_logits=float32)
+        logprobs_M.sum().backward()
+        return (logprobs_M.double() - exact_M).abs().detach(), weight.grad
+
+    rounded_M, rounded_gradient = found(False)
+    exactly_M, gradient = found(True)
+    assert exactly_M.max() < 2e-5
+    assert rounded_M.mean() > 0.01
+    assert rounded_M.max() > 0.05
+    weight = weight_VH.double().requires_grad_()
+    (hidden_MH.double() @ weight.T).log_softmax(dim=1).gather(1, token_M[:, None]).sum().backward()
+    error, rounded_error = ((each.double() - weight.grad).norm() for each in (gradient, rounded_gradient))
+    assert gradient.dtype == torch.bfloat16
+    assert error < 0.5 * rounded_error
+
+
+def test_values_leave_the_backbone_alone_when_detached() -> None:
+    policy = tiny_text_policy(critic=True)
+    experiences = [Experience(Problem("a", "3 4 5", ""), 0, 3, (4, 9, 2))]
+    inputs = collate([(0,)], experiences, TextEncoder())
+    for detached in (False, True):
+        policy.zero_grad()
+        policy.detach_values = detached
+        policy(inputs).values_NT.sum().backward()
+        reached = {name for name, parameter in policy.named_parameters() if parameter.grad is not None}
+        assert (reached == {"value_head.weight", "value_head.bias"}) == detached
+
+
+def tiny_text_policy(critic: bool) -> Policy:
+    """A Qwen2 in float64; its norms compute in float32, so others take their place."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
+    backbone = Qwen2ForCausalLM(Qwen2Config(vocab_size=30, num_key_value_heads=1, **shape)).double()
+    for name, module in list(backbone.named_modules()):
+        if type(module).__name__ == "Qwen2RMSNorm":
+            parent, _, child = name.rpartition(".")
+            setattr(backbone.get_submodule(parent), child, nn.RMSNorm(16, eps=1e-6, dtype=torch.float64))
+    policy = Policy(backbone, temperature=1.3, critic=critic)
+    if critic:
+        nn.init.normal_(policy.value_head.weight)
+    return policy
+
+
+class TextEncoder:
+    """Prompts of numbers, in place of a tokenizer."""
+
+    axes, padding = 1, 0
+
+    def __call__(self, problem: Problem, expected_tokens: int) -> Any:
+        ids_P = torch.tensor([int(word) for word in problem.question.split()])
+        return EncodedPrompt(ids_P, torch.arange(len(ids_P))[None], {}, 0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        LossConfig(kl=KlConfig(coefficient=0.3)),
+        # The drift's force is not the slope of its value: see the tests of the losses.
+        LossConfig(surrogate="cpgd", drift=0, aggregation="sequence_mean", kl=KlConfig(coefficient=1, estimator="k2")),
+    ],
+)
+def test_gradient_by_finite_differences(config: LossConfig) -> None:
+    """Policy loss, KL and value loss through the whole model, along random directions."""
+    policy, rng = tiny_text_policy(critic=True), np.random.default_rng(0)
+    problems = [Problem("a", "3 4 5", ""), Problem("b", "7 8 9 10", "")]
+    responses = [(0, (4, 9, 2)), (0, (5, 6)), (1, (11, 12, 13, 2))]
+    experiences = [Experience(problems[g], g, len(problems[g].question.split()), ids) for g, ids in responses]
+    inputs = collate([(0, 1), (2,)], experiences, TextEncoder())
+    shape = inputs.response_NT.shape
+    with torch.no_grad():
+        now = policy(inputs)
+    # Away from the clips' corners, where there is no derivative.
+    old, ref = (now.logprobs_NT + torch.from_numpy(rng.uniform(0.02, 0.1, shape)) for _ in range(2))
+    advantages, returns = (torch.from_numpy(rng.normal(size=shape)) for _ in range(2))
+    size = denominator(inputs.response_NT, config).double()
+
+    def loss() -> Tensor:
+        output = policy(inputs)
+        total, _ = policy_loss(output.logprobs_NT, old, advantages, inputs.response_NT, size, config, ref)
+        critic = value_loss(output.values_NT, now.values_NT, returns, clip=None)
+        return total + 0.5 * aggregate(critic, inputs.response_NT, size, config.aggregation)
+
+    policy.zero_grad()
+    loss().backward()
+    gradients = {name: parameter.grad for name, parameter in policy.named_parameters()}
+    assert all(gradient is not None for gradient in gradients.values())
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        direction = {n: torch.randn(p.shape, generator=generator, dtype=p.dtype) for n, p in policy.named_parameters()}
+        expected = sum((gradients[name] * direction[name]).sum() for name in gradients).item()
+        ends = []
+        for sign in (1, -1):
+            moved = copy.deepcopy(policy.state_dict())
+            with torch.no_grad():
+                for name, parameter in policy.named_parameters():
+                    parameter += sign * 1e-6 * direction[name]
+                ends.append(loss().item())
+            policy.load_state_dict(moved)
+        assert (ends[0] - ends[1]) / 2e-6 == pytest.approx(expected, rel=1e-5, abs=1e-8)
+        assert abs(expected) > 1e-3
+
+
+def test_a_new_critic_knows_nothing(random_policy_folder: Path) -> None:
+    backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
+    encoder = PromptEncoder(backbone, processor, PLAIN)
+    experiences = make_experiences("qwen2_5_vl", encoder)
+    for output in run(Policy(backbone, critic=True), experiences, encoder):
+        assert output.values_NT.tolist() == [0.0] * len(output.logprobs_NT)
+
+
+def test_preparation(random_policy_folder: Path) -> None:
+    backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
+    encoder = PromptEncoder(backbone, processor, PLAIN)
+    experiences = make_experiences("qwen2_5_vl", encoder)
+    policy = Policy(copy.deepcopy(backbone))
+    prepare(policy, ("vision",), None, False)
+    frozen = {name for name, p in policy.backbone.named_parameters() if not p.requires_grad}
+    assert frozen == {n for n, _ in backbone.named_parameters() if "visual" in n and "merger" not in n}
+    with pytest.raises(ConfigError, match="'colour' matches no parameter; vision, projector, language name parts"):
+        prepare(policy, ("colour",), None, False)
+    with pytest.raises(ConfigError, match="leaves nothing to train"):
+        prepare(policy, ("",), None, False)
+    adapted = Policy(copy.deepcopy(backbone))
+    prepare(adapted, (), LoraConfig(rank=2), False)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+        plain = run(Policy(backbone), experiences, encoder)
+        with_adapters = run(adapted, experiences, encoder)
+        with without_adapters(adapted.backbone):
+            without = run(adapted, experiences, encoder)
+    assert {name for name, p in adapted.named_parameters() if p.requires_grad} == {
+        name for name, _ in adapted.named_parameters() if "lora_" in name
+    }
+    for base, off, on in zip(plain, without, with_adapters, strict=True):
+        torch.testing.assert_close(off.logprobs_NT, base.logprobs_NT)
+        assert not torch.allclose(on.logprobs_NT, base.logprobs_NT, atol=1e-3)
+
+
+def test_gradient_checkpointing_changes_nothing(random_policy_folder: Path) -> None:
+    backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
+    encoder = PromptEncoder(backbone, processor, PLAIN)
+    experiences = make_experiences("qwen2_5_vl", encoder)
+    gradients = []
+    for again in (False, True):
+        policy = Policy(copy.deepcopy(backbone))
+        prepare(policy, (), None, again)
+        sum(output.logprobs_NT.sum() for output in run(policy, experiences, encoder, share=True)).backward()
+        gradients.append({name: parameter.grad for name, parameter in policy.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-5)
+
+
+def test_rescaled_logits_are_refused() -> None:
+    backbone = Qwen2ForCausalLM(
+        Qwen2Config(vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
+    )
+    backbone.config.final_logit_softcapping = 30.0
+    with pytest.raises(CheckpointError, match="its logits are not its output layer"):
+        Policy(backbone)

@@ -1,0 +1,378 @@
+"""One rank on DeepSpeed: updates against plain torch, the on-policy path, bad numbers, checkpoints, sent weights."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from scripted_rl import make_config
+from transformers import AutoModelForImageTextToText
+
+from mmprm.backbone.load import load_backbone
+from mmprm.backbone.processor import vision_token_ids
+from mmprm.config import build
+from mmprm.errors import ConfigError, DataError, TrainingError
+from mmprm.prompts import PromptConfig
+from mmprm.tiny.world import make_problems
+from mmprm.training.lora import LoraConfig
+from mmprm.types import Problem
+from policy_rl.algorithms.losses import KlConfig, LossConfig
+from policy_rl.metrics import metric_names
+from policy_rl.trainer.batch import collate
+from policy_rl.trainer.config import CriticConfig, OptimisationConfig, TrainerConfig
+from policy_rl.trainer.policy import Policy
+from policy_rl.trainer.prompt_encoder import PromptEncoder
+from policy_rl.trainer.trainer import Trainer
+from policy_rl.types import Experience
+from policy_rl.weights.probe import probe_token_ids
+from policy_rl.weights.transfer import FileTransfer
+
+PLAIN = PromptConfig(preset="plain")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def config(tokens: int = 400, rate: float = 1e-3, **more: Any) -> TrainerConfig:
+    optimisation = OptimisationConfig(precision="fp32", micro_batch_tokens=tokens, learning_rate=rate, max_bad_steps=2)
+    return TrainerConfig(optimisation=optimisation, **more)
+
+
+def start(folder: Path, settings: TrainerConfig | None = None, **more: Any) -> Trainer:
+    return Trainer(str(folder), settings or config(), PLAIN, 1.0, 100, **more)
+
+
+@pytest.fixture(scope="module")
+def experiences(random_policy_folder: Path) -> list[Experience]:
+    """Four groups of three responses; the last group has no picture."""
+    backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
+    encoder, rng = PromptEncoder(backbone, processor, PLAIN), np.random.default_rng(0)
+    problems = [tiny.problem for tiny in make_problems(3, seed=0, split="train")] + [Problem("t", "2 + 3 = ?", "5")]
+    made = []
+    for group, problem in enumerate(problems):
+        for _ in range(3):
+            ids = tuple(int(i) for i in rng.integers(10, 100, size=rng.integers(2, 12)))
+            engine, advantages = rng.normal(-5, 0.1, len(ids)), np.full(len(ids), rng.normal())
+            tokens = len(encoder._encode(problem).ids_P)
+            made.append(Experience(problem, group, tokens, ids, engine=engine, advantages=advantages))
+    return made
+
+
+def weights_of(trainer: Trainer) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in trainer._policy.state_dict().items()}
+
+
+def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], atol: float = 0.0) -> None:
+    assert left.keys() == right.keys()
+    for name, tensor in left.items():
+        torch.testing.assert_close(right[name], tensor, rtol=0, atol=atol)
+
+
+def test_an_update_by_plain_torch(random_policy_folder: Path, experiences: list[Experience]) -> None:
+    """Two updates of a policy gradient (on policy the ratio is 1, the gradient −A·∇log π), written out."""
+    trainer = start(random_policy_folder)
+    backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
+    policy = Policy(backbone, banned=vision_token_ids(backbone.config, processor.tokenizer))
+    encoder = PromptEncoder(backbone, processor, PLAIN)
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
+    tokens = sum(len(experience.token_ids) for experience in experiences)
+    for number in (1, 2):
+        metrics = trainer.update(experiences)
+        optimizer.zero_grad()
+        entropy = distance = 0.0
+        for experience in experiences:
+            output = policy(collate([(0,)], [experience], encoder))
+            (-float(experience.advantages[0]) * output.logprobs_NT.sum() / tokens).backward()
+            entropy += output.entropy_NT.sum().item()
+            distance += (output.logprobs_NT[0].detach() - torch.tensor(experience.engine)).abs().sum().item()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        assert metrics["loss"] == pytest.approx(-sum(e.advantages.sum() for e in experiences) / tokens, rel=1e-5)
+        assert metrics["entropy"] == pytest.approx(entropy / tokens, rel=1e-5)
+        assert metrics["mismatch_absolute"] == pytest.approx(distance / tokens, rel=1e-4)
+        expected = {"clip_fraction": 0, "kl_old": 0, "log_ratio_min": 0, "log_ratio_max": 0, "skipped": 0}
+        expected |= {"tokens": tokens, "responses": 12, "learning_rate": 1e-3}
+        assert {name: metrics[name] for name in expected} == pytest.approx(expected, abs=1e-7)
+        assert not {"kl", "kl_ref", "value_loss"} & metrics.keys()
+        assert trainer.updates == number
+    assert_same(weights_of(trainer), {f"{name}": tensor for name, tensor in policy.state_dict().items()}, atol=2e-4)
+
+
+def test_own_log_probabilities_are_those_of_an_extra_pass(
+    random_policy_folder: Path, experiences: list[Experience]
+) -> None:
+    settings = config(loss=LossConfig(importance_cap=2.0))
+    short, long = start(random_policy_folder, settings), start(random_policy_folder, settings)
+    found = long.log_probs(experiences)
+    assert all(each.ref is None and each.values is None for each in found.values())
+    with_old = [replace(experience, old=found[place].old) for place, experience in enumerate(experiences)]
+    ours, theirs = short.update(experiences), long.update(with_old)
+    assert {name: value for name, value in ours.items() if name != "seconds"} == pytest.approx(
+        {name: value for name, value in theirs.items() if name != "seconds"}, rel=1e-4, abs=1e-5
+    )
+    assert_same(weights_of(short), weights_of(long), atol=1e-4)
+    # A second update on the same rollout is off policy.
+    again = long.update(with_old)
+    assert again["kl_old"] > 1e-5
+    assert again["log_ratio_min"] < -1e-3 < 1e-3 < again["log_ratio_max"]
+
+
+@pytest.mark.parametrize(
+    ("form", "aggregation"),
+    [
+        ({"tokens": 60}, "sequence_mean"),
+        ({"tokens": 60}, "prompt_mean"),
+        ({"tokens": 100_000}, "sequence_mean"),
+        ({"share_prompt": False}, "prompt_mean"),
+        ({"order": True}, "sequence_mean"),
+    ],
+)
+def test_the_split_changes_nothing(
+    random_policy_folder: Path, experiences: list[Experience], form: dict[str, Any], aggregation: str
+) -> None:
+    """Token budget, shared prompts, order of the responses; masked tokens and several losses at once."""
+    loss = LossConfig(surrogate="cpgd", aggregation=aggregation, kl=KlConfig(coefficient=0.1))
+    masks = [np.arange(len(e.token_ids)) != place % 3 for place, e in enumerate(experiences)]
+    experiences = [replace(e, mask=mask) for e, mask in zip(experiences, masks, strict=True)]
+    results = []
+    for settings, order in (({}, False), ({k: v for k, v in form.items() if k != "order"}, form.get("order", False))):
+        learns_at_once = CriticConfig(warmup_updates=0, learning_rate=1e-3)
+        trainer = start(random_policy_folder, config(loss=loss, critic=learns_at_once, **settings), critic=True)
+        found = trainer.log_probs(experiences)
+        ready = [
+            replace(e, old=found[i].old + 0.1, ref=found[i].ref - 0.1, values=found[i].values, returns=e.advantages + 1)
+            for i, e in enumerate(experiences)
+        ]
+        if order:
+            random.Random(0).shuffle(ready)
+        metrics = [trainer.update(ready) for _ in range(2)]
+        results.append((metrics, weights_of(trainer)))
+    (metrics, weights), (other_metrics, other_weights) = results
+    as_told = {"advantage": {"estimator": "gae"}, "trainer": {"loss": {"kl": {"coefficient": 0.1}}}}
+    assert metrics[0].keys() <= metric_names(make_config(Path("unused"), **as_told)), "what alarms may watch"
+    assert metrics[0]["value_loss"] > 0.1
+    assert metrics[0]["kl_ref"] == pytest.approx(math.exp(-0.1) - 1 + 0.1, rel=1e-3)
+    for one, other in zip(metrics, other_metrics, strict=True):
+        assert {k: v for k, v in other.items() if k != "seconds"} == pytest.approx(
+            {k: v for k, v in one.items() if k != "seconds"}, rel=1e-3, abs=1e-4
+        )
+    assert_same(weights, other_weights, atol=5e-4)
+
+
+def test_the_critic_has_a_learning_rate_of_its_own(random_policy_folder: Path, experiences: list[Experience]) -> None:
+    """Adam's first step moves a weight by its learning rate, whatever the gradient."""
+    critic = CriticConfig(learning_rate=1e-2, warmup_updates=0)
+    trainer = start(random_policy_folder, config(rate=1e-4, critic=critic), critic=True)
+    before, found = weights_of(trainer), trainer.log_probs(experiences)
+    ready = [replace(e, values=found[i].values, returns=e.advantages + 1) for i, e in enumerate(experiences)]
+    assert trainer.update(ready)["learning_rate"] == pytest.approx(1e-4)
+    moved = {name: (tensor - before[name]).abs().max().item() for name, tensor in weights_of(trainer).items()}
+    head = {name: moved.pop(name) for name in list(moved) if name.startswith("value_head.")}
+    assert list(head.values()) == pytest.approx([1e-2, 1e-2], rel=0.01)
+    assert max(moved.values()) == pytest.approx(1e-4, rel=0.01)
+
+
+def test_the_critics_learning_rate_may_be_the_policys_and_then_another(
+    random_policy_folder: Path, experiences: list[Experience], tmp_path: Path
+) -> None:
+    def trainer(rate: float) -> Trainer:
+        critic = CriticConfig(learning_rate=1e-4, warmup_updates=0)
+        return start(random_policy_folder, config(rate=rate, critic=critic), critic=True)
+
+    trainer(1e-4).save(tmp_path, {"step": 1}, keep=1)
+    lower = trainer(1e-5)
+    assert lower.resume(tmp_path) == {"step": 1}
+    found = lower.log_probs(experiences)
+    ready = [replace(e, values=found[i].values, returns=e.advantages + 1) for i, e in enumerate(experiences)]
+    before, metrics = weights_of(lower), lower.update(ready)
+    assert math.isfinite(metrics["gradient_norm"])
+    moved = {name: (tensor - before[name]).abs().max().item() for name, tensor in weights_of(lower).items()}
+    assert moved["value_head.weight"] == pytest.approx(1e-4, rel=0.01)
+    assert moved["backbone.lm_head.weight"] == pytest.approx(1e-5, rel=0.01)
+
+
+def test_the_critic_learns_alone_at_first(
+    random_policy_folder: Path, experiences: list[Experience], tmp_path: Path
+) -> None:
+    """Two updates that change the head and nothing else, to the bit, in spite of a decay of weights; also across a
+    checkpoint. Then both learn."""
+    optimisation = OptimisationConfig(precision="fp32", learning_rate=1e-3, weight_decay=0.1, micro_batch_tokens=400)
+    settings = TrainerConfig(optimisation=optimisation, critic=CriticConfig(warmup_updates=2, learning_rate=1e-2))
+    trainer = start(random_policy_folder, settings, critic=True)
+    before = weights_of(trainer)
+    for update in range(3):
+        found = trainer.log_probs(experiences)
+        ready = [
+            replace(e, old=found[i].old, values=found[i].values, returns=np.ones(len(e.token_ids)))
+            for i, e in enumerate(experiences)
+        ]
+        metrics = trainer.update(ready)
+        assert (metrics["learning_rate"] == 0) == (update < 2)
+        changed = {name for name, tensor in weights_of(trainer).items() if not torch.equal(tensor, before[name])}
+        assert changed >= {"value_head.weight", "value_head.bias"}
+        assert (len(changed) == 2) == (update < 2)
+        trainer.save(tmp_path, {"step": update + 1}, keep=1)
+        trainer = start(random_policy_folder, settings, critic=True)
+        trainer.resume(tmp_path)
+    assert metrics["value_loss"] < 0.5, "it begins at 0, half the square of 1"
+
+
+def test_critic_defaults() -> None:
+    critic = TrainerConfig().critic
+    assert (critic.learning_rate, critic.warmup_updates) == (1e-5, 10)
+
+
+def test_the_learning_rate_follows_the_progress_of_the_run(
+    random_policy_folder: Path, experiences: list[Experience]
+) -> None:
+    """A cosine to 10 % over 100 updates at most, of which the run makes four: it ends near the end all the same."""
+    optimisation = OptimisationConfig(precision="fp32", learning_rate=1e-3, warmup=0.02, final_learning_rate=0.1)
+    trainer = start(random_policy_folder, TrainerConfig(optimisation=optimisation))
+    rates = [trainer.update(experiences, progress)["learning_rate"] for progress in (0.0, 0.51, 0.995)]
+    assert rates[0] == pytest.approx(1e-3 / 3)
+    assert rates[1] == pytest.approx(1e-3 * (0.1 + 0.9 * 0.5))
+    assert rates[2] == pytest.approx(1e-4, rel=0.01)
+    by_count = trainer.update(experiences)["learning_rate"]
+    assert by_count == pytest.approx(1e-3, rel=0.01), "the fourth of 100, where nobody says otherwise"
+
+
+def test_what_is_not_finite_reaches_no_weight(random_policy_folder: Path, experiences: list[Experience]) -> None:
+    trainer = start(random_policy_folder)
+    before = weights_of(trainer)
+    for name in ("advantages", "engine"):
+        bad = replace(experiences[3], **{name: np.full(len(experiences[3].token_ids), np.nan)})
+        with pytest.raises(TrainingError, match=f"problem {bad.problem.id}: {name} of a response is not finite"):
+            trainer.update([*experiences[:3], bad])
+    nothing = [replace(e, mask=np.zeros(len(e.token_ids), dtype=bool)) for e in experiences]
+    with pytest.raises(TrainingError, match="without a response token that counts"):
+        trainer.update(nothing)
+    with pytest.raises(DataError, match="context of 1024"):
+        trainer.update([*experiences, replace(experiences[0], token_ids=(9,) * 1024, advantages=None, engine=None)])
+    assert_same(weights_of(trainer), before)
+    # Finite numbers, and yet an infinite loss.
+    huge = [replace(e, advantages=np.full(len(e.token_ids), 3e38)) for e in experiences]
+    assert trainer.update(huge)["skipped"] == 1.0
+    assert_same(weights_of(trainer), before)
+    with pytest.raises(TrainingError, match="2 updates in a row"):
+        trainer.update(huge)
+    assert_same(weights_of(trainer), before)
+    assert trainer.update(experiences)["skipped"] == 0.0
+
+
+def test_resumed_equals_uninterrupted(
+    random_policy_folder: Path, experiences: list[Experience], tmp_path: Path
+) -> None:
+    settings = config(lora=LoraConfig(rank=2, dropout=0.2))
+    trainer = start(random_policy_folder, settings)
+    assert trainer.resume(tmp_path / "checkpoints") is None
+    trainer.update(experiences)
+    extra = {"step": 1, "carried": ["p1", "p2"]}
+    trainer.save(tmp_path / "checkpoints", extra, keep=2)
+    expected = [trainer.update(experiences)["loss"] for _ in range(2)]
+    resumed = start(random_policy_folder, settings)
+    assert resumed.resume(tmp_path / "checkpoints") == extra
+    assert resumed.updates == 1
+    assert [resumed.update(experiences)["loss"] for _ in range(2)] == expected
+    assert_same(weights_of(resumed), weights_of(trainer))
+
+
+def test_resumed_at_another_learning_rate(
+    random_policy_folder: Path, experiences: list[Experience], tmp_path: Path
+) -> None:
+    """The way out that the message of updates that are not finite names; the place on the schedule stays. So does that
+    out of memory: smaller micro-batches."""
+    schedule = {"precision": "fp32", "warmup": 0.05, "final_learning_rate": 0.1}
+
+    def at(rate: float, **more: Any) -> Trainer:
+        optimisation = OptimisationConfig(learning_rate=rate, **schedule, **more)
+        return start(random_policy_folder, TrainerConfig(optimisation=optimisation, gradient_checkpointing=bool(more)))
+
+    trainer = at(1e-3)
+    for _ in range(2):
+        trainer.update(experiences)
+    trainer.save(tmp_path / "checkpoints", {"step": 1}, keep=2)
+    resumed = at(2e-4, micro_batch_tokens=60)
+    resumed.resume(tmp_path / "checkpoints")
+    expected = [trainer.update(experiences)["learning_rate"] for _ in range(6)]
+    found = [resumed.update(experiences)["learning_rate"] for _ in range(6)]
+    assert found == pytest.approx([rate / 5 for rate in expected])
+    assert expected[0] < expected[3] > expected[-1], "it rises and falls"
+
+
+def test_a_step_without_updates_has_a_checkpoint_of_its_own(
+    random_policy_folder: Path, experiences: list[Experience], tmp_path: Path
+) -> None:
+    trainer = start(random_policy_folder)
+    trainer.update(experiences)
+    for step in (1, 2):
+        trainer.save(tmp_path, {"step": step}, keep=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
+    again = start(random_policy_folder)
+    assert again.resume(tmp_path) == {"step": 2}
+    assert again.updates == 1
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)])
+def test_saved_and_published_weights(
+    random_policy_folder: Path, experiences: list[Experience], tmp_path: Path, lora: LoraConfig | None
+) -> None:
+    """Both are a plain model, which gives the trainer's log-probabilities."""
+    trainer = start(random_policy_folder, config(lora=lora, loss=LossConfig(kl=KlConfig(coefficient=0.1))))
+    original = load_file(random_policy_folder / "model.safetensors")
+    first = trainer.log_probs(experiences)
+    np.testing.assert_allclose(first[5].ref, first[5].old, atol=1e-5)
+    ready = [replace(e, ref=first[i].ref) for i, e in enumerate(experiences)]
+    for _ in range(2):
+        trainer.update(ready)
+    after = trainer.log_probs(experiences)
+    assert np.abs(after[5].old - first[5].old).max() > 1e-3
+    np.testing.assert_allclose(after[5].ref, first[5].ref, atol=1e-5)
+    assert trainer.log_probs(experiences, policy=False)[5].old is None
+    trainer.save_model(tmp_path / "model")
+    saved = load_file(tmp_path / "model" / "model.safetensors")
+    assert saved.keys() == original.keys()
+    loaded = start(tmp_path / "model").log_probs(experiences)
+    np.testing.assert_allclose(loaded[5].old, after[5].old, atol=1e-4)
+    probe = probe_token_ids(trainer.processor.tokenizer)
+    trainer.open_transfer(lambda rank: FileTransfer(tmp_path / "shared", is_main=rank == 0))
+    published = trainer.publish(2, probe, torch.float32)
+    assert len(published.probe) == len(probe) - 1
+    model = AutoModelForImageTextToText.from_pretrained(random_policy_folder)
+    sent = {k: v for file in Path(published.folder).glob("*.safetensors") for k, v in load_file(file).items()}
+    model.load_state_dict(sent, strict=True)
+    assert_same(
+        dict(model.named_parameters()),
+        dict(AutoModelForImageTextToText.from_pretrained(tmp_path / "model").named_parameters()),
+        atol=1e-6,
+    )
+    trainer.close()
+
+
+def test_bf16(random_policy_folder: Path, experiences: list[Experience]) -> None:
+    exact = start(random_policy_folder).update(experiences)
+    optimisation = OptimisationConfig(precision="bf16", zero_stage=1, learning_rate=1e-3)
+    rounded = start(random_policy_folder, TrainerConfig(optimisation=optimisation)).update(experiences)
+    assert rounded["loss"] == pytest.approx(exact["loss"], rel=0.02)
+    assert rounded["entropy"] == pytest.approx(exact["entropy"], rel=0.02)
+    assert rounded["skipped"] == 0
+
+
+def test_keys_of_supervised_training_are_refused() -> None:
+    with pytest.raises(ConfigError, match="batch_size=8 is for supervised training"):
+        build(TrainerConfig, {"optimisation": {"batch_size": 8}})
+    settings = build(TrainerConfig, {"optimisation": {"precision": "fp32"}})
+    assert (settings.optimisation.final_learning_rate, settings.optimisation.warmup) == (1.0, 0.0)
+    assert build(TrainerConfig, settings.model_dump()) == settings
