@@ -109,7 +109,8 @@ class TrainerGroup:
 
     def open_transfer(self, make: Callable[..., Transfer], engines: Callable[[], Sequence[Any]] | None = None) -> None:
         """`make(rank)` is called on every rank; see policy_rl.weights.transfer. Where the trainer itself reaches the
-        engines, which `engines` tells, `make(rank, engines=…)`, and again for a transfer to others than the last one's."""
+        engines, which `engines` tells, `make(rank, engines=…)`, and again for a transfer to other engines than the
+        last one's."""
         self._make, self._engines = make, engines
         self._open_transfer()
 
