@@ -20,7 +20,12 @@ that is named with it. Ratios compare runs that stood side by side on it; beside
 
 def grading(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     for key, bar in results["bars"].items():
-        yield f"`{key}` ({results['n'][key]:,} cases)", _shown(results[key]), f"at least {bar}" if bar else "0"
+        cases = f" ({results['n'][key]:,} cases)" if key in results["n"] else ""
+        if isinstance(bar, dict):
+            bounds = ", ".join(f"{name} at least {least}" for name, least in bar.items())
+            yield f"`{key}`", "<br>".join(f"{name} {_shown(each)}" for name, each in results[key].items()), bounds
+        elif key in results:
+            yield f"`{key}`{cases}", _shown(results[key]), f"at least {bar}" if bar else "0"
 
 
 def annotate(results: dict[str, Any], details: dict[str, Any]) -> Iterator[tuple[str, str, str]]:

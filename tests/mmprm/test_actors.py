@@ -14,8 +14,10 @@ from mmprm.errors import EngineStoppedError, SetupError
 
 @pytest.fixture(autouse=True)
 def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
     from ray._private import services
 
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)  # another test of this process may have joined one
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(services, "find_bootstrap_address", lambda _: None)
     monkeypatch.setattr(actors, "REACH_SECONDS", 1.0)
