@@ -32,9 +32,10 @@ from mcts.search import SearchConfig, search
 from mmprm.config import build
 from mmprm.grading.symbolic import SymbolicGrader
 from mmprm.sampling.simulated import Profile, SimulatedSampler
+from mmprm.trees.database import STORE_NAME
 from mmprm.trees.evidence import evidence
 from mmprm.trees.stopping import rule_of
-from mmprm.trees.store import STORE_NAME, Store
+from mmprm.trees.store import Store
 from mmprm.types import Problem
 
 GIB = 2**30

@@ -20,8 +20,9 @@ from mmprm.grading.calibration import check_judge
 from mmprm.grading.golds import check_golds
 from mmprm.preflight import check_policy
 from mmprm.problems import load_problems
+from mmprm.trees.database import STORE_NAME
 from mmprm.trees.repair import repair
-from mmprm.trees.store import STORE_NAME, Finished, Store
+from mmprm.trees.store import Finished, Store
 from mmprm.types import Problem
 
 SUMMARY_NAME = "summary.json"

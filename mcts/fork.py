@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from mcts.config import CampaignConfig
-from mmprm.trees.store import STORE_NAME, Store, differing_keys
+from mmprm.config import differing_keys
+from mmprm.trees.database import STORE_NAME
+from mmprm.trees.store import Store
 
 BUDGETS = {"search.max_searches", "search.max_rollouts"}
 """Keys that decide only where a search ends: with larger ones the batches of a store are the beginning of what is

@@ -15,7 +15,8 @@ from typing import TypeVar
 from mmprm.files import whole_file
 from mmprm.terminal import raw
 from mmprm.trees.records import PackedBatch, count_verdicts, state_key
-from mmprm.trees.store import Finished, StoreSummary
+from mmprm.trees.store import Finished
+from mmprm.trees.summary import StoreSummary
 from mmprm.types import Batch
 
 T = TypeVar("T")

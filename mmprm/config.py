@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,6 +88,26 @@ def describe(model: type[Config], prefix: str = "", defaults: Config | None = No
         for group in nested:
             rows += describe(group, f"{prefix}{name}.", value if isinstance(value, group) else None)
     return rows
+
+
+def differing_keys(stored: dict[str, Any], asked: dict[str, Any]) -> dict[str, str]:
+    """Return each key whose values differ between two configurations, with "stored …, asked …"."""
+    old, new = _flatten(stored), _flatten(json.loads(json.dumps(asked)))
+    return {
+        key: f"stored {old.get(key)!r}, asked {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    }
+
+
+def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, dict):
+        return {prefix: values}
+    return {
+        key: value
+        for name, inner in values.items()
+        for key, value in _flatten(inner, f"{prefix}.{name}".lstrip(".")).items()
+    }
 
 
 def _over(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from typing import Any
 from mmprm import actors
 from mmprm.cli.shared.jsonl import read_rows, write_rows
 from mmprm.cli.shared.policy import check_config, policy_folder
+from mmprm.config import differing_keys
 from mmprm.errors import DataError
 from mmprm.evaluation.layouts import LAYOUTS, Item, read_items
 from mmprm.evaluation.policy import Answered, PolicyEvalConfig, PolicyScores, ask, lines, scored
@@ -24,7 +25,6 @@ from mmprm.grading.open import open_grader
 from mmprm.preflight import check_output
 from mmprm.problems import ProblemsConfig, content_id, load_problems
 from mmprm.sampling.open import open_sampler
-from mmprm.trees.store import differing_keys
 from mmprm.types import Completion, Problem
 
 SAVE_SECONDS = 30

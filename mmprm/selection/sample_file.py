@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TextIO
 
+from mmprm.config import differing_keys
 from mmprm.errors import DataError
 from mmprm.files import parse_json, whole_file
 from mmprm.selection.candidates import candidate_lines, read_groups
 from mmprm.selection.groups import Group
-from mmprm.trees.store import differing_keys
 from mmprm.types import Problem
 
 _HEAD = "sampled_with"

@@ -7,7 +7,8 @@ import pytest
 from mcts import progress as progress_module
 from mcts.progress import Progress, announce_waiting
 from mmprm.trees.records import pack_batch
-from mmprm.trees.store import Finished, StoreSummary
+from mmprm.trees.store import Finished
+from mmprm.trees.summary import StoreSummary
 from mmprm.types import Batch, Counts, Rollout, Verdict
 
 STORED = StoreSummary(

@@ -15,9 +15,9 @@ from mmprm.errors import ConfigError, DataError, StoreError
 from mmprm.labels.build import LabelsConfig, build_labels
 from mmprm.labels.parquet import LabelledExample, read_parquet, split_of, write_parquet
 from mmprm.labels.paths import RIGHT, WRONG, count_labels, label_tree
-from mmprm.trees.records import pack_batch
+from mmprm.trees.records import count_verdicts, pack_batch
 from mmprm.trees.stopping import StoppingRule
-from mmprm.trees.store import Store, count_verdicts
+from mmprm.trees.store import Store
 from mmprm.types import Batch, Counts, LabelledPath, Node, Picture, Problem, Rollout, Steps, Tree, Verdict
 
 FIXED = StoppingRule(doubt=0, shared=None)

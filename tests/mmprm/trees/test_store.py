@@ -158,7 +158,7 @@ def test_a_full_disk_is_said_and_loses_nothing(store: Store) -> None:
     store.append(PACKED)
     # SQLite reports a file at its page limit just as it reports a full disk.
     pages = store.rows("PRAGMA page_count")[0][0]
-    store._run(f"PRAGMA max_page_count={pages}")
+    store._database.run(f"PRAGMA max_page_count={pages}")
     noise = random.Random(0)
     big = [
         batch("q", (str(i),), 0, rollout(W, "".join(chr(noise.randrange(0x4E00, 0x9FFF)) for _ in range(9000))))
@@ -167,7 +167,7 @@ def test_a_full_disk_is_said_and_loses_nothing(store: Store) -> None:
     with pytest.raises(StoreError, match=r"database or disk is full; free some space and run the same command again"):
         store.append(map(pack_batch, big), [Finished("p", "done", "")])
     assert (store.ids("done"), len(store.batches("p")), len(store.batches("q"))) == ([], 5, 1)
-    store._run("PRAGMA max_page_count=100000")
+    store._database.run("PRAGMA max_page_count=100000")
     store.append(map(pack_batch, big))
     assert len(store.batches("q")) == 10
 

@@ -201,6 +201,6 @@ def test_retry_of_nothing_is_an_error(
 
 
 def test_a_store_of_schema_1_is_refused(store: Store) -> None:
-    store._run("PRAGMA user_version=1")
+    store._database.run("PRAGMA user_version=1")
     with pytest.raises(StoreError, match=r"schema version 1 must be 2 \(since 2 it keeps when its engines worked\)"):
         Store.read(store.path)

@@ -1,0 +1,51 @@
+"""What a run store holds, in totals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mmprm.trees.database import Database
+from mmprm.types import Counts
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSummary:
+    """What a store holds. `labels` counts the distinct non-terminal labels of problems that are done, and of others the
+    states with a known verdict so far. Reason tables map a reason to its count."""
+
+    problems: dict[str, int]
+    ended: dict[str, int]
+    states: int
+    labels: int
+    counts: Counts
+    tokens: int
+    unknown_reasons: dict[str, int]
+    unsplit_reasons: dict[str, int]
+
+    @property
+    def rollouts(self) -> int:
+        return self.counts.known + self.counts.unknown
+
+
+def summarize(database: Database) -> StoreSummary:
+    states, labels_so_far = database.rows(
+        "SELECT COUNT(*), TOTAL(known > 0 AND depth > 0 AND status != 'done') FROM "
+        "(SELECT problem, depth, SUM(correct + incorrect) AS known FROM batches GROUP BY problem, state) "
+        "JOIN problems ON problems.number = problem"
+    )[0]
+    labels = database.rows("SELECT TOTAL(labels) FROM problems WHERE status = 'done'")[0][0] + labels_so_far
+    correct, incorrect, unknown, tokens = database.rows(
+        "SELECT TOTAL(correct), TOTAL(incorrect), TOTAL(unknown), TOTAL(tokens) FROM batches"
+    )[0]
+    reasons = database.rows("SELECT kind, reason, count FROM reasons ORDER BY count DESC")
+    return StoreSummary(
+        problems={"open": 0, "done": 0, "failed": 0}
+        | dict(database.rows("SELECT status, COUNT(*) FROM problems GROUP BY status")),
+        ended=dict(database.rows("SELECT reason, COUNT(*) FROM problems WHERE status = 'done' GROUP BY reason")),
+        states=states,
+        labels=int(labels),
+        counts=Counts(int(correct), int(incorrect), int(unknown)),
+        tokens=int(tokens),
+        unknown_reasons={reason: count for kind, reason, count in reasons if kind == "unknown"},
+        unsplit_reasons={reason: count for kind, reason, count in reasons if kind == "unsplit"},
+    )
