@@ -216,7 +216,7 @@ class RolloutPool:
             what = f"{seat.name} to start {engine.model}"
             self.probe_token_ids, self.banned_token_ids = await _within(self._config.start_timeout_s, what, start)
         except BaseException:
-            ray.kill(actor)
+            actors.kill(actor)
             raise
         seat.actor = actor
 
@@ -256,7 +256,7 @@ class RolloutPool:
             if seat.actor is not lost:
                 return 0.0
             seat.actor = None
-            ray.kill(lost)
+            actors.kill(lost)
             self.restarts += 1
             try:
                 self._check_replaceable(reason)

@@ -93,7 +93,8 @@ def script(monkeypatch) -> Script:
     def kill(actor: Actor) -> None:
         actor.killed = True
 
-    monkeypatch.setattr(rollouts, "ray", SimpleNamespace(remote=remote, kill=kill))
+    monkeypatch.setattr(rollouts, "ray", SimpleNamespace(remote=remote))
+    monkeypatch.setattr(rollouts.actors, "kill", kill)
     monkeypatch.setattr(rollouts, "engine_places", lambda engine, size: ([engine] * size, {"num_cpus": 1}))
     return script
 

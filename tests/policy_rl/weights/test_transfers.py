@@ -125,10 +125,10 @@ def test_files_of_a_trainer_that_was_killed_are_removed(tmp_path: Path, monkeypa
     async def start(*_: Any, **__: Any) -> Any:
         return SimpleNamespace(close=lambda: None, engines=[], probe_token_ids=(1,))
 
-    monkeypatch.setattr(run, "ray", SimpleNamespace(is_initialized=lambda: True))
+    monkeypatch.setattr(run.actors, "connect", lambda *_: None)
     monkeypatch.setattr("ray.nodes", list)
     monkeypatch.setattr(run, "_start_trainer", lambda *_: Killed())
     monkeypatch.setattr(run.RolloutPool, "start", start)
     with pytest.raises(TrainingError, match="no end after 3600 s"):
-        asyncio.run(run._run(config, [], []))
+        asyncio.run(run._run(config, [], [], ""))
     assert list((tmp_path / "shared").iterdir()) == []
