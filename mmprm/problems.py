@@ -14,8 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from mmprm.config import PathText
-from mmprm.data.cells import Row, cut, is_empty, names_of
-from mmprm.data.choices import check_choices, lettered_columns, read_choices
+from mmprm.data.answer import answer_text
+from mmprm.data.cells import Row, cut, names_of
+from mmprm.data.choices import (
+    check_choices,
+    labelled_choices,
+    letter_of_label,
+    lettered_columns,
+    unread_options,
+)
 from mmprm.data.columns import (
     USUAL,
     Columns,
@@ -118,11 +125,14 @@ def pictures_root(config: ProblemsConfig) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a row asks, without its answer. `used` are the columns that it was taken from."""
+    """What a row asks. `labels` are those of the choices in the row, `said` is what messages answer at their end, and
+    `used` are the columns that it was taken from."""
 
     question: str
     pictures: tuple[Picture, ...]
     choices: tuple[str, ...]
+    labels: tuple[str, ...]
+    said: str
     used: frozenset[str]
 
 
@@ -138,10 +148,13 @@ class ProblemReader:
         """Raises DataError, naming the place, for a row that is no problem."""
         asked = self.asked(row, place)
         answers = cells_of(row, self._columns, "answer", place)
-        answer = _answer_text(only_one(answers, "answer", place), answers, place)
-        if not answer.strip():
+        written = answer_text(only_one(answers, "answer", place), answers, place)
+        if not written.strip() and self._columns.answer is None:
+            written = asked.said
+        if not written.strip():
             raise _missing("answer", row, place)
-        check_choices(asked.choices, answers[0][1], place)
+        answer = letter_of_label(asked.labels, written)
+        check_choices(asked.choices, answers[0][1] if answers and answer == written else answer, place)
         ids, solutions = (cells_of(row, self._columns, field, place) for field in ("id", "solution"))
         for name, value in (*ids[:1], *solutions[:1]):
             if isinstance(value, dict | bytes):
@@ -150,6 +163,9 @@ class ProblemReader:
         texts = {"answer": answer, "id": str(ids[0][1]) if ids else "", "solution": solution or ""}
         _check_characters(texts | {"question": asked.question, "choices": "".join(asked.choices)}, place)
         used = asked.used | used_names(row, answers) | used_names(row, ids[:1]) | used_names(row, solutions)
+        rest = rest_of(row, set(used))
+        if not asked.choices and (name := unread_options(rest, answer)) is not None:
+            self._note(f"column {name!r} may hold options and is not read; set columns.choices", place)
         return Problem(
             id=texts["id"] or content_id(asked.question, answer, asked.pictures, asked.choices),
             question=asked.question,
@@ -157,7 +173,7 @@ class ProblemReader:
             pictures=asked.pictures,
             choices=asked.choices,
             solution=solution,
-            extra=rest_of(row, set(used)),
+            extra=rest,
         )
 
     def asked(self, row: Row, place: str) -> Asked:
@@ -176,20 +192,20 @@ class ProblemReader:
         field = image_cells[0][0] if image_cells else "the messages"
         pictures = tuple(read_picture(value, root, place, field) for value in found.images)
         choice_cells = cells_of(row, columns, "choices", place)
-        letters = {} if choice_cells or columns.choices else lettered_columns(row)
-        value = choice_cells[0][1] if choice_cells else list(letters.values())
-        choices = read_choices(value, place)
+        lettered = {} if choice_cells or columns.choices else lettered_columns(row)
+        value = choice_cells[0][1] if choice_cells else {label: row[name] for label, name in lettered.items()} or []
+        labels, choices = labelled_choices(value, place)
         fields = ("question", *(f"choices[{number}]" for number in range(len(choices))))
         question, *placed = place_marks(
             (question, *choices), len(pictures), place, fields, "front" if found.one_for_all else "refuse"
         )
-        used = found.used | used_names(row, image_cells) | used_names(row, choice_cells) | letters.keys()
+        used = found.used | used_names(row, image_cells) | used_names(row, choice_cells) | {*lettered.values()}
         # MathVista names a file of another archive in `image`, and holds the image itself elsewhere.
         if columns.pictures is None and not any(map(_is_at_hand, pictures)):
             suspect = check_unread_images(rest_of(row, used), question, place)
             if suspect is not None:
                 self._note(f"column {suspect!r} may hold images and is not read; set columns.pictures", place)
-        return Asked(question, pictures, tuple(placed), frozenset(used))
+        return Asked(question, pictures, tuple(placed), labels, found.said, frozenset(used))
 
     def tell(self) -> None:
         """Print what was noted, a line for each kind with its number of rows and the first."""
@@ -230,22 +246,6 @@ def _missing(name: str, row: Row, place: str) -> DataError:
     shown = [f"{column} is {cut(repr(row[column]))}" for column in USUAL[name] if column in row]
     found = f" ({', '.join(shown)})" if shown else ""
     return DataError(f"{place}: has no {name}; it has {names_of(row)}{found} (set columns.{name}, or remove the row)")
-
-
-def _answer_text(value: Any, found: Sequence[tuple[str, Any]], place: str) -> str:
-    """Return a text, a number or a list of these as text. Raises DataError for others, such as structs and infinity."""
-    if value is None:
-        return ""
-    items = [item for item in (value if isinstance(value, list | tuple) else [value]) if not is_empty(item)]
-    for item in items:
-        if isinstance(item, Mapping | list | tuple | bytes) or item in (float("inf"), float("-inf")):
-            name = found[0][0]
-            inside = f"name the part that holds the answer (columns.answer={name}.…)"
-            raise DataError(
-                f"{place}: {name} must be a text or a number, got {cut(item)!r}; "
-                + (inside if isinstance(item, Mapping) else "correct it, or remove the row")
-            )
-    return "\n".join(map(str, items))
 
 
 def _content(problem: Problem) -> str:

@@ -99,7 +99,10 @@ def messages(problem: Problem, config: PromptConfig, prefix: str = "") -> list[d
         after += preset.continuation.replace("{prefix}", prefix)
     turns = [{"role": "system", "content": system}] if system else []
     question = asked_question(problem) if config.choices is not False else problem.question
-    return [*turns, {"role": "user", "content": _content(problem, question, before, after)}]
+    if config.template == "raw" and IMAGE not in question:  # the text before it may be the header of a turn
+        question = IMAGE * len(problem.pictures) + question
+    first = config.template != "raw"
+    return [*turns, {"role": "user", "content": _content(problem, question, before, after, first)}]
 
 
 def assistant_beginning(config: PromptConfig, prefix: str) -> str:
@@ -111,8 +114,9 @@ def assistant_beginning(config: PromptConfig, prefix: str) -> str:
     return (preset.prefill if config.prefill is None else config.prefill) + prefix
 
 
-def _content(problem: Problem, question: str, before: str, after: str) -> str | list[dict[str, str]]:
-    """Plain text without pictures (text-only templates take nothing else), otherwise parts in order."""
+def _content(problem: Problem, question: str, before: str, after: str, first: bool) -> str | list[dict[str, str]]:
+    """Plain text without pictures (text-only templates take nothing else), otherwise parts in order; with `first`, the
+    images of a question without marks come before all text."""
     if not problem.pictures:
         return before + question + after
     pieces = question.split(IMAGE)
@@ -120,8 +124,7 @@ def _content(problem: Problem, question: str, before: str, after: str) -> str | 
         pieces = [""] * len(problem.pictures) + [question]
     pieces[-1] += after
     if before:
-        # The pictures of a question without marks come before all text.
-        place = 0 if pieces[0] else next((i for i, piece in enumerate(pieces) if piece), -1)
+        place = 0 if pieces[0] or not first else next((i for i, piece in enumerate(pieces) if piece), -1)
         pieces[place] = before + pieces[place]
     parts: list[dict[str, str]] = []
     for number, piece in enumerate(pieces):

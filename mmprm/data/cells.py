@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import ast
+import io
 import json
 import math
+import re
+import tokenize
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
 
 _ABSENT = object()
+_NUMPY = re.compile(r"array\((\[.*\])(?:,\s*dtype=[^()\[\]]+)?\)", re.DOTALL)
+_ADJACENT = re.compile(r"[\"']\s+[\"']")
 
 
 def plain(value: Any) -> Any:
@@ -48,8 +53,13 @@ def find(row: Row, name: str) -> Any:
 
 
 def _reach(value: Any, name: str) -> Any:
-    """Any part of the name may itself hold dots; structs may be written as JSON text."""
-    value = _struct(value)
+    """Any part of the name may itself hold dots, or be a number (from 0) in a list; both may be written as text."""
+    value = plain(_struct(value))
+    if isinstance(value, list | tuple):
+        number, _, rest = name.partition(".")
+        if not number.isascii() or not number.isdigit() or int(number) >= len(value):
+            return _ABSENT
+        return _reach(value[int(number)], rest) if rest else plain(value[int(number)])
     if not isinstance(value, Mapping):
         return _ABSENT
     if name in value:
@@ -60,7 +70,7 @@ def _reach(value: Any, name: str) -> Any:
 
 
 def _struct(value: Any) -> Any:
-    if isinstance(value, str) and value.lstrip().startswith("{"):
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
         return parsed(value)
     return value
 
@@ -81,15 +91,30 @@ def flat(value: Any) -> list[Any]:
 
 
 def parsed(text: str) -> Any:
-    """Return the list or struct that a text writes in JSON or Python; the text itself where it writes none."""
-    for read in (json.loads, ast.literal_eval):
+    """Return the list or struct that a text writes in JSON, Python or NumPy; the text itself where it writes none."""
+    for read in (json.loads, _literal):
         try:
             value = read(text.strip())
-        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, tokenize.TokenError):
             continue
         if isinstance(value, list | tuple | dict):
             return value
     return text
+
+
+def _literal(text: str) -> Any:
+    """Read as Python, except that NumPy writes lists without commas, which to Python is one text."""
+    array = _NUMPY.fullmatch(text)
+    text = array[1] if array else text
+    if _ADJACENT.search(text):
+        tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+        kinds = (tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.ENDMARKER)
+        found = [token for token in tokens if token.type not in kinds]
+        text = "".join(
+            token.string + ("," if [token.type, after] == [tokenize.STRING] * 2 else " ")
+            for token, after in zip(found, [*(token.type for token in found[1:]), None], strict=True)
+        )
+    return ast.literal_eval(text)
 
 
 def cut(value: Any, length: int = 60) -> str:

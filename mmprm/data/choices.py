@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,26 +15,63 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 _LETTER_GOLD = re.compile(r"\W*[A-Z]\W*")
 _OWN_LETTER = re.compile(r"\s*\(?([A-Z])\s*[.:)、．]\s*")
+_LETTER_IN_TEXT = re.compile(r"(?:\A|[\n;]|,\s)\s*([A-Z])\s*[.:)、．](?!\d)\s*|\(([A-Z])\)\s*")
+_LETTERED_COLUMN = re.compile(r"(?:options?|choices?|opt?|(?=[A-Z]\Z))[_ ]?([A-Z]|\d)", re.IGNORECASE)
+_TEXT_KEYS = ("text", "value", "content", "option", "choice")
+_LABEL_KEYS = ("label", "key", "letter", "id", "name")
 
 
 def read_choices(value: Any, place: str) -> tuple[str, ...]:
-    """Return the texts of a cell's options: a list (also as text), {A: …, B: …} or {label: […], text: […]}.
+    """Return the texts of a cell's options; see labelled_choices."""
+    return labelled_choices(value, place)[1]
 
-    Raises DataError for another form, for options that are no texts, and for more than there are letters.
+
+def labelled_choices(value: Any, place: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return (labels, texts) of a cell's options. The labels are A, B, C, … unless the cell gives other ones.
+
+    A cell is a list (also as text), {A: …, B: …}, {label: […], text: […]}, [{label: A, text: …}, …], or a text with a
+    letter before each option ("A. 3 cm\\nB. 5 cm"). Raises DataError for another form, for options that are no texts,
+    and for more than there are letters.
     """
     value = plain(value)
-    value = parsed(value) if isinstance(value, str) else value
-    items = _of_struct(value) if isinstance(value, Mapping) else value
+    value = _parsed(value) if isinstance(value, str) else value
+    labels, items = _of_struct(value) if isinstance(value, Mapping) else _of_list(value)
     if not isinstance(items, list | tuple):
         raise DataError(f"{place}: choices must be a list, got {cut(value)!r}; make it one, or drop the column")
-    items = [plain(item) for item in items]
+    items = _without_empty_end([plain(item) for item in items])
     if bad := [item for item in items if not isinstance(item, str | int | float) or is_empty(item)]:
         raise DataError(
             f"{place}: choices must be texts, got {cut(bad[0])!r}; write each as a text, or drop the column"
         )
     if len(items) > len(LETTERS):
         raise DataError(f"{place}: {len(items)} choices, at most {len(LETTERS)} have letters; drop the column")
-    return tuple(map(str, items))
+    return tuple(labels or LETTERS)[: len(items)], tuple(map(str, items))
+
+
+def _parsed(text: str) -> Any:
+    """Return the list or struct that a text writes, also with a letter before each option."""
+    value = parsed(text)
+    marks = list(_LETTER_IN_TEXT.finditer(text)) if value is text else []
+    letters = "".join(match[1] or match[2] for match in marks)
+    if len(letters) < 2 or letters != LETTERS[: len(letters)] or text[: marks[0].start()].strip():
+        return value
+    ends = [*(match.start() for match in marks[1:]), len(text)]
+    return [text[match.end() : end].strip(" \t\r\n;,") for match, end in zip(marks, ends, strict=True)]
+
+
+def _without_empty_end(items: list[Any]) -> list[Any]:
+    """Tables fill short lists up with nulls."""
+    while items and is_empty(items[-1]):
+        items.pop()
+    return items
+
+
+def letter_of_label(labels: Sequence[str], answer: str) -> str:
+    """Return the letter under which the policy sees the option that an answer names by a label of its own (1, 2, …);
+    other answers unchanged."""
+    if "".join(labels) == LETTERS[: len(labels)] or answer.strip() not in labels:
+        return answer
+    return LETTERS[labels.index(answer.strip())]
 
 
 def check_choices(choices: Sequence[str], answer: Any, place: str) -> None:
@@ -48,25 +86,69 @@ def check_choices(choices: Sequence[str], answer: Any, place: str) -> None:
         )
 
 
-def _of_struct(value: Mapping[Any, Any]) -> list[Any] | None:
-    """Options by their letters, in order; None for another struct."""
-    named = {str(name).strip().upper(): item for name, item in value.items()}
-    if named.keys() == {"LABEL", "TEXT"} and all(isinstance(item, list | tuple) for item in map(plain, named.values())):
-        labels, texts = plain(named["LABEL"]), plain(named["TEXT"])
-        return list(texts) if len(labels) == len(texts) else None
+def _of_struct(value: Mapping[Any, Any]) -> tuple[list[str], list[Any] | None]:
+    """Return labels and options in the order of the labels; no options for another struct."""
+    named = {str(name).strip().upper(): plain(item) for name, item in value.items()}
+    if named.keys() == {"LABEL", "TEXT"} and all(isinstance(item, list | tuple) for item in named.values()):
+        labels, texts = named["LABEL"], named["TEXT"]
+        return list(map(str, labels)), list(texts) if len(labels) == len(texts) else None
     named = {name: item for name, item in named.items() if not is_empty(item)}  # Arrow fills structs up with nulls
-    letters = sorted(named)
-    return [named[letter] for letter in letters] if letters == list(LETTERS[: len(letters)]) else None
+    labels = sorted(named, key=lambda name: (len(name), name))
+    rows = (list(LETTERS), *([str(number) for number in range(first, first + len(labels))] for first in (0, 1)))
+    known = any(labels == row[: len(labels)] for row in rows)
+    return labels, [named[label] for label in labels] if labels and known else None
 
 
-def lettered_columns(row: Row) -> dict[str, Any]:
-    """Return the options that stand in columns A, B, C, … (MMBench); {} for fewer than two."""
-    found: dict[str, Any] = {}
-    for letter in LETTERS:
-        if is_empty(row.get(letter)):
-            break
-        found[letter] = row[letter]
-    return found if len(found) > 1 else {}
+def _of_list(value: Any) -> tuple[list[str], Any]:
+    """Return labels and options of a list, each option maybe a struct with its label, {A: …}, or [A, …]."""
+    items = [plain(item) for item in value] if isinstance(value, list | tuple) else value
+    pairs = [_pair(item) for item in items] if items is not value else []
+    if not pairs or None in pairs:
+        return [], items
+    return [str(label).strip().upper() for label, _ in pairs], [text for _, text in pairs]
+
+
+def _pair(item: Any) -> tuple[Any, Any] | None:
+    """Return (label, text) of an option that is more than a text; None for any other."""
+    if isinstance(item, list | tuple):
+        is_pair = len(item) == 2 and isinstance(item[0], str) and _LETTER_GOLD.fullmatch(item[0].upper())
+        return (item[0], item[1]) if is_pair else None
+    if not isinstance(item, Mapping):
+        return None
+    filled = {str(name): inner for name, inner in item.items() if not is_empty(inner)}
+    label, text = (next((name for name in names if name in filled), None) for names in (_LABEL_KEYS, _TEXT_KEYS))
+    if label and text:
+        return filled[label], filled[text]
+    return next(iter(filled.items())) if len(filled) == 1 and _LETTER_GOLD.fullmatch(next(iter(filled))) else None
+
+
+def lettered_columns(row: Row) -> dict[str, str]:
+    """Return the columns that hold an option each, by label: A, B, … (MMBench), option_a, choiceA, option_1, …; {} for
+    fewer than two. Lower-case letters alone are no options."""
+    named: dict[str, dict[str, str]] = {}
+    for name in row:
+        match = _LETTERED_COLUMN.fullmatch(str(name))
+        if match and (str(name).isupper() or len(str(name)) > 1):
+            named.setdefault(str(name)[: match.start(1)], {})[match[1].upper()] = name
+    for columns in named.values():
+        filled = {label: name for label, name in columns.items() if not is_empty(row[name])}
+        for labels in (LETTERS, "0123456789", "123456789"):
+            found = [filled[label] for label in itertools.takewhile(filled.__contains__, labels)]
+            if len(found) > 1:
+                return dict(zip(labels, found, strict=False))
+    return {}
+
+
+def unread_options(rest: Row, answer: str) -> str | None:
+    """Return the name of a list that is not read and holds the answer among other texts, as options do."""
+    for name, value in rest.items():
+        items = plain(value)
+        if not isinstance(items, list | tuple) or not 1 < len(items) <= len(LETTERS):
+            continue
+        texts = [str(item).strip() for item in items if isinstance(item, str | int | float)]
+        if len(texts) == len(items) == len(set(texts)) and answer.strip() in texts:
+            return name
+    return None
 
 
 def with_choices(question: str, choices: Sequence[str], answer: str = "") -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from mmprm.config import Config
@@ -17,7 +17,7 @@ USUAL = {
     "question": ("question", "problem"),
     "answer": ("answer", "reward_model.ground_truth"),
     "pictures": ("pictures", "image", "images", "image_path", "image_paths", "image_url", "image_urls"),
-    "choices": ("choices", "options"),
+    "choices": ("choices", "options", "answer_choices"),
     "solution": ("solution",),
     "chat": ("message", "messages", "conversations"),
 }
@@ -29,7 +29,15 @@ PROMPT = "prompt"
 NUMBERED_IMAGE = re.compile(r"image_?(\d+)")
 """MMMU's and OlympiadBench's columns of one image each."""
 
-_MEDIA = re.compile(r"(?:.*_)?(?:video|audio)s?(?:_(?:path|url|file|bytes)s?)?", re.IGNORECASE)
+_MEDIA = re.compile(
+    r"(?:.*_)?(?:video|audio)s?(?:_?(?:path|url|uri|link|file|filename|name|id|bytes|base64|list)s?)?", re.IGNORECASE
+)
+_MEDIA_PATH = re.compile(
+    r"\S{1,1000}\.(?:mp4|m4v|avi|mov|mkv|webm|mpe?g|flv|wmv|wav|mp3|flac|ogg|opus|m4a|aac)(?:\?\S*)?", re.IGNORECASE
+)
+_MEDIA_BYTES = re.compile(
+    rb"....ftyp(?!avif|avis|hei|mif1)|\x1aE\xdf\xa3|RIFF....(?:WAVE|AVI )|ID3|OggS|fLaC", re.DOTALL
+)
 _IMAGE_NAME = re.compile(
     r"(?:\A|[_\W\d])(?:imgs?|images?|pictures?|pics?|figures?|photos?|diagrams?)(?:\Z|[_\W\d])", re.I
 )
@@ -51,7 +59,7 @@ class Columns(Config):
     """Usual: pictures, image, images, image_path, image_paths, image_url, image_urls, or image_1, image_2, …; a path,
     bytes, base64, a data URL, {bytes, path}, or a list of them. false: none are read from columns."""
     choices: str | None = None
-    """Usual: choices, options, or A, B, C, …; a list, its text, or {A: …, B: …}."""
+    """Usual: choices, options, answer_choices, or A, B, C, … or option_a, …; a list, its text, or {A: …, B: …}."""
     solution: str | None = None
     """Usual: solution."""
     chat: str | None = None
@@ -140,7 +148,8 @@ def used_names(row: Row, found: list[tuple[str, Any]]) -> set[str]:
 def check_media(row: Row, place: str) -> None:
     """Raise DataError for a column with video or audio, which are not read."""
     for name, value in row.items():
-        if isinstance(name, str) and _MEDIA.fullmatch(name) and _may_be_file(value):
+        named = isinstance(name, str) and _MEDIA.fullmatch(name) and _may_be_file(value)
+        if named or any(_is_media(part) for _, part in _parts(str(name), value)):
             raise DataError(
                 f"{place}: column {name!r} holds {cut(plain(value))!r}: video and audio are not read; remove such "
                 "rows, or the column where no question needs it"
@@ -150,7 +159,7 @@ def check_media(row: Row, place: str) -> None:
 def check_unread_images(rest: Row, question: str, place: str) -> str | None:
     """For a row without images: raise DataError for an unread column that holds some; return the name of one that, by
     its name and the question, may."""
-    for name, value in rest.items():
+    for name, value in (part for column in rest.items() for part in _parts(*column)):
         if looks_like_image(value):
             raise DataError(
                 f"{place}: column {name!r} looks like images ({cut(plain(value))!r}) and is not read; set "
@@ -159,6 +168,25 @@ def check_unread_images(rest: Row, question: str, place: str) -> str | None:
     if not _SPEAKS_OF_IMAGE.search(question):
         return None
     return next((name for name, value in rest.items() if _IMAGE_NAME.search(name) and _may_be_file(value)), None)
+
+
+def _parts(name: str, value: Any, depth: int = 3) -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) of a column and of what its structs hold."""
+    value = plain(value)
+    yield name, value
+    if isinstance(value, Mapping) and depth:
+        for key, inner in value.items():
+            yield from _parts(f"{name}.{key}", inner, depth - 1)
+
+
+def _is_media(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_is_media, value[:8]))
+    if isinstance(value, bytes):
+        return _MEDIA_BYTES.match(value) is not None
+    return isinstance(value, str) and (
+        _MEDIA_PATH.fullmatch(value.strip()) is not None or value.startswith(("data:video/", "data:audio/"))
+    )
 
 
 def _may_be_file(value: Any) -> bool:

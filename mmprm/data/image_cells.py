@@ -15,7 +15,9 @@ from mmprm.data.images import picture_size, suffix_of
 from mmprm.errors import DataError
 from mmprm.types import Picture
 
-_IMAGE_PATH = re.compile(r"\S{1,1000}\.(?:png|jpe?g|webp|gif|bmp|tiff?)", re.IGNORECASE)
+_IMAGE_PATH = re.compile(
+    r"\S{1,1000}\.(?:png|jpe?g|jfif|webp|gif|bmp|tiff?|avif|heic|heif|svg)(?:\?\S*)?", re.IGNORECASE
+)
 _PATH = re.compile(r"[^\n\0]{1,1000}\.\w{1,5}")
 _KEYS = ("bytes", "data", "base64", "path", "url", "image", "image_url", "file_name")
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")

@@ -32,9 +32,11 @@ _RENDERED = re.compile(
     """,
     re.VERBOSE,
 )
-_NUMBERED = re.compile(r"<\s*image[\s_-]*(\d{1,4})\s*>|<\|image_(\d{1,4})\|>", re.IGNORECASE)
+_NUMBERED = re.compile(r"<\s*(?:image|img|picture)[\s_:#-]*(\d{1,4})\s*/?>|<\|image_(\d{1,4})\|>", re.IGNORECASE)
 _MEDIA = re.compile(
-    r"<\|?(?:video|audio|speech|sound)(?:[\s_-]*(?:\d+|pad|bos|eos|start|end|placeholder|here))?\|?>", re.IGNORECASE
+    r"<\|?(?:video|audio|speech|sound)(?:[\s_-]*(?:\d+|pad|bos|eos|start|end|placeholder|here|token|soft_token))?\|?>"
+    r"|\[(?:VIDEO|AUDIO)\]",
+    re.IGNORECASE,
 )
 _RESERVED = re.compile(
     r"""
@@ -42,7 +44,7 @@ _RESERVED = re.compile(
     | </?s> | \[/?INST\] | <</?SYS>>                # Llama 2, Mistral
     | \[(?:/?SYSTEM_PROMPT|/?AVAILABLE_TOOLS|TOOL_CALLS)\]
     | <(?:start|end)_of_(?:turn|image|utterance)> | <\|turn> | <turn\|>   # Gemma, Idefics
-    | <(?:bos|eos|pad|unk|mask|BOS_TOKEN|EOS_TOKEN)>
+    | <(?:bos|eos|pad|unk|mask|BOS_TOKEN|EOS_TOKEN|sop|eop)> | \[g?MASK\]
     | <fake_token_around_image> | <global-img> | <row_\d+_col_\d+>
     | </?img> | <IMG_CONTEXT> | <image_soft_token> | \[IMG_(?:BREAK|END)\]   # what is left of rendered images
     """,

@@ -19,13 +19,14 @@ from mmprm.errors import DataError
 @dataclass(frozen=True, slots=True)
 class Question:
     """`images` are values as they stand in the row, in the order of their marks. `one_for_all`: a single mark at the
-    front may stand for all of them."""
+    front may stand for all of them. `said` is what the messages answer after their last question."""
 
     text: Any
     images: list[Any]
     used: set[str] = field(default_factory=set)
     has_system: bool = False
     one_for_all: bool = False
+    said: str = ""
 
 
 def read_question(row: Row, columns: Columns, images: list[Any], root: Path, place: str) -> Question:
@@ -48,14 +49,15 @@ def read_question(row: Row, columns: Columns, images: list[Any], root: Path, pla
     merged, before = merged_images(parts, images, root, place)
     chat_text = IMAGE * before + _text(asked, len(merged) - before)
     has_system = any(turn.role == "system" for turn in turns)
+    said = "\n".join(turn.text for turn in turns[_after_last_user(turns) :] if turn.role == "assistant")
     if text is None:
         _check_one_question(turns, place)
-        return Question(chat_text, merged, used, has_system, one_for_all=not parts)
+        return Question(chat_text, merged, used, has_system, one_for_all=not parts, said=said)
     if columns.question is None:
         _check_same(texts[0][0], str(text), name, chat_text, place)
     if not count_marks(str(text)) and _bare(str(text)) == _bare(chat_text):
         text = chat_text  # the same words, with the places of the images
-    return Question(text, merged, used, has_system)
+    return Question(text, merged, used, has_system, said=said)
 
 
 def column_images(found: Sequence[tuple[str, Any]], root: Path, place: str) -> list[Any]:
@@ -128,12 +130,15 @@ def _text(turns: Sequence[Turn], images: int) -> str:
 
 
 def _check_one_question(turns: Sequence[Turn], place: str) -> None:
-    roles = [turn.role for turn in turns]
-    if "user" in roles and "assistant" in roles[: len(roles) - 1 - roles[::-1].index("user")]:
+    if any(turn.role == "assistant" for turn in turns[: _after_last_user(turns)]):
         raise DataError(
             f"{place}: its messages hold an assistant turn before the last user turn; a problem is one question: "
             "keep one user turn, or remove the row (mmprm sft learns from such conversations)"
         )
+
+
+def _after_last_user(turns: Sequence[Turn]) -> int:
+    return max((number for number, turn in enumerate(turns, start=1) if turn.role == "user"), default=0)
 
 
 def _check_same_chat(chats: Sequence[tuple[str, Any]], place: str) -> None:

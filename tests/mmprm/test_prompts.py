@@ -57,6 +57,12 @@ def test_pictures_take_their_marked_places_or_come_first(question: str, flat: st
     assert Template.flat(messages(problem(question, pictures=2), config)[0]["content"]) == flat
 
 
+def test_without_a_template_images_come_before_the_question_and_not_before_what_begins_the_turn() -> None:
+    config = PromptConfig(preset="plain", template="raw", user="<user>\n{question}")
+    assert Template.flat(messages(problem("Compare.", 2), config)[0]["content"]) == "<user>\n[image][image]Compare."
+    assert Template.flat(messages(problem("A <image>?", 1), config)[0]["content"]) == "<user>\nA [image]?"
+
+
 def test_overrides_replace_system_user_and_prefill() -> None:
     config = PromptConfig(preset="think", system="Be brief.", user="Q: {question} {x}", prefill="<think>")
     text = render(Template(), problem("Is {question} a brace?"), "so", config)

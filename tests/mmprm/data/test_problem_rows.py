@@ -140,9 +140,23 @@ def test_answers_that_are_no_text(folder: Path, answer: Any, expected: str) -> N
     assert load(folder, {"question": "Q", "answer": answer})[0].answer == expected
 
 
+def test_the_assistants_turn_is_the_answer_where_no_column_is(folder: Path) -> None:
+    user, said = {"role": "user", "content": "<image>How many?"}, {"role": "assistant", "content": "So 2.\n#### 2"}
+    row = {"messages": [user, said], "images": ["red.png"]}
+    (problem,) = load(folder, row)
+    assert (problem.question, problem.answer, names(problem)) == ("How many?", "So 2.\n#### 2", ["red.png"])
+    assert load(folder, row | {"answer": "3"})[0].answer == "3"
+    sharegpt = {"conversations": [{"from": "human", "value": "How many?"}, {"from": "gpt", "value": "2"}]}
+    assert load(folder, sharegpt)[0].answer == "2"
+    assert load(folder, sharegpt, answer="conversations.1.value")[0].answer == "2"
+    with pytest.raises(DataError, match="has no answer"):
+        load(folder, {"messages": [user], "images": ["red.png"]})
+
+
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
+        ("{'style': 'rule', 'ground_truth': '3'}", "answer must be a text or a number, got .*columns.answer=answer"),
         (float("nan"), "has no answer; it has question, answer .answer is nan"),
         (float("inf"), "answer must be a text or a number, got 'inf'"),
         ({"value": "3"}, "answer must be a text or a number, got .*columns.answer=answer"),
@@ -165,6 +179,7 @@ def test_answers_that_cannot_be_graded_are_refused(folder: Path, answer: Any, wo
         ("image_base64", base64.b64encode(png("red")).decode()),
         ("figure", "data:image/png;base64,iVBORw0KGgo="),
         ("diagram_path", "red.png"),
+        ("photo", "red.heic"),
     ],
 )
 def test_an_image_in_an_unread_column_is_refused_by_name(folder: Path, column: str, value: Any) -> None:
@@ -177,6 +192,23 @@ def test_an_image_in_an_unread_column_is_refused_by_name(folder: Path, column: s
     (problem,) = load(folder, row, pictures=column)
     assert len(problem.pictures) == 1
     assert column not in problem.extra
+
+
+def test_the_address_of_an_image_is_no_image_that_is_read(folder: Path) -> None:
+    row = {"question": "How many?", "answer": "3", "link": "https://host/red.png?size=2"}
+    with pytest.raises(DataError, match=r"p\.jsonl:1: column 'link' looks like images .*columns\.pictures=false"):
+        load(folder, row)
+    with pytest.raises(DataError, match="download it first"):
+        load(folder, row, pictures="link")
+
+
+def test_an_image_inside_an_unread_struct_is_refused_by_name(folder: Path) -> None:
+    row = {"question": "How many?", "answer": "3", "extra_info": {"index": 0, "shown": ["red.png"]}}
+    with pytest.raises(
+        DataError, match=r"column 'extra_info\.shown' looks like images .*columns\.pictures=extra_info\.sh"
+    ):
+        load(folder, row)
+    assert names(load(folder, row, pictures="extra_info.shown")[0]) == ["red.png"]
 
 
 def test_an_image_beside_a_path_to_nowhere_is_told(folder: Path) -> None:
@@ -202,6 +234,15 @@ def test_media_that_are_not_read_are_refused_by_name(folder: Path, column: str) 
             load(folder, {"question": "Q", "answer": "3", column: value})
     for value in (None, "", [], False):
         assert load(folder, {"question": "Q", "answer": "3", column: value})[0].question == "Q"
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["a.mp4", ["a.WAV"], {"path": "a.webm", "bytes": None}, "data:audio/wav;base64,UklGRg==", "https://h/a.mp3?x=1"],
+)
+def test_media_are_known_by_their_files_too(folder: Path, value: Any) -> None:
+    with pytest.raises(DataError, match=r"p\.jsonl:1: column 'input' holds .* video and audio are not read"):
+        load(folder, {"question": "Q", "answer": "3", "input": value})
 
 
 def test_messages_keep_nothing_to_themselves(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,6 +280,19 @@ def test_other_columns_are_at_hand_and_written_again(folder: Path) -> None:
         ({"options": '["3 cm", "5 cm"]'}, ("3 cm", "5 cm")),
         ({"A": "3 cm", "B": "5 cm", "C": None, "hint": None}, ("3 cm", "5 cm")),
         ({"choices": [3, 5.5]}, ("3", "5.5")),
+        ({"choices": ["3 cm", "5 cm", None, ""]}, ("3 cm", "5 cm")),
+        ({"answer_choices": ["3 cm", "5 cm"]}, ("3 cm", "5 cm")),
+        ({"options": "array(['3 cm', '5 cm'], dtype=object)"}, ("3 cm", "5 cm")),
+        ({"options": "['it is' \"it isn't\"\n 'never']"}, ("it is", "it isn't", "never")),
+        ({"options": "A. 3 cm\nB. 5 cm"}, ("3 cm", "5 cm")),
+        ({"options": "(A) 3.5 cm (B) 5 cm"}, ("3.5 cm", "5 cm")),
+        ({"options": "A: 3 cm; B: 5 cm"}, ("3 cm", "5 cm")),
+        ({"choices": [{"label": "A", "text": "3 cm"}, {"label": "B", "text": "5 cm"}]}, ("3 cm", "5 cm")),
+        ({"choices": [{"A": "3 cm"}, {"B": "5 cm"}]}, ("3 cm", "5 cm")),
+        ({"choices": [["A", "3 cm"], ["B", "5 cm"]]}, ("3 cm", "5 cm")),
+        ({"option_a": "3 cm", "option_b": "5 cm", "option_d": "9 cm"}, ("3 cm", "5 cm")),
+        ({"choiceA": "3 cm", "choiceB": "5 cm"}, ("3 cm", "5 cm")),
+        ({"a": "3 cm", "b": "5 cm"}, ()),
         ({"choices": []}, ()),
     ],
 )
@@ -247,7 +301,31 @@ def test_options_in_all_their_forms(folder: Path, cell: Row, expected: tuple[str
     assert problem.choices == expected
 
 
-@pytest.mark.parametrize("cell", ["A. 3 B. 4", {"A": "3", "C": "4"}, [None, "3"], ["3"], "['3' '4']", [{"x": 1}, "2"]])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        {"choices": {"label": ["1", "2"], "text": ["3 cm", "5 cm"]}},
+        {"choices": {"1": "3 cm", "2": "5 cm"}},
+        {"option_1": "3 cm", "option_2": "5 cm"},
+    ],
+)
+def test_an_answer_by_a_label_of_the_row_becomes_the_letter_that_is_asked(folder: Path, cell: Row) -> None:
+    (problem,) = load(folder, {"question": "How long?", "answer": "2"} | cell)
+    assert (problem.choices, problem.answer) == (("3 cm", "5 cm"), "B")
+
+
+def test_a_list_that_may_be_options_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"question": "How long?", "correct_answer": "5 cm", "answers": ["3 cm", "5 cm"]}
+    assert load(folder, row, answer="correct_answer")[0].choices == ()
+    assert (
+        "p.jsonl:1: column 'answers' may hold options and is not read; set columns.choices" in capsys.readouterr().err
+    )
+    assert load(folder, row, answer="correct_answer", choices="answers")[0].choices == ("3 cm", "5 cm")
+    load(folder, {"question": "How long?", "answer": "5 cm", "tags": ["length", "cube"]})
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("cell", ["A. 3 B. 4", {"A": "3", "C": "4"}, [None, "3"], ["3"], [{"x": 1}, "2"]])
 def test_options_that_cannot_be_told_are_refused(folder: Path, cell: Any) -> None:
     with pytest.raises(DataError, match=r"p\.jsonl:1: choices must be"):
         load(folder, {"question": "How long?", "answer": "B", "options": cell})

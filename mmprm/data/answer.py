@@ -1,0 +1,26 @@
+"""The answer that the cells of a row hold, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmprm.data.cells import cut, is_empty, parsed
+from mmprm.errors import DataError
+
+
+def answer_text(value: Any, found: Sequence[tuple[str, Any]], place: str) -> str:
+    """Return a text, a number or a list of these as text. Raises DataError for others, such as structs and infinity."""
+    if value is None:
+        return ""
+    items = [item for item in (value if isinstance(value, list | tuple) else [value]) if not is_empty(item)]
+    items = [parsed(item) if isinstance(item, str) and item.lstrip().startswith("{") else item for item in items]
+    for item in items:
+        if isinstance(item, Mapping | list | tuple | bytes) or item in (float("inf"), float("-inf")):
+            name = found[0][0]
+            inside = f"name the part that holds the answer (columns.answer={name}.…)"
+            raise DataError(
+                f"{place}: {name} must be a text or a number, got {cut(item)!r}; "
+                + (inside if isinstance(item, Mapping) else "correct it, or remove the row")
+            )
+    return "\n".join(map(str, items))
