@@ -4,7 +4,10 @@ The output folder holds candidates.jsonl (one line a sampled solution), summary.
 samples, with intervals) and samples.jsonl, the solutions before they were scored: a run that stopped then, or one with
 another process reward model or aggregator, goes on from these and samples nothing again.
 
+Without a scorer nothing is scored: the table then holds pass@1 (random), the majority vote and pass@N (oracle).
+
 Examples:
+  mmprm rerank --set problems.path=test.jsonl --set engine.model=tiny --set samples=16
   mmprm rerank --set problems.path=test.jsonl --set engine.model=tiny --set scorer.prm=runs/demo/train/prm
   mmprm rerank --config configs/rerank/internvl3-8b.yaml --set problems.path=dev.jsonl --choose-aggregator
   mmprm rerank --config configs/rerank/internvl3-8b.yaml --set problems.path=test.jsonl --set samples=16
@@ -23,7 +26,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mmprm import actors
 from mmprm.cli.shared.aggregator import settled, warn
@@ -55,12 +58,18 @@ SAMPLES = "samples.jsonl"
 class RerankConfig(PolicyConfig):
     output: PathText = "runs/rerank"
     """Folder for candidates.jsonl, summary.json and samples.jsonl."""
-    scorer: ScorerConfig
-    """The process reward model and how it runs."""
+    scorer: ScorerConfig | None = None
+    """The process reward model and how it runs; null: no solution is scored, and no choice needs scores."""
     samples: int = Field(8, ge=1)
     """Solutions sampled for each problem."""
     aggregator: str | None = None
     """min, last, mean, max, product, sum_log, sum_log_odds or mean_odds; by default the one in the PRM's prm.json."""
+
+    @model_validator(mode="after")
+    def _aggregates_scores(self) -> RerankConfig:
+        if self.aggregator is not None and self.scorer is None:
+            raise ValueError(f"aggregator={self.aggregator} needs step scores; set scorer.prm, or leave it out")
+        return self
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -80,30 +89,25 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _run(config: RerankConfig, choosing: bool) -> None:
     begun = time.perf_counter()
-    if choosing and not Path(config.scorer.prm or "-").is_dir():
-        raise ConfigError(
-            f"scorer.prm={config.scorer.prm!r} must be a folder here: --choose-aggregator writes its prm.json"
-        )
-    info = scorer_info(config.scorer)
-    aggregator = "" if choosing else settled(config.aggregator, info)
+    prm = config.scorer.prm if config.scorer else ""
+    if choosing and not Path(prm or "-").is_dir():
+        raise ConfigError(f"scorer.prm={prm!r} must be a folder here: --choose-aggregator writes its prm.json")
+    info = scorer_info(config.scorer) if config.scorer else PrmInfo()
+    aggregator = settled(config.aggregator, info) if config.scorer and not choosing else None
     check_judge(config.grader.judge)
     check_output(config.output, "output")
-    check_prm(config.scorer.prm)
+    check_prm(prm)
     folder = Path(config.output)
     problems = load_problems(config.problems)
-    check_prm_reads(config.scorer.prm, problems)
+    check_prm_reads(prm, problems)
     check_golds(problems, config.grader, config.problems.path)
     sampled = _sampled(config, problems, folder / SAMPLES)
     if not sampled.groups:
         problem_id, reason = next(iter(sampled.failed.items()))
         raise DataError(f"{config.problems.path}: no problem could be sampled; {problem_id}: {reason}")
-    scorer = open_scorer(config.scorer)
-    try:
-        groups = score_groups(sampled.groups, scorer)
-    finally:
-        scorer.close()
+    groups = _scored(sampled.groups, config.scorer)
     if choosing:
-        info = _choose(groups, info, config)
+        info = _choose(groups, info, prm, config.seed)
         aggregator = info.aggregator
     unscored = [c.unscored for group in groups for c in group.candidates if c.unscored is not None]
     if unscored:
@@ -115,11 +119,22 @@ def _run(config: RerankConfig, choosing: bool) -> None:
         json.dump(summary(groups, sampled.failed, aggregator, points) | seconds, out, indent=2)
     print(selector_table(points))
     print(f"{len(groups)} problems, {len(sampled.failed)} failed; see {folder}")
-    print(f"aggregator {described(aggregator, info)}")
+    if aggregator is not None:
+        print(f"aggregator {described(aggregator, info)}")
+
+
+def _scored(groups: Sequence[Group], config: ScorerConfig | None) -> list[Group]:
+    if config is None:
+        return list(groups)
+    scorer = open_scorer(config)
+    try:
+        return score_groups(groups, scorer)
+    finally:
+        scorer.close()
 
 
 def summary(
-    groups: Sequence[Group], failed: dict[str, str], aggregator: str, points: Sequence[AccuracyAtN]
+    groups: Sequence[Group], failed: dict[str, str], aggregator: str | None, points: Sequence[AccuracyAtN]
 ) -> dict[str, Any]:
     candidates = [candidate for group in groups for candidate in group.candidates]
     return {
@@ -136,13 +151,13 @@ def summary(
     }
 
 
-def _choose(groups: Sequence[Group], info: PrmInfo, config: RerankConfig) -> PrmInfo:
+def _choose(groups: Sequence[Group], info: PrmInfo, prm: str, seed: int) -> PrmInfo:
     """Store the best aggregator, print them all, and return what prm.json then holds."""
-    choice = choose_aggregator(groups, config.seed)
+    choice = choose_aggregator(groups, seed)
     warn(choice.name, info)
     info = with_choice(info, choice)
-    write_info(config.scorer.prm, info)
-    print(f"{config.scorer.prm}: aggregator {choice.name}, chosen on {choice.problems} problems")
+    write_info(prm, info)
+    print(f"{prm}: aggregator {choice.name}, chosen on {choice.problems} problems")
     for name, accuracy in sorted(choice.candidates.items(), key=lambda item: -item[1].value):
         print(f"  {name:<14}{cell(accuracy)}")
     return info

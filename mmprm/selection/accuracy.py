@@ -1,7 +1,7 @@
-"""Accuracy against the number of samples, for every selector, with paired bootstrap intervals over problems.
+"""Compute accuracy against the number of samples for every selector, with paired bootstrap intervals over problems.
 
-Shapes: P problem, N number of samples that a selector chooses from, K selector, M sample drawn for each problem,
-B subset of them.
+Shapes: P problem, N number of samples that a selector chooses from, K selector, M sample of a problem, B subset of
+samples.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 from mmprm.errors import ConfigError
 from mmprm.metrics import Interval, bootstrap_means
 from mmprm.selection.groups import Group, choices, common_size
-from mmprm.selection.selectors import SELECTORS, Choices
+from mmprm.selection.selectors import SELECTORS, Choices, selector_names
 
 SUBSETS = 256
-"""Where there are more subsets of size N than this, so many of them are drawn with the seed instead."""
+"""Maximum number of subsets of size N to evaluate; if there are more, this many are sampled with the seed."""
 
 CHUNK = 64
-"""Problems computed together, which bounds the memory."""
+"""Number of problems computed together, which bounds the memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class AccuracyAtN:
-    """Accuracies of the selectors when each chooses among N samples, and each one's difference to two baselines."""
+    """Holds the selectors' accuracies with N samples, and their differences to two baselines."""
 
     n: int
     accuracy: dict[str, Interval]
@@ -38,45 +38,52 @@ class AccuracyAtN:
 
 
 def sizes_up_to(most: int) -> list[int]:
-    """1, 2, 4, … and `most` itself."""
+    """Return 1, 2, 4, … up to `most`, and `most` itself."""
     return sorted({2**power for power in range(most.bit_length())} | {most})
 
 
 def accuracy_at_n(
-    groups: Sequence[Group], aggregate: str, sizes: Sequence[int] = (1, 2, 4, 8), seed: int = 0
+    groups: Sequence[Group], aggregate: str | None, sizes: Sequence[int] = (1, 2, 4, 8), seed: int = 0
 ) -> list[AccuracyAtN]:
-    """One AccuracyAtN for each of `sizes`, from groups of M ≥ max(sizes) candidates each.
+    """Return one AccuracyAtN per entry of `sizes`, from groups of M ≥ max(sizes) candidates each.
 
-    A problem's accuracy at N is the mean over all its subsets of N of the M candidates (over SUBSETS drawn ones where
-    there are more), the same subsets for every selector; ties are split evenly. At N = M it is the selector's choice
-    among all candidates. Intervals are percentile bootstraps over problems.
+    A problem's accuracy at N is the mean over all subsets of N of its M candidates, or over SUBSETS sampled ones if
+    there are more. All selectors see the same subsets, and ties are split evenly. At N = M it is the selector's choice
+    among all candidates. Without an aggregator, only selectors that need no scores are compared. Intervals are
+    percentile bootstraps over problems.
     """
     most = common_size(groups)
     if wrong := [n for n in sizes if not 1 <= n <= most]:
-        raise ConfigError(f"sizes={list(sizes)}: {wrong[0]} must lie between 1 and the {most} samples of each problem")
+        raise ConfigError(
+            f"sizes={list(sizes)}: {wrong[0]} must be between 1 and {most}, the number of samples per problem; remove "
+            "it or sample more"
+        )
     seen = choices(groups, aggregate)
-    values_NKP = np.array([_selector_values(seen, n, seed) for n in sizes])
-    baselines = [list(SELECTORS).index(name) for name in ("random", "majority")]
+    names = selector_names(scored=aggregate is not None)
+    values_NKP = np.array([_selector_values(seen, n, seed, names) for n in sizes])
+    baselines = [names.index(name) for name in ("random", "majority")]
     compared = [values_NKP, *(values_NKP - values_NKP[:, [k]] for k in baselines)]
     intervals = iter(bootstrap_means(np.concatenate(compared, axis=1).reshape(-1, len(groups)), seed))
 
     def by_selector() -> dict[str, Interval]:
-        return {name: next(intervals) for name in SELECTORS}
+        return {name: next(intervals) for name in names}
 
     return [AccuracyAtN(n, by_selector(), by_selector(), by_selector()) for n in sizes]
 
 
 def accuracy(groups: Sequence[Group], aggregate: str, seed: int = 0) -> dict[str, Interval]:
-    """Each selector's accuracy when it chooses among all candidates of a group; their number may differ by problem."""
+    """Return each selector's accuracy when it chooses among all candidates of a group; group sizes may differ."""
     return _intervals(_over_all(groups, aggregate), seed)
 
 
 @dataclass(frozen=True, slots=True)
 class EqualTokens:
-    """Best-of-n with as many generated tokens as another strategy; n may lie between two numbers of samples, whose
-    accuracies are then mixed. `tokens` are those of both, a problem; `difference` is the other strategy's accuracy
-    minus best-of-n's, paired by problem. Where the drawn samples have fewer tokens than the strategy, `n` is their
-    number and `tokens` are theirs."""
+    """Compares another strategy with best-of-n at an equal number of generated tokens.
+
+    `n` may lie between two numbers of samples, whose accuracies are then interpolated. `tokens` is the number of tokens
+    per problem of both. `difference` is the strategy's accuracy minus that of best-of-n, paired by problem. If the
+    samples have fewer tokens than the strategy, `n` is the number of samples and `tokens` are theirs.
+    """
 
     n: float
     tokens: float
@@ -87,9 +94,9 @@ class EqualTokens:
 def at_equal_tokens(
     guided: Sequence[Group], tokens: int, samples: Sequence[Group], aggregate: str, seed: int = 0
 ) -> EqualTokens:
-    """Compare a strategy's groups, for which `tokens` were generated in all, with whole samples of the same problems.
+    """Compare a strategy's groups, which took `tokens` tokens in total, with independent samples of the same problems.
 
-    n = tokens / (tokens of all samples / samples a problem), at least 1 and at most the samples a problem.
+    n = tokens / (tokens of all samples / samples per problem), clipped to [1, samples per problem].
     """
     assert [group.problem.id for group in guided] == [group.problem.id for group in samples], "the same problems"
     most = common_size(samples)
@@ -108,30 +115,32 @@ def at_equal_tokens(
 
 
 def _intervals(values: NDArray[np.float64], seed: int) -> dict[str, Interval]:
-    """By selector, of values as _selector_values gives them. The interval of a paired difference is that of the mean of
-    the differences by problem."""
+    """Return intervals by selector from values as _selector_values returns them.
+
+    For paired differences, the interval is that of the mean of the differences per problem.
+    """
     return dict(zip(SELECTORS, bootstrap_means(values, seed), strict=True))
 
 
 def _over_all(groups: Sequence[Group], aggregate: str) -> NDArray[np.float64]:
-    """As _selector_values, with all candidates of each group."""
+    """Return values as _selector_values does, with all candidates of each group."""
     everyone = (np.ones((1, len(group.candidates)), dtype=bool) for group in groups)
     parts = [_means(choices([group], aggregate), inside) for group, inside in zip(groups, everyone, strict=True)]
     return np.concatenate(parts, axis=1)
 
 
-def _selector_values(seen: Choices, n: int, seed: int) -> NDArray[np.float64]:
-    """Accuracy of each selector (rows, in the table's order) on each problem (columns), over the subsets of size n."""
+def _selector_values(seen: Choices, n: int, seed: int, names: Sequence[str] = tuple(SELECTORS)) -> NDArray[np.float64]:
+    """Return each selector's accuracy (rows) on each problem (columns), averaged over subsets of size n."""
     problems, most = seen.answer_PM.shape
     subsets = _subsets(most, n, seed)
     inside_BM = np.zeros((len(subsets), most), dtype=bool)
     np.put_along_axis(inside_BM, np.array(subsets), True, axis=1)
-    parts = [_means(seen.of(slice(start, start + CHUNK)), inside_BM) for start in range(0, problems, CHUNK)]
+    parts = [_means(seen.of(slice(start, start + CHUNK)), inside_BM, names) for start in range(0, problems, CHUNK)]
     return np.concatenate(parts, axis=1)
 
 
-def _means(seen: Choices, inside_BM: NDArray[np.bool_]) -> NDArray[np.float64]:
-    return np.array([select(seen, inside_BM).mean(axis=1) for select in SELECTORS.values()])
+def _means(seen: Choices, inside_BM: NDArray[np.bool_], names: Sequence[str] = tuple(SELECTORS)) -> NDArray[np.float64]:
+    return np.array([SELECTORS[name](seen, inside_BM).mean(axis=1) for name in names])
 
 
 def _subsets(most: int, n: int, seed: int) -> list[tuple[int, ...]]:

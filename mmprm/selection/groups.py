@@ -1,4 +1,4 @@
-"""Groups of candidates: the sampled, graded and scored solutions of each problem."""
+"""Sample, grade and score groups of candidates: the solutions of one problem each."""
 
 from __future__ import annotations
 
@@ -32,9 +32,12 @@ from mmprm.types import (
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One sampled solution. `steps` are plain, and empty where the text could not be split (`unsplit` says why);
-    such a candidate keeps its answer and its verdict but has no `scores`, as one whose steps could not be scored
-    (`unscored` says why)."""
+    """Holds one sampled solution.
+
+    `steps` are plain. They are empty if the text could not be split (`unsplit` holds the reason). Such a candidate
+    keeps its answer and verdict but has no `scores`, like one whose steps could not be scored (`unscored` holds the
+    reason).
+    """
 
     response: str
     steps: Steps
@@ -48,7 +51,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """All candidates of one problem, in draw order."""
+    """Holds all candidates of one problem in sampling order."""
 
     problem: Problem
     candidates: tuple[Candidate, ...]
@@ -56,15 +59,17 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """What sampling gave: groups in the order of the problems, and the reason for each problem that failed."""
+    """Holds the sampled groups in the order of the problems, and the reason for each problem that failed."""
 
     groups: list[Group]
     failed: dict[str, str] = field(default_factory=dict)
 
 
 def answer_key(extracted: str | None, problem: Problem) -> str | None:
-    """The extracted answer, so normalised that the spellings of one answer vote together: options by letter, numbers
-    by value, the rest as grading's text keys."""
+    """Normalize the extracted answer so that equivalent answers vote together.
+
+    Options are identified by letter, numbers by value, and other answers by grading's text key.
+    """
     if extracted is None:
         return None
     if problem.choices:
@@ -82,7 +87,7 @@ def answer_key(extracted: str | None, problem: Problem) -> str | None:
 async def graded_candidate(
     problem: Problem, response: str, token_count: int, grader: Grader, markup: steps.Markup
 ) -> Candidate:
-    """The response with its verdict and its plain steps, not scored yet."""
+    """Grade a response and split it into plain steps; scores are added later."""
     grading = await grader.grade(problem, response)
     split = steps.split(response, markup)
     return Candidate(
@@ -106,11 +111,10 @@ async def sample_groups(
     in_flight: int = 1024,
     keep: Callable[[Group], None] = lambda group: None,
 ) -> Sampled:
-    """Draw and grade `samples` solutions of each problem, at most `in_flight` of them at a time. `keep` gets each group
-    as soon as it is there.
+    """Sample and grade `samples` solutions per problem, with at most `in_flight` concurrent samples.
 
-    A problem whose sampling fails (a missing picture, a prompt that is too long) is reported in `failed` and left out;
-    an engine that has stopped fails the whole.
+    `keep` is called with each group as soon as it is complete. A problem whose sampling fails (missing image, too long
+    a prompt) is reported in `failed` and left out; a stopped engine raises.
     """
     room = asyncio.Semaphore(max(1, in_flight // samples))
 
@@ -138,9 +142,10 @@ async def sample_groups(
 
 
 def score_groups(groups: Sequence[Group], scorer: Scorer) -> list[Group]:
-    """The same groups with step scores for every candidate that has steps; equal solutions are scored once.
+    """Return the groups with step scores for every candidate that has steps; equal solutions are scored once.
 
-    One that cannot be scored (too long, the marker in its text) gets the reason instead; DataError where all are so.
+    A candidate that cannot be scored (too long, or the marker occurs in its text) gets the reason instead. Raises
+    DataError if none can be scored.
     """
     solutions = {
         (group.problem.id, candidate.steps): Solution(group.problem, candidate.steps)
@@ -160,14 +165,14 @@ def score_groups(groups: Sequence[Group], scorer: Scorer) -> list[Group]:
 
 
 def with_answer(candidate: Candidate, answer: StepScores | DataError | None) -> Candidate:
-    """The candidate with its scores, or with the reason why it has none."""
+    """Return the candidate with its scores, or with the reason why it has none."""
     if isinstance(answer, DataError):
         return replace(candidate, unscored=str(answer))
     return replace(candidate, scores=answer)
 
 
 def _scored_apart(solutions: list[Solution], scorer: Scorer) -> list[StepScores | DataError]:
-    """Halves of what fails are scored again, so that only a solution at fault has no scores."""
+    """Score the solutions; on failure score each half again, so that only the invalid solution has no scores."""
     try:
         return list(scorer.score(solutions))
     except DataError as error:
@@ -177,16 +182,21 @@ def _scored_apart(solutions: list[Solution], scorer: Scorer) -> list[StepScores 
         return [*_scored_apart(solutions[:middle], scorer), *_scored_apart(solutions[middle:], scorer)]
 
 
-def rewards(group: Group, aggregate: str) -> list[float]:
-    """The aggregate of each candidate's step scores; -inf where it has none."""
+def rewards(group: Group, aggregate: str | None) -> list[float]:
+    """Return the aggregate of each candidate's step scores, or -inf for a candidate without scores."""
+    if aggregate is None:
+        return [-math.inf] * len(group.candidates)
     function = aggregator(aggregate)
     return [function(c.scores.scores) if c.scores is not None else -math.inf for c in group.candidates]
 
 
-def choices(groups: Sequence[Group], aggregate: str) -> Choices:
-    """Groups of one size as the selectors see them."""
+def choices(groups: Sequence[Group], aggregate: str | None) -> Choices:
+    """Convert groups of equal size to the arrays that selectors use; without an aggregator, no reward is known."""
     reward_PM = np.array([rewards(group, aggregate) for group in groups])
-    weight_PM = [[vote_weight(aggregate, reward) if reward > -math.inf else 0.0 for reward in row] for row in reward_PM]
+    weight_PM = [
+        [vote_weight(aggregate, reward) if aggregate and reward > -math.inf else 0.0 for reward in row]
+        for row in reward_PM
+    ]
     return Choices(
         answer_PM=np.array([_numbered(candidate.answer for candidate in group.candidates) for group in groups]),
         correct_PM=np.array([[c.verdict is Verdict.CORRECT for c in group.candidates] for group in groups]),
@@ -201,8 +211,8 @@ def _numbered(answers: Iterable[str | None]) -> list[int]:
 
 
 def common_size(groups: Iterable[Group]) -> int:
-    """The number of candidates that every group has."""
+    """Return the number of candidates per group, which must be the same for all groups."""
     sizes = {len(group.candidates) for group in groups}
     if len(sizes) != 1 or 0 in sizes:
-        raise DataError(f"selection compares groups of one size, got sizes {sorted(sizes)}; sample each problem alike")
+        raise DataError(f"groups must have equal sizes, got sizes {sorted(sizes)}; sample every problem equally often")
     return sizes.pop()

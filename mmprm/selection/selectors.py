@@ -1,10 +1,10 @@
-"""Choosing one answer among the sampled solutions of a problem: a table of rules with their exact expected accuracy.
+"""Choose one answer among the sampled solutions of a problem: a table of rules with their exact expected accuracy.
 
-A selector sees subsets of the candidates of many problems at once and returns, for each, the probability that its
-choice is correct, where ties are broken evenly, so that no random number is drawn. A candidate counts as correct only
-when its verdict is CORRECT.
+A selector sees subsets of the candidates of many problems at once. It returns for each the probability that its choice
+is correct when ties are broken uniformly, so no random number is needed. A candidate counts as correct only if its
+verdict is CORRECT.
 
-Shapes: P problem, M candidate of a problem (in draw order), B subset of the candidates, A answer of a problem.
+Shapes: P problem, M candidate of a problem (in sampling order), B subset of the candidates, A answer of a problem.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ Bools = NDArray[np.bool_]
 Selector = Callable[["Choices", Bools], Floats]
 
 TIE = 1e-12
-"""Sums of votes that differ by this share or less are equal: that is what the order of adding can change."""
+"""Relative difference up to which sums of votes are equal: the rounding error that the order of addition can cause."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What a selector may see of the candidates of P problems with M candidates each.
+    """Holds what a selector may see of the candidates of P problems with M candidates each.
 
-    `answer_PM` numbers the answers of a problem from 0, and is -1 where none was found; `reward_PM` is the aggregate of
-    the step scores, -inf where a candidate could not be scored; `weight_PM` in [0, 1] is for votes. Only the oracle
-    chooses by `correct_PM`.
+    `answer_PM` numbers the answers of a problem from 0 and is -1 without an answer. `reward_PM` is the aggregate of the
+    step scores, -inf if the candidate could not be scored. `weight_PM` in [0, 1] weights votes. Only the oracle
+    may use `correct_PM` for its choice.
     """
 
     answer_PM: NDArray[np.intp]
@@ -38,23 +38,24 @@ class Choices:
     weight_PM: Floats
 
     def of(self, problems: slice) -> Choices:
+        """Return the choices of a slice of the problems."""
         return Choices(
             self.answer_PM[problems], self.correct_PM[problems], self.reward_PM[problems], self.weight_PM[problems]
         )
 
 
 def random(choices: Choices, inside_BM: Bools) -> Floats:
-    """One of the candidates, each as likely: (1/N) Σ correct."""
+    """Choose uniformly among the candidates: (1/N) Σ correct."""
     return choices.correct_PM @ inside_BM.T.astype(float) / inside_BM.sum(axis=1)
 
 
 def first(choices: Choices, inside_BM: Bools) -> Floats:
-    """The candidate drawn first."""
+    """Choose the candidate that was sampled first."""
     return choices.correct_PM[:, inside_BM.argmax(axis=1)].astype(float)
 
 
 def best_of_n(choices: Choices, inside_BM: Bools) -> Floats:
-    """The candidate of highest reward."""
+    """Choose the candidate of highest reward."""
     reward_P1M = choices.reward_PM[:, None]
     highest_PB1 = np.where(inside_BM, reward_P1M, -np.inf).max(axis=2, keepdims=True)
     chosen_PBM = inside_BM & (reward_P1M == highest_PB1)
@@ -62,17 +63,17 @@ def best_of_n(choices: Choices, inside_BM: Bools) -> Floats:
 
 
 def majority(choices: Choices, inside_BM: Bools) -> Floats:
-    """The answer that most candidates give (self-consistency); candidates without an answer do not vote."""
+    """Choose the most frequent answer (self-consistency); candidates without an answer do not vote."""
     return _vote(choices, inside_BM, np.ones_like(choices.weight_PM))
 
 
 def weighted(choices: Choices, inside_BM: Bools) -> Floats:
-    """The answer whose candidates' weights have the highest sum."""
+    """Choose the answer with the highest sum of its candidates' weights."""
     return _vote(choices, inside_BM, choices.weight_PM)
 
 
 def oracle(choices: Choices, inside_BM: Bools) -> Floats:
-    """A correct candidate where there is one (pass@N): the ceiling of every rule."""
+    """Choose a correct candidate if there is one (pass@N), the upper bound of every selector."""
     return (random(choices, inside_BM) > 0).astype(float)
 
 
@@ -85,12 +86,20 @@ SELECTORS: dict[str, Selector] = {
     "oracle": oracle,
 }
 
+NEEDS_SCORES = ("prm", "weighted")
+"""Selectors that choose by step scores."""
+
+
+def selector_names(scored: bool) -> list[str]:
+    """Return the names of all selectors, or of those that need no scores, in the order of the table."""
+    return [name for name in SELECTORS if scored or name not in NEEDS_SCORES]
+
 
 def _vote(choices: Choices, inside_BM: Bools, weight_PM: Floats) -> Floats:
-    """Expected accuracy of a vote by answer; that of a random candidate where nobody votes.
+    """Return the expected accuracy of a vote by answer, or of a random candidate if nobody votes.
 
-    Candidates that share an answer share its fate: where their verdicts differ (an answer graded UNKNOWN once), the
-    answer counts as the share of them that is correct.
+    If the candidates of one answer have different verdicts (an answer graded UNKNOWN once), the answer counts as the
+    share of them that is correct.
     """
     answers = max(1, int(choices.answer_PM.max()) + 1)
     gives_PMA = (choices.answer_PM[..., None] == np.arange(answers)).astype(float)

@@ -121,7 +121,8 @@ class Rerank:
     def __call__(self, *arguments: str, **sets: object) -> int:
         fixed = {"problems.path": self.folder / "x.jsonl", "engine.model": "tiny", "scorer.prm": self.folder}
         values = fixed | {"samples": 2, "output": self.folder / "out"} | sets
-        options = (part for key, value in values.items() for part in ("--set", f"{key}={value}"))
+        given = {key: value for key, value in values.items() if value is not None}
+        options = (part for key, value in given.items() for part in ("--set", f"{key}={value}"))
         return main(["rerank", *arguments, *options])
 
     def rows(self, name: str) -> list[dict[str, Any]]:
@@ -161,6 +162,45 @@ def test_rerank_writes_candidates_and_summary(reranked: Rerank, capsys: pytest.C
     assert "2 problems, 1 failed" in printed
     assert "aggregator min, from prm.json, which holds no evidence for it" in printed
     assert max(map(len, printed.splitlines()[:-2])) <= 80
+
+
+def test_rerank_without_a_scorer_reports_what_needs_no_scores(
+    reranked: Rerank, scorer: LengthScorer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert reranked(**{"scorer": "null", "scorer.prm": None}) == 0
+    first, last = (reranked.summary["accuracy_at_n"][n]["accuracy"] for n in (0, -1))
+    assert {name: interval["value"] for name, interval in first.items()} == dict.fromkeys(
+        ("random", "first", "majority", "oracle"), 0.5
+    )
+    # One of two samples of each problem is correct; in p1 and p2 both answers have one vote.
+    assert {name: interval["value"] for name, interval in last.items()} == {
+        "random": 0.5,
+        "first": 0.5,
+        "majority": 0.5,
+        "oracle": 1.0,
+    }
+    assert {row["reward"] for row in reranked.rows("candidates.jsonl")} == {None}
+    assert not any(row["chosen"] for row in reranked.rows("candidates.jsonl"))
+    assert reranked.summary["aggregator"] is None
+    assert "prm" not in capsys.readouterr().out
+    assert reranked() == 0, "with a scorer the same samples are scored"
+    assert len(reranked.asked) == 2
+    assert reranked.asked[1] == ["p3"]
+    assert scorer.closed == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--set", "aggregator=min"), "aggregator=min needs step scores; set scorer.prm"),
+        (("--choose-aggregator",), "scorer.prm='' must be a folder here"),
+    ],
+)
+def test_without_a_scorer_nothing_is_aggregated(
+    reranked: Rerank, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: str
+) -> None:
+    assert reranked(*arguments, **{"scorer.prm": None}) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_stopped_while_it_samples_it_goes_on_from_what_it_has(
