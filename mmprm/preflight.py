@@ -6,7 +6,6 @@ check_prm(scorer); check_output(folder, "output")
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ from mmprm.prompts import PromptConfig
 from mmprm.rendering import check_rendering, render
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.types import Problem
-from mmprm.weights import check_weights
+from mmprm.weights import check_weights, shard_names
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 
@@ -79,12 +78,7 @@ def check_weight_files(folder: Path) -> None:
     check_weights(str(folder))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        try:
-            named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise CheckpointError(
-                f"{index}: cannot be read ({type(error).__name__}: {error}); copy it again"
-            ) from error
+        named = set(shard_names(index).values())
         missing = sorted(name for name in named if not (folder / name).is_file())
         if missing:
             raise CheckpointError(f"{folder}: lacks {missing[0]}, one of its {len(named)} weight files; copy it again")

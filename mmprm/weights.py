@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmprm.errors import CheckpointError, MmprmError
+from mmprm.errors import CheckpointError, DataError, MmprmError
+from mmprm.files import parse_json
 
 LOAD_FORMAT = "safetensors"
 """For vLLM, whose default falls back to pickles."""
@@ -30,6 +31,17 @@ def check_weights(model: str) -> None:
             f"{model}: holds its weights as {pickles[0]} and not as safetensors; such files are pickles, which can run "
             "code, and are not read: convert them with transformers' save_pretrained where you trust them"
         )
+
+
+def shard_names(index: Path) -> dict[str, str]:
+    """Return the file of each tensor from a `model.safetensors.index.json`; raise CheckpointError for anything else."""
+    try:
+        names = parse_json(index.read_bytes(), "it")["weight_map"]
+        if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
+            raise TypeError("weight_map must map names of tensors to names of files")
+    except (OSError, DataError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{index}: cannot be read ({type(error).__name__}: {error}); copy it again") from error
+    return names
 
 
 @contextmanager

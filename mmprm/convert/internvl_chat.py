@@ -29,6 +29,7 @@ from mmprm.backbone.load import whole_folder
 from mmprm.convert.internvl_processor import IMAGE_CONTEXT, TURN_END, native_processor
 from mmprm.errors import CheckpointError
 from mmprm.prm.info import PrmInfo, PrmTokens, write_info
+from mmprm.weights import model_errors, shard_names
 
 LANGUAGE_MODELS = {"InternLM2ForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"}
 """Architecture of the older form → model type of transformers."""
@@ -107,11 +108,12 @@ def convert_internvl_chat(source: str | Path, target: str | Path) -> InternVLCon
     source, target = Path(source), Path(target)
     if target.exists():
         raise CheckpointError(f"{target}: exists; name a folder that does not, or remove it")
-    old = read_config(source)
-    files = weight_files(source)
-    processor = native_processor(source, old)
-    tokenizer = processor.tokenizer
-    config = native_config(old, tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT), processor.image_seq_length)
+    with model_errors(str(source)):
+        old = read_config(source)
+        files = weight_files(source)
+        processor = native_processor(source, old)
+        tokenizer = processor.tokenizer
+        config = native_config(old, tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT), processor.image_seq_length)
     with whole_folder(target) as folder:
         folder.mkdir(parents=True)
         _write_weights(files, config, old, folder)
@@ -218,8 +220,7 @@ def weight_files(source: Path) -> list[Path]:
     """The safetensors files of a folder, in order."""
     index = source / "model.safetensors.index.json"
     if index.is_file():
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = [source / name for name in sorted(set(weight_map.values()))]
+        files = [source / name for name in sorted(set(shard_names(index).values()))]
     else:
         files = [source / "model.safetensors"]
     missing = [file.name for file in files if not file.is_file()]

@@ -18,6 +18,7 @@ from mmprm.data.images import image_digest
 from mmprm.data.marks import place_marks
 from mmprm.data.question import column_images
 from mmprm.errors import DataError
+from mmprm.files import parse_json
 from mmprm.labels.formats import FORMATS
 from mmprm.metrics import NO_ERROR
 from mmprm.types import Picture, Problem, Solution
@@ -85,7 +86,7 @@ def read_processbench(record: Record, options: Options) -> Parsed:
 def read_visualprocessbench(record: Record, options: Options) -> Parsed:
     """1 right, -1 wrong; 0, a step that is neither, is left out."""
     response = record["response"]
-    response = json.loads(response) if isinstance(response, str) else response
+    response = parse_json(response, "response") if isinstance(response, str) else response
     right = [{1: True, -1: False, 0: None}[value] for value in response["process_correctness"]]
     return Parsed(record["question"], response["steps"], right, record.get("data_source"))
 

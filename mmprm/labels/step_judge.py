@@ -154,7 +154,14 @@ def _read_text(reply: str) -> float | None:
     return None if right is None else float(right)
 
 
-_READERS = {"logprobs": lambda said: yes_probability(json.loads(said)), "text": _read_text}
+def _read_logprobs(reply: str) -> float | None:
+    try:
+        return yes_probability(json.loads(reply))
+    except (ValueError, TypeError, RecursionError):  # of a damaged cache
+        return None
+
+
+_READERS = {"logprobs": _read_logprobs, "text": _read_text}
 
 
 async def _nothing() -> None:

@@ -6,7 +6,6 @@ C output of the head: 2 for [wrong, right], 1 for a value.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from mmprm.backbone.load import check_logits, load_backbone
 from mmprm.errors import CheckpointError
 from mmprm.prm.formats import Format, open_format
 from mmprm.prm.info import PrmInfo
-from mmprm.weights import model_errors
+from mmprm.weights import model_errors, shard_names
 
 _HEADS = {"two_classes": ("score.", 2), "value": ("v_head.summary.", 1)}
 """Names of a head's weights in the checkpoint, and its number of outputs."""
@@ -107,7 +106,7 @@ def _weights(path: str, prefix: str) -> dict[str, Tensor]:
     index = cached_file(path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
     files = {"model.safetensors"}
     if index is not None:
-        places = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        places = shard_names(Path(index))
         files = {file for name, file in places.items() if name.startswith(prefix)}
     weights = {}
     for file in files:

@@ -152,8 +152,8 @@ def offer_best(folder: Path, step: int, value: float, higher: bool) -> None:
     if not target.is_dir():
         return
     try:
-        before = float(json.loads(record.read_text(encoding="utf-8"))["value"]) if link.is_dir() else None
-    except (OSError, ValueError, KeyError, TypeError):
+        before = float(parse_json(record.read_bytes(), str(record))["value"]) if link.is_dir() else None
+    except (OSError, DataError, ValueError, KeyError, TypeError):
         before = None
     if before is not None and (before >= value if higher else before <= value):
         return

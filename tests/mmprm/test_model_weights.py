@@ -16,7 +16,7 @@ from mmprm.sampling.engines import engine_arguments
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer
 from mmprm.types import Problem, Solution
-from mmprm.weights import check_weights, fingerprint
+from mmprm.weights import check_weights, fingerprint, shard_names
 
 SOLUTIONS = [Solution(Problem("p", "what is one plus one?", "2"), ("1+1=2", "2"))]
 
@@ -83,3 +83,13 @@ def test_models_of_one_name_have_different_fingerprints(prm: Path, tmp_path: Pat
         file.write(b"\x7f" * 64)
     assert fingerprint(str(copy)) != fingerprint(str(prm))
     assert fingerprint("owner/name") == ""
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": null}}', "\0"])
+def test_a_damaged_index_of_weights_is_named(text: str, tmp_path: Path) -> None:
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(text)
+    with pytest.raises(CheckpointError, match=rf"{index.name}: cannot be read .*; copy it again"):
+        shard_names(index)
+    index.write_text('{"weight_map": {"a": "model-1.safetensors"}}')
+    assert shard_names(index) == {"a": "model-1.safetensors"}

@@ -443,6 +443,13 @@ def test_broken_folders_are_refused(tmp_path: Path) -> None:
     refused("config.json: cannot be read")
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", '{"model_type": "internvl_chat"}'])
+def test_a_foreign_configuration_is_named(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(CheckpointError, match=f"{tmp_path}: cannot be loaded as a model"):
+        convert_internvl_chat(tmp_path, tmp_path / "new")
+
+
 def test_an_existing_target_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_old(tmp_path / "old", "Qwen2ForCausalLM", False)
     (tmp_path / "new").mkdir()
