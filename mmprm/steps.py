@@ -12,13 +12,14 @@ from typing import Literal
 from mmprm.types import Steps
 
 Markup = Literal["tags", "blank_lines", "numbered"]
-"""tags: `<step>…</step>` (also `<step_3>…</step_3>`); blank_lines: paragraphs, in which code blocks, LaTeX environments
-and display math stay whole; numbered: `Step 1:`, `### Step 1`, `步骤1：`, `第一步`, `1.`, `1)`, `(1)` at the start of a
-line, with numbers that go up by one."""
+"""tags: `<step>…</step>` (also `<step_3>…</step_3>`, `<Step 3>`, `<step id="3">`); blank_lines: paragraphs, in which
+code blocks, LaTeX environments and display math stay whole; numbered: `Step 1:`, `### Step 1`, `步骤1：`, `第一步`, `1.`,
+`1)`, `(1)` at the start of a line, with numbers that go up by one."""
 
-_TAG = re.compile(r"<(/?)step(?:_\d+)?>")
+_TAG = re.compile(r"<[^\S\n]*(/?)[^\S\n]*step(?:[\s_-]?\d{1,4}|\s+\w+=[^<>\n]{1,40})?[^\S\n]*>", re.IGNORECASE)
 _LINE_BREAKS = re.compile(r"(?:\s*[\r\n])?")
 _BLANK_LINES = re.compile(r"\n[^\S\n]*\n(?:\s*[\r\n])?")
+_NOTHING = re.compile(r"\s*(?:[-*_=]{3,}\s*)?")
 _SPACE = r"[^\S\n]*"
 _ENGLISH = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _ROMAN = ("i", "ii", "iii", "iv", "v", "vi", "vii", "viii", "ix", "x")
@@ -32,26 +33,28 @@ _STEP = r"step|步[骤驟]|ステップ|手順|단계|шаг|étape|etape|schrit
 _OPEN = r"\*{1,3}|__?|</?(?:b|strong)>|\\(?:textbf|paragraph|(?:sub)*section)\*?\{"
 _CLOSE = r"\*{1,3}|__?|</?(?:b|strong)>|\}"
 _NUMBER = re.compile(
-    rf"^(?P<indent>{_SPACE})(?:[-*+•>][^\S\n]+)?(?:\#+{_SPACE})?(?P<bold>{_OPEN})?(?:"
+    rf"^(?P<indent>{_SPACE})(?P<think><think(?:ing)?>{_SPACE})?(?:[-*+•>][^\S\n]+)?(?:\#+{_SPACE})?(?P<bold>{_OPEN})?(?:"
     rf"(?P<open>[\[(（【]{_SPACE})?"
     rf"(?P<word>(?:{_STEP}){_SPACE}[-_\#]?(?P<count>{_COUNT})(?:{_SPACE}(?:/|of){_SPACE}\d+)?"
-    rf"|第{_SPACE}(?P<nth>{_COUNT}){_SPACE}步)"
+    rf"|第{_SPACE}(?P<nth>{_COUNT}){_SPACE}步|(?P<before>\d{{1,3}}){_SPACE}단계)"
     rf"(?(open){_SPACE}[\])）】](?P<closed_open>{_CLOSE})?[.:：]?|(?P<closed>{_CLOSE})?"
-    rf"(?:{_SPACE}(?:[.:](?!\d)|[)：、，。．])|[^\S\n]+[-–—](?!\d)|[-–—](?=\s)|(?={_SPACE}(?:[(（]|$))|(?<=步)))"
-    rf"|(?P<other>[(（](?P<inner>\d{{1,3}})[)）][.:：]?|[①-⑳]){_AFTER}"
+    rf"(?:{_SPACE}(?:[.:](?!\d)|[)：、，。．])|[^\S\n]+[-–—](?!\d)|[-–—](?=\s)|—(?!\d)|(?={_SPACE}(?:[(（]|$))|(?<=步)))"
+    rf"|(?P<other>[(（](?P<inner>\d{{1,3}}|{_HAN_COUNT})[)）][.:：]?|[①-⑳]){_AFTER}"
     rf"|(?:(?P<digits>\d{{1,3}}){_SPACE}[.:)：）、．]{_AFTER}|(?P<han>{_HAN_COUNT})[、．])"
     rf")(?P<closed_after>{_CLOSE})?{_SPACE}",
     re.IGNORECASE | re.MULTILINE,
 )
 _ANSWER_LINE = re.compile(
-    rf"^{_SPACE}(?:<answer>|(?:[-*+•][^\S\n]+)?(?:"
+    rf"^{_SPACE}(?:<answer>|\#{{4}}[^\S\n]+[-+\d$\\(\[]"
+    rf"|(?:\#+{_SPACE}(?:\*\*)?|\*\*)(?:conclusion|final[^\S\n]+result|结论){_SPACE}(?:\*\*)?{_SPACE}(?:[:：]|$)"
+    rf"|(?:[-*+•][^\S\n]+)?(?:"
     rf"(?:\#+{_SPACE}(?:\*\*)?|\*\*)(?:the[^\S\n]+)?(?:final[^\S\n]+)?answer\b(?![^\S\n]+(?:is|to|of|choices?)\b)"
     rf"|(?:final[^\S\n]+)?answer{_SPACE}(?::|$)"
     rf"|(?:\#+{_SPACE})?(?:\*\*)?(?:最终)?答案{_SPACE}(?:\*\*)?{_SPACE}(?:[:：]|$)))",
     re.IGNORECASE | re.MULTILINE,
 )
 _OPENINGS = re.compile(
-    r"^[^\S\n]*(?P<fence>`{3,}(?![^\n]*`)|~{3,})|\\begin\{(?P<name>[^{}\n]+)\}|(?P<bracket>\\\[)"
+    r"^[^\S\n]*(?P<fence>`{3,}(?![^\n]*`)|~{3,})|\\begin\{(?P<name>[^{}\n]+)\}|(?P<bracket>\\\[)|<(?P<html>pre|code)>"
     r"|^[^\S\n]*(?P<dollars>\$\$)|(?P<last_dollars>\$\$)[^\S\n]*$",
     re.MULTILINE,
 )
@@ -98,8 +101,9 @@ def plain_split(text: str, markup: Markup) -> Split:
 
 
 def _left_of_mark(mark: re.Match[str]) -> str:
-    """What a mark leaves behind: the beginning of bold text that ends after it."""
-    return mark["bold"] if mark["bold"] and not (mark["closed"] or mark["closed_open"] or mark["closed_after"]) else ""
+    """What a mark leaves behind: the beginning of thoughts, and of bold text that ends after it."""
+    opens_bold = mark["bold"] and not (mark["closed"] or mark["closed_open"] or mark["closed_after"])
+    return (mark["think"] or "") + (mark["bold"] if opens_bold else "")
 
 
 def _split_tags(text: str) -> Split:
@@ -160,7 +164,7 @@ def _alike(marks: list[re.Match[str]]) -> list[re.Match[str]]:
 
 
 def _value(mark: re.Match[str]) -> int:
-    written = mark["count"] or mark["nth"] or mark["inner"] or mark["digits"] or mark["han"]
+    written = mark["count"] or mark["nth"] or mark["before"] or mark["inner"] or mark["digits"] or mark["han"]
     if written is None:  # a circled digit
         return int(unicodedata.numeric(mark["other"]))
     if written.isdecimal():
@@ -193,8 +197,9 @@ def _regions(text: str) -> tuple[list[tuple[int, int]], bool]:
             end = found.end() if found else len(text)
             open_kinds |= set() if found else {kind}
         else:
-            found = -1 if kind in open_kinds else text.find(_CLOSINGS[kind], start)
-            end = None if found < 0 else found + 2
+            mark = f"</{opening['html']}>" if kind == "html" else _CLOSINGS[kind]
+            found = -1 if kind in open_kinds else text.find(mark, start)
+            end = None if found < 0 else found + len(mark)
         if end is None:
             open_kinds.add(kind)
         else:
@@ -233,12 +238,12 @@ def _outside(matches: Iterable[re.Match[str]], text: str) -> list[re.Match[str]]
 
 
 def _cut(text: str, boundaries: Iterable[int]) -> Steps:
-    """Cut at ascending offsets; a piece of white space alone joins the step before it, or the first step."""
+    """Cut at ascending offsets; a piece of white space or a rule alone joins the step before it, or the first step."""
     pieces: list[str] = []
     start = 0
     for end in (*boundaries, len(text)):
         piece, start = text[start:end], end
-        if pieces and (not piece.strip() or not pieces[-1].strip()):
+        if pieces and (_NOTHING.fullmatch(piece) or _NOTHING.fullmatch(pieces[-1])):
             pieces[-1] += piece
         else:
             pieces.append(piece)

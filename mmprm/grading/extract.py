@@ -34,7 +34,7 @@ _ANNOUNCEMENTS = re.compile(
     |\b(?:the|my|our)?\s*(?:final|correct|right|best)?\s*{_NOUN}\**\s*
         (?:(?:is|are|would\ be|must\ be)\s*(?:therefore|thus|option|choice)?\b\**\s*[::]?|[::])
     |\#+\s*(?:the\s+)?(?:final\s+)?answer\b[ ]*(?=\n)
-    |(?:最终)?答案\s*(?:是|为|应为|选)?\s*[::]?
+    |(?:最终)?(?:答案\s*(?:是|为|应为|选)?\s*[::]?|结果\s*(?:[::]|是|为|应为))
     |(?:故|应|因此|所以)?选\s*(?:择|项)?\s*[::]?\s*(?=[\s(\($]*[A-J])
     )[\s*_]*""",
     re.IGNORECASE | re.VERBOSE,
@@ -56,11 +56,12 @@ def extract(response: str) -> str | None:
 
 def open_gold(gold: str) -> str:
     """Return the answer that a gold states in a wrapping (tags, box, `#### 5`, "the answer is"), or the gold itself."""
+    text = without_thoughts(gold) if "</think>" in gold.lower() else gold
     for find in (_tagged, _boxed, _announced):
-        found, answer = find(gold)
+        found, answer = find(text)
         if found and answer and answer.strip():
             return answer.strip()
-    return gold
+    return text.strip() or gold
 
 
 def without_thoughts(text: str) -> str:

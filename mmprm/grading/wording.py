@@ -10,7 +10,8 @@ from mmprm.grading.text import is_prose
 _LEADS = [
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        r"(?:so|thus|therefore|hence|then|finally|i think|we (?:get|have|find|obtain)|即|故|所以|因此)\b[,:]?\s+",
+        r"(?:so|thus|therefore|hence|then|finally|i think|(?:we|i) (?:get|got|have|find|obtain))\b[,:]?\s+",
+        r"(?:即|故|所以|因此)[,:，：]?\s*",
         r"(?:the |my |our )?(?:final |correct |right )?(?:answer|solution|result)s?\s*(?:is|are|:|=)[\s:]*",
         r"(?:the )?(?:answer|solution|result)\s*:\s*",
         r"(?:最终)?(?:答案|结果|答)\s*(?:是|为|应为)?\s*[::,]?\s*",

@@ -49,6 +49,9 @@ BLOCK = "We count:\n```python\nn = 1\n\nm = 2\n```\n\n"
         ("\\section*{Step 1}\n", "\\subsection{Step 2}\n"),
         ("<b>Step 1</b>: ", "<strong>Step 2:</strong> "),
         ("ステップ1：", "ステップ2："),
+        ("1단계: ", "2단계: "),
+        ("（一）", "（二）"),
+        ("Step 1—", "Step 2—"),
         ("Schritt 1: ", "Étape 2 : "),
     ],
 )
@@ -64,6 +67,41 @@ def test_steps_are_marked_in_many_ways(marks: Sequence[str]) -> None:
 )
 def test_numbers_in_a_sentence_mark_no_step(text: str) -> None:
     assert split(text, "numbered").reason == "no step"
+
+
+def test_thoughts_may_begin_with_a_mark() -> None:
+    steps = ("<think>Step 1: read\n", "Step 2: add</think>\n", "Answer: 5")
+    assert split("".join(steps), "numbered").steps == steps
+    assert [plain(step, "numbered") for step in steps] == ["<think>read", "add</think>", "Answer: 5"]
+
+
+@pytest.mark.parametrize("answer", ["#### 5", "#### $\\frac12$", "### Conclusion\nIt is 5.", "**Final result:** 5"])
+def test_answers_in_more_forms_are_a_step_of_their_own(answer: str) -> None:
+    assert split(f"Step 1: a\nStep 2: b\n\n{answer}", "numbered").steps == ("Step 1: a\n", "Step 2: b\n\n", answer)
+
+
+@pytest.mark.parametrize(
+    ("open_", "close"),
+    [
+        ("<Step>", "</Step>"),
+        ("<step 1>", "</step 1>"),
+        ("<step2>", "</step2>"),
+        ('<step id="1">', "</step>"),
+        ("<STEP-1 >", "</STEP-1>"),
+    ],
+)
+def test_tags_are_known_in_other_spellings(open_: str, close: str) -> None:
+    steps = (f"{open_}read{close}\n", f"{open_}add{close}\n", "<answer>5</answer>")
+    assert split("".join(steps), "tags").steps == steps
+    assert [plain(step, "tags") for step in steps] == ["read", "add", "<answer>5</answer>"]
+    assert split("<stepwise>a</stepwise>", "tags").reason == "no step"
+
+
+@pytest.mark.parametrize(
+    "steps", [("a\n\n", "<pre>\nx\n\ny\n</pre>\n\n", "b"), ("a\n\n---\n\n", "b"), ("***\n\na\n\n", "b")]
+)
+def test_html_code_and_rules_make_no_paragraphs(steps: Sequence[str]) -> None:
+    assert split("".join(steps), "blank_lines").steps == tuple(steps)
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,16 @@ def test_verl_is_known_by_itself_and_names_reach_into_structs(folder: Path) -> N
 
 @pytest.mark.parametrize(
     ("answer", "expected"),
-    [(3, "3"), (2.5, "2.5"), (True, "True"), (["3", "4"], "3\n4"), (["3", None], "3"), (0, "0")],
+    [
+        (3, "3"),
+        (2.5, "2.5"),
+        (True, "True"),
+        (["3", "4"], "3\n4"),
+        (["3", None], "3"),
+        (0, "0"),
+        ("['A', 'B']", "A\nB"),
+        ("[1, 2]", "[1, 2]"),
+    ],
 )
 def test_answers_that_are_no_text(folder: Path, answer: Any, expected: str) -> None:
     assert load(folder, {"question": "Q", "answer": answer})[0].answer == expected

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mmprm.grading.extract import extract
+from mmprm.grading.extract import extract, open_gold
 
 
 @pytest.mark.parametrize(
@@ -24,6 +24,7 @@ from mmprm.grading.extract import extract
         ("The final answer is 3.5.", "3.5"),
         ("The final answer is: $x$\nBye", "$x$"),
         ("**Final answer is 12** ", "12"),
+        ("因此，结果为5。", "5"),
         ("<answer></answer>", None),
         ("<answer>24", None),
         ("I do not know.", None),
@@ -32,3 +33,17 @@ from mmprm.grading.extract import extract
 )
 def test_extract(response: str, answer: str | None) -> None:
     assert extract(response) == answer
+
+
+@pytest.mark.parametrize(
+    ("gold", "opened"),
+    [
+        ("<think>2 and 3</think>\n\n5", "5"),
+        ("<think>is it \\boxed{4}?</think><answer>5</answer>", "5"),
+        ("so 2 + 3\n#### 5", "5"),
+        ("5", "5"),
+        ("</think>", "</think>"),
+    ],
+)
+def test_a_gold_is_opened_as_a_response_is(gold: str, opened: str) -> None:
+    assert open_gold(gold) == opened
