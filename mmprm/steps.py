@@ -125,6 +125,12 @@ def _split_tags(text: str) -> Split:
     return Split(_cut(text, boundaries))
 
 
+def ends_with_step_tag(text: str) -> bool:
+    """Return whether the text ends with the end tag of a step."""
+    tag = _TAG.fullmatch(text, max(text.rfind("<"), 0))
+    return tag is not None and bool(tag[1])
+
+
 def ends_within(text: str) -> bool:
     """Return whether the text ends inside a code block, a LaTeX environment or display math, where no step ends."""
     return _regions(text)[1]

@@ -6,13 +6,14 @@ import itertools
 import re
 from typing import Any
 
-from mmprm.client import Client, Reply
+from mmprm.client import Choice, Client, Reply
 from mmprm.data.marks import IMAGE
 from mmprm.errors import EngineStoppedError, MmprmError, SamplingError
 from mmprm.prompts import PromptConfig, assistant_beginning, messages
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.sampling.pictures import with_pictures
 from mmprm.sampling.turn import TurnBeginning, with_given
+from mmprm.steps import ends_with_step_tag
 from mmprm.types import Completion, Problem, SampleRequest
 
 _FINISHED = ("stop", "length")
@@ -46,7 +47,7 @@ class ServerSampler:
             beginning = assistant_beginning(self._prompt, own.prefix)
             turns = await with_pictures(messages(problem, self._prompt, request.prefix), problem.pictures)
             reply = await self._client.chat(self._body(turns, beginning, request), affinity=problem.id)
-            self._check(reply, beginning)
+            trimmed = self._trimmed(reply, beginning)
             if not beginning:
                 self._check_question(reply, problem)
                 given = served_opening(reply.prompt_text or "")
@@ -56,7 +57,7 @@ class ServerSampler:
         except MmprmError as error:
             raise type(error)(f"problem {problem.id}: {error}") from error
         drawn = (
-            Completion(choice.text, count, choice.finish_reason if choice.finish_reason in _FINISHED else "abort")
+            Completion(choice.text.removeprefix(trimmed), count, _finish_reason(choice))
             for choice, count in zip(reply.choices, counts, strict=True)
         )
         return tuple(with_given(completion, given) for completion in drawn)
@@ -123,26 +124,37 @@ class ServerSampler:
                 f"{reply.prompt_text[-120:]!r}; give the server another one (vllm serve --chat-template)"
             )
 
-    def _check(self, reply: Reply, beginning: str) -> None:
-        """A server that ignores continue_final_message, or a chat template that trims or rewrites the assistant turn,
-        would continue something else than the prefix."""
+    def _trimmed(self, reply: Reply, beginning: str) -> str:
+        """Return the line breaks after the tag of a step that the chat template left out at the end of the turn.
+
+        A server that ignores continue_final_message, or a template that trims other text or rewrites the turn, would
+        continue something else than the prefix and raises EngineStoppedError.
+        """
         if not beginning:
-            return
+            return ""
         if reply.prompt_text is None:
             if self._servers.trust_prefix:
-                return
+                return ""
             raise EngineStoppedError(
                 f"{self._engine.model}: the server returns no prompt_text, so that nothing shows that it continues the "
                 "prefix; take a vLLM that knows return_prompt_text, set prompt.preset=previous_steps and no "
                 "prompt.prefill, or, for a server known to honour continue_final_message, "
                 "engine.servers.trust_prefix=true"
             )
-        if not reply.prompt_text.endswith(beginning):
+        if reply.prompt_text.endswith(beginning):
+            return ""
+        tag = beginning.rstrip()
+        if not (ends_with_step_tag(tag) and reply.prompt_text.endswith(tag)):
             raise EngineStoppedError(
                 f"{self._engine.model}: the server's chat template changes the end of the prefix {beginning[-40:]!r} "
                 f"to {reply.prompt_text[-40:]!r}; give the server a template that keeps it (vllm serve "
                 "--chat-template), or set prompt.preset=previous_steps"
             )
+        return beginning[len(tag) :]
+
+
+def _finish_reason(choice: Choice) -> str:
+    return choice.finish_reason if choice.finish_reason in _FINISHED else "abort"
 
 
 def served_opening(prompt_text: str) -> str:

@@ -43,10 +43,14 @@ class TokenText:
         return Tokens(ids, tuple(end - begin for end in ends) if begin else ends)
 
     def missing(self, ids: Sequence[int], prefix: str) -> str | None:
-        """Return the end of `prefix` that its ids do not hold, or None where they hold something else."""
+        """Return the end of `prefix` that its ids do not hold, or None if they hold something else or end inside a
+        character."""
         written = b"".join(map(self._bytes_of, ids))
         whole = prefix.encode("utf-8", "surrogatepass")
-        return whole[len(written) :].decode("utf-8", "surrogatepass") if whole.startswith(written) else None
+        rest = whole[len(written) :]
+        if not whole.startswith(written) or (rest and _is_within_character(rest[0])):
+            return None
+        return rest.decode("utf-8", "surrogatepass")
 
     def _bytes(self, index: int) -> bytes:
         if index in self._special:
@@ -58,6 +62,8 @@ class TokenText:
             return b""
         if self._style == "bytes":
             alphabet = _byte_alphabet()
+            if not alphabet.keys() >= set(token):  # words added to a vocabulary as they are, which decode to themselves
+                return token.encode()
             return bytes(alphabet[character] for character in token)
         if self._style == "pieces":
             if len(token) == 6 and token.startswith("<0x"):
@@ -83,11 +89,16 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
 
 
+def _is_within_character(byte: int) -> bool:
+    """Return whether a byte continues a UTF-8 character that another one begins."""
+    return byte & 0xC0 == 0x80
+
+
 def _character_ends(written: bytes, ends: list[int]) -> tuple[int, ...]:
     """Return byte offsets as numbers of characters; inside a character, that of the next end between characters."""
     if written.isascii():
         return tuple(ends)
-    begins = [int(byte & 0xC0 != 0x80) for byte in written]
+    begins = [int(not _is_within_character(byte)) for byte in written]
     characters = [0, *itertools.accumulate(begins)]
     found: list[int] = []
     after = 0

@@ -96,6 +96,35 @@ async def test_a_template_that_changes_the_prefix_is_refused() -> None:
                 await asked.sample(SampleRequest(TEXT, "one.\n\n", 1, 0))
 
 
+@pytest.mark.parametrize(
+    ("prefix", "shown", "written", "text"),
+    [
+        ("<step>a</step>\n", "<step>a</step>", "\n<step>b", "<step>b"),
+        ("<step>a</step>\n", "<step>a</step>", "<answer>", "<answer>"),
+        ("<step_1>a</step_1>\n\n", "<step_1>a</step_1>", "\n\n<step_2>b", "<step_2>b"),
+        ("<step>a</step>\n", "<step>a</step>\n", "\n<step>b", "\n<step>b"),  # nothing was trimmed
+    ],
+)
+async def test_line_breaks_after_a_tag_may_be_trimmed_and_are_written_once(
+    prefix: str, shown: str, written: str, text: str
+) -> None:
+    """As chat templates do that trim the contents of turns (Llama 3)."""
+    answer = says(written, choice={"token_ids": [1, 2]}, top={"prompt_text": "assistant: " + shown})
+    with ScriptedServer(answer) as server:
+        async with sampler(server) as asked:
+            draws = await asked.sample(SampleRequest(TEXT, prefix, 1, 0))
+    assert draws == (Completion(text, 2, "stop"),)
+
+
+@pytest.mark.parametrize("prefix", ["<step>a\n", "<step>\n", "a</steps>\n"])
+async def test_other_line_breaks_may_not_be_trimmed(prefix: str) -> None:
+    answer = says("x", choice={"token_ids": [1]}, top={"prompt_text": prefix.rstrip()})
+    with ScriptedServer(answer) as server:
+        async with sampler(server) as asked:
+            with pytest.raises(EngineStoppedError, match="changes the end of the prefix"):
+                await asked.sample(SampleRequest(TEXT, prefix, 1, 0))
+
+
 async def test_a_server_that_does_not_show_its_prompt_is_refused_unless_it_is_trusted() -> None:
     with ScriptedServer(says("x", choice={"token_ids": [1]})) as server:
         async with sampler(server) as asked:
