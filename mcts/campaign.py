@@ -1,4 +1,4 @@
-"""The driver of an annotation campaign: hands out problems, is the only writer of the store, resumes, reports."""
+"""Run an annotation campaign: hand out problems to workers, write the store, resume, and report progress."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from mmprm.types import Problem
 SUMMARY_NAME = "summary.json"
 
 MakeWorker = Callable[[int], Awaitable[Worker]]
-"""(worker number) → a worker that is ready for problems."""
+"""Takes a worker number and returns a worker that is ready to accept problems."""
 
 
 def run_campaign(
@@ -36,18 +36,25 @@ def run_campaign(
 ) -> CampaignSummary:
     """Annotate every open problem of the run folder and of `config.problems`, then write and return the summary.
 
-    `model_folder` is where `config.engine.model` lies on this machine, if that is a name; the store remembers the name.
-    `make_worker` puts other workers in the place of the Ray actors; their number is `config.workers`, or 1. Raises
-    StoreError (another configuration, a second driver, a full disk), DataError (the problems cannot be read),
-    SamplingError (engines do not start, or keep dying), ConfigError and GradingError (a judge that is not calibrated).
-    What was committed before is kept in every case.
+    Args:
+        config: The campaign's configuration.
+        model_folder: Local folder of `config.engine.model` if that is a model name. The store records the name.
+        make_worker: Makes the workers instead of Ray actors. Their number is `config.workers`, or 1 by default.
+
+    Raises:
+        StoreError: The store has another configuration or another writer, or the disk is full.
+        DataError: The problems cannot be read.
+        SamplingError: The engines do not start, or keep dying.
+        ConfigError, GradingError: The configuration or the calibration of the judge is invalid.
+
+    Batches committed before an error are kept.
     """
     check_judge(config.grader.judge)
     folder = Path(config.run)
     problems = load_problems(config.problems)
     check_golds(problems, config.grader, config.problems.path)
     is_new = not (folder / STORE_NAME).is_file()
-    if is_new and make_worker is None:  # a store would hold the configuration that cannot work
+    if is_new and make_worker is None:  # check first: a new store would record a configuration that cannot work
         _check(config, problems, model_folder)
     store = Store.create_or_open(folder / STORE_NAME, config.identity())
     try:
@@ -96,15 +103,15 @@ async def _annotate_on_servers(config: CampaignConfig, store: Store, progress: P
 
 @dataclass(slots=True)
 class _Slot:
-    """The place of one worker and of those that replace it."""
+    """Tracks one worker slot: the current worker and, after a death, its replacements."""
 
     number: int
     in_flight: set[str] = field(default_factory=set)
     deaths: int = 0
-    """Since the last report."""
+    """Deaths since the last report."""
     has_reported: bool = False
     opening: bool = False
-    """Its engine is being started."""
+    """Whether the engine is being started."""
 
 
 class _Driver:
@@ -119,8 +126,8 @@ class _Driver:
         self._problems = len(self._queue)
         self._progress.workers = self._workers = min(workers, self._problems)
         self._deaths: Counter[str] = Counter()
-        """Times that a problem was in flight when an engine died, since its own last batch. No problem is to blame for
-        a server that does not answer."""
+        """Number of times each problem was in flight when an engine died, since the problem's own last batch. Not
+        counted for servers: an unreachable server is not caused by a problem."""
 
     async def run(self) -> None:
         shown = asyncio.create_task(show(self._progress))
@@ -132,7 +139,7 @@ class _Driver:
                 done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
-                if not self._queue and not self._progress.in_flight:  # what has not started is not needed any more
+                if not self._queue and not self._progress.in_flight:  # engines that still start are no longer needed
                     waiting = {task for task in waiting if not serving[task].opening}
         finally:
             for task in (shown, *serving):
@@ -140,7 +147,7 @@ class _Driver:
             await asyncio.gather(shown, *serving, return_exceptions=True)
 
     async def _serve(self, slot: _Slot) -> None:
-        """Keep one worker busy until no problem is left anywhere, replacing it when it dies."""
+        """Keep one worker busy until no open problem is left in the campaign; replace it when it dies."""
         while self._queue or self._progress.in_flight:
             try:
                 worker = await self._open(slot)
@@ -162,7 +169,7 @@ class _Driver:
         try:
             return await announce_waiting(self._make_worker(slot.number), f"engine {slot.number} to start")
         except SamplingError as error:
-            if slot.has_reported:  # one that worked before may again, once its memory is free
+            if slot.has_reported:  # it started before, so it may start again once its memory is released
                 raise WorkerDiedError(str(error)) from error
             self._go_on_without(f"engine {slot.number} does not start: {error}", error)
             return None
@@ -179,7 +186,7 @@ class _Driver:
                     stored = self._store.batches(problem_id)
                     self._progress.started(problem_id, stored)
                     await worker.start(self._store.problem(problem_id), stored)
-                if not slot.in_flight:  # other workers may die yet, and leave their problems
+                if not slot.in_flight:  # another worker may still die and return its problems to the queue
                     await asyncio.sleep(self._config.commit_seconds)
                     continue
                 what = f"worker {slot.number} to report on {len(slot.in_flight)} problems"
@@ -206,16 +213,22 @@ class _Driver:
             self._deaths.pop(batch.problem_id, None)
 
     def _may_start(self, problem_id: str, in_flight: set[str], room: int) -> bool:
-        """One death may be chance; a problem that was there at two is searched alone."""
+        """Return whether a problem may start on this worker now.
+
+        A single death may be a coincidence. A problem that was in flight at two or more deaths is searched alone.
+        """
         suspects = {suspect for suspect, deaths in self._deaths.items() if deaths > 1}
         if problem_id in suspects or suspects & in_flight:
             return not in_flight
-        # The first engine that is up must not take what the others could search beside it.
+        # Give every engine an equal share, so that the first one to start does not take all the problems.
         return len(in_flight) < min(room, -(-self._problems // self._workers))
 
     def _take_back(self, slot: _Slot, error: WorkerDiedError) -> None:
-        """The problems go on elsewhere, after the others; one that was alone at too many deaths has failed, unless no
-        engine in this place ever worked."""
+        """Return the problems of a dead worker to the end of the queue.
+
+        A problem that was alone in flight when its engine died more than `worker_restarts` times is marked failed,
+        unless no engine in this slot ever worked.
+        """
         left, slot.in_flight = slot.in_flight, set()
         if self._config.engine.servers is None:
             self._deaths.update(left)
@@ -233,6 +246,6 @@ class _Driver:
         self._workers -= 1
         if not self._workers:
             raise SamplingError(
-                f"{what}; what was finished is kept, and the same command goes on from there"
+                f"{what}; finished batches are kept: fix the cause and run the same command again to resume"
             ) from error
-        print(f"{what}; the others go on", file=sys.stderr, flush=True)
+        print(f"{what}; continuing with the remaining workers", file=sys.stderr, flush=True)

@@ -1,4 +1,4 @@
-"""Everything that one annotation campaign can be told."""
+"""Define the configuration of an annotation campaign."""
 
 from __future__ import annotations
 
@@ -13,20 +13,24 @@ from mmprm.sampling.policy import PolicyConfig
 
 class CampaignConfig(PolicyConfig):
     run: PathText = "runs/annotate"
-    """Run folder: the store trees.sqlite and summary.json. A run that is there goes on where it was."""
+    """Run folder, which holds the store trees.sqlite and summary.json. An existing run is resumed."""
     search: SearchConfig = SearchConfig()
     """The tree search of each problem."""
     workers: int | None = Field(None, ge=1)
-    """Engines; by default one a GPU (group of tensor_parallel_size GPUs), without a GPU one a core. With engine.servers
-    groups of trees_in_flight searches; by default one a URL."""
+    """Number of engines; by default one per GPU (or per group of tensor_parallel_size GPUs), or one per CPU core on a
+    machine without GPUs. With engine.servers, the number of groups of trees_in_flight searches; by default one per
+    URL."""
     trees_in_flight: int | None = Field(None, ge=1)
-    """Problems that one worker searches at the same time; by default as many as keep its engine busy."""
+    """Number of problems that one worker searches concurrently; by default as many as keep its engine busy."""
     commit_seconds: float = Field(0.5, gt=0)
-    """Finished batches are made durable in groups, this often or oftener."""
+    """Maximum number of seconds between two commits of finished batches."""
     worker_restarts: int = Field(3, ge=0)
-    """Times that a worker may die and be replaced without having finished a batch in between; then the others go on
-    without it. A problem that an engine dies of so often, alone with it, is marked failed."""
+    """Number of times that a worker may die and be replaced without finishing a batch in between. After that the
+    campaign continues without it. A problem that is alone on its engine at more deaths than this is marked failed."""
 
     def identity(self) -> dict[str, Any]:
-        """What decides the batches. A store holds one identity; the rest may change between its runs."""
+        """Return the settings that determine the batches.
+
+        A store has one identity; all other settings may change between its runs.
+        """
         return super().identity() | {"search": self.search.model_dump(mode="json")}

@@ -1,4 +1,4 @@
-"""The difficulty of problems for a policy: a campaign that draws from the question alone, and the range to keep."""
+"""Measure the difficulty of problems for a policy by sampling from the question alone, and filter by it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmprm.types import Counts, Problem
 
 @dataclass(slots=True)
 class Filtered:
-    """The problems to keep with the verdicts of their samples, and the numbers of the others by what they are."""
+    """Holds the problems to keep with the verdicts of their samples, and the number of those left out per reason."""
 
     kept: list[tuple[Problem, Counts]] = field(default_factory=list)
     too_hard: int = 0
@@ -24,21 +24,31 @@ class Filtered:
 
 
 def question_only(config: CampaignConfig, samples: int) -> CampaignConfig:
-    """The campaign that draws `samples` rollouts from every question and ends there: no other state fits its budget."""
+    """Return the configuration of a campaign that samples `samples` rollouts per question and then stops.
+
+    The rollout budget is spent by the root, so no other state is sampled.
+    """
     if samples < 1:
-        raise ConfigError(f"samples={samples} must be at least 1; 8 tell problems that are always solved from others")
+        raise ConfigError(f"samples={samples} must be at least 1; use 8 or more to detect problems always solved")
     search = SearchConfig(rollouts=samples, max_rollouts=samples, max_searches=1, shared=None)
     return config.model_copy(update={"search": search})
 
 
 def check_range(low: float, high: float) -> None:
+    """Raise ConfigError unless 0 ≤ low ≤ high ≤ 1."""
     if not 0 <= low <= high <= 1:
-        raise ConfigError(f"low={low}, high={high} must be 0 ≤ low ≤ high ≤ 1; 0.1 and 0.9 leave out always and never")
+        raise ConfigError(
+            f"low={low}, high={high} must satisfy 0 ≤ low ≤ high ≤ 1; for example, low=0.1 and high=0.9 drop problems "
+            "that are never or always solved"
+        )
 
 
 def by_accuracy(store: Store, asked: Set[str], low: float, high: float) -> Filtered:
-    """Of the problems `asked`, keep those with low ≤ right / (right + wrong) ≤ high of the samples drawn from the
-    question. The store may hold others, of an earlier file."""
+    """Keep those of the problems `asked` whose accuracy lies in [low, high], and count the others by reason.
+
+    Accuracy is correct / (correct + incorrect) over the samples of the question. The store may also hold problems of
+    an earlier file; these are ignored.
+    """
     filtered = Filtered(failed=len(asked & set(store.ids("failed"))))
     for problem_id in store.ids("done"):
         if problem_id not in asked:

@@ -1,4 +1,4 @@
-"""A run under another configuration goes on in a copy of its folder."""
+"""Continue a run under a different configuration in a copy of its folder."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from mmprm.trees.database import STORE_NAME
 from mmprm.trees.store import Store
 
 BUDGETS = {"search.max_searches", "search.max_rollouts"}
-"""Keys that decide only where a search ends: with larger ones the batches of a store are the beginning of what is
-asked. Any other key of `search` changes its order, hence the sizes of batches and which rollouts are evidence."""
+"""Keys that decide only when a search ends: with a larger budget, the stored batches are a prefix of the requested
+search. Any other key of `search` changes the search order, and with it batch sizes and which rollouts are evidence."""
 
 
 def fork(config: CampaignConfig) -> tuple[CampaignConfig, str]:
-    """The configuration with the run folder to go on in, and a sentence about it.
+    """Return the configuration with the run folder to use, and a message that says which folder was chosen.
 
-    That is `config.run` if its store has this configuration or there is none; else the first of RUN-2, RUN-3, … of
-    which the same is true, made from RUN if it is new: its problems, all open, and its batches if they hold.
+    The folder is `config.run` if its store is missing or has this configuration. Otherwise it is the first of RUN-2,
+    RUN-3, … for which that holds. A new folder receives RUN's problems, all open, and RUN's batches if they are still
+    valid under this configuration.
     """
     run, asked = Path(config.run), config.identity()
     folder, number = run, 1
     while (folder / STORE_NAME).is_file():
         if not differing_keys(_stored(folder), asked):
-            message = f"{folder} has this configuration and goes on" if folder != run else ""
+            message = f"{folder} has this configuration; resuming it" if folder != run else ""
             return config.model_copy(update={"run": str(folder)}), message
         number += 1
         folder = run.with_name(f"{run.name}-{number}")
@@ -49,11 +50,14 @@ def _copy(run: Path, folder: Path, asked: dict) -> str:
     finally:
         store.close()
     shown = ", ".join(f"{key} ({values})" for key, values in differing.items())
-    kept = "its problems and batches" if keep else "its problems, and none of its batches: others are asked for"
-    return f"{run} has another configuration: {shown}; {folder} goes on with {kept}"
+    kept = "its problems and batches" if keep else "its problems, without batches: this configuration samples others"
+    return f"{run} has a different configuration: {shown}; continuing in {folder} with {kept}"
 
 
 def _ends_earlier(stored: dict, asked: dict) -> bool:
-    """Whether a budget is smaller: the store then holds batches beyond the end, which would count as labels."""
+    """Return whether a budget is smaller than the stored one.
+
+    The store then holds batches past the new end of the search, which would wrongly count as labels.
+    """
     budgets = [key.removeprefix("search.") for key in BUDGETS]
     return any(asked["search"][budget] < stored["search"][budget] for budget in budgets)

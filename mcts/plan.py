@@ -1,4 +1,4 @@
-"""What a campaign will take, from a pilot run of a few dozen of its problems."""
+"""Estimate the cost of a campaign from a pilot run on a few dozen of its problems."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from mmprm.trees.tallies import Tally
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Expected totals with 95 % bootstrap intervals over the pilot's problems. None where the pilot's engines left no
-    time behind. `pilot_open` problems had not ended and are left out."""
+    """Holds expected totals with 95 % bootstrap intervals over the pilot's problems.
+
+    `tokens_per_engine_second` and `engine_hours` are None if the pilot recorded no engine time. `pilot_open` problems
+    had not ended and are excluded.
+    """
 
     problems: int
     pilot_problems: int
@@ -26,21 +29,24 @@ class Plan:
     engine_hours: Interval | None
 
     def wall_hours(self, engines: int) -> Interval | None:
-        """Engine-hours over engines: all of them busy to the end."""
+        """Return engine-hours per engine, assuming that all engines stay busy to the end."""
         return _scaled(self.engine_hours, 1 / engines) if self.engine_hours else None
 
 
 def plan(
     pilot: Sequence[Tally], engine_seconds: float, store_bytes: int, problems: int, seed: int = 0, resamples: int = 2000
 ) -> Plan:
-    """Mean of the pilot's ended problems times `problems`, for each amount.
+    """Estimate each amount as its mean over the pilot's ended problems times `problems`.
 
-    A problem's engine time is its tokens over the pilot's rate, Σ tokens / `engine_seconds`; its share of the store's
-    file (`store_bytes`) is its share of the compressed bytes. Raises DataError for fewer than two ended problems.
+    A problem's engine time is its tokens divided by the pilot's rate, Σ tokens / `engine_seconds`. Its share of the
+    store's file size (`store_bytes`) is its share of the compressed bytes. Raises DataError if fewer than two problems
+    have ended.
     """
     ended = [tally for tally in pilot if tally.status != "open"]
     if len(ended) < 2:
-        raise DataError(f"the pilot has {len(ended)} problems that ended, at least 2 are needed; annotate a few dozen")
+        raise DataError(
+            f"{len(ended)} problems of the pilot have ended, must be at least 2; annotate a few dozen problems"
+        )
 
     def total(amounts: Sequence[int]) -> Interval:
         return _scaled(bootstrap_mean(amounts, seed, resamples), problems)
@@ -62,6 +68,7 @@ def plan(
 
 
 def plan_text(plan: Plan, pilot: str, engines: int | None) -> str:
+    """Format the plan as a table with a note on its intervals."""
     rows = [
         ("labels", plan.labels, ",.0f"),
         ("rollouts", plan.rollouts, ",.0f"),
@@ -70,7 +77,7 @@ def plan_text(plan: Plan, pilot: str, engines: int | None) -> str:
         (f"hours, {engines} engines", plan.wall_hours(engines) if engines else None, ",.2f"),
         ("store, GiB", _scaled(plan.store_bytes, 2**-30), ",.3f"),
     ]
-    lines = [f"{plan.problems:,} problems, expected from the {plan.pilot_problems:,} of {pilot}"]
+    lines = [f"Estimate for {plan.problems:,} problems from {plan.pilot_problems:,} problems of {pilot}"]
     lines += [
         f"{name:<20}{interval.value:>16{style}}   ({interval.low:{style}} to {interval.high:{style}})"
         for name, interval, style in rows
@@ -78,14 +85,17 @@ def plan_text(plan: Plan, pilot: str, engines: int | None) -> str:
     ]
     if plan.tokens_per_engine_second:
         lines.append(
-            "Ranges are 95 % bootstrap intervals over problems.\nThat of engine-hours takes the pilot's rate, "
-            f"{plan.tokens_per_engine_second:,.0f} tokens a second and engine, for exact, and is too narrow.\n"
-            "A short pilot fills its engines less than a long run."
+            "Ranges are 95 % bootstrap intervals over problems.\nThe range of engine-hours treats the pilot's rate of "
+            f"{plan.tokens_per_engine_second:,.0f} tokens per second per engine as exact and is therefore too narrow.\n"
+            "A short pilot keeps its engines less busy than a long run."
         )
     else:
-        lines.append("Ranges are 95 % bootstrap intervals over problems. The pilot holds no time of engines.")
+        lines.append("Ranges are 95 % bootstrap intervals over problems. The pilot recorded no engine time.")
     if plan.pilot_open:
-        lines.append(f"{plan.pilot_open:,} problems of the pilot are open: short searches end first, so let it finish.")
+        lines.append(
+            f"{plan.pilot_open:,} problems of the pilot are still open. Short searches end first, so let the pilot "
+            "finish for an unbiased estimate."
+        )
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""What a campaign says while it runs, and its summary at the end."""
+"""Report the progress of a running campaign and summarize it at the end."""
 
 from __future__ import annotations
 
@@ -23,13 +23,15 @@ T = TypeVar("T")
 
 LONG_WAIT_SECONDS = 30.0
 PLAIN_LINE_SECONDS = 10.0
-"""Between two progress lines where the output is no terminal."""
+"""Seconds between two progress lines when the output is not a terminal."""
 
 
 @dataclass(frozen=True, slots=True)
 class CampaignSummary:
-    """Everything in the store, then what this run of the command did. Rates are over `seconds`, which begin when the
-    first engine is up and so leave `startup_seconds` out."""
+    """Summarizes the whole store, followed by what this run of the command added.
+
+    Rates are measured over `seconds`, which start when the first engine is ready and exclude `startup_seconds`.
+    """
 
     problems: dict[str, int]
     ended: dict[str, int]
@@ -54,13 +56,14 @@ class CampaignSummary:
     workers_replaced: int
 
     def write(self, path: Path) -> None:
+        """Write the summary as JSON; the file appears complete or not at all."""
         with whole_file(path) as file:
             file.write(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
 
 
 @dataclass(slots=True)
 class Progress:
-    """Running totals of one campaign, kept from the reports alone so that the store is not asked while it is busy."""
+    """Keeps the running totals of one campaign, from the reports alone, so that progress never queries the store."""
 
     stored: StoreSummary
     workers: int = 0
@@ -76,9 +79,10 @@ class Progress:
     unknown: Counter[str] = field(default_factory=Counter)
     unsplit: Counter[str] = field(default_factory=Counter)
     _labelled: dict[str, set[bytes]] = field(default_factory=dict)
-    """States already counted as labels, of the problems in flight."""
+    """States of the problems in flight that are already counted as labels."""
 
     def started(self, problem_id: str, stored: Sequence[Batch]) -> None:
+        """Record that a problem has started, with its batches that are already stored."""
         self.first_start = self.first_start or time.monotonic()
         self.in_flight += 1
         self.in_flight_max = max(self.in_flight_max, self.in_flight)
@@ -87,10 +91,11 @@ class Progress:
         }
 
     def abandoned(self, problem_ids: Sequence[str]) -> None:
-        """The worker of these problems died; they will start again."""
+        """Record that the worker of these problems died; they will start again."""
         self.in_flight -= len(problem_ids)
 
     def reported(self, batches: Sequence[PackedBatch], finished: Sequence[Finished]) -> None:
+        """Add the batches and ended problems of one worker report to the totals."""
         for batch in batches:
             self.rollouts += batch.counts.known + batch.counts.unknown
             self.tokens += batch.token_count
@@ -107,10 +112,11 @@ class Progress:
             self.labels += end.labels - len(states) if end.status == "done" else 0
 
     def line(self, now: float | None = None) -> str:
+        """Return the progress line: counts, tokens per second and the estimated time left."""
         seconds = self._seconds(now)
         done = self.stored.problems["done"] + self.ended["done"]
         failed = self.stored.problems["failed"] + self.ended["failed"]
-        # A tree in flight counts as half done: true of a long campaign, and bounded at the start of any.
+        # A tree in flight counts as half done: on average true during a long campaign, and a small error at its start.
         behind = self.ended.total() + self.in_flight / 2
         ahead = sum(self.stored.problems.values()) - done - failed - self.in_flight / 2
         parts = [
@@ -126,6 +132,7 @@ class Progress:
         return " · ".join(parts)
 
     def summary(self, store: StoreSummary, failures: dict[str, str]) -> CampaignSummary:
+        """Return the campaign's summary from the store's totals and this run's own."""
         seconds = self._seconds()
         return CampaignSummary(
             problems=store.problems,
@@ -157,7 +164,7 @@ class Progress:
 
 
 async def show(progress: Progress) -> None:
-    """Print the progress line until cancelled: in place on a terminal, now and then elsewhere."""
+    """Print the progress line until cancelled: updated in place on a terminal, otherwise as one line every 10 s."""
     if not sys.stderr.isatty():
         while True:
             await asyncio.sleep(PLAIN_LINE_SECONDS)
@@ -173,7 +180,7 @@ async def show(progress: Progress) -> None:
 
 
 async def announce_waiting(awaitable: Awaitable[T], what: str) -> T:
-    """Await it; every 30 s that it takes, say what is waited for."""
+    """Await `awaitable`, and print a line that names what is waited for every 30 s."""
     task = asyncio.ensure_future(awaitable)
     waited = 0.0
     try:
@@ -186,6 +193,7 @@ async def announce_waiting(awaitable: Awaitable[T], what: str) -> T:
 
 
 def reasons(counts: Counter[str]) -> str:
+    """Format a total with its three most common reasons, for example `7 (time-out 5, no answer 2)`."""
     if not counts:
         return "0"
     commonest = ", ".join(f"{reason} {count:,}" for reason, count in counts.most_common(3))
@@ -193,6 +201,7 @@ def reasons(counts: Counter[str]) -> str:
 
 
 def duration(seconds: float) -> str:
+    """Format seconds as M:SS, or as H:MM:SS from one hour on."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,4 +1,4 @@
-"""Workers as Ray actors, one engine each: the same code on one machine and on a cluster."""
+"""Run campaign workers as Ray actors with one engine each, on one machine or on a cluster."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ CLOSE_SECONDS = 10.0
 
 
 class EngineActor:
-    """Body of the actor: a LocalWorker on a vLLM engine and a grader of its own."""
+    """Implements the actor: a LocalWorker with its own vLLM engine and grader."""
 
     async def load(self, config: CampaignConfig, number: int, bind_core: bool) -> None:
-        """Not in the constructor, whose errors Ray reports as a dead actor."""
+        """Start the engine and the grader.
+
+        This is not done in the constructor because Ray reports errors of a constructor as a dead actor.
+        """
         from mmprm.grading.open import open_grader
 
         self._opened = AsyncExitStack()
@@ -38,6 +41,7 @@ class EngineActor:
     def open_engine(
         self, config: CampaignConfig, number: int, bind_core: bool
     ) -> tuple[Sampler, Callable[[], Load | None]]:
+        """Start the vLLM engine and return its sampler and a function that reads its load."""
         from mmprm.sampling.config import on_one_core
         from mmprm.sampling.vllm_sampler import VllmSampler
 
@@ -62,7 +66,7 @@ class EngineActor:
 
 
 class RemoteWorker:
-    """An EngineActor as the driver's Worker, with the placement group that holds its GPUs together."""
+    """Adapts an EngineActor to the driver's Worker protocol and owns the placement group that reserves its GPUs."""
 
     def __init__(self, actor: Any, group: PlacementGroup) -> None:
         self._actor = actor
@@ -88,7 +92,10 @@ class RemoteWorker:
 
 
 class RayWorkers:
-    """Makes a campaign's workers; a context that starts Ray, or joins the cluster, for as long as it lasts."""
+    """Makes the workers of a campaign.
+
+    As a context manager, it starts Ray or joins the cluster on entry, and shuts down on exit what it started.
+    """
 
     actor_class: type[EngineActor] = EngineActor
 
@@ -103,15 +110,19 @@ class RayWorkers:
         self._bundle = {"CPU": 1, "GPU": gpus_each} if gpus_each else {"CPU": 1}
         machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         kind, each = ("GPU", gpus_each) if gpus_each else ("CPU", 1)
-        fitting = sum(int(machine.get(kind, 0) // each) for machine in machines)  # no engine spans two machines
+        fitting = sum(int(machine.get(kind, 0) // each) for machine in machines)  # an engine never spans two machines
         self.count = self._config.workers or fitting
         if not fitting:
             gpus = int(max(machine.get("GPU", 0) for machine in machines))
-            raise SetupError(f"engine.tensor_parallel_size={gpus_each} must be at most {gpus}, the GPUs of one machine")
+            raise SetupError(
+                f"engine.tensor_parallel_size={gpus_each} must be at most {gpus}, the number of GPUs per machine; "
+                "lower it or add a larger machine to the cluster"
+            )
         if self.count > fitting:
             raise SetupError(
                 f"workers={self.count} must be at most {fitting}: each takes "
-                + (f"{gpus_each} GPUs" if gpus_each else "a core")
+                + (f"{gpus_each} GPUs" if gpus_each else "one core")
+                + "; lower it or leave it out"
             )
         return self
 
@@ -120,7 +131,8 @@ class RayWorkers:
             actors.shutdown()
 
     async def make(self, number: int) -> RemoteWorker:
-        # One bundle lies on one machine: the GPUs of a tensor-parallel engine are never torn apart.
+        """Start worker `number` on its own placement group, and load its engine."""
+        # A bundle is placed on one machine, so the GPUs of a tensor-parallel engine are never split across machines.
         group = placement_group([self._bundle], strategy="STRICT_PACK")
         options = {
             "num_cpus": 1,
@@ -149,5 +161,5 @@ async def _answer(reference: Awaitable[Any]) -> Any:
         if isinstance(error.cause, (MmprmError, WorkerDiedError)):
             raise error.cause from error
         raise
-    except RayError as error:  # its process or machine is gone, killed for memory, or a report died with it
+    except RayError as error:  # the actor's process or machine is gone, or its report was lost with it
         raise WorkerDiedError(str(error)) from error

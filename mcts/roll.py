@@ -1,4 +1,4 @@
-"""Where a search's rollouts come from: the store while it has them, then the sampler, the splitter and the grader."""
+"""Provide the rollouts of a search: from the store while it has them, then by sampling, splitting and grading."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from mmprm.types import (
 
 
 class Roller:
-    """`await roller(steps, n)` gives the next n rollouts from a prefix, as `mcts.search.Roll` asks.
+    """Returns the next n rollouts from a prefix for `await roller(steps, n)`, as the type `mcts.search.Roll` requires.
 
-    `stored` are the batches of an earlier, interrupted search of this problem. `emit` is given each new batch when it
-    is finished. Seeds come from content, so asking again asks for the same samples.
+    `stored` holds the batches of an earlier, interrupted search of this problem. `emit` is called with each new batch
+    when it is finished. Seeds are derived from content, so repeating a request requests the same samples.
 
-    A state is asked for with the token ids of the first rollout that wrote its prefix, or without ids where that did
-    not tell them. Which one was first follows from the batches, so a replay asks for the same ids.
+    A state is requested with the token ids of the first rollout that wrote its prefix, or without ids if that rollout
+    has none. Which rollout was first follows from the batches, so a replay requests the same ids.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class Roller:
         self._emit = emit
         self._drawn: dict[Steps, int] = {}
         self._ids: dict[Steps, tuple[int, ...] | None] = {(): ()}
-        """Of each state that was asked for."""
+        """Token ids of each state requested so far; None if they are not known."""
         self._writers: dict[Steps, tuple[Steps, Rollout]] = {}
-        """Prefix → the first rollout with ids that runs through it, and the state that it was drawn from."""
+        """Maps a prefix to the first rollout with token ids that passes through it, and to that rollout's state."""
 
     async def __call__(self, steps: Steps, n: int) -> tuple[Rollout, ...]:
         first_draw = self._drawn.get(steps, 0)
@@ -71,6 +71,7 @@ class Roller:
         return batch.rollouts
 
     def _written(self, steps: Steps) -> tuple[int, ...] | None:
+        """Return the token ids of the prefix as the policy first wrote it; None if they are not known."""
         if steps not in self._writers:
             return None
         state, rollout = self._writers[steps]
@@ -88,7 +89,7 @@ class Roller:
         prefix = "".join(steps)
         seed = derive_seed(self._run_seed, self._problem.id, prefix, first_draw)
         completions = await self._sampler.sample(SampleRequest(self._problem, prefix, n, seed, prefix_ids=ids))
-        texts = tuple(dict.fromkeys(completion.text for completion in completions))  # many draws say the same
+        texts = tuple(dict.fromkeys(completion.text for completion in completions))  # grade equal completions once
         gradings = await asyncio.gather(*(self._grader.grade(self._problem, prefix + text) for text in texts))
         read = {text: (split(text, self._markup), grading) for text, grading in zip(texts, gradings, strict=True)}
         rollouts = tuple(_rollout(completion, *read[completion.text]) for completion in completions)
@@ -99,14 +100,17 @@ def _rollout(completion: Completion, cut: Split, grading: Grading) -> Rollout:
     verdict, reason = grading.verdict, grading.reason
     if completion.finish_reason == "abort":
         verdict, reason = Verdict.UNKNOWN, "aborted by the engine"
-    # Only an incorrect rollout of several steps is searched; the others need no ids.
+    # Only an incorrect rollout with several steps is searched for its first error, so only it needs token ids.
     searched = verdict is Verdict.INCORRECT and completion.tokens is not None
     step_ids = _step_ids(cut.steps, completion.tokens) if searched else ()
     return Rollout(cut.steps, verdict, completion.token_count, completion.text, cut.reason, reason, step_ids)
 
 
 def _step_ids(steps: Steps, tokens: Tokens) -> tuple[tuple[int, ...], ...]:
-    """Return the ids of each step but the last: the tokens that end in it. A token over a border is the next step's."""
+    """Return the token ids of each step but the last: those that end in it.
+
+    A token that crosses a step border belongs to the next step.
+    """
     ends = itertools.accumulate(map(len, steps[:-1]))
     counts = [0, *map(tokens.whole_in, ends)]
     return tuple(tokens.ids[first:last] for first, last in itertools.pairwise(counts))

@@ -1,4 +1,4 @@
-"""How many trees one worker searches at a time: enough to keep its engine's queue filled, few enough for its cache."""
+"""Adapt the number of concurrent searches per worker: enough to keep the engine busy without overflowing its cache."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MOST = 4096
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What an engine said of its last step: completions computed and waiting, and the share of its cache in use."""
+    """Describes an engine's last step: completions running and waiting, and the fraction of its KV cache in use."""
 
     running: int
     waiting: int
@@ -18,8 +18,11 @@ class Load:
 
 
 def adapt(room: int, in_flight: int, load: Load) -> int:
-    """The room after an engine's report: a quarter more when its queue runs dry although the room was used, a tenth
-    less when its cache is full or completions wait for more than two rounds, in which time their prefixes grow cold."""
+    """Return the number of concurrent searches to allow after an engine's report.
+
+    Grow by a quarter when the engine's queue runs dry although all slots are in use. Shrink by a tenth when its cache
+    is full, or when more completions wait than fit into two rounds: their cached prefixes are evicted meanwhile.
+    """
     if load.waiting and (load.cache > 0.95 or load.waiting > 2 * load.running):
         return max(1, room - max(1, room // 10))
     if load.waiting <= load.running / 4 and in_flight >= room:

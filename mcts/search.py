@@ -1,7 +1,7 @@
-"""The search of one problem: plain async code that knows no engine, no file and no Ray.
+"""Search one problem in plain async code, independent of any engine, file or Ray.
 
-Everything it learns comes from `roll`, so the same batches give the same search: a resumed campaign answers from its
-store for as long as that lasts, and goes on from there.
+All input comes from `roll`, so equal batches give an equal search. A resumed campaign replays the batches of its store
+and then samples new ones.
 """
 
 from __future__ import annotations
@@ -17,45 +17,49 @@ from mmprm.trees.stopping import StoppingRule, first_draws, next_draws
 from mmprm.types import Counts, Problem, Rollout, Steps, Tree
 
 Roll = Callable[[Steps, int], Awaitable[tuple[Rollout, ...]]]
-"""`await roll(steps, n)`: n fresh rollouts from the prefix `steps`."""
+"""`await roll(steps, n)` returns n new rollouts from the prefix `steps`."""
 
 
 class SearchConfig(StoppingRule):
-    """OmegaPRM with MM-PRM's settings, and a rule for how many rollouts a state needs."""
+    """Configures OmegaPRM with MM-PRM's settings, and the number of rollouts per state."""
 
     alpha: float = Field(0.5, gt=0, le=1)
-    """α in Q = α^(1 − MC(s)) · β^(len(r)/L): smaller prefers states of high value more strongly."""
+    """α in Q = α^(1 − MC(s)) · β^(len(r)/L); smaller values prefer states of high value more strongly."""
     beta: float = Field(0.9, gt=0, le=1)
-    """β in Q: smaller prefers short rollouts more strongly."""
+    """β in Q; smaller values prefer short rollouts more strongly."""
     length_scale: float = Field(2000.0, gt=0)
     """L in Q, in words."""
     c_puct: float = Field(0.125, ge=0)
-    """Weight of U = c_puct · sqrt(Σ N) / (1 + N(s)), which prefers states that were visited seldom."""
+    """Weight of U = c_puct · sqrt(Σ N) / (1 + N(s)), which prefers rarely visited states."""
     max_searches: int = Field(200, ge=1)
-    """Binary searches a problem at most."""
+    """Maximum number of binary searches per problem."""
     max_rollouts: int = Field(1000, ge=1)
-    """Rollouts a problem at most; a state is only begun when all its rollouts fit."""
+    """Maximum number of rollouts per problem. A new state is sampled only if all its rollouts fit."""
 
     @model_validator(mode="after")
     def _root_fits(self) -> SearchConfig:
         if self.max_rollouts < self.rollouts:
             raise ValueError(
-                f"max_rollouts={self.max_rollouts} must be at least rollouts={self.rollouts}: the root takes as many"
+                f"max_rollouts={self.max_rollouts} must be at least rollouts={self.rollouts}, which the root alone "
+                "takes; raise max_rollouts or lower rollouts"
             )
         return self
 
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """`ended` is one of "too easy", "too hard", "no known verdict", "no candidates left", "search budget",
-    "rollout budget"."""
+    """Holds the searched tree and why the search ended.
+
+    `ended` is one of "too easy", "too hard", "no known verdict", "no candidates left", "search budget" and "rollout
+    budget".
+    """
 
     tree: Tree
     ended: str
 
 
 async def search(problem: Problem, roll: Roll, config: SearchConfig) -> SearchResult:
-    """Search one problem; whatever `roll` raises passes through."""
+    """Search one problem and return its tree. Errors raised by `roll` are not caught."""
     tree = SearchTree(config.alpha, config.beta, config.length_scale, config.c_puct)
     ended = await _run(tree, roll, config)
     return SearchResult(tree.freeze(problem.id), ended)
@@ -77,11 +81,11 @@ async def _run(tree: SearchTree, roll: Roll, config: SearchConfig) -> str:
 
 
 async def _find_first_error(tree: SearchTree, candidate: Candidate, roll: Roll, config: SearchConfig) -> bool:
-    """Binary search on a wrong rollout; False when the rollout budget ran out.
+    """Find the first error of an incorrect rollout by binary search; return False if the rollout budget ran out.
 
-    Invariant: a right answer was reached from the first `sound` steps, and none from the first `broken`. The complete
-    solution is broken from the start and never drawn from. A state without any known verdict answers nothing: the
-    search of this rollout ends there.
+    Invariant: some rollout from the first `sound` steps was correct, and none from the first `broken` steps was. The
+    complete solution is broken from the start and is never sampled from. If a state has no known verdict, the search
+    of this rollout ends there, because neither side can be excluded.
     """
     steps = candidate.state.steps + candidate.rollout.steps
     sound, broken = len(candidate.state.steps), len(steps)
@@ -97,7 +101,7 @@ async def _find_first_error(tree: SearchTree, candidate: Candidate, roll: Roll, 
             broken = middle
             continue
         sound = middle
-        # One right rollout among few passing ones settles the question, but says little of a value.
+        # One correct rollout among few proves that the prefix is recoverable, but is a poor estimate of its value.
         if steps[:middle] in tree.states or counts.known >= config.shared:
             ancestor = counts
     return True
@@ -106,12 +110,11 @@ async def _find_first_error(tree: SearchTree, candidate: Candidate, roll: Roll, 
 async def _evidence(
     tree: SearchTree, steps: Steps, ancestor: Counts, roll: Roll, config: SearchConfig
 ) -> Counts | None:
-    """What is known of this prefix, after drawing from it where that is too little; None when the rollouts of a new
-    state might not fit the budget.
+    """Return the counts of a prefix, sampling from it if the known rollouts do not suffice.
 
-    A right rollout of another state that ran through the prefix settles that it is sound, and enough wrong ones that it
-    is broken, if its label too can come from them. Otherwise it becomes a state, and only its own rollouts count: those
-    before were chosen by their outcome.
+    Return None if the rollouts of a new state might exceed the budget. Rollouts of other states that pass through the
+    prefix suffice if one is correct, or if enough are incorrect and the prefix can also be labelled by them. Otherwise
+    the prefix becomes a state and only its own rollouts count: the earlier ones were selected by their outcome.
     """
     if steps in tree.states:
         return tree.states[steps].counts

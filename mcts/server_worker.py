@@ -1,4 +1,4 @@
-"""Workers of the driver's own process, for engines that are servers elsewhere: no Ray, no engine to start."""
+"""Run campaign workers in the driver's process for engines that are remote servers, without Ray."""
 
 from __future__ import annotations
 
@@ -14,14 +14,17 @@ from mmprm.sampling.server_sampler import ServerSampler
 
 @asynccontextmanager
 async def server_workers(config: CampaignConfig) -> AsyncIterator[Callable[[int], Awaitable[LocalWorker]]]:
-    """Gives the function that makes a worker by number; they share one client, which deals out the problems' URLs."""
+    """Yield a function that makes a worker by number.
+
+    The workers share one client, which distributes the problems over the URLs.
+    """
     async with (
         open_grader(config.grader) as grader,
         ServerSampler(config.engine, config.sampling, config.prompt) as sampler,
     ):
 
         def load() -> Load:
-            return Load(*sampler.load(), cache=0.0)  # what a server's cache holds it does not say
+            return Load(*sampler.load(), cache=0.0)  # servers do not report how full their cache is
 
         async def make(number: int) -> LocalWorker:
             return LocalWorker(sampler, grader, config.markup, config.seed, config.search, load)

@@ -1,4 +1,4 @@
-"""Where a campaign stands, read from its store alone: while it runs, and after."""
+"""Report the status of a running or finished campaign from its store alone."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ NAMES = 14
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """Everything in the store. Rates of rollouts and tokens are those of the latest session, None before its first
-    commit; those of labels, most of which count when their problem is done, are over all sessions. Shares are of the
-    problems that are done; times are seconds since 1970."""
+    """Describes everything in the store.
+
+    Rates of rollouts and tokens are those of the latest session, and None before its first commit. Rates of labels are
+    over all sessions, because most labels are counted only when their problem is done. Shares are fractions of the
+    problems that are done. Times are seconds since 1970.
+    """
 
     running: bool
     engines: int
@@ -49,6 +52,7 @@ class Status:
 
 
 def read_status(store: Store) -> Status:
+    """Read the status of the campaign from its store."""
     summary = store.summary()
     runs = sessions(store)
     last = runs[-1] if runs else None
@@ -57,7 +61,7 @@ def read_status(store: Store) -> Status:
     open_begun = begun(store)
     running = is_being_written(store)
     done = summary.problems["done"]
-    # As in the driver's own line, a problem that has begun counts as half done.
+    # As in the driver's progress line, a problem that has begun counts as half done.
     behind = done + summary.problems["failed"] + open_begun / 2
     ahead = summary.problems["open"] - open_begun / 2
     left = ahead * engine_seconds / behind / last.engines if last and behind and engine_seconds else None
@@ -99,7 +103,7 @@ def read_status(store: Store) -> Status:
 
 
 def status_text(status: Status, run: str, now: float | None = None, width: int | None = None) -> str:
-    """Lines of at most `width` columns, where it is given."""
+    """Format the status as lines of at most `width` columns, if a width is given."""
     now = time.time() if now is None else now
     rows = [
         ("", f"{run}: {_state(status, now)}"),
@@ -125,7 +129,7 @@ def status_text(status: Status, run: str, now: float | None = None, width: int |
 
 def _state(status: Status, now: float) -> str:
     if status.last_commit is None:
-        return "engines are starting" if status.running else "no engine has worked on it yet"
+        return "engines are starting" if status.running else "no engine has committed anything yet"
     ago = f"last commit {duration(max(now - status.last_commit, 0))} ago"
     if status.running:
         return f"running on {status.engines} engine{'s' * (status.engines != 1)}, {ago}"
@@ -146,14 +150,14 @@ def _shares(ended: dict[str, int]) -> str:
 
 def _labels(status: Status) -> str:
     hourly = status.labels_per_engine_hour
-    rate = f", {hourly:,.0f} an engine-hour ({status.engine_hours:,.2f} engine-hours)" if hourly is not None else ""
+    rate = f", {hourly:,.0f} per engine-hour ({status.engine_hours:,.2f} engine-hours)" if hourly is not None else ""
     return f"{status.labels:,} in {status.states:,} states{rate}"
 
 
 def _rollouts(status: Status) -> str:
     verdicts = status.verdicts
     unknown = reasons(Counter(status.unknown_reasons))
-    return f"{status.rollouts:,}: {verdicts['right']:,} right, {verdicts['wrong']:,} wrong, unknown {unknown}"
+    return f"{status.rollouts:,}: {verdicts['right']:,} correct, {verdicts['wrong']:,} incorrect, unknown {unknown}"
 
 
 def _rate(status: Status) -> str:
@@ -176,5 +180,5 @@ def _left(status: Status) -> str:
 def _failures(status: Status, run: str) -> str:
     lines = [f"{problem_id}: {reason}" for problem_id, reason in status.failures.items()]
     more = f"… and {len(lines) - FAILURES_SHOWN} more (--json has all)" if len(lines) > FAILURES_SHOWN else ""
-    again = f"mmprm retry {run} opens them again" if lines else ""
+    again = f"run mmprm retry {run} to reopen them" if lines else ""
     return "\n".join(line for line in (*lines[:FAILURES_SHOWN], more, again) if line)

@@ -1,5 +1,8 @@
-"""The mutable tree of one search: states, the wrong rollouts that wait to be searched for their first bad step, and the
-verdicts of all the rollouts that ran through a prefix."""
+"""Hold the mutable tree of one search.
+
+The tree keeps the states, the incorrect rollouts that wait to be searched for their first error, and the verdicts of
+all rollouts that pass through a prefix.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from mmprm.types import Counts, Node, Rollout, Steps, Tree, Verdict
 
 @dataclass(slots=True)
 class State:
-    """A prefix with the rollouts drawn from it. `waiting` is a heap of (−Q, place among the rollouts, rollout)."""
+    """Holds a prefix and the rollouts sampled from it. `waiting` is a heap of (−Q, rollout index, rollout)."""
 
     number: int
     steps: Steps
@@ -28,16 +31,19 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
+    """Pairs a state with one of its incorrect rollouts, which is to be searched for its first error."""
+
     state: State
     rollout: Rollout
     priority: float
 
 
 class SearchTree:
-    """Selection of the (state, wrong rollout) pair of highest Q + U in O(log) of the candidates.
+    """Selects the (state, incorrect rollout) pair of highest Q + U without comparing all candidates.
 
-    U is the same for all states of one N(s), so among those the highest Q wins, whatever Σ N is: states lie in one heap
-    by their best Q for each N(s), and only the heads are compared. One heap over all by Q + U would go stale with Σ N.
+    U is equal for all states of the same visit count N(s), so among those the highest Q wins whatever Σ N is. The tree
+    therefore keeps one heap of states by best Q for each visit count, and compares only the heads. A single heap by
+    Q + U would become invalid whenever Σ N changes.
     """
 
     def __init__(self, alpha: float, beta: float, length_scale: float, c_puct: float) -> None:
@@ -52,8 +58,11 @@ class SearchTree:
         self.total_rollouts = 0
 
     def add(self, steps: Steps, batches: Sequence[tuple[Rollout, ...]]) -> State:
-        """Make `steps` a state. If its value is above 0, its wrong rollouts become candidates: not those of a single
-        step, whose error can lie nowhere else, nor a second one with the same steps."""
+        """Make `steps` a state, and add its incorrect rollouts to the candidates if its value is above 0.
+
+        A rollout of a single step is not a candidate, because its error can only be in that step. Rollouts with equal
+        steps are one candidate.
+        """
         assert steps not in self.states, "identical step texts under one parent are one node"
         rollouts = tuple(rollout for batch in batches for rollout in batch)
         batch_counts = tuple(map(count_verdicts, batches))
@@ -78,16 +87,18 @@ class SearchTree:
         return state
 
     def through(self, steps: Steps) -> Counts:
-        """Verdicts of the rollouts of other states that ran through this prefix."""
+        """Return the verdicts of the rollouts of other states that pass through this prefix."""
         return counts_of(self._through.get(steps, [0, 0, 0]))
 
     def at_once(self, steps: Steps) -> int:
-        """The most rollouts of known verdict that the first batch of a state alone sent through this prefix: what
-        mmprm.trees.evidence may label it by."""
+        """Return the largest number of rollouts with a known verdict that one state's first batch sent through `steps`.
+
+        mmprm.trees.evidence may label the prefix by that batch.
+        """
         return self._at_once.get(steps, 0)
 
     def select(self) -> Candidate | None:
-        """Take the candidate of highest Q + U, on a tie that of the earlier state; None if none waits."""
+        """Remove and return the candidate of highest Q + U, or None if there is none. The earlier state wins ties."""
         best: tuple[float, int, int] | None = None
         for visits, heap in self._heaps.items():
             negative_q, number = heap[0]
@@ -107,6 +118,7 @@ class SearchTree:
         return Candidate(state, rollout, -negative_priority)
 
     def freeze(self, problem_id: str) -> Tree:
+        """Return an immutable copy of the tree, with the states in the order in which they were added."""
         return Tree(problem_id, tuple(Node(s.steps, s.batches, s.rollouts) for s in self._numbered))
 
     def _queue(self, state: State) -> None:

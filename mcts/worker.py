@@ -1,4 +1,4 @@
-"""The searches that run on one sampler, in one event loop, and what the driver sees of them."""
+"""Run many searches on one sampler in one event loop, and report their results to the driver."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from mmprm.trees.store import Finished
 from mmprm.types import Batch, Grader, Problem, Sampler
 
 GROUP_BATCHES = 256
-"""A group this large is handed over at once."""
+"""Number of finished batches that triggers a report at once."""
 TOGETHER_SECONDS = 0.1
-"""Ends that come so close together are one report, as long as the engine has other trees to work on."""
+"""Seconds to wait for further searches to end, so that one report covers them, while the engine has other work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a worker finished since its last report. A problem's last batches come no later than its end. `load` is its
-    engine's, where it tells."""
+    """Holds what a worker finished since its last report.
+
+    A problem's last batches are reported together with its end or earlier. `load` is the engine's load, if known.
+    """
 
     batches: tuple[PackedBatch, ...]
     finished: tuple[Finished, ...]
@@ -35,25 +37,27 @@ class Report:
 
 
 class WorkerDiedError(Exception):
-    """The worker is gone with whatever it had not reported; its problems go on elsewhere from the store."""
+    """Signals that a worker is gone with everything it had not reported; its problems are resumed from the store."""
 
 
 class Worker(Protocol):
-    """What the driver needs of a worker, wherever it runs. All methods may raise WorkerDiedError."""
+    """Defines what the driver needs of a worker. All methods may raise WorkerDiedError."""
 
     async def start(self, problem: Problem, stored: Sequence[Batch]) -> None:
-        """Begin a search and return at once; `stored` batches are replayed first."""
+        """Begin a search and return immediately; the `stored` batches are replayed first."""
         ...
 
     async def collect(self, seconds: float) -> Report:
-        """Report as soon as a group is full or a problem has ended, after `seconds` at the latest."""
+        """Return a report when a group of batches is complete or a problem ends, at the latest after `seconds`."""
         ...
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Cancel all searches and release the engine."""
+        ...
 
 
 class LocalWorker:
-    """A worker in this process. Finished batches wait in an outbox, so that no search waits for the driver."""
+    """Runs searches in this process. Finished batches are buffered, so that no search waits for the driver."""
 
     def __init__(
         self,
@@ -103,13 +107,11 @@ class LocalWorker:
         try:
             result = await search(problem, roller, self._config)
             self._finished.append(Finished(problem.id, "done", result.ended, count_labels(result.tree, self._config)))
-        except EngineStoppedError as error:  # no fault of the problem, which goes on elsewhere
+        except EngineStoppedError as error:  # not caused by the problem, which another worker resumes
             self._stopped = error
         except MmprmError as error:
             self._finished.append(Finished(problem.id, "failed", str(error)))
-        except (
-            Exception
-        ) as error:  # one odd problem must not end a campaign of thousands; the reason stays in the store
+        except Exception as error:  # one bad problem must not end the campaign; the store keeps the reason
             self._finished.append(Finished(problem.id, "failed", f"{type(error).__name__}: {error}"))
         self._worth_reporting.set()
 

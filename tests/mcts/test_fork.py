@@ -35,7 +35,7 @@ def test_a_larger_budget_goes_on_from_the_batches(problems: Path, tmp_path: Path
     config, message = fork(small(problems, tmp_path / "run", max_rollouts=60))
     assert config.run == str(tmp_path / "run-2")
     assert "search.max_rollouts (stored 24, asked 60)" in message
-    assert message.endswith("goes on with its problems and batches")
+    assert message.endswith("run-2 with its problems and batches")
     summary = run_scripted(config)
     fresh = run_scripted(small(problems, tmp_path / "fresh", max_rollouts=60))
     assert batches(tmp_path / "run-2") == batches(tmp_path / "fresh")
@@ -49,7 +49,7 @@ def test_a_smaller_budget_keeps_no_batch(problems: Path, tmp_path: Path) -> None
     """Its search ends before batches that the store would still hold, and count as labels."""
     run_scripted(small(problems, tmp_path / "run", max_rollouts=60))
     config, message = fork(small(problems, tmp_path / "run", max_rollouts=24, max_searches=300))
-    assert "none of its batches" in message
+    assert "without batches" in message
     forked, fresh = run_scripted(config), run_scripted(small(problems, tmp_path / "fresh", max_rollouts=24))
     assert batches(config.run) == batches(tmp_path / "fresh")
     assert (forked.states, forked.labels) == (fresh.states, fresh.labels)
@@ -59,7 +59,7 @@ def test_another_policy_setting_keeps_the_problems_alone(problems: Path, tmp_pat
     first = run_scripted(small(problems, tmp_path / "run"))
     config, message = fork(small(problems, tmp_path / "run").model_copy(update={"seed": 1}))
     assert "seed (stored 0, asked 1)" in message
-    assert "none of its batches" in message
+    assert "without batches" in message
     assert not any(batches(config.run).values())
     assert run_scripted(config).problems == first.problems
 
@@ -72,7 +72,7 @@ def test_the_same_command_again_goes_on_in_the_same_fork(problems: Path, tmp_pat
     first, _ = fork(asked)
     again, message = fork(asked)
     assert again == first
-    assert message == f"{tmp_path / 'run-2'} has this configuration and goes on"
+    assert message == f"{tmp_path / 'run-2'} has this configuration; resuming it"
     assert fork(small(problems, tmp_path / "run", max_rollouts=32))[0].run == str(tmp_path / "run-3")
 
 
@@ -88,7 +88,7 @@ def test_annotate_says_where_a_fork_goes(
         capsys.readouterr().err
     )
     assert main([*asked, "--set", "seed=1", "--fork"]) == 0
-    assert f"{tmp_path / 'run-2'} goes on with its problems" in capsys.readouterr().out
+    assert f"continuing in {tmp_path / 'run-2'} with its problems" in capsys.readouterr().out
 
 
 def test_filter_keeps_a_range_of_accuracy(
@@ -137,5 +137,5 @@ def test_filter_refuses_a_range_before_it_samples(
     asked = ["filter", "--set", f"problems.path={problems}", "--set", f"run={tmp_path / 'run'}"]
     asked += ["--set", "engine.model=scripted", "--out", str(tmp_path / "kept.jsonl")]
     assert main([*asked, "--low", "0.9", "--high", "0.1"]) == 2
-    assert "must be 0 ≤ low ≤ high ≤ 1" in capsys.readouterr().err
+    assert "must satisfy 0 ≤ low ≤ high ≤ 1" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

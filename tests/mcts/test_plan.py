@@ -21,7 +21,7 @@ def tally(labels: int, status: Status = "done") -> Tally:
 
 
 def test_means_times_problems_by_hand() -> None:
-    # 120 labels in 12,000 tokens and 100 engine-seconds: 120 tokens a second and engine.
+    # 120 labels in 12,000 tokens and 100 engine-seconds: 120 tokens per second per engine.
     expected = plan([tally(20), tally(40), tally(60)], engine_seconds=100, store_bytes=12_000, problems=30)
     assert (expected.labels.value, expected.rollouts.value, expected.tokens.value) == (1200, 12_000, 120_000)
     assert expected.tokens_per_engine_second == 120
@@ -50,7 +50,7 @@ def test_open_problems_are_left_out_and_their_time_is_not() -> None:
     expected = plan([tally(20), tally(20), tally(5, "open")], engine_seconds=45, store_bytes=1, problems=10)
     assert (expected.pilot_problems, expected.pilot_open, expected.labels.value) == (2, 1, 200)
     assert expected.tokens_per_engine_second == 100
-    assert "1 problems of the pilot are open" in plan_text(expected, "runs/pilot", None)
+    assert "1 problems of the pilot are still open" in plan_text(expected, "runs/pilot", None)
 
 
 def test_failed_problems_cost_and_give_little() -> None:
@@ -58,14 +58,14 @@ def test_failed_problems_cost_and_give_little() -> None:
 
 
 def test_too_small_a_pilot() -> None:
-    with pytest.raises(DataError, match="the pilot has 1 problems that ended, at least 2 are needed"):
+    with pytest.raises(DataError, match="1 problems of the pilot have ended, must be at least 2"):
         plan([tally(20), tally(20, "open")], 1, 1, problems=10)
 
 
 def test_a_pilot_without_time_gives_no_hours() -> None:
     text = plan_text(plan([tally(20)] * 2, 0, 1, problems=10), "runs/pilot", 4)
     assert "hours" not in text
-    assert "The pilot holds no time of engines." in text
+    assert "The pilot recorded no engine time." in text
 
 
 @pytest.fixture
@@ -94,7 +94,7 @@ def test_command(pilot: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(asked) == 0
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     assert lines[:6] == [
-        f"14,400 problems, expected from the 2 of {pilot}",
+        f"Estimate for 14,400 problems from 2 problems of {pilot}",
         "labels 28,800 (28,800 to 28,800)",
         "rollouts 115,200 (115,200 to 115,200)",
         "tokens 2,880,000 (2,880,000 to 2,880,000)",
@@ -102,6 +102,6 @@ def test_command(pilot: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "engine-hours 32.00 (32.00 to 32.00)",
         "hours, 64 engines 0.50 (0.50 to 0.50)",
     ]
-    assert "engine-hours takes the pilot's rate, 25 tokens a second and engine, for exact" in lines[-2]
+    assert "engine-hours treats the pilot's rate of 25 tokens per second per engine as exact" in lines[-2]
     assert main([*asked[:-1], "0"]) == 2
     assert "--engines=0 must be at least 1" in capsys.readouterr().err

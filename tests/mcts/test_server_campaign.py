@@ -79,7 +79,7 @@ def test_two_servers_give_the_trees_of_an_engine(problems: str, tmp_path: Path) 
 def test_an_outage_fails_no_problem_and_the_run_goes_on(problems: str, tmp_path: Path) -> None:
     with (
         ScriptedServer(*[policy] * 20, error(503, "gone")) as server,
-        pytest.raises(SamplingError, match=r"status 503: gone.*what was finished is kept"),
+        pytest.raises(SamplingError, match=r"status 503: gone.*finished batches are kept"),
     ):
         run_campaign(served(problems, tmp_path / "run", server, worker_restarts=1))
     store = Store.read(tmp_path / "run" / "trees.sqlite")

@@ -82,14 +82,14 @@ def test_text(store: Store) -> None:
         "runs/x: stopped, last commit 1:05 ago",
         "problems      2 done, 2 failed, 2 open (1 begun) of 6",
         "ended         search budget 1 (50.0%), too easy 1 (50.0%)",
-        "labels        1 in 4 states, 180 an engine-hour (0.01 engine-hours)",
-        "rollouts      16: 7 right, 8 wrong, unknown 1 (time-out 1)",
+        "labels        1 in 4 states, 180 per engine-hour (0.01 engine-hours)",
+        "rollouts      16: 7 correct, 8 incorrect, unknown 1 (time-out 1)",
         "unsplittable  16 (no step 16)",
         "rate          1.6 rollouts/s · 0.10 labels/s · 8 tokens/s",
         "left          0:03 with 2 engines",
         "failed        p2: no picture",
         "              p3: prompt too long",
-        "              mmprm retry runs/x opens them again",
+        "              run mmprm retry runs/x to reopen them",
     ]
 
 
@@ -98,9 +98,9 @@ def test_rows_go_on_under_their_own_text(store: Store) -> None:
     narrow = status_text(status, "runs/x", now=1075, width=60).splitlines()
     assert narrow[2:6] == [
         "ended         search budget 1 (50.0%), too easy 1 (50.0%)",
-        "labels        1 in 4 states, 180 an engine-hour (0.01",
+        "labels        1 in 4 states, 180 per engine-hour (0.01",
         "              engine-hours)",
-        "rollouts      16: 7 right, 8 wrong, unknown 1 (time-out 1)",
+        "rollouts      16: 7 correct, 8 incorrect, unknown 1",
     ]
     assert max(map(len, narrow)) <= 60
 
@@ -121,10 +121,10 @@ def test_a_store_without_any_batch(tmp_path: Path, capsys: pytest.CaptureFixture
     Store.create_or_open(tmp_path / "trees.sqlite", {}).close()
     assert main(["status", str(tmp_path), "--watch"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        f"{tmp_path}: no engine has worked on it yet",
+        f"{tmp_path}: no engine has committed anything yet",
         "problems      0 done, 0 failed, 0 open (0 begun) of 0",
         "labels        0 in 0 states",
-        "rollouts      0: 0 right, 0 wrong, unknown 0",
+        "rollouts      0: 0 correct, 0 incorrect, unknown 0",
         "unsplittable  0",
     ]
 
