@@ -1,4 +1,4 @@
-"""What a report shows, as plain frozen data, and the choice of the solutions to show."""
+"""Define the content of a report as frozen data classes, and choose the solutions to show."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from mmprm.selection.groups import Group, rewards
 from mmprm.types import Picture, Problem, Steps, Verdict
 
 StepTruth = Callable[[Problem, Steps], Sequence[bool]]
-"""Whether each step of a solution is right, where that is known."""
+"""Returns for each step of a solution whether it is correct, where the truth is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """One measured figure. `bar` says what it must reach and `met` whether it does (None: no bar); `note` gives the
-    reason where a bar is missed."""
+    """Holds one measured value.
+
+    `bar` states the value to reach, `met` whether it is reached (None without a bar), and `note` why a bar is missed.
+    """
 
     key: str
     value: float | int | str | None
@@ -29,7 +31,7 @@ class Headline:
 
 @dataclass(frozen=True, slots=True)
 class TrainingPoint:
-    """One entry of the training log: the optimizer step, and whichever losses were measured at it."""
+    """Holds an entry of the training log: the optimizer step and the losses measured at it."""
 
     step: int
     loss: float | None = None
@@ -38,7 +40,7 @@ class TrainingPoint:
 
 @dataclass(frozen=True, slots=True)
 class JudgedStep:
-    """A plain step, its score, and whether it is right (None where that is not known)."""
+    """Holds a plain step, its score, and whether it is correct (None if unknown)."""
 
     text: str
     score: float
@@ -47,7 +49,7 @@ class JudgedStep:
 
 @dataclass(frozen=True, slots=True)
 class JudgedSolution:
-    """A scored solution with its problem, the aggregate of its scores, and the verdict on its answer."""
+    """Holds a scored solution with its problem, the aggregate of its scores, and the verdict on its answer."""
 
     question: str
     answer: str
@@ -59,8 +61,11 @@ class JudgedSolution:
 
 @dataclass(frozen=True, slots=True)
 class PolicyGain:
-    """What reinforcement learning did to a policy: shares of right answers on `problems` held-out problems before and
-    after it, `gain` paired by problem, and the share among the rollouts of each step."""
+    """Holds the effect of reinforcement learning on a policy.
+
+    `before` and `after` are the shares of correct answers on `problems` held-out problems, `gain` is their difference
+    paired by problem, and `rollouts` holds the share of correct rollouts at each training step.
+    """
 
     before: Interval
     after: Interval
@@ -71,10 +76,10 @@ class PolicyGain:
 
 @dataclass(frozen=True, slots=True)
 class ReportData:
-    """The content of one page; a section without data is left out.
+    """Holds the content of one page. Sections without data are omitted.
 
-    `labels` are the soft labels in [0, 1] of distinct steps, and `labels_right`, where given, the truth for each.
-    `facts` are the settings and versions of the run, shown as they are at the end.
+    `labels` are the soft labels in [0, 1] of distinct steps, and `labels_right`, if given, the truth for each. `facts`
+    are the settings and versions of the run, listed at the end of the page.
     """
 
     title: str
@@ -95,7 +100,7 @@ class ReportData:
 def extremes(
     groups: Sequence[Group], aggregate: str, count: int = 3, truth: StepTruth | None = None
 ) -> tuple[list[JudgedSolution], list[JudgedSolution]]:
-    """The `count` solutions of highest and of lowest reward, best and worst first, at most one of each a problem."""
+    """Return the `count` solutions of highest and of lowest reward, best and worst first, at most one per problem."""
 
     def judged(position: int) -> Iterator[tuple[float, int, JudgedSolution]]:
         for index, group in enumerate(groups):

@@ -1,4 +1,4 @@
-"""The page of an evaluation folder: how a process reward model judges steps, and what choosing by it gains."""
+"""Build the page of a PRM evaluation: agreement of step scores with known steps, and best-of-N accuracy."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from mmprm.report.plots import bars_plot, reliability_plot
 
 NOTES = {
     "first_error_f1": "The claimed first error is the first step scored below the threshold. F1 is the harmonic mean "
-    "of two accuracies: the exact first error on solutions with a wrong step, and no claim on those without one.",
-    "macro_f1": "A step scored at the threshold or above is claimed right. Macro F1 is the mean of the F1 of right and "
-    "of wrong steps; steps that people call neither are left out.",
-    "labels": "Soft labels stand for scores: a prefix whose label is at the threshold or above is claimed right, and "
-    "is right when no step of it is wrong. Macro F1 is the mean of the F1 of right and of wrong prefixes. Labels of "
-    "whole solutions are left out: they are verdicts, not estimates.",
+    "of two accuracies: the exact first error on solutions with an incorrect step, and no claim on those without one.",
+    "macro_f1": "A step scored at or above the threshold is claimed correct. Macro F1 is the mean of the F1 of correct "
+    "and of incorrect steps; steps annotated as neither are excluded.",
+    "labels": "Soft labels are evaluated as scores: a prefix whose label is at or above the threshold is claimed "
+    "correct, and is correct if none of its steps is incorrect. Macro F1 is the mean of the F1 of correct and of "
+    "incorrect prefixes. Labels of whole solutions are excluded: they are verdicts, not estimates.",
 }
 
 CHOOSERS = {"prm": "The candidate of highest reward", "weighted": "The vote weighted by reward"}
 
 
 def judging_page(results: Sequence[Judging], best_of_n: BestOfN | None) -> str:
-    """A section for each data set, then best-of-N with every aggregator."""
-    sections = ["<header><h1>Judging the judge</h1></header>"]
+    """Return the page: one section per data set, followed by best-of-N with every aggregator."""
+    sections = ["<header><h1>PRM evaluation</h1></header>"]
     sections += [_judging(result) for result in results]
     if best_of_n is not None:
         sections += [_aggregators(best_of_n), accuracy_section(_report_data(best_of_n))]
-    return document("Judging the judge", sections)
+    return document("PRM evaluation", sections)
 
 
 def _judging(result: Judging) -> str:
@@ -52,7 +52,7 @@ def _judging(result: Judging) -> str:
 {f"<figure>{bars}</figure>" if bars else ""}
 {table(["source", title, *map(escaped, parts.values()), "solutions", "judged steps"], rows)}
 <h3>Calibration</h3>
-<p class="note">{scores} as probabilities that a {step} is right, in {len(result.curve)} bins of equal width that are
+<p class="note">{scores} as probabilities that a {step} is correct, in {len(result.curve)} bins of equal width that are
 not empty. The expected calibration error is {result.ece:.3f}.{auc}</p>
 <figure>{reliability_plot(result.curve, f"reliability-{result.dataset}")}</figure></section>"""
 
@@ -63,7 +63,7 @@ def _row(name: str, figures: SourceFigures) -> list[str]:
 
 
 def _aggregators(result: BestOfN) -> str:
-    """A table a selector that depends on the aggregator: accuracy by aggregator and N."""
+    """Return one table per selector that depends on the aggregator, with accuracy by aggregator and N."""
     sizes = [f"N = {point.n}" for point in result.accuracy[result.best]]
     tables = [
         f"<h3>{CHOOSERS[selector]}</h3>"
@@ -77,8 +77,8 @@ def _aggregators(result: BestOfN) -> str:
         for selector in OWN
     ]
     return f"""<section><h2>Best of {result.samples} by aggregator</h2>
-<p class="note">{result.problems} problems. The highest is <code>{escaped(result.best)}</code>, whose curves stand
-below. An aggregator that is chosen by this table needs other problems to be measured on.</p>
+<p class="note">{result.problems} problems. The highest is <code>{escaped(result.best)}</code>, whose curves follow
+below. If you choose an aggregator from this table, measure it on other problems.</p>
 {"".join(tables)}</section>"""
 
 

@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained HTML page, well-formed as XML, with nothing loaded from elsewhere."""
+"""Build the report of a run: one self-contained HTML page, well-formed as XML, without external resources."""
 
 from __future__ import annotations
 
@@ -19,16 +19,18 @@ VERDICTS = {Verdict.CORRECT: "correct", Verdict.INCORRECT: "incorrect", Verdict.
 
 
 def write_report(path: str | Path, data: ReportData) -> None:
-    """Write the page for `data`, replacing `path` at once; raises DataError where it cannot be written."""
+    """Write the page for `data`, replacing `path` atomically; raise DataError if it cannot be written."""
     write_page(Path(path), page(data))
 
 
 def write_page(path: Path, text: str) -> None:
-    with whole_file(path, way_out="choose another place for the page") as file:
+    """Write a page that appears complete or not at all."""
+    with whole_file(path, way_out="choose another output path for the page") as file:
         file.write(text)
 
 
 def page(data: ReportData) -> str:
+    """Return the HTML page for `data`."""
     sections = [
         _head(data),
         _headlines(data),
@@ -43,7 +45,7 @@ def page(data: ReportData) -> str:
 
 
 def document(title: str, sections: Iterable[str]) -> str:
-    """The page around its sections, those left out that are empty."""
+    """Return the page around its sections; empty sections are omitted."""
     body = "\n".join(section for section in sections if section)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
@@ -58,21 +60,21 @@ def _head(data: ReportData) -> str:
 
 
 def _lead(data: ReportData) -> str:
-    """The main result in a sentence, from the largest N."""
+    """Return the main result in a sentence, from the largest N."""
     if not data.accuracy:
         return ""
     last = data.accuracy[-1]
     share = {name: f"{interval.value:.1%}".replace("%", "\u202f%") for name, interval in last.accuracy.items()}
-    return f"""<p class="lead">Choosing the best of {last.n} samples by its step scores is right on
-<b>{share["prm"]}</b> of {data.problems} problems. A random sample is right on {share["random"]}, the majority on
-{share["majority"]}; some sample is right on {share["oracle"]}.</p>"""
+    return f"""<p class="lead">Choosing the best of {last.n} samples by their step scores solves
+<b>{share["prm"]}</b> of {data.problems} problems. A random sample solves {share["random"]}, the majority vote
+{share["majority"]}; at least one sample is correct for {share["oracle"]}.</p>"""
 
 
 def _headlines(data: ReportData) -> str:
     if not data.headlines:
         return ""
     rows = map(_headline, data.headlines)
-    return f"<section><h2>Figures</h2>{table(['figure', 'measured', 'bar', ''], rows)}</section>"
+    return f"<section><h2>Metrics</h2>{table(['metric', 'measured', 'bar', ''], rows)}</section>"
 
 
 def _headline(line: Headline) -> list[str]:
@@ -82,6 +84,7 @@ def _headline(line: Headline) -> list[str]:
 
 
 def accuracy_section(data: ReportData) -> str:
+    """Return the section on accuracy against N, or an empty text without data."""
     if not data.accuracy:
         return ""
     last = data.accuracy[-1]
@@ -109,7 +112,7 @@ their subsets; ties are split evenly. Bars and ranges are 95 % bootstrap interva
 def _labels(data: ReportData) -> str:
     if not data.labels:
         return ""
-    truth = " Colours show the truth about the steps up to and including the labelled one." if data.labels_right else ""
+    truth = " Colors show whether all steps up to the labelled one are correct." if data.labels_right else ""
     return (
         f'<section><h2>Labels</h2><p class="note">{len(data.labels):,} distinct steps with a soft label.{truth}</p>'
         f"<figure>{plots.label_histogram(data.labels, data.labels_right)}</figure></section>"
@@ -126,15 +129,15 @@ def _solutions(data: ReportData) -> str:
     if not data.best and not data.worst:
         return ""
     truth = any(step.right is not None for solution in (*data.best, *data.worst) for step in solution.steps)
-    legend = " The mark at the end of a line is the truth: ✓ the step is right, ✗ it is wrong." if truth else ""
+    legend = " The mark at the end of a line is the truth: ✓ correct step, ✗ incorrect step." if truth else ""
     parts = [
         f"<h3>{title}</h3>{''.join(map(_solution, solutions))}"
-        for title, solutions in (("Judged best", data.best), ("Judged worst", data.worst))
+        for title, solutions in (("Highest scores", data.best), ("Lowest scores", data.worst))
         if solutions
     ]
     return (
-        '<section><h2>Best- and worst-judged solutions</h2><p class="note">Each step with its score, P(step is right): '
-        f"blue is high, orange is low.{legend}</p>{''.join(parts)}</section>"
+        '<section><h2>Best and worst solutions by score</h2><p class="note">Each step with its score P(step is '
+        f"correct): blue is high, orange is low.{legend}</p>{''.join(parts)}</section>"
     )
 
 
@@ -152,8 +155,8 @@ def _solution(solution: JudgedSolution) -> str:
 
 def _step(step: JudgedStep) -> str:
     mark = {
-        True: '<span class="right" title="right">✓</span>',
-        False: '<span class="wrong" title="wrong">✗</span>',
+        True: '<span class="right" title="correct">✓</span>',
+        False: '<span class="wrong" title="incorrect">✗</span>',
         None: "",
     }
     end, share = ("good", 2 * step.score - 1) if step.score >= 0.5 else ("bad", 1 - 2 * step.score)
@@ -167,7 +170,7 @@ def _step(step: JudgedStep) -> str:
 def _picture(picture: Picture) -> str:
     url, small = inlined(picture)
     sharp = ' class="small"' if small else ""
-    return f'<img{sharp} alt="picture of the problem" src="{url}"/>'
+    return f'<img{sharp} alt="image of the problem" src="{url}"/>'
 
 
 def _policy(data: ReportData) -> str:
@@ -181,8 +184,8 @@ def _policy(data: ReportData) -> str:
     ]
     held_out = [(0, policy.before), (last, policy.after)]
     return f"""<section><h2>Reinforcement learning of the policy</h2>
-<p class="note">{last} steps with outcome reward alone. Share of right answers among the rollouts of each step, which
-answer other problems than the {policy.problems} held-out ones. Bars and ranges are 95 % bootstrap intervals over
+<p class="note">{last} steps with outcome reward alone. Share of correct answers among the rollouts of each step, which
+come from other problems than the {policy.problems} held-out ones. Bars and ranges are 95 % bootstrap intervals over
 problems.</p>
 <figure>{plots.progress_plot(policy.rollouts, held_out, "policy")}</figure>
 {table(["held-out accuracy of a sample", ""], rows)}</section>"""
@@ -196,13 +199,14 @@ def _facts(data: ReportData) -> str:
 
 
 def table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of cells that are HTML already."""
+    """Return a table whose cells are already HTML."""
     head = "".join(f"<th>{cell}</th>" for cell in heads)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def interval_cell(interval: Interval, signed: bool = False) -> str:
+    """Format an interval as a table cell: its value, followed by its bounds in small type."""
     style = "+.3f" if signed else ".3f"
     value, low, high = (format(x, style).replace("-", "−") for x in (interval.value, interval.low, interval.high))
     separator = " to " if signed else "–"
@@ -220,5 +224,5 @@ def _number(value: float | int | str | None) -> str:
 
 
 def escaped(text: str) -> str:
-    """Escaped for HTML."""
+    """Return the printable text escaped for HTML."""
     return html.escape(printable(text))

@@ -1,4 +1,4 @@
-"""Pictures inside a page."""
+"""Embed images in a page."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from mmprm.problems import open_picture
 from mmprm.types import Picture
 
 PICTURE_PIXELS = 640
-"""Longest side of an inlined picture; larger ones are scaled down."""
+"""Maximum side length of an embedded image; larger ones are scaled down."""
 
 SMALL_PIXELS = 160
-"""Pictures below this are shown with sharp pixels."""
+"""Images with a longest side below this are shown without interpolation."""
 
 
 def inlined(picture: Picture) -> tuple[str, bool]:
-    """The picture as a data URL, and whether it is small; DataError where it cannot be read."""
+    """Return the image as a data URL and whether it is small; raise DataError if it cannot be read."""
     image = open_picture(picture)
     image.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS))
     stream = io.BytesIO()

@@ -1,6 +1,6 @@
-"""The plots of a report as inline SVG whose colours are CSS variables, so that one drawing serves light and dark pages.
+"""Draw the plots of a report as inline SVG whose colors are CSS variables, so that one drawing fits both color modes.
 
-Matplotlib draws with placeholder colours (#0000xx); `_svg` turns each into `var(--xx)`, which the style sheet defines.
+Matplotlib draws with placeholder colors (#0000xx); `_inline` turns each into the style sheet's `var(--xx)`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from mmprm.report.text import printable
 from mmprm.selection.accuracy import AccuracyAtN
 
 PLACEHOLDERS = {"ink": "#000001", "soft": "#000002", "rule": "#000003", "bad": "#000004", "good": "#000005"}
-"""Colours that the whole page shares, by the name of their CSS variable."""
+"""Colors that the whole page shares, by the name of their CSS variable."""
 
 SERIES = {
     "prm": ("#000011", "o", "-"),
@@ -32,7 +32,7 @@ SERIES = {
     "random": ("#000015", "v", "--"),
     "first": ("#000016", "x", ":"),
 }
-"""Colour, marker and line of each selector: three cues, so that none depends on colour alone."""
+"""Color, marker and line style of each selector: three cues, so that none depends on color alone."""
 
 _VARIABLES = {colour: name for name, colour in PLACEHOLDERS.items()}
 _VARIABLES |= {colour: f"series-{name}" for name, (colour, _, _) in SERIES.items()}
@@ -59,12 +59,12 @@ _STYLE = {
 
 
 def accuracy_plot(points: Sequence[AccuracyAtN]) -> str:
-    """Accuracy against N, one line a selector with its interval, named at its right end."""
+    """Plot accuracy against N: one line per selector with its intervals, named at its right end."""
     names = [name for name in SERIES if name in points[0].accuracy]
     with _figure("accuracy", 7.4, 4.2) as (axes, output):
         for index, name in enumerate(names):
             colour, marker, line = SERIES[name]
-            # A small shift to the side keeps the intervals of neighbours apart.
+            # Shift each line slightly to the side, so that the intervals of different selectors do not overlap.
             shift = 2 ** (0.055 * (index - (len(names) - 1) / 2))
             values = [point.accuracy[name] for point in points]
             axes.errorbar(
@@ -102,7 +102,7 @@ def accuracy_plot(points: Sequence[AccuracyAtN]) -> str:
 
 
 def label_histogram(labels: Sequence[float], right: Sequence[bool] | None) -> str:
-    """Soft labels in 17 bins centred on 0, 1/16, …, 1; split by the truth about the step where that is known."""
+    """Plot a histogram of soft labels in 17 bins centered on 0, 1/16, …, 1, split by the truth if it is known."""
     edges = [(index - 0.5) / 16 for index in range(18)]
     with _figure("labels", 7.4, 3.0) as (axes, output):
         if right is None:
@@ -123,14 +123,14 @@ def label_histogram(labels: Sequence[float], right: Sequence[bool] | None) -> st
                 linewidth=0,
             )
             axes.legend(loc="upper center", frameon=False)
-        axes.set_xlabel("soft label: right rollouts / known rollouts")
+        axes.set_xlabel("soft label: correct rollouts / known rollouts")
         axes.set_ylabel("distinct steps")
         axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=5))
     return output[0]
 
 
 def training_plot(points: Sequence[TrainingPoint]) -> str:
-    """Loss against the optimizer step, in training and on held-out trees."""
+    """Plot the loss in training and on held-out trees against the optimizer step."""
     with _figure("training", 7.4, 3.0) as (axes, output):
         training = [(point.step, point.loss) for point in points if point.loss is not None]
         held_out = [(point.step, point.held_out_loss) for point in points if point.held_out_loss is not None]
@@ -152,8 +152,11 @@ def training_plot(points: Sequence[TrainingPoint]) -> str:
 
 
 def reliability_plot(curve: Sequence[ReliabilityBin], name: str) -> str:
-    """Share of right steps against the mean score of a bin; the area of a mark grows with its number of steps. On the
-    dashed line a score is a probability. `name` keeps the ids of several plots of a page apart."""
+    """Plot the share of correct steps against the mean score of a bin.
+
+    The area of a mark grows with the number of steps in the bin. On the dashed line, scores are calibrated
+    probabilities. `name` keeps the ids of several plots on one page distinct.
+    """
     with _figure(name, 7.4, 4.2) as (axes, output):
         axes.plot([0, 1], [0, 1], color=PLACEHOLDERS["soft"], linestyle="--", linewidth=1)
         places = [entry.predicted for entry in curve], [entry.observed for entry in curve]
@@ -163,14 +166,14 @@ def reliability_plot(curve: Sequence[ReliabilityBin], name: str) -> str:
             *places, s=[12 + 150 * entry.count / most for entry in curve], color=PLACEHOLDERS["good"], zorder=3
         )
         axes.set_xlabel("mean score of the steps")
-        axes.set_ylabel("share of them that is right")
+        axes.set_ylabel("share of correct steps")
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(-0.02, 1.02)
     return output[0]
 
 
 def bars_plot(values: Mapping[str, Interval], label: str, name: str) -> str:
-    """A bar with its interval for each name, the first on top."""
+    """Plot one bar with its interval per name, the first at the top."""
     with _figure(name, 7.4, 0.9 + 0.42 * len(values)) as (axes, output):
         places = range(len(values))
         entries = list(values.values())
@@ -195,14 +198,14 @@ def bars_plot(values: Mapping[str, Interval], label: str, name: str) -> str:
 
 
 Curve = Sequence[tuple[int, float]]
-"""(step, value), the steps ascending."""
+"""Pairs (step, value) in ascending order of steps."""
 
 SMALL = (3.6, 2.5)
-"""Inches of a plot that shares a row with another."""
+"""Width and height in inches of a plot that shares a row with another."""
 
 
 def lines_plot(curves: Mapping[str, Curve], name: str) -> str:
-    """Values against the step, one line a name, which stands at its right end; over a long one its moving mean."""
+    """Plot values against the step: one line per name, labelled at its right end; long curves with a moving mean."""
     with _figure(name, *SMALL) as (axes, output):
         ends = {}
         for (label, curve), (colour, _, line) in zip(curves.items(), itertools.cycle(SERIES.values()), strict=False):
@@ -221,7 +224,7 @@ def lines_plot(curves: Mapping[str, Curve], name: str) -> str:
 
 
 def stacked_plot(curves: Mapping[str, Curve], name: str) -> str:
-    """Values at the same steps on top of each other, as their moving means; named at the right end of each band."""
+    """Plot the moving means of values at the same steps as stacked bands, each labelled at its right end."""
     with _figure(name, 7.4, 3.0) as (axes, output):
         steps = [step for step, _ in next(iter(curves.values()))]
         values = [moving_mean([value for _, value in curve], smoothing(len(steps))) for curve in curves.values()]
@@ -240,7 +243,7 @@ def stacked_plot(curves: Mapping[str, Curve], name: str) -> str:
 
 
 def progress_plot(training: Curve, held_out: Sequence[tuple[int, Interval]], name: str) -> str:
-    """Accuracy of the rollouts that were trained on, and on held-out problems with its interval."""
+    """Plot the accuracy of training rollouts, and the accuracy on held-out problems with its interval."""
     with _figure(name, 7.4, 3.6) as (axes, output):
         colour, soft = PLACEHOLDERS["good"], PLACEHOLDERS["soft"]
         if training:
@@ -272,21 +275,21 @@ def progress_plot(training: Curve, held_out: Sequence[tuple[int, Interval]], nam
 
 
 def smoothing(count: int) -> int:
-    """Values in a moving mean over a curve of `count`: up to 39 are shown as they are."""
+    """Return the window of the moving mean for a curve of `count` values; curves of up to 39 are not smoothed."""
     return max(1, count // 20)
 
 
 def moving_mean(values: Sequence[float], window: int) -> list[float]:
-    """Mean of up to `window` values around each, fewer at the ends."""
+    """Return the mean of up to `window` values around each value; windows are cut at both ends."""
     before, behind = (window - 1) // 2, window // 2
     parts = (values[max(0, place - before) : place + behind + 1] for place in range(len(values)))
     return [sum(part) / len(part) for part in parts]
 
 
 def _name_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
-    """Names at the right, each in its colour, at the height of its last value."""
+    """Write the names at the right edge, each in its color and at the height of its last value."""
     low, high = axes.get_ylim()
-    # The height of a line of text, in the units of the axis.
+    # Height of a line of text in units of the axis.
     gap = (high - low) * 0.19 / axes.figure.get_figheight()
     places = _apart({label: place for label, (place, _) in ends.items()}, gap * 1.15)
     for label, place in places.items():
@@ -309,7 +312,7 @@ def _step_axis(axes: Axes) -> None:
 
 @contextmanager
 def _figure(name: str, width: float, height: float) -> Iterator[tuple[Axes, list[str]]]:
-    """Axes to draw on (size in inches); the SVG stands in the list afterwards."""
+    """Yield axes to draw on and a list that receives the SVG afterwards; the size is in inches."""
     output: list[str] = []
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -322,7 +325,7 @@ def _figure(name: str, width: float, height: float) -> Iterator[tuple[Axes, list
 
 
 def _inline(svg: str, name: str) -> str:
-    """The SVG element alone, its ids unique on the page, its placeholder colours as CSS variables."""
+    """Return the SVG element alone, with ids unique on the page and placeholder colors replaced by CSS variables."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
@@ -334,7 +337,7 @@ def _inline(svg: str, name: str) -> str:
 
 
 def _apart(places: dict[str, float], gap: float) -> dict[str, float]:
-    """The places in ascending order, moved up where they are nearer than `gap` to the one below, then centred."""
+    """Return the positions in ascending order, spread to a distance of at least `gap` and centered again."""
     moved: dict[str, float] = {}
     previous = float("-inf")
     for name, place in sorted(places.items(), key=lambda item: item[1]):

@@ -1,5 +1,7 @@
-"""The style sheet of the report, one column, light and dark, fit to print; and the colours that all pages share. The
-series colours are Okabe and Ito's."""
+"""Define the style sheet of the reports (one column, light and dark mode, print) and the colors shared by all pages.
+
+The series colors are Okabe and Ito's.
+"""
 
 COLOURS = """
 :root {

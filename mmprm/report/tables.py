@@ -1,4 +1,4 @@
-"""Figures as lines of text that fit a terminal of 80 columns."""
+"""Format results as text tables for a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmprm.selection.accuracy import AccuracyAtN
 
 
 def judging_table(result: Judging) -> str:
-    """A line a source, their average, all together; then threshold and calibration."""
+    """Return one line per source, their average and the pooled result, followed by threshold and calibration."""
     parts = FIGURES[result.figure].parts
     several = len(result.sources) > 1
     entries = [*result.sources.items(), *([("all together", result.pooled)] if several else [])]
@@ -38,7 +38,7 @@ def judging_table(result: Judging) -> str:
 
 
 def best_of_n_table(result: BestOfN) -> str:
-    """A line a selector and, where it matters, aggregator: accuracy by N, with the interval at the largest."""
+    """Return accuracy by N, one line per selector and, where it matters, per aggregator; intervals at the largest N."""
     points = result.accuracy[result.best]
     others = [(name, name, points) for name in points[-1].accuracy if name not in OWN]
     own = [(f"{name}, {key}", name, result.accuracy[key]) for name in OWN for key in result.accuracy]
@@ -52,41 +52,41 @@ def best_of_n_table(result: BestOfN) -> str:
 
 
 def policy_table(result: PolicyScores) -> str:
-    """A line a subject, for symbols alone and with the judge; We-Math's four-way figures; what was left out."""
+    """Return one line per subject, graded by symbols alone and with the judge, then We-Math's metrics and omissions."""
     width = max(len(name) for name in result.scores["symbolic"])
     lines = []
     for kind, scores in result.scores.items():
-        counted = f"{'right':>8}{'wrong':>8}{'unknown':>9}"
+        counted = f"{'correct':>9}{'incorrect':>11}{'unknown':>9}"
         lines.append(f"{kind:<{max(width, 8)}}{'correct / all':>22}{'of known':>10}{counted}")
         for name, score in scores.items():
             known = "–" if score.of_known is None else f"{score.of_known.value:.3f}"
-            counts = f"{score.right:>8,}{score.wrong:>8,}{score.unknown:>9,}"
+            counts = f"{score.right:>9,}{score.wrong:>11,}{score.unknown:>9,}"
             lines.append(f"{name:<{max(width, 8)}}{cell(score.accuracy):>22}{known:>10}{counts}")
         if result.samples > 1:
             lines += _samples_lines(scores["all"])
     for kind, four in result.composite.items():
         lines.append(f"{kind}, {four.problems:,} composite problems ({four.unknown:,} with unknown verdicts left out)")
         lines.append(
-            f"  insufficient knowledge {four.insufficient:.3f}, inadequate generalisation {four.inadequate:.3f}"
+            f"  insufficient knowledge {four.insufficient:.3f}, inadequate generalization {four.inadequate:.3f}"
         )
         for name, value in four.score.items():
             lines.append(f"  {name}: score {value:.3f}, mastery {four.mastery[name]:.3f}, rote {four.rote[name]:.3f}")
     each = f" × {result.samples}" if result.samples > 1 else ""
     lines.append(
-        f"{result.questions:,} questions{each}, {result.tokens:.0f} tokens a response, {result.cut:,} cut at the "
-        f"limit; {len(result.failed):,} could not be asked, {result.left_out:,} rows left out"
+        f"{result.questions:,} questions{each}, {result.tokens:.0f} tokens per response, {result.cut:,} cut at the "
+        f"limit; {len(result.failed):,} could not be sampled, {result.left_out:,} rows not part of the benchmark"
     )
     return "\n".join(lines)
 
 
 def _samples_lines(score: Score) -> list[str]:
-    """pass@k and the majority of all questions."""
+    """Return pass@k and the accuracy of the majority vote over all questions."""
     named = [("pass@1", score.accuracy), *((f"pass@{k}", value) for k, value in score.pass_at.items())]
     return [f"  {name:<9}{cell(value)}" for name, value in [*named, ("majority", score.majority)]]
 
 
 def selector_table(points: Sequence[AccuracyAtN]) -> str:
-    """Accuracy by selector and N, and at the largest N the paired difference to random with its interval."""
+    """Return accuracy by selector and N, and the paired difference to a random choice at the largest N."""
     lines = [f"{'selector':<9}{_sizes(points)}   minus random"]
     for name, gain in points[-1].minus_random.items():
         lines.append(f"{name:<9}{_by_n(points, name)}   {cell(gain, '+.3f')}")
@@ -94,6 +94,7 @@ def selector_table(points: Sequence[AccuracyAtN]) -> str:
 
 
 def cell(interval: Interval | None, style: str = ".3f") -> str:
+    """Format an interval as `value [low, high]`; a missing one as a dash."""
     if interval is None:
         return "–"
     return f"{interval.value:{style}} [{interval.low:{style}}, {interval.high:{style}}]"

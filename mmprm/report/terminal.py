@@ -1,4 +1,4 @@
-"""A tree in the terminal, with rich: colours where the terminal has them, lines as wide as it is."""
+"""Print a tree in the terminal with rich, in the terminal's colors and width."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from mmprm.steps import Markup, plain
 from mmprm.types import Counts, Problem, Rollout, Steps, Verdict
 
 GOOD, MIDDLE, BAD = (86, 180, 233), (140, 143, 148), (240, 138, 60)
-"""Colours of the values 1, 1/2 and 0: to be told apart on light and dark grounds, and by the colour-blind."""
+"""Colors of the values 1, 1/2 and 0, distinct on light and dark backgrounds and for color-blind readers."""
 
 MARKS = {Verdict.CORRECT: ("✓", GOOD), Verdict.INCORRECT: ("✗", BAD), Verdict.UNKNOWN: ("?", MIDDLE)}
 
 
 def tree_lines(problem: Problem, ended: str, root: Branch, markup: Markup, rollouts: bool) -> RenderableType:
-    """Question, gold answer and outcome, then a line a labelled prefix: its place in the search (· for one that was
-    not drawn from), value, counts, and the steps that it adds. With `rollouts`, those drawn from each state as well."""
+    """Return question, gold answer and outcome, followed by one line per labelled prefix.
+
+    A line shows the position in the search order (· for a prefix that was never sampled from), the value, the counts
+    and the steps that the prefix adds to the one above. `rollouts` also shows the rollouts sampled from each state.
+    """
     head = Text.assemble(
         (printable(problem.question.strip()), "bold"), printable(f"\ngold answer {problem.answer} · {ended}\n")
     )

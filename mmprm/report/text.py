@@ -1,4 +1,4 @@
-"""Text of policies and data sets, made fit to be shown."""
+"""Make text from policies and data sets safe to display."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ _UNPRINTABLE = re.compile(r"[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U
 
 
 def printable(text: str) -> str:
-    """Control characters, which no page may hold and which would command a terminal, and lone surrogates, which cannot
-    be written, become the replacement character."""
+    """Replace control characters and lone surrogates by the replacement character.
+
+    Control characters are not allowed in a page and would be executed by a terminal. Lone surrogates cannot be encoded.
+    """
     return _UNPRINTABLE.sub("\ufffd", text)

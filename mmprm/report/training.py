@@ -1,4 +1,4 @@
-"""The page of an RL run: its curves, from metrics.jsonl."""
+"""Build the page of an RL run with its curves from metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ MOST_ROWS = 12
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A plot of the metrics that a run has among `names` (metric → label); one that ends in * stands for all that begin
-    so, labelled by the rest."""
+    """Describes a plot of the available metrics in `names` (metric → label).
+
+    A name that ends in * matches all metrics with that prefix; each is labelled by the remainder of its name.
+    """
 
     title: str
     note: str
@@ -30,66 +32,72 @@ class Panel:
 LEARNING = (
     Panel(
         "Reward by source",
-        "means over responses, before weights",
+        "mean over responses, before weighting",
         {"reward": "total", "reward_*": "", "prm_score": "process"},
     ),
     Panel("Response length", "tokens", {"response_tokens": "tokens"}),
-    Panel("Entropy", "nats a token", {"entropy": "entropy"}),
+    Panel("Entropy", "nats per token", {"entropy": "entropy"}),
     Panel(
         "KL divergence",
-        "nats a token, to the policy that sampled and to the reference",
+        "nats per token, to the sampling policy and to the reference model",
         {"kl_old": "old", "kl_ref": "reference"},
     ),
-    Panel("Clip fraction", "share of the tokens", {"clip_fraction": "clipped"}),
+    Panel("Clip fraction", "share of tokens", {"clip_fraction": "clipped"}),
     Panel(
         "Ratio extremes",
-        "log-ratio of a token, new policy to the one that sampled",
-        {"log_ratio_min": "least", "log_ratio_max": "greatest"},
+        "log-ratio of a token between the new and the sampling policy",
+        {"log_ratio_min": "minimum", "log_ratio_max": "maximum"},
     ),
     Panel(
-        "Engine and trainer",
-        "difference of their log-probabilities, nats a token",
+        "Engine–trainer mismatch",
+        "difference of their log-probabilities, nats per token",
         {"mismatch_absolute": "absolute", "mismatch_signed": "signed"},
     ),
-    Panel("Engine and trainer at worst", "largest such difference of a token, nats", {"mismatch_max": "largest"}),
-    Panel("Loss", "of an update", {"loss": "loss", "value_loss": "value"}),
+    Panel("Maximum engine–trainer mismatch", "largest difference of a token, nats", {"mismatch_max": "largest"}),
+    Panel("Loss", "per update", {"loss": "loss", "value_loss": "value"}),
     Panel("Gradient norm", "before clipping", {"gradient_norm": "norm"}),
 )
 
 SIGNS = (
     Panel(
         "Agreement of PRM and outcome",
-        "AUC of the lowest step score for right answers; 0.5 is none",
+        "AUC of the lowest step score for correct answers; 0.5 means no agreement",
         {"prm_auc": "AUC"},
     ),
-    Panel("Score by step", "mean P(step is right)", {"prm_step_*": ""}),
-    Panel("Steps", "a response", {"steps": "steps"}),
-    Panel("Tokens a step", "mean, and of a response's longest", {"step_tokens": "mean", "longest_step": "longest"}),
-    Panel("Repeated steps", "share of the steps", {"repeated_steps": "repeated"}),
-    Panel("Without process reward", "share of the responses", {"unsplit": "no steps", "refused": "refused"}),
+    Panel("Score by step", "mean P(step is correct)", {"prm_step_*": ""}),
+    Panel("Steps", "per response", {"steps": "steps"}),
+    Panel("Tokens per step", "mean, and longest step per response", {"step_tokens": "mean", "longest_step": "longest"}),
+    Panel("Repeated steps", "share of steps", {"repeated_steps": "repeated"}),
+    Panel("Without process reward", "share of responses", {"unsplit": "no steps", "refused": "refused"}),
 )
 
 BATCHES = (
-    Panel("Left out", "responses and groups of a step, by reason", {"dropped_*": ""}),
-    Panel("Cut off and alike", "share of the responses, and of the groups", {"truncated": "cut off", "alike": "alike"}),
-    Panel("Staleness", "steps between the weights that sampled and those trained", {"staleness": "steps"}),
-    Panel("Generation", "tokens a second", {"tokens_per_second": "tokens/s"}),
-    Panel("Overhead", "share of a step in which no model computed", {"overhead": "overhead"}),
+    Panel("Dropped", "responses and groups per step, by reason", {"dropped_*": ""}),
+    Panel(
+        "Truncated and equal rewards",
+        "share of responses, and of groups",
+        {"truncated": "truncated", "alike": "equal rewards"},
+    ),
+    Panel("Staleness", "steps between the sampling weights and the trained weights", {"staleness": "steps"}),
+    Panel("Generation", "tokens per second", {"tokens_per_second": "tokens/s"}),
+    Panel("Overhead", "share of the step time without model computation", {"overhead": "overhead"}),
 )
 
 PHASES = Panel("", "", {"seconds_*": ""})
 
 
 def write_training_report(folder: Path) -> Path:
-    """report.html of a run folder, made from its metrics.jsonl. Raises DataError where that cannot be read."""
+    """Write report.html of a run folder from its metrics.jsonl; raise DataError if that cannot be read."""
     path = folder / REPORT_FILE
     write_page(path, training_page(read_metrics(folder / METRICS_FILE), folder.name))
     return path
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl without those that are damaged, which are named on stderr, and without a last one
-    that is still being written."""
+    """Return the lines of a metrics.jsonl.
+
+    Damaged lines are skipped with a warning on stderr, and so is a last line that is still being written, silently.
+    """
     try:
         return list(logged_rows(path, ("kind",)))
     except OSError as error:
@@ -97,17 +105,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def training_page(records: Sequence[Mapping[str, Any]], title: str) -> str:
+    """Return the HTML page of an RL run from its logged metrics."""
     training = [record for record in records if record["kind"] == "train"]
     held_out = _held_out(records)
     steps = f"{len(training):,} steps" if len(training) != 1 else "1 step"
     window = smoothing(len(training))
-    smooth = f" Thick lines are means over {window} steps." if window > 1 else ""
+    smooth = f" Thick lines are moving means over {window} steps." if window > 1 else ""
     sections = [
         f"<header><h1>{escaped(title)}</h1>"
         f'<p class="subtitle">{steps} of reinforcement learning.{smooth}</p>{_lead(held_out)}</header>',
         _progress(training, held_out),
         _section("Learning", "", LEARNING, training),
-        _section("Steps and their scores", "How a policy that games its rewards would show.", SIGNS, training),
+        _section("Steps and their scores", "Where reward hacking would become visible.", SIGNS, training),
         _phases(training),
         _section("Batches", "", BATCHES, training),
     ]
@@ -128,8 +137,8 @@ def _lead(held_out: Sequence[tuple[int, Interval]]) -> str:
         return ""
     (first, before), (last, after) = held_out[0], held_out[-1]
     return (
-        f'<p class="lead">On held-out problems the policy is right on <b>{_percent(after)}</b> of its responses after '
-        f"step {last}, and was on {_percent(before)} after step {first}.</p>"
+        f'<p class="lead">On held-out problems, <b>{_percent(after)}</b> of the policy\'s responses are correct after '
+        f"step {last}, compared to {_percent(before)} after step {first}.</p>"
     )
 
 
@@ -142,13 +151,13 @@ def _progress(training: Sequence[Mapping[str, Any]], held_out: Sequence[tuple[in
     if not rollouts and not held_out:
         return ""
     number = min(MOST_ROWS, len(held_out))
-    # Evenly spread, the first and the last among them.
+    # Evenly spaced, including the first and the last.
     places = sorted({round(place * (len(held_out) - 1) / max(1, number - 1)) for place in range(number)})
     rows = [[str(held_out[place][0]), interval_cell(held_out[place][1])] for place in places]
     listed = table(["after step", "held-out pass@1"], rows) if rows else ""
     return f"""<section><h2>Accuracy</h2>
-<p class="note">Share of right answers among those with a known verdict. Held-out bars and ranges are 95 % intervals
-over problems; rollouts in training are those that a filter left.</p>
+<p class="note">Share of correct answers among those with a known verdict. Held-out bars and ranges are 95 % intervals
+over problems; rollouts in training are those kept by the filters.</p>
 <figure>{progress_plot(rollouts, held_out, "progress")}</figure>{listed}</section>"""
 
 
@@ -181,13 +190,13 @@ def _phases(training: Sequence[Mapping[str, Any]]) -> str:
         [escaped(label), f"{sum(value for _, value in curve):,.0f}", f"{sum(v for _, v in curve) / total:.1%}"]
         for label, curve in curves.items()
     ]
-    return f"""<section><h2>Time</h2><p class="note">Seconds of a step by phase.</p>
+    return f"""<section><h2>Time</h2><p class="note">Seconds per step by phase.</p>
 <figure>{stacked_plot(filled, "phases")}</figure>
-{table(["phase", "seconds in all", "share"], rows)}</section>"""
+{table(["phase", "total seconds", "share"], rows)}</section>"""
 
 
 def _curves(panel: Panel, training: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
-    """By label; a metric that was 0 or missing throughout is left out where it is one of a family."""
+    """Return the panel's curves by label; metrics of a family (name*) that are always 0 or missing are omitted."""
     present = dict.fromkeys(name for record in training for name in record)
     curves: dict[str, Curve] = {}
     for pattern, label in panel.names.items():

@@ -1,4 +1,4 @@
-"""The tree of a problem as readers walk it: labelled prefixes, each under the longest one that it continues."""
+"""Arrange the tree of a problem for display: each labelled prefix below the longest labelled prefix that it extends."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from mmprm.types import Counts, Rollout, Steps, Tree
 
 @dataclass(slots=True)
 class Branch:
-    """A prefix with the counts behind its value, as `mmprm.trees.evidence` has them.
+    """Holds a prefix with the counts of its value, as `mmprm.trees.evidence` computes them.
 
-    `number` is its place in the order of the search, with the rollouts drawn from it. It is None for a prefix that was
-    never drawn from: rollouts of other states label it, some of those in `through`, which names each one that runs
-    through it, as (number of the state, place among its rollouts). `above` is the number of steps of the branch above.
+    `number` is the position of the state in search order, and `rollouts` are those sampled from it. `number` is None
+    for a prefix that was never sampled from. Such a prefix is labelled by rollouts of other states; `through` lists all
+    rollouts that pass through it as (number of the state, index of the rollout). `above` is the number of steps of the
+    parent branch.
     """
 
     steps: Steps
@@ -28,14 +29,14 @@ class Branch:
     children: list[Branch] = field(default_factory=list)
 
     def walk(self) -> Iterator[Branch]:
-        """This branch and all below it, depth first."""
+        """Yield this branch and all branches below it, depth first."""
         yield self
         for child in self.children:
             yield from child.walk()
 
 
 def grow(tree: Tree, rule: StoppingRule) -> Branch:
-    """The root, with every state and every other labelled prefix below it; siblings stand in search order."""
+    """Return the root with every state and every other labelled prefix below it, siblings in search order."""
     assert not tree.nodes[0].steps, "a search begins at the root"
     labels = evidence(tree, rule)
     branches = {

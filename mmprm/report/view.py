@@ -1,4 +1,4 @@
-"""The page that walks the trees of a run: its data, and view.html around them."""
+"""Build the page for browsing the trees of a run: view.html filled with the data."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ OUTCOMES = {
     ("failed", ""): "failed",
     ("open", ""): "open",
 }
-"""How problems are filed; every other end of a search is "searched"."""
+"""Category of a problem by (status, reason); every other end of a search is "searched"."""
 
 
 def write_view(path: Path, store: Store, limit: int) -> int:
     """Write the page of at most `limit` problems, spread evenly over the run, and return their number."""
     shown = spread(tallies(store), limit)
     before, after = TEMPLATE.read_text(encoding="utf-8").replace("/* COLOURS */", COLOURS).split("<!-- DATA -->")
-    with whole_file(path, way_out="choose another place with --output") as file:
+    with whole_file(path, way_out="choose another path with --output") as file:
         file.write(before)
         file.writelines(data_elements(store, shown))
         file.write(after)
@@ -42,12 +42,13 @@ def write_view(path: Path, store: Store, limit: int) -> int:
 
 
 def spread(entries: Sequence[Tally], limit: int) -> list[Tally]:
+    """Return at most `limit` entries, spread evenly."""
     count = min(limit, len(entries))
     return [entries[index * len(entries) // count] for index in range(count)]
 
 
 def data_elements(store: Store, shown: Sequence[Tally]) -> Iterator[str]:
-    """One element that lists the problems, then one a problem, so that a browser parses what is looked at."""
+    """Yield one element that lists the problems, then one per problem, so that a browser parses only what is opened."""
     config = store.config
     markup, rule = config.get("markup", "tags"), rule_of(config)
     problems = [store.problem(tally.problem_id) for tally in shown]
@@ -58,6 +59,7 @@ def data_elements(store: Store, shown: Sequence[Tally]) -> Iterator[str]:
 
 
 def list_entry(tally: Tally, problem: Problem) -> dict[str, Any]:
+    """Return the row of a problem in the page's list."""
     key = (tally.status, tally.reason if tally.status == "done" else "")
     return {
         "id": problem.id,
@@ -70,8 +72,11 @@ def list_entry(tally: Tally, problem: Problem) -> dict[str, Any]:
 
 
 def problem_data(problem: Problem, tree: Tree, rule: StoppingRule, markup: Markup) -> dict[str, Any]:
-    """Every text stands once, in `texts`; elsewhere is its place there. Branches come depth first, so that each one's
-    `parent` comes before it; `steps` are those that it adds."""
+    """Return the data of one problem.
+
+    Each distinct text is stored once in `texts`; everything else refers to it by index. Branches are in depth-first
+    order, so that a `parent` always precedes its children; `steps` are those that the branch adds to its parent.
+    """
     texts: dict[str, int] = {}
 
     def place(text: str) -> int:
@@ -123,6 +128,10 @@ def _picture(picture: Picture) -> dict[str, Any]:
 
 
 def _element(name: str, data: Any) -> str:
-    """JSON that no text in it can end: `<` is escaped. Beyond ASCII as \\u, since texts may hold lone surrogates."""
+    """Return the data as a JSON script element.
+
+    `<` is escaped, so that no text can close the element. Other characters than ASCII are escaped as \\u, since texts
+    may hold lone surrogates.
+    """
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     return f'<script type="application/json" id="{name}">{text}</script>\n'

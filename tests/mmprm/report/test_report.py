@@ -112,7 +112,7 @@ def test_the_page_contains_the_data(html: str) -> None:
     assert "claim 0.05\ufffd" in text
     assert "0.05" in [node.text for node in root.iter() if node.get("class") == "score"]
     assert html.count("data:image/png;base64,") == 4
-    assert {node.text for node in root.iter() if node.get("title") in ("right", "wrong")} == {"✓", "✗"}
+    assert {node.text for node in root.iter() if node.get("title") in ("correct", "incorrect")} == {"✓", "✗"}
 
 
 def test_every_selector_is_drawn_and_every_colour_is_defined(html: str) -> None:

@@ -75,10 +75,10 @@ def test_the_page_is_well_formed_and_self_contained() -> None:
 def test_what_it_says() -> None:
     text = text_of(training_page(RECORDS, "a run of <x>"))
     assert "a run of <x>" in text
-    assert "60 steps of reinforcement learning. Thick lines are means over 3 steps." in text
-    assert "is right on 55.0 % of its responses after step 60, and was on 40.0 % after step 0" in text
+    assert "60 steps of reinforcement learning. Thick lines are moving means over 3 steps." in text
+    assert "55.0 % of the policy's responses are correct after step 60, compared to 40.0 % after step 0" in text
     assert "0.500 0.450–0.550" in text
-    for title in ("Reward by source", "Entropy", "Agreement of PRM and outcome", "Score by step", "Left out"):
+    for title in ("Reward by source", "Entropy", "Agreement of PRM and outcome", "Score by step", "Dropped"):
         assert title in text
     assert "generate18075.0%" in text
     assert "update6025.0%" in text
@@ -100,10 +100,10 @@ def test_only_what_the_run_measured_is_drawn() -> None:
 def test_what_it_draws_of_ratios_mismatch_and_staleness() -> None:
     steep = {"log_ratio_min": -1.5, "log_ratio_max": 0.5, "mismatch_max": 0.3, "staleness": 0.5}
     page = training_page([train(1, **steep), train(2, **steep)], "run")
-    for title in ("Ratio extremes", "Engine and trainer at worst", "Staleness"):
+    for title in ("Ratio extremes", "Maximum engine–trainer mismatch", "Staleness"):
         assert title in text_of(page)
         assert title not in text_of(training_page(RECORDS, "run"))
-    assert {"least", "greatest"} <= set(re.findall(r"<text[^>]*>([^<]*)</text>", page))
+    assert {"minimum", "maximum"} <= set(re.findall(r"<text[^>]*>([^<]*)</text>", page))
 
 
 def test_curves_go_through_their_values() -> None:
