@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, get_args
@@ -37,6 +38,8 @@ class Config(BaseModel):
 
 C = TypeVar("C", bound=Config)
 
+_NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")
+
 
 def load(model: type[C], file: str | Path | None = None, sets: Sequence[str] = ()) -> C:
     """Build `model` from a YAML file (optional) with `a.b=value` overrides on top; values are read as YAML."""
@@ -55,6 +58,7 @@ def override(values: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
 
 
 def build(model: type[C], values: dict[str, Any], source: str = "configuration") -> C:
+    _check_texts(values, "", source)
     try:
         return model.model_validate(resolved(values, model))
     except ValidationError as error:
@@ -88,6 +92,17 @@ def describe(model: type[Config], prefix: str = "", defaults: Config | None = No
         for group in nested:
             rows += describe(group, f"{prefix}{name}.", value if isinstance(value, group) else None)
     return rows
+
+
+def _check_texts(value: Any, key: str, source: str) -> None:
+    """Raise ConfigError for a NUL character or half of a surrogate pair, which YAML can hold but no path or request."""
+    if isinstance(value, dict | list | tuple):
+        for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            _check_texts(inner, f"{key}.{name}".lstrip("."), source)
+    elif isinstance(value, str) and _NO_TEXT.search(value):
+        raise ConfigError(
+            f"{source}: {key}={value!r} holds a NUL character or half of a surrogate pair, which are no text; remove it"
+        )
 
 
 def differing_keys(stored: dict[str, Any], asked: dict[str, Any]) -> dict[str, str]:

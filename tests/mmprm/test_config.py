@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from mmprm.config import Config, build, describe
+from mmprm.config import Config, build, describe, load
 from mmprm.errors import ConfigError
 from mmprm.evaluation.policy import PolicyEvalConfig
 
@@ -51,3 +53,11 @@ def test_an_error_of_a_group_does_not_repeat_the_group() -> None:
     with pytest.raises(ConfigError) as raised:
         build(PolicyEvalConfig, {"layout": "mmk12", "engine": {"model": "m", "servers": {"urls": []}}})
     assert "{" not in str(raised.value)
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud83d"])
+def test_what_is_no_text_is_refused_with_its_key(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"configuration: client\.urls\.1=.* holds a NUL character or half"):
+        build(PolicyEvalConfig, {"layout": "mmk12", "client": {"urls": ["http://a", text]}})
+    with pytest.raises(ConfigError, match=r"engine\.model=.* remove it"):
+        load(PolicyEvalConfig, sets=["layout=mmk12", f"engine.model={json.dumps(text)}"])
