@@ -11,10 +11,13 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 
-INTRODUCTION = """# What was measured
+INTRODUCTION = """# Benchmarks
 
-Written by `python benchmarks/table.py` from `benchmarks/results/*.json`, the last run of each benchmark on the machine
-that is named with it. Ratios compare runs that stood side by side on it; beside a median, lowest and highest.
+This page shows the latest results of each benchmark with the target for each metric. `python benchmarks/table.py` writes
+it from `benchmarks/results/*.json`. Run a benchmark yourself with the `make` target in its section; results depend on the
+machine, which the section names. A ratio compares runs on the same machine in the same session. A range after a median
+is its minimum and maximum. [Doctor and demo](doctor-and-demo.md#results) has the metrics of the demo,
+[GPU](gpu.md) the measurements on a GPU, and [experiments](experiments.md) what did not work.
 """
 
 
@@ -42,12 +45,12 @@ def annotate(results: dict[str, Any], details: dict[str, Any]) -> Iterator[tuple
             shown = [
                 f"{key} {', '.join(_shown(each[key]) for each in errors)}" for key in ("rmse", "bias", "first_error")
             ]
-            yield f"errors of the labels, {name}, each round", "<br>".join(shown), "reported"
+            yield f"label errors per round, {name}", "<br>".join(shown), "reported"
     if "first_error_difference" in details:
         mean, low, high = details["first_error_difference"]
         searched = sum(each["errors"]["pairs"]["solutions"] for each in details["rounds"])
         yield (
-            f"first errors right, default less fixed, {searched:,} solutions",
+            f"correct first errors, default minus fixed, {searched:,} solutions",
             f"{mean:+.4f} ({low:+.4f} to {high:+.4f})",
             "reported",
         )
@@ -61,7 +64,7 @@ def borders(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, s
 
 
 def parts(results: dict[str, Any], details: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """One row a part, with the figures that it has beside those that have bars."""
+    """Yield one row per part, with its other metrics after those that have a target."""
     for key, bar in details["bars"].items():
         bar = f"{bar}: {'met' if details['met'][key] else 'missed'}" if not bar.startswith("reported") else bar
         more = {name: each for name, each in details[key].items() if name not in results[key]}
@@ -81,33 +84,37 @@ def _list(value: Any) -> str:
 
 
 BENCHMARKS = {
-    "grading": (grading, "make bench-grading", "How answers of two problem files are judged."),
+    "grading": (
+        grading,
+        "make bench-grading",
+        "Verdicts on the answers of two problem files: golds that are repeated, rewritten, exchanged, or changed.",
+    ),
     "annotate": (
         annotate,
         "make bench-annotate",
-        "The embedded policy in vLLM, one engine a core; `default` is what `mmprm annotate` does, `fixed` draws 16 "
-        "rollouts for every state. Errors are against 256 fresh rollouts a label.",
+        "The embedded policy in vLLM, with one engine per core. `default` is what `mmprm annotate` does; `fixed` samples "
+        "16 rollouts per state. Errors are relative to 256 fresh rollouts per label.",
     ),
     "borders": (
         borders,
         "make bench-borders",
-        "States that end at a step's tag, continued by token ids and by text; values from 256 rollouts each. A text "
-        "policy of 0.9 M parameters with a byte-level vocabulary cut like Qwen's, trained on calculations. "
-        "`difference` is the mean absolute difference of the values by ids and by text, `noise` that of two runs by "
-        "ids.",
+        "States that end at a step's tag, continued by token ids and by text, with 256 rollouts per value. The policy "
+        "has 0.9 M parameters and a byte-level vocabulary split like Qwen's, and is trained on calculations. "
+        "`difference` is the mean absolute difference between the values by ids and by text; `noise` is that between "
+        "two runs by ids.",
     ),
     "prm": (
         parts,
         "make bench-prm",
-        "The labels and the process reward model of a demo run. TRL 1.8.0 on a text-only model of the same size; the "
-        "spread of a ratio is lowest and highest of three rounds; accuracies with their 95 % intervals.",
+        "The labels and the process reward model of a demo run, compared with TRL 1.8.0 on a text-only model of the "
+        "same size. The spread of a ratio is the minimum and maximum of three rounds; accuracies have 95 % intervals.",
     ),
     "rl": (
         parts,
         "make bench-rl",
-        "The embedded policy, 32 problems × 8 responses a step, three seeds; pass@1 at temperature 1 on 300 held-out "
-        "problems, 8 samples each. TRL 1.8.0 with transformers' generation, as it comes (`ratio`) and tuned, then with "
-        "at most 8,192 tokens at once in either update.",
+        "The embedded policy, with 32 problems × 8 responses per step and three seeds. pass@1 is measured at temperature "
+        "1 on 300 held-out problems with 8 samples per problem. TRL 1.8.0 runs with transformers' generation, as "
+        "installed (`ratio`) and tuned; when tuned, both updates process at most 8,192 tokens at once.",
     ),
 }
 
@@ -123,7 +130,7 @@ def page() -> str:
         lines = [f"| {key} | {value} | {bar} |" for key, value, bar in rows(results, details)]
         machine = details.get("machine", results.get("machine"))
         parts.append(
-            f"## {name}\n\n{what} `{command}`; {machine}.\n\n| key | measured | bar |\n|---|---|---|\n"
+            f"## {name}\n\n{what} `{command}`; {machine}.\n\n| metric | measured | target |\n|---|---|---|\n"
             + "\n".join(lines)
             + "\n"
         )
