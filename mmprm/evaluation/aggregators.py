@@ -1,5 +1,4 @@
-"""Choosing the aggregator by evidence: best-of-N accuracy of each one on a development set; and what a PRM knows of its
-own."""
+"""Choose the aggregator by its best-of-N accuracy on a development set, and describe a PRM's evidence for its own."""
 
 from __future__ import annotations
 
@@ -15,12 +14,12 @@ from mmprm.selection.groups import Group, choices, common_size
 from mmprm.selection.selectors import best_of_n
 
 RAISED_LATE = {"last", "mean", "max", "sum_log_odds", "mean_odds"}
-"""Aggregators that a high score behind the first error raises. The others (min, product, sum_log) only fall."""
+"""Aggregators that a high score after the first error can raise. The others (min, product, sum_log) can only fall."""
 
 
 @dataclass(frozen=True, slots=True)
 class AggregatorChoice:
-    """The chosen aggregator's name, its best-of-N accuracy, and that of every candidate, on the development set."""
+    """Holds the chosen aggregator and the best-of-N accuracy of every candidate on the development set."""
 
     name: str
     n: int
@@ -30,8 +29,10 @@ class AggregatorChoice:
 
 
 def choose_aggregator(development: Sequence[Group], seed: int = 0) -> AggregatorChoice:
-    """The aggregator of highest best-of-N accuracy over groups of N scored candidates; the first of the table among
-    equals."""
+    """Return the aggregator with the highest best-of-N accuracy over groups of N scored candidates.
+
+    Ties go to the first in the order of AGGREGATORS.
+    """
     n = common_size(development)
     everyone = np.ones((1, n), dtype=bool)
     values_AP = [best_of_n(choices(development, name), everyone)[:, 0] for name in AGGREGATORS]
@@ -41,7 +42,7 @@ def choose_aggregator(development: Sequence[Group], seed: int = 0) -> Aggregator
 
 
 def with_choice(info: PrmInfo, choice: AggregatorChoice) -> PrmInfo:
-    """prm.json with the chosen aggregator and its evidence."""
+    """Return the content of prm.json with the chosen aggregator and its evidence."""
     found = choice.accuracy
     evidence = AggregatorEvidence(
         problems=choice.problems, samples=choice.n, value=found.value, low=found.low, high=found.high
@@ -50,25 +51,27 @@ def with_choice(info: PrmInfo, choice: AggregatorChoice) -> PrmInfo:
 
 
 def described(name: str, info: PrmInfo) -> str:
-    """The aggregator in use with its evidence, as it stands beside scores."""
+    """Describe the aggregator in use and its evidence, for display beside scores."""
     evidence = info.aggregator_evidence
     if name != info.aggregator:
-        return f"{name}, as configured; prm.json names {info.aggregator or 'none'}"
+        return f"{name}, as configured; prm.json has {info.aggregator or 'none'}"
     if evidence is None:
-        return f"{name}, from prm.json, which holds no evidence for it"
+        return f"{name}, from prm.json, which records no evidence for it"
     interval = f"{evidence.value:.3f} [{evidence.low:.3f}, {evidence.high:.3f}]"
     return f"{name}, chosen on {evidence.problems} problems: best-of-{evidence.samples} {interval}"
 
 
 def misgiving(name: str, info: PrmInfo) -> str | None:
-    """What speaks against an aggregator that no evidence chose: a PRM that was trained without the steps behind the
-    first error gives them scores that mean nothing."""
+    """Return a warning about an aggregator that was not chosen by evidence, or None.
+
+    A PRM trained without the steps after the first error gives these steps arbitrary scores.
+    """
     proven = name == info.aggregator and info.aggregator_evidence is not None
     if proven or info.labels.get("after_error") != "mask" or name not in RAISED_LATE:
         return None
     others = ", ".join(sorted(AGGREGATORS.keys() - RAISED_LATE))
     return (
-        f"aggregator {name} counts the steps behind the first error, which this PRM was trained without "
-        f"(after_error: mask), so that a score that means nothing can raise a wrong solution; {others} cannot be "
-        "raised so, and mmprm rerank --choose-aggregator measures them all"
+        f"aggregator {name} uses the scores of steps after the first error. This PRM was trained without such steps "
+        "(after_error: mask), so an arbitrary score can raise the value of an incorrect solution. Use one of "
+        f"{others}, which only fall, or compare all with mmprm rerank --choose-aggregator"
     )

@@ -1,4 +1,4 @@
-"""Best-of-N measured again, from candidates that `mmprm rerank` left: every selector with every aggregator."""
+"""Evaluate best-of-N from the candidates that `mmprm rerank` saved, for every selector and aggregator."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from mmprm.selection.accuracy import AccuracyAtN, accuracy_at_n, sizes_up_to
 from mmprm.selection.groups import Group, common_size
 
 OWN = ("prm", "weighted")
-"""Selectors that depend on the aggregator."""
+"""Selectors whose choice depends on the aggregator."""
 
 
 @dataclass(frozen=True, slots=True)
 class BestOfN:
-    """Accuracy against N by aggregator; `best` is the one of highest best-of-N accuracy at the largest N."""
+    """Holds accuracy against N by aggregator; `best` has the highest best-of-N accuracy at the largest N."""
 
     problems: int
     samples: int
@@ -24,7 +24,7 @@ class BestOfN:
 
 
 def evaluate_best_of_n(groups: Sequence[Group], aggregators: Sequence[str], seed: int = 0) -> BestOfN:
-    """All selectors, for N = 1, 2, 4, … and the number of samples; problems must have the same number."""
+    """Evaluate all selectors for N = 1, 2, 4, … up to the number of samples, which must be equal for all problems."""
     most = common_size(groups)
     for name in aggregators:
         aggregator(name)

@@ -1,4 +1,4 @@
-"""We-Math's four-way figures of composite problems."""
+"""Compute We-Math's four-way metrics of composite problems."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from mmprm.types import Verdict
 
 @dataclass(frozen=True, slots=True)
 class FourWay:
-    """We-Math's figures of composite problems, as shares of them, where every part has a known verdict.
+    """Holds We-Math's metrics as shares of the composite problems whose parts all have a known verdict.
 
-    insufficient: a part and the whole are wrong; inadequate: all parts right, the whole wrong; rote: the whole right
-    though a part is wrong (strict), or though all parts are (loose); mastery: the whole right otherwise.
+    - insufficient knowledge: the composite problem and at least one part are incorrect;
+    - inadequate generalization: all parts are correct, but the composite problem is not;
+    - rote memorization: the composite problem is correct although a part is not (strict) or no part is (loose);
+    - mastery: the composite problem is correct otherwise.
+
     score = mastery + inadequate / 2.
     """
 
@@ -28,7 +31,10 @@ class FourWay:
 
 
 def four_way(items: Iterable[Item], verdicts: Sequence[Verdict]) -> FourWay:
-    """Of problems with a part named "multi", the whole, and others (We-Math, section on four-dimensional metrics)."""
+    """Compute the metrics from the families that have a part "multi", the composite problem, and other parts.
+
+    Source: We-Math, section on four-dimensional metrics.
+    """
     families: dict[str, dict[str, Verdict]] = {}
     for item, verdict in zip(items, verdicts, strict=True):
         families.setdefault(item.family, {})[item.part] = verdict

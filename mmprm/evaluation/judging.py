@@ -1,6 +1,6 @@
-"""How well step scores agree with known steps: F1 by source and over all, AUC, calibration; a table of figures.
+"""Measure how well step scores agree with known steps: F1 by source and pooled, AUC, and calibration.
 
-Shapes: K item, a solution (first errors) or a step (macro F1).
+Shapes: K item, which is a solution (first errors) or a step (macro F1).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Judged = tuple[LabelledSolution, StepScores]
 
 @dataclass(frozen=True, slots=True)
 class SourceFigures:
-    """Figures of one source, or of all together. An interval is None where the data hold one kind only."""
+    """Holds the metrics of one source, or of all pooled. An interval is None if one of the two classes is missing."""
 
     f1: Interval | None
     parts: dict[str, Interval | None]
@@ -46,9 +46,11 @@ class SourceFigures:
 
 @dataclass(frozen=True, slots=True)
 class Judging:
-    """A scored data set. `scored_by` is the folder of the PRM, whose aggregator `aggregator` describes, or the files of
-    the labels that stand for scores. `average` is the mean of the sources' F1, `pooled` takes all items as one source;
-    solutions of the development split are in neither. `curve` and `ece` see every judged step as P(right) and outcome.
+    """Holds the evaluation of a scored data set.
+
+    `scored_by` is the folder of the PRM, whose aggregator `aggregator` describes, or the label files used as scores.
+    `average` is the mean of the sources' F1 and `pooled` treats all items as one source; both exclude solutions of the
+    development split. `curve` and `ece` compare P(correct) with the truth of every judged step.
     """
 
     dataset: str
@@ -67,7 +69,7 @@ class Judging:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """The items of a figure at a threshold: `measure` is given the indices of some of them."""
+    """Holds the items of a metric at a threshold; `measure` computes its values from the indices of some items."""
 
     measure: Callable[[NDArray[np.intp]], Values]
     problems: list[str]
@@ -76,7 +78,7 @@ class Items:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """`choose` gives the threshold of highest F1; `parts` names what F1 is made of."""
+    """Defines a metric. `choose` returns the threshold of highest F1, and `parts` names the components of F1."""
 
     title: str
     choose: Callable[[Sequence[Judged]], float]
@@ -85,7 +87,7 @@ class Figure:
 
 
 def _first_errors(judged: Sequence[Judged], threshold: float) -> Items:
-    """ProcessBench: the first step with a score below the threshold is the claimed first error."""
+    """Return ProcessBench's items: the claimed first error is the first step with a score below the threshold."""
     claimed_K = np.array([first_below(scores.scores, threshold) for _, scores in judged])
     truth_K = np.array([labelled.first_error for labelled, _ in judged])
     return Items(
@@ -96,7 +98,7 @@ def _first_errors(judged: Sequence[Judged], threshold: float) -> Items:
 
 
 def _steps(judged: Sequence[Judged], threshold: float) -> Items:
-    """VisualProcessBench: each judged step by itself, claimed right from the threshold on."""
+    """Return VisualProcessBench's items: each judged step, claimed correct if its score reaches the threshold."""
     scores_K, right_K = step_outcomes(judged)
     owners = [labelled for labelled, _ in judged for right in labelled.right if right is not None]
     return Items(
@@ -117,13 +119,13 @@ FIGURES: dict[FigureName, Figure] = {
         "macro F1",
         lambda judged: choose_step_threshold(*step_outcomes(judged))[0],
         _steps,
-        {"on_right": "of right steps", "on_wrong": "of wrong steps"},
+        {"on_right": "of correct steps", "on_wrong": "of incorrect steps"},
     ),
 }
 
 
 def step_outcomes(judged: Sequence[Judged]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Score and truth of every judged step."""
+    """Return the score and the truth of every judged step."""
     pairs = [
         (score, right)
         for labelled, scores in judged
@@ -136,23 +138,26 @@ def step_outcomes(judged: Sequence[Judged]) -> tuple[NDArray[np.float64], NDArra
 def split_development(
     judged: Sequence[Judged], development: float | str, seed: int
 ) -> tuple[list[Judged], list[Judged], str]:
-    """The development split, the rest, and what the split is in words.
+    """Return the development split, the remaining solutions, and a description of the split.
 
-    A number is a share of the problems, taken whole and chosen by their content and the seed. A text names a source,
-    which is measured as well: ProcessBench takes its threshold from gsm8k so.
+    A number is a share of the problems, which are kept whole and chosen by hash of their content and the seed. A text
+    names a source, which is then measured as well: this is how ProcessBench chooses its threshold on gsm8k.
     """
     if isinstance(development, str):
         chosen = [item for item in judged if item[0].source == development]
         if not chosen:
             names = ", ".join(sorted({item[0].source for item in judged}))
-            raise DataError(f"development={development!r}: is none of the sources; there are {names}")
+            raise DataError(f"development={development!r}: must be a share or one of the sources: {names}")
         return chosen, list(judged), f"{development}, {len(chosen)} solutions"
     problems = sorted({item[0].problem for item in judged}, key=lambda problem: derive_seed(seed, problem, "", 0))
     inside = set(problems[: max(1, round(development * len(problems)))])
     chosen = [item for item in judged if item[0].problem in inside]
     rest = [item for item in judged if item[0].problem not in inside]
     if not rest:
-        raise DataError(f"development={development}: leaves none of the {len(problems)} problems to measure; set less")
+        raise DataError(
+            f"development={development}: leaves none of the {len(problems)} problems to measure; lower development or "
+            "add problems"
+        )
     return chosen, rest, f"{len(inside)} of {len(problems)} problems, {len(chosen)} solutions"
 
 
@@ -168,7 +173,7 @@ def judge(
     seed: int = 0,
     bins: int = 10,
 ) -> Judging:
-    """Measure scores against what is known. The threshold is the given one, or comes from a development split."""
+    """Evaluate scores against the known steps, at the given threshold or at one chosen on a development split."""
     kind, origin, measured = FIGURES[figure], "given", list(judged)
     if threshold is None:
         chosen, measured, origin = split_development(judged, development, seed)
@@ -191,7 +196,7 @@ def judge(
         return SourceFigures(values.pop("f1"), values, len(own), sum(_count(item[0]) for item in own))
 
     sources = {name: figures(name) for name in names}
-    several = len(names) > 1  # a single source is the pool and the average too
+    several = len(names) > 1  # a single source equals both the pool and the average
     pooled = figures(None) if several else sources[names[0]]
     scores_K, right_K = step_outcomes(measured)
     curve = reliability(scores_K, right_K, bins)
@@ -214,7 +219,7 @@ def judge(
 def _interval(
     statistic: Callable[[NDArray[np.intp]], float], items: Items, inside: NDArray[np.intp], seed: int
 ) -> Interval | None:
-    """Bootstrap over problems; None where the statistic is not defined."""
+    """Return the bootstrap interval over problems, or None if the statistic is undefined."""
     if math.isnan(statistic(np.arange(len(inside)))):
         return None
     return bootstrap(statistic, [items.problems[index] for index in inside], seed)

@@ -1,4 +1,4 @@
-"""Soft labels beside what is known of their steps: judged like scores, as P(no error up to the step)."""
+"""Evaluate soft labels against known steps in the same way as scores: as P(no error up to the step)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from mmprm.labels.parquet import LabelledExample
 from mmprm.types import Problem, Solution, Steps, StepScores
 
 Known = Callable[[Problem, Steps], Sequence[bool | None]]
-"""For each step of a solution, whether there is no error up to it; None where that is not known."""
+"""Returns for each step of a solution whether there is no error up to it; None where unknown."""
 
 
 def no_error_so_far(right_S: Iterable[bool | None]) -> list[bool | None]:
-    """From whether each step is right: False from the first wrong step on, None from a step that nobody judged until
-    then."""
+    """Convert "step is correct" to "no error up to this step".
+
+    The result is False from the first incorrect step on. It is None from the first unjudged step until then.
+    """
     found: list[bool | None] = []
     for right in right_S:
         before = found[-1] if found else True
@@ -24,7 +26,7 @@ def no_error_so_far(right_S: Iterable[bool | None]) -> list[bool | None]:
 
 
 def known_from(solutions: Iterable[LabelledSolution]) -> Known:
-    """What people said about these solutions also holds for every other solution of the question that begins alike."""
+    """Return a function that transfers human judgments to all solutions of a question with the same beginning."""
     prefixes: dict[tuple[str, Steps], bool | None] = {}
     for labelled in solutions:
         question, steps = labelled.solution.problem.question.strip(), labelled.solution.steps
@@ -40,8 +42,10 @@ def known_from(solutions: Iterable[LabelledSolution]) -> Known:
 
 
 def judged_labels(examples: Iterable[LabelledExample], known: Known, source: str) -> list[Judged]:
-    """Each labelled path with the steps whose label and truth are known. The last step of a complete solution is left
-    out: its label is the verdict on the answer and no estimate."""
+    """Return each labelled path with the steps whose label and truth are both known.
+
+    The last step of a complete solution is excluded, because its label is the verdict on the answer, not an estimate.
+    """
     judged = []
     for example in examples:
         path = example.path

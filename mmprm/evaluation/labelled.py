@@ -1,7 +1,6 @@
-"""Solutions whose steps were judged by people, or are known: a table of data sets with a reader each.
+"""Read solutions whose steps were judged by people or are otherwise known, with one reader per data set.
 
-A reader turns one record into a LabelledSolution; KeyError, TypeError and ValueError in it mean that the record has
-another form.
+A reader turns one record into a Parsed. It raises KeyError, TypeError or ValueError if the record has another format.
 """
 
 from __future__ import annotations
@@ -29,8 +28,11 @@ FigureName = Literal["first_error_f1", "macro_f1"]
 
 @dataclass(frozen=True, slots=True)
 class LabelledSolution:
-    """`right` says of each step whether it is right, None where that is not known or the step is left out. Solutions of
-    one problem share `problem`, whoever wrote them; `source` is the part of the data set that is reported apart."""
+    """Holds a solution and, for each step, whether it is correct (None if unknown or excluded).
+
+    Solutions of one problem share `problem`, whoever wrote them. `source` is the part of the data set that is reported
+    separately.
+    """
 
     solution: Solution
     right: tuple[bool | None, ...]
@@ -39,12 +41,12 @@ class LabelledSolution:
 
     @property
     def first_error(self) -> int:
-        """Index of the first wrong step; NO_ERROR without any."""
+        """Return the index of the first incorrect step, or NO_ERROR."""
         return next((index for index, right in enumerate(self.right) if right is False), NO_ERROR)
 
 
 class Parsed:
-    """What a reader found in a record, beside its images."""
+    """Holds what a reader found in a record, except for its images."""
 
     def __init__(
         self,
@@ -61,7 +63,11 @@ class Parsed:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`format` names the form of "steps" files (see labels.formats); soft labels above `label_threshold` are right."""
+    """Holds options of the readers.
+
+    `format` names the format of "steps" files (see labels.formats). Soft labels above `label_threshold` count as
+    correct.
+    """
 
     format: str = "prm800k"
     label_threshold: float = 0.0
@@ -69,12 +75,14 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
+    """Pairs a reader with the metric of its data set."""
+
     figure: FigureName
     read: Callable[[Record, Options], Parsed]
 
 
 def read_processbench(record: Record, options: Options) -> Parsed:
-    """`label` is the index of the first wrong step or -1; of the steps after it nothing is known."""
+    """Read a ProcessBench record: `label` is the index of the first incorrect step, or -1; later steps are unknown."""
     steps, error = record["steps"], record["label"]
     if not isinstance(error, int) or not NO_ERROR <= error < len(steps):
         raise ValueError(f"label must be -1 or the index of one of the {len(steps)} steps, got {error!r}")
@@ -84,7 +92,7 @@ def read_processbench(record: Record, options: Options) -> Parsed:
 
 
 def read_visualprocessbench(record: Record, options: Options) -> Parsed:
-    """1 right, -1 wrong; 0, a step that is neither, is left out."""
+    """Read a VisualProcessBench record: 1 is correct, -1 incorrect; 0 is neither, and such a step is excluded."""
     response = record["response"]
     response = parse_json(response, "response") if isinstance(response, str) else response
     right = [{1: True, -1: False, 0: None}[value] for value in response["process_correctness"]]
@@ -92,6 +100,7 @@ def read_visualprocessbench(record: Record, options: Options) -> Parsed:
 
 
 def read_steps(record: Record, options: Options) -> Parsed:
+    """Read a record of one of the formats in labels.formats."""
     question, steps, labels = FORMATS[options.format].read(record)
     right = [label if isinstance(label, bool | None) else label > options.label_threshold for label in labels]
     return Parsed(question, steps, right)
@@ -107,27 +116,30 @@ DATASETS: dict[str, Dataset] = {
 def read_labelled(
     name: str, records: Iterable[tuple[str, Record]], root: Path, source: str, options: Options
 ) -> list[LabelledSolution]:
-    """All solutions of a file that have a judged step. Its pairs (place for error messages, record) may name pictures,
-    relative to `root`; `source` is taken where a record has none of its own."""
+    """Return all solutions that have a judged step.
+
+    `records` are pairs (location for error messages, record). Images are relative to `root`. `source` is used for
+    records without a source of their own.
+    """
     found = []
     for place, record in records:
         try:
             parsed = DATASETS[name].read(record, options)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, DataError) as error:
-            known = f" ({', '.join(record)})"
+            known = f"; it has the fields {', '.join(record)}"
             what = f"has no {error}" if isinstance(error, KeyError) else str(error)
-            raise DataError(f"{place}: is no record of {name}: {what}{known}") from error
+            raise DataError(f"{place}: is not a record of {name}: {what}{known}; check the data set's name") from error
         if not parsed.steps or not all(isinstance(step, str) for step in parsed.steps):
-            raise DataError(f"{place}: steps must be a list of at least one text")
+            raise DataError(f"{place}: steps must be a list of at least one text; correct or remove the record")
         if len(parsed.steps) != len(parsed.right):
             raise DataError(f"{place}: {len(parsed.steps)} steps but {len(parsed.right)} labels; each step needs one")
         if not isinstance(parsed.question, str):
-            raise DataError(f"{place}: the question must be text, got {parsed.question!r}")
+            raise DataError(f"{place}: question must be text, got {parsed.question!r}; correct or remove the record")
         if all(right is None for right in parsed.right):
             continue
         pictures = _images(record, parsed.question, root, place)
         (question,) = place_marks([parsed.question], len(pictures), place, ["question"], "drop")
-        # The place serves as the id, so that a scorer's complaint names the line.
+        # The location serves as the id, so that errors of a scorer name the line.
         solution = Solution(Problem(place, question, answer="", pictures=pictures), parsed.steps)
         problem = json.dumps([parsed.question, [picture.path or image_digest(picture) for picture in pictures]])
         found.append(LabelledSolution(solution, parsed.right, problem, parsed.source or source))
@@ -135,7 +147,7 @@ def read_labelled(
 
 
 def _images(record: Record, question: str, root: Path, place: str) -> tuple[Picture, ...]:
-    """The images of a record, in the columns that problems have them in."""
+    """Return the images of a record, from the same columns as those of problem files."""
     check_media(record, place)
     found = cells_of(record, Columns(), "pictures", place)
     images = tuple(read_picture(value, root, place) for value in column_images(found, root, place))

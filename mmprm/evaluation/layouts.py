@@ -1,6 +1,6 @@
-"""Benchmarks for policies as they are published: which columns hold question, pictures, choices, answer and subject.
+"""Read benchmarks for policies in their published formats, which differ in the columns that they use:
 
-    mmk12          id, question, image, answer, subject; choices stand in the question
+    mmk12          id, question, image, answer, subject; the question contains the choices
     mathvista      pid, question, decoded_image (or image), choices, unit, precision, answer, question_type,
                    answer_type, metadata.task
     mathverse      sample_index, problem_index, problem_version, question, image, answer, question_type,
@@ -9,8 +9,8 @@
     olympiadbench  id, context, question, final_answer, image_1…image_9, unit, language, question_type, subfield
     we-math        ID, question, option, answer, image_path, key
 
-A reader turns one row into an Entry, or None for one that is no part of the benchmark; KeyError, TypeError and
-ValueError in it mean that the row has another form.
+A reader turns one row into an Entry, or into None for a row that is not part of the benchmark. It raises KeyError,
+TypeError or ValueError if the row has another format.
 """
 
 from __future__ import annotations
@@ -29,13 +29,16 @@ from mmprm.types import Problem
 Row = Mapping[str, Any]
 
 ONE_PICTURE = "Answer the question in the picture."
-"""MathVerse's vision-only version has no text."""
+"""Question of MathVerse's vision-only version, which has no text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """`pictures` as they stand in the row. Entries of one `family` are versions or parts of one problem, by default of
-    the entry's own; `part` names which."""
+    """Holds a row of a benchmark, with `pictures` as the row has them.
+
+    Entries of one `family` are versions or parts of the same problem, and `part` says which; by default an entry is a
+    family of its own.
+    """
 
     id: str
     question: str
@@ -49,7 +52,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A question of a benchmark, ready to be asked."""
+    """Holds a question of a benchmark, ready to be sampled."""
 
     problem: Problem
     subject: str
@@ -59,14 +62,14 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`split` is the one to take from a hub data set or a folder."""
+    """Pairs a benchmark's reader with the split to load from a hub data set or a folder."""
 
     split: str
     read: Callable[[Row], Entry | None]
 
 
 def read_items(layout: str, config: ProblemsConfig) -> tuple[list[Item], int]:
-    """The questions in file order, and the number of rows that are no part of the benchmark."""
+    """Return the questions in file order, and the number of rows that are not part of the benchmark."""
     root = pictures_root(config)
     items: list[Item] = []
     left_out, seen = 0, dict[str, str]()
@@ -75,23 +78,25 @@ def read_items(layout: str, config: ProblemsConfig) -> tuple[list[Item], int]:
             entry = LAYOUTS[layout].read(row)
         except (KeyError, TypeError, ValueError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-            raise DataError(f"{place}: is no row of {layout}: {reason}; it has {', '.join(row)}") from error
+            raise DataError(
+                f"{place}: is not a row of {layout}: {reason}; it has {', '.join(row)}; check the benchmark's name"
+            ) from error
         if entry is None:
             left_out += 1
             continue
         if not entry.question.strip() or not entry.answer.strip():
             raise DataError(
-                f"{place}: has no question or no answer; a part whose answers are withheld cannot be graded"
+                f"{place}: has an empty question or answer, so it cannot be graded; use a split with published answers"
             )
         if entry.id in seen:
-            raise DataError(f"{place}: id {entry.id!r} was used before, at {seen[entry.id]}")
+            raise DataError(f"{place}: id {entry.id!r} was used before, at {seen[entry.id]}; make the ids unique")
         seen[entry.id] = place
         pictures = tuple(read_picture(value, root, place) for value in entry.pictures)
         (question,) = place_marks([entry.question], len(pictures), place, ["question"], "drop")
         problem = Problem(entry.id, question, entry.answer, pictures, tuple(entry.choices))
         items.append(Item(problem, entry.subject, entry.family or entry.id, entry.part))
     if not items:
-        raise DataError(f"{config.path}: holds no question of {layout}")
+        raise DataError(f"{config.path}: contains no question of {layout}; check the path and the split")
     return items, left_out
 
 
@@ -107,7 +112,7 @@ HINTS = {
     "float": "Give the answer as a number with {decimals} decimal place(s).",
     "list": "Give the answer as a list, such as [1, 2, 3].",
 }
-"""What MathVista tells the model about the form of a free answer, by answer_type."""
+"""MathVista's instructions on the format of a free-form answer, by answer_type."""
 
 
 def _mathvista(row: Row) -> Entry:
@@ -120,7 +125,7 @@ def _mathvista(row: Row) -> Entry:
     question = with_choices("\n".join(lines), choices)
     pictures = listed(row.get("decoded_image") or row["image"])
     answer = str(row["answer"])
-    if answer in choices:  # an option may be a letter, and not its own
+    if answer in choices:  # an option's text may be a letter other than its own
         answer = chr(ord("A") + choices.index(answer))
     return Entry(str(row["pid"]), question, answer, pictures, choices, row["metadata"]["task"])
 
@@ -147,7 +152,7 @@ def _mathvision(row: Row) -> Entry:
 
 
 def _olympiadbench(row: Row) -> Entry | None:
-    """English, open-ended. Several answers are one text, as the grader reads lists."""
+    """Read English open-ended problems. Several answers become one text, as the grader reads lists."""
     if row["language"] != "English" or row["question_type"] != "Open-ended":
         return None
     lines = [row.get("context"), row["question"], f"(Unit of the answer: {row['unit']})" if row.get("unit") else None]
@@ -160,7 +165,7 @@ STEPS = {"2steps": "two steps", "3steps": "three steps"}
 
 
 def _we_math(row: Row) -> Entry:
-    """`key` reads 2steps_1, 2steps_2, 2steps_multi, 3steps_1, …: the parts of a composite problem, and the whole."""
+    """Read a part of a composite problem: `key` is 2steps_1, 2steps_2, 2steps_multi (the whole), 3steps_1, …"""
     steps, _, part = row["key"].partition("_")
     choices = inline_choices(row["option"])
     question = with_choices(row["question"], choices) if choices else f"{row['question']}\n{row['option']}"
@@ -182,11 +187,13 @@ _CHOICE = re.compile(r"(?:^|[\n;,])\s*\(?([A-J])\s*[.:)、]\s*(.*?)(?=[\n;,]\s*\
 
 
 def inline_choices(text: str) -> tuple[str, ...]:
-    """Texts of the choices A, B, … that stand in a text, on lines of their own or behind semicolons, from the last A;
-    () unless there are at least two, in order."""
+    """Return the texts of the choices A, B, … contained in a text, from the last A on.
+
+    Choices are on separate lines or separated by semicolons. Returns () unless there are at least two, in order.
+    """
     found = _CHOICE.findall(text)
     letters = "".join(letter for letter, _ in found)
-    start = max(0, letters.rfind("A"))  # before it, points may have letters
+    start = max(0, letters.rfind("A"))  # earlier letters may name points of a figure
     found, letters = found[start:], letters[start:]
     complete = len(found) > 1 and "ABCDEFGHIJ".startswith(letters)
     return tuple(choice.strip().rstrip(";") for _, choice in found) if complete else ()

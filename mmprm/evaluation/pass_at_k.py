@@ -1,4 +1,4 @@
-"""What k samples of a question are worth: pass@k without bias, and the vote of the majority.
+"""Evaluate k samples per question: unbiased pass@k, and the majority vote.
 
 Shapes: n samples of one question, c of them correct.
 """
@@ -13,16 +13,21 @@ from mmprm.types import Verdict
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """pass@k = 1 - C(n - c, k) / C(n, k): P(at least one of k samples is correct), estimated without bias from n ≥ k
-    samples of which c are correct (Chen et al., Evaluating Large Language Models Trained on Code, equation 1)."""
+    """Return the unbiased estimate of P(at least one of k samples is correct) from n ≥ k samples with c correct.
+
+    pass@k = 1 - C(n - c, k) / C(n, k). Source: Chen et al., Evaluating Large Language Models Trained on Code,
+    equation 1.
+    """
     if not 1 <= k <= n:
-        raise ValueError(f"k={k} must be from 1 to n={n}")
+        raise ValueError(f"k={k} must be between 1 and n={n}")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 
 def majority_share(answers: Sequence[str | None], verdicts: Sequence[Verdict]) -> float:
-    """Return whether the most frequent answer is correct: 1 or 0, or where several are equally frequent, the share of
-    them that are. Samples without an answer do not vote; without any vote it is 0."""
+    """Return 1 if the most frequent answer is correct and 0 if not; on a tie, the share of the tied answers that are.
+
+    Samples without an answer do not vote. Without any vote the result is 0.
+    """
     votes = Counter(answer for answer in answers if answer is not None)
     if not votes:
         return 0.0
@@ -33,5 +38,5 @@ def majority_share(answers: Sequence[str | None], verdicts: Sequence[Verdict]) -
 
 
 def sizes(samples: int) -> list[int]:
-    """1, 2, 4, … and the number of samples itself."""
+    """Return 1, 2, 4, … up to the number of samples, and the number of samples itself."""
     return sorted({*(2**power for power in range(samples.bit_length()) if 2**power <= samples), samples})

@@ -1,4 +1,4 @@
-"""candidates.jsonl: groups of candidates as lines, written by rerank and search, read by eval."""
+"""Write and read candidates.jsonl: groups of candidates, one line per candidate."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from mmprm.types import Problem, StepScores, Verdict
 
 
 def candidate_lines(groups: Sequence[Group], aggregate: str | None) -> Iterator[dict[str, Any]]:
-    """One object a candidate; `chosen` marks the first of highest reward in its group. Without an aggregator, for
-    groups that are not scored yet, nothing is chosen."""
+    """Yield one object per candidate; `chosen` marks the first one of highest reward in its group.
+
+    Without an aggregator, for groups that are not scored yet, no candidate is chosen.
+    """
     for group in groups:
         reward_M = rewards(group, aggregate) if aggregate else []
         best = reward_M.index(max(reward_M)) if aggregate else None
@@ -41,17 +43,20 @@ def candidate_lines(groups: Sequence[Group], aggregate: str | None) -> Iterator[
 def read_groups(
     rows: Iterable[tuple[str, dict[str, Any]]], problems: Mapping[str, Problem] | None = None
 ) -> list[Group]:
-    """Groups from pairs (place for error messages, line), in the order of the lines. Without `problems`, by id, a
-    problem has no more than its id. DataError where two problems have the same id, as in the files of two runs."""
+    """Build groups from pairs (location for error messages, line), in the order of the lines.
+
+    Problems are looked up by id in `problems`; without it, a group's problem has only its id. Raises DataError if two
+    different problems have the same id, as can happen with the files of two runs.
+    """
     found: dict[str, list[Candidate]] = {}
     digests: dict[str, Any] = {}
     for place, row in rows:
         try:
-            digest = row.get("problem_digest")  # files from before there was one have none
+            digest = row.get("problem_digest")  # older files have none
             if digests.setdefault(row["problem_id"], digest) != digest:
                 raise DataError(
-                    f"{place}: problem_id {row['problem_id']!r} is that of another problem before; give the problems "
-                    "of both runs ids of their own, or evaluate them apart"
+                    f"{place}: problem_id {row['problem_id']!r} already belongs to a different problem; use unique ids "
+                    "in both runs, or evaluate the runs separately"
                 )
             scores = row["scores"]
             candidate = Candidate(
@@ -67,10 +72,11 @@ def read_groups(
             found.setdefault(row["problem_id"], []).append(candidate)
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(
-                f"{place}: is no line of candidates.jsonl, as mmprm rerank writes it: {type(error).__name__}: {error}"
+                f"{place}: is not a line of candidates.jsonl as mmprm rerank writes it: {type(error).__name__}: {error}"
+                "; give a file written by mmprm rerank"
             ) from error
     if not found:
-        raise DataError("the files hold no candidate")
+        raise DataError("the files hold no candidate; give a candidates.jsonl that mmprm rerank has finished writing")
     return [
         Group(problems[name] if problems else Problem(name, question="", answer=""), tuple(candidates))
         for name, candidates in found.items()

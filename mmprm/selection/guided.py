@@ -1,4 +1,4 @@
-"""Guided search over many problems at once: groups of candidates, as best-of-N gives them, and what they cost."""
+"""Run a guided search over many problems concurrently, returning groups of candidates and their cost."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from mmprm.types import Grader, Problem, Sampler, Scorer, Solution
 
 @dataclass(frozen=True, slots=True)
 class Guided:
-    """The solutions that a search found, graded and scored. `tokens` and `draws` count all that was generated,
-    also for what was dropped; a candidate's own `token_count` is what lies on its path."""
+    """Holds the solutions that a search found, graded and scored.
+
+    `tokens` and `draws` count everything that was generated, including discarded paths; a candidate's `token_count`
+    covers its own path only.
+    """
 
     group: Group
     tokens: int
@@ -29,7 +32,7 @@ class Guided:
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """Results in the order of the problems, and the reason for each problem that failed."""
+    """Holds the results in the order of the problems, and the reason for each problem that failed."""
 
     results: list[Guided]
     failed: dict[str, str] = field(default_factory=dict)
@@ -47,11 +50,11 @@ async def search_problems(
     run_seed: int = 0,
     in_flight: int = 1024,
 ) -> Searched:
-    """Search each problem, at most `in_flight` samples at a time; partial solutions are valued by the aggregator.
+    """Search each problem, with at most `in_flight` concurrent samples; the aggregator values partial solutions.
 
-    A problem whose sampling fails, or of which no solution can be scored, is reported in `failed` and left out; an
-    engine that has stopped fails the whole. A partial solution that cannot be scored (too long, the marker in its text)
-    goes on only where there are too few others.
+    A problem whose sampling fails, or without a solution that can be scored, is reported in `failed` and left out; a
+    stopped engine raises. A partial solution that cannot be scored (too long, or the marker occurs in its text) is
+    continued only if there are too few others.
     """
     value = aggregator(aggregate)
     queue = ScoreQueue(scorer)
@@ -93,7 +96,7 @@ async def search_problems(
 
 
 async def _scored(group: Group, queue: ScoreQueue) -> Group:
-    """DataError where no solution can be scored."""
+    """Score the group; raise DataError if none of its solutions can be scored."""
     answers = await queue.score_apart([Solution(group.problem, c.steps) for c in group.candidates if c.steps])
     reasons = [answer for answer in answers if isinstance(answer, DataError)]
     if reasons and len(reasons) == len(answers):

@@ -1,4 +1,4 @@
-"""Partial solutions, and a policy that continues them by one step at a time."""
+"""Represent partial solutions, and continue them step by step with a policy."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ STOPS: dict[Markup, Callable[[int], tuple[str, ...]]] = {
     "blank_lines": lambda number: ("\n\n",),
     "numbered": lambda number: (),
 }
-"""Strings that end step `number`. They save the tokens behind the step; its end is always found by steps.split. Where
-only the beginning of the next step ends one (numbered), a whole continuation is generated and cut."""
+"""Stop strings that end step `number`. They only save tokens after the step, whose end is always found by steps.split.
+In numbered format only the beginning of the next step ends a step, so a whole continuation is generated and cut."""
 
 
 class State(enum.Enum):
-    """OPEN: goes on; COMPLETE: the policy has ended it; BROKEN: its end cannot be cut into steps."""
+    """State of a path: OPEN can be continued, COMPLETE was ended by the policy, BROKEN cannot be split into steps."""
 
     OPEN = enum.auto()
     COMPLETE = enum.auto()
@@ -30,9 +30,11 @@ class State(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """A partial solution: whole steps, verbatim, and in `tail` the text after them that is no step. `token_count` is
-    what was generated for it, from draw to draw; `ids` are the tokens that end within the steps, None where the sampler
-    does not tell them."""
+    """Holds a partial solution: its verbatim steps, and in `tail` the text after them that forms no step.
+
+    `token_count` is the number of tokens generated for the path. `ids` are the tokens that end within the steps; None
+    if the sampler does not report them.
+    """
 
     steps: Steps = ()
     token_count: int = 0
@@ -46,7 +48,7 @@ class Path:
 
 
 class Writer:
-    """The policy at work on one problem. `tokens` and `draws` count everything that was generated for it."""
+    """Continues the solutions of one problem. `tokens` and `draws` count everything that was generated for it."""
 
     def __init__(self, problem: Problem, sampler: Sampler, markup: Markup, run_seed: int) -> None:
         self.problem = problem
@@ -57,12 +59,12 @@ class Writer:
         self._run_seed = run_seed
 
     async def solutions(self, n: int) -> list[Path]:
-        """n solutions from the beginning to the end, in draw order."""
+        """Sample n whole solutions, in sampling order."""
         completions = await self._sample(SampleRequest(self.problem, "", n, self._seed("", 0)))
         return [Path(token_count=c.token_count, state=State.COMPLETE, tail=c.text) for c in completions]
 
     async def steps(self, path: Path, n: int, first_draw: int = 0, greedy: bool = False) -> list[Path]:
-        """n draws of the open path's next step, in draw order."""
+        """Sample n candidates for the next step of the open path, in sampling order."""
         stop = STOPS[self._markup](len(path.steps) + 1)
         seed = self._seed(path.text, first_draw)
         ids = path.ids if path.steps else None
@@ -71,10 +73,11 @@ class Writer:
         return [extended(path, completion, stop, self._markup) for completion in whole]
 
     def plain(self, path: Path) -> Steps:
+        """Return the steps of the path without step markup."""
         return tuple(plain(step, self._markup) for step in path.steps)
 
     async def _whole(self, path: Path, completion: Completion, stop: tuple[str, ...], greedy: bool) -> Completion:
-        """Return the completion, continued where it was stopped within a code block or a formula."""
+        """Return the completion, continued if it was stopped inside a code block or a formula."""
         text, tokens = completion.text, completion.tokens
         if self._markup == "tags" or not text.endswith(stop) or not ends_within(text):
             return completion
@@ -102,10 +105,10 @@ class Writer:
 
 
 def extended(path: Path, completion: Completion, stop: tuple[str, ...], markup: Markup) -> Path:
-    """The path with the first step of the completion.
+    """Return the path extended by the first step of the completion.
 
-    It is complete where the policy ended its turn with that step, or instead of one. It is broken where the text cannot
-    be split, or was cut off within the step.
+    The new path is complete if the policy ended its turn with that step, or instead of one. It is broken if the text
+    cannot be split, or was cut off within the step.
     """
     text, tokens = completion.text, path.token_count + completion.token_count
     stopped = text.endswith(stop)
@@ -121,7 +124,7 @@ def extended(path: Path, completion: Completion, stop: tuple[str, ...], markup: 
 
 
 def _ids(path: Path, completion: Completion, length: int) -> tuple[int, ...] | None:
-    """Return the ids of the path with the first `length` characters of the completion."""
+    """Return the token ids of the path extended by the first `length` characters of the completion."""
     if path.ids is None or completion.tokens is None:
         return None
     return (*path.ids, *completion.tokens.ids[: completion.tokens.whole_in(length)])

@@ -1,4 +1,4 @@
-"""samples.jsonl: graded solutions, written problem by problem, so that a run that was stopped goes on from them."""
+"""Write samples.jsonl, graded solutions problem by problem, so that an interrupted run can resume from them."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TextIO
 
-from mmprm.config import differing_keys
 from mmprm.errors import DataError
 from mmprm.files import parse_json, whole_file
 from mmprm.selection.candidates import candidate_lines, read_groups
 from mmprm.selection.groups import Group
+from mmprm.trees.store import differing_keys
 from mmprm.types import Problem
 
 _HEAD = "sampled_with"
 
 
 class SampleFile(AbstractContextManager["SampleFile"]):
-    """Holds one group of `samples` candidates for each problem, sampled as `identity` says; a file of other samples is
-    replaced. A context, within which `add` writes."""
+    """Holds one group of `samples` candidates per problem, sampled with the settings `identity`.
+
+    A file with other settings is replaced. `add` must be called inside the context.
+    """
 
     def __init__(self, path: Path, identity: dict[str, Any], problems: Mapping[str, Problem], samples: int) -> None:
         self.path, self._identity, self._problems, self._samples = path, identity, problems, samples
@@ -31,16 +33,18 @@ class SampleFile(AbstractContextManager["SampleFile"]):
     def __exit__(self, *error: object) -> None:
         if self._file is not None:
             self._file.close()
-            self._write()  # in the order of the problems
+            self._write()  # rewrite in the order of the problems
 
     def add(self, group: Group) -> None:
-        """Write the group at once. The first one replaces what was cut off, damaged, or of other samples."""
+        """Append the group immediately. The first call removes truncated, damaged or foreign lines."""
         if self._file is None:
             self._write()
             try:
                 self._file = self.path.open("a", encoding="utf-8")
             except OSError as error:
-                raise DataError(f"{self.path}: cannot be written ({error.strerror}); choose another output") from error
+                raise DataError(
+                    f"{self.path}: cannot be written ({error.strerror}); choose another output folder"
+                ) from error
         self.groups[group.problem.id] = group
         self._file.writelines(map(_line, candidate_lines([group], None)))
         self._file.flush()
@@ -58,26 +62,26 @@ class SampleFile(AbstractContextManager["SampleFile"]):
         differing = differing_keys(there if isinstance(there, dict) else {}, self._identity)
         if differing:
             shown = ", ".join(f"{key} ({values})" for key, values in differing.items())
-            print(f"{self.path}: is of other samples and will be replaced: {shown}", file=sys.stderr)
+            print(f"{self.path}: was sampled with other settings and will be replaced: {shown}", file=sys.stderr)
             return {}
         lines: dict[str, list[tuple[str, dict[str, Any]]]] = {}
         for place, row in rows:
             lines.setdefault(str(row.get("problem_id")), []).append((place, row))
         groups = {}
         for name, own in lines.items():
-            if name in self._problems and len(own) == self._samples:  # else it was cut off, or damaged
+            if name in self._problems and len(own) == self._samples:  # an incomplete group was cut off or damaged
                 try:
                     (groups[name],) = read_groups(own, self._problems)
                 except DataError as error:
-                    print(f"{error}; problem {name!r} is sampled anew", file=sys.stderr)
+                    print(f"{error}; sampling problem {name!r} again", file=sys.stderr)
         return groups
 
     def _rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Pairs (place, object), without a last line that was cut off; damaged ones are named."""
+        """Yield pairs (location, object). A truncated last line is skipped, and damaged ones with a warning."""
         try:
             lines = self.path.read_bytes().splitlines(keepends=True)
         except OSError as error:
-            raise DataError(f"{self.path}: cannot be read ({error.strerror}); choose another output") from error
+            raise DataError(f"{self.path}: cannot be read ({error.strerror}); choose another output folder") from error
         for number, line in enumerate(lines, start=1):
             place = f"{self.path}:{number}"
             try:
@@ -85,10 +89,10 @@ class SampleFile(AbstractContextManager["SampleFile"]):
             except DataError as error:
                 row = None
                 if line.endswith(b"\n"):
-                    print(f"{error}; its problem is sampled anew", file=sys.stderr)
+                    print(f"{error}; sampling its problem again", file=sys.stderr)
             if isinstance(row, dict):
                 yield place, row
 
 
 def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row) + "\n"  # ASCII, as a policy's bytes may become half a surrogate pair
+    return json.dumps(row) + "\n"  # ASCII only, because a policy's bytes may decode to half a surrogate pair

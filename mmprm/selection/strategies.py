@@ -1,8 +1,8 @@
-"""How a guided search grows the solutions of one problem: a table of strategies.
+"""Grow the solutions of one problem in a guided search: a table of strategies.
 
-Step beam search and lookahead: Snell et al., Scaling LLM Test-Time Compute Optimally (2024). DVTS: Beeching et al.,
-Scaling test-time compute with open models (2024). One is a tree that keeps its best paths, the other several trees that
-keep one each.
+Beam search keeps the best paths of one tree, DVTS keeps one path in each of several trees. Sources: step beam search
+and lookahead, Snell et al., Scaling LLM Test-Time Compute Optimally (2024); DVTS, Beeching et al., Scaling test-time
+compute with open models (2024).
 """
 
 from __future__ import annotations
@@ -17,45 +17,51 @@ from mmprm.config import Config
 from mmprm.selection.paths import Path, State, Writer
 
 Judge = Callable[[Sequence[Path]], Awaitable[list[float]]]
-"""The value of each open path; the highest go on."""
+"""Returns the value of each open path; the paths of highest value are continued."""
 
 
 class GuidedConfig(Config):
     strategy: Literal["best_of_n", "beam", "dvts"] = "best_of_n"
-    """best_of_n: whole solutions, judged at their end; beam: after each step the best partial solutions go on; dvts: as
-    many independent searches as beams, each of which goes on with its best one."""
+    """best_of_n: sample whole solutions and judge them at their end; beam: continue the best partial solutions after
+    each step; dvts: run as many independent searches as beams, each of which continues its best partial solution."""
     samples: int = Field(8, ge=1)
-    """Places for solutions of a problem: so many steps are drawn at each depth, less the complete solutions."""
+    """Number of solutions per problem. Each depth samples this many steps, less the solutions already complete."""
     beams: int = Field(2, ge=1)
-    """Partial solutions that go on after each step, over all searches of a problem; each is continued samples/beams
-    times."""
+    """Number of partial solutions continued after each step, over all searches of a problem; each is continued
+    samples/beams times."""
     lookahead: int = Field(0, ge=0)
-    """Judge a partial solution with so many further steps, the policy's likeliest ones, which are then dropped."""
+    """Number of further steps, decoded greedily, with which a partial solution is judged; they are discarded."""
     max_steps: int = Field(40, ge=1)
-    """Longest solution; what is still open then counts as it is."""
+    """Maximum number of steps per solution; a solution that is still open then counts as it is."""
 
     @model_validator(mode="after")
     def _fits(self) -> GuidedConfig:
         if self.strategy == "best_of_n":
             if self.lookahead:
                 raise ValueError(
-                    f"lookahead={self.lookahead} needs strategy beam or dvts: best_of_n judges whole solutions"
+                    f"lookahead={self.lookahead} needs strategy beam or dvts, because best_of_n judges whole solutions"
+                    "; set lookahead=0 or another strategy"
                 )
         elif self.beams > self.samples:
-            raise ValueError(f"beams={self.beams} must be at most samples={self.samples}: each beam needs a sample")
+            raise ValueError(
+                f"beams={self.beams} must be at most samples={self.samples}, because each beam needs a sample; lower "
+                "beams or raise samples"
+            )
         return self
 
 
 async def best_of_n(writer: Writer, judge: Judge, config: GuidedConfig) -> list[Path]:
+    """Sample whole solutions."""
     return await writer.solutions(config.samples)
 
 
 async def beam(writer: Writer, judge: Judge, config: GuidedConfig) -> list[Path]:
+    """Search one tree that keeps its `beams` best paths."""
     return await _grow(writer, judge, config, places=config.samples, kept=config.beams)
 
 
 async def dvts(writer: Writer, judge: Judge, config: GuidedConfig) -> list[Path]:
-    """The trees never see each other; their draws differ also where their prefixes are the same."""
+    """Search `beams` independent trees that keep one path each; their samples differ even for equal prefixes."""
     trees = [
         _grow(writer, judge, config, places=places, kept=1, first_draw=tree * config.samples)
         for tree, places in enumerate(shares(config.samples, config.beams))
@@ -71,15 +77,15 @@ STRATEGIES: dict[str, Callable[[Writer, Judge, GuidedConfig], Awaitable[list[Pat
 
 
 def solutions(paths: Sequence[Path]) -> list[Path]:
-    """The complete ones; where there is none, those still open at the end; where all broke off, these."""
+    """Return the complete paths; if there are none, the open ones; if all are broken, these."""
     for state in (State.COMPLETE, State.OPEN, State.BROKEN):
         if found := [path for path in paths if path.state is state]:
             return found
-    raise AssertionError("a search draws at least once")
+    raise AssertionError("a search samples at least once")
 
 
 async def ahead(writer: Writer, path: Path, count: int) -> Path:
-    """The path with its likeliest `count` next steps; with fewer where the solution ends or breaks off before."""
+    """Extend the path greedily by `count` steps, or by fewer if the solution ends or breaks before."""
     for _ in range(count):
         (following,) = await writer.steps(path, 1, greedy=True)
         if following.state is State.BROKEN:
@@ -91,15 +97,18 @@ async def ahead(writer: Writer, path: Path, count: int) -> Path:
 
 
 def shares(total: int, parts: int) -> list[int]:
-    """The total in whole shares that differ by one at most, the larger ones first."""
+    """Divide the total into integer shares that differ by at most one, the larger ones first."""
     return [total // parts + (part < total % parts) for part in range(parts)]
 
 
 async def _grow(
     writer: Writer, judge: Judge, config: GuidedConfig, places: int, kept: int, first_draw: int = 0
 ) -> list[Path]:
-    """One tree. A complete solution takes up one of the places, so that the tree ends with at most so many, and no more
-    steps are drawn at any depth. Returns all paths that ended, then those still open."""
+    """Grow one tree, and return all paths that ended, followed by those still open.
+
+    A complete solution occupies one of the `places`, so the tree ends with at most that many solutions and samples at
+    most that many steps per depth.
+    """
     ended: list[Path] = []
     going = [Path()]
     for _ in range(config.max_steps):
@@ -115,8 +124,10 @@ async def _grow(
 
 
 async def _best(paths: Sequence[Path], count: int, writer: Writer, judge: Judge) -> list[Path]:
-    """The paths of highest value, best first; draws that give the same steps are one path. Without a choice to make
-    nothing is judged."""
+    """Return the `count` paths of highest value, best first; samples with equal steps are one path.
+
+    If there is no choice to make, nothing is judged.
+    """
     distinct: dict[tuple[str, ...], Path] = {}
     for path in paths:
         distinct.setdefault(writer.plain(path), path)

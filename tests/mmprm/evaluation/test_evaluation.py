@@ -68,9 +68,9 @@ def test_an_aggregator_is_described_by_its_evidence() -> None:
     info = with_choice(PrmInfo(base="b"), choice)
     assert info.base == "b"
     assert described("min", info) == "min, chosen on 120 problems: best-of-8 0.787 [0.710, 0.858]"
-    assert described("max", info) == "max, as configured; prm.json names min"
-    assert described("max", PrmInfo()) == "max, as configured; prm.json names none"
-    assert "holds no evidence" in described("min", PrmInfo(aggregator="min"))
+    assert described("max", info) == "max, as configured; prm.json has min"
+    assert described("max", PrmInfo()) == "max, as configured; prm.json has none"
+    assert "records no evidence" in described("min", PrmInfo(aggregator="min"))
 
 
 def test_what_no_label_taught_raises_these_aggregators_alone() -> None:

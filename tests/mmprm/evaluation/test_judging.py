@@ -41,7 +41,7 @@ def test_step_threshold_is_the_middle_of_the_best_gap() -> None:
     assert (threshold, best.f1) == (pytest.approx(0.7), pytest.approx(11 / 15))
     tried = [macro_f1([score >= t / 1000 for score in scores], right).f1 for t in range(1001)]
     assert best.f1 == pytest.approx(max(tried))
-    with pytest.raises(DataError, match="2 right and 0 wrong"):
+    with pytest.raises(DataError, match="2 correct and 0 incorrect"):
         choose_step_threshold([0.1, 0.2], [1, 1])
 
 
@@ -97,17 +97,17 @@ def test_steps_come_in_the_forms_of_other_projects() -> None:
             {"problem": "q", "steps": ["a"], "label": 1},
             "f:0: .*label must be -1 or the index of one of",
         ),
-        ("processbench", {"problem": "q", "steps": ["a"]}, r"f:0: .*has no 'label' \(problem, steps\)"),
+        ("processbench", {"problem": "q", "steps": ["a"]}, r"f:0: .*has no 'label'; it has the fields problem, steps"),
         ("processbench", {"problem": "q", "steps": [], "label": -1}, "steps must be a list of at least one"),
-        ("processbench", {"problem": 3, "steps": ["a"], "label": -1}, "the question must be text"),
-        ("visualprocessbench", {"question": "q", "response": "{"}, "f:0: is no record of visualprocessbench"),
+        ("processbench", {"problem": 3, "steps": ["a"], "label": -1}, "question must be text"),
+        ("visualprocessbench", {"question": "q", "response": "{"}, "f:0: is not a record of visualprocessbench"),
         (
             "visualprocessbench",
             {"question": "q", "response": {"steps": ["a", "b"], "process_correctness": [1]}},
             "2 steps but 1 labels",
         ),
         ("visualprocessbench", {"question": "q", "response": {"steps": ["a"], "process_correctness": [7]}}, "has no 7"),
-        ("steps", {"prompt": "q"}, "f:0: is no record of steps"),
+        ("steps", {"prompt": "q"}, "f:0: is not a record of steps"),
     ],
 )
 def test_a_bad_record_is_named(name: str, record: dict[str, Any], message: str) -> None:
@@ -165,7 +165,7 @@ def test_the_development_split_takes_problems_whole_by_content() -> None:
     assert any({x[0].problem for x in split_development(items, 0.3, seed)[0]} != inside for seed in (1, 2, 3))
     with pytest.raises(DataError, match=r"leaves none of the 10 problems"):
         split_development(items, 0.99, seed=0)
-    with pytest.raises(DataError, match="is none of the sources; there are a"):
+    with pytest.raises(DataError, match="must be a share or one of the sources: a"):
         split_development(items, "gsm8k", seed=0)
 
 
@@ -336,13 +336,13 @@ def test_best_of_n_by_aggregator_from_what_rerank_left() -> None:
     assert (result.best, result.samples, [p.n for p in result.accuracy["min"]]) == ("min", 2, [1, 2])
     assert result.accuracy["min"][-1].accuracy["prm"].value == 1.0
     assert result.accuracy["last"][-1].accuracy["prm"].value == 0.0
-    with pytest.raises(DataError, match=r"f:1: is no line of candidates\.jsonl"):
+    with pytest.raises(DataError, match=r"f:1: is not a line of candidates\.jsonl"):
         read_groups([("f:1", {"problem_id": "p"})])
 
 
 def test_two_runs_with_the_same_ids_are_not_mixed() -> None:
     rows = [("a:1", CANDIDATES[0] | {"problem_digest": "1"}), ("b:1", CANDIDATES[0] | {"problem_digest": "2"})]
-    with pytest.raises(DataError, match=r"b:1: problem_id .* is that of another problem before"):
+    with pytest.raises(DataError, match=r"b:1: problem_id .* already belongs to a different problem"):
         read_groups(rows)
 
 

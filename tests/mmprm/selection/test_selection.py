@@ -205,7 +205,7 @@ def test_oracle_over_drawn_subsets_is_near_the_closed_form() -> None:
 
 
 def test_sizes_and_groups_must_fit() -> None:
-    with pytest.raises(ConfigError, match="8 must lie between 1 and the 4 samples"):
+    with pytest.raises(ConfigError, match="8 must be between 1 and 4, the number of samples per problem"):
         accuracy_at_n([GROUP], "min", sizes=(1, 8))
     with pytest.raises(DataError, match=r"sizes \[1, 4\]"):
         common_size([GROUP, Group(PROBLEM, GROUP.candidates[:1])])
