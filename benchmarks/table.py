@@ -13,10 +13,10 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 
 INTRODUCTION = """# Benchmarks
 
-This page shows the latest results of each benchmark with the target for each metric. `python benchmarks/table.py` writes
-it from `benchmarks/results/*.json`. Run a benchmark yourself with the `make` target in its section; results depend on the
-machine, which the section names. A ratio compares runs on the same machine in the same session. A range after a median
-is its minimum and maximum. [Doctor and demo](doctor-and-demo.md#results) has the metrics of the demo,
+This page shows the latest results of each benchmark, with the target for each metric. `python benchmarks/table.py`
+writes it from `benchmarks/results/*.json`. Run a benchmark yourself with the `make` target in its section; results depend
+on the machine, which the section names. A ratio compares runs on the same machine in the same session. A range after a
+median is its minimum and maximum. [Doctor and demo](doctor-and-demo.md#results) has the metrics of the demo,
 [GPU](gpu.md) the measurements on a GPU, and [experiments](experiments.md) what did not work.
 """
 
@@ -92,8 +92,8 @@ BENCHMARKS = {
     "annotate": (
         annotate,
         "make bench-annotate",
-        "The embedded policy in vLLM, with one engine per core. `default` is what `mmprm annotate` does; `fixed` samples "
-        "16 rollouts per state. Errors are relative to 256 fresh rollouts per label.",
+        "The embedded policy in vLLM, with one engine per core. `default` is what `mmprm annotate` does; `fixed` "
+        "samples 16 rollouts per state. Errors are relative to 256 fresh rollouts per label.",
     ),
     "borders": (
         borders,
@@ -112,8 +112,8 @@ BENCHMARKS = {
     "rl": (
         parts,
         "make bench-rl",
-        "The embedded policy, with 32 problems × 8 responses per step and three seeds. pass@1 is measured at temperature "
-        "1 on 300 held-out problems with 8 samples per problem. TRL 1.8.0 runs with transformers' generation, as "
+        "The embedded policy, with 32 problems × 8 responses per step and three seeds. pass@1 is measured at "
+        "temperature 1 on 300 held-out problems with 8 samples per problem. TRL 1.8.0 runs with transformers' generation, as "
         "installed (`ratio`) and tuned; when tuned, both updates process at most 8,192 tokens at once.",
     ),
 }
