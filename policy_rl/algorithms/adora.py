@@ -1,6 +1,8 @@
-"""ADORA: smaller weights for groups whose correct responses are not longer than their incorrect ones."""
+"""Weigh groups as ADORA does: less where the correct responses are not longer than the incorrect ones."""
 
 from __future__ import annotations
+
+from statistics import fmean
 
 from pydantic import Field
 
@@ -10,23 +12,27 @@ from policy_rl.graded import GradedGroup
 
 class AdoraConfig(Config):
     weight: float = Field(0.1, ge=0, le=1)
-    """Weight of the outcome advantages of a group whose longest right response is not longer than its mean wrong one,
-    truncated wrong ones left out."""
+    """Weight of the outcome advantages of a group whose longest correct response is not longer than its mean incorrect
+    one, truncated incorrect ones left out."""
 
 
 def adora_weight(group: GradedGroup, weight: float) -> float:
-    """`weight` where the longest right response is not longer than the mean wrong one, else 1; lengths in tokens.
+    """Return `weight` where the longest correct response is not longer than the mean incorrect one, else 1; lengths in
+    tokens.
 
-    Wrong responses that were truncated are left out, as in ADORA's code: they have the length of the limit, not one
-    that the policy chose. A group that lacks right or (untruncated) wrong responses keeps 1.
+    Truncated incorrect responses are left out, as in ADORA's code: they have the length of the limit, not one that the
+    policy chose. A group without a correct response keeps 1, as in ADORA's code for images, and so does one without an
+    incorrect response that is not truncated, as in its code for text.
     """
-    right, wrong = [], []
+    correct, incorrect = [], []
     for each in group.responses:
         accuracy, length = each.reward.parts.get("accuracy"), len(each.response.token_ids)
         if each.reward.total is None or accuracy is None:
             continue
         if accuracy == 1:
-            right.append(length)
+            correct.append(length)
         elif each.response.finish_reason != "length":
-            wrong.append(length)
-    return weight if wrong and right and max(right) <= sum(wrong) / len(wrong) else 1.0
+            incorrect.append(length)
+    if not correct or not incorrect:
+        return 1.0
+    return weight if max(correct) <= fmean(incorrect) else 1.0

@@ -157,6 +157,8 @@ def strict_min(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Te
 
 def _normalise(rewards_PKS: Tensor, mask_PKS: Tensor) -> Tensor:
     """(r − mean)/(std + ε) over all steps of a group, unbiased std; 0 where masked, or where all are equal."""
+    if not mask_PKS.any():  # no response of the batch has a scored step
+        return rewards_PKS
     differs_P1 = differs(rewards_PKS.flatten(1), mask_PKS.flatten(1))
     count_P11 = mask_PKS.sum(dim=(1, 2), keepdim=True)
     mean_P11 = rewards_PKS.sum(dim=(1, 2), keepdim=True) / count_P11.clamp(min=1)

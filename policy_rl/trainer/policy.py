@@ -145,8 +145,11 @@ class ValueHead(nn.Linear):
 
 
 def prepare(policy: Policy, frozen: Sequence[str], lora: LoraConfig | None, gradient_checkpointing: bool) -> None:
-    """Freeze what `frozen` names, as in `mmprm train`, and add adapters. Raises ConfigError for a pattern without a
-    match, and when nothing is left to train."""
+    """Freeze what `frozen` names, as in `mmprm train`, and add adapters.
+
+    Raises ConfigError for a pattern without a match, for adapters of the output layer, and when nothing is left to
+    train.
+    """
     parameters = dict(policy.backbone.named_parameters())
     for pattern in frozen:
         names = [name for name in parameters if re.search(PARTS.get(pattern, pattern), name)]
@@ -158,6 +161,11 @@ def prepare(policy: Policy, frozen: Sequence[str], lora: LoraConfig | None, grad
         raise ConfigError("frozen: leaves nothing to train; freeze less")
     if lora:
         add_adapters(policy.backbone, lora, (), ())
+        if type(policy.backbone.get_output_embeddings()) is not nn.Linear:
+            raise ConfigError(
+                f"lora.targets={list(lora.targets)} match the output layer, of which only the weights are read: an "
+                "adapter there would not learn; name layers of the blocks, as the default does"
+            )
     if gradient_checkpointing:
         policy.backbone.gradient_checkpointing_enable({"use_reentrant": False})
     policy.train()

@@ -171,6 +171,16 @@ def test_a_response_without_scores_keeps_its_outcome() -> None:
     assert figures["unscored"] == 1
 
 
+@pytest.mark.parametrize("baseline", ["step_index", "pure_tokens", "prime_steps"])
+@pytest.mark.parametrize("mode", [{}, {"mode": "strict_min"}, {"mode": "return_to_go", "normalise_steps": True}])
+def test_a_batch_without_a_scored_step_keeps_its_outcomes(mode: dict, baseline: str) -> None:
+    """A policy that writes no steps leaves nothing to normalize or to compare."""
+    credit = CreditConfig(**mode, baseline=baseline)
+    found, figures = made([group(0, response(1.0), response(0.0))], AdvantageSettings(AdvantageConfig(), credit))
+    assert values(found) == near([1, 1], [-1, -1])
+    assert (figures["scored"], figures["unscored"]) == (0, 2)
+
+
 def test_sources_apart_and_together() -> None:
     """Outcome 1, 0, 0 and min score .5, .1, .3: GRPO of the sum, or the sum of the GRPO of each."""
     responses = [with_scores(r, p, 1.0) for r, p in ((1.0, 0.5), (0.0, 0.1), (0.0, 0.3))]

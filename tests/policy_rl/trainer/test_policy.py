@@ -325,6 +325,15 @@ def test_preparation(random_policy_folder: Path) -> None:
         assert not torch.allclose(on.logprobs_NT, base.logprobs_NT, atol=1e-3)
 
 
+@pytest.mark.parametrize("tied", [False, True])
+def test_adapters_of_the_output_layer_are_refused(tied: bool) -> None:
+    """Log-probabilities are read from its weights alone: an adapter would change the engine's policy and not ours."""
+    shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = Qwen2Config(vocab_size=40, num_key_value_heads=2, tie_word_embeddings=tied, **shape)
+    with pytest.raises(ConfigError, match=r"lora.targets=\['_proj\$', 'lm_head'\] match the output layer"):
+        prepare(Policy(Qwen2ForCausalLM(config)), (), LoraConfig(rank=2, targets=("_proj$", "lm_head")), False)
+
+
 def test_gradient_checkpointing_changes_nothing(random_policy_folder: Path) -> None:
     backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
     encoder = PromptEncoder(backbone, processor, PLAIN)
@@ -344,5 +353,5 @@ def test_rescaled_logits_are_refused() -> None:
         Qwen2Config(vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1)
     )
     backbone.config.final_logit_softcapping = 30.0
-    with pytest.raises(CheckpointError, match="its logits are not its output layer"):
+    with pytest.raises(CheckpointError, match="logits are not"):
         Policy(backbone)
