@@ -14,9 +14,9 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 INTRODUCTION = """# Benchmarks
 
 This page shows the latest results of each benchmark, with the target for each metric. `python benchmarks/table.py`
-writes it from `benchmarks/results/*.json`. Run a benchmark yourself with the `make` target in its section; results depend
-on the machine, which the section names. A ratio compares runs on the same machine in the same session. A range after a
-median is its minimum and maximum. [Doctor and demo](doctor-and-demo.md#results) has the metrics of the demo,
+writes it from `benchmarks/results/*.json`. Run a benchmark yourself with the `make` target in its section. Results
+depend on the machine, which the section names. A ratio compares runs on the same machine in the same session. A range
+after a median is its minimum and maximum. [Doctor and demo](doctor-and-demo.md#results) has the metrics of the demo,
 [GPU](gpu.md) the measurements on a GPU, and [experiments](experiments.md) what did not work.
 """
 
@@ -113,8 +113,8 @@ BENCHMARKS = {
         parts,
         "make bench-rl",
         "The embedded policy, with 32 problems × 8 responses per step and three seeds. pass@1 is measured at "
-        "temperature 1 on 300 held-out problems with 8 samples per problem. TRL 1.8.0 runs with transformers' generation, as "
-        "installed (`ratio`) and tuned; when tuned, both updates process at most 8,192 tokens at once.",
+        "temperature 1 on 300 held-out problems with 8 samples per problem. TRL 1.8.0 runs with transformers' generation, "
+        "as installed (`ratio`) and tuned; when tuned, both updates process at most 8,192 tokens at once.",
     ),
 }
 
