@@ -13,8 +13,8 @@ from mmprm.types import Steps
 
 Markup = Literal["tags", "blank_lines", "numbered"]
 """tags: `<step>…</step>` (also `<step_3>…</step_3>`, `<Step 3>`, `<step id="3">`); blank_lines: paragraphs, in which
-code blocks, LaTeX environments and display math stay whole; numbered: `Step 1:`, `### Step 1`, `步骤1：`, `第一步`, `1.`,
-`1)`, `(1)` at the start of a line, with numbers that go up by one."""
+code blocks, LaTeX environments and display math stay whole; numbered: `Step 1:`, `### Step 1`, `步骤1：`,
+`第一步`, `1.`, `1)`, `(1)` at the start of a line, with numbers that go up by one."""
 
 _TAG = re.compile(r"<[^\S\n]*(/?)[^\S\n]*step(?:[\s_-]?\d{1,4}|\s+\w+=[^<>\n]{1,40})?[^\S\n]*>", re.IGNORECASE)
 _LINE_BREAKS = re.compile(r"(?:\s*[\r\n])?")
