@@ -113,8 +113,8 @@ BENCHMARKS = {
         parts,
         "make bench-rl",
         "The embedded policy, with 32 problems × 8 responses per step and three seeds. pass@1 is measured at "
-        "temperature 1 on 300 held-out problems with 8 samples per problem. TRL 1.8.0 runs with transformers' generation, "
-        "as installed (`ratio`) and tuned; when tuned, both updates process at most 8,192 tokens at once.",
+        "temperature 1 on 300 held-out problems with 8 samples per problem. TRL 1.8.0 runs with transformers' "
+        "generation, as installed (`ratio`) and tuned; when tuned, both updates process at most 8,192 tokens at once.",
     ),
 }
 
