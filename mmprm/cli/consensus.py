@@ -27,9 +27,9 @@ from mmprm.scoring.config import ScorerConfig
 
 
 class ConsensusConfig(Config):
-    labels: str
+    labels: PathText
     """Parquet file of labelled paths, as mmprm labels writes it."""
-    output: str
+    output: PathText
     """Parquet file to write; may be the same."""
     scorer: ScorerConfig | None = None
     """A process reward model as judge."""

@@ -59,7 +59,7 @@ MARKER = "demo.json"
 
 
 class DemoConfig(Config):
-    out: str = "runs/demo"
+    out: PathText = "runs/demo"
     """Folder for everything that the demo makes. A demo that is already there is replaced."""
     problems: int = Field(500, ge=2)
     """Problems to annotate."""
@@ -71,9 +71,9 @@ class DemoConfig(Config):
     """Seed of problems, searches and samples."""
     test_seed: int = 1000
     """Seed of the test problems, with which nothing else was ever drawn."""
-    train_config: str = "configs/train/tiny.yaml"
+    train_config: PathText = "configs/train/tiny.yaml"
     """Configuration of the PRM training; base, labels and output are set by the demo."""
-    rl_config: str = "configs/rl/tiny.yaml"
+    rl_config: PathText = "configs/rl/tiny.yaml"
     """Configuration of the policy's training; engine.model, problems, held_out, output, steps, seed and the learning
     rate are set by the demo."""
     rl_steps: int = Field(25, ge=1)

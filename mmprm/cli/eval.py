@@ -28,7 +28,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from mmprm.cli.eval_policy import evaluate_policy
 from mmprm.cli.shared.jsonl import output, read_rows
 from mmprm.cli.shared.options import add_config_options, load_config
-from mmprm.config import Config
+from mmprm.config import Config, PathText
 from mmprm.errors import ConfigError, DataError
 from mmprm.evaluation.aggregators import described
 from mmprm.evaluation.best_of_n import BestOfN, evaluate_best_of_n
@@ -51,7 +51,7 @@ CHUNK = 2000
 
 
 class MeasureConfig(Config):
-    output: str = "runs/eval"
+    output: PathText = "runs/eval"
     """Folder for the figures (JSON, by data set) and report.html."""
     format: str = "prm800k"
     """Of steps files: prm800k, trl, math-shepherd, visualprm, mm-prm or openrlhf."""
@@ -72,18 +72,18 @@ class MeasureConfig(Config):
 class JudgeConfig(MeasureConfig):
     scorer: ScorerConfig
     """The process reward model and how it runs."""
-    images_root: str | None = None
+    images_root: PathText | None = None
     """Folder of relative picture paths; by default that of the file."""
 
 
 class LabelQualityConfig(MeasureConfig):
-    truth: str
+    truth: PathText
     """A steps file (see format) with judgements of people on the same solutions, or on others that begin alike; "tiny"
     for the truth of the embedded world."""
 
 
 class BestOfNConfig(Config):
-    output: str = "runs/eval"
+    output: PathText = "runs/eval"
     """Folder for the figures (bon.json) and report.html."""
     aggregators: tuple[str, ...] = tuple(AGGREGATORS)
     """Those to compare."""

@@ -55,11 +55,11 @@ class ServeConfig(Config):
     """Port; 0 takes a free one, which the first line of the output names."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the API key, which is stored and shown nowhere."""
-    api_key_file: str | None = None
+    api_key_file: PathText | None = None
     """File that holds the API key instead."""
     without_key: bool = False
     """Listen beyond this machine without an API key, for example behind a proxy that asks for one."""
-    image_root: str | None = None
+    image_root: PathText | None = None
     """Folder below which requests may name pictures by path; by default they must send them."""
     limits: Limits = Limits()
     """What is taken."""

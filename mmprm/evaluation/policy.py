@@ -48,7 +48,7 @@ class PolicyEvalConfig(Config):
     """Split of a hub data set or a folder; by default the one that is reported."""
     subset: str | None = None
     """Configuration name of a hub data set, for example OE_MM_maths_en_COMP."""
-    images_root: str | None = None
+    images_root: PathText | None = None
     """Folder of relative picture paths; by default that of the file."""
     limit: int | None = Field(None, ge=1)
     """Read only so many rows from the start."""

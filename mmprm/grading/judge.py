@@ -40,9 +40,9 @@ class JudgeConfig(Config):
     """Name under which the servers serve the judge."""
     client: ClientConfig
     """The judge's servers."""
-    cache: str = "runs/judge.sqlite"
+    cache: PathText = "runs/judge.sqlite"
     """File that keeps the judge's replies."""
-    calibration: str = "runs/judge.json"
+    calibration: PathText = "runs/judge.json"
     """File that mmprm grade --calibrate writes for this judge; without it the judge is not used."""
     min_precision: float = Field(0.9, ge=0, lt=1)
     """Share of the accepted answers that are right: the calibration's 95 % interval must lie above this."""

@@ -21,9 +21,9 @@ from mmprm.types import LabelledPath, Picture, Problem
 
 
 class LabelsConfig(Config):
-    store: str
+    store: PathText
     """Run store that mmprm annotate wrote (a file, or the folder that holds trees.sqlite)."""
-    output: str
+    output: PathText
     """Parquet file to write."""
     markup: Markup | None = None
     """Step markup of the policy: tags, blank_lines or numbered; by default that of the store, and never another."""

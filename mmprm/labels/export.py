@@ -35,9 +35,9 @@ _HARD_ONLY = {
 
 
 class ExportConfig(Config):
-    labels: str
+    labels: PathText
     """Parquet file that mmprm labels wrote."""
-    output: str
+    output: PathText
     """Folder to write; must not exist, or be empty."""
     format: Literal["trl", "math-shepherd", "prm800k", "visualprm", "mm-prm", "openrlhf", "parquet"]
     """Form of the records; parquet is the form of mmprm labels itself."""
@@ -58,7 +58,7 @@ class ExportConfig(Config):
     """Share of the problems for the test split."""
     image_root: PathText | None = None
     """Folder below which the image files that `labels` names must lie; by default that of `labels` itself."""
-    benchmark: tuple[str, ...] = ()
+    benchmark: tuple[PathText, ...] = ()
     """Problem files; near-duplicates of theirs among the exported problems are reported, and left in."""
     seed: int = 0
     """Decides which negative labels stay and, with dev or test, the split."""

@@ -53,7 +53,7 @@ class StepJudgeConfig(Config):
     log-probabilities and for judges that reason first."""
     max_tokens: int = Field(16, ge=1)
     """Longest reply with read=text."""
-    cache: str = "runs/step_judge.sqlite"
+    cache: PathText = "runs/step_judge.sqlite"
     """File that keeps the judge's replies, so that a run that was stopped goes on where it was."""
 
 

@@ -15,7 +15,7 @@ class WeightsConfig(Config):
     """file: through safetensors files in shared memory, on any machine where trainer and engines share it; nccl: vLLM's
     broadcast from GPU to GPU; ipc: vLLM's, for trainer and engine on the same GPU. auto: file on CPU, on GPU ipc for
     colocated engines and nccl for others."""
-    folder: str | None = None
+    folder: PathText | None = None
     """Where a folder of this run is made for the files; by default in /dev/shm, or in the run folder where there is
     none. transport=file needs room there for the weights of two versions, the others for one when an engine that died
     is replaced; on several machines all must see it."""
