@@ -1,4 +1,4 @@
-"""From a campaign's store to a Parquet file of labelled paths."""
+"""Build a Parquet file of labelled paths from the store of a campaign."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from pydantic import Field
 
-from mmprm.config import Config
+from mmprm.config import Config, PathText
 from mmprm.data.images import image_bytes
 from mmprm.errors import ConfigError, DataError
 from mmprm.labels.parquet import LabelledExample, split_of, write_parquet
@@ -22,36 +22,43 @@ from mmprm.types import LabelledPath, Picture, Problem
 
 class LabelsConfig(Config):
     store: PathText
-    """Run store that mmprm annotate wrote (a file, or the folder that holds trees.sqlite)."""
+    """Run store written by mmprm annotate: a file, or the folder that contains trees.sqlite."""
     output: PathText
     """Parquet file to write."""
     markup: Markup | None = None
-    """Step markup of the policy: tags, blank_lines or numbered; by default that of the store, and never another."""
+    """Step markup of the policy: tags, blank_lines or numbered. The default is that of the store; another one fails."""
     seed: int = 0
-    """Decides the choice among complete solutions and the split."""
+    """Random seed of the choice among complete solutions and of the split."""
     dev: float = Field(0.1, ge=0, lt=1)
-    """Share of the problems that goes to the dev split, held out from training."""
+    """Share of the problems in the dev split, held out from training."""
     test: float = Field(0.0, ge=0, lt=1)
-    """Share of the problems that goes to the test split."""
+    """Share of the problems in the test split."""
     embed_pictures: bool = True
-    """Store picture bytes in the file, so that it can be moved; otherwise paths."""
+    """Store image bytes in the file, so that it can be moved; otherwise store paths."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelsSummary:
+    """Counts the written labels and the paths per split."""
+
     counts: LabelCounts
     paths_by_split: dict[str, int]
 
 
 def build_labels(config: LabelsConfig) -> LabelsSummary:
-    """Label every tree of the store and write the paths. Raises DataError when there is nothing to label."""
+    """Label every tree of the store and write the paths; raise DataError if there is nothing to label."""
     if config.dev + config.test >= 1:
-        raise ConfigError(f"dev={config.dev} and test={config.test} must leave a share for training; try 0.1 and 0")
+        raise ConfigError(
+            f"dev={config.dev} and test={config.test} must sum to less than 1, to leave problems for training; try 0.1 "
+            "and 0"
+        )
     path, store = config.store, Store.read(config.store)
     check_structure(store)
     rule, markup = rule_of(store.config), store.config.get("markup", "tags")
     if config.markup not in (None, markup):
-        raise ConfigError(f"markup={config.markup} must be {markup}, as the steps of {path} are marked; leave it out")
+        raise ConfigError(
+            f"markup={config.markup} must be {markup}, the step markup in {path}; leave it out or set markup={markup}"
+        )
     paths: list[LabelledPath] = []
     splits: Counter[str] = Counter()
 
@@ -67,8 +74,8 @@ def build_labels(config: LabelsConfig) -> LabelsSummary:
                 yield LabelledExample(problem, labelled, split)
         if not paths:
             raise DataError(
-                f"{path}: no tree has a label; annotate more problems, or problems of which the policy solves some "
-                "samples but not all"
+                f"{path}: no tree has a label; annotate more problems, or problems that the policy solves in some but "
+                "not all samples"
             )
 
     try:
@@ -79,7 +86,7 @@ def build_labels(config: LabelsConfig) -> LabelsSummary:
 
 
 def embed_pictures(problem: Problem) -> Problem:
-    """The problem with the bytes of its pictures; DataError names a picture that cannot be read."""
+    """Return the problem with the bytes of its images; raise DataError for an image that cannot be read."""
     return replace(problem, pictures=tuple(Picture(data=_read(picture, problem.id)) for picture in problem.pictures))
 
 
@@ -91,4 +98,7 @@ def _read(picture: Picture, problem_id: str) -> bytes:
         return image_bytes(picture)
     except (OSError, DataError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"problem {problem_id}: picture {picture.path}: cannot be read ({reason})") from error
+        raise DataError(
+            f"problem {problem_id}: image {picture.path}: cannot be read ({reason}); restore the file, or set "
+            "embed_pictures=false"
+        ) from error

@@ -1,6 +1,6 @@
-"""Labels that a judge shares: its opinion beside the counts, and what is kept when both must agree.
+"""Combine labels with the opinion of a judge, and keep those on which both agree.
 
-A label says something about a prefix of steps, and so does the judge: P(no error so far). Pure functions.
+A label describes a prefix of steps, and so does the judge's P(no error so far). All functions are pure.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ from mmprm.labels.parquet import LabelledExample
 from mmprm.types import Counts, Scorer, Solution, Steps
 
 SCORED_TOGETHER = 2000
-"""Enough for batches of similar length, few enough for one bad solution to cost little."""
+"""Number of solutions per call of the scorer: enough for batches of similar length, few enough to isolate a bad one."""
 
 Prefix = tuple[str, Steps]
-"""(problem id, steps)."""
+"""A pair (problem id, steps)."""
 
 
 class AgreementRule(Config):
     value_above: float = Field(0.0, ge=0, lt=1)
-    """By its label a prefix counts as right where its Monte Carlo value is above this."""
+    """Monte Carlo value above which the label counts a prefix as correct."""
     probability_at_least: float = Field(0.5, gt=0, le=1)
-    """By the judge a prefix counts as right where its probability is at least this."""
+    """Probability from which the judge counts a prefix as correct."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """What the label and the judge say about one prefix; `judge_right` is None where the judge did not say."""
+    """Holds the verdicts of label and judge on one prefix; `judge_right` is None without a judgment."""
 
     counts: Counts
     judged: float | None
@@ -41,12 +41,13 @@ class Opinion:
 
     @property
     def agree(self) -> bool:
+        """Return whether label and judge agree."""
         return self.label_right == self.judge_right
 
 
 @dataclass(frozen=True, slots=True)
 class AgreementCounts:
-    """Labelled prefixes by what the two say, and labelled paths by whether their first errors are the same."""
+    """Counts labelled prefixes by the two verdicts, and labelled paths by whether their first errors agree."""
 
     both_right: int
     both_wrong: int
@@ -58,7 +59,7 @@ class AgreementCounts:
 
 
 def opinions(examples: Iterable[LabelledExample], rule: AgreementRule) -> dict[Prefix, Opinion]:
-    """Every labelled prefix once; the paths of a problem share its labels."""
+    """Return the opinion on every labelled prefix; the paths of a problem share its labels."""
     found: dict[Prefix, Opinion] = {}
     for example in examples:
         judged = example.judged or (None,) * len(example.path.steps)
@@ -74,7 +75,7 @@ def opinions(examples: Iterable[LabelledExample], rule: AgreementRule) -> dict[P
 
 
 def keep_agreeing_steps(examples: Sequence[LabelledExample], rule: AgreementRule) -> list[LabelledExample]:
-    """The examples with only those labels that the judge shares; without the examples that lose their last one."""
+    """Return the examples with only those labels that the judge shares, without examples that lose all labels."""
     known = opinions(examples, rule)
     kept = []
     for example in examples:
@@ -88,10 +89,10 @@ def keep_agreeing_steps(examples: Sequence[LabelledExample], rule: AgreementRule
 
 
 def keep_agreeing_first_errors(examples: Sequence[LabelledExample], rule: AgreementRule) -> list[LabelledExample]:
-    """The paths on which label and judge see the first error at the same step, or both see none.
+    """Return the paths on which label and judge find the first error at the same step, or both find none.
 
-    Labels after the first error are dropped: the judge vouches for its place only. A label that paths share stands on
-    the first path that is kept.
+    Labels after the first error are dropped, because the judge confirms only its position. A label that several paths
+    share is stored on the first path that is kept.
     """
     known = opinions(examples, rule)
     placed: set[Prefix] = set()
@@ -112,6 +113,7 @@ def keep_agreeing_first_errors(examples: Sequence[LabelledExample], rule: Agreem
 
 
 def count_agreement(examples: Sequence[LabelledExample], rule: AgreementRule) -> AgreementCounts:
+    """Count agreements between labels and judge, by prefix and by path."""
     known = opinions(examples, rule)
     said = Counter((opinion.label_right, opinion.judge_right) for opinion in known.values())
     depths = [_agreed_depth(_prefixes(example), known) for example in examples]
@@ -127,7 +129,7 @@ def count_agreement(examples: Sequence[LabelledExample], rule: AgreementRule) ->
 
 
 def judge_with_scorer(examples: Sequence[LabelledExample], scorer: Scorer, name: str) -> list[LabelledExample]:
-    """The examples with a process reward model's P(right) at each labelled step; None where it cannot score one."""
+    """Return the examples with a PRM's P(correct) at each labelled step, or None where it cannot score."""
     judged: list[LabelledExample] = []
     for start in range(0, len(examples), SCORED_TOGETHER):
         chunk = examples[start : start + SCORED_TOGETHER]
@@ -139,6 +141,7 @@ def judge_with_scorer(examples: Sequence[LabelledExample], scorer: Scorer, name:
 
 
 def _scores(examples: Sequence[LabelledExample], scorer: Scorer) -> list[tuple[float | None, ...]]:
+    """Score the examples; on failure score each half again, so that only an invalid example has no scores."""
     solutions = [Solution(example.problem, example.path.steps) for example in examples]
     try:
         scores = [judged.scores for judged in scorer.score(solutions)]
@@ -147,7 +150,7 @@ def _scores(examples: Sequence[LabelledExample], scorer: Scorer) -> list[tuple[f
             return [(None,) * len(examples[0].path.steps)]
         middle = len(examples) // 2
         return [*_scores(examples[:middle], scorer), *_scores(examples[middle:], scorer)]
-    # What a scorer cut off as too long was not judged.
+    # Steps that the scorer truncated were not judged.
     return [own + (None,) * (len(one.steps) - len(own)) for own, one in zip(scores, solutions, strict=True)]
 
 
@@ -157,7 +160,7 @@ def _prefixes(example: LabelledExample) -> list[Prefix]:
 
 
 def _agreed_depth(prefixes: Sequence[Prefix], known: Mapping[Prefix, Opinion]) -> int | None:
-    """Steps up to and with the first error where both see it, or all where neither sees one; None otherwise."""
+    """Return the number of steps up to the agreed first error, or all steps if both find none; None on disagreement."""
     for depth, prefix in enumerate(prefixes, start=1):
         opinion = known.get(prefix)
         if opinion is not None and not opinion.agree:
@@ -168,7 +171,7 @@ def _agreed_depth(prefixes: Sequence[Prefix], known: Mapping[Prefix, Opinion]) -
 
 
 def relabelled(example: LabelledExample, counts: Sequence[Counts | None]) -> LabelledExample:
-    """With other labels; a complete path without the label of its solution is no longer called complete."""
+    """Return the example with other labels; a path that loses its final label is no longer complete."""
     path = example.path
     complete = path.complete and counts[-1] is not None
     return replace(example, path=replace(path, counts=tuple(counts), complete=complete))

@@ -1,4 +1,4 @@
-"""Near-duplicate problems: the same question in nearly the same words, with the same numbers and the same pictures."""
+"""Find near-duplicate problems: nearly the same words, the same numbers and the same images."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SIMILAR = Fraction(9, 10)
-"""Two questions agree when their sets of word triples overlap this much (Jaccard: intersection over union). One other
-word changes three triples, so that short questions must be the same word for word and long ones may differ a little."""
+"""Minimum overlap of two questions' sets of word triples (Jaccard index: intersection over union). One changed word
+changes three triples, so short questions must match word by word, while long ones may differ slightly."""
 SIDE = 16
-"""A picture's hash has SIDE × SIDE bits in each of two directions."""
+"""Side of the grid of an image hash, which has SIDE × SIDE bits in each of two directions."""
 CLOSE = 25
-"""Pictures agree when at most so many of a problem's bits differ; another encoding or scale changes fewer."""
+"""Maximum number of different bits over all images of a problem; another encoding or scale changes fewer."""
 
 _WORD = re.compile(r"\d+(?:\.\d+)?|[\u4e00-\u9fff]|[^\W\d_]+|[^\w\s]")
 _HYPHEN = re.compile(r"(?<=[^\W\d_]{2})-(?=[^\W\d_]{2})")
@@ -38,18 +38,18 @@ _CONTRAST = 2
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """`exact` (numbers and operators, in order) must be the same in duplicates, `triples` nearly so."""
+    """Holds the words of a question: `exact` (numbers, operators) must be equal in duplicates, `triples` nearly so."""
 
     exact: tuple[str, ...]
     triples: frozenset[tuple[str, ...]]
 
 
 def near_duplicates(problems: Sequence[Problem]) -> dict[int, int]:
-    """Position of each problem that resembles an earlier one → the first it resembles among those that resemble none.
+    """Map the index of each near-duplicate to the first problem that it resembles, among those that resemble none.
 
-    Both must agree: the questions (case, punctuation and the places of pictures apart; numbers and operators exactly,
-    so that "2+3" and "2+4" differ) and, where there are pictures, every one of them. Raises DataError for a picture
-    that cannot be read; only those of problems with similar questions are opened.
+    Both parts must agree: the questions, ignoring case, punctuation and image positions but not numbers and operators
+    (so "2+3" and "2+4" differ), and every image. Raises DataError for an image that cannot be read; only images of
+    problems with similar questions are opened.
     """
 
     numbers: dict[Text, int] = {}
@@ -77,6 +77,7 @@ def near_duplicates(problems: Sequence[Problem]) -> dict[int, int]:
 
 
 def text_of(question: str) -> Text:
+    """Normalize a question into its exact parts and word triples."""
     folded = unicodedata.normalize("NFKC", question.replace(IMAGE, " ")).casefold()
     words = [word for word in _WORD.findall(_HYPHEN.sub(" ", folded)) if word not in _PUNCTUATION]
     triples = [tuple(words[start : start + 3]) for start in range(max(1, len(words) - 2))]
@@ -84,14 +85,14 @@ def text_of(question: str) -> Text:
 
 
 def _hashes(problem: Problem) -> int:
-    """Bits of all pictures, one after the other; 0 without pictures."""
+    """Return the concatenated hash bits of all images, or 0 without images."""
     return functools.reduce(
         lambda bits, picture: bits << 2 * SIDE**2 | picture_hash(open_picture(picture)), problem.pictures, 0
     )
 
 
 def picture_hash(image: Image.Image) -> int:
-    """Difference hash: a bit for each place of a small grey copy where it gets lighter to the right, then downward."""
+    """Return a difference hash: bits of a small gray copy that say where it gets lighter to the right and downward."""
     from PIL import Image
 
     def grey(width: int, height: int) -> np.ndarray[Any, Any]:
@@ -103,10 +104,10 @@ def picture_hash(image: Image.Image) -> int:
 
 
 def _similar(texts: Sequence[Text]) -> list[list[int]]:
-    """For each text the numbers of those that agree with it, its own among them; not all pairs are compared.
+    """Return for each text the indices of the texts that agree with it, including its own.
 
-    Sets of n elements with a Jaccard index of at least t share at least ceil(t·n) of them, so they have one in common
-    among their n − ceil(t·n) + 1 rarest; only texts that meet there are compared.
+    Not all pairs are compared. Two sets with a Jaccard index of at least t share at least ceil(t·n) of the n elements
+    of one of them, so they have one in common among their n − ceil(t·n) + 1 rarest. Only such pairs are compared.
     """
     frequency = Counter(itertools.chain.from_iterable(text.triples for text in texts))
     similar = [[number] for number in range(len(texts))]

@@ -1,4 +1,4 @@
-"""From the Parquet of mmprm labels to a folder that another project trains on."""
+"""Export the Parquet file of mmprm labels to a folder in the format of another training project."""
 
 from __future__ import annotations
 
@@ -36,32 +36,32 @@ _HARD_ONLY = {
 
 class ExportConfig(Config):
     labels: PathText
-    """Parquet file that mmprm labels wrote."""
+    """Parquet file written by mmprm labels."""
     output: PathText
-    """Folder to write; must not exist, or be empty."""
+    """Folder to write; it must not exist or be empty."""
     format: Literal["trl", "math-shepherd", "prm800k", "visualprm", "mm-prm", "openrlhf", "parquet"]
-    """Form of the records; parquet is the form of mmprm labels itself."""
+    """Format of the records; parquet is the format of mmprm labels itself."""
     kind: Kind | None = None
-    """soft: the share of right rollouts; hard: right or wrong. By default soft where the format can hold it."""
+    """soft: the share of correct rollouts; hard: correct or incorrect. By default soft if the format supports it."""
     threshold: float = Field(0.0, ge=0, lt=1)
-    """A hard label is right where the share of right rollouts is above this; also what counts as negative below."""
+    """Share of correct rollouts above which a hard label is correct and a label counts as positive."""
     negatives: float | None = Field(None, gt=0)
-    """Most negative labels kept for each positive one in the train split, chosen with the seed; null keeps all."""
+    """Maximum number of negative labels per positive one in the train split, chosen with the seed; null keeps all."""
     agree: Literal["steps", "first_errors"] | None = None
-    """Keep only labels that the judge of mmprm consensus shares (steps), or only solutions whose first error both see
-    at the same step (first_errors)."""
+    """Keep only labels that the judge of mmprm consensus shares (steps), or only solutions in which both find the first
+    error at the same step (first_errors)."""
     rule: AgreementRule = AgreementRule()
-    """When the label and when the judge hold a step for right."""
+    """When the label and the judge count a step as correct."""
     dev: float | None = Field(None, ge=0, lt=1)
-    """Share of the problems for the dev split. Without dev and test, the split that mmprm labels stored."""
+    """Share of the problems in the dev split. Without dev and test, the stored split is kept."""
     test: float | None = Field(None, ge=0, lt=1)
-    """Share of the problems for the test split."""
+    """Share of the problems in the test split."""
     image_root: PathText | None = None
-    """Folder below which the image files that `labels` names must lie; by default that of `labels` itself."""
+    """Folder that must contain the image files named in `labels`; by default the folder of `labels` itself."""
     benchmark: tuple[PathText, ...] = ()
-    """Problem files; near-duplicates of theirs among the exported problems are reported, and left in."""
+    """Problem files; exported problems that are near-duplicates of theirs are reported, but not removed."""
     seed: int = 0
-    """Decides which negative labels stay and, with dev or test, the split."""
+    """Random seed of the choice of negative labels and, with dev or test, of the split."""
 
     @field_validator("benchmark", mode="before")
     @classmethod
@@ -71,36 +71,43 @@ class ExportConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class SplitCounts:
+    """Counts the contents of one split."""
+
     problems: int
     solutions: int
     labels: int
     right: int
-    """Labels above the threshold."""
+    """Number of labels above the threshold."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExportSummary:
+    """Summarizes an export, including everything that was left out."""
+
     kind: Kind
     splits: dict[str, SplitCounts]
     duplicates: dict[str, str]
-    """Dropped problem → the near-duplicate that stayed."""
+    """Maps each dropped problem to the near-duplicate that was kept."""
     negatives_dropped: int
     disagreements_dropped: int
-    """Labels that the judge does not share."""
+    """Number of labels that the judge does not share."""
     unfit: dict[str, int]
-    """Problem → its solutions that were left out because their text holds what the format reserves."""
+    """Maps a problem to the number of its solutions left out because they contain text that the format reserves."""
     pictures_left_out: int
-    """Problems whose pictures the format cannot hold."""
+    """Number of problems whose images the format cannot represent."""
     overlap: dict[str, dict[str, str]]
-    """Benchmark file → its problems that have a near-duplicate here → that one."""
+    """Maps a benchmark file to those of its problems that have a near-duplicate here, and to that one."""
 
 
 def export_labels(config: ExportConfig) -> ExportSummary:
-    """Write the folder, whole or not at all: train.jsonl, dev.jsonl, test.jsonl (labels.parquet for parquet), images/
-    where the format refers to files, and export.json with the summary."""
+    """Write the export folder, which appears complete or not at all, and return its summary.
+
+    The folder holds train.jsonl, dev.jsonl and test.jsonl (labels.parquet for parquet), images/ if the format refers to
+    files, and export.json with the summary.
+    """
     kind, output, form = _kind(config), Path(config.output), FORMATS.get(config.format)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigError(f"output={config.output} exists and is not empty; remove it or name another folder")
+        raise ConfigError(f"output={config.output} exists and is not empty; remove it or choose another folder")
     examples = _split(read_parquet(config.labels), config)
     labels_read = _label_count(examples)
     if config.agree is not None:
@@ -112,14 +119,14 @@ def export_labels(config: ExportConfig) -> ExportSummary:
     examples, negatives = balance([example for example in examples if example.problem.id not in duplicates], config)
     if not examples:
         raise DataError(
-            f"{config.labels}: holds no label that agree, rule and negatives leave; loosen these, or write it with "
-            "mmprm labels"
+            f"{config.labels}: agree, rule and negatives leave no label; relax these settings, or give a file with "
+            "more labels"
         )
     if form is not None and form.pictures:
         problems = _problems(examples)
         check_images_below(problems, Path(config.image_root or Path(config.labels).parent), config.labels)
         for problem_id, why in unreadable_images((each.id, each.pictures) for each in problems).items():
-            raise DataError(f"{config.labels}: problem {problem_id!r}: {why}; mend or leave out its rows")
+            raise DataError(f"{config.labels}: problem {problem_id!r}: {why}; correct or remove its rows")
     overlap = {path: _overlap(examples, path) for path in config.benchmark}
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
@@ -146,12 +153,12 @@ def export_labels(config: ExportConfig) -> ExportSummary:
             (folder / "export.json").write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
             os.replace(folder, output)
     except OSError as error:
-        raise DataError(f"{output}: cannot be written ({error}); free space or choose another place") from error
+        raise DataError(f"{output}: cannot be written ({error}); free disk space or choose another folder") from error
     return summary
 
 
 def drop_duplicates(examples: Sequence[LabelledExample]) -> dict[str, str]:
-    """Dropped problem → the near-duplicate that stays: that with more labels, else with the smaller id."""
+    """Map each dropped problem to the near-duplicate to keep: the one with more labels, then with the smaller id."""
     labels: Counter[str] = Counter()
     for example in examples:
         labels[example.problem.id] += sum(counts is not None for counts in example.path.counts)
@@ -164,32 +171,38 @@ def _label_count(examples: Sequence[LabelledExample]) -> int:
 
 
 def _kind(config: ExportConfig) -> Kind:
+    """Return the kind of labels to write; raise ConfigError if the format does not support it."""
     kinds: tuple[Kind, ...] = ("soft",) if config.format == "parquet" else FORMATS[config.format].kinds
     kind = config.kind or kinds[0]
     if kind not in kinds:
         why = _HARD_ONLY.get(config.format, "it keeps the counts, from which mmprm train takes targets.kind=hard")
-        raise ConfigError(f"kind={kind} does not go with format={config.format}: {why}; use kind={kinds[0]}")
+        raise ConfigError(f"kind={kind} does not work with format={config.format}: {why}; use kind={kinds[0]}")
     return kind
 
 
 def _split(examples: Sequence[LabelledExample], config: ExportConfig) -> list[LabelledExample]:
+    """Return the examples with the stored split, or with a new one if dev or test is set."""
     if config.dev is None and config.test is None:
         stored: dict[str, Split] = {}
         for example in examples:
             if stored.setdefault(example.problem.id, example.split) != example.split:
-                raise DataError(f"{config.labels}: problem {example.problem.id} is in two splits; set dev and test")
-        check_splits(stored.values(), config.labels, "set dev and test")
+                raise DataError(
+                    f"{config.labels}: problem {example.problem.id} is in two splits; set dev and test to split again"
+                )
+        check_splits(stored.values(), config.labels, "set dev and test to split again")
         return list(examples)
     dev, test = config.dev or 0.0, config.test or 0.0
     if dev + test >= 1:
-        raise ConfigError(f"dev={dev} and test={test} must leave a share for training; try 0.1 and 0")
+        raise ConfigError(
+            f"dev={dev} and test={test} must sum to less than 1, to leave problems for training; try 0.1 and 0"
+        )
     return [replace(example, split=split_of(example.problem.id, config.seed, dev, test)) for example in examples]
 
 
 def balance(examples: Sequence[LabelledExample], config: ExportConfig) -> tuple[list[LabelledExample], int]:
-    """The examples that have a label, with negative ones of the train split taken away; and how many those were.
+    """Drop surplus negative labels of the train split; return the examples that still have a label, and the number.
 
-    Which ones stay depends on the seed and on each label's problem and steps, not on the order of the file.
+    Which labels are kept depends on the seed and on each label's problem and steps, not on the order of the file.
     """
     positive, negative = 0, []
     for number, example in enumerate(examples):
@@ -213,7 +226,10 @@ def balance(examples: Sequence[LabelledExample], config: ExportConfig) -> tuple[
 
 
 def _overlap(examples: Sequence[LabelledExample], benchmark: str) -> dict[str, str]:
-    """Near-duplicates are gone from the examples, so each of them stands for itself, before the benchmark's."""
+    """Map the benchmark's problems to their near-duplicates in the export.
+
+    The exported problems come first and contain no duplicates among themselves, so each match is one of them.
+    """
     ours = _problems(examples)
     both = [*ours, *load_problems(ProblemsConfig(path=benchmark))]
     return {both[place].id: both[first].id for place, first in near_duplicates(both).items() if first < len(ours)}
@@ -222,7 +238,7 @@ def _overlap(examples: Sequence[LabelledExample], benchmark: str) -> dict[str, s
 def _write_records(
     folder: Path, examples: Sequence[LabelledExample], form: Format, kind: Kind, config: ExportConfig
 ) -> tuple[list[LabelledExample], Counter[str]]:
-    """What was written, and how many solutions of each problem did not fit."""
+    """Write the records; return the written examples, and the number of solutions per problem that did not fit."""
     images: dict[str, tuple[str, ...]] = {}
     lines: dict[str, list[str]] = defaultdict(list)
     written, unfit = [], Counter()
@@ -230,7 +246,7 @@ def _write_records(
     for example, path in zip(examples, paths if form.join is None else repeat_shared(paths), strict=True):
         problem = example.problem
         content = content_of(path, problem, form, kind, config.threshold)
-        assert content is not None, "examples without label were left out"
+        assert content is not None, "examples without a label were dropped before"
         if form.pictures and problem.id not in images:
             images[problem.id] = tuple(write_picture(picture, folder) for picture in problem.pictures)
         record = record_of(Row(content, problem, example.path.complete, images.get(problem.id, ())), form)
@@ -240,7 +256,9 @@ def _write_records(
             lines[example.split].append(json.dumps(record, ensure_ascii=False) + "\n")
             written.append(example)
     if not written:
-        raise DataError(f"{config.labels}: all solutions hold words that {config.format} reserves; try another one")
+        raise DataError(
+            f"{config.labels}: all solutions contain text that format={config.format} reserves; use another format"
+        )
     for split, texts in lines.items():
         (folder / f"{split}.jsonl").write_text("".join(texts), encoding="utf-8")
     return written, unfit

@@ -1,7 +1,7 @@
-"""Labelled solutions in the forms that other projects train on: a table of a writer and a reader each.
+"""Write and read labelled solutions in the formats of other training projects: a table of writers and readers.
 
-A writer makes one JSON record of one solution; the reader gives back question, steps and labels. A record that does not
-come back as it went in, because its text holds what the format reserves, is not written.
+A writer makes one JSON record per solution, and the reader returns question, steps and labels. A record that does not
+read back as it was written, because its text contains what the format reserves, is not exported.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ Please note:
 - Only respond with **"+"** or **"-"**. Do not provide any additional explanations, comments, or justifications.
 
 Your task is to verify the accuracy and correctness of each step in the given solution process."""
-"""The published system prompt, of exports and scoring alike."""
+"""VisualPRM's published system prompt, used for exports and for scoring."""
 
 
 class Content(NamedTuple):
-    """What every format must carry. Hard labels are True and False, soft ones numbers, and None is no label."""
+    """Holds what every format must represent. Hard labels are bool, soft labels numbers; None means no label."""
 
     question: str
     steps: Steps
@@ -51,17 +51,17 @@ class Content(NamedTuple):
 
 
 def numbered(steps: Sequence[str]) -> list[str]:
-    """Return stripped steps as Math-Shepherd writes them, "Step 1: …"; steps that are numbered keep their numbers."""
+    """Return stripped steps as Math-Shepherd writes them, "Step 1: …"; steps already numbered keep their numbers."""
     return [f"Step {number}: {step}" for number, step in enumerate(unnumbered(steps), start=1)]
 
 
 def unnumbered(steps: Sequence[str]) -> list[str]:
-    """Return stripped steps, each without the "Step 3: " that it begins with where that is its own number."""
+    """Return stripped steps without a leading "Step 3: " that states their own number."""
     return [step.strip().removeprefix(f"Step {number}: ") for number, step in enumerate(steps, start=1)]
 
 
 class Row(NamedTuple):
-    """A solution to be written; `images` are the places of its pictures, relative to the record's file."""
+    """Holds a solution to write; `images` are image paths relative to the record's file."""
 
     content: Content
     problem: Problem
@@ -71,20 +71,22 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Format:
+    """Describes one format with its writer and reader."""
+
     kinds: tuple[Kind, ...]
-    """Labels that the format can hold; the first by default."""
+    """Kinds of labels that the format supports; the first is the default."""
     write: Callable[[Row], Record]
     read: Callable[[Record], Content]
     join: str | None = None
-    """Stands between a step without label and the next one, of which it becomes a part; None where the format can leave
-    a step without label."""
+    """Text between a step without a label and the next one, with which it is merged; None if the format supports steps
+    without labels."""
     pictures: bool = False
     numbered: bool = False
-    """Steps are written with their numbers, without white space around them."""
+    """Whether steps are written with their numbers and without surrounding white space."""
 
 
 def repeat_shared(paths: Sequence[LabelledPath]) -> list[LabelledPath]:
-    """Each label on every path that has its prefix, for formats without a mask."""
+    """Copy each label to every path with its prefix, for formats that cannot mask labels."""
     known = {
         (path.problem_id, path.steps[:depth]): counts
         for path in paths
@@ -101,7 +103,7 @@ def repeat_shared(paths: Sequence[LabelledPath]) -> list[LabelledPath]:
 
 
 def content_of(path: LabelledPath, problem: Problem, form: Format, kind: Kind, threshold: float) -> Content | None:
-    """What the format will hold of a labelled path, up to its last label; None without any."""
+    """Return what the format represents of a labelled path, up to its last label; None without a label."""
     labels = [_label(counts, kind, threshold) for counts in path.counts]
     steps = list(path.steps)
     while labels and labels[-1] is None:
@@ -119,7 +121,7 @@ def content_of(path: LabelledPath, problem: Problem, form: Format, kind: Kind, t
 
 
 def record_of(row: Row, form: Format) -> Record | None:
-    """The record, or None where it would not read back as the same content."""
+    """Return the record, or None if it would not read back as the same content."""
     record = form.write(row)
     try:
         return record if form.read(record) == row.content else None
@@ -163,7 +165,9 @@ def _read_shepherd(record: Record) -> Content:
     question, steps, marked = _read_numbered(record["input"])
     signed = _split_numbered(record["label"])[1]
     if len(signed) != len(steps):
-        raise DataError(f"input has {len(steps)} steps and label {len(signed)}; they must be the same text")
+        raise DataError(
+            f"input has {len(steps)} steps but label has {len(signed)}; both must be the same text: correct the record"
+        )
     labels = (piece.endswith("+") if mark else None for piece, mark in zip(signed, marked, strict=True))
     return Content(question, steps, tuple(labels))
 
@@ -179,7 +183,9 @@ def _write_openrlhf(row: Row) -> Record:
 def _read_openrlhf(record: Record) -> Content:
     question, steps, marked = _read_numbered(record["input"])
     if sum(marked) != len(record["label"]):
-        raise DataError(f"input has {sum(marked)} marks and label {len(record['label'])} values")
+        raise DataError(
+            f"input has {sum(marked)} marks but label has {len(record['label'])} values; correct the record"
+        )
     values = iter(value == "+" if isinstance(value, str) else value for value in record["label"])
     return Content(question, steps, tuple(next(values) if mark else None for mark in marked))
 
@@ -195,11 +201,14 @@ def _split_numbered(text: str) -> tuple[str, list[str]]:
 
 
 def _read_numbered(text: str) -> tuple[str, Steps, list[bool]]:
-    """Question, steps, and whether each has a mark; DataError for marks elsewhere, which would shift the labels."""
+    """Return question, steps, and whether each step has a mark.
+
+    Raises DataError for a mark inside a step, which would shift the labels.
+    """
     question, pieces = _split_numbered(text)
     marked = [piece.endswith(SHEPHERD_MARK) for piece in pieces]
     if text.count(SHEPHERD_MARK.strip()) != sum(marked):
-        raise DataError(f"{SHEPHERD_MARK.strip()} stands elsewhere than at the end of a step")
+        raise DataError(f"{SHEPHERD_MARK.strip()} occurs inside a step; it must end a step: correct the record")
     return question, tuple(piece.removesuffix(SHEPHERD_MARK) for piece in pieces), marked
 
 
@@ -237,7 +246,7 @@ def _write_prm800k(row: Row) -> Record:
 
 
 def _read_prm800k(record: Record) -> Content:
-    """A neutral rating (0) reads as right: such a step is no error."""
+    """Read a PRM800K record; a neutral rating (0) counts as correct, because the step is not an error."""
     chosen = [step["completions"][step["chosen_completion"] or 0] for step in record["label"]["steps"]]
     labels = (None if completion["rating"] is None else completion["rating"] >= 0 for completion in chosen)
     return Content(record["question"]["problem"], tuple(completion["text"] for completion in chosen), tuple(labels))
@@ -275,7 +284,7 @@ def _read_mm_prm(record: Record) -> Content:
     question, _, process = _unmarked(human).removeprefix("Question: ").partition("\nProcess: ")
     *steps, tail = process.split(PRM_MARK)
     if tail.strip() or len(steps) != len(gpt):
-        raise DataError(f"{len(steps)} steps end in {PRM_MARK} but there are {len(gpt)} labels")
+        raise DataError(f"{len(steps)} steps end in {PRM_MARK} but there are {len(gpt)} labels; correct the record")
     return Content(question, tuple(steps), tuple(gpt))
 
 
@@ -284,7 +293,7 @@ def _unmarked(text: str) -> str:
 
 
 def _image(row: Row) -> Record:
-    """One picture as a path, several as a list of paths, none as no key at all."""
+    """Return the image key of a record: one image as a path, several as a list of paths, no key without images."""
     if not row.images:
         return {}
     return {"image": row.images[0] if len(row.images) == 1 else list(row.images)}

@@ -1,4 +1,4 @@
-"""Labelled paths as Parquet: one row a path, loadable by `datasets`, with pictures in its image form."""
+"""Write and read labelled paths as Parquet: one row per path, loadable by `datasets`, with images in its format."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ SCHEMA = pyarrow.schema(
         ("judged_by", pyarrow.string()),
     ]
 )
-"""`labels` are the values of the counts: right / (right + wrong), or an estimate freed of the bias of a stopping rule;
-null (as are the counts) at steps without label. `judge` is null without a judge (see mmprm consensus), and at the steps
-that it did not judge."""
+"""Columns of the file. `labels` are the values of the counts: correct / (correct + incorrect), or an estimate corrected
+for the bias of a stopping rule. Labels and counts are null at steps without a label. `judge` is null without a judge
+(see mmprm consensus), and at steps that it did not judge."""
 
 _OPTIONAL = {"judge", "judged_by"}
-"""Columns that a file may lack."""
+"""Columns that may be missing."""
 
 _ROW_GROUP = 2048
 FLOAT32_ROUNDING = 1e-6
@@ -50,8 +50,10 @@ FLOAT32_ROUNDING = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class LabelledExample:
-    """`judged` holds, for each step, a judge's P(no error so far), or None where it did not judge; `judged_by` names
-    the judge."""
+    """Holds a labelled path with its problem and split.
+
+    `judged` holds the P(no error so far) of the judge `judged_by` for each step, or None for a step not judged.
+    """
 
     problem: Problem
     path: LabelledPath
@@ -61,25 +63,25 @@ class LabelledExample:
 
 
 def split_of(problem_id: str, seed: int, dev: float, test: float) -> Split:
-    """By hash of (seed, problem): all paths of a problem fall together, and other problems change nothing."""
+    """Return the split of a problem by hash of (seed, problem), so that it does not depend on other problems."""
     digest = hashlib.sha256(f"{seed}/{problem_id}".encode()).digest()
     place = int.from_bytes(digest[:8], "big") / 2**64
     return "test" if place < test else "dev" if place < test + dev else "train"
 
 
 def write_parquet(path: str | Path, examples: Iterable[LabelledExample]) -> None:
-    """Stream the examples to a file that appears whole or not at all."""
+    """Stream the examples to a file that appears complete or not at all."""
     path = Path(path)
     rows = (_row(example) for example in examples)
     with (
         whole_file(path, "wb") as file,
-        # Paths of a problem repeat its pictures: a large dictionary page stores each once a row group.
+        # Paths of a problem repeat its images; a large dictionary page stores each image once per row group.
         parquet.ParquetWriter(
             file,
             SCHEMA,
             compression="zstd",
             dictionary_pagesize_limit=256 * 2**20,
-            write_page_checksum=True,  # else a flipped bit becomes another label
+            write_page_checksum=True,  # otherwise a flipped bit could silently change a label
         ) as writer,
     ):
         while group := list(islice(rows, _ROW_GROUP)):
@@ -87,9 +89,9 @@ def write_parquet(path: str | Path, examples: Iterable[LabelledExample]) -> None
 
 
 def read_parquet(path: str | Path, split: Split | None = None) -> list[LabelledExample]:
-    """Examples of one split, or of all, in file order; those of one problem share one Problem object.
+    """Return the examples of one split, or of all, in file order; examples of one problem share its Problem object.
 
-    Raises DataError, naming the row, for an id of two problems, as in files of several campaigns that were joined.
+    Raises DataError with the row if two different problems have the same id, as in joined files of several campaigns.
     """
     path = Path(path)
     problems: dict[str, Problem] = {}
@@ -117,22 +119,27 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                 found += batch.num_rows
                 yield from _typed(batch, path).to_pylist()
             if found != file.metadata.num_rows:
-                raise DataError(f"{path}: is damaged: {found} rows of {file.metadata.num_rows}; write it again")
+                raise DataError(
+                    f"{path}: is damaged: {found} of {file.metadata.num_rows} rows can be read; write it again"
+                )
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file; write it with mmprm labels") from error
-    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: a NUL in the path, no UTF-8 in a text
-        raise DataError(f"{path}: is not readable Parquet ({error})") from error
+    except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: NUL in the path, or invalid UTF-8
+        raise DataError(f"{path}: is not readable Parquet ({error}); write it again with mmprm labels") from error
 
 
 def _typed(batch: pyarrow.RecordBatch, path: Path) -> pyarrow.Table:
-    """Cast what another program wrote, such as numbers of 64 bits, as far as nothing is lost."""
+    """Cast the columns of other programs, such as 64-bit numbers, if that loses nothing."""
     columns = []
     for name, column in zip(batch.schema.names, batch.columns, strict=True):
         wanted = SCHEMA.field(name).type
         try:
             columns.append(column if name == "images" else column.cast(wanted))
         except pyarrow.ArrowException as error:
-            raise DataError(f"{path}: column {name} is {column.type}, must be {wanted} ({error})") from error
+            raise DataError(
+                f"{path}: column {name} has type {column.type}, must be {wanted} ({error}); cast it, or write the file "
+                "with mmprm labels"
+            ) from error
     return pyarrow.table(columns, names=batch.schema.names)
 
 
@@ -166,32 +173,36 @@ def _problem(row: dict[str, Any], folder: Path) -> Problem:
 
 
 def _found(path: str, folder: Path) -> str:
-    """Return the path from the folder of the file, or as it is where nothing is there."""
+    """Return the path relative to the file's folder, or unchanged if no file is there."""
     beside = folder / path
     return str(beside) if beside.is_file() else path
 
 
 def _check_same(problem: Problem, other: Problem, place: str) -> None:
+    """Raise DataError if two rows with one id have different problems."""
     if problem == other:
         return
     for name in ("question", "answer"):
         one, two = getattr(problem, name), getattr(other, name)
         if one != two:
             raise DataError(
-                f"{place}: problem_id {cut(other.id)!r} is that of another problem: {name} is {cut(two)!r}, before "
-                f"it was {cut(one)!r}; give the problems of joined files ids of their own, then label them again"
+                f"{place}: problem_id {cut(other.id)!r} already belongs to a different problem: {name} is {cut(two)!r}"
+                f", but was {cut(one)!r}; use unique ids in joined files, then label them again"
             )
     if list(map(image_digest, problem.pictures)) != list(map(image_digest, other.pictures)):
         raise DataError(
-            f"{place}: problem_id {cut(other.id)!r} is that of another problem, with other images; give the problems "
-            "of joined files ids of their own, then label them again"
+            f"{place}: problem_id {cut(other.id)!r} already belongs to a different problem, with other images; use "
+            "unique ids in joined files, then label them again"
         )
 
 
 def _path(row: dict[str, Any], place: str) -> LabelledPath:
     columns: Sequence[list[Any]] = [row[name] or [] for name in ("right", "wrong", "unknown", "labels")]
     if any(len(column) != len(row["steps"]) for column in columns):
-        raise DataError(f"{place}: has {len(row['steps'])} steps but other numbers of counts; one of each a step")
+        raise DataError(
+            f"{place}: has {len(row['steps'])} steps but lists of other lengths in right, wrong, unknown or labels; "
+            "give one value per step"
+        )
     counts = tuple(_counts(*step, place) for step in zip(*columns, strict=True))
     return LabelledPath(row["problem_id"], tuple(row["steps"]), counts, row["complete"])
 
@@ -201,7 +212,10 @@ def _judged(row: dict[str, Any], place: str) -> tuple[tuple[float | None, ...] |
     if judged is None:
         return None, None
     if len(judged) != len(row["steps"]) or not all(value is None or 0 <= value <= 1 for value in judged):
-        raise DataError(f"{place}: judge={judged} must be a probability or null for each of {len(row['steps'])} steps")
+        raise DataError(
+            f"{place}: judge={judged} must hold a probability or null for each of {len(row['steps'])} steps; correct "
+            "it, or run mmprm consensus again"
+        )
     return tuple(judged), row.get("judged_by")
 
 
@@ -211,10 +225,13 @@ def _counts(
     if right is None or wrong is None:
         return None
     if right < 0 or wrong < 0 or right + wrong == 0:
-        raise DataError(f"{place}: counts right={right}, wrong={wrong} must not be negative, and not both 0")
+        raise DataError(
+            f"{place}: counts right={right}, wrong={wrong} must not be negative, and not both 0; write null for a step "
+            "without a label"
+        )
     counts = Counts(right, wrong, unknown or 0)
     if label is None or abs(label - counts.value) < FLOAT32_ROUNDING:
         return counts
     if not 0 <= label <= 1:
-        raise DataError(f"{place}: labels={label} must lie in [0, 1]")
+        raise DataError(f"{place}: labels={label} must lie in [0, 1]; correct it, or write null counts")
     return replace(counts, estimate=label)

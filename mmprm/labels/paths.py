@@ -1,7 +1,7 @@
-"""Trees become labelled paths: few long ones that together carry every label once.
+"""Turn trees into labelled paths: few long paths that together carry every label once.
 
-A label is a distinct (problem, prefix of plain steps) with evidence, as `mmprm.trees.evidence` has it; the last step of
-a complete solution is labelled by that solution's own verdict.
+A label is a distinct pair of problem and prefix of plain steps with evidence, as computed by `mmprm.trees.evidence`.
+The last step of a complete solution is labelled by that solution's own verdict.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ RIGHT, WRONG = Counts(right=1), Counts(wrong=1)
 
 @dataclass(frozen=True, slots=True)
 class LabelCounts:
-    """`labels` are distinct non-terminal prefixes; those of complete solutions stand apart."""
+    """Counts labels. `labels` are distinct non-terminal prefixes; labels of complete solutions are counted apart."""
 
     problems: int
     paths: int
@@ -30,12 +30,14 @@ class LabelCounts:
 
 
 def label_tree(tree: Tree, rule: StoppingRule, markup: Markup, seed: int) -> list[LabelledPath]:
-    """One path through each deepest state, continued by a complete solution where one runs through it, and as many
-    right as wrong complete solutions: all of the rarer kind.
+    """Return one path through each deepest state, and equally many correct and incorrect complete solutions.
 
-    Of states whose plain steps agree the first one counts. Each label stands on the first path that has its prefix; the
-    other paths have None there. A path whose solution is one too many of its kind ends at its deepest state. A state or
-    solution with a step that is empty without its markup takes no part. Choices depend on `seed` and the problem alone.
+    A path is continued by a complete solution if one passes through its state. All solutions of the rarer kind are
+    used; a path whose solution exceeds the balance ends at its deepest state.
+
+    Of several states with equal plain steps, the first counts. Each label is stored on the first path with its prefix;
+    other paths have None there. A state or solution with a step that is empty without its markup is ignored. Choices
+    depend only on `seed` and the problem.
     """
     states, verdicts = _states(tree, rule, markup), _solutions(tree, markup)
     solutions = {steps: right for steps, right in verdicts.items() if steps not in states}
@@ -53,6 +55,7 @@ def label_tree(tree: Tree, rule: StoppingRule, markup: Markup, seed: int) -> lis
 
 
 def count_labels(paths: Iterable[LabelledPath]) -> LabelCounts:
+    """Count problems, paths and labels of the given paths."""
     paths = list(paths)
     complete = [path for path in paths if path.complete]
     labelled = sum(counts is not None for path in paths for counts in path.counts)
@@ -66,7 +69,7 @@ def count_labels(paths: Iterable[LabelledPath]) -> LabelCounts:
 
 
 def _states(tree: Tree, rule: StoppingRule, markup: Markup) -> dict[Steps, Counts]:
-    """Non-empty plain prefix → evidence, in the tree's order."""
+    """Map each non-empty plain prefix to its evidence, in the order of the tree."""
     states: dict[Steps, Counts] = {}
     for verbatim, counts in evidence(tree, rule).items():
         steps = tuple(plain(step, markup) for step in verbatim)
@@ -76,10 +79,10 @@ def _states(tree: Tree, rule: StoppingRule, markup: Markup) -> dict[Steps, Count
 
 
 def _solutions(tree: Tree, markup: Markup) -> dict[Steps, bool]:
-    """Plain steps of each complete solution → whether it is right; none that was graded both ways.
+    """Map the plain steps of each complete solution to whether it is correct; skip those graded both ways.
 
-    Solutions are the root's rollouts, as the policy writes them. Those drawn from deeper states are no fair sample: the
-    search visits wrong prefixes most, and the right answers found behind one are lucky recoveries.
+    Solutions are the root's rollouts, as the policy writes them. Rollouts from deeper states would be a biased sample:
+    the search visits incorrect prefixes most, and correct answers found after one are lucky recoveries.
     """
     verdicts: dict[Steps, set[Verdict]] = {}
     for rollout in (rollout for node in tree.nodes if not node.steps for rollout in node.rollouts):
@@ -90,20 +93,20 @@ def _solutions(tree: Tree, markup: Markup) -> dict[Steps, bool]:
 
 
 def _deepest(states: dict[Steps, Counts]) -> list[Steps]:
-    """States that no other state continues."""
+    """Return the states that no other state continues."""
     inner = {steps[:depth] for steps in states for depth in range(1, len(steps))}
     return [steps for steps in states if steps not in inner]
 
 
 def _choose(deepest: list[Steps], solutions: dict[Steps, bool], rng: random.Random) -> list[Steps]:
-    """The paths: a solution through each deepest state (or the state itself), and more solutions for the balance."""
+    """Choose the paths: a solution through each deepest state, or the state itself, and more solutions for balance."""
     through: dict[Steps, dict[bool, list[Steps]]] = {state: {True: [], False: []} for state in deepest}
     for steps, right in solutions.items():
         for depth in range(1, len(steps)):
             if steps[:depth] in through:
                 through[steps[:depth]][right].append(steps)
     picked: dict[bool, dict[Steps, Steps]] = {True: {}, False: {}}
-    # States with one kind of solution first, so that those with both can even the numbers out.
+    # States with one kind of solution come first, so that those with both kinds can balance the numbers.
     for state in sorted(deepest, key=lambda state: all(through[state].values())):
         kinds = [right for right, found in through[state].items() if found]
         if kinds:

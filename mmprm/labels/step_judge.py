@@ -1,4 +1,4 @@
-"""A vision-language model on OpenAI-compatible servers as judge of steps: P(no error so far) of each labelled one."""
+"""Judge steps with a vision-language model on OpenAI-compatible servers: P(no error so far) of each labelled step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from mmprm.client import Client, ClientConfig, Failure
-from mmprm.config import Config
+from mmprm.config import Config, PathText
 from mmprm.errors import DataError, EngineStoppedError, SamplingError
 from mmprm.grading.judge import yes_or_no
 from mmprm.grading.reply_cache import ReplyCache, reply_key
@@ -36,30 +36,32 @@ conclusions? It does not matter that the solution may be unfinished. Reply with 
 PROMPT_HASH = hashlib.sha256((_BEFORE + _AFTER).encode()).hexdigest()[:16]
 
 LEAST_MASS = 0.5
-"""P(Yes) + P(No) below which a judge is about to say something else."""
+"""Minimum of P(Yes) + P(No); below it the judge is about to write something else."""
 TOP_LOGPROBS = 20
-"""As many as OpenAI's API and vLLM's default allow."""
+"""Number of log-probabilities to request; the maximum of OpenAI's API and of vLLM's default."""
 EXAMPLES_TOGETHER = 256
-"""Paths whose steps are asked about at the same time; the client bounds the requests."""
+"""Number of paths whose steps are judged concurrently; the client limits the requests."""
 
 
 class StepJudgeConfig(Config):
     model: str
-    """Name under which the servers serve the judge."""
+    """Name under which the servers serve the judge model."""
     client: ClientConfig
-    """The judge's servers."""
+    """Servers of the judge."""
     read: Literal["logprobs", "text"] = "logprobs"
     """logprobs: P(Yes) / (P(Yes) + P(No)) at the first token; text: 1 for Yes and 0 for No, for servers without
     log-probabilities and for judges that reason first."""
     max_tokens: int = Field(16, ge=1)
-    """Longest reply with read=text."""
+    """Maximum number of tokens per reply with read=text."""
     cache: PathText = "runs/step_judge.sqlite"
-    """File that keeps the judge's replies, so that a run that was stopped goes on where it was."""
+    """File that caches the judge's replies, so that an interrupted run can resume."""
 
 
 class StepJudge:
-    """For one event loop; close it there, or use it in an `async with` block. `failures` counts what gave no
-    probability, by reason."""
+    """Judges steps within one event loop, in which it must also be closed; supports `async with`.
+
+    `failures` counts the steps without a probability by reason.
+    """
 
     def __init__(self, config: StepJudgeConfig) -> None:
         self._config = config
@@ -70,9 +72,9 @@ class StepJudge:
         self.failures: Counter[str] = Counter()
 
     async def judge(self, examples: Sequence[LabelledExample]) -> list[LabelledExample]:
-        """The examples with a probability at each labelled step; None where the judge gave none.
+        """Return the examples with a probability at each labelled step, or None where the judge gave none.
 
-        Raises EngineStoppedError when its servers are gone; what it said is kept, and is not asked again.
+        Raises EngineStoppedError if its servers are gone. Earlier replies are cached and not requested again.
         """
         judged: list[LabelledExample] = []
         for start in range(0, len(examples), EXAMPLES_TOGETHER):
@@ -132,7 +134,9 @@ class StepJudge:
         if self._config.read == "text":
             return choice.text
         if not choice.first_token:
-            raise SamplingError("no log-probabilities") from Failure("no log-probabilities: set judge.read=text")
+            raise SamplingError("no log-probabilities; set judge.read=text") from Failure(
+                "no log-probabilities: set judge.read=text"
+            )
         return json.dumps(choice.first_token)
 
     def _failed(self, reason: str) -> None:
@@ -140,7 +144,7 @@ class StepJudge:
 
 
 def yes_probability(first_token: Sequence[tuple[str, float]]) -> float | None:
-    """P(Yes) / (P(Yes) + P(No)) over the spellings of the two words; None where they hold less than LEAST_MASS."""
+    """Return P(Yes) / (P(Yes) + P(No)) over all spellings, or None if both together are below LEAST_MASS."""
     mass = {True: 0.0, False: 0.0}
     for token, logprob in first_token:
         if (word := yes_or_no(token)) is not None:
@@ -165,4 +169,4 @@ _READERS = {"logprobs": _read_logprobs, "text": _read_text}
 
 
 async def _nothing() -> None:
-    """In place of a question about a step without label."""
+    """Stand in for the question about a step without a label."""

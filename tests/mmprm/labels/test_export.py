@@ -206,7 +206,7 @@ def test_reserved_words_cost_a_solution_and_are_counted(tmp_path: Path, form: st
     summary = export(tmp_path, examples, form)
     assert summary.unfit == {"q": 1}
     assert summary.splits["train"].solutions == 1
-    with pytest.raises(DataError, match="all solutions hold words"):
+    with pytest.raises(DataError, match="all solutions contain text"):
         export(tmp_path / "none", examples[:1], form)
     assert not (tmp_path / "none" / "out").exists()
 
@@ -282,7 +282,7 @@ def test_only_labels_that_a_judge_shares(tmp_path: Path) -> None:
     (kept,) = read_parquet(tmp_path / "steps" / "out" / "labels.parquet")
     assert kept.path.counts == (Counts(3, 1), None, None, None, None)
     assert summary.disagreements_dropped == 2
-    with pytest.raises(DataError, match="holds no label"):
+    with pytest.raises(DataError, match="leave no label"):
         export(tmp_path / "errors", [judged], "parquet", agree="first_errors")
     with pytest.raises(ConfigError, match=r"agree=steps needs a judge.*mmprm consensus"):
         export(tmp_path / "alone", [replace(judged, judged=None)], "parquet", agree="steps")
@@ -328,9 +328,9 @@ def test_overlap_with_a_benchmark_is_reported_and_left_in(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("form", ["trl", "math-shepherd", "prm800k", "visualprm"])
 def test_soft_labels_are_refused_where_the_format_is_hard(tmp_path: Path, form: str) -> None:
-    with pytest.raises(ConfigError, match=rf"kind=soft does not go with format={form}.*use kind=hard"):
+    with pytest.raises(ConfigError, match=rf"kind=soft does not work with format={form}.*use kind=hard"):
         export(tmp_path, [LabelledExample(PLAIN, PATH, "train")], form, kind="soft")
-    with pytest.raises(ConfigError, match=r"kind=hard does not go with format=parquet.*targets\.kind=hard"):
+    with pytest.raises(ConfigError, match=r"kind=hard does not work with format=parquet.*targets\.kind=hard"):
         export(tmp_path, [LabelledExample(PLAIN, PATH, "train")], "parquet", kind="hard")
 
 
@@ -340,13 +340,13 @@ def test_bad_input_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
         load(ExportConfig, None, ["labels=a", "output=b", "format=csv"])
     with pytest.raises(DataError, match=r"no such file.*mmprm labels"):
         export_labels(ExportConfig(labels=str(tmp_path / "no.parquet"), output=str(tmp_path / "o"), format="trl"))
-    with pytest.raises(ConfigError, match=r"dev=0\.6 and test=0\.4 must leave a share"):
+    with pytest.raises(ConfigError, match=r"dev=0\.6 and test=0\.4 must sum to less than 1"):
         export(tmp_path, good, "trl", dev=0.6, test=0.4)
     with pytest.raises(DataError, match="problem q is in two splits"):
         export(tmp_path, [*good, LabelledExample(PLAIN, good[0].path, "dev")], "trl")
     with pytest.raises(DataError, match="split must be train, dev or test, got None"):
         export(tmp_path, [LabelledExample(PLAIN, good[0].path, None)], "trl")  # type: ignore[arg-type]
-    with pytest.raises(DataError, match="holds no label"):
+    with pytest.raises(DataError, match="leave no label"):
         export(tmp_path, [LabelledExample(PLAIN, LabelledPath("q", ("a",), (None,), False), "train")], "trl")
     missing = Problem("q", "What?", "1", (Picture(path=str(tmp_path / "gone.png")),))
     with pytest.raises(DataError, match=r"gone\.png"):

@@ -42,7 +42,7 @@ def write(path: Path, *rows: dict[str, Any], **types: pyarrow.DataType) -> str:
 
 def test_an_id_of_two_problems_is_refused(tmp_path: Path) -> None:
     file = write(tmp_path / "joined.parquet", {}, {"question": "Capital of France?", "steps": ["It is Paris."]})
-    with pytest.raises(DataError, match="row 2: problem_id '1' is that of another problem"):
+    with pytest.raises(DataError, match="row 2: problem_id '1' already belongs to a different problem"):
         read_parquet(file)
 
 
@@ -55,7 +55,7 @@ def test_null_is_named(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("image", [None, {"path": None}, {"path": ""}, {"path": "a\0.png"}])
 def test_an_image_of_nothing_is_named(tmp_path: Path, image: dict[str, Any] | None) -> None:
-    with pytest.raises(DataError, match="row 1: images must hold bytes, or the path of a file"):
+    with pytest.raises(DataError, match="row 1: images must hold bytes or the path of a file"):
         read_parquet(write(tmp_path / "image.parquet", {"images": [image]}))
 
 
@@ -78,7 +78,7 @@ def test_other_types_are_cast_where_nothing_is_lost(tmp_path: Path) -> None:
 def test_other_types_are_refused_where_something_is_lost(
     tmp_path: Path, name: str, value: Any, kind: pyarrow.DataType
 ) -> None:
-    with pytest.raises(DataError, match=rf"other.parquet: column {name} is .*, must be"):
+    with pytest.raises(DataError, match=rf"other.parquet: column {name} has type .*, must be"):
         read_parquet(write(tmp_path / "other.parquet", {name: value}, **{name: kind}))
 
 
@@ -127,7 +127,7 @@ def test_export_copies_images_below_its_folder_alone(tmp_path: Path) -> None:
     (data / "key.png").write_text("private key")
     for path in (str(elsewhere / "a.png"), "../elsewhere/a.png", "link.png"):
         labels = write(data / "labels.parquet", {"images": [{"bytes": None, "path": path}]})
-        with pytest.raises(DataError, match=r"problem '1' names the image .* which is not below"):
+        with pytest.raises(DataError, match=r"problem '1' has the image .* which is not below"):
             export(labels, tmp_path / "out")
     labels = write(data / "labels.parquet", {"images": [{"bytes": None, "path": "key.png"}]})
     with pytest.raises(DataError, match="cannot be read as a picture"):

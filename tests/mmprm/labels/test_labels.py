@@ -175,9 +175,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
     def failing():
         yield LabelledExample(PROBLEM, PATH, "train")
-        raise DataError("picture gone")
+        raise DataError("image gone")
 
-    with pytest.raises(DataError, match="picture gone"):
+    with pytest.raises(DataError, match="image gone"):
         write_parquet(file, failing())
     assert len(read_parquet(file)) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["labels.parquet"]
@@ -237,7 +237,7 @@ def test_build_refuses(tmp_path: Path) -> None:
     Store.create_or_open(tmp_path / "trees.sqlite", SEARCH).close()
     with pytest.raises(DataError, match="no tree has a label"):
         build_labels(LabelsConfig(store=str(tmp_path), output=str(tmp_path / "x.parquet")))
-    with pytest.raises(ConfigError, match="leave a share"):
+    with pytest.raises(ConfigError, match="leave problems"):
         build_labels(LabelsConfig(store=str(tmp_path), output="x", dev=0.6, test=0.4))
     with pytest.raises(ConfigError, match="markup"):
         load(LabelsConfig, None, ["store=a", "output=b", "markup=html"])
