@@ -1,4 +1,4 @@
-"""Parts of a multimodal model that training can freeze."""
+"""Name the parts of a multimodal model that training can freeze."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ PARTS = {
     "projector": r"^model\.(visual\.(deepstack_)?merger|multi_modal_projector\.)",
     "language": r"^(model\.(language_model\.)?(embed_tokens|layers|norm)\.|lm_head\.)",
 }
-"""Words for `frozen`, each a pattern that fits the parameter names of Qwen2-VL, 2.5-VL, 3-VL, InternVL, Qwen and Llama;
-together they name every parameter once."""
+"""Names for `frozen`, with patterns that match the parameter names of Qwen2-VL, 2.5-VL, 3-VL, InternVL, Qwen and Llama.
+Together they match every parameter exactly once."""

@@ -1,4 +1,4 @@
-"""Load a multimodal or text model from a checkpoint, and write a model folder that appears whole."""
+"""Load a multimodal or text model from a checkpoint, and write model folders atomically."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ _RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 @contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """A folder to write into that takes the place of `path` in one step at the end, or not at all."""
-    with writing(Path(path), "free space or choose another folder"), files.whole_folder(path) as folder:
+    """Yield a temporary folder that replaces `path` at the end of the context, or is removed after an error."""
+    with writing(Path(path), "free disk space or choose another folder"), files.whole_folder(path) as folder:
         yield folder
 
 
 def check_logits(backbone: PreTrainedModel) -> None:
-    """Raise CheckpointError unless the logits are the output layer's rows on the last hidden state, nothing more."""
+    """Raise CheckpointError unless the logits are exactly the output layer applied to the last hidden state."""
     text_config = backbone.config.get_text_config()
     if not hasattr(backbone, "model") or any(getattr(text_config, name, None) for name in _RESCALED_LOGITS):
         raise CheckpointError(
-            f"{type(backbone).__name__}: its logits are not its output layer on its last hidden state; use a "
+            f"{type(backbone).__name__}: its logits are not the output layer applied to the last hidden state; use a "
             "Qwen-VL, InternVL, Qwen or Llama model"
         )
 
 
 def load_backbone(name: str, dtype: torch.dtype | Literal["auto"], kind: Any = None) -> tuple[PreTrainedModel, Any]:
-    """A model with its output layer (or of class `kind`), and its processor, by folder or hub id."""
+    """Load a model with its output layer, or of class `kind`, and its processor, by folder or hub id."""
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise CheckpointError(f"{name}: has no config.json, so it is no model folder")
+        raise CheckpointError(f"{name}: has no config.json, so it is not a model folder; give the folder of a model")
     with model_errors(name):
-        # The code that comes with some checkpoints is never run.
+        # Code that is shipped with a checkpoint is never run.
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         pictures = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         kind = kind or (AutoModelForImageTextToText if pictures else AutoModelForCausalLM)
-        # safetensors only: the older weight files are pickles.
+        # Only safetensors: the older weight files are pickles, which can run code.
         model, loading = kind.from_pretrained(
             name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
         )
@@ -53,7 +53,7 @@ def load_backbone(name: str, dtype: torch.dtype | Literal["auto"], kind: Any = N
     if loading["missing_keys"]:
         missing = sorted(loading["missing_keys"])[0]
         raise CheckpointError(
-            f"{name}: has no weights for {missing} of {type(model).__name__}, which would be random; this is another "
-            "kind of checkpoint, or an incomplete one"
+            f"{name}: has no weights for {missing} of {type(model).__name__}, which would be random; give a complete "
+            "checkpoint of this kind"
         )
     return model, processor

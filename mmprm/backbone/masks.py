@@ -1,4 +1,4 @@
-"""Attention masks of packed sequences, in which a token sees its ancestors only."""
+"""Build attention masks for packed sequences, in which a token attends only to its ancestors."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from mmprm.backbone.tree_attention import attend_in_blocks
 
 
 def attention_mask(end_BT: Tensor) -> Any:
-    """Token i sees token j if and only if j ≤ i ≤ end[j]: its ancestors and itself. A mask over blocks for
-    FlexAttention on GPU, a boolean mask_B1TT for SDPA on CPU, of T² entries a row: see `packed_mask`."""
+    """Return a mask in which token i attends to token j if and only if j ≤ i ≤ end[j]: its ancestors and itself.
+
+    The result is a block mask for FlexAttention on GPU, and a boolean mask_B1TT for SDPA on CPU, with T² entries per
+    row; see `packed_mask` for the alternative.
+    """
     if end_BT.is_cuda:
         from torch.nn.attention.flex_attention import create_block_mask
 
@@ -24,13 +27,16 @@ def attention_mask(end_BT: Tensor) -> Any:
 
 
 def packed_mask(end_BT: Tensor) -> Any:
-    """The same rule for a model under `use_block_masks`; on CPU, where FlexAttention has no gradient, end_B11T itself,
-    from which mmprm.backbone.tree_attention cuts its blocks."""
+    """Return the same mask for a model prepared by `use_block_masks`.
+
+    On CPU, where FlexAttention has no gradient, this is end_B11T, from which mmprm.backbone.tree_attention makes
+    blocks.
+    """
     return attention_mask(end_BT) if end_BT.is_cuda else end_BT[:, None, None]
 
 
 def ancestors(end_BT: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """The same rule for FlexAttention."""
+    """Return the rule of `attention_mask` as a mask function for FlexAttention."""
 
     def sees(b: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (j <= i) & (i <= end_BT[b, j])
@@ -39,24 +45,24 @@ def ancestors(end_BT: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tens
 
 
 def why_not_packed(backbone: nn.Module) -> str | None:
-    """What keeps a model from reading packed rows; None where it can."""
+    """Return why a model cannot read packed rows, or None if it can."""
     config = backbone.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):
-        return f"its layers attend otherwise than to all that stands before ({', '.join(sorted(kinds)) or 'a window'})"
+        return f"its layers do not attend to all previous tokens ({', '.join(sorted(kinds)) or 'a sliding window'})"
     if config._attn_implementation not in ("sdpa", PACKED):
-        return f"its attention runs as {config._attn_implementation}, which takes no mask of its own; it needs sdpa"
+        return f"its attention implementation {config._attn_implementation} accepts no custom mask; it needs sdpa"
     if not getattr(config, "rope_parameters", None):
-        return "it has no rotary positions"
+        return "it has no rotary position embeddings"
     return None
 
 
 PACKED = "mmprm_packed"
-"""Name among transformers' attention functions: the masks of `packed_mask`, SDPA for all else."""
+"""Name of the registered attention function: it handles the masks of `packed_mask`, and calls SDPA otherwise."""
 
 
 def use_block_masks(backbone: nn.Module) -> None:
-    """Let a model take what `packed_mask` makes, beside the masks of ordinary batches."""
+    """Make a model accept the masks of `packed_mask` in addition to those of ordinary batches."""
     from torch.nn.attention.flex_attention import BlockMask
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.flex_attention import flex_attention_forward
@@ -77,4 +83,4 @@ def use_block_masks(backbone: nn.Module) -> None:
 
 
 CPU_ROW = 3
-"""Longest samples that fill a packed row on CPU, where a row costs the square of its length: the mask is dense."""
+"""Length of a packed row on CPU in multiples of the longest sample; a dense mask costs the square of the length."""

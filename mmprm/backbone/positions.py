@@ -1,4 +1,4 @@
-"""Positions of packed sequences: a token's depth in its tree, with M-RoPE where the model uses it."""
+"""Compute positions in packed sequences: a token's depth in its tree, with M-RoPE if the model uses it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmprm.backbone.token_tree import Ints
 
 
 class Positions:
-    """Positions of the tokens of a solution, as its model counts them: by place, or on three axes within pictures."""
+    """Computes the positions of a solution's tokens: by index, or on three axes within images for M-RoPE."""
 
     def __init__(self, model: nn.Module) -> None:
         self._rope_index = getattr(model, "get_rope_index", None)
@@ -22,7 +22,11 @@ class Positions:
         self._to_picture: dict[Hashable, Any] = {}
 
     def __call__(self, ids_D: Ints, grids: Mapping[str, Sequence[Tensor]]) -> Any:
-        """position_XD. Behind the last picture they count on from the highest so far; up to it, few texts differ."""
+        """Return position_XD.
+
+        After the last image, positions continue from the highest one so far. Positions up to the last image are cached,
+        because few different texts precede it.
+        """
         position_D = np.arange(len(ids_D))
         if self._rope_index is None or not grids:
             return np.broadcast_to(position_D, (self.axes, len(ids_D)))

@@ -1,4 +1,4 @@
-"""Questions about a checkpoint's processor and tokenizer: image tokens, single tokens, templates."""
+"""Answer questions about a checkpoint's processor and tokenizer: image tokens, single tokens, templates."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from mmprm.errors import CheckpointError
 
 
 def tokenizer_of(processor: Any) -> Any:
+    """Return the tokenizer of a multimodal processor, or the tokenizer itself for a text model."""
     return getattr(processor, "tokenizer", processor)
 
 
 def reads_pictures(processor: Any) -> bool:
+    """Return whether the processor accepts images."""
     return hasattr(processor, "image_processor")
 
 
 def vision_tokens(processor: Any, picture: str) -> list[str]:
-    """What stands for pictures and videos in a text, and the tokens around it: the model would look there for pixels
-    that do not exist. The processor names most of them; the rest are in `picture`, what the template writes for one."""
+    """Return the tokens that represent or enclose images and videos, for which a model would expect pixels.
+
+    The processor names most of them. The rest occur in `picture`, which is what the template writes for one image.
+    """
     if not reads_pictures(processor):
         return []
     named = {value for name, value in vars(processor).items() if name.endswith("_token") and isinstance(value, str)}
@@ -27,12 +31,12 @@ def vision_tokens(processor: Any, picture: str) -> list[str]:
 
 
 def token_id(processor: Any, token: str) -> int:
-    """Id of a text that must be one token of this tokenizer; CheckpointError otherwise."""
+    """Return the id of a text that must be a single token; raise CheckpointError otherwise."""
     ids = tokenizer_of(processor).encode(token, add_special_tokens=False)
     if len(ids) != 1:
         raise CheckpointError(
-            f"{token!r} must be one token, this tokenizer makes {len(ids)} of it; choose another one with "
-            "--set tokens.yes=… (marker, no), or let it be added with --set add_missing_tokens=true"
+            f"{token!r} must be one token, but this tokenizer splits it into {len(ids)}; choose another one with "
+            "--set tokens.yes=… (or marker, no), or add it with --set add_missing_tokens=true"
         )
     return ids[0]
 
@@ -41,26 +45,31 @@ _PROBE = "?"
 
 
 def _around(messages: list[dict[str, Any]], processor: Any) -> tuple[str, str]:
-    """What the chat template writes before and after the probe."""
+    """Return what the chat template writes before and after the probe text."""
     before, probe, after = templated(processor, messages).rpartition(_PROBE)
     if not probe:
-        raise CheckpointError(f"{type(processor).__name__}: its chat template drops what a turn says; mend it")
+        raise CheckpointError(
+            f"{type(processor).__name__}: its chat template drops the content of a turn; correct chat_template.jinja"
+        )
     return before, after
 
 
 def templated(processor: Any, messages: Any) -> str:
-    """The text of the messages. Raises CheckpointError for a template that does not parse, that breaks out of its
-    sandbox, or refuses the messages."""
+    """Return the text of the messages.
+
+    Raises CheckpointError for a template that does not parse, tries to leave its sandbox, or rejects the messages.
+    """
     try:
         return processor.apply_chat_template(messages, tokenize=False)
-    except Exception as error:  # templates raise what they like
+    except Exception as error:  # a template can raise any error
         raise CheckpointError(
-            f"{type(processor).__name__}: its chat template cannot be applied ({type(error).__name__}: {error}); mend "
-            "chat_template.jinja in the model folder"
+            f"{type(processor).__name__}: its chat template cannot be applied ({type(error).__name__}: {error}); "
+            "correct chat_template.jinja in the model folder"
         ) from error
 
 
 def picture_placeholder(processor: Any) -> str:
+    """Return what the chat template writes for one image."""
     text = {"type": "text", "text": _PROBE}
     before, _ = _around([{"role": "user", "content": [text]}], processor)
     pictured, _ = _around([{"role": "user", "content": [{"type": "image"}, text]}], processor)
@@ -74,10 +83,10 @@ VISION_TOKEN = re.compile(r"image|video|vision|img", re.IGNORECASE)
 
 
 def vision_token_ids(config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Tokens that stand for pictures or frame them. A drawn one would ask the trainer for a picture that is not there.
+    """Return the tokens that represent or enclose images: sampling one would make the trainer expect an image.
 
-    By the names of the configuration's keys (image_token_id, …) and of the tokenizer's special tokens (<|image_pad|>,
-    <img>, …).
+    They are found by the names of configuration keys (image_token_id, …) and of the tokenizer's special tokens
+    (<|image_pad|>, <img>, …).
     """
     by_key = {value for key, value in config.to_dict().items() if VISION.search(key) and isinstance(value, int)}
     special: Sequence[str] = tokenizer.all_special_tokens

@@ -1,4 +1,4 @@
-"""Solutions that share a beginning as one sequence in which each shared token stands once. Pure; loads no torch.
+"""Merge solutions with a common beginning into one sequence that contains each shared token once. Loads no torch.
 
 Shapes: P path, T token of the tree, L token of a path.
 """
@@ -17,26 +17,26 @@ Ints = NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class TokenTree:
-    """The prefix tree of some token sequences, in depth-first order: two sequences share a token where they agree on it
-    and on all before it, whatever steps it belongs to.
+    """Holds the prefix tree of several token sequences in depth-first order.
 
-    Token i has all that stands before it in its own sequences as ancestors, and sees token j if and only if
-    j ≤ i ≤ end[j]. Its position is its depth.
+    Two sequences share a token if they agree on it and on everything before it, regardless of step borders. Token i has
+    the earlier tokens of its own sequences as ancestors, and attends to token j if and only if j ≤ i ≤ end[j]. Its
+    position is its depth.
     """
 
     ids_T: Ints
     end_T: Ints
-    """Last token of the subtree below a token, itself included."""
+    """Last token of the subtree below each token, which includes the token itself."""
     depth_T: Ints
     places_PL: tuple[Ints, ...]
-    """For each sequence, in the order given, where its tokens stand."""
+    """For each sequence, in the given order, the indices of its tokens in the tree."""
 
     def __len__(self) -> int:
         return len(self.ids_T)
 
 
 def token_tree(paths: Sequence[Ints]) -> TokenTree:
-    """In lexicographic order each sequence branches off the one before it, so the tree is what each adds."""
+    """Build the tree. In lexicographic order each sequence branches off the previous one and adds its own suffix."""
     ids, depth, places = [], [], [_NOTHING] * len(paths)
     end_T = np.zeros(sum(map(len, paths)), dtype=np.int32)
     count, previous, trail = 0, _NOTHING, _NOTHING
@@ -53,9 +53,9 @@ def token_tree(paths: Sequence[Ints]) -> TokenTree:
 
 
 def cut_at_subtrees(paths: Sequence[Ints], most_tokens: int) -> list[list[int]]:
-    """Groups of sequences whose trees hold at most so many tokens each, a single longer sequence apart.
+    """Split sequences into groups whose trees hold at most `most_tokens` tokens; a longer sequence is a group alone.
 
-    Neighbours of the depth-first order stay together: what two groups have in common, each holds again.
+    Neighbors in depth-first order stay together. Tokens that two groups share are repeated in both.
     """
     groups: list[list[int]] = []
     tokens, previous = 0, _NOTHING
@@ -72,8 +72,11 @@ def cut_at_subtrees(paths: Sequence[Ints], most_tokens: int) -> list[list[int]]:
 
 
 def fill_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Rows of pieces that are together at most `width` long, a single longer piece apart: longest first, each into the
-    row that it fills best (best-fit decreasing: at most 11/9 of the fewest rows, and one more)."""
+    """Distribute pieces over rows of at most `width`; a longer piece is a row alone.
+
+    Each piece, longest first, goes into the row that it fills best (best-fit decreasing: at most 11/9 of the minimal
+    number of rows, plus one).
+    """
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []
     for piece in sorted(range(len(lengths)), key=lambda piece: (-lengths[piece], piece)):
@@ -89,7 +92,7 @@ def fill_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
 
 
 def common_prefix(left: Ints, right: Ints) -> int:
-    """Number of tokens on which both agree from the start."""
+    """Return the number of tokens on which both sequences agree from the start."""
     length = min(len(left), len(right))
     differ = np.flatnonzero(left[:length] != right[:length])
     return int(differ[0]) if len(differ) else length

@@ -1,10 +1,11 @@
-"""Attention of packed rows on CPU, where a dense mask costs the square of a row and FlexAttention has no gradient.
+"""Compute attention of packed rows on CPU, where a dense mask has T² entries and FlexAttention has no gradient.
 
-The tokens of all rows are cut into blocks of consecutive ones. All that a block's tokens may see are the block itself
-and the ancestors of its first token, fewer than the longest solution has tokens: the cost is linear in the tokens.
+The tokens of all rows are cut into blocks of consecutive tokens. The tokens of a block attend only to the block itself
+and to the ancestors of its first token, which are fewer than the tokens of the longest solution. The cost is therefore
+linear in the number of tokens.
 
 Shapes: B row, T token of a row, F token of all rows, N block, C token of a block, A ancestor of a block's first token,
-K = A + C key that a block sees, H head of the queries, G of the keys and values, D its dimension.
+K = A + C key that a block sees, H query head, G key or value head, D head size.
 """
 
 from __future__ import annotations
@@ -17,20 +18,22 @@ from torch import Tensor
 from torch.nn import functional
 
 BLOCK = 64
-"""Tokens of a block: a longer one has more keys that most of its tokens do not see, a shorter one copies more."""
+"""Tokens per block: in a longer block most tokens do not see most keys, and shorter blocks copy more keys."""
 
 
 class Blocks(NamedTuple):
+    """Holds the keys outside of each block, and the mask of each block."""
+
     trail_NA: Tensor
-    """Places among the F tokens, padded with any."""
+    """Indices among the F tokens, with arbitrary padding."""
     mask_N1CK: Tensor
-    """0 where a token sees a key, else −∞."""
+    """0 where a token sees a key, −∞ elsewhere."""
 
 
 def attend_in_blocks(
     query_BHTD: Tensor, key_BGTD: Tensor, value_BGTD: Tensor, end_B11T: Tensor, dropout: float, scaling: float
 ) -> Tensor:
-    """softmax(scaling · q kᵀ) v over the tokens j ≤ i ≤ end[j] of each token i's row → out_BTHD."""
+    """Return out_BTHD = softmax(scaling · q kᵀ) v over the tokens j ≤ i ≤ end[j] of each token i's row."""
     rows, heads, width, size = query_BHTD.shape
     groups = key_BGTD.shape[1]
     trail_NA, mask_N1CK = blocks_of(end_B11T, query_BHTD.dtype)
@@ -43,10 +46,10 @@ def attend_in_blocks(
 
     query_NHCD = in_blocks(query_BHTD).unflatten(2, (heads, size)).transpose(1, 2)
     both_NCX = torch.cat([in_blocks(key_BGTD), in_blocks(value_BGTD)], dim=2)
-    # As an embedding, because its gradient adds up rows in parallel.
+    # An embedding lookup, because its gradient accumulates rows in parallel.
     trail_NAX = functional.embedding(trail_NA, both_NCX.flatten(0, 1))
     both_NKGD = torch.cat([trail_NAX, both_NCX], dim=1).unflatten(2, (2 * groups, size))
-    shared = heads // groups  # query heads of one key head
+    shared = heads // groups  # number of query heads per key head
     both_NHKD = both_NKGD[:, :, :, None].expand(-1, -1, -1, shared, -1).flatten(2, 3).transpose(1, 2)
     key_NHKD, value_NHKD = both_NHKD.chunk(2, dim=1)
     out_NHCD = functional.scaled_dot_product_attention(
@@ -55,9 +58,9 @@ def attend_in_blocks(
     return out_NHCD.transpose(1, 2).reshape(count * length, heads, size)[: rows * width].unflatten(0, (rows, width))
 
 
-@lru_cache(maxsize=1)  # each layer of a model asks for those of the same tensor
+@lru_cache(maxsize=1)  # every layer of a model requests the blocks of the same tensor
 def blocks_of(end_B11T: Tensor, dtype: torch.dtype) -> Blocks:
-    """The blocks of all rows, one behind the other; tokens that fill the last one see themselves alone."""
+    """Return the consecutive blocks of all rows; tokens that pad the last block see only themselves."""
     rows, width = end_B11T.shape[0], end_B11T.shape[-1]
     count = -(-rows * width // BLOCK)
     place_F = torch.arange(count * BLOCK)
@@ -68,7 +71,7 @@ def blocks_of(end_B11T: Tensor, dtype: torch.dtype) -> Blocks:
     number_N = above_NF.sum(dim=1)
     block_P, place_P = above_NF.nonzero(as_tuple=True)
     trail_NA = torch.zeros(count, int(number_N.max()), dtype=torch.int64)
-    last_NA = torch.full_like(trail_NA, -1)  # of padding: no token sees it
+    last_NA = torch.full_like(trail_NA, -1)  # -1 for padding, which no token sees
     rank_P = torch.arange(len(place_P)) - (number_N.cumsum(0) - number_N)[block_P]
     trail_NA[block_P, rank_P], last_NA[block_P, rank_P] = place_P, end_F[place_P]
     place_NC, end_NC = place_F.view(count, BLOCK), end_F.view(count, BLOCK)

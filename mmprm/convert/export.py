@@ -1,6 +1,6 @@
-"""A trained process reward model in the form of another family, for tools that expect that one.
+"""Convert a trained process reward model to the format of another family, for tools that expect it.
 
-Shapes: C class [wrong, right], H hidden, V vocabulary.
+Shapes: C class [incorrect, correct], H hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ from mmprm.types import Problem, Solution
 ExportFormat = Literal["mm-prm", "qwen", "trl"]
 
 _QUESTION, _PROCESS = "\ue000", "\ue001"
-"""Characters without meaning, to find their places in a rendered text."""
+"""Unassigned characters, with which positions in a rendered text are found."""
 _LABELS = {"id2label": {0: "wrong", 1: "right"}, "label2id": {"wrong": 0, "right": 1}}
 
 
 def export_prm(path: str | Path, target: str | Path, format: ExportFormat) -> PrmInfo:
-    """Write the PRM in `path` to the folder `target` in another form, and return the prm.json that stands there.
+    """Write the PRM in `path` to the folder `target` in another format, and return its new prm.json.
 
-    mm-prm: the plain checkpoint with the tokens `<prm>`, Yes and No; pictures as before.
-    qwen: the class and the protocol of Qwen2.5-Math-PRM, from a Qwen2 text backbone: `<extra_0>` has the embedding of
-    the marker, the head's two classes are the output rows of No and Yes, and the chat template renders a user's and an
-    assistant's turn as training did, so that the scores stay the same (its system prompt is left out).
-    trl: a token classification model, from any text backbone that transformers has one for, with the same rows as head
-    and the marker as step separator. TRL's rendering has neither chat template nor `Question:` and `Process:`, so the
-    scores differ from the original's, and an aggregator or threshold chosen before is dropped: choose them again.
+    - mm-prm: the plain checkpoint with the tokens `<prm>`, Yes and No, including images.
+    - qwen: the class and protocol of Qwen2.5-Math-PRM, for Qwen2 text backbones. `<extra_0>` gets the embedding of the
+      marker, the two classes of the head are the output rows of No and Yes, and the chat template renders a user turn
+      and an assistant turn as in training, so the scores do not change. Its system prompt is omitted.
+    - trl: a token classification model, for any text backbone with such a class in transformers. The head has the same
+      rows, and the marker separates steps. TRL renders neither a chat template nor `Question:` and `Process:`, so the
+      scores differ. An aggregator or threshold chosen before is dropped and must be chosen again.
 
-    The number format of the weights stays. Raises CheckpointError where the backbone has no such form, and
-    ConfigError where the target exists.
+    The number format of the weights is kept. Raises CheckpointError if the backbone does not support the format, and
+    ConfigError if the target exists.
     """
     if Path(target).exists():
         raise ConfigError(f"{target}: exists already; choose another folder")
     prm = load_prm(path, "auto")
     if format != "mm-prm" and reads_pictures(prm.processor):
-        raise CheckpointError(f"{path}: reads pictures, for which the form {format!r} has no place; use mm-prm")
+        raise CheckpointError(f"{path}: reads images, which format={format} does not support; use format=mm-prm")
     return {"mm-prm": _own, "qwen": _qwen, "trl": _trl}[format](prm, Path(target))
 
 
 class Qwen2ForProcessRewardModel(Qwen2PreTrainedModel):
-    """The published class by its parameters alone: `model`, and `score` of two layers."""
+    """Reproduces the parameters of the published class: `model`, and `score` with two layers."""
 
     def __init__(self, config: Qwen2Config) -> None:
         super().__init__(config)
@@ -62,9 +62,10 @@ class Qwen2ForProcessRewardModel(Qwen2PreTrainedModel):
 
 
 def two_layer_head(rows_CH: Tensor) -> nn.Sequential:
-    """Linear, ReLU, Linear with the logits rows_CH · h, exactly: x = relu(x) − relu(−x) for each of the two.
+    """Return Linear, ReLU, Linear with exactly the logits rows_CH · h, using x = relu(x) − relu(−x) for each row.
 
-    Four of the H hidden units are used."""
+    Only four of the H hidden units are used.
+    """
     hidden = rows_CH.shape[1]
     inner_HH, outer_CH = rows_CH.new_zeros(hidden, hidden), rows_CH.new_zeros(2, hidden)
     for row in range(2):
@@ -76,7 +77,8 @@ def two_layer_head(rows_CH: Tensor) -> nn.Sequential:
 def _own(prm: Prm, target: Path) -> PrmInfo:
     if prm.info.tokens != PrmTokens():
         raise CheckpointError(
-            f"the form mm-prm has the tokens <prm>, Yes and No; this model was trained with {prm.info.tokens}"
+            f"format=mm-prm needs the tokens <prm>, Yes and No, but the model was trained with {prm.info.tokens}; use "
+            "another format, or train with the default tokens"
         )
     save_prm(target, prm)
     return prm.info
@@ -85,7 +87,7 @@ def _own(prm: Prm, target: Path) -> PrmInfo:
 def _qwen(prm: Prm, target: Path) -> PrmInfo:
     backbone, tokens = prm.model.backbone, TOKENS["qwen"]
     if not isinstance(backbone.config, Qwen2Config):
-        raise CheckpointError(f"{type(backbone).__name__}: the form 'qwen' is for Qwen2 text models; use trl")
+        raise CheckpointError(f"{type(backbone).__name__}: format=qwen supports only Qwen2 text models; use format=trl")
     rows_CH = _rows(prm)
     _add_marker(prm, tokens.marker)
     prm.processor.chat_template = _template(prm)
@@ -99,7 +101,9 @@ def _trl(prm: Prm, target: Path) -> PrmInfo:
         model = _model(AutoModelForTokenClassification.from_config, prm, linear(rows_CH, rows_CH.new_zeros(2)))
     except ValueError as error:
         name = type(prm.model.backbone).__name__
-        raise CheckpointError(f"{name}: transformers has no token classification model of its kind") from error
+        raise CheckpointError(
+            f"{name}: transformers has no token classification class for it; use format=mm-prm"
+        ) from error
     tokens = TOKENS["trl"].model_copy(update={"marker": prm.info.tokens.marker})
     dropped = {"aggregator": None, "aggregator_evidence": None, "threshold": None}
     return _save(target, model, prm, prm.info.model_copy(update={"format": "trl", "tokens": tokens, **dropped}))
@@ -111,7 +115,7 @@ def _rows(prm: Prm) -> Tensor:
 
 
 def _add_marker(prm: Prm, marker: str) -> None:
-    """A token with the same embedding as the one that was trained."""
+    """Add a token with the same embedding as the trained marker."""
     tokenizer, backbone = tokenizer_of(prm.processor), prm.model.backbone
     tokenizer.add_tokens([AddedToken(marker, normalized=False)], special_tokens=True)
     if len(tokenizer) > backbone.get_input_embeddings().weight.shape[0]:
@@ -122,7 +126,7 @@ def _add_marker(prm: Prm, marker: str) -> None:
 
 
 def _template(prm: Prm) -> str:
-    """A chat template that writes a user's and an assistant's turn as the MM-PRM renderer writes a solution."""
+    """Return a chat template that writes a user and an assistant turn as the MM-PRM renderer writes a solution."""
     text = prm.renderer.render(Solution(Problem("", _QUESTION, ""), (_PROCESS,)))
     before, rest = text.split(_QUESTION)
     between, after = rest.split(_PROCESS + prm.renderer.tokens.marker)
@@ -137,7 +141,7 @@ def _template(prm: Prm) -> str:
 
 
 def _model(kind: Any, prm: Prm, head: nn.Module) -> nn.Module:
-    """A model of another class around the same decoder."""
+    """Return a model of another class around the same decoder."""
     backbone = prm.model.backbone
     config = type(backbone.config).from_dict({**backbone.config.to_dict(), **_LABELS})
     with torch.device("meta"):

@@ -1,14 +1,14 @@
-"""InternVL checkpoints of the older `internvl_chat` form (InternVL2, 2.5, 3, MM-PRM) in transformers' native class.
+"""Convert InternVL checkpoints in the older `internvl_chat` format (InternVL2, 2.5, 3, MM-PRM) to the native class.
 
-The older form needs code from its repository. Its vision tower, projector and language model are those of
-`InternVLForConditionalGeneration` under other names, with fused projections:
+The older format needs code from its repository. Its vision tower, projector and language model are those of
+`InternVLForConditionalGeneration` under other names and with fused projections:
 
     vision_model.….attn.qkv        (3·H, …)          query, key, value
     language_model.….wqkv          (G·(Q + 2)·D, …)   InternLM2: G groups of Q query heads, a key head, a value head
 
-InternLM2 is a Llama with these projections split. Nothing here runs foreign code or reads pickles.
+InternLM2 is a Llama with fused projections. No remote code is run and no pickle is read.
 
-Shapes: H hidden, D head size, G key-value heads, Q query heads a key-value head.
+Shapes: H hidden, D head size, G number of key-value heads, Q number of query heads per key-value head.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mmprm.prm.info import PrmInfo, PrmTokens, write_info
 from mmprm.weights import model_errors, shard_names
 
 LANGUAGE_MODELS = {"InternLM2ForCausalLM": "llama", "Qwen2ForCausalLM": "qwen2", "LlamaForCausalLM": "llama"}
-"""Architecture of the older form → model type of transformers."""
+"""Maps an architecture of the older format to the model type in transformers."""
 
 _LANGUAGE_KEYS = (
     "vocab_size",
@@ -72,7 +72,7 @@ _VISION_DEFAULTS = {
     "attention_dropout": 0.0,
     "dropout": 0.0,
 }
-"""What the older class takes for a key that config.json leaves out."""
+"""Defaults of the older class for keys that are missing in config.json."""
 _VISION_KEYS = {"qkv_bias": "attention_bias", "qk_normalization": "use_qk_norm", "dropout": "projection_dropout"}
 
 _VISION_NAMES = {
@@ -101,13 +101,14 @@ _INTERNLM2_NAMES = {
 
 
 def convert_internvl_chat(source: str | Path, target: str | Path) -> InternVLConfig:
-    """Write `source` as a native checkpoint with processor; the folder `target` appears whole or not at all.
+    """Write `source` as a native checkpoint with processor; the folder `target` appears complete or not at all.
 
-    Weights go through memory one file at a time. A tokenizer with `<prm>` makes it a process reward model: prm.json.
+    Weights are loaded one file at a time. If the tokenizer has `<prm>`, the model is a process reward model and gets a
+    prm.json.
     """
     source, target = Path(source), Path(target)
     if target.exists():
-        raise CheckpointError(f"{target}: exists; name a folder that does not, or remove it")
+        raise CheckpointError(f"{target}: exists already; choose another folder or remove it")
     with model_errors(str(source)):
         old = read_config(source)
         files = weight_files(source)
@@ -131,7 +132,7 @@ def convert_internvl_chat(source: str | Path, target: str | Path) -> InternVLCon
 
 
 def read_config(source: Path) -> dict[str, Any]:
-    """config.json of an `internvl_chat` folder that the native class can hold; CheckpointError for any other."""
+    """Return config.json of an `internvl_chat` folder; raise CheckpointError if it cannot be converted."""
     file = source / "config.json"
     try:
         old = json.loads(file.read_text(encoding="utf-8"))
@@ -139,7 +140,7 @@ def read_config(source: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file}: cannot be read ({error}); give the folder of an internvl_chat model") from error
     if old.get("model_type") != "internvl_chat":
         raise CheckpointError(
-            f"{file}: model_type {old.get('model_type')!r} must be 'internvl_chat'; native models need no conversion"
+            f"{file}: model_type={old.get('model_type')!r} must be 'internvl_chat'; native models need no conversion"
         )
     language, vision = old["llm_config"], _VISION_DEFAULTS | old["vision_config"]
     image_size = old.get("force_image_size") or vision["image_size"]
@@ -158,13 +159,14 @@ def read_config(source: Path) -> dict[str, Any]:
     for key, found, allowed in rules:
         if found not in allowed:
             raise CheckpointError(
-                f"{file}: {key} {found!r} must be {' or '.join(map(repr, allowed))}: the native class has no other"
+                f"{file}: {key}={found!r} must be {' or '.join(map(repr, allowed))}, which the native class requires; "
+                "this model cannot be converted"
             )
     return old
 
 
 def native_config(old: Mapping[str, Any], image_token_id: int, image_tokens: int) -> InternVLConfig:
-    """`image_tokens` stand for one tile."""
+    """Return the native configuration; `image_tokens` is the number of tokens per tile."""
     language, vision = old["llm_config"], _VISION_DEFAULTS | old["vision_config"]
     architecture = language["architectures"][0]
     text = {key: language[key] for key in _LANGUAGE_KEYS if key in language}
@@ -184,7 +186,7 @@ def native_config(old: Mapping[str, Any], image_token_id: int, image_tokens: int
 
 
 def native_tensors(name: str, tensor: Tensor, config: InternVLConfig, internlm2: bool) -> Iterator[tuple[str, Tensor]]:
-    """One tensor of the older form under its native name, or as the three projections that it fuses."""
+    """Yield a tensor of the older format under its native name, or split into the three fused projections."""
     part, _, rest = name.partition(".")
     if part == "vision_model":
         new = f"model.vision_tower.{_renamed(rest, _VISION_NAMES)}"
@@ -200,13 +202,13 @@ def native_tensors(name: str, tensor: Tensor, config: InternVLConfig, internlm2:
         new = _renamed(new, _INTERNLM2_NAMES) if internlm2 else new
         parts = split_wqkv(tensor, config.text_config) if ".self_attn.qkv." in new else (tensor,)
     else:
-        raise CheckpointError(f"{name}: is no weight of an internvl_chat model; merge adapters before converting")
+        raise CheckpointError(f"{name}: is not a weight of an internvl_chat model; merge adapters before converting")
     names = [new] if len(parts) == 1 else [new.replace(".qkv.", f".{kind}_proj.") for kind in "qkv"]
     yield from zip(names, parts, strict=True)
 
 
 def split_wqkv(fused: Tensor, text_config: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """(G·(Q + 2)·D, …) → query (G·Q·D, …), key (G·D, …), value (G·D, …); a bias has no further dimension."""
+    """Split (G·(Q + 2)·D, …) into query (G·Q·D, …), key (G·D, …) and value (G·D, …); a bias has one dimension."""
     groups = text_config.num_key_value_heads
     queries = text_config.num_attention_heads // groups
     size = text_config.hidden_size // text_config.num_attention_heads
@@ -217,7 +219,7 @@ def split_wqkv(fused: Tensor, text_config: Any) -> tuple[Tensor, Tensor, Tensor]
 
 
 def weight_files(source: Path) -> list[Path]:
-    """The safetensors files of a folder, in order."""
+    """Return the safetensors files of a folder in order."""
     index = source / "model.safetensors.index.json"
     if index.is_file():
         files = [source / name for name in sorted(set(shard_names(index).values()))]
@@ -226,14 +228,13 @@ def weight_files(source: Path) -> list[Path]:
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         pickles = "; its .bin files are pickles, which can run code: save it as safetensors first"
-        raise CheckpointError(
-            f"{source}: {', '.join(missing)} is not there" + (pickles if list(source.glob("*.bin")) else "")
-        )
+        way_out = pickles if list(source.glob("*.bin")) else "; download the missing files"
+        raise CheckpointError(f"{source}: {', '.join(missing)} is not there{way_out}")
     return files
 
 
 def _write_weights(files: list[Path], config: InternVLConfig, old: Mapping[str, Any], folder: Path) -> None:
-    """As many files as there were. The names and shapes must be exactly those of the native class."""
+    """Write as many files as there were; names and shapes must be exactly those of the native class."""
     with torch.device("meta"):
         model = InternVLForConditionalGeneration(config)
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -250,25 +251,28 @@ def _write_weights(files: list[Path], config: InternVLConfig, old: Mapping[str, 
                     for new, tensor in native_tensors(key, stored.get_tensor(key), config, internlm2)
                 }
         except SafetensorError as error:
-            raise CheckpointError(f"{file}: is not a whole safetensors file ({error}); fetch it again") from error
+            raise CheckpointError(f"{file}: is not a whole safetensors file ({error}); download it again") from error
         for key, tensor in tensors.items():
             if key not in expected or tensor.shape != expected[key]:
                 raise CheckpointError(
-                    f"{file}: {key} has shape {tuple(tensor.shape)}, config.json says "
-                    f"{tuple(expected[key]) if key in expected else 'that it does not exist'}"
+                    f"{file}: {key} has shape {tuple(tensor.shape)}, but by config.json "
+                    f"{f'it must have {tuple(expected[key])}' if key in expected else 'it must not exist'}; take "
+                    "config and weights from the same model"
                 )
         save_file(tensors, folder / name, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(tensors, name)
         size += sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
     missing = sorted(expected.keys() - weight_map.keys())
     if missing:
-        raise CheckpointError(f"{files[0].parent}: lacks {len(missing)} weights, for example that of {missing[0]}")
+        raise CheckpointError(
+            f"{files[0].parent}: lacks {len(missing)} weights, for example {missing[0]}; download the whole model"
+        )
     if len(files) > 1:
         index = {"metadata": {"total_size": size}, "weight_map": weight_map}
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2), encoding="utf-8")
 
 
 def _renamed(name: str, table: Mapping[str, str]) -> str:
-    """The first rule that fits each place, as the table orders them."""
+    """Replace each match by the first rule of the table that fits at its position."""
     pattern = "|".join(map(re.escape, table))
     return re.sub(pattern, lambda match: table[match[0]], name)

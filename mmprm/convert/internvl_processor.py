@@ -1,7 +1,7 @@
-"""The native processor of an older `internvl_chat` folder: tokenizer, tiling, chat template.
+"""Build the native processor of an older `internvl_chat` folder: tokenizer, tiling, chat template.
 
-Qwen2 and Llama tokenizers load as they are. InternLM2's is a SentencePiece file with code beside it; the same merges,
-read by the tokenizers library, give the same tokens.
+Qwen2 and Llama tokenizers load as they are. InternLM2's tokenizer is a SentencePiece file with its own code; the
+tokenizers library produces the same tokens from the same merges.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ TEMPLATES = {
     "internlm2-chat": (_SYSTEM_2, TURN_END),
     "internvl2_5": (_SYSTEM_2_5, f"{TURN_END}\n"),
 }
-"""`template` of config.json → (system message where none is given, what ends a turn), as in conversation.py of the
-InternVL repository; an empty turn has no end there."""
+"""Maps `template` in config.json to the default system message and the end of a turn, as in conversation.py of the
+InternVL repository. There, an empty turn has no end."""
 
 _CHAT_TEMPLATE = """\
 {{ BOS }}
@@ -69,15 +69,18 @@ _CHAT_TEMPLATE = """\
 
 
 def native_processor(source: Path, old: Mapping[str, Any]) -> InternVLProcessor:
-    """`old` is the config.json of the folder `source`."""
+    """Return the processor of the folder `source` with the config.json `old`."""
     tiles = old.get("max_dynamic_patch", 12) if old.get("dynamic_image_size") else 1
     if tiles > 1 and not old.get("use_thumbnail"):
-        raise CheckpointError(f"{source}: use_thumbnail false: the native processor adds a thumbnail to several tiles")
+        raise CheckpointError(
+            f"{source}: use_thumbnail=false must be true, because the native processor always adds a thumbnail to "
+            "several tiles; this model cannot be converted"
+        )
     vision = old["vision_config"]
     size = {"height": vision["image_size"], "width": vision["image_size"]}
     look = {"size": size, "image_mean": _MEAN, "image_std": _STD, "do_convert_rgb": True}
     side = vision["image_size"] // vision["patch_size"] * old.get("downsample_ratio", 0.5)
-    # `crop_to_patches` is always on in the native processor; one tile at most is a picture that is not cut.
+    # `crop_to_patches` is always on in the native processor; at most one tile means that an image is not cut.
     cut = {"crop_to_patches": True, "max_patches": tiles, "min_patches": min(old.get("min_dynamic_patch", 1), tiles)}
     tokenizer = native_tokenizer(source)
     return InternVLProcessor(
@@ -90,9 +93,11 @@ def native_processor(source: Path, old: Mapping[str, Any]) -> InternVLProcessor:
 
 
 def chat_template(source: Path, name: str | None, bos: str) -> str:
-    """The turns that the older code writes. Text follows them without a further start token: `bos` is in here."""
+    """Return a template that writes the turns of the older code, beginning with `bos`, which is not added again."""
     if name not in TEMPLATES:
-        raise CheckpointError(f"{source}: template {name!r} must be {' or '.join(map(repr, TEMPLATES))}")
+        raise CheckpointError(
+            f"{source}: template={name!r} must be {' or '.join(map(repr, TEMPLATES))}; others are not supported"
+        )
     system, end = TEMPLATES[name]
     values = {"BOS": bos, "SYSTEM": system, "END": end}
     settings = "".join(f"{{%- set {key} = {json.dumps(value, ensure_ascii=False)} %}}" for key, value in values.items())
@@ -100,7 +105,7 @@ def chat_template(source: Path, name: str | None, bos: str) -> str:
 
 
 def native_tokenizer(source: Path) -> PreTrainedTokenizerBase:
-    """Every added token keeps its id, as the embeddings were trained on it; CheckpointError where that fails."""
+    """Return the tokenizer with the original id of every added token; raise CheckpointError if that fails."""
     settings = {"model_specific_special_tokens": _NAMED_TOKENS, "model_max_length": _MOST_TOKENS}
     if (source / "tokenizer.model").is_file() and not (source / "tokenizer.json").is_file():
         tokenizer = _from_sentencepiece(source, settings)
@@ -111,12 +116,12 @@ def native_tokenizer(source: Path) -> PreTrainedTokenizerBase:
     added = _added_tokens(source)
     missing = {"<img>", "</img>", IMAGE_CONTEXT, TURN_END} - added.keys()
     if missing:
-        raise CheckpointError(f"{source}: the tokenizer lacks {', '.join(missing)}; take the folder of the whole model")
+        raise CheckpointError(f"{source}: the tokenizer lacks {', '.join(missing)}; give the folder of the whole model")
     for token, expected in added.items():
         if tokenizer.convert_tokens_to_ids(token) != expected:
             raise CheckpointError(
-                f"{source}: {token!r} became token {tokenizer.convert_tokens_to_ids(token)}, it must be {expected}; "
-                "the tokenizer files do not belong together"
+                f"{source}: {token!r} became token {tokenizer.convert_tokens_to_ids(token)}, must be {expected}; take "
+                "all tokenizer files from the same model"
             )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -134,14 +139,16 @@ def _added_tokens(source: Path) -> dict[str, int]:
 
 
 def _from_sentencepiece(source: Path, settings: Mapping[str, Any]) -> PreTrainedTokenizerFast:
-    """A SentencePiece BPE file, with the added tokens in their places. Some take the place of unused pieces."""
+    """Load a SentencePiece BPE file with the added tokens at their ids; some replace unused pieces."""
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()
     model.ParseFromString((source / "tokenizer.model").read_bytes())
     kinds = sentencepiece_model_pb2.ModelProto.SentencePiece
     if model.trainer_spec.model_type != sentencepiece_model_pb2.TrainerSpec.BPE:
-        raise CheckpointError(f"{source}: tokenizer.model must be a BPE model, as InternLM2's is")
+        raise CheckpointError(
+            f"{source}: tokenizer.model must be a BPE model, as InternLM2's is; give an InternVL folder"
+        )
     added = sorted(_added_tokens(source).items(), key=lambda item: item[1])
     names = {place: token for token, place in added}
     pieces = [names.get(place, piece.piece) for place, piece in enumerate(model.pieces)]

@@ -1,6 +1,6 @@
-"""Shapes of published models, for planning on a machine that has none of their files: numbers of their config.json.
+"""List shapes of published models from their config.json, for planning without their files.
 
-The files: huggingface.co/OpenGVLab/InternVL3-8B, InternVL3-38B, InternVL2_5-8B, InternVL2_5-78B (vision towers
+Sources: huggingface.co/OpenGVLab/InternVL3-8B, InternVL3-38B, InternVL2_5-8B, InternVL2_5-78B (vision towers
 InternViT-300M-448px and InternViT-6B-448px-V2_5; language models Qwen2.5-7B, -32B, -72B and InternLM2.5-7B) and
 huggingface.co/Qwen/Qwen2.5-VL-7B-Instruct, Qwen2.5-VL-72B-Instruct.
 """
@@ -66,5 +66,5 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def published(base: str) -> dict[str, Any] | None:
-    """By the last part of a hub id or folder, with or without `-hf`; None for a model that is not listed."""
+    """Return the shape by the last part of a hub id or folder, with or without `-hf`; None if it is not listed."""
     return ARCHITECTURES.get(PurePosixPath(base).name.removesuffix("-hf"))

@@ -1,7 +1,7 @@
-"""What training takes: bytes a GPU and floating-point operations, as formulas.
+"""Estimate bytes per GPU and floating-point operations of training, as formulas.
 
 Ψ parameters, N GPUs, L layers, H hidden, A = heads · head size, I intermediate size, T tokens of a micro-batch, S its
-longest sequence, e bytes of a weight (2 in bf16, 4 in float32). Every result is in bytes or operations.
+longest sequence, e bytes per weight (2 in bf16, 4 in float32). Every result is in bytes or operations.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ Precision = Literal["fp32", "bf16"]
 Offload = Literal["none", "optimizer", "all"]
 
 REDUCE_BUCKET = 500_000_000
-"""Elements that DeepSpeed reduces at once (reduce_bucket_size)."""
+"""Maximum number of elements that DeepSpeed reduces at once (reduce_bucket_size)."""
 LIVE_PARAMETERS = 1_000_000_000
-"""Elements that ZeRO-3 keeps gathered (stage3_max_live_parameters)."""
+"""Maximum number of elements that ZeRO-3 keeps gathered (stage3_max_live_parameters)."""
 UPDATED_AT_ONCE = 1_000_000_000
-"""Elements of a rank that ZeRO-3 updates at once (sub_group_size)."""
+"""Maximum number of elements per rank that ZeRO-3 updates at once (sub_group_size)."""
 
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """Bytes of a rank that last through the run: on the GPU, and in CPU memory."""
+    """Holds the bytes per rank that are occupied during the whole run: on the GPU, and in CPU memory (`host`)."""
 
     weights: float
     gradients: float
@@ -32,12 +32,13 @@ class States:
 
     @property
     def on_gpu(self) -> float:
+        """Return the bytes on the GPU."""
         return self.weights + self.gradients + self.optimizer
 
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """A stack of transformer layers. `gated`: the feed-forward part has a gate beside its two matrices."""
+    """Describes a stack of transformer layers; a `gated` feed-forward part has a gate beside its two matrices."""
 
     count: int
     hidden: int
@@ -48,19 +49,20 @@ class Layers:
 
 
 def width(precision: Precision) -> int:
+    """Return the number of bytes per weight."""
     return 2 if precision == "bf16" else 4
 
 
 def states(trained: int, frozen: int, gpus: int, stage: int, precision: Precision, offload: Offload) -> States:
-    """Weights, gradients and AdamW states of one rank (Rajbhandari et al. 2020, ZeRO, section 5):
+    """Return weights, gradients and AdamW states of one rank (Rajbhandari et al. 2020, ZeRO, section 5):
 
         stage 0   eΨ + 4Ψ + KΨ          stage 2   eΨ + (4 + K)Ψ / N
         stage 1   eΨ + 4Ψ + KΨ / N      stage 3   (e + 4 + K)Ψ / N
 
-    The paper's gradients take e bytes, here they are summed in float32. K = 12: float32 copies of weights, momentum and
-    variance; 8 in float32 at stage 0, where DeepSpeed copies no weights. Frozen parameters have weights only.
-    Offloading moves K to the CPU, and a float32 copy of the gradients; at stage 3, and 2 in float32, the gradients
-    themselves; `all` the weights too.
+    In the paper gradients take e bytes; here they are accumulated in float32. K = 12 for float32 copies of weights,
+    momentum and variance, or 8 in float32 at stage 0, where DeepSpeed copies no weights. Frozen parameters have only
+    weights. Offloading moves K to the CPU, together with a float32 copy of the gradients; at stage 3, and at stage 2 in
+    float32, it moves the gradients themselves. `all` also moves the weights.
     """
     e = width(precision)
     k = 8 if precision == "fp32" and stage == 0 else 12
@@ -78,9 +80,9 @@ def states(trained: int, frozen: int, gpus: int, stage: int, precision: Precisio
 
 
 def saved_by_a_layer(layers: Layers, longest: int, precision: Precision) -> float:
-    """Bytes a token that one layer of a Llama or Qwen2 keeps for its backward pass, attention without score matrix:
+    """Return the bytes per token that a Llama or Qwen2 layer keeps for its backward pass, without a score matrix:
 
-    2(4 + 2e)H    each norm: input in float32, normalised, output     8    its root mean square, twice
+    2(4 + 2e)H    each norm: input in float32, normalized, output     8    its root mean square, twice
     4eA           query, key, value (repeated for all heads), output  4N   log-sum of exponentials, N heads
     4eI           gate, its activation, up, product                   eS   mask (2eI without gate)
     """
@@ -91,10 +93,11 @@ def saved_by_a_layer(layers: Layers, longest: int, precision: Precision) -> floa
 
 
 def activations(layers: Layers, tokens: int, longest: int, precision: Precision, checkpointing: bool) -> float:
-    """Most bytes that the layers keep in a backward pass of T tokens.
+    """Return the maximum of bytes that the layers keep in a backward pass of T tokens.
 
-    All layers' saved tensors; with checkpointing eH a token and layer, and one layer's saved tensors. Either way the
-    gradients of the layer at work, 3eI a token, and 8H a token around the stack (final norm, embeddings).
+    These are the saved tensors of all layers; with checkpointing, eH per token and layer, and the saved tensors of one
+    layer. In both cases add the gradients of the current layer, 3eI per token, and 8H per token around the stack (final
+    norm, embeddings).
     """
     e, saved = width(precision), saved_by_a_layer(layers, longest, precision)
     kept = layers.count * e * layers.hidden + saved if checkpointing else layers.count * saved
@@ -102,8 +105,11 @@ def activations(layers: Layers, tokens: int, longest: int, precision: Precision,
 
 
 def forward_only(layers: Layers, tokens: int, precision: Precision) -> float:
-    """Most bytes alive in a layer of which nothing is kept, as in a frozen vision tower: residual, a norm's input in
-    float32 and output, and the wider of query, key, value, output and the feed-forward part (2I, 3I with a gate)."""
+    """Return the maximum of bytes in a layer that keeps nothing for a backward pass, as in a frozen vision tower.
+
+    These are the residual, a norm's input in float32 and its output, and the larger of query, key, value and output,
+    and of the feed-forward part (2I, or 3I with a gate).
+    """
     e = width(precision)
     inner = max(4 * layers.attention, (3 if layers.gated else 2) * layers.intermediate)
     return tokens * (e * (2 * layers.hidden + inner) + 4 * layers.hidden)
@@ -112,12 +118,12 @@ def forward_only(layers: Layers, tokens: int, precision: Precision) -> float:
 def buffers(
     trained: int, frozen: int, largest: int, gpus: int, stage: int, precision: Precision, offload: Offload
 ) -> tuple[float, float]:
-    """(bytes beside the activations in the backward pass, bytes at the update).
+    """Return (bytes in the backward pass beside the activations, bytes during the update).
 
-    Backward: the bucket that is reduced and its result, and the gradient of the largest tensor before it is reduced;
-    ZeRO-2 holds a micro-batch's part of the gradients beside the sum so far; ZeRO-3 gathers up to 10⁹ elements ahead,
-    and the largest tensor. Update: gradients once more, at stage 3 up to 10⁹ elements at a time; none where the update
-    is on the CPU, in float32 at stage 0, and in bf16 at stages 1 and 2.
+    Backward: the bucket being reduced and its result, and the gradient of the largest tensor before it is reduced.
+    ZeRO-2 also holds a micro-batch's part of the gradients beside their sum; ZeRO-3 prefetches up to 10⁹ elements and
+    the largest tensor. Update: a copy of the gradients, at stage 3 at most 10⁹ elements at a time; none if the update
+    runs on the CPU, in float32 at stage 0, and in bf16 at stages 1 and 2.
     """
     e = width(precision)
     backward = e * (2 * min(REDUCE_BUCKET, trained) + largest)
@@ -133,17 +139,20 @@ def buffers(
 
 
 def matrix_operations(parameters: int, tokens: float, passes: int) -> float:
-    """2ΨT a pass through the matrices: 1 forward, 2 backward (1 where the weights are frozen but not what is before
-    them), 1 more where activations are computed again. So training is 6ΨT (Kaplan et al. 2020, section 2.1)."""
+    """Return 2ΨT operations per pass through the matrices.
+
+    There is 1 forward pass, 2 backward (1 if these weights are frozen but earlier ones are not), and 1 more if
+    activations are recomputed. Training thus takes 6ΨT (Kaplan et al. 2020, section 2.1).
+    """
     return 2.0 * parameters * tokens * passes
 
 
 def attention_operations(layers: Layers, lengths: Iterable[tuple[float, float]], causal: bool, passes: int) -> float:
-    """4LAS² for each (number of sequences, S) a pass: scores and mixture; half of it where attention is causal."""
+    """Return 4LAS² per pass for each (number of sequences, S): scores and mixture; half of it if causal."""
     squares = sum(count * length * length for count, length in lengths)
     return 4.0 * layers.count * layers.attention * squares * passes * (0.5 if causal else 1.0)
 
 
 def gpu_hours(operations: float, peak: float, utilisation: float) -> float:
-    """Operations over what a GPU of `peak` operations a second does of them at a model FLOPs utilisation (MFU)."""
+    """Return the hours at `peak` operations per second and GPU and a model FLOPs utilization (MFU)."""
     return operations / (peak * utilisation) / 3600

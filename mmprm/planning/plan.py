@@ -1,4 +1,4 @@
-"""`mmprm plan train`: what a training configuration takes, from the shapes of its model, without weights or GPU."""
+"""Plan training (`mmprm plan train`): memory and time from the shapes of a model, without weights or GPU."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from mmprm.prm.train import TrainConfig
 
 GIB = 2**30
 RESERVE = 0.08
-"""Share of a GPU's memory left to the CUDA context, NCCL and fragmentation."""
+"""Share of a GPU's memory reserved for the CUDA context, NCCL and fragmentation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of one rank. The backward pass and the update do not overlap, so the larger counts."""
+    """Holds the bytes of one rank. The backward pass and the update do not overlap, so the larger one counts."""
 
     states: States
     activations: float
@@ -41,24 +41,28 @@ class Memory:
 
     @property
     def working(self) -> float:
+        """Return the bytes in addition to the states."""
         return max(self.activations + self.vision + self.rows + self.buffers, self.update)
 
     @property
     def total(self) -> float:
+        """Return the maximum of bytes on the GPU."""
         return self.states.on_gpu + self.working
 
     @property
     def usable(self) -> float:
+        """Return the bytes of a GPU without the reserve."""
         return self.limit * (1 - RESERVE)
 
     @property
     def fits(self) -> bool:
+        """Return whether the configuration fits on the GPU."""
         return self.total <= self.usable
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run of `paths` paths of `path_tokens` tokens each on average, all of them with pictures."""
+    """Describes a run over paths of equal length that all have images."""
 
     steps: int
     tokens_a_step: float
@@ -68,7 +72,7 @@ class Run:
 
 
 def memory_of(shape: Shape, config: TrainConfig, gpus: int, gpu_gib: float) -> Memory:
-    """Of the rank with the fullest micro-batch, every token of which may belong to a picture."""
+    """Estimate the memory of the rank with the fullest micro-batch, in which every token may belong to an image."""
     training = config.training
     precision, offload, stage = training.precision, training.offload, training.stage
     tokens = max(training.micro_batch_tokens, config.max_length)
@@ -82,13 +86,13 @@ def memory_of(shape: Shape, config: TrainConfig, gpus: int, gpu_gib: float) -> M
             vision = activations(shape.vision, seen, 0, precision, checkpointing)
         else:
             vision = forward_only(shape.vision, seen, precision)
-        # The projector's input in float32 and normalised, and its inner layer before and behind the activation.
+        # The projector's input in float32 and normalized, and its inner layer before and after the activation.
         vision += tokens * ((4 + e) * shape.vision_tokens * shape.vision.hidden + 2 * e * hidden)
     return Memory(
         states=states(shape.trained, shape.frozen, gpus, stage, precision, offload),
         activations=activations(shape.language, tokens, config.max_length, precision, checkpointing),
         vision=vision,
-        # Two rows of the output layer are read, but their gradient is made as large as the whole matrix.
+        # Only two rows of the output layer are read, but their gradient is as large as the whole matrix.
         rows=e * shape.largest if shape.parts["embeddings"][0] else 0.0,
         buffers=backward,
         update=update,
@@ -99,6 +103,7 @@ def memory_of(shape: Shape, config: TrainConfig, gpus: int, gpu_gib: float) -> M
 def run_of(
     shape: Shape, config: TrainConfig, gpus: int, paths: int, path_tokens: int, peak: float, utilisation: float
 ) -> Run:
+    """Estimate steps, operations and hours of a run over `paths` paths of `path_tokens` tokens each."""
     training = config.training
     steps = training.epochs * -(-paths // training.batch_size)
     all_tokens = float(paths * path_tokens * training.epochs)
@@ -125,11 +130,11 @@ def run_of(
 
 
 def ways_to_fit(config: TrainConfig, gpus: int, gpu_gib: float) -> list[str]:
-    """Changes that make a configuration fit: each alone, or, where none does, the first of them together."""
+    """Return changes that make a configuration fit: each alone or, if none suffices, the first of them combined."""
     shape = shape_of(config)
 
     def fewest(changes: dict[str, Any]) -> int | None:
-        """GPUs on which it fits, by doubling."""
+        """Return the number of GPUs on which it fits, found by doubling."""
         other = _changed(config, changes)
         own = shape_of(other) if "lora.rank" in changes else shape
         counts = [gpus * 2**power for power in range(11)]
@@ -148,10 +153,11 @@ def ways_to_fit(config: TrainConfig, gpus: int, gpu_gib: float) -> list[str]:
 
 
 def plan_text(shape: Shape, memory: Memory, config: TrainConfig, gpus: int) -> str:
+    """Format the parameters and the memory as a table."""
     lines = [f"{'parameters':<26}{'trained':>18}{'frozen':>18}"]
     lines += [f"  {part:<24}{trained:>18,}{frozen:>18,}" for part, (trained, frozen) in shape.parts.items()]
-    lines += [f"  {'all':<24}{shape.trained:>18,}{shape.frozen:>18,}", ""]
-    lines.append(f"GiB of a GPU, micro-batch {max(config.training.micro_batch_tokens, config.max_length):,} tokens")
+    lines += [f"  {'total':<24}{shape.trained:>18,}{shape.frozen:>18,}", ""]
+    lines.append(f"GiB per GPU, micro-batch {max(config.training.micro_batch_tokens, config.max_length):,} tokens")
     held = memory.states
     rows = [
         ("weights", held.weights),
@@ -162,20 +168,21 @@ def plan_text(shape: Shape, memory: Memory, config: TrainConfig, gpus: int) -> s
         ("output rows", memory.rows),
         ("buffers", memory.buffers),
         ("update, instead", memory.update),
-        ("all", memory.total),
+        ("total", memory.total),
     ]
     lines += [f"  {name:<24}{size / GIB:>18,.1f}" for name, size in rows]
     lines.append(f"  {'usable':<24}{memory.usable / GIB:>18,.1f}   of {memory.limit / GIB:g}")
     if held.host:
-        lines.append(f"  {'CPU memory a GPU':<24}{held.host / GIB:>18,.1f}   {held.host * gpus / GIB:,.0f} over all")
+        lines.append(f"  {'CPU memory per GPU':<24}{held.host / GIB:>18,.1f}   {held.host * gpus / GIB:,.0f} in total")
     return "\n".join(lines)
 
 
 def run_text(run: Run, paths: int, path_tokens: int, gpus: int, utilisation: float) -> str:
+    """Format the run as a table."""
     rows = [
         ("steps", f"{run.steps:,}"),
-        ("tokens a step", f"{run.tokens_a_step:,.0f}"),
-        ("micro-batches a GPU", f"{run.micro_batches:,}"),
+        ("tokens per step", f"{run.tokens_a_step:,.0f}"),
+        ("micro-batches per GPU", f"{run.micro_batches:,}"),
         ("operations", f"{run.operations:.2e}"),
         ("GPU-hours", f"{run.hours:,.1f}"),
         (f"hours on {gpus} GPUs", f"{run.hours / gpus:,.2f}"),
@@ -185,7 +192,7 @@ def run_text(run: Run, paths: int, path_tokens: int, gpus: int, utilisation: flo
 
 
 def _changes(config: TrainConfig) -> Iterator[dict[str, Any]]:
-    """What could be set otherwise, the mildest first."""
+    """Yield possible changes of the configuration, those with the smallest cost first."""
     training = config.training
     stage, tokens = training.zero_stage, training.micro_batch_tokens // 2
     if not config.gradient_checkpointing:
@@ -204,6 +211,7 @@ def _changes(config: TrainConfig) -> Iterator[dict[str, Any]]:
 
 
 def _spelled(changes: dict[str, Any]) -> str:
+    """Return the changes as command-line options."""
     return " ".join(f"--set {key}={str(value).lower()}" for key, value in changes.items())
 
 

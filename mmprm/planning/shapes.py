@@ -1,4 +1,4 @@
-"""The shape of a model that is to be trained: its parameters by part and its layers, from config.json alone."""
+"""Read the shape of a model to train, its parameters by part and its layers, from config.json alone."""
 
 from __future__ import annotations
 
@@ -23,28 +23,30 @@ _EMBEDDINGS = r"(embed_tokens|lm_head)\."
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A model on paper. `parts`: name → (trained, frozen) parameters; `largest`: elements of its largest tensor."""
+    """Describes a model. `parts` maps a name to (trained, frozen) parameters; `largest` counts its largest tensor."""
 
     parts: dict[str, tuple[int, int]]
     largest: int
     language: Layers
     vision: Layers | None
     vision_tokens: float
-    """Tokens of the vision tower for one picture token of the language model."""
+    """Number of vision tower tokens per image token of the language model."""
     vision_length: float
-    """Tokens that attend to each other in the vision tower."""
+    """Number of tokens that attend to each other in the vision tower."""
 
     @property
     def trained(self) -> int:
+        """Return the number of trained parameters."""
         return sum(trained for trained, _ in self.parts.values())
 
     @property
     def frozen(self) -> int:
+        """Return the number of frozen parameters."""
         return sum(frozen for _, frozen in self.parts.values())
 
 
 def shape_of(config: TrainConfig) -> Shape:
-    """The model of a configuration on the meta device, frozen and adapted as training would; no weights are made."""
+    """Build the model on the meta device, frozen and adapted as training does, without creating weights."""
     model_config = _model_config(config.base)
     pictures = type(model_config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     with torch.device("meta"):
@@ -73,7 +75,7 @@ def shape_of(config: TrainConfig) -> Shape:
 
 
 class _Sketch(nn.Module):
-    """What `prepare` needs of a StepJudge; which tokens they are does not change a size."""
+    """Provides what `prepare` needs of a StepJudge; the token ids are arbitrary, because they do not change sizes."""
 
     def __init__(self, backbone: PreTrainedModel) -> None:
         super().__init__()
@@ -87,7 +89,7 @@ def _model_config(base: str) -> Any:
         shape = published(base)
         if shape is None:
             raise ConfigError(
-                f"base={base}: no config.json is here ({str(error).splitlines()[0]}); give a folder that holds it, "
+                f"base={base}: config.json not found ({str(error).splitlines()[0]}); give a folder that contains it, "
                 "weights are not needed"
             ) from error
         values = {key: value for key, value in shape.items() if key != "model_type"}
@@ -95,7 +97,7 @@ def _model_config(base: str) -> Any:
 
 
 def _vision(model_config: Any) -> tuple[Layers | None, float, float]:
-    """(layers, vision tokens for one picture token, tokens that attend to each other)."""
+    """Return (layers, vision tokens per image token, tokens that attend to each other)."""
     vision = getattr(model_config, "vision_config", None)
     if vision is None:
         return None, 0.0, 0.0
@@ -104,7 +106,7 @@ def _vision(model_config: Any) -> tuple[Layers | None, float, float]:
         tile = (vision.image_size[0] // vision.patch_size[0]) * (vision.image_size[1] // vision.patch_size[1]) + 1
         layers = Layers(depth, vision.hidden_size, vision.hidden_size, vision.intermediate_size, heads, False)
         return layers, tile / model_config.image_seq_length, float(tile)
-    hidden = getattr(vision, "embed_dim", None) or vision.hidden_size  # Qwen2-VL calls its own width embed_dim
+    hidden = getattr(vision, "embed_dim", None) or vision.hidden_size  # Qwen2-VL names its hidden size embed_dim
     inner = getattr(vision, "intermediate_size", None) or int(hidden * vision.mlp_ratio)
     gated = model_config.model_type == "qwen2_5_vl"
     merged = float(vision.spatial_merge_size**2)

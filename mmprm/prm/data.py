@@ -1,4 +1,4 @@
-"""Labelled paths as training samples: what can be rendered, with its targets and its length."""
+"""Turn labelled paths into training samples: rendered tokens with targets and weights per step."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from mmprm.types import Solution
 
 @dataclass(frozen=True, slots=True, eq=False)  # arrays have no equality of their own
 class Sample:
+    """Holds one rendered solution with the targets of its steps."""
+
     solution: Solution
     targets: tuple[float, ...]
-    """One a step, in [0, 1]; NaN where the step has no label."""
+    """Target of each step in [0, 1]; NaN for a step without a label."""
     weights: tuple[float, ...]
-    """One a step, of mean 1 over the labels of the training set."""
+    """Weight of each step, with mean 1 over the labels of the training set."""
     ids: Ints
-    """Tokens, pictures included."""
+    """Token ids, including those of images."""
     places: Ints
-    """Which of them each step is judged at."""
+    """Index of the token at which each step is judged."""
 
     @property
     def length(self) -> int:
@@ -32,12 +34,15 @@ class Sample:
 
     @property
     def label_count(self) -> int:
+        """Return the number of steps with a target."""
         return sum(target == target for target in self.targets)
 
 
 def make_samples(examples: Sequence[LabelledExample], renderer: Renderer, config: TargetConfig) -> list[Sample]:
-    """Samples with at least one target, in order, each up to its last one: the steps behind it would teach nothing.
-    What cannot be rendered raises DataError before training begins."""
+    """Return the samples with at least one target, in order, each truncated after its last target.
+
+    Later steps would contribute nothing to the loss. Raises DataError for a solution that cannot be rendered.
+    """
     marks, samples = Marks(OwnFormat(renderer.processor, renderer.tokens)), []
     for example, targets in zip(examples, make_targets(examples, config), strict=True):
         labelled = [depth for depth, value in enumerate(targets.values, start=1) if value == value]

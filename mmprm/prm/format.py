@@ -1,8 +1,8 @@
-"""The MM-PRM format: how a solution becomes text and tokens. Its only renderer, for training, scoring and serving.
+"""Render the MM-PRM format, in which a solution becomes text and tokens for training, scoring and serving.
 
-After an empty user turn the assistant's turn reads `<image>\\nQuestion: {q}\\nProcess: {s1}<prm>{s2}<prm>…`, where
-`<image>` stands for whatever the model's chat template writes for one picture, and `<prm>` is a special token. The
-judgement of a step is read at its `<prm>`, without shift: P(right) = softmax of the logits of [Yes, No], first.
+After an empty user turn, the assistant's turn is `<image>\\nQuestion: {q}\\nProcess: {s1}<prm>{s2}<prm>…`. `<image>`
+is what the model's chat template writes for one image, and `<prm>` is a special token. A step is judged at its `<prm>`,
+without shift: P(correct) is the first value of the softmax of the logits of [Yes, No].
 
 Nothing here imports torch: `processor` is a transformers processor, or the tokenizer of a text-only model.
 
@@ -32,12 +32,14 @@ from mmprm.types import Solution
 
 
 class Renderer:
-    """Text and tokens of solutions for one processor; made once, since reading a chat template is slow."""
+    """Renders solutions as text and tokens for one processor. Reuse it, because reading a chat template is slow."""
 
     def __init__(self, processor: Any, tokens: PrmTokens) -> None:
-        """Raises CheckpointError where a token is not one token, or the processor has no chat template."""
+        """Raise CheckpointError if a judgment token is not a single token, or the processor has no chat template."""
         if not getattr(processor, "chat_template", None):
-            raise CheckpointError(f"{type(processor).__name__}: has no chat template; add it to the model folder")
+            raise CheckpointError(
+                f"{type(processor).__name__}: has no chat template; add chat_template.jinja to the model folder"
+            )
         self.processor = processor
         self.tokens = tokens
         self.marker_id, self.yes_id, self.no_id = (
@@ -46,11 +48,11 @@ class Renderer:
         empty_turn = {"role": "user", "content": ""}
         self._before, self._after = _around([empty_turn, {"role": "assistant", "content": _PROBE}], processor)
         self.picture = picture_placeholder(processor) if reads_pictures(processor) else ""
-        """What the chat template writes for one picture: with Qwen-VL three tokens around a pad, with InternVL one."""
+        """Text that the chat template writes for one image: three tokens around a pad for Qwen-VL, one for InternVL."""
         self._reserved = (tokens.marker, *vision_tokens(processor, self.picture), *special_tokens(processor))
 
     def render(self, solution: Solution) -> str:
-        """The text of a solution. Raises DataError for one without steps or with a reserved token in its text."""
+        """Return the text of a solution; raise DataError if it has no steps or contains a reserved token."""
         check_solution(solution, bool(self.picture), self._reserved)
         problem = solution.problem
         question, head = asked_question(problem), ""
@@ -60,9 +62,9 @@ class Renderer:
         return f"{self._before}{head}Question: {question}\nProcess: {process}{self._after}"
 
     def encode(self, solutions: Sequence[Solution]) -> Any:
-        """Model inputs (a BatchFeature of tensors, right-padded): input_ids_BT, attention_mask_BT and the pictures.
+        """Return model inputs: a BatchFeature of right-padded tensors input_ids_BT and attention_mask_BT, and images.
 
-        Row b holds exactly len(solutions[b].steps) markers. Raises DataError like `render`, and for broken pictures.
+        Row b holds exactly len(solutions[b].steps) markers. Raises DataError as `render` does, and for broken images.
         """
         texts = [self.render(solution) for solution in solutions]
         pictures = [open_picture(picture) for solution in solutions for picture in solution.problem.pictures]
@@ -71,21 +73,21 @@ class Renderer:
             **({"images": pictures} if pictures else {}),
             padding=True,
             padding_side="right",
-            add_special_tokens=False,  # the chat template has written them
+            add_special_tokens=False,  # the chat template already wrote them
             return_tensors="pt",
         )
         counts_B = (inputs["input_ids"] == self.marker_id).sum(dim=1).tolist()
-        assert counts_B == [len(solution.steps) for solution in solutions], "one marker a step"
+        assert counts_B == [len(solution.steps) for solution in solutions], "one marker per step"
         return inputs
 
 
 def check_solution(solution: Solution, pictures: bool, reserved: Iterable[str]) -> None:
-    """Raise DataError for what no format can express; `pictures`: whether this one can hold them."""
+    """Raise DataError for a solution that no format can express; `pictures` says whether this format has images."""
     problem, name = solution.problem, f"problem {solution.problem.id}"
     if not solution.steps:
-        raise DataError(f"{name}: a solution to be judged must have at least one step")
+        raise DataError(f"{name}: a solution must have at least one step to be scored; remove it or add steps")
     if problem.pictures and not pictures:
-        raise DataError(f"{name}: has pictures, but this process reward model reads text only; use one that reads both")
+        raise DataError(f"{name}: has images, but this process reward model reads text only; use a multimodal one")
     for place, text in enumerate((asked_question(problem), *solution.steps)):
         for token in reserved:
             if token in text:
@@ -94,14 +96,18 @@ def check_solution(solution: Solution, pictures: bool, reserved: Iterable[str]) 
 
 
 def special_tokens(processor: Any) -> list[str]:
-    """Special tokens of the tokenizer: inside a text they would end a turn or a sequence."""
+    """Return the tokenizer's special tokens, which inside a text would end a turn or a sequence."""
     return sorted(token.content for token in tokenizer_of(processor).added_tokens_decoder.values() if token.special)
 
 
 def check_tokens(processor: Any, tokens: PrmTokens, added: bool) -> None:
-    """Raise CheckpointError where a judgement token is not one token, unless it is to be `added`, and without a chat
-    template."""
+    """Raise CheckpointError without a chat template, or if a judgment token is not a single token.
+
+    With `added`, the judgment tokens may be missing, because they will be added to the vocabulary.
+    """
     if not getattr(processor, "chat_template", None):
-        raise CheckpointError(f"{type(processor).__name__}: has no chat template; add it to the model folder")
+        raise CheckpointError(
+            f"{type(processor).__name__}: has no chat template; add chat_template.jinja to the model folder"
+        )
     for token in () if added else (tokens.yes, tokens.no):
         token_id(processor, token)

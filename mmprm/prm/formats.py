@@ -1,15 +1,16 @@
-"""Every family of process reward models: how a solution becomes tokens, and where the score of each step is read.
+"""Render every family of process reward models: how a solution becomes tokens, and where each step's score is read.
 
     mm-prm         after an empty user turn: `Question: {q}\\nProcess: {s1}<prm>{s2}<prm>`           at <prm>
     math-shepherd  `{q} Step 1: {s1} ки\\nStep 2: {s2} ки`                                           at ки
     qwen           system prompt; user `{q}`; assistant `{s1}<extra_0>{s2}<extra_0>`                 at <extra_0>
     rlhflow        user `{q} {s1}`; assistant `+`; user `{s2}`; assistant `+`                        before each +
     visualprm      system prompt; user `### Question:…### Solution Process:…{s1}`; assistant `+`; …  before each +
-    skywork        bos, `{q}\\n`, then each step and `\\n`, tokenised apart                           at each of these
-    trl            bos if there is one, `{q}`, then each step and `\\n`, tokenised apart              at each of these
+    skywork        bos, `{q}\\n`, then each step and `\\n`, tokenized separately                    at each of these
+    trl            bos if there is one, `{q}`, then each step and `\\n`, tokenized separately         at each of these
 
-Two tokens' logits judge in mm-prm, math-shepherd, rlhflow and visualprm; a head with two classes (wrong, right) in qwen
-and trl; a head with one value, through the sigmoid, in skywork. Each family tokenises as its published code does.
+mm-prm, math-shepherd, rlhflow and visualprm score by the logits of two tokens, qwen and trl by a head with two classes
+(incorrect, correct), and skywork by a head with one value, through the sigmoid. Each family is tokenized as in its
+published code.
 
 Shapes: B solution, T token.
 """
@@ -48,22 +49,22 @@ Head = Literal["two_tokens", "two_classes", "value"]
 Turns = list[dict[str, str]]
 
 MARK = "\ue000"
-"""Stands for the marker while a text is written: a character without meaning, so that its places can be told."""
+"""Placeholder for the marker while a text is written: an unassigned character, so that its positions can be found."""
 
 
 @dataclass(frozen=True, slots=True)
 class Marked:
-    """Tokens of a solution, with one placeholder a picture, and the place in them at which each step's score is read.
+    """Holds the tokens of a solution, with one placeholder per image, and the index at which each step's score is read.
 
-    Pictures stand before the first step: once they have grown to their many tokens, a place keeps its distance from the
-    end."""
+    Images come before the first step. When they expand to many tokens, an index keeps its distance from the end.
+    """
 
     ids: Sequence[int]
     places: Sequence[int]
 
 
 class Format:
-    """What a scorer asks of a family. `yes_id` and `no_id` are None where a head of its own judges."""
+    """Renders solutions for one family. `yes_id` and `no_id` are None for a family with a scoring head."""
 
     yes_id: int | None = None
     no_id: int | None = None
@@ -73,14 +74,15 @@ class Format:
         self.tokenizer = tokenizer_of(processor)
 
     def mark(self, solution: Solution) -> Marked:
-        """Raises DataError for a solution that the family cannot express."""
+        """Return the tokens of a solution; raise DataError if the family cannot express it."""
         raise NotImplementedError
 
     def mark_many(self, solutions: Sequence[Solution]) -> list[Marked]:
+        """Return the tokens of several solutions."""
         return [self.mark(solution) for solution in solutions]
 
     def encode(self, solutions: Sequence[Solution]) -> tuple[Any, Tensor]:
-        """Model inputs, right-padded, and read_BT: True where a score is read, once a step and in their order."""
+        """Return right-padded model inputs, and read_BT, which is True where a score is read, once per step."""
         marked = [self.mark(solution) for solution in solutions]
         inputs = self._inputs(solutions, marked)
         input_ids_BT = inputs["input_ids"]
@@ -92,7 +94,7 @@ class Format:
         return inputs, read_BT
 
     def length(self, solution: Solution) -> int:
-        """Tokens of a solution, pictures included."""
+        """Return the number of tokens of a solution, including images."""
         return self._inputs([solution], [self.mark(solution)])["input_ids"].shape[1]
 
     def _inputs(self, solutions: Sequence[Solution], marked: Sequence[Marked]) -> Any:
@@ -108,7 +110,7 @@ class Format:
 
 
 class OwnFormat(Format):
-    """mm-prm, through the renderer that training uses."""
+    """Renders mm-prm with the renderer that training uses."""
 
     def __init__(self, processor: Any, tokens: PrmTokens) -> None:
         super().__init__("two_tokens", processor, tokens)
@@ -116,6 +118,7 @@ class OwnFormat(Format):
         self.yes_id, self.no_id = self.renderer.yes_id, self.renderer.no_id
 
     def text(self, solution: Solution) -> str:
+        """Return the text of a solution."""
         return self.renderer.render(solution)
 
     def mark(self, solution: Solution) -> Marked:
@@ -132,10 +135,11 @@ class OwnFormat(Format):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`write` makes a text, or the turns of a chat, of a question and steps, with MARK for each marker.
+    """Describes how a family writes a question and steps.
 
-    `predicted`: the score is what the model predicts for the marker, so it is read one token before; the marker then is
-    a placeholder of everyday characters, which may stand in the steps as well.
+    `write` returns a text or the turns of a chat, with MARK for each marker. With `predicted`, the score is the model's
+    prediction for the marker, so it is read one token earlier. Such a marker is a placeholder of common characters,
+    which may also occur in the steps.
     """
 
     write: Callable[[str, Steps], str | Turns]
@@ -145,19 +149,23 @@ class Layout:
 
 
 class WrittenFormat(Format):
-    """A family whose solution is one text, tokenised as a whole: its markers are found by their characters."""
+    """Renders a family whose solution is tokenized as one text; its markers are found by their character positions."""
 
     def __init__(self, layout: Layout, processor: Any, tokens: PrmTokens) -> None:
         super().__init__(layout.head, processor, tokens)
         self._layout = layout
         self._chat = isinstance(layout.write("?", ("?",)), list)
         if self._chat and not getattr(processor, "chat_template", None):
-            raise CheckpointError(f"{type(processor).__name__}: has no chat template; add it to the model folder")
+            raise CheckpointError(
+                f"{type(processor).__name__}: has no chat template; add chat_template.jinja to the model folder"
+            )
         if not self.tokenizer.is_fast:
-            raise CheckpointError(f"{type(self.tokenizer).__name__}: cannot tell characters; add tokenizer.json")
+            raise CheckpointError(
+                f"{type(self.tokenizer).__name__}: cannot map tokens to characters; add tokenizer.json, a fast one"
+            )
         self._picture = picture_placeholder(processor) if layout.pictures and reads_pictures(processor) else ""
         marker = () if layout.predicted else (tokens.marker,)
-        # A predicted marker may be a special token, and is none of the text's.
+        # A predicted marker may be a special token, but the text itself must not contain it.
         special = set(special_tokens(processor)) - ({tokens.marker} if layout.predicted else set())
         self._reserved = (MARK, *marker, *vision_tokens(processor, self._picture), *sorted(special))
         if layout.predicted:
@@ -175,8 +183,8 @@ class WrittenFormat(Format):
         for number, place in enumerate(places, start=1):
             if ids[place] != self._marker_id:
                 raise DataError(
-                    f"problem {solution.problem.id}: step {number}: its text merges with the marker "
-                    f"{self.tokens.marker!r} behind it, which must be a token of its own; an empty step does so"
+                    f"problem {solution.problem.id}: step {number}: its text merges with the following marker "
+                    f"{self.tokens.marker!r}, which must be a token of its own; remove empty steps, or change its end"
                 )
         return Marked(ids, [place - self._layout.predicted for place in places])
 
@@ -194,7 +202,7 @@ class WrittenFormat(Format):
         )
 
     def _text(self, solution: Solution, marker: str) -> tuple[str, list[int]]:
-        """The text, and the character at which each marker begins."""
+        """Return the text, and the character index at which each marker begins."""
         question = asked_question(solution.problem)
         if solution.problem.pictures:
             head = f"{self._picture}\n" * len(solution.problem.pictures)
@@ -204,13 +212,15 @@ class WrittenFormat(Format):
             written = templated(self.processor, written)
         *before, end = written.split(MARK)
         if len(before) != len(solution.steps):
-            raise CheckpointError(f"{type(self.processor).__name__}: its chat template drops the assistant's turns")
+            raise CheckpointError(
+                f"{type(self.processor).__name__}: its chat template drops assistant turns; use the model's own"
+            )
         starts = accumulate((len(marker) + len(piece) for piece in before[1:]), initial=len(before[0]))
         return marker.join([*before, end]), list(starts)
 
     def _tokens(self, text: str, characters: Sequence[int]) -> tuple[list[int], list[tuple[int, int]], list[int]]:
-        """Token ids, the (begin, end) of each in the text, and the token over each of the given characters."""
-        # A chat template has written its special tokens itself.
+        """Return token ids, the (begin, end) of each token in the text, and the token at each of `characters`."""
+        # A chat template writes its special tokens itself.
         encoded = self.tokenizer(text, add_special_tokens=not self._chat, return_offsets_mapping=True)
         ids, spans = encoded["input_ids"], encoded["offset_mapping"]
         places, token = [], 0
@@ -221,24 +231,29 @@ class WrittenFormat(Format):
         return ids, spans, places
 
     def _predicted_id(self, word: str) -> int:
-        """Token of a word as the assistant's whole turn, where the tokens around it are the template's."""
+        """Return the token of a word that is the whole assistant turn, as tokenized between the template's tokens."""
         text, characters = self._text(Solution(Problem("", "?", ""), ("?",)), word)
         ids, spans, (place,) = self._tokens(text, characters)
         begin, end = spans[place]
         if not word or text[begin:end].strip() != word:
-            raise CheckpointError(f"{word!r} must be one token in the assistant's turn, it is in {text[begin:end]!r}")
+            raise CheckpointError(
+                f"{word!r} must be one token in the assistant's turn, but is part of {text[begin:end]!r}; check tokens "
+                "in prm.json and the model's tokenizer"
+            )
         return ids[place]
 
 
 class PieceFormat(Format):
-    """A family that tokenises the question, each step and the separator apart, and concatenates."""
+    """Renders a family that tokenizes question, steps and separators separately and concatenates them."""
 
     def __init__(self, head: Head, after_question: str, needs_bos: bool, processor: Any, tokens: PrmTokens) -> None:
         super().__init__(head, processor, tokens)
         self._after_question = after_question
         bos = self.tokenizer.bos_token_id
         if needs_bos and bos is None:
-            raise CheckpointError(f"{type(self.tokenizer).__name__}: has no bos token, with which the format begins")
+            raise CheckpointError(
+                f"{type(self.tokenizer).__name__}: has no bos token, with which the format begins; set bos_token"
+            )
         self._begin = [] if bos is None else [bos]
         self._separator = self._ids(tokens.marker)
 
@@ -256,7 +271,7 @@ class PieceFormat(Format):
 
 
 def open_format(processor: Any, info: PrmInfo) -> Format:
-    """Raises CheckpointError where the tokenizer lacks what the family needs."""
+    """Return the format of a PRM; raise CheckpointError if the tokenizer lacks what the family needs."""
     return _FORMATS[info.format](processor, info.tokens)
 
 

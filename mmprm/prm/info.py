@@ -1,4 +1,4 @@
-"""prm.json: what makes a Hugging Face checkpoint a process reward model; and the families of such models by name."""
+"""Read and write prm.json, which makes a Hugging Face checkpoint a process reward model, and name the PRM families."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmprm.errors import CheckpointError, ConfigError
 from mmprm.files import parse_json, whole_file
 
 FormatName = Literal["mm-prm", "math-shepherd", "qwen", "rlhflow", "skywork", "visualprm", "trl"]
-"""The families of mmprm.prm.formats; the first is the one that is trained here."""
+"""Families of mmprm.prm.formats; the first is the one that mmprm trains."""
 
 FORMAT: FormatName = "mm-prm"
 INFO_FILE = "prm.json"
@@ -21,11 +21,11 @@ INFO_FILE = "prm.json"
 
 class PrmTokens(Config):
     marker: str = "<prm>"
-    """Token after each step, at which its judgement is read; added to the tokenizer as a special token."""
+    """Token after each step at which the step is judged; added to the tokenizer as a special token."""
     yes: str = "Yes"
-    """Token whose logit speaks for "no error so far"."""
+    """Token whose logit stands for "no error so far"."""
     no: str = "No"
-    """Token whose logit speaks against it."""
+    """Token whose logit stands for "an error so far"."""
 
 
 TOKENS: dict[str, PrmTokens] = {
@@ -37,18 +37,18 @@ TOKENS: dict[str, PrmTokens] = {
     "visualprm": PrmTokens(marker="+", yes="+", no="-"),
     "trl": PrmTokens(marker="\n", yes="", no=""),
 }
-"""Tokens of each family where prm.json names none; empty where a head of its own judges instead of two tokens."""
+"""Default tokens of each family; empty for families with a scoring head instead of two tokens."""
 
 
 class AggregatorEvidence(Config):
-    """Best-of-N accuracy of the aggregator on the problems that chose it, with its 95 % interval."""
+    """Best-of-N accuracy of the aggregator on the problems by which it was chosen, with its 95 % interval."""
 
     problems: int = Field(ge=1)
-    """Problems of the development set."""
+    """Number of problems in the development set."""
     samples: int = Field(ge=1)
-    """N, the samples of each."""
+    """N, the number of samples per problem."""
     value: float = Field(ge=0, le=1)
-    """Share of the problems on which the chosen sample is right."""
+    """Share of the problems for which the chosen sample is correct."""
     low: float
     """Lower bound of the interval."""
     high: float
@@ -56,42 +56,45 @@ class AggregatorEvidence(Config):
 
 
 class PrmInfo(Config):
-    """Content of prm.json: all that a scorer must know beside the Hugging Face checkpoint."""
+    """Content of prm.json: what a scorer must know in addition to the Hugging Face checkpoint."""
 
     format: FormatName = FORMAT
     """How solutions are rendered and where scores are read."""
     tokens: PrmTokens = PrmTokens()
     """Marker and judgement tokens."""
     base: str = ""
-    """Model folder or hub id that training began with."""
+    """Model folder or hub id from which training started."""
     aggregator: str | None = None
-    """How step scores become one number; null until chosen on a development set."""
+    """Aggregator that turns step scores into one number; null until chosen on a development set."""
     aggregator_evidence: AggregatorEvidence | None = None
-    """What chose it; null where it was set by hand."""
+    """Evidence for the aggregator; null if it was set by hand."""
     threshold: float | None = Field(None, ge=0, le=1)
-    """A step scored below it counts as the first error; null until chosen on a development set."""
+    """Score below which a step counts as the first error; null until chosen on a development set."""
     labels: dict[str, Any] = Field(default_factory=dict)
-    """Settings of the labels that it was trained on."""
+    """Settings of the labels used for training."""
 
     @model_validator(mode="before")
     @classmethod
     def _tokens_of_the_format(cls, values: Any) -> Any:
-        """What `tokens` leaves out is the family's."""
+        """Take tokens that are not given from the format's family."""
         given = values.get("tokens", {})
         family = TOKENS.get(values.get("format", FORMAT))
         return values | {"tokens": family.model_dump() | given} if family and isinstance(given, dict) else values
 
 
 def read_info(path: str | Path, format: FormatName | Literal["auto"] = "auto") -> PrmInfo:
-    """prm.json of a folder. For a checkpoint without it, by folder or hub id, `format` names the family; that of a
-    folder with prm.json must agree."""
+    """Read prm.json from a folder.
+
+    For a checkpoint without it, given by folder or hub id, `format` names the family. If prm.json exists, its format
+    must agree with `format`.
+    """
     file = Path(path) / INFO_FILE
     if not file.is_file():
         if format != "auto":
             return PrmInfo(format=format)
         raise CheckpointError(
-            f"{path}: has no {INFO_FILE}, so it is no process reward model; train one: mmprm train, or, for one of "
-            f"another family, set scorer.format to one of {', '.join(get_args(FormatName)[1:])}"
+            f"{path}: has no {INFO_FILE}, so it is not a process reward model; train one with mmprm train, or "
+            f"for a PRM of another family set scorer.format to one of {', '.join(get_args(FormatName)[1:])}"
         )
     try:
         values = parse_json(file.read_bytes(), "it", ConfigError)
@@ -99,14 +102,18 @@ def read_info(path: str | Path, format: FormatName | Literal["auto"] = "auto") -
             raise ValueError("it must be an object with the key format")
         info = build(PrmInfo, values, source=str(file))
     except (OSError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{file}: is not what mmprm writes: {error}") from error
+        raise CheckpointError(
+            f"{file}: is not what mmprm writes: {error}; correct it, or convert the model again"
+        ) from error
     if format not in ("auto", info.format):
-        raise CheckpointError(f"{file}: says {info.format}, scorer.format says {format}; leave scorer.format at auto")
+        raise CheckpointError(
+            f"{file}: has format {info.format}, but scorer.format={format}; set scorer.format to auto"
+        )
     return info
 
 
 def write_info(path: str | Path, info: PrmInfo) -> None:
-    """Replace prm.json in one step, for example to store an aggregator that was chosen later."""
+    """Replace prm.json atomically, for example to store an aggregator that was chosen later."""
     file = Path(path) / INFO_FILE
     with whole_file(file, error=CheckpointError) as written:
         written.write(json.dumps(info.model_dump(), indent=2, ensure_ascii=False) + "\n")

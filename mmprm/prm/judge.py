@@ -1,7 +1,7 @@
-"""The model of any family for scoring: a backbone, read where the format says, and the head that judges there.
+"""Load a PRM of any family for scoring: a backbone, read where the format says, and the head that scores there.
 
-Shapes: B solution, T token, M place at which a score is read (all of a batch, solution by solution), H hidden,
-C output of the head: 2 for [wrong, right], 1 for a value.
+Shapes: B solution, T token, M position at which a score is read (all of a batch, solution by solution), H hidden,
+C output of the head: 2 for [incorrect, correct], 1 for a value.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from mmprm.prm.info import PrmInfo
 from mmprm.weights import model_errors, shard_names
 
 _HEADS = {"two_classes": ("score.", 2), "value": ("v_head.summary.", 1)}
-"""Names of a head's weights in the checkpoint, and its number of outputs."""
+"""Prefix of the names of a head's weights in the checkpoint, and its number of outputs."""
 
 
 class Judge(nn.Module):
-    """The log-odds that a step is right: logit_right − logit_wrong, or the value itself; p = sigmoid(log-odds).
+    """Computes the log-odds that a step is correct: logit_correct − logit_incorrect, or the head's single value.
 
-    For two logits this is softmax([right, wrong])_right. The head sees only the places that are read, so no
-    B×T×vocabulary tensor exists, and computes in float32 whatever the backbone's type.
+    P(correct) = sigmoid(log-odds), which for two logits equals softmax([correct, incorrect])[0]. The head is applied
+    only at the positions that are read, so no B×T×vocabulary tensor is created, and always in float32.
     """
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
@@ -38,20 +38,20 @@ class Judge(nn.Module):
         self.backbone, self.head = backbone, head.float()
 
     def forward(self, read_BT: Tensor, **inputs: Any) -> Tensor:
-        """What the format encoded → log_odds_M."""
+        """Return log_odds_M for the inputs of a format."""
         hidden_BTH = self.backbone(use_cache=False, **inputs).last_hidden_state
         logits_MC = self.head(hidden_BTH[read_BT].float())
         return logits_MC[:, 1] - logits_MC[:, 0] if logits_MC.shape[1] == 2 else logits_MC[:, 0]
 
 
 def load_judge(path: str, info: PrmInfo, dtype: torch.dtype = torch.float32) -> tuple[Judge, Format]:
-    """A checkpoint of any family, by folder or hub id, in evaluation mode.
+    """Load a checkpoint of any family, by folder or hub id, in evaluation mode.
 
-    A family whose class is code of its own (Qwen2.5-Math-PRM, Skywork-o1) is read into the native backbone, its head
-    from the weight files, so that no foreign code runs. Raises CheckpointError for a checkpoint of another kind.
+    For a family with its own model code (Qwen2.5-Math-PRM, Skywork-o1), the native backbone is loaded and the head is
+    read from the weight files, so no remote code runs. Raises CheckpointError for a checkpoint of another kind.
     """
     verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # a backbone's report would list the head's weights as unexpected
+    logging.set_verbosity_error()  # loading a backbone would report the head's weights as unexpected
     try:
         return _judge(path, info, dtype)
     finally:
@@ -74,7 +74,7 @@ def _judge(path: str, info: PrmInfo, dtype: torch.dtype) -> tuple[Judge, Format]
 
 
 def linear(weight_OI: Tensor, bias_O: Tensor | None = None) -> nn.Linear:
-    """A layer with copies of these weights."""
+    """Return a linear layer with copies of these weights."""
     layer = nn.Linear(weight_OI.shape[1], weight_OI.shape[0], bias=bias_O is not None, dtype=weight_OI.dtype)
     with torch.no_grad():
         layer.weight.copy_(weight_OI)
@@ -84,7 +84,7 @@ def linear(weight_OI: Tensor, bias_O: Tensor | None = None) -> nn.Linear:
 
 
 def _stored_head(path: str, info: PrmInfo, prefix: str, outputs: int) -> nn.Module:
-    """One linear layer (`score.weight`), or several with ReLU between them (`score.0.weight`, `score.2.weight`)."""
+    """Return a head of one linear layer (`score.weight`), or several with ReLU between (`score.0.weight`, …)."""
     weights = _weights(path, prefix)
     layers = [
         linear(weights[name], weights.get(name.removesuffix("weight") + "bias"))
@@ -94,7 +94,7 @@ def _stored_head(path: str, info: PrmInfo, prefix: str, outputs: int) -> nn.Modu
     if not layers or layers[-1].out_features != outputs:
         found = f"{layers[-1].out_features} outputs" if layers else "none"
         raise CheckpointError(
-            f"{path}: a {info.format} process reward model has a head {prefix}* of {outputs} outputs, this checkpoint "
+            f"{path}: a {info.format} process reward model has a head {prefix}* with {outputs} outputs, the checkpoint "
             f"has {found}; check scorer.format"
         )
     between = [module for layer in layers[1:] for module in (nn.ReLU(), layer)]
@@ -102,7 +102,7 @@ def _stored_head(path: str, info: PrmInfo, prefix: str, outputs: int) -> nn.Modu
 
 
 def _weights(path: str, prefix: str) -> dict[str, Tensor]:
-    """The weights whose names begin with `prefix`, by the rest of their names."""
+    """Return the weights whose names begin with `prefix`, by the remainder of their names."""
     index = cached_file(path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
     files = {"model.safetensors"}
     if index is not None:
@@ -111,6 +111,6 @@ def _weights(path: str, prefix: str) -> dict[str, Tensor]:
     weights = {}
     for file in files:
         with safe_open(cached_file(path, file), framework="pt") as tensors:
-            names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118 - it is no mapping
+            names = [name for name in tensors.keys() if name.startswith(prefix)]  # noqa: SIM118 - not a mapping
             weights |= {name.removeprefix(prefix): tensors.get_tensor(name) for name in names}
     return weights

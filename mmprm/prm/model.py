@@ -1,4 +1,4 @@
-"""The process reward model: a language model whose output is read at the step markers, two logits each.
+"""Define the process reward model: a language model with two logits read at each step marker.
 
 Shapes: B solution, T token, M marker (all markers of a batch, solution by solution), H hidden, 2 [Yes, No].
 """
@@ -27,8 +27,11 @@ from mmprm.weights import model_errors
 
 
 class StepJudge(nn.Module):
-    """Logits of [Yes, No] at every marker. Only these rows of the output layer are multiplied, so no B×T×vocabulary
-    tensor exists; equal to the full logits at the marker positions."""
+    """Computes the logits of [Yes, No] at every marker.
+
+    Only these two rows of the output layer are multiplied, so no B×T×vocabulary tensor is created. The result equals
+    the full logits at the marker positions.
+    """
 
     def __init__(self, backbone: PreTrainedModel, renderer: Renderer) -> None:
         super().__init__()
@@ -38,16 +41,16 @@ class StepJudge(nn.Module):
         self.judgement_ids = [renderer.yes_id, renderer.no_id]
 
     def forward(self, input_ids: Tensor, **inputs: Any) -> Tensor:
-        """input_ids_BT and what else the processor made → logits_M2."""
+        """Return logits_M2 for input_ids_BT and the processor's other outputs."""
         hidden_BTH = self.backbone.model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
         hidden_MH = hidden_BTH[input_ids == self.marker_id]
-        # Reading the weight here, within a forward, lets ZeRO-3 gather it.
+        # ZeRO-3 gathers the weight only if it is read here, within a forward pass.
         return linear(hidden_MH, self.backbone.get_output_embeddings().weight[self.judgement_ids])
 
 
 @dataclass(frozen=True, slots=True)
 class Prm:
-    """`renderer` makes the inputs of `model`, which gives one pair of logits a step."""
+    """Bundles a PRM with the renderer that makes its inputs; the model returns one pair of logits per step."""
 
     model: StepJudge
     renderer: Renderer
@@ -61,10 +64,10 @@ class Prm:
 def initialise_prm(
     base: str, tokens: PrmTokens, add_missing_tokens: bool = False, dtype: torch.dtype = torch.float32
 ) -> Prm:
-    """A PRM from any vision-language or language model, by folder or hub id.
+    """Create a PRM from a vision-language or language model, given by folder or hub id.
 
-    The marker becomes a special token; Yes and No must be tokens already unless `add_missing_tokens`. Embeddings of new
-    tokens, in and out, start as the mean of all others.
+    The marker becomes a special token. Yes and No must already be single tokens unless `add_missing_tokens` is set.
+    The embeddings of new tokens, input and output, are initialized with the mean of all others.
     """
     backbone, processor = load_backbone(base, dtype)
     with model_errors(base):
@@ -85,10 +88,13 @@ def _initialised(
 
 
 def load_prm(path: str | Path, dtype: torch.dtype | Literal["auto"] = torch.float32) -> Prm:
-    """A folder written by `save_prm`, in evaluation mode. Raises CheckpointError for any other folder."""
+    """Load a folder written by `save_prm` in evaluation mode; raise CheckpointError for any other folder."""
     info = read_info(path)
     if info.format != FORMAT:
-        raise CheckpointError(f"{path}: format {info.format!r} can be scored with; for this it must be {FORMAT!r}")
+        raise CheckpointError(
+            f"{path}: has format {info.format!r}, which can only be scored with; this needs {FORMAT!r}: use a model "
+            "trained by mmprm train"
+        )
     backbone, processor = load_backbone(str(path), dtype)
     with model_errors(str(path)):
         prm = _assemble(backbone, processor, info)
@@ -97,9 +103,9 @@ def load_prm(path: str | Path, dtype: torch.dtype | Literal["auto"] = torch.floa
 
 
 def save_prm(path: str | Path, prm: Prm, weights: dict[str, Tensor] | None = None) -> None:
-    """Write a plain Hugging Face checkpoint with processor and prm.json; the folder appears whole or not at all.
+    """Write a plain Hugging Face checkpoint with processor and prm.json; the folder appears complete or not at all.
 
-    `weights` are the backbone's, where they were gathered from several ranks.
+    `weights` are those of the backbone, if they were gathered from several ranks.
     """
     with whole_folder(path) as folder:
         prm.model.backbone.save_pretrained(folder, state_dict=weights)
@@ -113,7 +119,7 @@ def _assemble(backbone: PreTrainedModel, processor: Any, info: PrmInfo) -> Prm:
 
 
 def _extend_embeddings(backbone: PreTrainedModel, known: int, wanted: int) -> None:
-    """Rows known…wanted become the mean of the rows before. Many vocabularies have spare rows, which are kept."""
+    """Set rows known…wanted to the mean of the earlier rows. Spare rows of a vocabulary are kept."""
     if wanted > backbone.get_input_embeddings().num_embeddings:
         backbone.resize_token_embeddings(wanted, mean_resizing=False)
     tables = {id(t.weight): t.weight for t in (backbone.get_input_embeddings(), backbone.get_output_embeddings())}

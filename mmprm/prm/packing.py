@@ -1,8 +1,9 @@
-"""Packed model inputs: several token trees in a row, each token attending to its ancestors only, positions by depth.
+"""Pack model inputs: several token trees per row, in which each token attends only to its ancestors.
 
-A tree holds the solutions of one problem, or one solution alone. Its pictures are encoded once.
+Positions count depth in the tree. A tree holds the solutions of one problem, or a single solution. Its images are
+encoded once.
 
-Shapes: B row, T token of a row, X axis of positions (three where pictures have two of their own, else one), D depth.
+Shapes: B row, T token of a row, X axis of positions (3 with M-RoPE, else 1), D depth.
 """
 
 from __future__ import annotations
@@ -26,33 +27,37 @@ from mmprm.types import Picture, Solution
 
 @dataclass(frozen=True, slots=True)
 class PackedTree:
-    """Solutions of one problem; `members` are their places in the sequence that they were packed from."""
+    """Holds solutions of one problem; `members` are their indices in the sequence that they were packed from."""
 
     members: tuple[int, ...]
     pictures: tuple[Picture, ...]
     tokens: TokenTree
     deepest: Ints
-    """Where the tokens of the longest solution stand: all that follows from depth is read off them."""
+    """Tokens of the tree that form the longest solution; everything that depends on depth is computed from them."""
     reads: tuple[Ints, ...]
     """For each member, the tokens of the tree at which its steps are judged."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
+    """Holds packed model inputs."""
+
     inputs: dict[str, Tensor]
-    """input_ids_BT, position_ids (_BT, or _XBT) and the pictures."""
+    """input_ids_BT, position_ids_BT (or position_ids_XBT) and the image tensors."""
     end_BT: Tensor
-    """Last token of the subtree below each token; a padding token sees itself alone."""
+    """Last token of the subtree below each token; a padding token attends only to itself."""
     read_BT: Tensor
-    """Where the model is read; a place that several solutions share is read once."""
+    """True where the model is read; a token shared by several solutions is read once."""
     reads: list[tuple[Ints, ...]]
-    """For each tree, for each of its members: which of the places read, in their order, judge its steps."""
+    """For each tree and each of its members, the indices among the read tokens that judge its steps."""
 
 
 class Marks:
-    """Tokens of solutions, pictures included, and the places at which their steps are judged, as Format.encode gives
-    them, without preparing pixels: how many tokens a picture takes depends on its size alone. Each picture is opened
-    once, so that a broken one stops a run before it begins."""
+    """Computes the tokens of solutions with images expanded, and the tokens at which their steps are judged.
+
+    The result equals that of Format.encode without processing pixels, because the number of image tokens depends only
+    on the image size. Each image is opened once, so a broken one is found before a run begins.
+    """
 
     def __init__(self, form: Format) -> None:
         self._form = form
@@ -68,7 +73,7 @@ class Marks:
 
     def many(self, solutions: Sequence[Solution]) -> list[tuple[Ints, Ints]]:
         found = list(map(self._grown, solutions, self._form.mark_many(solutions)))
-        self._of_picture.clear()  # a scorer lives long, and a picture may be its bytes
+        self._of_picture.clear()  # a scorer lives long, and a key may hold the bytes of an image
         return found
 
     def _grown(self, solution: Solution, marked: Marked) -> tuple[Ints, Ints]:
@@ -99,14 +104,15 @@ def pack_solutions(
     most_tokens: int,
     shared: bool = True,
 ) -> list[PackedTree]:
-    """Trees of at most `most_tokens` tokens, a longer solution alone; without `shared` each solution is its own tree.
+    """Pack solutions into trees of at most `most_tokens` tokens; a longer solution is a tree of its own.
 
-    Solution i has the tokens and places `marked[i]`; what follows its last place is left out.
+    Solution i has the tokens and judged positions `marked[i]`; tokens after its last judged position are dropped.
+    Without `shared`, each solution is its own tree.
     """
     paths = [ids[: places[-1] + 1] for ids, places in marked]
     groups: dict[Hashable, list[int]] = {}
     for number, solution in enumerate(solutions):
-        problem = solution.problem  # not by its id, which may be the line of a file
+        problem = solution.problem  # grouped by content, because the id may be the line of a file
         groups.setdefault((problem.question, problem.pictures) if shared else number, []).append(number)
     trees = []
     for group in groups.values():
@@ -120,7 +126,7 @@ def pack_solutions(
 
 
 class TreeInputs:
-    """Inputs of rows of trees, right-padded, for `model`, which knows its pictures' positions but computes nothing."""
+    """Builds right-padded inputs from rows of trees. `model` only provides the position scheme of its images."""
 
     def __init__(self, form: Format, model: nn.Module) -> None:
         self._pad = tokenizer_of(form.processor).pad_token_id or 0
@@ -156,7 +162,7 @@ class TreeInputs:
 
 
 class Pixels:
-    """What a processor makes of pictures, beside their tokens."""
+    """Computes the image tensors of a processor, without text tokens."""
 
     def __init__(self, form: Format) -> None:
         self._processor = form.processor
@@ -177,4 +183,6 @@ def _find(part: list[int], whole: list[int]) -> int:
     for place in range(len(whole) - len(part) + 1):
         if whole[place : place + len(part)] == part:
             return place
-    raise DataError("the tokens of a picture's placeholder change within a text; this tokenizer cannot be used")
+    raise DataError(
+        "the tokens of an image placeholder change within a text; use the tokenizer released with the model"
+    )

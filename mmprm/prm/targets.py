@@ -1,4 +1,4 @@
-"""What the counts of a step make its target and its weight. Pure; the steps are those of labelled paths."""
+"""Compute the target and weight of each step of a labelled path from its counts, as pure functions."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ NO_TARGET = float("nan")
 
 class TargetConfig(Config):
     kind: Literal["soft", "hard"] = "soft"
-    """soft: the Monte Carlo value itself; hard: 1 where it is above error_value, else 0."""
+    """soft: the Monte Carlo value itself; hard: 1 if it is above error_value, else 0."""
     error_value: float = Field(0.0, ge=0, lt=1)
-    """A prefix with a Monte Carlo value up to this one counts as wrong."""
+    """Monte Carlo value up to which a prefix counts as incorrect."""
     steps: Literal["all", "last"] = "all"
-    """last: an outcome reward model: a complete solution has one target, its own verdict at its last step."""
+    """last: train an outcome reward model, with the verdict of each complete solution as target of its last step."""
     after_error: Literal["keep", "mask"] = "keep"
-    """mask: a step that continues a wrong prefix has no target, so that only the first error is learned as one."""
+    """mask: a step after an incorrect prefix has no target, so that only the first error is learned as one."""
     right_solutions: Literal["last_step", "all_steps"] = "last_step"
-    """all_steps: in a complete solution that is right and has no prefix known as wrong, the steps without label have
-    target 1. Search labels few right steps late in a solution; but right answers can come from wrong steps."""
+    """all_steps: in a correct complete solution without a known incorrect prefix, steps without a label have target 1.
+    Search labels few correct steps late in a solution; but a correct answer can follow from incorrect steps."""
     weight: Literal["none", "count", "precision"] = "none"
-    """What a label weighs in the loss, as a share of the mean label. none: 1; count: rollouts with a known verdict;
-    precision: 1 / variance of the value's Beta posterior."""
+    """Weight of a label in the loss, relative to the mean. none: 1; count: rollouts with a known verdict; precision:
+    1 / variance of the value's Beta posterior."""
 
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """One value and one weight a step of a path. A step without target has the value NaN."""
+    """Holds the value and weight of each step of a path. The value is NaN for a step without a target."""
 
     values: tuple[float, ...]
     weights: tuple[float, ...]
 
 
 def make_targets(examples: Sequence[LabelledExample], config: TargetConfig) -> list[Targets]:
-    """Targets of each path, in order.
+    """Return the targets of each path, in order.
 
-    A prefix's label stands on one of the paths that share it, so which prefixes are wrong is gathered over all of them,
-    and the mean weight is 1 over all of them.
+    The label of a shared prefix is stored on one path only, so incorrect prefixes are collected over all paths. The
+    mean weight is 1 over all paths.
     """
     wrong = _wrong_prefixes(examples, config.error_value)
     values = [_values(example.path, wrong, config) for example in examples]
@@ -55,8 +55,10 @@ def make_targets(examples: Sequence[LabelledExample], config: TargetConfig) -> l
 
 
 def precision(right: float, wrong: float) -> float:
-    """1 / σ², σ² = ab / ((a + b)² (a + b + 1)) with a = 1 + right, b = 1 + wrong: the variance of the Beta posterior
-    under a flat prior."""
+    """Return 1 / σ² of the Beta posterior under a flat prior.
+
+    σ² = ab / ((a + b)² (a + b + 1)) with a = 1 + correct and b = 1 + incorrect rollouts.
+    """
     return posterior_deviation(right, wrong) ** -2
 
 
@@ -91,8 +93,11 @@ def _target(counts: Counts | None, config: TargetConfig) -> float:
 def _weights(
     examples: Sequence[LabelledExample], values: Sequence[list[float]], config: TargetConfig
 ) -> list[list[float]]:
-    """A solution's own verdict is no estimate: it weighs as one with the most rollouts of any label. A target without
-    counts weighs 1, the mean."""
+    """Return the weights of all targets, with mean 1.
+
+    A solution's own verdict is not an estimate; it weighs as much as a label with the most rollouts of all. A target
+    without counts weighs 1, the mean.
+    """
     most = max((counts.known for example in examples for counts in example.path.counts if counts), default=1)
     raw: list[list[float | None]] = []
     for example, targets in zip(examples, values, strict=True):

@@ -1,6 +1,6 @@
-"""Samples as rows of model inputs, one path a row or packed, and the PRM's loss and evaluation on them.
+"""Arrange samples as rows of model inputs, unpacked or packed, and compute the PRM's loss and evaluation on them.
 
-Shapes: M marker (all that the model reads of a batch, row by row), N labelled step, 2 the logits of [Yes, No].
+Shapes: M marker (all that the model reads in a batch, row by row), N labelled step, 2 logits of [Yes, No].
 """
 
 from __future__ import annotations
@@ -32,30 +32,32 @@ Packing = Literal["none", "samples", "trees"]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
+    """Holds the inputs and targets of some rows."""
+
     inputs: dict[str, Any]
     marker_N: Tensor
-    """Which of the M markers each labelled step is judged at; packed, several paths may have a label at one."""
+    """Index among the M markers at which each labelled step is judged; packed paths may share one."""
     target_N: Tensor
     weight_N: Tensor
     end_BT: Tensor | None = None
-    """Of packed rows: see mmprm.prm.packing."""
+    """Set for packed rows; see mmprm.prm.packing."""
 
 
 class Rows(Protocol):
-    """What is trained or evaluated is a number of rows."""
+    """Defines the data to train or evaluate on as a number of rows."""
 
     lengths: list[int]
-    """Tokens of each row."""
+    """Number of tokens of each row."""
     terms: list[int]
-    """Labelled steps of each row."""
+    """Number of labelled steps of each row."""
 
     def collate(self, rows: Sequence[int]) -> Batch:
-        """Inputs and targets of some rows, on the CPU."""
+        """Return the inputs and targets of some rows, on the CPU."""
         ...
 
 
 class PathRows:
-    """One sample a row."""
+    """Places one sample in each row."""
 
     def __init__(self, samples: Sequence[Sample], form: Format) -> None:
         self._samples, self._processor, self._pixels = samples, form.processor, Pixels(form)
@@ -79,12 +81,11 @@ class PathRows:
 
 
 class PackedRows:
-    """Trees of samples, small ones together in rows of `width`, by default as wide as the longest. With `shared` all
-    samples of a problem are one tree, cut into several where it is longer than `most_tokens`; otherwise each sample is
-    its own.
+    """Packs trees of samples into rows of `width` tokens; the default is the length of the longest tree.
 
-    Labels belong to samples: where two samples of a tree have a label at the same node, both count, as in rows of their
-    own.
+    With `shared`, all samples of a problem form one tree, which is cut if it is longer than `most_tokens`. Otherwise
+    each sample is its own tree. Labels belong to samples: if two samples of a tree have a label at the same node, both
+    count, as they would unpacked.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class PackedRows:
         self._samples, self._inputs = samples, TreeInputs(form, model)
         solutions, marked = [sample.solution for sample in samples], [(sample.ids, sample.places) for sample in samples]
         trees = pack_solutions(solutions, marked, most_tokens, shared)
-        # Trees of equal length come to stand together in a row: let them not always be of one problem.
+        # Rows are filled by length, so shuffle first: otherwise trees of one problem would share a row again and again.
         random.Random(0).shuffle(trees)
         lengths = [len(tree.tokens) for tree in trees]
         self._rows = [[trees[tree] for tree in row] for row in fill_rows(lengths, width or max(lengths, default=0))]
@@ -127,10 +128,11 @@ def make_rows(
     micro_batch_tokens: int,
     shares: int = 1,
 ) -> Rows:
-    """Rows of at most `micro_batch_tokens`, a longer sample alone. Packed rows need a backbone that can read them.
+    """Return rows of at most `micro_batch_tokens`; a longer sample is a row of its own.
 
-    `shares` are all that ranks do in all steps: packed rows are so short that each has one, though not shorter than the
-    longest sample. A third is allowed for, as rows are not full and trees that are cut repeat what their parts share.
+    Packed rows need a backbone that supports them. `shares` is the number of (rank, step) pairs: packed rows are made
+    short enough for each pair to get one, but not shorter than the longest sample. One third is added because rows are
+    not completely full, and because cut trees repeat their shared tokens.
     """
     if packing == "none":
         return PathRows(samples, form)
@@ -148,11 +150,11 @@ def make_rows(
 
 
 class PrmTask:
-    """The Task of mmprm.training.loop: a sample is a row, a loss term a labelled step."""
+    """Implements mmprm.training.loop.Task: a sample is a row, and a loss term is a labelled step."""
 
     def __init__(self, train: Rows, held_out: Rows, micro_batch_tokens: int, device: torch.device) -> None:
         self._train, self._held_out = train, held_out
-        self._tokenizing = threading.Lock()  # batches of both are made in different threads, with one tokenizer
+        self._tokenizing = threading.Lock()  # training and held-out batches are made in two threads with one tokenizer
         self._micro_batch_tokens, self._device = micro_batch_tokens, device
         self.lengths, self.terms = train.lengths, train.terms
 
@@ -165,8 +167,10 @@ class PrmTask:
         return soft_cross_entropy_sum(self._logits(model, batch), target_N, weight_N)
 
     def evaluate(self, engine: Engine) -> dict[str, float]:
-        """Loss a label, each weighing 1, and AUC of P(Yes) against target > 0.5, on the held-out samples; {} where
-        there are none."""
+        """Return the held-out loss per label (unweighted) and the AUC of P(Yes) against target > 0.5.
+
+        Returns {} without held-out samples.
+        """
         lengths = self._held_out.lengths
         if not lengths:
             return {}
@@ -188,7 +192,7 @@ class PrmTask:
         return {"loss": loss / len(pairs), "auc": _auc(pairs), "labels": float(len(pairs))}
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """logits_N2, of each labelled step."""
+        """Return logits_N2 of the labelled steps."""
         inputs = {name: tensor.to(self._device) for name, tensor in batch.inputs.items()}
         if batch.end_BT is not None:
             inputs["attention_mask"] = packed_mask(batch.end_BT.to(self._device))
@@ -196,7 +200,7 @@ class PrmTask:
 
 
 def _auc(pairs: Sequence[tuple[float, float]]) -> float:
-    """NaN where the held-out labels are all on one side."""
+    """Return the AUC, or NaN if all held-out labels are on the same side of 0.5."""
     try:
         return roc_auc([score for score, _ in pairs], [target > 0.5 for _, target in pairs])
     except DataError:

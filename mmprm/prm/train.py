@@ -1,4 +1,4 @@
-"""`mmprm train`: labelled paths and a base model become a process reward model."""
+"""Train a process reward model from labelled paths and a base model (`mmprm train`)."""
 
 from __future__ import annotations
 
@@ -38,38 +38,42 @@ from mmprm.training.stop_request import StopRequest
 
 class TrainConfig(Config):
     base: PathText
-    """Model to begin with: a folder, a hub id such as Qwen/Qwen2.5-VL-7B-Instruct, or tiny (the embedded policy)."""
+    """Base model: a folder, a hub id such as Qwen/Qwen2.5-VL-7B-Instruct, or tiny (the embedded policy)."""
     labels: PathText
-    """Parquet file that mmprm labels wrote; its train split is trained on, its dev split evaluated."""
+    """Parquet file written by mmprm labels; its train split is used for training, its dev split for evaluation."""
     output: PathText
-    """Run folder: the model in prm/, checkpoints/, metrics.jsonl, tensorboard/. A run that is there goes on. On several
-    machines it must be one that all of them see."""
+    """Run folder for the model (prm/), checkpoints/, metrics.jsonl and tensorboard/. An existing run is resumed. On
+    several machines it must be on shared storage."""
     tokens: PrmTokens = PrmTokens()
     """Marker and judgement tokens."""
     add_missing_tokens: bool = False
-    """Add Yes and No to a vocabulary that lacks them as single tokens."""
+    """Add Yes and No to a vocabulary that does not have them as single tokens."""
     target: TargetConfig = TargetConfig()
-    """What the counts of a step make its target."""
+    """How the counts of a step become its target."""
     frozen: tuple[str, ...] = ()
-    """What stays as it is: vision, projector or language, whatever the model calls them, or regular expressions of
+    """Parts to freeze: vision, projector or language, whatever the model calls them, or regular expressions for
     parameter names."""
     lora: LoraConfig | None = None
-    """Train low-rank adapters, the marker's embedding and the rows of Yes and No instead of all weights; the model that
-    is saved is a plain one. null: train all that is not frozen."""
+    """Train low-rank adapters, the marker's embedding and the rows of Yes and No instead of all weights. The saved
+    model is a plain one. null: train everything that is not frozen."""
     packing: Packing = "none"
-    """samples: several paths in a row, each blind to the others; trees: all paths of a problem as one sequence in which
-    each shared step stands once. The loss is the same. Where a model cannot, none, with a word."""
+    """samples: pack several paths per row without attention between them; trees: pack all paths of a problem as one
+    sequence that contains shared steps once. The loss is the same. Unsupported models fall back to none with a
+    warning."""
     max_length: int = Field(4096, ge=1)
-    """Paths of more tokens are left out of training and counted."""
+    """Maximum number of tokens per path; longer paths are excluded from training and counted."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, a third more time."""
+    """Recompute activations in the backward pass, which saves memory and takes about a third longer."""
     training: TrainingConfig = TrainingConfig()
-    """Optimisation, batches, sharding, checkpoints."""
+    """Optimization, batches, sharding, checkpoints."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSummary:
-    """`evaluation` holds the last loss and AUC on held-out trees; `labels` are those trained on, once an epoch."""
+    """Summarizes a training run.
+
+    `evaluation` holds the last loss and AUC on held-out trees; `labels` is the number of training labels per epoch.
+    """
 
     prm: Path
     steps: int
@@ -81,7 +85,7 @@ class TrainSummary:
 
 
 def train_prm(config: TrainConfig) -> TrainSummary:
-    """Train on one process, or as one of the ranks that torchrun started; every rank returns the summary."""
+    """Train in one process, or as one of the ranks started by torchrun; every rank returns the summary."""
     ranks = join_ranks()
     with alone_in(ranks, Path(config.output), "output"):
         return _train(config, ranks)
@@ -89,13 +93,13 @@ def train_prm(config: TrainConfig) -> TrainSummary:
 
 def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
     started, output = time.perf_counter(), Path(config.output)
-    examples = read_parquet(config.labels)  # what is wrong with it costs no loading of a model
+    examples = read_parquet(config.labels)  # read first, so that errors in it appear before a model is loaded
     splits = (example.split for example in examples)
-    check_splits(splits, config.labels, "rename it, or split anew with mmprm labels export --format parquet")
+    check_splits(splits, config.labels, "rename it, or split again with mmprm labels export --format parquet")
     check_model(config.base)
     check_room(config.output, "output", config.base)
     check_tokens(load_template_owner(config.base), config.tokens, config.add_missing_tokens)
-    torch.manual_seed(config.training.seed)  # the same new weights on all ranks
+    torch.manual_seed(config.training.seed)  # all ranks must initialize new weights equally
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     with loading_in_parts(config.training):
         prm = initialise_prm(config.base, config.tokens, config.add_missing_tokens, dtype)
@@ -104,7 +108,7 @@ def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
     (train, too_long), (held_out, _) = _samples(config, prm, examples)
     _check_pictures(train + held_out, config, ranks)
     rows, held_out_rows = _rows(config, prm, [train, held_out], ranks)
-    # The batch size counts paths, however many of them a row holds.
+    # batch_size counts paths, but a packed row holds several.
     batch_size = max(1, round(config.training.batch_size * len(rows.lengths) / len(train)))
     training = config.training.model_copy(update={"batch_size": batch_size})
     total = step_count(len(rows.lengths), training)
@@ -114,7 +118,7 @@ def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
         print(f"{len(train):,} paths, {sum(task.terms):,} labels, {total:,} steps on {ranks.count} ranks", flush=True)
     finished = ranks.is_main and checkpoints.steps_done(output / "checkpoints") == total
     evaluation = fit(task, engine, training, output, _origin(config))
-    with StopRequest(ranks):  # there may be no checkpoint of what is trained now: it is written first
+    with StopRequest(ranks):  # finish writing before stopping: there may be no checkpoint of these weights
         weights = engine.weights("backbone.")
         if ranks.is_main:
             settings = {**config.target.model_dump(), "file": Path(config.labels).name}
@@ -129,7 +133,7 @@ def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
 
 
 def _with_choices(info: PrmInfo, folder: Path) -> PrmInfo:
-    """With the aggregator and the threshold that were chosen for the same model since it was written."""
+    """Keep the aggregator and threshold that were chosen for the same model since it was written."""
     if not (folder / INFO_FILE).is_file():
         return info
     written = read_info(folder)
@@ -138,21 +142,24 @@ def _with_choices(info: PrmInfo, folder: Path) -> PrmInfo:
 
 
 def _origin(config: TrainConfig) -> dict[str, Any]:
-    """What else decides the weights: with another base, other labels or other targets a run does not go on."""
+    """Return the further settings that determine the weights; a run is resumed only if they are unchanged."""
     kept = config.model_dump(mode="json", exclude={"labels", "output", "training", "gradient_checkpointing"})
     return kept | {"labels": hashlib.sha256(Path(config.labels).read_bytes()).hexdigest()[:16]}
 
 
 def prepare(model: StepJudge, config: TrainConfig) -> None:
-    """Freeze what `frozen` names and add the adapters of `lora`. Raises ConfigError for a pattern without a match, and
-    when nothing is left."""
+    """Freeze the parameters matched by `frozen`, and add the adapters of `lora`.
+
+    Raises ConfigError for a pattern without a match, and if nothing is left to train.
+    """
     parameters = dict(model.backbone.named_parameters())
     for pattern in config.frozen:
         names = [name for name in parameters if re.search(PARTS.get(pattern, pattern), name)]
         if not names:
             shown = ", ".join(sorted({".".join(name.split(".")[:2]) for name in parameters}))
             raise ConfigError(
-                f"frozen: {pattern!r} matches no parameter; they begin with {shown}; {', '.join(PARTS)} name parts"
+                f"frozen: {pattern!r} matches no parameter; use one of {', '.join(PARTS)}, or a regular expression for "
+                f"parameter names, which begin with {shown}"
             )
         for name in names:
             parameters[name].requires_grad_(False)
@@ -166,7 +173,7 @@ def prepare(model: StepJudge, config: TrainConfig) -> None:
 
 
 def _samples(config: TrainConfig, prm: Prm, examples: Sequence[LabelledExample]) -> list[tuple[list[Sample], int]]:
-    """(samples, number of those left out as too long) of the train and the dev split."""
+    """Return (samples, number of samples excluded as too long) of the train and of the dev split."""
     parts = []
     for split in ("train", "dev"):
         chosen = [example for example in examples if example.split == split]
@@ -175,20 +182,23 @@ def _samples(config: TrainConfig, prm: Prm, examples: Sequence[LabelledExample])
         parts.append((kept, len(samples) - len(kept)))
     if not parts[0][0]:
         raise DataError(
-            f"{config.labels}: its train split has no labelled path of at most {config.max_length} tokens; "
-            "raise max_length or give more labels"
+            f"{config.labels}: the train split has no labelled path of at most max_length={config.max_length} tokens; "
+            "raise max_length or add labels"
         )
     return parts
 
 
 def _rows(config: TrainConfig, prm: Prm, parts: list[list[Sample]], ranks: Ranks) -> list[Rows]:
-    """The parts' samples as rows, packed where that is wanted and the backbone can read them so."""
+    """Return the samples of each part as rows, packed if requested and supported by the backbone."""
     packing, backbone = config.packing, prm.model.backbone
     why_not = why_not_packed(backbone)
     if packing != "none" and why_not:
         packing = "none"
         if ranks.is_main:
-            print(f"packing={config.packing} becomes none for {type(backbone).__name__}: {why_not}", flush=True)
+            print(
+                f"warning: packing={config.packing} does not work for {type(backbone).__name__}, using none: {why_not}",
+                flush=True,
+            )
     form, training = open_format(prm.processor, prm.info), config.training
     shares = [ranks.count * max(1, -(-len(part) // training.batch_size)) for part in parts]
     return [
@@ -198,12 +208,15 @@ def _rows(config: TrainConfig, prm: Prm, parts: list[list[Sample]], ranks: Ranks
 
 
 def _check_pictures(samples: list[Sample], config: TrainConfig, ranks: Ranks) -> None:
-    """Ranks whose batches have no picture run neither vision tower nor projector. Under ZeRO-3 the others wait for them
-    to gather these weights, under 1 and 2 they reduce gradients that these ranks do not have."""
+    """Raise ConfigError if a mixture of problems with and without images cannot be trained on several ranks.
+
+    A rank whose batch has no image runs neither vision tower nor projector. Under ZeRO-3 the other ranks would wait for
+    it to gather these weights; under stages 1 and 2 they would reduce gradients that it does not have.
+    """
     kinds = {bool(sample.solution.problem.pictures) for sample in samples}
     stage, still = config.training.stage, {"vision", "projector"} <= set(config.frozen) and config.lora is None
     if ranks.count > 1 and len(kinds) > 1 and stage > (2 if still else 0):
         raise ConfigError(
-            f"training.zero_stage={stage} cannot mix problems with and without pictures on several ranks; use one kind "
-            "of problem, or stage 0 in fp32, or frozen: [vision, projector] and stage 2"
+            f"training.zero_stage={stage} cannot mix problems with and without images on several ranks; use "
+            "problems of one kind, or training.zero_stage=0 with fp32, or frozen=[vision, projector] with stage 2"
         )

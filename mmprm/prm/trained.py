@@ -1,7 +1,7 @@
-"""A checkpoint to resume from as the model that it holds: `mmprm convert RUN/checkpoints/step-00000010 FOLDER`.
+"""Convert a training checkpoint into the model it holds: `mmprm convert RUN/checkpoints/step-00000010 FOLDER`.
 
-Checkpoints of mmprm rl, sft and train hold what was trained, in DeepSpeed's own files, and the name of the model that
-the run began with, which gives everything else.
+Checkpoints of mmprm rl, sft and train hold the trained weights in DeepSpeed's own files, and the name of the base
+model, which provides the rest.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PREFIX = "backbone."
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What was written: `kind` is "policy" or "process reward model"."""
+    """Describes what was written: `kind` is "policy" or "process reward model"."""
 
     kind: str
     step: int
@@ -39,10 +39,10 @@ class Trained:
 
 
 def convert_checkpoint(source: str | Path, target: str | Path) -> Trained:
-    """Write a checkpoint, or the newest one of a run's folder, as a Hugging Face folder; it needs no GPU.
+    """Write a checkpoint, or the newest one in a run folder, as a Hugging Face folder. No GPU is needed.
 
-    Raises ConfigError where the target exists, and CheckpointError for a checkpoint that is damaged or whose model
-    cannot be found.
+    Raises ConfigError if the target exists, and CheckpointError if the checkpoint is damaged or its base model cannot
+    be found.
     """
     target = Path(target)
     if target.exists():
@@ -52,13 +52,13 @@ def convert_checkpoint(source: str | Path, target: str | Path) -> Trained:
     base = identity.get("base") or identity.get("model")
     if not isinstance(base, str):
         raise CheckpointError(
-            f"{path}: does not say which model its run began with; only runs of mmprm have such files"
+            f"{path}: does not name the base model of its run; give a checkpoint that mmprm rl, sft or train wrote"
         )
     try:
         check_model(base)
     except Exception as error:
         raise CheckpointError(
-            f"{path}: its run began with another model: {error}; run this where it was run"
+            f"{path}: cannot find the base model of its run: {error}; convert it on the machine of the run"
         ) from error
     optimisation = identity.get("optimisation", identity)
     dtype = torch.bfloat16 if optimisation.get("precision") == "bf16" else torch.float32
@@ -73,7 +73,7 @@ def _write_policy(path: Path, identity: dict[str, Any], base: str, dtype: torch.
     backbone, processor = load_backbone(base, dtype)
     weights = _merged(path, identity, backbone, (), ())
     prompt = PromptConfig(**{name: value for name, value in identity.get("prompt", {}).items() if value is not None})
-    if "conversations" in identity:  # supervised: a base model may have learned to stop at another token
+    if "conversations" in identity:  # after SFT, a base model may end its turns with another token
         _stop_at_end_of_turn(backbone, processor, prompt)
     if prompt.chat_template is not None:
         processor.chat_template = prompt.chat_template
@@ -93,7 +93,7 @@ def _write_prm(path: Path, identity: dict[str, Any], base: str, dtype: torch.dty
 def _merged(
     path: Path, identity: dict[str, Any], backbone: Any, input_rows: Sequence[int], output_rows: Sequence[int]
 ) -> dict[str, Tensor]:
-    """Return the plain state of the backbone with the checkpoint's weights in place of its own."""
+    """Return the plain state of the backbone with its weights replaced by those of the checkpoint."""
     if identity.get("lora"):
         add_adapters(backbone, LoraConfig(**identity["lora"]), input_rows, output_rows)
     own = backbone.state_dict(keep_vars=True)
@@ -102,11 +102,11 @@ def _merged(
     strange = sorted(found.keys() - own.keys())
     shapes = sorted(name for name in found.keys() & own.keys() if found[name].shape != own[name].shape)
     if strange or shapes or not found:
-        what = f"has {strange[0]}" if strange else f"{shapes[0]} has another shape" if shapes else "holds no weights"
+        what = f"unknown {strange[0]}" if strange else f"another shape of {shapes[0]}" if shapes else "no weights"
         raise CheckpointError(
-            f"{path}: does not fit the model that its run began with: {what}; has that been replaced?"
+            f"{path}: does not match the base model of its run: {what}; restore the base model of that run"
         )
-    replaced: dict[int, Tensor] = {}  # tied tensors stay one tensor
+    replaced: dict[int, Tensor] = {}  # tied tensors stay tied
     for name, tensor in found.items():
         replaced.setdefault(id(own[name]), tensor.detach().to(own[name].dtype).contiguous())
     merged = {name: replaced.setdefault(id(tensor), tensor.detach()) for name, tensor in own.items()}
@@ -114,6 +114,7 @@ def _merged(
 
 
 def _stop_at_end_of_turn(backbone: Any, processor: Any, prompt: PromptConfig) -> None:
+    """Add the token that ends a turn of the chat template to the generation config's stop tokens."""
     tokenizer = getattr(processor, "tokenizer", processor)
     special = sorted(map(re.escape, tokenizer.all_special_tokens), key=len, reverse=True)
     end = re.search("|".join(special), end_of_turn(processor, prompt)) if special else None

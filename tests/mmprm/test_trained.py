@@ -112,7 +112,7 @@ def test_what_is_no_checkpoint_of_this_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="its run began with another model: no/where/to/be: does not exist"):
         convert_checkpoint(gone, tmp_path / "out")
     (source / "deepspeed/mp_rank_00_model_states.pt").write_bytes(b"x")
-    with pytest.raises(CheckpointError, match="is not whole; take another checkpoint"):
+    with pytest.raises(CheckpointError, match="is incomplete; give another checkpoint"):
         convert_checkpoint(source, tmp_path / "out")
     with pytest.raises(ConfigError, match="exists already"):
         convert_checkpoint(source, tmp_path)

@@ -115,5 +115,5 @@ def test_targets_and_frozen_parts(folder: Path) -> None:
     assert any("q_proj.lora_B" in name for name in names)
     with pytest.raises(ConfigError, match=r"lora.targets=\['w1'\] match no linear layer; there are lm_head, "):
         adapted(folder, "lora.targets=[w1]")
-    with pytest.raises(ConfigError, match=r"lora.targets are all frozen"):
+    with pytest.raises(ConfigError, match=r"lora.targets: match frozen layers only"):
         adapted(folder, "frozen=[language]")

@@ -393,10 +393,10 @@ def test_fused_heads_by_hand() -> None:
     ("changes", "reason"),
     [
         ({"model_type": "internvl"}, "need no conversion"),
-        ({"ps_version": "v1"}, "ps_version 'v1' must be 'v2'"),
-        ({"select_layer": -4}, "select_layer -4"),
-        ({"use_llm_lora": 16}, "use_llm_lora 16"),
-        ({"template": "phi3-chat"}, "template 'phi3-chat'"),
+        ({"ps_version": "v1"}, "ps_version='v1' must be 'v2'"),
+        ({"select_layer": -4}, "select_layer=-4"),
+        ({"use_llm_lora": 16}, "use_llm_lora=16"),
+        ({"template": "phi3-chat"}, "template='phi3-chat'"),
         ({"use_thumbnail": False}, "use_thumbnail"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
     ],
@@ -422,9 +422,9 @@ def test_broken_folders_are_refused(tmp_path: Path) -> None:
     first.write_bytes(whole[:-8])
     refused("not a whole safetensors file")
     save_file({name: tensor for name, tensor in tensors.items() if "mlp1" not in name}, first)
-    refused(r"lacks \d weights, for example that of model.multi_modal_projector")
+    refused(r"lacks \d weights, for example model.multi_modal_projector")
     save_file(tensors | {"mlp1.0.bias": torch.zeros(3), "mlp1.0.weight": torch.zeros(3)}, first)
-    refused(r"has shape \(3,\), config.json says \(64,\)")
+    refused(r"has shape \(3,\), but by config.json it must have \(64,\)")
     save_file(tensors | {"language_model.base_model.model.x": torch.zeros(3)}, first)
     refused("merge adapters")
     first.unlink()
@@ -435,7 +435,7 @@ def test_broken_folders_are_refused(tmp_path: Path) -> None:
     whole_entries = settings["added_tokens_decoder"]
     settings["added_tokens_decoder"] = whole_entries | {"400": {"content": "<prm>", "special": True}}
     (old / "tokenizer_config.json").write_text(json.dumps(settings))
-    refused("do not belong together")
+    refused("from the same model")
     settings["added_tokens_decoder"] = {k: v for k, v in whole_entries.items() if v["content"] != "<img>"}
     (old / "tokenizer_config.json").write_text(json.dumps(settings))
     refused("the tokenizer lacks <img>")
@@ -467,4 +467,4 @@ def test_a_prm_in_another_form(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert all(torch.equal(first[name], second[name]) for name in first)
     capsys.readouterr()
     assert main(["convert", str(tmp_path / "new"), str(tmp_path / "trl"), "--format", "trl"]) == 2
-    assert "reads pictures" in capsys.readouterr().err
+    assert "reads images" in capsys.readouterr().err

@@ -142,15 +142,15 @@ def test_number_format_stays(tmp_path: Path) -> None:
 
 def test_what_has_no_such_form(qwen2: Path, tmp_path: Path) -> None:
     llama = trained(tmp_path / "llama", "llama", PrmTokens(yes="=", no="+"))
-    with pytest.raises(CheckpointError, match="LlamaForCausalLM: the form 'qwen' is for Qwen2 text models; use trl"):
+    with pytest.raises(CheckpointError, match="LlamaForCausalLM: format=qwen supports only Qwen2 text models; use format=trl"):
         export_prm(llama, tmp_path / "x", "qwen")
-    with pytest.raises(CheckpointError, match="has the tokens <prm>, Yes and No; this model was trained with"):
+    with pytest.raises(CheckpointError, match="needs the tokens <prm>, Yes and No, but the model was trained with"):
         export_prm(llama, tmp_path / "x", "mm-prm")
     pictured = trained(tmp_path / "internvl", "internvl")
-    with pytest.raises(CheckpointError, match="reads pictures, for which the form 'trl' has no place; use mm-prm"):
+    with pytest.raises(CheckpointError, match="reads images, which format=trl does not support; use format=mm-prm"):
         export_prm(pictured, tmp_path / "x", "trl")
     with pytest.raises(ConfigError, match="exists already"):
         export_prm(qwen2, tmp_path, "trl")
-    with pytest.raises(CheckpointError, match="no process reward model"):
+    with pytest.raises(CheckpointError, match="not a process reward model"):
         export_prm(qwen2.parent / "base", tmp_path / "x", "trl")
     assert not (tmp_path / "x").exists()

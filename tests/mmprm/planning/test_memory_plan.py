@@ -218,9 +218,9 @@ def test_the_command_refuses_what_cannot_fit(tmp_path: Path, capsys: pytest.Capt
     command = ["plan", "train", "--config", config, "--gpu-memory", "80"]
     assert main([*command, "--gpus", "8", "--paths", "200000"]) == 0
     shown = capsys.readouterr().out
-    assert re.search(r"all +7,640,361,472 +304,012,288", shown)
+    assert re.search(r"total +7,640,361,472 +304,012,288", shown)
     assert re.search(r"steps +391", shown)
-    assert re.search(r"tokens a step +1,048,576", shown)
+    assert re.search(r"tokens per step +1,048,576", shown)
     assert main([*command, "--gpus", "8", "--path-tokens", "1000"]) == 0
     assert "512,000 tokens a step: 512 paths of 1,000" in capsys.readouterr().out
     assert main([*command, "--gpus", "2"]) == 2
@@ -228,7 +228,7 @@ def test_the_command_refuses_what_cannot_fit(tmp_path: Path, capsys: pytest.Capt
     assert "do not fit" in error
     assert "--set training.offload=optimizer" in error
     assert main([*command, "--set", "base=somewhere/else"]) == 2
-    assert "no config.json is here" in capsys.readouterr().err
+    assert "config.json not found" in capsys.readouterr().err
 
 
 def test_a_folder_with_only_config_json_can_be_planned(random_policy_folder: Path, tmp_path: Path) -> None:

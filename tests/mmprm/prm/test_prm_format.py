@@ -76,7 +76,7 @@ def test_text_only(text_renderer: Renderer) -> None:
         "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\nQuestion: Left"
     )
     assert (inputs["input_ids"] == text_renderer.marker_id).sum() == 4
-    with pytest.raises(DataError, match="problem p: has pictures"):
+    with pytest.raises(DataError, match="problem p: has images"):
         text_renderer.render(solution())
 
 
@@ -112,7 +112,7 @@ def test_a_template_that_breaks_the_line_after_a_picture() -> None:
 @pytest.mark.parametrize(
     ("bad", "message"),
     [
-        (solution(steps=()), "problem p: a solution to be judged must have at least one step"),
+        (solution(steps=()), "problem p: a solution must have at least one step"),
         (solution(steps=("a", "b<prm>")), "problem p: step 2 contains '<prm>'"),
         (solution(question="what is <prm>?"), "problem p: question contains '<prm>'"),
         (solution(steps=("<|image_pad|>",)), r"problem p: step 1 contains '<\|image_pad\|>'"),
