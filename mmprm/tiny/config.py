@@ -1,4 +1,4 @@
-"""How the tiny policy is trained."""
+"""Configure the training of the tiny policy."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from mmprm.config import Config
 
 
 class StepsConfig(Config):
-    """Optimiser steps of each stage, in order."""
+    """Number of optimizer steps of each stage, in order."""
 
     vision: int = 80
-    """The vision tower alone."""
+    """Train the vision tower alone."""
     arithmetic: int = 500
-    """Calculations without pictures."""
+    """Calculations without images."""
     reading: int = 400
     """Readings, with some checks and calculations."""
     solutions: int = 1200
@@ -26,22 +26,22 @@ class StepsConfig(Config):
 
 class TinyTrainConfig(Config):
     seed: int = 0
-    """Seed of weights, problems and mistakes."""
+    """Random seed of weights, problems and mistakes."""
     batch: int = 64
-    """Texts in an optimiser step."""
+    """Number of texts per optimizer step."""
     learning_rate: float = 2e-3
-    """Peak of each stage's schedule: linear warm-up over a twentieth of its steps, then cosine to a twentieth."""
+    """Peak learning rate of each stage: linear warm-up over 5 % of its steps, then cosine decay to 5 % of the peak."""
     weight_decay: float = 0.01
-    """AdamW's decay."""
+    """Weight decay of AdamW."""
     mistake_rate: float = 0.05
-    """Probability that an easy step of a training solution is wrong; it sets pass@1 at temperature 1."""
+    """Probability that an easy step of a training solution is incorrect; it determines pass@1 at temperature 1."""
     hard_mistake_rate: float = 0.3
-    """The same of a hard step: one that reads a hard digit or needs a carry."""
+    """Probability that a hard step is incorrect: one that reads a hard digit or needs a carry."""
     problems: int = 20000
-    """Different problems of the train split to draw from."""
+    """Number of different training problems."""
     heldout: int = 500
-    """Problems of the test split for the final figures."""
+    """Number of test problems for the final metrics."""
     threads: int = 2
-    """CPU threads."""
+    """Number of CPU threads."""
     steps: StepsConfig = StepsConfig()
-    """Length of each stage."""
+    """Number of steps of each stage."""

@@ -1,4 +1,4 @@
-"""The tiny policy's figures on held-out problems, sampled through transformers at temperature 1."""
+"""Measure the tiny policy on held-out problems, sampled with transformers at temperature 1."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ MOST_TOKENS = 96
 def evaluate(
     model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, count: int, seed: int
 ) -> dict[str, float]:
-    """One sample a problem for `count` test problems, with the picture and with a blank one; shares in [0, 1].
+    """Sample one response per problem for `count` test problems, with its image and with a blank one.
 
-    `pass_at_1` right answers; `wrong_readings`, `wrong_arithmetic` wrong ones among all reading and calculating steps;
-    `faithful` solutions whose answer is right just when all their steps are true; `mean_tokens` of a response.
+    Returns shares in [0, 1]: `pass_at_1` of correct answers, `wrong_readings` and `wrong_arithmetic` of the reading and
+    calculating steps, and `faithful` of solutions whose answer is correct exactly if all their steps are. `mean_tokens`
+    is the mean response length.
     """
     problems = make_problems(count, seed, "test")
     torch.manual_seed(seed)
@@ -52,6 +53,7 @@ def evaluate(
 
 
 def is_right(tiny: TinyProblem, response: str) -> bool:
+    """Return whether the response ends with the correct answer."""
     return response.endswith(f"<answer>{tiny.problem.answer}</answer>")
 
 
@@ -65,7 +67,7 @@ def respond(
     sample: bool = True,
     batch: int = 250,
 ) -> list[str]:
-    """One response a problem, from torch's current random state; `blank` paints the pictures grey."""
+    """Return one response per problem from torch's current random state; `blank` replaces the images by gray ones."""
     processor.tokenizer.padding_side = "left"
     options = {"do_sample": True, "temperature": 1.0, "top_k": 0} if sample else {"do_sample": False}
     special = {"eos_token_id": processor.tokenizer.eos_token_id, "pad_token_id": processor.tokenizer.pad_token_id}

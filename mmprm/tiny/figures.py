@@ -1,4 +1,4 @@
-"""The figures of a demo: what they must reach, and the page that shows them."""
+"""Measure a demo against the truth, check the results against their bars, and build the report page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mmprm.types import Verdict
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Everything measured against the world's truth; `accuracy` is on the test problems for N = 1, 2, 4, …"""
+    """Holds everything measured against the truth; `accuracy` is on the test problems for N = 1, 2, 4, …"""
 
     labels: list[float]
     labels_right: list[bool]
@@ -36,7 +36,7 @@ class Figures:
 
 
 def measure(examples: Sequence[LabelledExample], development: Sequence[Group], test: Sequence[Group]) -> Figures:
-    """Aggregator and threshold come from `development`, the figures from `test`; both are scored."""
+    """Choose aggregator and threshold on `development`, and measure on `test`; both must be scored."""
     labels, labels_right = label_truth(examples)
     aggregator = choose_aggregator(development)
     threshold = FIGURES["first_error_f1"].choose(judged_solutions(development))
@@ -53,7 +53,7 @@ def measure(examples: Sequence[LabelledExample], development: Sequence[Group], t
 
 
 def summary_of(figures: Figures) -> dict[str, Any]:
-    """The figures as they stand in summary.json; `accuracy` is at the largest N."""
+    """Return the metrics for summary.json; `accuracy` is that at the largest N."""
     last, pooled = figures.accuracy[-1], figures.first_error.pooled
     first_error = {name: asdict(interval) for name, interval in {"f1": pooled.f1, **pooled.parts}.items()}
     return {
@@ -72,8 +72,11 @@ def summary_of(figures: Figures) -> dict[str, Any]:
 
 
 def gain_of(before: Sequence[Group], after: Sequence[Group], metrics: Path) -> PolicyGain:
-    """From samples of the same problems by two policies: of each problem the share of right answers among those with a
-    known verdict; problems without one on either side are left out. `metrics` is the metrics.jsonl of the training."""
+    """Compare two policies by samples of the same problems.
+
+    The accuracy of a problem is the share of correct answers among those with a known verdict. Problems without one on
+    either side are excluded. `metrics` is the metrics.jsonl of the training.
+    """
     pairs = [(_share_right(old), _share_right(new)) for old, new in zip(before, after, strict=True)]
     assert [group.problem.id for group in before] == [group.problem.id for group in after], "the same problems"
     known = np.array([pair for pair in pairs if None not in pair])
@@ -84,6 +87,7 @@ def gain_of(before: Sequence[Group], after: Sequence[Group], metrics: Path) -> P
 
 
 def gain_summary(gain: PolicyGain) -> dict[str, Any]:
+    """Return the gain for summary.json."""
     return {
         "accuracy_before": gain.before.value,
         "accuracy_after": gain.after.value,
@@ -118,7 +122,7 @@ REPORTED += ("rl.accuracy_before", "rl.gain.value", "rl.gain.low", "rl.gain.high
 
 
 def headlines_of(summary: Mapping[str, Any]) -> list[Headline]:
-    """Every figure with a bar, then those that are only reported."""
+    """Return the metrics that have a bar, followed by those that are only reported."""
     barred = [Headline(key, _value(summary, key), bar, rule(summary)) for key, bar, rule in BARS]
     return barred + [Headline(key, _value(summary, key)) for key in REPORTED]
 
@@ -131,10 +135,11 @@ def report_of(
     policy: PolicyGain,
     facts: Mapping[str, str],
 ) -> ReportData:
+    """Build the content of the demo's report page."""
     best, worst = extremes(test, figures.aggregator.name, truth=steps_right)
     return ReportData(
         title="From problems to a process reward model",
-        subtitle="The embedded world: pictures of digits, questions about them, and the truth of every step.",
+        subtitle="The embedded world: images of digits, questions about them, and the truth of every step.",
         headlines=headlines,
         accuracy=figures.accuracy,
         problems=len(test),
@@ -150,7 +155,7 @@ def report_of(
 
 
 def training_points(metrics: Path) -> list[TrainingPoint]:
-    """The training curve from a run's metrics.jsonl."""
+    """Return the training curve from a run's metrics.jsonl."""
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     losses = {"train": "loss", "eval": "held_out_loss"}
     return [TrainingPoint(step=line["step"], **{losses[line["kind"]]: line["loss"]}) for line in lines]

@@ -1,13 +1,13 @@
-"""What the tiny policy is trained on: texts with a picture, some of whose characters are targets of the loss.
+"""Generate the training texts of the tiny policy, each with the characters that are targets of the loss.
 
-- `solution`: the question and a step-tagged solution with mistakes at fixed rates, which later steps carry on, as the
-  corpora behind real models hold them. The most probable token stays the right one, while sampling at temperature 1
-  errs at about those rates: a policy that knows better than it writes, which is what labels and rewards can bring out.
-- `readings`: the digits of all the colours, one after the other.
-- `drill`: calculations without a picture.
-- `checks`: unconnected statements about the picture and about numbers; after about half of them stands Yes or No. A
-  general model has met true-or-false questions in its corpus; what a solution does with such statements, which of
-  them its question needs and that an error spoils what follows, is left for a process reward model to learn.
+- `solution`: the question and a solution in step tags, with mistakes at fixed rates that later steps carry on, as in
+  the training corpora of real models. The most probable token is still the correct one, while sampling at temperature
+  1 errs at about those rates: the policy knows better than it writes, which labels and rewards can bring out.
+- `readings`: the digits of all colors, one after the other.
+- `drill`: calculations without an image.
+- `checks`: unrelated statements about the image and about numbers, about half of them followed by Yes or No. A general
+  model has seen true-or-false questions in its corpus. What such a statement means within a solution (which of them
+  the question needs, and that an error invalidates later steps) is left for a process reward model to learn.
 """
 
 from __future__ import annotations
@@ -32,39 +32,43 @@ FACTS = {
 }
 """(left, operator, right, result) of every calculation that a solution can need."""
 FIRST_FACTS = {operator: [fact for fact in facts if 0 < fact[0] < 10] for operator, facts in FACTS.items()}
-"""Those that can come first in a solution; few among all, but a third or more of those that are written."""
+"""The calculations that can come first in a solution: few of all, but at least a third of those written."""
 MARKS = string.ascii_uppercase + "?|:;,.!~@#&*%$^_ "
-"""What may stand between a statement and its Yes or No: many, so that the skill does not hang on one token."""
+"""Characters that may separate a statement from Yes or No: many, so that the skill does not depend on one token."""
 
 CHECK_HEADS = (
     "{image}\nProcess:\n",
     "{image}\nQuestion: {question}\nProcess: ",
     "<|im_start|>assistant\n{image}\nQuestion: {question}\nProcess: ",
 )
-"""What precedes the statements: nothing but the picture, or also a question, as in a process reward model's input."""
+"""Texts before the statements: only the image, or also a question, as in the input of a process reward model."""
 
 IGNORED = -100
 
 
 class Part(NamedTuple):
+    """Holds a piece of text, and whether it is a target of the loss."""
+
     text: str
     target: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """Parts of a text; `cells` is the picture that its image tokens stand for, None for a text without one."""
+    """Holds the parts of a text; `cells` is the image of its image tokens, or None for a text without an image."""
 
     cells: tuple[tuple[str, int, tuple[int, int]], ...] | None
     parts: tuple[Part, ...]
 
 
 def solution(tiny: TinyProblem, rng: random.Random, mistakes: Mistakes) -> Lesson:
+    """Write a question and its solution with random mistakes."""
     response = "".join(solve(tiny, rng, mistakes))
     return Lesson(tiny.cells, (_ask(tiny.problem.question), Part(response + END, True)))
 
 
 def readings(tiny: TinyProblem, rng: random.Random) -> Lesson:
+    """Write the digits of all colors in random order."""
     digits = tiny.digits
     colours = rng.sample(sorted(digits), len(digits))
     response = "".join(f"<step>{colour}={digits[colour]}</step>" for colour in colours)
@@ -72,6 +76,7 @@ def readings(tiny: TinyProblem, rng: random.Random) -> Lesson:
 
 
 def drill(rng: random.Random, facts: int = 10) -> Lesson:
+    """Write random calculations without an image."""
     parts = []
     for left, operator, right, result in _facts(rng, facts):
         parts += [Part(f"<step>{left}{operator}{right}=", False), Part(f"{result}</step>", True)]
@@ -79,6 +84,7 @@ def drill(rng: random.Random, facts: int = 10) -> Lesson:
 
 
 def checks(tiny: TinyProblem, rng: random.Random) -> Lesson:
+    """Write true and false statements about the image and about numbers, some followed by Yes or No."""
     statements = []
     for colour, digit in tiny.digits.items():
         shown = rng.choice([digit, rng.choice([other for other in DIGITS if other != digit])])
@@ -106,9 +112,9 @@ def _facts(rng: random.Random, count: int) -> list[tuple[int, str, int, int]]:
 
 
 class Collator:
-    """Lessons to model inputs: input_ids, attention_mask, labels [B, T], position_ids [3, B, T], the pictures' patches.
+    """Collates lessons to model inputs: input_ids, attention_mask, labels [B, T], position_ids [3, B, T] and patches.
 
-    A cell is a merged patch of its own, so the patches of a picture are those of its cells, looked up, in order.
+    A cell is exactly one merged patch, so the patches of an image are looked up by its cells, in order.
     """
 
     def __init__(self, processor: Qwen2_5_VLProcessor) -> None:
@@ -126,6 +132,7 @@ class Collator:
         self.grid = torch.tensor([1, 2 * ROWS, 2 * COLUMNS])
 
     def pixels(self, pictures: Sequence[tuple]) -> dict[str, torch.Tensor]:
+        """Return the patches of images, given as their cells."""
         places = torch.tensor([self.index[cell] for cells in pictures for cell in cells])
         return {
             "pixel_values": self.patches[places].flatten(0, 1),
@@ -154,8 +161,11 @@ class Collator:
         return batch | (self.pixels(pictures) if pictures else {})
 
     def positions(self, input_ids_BT: torch.Tensor) -> torch.Tensor:
-        """M-RoPE positions [3, B, T]: the picture starts at s with (s, s + row, s + column), text goes on at
-        s + max(ROWS, COLUMNS). (The model's own computation loops over samples in Python.)"""
+        """Return M-RoPE positions [3, B, T].
+
+        An image that starts at s has positions (s, s + row, s + column), and the text after it continues at
+        s + max(ROWS, COLUMNS). The model's own computation would loop over samples in Python.
+        """
         length = input_ids_BT.shape[1]
         places = torch.arange(length)
         image_BT = input_ids_BT == self.image_token

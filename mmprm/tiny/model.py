@@ -1,4 +1,4 @@
-"""The tiny policy's architecture: a Qwen2.5-VL of about a million parameters, and where its trained weights lie."""
+"""Define the tiny policy's architecture, a Qwen2.5-VL with about a million parameters, and locate its weights."""
 
 from __future__ import annotations
 
@@ -9,18 +9,21 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2_5_VLCo
 from mmprm.tiny.tokenizer import END, PAD
 
 SPARE_TOKENS = 16
-"""Embedding rows beyond the tokenizer, so that a few tokens (a PRM's step mark) can be added without resizing."""
+"""Embedding rows beyond the tokenizer, so that a few tokens (such as a PRM's step marker) fit without resizing."""
 
 POSITIONS = 1024
 
 
 def weights_path() -> Path:
-    """The folder of the trained policy that ships with the package."""
+    """Return the folder of the trained policy that is included in the package."""
     return Path(__file__).parent / "weights"
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
-    """Random weights, from torch's current seed. Head size 32 everywhere: what vLLM's CPU attention takes."""
+    """Return a model with random weights from torch's seed.
+
+    The head size is 32, because vLLM's CPU attention supports it.
+    """
     token = tokenizer.convert_tokens_to_ids
     hidden = 128
     config = Qwen2_5_VLConfig(

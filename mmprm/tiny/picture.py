@@ -1,7 +1,7 @@
-"""Drawing a tiny picture and reading it back: coloured cells of 28 × 28 pixels with one digit in each.
+"""Draw tiny images and read them back: colored cells of 28 × 28 pixels with one digit each.
 
 A cell is exactly one merged patch of Qwen2.5-VL (2 × 2 patches of 14 pixels), so each cell becomes one image token.
-The drawing is lossless (PNG) and its inverse is exact: the truth of a problem is in its picture.
+The image is lossless (PNG) and reading is the exact inverse of drawing, so the image contains the truth of a problem.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from mmprm.types import Picture
 CELL = 28
 ROWS, COLUMNS = 2, 3
 SHIFTS = tuple((down, right) for down in (-2, 0, 2) for right in (-2, 0, 2))
-"""Places of the digit in its cell, in pixels from the middle."""
+"""Offsets of the digit from the middle of its cell, in pixels."""
 
 COLOURS = {
     "red": (230, 60, 60),
@@ -48,7 +48,7 @@ SCALE = 3
 
 
 def draw_cell(colour: str, digit: int, shift: tuple[int, int]) -> np.ndarray:
-    """Pixels [28, 28, 3], uint8."""
+    """Return the pixels of a cell, uint8 [28, 28, 3]."""
     cell = np.empty((CELL, CELL, 3), dtype=np.uint8)
     cell[:] = COLOURS[colour]
     rows = [[mark == "#" for mark in row] for row in DIGITS[digit].split()]
@@ -60,7 +60,7 @@ def draw_cell(colour: str, digit: int, shift: tuple[int, int]) -> np.ndarray:
 
 
 def draw(cells: Sequence[tuple[str, int, tuple[int, int]]]) -> bytes:
-    """PNG of ROWS × COLUMNS cells (colour, digit, shift), row by row."""
+    """Return a PNG of ROWS × COLUMNS cells (color, digit, shift), row by row."""
     assert len(cells) == ROWS * COLUMNS
     pixels = [draw_cell(*cell) for cell in cells]
     rows = [np.concatenate(pixels[row * COLUMNS : (row + 1) * COLUMNS], axis=1) for row in range(ROWS)]
@@ -70,25 +70,30 @@ def draw(cells: Sequence[tuple[str, int, tuple[int, int]]]) -> bytes:
 
 
 def blank() -> Picture:
-    """A grey picture of the same size, in which nothing can be read."""
+    """Return a gray image of the same size that contains no information."""
     buffer = io.BytesIO()
     Image.new("RGB", (COLUMNS * CELL, ROWS * CELL), (128, 128, 128)).save(buffer, format="PNG")
     return Picture(data=buffer.getvalue())
 
 
 def read(image: Image.Image, name: str) -> tuple[tuple[str, int, tuple[int, int]], ...]:
-    """The cells of a picture that `draw` made; DataError, with `name` in it, for any other picture."""
+    """Return the cells of an image made by `draw`; raise DataError with `name` for any other image."""
     pixels = np.asarray(image.convert("RGB"))
     if pixels.shape != (ROWS * CELL, COLUMNS * CELL, 3):
         size = f"{pixels.shape[1]}×{pixels.shape[0]}"
-        raise DataError(f"{name}: {size} pixels, a tiny picture has {COLUMNS * CELL}×{ROWS * CELL}")
+        raise DataError(
+            f"{name}: image has {size} pixels, must have {COLUMNS * CELL}×{ROWS * CELL}; use images of the tiny world"
+        )
     cells = []
     for row in range(ROWS):
         for column in range(COLUMNS):
             patch = pixels[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL]
             cell = _cell_of_pixels().get(patch.tobytes())
             if cell is None:
-                raise DataError(f"{name}: the cell in row {row + 1}, column {column + 1} is not of the tiny world")
+                raise DataError(
+                    f"{name}: the cell in row {row + 1}, column {column + 1} is not a cell of the tiny world; use its "
+                    "images unchanged"
+                )
             cells.append(cell)
     return tuple(cells)
 

@@ -1,10 +1,10 @@
-"""Training of the tiny policy from random weights, in seven stages, on 2 cores.
+"""Train the tiny policy from random weights in seven stages on 2 cores.
 
-First the vision tower alone: a linear head on each merged patch predicts its digit and its colour. Through the language
-model's loss alone such a model does not learn to see. Then the whole model on the mixtures of lessons below: numbers,
-then pictures, so that the language model binds a colour's name to its cell, then solutions, and these beside checks.
-The few targets of the checks go unheard there, so checks by themselves come next, with which the model learns to tell a
-wrong statement from a right one, and at last both again.
+The first stage trains the vision tower alone: a linear head on each merged patch predicts its digit and color, because
+a model of this size does not learn to see through the language model's loss. The later stages train the whole model on
+the mixtures of lessons below: numbers; images, so that the language model connects a color's name with its cell;
+solutions; and solutions with checks. There the few targets of the checks have too little weight, so the next stage has
+checks alone, in which the model learns to tell incorrect statements from correct ones. The last stage has both again.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ MIXTURES = {
     "statements": {"checks": 1.0},
     "both": {"solution": 0.6, "checks": 0.4},
 }
-"""Share of each kind of lesson in each stage, stages in order."""
+"""Share of each kind of lesson per stage, in the order of the stages."""
 STAGES = ("vision", *MIXTURES)
 
 
 def train(config: TinyTrainConfig, out: Path, say: Callable[[str], None] = print) -> dict:
-    """Train, write the checkpoint folder `out` and in it `tiny.json`, the figures of evaluate.py; return these.
+    """Train, write the checkpoint folder `out` with the metrics of evaluate.py in tiny.json, and return these.
 
-    The weights are kept after each stage, so that a run that was stopped goes on behind the last one that it finished.
-    Stages draw their own random numbers and begin with a fresh optimiser: the result is that of one run.
+    Weights are saved after each stage, so an interrupted run resumes after its last finished stage. Every stage has its
+    own random numbers and a fresh optimizer, so the result equals that of an uninterrupted run.
     """
     torch.set_num_threads(config.threads)
     torch.manual_seed(config.seed)
@@ -70,7 +70,7 @@ def train(config: TinyTrainConfig, out: Path, say: Callable[[str], None] = print
     progress = _Progress.find(out, config, model)
     for stage in STAGES:
         if stage in progress.seconds:
-            say(f"{stage}: done before")
+            say(f"{stage}: already finished")
             continue
         started = time.monotonic()
         if stage == "vision":
@@ -89,7 +89,7 @@ def train(config: TinyTrainConfig, out: Path, say: Callable[[str], None] = print
 
 @dataclass
 class _Progress:
-    """Seconds of each finished stage, beside the weights after the last of them."""
+    """Records the seconds of each finished stage, with the weights after the last one."""
 
     folder: Path
     config: TinyTrainConfig
@@ -97,7 +97,7 @@ class _Progress:
 
     @classmethod
     def find(cls, out: Path, config: TinyTrainConfig, model: nn.Module) -> _Progress:
-        """What `out` holds of a run of this configuration; its weights are loaded into `model`."""
+        """Load what `out` holds of a run with this configuration, including its weights into `model`."""
         progress = cls(out / "stages", config, {})
         if (progress.folder / "stages.json").is_file():
             file = progress.folder / "stages.json"
@@ -105,7 +105,7 @@ class _Progress:
             if not isinstance(stored, dict) or not isinstance(stored.get("seconds"), dict) or not stored["seconds"]:
                 raise CheckpointError(f"{file}: is not what mmprm tiny train writes; remove {progress.folder}")
             if stored.get("config") != config.model_dump():
-                raise ConfigError(f"{out}: holds a run of another configuration; choose another folder or remove it")
+                raise ConfigError(f"{out}: holds a run with another configuration; choose another folder or remove it")
             progress.seconds = stored["seconds"]
             weights = progress.folder / f"{list(progress.seconds)[-1]}.safetensors"
             with model_errors(str(weights)):
@@ -113,6 +113,7 @@ class _Progress:
         return progress
 
     def finished(self, stage: str, seconds: float, model: nn.Module) -> None:
+        """Save the weights after a stage, and record it as finished."""
         self.seconds[stage] = seconds
         self.folder.mkdir(parents=True, exist_ok=True)
         save_model(model, str(self.folder / f"{stage}.safetensors"))
@@ -120,6 +121,7 @@ class _Progress:
             json.dump({"config": self.config.model_dump(), "seconds": self.seconds}, file)
 
     def forget(self) -> None:
+        """Remove the saved stages."""
         shutil.rmtree(self.folder)
 
 
@@ -139,7 +141,7 @@ def _train_stage(
         update()
         if step % 50 == 0 or step == steps - 1:
             seconds = time.monotonic() - started
-            say(f"{stage} {step}/{steps} loss {loss.item():.4f} targets right {hit:.3f} after {seconds:.0f} s")
+            say(f"{stage} {step}/{steps} loss {loss.item():.4f} targets correct {hit:.3f} after {seconds:.0f} s")
 
 
 def _lessons(stage: str, problems: list[TinyProblem], config: TinyTrainConfig) -> Iterator[Lesson]:
@@ -154,7 +156,7 @@ def _lessons(stage: str, problems: list[TinyProblem], config: TinyTrainConfig) -
 def _language_loss(
     model: Qwen2_5_VLForConditionalGeneration, batch: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, float]:
-    """Mean cross-entropy over the target tokens of the batch, and the share of them that the argmax meets."""
+    """Return the mean cross-entropy over the target tokens, and the share of them that the argmax predicts."""
     labels_BT = batch.pop("labels")
     logits_BTV = model(**batch, use_cache=False).logits
     targets_N = labels_BT[:, 1:].flatten()
@@ -189,11 +191,11 @@ def _train_vision(
         update()
         if step % 50 == 0 or step == config.steps.vision - 1:
             hit = (digit_logits.argmax(dim=-1) == digit_targets).float().mean()
-            say(f"vision {step}/{config.steps.vision} loss {loss.item():.4f} digits right {hit:.3f}")
+            say(f"vision {step}/{config.steps.vision} loss {loss.item():.4f} digits correct {hit:.3f}")
 
 
 def _optimise(parameters, steps: int, config: TinyTrainConfig) -> Iterator[tuple[int, Callable[[], None]]]:
-    """Yield (step, update): after the loss's backward, `update` clips, updates, advances the schedule and clears."""
+    """Yield (step, update); after `backward`, call `update` to clip and apply gradients and advance the schedule."""
     parameters = list(parameters)
     optimiser = torch.optim.AdamW(
         parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay

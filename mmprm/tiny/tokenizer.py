@@ -1,8 +1,8 @@
-"""The tokenizer and processor of the tiny policy: about 140 tokens, ChatML, and the real Qwen2.5-VL processor.
+"""Build the tokenizer and processor of the tiny policy: about 140 tokens, ChatML, and the Qwen2.5-VL processor.
 
-Words that belong together are one token. That `blue=` is one token matters: the token that asks for a digit then also
-names the cell, which a model of this size needs in order to learn to read its picture within minutes. Printable ASCII
-is covered character by character, so any English text can be encoded.
+Words that belong together are one token. In particular `blue=` is one token: the token that asks for a digit then also
+names the cell, without which a model of this size does not learn to read an image within minutes. Printable ASCII is
+covered character by character, so any English text can be encoded.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
+    """Return the tokenizer with its chat template."""
     vocabulary = {token: index for index, token in enumerate((*SPECIAL, *WORDS, *CHARACTERS))}
     words = sorted(WORDS, key=len, reverse=True)
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
@@ -60,6 +61,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor() -> Qwen2_5_VLProcessor:
+    """Return the processor with the tokenizer."""
     pixels = {"shortest_edge": CELL * CELL, "longest_edge": 64 * CELL * CELL}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=pixels, patch_size=CELL // 2, merge_size=2, temporal_patch_size=2),

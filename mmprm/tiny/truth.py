@@ -1,4 +1,4 @@
-"""What the embedded world knows about labels and about sampled solutions: the truth that judges the whole road."""
+"""Look up the truth about labels and sampled solutions in the embedded world, to evaluate the whole pipeline."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from mmprm.types import Problem, Solution
 
 
 def steps_right(problem: Problem, steps: Sequence[str]) -> list[bool]:
-    """For each step of a solution, whether it is true (see world.judge_steps)."""
+    """Return for each step of a solution whether it is true (see world.judge_steps)."""
     return judge_steps(truth_of(problem), steps)
 
 
 def errorless_so_far(problem: Problem, steps: Sequence[str]) -> list[bool | None]:
-    """For each step of a solution, whether all steps up to it are true."""
+    """Return for each step of a solution whether all steps up to it are true."""
     return no_error_so_far(steps_right(problem, steps))
 
 
 def label_truth(examples: Iterable[LabelledExample]) -> tuple[list[float], list[bool]]:
-    """Soft labels of the non-terminal labelled steps, and whether the solution has no error up to each of them."""
+    """Return the soft labels of the non-terminal labelled steps, and whether there is no error up to each of them."""
     labels, right = step_outcomes(judged_labels(examples, errorless_so_far, "tiny"))
     return labels.tolist(), right.tolist()
 
 
 def judged_solutions(groups: Iterable[Group]) -> list[Judged]:
-    """Every scored solution, with the truth of its steps."""
+    """Return every scored solution with the truth of its steps."""
     return [
         (
             LabelledSolution(

@@ -1,15 +1,15 @@
-"""The embedded world: a picture of coloured cells with digits, a sum over some of them, and the truth of every step.
+"""Define the embedded world: an image of colored cells with digits, an expression over them, the truth of every step.
 
-A question names colours and asks for an expression read strictly from left to right:
+A question names colors and asks for an expression that is read strictly from left to right:
 
     Left to right: blue + red × green = ?
 
-A solution reads each colour once, in the order of the question, then does one operation a step:
+A solution reads each color once, in the order of the question, then does one operation per step:
 
     <step>blue=5</step><step>red=3</step><step>green=2</step><step>5+3=8</step><step>8×2=16</step><answer>16</answer>
 
-All results lie in 1 … 99, and a problem is kept only if every wrong reading changes the answer: with digits from 1 to 9
-each operation is injective in its left operand, so that any single mistake that is carried on spoils the answer.
+All results are in 1 … 99. A problem is kept only if every misreading changes the answer: with digits from 1 to 9, each
+operation is injective in its left operand, so any single mistake that is carried on changes the answer.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ TAIL = " = ?"
 
 LOOK_ALIKE = {1: 7, 2: 7, 3: 8, 4: 9, 5: 6, 6: 5, 7: 1, 8: 3, 9: 4}
 HARD_DIGITS = {3, 5, 6, 8}
-"""Digits that are often taken for their look-alike: they differ from it by a single stroke."""
+"""Digits that are often misread as their look-alike, from which they differ by a single stroke."""
 
 READING = re.compile(r"([a-z]+)=(\d)")
 OPERATION = re.compile(r"(-?\d+)([+\-×])(\d)=(-?\d+)")
@@ -54,7 +54,7 @@ ANSWER = re.compile(r"<answer>(-?\d+)</answer>")
 
 
 class Mistakes(NamedTuple):
-    """Probabilities that a step is wrong: hard steps read a hard digit or need a carry, all others are easy."""
+    """Holds the probabilities of a mistake: hard steps read a hard digit or need a carry; all others are easy."""
 
     easy: float
     hard: float
@@ -65,7 +65,7 @@ NO_MISTAKES = Mistakes(0.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class TinyProblem:
-    """A problem with its truth: `cells` of the picture row by row, and the colours and operators of the question."""
+    """Holds a problem with its truth: the `cells` of the image row by row, and the question's colors and operators."""
 
     problem: Problem
     cells: tuple[tuple[str, int, tuple[int, int]], ...]
@@ -78,9 +78,9 @@ class TinyProblem:
 
 
 def make_problems(n: int, seed: int, split: Split) -> list[TinyProblem]:
-    """`n` different problems of a split; splits are disjoint for all seeds, by a hash of the content."""
+    """Return `n` different problems of a split; splits are disjoint for all seeds, by a hash of the content."""
     if split not in SPLITS:
-        raise DataError(f"split={split!r} must be one of {', '.join(SPLITS)}")
+        raise DataError(f"split={split!r} must be one of {', '.join(SPLITS)}; set one of them")
     rng = random.Random(f"tiny/{seed}/{split}")
     found: dict[str, TinyProblem] = {}
     while len(found) < n:
@@ -92,26 +92,32 @@ def make_problems(n: int, seed: int, split: Split) -> list[TinyProblem]:
 
 
 def truth_of(problem: Problem) -> TinyProblem:
-    """The truth of a problem that was written to a file and read again: from its picture and its question alone."""
+    """Recover the truth of a problem from its image and question alone, for example after reading it from a file."""
     words = problem.question.removeprefix(HEAD).removesuffix(TAIL).split(" ")
     operands, operators = tuple(words[::2]), tuple(words[1::2])
     known = set(operands) <= set(COLOURS) and set(operators) <= set(OPERATORS) and len(operands) == len(operators) + 1
     if not known or len(problem.pictures) != 1:
-        raise DataError(f"problem {problem.id}: {problem.question!r} is not a question of the tiny world")
+        raise DataError(
+            f"problem {problem.id}: {problem.question!r} is not a question of the tiny world; use problems that mmprm "
+            "tiny problems wrote"
+        )
     cells = read(open_picture(problem.pictures[0]), f"problem {problem.id}")
     if missing := set(operands) - {colour for colour, _, _ in cells}:
-        raise DataError(f"problem {problem.id}: no {', '.join(sorted(missing))} cell in its picture")
+        raise DataError(
+            f"problem {problem.id}: its image has no {', '.join(sorted(missing))} cell; pair the question with its own "
+            "image"
+        )
     return TinyProblem(problem, cells, operands, operators)
 
 
 def judge_steps(tiny: TinyProblem, steps: Sequence[str]) -> list[bool]:
-    """For each step, with or without its tags, whether it is true.
+    """Return for each step, with or without its tags, whether it is true.
 
-    A reading is true if the question names the colour and the picture shows that digit. The k-th operation is true if
-    it is the k-th of the question, its operands are the values that this solution itself has established (the result
-    so far and the reading of the operand's colour, right or wrong) and its arithmetic holds. The answer is true if it
-    repeats the result of the last operation. A malformed, repeated or missing step makes itself, or the step that
-    needs it, false. A solution is free of errors up to step i if the first i + 1 judgements are all true.
+    A reading is true if the question names the color and the image shows that digit. The k-th operation is true if it
+    is the k-th of the question, its operands are the values that this solution itself has established (the result so
+    far and the reading of the operand's color, correct or not), and its arithmetic is correct. The answer is true if it
+    repeats the result of the last operation. A malformed or repeated step is false, and so is a step that needs a
+    missing one. A solution has no error up to step i if the first i + 1 values are all true.
     """
     readings: dict[str, int] = {}
     results: list[int] = []
@@ -139,17 +145,17 @@ def judge_steps(tiny: TinyProblem, steps: Sequence[str]) -> list[bool]:
 
 
 def wrong_kind(step: str) -> Literal["reading", "arithmetic"]:
-    """What a wrong step got wrong: the picture, or (all other steps) the calculation."""
+    """Return what an incorrect step got wrong: the image, or for all other steps the calculation."""
     return "reading" if READING.fullmatch(plain(step, "tags")) else "arithmetic"
 
 
 def solve(tiny: TinyProblem, rng: random.Random | None = None, mistakes: Mistakes = NO_MISTAKES) -> Steps:
-    """A solution in which steps are wrong with the probabilities `mistakes` and later steps carry their values on.
+    """Return a solution with random mistakes at the rates `mistakes`, which later steps carry on.
 
-    A mistake at a hard step is always the same one: the look-alike digit, or the carry forgotten. So the wrong answers
-    of a problem agree with each other, as those of real models do, and a vote does not simply outnumber them. At other
-    steps a reading takes a look-alike digit or that of a neighbouring cell and a result is off by one or ten. Mistakes
-    after which a result would leave 0 … 99 are drawn again.
+    A mistake at a hard step is always the same: the look-alike digit, or the forgotten carry. Incorrect answers of a
+    problem therefore agree with each other, as those of real models do, and a vote does not simply outnumber them. At
+    an easy step, a reading takes a look-alike digit or that of a neighboring cell, and a result is off by one or ten.
+    Mistakes after which a result would leave 0 … 99 are sampled again.
     """
     rng = rng or random.Random(0)
     while True:
@@ -174,12 +180,13 @@ def solve(tiny: TinyProblem, rng: random.Random | None = None, mistakes: Mistake
 
 
 def _carry(left: int, operator: str, right: int) -> int:
-    """What a result is too large by if its carry is forgotten (negative for a forgotten borrow), 0 if it has none."""
+    """Return the error of a result with a forgotten carry (negative for a forgotten borrow), or 0 without a carry."""
     units = OPERATORS[operator](left % 10, right)
     return 10 * (units // 10) if operator != "×" or left >= 10 else 0
 
 
 def _misread(tiny: TinyProblem, colour: str, rng: random.Random) -> int:
+    """Return a look-alike digit, or the digit of a neighboring cell."""
     place = next(place for place, cell in enumerate(tiny.cells) if cell[0] == colour)
     row, column = divmod(place, COLUMNS)
     beside = [
@@ -192,7 +199,7 @@ def _misread(tiny: TinyProblem, colour: str, rng: random.Random) -> int:
 
 
 def _draw_content(rng: random.Random) -> tuple:
-    """Cells, operands and operators that keep the rules of the module docstring."""
+    """Sample cells, operands and operators that satisfy the rules of the module docstring."""
     while True:
         colours = rng.sample(list(COLOURS), ROWS * COLUMNS)
         cells = tuple((colour, rng.choice(list(DIGITS)), rng.choice(SHIFTS)) for colour in colours)
@@ -215,6 +222,7 @@ def _results(digits: dict[str, int], operands: Sequence[str], operators: Sequenc
 
 
 def _every_reading_matters(digits: dict[str, int], operands: Sequence[str], operators: Sequence[str]) -> bool:
+    """Return whether every misreading of a color changes the answer."""
     answer = _results(digits, operands, operators)[-1]
     return not any(
         _results({**digits, colour: wrong}, operands, operators)[-1] == answer

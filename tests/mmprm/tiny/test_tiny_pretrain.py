@@ -32,11 +32,11 @@ def test_a_stopped_run_goes_on_behind_its_last_stage(tmp_path: Path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         pretrain.train(CONFIG, tmp_path / "stopped", say=lambda line: None)
     monkeypatch.setattr(pretrain, "_train_stage", ordinary)
-    with pytest.raises(ConfigError, match="holds a run of another configuration"):
+    with pytest.raises(ConfigError, match="holds a run with another configuration"):
         pretrain.train(CONFIG.model_copy(update={"seed": 1}), tmp_path / "stopped", say=lambda line: None)
     said: list[str] = []
     pretrain.train(CONFIG, tmp_path / "stopped", say=said.append)
-    assert "reading: done before" in said
+    assert "reading: already finished" in said
     whole, went_on = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
     assert whole.keys() == went_on.keys()
     assert all(torch.equal(whole[name], went_on[name]) for name in whole)
