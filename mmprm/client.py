@@ -1,4 +1,4 @@
-"""One async client for OpenAI-compatible servers and `mmprm serve`: several URLs, bounded concurrency, retries."""
+"""Send requests to OpenAI-compatible servers and `mmprm serve`, with bounded concurrency and retries."""
 
 from __future__ import annotations
 
@@ -24,42 +24,42 @@ from mmprm.terminal import plain_text
 
 CONNECT_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 3.0
-"""Shorter than the 5 s after which vLLM's server hangs up, which would meet a request on its way."""
+"""Seconds; shorter than the 5 s after which vLLM's server closes an idle connection, possibly during a request."""
 LONGEST_BACKOFF = 60.0
 _DETAIL_LENGTH = 300
 _QUOTED = 10_000
-"""Characters of a server's words that are looked at."""
+"""Maximum number of characters of a server's message that are processed."""
 
 T = TypeVar("T")
 Body = dict[str, Any] | None
 
 _BUSY = {408, 429, 502, 503, 504}
-"""The server, or what stands before it, could not take the request: it says nothing about the request."""
+"""The server, or a proxy before it, could not take the request. The request itself may be valid."""
 _REFUSED = {400, 413, 422}
-"""The server read this request and cannot do it; another one may be fine."""
+"""The server read this request and rejects it. Other requests may be valid."""
 _WAYS_OUT = {
     401: "set api_key_env to the environment variable that holds the key",
     403: "the key does not open this model; set api_key_env to another key's variable",
-    404: "check the model's name and that the URL ends as the server's own (often in /v1)",
+    404: "check the model's name and the path of the URL, which often ends in /v1",
 }
 
 
 class ClientConfig(Config):
     urls: tuple[str, ...] = Field(min_length=1)
-    """Base URLs, such as [http://localhost:8000/v1]. Requests of one problem keep to one of them, for its prefix cache,
-    and move on to the next when it fails."""
+    """Base URLs, such as [http://localhost:8000/v1]. Requests of one problem are sent to the same URL for its prefix
+    cache, and to the next one if it fails."""
     api_key_env: str | None = None
-    """Name of the environment variable that holds the API key; the key itself is never written anywhere."""
+    """Name of the environment variable that holds the API key. The key itself is never stored."""
     concurrency: int = Field(256, ge=1)
-    """Most requests in flight at one time, over all URLs."""
+    """Maximum number of concurrent requests over all URLs."""
     timeout_seconds: float = Field(600.0, gt=0)
-    """Longest wait for one answer."""
+    """Maximum number of seconds to wait for one response."""
     max_answer_mib: int = Field(256, ge=1)
-    """Largest answer that is read; a larger one counts as a failed attempt."""
+    """Maximum size of a response in MiB; a larger one counts as a failed attempt."""
     attempts: int = Field(8, ge=1)
-    """Times that a request is made at each URL before it is given up."""
+    """Number of attempts per URL before a request is given up."""
     backoff_seconds: float = Field(1.0, gt=0)
-    """Pause after the first failed attempt; it doubles up to a minute. A longer Retry-After is kept to."""
+    """Pause in seconds after the first failed attempt; doubles up to one minute. A longer Retry-After is respected."""
 
     @field_validator("urls")
     @classmethod
@@ -71,14 +71,16 @@ class ClientConfig(Config):
             if parts.username or parts.password or parts.query:
                 raise ValueError("must hold no user, password or query; put the key into a variable for api_key_env")
         if len(set(urls)) != len(urls):
-            raise ValueError("holds the same URL twice")
+            raise ValueError("holds the same URL twice; remove the duplicate")
         return tuple(url.rstrip("/") for url in urls)
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One completion. `token_count` is None where the server does not return token ids; `first_token` holds the
-    likeliest first tokens with their log-probabilities where they were asked for."""
+    """Holds one completion. `token_count` is None if the server does not return token ids.
+
+    `first_token` holds the most likely first tokens with their log-probabilities if they were requested.
+    """
 
     text: str
     finish_reason: str
@@ -88,7 +90,10 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """`completion_tokens` counts all choices together; `prompt_text` is the rendered prompt, where asked for."""
+    """Holds a server's reply.
+
+    `completion_tokens` counts all choices together; `prompt_text` is the rendered prompt, if it was requested.
+    """
 
     choices: tuple[Choice, ...]
     completion_tokens: int | None = None
@@ -96,15 +101,17 @@ class Reply:
 
 
 class Client:
-    """Ask from one event loop; close it there. Any number of requests may be `waiting`; at most `concurrency` of them
-    are `running`."""
+    """Sends requests from one event loop, in which it must also be closed.
+
+    Any number of requests may be `waiting`; at most `concurrency` of them are `running`.
+    """
 
     def __init__(self, config: ClientConfig) -> None:
         self._config = config
         self._key = _api_key(config)
         authorization = {"Authorization": f"Bearer {self._key}"} if self._key else {}
         self._http = httpx.AsyncClient(
-            # A few bytes of a compressed answer can unpack to gigabytes.
+            # No compression: a few bytes of a compressed response can expand to gigabytes.
             headers={"Content-Type": "application/json", "Accept-Encoding": "identity", **authorization},
             timeout=httpx.Timeout(config.timeout_seconds, connect=CONNECT_SECONDS, pool=None),
             limits=httpx.Limits(
@@ -119,20 +126,22 @@ class Client:
         self._last_answer = float("-inf")
 
     async def chat(self, body: dict[str, Any], affinity: str) -> Reply:
-        """POST to /chat/completions, as `ask`; somebody else's request is one for a single token."""
+        """POST to /chat/completions as `ask` does; the probe request asks for a single token."""
         somebody = {"model": body["model"], "messages": [{"role": "user", "content": "1"}], "max_tokens": 1}
         return await self.ask("/chat/completions", body, affinity, _reply, somebody)
 
     async def ask(self, path: str, body: Body, affinity: str, read: Callable[[Any, Body], T], somebody: Body) -> T:
-        """POST the body (GET without one) and `read` the answer's JSON, given the body too; it raises Failure where the
-        answer is none. Requests of one `affinity` go to one URL while that answers.
+        """POST the body, or GET without one, and return what `read` makes of the response's JSON and the body.
 
-        Raises SamplingError for what concerns this request alone (refused; or failing while others are answered, of
-        which the one of `somebody` else is made where there was none), and EngineStoppedError when no URL answers
-        anything: the request can be made again later.
+        `read` raises Failure for an invalid response. Requests with the same `affinity` are sent to the same URL as
+        long as it responds.
+
+        Raises SamplingError for a failure of this request alone: the server rejected it, or it failed while other
+        requests succeeded. If there was no other request to compare with, the probe request `somebody` is sent. Raises
+        EngineStoppedError if no URL responds to anything; the request can then be repeated later.
         """
         urls = sorted(self._config.urls, key=lambda url: hashlib.sha256(f"{affinity} {url}".encode()).digest())
-        async with self._slot():  # kept during the pauses, so that a struggling server is asked less
+        async with self._slot():  # held during the pauses, to reduce the load on a struggling server
             began = time.monotonic()
             for attempt in range(self._config.attempts):
                 for url in self._awake(urls):
@@ -177,7 +186,7 @@ class Client:
             self._slots.release()
 
     def _awake(self, urls: Sequence[str]) -> list[str]:
-        """Those that are not resting; when all are, the one whose rest ends first."""
+        """Return the URLs that are not resting, or the one whose rest ends first if all are."""
         now = time.monotonic()
         awake = [url for url in urls if self._resting.get(url, now) <= now]
         return awake or [min(urls, key=lambda url: self._resting[url])]
@@ -187,12 +196,12 @@ class Client:
         return failure.retry_after + backoff * random.uniform(0.5, 1.0)
 
     async def _ask(self, url: str, path: str, body: Body, read: Callable[[Any, Body], T]) -> T:
-        """One attempt. Failure is worth another one; SamplingError and EngineStoppedError are not."""
+        """Make one attempt. Failure is worth another attempt; SamplingError and EngineStoppedError are not."""
         seconds = self._config.timeout_seconds
         try:
             content = None if body is None else json.dumps(body).encode()
             request = self._http.build_request("GET" if content is None else "POST", url + path, content=content)
-            # httpx limits the wait for each piece, not for the whole.
+            # httpx limits the time between two chunks, but not the total time.
             answer = await asyncio.wait_for(
                 read_answer(self._http, request, self._config.max_answer_mib * MIB), seconds
             )
@@ -209,12 +218,13 @@ class Client:
         try:
             return read(answer.json(), body)
         except Failure as error:
-            raise Failure(error.kind, self.quoted(error.detail)) from None  # it quotes the answer
+            # Raised without its cause, which quotes the response in full.
+            raise Failure(error.kind, self.quoted(error.detail)) from None
         except (ValueError, RecursionError) as error:
             raise Failure("answer is not JSON", self.quoted(answer.text)) from error
 
     async def _answers(self, url: str, path: str, somebody: Body, read: Callable[[Any, Body], Any]) -> bool:
-        """Whether the server answers somebody else: its engine, and not only its front, is alive."""
+        """Return whether the server answers the probe request, which shows that its engine is alive."""
         try:
             await self._ask(url, path, somebody, read)
         except (Failure, SamplingError):
@@ -228,7 +238,7 @@ class Client:
             return Failure(f"status {status}", detail, busy=status in _BUSY, retry_after=answer.retry_after)
         text = f"{url}: status {status}: {detail}"
         if status in _REFUSED:
-            error: SamplingError = SamplingError(text)
+            error: SamplingError = SamplingError(f"{text}; change what the message names, or see the server's log")
         else:
             error = EngineStoppedError(f"{text}; {_WAYS_OUT.get(status, 'check the URL')}")
         error.__cause__ = Failure(f"status {status}", detail)
@@ -238,10 +248,10 @@ class Client:
         text = f"{url}: {failure} ({self._config.attempts} attempts at each URL)"
         if alone:
             return SamplingError(f"{text}, while other requests were answered; see the server's log")
-        return EngineStoppedError(f"{text}; see that the server runs and is not overloaded, or set another in urls")
+        return EngineStoppedError(f"{text}; check that the server runs and is not overloaded, or set another in urls")
 
     def quoted(self, text: str) -> str:
-        """The beginning of what a server said, without the key, which some repeat, and without terminal commands."""
+        """Return the beginning of a server's message, without the API key and without terminal control characters."""
         text = plain_text(" ".join(text[:_QUOTED].split()))
         text = text.replace(self._key, "…") if self._key else text
         return text if len(text) <= _DETAIL_LENGTH else text[:_DETAIL_LENGTH] + "…"
@@ -259,7 +269,7 @@ def _api_key(config: ClientConfig) -> str | None:
 
 
 def _reply(values: Any, body: Body) -> Reply:
-    """What of a chat completion is used; Failure says what is missing."""
+    """Parse the parts of a chat completion that are used; raise Failure with the missing part."""
     n = (body or {}).get("n", 1)
     try:
         choices = sorted(values["choices"], key=lambda choice: choice.get("index") or 0)
@@ -269,9 +279,9 @@ def _reply(values: Any, body: Body) -> Reply:
             raise TypeError("usage.completion_tokens must be a number")
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-        raise Failure("answer is no chat completion", reason) from error
+        raise Failure("answer is not a chat completion", reason) from error
     if len(parsed) != n:
-        raise Failure("answer has another number of choices", f"asked for {n}, got {len(parsed)}")
+        raise Failure("answer has a wrong number of choices", f"asked for {n}, got {len(parsed)}")
     return Reply(parsed, tokens, values.get("prompt_text"))
 
 

@@ -1,4 +1,4 @@
-"""The strict frozen base of every configuration, and its loader: YAML first, `--set a.b=c` on top."""
+"""Define the strict, frozen base class of all configurations, and load them from YAML with `--set a.b=c` on top."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ from mmprm.errors import ConfigError
 from mmprm.written import read_set, read_text, resolved
 
 PathText = Annotated[str, AfterValidator(os.path.expanduser)]
-"""A file or folder; a leading ~ is the home folder, which a shell does not see inside of `--set key=~/x`."""
+"""A file or folder. A leading ~ is expanded here because shells do not expand it inside `--set key=~/x`."""
 
 
 class Config(BaseModel):
-    """Frozen; an unknown key is an error; the docstring under a field is its documentation."""
+    """Serves as base of all configurations: frozen, without unknown keys, documented by the docstring of each field."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 
     @model_validator(mode="before")
     @classmethod
     def _over_what_defaults_set(cls, values: Any) -> Any:
-        """Where the default of a group is not its class's own, keys that are not given keep the group's."""
+        """Merge a partially given group with the default of that group in this class.
+
+        Such a default may differ from the defaults of the group's own class; keys that are not given keep it.
+        """
         if not isinstance(values, dict):
             return values
         groups = {name: field.default for name, field in cls.model_fields.items() if isinstance(field.default, Config)}
@@ -42,22 +45,23 @@ _NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")
 
 
 def load(model: type[C], file: str | Path | None = None, sets: Sequence[str] = ()) -> C:
-    """Build `model` from a YAML file (optional) with `a.b=value` overrides on top; values are read as YAML."""
+    """Build `model` from an optional YAML file with `a.b=value` overrides on top; values are parsed as YAML."""
     values = override(read_yaml(Path(file)) if file is not None else {}, sets)
     return build(model, values, source=str(file) if file is not None else "configuration")
 
 
 def override(values: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
-    """`values`, changed in place by `a.b=value` texts."""
+    """Apply `a.b=value` overrides to `values` in place, and return it."""
     for item in sets:
         key, separator, text = item.partition("=")
         if not separator or not key:
-            raise ConfigError(f"--set {item!r} must look like key=value, for example --set search.rollouts=16")
+            raise ConfigError(f"--set {item!r} must have the form key=value, for example --set search.rollouts=16")
         _assign(values, key.split("."), read_set(text), key)
     return values
 
 
 def build(model: type[C], values: dict[str, Any], source: str = "configuration") -> C:
+    """Validate `values` against `model`; raise ConfigError with one line per invalid key, naming `source`."""
     _check_texts(values, "", source)
     try:
         return model.model_validate(resolved(values, model))
@@ -66,27 +70,30 @@ def build(model: type[C], values: dict[str, Any], source: str = "configuration")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
+    """Read the mapping in a YAML file; an empty file gives an empty mapping."""
     try:
         values = read_text(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror}); give --config an existing YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is not YAML: {error}") from error
+        raise ConfigError(f"{path}: is not valid YAML: {error}; correct the file") from error
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: must hold keys and values at the top, got {type(values).__name__}")
+        raise ConfigError(
+            f"{path}: must hold a mapping at the top level, got {type(values).__name__}; write key: value lines"
+        )
     return values
 
 
 def describe(model: type[Config], prefix: str = "", defaults: Config | None = None) -> list[tuple[str, str, str]]:
-    """Rows (key, default, documentation) of every leaf, for `--help`; `defaults` are those of a group."""
+    """Return (key, default, documentation) of every leaf, for `--help`; `defaults` override those of the class."""
     rows: list[tuple[str, str, str]] = []
     for name, field in model.model_fields.items():
         kind = field.annotation
         value = field.get_default(call_default_factory=True) if defaults is None else getattr(defaults, name)
         nested = [part for part in (kind, *get_args(kind)) if isinstance(part, type) and issubclass(part, Config)]
-        if kind not in nested:  # a leaf, or a group of keys that may be left out as a whole
+        if kind not in nested:  # a leaf, or an optional group of keys
             default = "required" if field.is_required() and defaults is None else str(value)
             rows.append((f"{prefix}{name}", default, " ".join((field.description or "").split())))
         for group in nested:
@@ -126,6 +133,7 @@ def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _over(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Merge `given` over `defaults`, group by group."""
     both = {key: (defaults[key], given[key]) for key in defaults.keys() & given.keys()}
     groups = {key: _over(*pair) for key, pair in both.items() if all(isinstance(value, dict) for value in pair)}
     return defaults | given | groups
@@ -135,7 +143,7 @@ def _assign(values: dict[str, Any], path: list[str], value: Any, key: str) -> No
     for name in path[:-1]:
         values = values.setdefault(name, {})
         if not isinstance(values, dict):
-            raise ConfigError(f"--set {key}: {name} is a value, not a group of keys")
+            raise ConfigError(f"--set {key}: {name} is a value, not a group of keys; set {name} itself")
     values[path[-1]] = value
 
 
@@ -147,6 +155,6 @@ def _explain(model: type[Config], item: Any, source: str) -> str:
         return f"{source}: {key} does not exist{hint}"
     if item["type"] == "missing":
         return f"{source}: {key} is required; set it in the file or with --set {key}=…"
-    # Of a group of keys the message names the one that is meant.
+    # The value of a group is not shown: it is long, and the message names the invalid key.
     place = f"{key}: " if isinstance(item["input"], dict) else f"{key}={item['input']!r}: "
     return f"{source}: {place.removeprefix('(top): ')}{item['msg'].removeprefix('Value error, ')}"

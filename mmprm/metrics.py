@@ -1,4 +1,4 @@
-"""How good scores are: AUC, ProcessBench F1 and its threshold, calibration, bootstrap intervals. NumPy only.
+"""Measure how good scores are: AUC, ProcessBench F1 and its threshold, calibration, bootstrap intervals. NumPy only.
 
 Shapes: K item (step or solution), P problem, S step, B bootstrap resample.
 """
@@ -16,14 +16,14 @@ from numpy.typing import ArrayLike, NDArray
 from mmprm.errors import DataError
 
 NO_ERROR = -1
-"""The first error of a solution without a bad step, as in ProcessBench's `label`."""
+"""First-error index of a solution without an incorrect step, as in ProcessBench's `label`."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A measured value with the bounds of its interval."""
+    """Holds a measured value and the bounds of its interval."""
 
     value: float
     low: float
@@ -31,14 +31,17 @@ class Interval:
 
 
 def roc_auc(scores_K: ArrayLike, positive_K: ArrayLike) -> float:
-    """P(score of a positive > score of a negative) + ½ P(they are equal), over all pairs (Mann-Whitney U / pairs).
+    """Return the area under the ROC curve: P(positive > negative) + ½ P(equal) over all pairs of scores.
 
-    Raises DataError where one of the two classes is missing.
+    Computed as Mann-Whitney U divided by the number of pairs. Raises DataError if one of the two classes is missing.
     """
     scores_K, positive_K = np.asarray(scores_K, dtype=float), np.asarray(positive_K, dtype=bool)
     positives, negatives = int(positive_K.sum()), int((~positive_K).sum())
     if not positives or not negatives:
-        raise DataError(f"AUC needs both classes, got {positives} positive and {negatives} negative items")
+        raise DataError(
+            f"AUC needs positive and negative items, got {positives} positive and {negatives} negative; add items of "
+            "the missing class"
+        )
     _, inverse_K, counts = np.unique(scores_K, return_inverse=True, return_counts=True)
     midranks = np.cumsum(counts) - (counts - 1) / 2
     rank_sum = midranks[inverse_K][positive_K].sum()
@@ -47,8 +50,11 @@ def roc_auc(scores_K: ArrayLike, positive_K: ArrayLike) -> float:
 
 @dataclass(frozen=True, slots=True)
 class FirstErrorF1:
-    """ProcessBench's figures. `on_bad`: share of the solutions with a bad step whose exact first error was named;
-    `on_good`: share of the solutions without one where none was claimed; `f1`: their harmonic mean."""
+    """Holds ProcessBench's metrics.
+
+    `on_bad` is the share of solutions with an incorrect step whose first error was found exactly, `on_good` the share
+    of solutions without one for which no error was claimed, and `f1` their harmonic mean.
+    """
 
     f1: float
     on_bad: float
@@ -58,34 +64,36 @@ class FirstErrorF1:
 
 
 def first_below(scores_S: Sequence[float], threshold: float) -> int:
-    """Index of the first step whose score is below the threshold; NO_ERROR where there is none."""
+    """Return the index of the first step whose score is below the threshold, or NO_ERROR."""
     return next((index for index, score in enumerate(scores_S) if score < threshold), NO_ERROR)
 
 
 def processbench_f1(predicted_K: ArrayLike, truth_K: ArrayLike) -> FirstErrorF1:
-    """F1 = 2ab / (a + b), a = accuracy on solutions with a bad step, b = on those without (Zheng et al., ProcessBench).
+    """Return F1 = 2ab / (a + b) of the accuracies a on solutions with an incorrect step and b on those without.
 
-    Both arguments hold indices of first errors, or NO_ERROR. NaN where one of the two kinds of solution is missing.
+    Both arguments hold first-error indices, or NO_ERROR. The result is NaN if one of the two kinds of solution is
+    missing. Source: Zheng et al., ProcessBench.
     """
     predicted_K, truth_K = np.asarray(predicted_K), np.asarray(truth_K)
-    assert predicted_K.shape == truth_K.shape, "one prediction a solution"
+    assert predicted_K.shape == truth_K.shape, "one prediction per solution"
     hit_K, bad_K = predicted_K == truth_K, truth_K != NO_ERROR
     on_bad, on_good = _mean(hit_K[bad_K]), _mean(hit_K[~bad_K])
     return FirstErrorF1(_harmonic(on_bad, on_good), on_bad, on_good, int(bad_K.sum()), int((~bad_K).sum()))
 
 
 def choose_threshold(scores_KS: Sequence[Sequence[float]], truth_K: Sequence[int]) -> tuple[float, FirstErrorF1]:
-    """The threshold in [0, 1] of highest ProcessBench F1 on a development split, with that F1.
+    """Return the threshold in [0, 1] with the highest ProcessBench F1 on a development split, and that F1.
 
-    A solution is judged rightly for exactly the thresholds t of one interval: min(s_0…s_e) < t ≤ min(s_0…s_{e-1}) for
-    first error e, and t ≤ min(s_0…s_last) for a solution without one. F1 is therefore constant between neighbouring
-    ends of these intervals; the result is the middle of the best such gap, the widest one among equals.
+    A solution is judged correctly for exactly the thresholds t of one interval: min(s_0…s_e) < t ≤ min(s_0…s_{e-1}) if
+    its first error is e, and t ≤ min(s_0…s_last) if it has none. F1 is therefore constant between neighboring interval
+    ends. The result is the middle of the best such gap, and of the widest one among equals. Raises DataError if all
+    solutions have an incorrect step, or none has.
     """
     bad_K = np.asarray(truth_K) != NO_ERROR
     if bad_K.all() or not bad_K.any():
         raise DataError(
-            f"a threshold needs solutions with and without a bad step: the development split has {bad_K.sum()} with "
-            f"and {(~bad_K).sum()} without; give it more solutions"
+            f"choosing a threshold needs solutions with and without an incorrect step: the development split has "
+            f"{bad_K.sum()} with and {(~bad_K).sum()} without; give it more solutions"
         )
     low_K, high_K = np.array(
         [_judged_rightly(scores_S, error) for scores_S, error in zip(scores_KS, truth_K, strict=True)]
@@ -94,6 +102,7 @@ def choose_threshold(scores_KS: Sequence[Sequence[float]], truth_K: Sequence[int
     middles, widths = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
 
     def share_right(of_K: NDArray[np.bool_]) -> Floats:
+        # At a middle, the intervals that contain it are those that began before it and have not ended.
         started = np.searchsorted(np.sort(low_K[of_K]), middles, side="left")
         ended = np.searchsorted(np.sort(high_K[of_K]), middles, side="left")
         return (started - ended) / of_K.sum()
@@ -107,7 +116,7 @@ def choose_threshold(scores_KS: Sequence[Sequence[float]], truth_K: Sequence[int
 
 @dataclass(frozen=True, slots=True)
 class MacroF1:
-    """`f1` is the mean of the F1 of the right and of the wrong steps, which are `on_right` and `on_wrong`."""
+    """Holds the mean `f1` of the F1 of correct steps (`on_right`) and the F1 of incorrect steps (`on_wrong`)."""
 
     f1: float
     on_right: float
@@ -117,12 +126,12 @@ class MacroF1:
 
 
 def macro_f1(claimed_K: ArrayLike, right_K: ArrayLike) -> MacroF1:
-    """F1 of a class = 2·hits / (claims + members), for steps claimed right and steps claimed wrong.
+    """Return F1 = 2 · hits / (claims + members) of the steps claimed correct and of the steps claimed incorrect.
 
-    NaN where the truth lacks one of the two classes. Source: Wang et al., VisualPRM (VisualProcessBench).
+    The result is NaN if the truth lacks one of the two classes. Source: Wang et al., VisualPRM (VisualProcessBench).
     """
     claimed_K, right_K = np.asarray(claimed_K, dtype=bool), np.asarray(right_K, dtype=bool)
-    assert claimed_K.shape == right_K.shape, "one claim a step"
+    assert claimed_K.shape == right_K.shape, "one claim per step"
     right, wrong = int(right_K.sum()), int((~right_K).sum())
     if not right or not wrong:
         return MacroF1(math.nan, math.nan, math.nan, right, wrong)
@@ -132,14 +141,17 @@ def macro_f1(claimed_K: ArrayLike, right_K: ArrayLike) -> MacroF1:
 
 
 def choose_step_threshold(scores_K: ArrayLike, right_K: ArrayLike) -> tuple[float, MacroF1]:
-    """The threshold in [0, 1] of highest macro F1 on a development split, with that F1; a step is claimed right from
-    the threshold on. As in choose_threshold, it is the middle of the best gap between scores, the widest among equals.
+    """Return the threshold in [0, 1] with the highest macro F1 on a development split, and that F1.
+
+    A step is claimed correct if its score is at least the threshold. As in choose_threshold, the result is the middle
+    of the best gap between scores, and of the widest one among equals. Raises DataError if one class is missing.
     """
     scores_K, right_K = np.asarray(scores_K, dtype=float), np.asarray(right_K, dtype=bool)
     right, wrong = int(right_K.sum()), int((~right_K).sum())
     if not right or not wrong:
         raise DataError(
-            f"a threshold needs right and wrong steps: the development split has {right} right and {wrong} wrong ones; "
+            f"choosing a threshold needs correct and incorrect steps: the development split has {right} correct and "
+            f"{wrong} incorrect; "
             "give it more solutions"
         )
     edges = np.unique(np.concatenate([scores_K, [0.0, 1.0]]))
@@ -155,11 +167,11 @@ def choose_step_threshold(scores_K: ArrayLike, right_K: ArrayLike) -> tuple[floa
 
 
 def wilson(successes: int, trials: int, level: float = 0.95) -> Interval | None:
-    """Score interval of a share p = k / n (Wilson, 1927), with z the normal quantile of the level; None for n = 0.
+    """Return Wilson's score interval (1927) of a share p = k / n, with z the normal quantile of the level.
 
-    (p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)
+    The bounds are (p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n). Returns None for n = 0.
     """
-    assert 0 <= successes <= trials, "successes are among the trials"
+    assert 0 <= successes <= trials, "successes cannot exceed trials"
     if not trials:
         return None
     share, z = successes / trials, NormalDist().inv_cdf(0.5 + level / 2)
@@ -170,18 +182,18 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> Interval | None:
 
 
 def bootstrap_mean(values_P: ArrayLike, seed: int, resamples: int = 2000, level: float = 0.95) -> Interval:
-    """Percentile bootstrap of the mean over problems; one value a problem, so that a problem is drawn as a whole."""
+    """Return the percentile bootstrap interval of the mean over problems, given one value per problem."""
     return bootstrap_means([values_P], seed, resamples, level)[0]
 
 
 def bootstrap_means(
     values_RP: Sequence[ArrayLike], seed: int, resamples: int = 2000, level: float = 0.95
 ) -> list[Interval]:
-    """bootstrap_mean of each row of values over the same problems, which shares the cost of the resamples."""
+    """Apply bootstrap_mean to each row of values over the same problems, sharing the resamples between rows."""
     values_PR = np.asarray(values_RP, dtype=float).T
     problems = len(values_PR)
     if not problems:
-        raise DataError("an interval needs at least one problem")
+        raise DataError("a bootstrap interval needs at least one problem, got 0; add problems with a measured value")
     rng = np.random.default_rng(seed)
     draws = (rng.integers(problems, size=problems) for _ in range(resamples))
     counts_BP = np.array([np.bincount(drawn, minlength=problems) for drawn in draws], dtype=float)
@@ -199,15 +211,16 @@ def bootstrap(
     resamples: int = 2000,
     level: float = 0.95,
 ) -> Interval:
-    """Percentile bootstrap, over problems, of any statistic of items; `problem_K` names each item's problem.
+    """Return the percentile bootstrap interval over problems of a statistic of items.
 
-    `statistic` is given the indices of the drawn items. Resamples for which it is NaN are left out of the percentiles.
+    `problem_K` names the problem of each item; a problem is resampled with all its items. `statistic` receives the
+    indices of the resampled items. Resamples for which it is NaN are excluded from the percentiles.
     """
     items: dict[Hashable, list[int]] = {}
     for index, problem in enumerate(problem_K):
         items.setdefault(problem, []).append(index)
     if not items:
-        raise DataError("an interval needs at least one problem")
+        raise DataError("a bootstrap interval needs at least one problem, got 0; add problems with a measured value")
     ordered_K = np.concatenate(list(map(np.array, items.values())))
     sizes_P = np.array(list(map(len, items.values())))
     starts_P = np.cumsum(sizes_P) - sizes_P
@@ -225,7 +238,7 @@ def bootstrap(
 
 @dataclass(frozen=True, slots=True)
 class ReliabilityBin:
-    """Items with a predicted probability in [low, high): how many, their mean prediction, their mean outcome."""
+    """Holds the items with a predicted probability in [low, high): their number, mean prediction and mean outcome."""
 
     low: float
     high: float
@@ -235,7 +248,7 @@ class ReliabilityBin:
 
 
 def reliability(probability_K: ArrayLike, outcome_K: ArrayLike, bins: int = 10) -> list[ReliabilityBin]:
-    """Reliability curve in bins of equal width; 1.0 belongs to the last bin, empty bins are left out."""
+    """Return a reliability curve in bins of equal width; 1.0 falls into the last bin, and empty bins are omitted."""
     probability_K, outcome_K = np.asarray(probability_K, dtype=float), np.asarray(outcome_K, dtype=float)
     bin_K = np.minimum((probability_K * bins).astype(int), bins - 1)
     return [
@@ -251,13 +264,13 @@ def reliability(probability_K: ArrayLike, outcome_K: ArrayLike, bins: int = 10) 
 
 
 def expected_calibration_error(curve: Sequence[ReliabilityBin]) -> float:
-    """ECE = Σ_bins count / total · |observed - predicted|."""
+    """Return the expected calibration error, ECE = Σ_bins count / total · |observed - predicted|."""
     total = sum(entry.count for entry in curve)
     return sum(entry.count * abs(entry.observed - entry.predicted) for entry in curve) / total
 
 
 def _judged_rightly(scores_S: Sequence[float], first_error: int) -> tuple[float, float]:
-    """(low, high): the thresholds t with low < t ≤ high name this first error; low == high where none does."""
+    """Return (low, high): the thresholds t with low < t ≤ high find this first error; low == high if none does."""
     if first_error == NO_ERROR:
         return -1.0, min(scores_S, default=2.0)
     assert 0 <= first_error < len(scores_S), "the first error is one of the solution's steps"

@@ -1,6 +1,6 @@
-"""Which samples run together: deterministic order, length buckets, a token budget, equal work for every rank.
+"""Plan which samples run together: deterministic order, length buckets, a token budget, equal work for every rank.
 
-Pure functions of lengths and seeds: any step of a run can be planned again without the steps before it.
+All functions are pure functions of lengths and seeds, so any step can be planned without the steps before it.
 """
 
 from __future__ import annotations
@@ -16,16 +16,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Samples that one rank runs at once. A filler repeats others, weighs nothing, and only keeps the ranks in step."""
+    """Holds the samples that one rank runs at once.
+
+    A filler repeats samples of others with a weight of 0. It only keeps the number of micro-batches equal on all ranks.
+    """
 
     samples: tuple[int, ...]
     filler: bool = False
 
 
 def epoch_batches(sample_count: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """All samples in an order drawn from (seed, epoch), in ceil(n / batch_size) batches of nearly equal size.
+    """Return all samples in an order determined by (seed, epoch), in ceil(n / batch_size) batches of nearly equal size.
 
-    Equal sizes, because each batch is one optimizer step: a short last one would give its samples more weight.
+    Each batch is one optimizer step. Sizes are nearly equal because a short last batch would give its samples more
+    weight.
     """
     order = list(range(sample_count))
     random.Random(f"{seed}/{epoch}").shuffle(order)
@@ -36,10 +40,10 @@ def epoch_batches(sample_count: int, batch_size: int, seed: int, epoch: int) -> 
 def micro_batches(
     samples: Iterable[int], lengths: Sequence[int], token_budget: int, ranks: int
 ) -> list[tuple[MicroBatch, ...]]:
-    """Rows of one micro-batch a rank, so that every rank runs as many, of similar lengths in a row.
+    """Return rows of one micro-batch per rank, so that all ranks run equally many, of similar lengths within a row.
 
-    Samples are sorted by length and none is padded to more than 4/3 of its own; count × longest ≤ token_budget, except
-    for single samples.
+    Samples are sorted by length, and none is padded to more than 4/3 of its length. A micro-batch satisfies count ×
+    longest ≤ token_budget, except for a single sample that is longer.
     """
     groups: list[list[int]] = []
     for sample in sorted(samples, key=lambda sample: (-lengths[sample], sample)):
@@ -48,6 +52,7 @@ def micro_batches(
             groups[-1].append(sample)
         else:
             groups.append([sample])
+    # Split the largest groups until every rank has equally many, and fill up with repeated samples otherwise.
     while len(groups) % ranks and any(len(group) > 1 for group in groups):
         place = max(range(len(groups)), key=lambda i: len(groups[i]))
         half = len(groups[place]) // 2
@@ -59,7 +64,7 @@ def micro_batches(
 
 
 def one_ahead(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """Results in order; the next one is made in a thread while the caller works on the one before."""
+    """Yield the tasks' results in order, computing the next one in a thread while the caller uses the current one."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         waiting = None
         for task in tasks:

@@ -1,7 +1,8 @@
-"""Checkpoints to resume from: model, optimizer, schedule, step and random state; a folder is whole or passed over.
+"""Write and read checkpoints to resume from: model, optimizer, schedule, step and random state.
 
-They are DeepSpeed's own files, which are pickles: resume only from checkpoints of your own. Frozen weights are not in
-them: they come from the model that the run began with.
+An incomplete or damaged checkpoint is skipped in favor of an older one. Checkpoints are DeepSpeed's own files, which
+are pickles: resume only from checkpoints that you trust. They do not contain frozen weights, which come from the base
+model of the run.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from mmprm.training.engine import Engine
 
 _STATE, _EXTRA = "state.json", "extra.json"
 BEST = "best"
-"""Link to the checkpoint of the best evaluation."""
+"""Name of the link to the checkpoint of the best evaluation."""
 
 
 def save(
@@ -36,18 +37,19 @@ def save(
     keep: int,
     extra: dict[str, Any] | None = None,
 ) -> None:
-    """Write folder/step-… after `step` and drop all but the newest `keep` and the best one. Every rank must call it.
+    """Write folder/step-… after `step`, and delete all but the newest `keep` and the best one. Every rank must call it.
 
-    `step` is the caller's count, another one each time: what is whole is never written again. `identity` is what
-    decides the run's course (data, batches, schedule); `resume` refuses another one. `extra` is
-    state of the caller's own (JSON), for `read_extra`.
+    Args:
+        step: Number of finished steps; must differ between calls, because a complete checkpoint is never rewritten.
+        identity: What determines the run's course (data, batches, schedule); `resume` requires the same.
+        extra: JSON state of the caller for `read_extra`.
     """
     ranks = engine.ranks
     temporary, final = folder / f".step-{step:08d}.tmp", folder / f"step-{step:08d}"
     try:
-        with writing(final, "free space; the run resumes before it"):
+        with writing(final, "free disk space and start again; the run resumes from the checkpoint before it"):
             if ranks.is_main:
-                for left_over in (*folder.glob(".step-*.tmp"), *folder.glob(".step-*.old")):  # of a kill
+                for left_over in (*folder.glob(".step-*.tmp"), *folder.glob(".step-*.old")):  # from a killed run
                     shutil.rmtree(left_over)
                 temporary.mkdir(parents=True)
             ranks.barrier()
@@ -60,7 +62,7 @@ def save(
                 if extra is not None:
                     (temporary / _EXTRA).write_text(json.dumps(extra), encoding="utf-8")
                 _finish(temporary, {"step": step, "identity": identity, "ranks": ranks.count})
-                if final.exists():  # one that was passed over
+                if final.exists():  # a damaged one, which was skipped on resuming
                     remove_folder(final)
                 os.replace(temporary, final)
                 best = (folder / BEST).resolve()
@@ -74,79 +76,84 @@ def save(
 
 @contextmanager
 def writing(path: Path, way_out: str) -> Iterator[None]:
-    """Raise CheckpointError where `path` cannot be written. On a full disk torch and safetensors raise errors of their
-    own."""
+    """Raise CheckpointError if `path` cannot be written.
+
+    On a full disk, torch and safetensors raise error types of their own instead of OSError.
+    """
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "inline_container" not in str(error):  # the source of torch's writer
+        # The error of torch's writer names its source file; any other RuntimeError is not about writing.
+        if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise
         raise CheckpointError(f"{path}: cannot be written ({error}); {way_out}") from error
 
 
 def resume(engine: Engine, folder: Path, identity: dict[str, Any]) -> int:
-    """Continue from the newest whole checkpoint, if any; returns its step, 0 without one."""
+    """Load the newest complete checkpoint, if there is one, and return its step, or 0."""
     ranks = engine.ranks
     path = ranks.gather(newest(folder) if ranks.is_main else None)[0]
     if ranks.is_main:
         for bad in sorted(folder.glob("step-*")):
             if path is None or bad > path:
-                print(f"{bad}: {_fault(bad)}, so it is passed over", flush=True)
+                print(f"{bad}: {_fault(bad)}; skipping it", flush=True)
     if path is None:
         return 0
     state = _state(path)
     differing = [
-        f"{key} ({state['identity'].get(key)!r} there, {identity.get(key)!r} here)"
+        f"{key} (stored {state['identity'].get(key)!r}, configured {identity.get(key)!r})"
         for key in sorted(state["identity"].keys() | identity.keys())
         if state["identity"].get(key) != identity.get(key)
     ]
     if differing:
         raise CheckpointError(
-            f"{path}: belongs to a run with another {', '.join(differing)}; set these back, or choose another output"
+            f"{path}: belongs to a run with a different {', '.join(differing)}; set these back or choose another output"
         )
     written_by = len(list(path.glob("random-*.pt")))
     if written_by != ranks.count:
         raise CheckpointError(
-            f"{path}: was written by {written_by} rank{'s' * (written_by != 1)}, and this run has {ranks.count}; start "
-            "as many as then, or choose another output"
+            f"{path}: was written by {written_by} rank{'s' * (written_by != 1)}, but this run has {ranks.count}; start "
+            f"{written_by}, or choose another output"
         )
     try:
         engine.deepspeed.load_checkpoint(str(path), tag="deepspeed", load_module_strict=False)
         _set_random_state(torch.load(path / f"random-{ranks.rank}.pt", weights_only=True))
     except (OSError, ValueError, KeyError, RuntimeError, AssertionError, pickle.UnpicklingError, EOFError) as error:
         raise CheckpointError(
-            f"{path}: does not fit this run ({type(error).__name__}: {error}); choose another output, or remove it to "
-            "go on from the one before"
+            f"{path}: does not match this run ({type(error).__name__}: {error}); choose another output, or remove it "
+            "to resume from the previous checkpoint"
         ) from error
     return state["step"]
 
 
 def read_extra(folder: Path) -> dict[str, Any] | None:
-    """What the caller gave to `save` with the newest whole checkpoint."""
+    """Return what the caller passed to `save` with the newest complete checkpoint, or None."""
     path = newest(folder)
     if path is None or not (path / _EXTRA).is_file():
         return None
     extra = parse_json((path / _EXTRA).read_bytes(), str(path / _EXTRA), CheckpointError)
     if not isinstance(extra, dict):
-        raise CheckpointError(f"{path / _EXTRA}: must be an object; remove {path} to go on from the one before")
+        raise CheckpointError(
+            f"{path / _EXTRA}: must be a JSON object; remove {path} to resume from the previous checkpoint"
+        )
     return extra
 
 
 def steps_done(folder: Path) -> int:
-    """Step of the newest whole checkpoint; 0 without one."""
+    """Return the step of the newest complete checkpoint, or 0 without one."""
     path = newest(folder)
     return 0 if path is None else _state(path)["step"]
 
 
 def newest(folder: Path) -> Path | None:
-    """The newest checkpoint that is whole: a crash can leave one with files cut off, a disk one with other bytes."""
+    """Return the newest checkpoint that is complete and undamaged: crashes truncate files, and disks corrupt them."""
     return next((path for path in reversed(_complete(folder)) if _fault(path) is None), None)
 
 
 def offer_best(folder: Path, step: int, value: float, higher: bool) -> None:
-    """Let folder/best be the checkpoint of `step`, if there is one and no better evaluation came before.
+    """Make folder/best the checkpoint of `step`, if there is one and no earlier evaluation was better.
 
-    `value` is the evaluation's; with `higher` the larger one is better. One rank calls it.
+    `value` is the value of the evaluation; larger is better if `higher` is set. Only one rank may call it.
     """
     target, link, record = folder / f"step-{step:08d}", folder / BEST, folder / f"{BEST}.json"
     if not target.is_dir():
@@ -166,56 +173,59 @@ def offer_best(folder: Path, step: int, value: float, higher: bool) -> None:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Return whether a folder is a checkpoint, or a run's folder that holds some."""
+    """Return whether a folder is a checkpoint, or the folder of a run with checkpoints."""
     return any((folder / _STATE).is_file() or any(folder.glob("step-*")) for folder in (path, path / "checkpoints"))
 
 
 def read_checkpoint(path: Path) -> tuple[Path, dict[str, Any]]:
-    """Return a whole checkpoint and its state; of a run's folder the newest one.
+    """Return a complete checkpoint and its state; for the folder of a run, the newest one.
 
-    CheckpointError where there is none.
+    Raises CheckpointError if there is none.
     """
     if not (path / _STATE).is_file():
         path = newest(path / "checkpoints" if (path / "checkpoints").is_dir() else path) or path
-    path = path.resolve()  # of checkpoints/best
+    path = path.resolve()  # checkpoints/best is a link
     fault = _fault(path)
     if fault is not None:
-        raise CheckpointError(f"{path}: {fault}; take another checkpoint")
+        raise CheckpointError(f"{path}: {fault}; give another checkpoint")
     state = _state(path)
     assert state is not None, "a whole checkpoint has its state"
     return path, state
 
 
 def trained_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Return what a checkpoint holds of the model, whole, by whatever ranks and ZeRO stage it was written; frozen
-    weights are not in it. The files are pickles: read only checkpoints of your own."""
+    """Return the model weights in a checkpoint as full tensors, for any number of ranks and any ZeRO stage.
+
+    Frozen weights are not included. The files are pickles: read only checkpoints that you trust.
+    """
     folder = path / "deepspeed"
     whole = folder / "mp_rank_00_model_states.pt"
-    if whole.is_file():  # up to stage 2 each rank has all weights
+    if whole.is_file():  # up to stage 2, each rank has all weights
         return torch.load(whole, map_location="cpu", weights_only=False)["module"]
     import contextlib
     import io
 
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it tells its progress
+    with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed prints its progress
         return get_fp32_state_dict_from_zero_checkpoint(str(path), "deepspeed", exclude_frozen_parameters=True)
 
 
 def _complete(folder: Path) -> list[Path]:
-    """Checkpoints that have every file in its size, oldest first."""
+    """Return the checkpoints in which every file has its recorded size, oldest first."""
     return sorted(path for path in folder.glob("step-*") if _same_sizes(path))
 
 
 def _same_sizes(path: Path) -> bool:
+    """Return whether the folder holds exactly the recorded files with the recorded sizes."""
     state = _state(path)
     return state is not None and state["files"] == _sizes(path)
 
 
 def _fault(path: Path) -> str | None:
-    """Why a checkpoint is not as it was written; None where it is."""
+    """Return why a checkpoint differs from what was written, or None if it does not."""
     if not _same_sizes(path):
-        return "is not whole"
+        return "is incomplete"
     text = (path / _STATE).read_text(encoding="utf-8")
     damaged = _damaged_file(path, text, tuple(_times(path)))
     return None if damaged is None else f"{damaged} is damaged"
@@ -223,8 +233,11 @@ def _fault(path: Path) -> str | None:
 
 @lru_cache(maxsize=64)
 def _damaged_file(path: Path, state: str, times: tuple[int, ...]) -> str | None:
-    """The first file whose checksum is another one. It takes a while, so it is not done again for the same files;
-    checkpoints from before there were checksums are taken as they are."""
+    """Return the first file with a wrong checksum, or None.
+
+    Computing checksums takes a while, so the result is cached by the files' modification times. Older checkpoints
+    without checksums are accepted as they are.
+    """
     values = json.loads(state)
     if "checksum" in values and values.pop("checksum") != digest_of(values):
         return _STATE
@@ -234,7 +247,7 @@ def _damaged_file(path: Path, state: str, times: tuple[int, ...]) -> str | None:
 
 
 def _state(path: Path) -> dict[str, Any] | None:
-    """What state.json holds; None where it is not what `save` writes."""
+    """Return the content of state.json, or None if `save` did not write it."""
     try:
         state = parse_json((path / _STATE).read_bytes(), str(path))
         files, identity = state["files"], state["identity"]
@@ -257,7 +270,7 @@ def _times(folder: Path) -> list[int]:
 
 
 def _finish(folder: Path, state: dict[str, Any]) -> None:
-    """The list of files comes last, after all of them have reached the disk."""
+    """Write the list of files last, and flush everything to disk."""
     sizes = _sizes(folder)
     state = state | {"files": sizes, "sha256": digests(folder, sizes)}
     state |= {"checksum": digest_of(state)}

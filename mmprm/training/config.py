@@ -1,4 +1,4 @@
-"""Keys of a training run that hold for any model and loss."""
+"""Define the configuration keys of a training run that apply to any model and loss."""
 
 from __future__ import annotations
 
@@ -11,50 +11,54 @@ from mmprm.config import Config
 
 class TrainingConfig(Config):
     epochs: int = Field(1, ge=1)
-    """Passes over the training samples."""
+    """Number of passes over the training samples."""
     batch_size: int = Field(512, ge=1)
-    """Samples of one optimizer step, over all ranks."""
+    """Number of samples per optimizer step, over all ranks."""
     micro_batch_tokens: int = Field(16384, ge=1)
-    """Most tokens, padding included, that a rank runs at once; a longer sample runs alone."""
+    """Maximum number of tokens per micro-batch of a rank, padding included; a longer sample runs alone."""
     learning_rate: float = Field(4e-6, gt=0)
-    """Peak of the schedule."""
+    """Peak learning rate of the schedule."""
     final_learning_rate: float = Field(0.0, ge=0, le=1)
-    """Where the schedule ends, as a share of the peak."""
+    """Learning rate at the end of the schedule, as a fraction of the peak."""
     learning_rate_decay: Literal["cosine", "linear"] = "cosine"
-    """How the learning rate falls from its peak to the end of the schedule."""
+    """Shape of the decay from the peak to the end of the schedule."""
     warmup: float = Field(0.03, ge=0, lt=1)
-    """Share of the steps with a rising learning rate."""
+    """Fraction of the steps during which the learning rate rises linearly."""
     weight_decay: float = Field(0.05, ge=0)
-    """AdamW decay of matrices; vectors (norms, biases) have none."""
+    """Weight decay of AdamW for matrices; vectors (norms, biases) have none."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """AdamW moment decays."""
+    """Decay rates of AdamW's moments."""
     gradient_clipping: float = Field(1.0, ge=0)
-    """Largest gradient norm; 0 does not clip."""
+    """Maximum gradient norm; 0 disables clipping."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16 keeps float32 master weights; on CPU fp32 is faster."""
+    """Precision of weights and activations. bf16 keeps float32 master weights; on CPU, fp32 is faster."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """What is sharded over ranks: 1 optimizer state, 2 and gradients, 3 and weights; in bf16 0 is the same as 1."""
+    """ZeRO stage: 1 shards the optimizer state over ranks, 2 also gradients, 3 also weights. In bf16, 0 runs as 1."""
     offload: Literal["none", "optimizer", "all"] = "none"
-    """What waits in CPU memory: the optimizer's state and update, or all, the weights too; slower, for large models."""
+    """State kept in CPU memory: the optimizer's state and update, or all including the weights. Slower; for large
+    models."""
     seed: int = 0
-    """Decides the order of samples, and dropout."""
+    """Random seed of the order of samples and of dropout."""
     eval_every: int = Field(0, ge=0)
-    """Optimizer steps between evaluations; 0 evaluates only at the end."""
+    """Number of optimizer steps between evaluations; 0 evaluates only at the end."""
     save_every: int = Field(0, ge=0)
-    """Optimizer steps between checkpoints to resume from; 0 keeps none."""
+    """Number of optimizer steps between checkpoints; 0 writes none."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     keep_best: bool = False
-    """Write a checkpoint at each evaluation too, and keep that of the lowest held-out loss, as checkpoints/best."""
+    """Also write a checkpoint at each evaluation, and keep that of the lowest held-out loss as checkpoints/best."""
     log_every: int = Field(10, ge=1)
-    """Optimizer steps between metrics on the console; metrics.jsonl and TensorBoard get every step."""
+    """Number of optimizer steps between console metrics; metrics.jsonl and TensorBoard receive every step."""
     max_bad_steps: int = Field(5, ge=1)
-    """Steps in a row whose loss or gradient is not finite that end the run; each is skipped and counted."""
+    """Number of consecutive steps with a non-finite loss or gradient that end the run; each is skipped and counted."""
 
     @property
     def stage(self) -> int:
-        """The stage that runs. In bf16 DeepSpeed's stage 0 sums gradients in bf16 and counts one step of Adam too many;
-        on one rank nothing is sharded anyway."""
+        """Return the ZeRO stage that runs: at least 1 in bf16.
+
+        In bf16, DeepSpeed's stage 0 sums gradients in bf16 and counts one step of Adam too many. On one rank, stage 1
+        shards nothing, so it costs nothing.
+        """
         return max(1, self.zero_stage) if self.precision == "bf16" else self.zero_stage
 
     @field_validator("offload")

@@ -1,4 +1,4 @@
-"""DeepSpeed behind a small door: one optimizer step from any number of micro-batches, sharded by ZeRO stage."""
+"""Wrap DeepSpeed: one optimizer step from any number of micro-batches, sharded by ZeRO stage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ from mmprm.training.sharding import deepspeed_config, is_matrix, whole
 
 
 class Engine:
-    """`head`: parameters that have `head_rate` in place of the configuration's learning rate."""
+    """Trains a model with DeepSpeed.
+
+    Parameters in `head` use `head_rate` instead of the configured learning rate.
+    """
 
     def __init__(
         self,
@@ -31,7 +34,7 @@ class Engine:
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        # The same groups whatever the rates are, which a resumed run may change.
+        # The groups do not depend on the rates, which may change when a run is resumed.
         in_head = set(head)
         groups = [
             {
@@ -51,10 +54,10 @@ class Engine:
             fused=ranks.device.type == "cuda",
         )
         self._keeps_sums = config.offload != "none" and config.zero_stage < 3
-        """Whether DeepSpeed forgets to drop the sums of gradients where it skips a step."""
+        """Whether DeepSpeed keeps the gradient sums of a skipped step, which it should drop."""
         self.ranks = ranks
         self.skipped = False
-        """Whether the last step changed nothing, because its loss or its gradient was not finite."""
+        """Whether the last step was skipped because its loss or its gradient was not finite."""
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -66,28 +69,29 @@ class Engine:
         )
 
     def step(self, losses: Iterable[Callable[[nn.Module], Tensor]], denominator: float) -> tuple[float, float | None]:
-        """One update from Σ losses / denominator, over all micro-batches of all ranks, as many on each rank.
+        """Make one update from Σ losses / denominator over all micro-batches of all ranks.
 
-        Returns that loss, and the norm of its gradient before clipping, which is not known in float32 without ZeRO on
-        several ranks.
-        Where the loss or the gradient of any rank is not finite, no rank takes the step: weights, optimizer moments and
-        the learning rate schedule stay as they were, the gradients are dropped, and `skipped` is set. The loss returned
-        may then be finite, its gradient's norm is infinite.
+        Every rank must pass the same number of micro-batches. Returns the loss, and the norm of its gradient before
+        clipping, which is None in float32 without ZeRO on several ranks.
+
+        If the loss or the gradient of any rank is not finite, no rank takes the step: weights, optimizer moments and
+        learning rate schedule do not change, the gradients are dropped, and `skipped` is set. The returned loss may
+        then be finite, but the norm is infinite.
         """
         total = 0.0
         for loss_sum in losses:
             loss = loss_sum(self.deepspeed) / denominator
             value = loss.item()
             total += value
-            # DeepSpeed averages gradients over ranks; the denominator is that of all ranks already. A loss that is not
-            # finite can have a finite gradient; NaN carries it to all ranks.
+            # DeepSpeed averages gradients over ranks, but the denominator already covers all ranks, hence the factor.
+            # A non-finite loss can have a finite gradient, so NaN is sent to all ranks instead.
             self.deepspeed.backward(loss * (self.ranks.count if math.isfinite(value) else math.nan))
         optimizer = self.deepspeed.optimizer
-        if hasattr(optimizer, "overflow"):  # DeepSpeed's own optimizers skip by the gradient of all ranks
+        if hasattr(optimizer, "overflow"):  # DeepSpeed's own optimizers skip a step based on the gradients of all ranks
             self.deepspeed.step()
             (total,) = self.ranks.sum(total)
             self.skipped = bool(optimizer.overflow)
-            if self.skipped and self._keeps_sums:  # or they would spoil the next step
+            if self.skipped and self._keeps_sums:  # otherwise they would be added to the next step
                 optimizer.averaged_gradients.update(dict.fromkeys(optimizer.averaged_gradients))
         else:
             own_norm = self._own_gradient_norm()
@@ -103,17 +107,21 @@ class Engine:
         return total, None if norm is None else float(norm)
 
     def _own_gradient_norm(self) -> float:
-        """Of this rank's micro-batches."""
+        """Return the gradient norm of this rank's micro-batches."""
         gradients = [p.grad for p in self.deepspeed.module.parameters() if p.grad is not None]
         return nn.utils.get_total_norm(gradients).item()
 
     @property
     def learning_rate(self) -> float:
+        """Return the learning rate of the next update."""
         return self.deepspeed.get_lr()[0]
 
     def set_rates(self, step: float | None = None, head_only: bool = False) -> None:
-        """Set the learning rates of the next update to those of optimizer step `step` of the schedule, which need not
-        be the number of steps taken (None: it is); with `head_only`, to 0 outside of the head."""
+        """Set the learning rates of the next update to those of optimizer step `step` of the schedule.
+
+        `step` may differ from the number of steps taken, which is the default. With `head_only`, the learning rate of
+        all other parameters is 0.
+        """
         scheduler = self.deepspeed.lr_scheduler
         step = scheduler.last_epoch if step is None else step
         groups = zip(
@@ -123,12 +131,12 @@ class Engine:
             group["lr"] = peak * share(step) if in_head or not head_only else 0.0
 
     def weights(self, prefix: str = "") -> dict[str, Tensor]:
-        """State of the submodule that `prefix` names (ending in a dot), on the CPU of rank 0; empty on the others.
+        """Return the state of the submodule named by `prefix` (ending in a dot), on the CPU of rank 0.
 
-        Every rank must call it.
+        The result is empty on all other ranks. Every rank must call it.
         """
         gathered: dict[str, Tensor] = {}
-        copies: dict[int, Tensor] = {}  # tied tensors stay one tensor
+        copies: dict[int, Tensor] = {}  # tied tensors stay tied
         for name, tensor in self.deepspeed.module.state_dict(keep_vars=True).items():
             with whole([tensor]):
                 if self.ranks.is_main and name.startswith(prefix):
@@ -139,7 +147,7 @@ class Engine:
 
     @contextmanager
     def inference(self) -> Iterator[nn.Module]:
-        """The model in evaluation mode, without gradients."""
+        """Yield the model in evaluation mode without gradients."""
         self.deepspeed.eval()
         try:
             with torch.no_grad():
@@ -152,11 +160,11 @@ DECAYS: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "linear": lambda progress: 1 - progress,
 }
-"""What is left of the way from the peak to the end, by progress from 0 to 1."""
+"""Fraction of the difference between peak and final learning rate that remains, by progress from 0 to 1."""
 
 
 def learning_rate_share(step: float, total: int, config: TrainingConfig) -> float:
-    """Return the share of the peak learning rate at optimizer step `step` = 0 … total − 1.
+    """Return the learning rate at optimizer step `step` = 0 … total − 1 as a fraction of its peak.
 
     It rises linearly over w = ceil(warmup · total) steps as (step + 1) / (w + 1), then falls as
     final + (1 − final) · decay((step − w) / (total − w)), with decay(p) = ½(1 + cos(πp)) or 1 − p.

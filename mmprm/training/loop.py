@@ -1,4 +1,4 @@
-"""The one training loop: plan a step, run its micro-batches, update, log, evaluate, keep a checkpoint."""
+"""Run the training loop: plan a step, run its micro-batches, update, log, evaluate, save a checkpoint."""
 
 from __future__ import annotations
 
@@ -26,27 +26,28 @@ from mmprm.training.stop_request import StopRequest
 
 
 class Task(Protocol):
-    """What is trained: samples by number, how many of them a loss counts, and the loss."""
+    """Defines what the loop trains on: samples by number, the number of loss terms of each, and the loss."""
 
     lengths: Sequence[int]
-    """Tokens of each sample."""
+    """Number of tokens of each sample."""
     terms: Sequence[int]
-    """Terms that each sample adds to the loss; a step's loss is the sum over its terms divided by their number."""
+    """Number of loss terms of each sample; the loss of a step is the sum over its terms divided by their number."""
 
     def collate(self, samples: Sequence[int]) -> Any:
-        """Inputs on the CPU; runs in a thread beside the model."""
+        """Return inputs on the CPU; called in a thread while the model runs."""
         ...
 
     def loss_sum(self, model: nn.Module, batch: Any) -> Tensor:
-        """Scalar sum of the loss terms of a batch from `collate`."""
+        """Return the scalar sum of the loss terms of a batch from `collate`."""
         ...
 
     def evaluate(self, engine: Engine) -> dict[str, float]:
-        """Metrics on held-out data; every rank calls it."""
+        """Return metrics on held-out data; every rank calls it."""
         ...
 
 
 def step_count(samples: int, config: TrainingConfig) -> int:
+    """Return the number of optimizer steps of a whole run."""
     return config.epochs * -(-samples // config.batch_size)
 
 
@@ -57,11 +58,11 @@ def fit(
     folder: Path,
     origin: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, float]:
-    """Train to the end, from the newest checkpoint in `folder` if there is one; returns the last evaluation.
+    """Train to the end, resuming from the newest checkpoint in `folder` if there is one; return the last evaluation.
 
-    An interrupted and resumed run takes the same steps on the same data as an uninterrupted one. `origin` is what else
-    the two must share. SIGTERM and Ctrl-C end the process after the step at hand, with a checkpoint: as SystemExit(0)
-    and KeyboardInterrupt.
+    An interrupted and resumed run takes the same steps on the same data as an uninterrupted one. `origin` holds further
+    settings that both must share. After SIGTERM or Ctrl-C the loop finishes the current step, writes a checkpoint, and
+    raises SystemExit(0) or KeyboardInterrupt.
     """
     ranks, identity, saved = engine.ranks, _identity(task, engine, config, origin), folder / "checkpoints"
     first, bad_steps = checkpoints.resume(engine, saved, identity), 0
@@ -77,7 +78,7 @@ def fit(
         return step == total or (config.eval_every > 0 and step % config.eval_every == 0)
 
     def evaluate(step: int) -> dict[str, float]:
-        """After the checkpoint of its step, if there is one: what fails here costs no training."""
+        """Evaluate after `step`; called after its checkpoint was written, so that an error here loses no training."""
         found = task.evaluate(engine)
         if log:
             log.write("eval", step, found, shown=True, total=total)
@@ -111,7 +112,7 @@ def fit(
             if stopping:
                 if log:
                     print(
-                        f"{folder}: {stop.name}; saved after step {done} of {total}, the same command goes on",
+                        f"{folder}: {stop.name}; saved after step {done} of {total}. Run the same command to resume",
                         flush=True,
                     )
                 raise KeyboardInterrupt if stop.interrupted else SystemExit(0)
@@ -120,7 +121,7 @@ def fit(
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """One optimizer step: this rank's micro-batches, and the terms and tokens of all ranks."""
+    """Holds one optimizer step: this rank's micro-batches, and the number of terms and tokens on all ranks."""
 
     own: tuple[MicroBatch, ...]
     terms: int
@@ -144,9 +145,9 @@ def _steps(task: Task, config: TrainingConfig, ranks: Ranks, first: int) -> Iter
 def _too_many(bad_steps: int, done: int, checkpoint: Path | None) -> TrainingError:
     last = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint (training.save_every)"
     return TrainingError(
-        f"step {done}: the loss or its gradient was not finite in training.max_bad_steps={bad_steps} steps in a row; "
-        f"{last}. Raise max_bad_steps to go on from there, or lower training.learning_rate and choose another output: "
-        "a run goes on only as it began"
+        f"step {done}: the loss or its gradient was not finite in training.max_bad_steps={bad_steps} consecutive steps"
+        f"; {last}. Raise max_bad_steps to resume from there, or lower training.learning_rate and choose another "
+        "output: a run can be resumed only with the settings that it began with"
     )
 
 
@@ -156,7 +157,7 @@ def _loss(model: nn.Module, task: Task, batch: Any, filler: bool) -> Tensor:
 
 
 def _identity(task: Task, engine: Engine, config: TrainingConfig, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """What two runs must share for one to go on where the other stopped."""
+    """Return what two runs must share for one to resume the other."""
     free = ("eval_every", "save_every", "keep_checkpoints", "keep_best", "log_every", "max_bad_steps")
     data = hashlib.sha256(json.dumps([list(task.lengths), list(task.terms)]).encode()).hexdigest()
     shared = {**config.model_dump(mode="json", exclude=set(free)), "ranks": engine.ranks.count, "data": data[:16]}

@@ -1,7 +1,7 @@
-"""Low-rank adapters with peft, beside a model that stays as it is, and the plain weights that they make.
+"""Train low-rank adapters with peft, and merge them into plain weights.
 
-W' = W + (alpha / rank) · B A for the layers that `targets` names (Hu et al. 2021); single rows of the embeddings and of
-the output layer, those of new tokens above all, are trained as they are.
+W' = W + (alpha / rank) · B A for the layers matched by `targets` (Hu et al. 2021). Single rows of the embeddings and of
+the output layer, in particular those of new tokens, are trained directly.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ class LoraConfig(Config):
     rank: int = Field(16, ge=1)
     """Rank of the matrices A and B."""
     alpha: float = Field(32.0, gt=0)
-    """The adapter's output is multiplied by alpha / rank."""
+    """Scale of the adapter: its output is multiplied by alpha / rank."""
     dropout: float = Field(0.0, ge=0, lt=1)
-    """Share of the adapter's inputs that are dropped in training."""
+    """Dropout probability of the adapter's inputs."""
     targets: tuple[str, ...] = (LAYERS,)
-    """Regular expressions of the linear layers that get an adapter; by default those of the language model's blocks."""
+    """Regular expressions for the linear layers that get an adapter; by default those of the language model."""
 
 
 def add_adapters(
     backbone: PreTrainedModel, config: LoraConfig, input_rows: Sequence[int], output_rows: Sequence[int]
 ) -> None:
-    """Freeze all but new adapters and the given rows of the embeddings and of the output layer, in place.
+    """Freeze everything but new adapters and the given rows of the embeddings and of the output layer, in place.
 
-    A layer that is frozen already gets no adapter. Raises ConfigError where none is left. The model computes what it
-    did; on several ranks torch's random state must be the same.
+    A layer that is already frozen gets no adapter. The output of the model does not change. On several ranks, torch's
+    random state must be equal. Raises ConfigError if no layer gets an adapter.
     """
     import peft
 
@@ -46,13 +46,16 @@ def add_adapters(
     named = {name for name in layers if any(re.search(pattern, name) for pattern in config.targets)}
     if not named:
         shown = ", ".join(sorted({re.sub(r"\.\d+\.", ".0.", name) for name in layers})[:12])
-        raise ConfigError(f"lora.targets={list(config.targets)} match no linear layer; there are {shown}, …")
+        raise ConfigError(
+            f"lora.targets={list(config.targets)}: must match a linear layer; the layers are {shown}, …; change the "
+            "expressions"
+        )
     targets = {name for name in named if backbone.get_submodule(name).weight.requires_grad}
     if not targets:
-        raise ConfigError("lora.targets are all frozen; freeze less, or choose other targets")
+        raise ConfigError("lora.targets: match frozen layers only; freeze less, or choose other targets")
     embedding, output = backbone.get_input_embeddings(), backbone.get_output_embeddings()
     names = {id(module): name for name, module in backbone.named_modules()}
-    if embedding.weight is output.weight:  # tied: one table
+    if embedding.weight is output.weight:  # tied weights are one table
         rows = {names[id(embedding)]: sorted({*input_rows, *output_rows})}
     else:
         rows = {names[id(embedding)]: sorted(set(input_rows)), names[id(output)]: sorted(set(output_rows))}
@@ -68,14 +71,15 @@ def add_adapters(
 
 
 def plain_weights(backbone: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """State of `backbone` with its adapters, full tensors, as that of a model without: named and shaped as before.
+    """Merge the adapters of `backbone` into `weights`, and return a state with the names and shapes of the plain model.
 
-    W + (alpha / rank) · B A in float32, rounded to W's type; rows that were trained replace those of their table.
+    `weights` are full tensors. W + (alpha / rank) · B A is computed in float32 and rounded to W's type. Trained rows
+    replace those of their table.
     """
     from peft.tuners.lora import LoraLayer
     from peft.tuners.trainable_tokens import TrainableTokensLayer
 
-    copies: dict[int, Tensor] = {}  # tied tables stay one tensor
+    copies: dict[int, Tensor] = {}  # tied tables stay tied
     plain = {re.sub(r"\.(token_adapter\.)?base_layer\.", ".", name): tensor for name, tensor in weights.items()}
     for name, module in backbone.named_modules():
         if isinstance(module, LoraLayer):

@@ -1,4 +1,4 @@
-"""Metrics of a run: every step to metrics.jsonl and TensorBoard, some to the console. Rank 0 only."""
+"""Log the metrics of a run: every step to metrics.jsonl and TensorBoard, some to the console. Used on rank 0 only."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from mmprm.files import logged_rows, whole_file
 
 
 class MetricsLog:
-    """What a resumed run has logged after its checkpoint is dropped first, so that each step appears once. `evaluated`
-    are the steps whose evaluation is there already."""
+    """Writes metrics.jsonl and TensorBoard files.
+
+    When a run is resumed, the entries after its checkpoint are dropped, so that each step appears once. `evaluated`
+    holds the steps that already have an evaluation.
+    """
 
     def __init__(self, folder: Path, done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -31,7 +34,7 @@ class MetricsLog:
             raise TrainingError(f"{folder}: cannot be written ({error}); choose another output") from error
 
     def write(self, kind: str, step: int, metrics: dict[str, float], shown: bool, total: int) -> None:
-        """`kind` is train or eval; `step` counts finished updates. A value that is not finite is written as null."""
+        """Log metrics of `kind` train or eval after `step` finished updates; non-finite values are written as null."""
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._file.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")
         for name, value in metrics.items():
@@ -41,5 +44,6 @@ class MetricsLog:
             print(f"{kind} {step}/{total}  {values}", flush=True)
 
     def close(self) -> None:
+        """Close both files."""
         self._file.close()
         self._board.close()

@@ -1,4 +1,4 @@
-"""The process group: one process alone, or the ranks that torchrun started."""
+"""Set up the process group: a single process, or the ranks that torchrun started."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from mmprm.files import locked
 
 LOOPBACK = "127.0.0.1"
 MEETING_TIME = timedelta(minutes=30)
-"""How long a rank waits for the others, as torch does."""
+"""Time that a rank waits for the others, equal to torch's default."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
+    """Identifies this process within the process group, and exchanges values with the other ranks."""
+
     rank: int
     count: int
     device: torch.device
@@ -34,18 +36,19 @@ class Ranks:
         return self.rank == 0
 
     def barrier(self) -> None:
+        """Wait until every rank has called it."""
         if self.count > 1:
             dist.barrier()
 
     def sum(self, *values: float) -> list[float]:
-        """Each value summed over the ranks."""
+        """Return each value summed over the ranks."""
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         if self.count > 1:
             dist.all_reduce(total)
         return total.tolist()
 
     def gather(self, value: Any) -> list[Any]:
-        """The value of every rank, in rank order, on every rank."""
+        """Return the values of all ranks in rank order, on every rank."""
         if self.count == 1:
             return [value]
         values: list[Any] = [None] * self.count
@@ -54,11 +57,13 @@ class Ranks:
 
 
 def check_shared(ranks: Ranks, folder: Path, key: str) -> None:
-    """Raise ConfigError, which names the configuration's `key`, unless every rank sees what the first one writes into
-    `folder`: checkpoints are written by all ranks and finished by one. Every rank must call it."""
+    """Raise ConfigError with the configuration's `key` unless every rank sees what rank 0 writes into `folder`.
+
+    All ranks write parts of a checkpoint and one completes it, so they need a shared folder. Every rank must call it.
+    """
     if ranks.count == 1:
         return
-    mark = folder / f".shared-{ranks.gather(uuid.uuid4().hex)[0]}"  # a name that nobody has asked for before
+    mark = folder / f".shared-{ranks.gather(uuid.uuid4().hex)[0]}"  # a new name, which no file system has cached
     problem = None
     if ranks.is_main:
         try:
@@ -78,8 +83,11 @@ def check_shared(ranks: Ranks, folder: Path, key: str) -> None:
 
 @contextlib.contextmanager
 def alone_in(ranks: Ranks, folder: Path, key: str) -> Iterator[None]:
-    """Hold `folder`, which all ranks see, for this run alone. Raises ConfigError, which names the configuration's
-    `key`, on every rank where another run writes there. Every rank must enter it."""
+    """Lock `folder`, which all ranks must see, for this run.
+
+    Raises ConfigError with the configuration's `key` on every rank if another run writes there. Every rank must enter
+    it.
+    """
     check_shared(ranks, folder, key)
     with contextlib.ExitStack() as stack:
         refusal = None
@@ -95,13 +103,13 @@ def alone_in(ranks: Ranks, folder: Path, key: str) -> Iterator[None]:
 
 
 def _keep_to_loopback() -> None:
-    """Let gloo, which listens on the machine's address otherwise, take the loopback interface."""
+    """Make gloo listen on the loopback interface; by default it listens on the machine's address."""
     if os.path.exists("/sys/class/net/lo"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 def _loopback_store(rank: int, count: int) -> dist.TCPStore:
-    """Return the store where ranks of one machine meet. By itself torch listens on every interface."""
+    """Return the rendezvous store for ranks of one machine; torch's own would listen on every interface."""
     port, listening = int(os.environ["MASTER_PORT"]), None
     if rank == 0:
         listener = socket.socket()
@@ -113,17 +121,17 @@ def _loopback_store(rank: int, count: int) -> dist.TCPStore:
 
 
 def join_ranks() -> Ranks:
-    """Join the group that torchrun's environment describes, or form one of this process alone. May be called again."""
+    """Join the group described by torchrun's environment, or form one of this process alone; may be called again."""
     cuda = torch.cuda.is_available()
     backend = "nccl" if cuda else "gloo"
-    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed asks for it
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         import deepspeed
 
-        if "RANK" not in os.environ:  # without the environment's keys, so that child processes do not inherit a rank
+        if "RANK" not in os.environ:  # a store in memory, so that child processes inherit no rank from the environment
             _keep_to_loopback()
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         elif os.environ.get("MASTER_ADDR") == LOOPBACK and "TORCHELASTIC_RUN_ID" not in os.environ:

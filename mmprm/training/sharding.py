@@ -1,4 +1,4 @@
-"""Weights in parts, one a rank (ZeRO-3): loading a model that way, and seeing a tensor whole for a moment."""
+"""Shard weights over ranks (ZeRO-3): load a model in shards, and gather full tensors temporarily."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from mmprm.training.config import TrainingConfig
 
 
 def deepspeed_config(config: TrainingConfig) -> dict[str, Any]:
+    """Return DeepSpeed's configuration for a training configuration."""
     import torch
 
     cpu = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     bf16 = config.precision == "bf16"
     return {
-        # The caller decides where a step ends: the number of micro-batches differs from step to step.
+        # The caller decides where a step ends, because the number of micro-batches differs between steps.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": config.gradient_clipping,
         "bf16": {"enabled": bf16, "immediate_grad_update": True},
-        # A sum in bf16 stops growing at 256 times what is added.
+        # A sum in bf16 stops growing at 256 times the size of its addends.
         **({"data_types": {"grad_accum_dtype": "fp32"}} if bf16 else {}),
         "zero_optimization": {
             "stage": config.stage,
@@ -39,16 +40,16 @@ def deepspeed_config(config: TrainingConfig) -> dict[str, Any]:
 
 @contextmanager
 def loading_in_parts(config: TrainingConfig) -> Iterator[None]:
-    """Under ZeRO-3, transformers models that are loaded meanwhile keep on each rank its part of every weight only.
+    """Under ZeRO-3, load transformers models within the context as shards, one per rank.
 
-    Every rank must load the same model. The other stages load as ever.
+    Every rank must load the same model. With other stages the context has no effect.
     """
     if config.zero_stage < 3:
         yield
         return
     from transformers.integrations import HfDeepSpeedConfig, unset_hf_deepspeed_config
 
-    asked = HfDeepSpeedConfig(deepspeed_config(config))  # transformers keeps a weak reference and obeys it
+    asked = HfDeepSpeedConfig(deepspeed_config(config))  # transformers only keeps a weak reference
     try:
         yield
     finally:
@@ -58,9 +59,9 @@ def loading_in_parts(config: TrainingConfig) -> Iterator[None]:
 
 @contextmanager
 def whole(tensors: Iterable[Tensor], changed: bool = False) -> Iterator[None]:
-    """The full values of these tensors on every rank; those that are not in parts are left alone.
+    """Gather the full values of these tensors on every rank within the context; unsharded tensors are left alone.
 
-    With `changed`, what rank 0 makes of them stays. Every rank must call it.
+    With `changed`, modifications made by rank 0 are kept. Every rank must call it.
     """
     parts = [tensor for tensor in tensors if hasattr(tensor, "ds_id")]
     if not parts:
@@ -73,13 +74,13 @@ def whole(tensors: Iterable[Tensor], changed: bool = False) -> Iterator[None]:
 
 
 def is_matrix(tensor: Tensor) -> bool:
-    """By its full shape; the tensor itself is empty while it is in parts."""
+    """Return whether the full tensor has several dimensions; a sharded tensor itself is empty."""
     return len(getattr(tensor, "ds_shape", tensor.shape)) > 1
 
 
 @contextlib.contextmanager
 def _gathered(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Shards of ZeRO 3 become whole on every rank for as long as the block lasts."""
+    """Gather ZeRO-3 shards on every rank within the context."""
     if not any(hasattr(tensor, "ds_id") for tensor in tensors):
         yield
         return

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as wishes: the run ends after the step at hand, with everything saved."""
+"""Turn SIGTERM and Ctrl-C into requests to stop after the current step with everything saved."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ _NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """While it is open, SIGTERM and the first Ctrl-C are noted instead of ending the process; a second Ctrl-C does what
-    it did before. Only a main thread can receive signals."""
+    """Records SIGTERM and the first Ctrl-C within the context instead of ending the process.
+
+    A second Ctrl-C has its usual effect. Signals are only received in the main thread.
+    """
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks, self._noted = ranks, False
         self._listening = threading.current_thread() is threading.main_thread()
         self.interrupted = False
-        """Whether Ctrl-C came to this rank."""
+        """Whether this rank received Ctrl-C."""
 
     def __enter__(self) -> StopRequest:
         if self._listening:
@@ -35,11 +37,12 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def came(self) -> bool:
-        """Whether any rank was asked; the same on all of them. Every rank must call it."""
+        """Return whether any rank was asked to stop, with the same result on all. Every rank must call it."""
         return self._ranks.sum(self._noted)[0] > 0
 
     @property
     def name(self) -> str:
+        """Return the name of the signal for messages."""
         return "Ctrl-C" if self.interrupted else "SIGTERM"
 
     def _note(self, number: int, frame: FrameType | None) -> None:
@@ -49,5 +52,5 @@ class StopRequest:
         elif number == signal.SIGINT and not self.interrupted:
             self.interrupted = True
             if self._ranks.is_main:
-                print("stopping after the step at hand; Ctrl-C again stops at once", file=sys.stderr, flush=True)
+                print("stopping after the current step; press Ctrl-C again to stop now", file=sys.stderr, flush=True)
         self._noted = True

@@ -103,7 +103,7 @@ async def test_pauses_double() -> None:
         (error(429, "slow down"), "status 429: slow down"),
         (Act(drop=True), "connection dropped"),
         (Act(body=b"<html>proxy</html>"), "answer is not JSON: <html>proxy</html>"),
-        (Act(body=b"{}"), "answer is no chat completion: lacks 'choices'"),
+        (Act(body=b"{}"), "answer is not a chat completion: lacks 'choices'"),
         (error(401, "bad key"), "status 401: bad key; set api_key_env"),
         (error(404, "no model m"), "status 404: no model m; check the model's name"),
     ],

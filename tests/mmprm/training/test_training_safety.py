@@ -86,7 +86,9 @@ def test_bad_steps_are_counted_and_too_many_in_a_row_end_the_run(tmp_path: Path)
     assert [row["skipped"] for row in rows(tmp_path / "few")] == [0, 1, 1, 0, 1, 1, 0, 1]
     assert [row["loss"] for row in rows(tmp_path / "few")][:3] == [1.0, None, None]
     kept = tmp_path / "many/checkpoints/step-00000004"
-    with pytest.raises(TrainingError, match=rf"step 7: .* training.max_bad_steps=3 steps in a row; .* {kept}\. Raise"):
+    with pytest.raises(
+        TrainingError, match=rf"step 7: .* training.max_bad_steps=3 consecutive steps; .* {kept}\. Raise"
+    ):
         run(tmp_path / "many", ScriptedEngine(bad=(2, 5, 6, 7)), max_bad_steps=3, save_every=4)
     assert len(rows(tmp_path / "many")) == 7
     with pytest.raises(TrainingError, match="there is no checkpoint"):
@@ -101,7 +103,7 @@ def test_sigterm_saves_after_the_step_at_hand_and_exits_with_0(
     with pytest.raises(SystemExit) as stopped:
         run(tmp_path, ScriptedEngine(ask_at=3))
     assert stopped.value.code == 0
-    assert "saved after step 3 of 8, the same command goes on" in capsys.readouterr().out
+    assert "saved after step 3 of 8. Run the same command to resume" in capsys.readouterr().out
     assert signal.getsignal(signal.SIGTERM) is before
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000003"]
     assert run(tmp_path, ScriptedEngine()) == {"loss": 0.5}
@@ -214,8 +216,8 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(
     engine = ScriptedEngine()
     run(tmp_path, engine, save_every=2, keep_checkpoints=3)
     assert engine.steps == 8
-    fault = FAULTS.get(spoil, "is not whole")
-    assert f"{saved / 'step-00000008'}: {fault}, so it is passed over" in capsys.readouterr().out
+    fault = FAULTS.get(spoil, "is incomplete")
+    assert f"{saved / 'step-00000008'}: {fault}; skipping it" in capsys.readouterr().out
     assert checkpoints.newest(saved) == saved / "step-00000008"
     assert sorted(path.name for path in saved.iterdir()) == [f"step-0000000{step}" for step in (4, 6, 8)]
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, 9))
@@ -242,7 +244,7 @@ def test_a_checkpoint_of_one_rank_is_refused_on_two(tmp_path: Path) -> None:
     engine = ScriptedEngine()
     checkpoints.save(engine, tmp_path, 1, {}, keep=1)
     engine.ranks = TwoRanks()
-    with pytest.raises(CheckpointError, match="was written by 1 rank, and this run has 2; start as many"):
+    with pytest.raises(CheckpointError, match="was written by 1 rank, but this run has 2; start 1"):
         checkpoints.resume(engine, tmp_path, {})
 
 
@@ -260,7 +262,7 @@ def test_ctrl_c_saves_after_the_step_at_hand(tmp_path: Path, capsys: pytest.Capt
     engine.ask_with = signal.SIGINT
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path, engine)
-    assert "Ctrl-C; saved after step 3 of 8, the same command goes on" in capsys.readouterr().out
+    assert "Ctrl-C; saved after step 3 of 8. Run the same command to resume" in capsys.readouterr().out
     run(tmp_path, ScriptedEngine())
     assert [row["loss"] for row in rows(tmp_path)] == [1.0 / step for step in range(1, 9)]
 
@@ -282,7 +284,7 @@ def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     engine = ScriptedEngine()
     checkpoints.save(engine, tmp_path, 1, {}, keep=1)
     monkeypatch.setattr(engine, "save_checkpoint", full)
-    with pytest.raises(CheckpointError, match=r"step-00000002: cannot be written .*No space left.*free space"):
+    with pytest.raises(CheckpointError, match=r"step-00000002: cannot be written .*No space left.*free disk space"):
         checkpoints.save(engine, tmp_path, 2, {}, keep=1)
     assert checkpoints.newest(tmp_path) == tmp_path / "step-00000001"
 
@@ -328,7 +330,7 @@ def test_what_torch_and_safetensors_raise_on_a_full_disk(tmp_path: Path) -> None
             folder.mkdir()
             save_file(tensors, folder / "model.safetensors")
 
-    message = r"prm: cannot be written .*File too large.*free space or choose"
+    message = r"prm: cannot be written .*File too large.*free disk space or choose"
     with files_of_at_most(50_000), pytest.raises(CheckpointError, match=message):
         save_model()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prm", "step-00000001"]
