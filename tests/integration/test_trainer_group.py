@@ -151,5 +151,5 @@ def hangs(group: TrainerGroup) -> None:
 
 def test_a_rank_that_cannot_start(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(Exception, match=r"has no config\.json, so it is no model folder"):
+    with pytest.raises(Exception, match=r"has no config\.json, so it is not a model folder"):
         TrainerGroup(str(tmp_path / "empty"), settings(1, 0), PLAIN, 1.0, 10)
