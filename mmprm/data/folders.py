@@ -17,7 +17,10 @@ FORMS = {
     ".csv": "csv",
     ".tsv": "tsv",
     ".parquet": "parquet",
+    ".parq": "parquet",
+    ".pq": "parquet",
     ".arrow": "arrow",
+    ".feather": "arrow",
 }
 _PACKED = (".gz", ".bz2", ".xz")
 _PACKABLE = ("jsonl", "json", "csv", "tsv")

@@ -25,6 +25,7 @@ READING_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 _BOM = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 _HALF_PAIR = re.compile(rb"\\u[dD][89a-fA-F]")
+_ROWS = {"data", "rows", "examples", "instances", "problems", "questions", "samples", "items", "records"}
 _BLANK = re.compile(r"\s*")
 
 
@@ -149,9 +150,11 @@ def _objects(text: bytes, path: Path) -> Rows:
 
 
 def _rows_inside(wrapper: dict[str, Any], path: Path) -> Any:
-    """One row, or the rows under the only key of an object."""
+    """One row, or the rows under the only key of an object, or under a usual one beside a head (SQuAD's form)."""
     lists = {name: value for name, value in wrapper.items() if _is_rows(value)}
-    if len(wrapper) == 1 and lists:
+    others = (value for name, value in wrapper.items() if name not in lists)
+    known = len(lists) == 1 and lists.keys() <= _ROWS and not any(isinstance(value, list) for value in others)
+    if lists and (len(wrapper) == 1 or known):
         return next(iter(lists.values()))
     if not wrapper or len(lists) == len(wrapper) or all(isinstance(value, dict) for value in wrapper.values()):
         raise DataError(

@@ -2,6 +2,7 @@
 
 A file:    .jsonl (.ndjson), .json (a list, or an object a line), .csv, .tsv, each also as .gz, .bz2 or .xz; .parquet,
            .arrow. A list under .jsonl and JSON lines under .json are read, too; suffixes in any case.
+A pattern: data/*.jsonl, several such files of one folder.
 A folder:  of such files, laid out as on the hub (SUBSET/SPLIT-….parquet, SUBSET/SPLIT/0000.parquet, SPLIT.jsonl), or
            written by `save_to_disk`.
 A hub id:  owner/name.
@@ -35,8 +36,8 @@ _BATCH = 64
 
 class RowsConfig(Config):
     path: PathText
-    """A file (.jsonl, .json, .csv, .tsv, also as .gz; .parquet, .arrow), a folder of such files or of save_to_disk, or
-    a hub id such as owner/name."""
+    """A file (.jsonl, .json, .csv, .tsv, also as .gz; .parquet, .arrow), a pattern of such (data/*.jsonl), a folder of
+    such files or of save_to_disk, or a hub id such as owner/name."""
     split: str | None = None
     """Split of a hub data set or of a folder (files or folders named after it); null: train. A file that is named after
     another split is refused."""
@@ -59,9 +60,11 @@ def _all_rows(config: RowsConfig) -> Rows:
     if os.path.isdir(path):  # False, as below, also for what cannot be a path
         files = files_of_folder(path, config.split, config.subset)
         return itertools.chain.from_iterable(map(read_file, files))
-    if form_of(path) is not None:
+    if form_of(path) is not None and ("*" not in path.name or os.path.exists(path)):
         _check_single(path, config)
         return read_file(path)
+    if "*" in path.name and os.path.isdir(path.parent):
+        return itertools.chain.from_iterable(map(read_file, _matching(path)))
     there = os.path.exists(path)
     if there or not _HUB_ID.fullmatch(config.path):
         raise DataError(
@@ -69,6 +72,14 @@ def _all_rows(config: RowsConfig) -> Rows:
             + ("" if there else "; there is no such file or folder")
         )
     return _hub_rows(config)
+
+
+def _matching(pattern: Path) -> list[Path]:
+    """Return the files of a pattern such as data/*.jsonl, in order of their names."""
+    files = sorted(path for path in pattern.parent.glob(pattern.name) if form_of(path) is not None and path.is_file())
+    if not files:
+        raise DataError(f"{pattern}: names no .jsonl, .json, .csv, .parquet or .arrow file; correct the pattern")
+    return files
 
 
 def _check_single(path: Path, config: RowsConfig) -> None:
