@@ -1,7 +1,7 @@
-"""The groups of a step: sampled, graded, rewarded and scored as they arrive, filtered, the surplus kept for the next.
+"""Collect the groups of a step: sample, grade, reward, filter and score them as they arrive, and carry over the rest.
 
 Each group is graded and scored as soon as its own responses have ended, while those of others are still generated.
-What takes no part is counted by reason, never rewarded.
+Samples that are dropped are counted by reason, never rewarded.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class Pool(Protocol):
-    """What a run needs of a RolloutPool."""
+    """The part of RolloutPool that a run needs."""
 
     version: int
     probe_token_ids: tuple[int, ...]
@@ -49,11 +49,11 @@ class Pool(Protocol):
 
 @dataclass(slots=True)
 class Collected:
-    """The groups of a step. `dropped` counts by reason: responses (aborted, unknown, untrainable) and groups (refused,
-    few_known, too_hard, too_easy). `passed` are the groups that this step sampled and did not drop, `carried` those
-    that wait for the next step. `progress` is the share of the run that lies before the end of this step. `generating`
-    and `scoring` are the seconds in which responses were awaited, and those after them in which only grades and process
-    scores were; `tokens` were generated meanwhile."""
+    """Groups of a step. `dropped` counts by reason: responses (aborted, unknown, untrainable) and groups (refused,
+    few_known, too_hard, too_easy). `passed` counts the groups that this step sampled and did not drop, `carried` those
+    that wait for the next step. `progress` is the share of the run that is done at the end of this step. `generating`
+    is the time in seconds until the last response, `scoring` the time after it spent waiting for grades and process
+    scores; `tokens` is the number of generated tokens."""
 
     groups: list[GradedGroup] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -65,7 +65,7 @@ class Collected:
     generating: float = 0.0
     scoring: float = 0.0
     refusal: str = ""
-    """The first refusal of a prompt, in words."""
+    """Message of the first refusal of a prompt."""
 
     def to_json(self) -> dict[str, Any]:
         counts = {name: getattr(self, name) for name in COUNTS}
@@ -73,12 +73,12 @@ class Collected:
 
 
 COUNTS = ("rounds", "passed", "carried", "progress", "tokens", "refusal")
-"""Fields of Collected that a checkpoint holds as they are."""
+"""Fields of Collected that a checkpoint stores unchanged."""
 
 
 class Collector:
-    """`check` raises DataError for a response that cannot be trained on. Its state is the position in the data and the
-    groups carried over."""
+    """Collector of groups. `check` raises DataError for a response that cannot be trained on. The state is the position
+    in the data and the groups that are carried over."""
 
     def __init__(
         self,
@@ -102,19 +102,19 @@ class Collector:
 
     @property
     def waiting(self) -> int:
-        """Groups carried over to the next step."""
+        """Number of groups that are carried over to the next step."""
         return len(self._carried)
 
     @property
     def passes(self) -> float:
-        """Passes over the problems so far."""
+        """Number of passes over the problems so far."""
         return self._prompts.position / len(self._prompts.problems)
 
     async def collect(self, step: int) -> Collected:
-        """Up to batch.prompts groups for step 1, 2, …; fewer where groups were dropped or the filter's rounds ended.
+        """Return up to batch.prompts groups for step 1, 2, …; fewer if some were dropped or the filter's rounds ended.
 
-        With a filter as many as whole updates take, and the rest is carried over: where groups are short, updates
-        become fewer and not smaller.
+        With a filter, return a multiple of the groups per update, and carry over the rest: with too few groups there
+        are fewer updates, not smaller ones.
         """
         config, found = self._config, Collected()
         phase = phase_of(config.schedule, step) if config.schedule else config.phase()
@@ -153,7 +153,7 @@ class Collector:
         self._carried = self._groups(state["carried"])
 
     def collected(self, state: Mapping[str, Any]) -> Collected:
-        """What Collected.to_json wrote."""
+        """Return the groups of a step from what Collected.to_json wrote."""
         counts = {name: state[name] for name in COUNTS}
         return Collected(self._groups(state["groups"]), Counter(state["dropped"]), **counts)
 
@@ -161,7 +161,7 @@ class Collector:
         return [from_json(group, self._by_id) for group in state]
 
     async def _round(self, asked: Sequence[tuple[Problem, int]], phase: Phase, found: Collected) -> list[GradedGroup]:
-        """In the order of the problems, whichever ended first."""
+        """Return the groups in the order of the problems, whichever ended first."""
         started = sampled = time.perf_counter()
 
         async def one(problem: Problem, epoch: int) -> GradedGroup | None:
@@ -193,20 +193,20 @@ class Collector:
     async def _grade(self, group: Group, found: Collected) -> GradedGroup | None:
         grades = (self._graded(group, response, found) for response in group.responses)
         graded = list(await asyncio.gather(*grades))
-        known = [place for place, each in enumerate(graded) if each.reward.total is not None]
+        known = [index for index, each in enumerate(graded) if each.reward.total is not None]
         if len(known) < self._least:
             found.dropped["few_known"] += 1
             return None
         made = GradedGroup(group.problem, group.prompt_tokens, group.version, tuple(graded))
         reason = self._config.filter and self._config.filter.verdict(made)
-        if reason:  # before the PRM has had any work with it
+        if reason:  # before the PRM scores it
             found.dropped[reason] += 1
             return None
         if self._process is None:
             return made
-        scores = await self._process.score(group.problem, [graded[place].response for place in known])
-        for place, process in zip(known, scores, strict=True):
-            graded[place] = replace(graded[place], process=process)
+        scores = await self._process.score(group.problem, [graded[index].response for index in known])
+        for index, process in zip(known, scores, strict=True):
+            graded[index] = replace(graded[index], process=process)
         return replace(made, responses=tuple(graded))
 
     async def _graded(self, group: Group, response: Response, found: Collected) -> GradedResponse:
@@ -230,8 +230,8 @@ class Collector:
 
 
 def fingerprint(problems: Sequence[Problem], config: RLConfig) -> str:
-    """Of the problems and their order; pictures, which may have moved, count by their number. Other columns count where
-    reward functions may read them."""
+    """Return a hash of the problems and their order. Of images, which may have moved, only the number counts; other
+    columns count only if there are reward functions, which may read them."""
     content = [(p.id, p.question, p.answer, p.choices, len(p.pictures)) for p in problems]
     if config.rewards.functions:
         content.append([sorted(p.extra.items()) for p in problems])
@@ -239,7 +239,7 @@ def fingerprint(problems: Sequence[Problem], config: RLConfig) -> str:
 
 
 async def all_or_none(work: Iterable[Awaitable[T]]) -> list[T]:
-    """The results in order; when one raises, the others are cancelled."""
+    """Return the results in order; if one raises, cancel the others."""
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
         return list(await asyncio.gather(*tasks))

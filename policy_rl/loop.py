@@ -1,17 +1,17 @@
-"""The RL loop: collect groups, make advantages, update, send the weights to the engines; log, evaluate, save.
+"""Run the RL loop: collect groups, compute advantages, update, send the weights to the engines; log, evaluate, save.
 
     loop = Loop(config, total_steps, pool, trainer, collector, evaluation)
     summary = await loop.run()
 
-`pool` and `trainer` may be anything that behaves like RolloutPool and TrainerGroup. One step of the loop:
+`pool` and `trainer` may be any objects with the methods of RolloutPool and TrainerGroup. One step of the loop:
 
 1. collect: sample, grade, score, filter (policy_rl.collector)
-2. old: log-probabilities, reference and values, where several updates, KL or a critic need them
+2. old: log-probabilities, reference and values, if several updates, KL or a critic need them
 3. advantages (policy_rl.algorithms.samples), then up to `batch.updates` optimizer steps, each on a share of the groups
-4. sync: the weights to all engines, which prove that they have them; their version is the step's number
-5. a checkpoint where one is due, then an evaluation where one is due
+4. sync: the weights to all engines, which prove that they have them; their version is the number of the step
+5. a checkpoint if one is due, then an evaluation if one is due
 
-With one_step_ahead, 1 of the next step runs beside 2 and 3 of this one.
+With one_step_ahead, part 1 of the next step runs beside parts 2 and 3 of this one.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ from policy_rl.run_folder import Summary, check_same, checkpoints_of, identity_o
 from policy_rl.types import Experience
 
 EMPTY_STEPS = 5
-"""Steps in a row without a group to train on that end the run."""
+"""Consecutive steps without a group to train on after which the run ends."""
 
 
 class TrainerLike(Protocol):
-    """What a run needs of a TrainerGroup."""
+    """The part of TrainerGroup that a run needs."""
 
     def log_probs(self, experiences: Sequence[Experience], policy: bool = True) -> list[Experience]: ...
 
@@ -68,8 +68,8 @@ class TrainerLike(Protocol):
 
 
 class Loop:
-    """`evaluation` measures the policy that the engines have, and is None without held-out problems; `aggregate` is for
-    credit.mode=scalar."""
+    """Loop of a run. `evaluation` measures the policy that the engines have, and is None without held-out problems;
+    `aggregate` is for credit.mode=scalar."""
 
     def __init__(
         self,
@@ -176,7 +176,7 @@ class Loop:
             print(f"no report: {error}", file=sys.stderr, flush=True)
 
     async def _step(self, step: int) -> tuple[list[GradedGroup], dict[str, float]]:
-        """Its groups and its metrics."""
+        """Return the groups and the metrics of a step."""
         started, self._seconds = time.perf_counter(), Counter()
         with _Timed(self._seconds, "wait"):
             collected = self._pending or await self._collector.collect(step)
@@ -212,8 +212,8 @@ class Loop:
         return metrics | figures | merge_updates(updates)
 
     async def _update(self, step: int, experiences: Sequence[Experience], end: float) -> list[dict[str, float]]:
-        """Make the step's updates. Learning rates follow the share of the run that is done, from the last step's end to
-        this one's."""
+        """Make the updates of a step. Learning rates follow the share of the run that is done, which grows from that at
+        the end of the last step to `end`."""
         batch, begin, self._progress = self._config.batch, self._progress, end
         count = update_count(len({each.group for each in experiences}), batch.prompts, batch.updates)
         updates = []
@@ -231,7 +231,7 @@ class Loop:
         return add_advantages(groups, kept_PK, experiences, self._settings)
 
     def _count_empty(self, step: int, collected: Collected, empty: bool) -> None:
-        """TrainingError after too many steps in a row without anything to train on."""
+        """Raise TrainingError after too many consecutive steps without anything to train on."""
         self._empty = self._empty + 1 if empty else 0
         if self._empty == EMPTY_STEPS:
             reasons = ", ".join(f"{count} {name}" for name, count in collected.dropped.items()) or "none dropped"
@@ -281,7 +281,7 @@ class Loop:
         self._trainer.save(self._checkpoints, extra, self._config.keep_checkpoints)
 
     async def _resume(self) -> int:
-        """Steps already done; the engines get the weights of the last one."""
+        """Return the number of steps that are done, and send the weights of the last one to the engines."""
         extra = await asyncio.to_thread(self._trainer.resume, self._checkpoints)
         if extra is None:
             return 0
@@ -298,13 +298,13 @@ class Loop:
 
 
 def minibatches(experiences: Sequence[Experience], updates: int, seed: str) -> list[list[Experience]]:
-    """`updates` shares of whole groups, as equal as can be, in an order drawn from the seed; fewer where groups are
-    fewer."""
+    """Split the groups into `updates` shares of nearly equal size, in an order drawn from the seed; with fewer groups
+    there are fewer shares."""
     groups = sorted({experience.group for experience in experiences})
     if updates > 1:
         random.Random(seed).shuffle(groups)
     count = min(updates, len(groups))
-    share_of = {group: place * count // len(groups) for place, group in enumerate(groups)}
+    share_of = {group: index * count // len(groups) for index, group in enumerate(groups)}
     shares: list[list[Experience]] = [[] for _ in range(count)]
     for experience in experiences:
         shares[share_of[experience.group]].append(experience)
@@ -312,7 +312,7 @@ def minibatches(experiences: Sequence[Experience], updates: int, seed: str) -> l
 
 
 class _Timed:
-    """Adds the seconds of a block to a counter."""
+    """Add the seconds of a block to a counter."""
 
     def __init__(self, seconds: Counter[str], name: str) -> None:
         self._seconds, self._name = seconds, name

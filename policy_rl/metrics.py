@@ -1,4 +1,4 @@
-"""What a step looked like: figures of its groups and updates, seconds by phase, and the one line for the console."""
+"""Compute the metrics of a step: of its groups and updates, seconds per phase, and the line for the console."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ PER_TOKEN = {"entropy", "kl_old", "kl_ref", "clip_fraction", "ratio_clamped", "k
     f"mismatch_{name}" for name in ("absolute", "signed")
 }
 COMPUTING = ("generate", "score", "old", "update")
-"""Phases in which a model computes."""
+"""Phases in which a model computes; the others count as overhead."""
 OF_GROUPS = (
     *("groups", "carried", "rounds", *(f"dropped_{name}" for name in DROPS)),
     *("reward", "reward_length", "accuracy", "response_tokens", "truncated", "alike", "staleness"),
 )
 OF_SCORES = ("refused", "step_tokens", "longest_step")
-"""Signs that only process scores show, beside prm_…"""
+"""Hacking metrics that need process scores, beside prm_…"""
 OF_UPDATES = (
     *("updates", "responses", "tokens", "advantage_size", "loss", "surrogate", "drift", "learning_rate", "skipped"),
     *("gradient_norm", "entropy", "kl_old", "clip_fraction", "ratio_clamped", "log_ratio_min", "log_ratio_max"),
@@ -47,7 +47,7 @@ SHOWN = {
 
 
 def metric_names(config: RLConfig) -> set[str]:
-    """Of a step with an update."""
+    """Return the names of the metrics that are logged for a step with an update."""
     names = {*OF_GROUPS, *OF_UPDATES, *signs([], config.markup), "seconds", "overhead", "tokens_per_second"}
     optimisation = config.trainer.optimisation
     if config.trainer.ranks > 1 and optimisation.precision == "fp32" and optimisation.zero_stage == 0:
@@ -63,9 +63,9 @@ def metric_names(config: RLConfig) -> set[str]:
 
 
 def describe_groups(collected: Collected, version: int) -> dict[str, float]:
-    """Means over the responses that take part: reward, each of its parts (reward_NAME), accuracy, response_tokens,
-    truncated; over groups: alike (no difference in reward, which teaches nothing without process reward), staleness
-    (steps since its weights). dropped_REASON counts."""
+    """Return means over the responses that take part: reward, each of its parts (reward_NAME), accuracy,
+    response_tokens, truncated; over groups: alike (all rewards equal, so that without process reward there is no
+    gradient), staleness (weight updates since it was sampled); and the counts dropped_REASON."""
     groups = collected.groups
     taking = [each for group in groups for each in group.responses if each.reward.total is not None]
     figures = {"groups": float(len(groups)), "carried": float(collected.carried), "rounds": float(collected.rounds)}
@@ -92,8 +92,8 @@ def _alike(group: GradedGroup) -> bool:
 
 
 def merge_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Of a step's updates: sums of what counts, extremes of extremes, means over tokens of what is one over tokens,
-    means of all else; `seconds` is left to `shares`."""
+    """Merge the metrics of a step's updates: sums of counts, extremes of extremes, token-weighted means of means over
+    tokens, plain means of the others; `seconds` is left to `shares`."""
     tokens = [update["tokens"] for update in updates if "tokens" in update]
     names = dict.fromkeys(name for update in updates for name in update)
     merged = {"updates": float(len(updates))}
@@ -106,11 +106,11 @@ def merge_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def shares(seconds: Counter[str], collected: Collected, total: float, ahead: bool) -> dict[str, float]:
-    """Seconds of a step by phase, and `overhead`: the share of the step in which no model computed.
+    """Return the seconds of a step per phase, and `overhead`: the share of the step in which no model computed.
 
-    generate: until the last response came; score: waiting for process scores (or grades) after that; old, update: the
-    trainer's forward, backward and optimizer; sync: weights to the engines; other: all else, the calls' own cost too.
-    With `ahead` generation runs beside the update; then generate and score are what the step had to wait for them.
+    generate: until the last response; score: waiting for process scores or grades after that; old, update: the
+    trainer's forward, backward and optimizer; sync: weights to the engines; other: the rest, including the cost of the
+    calls. With `ahead`, generation runs beside the update; then generate is what the step waited for it, and score 0.
     """
     own = seconds["wait"] if ahead else collected.generating
     phases = {"generate": own, "score": 0.0 if ahead else collected.scoring}

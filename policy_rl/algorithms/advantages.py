@@ -1,4 +1,4 @@
-"""Advantages over the global batch: group baselines, GAE, whitening, clamping; pure functions.
+"""Compute advantages over the global batch: group baselines, GAE, whitening, clamping; pure functions.
 
 Shapes: P prompt, K sample of its group, N = P·K sample of the batch, T token. A group is a row, padded to the longest;
 `kept_PK` is False on padding and on dropped samples, whose reward is never read and whose advantage is 0. Rows are
@@ -34,16 +34,15 @@ class AdvantageConfig(Config):
         "cpgd_inverse_std",
         "cpgd_clip_filter",
     ] = "rloo"
-    """Advantage of a response; gae needs a critic, reinforce_pp and gae need no group, the others at least two known
-    samples in one."""
+    """Advantage of a response. gae needs a critic; all but reinforce_pp and gae need at least two known samples per
+    group."""
     clamp: float | None = Field(None, gt=0)
     """Limit of |advantage|, before whitening; MM-Eureka: 10."""
     whiten: bool | None = None
-    """Whiten over the tokens of the global batch; unset: only where it belongs to the estimator (gae and the two
-    REINFORCE++ forms, of which the latter always do). MM-Eureka: true for all but grpo."""
+    """Whiten over the tokens of the global batch; unset: only for gae and the two REINFORCE++ forms, of which whitening
+    is a part. MM-Eureka: true for all but grpo."""
     gamma: float = Field(1.0, ge=0, le=1)
-    """Discount of token rewards; for gae and reinforce_pp, whose sequence reward stands on the last token, of that,
-    too."""
+    """Discount of token rewards. gae and reinforce_pp discount the sequence reward, too, from the last token."""
     lam: float = Field(1.0, ge=0, le=1)
     """λ of GAE."""
 
@@ -62,7 +61,7 @@ class AdvantageConfig(Config):
 
 
 def tabulate(rewards: Sequence[Sequence[float | None]], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """(rewards_PK, known_PK) of groups that may differ in size; None is an unknown verdict."""
+    """Return (rewards_PK, known_PK) of groups that may differ in size; None is an unknown verdict."""
     width = max(map(len, rewards), default=0)
     rows = [[*row, *[None] * (width - len(row))] for row in rewards]
     known_PK = torch.tensor([[reward is not None for reward in row] for row in rows], dtype=torch.bool)
@@ -71,18 +70,18 @@ def tabulate(rewards: Sequence[Sequence[float | None]], dtype: torch.dtype = tor
 
 
 def keep(known_PK: Tensor, least: int = 2) -> Tensor:
-    """kept_PK: the known samples of the groups that have at least `least` of them."""
+    """Return kept_PK: the known samples of the groups that have at least `least` of them."""
     return known_PK & (known_PK.sum(dim=1, keepdim=True) >= least)
 
 
 def rloo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
-    """A_k = R_k − mean of the others = (K·R_k − ΣR)/(K − 1), K counting kept samples (Ahmadian et al. 2024)."""
+    """Return A_k = R_k − mean of the others = (K·R_k − ΣR)/(K − 1), K counting kept samples (Ahmadian et al. 2024)."""
     count_P1 = kept_PK.sum(dim=1, keepdim=True)
     return dr_grpo(rewards_PK, kept_PK) * count_P1 / (count_P1 - 1).clamp(min=1)
 
 
 def grpo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
-    """A_k = (R_k − mean)/(std + ε), unbiased std; 0 where all rewards are equal (DeepSeekMath)."""
+    """Return A_k = (R_k − mean)/(std + ε), unbiased std; 0 if all rewards are equal (DeepSeekMath)."""
     centred_PK = dr_grpo(rewards_PK, kept_PK)
     degrees_P1 = (kept_PK.sum(dim=1, keepdim=True) - 1).clamp(min=1)
     scaled_PK = centred_PK / ((centred_PK.square().sum(dim=1, keepdim=True) / degrees_P1).sqrt() + EPSILON)
@@ -90,28 +89,29 @@ def grpo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
 
 
 def dr_grpo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
-    """A_k = R_k − mean (Liu et al. 2025); with later whitening, the baseline form of REINFORCE++; with ω = 1, CPGD."""
+    """Return A_k = R_k − mean (Liu et al. 2025): with later whitening the baseline form of REINFORCE++, and CPGD with
+    ω = 1."""
     count_P1 = kept_PK.sum(dim=1, keepdim=True).clamp(min=1)
     mean_P1 = reinforce_pp(rewards_PK, kept_PK).sum(dim=1, keepdim=True) / count_P1
     return torch.where(kept_PK, rewards_PK - mean_P1, 0)
 
 
 def reinforce_pp(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
-    """A_k = R_k, on the last token T and discounted before it, γ^(T − t)·R_k; whitening over the global batch's tokens
-    is its only baseline (Hu 2025)."""
+    """Return A_k = R_k. It is the reward of the last token T, so that token t gets γ^(T − t)·R_k; whitening over the
+    tokens of the global batch is the only baseline (Hu 2025)."""
     return torch.where(kept_PK, rewards_PK, 0)
 
 
 def cpgd_clip_filter(rewards_PK: Tensor, kept_PK: Tensor, cap: float = 3.0) -> Tensor:
-    """A_k = ω·(R_k − mean), ω = min(c_ω, groups / groups with std > 0): groups without a difference teach nothing, so
-    the others count for them, up to the cap (CPGD)."""
+    """Return A_k = ω·(R_k − mean), ω = min(c_ω, groups / groups with std > 0): groups of equal rewards have no
+    gradient, so the others are scaled up in their place, up to the cap (CPGD)."""
     differing = differs(rewards_PK, kept_PK).sum()
     weight = (kept_PK.any(dim=1).sum() / differing.clamp(min=1)).clamp(max=cap)
     return weight * dr_grpo(rewards_PK, kept_PK)
 
 
 def differs(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
-    """_P1: std > 0, without the rounding of a mean, which ε would not hide in float32."""
+    """Return _P1, whether std > 0, from the extremes: the rounding of a mean exceeds ε in float32."""
     highest_P1 = torch.where(kept_PK, rewards_PK, -torch.inf).amax(dim=1, keepdim=True)
     lowest_P1 = torch.where(kept_PK, rewards_PK, torch.inf).amin(dim=1, keepdim=True)
     return highest_P1 > lowest_P1
@@ -120,8 +120,8 @@ def differs(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
 @dataclass(frozen=True, slots=True)
 class Estimator:
     """`advantages(rewards_PK, kept_PK)`; a group with fewer than `least` known samples is dropped; `whitens`: whitening
-    is part of the definition; `on_last_token`: the sequence reward stands there and is discounted, in place of standing
-    on each token; `critic`: rewards go through `gae`."""
+    is part of the definition; `on_last_token`: the sequence reward is put on the last token and discounted, instead of
+    being given to each token; `critic`: rewards go through `gae`."""
 
     advantages: Callable[[Tensor, Tensor], Tensor]
     least: int = 2
@@ -144,9 +144,9 @@ ESTIMATORS = {
 
 
 def gae(rewards_NT: Tensor, values_NT: Tensor, mask_NT: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """(advantages_NT, returns_NT) with δ_t = r_t + γ·V_{t+1} − V_t, A_t = δ_t + γλ·A_{t+1}, return A_t + V_t.
+    """Return (advantages_NT, returns_NT) with δ_t = r_t + γ·V_{t+1} − V_t, A_t = δ_t + γλ·A_{t+1}, return A_t + V_t.
 
-    V and A are 0 after the last response token; masked tokens are skipped wherever they stand, and get 0
+    V and A are 0 after the last response token; masked tokens are skipped at any position, and get 0
     (Schulman et al. 2016).
     """
     values_NT = torch.where(mask_NT, values_NT, 0)
@@ -166,18 +166,18 @@ def returns_to_go(rewards_NT: Tensor, mask_NT: Tensor, gamma: float) -> Tensor:
 
 
 def clamp(advantages: Tensor, limit: float | None) -> Tensor:
-    """A limited to [−limit, limit]; None leaves it."""
+    """Clamp A to [−limit, limit]; None does not clamp."""
     return advantages if limit is None else advantages.clamp(-limit, limit)
 
 
 def moments(values_NT: Tensor, mask_NT: Tensor) -> Tensor:
-    """(count, Σ, Σ²) over unmasked tokens, in float64: add those of all ranks before `whiten`."""
+    """Return (count, Σ, Σ²) over unmasked tokens, in float64: add those of all ranks before `whiten`."""
     values = values_NT[mask_NT].double()
     return torch.stack([mask_NT.sum().double(), values.sum(), values.square().sum()])
 
 
 def whiten(values_NT: Tensor, mask_NT: Tensor, global_moments: Tensor) -> Tensor:
-    """(A − mean)/√max(var, 1e-8), biased variance, both over the tokens that `global_moments` counted; 0 if masked."""
+    """Return (A − mean)/√max(var, 1e-8), biased variance, over the tokens counted by `global_moments`; 0 if masked."""
     count, total, squares = global_moments
     mean = total / count.clamp(min=1)
     variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=1e-8)

@@ -1,4 +1,4 @@
-"""Baselines of step credit: returns of the steps less what the rest of the group, or a rate, would have earned.
+"""Subtract a baseline from the returns of steps: what the rest of the group earns, or a rate of it.
 
 Shapes: P prompt, K sample of its group, S step. Steps that take no part are masked, with return 0 and 0 tokens.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class ScoredSteps:
-    """Scores, token counts and existence of steps; steps fill their row from the left. A row without steps belongs to
+    """Scores and token counts of steps, with a mask; steps fill their row from the left. A row without steps belongs to
     a response that could not be split or scored."""
 
     scores_PKS: Tensor
@@ -23,7 +23,7 @@ class ScoredSteps:
 
 
 def step_index(returns_PKS: Tensor, steps: ScoredSteps) -> Tensor:
-    """G_j − mean over i ≠ k of G_j^i, i the group's scored samples that have a step j; 0 where no other has one.
+    """Return G_j − mean over i ≠ k of G_j^i, i the group's scored samples that have a step j; 0 if no other has one.
 
     A baseline of step j may depend on the other samples and on what precedes the step (its index), never on what
     follows it: this one sums to 0 over the samples that have a step j, whatever their lengths.
@@ -36,12 +36,12 @@ def step_index(returns_PKS: Tensor, steps: ScoredSteps) -> Tensor:
 
 
 def pure_tokens(returns_PKS: Tensor, steps: ScoredSteps) -> Tensor:
-    """G_j − b·Σ_{l ≥ j} tokens(l), b_k = Σ_{i ≠ k} G_1^i / Σ_{i ≠ k} tokens^i over the group's scored samples: what the
-    others earn per token (PURE).
+    """Return G_j − b·Σ_{l ≥ j} tokens(l), b_k = Σ_{i ≠ k} G_1^i / Σ_{i ≠ k} tokens^i over the group's scored samples:
+    what the others earn per token (PURE).
 
-    Biased: the tokens that are still to come are the response's own later actions, so that length is paid for. Two
+    Biased: the remaining tokens are the response's own later actions, so the baseline rewards or penalizes length. Two
     responses of 5 and 10 tokens whose steps all have p = 0.9 get +0.4 and −0.8 at their first step; at p = 0.1 the
-    signs turn. Returns that are no sums (strict_min) are not even centered. For reproduction only.
+    signs are reversed. Returns that are not sums (strict_min) are not even centered. For reproduction only.
     """
     totals_PK, lengths_PK = returns_PKS[..., :1].sum(dim=-1), steps.tokens_PKS.sum(dim=-1)
     others_PK = totals_PK.sum(dim=1, keepdim=True) - totals_PK
@@ -50,8 +50,8 @@ def pure_tokens(returns_PKS: Tensor, steps: ScoredSteps) -> Tensor:
 
 
 def prime_steps(returns_PKS: Tensor, steps: ScoredSteps) -> Tensor:
-    """G_j − b·Σ_{l ≥ j} 1, b_k = mean over i ≠ k of G_1^i / S_i, i the group's scored samples: from each step's reward
-    goes the leave-one-out mean of what a step of the others earns (PRIME).
+    """Return G_j − b·Σ_{l ≥ j} 1, b_k = mean over i ≠ k of G_1^i / S_i, i the group's scored samples: the leave-one-out
+    mean reward per step is subtracted from the reward of each step (PRIME).
 
     Biased as `pure_tokens` is, by the number of steps in place of tokens: with all p = 0.9, responses of 1 and 2 steps
     get +0.4 and −0.8 at their first step. For reproduction only.
@@ -64,7 +64,7 @@ def prime_steps(returns_PKS: Tensor, steps: ScoredSteps) -> Tensor:
 
 
 def to_go(values_PKS: Tensor) -> Tensor:
-    """Σ_{l ≥ j} v_l"""
+    """Return Σ_{l ≥ j} v_l."""
     return values_PKS.flip(-1).cumsum(dim=-1).flip(-1)
 
 
@@ -74,6 +74,6 @@ BASELINES: dict[str, Callable[[Tensor, ScoredSteps], Tensor] | None] = {
     "prime_steps": prime_steps,
     "none": None,
 }
-"""Returns less their baseline, by credit.baseline: for the modes that give returns to steps. The others leave it to
-what comes after them: scalar to the estimator (the mean of the group's other responses with rloo), step_gae to the
-critic, whose value depends on what precedes a token only. Neither knows what follows."""
+"""Baselines by the name of credit.baseline, for the modes that give returns to steps. For the other modes the baseline
+is that of a later stage: of the estimator for scalar (with rloo the mean of the group's other responses), of the critic
+for step_gae, whose value depends only on what precedes a token. Neither depends on what follows."""

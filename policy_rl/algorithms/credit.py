@@ -1,8 +1,8 @@
-"""Where process reward goes: into the sequence reward, onto the steps as returns, or onto their last tokens.
+"""Assign process reward to the sequence, to the steps as returns, or to their last tokens as rewards.
 
-Shapes: P prompt, K sample of its group, S step, N = P·K sample, T token. Step scores are r_1 … r_S = P(step is right)
-of a process reward model. `Credit` has a slot for each of the three places, zero or empty where a mode does not use it,
-so that one line of the caller adds each: `sources` join the outcome in `combine`; `returns_PKS` go through `spread`
+Shapes: P prompt, K sample of its group, S step, N = P·K sample, T token. Step scores are r_1 … r_S = P(step is correct)
+of a process reward model. `Credit` has a slot for each of the three, zero or empty if a mode does not use it, so that
+the caller adds each in one line: `sources` join the outcome in `combine`; `returns_PKS` go through `spread`
 onto every token of their step, on top of the advantage; `rewards_PKS` go through `place` into the rewards of GAE.
 """
 
@@ -24,39 +24,39 @@ from policy_rl.algorithms.baselines import BASELINES, ScoredSteps, to_go
 
 class CreditConfig(Config):
     mode: Literal["scalar", "return_to_go", "soft_min", "strict_min", "step_gae"] = "soft_min"
-    """scalar: an aggregate of the step scores joins the outcome; return_to_go: a step earns the sum of the scores from
-    it on; soft_min, strict_min: what counts is the worst step still to come; step_gae: scores are token rewards at step
-    ends, for a critic."""
+    """scalar: an aggregate of the step scores is added to the outcome; return_to_go: the return of a step is the sum of
+    the scores from it on; soft_min, strict_min: the return of a step is the lowest reward from it on; step_gae: scores
+    are token rewards at the ends of steps, for a critic."""
     weight: float = Field(1.0, gt=0)
-    """Coefficient of the process reward beside the outcome."""
+    """Coefficient of the process reward; the outcome has 1."""
     baseline: Literal["step_index", "pure_tokens", "prime_steps", "none"] = "step_index"
     """return_to_go and the min forms: what is subtracted from a step's return. step_index: the mean return of the
-    group's other responses at the same step, 0 credit where none of them has such a step. pure_tokens (PURE) and
-    prime_steps (PRIME) reproduce published results: they subtract a rate per token or step that is still to come, which
-    pays for length. Process and outcome are apart, each with a baseline of its own."""
+    group's other responses at the same step; the credit is 0 if none of them has such a step. pure_tokens (PURE) and
+    prime_steps (PRIME) reproduce published results: they subtract a rate per remaining token or step, which is biased
+    by length. Process reward and outcome have separate baselines."""
     transform: Literal["none", "clip", "delta"] = "none"
     """return_to_go: none r; clip min(r − eta, 0); delta r_j − r_{j+1}."""
     eta: float = 0.0
     """Threshold of transform=clip."""
     normalise_steps: bool = False
     """return_to_go: normalise the (transformed) scores over all steps of the group before the sum. DeepSeekMath's form
-    has baseline=none: the mean is subtracted once for each step that is still to come, which pays for length."""
+    has baseline=none: the mean is subtracted once per remaining step, which is biased by length."""
     temperature: float = Field(0.1, gt=0)
     """soft_min: temperature of the softmax that picks the worst step."""
     gate: Literal["none", "right"] = "none"
-    """right: process reward only for right answers, and among them (PAPO)."""
+    """right: process reward only for correct answers, compared with those of other correct answers (PAPO)."""
     per_source: bool = False
-    """scalar: the estimator sees outcome and process apart, and its results are added (PRIME). Without it the estimator
-    sees their sum."""
+    """scalar: apply the estimator to outcome and process separately, and add the results (PRIME). If false, it is
+    applied to their sum."""
 
     @property
     def compares(self) -> bool:
-        """Process reward is held against that of the group's other samples, of which there must be one."""
+        """Whether the process reward of a sample is compared with that of other samples of its group."""
         return MODES[self.mode].compares and (BASELINES[self.baseline] is not None or self.normalise_steps)
 
     @property
     def needs_scores(self) -> bool:
-        """A response without process reward cannot be held against others: 0 is no average of theirs."""
+        """Whether a response without process reward is left out, because a credit of 0 would not be an average."""
         return self.mode != "scalar" and not self.compares
 
     @model_validator(mode="before")
@@ -85,8 +85,8 @@ class CreditConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A reward of whole responses. `known_PK` is False where it should exist and does not; the source is normalised
-    `among_PK`, and adds nothing to the others."""
+    """Reward per response. `known_PK` is False where a reward should exist and does not; the source is normalized over
+    the samples `among_PK`, and adds nothing to the others."""
 
     rewards_PK: Tensor
     known_PK: Tensor
@@ -95,15 +95,15 @@ class Source:
 
     @classmethod
     def of(cls, rewards_PK: Tensor, known_PK: Tensor | None = None) -> Source:
-        """A source that concerns every known sample, such as the outcome."""
+        """Return a source that covers every known sample, such as the outcome."""
         known_PK = torch.ones_like(rewards_PK, dtype=torch.bool) if known_PK is None else known_PK
         return cls(rewards_PK, known_PK, known_PK)
 
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """`scored_PK`: samples that got process reward; those that should have, to be counted and shown: `missing_PK` have
-    no scored step, `alone_PK` no other sample of their group to be compared with."""
+    """Process reward by slot. `scored_PK` are the samples with process reward. Samples that should have it and do not
+    are counted: `missing_PK` have no scored step, `alone_PK` no other sample of their group to be compared with."""
 
     sources: tuple[Source, ...]
     returns_PKS: Tensor
@@ -115,7 +115,7 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The steps of the samples that take part (`scored_PK`), the others' masked to 0 and 0 tokens."""
+    """Steps of the samples that take part (`scored_PK`); those of the others are masked, with score 0 and 0 tokens."""
 
     steps: ScoredSteps
     scored_PK: Tensor
@@ -134,29 +134,29 @@ GATES: dict[str, Callable[[Tensor], Tensor]] = {"none": torch.ones_like, "right"
 
 
 def return_to_go(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Tensor:
-    """G_j = Σ_{l ≥ j} f(r_l), f the transform, and optionally normalised over the group's steps; rows that take no part
-    are masked. Plain sums reward padding with harmless steps; with delta G_j = r_j."""
+    """Return G_j = Σ_{l ≥ j} f(r_l), f the transform, optionally normalized over the group's steps; rows that do not
+    take part are masked. Plain sums reward padding with harmless steps; with delta, G_j = r_j."""
     rewards_PKS = TRANSFORMS[config.transform](torch.where(mask_PKS, scores_PKS, 0), config.eta)
     rewards_PKS = torch.where(mask_PKS, rewards_PKS, 0)
     return to_go(_normalise(rewards_PKS, mask_PKS) if config.normalise_steps else rewards_PKS)
 
 
 def soft_min(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Tensor:
-    """G_j = Σ_{l ≥ j} w_l·r_l with r = 2p − 1 and w = softmax(−r/τ) over the response's steps (PURE): G_1 is close to
-    the lowest r, and the steps after the lowest get about 0."""
+    """Return G_j = Σ_{l ≥ j} w_l·r_l with r = 2p − 1 and w = softmax(−r/τ) over the response's steps (PURE): G_1 is
+    close to the lowest r, and the steps after the lowest get about 0."""
     rewards_PKS = 2 * scores_PKS - 1
     weights_PKS = torch.where(mask_PKS, -rewards_PKS / config.temperature, -torch.inf).softmax(dim=-1)
     return to_go(torch.where(mask_PKS, weights_PKS * rewards_PKS, 0))
 
 
 def strict_min(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Tensor:
-    """G_j = min_{l ≥ j} r_l with r = 2p − 1 (PURE); padding counts as +∞, since a 0 would be a minimum."""
+    """Return G_j = min_{l ≥ j} r_l with r = 2p − 1 (PURE); padding counts as +∞, because a 0 could be the minimum."""
     rewards_PKS = torch.where(mask_PKS, 2 * scores_PKS - 1, torch.inf)
     return torch.where(mask_PKS, rewards_PKS.flip(-1).cummin(dim=-1).values.flip(-1), 0)
 
 
 def _normalise(rewards_PKS: Tensor, mask_PKS: Tensor) -> Tensor:
-    """(r − mean)/(std + ε) over all steps of a group, unbiased std; 0 where masked, or where all are equal."""
+    """Return (r − mean)/(std + ε) over all steps of a group, unbiased std; 0 where masked, or if all are equal."""
     if not mask_PKS.any():  # no response of the batch has a scored step
         return rewards_PKS
     differs_P1 = differs(rewards_PKS.flatten(1), mask_PKS.flatten(1))
@@ -192,8 +192,8 @@ def _step_gae(part: Part, config: CreditConfig) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """`slots(part, config)`: the slots of Credit that the mode fills; `compares`: its returns have a baseline by other
-    samples."""
+    """`slots(part, config)` returns the slots of Credit that the mode fills; `compares`: a baseline by other samples is
+    subtracted from its returns."""
 
     slots: Callable[[Part, CreditConfig], dict]
     compares: bool = False
@@ -216,7 +216,7 @@ MODES_OF: dict[str, tuple[str, ...]] = {
     "temperature": ("soft_min",),
     "per_source": ("scalar",),
 }
-"""The modes that an option of CreditConfig is for."""
+"""Modes that an option of CreditConfig applies to."""
 
 
 def assign(
@@ -226,8 +226,9 @@ def assign(
     config: CreditConfig,
     aggregate: Callable[[Sequence[float]], float] | None = None,
 ) -> Credit:
-    """Process reward of the samples that are kept, pass the gate and have scored steps; where a baseline compares
-    samples, of groups with at least two of them. `right_PK`: the answer is right; `aggregate`: for mode=scalar."""
+    """Return the process reward of the samples that are kept, pass the gate and have scored steps; if a baseline
+    compares samples, only in groups with at least two of them. `right_PK`: the answer is correct; `aggregate`: for
+    mode=scalar."""
     mode = MODES[config.mode]
     asked_PK = kept_PK & GATES[config.gate](right_PK)
     missing_PK = asked_PK & ~steps.mask_PKS.any(dim=-1)
@@ -244,11 +245,12 @@ def assign(
 
 
 def combine(sources: Sequence[Source], estimator: Estimator, per_source: bool) -> tuple[Tensor, Tensor]:
-    """(advantages_PK, kept_PK) of several sequence rewards.
+    """Return (advantages_PK, kept_PK) of several sequence rewards.
 
-    Together: the estimator of their weighted sum, over samples of which all are known. Apart: the weighted sum of the
-    estimator of each, each among its own samples; kept is who takes part in one. The weights come last there, or an
-    estimator that divides by the standard deviation would undo them.
+    By default the estimator is applied to their weighted sum, over the samples of which all rewards are known. With
+    `per_source` it is applied to each source among its own samples, and the weighted results are added; a sample is
+    kept if it takes part in one of them. The weights come last there, because an estimator that divides by the standard
+    deviation would cancel them.
     """
     if per_source:
         kept = [keep(source.known_PK & source.among_PK, estimator.least) for source in sources]
@@ -263,18 +265,19 @@ def combine(sources: Sequence[Source], estimator: Estimator, per_source: bool) -
 
 
 def spread(values_NS: Tensor, step_of_NT: Tensor) -> Tensor:
-    """A step's value on each of its tokens; `step_of_NT` is the step of a token, −1 outside of steps, which get 0."""
+    """Copy the value of a step to each of its tokens; `step_of_NT` is the step of a token, −1 outside of steps, which
+    get 0."""
     outside = values_NS.shape[1]
     padded_NS = torch.nn.functional.pad(values_NS, (0, 1))
     return padded_NS.gather(1, torch.where(step_of_NT >= 0, step_of_NT, outside))
 
 
 def place(values_NS: Tensor, step_of_NT: Tensor) -> Tensor:
-    """A step's value on its last token, 0 elsewhere."""
+    """Put the value of a step on its last token, and 0 elsewhere."""
     following_NT = torch.nn.functional.pad(step_of_NT[:, 1:], (0, 1), value=-1)
     return torch.where(step_of_NT != following_NT, spread(values_NS, step_of_NT), 0)
 
 
 def count_tokens(step_of_NT: Tensor, steps: int) -> Tensor:
-    """tokens_NS of each step."""
+    """Return tokens_NS, the number of tokens of each step."""
     return (step_of_NT[..., None] == torch.arange(steps, device=step_of_NT.device)).sum(dim=1)

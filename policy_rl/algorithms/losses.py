@@ -1,15 +1,15 @@
-"""Losses of the policy and the critic: PPO clip, CPGD, KL to a reference, aggregation over the global batch.
+"""Compute the losses of policy and critic: PPO clip, CPGD, KL to a reference, aggregation over the global batch.
 
 Shapes: N sequence of a micro-batch, T token; lp, old, ref, engine: log π(token) under the trained policy, the policy
-that sampled, the reference, and the engine that sampled; mask: response tokens of kept samples. What stands at masked
-tokens is never read, nor does it get a gradient.
+that sampled, the reference, and the engine that sampled; mask: response tokens of kept samples. Values at
+masked tokens are never read and get no gradient.
 
 Every loss divides by a denominator that the caller sums over the global batch (`denominator`, added over micro-batches
 and ranks), so that the losses of micro-batches add up to the loss of the batch. Where gradients are averaged over
 ranks, the caller multiplies by their number.
 
-Differences of log-probabilities are clamped before they are exponentiated, and k3 after it, as in verl. A clamped value
-has gradient 0: the token is neither pulled nor pushed by that term. Both are counted (`Watch.sums`).
+Log-ratios and the exponent of k3 are clamped to ±20, and k3 to at most 10, as in verl. A clamped value has gradient 0,
+so that this term does not move the token. Clamped tokens are counted (`Watch.sums`).
 """
 
 from __future__ import annotations
@@ -32,23 +32,23 @@ MAX_K3 = 10.0
 
 
 def k1(lp: Tensor, ref: Tensor) -> Tensor:
-    """Δ"""
+    """Return Δ = lp − ref."""
     return lp - ref
 
 
 def k2(lp: Tensor, ref: Tensor) -> Tensor:
-    """Δ²/2"""
+    """Return Δ²/2. It is not clamped: its gradient Δ grows linearly."""
     return (lp - ref).square() / 2
 
 
 def k3(lp: Tensor, ref: Tensor) -> Tensor:
-    """min(e^(−Δ) − 1 + Δ, 10) with −Δ clamped to ±20: without a gradient where Δ < −2.61 or Δ > 11."""
+    """Return min(e^(−Δ) − 1 + Δ, 10) with −Δ clamped to ±20. The gradient is 0 where Δ < −2.61 or Δ > 11."""
     exponent = clamped(ref - lp)
     return (exponent.exp() - 1 - exponent).clamp(max=MAX_K3)
 
 
 def clamped(log_ratio: Tensor) -> Tensor:
-    """The log-ratio within ±20; beyond it there is no gradient."""
+    """Clamp the log-ratio to ±20; beyond it the gradient is 0."""
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
@@ -118,8 +118,8 @@ class LossConfig(Config):
 
 
 def bounded(rho_NT: Tensor, advantages_NT: Tensor, low: float, high: float, dual: float | None) -> Tensor:
-    """The log-ratio where the pessimistic clip lets it act: min(ρ, ln(1 + high)) if A ≥ 0, else max(ρ, ln(1 − low)),
-    and with dual clip no more than ln(dual).
+    """Return the log-ratio under the pessimistic clip: min(ρ, ln(1 + high)) if A ≥ 0, else max(ρ, ln(1 − low)), and
+    with dual clip at most ln(dual).
 
     f(ρ)·A at this ρ is min(f(ρ)·A, f(clip(ρ))·A) for any increasing f, and, with the dual clip, the larger of that
     and f(ln dual)·A where A < 0. Bounding before exp keeps an enormous ratio from giving ∞·0.
@@ -130,19 +130,19 @@ def bounded(rho_NT: Tensor, advantages_NT: Tensor, low: float, high: float, dual
 
 
 def ppo(bounded_NT: Tensor, advantages_NT: Tensor) -> Tensor:
-    """−e^ρ·A at the bounded ρ: −min(r·A, clip(r, 1−ε_lo, 1+ε_hi)·A); dual clip: for A < 0, −max(that min, c·A)
-    (Schulman et al. 2017, Ye et al. 2020). Without a dual clip the clamp of ρ is what bounds it where A < 0."""
+    """Return −e^ρ·A at the bounded ρ: −min(r·A, clip(r, 1−ε_lo, 1+ε_hi)·A); dual clip: for A < 0, −max(that min, c·A)
+    (Schulman et al. 2017, Ye et al. 2020). Without a dual clip only the clamp of ρ bounds it where A < 0."""
     return -bounded_NT.exp() * advantages_NT
 
 
 def cpgd(bounded_NT: Tensor, advantages_NT: Tensor) -> Tensor:
-    """−ρ·A at the bounded ρ: −min(ρ·A, clip(ρ, ln(1−ε_lo), ln(1+ε_hi))·A) (CPGD)."""
+    """Return −ρ·A at the bounded ρ: −min(ρ·A, clip(ρ, ln(1−ε_lo), ln(1+ε_hi))·A) (CPGD)."""
     return -bounded_NT * advantages_NT
 
 
 def cpgd_drift(lp_NT: Tensor, rho_NT: Tensor, cap: float) -> Tensor:
-    """min(sg(e^ρ) − 1, c)·lp: the gradient of k3 of KL(old‖new), its force capped, so that a ratio above c + 1 is still
-    pulled back, also where ρ is clamped (CPGD). The value itself means nothing."""
+    """Return min(sg(e^ρ) − 1, c)·lp: its gradient is that of k3 of KL(old‖new) with a capped coefficient, so that a
+    ratio above c + 1 is still pulled back, also where ρ is clamped (CPGD). The value itself has no meaning."""
     return (rho_NT.detach().exp() - 1).clamp(max=cap) * lp_NT
 
 
@@ -184,9 +184,9 @@ AGGREGATIONS = {
 
 
 def denominator(mask_NT: Tensor, config: LossConfig, group_tokens_N: Tensor | None = None) -> Tensor:
-    """What these sequences add to the global denominator: token_mean response tokens; sequence_mean sequences with a
-    response token; prompt_mean prompts with a response token; fixed sequences with a response token times `divisor`.
-    Add it over the micro-batches and ranks of one update.
+    """Return what these sequences add to the global denominator: token_mean response tokens; sequence_mean sequences
+    with a response token; prompt_mean prompts with a response token; fixed sequences with a response token times
+    `divisor`. Add it over the micro-batches and ranks of one update.
 
     `group_tokens_N`, for prompt_mean: response tokens of all responses of the update to the sequence's prompt,
     wherever they are computed; None: each prompt has one response.
@@ -197,17 +197,17 @@ def denominator(mask_NT: Tensor, config: LossConfig, group_tokens_N: Tensor | No
 def aggregate(
     loss_NT: Tensor, mask_NT: Tensor, denominator: Tensor, aggregation: str, group_tokens_N: Tensor | None = None
 ) -> Tensor:
-    """Σ w·loss / denominator: token_mean and fixed w = m; sequence_mean w = m / Σ_t m; prompt_mean w = m / Σ m over all
-    responses to the sequence's prompt."""
+    """Return Σ w·loss / denominator: token_mean and fixed w = m; sequence_mean w = m / Σ_t m; prompt_mean w = m / Σ m
+    over all responses to the sequence's prompt."""
     weights_NT = AGGREGATIONS[aggregation].weights(mask_NT, group_tokens_N)
     return (weights_NT * torch.where(mask_NT, loss_NT, 0)).sum() / denominator
 
 
 @dataclass(frozen=True, slots=True)
 class Watch:
-    """What an update looked like, detached. `terms` (surrogate, drift, kl: before their coefficients) add up over
-    micro-batches and ranks; so do `sums` over tokens, to be divided by tokens: clipped (a token without advantage has
-    nothing to be clipped), kl_old, kl_ref (both k3), ratio_clamped (|ρ| > 20), kl_clamped (k3 of the reference is at a
+    """Metrics of an update, detached. `terms` (surrogate, drift, kl: before their coefficients) add up over
+    micro-batches and ranks; so do `sums` over tokens, to be divided by tokens: clipped (a token without advantage is
+    not clipped), kl_old, kl_ref (both k3), ratio_clamped (|ρ| > 20), kl_clamped (k3 of the reference is at a
     limit); of the extremes of ρ, before the clamp, the largest and smallest count."""
 
     terms: dict[str, Tensor]
@@ -227,14 +227,14 @@ def policy_loss(
     weights: Tensor | None = None,
     group_tokens: Tensor | None = None,
 ) -> tuple[Tensor, Watch]:
-    """(loss, watch): Σ w·(weights·surrogate + α·drift + β·KL) / denominator, all tensors _NT but group_tokens_N.
+    """Return (loss, watch): Σ w·(weights·surrogate + α·drift + β·KL) / denominator, all tensors _NT but group_tokens_N.
 
     ρ = lp − old is clamped to ±20; beyond that the surrogate has no gradient, CPGD's drift its capped one.
     `denominator` is that of the global batch; `ref` is needed where kl.coefficient > 0; `weights` (from
     `truncated_weights`) scale the surrogate only; `group_tokens` is for aggregation=prompt_mean.
     """
     assert denominator > 0, "no response token in the global batch: skip the update"
-    # Masked before any arithmetic: a NaN of the padding would pass through a later product with 0.
+    # Masked before any arithmetic: a NaN in the padding would remain in a later product with 0.
     lp_NT, old_NT, advantages_NT = (torch.where(mask, tensor, 0) for tensor in (lp, old, advantages))
     difference_NT = lp_NT - old_NT
     rho_NT = clamped(difference_NT)
@@ -279,22 +279,22 @@ def _watch(
 
 
 def truncated_weights(old_NT: Tensor, engine_NT: Tensor, mask_NT: Tensor, cap: float) -> Tensor:
-    """min(π_old(token)/π_engine(token), cap), without gradient, 0 at masked tokens: corrects for an engine whose
-    probabilities differ from the trainer's, or whose weights are one step old (Yao et al. 2025)."""
+    """Return min(π_old(token)/π_engine(token), cap), without gradient, 0 at masked tokens: the correction for an engine
+    whose probabilities differ from the trainer's, or whose weights are older (Yao et al. 2025)."""
     log_weights_NT = torch.where(mask_NT, old_NT - engine_NT, 0).detach()
     return log_weights_NT.clamp(max=math.log(cap)).exp() * mask_NT
 
 
 def mismatch(old_NT: Tensor, engine_NT: Tensor, mask_NT: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """(sums, largest) of trainer's minus engine's log-probability: Σ|d|, Σd and tokens, which add up over micro-batches
-    and ranks, and max |d|."""
+    """Return (sums, largest) of d, the trainer's minus the engine's log-probability: Σ|d|, Σd and tokens, which add up
+    over micro-batches and ranks, and max |d|."""
     difference_NT = torch.where(mask_NT, old_NT - engine_NT, 0).detach()
     sums = {"absolute": difference_NT.abs().sum(), "signed": difference_NT.sum(), "tokens": mask_NT.sum()}
     return sums, difference_NT.abs().max()
 
 
 def value_loss(values_NT: Tensor, old_NT: Tensor, returns_NT: Tensor, clip: float | None) -> Tensor:
-    """Per token ½·max((V − G)², (old + clip(V − old, ±clip) − G)²), for `aggregate`; clip None: ½·(V − G)²."""
+    """Return per token ½·max((V − G)², (old + clip(V − old, ±clip) − G)²), for `aggregate`; clip None: ½·(V − G)²."""
     squares_NT = (values_NT - returns_NT).square()
     if clip is not None:
         near_NT = old_NT + (values_NT - old_NT).clamp(-clip, clip)

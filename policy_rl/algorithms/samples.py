@@ -1,7 +1,7 @@
-"""From graded groups to what the trainer updates on: rewards → advantages → one number a response token.
+"""Turn graded groups into training samples: rewards → advantages → one number per response token.
 
     kept_PK = kept_samples(groups, estimator)
-    experiences = draft(groups, kept_PK)              # then old, ref and values where they are needed
+    experiences = draft(groups, kept_PK)              # then old, ref and values, if needed
     experiences, figures = add_advantages(groups, kept_PK, experiences, …)
 
 Shapes: P group, K sample of it, S step, N kept sample in the order of kept_PK, T token.
@@ -48,8 +48,8 @@ Aggregate = Callable[[Sequence[float]], float]
 
 @dataclass(frozen=True, slots=True)
 class AdvantageSettings:
-    """`kl_in_reward`: coefficient of −k1 to the reference as a reward of each token; `aggregate` of step scores, for
-    credit.mode=scalar."""
+    """Settings of `add_advantages`. `kl_in_reward`: coefficient of −k1 to the reference as a reward of each token;
+    `aggregate`: aggregate of step scores, for credit.mode=scalar."""
 
     advantage: AdvantageConfig
     credit: CreditConfig | None = None
@@ -59,12 +59,12 @@ class AdvantageSettings:
 
 
 def kept_samples(groups: Sequence[GradedGroup], least: int) -> Tensor:
-    """kept_PK: samples with a reward, of the groups that have at least `least` of them."""
+    """Return kept_PK: samples with a reward, of the groups that have at least `least` of them."""
     return keep(_rewards(groups)[1], least)
 
 
 def draft(groups: Sequence[GradedGroup], kept_PK: Tensor) -> list[Experience]:
-    """The kept samples, without advantages; groups are numbered by their place."""
+    """Return the kept samples, without advantages; groups are numbered by their index."""
     drafts = []
     for p, k in kept_PK.nonzero().tolist():
         group, response = groups[p], groups[p].responses[k].response
@@ -76,12 +76,13 @@ def draft(groups: Sequence[GradedGroup], kept_PK: Tensor) -> list[Experience]:
 def add_advantages(
     groups: Sequence[GradedGroup], kept_PK: Tensor, experiences: Sequence[Experience], settings: AdvantageSettings
 ) -> tuple[list[Experience], dict[str, float]]:
-    """The experiences with advantages, and for a critic returns; samples that lack a reward that counts are left out.
+    """Return (experiences with advantages, and with returns if there is a critic; metrics). Samples that lack a reward
+    that counts are left out.
 
-    A_t = w·A_sequence + step returns of the token's step + Σ_{l ≥ t} γ^(l − t)·(−β·k1_l), then clamped, then whitened
-    over all tokens; w is ADORA's. With reinforce_pp w·A_sequence is a reward of the last token T, so that the first
-    term is γ^(T − t)·w·A_sequence. With a critic so it is, step rewards stand on the last token of their step, and A_t
-    is the GAE of all.
+    A_t = w·A_sequence + the step return of the token's step + Σ_{l ≥ t} γ^(l − t)·(−β·k1_l), clamped, then whitened
+    over all tokens; w is the weight of ADORA. With reinforce_pp, w·A_sequence is a reward of the last token T, so that
+    the first term is γ^(T − t)·w·A_sequence. With a critic it is, too; step rewards are those of the last token of
+    their step, and A_t is the GAE of all.
     """
     config = settings.advantage
     estimator = ESTIMATORS[config.estimator]
@@ -99,13 +100,13 @@ def add_advantages(
     if settings.adora is not None:
         sequence_PK = sequence_PK * torch.tensor([[adora_weight(group, settings.adora.weight)] for group in groups])
     taking_N, sequence_N = taking_PK[kept_PK], sequence_PK[kept_PK]
-    mask_NT = _padded([np.ones(len(each.token_ids)) for each in experiences]).bool() & taking_N[:, None]
+    lengths_N = torch.tensor([len(each.token_ids) for each in experiences])
+    mask_NT = _mask(lengths_N) & taking_N[:, None]
     rewards_NT = _kl_rewards(experiences, settings.kl_in_reward, mask_NT)
     if credit is not None:
         rewards_NT = rewards_NT + place(credit.rewards_PKS[kept_PK], step_of_NT)
     if estimator.on_last_token:
-        last_N = torch.tensor([len(each.token_ids) - 1 for each in experiences])
-        rewards_NT[torch.arange(len(experiences)), last_N] += sequence_N
+        rewards_NT[torch.arange(len(experiences)), lengths_N - 1] += sequence_N
     returns_NT = None
     if estimator.critic:
         values_NT = _padded([each.values for each in experiences])
@@ -131,6 +132,11 @@ def _rewards(groups: Sequence[GradedGroup]) -> tuple[Tensor, Tensor]:
     return tabulate([[each.reward.total for each in group.responses] for group in groups])
 
 
+def _mask(lengths_N: Tensor) -> Tensor:
+    """Return mask_NT, False on padding."""
+    return torch.arange(lengths_N.max().item()) < lengths_N[:, None]
+
+
 def _right(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
     right_PK = torch.zeros_like(kept_PK)
     for p, k in kept_PK.nonzero().tolist():
@@ -139,7 +145,7 @@ def _right(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
 
 
 def _step_of_tokens(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
-    """step_of_NT, −1 on padding and where a response was not scored."""
+    """Return step_of_NT, −1 on padding and if a response was not scored."""
     rows = []
     for p, k in kept_PK.nonzero().tolist():
         each = groups[p].responses[k]
@@ -149,9 +155,10 @@ def _step_of_tokens(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
 
 
 def _scored_steps(groups: Sequence[GradedGroup], kept_PK: Tensor, step_of_NT: Tensor) -> ScoredSteps:
-    scores = [groups[p].responses[k].process for p, k in kept_PK.nonzero().tolist()]
-    scores_NS = _padded([np.array(each.scores if each else (), dtype=np.float32) for each in scores])
-    mask_NS = _padded([np.ones(len(each.scores) if each else 0) for each in scores]).bool()
+    processes = [groups[p].responses[k].process for p, k in kept_PK.nonzero().tolist()]
+    scores = [() if process is None else process.scores for process in processes]
+    scores_NS = _padded([np.array(each, dtype=np.float32) for each in scores])
+    mask_NS = _mask(torch.tensor([len(each) for each in scores]))
     shape = (*kept_PK.shape, scores_NS.shape[1])
     tables = [torch.zeros(shape), torch.zeros(shape), torch.zeros(shape, dtype=torch.bool)]
     rows = (scores_NS, count_tokens(step_of_NT, scores_NS.shape[1]).float(), mask_NS)
@@ -161,7 +168,7 @@ def _scored_steps(groups: Sequence[GradedGroup], kept_PK: Tensor, step_of_NT: Te
 
 
 def _kl_rewards(experiences: Sequence[Experience], coefficient: float, mask_NT: Tensor) -> Tensor:
-    """−β·k1 of each token, k1 = old − ref."""
+    """Return −β·k1 of each token, k1 = old − ref."""
     if coefficient == 0:
         return torch.zeros(mask_NT.shape)
     old_NT, ref_NT = (_padded([getattr(each, name) for each in experiences]) for name in ("old", "ref"))
@@ -177,8 +184,8 @@ def _cut(values_NT: Tensor | None, n: int, experience: Experience) -> np.ndarray
 
 
 def _figures(advantages_NT: Tensor, mask_NT: Tensor, credit: Credit | None) -> dict[str, float]:
-    """advantage_size: mean |A| a token; where process reward is given, the responses that have it
-    (scored), that have no scored step (unscored), and that are the only ones of their group to compare (alone)."""
+    """Return advantage_size, the mean |A| per token; with process reward also the number of responses that have it
+    (scored), that have no scored step (unscored), and that have no other of their group to compare with (alone)."""
     figures = {"advantage_size": advantages_NT[mask_NT].abs().mean().item() if mask_NT.any() else 0.0}
     if credit is not None:
         figures |= {"scored": float(credit.scored_PK.sum()), "unscored": float(credit.missing_PK.sum())}

@@ -1,4 +1,4 @@
-"""Which groups are trained on, and in what order and length problems come: pure functions and frozen data."""
+"""Select the groups to train on, and the order of problems and length of responses: pure functions, frozen data."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from mmprm.types import Problem
 from policy_rl.graded import GradedGroup
 
 LEAST_RATE = 0.25
-"""A round asks for at most 1/LEAST_RATE times the groups that are missing, however few passed before."""
+"""A round samples at most 1/LEAST_RATE times the missing groups, however few passed before."""
 
 
 class FilterConfig(Config):
     low: float = Field(0.1, ge=0, le=1)
-    """Least mean accuracy of a group that is trained on."""
+    """Minimum mean accuracy of a group that is trained on."""
     high: float = Field(0.9, ge=0, le=1)
-    """Greatest mean accuracy of a group that is trained on."""
+    """Maximum mean accuracy of a group that is trained on."""
     rounds: int = Field(3, ge=1)
-    """Most rounds of sampling in a step; then it trains on what there is, with a warning."""
+    """Maximum rounds of sampling per step; then the step trains on the groups it has, with a warning."""
 
     @model_validator(mode="after")
     def _in_order(self) -> FilterConfig:
@@ -31,37 +31,38 @@ class FilterConfig(Config):
         return self
 
     def verdict(self, group: GradedGroup) -> str | None:
-        """Why a group is left out (too_hard, too_easy), or None."""
+        """Return why a group is left out (too_hard, too_easy), or None."""
         mean = sum(group.accuracies) / max(1, len(group.accuracies))
         return "too_hard" if mean < self.low else "too_easy" if mean > self.high else None
 
 
 def groups_to_ask(missing: int, passed: int, seen: int, most: int) -> int:
-    """Groups of the next round: missing / rate, rate = passed / seen so far (at least LEAST_RATE), at most `most`."""
+    """Return the groups of the next round: missing / rate, at most `most`; rate = passed / seen so far, at least
+    LEAST_RATE."""
     rate = max(LEAST_RATE, passed / seen) if seen else 1.0
     return min(most, math.ceil(missing / rate))
 
 
 def update_count(groups: int, prompts: int, updates: int) -> int:
-    """Return the number of updates that a step makes of its groups: a whole step of `prompts` groups makes `updates`,
-    of prompts // updates groups each or one more; with fewer groups there are fewer updates and none is smaller, but
-    that of a step which has not enough for one."""
+    """Return the number of updates of a step. A complete step of `prompts` groups makes `updates` updates of at least
+    prompts // updates groups each. With fewer groups there are fewer updates, of that size still, unless the groups
+    are not enough for one."""
     return min(updates, max(1, groups // (prompts // updates)), groups)
 
 
 class Phase(Config):
-    """Part of a progressive schedule (PTST): short responses and many of them first, then longer and fewer."""
+    """Phase of a progressive schedule (PTST): first many short responses, then fewer and longer ones."""
 
     steps: int = Field(ge=1)
-    """Steps of this phase; the last one goes on to the end of the run."""
+    """Steps of this phase; the last phase lasts to the end of the run."""
     group_size: int = Field(ge=1)
-    """Responses a problem."""
+    """Responses per problem."""
     max_tokens: int = Field(ge=1)
-    """Longest response."""
+    """Maximum tokens per response."""
 
 
 def phase_of(schedule: Sequence[Phase], step: int) -> Phase:
-    """The phase of step 1, 2, …"""
+    """Return the phase of step 1, 2, …"""
     for phase in schedule[:-1]:
         if step <= phase.steps:
             return phase
@@ -70,8 +71,7 @@ def phase_of(schedule: Sequence[Phase], step: int) -> Phase:
 
 
 class Prompts:
-    """Problems in an order drawn from the seed, anew in each epoch; `position` counts those taken, and is all of its
-    state."""
+    """Problems in an order drawn from the seed, in each epoch another; the state is `position`, the number taken."""
 
     def __init__(self, problems: Sequence[Problem], seed: int) -> None:
         self.problems, self.position = problems, 0
@@ -79,7 +79,7 @@ class Prompts:
         self._epoch, self._order = -1, list[int]()
 
     def take(self, n: int) -> list[tuple[Problem, int]]:
-        """The next n problems, each with its epoch 0, 1, …"""
+        """Return the next n problems, each with its epoch 0, 1, …"""
         return [self._next() for _ in range(n)]
 
     def _next(self) -> tuple[Problem, int]:

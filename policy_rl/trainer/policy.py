@@ -1,11 +1,11 @@
-"""The policy as the trainer runs it: log-probabilities, entropies and values of the response tokens, and nothing else.
+"""Run the policy in the trainer: log-probabilities, entropies and values of the response tokens.
 
-A row of a batch is a prompt with one response, or with several that share it, and share the tokens on which they agree
-from their start: then each response sees the prompt and its own tokens, and its positions go on from the prompt's end,
-as they would in a row of its own.
+A row of a batch is a prompt with one response, or with several that share the prompt and their common first tokens.
+Each response of such a row sees the prompt and its own tokens only, and its positions continue from the end of the
+prompt, as in a row of its own.
 
 Shapes: B row, L token of a row, X axis of the positions (M-RoPE has three), N response of the batch, T token of a
-response, M response token (of all responses), H hidden, V vocabulary, F picture token.
+response, M response token (of all responses), H hidden, V vocabulary, F image token.
 """
 
 from __future__ import annotations
@@ -34,33 +34,34 @@ LOGITS_AT_ONCE = 2**26
 
 @dataclass(frozen=True, slots=True)
 class PolicyInputs:
-    """What policy_rl.trainer.batch makes of a micro-batch."""
+    """The tensors that policy_rl.trainer.batch makes of a micro-batch."""
 
     input_ids_BL: Tensor
     position_ids: Tensor
     """_BL, or _XBL where the model has positions on several axes."""
     end_BL: Tensor | None
-    """Last token that sees a token, in rows with several responses; None where every row has one."""
+    """Last token that sees a token, in rows with several responses; None if every row has one."""
     present_BL: Tensor
     """False on padding."""
     read_NT: Tensor
-    """Place, among all B·L tokens, of the token before a response token: there its probability is read."""
+    """Index, among all B·L tokens, of the token before a response token, at which its probability is read."""
     token_NT: Tensor
     response_NT: Tensor
     """False on padding."""
     pictures: dict[str, Tensor]
-    """Each picture once, as the processor made it; empty where no vision tower is to run."""
+    """Each image once, as the processor made it; empty if the vision tower does not run."""
     feature_F: Tensor | None
-    """For every picture token of the batch, in order, which feature it takes; None: all, in order."""
+    """For every image token of the batch, in order, the index of its feature; None: all features, in order."""
     shows_pictures: bool
-    """False: the vision tower runs on a stand-in, whose features count 0 times, to stay in step with other ranks."""
+    """False: the vision tower runs on a stand-in image, whose features count 0 times, because other ranks run it."""
 
     def to(self, device: torch.device) -> PolicyInputs:
         return PolicyInputs(**{field.name: _moved(getattr(self, field.name), device) for field in fields(self)})
 
 
 class PolicyOutput(NamedTuple):
-    """0 on padding. `entropy_NT` has no gradient; `values_NT` are those of the state before the token."""
+    """Outputs per response token, 0 on padding. `entropy_NT` has no gradient; `values_NT` are those of the state before
+    the token."""
 
     logprobs_NT: Tensor
     entropy_NT: Tensor
@@ -68,8 +69,8 @@ class PolicyOutput(NamedTuple):
 
 
 class Policy(nn.Module):
-    """A language model read at response tokens, with the distribution that was sampled from: softmax(logits /
-    temperature) without the `banned` tokens. `critic` adds a value head on the same hidden states, which begins at 0.
+    """Language model read at response tokens, with the distribution that is sampled from: softmax(logits / temperature)
+    without the `banned` tokens. `critic` adds a value head on the same hidden states, initialized to 0.
     `float32_logits`: see `token_logprobs`."""
 
     def __init__(
@@ -89,7 +90,7 @@ class Policy(nn.Module):
         self.float32_logits = float32_logits
         self.value_head = ValueHead(backbone.config.get_text_config().hidden_size, 1) if critic else None
         self.detach_values = False
-        """Whether values leave the backbone alone: no gradient of theirs reaches it."""
+        """Whether the gradient of the values stops at the hidden states."""
         if self.value_head is not None:
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
@@ -117,8 +118,8 @@ class Policy(nn.Module):
         return PolicyOutput(*spread, values_NT)
 
     def _hidden(self, inputs: PolicyInputs) -> Tensor:
-        """The vision tower runs first, whether its features are used or not: under ZeRO-3 all ranks have to gather the
-        same weights in the same order."""
+        """Return the hidden states. The vision tower runs first, even if its features are not used: under ZeRO-3 all
+        ranks have to gather the same weights in the same order."""
         pictures, stand_in = {}, 0.0
         if inputs.pictures:
             features = self.backbone.model.get_image_features(**inputs.pictures, return_dict=True)
@@ -137,7 +138,7 @@ class Policy(nn.Module):
 
 
 class ValueHead(nn.Linear):
-    """W·h + b, multiplied in float32 at least: in bfloat16 values near 0.5 come in steps of 0.002."""
+    """Compute W·h + b at least in float32: bfloat16 resolves values near 0.5 only to 0.002."""
 
     def forward(self, hidden_MH: Tensor) -> Tensor:
         hidden_MH, weight_1H, bias_1 = (_at_least_float32(each) for each in (hidden_MH, self.weight, self.bias))
@@ -163,8 +164,8 @@ def prepare(policy: Policy, frozen: Sequence[str], lora: LoraConfig | None, grad
         add_adapters(policy.backbone, lora, (), ())
         if type(policy.backbone.get_output_embeddings()) is not nn.Linear:
             raise ConfigError(
-                f"lora.targets={list(lora.targets)} match the output layer, of which only the weights are read: an "
-                "adapter there would not learn; name layers of the blocks, as the default does"
+                f"lora.targets={list(lora.targets)} must not match the output layer: only its weights are read, and "
+                "an adapter there would not learn; name layers of the blocks, as the default does"
             )
     if gradient_checkpointing:
         policy.backbone.gradient_checkpointing_enable({"use_reentrant": False})
@@ -173,7 +174,7 @@ def prepare(policy: Policy, frozen: Sequence[str], lora: LoraConfig | None, grad
 
 @contextmanager
 def without_adapters(backbone: nn.Module) -> Iterator[None]:
-    """The model as it was before its adapters."""
+    """Disable the adapters within the context, which leaves the model as it was before them."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in backbone.modules() if isinstance(module, BaseTunerLayer)]
@@ -195,16 +196,16 @@ def token_logprobs(
     banned: Sequence[int] = (),
     float32_logits: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """(log π(token)_M, entropy_M in nats) of π = softmax((W·h + b) / temperature), 0 for the banned tokens, at least in
-    float32.
+    """Return (log π(token)_M, entropy_M in nats), at least in float32, of π = softmax((W·h + b) / temperature) with
+    probability 0 for the banned tokens.
 
-    `float32_logits`: the product W·h is one in float32, too, of the same tensors. In bfloat16 it rounds a logit of 16
-    to the next 1/8, which moves log-probabilities by hundredths of a nat.
+    `float32_logits`: the product W·h of the same tensors is computed in float32, too. In bfloat16 a logit of 16 is
+    rounded to a multiple of 1/8, which moves log-probabilities by hundredths of a nat.
 
     Logits exist for LOGITS_AT_ONCE / V tokens at a time; where there are more, the backward pass computes them again.
     """
     if float32_logits:
-        # Once, in front of the pieces: so their gradients for W add up in float32 as well.
+        # Converted once, before the split, so that the gradients for W add up in float32 as well.
         hidden_MH, weight_VH = _at_least_float32(hidden_MH), _at_least_float32(weight_VH)
         bias_V = None if bias_V is None else _at_least_float32(bias_V)
     rows = max(1, LOGITS_AT_ONCE // weight_VH.shape[0])
@@ -245,12 +246,12 @@ def _spread(values_M: Tensor, response_NT: Tensor) -> Tensor:
 
 
 def _each(features: Any) -> tuple[Tensor, ...]:
-    """A tensor a picture (Qwen-VL), or one of all (InternVL)."""
+    """Return one tensor per image (Qwen-VL), or one of all images (InternVL)."""
     return tuple(features) if isinstance(features, tuple | list) else (features,)
 
 
 def _repeated(features: Any, feature_F: Tensor | None) -> Any:
-    """Features of pictures that several rows show; Qwen3-VL has some for its first layers as well."""
+    """Repeat the features of images that several rows show; Qwen3-VL has features for its first layers as well."""
     if feature_F is None:
         return features
     features.pooler_output = _chosen(features.pooler_output, feature_F)
