@@ -195,6 +195,11 @@ class ProblemReader:
         lettered = {} if choice_cells or columns.choices else lettered_columns(row)
         value = choice_cells[0][1] if choice_cells else {label: row[name] for label, name in lettered.items()} or []
         labels, choices = labelled_choices(value, place)
+        for name, other in choice_cells[1:]:
+            if labelled_choices(other, place)[1] != choices:
+                raise DataError(
+                    f"{place}: {choice_cells[0][0]} and {name} both hold the choices, and differ; set columns.choices"
+                )
         fields = ("question", *(f"choices[{number}]" for number in range(len(choices))))
         question, *placed = place_marks(
             (question, *choices), len(pictures), place, fields, "front" if found.one_for_all else "refuse"

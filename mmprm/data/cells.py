@@ -83,7 +83,7 @@ def top_of(row: Row, name: str) -> str:
 def flat(value: Any) -> list[Any]:
     """Return the items of a cell: of a list (also nested, also the text of one) or the value itself; no empty ones."""
     value = plain(value)
-    if isinstance(value, str) and value.lstrip().startswith("["):
+    if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         value = parsed(value)
     if isinstance(value, list | tuple):
         return [inner for item in value for inner in flat(item)]

@@ -128,12 +128,24 @@ def only_one(found: list[tuple[str, Any]], field: str, place: str) -> Any:
     neither holds the other."""
     for name, value in found[1:]:
         first, other = (" ".join(str(text).split()) for text in (found[0][1], value))
-        if first not in other and other not in first:
+        if not _agree(first, other):
             raise DataError(
                 f"{place}: {found[0][0]} and {name} both hold the {field}, and differ ({cut(first)!r}, "
                 f"{cut(other)!r}); set columns.{field} to one of them"
             )
     return found[0][1] if found else None
+
+
+def _agree(one: str, other: str) -> bool:
+    """Whether one text holds the other as words of its own ("3" and "13" do not agree), or both are one number."""
+
+    def holds(text: str, part: str) -> bool:
+        return re.search(rf"(?<![\w.,/-]){re.escape(part)}(?![\w/]|[.,]\d)", text) is not None
+
+    try:
+        return float(one) == float(other)
+    except ValueError:
+        return one == other or holds(one, other) or holds(other, one)
 
 
 def rest_of(row: Row, used: set[str]) -> dict[str, Any]:

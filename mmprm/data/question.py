@@ -152,7 +152,7 @@ def _check_same_chat(chats: Sequence[tuple[str, Any]], place: str) -> None:
 
 def _check_same(name: str, text: str, chat_name: str, chat_text: str, place: str) -> None:
     one, other = _bare(text), _bare(chat_text)
-    if one not in other and other not in one:
+    if one.casefold() not in other.casefold() and other.casefold() not in one.casefold():
         raise DataError(
             f"{place}: {name} and {chat_name} ask otherwise ({cut(one)!r}, {cut(other)!r}); set columns.question, or "
             "drop one of them"

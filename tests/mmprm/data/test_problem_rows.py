@@ -81,6 +81,11 @@ def shown(name: str) -> Row:
         ({"question": None, "problem": "Q"}, "Q", []),
         ({"question": "Q", "problem": "Q "}, "Q", []),
         ({"prompt": "Q"}, "Q", []),
+        ({"question": "Q", "reward_model": {"ground_truth": "3.0"}}, "Q", []),
+        ({"question": "Q", "reward_model": {"ground_truth": "So it is 3."}}, "Q", []),
+        ({"question": "Q", "choices": ["1", "3"], "options": "['1', '3']"}, "Q", []),
+        ({"question": "how many?", "message": message("How many?")}, "how many?", []),
+        ({"question": "Q", "image": '{"path": "red.png"}'}, "Q", ["red.png"]),
     ],
 )
 def test_a_field_given_twice_is_read_where_it_is(folder: Path, row: Row, question: str, images: list[str]) -> None:
@@ -95,6 +100,9 @@ def test_a_field_given_twice_is_read_where_it_is(folder: Path, row: Row, questio
         ({"question": "Q", "problem": "R"}, "question and problem both hold the question, and differ"),
         ({"question": "Q", "image": "red.png", "images": ["blue.png"]}, "both hold images, and other ones"),
         ({"question": "Q", "answer": "4", "reward_model": {"ground_truth": "3"}}, "both hold the answer, and differ"),
+        ({"question": "Q", "answer": "3", "reward_model": {"ground_truth": "13"}}, "both hold the answer, and differ"),
+        ({"question": "Q", "answer": "1/2", "reward_model": {"ground_truth": "1"}}, "both hold the answer, and differ"),
+        ({"question": "Q", "choices": ["1", "3"], "options": ["3", "1"]}, "choices and options both hold the choices"),
         (
             {"messages": json.loads(message("Q")), "conversations": [{"from": "human", "value": "R"}]},
             "messages and conversations both hold messages, and differ; set columns.chat",
