@@ -25,6 +25,8 @@ from mmprm.files import digest_of, digests, parse_json, remove_folder, whole_fil
 from mmprm.training.engine import Engine
 
 _STATE, _EXTRA = "state.json", "extra.json"
+_LATER_KEYS = {"learning_rate_decay": "cosine"}
+"""Keys that older checkpoints do not record, with the value that their runs used."""
 BEST = "best"
 """Name of the link to the checkpoint of the best evaluation."""
 
@@ -100,10 +102,11 @@ def resume(engine: Engine, folder: Path, identity: dict[str, Any]) -> int:
     if path is None:
         return 0
     state = _state(path)
+    stored = {key: value for key, value in _LATER_KEYS.items() if key in identity} | state["identity"]
     differing = [
-        f"{key} (stored {state['identity'].get(key)!r}, configured {identity.get(key)!r})"
-        for key in sorted(state["identity"].keys() | identity.keys())
-        if state["identity"].get(key) != identity.get(key)
+        f"{key} (stored {stored.get(key)!r}, configured {identity.get(key)!r})"
+        for key in sorted(stored.keys() | identity.keys())
+        if stored.get(key) != identity.get(key)
     ]
     if differing:
         raise CheckpointError(

@@ -223,14 +223,18 @@ def test_a_checkpoint_that_is_not_whole_is_passed_over(
     assert [row["step"] for row in rows(tmp_path)] == list(range(1, 9))
 
 
-def test_a_checkpoint_without_checksums_is_resumed(tmp_path: Path) -> None:
+def test_an_older_checkpoint_is_resumed(tmp_path: Path) -> None:
+    """It has no checksums, and does not record the decay of the learning rate, which was always a cosine."""
     run(tmp_path, ScriptedEngine(), save_every=4)
     for file in tmp_path.glob("checkpoints/*/state.json"):
         state = json.loads(file.read_text())
+        assert state["identity"].pop("learning_rate_decay") == "cosine"
         file.write_text(json.dumps({key: state[key] for key in ("step", "identity", "files")}))
     assert checkpoints.steps_done(tmp_path / "checkpoints") == 8
     run(tmp_path, engine := ScriptedEngine(), save_every=4)
     assert engine.steps == 8
+    with pytest.raises(CheckpointError, match=r"learning_rate_decay \(stored 'cosine', configured 'linear'"):
+        run(tmp_path, ScriptedEngine(), save_every=4, learning_rate_decay="linear")
 
 
 class TwoRanks:
