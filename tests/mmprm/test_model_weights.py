@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -93,3 +94,11 @@ def test_a_damaged_index_of_weights_is_named(text: str, tmp_path: Path) -> None:
         shard_names(index)
     index.write_text('{"weight_map": {"a": "model-1.safetensors"}}')
     assert shard_names(index) == {"a": "model-1.safetensors"}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_a_pipe_in_a_model_folder_is_refused(name: str, tmp_path: Path) -> None:
+    """Whoever opened it would wait for ever."""
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(CheckpointError, match=rf"{name}: is no regular file; copy the model again"):
+        check_weights(str(tmp_path))
