@@ -106,10 +106,10 @@ def test_a_runs_folder_is_its_newest_and_best_the_best_checkpoint(tmp_path: Path
 
 def test_what_is_no_checkpoint_of_this_model_is_refused(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "step-00000001", {"backbone.other": torch.ones(1)}, RL)
-    with pytest.raises(CheckpointError, match="does not fit the model that its run began with: has other"):
+    with pytest.raises(CheckpointError, match="does not match the base model of its run: unknown other"):
         convert_checkpoint(source, tmp_path / "out")
     gone = write_checkpoint(tmp_path / "step-00000002", trained(), RL | {"model": "no/where/to/be"})
-    with pytest.raises(CheckpointError, match="its run began with another model: no/where/to/be: does not exist"):
+    with pytest.raises(CheckpointError, match="cannot find the base model of its run: no/where/to/be: does not exist"):
         convert_checkpoint(gone, tmp_path / "out")
     (source / "deepspeed/mp_rank_00_model_states.pt").write_bytes(b"x")
     with pytest.raises(CheckpointError, match="is incomplete; give another checkpoint"):

@@ -113,7 +113,9 @@ def test_targets_and_frozen_parts(folder: Path) -> None:
     names = trained(adapted(folder, r"lora.targets=['visual.*_proj$', 'q_proj$']", "frozen=[vision]"))
     assert not any("visual" in name for name in names)
     assert any("q_proj.lora_B" in name for name in names)
-    with pytest.raises(ConfigError, match=r"lora.targets=\['w1'\] match no linear layer; there are lm_head, "):
+    with pytest.raises(
+        ConfigError, match=r"lora.targets=\['w1'\]: must match a linear layer; the layers are lm_head, "
+    ):
         adapted(folder, "lora.targets=[w1]")
     with pytest.raises(ConfigError, match=r"lora.targets: match frozen layers only"):
         adapted(folder, "frozen=[language]")

@@ -160,7 +160,7 @@ def test_rerank_writes_candidates_and_summary(reranked: Rerank, capsys: pytest.C
     printed = capsys.readouterr().out
     assert "oracle     0.500  1.000   +0.500" in printed
     assert "2 problems, 1 failed" in printed
-    assert "aggregator min, from prm.json, which holds no evidence for it" in printed
+    assert "aggregator min, from prm.json, which records no evidence for it" in printed
     assert max(map(len, printed.splitlines()[:-2])) <= 80
 
 
@@ -276,9 +276,8 @@ def test_other_samples_are_not_taken_for_these(reranked: Rerank, capsys: pytest.
     reranked.candidates["p3"] = CANDIDATES["p1"]
     assert reranked() == 0
     assert reranked(seed=1) == 0
-    assert (
-        "samples.jsonl: is of other samples and will be replaced: seed (stored 0, asked 1)" in capsys.readouterr().err
-    )
+    said = capsys.readouterr().err
+    assert "samples.jsonl: was sampled with other settings and will be replaced: seed (stored 0, asked 1)" in said
     text = (reranked.folder / "x.jsonl").read_text()
     (reranked.folder / "x.jsonl").write_text(text.replace("q p1", "another"))
     assert reranked(seed=1) == 0
@@ -308,7 +307,7 @@ def test_rerank_chooses_an_aggregator_and_stores_it(
     assert stored.aggregator_evidence == AggregatorEvidence(problems=3, samples=2, value=1.0, low=1.0, high=1.0)
     printed = capsys.readouterr()
     assert "aggregator mean, chosen on 3 problems: best-of-2 1.000 [1.000, 1.000]" in printed.out
-    assert "note: aggregator mean counts the steps behind the first error" in printed.err
+    assert "note: aggregator mean uses the scores of steps after the first error" in printed.err
     assert reranked.summary["accuracy"]["prm"] == 1
     assert reranked() == 0
     assert "note:" not in capsys.readouterr().err, "what evidence chose is not doubted again"

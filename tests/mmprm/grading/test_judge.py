@@ -79,7 +79,7 @@ async def test_one_word_decides(tmp_path: Path, reply: str, verdict: Verdict, re
         (error(401), "judge failed: status 401"),
         (Act(drop=True), "judge failed: connection dropped"),
         (Act(body=b"<html>"), "judge failed: answer is not JSON"),
-        (Act(body=b"{}"), "judge failed: answer is no chat completion"),
+        (Act(body=b"{}"), "judge failed: answer is not a chat completion"),
         (Act(wait=30), "judge failed: no answer within 2 s"),
     ],
 )
