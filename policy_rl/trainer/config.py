@@ -1,4 +1,4 @@
-"""Keys of the trainer: what is learned, by which loss, on how many ranks."""
+"""Declare the keys of the trainer: trained weights, loss, ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from policy_rl.algorithms.losses import LossConfig
 CHANGEABLE: dict[str, Any] = dict.fromkeys(("timeout_s", "gradient_checkpointing", "share_prompt"), True) | {
     "optimisation": {"learning_rate", "micro_batch_tokens", "max_bad_steps"}
 }
-"""Keys that a resumed run may have others of: none but the learning rate decides its course."""
+"""Keys that may differ in a resumed run: of these only the learning rate changes the results."""
 SUPERVISED_ONLY = ("epochs", "batch_size", "eval_every", "save_every", "keep_checkpoints", "keep_best", "log_every")
 
 
@@ -22,11 +22,11 @@ class OptimisationConfig(TrainingConfig):
     learning_rate: float = Field(1e-6, gt=0)
     """Learning rate, constant unless warmup or final_learning_rate is set."""
     final_learning_rate: float = Field(1.0, ge=0, le=1)
-    """Where the schedule over all updates of the run ends, as a share of the peak."""
+    """Learning rate at the end of the run, as a share of the peak."""
     warmup: float = Field(0.0, ge=0, lt=1)
     """Share of the updates with a rising learning rate."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW decay of matrices; vectors (norms, biases) have none."""
+    """AdamW weight decay of matrices; vectors (norms, biases) are not decayed."""
 
     @model_validator(mode="after")
     def _only_what_updates_need(self) -> OptimisationConfig:
@@ -44,16 +44,16 @@ class CriticConfig(Config):
     coefficient: float = Field(0.5, gt=0)
     """Weight of the value loss beside the policy loss."""
     clip: float | None = Field(0.2, gt=0)
-    """A value is not pulled further than this from the one before the update; null does not clip."""
+    """Maximum distance that the loss moves a value from the one before the update; null does not clip."""
     learning_rate: float = Field(1e-5, gt=0)
-    """Learning rate of the value head, which begins at 0; it rises and falls with that of the policy."""
+    """Learning rate of the value head, which is initialized to 0; its schedule is that of the policy."""
     warmup_updates: int = Field(10, ge=0)
-    """First updates of the run in which the value head alone learns: a critic that knows nothing is no baseline."""
+    """First updates of the run in which only the value head learns: an untrained critic is not a baseline."""
 
 
 class TrainerConfig(Config):
     ranks: int = Field(1, ge=1)
-    """Processes that train: one a GPU; without a GPU they share the cores."""
+    """Training processes: one per GPU; without a GPU they share the cores."""
     loss: LossConfig = LossConfig()
     """Surrogate, KL and aggregation."""
     critic: CriticConfig = CriticConfig()
@@ -62,18 +62,17 @@ class TrainerConfig(Config):
     """Learning rate, precision, sharding, micro-batches."""
     float32_logits: bool = True
     """Multiply by the output layer in float32, whatever the precision: log-probabilities of bfloat16 logits are off by
-    0.02 nats on average, and by more than 0.1 at times."""
+    0.02 nats on average and by more than 0.1 for some tokens."""
     frozen: tuple[str, ...] = ()
-    """What stays as it is: vision, projector or language, whatever the model calls them, or regular expressions of
-    parameter names."""
+    """Weights that are not trained: vision, projector or language, whatever the model calls them, or regular
+    expressions of parameter names."""
     lora: LoraConfig | None = None
-    """Train low-rank adapters instead of all weights; engines get the merged weights. null: train all that is not
-    frozen."""
+    """Train low-rank adapters instead of all weights; engines get the merged weights. null: train all weights that are
+    not frozen."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, a third more time."""
     share_prompt: bool = True
     """Compute the prompt once for the responses of a group that fit micro_batch_tokens together, where the model's
     attention allows; loss and gradients are the same."""
     timeout_s: float = Field(3600, gt=0)
-    """Longest wait for one call of the trainer (an update, a checkpoint); the message says which rank waits for
-    what."""
+    """Maximum wait for one call of the trainer (an update, a checkpoint); the error says which rank waits for what."""

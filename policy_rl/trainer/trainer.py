@@ -1,4 +1,4 @@
-"""One rank of the trainer: log-probabilities, updates, weights, checkpoints. Every rank must make the same calls.
+"""Run one rank of the trainer: log-probabilities, updates, weights, checkpoints. Every rank must make the same calls.
 
     trainer = Trainer(model, config, prompt, temperature, total_updates, critic=False)
     trainer.resume(folder)                       # dict that was given to save, or None
@@ -51,7 +51,7 @@ from policy_rl.weights.transfer import ModelWeights, Published, Transfer
 
 @dataclass(frozen=True, slots=True)
 class LogProbs:
-    """One number a response token; None where it was not asked for or the trainer has no critic or reference."""
+    """One number per response token; None if not requested, or if the trainer has no critic or reference."""
 
     old: np.ndarray | None = None
     ref: np.ndarray | None = None
@@ -131,8 +131,8 @@ class Trainer:
         self.doing = "nothing"
 
     def log_probs(self, experiences: Sequence[Experience], policy: bool = True) -> dict[int, LogProbs]:
-        """By place, for this rank's share: `old` and, with a critic, `values` under the present weights, unless
-        `policy` is False; `ref` where there is a reference."""
+        """Return log-probabilities by index, for this rank's share: `old` and, with a critic, `values` under the
+        current weights, unless `policy` is False; `ref` if there is a reference."""
         for experience in experiences:
             self.limits.check(experience)
         found: dict[int, LogProbs] = {}
@@ -155,14 +155,14 @@ class Trainer:
         return found
 
     def update(self, experiences: Sequence[Experience], progress: float | None = None) -> dict[str, float]:
-        """One optimizer step from the mean over all these responses, of all ranks; see Tally.metrics for what returns.
+        """Make one optimizer step on all these responses, over all ranks, and return its metrics (see Tally.metrics).
 
-        `progress` from 0 to 1 is the share of the run that lies before the update, by which the learning rate is set;
-        by default the share of `total_updates` that was made. In the first critic.warmup_updates only the value head
-        learns: no gradient reaches the other weights, and their learning rate is 0.
+        `progress` from 0 to 1 is the share of the run before the update and sets the learning rate; the default is the
+        share of `total_updates` that has been made. In the first critic.warmup_updates only the value head learns: no
+        gradient reaches the other weights, and their learning rate is 0.
 
         Raises DataError or TrainingError before anything is changed for a response that does not fit or holds a number
-        that is not finite. A gradient that is not finite changes nothing, and is told as `skipped`.
+        that is not finite. A gradient that is not finite changes nothing, and sets the metric `skipped`.
         """
         started = time.perf_counter()
         for experience in experiences:
@@ -189,11 +189,11 @@ class Trainer:
         return metrics
 
     def open_transfer(self, make: Callable[[int], Transfer]) -> None:
-        """`make(rank)` is this rank's side of the way to the engines."""
+        """Open the transfer of weights to the engines; `make(rank)` returns this rank's side of it."""
         self._transfer = make(self.ranks.rank)
 
     def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Published | None:
-        """The weights on their way to the engines, in their number format; None on all ranks but the first."""
+        """Send the weights to the engines, in their number format; return None on all ranks but the first."""
         assert self._transfer is not None, "open_transfer comes first"
         self.doing = f"sending weights of version {version}"
         with self._engine.inference():
@@ -226,7 +226,7 @@ class Trainer:
         return extra
 
     def save_model(self, folder: Path) -> None:
-        """A plain Hugging Face checkpoint of the policy, adapters merged, with its processor."""
+        """Write a plain Hugging Face checkpoint of the policy, with merged adapters and its processor."""
         self.doing = f"writing the model to {folder}"
         backbone = self._policy.backbone
         weights = self._engine.weights("backbone.")
@@ -307,7 +307,7 @@ class Trainer:
         return loss
 
     def _denominator(self, experiences: Sequence[Experience]) -> Tensor:
-        """That of the loss of an update, by the responses of all ranks."""
+        """Return the denominator of the loss of an update, over the responses of all ranks."""
         tokens, total = tokens_of_groups(experiences), torch.zeros(())
         for experience in experiences:
             mask_1T = torch.from_numpy(np.array(experience.counted))[None]

@@ -1,4 +1,4 @@
-"""What an update looked like, added up over micro-batches and ranks.
+"""Accumulate the metrics of an update over micro-batches and ranks.
 
 Shapes: N response of a micro-batch, T token.
 """
@@ -15,7 +15,8 @@ from policy_rl.algorithms.losses import Watch, mismatch
 
 
 class Tally:
-    """Tensors stay on their device until the end, so that no micro-batch waits for the one before."""
+    """Sums and extremes of an update. Tensors stay on their device until the end, so that no micro-batch waits for the
+    one before."""
 
     def __init__(self) -> None:
         self._totals: dict[str, Tensor] = {}
@@ -48,7 +49,7 @@ class Tally:
         }
 
     def metrics(self, ranks: Ranks) -> dict[str, float]:
-        """Over the update, all ranks together; every rank must call it.
+        """Return the metrics of the update over all ranks; every rank must call it.
 
         The terms of the loss before their coefficients (surrogate, drift, kl, value_loss); per token that counts
         clip_fraction, ratio_clamped and kl_clamped (shares of tokens), kl_old (k3 of old to new), kl_ref (k3 of new to
