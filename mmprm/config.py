@@ -21,7 +21,7 @@ PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 
 
 class Config(BaseModel):
-    """Serves as base of all configurations: frozen, without unknown keys, documented by the docstring of each field."""
+    """Provides the base of all configurations: frozen, no unknown keys, documented by the docstrings of its fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 

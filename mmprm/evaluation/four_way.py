@@ -38,8 +38,8 @@ def four_way(items: Iterable[Item], verdicts: Sequence[Verdict]) -> FourWay:
     families: dict[str, dict[str, Verdict]] = {}
     for item, verdict in zip(items, verdicts, strict=True):
         families.setdefault(item.family, {})[item.part] = verdict
-    whole = {name: parts for name, parts in families.items() if "multi" in parts and len(parts) > 1}
-    known = [parts for parts in whole.values() if Verdict.UNKNOWN not in parts.values()]
+    composite = [parts for parts in families.values() if "multi" in parts and len(parts) > 1]
+    known = [parts for parts in composite if Verdict.UNKNOWN not in parts.values()]
 
     def share(chosen: Iterable[bool]) -> float:
         return sum(chosen) / max(1, len(known))
@@ -50,14 +50,17 @@ def four_way(items: Iterable[Item], verdicts: Sequence[Verdict]) -> FourWay:
 
     pairs = [rights(parts) for parts in known]
     inadequate = share(not right and all(steps) for right, steps in pairs)
-    enough = {"strict": all, "loose": any}
-    mastery = {name: share(right and test(steps) for right, steps in pairs) for name, test in enough.items()}
+    mastery, rote = {}, {}
+    # Whether the parts count as mastered: strictly only if all of them are correct, loosely if any is.
+    for name, mastered in {"strict": all, "loose": any}.items():
+        mastery[name] = share(right and mastered(steps) for right, steps in pairs)
+        rote[name] = share(right and not mastered(steps) for right, steps in pairs)
     return FourWay(
         problems=len(known),
-        unknown=len(whole) - len(known),
+        unknown=len(composite) - len(known),
         insufficient=share(not right and not all(steps) for right, steps in pairs),
         inadequate=inadequate,
         mastery=mastery,
-        rote={name: share(right and not test(steps) for right, steps in pairs) for name, test in enough.items()},
+        rote=rote,
         score={name: value + inadequate / 2 for name, value in mastery.items()},
     )

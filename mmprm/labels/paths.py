@@ -20,7 +20,7 @@ RIGHT, WRONG = Counts(right=1), Counts(wrong=1)
 
 @dataclass(frozen=True, slots=True)
 class LabelCounts:
-    """Counts labels. `labels` are distinct non-terminal prefixes; labels of complete solutions are counted apart."""
+    """Counts labels. `labels` are distinct non-terminal prefixes; labels of complete solutions are counted separately."""
 
     problems: int
     paths: int
@@ -112,12 +112,14 @@ def _choose(deepest: list[Steps], solutions: dict[Steps, bool], rng: random.Rand
         if kinds:
             right = min(kinds, key=lambda kind: len(picked[kind]))
             picked[right][state] = rng.choice(through[state][right])
-    both = min(sum(solutions.values()), len(solutions) - sum(solutions.values()))
+    correct = sum(solutions.values())
+    both = min(correct, len(solutions) - correct)  # number of solutions to use of each kind
     cut, extra = set(), []
     for kind, chosen in picked.items():
         taken = set(chosen.values())
         spare = [steps for steps, right in solutions.items() if right == kind and steps not in taken]
-        cut |= set(rng.sample(list(chosen), max(0, len(chosen) - both)))
-        extra += rng.sample(spare, max(0, both - len(chosen)))
+        surplus, lacking = max(0, len(chosen) - both), max(0, both - len(chosen))
+        cut |= set(rng.sample(list(chosen), surplus))
+        extra += rng.sample(spare, lacking)
     solution_of = picked[True] | picked[False]
     return [state if state in cut else solution_of.get(state, state) for state in deepest] + extra

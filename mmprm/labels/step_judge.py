@@ -169,4 +169,4 @@ _READERS = {"logprobs": _read_logprobs, "text": _read_text}
 
 
 async def _nothing() -> None:
-    """Stand in for the question about a step without a label."""
+    """Return None, in place of a question about a step without a label."""

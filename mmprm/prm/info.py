@@ -41,7 +41,7 @@ TOKENS: dict[str, PrmTokens] = {
 
 
 class AggregatorEvidence(Config):
-    """Best-of-N accuracy of the aggregator on the problems by which it was chosen, with its 95 % interval."""
+    """Holds the best-of-N accuracy of the aggregator on its development set, with a 95 % interval."""
 
     problems: int = Field(ge=1)
     """Number of problems in the development set."""
@@ -56,7 +56,7 @@ class AggregatorEvidence(Config):
 
 
 class PrmInfo(Config):
-    """Content of prm.json: what a scorer must know in addition to the Hugging Face checkpoint."""
+    """Holds the content of prm.json: what a scorer must know in addition to the Hugging Face checkpoint."""
 
     format: FormatName = FORMAT
     """How solutions are rendered and where scores are read."""

@@ -193,16 +193,15 @@ def rewards(group: Group, aggregate: str | None) -> list[float]:
 def choices(groups: Sequence[Group], aggregate: str | None) -> Choices:
     """Convert groups of equal size to the arrays that selectors use; without an aggregator, no reward is known."""
     reward_PM = np.array([rewards(group, aggregate) for group in groups])
-    weight_PM = [
-        [vote_weight(aggregate, reward) if aggregate and reward > -math.inf else 0.0 for reward in row]
-        for row in reward_PM
-    ]
-    return Choices(
-        answer_PM=np.array([_numbered(candidate.answer for candidate in group.candidates) for group in groups]),
-        correct_PM=np.array([[c.verdict is Verdict.CORRECT for c in group.candidates] for group in groups]),
-        reward_PM=reward_PM,
-        weight_PM=np.array(weight_PM),
-    )
+
+    def weight(reward: float) -> float:
+        # A candidate without scores has no say in a weighted vote.
+        return vote_weight(aggregate, reward) if aggregate and reward > -math.inf else 0.0
+
+    answers = [_numbered(candidate.answer for candidate in group.candidates) for group in groups]
+    correct = [[candidate.verdict is Verdict.CORRECT for candidate in group.candidates] for group in groups]
+    weights = [[weight(reward) for reward in row] for row in reward_PM]
+    return Choices(np.array(answers), np.array(correct), reward_PM, np.array(weights))
 
 
 def _numbered(answers: Iterable[str | None]) -> list[int]:

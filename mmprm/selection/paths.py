@@ -21,7 +21,7 @@ In numbered format only the beginning of the next step ends a step, so a whole c
 
 
 class State(enum.Enum):
-    """State of a path: OPEN can be continued, COMPLETE was ended by the policy, BROKEN cannot be split into steps."""
+    """Describes a path: OPEN can be continued, COMPLETE was ended by the policy, BROKEN cannot be split into steps."""
 
     OPEN = enum.auto()
     COMPLETE = enum.auto()

@@ -6,7 +6,7 @@ from mmprm.config import Config
 
 
 class StepsConfig(Config):
-    """Number of optimizer steps of each stage, in order."""
+    """Holds the number of optimizer steps of each stage, in order."""
 
     vision: int = 80
     """Train the vision tower alone."""

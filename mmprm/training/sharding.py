@@ -40,7 +40,7 @@ def deepspeed_config(config: TrainingConfig) -> dict[str, Any]:
 
 @contextmanager
 def loading_in_parts(config: TrainingConfig) -> Iterator[None]:
-    """Under ZeRO-3, load transformers models within the context as shards, one per rank.
+    """Load transformers models within the context as shards, one per rank, if the stage is ZeRO-3.
 
     Every rank must load the same model. With other stages the context has no effect.
     """
