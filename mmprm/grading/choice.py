@@ -23,8 +23,8 @@ _GOLD_WITH_TEXT = re.compile(
 _JOINT = r"(?:[\s,;/&+.()]|\band\b|\bor\b|[和或及与])*"
 _ONLY_LETTERS = re.compile(rf"\(?[A-J]\)?(?:{_JOINT}\(?[A-J]\)?)*\.?")
 _ANNOUNCED = re.compile(
-    rf"(?:\b(?:answer|option|choice|choose|select|pick)s?\b|答案|选项?)\s*(?:is|are|:|是|为)?\s*(?:option|choice)?\s*"
-    rf"\(?(?P<letters>[A-J](?:{_JOINT}\(?[A-J]\b)*)\)?(?![\w'])(?!\s*[+*/^%=])",
+    rf"(?:\b(?:answer|option|choice|choose|select|pick)s?\b|答案|(?<!不)选[项择]?)\s*(?:is|are|:|是|为)?\s*(?:option|choice)?\s*"
+    rf"\(?(?P<letters>[A-J](?:(?!\s*[;.]\s*\(?[A-J]\)?\s+(?:is|was|has)\b){_JOINT}\(?[A-J]\b)*)\)?(?![a-zA-Z\d_'])(?!\s*[+*/^%=])",
     re.IGNORECASE,
 )
 _LEADING = re.compile(
@@ -37,10 +37,13 @@ _JUDGED = re.compile(
     r"^\W*(?:is |are |seems? )?(?:\b(?:wrong|false|incorrect|no|not|true|yes)\b|是?错|不)", re.IGNORECASE
 )
 _DENIED = re.compile(
-    r"\b(?:not|neither|nor|except|rather than|instead of)\s+(?:option\s+)?\(?([A-J])\)?"
+    r"\b(?:not|neither|nor|except|rather than|instead of|(?:anything|everything|all) but|without)\s+(?:option\s+)?"
+    r"\(?([A-J])\)?"
     r"(?:\s+nor\s+\(?([A-J])\)?)?(?![\w'])",
     re.IGNORECASE,
 )
+_DENIED_CHINESE = re.compile(r"不[是选]\s*\(?([A-J])")
+_ALSO = re.compile(r"\(?(?<![\w\\])([A-J])\)?\s+(?:is|are|seems?|would be|could be)\s+(?:also|equally|too[\s.]*$)")
 _REFUTED = re.compile(r"\(?(?<![\w\\])([A-J])\)?\s+(?:is|are|was|seems?)(?:n't)?\s+(?:not|wrong|incorrect|false)\b")
 _MATH = re.compile(r"[\d\\$(\[{<>=+¤£€¥-]")
 
@@ -95,14 +98,16 @@ def letters(answer: str) -> frozenset[str]:
         return frozenset(re.findall(r"[a-j](?!\w)", text)[-1].upper())
     if _ONLY_LETTERS.fullmatch(text):
         return frozenset(re.findall(r"[A-J]", text))
+    if small := re.fullmatch(r"(?:the )?(?:answer|option|choice)\s*(?:is|:)\s*\(?([a-j])\)?\.?", text, re.IGNORECASE):
+        return frozenset(small[1].upper())
     if small := re.match(r"\(?([a-j])\)\s", text):
         text = f"({small[1].upper()}) {text[small.end() :]}"
     denied = {named for match in _DENIED.finditer(text) for named in match.groups() if named}
-    denied |= {match[1] for match in _REFUTED.finditer(text)}
+    denied |= {match[1] for pattern in (_REFUTED, _DENIED_CHINESE) for match in pattern.finditer(text)}
     announced = [named for match in _ANNOUNCED.finditer(text) for named in re.findall(r"[A-J]", match["letters"])]
     announced = [named for named in announced if named not in denied]
     if announced:
-        return frozenset(announced)
+        return frozenset(announced) | {match[1] for match in _ALSO.finditer(text)} - denied
     standing = frozenset(first or second for first, second in _STANDING.findall(text)) - denied
     match = _LEADING.match(text)
     if match is None or not _begins_with_letter(match):
@@ -219,9 +224,11 @@ def _decide_by_letter(gold: str, answer: str, wanted: frozenset[str], same: Call
     named = letters(answer)
     if named:
         return SAME if named == wanted else DIFFERENT, _options(named)
+    text = gold_text(gold)
+    if text and plain(text) == plain(answer):
+        return SAME, "the text of the option"
     if is_refusal(answer) or denies_letter(answer):
         return DIFFERENT, "names no option"
-    text = gold_text(gold)
     outcome = same(text, answer) if text else UNDECIDED
     unknown = "names no option by letter, and the options are not known"
     return outcome, unknown if outcome is UNDECIDED else outcome.value
@@ -230,7 +237,7 @@ def _decide_by_letter(gold: str, answer: str, wanted: frozenset[str], same: Call
 def denies_letter(answer: str) -> bool:
     """Return whether an answer does no more than exclude options ("not A")."""
     text = _plain(answer)
-    return (_DENIED.search(text) or _REFUTED.search(text)) is not None
+    return any(pattern.search(text) for pattern in (_DENIED, _DENIED_CHINESE, _REFUTED))
 
 
 def _options(named: frozenset[str]) -> str:

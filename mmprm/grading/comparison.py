@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 
 from mmprm.grading.labels import compare_labels, skeleton
-from mmprm.grading.leaves import is_sign
+from mmprm.grading.leaves import approximates, is_sign
+from mmprm.grading.numbers import number
 from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome, SymbolTest, any_of
 from mmprm.grading.reading import Answer, Group, Leaf, has_prose, read, run_together, serial_reading, spaced_reading
 from mmprm.grading.structure import is_plain, same
@@ -14,6 +15,10 @@ from mmprm.grading.text import clean, is_prose, key
 from mmprm.grading.wording import alternatives, condition, core, denies, excludes, stated_values
 
 _OPTION = re.compile(r"(?:\\text\s*\{\s*)?(?:\([A-J]\)|[A-J][.):](?!\d+\b))\s*\}?\s*(.*[^\s,;)].*)")
+_BRACKETED_DECIMAL = re.compile(
+    r"(?P<exact>.+?)\s*\(\s*(?:or|\\approx|=|i\.e\.)?\s*(?P<decimal>\d*\.\d+\s*%?|\d+\s*%)\s*\)"
+)
+_DOMAIN = re.compile(r"(?P<body>[^<>,]*?)\s*,\s*(?P<domain>[a-zA-Z]\s*(?:<|>|\\leq|\\geq|\\neq)\s*-?[\w.]+)")
 
 
 def compare(gold: str, answer: str, symbols: SymbolTest, labels: Sequence[Sequence[str]] = ()) -> Outcome:
@@ -36,8 +41,9 @@ def _compare_one(gold: str, answer: str, symbols: SymbolTest, labels: Sequence[S
     if run_together(gold, answer):
         return SAME
     gold_text, gold_remark = _core(gold)
-    answer_text, answer_remark = _core(without_option(answer))
-    gold_reading, given = read(gold_text), read(answer_text)
+    gold_reading = read(gold_text)
+    answer_text, answer_remark = _without_domain(gold_reading, *_core(without_decimal(without_option(answer))))
+    given = read(answer_text)
     readings = [each for each in (gold_reading, serial_reading(gold), spaced_reading(gold)) if each]
     outcomes = [_same_or_stated(reading, gold_text, given, answer_text, symbols) for reading in readings]
     outcome = SAME if SAME in outcomes else outcomes[0]
@@ -51,6 +57,24 @@ def without_option(answer: str) -> str:
     """30 of "(A) 30", where the gold is no letter."""
     match = _OPTION.fullmatch(clean(answer)) if "\n" not in answer.strip() else None
     return match[1] if match else answer
+
+
+def without_decimal(answer: str) -> str:
+    r"""6\pi of "6\pi (18.85)": a decimal in brackets that only says the value again."""
+    match = _BRACKETED_DECIMAL.fullmatch(clean(answer)) if "\n" not in answer.strip() else None
+    if match is None:
+        return answer
+    exact, decimal = number(match["exact"]), number(match["decimal"].rstrip("% "))
+    again = approximates(match["decimal"], match["exact"]) or (exact is not None and exact == decimal)
+    return match["exact"] if again else answer
+
+
+def _without_domain(gold: Answer, text: str, remark: str) -> tuple[str, str]:
+    """y = x^2 of "y = x^2, x > 0" where the gold is a single answer."""
+    match = _DOMAIN.fullmatch(text)
+    if match is None or remark or (isinstance(gold, Group) and gold.kind in ("blanks", "list")):
+        return text, remark
+    return match["body"], match["domain"]
 
 
 def _line(text: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from mmprm.grading.evaluation import context_of, evaluate
 from mmprm.grading.expressions import Node, symbols, uses
 from mmprm.grading.operations import UndefinedError, Value, as_number, is_exact
+from mmprm.grading.residues import differ
 
 DIGITS = (60, 150)
 """Precisions at which expressions with symbols are compared; a difference that shrinks with the digits is none."""
@@ -49,7 +50,8 @@ def _other_reading(node: Node) -> Node:
 def _equal(gold: Node, given: Node, readings: Mapping[str, Value]) -> bool | None:
     names = sorted(symbols(gold) | symbols(given))
     if not names:
-        return _equal_at(gold, given, readings, MANY_DIGITS)
+        outcome = _equal_at(gold, given, readings, MANY_DIGITS)
+        return False if outcome and differ(gold, given) else outcome
     complex_ = any(_has_imaginary(node) for node in (gold, given))
     points = [{**readings, **point} for point in sample_points(names)]
     known = _known(_equal_at(gold, given, point, DIGITS, complex_) for point in points)

@@ -6,7 +6,9 @@ Nothing here is rounded to zero: 1/2^2024 and 1/2^2023 differ, as do 9.11e-31 an
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
@@ -14,6 +16,27 @@ from mmprm.grading.expressions import Node
 from mmprm.grading.operations import OPERATIONS, UndefinedError, Value, as_number
 
 MAX_TERMS = 3000
+
+
+class TooLongError(Exception):
+    """An evaluation takes longer than the caller can wait."""
+
+
+class _Deadline(threading.local):
+    at = float("inf")
+
+
+_DEADLINE = _Deadline()
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise TooLongError in evaluations of this thread that begin an operation after so much of its processor time."""
+    _DEADLINE.at = time.thread_time() + seconds
+    try:
+        yield
+    finally:
+        _DEADLINE.at = float("inf")
 
 
 class _Contexts(threading.local):
@@ -53,6 +76,8 @@ class _Evaluator:
         kind = node[0]
         if kind == "number":
             return node[1]
+        if time.thread_time() > _DEADLINE.at:
+            raise TooLongError
         if kind in ("symbol", "constant") and node[1] in self.point:
             return self.point[node[1]]
         if kind == "symbol":

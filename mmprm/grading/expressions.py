@@ -260,6 +260,8 @@ class _Parser:
             return ("call", "not", self.power())
         if name in FIGURES:
             return self.figure(name)
+        if name == "vec" and (ends := self.ends()):
+            return ("add", ("symbol", ends[1]), ("negative", ("symbol", ends[0])))
         if name in PLAIN_ACCENTS:
             return self.accented("")
         if name in OWN_ACCENTS:
@@ -278,6 +280,15 @@ class _Parser:
         else:
             points = "".join(sorted(points))
         return ("symbol", f"{name} {points}")
+
+    def ends(self) -> list[str]:
+        r"""Take the two points of \vec{AB}, which is B - A; [] where it is another vector."""
+        start = self._index
+        tokens = self._tokens[start : start + 4]
+        if len(tokens) < 4 or (tokens[0], tokens[3]) != ("{", "}") or not (tokens[1] + tokens[2]).isupper():
+            return []
+        self._index += 4
+        return tokens[1:3]
 
     def accented(self, prefix: str) -> Node:
         inside = self.braced()

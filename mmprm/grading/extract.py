@@ -22,7 +22,7 @@ _BEGIN, _END = re.compile(r"<answer>", re.IGNORECASE), re.compile(r"</answer>", 
 _BOX = re.compile(r"\\f?box(?:ed)?\s*\{")
 _WORD = re.compile(r"(?<!\\)\b(?!(?:and|or)\b)[^\W\d_]{2,}")
 _BOX_JOINT = re.compile(
-    r"[\s$,;.\\()\[\]、，]*(?:\\text\{\s*)?(?:\band\b|\bor\b|和|或|及)?\s*\}?[\s$,;\\()\[\]]*(?:[a-z]\w*\s*=\s*)?"
+    r"[\s$,;.\\()\[\]、，]*(?:\\text\{\s*)?(?:\band\b|\bor\b|和|或|及)?\s*\}?(?:\s*\(\d\))?[\s$,;\\()\[\]]*(?:[a-z]\w*\s*=\s*)?"
 )
 
 _RUN = re.compile(r"([\s*_]{8})[\s*_]+")
@@ -112,6 +112,8 @@ def _announced(text: str) -> Found:
         answer = answer.strip().strip("*_").strip()
         if answer:
             return True, answer
+        if not rest:  # begun and not finished
+            return True, ""
     return False, ""
 
 

@@ -9,7 +9,7 @@ import re
 from pydantic import Field
 
 from mmprm.client import Client, ClientConfig, Failure
-from mmprm.config import Config
+from mmprm.config import Config, PathText
 from mmprm.errors import SamplingError
 from mmprm.grading.reply_cache import ReplyCache, reply_key
 from mmprm.types import Grader, Grading, Problem, Verdict

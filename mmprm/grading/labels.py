@@ -13,7 +13,7 @@ from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome
 LABEL_SETS = [
     tuple(tuple(label.split("|")) for label in row.split(", "))
     for row in (
-        "yes|是|对|正确, no|不是|否|错|错误",
+        "yes|是|对|正确, no|不是|否|错|错误|不对|不正确",
         "correct|right, incorrect|wrong",
         "true, false",
         "odd, even, neither",
@@ -25,7 +25,7 @@ LABEL_SETS = [
         "parallelogram|平行四边形, trapezoid|trapezium|梯形, kite, triangle|三角形, "
         "circle|圆, pentagon, hexagon, octagon, ellipse|oval, "
         "parabola, hyperbola, cube, sphere, cone, cylinder, prism, pyramid",
-        "equal|same|the same|equal to|=|相等, unequal|different|not equal|\\neq|不相等, "
+        "equal|equals|same|the same|equal to|=|相等, unequal|different|not equal|\\neq|不相等, "
         "greater|larger|more|greater than|more than|bigger|>|大于, "
         "less|smaller|fewer|less than|smaller than|fewer than|<|小于",
         "parallel|平行, perpendicular|垂直, intersecting|相交, skew",
@@ -57,8 +57,8 @@ _NEGATORS = ("not", "isn't", "aren't", "non", "no", "never", "不", "neither", "
 _LEAD = re.compile(r"(?:final )?answers?\s*(?:is|:)?\s*")
 _REFUSALS = re.compile(
     r"(?:i )?(?:cannot|can't|can not|don't|do not|could not|unable|not sure|unsure|unknown|unclear|undetermined|nothing"
-    r"|not enough|insufficient|because|let's|let us|maybe|none\b|(?:i have )?no idea"
-    r"|all of|neither\b|both\b|any of|impossible to|it depends|n/a\b|hmm)",
+    r"|not enough|insufficient|because|let's|let (?:us|me)|maybe|none\b|(?:i have )?no idea"
+    r"|all (?:of|(?:the )?(?:options|choices|answers))|neither\b|both\b|any of|impossible to|it depends|n/a\b|hmm)",
     re.IGNORECASE,
 )
 
@@ -161,6 +161,8 @@ def _mentions(text: str, label: str) -> bool:
 
 def _denied(label: str, text: str) -> bool:
     negators = "|".join(map(re.escape, _NEGATORS))
+    if not label.isascii():
+        return re.search(rf"[不非没未]是?{re.escape(label)}", text) is not None
     return (
         re.search(rf"(?:\b(?:{negators})\b|n't)\s+(?:an? |the |really |quite )?{re.escape(label)}(?!\w)", text)
         is not None

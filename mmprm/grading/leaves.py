@@ -15,6 +15,7 @@ from mmprm.grading.operations import UndefinedError, Value
 from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome, SymbolTest
 from mmprm.grading.reading import Leaf
 from mmprm.grading.text import key
+from mmprm.grading.units import DEGREE
 
 _SIGN = re.compile(r"[=<>]|\\(?:leq|geq|neq|perp|parallel|sim|cong|approx|in)")
 _BASED = re.compile(r"\(?(?P<digits>[0-9A-F]+)\)?_\s*\{?\s*(?:\\text\{)?\s*\(?(?P<base>\d+|[a-z]+)\)?\s*\}*")
@@ -22,6 +23,8 @@ _OUTSIDE = re.compile(r"\d\s*_|\\text|(?<![\d^_])\d+ \d")
 """Math-verify drops such subscripts and texts, and adds up neighbouring numbers."""
 _BOUND = {r"\int", r"\sum", r"\prod", r"\lim", r"\iint", r"\oint"}
 """What binds a name, which may be another one."""
+_CROSS = re.compile(r"\\vec\s*\{?\w+\}?\s*\\times\s*\\vec")
+"""A product of vectors that no product of numbers is."""
 _IDENTIFIER = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]+|\d+|\S")
 
 
@@ -117,6 +120,8 @@ def _same_quantity(gold: Leaf, given: Leaf, symbols: SymbolTest) -> Outcome:
             and r"\pi" in given.text
         ):
             return same_expression(rf"({gold.text})*\pi/180", given.text, symbols)
+        if outcome is DIFFERENT and other == DEGREE and not one and re.search(r"\\pi|\\arc", gold.text):
+            return same_expression(gold.text, rf"({given.text})*\pi/180", symbols)
         if gold.unit and given.text.endswith("%"):
             return DIFFERENT
         return outcome
@@ -152,13 +157,25 @@ def same_expression(gold: str, given: str, symbols: SymbolTest) -> Outcome:
     outcome = _same_number(gold, given)
     if outcome is None and key(gold) == key(given):
         return SAME
+    if bool(_CROSS.search(gold)) != bool(_CROSS.search(given)):
+        return DIFFERENT
     if outcome is None:
-        outcome = _same_node(gold, given)
+        outcome = _same_node(*_with_arrows(gold, given))
     if outcome is None:
         if _is_other_name(gold, given):
             return DIFFERENT
         outcome = UNDECIDED if _OUTSIDE.search(gold + "|" + given) else symbols(gold, given)
     return outcome
+
+
+def _with_arrows(gold: str, given: str) -> tuple[str, str]:
+    r"""Read AB as \vec{AB} where only the other side has arrows."""
+    if (r"\vec{" in gold) == (r"\vec{" in given):
+        return gold, given
+    return tuple(
+        text if r"\vec{" in text else re.sub(r"(?<![A-Z\\])([A-Z]{2})(?![A-Za-z])", r"\\vec{\1}", text)
+        for text in (gold, given)
+    )
 
 
 def _same_number(gold: str, given: str) -> Outcome | None:
@@ -225,15 +242,21 @@ def _as_fraction(value: Value) -> Fraction | None:
 
 def approximates(decimal: str, exact: str) -> bool:
     """Return whether a decimal of at least two places is an expression, rounded or cut to them: 1.73 of sqrt(3)."""
-    places = len(decimal.partition(".")[2])
-    value = number(decimal)
+    places = len(decimal.rstrip("% ").partition(".")[2]) + 2 * decimal.endswith("%")
+    value = number(decimal.rstrip("% "))
+    if value is not None and decimal.endswith("%"):
+        value /= 100
+    decimal = decimal.rstrip("% ")
     if value is None or not is_decimal(decimal) or places < 2:
         return False
     try:
         exact_value = _as_fraction(evaluate(parse(exact), {}))
     except (UnreadableError, UndefinedError, ArithmeticError):
         return False
-    return exact_value is not None and abs(value - exact_value) * 10**places < 1
+    if exact_value is None:
+        return False
+    error = (abs(value) - abs(exact_value)) * 10**places
+    return value * exact_value > 0 and -1 < error <= Fraction(1, 2)
 
 
 def _is_other_name(gold: str, given: str) -> bool:
@@ -242,4 +265,5 @@ def _is_other_name(gold: str, given: str) -> bool:
     if len(one) != len(other) or not any(token.startswith("\\") for token in one) or _BOUND.intersection(one):
         return False
     differing = [(a, b) for a, b in zip(one, other, strict=True) if a != b]
-    return bool(differing) and all(a.isalnum() and b.isalnum() for a, b in differing) and len(differing) < len(one)
+    names = all((a.isalnum() and b.isalnum()) or {a, b} == {r"\forall", r"\exists"} for a, b in differing)
+    return bool(differing) and names and len(differing) < len(one)

@@ -16,7 +16,7 @@ _SCIENTIFIC = re.compile(
     r"(?:\s*[eE]\s*(?P<e>[+-]?\d+)|\s*(?:\\times|\\cdot|\*|x)\s*10\s*(?:\^|\*\*)\s*(?:\{\s*(?P<b>[+-]?\s*\d+)\s*\}|(?P<p>[+-]?\d+)))"
 )
 _REPEATING = re.compile(r"([+-]?)(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?(\d+)\}?")
-_ELLIPSIS = re.compile(r"([+-]?)(\d*)\.(\d*?)(\d+?)\4{1,}\s*(?:\.{3}|\\(?:ldots|dots|cdots)|…)")
+_ELLIPSIS = re.compile(r"([+-]?)(\d*)\.(\d{0,40}?)(\d{1,40}?)\4{1,40}\s*(?:\.{3}|\\(?:ldots|dots|cdots)|…)")
 _FRACTION = re.compile(r"([+-]?)\s*(?:\\frac\{\s*([+-]?\d+)\s*\}\{\s*([+-]?\d+)\s*\}|(\d+)\s*/\s*(\d+))")
 _MIXED = re.compile(r"([+-]?)\s*(\d+)\s*\\frac\{\s*(\d+)\s*\}\{\s*(\d+)\s*\}|([+-]?)(\d+)\s+(\d+)\s*/\s*(\d+)")
 
@@ -51,7 +51,7 @@ def number(text: str) -> Fraction | None:
     if match := _SCIENTIFIC.fullmatch(text):
         power = int((match["e"] or match["b"] or match["p"]).replace(" ", ""))
         return Fraction(match["mantissa"]) * Fraction(10) ** power if abs(power) <= MAX_POWER else None
-    if match := _REPEATING.fullmatch(text) or _ELLIPSIS.fullmatch(text):
+    if match := _REPEATING.fullmatch(text) or (text[-1] in ".s…" and _ELLIPSIS.fullmatch(text)):
         return _repeating(*match.groups())
     if match := _FRACTION.fullmatch(text):
         top, bottom = int(match[2] or match[4]), int(match[3] or match[5])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from fractions import Fraction
-from functools import reduce
-from math import gcd, isqrt, lcm
+from math import comb, factorial, gcd, isqrt, lcm
 from typing import Any
 
 Value = Any
@@ -79,7 +78,7 @@ def _root(context: Any, radicand: Value, degree: Value) -> Value:
 
 def _factorial(context: Any, value: Value) -> Value:
     if is_exact(value) and value.denominator == 1 and 0 <= value <= MAX_FACTORIAL:
-        return Fraction(reduce(int.__mul__, range(1, int(value) + 1), 1))
+        return Fraction(factorial(int(value)))
     if abs(value) > 10**12:
         raise UndefinedError("a factorial out of reach")
     return context.gamma(as_number(context, value) + 1)
@@ -87,10 +86,7 @@ def _factorial(context: Any, value: Value) -> Value:
 
 def _binomial(context: Any, top: Value, bottom: Value) -> Value:
     if is_exact(top, bottom) and top.denominator == bottom.denominator == 1 and 0 <= bottom <= top <= MAX_FACTORIAL:
-        result = Fraction(1)
-        for i in range(int(bottom)):
-            result = result * (top - i) / (i + 1)
-        return result
+        return Fraction(comb(int(top), int(bottom)))
     return context.binomial(as_number(context, top), as_number(context, bottom))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 from mmprm.grading.numbers import number, sexagesimal
@@ -10,7 +11,7 @@ from mmprm.grading.units import DEGREE, NO_UNIT, Unit, read_unit
 _CURRENCY = re.compile(r"([-+]?)\s*([¤¥€£₹])\s*(.+)")
 _HEAD = re.compile(
     r"[-+]?\s*(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d+\s*\\frac\{\d+\}\{\d+\}|\\frac\{-?\d+\}\{-?\d+\}"
-    r"|\d+(?: \d{3})+(?!\d)|\d+\s*/\s*\d+"
+    r"|\d*\s*\\sqrt\{\d+\}|\d+(?: \d{3})+(?!\d)|\d+\s*/\s*\d+"
     r"|(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?(?:\s*(?:\\times|\\cdot|\*)\s*10\s*\^\s*(?:\{[^{}]*\}|\d))?|\{\d+\})"
 )
 _COMPOUND = re.compile(
@@ -74,6 +75,11 @@ def split_possible_unit(text: str) -> tuple[str, Unit, bool]:
 Split = tuple[str, Unit, bool] | None
 
 
+def is_compound(text: str) -> bool:
+    """Return whether a text is a quantity in several units, such as 2 hours and 30 minutes."""
+    return _compound(text) is not None
+
+
 def _compound(text: str) -> Split:
     """2 hours 30 minutes, in the first unit."""
     if not _COMPOUND.fullmatch(text):
@@ -81,6 +87,8 @@ def _compound(text: str) -> Split:
     parts = [(number(value), read_unit(unit)) for value, unit in _COMPOUND_PART.findall(text)]
     units = [unit for _, unit in parts]
     if not all(unit and unit.known and unit.dimension == units[0].dimension for unit in units):
+        return None
+    if any(unit.size <= next_.size for unit, next_ in itertools.pairwise(units)):
         return None
     total = sum(value * unit.size for value, unit in parts) / units[0].size
     return rf"\frac{{{total.numerator}}}{{{total.denominator}}}", units[0], True

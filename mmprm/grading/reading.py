@@ -8,7 +8,7 @@ from functools import lru_cache
 from typing import Literal
 
 from mmprm.grading.numbers import number, worded_number
-from mmprm.grading.quantities import split_possible_unit, split_unit
+from mmprm.grading.quantities import is_compound, split_possible_unit, split_unit
 from mmprm.grading.text import clean, is_prose
 from mmprm.grading.units import NO_UNIT, Unit
 
@@ -46,32 +46,40 @@ MAX_DEPTH = 30
 _SERIAL = re.compile(r"\d{1,2}(?:\.\s*\d{1,2}){2,}|\(?\d{1,2}\)(?:[\s,]*\(?\d{1,2}\))+")
 _SHORT_SERIAL = re.compile(r"([1-9])\.([1-9])\.")
 _NUMBERS = re.compile(r"-?\d[\d.]*(?: -?\d[\d.]*)+")
-_PART_MARK = re.compile(r"(?:^|(?<=[\s;,\n}\d)a-z]))\(([1-9])\)\s*(?=\S)")
+_PART_MARK = re.compile(r"(?:(?:^|(?<=[\s;,\n}\d)a-z]))\(|(?:^|(?<=[\s;,]))(?=\d\)))([1-9])\)\s*:?\s*(?=\S)")
 _THOUSANDS = re.compile(r"[^,]*?[-+¤ ]?\d{1,3}(?:,\d{3})+(?:\.\d+)?(?![\d,]).*")
 _OR = (
-    r"\\text\{\s*(?:or|and)\s*\}|(?<![\\\w])(?:or|and|AND|OR)\b|\\(?:lor|land|vee|wedge)(?![a-zA-Z])(?=.*[<>=])"
-    r"|[和或及与]|&(?!\w+;)"
+    r"\\text\{\s*(?:or|and)\s*(?:about|approximately)?\s*\}"
+    r"|(?<![\\\w])(?:or|and|AND|OR)\b(?: (?:about|approximately|roughly|equivalently)\b)?"
+    r"|\\(?:lor|land|vee|wedge)(?![a-zA-Z])(?=.*[<>=])"
+    r"|[和或及与且]|&(?!\w+;)"
 )
 _LIST_SEPARATOR = re.compile(rf"(?:\s*,\s*)?(?:{_OR})\s*|\s*,\s*")
+_JOINTS = {"or": "or", "或": "or", "vee": "or", "and": "and", "且": "and", "wedge": "and"}
+_JOINT = re.compile("|".join(_JOINTS))
 _SEMICOLON = re.compile(r"\s*;\s*")
 _UNION = re.compile(r"\s*(?:\\cup(?![a-zA-Z])|(?<=[)\]])\s*U(?=\s*[(\[]))\s*")
-_BOTH_SIGNS = re.compile(r"\\pm(?![a-zA-Z])")
+_BOTH_SIGNS = re.compile(r"\\(?:pm|mp)(?![a-zA-Z])")
 _RATIO = re.compile(r"\s*:\s*")
 SIGNS = r"\\(?:leq|geq|neq|approx|in|perp|parallel|sim|cong|to|subset|subseteq|equiv)(?![a-zA-Z])|=|<|>"
 _RELATION = re.compile(rf"\s*({SIGNS})\s*")
 _BRACKETS = re.compile(
     r"(?P<name>[A-Z](?:_\{?\w+\}?)?'*)?\s*(?P<open>\\?\{|\(|\[)(?P<inside>.*?)(?P<close>\\?\}|\)|\])", re.DOTALL
 )
+_TRANSPOSED = re.compile(r"(?<=[)\]])\s*\^\s*\{?\s*(?:T|\\top|\\text\{T\})\s*\}?$")
+"""A row of numbers on its side, which is the same vector."""
 _BUILDER = re.compile(
     r"\\?\{\s*(?P<name>[a-zA-Z]\w?)\s*(?:\\in\s*(?:\\mathbb\{R\}|R)\s*)?[|:]\s*(?P<condition>.+?)\s*\\?\}"
 )
 _MATRIX = re.compile(
-    r"(?P<factor>.*?)\\begin\{(?:[pbB]?matrix|array)\}(?:\{[clr|]*\})?(?P<rows>.*)\\end\{(?:[pbB]?matrix|array)\}(?P<after>\^?T?)",
+    r"(?P<factor>.*?)\\begin\{(?:[pbB]?matrix|smallmatrix|array)\}(?:\{[clr|]*\})?(?P<rows>.*)\\end\{(?:[pbB]?matrix|smallmatrix|array)\}(?P<after>\^?T?)",
     re.DOTALL,
 )
 _CASES = re.compile(
     r"\\begin\{(?:cases|aligned|array)\}(?:\{[clr|]*\})?(?P<rows>.*)\\end\{(?:cases|aligned|array)\}", re.DOTALL
 )
+_NAMED = re.compile(r"(?P<name>[a-zA-Z]\w*(?:\(\w\))?)\s*=\s*(?P<rest>\\begin.*)", re.DOTALL)
+"""f(x) = a function by cases, A = a matrix."""
 _ROW = re.compile(r"\s*\\\\\s*")
 _CONDITION = re.compile(
     r"\s*(?:[,;&]\s*)+(?:\\text\{[^{}]*\}|if|when|for)?\s*(?=.*(?:[<>=]|\\[lg]eq|\\neq|\\in|otherwise))"
@@ -121,10 +129,15 @@ def has_prose(answer: Answer) -> bool:
 
 
 def flattened(answer: Answer) -> list[Answer]:
-    """Blanks and bare lists in them as one list."""
-    if isinstance(answer, Group) and answer.kind in ("blanks", "list"):
+    """Blanks and bare lists in them as one list; x<1 or x>3 stays whole."""
+    if isinstance(answer, Group) and answer.kind in ("blanks", "list") and not _is_condition(answer):
         return [leaf for item in answer.items for leaf in flattened(item)]
     return [answer]
+
+
+def _is_condition(answer: Group) -> bool:
+    orders = all(isinstance(item, Group) and set(item.marks) & {"<", ">", r"\leq", r"\geq"} for item in answer.items)
+    return orders and bool(answer.marks)
 
 
 def _numbered(text: str) -> list[str]:
@@ -141,7 +154,7 @@ def _read_line(text: str, depth: int = 0) -> Answer:
     if depth > MAX_DEPTH:
         return Leaf(text, prose=True)
     text = _unbraced(text)
-    if worded_number(text) is not None:
+    if worded_number(text) is not None or is_compound(text):
         return read_leaf(text)
     if _SERIAL.fullmatch(text):
         return Group("list", tuple(Leaf(item) for item in re.findall(r"\d+", text)))
@@ -151,7 +164,7 @@ def _read_line(text: str, depth: int = 0) -> Answer:
         return environment
     for kind, separator in (("blanks", _SEMICOLON), ("list", _LIST_SEPARATOR)):
         parts, marks = split(text, separator)
-        joint = tuple(sorted({word for mark in marks for word in re.findall(r"or|and|[或和]|lor|land", mark.lower())}))
+        joint = tuple(sorted({_JOINTS[word] for mark in marks for word in _JOINT.findall(mark.lower())}))
         parts = [part for part in parts if part]
         if len(parts) > 1 and not (kind == "list" and _THOUSANDS.fullmatch(text) and not joint):
             read_part = _read_line if kind == "blanks" else _read_item
@@ -171,7 +184,7 @@ def _opened(items: tuple[Answer, ...]) -> tuple[Answer, ...]:
 
 
 def _unbraced(text: str) -> str:
-    while text.startswith("{") and text.endswith("}") and _is_balanced(text[1:-1]):
+    while text.startswith("{") and text.endswith("}") and _is_balanced(text[1:-1]) and not _BUILDER.fullmatch(text):
         text = text[1:-1].strip()
     return text
 
@@ -233,6 +246,11 @@ def _read_environment(text: str, depth: int) -> Answer | None:
     """A matrix, with a number before it multiplied in, or a system or a function by cases."""
     if "\\begin" not in text:
         return None
+    if named := _NAMED.fullmatch(text):
+        environment = _read_environment(named["rest"], depth)
+        return environment and Group("relation", (read_leaf(named["name"]), environment), ("=",))
+    if re.match(r"\\\{\s*\\begin\{array\}", text) and not text.endswith(r"\}"):  # a system behind one brace
+        text = text[2:].strip().replace("{array}", "{cases}")
     if text[0] in "([" and text[-1] in ")]" and r"\begin{array}" in text:
         text = text[1:-1].strip()
     if match := _MATRIX.fullmatch(text):
@@ -263,7 +281,7 @@ def _scaled(factor: str, cell: str, depth: int) -> Answer:
 
 
 def _read_brackets(text: str, depth: int) -> Group | None:
-    match = _BRACKETS.fullmatch(text)
+    match = _BRACKETS.fullmatch(_TRANSPOSED.sub("", text))
     if not match or not _is_balanced(match["inside"]):
         return None
     parts = split(match["inside"], _LIST_SEPARATOR)[0]

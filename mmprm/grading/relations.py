@@ -10,6 +10,7 @@ from mmprm.grading.equality import DIGITS, sample_points
 from mmprm.grading.evaluation import evaluate
 from mmprm.grading.expressions import Node, UnreadableError, parse
 from mmprm.grading.expressions import symbols as free_symbols
+from mmprm.grading.leaves import approximates
 from mmprm.grading.numbers import number
 from mmprm.grading.operations import UndefinedError
 from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome, SymbolTest, all_of
@@ -52,8 +53,21 @@ def stated_side(relation: Group) -> Answer:
         and relation.marks[0] == r"\approx"
         and not (isinstance(relation.items[0], Leaf) and _SYMBOL.fullmatch(relation.items[0].text))
     ):
-        return relation.items[0] if not _is_name(relation.items[0]) else relation.items[1]
-    return relation.items[last]
+        exact = _is_name(relation.items[0]) or approximates(relation.items[0].text, _text(relation.items[1]))
+        return relation.items[1 if exact else 0]
+    return relation.items[last - 1 if _rounds_side(relation, last) else last]
+
+
+def _rounds_side(relation: Group, last: int) -> bool:
+    """2 pi = 6.28, where the decimal is no more than an approximation."""
+    one, other = relation.items[last - 1], relation.items[last]
+    if not (isinstance(one, Leaf) and isinstance(other, Leaf)) or _SYMBOL.fullmatch(one.text):
+        return False
+    return number(one.text) != number(other.text) and approximates(other.text, one.text)
+
+
+def _text(answer: Answer) -> str:
+    return answer.text if isinstance(answer, Leaf) else ""
 
 
 def same_relation(gold: Answer, given: Answer, symbols: SymbolTest, same: Same) -> Outcome:
@@ -70,7 +84,7 @@ def same_relation(gold: Answer, given: Answer, symbols: SymbolTest, same: Same) 
 def _relation_against_value(gold: Group, given: Answer, same: Same) -> Outcome:
     if states_value(gold) and not _is_number(gold.items[0]):
         outcome = same(stated_side(gold), given)
-        return outcome
+        return UNDECIDED if outcome is SAME and _text(gold.items[0]) in ("|x|", "|y|") else outcome
     return UNDECIDED if has_prose(given) else DIFFERENT
 
 
@@ -78,7 +92,9 @@ def _value_against_relation(gold: Answer, given: Group, same: Same) -> Outcome:
     """x = 5 for 5; not 2x = 5, x > 5 or x ≠ 5."""
     if _is_number(given.items[0]) and len(given.items) == 2 and given.marks == ("=",) and _is_name(given.items[1]):
         return same(gold, given.items[0])  # 5 = x
-    if states_value(given):
+    if _is_false(given):
+        return DIFFERENT
+    if states_value(given) and not _is_equation(given.items[0]):
         return same(gold, stated_side(given))
     if isinstance(gold, Leaf) and not gold.prose:
         if set(given.marks) & (_ORDER | {r"\neq"}):
@@ -89,6 +105,17 @@ def _value_against_relation(gold: Answer, given: Group, same: Same) -> Outcome:
     if has_prose(gold) or has_prose(given):
         return UNDECIDED
     return UNDECIDED if same(gold, given.items[-1]) is not DIFFERENT else DIFFERENT
+
+
+def _is_false(relation: Group) -> bool:
+    """5 = 4."""
+    values = [number(item.text) if isinstance(item, Leaf) and item.text.isdigit() else None for item in relation.items]
+    return set(relation.marks) == {"="} and None not in values and len(set(values)) > 1
+
+
+def _is_equation(left: Answer) -> bool:
+    """Whether xy = 4 or |x| = 4 may be an equation for x, and no value of a named quantity."""
+    return isinstance(left, Leaf) and bool(re.fullmatch(r"[a-z]{2}|[a-d]{3}|[x-z]{3}|\|[xy]\|", left.text))
 
 
 def _names(side: Answer) -> frozenset[str] | None:

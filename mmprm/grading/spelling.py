@@ -25,6 +25,11 @@ UNICODE = str.maketrans(
     }
 )
 _DELIMITERS = (
+    (r"^\s*<(b|i|em|strong|u)>(.*)</\1>\s*$", r"\2"),
+    (r"^\s*([*_])([^*_]+)\1\s*$", r"\2"),
+    (r"^\s*(?:\\(?:therefore|because|Rightarrow|implies|Longrightarrow)(?![a-zA-Z])|=>|[∴⇒•→])\s*(?=\S)", ""),
+    (r"[\U0001F300-\U0001FAFF]", ""),
+    (r"^\s*<([^<>=|]*,[^<>=|]*)>\s*$", r"(\1)"),
     (r"\^-\^\{(\w)\}", r"^{-\1}"),
     (r"\\\$|(?<![\w$}\\])\$(?=\s?\d[\d,.]*\s*$)", "¤"),  # a price, as opposed to the $ that delimits mathematics
     (r"(?:\\|\$)?textdegree\$?", "°"),
@@ -33,12 +38,16 @@ _DELIMITERS = (
     (r"\$|\\\(|\\\)|\\\[|\\\]", ""),
 )
 _DECORATION = (
-    (r"\\(?:checkmark|blacksquare|square|Box)(?![a-zA-Z])|\bQ\.?E\.?D\b\.?", ""),
+    (r"\\(?:hspace|vspace|h?phantom)\*?\s*\{[^{}]*\}", ""),
+    (r"\\(?:checkmark|blacksquare|square|Box|qed)(?![a-zA-Z])|\bQ\.?E\.?D\b\.?", ""),
     (r"\\(?:displaystyle|textstyle|limits|left|right|[bB]igg?[lr]?)(?![a-zA-Z])\.?", ""),
     (r"\\(?:text)?color\s*\{\w+\}\s*", ""),
     (r"\\(?:Large|LARGE|large|Huge|huge|normalsize|small|bf|it|tt|underline)(?![a-zA-Z])\s*", ""),
 )
 _SPACES = (
+    (r"(?<![\d.])(\d{0,20}\.\d{0,20}?(\d{1,20}?)\2{1,30})\.{3,}", r"\1\\ldots "),  # 0.333...
+    (r"(?<=\d),\s+(?=0\d\d(?!\d))", ","),
+    (r"\\thinspace(?![a-zA-Z])", r"\\,"),
     (r"(?<=\d)\s*(?:\\[,;: ]|\\!)\s*(?=\d{3}(?!\d))", ","),  # 10\,000
     (r"(?<!\\)\\!\s*", ""),
     (r"\{,\}(?=\d)", ","),
@@ -63,7 +72,13 @@ _TEXT = (
     (r"\\(?:unit|text(?:bf|it|rm|sf|normal)?|mbox|hbox|mathrm|mathsf|operatorname)\s*\{", r"\\text{"),
     (r"\{\s*\\rm\s+|\{\s*\\rm(?=\{)", r"\\text{"),
     (r"\s*(?:\\text\{\s*(?:\\?%|per ?cent)\s*\}|\bper ?cent\b)", "%"),
+    (r"\\text\{([\s\d().,;:]*)\}", r"\1"),
+    (r"_\s*\{\s*\\text\s*\{([^{}]*)\}\s*\}", r"_{\1}"),
     (r"\\text\{\s*([ie])\s*\}", r" \1"),
+    (r"(?<![\\a-zA-Z])(?:np|math|numpy|sympy)\.(?=[a-z])", ""),
+    (r"(?<![\\a-zA-Z])a(?:rc)?(sin|cos|tan)(?![a-zA-Z])", r"\\arc\1"),
+    (r"(?<![\\a-zA-Z])cbrt(?![a-zA-Z])", r"\\sqrt[3]"),
+    (r"(?<![\\a-zA-Z])sqrt\s*(\d+(?:\.\d+)?)", r"\\sqrt{\1}"),
     (r"(?<![\\a-zA-Z])sqrt(?![a-zA-Z])", r"\\sqrt"),
     (r"(?<![\\a-zA-Z])(?:infinity|infty|inf|oo)(?![a-zA-Z])", r"\\infty"),
 )
@@ -73,10 +88,12 @@ _SYMBOLS = (
     (r"\\(?:lt|gt)(?![a-zA-Z])", lambda match: "<" if match[0] == r"\lt" else ">"),
     (r"\\(?:leqslant|leq|le)(?![a-zA-Z])\s*|<=", r"\\leq "),
     (r"\\(?:geqslant|geq|ge)(?![a-zA-Z])\s*|>=", r"\\geq "),
-    (r"\\(?:neq|ne)(?![a-zA-Z])\s*|!=", r"\\neq "),
+    (r"\\(?:neq|ne)(?![a-zA-Z])\s*|(?<![\d)])!=", r"\\neq "),
     (r"\\varnothing(?![a-zA-Z])", r"\\emptyset"),
     (r"(?<=[=\s\d])-+>|\\rightarrow(?![a-zA-Z])", r"\\to "),
     (r"={2,}", "="),
+    (r"\\(?:simeq|thickapprox)(?![a-zA-Z])|≃", r"\\approx "),
+    (r"(?<=\d)\s*\^\s*o(?![a-zA-Z])", "°"),
     (r"\\mid(?![a-zA-Z])|\\vert(?![a-zA-Z])", "|"),
     (r"\\colon(?![a-zA-Z])", ":"),
     (r"\\textcircled\s*\{?(\d+)\}?", r"(\1)"),
@@ -87,7 +104,7 @@ _SYMBOLS = (
     (r"(?<=\d)\s*度(?![\w])", "°"),
     (r"(?<=°)\s+(?=[CF]\b)", ""),
     (r"\{\s*\}", ""),
-    (r"([_^])\s*\{\s*(\w)\s*\}", r"\1\2"),
+    (r"([_^])\s*\{\s*(\w)\s*\}(?!\d)", r"\1\2"),  # x^{2}3 is not x^23
     (r"\\%", "%"),
 )
 REWRITES = [

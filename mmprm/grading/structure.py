@@ -16,14 +16,18 @@ from mmprm.grading.relations import same_relation
 from mmprm.grading.text import key
 
 _REALS_OR_NONE = re.compile(r"\\(?:emptyset|mathbb)|no\b|all\b")
+MAX_REPETITIVE = 30
+"""Items of a list up to which its repetitions are looked for."""
 _OPEN_FORM = re.compile(r"\\text|\\begin|\\mathbb|\\emptyset|[<>=]|\\pm|[?]")
 """What may stand for a list, a set or a condition."""
 
 
 def same(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
     """Compare two readings."""
-    gold, given = _single(gold), _single(given)
+    gold, given = _unnamed(_single(gold)), _unnamed(_single(given))
     given = _without_repetition(gold, given)
+    if isinstance(gold, Group) and gold.marks == ("or",):  # 9/2 or 4.5
+        gold = _without_repetition(given, gold)
     if isinstance(gold, Leaf) and isinstance(given, Leaf):
         return _same_named_set(gold, given) or same_leaf(gold, given, symbols)
     if (outcome := _same_set(gold, given, symbols)) is not None:
@@ -31,7 +35,7 @@ def same(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
     kinds = [answer.kind if isinstance(answer, Group) else "leaf" for answer in (gold, given)]
     if kinds[0] == "blanks" and kinds[1] in ("list", "blanks"):
         return _same_blanks(gold, given, symbols)
-    if "matrix" in kinds:
+    if "matrix" in kinds or (kinds == ["brackets", "leaf"] and _entries(given) is not None):
         return _same_matrix(gold, given, symbols)
     if has_prose(gold) and kinds[0] != kinds[1]:
         return DIFFERENT if kinds[0] == "blanks" and not has_prose(given) else UNDECIDED
@@ -51,17 +55,38 @@ def _is_collection(answer: Answer) -> bool:
 def _single(answer: Answer) -> Answer:
     """{5} is 5, and x in {5} too."""
     if isinstance(answer, Group) and answer.kind == "set" and len(answer.items) == 1:
-        return answer.items[0]
+        return answer if realsets.is_explicit(answer.items[0]) else answer.items[0]
+    if isinstance(answer, Group) and answer.kind == "builder":
+        return _listed_values(answer)
     if isinstance(answer, Group) and answer.marks == (r"\in",) and isinstance(answer.items[1], Group):
         return _single(answer.items[1]) if answer.items[1].kind == "set" else answer
     return answer
+
+
+def _listed_values(builder: Group) -> Answer:
+    """{x | x=1 or x=2} is {1, 2}."""
+    condition = builder.items[0]
+    equations = condition.items if isinstance(condition, Group) and condition.kind == "list" else (condition,)
+    if all(
+        isinstance(each, Group) and each.marks == ("=",) and each.items[0] == Leaf(builder.name) for each in equations
+    ):
+        return _single(Group("set", tuple(each.items[1] for each in equations)))
+    return builder
+
+
+def _unnamed(answer: Answer) -> Answer:
+    """The matrix, or the function by cases, of A = ..."""
+    last = answer.items[-1] if isinstance(answer, Group) and set(answer.marks) == {"="} else None
+    return last if isinstance(last, Group) and last.kind in ("matrix", "cases") else answer
 
 
 def _without_repetition(gold: Answer, given: Answer) -> Answer:
     """A list without a value that it repeats exactly, or as a decimal of three places: 1/3 or 0.333."""
     if not (isinstance(given, Group) and given.kind == "list"):
         return given
-    if isinstance(gold, Group) and len(gold.items) >= len(given.items):
+    if isinstance(gold, Group) and gold.kind != "relation" and len(gold.items) >= len(given.items):
+        return given
+    if len(given.items) > MAX_REPETITIVE:
         return given
     kept: list[Answer] = []
     for item in given.items:
@@ -74,7 +99,15 @@ def _repeats(item: Answer, other: Answer) -> bool:
     if not (isinstance(item, Leaf) and isinstance(other, Leaf)):
         return item == other
     value = number(item.text)
-    return item == other or (value is not None and value == number(other.text)) or approximates(item.text, other.text)
+    if item == other or (value is not None and value == number(other.text)):
+        return True
+    if (
+        item.text.endswith("%")
+        and (share := number(item.text.rstrip("% "))) is not None
+        and share / 100 == number(other.text)
+    ):
+        return True
+    return approximates(item.text, other.text)
 
 
 def _same_named_set(gold: Leaf, given: Leaf) -> Outcome | None:
@@ -97,6 +130,8 @@ def _same_set(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome | Non
         return None
     if one is None or other is None:
         plain = given if one is not None else gold
+        if isinstance(plain, Group) and plain.kind == "set":
+            return DIFFERENT
         return DIFFERENT if _is_listed(plain) else None
     if (
         isinstance(gold, Group)
@@ -180,6 +215,8 @@ def _entries(answer: Answer) -> list[Answer] | None:
 def _same_group(gold: Group, given: Group, symbols: SymbolTest) -> Outcome:
     if "set" in (gold.kind, given.kind) and {gold.kind, given.kind} & {"brackets", "ratio"}:
         return DIFFERENT
+    if gold.kind == given.kind == "set" and _holds_sets(gold) != _holds_sets(given):
+        return DIFFERENT
     if len(gold.items) != len(given.items):
         return DIFFERENT if not has_prose(gold) else UNDECIDED
     names = [_distinct_names(group) for group in (gold, given)]
@@ -192,6 +229,10 @@ def _same_group(gold: Group, given: Group, symbols: SymbolTest) -> Outcome:
     else:
         outcome = _same_multiset(gold.items, given.items, symbols)
     return outcome if outcome is not SAME else _same_form(gold, given, any(names))
+
+
+def _holds_sets(group: Group) -> bool:
+    return any(isinstance(item, Group) and item.kind == "set" for item in group.items)
 
 
 def _is_ordered(gold: Group, given: Group, names: Sequence[Sequence[str]]) -> bool:

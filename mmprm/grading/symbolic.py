@@ -15,12 +15,16 @@ from mmprm.config import Config
 from mmprm.errors import GradingError
 from mmprm.grading import choice
 from mmprm.grading.comparison import compare
+from mmprm.grading.evaluation import TooLongError, context_of, time_limit
 from mmprm.grading.extract import extract, open_gold
 from mmprm.grading.judge import JudgeConfig
 from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome
 from mmprm.grading.text import key
 from mmprm.grading.worker_pool import DiedError, LateError, WorkerPool
 from mmprm.types import Grading, Problem, Verdict
+
+MAX_INLINE_SECONDS = 0.05
+"""Processor time of evaluations in the calling thread, which may hold an event loop; longer ones go to a worker."""
 
 _VERDICTS = {SAME: Verdict.CORRECT, DIFFERENT: Verdict.INCORRECT, UNDECIDED: Verdict.UNKNOWN}
 
@@ -58,6 +62,14 @@ def _never_ask(gold: str, given: str) -> Outcome:
     return UNDECIDED
 
 
+def _compare_inline(gold: str, given: str) -> Outcome:
+    """Compare an option with an answer; UNDECIDED where that takes a worker."""
+    try:
+        return compare(gold, given, _never_ask)
+    except TooLongError:
+        return UNDECIDED
+
+
 class SymbolicGrader:
     """Grades final answers with three-valued verdicts; a Grader. Close it, or use it in a `with` block."""
 
@@ -67,6 +79,7 @@ class SymbolicGrader:
         self._cache: dict[tuple[str, tuple[str, ...], str], Future[Decision]] = {}
         self._pool: WorkerPool | None = None
         self._lock = threading.Lock()
+        context_of(60)  # loads mpmath, which is not to happen within an event loop
 
     async def grade(self, problem: Problem, response: str) -> Grading:
         """Judge the final answer of a finished response, without blocking the event loop."""
@@ -115,7 +128,8 @@ class SymbolicGrader:
             if len(self._cache) > self.config.cache_size:
                 del self._cache[next(iter(self._cache))]
         try:
-            self._start(*entry, decision)
+            with time_limit(MAX_INLINE_SECONDS):
+                self._start(*entry, decision)
         except Exception as error:  # such as RecursionError: a strange answer must not stop the others
             decision.set_result((Verdict.UNKNOWN, f"comparison failed: {type(error).__name__}"))
         return decision
@@ -128,14 +142,14 @@ class SymbolicGrader:
             same = key(gold) == key(answer)
             reason = "exact match" if same else f"longer than {self.config.max_length} characters"
             return decision.set_result((Verdict.CORRECT if same else Verdict.UNKNOWN, reason))
-        chosen = choice.decide(gold, answer, choices, lambda one, other: compare(one, other, _never_ask))
+        chosen = choice.decide(gold, answer, choices, _compare_inline)
         if chosen is not None:
             outcome, reason = chosen
             return decision.set_result((_VERDICTS[outcome], reason))
         try:
             outcome = compare(gold, answer, _ask_later, self._labels)
             return decision.set_result((_VERDICTS[outcome], outcome.value))
-        except _SymbolsNeededError:
+        except (_SymbolsNeededError, TooLongError):
             task = self._workers().compare(gold, answer, self._labels)
             task.add_done_callback(lambda done: self._finish(done, decision))
 

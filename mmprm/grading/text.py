@@ -12,7 +12,7 @@ _PLAIN_NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 _TRAILING = re.compile(r"(?:[\s.,;:?]|\\\\|\\$)+$")
 _DIGIT_GAP = re.compile(r"(?<![0-9])\s+|\s+(?![0-9])")
 _NO_WORDS = re.compile(
-    r"\\(?:begin|end)\{\w+\}|\\(?!text)[a-zA-Z]+|\b(?:or|and|not|arc(?:sin|cos|tan)|(?:sin|cos|tan)h?|cot|sec|csc|log|exp|lim|max|min|mod|gcd|lcm"
+    r"_\{\w+\}|\\(?:begin|end)\{\w+\}|\\(?!text)[a-zA-Z]+|\b(?:or|and|not|arc(?:sin|cos|tan)|(?:sin|cos|tan)h?|cot|sec|csc|log|exp|lim|max|min|mod|gcd|lcm"
     r"|det)\b"
 )
 _WORDS = re.compile(

@@ -59,7 +59,10 @@ def tokenize(text: str) -> list[str]:
         if match is None:
             raise UnreadableError(f"unexpected {text[position]!r}")
         token = match[match.lastgroup]
-        if match["repeating"] and (value := number(token)) is not None:
+        if match["repeating"]:
+            value = number(token)
+            if value is None:
+                raise UnreadableError(f"no cycle in {token}")
             token = f"#{value}"
         tokens += (
             _WORD_SPLIT.findall(token)

@@ -6,6 +6,7 @@ import re
 
 from mmprm.grading.numbers import worded_number
 from mmprm.grading.text import is_prose
+from mmprm.grading.units import read_unit
 
 _LEADS = [
     re.compile(pattern, re.IGNORECASE)
@@ -26,22 +27,30 @@ _REMARKS = [
         r"[,;]?\s*\b(?:because|since|rejecting|due to|as required|as desired|altogether|in (?:total|all))\b.*",
         r"[,;]?\s*\b(?:for (?:all|any|some|every|each)|for|where|when|if"
         r"|with|provided|given that)\s+(?=\W*[a-zA-Z]?\b.*).*",
-        r"[,;]\s*(?:so|as|which|and)\s+[a-z].*",
+        r"[,;]\s*(?:as|which)\s+[a-z].*|[,;]\s*(?:so|and)\s+[a-z][^\d]*",  # "so the area is 36" says another value
+        r"[,;]?\s+(?:attained|achieved|reached|obtained|occurring)\b.*|\s+at\s+\(?[a-z]\s*=.*",
         r"[,;]\s*(?:and )?(?:not|rather than|instead of)\b.*",
         r"\s*(?:,\s*|\s)[a-zA-Z]\s*\\in\s*(?:\\mathbb\s*\{?[A-Z]\}?|[NZRQ])[\^*+_]*\S*",
     )
 ]
 _TEXT = re.compile(r"(?<![_^{])\\text\s*\{([^{}]*)\}")
 _STATED = re.compile(
-    r".*\b(?:is|are|was|were|be|equals?|gives?|becomes?|makes|has|have|had|costs?|takes|需要|是|为|等于|有|共)(?![a-zA-Z])\s*"
-    r"(?:equal to |exactly |approximately |about |only |also |a total of |therefore |=|:|\\approx)*\s*(?P<value>.+)",
+    r".*\b(?:is|are|was|were|be|equals?|measures?|gives?|becomes?|makes|has|have|had|costs?|takes|需要|是|为|等于|有|共)(?![a-zA-Z])\s*"
+    r"(?:at (?=\()|equal to |exactly "
+    r"|approximately |about |only |also |a total of |therefore |=|:|\\approx)*\s*(?P<value>.+)",
     re.IGNORECASE | re.DOTALL,
 )
+_VERB = re.compile(
+    r"\b(?:is|are|was|were|equals?|measures?|gives?|becomes?|makes?|has|have|had|costs?|takes?|contains?)\b"
+)
+_CONCLUSION = re.compile(r"[,;.]\s+(?:so|thus|hence|therefore)\s+(?=.*\d)", re.IGNORECASE)
+_UNIT = re.compile(r"\s?((?!in\b|at\b|a\b|as\b)[a-zA-Z]+(?:/[a-zA-Z]+)?(?:\^?\{?[23]\}?)?)(?![\w^(=])")
 _NEGATION = re.compile(
     r"\b(?:not|never|no|neither|nor|cannot|isn't|aren't|wasn't|doesn't|don't|can't|without|wrong|false|incorrect)\b|n't\b|不|没|非"
 )
 _EXCLUSION = re.compile(
-    r"\b(?:not|isn't|(?:more|less|greater|fewer|larger|smaller) than|at (?:least|most)|up to|between)\b|不是|至[多少]"
+    r"\b(?:not|isn't|(?:more|less|greater|fewer|larger|smaller) than|at (?:least|most)|up to|between)\b"
+    r"|不[是到足]|至[多少]|[大小多少低高]于|超过"
 )
 _CHUNK = re.compile(
     r"(?:[-+]?[¤¥€£]?(?:\d|\.\d|\\(?:frac|sqrt|pi|pm|infty|begin|vec|sin|cos|tan|ln|log|lg|left)|[({\[]|[a-zA-Z](?=[\^_=<>+*/(]|\s*=)))"
@@ -64,6 +73,8 @@ def core(text: str) -> tuple[str, str]:
     )
     text = re.sub(r"\s+", " ", text).strip().strip('"').strip()
     text = _without_leads(text)
+    if r"\begin" in text:  # its conditions are no remarks
+        return text, ""
     bare, remark = _without_remarks(text)
     return (text, "") if is_prose(bare) else (_without_leads(bare), remark)
 
@@ -106,12 +117,16 @@ def alternatives(gold: str) -> list[str]:
 
 def stated_values(sentence: str) -> list[str]:
     """Return the values that a sentence mentions; the one that it states, where it states one, is the only one."""
-    sentence, _ = _without_remarks(sentence)
+    sentence, _ = _without_remarks(_CONCLUSION.split(sentence)[-1])
     match = _STATED.fullmatch(sentence)
     if match is not None:
         value, _ = core(match["value"])
         before = sentence[: match.start("value")]
-        if value and not (is_prose(value) and worded_number(value) is None) and not _values(before):
+        if (
+            value
+            and not (is_prose(value) and worded_number(value) is None)
+            and (not _values(before) or len(_VERB.findall(sentence)) == 1)
+        ):
             return [value]
     return _values(sentence)
 
@@ -126,6 +141,13 @@ def excludes(text: str) -> bool:
     return _EXCLUSION.search(text.lower()) is not None
 
 
+def _unit_behind(sentence: str, end: int) -> str:
+    """The known unit that follows a value, such as cm; "" where none does."""
+    match = _UNIT.match(sentence, end)
+    unit = read_unit(match[1]) if match and sentence[end - 1 : end + 1].strip() else None
+    return f" {match[1]}" if unit and unit.known else ""
+
+
 def _values(sentence: str) -> list[str]:
-    found = [match[0].strip(" ,;.:") for match in _CHUNK.finditer(sentence)]
+    found = [match[0].strip(" ,;.:") + _unit_behind(sentence, match.end()) for match in _CHUNK.finditer(sentence)]
     return [value for value in found if re.search(r"\d|\\[a-zA-Z]|[a-zA-Z]", value)]
