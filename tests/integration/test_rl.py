@@ -92,7 +92,8 @@ def test_it_stops_when_asked_and_goes_on(tmp_path: Path, sets: list[str]) -> Non
     assert sum(line["dropped_unknown"] for line in train) >= 4, "of 8; without an answer it is wrong"
     for line in train:
         assert line["mismatch_absolute"] < 0.05, "the engine has the trainer's weights"
-        assert line["updates"] == 2
+        fewer = line["dropped_refused"] + line["dropped_unknown"] > 0  # 4 groups make two updates of two, 3 make one
+        assert line["updates"] in ((1, 2) if fewer else (2,))
         assert 0 < line["overhead"] < 1
     config = json.loads((output / "policy/config.json").read_text())
     assert config["model_type"] == "qwen2_5_vl"
