@@ -20,7 +20,7 @@ RIGHT, WRONG = Counts(right=1), Counts(wrong=1)
 
 @dataclass(frozen=True, slots=True)
 class LabelCounts:
-    """Counts labels. `labels` are distinct non-terminal prefixes; labels of complete solutions are counted separately."""
+    """Counts labels. `labels` are distinct non-terminal prefixes; complete solutions are counted separately."""
 
     problems: int
     paths: int
