@@ -56,7 +56,7 @@ def open_picture(picture: Picture) -> Image.Image:
     with _opened(picture, MAX_PIXELS) as image:
         orientation = _orientation(image)
         if image.mode == "F" or image.mode.startswith("I"):
-            image = _eight_bits(image)
+            image = _eight_bits(image, _name(picture))
         elif image.has_transparency_data:
             from PIL import Image
 
@@ -97,7 +97,7 @@ def unreadable_images(items: Iterable[tuple[T, Iterable[Picture]]]) -> dict[T, s
 def _opened(picture: Picture, max_pixels: int) -> Iterator[Image.Image]:
     from PIL import Image
 
-    name = picture.path or f"picture of {len(picture.data or b'')} bytes"
+    name = _name(picture)
     try:
         with _stream(picture) as stream, Image.open(_FewReads(stream, name), formats=_FORMATS) as image:
             if image.width * image.height > max_pixels:
@@ -115,6 +115,10 @@ def _opened(picture: Picture, max_pixels: int) -> Iterator[Image.Image]:
     except Exception as error:  # Pillow's decoders raise whatever a broken file makes of them.
         why = cut(_ADDRESS.sub("", str(error)), 200)
         raise DataError(f"{name}: cannot be read as a picture ({type(error).__name__}: {why})") from error
+
+
+def _name(picture: Picture) -> str:
+    return picture.path or f"picture of {len(picture.data or b'')} bytes"
 
 
 def _orientation(image: Image.Image) -> int:
@@ -146,7 +150,7 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(turns[orientation]) if orientation in turns else image
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
+def _eight_bits(image: Image.Image, name: str) -> Image.Image:
     """Scale gray values by their range: 16 bits by 65,535, 32-bit integers by 255 or 65,535, floats by 1 or 255."""
     import numpy as np
     from PIL import Image
@@ -157,7 +161,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     white = next((limit for limit in ranges if high <= limit), None)
     if white is None or not low >= 0:
         raise DataError(
-            f"gray values from {low:g} to {high:g} (mode {image.mode}) must lie in "
+            f"{name}: gray values from {low:g} to {high:g} (mode {image.mode}) must lie in "
             f"0…{' or 0…'.join(map(str, ranges))}; save it with 8 bits per channel"
         )
     transparent = image.info.get("transparency")

@@ -155,7 +155,7 @@ def test_deep_gray_values_are_scaled(values: Any, form: str) -> None:
 @pytest.mark.parametrize("values", [[[-1.0, 1.0]], [[0.0, 300.0]], [[0.0, float("nan")]]])
 def test_gray_values_without_a_range_are_refused(tmp_path: Path, values: list[list[float]]) -> None:
     Image.fromarray(np.array(values, dtype=np.float32)).save(tmp_path / "x.tiff")
-    with pytest.raises(DataError, match=r"gray values .* must lie in 0…1 or 0…255; save it with 8 bits"):
+    with pytest.raises(DataError, match=r"\.tiff: gray values .* must lie in 0…1 or 0…255; save it with 8 bits"):
         open_picture(Picture(path=str(tmp_path / "x.tiff")))
 
 
