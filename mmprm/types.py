@@ -1,4 +1,4 @@
-"""The words that every room shares: frozen data, and the protocols between rooms. Standard library only."""
+"""Define the data types and protocols shared by all packages. Uses the standard library only."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 Steps = tuple[str, ...]
-"""The steps of a (partial) solution, verbatim: `"".join(steps)` is the text the policy wrote."""
+"""The verbatim steps of a complete or partial solution: `"".join(steps)` is the text that the policy wrote."""
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One image, as a path or as encoded bytes (PNG, JPEG, …); opened only where pixels are needed."""
+    """References an image by path or by encoded bytes (PNG, JPEG, …); it is decoded only where pixels are needed."""
 
     path: str | None = None
     data: bytes | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        assert (self.path is None) != (self.data is None), "a picture has a path or bytes, not both"
+        assert (self.path is None) != (self.data is None), "an image has either a path or bytes"
 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A question with a checkable answer. `id` is a hash of the content unless the source has one of its own.
+    """Holds a question with a checkable answer. `id` is a hash of the content unless the source has its own id.
 
-    `extra` holds the other columns of the row it was read from, for reward functions; it is no part of its identity.
+    `extra` holds the remaining columns of the source row for reward functions. It is not part of the identity.
     """
 
     id: str
@@ -41,12 +41,13 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """Ask for `n` completions of the assistant turn that already begins with `prefix`.
+    """Requests `n` completions of the assistant turn that already begins with `prefix`.
 
-    `seed` is derived from content (run seed, problem id, prefix, first draw); draw i of the request uses seed + i.
+    `seed` is derived from content (run seed, problem id, prefix, index of the first sample). Sample i of the request
+    uses seed + i.
 
-    A completion ends after the first of the strings `stop`, which stays in its text; a sampler that cannot do so writes
-    on, at the cost of tokens. `greedy` asks for the likeliest completion, with n = 1.
+    A completion ends after the first of the strings `stop`, which is kept in its text. A sampler without support for
+    stop strings generates past it, at the cost of tokens. `greedy` requests greedy decoding and needs n = 1.
     """
 
     problem: Problem
@@ -56,32 +57,32 @@ class SampleRequest:
     stop: tuple[str, ...] = ()
     greedy: bool = False
     prefix_ids: tuple[int, ...] | None = None
-    """Tokens with which the policy wrote the prefix, up to the last one that ends within it; None where they are not
-    known. A sampler that takes no token ids continues the text."""
+    """Token ids with which the policy wrote the prefix, up to the last token that ends within it; None if unknown. A
+    sampler that does not accept token ids continues the text instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Token ids of a text as the policy wrote them, and for each the number of characters of the text up to its end.
+    """Holds the token ids of a text as the policy wrote them, and for each token the text length up to its end.
 
-    Ends never decrease. A token may end beyond the text, where a stop string cut it, or before its first character.
+    Ends never decrease. A token may end after the text if a stop string cut it, or before the first character.
     """
 
     ids: tuple[int, ...]
     ends: tuple[int, ...]
 
     def whole_in(self, characters: int) -> int:
-        """Return how many tokens end within the first `characters` of the text."""
+        """Return the number of tokens that end within the first `characters` of the text."""
         return bisect.bisect_right(self.ends, characters)
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a policy wrote after the prefix; after an empty one, with what the prompt itself begins the turn with (a
-    prefill, a tag that the chat template opens). `finish_reason` is "stop", "length" or "abort".
+    """Holds the text that a policy wrote after the prefix. `finish_reason` is "stop", "length" or "abort".
 
-    `tokens` continue the prefix_ids of the request (none for an empty prefix); None where the sampler does not know
-    them, or continued text.
+    For an empty prefix, the text includes what the prompt already put into the assistant turn, such as a prefill or a
+    tag opened by the chat template. `tokens` continue the request's prefix_ids; None if the sampler does not know them
+    or continued the text.
     """
 
     text: str
@@ -91,7 +92,7 @@ class Completion:
 
 
 class Verdict(enum.IntEnum):
-    """UNKNOWN (unparseable gold, time-out, judge failure) is counted apart and never means "incorrect"."""
+    """Classifies an answer. UNKNOWN (unparseable gold, time-out, judge failure) never counts as incorrect."""
 
     INCORRECT = 0
     CORRECT = 1
@@ -100,6 +101,8 @@ class Verdict(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Grading:
+    """Holds the verdict on a response, the answer extracted from it, and the reason for the verdict."""
+
     verdict: Verdict
     extracted: str | None
     reason: str
@@ -107,8 +110,11 @@ class Grading:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """A graded continuation of a prefix. `steps` continue the prefix; empty when the text could not be split,
-    and then `unsplit` says why. Such a rollout still counts for the prefix's value."""
+    """Holds a graded continuation of a prefix.
+
+    `steps` continue the prefix. They are empty if the text could not be split; `unsplit` then holds the reason. Such a
+    rollout still counts towards the value of the prefix.
+    """
 
     steps: Steps
     verdict: Verdict
@@ -117,15 +123,15 @@ class Rollout:
     unsplit: str | None = None
     reason: str = ""
     step_ids: tuple[tuple[int, ...], ...] = ()
-    """Token ids of each step but the last, for what a search may continue: the tokens that end in the step. Empty where
-    they are not known."""
+    """Token ids of each step but the last, namely the tokens that end in the step; a search may continue from them.
+    Empty if not known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Verdicts of the rollouts that are evidence for the value of a prefix.
+    """Counts the verdicts of the rollouts that are evidence for the value of a prefix.
 
-    `estimate` stands in for right / (right + wrong) where the outcomes themselves decided how many rollouts were drawn.
+    `estimate` replaces correct / (correct + incorrect) if the number of rollouts depended on their outcomes.
     """
 
     right: int = 0
@@ -135,11 +141,12 @@ class Counts:
 
     @property
     def known(self) -> int:
+        """Return the number of rollouts with a known verdict."""
         return self.right + self.wrong
 
     @property
     def value(self) -> float | None:
-        """Monte Carlo value in [0, 1]; None without any known verdict."""
+        """Return the Monte Carlo value in [0, 1], or None without a known verdict."""
         if self.estimate is not None:
             return self.estimate
         return self.right / self.known if self.known else None
@@ -152,9 +159,10 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One finished request of a search: rollouts first_draw, first_draw + 1, … of the prefix `steps`.
+    """Holds one finished request of a search: rollouts first_draw, first_draw + 1, … of the prefix `steps`.
 
-    The unit of durability: a campaign's store is a log of batches, keyed by (problem_id, steps, first_draw).
+    A batch is the unit of durability: the store of a campaign is a log of batches with the key (problem_id, steps,
+    first_draw).
     """
 
     problem_id: str
@@ -165,8 +173,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One state: the prefix `steps` from the root, with the rollouts drawn from it, in draw order, and the counts of
-    each batch in which they were drawn."""
+    """Holds one state: the prefix `steps` from the root, its rollouts in sampling order, and the counts per batch."""
 
     steps: Steps
     batches: tuple[Counts, ...]
@@ -174,12 +181,13 @@ class Node:
 
     @property
     def counts(self) -> Counts:
+        """Return the counts of all batches together."""
         return sum(self.batches, Counts())
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """The searched states of one problem, in the order in which the search evaluated them; the first is the root."""
+    """Holds the searched states of one problem in the order of the search; the first is the root."""
 
     problem_id: str
     nodes: tuple[Node, ...]
@@ -187,10 +195,10 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class LabelledPath:
-    """A solution with, for each step, the counts behind its soft label, or None where the step was not evaluated.
+    """Holds a solution with the counts of the soft label of each step, or None for a step without a label.
 
-    `complete` paths end in a final answer: their last step carries that solution's own verdict. Over all the paths of a
-    problem each distinct prefix carries its label once.
+    A `complete` path ends in a final answer, and its last step has the verdict of that solution. Over all paths of a
+    problem, each distinct prefix has its label once.
     """
 
     problem_id: str
@@ -199,12 +207,12 @@ class LabelledPath:
     complete: bool
 
     def __post_init__(self) -> None:
-        assert len(self.steps) == len(self.counts), "one label slot per step"
+        assert len(self.steps) == len(self.counts), "one label per step"
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """A solution to be judged: its plain steps, without step markup."""
+    """Holds a solution to score: its problem, and its plain steps without step markup."""
 
     problem: Problem
     steps: Steps
@@ -212,25 +220,33 @@ class Solution:
 
 @dataclass(frozen=True, slots=True)
 class StepScores:
-    """P(step is right) for every step of a solution, each in [0, 1]; for its first steps where a scorer was told to cut
-    what is too long."""
+    """Holds P(step is correct) in [0, 1] for every step of a solution.
+
+    If the scorer was configured to truncate long solutions, only the first steps have scores.
+    """
 
     scores: tuple[float, ...]
 
 
 class Sampler(Protocol):
+    """Samples completions from a policy."""
+
     async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
-        """Return `request.n` completions in draw order, or raise SamplingError."""
+        """Return `request.n` completions in sampling order, or raise SamplingError."""
         ...
 
 
 class Grader(Protocol):
+    """Grades answers."""
+
     async def grade(self, problem: Problem, response: str) -> Grading:
-        """Judge the final answer in `response`; never raises for what the response or the gold contains."""
+        """Grade the final answer in `response`; never raise because of the content of response or gold answer."""
         ...
 
 
 class Scorer(Protocol):
+    """Scores the steps of solutions."""
+
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        """One StepScores a solution, in order; raises DataError for a solution that cannot be scored."""
+        """Return one StepScores per solution, in order; raise DataError for a solution that cannot be scored."""
         ...
