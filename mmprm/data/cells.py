@@ -13,6 +13,10 @@ from typing import Any
 
 Row = Mapping[str, Any]
 
+MAX_DEPTH = 100
+"""Levels of lists and structs in a row."""
+
+_NESTED = (list, tuple, dict)
 _ABSENT = object()
 _NUMPY = re.compile(r"array\((\[.*\])(?:,\s*dtype=[^()\[\]]+)?\)", re.DOTALL)
 _ADJACENT = re.compile(r"[\"']\s+[\"']")
@@ -97,9 +101,18 @@ def parsed(text: str) -> Any:
             value = read(text.strip())
         except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, tokenize.TokenError):
             continue
-        if isinstance(value, list | tuple | dict):
+        if isinstance(value, list | tuple | dict) and not is_too_deep(value):
             return value
     return text
+
+
+def is_too_deep(value: Any) -> bool:
+    """Return whether lists and structs are nested deeper than MAX_DEPTH, where recursion over them would fail."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        groups = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, _NESTED))
+        level = [inner for group in groups for inner in group]
+    return any(isinstance(item, _NESTED) for item in level)
 
 
 def _literal(text: str) -> Any:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from mmprm.data.cells import cut
+from mmprm.data.cells import MAX_DEPTH, cut, is_too_deep
 from mmprm.errors import DataError
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
@@ -41,6 +41,8 @@ def parse_json(text: bytes | str, place: str) -> Any:
     except ValueError as error:
         raise DataError(f"{place}: is not JSON: {cut(error, 200)}") from error
     encoded = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    if encoded.count(b"[") + encoded.count(b"{") > MAX_DEPTH and is_too_deep(value):
+        raise DataError(f"{place}: is nested deeper than {MAX_DEPTH} levels; write it flatter")
     if _HALF_PAIR.search(encoded) and (path := _half_pair(value)) is not None:
         raise DataError(f"{place}: {path or 'the text'} holds half of a surrogate pair, which is no text; remove it")
     return value

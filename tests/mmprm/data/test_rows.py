@@ -151,6 +151,7 @@ def test_a_single_file_says_what_it_cannot_choose(tmp_path: Path, capsys: pytest
         ("a.jsonl", b'{"a": "\\ud83d"}', r"a\.jsonl:1: a holds half of a surrogate pair"),
         ("a.jsonl", b'{"a": {"b": ["x", "\\udc00"]}}', r"a\.jsonl:1: a\.b\.1 holds half"),
         ("a.jsonl", b"[" * 100_000, r"a\.jsonl:1: .*nested too deeply"),
+        ("a.jsonl", b'{"x": %b1%b}' % (b"[" * 900, b"]" * 900), r"a\.jsonl:1: is nested deeper than 100 levels"),
         ("a.jsonl", LINES.decode().encode("utf-16"), r"a\.jsonl: is UTF-16; save it as UTF-8"),
         ("a.jsonl", b'{"a": "\xff"}', r"a\.jsonl:1: is not JSON: .*utf-8"),
         ("a.json", LINES + b'{"question": ', r"a\.json:3: is not JSON"),
