@@ -26,7 +26,8 @@ ROWS = [
     ("11", "x=11 ¦ 约11", "大于11 ¦ 不是11 ¦ 超过11"),
     ("C", "选C ¦ 应选C项 ¦ 选择C", "不选C ¦ 不是C"),
     # other letters beside the announced one
-    ("C", "I would pick C ¦ I choose C; D is too small", "I would pick C, but D is also correct ¦ anything but C ¦ Options C and D are both correct"),
+    ("C", "C", "Options C and D are both correct"),
+    ("C", "I would pick C ¦ I choose C; D is too small", "I would pick C, but D is also correct ¦ anything but C"),
     # the value of a sentence
     ("48", "Each side is 12, so the perimeter is 48 ¦ The sum of 20 and 28 is 48",
      "The sum of 48 and 2 is 50"),
