@@ -38,7 +38,8 @@ def add_adapters(
     """Freeze everything but new adapters and the given rows of the embeddings and of the output layer, in place.
 
     A layer that is already frozen gets no adapter. The output of the model does not change. On several ranks, torch's
-    random state must be equal. Raises ConfigError if no layer gets an adapter.
+    random state must be equal. Raises ConfigError if no layer gets an adapter, and for one of the output layer: only
+    its weights are read, and never its forward pass.
     """
     import peft
 
@@ -55,6 +56,11 @@ def add_adapters(
         raise ConfigError("lora.targets: match frozen layers only; freeze less, or choose other targets")
     embedding, output = backbone.get_input_embeddings(), backbone.get_output_embeddings()
     names = {id(module): name for name, module in backbone.named_modules()}
+    if names[id(output)] in named:
+        raise ConfigError(
+            f"lora.targets={list(config.targets)}: must not match the output layer {names[id(output)]}, where an "
+            "adapter would not learn; name layers of the blocks, as the default does"
+        )
     if embedding.weight is output.weight:  # tied weights are one table
         rows = {names[id(embedding)]: sorted({*input_rows, *output_rows})}
     else:

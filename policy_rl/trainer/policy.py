@@ -162,11 +162,6 @@ def prepare(policy: Policy, frozen: Sequence[str], lora: LoraConfig | None, grad
         raise ConfigError("frozen: leaves nothing to train; freeze less")
     if lora:
         add_adapters(policy.backbone, lora, (), ())
-        if type(policy.backbone.get_output_embeddings()) is not nn.Linear:
-            raise ConfigError(
-                f"lora.targets={list(lora.targets)} must not match the output layer: only its weights are read, and "
-                "an adapter there would not learn; name layers of the blocks, as the default does"
-            )
     if gradient_checkpointing:
         policy.backbone.gradient_checkpointing_enable({"use_reentrant": False})
     policy.train()

@@ -119,3 +119,5 @@ def test_targets_and_frozen_parts(folder: Path) -> None:
         adapted(folder, "lora.targets=[w1]")
     with pytest.raises(ConfigError, match=r"lora.targets: match frozen layers only"):
         adapted(folder, "frozen=[language]")
+    with pytest.raises(ConfigError, match=r"must not match the output layer lm_head"):
+        adapted(folder, "lora.targets=['_proj$', lm_head]")
