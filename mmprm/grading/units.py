@@ -202,6 +202,8 @@ def _lookup(name: str) -> tuple[Fraction, dict[str, int]] | None:
     return None
 
 
+MAX_LENGTH = 100
+"""Longer texts are no units."""
 _PER = re.compile(r"\s*(?:/|\bper\b|\bp\.|每)\s*")
 _FACTOR = re.compile(
     r"(?P<power>square|cubic|sq\.?|cu\.?|平方|立方)?\s*(?P<name>°\s?[CF]|[^\W\d_]+|°|[$¥€£¤₹])"
@@ -213,6 +215,8 @@ _SQUARE = {"square": 2, "sq": 2, "平方": 2, "cubic": 3, "cu": 3, "立方": 3, 
 
 def read_unit(text: str) -> Unit | None:
     """Return the unit that a whole text is; None for what has no form of a unit."""
+    if len(text) > MAX_LENGTH:
+        return None
     text = re.sub(r"\^\s*\{\s*([-+]?\s*\d)\s*\}", r"^\1", text.strip())
     text = re.sub(
         r"\\(?:mu|Omega)(?![a-zA-Z])\s*(?:\\text\{\s*)?", lambda match: "μ" if "mu" in match[0] else "Ω", text
