@@ -24,7 +24,7 @@ from mcts.config import CampaignConfig
 from mcts.progress import CampaignSummary
 from mcts.search import SearchConfig
 from mmprm.cli.shared.options import add_config_options, load_config
-from mmprm.config import Config, build, load
+from mmprm.config import Config, PathText, build, load
 from mmprm.errors import DataError, TrainingError
 from mmprm.evaluation.aggregators import with_choice
 from mmprm.grading.symbolic import GraderConfig, SymbolicGrader

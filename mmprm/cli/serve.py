@@ -23,7 +23,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mmprm.cli.shared.options import add_config_options, load_config
-from mmprm.config import Config
+from mmprm.config import Config, PathText
 from mmprm.errors import ConfigError, MmprmError, SetupError
 from mmprm.scoring.aggregate import chosen_aggregator
 from mmprm.scoring.config import ScorerConfig

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from mmprm.config import Config
+from mmprm.config import Config, PathText
 from mmprm.errors import ConfigError
 
 
