@@ -142,7 +142,7 @@ def test_number_format_stays(tmp_path: Path) -> None:
 
 def test_what_has_no_such_form(qwen2: Path, tmp_path: Path) -> None:
     llama = trained(tmp_path / "llama", "llama", PrmTokens(yes="=", no="+"))
-    with pytest.raises(CheckpointError, match="LlamaForCausalLM: format=qwen supports only Qwen2 .*use format=trl"):
+    with pytest.raises(CheckpointError, match=r"LlamaForCausalLM: format=qwen supports only Qwen2 .*use format=trl"):
         export_prm(llama, tmp_path / "x", "qwen")
     with pytest.raises(CheckpointError, match="needs the tokens <prm>, Yes and No, but the model was trained with"):
         export_prm(llama, tmp_path / "x", "mm-prm")

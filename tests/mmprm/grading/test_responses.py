@@ -87,7 +87,7 @@ RESPONSES = [
     ("10", "We need 10 more chairs.", RIGHT),
     ("5", "1+4=5", RIGHT),
     ("5", "The box has 3 rows of 4, so 12.", WRONG),
-    ("12", "The box has 3 rows of 4, so 12.", OPEN),
+    ("12", "The box has 3 rows of 4, so 12.", RIGHT),
     ("0.5", "The probability is 1/2.", RIGHT),
     ("$5", "The cost is $5", RIGHT),
     ("$5", r"\boxed{\$5}", RIGHT),
