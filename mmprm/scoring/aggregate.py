@@ -1,6 +1,6 @@
-"""Turning the step scores p_1 … p_S of a solution into one number: a table of functions.
+"""Aggregate the step scores p_1 … p_S of a solution into one number.
 
-Which one is best depends on the labels and the policy, so that the choice is made on a development set and kept in
+Which aggregator is best depends on the labels and the policy, so it is chosen on a development set and stored in
 prm.json. Sources: OmegaPRM and Math-Shepherd (min, product), Qwen2.5-Math-PRM (last, product), MM-PRM (the others).
 """
 
@@ -12,33 +12,33 @@ from collections.abc import Callable, Sequence
 from mmprm.errors import ConfigError
 
 EPSILON = 1e-6
-"""Logarithms and odds see p clipped to [EPSILON, 1 - EPSILON]; the other aggregators see p itself."""
+"""Logarithms and odds clip p to [EPSILON, 1 - EPSILON]; the other aggregators use p itself."""
 
 Aggregator = Callable[[Sequence[float]], float]
 
 
 def last(scores: Sequence[float]) -> float:
-    """p_S"""
+    """Return p_S."""
     return scores[-1]
 
 
 def mean(scores: Sequence[float]) -> float:
-    """(1/S) Σ p_s"""
+    """Return (1/S) Σ p_s."""
     return sum(scores) / len(scores)
 
 
 def sum_log(scores: Sequence[float]) -> float:
-    """Σ ln p_s; the order is that of the product, without underflow."""
+    """Return Σ ln p_s, which orders solutions as the product does, without underflow."""
     return sum(math.log(_clip(score)) for score in scores)
 
 
 def sum_log_odds(scores: Sequence[float]) -> float:
-    """Σ ln(p_s / (1 - p_s))"""
+    """Return Σ ln(p_s / (1 - p_s))."""
     return sum(math.log(_odds(score)) for score in scores)
 
 
 def mean_odds(scores: Sequence[float]) -> float:
-    """(1/S) Σ p_s / (1 - p_s)"""
+    """Return (1/S) Σ p_s / (1 - p_s)."""
     return sum(_odds(score) for score in scores) / len(scores)
 
 
@@ -55,6 +55,7 @@ AGGREGATORS: dict[str, Aggregator] = {
 
 
 def aggregator(name: str) -> Aggregator:
+    """Return the aggregator of this name. Raises ConfigError for an unknown one."""
     try:
         return AGGREGATORS[name]
     except KeyError:
@@ -62,7 +63,8 @@ def aggregator(name: str) -> Aggregator:
 
 
 def chosen_aggregator(configured: str | None, stored: str | None) -> str:
-    """The name to use: the configured one, else the one that the PRM's prm.json stores; never a silent default."""
+    """Return the aggregator to use: the configured one, or else the one stored in prm.json. Raises ConfigError if
+    there is neither, since there is no default."""
     name = configured or stored
     if name is None:
         raise ConfigError(
@@ -74,8 +76,11 @@ def chosen_aggregator(configured: str | None, stored: str | None) -> str:
 
 
 def vote_weight(name: str, value: float) -> float:
-    """The aggregate as a weight in [0, 1] for a vote: sums of logs through exp, log-odds and odds through the sigmoid,
-    the others as they are. Each map is increasing, so that the order of solutions stays."""
+    """Map an aggregate to a voting weight: sums of logs through exp, log-odds and odds through the sigmoid, all others
+    unchanged.
+
+    Weights lie in [0, 1]. Every map is increasing, so the order of solutions is preserved.
+    """
     if name == "sum_log":
         return math.exp(value)
     if name == "sum_log_odds":

@@ -1,4 +1,4 @@
-"""Which PRM scores, through what, and how much at a time."""
+"""Configuration of a scorer: the process reward model, its backend, and its batch size."""
 
 from __future__ import annotations
 
@@ -13,40 +13,44 @@ from mmprm.scoring.context import TooLong
 
 
 class ServerConfig(ClientConfig):
+    """Connection to one or more `mmprm serve` processes."""
+
     concurrency: int = Field(16, ge=1)
-    """Most requests in flight at one time, over all URLs; each holds up to 32 solutions."""
+    """Maximum number of concurrent requests over all URLs; each holds up to 32 solutions."""
     send_paths: bool = False
-    """Send the paths of pictures instead of their bytes: for a server that sees the same files and whose image_root
-    lies above them."""
+    """Send the paths of images instead of their bytes; requires a server that sees the same files below its
+    image_root."""
 
 
 class ScorerConfig(Config):
+    """Which process reward model scores, and how."""
+
     prm: PathText = ""
-    """Folder of a process reward model, as `mmprm train` writes it, or a checkpoint of another family. Only with
-    backend=server it stays empty."""
+    """Folder of a process reward model written by `mmprm train`, or a checkpoint of another family. Must be empty
+    with backend=server."""
     format: FormatName | Literal["auto"] = "auto"
-    """Family of a checkpoint without prm.json: math-shepherd, qwen, rlhflow, skywork, visualprm, trl or mm-prm; auto:
-    what prm.json says."""
+    """Family of a checkpoint without prm.json: math-shepherd, qwen, rlhflow, skywork, visualprm, trl or mm-prm; auto
+    reads prm.json."""
     backend: Literal["transformers", "vllm", "server"] = "transformers"
-    """transformers: starts at once; vllm: the pooling runner, faster where much is scored; server: one or more `mmprm
-    serve`. Equal within 1e-3 in float32."""
+    """transformers: starts immediately; vllm: the pooling runner, faster for large workloads; server: one or more
+    `mmprm serve`. Scores agree within 1e-3 in float32."""
     server: ServerConfig | None = None
-    """With backend=server, where it is; the other keys are the server's own then."""
+    """Address of the server, with backend=server; the server's own configuration then replaces the other keys."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Number format of weights and activations."""
+    """Data type of weights and activations."""
     batch_tokens: int = Field(16384, ge=1)
-    """Most tokens, padding included, that are computed at once. transformers computes a longer solution alone, vllm
-    refuses it."""
+    """Maximum number of tokens per forward pass, including padding. A longer solution is scored alone by
+    transformers and refused by vllm."""
     share_prefixes: bool = False
-    """transformers: solutions of one problem that are scored together become one sequence, in which question, picture
-    and shared steps stand once."""
+    """transformers: pack the solutions of one problem that are scored together into one sequence, in which the
+    question, images and shared steps occur once."""
     too_long: TooLong = "refuse"
-    """A solution longer than the model reads. refuse: an error; cut: its first steps that fit, whole, are scored. It
-    then has fewer scores than steps: the steps behind them were not judged."""
+    """What to do with a solution longer than the model's context. refuse: raise an error; cut: score only its first
+    whole steps that fit. It then has fewer scores than steps, because the remaining steps were not judged."""
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
-    """vllm on GPU: share of the memory for weights and cache."""
+    """vllm on GPU: share of GPU memory for weights and cache."""
     kv_cache_gib: float = Field(1.0, gt=0)
-    """vllm on CPU: memory for the keys and values of the solutions in flight."""
+    """vllm on CPU: memory, in GiB, for the keys and values of the solutions in flight."""
 
     @model_validator(mode="after")
     def _one_model(self) -> ScorerConfig:

@@ -1,4 +1,4 @@
-"""What every scorer checks: the longest solution that a PRM can read, and that its scores are numbers."""
+"""Checks shared by all scorers: a solution fits the model's context, and its scores are finite."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ TooLong = Literal["refuse", "cut"]
 
 
 def context_length(config: Any) -> int:
-    """Positions of a transformers configuration."""
+    """Return the maximum number of positions of a transformers configuration."""
     return config.get_text_config().max_position_embeddings
 
 
 def check_length(solution: Solution, tokens: int, limit: int) -> None:
+    """Raise DataError if a solution of `tokens` tokens exceeds `limit`."""
     if tokens > limit:
         raise DataError(
             f"problem {solution.problem.id}: a solution of {len(solution.steps)} steps has {tokens} tokens, the PRM "
@@ -28,8 +29,11 @@ def check_length(solution: Solution, tokens: int, limit: int) -> None:
 
 
 def fitting(solution: Solution, tokens: Callable[[Solution], int], limit: int, too_long: TooLong) -> Solution:
-    """The solution where it fits. A longer one raises DataError; to be cut, it keeps as many of its first steps as fit,
-    whole, with the question and all pictures, and raises DataError where not even one does."""
+    """Return the solution, cut if necessary to what fits in `limit` tokens.
+
+    With `too_long="refuse"`, a solution that is too long raises DataError. With "cut", it keeps as many whole steps
+    from its beginning as fit, with the question and all images; DataError is raised if not even the first step fits.
+    """
     length = tokens(solution)
     if length <= limit:
         return solution
@@ -53,7 +57,8 @@ def score_fitting(
     fit: Callable[[Solution], Solution],
     score: Callable[[Sequence[Solution]], list[StepScores]],
 ) -> list[StepScores | DataError]:
-    """Score the solutions that `fit` lets pass, all together; the others get its DataError."""
+    """Score the solutions that `fit` accepts, all together; return the DataError of each other solution in its
+    place."""
     answers: dict[int, StepScores | DataError] = {}
     fitted: dict[int, Solution] = {}
     for index, solution in enumerate(solutions):
@@ -66,7 +71,7 @@ def score_fitting(
 
 
 def all_scored(answers: Iterable[StepScores | DataError]) -> list[StepScores]:
-    """Raise the first DataError among the answers, if there is one."""
+    """Return the scores, or raise the first DataError among the answers."""
     scores = []
     for answer in answers:
         if isinstance(answer, DataError):
@@ -76,7 +81,8 @@ def all_scored(answers: Iterable[StepScores | DataError]) -> list[StepScores]:
 
 
 def step_scores(values: Iterable[float]) -> StepScores:
-    """Raises CheckpointError for what is no number: a comparison with it would pass as "no error"."""
+    """Return the values as StepScores. Raises CheckpointError if one is not finite: comparisons with NaN would pass
+    as "no error"."""
     scores = StepScores(tuple(values))
     if not all(map(math.isfinite, scores.scores)):
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""From configuration to a scorer; only the chosen backend is imported."""
+"""Open the configured scorer; only the chosen backend is imported."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from mmprm.types import Scorer
 
 
 class ClosableScorer(Scorer, Protocol):
+    """A Scorer that holds resources."""
+
     def close(self) -> None:
-        """Give back the memory; the scorer cannot be used afterwards."""
+        """Release the memory; the scorer cannot be used afterwards."""
         ...
 
 
 def open_scorer(config: ScorerConfig) -> ClosableScorer:
-    """Load the PRM, or reach its server. Raises CheckpointError for a folder that is none."""
+    """Load the process reward model, or connect to its server. Raises CheckpointError for a folder that does not
+    hold one."""
     if config.backend == "server":
         from mmprm.scoring.http.remote import RemoteScorer
 
@@ -33,7 +36,7 @@ def open_scorer(config: ScorerConfig) -> ClosableScorer:
 
 
 def scorer_info(config: ScorerConfig) -> PrmInfo:
-    """prm.json of the configured model; from a server what it says of aggregator and threshold."""
+    """Return the prm.json of the configured model; from a server, only its aggregator and threshold are known."""
     if config.backend != "server":
         return read_info(config.prm, config.format)
     from mmprm.scoring.http.remote import RemoteScorer

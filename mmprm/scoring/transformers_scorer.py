@@ -1,6 +1,6 @@
-"""Step scores through transformers, in batches of similar length.
+"""Compute step scores with transformers, in batches of similar length.
 
-Shapes: B solution, T token, M place at which a score is read (all of a batch, solution by solution).
+Shapes: B solution, T token, M position at which a score is read (all of a batch, solution by solution).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from mmprm.scoring.tree_scorer import tree_scorer
 from mmprm.types import Solution, StepScores
 
 BATCH_SOLUTIONS = 128
-"""Most solutions of a batch, however short: what the processor must hold at once."""
+"""Maximum number of solutions per batch, however short they are; bounds the memory of the processor's output."""
 
 
 class TransformersScorer:
-    """A Scorer on one device: the GPU where there is one."""
+    """Score solutions on one device: the GPU if there is one."""
 
     def __init__(self, config: ScorerConfig) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -40,19 +40,20 @@ class TransformersScorer:
 
     @property
     def max_tokens(self) -> int | None:
-        """Tokens of the longest solution that can be scored; None where a longer one is cut."""
+        """Number of tokens of the longest solution that can be scored; None if longer ones are cut."""
         return self._context if self._config.too_long == "refuse" else None
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        """P(step is right) at the place where the format reads each step."""
+        """Return P(step is correct) for each step, read at the positions that the format defines."""
         return all_scored(self.score_each(solutions))
 
     def score_each(self, solutions: Sequence[Solution]) -> list[StepScores | DataError]:
-        """As `score`, but a solution that the format or the model cannot read has its error in place of scores."""
+        """Score as `score` does, but return the error of a solution that the format or the model cannot read in
+        place of its scores."""
         return score_fitting(solutions, self._readable, self._score)
 
     def _readable(self, solution: Solution) -> Solution:
-        length = len(self._format.mark(solution).ids)  # an image has one token there, and more in the end
+        length = len(self._format.mark(solution).ids)  # lower bound: an image counts as one token here
         return solution if length <= self._context else self._fitting(solution, length)
 
     def _score(self, solutions: Sequence[Solution]) -> list[StepScores]:
@@ -66,6 +67,7 @@ class TransformersScorer:
         return [scores[index] for index in range(len(solutions))]
 
     def close(self) -> None:
+        """Release the model's memory."""
         del self._judge, self._trees
         gc.collect()
         if self._device == "cuda":
@@ -77,11 +79,11 @@ class TransformersScorer:
         return log_odds_M.sigmoid().tolist()
 
     def _batches(self, solutions: Sequence[Solution]) -> Iterator[tuple[list[int], Any, Tensor]]:
-        """Indices, model inputs and places of batches, the longest solutions first, so that the first batch needs the
-        most memory and padding stays small.
+        """Yield (indices, model inputs, positions) of each batch, the longest solutions first, so that the first batch
+        needs the most memory and there is little padding.
 
-        Only the processor knows how many tokens a picture becomes: a batch that turns out too large is made again,
-        smaller, and the next one starts from the size that fits. So is one that held a solution to be cut.
+        Only the processor knows how many tokens an image expands to. A batch that turns out too large is rebuilt
+        smaller, and the next one starts from the size that fits. A batch that held a solution to be cut is rebuilt too.
         """
         solutions = list(solutions)
         lengths = [len(self._format.mark(solution).ids) for solution in solutions]
@@ -109,13 +111,13 @@ class TransformersScorer:
 
     def _fitting(self, solution: Solution, length: int | None = None) -> Solution:
         if length is not None and self._config.too_long == "refuse":
-            check_length(solution, length, self._context)  # it is known already
+            check_length(solution, length, self._context)  # the length is already known
         return fitting(solution, self._format.length, self._context, self._config.too_long)
 
 
 def _own_memory(module: nn.Module) -> None:
-    """Copy weights that are still pages of the file they were read from: who overwrites or truncates the file would
-    change the scores, or end this process."""
+    """Copy weights that are memory-mapped from a file: overwriting or truncating the file would otherwise change the
+    scores or crash this process."""
     with torch.no_grad():
         for tensor in (*module.parameters(), *module.buffers()):
             if tensor.device.type == "cpu":

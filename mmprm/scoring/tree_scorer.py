@@ -1,4 +1,4 @@
-"""Scores of many solutions of one problem in one pass: what they share is computed once."""
+"""Score many solutions of one problem in one pass, computing their shared prefixes once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmprm.types import Solution, StepScores
 
 
 class TreeScorer:
-    """A Scorer that packs the solutions of each problem as a tree; equal to scoring them one by one.
+    """Score solutions packed as one tree per problem; equivalent to scoring them one by one.
 
     `judge` must be able to read packed rows: see `tree_scorer`.
     """
@@ -30,6 +30,7 @@ class TreeScorer:
 
     @torch.inference_mode()
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
+        """Return P(step is correct) for each step of each solution."""
         solutions, marked = self._fitting(solutions)
         trees = pack_solutions(solutions, marked, self._config.batch_tokens)
         lengths = [len(tree.tokens) for tree in trees]
@@ -61,7 +62,7 @@ class TreeScorer:
 
 
 def tree_scorer(judge: Judge, form: Format, config: ScorerConfig, device: str) -> TreeScorer | None:
-    """None, with a word, for a model that cannot read packed rows."""
+    """Return a TreeScorer, or None with a printed reason for a model that cannot read packed rows."""
     why_not = why_not_packed(judge.backbone)
     if why_not:
         print(f"share_prefixes becomes false for {type(judge.backbone).__name__}: {why_not}", flush=True)

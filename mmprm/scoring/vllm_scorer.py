@@ -1,8 +1,9 @@
-"""Step scores through vLLM's pooling runner, from the plain checkpoint, with the engine in the calling process.
+"""Compute step scores with vLLM's pooling runner from the unmodified checkpoint; the engine runs in the calling
+process.
 
-Where two tokens judge, vLLM turns their rows of the output layer into a classifier that gives one probability a token,
-sigmoid(logit_yes - logit_no) = softmax([yes, no])_first; a head with two classes gives two. The scores are those at the
-places that the format reads.
+For a PRM that judges by two tokens, vLLM turns the corresponding rows of the output layer into a classifier that yields
+one probability per token, sigmoid(logit_yes - logit_no) = softmax([yes, no])_first; a head with two classes yields two.
+The scores are those at the positions that the format defines.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from mmprm.weights import LOAD_FORMAT, check_weights, model_errors
 
 TASK = "token_classify"
 PICTURES = 16
-"""Most pictures of one problem."""
+"""Maximum number of images per problem."""
 
 
 class VllmScorer:
-    """A Scorer on one engine."""
+    """Score solutions on one vLLM engine."""
 
     def __init__(self, config: ScorerConfig) -> None:
         check_weights(config.prm)
@@ -45,18 +46,20 @@ class VllmScorer:
 
     @property
     def max_tokens(self) -> int | None:
-        """Tokens of the longest solution that can be scored; None where a longer one is cut."""
+        """Number of tokens of the longest solution that can be scored; None if longer ones are cut."""
         return self._context if self._too_long == "refuse" else None
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
+        """Return P(step is correct) for each step of each solution."""
         return all_scored(self.score_each(solutions))
 
     def score_each(self, solutions: Sequence[Solution]) -> list[StepScores | DataError]:
-        """As `score`, but a solution that the format or the model cannot read has its error in place of scores."""
+        """Score as `score` does, but return the error of a solution that the format or the model cannot read in
+        place of its scores."""
         return score_fitting(solutions, self._readable, self._score)
 
     def _readable(self, solution: Solution) -> Solution:
-        tokens = len(self._format.mark(solution).ids)  # an image has one token there, and more in the end
+        tokens = len(self._format.mark(solution).ids)  # lower bound: an image counts as one token here
         return solution if tokens <= self._context else self._fitting(solution)
 
     def _score(self, solutions: Sequence[Solution]) -> list[StepScores]:
@@ -73,7 +76,8 @@ class VllmScorer:
         return self._encoded(fitted)
 
     def close(self) -> None:
-        # vLLM's own ending also takes down process-wide state, under any other engine of this process.
+        """Release the engine's memory."""
+        # vLLM's own shutdown also tears down process-wide state, which other engines of this process share.
         engine = self._llm.llm_engine
         engine.engine_core._finalizer.detach()
         engine.model_executor.shutdown()
@@ -89,7 +93,7 @@ class VllmScorer:
             [self._prompt(solution, item) for solution, item in zip(solutions, marked, strict=True)],
             pooling_task=TASK,
             use_tqdm=False,
-            # The chat template has written the special tokens.
+            # The chat template has already inserted the special tokens.
             tokenization_kwargs={"add_special_tokens": False},
         )
         return [_at_places(output, item) for output, item in zip(outputs, marked, strict=True)]
@@ -110,7 +114,8 @@ def _at_places(output: Any, marked: Marked) -> StepScores:
 
 
 def _head(form: Format, architectures: Sequence[str]) -> dict[str, Any]:
-    """What vLLM must know to judge. Raises ConfigError where it has no class for the checkpoint."""
+    """Return the engine arguments that make vLLM a classifier. Raises ConfigError if vLLM has no class for the
+    checkpoint."""
     if form.head == "two_tokens":
         tokens = form.tokenizer.convert_ids_to_tokens([form.no_id, form.yes_id])
         overrides = {"classifier_from_token": tokens, "method": "from_2_way_softmax"}
@@ -146,7 +151,7 @@ def _engine(config: ScorerConfig, head: dict[str, Any], context: int) -> Any:
             max_num_batched_tokens=config.batch_tokens,
             gpu_memory_utilization=config.gpu_memory_utilization,
             limit_mm_per_prompt={"image": PICTURES, "video": 0, "audio": 0},
-            # A cached token yields no score, and a score needs its whole solution in one pass.
+            # A cached token yields no score, and a score requires the whole solution in one pass.
             enable_prefix_caching=False,
             enable_chunked_prefill=False,
             enforce_eager=cpu,
@@ -156,4 +161,4 @@ def _engine(config: ScorerConfig, head: dict[str, Any], context: int) -> Any:
             **memory,
         )
     finally:
-        torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it, for all that share the process
+        torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it for the whole process

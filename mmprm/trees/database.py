@@ -1,4 +1,4 @@
-"""The SQLite database of a run store: opened by its one writer or by any reader, with errors that name it."""
+"""Open the SQLite database of a run store, as its one writer or as any reader, and name the database in every error."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Any
 from mmprm.errors import StoreError
 
 STORE_NAME = "trees.sqlite"
-"""Of the store in a run folder."""
+"""File name of the store in a run folder."""
 
 SCHEMA_VERSION = 2
-"""2 has the sessions, which 1 had not."""
+"""Version 2 added the sessions table."""
 
 _APPLICATION_ID = 0x4D4D5052
 _NO_STORE = "is not a run store of mmprm; choose another run folder"
@@ -43,7 +43,8 @@ CREATE TABLE sessions (
 
 
 class Database:
-    """Open with `writing` (the one writer) or `reading` (any number, also while one writes)."""
+    """Wrap the connection of a run store; open it with `writing` (one writer) or `reading` (any number, also during
+    writes)."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection | None = None) -> None:
         self.path = path
@@ -53,7 +54,7 @@ class Database:
 
     @classmethod
     def writing(cls, path: Path) -> Database:
-        """Become the one writer of a database that exists or is made here."""
+        """Become the one writer of the database at `path`, which is created if it does not exist."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = _lock(path)
@@ -69,21 +70,21 @@ class Database:
 
     @classmethod
     def reading(cls, path: Path) -> Database:
-        """Open a database that exists, also one whose folder cannot be written."""
+        """Open an existing database for reading, even if its folder is not writable."""
         database = cls(path)
         try:
             database._connection.execute("PRAGMA query_only=ON")
             database._connection.execute("SELECT 1 FROM sqlite_master").fetchall()
-        except sqlite3.OperationalError:  # its folder cannot be written, and SQLite wants to write beside it
+        except sqlite3.OperationalError:  # read-only folder: SQLite needs to create files beside the database
             database.close()
             database = cls._read_only(path)
-        except (sqlite3.Error, UnicodeDecodeError):  # is told by check_version
+        except (sqlite3.Error, UnicodeDecodeError):  # check_version reports it
             pass
         return database
 
     @classmethod
     def _read_only(cls, path: Path) -> Database:
-        """Open a database in a read-only folder: as it is or, with a log that was not merged, in a copy."""
+        """Open a database in a read-only folder: in place, or as a copy if it has a log that has not been merged."""
         log, copy = Path(f"{path}-wal"), None
         try:
             uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
@@ -99,6 +100,7 @@ class Database:
         return database
 
     def close(self) -> None:
+        """Close the connection and release the writer's lock."""
         self._connection.close()
         if self._copy_folder is not None:
             self._copy_folder.cleanup()
@@ -107,14 +109,16 @@ class Database:
             self._lock = None
 
     def copy_to(self, other: Database) -> None:
+        """Copy the whole database to `other`."""
         with other._guard():
             self._connection.backup(other._connection)
 
     def is_empty(self) -> bool:
+        """Return whether the database has no tables."""
         return not self.rows("SELECT 1 FROM sqlite_master")
 
     def create_tables(self) -> None:
-        """Create the tables of an empty database; within a transaction."""
+        """Create the tables of an empty database; must be called within a transaction."""
         for statement in _SCHEMA.split(";"):
             self.run(statement)
         self.run(f"PRAGMA application_id={_APPLICATION_ID}")
@@ -132,16 +136,18 @@ class Database:
             )
 
     def rows(self, sql: str, *values: Any) -> list[tuple]:
+        """Return all rows of a query."""
         with self._guard():
             return self._connection.execute(sql, values).fetchall()
 
     def run(self, sql: str, *values: Any) -> sqlite3.Cursor:
+        """Execute one statement and return its cursor."""
         with self._guard():
             return self._connection.execute(sql, values)
 
     @contextmanager
     def transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
-        """Yield `run`: all of its statements count, or none."""
+        """Yield a function that executes statements; either all of them are committed or none."""
         self.run("BEGIN IMMEDIATE")
         try:
             yield self.run
@@ -155,7 +161,7 @@ class Database:
     def _guard(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, UnicodeDecodeError) as error:  # damaged names make messages that are no UTF-8
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # damaged names lead to messages that are not valid UTF-8
             if "not a database" in str(error):
                 raise StoreError(f"{self.path}: {_NO_STORE}") from error
             if "full" in str(error):
@@ -168,8 +174,11 @@ class Database:
 
 
 def _lock(path: Path) -> int:
-    """Hold `path`.lock for the life of this process. A POSIX lock is not inherited by forked children, so a grading
-    process that outlives a killed driver does not keep the next driver out."""
+    """Hold `path`.lock until this process ends.
+
+    A POSIX lock is not inherited by forked children, so a grading process that outlives a killed driver does not lock
+    out the next driver.
+    """
     descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,17 +1,18 @@
-"""Which rollouts are evidence for the value of a prefix.
+"""Select the rollouts that count as evidence for the value of a prefix.
 
-A state, a prefix that was drawn from, is labelled by its own rollouts alone: it was asked about because of a wrong
-rollout that runs through it, so what ran through it before was chosen by its outcome. But the rollouts of one batch,
-drawn together, chose the prefixes behind their state before they ended. So a prefix is labelled by the first batch that
-alone sent `StoppingRule.shared` rollouts through it, if that was before it was drawn from: a number that does not
-depend on how they ended. It keeps that label if it is drawn from later, which is only done where they all failed: the
-label of its own rollouts would then stand for those prefixes alone whose first ones were unlucky. Several batches are
-not pooled, since the later ones are drawn because of how the earlier ones ended.
+A state (a prefix that rollouts were sampled from) is labeled by its own rollouts alone. It was selected because an
+incorrect rollout passes through it, so the rollouts that passed through it earlier were chosen by their outcome. The
+rollouts of one batch, however, are sampled together and fix the longer prefixes that they pass through before any of
+them ends. Such a prefix is therefore labeled by the first single batch that sent at least `StoppingRule.shared`
+rollouts through it, provided the prefix was not a state before: this criterion does not depend on how the rollouts
+ended. The prefix keeps that label if it becomes a state later. That happens only if all of those rollouts failed, so
+replacing the label would affect only the prefixes whose first rollouts were unlucky. Batches are not pooled, because
+later ones are sampled depending on how earlier ones ended.
 
-One selection is left, as in every such search: a problem is only searched if the rollouts from its root are neither all
-right nor all wrong. A root of value v, given that it is searched, has too many right ones by the factor
-1 / (1 − (1 − v)^K), and so have the prefixes that the root's rollouts label: where a problem is hardly ever solved, by
-more than 0.03.
+One selection effect remains, as in every such search: a problem is searched only if the rollouts from its root are
+neither all correct nor all incorrect. Given that it is searched, a root of value v has an expected share of correct
+rollouts that is too large by the factor 1 / (1 − (1 − v)^K), and so have the prefixes labeled by the root's rollouts.
+For problems that are hardly ever solved the bias exceeds 0.03.
 """
 
 from __future__ import annotations
@@ -22,16 +23,16 @@ from mmprm.trees.stopping import StoppingRule, unbiased
 from mmprm.types import Counts, Rollout, Steps, Tree, Verdict
 
 Tally = list[int]
-"""Numbers of rollouts by Verdict."""
+"""Number of rollouts per Verdict."""
 
 
 def passing(steps: Steps, rollout: Rollout) -> Iterator[Steps]:
-    """Each longer prefix that a rollout drawn from `steps` runs through, short of its last step."""
+    """Return each longer prefix that a rollout sampled from `steps` passes through, excluding its last step."""
     return (steps + rollout.steps[:length] for length in range(1, len(rollout.steps)))
 
 
 def tally_passing(steps: Steps, rollouts: Iterable[Rollout]) -> dict[Steps, Tally]:
-    """Verdicts of rollouts drawn from `steps`, by each longer prefix that they run through."""
+    """Count the verdicts of rollouts sampled from `steps` for each longer prefix that they pass through."""
     tallies: dict[Steps, Tally] = {}
     for rollout in rollouts:
         for prefix in passing(steps, rollout):
@@ -40,12 +41,16 @@ def tally_passing(steps: Steps, rollouts: Iterable[Rollout]) -> dict[Steps, Tall
 
 
 def counts_of(tally: Tally) -> Counts:
+    """Convert a tally to Counts."""
     return Counts(tally[Verdict.CORRECT], tally[Verdict.INCORRECT], tally[Verdict.UNKNOWN])
 
 
 def evidence(tree: Tree, rule: StoppingRule) -> dict[Steps, Counts]:
-    """The evidence for every prefix of the tree that has enough: states with a known verdict, their values freed from
-    the bias of the stopping rule, and other prefixes, unless the problem is always or never solved."""
+    """Return the evidence for every prefix of the tree that has enough of it.
+
+    These are the states with at least one known verdict, with the bias of the stopping rule removed from their values,
+    and, unless the problem is always or never solved, the prefixes of `shared_labels`.
+    """
     found = {node.steps: unbiased(node.batches, rule) for node in tree.nodes}
     if rule.shared is not None and tree.nodes and tree.nodes[0].counts.value not in (None, 0.0, 1.0):
         found |= shared_labels(tree, rule.shared)
@@ -53,13 +58,13 @@ def evidence(tree: Tree, rule: StoppingRule) -> dict[Steps, Counts]:
 
 
 def count_labels(tree: Tree, rule: StoppingRule) -> int:
-    """Prefixes, short of complete solutions, with evidence."""
+    """Return the number of prefixes with evidence; the empty prefix does not count."""
     return sum(bool(steps) for steps in evidence(tree, rule))
 
 
 def shared_labels(tree: Tree, enough: int) -> dict[Steps, Counts]:
-    """Prefix → counts of the rollouts of the first batch that alone sent `enough` of known verdict through it, unless
-    it was a state before."""
+    """Return the counts of each shared prefix: those of the first single batch that sent at least `enough` rollouts
+    of known verdict through it, unless the prefix was a state before."""
     found: dict[Steps, Counts] = {}
     states: set[Steps] = set()
     for node in tree.nodes:

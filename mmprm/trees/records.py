@@ -1,7 +1,7 @@
-"""How problems and batches are written as bytes: compressed JSON, from which the same values come back.
+"""Serialize problems and batches as compressed JSON that round-trips exactly.
 
-A seal at the end of the bytes covers them and the columns beside them, so that damage is noticed. Bytes without one,
-which stores from before it hold, are checked by what they contain.
+A checksum at the end of the bytes covers them and the database columns stored with them, so that damage is detected.
+Bytes without a checksum, as older stores hold them, are validated by their content.
 """
 
 from __future__ import annotations
@@ -23,35 +23,38 @@ _DIGEST_BYTES = 8
 
 
 class DamagedError(ValueError):
-    """Stored bytes are not what was written."""
+    """Raised when stored bytes differ from what was written."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """A Batch as the store keeps it; a worker packs what it drew, so that the driver only writes it."""
+    """A Batch in its stored form. The worker that sampled it packs it, so that the driver only has to write it."""
 
     problem_id: str
     state: bytes
-    """Key of its prefix of `depth` steps."""
+    """Key of the batch's prefix, which has `depth` steps."""
     depth: int
     first_draw: int
     counts: Counts
     token_count: int
     reasons: tuple[tuple[str, str], ...]
-    """("unknown" or "unsplit", reason) of each rollout that has one."""
+    """One ("unknown" or "unsplit", reason) pair per rollout that has a reason."""
     rollouts: bytes
 
 
 def count_verdicts(rollouts: Iterable[Rollout]) -> Counts:
+    """Count the verdicts of the rollouts."""
     tally = Counter(rollout.verdict for rollout in rollouts)
     return Counts(tally[Verdict.CORRECT], tally[Verdict.INCORRECT], tally[Verdict.UNKNOWN])
 
 
 def state_key(steps: Steps) -> bytes:
+    """Return the 16-byte key of a prefix."""
     return hashlib.sha256(json.dumps(steps).encode()).digest()[:16]
 
 
 def pack_batch(batch: Batch) -> PackedBatch:
+    """Serialize a batch, with its totals as columns and a checksum."""
     unknown = (
         ("unknown", rollout.reason or "no reason given")
         for rollout in batch.rollouts
@@ -72,7 +75,7 @@ def pack_batch(batch: Batch) -> PackedBatch:
 
 
 def check_batch(packed: PackedBatch) -> None:
-    """Raise DamagedError unless the batch is as it was packed. Cheap where it is sealed."""
+    """Raise DamagedError unless the batch is as it was packed. With a checksum, this does not deserialize it."""
     with _damage_told():
         sealed = _has_good_seal(packed.rollouts, *_columns(packed))
     if not sealed:
@@ -80,7 +83,7 @@ def check_batch(packed: PackedBatch) -> None:
 
 
 def open_batch(packed: PackedBatch) -> Batch:
-    """Return the batch. Raises DamagedError where it is not as it was packed."""
+    """Deserialize the batch. Raises DamagedError if it is not as it was packed."""
     with _damage_told():
         _has_good_seal(packed.rollouts, *_columns(packed))
         batch = unpack_batch(packed.problem_id, packed.first_draw, packed.rollouts)
@@ -93,7 +96,7 @@ def open_batch(packed: PackedBatch) -> Batch:
 
 @contextmanager
 def _damage_told() -> Iterator[None]:
-    """Raise DamagedError for whatever goes wrong: damaged bytes, and columns, can become anything."""
+    """Convert any exception to DamagedError, because damaged bytes can fail anywhere in decoding."""
     try:
         yield
     except DamagedError:
@@ -115,7 +118,7 @@ def _sealed(content: bytes, *columns: Any) -> bytes:
 
 
 def _has_good_seal(sealed: bytes, *columns: Any) -> bool:
-    """Whether there is a seal. Raises DamagedError for one that does not fit."""
+    """Return whether the bytes carry a checksum. Raises DamagedError if the checksum does not match."""
     content, seal = sealed[: -len(_SEAL) - _DIGEST_BYTES], sealed[-len(_SEAL) - _DIGEST_BYTES : -_DIGEST_BYTES]
     if seal != _SEAL:
         return False
@@ -129,7 +132,8 @@ def _digest(content: bytes, columns: tuple[Any, ...]) -> bytes:
 
 
 def _pack_rollouts(batch: Batch) -> bytes:
-    """A split rollout's text is its steps joined, so it is written only where there are none."""
+    """Serialize the rollouts. The text of a split rollout is the concatenation of its steps, so it is stored only
+    for unsplit rollouts."""
     rollouts = [
         [
             rollout.text if rollout.unsplit is not None else rollout.steps,
@@ -145,6 +149,7 @@ def _pack_rollouts(batch: Batch) -> bytes:
 
 
 def unpack_batch(problem_id: str, first_draw: int, blob: bytes) -> Batch:
+    """Deserialize a batch without checking its checksum."""
     steps, rollouts = _unpack(blob)
     return Batch(problem_id, tuple(steps), first_draw, tuple(_rollout(*rollout) for rollout in rollouts))
 
@@ -163,6 +168,7 @@ def _rollout(
 
 
 def pack_problem(problem: Problem) -> bytes:
+    """Serialize a problem with a checksum that also covers its id."""
     pictures = [
         {"path": picture.path} if picture.data is None else {"data": base64.b64encode(picture.data).decode()}
         for picture in problem.pictures
@@ -172,7 +178,7 @@ def pack_problem(problem: Problem) -> bytes:
 
 
 def unpack_problem(problem_id: str, blob: bytes) -> Problem:
-    """Return the problem. Raises DamagedError where its bytes, or its id, are not as they were written."""
+    """Deserialize a problem. Raises DamagedError if its bytes or its id are not as they were written."""
     with _damage_told():
         _has_good_seal(blob, problem_id)
         return _problem(problem_id, blob)
@@ -194,7 +200,8 @@ def _problem(problem_id: str, blob: bytes) -> Problem:
 
 
 def _pack(content: Any) -> bytes:
-    # Level 1: half the size for a tenth of the time of the default, and the driver packs every batch of a campaign.
+    # Level 1 gives half the size in a tenth of the time of the default level, and the driver packs every problem
+    # of a campaign.
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     return zlib.compress(text.encode("utf-8", "surrogatepass"), 1)
 

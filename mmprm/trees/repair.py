@@ -1,4 +1,4 @@
-"""Drop what is damaged in a run store, so that the campaign samples it anew."""
+"""Drop damaged records of a run store, so that the campaign samples them again."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from mmprm.trees.store import BATCH_COLUMNS, Store, named, packed_of
 
 
 def check_structure(store: Store) -> None:
-    """Raise StoreError where rows may be missing or mixed up, which no query would notice."""
+    """Raise StoreError if the database structure is damaged: rows may be missing or mixed up, which no query would
+    detect."""
     (found,) = store.rows("PRAGMA integrity_check(1)")[0]
     if found != "ok":
         raise StoreError(
@@ -20,8 +21,11 @@ def check_structure(store: Store) -> None:
 
 
 def repair(store: Store) -> None:
-    """Name and drop damaged batches and problems of a store that is open for writing; open their problems again, whose
-    other batches stay. Raises StoreError where the database itself cannot be mended."""
+    """Report and drop the damaged batches and problems of a store that is open for writing.
+
+    The affected problems are reopened and keep their other batches. Raises StoreError if the database itself cannot be
+    repaired.
+    """
     try:
         check_structure(store)
     except StoreError:
@@ -31,7 +35,7 @@ def repair(store: Store) -> None:
         print(f"{store.path}: its indexes were damaged and are made anew", file=sys.stderr, flush=True)
     owners = _sound_problems(store)
     damaged = []
-    for (owner,) in store.rows("SELECT DISTINCT problem FROM batches"):  # one problem's batches fit into memory
+    for (owner,) in store.rows("SELECT DISTINCT problem FROM batches"):  # the batches of one problem fit in memory
         for number, *row in store.rows(f"SELECT number, {BATCH_COLUMNS} FROM batches WHERE problem = ?", owner):
             packed = packed_of(owners.get(owner, "of an unknown name"), tuple(row))
             try:
@@ -44,12 +48,14 @@ def repair(store: Store) -> None:
         for number in damaged:
             run("DELETE FROM batches WHERE number = ?", number)
         if damaged:
-            # A batch may have belonged to another problem than the one it names. What is whole is not sampled again.
+            # A batch may have belonged to a problem other than the one it names. Intact batches are not
+            # sampled again.
             run("UPDATE problems SET status = 'open', reason = '' WHERE status = 'done'")
 
 
 def _sound_problems(store: Store) -> dict[int, str]:
-    """Return the id of each problem by its number. Damaged ones are dropped: the problem files have them still."""
+    """Return the id of each intact problem by its row number, and drop damaged ones: they can be read from the
+    problem files again."""
     sound, damaged = {}, []
     for number, problem_id, content in store.rows("SELECT number, id, content FROM problems"):
         try:

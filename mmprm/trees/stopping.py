@@ -1,8 +1,8 @@
-"""How many rollouts a state gets, and its value without the bias of having stopped by outcome.
+"""Decide how many rollouts a state gets, and estimate its value without the bias of outcome-dependent stopping.
 
-A state is drawn from in batches. The first is as large as it takes to call the state broken if every rollout of it
-fails; after a right one further small batches follow until the value is known narrowly enough. The sizes of a state's
-batches and their counts are all that is needed to undo the bias later.
+Rollouts are sampled from a state in batches. The first batch is just large enough to call the state broken if all of
+its rollouts fail. If any is correct, small batches follow until the value is known precisely enough. The sizes and
+counts of a state's batches suffice to remove the bias later.
 """
 
 from __future__ import annotations
@@ -19,37 +19,41 @@ from mmprm.types import Counts
 
 
 class StoppingRule(Config):
-    """With `doubt` 0 and `shared` null every state gets `rollouts` of its own at once; with 16 of them as in MM-PRM."""
+    """When to stop sampling from a state.
+
+    With `doubt=0` and `shared=null`, every state gets `rollouts` rollouts of its own at once; MM-PRM does this with 16.
+    """
 
     rollouts: int = Field(20, ge=1)
-    """Most rollouts drawn from a state (K); the root gets all of them. MM-PRM has 16."""
+    """Maximum number of rollouts per state (K); the root always gets all of them. MM-PRM uses 16."""
     doubt: float = Field(0.006, ge=0, lt=0.5)
-    """A state is called broken when the probability that it is sound, none of its rollouts being right, is below this:
-    by default after 16 failures or more. 0 takes all rollouts for every state."""
+    """A state is called broken when the probability that it is sound, given that all of its rollouts failed, is
+    below this. With the defaults this takes at least 16 failures. 0 samples all rollouts for every state."""
     surprise: float = Field(0.1, ge=0, le=1)
-    """Probability that the value of a sound state has nothing to do with that of the sound state before it."""
+    """Prior probability that the value of a sound state is unrelated to that of its nearest sound ancestor."""
     width: float = Field(0.17, ge=0, lt=0.5)
-    """A value is narrow enough when the standard deviation of its Beta posterior is below this. The first batches that
-    the default `doubt` asks for are; smaller widths buy narrower labels with further batches."""
+    """Sampling stops when the standard deviation of the value's Beta posterior is at most this. The first batches
+    under the default `doubt` already satisfy it; smaller values buy more precise labels with further batches."""
     batch: int = Field(4, ge=1)
-    """Rollouts of each further batch."""
+    """Number of rollouts per further batch."""
     shared: int | None = Field(5, ge=2)
-    """A prefix that so many rollouts of other states run through, step by step the same, is labelled by them and not
-    drawn from; null asks each prefix anew."""
+    """A prefix that at least this many rollouts of another state's batch pass through, with identical steps, is
+    labeled by them and not sampled from; null samples from every prefix."""
 
 
 def rule_of(config: dict[str, Any]) -> StoppingRule:
-    """The rule under which the batches of a store with this configuration were drawn."""
-    search = {"surprise": 0.0} | config["search"]  # stores from before there was any
+    """Return the stopping rule under which the batches of a store with this configuration were sampled."""
+    search = {"surprise": 0.0} | config["search"]  # default for older stores, which lack the key
     return StoppingRule(**{name: search[name] for name in StoppingRule.model_fields})
 
 
 def probability_sound(failures: int, ancestor: Counts, surprise: float) -> float:
-    """P(sound | all n `failures` rollouts failed) = L / (1 + L), L = (1 − s) · B(a, b + n) / B(a, b) + s / (1 + n).
+    """Return P(sound | all n rollouts failed) = L / (1 + L), with n = `failures`.
 
-    Even odds beforehand, as bisection asks; broken: no rollout succeeds; sound: the value has the posterior of the
-    nearest sound ancestor, Beta(a, b) = Beta(1 + right, 1 + wrong), or with probability s = `surprise` a flat one: some
-    errors are mended now and then, whatever the value was before them.
+    L = (1 − s) · B(a, b + n) / B(a, b) + s / (1 + n). The prior odds are even, as in bisection. From a broken state no
+    rollout succeeds. The value of a sound state has the posterior of its nearest sound ancestor, Beta(a, b) = Beta(1 +
+    correct, 1 + incorrect), or, with probability s = `surprise`, a flat prior: some errors are occasionally corrected
+    later, whatever the value was before them.
     """
     a, b = 1 + ancestor.right, 1 + ancestor.wrong
     likelihood = math.prod((b + i) / (a + b + i) for i in range(failures))
@@ -59,20 +63,24 @@ def probability_sound(failures: int, ancestor: Counts, surprise: float) -> float
 
 @lru_cache(maxsize=100_000)
 def first_draws(ancestor: Counts, rule: StoppingRule) -> int:
-    """Size of a state's first batch: the fewest failures that leave less than `rule.doubt` that it is sound."""
+    """Return the size of a state's first batch: the smallest number of failures after which P(sound) is below
+    `rule.doubt`."""
     sizes = (n for n in range(1, rule.rollouts) if probability_sound(n, ancestor, rule.surprise) < rule.doubt)
     return next(sizes, rule.rollouts)
 
 
 def posterior_deviation(right: int, wrong: int) -> float:
-    """Standard deviation of Beta(1 + right, 1 + wrong), the posterior under a flat prior."""
+    """Return the standard deviation of Beta(1 + right, 1 + wrong), the posterior under a flat prior."""
     a, b = 1 + right, 1 + wrong
     return math.sqrt(a * b / (a + b + 1)) / (a + b)
 
 
 def next_draws(first: int, drawn: Counts, rule: StoppingRule) -> int:
-    """Size of the batch that follows `drawn`, 0 when it is enough. `first` is the size of the first batch: so many
-    known failures without a success settle that the state is broken."""
+    """Return the size of the batch to sample after `drawn`, or 0 if no further batch is needed.
+
+    `first` is the size of the first batch: this many known failures without a success establish that the state is
+    broken.
+    """
     room = rule.rollouts - drawn.known - drawn.unknown
     if drawn.right == 0:
         wanted = max(first - drawn.wrong, 0)
@@ -82,12 +90,12 @@ def next_draws(first: int, drawn: Counts, rule: StoppingRule) -> int:
 
 
 def unbiased(batches: Sequence[Counts], rule: StoppingRule) -> Counts:
-    """The sum of a state's batches, with the unbiased estimate of its value.
+    """Return the sum of a state's batches, with an unbiased estimate of its value.
 
-    Under a stopping rule right / known is biased, but the first known rollout alone is not, nor is its mean given
-    everything else (Rao and Blackwell): over all orders of outcomes that the rule lets end with these batch sizes and
-    this many right ones, the share of those whose first rollout is right (Girshick, Mosteller and Savage, 1946).
-    Unknown verdicts are taken as missing at random.
+    Under a stopping rule, correct / known is biased, but the outcome of the first known rollout is not, nor is its
+    expectation given everything else (Rao-Blackwell). This is the share of outcome orders with a correct first rollout
+    among all orders that the rule lets end with these batch sizes and this many correct rollouts (Girshick, Mosteller
+    and Savage, 1946). Unknown verdicts are assumed to be missing at random.
     """
     total = sum(batches, Counts())
     if len(batches) == 1 or not total.known:
@@ -98,7 +106,8 @@ def unbiased(batches: Sequence[Counts], rule: StoppingRule) -> Counts:
 
 @lru_cache(maxsize=100_000)
 def _first_right(shape: tuple[tuple[int, int], ...], right: int, rule: StoppingRule) -> float:
-    """Orders are counted by the number of right ones after each batch: all, and those that began with a right one."""
+    """Return the share of possible outcome orders whose first rollout is correct. Orders are counted by the number
+    of correct rollouts after each batch: all orders, and those that begin with a correct rollout."""
     first = sum(shape[0])
     begin = next(number for number, (known, _) in enumerate(shape) if known)
     known = unknown = 0

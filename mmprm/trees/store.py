@@ -1,7 +1,9 @@
-"""The run store of a campaign: a log of finished batches in SQLite, written by one driver, read by anyone.
+"""The run store of a campaign: an SQLite log of finished batches with one writer, the driver, and any number of
+readers.
 
-A batch is keyed by (problem, prefix of steps, first draw), so appending it again changes nothing. Each has a checksum,
-so that damage is an error and never another label; mmprm.trees.repair drops what is damaged.
+A batch is keyed by (problem, prefix of steps, index of its first sample), so appending it twice has no effect. Each
+batch has a checksum, so that damage raises an error and never changes a label; mmprm.trees.repair drops damaged
+records.
 """
 
 from __future__ import annotations
@@ -35,8 +37,8 @@ BATCH_COLUMNS = "state, depth, first_draw, correct, incorrect, unknown, tokens, 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A problem whose search ended: "done" with how it ended and its number of labels, or "failed" with what went
-    wrong."""
+    """A problem whose search has ended: "done" with how it ended and its number of labels, or "failed" with the
+    reason."""
 
     problem_id: str
     status: Literal["done", "failed"]
@@ -45,18 +47,20 @@ class Finished:
 
 
 class Store:
-    """Open with `create_or_open` (the one writer) or `read` (any number, also while a campaign runs)."""
+    """Read and write a run store; open it with `create_or_open` (one writer) or `read` (any number, also while a
+    campaign runs)."""
 
     def __init__(self, database: Database) -> None:
         self.path = database.path
         self._database = database
         self._session: int | None = None
         self._session_began = (0.0, 0.0)
-        """Its time of day, and the clock that nobody sets."""
+        """Wall-clock time and monotonic clock at the start of the session."""
 
     @classmethod
     def create_or_open(cls, path: str | Path, config: dict[str, Any]) -> Store:
-        """Become the one writer. `config` holds what decides the batches: a store of another one is refused."""
+        """Become the store's one writer. `config` holds the settings that determine the batches: a store created
+        under different settings is refused."""
         database = Database.writing(Path(path))
         store = cls(database)
         try:
@@ -66,8 +70,9 @@ class Store:
                     store._write_config(config)
             database.check_version()
             store._check_config(config)
-            # In WAL a commit survives a killed process at any setting; FULL also survives power loss. Batches are
-            # committed in groups a few times a second, so its one fsync a group costs nothing that counts.
+            # In WAL mode a commit survives a killed process at any setting; FULL also survives power
+            # loss. Batches are committed in groups, a few times per second, so the cost of one fsync per
+            # group is negligible.
             database.run("PRAGMA journal_mode=WAL")
             database.run("PRAGMA synchronous=FULL")
         except StoreError:
@@ -77,7 +82,7 @@ class Store:
 
     @classmethod
     def read(cls, path: str | Path) -> Store:
-        """Open the store that `path` is, or that lies in the run folder `path`."""
+        """Open the store at `path`, which is a database file or a run folder."""
         path = Path(path) / STORE_NAME if Path(path).is_dir() else Path(path)
         if not path.is_file():
             raise StoreError(f"{path}: there is no store; run mmprm annotate first, or name its run folder")
@@ -86,19 +91,21 @@ class Store:
         return cls(database)
 
     def close(self) -> None:
+        """Close the database."""
         self._database.close()
 
     def fork(self, path: Path, config: dict[str, Any], keep_batches: bool) -> None:
-        """Copy this store to `path`, where none may be, under another configuration, with every problem open again.
+        """Copy this store to `path`, which must not exist, under another configuration, and reopen every problem.
 
-        The batches, and the sessions that drew them, are kept where they hold under that configuration as well.
+        With `keep_batches`, the batches and the sessions that sampled them are kept, because they are valid under that
+        configuration too.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
                 partial = Path(folder) / path.name
                 self._copy(partial, config, keep_batches)
-                os.link(partial, path)  # where another fork was faster this fails, and a rename would not
+                os.link(partial, path)  # unlike a rename, this fails if another fork was faster
         except OSError as error:
             raise StoreError(
                 f"{path}: cannot be made ({error.strerror}); run the same command again, or choose another run folder"
@@ -119,7 +126,7 @@ class Store:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The configuration that the batches were drawn under."""
+        """The configuration under which the batches were sampled."""
         value, *checksum = (row[0] for row in self.rows("SELECT value FROM config ORDER BY rowid"))
         try:
             config = parse_json(value, "the configuration", StoreError)
@@ -138,7 +145,8 @@ class Store:
             self._database.run("INSERT INTO config VALUES (?)", value)
 
     def add_problems(self, problems: Iterable[Problem]) -> None:
-        """Add those that are new, as open. A known id must have the same content; pictures may move."""
+        """Add the problems that are new, as open. A known id must have the same content; only image paths may
+        change."""
         with self._database.transaction():
             for problem in problems:
                 content = pack_problem(problem)
@@ -163,12 +171,13 @@ class Store:
             )
 
     def ids(self, status: Status | None = None) -> list[str]:
-        """Problem ids in the order in which they were added."""
+        """Return the problem ids in the order in which they were added."""
         where = "" if status is None else "WHERE status = ?"
         rows = self.rows(f"SELECT id FROM problems {where} ORDER BY number", *([] if status is None else [status]))
         return [row[0] for row in rows]
 
     def problem(self, problem_id: str) -> Problem:
+        """Return one problem."""
         rows = self.rows("SELECT content FROM problems WHERE id = ?", problem_id)
         if not rows:
             raise StoreError(f"{self.path}: has no problem {problem_id!r}")
@@ -181,18 +190,19 @@ class Store:
             ) from error
 
     def problems(self, status: Status | None = None) -> list[Problem]:
+        """Return the problems in the order in which they were added."""
         return [self.problem(problem_id) for problem_id in self.ids(status)]
 
     def outcome(self, problem_id: str) -> tuple[Status, str]:
-        """Status of a problem, with how it ended or why it failed."""
+        """Return a problem's status, with how its search ended or why it failed."""
         return self.rows("SELECT status, reason FROM problems WHERE id = ?", problem_id)[0]
 
     def failures(self) -> dict[str, str]:
-        """Reason of each failed problem."""
+        """Return the reason of each failed problem."""
         return dict(self.rows("SELECT id, reason FROM problems WHERE status = 'failed' ORDER BY number"))
 
     def reopen(self, problem_ids: Iterable[str]) -> None:
-        """Make these failed problems open again; their batches stay."""
+        """Reopen these failed problems; their batches are kept."""
         with self._database.transaction():
             for problem_id in problem_ids:
                 self._database.run(
@@ -200,7 +210,8 @@ class Store:
                 )
 
     def begin_session(self, engines: int) -> None:
-        """From now on `append` notes when it committed last: the time that rates and engine-hours are measured by."""
+        """Start a session: from here on, `append` records the time of its last commit, from which rates and
+        engine-hours are computed."""
         now = time.time()
         self._session_began = now, time.monotonic()
         self._session = self._database.run(
@@ -210,7 +221,7 @@ class Store:
         ).lastrowid
 
     def append(self, batches: Sequence[PackedBatch], finished: Sequence[Finished] = ()) -> None:
-        """Make these durable in one transaction; StoreError leaves the store as it was before."""
+        """Commit these batches and outcomes in one transaction. Raises StoreError, which leaves the store unchanged."""
         reasons: Counter[tuple[str, str]] = Counter()
         with self._database.transaction():
             for batch in batches:
@@ -227,12 +238,12 @@ class Store:
                     *(end.status, end.reason, end.labels, end.problem_id),
                 )
             if self._session is not None:
-                began, clock = self._session_began  # someone may set the time of day back
+                began, clock = self._session_began  # the wall clock may be set back during a session
                 last = began + time.monotonic() - clock
                 self._database.run("UPDATE sessions SET last = ? WHERE number = ?", last, self._session)
 
     def batches(self, problem_id: str) -> list[Batch]:
-        """The problem's batches in the order in which they were appended."""
+        """Return the problem's batches in the order in which they were appended."""
         rows = self.rows(
             f"SELECT {BATCH_COLUMNS} FROM batches WHERE problem = (SELECT number FROM problems WHERE id = ?) "
             "ORDER BY number",
@@ -249,17 +260,19 @@ class Store:
             ) from error
 
     def tree(self, problem_id: str) -> Tree:
+        """Return the search tree of one problem."""
         drawn: dict[Steps, list[Batch]] = {}
         for batch in self.batches(problem_id):
             drawn.setdefault(batch.steps, []).append(batch)
         return Tree(problem_id, tuple(_node(steps, batches) for steps, batches in drawn.items()))
 
     def trees(self) -> Iterator[Tree]:
-        """The tree of every problem with at least one batch, also of those not finished."""
+        """Yield the tree of every problem that has at least one batch, including unfinished ones."""
         rows = self.rows("SELECT id FROM problems WHERE number IN (SELECT problem FROM batches) ORDER BY number")
         return (self.tree(row[0]) for row in rows)
 
     def summary(self) -> StoreSummary:
+        """Return the totals of the store."""
         return summarize(self._database)
 
     def _insert(self, batch: PackedBatch) -> bool:
@@ -282,28 +295,28 @@ class Store:
             )
 
     def rows(self, sql: str, *values: Any) -> list[tuple]:
-        """Return the answer of a query, for mmprm.trees.tallies."""
+        """Return all rows of a query; used by mmprm.trees.tallies."""
         return self._database.rows(sql, *values)
 
     def transaction(self) -> AbstractContextManager[Callable[..., sqlite3.Cursor]]:
-        """Yield (statement, *values) → cursor: all of them count, or none. For mmprm.trees.repair."""
+        """Yield a function that executes statements; all of them are committed or none. Used by mmprm.trees.repair."""
         return self._database.transaction()
 
 
 def packed_of(problem_id: str, row: tuple[Any, ...]) -> PackedBatch:
-    """Return the batch that BATCH_COLUMNS hold."""
+    """Return the batch stored in a row of BATCH_COLUMNS."""
     state, depth, first_draw, right, wrong, unknown, token_count, rollouts = row
     return PackedBatch(problem_id, state, depth, first_draw, Counts(right, wrong, unknown), token_count, (), rollouts)
 
 
 def named(packed: PackedBatch) -> str:
-    """Return how messages name a batch."""
+    """Return the name of a batch for messages."""
     where = f"after {packed.depth} step{'s' * (packed.depth != 1)}" if packed.depth else "of whole solutions"
     return f"the batch {where} from sample {packed.first_draw} of problem {packed.problem_id!r}"
 
 
 def _contents(pictures: Iterable[Picture]) -> list[bytes | None]:
-    """Return a digest of each picture's bytes, None where they cannot be read."""
+    """Return a digest of each image's bytes, or None for an image that cannot be read."""
 
     def content(picture: Picture) -> bytes | None:
         data = picture.data

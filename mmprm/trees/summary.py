@@ -1,4 +1,4 @@
-"""What a run store holds, in totals."""
+"""Compute the totals of a run store."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from mmprm.types import Counts
 
 @dataclass(frozen=True, slots=True)
 class StoreSummary:
-    """What a store holds. `labels` counts the distinct non-terminal labels of problems that are done, and of others the
-    states with a known verdict so far. Reason tables map a reason to its count."""
+    """Totals of a run store.
+
+    `labels` counts the distinct non-terminal labels of finished problems and, for other problems, the states with a
+    known verdict so far. Reason tables map a reason to its count.
+    """
 
     problems: dict[str, int]
     ended: dict[str, int]
@@ -24,10 +27,12 @@ class StoreSummary:
 
     @property
     def rollouts(self) -> int:
+        """Total number of rollouts."""
         return self.counts.known + self.counts.unknown
 
 
 def summarize(database: Database) -> StoreSummary:
+    """Compute the totals of a database."""
     states, labels_so_far = database.rows(
         "SELECT COUNT(*), TOTAL(known > 0 AND depth > 0 AND status != 'done') FROM "
         "(SELECT problem, depth, SUM(correct + incorrect) AS known FROM batches GROUP BY problem, state) "

@@ -1,4 +1,5 @@
-"""What a run store came to, without its rollouts: sessions, problems one by one, and what was drawn since when."""
+"""Summarize a run store without reading its rollouts: sessions, totals per problem, and what was sampled since a
+given batch."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from mmprm.trees.store import Status, Store
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One run of the driver: when its first engine was up and when it committed last (seconds since 1970), its engines,
-    and the batches that the store already had."""
+    """One run of the driver: the times of its first ready engine and last commit (seconds since 1970), its number of
+    engines, and the number of batches that the store already held."""
 
     began: float
     last: float
@@ -22,12 +23,13 @@ class Session:
 
     @property
     def seconds(self) -> float:
-        return max(self.last - self.began, 0.0)  # of stores that took the time of day, which may be set back
+        """Duration of the session in seconds."""
+        return max(self.last - self.began, 0.0)  # older stores recorded wall-clock time, which may be set back
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """What batches amount to."""
+    """Totals of a set of batches."""
 
     rollouts: int
     tokens: int
@@ -35,7 +37,8 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What one problem came to; `labels` as in StoreSummary, `bytes` the compressed size of it and its batches."""
+    """Totals of one problem; `labels` as in StoreSummary, `bytes` the compressed size of the problem and its
+    batches."""
 
     problem_id: str
     status: Status
@@ -48,11 +51,13 @@ class Tally:
 
 
 def sessions(store: Store) -> list[Session]:
+    """Return the store's sessions in order."""
     rows = store.rows("SELECT began, last, engines, batches_before FROM sessions ORDER BY number")
     return [Session(*row) for row in rows]
 
 
 def drawn_after(store: Store, batches_before: int) -> Drawn:
+    """Return the totals of the batches after the first `batches_before`."""
     rollouts, tokens = store.rows(
         "SELECT TOTAL(correct + incorrect + unknown), TOTAL(tokens) FROM batches WHERE number > ?", batches_before
     )[0]
@@ -60,7 +65,7 @@ def drawn_after(store: Store, batches_before: int) -> Drawn:
 
 
 def tallies(store: Store) -> list[Tally]:
-    """One a problem, in the order in which they were added."""
+    """Return one tally per problem, in the order in which they were added."""
     rows = store.rows(
         "SELECT id, status, reason, COUNT(state), "
         "CASE status WHEN 'done' THEN labels ELSE TOTAL(known > 0 AND depth > 0) END, TOTAL(drawn), TOTAL(tokens), "
@@ -73,7 +78,7 @@ def tallies(store: Store) -> list[Tally]:
 
 
 def begun(store: Store) -> int:
-    """Open problems with at least one batch."""
+    """Return the number of open problems that have at least one batch."""
     return store.rows(
         "SELECT COUNT(*) FROM problems WHERE status = 'open' AND "
         "EXISTS (SELECT 1 FROM batches WHERE problem = problems.number)"
@@ -81,8 +86,10 @@ def begun(store: Store) -> int:
 
 
 def is_being_written(store: Store) -> bool:
-    """Whether another process holds the writer's lock. Not to be asked by the writer: closing the file that is opened
-    here would drop its lock."""
+    """Return whether another process holds the writer's lock.
+
+    The writer itself must not call this: closing the file that is opened here would release its lock.
+    """
     try:
         descriptor = os.open(f"{store.path}.lock", os.O_RDONLY)
     except OSError:
