@@ -1,7 +1,7 @@
 """Collect the groups of a step: sample, grade, reward, filter and score them as they arrive, and carry over the rest.
 
-Each group is graded and scored as soon as its own responses have ended, while those of others are still generated.
-Samples that are dropped are counted by reason, never rewarded.
+Each group is graded and scored as soon as its own responses are complete, while other groups are still being generated.
+Dropped samples are counted by reason and never receive a reward.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class Pool(Protocol):
-    """The part of RolloutPool that a run needs."""
+    """Describe the part of RolloutPool that a run needs."""
 
     version: int
     probe_token_ids: tuple[int, ...]
@@ -49,11 +49,14 @@ class Pool(Protocol):
 
 @dataclass(slots=True)
 class Collected:
-    """Groups of a step. `dropped` counts by reason: responses (aborted, unknown, untrainable) and groups (refused,
-    few_known, too_hard, too_easy). `passed` counts the groups that this step sampled and did not drop, `carried` those
-    that wait for the next step. `progress` is the share of the run that is done at the end of this step. `generating`
-    is the time in seconds until the last response, `scoring` the time after it spent waiting for grades and process
-    scores; `tokens` is the number of generated tokens."""
+    """Hold the groups collected for a step, with the counts and times of collecting them.
+
+    `dropped` counts responses (aborted, unknown, untrainable) and groups (refused, few_known, too_hard, too_easy) by
+    reason. `passed` counts the groups that were sampled in this step and kept; `carried` counts those kept for the next
+    step. `progress` is the fraction of the run that is complete at the end of this step. `generating` is the time in
+    seconds until the last response, and `scoring` the time spent after it waiting for grades and process scores.
+    `tokens` is the number of generated tokens.
+    """
 
     groups: list[GradedGroup] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
@@ -65,9 +68,10 @@ class Collected:
     generating: float = 0.0
     scoring: float = 0.0
     refusal: str = ""
-    """Message of the first refusal of a prompt."""
+    """Message of the first prompt that was refused."""
 
     def to_json(self) -> dict[str, Any]:
+        """Return the JSON form that a checkpoint stores; Collector.collected reads it."""
         counts = {name: getattr(self, name) for name in COUNTS}
         return {"groups": list(map(to_json, self.groups)), "dropped": dict(self.dropped), **counts}
 
@@ -77,8 +81,11 @@ COUNTS = ("rounds", "passed", "carried", "progress", "tokens", "refusal")
 
 
 class Collector:
-    """Collector of groups. `check` raises DataError for a response that cannot be trained on. The state is the position
-    in the data and the groups that are carried over."""
+    """Collect the groups of each step.
+
+    `check` raises DataError for a response that cannot be trained on. The state of a collector is its position in the
+    data and the groups that it carried over.
+    """
 
     def __init__(
         self,
@@ -102,19 +109,20 @@ class Collector:
 
     @property
     def waiting(self) -> int:
-        """Number of groups that are carried over to the next step."""
+        """Return the number of groups that are carried over to the next step."""
         return len(self._carried)
 
     @property
     def passes(self) -> float:
-        """Number of passes over the problems so far."""
+        """Return the number of passes over the problems so far."""
         return self._prompts.position / len(self._prompts.problems)
 
     async def collect(self, step: int) -> Collected:
-        """Return up to batch.prompts groups for step 1, 2, …; fewer if some were dropped or the filter's rounds ended.
+        """Return up to batch.prompts groups for step 1, 2, …; fewer if some were dropped or the filter ran out of
+        rounds.
 
-        With a filter, return a multiple of the groups per update, and carry over the rest: with too few groups there
-        are fewer updates, not smaller ones.
+        With a filter, return a multiple of the groups per update and carry over the rest: too few groups lead to fewer
+        updates, not smaller ones.
         """
         config, found = self._config, Collected()
         phase = phase_of(config.schedule, step) if config.schedule else config.phase()
@@ -146,14 +154,16 @@ class Collector:
         return min(1.0, self.passes / config.episodes if config.ends_by_passes else step / self._total)
 
     def state(self) -> dict[str, Any]:
+        """Return the state that a checkpoint stores."""
         return {"position": self._prompts.position, "carried": list(map(to_json, self._carried))}
 
     def restore(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state` returned."""
         self._prompts.position = state["position"]
         self._carried = self._groups(state["carried"])
 
     def collected(self, state: Mapping[str, Any]) -> Collected:
-        """Return the groups of a step from what Collected.to_json wrote."""
+        """Return the groups of a step from the JSON form that Collected.to_json wrote."""
         counts = {name: state[name] for name in COUNTS}
         return Collected(self._groups(state["groups"]), Counter(state["dropped"]), **counts)
 
@@ -161,7 +171,8 @@ class Collector:
         return [from_json(group, self._by_id) for group in state]
 
     async def _round(self, asked: Sequence[tuple[Problem, int]], phase: Phase, found: Collected) -> list[GradedGroup]:
-        """Return the groups in the order of the problems, whichever ended first."""
+        """Sample, grade and score the given problems; return the kept groups in the order of the problems, not of
+        completion."""
         started = sampled = time.perf_counter()
 
         async def one(problem: Problem, epoch: int) -> GradedGroup | None:
@@ -183,7 +194,7 @@ class Collector:
             group = await self._pool.sample(problem, phase.group_size, seed, version, **limit)
         except EngineStoppedError:
             raise
-        except (SamplingError, DataError) as error:  # this prompt, not the engine
+        except (SamplingError, DataError) as error:  # concerns this prompt only; the engine still works
             found.dropped["refused"] += 1
             found.refusal = found.refusal or str(error)
             return None
@@ -199,7 +210,7 @@ class Collector:
             return None
         made = GradedGroup(group.problem, group.prompt_tokens, group.version, tuple(graded))
         reason = self._config.filter and self._config.filter.verdict(made)
-        if reason:  # before the PRM scores it
+        if reason:  # before the PRM spends time on it
             found.dropped[reason] += 1
             return None
         if self._process is None:
@@ -230,8 +241,11 @@ class Collector:
 
 
 def fingerprint(problems: Sequence[Problem], config: RLConfig) -> str:
-    """Return a hash of the problems and their order. Of images, which may have moved, only the number counts; other
-    columns count only if there are reward functions, which may read them."""
+    """Return a hash of the problems and their order.
+
+    Images may have been moved, so only their number counts. Other columns count only if there are reward functions,
+    which may read them.
+    """
     content = [(p.id, p.question, p.answer, p.choices, len(p.pictures)) for p in problems]
     if config.rewards.functions:
         content.append([sorted(p.extra.items()) for p in problems])
@@ -239,7 +253,7 @@ def fingerprint(problems: Sequence[Problem], config: RLConfig) -> str:
 
 
 async def all_or_none(work: Iterable[Awaitable[T]]) -> list[T]:
-    """Return the results in order; if one raises, cancel the others."""
+    """Return the results in order; if one task raises, cancel the others."""
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
         return list(await asyncio.gather(*tasks))

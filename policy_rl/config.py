@@ -1,4 +1,4 @@
-"""Keys of `mmprm rl`: problems, engines, rewards, advantages, updates."""
+"""Define the configuration of `mmprm rl`: problems, engines, rewards, advantages and updates."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from policy_rl.weights.config import WeightsConfig
 IN_PART: dict[str, Any] = {key: DECISIVE[key] for key in ("engine", "grader")} | {
     "process": {"aggregator": True, "scorer": {"prm", "format", "backend", "dtype", "too_long"}}
 }
-"""Keys of which only these decide the course of a run."""
+"""Keys that decide the course of a run only through the subkeys listed here."""
 CHANGEABLE: dict[str, Any] = dict.fromkeys(
     ("output", "held_out", "eval_every", "eval_samples", "save_every", "keep_checkpoints", "rollouts", "watch"), True
 ) | {
@@ -42,103 +42,113 @@ CHANGEABLE: dict[str, Any] = dict.fromkeys(
     "trainer": trainer_config.CHANGEABLE,
     "rewards": {"timeout_s"},
 }
-"""Keys that a resumed run may have others of. They do not decide its course, but for those that RLConfig.noted
-tells."""
+"""Keys that may change when a run is resumed. They do not decide its course, except for those that RLConfig.noted
+reports."""
 
 
 class BatchConfig(Config):
+    """Configure the size of a step's batch."""
+
     prompts: int = Field(128, ge=1)
-    """Problems (groups) of a step."""
+    """Problems (groups) per step."""
     group_size: int = Field(8, ge=1)
-    """Responses a problem."""
+    """Responses per problem."""
     updates: int = Field(1, ge=1)
-    """Optimizer steps per rollout, each on its share of the step's groups: prompts / updates of them. Where there are
-    fewer groups there are fewer updates, not smaller ones."""
+    """Optimizer steps per rollout, each on prompts / updates groups. If groups are missing, there are fewer updates,
+    not smaller ones."""
 
 
 class RLConfig(Config):
+    """Configure a run of `mmprm rl`."""
+
     output: PathText
-    """Run folder: checkpoints/, metrics.jsonl, tensorboard/, and at the end policy/. A run that is there goes on, and a
-    finished one stays as it is."""
+    """Run folder: checkpoints/, metrics.jsonl, tensorboard/, and policy/ at the end. An unfinished run in it is
+    resumed; a finished one is left unchanged."""
     problems: ProblemsConfig
-    """The problems to learn from."""
+    """Problems to train on."""
     held_out: ProblemsConfig | None = None
-    """Problems to measure pass@1 on; unset: no evaluation."""
+    """Problems on which pass@1 is measured; unset: no evaluation."""
     engine: EngineConfig
-    """The policy and its engines; the model "tiny" is the embedded policy. Trainer and engines begin with it."""
+    """Policy and engines; the model "tiny" is the embedded policy. Trainer and engines start from this model."""
     sampling: SamplingConfig = SamplingConfig()
-    """How responses are drawn; only temperature and max_tokens may be set."""
+    """How responses are sampled; only temperature and max_tokens may be set."""
     prompt: PromptConfig = PromptConfig()
-    """How the policy is asked."""
+    """How problems are presented to the policy."""
     markup: Markup = "tags"
     """How the policy marks its steps: tags, blank_lines or numbered."""
     grader: GraderConfig = GraderConfig()
-    """How final answers are judged."""
+    """How final answers are graded."""
     rewards: RewardConfig = RewardConfig()
-    """What a response earns."""
+    """Outcome rewards of a response."""
     advantage: AdvantageConfig = AdvantageConfig()
-    """Estimator, clamping, whitening."""
+    """Estimator, clamping and whitening of advantages."""
     credit: CreditConfig | None = None
-    """Where process reward goes, soft_min by default where `process` is set; without `process`, outcome alone."""
+    """How process reward is assigned to tokens; by default soft_min if `process` is set. Without `process`, only the
+    outcome is rewarded."""
     process: ProcessConfig | None = None
-    """The process reward model that scores steps."""
+    """Process reward model that scores steps."""
     batch: BatchConfig = BatchConfig()
-    """Problems and responses of a step, and updates made from them."""
+    """Problems and responses per step, and the updates made from them."""
     filter: FilterConfig | None = None
-    """Train only on groups of middling accuracy, and sample further ones in place of the others; what is more than a
-    step needs, or less than an update takes, is carried over to the next."""
+    """Train only on groups of intermediate accuracy and sample replacements for the others. Groups beyond what a step
+    needs, or too few for an update, are carried over to the next step."""
     adora: AdoraConfig | None = None
-    """Lower weight of groups whose right responses are short."""
+    """Reduce the weight of groups whose correct responses are short."""
     schedule: tuple[Phase, ...] = ()
-    """Response length and group size by phase (PTST), in place of sampling.max_tokens and batch.group_size."""
+    """Response length and group size per phase (PTST), in place of sampling.max_tokens and batch.group_size."""
     trainer: TrainerConfig = TrainerConfig()
-    """Loss, KL, optimisation, ranks, LoRA."""
+    """Loss, KL, optimization, ranks, LoRA."""
     rollouts: RolloutConfig = RolloutConfig()
-    """Engines, colocation, time-outs."""
+    """Engines, colocation, timeouts."""
     weights: WeightsConfig = WeightsConfig()
-    """The way of new weights to the engines."""
+    """Transfer of new weights to the engines."""
     one_step_ahead: bool = False
-    """Sample the next step's responses while this step's are trained on; they are then one update old."""
+    """Sample the next step's responses while training on this step's; they are then one update old."""
     watch: WatchConfig = WatchConfig()
-    """Signs of reward hacking: alarms that end the run, samples to read."""
+    """Reward hacking metrics: alarms that end the run, and samples to read."""
     steps: int | None = Field(None, ge=1)
-    """Steps of the run; by default as many as `episodes` passes over the problems make."""
+    """Steps of the run; by default the number that makes `episodes` passes over the problems."""
     episodes: int = Field(1, ge=1)
-    """Passes over the problems, where `steps` is unset; those that a filter asked for in place of others count."""
+    """Passes over the problems if `steps` is unset; replacements that a filter asked for count as well."""
     seed: int = 0
-    """Decides the order of problems, the draws and the minibatches."""
+    """Seed of the problem order, the sampling and the minibatches."""
     ray_address: str | None = None
     """Address of a Ray cluster to join, host:port; by default that of RAY_ADDRESS or of `ray start` on this machine,
-    else one is started here, which listens on the loopback interface alone. local: always start one."""
+    otherwise a cluster is started here that listens on the loopback interface only. local: always start one."""
     eval_every: int = Field(0, ge=0)
-    """Steps between evaluations on held_out; 0: before the first step and after the last only."""
+    """Steps between evaluations on held_out; 0: only before the first step and after the last one."""
     eval_samples: int = Field(8, ge=1)
-    """Responses a held-out problem."""
+    """Responses per held-out problem."""
     save_every: int = Field(10, ge=0)
-    """Steps between checkpoints to resume from; 0: only after the last step, and where SIGTERM or an alarm ends the
-    run."""
+    """Steps between checkpoints to resume from; 0: only after the last step, and when SIGTERM or an alarm ends
+    the run."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Newest checkpoints that are kept."""
+    """Number of newest checkpoints to keep."""
     keep_best: bool = False
-    """Write a checkpoint at each evaluation too, and keep that of the highest pass@1, as checkpoints/best."""
+    """Also write a checkpoint at each evaluation, and keep that of the highest pass@1 as checkpoints/best."""
 
     @property
     def step_credit(self) -> CreditConfig | None:
-        """Where process reward goes, if there is any."""
+        """Return how process reward is assigned, or None without a process reward model."""
         return None if self.process is None else self.credit or CreditConfig()
 
     @property
     def has_critic(self) -> bool:
+        """Return whether the advantage estimator needs a critic."""
         return ESTIMATORS[self.advantage.estimator].critic
 
     @property
     def ends_by_passes(self) -> bool:
-        """The run ends with its passes over the problems, and nobody knows after how many steps that is."""
+        """Return whether the run ends after its passes over the problems, so that its number of steps is not known in
+        advance."""
         return self.steps is None and self.filter is not None
 
     def total_steps(self, problems: int) -> int:
-        """Steps of the run; about that many where it ends by passes: fewer where the filter's rounds take more
-        problems, more where groups are short and wait for each other."""
+        """Return the number of steps of the run.
+
+        It is an estimate if the run ends by passes: there are fewer steps if the filter's rounds consume more problems,
+        and more if incomplete steps wait for further groups.
+        """
         return self.steps or max(1, self.episodes * problems // self.batch.prompts)
 
     def check_warmup(self, problems: int) -> None:
@@ -151,16 +161,16 @@ class RLConfig(Config):
             )
 
     def phase(self) -> Phase:
-        """What holds without a schedule."""
+        """Return the phase that applies without a schedule."""
         return Phase(steps=1, group_size=self.batch.group_size, max_tokens=self.sampling.max_tokens)
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal, beside the problems, for a run to go on."""
+        """Return the values that must be equal, besides the problems, for a run to be resumed."""
         whole = self.model_dump(mode="json", exclude=CHANGEABLE)
         return whole | self.model_dump(mode="json", include=IN_PART)
 
     def noted(self) -> dict[str, Any]:
-        """What decides the course and may yet be changed where a run goes on, which then says so."""
+        """Return the values that affect the course of a run but may change on resume, which is then reported."""
         return {
             "trainer.optimisation.learning_rate": self.trainer.optimisation.learning_rate,
             "filter": None if self.filter is None else self.filter.model_dump(mode="json"),

@@ -1,4 +1,4 @@
-"""What a configuration alone tells: refused before engines, trainer or an earlier stage have cost anything."""
+"""Check what the configuration alone can show to be invalid, before engines, trainer or an earlier stage start."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from policy_rl.rollouts.pool import check_sampling
 
 
 def check_early(config: RLConfig) -> None:
-    """ConfigError for sampling that the trainer cannot follow, a reward function that cannot be imported, an alarm on
-    what is not measured."""
+    """Raise ConfigError for an invalid configuration.
+
+    Checked are sampling that the trainer cannot reproduce, reward functions that cannot be imported, and alarms on
+    metrics that the run does not log.
+    """
     check_sampling(config.sampling)
     for entry in config.rewards.functions:
         load_function(entry.path)

@@ -1,4 +1,4 @@
-"""Groups as the update sees them: graded, rewarded, scored. Frozen data, and its JSON form for checkpoints."""
+"""Define groups as the update sees them (graded, rewarded, scored) as frozen data with a JSON form for checkpoints."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ from policy_rl.types import Response, Reward
 
 @dataclass(frozen=True, slots=True)
 class StepRewards:
-    """P(step is right) of a response's steps by a process reward model, and for each of its tokens the index of its
-    step, −1 outside of steps."""
+    """Hold the scores that a process reward model gave to a response's steps: P(step is correct) per step.
+
+    `step_of_token` has the index of the step per response token, or −1 for tokens outside of steps.
+    """
 
     scores: tuple[float, ...]
     step_of_token: tuple[int, ...]
 
 
 class Process(Protocol):
+    """Describe what scores the steps of responses."""
+
     async def score(self, problem: Problem, responses: Sequence[Response]) -> Sequence[StepRewards | None]:
-        """One a response, in order; None where it could not be split into steps or scored."""
+        """Return one result per response, in order; None for a response that could not be split into steps or
+        scored."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class GradedResponse:
-    """A reward without a total takes no part: its sample was dropped and counted."""
+    """Hold a response with its grade and rewards. A response whose reward has no total was dropped and is not trained
+    on."""
 
     response: Response
     grading: Grading
@@ -36,13 +42,14 @@ class GradedResponse:
 
     @property
     def right(self) -> bool:
-        """By the accuracy in force, which need not be the grader's verdict."""
+        """Return whether the response is correct by the configured accuracy, which can differ from the grader's
+        verdict."""
         return self.reward.parts.get("accuracy") == 1
 
 
 @dataclass(frozen=True, slots=True)
 class GradedGroup:
-    """The responses to one problem by the policy of `version`, in draw order."""
+    """Hold the responses to one problem, sampled by the policy of `version`, in sampling order."""
 
     problem: Problem
     prompt_tokens: int
@@ -51,18 +58,18 @@ class GradedGroup:
 
     @property
     def accuracies(self) -> list[float]:
-        """1 or 0 of the responses that take part and have a known verdict."""
+        """Return the accuracy (1 or 0) of the responses that are trained on and have a known verdict."""
         parts = [each.reward.parts.get("accuracy") for each in self.responses if each.reward.total is not None]
         return [part for part in parts if part is not None]
 
     @property
     def known(self) -> int:
-        """Responses that take part."""
+        """Return the number of responses that are trained on."""
         return sum(each.reward.total is not None for each in self.responses)
 
 
 def to_json(group: GradedGroup) -> dict[str, Any]:
-    """The problem goes by its id."""
+    """Return the JSON form of a group, which refers to its problem by id."""
     return {
         "problem": group.problem.id,
         "prompt_tokens": group.prompt_tokens,
@@ -72,6 +79,7 @@ def to_json(group: GradedGroup) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any], problems: Mapping[str, Problem]) -> GradedGroup:
+    """Return the group of a JSON form; `problems` are the problems by id."""
     responses = tuple(_response(each) for each in data["responses"])
     return GradedGroup(problems[data["problem"]], data["prompt_tokens"], data["version"], responses)
 

@@ -1,4 +1,4 @@
-"""Compute the metrics of a step: of its groups and updates, seconds per phase, and the line for the console."""
+"""Compute the metrics of a step from its groups, updates and times, and format the line for the console."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OF_GROUPS = (
     *("reward", "reward_length", "accuracy", "response_tokens", "truncated", "alike", "staleness"),
 )
 OF_SCORES = ("refused", "step_tokens", "longest_step")
-"""Hacking metrics that need process scores, beside prm_…"""
+"""Hacking metrics that need process scores, in addition to prm_…."""
 OF_UPDATES = (
     *("updates", "responses", "tokens", "advantage_size", "loss", "surrogate", "drift", "learning_rate", "skipped"),
     *("gradient_norm", "entropy", "kl_old", "clip_fraction", "ratio_clamped", "log_ratio_min", "log_ratio_max"),
@@ -63,9 +63,12 @@ def metric_names(config: RLConfig) -> set[str]:
 
 
 def describe_groups(collected: Collected, version: int) -> dict[str, float]:
-    """Return means over the responses that take part: reward, each of its parts (reward_NAME), accuracy,
-    response_tokens, truncated; over groups: alike (all rewards equal, so that without process reward there is no
-    gradient), staleness (weight updates since it was sampled); and the counts dropped_REASON."""
+    """Return the metrics of a step's groups.
+
+    Means over the responses that are trained on: reward, each part of it (reward_NAME), accuracy, response_tokens,
+    truncated. Means over groups: alike (all rewards are equal, so that there is no gradient without process reward) and
+    staleness (weight updates since the group was sampled). Counts: dropped_REASON.
+    """
     groups = collected.groups
     taking = [each for group in groups for each in group.responses if each.reward.total is not None]
     figures = {"groups": float(len(groups)), "carried": float(collected.carried), "rounds": float(collected.rounds)}
@@ -92,8 +95,11 @@ def _alike(group: GradedGroup) -> bool:
 
 
 def merge_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Merge the metrics of a step's updates: sums of counts, extremes of extremes, token-weighted means of means over
-    tokens, plain means of the others; `seconds` is left to `shares`."""
+    """Merge the metrics of a step's updates.
+
+    Counts are summed, extremes keep the extreme, means over tokens are weighted by tokens, and all others are averaged.
+    `seconds` is left to `shares`.
+    """
     tokens = [update["tokens"] for update in updates if "tokens" in update]
     names = dict.fromkeys(name for update in updates for name in update)
     merged = {"updates": float(len(updates))}
@@ -106,11 +112,12 @@ def merge_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def shares(seconds: Counter[str], collected: Collected, total: float, ahead: bool) -> dict[str, float]:
-    """Return the seconds of a step per phase, and `overhead`: the share of the step in which no model computed.
+    """Return the seconds of a step per phase, and `overhead`, the fraction of the step in which no model computed.
 
     generate: until the last response; score: waiting for process scores or grades after that; old, update: the
-    trainer's forward, backward and optimizer; sync: weights to the engines; other: the rest, including the cost of the
-    calls. With `ahead`, generation runs beside the update; then generate is what the step waited for it, and score 0.
+    trainer's forward, backward and optimizer; sync: weights to the engines; other: the rest, including call overhead.
+    With `ahead`, generation runs in parallel with the update; then generate is the time that the step waited for it,
+    and score is 0.
     """
     own = seconds["wait"] if ahead else collected.generating
     phases = {"generate": own, "score": 0.0 if ahead else collected.scoring}
@@ -123,6 +130,7 @@ def shares(seconds: Counter[str], collected: Collected, total: float, ahead: boo
 
 
 def console_line(step: int, total: int, metrics: Mapping[str, float]) -> str:
+    """Return the console line of a step."""
     shown = [f"{word} {metrics[name]:.4g}" for name, word in SHOWN.items() if name in metrics]
     sources = {name.removeprefix("reward_"): metrics[name] for name in metrics if name.startswith("reward_")}
     sources["process"] = metrics.get("prm_score", math.nan)

@@ -1,4 +1,4 @@
-"""What the stages of a training step hand to each other: frozen data."""
+"""Define the frozen data that the stages of a training step exchange."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mmprm.types import Problem
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """One sampled response, as the engine drew it. `finish_reason` is "stop", "length" or "abort".
+    """Hold one sampled response as returned by the engine. `finish_reason` is "stop", "length" or "abort".
 
-    `token_ids` are exactly the generated tokens, the end of turn included; training never tokenises `text` again.
-    `logprobs` are the natural logarithms of the probabilities that they were drawn with, one a token.
+    `token_ids` are exactly the generated tokens, including the end of turn; training never tokenizes `text` again.
+    `logprobs` has one value per token: the natural logarithm of the probability with which it was sampled.
     """
 
     text: str
@@ -28,10 +28,10 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The responses to one problem, all by the policy of `version` (the number of weight updates that it has had).
+    """Hold the responses to one problem, all by the policy of `version` (the number of weight updates applied to it).
 
-    `prompt_tokens` is the length of the prompt, pictures included, as the engine counted it: the trainer's own must
-    be equal.
+    `prompt_tokens` is the length of the prompt, images included, as counted by the engine; the trainer's count must be
+    equal.
     """
 
     problem: Problem
@@ -42,8 +42,10 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """`total` is None where a part that counts is unknown: the sample is dropped and counted. `parts` are unweighted,
-    for the log."""
+    """Hold the reward of a response. `parts` are unweighted and only logged.
+
+    `total` is None if a part with a weight is unknown: the sample is then dropped and counted.
+    """
 
     total: float | None
     parts: dict[str, float | None]
@@ -51,12 +53,12 @@ class Reward:
 
 @dataclass(frozen=True, slots=True)
 class Experience:
-    """One response and what its update needs. Arrays hold one number for each of its tokens.
+    """Hold one response and what its update needs. Arrays have one value per response token.
 
-    Responses of the same `group` answer the same problem and share its prompt. `prompt_tokens` is the prompt's length
-    as the engine counted it. `engine` are the log-probabilities that the engine drew the tokens with; `old`, `ref` and
-    `values` come from Trainer.log_probs; None: not needed (`old`: the response was sampled by the weights of this very
-    update). `mask` is False on tokens that do not count; None: all count.
+    Responses of the same `group` answer the same problem and share its prompt. `prompt_tokens` is the length of the
+    prompt as counted by the engine. `engine` has the log-probabilities with which the engine sampled the tokens. `old`,
+    `ref` and `values` come from Trainer.log_probs; None means not needed (for `old`: the response was sampled by the
+    weights that this update starts from). `mask` is False on tokens that do not count; None means that all count.
     """
 
     problem: Problem
@@ -73,11 +75,14 @@ class Experience:
 
     @property
     def length(self) -> int:
+        """Return the number of tokens of prompt and response."""
         return self.prompt_tokens + len(self.token_ids)
 
     @property
     def counted(self) -> np.ndarray:
+        """Return which response tokens count, as a boolean array."""
         return np.ones(len(self.token_ids), dtype=bool) if self.mask is None else self.mask
 
 
 ARRAYS = ("engine", "old", "ref", "values", "advantages", "returns")
+"""Fields of Experience that hold one value per response token."""
