@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -193,7 +194,7 @@ def _check_served(engine: EngineConfig, prompt: PromptConfig) -> None:
 def _check_length(
     engine: EngineConfig, sampling: SamplingConfig, prompt: PromptConfig, problems: Sequence[Problem], owner: Any
 ) -> None:
-    """Refuse a limit of tokens that no prompt leaves room for; images only make prompts longer."""
+    """Refuse a context that the shortest prompt fills; say where it ends completions before max_tokens does."""
     from transformers import AutoConfig
 
     try:
@@ -201,7 +202,7 @@ def _check_length(
     except Exception as error:  # as above
         raise CheckpointError(f"{engine.model}: config.json cannot be read: {type(error).__name__}: {error}") from error
     declared = getattr(text_config, "max_position_embeddings", None)
-    limit, name = engine.max_model_len, f"engine.max_model_len={engine.max_model_len}"
+    limit, name = engine.max_model_len, f"the tokens of engine.max_model_len={engine.max_model_len}"
     if limit is None:
         if declared is None or _stretches(text_config):
             return
@@ -214,13 +215,17 @@ def _check_length(
     shortest = min(problems, key=lambda problem: len(problem.question))
     tokenizer = getattr(owner, "tokenizer", owner)
     tokens = len(tokenizer(render(owner, shortest, "", prompt), add_special_tokens=False).input_ids)
-    if tokens + sampling.max_tokens > limit:
-        room = limit - tokens
+    room = limit - tokens
+    if room <= 0:
         raise ConfigError(
-            f"sampling.max_tokens={sampling.max_tokens} does not fit {name} beside a prompt, the shortest of which has "
-            f"{tokens} tokens; "
-            + (f"lower it to {room} or less" if room > 0 else "shorten the prompt")
-            + ", or raise engine.max_model_len where the model allows"
+            f"{name} leave no room for a completion: the shortest prompt has {tokens} tokens; shorten the prompt, or "
+            "raise engine.max_model_len where the model allows"
+        )
+    if sampling.max_tokens > room:
+        print(
+            f"sampling.max_tokens={sampling.max_tokens} exceeds what {name} leave beside the shortest prompt: "
+            f"completions end after at most {room} tokens",
+            file=sys.stderr,
         )
 
 

@@ -37,13 +37,7 @@ def test_what_can_work_gives_the_processor() -> None:
     [
         ({}, {"temperature": 0}, 0, "sampling.temperature=0 must be above 0 with search.rollouts=8"),
         ({}, {}, 9, "engine.pictures_per_prompt=8: 1 of 1 problems have more images, p has 9; set it to 9"),
-        (
-            {},
-            {"max_tokens": 1020},
-            0,
-            "sampling.max_tokens=1020 does not fit the 1024 tokens .* lower it to 10.. or less",
-        ),
-        ({"max_model_len": 100}, {"max_tokens": 96}, 0, "does not fit engine.max_model_len=100 .* lower it to"),
+        ({"max_model_len": 2}, {}, 0, "engine.max_model_len=2 leave no room for a completion: the shortest prompt has"),
         ({"max_model_len": 2048}, {}, 0, "engine.max_model_len=2048 must be at most 1024"),
         ({"model": "no/such/folder"}, {}, 0, "no/such/folder: does not exist"),
     ],
@@ -53,6 +47,14 @@ def test_a_key_that_cannot_work_is_named(engine: dict, sampling: dict, pictures:
     given = TINY.model_copy(update=engine), SHORT.model_copy(update=sampling)
     with pytest.raises(MmprmError, match=message):
         check_policy(*given, PLAIN, problems, samples=8, key="search.rollouts")
+
+
+def test_a_context_that_ends_completions_early_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    check_policy(TINY, SHORT.model_copy(update={"max_tokens": 4096}), PLAIN, PROBLEMS)
+    told = capsys.readouterr().err
+    assert told.startswith("sampling.max_tokens=4096 exceeds what the 1024 tokens")
+    check_policy(TINY, SHORT, PLAIN, PROBLEMS)
+    assert not capsys.readouterr().err
 
 
 def test_one_greedy_sample_is_no_fault() -> None:

@@ -116,8 +116,8 @@ def test_labels_hold_the_question_as_it_was_asked(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"question": "What is the capital?"}, "question is 'What is the capital.', before it was 'What is 1 . 1.'"),
-        ({"answer": "Paris"}, "answer is 'Paris', before it was '2'"),
+        ({"question": "What is the capital?"}, "question is 'What is the capital.', but was 'What is 1 . 1.'"),
+        ({"answer": "Paris"}, "answer is 'Paris', but was '2'"),
         ({"pictures": (Picture(data=png("blue")),)}, "with other images"),
     ],
 )
@@ -126,7 +126,9 @@ def test_labels_of_two_problems_with_one_id_are_refused(tmp_path: Path, changed:
     write_parquet(tmp_path / "a.parquet", [LabelledExample(problem, PATH, "train") for problem in problems[:2]])
     assert len(read_parquet(tmp_path / "a.parquet")) == 2
     write_parquet(tmp_path / "a.parquet", [LabelledExample(problem, PATH, "train") for problem in problems])
-    with pytest.raises(DataError, match=rf"a\.parquet: row 3: problem_id '1' is that of another problem.*{words}"):
+    with pytest.raises(
+        DataError, match=rf"a\.parquet: row 3: problem_id '1' already belongs to a different problem.*{words}"
+    ):
         read_parquet(tmp_path / "a.parquet")
 
 
