@@ -1,4 +1,4 @@
-"""The answer that the cells of a row hold, as text."""
+"""Read the answer of a row, as text, from its cells."""
 
 from __future__ import annotations
 
@@ -10,11 +10,14 @@ from mmprm.errors import DataError
 
 
 def answer_text(value: Any, found: Sequence[tuple[str, Any]], place: str) -> str:
-    """Return a text, a number or a list of these as text. Raises DataError for others, such as structs and infinity."""
+    """Return a string, a number or a list of these as text.
+
+    Raises DataError for other values, such as structs and infinity.
+    """
     if value is None:
         return ""
     if isinstance(value, str) and value.lstrip().startswith("["):
-        texts = parsed(value)  # [1, 2] is a point or an interval, ['A', 'B'] a list as a table writes it
+        texts = parsed(value)  # [1, 2] is a point or an interval, ['A', 'B'] a list as a table stores it
         value = texts if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else value
     items = [item for item in (value if isinstance(value, list | tuple) else [value]) if not is_empty(item)]
     items = [parsed(item) if isinstance(item, str) and item.lstrip().startswith("{") else item for item in items]

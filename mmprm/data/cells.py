@@ -1,4 +1,4 @@
-"""Cells of rows: columns by name (also inside of structs), and what counts as an empty cell."""
+"""Access the cells of rows: columns by name (including inside structs), emptiness and parsing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 Row = Mapping[str, Any]
 
 MAX_DEPTH = 100
-"""Levels of lists and structs in a row."""
+"""Maximum nesting depth of lists and structs in a row."""
 
 _NESTED = (list, tuple, dict)
 _ABSENT = object()
@@ -23,8 +23,10 @@ _ADJACENT = re.compile(r"[\"']\s+[\"']")
 
 
 def plain(value: Any) -> Any:
-    """Return a value as Python's own types: what has `tolist` (NumPy, PyArrow) or is a buffer is converted; NaN is
-    None."""
+    """Return a value as built-in Python types.
+
+    Values with `tolist` (NumPy, PyArrow) and buffers are converted; NaN becomes None.
+    """
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, bytearray | memoryview):
@@ -33,7 +35,7 @@ def plain(value: Any) -> Any:
 
 
 def is_empty(value: Any) -> bool:
-    """Return whether a cell holds nothing: null, NaN, blank text, or lists and structs of nothing but these."""
+    """Return whether a cell is empty: null, NaN, blank text, or lists and structs that hold only empty values."""
     value = plain(value)
     if value is None:
         return True
@@ -47,7 +49,10 @@ def is_empty(value: Any) -> bool:
 
 
 def find(row: Row, name: str) -> Any:
-    """Return the value of a column; a dotted name that is no column reaches into structs. KeyError for no such one."""
+    """Return the value of a column, where a dotted name that is not itself a column reaches into structs.
+
+    Raises KeyError if the row has no such column.
+    """
     if name in row:
         return plain(row[name])
     value = _reach(row, name) if "." in name else _ABSENT
@@ -57,7 +62,11 @@ def find(row: Row, name: str) -> Any:
 
 
 def _reach(value: Any, name: str) -> Any:
-    """Any part of the name may itself hold dots, or be a number (from 0) in a list; both may be written as text."""
+    """Return the value at a dotted path, or _ABSENT.
+
+    A part of the name may itself contain dots, or be a 0-based index into a list; lists and structs may also be stored
+    as text.
+    """
     value = plain(_struct(value))
     if isinstance(value, list | tuple):
         number, _, rest = name.partition(".")
@@ -80,12 +89,12 @@ def _struct(value: Any) -> Any:
 
 
 def top_of(row: Row, name: str) -> str:
-    """Return the column in which a (dotted) name begins."""
+    """Return the top-level column of a possibly dotted name."""
     return name if name in row else name.partition(".")[0]
 
 
 def flat(value: Any) -> list[Any]:
-    """Return the items of a cell: of a list (also nested, also the text of one) or the value itself; no empty ones."""
+    """Return the non-empty items of a cell: the value itself, or the flattened items of a list (which may be text)."""
     value = plain(value)
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         value = parsed(value)
@@ -95,7 +104,7 @@ def flat(value: Any) -> list[Any]:
 
 
 def parsed(text: str) -> Any:
-    """Return the list or struct that a text writes in JSON, Python or NumPy; the text itself where it writes none."""
+    """Return the list or struct written as JSON, Python or NumPy text, or the text itself if it is neither."""
     for read in (json.loads, _literal):
         try:
             value = read(text.strip())
@@ -107,7 +116,7 @@ def parsed(text: str) -> Any:
 
 
 def is_too_deep(value: Any) -> bool:
-    """Return whether lists and structs are nested deeper than MAX_DEPTH, where recursion over them would fail."""
+    """Return whether lists and structs are nested deeper than MAX_DEPTH, where recursing into them could fail."""
     level = [value]
     for _ in range(MAX_DEPTH):
         groups = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, _NESTED))
@@ -116,7 +125,10 @@ def is_too_deep(value: Any) -> bool:
 
 
 def _literal(text: str) -> Any:
-    """Read as Python, except that NumPy writes lists without commas, which to Python is one text."""
+    """Evaluate a Python literal, inserting the commas that NumPy omits between strings.
+
+    Without them, Python would concatenate adjacent strings into one.
+    """
     array = _NUMPY.fullmatch(text)
     text = array[1] if array else text
     if _ADJACENT.search(text):
@@ -131,15 +143,15 @@ def _literal(text: str) -> Any:
 
 
 def cut(value: Any, length: int = 60) -> str:
-    """Return at most so many characters of a value, for an error message."""
+    """Return at most `length` characters of a value, for use in an error message."""
     if isinstance(value, bytes):
         return f"{len(value):,} bytes"
-    if isinstance(value, list | tuple):  # without writing out all of a long one
+    if isinstance(value, list | tuple):  # avoids formatting all of a long list
         value = value[:length]
     text = str(value)
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def names_of(row: Row | Sequence[str]) -> str:
-    """Return the columns of a row, for an error message."""
+    """Return the column names of a row, for use in an error message."""
     return cut(", ".join(map(str, row)), 300)

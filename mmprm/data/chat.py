@@ -1,6 +1,6 @@
-"""Chat messages in their published layouts, as turns of pieces.
+"""Read chat messages in the published formats, as turns made of pieces.
 
-OpenAI, TRL, verl, MM-Eureka, LMM-R1    [{role, content}], content a text or parts {type, …}; also as JSON text
+OpenAI, TRL, verl, MM-Eureka, LMM-R1    [{role, content}], content a string or parts {type, …}; also as JSON text
 ShareGPT, InternVL                      [{from, value}]
 """
 
@@ -30,7 +30,10 @@ _MEDIA = ("video", "audio")
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """A part of a message that shows an image; without `value` it marks where one of a column stands."""
+    """Represent a message part that shows an image.
+
+    Without `value`, the part is a placeholder for an image from a column.
+    """
 
     value: Any = None
 
@@ -40,19 +43,22 @@ Piece = str | ImagePart
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """`role` is system, user or assistant."""
+    """Hold one turn of a conversation; `role` is system, user or assistant."""
 
     role: str
     pieces: tuple[Piece, ...]
 
     @property
     def text(self) -> str:
-        """The turn as one text, with a mark for each image."""
+        """Return the turn as one string, with a mark for each image."""
         return "".join(piece if isinstance(piece, str) else IMAGE for piece in self.pieces)
 
 
 def read_turns(chat: Any, place: str) -> list[Turn]:
-    """Raises DataError, naming the place, for another form, an unknown role, or media that are not read."""
+    """Return the turns of chat messages.
+
+    Raises DataError, naming `place`, for an unknown format, an unknown role, or unsupported media.
+    """
     if isinstance(chat, str):
         text = chat.strip()
         if not text.startswith(("[", "{")):
@@ -70,7 +76,7 @@ def read_turns(chat: Any, place: str) -> list[Turn]:
 
 
 def is_chat(value: Any) -> bool:
-    """Return whether a cell holds chat messages, and not a text."""
+    """Return whether a cell holds chat messages rather than plain text."""
     value = plain(value)
     if isinstance(value, str) and value.lstrip().startswith(("[{", "[ {", "{")):
         value = parsed(value)
@@ -105,8 +111,10 @@ def _piece(part: Any, place: str) -> Piece:
 
 
 def image_of(part: Mapping[str, Any]) -> Any:
-    """Return what an image part of a message shows, under its type (image, image_url, …), url or path; None where it
-    says no more than that an image stands there. KeyError for other keys."""
+    """Return the image of a message part, looked up under its type (image, image_url, …), url or path.
+
+    Returns None if the part is only a placeholder. Raises KeyError if it has only other keys.
+    """
     given = {key: value for key, value in part.items() if key != "type" and value not in (None, "")}
     given.pop("detail", None)
     if not given:
@@ -116,4 +124,5 @@ def image_of(part: Mapping[str, Any]) -> Any:
 
 
 def images_of(turns: Sequence[Turn]) -> list[ImagePart]:
+    """Return the image parts of all turns, in order."""
     return [piece for turn in turns for piece in turn.pieces if isinstance(piece, ImagePart)]

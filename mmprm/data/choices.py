@@ -1,4 +1,4 @@
-"""Options of multiple-choice problems: read from a cell, found in a question, appended to it."""
+"""Read the options of multiple-choice problems from a cell, find them in a question, or append them to it."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def read_choices(value: Any, place: str) -> tuple[str, ...]:
 
 
 def labelled_choices(value: Any, place: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return (labels, texts) of a cell's options. The labels are A, B, C, … unless the cell gives other ones.
+    r"""Return (labels, texts) of a cell's options. The labels are A, B, C, … unless the cell provides its own.
 
     A cell is a list (also as text), {A: …, B: …}, {label: […], text: […]}, [{label: A, text: …}, …], or a text with a
-    letter before each option ("A. 3 cm\\nB. 5 cm"). Raises DataError for another form, for options that are no texts,
-    and for more than there are letters.
+    letter before each option ("A. 3 cm\nB. 5 cm"). Raises DataError for another format, for options that are not text
+    or numbers, and for more options than letters.
     """
     value = plain(value)
     value = _parsed(value) if isinstance(value, str) else value
@@ -49,7 +49,7 @@ def labelled_choices(value: Any, place: str) -> tuple[tuple[str, ...], tuple[str
 
 
 def _parsed(text: str) -> Any:
-    """Return the list or struct that a text writes, also with a letter before each option."""
+    """Return the list or struct that a text encodes, or its options if each follows a letter."""
     value = parsed(text)
     marks = list(_LETTER_IN_TEXT.finditer(text)) if value is text else []
     letters = "".join(match[1] or match[2] for match in marks)
@@ -60,22 +60,24 @@ def _parsed(text: str) -> Any:
 
 
 def _without_empty_end(items: list[Any]) -> list[Any]:
-    """Tables fill short lists up with nulls."""
+    """Remove trailing empty items, since tables pad short lists with nulls."""
     while items and is_empty(items[-1]):
         items.pop()
     return items
 
 
 def letter_of_label(labels: Sequence[str], answer: str) -> str:
-    """Return the letter under which the policy sees the option that an answer names by a label of its own (1, 2, …);
-    other answers unchanged."""
+    """Return the letter shown to the policy for the option that an answer names by its own label (1, 2, …).
+
+    Other answers are returned unchanged.
+    """
     if "".join(labels) == LETTERS[: len(labels)] or answer.strip() not in labels:
         return answer
     return LETTERS[labels.index(answer.strip())]
 
 
 def check_choices(choices: Sequence[str], answer: Any, place: str) -> None:
-    """Raise DataError for a single option, and for an answer that is a number and none of the options."""
+    """Raise DataError for a single option, and for an integer answer that is not among the options."""
     if choices and isinstance(answer, int) and str(answer) not in choices:
         raise DataError(
             f"{place}: answer {answer} is none of the choices {cut(choices)}; where it is a position, write its letter"
@@ -87,12 +89,12 @@ def check_choices(choices: Sequence[str], answer: Any, place: str) -> None:
 
 
 def _of_struct(value: Mapping[Any, Any]) -> tuple[list[str], list[Any] | None]:
-    """Return labels and options in the order of the labels; no options for another struct."""
+    """Return the labels and options, sorted by label; the options are None for any other struct."""
     named = {str(name).strip().upper(): plain(item) for name, item in value.items()}
     if named.keys() == {"LABEL", "TEXT"} and all(isinstance(item, list | tuple) for item in named.values()):
         labels, texts = named["LABEL"], named["TEXT"]
         return list(map(str, labels)), list(texts) if len(labels) == len(texts) else None
-    named = {name: item for name, item in named.items() if not is_empty(item)}  # Arrow fills structs up with nulls
+    named = {name: item for name, item in named.items() if not is_empty(item)}  # Arrow pads structs with nulls
     labels = sorted(named, key=lambda name: (len(name), name))
     rows = (list(LETTERS), *([str(number) for number in range(first, first + len(labels))] for first in (0, 1)))
     known = any(labels == row[: len(labels)] for row in rows)
@@ -100,7 +102,7 @@ def _of_struct(value: Mapping[Any, Any]) -> tuple[list[str], list[Any] | None]:
 
 
 def _of_list(value: Any) -> tuple[list[str], Any]:
-    """Return labels and options of a list, each option maybe a struct with its label, {A: …}, or [A, …]."""
+    """Return the labels and options of a list whose options may be a struct with its label, {A: …}, or [A, …]."""
     items = [plain(item) for item in value] if isinstance(value, list | tuple) else value
     pairs = [_pair(item) for item in items] if items is not value else []
     if not pairs or None in pairs:
@@ -109,7 +111,7 @@ def _of_list(value: Any) -> tuple[list[str], Any]:
 
 
 def _pair(item: Any) -> tuple[Any, Any] | None:
-    """Return (label, text) of an option that is more than a text; None for any other."""
+    """Return (label, text) of an option that carries its own label, or None."""
     if isinstance(item, list | tuple):
         is_pair = len(item) == 2 and isinstance(item[0], str) and _LETTER_GOLD.fullmatch(item[0].upper())
         return (item[0], item[1]) if is_pair else None
@@ -123,8 +125,10 @@ def _pair(item: Any) -> tuple[Any, Any] | None:
 
 
 def lettered_columns(row: Row) -> dict[str, str]:
-    """Return the columns that hold an option each, by label: A, B, … (MMBench), option_a, choiceA, option_1, …; {} for
-    fewer than two. Lower-case letters alone are no options."""
+    """Return the columns that each hold one option, by label: A, B, … (MMBench), option_a, choiceA, option_1, ….
+
+    Returns {} for fewer than two. Single lower-case letters are not option columns.
+    """
     named: dict[str, dict[str, str]] = {}
     for name in row:
         match = _LETTERED_COLUMN.fullmatch(str(name))
@@ -140,7 +144,7 @@ def lettered_columns(row: Row) -> dict[str, str]:
 
 
 def unread_options(rest: Row, answer: str) -> str | None:
-    """Return the name of a list that is not read and holds the answer among other texts, as options do."""
+    """Return the name of an unread list that contains the answer among other texts, as options do, or None."""
     for name, value in rest.items():
         items = plain(value)
         if not isinstance(items, list | tuple) or not 1 < len(items) <= len(LETTERS):
@@ -152,9 +156,10 @@ def unread_options(rest: Row, answer: str) -> str | None:
 
 
 def with_choices(question: str, choices: Sequence[str], answer: str = "") -> str:
-    """Return the question followed by "Choices:" and a line for each, unless all stand in it already.
+    """Return the question followed by "Choices:" and one line per option, unless it already contains all of them.
 
-    Where the answer is a letter, or not known, they must stand there with their letters: the policy is to name one.
+    If the answer is a letter or unknown, the question must contain the options with their letters, because the policy
+    has to name one.
     """
     if not choices or _all_stand_in(question, choices, answer):
         return question
@@ -163,12 +168,12 @@ def with_choices(question: str, choices: Sequence[str], answer: str = "") -> str
 
 
 def asked_question(problem: Problem) -> str:
-    """Return the question of a problem with its options: what policies, process reward models and judges are shown."""
+    """Return a problem's question with its options, as shown to policies, process reward models and judges."""
     return with_choices(problem.question, problem.choices, problem.answer)
 
 
 def _without_letters(choices: Sequence[str]) -> list[str]:
-    """Options whose own letters say the same as their order lose these."""
+    """Strip the options' own letters if they match the options' order."""
     letters = [match[1] if (match := _OWN_LETTER.match(choice)) else "" for choice in choices]
     if "".join(letters) != LETTERS[: len(choices)]:
         return list(choices)

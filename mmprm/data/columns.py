@@ -1,4 +1,4 @@
-"""Which column of a row holds which field: the usual names, those of the configuration, and rows that say it twice."""
+"""Map the columns of a row to fields: the usual names, the configured names, and rows that hold a field twice."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ USUAL = {
     "solution": ("solution",),
     "chat": ("message", "messages", "conversations"),
 }
-"""Columns that are tried, in order, for a field without a column of its own in the configuration."""
+"""Columns tried, in order, for a field whose column is not configured."""
 
 PROMPT = "prompt"
-"""Holds chat messages (verl, TRL) or a question (OpenRLHF) where no other column does."""
+"""Column that holds chat messages (verl, TRL) or a question (OpenRLHF) if no other column does."""
 
 NUMBERED_IMAGE = re.compile(r"image_?(\d+)")
-"""MMMU's and OlympiadBench's columns of one image each."""
+"""Pattern of the single-image columns of MMMU and OlympiadBench."""
 
 _MEDIA = re.compile(
     r"(?:.*_)?(?:video|audio)s?(?:_?(?:path|url|uri|link|file|filename|name|id|bytes|base64|list)s?)?", re.IGNORECASE
@@ -50,41 +50,44 @@ class Columns(Config):
     """Column of each field; null means the usual names. Dots reach into structs: reward_model.ground_truth."""
 
     id: str | None = None
-    """Usual: id, problem_id, unique_id; without any, a hash of the content."""
+    """Usual: id, problem_id, unique_id; if there is none, a hash of the content."""
     question: str | None = None
     """Usual: question, problem, or a text in prompt."""
     answer: str | None = None
     """Usual: answer, reward_model.ground_truth (verl)."""
     pictures: str | Literal[False] | None = None
     """Usual: pictures, image, images, image_path, image_paths, image_url, image_urls, or image_1, image_2, …; a path,
-    bytes, base64, a data URL, {bytes, path}, or a list of them. false: none are read from columns."""
+    bytes, base64, a data URL, {bytes, path}, or a list of them. false: read no images from columns.
+    """
     choices: str | None = None
     """Usual: choices, options, answer_choices, or A, B, C, … or option_a, …; a list, its text, or {A: …, B: …}."""
     solution: str | None = None
     """Usual: solution."""
     chat: str | None = None
-    """Usual: message, messages, conversations, or messages in prompt (also as a JSON string), whose user turns hold the
-    question and the images."""
+    """Usual: message, messages, conversations, or messages in prompt (also as a JSON string); the user turns hold the
+    question and the images.
+    """
 
 
 def is_usual(name: str) -> bool:
-    """Return whether a field is looked for in a column of this name."""
+    """Return whether `name` is one of the usual columns of a field."""
     return (
         name == PROMPT or any(name in names for names in USUAL.values()) or NUMBERED_IMAGE.fullmatch(name) is not None
     )
 
 
 def read_cell(row: Row, columns: Columns, field: str, place: str) -> Any:
-    """Return what a row holds for a field, by the column named for it or by the usual ones; None for nothing.
+    """Return the value of a field from its configured column or from the usual ones; None if they are empty or
+    missing.
 
-    A column named in the configuration must be there. Empty cells are no cells.
+    Raises DataError if a configured column is missing. Empty cells count as missing.
     """
     found = cells_of(row, columns, field, place)
     return found[0][1] if found else None
 
 
 def cells_of(row: Row, columns: Columns, field: str, place: str) -> list[tuple[str, Any]]:
-    """Return (column, value) of every column that holds something for a field, the first to be taken first."""
+    """Return (column, value) for every column that holds a value for a field, in order of precedence."""
     chosen = getattr(columns, field)
     if chosen is False:
         return []
@@ -124,8 +127,10 @@ def _numbered_images(row: Row) -> tuple[str, list[Any]] | None:
 
 
 def only_one(found: list[tuple[str, Any]], field: str, place: str) -> Any:
-    """Return the value of a field that columns may hold twice; None for none. Raises DataError for two texts of which
-    neither holds the other."""
+    """Return the value of a field that several columns may hold, or None if none does.
+
+    Raises DataError for two texts neither of which contains the other.
+    """
     for name, value in found[1:]:
         first, other = (" ".join(str(text).split()) for text in (found[0][1], value))
         if not _agree(first, other):
@@ -137,7 +142,7 @@ def only_one(found: list[tuple[str, Any]], field: str, place: str) -> Any:
 
 
 def _agree(one: str, other: str) -> bool:
-    """Whether one text holds the other as words of its own ("3" and "13" do not agree), or both are one number."""
+    """Return whether one text contains the other as whole words (not "3" in "13") or both are the same number."""
 
     def holds(text: str, part: str) -> bool:
         return re.search(rf"(?<![\w.,/-]){re.escape(part)}(?![\w/]|[.,]\d)", text) is not None
@@ -149,16 +154,17 @@ def _agree(one: str, other: str) -> bool:
 
 
 def rest_of(row: Row, used: set[str]) -> dict[str, Any]:
-    """Return the columns of a row that no field was taken from. Those of which a part was taken stay."""
+    """Return the columns that no field was read from. A column of which only a part was read is kept."""
     return {str(name): value for name, value in row.items() if name not in used}
 
 
 def used_names(row: Row, found: list[tuple[str, Any]]) -> set[str]:
+    """Return the columns that were read as a whole."""
     return {name for name, _ in found if top_of(row, name) == name}
 
 
 def check_media(row: Row, place: str) -> None:
-    """Raise DataError for a column with video or audio, which are not read."""
+    """Raise DataError for a column that holds video or audio, which are not supported."""
     for name, value in row.items():
         named = isinstance(name, str) and _MEDIA.fullmatch(name) and _may_be_file(value)
         if named or any(_is_media(part) for _, part in _parts(str(name), value)):
@@ -169,8 +175,11 @@ def check_media(row: Row, place: str) -> None:
 
 
 def check_unread_images(rest: Row, question: str, place: str) -> str | None:
-    """For a row without images: raise DataError for an unread column that holds some; return the name of one that, by
-    its name and the question, may."""
+    """Check a row without images for unread columns that may hold some.
+
+    Raises DataError for a column that holds images. Returns the name of a column that may hold some, judging by its
+    name and the question, or None.
+    """
     for name, value in (part for column in rest.items() for part in _parts(*column)):
         if looks_like_image(value):
             raise DataError(
@@ -183,7 +192,7 @@ def check_unread_images(rest: Row, question: str, place: str) -> str | None:
 
 
 def _parts(name: str, value: Any, depth: int = 3) -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) of a column and of what its structs hold."""
+    """Yield (dotted name, value) of a column and of the members of its structs."""
     value = plain(value)
     yield name, value
     if isinstance(value, Mapping) and depth:

@@ -1,4 +1,4 @@
-"""Which files of a folder hold a subset and a split: the layouts of the hub, and of `save_to_disk`."""
+"""Select the files of a folder that hold a subset and a split, in the layouts of the hub and of `save_to_disk`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ DEFAULT_SPLIT = "train"
 
 
 def form_of(path: Path) -> str | None:
-    """Return jsonl, json, csv, tsv, parquet or arrow, by the suffix; None for another one."""
+    """Return jsonl, json, csv, tsv, parquet or arrow, according to the suffix, or None for any other suffix."""
     *_, before, last = ["", "", *(suffix.lower() for suffix in path.suffixes)]
     if last not in _PACKED:
         return FORMS.get(last)
@@ -48,15 +48,15 @@ def names_split(parts: Sequence[str], split: str) -> bool:
 
 
 def split_word(parts: Sequence[str]) -> str | None:
-    """Return the usual name of a split that a file is named after; None for none."""
+    """Return the usual split name that a file is named after, or None."""
     return next((word for word in _SPLITS if names_split(parts, word)), None)
 
 
 def files_of_folder(folder: Path, split: str | None, subset: str | None) -> list[Path]:
-    """Return the files of a split (by default train) and a subset, in order of their names.
+    """Return the files of a split (default: train) and a subset, sorted by name.
 
-    Raises DataError, naming what is there, for a split or subset that is not, for several subsets of which none is
-    chosen, and for one split in several forms. Files that no split is named in are train's, if all are.
+    If no file name mentions a split, all files belong to train. Raises DataError, listing what exists, for a missing
+    split or subset, for several subsets when none is chosen, and for one split stored in several formats.
     """
     base = _subset_folder(folder, subset)
     if is_saved(base) or (base / "dataset_dict.json").is_file():
@@ -86,7 +86,10 @@ def files_of_folder(folder: Path, split: str | None, subset: str | None) -> list
 
 
 def _belongs(parts: Sequence[str], split: str) -> bool:
-    """Whether the last part that names a split names this one: test/part-train.jsonl is of test by its folder."""
+    """Return whether the innermost part that names a split names this one.
+
+    A file name takes precedence over its folder: test/part-train.jsonl belongs to train.
+    """
     return names_split(parts[-1:], split) or split_word(parts[-1:]) is None
 
 
@@ -94,7 +97,7 @@ def _holds_rows(path: Path, base: Path) -> bool:
     parts = path.relative_to(base).parts
     if any(part.startswith((".", "__")) for part in parts) or not path.is_file():
         return False
-    # Beside the rows lie .json files of other kinds: only those named after a split are rows.
+    # Folders also contain .json files with metadata, so a .json file must be named after a split to count as rows.
     return form_of(path) != "json" or split_word(parts) is not None
 
 
@@ -116,12 +119,12 @@ def _subset_folder(folder: Path, subset: str | None) -> Path:
 
 
 def is_saved(folder: Path) -> bool:
-    """Return whether `datasets` wrote the folder with save_to_disk."""
+    """Return whether the folder was written by `save_to_disk` of `datasets`."""
     return (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
 
 
 def saved_files(folder: Path, split: str | None) -> list[Path]:
-    """Return the Arrow files of a data set, or of a split of a dictionary of them, as save_to_disk wrote it."""
+    """Return the Arrow files of a data set, or of one split of a dictionary of data sets, written by save_to_disk."""
     name = "state.json" if is_saved(folder) else "dataset_dict.json"
     try:
         state = json.loads((folder / name).read_bytes())

@@ -1,4 +1,4 @@
-"""The images that a cell of a row holds: paths, encoded bytes, base64, data URLs, structs and lists of these."""
+"""Read the images in a cell of a row: paths, encoded bytes, base64, data URLs, and structs and lists of these."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 def listed(value: Any) -> list[Any]:
-    """Return the images that a cell holds, unread: one or a list of them (also as text), empty ones left out."""
+    """Return the images in a cell without reading them: one image or a list (also as text), omitting empty items."""
     return [item for item in flat(value) if not (isinstance(item, dict) and _names_nothing(item))]
 
 
 def read_picture(value: Any, root: Path, place: str, field: str = "") -> Picture:
     """Read a path (relative to `root`), encoded bytes, a data URL, base64 text, or {bytes, path} or {url} of these.
 
-    A path is not opened, so that one broken file costs one problem later. Raises DataError for anything else.
+    A path is not opened here, so that a broken file later costs only its own problem. Raises DataError for anything
+    else.
     """
     value = plain(value)
     within = f" in {field}" if field else ""
@@ -64,7 +65,7 @@ def _has_header(data: bytes) -> bool:
 
 
 def looks_like_image(value: Any) -> bool:
-    """Return whether a value is an image by its form: a path with an image's suffix, encoded bytes, base64, a URL."""
+    """Return whether a value looks like an image: a path with an image suffix, encoded bytes, base64, or a data URL."""
     value = plain(value)
     if isinstance(value, list | tuple):
         return any(map(looks_like_image, value[:8]))
@@ -82,25 +83,25 @@ def looks_like_image(value: Any) -> bool:
 
 
 def _names_nothing(value: Mapping[str, Any]) -> bool:
-    """Whether a struct has the keys of an image, all empty. One with other keys is not to be passed over."""
+    """Return whether a struct has image keys that are all empty. A struct with other keys must not be skipped."""
     return _inside(value) is None and not value.keys().isdisjoint(_KEYS)
 
 
 def _inside(value: Mapping[str, Any]) -> Any:
-    """Return what stands for the image in {bytes, path}, {url}, {image_url: {url}} and their kind; None for nothing."""
+    """Return the image value inside {bytes, path}, {url}, {image_url: {url}} and similar structs, or None."""
     found = next((plain(value[name]) for name in _KEYS if not is_empty(value.get(name))), None)
     return _inside(found) if isinstance(found, dict) else found
 
 
 def _path(value: str, root: Path) -> Path | None:
-    """Return the path that a text names; None for one that cannot name a file."""
+    """Return the path named by a text, or None if it cannot name a file."""
     try:
         path = root / value.removeprefix("file://")
         if value.startswith("file://") and "%" in value and not path.exists():
             path = root / unquote(value.removeprefix("file://"))
         path.exists()
         return path
-    except (OSError, ValueError):  # a name that is too long, a null byte
+    except (OSError, ValueError):  # the name is too long or contains a null byte
         return None
 
 
@@ -115,8 +116,10 @@ def _data_url(value: str, place: str) -> bytes:
 
 
 def _base64(text: bytes) -> bytes | None:
-    """Return the bytes of base64 text (line breaks, URL-safe letters and missing padding allowed) that begin as those
-    of an image; None for another text."""
+    """Return the bytes of base64 text if they begin with an image signature, or None.
+
+    Line breaks, the URL-safe alphabet and missing padding are accepted.
+    """
     head = text[:64].translate(_URL_SAFE, b" \t\r\n")[:16]
     if len(head) < 8 or not suffix_of(_decoded(head)):
         return None

@@ -1,4 +1,4 @@
-"""Images of problems: measured by their header, decoded to RGB, copied.
+"""Measure images by their headers, decode them to RGB, and copy them.
 
 Only regular files of bounded size and still images of bounded dimensions are opened.
 """
@@ -24,11 +24,11 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 64_000_000
-"""Larger pictures are refused: no problem needs them, and a small file can unpack to gigabytes."""
+"""Maximum number of pixels of an image. No problem needs more, and a small file can unpack to gigabytes."""
 MOST_ASPECT = 200
-"""Longer side over shorter one; Qwen-VL's processors refuse more."""
+"""Maximum ratio of the longer side to the shorter one; Qwen-VL's processors reject more."""
 MAX_BYTES = 256 * 2**20
-"""Larger files are refused: MAX_PIXELS of uncompressed RGB take less."""
+"""Maximum file size in bytes; MAX_PIXELS of uncompressed RGB take less."""
 DECODING_THREADS = 8
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -42,16 +42,17 @@ _SIGNATURES = {
     b"MM\0*": ".tiff",
 }
 _ADDRESS = re.compile(r" ?<[\w.]+ object at 0x[0-9a-fA-F]+>")
-"""What Pillow calls the stream that it read from."""
-_ORIENTATION = 0x0112  # the EXIF tag
+"""Matches Pillow's description of the stream that it read, which differs between runs."""
+_ORIENTATION = 0x0112  # EXIF tag
 
 T = TypeVar("T")
 
 
 def open_picture(picture: Picture) -> Image.Image:
-    """Return the upright image as 8-bit RGB (EXIF orientation applied, transparency over white).
+    """Return the upright image as 8-bit RGB (EXIF orientation applied, transparency composited over white).
 
-    Raises DataError naming the path, also for more than MAX_PIXELS, MOST_ASPECT or MAX_BYTES, and for several frames.
+    Raises DataError, naming the path, if the image cannot be read, exceeds MAX_PIXELS, MOST_ASPECT or MAX_BYTES, or has
+    several frames.
     """
     with _opened(picture, MAX_PIXELS) as image:
         orientation = _orientation(image)
@@ -65,20 +66,23 @@ def open_picture(picture: Picture) -> Image.Image:
 
 
 def picture_size(picture: Picture, at_most: int = MAX_PIXELS) -> tuple[int, int]:
-    """Return (width, height) of what open_picture returns, by the header, undecoded. Raises DataError alike."""
+    """Return the (width, height) that open_picture would return, from the header without decoding.
+
+    Raises DataError in the same cases, except for damaged pixel data.
+    """
     with _opened(picture, at_most) as image:
         width, height = image.size
         return (height, width) if _orientation(image) >= 5 else (width, height)
 
 
 def picture_pixels(picture: Picture, at_most: int = MAX_PIXELS) -> int:
-    """Return the number of pixels, as picture_size."""
+    """Return the number of pixels of an image; see picture_size."""
     width, height = picture_size(picture, at_most)
     return width * height
 
 
 def unreadable_images(items: Iterable[tuple[T, Iterable[Picture]]]) -> dict[T, str]:
-    """Decode every image once, in threads; return why, for each item that has one that cannot be decoded."""
+    """Return the reason for each item that has an image that cannot be decoded, decoding images in threads."""
 
     def checked(item: tuple[T, Iterable[Picture]]) -> tuple[T, str | None]:
         key, images = item
@@ -112,7 +116,7 @@ def _opened(picture: Picture, max_pixels: int) -> Iterator[Image.Image]:
             yield image
     except DataError:
         raise
-    except Exception as error:  # Pillow's decoders raise whatever a broken file makes of them.
+    except Exception as error:  # Pillow's decoders raise arbitrary exceptions for damaged files.
         why = cut(_ADDRESS.sub("", str(error)), 200)
         raise DataError(f"{name}: cannot be read as a picture ({type(error).__name__}: {why})") from error
 
@@ -122,15 +126,15 @@ def _name(picture: Picture) -> str:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation (1 to 8, 1 upright) by what stands before the pixels."""
+    """Return the EXIF orientation (1 to 8; 1 is upright) from the data before the pixels."""
     from PIL import Image
 
-    if image.format == "TIFF":  # Pillow turns these itself.
+    if image.format == "TIFF":  # Pillow applies the orientation of TIFF itself.
         return 1
     try:
-        # The base class's method: that of PNG would decode the image to look behind it.
+        # Call the base class's method: PNG's override would decode the image to look for EXIF data after the pixels.
         found = Image.Image.getexif(image).get(_ORIENTATION, 1)
-    except Exception:  # A damaged EXIF block says nothing, and the pixels may be whole.
+    except Exception:  # A damaged EXIF block carries no orientation, but the pixels may be intact.
         return 1
     return found if found in range(1, 9) else 1
 
@@ -151,7 +155,7 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image, name: str) -> Image.Image:
-    """Scale gray values by their range: 16 bits by 65,535, 32-bit integers by 255 or 65,535, floats by 1 or 255."""
+    """Scale gray values to 8 bits: 16-bit by 65,535, 32-bit integers by 255 or 65,535, floats by 1 or 255."""
     import numpy as np
     from PIL import Image
 
@@ -171,7 +175,7 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
 
 
 def suffix_of(data: bytes) -> str:
-    """Return the suffix of the format that encoded bytes begin with; "" for no format that is read."""
+    """Return the suffix of the image format whose signature the bytes begin with, or "" for an unsupported format."""
     return next((suffix for start, suffix in _SIGNATURES.items() if data.startswith(start)), "")
 
 
@@ -181,13 +185,13 @@ def image_bytes(picture: Picture) -> bytes:
         return picture.data
     with _stream(picture) as stream:
         data = stream.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:  # files of a virtual file system say that they are empty
+    if len(data) > MAX_BYTES:  # files of a virtual file system report a size of zero
         raise DataError(f"{picture.path}: is larger than {MAX_BYTES // 2**20} MiB; scale it down")
     return data
 
 
 def image_digest(picture: Picture) -> str:
-    """Return the SHA-256 of the encoded image; of its path where there is no file to read."""
+    """Return the SHA-256 of the encoded image, or of its path if the file cannot be read."""
     try:
         return hashlib.sha256(image_bytes(picture)).hexdigest()
     except (OSError, ValueError, DataError):
@@ -195,8 +199,10 @@ def image_digest(picture: Picture) -> str:
 
 
 def write_picture(picture: Picture, folder: Path) -> str:
-    """Copy to `images/` in the folder, named by content; return the path from the folder. Raises DataError for what is
-    not an image, so that a row cannot have any other file copied."""
+    """Copy an image to `images/` in the folder, named by its content, and return the path relative to the folder.
+
+    Raises DataError for anything that is not an image, so that a row cannot have an arbitrary file copied.
+    """
     picture_size(picture)
     data = image_bytes(picture)
     suffix = Path(picture.path).suffix if picture.path else suffix_of(data) or ".png"
@@ -208,8 +214,10 @@ def write_picture(picture: Picture, folder: Path) -> str:
 
 
 class _FewReads:
-    """A stream that may be read as many times as an image of its size can need: a file of a million tiny chunks, frames
-    or segments would hold the reader up for seconds."""
+    """Limit the number of reads from a stream to what an image of its size can need.
+
+    A file made of a million tiny chunks, frames or segments would otherwise keep the reader busy for seconds.
+    """
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._stream, self._name = stream, name
@@ -227,7 +235,7 @@ class _FewReads:
 
 
 def _stream(picture: Picture) -> BinaryIO:
-    """Open for reading. Raises OSError, and DataError for what is no regular file or larger than MAX_BYTES."""
+    """Open an image for reading. Raises OSError, and DataError if it is not a regular file or exceeds MAX_BYTES."""
     if picture.data is not None:
         return io.BytesIO(picture.data)
     path = picture.path or ""
@@ -244,5 +252,5 @@ def _stream(picture: Picture) -> BinaryIO:
 
 
 def _without_waiting(path: str, flags: int) -> int:
-    """A pipe that nobody writes to must not hold the reader up."""
+    """Open a file in non-blocking mode, so that a pipe without a writer cannot block the reader."""
     return os.open(path, flags | os.O_NONBLOCK)

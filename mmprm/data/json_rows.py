@@ -1,4 +1,4 @@
-"""Rows in JSON: an object a line, a list of them, or one after the other; what is no row is told with its line."""
+"""Read rows in JSON: one object per line, a list of objects, or concatenated objects; errors name the line."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from mmprm.data.cells import MAX_DEPTH, cut, is_too_deep
 from mmprm.errors import DataError
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
-"""Pairs (place for error messages, row)."""
+"""Iterator over pairs (place for error messages, row)."""
 
 READING_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
-"""What reading a packed file raises."""
+"""Exceptions raised while reading a compressed file."""
 
 _BOM = b"\xef\xbb\xbf"
 _UTF_16 = (b"\xff\xfe", b"\xfe\xff")
@@ -30,8 +30,11 @@ _BLANK = re.compile(r"\s*")
 
 
 def parse_json(text: bytes | str, place: str) -> Any:
-    """Return the value of a JSON text. Raises DataError for no JSON, nesting too deep, a name that is given twice with
-    different values, and half of a surrogate pair, which no file or tokenizer can take."""
+    """Return the value of a JSON text.
+
+    Raises DataError for invalid JSON, for nesting deeper than MAX_DEPTH, for a name given twice with different values,
+    and for an unpaired surrogate, which neither files nor tokenizers accept.
+    """
     try:
         value = json.loads(text, object_pairs_hook=_object)
     except _GivenTwiceError as error:
@@ -62,7 +65,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _half_pair(value: Any, path: str = "") -> str | None:
-    """Return where a text holds half of a surrogate pair; None where none does."""
+    """Return the path of a string that contains an unpaired surrogate, or None if there is none."""
     if isinstance(value, str):
         return path if any("\ud800" <= letter <= "\udfff" for letter in value) else None
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -75,12 +78,13 @@ def _half_pair(value: Any, path: str = "") -> str | None:
 
 
 def open_packed(path: Path) -> BinaryIO:
-    """Open for reading, unpacked."""
+    """Open a file for reading, decompressing it if its suffix is .gz, .bz2 or .xz."""
     packed: dict[str, Callable[[Path], Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
     return packed.get(path.suffix.lower(), lambda name: name.open("rb"))(path)
 
 
 def jsonl_rows(path: Path) -> Rows:
+    """Yield the rows of a file of JSON lines, or of a JSON list stored under that suffix."""
     try:
         with open_packed(path) as file:
             for number, line in enumerate(file, start=1):
@@ -97,7 +101,7 @@ def jsonl_rows(path: Path) -> Rows:
 
 
 def _listed_rows(text: bytes, path: Path, place: str) -> Rows:
-    """A list of objects under a name that stands for JSON lines."""
+    """Yield the objects of a JSON list stored in a file named as JSON lines."""
     items = parse_json(text, place)
     if not any(isinstance(item, dict) for item in items):
         raise DataError(f"{place}: must be an object, got list; write one object a line")
@@ -105,13 +109,14 @@ def _listed_rows(text: bytes, path: Path, place: str) -> Rows:
 
 
 def json_rows(path: Path) -> Rows:
+    """Yield the rows of a .json file: a list of objects, concatenated objects, or JSON lines."""
     try:
         with open_packed(path) as file:
             text = without_bom(file.read(), path)
     except READING_ERRORS as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
     if text.lstrip().startswith(b"{") and not _is_json(text):
-        # Of JSON lines with a damaged one the line is to be named.
+        # If the first line is valid JSON, the file is JSON lines, whose reader names the damaged line.
         lines = _is_json(text.lstrip().partition(b"\n")[0])
         return jsonl_rows(path) if lines else _objects(text, path)
     items = parse_json(text, str(path))
@@ -125,7 +130,7 @@ def json_rows(path: Path) -> Rows:
 def _is_json(text: bytes) -> bool:
     try:
         json.loads(text)
-    except RecursionError:  # told by parse_json
+    except RecursionError:  # parse_json reports the error
         return True
     except ValueError:
         return False
@@ -133,7 +138,7 @@ def _is_json(text: bytes) -> bool:
 
 
 def _objects(text: bytes, path: Path) -> Rows:
-    """Objects that are written one after the other, over several lines each."""
+    """Yield objects that are concatenated and may each span several lines."""
     try:
         whole, start = text.decode().rstrip(), 0
     except UnicodeDecodeError as error:
@@ -152,7 +157,7 @@ def _objects(text: bytes, path: Path) -> Rows:
 
 
 def _rows_inside(wrapper: dict[str, Any], path: Path) -> Any:
-    """One row, or the rows under the only key of an object, or under a usual one beside a head (SQuAD's form)."""
+    """Return the rows of an object: under its only key, under a usual key next to metadata (as in SQuAD), or itself."""
     lists = {name: value for name, value in wrapper.items() if _is_rows(value)}
     others = (value for name, value in wrapper.items() if name not in lists)
     known = len(lists) == 1 and lists.keys() <= _ROWS and not any(isinstance(value, list) for value in others)
@@ -167,7 +172,7 @@ def _rows_inside(wrapper: dict[str, Any], path: Path) -> Any:
 
 
 def _is_rows(value: Any) -> bool:
-    """Whether a list holds rows, and not the messages of one."""
+    """Return whether a value is a list of rows, as opposed to the messages of one row."""
     items = value if isinstance(value, list) else []
     return bool(items) and all(isinstance(item, dict) and not item.keys() & {"role", "from"} for item in items)
 
@@ -185,6 +190,7 @@ def _row(item: Any, place: str) -> dict[str, Any]:
 
 
 def without_bom(text: bytes, path: Path) -> bytes:
+    """Return the text without a UTF-8 byte order mark. Raises DataError for UTF-16."""
     if text.startswith(_UTF_16):
         raise DataError(f"{path}: is UTF-16; save it as UTF-8")
     return text.removeprefix(_BOM)

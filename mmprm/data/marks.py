@@ -1,10 +1,10 @@
-"""What stands for an image inside a text: one mark for all spellings, and tokens that no text may hold.
+"""Normalize image placeholders in text to one mark, and reject tokens that no text may contain.
 
-<image>                               our mark: the place of the next image
-<|vision_start|><|image_pad|>…, <IMG_CONTEXT>, [IMG], …     what chat templates write for an image: our mark
-<image 1>, <image1>, <image_1>        the place of a numbered image: our mark if they come in order, else "picture 1"
-<video>, <audio>, <|video_pad|>, …    media that are not read: refused
-<|im_end|>, </s>, [INST], …           special tokens of chat templates: refused, they would end or begin a turn
+<image>                               our mark: the position of the next image
+<|vision_start|><|image_pad|>…, <IMG_CONTEXT>, [IMG], …     written by chat templates for an image: become our mark
+<image 1>, <image1>, <image_1>        position of a numbered image: our mark if they are in order, else "picture 1"
+<video>, <audio>, <|video_pad|>, …    unsupported media: rejected
+<|im_end|>, </s>, [INST], …           special tokens of chat templates: rejected, they would end or begin a turn
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Literal
 from mmprm.errors import DataError
 
 IMAGE = "<image>"
-"""Marks an image's place inside a question. Without marks the images come first."""
+"""Mark of an image's position in a question. Without marks, the images come first."""
 
 _RENDERED = re.compile(
     r"""
@@ -59,16 +59,17 @@ def place_marks(
     fields: Sequence[str],
     otherwise: Literal["refuse", "front", "drop"] = "refuse",
 ) -> list[str]:
-    """Return the texts (a question, then its options) of a row with `images` images, each place marked by <image>.
+    """Return the texts (a question, then its options) of a row with `images` images, each position marked by <image>.
 
-    Numbered places are marks if they name each image once, in order, over all texts; otherwise they become words
-    ("picture 2"), and the images come first. Marks that all stand at the very front say no more than that, and go.
-    Marks that differ in number from the images are refused; with "front" they may be fewer at the very front (as in
-    InternVL's conversations), with "drop" they go, and the images come first (published benchmarks are asked as they
-    are). Raises DataError naming `place` and the field, also for marks of other media and for special tokens.
+    Numbered positions become marks if they name each image once, in order, across all texts; otherwise they become
+    words ("picture 2"), and the images come first. Marks that are all at the very front are redundant and removed. If
+    the numbers of marks and images differ, the row is rejected; with "front" there may be fewer marks at the very front
+    (as in InternVL's conversations); with "drop" the marks are removed and the images come first (published benchmarks
+    are asked unchanged). Raises DataError naming `place` and the field, also for marks of other media and special
+    tokens.
     """
     if not images and not any(letter in text for text in texts for letter in "<["):
-        return list(texts)  # no mark and no token is written without one of these
+        return list(texts)  # every mark and token contains one of these characters
     found = [_RENDERED.sub(IMAGE, text) for text in texts]
     numbers = [int(match[1] or match[2]) for text in found for match in _NUMBERED.finditer(text)]
     if otherwise != "drop" and not all(1 <= number <= images for number in numbers):
@@ -93,24 +94,24 @@ def place_marks(
 
 
 def count_marks(text: str) -> int:
-    """Return the number of places of images that a text marks, in any spelling."""
+    """Return the number of image positions marked in a text, in any spelling."""
     return len(_RENDERED.findall(text)) + len(_NUMBERED.findall(text))
 
 
 def strip_marks(text: str) -> str:
-    """Return a text with a space for each mark of an image."""
+    """Return a text with each image mark replaced by a space."""
     return _NUMBERED.sub(" ", _RENDERED.sub(" ", text))
 
 
 def without_leading_marks(texts: Sequence[str]) -> list[str]:
-    """Return the texts without the marks at the very front, if there are no others, and other words."""
+    """Return the texts without the marks at the very front, if there are no other marks and the text is not empty."""
     first, *rest = texts
     bare = re.sub(rf"\A(?:\s*{IMAGE})+\s*", "", first)
     return [bare, *rest] if bare and not any(IMAGE in text for text in (bare, *rest)) else [first, *rest]
 
 
 def check_text(text: str, field: str, place: str) -> None:
-    """Raise DataError for a mark of media that are not read, or a special token of a chat template."""
+    """Raise DataError for a mark of unsupported media, or a special token of a chat template."""
     if match := _MEDIA.search(text):
         raise DataError(
             f"{place}: {field} holds {match[0]!r}: video and audio are not read; remove the mark, or the row"

@@ -1,4 +1,4 @@
-"""The question of a row and its images, from columns and from chat messages, of which a row may hold both."""
+"""Read the question of a row and its images from columns and from chat messages; a row may hold both."""
 
 from __future__ import annotations
 
@@ -18,8 +18,11 @@ from mmprm.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """`images` are values as they stand in the row, in the order of their marks. `one_for_all`: a single mark at the
-    front may stand for all of them. `said` is what the messages answer after their last question."""
+    """Hold a question and its images.
+
+    `images` are the unread values of the row, in the order of their marks. With `one_for_all`, a single mark at the
+    front may represent all images. `said` is the assistant's reply after the last user turn.
+    """
 
     text: Any
     images: list[Any]
@@ -32,8 +35,8 @@ class Question:
 def read_question(row: Row, columns: Columns, images: list[Any], root: Path, place: str) -> Question:
     """Return the question with the images of the columns (`images`) and of the messages.
 
-    Raises DataError where both hold a question and neither text holds the other, where the marks of the messages do not
-    fit the images of the columns, and for messages that ask again after an answer.
+    Raises DataError if columns and messages hold questions neither of which contains the other, if the placeholders in
+    the messages do not match the images of the columns, and for messages that ask again after an answer.
     """
     texts = cells_of(row, columns, "question", place)
     chats = cells_of(row, columns, "chat", place)
@@ -56,14 +59,14 @@ def read_question(row: Row, columns: Columns, images: list[Any], root: Path, pla
     if columns.question is None:
         _check_same(texts[0][0], str(text), name, chat_text, place)
     if not count_marks(str(text)) and _bare(str(text)) == _bare(chat_text):
-        text = chat_text  # the same words, with the places of the images
+        text = chat_text  # the same words, with the positions of the images
     return Question(text, merged, used, has_system, said=said)
 
 
 def column_images(found: Sequence[tuple[str, Any]], root: Path, place: str) -> list[Any]:
-    """Return the images of the columns that hold some, unread; of several that say the same, those at hand.
+    """Return the unread images of the columns that hold some; of several columns, the available one with most images.
 
-    Raises DataError for columns of which none holds all images of the others.
+    Raises DataError if no column holds all images of the others.
     """
     filled = [(name, items) for name, value in found if (items := listed(value))]
     if len(filled) < 2:
@@ -83,7 +86,7 @@ def column_images(found: Sequence[tuple[str, Any]], root: Path, place: str) -> l
 
 
 def _digests(values: list[Any], root: Path, place: str) -> list[str] | None:
-    """Content of each image; None where one is not at hand."""
+    """Return the digest of each image, or None if one of them is not available."""
     try:
         images = [read_picture(value, root, place) for value in values]
     except DataError:
@@ -94,15 +97,15 @@ def _digests(values: list[Any], root: Path, place: str) -> list[str] | None:
 
 
 def _is_messages(chat: Any) -> bool:
-    """Beside a question, a column `message` may hold any text; what begins as messages do must be some."""
+    """Return whether a cell is meant as messages. Next to a question, a column `message` may hold plain text."""
     return is_chat(chat) or (isinstance(chat, str) and chat.lstrip().startswith(("[{", "{"))) or isinstance(chat, list)
 
 
 def merged_images(parts: list[ImagePart], images: list[Any], root: Path, place: str) -> tuple[list[Any], int]:
     """Return all images in order, and how many of them come before the messages' own.
 
-    A part without an image of its own is the place of the column's next one; what a column and a part both show counts
-    once. Raises DataError for other numbers of such places than images of the columns (`images`).
+    A part without its own image is a placeholder for the next image of the column; an image in both a column and a part
+    counts once. Raises DataError if the number of placeholders differs from the number of column images (`images`).
     """
     own = [part.value for part in parts if part.value is not None]
     places = len(parts) - len(own)
@@ -121,7 +124,7 @@ def merged_images(parts: list[ImagePart], images: list[Any], root: Path, place: 
 
 
 def _text(turns: Sequence[Turn], images: int) -> str:
-    """The user turns as one text. Where marks in the texts say all places already, the parts add none."""
+    """Return the user turns as one text. If the written marks already cover all images, the image parts add none."""
     text = "\n".join(turn.text for turn in turns)
     if count_marks(text) == images:
         return text
@@ -160,5 +163,5 @@ def _check_same(name: str, text: str, chat_name: str, chat_text: str, place: str
 
 
 def _bare(text: str) -> str:
-    """Without marks of images and differences of white space."""
+    """Return a text without image marks and with normalized whitespace."""
     return " ".join(strip_marks(text).split())

@@ -1,11 +1,11 @@
-"""Rows of a data set, whatever its form: the one reader of all commands.
+"""Read the rows of a data set in any supported format; all commands use this reader.
 
-A file:    .jsonl (.ndjson), .json (a list, or an object a line), .csv, .tsv, each also as .gz, .bz2 or .xz; .parquet,
-           .arrow. A list under .jsonl and JSON lines under .json are read, too; suffixes in any case.
-A pattern: data/*.jsonl, several such files of one folder.
-A folder:  of such files, laid out as on the hub (SUBSET/SPLIT-….parquet, SUBSET/SPLIT/0000.parquet, SPLIT.jsonl), or
-           written by `save_to_disk`.
-A hub id:  owner/name.
+File:    .jsonl (.ndjson), .json (a list, or one object per line), .csv, .tsv, each also as .gz, .bz2 or .xz;
+         .parquet, .arrow. A list in .jsonl and JSON lines in .json are also read; suffixes are case-insensitive.
+Pattern: data/*.jsonl, several such files of one folder.
+Folder:  of such files, in the layout of the hub (SUBSET/SPLIT-….parquet, SUBSET/SPLIT/0000.parquet, SPLIT.jsonl), or
+         written by `save_to_disk`.
+Hub id:  owner/name.
 """
 
 from __future__ import annotations
@@ -35,29 +35,33 @@ _BATCH = 64
 
 
 class RowsConfig(Config):
+    """Configure which rows are read: the source, split, subset and limit."""
+
     path: PathText
-    """A file (.jsonl, .json, .csv, .tsv, also as .gz; .parquet, .arrow), a pattern of such (data/*.jsonl), a folder of
-    such files or of save_to_disk, or a hub id such as owner/name."""
+    """A file (.jsonl, .json, .csv, .tsv, also as .gz; .parquet, .arrow), a pattern of such files (data/*.jsonl), a
+    folder of such files or of save_to_disk, or a hub id such as owner/name.
+    """
     split: str | None = None
-    """Split of a hub data set or of a folder (files or folders named after it); null: train. A file that is named after
-    another split is refused."""
+    """Split of a hub data set or of a folder (files or folders named after it); null: train. A file named after
+    another split is rejected.
+    """
     subset: str | None = None
-    """Configuration name of a hub data set, or subfolder of a folder that is laid out alike."""
+    """Configuration name of a hub data set, or subfolder of a folder with the same layout."""
     limit: int | None = Field(None, ge=1)
-    """Read only so many rows from the start."""
+    """Read only this many rows from the start."""
 
 
 def read_rows(config: RowsConfig) -> Rows:
     """Yield the rows in file order, as they are stored, at most `limit` of them.
 
-    Raises DataError, naming file and line, for what is missing or not readable.
+    Raises DataError, naming the file and line, for missing or unreadable data.
     """
     return itertools.islice(_all_rows(config), config.limit)
 
 
 def _all_rows(config: RowsConfig) -> Rows:
     path = Path(config.path)
-    if os.path.isdir(path):  # False, as below, also for what cannot be a path
+    if os.path.isdir(path):  # returns False, like exists below, for strings that cannot be paths
         files = files_of_folder(path, config.split, config.subset)
         return itertools.chain.from_iterable(map(read_file, files))
     if form_of(path) is not None and ("*" not in path.name or os.path.exists(path)):
@@ -75,7 +79,7 @@ def _all_rows(config: RowsConfig) -> Rows:
 
 
 def _matching(pattern: Path) -> list[Path]:
-    """Return the files of a pattern such as data/*.jsonl, in order of their names."""
+    """Return the files that match a pattern such as data/*.jsonl, sorted by name."""
     files = sorted(path for path in pattern.parent.glob(pattern.name) if form_of(path) is not None and path.is_file())
     if not files:
         raise DataError(f"{pattern}: names no .jsonl, .json, .csv, .parquet or .arrow file; correct the pattern")
@@ -83,7 +87,7 @@ def _matching(pattern: Path) -> list[Path]:
 
 
 def _check_single(path: Path, config: RowsConfig) -> None:
-    """A subset or split that is asked of a file must not be passed over."""
+    """Reject a subset or split that a single file cannot provide, rather than ignoring it."""
     if config.subset is not None and config.subset not in path.parts:
         raise DataError(
             f"{path}: problems.subset={config.subset!r} goes with a folder or a hub id, not with a file; set "
@@ -101,7 +105,7 @@ def _check_single(path: Path, config: RowsConfig) -> None:
 
 
 def read_file(path: Path) -> Rows:
-    """Yield the rows of one file, by the form that its suffix names; JSON lines under any other name."""
+    """Yield the rows of one file in the format named by its suffix; any other suffix is read as JSON lines."""
     if not os.path.exists(path) or os.path.isdir(path):
         reason = "a folder" if os.path.isdir(path) else "no such file"
         raise DataError(f"{path}: cannot be read ({reason}); name an existing file")
@@ -109,8 +113,8 @@ def read_file(path: Path) -> Rows:
 
 
 def _table_rows(path: Path) -> Rows:
-    """Comma- or tab-separated values under a line of column names; every cell is text, or empty."""
-    csv.field_size_limit(sys.maxsize)  # base64 of an image is longer than the default
+    """Yield comma- or tab-separated rows below a line of column names; every cell is a string."""
+    csv.field_size_limit(sys.maxsize)  # the base64 of an image exceeds the default limit
     delimiter = "\t" if form_of(path) == "tsv" else ","
     try:
         with open_packed(path) as file:
@@ -145,11 +149,11 @@ def _parquet_rows(path: Path) -> Rows:
 
 
 def _arrow_rows(path: Path) -> Rows:
-    """Arrow's stream form, as `datasets` writes it, or its file form."""
+    """Yield the rows of an Arrow file, in the stream format that `datasets` writes or in the file format."""
     import pyarrow
 
     def batches() -> Iterator[list[dict[str, Any]]]:
-        with pyarrow.OSFile(str(path)) as source:  # a mapped file that shrinks kills the process
+        with pyarrow.OSFile(str(path)) as source:  # with memory mapping, a file that shrinks kills the process
             if source.read(6) == b"ARROW1":
                 file = pyarrow.ipc.open_file(source)
                 found = map(file.get_batch, range(file.num_record_batches))
@@ -157,7 +161,7 @@ def _arrow_rows(path: Path) -> Rows:
                 source.seek(0)
                 found = iter(pyarrow.ipc.open_stream(source))
             for batch in found:
-                batch.validate(full=True)  # offsets of a damaged file would be followed out of its memory
+                batch.validate(full=True)  # offsets of a damaged file could point outside its memory
                 for start in range(0, batch.num_rows, _BATCH):
                     yield batch.slice(start, _BATCH).to_pylist()
 
@@ -180,7 +184,7 @@ def _hub_rows(config: RowsConfig) -> Rows:
         table = datasets.load_dataset(config.path, config.subset, split=split)
     except Exception as error:  # The hub client has no common base for "no network", "no such set" and "no such split".
         raise DataError(f"{config.path} (split {split}): cannot be loaded from the hub: {error}") from error
-    # Arrow holds images (and audio, video) as they were stored; they are decoded later, one by one.
+    # Keep images (and audio, video) encoded, as Arrow stores them; they are decoded later, one at a time.
     batches = (batch.to_pylist() for batch in table.with_format("arrow").iter(_BATCH))
     return _numbered(batches, f"{config.path}[{split}]")
 
