@@ -8,10 +8,10 @@
 1. collect: sample, grade, score, filter (policy_rl.collector)
 2. old: log-probabilities, reference and values, if several updates, KL or a critic need them
 3. advantages (policy_rl.algorithms.samples), then up to `batch.updates` optimizer steps, each on a share of the groups
-4. sync: the weights to all engines, which prove that they have them; their version is the number of the step
-5. a checkpoint if one is due, then an evaluation if one is due
+4. sync: send the weights to all engines, which prove that they use them; their version is the number of the step
+5. write a checkpoint if one is due, then evaluate if an evaluation is due
 
-With one_step_ahead, part 1 of the next step runs beside parts 2 and 3 of this one.
+With one_step_ahead, part 1 of the next step runs in parallel with parts 2 and 3 of this one.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ EMPTY_STEPS = 5
 
 
 class TrainerLike(Protocol):
-    """The part of TrainerGroup that a run needs."""
+    """Describe the part of TrainerGroup that a run needs."""
 
     def log_probs(self, experiences: Sequence[Experience], policy: bool = True) -> list[Experience]: ...
 
@@ -68,8 +68,11 @@ class TrainerLike(Protocol):
 
 
 class Loop:
-    """Loop of a run. `evaluation` measures the policy that the engines have, and is None without held-out problems;
-    `aggregate` is for credit.mode=scalar."""
+    """Run the steps of an RL run.
+
+    `evaluation` measures the policy that the engines have, and is None without held-out problems; `aggregate` is used
+    with credit.mode=scalar.
+    """
 
     def __init__(
         self,
@@ -96,14 +99,14 @@ class Loop:
         self._pending: Collected | None = None
         self._empty = 0
         self._progress = 0.0
-        """Share of the run that is done."""
+        """Fraction of the run that is complete."""
         self._seconds: Counter[str] = Counter()
 
     async def run(self) -> Summary:
-        """From the newest checkpoint, if any, to the last step, or to the end of the step in which SIGTERM or Ctrl-C
-        came."""
+        """Run from the newest checkpoint, if any, to the last step, or to the end of the step in which SIGTERM or
+        Ctrl-C arrives."""
         step = await self._resume()
-        # Without a checkpoint the run begins anew, and nothing of what is logged there belongs to it.
+        # Without a checkpoint the run starts over, so earlier log entries in this folder do not belong to it.
         log, samples = MetricsLog(self._output, step or -1), SampleLog(self._output, step)
         with closing(log), closing(samples), StopRequest(Ranks(0, 1, torch.device("cpu"))) as stop:
             try:
@@ -140,7 +143,10 @@ class Loop:
         return Summary(step, self._total, not stopping, policy, before, after)
 
     def _is_last(self, step: int) -> bool:
-        """With a filter and without `steps` a run ends with its passes, whatever number of steps they take."""
+        """Return whether `step` is the last one.
+
+        With a filter and without `steps`, a run ends after its passes over the problems, however many steps they take.
+        """
         if self._config.ends_by_passes:
             return self._pending is None and self._collector.passes >= self._config.episodes
         return step >= self._total
@@ -149,8 +155,10 @@ class Loop:
         return self._config.keep_best and self._evaluation is not None and _due(self._config.eval_every, step)
 
     async def _settle(self, step: int, log: MetricsLog) -> None:
-        """What comes after a checkpoint, and may have been cut off after it: the policy of the last step, and an
-        evaluation where one is due."""
+        """Do what follows a checkpoint: save the policy after the last step, and evaluate if an evaluation is due.
+
+        A run can be killed between the checkpoint and this work, so a resumed run does it again if it is missing.
+        """
         last = self._is_last(step)
         if last and not self._policy.is_dir():
             await asyncio.to_thread(self._trainer.save_model, self._policy)
@@ -169,7 +177,7 @@ class Loop:
         samples.write([sample_of(step, group, each, self._config.markup, prefill) for group, each in picked])
 
     def _report(self) -> None:
-        """A page that cannot be made ends no run, nor hides why one ended."""
+        """Write the report. A report that cannot be written neither ends a run nor hides why the run ended."""
         try:
             write_training_report(self._output)
         except (MmprmError, OSError) as error:
@@ -207,13 +215,16 @@ class Loop:
         self._seconds["update"] = sum(update["seconds"] for update in updates)
         if colocated:
             await self._pool.wake()
-        waits = collected.passed > 0 and not groups  # for enough of them for an update
+        waits = collected.passed > 0 and not groups  # for enough groups for an update
         self._count_empty(step, collected, not updates and not waits)
         return metrics | figures | merge_updates(updates)
 
     async def _update(self, step: int, experiences: Sequence[Experience], end: float) -> list[dict[str, float]]:
-        """Make the updates of a step. Learning rates follow the share of the run that is done, which grows from that at
-        the end of the last step to `end`."""
+        """Perform the updates of a step and return their metrics.
+
+        Learning rates follow the fraction of the run that is complete, which grows from its value after the last step
+        to `end`.
+        """
         batch, begin, self._progress = self._config.batch, self._progress, end
         count = update_count(len({each.group for each in experiences}), batch.prompts, batch.updates)
         updates = []
@@ -231,7 +242,7 @@ class Loop:
         return add_advantages(groups, kept_PK, experiences, self._settings)
 
     def _count_empty(self, step: int, collected: Collected, empty: bool) -> None:
-        """Raise TrainingError after too many consecutive steps without anything to train on."""
+        """Raise TrainingError after EMPTY_STEPS consecutive steps without anything to train on."""
         self._empty = self._empty + 1 if empty else 0
         if self._empty == EMPTY_STEPS:
             reasons = ", ".join(f"{count} {name}" for name, count in collected.dropped.items()) or "none dropped"
@@ -249,7 +260,11 @@ class Loop:
             await self._pool.load_weights(published)
 
     async def _evaluate(self, step: int, log: MetricsLog) -> None:
-        """One that fails is told and left out, whatever it is; before the first step nothing is lost by an error."""
+        """Evaluate and log the result.
+
+        An evaluation that fails is reported and skipped, whatever the error; before the first step, where an error
+        loses no work, it is raised.
+        """
         assert self._evaluation is not None
         try:
             found = await self._evaluation()
@@ -281,7 +296,7 @@ class Loop:
         self._trainer.save(self._checkpoints, extra, self._config.keep_checkpoints)
 
     async def _resume(self) -> int:
-        """Return the number of steps that are done, and send the weights of the last one to the engines."""
+        """Return the number of completed steps, and send the weights of the last one to the engines."""
         extra = await asyncio.to_thread(self._trainer.resume, self._checkpoints)
         if extra is None:
             return 0
@@ -298,8 +313,10 @@ class Loop:
 
 
 def minibatches(experiences: Sequence[Experience], updates: int, seed: str) -> list[list[Experience]]:
-    """Split the groups into `updates` shares of nearly equal size, in an order drawn from the seed; with fewer groups
-    there are fewer shares."""
+    """Split the groups into `updates` shares of nearly equal size, in an order sampled from the seed.
+
+    With fewer groups than `updates`, there is one share per group.
+    """
     groups = sorted({experience.group for experience in experiences})
     if updates > 1:
         random.Random(seed).shuffle(groups)
@@ -312,7 +329,7 @@ def minibatches(experiences: Sequence[Experience], updates: int, seed: str) -> l
 
 
 class _Timed:
-    """Add the seconds of a block to a counter."""
+    """Add the duration of a block in seconds to a counter."""
 
     def __init__(self, seconds: Counter[str], name: str) -> None:
         self._seconds, self._name = seconds, name

@@ -1,11 +1,11 @@
-"""Which GPUs the engines, the trainer's ranks and the PRM of a run have.
+"""Assign GPUs to the engines, the trainer's ranks and the PRM of a run.
 
     with reserved(config) as places:                      # None without a GPU
-        places.engines, places.ranks, places.prm          # what ray.remote is given for each actor
+        places.engines, places.ranks, places.prm          # arguments of ray.remote per actor
 
-Ray gives out GPUs by amount alone, and puts two halves of different actors on one GPU as soon as on two. So a run
-reserves what it needs of each machine as one bundle, decides itself who gets what (`place`), and tells each process by
-CUDA_VISIBLE_DEVICES. Its actors book nothing further, CPUs neither.
+Ray assigns GPUs by amount only, and may put halves of different actors on one GPU as well as on two. A run therefore
+reserves what it needs of each machine as one bundle, decides itself which actor gets which GPU (`place`), and tells
+each process by CUDA_VISIBLE_DEVICES. Its actors book no further resources, not even CPUs.
 """
 
 from __future__ import annotations
@@ -24,18 +24,20 @@ from policy_rl.config import RLConfig
 NOTICE_SECONDS = 30
 
 Slot = tuple[int, int]
-"""Number of a machine, number of a GPU among those of the run on it."""
+"""(machine index, index of the GPU among those of the run on that machine)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
+    """Hold the GPUs of each actor: one tuple of slots per engine, one slot per rank, and that of the PRM, if any."""
+
     engines: tuple[tuple[Slot, ...], ...]
     ranks: tuple[Slot, ...]
     prm: Slot | None
 
     @property
     def gpus(self) -> dict[int, int]:
-        """GPUs of each machine that are needed: always its first ones."""
+        """Return the number of GPUs needed per machine; a run always uses the first ones of a machine."""
         return dict(
             sorted(Counter(machine for machine, _ in {*sum(self.engines, ()), *self.ranks, *self._prm}).items())
         )
@@ -53,11 +55,13 @@ def place(
     colocated: bool = False,
     prm: Literal["none", "own", "shared"] = "none",
 ) -> Placement:
-    """`gpus` are those of each machine. An engine's GPUs lie on one machine; each rank has one GPU. Colocated engines
-    sit on GPUs of ranks, others on GPUs without; by default as many as fit, (GPUs − ranks − PRM's own) //
-    tensor_parallel at most. A PRM has a GPU without engine or rank, or shares one of the last engine.
+    """Return the placement on machines with `gpus` GPUs each.
 
-    ConfigError where that is more than there is.
+    The GPUs of an engine are on one machine; each rank has one GPU. Colocated engines use GPUs of ranks, others use
+    GPUs without a rank. By default there are as many engines as fit, at most (GPUs − ranks − PRM's own) //
+    tensor_parallel. A PRM has a GPU without engine or rank ("own") or uses one of the last engine's ("shared").
+
+    Raises ConfigError if that takes more GPUs than there are.
     """
     slots = [(machine, gpu) for machine, count in enumerate(gpus) for gpu in range(count)]
     groups = [
@@ -87,6 +91,7 @@ def place(
 
 
 def place_run(config: RLConfig, gpus: Sequence[int]) -> Placement:
+    """Return the placement of a configuration on machines with `gpus` GPUs each."""
     process = config.process
     local = process is not None and process.scorer.backend != "server"
     prm = ("own" if process.own_gpu else "shared") if local else "none"
@@ -96,7 +101,7 @@ def place_run(config: RLConfig, gpus: Sequence[int]) -> Placement:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Arguments of ray.remote for each actor."""
+    """Hold the arguments of ray.remote for each actor."""
 
     engines: tuple[dict[str, Any], ...]
     ranks: tuple[dict[str, Any], ...]
@@ -105,8 +110,10 @@ class Places:
 
 @contextmanager
 def reserved(config: RLConfig) -> Iterator[Places | None]:
-    """The GPUs of a run, until the end of the block; None where Ray has no GPU. TrainingError where others hold them
-    for longer than rollouts.start_timeout_s."""
+    """Reserve the GPUs of a run until the end of the block; yield None if Ray has no GPU.
+
+    Raises TrainingError if other processes hold the GPUs for longer than rollouts.start_timeout_s.
+    """
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
 
@@ -119,7 +126,7 @@ def reserved(config: RLConfig) -> Iterator[Places | None]:
         yield None
         return
     placement = place_run(config, [count for _, count in machines])
-    # Ray knows each machine as a resource, of which any small part will do.
+    # Each machine is a Ray resource of its own; requesting any small part of it pins the bundle to that machine.
     bundles = [{"GPU": count, f"node:{machines[number][0]}": 0.001} for number, count in placement.gpus.items()]
     group = placement_group(bundles)
     try:
@@ -172,7 +179,7 @@ def _places(placement: Placement, group: Any) -> Places:
 
 
 def _gpu_ids() -> list[str]:
-    """Of the bundle in which this runs, all of whose GPUs it has booked."""
+    """Return the GPU ids of the bundle in which this task runs, all of whose GPUs it has booked."""
     import ray
 
     return sorted(ray.get_runtime_context().get_accelerator_ids()["GPU"], key=lambda name: (len(name), name))

@@ -1,4 +1,5 @@
-"""From configuration to a running loop: Ray, engines, trainer ranks, process reward model, grader."""
+"""Start everything that a configuration asks for: Ray, engines, trainer ranks, process reward model, grader; then run
+it."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ from policy_rl.weights.transfer import FileTransfer, Published, Transfer, remove
 
 
 def train_policy(config: RLConfig) -> Summary:
-    """Run to the end, or on SIGTERM to the end of the step at hand; a finished run is left as it is."""
+    """Run to the end, or, on SIGTERM, to the end of the current step; return a finished run's summary without running
+    again."""
     check_early(config)
     problems = load_problems(config.problems)
     config.check_warmup(len(problems))
@@ -68,7 +70,7 @@ async def _run(config: RLConfig, problems: Sequence[Problem], held_out: Sequence
     async with AsyncExitStack() as stack:
         places = stack.enter_context(reserved(config))
         transport = transport_of(config.weights, places is not None, config.rollouts.colocated)
-        # Last of all: a trainer that was killed leaves its files, which are memory.
+        # Registered first so that it runs last: a killed trainer leaves its files, which occupy memory.
         folder = shared_folder(config.weights, Path(config.output))
         stack.callback(remove_versions, folder)
         orphans.remove(folder)
@@ -111,7 +113,7 @@ async def _run(config: RLConfig, problems: Sequence[Problem], held_out: Sequence
         try:
             return await loop.run()
         except asyncio.CancelledError:
-            trainer.abandon("the run was stopped")  # rather than wait for the end of an update
+            trainer.abandon("the run was stopped")  # instead of waiting for the end of an update
             raise
 
 
@@ -136,7 +138,7 @@ def _start_trainer(config: RLConfig, total: int, places: Places | None, starting
 
 
 def _transfer(config: RLConfig, transport: str, rank: int, engines: Sequence[Any] = ()) -> Transfer:
-    """A rank's side of the way to the engines."""
+    """Return a rank's side of the transfer to the engines."""
     if transport == "file":
         return FileTransfer(shared_folder(config.weights, Path(config.output)), is_main=rank == 0)
     from policy_rl.weights.vllm import VllmTransfer
@@ -148,7 +150,7 @@ def _transfer(config: RLConfig, transport: str, rank: int, engines: Sequence[Any
 async def _as_files(
     config: RLConfig, trainer: TrainerGroup, probe_token_ids: Sequence[int], published: Published
 ) -> AsyncIterator[Published]:
-    """The weights that went from GPU to GPU once more, as files that lie there until the end of the block."""
+    """Write the weights that were sent from GPU to GPU as files too, which exist until the end of the block."""
     make, dtype = partial(_transfer, config, "file"), getattr(torch, config.engine.dtype)
     try:
         yield await asyncio.to_thread(trainer.publish_again, make, published.version, probe_token_ids, dtype)
@@ -172,7 +174,10 @@ async def _process(config: RLConfig, place: dict[str, Any] | None, prefill: str)
 
 
 def _check_disjoint(problems: Sequence[Problem], held_out: Sequence[Problem]) -> None:
-    """By content: ids of two files may be equal by chance, and one problem may have two."""
+    """Raise DataError if a held-out problem is also trained on.
+
+    Problems are compared by content: ids of two files may be equal by chance, and one problem may have two ids.
+    """
     questions = {problem.question for problem in problems} & {problem.question for problem in held_out}
 
     def contents(found: Sequence[Problem]) -> dict[str, str]:

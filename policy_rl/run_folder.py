@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and whether there is anything left to do in it."""
+"""Read the folder of a run: which run it belongs to, and whether anything is left to do in it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ from policy_rl.rollouts.evaluate import Evaluation
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """`finished` is False where SIGTERM ended the run, which was saved; `policy` is that of the last step. `before` and
-    `after` are None where they were not measured in this call."""
+    """Summarize a run.
+
+    `finished` is False if SIGTERM ended the run, which was saved. `policy` is the folder of the last step's policy, and
+    None if the run is not finished. `before` and `after` are None if they were not measured in this call.
+    """
 
     steps: int
     total: int
@@ -31,8 +34,10 @@ class Summary:
 
 
 def ended(config: RLConfig, total: int, problems: Sequence[Problem]) -> Summary | None:
-    """Of a run whose policy is there and evaluated; None where there is something left to do. CheckpointError where the
-    folder is another run's."""
+    """Return the summary of a run whose policy is saved and evaluated; None if there is anything left to do.
+
+    Raises CheckpointError if the folder belongs to another run.
+    """
     extra = read_extra(checkpoints_of(config))
     stops = extra is not None and _stops_here(config, total, extra)
     if extra is not None:
@@ -51,8 +56,11 @@ def ended(config: RLConfig, total: int, problems: Sequence[Problem]) -> Summary 
 
 
 def _stops_here(config: RLConfig, total: int, extra: dict[str, Any]) -> bool:
-    """Whether fewer steps are asked for than are done: the run ends there. CheckpointError where more are than are done
-    and fewer than the run was begun with, by which its schedules go."""
+    """Return whether no more steps are requested than are done, so that the run ends there.
+
+    Raises CheckpointError if the request lies between the steps that are done and those that the run was started with:
+    learning rates and schedules follow the latter.
+    """
     done, begun = extra["step"], extra["identity"].get("total_steps", total)
     if config.steps is None or total >= begun:
         return False
@@ -65,7 +73,7 @@ def _stops_here(config: RLConfig, total: int, extra: dict[str, Any]) -> bool:
 
 
 def _stopped(config: RLConfig, total: int) -> Summary:
-    """Write the policy of step `total`, or of the newest checkpoint where that one has been dropped."""
+    """Write the policy of step `total`, or of the newest checkpoint if that one has been deleted."""
     asked = checkpoints_of(config) / f"step-{total:08d}"
     found = convert_checkpoint(asked if asked.is_dir() else checkpoints_of(config), policy_of(config))
     print(
@@ -75,25 +83,29 @@ def _stopped(config: RLConfig, total: int) -> Summary:
 
 
 def lacks_evaluation(config: RLConfig) -> bool:
-    """The evaluation of the newest checkpoint's step was cut off."""
+    """Return whether the evaluation of the newest checkpoint's step is missing because the run was interrupted."""
     if config.held_out is None or (extra := read_extra(checkpoints_of(config))) is None:
         return False
     return not is_evaluated(Path(config.output), extra["step"])
 
 
 def checkpoints_of(config: RLConfig) -> Path:
+    """Return the folder of the checkpoints."""
     return Path(config.output) / "checkpoints"
 
 
 def policy_of(config: RLConfig) -> Path:
+    """Return the folder of the final policy."""
     return Path(config.output) / "policy"
 
 
 def identity_of(config: RLConfig, total: int, problems: str) -> dict[str, Any]:
+    """Return the values that must be equal for a run to be resumed; `problems` is their fingerprint."""
     return config.identity() | {"total_steps": total, "problems": problems}
 
 
 def check_same(checkpoints: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
+    """Raise CheckpointError, naming the keys, if the run in the folder differs from this one."""
     differing = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
     if differing:
         raise CheckpointError(
@@ -103,4 +115,5 @@ def check_same(checkpoints: Path, there: dict[str, Any], here: dict[str, Any]) -
 
 
 def is_evaluated(output: Path, step: int) -> bool:
+    """Return whether metrics.jsonl has an evaluation of `step`."""
     return any(record["kind"] == "eval" and record["step"] == step for record in read_metrics(output / METRICS_FILE))

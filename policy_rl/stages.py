@@ -1,12 +1,12 @@
-"""Several trainings in one file: each stage begins with the policy that the one before it left.
+"""Run several trainings from one file: each stage starts from the policy that the previous one saved.
 
     output: runs/vision-r1
     stages:
       - sft: {base: Qwen/Qwen2.5-VL-7B-Instruct, data: {path: cold-start.json}}
       - rl: {problems: {path: train.jsonl}, …}
 
-Stage N lies in OUTPUT/stage-N-KIND, with its configuration in stage.yaml. A stage runs as its own command, so that it
-leaves neither memory nor process groups behind; one whose policy is there is passed over.
+Stage N is stored in OUTPUT/stage-N-KIND, with its configuration in stage.yaml. A stage runs as its own command, so that
+it leaves neither memory nor process groups to the next one; a stage whose policy is saved is skipped.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _INTERRUPTED, _TERMINATED = 130, 143
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """`model` is the key, with its dots, of the model that a stage begins with."""
+    """Describe a kind of stage. `model` is the dotted key of the model that a stage starts from."""
 
     config: type[Config]
     model: str
@@ -50,6 +50,8 @@ KINDS = {"sft": Kind(SftConfig, "base"), "rl": Kind(RLConfig, "engine.model")}
 
 @dataclass(frozen=True, slots=True)
 class Stage:
+    """Hold a stage: its number 1, 2, …, kind, folder, values as given, and checked configuration."""
+
     number: int
     kind: str
     folder: Path
@@ -58,15 +60,20 @@ class Stage:
 
     @property
     def name(self) -> str:
+        """Return the name of the stage in messages."""
         return f"stage {self.number} ({self.kind})"
 
     @property
     def policy(self) -> Path:
+        """Return the folder of the stage's policy."""
         return self.folder / "policy"
 
 
 def read_stages(path: str | Path, sets: Sequence[str] = ()) -> list[Stage]:
-    """Checked before anything runs. `sets` are `output=…`, and `N.key=value` for a key of stage N = 1, 2, …"""
+    """Return the stages of a file, all checked before any of them runs.
+
+    `sets` are `output=…`, and `N.key=value` for a key of stage N = 1, 2, …
+    """
     values = read_yaml(Path(path))
     numbered = [item for item in sets if item.partition(".")[0].isdecimal()]
     override(values, [item for item in sets if item not in numbered])
@@ -90,9 +97,9 @@ def read_stages(path: str | Path, sets: Sequence[str] = ()) -> list[Stage]:
 def run_stages(
     path: str | Path, sets: Sequence[str] = (), launch: Callable[[Command], int] | None = None
 ) -> Path | None:
-    """The folder of the last stage's policy; None where SIGTERM ended a stage, which the same call takes up again.
+    """Run the stages that are not finished; return the folder of the last stage's policy.
 
-    `launch` runs a command and returns its exit code.
+    Returns None if SIGTERM ended a stage; the same call resumes it. `launch` runs a command and returns its exit code.
     """
     stages = read_stages(path, sets)
     for stage in stages:
@@ -119,7 +126,7 @@ def run_stages(
 
 
 def command(kind: str, file: Path) -> Command:
-    """SFT takes a rank a GPU; RL starts its own processes."""
+    """Return the command of a stage. SFT runs one rank per GPU; RL starts its own processes."""
     import torch
 
     ranks = torch.cuda.device_count() if kind == "sft" else 1
@@ -159,7 +166,8 @@ def _holds(values: Any, key: str) -> bool:
 
 
 def _check_same(stage: Stage) -> None:
-    """A finished stage that was another one would be taken for this one."""
+    """Raise ConfigError if the finished stage in the folder has another configuration: its policy must not pass for
+    this one's."""
     if not _file(stage).exists():
         return
     there = build(KINDS[stage.kind].config, read_yaml(_file(stage)), str(_file(stage)))
@@ -177,8 +185,8 @@ def _file(stage: Stage) -> Path:
 
 
 def _launch(command: Command) -> int:
-    """SIGTERM and Ctrl-C go on to the stage, which saves and ends."""
-    with subprocess.Popen(command, start_new_session=True) as child:  # a terminal's Ctrl-C would reach it twice
+    """Run a command and return its exit code; forward SIGTERM and Ctrl-C to it, so that it saves and ends."""
+    with subprocess.Popen(command, start_new_session=True) as child:  # otherwise a terminal's Ctrl-C reaches it twice
         before = {
             number: signal.signal(number, lambda number, _: child.send_signal(number))
             for number in (signal.SIGTERM, signal.SIGINT)

@@ -1,4 +1,5 @@
-"""Outcome rewards of one response: accuracy, format, length, functions of the user. None drops the sample, never 0."""
+"""Compute the outcome reward of a response: accuracy, format, length, user functions. None drops the sample; it is
+never 0."""
 
 from __future__ import annotations
 
@@ -24,14 +25,16 @@ UserFunction = Callable[..., float | None]
 
 
 class LengthLimits(Config):
+    """Configure the penalty of responses that are too short or too long."""
+
     least: int = Field(0, ge=0)
-    """Tokens below which a response is penalised."""
+    """Tokens below which a response is penalized."""
     most: int | None = Field(None, gt=0)
-    """Tokens above which a response is penalised."""
+    """Tokens above which a response is penalized."""
     margin: int = Field(0, ge=0)
     """Tokens beyond a limit over which the penalty grows linearly from 0 to 1; 0: full penalty at once."""
     weight: float = Field(1.0, ge=0)
-    """Weight of the penalty, which lies in [−1, 0]."""
+    """Weight of the penalty, which is between −1 and 0."""
 
     @model_validator(mode="after")
     def _in_order(self) -> LengthLimits:
@@ -41,39 +44,47 @@ class LengthLimits(Config):
 
 
 class UserReward(Config):
+    """Configure a reward function of the user."""
+
     path: str
     """package.module:function, called with (problem, response, grading), and with finish_reason ("stop", "length" or
-    "abort") and token_count where it has parameters of these names; in a thread, one call at a time. Returns a finite
+    "abort") and token_count if it has parameters of these names; in a thread, one call at a time. Returns a finite
     number, or None to drop the sample. The other columns of the problem's row are in problem.extra; the response begins
-    with what the prompt prefilled."""
+    with the prompt's prefill."""
     weight: float = 1.0
+    """Weight of the returned number."""
 
 
 class RewardConfig(Config):
+    """Configure the outcome reward of a response."""
+
     accuracy: Literal["verdict", "exact_label"] = "verdict"
-    """verdict: the grader's; exact_label: the extracted answer is the gold's text, but for case and outer space."""
+    """verdict: the grader's; exact_label: the extracted answer equals the gold answer except for case and surrounding
+    white space."""
     accuracy_weight: float = Field(1.0, ge=0)
+    """Weight of the accuracy, with combination=sum."""
     format: Literal["think", "steps"] | None = None
     """think: one <think>, then one <answer>; steps: one or more <step>, then one <answer>; unset: no format reward."""
     format_weight: float = Field(0.5, ge=0)
-    """MM-Eureka: 0.5 for instruct models, 1.0 for base models."""
+    """Weight of the format reward, with combination=sum. MM-Eureka: 0.5 for instruct models, 1.0 for base models."""
     text_outside: bool = False
     """Accept text before the first tag and after the last one, as MM-Eureka does for instruct models."""
     min_thought_characters: int = Field(0, ge=0)
-    """Responses with shorter thoughts earn no format reward (MM-Eureka-Zero: 300); white space at their ends does not
+    """Responses with shorter thoughts earn no format reward (MM-Eureka-Zero: 300); surrounding white space does not
     count. Needs format=think."""
     combination: Literal["sum", "gate"] = "sum"
-    """sum: weighted sum of accuracy and format; gate: 1 where both are 1, else 0 (Vision-R1). Length penalty and user
+    """sum: weighted sum of accuracy and format; gate: 1 if both are 1, else 0 (Vision-R1). Length penalty and user
     functions are added to either."""
     length: LengthLimits = LengthLimits()
+    """Penalty of responses that are too short or too long."""
     functions: tuple[UserReward, ...] = ()
-    """Further rewards by import path."""
+    """Additional reward functions by import path."""
     timeout_s: float = Field(600, gt=0)
-    """Longest time that the functions together may take for a response."""
+    """Maximum time in seconds that all functions together may take per response."""
 
     @property
     def is_empty(self) -> bool:
-        """Every reward is 0."""
+        """Return whether every reward is 0."""
         limited = self.length.weight and (self.length.least or self.length.most is not None)
         formed = self.format is not None and self.format_weight
         return self.combination == "sum" and not (self.accuracy_weight or formed or limited or self.functions)
@@ -100,11 +111,12 @@ class RewardConfig(Config):
 
 
 class OutcomeReward:
-    """(problem, response, grading, token_count, finish_reason) → Reward. `prefill` is the text with which the prompt
-    already began the response, for example <think>.
+    """Compute the Reward of (problem, response, grading, token_count, finish_reason).
 
-    Raises ConfigError for a user function that cannot be imported, and on call TrainingError for one that raises or
-    returns neither None nor a finite number.
+    `prefill` is the text with which the prompt already begins the response, for example <think>.
+
+    Raises ConfigError for a user function that cannot be imported. A call raises TrainingError for a function that
+    raises or that returns neither None nor a finite number.
     """
 
     def __init__(self, config: RewardConfig, prefill: str = "") -> None:
@@ -116,16 +128,21 @@ class OutcomeReward:
     async def beside(
         self, problem: Problem, response: str, grading: Grading, token_count: int, finish_reason: str = "stop"
     ) -> Reward:
-        """The same, while the event loop goes on, whatever time the user's functions take."""
+        """Return the same as a call, without blocking the event loop while user functions run.
+
+        Raises TrainingError if the functions take longer than rewards.timeout_s.
+        """
         if not self.functions:
             return self(problem, response, grading, token_count, finish_reason)
         async with self._one_at_a_time:
-            # A thread that the end of the process does not wait for.
+            # pebble's thread is a daemon: a function that never returns does not keep the process from ending.
             call = asynchronous.thread(self.__call__)(problem, response, grading, token_count, finish_reason)
             try:
                 return await asyncio.wait_for(asyncio.shield(call), self.config.timeout_s)
             except TimeoutError:
-                call.add_done_callback(lambda late: late.exception())  # it comes too late to be told
+                call.add_done_callback(
+                    lambda late: late.exception()
+                )  # retrieved, or asyncio would log it as never retrieved
                 paths = ", ".join(entry.path for entry, _ in self.functions)
                 raise TrainingError(
                     f"{paths}: no answer on problem {problem.id} within rewards.timeout_s={self.config.timeout_s:g}; "
@@ -135,6 +152,7 @@ class OutcomeReward:
     def __call__(
         self, problem: Problem, response: str, grading: Grading, token_count: int, finish_reason: str = "stop"
     ) -> Reward:
+        """Return the weighted total and the unweighted parts; the total is None if a part that counts is unknown."""
         config, response = self.config, self.prefill + response
         facts = {"finish_reason": finish_reason, "token_count": token_count}
         parts: dict[str, float | None] = {"accuracy": ACCURACIES[config.accuracy](problem, grading)}
@@ -150,30 +168,33 @@ class OutcomeReward:
 
 
 def verdict_accuracy(problem: Problem, grading: Grading) -> float | None:
-    """1 correct, 0 incorrect, None unknown."""
+    """Return 1 for a correct answer, 0 for an incorrect one, and None if the verdict is unknown."""
     return None if grading.verdict is Verdict.UNKNOWN else float(grading.verdict is Verdict.CORRECT)
 
 
 def exact_label(problem: Problem, grading: Grading) -> float | None:
-    """1 where the extracted answer is the gold but for case and outer white space, else 0; None where the grader failed
-    before it extracted one."""
+    """Return 1 if the extracted answer equals the gold answer except for case and surrounding white space, else 0.
+
+    Returns None if the grader failed before it extracted an answer.
+    """
     if grading.extracted is None:
         return None if grading.verdict is Verdict.UNKNOWN else 0.0
     return float(grading.extracted.strip().casefold() == problem.answer.strip().casefold())
 
 
 ACCURACIES = {"verdict": verdict_accuracy, "exact_label": exact_label}
+"""Accuracies by the value of rewards.accuracy."""
 
 
 def _sum(accuracy: float | None, form: float, config: RewardConfig) -> float | None:
-    """w_acc·accuracy + w_fmt·format; an accuracy of weight 0 may be unknown."""
+    """Return w_acc·accuracy + w_fmt·format; an accuracy of weight 0 may be unknown."""
     if config.accuracy_weight == 0:
         return config.format_weight * form
     return None if accuracy is None else config.accuracy_weight * accuracy + config.format_weight * form
 
 
 def _gate(accuracy: float | None, form: float, config: RewardConfig) -> float | None:
-    """1 where accuracy and format are 1, else 0."""
+    """Return 1 if accuracy and format are both 1, else 0."""
     return None if accuracy is None else float(accuracy == 1 and form == 1)
 
 
@@ -182,15 +203,17 @@ COMBINATIONS = {"sum": _sum, "gate": _gate}
 
 @dataclass(frozen=True, slots=True)
 class Tag:
-    """`name` is a pattern."""
+    """Describe an element of a format. `name` is a regular expression."""
 
     name: str
     repeats: bool = False
 
 
 def _compile(tags: tuple[Tag, ...], text_outside: bool) -> re.Pattern[str]:
-    """Whole text: each element in order, none inside another, only white space between them; around them white space,
-    or, with `text_outside`, any text without such a tag."""
+    """Return the pattern of a complete text: the elements in order, not nested, separated by white space only.
+
+    The text around them is white space, or, with `text_outside`, any text without such a tag.
+    """
     names = "|".join(tag.name for tag in tags)
     content = rf"[^<]*(?:<(?!/?(?:{names})>)[^<]*)*"
     elements = [rf"(?:<(?:{tag.name})>{content}</(?:{tag.name})>\s*){'+' if tag.repeats else ''}" for tag in tags]
@@ -202,15 +225,15 @@ FORMATS = {
     "think": (Tag("think"), Tag("answer")),
     "steps": (Tag(r"step(?:_\d+)?", repeats=True), Tag("answer")),
 }
+"""Elements of each value of rewards.format."""
 _PATTERNS = {(name, outside): _compile(tags, outside) for name, tags in FORMATS.items() for outside in (False, True)}
 
 
 def format_reward(text: str, name: str, text_outside: bool = False, min_thought_characters: int = 0) -> float:
-    """Return 1 for exactly one of each tag of the preset, in order, else 0; `text` begins with what the prompt
-    prefilled.
+    """Return 1 for exactly one of each tag of the preset (at least one, if it repeats), in order, else 0.
 
-    Text outside the tags earns 0 unless `text_outside` is set, and so do thoughts of fewer than
-    `min_thought_characters` characters without the white space at their ends.
+    `text` begins with the prompt's prefill. Text outside the tags earns 0 unless `text_outside` is set, and so do
+    thoughts of fewer than `min_thought_characters` characters, not counting surrounding white space.
     """
     if _PATTERNS[name, text_outside].fullmatch(text) is None:
         return 0.0
@@ -219,14 +242,14 @@ def format_reward(text: str, name: str, text_outside: bool = False, min_thought_
 
 
 def length_penalty(token_count: int, limits: LengthLimits) -> float:
-    """−min(1, d/margin) for d > 0 tokens outside [least, most], 0 inside (the overlong part: DAPO)."""
+    """Return −min(1, d/margin) for d > 0 tokens outside [least, most], and 0 inside (the overlong part: DAPO)."""
     most = math.inf if limits.most is None else limits.most
     outside = max(limits.least - token_count, token_count - most, 0)
     return -min(1.0, outside / limits.margin if limits.margin else float(outside > 0)) if outside else 0.0
 
 
 def load_function(path: str) -> UserFunction:
-    """The function at package.module:function; ConfigError names what is missing."""
+    """Return the function at package.module:function. Raises ConfigError, which names what is missing."""
     module, _, name = path.partition(":")
     if not module or not name:
         raise ConfigError(f"functions.path={path!r} must be module:function, for example my_rewards:brevity")
@@ -234,7 +257,7 @@ def load_function(path: str) -> UserFunction:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"functions.path={path!r}: {error}; put its folder on PYTHONPATH") from error
-    except (Exception, SystemExit) as error:  # whatever the module does where it is read
+    except (Exception, SystemExit) as error:  # importing a module runs arbitrary code
         raise ConfigError(f"functions.path={path!r}: {type(error).__name__} on import: {error}") from error
     if not callable(function):
         raise ConfigError(f"functions.path={path!r} is a {type(function).__name__}, which is not callable")
@@ -242,11 +265,13 @@ def load_function(path: str) -> UserFunction:
 
 
 def function_with_facts(function: UserFunction) -> UserFunction:
-    """Return the function as one of (problem, response, grading, facts), which gets of the facts those that it has
-    parameters for."""
+    """Return the function as one of (problem, response, grading, facts).
+
+    Of the facts, it is passed those that it has parameters for.
+    """
     try:
         parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # one of C, which does not tell
+    except ValueError:  # builtins written in C may have no signature
         parameters = ()
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     names = {parameter.name for parameter in parameters}
@@ -263,7 +288,7 @@ def _call(
 ) -> float | None:
     try:
         value = function(problem, response, grading, facts)
-    except (Exception, SystemExit) as error:  # sys.exit() would end the event loop, and leave what runs beside it
+    except (Exception, SystemExit) as error:  # sys.exit() would end the event loop and leave its other tasks running
         raise TrainingError(
             f"{path}: raised {type(error).__name__}: {error} on problem {problem.id}; "
             "mend it, or return None to drop a sample"

@@ -1,10 +1,10 @@
-"""The process reward model of a run, in a Ray actor of its own, so that it scores while responses are generated.
+"""Run the process reward model of a run in its own Ray actor, so that it scores while responses are being generated.
 
     prm = await Prm.start(config)
-    answers = await prm.judge(solutions)     # hundreds at once: what arrives while it works is scored together, next
+    answers = await prm.judge(solutions)     # await hundreds at once: they are batched as they arrive
     prm.close()
 
-An actor that dies is started again by Ray, loads the PRM again, and is asked again what was in flight.
+Ray restarts an actor that dies; it loads the PRM again and receives the requests that were in flight again.
 """
 
 from __future__ import annotations
@@ -29,19 +29,24 @@ from mmprm.types import Solution
 from policy_rl.rewards.process import ProcessConfig
 
 BATCH_SOLUTIONS = 256
-"""Most solutions that the scorer is given at once; it makes batches of tokens of them."""
+"""Maximum number of solutions passed to the scorer at once; the scorer splits them into batches by tokens."""
 
 
 class Prm:
-    """Made by `start`, used in that event loop. `processes` are the ids of those that have answered: one, and another
-    for each that took the place of a dead one."""
+    """Score solutions in a Ray actor. Create it with `start`, and use it in the same event loop.
+
+    `processes` are the ids of the processes that have answered: one, plus one for each that replaced a dead one.
+    """
 
     processes: set[int]
 
     @classmethod
     async def start(cls, config: ProcessConfig, place: dict[str, Any] | None = None) -> Prm:
-        """`place` is that of policy_rl.placement. Raises the scorer's own error where it cannot be loaded, and
-        TrainingError where that takes too long. Starts Ray if it does not run."""
+        """Start the actor and wait until it has loaded the PRM. Starts Ray if it is not running.
+
+        `place` comes from policy_rl.placement. Raises the scorer's own error if it cannot be loaded, and TrainingError
+        if loading takes too long.
+        """
         prm = cls(config, place)
         try:
             await prm._start()
@@ -61,7 +66,8 @@ class Prm:
         self.processes = set()
 
     async def judge(self, solutions: Sequence[Solution]) -> list[Answer]:
-        """Scores for each solution, or DataError where it cannot be scored; other errors of the scorer are raised."""
+        """Return the scores of each solution, or a DataError for one that cannot be scored; raise other errors of the
+        scorer."""
         answer = self._actor.judge.remote(list(solutions))
         try:
             process, answers = await asyncio.wait_for(answer, self._config.score_timeout_s)
@@ -78,6 +84,7 @@ class Prm:
         return answers
 
     def close(self) -> None:
+        """End the actor."""
         actors.kill(self._actor)
 
     async def _start(self) -> None:
@@ -112,8 +119,11 @@ class Prm:
 
 
 class PrmActor:
-    """The scorer in one thread behind a queue. It loads by a call, whose errors Ray hands on as they are; in a process
-    that Ray has started again, by the first call that comes."""
+    """Run the scorer in one thread that takes its requests from a queue.
+
+    It is loaded in a call, not in the constructor, because Ray passes on the errors of a call unchanged; in a process
+    that Ray has restarted, the first call loads it.
+    """
 
     def __init__(self, config: ScorerConfig, cores: int) -> None:
         self._config, self._cores = config, cores
@@ -121,7 +131,7 @@ class PrmActor:
         self._queue: ScoreQueue | None = None
 
     async def start(self) -> int:
-        """The process id."""
+        """Load the scorer if it is not loaded; return the process id."""
         async with self._loading:
             if self._queue is None:
                 thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="prm")
@@ -130,6 +140,7 @@ class PrmActor:
         return os.getpid()
 
     async def judge(self, solutions: list[Solution]) -> tuple[int, list[Answer]]:
+        """Return the process id and one answer per solution."""
         process = await self.start()
         assert self._queue is not None, "start makes it"
         answers = await self._queue.judge(solutions, [1.0] * len(solutions))
@@ -146,7 +157,7 @@ class PrmActor:
 
 
 def _portable(answer: Answer) -> Answer:
-    """Errors of other packages may not survive the way to another process."""
+    """Return the answer in a form that can be sent to another process, which errors of other packages may not be."""
     if isinstance(answer, Exception) and not isinstance(answer, MmprmError):
         return TrainingError(f"the PRM failed on a solution ({type(answer).__name__}: {answer}); try mmprm score")
     return answer

@@ -1,11 +1,11 @@
-"""Process reward of sampled responses: cut into steps, scored by a process reward model, put onto their tokens.
+"""Compute the process reward of responses: split them into steps, score the steps with a PRM, map the scores to tokens.
 
     process = ProcessReward(tokenizer, markup, prefill, prm)
     scored = await process.score(problem, responses)     # a group as it arrives, while others are still generated
 
-A response that cannot be cut, or that the PRM cannot take, has no process reward: None, counted in `process.unscored`
-by reason, and its outcome reward stays. (Where both are one sum, mode=scalar without per_source, half of a sum is no
-reward: there it is left out.)
+A response that cannot be split, or that the PRM rejects, has no process reward: its result is None, it is counted in
+`process.unscored` by reason, and it keeps its outcome reward. (With mode=scalar and without per_source, both rewards
+form one sum; half of a sum is not a reward, so the response is left out there.)
 
 Shapes: T token of a response.
 """
@@ -35,47 +35,55 @@ from policy_rl.graded import StepRewards
 from policy_rl.types import Response
 
 PIECES = 2**18
-"""Decoded tokens that are kept: about the largest vocabulary."""
+"""Number of decoded tokens to cache: about the size of the largest vocabulary."""
 
 Decode = Callable[[Sequence[int]], str]
 
 
 class ProcessConfig(Config):
+    """Configure the process reward model of a run."""
+
     scorer: ScorerConfig
-    """The process reward model: a checkpoint, or a running `mmprm serve`. A response that scorer.too_long refuses has
-    no process reward; of one that it cuts, the steps that were not judged have none."""
+    """Process reward model: a checkpoint, or a running `mmprm serve`. A response that scorer.too_long refuses has no
+    process reward; if it truncates a response, the steps that were not scored have none."""
     aggregator: str | None = None
-    """With credit.mode=scalar, how step scores become one number; by default what the PRM's prm.json says."""
+    """How step scores become one number with credit.mode=scalar; by default as the PRM's prm.json says."""
     cores: int = Field(1, ge=1)
-    """Cores that a local PRM computes on without a GPU. Ray books none for it: engines, one a core, go on meanwhile."""
+    """Cores that a local PRM uses without a GPU. Ray does not book them: the engines, one per core, keep running
+    meanwhile."""
     own_gpu: bool = True
-    """A local PRM has a GPU of its own; false: one of the last engine's, where engine.gpu_memory_utilization must leave
-    it room."""
+    """Give a local PRM its own GPU; false: it uses one of the last engine's, where engine.gpu_memory_utilization must
+    leave enough memory."""
     start_timeout_s: float = Field(1800, gt=0)
-    """Longest wait for the PRM to load."""
+    """Maximum time in seconds to wait for the PRM to load."""
     score_timeout_s: float = Field(3600, gt=0)
-    """Longest wait for the scores of one group."""
+    """Maximum time in seconds to wait for the scores of one group."""
     most_restarts: int = Field(3, ge=0)
-    """Times that the PRM's process may die in a run before it ends."""
+    """Number of times that the PRM's process may die and be restarted before the run ends."""
 
     def aggregate(self) -> Aggregator:
-        """For credit.mode=scalar. ConfigError where neither the configuration nor the PRM names one."""
+        """Return the aggregator for credit.mode=scalar. Raises ConfigError if neither the configuration nor the PRM
+        names one."""
         return aggregator(chosen_aggregator(self.aggregator, scorer_info(self.scorer).aggregator))
 
 
 class Judge(Protocol):
+    """Describe what scores solutions."""
+
     async def judge(self, solutions: Sequence[Solution]) -> list[Answer]:
-        """Scores for each solution, or why it has none: DataError for one that cannot be scored."""
+        """Return the scores of each solution, or the reason why it has none: a DataError if it cannot be scored."""
         ...
 
 
 class ProcessReward:
-    """Step rewards of responses, by the tokens that were drawn. `prefill` is the text with which the prompt already
-    began each response; `unscored` counts the responses without process reward, by reason.
+    """Compute step rewards of responses per sampled token.
 
-    A token belongs to the step in which it begins: one that ends a step and holds the first characters of the next is
-    the end of the first, and the bytes of one character stay together. A token without text (special, end of turn)
-    belongs where it stands, behind the last character to the last step.
+    `prefill` is the text with which the prompt already begins each response; `unscored` counts the responses without
+    process reward by reason.
+
+    A token belongs to the step in which it begins: a token that contains the end of a step and the first characters of
+    the next one belongs to the first of them, and the bytes of one character stay together. A token without text
+    (special, end of turn) belongs to the step at its position, and after the last character to the last step.
     """
 
     def __init__(self, tokenizer: Any, markup: Markup, prefill: str, prm: Judge) -> None:
@@ -93,9 +101,9 @@ class ProcessReward:
         self._decode: Decode = decode
 
     async def score(self, problem: Problem, responses: Sequence[Response]) -> list[StepRewards | None]:
-        """One a response, in order; None where it has no process reward.
+        """Return one result per response, in order; None for a response without process reward.
 
-        TrainingError, naming the problem, for scores that are none and for a PRM that fails.
+        Raises TrainingError, naming the problem, for scores that are not probabilities and for a PRM that fails.
         """
         cuts = [self._cut(response) for response in responses]
         solutions = [Solution(problem, found.steps) for found, _ in cuts if found.steps]
@@ -143,31 +151,34 @@ class ProcessReward:
 
 
 def plain_steps(text: str, markup: Markup, prefill: str = "") -> Split:
-    """Return the steps of a response as the PRM reads them, or why it has none: a reason of `split`, "empty step"."""
+    """Return the steps of a response as the PRM reads them, or the reason why it has none: that of `split`, or "empty
+    step"."""
     found = split(prefill + text, markup)
     steps = tuple(plain(step, markup) for step in written_steps(found.steps, len(prefill)))
     return Split(steps, found.reason) if all(steps) else Split((), "empty step")
 
 
 def written_steps(steps: Steps, given: int) -> Steps:
-    """Join steps that end within the first `given` characters, which the prompt wrote, to the one after them: they have
-    no token to reward."""
+    """Join steps that end within the first `given` characters to the step after them.
+
+    The prompt wrote these characters, so such steps have no token to reward.
+    """
     count = sum(end <= given for end in accumulate(map(len, steps)))
     return ("".join(steps[: count + 1]), *steps[count + 1 :]) if count < len(steps) else steps
 
 
 def step_of_tokens(steps: Sequence[str], begins_T: Sequence[int]) -> tuple[int, ...]:
-    """The step in which each token begins; a token at the very end belongs to the last one."""
+    """Return the index of the step in which each token begins; a token at the very end belongs to the last step."""
     *inner, _ = accumulate(map(len, steps))
     return tuple(bisect_right(inner, begin) for begin in begins_T)
 
 
 def token_begins(token_ids: Sequence[int], text: str, decode: Decode) -> list[int]:
-    """For each token the number of characters of `text`, which is `decode(token_ids)`, that are complete before it.
+    """Return, for each token, how many characters of `text` (which is `decode(token_ids)`) are complete before it.
 
-    Tokens are decoded in runs that begin and end between characters. A tokenizer whose decoding of a run depends on
-    what stands before it (SentencePiece drops a leading space, and spoils whole characters next to a broken one) gets
-    some tokens of context, if need be all.
+    Tokens are decoded in runs that begin and end between characters. If decoding a run depends on the tokens before it
+    (SentencePiece drops a leading space, and garbles complete characters next to an incomplete one), the run is decoded
+    with a few tokens of context, and if necessary with all of them.
     """
     for context in (0, 4, len(token_ids)):
         begins_T = _begins(token_ids, text, decode, context)
@@ -180,10 +191,11 @@ def token_begins(token_ids: Sequence[int], text: str, decode: Decode) -> list[in
 
 
 def _begins(token_ids: Sequence[int], text: str, decode: Decode, context: int) -> list[int] | None:
-    """None where the runs do not add up to the text."""
+    """Return the result of token_begins with `context` tokens of context; None if the runs do not add up to the
+    text."""
     begins_T: list[int] = []
-    done = first = 0  # characters and tokens of the runs so far
-    head = piece = ""  # what the context, and the tokens of this run, decode to
+    done = first = 0  # characters and tokens in the runs so far
+    head = piece = ""  # decoded text of the context, and of the tokens of this run
     for index in range(len(token_ids)):
         begins_T.append(done + _shared(piece, text[done : done + len(piece)]))
         window = decode(token_ids[max(0, first - context) : index + 1])
@@ -195,5 +207,5 @@ def _begins(token_ids: Sequence[int], text: str, decode: Decode, context: int) -
 
 
 def _shared(left: str, right: str) -> int:
-    """Length of the common beginning."""
+    """Return the length of the common prefix."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
