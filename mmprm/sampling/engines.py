@@ -1,6 +1,6 @@
-"""Two ways to run one vLLM engine behind one interface: submit a prompt, get a future.
+"""Run one vLLM engine, in process or separately, behind one interface: submit a prompt, get a future.
 
-InProcessEngine computes in a thread of this process; SeparateEngine leaves that to processes that vLLM starts.
+InProcessEngine computes in a thread of this process; SeparateEngine uses the processes that vLLM starts.
 """
 
 from __future__ import annotations
@@ -33,22 +33,22 @@ NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Totals since the engine started, and what it did in its last step."""
+    """Hold totals since the engine started and the state of its last step."""
 
     generated_tokens: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    """Prompt tokens that came from the prefix cache."""
+    """Prompt tokens served from the prefix cache."""
     running: int = 0
-    """Completions that are being computed."""
+    """Completions being computed."""
     waiting: int = 0
-    """Completions that wait for a place among max_num_seqs or for cache blocks."""
+    """Completions that wait for a slot among max_num_seqs or for cache blocks."""
     kv_cache_usage: float = 0.0
-    """Share of the key-value cache in use, in [0, 1]."""
+    """Fraction of the key-value cache in use, in [0, 1]."""
 
 
 class _StatsKeeper:
-    """vLLM's stat logger interface; called after every step of the engine."""
+    """Collect statistics through vLLM's stat logger interface, which is called after every engine step."""
 
     def __init__(self) -> None:
         self.stats = EngineStats()
@@ -91,8 +91,10 @@ class _Call:
 
 
 class InProcessEngine:
-    """One thread owns the engine: it takes in what was submitted, steps, and completes futures. `arguments` of vLLM
-    come on top of those that follow from the configuration."""
+    """Run the engine in one thread that accepts submissions, steps the engine and completes futures.
+
+    `arguments` are additional vLLM engine arguments beyond those derived from the configuration.
+    """
 
     def __init__(self, config: EngineConfig, arguments: Mapping[str, Any] = NO_ARGUMENTS) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
@@ -105,17 +107,22 @@ class InProcessEngine:
         ready.result()
 
     def submit(self, prompt: dict[str, Any], params: SamplingParams) -> Future[RequestOutput]:
+        """Return a future for vLLM's output for a prompt."""
         return self._put(_Prompt(prompt, params, Future()))
 
     def call(self, method: str, *arguments: Any) -> Future[Any]:
-        """The result of a method of vLLM's engine, run when nothing is in flight; what is submitted later waits."""
+        """Return a future for a call of a vLLM engine method.
+
+        The method runs once nothing is in flight; later submissions wait for it.
+        """
         return self._put(_Call(method, arguments, Future()))
 
     def stats(self) -> EngineStats:
+        """Return the engine's current statistics."""
         return self._keeper.stats
 
     def close(self) -> None:
-        """Stop after the current step; what is still in flight gets an EngineStoppedError."""
+        """Stop after the current step; requests still in flight fail with EngineStoppedError."""
         self._inbox.put(None)
         self._thread.join()
 
@@ -141,7 +148,7 @@ class InProcessEngine:
         for future in in_flight.values():
             future.set_exception(self._stop_error())
         self._refuse()
-        # vLLM's own ending also takes down process-wide state, under any other engine of this process.
+        # vLLM's own shutdown also tears down process-wide state that other engines of this process use.
         engine.engine_core._finalizer.detach()
         engine.model_executor.shutdown()
         del engine
@@ -149,8 +156,8 @@ class InProcessEngine:
 
     def _start(self, config: EngineConfig, extra: Mapping[str, Any]) -> Any:
         if config.cores:
-            # Threads inherit the mask of the one that starts them, so OpenMP's stay on these cores too. Without
-            # processes of its own vLLM binds nothing.
+            # Threads inherit the affinity mask of their parent, so OpenMP's threads also stay on these cores. Without
+            # processes of its own, vLLM binds nothing.
             os.sched_setaffinity(0, config.cores)
         import torch
         from vllm.v1.engine.llm_engine import LLMEngine
@@ -163,7 +170,7 @@ class InProcessEngine:
         try:
             return LLMEngine.from_engine_args(arguments, stat_loggers=[lambda *_: self._keeper])
         finally:
-            torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it, for all that share the process
+            torch.set_num_threads = set_num_threads  # vLLM's CPU worker replaces it for the whole process
 
     def _pump(self, engine: Any, in_flight: dict[str, Future]) -> None:
         numbers = map(str, itertools.count())
@@ -194,7 +201,10 @@ class InProcessEngine:
         return EngineStoppedError(f"the engine has stopped: {self._stopped}")
 
     def _refuse(self) -> None:
-        """Answer what lies in the inbox of a stopped engine; also called after a late submit, which may cross it."""
+        """Fail the requests left in a stopped engine's inbox.
+
+        This also runs after a late submit, which may race with the stop.
+        """
         with contextlib.suppress(queue.Empty):
             while True:
                 job = self._inbox.get_nowait()
@@ -219,7 +229,7 @@ def _settle(future: Future, function: Callable[..., Any], *arguments: Any) -> No
 
 
 class SeparateEngine:
-    """vLLM's AsyncLLM on an event loop of its own, so that callers may come from any loop."""
+    """Run vLLM's AsyncLLM on a dedicated event loop, so that callers may use any loop."""
 
     def __init__(self, config: EngineConfig, arguments: Mapping[str, Any] = NO_ARGUMENTS) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"
@@ -238,22 +248,27 @@ class SeparateEngine:
             raise
 
     def submit(self, prompt: dict[str, Any], params: SamplingParams) -> Future[RequestOutput]:
+        """Return a future for vLLM's output for a prompt."""
         return asyncio.run_coroutine_threadsafe(self._generate(prompt, params), self._loop)
 
     def call(self, method: str, *arguments: Any) -> Future[Any]:
-        """The result of a method of vLLM's engine, run when nothing is in flight; what is submitted later waits."""
+        """Return a future for a call of a vLLM engine method.
+
+        The method runs once nothing is in flight; later submissions wait for it.
+        """
         return asyncio.run_coroutine_threadsafe(self._call(method, arguments), self._loop)
 
     def stats(self) -> EngineStats:
+        """Return the engine's current statistics."""
         return self._keeper.stats
 
     def close(self) -> None:
-        """Stop vLLM's processes; what is still in flight gets an EngineStoppedError."""
+        """Stop vLLM's processes; requests still in flight fail with EngineStoppedError."""
         self._engine.shutdown()
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     async def _start(self, arguments: Any) -> Any:
-        """On the engine's own loop: where a loop runs, AsyncLLM begins to read its processes' answers on that one."""
+        """Start AsyncLLM on the engine's own loop, since it reads its processes' outputs on the running loop."""
         from vllm.v1.engine.async_llm import AsyncLLM
 
         return AsyncLLM.from_engine_args(arguments, stat_loggers=[lambda *_: self._keeper])
@@ -276,7 +291,7 @@ class SeparateEngine:
     async def _call(self, method: str, arguments: tuple[Any, ...]) -> Any:
         from vllm.v1.engine.exceptions import EngineDeadError
 
-        async with self._calls:  # holds back what comes later
+        async with self._calls:  # blocks later submissions
             async with self._turn:
                 await self._turn.wait_for(lambda: self._in_flight == 0)
             try:
@@ -286,11 +301,15 @@ class SeparateEngine:
 
 
 def tokenisation(engine: Any) -> Any:
-    """A chat template writes its own special tokens: the tokenizer must not add a second beginning."""
+    """Return the tokenization parameters for rendered prompts.
+
+    A chat template writes its own special tokens, so the tokenizer must not add a second beginning-of-sequence token.
+    """
     return engine.renderer.default_chat_tok_params.with_kwargs(add_special_tokens=False)
 
 
 def engine_arguments(config: EngineConfig, extra: Mapping[str, Any] = NO_ARGUMENTS) -> Any:
+    """Return vLLM's engine arguments for a configuration; `extra` adds further ones."""
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
 
@@ -298,12 +317,12 @@ def engine_arguments(config: EngineConfig, extra: Mapping[str, Any] = NO_ARGUMEN
     kv_cache_gib = config.kv_cache_gib or (CPU_KV_CACHE_GIB if cpu else None)
     optional = {
         "max_model_len": config.max_model_len,
-        # vLLM's own block size on CPU is 128: shorter shared prefixes would never hit the cache.
+        # vLLM's default block size on CPU is 128, so shorter shared prefixes would never hit the cache.
         "block_size": config.block_size or (CPU_BLOCK_SIZE if cpu else None),
         "kv_cache_memory_bytes": int(kv_cache_gib * 2**30) if kv_cache_gib else None,
         "mm_processor_kwargs": config.pixel_limits or None,
-        # A seeded request whose prompt is computed in parts winds its random numbers back, which stops the engine on
-        # CPU ("CPU Generator does not use offset"). So prompts are computed whole, and many fit one step.
+        # For a seeded request whose prompt is computed in chunks, vLLM rewinds the random generator, which stops the
+        # engine on CPU ("CPU Generator does not use offset"). Prompts are therefore computed whole, many per step.
         "enable_chunked_prefill": False if cpu else None,
         "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, config.max_model_len or 0) if cpu else None,
     }

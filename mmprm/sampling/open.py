@@ -1,4 +1,4 @@
-"""From configuration to a sampler; only the chosen kind is imported."""
+"""Open a sampler from its configuration, importing only the selected kind."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmprm.types import Sampler
 async def open_sampler(
     engine: EngineConfig, sampling: SamplingConfig, prompt: PromptConfig, workers: int | None = None
 ) -> AsyncIterator[Sampler]:
-    """A sampler on `engine.servers`, or else on `workers` engines of our own, for as long as the block lasts."""
+    """Yield a sampler on `engine.servers` or, without servers, on `workers` local engines; close it afterwards."""
     if engine.servers is not None:
         from mmprm.sampling.server_sampler import ServerSampler
 

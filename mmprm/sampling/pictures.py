@@ -1,4 +1,4 @@
-"""Pictures inside chat messages, as servers take them."""
+"""Encode images in chat messages for OpenAI-compatible servers."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mmprm.problems import open_picture
 from mmprm.types import Picture
 
 KEPT = 128
-"""Encoded pictures kept for the next requests about the same problem."""
+"""Maximum number of encoded images cached for further requests about the same problem."""
 
 
 async def with_pictures(messages: Sequence[dict[str, Any]], pictures: Sequence[Picture]) -> list[dict[str, Any]]:
-    """The messages of mmprm.prompts with each {"type": "image"} replaced by the next picture as a data URL.
+    """Return the messages of mmprm.prompts with each {"type": "image"} replaced by the next image as a data URL.
 
-    Raises DataError for a picture that cannot be read.
+    Raises DataError for an image that cannot be read.
     """
     urls = iter([await asyncio.to_thread(_data_url, picture) for picture in pictures])
 
@@ -34,7 +34,7 @@ async def with_pictures(messages: Sequence[dict[str, Any]], pictures: Sequence[P
 
 @functools.lru_cache(maxsize=KEPT)
 def _data_url(picture: Picture) -> str:
-    """As PNG of the pixels that an engine of ours would see: servers differ in what they make of transparency."""
+    """Return the image as a PNG data URL of the pixels that a local engine sees; servers differ on transparency."""
     encoded = io.BytesIO()
     open_picture(picture).save(encoded, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""What every command is told that lets a policy answer problems."""
+"""Configure the policy: the settings that every command needs to sample and grade answers."""
 
 from __future__ import annotations
 
@@ -19,29 +19,34 @@ DECISIVE = {
     "grader": {"seconds": True, "max_length": True, "judge": {"model"}},
     **dict.fromkeys(("sampling", "prompt", "markup", "seed"), True),
 }
-"""The keys that decide what is sampled for a problem and how it is graded."""
+"""Keys that determine what is sampled for a problem and how it is graded."""
 
 
 class PolicyConfig(Config):
+    """Configure the problems, the policy's engine and prompt, the grader and the random seed."""
+
     problems: ProblemsConfig
     """The problems to answer."""
     engine: EngineConfig
     """The policy's engine; the model "tiny" is the embedded policy."""
     sampling: SamplingConfig = SamplingConfig()
-    """How completions are drawn; max_tokens limits each draw."""
+    """How completions are sampled; max_tokens limits each sample."""
     prompt: PromptConfig = PromptConfig()
-    """How the policy is asked."""
+    """How the policy is prompted."""
     markup: Markup = "tags"
     """How the policy marks its steps: tags, blank_lines or numbered."""
     grader: GraderConfig = GraderConfig()
-    """How final answers are judged."""
+    """How final answers are graded."""
     seed: int = 0
-    """Run seed; with the content of a request it gives the request's seed. Intervals are drawn with it, too."""
+    """Run seed; together with the content of a request, it determines the request's seed. It also seeds the confidence
+    intervals.
+    """
     workers: int | None = Field(None, ge=1)
-    """Engines; by default one a GPU (group of tensor_parallel_size GPUs), without a GPU one a core."""
+    """Number of engines; default: one per GPU (or group of tensor_parallel_size GPUs), without a GPU one per core."""
     ray_address: str | None = None
-    """Address of a Ray cluster to join, host:port; by default that of RAY_ADDRESS or of `ray start` on this machine,
-    else one is started here, which listens on the loopback interface alone. local: always start one."""
+    """Address of a Ray cluster to join, host:port; default: RAY_ADDRESS or the cluster of `ray start` on this machine,
+    else a new one that listens only on the loopback interface. local: always start a new one.
+    """
 
     @model_validator(mode="before")
     @classmethod
@@ -49,5 +54,5 @@ class PolicyConfig(Config):
         return template_of_file(values, "engine", "chat_template")
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal for samples of a problem to be the same."""
+        """Return the settings that must be equal for samples of a problem to be the same."""
         return self.model_dump(mode="json", include=DECISIVE)

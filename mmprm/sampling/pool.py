@@ -1,4 +1,4 @@
-"""Several engines behind one Sampler: a Ray actor each, on one machine or on a cluster."""
+"""Provide one Sampler over several engines, each in a Ray actor, on one machine or on a cluster."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ NOTICE_SECONDS = 30
 
 
 class SamplerPool:
-    """`size` engines; all requests of a problem go to the same one, where its prefixes are cached.
+    """Distribute requests over `size` engines; all requests for a problem go to the engine that caches its prefixes.
 
-    By default one engine a GPU (or group of tensor_parallel_size GPUs), without a GPU one a core, bound to it. Starts
-    Ray if it does not run. Raises SamplingError when an engine does not start; without `wait`, `started` does.
+    By default, there is one engine per GPU (or group of tensor_parallel_size GPUs), without a GPU one per core, bound
+    to it. Starts Ray if it is not running. Raises SamplingError if an engine does not start; with `wait=False`,
+    `started` raises it instead.
     """
 
     def __init__(
@@ -51,7 +52,10 @@ class SamplerPool:
                 raise
 
     async def started(self) -> None:
-        """Wait until all engines are up. Cancelled, as by Ctrl-C, it closes them, which ends the wait in the thread."""
+        """Wait until all engines are running.
+
+        If cancelled, for example by Ctrl-C, it closes them, which also ends the wait in the thread.
+        """
         try:
             await asyncio.to_thread(_wait, self._starts, self._model)
         except BaseException:
@@ -59,6 +63,7 @@ class SamplerPool:
             raise
 
     async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
+        """Return the completions of a request; see types.Sampler. Raises the error raised in the engine's actor."""
         actor = self._actors[zlib.crc32(request.problem.id.encode()) % len(self._actors)]
         try:
             return await actor.sample.remote(request)
@@ -66,18 +71,19 @@ class SamplerPool:
             raise cause_of(error) from None
 
     async def stats(self) -> EngineStats:
-        """Sums over the engines; kv_cache_usage is their mean."""
+        """Return statistics summed over the engines, except kv_cache_usage, which is their mean."""
         all_stats = await asyncio.gather(*(actor.stats.remote() for actor in self._actors))
         *sums, usage = (sum(column) for column in zip(*map(astuple, all_stats), strict=True))
         return EngineStats(*sums, usage / len(all_stats))
 
     def close(self) -> None:
+        """Stop the engines."""
         for actor in self._actors:
             actors.kill(actor)
 
 
 class _Engine:
-    """The actor: a sampler in a process of its own. It starts by a call, whose errors Ray hands on as they are."""
+    """Run a sampler in an actor process. It starts by a method call, because Ray preserves the errors of methods."""
 
     async def start(self, engine: EngineConfig, sampling: SamplingConfig | None, prompt: PromptConfig | None) -> None:
         from mmprm.sampling.vllm_sampler import VllmSampler
@@ -92,8 +98,10 @@ class _Engine:
 
 
 def places(engine: EngineConfig, size: int | None) -> tuple[list[EngineConfig], dict[str, float]]:
-    """The configuration of each engine, and what Ray books for one; by default as many as fit. Starts Ray if it does
-    not run."""
+    """Return the configuration of each engine and the Ray resources of one; by default as many as fit.
+
+    Starts Ray if it is not running.
+    """
     actors.connect()
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if gpus:
@@ -107,7 +115,7 @@ def places(engine: EngineConfig, size: int | None) -> tuple[list[EngineConfig], 
 
 
 def _wait(starts: list[Any], model: str) -> None:
-    """Says every 30 s what it waits for: a large model takes minutes to load."""
+    """Wait for the engines to start, printing a notice every 30 s because a large model takes minutes to load."""
     while starts:
         done, starts = ray.wait(starts, timeout=NOTICE_SECONDS)
         try:
@@ -119,6 +127,9 @@ def _wait(starts: list[Any], model: str) -> None:
 
 
 def cause_of(error: RayError) -> MmprmError:
-    """The error that was raised in the actor, if it is one of ours; Ray wraps it, with both tracebacks in its text."""
+    """Return the error raised in the actor if it is an MmprmError, else EngineStoppedError with its text.
+
+    Ray wraps the original error and puts both tracebacks into the text.
+    """
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, MmprmError) else EngineStoppedError(str(error))

@@ -1,4 +1,4 @@
-"""A deterministic sampler without a model, for tests and for trying a search at scale."""
+"""Provide a deterministic sampler without a model, for tests and for trying out a search at scale."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Callable
 from mmprm.types import Completion, Problem, SampleRequest
 
 Write = Callable[[Problem, str, random.Random], str]
-"""(problem, prefix, random numbers) → the text that continues the prefix."""
+"""Function from (problem, prefix, random generator) to the text that continues the prefix."""
 
 
 class ScriptedSampler:
-    """Draw i of a request is `write(problem, prefix, Random(seed + i))`: equal requests give equal completions.
+    """Return `write(problem, prefix, Random(seed + i))` as sample i, so that equal requests give equal completions.
 
-    `delay` seconds pass before an answer, so that many requests can be in flight; `requests` keeps what was asked.
+    Each answer is delayed by `delay` seconds, so that many requests can be in flight; `requests` records all requests.
     """
 
     def __init__(self, write: Write, delay: float = 0.0) -> None:
@@ -26,6 +26,7 @@ class ScriptedSampler:
         self.in_flight_max = 0
 
     async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
+        """Return the completions of a request after the delay."""
         self.requests.append(request)
         self.in_flight += 1
         self.in_flight_max = max(self.in_flight_max, self.in_flight)

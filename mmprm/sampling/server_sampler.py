@@ -1,4 +1,4 @@
-"""Completions from OpenAI-compatible servers that are already running."""
+"""Sample completions from OpenAI-compatible servers that are already running."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _OPENING = re.compile(r"<(?:think|step(?:_\d+)?)>[^<]*(?:</think>\s*)?\Z")
 
 
 class ServerSampler:
-    """A Sampler on `engine.servers`, for one event loop; close it there, or use it in an `async with` block.
+    """Sample from `engine.servers` on one event loop; close it there, or use it in an `async with` block.
 
-    A prefix is the beginning of the assistant turn, which the server is asked to continue. One request for n draws:
-    vLLM gives draw i the seed `seed + i`, as our own engines do. `token_count` counts the token ids where the server
-    returns them (vLLM); elsewhere the tokens of all draws together, as the server states them, are shared out by the
-    lengths of the texts.
+    A prefix is the beginning of the assistant turn, which the server is asked to continue. The n samples are one
+    request: vLLM gives sample i the seed `seed + i`, as local engines do. `token_count` counts the token ids if the
+    server returns them (vLLM); otherwise the total number of tokens reported by the server is divided in proportion to
+    the text lengths.
     """
 
     def __init__(
@@ -39,8 +39,11 @@ class ServerSampler:
         self._client = Client(engine.servers)
 
     async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
-        """See types.Sampler. SamplingError and DataError (a picture) name the problem; EngineStoppedError means that
-        no server could be asked, whatever the problem."""
+        """Return the completions of a request; see types.Sampler.
+
+        SamplingError and DataError (an unreadable image) name the problem; EngineStoppedError means that no server
+        could be asked, regardless of the problem.
+        """
         problem = request.problem
         try:
             own, given = TurnBeginning("", self._prompt).own(request)
@@ -63,10 +66,11 @@ class ServerSampler:
         return tuple(with_given(completion, given) for completion in drawn)
 
     def load(self) -> tuple[int, int]:
-        """Requests that are being made, and those that wait for one of these to end."""
+        """Return the number of running requests and of those waiting for a slot."""
         return self._client.running, self._client.waiting
 
     async def close(self) -> None:
+        """Close the connections to the servers."""
         await self._client.close()
 
     async def __aenter__(self) -> ServerSampler:
@@ -89,11 +93,11 @@ class ServerSampler:
         if self._servers.dialect == "openai":
             self._check_plain(beginning)
             return body
-        # Also where they are neutral: a server's own defaults come from the checkpoint's generation_config.json.
-        # -1 for all tokens, which vLLM takes like 0, and SGLang alone.
+        # Send these even if neutral, because a server's defaults come from the checkpoint's generation_config.json.
+        # All tokens are -1, which vLLM treats like 0, and which is the only value that SGLang accepts.
         body |= {"top_k": sampling.top_k or -1, "repetition_penalty": sampling.repetition_penalty}
         body |= {"return_token_ids": True, "return_prompt_text": True}
-        if request.stop:  # OpenAI's own API leaves the string out of the text, where the end of a step would be missed
+        if request.stop:  # OpenAI's API omits the stop string from the text, which would lose the end of a step
             body |= {"stop": list(request.stop), "include_stop_str_in_output": True}
         if self._prompt.template_options:
             body["chat_template_kwargs"] = self._prompt.template_options
@@ -116,7 +120,10 @@ class ServerSampler:
             )
 
     def _check_question(self, reply: Reply, problem: Problem) -> None:
-        """A base model's chat template, given messages of parts, may render nothing."""
+        """Raise EngineStoppedError if the prompt lacks the question.
+
+        The chat template of a base model may render nothing for messages with content parts.
+        """
         pieces = [piece.strip() for piece in problem.question.split(IMAGE)]
         if reply.prompt_text is not None and any(piece not in reply.prompt_text for piece in pieces):
             raise EngineStoppedError(
@@ -125,10 +132,10 @@ class ServerSampler:
             )
 
     def _trimmed(self, reply: Reply, beginning: str) -> str:
-        """Return the line breaks after the tag of a step that the chat template left out at the end of the turn.
+        """Return the line breaks after a step's tag that the chat template trimmed at the end of the turn.
 
-        A server that ignores continue_final_message, or a template that trims other text or rewrites the turn, would
-        continue something else than the prefix and raises EngineStoppedError.
+        Raises EngineStoppedError for a server that ignores continue_final_message, and for a template that trims other
+        text or rewrites the turn, because these would continue something other than the prefix.
         """
         if not beginning:
             return ""
@@ -158,13 +165,17 @@ def _finish_reason(choice: Choice) -> str:
 
 
 def served_opening(prompt_text: str) -> str:
-    """Return the tag with which a server's chat template has opened the assistant's turn, at the end of its prompt."""
+    """Return the tag at the end of the prompt by which the server's chat template opens the assistant turn, or ""."""
     found = _OPENING.search(prompt_text)
     return found[0] if found else ""
 
 
 def token_counts(reply: Reply) -> list[int]:
-    """Tokens of each choice; where only their sum is known, shares by length of text that add up to it."""
+    """Return the number of tokens of each choice.
+
+    If only their total is known, it is divided in proportion to the text lengths, with counts that add up to it. Raises
+    SamplingError if the server reports no counts.
+    """
     counts = [choice.token_count for choice in reply.choices if choice.token_count is not None]
     if len(counts) == len(reply.choices):
         return counts

@@ -1,5 +1,8 @@
-"""A sampler without a model that writes solutions of recorded lengths and values: a campaign's bookkeeping at any scale
-without an engine, and search statistics against known truth."""
+"""Provide a sampler without a model that writes solutions of recorded lengths and values.
+
+It exercises the bookkeeping of an annotation run at any scale without an engine, and search statistics against known
+values.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,16 @@ from dataclasses import dataclass
 from mmprm.types import Completion, Problem, SampleRequest
 
 BAD = "!"
-"""Marks a bad step; no solution is right after one."""
+"""Marks a bad step; no solution that contains one is correct."""
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """What is drawn from: one of `values` for each problem, the share of solutions from the root that are right; one of
-    `lengths`, words of each step, for each solution. A step has one of `variants` texts, or always a new one."""
+    """Describe the distribution of solutions.
+
+    Each problem gets one of `values`, the fraction of solutions from the root that are correct; each solution gets one
+    of `lengths`, the number of words of each step. A step has one of `variants` texts, or a new one each time if None.
+    """
 
     values: tuple[float, ...]
     lengths: tuple[tuple[int, ...], ...]
@@ -24,19 +30,22 @@ class Profile:
 
 
 class SimulatedSampler:
-    """Draw i of a request depends on (problem, prefix, seed + i) alone. Steps are tagged, and each is bad with the same
-    chance, so that the root has the problem's value."""
+    """Sample solutions that depend only on (problem, prefix, seed + i).
+
+    Steps are tagged, and each has the same probability of being bad, chosen so that the root has the problem's value.
+    """
 
     def __init__(self, profile: Profile) -> None:
         self._profile = profile
 
     async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
+        """Return the completions of a request."""
         written = request.prefix.count("<step>")
         good = BAD not in request.prefix
         return tuple(self._write(request.problem, written, good, request.seed + i) for i in range(request.n))
 
     def true_value(self, problem: Problem, steps: Sequence[str], length: int) -> float:
-        """The value of a prefix of a solution of `length` steps."""
+        """Return the value of a prefix of a solution with `length` steps."""
         if any(BAD in step for step in steps):
             return 0.0
         return self._value(problem) ** (1 - len(steps) / length)

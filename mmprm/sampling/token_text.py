@@ -1,4 +1,4 @@
-"""The text of token ids: where in a completion each token ends, and how much of a prefix its ids hold."""
+"""Map token ids to text: where each token of a completion ends, and how much of a prefix given ids cover."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mmprm.types import Tokens
 
 
 class TokenText:
-    """The bytes of each token of a transformers tokenizer, so that ids and text are compared without decoding.
+    """Provide the bytes of each token of a transformers tokenizer, to compare ids and text without decoding.
 
-    Special tokens have no text. A tokenizer whose tokens do not simply follow one another in the text (SentencePiece
-    at the beginning of a text) gives no Tokens there.
+    Special tokens have no text. A tokenizer whose tokens do not simply concatenate to the text (SentencePiece at the
+    beginning of a text) yields no Tokens there.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -27,10 +27,10 @@ class TokenText:
         self._bytes_of = functools.cache(self._bytes)
 
     def tokens(self, ids: Sequence[int], text: str, begin: int = 0) -> Tokens | None:
-        """Return the tokens of a completion with ends counted from character `begin`, or None where they do not spell
-        it. The ids may go on beyond the text.
+        """Return the tokens of a completion with ends counted from character `begin`, or None if they do not spell it.
 
-        Special tokens are left out at the end, and none may stand before: a prefix holds what its text shows.
+        The ids may extend beyond the text. Trailing special tokens are dropped; any other special token gives None,
+        because a prefix contains only what its text shows.
         """
         ids = tuple(ids)
         while ids and ids[-1] in self._special:
@@ -43,8 +43,10 @@ class TokenText:
         return Tokens(ids, tuple(end - begin for end in ends) if begin else ends)
 
     def missing(self, ids: Sequence[int], prefix: str) -> str | None:
-        """Return the end of `prefix` that its ids do not hold, or None if they hold something else or end inside a
-        character."""
+        """Return the end of `prefix` that its ids do not cover.
+
+        Returns None if the ids spell something else or end inside a character.
+        """
         written = b"".join(map(self._bytes_of, ids))
         whole = prefix.encode("utf-8", "surrogatepass")
         rest = whole[len(written) :]
@@ -62,7 +64,7 @@ class TokenText:
             return b""
         if self._style == "bytes":
             alphabet = _byte_alphabet()
-            if not alphabet.keys() >= set(token):  # words added to a vocabulary as they are, which decode to themselves
+            if not alphabet.keys() >= set(token):  # words added to a vocabulary verbatim, which decode to themselves
                 return token.encode()
             return bytes(alphabet[character] for character in token)
         if self._style == "pieces":
@@ -73,7 +75,7 @@ class TokenText:
 
 
 def _style(tokenizer: Any) -> str:
-    """Return how the vocabulary writes text: "bytes" (byte-level BPE), "pieces" (SentencePiece) or "text"."""
+    """Return how the vocabulary encodes text: "bytes" (byte-level BPE), "pieces" (SentencePiece) or "text"."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     decoder = json.dumps(json.loads(backend.to_str())["decoder"], ensure_ascii=False) if backend else ""
     if '"ByteLevel"' in decoder:
@@ -83,19 +85,19 @@ def _style(tokenizer: Any) -> str:
 
 @functools.cache
 def _byte_alphabet() -> dict[str, int]:
-    """Return the byte of each character of byte-level vocabularies: printable Latin-1 as itself, others from U+0100."""
+    """Return the byte of each character in byte-level vocabularies: printable Latin-1 as itself, others from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in printable]
     return {chr(byte): byte for byte in printable} | {chr(0x100 + n): byte for n, byte in enumerate(others)}
 
 
 def _is_within_character(byte: int) -> bool:
-    """Return whether a byte continues a UTF-8 character that another one begins."""
+    """Return whether a byte continues a UTF-8 character rather than beginning one."""
     return byte & 0xC0 == 0x80
 
 
 def _character_ends(written: bytes, ends: list[int]) -> tuple[int, ...]:
-    """Return byte offsets as numbers of characters; inside a character, that of the next end between characters."""
+    """Return byte offsets as character counts; an offset inside a character maps to the next end between characters."""
     if written.isascii():
         return tuple(ends)
     begins = [int(not _is_within_character(byte)) for byte in written]

@@ -1,7 +1,7 @@
-"""The beginning of an assistant turn that the prompt writes itself: part of every completion's text.
+"""Handle the beginning of an assistant turn that the prompt writes itself, which belongs to every completion's text.
 
-A completion from an empty prefix begins with it, so that the steps of a response, and every prefix made of them, hold
-it as if the policy had written it.
+A completion from an empty prefix starts with it, so that the steps of a response, and every prefix made of them,
+contain it as if the policy had written it.
 """
 
 from __future__ import annotations
@@ -14,16 +14,18 @@ from mmprm.types import Completion, SampleRequest, Tokens
 
 @dataclass(frozen=True, slots=True)
 class TurnBeginning:
-    """`opening` is what the chat template adds after the header; the prefill of `prompt` follows it."""
+    """Describe how the prompt begins an assistant turn.
+
+    `opening` is the text that the chat template adds after the header; the prefill of `prompt` follows it.
+    """
 
     opening: str
     prompt: PromptConfig
 
     def own(self, request: SampleRequest) -> tuple[SampleRequest, str]:
-        """Return the request with the part of its prefix that the prompt does not write itself, and the text with which
-        completions begin."""
+        """Return the request without the prefix part written by the prompt, and the beginning of its completions."""
         if request.prefix and PRESETS[self.prompt.preset].continuation is not None:
-            return request, self.opening  # the user turn shows the prefix, and the assistant's begins anew
+            return request, self.opening  # the user turn shows the prefix, and the assistant turn starts afresh
         begins = self.opening + assistant_beginning(self.prompt, "")
         if begins.startswith(request.prefix):  # a step may end within it, as after a blank line
             return replace(request, prefix="", prefix_ids=None), begins[len(request.prefix) :]
@@ -31,7 +33,7 @@ class TurnBeginning:
 
 
 def with_given(completion: Completion, given: str) -> Completion:
-    """Return the completion with what the prompt had written before it."""
+    """Return the completion with the text that the prompt wrote prepended and its token ends shifted accordingly."""
     if not given:
         return completion
     tokens = completion.tokens

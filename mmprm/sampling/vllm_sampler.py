@@ -1,4 +1,4 @@
-"""Completions from one vLLM engine."""
+"""Sample completions from one vLLM engine."""
 
 from __future__ import annotations
 
@@ -27,21 +27,24 @@ if TYPE_CHECKING:
     from vllm import RequestOutput
 
 ATTEMPTS = 8
-"""Times that a draw whose tokens leave the prefix is made before it continues the prefix as text."""
+"""Maximum number of attempts at a sample whose tokens diverge from the prefix before it is continued as text."""
 
 
 class VllmSampler:
-    """A Sampler on an engine that it starts, and closes at the end. Hundreds of `sample` calls may be in flight, from
-    any event loop; the engine batches them and shares the computation of common prefixes.
+    """Sample from a vLLM engine that it starts, and that `close` stops.
 
-    `Completion.text` leaves special tokens out; `token_count` counts every generated token. Draw i uses seed + i, so a
-    request repeated alone on the same machine gives the same text; within other batches rounding may lead elsewhere.
+    Hundreds of `sample` calls may be in flight, from any event loop; the engine batches them and shares the computation
+    of common prefixes.
 
-    With `prefix_ids` the prompt ends in these ids. Where the policy's next token held the end of the prefix and more,
-    they end before it, and the policy writes that token again: of its draws those count that begin with the rest of
-    the prefix, which leaves exactly what it writes after this text.
+    `Completion.text` omits special tokens; `token_count` counts every generated token. Sample i uses seed + i, so that
+    a request repeated alone on the same machine gives the same text; in other batches, rounding may lead to different
+    text.
 
-    `arguments` of vLLM come on top of those that follow from the configuration.
+    With `prefix_ids`, the prompt ends in these ids. If the policy's next token spanned the end of the prefix, the ids
+    stop before that token and the policy samples it again. Only samples that begin with the rest of the prefix are
+    accepted, which preserves the policy's distribution given this text.
+
+    `arguments` are additional vLLM engine arguments beyond those derived from the configuration.
     """
 
     def __init__(
@@ -68,11 +71,14 @@ class VllmSampler:
             self._engine = (InProcessEngine if in_process else SeparateEngine)(engine, arguments)
         except MmprmError:
             raise
-        except Exception as error:  # vLLM and transformers raise many kinds for a folder or machine that does not fit.
+        except Exception as error:  # vLLM and transformers raise many kinds for an unsuitable folder or machine.
             raise SamplingError(f"{engine.model}: the engine did not start: {type(error).__name__}: {error}") from error
 
     async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
-        """See types.Sampler. Raises SamplingError or DataError (a picture) naming the problem; the engine goes on."""
+        """Return the completions of a request; see types.Sampler.
+
+        Raises SamplingError or DataError (an unreadable image) naming the problem; the engine keeps running.
+        """
         request, given = self._turn.own(request)
         request, rest = self._fitted(request)
         draws = enumerate(await self._draw(request))
@@ -80,7 +86,7 @@ class VllmSampler:
         return tuple(with_given(completion, given) for completion in kept)
 
     async def generate(self, request: SampleRequest, **settings: Any) -> RequestOutput:
-        """What vLLM answers, with token ids; `settings` are further fields of SamplingParams. Raises like `sample`."""
+        """Return vLLM's output with token ids; `settings` are further SamplingParams fields. Raises like `sample`."""
         problem = request.problem
         try:
             prompt = self._beginning(request)
@@ -90,11 +96,11 @@ class VllmSampler:
             return await asyncio.wrap_future(self._engine.submit(prompt, self._params(request, settings)))
         except MmprmError as error:
             raise type(error)(f"problem {problem.id}: {error}") from error
-        except Exception as error:  # vLLM raises many kinds for a prompt that does not fit.
+        except Exception as error:  # vLLM raises many kinds of errors for an unsuitable prompt.
             raise SamplingError(f"problem {problem.id}: {error}") from error
 
     async def logprobs(self, token_ids: Sequence[int]) -> tuple[float, ...]:
-        """log P(token i | the tokens before it) for i = 1, 2, … of a text without pictures, at temperature 1."""
+        """Return log P(token i | preceding tokens) for i = 1, 2, … of a text without images, at temperature 1."""
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
@@ -103,15 +109,16 @@ class VllmSampler:
         return tuple(place[token].logprob for place, token in places)
 
     async def call(self, method: str, *arguments: Any) -> Any:
-        """The result of a method of vLLM's engine, run when nothing is in flight; what is submitted later waits."""
+        """Return the result of a vLLM engine method, run once nothing is in flight; later submissions wait for it."""
         return await asyncio.wrap_future(self._engine.call(method, *arguments))
 
     @property
     def template_owner(self) -> Any:
-        """The checkpoint's processor, or its tokenizer if it takes no pictures."""
+        """Return the checkpoint's processor, or its tokenizer if the model does not accept images."""
         return self._template_owner
 
     def stats(self) -> EngineStats:
+        """Return the engine's current statistics."""
         return self._engine.stats()
 
     def close(self) -> None:
@@ -119,7 +126,7 @@ class VllmSampler:
         self._engine.close()
 
     def _fitted(self, request: SampleRequest) -> tuple[SampleRequest, str]:
-        """Return the request, without ids where they cannot be continued, and the end of its prefix that they lack."""
+        """Return the request, without ids if they cannot be continued, and the end of its prefix that they lack."""
         if request.prefix_ids is None:
             return request, ""
         rest = self._token_text.missing(request.prefix_ids, request.prefix) if self._takes_ids else None
@@ -128,17 +135,17 @@ class VllmSampler:
         return (replace(request, stop=()) if _may_stop_in(rest, request.stop) else request), rest
 
     async def _draw(self, request: SampleRequest) -> list[tuple[Any, bool]]:
-        """Return vLLM's draws, in order, each with whether its tokens continue the ids of the request."""
+        """Return vLLM's samples in order, each with whether its tokens continue the ids of the request."""
         output = await self.generate(request)
-        if any(draw.finish_reason == "error" for draw in output.outputs):  # as where a picture left vLLM's own cache
+        if any(draw.finish_reason == "error" for draw in output.outputs):  # such as an image evicted from vLLM's cache
             raise SamplingError(f"problem {request.problem.id}: the engine broke off a draw; ask again")
         continued = not request.prefix
-        if request.prefix_ids is not None:  # a model whose pictures vLLM places by text has its prompt encoded anew
+        if request.prefix_ids is not None:  # vLLM re-encodes prompts if it places images by text
             continued = tuple(output.prompt_token_ids[-len(request.prefix_ids) or sys.maxsize :]) == request.prefix_ids
         return [(draw, continued) for draw in output.outputs]
 
     async def _kept(self, request: SampleRequest, rest: str, number: int, draw: Any, continued: bool) -> Completion:
-        """Return the completion of a draw, made again with other seeds until it begins with the rest of the prefix."""
+        """Return the completion of a sample, resampled with other seeds until it begins with the rest of the prefix."""
         seed, token_count = request.seed + number, len(draw.token_ids)
         attempts = 1 if request.greedy else ATTEMPTS
         while not draw.text.startswith(rest):
@@ -164,7 +171,7 @@ class VllmSampler:
         from vllm.sampling_params import RequestOutputKind
 
         settings = self._sampling.model_dump() | ({"temperature": 0.0} if request.greedy else {}) | further
-        # One request for n draws: vLLM gives draw i the seed `seed + i`, and prepares the prompt and pictures once.
+        # One request for n samples: vLLM gives sample i the seed `seed + i`, and prepares prompt and images only once.
         return SamplingParams(
             n=request.n,
             seed=request.seed,
@@ -176,12 +183,12 @@ class VllmSampler:
 
 
 def _may_stop_in(rest: str, stop: Sequence[str]) -> bool:
-    """Whether a stop string may begin within the text that is written again, where it would end nothing."""
+    """Return whether a stop string may begin within the text sampled again, where it must not end the completion."""
     return any(end.startswith(rest[place : place + len(end)]) for end in stop for place in range(len(rest)))
 
 
 def _picture_id(picture: Picture) -> str:
-    """Tells the engine that two prompts show the same picture without hashing its pixels."""
+    """Return an identifier by which the engine recognizes a repeated image without hashing its pixels."""
     return picture.path or hashlib.sha256(picture.data or b"").hexdigest()
 
 
@@ -195,7 +202,7 @@ def _check_model(model: str) -> None:
 
 
 def _prepare_environment(model: str) -> None:
-    """Settings that vLLM and the hub client read when they are first imported; the user's own come first."""
+    """Set variables that vLLM and the hub client read when first imported; values set by the user take precedence."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if Path(model).is_dir():
