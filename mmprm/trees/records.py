@@ -200,8 +200,8 @@ def _problem(problem_id: str, blob: bytes) -> Problem:
 
 
 def _pack(content: Any) -> bytes:
-    # Level 1 gives half the size in a tenth of the time of the default level, and the driver packs every problem
-    # of a campaign.
+    # Level 1 gives half the size in a tenth of the time of the default level, and every batch of a campaign
+    # is packed.
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     return zlib.compress(text.encode("utf-8", "surrogatepass"), 1)
 

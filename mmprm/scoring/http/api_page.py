@@ -1,4 +1,4 @@
-"""GET /docs: the routes and messages of the service on one plain page."""
+"""Render GET /docs: the routes and messages of the service on one plain page."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def api_page(schema: dict[str, Any]) -> str:
-    """The routes of the OpenAPI document, without anything loaded from elsewhere."""
+    """Return the routes of the OpenAPI document as HTML that loads nothing from other hosts."""
     rows = "".join(
         f"<tr><td>{method.upper()}</td><td><code>{html.escape(path)}</code></td>"
         f"<td>{html.escape(operation.get('summary', ''))}</td></tr>"

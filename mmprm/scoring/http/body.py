@@ -1,4 +1,4 @@
-"""The JSON of a request, read in a bounded amount of memory."""
+"""Parse the JSON body of a request in bounded memory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mmprm.scoring.http.refused import Refused
 
 _MAX_KEYS = 16
 _TOKEN = re.compile(rb'"[^"]*+"?|[\[{,]')
-"""A string without escapes as a whole, or what begins or separates values."""
+"""Match a whole string without escapes, or a character that begins or separates values."""
 
 
 def bounded_route(parse: Callable[[bytes], Awaitable[Any]]) -> type[APIRoute]:
-    """A class of routes whose bodies are read by `parse` instead of on the event loop."""
+    """Return a route class whose bodies are parsed by `parse` instead of on the event loop."""
 
     class BoundedRequest(Request):
         async def json(self) -> Any:
@@ -37,10 +37,10 @@ def bounded_route(parse: Callable[[bytes], Awaitable[Any]]) -> type[APIRoute]:
 
 
 def parse_json(body: bytes, max_values: int) -> Any:
-    """Return the value that a body holds; a number becomes 0, since no field of a request is one.
+    """Return the value in a request body; every number becomes 0, because no field of a request is numeric.
 
-    Raises Refused for more than `max_values` values and separators, before any object is made of them; for what is not
-    UTF-8 or JSON, NaN included; for a key that occurs twice.
+    Raises Refused for more than `max_values` values and separators, before any object is created; for a body that is
+    not UTF-8 or not JSON (NaN included); and for a key that occurs twice.
     """
     if _too_many(body, max_values):
         text = f"the body holds more than {max_values:,} JSON values and separators; send fewer solutions at once"
@@ -58,7 +58,7 @@ def parse_json(body: bytes, max_values: int) -> Any:
 
 
 def _too_many(body: bytes, most: int) -> bool:
-    if sum(map(body.count, (b"[", b"{", b",", b'"'))) <= most:  # those within strings among them
+    if sum(map(body.count, (b"[", b"{", b",", b'"'))) <= most:  # includes those within strings
         return False
     unescaped = body.replace(rb"\\", b"").replace(rb"\"", b"")
     return any(number >= most for number, _ in enumerate(_TOKEN.finditer(unescaped)))

@@ -1,4 +1,4 @@
-"""Who has how many connections to `mmprm serve`, and which one makes way when there are too many."""
+"""Count the connections to `mmprm serve` per address, and decide which one is closed when there are too many."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from mmprm.scoring.http.connections import Connection
 
 RESERVED_FILES = 96
-"""Files kept free for images, logs, and connections that are accepted before they are counted."""
+"""File descriptors reserved for images, logs, and connections that are accepted before they are counted."""
 LOG_SECONDS = 10.0
 
 logger = logging.getLogger(__name__)
 
 
 class ConnectionTable:
-    """Open connections by address. Those that hold a whole request are `answering`; the others may be closed."""
+    """Open connections per address. Those that hold a complete request are `answering`; the others may be closed."""
 
     def __init__(self, limits: Limits) -> None:
         free = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _open_files() - RESERVED_FILES
@@ -36,7 +36,8 @@ class ConnectionTable:
         self._logged: dict[str, tuple[float, int]] = {}
 
     def add(self, connection: Connection) -> bool:
-        """Count it, if need be in place of an older one; False where all the others are being answered."""
+        """Register a connection, closing an older one if necessary. Return False if all the others are being
+        answered."""
         address = connection.address
         full = len(self._open[address]) >= self.max_per_address
         if (full or self._total >= self.max_total) and not self._make_way(address if full else self._largest()):
@@ -48,6 +49,7 @@ class ConnectionTable:
         return True
 
     def remove(self, connection: Connection) -> None:
+        """Forget a connection that has been closed."""
         address = connection.address
         if connection in self._open.get(address, ()):
             self._open[address].remove(connection)
@@ -56,14 +58,17 @@ class ConnectionTable:
             self._drop_empty(address)
 
     def answering(self, connection: Connection) -> None:
+        """Protect a connection from being closed: it holds a complete request."""
         self._waiting[connection.address].pop(connection, None)
 
     def waiting(self, connection: Connection) -> None:
+        """Mark a connection as the newest of those that may be closed."""
         if connection in self._open.get(connection.address, ()):
             self._waiting[connection.address][connection] = None
 
     def log(self, event: str, address: str) -> None:
-        """One line for many of a kind; the next one after LOG_SECONDS counts those in between."""
+        """Log one line for many events of a kind; the next line, after LOG_SECONDS, reports how many there were in
+        between."""
         at, count = self._logged.get(event, (float("-inf"), 0))
         now = time.monotonic()
         if now - at < LOG_SECONDS:
@@ -96,6 +101,7 @@ class ConnectionTable:
 
 
 def address_of(host: str) -> str:
+    """Return the address under which a host's connections are counted."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:

@@ -1,11 +1,11 @@
-"""Connections of `mmprm serve`: how many, how long a request may take to arrive, and how large its header may be.
+"""Limit the connections of `mmprm serve`: their number, how long a request may take to arrive, and its header's size.
 
-uvicorn bounds none of this with httptools. Each connection here
+uvicorn's httptools protocol enforces none of these limits. Each connection here
 
-    has `header_seconds` for a header and `body_seconds` for the body behind it,
-    is refused with 431 after MAX_HEADER bytes that are neither a whole header nor a body,
-    counts for its address, which has a share of the places; the oldest one without a whole request makes way,
-    is answered when the caller has only stopped sending, and given up when the caller has hung up.
+    has `header_seconds` for a header and `body_seconds` for the body that follows,
+    is refused with 431 after MAX_HEADER bytes that are neither a complete header nor a body,
+    counts toward its address's share of all connections; the oldest one without a complete request is closed first,
+    is answered if the caller has only stopped sending, and aborted if the caller has disconnected.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from mmprm.scoring.http.limits import MAX_HEADER
 from mmprm.scoring.http.refused import error_body
 
 MAX_PIPELINED = 32
-"""Requests on one connection that wait for the one before them."""
+"""Maximum number of requests on one connection that wait for an earlier one."""
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 2**20
-"""After a refusal this much more is read and dropped, so that the caller sees the answer instead of a reset."""
+"""Number of bytes read and discarded after a refusal, so that the caller sees the answer instead of a reset."""
 _PIECE = 2**14
 _FIRST_PROBE, _NEXT_PROBE = 0.25, 1.0
 
 _parser_logger = logging.getLogger(f"{__name__}.parser")
-_parser_logger.setLevel(logging.ERROR)  # uvicorn warns for each malformed request, in words that name no cause
+_parser_logger.setLevel(logging.ERROR)  # uvicorn warns about each malformed request without naming the cause
 
 
 class Connection(HttpToolsProtocol):
-    """One connection of a caller. `address` is what shares are counted by: an IPv6 caller owns a network of 64 bits."""
+    """One connection of a caller. `address` is the key for shares: an IPv6 caller counts as its /64 network."""
 
     def __init__(self, *args: Any, table: ConnectionTable, **values: Any) -> None:
         super().__init__(*args, **values)
@@ -51,7 +51,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # pause_writing is called for all that the caller does not read
+        transport.set_write_buffer_limits(high=0)  # pause_writing is called for any bytes that the caller does not read
         self.address = address_of(self.client[0] if self.client else "")
         if self._table.add(self):
             self._expect(self._limits.header_seconds)
@@ -88,7 +88,7 @@ class Connection(HttpToolsProtocol):
                 return
 
     def eof_received(self) -> bool:
-        """True keeps the connection for the answer to a request that has arrived as a whole."""
+        """Return True to keep the connection open for the answer to a request that has arrived completely."""
         cycle = self.cycle
         if self._dropped is not None or self.transport.is_closing():
             return False
@@ -105,7 +105,7 @@ class Connection(HttpToolsProtocol):
             raise ValueError("too many requests at once")  # the parser turns it into send_400_response
         self._overhead = 0
         super().on_headers_complete()
-        self._expect(self._limits.body_seconds + LINGER_SECONDS)  # the application says 408 before
+        self._expect(self._limits.body_seconds + LINGER_SECONDS)  # the application answers 408 before that
 
     def on_body(self, body: bytes) -> None:
         self._overhead = 0
@@ -122,7 +122,7 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         if self.cycle.response_complete:
             self._table.waiting(self)
-            if self.cycle.more_body:  # refused before all of it was here
+            if self.cycle.more_body:  # refused before the body had arrived
                 self._expect(LINGER_SECONDS)
 
     def send_400_response(self, msg: str) -> None:
@@ -140,14 +140,14 @@ class Connection(HttpToolsProtocol):
             self._unread = None
 
     def _unsupported_upgrade_warning(self) -> None:
-        """Nothing to tell: the request is answered as if it had not asked for another protocol."""
+        """Stay silent: the request is answered as if it had not asked for another protocol."""
 
     @property
     def _between_requests(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
 
     def _expect(self, seconds: float | None) -> None:
-        """Give up after this time, unless something is expected of the caller anew."""
+        """Set the deadline after which the connection is given up; None removes it."""
         if self._deadline is not None:
             self._deadline.cancel()
         self._deadline = None if seconds is None else self.loop.call_later(seconds, self._late)
@@ -167,12 +167,12 @@ class Connection(HttpToolsProtocol):
         self.transport.abort()
 
     def _refuse(self, status: int, kind: str, message: str) -> None:
-        """Answer in place of the application, then read and drop for a moment what the caller still sends."""
+        """Answer in place of the application, then read and discard for a moment what the caller still sends."""
         if self.transport.is_closing():
             return
         answering = self.cycle is not None and not self.cycle.response_complete and self.cycle.response_started
         if answering or self.pipeline:
-            self.transport.abort()  # this answer would stand in the middle of another one, or in its place
+            self.transport.abort()  # this answer would end up in the middle of another one, or in its place
             return
         content = json.dumps(error_body(kind, message)).encode()
         head = (
@@ -189,8 +189,11 @@ class Connection(HttpToolsProtocol):
             self.cycle.message_event.set()
 
     def _probe_peer(self) -> None:
-        """A caller that has hung up and one that only stopped sending look alike until something is sent: to an interim
-        answer, which every HTTP/1.1 client skips, the first one's system replies with a reset."""
+        """Detect a caller that has disconnected rather than only stopped sending.
+
+        The two look alike until something is sent. Every HTTP/1.1 client skips an interim answer, while the system of a
+        disconnected caller replies to it with a reset.
+        """
         if self.transport.is_closing():
             return
         sock = self.transport.get_extra_info("socket")

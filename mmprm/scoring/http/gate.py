@@ -1,4 +1,4 @@
-"""What every request passes before any route: key, host, state, size, time; and the figures of GET /metrics."""
+"""Check every request before it reaches a route (key, host, state, size, time), and count it for GET /metrics."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 OPEN = {"/health", "/docs", "/openapi.json"}
-"""Paths that need no key: what a load balancer and a reader need."""
+"""Paths that need no key: those of load balancers and human readers."""
 SCORING = {"/v1/score", "/v1/score/batch"}
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 
 
 class Gate:
-    """ASGI middleware. Counts what has passed it and is not answered yet in the service's `traffic`."""
+    """ASGI middleware that checks requests. Those in progress are counted in the service's `traffic`."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
@@ -55,7 +55,7 @@ class Gate:
             if scope["method"] == "POST" and path in SCORING:
                 await self._with_body(scope, receive, counted)
             else:
-                # The server leaves out the body of an answer to HEAD.
+                # The server omits the body of an answer to HEAD.
                 as_get = scope | {"method": "GET"} if scope["method"] == "HEAD" else scope
                 await self._app(as_get, receive, counted)
         except Refused as refused:
@@ -64,17 +64,18 @@ class Gate:
             refusal = self._service.refusal()
             if refusal is None or started:
                 raise
-            # Closing took longer than it may: what is not answered yet is refused like what comes later.
+            # Shutdown exceeded its time limit: unanswered requests are refused like new ones.
             await self._service.answer(refusal)(scope, receive, counted)
         finally:
             metrics.requests.labels(path, str(status)).inc()
             metrics.seconds.labels(path).observe(time.perf_counter() - begun)
 
     def _check(self, scope: Scope, headers: Headers) -> None:
-        """Raise Refused for what the header alone forbids."""
+        """Raise Refused for a request whose header alone is invalid."""
         path, service = scope["path"], self._service
         if service.local_only and _hostname(headers.get("host", "")) not in LOCAL_NAMES:
-            # A page in this machine's browser could make its own name mean 127.0.0.1 and read the answers.
+            # A web page in a local browser could resolve its own name to 127.0.0.1 and read the answers
+            # (DNS rebinding).
             raise Refused(403, "unauthorized", "without an API key only requests to localhost are taken")
         if path not in OPEN and service.key is not None and not _has_key(headers, service.key):
             raise Refused(401, "unauthorized", "send the API key as Authorization: Bearer KEY")
@@ -91,8 +92,8 @@ class Gate:
         service.traffic.check_bytes(caller_of(scope), size)
 
     async def _with_body(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Take in the body, then let the application answer. Only what is here counts as traffic, so that a caller who
-        announces much and sends little keeps nobody out."""
+        """Read the body, then let the application answer. Only bytes that have arrived count as traffic, so that a
+        caller who announces a large body but sends little cannot block others."""
         traffic, address = self._service.traffic, caller_of(scope)
         body = bytearray()
         try:
@@ -107,7 +108,7 @@ class Gate:
 
 
 async def _parts(receive: Receive, limits: Limits) -> AsyncIterator[bytes]:
-    """The pieces of a body of bounded size, which must be here in a bounded time. Raises Refused."""
+    """Yield the parts of a body. Raises Refused for one that is too large or arrives too slowly."""
     got, more = 0, True
     latest = asyncio.get_running_loop().time() + limits.body_seconds
     while more:
@@ -127,7 +128,7 @@ async def _parts(receive: Receive, limits: Limits) -> AsyncIterator[bytes]:
 
 
 def _replay(body: bytearray, receive: Receive) -> Receive:
-    """The body as one message; then whatever comes."""
+    """Return a receive function that yields the body as one message, then whatever follows."""
     messages: list[Message] = [{"type": "http.request", "body": bytes(body), "more_body": False}]
 
     async def replayed() -> Message:
@@ -141,6 +142,7 @@ def hung_up() -> Refused:
 
 
 def caller_of(scope: Scope) -> str:
+    """Return the address of the caller, under which it is counted."""
     return address_of((scope.get("client") or ("",))[0])
 
 
@@ -161,7 +163,7 @@ def _hostname(host: str) -> str | None:
 
 
 async def while_connected(request: Request, work: Awaitable[T]) -> T:
-    """The result of the work, which is given up when the caller hangs up."""
+    """Return the result of `work`, which is cancelled if the caller disconnects."""
     working, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(request))
     try:
         await asyncio.wait((working, gone), return_when=asyncio.FIRST_COMPLETED)

@@ -1,4 +1,4 @@
-"""Memory of large requests, given back to the system."""
+"""Return the memory of large requests to the system."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _last = 0.0
 
 
 def give_back() -> None:
-    """Return freed memory to the system, at most once a second.
+    """Return freed memory to the system, at most once per second.
 
-    glibc keeps what has been freed, for each thread its own: after a batch of large images that is gigabytes which
-    nobody else can use.
+    glibc keeps freed memory in per-thread arenas: after a batch of large images this amounts to gigabytes that nothing
+    else can use.
     """
     global _last
     now = time.monotonic()

@@ -1,4 +1,4 @@
-"""One scorer for many callers: what they ask while it works is scored together, next."""
+"""Share one scorer among many callers: requests that arrive while it works are scored together in the next batch."""
 
 from __future__ import annotations
 
@@ -24,14 +24,15 @@ class _Asked:
 
 @dataclass
 class Pace:
-    """How much is given to the scorer at once: a total weight up to `limit`, which follows from how long the last batch
-    took, so that a batch takes about `seconds`, and up to `most`."""
+    """Adapt the batch size to the scorer's speed: a total weight of at most `limit`, which is updated from the
+    duration of the last batch so that a batch takes about `seconds`, and never exceeds `most`."""
 
     most: float = math.inf
     seconds: float = math.inf
     limit: float = math.inf
 
     def took(self, weight: float, solutions: int, seconds: float) -> None:
+        """Update the limit from the duration of the last batch."""
         if seconds > self.seconds and solutions > 1:
             self.limit = weight * self.seconds / seconds
         elif seconds < self.seconds / 2 and weight > self.limit / 2:
@@ -39,16 +40,17 @@ class Pace:
 
 
 class ScoreQueue:
-    """For one event loop, which goes on meanwhile: the scorer runs in one thread, `thread` or one of the queue's own.
+    """Batch the requests of one event loop, which is never blocked: the scorer runs in a thread, `thread` or one owned
+    by the queue.
 
-    A batch holds what waits, the callers taking turns, as much as the pace allows, and a heavier solution alone; equal
-    solutions of a batch are scored once. `batches` and `scored` count what the scorer has answered.
+    A batch holds as many waiting solutions as the pace allows, with callers taking turns; a heavier solution is scored
+    alone. Identical solutions of a batch are scored once. `batches` and `scored` count what the scorer has answered.
     """
 
     def __init__(self, scorer: Scorer, pace: Pace | None = None, thread: ThreadPoolExecutor | None = None) -> None:
         self.batches = 0
         self.scored = 0
-        # A scorer that tells which solutions it refuses needs no halving for them.
+        # A scorer that reports errors per solution needs no bisection of failed batches.
         self._score: Callable[[Sequence[Solution]], Sequence[Answer]] = getattr(scorer, "score_each", scorer.score)
         self._pace = pace or Pace()
         self._thread = thread or ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
@@ -57,10 +59,11 @@ class ScoreQueue:
 
     @property
     def waiting(self) -> int:
+        """Number of solutions that wait to be scored."""
         return len(self._waiting)
 
     async def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        """As Scorer.score. A solution that cannot be scored fails the call that brought it, and no other."""
+        """Score as Scorer.score does. A solution that cannot be scored fails only the call that submitted it."""
         scores: list[StepScores] = []
         for answer in await self.judge(solutions):
             if isinstance(answer, Exception):
@@ -69,7 +72,8 @@ class ScoreQueue:
         return scores
 
     async def score_apart(self, solutions: Sequence[Solution]) -> list[StepScores | DataError]:
-        """A solution that cannot be scored gets the reason; other errors are raised."""
+        """Score the solutions; one that cannot be scored gets its DataError in place of scores. Other errors are
+        raised."""
         answers: list[StepScores | DataError] = []
         for answer in await self.judge(solutions):
             if isinstance(answer, Exception) and not isinstance(answer, DataError):
@@ -80,7 +84,7 @@ class ScoreQueue:
     async def judge(
         self, solutions: Sequence[Solution], weights: Sequence[float] | None = None, caller: str = ""
     ) -> list[Answer]:
-        """Scores for each solution, or why it has none."""
+        """Return the scores of each solution, or the reason why it has none."""
         loop = asyncio.get_running_loop()
         asked = [_Asked(solution, loop.create_future()) for solution in solutions]
         self._waiting.add(caller, zip(asked, weights or [0.0] * len(asked), strict=True))
@@ -89,6 +93,7 @@ class ScoreQueue:
         return await asyncio.gather(*(item.answer for item in asked), return_exceptions=True)
 
     def close(self) -> None:
+        """Wait for the running batch, then release the thread."""
         self._thread.shutdown()
 
     async def _run(self) -> None:
@@ -100,12 +105,12 @@ class ScoreQueue:
             begun = time.monotonic()
             try:
                 answers = await asyncio.get_running_loop().run_in_executor(self._thread, self._answers, solutions)
-            except Exception as error:  # Whatever it is, nobody must wait for ever.
+            except Exception as error:  # Whatever the error is, no caller may wait forever.
                 answers = [error] * len(solutions)
             self._pace.took(weight, len(solutions), time.monotonic() - begun)
             for solution, answer in zip(solutions, answers, strict=True):
                 for future in batch[solution]:
-                    if future.done():  # its caller has gone meanwhile
+                    if future.done():  # its caller has disconnected in the meantime
                         continue
                     if isinstance(answer, Exception):
                         future.set_exception(answer)
@@ -113,7 +118,7 @@ class ScoreQueue:
                         future.set_result(answer)
 
     def _batch(self) -> tuple[dict[Solution, list[asyncio.Future[StepScores]]], float]:
-        """Who waits for each solution of the next batch, and their total weight."""
+        """Return the callers that wait for each solution of the next batch, and the total weight of the batch."""
         batch: dict[Solution, list[asyncio.Future[StepScores]]] = {}
         total = 0.0
         while self._waiting:
@@ -129,14 +134,16 @@ class ScoreQueue:
         return batch, total
 
     def _answers(self, solutions: list[Solution]) -> list[Answer]:
-        """Halves of a batch that fails are scored again, so that in the end only the solution at fault has no scores;
-        the others are computed up to three times then. An engine that has stopped fails all."""
+        """Score a batch; if it fails, score its halves, so that in the end only the faulty solution has no scores.
+
+        The other solutions may then be computed up to three times. If the engine has stopped, all of them fail.
+        """
         try:
             answers = list(self._score(solutions))
             assert len(answers) == len(solutions), "one answer per solution"
         except EngineStoppedError as error:
             return [error] * len(solutions)
-        except Exception as error:  # also what a processor raises for a picture that it cannot take
+        except Exception as error:  # also what a processor raises for an image that it cannot process
             if len(solutions) == 1:
                 return [error]
             middle = len(solutions) // 2

@@ -1,4 +1,4 @@
-"""What `mmprm serve` answers in place of scores, by status and type."""
+"""Map errors to the answers of `mmprm serve`, by status and type."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmprm.scoring.http.refused import Refused
 from mmprm.scoring.http.wire import ErrorOut, invalid
 
 KINDS = {401: "unauthorized", 403: "unauthorized", 404: "not_found", 408: "too_slow", 413: "too_large"}
-"""Types of errors by status; of all others invalid_request."""
+"""Error types by status; every other status maps to invalid_request."""
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorOut, "description": text}
     for status, text in {
@@ -28,12 +28,13 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 
 
 def refused_for(error: Exception) -> Refused:
+    """Return the refusal that answers an error."""
     if isinstance(error, Refused):
         return error
     if isinstance(error, RequestValidationError):
         return invalid(error.errors())
     if isinstance(error, HTTPException):
-        # FastAPI's 400 is for a body that ended early.
+        # FastAPI raises 400 for a body that ended early.
         text = "the body cannot be read" if error.status_code == 400 else str(error.detail)
         refused = Refused(error.status_code, KINDS.get(error.status_code, "invalid_request"), text)
         refused.headers = error.headers

@@ -1,4 +1,4 @@
-"""A request, or one of its solutions, that gets an error for an answer."""
+"""Define the error that refuses a request or one of its solutions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ _OBJECT = re.compile(r"<([\w.]+) object at 0x[0-9a-fA-F]+>")
 
 
 class Refused(HTTPException):
-    """`kind` is the error's type on the wire. As an HTTPException it passes through FastAPI's reading of a body."""
+    """Refusal of a request or of one solution. `kind` is the error type on the wire. It derives from HTTPException
+    so that it passes through FastAPI's body parsing."""
 
     def __init__(self, status: int, kind: str, message: str, field: str | None = None) -> None:
         super().__init__(status, message)
@@ -21,9 +22,10 @@ class Refused(HTTPException):
         return self.detail
 
     def body(self) -> dict[str, Any]:
+        """Return the error as JSON."""
         return error_body(self.kind, self.detail, self.field)
 
 
 def error_body(kind: str, message: str, field: str | None = None) -> dict[str, Any]:
-    """Addresses of objects in this process, which libraries put into their messages, are left out."""
+    """Return an error as JSON, without the addresses of objects that libraries put into their messages."""
     return {"error": {"type": kind, "message": _OBJECT.sub(r"\1", message), "field": field}}

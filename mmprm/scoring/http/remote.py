@@ -1,4 +1,4 @@
-"""Step scores from one or more `mmprm serve`."""
+"""Score steps with one or more `mmprm serve` processes."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from mmprm.types import Picture, Solution, StepScores
 
 REQUEST_SOLUTIONS = 32
 BODY_MIB = 64
-"""Of a server that does not say what it takes."""
+"""Default for servers that do not state their limit."""
 ROOM = 0.9
-"""Share of the server's largest body that is filled: names and commas are not counted."""
+"""Share of the server's maximum body size to fill, leaving space for uncounted keys and separators."""
 _BATCH = TypeAdapter(BatchOut)
 _MODEL = TypeAdapter(ModelOut)
 _SOMEBODY: Body = {"solutions": [{"question": "What is 1 + 1?", "steps": ["1 + 1 = 2"]}]}
@@ -33,11 +33,12 @@ T = TypeVar("T")
 
 
 class RemoteScorer:
-    """A Scorer: asks from a thread of its own, so that it may be called from any thread, by several at once.
+    """Score solutions on servers. Requests are sent from a dedicated thread, so any number of threads may call it
+    concurrently.
 
-    A server that is busy, loading or gone for a moment is asked again, as the configuration says; when none answers,
-    `score` raises EngineStoppedError. `model` says what is served; it is that of the first URL that answers, and scores
-    of another one raise ConfigError, since they cannot be compared.
+    A server that is busy, loading or temporarily unreachable is retried as configured; if none answers, `score` raises
+    EngineStoppedError. `model` describes the model of the first URL that answers. Scores of another model raise
+    ConfigError, since they are not comparable.
     """
 
     def __init__(self, config: ServerConfig) -> None:
@@ -52,9 +53,11 @@ class RemoteScorer:
             raise
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
+        """Return P(step is correct) for each step of each solution."""
         return self._wait(self._score(solutions))
 
     def close(self) -> None:
+        """Close the connections and stop the thread."""
         self._wait(self._client.close())
         self._stop()
 
@@ -80,7 +83,7 @@ class RemoteScorer:
 
     async def _score(self, solutions: Sequence[Solution]) -> list[StepScores]:
         scores: dict[int, StepScores] = {}
-        requests = self._requests(solutions)  # shared by the workers: what is not asked yet is not read yet
+        requests = self._requests(solutions)  # shared by the workers, so that solutions are read lazily
 
         async def work() -> None:
             for indices in requests:
@@ -97,7 +100,7 @@ class RemoteScorer:
         return [scores[index] for index in range(len(solutions))]
 
     def _requests(self, solutions: Sequence[Solution]) -> Iterator[list[int]]:
-        """Indices of solutions that go into one request: as many as fit."""
+        """Yield the indices of the solutions that go into each request: as many as fit."""
         limits = self.model.limits
         count = min(REQUEST_SOLUTIONS, limits.get("solutions", REQUEST_SOLUTIONS))
         room = limits.get("body_mib", BODY_MIB) * MIB * ROOM
@@ -116,10 +119,10 @@ class RemoteScorer:
             yield indices
 
     def _size(self, solution: Solution) -> int:
-        """Bytes of a solution in JSON, at most: a character becomes up to 12 in ASCII."""
+        """Return an upper bound on the bytes of a solution in JSON: a character takes up to 12 bytes in ASCII."""
         texts = (asked_question(solution.problem), *solution.steps)
         size = sum(len(text) if text.isascii() else 12 * len(text) for text in texts) + 16 * len(texts)
-        # The server takes as many bytes of images by path as by body.
+        # The server accepts as many bytes of images by path as by body.
         return size + sum(_length(picture) * 4 // 3 + 16 for picture in solution.problem.pictures)
 
     async def _ask(self, solutions: Sequence[Solution]) -> list[StepScores]:
@@ -152,7 +155,8 @@ class RemoteScorer:
         return answer
 
     async def _see_that_it_works(self, result: ErrorOut) -> None:
-        """A model that fails on one solution may fail on all: then no solution is at fault."""
+        """Check that the model works at all: one that fails on one solution may fail on all, and then no solution is
+        at fault."""
         if result.error.type == "internal":
             (probe,) = (await self._post(_SOMEBODY, "")).results
             if isinstance(probe, ErrorOut) and probe.error.type == "internal":
@@ -190,14 +194,14 @@ def _length(picture: Picture) -> int:
     try:
         return len(picture.data) if picture.data is not None else os.path.getsize(picture.path or "")
     except OSError:
-        return 0  # said when it is read
+        return 0  # reported when the file is read
 
 
 def _pixels(solution: Solution) -> int:
     try:
         return sum(map(picture_pixels, solution.problem.pictures))
     except DataError:
-        return 0  # said when it is read
+        return 0  # reported when the file is read
 
 
 def _identity(answer: ModelOut | BatchOut) -> str:
@@ -206,7 +210,7 @@ def _identity(answer: ModelOut | BatchOut) -> str:
 
 
 def _complaint(solution: Solution, result: ErrorOut) -> str:
-    """The server's words, which begin with the problem's name where they come from the model."""
+    """Return the server's message, which begins with the problem's name if it comes from the model."""
     message, field, name = result.error.message, result.error.field, f"problem {solution.problem.id}"
     if message.startswith(name):
         return message
@@ -235,7 +239,7 @@ def _read_batch(values: Any, body: Body) -> BatchOut:
     for solution, result in zip(asked, answer.results, strict=True):
         if isinstance(result, ErrorOut):
             continue
-        # A server that cuts what is too long has no scores for the last steps.
+        # A server that cuts solutions that are too long returns no scores for the last steps.
         if not 0 < len(result.scores) <= len(solution["steps"]) or not all(0 <= score <= 1 for score in result.scores):
             raise Failure("answer has scores that cannot be", f"{len(solution['steps'])} steps, {result.scores[:8]}")
     return answer

@@ -1,4 +1,4 @@
-"""The uvicorn server of the scoring service: limits on connections, and how it shuts down."""
+"""Run the scoring service under uvicorn, with limits on connections and an orderly shutdown."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ BACKLOG = 2048
 
 
 CLOSING_SECONDS = 5
-"""For answers that are still on their way to a slow reader when everything is computed."""
+"""Time for slow readers to receive their answers once everything is computed."""
 
 
 class Server(uvicorn.Server):
-    """Goes on answering while it closes: what has been taken is finished, what is new gets 503.
+    """Keep answering during shutdown: accepted requests are finished, and new ones get 503.
 
-    What the model's thread is at, a load or a batch, cannot be broken off: when it takes longer than it may, or this is
-    asked a second time, the process ends with it. `limit` is the clock.
+    The model's thread cannot be interrupted while it loads or scores. If that exceeds the time limit, or if a second
+    signal arrives, the process exits immediately. `limit` is the timer.
     """
 
     def __init__(self, service: Service, shutdown_seconds: float) -> None:
@@ -39,7 +39,7 @@ class Server(uvicorn.Server):
                 http=functools.partial(Connection, table=ConnectionTable(service.limits)),  # type: ignore[arg-type]
                 loop="asyncio",
                 ws="none",
-                proxy_headers=False,  # a caller could take the address of another one
+                proxy_headers=False,  # a caller could otherwise assume the address of another one
                 backlog=ACCEPTED_AT_ONCE,
                 log_config=None,
                 log_level="warning",
@@ -55,18 +55,20 @@ class Server(uvicorn.Server):
         self.limit.daemon = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """The loop accepts a few connections in a row, so that those over the limit are closed before it accepts more;
-        the system's queue of new ones is longer."""
+        """Start listening. The loop accepts few connections in a row, so that those over the limit are closed before
+        it accepts more; the system's queue of new connections is longer."""
         await super().startup(sockets)
         for listener in sockets or []:
             listener.listen(BACKLOG)
 
     def handle_exit(self, sig: int, frame: object) -> None:
+        """Begin the shutdown, or exit immediately on the second signal."""
         if self._service.closing:
             _end_at_once("asked a second time")
         self._service.closing = True
 
     async def on_tick(self, counter: int) -> bool:
+        """Exit when every accepted request has been answered, or when the time limit has passed."""
         service = self._service
         if (service.closing or service.failure is not None) and self._closes is None:
             logging.getLogger(__name__).info("closing; %d requests to finish", service.traffic.requests)
@@ -78,6 +80,6 @@ class Server(uvicorn.Server):
 
 
 def _end_at_once(why: str) -> None:
-    """Threads and all; both backends compute in this process, so nothing is left behind."""
+    """Exit without waiting for threads. Both backends compute in this process, so no other process remains."""
     logging.getLogger(__name__).warning("ends at once: %s", why)
     os._exit(1)

@@ -1,7 +1,7 @@
 """The HTTP service of one process reward model: `mmprm serve`.
 
-Requests that wait are scored together, their callers taking turns. The model lives in one thread, which loads it,
-scores with it and closes it; PREPARING_THREADS others read requests and images.
+Waiting requests are scored together, with callers taking turns. One thread loads the model, scores with it and closes
+it; PREPARING_THREADS other threads per kind of work parse requests and decode images.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from mmprm.scoring.open import ClosableScorer
 from mmprm.types import Problem, Solution, StepScores
 
 BATCH_SOLUTIONS = 256
-"""Most solutions that are given to the model at once, so that a newcomer does not wait for all that came before."""
+"""Maximum number of solutions given to the model at once, so that a new request does not wait for all earlier ones."""
 PREPARING_THREADS = 2
-"""They read JSON and texts while the loop and the model go on; as many others, which are slower, read images."""
+"""Number of threads that parse JSON and texts while the event loop and the model run; as many others decode images."""
 RETRY_AFTER = "1"
 
 PROBE = Solution(Problem("probe", "What is 1 + 1?", answer=""), ("1 + 1 = 2",))
-"""Tells a model that is broken from a solution that it cannot take."""
+"""Solution that every working model can score, to tell a broken model from an invalid solution."""
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
 class Service:
-    """`app` is the ASGI application. `facts` are what GET /v1/model says; `load` makes the scorer.
+    """`app` is the ASGI application, `facts` is the answer to GET /v1/model, and `load` creates the scorer.
 
-    `failure` is set where the model could not be loaded or has stopped working.
+    `failure` is set if the model could not be loaded or has stopped working.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Service:
         self._images = ThreadPoolExecutor(PREPARING_THREADS, thread_name_prefix="images")
         self._queue: ScoreQueue | None = None
         self._max_characters = limits.characters
-        # The weights of solutions are shares of a batch; their sum allows for rounding.
+        # The weights of solutions are fractions of a batch; the margin allows for rounding of their sum.
         self._pace = Pace(1 + 1e-9, limits.batch_seconds, 1 + 1e-9)
         self._probing: asyncio.Task[None] | None = None
         self.metrics.in_flight.set_function(lambda: self.traffic.requests)
@@ -85,7 +85,7 @@ class Service:
         self.app = self._application()
 
     def refusal(self) -> Refused | None:
-        """Why nothing can be scored now."""
+        """Return why nothing can be scored at the moment, or None."""
         if self.failure is not None:
             return Refused(503, "internal", "the model has failed; see the service's log")
         if self.closing:
@@ -110,7 +110,7 @@ class Service:
         app = FastAPI(
             title="mmprm serve",
             description="Scores of a process reward model: P(step is right) for each step of a solution.",
-            docs_url=None,  # FastAPI's pages load scripts from elsewhere
+            docs_url=None,  # FastAPI's pages load scripts from other hosts
             redoc_url=None,
             lifespan=self._lifespan,
         )
@@ -184,7 +184,7 @@ class Service:
             return await while_connected(request, self._judge(values, places, caller))
 
     async def _judge(self, values: Sequence[Any], places: Sequence[str], caller: str) -> list[dict[str, Any] | Refused]:
-        """Figures of each solution, or why it has none."""
+        """Return the result of each solution, or why it has none."""
         assert self._queue is not None, "the gate has looked"
         threads = self._images if any(map(_has_images, values)) else self._texts
         prepared = await _in_thread(threads, self._prepared, values, places)
@@ -194,7 +194,7 @@ class Service:
         return [item if isinstance(item, Refused) else self._figures(next(answers)) for item in prepared]
 
     def _prepared(self, values: Sequence[Any], places: Sequence[str]) -> list[tuple[Solution, float] | Refused]:
-        """Each solution with its share of a batch, or why it is refused."""
+        """Return each solution with its weight as a fraction of a batch, or why it is refused."""
         limits = self.limits
         reader = Reader(limits, self._image_root, self._max_characters)
         prepared: list[tuple[Solution, float] | Refused] = []
@@ -236,7 +236,7 @@ class Service:
         loading = loop.create_task(self._open())
         yield
         self.closing = True
-        scorer = await loading  # a load cannot be broken off
+        scorer = await loading  # loading cannot be interrupted
         if scorer is not None:
             await loop.run_in_executor(self._thread, scorer.close)
         self._thread.shutdown()
@@ -258,10 +258,10 @@ class Service:
         return scorer
 
     def _loaded(self) -> ClosableScorer:
-        """The scorer, and the pace at which a short solution was scored: a slow start, which doubles soon."""
+        """Return the scorer, and set the pace from the time for a short solution: a slow start that doubles quickly."""
         scorer = self._load()
         with contextlib.suppress(DataError):
-            scorer.score([PROBE])  # the first one takes longer
+            scorer.score([PROBE])  # the first call takes longer than later ones
             begun = time.perf_counter()
             scorer.score([PROBE])
             share = _characters(PROBE) / self.limits.batch_characters
@@ -275,7 +275,7 @@ async def _in_thread(threads: ThreadPoolExecutor, work: Callable[..., T], *value
 
 
 def _has_images(value: Any) -> bool:
-    """Of a solution, and of what should become one."""
+    """Return whether a solution, or a value that is to become one, has images."""
     return bool(value.images if isinstance(value, SolutionIn) else isinstance(value, dict) and value.get("images"))
 
 

@@ -1,4 +1,4 @@
-"""Counters of the scoring service: bytes per connection and request metrics."""
+"""Track the bytes and solutions in flight per address, and the metrics of the scoring service."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mmprm.scoring.http.refused import Refused
 
 @dataclass
 class Traffic:
-    """Requests for scoring that have arrived and are not answered yet; and of these, and of those that are still
-    arriving, the bytes that are here and the solutions."""
+    """Requests for scoring that have arrived and are not answered yet, and the bytes and solutions of these and of
+    the requests that are still arriving."""
 
     limits: Limits
     requests: int = 0
@@ -25,6 +25,7 @@ class Traffic:
 
     @contextmanager
     def answering(self) -> Iterator[None]:
+        """Count one request as in progress for the duration of the block."""
         self.requests += 1
         try:
             yield
@@ -32,13 +33,14 @@ class Traffic:
             self.requests -= 1
 
     def check_bytes(self, address: str, more: int) -> None:
-        """Raise Refused where these are more than the service, or one address, may have."""
+        """Raise Refused if `more` bytes exceed what the service, or one address, may hold."""
         limits = self.limits
         most = limits.in_flight_mib * MIB
         self._check(self.bytes, address, more, most, limits.per_address(most, limits.body_mib * MIB), "bytes")
 
     @contextmanager
     def holding(self, address: str, solutions: int) -> Iterator[None]:
+        """Count solutions as in flight for the duration of the block."""
         limits = self.limits
         most = limits.per_address(limits.in_flight, limits.solutions)
         self._check(self.solutions, address, solutions, limits.in_flight, most, "solutions")
@@ -49,6 +51,7 @@ class Traffic:
             self.release(self.solutions, address, solutions)
 
     def release(self, held: Tally[str], address: str, count: int) -> None:
+        """Subtract `count` from what an address holds."""
         held[address] -= count
         if not held[address]:
             del held[address]
@@ -61,7 +64,7 @@ class Traffic:
 
 
 class Metrics:
-    """One registry a service, in the text format of Prometheus."""
+    """The service's own registry of metrics, in the Prometheus text format."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
@@ -78,4 +81,5 @@ class Metrics:
         self.ready = Gauge("mmprm_ready", "1 while requests are taken", **one)
 
     def text(self) -> bytes:
+        """Return all metrics in the Prometheus text format."""
         return generate_latest(self._registry)

@@ -1,4 +1,4 @@
-"""Whose turn it is: callers share a scorer fairly, however much each of them has asked for."""
+"""Schedule callers fairly on a shared scorer, however much each of them has submitted."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(order=True)
 class _Request(Generic[T]):
-    """Ordered by what it has been served, then by what it still waits for, then by its arrival."""
+    """A request, ordered by the weight it has been served, then by the weight it still waits for, then by arrival."""
 
     served: float
     left: float
@@ -23,15 +23,15 @@ class _Request(Generic[T]):
 
 
 class Turns(Generic[T]):
-    """Items of requests of callers, each with a weight.
+    """Queue the weighted items of callers' requests.
 
-    Callers take turns, an item each. Among the requests of a caller the one that has been served least is next, and of
-    those the smallest; so a small request waits for at most one item of each larger one that came before it, not for
-    all of their items.
+    Callers take turns, one item per turn. Among the requests of a caller, the one that has been served least is next,
+    and of these the smallest. A small request thus waits for at most one item of each larger one that came before it,
+    not for all of their items.
     """
 
     def __init__(self) -> None:
-        self._callers: dict[str, list[_Request[T]]] = {}  # the first is next; each list is a heap
+        self._callers: dict[str, list[_Request[T]]] = {}  # the first caller is next; each list is a heap
         self._numbers = itertools.count()
         self._length = 0
 
@@ -39,7 +39,7 @@ class Turns(Generic[T]):
         return self._length
 
     def add(self, caller: str, items: Iterable[tuple[T, float]]) -> None:
-        """One request: its items, each with its weight, in the order in which they are to be served."""
+        """Add one request: its items, each with its weight, in the order in which they are to be served."""
         waiting = deque(items)
         if waiting:
             left = sum(weight for _, weight in waiting)
@@ -47,11 +47,12 @@ class Turns(Generic[T]):
             self._length += len(waiting)
 
     def peek(self) -> tuple[T, float]:
-        """The next item and its weight."""
+        """Return the next item and its weight."""
         return next(iter(self._callers.values()))[0].items[0]
 
     def pop(self, free: bool = False) -> T:
-        """Take the next item; a `free` one costs its caller no turn, because nobody waits for it any more."""
+        """Remove and return the next item; a `free` one costs its caller no turn, because nobody waits for it any
+        longer."""
         caller, requests = next(iter(self._callers.items()))
         request = requests[0]
         item, weight = request.items.popleft()
@@ -65,7 +66,7 @@ class Turns(Generic[T]):
         else:
             heapq.heappop(requests)
         if not free:
-            del self._callers[caller]  # goes to the end
+            del self._callers[caller]  # moves to the end
         if requests:
             self._callers[caller] = requests
         else:

@@ -1,4 +1,4 @@
-"""What goes over the wire of `mmprm serve`: requests, answers, refusals, and how a request becomes a solution."""
+"""Define the requests, answers and errors of `mmprm serve`, and convert requests to solutions."""
 
 from __future__ import annotations
 
@@ -24,37 +24,37 @@ class _Message(BaseModel):
 
 
 class ImageIn(_Message):
-    """Exactly one of both."""
+    """An image, given by exactly one of the two fields."""
 
     data: str | None = None
-    """The encoded picture (PNG, JPEG, WebP, GIF, BMP, TIFF) in base64."""
+    """The encoded image (PNG, JPEG, WebP, GIF, BMP, TIFF) in base64."""
     path: str | None = None
-    """A file below the service's `image_root`, where one is set."""
+    """A file below the service's `image_root`, if one is set."""
 
 
 class SolutionIn(_Message):
     id: str = Field("", max_length=1000)
-    """Names the solution in error messages."""
+    """Name of the solution in error messages."""
     question: str
-    """The problem."""
+    """The question of the problem."""
     steps: Annotated[list[str], FailFast()]
     """The steps of the solution, or of its beginning, as plain texts."""
     images: Annotated[list[ImageIn], FailFast()] = []
-    """Pictures of the problem, in order."""
+    """Images of the problem, in order."""
 
 
 class BatchIn(_Message):
     solutions: list[Any] = Field(json_schema_extra={"items": {"$ref": "#/components/schemas/SolutionIn"}})
-    """Each is checked for itself, so that a bad one does not spoil the others."""
+    """Each is validated on its own, so that an invalid one does not affect the others."""
 
 
 class ErrorDetail(_Message):
     type: str
     """invalid_request, too_large, unscorable, unauthorized, not_found, busy, loading, closing or internal."""
     message: str
-    """What was found, the rule, and a way out."""
+    """What was found, the rule, and how to resolve it."""
     field: str | None
-    """Place in the request, such as steps[3]."""
+    """Location in the request, such as steps[3]."""
 
 
 class ErrorOut(_Message):
@@ -63,9 +63,9 @@ class ErrorOut(_Message):
 
 class Judged(_Message):
     scores: list[float]
-    """P(step is right), one for each step."""
+    """P(step is correct), one per step."""
     aggregate: float
-    """All of them in one number, by the aggregator."""
+    """The aggregate of all step scores."""
 
 
 class ScoreOut(Judged):
@@ -77,7 +77,7 @@ class ScoreOut(Judged):
 
 class BatchOut(_Message):
     results: list[Judged | ErrorOut]
-    """In the order of the solutions."""
+    """Results in the order of the solutions."""
     aggregator: str
     model: str
     fingerprint: str = ""
@@ -87,22 +87,22 @@ class BatchOut(_Message):
 class ModelOut(_Message):
     model: str
     fingerprint: str = ""
-    """Differs between models of one name: a hash over its configuration and samples of its weight files."""
+    """Distinguishes models of the same name: a hash over the configuration and samples of the weight files."""
     format: str
-    """The family whose rendering the model was trained with."""
+    """The family whose prompt format the model was trained with."""
     backend: str
     dtype: str
     aggregator: str
     aggregator_evidence: AggregatorEvidence | None
-    """What chose it; null where it was set by hand."""
+    """How the aggregator was chosen; null if it was set manually."""
     threshold: float | None
-    """A step scored below it counts as the first error; null where none was chosen."""
+    """A step with a score below it counts as the first error; null if none was chosen."""
     limits: dict[str, int | float]
 
 
 class Reader:
-    """Reads the solutions of one request. `pixels` and `bytes` count those of all images so far; `max_characters`
-    of a solution are what the model could read at most."""
+    """Read the solutions of one request. `pixels` and `bytes` count those of all images so far; `max_characters` is
+    the maximum length of a solution that the model could read."""
 
     def __init__(self, limits: Limits, image_root: Path | None, max_characters: int) -> None:
         self._limits, self._root = limits, image_root
@@ -110,7 +110,7 @@ class Reader:
         self.pixels = self.bytes = 0
 
     def read(self, value: Any, place: str) -> Solution:
-        """The solution with its images as bytes. Raises Refused."""
+        """Return the solution with its images as bytes. Raises Refused."""
         try:
             item = SolutionIn.model_validate(value)
         except ValidationError as error:
@@ -187,7 +187,7 @@ def _check_texts(item: SolutionIn, max_steps: int) -> None:
 
 
 def invalid(errors: list[Any]) -> Refused:
-    """The first of pydantic's errors; what was sent is not repeated."""
+    """Return the first of pydantic's errors as a refusal; the caller's input is not repeated."""
     first = errors[0]
     parts = [part for part in first["loc"] if part != "body"]
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
@@ -205,7 +205,8 @@ def _decoded(text: str, field: str) -> bytes:
 
 
 def _read(path: str, field: str, root: Path | None, most: int) -> bytes:
-    """At most `most` + 1 bytes of a regular file below the root. What lies outside is not told apart from nothing."""
+    """Read at most `most` + 1 bytes of a regular file below the root. A path outside the root is reported like a
+    missing file."""
     if root is None:
         raise Refused(422, "invalid_request", "paths are not taken here (image_root is not set); send data", field)
     try:
@@ -223,5 +224,6 @@ def _read(path: str, field: str, root: Path | None, most: int) -> bytes:
 
 
 def _no_link(path: str, flags: int) -> int:
-    """The file may have become a link since it was resolved, and may be a pipe that nobody writes to."""
+    """Open the file without following links: it may have become a link since it was resolved, or may be a pipe
+    without a writer."""
     return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
