@@ -1,4 +1,4 @@
-"""One answer of a server, read in bounded memory."""
+"""Read one HTTP answer of a server in bounded memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _MAX_OBJECTS = 4_000_000
 
 
 class Failure(Exception):  # noqa: N818 - the cause of an error, which callers see as SamplingError
-    """One attempt that failed. `kind` is short and without details, so that failures can be counted by it."""
+    """One failed attempt. `kind` is a short description without details, so that failures can be counted by it."""
 
     def __init__(self, kind: str, detail: str = "", busy: bool = False, retry_after: float = 0.0) -> None:
         super().__init__(f"{kind}: {detail}" if detail else kind)
@@ -27,23 +27,27 @@ class Failure(Exception):  # noqa: N818 - the cause of an error, which callers s
 
 @dataclass(frozen=True, slots=True)
 class Answer:
+    """The status, headers and body of an HTTP answer."""
+
     status: int
     headers: httpx.Headers
     content: bytes
 
     @property
     def text(self) -> str:
+        """The body as text, with undecodable bytes replaced."""
         return self.content.decode(errors="replace")
 
     def json(self) -> Any:
-        """Raises ValueError for what is no JSON, or more objects than any answer has: each takes 60 times its size."""
+        """Return the body as JSON. Raises ValueError if it is not JSON or has more objects than any valid answer:
+        each takes about 60 times its size in memory."""
         if self.content.count(b"{") + self.content.count(b"[") > _MAX_OBJECTS:
             raise ValueError("too many objects")
         return json.loads(self.content)
 
     @property
     def message(self) -> str:
-        """The server's own words: OpenAI's {"error": {"message": …}}, else the body."""
+        """The server's error message: that of OpenAI's {"error": {"message": …}}, or else the body."""
         try:
             return str(self.json()["error"]["message"])
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -51,7 +55,7 @@ class Answer:
 
     @property
     def retry_after(self) -> float:
-        """Seconds that the server asks to wait: a number or a date; 0 without."""
+        """Seconds to wait as requested by the server's Retry-After (a number or a date), or 0."""
         value = self.headers.get("Retry-After", "")
         try:
             seconds = float(value)
@@ -64,8 +68,8 @@ class Answer:
 
 
 async def read_answer(http: httpx.AsyncClient, request: httpx.Request, max_bytes: int) -> Answer:
-    """Return the answer as it comes over the wire. Raises Failure for a larger one, and for a compressed one, of which
-    a few bytes can unpack to gigabytes."""
+    """Return the answer as it arrives. Raises Failure if it exceeds `max_bytes`, or if it is compressed, because a
+    few bytes can decompress to gigabytes."""
     response = await http.send(request, stream=True)
     try:
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":

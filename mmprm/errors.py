@@ -1,16 +1,16 @@
-"""One exception hierarchy, by boundary. Each message names the field, file or line, what was found, and the way out."""
+"""Define one exception hierarchy. Each message names the field, file or line, what was found, and how to resolve it."""
 
 
 class MmprmError(Exception):
-    """Base of every error that a user can cause and mend; the command line prints it and exits with 2."""
+    """Base of every error that a user can cause and resolve; the command line prints it and exits with 2."""
 
 
 class ConfigError(MmprmError):
-    """A configuration key or value breaks its rule."""
+    """A configuration key or value violates its rule."""
 
 
 class DataError(MmprmError):
-    """An input file, line, picture or record cannot be used."""
+    """An input file, line, image or record cannot be used."""
 
 
 class SamplingError(MmprmError):
@@ -18,11 +18,11 @@ class SamplingError(MmprmError):
 
 
 class EngineStoppedError(SamplingError):
-    """The engine itself is gone, whatever it was asked: its requests can be made again on another one."""
+    """The engine itself is gone, independent of the request: its requests can be retried on another engine."""
 
 
 class GradingError(MmprmError):
-    """The graders themselves could not run; an answer that cannot be judged is Verdict.UNKNOWN instead."""
+    """The graders themselves could not run; an answer that cannot be judged gets Verdict.UNKNOWN instead."""
 
 
 class StoreError(MmprmError):
@@ -34,8 +34,8 @@ class CheckpointError(MmprmError):
 
 
 class TrainingError(MmprmError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
 
 class SetupError(MmprmError):
-    """This machine lacks something that the command needs; `mmprm doctor` says what to install."""
+    """This machine lacks something that the command needs; `mmprm doctor` reports what to install."""

@@ -1,10 +1,10 @@
-"""Files and folders that appear whole or not at all, locks on output folders, and checked JSON.
+"""Write files and folders atomically, lock output folders, and parse JSON with checks.
 
-with whole_file(path) as file: file.write(text)            # replaces `path` at the end, or leaves it alone
+with whole_file(path) as file: file.write(text)            # replaces `path` at the end, or leaves it unchanged
 with whole_folder(path) as folder: model.save(folder)
 with locked(output, "output"): …                           # ConfigError while another process holds it
-value = parse_json(text, "prm.json")                       # DataError for whatever is not JSON
-for row in logged_rows(path): …                            # a log, without the lines that are damaged
+value = parse_json(text, "prm.json")                       # DataError for anything that is not JSON
+for row in logged_rows(path): …                            # a log, without its damaged lines
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ def whole_file(
     error: type[MmprmError] = DataError,
     way_out: str = "free space or choose another place",
 ) -> Iterator[IO[Any]]:
-    """Yield a file that takes the place of `path` at the end of the block, or never.
+    """Yield a file that replaces `path` at the end of the block; if the block fails, `path` is unchanged.
 
-    Two processes that write the same path do not disturb each other: the last one that ends counts. A link stays a
-    link, and what is no regular file, such as /dev/stdout, is written to as it is. OSError, also of the block, becomes
-    `error`, which names `path`.
+    Two processes that write the same path do not disturb each other: the last one to finish wins. A symbolic link
+    remains one, and anything that is not a regular file, such as /dev/stdout, is written to directly. OSError,
+    including one raised in the block, is converted to `error`, which names `path`.
     """
     path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}-{os.getpid()}.tmp")
@@ -59,7 +59,7 @@ def whole_file(
             file.flush()
             os.fsync(file.fileno())
             os.replace(temporary, path)
-    except FileExistsError as caught:  # of mkdir
+    except FileExistsError as caught:  # raised by mkdir
         raise error(f"{path}: cannot be written ({path.parent} is no folder); {way_out}") from caught
     except OSError as caught:
         raise error(f"{path}: cannot be written ({caught.strerror or caught}); {way_out}") from caught
@@ -69,7 +69,7 @@ def whole_file(
 
 
 def _sweep(path: Path) -> None:
-    """Remove what writers of `path` left behind that were killed. A living one holds a lock on its file."""
+    """Remove the temporary files that killed writers of `path` left. A running writer holds a lock on its file."""
     for left_over in path.parent.glob(f".{glob.escape(path.name)}-*.tmp"):
         with contextlib.suppress(OSError), left_over.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,7 +78,8 @@ def _sweep(path: Path) -> None:
 
 @contextlib.contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a folder, not made yet, that takes the place of `path` at the end of the block, or never."""
+    """Yield the path of a folder, not created yet, that replaces `path` at the end of the block; if the block fails,
+    `path` is unchanged."""
     path = Path(path)
     temporary, replaced = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -95,7 +96,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 
 def _share(folder: Path) -> None:
-    """Give every file the mode that this process's files have: safetensors writes its own for their owner alone."""
+    """Give every file the default mode of this process: safetensors makes its files readable by their owner only."""
     status = Path("/proc/self/status")
     umask = re.search(r"^Umask:\s*(\d+)", status.read_text(), re.MULTILINE) if status.is_file() else None
     mode = 0o666 & ~int(umask[1], 8) if umask else 0o644
@@ -105,7 +106,7 @@ def _share(folder: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder so that a kill in between leaves nothing under its name: it is renamed first."""
+    """Remove a folder such that an interruption leaves nothing under its name: it is renamed first."""
     dropped = path.with_name(f".{path.name}.old")
     shutil.rmtree(dropped, ignore_errors=True)
     os.replace(path, dropped)
@@ -120,21 +121,21 @@ def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     names = list(names)
-    with ThreadPoolExecutor(_DIGEST_THREADS) as pool:  # hashing releases the interpreter's lock
+    with ThreadPoolExecutor(_DIGEST_THREADS) as pool:  # hashing releases the GIL
         return dict(zip(names, pool.map(digest, names), strict=True))
 
 
 def digest_of(value: Any) -> str:
-    """Return the SHA-256 of a value's JSON, whatever the order of its keys."""
+    """Return the SHA-256 of a value's JSON, independent of the order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def locked(folder: Path, key: str) -> Iterator[None]:
-    """Hold `folder` for this process alone; `key` is its name in the configuration.
+    """Lock `folder` for this process for the duration of the block; `key` is its name in the configuration.
 
-    A POSIX lock ends with its process and is not inherited by forked children. Raises ConfigError where another process
-    holds it, or where `folder` cannot be written.
+    A POSIX lock ends with its process and is not inherited by forked children. Raises ConfigError if another process
+    holds it, or if `folder` is not writable.
     """
     path = folder / LOCK_NAME
     try:
@@ -154,7 +155,7 @@ def locked(folder: Path, key: str) -> Iterator[None]:
     except OSError as error:
         print(f"{key}={folder}: cannot be locked ({error.strerror}); start no second run there", file=sys.stderr)
     try:
-        with contextlib.suppress(OSError):  # only for the message above; the disk may be full
+        with contextlib.suppress(OSError):  # only used in the message above; the disk may be full
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"{os.getpid()}\n".encode())
         yield
@@ -163,8 +164,8 @@ def locked(folder: Path, key: str) -> Iterator[None]:
 
 
 def parse_json(text: str | bytes, place: str, error: type[MmprmError] = DataError) -> Any:
-    """Return the value of a JSON text; `error` says what is wrong and where. Foreign JSON may be nested so deep that
-    Python's parser gives up."""
+    """Return the value of a JSON text, or raise `error` naming `place` and the reason, including JSON nested too
+    deeply for Python's parser."""
     try:
         return json.loads(text)
     except RecursionError as caught:
@@ -174,10 +175,10 @@ def parse_json(text: str | bytes, place: str, error: type[MmprmError] = DataErro
 
 
 def logged_rows(path: Path, keys: Iterable[str] = ("step",)) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a log of JSON lines that have `keys`, `step` as a whole number.
+    """Yield the objects of a JSON lines log that have all `keys`, with `step` as an integer.
 
-    A last line that is still being written, or was cut off, is left out in silence; other damaged lines are named on
-    stderr and left out: a log is no reason to lose a run. OSError where the file cannot be read.
+    A last line that is incomplete is skipped silently. Other damaged lines are skipped with a warning on stderr, since
+    a damaged log must not end a run. Raises OSError if the file cannot be read.
     """
     keys = tuple(keys)
     lines = path.read_bytes().splitlines(keepends=True)

@@ -1,10 +1,10 @@
-"""Clean up after this process even if it is killed: a helper waits for its end, then removes what it left.
+"""Clean up after this process even if it is killed: a helper process waits for its end, then removes what it left.
 
-    orphans.remove(folder)         # files in shared memory, which are memory
-    orphans.stop_children()        # the processes that this one has started by now, and theirs
+orphans.remove(folder)         # files in shared memory, which would keep occupying memory
+orphans.stop_children()        # the processes that this one has started so far, and their descendants
 
-The helper starts with the first call and does nothing where this process ends by itself, whatever its exit code. This
-file is also the helper's program, so it imports nothing beyond the standard library.
+The helper starts with the first call and does nothing if this process exits by itself, whatever its exit code. This
+file is also the helper's program, so it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def remove(folder: Path) -> None:
 
 
 def stop_children() -> None:
-    """Let the helper end the children of this process and all that these have started by then."""
+    """Let the helper end the children of this process and all of their descendants at that time."""
     for pid in _children({os.getpid()}):
         _tell(f"process {pid} {_started(pid)}".encode())
 
@@ -44,13 +44,13 @@ def _tell(wish: bytes) -> None:
         _helper = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__, str(os.getpid())],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,  # who reads a killed command's output must not wait for the helper
+            stdout=subprocess.DEVNULL,  # a reader of a killed command's output must not wait for the helper
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C in a terminal goes to the whole group
+            start_new_session=True,  # Ctrl-C in a terminal signals the whole process group
         )
         atexit.register(_end, os.getpid())
     assert _helper.stdin is not None
-    with contextlib.suppress(OSError):  # a helper that is gone must not end the run
+    with contextlib.suppress(OSError):  # the loss of the helper must not end the run
         _helper.stdin.write(wish + b"\n")
         _helper.stdin.flush()
 
@@ -76,7 +76,8 @@ def _descendants(pids: set[int]) -> set[int]:
 
 
 def _stat(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat after the name, which may hold anything; none where there is no process."""
+    """Return the fields of /proc/PID/stat after the process name, which may contain anything; empty if there is no
+    process."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -84,14 +85,18 @@ def _stat(pid: int) -> list[str]:
 
 
 def _started(pid: int) -> str:
-    """Return the start time of a process, which tells it from a later one with the same number; "" for none."""
+    """Return the start time of a process, which distinguishes it from a later one with the same PID; "" if there is
+    none."""
     fields = _stat(pid)
     return fields[19] if len(fields) > 19 else ""
 
 
 def _wait(parent: int) -> tuple[list[bytes], dict[int, str]]:
-    """Return the wishes and, by start time, the processes of their trees, once `parent` has ended; exit if it says that
-    nothing is left to do. The trees are noted while they stand: without its root, a process has another parent."""
+    """Wait for `parent` to end; return the requests and the processes of their trees with start times.
+
+    Exits if `parent` reports that nothing remains to be done. The trees are recorded while they exist, because a
+    process gets another parent when its root ends.
+    """
     text, closed = b"", False
     family: dict[int, str] = {}
     while True:

@@ -1,4 +1,4 @@
-"""What can be known to fail is told before engines, models or clusters are started: once, by its key.
+"""Detect predictable failures before engines, models or clusters are started, and report them once, by key.
 
 owner = check_policy(engine, sampling, prompt, problems, samples=8)     # processor or tokenizer; None for servers
 check_prm(scorer); check_output(folder, "output")
@@ -33,10 +33,10 @@ def check_policy(
     samples: int = 1,
     key: str = "samples",
 ) -> Any:
-    """Return the policy's processor, or its tokenizer; None for one on servers.
+    """Return the policy's processor or tokenizer, or None for a policy on servers.
 
-    Raises ConfigError, DataError, CheckpointError or SamplingError for what would fail for every problem, or for one of
-    them by a key alone. `samples` are drawn of one prompt, as `key` says.
+    Raises ConfigError, DataError, CheckpointError or SamplingError for settings under which every problem would fail,
+    or a single one because of a key. `samples` completions are sampled per prompt, as set by `key`.
     """
     if sampling.temperature == 0 and samples > 1:
         raise ConfigError(
@@ -58,7 +58,7 @@ def check_policy(
 
 
 def check_model(model: str) -> None:
-    """Raise SamplingError or CheckpointError for what is neither a whole model folder nor a hub id."""
+    """Raise SamplingError or CheckpointError unless `model` is a complete model folder or a hub id."""
     folder = Path(model)
     if not folder.is_dir():
         if not _HUB_ID.fullmatch(model):
@@ -75,7 +75,7 @@ def check_model(model: str) -> None:
 
 
 def check_weight_files(folder: Path) -> None:
-    """Raise CheckpointError for a folder without weights, or without one of the files that its index names."""
+    """Raise CheckpointError if a folder lacks weights or one of the files that its index names."""
     check_weights(str(folder))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -90,7 +90,7 @@ def check_weight_files(folder: Path) -> None:
 
 
 def _check_header(file: Path) -> None:
-    """Raise CheckpointError for a file that is cut off or no safetensors: its header says how long it is."""
+    """Raise CheckpointError if a file is truncated or not safetensors: its header states its length."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -101,21 +101,21 @@ def _check_header(file: Path) -> None:
 
 
 def load_template_owner(model: str) -> Any:
-    """Return the model's processor, or its tokenizer where it reads text only; no weights are read."""
+    """Return the model's processor, or the tokenizer of a text-only model; no weights are read."""
     if Path(model).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from transformers import AutoProcessor
 
     try:
         return AutoProcessor.from_pretrained(model, trust_remote_code=False)
-    except Exception as error:  # transformers raises many kinds for a folder that is not whole
+    except Exception as error:  # transformers raises many exception types for an incomplete folder
         raise CheckpointError(
             f"{model}: its processor or tokenizer cannot be loaded: {type(error).__name__}: {error}"
         ) from error
 
 
 def check_prm(prm: str) -> None:
-    """Raise CheckpointError for a folder that lacks files of a process reward model; of a hub id nothing is known."""
+    """Raise CheckpointError if a folder lacks files of a process reward model; a hub id is not checked."""
     folder = Path(prm)
     if not prm or not folder.is_dir():
         return
@@ -127,7 +127,7 @@ def check_prm(prm: str) -> None:
 
 
 def check_prm_reads(prm: str, problems: Sequence[Problem]) -> None:
-    """Raise DataError where problems have images and the process reward model of this folder reads text only."""
+    """Raise DataError if problems have images and the process reward model in this folder reads text only."""
     folder = Path(prm)
     pictured = next((problem for problem in problems if problem.pictures), None)
     names = ("preprocessor_config.json", "processor_config.json")
@@ -139,7 +139,7 @@ def check_prm_reads(prm: str, problems: Sequence[Problem]) -> None:
 
 
 def check_output(folder: str | Path, key: str, file: bool = False) -> None:
-    """Raise ConfigError where nothing can be written into the folder, or with `file` beside that file."""
+    """Raise ConfigError if the folder is not writable, or with `file=True`, the folder of that file."""
     path = Path(folder)
     inside = path.parent if file else path
     try:
@@ -155,7 +155,7 @@ def check_output(folder: str | Path, key: str, file: bool = False) -> None:
 
 
 def check_room(folder: str | Path, key: str, model: str) -> None:
-    """Raise ConfigError where a disk has less room than the model takes that is to be written there."""
+    """Raise ConfigError if the disk has less free space than the model to be written there needs."""
     check_output(folder, key)
     needed = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
     free = shutil.disk_usage(folder).free
@@ -194,7 +194,8 @@ def _check_served(engine: EngineConfig, prompt: PromptConfig) -> None:
 def _check_length(
     engine: EngineConfig, sampling: SamplingConfig, prompt: PromptConfig, problems: Sequence[Problem], owner: Any
 ) -> None:
-    """Refuse a context that the shortest prompt fills; say where it ends completions before max_tokens does."""
+    """Raise an error if even the shortest prompt fills the context; print a note if completions end before
+    max_tokens."""
     from transformers import AutoConfig
 
     try:
@@ -230,6 +231,6 @@ def _check_length(
 
 
 def _stretches(text_config: Any) -> bool:
-    """Whether its positions are scaled to more than it declares."""
+    """Return whether positions are scaled beyond the declared maximum."""
     scaling = getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None) or {}
     return bool(scaling.get("factor")) if isinstance(scaling, dict) else True

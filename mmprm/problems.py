@@ -1,4 +1,4 @@
-"""Problems from rows: question, answer, images and options by their columns; images stay closed until needed."""
+"""Read problems from rows (question, answer, images and options by their columns); images are opened when needed."""
 
 from __future__ import annotations
 
@@ -73,17 +73,20 @@ __all__ = [
 
 
 class ProblemsConfig(RowsConfig):
+    """A file of problems and how to read it."""
+
     columns: Columns = Columns()
     """Names of the columns."""
     images_root: PathText | None = None
-    """Folder of relative picture paths; by default the folder of the file."""
+    """Folder that relative image paths refer to; by default the folder of the file."""
 
 
 def load_problems(config: ProblemsConfig) -> list[Problem]:
-    """Read every problem, in file order; of one that occurs twice the first, with a note.
+    """Return all problems in file order; of exact duplicates only the first, with a note.
 
-    Pictures are not opened here, so that one broken picture costs one problem later. Raises DataError naming file and
-    line (or row) for a missing field, an empty answer, a line that is no JSON or two problems with one id.
+    Images are not opened here, so that a broken image affects only its own problem later. Raises DataError, naming file
+    and line (or row), for a missing field, an empty answer, a line that is not JSON, or two different problems with the
+    same id.
     """
     reader = ProblemReader(config.columns, pictures_root(config))
     problems: dict[str, tuple[str, Problem]] = {}
@@ -109,7 +112,7 @@ def load_problems(config: ProblemsConfig) -> list[Problem]:
 
 
 def _tell_missing(problems: Sequence[Problem]) -> None:
-    """These problems will fail one by one; where all do, the root is wrong, and that should be seen at once."""
+    """Report missing images at once, because an incorrect root would make every problem fail later."""
     images = ((problem.id, picture) for problem in problems for picture in problem.pictures)
     missing = {name: picture.path for name, picture in images if not _is_at_hand(picture)}
     if missing:
@@ -118,15 +121,15 @@ def _tell_missing(problems: Sequence[Problem]) -> None:
 
 
 def pictures_root(config: ProblemsConfig) -> Path:
-    """Folder of relative picture paths; absolute, since a store is read from other folders too."""
+    """Return the folder of relative image paths; it is absolute because stores are also read from other folders."""
     path = Path(config.path)
     return Path(config.images_root or (path if os.path.isdir(path) else path.parent)).absolute()
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a row asks. `labels` are those of the choices in the row, `said` is what messages answer at their end, and
-    `used` are the columns that it was taken from."""
+    """The question of a row. `labels` are those of the choices in the row, `said` is the final answer in its
+    messages, and `used` are the columns that were read."""
 
     question: str
     pictures: tuple[Picture, ...]
@@ -137,7 +140,7 @@ class Asked:
 
 
 class ProblemReader:
-    """Reads rows one by one, and collects what the user should know of them all: see `tell`."""
+    """Read rows one by one, and collect the notes about them that `tell` prints."""
 
     def __init__(self, columns: Columns, root: Path) -> None:
         self._columns, self._root = columns, root
@@ -145,7 +148,7 @@ class ProblemReader:
         self._first: dict[str, str] = {}
 
     def problem(self, row: Row, place: str) -> Problem:
-        """Raises DataError, naming the place, for a row that is no problem."""
+        """Return the problem of a row. Raises DataError, naming `place`, if the row does not hold one."""
         asked = self.asked(row, place)
         answers = cells_of(row, self._columns, "answer", place)
         written = answer_text(only_one(answers, "answer", place), answers, place)
@@ -177,8 +180,11 @@ class ProblemReader:
         )
 
     def asked(self, row: Row, place: str) -> Asked:
-        """Read what is asked. Raises DataError, naming the place, for a row without question, or one that says it twice
-        and otherwise; for images that do not fit its marks; and for video, audio or images in a column not read."""
+        """Return the question of a row.
+
+        Raises DataError, naming `place`, for a row without a question or with two conflicting ones; for images that do
+        not match its image marks; and for video, audio or images in a column that is not read.
+        """
         columns, root = self._columns, self._root
         check_media(row, place)
         image_cells = cells_of(row, columns, "pictures", place)
@@ -213,7 +219,7 @@ class ProblemReader:
         return Asked(question, pictures, tuple(placed), labels, found.said, frozenset(used))
 
     def tell(self) -> None:
-        """Print what was noted, a line for each kind with its number of rows and the first."""
+        """Print the collected notes, one line per kind with its number of rows and the first of them."""
         for text, count in self._notes.items():
             print(f"{self._first[text]}: {text} ({count:,} such rows)", file=sys.stderr)
 
@@ -228,7 +234,7 @@ def read_problem(row: Row, columns: Columns, root: Path, place: str) -> Problem:
 
 
 def _check_characters(texts: Mapping[str, str], place: str) -> None:
-    """JSON is checked where it is read; this is for lists and messages that stand in it as text."""
+    """Raise DataError for invalid characters in lists and messages stored as text; other JSON is checked on reading."""
     for field, text in texts.items():
         try:
             text.encode()
@@ -258,7 +264,7 @@ def _content(problem: Problem) -> str:
 
 
 def content_id(question: str, answer: str, pictures: Sequence[Picture] = (), choices: Sequence[str] = ()) -> str:
-    """16 hexadecimal digits from question, answer, picture bytes and choices; a missing picture counts by its path."""
+    """Return 16 hexadecimal digits from question, answer, image bytes and choices; for a missing image, its path."""
     digests = [image_digest(picture) for picture in pictures]
     text = json.dumps([question, answer, digests, *([list(choices)] if choices else [])])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -267,9 +273,9 @@ def content_id(question: str, answer: str, pictures: Sequence[Picture] = (), cho
 def write_problems(
     path: str | Path, problems: Iterable[Problem], columns: Mapping[str, Mapping[str, Any]] | None = None
 ) -> None:
-    """Write JSONL that load_problems reads back; pictures become files in `images/` beside it, named by content.
+    """Write JSONL that load_problems reads back; images become files in `images/` beside it, named by content.
 
-    `columns` holds, by problem id, what else to write in its line.
+    `columns` maps problem ids to further columns of their lines.
     """
     path = Path(path)
     with whole_file(path) as file:
@@ -282,7 +288,7 @@ def write_problems(
 
 
 def _written(problem: Problem, folder: Path) -> dict[str, Any]:
-    """The fields of a problem, then the columns of its row that no field comes from when it is read again."""
+    """Return the fields of a problem, followed by the columns of its row that no field is read from."""
     row: dict[str, Any] = {"id": problem.id, "question": problem.question, "answer": problem.answer}
     row |= {"pictures": [write_picture(picture, folder) for picture in problem.pictures]}
     row |= {"choices": list(problem.choices)} if problem.choices else {}

@@ -1,4 +1,4 @@
-"""Prompt presets and chat rendering: what a policy is asked, and how a prefix of its answer is continued."""
+"""Define prompt presets and chat messages: what a policy is asked, and how it continues a prefix of its response."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from mmprm.types import Problem
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """`user` holds {question}; `continuation`, if any, holds {prefix} and ends the user turn in place of a prefill."""
+    """Texts of a prompt. `user` contains {question}; `continuation`, if set, contains {prefix} and ends the user
+    turn in place of a prefill."""
 
     user: str = "{question}"
     system: str = ""
@@ -44,20 +45,22 @@ PRESETS = {
 
 
 class PromptConfig(Config):
+    """How a problem becomes a prompt."""
+
     preset: Literal["plain", "steps", "think", "previous_steps"] = "steps"
     """plain: the question alone; steps: asks for <step> tags and <answer>; think: asks for <think> and <answer>;
-    previous_steps: like steps, but a prefix is shown in the user turn, for policies trained to continue that way."""
+    previous_steps: like steps, but the prefix is shown in the user turn, for policies trained to continue that way."""
     user: str | None = None
-    """Text of the user turn in place of the preset's; must hold {question}."""
+    """Text of the user turn in place of the preset's; must contain {question}."""
     system: str | None = None
-    """Text of the system turn in place of the preset's; empty means no system turn."""
+    """Text of the system turn in place of the preset's; an empty text omits the system turn."""
     prefill: str | None = None
     """Text with which every assistant turn begins, for example <think>, in place of the preset's."""
     choices: bool | None = None
-    """Append a problem's options to its question (A. …), unless all stand in it already; null: true."""
+    """Append a problem's options to its question (A. …), unless it already contains all of them; null: true."""
     template: Literal["chat", "raw"] | None = None
-    """chat, the default: the model's chat template; raw: none, the prompt is the system text, the user text and the
-    prefill as they are, for base models."""
+    """chat, the default: the model's chat template; raw: no template, for base models: the prompt is the system
+    text, the user text and the prefill."""
     template_options: dict[str, Any] | None = None
     """Options of the chat template, such as {enable_thinking: false}."""
     chat_template: str | None = None
@@ -91,7 +94,7 @@ _NOT_OPTIONS = {
 
 
 def messages(problem: Problem, config: PromptConfig, prefix: str = "") -> list[dict[str, Any]]:
-    """Chat messages in transformers' format. A prefix appears only with a preset that continues from the user turn."""
+    """Return chat messages in transformers' format. A prefix appears only if the preset continues in the user turn."""
     preset = PRESETS[config.preset]
     system = preset.system if config.system is None else config.system
     before, _, after = (config.user or preset.user).partition("{question}")
@@ -106,8 +109,8 @@ def messages(problem: Problem, config: PromptConfig, prefix: str = "") -> list[d
 
 
 def assistant_beginning(config: PromptConfig, prefix: str) -> str:
-    """Return what the prompt writes after the generation prompt: the prefill and the prefix, unless the user turn shows
-    the prefix."""
+    """Return what the prompt appends to the generation prompt: the prefill and the prefix, unless the user turn
+    shows the prefix."""
     preset = PRESETS[config.preset]
     if prefix and preset.continuation:
         return ""
@@ -115,8 +118,8 @@ def assistant_beginning(config: PromptConfig, prefix: str) -> str:
 
 
 def _content(problem: Problem, question: str, before: str, after: str, first: bool) -> str | list[dict[str, str]]:
-    """Plain text without pictures (text-only templates take nothing else), otherwise parts in order; with `first`, the
-    images of a question without marks come before all text."""
+    """Return plain text for a problem without images (text-only templates accept nothing else), otherwise parts in
+    order; with `first`, the images of a question without image marks precede all text."""
     if not problem.pictures:
         return before + question + after
     pieces = question.split(IMAGE)

@@ -1,10 +1,10 @@
-"""From chat messages to the text of a prompt: the model's chat template with its options, or none; and its checks.
+"""Render chat messages to the text of a prompt, with the model's chat template or without one, and check the result.
 
-    text = render(processor, problem, prefix, config)
-    begins = turn_beginning(processor, config)       # what the policy's turn holds before its first token
+text = render(processor, problem, prefix, config)
+begins = turn_beginning(processor, config)       # the part of the policy's turn that precedes its first token
 
 Some templates open the assistant's turn themselves (`<think>` of DeepSeek-R1-Distill, QwQ, Qwen3-Thinking). What the
-generation prompt adds after the assistant's header is part of the response, as `prompt.prefill` is.
+generation prompt appends to the assistant's header is part of the response, as `prompt.prefill` is.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ from mmprm.types import Problem
 Messages = Sequence[Mapping[str, Any]]
 
 _USER, _ASSISTANT = "\ue000", "\ue001"
-"""Characters without meaning, to find the contents of turns in a rendered text."""
+"""Private-use characters that mark the contents of turns in a rendered text."""
 
 
 def render(template_owner: Any, problem: Problem, prefix: str, config: PromptConfig) -> str:
     """Return the prompt as text: the messages, the generation prompt, the prefill, then the prefix.
 
-    `template_owner` is a transformers tokenizer or processor; `prefix` goes on where turn_beginning ends. Raises
-    CheckpointError without a chat template and ConfigError for messages that the template refuses.
+    `template_owner` is a transformers tokenizer or processor; `prefix` continues where turn_beginning ends. Raises
+    CheckpointError if there is no chat template, and ConfigError for messages that the template rejects.
     """
     turns = messages(problem, config, prefix)
     return render_turns(template_owner, turns, config, True) + assistant_beginning(config, prefix)
 
 
 def render_turns(template_owner: Any, turns: Messages, config: PromptConfig, generation_prompt: bool) -> str:
-    """Return the text of the turns; with `generation_prompt`, the beginning of the assistant's turn after them."""
+    """Return the text of the turns; with `generation_prompt`, followed by the beginning of the assistant's turn."""
     if config.template == "raw":
         return _raw(template_owner, turns)
     template = config.chat_template or getattr(template_owner, "chat_template", None)
@@ -53,20 +53,21 @@ def render_turns(template_owner: Any, turns: Messages, config: PromptConfig, gen
             **options,
             **(config.template_options or {}),
         )
-    except Exception as error:  # templates raise what they like
+    except Exception as error:  # templates raise arbitrary exceptions
         raise ConfigError(_refusal(template_owner, turns, config, error)) from error
 
 
 def turn_beginning(template_owner: Any, config: PromptConfig) -> str:
-    """Return what an assistant turn begins with before the policy writes: the template's opening and the prefill."""
+    """Return the text of an assistant turn that precedes the policy's first token: the template's opening and the
+    prefill."""
     return opening(template_owner, config) + assistant_beginning(config, "")
 
 
 def opening(template_owner: Any, config: PromptConfig) -> str:
-    """Return what the template's generation prompt adds after the header of an assistant turn.
+    """Return what the template's generation prompt appends to the header of an assistant turn.
 
-    The header is what stands before the content of a turn in the middle of a conversation, where templates that add
-    thoughts to the last turn add none.
+    The header is the text before the content of a turn in the middle of a conversation, where templates that insert
+    thoughts into the last turn insert none.
     """
     if config.template == "raw":
         return ""
@@ -75,7 +76,7 @@ def opening(template_owner: Any, config: PromptConfig) -> str:
     for turns in ([user, answer, {"role": "user", "content": "?"}], [user, answer]):
         try:
             before, found, _ = render_turns(template_owner, turns, config, False).partition(_ASSISTANT)
-        except ConfigError:  # a template for one turn only
+        except ConfigError:  # a template that accepts one turn only
             continue
         header = before.rpartition(_USER)[2]
         if found and asked.startswith(header.rstrip()):
@@ -93,9 +94,10 @@ def end_of_turn(template_owner: Any, config: PromptConfig) -> str:
 
 
 def check_rendering(template_owner: Any, problems: Sequence[Problem], config: PromptConfig, name: str = "") -> None:
-    """Raise ConfigError unless prompts hold their questions and a place for each image, for one problem of each kind.
+    """Raise ConfigError unless prompts contain their questions and a placeholder per image, for one problem of each
+    kind.
 
-    `name` is the model's. A base model's chat template, given messages of parts, may render nothing.
+    `name` is the model's. The chat template of a base model may render nothing for messages of parts.
     """
     name = name or _name(template_owner)
     _check_options(template_owner, config, name)
@@ -154,7 +156,7 @@ def _content(template_owner: Any, turn: Mapping[str, Any]) -> str:
 
 
 def image_place(template_owner: Any) -> str:
-    """Return what stands for one image in a text: the processor's token, in Qwen-VL between two others."""
+    """Return the text that represents one image: the processor's token, which Qwen-VL encloses in two others."""
     mark = getattr(template_owner, "image_token", None)
     if not isinstance(mark, str):
         raise CheckpointError(
@@ -183,7 +185,7 @@ def _check_options(template_owner: Any, config: PromptConfig, name: str) -> None
 
 
 def _variables(template: str) -> set[str] | None:
-    """Names that a template takes from outside; None where it is of another dialect."""
+    """Return the names that a template expects from outside, or None for a template in another dialect."""
     from jinja2 import Environment, TemplateError, meta
     from jinja2.ext import loopcontrols
 
@@ -194,7 +196,7 @@ def _variables(template: str) -> set[str] | None:
 
 
 def _refusal(template_owner: Any, turns: Messages, config: PromptConfig, error: Exception) -> str:
-    """Say which turn a template refuses, where it is the system's."""
+    """Return a message that names the turn a template rejects, if it is the system turn."""
     reason = f"{_name(template_owner)}: its chat template refuses the prompt: {type(error).__name__}: {error}"
     others = [turn for turn in turns if turn["role"] != "system"]
     if len(others) < len(turns):

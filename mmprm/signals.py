@@ -1,4 +1,4 @@
-"""How a command ends on SIGTERM and Ctrl-C: as an exception that unwinds it, so that what it holds is given back."""
+"""Convert SIGTERM and Ctrl-C to an exception that unwinds the command, so that it releases its resources."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ _NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
 
 class SigtermAsInterrupt:
-    """While it is open, the first SIGTERM acts as Ctrl-C, which asyncio turns into a cancelled task and everything else
-    sees as KeyboardInterrupt; `came` tells the two apart. Later ones are ignored, as the end is under way: a supervisor
-    that loses patience sends SIGKILL. Only a main thread can receive signals."""
+    """Treat the first SIGTERM as Ctrl-C, which asyncio turns into a cancelled task and all other code sees as
+    KeyboardInterrupt.
+
+    `came` tells the two apart. Later signals are ignored, because the shutdown is in progress: an impatient supervisor
+    sends SIGKILL. Only the main thread can receive signals.
+    """
 
     came = False
 
@@ -36,8 +39,8 @@ class SigtermAsInterrupt:
 
 @contextlib.contextmanager
 def kept_handlers() -> Iterator[None]:
-    """Put the handlers of SIGTERM and SIGINT back at the end of the block: Ray and vLLM install their own, which end
-    the process in the middle of whatever it does."""
+    """Restore the handlers of SIGTERM and SIGINT at the end of the block: Ray and vLLM install their own, which end
+    the process in the middle of its work."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""The only file that knows step markup: tags, blank lines, numbered steps; chosen by configuration."""
+"""Split responses into steps: tags, blank lines or numbers, as configured. No other module knows these formats."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmprm.types import Steps
 Markup = Literal["tags", "blank_lines", "numbered"]
 """tags: `<step>…</step>` (also `<step_3>…</step_3>`, `<Step 3>`, `<step id="3">`); blank_lines: paragraphs, in which
 code blocks, LaTeX environments and display math stay whole; numbered: `Step 1:`, `### Step 1`, `步骤1：`,
-`第一步`, `1.`, `1)`, `(1)` at the start of a line, with numbers that go up by one."""
+`第一步`, `1.`, `1)`, `(1)` at the start of a line, with consecutive numbers."""
 
 _TAG = re.compile(r"<[^\S\n]*(/?)[^\S\n]*step(?:[\s_-]?\d{1,4}|\s+\w+=[^<>\n]{1,40})?[^\S\n]*>", re.IGNORECASE)
 _LINE_BREAKS = re.compile(r"(?:\s*[\r\n])?")
@@ -28,7 +28,7 @@ _HAN = {name: number for number, name in enumerate("一二三四五六七八九�
 _HAN_COUNT = rf"[{''.join(_HAN)}]{{1,3}}"
 _COUNT = rf"\d{{1,3}}|{'|'.join(sorted(_WORDS, key=len, reverse=True))}|{_HAN_COUNT}"
 _AFTER = r"(?=[\s\\$*\"'“(（【《<]|[^\W\d_]|$)"
-"""What may follow a number that is a mark: neither a digit (3.5, 1:30) nor an operator."""
+"""What may follow a number that marks a step: neither a digit (3.5, 1:30) nor an operator."""
 _STEP = r"step|步[骤驟]|ステップ|手順|단계|шаг|étape|etape|schritt|paso|passo|bước"
 _OPEN = r"\*{1,3}|__?|</?(?:b|strong)>|\\(?:textbf|paragraph|(?:sub)*section)\*?\{"
 _CLOSE = r"\*{1,3}|__?|</?(?:b|strong)>|\}"
@@ -65,7 +65,8 @@ _ENVIRONMENT = re.compile(r"\\(begin|end)\{([^{}\n]+)\}")
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """`"".join(steps)` is the text and `reason` is None, or `steps` is empty and `reason` says what was wrong."""
+    """Result of a split: either `"".join(steps)` is the text and `reason` is None, or `steps` is empty and `reason`
+    states why the text could not be split."""
 
     steps: Steps
     reason: str | None = None
@@ -85,7 +86,7 @@ def split(text: str, markup: Markup) -> Split:
 
 
 def plain(step: str, markup: Markup) -> str:
-    """The step as a reader wants it: without its markup and outer white space. Answer tags stay."""
+    """Return the step as shown to a reader: without its markup and outer white space. Answer tags are kept."""
     if markup == "tags":
         step = _TAG.sub("", step)
     elif markup == "numbered" and not _ANSWER_LINE.match(step):
@@ -101,7 +102,8 @@ def plain_split(text: str, markup: Markup) -> Split:
 
 
 def _left_of_mark(mark: re.Match[str]) -> str:
-    """What a mark leaves behind: the beginning of thoughts, and of bold text that ends after it."""
+    """Return the part of a mark that belongs to the text: the opening tag of thoughts, and of bold text that ends
+    later."""
     opens_bold = mark["bold"] and not (mark["closed"] or mark["closed_open"] or mark["closed_after"])
     return (mark["think"] or "") + (mark["bold"] if opens_bold else "")
 
@@ -137,12 +139,13 @@ def ends_within(text: str) -> bool:
 
 
 def _split_blank_lines(text: str) -> Split:
-    """Blank lines in a code block, a LaTeX environment or display math separate nothing."""
+    """Split at blank lines, except inside a code block, a LaTeX environment or display math."""
     return Split(_cut(text, (match.end() for match in _outside(_BLANK_LINES.finditer(text), text))))
 
 
 def _split_numbered(text: str) -> Split:
-    """A number that does not follow the one before, or is not marked as the first is, belongs to a list in a step."""
+    """Split at numbers. A number that does not follow the previous one, or is not formatted like the first one,
+    belongs to a list within a step."""
     starts, last = [], None
     for match in _alike(_outside(_NUMBER.finditer(text), text)):
         number = _value(match)
@@ -153,13 +156,13 @@ def _split_numbered(text: str) -> Split:
     answers = [answer for answer in answers if not starts or answer > starts[-1]]
     if not starts and not answers:
         return Split((), "no step")
-    # What stands before the first number introduces that step.
+    # Text before the first number introduces that step.
     return Split(_cut(text, sorted({*starts[1:], *answers})))
 
 
 def _alike(marks: list[re.Match[str]]) -> list[re.Match[str]]:
-    """The marks with the word "Step", where there are any; else those like the first one: bracketed as it is, and
-    indented no further."""
+    """Return the marks with the word "Step" if there are any, otherwise those formatted like the first one: with the
+    same brackets, and not indented further."""
     if words := [mark for mark in marks if mark["word"]]:
         return words
     return [
@@ -182,10 +185,10 @@ def _value(mark: re.Match[str]) -> int:
 
 
 def _regions(text: str) -> tuple[list[tuple[int, int]], bool]:
-    """Return (start, end) of what must not be cut, in order, and whether something is open at the end of the text.
+    """Return the (start, end) spans that must not be cut, in order, and whether one is open at the end of the text.
 
-    Code blocks reach to the end of the text where they are not closed; LaTeX environments and display math that are not
-    closed are taken for text.
+    Unclosed code blocks extend to the end of the text; unclosed LaTeX environments and display math are treated as
+    text.
     """
     environments = _environments(text)
     spans: list[tuple[int, int]] = []
@@ -215,12 +218,12 @@ def _regions(text: str) -> tuple[list[tuple[int, int]], bool]:
 
 
 def _closes(text: str, place: int) -> bool:
-    """Whether `$$` at the end of a line ends what its line has begun."""
+    """Return whether `$$` at the end of a line closes what began on that line."""
     return text.count("$$", text.rfind("\n", 0, place) + 1, place) % 2 == 1
 
 
 def _environments(text: str) -> dict[int, int]:
-    """Return the end of each LaTeX environment that is closed, by the place of its name."""
+    """Return the end of each closed LaTeX environment, by the offset of its name."""
     ends: dict[int, int] = {}
     begun: dict[str, list[int]] = {}
     for mark in _ENVIRONMENT.finditer(text):
@@ -232,7 +235,7 @@ def _environments(text: str) -> dict[int, int]:
 
 
 def _outside(matches: Iterable[re.Match[str]], text: str) -> list[re.Match[str]]:
-    """Return the matches that begin in nothing that must not be cut."""
+    """Return the matches that do not begin inside a span that must not be cut."""
     spans = _regions(text)[0]
     starts = [start for start, _ in spans]
 
@@ -244,7 +247,8 @@ def _outside(matches: Iterable[re.Match[str]], text: str) -> list[re.Match[str]]
 
 
 def _cut(text: str, boundaries: Iterable[int]) -> Steps:
-    """Cut at ascending offsets; a piece of white space or a rule alone joins the step before it, or the first step."""
+    """Cut at ascending offsets; a piece of only white space or a horizontal rule joins the step before it, or the
+    first step."""
     pieces: list[str] = []
     start = 0
     for end in (*boundaries, len(text)):

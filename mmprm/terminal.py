@@ -1,4 +1,4 @@
-"""What is printed commands no terminal: texts of servers, data sets and policies may hold escape sequences."""
+"""Remove terminal commands from printed text: texts of servers, data sets and policies may hold escape sequences."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 _SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
-"""A whole command: colour, cursor, title, link."""
+"""A complete command: color, cursor, title, link."""
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters but tab and line feed, those that turn the direction of text, and halves of surrogate pairs."""
+"""Control characters except tab and line feed, characters that change the direction of text, and lone surrogates."""
 
 
 def plain_text(text: str, keep: str = "") -> str:
@@ -22,16 +22,19 @@ def plain_text(text: str, keep: str = "") -> str:
 
 
 class PlainStream:
-    """A text stream that writes plain text. `raw` is the stream itself, for what draws on the terminal on purpose."""
+    """Text stream that writes plain text. `raw` is the wrapped stream, for code that controls the terminal on
+    purpose."""
 
     def __init__(self, raw: TextIO) -> None:
         self.raw = raw
 
     def write(self, text: str) -> int:
-        self.raw.write(plain_text(text, keep="\r"))  # progress bars begin their line again
+        """Write the text without terminal commands."""
+        self.raw.write(plain_text(text, keep="\r"))  # progress bars return to the start of their line
         return len(text)
 
     def writelines(self, lines: Any) -> None:
+        """Write the lines without terminal commands."""
         for line in lines:
             self.write(line)
 
@@ -41,7 +44,7 @@ class PlainStream:
 
 @contextlib.contextmanager
 def plain_output() -> Iterator[None]:
-    """All that this process prints is plain text meanwhile."""
+    """Make everything that this process prints plain text for the duration of the block."""
     with (
         contextlib.redirect_stdout(PlainStream(sys.stdout)),  # type: ignore[type-var]
         contextlib.redirect_stderr(PlainStream(sys.stderr)),  # type: ignore[type-var]
@@ -50,5 +53,5 @@ def plain_output() -> Iterator[None]:
 
 
 def raw(stream: TextIO) -> TextIO:
-    """The stream behind a PlainStream."""
+    """Return the stream that a PlainStream wraps; any other stream is returned unchanged."""
     return getattr(stream, "raw", stream) if isinstance(stream, PlainStream) else stream

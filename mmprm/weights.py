@@ -1,5 +1,8 @@
-"""Model folders: weights are read from safetensors alone, as the older files are pickles, which run code when they are
-read; and whatever a library raises for a folder becomes one error that names it."""
+"""Read model folders safely.
+
+Weights are read only from safetensors, because older formats are pickles, which run code when they are read. Whatever a
+library raises for a folder becomes one error that names it.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,16 @@ from mmprm.errors import CheckpointError, DataError, MmprmError
 from mmprm.files import parse_json
 
 LOAD_FORMAT = "safetensors"
-"""For vLLM, whose default falls back to pickles."""
+"""Passed to vLLM, whose default falls back to pickles."""
 
 _SAMPLE = 2**16
 _REASON = 400
-"""Characters of another program's message that are shown."""
+"""Maximum number of characters of another program's message that are shown."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def check_weights(model: str) -> None:
-    """Raise CheckpointError for a folder that holds weights as pickles only. Of a hub id the loader sees to it."""
+    """Raise CheckpointError for a folder that holds weights only as pickles. For a hub id, the loader enforces this."""
     folder = Path(model)
     if not folder.is_dir():
         return
@@ -39,7 +42,8 @@ def check_weights(model: str) -> None:
 
 
 def shard_names(index: Path) -> dict[str, str]:
-    """Return the file of each tensor from a `model.safetensors.index.json`; raise CheckpointError for anything else."""
+    """Return the file name of each tensor from a `model.safetensors.index.json`; raise CheckpointError if it is
+    invalid."""
     try:
         names = parse_json(index.read_bytes(), "it")["weight_map"]
         if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
@@ -51,14 +55,17 @@ def shard_names(index: Path) -> dict[str, str]:
 
 @contextmanager
 def model_errors(model: str) -> Iterator[None]:
-    """Raise CheckpointError, which names the model, for what transformers, tokenizers, safetensors and chat templates
-    raise for folders that do not fit or are not whole: they have no error in common."""
+    """Raise CheckpointError, which names the model, for any exception of transformers, tokenizers, safetensors or chat
+    templates.
+
+    They raise it for folders that are invalid or incomplete, and have no exception type in common.
+    """
     try:
         yield
     except (MmprmError, MemoryError):
         raise
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's; the folder is not to blame
+        if type(error).__name__ == "OutOfMemoryError":  # raised by torch; the folder is not at fault
             raise
         reason = " ".join(str(error).split()) or "no reason given"
         reason = reason if len(reason) <= _REASON else f"{reason[:_REASON]}…"
@@ -68,8 +75,11 @@ def model_errors(model: str) -> Iterator[None]:
 
 
 def fingerprint(model: str) -> str:
-    """Return 16 hexadecimal digits that differ between models: a hash over the configuration and, of each weight file,
-    its size, its beginning, and as much at eight places more. Empty for a hub id."""
+    """Return 16 hexadecimal digits that identify a model, or "" for a hub id.
+
+    They are a hash over the configuration and, for each weight file, its size, its beginning, and equal samples at
+    eight further positions.
+    """
     folder, digest = Path(model), hashlib.sha256()
     if not folder.is_dir():
         return ""

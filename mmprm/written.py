@@ -1,8 +1,8 @@
-"""YAML as people write it: each value is kept with its text until the key that it belongs to says what it is.
+"""Parse YAML that people write: each value is kept with its text until the type of its key determines how to read it.
 
-YAML 1.1 reads yes, no, on and off as booleans, 1:30 as 90, 010 as 8, 2024-01-01 as a date, and 1e-5 as text. Here only
-what YAML 1.2 calls null, a boolean or a number is anything but text (the core schema: null ~, true false, 10 0x1F 0o17,
-1.5 1e-5 .inf), and a key that holds text gets what was written even then: `tokens.no: no`, `system: 010`.
+YAML 1.1 reads yes, no, on and off as booleans, 1:30 as 90, 010 as 8, 2024-01-01 as a date, and 1e-5 as text. Here, only
+what YAML 1.2 calls null, a boolean or a number is read as anything but text (the core schema: null ~, true false, 10
+0x1F 0o17, 1.5 1e-5 .inf), and even then a key of type text gets the text as written: `tokens.no: no`, `system: 010`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PATTERNS = (
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A value that YAML reads as something other than text, and its text."""
+    """A value that YAML reads as something other than text, together with its text."""
 
     value: Any
     text: str
@@ -41,12 +41,12 @@ class Written:
 
 
 def read_text(text: str) -> Any:
-    """Return the YAML document as mappings, lists, texts and Written. Raises yaml.YAMLError."""
+    """Return the YAML document as mappings, lists, strings and Written. Raises yaml.YAMLError."""
     return yaml.load(text, _Loader)  # a SafeLoader
 
 
 def read_set(text: str) -> Any:
-    """Return the value of a `--set key=value`: what YAML reads and, for a key that holds text, the text itself."""
+    """Return the value of `--set key=value`: what YAML reads, and for a key of type text the text itself."""
     if not text:
         return ""
     try:
@@ -59,7 +59,7 @@ def read_set(text: str) -> Any:
 
 
 def resolved(value: Any, kind: Any) -> Any:
-    """Return `value` without any Written: each becomes what the annotation `kind` takes, its value or its text."""
+    """Return `value` with each Written replaced by what the annotation `kind` accepts: its value or its text."""
     kinds = _kinds(kind)
     if isinstance(value, Written):
         if not _takes(value.value, kinds) and (str in kinds or value.text in _literals(kinds)):
@@ -84,7 +84,7 @@ _LISTS = (list, tuple, set, frozenset)
 
 
 def _kinds(kind: Any) -> list[Any]:
-    """The members of a union, without what annotates them."""
+    """Return the members of a union, without their annotations."""
     if get_origin(kind) is Annotated:
         return _kinds(get_args(kind)[0])
     if get_origin(kind) in (Union, types.UnionType):
@@ -97,7 +97,7 @@ def _literals(kinds: list[Any]) -> list[Any]:
 
 
 def _takes(value: Any, kinds: list[Any]) -> bool:
-    """Whether one of the kinds holds a value of this type as it is."""
+    """Return whether one of the types holds a value of this type unchanged."""
     if Any in kinds or any(type(value) is type(each) and value == each for each in _literals(kinds)):
         return True
     if value is None:
@@ -117,11 +117,12 @@ def _takes(value: Any, kinds: list[Any]) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """Keys are texts, and each stands once in its group: the first of two would be lost without a word."""
+    """Loader whose keys are strings, each unique in its mapping: otherwise the first of two would be lost silently."""
 
     yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
+        """Compose a mapping. Raises ConstructorError for a duplicate key."""
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
@@ -134,6 +135,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[str, Any]:
+        """Construct a mapping. Raises ConstructorError for a key that is not a scalar."""
         self.flatten_mapping(node)
         if odd := next((key for key, _ in node.value if not isinstance(key, yaml.ScalarNode)), None):
             raise yaml.constructor.ConstructorError(None, None, "a key must be a text", odd.start_mark)
@@ -155,7 +157,7 @@ _READERS = {
 def _construct(loader: _Loader, node: yaml.ScalarNode) -> Written:
     try:
         return Written(_READERS[node.tag](node.value), node.value)
-    except ValueError as error:  # of an explicit tag, such as !!int x
+    except ValueError as error:  # raised for an explicit tag, such as !!int x
         raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
 
 
