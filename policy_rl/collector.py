@@ -118,11 +118,10 @@ class Collector:
         return self._prompts.position / len(self._prompts.problems)
 
     async def collect(self, step: int) -> Collected:
-        """Return up to batch.prompts groups for step 1, 2, …; fewer if some were dropped or the filter ran out of
-        rounds.
+        """Return up to batch.prompts groups for step 1, 2, …
 
-        With a filter, return a multiple of the groups per update and carry over the rest: too few groups lead to fewer
-        updates, not smaller ones.
+        There are fewer if some were dropped or the filter ran out of rounds. With a filter, return a multiple of the
+        groups per update and carry over the rest: too few groups lead to fewer updates, not smaller ones.
         """
         config, found = self._config, Collected()
         phase = phase_of(config.schedule, step) if config.schedule else config.phase()
@@ -171,8 +170,10 @@ class Collector:
         return [from_json(group, self._by_id) for group in state]
 
     async def _round(self, asked: Sequence[tuple[Problem, int]], phase: Phase, found: Collected) -> list[GradedGroup]:
-        """Sample, grade and score the given problems; return the kept groups in the order of the problems, not of
-        completion."""
+        """Sample, grade and score the given problems; return the groups that were kept.
+
+        They are in the order of the problems, whichever was complete first.
+        """
         started = sampled = time.perf_counter()
 
         async def one(problem: Problem, epoch: int) -> GradedGroup | None:

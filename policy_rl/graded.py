@@ -1,4 +1,7 @@
-"""Define groups as the update sees them (graded, rewarded, scored) as frozen data with a JSON form for checkpoints."""
+"""Define groups as the update sees them: graded, rewarded and scored.
+
+They are frozen data with a JSON form for checkpoints.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +35,10 @@ class Process(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class GradedResponse:
-    """Hold a response with its grade and rewards. A response whose reward has no total was dropped and is not trained
-    on."""
+    """Hold a response with its grade and rewards.
+
+    A response whose reward has no total was dropped and is not trained on.
+    """
 
     response: Response
     grading: Grading

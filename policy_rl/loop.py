@@ -103,8 +103,10 @@ class Loop:
         self._seconds: Counter[str] = Counter()
 
     async def run(self) -> Summary:
-        """Run from the newest checkpoint, if any, to the last step, or to the end of the step in which SIGTERM or
-        Ctrl-C arrives."""
+        """Run from the newest checkpoint, if any, to the last step.
+
+        After SIGTERM or Ctrl-C, finish the current step, save, and return or raise KeyboardInterrupt.
+        """
         step = await self._resume()
         # Without a checkpoint the run starts over, so earlier log entries in this folder do not belong to it.
         log, samples = MetricsLog(self._output, step or -1), SampleLog(self._output, step)

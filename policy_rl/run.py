@@ -1,5 +1,4 @@
-"""Start everything that a configuration asks for: Ray, engines, trainer ranks, process reward model, grader; then run
-it."""
+"""Start what a run consists of, and run it: Ray, engines, trainer ranks, process reward model, grader."""
 
 from __future__ import annotations
 
@@ -39,8 +38,10 @@ from policy_rl.weights.transfer import FileTransfer, Published, Transfer, remove
 
 
 def train_policy(config: RLConfig) -> Summary:
-    """Run to the end, or, on SIGTERM, to the end of the current step; return a finished run's summary without running
-    again."""
+    """Run to the end, or, on SIGTERM, to the end of the current step.
+
+    A finished run is not repeated; its summary is returned.
+    """
     check_early(config)
     problems = load_problems(config.problems)
     config.check_warmup(len(problems))

@@ -1,4 +1,4 @@
-"""Watching a run: signs that a policy games its rewards, alarms that end the run, samples to read.
+"""Monitor a run: metrics of reward hacking, alarms that end the run.
 
 Shapes: S step of a response.
 """
@@ -21,14 +21,16 @@ from policy_rl.monitor.samples import TEXT_FILE
 from policy_rl.rewards.process import plain_steps
 
 FIRST_STEPS = 5
-"""Steps whose scores are logged one by one; later ones together."""
+"""Number of steps whose scores are logged separately; later steps are logged together."""
 
 
 class Bounds(Config):
+    """Configure the bounds of a metric."""
+
     least: float | None = None
-    """Crossed below it."""
+    """Minimum; the alarm counts steps with a lower value."""
     most: float | None = None
-    """Crossed above it."""
+    """Maximum; the alarm counts steps with a higher value."""
 
     @model_validator(mode="after")
     def _a_bound(self) -> Bounds:
@@ -40,24 +42,27 @@ class Bounds(Config):
 
 
 class WatchConfig(Config):
+    """Configure the monitoring of a run."""
+
     alarms: dict[str, Bounds] = Field(default_factory=dict)
-    """Bounds by the name of a metric in metrics.jsonl, for example alarms.prm_auc.least=0.6: crossed, they end the run,
-    with a checkpoint."""
+    """Bounds by the name of a metric in metrics.jsonl, for example alarms.prm_auc.least=0.6. A metric that leaves its
+    bounds for `patience` steps ends the run, after a checkpoint."""
     patience: int = Field(3, ge=1)
-    """Steps in a row that a metric must be out of its bounds."""
+    """Consecutive steps for which a metric must be out of its bounds."""
     samples: int = Field(4, ge=0)
-    """Responses a step that are written to samples.jsonl and samples.md, with their step scores."""
+    """Responses per step that are written to samples.jsonl and samples.md, with their step scores."""
 
 
 def signs(groups: Sequence[GradedGroup], markup: Markup, prefill: str = "") -> dict[str, float]:
-    """How the steps of a batch look, over the responses that take part; NaN where they do not tell.
+    """Return the hacking metrics of a batch, over the responses that are trained on; NaN if undefined.
 
-    steps: mean number a response; step_tokens, longest_step: mean tokens of a step, and of a response's longest;
-    repeated_steps: share of the steps that an earlier one of the response equals, but for white space and case;
-    unsplit, refused: share of the responses that could not be cut, and that could but have no scores where others do;
-    prm_auc: P(lowest step score of a right response > that of a wrong one), ties ½: 0.5 is no agreement of PRM and
-    outcome; prm_score: mean step score; prm_lowest: mean of the responses' lowest;
-    prm_step_1 …: mean score of the first, second, … step; prm_step_later of those behind.
+    steps: mean number per response; step_tokens, longest_step: mean tokens of a step, and of a response's longest step;
+    repeated_steps: fraction of the steps that equal an earlier step of the response except for white space and case;
+    unsplit, refused: fraction of the responses that could not be split into steps, and of those that could but were not
+    scored although others were; prm_auc: P(lowest step score of a correct response > that of an incorrect one), ties ½;
+    0.5 means that PRM and outcome are unrelated; prm_score: mean step score; prm_lowest: mean of the responses' lowest
+    scores; prm_step_1 …: mean score of the first, second, … step; prm_step_later: mean score of the steps after
+    FIRST_STEPS.
     """
     responses = [each for group in groups for each in group.responses if each.reward.total is not None]
     cut = [plain_steps(each.response.text, markup, prefill).steps for each in responses]
@@ -84,12 +89,12 @@ def signs(groups: Sequence[GradedGroup], markup: Markup, prefill: str = "") -> d
 
 
 def agreement(scores: Sequence[float], right: Sequence[bool]) -> float:
-    """AUC of the scores for right against wrong responses; NaN where one kind is missing."""
+    """Return the AUC of the scores for correct against incorrect responses; NaN if either kind is missing."""
     return roc_auc(scores, right) if len(set(right)) == 2 else math.nan
 
 
 def repeated(steps: Sequence[str]) -> list[bool]:
-    """For each step whether an earlier one is the same but for white space and case."""
+    """Return for each step whether an earlier one is the same except for white space and case."""
     keys = ["".join(step.split()).casefold() for step in steps]
     return [key in keys[:place] for place, key in enumerate(keys)]
 
@@ -116,9 +121,10 @@ def _mean(values: Sequence[float]) -> float:
 
 
 class Alarms:
-    """Counts for each metric with bounds the steps in a row that it has been out of them; `counts` is all of its state.
+    """Count, for each metric with bounds, the consecutive steps for which it has been out of them.
 
-    A value that is not finite is out of its bounds, but for NaN, which says nothing: it neither counts nor clears.
+    `counts` is the complete state. Infinite values are out of bounds. NaN carries no information: it neither increases
+    nor resets the count.
     """
 
     def __init__(self, config: WatchConfig) -> None:
@@ -126,9 +132,12 @@ class Alarms:
         self.counts: dict[str, int] = dict.fromkeys(config.alarms, 0)
 
     def see(self, metrics: Mapping[str, float]) -> str | None:
-        """What has crossed its bounds for `patience` steps, in words: the run is to be saved, and then ended with
-        `alarm_error`. ConfigError for an alarm on what is not measured, so that a step without an update, which
-        measures less, is not to be shown."""
+        """Return a description of the metrics that have been out of bounds for `patience` steps; None if there are
+        none.
+
+        The caller then saves the run and raises `alarm_error`. Raises ConfigError for an alarm on a metric that is not
+        in `metrics`; do not pass the metrics of a step without an update, which has fewer.
+        """
         check_alarms(self._config, metrics)
         crossed = []
         for name, bounds in self._config.alarms.items():
@@ -143,7 +152,7 @@ class Alarms:
 
 
 def check_alarms(config: WatchConfig, names: Collection[str]) -> None:
-    """ConfigError for an alarm on what is not among the metrics' names."""
+    """Raise ConfigError for an alarm on a metric that is not among `names`."""
     for name in config.alarms:
         if name not in names:
             raise ConfigError(f"watch.alarms.{name}: this run has no such metric; it has {', '.join(sorted(names))}")
@@ -158,6 +167,7 @@ def _crossed(value: float, bounds: Bounds) -> str | None:
 
 
 def alarm_error(step: int, crossed: str, checkpoint: Path | None) -> TrainingError:
+    """Return the error that ends a run because of an alarm."""
     last = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint"
     return TrainingError(
         f"step {step}: {crossed}; {last}. Read {TEXT_FILE} for what the policy does; then change the rewards, or go on "

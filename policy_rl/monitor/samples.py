@@ -1,4 +1,5 @@
-"""Samples of a run that a reader can look at: the best and worst responses of a step."""
+"""Write samples of a run for people to read: the responses of a step on which PRM and outcome differ most, and
+others."""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ JSON_FILE, TEXT_FILE = "samples.jsonl", "samples.md"
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A response to be read. `steps` are (text, score or None); without steps there is the `text` alone, and why."""
+    """Hold a response to be read.
+
+    `steps` are (text, score or None). Without steps, only `text` is shown, and `unsplit` says why there are none.
+    """
 
     step: int
     problem: str
@@ -37,6 +41,7 @@ class Sample:
     text: str
 
     def markdown(self) -> str:
+        """Return the sample as Markdown."""
         reward = "none" if self.reward is None else f"{self.reward:.3g}"
         facts = [f"{self.verdict}", f"answer {self.extracted!r}, gold {self.gold!r}", f"reward {reward}"]
         facts += [f"{name} {value:.3g}" for name, value in self.parts.items() if value is not None]
@@ -51,8 +56,11 @@ class Sample:
 
 
 def chosen(groups: Sequence[GradedGroup], count: int) -> list[tuple[GradedGroup, GradedResponse]]:
-    """`count` responses: first where PRM and outcome differ most (the wrong one of highest lowest score, the right one
-    of lowest), then the first responses of problems spread evenly over the batch."""
+    """Return `count` responses to show.
+
+    The first ones are those on which PRM and outcome differ most: the incorrect response with the highest lowest step
+    score, and the correct one with the lowest. Then come the first responses of problems spread evenly over the batch.
+    """
     every = [(group, each) for group in groups for each in group.responses]
     scored = [pair for pair in every if pair[1].process is not None]
     picked = []
@@ -68,6 +76,7 @@ def chosen(groups: Sequence[GradedGroup], count: int) -> list[tuple[GradedGroup,
 
 
 def sample_of(step: int, group: GradedGroup, each: GradedResponse, markup: Markup, prefill: str = "") -> Sample:
+    """Return the Sample of a response."""
     found = plain_steps(each.response.text, markup, prefill)
     scores: tuple[float | None, ...] = each.process.scores if each.process else ()
     scores += (None,) * (len(found.steps) - len(scores))
@@ -89,7 +98,10 @@ def sample_of(step: int, group: GradedGroup, each: GradedResponse, markup: Marku
 
 
 class SampleLog:
-    """samples.jsonl and samples.md of a run folder. What a resumed run has written after its checkpoint is dropped."""
+    """Append samples to samples.jsonl and samples.md of a run folder.
+
+    Samples of steps after `done`, the last step in the checkpoint that a run is resumed from, are removed.
+    """
 
     def __init__(self, folder: Path, done: int) -> None:
         try:
@@ -102,13 +114,15 @@ class SampleLog:
         self.write(kept)
 
     def write(self, samples: Sequence[Sample]) -> None:
+        """Append samples to both files."""
         for sample in samples:
             self._json.write(json.dumps(_as_dict(sample), ensure_ascii=True) + "\n")
-            # Lone surrogates, which a policy's bytes may become, cannot be written.
+            # A policy's bytes may decode to lone surrogates, which cannot be written as UTF-8.
             self._text.write(sample.markdown().encode("utf-8", "replace").decode("utf-8"))
         self._each(lambda file: file.flush())
 
     def close(self) -> None:
+        """Close both files."""
         self._each(lambda file: file.close())
 
     def _each(self, action: Any) -> None:
@@ -117,7 +131,7 @@ class SampleLog:
 
 
 def _read(path: Path) -> Iterator[Sample]:
-    """Damaged lines are left out: those are samples to look at."""
+    """Yield the samples of a file; skip damaged lines, since samples are only there to be read."""
     for values in logged_rows(path, Sample.__slots__) if path.exists() else ():
         with contextlib.suppress(TypeError, ValueError):
             yield Sample(**{**values, "steps": tuple(tuple(step) for step in values["steps"])})

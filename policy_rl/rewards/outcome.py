@@ -1,5 +1,7 @@
-"""Compute the outcome reward of a response: accuracy, format, length, user functions. None drops the sample; it is
-never 0."""
+"""Compute the outcome reward of a response: accuracy, format, length, user functions.
+
+A reward of None drops the sample; it never counts as 0.
+"""
 
 from __future__ import annotations
 

@@ -62,8 +62,10 @@ class ProcessConfig(Config):
     """Number of times that the PRM's process may die and be restarted before the run ends."""
 
     def aggregate(self) -> Aggregator:
-        """Return the aggregator for credit.mode=scalar. Raises ConfigError if neither the configuration nor the PRM
-        names one."""
+        """Return the aggregator for credit.mode=scalar.
+
+        Raises ConfigError if neither the configuration nor the PRM names one.
+        """
         return aggregator(chosen_aggregator(self.aggregator, scorer_info(self.scorer).aggregator))
 
 

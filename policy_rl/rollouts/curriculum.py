@@ -1,4 +1,7 @@
-"""Select the groups to train on, and the order of problems and length of responses: pure functions, frozen data."""
+"""Select the groups to train on, the order of problems and the length of responses.
+
+Functions are pure, and data is frozen.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +16,19 @@ from mmprm.types import Problem
 from policy_rl.graded import GradedGroup
 
 LEAST_RATE = 0.25
-"""A round samples at most 1/LEAST_RATE times the missing groups, however few passed before."""
+"""Lower bound of the pass rate: a round samples at most 1/LEAST_RATE times the missing groups, however few passed
+before."""
 
 
 class FilterConfig(Config):
+    """Configure which groups are trained on by their mean accuracy."""
+
     low: float = Field(0.1, ge=0, le=1)
     """Minimum mean accuracy of a group that is trained on."""
     high: float = Field(0.9, ge=0, le=1)
     """Maximum mean accuracy of a group that is trained on."""
     rounds: int = Field(3, ge=1)
-    """Maximum rounds of sampling per step; then the step trains on the groups it has, with a warning."""
+    """Maximum rounds of sampling per step; after them the step trains on the groups it has, with a warning."""
 
     @model_validator(mode="after")
     def _in_order(self) -> FilterConfig:
@@ -37,16 +43,20 @@ class FilterConfig(Config):
 
 
 def groups_to_ask(missing: int, passed: int, seen: int, most: int) -> int:
-    """Return the groups of the next round: missing / rate, at most `most`; rate = passed / seen so far, at least
-    LEAST_RATE."""
+    """Return the number of groups of the next round: missing / rate, at most `most`.
+
+    rate = passed / seen so far, at least LEAST_RATE; 1 in the first round.
+    """
     rate = max(LEAST_RATE, passed / seen) if seen else 1.0
     return min(most, math.ceil(missing / rate))
 
 
 def update_count(groups: int, prompts: int, updates: int) -> int:
-    """Return the number of updates of a step. A complete step of `prompts` groups makes `updates` updates of at least
-    prompts // updates groups each. With fewer groups there are fewer updates, of that size still, unless the groups
-    are not enough for one."""
+    """Return the number of updates of a step.
+
+    A complete step of `prompts` groups makes `updates` updates of at least prompts // updates groups each. With fewer
+    groups there are fewer updates of the same size, or one smaller update if the groups are too few for that.
+    """
     return min(updates, max(1, groups // (prompts // updates)), groups)
 
 
@@ -71,7 +81,10 @@ def phase_of(schedule: Sequence[Phase], step: int) -> Phase:
 
 
 class Prompts:
-    """Problems in an order drawn from the seed, in each epoch another; the state is `position`, the number taken."""
+    """Yield problems in an order that is shuffled with the seed anew in each epoch.
+
+    The state is `position`, the number of problems taken.
+    """
 
     def __init__(self, problems: Sequence[Problem], seed: int) -> None:
         self.problems, self.position = problems, 0

@@ -1,4 +1,4 @@
-"""pass@1 of the policy that the engines have, on held-out problems."""
+"""Measure pass@1 of the policy that the engines have on held-out problems."""
 
 from __future__ import annotations
 
@@ -14,14 +14,18 @@ from policy_rl.rollouts.pool import RolloutPool, rollout_seed
 from policy_rl.types import Group, Response
 
 DRAWS = -1
-"""Stands for the version in the seeds, so that each evaluation draws with the same ones."""
+"""Replaces the version in the seeds, so that every evaluation samples with the same ones."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """`pass_at_1`: mean over problems of the share of right answers among those with a known accuracy, at the sampling
-    temperature, with its 95 % interval over problems. `failed`: problems without a known accuracy; `unknown`: responses
-    without, such as those that an engine aborted."""
+    """Hold the result of an evaluation.
+
+    `pass_at_1` is the mean over problems of the fraction of correct responses among those with a known accuracy, at the
+    sampling temperature, with its 95 % interval over problems. `problems` counts the problems that this mean is over,
+    and `failed` those without a response of known accuracy. `unknown` counts responses without a known accuracy, for
+    example those that an engine aborted. `tokens` is the mean number of tokens per response.
+    """
 
     pass_at_1: Interval
     problems: int
@@ -30,6 +34,7 @@ class Evaluation:
     tokens: float
 
     def metrics(self) -> dict[str, float]:
+        """Return the metrics that are logged."""
         return {
             "pass_at_1": self.pass_at_1.value,
             "pass_at_1_low": self.pass_at_1.low,
@@ -50,7 +55,11 @@ async def evaluate(
     prefill: str = "",
     accuracy: str = "verdict",
 ) -> Evaluation:
-    """`accuracy` is rewards.accuracy. Raises TrainingError where no problem gets a known verdict."""
+    """Sample `samples` responses per problem and return their evaluation.
+
+    `accuracy` is rewards.accuracy, and `prefill` the text with which the prompt begins each response. Raises
+    TrainingError if no problem has a response of known accuracy.
+    """
 
     async def grade(problem: Problem, response: Response) -> float | None:
         if response.finish_reason == "abort":

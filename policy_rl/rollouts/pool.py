@@ -1,14 +1,15 @@
-"""Rollouts from several engines whose weights change: a Ray actor each, one a core, or one a GPU or group of GPUs.
+"""Sample rollouts from several engines whose weights change: one Ray actor per core, or per GPU or group of GPUs.
 
     pool = await RolloutPool.start(engine, sampling, prompt)
     group = await pool.sample(problem, n, rollout_seed(run_seed, version, problem.id), version)
     await pool.load_weights(published)                # see policy_rl.weights.transfer
-    await pool.sleep(); await pool.wake()             # trainer and engines on the same GPUs
+    await pool.sleep(); await pool.wake()             # if trainer and engines use the same GPUs
     pool.close()
 
-Await hundreds of `sample` at once; groups go to whichever engine has room, and those of an engine that dies are asked
-again of another, or of its replacement, which gets the current weights. Log-probabilities are those of the distribution
-that was drawn from: the trainer divides its logits by the temperature and sets those of `pool.banned_token_ids` to −∞.
+Await hundreds of `sample` calls at once: groups go to whichever engine has capacity. The groups of an engine that dies
+are sampled again by another engine, or by its replacement, which receives the current weights. Log-probabilities are
+those of the distribution that was sampled from: the trainer divides its logits by the temperature and sets those of
+`pool.banned_token_ids` to −∞.
 """
 
 from __future__ import annotations
@@ -44,26 +45,31 @@ AsFiles = Callable[[Published], AbstractAsyncContextManager[Published]]
 
 
 class RolloutConfig(Config):
+    """Configure the engines of a run."""
+
     engines: int | None = Field(None, ge=1)
-    """Engines; by default one a core, or one a GPU (or group of tensor_parallel_size GPUs of one machine) of those that
-    the trainer's ranks and the PRM leave, or with `colocated` of those of the ranks."""
+    """Number of engines; by default one per core, or, with GPUs, one per GPU (or group of tensor_parallel_size GPUs of
+    one machine) of those that the trainer's ranks and the PRM leave free; with `colocated`, of those of the ranks."""
     colocated: bool = False
-    """Engines share their GPUs with the trainer, and sleep while it works."""
+    """Let engines share their GPUs with the trainer, and sleep while it works."""
     start_timeout_s: float = Field(1800, gt=0)
-    """Longest wait for an engine to start."""
+    """Maximum time in seconds to wait for an engine to start."""
     sample_timeout_s: float = Field(3600, gt=0)
-    """Longest wait for the responses to one problem; the engine counts as dead after it."""
+    """Maximum time in seconds to wait for the responses to one problem; after it the engine counts as dead."""
     most_restarts: int = Field(3, ge=0)
-    """Engines that may die in a run before it ends."""
+    """Number of engines that may die and be replaced before the run ends."""
 
 
 def rollout_seed(run_seed: int, version: int, problem_id: str, attempt: int = 0) -> int:
-    """Seed of the draws for a problem by the policy of `version`; `attempt` counts earlier draws of the same."""
+    """Return the seed for sampling a problem by the policy of `version`.
+
+    `attempt` counts earlier samplings of the same problem by the same policy.
+    """
     return derive_seed(run_seed, problem_id, f"rollout {version}", attempt)
 
 
 def check_sampling(sampling: SamplingConfig) -> None:
-    """ConfigError where the drawn tokens do not follow the distribution that the trainer can compute."""
+    """Raise ConfigError if tokens would not be sampled from a distribution that the trainer can compute."""
     rules = {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
     for key, neutral in rules.items():
         if getattr(sampling, key) != neutral:
@@ -76,8 +82,11 @@ def check_sampling(sampling: SamplingConfig) -> None:
 
 
 class RolloutPool:
-    """Made by `start`, used in that event loop. `as_files` gives weights that went from GPU to GPU once more, as files,
-    to an engine that takes the place of a dead one."""
+    """Sample groups from engines and load new weights into them.
+
+    Create it with `start`, and use it in the same event loop. `as_files` writes weights that were sent from GPU to GPU
+    as files, for an engine that replaces a dead one.
+    """
 
     probe_token_ids: tuple[int, ...]
     banned_token_ids: tuple[int, ...]
@@ -94,12 +103,14 @@ class RolloutPool:
         version: int = 0,
         places: Sequence[dict[str, Any]] | None = None,
     ) -> RolloutPool:
-        """Engines with the weights of `engine.model`, which count as `version`; `places`, one an engine, are those of
-        policy_rl.placement. ConfigError for a distribution that the trainer cannot compute, SamplingError where an
-        engine does not start."""
+        """Start engines with the weights of `engine.model`, which count as `version`.
+
+        `places`, one per engine, come from policy_rl.placement. Raises ConfigError for a distribution that the trainer
+        cannot compute, and SamplingError if an engine does not start.
+        """
         check_sampling(sampling)
         pool = cls(engine, sampling, prompt, config or RolloutConfig(), weights or WeightsConfig(), version, places)
-        # All have their say first, so that none is left behind half started.
+        # Wait for all of them before raising, so that no engine is left half started.
         try:
             errors = await asyncio.gather(*map(pool._start, pool._seats.all), return_exceptions=True)
         except asyncio.CancelledError:
@@ -132,7 +143,7 @@ class RolloutPool:
         if transport != "file":
             self._further["weight_transfer_config"] = {"backend": transport}
         if engine.tensor_parallel_size > 1:
-            # In a placement group vLLM would make workers of Ray, and look for GPUs that the group has free.
+            # In a placement group vLLM would by default create Ray workers, and look for free GPUs in the group.
             self._further["distributed_executor_backend"] = "mp"
         self._sampling, self._prompt, self._config, self._weights = sampling, prompt, config, weights
         names = [f"engine {number} of {len(engines)}" for number in range(1, len(engines) + 1)]
@@ -148,21 +159,22 @@ class RolloutPool:
 
     @property
     def version(self) -> int:
-        """Of the weights that all engines have."""
+        """Return the version of the weights that all engines have."""
         return self._seats.version
 
     @property
     def engines(self) -> list[Any]:
-        """The actors, for transports that reach engines from the trainer."""
+        """Return the actors, for transports with which the trainer reaches engines directly."""
         return [seat.actor for seat in self._seats.all]
 
     async def sample(self, problem: Problem, n: int, seed: int, version: int, max_tokens: int | None = None) -> Group:
-        """`n` responses by the policy of `version`; draw i has the seed `seed + i`, so that asking again gives the same
-        but for rounding; `max_tokens` stands in place of sampling's. Waits while weights are loaded. Aborted responses
-        stay, with finish_reason "abort".
+        """Return `n` responses by the policy of `version`, those of aborted requests (finish_reason "abort") included.
 
-        SamplingError or DataError name a problem that cannot be asked; EngineStoppedError means that the engines are
-        gone. A version that the engines do not have is the caller's mistake.
+        Response i has the seed `seed + i`, so that sampling again gives the same responses up to rounding. `max_tokens`
+        replaces that of the sampling configuration. Waits while weights are being loaded.
+
+        Raises SamplingError or DataError, naming the problem, if it cannot be sampled, and EngineStoppedError if no
+        engine can answer any more. Requesting a version that the engines do not have is a mistake of the caller.
         """
         limit = {} if max_tokens is None else {"max_tokens": max_tokens}
         lost = False
@@ -180,11 +192,13 @@ class RolloutPool:
                 self._seats.give_back(seat, n)
 
     async def load_weights(self, published: Published) -> float:
-        """All engines go on with these weights, once all that was asked of the present version has ended; what is asked
-        of the new one waits. Returns the largest mean difference of an engine's log-probabilities of the probe from the
-        trainer's.
+        """Load weights into all engines, and return the largest distance of an engine from the trainer.
 
-        TrainingError where an engine does not take them in within weights.timeout_s, or does not compute with them.
+        The distance is the mean absolute difference of their log-probabilities of the probe, in nats. Loading waits for
+        all requests for the current version; requests for the new version wait for the loading.
+
+        Raises TrainingError if an engine does not load the weights within weights.timeout_s, or does not compute with
+        them.
         """
         async with self._seats.change_to(published.version):
             self._current = published
@@ -195,14 +209,18 @@ class RolloutPool:
                 raise
 
     async def sleep(self, level: int = 1) -> None:
-        """Leave the GPUs to the trainer: level 1 keeps the weights in host memory, 2 drops them, so that `load_weights`
-        must follow `wake`."""
+        """Leave the GPUs to the trainer.
+
+        Level 1 keeps the weights in host memory; level 2 discards them, so that `load_weights` must follow `wake`.
+        """
         await self._all("falling asleep", lambda actor: actor.sleep.remote(level))
 
     async def wake(self) -> None:
+        """Reallocate the GPU memory that `sleep` freed."""
         await self._all("waking up", lambda actor: actor.wake.remote())
 
     def close(self) -> None:
+        """End all engines."""
         for seat in self._seats.all:
             if seat.actor is not None:
                 actors.kill(seat.actor)
@@ -221,7 +239,7 @@ class RolloutPool:
         seat.actor = actor
 
     async def _load(self, seat: Seat, published: Published) -> float:
-        """The weights, and the proof that the engine has them."""
+        """Load the weights into one engine, and check by the probe that it computes with them."""
         try:
             what = f"{seat.name} to load the {published}"
             answer = await _within(self._weights.timeout_s, what, seat.actor.load.remote(published))
@@ -232,7 +250,7 @@ class RolloutPool:
         return self._checks[seat.name].check(published, answer)
 
     async def _load_current(self, seat: Seat) -> float:
-        """The current weights into a new engine."""
+        """Load the current weights into a new engine."""
         if self._current is None:
             return 0.0
         if self._current.folder is not None:
@@ -249,7 +267,7 @@ class RolloutPool:
             return await self._replace(seat, actor, error)
 
     async def _replace(self, seat: Seat, lost: Any, reason: _LostError) -> float:
-        """Put a new engine, with the current weights, in the place of `lost`, unless another caller has."""
+        """Replace the engine `lost` by a new one with the current weights, unless another caller already has."""
         async with self._replacing:
             if self._seats.failure is not None:
                 raise EngineStoppedError(self._seats.failure)
@@ -288,14 +306,16 @@ class RolloutPool:
 
 
 class _LostError(EngineStoppedError):
-    """An engine died or does not answer."""
+    """Report that an engine died or does not answer."""
 
     timed_out = False
 
 
 async def _within(timeout: float, what: str, answer: Awaitable[T], silent: bool = False) -> T:
-    """The actor's answer. Says every 30 s what it waits for; errors of ours come as they were raised, _LostError where
-    the engine is gone or the time is over."""
+    """Return the actor's answer; print every 30 s what is being waited for.
+
+    Our own errors are raised unchanged. Raises _LostError if the engine is gone or the time is over.
+    """
     task = asyncio.ensure_future(answer)
     waited = 0.0
     while not task.done():

@@ -1,4 +1,4 @@
-"""Who may ask which engine, and when: the queue before the engines of a RolloutPool."""
+"""Decide which engine gets which request, and when: the queue in front of the engines of a RolloutPool."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from mmprm.errors import EngineStoppedError
 
 @dataclass(slots=True, eq=False)
 class Seat:
-    """The place of one engine. `actor` is None while there is none in it."""
+    """Describe the slot of one engine. `actor` is None while the slot has no engine."""
 
     name: str
     actor: Any = None
     responses: int = 0
-    """In flight."""
+    """Number of responses in flight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,15 @@ class _Waiting:
 
 
 class Seats:
-    """`room` responses fit an engine at once; `version` is that of the weights that all engines have."""
+    """Assign requests to engines.
+
+    Each engine has a capacity of `room` responses in flight; `version` is that of the weights that all engines have.
+    """
 
     def __init__(self, seats: Sequence[Seat], room: int, version: int) -> None:
         self.all, self.version = tuple(seats), version
         self.failure: str | None = None
-        """Why nobody will get a seat any more."""
+        """Reason why requests can no longer be assigned, if so."""
         self._room = room
         self._waiting: deque[_Waiting] = deque()
         self._next: int | None = None
@@ -43,8 +46,11 @@ class Seats:
         self._idle = asyncio.Event()
 
     async def take(self, n: int, version: int, first: bool = False) -> Seat:
-        """The least loaded engine, as soon as one has room for `n` responses: groups wait here and not in an engine, so
-        that whichever has room first can have them. Those whose engine died come `first`."""
+        """Return the least loaded engine as soon as one has capacity for `n` responses.
+
+        Groups wait here instead of in an engine, so that the first engine with free capacity can take them. `first`
+        puts a request whose engine died at the front of the queue.
+        """
         waiting = _Waiting(n, version, asyncio.get_running_loop().create_future())
         (self._waiting.appendleft if first else self._waiting.append)(waiting)
         self.fill()
@@ -56,15 +62,17 @@ class Seats:
             raise
 
     def give_back(self, seat: Seat, n: int) -> None:
+        """Release the capacity for `n` responses."""
         seat.responses -= n
         self.fill()
 
     def fail(self, reason: str) -> None:
+        """Let all waiting and future requests fail with EngineStoppedError(reason)."""
         self.failure = reason
         self.fill()
 
     def fill(self) -> None:
-        """Give seats to those who wait, in their order; those who ask for the next version let the others pass."""
+        """Assign engines to the waiting requests in order; requests for the next version do not block the others."""
         for waiting in () if self._changing else tuple(self._waiting):
             if waiting.seat.done():
                 pass
@@ -86,8 +94,10 @@ class Seats:
 
     @asynccontextmanager
     async def change_to(self, version: int) -> AsyncIterator[None]:
-        """The block runs once everybody has had their responses by the present version, and who asks for the new one
-        waits until it ends."""
+        """Run the block once all requests for the current version are complete.
+
+        Requests for `version` wait until the block ends.
+        """
         assert self._next is None, "one change at a time"
         self._next = version
         try:
@@ -102,12 +112,16 @@ class Seats:
             self.fill()
 
     def _is_idle(self) -> bool:
-        """Nobody waits for or is getting responses by the present version."""
+        """Return whether no request for the current version is waiting or in flight."""
         present = self.version if self.version != self._next else None
         waiting = any(each.version == present and not each.seat.done() for each in self._waiting)
         return not waiting and not any(seat.responses for seat in self.all)
 
     def _roomiest(self, n: int) -> Seat | None:
+        """Return the least loaded engine if it has capacity for `n` responses.
+
+        An idle engine takes a group of any size.
+        """
         occupied = [seat for seat in self.all if seat.actor is not None]
         seat = min(occupied, key=lambda seat: seat.responses, default=None)
         return seat if seat and seat.responses + n <= max(n, self._room) else None

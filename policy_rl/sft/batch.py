@@ -1,8 +1,8 @@
-"""Conversations as tokens, of which the assistant's are learned, and the tensors of a micro-batch of them.
+"""Tokenize conversations, of which the assistant's tokens are learned, and collate them into micro-batches.
 
-The mask is made, not found: each assistant turn is what the chat template adds to its prompt (the turns before and the
-generation prompt), up to and with the token that ends the turn. It is tokenised apart from its prompt, as the engine
-will write it. Nothing is ever cut off.
+The loss mask is constructed, not searched for: each assistant turn is what the chat template adds to its prompt (the
+turns before it and the generation prompt), up to and including the token that ends the turn. The turn is tokenized
+separately from its prompt, because the engine generates it separately too. Nothing is truncated.
 
 Shapes: T token of a conversation, B row, L token of a row, X axis of the positions, N conversation of the batch.
 """
@@ -34,7 +34,7 @@ _TEXT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
 class Piece(NamedTuple):
-    """Consecutive text of a conversation; pictures stand in pieces that are not learned."""
+    """Hold consecutive text of a conversation; only pieces that are not learned contain images."""
 
     text: str
     learned: bool
@@ -43,6 +43,8 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
+    """Hold a conversation as tensors: token ids, which of them are learned, positions, and the image inputs by name."""
+
     ids_T: Tensor
     learned_T: Tensor
     position_XT: Tensor
@@ -50,15 +52,18 @@ class Encoded:
 
 
 class Size(NamedTuple):
-    """Tokens of a conversation, pictures included, and how many of them are learned."""
+    """Hold the number of tokens of a conversation, images included, and how many of them are learned."""
 
     tokens: int
     learned: int
 
 
 class ConversationEncoder:
-    """`max_pixels` and `min_pixels` scale larger images down and smaller ones up. `ends` collects the tokens that ended
-    the turns seen so far."""
+    """Encode conversations as tensors.
+
+    `max_pixels` and `min_pixels` scale larger images down and smaller ones up. `ends` collects the tokens that ended
+    the turns seen so far.
+    """
 
     def __init__(
         self,
@@ -87,8 +92,11 @@ class ConversationEncoder:
         self._extra: dict[tuple[int, int], int] = {}
 
     def pieces(self, conversation: Conversation) -> list[Piece]:
-        """Together they are what the chat template writes up to the end of the last turn. Raises DataError for a text
-        that holds a special token, and for a template that cannot be cut into turns."""
+        """Return the pieces that together form what the chat template writes up to the end of the last turn.
+
+        Raises DataError for text that contains a special token, and for turns that the chat template writes differently
+        after their prompt.
+        """
         self._check(conversation)
         shown, place = list(conversation.messages), conversation.place
         pictures = iter(conversation.pictures)
@@ -121,12 +129,13 @@ class ConversationEncoder:
         return pieces
 
     def size(self, conversation: Conversation) -> Size:
-        """Without preparing pixels: how many tokens a picture takes depends on its size alone."""
+        """Return the size of a conversation without preparing pixels: an image's tokens depend on its size only."""
         counts = [(self._ids(piece.text), piece) for piece in self.pieces(conversation)]
         extra = sum(self._extra_tokens(picture_size(picture)) for picture in conversation.pictures)
         return Size(sum(len(ids) for ids, _ in counts) + extra, sum(len(ids) for ids, piece in counts if piece.learned))
 
     def __call__(self, conversation: Conversation) -> Encoded:
+        """Return the tensors of a conversation."""
         ids, learned = [], []
         pictures: dict[str, list[Tensor]] = {}
         for piece in self.pieces(conversation):
@@ -144,7 +153,7 @@ class ConversationEncoder:
 
     @property
     def stand_in(self) -> dict[str, Tensor]:
-        """The smallest picture, for batches without one."""
+        """Return the smallest image, for batches without one."""
         return _pixels(self._with_pictures(self._placeholder, [Image.new("RGB", (28, 28))]))
 
     def _check(self, conversation: Conversation) -> None:
@@ -157,10 +166,11 @@ class ConversationEncoder:
                 raise DataError(f"{conversation.place}: turn {number} holds {match[0]!r}, a reserved token; remove it")
 
     def _rest(self, message: Message) -> str:
-        """The assistant's turn after the tag with which the template itself opens it."""
+        """Return the assistant's turn without the tag with which the template itself opens it."""
         return message["content"].removeprefix(self._opening) + self._end
 
     def _check_questions(self, conversation: Conversation, text: str) -> None:
+        """Raise CheckpointError if the chat template omits the text of a user turn."""
         for message in conversation.messages:
             content = message["content"]
             parts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
@@ -205,8 +215,11 @@ def _pictures(message: Message) -> int:
 
 
 def collate(rows: Sequence[Sequence[Encoded]], encoder: ConversationEncoder, stand_in: bool = False) -> PolicyInputs:
-    """The tensors of a micro-batch: each row holds one conversation, or several that do not see each other. `stand_in`:
-    without pictures, take the smallest one, so that the vision tower runs."""
+    """Return the tensors of a micro-batch: each row holds one conversation, or several that do not attend to each
+    other.
+
+    `stand_in`: if no conversation has images, use the smallest image, so that the vision tower runs.
+    """
     width = max(sum(len(each.ids_T) for each in row) for row in rows)
     ids_BL = torch.full((len(rows), width), encoder.padding)
     position_XBL = torch.zeros((encoder.axes, len(rows), width), dtype=torch.long)

@@ -1,9 +1,9 @@
-"""Conversations to imitate: chat data in its published forms, and problems with solutions, as messages of one form.
+"""Read conversations to imitate: chat data in its published formats, and problems with solutions, as chat messages.
 
-ShareGPT             `conversations`: [{from, value}], with <image> marks, pictures in `image` or `images`
-MM-Eureka, LMM-R1    `message`: chat messages, also as a JSON string; `answer` where no assistant turn is among them
+ShareGPT             `conversations`: [{from, value}], with <image> marks, images in `image` or `images`
+MM-Eureka, LMM-R1    `message`: chat messages, also as a JSON string; `answer` if there is no assistant turn among them
 InternVL             `conversations` and `image_urls`
-our own problems     `question`, `pictures`, `solution`, asked as `prompt` says
+our own problems     `question`, `pictures`, `solution`, presented as `prompt` says
 """
 
 from __future__ import annotations
@@ -32,8 +32,11 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages in transformers' form, the last one the assistant's; every assistant turn is learned. `place` is where
-    it was read; `given` is the text that the last turn begins with and that is not learned (a prefill)."""
+    """Hold messages in transformers' format, the last one the assistant's; every assistant turn is learned.
+
+    `place` is the file and line that it was read from; `given` is the text at the start of the last turn that is not
+    learned (a prefill).
+    """
 
     place: str
     messages: tuple[Message, ...]
@@ -42,8 +45,11 @@ class Conversation:
 
 
 def read_conversations(config: ProblemsConfig, prompt: PromptConfig) -> list[Conversation]:
-    """In file order. Raises DataError, naming file and line, for a row without a response or with an empty one, a role
-    that is not known, or marks and pictures that differ in number."""
+    """Return the conversations in file order.
+
+    Raises DataError, naming file and line, for a row without a response or with an empty one, an unknown role, or
+    different numbers of image marks and images.
+    """
     root, found = pictures_root(config), []
     reader = ProblemReader(config.columns, root)
     for place, row in read_rows(config):
@@ -58,8 +64,11 @@ def read_conversations(config: ProblemsConfig, prompt: PromptConfig) -> list[Con
 
 
 def without_unreadable(found: Sequence[Conversation]) -> tuple[list[Conversation], dict[str, str]]:
-    """Decode every image once, before training needs it; return the conversations whose images can be read, and why of
-    the others, by place. Raises DataError where none is left."""
+    """Decode every image once, before training needs it, and separate conversations with unreadable images.
+
+    Returns the conversations whose images can be read, and the reasons for the others by place. Raises DataError if
+    none is left.
+    """
     broken = unreadable_images((each.place, each.pictures) for each in found)
     if len(broken) == len(found):
         place, reason = next(iter(broken.items()))
@@ -96,8 +105,11 @@ def _from_chat(row: Mapping[str, Any], columns: Columns, root: Path, place: str)
 
 
 def _placed(turns: Sequence[Turn], columns_images: list[Any], root: Path, place: str) -> Conversation:
-    """Images where <image> marks stand if there are as many; without marks, where the messages hold them, those of a
-    column first."""
+    """Return the conversation with its images in place.
+
+    Images replace the <image> marks if there are as many. Without marks they are where the messages hold them, those of
+    a column first.
+    """
     asked = [turn for turn in turns if turn.role == "user"]
     parts = images_of(asked)
     values, front = merged_images(parts, columns_images, root, place)

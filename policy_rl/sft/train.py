@@ -1,6 +1,6 @@
-"""Supervised fine-tuning: a policy learns the assistant's turns of conversations, step-tagged solutions among them.
+"""Run supervised fine-tuning: a policy learns the assistant's turns of conversations, including step-tagged solutions.
 
-L = −Σ log π(token) / M over the M learned tokens of a batch, of all micro-batches and ranks; with
+L = −Σ log π(token) / M over the M learned tokens of a batch, over all micro-batches and ranks; with
 aggregation=sequence_mean, L = −(1/N) Σ_n (1/M_n) Σ log π(token) over its N conversations.
 """
 
@@ -43,40 +43,43 @@ from policy_rl.trainer.policy import Policy, PolicyInputs, prepare
 
 
 class SftConfig(Config):
+    """Configure a run of `mmprm sft`."""
+
     base: PathText
-    """Model to begin with: a folder, a hub id such as Qwen/Qwen2.5-VL-7B-Instruct, or tiny (the embedded policy)."""
+    """Model to start from: a folder, a hub id such as Qwen/Qwen2.5-VL-7B-Instruct, or tiny (the embedded policy)."""
     data: ProblemsConfig
     """Conversations (ShareGPT, MM-Eureka, LMM-R1), or problems with solutions."""
     held_out: ProblemsConfig | None = None
-    """Further ones, whose loss is measured."""
+    """Held-out conversations, on which the loss is measured."""
     output: PathText
-    """Run folder: the model in policy/, checkpoints/, metrics.jsonl, tensorboard/. A run that is there goes on."""
+    """Run folder: the model in policy/, checkpoints/, metrics.jsonl, tensorboard/. An unfinished run in it is
+    resumed."""
     chat_template: PathText | None = None
-    """File of a chat template (Jinja) in place of the checkpoint's; the model that is saved has it."""
+    """File of a chat template (Jinja) that replaces the checkpoint's; it is saved with the model."""
     prompt: PromptConfig = PromptConfig()
-    """How problems are asked; conversations are taken as they stand."""
+    """How problems are presented; conversations are used unchanged."""
     frozen: tuple[str, ...] = ()
-    """What stays as it is: vision, projector or language, whatever the model calls them, or regular expressions of
-    parameter names."""
+    """Parameters that are not trained: vision, projector or language, whatever the model calls them, or regular
+    expressions of parameter names."""
     lora: LoraConfig | None = None
-    """Train low-rank adapters instead of all weights; the model that is saved is a plain one. null: train all that is
-    not frozen."""
+    """Train low-rank adapters instead of all weights; they are merged into the saved model. null: train everything that
+    is not frozen."""
     packing: Literal["none", "samples"] = "samples"
-    """samples: several conversations in a row, each blind to the others. The loss is the same. Where a model cannot,
-    none, with a word."""
+    """samples: pack several conversations into a row, without attention between them; the loss is the same. none: one
+    conversation per row. Unsupported models fall back to none with a warning."""
     max_length: int = Field(4096, ge=1)
-    """Conversations of more tokens, pictures included, are left out of training and counted."""
+    """Conversations with more tokens, images included, are excluded from training and counted."""
     max_pixels: int | None = Field(None, ge=1)
     """Scale larger images down to this many pixels (Qwen-VL processors); by default the checkpoint's own limit."""
     min_pixels: int | None = Field(None, ge=1)
     """Scale smaller images up to this many pixels (Qwen-VL processors); by default the checkpoint's own limit."""
     aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
-    """token_mean: mean over the learned tokens of a batch; sequence_mean: over its conversations, of their token means,
-    as trainers have it that average over devices with one conversation each."""
+    """token_mean: mean over the learned tokens of a batch; sequence_mean: mean over its conversations of their token
+    means, as in trainers that average over devices with one conversation each."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, a third more time."""
+    """Recompute activations in the backward pass: less memory, about a third more time."""
     training: TrainingConfig = TrainingConfig()
-    """Optimisation, batches, sharding, checkpoints."""
+    """Optimization, batches, sharding, checkpoints."""
 
     @model_validator(mode="before")
     @classmethod
@@ -91,7 +94,11 @@ class SftConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class SftSummary:
-    """`evaluation` holds the last loss a token on held-out conversations; `tokens` are those learned, once an epoch."""
+    """Summarize a run.
+
+    `evaluation` holds the last loss per token on held-out conversations; `tokens` counts the learned tokens of one
+    epoch.
+    """
 
     policy: Path
     steps: int
@@ -103,8 +110,10 @@ class SftSummary:
 
 
 class Rows:
-    """Conversations in rows, one in each or packed by `width`; of each row its tokens, its learned tokens and its
-    conversations."""
+    """Arrange conversations in rows, one per row or packed up to `width` tokens.
+
+    Per row, `lengths` has its tokens, `terms` its learned tokens and `conversations` its conversations.
+    """
 
     def __init__(
         self, samples: Sequence[Conversation], sizes: Sequence[Size], encoder: ConversationEncoder, width: int | None
@@ -112,29 +121,33 @@ class Rows:
         self._samples, self._encoder = samples, encoder
         lengths = [size.tokens for size in sizes]
         self._rows = [[place] for place in range(len(samples))] if width is None else fill_rows(lengths, width)
-        # Rows come longest first: let those of equal length not always stand together.
+        # fill_rows returns the longest rows first; shuffle, so that batches mix rows of different lengths.
         random.Random(0).shuffle(self._rows)
         self.lengths = [sum(sizes[place].tokens for place in row) for row in self._rows]
         self.terms = [sum(sizes[place].learned for place in row) for row in self._rows]
         self.conversations = [len(row) for row in self._rows]
 
     def collate(self, rows: Sequence[int], stand_in: bool) -> PolicyInputs:
+        """Return the tensors of the given rows."""
         chosen = [[self._encoder(self._samples[place]) for place in self._rows[row]] for row in rows]
         return collate(chosen, self._encoder, stand_in)
 
 
 def token_loss(logprobs_NT: Tensor, response_NT: Tensor) -> Tensor:
-    """−Σ log π(token) over the learned tokens; 0 on padding."""
+    """Return −Σ log π(token) over the learned tokens; padding contributes 0."""
     return -logprobs_NT.sum()
 
 
 def sequence_loss(logprobs_NT: Tensor, response_NT: Tensor) -> Tensor:
-    """−Σ_n (1/M_n) Σ_t log π(token) over N conversations with M_n learned tokens each; 0 on padding."""
+    """Return −Σ_n (1/M_n) Σ_t log π(token) over N conversations with M_n learned tokens each; padding contributes 0."""
     return -(logprobs_NT.sum(dim=1) / response_NT.sum(dim=1)).sum()
 
 
 class SftTask:
-    """The Task of mmprm.training.loop: a sample is a row, a loss term a learned token, or a conversation."""
+    """Implement the Task of mmprm.training.loop.
+
+    A sample is a row; a loss term is a learned token (token_mean) or a conversation (sequence_mean).
+    """
 
     def __init__(
         self,
@@ -152,9 +165,11 @@ class SftTask:
         self._loss = {"token_mean": token_loss, "sequence_mean": sequence_loss}[aggregation]
 
     def collate(self, samples: Sequence[int]) -> PolicyInputs:
+        """Return the tensors of the given rows."""
         return self._train.collate(samples, self._stand_in)
 
     def loss_sum(self, model: nn.Module, batch: PolicyInputs) -> Tensor:
+        """Return the loss summed over the loss terms of a micro-batch."""
         batch = batch.to(self._ranks.device)
         return self._loss(model(batch).logprobs_NT, batch.response_NT)
 
@@ -187,11 +202,11 @@ def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
     started, optimisation, output = time.perf_counter(), config.training, Path(config.output)
     check_model(config.base)
     check_room(config.output, "output", config.base)
-    # What is wrong with the data costs no loading of a model.
+    # Read the data first, so that invalid data fails before a model is loaded.
     found = _readable(config.data, config, ranks)
     found_held_out = _readable(config.held_out, config, ranks) if config.held_out else []
     dtype = torch.bfloat16 if optimisation.precision == "bf16" else torch.float32
-    torch.manual_seed(optimisation.seed)  # the same adapters on all ranks
+    torch.manual_seed(optimisation.seed)  # all ranks must initialize the same adapters
     with loading_in_parts(optimisation):
         backbone, processor = load_backbone(config.base, dtype)
     if config.prompt.chat_template is not None:
@@ -211,7 +226,7 @@ def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
     optimisation = optimisation.model_copy(update={"batch_size": batch_size})
     total = step_count(len(rows.lengths), optimisation)
     engine = Engine(policy, optimisation, total, ranks)
-    # Ranks wait for each other in the vision tower, too.
+    # Ranks synchronize in the vision tower too, so that each must run it.
     stand_in = ranks.count > 1 and any(each.pictures for each in (*samples, *held_out))
     task = SftTask(rows, held_out_rows, optimisation.micro_batch_tokens, stand_in, ranks, config.aggregation)
     if ranks.is_main:
@@ -222,7 +237,7 @@ def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
             flush=True,
         )
     evaluation = fit(task, engine, optimisation, output, _origin(config, samples))
-    with StopRequest(ranks):  # there may be no checkpoint of what is trained now: it is written first
+    with StopRequest(ranks):  # the last steps may have no checkpoint: write the policy before stopping
         weights = engine.weights("backbone.")
         if ranks.is_main:
             _stop_at(backbone, encoder.ends)
@@ -235,7 +250,8 @@ def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
 
 
 def _readable(data: ProblemsConfig, config: SftConfig, ranks: Ranks) -> list[Conversation]:
-    """Return the conversations whose images can be decoded; the others are counted, with the reason of the first."""
+    """Return the conversations whose images can be decoded; print the number of others, with the reason of the
+    first."""
     found, broken = without_unreadable(read_conversations(data, config.prompt))
     if broken and ranks.is_main:
         place, reason = next(iter(broken.items()))
@@ -248,7 +264,7 @@ def _samples(
 ) -> tuple[list[Conversation], list[Size], int]:
     """Return the conversations of at most max_length tokens with their sizes, and the number of longer ones.
 
-    `found` are those of `data`, where they were read before. DataError where all are longer.
+    `found` are the conversations of `data` if they have been read before. Raises DataError if all are longer.
     """
     found = read_conversations(data, config.prompt) if found is None else found
     sizes = [encoder.size(conversation) for conversation in found]
@@ -261,7 +277,7 @@ def _samples(
 
 
 def _width(config: SftConfig, backbone: Any, sizes: Sequence[Size], ranks: Ranks) -> int | None:
-    """Tokens of a packed row; None where each conversation has a row of its own."""
+    """Return the tokens of a packed row; None if each conversation has its own row."""
     if config.packing == "none":
         return None
     why_not = why_not_packed(backbone)
@@ -277,14 +293,14 @@ def _width(config: SftConfig, backbone: Any, sizes: Sequence[Size], ranks: Ranks
 
 
 def _origin(config: SftConfig, samples: Sequence[Conversation]) -> dict[str, Any]:
-    """What else decides the weights: with another base or other conversations a run does not go on."""
+    """Return what else determines the weights: a run with another base or other conversations is not resumed."""
     free = {"chat_template", "data", "held_out", "output", "training", "gradient_checkpointing"}
     texts = hashlib.sha256(json.dumps([each.messages for each in samples]).encode()).hexdigest()
     return config.model_dump(mode="json", exclude=free) | {"conversations": texts[:16]}
 
 
 def _stop_at(backbone: Any, ends: set[int]) -> None:
-    """Engines stop at the tokens that ended the learned turns: those of a base model may be others."""
+    """Let engines stop at the tokens that ended the learned turns, which a base model's configuration may not list."""
     settings = backbone.generation_config
     known = settings.eos_token_id
     known = set() if known is None else {known} if isinstance(known, int) else set(known)

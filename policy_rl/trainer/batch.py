@@ -1,10 +1,9 @@
-"""Responses as training data: what each carries, which run together, and the tensors of a micro-batch.
+"""Prepare responses for training: check them, plan which run together, and collate micro-batches.
 
-Nothing is ever cut off: a response that does not fit is refused by `Limits.check`, so that the caller can count and
-skip it.
+Nothing is truncated: `Limits.check` rejects a response that does not fit, so that the caller can count and skip it.
 
-Shapes: B row, L token of a row, X axis of the positions, F picture token, N response, T token of a response or of a
-row's responses together, K response of a group.
+Shapes: B row, L token of a row, X axis of the positions, F image token, N response, T token of a response or of a row's
+responses together, K response of a group.
 """
 
 from __future__ import annotations
@@ -29,7 +28,8 @@ from policy_rl.types import ARRAYS, Experience
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the model can take: tokens of prompt and response together, and token ids that only a prompt may hold."""
+    """Hold what the model can process: tokens of prompt and response together, and token ids that only a prompt may
+    contain."""
 
     context: int
     reserved: frozenset[int]
@@ -52,7 +52,7 @@ class Limits:
 
 
 def tokens_of_groups(experiences: Iterable[Experience]) -> Counter[int]:
-    """Return the response tokens that count, by group."""
+    """Return the number of response tokens that count by group."""
     tokens: Counter[int] = Counter()
     for experience in experiences:
         tokens[experience.group] += int(experience.counted.sum())
@@ -60,8 +60,8 @@ def tokens_of_groups(experiences: Iterable[Experience]) -> Counter[int]:
 
 
 def check_finite(experiences: Sequence[Experience]) -> None:
-    """Raise TrainingError, naming the problem, for a number that would spoil the weights: NaN or infinity where a token
-    counts."""
+    """Raise TrainingError, naming the problem, for NaN or infinity where a token counts: it would corrupt the
+    weights."""
     for experience in experiences:
         for name in ARRAYS:
             array = getattr(experience, name)
@@ -76,18 +76,18 @@ def check_finite(experiences: Sequence[Experience]) -> None:
 
 
 Row = tuple[int, ...]
-"""Responses (their places among the experiences) that share a prompt and a row."""
+"""Responses (their indices among the experiences) that share a prompt and a row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Rows of a batch, and for each round one micro-batch of rows a rank."""
+    """Hold the rows of a batch and its rounds; each round has one micro-batch of rows per rank."""
 
     rows: tuple[Row, ...]
     rounds: tuple[tuple[MicroBatch, ...], ...]
 
     def rows_of(self, rank: int) -> list[tuple[list[Row], bool]]:
-        """(rows, filler) of each micro-batch of a rank."""
+        """Return (rows, whether it is a padding micro-batch) for each micro-batch of a rank."""
         own = [micro[rank] for micro in self.rounds]
         return [([self.rows[row] for row in micro.samples], micro.filler) for micro in own]
 
@@ -99,10 +99,11 @@ def plan(
     share_prompt: bool,
     attention_cost: float = 0.0,
 ) -> Plan:
-    """Micro-batches of at most `token_budget` tokens, padding included, a longer row alone; as many on every rank.
+    """Plan micro-batches of at most `token_budget` tokens, padding included, and equally many on every rank.
 
-    With `share_prompt` responses of a group stand in one row behind their prompt, where tokens that several begin with
-    stand once: as many as fit the budget and cost least (see `cheapest_rows`).
+    A row that is longer than the budget has a micro-batch of its own. With `share_prompt`, responses of a group are
+    placed in one row after their prompt, and a prefix that several responses have in common is stored once. A row holds
+    as many responses as fit the budget and cost least (see `cheapest_rows`).
     """
     groups: dict[int, list[int]] = {}
     for place, experience in enumerate(experiences):
@@ -131,13 +132,15 @@ def cheapest_rows(
     attention_cost: float,
     most: int,
 ) -> list[slice]:
-    """The cut of a group's responses, in lexicographic order, into rows of at most `most` that costs least: the sum of
-    L·(1 + c·L) over the rows, L = prompt + responses − what neighbours in the row share, at most `token_budget` unless
-    alone.
+    """Return the cheapest partition of a group's responses, in lexicographic order, into rows of at most `most`
+    responses.
 
-    Response k has sizes_K[k] tokens, of which the first shared_K[k] are those of response k + 1, too. `attention_cost`
-    c is that of a pair of tokens against a token's: about 1 / (6 · hidden size) where the whole square is computed, 0
-    where masked blocks are left out.
+    The cost is the sum of L·(1 + c·L) over the rows, with L = prompt + responses − what neighbors in the row share; L
+    is at most `token_budget`, except for a response that is alone in its row.
+
+    Response k has sizes_K[k] tokens, the first shared_K[k] of which it shares with response k + 1. `attention_cost` c
+    is the cost of a pair of tokens relative to that of a token: about 1 / (6 · hidden size) if the complete attention
+    matrix is computed, 0 if masked blocks are skipped.
     """
     best: list[tuple[float, list[slice]]] = [(0.0, [])]
     for stop in range(1, len(sizes_K) + 1):
@@ -159,8 +162,10 @@ def _ids(experience: Experience) -> np.ndarray:
 def collate(
     rows: Sequence[Row], experiences: Sequence[Experience], encoder: PromptEncoder, stand_in: bool = False
 ) -> PolicyInputs:
-    """The tensors of a micro-batch; responses in the order of the rows. `stand_in`: without pictures, take the smallest
-    one, so that the vision tower runs."""
+    """Return the tensors of a micro-batch, with the responses in the order of the rows.
+
+    `stand_in`: if no prompt has images, use the smallest image, so that the vision tower runs.
+    """
     heads = [experiences[row[0]] for row in rows]
     prompts = [encoder(head.problem, head.prompt_tokens) for head in heads]
     trees = [token_tree([_ids(experiences[place]) for place in row]) for row in rows]
@@ -203,7 +208,7 @@ def collate(
 def _pictures(
     rows: Sequence[Row], experiences: Sequence[Experience], prompts: Sequence[EncodedPrompt]
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Each group's pictures once, and which feature each picture token takes where rows share them."""
+    """Return each group's images once, and, if rows share images, the index of the feature of each image token."""
     first: dict[int, int] = {}
     shown: dict[int, EncodedPrompt] = {}
     count = 0
@@ -225,8 +230,10 @@ def _pictures(
 def padded(
     rows: Sequence[Row], experiences: Sequence[Experience], name: str, dtype: torch.dtype = torch.float32
 ) -> Tensor | None:
-    """One of the arrays (or `counted`) as a tensor _NT in the order of the rows, 0 on padding; None where it is None
-    for all."""
+    """Return one of the arrays (or `counted`) as a tensor _NT in the order of the rows, 0 on padding.
+
+    Returns None if the array is None for all responses.
+    """
     arrays = [getattr(experiences[place], name) for row in rows for place in row]
     if all(array is None for array in arrays):
         return None

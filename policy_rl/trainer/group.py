@@ -1,4 +1,4 @@
-"""The trainer as its driver sees it: one Ray actor a rank, every call made to all of them at once.
+"""Drive the trainer: one Ray actor per rank, with every call made to all of them at once.
 
     group = TrainerGroup(model, config, prompt, temperature, total_updates, critic, places)
     group.check(experience)                                  # DataError: count and skip
@@ -8,8 +8,8 @@
     extra = group.resume(folder); group.save(folder, extra, keep); group.save_model(folder)
     group.close()
 
-An error of a rank is raised here once, as itself. If the other ranks cannot go on without it, or a rank does not answer
-in time, the group is closed.
+An error of a rank is raised here once, unchanged. If the other ranks cannot continue without that rank, or a rank does
+not answer in time, the group is closed.
 """
 
 from __future__ import annotations
@@ -40,13 +40,16 @@ from policy_rl.weights.transfer import Published, Transfer
 
 NOTICE_SECONDS = 30
 GRACE_SECONDS = 10
-"""How long the other ranks may take to answer after one has failed."""
+"""Time in seconds that the other ranks have to answer after one has failed."""
 
 
 class TrainerGroup:
-    """`places`, one a rank, are those of policy_rl.placement; by default a GPU each, if there are any. The group is
+    """Run a Trainer on every rank. Starts Ray if it is not running.
+
+    `places`, one per rank, come from policy_rl.placement; by default each rank has a GPU if there are any. The group is
     added to `starting` before it waits for its ranks, so that others can abandon it. The other arguments are those of
-    Trainer. Starts Ray if it does not run."""
+    Trainer.
+    """
 
     def __init__(
         self,
@@ -64,16 +67,16 @@ class TrainerGroup:
         actors.connect()
         self._timeout_s = config.timeout_s
         self._closed: str | None = None
-        # Ranks meet in each call, so that all must get two callers' calls in the same order.
+        # Ranks synchronize in each call, so calls from different threads must reach all ranks in the same order.
         self._lock = threading.RLock()
         self._make: Callable[..., Transfer] | None = None
         self._engines: Callable[[], Sequence[Any]] | None = None
         self._reached: Sequence[Any] | None = None
-        """The engines that the transfer was opened for."""
+        """Engines that the transfer was opened for."""
         self._sent: int | None = None
-        """Version that was sent last, as long as the trainer has no other weights."""
+        """Version that was sent last; None once the trainer has other weights."""
         gpu = ray.cluster_resources().get("GPU", 0) > 0
-        # Without a GPU the ranks compute while the engines, which have booked the cores, wait.
+        # Without a GPU the engines book the cores, and wait while the ranks compute: the ranks book none.
         places = places or [{"num_cpus": 0, "num_gpus": 1 if gpu else 0}] * config.ranks
         assert len(places) == config.ranks, "a place for each rank"
         self._actors = [ray.remote(concurrency_groups={"watch": 1}, **place)(_Rank).remote() for place in places]
@@ -90,8 +93,11 @@ class TrainerGroup:
         self.limits.check(experience)
 
     def log_probs(self, experiences: Sequence[Experience], policy: bool = True) -> list[Experience]:
-        """The experiences with `old` and, with a critic, `values` (unless `policy` is False), and with `ref` where
-        there is a reference."""
+        """Return the experiences with the log-probabilities and values that the update needs.
+
+        `old` and, with a critic, `values` are added unless `policy` is False; `ref` is added if there is a reference
+        model.
+        """
         found: dict[int, LogProbs] = {}
         for share in self._call("log_probs", list(experiences), policy):
             found |= share
@@ -102,19 +108,22 @@ class TrainerGroup:
         ]
 
     def update(self, experiences: Sequence[Experience], progress: float | None = None) -> dict[str, float]:
-        """One optimizer step; see Trainer.update."""
+        """Perform one optimizer step; see Trainer.update."""
         with self._lock:
             self._sent = None
             return self._call("update", list(experiences), progress)[0]
 
     def open_transfer(self, make: Callable[..., Transfer], engines: Callable[[], Sequence[Any]] | None = None) -> None:
-        """`make(rank)` is called on every rank; see policy_rl.weights.transfer. Where the trainer itself reaches the
-        engines, which `engines` tells, `make(rank, engines=…)`, and again for a transfer to other engines than the
-        last one's."""
+        """Prepare the transfer of weights: call `make(rank)` on every rank (see policy_rl.weights.transfer).
+
+        If the trainer reaches the engines directly, `engines` returns them. Then `make(rank, engines=…)` is called, and
+        called again before a transfer to other engines than those of the last one.
+        """
         self._make, self._engines = make, engines
         self._open_transfer()
 
     def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Published:
+        """Send the weights as `version`, and return their description; see Transfer.publish."""
         with self._lock:
             if self._engines is not None and self._reached != self._engines():
                 self._open_transfer()
@@ -125,29 +134,35 @@ class TrainerGroup:
     def publish_again(
         self, make: Callable[[int], Transfer], version: int, probe_token_ids: Sequence[int], dtype: torch.dtype
     ) -> Published:
-        """The weights that the engines got as `version` by another way, for an engine that took no part in it.
-        EngineStoppedError where the trainer has gone on since."""
+        """Publish the weights of `version` by another transfer, for an engine that did not take part in the first one.
+
+        Raises EngineStoppedError if the trainer has been updated since.
+        """
         with self._lock:
             if self._sent != version:
                 raise EngineStoppedError(
                     f"a new engine cannot get the weights of version {version}, which the trainer has already updated: "
                     "resume the run from its last checkpoint, or set weights.transport=file"
                 )
-            self._reached = None  # the next transfer needs its own way again
+            self._reached = None  # `publish` must open its own transfer again
             self._call("open_transfer", make)
             return self._call("publish", version, tuple(probe_token_ids), dtype)[0]
 
     def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
+        """Write a checkpoint; see Trainer.save."""
         self._call("save", folder, extra, keep)
 
     def resume(self, folder: Path) -> dict[str, Any] | None:
+        """Restore the newest checkpoint; see Trainer.resume."""
         self._sent = None
         return self._call("resume", folder)[0]
 
     def save_model(self, folder: Path) -> None:
+        """Save the policy as a model folder; see Trainer.save_model."""
         self._call("save_model", folder)
 
     def close(self) -> None:
+        """Close the trainer on all ranks and end them."""
         if self._closed is None:
             self._call("close")
         self._kill("it was closed")
@@ -168,7 +183,7 @@ class TrainerGroup:
             return self._all("call", [(method, shared)] * len(self._actors))
 
     def _all(self, method: str, each: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """What every rank answers, in rank order."""
+        """Return the answers of all ranks in rank order."""
         if self._closed is not None:
             raise TrainingError(f"the trainer has ended: {self._closed}; go on from the last checkpoint")
         name = each[0][0] if method == "call" else method
@@ -199,12 +214,12 @@ class TrainerGroup:
                 f"{name}: no end after {self._timeout_s:g} s: {self._state(late)}; ranks that answered: "
                 f"{sorted(answers) or 'none'}; raise trainer.timeout_s if it only needs longer"
             )
-        if len(failures) < len(calls):  # the ranks are no longer in step
+        if len(failures) < len(calls):  # the ranks are out of step, so that no further call can succeed
             self._kill(str(failure))
         raise failure
 
     def _state(self, waiting: Sequence[int]) -> str:
-        """Which rank waits for what, as the ranks themselves say."""
+        """Return what each of these ranks is doing, as the ranks themselves report it."""
         questions = [self._actors[rank].doing.remote() for rank in waiting]
         done, _ = ray.wait(questions, num_returns=len(questions), timeout=5)
         states = [
@@ -231,13 +246,13 @@ class TrainerGroup:
 
 
 class _Rank:
-    """The actor: a Trainer in a process of its own, and a thread beside it that tells what it does."""
+    """Run a Trainer in its own process, with a second thread that reports what it is doing."""
 
     def __init__(self) -> None:
         self._trainer: Trainer | None = None
 
     def address(self) -> tuple[str, int]:
-        """Where the ranks meet: this machine, a free port."""
+        """Return the rendezvous address of the ranks: this machine and a free port."""
         host = ray.util.get_node_ip_address()
         with socket.socket() as free:
             free.bind((host, 0))
@@ -247,7 +262,7 @@ class _Rank:
         self, rank: int, count: int, address: tuple[str, int], threads: int | None, arguments: tuple[Any, ...]
     ) -> Limits:
         host, port = address
-        # Ray shows each rank its own GPU only, as number 0.
+        # Ray makes only its own GPU visible to each rank, as device 0.
         place = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": count, "MASTER_ADDR": host, "MASTER_PORT": port}
         os.environ.update({name: str(value) for name, value in place.items()})
         if threads is not None:
@@ -271,7 +286,7 @@ def _answer(question: Any) -> str:
 
 
 def _cause(error: RayError, rank: int) -> BaseException:
-    """The error that was raised on the rank; Ray wraps it, with both tracebacks in its text."""
+    """Return the error that was raised on the rank, without Ray's wrapper, whose text includes both tracebacks."""
     if isinstance(error, RayTaskError):
         return error.cause if isinstance(error.cause, Exception) else error
     return TrainingError(f"rank {rank} of the trainer has died: {error}; go on from the last checkpoint")

@@ -1,4 +1,6 @@
-"""Prompts as the trainer reads them: rendered, tokenised, pictures opened, on the worker and once for all responses.
+"""Encode prompts for the trainer: render and tokenize them, and open their images, on the rank that needs them.
+
+An encoded prompt is kept for all responses to it.
 
 Shapes: P token of a prompt, X axis of the positions.
 """
@@ -23,13 +25,15 @@ from mmprm.sampling.config import pixel_limits
 from mmprm.types import Picture, Problem
 
 KEPT_BYTES = 2**30
-"""Encoded prompts that are kept for the next pass over the same responses."""
+"""Maximum size in bytes of the encoded prompts that are kept for the next pass over the same responses."""
 
 _TEXT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
+    """Hold a prompt as tensors: token ids, positions, image inputs by name, and the number of its image tokens."""
+
     ids_P: Tensor
     position_XP: Tensor
     pictures: dict[str, Tensor]
@@ -37,12 +41,15 @@ class EncodedPrompt:
 
     @property
     def bytes(self) -> int:
+        """Return the size of the tensors in bytes."""
         return sum(tensor.nbytes for tensor in (self.ids_P, self.position_XP, *self.pictures.values()))
 
 
 class PromptEncoder:
-    """Prompts of problems as tensors; those used last are kept, up to KEPT_BYTES. `max_pixels` and
-    `min_pixels` scale larger images down and smaller ones up, as the engine does."""
+    """Encode the prompts of problems as tensors; the most recently used ones are cached, up to KEPT_BYTES.
+
+    `max_pixels` and `min_pixels` scale larger images down and smaller ones up, as the engine does.
+    """
 
     def __init__(
         self,
@@ -62,7 +69,10 @@ class PromptEncoder:
         self._stand_in: dict[str, Tensor] | None = None
 
     def __call__(self, problem: Problem, expected_tokens: int) -> EncodedPrompt:
-        """Raises DataError where the engine counted another number of tokens, and for pictures that cannot be read."""
+        """Return the encoded prompt of a problem.
+
+        Raises DataError if the engine counted a different number of tokens, and for images that cannot be read.
+        """
         if problem not in self._kept:
             self._kept[problem] = self._encode(problem)
             while sum(prompt.bytes for prompt in self._kept.values()) > KEPT_BYTES and len(self._kept) > 1:
@@ -78,7 +88,7 @@ class PromptEncoder:
 
     @property
     def stand_in(self) -> dict[str, Tensor]:
-        """The smallest picture, for batches without one."""
+        """Return the smallest image, for batches without one."""
         if self._stand_in is None:
             from PIL import Image
 
@@ -95,7 +105,7 @@ class PromptEncoder:
             self._processor(
                 text=[render(self._processor, problem, "", self._prompt)],
                 **({"images": images, **self._picture_options} if images else {}),
-                add_special_tokens=False,  # the chat template has written them
+                add_special_tokens=False,  # the chat template already contains them
                 return_tensors="pt",
             )
         )

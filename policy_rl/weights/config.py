@@ -1,4 +1,4 @@
-"""How new weights travel from the trainer to the engines."""
+"""Configure how new weights are sent from the trainer to the engines."""
 
 from __future__ import annotations
 
@@ -11,23 +11,26 @@ from mmprm.errors import ConfigError
 
 
 class WeightsConfig(Config):
+    """Configure the transfer of weights."""
+
     transport: Literal["auto", "file", "nccl", "ipc"] = "auto"
     """file: through safetensors files in shared memory, on any machine where trainer and engines share it; nccl: vLLM's
-    broadcast from GPU to GPU; ipc: vLLM's, for trainer and engine on the same GPU. auto: file on CPU, on GPU ipc for
-    colocated engines and nccl for others."""
+    broadcast from GPU to GPU; ipc: vLLM's transfer between trainer and engine on the same GPU. auto: file on CPU; on
+    GPU, ipc for colocated engines and nccl for others."""
     folder: PathText | None = None
-    """Where a folder of this run is made for the files; by default in /dev/shm, or in the run folder where there is
-    none. transport=file needs room there for the weights of two versions, the others for one when an engine that died
-    is replaced; on several machines all must see it."""
+    """Folder in which this run creates a folder for the files; by default /dev/shm, or the run folder if there is none.
+    transport=file needs space there for two versions of the weights; the others need space for one when an engine that
+    died is replaced. With several machines, all must see it."""
     timeout_s: float = Field(600, gt=0)
-    """Longest wait for an engine to take in new weights."""
+    """Maximum time in seconds to wait for an engine to load new weights."""
     tolerance: float | None = Field(None, gt=0)
-    """Largest mean difference (nats) of the engines' log-probabilities of a probe text from the trainer's after a
-    transfer; by default 0.01 for float32 engines, 0.05 for float16, 0.15 for bfloat16."""
+    """Maximum mean difference (nats) between the log-probabilities that engines and trainer give to a probe text after
+    a transfer; by default 0.01 for float32 engines, 0.05 for float16, 0.15 for bfloat16."""
 
 
 def transport_of(config: WeightsConfig, gpu: bool, colocated: bool) -> Literal["file", "nccl", "ipc"]:
-    """`weights.transport`, or what auto stands for. ConfigError for one that cannot reach the engines."""
+    """Return `weights.transport`, or the transport that auto selects. Raises ConfigError for one that cannot reach the
+    engines."""
     of_gpus = "ipc" if colocated else "nccl"
     if not gpu and config.transport not in ("auto", "file"):
         raise ConfigError(

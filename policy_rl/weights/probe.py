@@ -1,4 +1,4 @@
-"""The probe: a text whose log-probabilities prove that engines compute with the trainer's weights."""
+"""Compare the log-probabilities of a probe text to prove that engines compute with the trainer's weights."""
 
 from __future__ import annotations
 
@@ -15,36 +15,41 @@ PROBE_TEXT = "1 + 2 = 3, so x = 12 and y < 40; (x + y) / 2 is the answer."
 
 
 MOVED = 1e-2
-"""Nats by which the trainer's log-probabilities of the probe must have moved before an engine's must have, too."""
+"""Change in nats of a trainer's log-probability of the probe above which an engine's answer must have changed too."""
 
 
 TOLERANCE = {"float32": 0.01, "bfloat16": 0.15, "float16": 0.05}
-"""Mean |engine − trainer| in nats over the probe; several times what the number format alone gives."""
+"""Default maximum of the mean |engine − trainer| in nats over the probe; several times the effect of the number
+format."""
 
 
 def probe_token_ids(tokenizer: Any) -> tuple[int, ...]:
-    """The text whose log-probabilities engines and trainer compare; without pictures, so that it costs little."""
+    """Return the tokens of the text that engines and trainer compare. It has no images, so that the comparison is
+    cheap."""
     return tuple(tokenizer.encode(PROBE_TEXT, add_special_tokens=False))
 
 
 @torch.no_grad()
 def probe_logprobs(model: nn.Module, token_ids: Sequence[int]) -> tuple[float, ...]:
-    """log P(token i | tokens before it), i = 1, 2, …, at temperature 1. Every rank must call it under ZeRO 3."""
+    """Return log P(token i | tokens before it), i = 1, 2, …, at temperature 1. Under ZeRO 3 every rank must call it."""
     ids_1T = torch.tensor([token_ids], device=next(model.parameters()).device)
     lp_1TV = model(input_ids=ids_1T, use_cache=False).logits[:, :-1].float().log_softmax(dim=-1)
     return tuple(lp_1TV.gather(-1, ids_1T[:, 1:, None]).flatten().tolist())
 
 
 class ProbeCheck:
-    """One engine's answers to the probe, version by version."""
+    """Check the answers of one engine to the probe, version by version."""
 
     def __init__(self, engine: str, tolerance: float) -> None:
         self._engine, self._tolerance = engine, tolerance
         self._changed: tuple[Published, tuple[float, ...]] | None = None
 
     def check(self, published: Published, answer: tuple[float, ...]) -> float:
-        """Mean |engine − trainer| in nats. TrainingError where it is above the tolerance, or where the engine answers
-        exactly what it did at an earlier version from which the trainer has moved."""
+        """Return the mean |engine − trainer| in nats.
+
+        Raises TrainingError if it exceeds the tolerance, or if the engine gives exactly the answer of an earlier
+        version although the trainer's log-probabilities have since changed by more than MOVED.
+        """
         assert len(answer) == len(published.probe), "trainer and engine have different probes"
         distance = _mean_difference(answer, published.probe)
         if not distance <= self._tolerance:  # also for NaN

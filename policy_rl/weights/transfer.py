@@ -1,19 +1,19 @@
-"""New weights from the trainer into running engines, and the proof that they arrived.
+"""Send new weights from the trainer to running engines, and prove that they arrived.
 
-Trainer, on every rank, after an update (all ranks must take part; those but rank 0 get None):
+Trainer, on every rank, after an update (all ranks must take part; all but rank 0 get None):
 
-    probe = probe_logprobs(model, probe_token_ids)            # the ids that every RolloutPool tells
+    probe = probe_logprobs(model, probe_token_ids)            # RolloutPool.probe_token_ids
     published = transfer.publish(ModelWeights(model, dtype), version, probe)
 
-Driver: `await pool.load_weights(published)`. What the engines then have proved:
+Driver: `await pool.load_weights(published)`. This proves about the engines:
 
-- files: each tensor that a worker gave to vLLM's load_weights is, by its CRC-32, the one that the trainer wrote;
-- any transport: every parameter of the engine's model got all of its elements, nothing is left in a cache, and the
-  engine's own log-probabilities of the probe are the trainer's within `WeightsConfig.tolerance`, and changed if the
+- files: each tensor that a worker passed to vLLM's load_weights has the CRC-32 of the one that the trainer wrote;
+- any transport: every parameter of the engine's model received all of its elements, all caches are empty, and the
+  engine's log-probabilities of the probe equal the trainer's within `WeightsConfig.tolerance`, and changed if the
   trainer's did by more than MOVED.
 
-What vLLM makes of a tensor (joined with others, packed for the CPU) has no checksum, nor have nccl and ipc: there, old
-weights in place of new ones that are near them would only be seen once the probe has moved.
+Neither what vLLM makes of a tensor (joined with others, packed for the CPU) nor the nccl and ipc transports have
+checksums. With these, old weights that are close to the new ones are detected only once the probe has changed by MOVED.
 """
 
 from __future__ import annotations
@@ -37,16 +37,18 @@ from policy_rl.weights.config import WeightsConfig
 
 SHARED_MEMORY = Path("/dev/shm")
 BUCKET_BYTES = 2**30
-"""Size of one file: so much is held in memory at once, never the whole model."""
+"""Size of one file in bytes; at most about this much is held in memory at once, never the whole model."""
 KEPT_VERSIONS = 2
-"""An engine that is being replaced may still read the version before."""
+"""Number of versions to keep: an engine that is being replaced may still read the previous one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Weights after `version` updates, ready to be loaded. `folder` holds their files; None where they are in the
-    engines' memory already. `probe` are the trainer's log-probabilities of the probe; `checksums` those of the tensors
-    in files, by name."""
+    """Describe weights after `version` updates that are ready to be loaded.
+
+    `folder` holds their files; None if the engines already have them in memory. `probe` has the trainer's
+    log-probabilities of the probe; `checksums` has those of the tensors in files by name.
+    """
 
     version: int
     tensors: int
@@ -62,20 +64,24 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
+    """Describe a tensor of a checkpoint."""
+
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
 
 
 class ModelWeights:
-    """The tensors of a checkpoint of `model`, in the engines' number format, one at a time: shards are gathered
-    (ZeRO 3) and LoRA is merged as each one comes, and tied tensors come once. Every rank must iterate."""
+    """Iterate over the checkpoint tensors of `model` in the engines' number format, one at a time.
+
+    Shards are gathered (ZeRO 3) and LoRA is merged per tensor; tied tensors are yielded once. Every rank must iterate.
+    """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         self._model, self._dtype = model, dtype
 
     def metadata(self) -> list[TensorInfo]:
-        """What iteration yields, without gathering anything."""
+        """Return the description of each tensor that iteration yields, without gathering any."""
         return [
             TensorInfo(name, self._dtype, tuple(getattr(tensor, "ds_shape", tensor.shape)))
             for name, tensor, _ in self._checkpoint_tensors()
@@ -88,12 +94,12 @@ class ModelWeights:
                 if lora is not None:
                     for adapter in lora.active_adapters:
                         whole = whole + lora.get_delta_weight(adapter).to(whole.dtype)
-                # A copy, since what was gathered is gone when the next one is asked for.
+                # A copy, because gathered parameters are released before the next tensor is yielded.
                 whole = whole.detach().to(self._dtype, copy=True)
             yield name, whole
 
     def _checkpoint_tensors(self) -> Iterator[tuple[str, Tensor, Any]]:
-        """(name in a checkpoint, tensor, the LoRA layer to merge into it or None)."""
+        """Yield (name in a checkpoint, tensor, the LoRA layer to merge into it or None)."""
         for name, tensor in self._model.named_parameters():
             if ".lora_" in name or ".modules_to_save." in name:
                 continue
@@ -104,18 +110,22 @@ class ModelWeights:
 
 
 class Transfer(Protocol):
-    """The trainer's side; `RolloutPool.load_weights` is the engines'."""
+    """Describe the trainer's side of a transfer; `RolloutPool.load_weights` is the engines' side."""
 
     def publish(self, weights: ModelWeights, version: int, probe: tuple[float, ...]) -> Published | None:
-        """Every rank calls it; rank 0 gets the result, the others None."""
+        """Make the weights available to the engines. Every rank calls it; rank 0 gets the result, the others None."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Release what the transfer holds."""
+        ...
 
 
 class FileTransfer:
-    """Safetensors files in shared memory, written by rank 0. A version's folder is whole or not there; what else lies
-    in `folder` stays."""
+    """Write weights as safetensors files in shared memory, on rank 0.
+
+    A version's folder is complete or absent; other content of `folder` is left untouched.
+    """
 
     def __init__(self, folder: Path, is_main: bool = True) -> None:
         self._folder, self._is_main = folder, is_main
@@ -149,7 +159,7 @@ class FileTransfer:
 
 
 def remove_versions(folder: Path) -> None:
-    """What FileTransfer wrote there, and the folder if nothing else is in it."""
+    """Remove what FileTransfer wrote in `folder`, and the folder itself if nothing else is in it."""
     for pattern in ("version-*", ".version-*.tmp"):
         for version in folder.glob(pattern):
             shutil.rmtree(version, ignore_errors=True)
@@ -158,12 +168,12 @@ def remove_versions(folder: Path) -> None:
 
 
 def checksum(tensor: Tensor) -> int:
-    """CRC-32 of the tensor's bytes: about a second a GB on one core."""
+    """Return the CRC-32 of the tensor's bytes; it takes about one second per GB on one core."""
     return zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 def shared_folder(config: WeightsConfig, run_folder: Path) -> Path:
-    """This run's own folder in `weights.folder`, or in shared memory."""
+    """Return this run's own folder in `weights.folder`, or by default in shared memory."""
     base = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else run_folder
     if config.folder is not None:
         base = Path(config.folder)
@@ -172,7 +182,7 @@ def shared_folder(config: WeightsConfig, run_folder: Path) -> Path:
 
 
 def _write_buckets(weights: Iterable[tuple[str, Tensor]], folder: Path, version: int) -> tuple[dict[str, int], int]:
-    """(checksum by name, bytes) of what was written."""
+    """Write the weights; return (checksums by tensor name, bytes written)."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

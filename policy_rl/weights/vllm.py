@@ -1,4 +1,4 @@
-"""Weights from GPU to GPU by vLLM's own protocol: broadcast (nccl), or shared memory of one GPU (ipc)."""
+"""Send weights from GPU to GPU by vLLM's own protocol: broadcast (nccl), or shared memory of one GPU (ipc)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from policy_rl.weights.transfer import ModelWeights, Published
 
 
 class VllmTransfer:
-    """A Transfer whose `publish` also brings the weights into the engines; `RolloutPool.load_weights` then empties
-    their caches and has them prove what they compute with. `engines` is `RolloutPool.engines`.
+    """Transfer weights with vLLM's protocol: `publish` itself loads them into the engines.
 
+    `RolloutPool.load_weights` then clears the engines' caches and checks the probe. `engines` is `RolloutPool.engines`.
     Tensors are sent as they are gathered, in packed buffers, never a whole model at once.
     """
 
@@ -71,7 +71,8 @@ class VllmTransfer:
 
 
 class EngineClient:
-    """vLLM's VLLMWeightSyncClient for several engines, each with ranks of its own, and with a limit of time."""
+    """Implement vLLM's VLLMWeightSyncClient for several engines, each with its own worker ranks, and with a time
+    limit."""
 
     def __init__(self, engines: Sequence[Any], workers_each: int, timeout_s: float) -> None:
         self._engines, self._workers_each, self._timeout_s = engines, workers_each, timeout_s
@@ -79,21 +80,26 @@ class EngineClient:
 
     @property
     def workers(self) -> int:
+        """Return the number of vLLM workers of all engines."""
         return len(self._engines) * self._workers_each
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Prepare the engines for transfers; with nccl, each gets the rank of its first worker."""
         infos = [dict(init_info) for _ in self._engines]
         if "rank_offset" in init_info:  # the trainer's rank 0 comes first
             infos = [info | {"rank_offset": 1 + place * self._workers_each} for place, info in enumerate(infos)]
         self._each("init_weight_transfer_engine", [{"init_info": info} for info in infos])
 
     def start_weight_update(self) -> None:
+        """Begin an update in all engines."""
         self._each("start_weight_update")
 
     def update_weights(self, update_info: Any) -> None:
+        """Let all engines receive tensors."""
         self._each("update_weights", [{"update_info": update_info}] * len(self._engines))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """Check that the update is complete, and finish it in all engines."""
         for method in ("check_weights_complete", "finish_weight_update", "renew_tied_weights"):
             self._each(method)
 

@@ -1,7 +1,7 @@
-"""What a vLLM worker does with new weights; vLLM mixes it into its own worker class (worker_extension_cls).
+"""Load new weights in a vLLM worker; vLLM mixes WeightLoading into its own worker class (worker_extension_cls).
 
-vLLM loads what matches and at most warns about the rest. Here a parameter that did not get all of its elements is an
-error.
+vLLM loads the tensors that match its model and at most warns about the others. Here, a parameter that does not receive
+all of its elements is an error.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ NAMED_IN_ERROR = 5
 
 
 class WeightLoading:
+    """Add the loading of new weights to a vLLM worker."""
+
     vllm_config: Any
     model_runner: Any
 
     def load_weight_files(self, folder: str, version: int, checksums: Mapping[str, int]) -> tuple[int, int]:
-        """Load every tensor of a version; returns how many, and their bytes, as they lay in the files."""
+        """Load every tensor of a version; return the number of tensors and their bytes as stored in the files."""
         from vllm.config import set_current_vllm_config
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
@@ -34,14 +36,15 @@ class WeightLoading:
             try:
                 model.load_weights(read_weights(Path(folder), version, checksums, counted))
                 self.check_weights_complete()
-            finally:  # whatever came, so that a later load can be complete
+            finally:  # even after an error, so that a later load can be complete
                 finalize_layerwise_reload(model, self.vllm_config.model_config)
             self.renew_tied_weights()
         self.model_runner.reset_lora_state()
         return counted[0], counted[1]
 
     def check_weights_complete(self) -> None:
-        """After all tensors of an update are loaded, before vLLM finishes it."""
+        """Raise TrainingError if a parameter is incomplete; call it after all tensors are loaded, before vLLM finishes
+        the update."""
         short = incomplete_parameters(self.model_runner.get_model())
         if short:
             named = ", ".join(short[:NAMED_IN_ERROR])
@@ -51,8 +54,11 @@ class WeightLoading:
             )
 
     def renew_tied_weights(self) -> None:
-        """A layer that shares its weight with the embedding is not loaded by itself, and on CPU it computes with a
-        packed copy, which vLLM does not renew."""
+        """Renew what layers derive from a weight that they share with the embedding.
+
+        Such a layer is not loaded itself, and on CPU it computes with a packed copy of the weight, which vLLM does not
+        renew.
+        """
         for layer in tied_layers(self.model_runner.get_model()):
             layer.quant_method.process_weights_after_loading(layer)
 
@@ -60,7 +66,10 @@ class WeightLoading:
 def read_weights(
     folder: Path, version: int, checksums: Mapping[str, int], counted: list[int]
 ) -> Iterator[tuple[str, Tensor]]:
-    """(name, tensor) of all files, each the one that was written; `counted` becomes [tensors, bytes]."""
+    """Yield (name, tensor) of all files, and update `counted` to [tensors, bytes].
+
+    Raises TrainingError for a tensor that is not the one that was written.
+    """
     from safetensors import safe_open
 
     for path in sorted(folder.glob("*.safetensors")):
@@ -80,11 +89,11 @@ def read_weights(
 
 
 def incomplete_parameters(model: nn.Module) -> list[str]:
-    """Layers whose parameters did not get all of their elements in a load that vLLM has begun and not finished.
+    """Return the layers whose parameters are incomplete in a load that vLLM has started and not finished.
 
-    vLLM counts the elements of each layer, and ends the layer when all have come. What is left may be: a layer without
-    parameters; the scales of an attention layer, which keep their values; an embedding, padded beyond the vocabulary;
-    a tied layer.
+    vLLM counts the loaded elements per layer and finishes a layer once all have arrived. The unfinished layers include
+    some that are complete: layers without parameters; attention layers, whose scales keep their values; embeddings that
+    are padded beyond the vocabulary; tied layers.
     """
     from vllm.model_executor.layers.attention import is_deferred_attention_layer
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
@@ -106,14 +115,14 @@ def incomplete_parameters(model: nn.Module) -> list[str]:
 
 
 def tied_layers(model: nn.Module) -> list[nn.Module]:
-    """Embedding-like layers that share their weight with one that comes earlier."""
+    """Return the embedding-like layers that share their weight with an earlier one."""
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
     seen, tied = set(), []
     for layer in model.modules():
         if isinstance(layer, VocabParallelEmbedding):
-            # During a load, vLLM keeps a layer's own tensors aside.
+            # During a load, vLLM stores a layer's own tensors separately.
             kept = get_layerwise_info(layer).kernel_tensors
             weight = id(kept[0]["weight"] if kept is not None else layer.weight)
             if weight in seen:
