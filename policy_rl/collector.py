@@ -36,15 +36,21 @@ class Pool(Protocol):
     version: int
     probe_token_ids: tuple[int, ...]
 
-    async def sample(
-        self, problem: Problem, n: int, seed: int, version: int, max_tokens: int | None = None
-    ) -> Group: ...
+    async def sample(self, problem: Problem, n: int, seed: int, version: int, max_tokens: int | None = None) -> Group:
+        """Return `n` responses to a problem by the policy of `version`."""
+        ...
 
-    async def load_weights(self, published: Any) -> float: ...
+    async def load_weights(self, published: Any) -> float:
+        """Load weights into all engines; return the largest distance of an engine from the trainer."""
+        ...
 
-    async def sleep(self) -> None: ...
+    async def sleep(self) -> None:
+        """Leave the GPUs to the trainer."""
+        ...
 
-    async def wake(self) -> None: ...
+    async def wake(self) -> None:
+        """Take back the GPUs."""
+        ...
 
 
 @dataclass(slots=True)

@@ -139,8 +139,10 @@ class RLConfig(Config):
 
     @property
     def ends_by_passes(self) -> bool:
-        """Return whether the run ends after its passes over the problems, so that its number of steps is not known in
-        advance."""
+        """Return whether the run ends after its passes over the problems.
+
+        The number of its steps is then not known in advance.
+        """
         return self.steps is None and self.filter is not None
 
     def total_steps(self, problems: int) -> int:
@@ -152,7 +154,7 @@ class RLConfig(Config):
         return self.steps or max(1, self.episodes * problems // self.batch.prompts)
 
     def check_warmup(self, problems: int) -> None:
-        """Raise ConfigError where the critic's warm-up leaves no update to the policy."""
+        """Raise ConfigError if the critic's warm-up leaves no update to the policy."""
         warmup, updates = self.trainer.critic.warmup_updates, self.total_steps(problems) * self.batch.updates
         if self.has_critic and warmup >= updates:
             raise ConfigError(

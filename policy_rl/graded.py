@@ -28,8 +28,10 @@ class Process(Protocol):
     """Describe what scores the steps of responses."""
 
     async def score(self, problem: Problem, responses: Sequence[Response]) -> Sequence[StepRewards | None]:
-        """Return one result per response, in order; None for a response that could not be split into steps or
-        scored."""
+        """Return one result per response, in order.
+
+        A result is None for a response that could not be split into steps or scored.
+        """
         ...
 
 
@@ -47,8 +49,10 @@ class GradedResponse:
 
     @property
     def right(self) -> bool:
-        """Return whether the response is correct by the configured accuracy, which can differ from the grader's
-        verdict."""
+        """Return whether the response is correct by the configured accuracy.
+
+        This can differ from the grader's verdict, for example with rewards.accuracy=exact_label.
+        """
         return self.reward.parts.get("accuracy") == 1
 
 

@@ -166,8 +166,10 @@ def _holds(values: Any, key: str) -> bool:
 
 
 def _check_same(stage: Stage) -> None:
-    """Raise ConfigError if the finished stage in the folder has another configuration: its policy must not pass for
-    this one's."""
+    """Raise ConfigError if the finished stage in the folder has another configuration.
+
+    Otherwise the policy of another stage would be taken for the policy of this one.
+    """
     if not _file(stage).exists():
         return
     there = build(KINDS[stage.kind].config, read_yaml(_file(stage)), str(_file(stage)))

@@ -132,8 +132,7 @@ class Alarms:
         self.counts: dict[str, int] = dict.fromkeys(config.alarms, 0)
 
     def see(self, metrics: Mapping[str, float]) -> str | None:
-        """Return a description of the metrics that have been out of bounds for `patience` steps; None if there are
-        none.
+        """Return a description of the metrics out of bounds for `patience` steps, or None without such metrics.
 
         The caller then saves the run and raises `alarm_error`. Raises ConfigError for an alarm on a metric that is not
         in `metrics`; do not pass the metrics of a step without an update, which has fewer.

@@ -1,5 +1,4 @@
-"""Write samples of a run for people to read: the responses of a step on which PRM and outcome differ most, and
-others."""
+"""Select and write samples of a run for people to read, first those on which PRM and outcome differ most."""
 
 from __future__ import annotations
 

@@ -66,8 +66,10 @@ class Prm:
         self.processes = set()
 
     async def judge(self, solutions: Sequence[Solution]) -> list[Answer]:
-        """Return the scores of each solution, or a DataError for one that cannot be scored; raise other errors of the
-        scorer."""
+        """Return the scores of each solution, or a DataError for one that cannot be scored.
+
+        Other errors of the scorer are raised.
+        """
         answer = self._actor.judge.remote(list(solutions))
         try:
             process, answers = await asyncio.wait_for(answer, self._config.score_timeout_s)

@@ -153,8 +153,10 @@ class ProcessReward:
 
 
 def plain_steps(text: str, markup: Markup, prefill: str = "") -> Split:
-    """Return the steps of a response as the PRM reads them, or the reason why it has none: that of `split`, or "empty
-    step"."""
+    """Return the steps of a response as the PRM reads them, or the reason why it has none.
+
+    The reason is that of `split`, or "empty step".
+    """
     found = split(prefill + text, markup)
     steps = tuple(plain(step, markup) for step in written_steps(found.steps, len(prefill)))
     return Split(steps, found.reason) if all(steps) else Split((), "empty step")
@@ -193,8 +195,10 @@ def token_begins(token_ids: Sequence[int], text: str, decode: Decode) -> list[in
 
 
 def _begins(token_ids: Sequence[int], text: str, decode: Decode, context: int) -> list[int] | None:
-    """Return the result of token_begins with `context` tokens of context; None if the runs do not add up to the
-    text."""
+    """Return the result of token_begins with `context` tokens of context.
+
+    Returns None if the runs do not add up to the text.
+    """
     begins_T: list[int] = []
     done = first = 0  # characters and tokens in the runs so far
     head = piece = ""  # decoded text of the context, and of the tokens of this run

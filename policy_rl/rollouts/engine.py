@@ -20,7 +20,7 @@ ARGUMENTS = {
     # The probability with which a token was sampled: after temperature and banned tokens are applied.
     "logprobs_mode": "processed_logprobs",
     "worker_extension_cls": "policy_rl.weights.worker.WeightLoading",
-    "disable_log_stats": True,  # they take 5 % of a small model's time, and nothing reads them
+    "disable_log_stats": True,  # statistics take 5 % of a small model's time, and nothing reads them
 }
 
 

@@ -215,10 +215,10 @@ def _pictures(message: Message) -> int:
 
 
 def collate(rows: Sequence[Sequence[Encoded]], encoder: ConversationEncoder, stand_in: bool = False) -> PolicyInputs:
-    """Return the tensors of a micro-batch: each row holds one conversation, or several that do not attend to each
-    other.
+    """Return the tensors of a micro-batch.
 
-    `stand_in`: if no conversation has images, use the smallest image, so that the vision tower runs.
+    Each row holds one conversation, or several that do not attend to each other. `stand_in`: if no conversation has
+    images, use the smallest image, so that the vision tower runs.
     """
     width = max(sum(len(each.ids_T) for each in row) for row in rows)
     ids_BL = torch.full((len(rows), width), encoder.padding)

@@ -147,8 +147,10 @@ def _other_turn(turn: Turn, place: str) -> Message:
 
 
 def _split(text: str) -> list[dict[str, str]]:
-    """Text and pictures in order. White space behind marks at the very front is no part of the question, as in
-    problems."""
+    """Return text and images in order.
+
+    White space after marks at the very beginning does not belong to the question; problems are read in the same way.
+    """
     text = re.sub(rf"\A((?:\s*{IMAGE})+)\s*", lambda match: IMAGE * match[1].count(IMAGE), text)
     parts: list[dict[str, str]] = []
     for number, piece in enumerate(text.split(IMAGE)):

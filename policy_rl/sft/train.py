@@ -221,7 +221,7 @@ def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
     prepare(policy, config.frozen, config.lora, config.gradient_checkpointing)
     torch.manual_seed(optimisation.seed + ranks.rank)
     rows, held_out_rows = Rows(samples, sizes, encoder, width), Rows(held_out, held_out_sizes, encoder, width)
-    # The batch size counts conversations, however many of them a row holds.
+    # The configured batch size counts conversations, the loop's counts rows.
     batch_size = max(1, round(optimisation.batch_size * len(rows.lengths) / len(samples)))
     optimisation = optimisation.model_copy(update={"batch_size": batch_size})
     total = step_count(len(rows.lengths), optimisation)
@@ -250,8 +250,7 @@ def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
 
 
 def _readable(data: ProblemsConfig, config: SftConfig, ranks: Ranks) -> list[Conversation]:
-    """Return the conversations whose images can be decoded; print the number of others, with the reason of the
-    first."""
+    """Return the conversations whose images can be decoded; report the others."""
     found, broken = without_unreadable(read_conversations(data, config.prompt))
     if broken and ranks.is_main:
         place, reason = next(iter(broken.items()))

@@ -28,8 +28,7 @@ from policy_rl.types import ARRAYS, Experience
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Hold what the model can process: tokens of prompt and response together, and token ids that only a prompt may
-    contain."""
+    """Hold the model's context length in tokens, and the token ids that only a prompt may contain."""
 
     context: int
     reserved: frozenset[int]
@@ -60,8 +59,10 @@ def tokens_of_groups(experiences: Iterable[Experience]) -> Counter[int]:
 
 
 def check_finite(experiences: Sequence[Experience]) -> None:
-    """Raise TrainingError, naming the problem, for NaN or infinity where a token counts: it would corrupt the
-    weights."""
+    """Raise TrainingError, naming the problem, for NaN or infinity at a token that counts.
+
+    Such a value would corrupt the weights.
+    """
     for experience in experiences:
         for name in ARRAYS:
             array = getattr(experience, name)
@@ -132,11 +133,11 @@ def cheapest_rows(
     attention_cost: float,
     most: int,
 ) -> list[slice]:
-    """Return the cheapest partition of a group's responses, in lexicographic order, into rows of at most `most`
-    responses.
+    """Return the cheapest partition of a group's responses into rows of at most `most` responses.
 
-    The cost is the sum of L·(1 + c·L) over the rows, with L = prompt + responses − what neighbors in the row share; L
-    is at most `token_budget`, except for a response that is alone in its row.
+    The responses are in lexicographic order, and a row holds consecutive ones. The cost is the sum of L·(1 + c·L) over
+    the rows, with L = prompt + responses − tokens that neighbors in the row share; L is at most `token_budget`, except
+    for a response that is alone in its row.
 
     Response k has sizes_K[k] tokens, the first shared_K[k] of which it shares with response k + 1. `attention_cost` c
     is the cost of a pair of tokens relative to that of a token: about 1 / (6 · hidden size) if the complete attention

@@ -153,7 +153,7 @@ class TrainerGroup:
         self._call("save", folder, extra, keep)
 
     def resume(self, folder: Path) -> dict[str, Any] | None:
-        """Restore the newest checkpoint; see Trainer.resume."""
+        """Restore the newest checkpoint and return its extra data; see Trainer.resume."""
         self._sent = None
         return self._call("resume", folder)[0]
 
@@ -261,6 +261,7 @@ class _Rank:
     def start(
         self, rank: int, count: int, address: tuple[str, int], threads: int | None, arguments: tuple[Any, ...]
     ) -> Limits:
+        """Create the Trainer and join the other ranks; return its limits."""
         host, port = address
         # Ray makes only its own GPU visible to each rank, as device 0.
         place = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": count, "MASTER_ADDR": host, "MASTER_PORT": port}
@@ -271,10 +272,12 @@ class _Rank:
         return self._trainer.limits
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        """Call a method of the Trainer."""
         return getattr(self._trainer, method)(*arguments)
 
     @ray.method(concurrency_group="watch")
     def doing(self) -> str:
+        """Return what the Trainer is doing; it answers during a call too."""
         return "the start: loading the model, meeting the other ranks" if self._trainer is None else self._trainer.doing
 
 

@@ -29,8 +29,10 @@ class WeightsConfig(Config):
 
 
 def transport_of(config: WeightsConfig, gpu: bool, colocated: bool) -> Literal["file", "nccl", "ipc"]:
-    """Return `weights.transport`, or the transport that auto selects. Raises ConfigError for one that cannot reach the
-    engines."""
+    """Return `weights.transport`, or the transport that auto selects.
+
+    Raises ConfigError for a transport that cannot reach the engines.
+    """
     of_gpus = "ipc" if colocated else "nccl"
     if not gpu and config.transport not in ("auto", "file"):
         raise ConfigError(

@@ -24,8 +24,10 @@ format."""
 
 
 def probe_token_ids(tokenizer: Any) -> tuple[int, ...]:
-    """Return the tokens of the text that engines and trainer compare. It has no images, so that the comparison is
-    cheap."""
+    """Return the tokens of the text that engines and trainer compare.
+
+    It has no images, so that the comparison is cheap.
+    """
     return tuple(tokenizer.encode(PROBE_TEXT, add_special_tokens=False))
 
 
@@ -52,7 +54,7 @@ class ProbeCheck:
         """
         assert len(answer) == len(published.probe), "trainer and engine have different probes"
         distance = _mean_difference(answer, published.probe)
-        if not distance <= self._tolerance:  # also for NaN
+        if not distance <= self._tolerance:  # negated, so that NaN is an error too
             raise TrainingError(
                 f"{self._engine} does not compute with the {published}: its log-probabilities of the probe differ from "
                 f"the trainer's by {distance:.4f} nats on average (allowed: {self._tolerance}); if the number formats "

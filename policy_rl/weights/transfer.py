@@ -133,8 +133,9 @@ class FileTransfer:
             remove_versions(folder)  # left by a run that was killed
 
     def publish(self, weights: ModelWeights, version: int, probe: tuple[float, ...]) -> Published | None:
+        """Write the weights to a new folder; remove versions older than the KEPT_VERSIONS newest."""
         if not self._is_main:
-            for _ in weights:  # joins in gathering the shards
+            for _ in weights:  # takes part in gathering the shards
                 pass
             return None
         final, temporary = self._folder / f"version-{version:08d}", self._folder / f".version-{version:08d}.tmp"
@@ -154,6 +155,7 @@ class FileTransfer:
         return Published(version, len(checksums), size, str(final), probe, checksums)
 
     def close(self) -> None:
+        """Remove all versions."""
         if self._is_main:
             remove_versions(self._folder)
 

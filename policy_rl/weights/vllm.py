@@ -26,6 +26,7 @@ class VllmTransfer:
         self._sender: Any = None
 
     def publish(self, weights: ModelWeights, version: int, probe: tuple[float, ...]) -> Published | None:
+        """Load the weights into the engines. Every rank calls it; rank 0 gets the result, the others None."""
         from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 
         self._weights = weights
@@ -42,6 +43,7 @@ class VllmTransfer:
         return Published(version, len(tensors), size, None, probe)
 
     def close(self) -> None:
+        """Shut down vLLM's sender."""
         if self._sender is not None:
             self._sender.shutdown()
 
@@ -71,8 +73,10 @@ class VllmTransfer:
 
 
 class EngineClient:
-    """Implement vLLM's VLLMWeightSyncClient for several engines, each with its own worker ranks, and with a time
-    limit."""
+    """Implement vLLM's VLLMWeightSyncClient for several engines.
+
+    Each engine has its own worker ranks, and every call has a time limit.
+    """
 
     def __init__(self, engines: Sequence[Any], workers_each: int, timeout_s: float) -> None:
         self._engines, self._workers_each, self._timeout_s = engines, workers_each, timeout_s

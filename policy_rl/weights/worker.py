@@ -43,8 +43,10 @@ class WeightLoading:
         return counted[0], counted[1]
 
     def check_weights_complete(self) -> None:
-        """Raise TrainingError if a parameter is incomplete; call it after all tensors are loaded, before vLLM finishes
-        the update."""
+        """Raise TrainingError if a parameter did not receive all of its elements.
+
+        Call it after all tensors are loaded, before vLLM finishes the update.
+        """
         short = incomplete_parameters(self.model_runner.get_model())
         if short:
             named = ", ".join(short[:NAMED_IN_ERROR])
