@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import contextlib
+import logging
 import os
 import socket
 import subprocess
@@ -58,7 +59,12 @@ def connect(address: str | None = None) -> bool:
         _keep_to_loopback()
     try:
         with kept_handlers():
-            ray.init(address=found or "local", include_dashboard=False if found is None else None, log_to_driver=False)
+            ray.init(
+                address=found or "local",
+                include_dashboard=False if found is None else None,
+                log_to_driver=False,
+                logging_level=logging.ERROR,  # below it Ray reports that it started, at every command
+            )
     except Exception as error:  # Ray raises a plain Exception where its own processes do not come up
         reason = f"{type(error).__name__}: {error}".strip()
         if found is not None:
