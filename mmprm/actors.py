@@ -1,7 +1,7 @@
-"""Ray, at one place: join a cluster or start it on this machine, and notice when it is gone.
+"""Manage Ray in one place: join a cluster or start Ray locally, and detect when it is gone.
 
-connect(config.ray_address)                 # for every command that has actors
-result = run(main())                        # asyncio.run that ends when Ray is gone, with an error of ours
+connect(config.ray_address)                 # called by every command that uses actors
+result = run(main())                        # asyncio.run that raises EngineStoppedError when Ray is gone
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from mmprm.signals import kept_handlers
 T = TypeVar("T")
 
 REACH_SECONDS = 10.0
-"""How long an address is tried before it counts as one where nothing listens."""
+"""Time to try to connect to an address before it counts as unreachable, in seconds."""
 HEALTH_SECONDS = 30.0
-"""How long what listens there may take to answer as Ray."""
+"""Time for the process at an address to pass Ray's health check, in seconds."""
 CHECK_SECONDS = 5.0
 ANSWER_SECONDS = 20.0
-"""How long Ray may leave a question about its own node unanswered before it counts as gone."""
+"""Time for Ray to answer a query about its own node before it counts as gone, in seconds."""
 CLOSE_SECONDS = 5.0
-"""How long a command may take to end once Ray is gone."""
+"""Time for a command to end once Ray is gone, in seconds."""
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""Set to 0, Ray takes 127.0.0.1 for this machine's address, on every platform, and listens nowhere else."""
+"""If set to 0, Ray uses 127.0.0.1 as this machine's address on every platform, and listens only there."""
 
 _gone: str | None = None
 
 
 def connect(address: str | None = None) -> bool:
-    """Join the Ray cluster at `address`, or start Ray on this machine; return whether this call did either.
+    """Join the Ray cluster at `address`, or start Ray locally; return whether this call did either.
 
-    Without an address that of RAY_ADDRESS or of `ray start` on this machine is taken. A Ray that is started here
-    listens on the loopback interface alone. Raises SetupError, which names the address and where it came from, for one
-    where no Ray answers, and where Ray does not come up.
+    Without an address, that of RAY_ADDRESS or of a local `ray start` is used. A Ray that is started here listens on the
+    loopback interface only. Raises SetupError, which names the address and its source, if no Ray answers there or if
+    Ray fails to start.
     """
     import ray
 
@@ -63,9 +63,9 @@ def connect(address: str | None = None) -> bool:
                 address=found or "local",
                 include_dashboard=False if found is None else None,
                 log_to_driver=False,
-                logging_level=logging.ERROR,  # below it Ray reports that it started, at every command
+                logging_level=logging.ERROR,  # at lower levels Ray reports its start at every command
             )
-    except Exception as error:  # Ray raises a plain Exception where its own processes do not come up
+    except Exception as error:  # Ray raises a plain Exception if its own processes fail to start
         reason = f"{type(error).__name__}: {error}".strip()
         if found is not None:
             raise SetupError(f"{source}={found}: Ray cannot be joined there: {reason}") from error
@@ -80,7 +80,7 @@ def connect(address: str | None = None) -> bool:
 
 
 def cluster_address(address: str | None) -> tuple[str | None, str]:
-    """Return the address of the cluster to join, None for a Ray of this machine's own, and where it was said."""
+    """Return the address of the cluster to join, or None to start Ray locally, and the setting it came from."""
     if address not in (None, "", "auto"):
         return (None if address == "local" else address), "ray_address"
     if said := os.environ.get("RAY_ADDRESS"):
@@ -102,12 +102,12 @@ def cluster_address(address: str | None) -> tuple[str | None, str]:
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Return what `main` returns, as asyncio.run does; raise EngineStoppedError within 30 s where Ray is gone."""
+    """Run `main` as asyncio.run does and return its result; raise EngineStoppedError within 30 s after Ray is gone."""
     return asyncio.run(guarded(main))
 
 
 async def guarded(main: Coroutine[Any, Any, T]) -> T:
-    """Return what `main` returns; raise EngineStoppedError where Ray is gone before."""
+    """Return the result of `main`; raise EngineStoppedError if Ray is gone before it ends."""
     task, watch = asyncio.ensure_future(main), asyncio.ensure_future(_until_gone())
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
@@ -127,12 +127,12 @@ async def guarded(main: Coroutine[Any, Any, T]) -> T:
 
 
 def is_gone() -> bool:
-    """Return whether a Ray that was there has gone: it answers nothing any more, and must not be asked."""
+    """Return whether Ray was running and is gone: it no longer answers and must not be called."""
     return _gone is not None
 
 
 def kill(actor: Any) -> None:
-    """End an actor's process; nothing where Ray is gone, which would not answer."""
+    """Kill an actor's process; do nothing if Ray is gone, because it would not answer."""
     if _gone is None:
         import ray
 
@@ -140,7 +140,7 @@ def kill(actor: Any) -> None:
 
 
 def shutdown() -> None:
-    """Leave Ray; nothing where it is gone."""
+    """Disconnect from Ray; do nothing if it is gone."""
     if _gone is None:
         import ray
 
@@ -148,7 +148,7 @@ def shutdown() -> None:
 
 
 async def _until_gone() -> str:
-    """Return why Ray is gone, as soon as it is."""
+    """Return the reason as soon as Ray is gone."""
     while True:
         await asyncio.sleep(CHECK_SECONDS)
         import ray
@@ -160,7 +160,7 @@ async def _until_gone() -> str:
 
 
 async def _state() -> str | None:
-    """Why Ray is gone, None while it works. The question is asked in a thread, which may never come back."""
+    """Return why Ray is gone, or None while it works. The query runs in a thread, because it may never return."""
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[str | None] = loop.create_future()
 
@@ -181,7 +181,7 @@ def _reason() -> str | None:
 
     node = worker._global_node
     try:
-        if node is not None and (dead := node.dead_processes()):  # those that this process has started
+        if node is not None and (dead := node.dead_processes()):  # processes started by this process
             return f"Ray is gone: its {dead[0][0]} has ended"
         own = ray.get_runtime_context().get_node_id()
         here = next((each for each in ray.nodes() if each["NodeID"] == own), None)
@@ -189,14 +189,14 @@ def _reason() -> str | None:
             return (
                 f"Ray is gone: this machine's raylet has ended ({here.get('DeathReasonMessage') or 'no reason given'})"
             )
-    except Exception as error:  # of a client whose other side is gone, Ray raises many kinds
+    except Exception as error:  # Ray raises many exception types in a client whose other side is gone
         if ray.is_initialized():
             return f"Ray is gone: {type(error).__name__}: {error}"
     return None
 
 
 def _abandon(reason: str) -> None:
-    """Ask nothing of Ray any more, at the end of this process either: it would wait for an answer."""
+    """Make no further calls to Ray, including at the exit of this process: they would wait for an answer."""
     import ray
 
     global _gone
@@ -205,7 +205,7 @@ def _abandon(reason: str) -> None:
 
 
 def _hide_token() -> None:
-    """Leave the token that opens a cluster readable for its owner alone; Ray writes it for everybody."""
+    """Make the token that grants access to a cluster readable by its owner only; Ray makes it readable by everyone."""
     with contextlib.suppress(OSError):
         (Path.home() / ".ray/auth_token").chmod(0o600)
 
@@ -214,11 +214,11 @@ def _keep_to_loopback() -> None:
     os.environ[LOOPBACK_ONLY] = "0"
     from ray._private import ray_constants
 
-    ray_constants.ENABLE_RAY_CLUSTER = False  # it was read when ray was imported
+    ray_constants.ENABLE_RAY_CLUSTER = False  # read when ray was imported
 
 
 def _check_reachable(address: str, source: str) -> None:
-    """Raise SetupError unless a Ray answers at the address: Ray itself would try for minutes, without a word."""
+    """Raise SetupError unless a Ray answers at the address: Ray itself would retry silently for minutes."""
     way_out = "start it there, give another address, or leave it out for a Ray of this machine's own"
     if source == "RAY_ADDRESS":
         way_out = "start it there, or unset RAY_ADDRESS"
@@ -246,7 +246,7 @@ def _check_reachable(address: str, source: str) -> None:
 
 
 def _refusal(host: str, port: int) -> str | None:
-    """Why nothing can be reached there; None where something listens."""
+    """Return why nothing can be reached at the address, or None if something listens there."""
     end = time.monotonic() + REACH_SECONDS
     while True:
         try:
@@ -255,4 +255,4 @@ def _refusal(host: str, port: int) -> str | None:
         except OSError as error:
             if time.monotonic() + 1 > end or isinstance(error, socket.gaierror):
                 return error.strerror or str(error)
-            time.sleep(1)  # a head that is being started
+            time.sleep(1)  # a head node may be starting

@@ -1,4 +1,4 @@
-"""Label reasoning steps by tree search over rollouts; started again, it goes on where it was.
+"""Label reasoning steps by tree search over rollouts; run again, it resumes where it stopped.
 
 Examples:
   mmprm annotate --config configs/annotate/tiny.yaml
@@ -20,6 +20,7 @@ from mmprm.errors import DataError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument(
         "--fork", action="store_true", help="if the run has another configuration, go on in a copy of it (RUN-2, …)"
     )
@@ -27,6 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm annotate`."""
     config = load_config(arguments, CampaignConfig)
     if arguments.fork:
         config, message = fork(config)

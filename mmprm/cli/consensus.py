@@ -1,7 +1,7 @@
-"""Ask a judge about every labelled step, and store what it says beside the counts.
+"""Ask a judge about every labeled step, and store its answers next to the counts.
 
 The judge is a process reward model (`scorer`) or a vision-language model on a server (`judge`). The output is the
-labels file with two more columns: `judge`, a P(no error so far) for each labelled step, and `judged_by`.
+labels file with two more columns: `judge`, one P(no error so far) per labeled step, and `judged_by`.
 
 Examples:
   mmprm consensus --set labels=runs/k12/labels.parquet --set output=runs/k12/judged.parquet --set scorer.prm=runs/prm
@@ -27,25 +27,29 @@ from mmprm.scoring.config import ScorerConfig
 
 
 class ConsensusConfig(Config):
+    """Configuration of `mmprm consensus`."""
+
     labels: PathText
-    """Parquet file of labelled paths, as mmprm labels writes it."""
+    """Parquet file of labeled paths, as written by mmprm labels."""
     output: PathText
-    """Parquet file to write; may be the same."""
+    """Parquet file to write; may be the same file."""
     scorer: ScorerConfig | None = None
     """A process reward model as judge."""
     judge: StepJudgeConfig | None = None
     """A model on OpenAI-compatible servers as judge."""
     image_root: PathText | None = None
-    """Folder below which the image files that `labels` names must lie; by default that of `labels` itself."""
+    """Folder that must contain the image files named in `labels`; by default the folder of `labels` itself."""
     agreement: AgreementRule = AgreementRule()
-    """When the two agree, for the summary."""
+    """When a label and the judge agree, for the summary."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     add_config_options(parser, ConsensusConfig)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm consensus`."""
     config = load_config(arguments, ConsensusConfig)
     if (config.scorer is None) == (config.judge is None):
         raise ConfigError("scorer and judge: exactly one must be set, for example --set scorer.prm=runs/train/prm")
@@ -65,6 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def summary(counts: AgreementCounts) -> str:
+    """Return the agreement counts as text."""
     both = counts.both_right + counts.both_wrong
     judged = both + counts.label_alone_right + counts.judge_alone_right
     return (

@@ -1,7 +1,8 @@
-"""Bring a checkpoint into another form: an older InternVL into the native class, our PRM into that of other tools.
+"""Convert a checkpoint: an older InternVL to its native class, or a trained PRM to the format of another tool.
 
 A checkpoint of mmprm rl, sft or train (RUN/checkpoints/step-…, or RUN for its newest one) becomes the model that it
-holds, whatever ranks and ZeRO stage wrote it; checkpoints/best is the one of the best evaluation (keep_best).
+holds, independent of the ranks and ZeRO stage that wrote it; checkpoints/best is the one with the best evaluation
+(keep_best).
 
 Examples:
   mmprm convert runs/rl/checkpoints/step-00000040 models/policy-40
@@ -21,6 +22,7 @@ from mmprm.weights import model_errors
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument(
         "source",
         metavar="SOURCE",
@@ -36,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm convert`."""
     if not Path(arguments.source).exists():
         raise CheckpointError(f"{arguments.source}: no such folder; checkpoints are in RUN/checkpoints")
     if arguments.format == "native":

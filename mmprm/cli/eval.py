@@ -1,9 +1,9 @@
-"""Judge the judge: how well a process reward model finds wrong steps, and what choosing by its scores gains.
+"""Evaluate a process reward model: how well it finds incorrect steps, and what choosing by its scores gains.
 
-processbench, visualprocessbench and steps score solutions whose steps people have judged; labels sets the soft labels
-of `mmprm labels` beside what people said or the embedded world knows; bon reads what `mmprm rerank` left. Each writes
-its figures as JSON into the output folder, whose report.html shows all of them. policy lets a policy answer a benchmark
-for policies, and reports its accuracy.
+processbench, visualprocessbench and steps score solutions whose steps people have judged; labels compares the soft
+labels of `mmprm labels` with human judgments or the ground truth of the embedded world; bon reads the output of `mmprm
+rerank`. Each writes its metrics as JSON into the output folder, whose report.html shows all of them. policy runs a
+policy on a benchmark for policies, and reports its accuracy.
 
 Examples:
   mmprm eval processbench gsm8k.json math.json --set scorer.prm=runs/demo/train/prm --set development=gsm8k
@@ -47,51 +47,60 @@ from mmprm.scoring.open import open_scorer, scorer_info
 from mmprm.selection.candidates import read_groups
 
 CHUNK = 2000
-"""Solutions scored together: enough for batches of similar length."""
+"""Number of solutions scored together: enough for batches of similar length."""
 
 
 class MeasureConfig(Config):
+    """Settings shared by the evaluations of step scores."""
+
     output: PathText = "runs/eval"
-    """Folder for the figures (JSON, by data set) and report.html."""
+    """Folder for the metrics (one JSON file per data set) and report.html."""
     format: str = "prm800k"
-    """Of steps files: prm800k, trl, math-shepherd, visualprm, mm-prm or openrlhf."""
+    """Format of steps files: prm800k, trl, math-shepherd, visualprm, mm-prm or openrlhf."""
     label_threshold: float = Field(0.0, ge=0, lt=1)
-    """Of steps files with soft labels: a step whose label is above it is right."""
+    """For steps files with soft labels: a step with a label above this is correct."""
     threshold: float | None = Field(None, ge=0, le=1)
-    """A step scored below it is claimed wrong; by default chosen on the development split. With development=0, the one
-    in the PRM's prm.json."""
+    """A step with a score below this is predicted to be incorrect. By default it is chosen on the development split
+    or, with development=0, read from the PRM's prm.json."""
     development: Annotated[float, Field(ge=0, lt=1)] | str = 0.2
-    """Share of the problems that choose the threshold and are left out of the figures; or the name of a source that
-    chooses it and is measured too, as ProcessBench's own figures take it from gsm8k."""
+    """Share of the problems that is used to choose the threshold and excluded from the metrics; or the name of a
+    source that is used to choose it and is measured too, as in ProcessBench's protocol with gsm8k."""
     bins: int = Field(10, ge=1)
-    """Bins of the reliability curve."""
+    """Number of bins of the reliability curve."""
     seed: int = 0
-    """Of the development split and the bootstrap."""
+    """Seed of the development split and the bootstrap."""
 
 
 class JudgeConfig(MeasureConfig):
+    """Configuration of the evaluations that run a process reward model."""
+
     scorer: ScorerConfig
     """The process reward model and how it runs."""
     images_root: PathText | None = None
-    """Folder of relative picture paths; by default that of the file."""
+    """Folder that relative image paths refer to; by default the folder of the file."""
 
 
 class LabelQualityConfig(MeasureConfig):
+    """Configuration of `mmprm eval labels`."""
+
     truth: PathText
-    """A steps file (see format) with judgements of people on the same solutions, or on others that begin alike; "tiny"
-    for the truth of the embedded world."""
+    """A steps file (see format) with human judgments of the same solutions, or of others with the same beginning;
+    "tiny" for the ground truth of the embedded world."""
 
 
 class BestOfNConfig(Config):
+    """Configuration of `mmprm eval bon`."""
+
     output: PathText = "runs/eval"
-    """Folder for the figures (bon.json) and report.html."""
+    """Folder for the metrics (bon.json) and report.html."""
     aggregators: tuple[str, ...] = tuple(AGGREGATORS)
-    """Those to compare."""
+    """Aggregators to compare."""
     seed: int = 0
-    """Of the bootstrap."""
+    """Seed of the bootstrap."""
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm eval`."""
     _, model, measure = KINDS[arguments.kind]
     config = load_config(arguments, model)
     result = measure(arguments.kind, arguments.files, config)
@@ -162,7 +171,8 @@ def _check_threshold(config: MeasureConfig, stored: float | None) -> None:
 
 
 def _measured(kind: str, judged: Sequence[Judged], config: MeasureConfig, stored: float | None, **by: str) -> Judging:
-    """With the given threshold, the `stored` one where there is to be no development split, or one that is chosen."""
+    """Measure with the given threshold, with the `stored` one if there is no development split, or else with a
+    chosen one."""
     return judge(
         kind,
         FIGURE_OF[kind],
@@ -192,7 +202,7 @@ def _labelled(
 
 
 def _results(folder: Path) -> tuple[list[Judging], BestOfN | None]:
-    """What evaluations have left in the folder."""
+    """Return the results that evaluations have written to the folder."""
 
     def read(name: str, kind: type) -> Any:
         file = folder / f"{name}.json"
@@ -220,6 +230,7 @@ KINDS: dict[str, tuple[str, type[Config], Callable[..., Judging | BestOfN | Poli
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     examples = {line.split()[2]: line for line in (__doc__ or "").splitlines() if line.startswith("  mmprm eval ")}
     for name, (summary, model, _) in KINDS.items():

@@ -1,4 +1,4 @@
-"""`mmprm eval policy`: asks the policy what it has not been asked yet, and reports what all responses are worth."""
+"""Run `mmprm eval policy`: sample the responses that are missing, and report the accuracy of all of them."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ from mmprm.sampling.open import open_sampler
 from mmprm.types import Completion, Problem
 
 SAVE_SECONDS = 30
-"""Responses of so long are lost when the machine fails."""
+"""Interval between saves, in seconds; responses since the last save are lost if the machine fails."""
 
 
 def evaluate_policy(kind: str, files: Sequence[Path], config: PolicyEvalConfig) -> PolicyScores:
+    """Sample and grade the policy's responses to a benchmark, and return its scores."""
     check_judge(config.grader.judge)
     read = [_read(file, config) for file in files]
     items, left_out = [item for part, _ in read for item in part], sum(count for _, count in read)
@@ -58,13 +59,13 @@ def evaluate_policy(kind: str, files: Sequence[Path], config: PolicyEvalConfig) 
 
 
 def _read(file: Path, config: PolicyEvalConfig) -> tuple[list[Item], int]:
-    """The questions of a file, and the number of rows that are no part of the benchmark."""
+    """Return the questions of a file, and the number of rows that do not belong to the benchmark."""
     shared = {"subset": config.subset, "images_root": config.images_root, "limit": config.limit}
     if config.layout == "problems":
         split = {"split": config.split} if config.split else {}
         problems = load_problems(ProblemsConfig(path=str(file), columns=config.columns, **split, **shared))
         return [Item(problem, "", problem.id, "") for problem in problems], 0
-    # of a folder or a hub data set, by default the split that is reported
+    # for a folder or a hub data set, the split that is reported by default
     split = config.split if config.split or file.is_file() else LAYOUTS[config.layout].split
     return read_items(config.layout, ProblemsConfig(path=str(file), split=split, **shared))
 
@@ -88,8 +89,8 @@ async def _asked(
 
 
 class Responses:
-    """A file of the responses to `items`, kept while they come in: those that are in it already, to the same question
-    and by the same policy, are not drawn again."""
+    """File of the responses to `items`, saved while they arrive. Existing responses to the same question by the same
+    policy are not sampled again."""
 
     def __init__(self, path: Path, asked_with: Mapping[str, Any], items: Sequence[Item], samples: int = 1) -> None:
         self._path, self._head, self._samples = path, {"asked_with": asked_with}, samples
@@ -105,15 +106,16 @@ class Responses:
 
     @property
     def missing(self) -> int:
-        """Responses that are still to be drawn."""
+        """Number of responses that remain to be sampled."""
         return sum(max(0, self._samples - len(self._usable(problem_id))) for problem_id in self._contents)
 
     def get(self, problem: Problem) -> tuple[Completion, ...]:
-        """Return the responses that are there, in draw order."""
+        """Return the responses to a problem that exist, in the order of sampling."""
         rows = self._usable(problem.id)
         return tuple(Completion(row["response"], row["tokens"], row["finish_reason"]) for row in rows)
 
     def add(self, problem: Problem, completions: Sequence[Completion]) -> None:
+        """Add new responses to a problem, and save all of them from time to time."""
         self._changed = True
         rows = self._usable(problem.id)
         content = self._contents[problem.id]
@@ -128,7 +130,7 @@ class Responses:
             print(f"{wanted - self.missing:,} of {wanted:,} responses", file=sys.stderr)
 
     def save(self, graded: Iterable[Mapping[str, Any]] = ()) -> None:
-        """Write all rows, with what `graded` rows say of the responses."""
+        """Write all rows, with the verdicts that `graded` holds for the responses."""
         for row in graded:
             self._rows[row["id"]][row["draw"]] |= row
             self._changed = True
@@ -139,7 +141,7 @@ class Responses:
         self._saved, self._changed = time.monotonic(), False
 
     def _usable(self, problem_id: str) -> list[dict[str, Any]]:
-        """The rows of responses to this very question, up to the first that was broken off."""
+        """Return the rows of responses to exactly this question, up to the first that was cut off."""
         content = self._contents[problem_id]
         rows = self._rows.get(problem_id, [])
         whole = (row["content"] == content and row["finish_reason"] != "abort" for row in rows)
@@ -147,7 +149,7 @@ class Responses:
 
 
 def _stored(path: Path, asked_with: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    """Rows of the file; none where there is no file, or one of another policy."""
+    """Return the rows of the file, or none if there is no file or it belongs to another policy."""
     if not path.exists():
         return []
     (_, head), *rows = [*read_rows(path)] or [("", {})]
@@ -160,7 +162,7 @@ def _stored(path: Path, asked_with: Mapping[str, Any]) -> Iterable[dict[str, Any
 
 
 def _asked_with(config: PolicyEvalConfig) -> dict[str, Any]:
-    """What must be equal for the response to a question to be the same."""
+    """Return the settings that must match for a stored response to be reused."""
     engine = {"model": True, "dtype": True, "max_model_len": True, "max_pixels": True, "min_pixels": True}
     engine["servers"] = {"urls"}
     keys = {"engine": engine, **dict.fromkeys(("sampling", "prompt", "seed"), True)}

@@ -1,7 +1,7 @@
-"""Keep the problems that the policy solves sometimes: sample each question, and write those in a range of accuracy.
+"""Keep the problems that the policy solves sometimes: sample each question, and write those in an accuracy range.
 
-The samples lie in a run folder of their own. Started again, it goes on where it was; with another range it samples
-nothing anew. Each kept problem has `accuracy`, `right`, `wrong` and `unknown` beside its own fields.
+The samples are stored in a run folder of their own. Run again, the command resumes where it stopped; with another range
+it samples nothing new. Each kept problem has `accuracy`, `right`, `wrong` and `unknown` added to its own fields.
 
 Examples:
   mmprm filter --config configs/annotate/tiny.yaml --samples 8 --out runs/tiny/kept.jsonl
@@ -26,6 +26,7 @@ from mmprm.types import Counts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument("--samples", type=int, default=8, help="samples a problem (8)")
     parser.add_argument("--low", type=float, default=0.1, help="least accuracy to keep (0.1)")
     parser.add_argument("--high", type=float, default=0.9, help="greatest accuracy to keep (0.9)")
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm filter`."""
     check_range(arguments.low, arguments.high)
     check_output(arguments.out, "--out", file=True)
     config = question_only(load_config(arguments, CampaignConfig, "run=runs/filter"), arguments.samples)

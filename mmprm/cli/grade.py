@@ -1,8 +1,8 @@
-"""Compare responses with gold answers: one verdict (correct, incorrect, unknown) a line.
+"""Compare responses with gold answers: one verdict (correct, incorrect, unknown) per line.
 
-Each line of the file is an object with `gold` and `response`, and maybe `question` and `choices` (a list). Every line
-is written again with `verdict`, `extracted` and `reason` added; a summary goes to standard error. With --calibrate the
-lines also hold `correct` (true or false), and the judge is measured on those that symbols cannot decide.
+Each line of the file is an object with `gold` and `response`, and optionally `question` and `choices` (a list). Every
+line is written with `verdict`, `extracted` and `reason` added; a summary goes to standard error. With --calibrate, the
+lines also hold `correct` (true or false), and the judge is measured on those that symbolic comparison cannot decide.
 
 examples:
   echo '{"gold": "1/2", "response": "<answer>0.5</answer>"}' > answers.jsonl
@@ -34,10 +34,11 @@ from mmprm.grading.symbolic import GraderConfig
 from mmprm.types import Grader, Grading, Problem, Verdict
 
 CHUNK = 1000
-"""Lines graded together: enough to keep the workers busy, few enough for any file to fit in memory."""
+"""Number of lines graded together: enough to keep the workers busy, and few enough that any file fits in memory."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument("file", metavar="FILE.jsonl", type=Path, nargs="?", help="responses with their gold answers")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write here instead of to standard output")
     parser.add_argument("--calibrate", metavar="LABELLED.jsonl", type=Path, help="measure the judge on this file")
@@ -45,6 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm grade`."""
     config = load_config(arguments, GraderConfig)
     if (arguments.file is None) == (arguments.calibrate is None):
         raise ConfigError("give either FILE.jsonl or --calibrate LABELLED.jsonl")
@@ -72,7 +74,7 @@ async def _grade_file(config: GraderConfig, file: Path, out_file: Path | None) -
 
 
 async def _calibrate(config: GraderConfig, file: Path) -> None:
-    """Measure, write the calibration, and end with an error when it does not meet the bars."""
+    """Measure the judge, write the calibration, and raise an error if it misses the required accuracy."""
     judge = config.judge
     if judge is None:
         raise ConfigError("judge is not set: --calibrate measures one; set judge.model and judge.client.urls")
@@ -119,7 +121,8 @@ def _report(counts: Tally) -> str:
 
 
 def _asked(row: dict[str, Any]) -> tuple[Any, ...]:
-    """Lines that agree in this are one: repeated, they would feign certainty."""
+    """Return the fields that identify a line. Lines that agree in them count once, because duplicates would
+    overstate certainty."""
     problem = _problem(row)
     return problem.question, problem.choices, problem.answer, extract(row["response"]), row["correct"]
 

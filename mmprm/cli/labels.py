@@ -1,4 +1,4 @@
-"""Turn searched trees into labelled paths (Parquet), or export those in the form of another project.
+"""Convert searched trees to labeled paths (Parquet), or export these in the format of another project.
 
 Examples:
   mmprm labels --set store=runs/demo/annotate --set output=runs/demo/labels.parquet
@@ -17,6 +17,7 @@ from mmprm.labels.build import LabelsConfig, build_labels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     add_config_options(parser, LabelsConfig, prefix="labels_")
     actions = parser.add_subparsers(dest="action", metavar="[export]")
     summary, _, rest = (labels_export.__doc__ or "").partition("\n")
@@ -31,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm labels`."""
     if arguments.action == "export":
         if arguments.labels_config is not None or arguments.labels_set:
             raise ConfigError("--config and --set before export are keys of mmprm labels; put them after export")

@@ -1,7 +1,7 @@
-"""Export labelled paths in the form that another project trains on.
+"""Export labeled paths in the format that another project trains on.
 
-The output folder holds train.jsonl, dev.jsonl and test.jsonl (labels.parquet for --format parquet), images/ where the
-records name pictures, and export.json with what was dropped and why.
+The output folder holds train.jsonl, dev.jsonl and test.jsonl (labels.parquet for --format parquet), images/ if the
+records name images, and export.json with what was dropped and why.
 
 Examples:
   mmprm labels export --format trl --set labels=runs/demo/labels.parquet --set output=runs/demo/trl
@@ -20,17 +20,20 @@ from mmprm.labels.formats import FORMATS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument("--format", metavar="NAME", help=f"short for --set format=NAME: {', '.join(FORMATS)}, parquet")
     add_config_options(parser, ExportConfig)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm labels export`."""
     chosen = [] if arguments.format is None else [f"format={arguments.format}"]
     config = load_config(arguments, ExportConfig, *chosen)
     print("\n".join(lines_of(config, export_labels(config))))
 
 
 def lines_of(config: ExportConfig, summary: ExportSummary) -> Iterator[str]:
+    """Yield the lines of the printed summary."""
     yield f"{config.output}: {config.format}, {summary.kind} labels"
     for name, split in summary.splits.items():
         yield (

@@ -1,4 +1,4 @@
-"""`mmprm COMMAND`: the composition root. Command modules are imported only when they are called."""
+"""Run `mmprm COMMAND`. This is the composition root; a command's module is imported only when the command is called."""
 
 from __future__ import annotations
 
@@ -42,10 +42,11 @@ COMMANDS = {
 }
 
 RESUMABLE = {"annotate", "filter", "rerank", "train", "sft", "rl", "stages"}
-"""Commands that keep what they finish."""
+"""Commands that resume from what they saved."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; expected errors are printed without a traceback."""
     ends_process = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MmprmError as error:
         print(f"mmprm {name}: {plain_text(str(error))}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader has gone, as with `| head`
+    except BrokenPipeError:  # the reader is gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         text = plain_text(str(error))
@@ -71,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         kept = "; the same command goes on from what was saved" if name in RESUMABLE else ""
         print(f"mmprm {name}: stopped{kept}", file=sys.stderr)
-        if ends_process:  # what ends it now must not be cut off
+        if ends_process:  # the exit must not be interrupted
             for number in (signal.SIGTERM, signal.SIGINT):
                 signal.signal(number, signal.SIG_IGN)
         return 143 if sigterm.came else 130
@@ -92,7 +93,7 @@ def _run(name: str, argv: Sequence[str]) -> None:
 
 
 def _expanded(arguments: argparse.Namespace) -> argparse.Namespace:
-    """Put the home folder in the place of a leading ~, which a shell leaves in `--out=~/x`."""
+    """Replace a leading ~ by the home folder, which a shell does not do in `--out=~/x`."""
     for name, value in vars(arguments).items():
         values = value if isinstance(value, list) else [value]
         found = [_home(each) for each in values]

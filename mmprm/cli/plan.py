@@ -1,4 +1,4 @@
-"""Estimate what a campaign will take from a pilot run, or what a training run takes from its configuration.
+"""Estimate the cost of a campaign from a pilot run, or that of a training run from its configuration.
 
 Examples:
   mmprm plan annotate --problems 10000 --pilot runs/pilot --engines 64
@@ -15,6 +15,7 @@ PLANS = {"annotate": plan_annotate, "train": plan_train}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     plans = parser.add_subparsers(dest="plan", metavar="annotate|train", required=True)
     for name, module in PLANS.items():
         summary, _, rest = (module.__doc__ or "").partition("\n")
@@ -29,4 +30,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm plan`."""
     PLANS[arguments.plan].run(arguments)

@@ -1,4 +1,4 @@
-"""Estimate what a campaign will take from a pilot run of a few dozen problems.
+"""Estimate the cost of a campaign from a pilot run of a few dozen problems.
 
 Example:
   mmprm plan annotate --problems 10000 --pilot runs/pilot --engines 64
@@ -16,6 +16,7 @@ from mmprm.trees.tallies import sessions, tallies
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument("--problems", type=int, required=True, help="problems of the campaign")
     parser.add_argument(
         "--pilot", metavar="RUN", required=True, help="run folder of a finished pilot, same configuration"
@@ -25,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm plan annotate`."""
     for name in ("problems", "engines"):
         value = getattr(arguments, name)
         if value is not None and value < 1:

@@ -1,7 +1,7 @@
-"""What a training run takes, from the shapes of its model: parameters, memory of a GPU, steps, GPU-hours.
+"""Estimate a training run from the shapes of its model: parameters, memory per GPU, steps, GPU-hours.
 
-Needs no weights and no GPU: config.json of the base, in its folder or in the hub's cache; the models of the shipped
-configurations are known without. Exits with 2 where the run does not fit, and says what would.
+Needs no weights and no GPU: config.json of the base is read from its folder or the hub's cache, and the models of the
+shipped configurations are built in. Exits with 2 if the run does not fit, and reports what would.
 
 Example:
   mmprm plan train --config configs/train/internvl3-38b.yaml --gpus 16 --gpu-memory 80 --paths 200000
@@ -18,6 +18,7 @@ from mmprm.tiny.model import weights_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument("--gpus", type=int, default=8, help="ranks (8)")
     parser.add_argument("--gpu-memory", type=float, default=80, metavar="GIB", help="memory of a GPU (80)")
     parser.add_argument("--paths", type=int, help="paths to train on, for steps and GPU-hours")
@@ -28,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm plan train`."""
     from mmprm.planning.plan import memory_of, plan_text, run_of, run_text, ways_to_fit
     from mmprm.planning.shapes import shape_of
 

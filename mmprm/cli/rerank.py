@@ -1,8 +1,8 @@
 """Choose among sampled solutions: sample, grade, score, choose, and report the accuracy of every selector.
 
-The output folder holds candidates.jsonl (one line a sampled solution), summary.json (accuracy against the number of
-samples, with intervals) and samples.jsonl, the solutions before they were scored: a run that stopped then, or one with
-another process reward model or aggregator, goes on from these and samples nothing again.
+The output folder holds candidates.jsonl (one line per sampled solution), summary.json (accuracy as a function of the
+number of samples, with confidence intervals) and samples.jsonl, the solutions before scoring. An interrupted run, or
+one with another process reward model or aggregator, starts from these samples and samples nothing again.
 
 Without a scorer nothing is scored: the table then holds pass@1 (random), the majority vote and pass@N (oracle).
 
@@ -56,12 +56,14 @@ SAMPLES = "samples.jsonl"
 
 
 class RerankConfig(PolicyConfig):
+    """Configuration of `mmprm rerank`."""
+
     output: PathText = "runs/rerank"
     """Folder for candidates.jsonl, summary.json and samples.jsonl."""
     scorer: ScorerConfig | None = None
-    """The process reward model and how it runs; null: no solution is scored, and no choice needs scores."""
+    """The process reward model and how it runs; null scores nothing and omits the selectors that need scores."""
     samples: int = Field(8, ge=1)
-    """Solutions sampled for each problem."""
+    """Number of solutions sampled per problem."""
     aggregator: str | None = None
     """min, last, mean, max, product, sum_log, sum_log_odds or mean_odds; by default the one in the PRM's prm.json."""
 
@@ -73,6 +75,7 @@ class RerankConfig(PolicyConfig):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument(
         "--choose-aggregator",
         action="store_true",
@@ -82,6 +85,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm rerank`."""
     config = load_config(arguments, RerankConfig)
     with locked(Path(config.output), "output"):
         _run(config, arguments.choose_aggregator)
@@ -136,6 +140,7 @@ def _scored(groups: Sequence[Group], config: ScorerConfig | None) -> list[Group]
 def summary(
     groups: Sequence[Group], failed: dict[str, str], aggregator: str | None, points: Sequence[AccuracyAtN]
 ) -> dict[str, Any]:
+    """Return the contents of summary.json."""
     candidates = [candidate for group in groups for candidate in group.candidates]
     return {
         "problems": len(groups),
@@ -152,7 +157,7 @@ def summary(
 
 
 def _choose(groups: Sequence[Group], info: PrmInfo, prm: str, seed: int) -> PrmInfo:
-    """Store the best aggregator, print them all, and return what prm.json then holds."""
+    """Store the best aggregator, print all of them, and return the updated contents of prm.json."""
     choice = choose_aggregator(groups, seed)
     warn(choice.name, info)
     info = with_choice(info, choice)
@@ -164,7 +169,8 @@ def _choose(groups: Sequence[Group], info: PrmInfo, prm: str, seed: int) -> PrmI
 
 
 def _sampled(config: RerankConfig, problems: Sequence[Problem], path: Path) -> Sampled:
-    """Groups of all problems: those in the file where they were sampled alike, and the others sampled now."""
+    """Return the samples of all problems: those in the file that were sampled under the same settings, and new ones
+    for the others."""
     identity = config.identity() | {"samples": config.samples, "problems": _digest(problems)}
     with SampleFile(path, identity, {problem.id: problem for problem in problems}, config.samples) as file:
         missing = [problem for problem in problems if problem.id not in file.groups]

@@ -1,4 +1,4 @@
-"""Open failed problems of a run again, for when their cause is mended.
+"""Reopen failed problems of a run, once the cause of the failure is resolved.
 
 Examples:
   mmprm retry runs/k12
@@ -15,12 +15,14 @@ from mmprm.trees.store import Store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument("run", metavar="RUN", help="run folder of mmprm annotate")
     parser.add_argument("problems", metavar="PROBLEM", nargs="*", help="ids of failed problems; by default all of them")
     parser.add_argument("--match", metavar="REASON", default="", help="only those whose reason contains this text")
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm retry`."""
     reader = Store.read(arguments.run)
     config = reader.config
     reader.close()
@@ -38,7 +40,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def choose(failures: dict[str, str], problems: list[str], match: str) -> list[str]:
-    """Ids of the failed problems to open; DataError where a named one has not failed, or none is left to open."""
+    """Return the ids of the failed problems to reopen. Raises DataError if a named problem has not failed, or if
+    none is left."""
     for problem_id in problems:
         if problem_id not in failures:
             raise DataError(f"{problem_id} is no failed problem; mmprm status lists them with their reasons")

@@ -1,10 +1,10 @@
-"""Train a policy by reinforcement learning: outcome rewards, and process rewards of a PRM.
+"""Train a policy by reinforcement learning, with outcome rewards and the process rewards of a PRM.
 
 Examples:
   mmprm rl --config configs/rl/tiny.yaml
   mmprm rl --config configs/rl/tiny.yaml --set trainer.loss.surrogate=cpgd --set output=runs/tiny/cpgd
 
-Started again with the same output, a run goes on from its newest checkpoint; a finished one stays as it is.
+Run again with the same output, it resumes from the newest checkpoint; a finished run is left unchanged.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from policy_rl.config import RLConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     add_config_options(parser, RLConfig)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm rl`."""
     config = load_config(arguments, RLConfig)
     folder = policy_folder(config.engine)
     if folder is not None:

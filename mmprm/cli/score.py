@@ -1,12 +1,12 @@
-"""Score the steps of solutions: P(step is right) for each step, and their aggregate.
+"""Score the steps of solutions: P(step is correct) for each step, and their aggregate.
 
-Each line of the file is an object with `question` and `steps` (a list of plain texts), and maybe images and options,
-in the columns that problems have (`columns`; paths are relative to the file). Every line is written again with
+Each line of the file is an object with `question` and `steps` (a list of plain texts), and optionally images and
+options, in the same columns as problems (`columns`; paths are relative to the file). Every line is written with
 `scores`, `aggregator` and `aggregate` added.
 
-In place of `steps` a line may have a `response` as a model wrote it, which is cut into steps as `markup` says, or
-several `responses` to its question: then `steps`, `scores` and `aggregate` are lists with an entry per response, and
-`chosen` is the index of the best one. A response that cannot be cut has no scores; `unsplit` says why.
+Instead of `steps`, a line may have a `response` as a model wrote it, which is split into steps according to `markup`,
+or several `responses` to its question: then `steps`, `scores` and `aggregate` are lists with one entry per response,
+and `chosen` is the index of the best one. A response that cannot be split has no scores; `unsplit` gives the reason.
 
 example:
   echo '{"question": "What is 1 + 2?", "steps": ["1+2=3", "<answer>3</answer>"]}' > solutions.jsonl
@@ -45,10 +45,13 @@ from mmprm.types import Problem, Scorer, Solution, StepScores
 
 OWN_COLUMNS = ("steps", "response", "responses")
 CHUNK = 2000
-"""Solutions scored together: enough for batches of similar length, few enough for any file to fit in memory."""
+"""Number of solutions scored together: enough for batches of similar length, and few enough that any file fits in
+memory."""
 
 
 class ScoreConfig(Config):
+    """Configuration of `mmprm score`."""
+
     scorer: ScorerConfig
     """The process reward model and how it runs."""
     aggregator: str | None = None
@@ -58,16 +61,18 @@ class ScoreConfig(Config):
     markup: Markup = "tags"
     """How responses mark their steps: tags, blank_lines or numbered."""
     images_root: PathText | None = None
-    """Folder of relative image paths; by default the folder of the file."""
+    """Folder that relative image paths refer to; by default the folder of the file."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument("file", metavar="FILE.jsonl", type=Path, help="solutions, one a line")
     parser.add_argument("--out", metavar="FILE", type=Path, help="write here instead of to standard output")
     add_config_options(parser, ScoreConfig)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm score`."""
     config = load_config(arguments, ScoreConfig)
     info = scorer_info(config.scorer)
     name = settled(config.aggregator, info)
@@ -95,7 +100,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace, config: ScoreConfig) -> None:
-    """Read the whole file once: what is wrong in its last line must not cost the scores of all others."""
+    """Validate the whole file first, so that an error in its last line does not cost the scores of all others."""
     if arguments.out is not None:
         check_output(arguments.out, "--out", file=True)
     check_prm(config.scorer.prm)
@@ -105,7 +110,7 @@ def _check(arguments: argparse.Namespace, config: ScoreConfig) -> None:
 
 
 def _scored(scorer: Scorer, solutions: list[Solution]) -> list[StepScores]:
-    """Return the scores of each solution. Raises DataError; for an image that cannot be read, with the line."""
+    """Return the scores of each solution. Raises DataError, which names the line, for an image that cannot be read."""
     try:
         return scorer.score(solutions)
     except DataError as error:
@@ -118,15 +123,15 @@ def _scored(scorer: Scorer, solutions: list[Solution]) -> list[StepScores]:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of the file: the solutions of its steps, or of those of its responses that have steps."""
+    """A line of the file: the solution of its steps, or those of its responses that can be split into steps."""
 
     row: dict[str, Any]
     solutions: tuple[Solution, ...]
     splits: tuple[Split, ...] = ()
-    """Of each response, in order; empty for a line that gives its steps."""
+    """One split per response, in order; empty for a line that gives its steps."""
 
     def result(self, judged: Sequence[StepScores], aggregate: Aggregator, name: str) -> dict[str, Any]:
-        """Return what is added to the line."""
+        """Return the fields to add to the line."""
         if not self.splits:
             return {"scores": judged[0].scores, "aggregator": name, "aggregate": aggregate(judged[0].scores)}
         answers = iter(judged)
@@ -145,13 +150,13 @@ class Line:
 
 
 def read_line(row: dict[str, Any], place: str, reader: ProblemReader, config: ScoreConfig) -> Line:
-    """Return a line of the file with its solutions. Raises DataError, naming the place, for one without steps."""
+    """Return a line of the file with its solutions. Raises DataError, naming `place`, for a line without steps."""
     question = read_cell(row, config.columns, "question", place)
     if question is None and read_cell(row, config.columns, "chat", place) is None:
         given = row.get(config.columns.question or "question")
         raise DataError(f"{place}: question must be text, got {cut(given)!r}; the line has {names_of(row)}")
     asked = reader.asked({name: value for name, value in row.items() if name not in OWN_COLUMNS}, place)
-    # The place serves as the id, so that a scorer's complaint names the line.
+    # The location serves as the id, so that errors of a scorer name the line.
     problem = Problem(place, asked.question, "", asked.pictures, asked.choices)
     if row.get("steps"):
         if "responses" in row:

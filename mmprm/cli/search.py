@@ -1,8 +1,9 @@
-"""Guided search: solutions that grow step by step, as a process reward model sees it; best-of-N beside them.
+"""Search for solutions step by step, guided by a process reward model, with best-of-N as an optional baseline.
 
-The output folder holds candidates.jsonl (one line a solution) and summary.json (accuracy of every selector with its
-interval, and the tokens that were generated). With `baseline`, whole solutions of the same problems are sampled too,
-and compared at equal tokens. Policy and process reward model run at the same time and share the machine.
+The output folder holds candidates.jsonl (one line per solution) and summary.json (the accuracy of every selector with
+its confidence interval, and the number of generated tokens). With `baseline`, whole solutions of the same problems are
+sampled too, and compared at equal tokens. The policy and the process reward model run at the same time and share the
+machine.
 
 Examples:
   mmprm search --set problems.path=test.jsonl --set engine.model=tiny --set scorer.prm=runs/demo/train/prm \\
@@ -48,24 +49,29 @@ from mmprm.types import Problem, Scorer, Verdict
 
 
 class GuidedSearchConfig(PolicyConfig):
+    """Configuration of `mmprm search`."""
+
     output: PathText = "runs/search"
     """Folder for candidates.jsonl and summary.json."""
     scorer: ScorerConfig
     """The process reward model and how it runs."""
     search: GuidedConfig = GuidedConfig()
-    """The strategy and its width."""
+    """The search strategy and its width."""
     baseline: int = Field(0, ge=0)
-    """Whole solutions sampled for each problem besides, to compare best-of-N at equal tokens; 0 compares nothing."""
+    """Number of whole solutions to sample per problem in addition, to compare with best-of-N at equal tokens; 0
+    disables the comparison."""
     aggregator: str | None = None
-    """min, last, mean, max, product, sum_log, sum_log_odds or mean_odds, for partial solutions and for the choice among
-    complete ones; by default the one in the PRM's prm.json."""
+    """min, last, mean, max, product, sum_log, sum_log_odds or mean_odds, for ranking both partial and complete
+    solutions; by default the one in the PRM's prm.json."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     add_config_options(parser, GuidedSearchConfig)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm search`."""
     config = load_config(arguments, GuidedSearchConfig)
     begun = time.perf_counter()
     info = scorer_info(config.scorer)
@@ -78,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_prm_reads(config.scorer.prm, problems)
     check_config(config, problems, config.search.samples, "search.samples")
     if config.engine.servers is None:
-        actors.connect(config.ray_address)  # before the scorer takes its time to load
+        actors.connect(config.ray_address)  # before the scorer, which takes long to load
     scorer = open_scorer(config.scorer)
     try:
         searched, baseline = actors.run(_search(config, problems, aggregator, scorer))
@@ -101,6 +107,7 @@ def run(arguments: argparse.Namespace) -> None:
 def summary(
     searched: Searched, baseline: Searched | None, aggregator: str, config: GuidedSearchConfig
 ) -> dict[str, Any]:
+    """Return the contents of summary.json."""
     groups = [result.group for result in searched.results]
     candidates = [candidate for group in groups for candidate in group.candidates]
     tokens = sum(result.tokens for result in searched.results)
@@ -123,7 +130,7 @@ def summary(
 
 
 def compare(searched: Searched, baseline: Searched, aggregator: str, seed: int) -> EqualTokens | None:
-    """On the problems that neither failed; None where there is none."""
+    """Compare search with the baseline on the problems that failed in neither; None if there are none."""
     whole = {result.group.problem.id: result.group for result in baseline.results}
     both = [result for result in searched.results if result.group.problem.id in whole]
     if not both:
@@ -134,7 +141,8 @@ def compare(searched: Searched, baseline: Searched, aggregator: str, seed: int) 
 
 
 def table(figures: dict[str, Any]) -> str:
-    """A line a selector: accuracy with its interval and, beside it, best-of-N at equal tokens and the difference."""
+    """Return one line per selector: its accuracy with interval and, next to it, best-of-N at equal tokens and the
+    difference."""
     equal = figures["best_of_n_at_equal_tokens"]
     strategy = figures["search"]["strategy"]
     head = f"{'selector':<10}{strategy:>22}"

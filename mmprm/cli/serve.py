@@ -1,7 +1,7 @@
-"""Serve a process reward model over HTTP: POST steps, get P(step is right) for each.
+"""Serve a process reward model over HTTP: POST steps, get P(step is correct) for each.
 
-Listens on this machine alone unless `host` says otherwise; then an API key is needed. GET /docs lists the routes.
-SIGTERM and Ctrl-C finish what has been taken and refuse what is new with 503.
+Listens on this machine only, unless `host` is set; other interfaces require an API key. GET /docs lists the routes.
+SIGTERM and Ctrl-C finish accepted requests and refuse new ones with 503.
 
 Examples:
   mmprm serve --set scorer.prm=runs/demo/train/prm
@@ -36,36 +36,40 @@ from mmprm.weights import fingerprint
 
 
 class ServedScorerConfig(ScorerConfig):
+    """Configuration of the served scorer."""
+
     backend: Literal["vllm", "transformers"] = "vllm"
-    """vllm: the pooling runner; transformers: starts at once. Equal within 1e-3 in float32."""
+    """vllm: the pooling runner; transformers: starts immediately. Scores agree within 1e-3 in float32."""
     server: None = None
-    """Not here: this command is the server."""
+    """Not available: this command is the server."""
 
 
 class ServeConfig(Config):
+    """Configuration of `mmprm serve`."""
+
     scorer: ServedScorerConfig
     """The process reward model and how it runs."""
     aggregator: str | None = None
     """min, last, mean, max, product, sum_log, sum_log_odds or mean_odds; by default the one in the PRM's prm.json."""
     name: str | None = None
-    """What answers call the model; by default the name of its folder."""
+    """Name of the model in answers; by default the name of its folder."""
     host: str = "127.0.0.1"
-    """Address to listen on; 0.0.0.0 for all."""
+    """Address to listen on; 0.0.0.0 for all interfaces."""
     port: int = Field(8100, ge=0, le=65535)
-    """Port; 0 takes a free one, which the first line of the output names."""
+    """Port; 0 picks a free one, which the first line of the output states."""
     api_key_env: str | None = None
-    """Name of the environment variable that holds the API key, which is stored and shown nowhere."""
+    """Name of the environment variable that holds the API key. The key itself is never stored or shown."""
     api_key_file: PathText | None = None
     """File that holds the API key instead."""
     without_key: bool = False
-    """Listen beyond this machine without an API key, for example behind a proxy that asks for one."""
+    """Listen on other interfaces without an API key, for example behind a proxy that requires one."""
     image_root: PathText | None = None
-    """Folder below which requests may name pictures by path; by default they must send them."""
+    """Folder below which requests may name images by path; by default they must send them."""
     limits: Limits = Limits()
-    """What is taken."""
+    """Limits on requests."""
     shutdown_seconds: float = Field(60.0, ge=0)
-    """Longest wait, after SIGTERM, for what has been taken; a load or a batch that has not ended ten seconds later is
-    given up."""
+    """Maximum time to finish accepted requests after SIGTERM, in seconds; a load or a batch that takes ten seconds
+    longer is aborted."""
 
     @model_validator(mode="after")
     def _guarded(self) -> ServeConfig:
@@ -79,14 +83,17 @@ class ServeConfig(Config):
 
     @property
     def has_key(self) -> bool:
+        """Whether an API key is configured."""
         return self.api_key_env is not None or self.api_key_file is not None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     add_config_options(parser, ServeConfig)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm serve`."""
     logging.basicConfig(format="mmprm serve: %(message)s")
     logging.getLogger("mmprm").setLevel(logging.INFO)
     config = load_config(arguments, ServeConfig)
@@ -103,6 +110,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def make_service(config: ServeConfig) -> Service:
+    """Create the service from its configuration, without loading the model yet."""
     info = scorer_info(config.scorer)
     root = Path(config.image_root) if config.image_root is not None else None
     if root is not None and not root.is_dir():

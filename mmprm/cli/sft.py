@@ -1,10 +1,10 @@
-"""Train a policy on conversations or solutions: the loss is that of the assistant's turns alone.
+"""Train a policy on conversations or solutions, with the loss on the assistant's turns only.
 
 Examples:
   mmprm sft --config configs/sft/tiny.yaml
   torchrun --nproc_per_node 8 -m mmprm sft --config configs/sft/mm-policy-8b.yaml --set data.path=solutions.jsonl
 
-Started again with the same output, a run goes on from its newest checkpoint.
+Run again with the same output, it resumes from the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from policy_rl.sft.train import SftConfig, train_sft
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     add_config_options(parser, SftConfig)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm sft`."""
     config = load_config(arguments, SftConfig)
     if config.base == "tiny":
         config = config.model_copy(update={"base": str(weights_path())})

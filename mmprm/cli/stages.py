@@ -1,8 +1,8 @@
-"""Run several trainings one after the other: supervised and reinforcement learning, each from the last one's policy.
+"""Run several trainings one after the other: supervised or reinforcement learning, each from the previous policy.
 
 The file holds `output` and `stages`, a list of `sft: …` and `rl: …` with the keys of `mmprm sft` and `mmprm rl`. Stage
-N lies in OUTPUT/stage-N-KIND; the model that it begins with is the policy of the stage before it. Started again,
-finished stages are passed over, and the one that was stopped goes on.
+N is stored in OUTPUT/stage-N-KIND and starts from the policy of the previous stage. When the command is run again,
+finished stages are skipped and the interrupted one resumes.
 
 Examples:
   mmprm stages --config configs/stages/vision-r1.yaml
@@ -17,6 +17,7 @@ from policy_rl.stages import run_stages
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument("--config", metavar="FILE", required=True, help="YAML file with output and stages")
     parser.add_argument(
         "--set",
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm stages`."""
     policy = run_stages(arguments.config, arguments.overrides)
     if policy is not None:
         print(f"{policy}: the policy of the last stage")

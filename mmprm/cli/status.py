@@ -1,4 +1,4 @@
-"""Say where a campaign stands, while it runs and after.
+"""Report the progress of a campaign, while it runs and afterwards.
 
 Examples:
   mmprm status runs/demo/annotate
@@ -23,6 +23,7 @@ WATCH_SECONDS = 2.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument("run", metavar="RUN", help="run folder of mmprm annotate")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--watch", action="store_true", help="show it anew every 2 s until the driver stops")
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm status`."""
     status = _read(arguments.run)
     if arguments.json:
         print(json.dumps(asdict(status), indent=2, ensure_ascii=False))

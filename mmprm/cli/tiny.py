@@ -4,7 +4,7 @@ Examples:
   mmprm tiny problems --out runs/tiny/annotate.jsonl --count 200 --split annotate
   mmprm tiny train --out runs/tiny/policy --set seed=1
 
-The keys below belong to `train`, which takes about half an hour on 2 free cores.
+The keys below apply to `train`, which takes about half an hour on 2 free cores.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from mmprm.tiny.world import SPLITS, make_problems, solve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument("action", choices=("problems", "train"))
     parser.add_argument("--out", required=True, type=Path, help="JSONL file of the problems, or folder of the policy")
     parser.add_argument("--count", type=int, default=200, help="problems: how many (200)")
@@ -29,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm tiny`."""
     {"problems": _problems, "train": _train}[arguments.action](arguments)
 
 

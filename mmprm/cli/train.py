@@ -1,4 +1,4 @@
-"""Train a process reward model from labelled paths.
+"""Train a process reward model from labeled paths.
 
 Examples:
   mmprm train --config configs/train/tiny.yaml --set labels=runs/demo/labels.parquet --set output=runs/demo/train
@@ -16,10 +16,12 @@ from mmprm.tiny.model import weights_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     add_config_options(parser, TrainConfig)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm train`."""
     config = load_config(arguments, TrainConfig)
     if config.base == "tiny":
         config = config.model_copy(update={"base": str(weights_path())})

@@ -1,7 +1,8 @@
 """Show the tree of one problem in the terminal.
 
-Each line is a labelled prefix of steps: its place in the order of the search (· for one that rollouts of other states
-label), its value, right and wrong rollouts (and those of unknown verdict), and the steps that it adds to the one above.
+Each line is a labeled prefix of steps: its index in the order of the search (· for a prefix labeled by rollouts of
+other states), its value, its numbers of correct and incorrect rollouts (and of those with unknown verdict), and the
+steps that it adds to its parent.
 
 Examples:
   mmprm tree runs/demo/annotate tiny-6bd7
@@ -21,16 +22,18 @@ from mmprm.trees.stopping import rule_of
 from mmprm.trees.store import Store
 
 NAMED = 8
-"""Ids that a message lists."""
+"""Maximum number of ids listed in a message."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument("run", metavar="RUN", help="run folder of mmprm annotate")
     parser.add_argument("problem", metavar="PROBLEM", help="id of the problem, or how it begins")
     parser.add_argument("--all", action="store_true", help="show the rollouts drawn from each state as well")
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm tree`."""
     from rich.console import Console
 
     store = Store.read(arguments.run)
@@ -49,7 +52,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def find(wanted: str, ids: list[str]) -> str:
-    """The id, or the only one that begins so."""
+    """Return the id that equals `wanted`, or the only one that begins with it."""
     fitting = [wanted] if wanted in ids else [known for known in ids if known.startswith(wanted)]
     if len(fitting) == 1:
         return fitting[0]

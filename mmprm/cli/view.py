@@ -1,4 +1,4 @@
-"""Write one page to walk the trees of a run in a browser: pictures, steps coloured by value, rollouts, search order.
+"""Write one page for browsing the trees of a run: images, steps colored by value, rollouts, search order.
 
 Examples:
   mmprm view runs/demo/annotate
@@ -16,12 +16,14 @@ from mmprm.trees.store import Store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
     parser.add_argument("run", metavar="RUN", help="run folder of mmprm annotate")
     parser.add_argument("--output", metavar="FILE", type=Path, help="the page (view.html in the run folder)")
     parser.add_argument("--problems", metavar="N", type=int, default=200, help="show so many, evenly spread (200)")
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm view`."""
     if arguments.problems < 1:
         raise DataError(f"--problems={arguments.problems} must be at least 1")
     store = Store.read(arguments.run)

@@ -1,4 +1,4 @@
-"""Which aggregator a command uses."""
+"""Choose the aggregator of a command."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from mmprm.scoring.aggregate import chosen_aggregator
 
 
 def settled(configured: str | None, info: PrmInfo) -> str:
-    """The configured aggregator, or the one in prm.json; what speaks against it goes to standard error."""
+    """Return the configured aggregator, or the one in prm.json; a warning about it goes to standard error."""
     name = chosen_aggregator(configured, info.aggregator)
     warn(name, info)
     return name
 
 
 def warn(name: str, info: PrmInfo) -> None:
+    """Print what speaks against an aggregator, if anything, to standard error."""
     if why := misgiving(name, info):
         print(f"note: {why}", file=sys.stderr)

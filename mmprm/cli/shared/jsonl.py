@@ -1,4 +1,4 @@
-"""JSON lines in and out."""
+"""Read and write JSON lines."""
 
 from __future__ import annotations
 
@@ -15,23 +15,25 @@ from mmprm.files import whole_file
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Pairs (place for error messages, object): the rows of a file in any form, JSON lines under an unknown suffix."""
+    """Yield (location for error messages, object) per row of a file in any supported format; an unknown suffix is
+    read as JSON lines."""
     return read_file(path)
 
 
 def value_as_json(value: Any) -> Any:
-    """Return what JSON has no form for as text, as json.dumps takes it for `default`."""
+    """Return a value that JSON cannot represent as text; used as `default` of json.dumps."""
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
+    """Write one JSON object per line; the file appears only when it is complete."""
     with output(path) as out:
         out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 @contextlib.contextmanager
 def output(path: Path | None) -> Iterator[TextIO]:
-    """Standard output, or a file that appears only when it is complete."""
+    """Yield standard output if `path` is None, otherwise a file that appears only when it is complete."""
     if path is None:
         yield sys.stdout
         return

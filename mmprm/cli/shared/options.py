@@ -1,4 +1,4 @@
-"""`--config FILE --set key=value`, the same for every command, with the keys listed under --help."""
+"""Add `--config FILE --set key=value` to every command, with the keys listed under --help."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ from mmprm.config import Config, describe, load
 C = TypeVar("C", bound=Config)
 
 WIDTH = 116
-"""Most columns of a help text."""
+"""Maximum number of columns of a help text."""
 
 
 def add_config_options(parser: argparse.ArgumentParser, model: type[Config], prefix: str = "") -> None:
-    """`prefix` keeps the values apart from those of a subcommand, which would overwrite them."""
+    """Add --config and --set. `prefix` separates their values from those of a subcommand, which would overwrite
+    them."""
     config, sets = f"{prefix}config", f"{prefix}set"
     parser.add_argument("--config", dest=config, metavar="FILE", help="YAML file with the keys below")
     parser.add_argument(
@@ -27,23 +28,25 @@ def add_config_options(parser: argparse.ArgumentParser, model: type[Config], pre
 
 
 def load_config(arguments: argparse.Namespace, model: type[C], *overrides: str) -> C:
-    """Configuration of a command; `overrides` come from its own arguments and rank between file and --set."""
+    """Return the configuration of a command; `overrides`, from its own arguments, take precedence over the file but
+    not over --set."""
     return load(model, arguments.config, [*overrides, *arguments.set])
 
 
 def columns() -> int | None:
-    """Width of the terminal; None where the output is no terminal."""
+    """Return the width of the terminal, or None if the output is not a terminal."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def fitted(text: str) -> str:
-    """Paragraphs as wide as the terminal; indented lines, which are examples, as they are."""
+    """Wrap paragraphs to the width of the terminal; indented lines, which are examples, stay unchanged."""
     width = min(columns() or WIDTH, WIDTH)
     parts = text.strip().split("\n\n")
     return "\n\n".join(part if "\n " in part else textwrap.fill(part, width) for part in parts)
 
 
 def key_table(model: type[Config]) -> str:
+    """Return the keys of a configuration with defaults and descriptions, as text for --help."""
     rows = describe(model)
     longest = max(len(f"{key} ({default})") for key, default, _ in rows)
     width = min(columns() or WIDTH, WIDTH)

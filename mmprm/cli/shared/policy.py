@@ -1,4 +1,4 @@
-"""The policy of a command: the embedded one by its name, and any of them at work beside a grader."""
+"""Open the policy of a command together with its grader; the embedded policy is selected by its name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmprm.types import Grader, Problem, Sampler
 
 
 def policy_folder(engine: EngineConfig) -> str | None:
-    """Where the embedded policy lies on this machine, if it is meant and engines are to load it."""
+    """Return the local folder of the embedded policy if it is configured and engines load it, otherwise None."""
     if engine.model != "tiny" or engine.servers is not None:
         return None
     from mmprm.tiny.model import weights_path
@@ -24,7 +24,8 @@ def policy_folder(engine: EngineConfig) -> str | None:
 
 
 def check_config(config: PolicyConfig, problems: Sequence[Problem], samples: int, key: str) -> None:
-    """Raise the errors of mmprm.preflight before anything is started; `samples` are drawn of each prompt, by `key`."""
+    """Raise the errors of mmprm.preflight before anything is started; `samples` completions are sampled per prompt,
+    as set by `key`."""
     folder = policy_folder(config.engine)
     engine = config.engine if folder is None else config.engine.model_copy(update={"model": folder})
     check_policy(engine, config.sampling, config.prompt, problems, samples, key)
@@ -32,7 +33,7 @@ def check_config(config: PolicyConfig, problems: Sequence[Problem], samples: int
 
 @asynccontextmanager
 async def opened_policy(config: PolicyConfig) -> AsyncIterator[tuple[Sampler, Grader]]:
-    """Sampler and grader for as long as the block lasts."""
+    """Yield the sampler and the grader for the duration of the block."""
     folder = policy_folder(config.engine)
     if config.engine.servers is None:
         actors.connect(config.ray_address)
