@@ -47,7 +47,7 @@ _SPEAKS_OF_IMAGE = re.compile(
 
 
 class Columns(Config):
-    """Column of each field; null means the usual names. Dots reach into structs: reward_model.ground_truth."""
+    """Name the column of each field; null means the usual names. Dots reach into structs: reward_model.ground_truth."""
 
     id: str | None = None
     """Usual: id, problem_id, unique_id; if there is none, a hash of the content."""

@@ -1,8 +1,8 @@
 """Normalize image placeholders in text to one mark, and reject tokens that no text may contain.
 
-<image>                               our mark: the position of the next image
-<|vision_start|><|image_pad|>…, <IMG_CONTEXT>, [IMG], …     written by chat templates for an image: become our mark
-<image 1>, <image1>, <image_1>        position of a numbered image: our mark if they are in order, else "picture 1"
+<image>                               the mark: the position of the next image
+<|vision_start|><|image_pad|>…, <IMG_CONTEXT>, [IMG], …     written by chat templates for an image: become the mark
+<image 1>, <image1>, <image_1>        position of a numbered image: the mark if they are in order, else "picture 1"
 <video>, <audio>, <|video_pad|>, …    unsupported media: rejected
 <|im_end|>, </s>, [INST], …           special tokens of chat templates: rejected, they would end or begin a turn
 """

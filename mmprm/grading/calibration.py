@@ -1,4 +1,4 @@
-"""How far a judge can be trusted: its verdicts against known ones, on answers that symbols cannot decide."""
+"""Calibrate a judge by comparing its verdicts with known labels on answers that symbols cannot decide."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmprm.types import Verdict
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Verdicts by what they should have been; `unknown` ones decide nothing. A share of nothing is None."""
+    """Count verdicts by their true labels; `unknown` ones are undecided. The rate of an empty set is None."""
 
     true_accepts: int = 0
     false_accepts: int = 0
@@ -27,27 +27,28 @@ class Tally:
 
     @property
     def precision(self) -> Interval | None:
-        """Right answers among the accepted ones."""
+        """Return the fraction of accepted answers that are correct, with its interval."""
         return wilson(self.true_accepts, self.true_accepts + self.false_accepts)
 
     @property
     def agreement(self) -> Interval | None:
-        """Verdicts that are right among those that decide."""
+        """Return the fraction of decided answers with a correct verdict, with its interval."""
         right = self.true_accepts + self.true_rejects
         return wilson(right, right + self.false_accepts + self.false_rejects)
 
     @property
     def false_accept_rate(self) -> Interval | None:
-        """Wrong answers that are accepted, among the decided wrong ones."""
+        """Return the fraction of decided incorrect answers that are accepted, with its interval."""
         return wilson(self.false_accepts, self.false_accepts + self.true_rejects)
 
     @property
     def false_reject_rate(self) -> Interval | None:
-        """Right answers that are rejected, among the decided right ones."""
+        """Return the fraction of decided correct answers that are rejected, with its interval."""
         return wilson(self.false_rejects, self.false_rejects + self.true_accepts)
 
     @property
     def unknown_rate(self) -> Interval | None:
+        """Return the fraction of answers that are left undecided, with its interval."""
         return wilson(self.unknown, sum(asdict(self).values()))
 
 
@@ -55,6 +56,8 @@ SHARES = ("agreement", "precision", "false_accept_rate", "false_reject_rate", "u
 
 
 def tally(verdicts: Sequence[Verdict], truths: Sequence[bool]) -> Tally:
+    """Return the counts of verdicts by their true labels, given in the same order."""
+
     def count(verdict: Verdict, truth: bool) -> int:
         return sum(pair == (verdict, truth) for pair in zip(verdicts, truths, strict=True))
 
@@ -69,7 +72,10 @@ def tally(verdicts: Sequence[Verdict], truths: Sequence[bool]) -> Tally:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """`symbols` tells of the answers that the symbolic grader decides; `judge` of the rest, which is what it is for."""
+    """Hold the result of a calibration.
+
+    `symbols` counts the answers that the symbolic grader decides, `judge` the remaining ones, which the judge is for.
+    """
 
     model: str
     prompt: str
@@ -79,7 +85,7 @@ class Calibration:
 
 
 def write_calibration(path: str | Path, calibration: Calibration) -> None:
-    """JSON with the counts, and the shares with their intervals for a reader."""
+    """Write a calibration as JSON: the counts, and for readers the rates with their intervals."""
     values = asdict(calibration)
     for name in ("symbols", "judge"):
         shares = {share: getattr(getattr(calibration, name), share) for share in SHARES}
@@ -89,6 +95,7 @@ def write_calibration(path: str | Path, calibration: Calibration) -> None:
 
 
 def read_calibration(path: str | Path) -> Calibration:
+    """Return the calibration in a file. Raises GradingError if it cannot be read or is not a calibration."""
     try:
         values = parse_json(Path(path).read_bytes(), "it")
         return Calibration(
@@ -101,7 +108,7 @@ def read_calibration(path: str | Path) -> Calibration:
 
 
 def check_judge(config: JudgeConfig | None) -> None:
-    """Raise unless a configured judge has a calibration of its own that meets the configuration's bars."""
+    """Raise unless a configured judge has its own calibration that meets the configured minimums."""
     if config is None:
         return
     place, calibration = f"judge.calibration={config.calibration}", read_calibration(config.calibration)
@@ -124,6 +131,7 @@ def check_judge(config: JudgeConfig | None) -> None:
 
 
 def show(interval: Interval | None) -> str:
+    """Return an interval as text for an error message."""
     return "not known" if interval is None else f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 

@@ -1,4 +1,4 @@
-"""Multiple choice: which options an answer names, by letter or by text."""
+"""Decide which options of a multiple-choice problem an answer names, by letter or by text."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmprm.grading.wording import denies
 
 LETTERS = "ABCDEFGHIJ"
 MAX_WORDS = 12
-"""A longer sentence may mention an option without choosing it."""
+"""Maximum number of words of a sentence that chooses an option; a longer one may mention it without choosing it."""
 
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _GOLD = re.compile(r"\(?[A-J]\)?|\([A-J]\)")
@@ -32,7 +32,7 @@ _LEADING = re.compile(
 )
 _STANDING = re.compile(r"\(([A-J])\)|(?<![\w\\'^{])([B-HJ]|A(?!\s+(?!is\b)[a-z]))(?![\w'^_{(])")
 _NO_CHOICE = ""
-"""Stands beside the letters of an answer that discusses options without choosing one."""
+"""Added to the letters of an answer that discusses options without choosing one."""
 _JUDGED = re.compile(
     r"^\W*(?:is |are |seems? )?(?:\b(?:wrong|false|incorrect|no|not|true|yes)\b|是?错|不)", re.IGNORECASE
 )
@@ -51,23 +51,26 @@ _INLINE = re.compile(r"(?:^|[\n;,])\s*\(?([A-J])\s*[.:)、]\s*(.*?)(?=[\n;,]\s*\
 
 
 def inline_choices(text: str) -> tuple[str, ...]:
-    """Return the texts of the choices A, B, … that stand in a text, on lines of their own or behind semicolons, from
-    the last A; () unless there are at least two, in order."""
+    """Return the texts of the choices A, B, … listed in a text, on separate lines or after semicolons, from the last
+    A.
+
+    Returns () unless there are at least two, in order.
+    """
     found = _INLINE.findall(text)
     letters = "".join(letter for letter, _ in found)
-    start = max(0, letters.rfind("A"))  # before it, points may have letters
+    start = max(0, letters.rfind("A"))  # points may have letters before it
     found, letters = found[start:], letters[start:]
     complete = len(found) > 1 and LETTERS.startswith(letters)
     return tuple(choice.strip().rstrip(";") for _, choice in found) if complete else ()
 
 
 def is_letter(gold: str) -> bool:
-    """Return whether a gold answer is a bare option letter: B, (B), B. or \\text{(B)}."""
+    r"""Return whether a gold answer is a bare option letter: B, (B), B. or \text{(B)}."""
     return _GOLD.fullmatch(_plain(gold)) is not None
 
 
 def gold_letters(gold: str) -> frozenset[str]:
-    """Return the options of a gold that names them by letter: B, (B), "B. 5 cm", "Option B", ABD; empty otherwise."""
+    """Return the options that a gold names by letter: B, (B), "B. 5 cm", "Option B", ABD; empty otherwise."""
     text = _plain(gold)
     if _GOLD.fullmatch(text) or (_ONLY_LETTERS.fullmatch(text) and not re.search(r"[A-J]{2}", text)):
         return frozenset(re.findall(r"[A-J]", text))
@@ -80,13 +83,13 @@ def gold_letters(gold: str) -> frozenset[str]:
 
 
 def gold_text(gold: str) -> str:
-    """Return `5 cm` of the gold "B. 5 cm"; "" for a gold that is a letter alone."""
+    """Return the option's text in a gold, such as `5 cm` in "B. 5 cm"; "" for a gold that is only a letter."""
     match = _GOLD_WITH_TEXT.fullmatch(_plain(gold))
     return match["text"].strip() if match else ""
 
 
 def letter(answer: str) -> str | None:
-    """Return the one option letter that an answer names; None where it names none or several."""
+    """Return the single option letter that an answer names, or None if it names none or several."""
     named = letters(answer)
     return next(iter(named)) if len(named) == 1 else None
 
@@ -120,7 +123,7 @@ def letters(answer: str) -> frozenset[str]:
 
 
 def _begins_with_letter(match: re.Match[str]) -> bool:
-    """(A) …, A. …, A 30°; not "A triangle"."""
+    """Return whether a match begins with an option letter, as in (A) …, A. … or A 30°, but not "A triangle"."""
     if match["bare"] is None:
         return True
     text = match.string[match.end("bare") :]
@@ -130,14 +133,14 @@ def _begins_with_letter(match: re.Match[str]) -> bool:
 
 
 def _is_short(text: str) -> bool:
-    """A few words, without formulas, whose letters are names of points or variables."""
+    """Return whether a text is a few words without formulas, in which single letters may name points or variables."""
     return len(text.split()) <= 6 and not re.search(r"[\\=^_<>+|%\d]", text)
 
 
 def option(answer: str, choices: Sequence[str], same: Callable[[str, str], Outcome] | None = None) -> int | None:
-    """Return the index of the option that `answer` names by its text, or else by its letter, or else by its value.
+    """Return the index of the option that `answer` names by its text, else by its letter, else by its value.
 
-    By its letter first where options are letters themselves ("D. I"). `same` compares an option with an answer.
+    Letters take precedence if the options are letters themselves ("D. I"). `same` compares an option with an answer.
     """
     ways = [_by_text, _by_letter]
     if any(is_letter(_option_text(choice)) for choice in choices):
@@ -155,7 +158,7 @@ def option(answer: str, choices: Sequence[str], same: Callable[[str, str], Outco
 
 
 def _by_mention(answer: str, choices: Sequence[str]) -> int | None:
-    """The one option in words that a sentence mentions and does not deny: "it falls"."""
+    """Return the only option in words that a sentence mentions and does not deny, as in "it falls"; None otherwise."""
     sentence, texts = plain(answer), [plain(_option_text(choice)) for choice in choices]
     found = [
         i
@@ -178,14 +181,14 @@ def _by_letter(answer: str, choices: Sequence[str]) -> int | None:
 
 
 def _option_text(choice: str) -> str:
-    """`3 cm` from `B. 3 cm`."""
+    """Return the text of an option without its letter: `3 cm` for `B. 3 cm`."""
     match = _LEADING.match(_plain(choice))
     bracketed = match is not None and match["bare"] is None
     return match["text"] if bracketed and match["text"] else choice
 
 
 def _plain(text: str) -> str:
-    """Without markup: \\textbf{(A)}\\ 30 is (A) 30."""
+    r"""Return a text without markup: (A) 30 for \textbf{(A)}\ 30."""
     line = clean(" ".join(text.split()))
     line = _TEXT.sub(r"\1", line)
     line = re.sub(r"[\"'*]+(?=[A-J]\b)|(?<=\b[A-J])[\"'*]+$", "", line).strip()
@@ -193,11 +196,11 @@ def _plain(text: str) -> str:
 
 
 Chosen = tuple[Outcome, str]
-"""An outcome and its reason."""
+"""Pair (outcome, reason)."""
 
 
 def decide(gold: str, answer: str, choices: Sequence[str], same: Callable[[str, str], Outcome]) -> Chosen | None:
-    """Compare by the options that gold and answer name; None when they must be compared as values."""
+    """Compare the options that gold and answer name; None if they must be compared as values."""
     wanted = gold_letters(gold)
     if len(wanted) > 1:
         named = letters(answer)
@@ -235,7 +238,7 @@ def _decide_by_letter(gold: str, answer: str, wanted: frozenset[str], same: Call
 
 
 def denies_letter(answer: str) -> bool:
-    """Return whether an answer does no more than exclude options ("not A")."""
+    """Return whether an answer only excludes options ("not A")."""
     text = _plain(answer)
     return any(pattern.search(text) for pattern in (_DENIED, _DENIED_CHINESE, _REFUTED))
 

@@ -1,4 +1,4 @@
-"""Whether two answers as they are written are the same: words around them, then their structure and values."""
+"""Compare two answers as written: strip surrounding words, then compare structure and values."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _DOMAIN = re.compile(r"(?P<body>[^<>,]*?)\s*,\s*(?P<domain>[a-zA-Z]\s*(?:<|>|\\l
 
 
 def compare(gold: str, answer: str, symbols: SymbolTest, labels: Sequence[Sequence[str]] = ()) -> Outcome:
-    """Compare two answers as written; `symbols` is asked only for what text, structure and evaluation leave open.
+    """Compare two answers as written; `symbols` is called only if text, structure and evaluation are inconclusive.
 
-    `labels` are closed sets of words: of a gold that is one of them, every other answer is incorrect.
+    `labels` are closed sets of words: if the gold is in one, every other answer is incorrect.
     """
     if key(gold) == key(answer):
         return SAME
@@ -54,13 +54,13 @@ def _compare_one(gold: str, answer: str, symbols: SymbolTest, labels: Sequence[S
 
 
 def without_option(answer: str) -> str:
-    """30 of "(A) 30", where the gold is no letter."""
+    """Return an answer without its option letter (30 for "(A) 30"), for golds that are not letters."""
     match = _OPTION.fullmatch(clean(answer)) if "\n" not in answer.strip() else None
     return match[1] if match else answer
 
 
 def without_decimal(answer: str) -> str:
-    r"""6\pi of "6\pi (18.85)": a decimal in brackets that only says the value again."""
+    r"""Return 6\pi for "6\pi (18.85)": drop a decimal in brackets that only repeats the value."""
     match = _BRACKETED_DECIMAL.fullmatch(clean(answer)) if "\n" not in answer.strip() else None
     if match is None:
         return answer
@@ -70,7 +70,7 @@ def without_decimal(answer: str) -> str:
 
 
 def _without_domain(gold: Answer, text: str, remark: str) -> tuple[str, str]:
-    """y = x^2 of "y = x^2, x > 0" where the gold is a single answer."""
+    """Return (y = x^2, x > 0) for "y = x^2, x > 0", if the gold is a single answer."""
     match = _DOMAIN.fullmatch(text)
     if match is None or remark or (isinstance(gold, Group) and gold.kind in ("blanks", "list")):
         return text, remark
@@ -82,7 +82,10 @@ def _line(text: str) -> str:
 
 
 def _core(text: str) -> tuple[str, str]:
-    """The answer without words around it; lines are answers of their own, unless the first leads to the next."""
+    """Return (answer without surrounding words, remark).
+
+    Lines are separate answers, unless the first one introduces the second.
+    """
     lines = [clean(line) for line in text.strip().splitlines() if clean(line)]
     raw = [line for line in text.strip().splitlines() if clean(line)]
     if len(lines) < 2 or r"\begin" in text:
@@ -105,7 +108,7 @@ def _same_or_stated(gold: Answer, gold_text: str, given: Answer, text: str, symb
 
 
 def _same_as_stated(gold: Answer, sentence: str, symbols: SymbolTest) -> Outcome:
-    """An answer in words is the value that it states, if that is the only one that it mentions."""
+    """Compare the gold with the value that an answer in words states, if it mentions only that one."""
     values = stated_values(sentence)
     outcomes = [same(gold, read(value), symbols) for value in values]
     said_in_words = isinstance(gold, Group) and gold.kind in ("relation", "brackets", "union")  # "greater than 3"
@@ -119,7 +122,7 @@ def _same_as_stated(gold: Answer, sentence: str, symbols: SymbolTest) -> Outcome
 
 
 def _gold_sentence(gold: Leaf, given: Answer, symbols: SymbolTest) -> Outcome:
-    """A gold in words against a value: the value that its last sentence states."""
+    """Compare the value stated by the last sentence of a gold in words with an answer."""
     if isinstance(given, Leaf) and given.prose:
         return UNDECIDED
     sentence = re.split(r"(?<=[a-z\d])[.;]\s+|\\therefore|[∴]", gold.text)[-1]

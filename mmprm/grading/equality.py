@@ -1,4 +1,4 @@
-"""Whether two expressions are equal: by exact arithmetic, many digits, and values at rational points."""
+"""Decide whether two expressions are equal: by exact arithmetic, high precision, and values at rational points."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from mmprm.grading.operations import UndefinedError, Value, as_number, is_exact
 from mmprm.grading.residues import differ
 
 DIGITS = (60, 150)
-"""Precisions at which expressions with symbols are compared; a difference that shrinks with the digits is none."""
+"""Decimal precisions for comparing expressions with symbols; a difference that shrinks with precision is zero."""
 MANY_DIGITS = (60, 200, 1200)
-"""Precisions at which two numbers are compared."""
+"""Decimal precisions for comparing two numbers."""
 
 
 def equal(gold: Node, given: Node) -> bool | None:
-    """Return whether two expressions are equal wherever both have a real value; None where that stays open."""
+    """Return whether two expressions are equal wherever both have a real value, or None if that is undetermined."""
     if gold == given:
         return True
     for readings in _readings(gold, given):
@@ -31,7 +31,7 @@ def equal(gold: Node, given: Node) -> bool | None:
 
 
 def _readings(gold: Node, given: Node) -> list[dict[str, Value]]:
-    r"""A bare \log is natural or decimal: two readings of the constant "log base"."""
+    r"""Return the values to try for "log base": 10 and e, since a bare \log may be decimal or natural."""
     context = context_of(MANY_DIGITS[-1])
     if not (uses(gold, "log") or uses(given, "log")):
         return [{}]
@@ -39,7 +39,7 @@ def _readings(gold: Node, given: Node) -> list[dict[str, Value]]:
 
 
 def _other_reading(node: Node) -> Node:
-    """1/2x as 1/(2x)."""
+    """Return the expression with 1/2x read as 1/(2x)."""
     parts = tuple(_other_reading(part) if isinstance(part, tuple) else part for part in node)
     if node[0] != "ambiguous":
         return parts
@@ -55,11 +55,11 @@ def _equal(gold: Node, given: Node, readings: Mapping[str, Value]) -> bool | Non
     complex_ = any(_has_imaginary(node) for node in (gold, given))
     points = [{**readings, **point} for point in sample_points(names)]
     known = _known(_equal_at(gold, given, point, DIGITS, complex_) for point in points)
-    if not complex_ and len(known) < 3 and all(known):  # hardly ever real
+    if not complex_ and len(known) < 3 and all(known):  # the values are hardly ever real
         known = _known(_equal_at(gold, given, point, DIGITS) for point in points)
     if len(known) >= 3 and all(known):
         return True
-    if set(names) <= {"n", "k"}:  # usual names of whole numbers: cos n pi is (-1)^n
+    if set(names) <= {"n", "k"}:  # conventional names of integers: cos n pi is (-1)^n
         whole = [{**readings, **{name: Fraction(3 * i + j) for j, name in enumerate(names)}} for i in range(1, 7)]
         if all(_equal_at(gold, given, point, DIGITS, complex_) for point in whole):
             return True
@@ -67,7 +67,7 @@ def _equal(gold: Node, given: Node, readings: Mapping[str, Value]) -> bool | Non
 
 
 def _known(outcomes: Iterable[bool | None]) -> list[bool]:
-    """Up to the first difference."""
+    """Return the known outcomes up to the first difference."""
     known: list[bool] = []
     for outcome in outcomes:
         if outcome is not None:
@@ -96,7 +96,10 @@ def sample_points(names: Sequence[str]) -> list[dict[str, Fraction]]:
 def _equal_at(
     gold: Node, given: Node, point: Mapping[str, Value], precisions: tuple[int, ...], complex_: bool = True
 ) -> bool | None:
-    """Compare at one point; None where one side has no value there, or no real one though no i occurs."""
+    """Compare two expressions at one point.
+
+    Returns None if either side has no value there, or no real value although i does not occur.
+    """
     earlier: tuple[Value, Value] | None = None
     for digits in precisions:
         context = context_of(digits)
@@ -124,5 +127,5 @@ def _is_real(context: Any, value: Value, digits: int) -> bool:
 
 
 def _without_noise(context: Any, value: Value, earlier: Value) -> Value:
-    """Zero for what shrinks as the digits grow, such as sin(pi)."""
+    """Return zero for a value that shrinks as precision grows, such as sin(pi)."""
     return context.mpf(0) if abs(value) < context.mpf(10) ** -40 * abs(earlier) else value

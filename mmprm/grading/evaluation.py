@@ -1,6 +1,6 @@
-"""Values of expressions: exact fractions as far as they reach, beyond them numbers of any wanted precision.
+"""Evaluate expressions: exact fractions where possible, otherwise numbers of any requested precision.
 
-Nothing here is rounded to zero: 1/2^2024 and 1/2^2023 differ, as do 9.11e-31 and 1.67e-27.
+Nothing is rounded to zero: 1/2^2024 and 1/2^2023 differ, as do 9.11e-31 and 1.67e-27.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MAX_TERMS = 3000
 
 
 class TooLongError(Exception):
-    """An evaluation takes longer than the caller can wait."""
+    """Raised when an evaluation exceeds the caller's time limit."""
 
 
 class _Deadline(threading.local):
@@ -31,7 +31,10 @@ _DEADLINE = _Deadline()
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TooLongError in evaluations of this thread that begin an operation after so much of its processor time."""
+    """Raise TooLongError in evaluations of this thread once they exceed this many seconds of its CPU time.
+
+    The limit is checked before each operation.
+    """
     _DEADLINE.at = time.thread_time() + seconds
     try:
         yield
@@ -40,7 +43,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 class _Contexts(threading.local):
-    """mpmath contexts by precision, of each thread its own."""
+    """Hold the mpmath contexts of each thread, by precision."""
 
     def __init__(self) -> None:
         self.by_digits: dict[int, Any] = {}
@@ -59,16 +62,18 @@ _CONTEXTS = _Contexts()
 
 
 def context_of(digits: int) -> Any:
-    """Return this thread's mpmath context of a precision."""
+    """Return this thread's mpmath context with a precision of this many decimal digits."""
     return _CONTEXTS.get(digits)
 
 
 def evaluate(node: Node, point: Mapping[str, Value], digits: int = 60) -> Value:
-    """Return the value of a tree where symbols have the values of `point`; raises UndefinedError."""
+    """Return the value of a tree with symbols set to the values of `point`. Raises UndefinedError."""
     return _Evaluator(point, digits).value(node)
 
 
 class _Evaluator:
+    """Evaluate trees at one point with one precision."""
+
     def __init__(self, point: Mapping[str, Value], digits: int) -> None:
         self.point, self.context = point, context_of(digits)
 
@@ -98,6 +103,7 @@ class _Evaluator:
         return self.checked(result)
 
     def checked(self, value: Value) -> Value:
+        """Return a value unless it is NaN, which raises UndefinedError."""
         if not isinstance(value, Fraction) and self.context.isnan(value):
             raise UndefinedError("has no value")
         return value
@@ -110,6 +116,7 @@ class _Evaluator:
         return values[name]()
 
     def series(self, kind: str, variable: str, low: Node, high: Node, term: Node) -> Value:
+        """Return a sum or product over integer bounds, of at most MAX_TERMS terms."""
         first, last = self.value(low), self.value(high)
         whole = (
             isinstance(first, Fraction) and isinstance(last, Fraction) and first.denominator == last.denominator == 1
@@ -125,7 +132,7 @@ class _Evaluator:
         return total
 
     def unknown_function(self, name: str, arguments: list[Value]) -> Value:
-        """A value that depends on nothing but the name and the arguments, in any order."""
+        """Return a value that depends only on the function's name and its arguments, in any order."""
         seed = sum(ord(letter) * 31**place for place, letter in enumerate(name))
         context, numbers = self.context, [as_number(self.context, argument) for argument in arguments]
         if any(abs(number) > 10**30 for number in numbers):

@@ -1,9 +1,8 @@
-r"""Expressions: LaTeX (or program text, such as sqrt(2)*pi) read into a tree of operations.
+r"""Parse LaTeX expressions (or program text, such as sqrt(2)*pi) into a tree of operations.
 
 A node is a tuple: ("number", Fraction), ("symbol", name), ("constant", name), ("sum", variable, low, high, term),
 ("product", …), ("call", name, argument) for an unknown function, or (operation, *nodes) with an operation of
-`operations.OPERATIONS`. Letters that stand side by side are a product; two numbers that stand side by side are not
-readable, since they may be two answers.
+`operations.OPERATIONS`. Adjacent letters are a product; adjacent numbers are unreadable, since they may be two answers.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ _SUMS = {
 
 @lru_cache(maxsize=20_000)
 def parse(text: str) -> Node:
-    """Return the tree of an expression; raises UnreadableError."""
+    """Return the tree of an expression. Raises UnreadableError."""
     parser = _Parser(tokenize(text))
     node = parser.sum()
     if parser.peek() is not None:
@@ -65,12 +64,12 @@ def symbols(node: Node) -> frozenset[str]:
 
 
 def uses(node: Node, *operations: str) -> bool:
-    """Return whether one of the operations occurs in a tree."""
+    """Return whether any of the operations occurs in a tree."""
     return node[0] in operations or any(uses(part, *operations) for part in node[1:] if isinstance(part, tuple))
 
 
 class _Parser:
-    """Recursive descent; sum > product > unary > power > postfix > atom."""
+    """Parse by recursive descent: sum > product > unary > power > postfix > atom."""
 
     def __init__(self, tokens: list[str]) -> None:
         self._tokens, self._index, self._depth, self._bars = tokens, 0, 0, 0
@@ -137,7 +136,7 @@ class _Parser:
         return base
 
     def exponent(self) -> Node:
-        """x^{…}, and as program text x^10 and x^-4."""
+        """Parse an exponent: x^{…}, and in program text x^10 and x^-4."""
         if self.peek() in ("-", "+"):
             return self.exponent() if self.take() == "+" else ("negative", self.exponent())
         return self.group() if self.peek() == "{" else self.power_atom()
@@ -174,7 +173,7 @@ class _Parser:
         return node
 
     def arguments(self) -> list[Node]:
-        """One or more expressions in brackets or braces, separated by commas."""
+        """Parse one or more comma-separated expressions in brackets or braces."""
         opening = self.take()
         if opening not in OPEN:
             raise UnreadableError(f"no bracket: {opening}")
@@ -188,7 +187,7 @@ class _Parser:
         return nodes
 
     def braced(self) -> Node:
-        r"""The argument of a command: {…}, or one digit or letter as in \frac12."""
+        r"""Parse the argument of a command: {…}, or one digit or letter as in \frac12."""
         if self.peek() == "{":
             return self.group()
         token = self.take()
@@ -228,7 +227,7 @@ class _Parser:
         return ("abs", node)
 
     def number(self, token: str) -> Node:
-        """A number, or a mixed one: 1\\frac{4}{5} is 9/5."""
+        r"""Parse a number or a mixed number: 1\frac{4}{5} is 9/5."""
         node = _number(token)
         if token.isdigit() and self.peek() == r"\frac":
             start = self._index
@@ -240,6 +239,7 @@ class _Parser:
         return node
 
     def command(self, name: str) -> Node:
+        """Parse a LaTeX command, given without its backslash."""
         if name in ("frac", "dfrac", "tfrac", "cfrac"):
             return ("divide", self.braced(), self.braced())
         if name in ("binom", "dbinom", "tbinom"):
@@ -269,7 +269,7 @@ class _Parser:
         return self.function(name)
 
     def figure(self, name: str) -> Node:
-        r"""\angle ABC, the same as \angle CBA; \triangle ABC, in any order."""
+        r"""Parse \angle ABC, which equals \angle CBA, or \triangle ABC, whose points may come in any order."""
         points = ""
         while re.fullmatch(r"[A-Z]|\d+|'+" if points else r"[A-Za-z]|\d+", self.peek() or ""):
             points += self.take()
@@ -282,7 +282,7 @@ class _Parser:
         return ("symbol", f"{name} {points}")
 
     def ends(self) -> list[str]:
-        r"""Take the two points of \vec{AB}, which is B - A; [] where it is another vector."""
+        r"""Consume the two points of \vec{AB}, which is B - A; return [] for any other vector."""
         start = self._index
         tokens = self._tokens[start : start + 4]
         if len(tokens) < 4 or (tokens[0], tokens[3]) != ("{", "}") or not (tokens[1] + tokens[2]).isupper():
@@ -291,6 +291,7 @@ class _Parser:
         return tokens[1:3]
 
     def accented(self, prefix: str) -> Node:
+        """Parse an accented expression; `prefix` keeps an accent that changes the meaning in the symbol's name."""
         inside = self.braced()
         if inside[0] == "symbol" and prefix:
             return ("symbol", prefix + inside[1])
@@ -306,7 +307,7 @@ class _Parser:
         return ("root", radicand, degree)
 
     def series(self, kind: str) -> Node:
-        r"""\sum_{i=1}^{5} i^2; the term reaches to the next sign."""
+        r"""Parse a series such as \sum_{i=1}^{5} i^2, whose term extends to the next sign."""
         self.expect("_")
         self.expect("{")
         variable = self.take()
@@ -317,6 +318,7 @@ class _Parser:
         return (kind, variable, low, self.exponent(), self.product())
 
     def name(self, token: str) -> Node:
+        """Parse a name in program text: a constant, a function or a symbol."""
         if token == "pi":
             return ("constant", "pi")
         if token in ("infinity", "inf"):
@@ -371,6 +373,7 @@ class _Parser:
         return node if exponent is None else ("power", node, exponent)
 
     def logarithm(self) -> Node:
+        """Parse a logarithm; a missing base is the constant "log base", which evaluation tries as 10 and e."""
         base: Node | None = None
         if self.peek() == "_":
             self.take()
@@ -382,7 +385,7 @@ class _Parser:
         return ("log", self.argument(), base or ("constant", "log base"))
 
     def argument(self) -> Node:
-        """Brackets, or the factors up to the next sign or function: \\sin 2x \\cos x is sin(2x) cos(x)."""
+        r"""Parse brackets, or the factors up to the next sign or function: \sin 2x \cos x is sin(2x) cos(x)."""
         if self.peek() in ("(", "[", "{"):
             node = self.group()
             return self.postfix(node)
@@ -409,7 +412,7 @@ _NO_FACTORS = {
     *("+", "-", "*", "/", "**", "^", "_", "=", ",", "!", "%", "°", ")", "]", "}"),
     *(r"\times", r"\cdot", r"\div", r"\bmod", r"\mod", r"\}", r"\rfloor", r"\rceil", r"\rvert", r"\degree"),
 }
-"""What cannot begin a factor."""
+"""Tokens that cannot begin a factor."""
 
 
 def _number(text: str | int) -> Node:

@@ -1,4 +1,4 @@
-"""Whether the answers of a problem file can be graded at all, asked before an engine starts."""
+"""Check, before an engine starts, that the answers of a problem file can be graded."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mmprm.grading.wording import core, stated_values
 from mmprm.types import Problem
 
 MAX_WORDS = 3
-"""Words that a response may be expected to repeat exactly."""
+"""Maximum number of words that a response may be expected to repeat exactly."""
 
 
 def check_golds(problems: Sequence[Problem], config: GraderConfig, place: str) -> None:
-    """Raise DataError unless some problem's answer can be graded; with a judge every one can."""
+    """Raise DataError unless at least one problem's answer can be graded; with a judge, every answer can."""
     if config.judge is not None or any(is_decidable(problem, config) for problem in problems):
         return
     gold = problems[0].answer
@@ -30,7 +30,7 @@ def check_golds(problems: Sequence[Problem], config: GraderConfig, place: str) -
 
 
 def is_decidable(problem: Problem, config: GraderConfig) -> bool:
-    """Return whether symbols can tell a correct answer to a problem from others."""
+    """Return whether symbols can distinguish a correct answer to a problem from others."""
     gold = opened(problem.answer)
     if options(problem) or choice.gold_letters(gold) or gold in config.labels:
         return True

@@ -1,4 +1,4 @@
-"""The judge: a language model that is asked where symbols cannot decide. Whatever goes wrong with it is UNKNOWN."""
+"""Ask a language model, the judge, if symbols cannot decide. Any failure of the judge yields UNKNOWN."""
 
 from __future__ import annotations
 
@@ -30,30 +30,34 @@ Student's answer:
 Do they agree? Reply with one word, Yes or No."""
 
 PROMPT_HASH = hashlib.sha256(_PROMPT.encode()).hexdigest()[:16]
-"""A calibration and cached replies belong to one prompt."""
+"""Identifies the prompt that a calibration and cached replies belong to."""
 
 TALKED = "judge talked instead of answering"
 
 
 class JudgeConfig(Config):
+    """Configure the judge: its model, servers, cache and calibration."""
+
     model: str
     """Name under which the servers serve the judge."""
     client: ClientConfig
     """The judge's servers."""
     cache: PathText = "runs/judge.sqlite"
-    """File that keeps the judge's replies."""
+    """File that caches the judge's replies."""
     calibration: PathText = "runs/judge.json"
-    """File that mmprm grade --calibrate writes for this judge; without it the judge is not used."""
+    """File that mmprm grade --calibrate writes for this judge; without it, the judge is not used."""
     min_precision: float = Field(0.9, ge=0, lt=1)
-    """Share of the accepted answers that are right: the calibration's 95 % interval must lie above this."""
+    """Fraction of accepted answers that are correct: the calibration's 95 % interval must lie above this."""
     min_agreement: float = Field(0.9, ge=0, lt=1)
-    """Share of the decided answers that are decided rightly: the calibration's 95 % interval must lie above this."""
+    """Fraction of decided answers with a correct verdict: the calibration's 95 % interval must lie above this."""
     max_tokens: int = Field(16, ge=1)
-    """Longest reply. A judge that reasons first needs more, and a server that keeps its reasoning out of the reply."""
+    """Maximum number of tokens of a reply. A judge that reasons first needs more, and a server that omits the
+    reasoning from the reply.
+    """
 
 
 class Judge:
-    """Asks once, at temperature 0, for each (question, gold, answer) that is new, and keeps the reply."""
+    """Ask once, at temperature 0, for each new (question, gold, answer), and cache the reply."""
 
     def __init__(self, config: JudgeConfig) -> None:
         self._config = config
@@ -62,7 +66,7 @@ class Judge:
         self._in_flight: dict[bytes, asyncio.Task[tuple[Verdict, str]]] = {}
 
     async def decide(self, problem: Problem, answer: str) -> tuple[Verdict, str]:
-        """Verdict and reason; never raises for what the judge or its server does."""
+        """Return a verdict and its reason; failures of the judge or its server are returned as UNKNOWN."""
         question = "\n".join((problem.question, *problem.choices))
         asked = (self._config.model, PROMPT_HASH, str(self._config.max_tokens))
         key = reply_key(*asked, question, problem.answer, answer)
@@ -73,10 +77,11 @@ class Judge:
             task = asyncio.create_task(self._ask(key, question, problem.answer, answer))
             self._in_flight[key] = task
             task.add_done_callback(lambda _: self._in_flight.pop(key))
-        # A caller that gives up must not cancel the question for the others who wait on it.
+        # A cancelled caller must not cancel the request for the others that wait for it.
         return await asyncio.shield(self._in_flight[key])
 
     async def close(self) -> None:
+        """Cancel requests in flight and close the client and the cache."""
         for task in self._in_flight.values():
             task.cancel()
         await asyncio.gather(*self._in_flight.values(), return_exceptions=True)
@@ -90,7 +95,7 @@ class Judge:
         await self.close()
 
     async def _ask(self, key: bytes, question: str, gold: str, answer: str) -> tuple[Verdict, str]:
-        # One pass over the prompt: a question or answer may hold braces, even these very names.
+        # Substitute in one pass, because a question or answer may contain braces and even these names.
         fields = {"{question}": question, "{gold}": gold, "{answer}": answer}
         prompt = re.sub(r"\{(?:question|gold|answer)\}", lambda match: fields[match[0]], _PROMPT)
         body = {
@@ -110,13 +115,14 @@ class Judge:
 
 
 class JudgedGrader:
-    """A Grader: the symbolic one first, and the judge for what that leaves unknown."""
+    """Grade with the symbolic grader first, and with the judge if that returns UNKNOWN."""
 
     def __init__(self, symbolic: Grader, judge: Judge) -> None:
         self._symbolic = symbolic
         self._judge = judge
 
     async def grade(self, problem: Problem, response: str) -> Grading:
+        """Return the grading of a response; see types.Grader."""
         grading = await self._symbolic.grade(problem, response)
         if grading.verdict is not Verdict.UNKNOWN or grading.extracted is None:
             return grading
@@ -125,7 +131,7 @@ class JudgedGrader:
 
 
 def yes_or_no(reply: str) -> bool | None:
-    """True and False for exactly one of the two words, in any case and with a full stop or markdown around it."""
+    """Return True or False for a reply of exactly Yes or No, ignoring case, a period and Markdown; None otherwise."""
     return {"yes": True, "no": False}.get(reply.strip().strip("*_`\"'.").lower())
 
 

@@ -1,6 +1,6 @@
-"""Words as answers: labels of a closed set, of which another one is incorrect; and whether words say the same.
+"""Compare words as answers: labels of a closed set, in which any other label is incorrect, and equal wordings.
 
-A set is a row of labels, with the synonyms of one label joined by `|`.
+A set is a row of labels; synonyms of one label are joined by `|`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def is_refusal(text: str) -> bool:
 
 
 def plain(text: str) -> str:
-    """Return words in lower case, without articles, markup and marks at the ends."""
+    """Return words in lower case, without articles, markup and punctuation at the ends."""
     text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).casefold()
     text = " ".join(text.split()).strip(" .,;:!?\"'*")
     previous = ""
@@ -79,14 +79,14 @@ def plain(text: str) -> str:
 
 
 def skeleton(text: str) -> str:
-    """Return the words and signs of several blanks, whatever separates them."""
+    """Return the words and signs of several blanks, regardless of their separators."""
     return " ".join(part for part in _SEPARATORS.split(plain(text.replace("\n", " "))) if part and part != "and")
 
 
 def compare_labels(gold: str, answer: str, own_sets: Sequence[Sequence[str]] = ()) -> Outcome | None:
-    """Compare a gold that is a label with an answer in words; None when the gold is no label of a set.
+    """Compare a gold that is a label with an answer in words; None if the gold is not a label of any set.
 
-    `own_sets` are sets of the user's, in which every label stands for itself.
+    `own_sets` are user-defined sets of labels without synonyms.
     """
     gold_text, answer_text = plain(gold), plain(answer)
     own = [tuple((plain(label),) for label in labels) for labels in own_sets]
@@ -100,7 +100,7 @@ def compare_labels(gold: str, answer: str, own_sets: Sequence[Sequence[str]] = (
 
 
 def compare_words(gold: str, answer: str) -> Outcome:
-    """Compare prose that is no known label: the same words, the gold's words in a statement, or their denial."""
+    """Compare prose that is not a known label: equal words, the gold's words in a statement, or their negation."""
     gold_text, answer_text = plain(gold), plain(answer)
     if gold_text == answer_text or skeleton(gold) == skeleton(answer):
         return SAME
@@ -117,12 +117,12 @@ def compare_words(gold: str, answer: str) -> Outcome:
         if is_refusal(answer) or _are_names(gold, answer):
             return DIFFERENT
     if sorted(skeleton(gold).split()) == sorted(skeleton(answer).split()) and re.search(r"[\n;,]", gold):
-        return DIFFERENT  # the blanks in another order
+        return DIFFERENT  # the blanks in a different order
     return UNDECIDED
 
 
 def _are_names(gold: str, answer: str) -> bool:
-    """Two single proper names are different persons."""
+    """Return whether both are single proper names and differ."""
     names = [re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip(" .") for text in (gold, answer)]
     return all(re.fullmatch(r"[A-Z][a-z]+", name) for name in names) and names[0] != names[1]
 

@@ -1,4 +1,4 @@
-"""Whether two single values are the same: exact arithmetic, units with their dimensions, rounding, expressions."""
+"""Compare two single values: exact arithmetic, units with their dimensions, rounding, expressions."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from mmprm.grading.units import DEGREE
 _SIGN = re.compile(r"[=<>]|\\(?:leq|geq|neq|perp|parallel|sim|cong|approx|in)")
 _BASED = re.compile(r"\(?(?P<digits>[0-9A-F]+)\)?_\s*\{?\s*(?:\\text\{)?\s*\(?(?P<base>\d+|[a-z]+)\)?\s*\}*")
 _OUTSIDE = re.compile(r"\d\s*_|\\text|(?<![\d^_])\d+ \d")
-"""Math-verify drops such subscripts and texts, and adds up neighbouring numbers."""
+"""Matches subscripts and text that Math-Verify drops, and adjacent numbers that it adds."""
 _BOUND = {r"\int", r"\sum", r"\prod", r"\lim", r"\iint", r"\oint"}
-"""What binds a name, which may be another one."""
+"""Commands that bind a name, which may be renamed."""
 _CROSS = re.compile(r"\\vec\s*\{?\w+\}?\s*\\times\s*\\vec")
-"""A product of vectors that no product of numbers is."""
+"""Matches a cross product of vectors, which differs from a product of numbers."""
 _IDENTIFIER = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]+|\d+|\S")
 
 
@@ -46,12 +46,12 @@ def same_leaf(gold: Leaf, given: Leaf, symbols: SymbolTest) -> Outcome:
 
 
 def is_sign(text: str) -> bool:
-    """Return whether an answer is a sign alone, as of a blank between two numbers."""
+    """Return whether an answer is only a relation sign, as for a blank between two numbers."""
     return _SIGN.fullmatch(text) is not None
 
 
 def _same_possible_units(gold: Leaf, given: Leaf, symbols: SymbolTest) -> Outcome:
-    """3m is three metres, or three times m."""
+    """Compare values such as 3m, which may be three meters or three times m."""
     if gold.maybe and given.maybe:
         return same_leaf(Leaf(gold.text), Leaf(given.text), symbols)
     split = [Leaf(*leaf.maybe) if leaf.maybe else leaf for leaf in (gold, given)]
@@ -83,7 +83,10 @@ def _mentions(prose: str, value: str) -> bool:
 
 
 def _same_base(gold: str, given: str) -> Outcome | None:
-    """52_8 against 52_{eight}, or against 52 alone, where the question asks for that base; None without a base."""
+    """Compare numbers with a base, or return None if neither has one.
+
+    52_8 equals 52_{eight}; a gold of 52_8 also accepts 52, because the question asks for that base.
+    """
     one, other = _based(gold), _based(given)
     if one is None and other is None:
         return None
@@ -153,7 +156,7 @@ def _times(text: str, factor: Fraction) -> str:
 
 
 def same_expression(gold: str, given: str, symbols: SymbolTest) -> Outcome:
-    """Compare two values without units: numbers exactly, expressions by evaluation, the rest by `symbols`."""
+    """Compare two values without units: numbers exactly, expressions by evaluation, anything else by `symbols`."""
     outcome = _same_number(gold, given)
     if outcome is None and key(gold) == key(given):
         return SAME
@@ -169,7 +172,7 @@ def same_expression(gold: str, given: str, symbols: SymbolTest) -> Outcome:
 
 
 def _with_arrows(gold: str, given: str) -> tuple[str, str]:
-    r"""Read AB as \vec{AB} where only the other side has arrows."""
+    r"""Return the texts with AB read as \vec{AB}, if only the other side has arrows."""
     if (r"\vec{" in gold) == (r"\vec{" in given):
         return gold, given
     return tuple(
@@ -179,7 +182,7 @@ def _with_arrows(gold: str, given: str) -> tuple[str, str]:
 
 
 def _same_number(gold: str, given: str) -> Outcome | None:
-    """Exact arithmetic; None when one of the two is no plain number."""
+    """Compare by exact arithmetic; None if either is not a plain number."""
     gold_percent, given_percent = gold.endswith("%"), given.endswith("%")
     gold_value, given_value = number(gold.rstrip("% ")), number(given.rstrip("% "))
     if gold_value is None or given_value is None:
@@ -194,7 +197,10 @@ def _same_number(gold: str, given: str) -> Outcome | None:
 
 
 def _same_share(gold: Fraction, given: Fraction, gold_percent: bool, fraction: bool) -> Outcome:
-    """50% is 0.5, and may lose its sign, since no share is 50; 0.5% may not."""
+    """Compare a percentage with a number.
+
+    A gold of 50% accepts 0.5, and also 50, since no fraction is 50; a gold of 0.5% does not accept 0.5.
+    """
     if gold_percent:
         return SAME if gold / 100 == given or (gold == given and abs(gold) > 1 and not fraction) else DIFFERENT
     return SAME if gold == given / 100 else DIFFERENT
@@ -207,7 +213,7 @@ def _is_same_rounded(gold: str, gold_value: Fraction, given: str, given_value: F
 
 
 def _same_node(gold: str, given: str) -> Outcome | None:
-    """None when one of the two is not readable, or has no value that can be compared."""
+    """Compare parsed expressions; None if either is unreadable or has no comparable value."""
     try:
         one, other = parse(gold), parse(given)
     except UnreadableError:
@@ -241,7 +247,7 @@ def _as_fraction(value: Value) -> Fraction | None:
 
 
 def approximates(decimal: str, exact: str) -> bool:
-    """Return whether a decimal of at least two places is an expression, rounded or cut to them: 1.73 of sqrt(3)."""
+    """Return whether a decimal of at least two places is an expression rounded or cut to them: 1.73 for sqrt(3)."""
     places = len(decimal.rstrip("% ").partition(".")[2]) + 2 * decimal.endswith("%")
     value = number(decimal.rstrip("% "))
     if value is not None and decimal.endswith("%"):
@@ -260,7 +266,7 @@ def approximates(decimal: str, exact: str) -> bool:
 
 
 def _is_other_name(gold: str, given: str) -> bool:
-    """Two formulas that nobody can evaluate, of one form, in which a name or a number differs."""
+    """Return whether two formulas that cannot be evaluated have the same form but differ in a name or number."""
     one, other = (_IDENTIFIER.findall(text) for text in (key(gold), key(given)))
     if len(one) != len(other) or not any(token.startswith("\\") for token in one) or _BOUND.intersection(one):
         return False

@@ -1,4 +1,4 @@
-"""Exact reading of plain numbers as they are written, in digits or words, and what a rounded one stands for."""
+"""Read plain numbers exactly, in digits or words, and decide what a rounded number may represent."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from fractions import Fraction
 
 MAX_DIGITS = 400
 MAX_POWER = 400
-"""Of ten, in scientific notation that is read here."""
+"""Maximum power of ten in scientific notation."""
 
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3}| \d{3})+(?:\.\d+)?")
 _DECIMAL = re.compile(r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)")
@@ -37,8 +37,10 @@ _WORD_NUMBER = re.compile(
 
 
 def number(text: str) -> Fraction | None:
-    """Return the value of an integer, a decimal (with groups of thousands, repeating, in scientific notation), a
-    fraction or a mixed number; None for anything else."""
+    """Return the value of an integer, a decimal, a fraction or a mixed number; None for anything else.
+
+    A decimal may have thousands separators, repeat, or be in scientific notation.
+    """
     text = text.strip()
     text = text[1:-1].strip() if re.fullmatch(r"\{[^{}]*\}", text) else text
     text = re.sub(r"(?<=^[-+])\s+", "", text)
@@ -122,12 +124,12 @@ def _cardinal(words: list[str]) -> Fraction | None:
 
 
 def is_decimal(text: str) -> bool:
-    """Return whether a number is written with decimal places, which may be all that is known of it."""
+    """Return whether a number is written with decimal places, which may limit its precision."""
     return _places(text) is not None
 
 
 def rounds_to(exact: Fraction, written: str) -> bool:
-    """Return whether a decimal as `written` is `exact` rounded, or cut, to the (at least four) places that it shows."""
+    """Return whether a decimal `written` with at least four places is `exact` rounded or truncated to these places."""
     places = _places(written)
     if places is None or places < 4:
         return False
@@ -137,10 +139,10 @@ def rounds_to(exact: Fraction, written: str) -> bool:
 
 
 def is_rounding(written: str, exact: Fraction) -> bool:
-    """Return whether a decimal gold as `written`, of at least two digits, is `exact` rounded to its places.
+    """Return whether a decimal gold `written` with at least two digits is `exact` rounded to its places.
 
-    A gold that looks exact, such as 8.5, is only continued by further digits (8.54), never rounded up to (8.46). One
-    without decimal places, such as 1.2e5, needs three digits.
+    A gold that looks exact, such as 8.5, may only be extended by further digits (8.54), not rounded up to (8.46). A
+    gold without decimal places, such as 1.2e5, needs at least three digits.
     """
     places, value = _places(written), number(written.strip())
     digits = re.sub(r"\D", "", re.split(r"[eE\\*x]", written.strip())[0]).lstrip("0")
@@ -153,13 +155,13 @@ def is_rounding(written: str, exact: Fraction) -> bool:
 
 
 def looks_exact(written: str) -> bool:
-    """Return whether a decimal is a whole number of quarters, which is hardly ever a rounded one."""
+    """Return whether a decimal is a multiple of a quarter, which is rarely the result of rounding."""
     value = number(written.strip())
     return value is not None and (value * 4).denominator == 1
 
 
 def _places(text: str) -> int | None:
-    """Decimal places of a decimal, less its power of ten; None for other numbers."""
+    """Return the decimal places of a decimal minus its power of ten; None for other numbers."""
     text = text.strip().replace(",", "")
     match = _SCIENTIFIC.fullmatch(text)
     mantissa = match["mantissa"] if match else text

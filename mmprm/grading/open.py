@@ -1,4 +1,4 @@
-"""From configuration to a grader."""
+"""Open a grader from its configuration."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mmprm.types import Grader
 
 @asynccontextmanager
 async def open_grader(config: GraderConfig) -> AsyncIterator[Grader]:
-    """The symbolic grader, with the judge behind it where one is configured, for as long as the block lasts.
+    """Yield the symbolic grader, backed by the judge if one is configured, and close it afterwards.
 
-    Whoever is first given the configuration checks that the judge is calibrated: see calibration.check_judge.
+    Callers check beforehand that the judge is calibrated; see calibration.check_judge.
     """
     with SymbolicGrader(config) as symbolic:
         if config.judge is None:

@@ -1,4 +1,4 @@
-"""The operations of expressions: exact on fractions as far as they reach, beyond them on numbers of mpmath."""
+"""Define the operations of expressions: exact on fractions where possible, otherwise on mpmath numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from math import comb, factorial, gcd, isqrt, lcm
 from typing import Any
 
 Value = Any
-"""A Fraction, or a real or complex number of mpmath."""
+"""A Fraction, or a real or complex mpmath number."""
 
 MAX_EXACT_BITS = 200_000
 MAX_EXPONENT_BITS = 2**34
@@ -16,14 +16,16 @@ MAX_FACTORIAL = 5000
 
 
 class UndefinedError(ArithmeticError):
-    """The expression has no value at this point, or one that is out of reach."""
+    """Raised when an expression has no value at a point, or its value is too large to compute."""
 
 
 def as_number(context: Any, value: Value) -> Value:
+    """Return a value as an mpmath number."""
     return context.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
 
 
 def is_exact(*values: Value) -> bool:
+    """Return whether all values are fractions."""
     return all(isinstance(value, Fraction) for value in values)
 
 

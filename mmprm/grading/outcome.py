@@ -1,4 +1,4 @@
-"""What a comparison of two answers comes to."""
+"""Define the outcomes of comparing two answers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 
 
 class Outcome(enum.Enum):
+    """Enumerate the outcomes of a comparison; each value is its reason in words."""
+
     SAME = "same value"
     DIFFERENT = "different value"
     UNDECIDED = "symbols cannot decide"
@@ -15,16 +17,16 @@ class Outcome(enum.Enum):
 SAME, DIFFERENT, UNDECIDED = Outcome.SAME, Outcome.DIFFERENT, Outcome.UNDECIDED
 
 SymbolTest = Callable[[str, str], Outcome]
-"""Compares two expressions that the grader's own reading of mathematics does not cover, gold first."""
+"""Function that compares two expressions, gold first, that the grader's own parser does not cover."""
 
 
 def all_of(outcomes: Iterable[Outcome]) -> Outcome:
-    """SAME if all are; DIFFERENT if one is."""
+    """Return SAME if all outcomes are SAME, DIFFERENT if any is DIFFERENT, and UNDECIDED otherwise."""
     outcomes = list(outcomes)
     return DIFFERENT if DIFFERENT in outcomes else UNDECIDED if UNDECIDED in outcomes else SAME
 
 
 def any_of(outcomes: Iterable[Outcome]) -> Outcome:
-    """SAME if one is; UNDECIDED if that is open."""
+    """Return SAME if any outcome is SAME, else UNDECIDED if any is UNDECIDED, else DIFFERENT."""
     outcomes = list(outcomes)
     return SAME if SAME in outcomes else UNDECIDED if UNDECIDED in outcomes else DIFFERENT

@@ -1,4 +1,4 @@
-"""A value and its unit, split: `2\\sqrt{3} \\text{ cm}^2` is `2\\sqrt{3}` in square centimetres."""
+r"""Split a value from its unit: `2\sqrt{3} \text{ cm}^2` is `2\sqrt{3}` in square centimeters."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ _MAYBE_FACTORS = {
     "k",
     "d",
 }
-"""Units that may as well be letters of an expression where they touch the number: 3mg."""
+"""Units that may also be letters of an expression if they directly follow the number: 3mg."""
 
 
 def split_unit(text: str) -> tuple[str, Unit]:
-    """Return the text of a value and its unit, NO_UNIT where there is none."""
+    """Return the text of a value and its unit, or NO_UNIT if it has none."""
     body, unit, certain = split_possible_unit(text)
     return (body, unit) if certain else (text, NO_UNIT)
 
 
 def split_possible_unit(text: str) -> tuple[str, Unit, bool]:
-    """Return the value, the unit, and whether it can be nothing but a unit."""
+    """Return the value, the unit, and whether the unit is unambiguous."""
     if number(text) is not None:
         return text, NO_UNIT, True
     if match := _CURRENCY.fullmatch(text):
@@ -81,7 +81,7 @@ def is_compound(text: str) -> bool:
 
 
 def _compound(text: str) -> Split:
-    """2 hours 30 minutes, in the first unit."""
+    """Return a quantity such as 2 hours 30 minutes in its first unit."""
     if not _COMPOUND.fullmatch(text):
         return None
     parts = [(number(value), read_unit(unit)) for value, unit in _COMPOUND_PART.findall(text)]

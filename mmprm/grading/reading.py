@@ -1,4 +1,4 @@
-"""The structure of an answer: values, lists, tuples, intervals, ratios, relations, matrices, down to single values."""
+"""Read the structure of an answer: lists, tuples, intervals, ratios, relations, matrices, down to single values."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ Kind = Literal["blanks", "list", "set", "brackets", "union", "ratio", "relation"
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A single value. `text` is in the common spelling, without its unit. `maybe` is the value and the unit that the
-    text has if its last letters are a unit and no factors (3m)."""
+    """Represent a single value.
+
+    `text` is in the normalized spelling, without its unit. `maybe` is the value and unit that the text has if its last
+    letters are a unit rather than factors (3m).
+    """
 
     text: str
     unit: Unit = NO_UNIT
@@ -28,10 +31,13 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """blanks: several answers in order; list, set: in any order, a list with `marks` ("or",) or ("and",) where words
-    say so; brackets: a tuple or interval, `marks` its two brackets and `name` what stood before them; union: intervals;
-    ratio: a:b:c; relation: `marks` are the operators between; matrix: rows, which are lists; cases: pieces, each an
-    expression and its condition; builder: the condition of {x | condition}."""
+    """Represent a structured answer, whose parts depend on `kind`.
+
+    blanks: several answers in order. list, set: items in any order, where the `marks` of a list are ("or",) or ("and",)
+    if words say so. brackets: a tuple or interval; `marks` are its two brackets, `name` the text before them. union:
+    intervals. ratio: a:b:c. relation: `marks` are the operators between the sides. matrix: rows, which are lists.
+    cases: pieces, each an expression and its condition. builder: the condition of {x | condition}.
+    """
 
     kind: Kind
     items: tuple[Answer, ...]
@@ -67,7 +73,7 @@ _BRACKETS = re.compile(
     r"(?P<name>[A-Z](?:_\{?\w+\}?)?'*)?\s*(?P<open>\\?\{|\(|\[)(?P<inside>.*?)(?P<close>\\?\}|\)|\])", re.DOTALL
 )
 _TRANSPOSED = re.compile(r"(?<=[)\]])\s*\^\s*\{?\s*(?:T|\\top|\\text\{T\})\s*\}?$")
-"""A row of numbers on its side, which is the same vector."""
+"""Matches the transpose sign after a row of numbers, which is the same vector."""
 _BUILDER = re.compile(
     r"\\?\{\s*(?P<name>[a-zA-Z]\w?)\s*(?:\\in\s*(?:\\mathbb\{R\}|R)\s*)?[|:]\s*(?P<condition>.+?)\s*\\?\}"
 )
@@ -79,7 +85,7 @@ _CASES = re.compile(
     r"\\begin\{(?:cases|aligned|array)\}(?:\{[clr|]*\})?(?P<rows>.*)\\end\{(?:cases|aligned|array)\}", re.DOTALL
 )
 _NAMED = re.compile(r"(?P<name>[a-zA-Z]\w*(?:\(\w\))?)\s*=\s*(?P<rest>\\begin.*)", re.DOTALL)
-"""f(x) = a function by cases, A = a matrix."""
+"""Matches f(x) = a function by cases, or A = a matrix."""
 _ROW = re.compile(r"\s*\\\\\s*")
 _CONDITION = re.compile(
     r"\s*(?:[,;&]\s*)+(?:\\text\{[^{}]*\}|if|when|for)?\s*(?=.*(?:[<>=]|\\[lg]eq|\\neq|\\in|otherwise))"
@@ -88,7 +94,7 @@ _CONDITION = re.compile(
 
 @lru_cache(maxsize=20_000)
 def read(text: str) -> Answer:
-    """Read an answer of one or more lines."""
+    """Return the reading of an answer with one or more lines."""
     lines = [clean(line) for line in text.strip().splitlines()]
     lines = [line for line in lines if line]
     if r"\begin" in text:
@@ -101,13 +107,13 @@ def read(text: str) -> Answer:
 
 
 def serial_reading(text: str) -> Answer | None:
-    """`1.3.` can mean 1.3 or the conclusions 1 and 3: the second reading, where there is one."""
+    """Return the alternative reading of `1.3.` as the conclusions 1 and 3, or None if there is none."""
     match = _SHORT_SERIAL.fullmatch(text.strip().strip("$"))
     return Group("list", (Leaf(match[1]), Leaf(match[2]))) if match and match[1] < match[2] else None
 
 
 def run_together(gold: str, answer: str) -> bool:
-    """Return whether an answer is the digits of a gold that numbers conclusions: 134 for `1.3.4.`."""
+    """Return whether an answer is the joined digits of a gold that lists numbered conclusions: 134 for `1.3.4.`."""
     digits = clean(answer)
     return (
         digits.isdigit()
@@ -117,7 +123,7 @@ def run_together(gold: str, answer: str) -> bool:
 
 
 def spaced_reading(text: str) -> Answer | None:
-    """`12 345` can mean 12345 or two blanks: the second reading, where there is one."""
+    """Return the alternative reading of `12 345` as two blanks, or None if there is none."""
     text = clean(text.strip())
     if _NUMBERS.fullmatch(text) and number(text) is not None:
         return Group("blanks", tuple(Leaf(item) for item in text.split()))
@@ -125,11 +131,12 @@ def spaced_reading(text: str) -> Answer | None:
 
 
 def has_prose(answer: Answer) -> bool:
+    """Return whether any value of an answer is prose."""
     return answer.prose if isinstance(answer, Leaf) else any(has_prose(item) for item in answer.items)
 
 
 def flattened(answer: Answer) -> list[Answer]:
-    """Blanks and bare lists in them as one list; x<1 or x>3 stays whole."""
+    """Return blanks and the bare lists in them as one list; x<1 or x>3 is kept whole."""
     if isinstance(answer, Group) and answer.kind in ("blanks", "list") and not _is_condition(answer):
         return [leaf for item in answer.items for leaf in flattened(item)]
     return [answer]
@@ -141,7 +148,7 @@ def _is_condition(answer: Group) -> bool:
 
 
 def _numbered(text: str) -> list[str]:
-    """The parts of `(1) … (2) …`; [] where it has no such form."""
+    """Return the parts of `(1) … (2) …`, or [] for any other form."""
     marks = list(_PART_MARK.finditer(text))
     if len(marks) < 2 or marks[0].start() != 0 or [mark[1] for mark in marks] != list("123456789"[: len(marks)]):
         return []
@@ -169,7 +176,7 @@ def _read_line(text: str, depth: int = 0) -> Answer:
         if len(parts) > 1 and not (kind == "list" and _THOUSANDS.fullmatch(text) and not joint):
             read_part = _read_line if kind == "blanks" else _read_item
             items = tuple(read_part(part, depth + 1) for part in parts)
-            # A sentence with commas is one piece of prose, a list with a word in it is a list.
+            # A sentence with commas is one piece of prose; a list that contains a word is a list.
             sentence = any(has_prose(item) and len(part.split()) > 2 for item, part in zip(items, parts, strict=True))
             return (
                 Leaf(text, prose=True) if sentence else Group(kind, _opened(items) if kind == "list" else items, joint)
@@ -178,7 +185,7 @@ def _read_line(text: str, depth: int = 0) -> Answer:
 
 
 def _opened(items: tuple[Answer, ...]) -> tuple[Answer, ...]:
-    """The two values of 1 ± 2 as items of the list that they are in."""
+    """Return the items with the two values of 1 ± 2 merged into the list that contains them."""
     inner = [item.items if isinstance(item, Group) and item.kind == "list" else (item,) for item in items]
     return tuple(leaf for group in inner for leaf in group)
 
@@ -215,7 +222,7 @@ def _read_item(text: str, depth: int = 0) -> Answer:
 
 
 def read_leaf(text: str) -> Leaf:
-    """Read a single value with its unit."""
+    """Return the reading of a single value with its unit."""
     worded = worded_number(text)
     if worded is not None:
         return Leaf(str(worded))
@@ -229,7 +236,7 @@ def read_leaf(text: str) -> Leaf:
 
 
 def _is_named_value(parts: list[str], marks: list[str]) -> bool:
-    """Area = 24."""
+    """Return whether a relation names a value in words, such as Area = 24."""
     last = parts[-1]
     return (
         bool(re.fullmatch(r"(?:\\text\{)?[A-Za-z][A-Za-z ]*\}?", parts[0]))
@@ -243,13 +250,13 @@ def _without_units(text: str) -> str:
 
 
 def _read_environment(text: str, depth: int) -> Answer | None:
-    """A matrix, with a number before it multiplied in, or a system or a function by cases."""
+    """Return a matrix (with a leading factor multiplied in), a system, or a function by cases; None otherwise."""
     if "\\begin" not in text:
         return None
     if named := _NAMED.fullmatch(text):
         environment = _read_environment(named["rest"], depth)
         return environment and Group("relation", (read_leaf(named["name"]), environment), ("=",))
-    if re.match(r"\\\{\s*\\begin\{array\}", text) and not text.endswith(r"\}"):  # a system behind one brace
+    if re.match(r"\\\{\s*\\begin\{array\}", text) and not text.endswith(r"\}"):  # a system after a single brace
         text = text[2:].strip().replace("{array}", "{cases}")
     if text[0] in "([" and text[-1] in ")]" and r"\begin{array}" in text:
         text = text[1:-1].strip()
@@ -310,7 +317,7 @@ def split(text: str, separator: re.Pattern[str]) -> tuple[list[str], list[str]]:
             start = position = match.end()
             continue
         if text[position] == "\\" and not text.startswith((r"\{", r"\}"), position):
-            position += 1  # the letters of a command are looked at, its backslash has been
+            position += 1  # skip only the backslash, so that the letters of the command are examined
             continue
         step = 2 if text[position] == "\\" else 1
         bracket = text[position + step - 1]
@@ -320,7 +327,7 @@ def split(text: str, separator: re.Pattern[str]) -> tuple[list[str], list[str]]:
 
 
 def _is_balanced(text: str) -> bool:
-    """Whether no bracket closes that was not opened inside, so that the outer pair belongs together."""
+    """Return whether brackets are balanced inside the text, so that the outer pair belongs together."""
     depth = 0
     for character in text.replace(r"\{", "(").replace(r"\}", ")"):
         depth += 1 if character in "([{" else -1 if character in ")]}" else 0

@@ -1,4 +1,4 @@
-"""Sets of real numbers: intervals, inequalities, unions and set-builder forms in one representation."""
+"""Represent sets of real numbers uniformly: intervals, inequalities, unions and set-builder forms."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LESS, _MORE = {"<", r"\leq"}, {">", r"\geq"}
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """An interval; an end of None is infinite."""
+    """Represent an interval; an end of None is infinite."""
 
     low: str | None
     low_closed: bool
@@ -39,7 +39,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class RealSet:
-    """A union of intervals, and the name of the variable where one is given."""
+    """Represent a union of intervals, with the name of the variable if one is given."""
 
     parts: tuple[Part, ...]
     name: str = ""
@@ -49,9 +49,9 @@ WHOLE = Part(None, False, None, False)
 
 
 def real_set(answer: Answer) -> RealSet | None:
-    """Return the set that an answer describes; None for what is no set of this kind.
+    """Return the set that an answer describes, or None if it does not describe one.
 
-    A pair in brackets counts as an interval: whoever calls this knows that the other answer is a set.
+    A pair in brackets counts as an interval, so callers must know that the other answer is a set.
     """
     if isinstance(answer, Leaf):
         if answer.unit:
@@ -67,7 +67,7 @@ def real_set(answer: Answer) -> RealSet | None:
 
 
 def is_explicit(answer: Answer) -> bool:
-    """Return whether an answer is a set by its form, and not only a pair of numbers."""
+    """Return whether an answer's form makes it a set, rather than possibly a pair of numbers."""
     if isinstance(answer, Leaf):
         return real_set(answer) is not None
     if answer.kind == "brackets":
@@ -147,7 +147,7 @@ def _union(group: Group) -> RealSet | None:
 
 
 def _joined(group: Group) -> RealSet | None:
-    """x<2 or x>3; x>2 and x<3."""
+    """Return the set of joined conditions, such as x<2 or x>3, or x>2 and x<3; None for any other list."""
     if not all(isinstance(item, Group) for item in group.items):
         return None
     if "and" not in group.marks:

@@ -1,4 +1,4 @@
-"""Equations and inequalities: what a relation states about a named quantity, and whether two say the same."""
+"""Compare equations and inequalities: what a relation states about a named quantity, and whether two are equivalent."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _NAME = re.compile(
 
 
 def states_value(relation: Answer) -> bool:
-    """Return whether x = 5, 2 + 3 = 5 and x ∈ (1,2) say what follows the sign of something; x + y = 5 does not."""
+    """Return whether a relation states the value of its left side: x = 5, 2 + 3 = 5 and x ∈ (1,2), not x + y = 5."""
     if not (isinstance(relation, Group) and relation.kind == "relation"):
         return False
     marks = relation.marks
@@ -44,7 +44,7 @@ def states_value(relation: Answer) -> bool:
 
 
 def stated_side(relation: Group) -> Answer:
-    """Return the value that a relation states: the last side, before conditions and approximations."""
+    """Return the value that a relation states: its last side, ignoring conditions and approximations."""
     last = len(relation.items) - 1
     while last > 1 and relation.marks[last - 1] in _ORDER | {r"\neq", r"\approx"}:
         last -= 1
@@ -59,7 +59,7 @@ def stated_side(relation: Group) -> Answer:
 
 
 def _rounds_side(relation: Group, last: int) -> bool:
-    """2 pi = 6.28, where the decimal is no more than an approximation."""
+    """Return whether the side is only a decimal approximation of the side before it, as in 2 pi = 6.28."""
     one, other = relation.items[last - 1], relation.items[last]
     if not (isinstance(one, Leaf) and isinstance(other, Leaf)) or _SYMBOL.fullmatch(one.text):
         return False
@@ -71,7 +71,7 @@ def _text(answer: Answer) -> str:
 
 
 def same_relation(gold: Answer, given: Answer, symbols: SymbolTest, same: Same) -> Outcome:
-    """Compare two answers of which one at least is a relation."""
+    """Compare two answers, at least one of which is a relation."""
     gold_relation = isinstance(gold, Group) and gold.kind == "relation"
     given_relation = isinstance(given, Group) and given.kind == "relation"
     if not given_relation:
@@ -89,7 +89,7 @@ def _relation_against_value(gold: Group, given: Answer, same: Same) -> Outcome:
 
 
 def _value_against_relation(gold: Answer, given: Group, same: Same) -> Outcome:
-    """x = 5 for 5; not 2x = 5, x > 5 or x ≠ 5."""
+    """Compare a value with a relation: 5 accepts x = 5, but not 2x = 5, x > 5 or x ≠ 5."""
     if _is_number(given.items[0]) and len(given.items) == 2 and given.marks == ("=",) and _is_name(given.items[1]):
         return same(gold, given.items[0])  # 5 = x
     if _is_false(given):
@@ -108,13 +108,13 @@ def _value_against_relation(gold: Answer, given: Group, same: Same) -> Outcome:
 
 
 def _is_false(relation: Group) -> bool:
-    """5 = 4."""
+    """Return whether an equation of integers is false, such as 5 = 4."""
     values = [number(item.text) if isinstance(item, Leaf) and item.text.isdigit() else None for item in relation.items]
     return set(relation.marks) == {"="} and None not in values and len(set(values)) > 1
 
 
 def _is_equation(left: Answer) -> bool:
-    """Whether xy = 4 or |x| = 4 may be an equation for x, and no value of a named quantity."""
+    """Return whether a left side makes an equation for x, as in xy = 4 or |x| = 4, rather than naming a quantity."""
     return isinstance(left, Leaf) and bool(re.fullmatch(r"[a-z]{2}|[a-d]{3}|[x-z]{3}|\|[xy]\|", left.text))
 
 
@@ -132,7 +132,7 @@ def _same_relations(gold: Group, given: Group, symbols: SymbolTest, same: Same) 
         if form is not None and form.marks == gold.marks and len(form.items) == len(gold.items):
             outcomes = [same(a, b) for a, b in zip(gold.items, form.items, strict=True)]
             if all_of(outcomes) is SAME or (outcomes[0] is SAME and states_value(gold)):
-                return all_of(outcomes)  # with the same left side, the right side decides
+                return all_of(outcomes)  # if the left sides are equal, the right sides decide
     if set(gold.marks + given.marks) & {r"\perp", r"\parallel", r"\sim", r"\cong", r"\to", r"\equiv"}:
         return DIFFERENT
     if states_value(gold) and states_value(given) and not _is_number(gold.items[0]):
@@ -144,7 +144,10 @@ def _same_relations(gold: Group, given: Group, symbols: SymbolTest, same: Same) 
 
 
 def _same_stated(gold: Group, given: Group, same: Same) -> Outcome:
-    """x = 5 and y = 5 differ; S = 24 and Area = 24 do not, nor y = 2x and f(x) = 2x."""
+    """Compare two stated values with their names.
+
+    x = 5 and y = 5 differ; S = 24 and Area = 24 are the same, as are y = 2x and f(x) = 2x.
+    """
     value = same(stated_side(gold), stated_side(given))
     one, other = gold.items[0], given.items[0]
     if value is not SAME:
@@ -164,12 +167,12 @@ def _same_stated(gold: Group, given: Group, same: Same) -> Outcome:
 
 
 def _bare(name: str) -> str:
-    """ŷ is y."""
+    """Return a name without accents: y for ŷ."""
     return re.sub(r"\\(?:hat|vec)\s*|[{}]", "", name)
 
 
 def _is_name(answer: Answer) -> bool:
-    r"""x, f(x), \angle A, |AB|, P(A \cap B), (x,y)."""
+    r"""Return whether an answer is a name: x, f(x), \angle A, |AB|, P(A \cap B), (x,y)."""
     if isinstance(answer, Group):
         return all(_is_name(item) for item in answer.items)
     text = answer.text
@@ -182,13 +185,13 @@ def _is_name(answer: Answer) -> bool:
 
 
 def _is_number(answer: Answer) -> bool:
-    """A calculation, such as the left side of 2 + 3 = 5."""
+    """Return whether an answer is a calculation without symbols, such as the left side of 2 + 3 = 5."""
     names = _names(answer)
     return names is not None and not names
 
 
 def flipped(relation: Group) -> Group | None:
-    """Return b > a for a < b."""
+    """Return a relation read from right to left (b > a for a < b), or None if an operator has no mirror image."""
     if not all(mark in _OPPOSITE or mark in _SYMMETRIC for mark in relation.marks):
         return None
     marks = tuple(_OPPOSITE.get(mark, mark) for mark in reversed(relation.marks))
@@ -201,10 +204,10 @@ def _written(relation: Group) -> str:
 
 
 def equivalent(gold: Group, given: Group) -> Outcome | None:
-    """Compare two equations, or two inequalities, by the differences of their sides; None where these cannot be read.
+    """Compare two equations or inequalities by the differences of their sides; None if these cannot be parsed.
 
-    They are the same if the differences have a constant ratio (a positive one, or a negative one and the signs turned),
-    or, of equations, if both are linear in one symbol and solved for it are equal.
+    They are the same if the differences have a constant ratio (for inequalities a positive one, or a negative one with
+    the signs reversed), or, for equations, if both are linear in a symbol and have the same solution for it.
     """
     try:
         one, other = _difference(gold), _difference(given)
@@ -253,7 +256,7 @@ def _constant_ratio(one: Node, other: Node, names: Sequence[str]) -> float | Non
 
 
 def _implies(one: Node, other: Node, names: Sequence[str]) -> bool:
-    """Whether an equation, solved for a symbol in which it is linear, fulfils another one."""
+    """Return whether the solution of an equation for a symbol in which it is linear satisfies another equation."""
     return any(_vanishes_at_roots(one, other, name, names) for name in names)
 
 
@@ -274,7 +277,7 @@ def _vanishes_at_roots(one: Node, other: Node, name: str, names: Sequence[str]) 
 
 
 def _root(node: Node, name: str, point: dict) -> object | None:
-    """Where an expression that is linear in a symbol is zero; None for another expression."""
+    """Return the zero of an expression that is linear in a symbol, or None if it is not linear."""
     zero, first, second = (evaluate(node, {**point, name: value}, DIGITS[0]) for value in map(Fraction, (3, 4, 5)))
     slope = first - zero
     if not slope or abs(second - 2 * first + zero) > 1e-30 * abs(slope):

@@ -1,4 +1,4 @@
-"""Replies of a judge on disk: asked once, whatever is interrupted, and by several processes of one machine."""
+"""Cache a judge's replies on disk, surviving interruptions and shared by the processes of one machine."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ from mmprm.errors import GradingError
 
 
 class ReplyCache:
-    """Key → reply. Only opening it may fail: a cache that cannot be read or written later costs requests, no more."""
+    """Map keys to replies.
+
+    Only opening it raises: if it cannot be read or written later, the only cost is repeated requests.
+    """
 
     def __init__(self, path: str | Path) -> None:
         path = Path(path)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._connection = sqlite3.connect(path, isolation_level=None, timeout=30)
-            with suppress(sqlite3.OperationalError):  # at its making other processes may be at it; any mode will do
+            with suppress(sqlite3.OperationalError):  # other processes may be creating the file; any journal mode works
                 self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=NORMAL")
             self._connection.execute(
@@ -29,18 +32,22 @@ class ReplyCache:
             raise GradingError(f"{path}: cannot be used as cache of a judge ({error}); choose another file") from error
 
     def get(self, key: bytes) -> str | None:
+        """Return the cached reply, or None."""
         with suppress(sqlite3.Error):
             for (reply,) in self._connection.execute("SELECT reply FROM replies WHERE key = ?", (key,)):
                 return reply
         return None
 
     def put(self, key: bytes, reply: str) -> None:
+        """Store a reply, ignoring failures."""
         with suppress(sqlite3.Error, UnicodeEncodeError):
             self._connection.execute("INSERT OR REPLACE INTO replies VALUES (?, ?)", (key, reply))
 
     def close(self) -> None:
+        """Close the database."""
         self._connection.close()
 
 
 def reply_key(*asked: str) -> bytes:
+    """Return the cache key of a request made of these texts."""
     return hashlib.sha256(json.dumps(asked).encode()).digest()

@@ -1,4 +1,4 @@
-"""Expressions of whole numbers modulo a prime: tell numbers apart that have too many digits to be written out.
+"""Evaluate integer expressions modulo a prime, to distinguish numbers with too many digits to write out.
 
 9^(9^9) and 9^(9^9) + 1 agree in their first 369 million digits, but not modulo a large prime.
 """
@@ -22,12 +22,12 @@ _OPERATIONS: dict[str, Callable[[int, int, int], int]] = {
 
 
 def differ(one: Node, other: Node) -> bool:
-    """Return whether two expressions of rational numbers have different residues; False where they have none."""
+    """Return whether two rational expressions have different residues; False if residues are undefined."""
     for prime in PRIMES:
         try:
             if _residue(one, prime) != _residue(other, prime):
                 return True
-        except (UndefinedError, ValueError):  # no residue, or no inverse of one
+        except (UndefinedError, ValueError):  # no residue, or no inverse
             continue
     return False
 

@@ -1,6 +1,6 @@
-"""Tables of spellings: what Unicode, LaTeX dialects and decoration are rewritten to before answers are compared.
+"""Define the rewrites of Unicode, LaTeX dialects and decoration that are applied before answers are compared.
 
-Each row keeps the meaning; what only decorates a value (a colour, a tick, Q.E.D.) is dropped.
+Each rewrite preserves meaning; mere decoration of a value (color, check mark, Q.E.D.) is dropped.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DELIMITERS = (
     (r"\^-\^\{(\w)\}", r"^{-\1}"),
     (r"\\\$|(?<![\w$}\\])\$(?=\s?\d[\d,.]*\s*$)", "¤"),  # a price, as opposed to the $ that delimits mathematics
     (r"(?:\\|\$)?textdegree\$?", "°"),
-    (r"(\$\$[^$]+\$\$)\s+(?=\$\$)", r"\1; "),  # blanks side by side
+    (r"(\$\$[^$]+\$\$)\s+(?=\$\$)", r"\1; "),  # adjacent blanks
     (r"(?<![\w)}\]])\*\*|\*\*(?![\w({\\-])|(?<=\*\*)\*", ""),
     (r"\$|\\\(|\\\)|\\\[|\\\]", ""),
 )
@@ -112,4 +112,4 @@ REWRITES = [
     for table in (_DELIMITERS, _SPACES, _DECORATION, _TEXT, _FRACTIONS, _SYMBOLS, ((r"\s+", " "),))
     for pattern, replacement in table
 ]
-"""Applied in this order to each line."""
+"""Pairs (pattern, replacement), applied in this order to each line."""

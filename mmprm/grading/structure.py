@@ -1,4 +1,4 @@
-"""Whether two readings are the same: groups by their parts, down to single values."""
+"""Compare two readings: groups part by part, down to single values."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from mmprm.grading.text import key
 
 _REALS_OR_NONE = re.compile(r"\\(?:emptyset|mathbb)|no\b|all\b")
 MAX_REPETITIVE = 30
-"""Items of a list up to which its repetitions are looked for."""
+"""Maximum number of items of a list in which repetitions are searched."""
 _OPEN_FORM = re.compile(r"\\text|\\begin|\\mathbb|\\emptyset|[<>=]|\\pm|[?]")
-"""What may stand for a list, a set or a condition."""
+"""Matches text that may represent a list, a set or a condition."""
 
 
 def same(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
-    """Compare two readings."""
+    """Compare two readings, gold first."""
     gold, given = _unnamed(_single(gold)), _unnamed(_single(given))
     given = _without_repetition(gold, given)
     if isinstance(gold, Group) and gold.marks == ("or",):  # 9/2 or 4.5
@@ -53,7 +53,7 @@ def _is_collection(answer: Answer) -> bool:
 
 
 def _single(answer: Answer) -> Answer:
-    """{5} is 5, and x in {5} too."""
+    """Return the item of a set with one element, so that {5} and x in {5} are read as 5."""
     if isinstance(answer, Group) and answer.kind == "set" and len(answer.items) == 1:
         return answer if realsets.is_explicit(answer.items[0]) else answer.items[0]
     if isinstance(answer, Group) and answer.kind == "builder":
@@ -64,7 +64,7 @@ def _single(answer: Answer) -> Answer:
 
 
 def _listed_values(builder: Group) -> Answer:
-    """{x | x=1 or x=2} is {1, 2}."""
+    """Return {1, 2} for {x | x=1 or x=2}."""
     condition = builder.items[0]
     equations = condition.items if isinstance(condition, Group) and condition.kind == "list" else (condition,)
     if all(
@@ -75,13 +75,13 @@ def _listed_values(builder: Group) -> Answer:
 
 
 def _unnamed(answer: Answer) -> Answer:
-    """The matrix, or the function by cases, of A = ..."""
+    """Return the matrix or function by cases on the right side of A = …, or the answer itself."""
     last = answer.items[-1] if isinstance(answer, Group) and set(answer.marks) == {"="} else None
     return last if isinstance(last, Group) and last.kind in ("matrix", "cases") else answer
 
 
 def _without_repetition(gold: Answer, given: Answer) -> Answer:
-    """A list without a value that it repeats exactly, or as a decimal of three places: 1/3 or 0.333."""
+    """Return a list without values that it repeats exactly or as a decimal approximation: 1/3 or 0.333."""
     if not (isinstance(given, Group) and given.kind == "list"):
         return given
     if isinstance(gold, Group) and gold.kind != "relation" and len(gold.items) >= len(given.items):
@@ -111,7 +111,7 @@ def _repeats(item: Answer, other: Answer) -> bool:
 
 
 def _same_named_set(gold: Leaf, given: Leaf) -> Outcome | None:
-    """R against "all real numbers"."""
+    """Compare sets named in words or symbols, such as R and "all real numbers"; None if neither is one."""
     one, other = realsets.real_set(gold), realsets.real_set(given)
     if one is None or other is None:
         set_and_value = (one is None) != (other is None) and not gold.prose and not given.prose
@@ -120,7 +120,7 @@ def _same_named_set(gold: Leaf, given: Leaf) -> Outcome | None:
 
 
 def _same_set(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome | None:
-    """Decided where both are sets of numbers and one at least is so by its form."""
+    """Compare sets of real numbers, if at least one answer is a set by its form; None if undetermined."""
     if not (realsets.is_explicit(gold) or realsets.is_explicit(given)):
         return None
     if any(isinstance(answer, Group) and answer.kind == "matrix" for answer in (gold, given)):
@@ -144,14 +144,14 @@ def _same_set(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome | Non
 
 
 def _is_listed(answer: Answer) -> bool:
-    """Values, which are no set of real numbers with an interior."""
+    """Return whether an answer only lists values, so that it is not a set of real numbers with an interior."""
     if isinstance(answer, Leaf):
         return number(answer.text) is not None
     return answer.kind in ("list", "blanks", "ratio", "matrix") and all(map(_is_listed, answer.items))
 
 
 def _same_blanks(gold: Group, given: Group, symbols: SymbolTest) -> Outcome:
-    """Several blanks in order; a list in one blank may be written with commas like the blanks themselves."""
+    """Compare several blanks in order; a list in one blank may use the same commas that separate the blanks."""
     if len(gold.items) == len(given.items):
         outcome = _in_order(gold.items, given.items, symbols)
         if outcome is not DIFFERENT:
@@ -174,7 +174,7 @@ def _is_permuted(gold: Sequence[Answer], given: Sequence[Answer]) -> bool:
 
 
 def _same_matrix(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
-    """Matrices entry by entry; a column or a row is also a tuple, and a binomial a column of two."""
+    """Compare matrices entry by entry; a column or row also equals a tuple, and a binomial a column of two."""
     rows = [_rows(answer) for answer in (gold, given)]
     if None in rows:
         one, other = (_entries(answer) for answer in (gold, given))
@@ -200,7 +200,7 @@ def _rows(answer: Answer) -> list[list[Answer]] | None:
 
 
 def _entries(answer: Answer) -> list[Answer] | None:
-    """The entries of a column, a row or a tuple."""
+    """Return the entries of a column, a row or a tuple, or None."""
     if isinstance(answer, Leaf):
         match = re.fullmatch(r"\\[dt]?binom\{([^{}]*)\}\{([^{}]*)\}", answer.text)
         return [Leaf(match[1]), Leaf(match[2])] if match else None
@@ -244,7 +244,10 @@ def _is_ordered(gold: Group, given: Group, names: Sequence[Sequence[str]]) -> bo
 
 
 def _same_form(gold: Group, given: Group, named: bool) -> Outcome:
-    """What equal items in another form come to: (1,2) against [1,2] is another interval, against 1, 2 open."""
+    """Return the outcome for groups with equal items in possibly different forms.
+
+    (1,2) and [1,2] are different intervals; (1,2) and a list 1, 2 are undecided.
+    """
     loose = {"blanks", "list", "set"}
     if gold.name and given.name and gold.name != given.name:
         return DIFFERENT if re.fullmatch(r"[A-Z]", gold.name + given.name) else UNDECIDED
@@ -261,7 +264,7 @@ def _same_form(gold: Group, given: Group, named: bool) -> Outcome:
 
 
 def _joined_otherwise(gold: Group, given: Group) -> bool:
-    """x<2 or x>3 is not x<2 and x>3; of values, "and" and "or" say the same."""
+    """Return whether "and" and "or" make a difference: they do for x<2 or x>3, but not for lists of values."""
     related = all(
         isinstance(item, Group) and item.kind == "relation" and set(item.marks) - {"="} for item in gold.items
     )
@@ -269,7 +272,7 @@ def _joined_otherwise(gold: Group, given: Group) -> bool:
 
 
 def _distinct_names(group: Group) -> list[str]:
-    """The names of x=1, y=2 in order; [] where they do not tell the values apart, as in x=1, x=2 or x_1=1, x_2=2."""
+    """Return the names of x=1, y=2 in order, or [] if they do not tell values apart (x=1, x=2 or x_1=1, x_2=2)."""
     names = [
         item.items[0].text
         for item in group.items
@@ -304,7 +307,10 @@ def _same_multiset(gold: Sequence[Answer], given: Sequence[Answer], symbols: Sym
 
 
 def _proportional(gold: Group, given: Group) -> Outcome | None:
-    """None unless both consist of numbers other than 0. 3:20 could be a time, which 6:40 is not."""
+    """Compare two ratios of nonzero numbers; None for others.
+
+    A ratio such as 3:20 could be a time, so that 6:40 is undecided.
+    """
     values = [[number(i.text) if isinstance(i, Leaf) else None for i in group.items] for group in (gold, given)]
     if not all(values[0]) or not all(values[1]):
         return None
@@ -316,7 +322,7 @@ def _proportional(gold: Group, given: Group) -> Outcome | None:
 
 
 def _ratio_against_value(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
-    """2:3 against 2/3 may or may not be meant the same; another value is wrong either way."""
+    """Compare a ratio with a value: 2:3 and 2/3 may or may not mean the same; any other value is different."""
     ratio, value = (gold, given) if isinstance(gold, Group) else (given, gold)
     if len(ratio.items) != 2 or not all(isinstance(item, Leaf) for item in ratio.items):
         return DIFFERENT
@@ -325,7 +331,7 @@ def _ratio_against_value(gold: Answer, given: Answer, symbols: SymbolTest) -> Ou
 
 
 def is_plain(answer: Answer) -> bool:
-    """Whether it consists of numbers and formulas only, so that an answer of another form cannot be the same."""
+    """Return whether an answer is only numbers and formulas, so that an answer of another form cannot be equal."""
     if isinstance(answer, Group):
         return all(is_plain(item) for item in answer.items)
     return bool(answer.text) and not answer.prose and not _OPEN_FORM.search(answer.text)

@@ -1,4 +1,4 @@
-"""The grader: text, structure and evaluation here, the rest in worker processes, which are killed when they hang."""
+"""Grade answers by text, structure and evaluation in this process, else in workers, which are killed if they hang."""
 
 from __future__ import annotations
 
@@ -24,30 +24,33 @@ from mmprm.grading.worker_pool import DiedError, LateError, WorkerPool
 from mmprm.types import Grading, Problem, Verdict
 
 MAX_INLINE_SECONDS = 0.05
-"""Processor time of evaluations in the calling thread, which may hold an event loop; longer ones go to a worker."""
+"""CPU time limit in seconds for the calling thread, which may run an event loop; longer evaluations go to a worker."""
 
 _VERDICTS = {SAME: Verdict.CORRECT, DIFFERENT: Verdict.INCORRECT, UNDECIDED: Verdict.UNKNOWN}
 
 Decision = tuple[Verdict, str]
-"""A verdict and its reason."""
+"""Pair (verdict, reason)."""
 
 
 class GraderConfig(Config):
+    """Configure the grader: workers, limits, closed label sets and the judge."""
+
     workers: int = Field(1, ge=1)
     """Worker processes for symbolic comparison; most answers are decided without one."""
     seconds: float = Field(5.0, gt=0)
-    """Processor time of one symbolic comparison (ten times as much by the clock); beyond it the worker dies and the
-    verdict is unknown."""
+    """CPU seconds of one symbolic comparison (ten times as many by the clock); beyond it, the worker is killed and the
+    verdict is unknown.
+    """
     memory_gib: float = Field(4.0, gt=0)
-    """Address space of one worker."""
+    """Maximum address space of one worker, in GiB."""
     max_length: int = Field(2000, ge=1)
-    """Longer answers are compared as text only."""
+    """Maximum length in characters of answers that are compared by value; longer ones are compared as text only."""
     cache_size: int = Field(200_000, ge=0)
-    """Verdicts kept, by (gold, choices, answer)."""
+    """Maximum number of cached verdicts, by (gold, choices, answer)."""
     labels: tuple[str, ...] = ()
-    """A closed set of answers, such as class names: of a gold in it, every other answer is incorrect, never unknown."""
+    """A closed set of answers, such as class names: for a gold in it, any other answer is incorrect, never unknown."""
     judge: JudgeConfig | None = None
-    """A language model for what symbols cannot decide; without one that stays unknown."""
+    """A language model for what symbols cannot decide; without one, such answers remain unknown."""
 
 
 class _SymbolsNeededError(Exception):
@@ -63,7 +66,7 @@ def _never_ask(gold: str, given: str) -> Outcome:
 
 
 def _compare_inline(gold: str, given: str) -> Outcome:
-    """Compare an option with an answer; UNDECIDED where that takes a worker."""
+    """Compare an option with an answer; UNDECIDED if that requires a worker."""
     try:
         return compare(gold, given, _never_ask)
     except TooLongError:
@@ -71,7 +74,7 @@ def _compare_inline(gold: str, given: str) -> Outcome:
 
 
 class SymbolicGrader:
-    """Grades final answers with three-valued verdicts; a Grader. Close it, or use it in a `with` block."""
+    """Grade final answers with three-valued verdicts; a Grader. Close it, or use it in a `with` block."""
 
     def __init__(self, config: GraderConfig | None = None) -> None:
         self.config = config or GraderConfig()
@@ -79,22 +82,22 @@ class SymbolicGrader:
         self._cache: dict[tuple[str, tuple[str, ...], str], Future[Decision]] = {}
         self._pool: WorkerPool | None = None
         self._lock = threading.Lock()
-        context_of(60)  # loads mpmath, which is not to happen within an event loop
+        context_of(60)  # loads mpmath, which is too slow to load within an event loop
 
     async def grade(self, problem: Problem, response: str) -> Grading:
-        """Judge the final answer of a finished response, without blocking the event loop."""
+        """Grade the final answer of a finished response, without blocking the event loop."""
         extracted = extract(response)
         if extracted is None:
             return _no_answer()
         decision = self._decide(problem, extracted)
-        if decision.done():  # nearly always, and then without a turn of the event loop
+        if decision.done():  # nearly always, and then without yielding to the event loop
             verdict, reason = decision.result()
-        else:  # a caller that gives up must not cancel the comparison for the others who wait on it
+        else:  # a cancelled caller must not cancel the comparison for others that wait for it
             verdict, reason = await asyncio.shield(asyncio.wrap_future(decision))
         return Grading(verdict, extracted, reason)
 
     def grade_many(self, pairs: Sequence[tuple[Problem, str]]) -> list[Grading]:
-        """Judge (problem, response) pairs, in order."""
+        """Grade (problem, response) pairs, in order."""
         answers = [extract(response) for _, response in pairs]
         decisions = [
             self._decide(problem, answer) if answer is not None else None
@@ -106,7 +109,7 @@ class SymbolicGrader:
         ]
 
     def close(self) -> None:
-        """Stop the workers. Comparisons under way end as unknown."""
+        """Stop the workers. Comparisons in flight end as unknown."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.close()
@@ -130,7 +133,7 @@ class SymbolicGrader:
         try:
             with time_limit(MAX_INLINE_SECONDS):
                 self._start(*entry, decision)
-        except Exception as error:  # such as RecursionError: a strange answer must not stop the others
+        except Exception as error:  # such as RecursionError: an unusual answer must not stop the others
             decision.set_result((Verdict.UNKNOWN, f"comparison failed: {type(error).__name__}"))
         return decision
 
@@ -154,13 +157,13 @@ class SymbolicGrader:
             task.add_done_callback(lambda done: self._finish(done, decision))
 
     def _finish(self, done: Future[Outcome], decision: Future[Decision]) -> None:
-        """Set the verdict of a finished comparison; whatever went wrong in it is a fact about one answer."""
+        """Set the verdict of a finished comparison; any failure affects only this answer."""
         try:
             outcome = done.result()
             decision.set_result((_VERDICTS[outcome], outcome.value))
         except LateError:
             decision.set_result((Verdict.UNKNOWN, f"no decision within {self.config.seconds:g} s"))
-        except GradingError as error:  # no comparison can run: a fact about the machine
+        except GradingError as error:  # no comparison can run: the machine is at fault, not the answer
             decision.set_exception(error)
         except DiedError as error:
             decision.set_result((Verdict.UNKNOWN, str(error)))
@@ -177,19 +180,19 @@ class SymbolicGrader:
 
 @lru_cache(maxsize=20_000)
 def opened(gold: str) -> str:
-    """Return what a gold in a wrapping states; see extract.open_gold."""
+    """Return the answer inside the wrapping of a gold, cached; see extract.open_gold."""
     return open_gold(gold)
 
 
 def options(problem: Problem) -> tuple[str, ...]:
-    """Return the choices of a problem; of one whose gold is a letter, those in its question, where it has no others."""
+    """Return the choices of a problem, or those listed in its question if it has none and the gold is a letter."""
     if problem.choices or not problem.question or not choice.is_letter(opened(problem.answer)):
         return problem.choices
     return choice.inline_choices(problem.question)
 
 
 def _shared_percent(problem: Problem, answer: str) -> str:
-    """The answer without its percent sign where the question asks for percent and the gold leaves it out."""
+    """Return the answer without its percent sign if the question asks for percent and the gold omits the sign."""
     asked = re.search(r"percent|%|百分", problem.question)
     bare = asked and re.fullmatch(r"\s*\$*\s*[\d.,]+\s*\$*\s*", problem.answer)
     return re.sub(r"\s*(?:\\?%|percent\b)", "", answer) if bare else answer

@@ -1,7 +1,7 @@
-"""The symbolic test of expressions that `expressions` cannot read (integrals, limits, matrices in products).
+"""Compare expressions that `expressions` cannot parse (integrals, limits, matrices in products).
 
-Math-verify reads them; whether they are equal is decided here, since its `verify` takes numbers below 1e-16 for zero.
-Runs in worker processes, which the grader may kill.
+Math-Verify parses them; equality is decided here, because its `verify` treats numbers below 1e-16 as zero. This module
+runs in worker processes, which the grader may kill.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome
 _EXTRACTION = [LatexExtractionConfig()]
 _ORDER = (LessThan, StrictLessThan, GreaterThan, StrictGreaterThan)
 MAX_DIGITS = 1000
-"""Digits up to which two numbers are told apart."""
+"""Maximum number of digits at which two numbers are distinguished."""
 
 
 def same(gold: str, given: str) -> Outcome:
     """Compare two expressions, or two equations or inequalities, as values.
 
-    UNDECIDED when the gold does not parse; an answer that does not parse against a gold that does is DIFFERENT.
+    UNDECIDED if the gold does not parse; DIFFERENT if only the answer does not parse.
     """
     gold_value = _parse(gold)
     if gold_value is None:
@@ -53,20 +53,20 @@ def _parse(text: str) -> Basic | MatrixBase | None:
 
 
 def _equal(gold: Expr, given: Expr) -> bool:
-    """Exactly, by expanding and simplifying, and of numbers to a thousand digits."""
+    """Return whether expressions are equal by expanding and simplifying, or, for numbers, to MAX_DIGITS digits."""
     difference = expand(gold.doit() - given.doit())
     if difference.is_zero:
         return True
     if not difference.free_symbols:
         try:
             return difference.evalf(15, maxn=MAX_DIGITS, strict=True).is_zero is True
-        except PrecisionExhausted:  # zero, as far as anybody can see
+        except PrecisionExhausted:  # zero to all digits examined
             return True
     return simplify(difference).is_zero is True
 
 
 def _equivalent(gold: Relational, given: Relational) -> bool:
-    """With both sides on the left, the two differ by a constant factor only; a negative one turns < into >."""
+    """Return whether the differences of the sides have a constant ratio; a negative one turns < into >."""
     ratio = simplify((gold.lhs - gold.rhs) / (given.lhs - given.rhs))
     if not ratio.is_number or ratio.is_zero or not ratio.is_finite:
         return False

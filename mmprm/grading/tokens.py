@@ -1,4 +1,4 @@
-"""Tokens of expressions, and the tables of names that the parser knows."""
+"""Split expressions into tokens, and define the names that the parser knows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAX_LENGTH = 2000
 
 
 class UnreadableError(ValueError):
-    """The text is no expression that this parser knows."""
+    """Raised when a text is not an expression that the parser knows."""
 
 
 _TOKEN = re.compile(
@@ -49,7 +49,7 @@ FIGURES = {"angle", "triangle", "odot", "arc", "overparen", "square", "widearc"}
 
 
 def tokenize(text: str) -> list[str]:
-    """Split a text into tokens; raises UnreadableError. A repeating decimal becomes `#` and its value."""
+    """Split a text into tokens; a repeating decimal becomes `#` and its value. Raises UnreadableError."""
     if len(text) > MAX_LENGTH:
         raise UnreadableError("too long")
     tokens: list[str] = []

@@ -1,6 +1,6 @@
-"""Units: what follows a value, with its dimension and its size, so that 100 cm is 1 m and no 100 m.
+"""Read the unit of a value with its dimension and size, so that 100 cm is 1 m but not 100 m.
 
-A unit that the tables do not know (apples) keeps its name: it may be left out, but it says nothing beside another one.
+A unit missing from the tables (apples) keeps its name: it may be omitted, but its relation to other units is unknown.
 """
 
 from __future__ import annotations
@@ -10,12 +10,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 Dimension = tuple[tuple[str, int], ...]
-"""Base dimensions with their exponents, sorted by name; a name that is not known is a dimension of its own."""
+"""Base dimensions with exponents, sorted by name; an unknown name is a dimension of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """`size` in terms of the base units of the dimension; `known` unless a factor stands in no table."""
+    """Represent a unit.
+
+    `size` is in terms of the base units of the dimension; `known` is false if a factor is missing from the tables.
+    """
 
     dimension: Dimension = ()
     size: Fraction = Fraction(1)
@@ -29,7 +32,7 @@ NO_UNIT = Unit()
 DEGREE = Unit((("degree", 1),))
 _CURRENCIES = {"¤": "dollar", "$": "dollar", "¥": "yuan", "€": "euro", "£": "pound", "₹": "rupee"}
 
-# name: (size, dimension): SI symbols take the prefixes, other names stand for themselves.
+# name: (size, dimension). SI symbols accept prefixes; the names in _PLAIN do not.
 _METRIC = {
     "m": (1, "L"),
     "g": (Fraction(1, 1000), "M"),
@@ -165,7 +168,7 @@ _COUNTERS = frozenset(
         "items",
     ]
 )
-"""Words that count without a dimension."""
+"""Words that count items and have no dimension."""
 
 
 def _dimension(text: str) -> dict[str, int]:
@@ -203,7 +206,7 @@ def _lookup(name: str) -> tuple[Fraction, dict[str, int]] | None:
 
 
 MAX_LENGTH = 100
-"""Longer texts are no units."""
+"""Maximum length of a unit in characters."""
 _PER = re.compile(r"\s*(?:/|\bper\b|\bp\.|每)\s*")
 _FACTOR = re.compile(
     r"(?P<power>square|cubic|sq\.?|cu\.?|平方|立方)?\s*(?P<name>°\s?[CF]|[^\W\d_]+|°|[$¥€£¤₹])"
@@ -214,7 +217,7 @@ _SQUARE = {"square": 2, "sq": 2, "平方": 2, "cubic": 3, "cu": 3, "立方": 3, 
 
 
 def read_unit(text: str) -> Unit | None:
-    """Return the unit that a whole text is; None for what has no form of a unit."""
+    """Return the unit that a whole text denotes, or None if it does not have the form of a unit."""
     if len(text) > MAX_LENGTH:
         return None
     text = re.sub(r"\^\s*\{\s*([-+]?\s*\d)\s*\}", r"^\1", text.strip())
@@ -223,7 +226,7 @@ def read_unit(text: str) -> Unit | None:
     )
     text = _NOISE.sub(" ", text.replace("µ", "μ")).strip(" ()")
     text = re.sub(r"\b(?:kmph|kph|mph|mps)\b", lambda match: _QUOTIENTS[match[0]], text)
-    text = re.sub(r"\bms(?=\^?-[12])", "m s", text)  # metres, not 1/milliseconds
+    text = re.sub(r"\bms(?=\^?-[12])", "m s", text)  # meters per second, not 1/milliseconds
     text = re.sub(r"°\s+([CF])\b", r"°\1", re.sub(r"\bdegrees? (?=Celsius)", "°C ", text))
     text = re.sub(r"(?:°C )?\bCelsius\b", "°C", re.sub(r"(?:degrees? )?\bFahrenheit\b", "°F", text))
     numerator, *denominators = _PER.split(text)

@@ -1,4 +1,4 @@
-"""Words around a value: what only leads to it or remarks on it, and the value that a sentence states."""
+"""Strip the words around a value that only introduce or annotate it, and find the value that a sentence states."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _REMARKS = [
         r"[,;]?\s*\b(?:because|since|rejecting|due to|as required|as desired|altogether|in (?:total|all))\b.*",
         r"[,;]?\s*\b(?:for (?:all|any|some|every|each)|for|where|when|if"
         r"|with|provided|given that)\s+(?=\W*[a-zA-Z]?\b.*).*",
-        r"[,;]\s*(?:as|which)\s+[a-z].*|[,;]\s*(?:so|and)\s+[a-z][^\d]*",  # "so the area is 36" says another value
+        r"[,;]\s*(?:as|which)\s+[a-z].*|[,;]\s*(?:so|and)\s+[a-z][^\d]*",  # "so the area is 36" states another value
         r"[,;]?\s+(?:attained|achieved|reached|obtained|occurring)\b.*|\s+at\s+\(?[a-z]\s*=.*",
         r"[,;]\s*(?:and )?(?:not|rather than|instead of)\b.*",
         r"\s*(?:,\s*|\s)[a-zA-Z]\s*\\in\s*(?:\\mathbb\s*\{?[A-Z]\}?|[NZRQ])[\^*+_]*\S*",
@@ -67,13 +67,13 @@ _FREE_CHOICE = re.compile(
 
 
 def core(text: str) -> tuple[str, str]:
-    """Return a cleaned answer without leading phrases and remarks, and the remark ("" if none)."""
+    """Return a cleaned answer without leading phrases and remarks, and the remark ("" if there is none)."""
     text = _TEXT.sub(
         lambda match: f" {match[1]} " if re.search(r"[a-zA-Z]{3,}|[\u3040-\u9fff]", match[1]) else match[0], text
     )
     text = re.sub(r"\s+", " ", text).strip().strip('"').strip()
     text = _without_leads(text)
-    if r"\begin" in text:  # its conditions are no remarks
+    if r"\begin" in text:  # the conditions of cases are not remarks
         return text, ""
     bare, remark = _without_remarks(text)
     return (text, "") if is_prose(bare) else (_without_leads(bare), remark)
@@ -90,7 +90,7 @@ def _without_remarks(text: str) -> tuple[str, str]:
 
 
 def condition(remark: str) -> str:
-    """Return the relation in a remark, such as x>0; "" for mere words."""
+    """Return the relation in a remark, such as x>0, or "" for plain words."""
     found = re.search(r"\(?([a-zA-Z]\w?\s*(?:[<>=]|\\(?:in|leq|geq|neq))[^()]*)\)?", remark)
     return re.sub(r"\s", "", found[1]) if found else ""
 
@@ -107,7 +107,7 @@ def _without_leads(text: str) -> str:
 
 
 def alternatives(gold: str) -> list[str]:
-    """Return the answers that a gold accepts: `8.75` and `35/4` of "35/4 (or 8.75)"."""
+    """Return the answers that a gold accepts: `8.75` and `35/4` for "35/4 (or 8.75)"."""
     free = _FREE_CHOICE.search(gold)
     gold = _FREE_CHOICE.sub("", gold) if free else gold
     if match := _ALTERNATIVE.fullmatch(gold):
@@ -116,7 +116,7 @@ def alternatives(gold: str) -> list[str]:
 
 
 def stated_values(sentence: str) -> list[str]:
-    """Return the values that a sentence mentions; the one that it states, where it states one, is the only one."""
+    """Return the values that a sentence mentions, or only the value that it states, if it states one."""
     sentence, _ = _without_remarks(_CONCLUSION.split(sentence)[-1])
     match = _STATED.fullmatch(sentence)
     if match is not None:
@@ -132,17 +132,17 @@ def stated_values(sentence: str) -> list[str]:
 
 
 def denies(text: str) -> bool:
-    """Return whether a text holds a negation, or bounds a value and does not state it (at most 5)."""
+    """Return whether a text contains a negation, or bounds a value instead of stating it (at most 5)."""
     return bool(_NEGATION.search(text.lower()) or excludes(text))
 
 
 def excludes(text: str) -> bool:
-    """Return whether a text that mentions one value does not mean it: not 5, more than 5."""
+    """Return whether a text mentions a value without meaning it: not 5, more than 5."""
     return _EXCLUSION.search(text.lower()) is not None
 
 
 def _unit_behind(sentence: str, end: int) -> str:
-    """The known unit that follows a value, such as cm; "" where none does."""
+    """Return the known unit that follows a value, such as " cm", or ""."""
     match = _UNIT.match(sentence, end)
     unit = read_unit(match[1]) if match and sentence[end - 1 : end + 1].strip() else None
     return f" {match[1]}" if unit and unit.known else ""

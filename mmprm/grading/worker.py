@@ -1,4 +1,4 @@
-"""A worker process of the grader: reads comparisons as JSON lines, answers each with a line.
+"""Run a worker process of the grader: read comparisons as JSON lines and answer each with a line.
 
 Run as `python -m mmprm.grading.worker SECONDS MEMORY_BYTES`; importing this module loads no symbolic library.
 """
@@ -19,10 +19,11 @@ KILLED_BY_TIMER = -signal.SIGPROF
 
 
 def main() -> None:
+    """Serve comparisons from standard input until it ends."""
     seconds, memory_bytes = float(sys.argv[1]), int(sys.argv[2])
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a library prints is no reply
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted command ends its workers itself
+    os.dup2(2, 1)  # anything that a library prints must not be taken for a reply
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted command stops its workers itself
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     prepare()
     _write(replies, READY)
@@ -31,7 +32,7 @@ def main() -> None:
 
 
 def prepare() -> None:
-    """Load the symbolic library, quiet about time limits (this module has its own), with its tables warm."""
+    """Load the symbolic library, warm its tables, and silence its warnings about time limits (set here instead)."""
     from mmprm.grading.symbols import same
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -39,10 +40,10 @@ def prepare() -> None:
 
 
 def _answer(request: dict[str, Any], seconds: float) -> dict[str, str]:
-    """Compare two answers within `seconds` of processor time, or die.
+    """Compare two answers within `seconds` of CPU time, or die.
 
-    Processor time makes the verdict independent of what else the machine does. The signal is not handled, since a
-    handler in Python would wait for the very call that hangs.
+    CPU time makes the verdict independent of other load on the machine. The signal is not handled, because a Python
+    handler would wait for the very call that hangs.
     """
     from mmprm.grading.comparison import compare
     from mmprm.grading.symbols import same

@@ -1,7 +1,8 @@
-"""Worker processes for comparisons that may hang, eat memory or crash: each costs one worker, which starts anew.
+"""Run comparisons that may hang, exhaust memory or crash in worker processes; a failure costs one worker, which
+restarts.
 
-They are plain programs of their own, neither forks of this process (which may hold an engine and its threads) nor
-importers of its main script.
+Workers are independent programs, neither forks of this process (which may hold an engine and its threads) nor importers
+of its main script.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ from mmprm.grading.outcome import Outcome
 from mmprm.grading.worker import KILLED_BY_TIMER, READY
 
 START_SECONDS = 180
-"""Loading the symbolic library takes one second, on a busy machine with cold disks many."""
+"""Startup timeout; loading the symbolic library takes one second, but many on a busy machine with a cold disk."""
 
 
 class LateError(Exception):
-    """A comparison used up its time."""
+    """Raised when a comparison exceeds its time limit."""
 
 
 class DiedError(Exception):
-    """A worker died in a comparison, or could not finish it."""
+    """Raised when a worker dies during a comparison or cannot finish it."""
 
 
 class WorkerPool:
-    """Up to `size` workers, started at need. Comparisons wait for a free one in order."""
+    """Manage up to `size` workers, started on demand. Comparisons wait for a free worker in order."""
 
     def __init__(self, size: int, seconds: float, memory_bytes: int) -> None:
         self._arguments = seconds, memory_bytes
@@ -46,11 +47,11 @@ class WorkerPool:
         self._closed = False
 
     def compare(self, gold: str, answer: str, labels: Sequence[Sequence[str]] = ()) -> Future[Outcome]:
-        """Return the outcome to come: LateError, DiedError, or GradingError where no worker can start."""
+        """Return a future for the outcome; it raises LateError, DiedError, or GradingError if no worker can start."""
         return self._threads.submit(self._compare, {"gold": gold, "answer": answer, "labels": labels})
 
     def close(self) -> None:
-        """Kill the workers; comparisons under way end with DiedError."""
+        """Kill the workers; comparisons in flight end with DiedError."""
         with self._lock:
             self._closed = True
             for worker in self._workers:
@@ -58,17 +59,18 @@ class WorkerPool:
         self._threads.shutdown(cancel_futures=True)
 
     def pids(self) -> list[int]:
+        """Return the process ids of the workers."""
         return [worker.process.pid for worker in self._workers]
 
     def _compare(self, request: dict[str, object]) -> Outcome:
         worker = self._worker()
         try:
             return worker.ask(request)
-        except _GoneError:  # killed from outside, maybe while it was idle: by no fault of this comparison
+        except _GoneError:  # killed from outside, possibly while idle, so not because of this comparison
             return self._worker().ask(request)
 
     def _worker(self) -> _Worker:
-        """The worker of this thread; a new one if that has ended."""
+        """Return this thread's worker, starting a new one if it has ended."""
         worker: _Worker | None = getattr(self._local, "worker", None)
         if worker is not None and worker.process.poll() is None:
             return worker
@@ -87,10 +89,12 @@ class WorkerPool:
 
 
 class _GoneError(DiedError):
-    """The worker was killed from outside."""
+    """Raised when a worker was killed from outside."""
 
 
 class _Worker:
+    """Run one worker process and exchange JSON lines with it."""
+
     def __init__(self, seconds: float, memory_bytes: int) -> None:
         self._seconds, self._memory_bytes = seconds, memory_bytes
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the worker)
@@ -103,6 +107,7 @@ class _Worker:
         )
 
     def wait_until_ready(self) -> None:
+        """Wait until the worker has loaded the symbolic library. Raises GradingError if it cannot start."""
         line = self._read(START_SECONDS)
         if line and json.loads(line) == READY:
             return
@@ -115,6 +120,7 @@ class _Worker:
         )
 
     def ask(self, request: dict[str, object]) -> Outcome:
+        """Return the outcome of a comparison. Raises LateError or DiedError, and kills the worker unless it replied."""
         try:
             self.process.stdin.write((json.dumps(request) + "\n").encode())
             self.process.stdin.flush()
@@ -137,6 +143,7 @@ class _Worker:
         return Outcome[reply["outcome"]]
 
     def kill(self) -> None:
+        """Kill the process and close its streams."""
         self.process.kill()
         self.process.wait()
         for stream in (self.process.stdin, self.process.stdout, self._errors):
@@ -144,7 +151,7 @@ class _Worker:
                 stream.close()
 
     def _read(self, seconds: float) -> bytes | None:
-        """One line; b"" when the worker has ended, None when it says nothing for so long."""
+        """Return one line; b"" if the worker has ended, None if it does not reply within `seconds`."""
         try:
             ready, _, _ = select.select([self.process.stdout], [], [], seconds)
             line = self.process.stdout.readline() if ready else None

@@ -54,6 +54,7 @@ class _StatsKeeper:
         self.stats = EngineStats()
 
     def record(self, scheduler_stats: Any, iteration_stats: Any, *_: Any, **__: Any) -> None:
+        """Add the statistics of one engine step."""
         stats = self.stats
         if scheduler_stats is not None:
             prefix_cache = scheduler_stats.prefix_cache_stats
