@@ -90,15 +90,13 @@ def fit(
         if first > 0 and due(first) and first not in evaluated:
             evaluation = evaluate(first)
         for done, step in enumerate(_steps(task, config, ranks, first), start=first + 1):
-            started, rate = time.perf_counter(), engine.learning_rate
+            started, rate = time.perf_counter(), engine.learning_rate  # engine.step advances the rate
             losses = (partial(_loss, task=task, batch=next(collated), filler=micro.filler) for micro in step.own)
             loss, norm = engine.step(losses, step.terms)
             bad_steps = bad_steps + 1 if engine.skipped else 0
             seconds = time.perf_counter() - started
-            metrics = {"loss": loss, "learning_rate": rate, "seconds": seconds, "skipped": float(engine.skipped)}
-            metrics |= {} if norm is None else {"gradient_norm": norm}
-            metrics |= {"tokens_per_second": step.tokens / seconds, "terms_per_second": step.terms / seconds}
             if log:
+                metrics = _step_metrics(step, loss, norm, rate, seconds, engine.skipped)
                 shown = engine.skipped or done % config.log_every == 0 or done == total
                 log.write("train", done, metrics, shown, total)
             if bad_steps == config.max_bad_steps:
@@ -110,12 +108,7 @@ def fit(
             if due(done):
                 evaluation = evaluate(done)
             if stopping:
-                if log:
-                    print(
-                        f"{folder}: {stop.name}; saved after step {done} of {total}. Run the same command to resume",
-                        flush=True,
-                    )
-                raise KeyboardInterrupt if stop.interrupted else SystemExit(0)
+                raise _stopped(stop, f"{folder}: {stop.name}; saved after step {done} of {total}" if log else None)
         return task.evaluate(engine) if evaluation is None else evaluation
 
 
@@ -140,6 +133,22 @@ def _steps(task: Task, config: TrainingConfig, ranks: Ranks, first: int) -> Iter
                     tokens=sum(task.lengths[sample] for sample in batch),
                 )
             number += 1
+
+
+def _step_metrics(
+    step: _Step, loss: float, norm: float | None, rate: float, seconds: float, skipped: bool
+) -> dict[str, float]:
+    """Return the metrics of one optimizer step; the gradient norm is omitted if it was not computed."""
+    metrics = {"loss": loss, "learning_rate": rate, "seconds": seconds, "skipped": float(skipped)}
+    metrics |= {} if norm is None else {"gradient_norm": norm}
+    return metrics | {"tokens_per_second": step.tokens / seconds, "terms_per_second": step.terms / seconds}
+
+
+def _stopped(stop: StopRequest, message: str | None) -> BaseException:
+    """Print how to resume, if there is a message, and return the exception that ends the run."""
+    if message is not None:
+        print(f"{message}. Run the same command to resume", flush=True)
+    return KeyboardInterrupt() if stop.interrupted else SystemExit(0)
 
 
 def _too_many(bad_steps: int, done: int, checkpoint: Path | None) -> TrainingError:

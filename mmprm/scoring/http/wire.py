@@ -33,6 +33,8 @@ class ImageIn(_Message):
 
 
 class SolutionIn(_Message):
+    """A solution to score."""
+
     id: str = Field("", max_length=1000)
     """Name of the solution in error messages."""
     question: str
@@ -44,11 +46,15 @@ class SolutionIn(_Message):
 
 
 class BatchIn(_Message):
+    """Several solutions to score in one request."""
+
     solutions: list[Any] = Field(json_schema_extra={"items": {"$ref": "#/components/schemas/SolutionIn"}})
     """Each is validated on its own, so that an invalid one does not affect the others."""
 
 
 class ErrorDetail(_Message):
+    """Why a request or one of its solutions was refused."""
+
     type: str
     """invalid_request, too_large, unscorable, unauthorized, not_found, busy, loading, closing or internal."""
     message: str
@@ -58,10 +64,14 @@ class ErrorDetail(_Message):
 
 
 class ErrorOut(_Message):
+    """The body of an error, or the result of a solution that could not be scored."""
+
     error: ErrorDetail
 
 
 class Judged(_Message):
+    """The scores of one solution."""
+
     scores: list[float]
     """P(step is correct), one per step."""
     aggregate: float
@@ -69,6 +79,8 @@ class Judged(_Message):
 
 
 class ScoreOut(Judged):
+    """The answer to a request with one solution."""
+
     aggregator: str
     model: str
     fingerprint: str = ""
@@ -76,6 +88,8 @@ class ScoreOut(Judged):
 
 
 class BatchOut(_Message):
+    """The answer to a request with several solutions."""
+
     results: list[Judged | ErrorOut]
     """Results in the order of the solutions."""
     aggregator: str
@@ -85,6 +99,8 @@ class BatchOut(_Message):
 
 
 class ModelOut(_Message):
+    """What the service serves, and its limits."""
+
     model: str
     fingerprint: str = ""
     """Distinguishes models of the same name: a hash over the configuration and samples of the weight files."""
