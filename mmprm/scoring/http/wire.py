@@ -221,8 +221,8 @@ def _decoded(text: str, field: str) -> bytes:
 
 
 def _read(path: str, field: str, root: Path | None, most: int) -> bytes:
-    """Read at most `most` + 1 bytes of a regular file below the root. A path outside the root is reported like a
-    missing file."""
+    """Read at most `most` + 1 bytes of a regular file below the root. For a path outside the root, the error does not
+    reveal whether it exists."""
     if root is None:
         raise Refused(422, "invalid_request", "paths are not taken here (image_root is not set); send data", field)
     try:
