@@ -32,4 +32,4 @@ def test_grader_runs_inside_an_actor() -> None:
     finally:
         if started:
             ray.shutdown()
-    assert verdicts == [Verdict.CORRECT, Verdict.UNKNOWN, Verdict.INCORRECT]
+    assert verdicts == [Verdict.CORRECT, Verdict.INCORRECT, Verdict.INCORRECT]
