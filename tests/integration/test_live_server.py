@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -112,7 +113,7 @@ async def test_the_server_writes_what_our_own_engine_writes(server_url, sampler,
     async with served(server_url, temperature=0) as remote:
         for request in requests:
             (ours,), (theirs,) = await sampler.sample(request), await remote.sample(request)
-            assert theirs == ours
+            assert theirs == replace(ours, tokens=None)  # servers do not return token ids
             assert theirs.token_count > (8 if request.problem.pictures else 2)
 
 

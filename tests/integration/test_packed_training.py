@@ -98,7 +98,7 @@ def test_two_ranks_train_as_one(separate: Path, random_policy_folder: Path, labe
 def test_a_model_that_cannot_says_so(
     random_policy_folder: Path, labels: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A sliding window is no mask of ours: one path a row, with a word."""
+    """A sliding window is not among our masks: each row holds one path, with a warning."""
     base = tmp_path / "base"
     shutil.copytree(random_policy_folder, base)
     config = json.loads((base / "config.json").read_text())
@@ -106,4 +106,4 @@ def test_a_model_that_cannot_says_so(
     config["text_config"]["use_sliding_window"] = True
     (base / "config.json").write_text(json.dumps(config))
     train_prm(TrainConfig(**settings(base, labels, tmp_path / "run", "trees")))
-    assert "packing=trees becomes none" in capsys.readouterr().out
+    assert "packing=trees does not work for" in capsys.readouterr().out
