@@ -63,4 +63,4 @@ def test_nothing_outlives_a_driver_that_is_killed(tmp_path: Path, number: signal
         actor = int(driver.stdout.readline())
         assert actor in living(mark)
         driver.send_signal(number)
-    assert until(lambda: not living(mark) and not folder.exists(), 20), living(mark)
+    assert until(lambda: not living(mark) and not folder.exists(), 40), living(mark)
