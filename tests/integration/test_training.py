@@ -295,5 +295,5 @@ def check_parts(found: dict[str, Any], not_in_parts: list[str]) -> None:
 
 def test_nothing_to_train_on(random_policy_folder: Path, labels: Path, tmp_path: Path) -> None:
     values = settings(random_policy_folder, labels, tmp_path)
-    with pytest.raises(DataError, match="no labelled path of at most 10 tokens"):
+    with pytest.raises(DataError, match="no labelled path of at most max_length=10 tokens"):
         train_prm(TrainConfig(**values, max_length=10))
