@@ -347,7 +347,7 @@ def test_two_runs_with_the_same_ids_are_not_mixed() -> None:
 
 
 def test_published_sets_where_they_are() -> None:
-    folder = Path("/work/shared/data")
+    folder = Path(__file__).parents[4] / "shared" / "data"
     files = [*folder.glob("[Pp]rocess[Bb]ench/*.json*"), *folder.glob("[Vv]isual[Pp]rocess[Bb]ench/*.jsonl")]
     if not files:
         pytest.skip("neither ProcessBench nor VisualProcessBench lies in the shared data")
