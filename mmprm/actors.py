@@ -116,7 +116,7 @@ async def guarded(main: Coroutine[Any, Any, T]) -> T:
             _abandon(reason)
             task.cancel()
             await asyncio.wait({task}, timeout=CLOSE_SECONDS)
-            raise EngineStoppedError(f"{reason}; what was finished is kept, and the same command goes on from there")
+            raise EngineStoppedError(f"{reason}; what was finished is kept, and the same command resumes from there")
         return task.result()
     finally:
         watch.cancel()

@@ -144,7 +144,7 @@ class Loop:
             finally:
                 self._report()
         if stopping:
-            print(f"{self._output}: {stop.name}; saved after step {step} of {self._total}, the same command goes on")
+            print(f"{self._output}: {stop.name}; saved after step {step} of {self._total}, the same command resumes")
             if stop.interrupted:
                 raise KeyboardInterrupt
         elif self._config.ends_by_passes:

@@ -117,10 +117,10 @@ def run_stages(
             raise KeyboardInterrupt
         if code not in (0, _TERMINATED):
             raise TrainingError(
-                f"{stage.name} of {path} ended with exit code {code}, see above; the same command goes on from there"
+                f"{stage.name} of {path} ended with exit code {code}, see above; the same command resumes from there"
             )
         if not stage.policy.is_dir():
-            print(f"{stage.name}: stopped; the same command goes on", flush=True)
+            print(f"{stage.name}: stopped; the same command resumes", flush=True)
             return None
     return stages[-1].policy
 

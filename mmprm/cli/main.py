@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"mmprm {name}: {text}; check the disk and the path, then run it again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        kept = "; the same command goes on from what was saved" if name in RESUMABLE else ""
+        kept = "; the same command resumes from what was saved" if name in RESUMABLE else ""
         print(f"mmprm {name}: stopped{kept}", file=sys.stderr)
         if ends_process:  # the exit must not be interrupted
             for number in (signal.SIGTERM, signal.SIGINT):

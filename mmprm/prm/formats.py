@@ -17,6 +17,7 @@ Shapes: B solution, T token.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -63,7 +64,7 @@ class Marked:
     places: Sequence[int]
 
 
-class Format:
+class Format(ABC):
     """Renders solutions for one family. `yes_id` and `no_id` are None for a family with a scoring head."""
 
     yes_id: int | None = None
@@ -73,9 +74,9 @@ class Format:
         self.head, self.processor, self.tokens = head, processor, tokens
         self.tokenizer = tokenizer_of(processor)
 
+    @abstractmethod
     def mark(self, solution: Solution) -> Marked:
         """Return the tokens of a solution; raise DataError if the family cannot express it."""
-        raise NotImplementedError
 
     def mark_many(self, solutions: Sequence[Solution]) -> list[Marked]:
         """Return the tokens of several solutions."""

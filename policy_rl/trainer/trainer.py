@@ -328,5 +328,5 @@ class Trainer:
         if self._bad_updates >= most:
             raise TrainingError(
                 f"{most} updates in a row had a loss or a gradient that is not finite and were skipped; "
-                "with a lower trainer.optimisation.learning_rate the same command goes on from the last checkpoint"
+                "with a lower trainer.optimisation.learning_rate the same command resumes from the last checkpoint"
             )

@@ -138,7 +138,7 @@ def test_a_command_unwinds_on_a_signal(
     monkeypatch.setattr(cli.importlib, "import_module", lambda name: module)
     assert cli.main(["annotate"]) == code
     assert (unwound, signal.getsignal(signal.SIGTERM)) == ([True], before)
-    assert "annotate: stopped; the same command goes on from what was saved" in capsys.readouterr().err
+    assert "annotate: stopped; the same command resumes from what was saved" in capsys.readouterr().err
     cli.main(["score"])
     assert capsys.readouterr().err == "mmprm score: stopped\n"
 

@@ -58,7 +58,8 @@ def test_a_context_that_ends_completions_early_is_told(capsys: pytest.CaptureFix
 
 
 def test_one_greedy_sample_is_no_fault() -> None:
-    check_policy(TINY, SHORT.model_copy(update={"temperature": 0}), PLAIN, PROBLEMS)
+    owner = check_policy(TINY, SHORT.model_copy(update={"temperature": 0}), PLAIN, PROBLEMS)
+    assert hasattr(owner, "image_processor")
 
 
 @pytest.mark.parametrize(

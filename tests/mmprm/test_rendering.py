@@ -161,11 +161,18 @@ def test_a_prompt_that_cannot_be_is_refused_before_the_start(
         check_rendering(Owner(template), [problem(), problem(pictures=pictures)], PromptConfig(preset="plain", **given))
 
 
-def test_what_can_be_is_not() -> None:
-    problems = [problem(" How\nmany? "), problem("A <image>, B <image>", pictures=2)]
-    check_rendering(Owner(CHATML), problems, PromptConfig(preset="plain"))
-    check_rendering(Owner(EMPTY_FOR_PARTS), problems, PromptConfig(preset="plain", template="raw"))
-    check_rendering(Owner(SWITCH), problems, PromptConfig(template_options={"enable_thinking": False}))
+@pytest.mark.parametrize(
+    ("template", "given"),
+    [
+        (CHATML, {"preset": "plain"}),
+        (EMPTY_FOR_PARTS, {"preset": "plain", "template": "raw"}),
+        (SWITCH, {"template_options": {"enable_thinking": False}}),
+    ],
+)
+def test_a_prompt_that_holds_its_question_passes(template: str, given: dict) -> None:
+    problems, prompt = [problem(" How\nmany? "), problem("A <image>, B <image>", pictures=2)], PromptConfig(**given)
+    check_rendering(Owner(template), problems, prompt)
+    assert all("many?" in render(Owner(template), each, "", prompt) for each in problems[:1])
 
 
 def test_options_that_are_set_anyway_are_refused() -> None:

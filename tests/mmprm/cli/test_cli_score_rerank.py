@@ -208,7 +208,7 @@ def test_stopped_while_it_samples_it_goes_on_from_what_it_has(
 ) -> None:
     reranked.stop_after = "p1"
     assert reranked() == 130
-    assert "the same command goes on from what was saved" in capsys.readouterr().err
+    assert "the same command resumes from what was saved" in capsys.readouterr().err
     reranked.stop_after = ""
     assert reranked() == 0
     assert reranked.asked == [["p1", "p2", "p3"], ["p2", "p3"]]

@@ -255,4 +255,6 @@ def test_an_address_has_a_share_of_what_is_unanswered() -> None:
 
 
 def test_a_single_full_request_always_fits_in_a_share() -> None:
-    Traffic(Limits(in_flight=3, solutions=3)).holding("a", 3).__enter__()
+    traffic = Traffic(Limits(in_flight=3, solutions=3))
+    with traffic.holding("a", 3):
+        assert traffic.solutions["a"] == 3
