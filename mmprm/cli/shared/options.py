@@ -25,6 +25,7 @@ def add_config_options(parser: argparse.ArgumentParser, model: type[Config], pre
         "--set", dest=sets, metavar="KEY=VALUE", action="append", default=[], help="override one key; repeatable"
     )
     parser.epilog = f"{parser.epilog or ''}\n\nkeys:\n{key_table(model)}".strip()
+    parser.config_model = model  # read by the command reference of the documentation
 
 
 def load_config(arguments: argparse.Namespace, model: type[C], *overrides: str) -> C:
