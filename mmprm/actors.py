@@ -210,6 +210,12 @@ def _hide_token() -> None:
         (Path.home() / ".ray/auth_token").chmod(0o600)
 
 
+def _has_token() -> bool:
+    from ray._raylet import AuthenticationTokenLoader
+
+    return AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
+
+
 def _keep_to_loopback() -> None:
     os.environ[LOOPBACK_ONLY] = "0"
     from ray._private import ray_constants
@@ -234,14 +240,25 @@ def _check_reachable(address: str, source: str) -> None:
     if client:
         return
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", f"{host}:{port}"]
+    # `ray start --head` and ray.init use a token that they find; the health check does so only if it is told to.
+    told = {"RAY_AUTH_MODE": "token"} if _has_token() else {}
+    environment = told | os.environ
     try:
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=HEALTH_SECONDS, check=False)
+        asked = subprocess.run(
+            command, capture_output=True, text=True, timeout=HEALTH_SECONDS, check=False, env=environment
+        )
     except subprocess.TimeoutExpired:
         raise SetupError(
             f"{source}={address}: what listens there does not answer as Ray in {HEALTH_SECONDS:g} s; {way_out}"
         ) from None
     if asked.returncode:
         reason = (asked.stderr.strip().splitlines() or ["no reason given"])[-1]
+        if "AuthenticationError" in reason:
+            raise SetupError(
+                f"{source}={address}: the Ray there asks for its token, and this machine has "
+                f"{'another one' if _has_token() else 'none'}: copy ~/.ray/auth_token of the machine on which the head "
+                "was started to here, or name a copy of it by RAY_AUTH_TOKEN_PATH"
+            )
         raise SetupError(f"{source}={address}: no healthy Ray answers there ({reason}); {way_out}")
 
 

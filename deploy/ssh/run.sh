@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# Run a command on machines that ssh reaches without a password, from this one, which is the first of them:
+#
+#   HOSTS="10.0.0.1 10.0.0.2" deploy/ssh/run.sh ray annotate --config configs/annotate/internvl3-8b.yaml
+#   HOSTS="10.0.0.1 10.0.0.2" deploy/ssh/run.sh torchrun train --config configs/train/internvl3-38b.yaml
+#
+# The repository is at the same path on all of them. SIGTERM or Ctrl-C to this script makes the command save and end. The
+# output of every other machine is in LOGS (default: runs/ssh) of this one.
+set -euo pipefail
+
+: "${HOSTS:?names or addresses of the machines, this one first}"
+launcher=${1:?ray or torchrun}
+shift
+read -r -a hosts <<<"$HOSTS"
+nodes=${#hosts[@]} head=${hosts[0]} logs=${LOGS:-runs/ssh} run_id=$$
+mkdir -p "$logs"
+source deploy/env.sh
+
+case $launcher in
+ray)
+  read -r -a options <<<"${RAY_OPTIONS:-}" # further options of `ray start`, as RAY_OPTIONS="--num-gpus=4"
+  node=(python deploy/ray_node.py --nodes "$nodes" --head "$head" --port "${RAY_PORT:-6379}" "${options[@]}")
+  ;;
+torchrun)
+  node=(env NODES="$nodes" HEAD="$head" RUN_ID="$run_id" PORT="${PORT:-29400}" RANKS="${RANKS:-gpu}"
+    deploy/torchrun_node.sh "$@")
+  ;;
+*)
+  echo "run.sh: $launcher must be ray or torchrun" >&2
+  exit 2
+  ;;
+esac
+
+# Quoted, because ssh joins its words and the other machine's shell splits them again. `exec` keeps the process id.
+folder=$(printf '%q' "$PWD")
+started=()
+for rank in $(seq 1 $((nodes - 1))); do
+  remote=("${node[@]}")
+  [[ $launcher == torchrun ]] || remote+=(--rank "$rank")
+  line="cd $folder && source deploy/env.sh && exec$(printf ' %q' "${remote[@]}")"
+  ssh -o BatchMode=yes "${hosts[rank]}" "bash -c $(printf '%q' "$line")" >"$logs/${hosts[rank]}.log" 2>&1 </dev/null &
+  started+=("$!")
+done
+
+if [[ $launcher == ray ]]; then
+  node+=(--rank 0 -- mmprm "$@")
+fi
+"${node[@]}" &
+command=$!
+trap 'kill -TERM "$command"' TERM INT
+
+code=0
+while kill -0 "$command" 2>/dev/null; do # a signal ends `wait` before the command ends
+  code=0
+  wait "$command" || code=$?
+done
+# The others end by themselves, because the head is gone.
+for process in "${started[@]}"; do
+  wait "$process" || echo "run.sh: a machine ended with exit code $?; see $logs" >&2
+done
+exit "$code"

@@ -1,0 +1,72 @@
+"""The token of a Ray cluster: it is used where it is, and its lack is named."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmprm import actors
+from mmprm.errors import SetupError
+
+REFUSED = "ray.exceptions.AuthenticationError: RPC error: InvalidAuthToken: Authentication token is missing"
+
+
+@pytest.fixture
+def listener() -> Iterator[str]:
+    """An address at which something listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+@pytest.fixture
+def modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str | None]:
+    """The authentication mode of each health check, which a Ray that asks for its token refuses."""
+    found: list[str | None] = []
+
+    def refuse(command: list[str], env: dict[str, str], **_: Any) -> subprocess.CompletedProcess[str]:
+        found.append(env.get("RAY_AUTH_MODE"))
+        return subprocess.CompletedProcess(command, 1, "", f"Traceback\n{REFUSED}\n")
+
+    monkeypatch.setattr(actors.subprocess, "run", refuse)
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    return found
+
+
+def test_a_missing_token_is_named(listener: str, modes: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actors, "_has_token", lambda: False)
+    with pytest.raises(SetupError, match=r"asks for its token, and this machine has none: copy ~/\.ray/auth_token"):
+        actors._check_reachable(listener, "ray_address")
+    assert modes == [None]
+
+
+def test_a_token_that_is_there_is_used(listener: str, modes: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actors, "_has_token", lambda: True)
+    with pytest.raises(SetupError, match="this machine has another one: copy"):
+        actors._check_reachable(listener, "RAY_ADDRESS")
+    assert modes == ["token"]
+
+
+def test_a_mode_that_is_set_stays(listener: str, modes: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(actors, "_has_token", lambda: True)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(SetupError):
+        actors._check_reachable(listener, "RAY_ADDRESS")
+    assert modes == ["disabled"]
+
+
+def test_a_token_is_found_where_ray_looks_for_it(tmp_path: Path) -> None:
+    """In a process of its own: Ray reads it once."""
+    code = "from mmprm.actors import _has_token; print(_has_token())"
+    (tmp_path / "token").write_text("0" * 64)
+    for values, found in (({}, "False"), ({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}, "True")):
+        environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"} | values
+        command = [actors.sys.executable, "-c", code]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.strip() == found
