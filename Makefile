@@ -6,7 +6,7 @@ BIN := .venv/bin
 SHIM := .ci/torchvision-cpu
 SHIM_FILES := $(addprefix $(SHIM)/,pyproject.toml setup.py torchvision_cpu.py torchvision_cpu.pth)
 
-.PHONY: setup demo test check trl gpu-check bench-grading bench-annotate bench-borders bench-prm bench-rl clean
+.PHONY: setup demo test test-cluster check trl gpu-check bench-grading bench-annotate bench-borders bench-prm bench-rl clean
 
 setup: .venv/.installed-$(EXTRA)
 
@@ -35,6 +35,10 @@ test: setup
 	$(BIN)/pytest --ignore tests/integration --ignore tests/policy_rl
 	$(BIN)/pytest tests/policy_rl
 	$(BIN)/pytest tests/integration
+
+# What can be checked of several machines on one: also part of `make test`.
+test-cluster: setup
+	$(BIN)/pytest tests/test_deploy.py tests/mmprm/test_actors_token.py tests/integration/test_cluster.py
 
 # TRL's trainer, beside the environment and not in it: tests/integration/test_trl_export.py runs one step of it.
 trl: setup
