@@ -6,7 +6,7 @@ BIN := .venv/bin
 SHIM := .ci/torchvision-cpu
 SHIM_FILES := $(addprefix $(SHIM)/,pyproject.toml setup.py torchvision_cpu.py torchvision_cpu.pth)
 
-.PHONY: setup demo test test-cluster check trl gpu-check bench-grading bench-annotate bench-borders bench-prm bench-rl clean
+.PHONY: setup demo test test-cluster check trl gpu-check bench-grading bench-annotate bench-borders bench-prm bench-rl docs clean
 
 setup: .venv/.installed-$(EXTRA)
 
@@ -62,6 +62,14 @@ bench-prm: trl
 
 bench-rl: trl
 	$(BIN)/python benchmarks/rl.py
+
+# Builds the documentation into build/site, without network access once the packages are installed.
+docs: setup .venv/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+.venv/.installed-docs: pyproject.toml | setup
+	$(BIN)/pip install --quiet -e '.[docs]'
+	touch $@
 
 clean:
 	rm -rf .venv .venv-trl runs build *.egg-info

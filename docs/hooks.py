@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import annotated_types
 from pydantic import AfterValidator
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 FOLDER = "reference"
 YAML_NAMES = {"None": "null", "True": "true", "False": "false", "()": "[]", "": '""'}
-TYPE_NAMES = {str: "text", int: "integer", float: "number", bool: "true or false", dict: "mapping"}
-LIST_TYPES = (list, tuple)
+TYPE_NAMES = {str: "string", int: "integer", float: "number", bool: "boolean", NoneType: "null"}
+PLURALS = {"number": "numbers", "group": "groups", "integer": "integers", "string": "strings", "path": "paths"}
 BOUNDS = {
     annotated_types.Ge: ("ge", "≥"),
     annotated_types.Gt: ("gt", ">"),
@@ -55,8 +55,9 @@ def command_page(name: str) -> str:
     """Return the reference of one command: description, arguments, and keys, then those of its subcommands."""
     parser = command_parser(name)
     parts = [f"# mmprm {name}", *_parser_parts(parser)]
+    first_with_keys: dict[type[Config], str] = {}
     for sub in _subparsers(parser):
-        parts += [f"## {sub.prog}", *_parser_parts(sub)]
+        parts += [f"## {sub.prog}", *_parser_parts(sub, first_with_keys)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -71,12 +72,7 @@ def command_parser(name: str) -> argparse.ArgumentParser:
 
 def type_text(field: FieldInfo) -> str:
     """Return the type of a key for readers, with its bounds: "integer ≥ 1 or null"."""
-    text = _type_text(field.annotation)
-    if any(isinstance(item, AfterValidator) for item in field.metadata):
-        text = re.sub(r"\btext\b", "path", text)
-    if bounds := _bounds(field.metadata):
-        text = re.sub(r"\b(integer|number)\b", rf"\1 {bounds}", text)
-    return text
+    return _with_metadata(_type_text(field.annotation), field.metadata)
 
 
 def _subparsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
@@ -84,14 +80,22 @@ def _subparsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser
     return [sub for action in actions for sub in action.choices.values()]
 
 
-def _parser_parts(parser: argparse.ArgumentParser) -> Iterator[str]:
+def _parser_parts(
+    parser: argparse.ArgumentParser, first_with_keys: dict[type[Config], str] | None = None
+) -> Iterator[str]:
+    """Yield the parts of a section; a table of keys that is already on the page is referred to by its command."""
     yield _escaped(parser.description or "")
     yield from map(_paragraph, _epilog(parser).split("\n\n"))
     if rows := [_argument_row(action) for action in parser._actions if _is_shown(action)]:
         yield "| argument | description |\n|---|---|\n" + "\n".join(rows)
     model = getattr(parser, "config_model", None)
-    if model is not None:
+    if model is None:
+        return
+    first = (first_with_keys if first_with_keys is not None else {}).setdefault(model, parser.prog)
+    if first == parser.prog:
         yield from _key_tables(model)
+    else:
+        yield f"The keys are those of `{first}`."
 
 
 def _epilog(parser: argparse.ArgumentParser) -> str:
@@ -127,7 +131,7 @@ def _key_tables(model: type[Config]) -> Iterator[str]:
     """Yield one table per group of keys, the ungrouped ones first."""
     rows = sorted(describe(model), key=lambda row: _group(model, row[0]) != "")
     for group, members in groupby(rows, key=lambda row: _group(model, row[0])):
-        yield f"### {group}" if group else "### Keys"
+        yield f"### `{group}`" if group else "### Keys"
         lines = ["| key | type | default | description |", "|---|---|---|---|"]
         lines += [_key_row(model, *row) for row in members]
         yield "\n".join(lines)
@@ -157,32 +161,34 @@ def _nested(annotation: Any) -> list[type[Config]]:
 
 
 def _type_text(annotation: Any) -> str:
-    parts = get_args(annotation)
-    if get_origin(annotation) is Literal:
-        return ", ".join(f"`{value}`" for value in parts)
-    if isinstance(annotation, type) and issubclass(annotation, Config):
-        return "group"
-    if get_origin(annotation) in LIST_TYPES:
-        return f"list of {_type_text(parts[0])}"
-    if get_origin(annotation) is dict:
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _with_metadata(_type_text(parts[0]), parts[1:])
+    if origin is Literal:
+        return ", ".join(f"`{YAML_NAMES.get(str(value), value)}`" for value in parts)
+    if origin in (list, tuple):
+        return f"list of {PLURALS.get(_type_text(parts[0]), _type_text(parts[0]))}"
+    if origin is dict:
         return "mapping"
-    if parts:  # a union, or a type with metadata
-        return _joined([_type_text(part) for part in parts if isinstance(part, type) or get_origin(part)])
-    return "null" if annotation is NoneType else TYPE_NAMES.get(annotation, getattr(annotation, "__name__", "any"))
+    if parts:  # a union: null comes last
+        names = dict.fromkeys(_type_text(part) for part in parts)
+        return " or ".join(sorted(names, key=lambda name: name == "null"))
+    if _nested(annotation):
+        return "group"
+    return TYPE_NAMES.get(annotation, "any value")
 
 
-def _joined(names: list[str]) -> str:
-    """Join the members of a union, `null` last."""
-    unique = sorted(dict.fromkeys(names), key=lambda name: name == "null")
-    return " or ".join(unique)
+def _with_metadata(text: str, metadata: Sequence[Any]) -> str:
+    """Add the bounds to the name of a type; a string with a validator is a path."""
+    if any(isinstance(item, AfterValidator) for item in metadata):
+        text = re.sub(r"\bstring\b", "path", text)
+    bounds = ", ".join(_bound(item) for item in metadata if type(item) in BOUNDS)
+    return re.sub(r"\b(integer|number)\b", rf"\1 {bounds}", text) if bounds else text
 
 
-def _bounds(metadata: list[Any]) -> str:
-    return ", ".join(f"{sign} {getattr(item, name)}" for item in metadata for name, sign in _signs(item))
-
-
-def _signs(item: Any) -> list[tuple[str, str]]:
-    return [BOUNDS[type(item)]] if type(item) in BOUNDS else []
+def _bound(item: Any) -> str:
+    name, sign = BOUNDS[type(item)]
+    return f"{sign} {getattr(item, name)}"
 
 
 def _escaped(text: str) -> str:

@@ -1,27 +1,34 @@
-"""The documents name what is there: commands, files, keys and their defaults."""
+"""The documentation names commands, files, keys, and defaults that exist, and the site has a page for each."""
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
+import yaml
 
 from mmprm.cli.main import COMMANDS
 from mmprm.cli.shared import options
-from mmprm.config import Config, describe
+from mmprm.config import Config, build, describe
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 README_ROW = re.compile(r"^\| \[`mmprm ([a-z ]+)`\]\((docs/[a-z-]+\.md)\) \|", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE_BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND_LINE = re.compile(r"^(?:\$ )?(?:torchrun .* -m )?mmprm (.+)$", re.MULTILINE)
 KEY_TABLE = re.compile(r"^\| key of `mmprm (\w+)` \| default .*\n\|[-|]+\n((?:\|.*\n)+)", re.MULTILINE)
+SHOWN_CONFIG = re.compile(r"^```yaml\n# mine/(\w+)\.yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
+API_MODULE = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
 KEY_ROW = re.compile(r"^\| `([\w.]+)` \| (.*?) \|", re.MULTILINE)
 
 
@@ -71,8 +78,64 @@ def test_every_command_has_a_row_in_the_readme_and_a_page() -> None:
 
 
 def test_the_index_has_every_page() -> None:
-    linked = LINK.findall((ROOT / "docs" / "README.md").read_text(encoding="utf-8"))
-    assert sorted([*linked, "README.md"]) == [page.name for page in PAGES[1:]]
+    linked = LINK.findall((DOCS / "README.md").read_text(encoding="utf-8"))
+    pages = {link for link in linked if link.endswith(".md")}
+    assert {*pages, "README.md"} == {str(page.relative_to(DOCS)) for page in PAGES[1:]}
+
+
+def nav_pages(entry: Any) -> Iterator[str]:
+    """Yield the pages of a part of the navigation in mkdocs.yml."""
+    if isinstance(entry, str):
+        yield entry
+        return
+    for part in entry.values() if isinstance(entry, dict) else entry:
+        yield from nav_pages(part)
+
+
+def test_the_navigation_lists_every_page_once() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    written = [str(page.relative_to(DOCS)) for page in PAGES[1:]]
+    assert sorted(nav_pages(site["nav"])) == sorted([*written, *(f"reference/{command}.md" for command in COMMANDS)])
+
+
+def reference() -> ModuleType:
+    """Import docs/hooks.py, which is in no package."""
+    spec = importlib.util.spec_from_file_location("docs_hooks", DOCS / "hooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_reference_of_a_command_has_every_key(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = reference().command_page(command)
+    shown = re.findall(r"^\| `([\w.]+)` \| .+ \| .+ \| .+ \|$", page, re.MULTILINE)
+    keys = {key for model in parser_and_models(command, monkeypatch)[1] for key, _, _ in describe(model)}
+    assert {*shown} == keys
+
+
+def test_the_reference_shows_type_default_and_description() -> None:
+    page = reference().command_page("train")
+    assert "| `training.batch_size` | integer ≥ 1 | `512` | Number of samples per optimizer step" in page
+    assert "| `packing` | `none`, `samples`, `trees` | `none` |" in page
+    assert "| `model` | path | required |" in page
+
+
+def test_the_modules_of_the_api_pages_exist() -> None:
+    named = [name for page in PAGES for name in API_MODULE.findall(page.read_text(encoding="utf-8"))]
+    assert "mmprm.types" in named
+    files = [ROOT / name.replace(".", "/") for name in named]
+    assert [file for file in files if not (file.with_suffix(".py").is_file() or (file / "__init__.py").is_file())] == []
+
+
+def test_the_configurations_of_the_tutorial_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = SHOWN_CONFIG.findall((DOCS / "tutorial.md").read_text(encoding="utf-8"))
+    assert [name for name, _ in shown] == ["annotate", "rerank", "rl"]
+    for command, text in shown:
+        (model,) = parser_and_models(command, monkeypatch)[1]
+        build(model, yaml.safe_load(text), source=f"mine/{command}.yaml")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -105,7 +168,7 @@ def test_key_tables_have_the_real_defaults(page: Path, monkeypatch: pytest.Monke
 
 def test_the_table_of_training_has_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or the group that it is in, as `lora`."""
-    (_, rows), *_ = KEY_TABLE.findall((ROOT / "docs" / "train.md").read_text(encoding="utf-8"))
+    (_, rows), *_ = KEY_TABLE.findall((DOCS / "train.md").read_text(encoding="utf-8"))
     shown = dict(KEY_ROW.findall(rows)).keys()
     (model,) = parser_and_models("train", monkeypatch)[1]
     assert [key for key, _, _ in describe(model) if not {key, key.rpartition(".")[0]} & shown] == []
