@@ -8,10 +8,10 @@
 # compilers (devel) because DeepSpeed, Triton and FlashInfer build kernels when they first run.
 FROM nvidia/cuda:13.0.2-devel-ubuntu24.04
 
-# git and curl for users; wget for the health checks of KubeRay; numactl and the RDMA libraries for NCCL between machines.
+# git and curl for users; wget for the health checks of KubeRay; libibverbs for NCCL between machines.
 RUN apt-get update \
     && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends \
-        build-essential ca-certificates curl git ibverbs-providers libibverbs1 librdmacm1 make ninja-build numactl \
+        build-essential ca-certificates curl git ibverbs-providers libibverbs1 make ninja-build numactl \
         openssh-client python3.12 python3.12-dev python3.12-venv wget \
     && rm -rf /var/lib/apt/lists/*
 

@@ -68,7 +68,7 @@ def parse(words: Sequence[str]) -> argparse.Namespace:
 
 def lead(arguments: argparse.Namespace) -> int:
     """Start the head, wait for the others, and run the command; return its exit code."""
-    host = socket.gethostbyname(arguments.head)
+    host = own_address(arguments.head)
     address = f"{host}:{arguments.port}"
     if os.environ["RAY_AUTH_MODE"] == "token":
         _make_token()
@@ -78,6 +78,16 @@ def lead(arguments: argparse.Namespace) -> int:
         _wait_for_nodes(ray_start, address, arguments)
         print(f"ray_node: {arguments.nodes} machines at {address}; logs are in {_logs(arguments)}", flush=True)
         return _run(arguments.command, os.environ | {"RAY_ADDRESS": address})
+
+
+def own_address(name: str) -> str:
+    """Return the address of this machine, which has this name: one that the others can reach."""
+    found = socket.gethostbyname(name)
+    if not found.startswith("127."):
+        return found
+    from ray.util import get_node_ip_address  # Debian maps a machine's own name to 127.0.1.1
+
+    return get_node_ip_address()
 
 
 def serve(arguments: argparse.Namespace) -> int:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import re
 import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -135,6 +136,32 @@ def test_scripts_are_valid_and_stop_at_the_first_error(script: Path) -> None:
 def test_shellcheck_finds_nothing() -> None:
     done = subprocess.run(["shellcheck", "-x", *SCRIPTS], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture
+def ray_node() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("ray_node", DEPLOY / "ray_node.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_head_is_reached_by_others_even_if_its_name_means_loopback(
+    ray_node: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"debian": "127.0.1.1", "other": "10.0.0.2"}
+    monkeypatch.setattr(ray_node.socket, "gethostbyname", names.__getitem__)
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "10.0.0.1")
+    assert ray_node.own_address("debian") == "10.0.0.1"
+    assert ray_node.own_address("other") == "10.0.0.2"
+
+
+def test_options_of_ray_start_and_the_command_are_told_apart(ray_node: ModuleType) -> None:
+    own = ["--rank", "0", "--nodes", "2", "--head", "h"]
+    found = ray_node.parse([*own, "--num-gpus=4", "--", "mmprm", "rl", "--set", "seed=1"])
+    assert (found.ray_start, found.command) == (["--num-gpus=4"], ["mmprm", "rl", "--set", "seed=1"])
+    with pytest.raises(SystemExit):
+        ray_node.parse([*own, "--num-gpus=4"])
 
 
 def test_the_pods_of_torchrun_are_as_many_as_it_waits_for() -> None:

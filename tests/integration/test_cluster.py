@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -9,10 +10,13 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from ray.util import get_node_ip_address
 
 from mmprm.cli.main import main
 from mmprm.problems import write_problems
@@ -63,7 +67,7 @@ def write_script(path: Path, text: str) -> None:
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Path:
+def site(tmp_path: Path) -> Iterator[Path]:
     """A repository with this one's deploy/ and configs/, and an environment whose `mmprm` a test may replace."""
     for name in ("deploy", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
@@ -72,13 +76,34 @@ def site(tmp_path: Path) -> Path:
         write_script(tmp_path / ".venv/bin" / name, f'exec {BIN / "python"} {module} "$@"\n')
     for name, text in STAND_INS.items():
         write_script(tmp_path / "stand-ins" / name, text)
-    return tmp_path
+    with tempfile.TemporaryDirectory(prefix="mmprm-", dir="/tmp", ignore_cleanup_errors=True) as ray:
+        (tmp_path / "ray").symlink_to(ray)  # the paths of Ray's sockets must be short
+        yield tmp_path
+        assert until(lambda: not processes_of(Path(ray)), 60), "Ray is still there"
+
+
+def processes_of(folder: Path) -> list[str]:
+    """The commands that name this folder."""
+    found = []
+    for command in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            found.append(command.read_bytes().decode(errors="replace"))
+    return [command for command in found if f"{folder}/" in command or f"={folder}\0" in command]
+
+
+def until(condition: Callable[[], bool], seconds: float) -> bool:
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.5)
+    return True
 
 
 def environment(site: Path, **values: str) -> dict[str, str]:
     """One core per raylet, a token in a home folder of its own, and no trace of an engine in this process."""
     outside = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "LOCAL_RANK"))}
-    address = socket.gethostbyname(socket.gethostname())
+    address = get_node_ip_address()
     own = {
         "HOME": str(site),
         "PATH": f"{site / 'stand-ins'}:{os.environ['PATH']}",
@@ -89,7 +114,7 @@ def environment(site: Path, **values: str) -> dict[str, str]:
         "SLURM_JOB_NUM_NODES": "2",
         "SLURM_JOB_ID": "7",
         "RAY_PORT": str(free_port()),
-        "RAY_OPTIONS": f"--num-cpus=1 --object-store-memory=100000000 --temp-dir=/tmp/mmprm-{os.getpid()}",
+        "RAY_OPTIONS": f"--num-cpus=1 --object-store-memory=100000000 --temp-dir={(site / 'ray').resolve()}",
         "PORT": str(free_port()),
         "RANKS": "1",
         "LOGS": str(site / "logs"),
