@@ -1,23 +1,30 @@
-"""Estimate the cost of a campaign from a pilot run, or that of a training run from its configuration.
+"""Estimate what a run needs before it starts: GPU and CPU memory, or the time of a campaign.
+
+`annotate` estimates a campaign from a pilot run. The others estimate memory from a configuration alone, without
+weights, GPU, or network, and end with exit code 2 if it does not fit the GPUs that its `hardware` names.
 
 Examples:
+  mmprm plan rl --config configs/rl/mm-eureka-7b.yaml
+  mmprm plan sft --config configs/sft/mm-policy-8b.yaml --set hardware.gpus=4
+  mmprm plan train --config configs/train/internvl3-38b.yaml --paths 200000
+  mmprm plan stages --config configs/stages/vision-r1.yaml
+  mmprm plan serve --config configs/search/internvl3-8b.yaml
   mmprm plan annotate --problems 10000 --pilot runs/pilot --engines 64
-  mmprm plan train --config configs/train/internvl3-38b.yaml --gpus 16 --paths 200000
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 
-from mmprm.cli import plan_annotate, plan_train
-
-PLANS = {"annotate": plan_annotate, "train": plan_train}
+KINDS = ("annotate", "train", "sft", "rl", "stages", "serve")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
-    plans = parser.add_subparsers(dest="plan", metavar="annotate|train", required=True)
-    for name, module in PLANS.items():
+    plans = parser.add_subparsers(dest="plan", metavar="|".join(KINDS), required=True)
+    for name in KINDS:
+        module = importlib.import_module(f"mmprm.cli.plan_{name}")
         summary, _, rest = (module.__doc__ or "").partition("\n")
         plan = plans.add_parser(
             name,
@@ -31,4 +38,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `mmprm plan`."""
-    PLANS[arguments.plan].run(arguments)
+    importlib.import_module(f"mmprm.cli.plan_{arguments.plan}").run(arguments)

@@ -1,8 +1,8 @@
 """List shapes of published models from their config.json, for planning without their files.
 
-Sources: huggingface.co/OpenGVLab/InternVL3-8B, InternVL3-38B, InternVL2_5-8B, InternVL2_5-78B (vision towers
-InternViT-300M-448px and InternViT-6B-448px-V2_5; language models Qwen2.5-7B, -32B, -72B and InternLM2.5-7B) and
-huggingface.co/Qwen/Qwen2.5-VL-7B-Instruct, Qwen2.5-VL-72B-Instruct.
+Sources: huggingface.co/OpenGVLab (InternVL2_5-8B, -38B, -78B, InternVL3-8B, -38B; vision towers InternViT-300M-448px
+and InternViT-6B-448px-V2_5; language models InternLM2.5-7B, Qwen2.5-7B, -32B, -72B) and huggingface.co/Qwen
+(Qwen2-VL-2B, Qwen2.5-VL-3B, -7B, -32B, -72B, Qwen3-VL-8B, -32B, -30B-A3B).
 """
 
 from __future__ import annotations
@@ -10,10 +10,31 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import Any
 
-_QWEN_7B = {"hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28}
-_QWEN_32B = {"hidden_size": 5120, "intermediate_size": 27648, "num_hidden_layers": 64, "num_attention_heads": 40}
-_QWEN_72B = {"hidden_size": 8192, "intermediate_size": 29568, "num_hidden_layers": 80, "num_attention_heads": 64}
-_INTERNLM_7B = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32}
+
+def _text(hidden: int, intermediate: int, layers: int, heads: int, key_value_heads: int) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": key_value_heads,
+        "max_position_embeddings": 32768,
+    }
+
+
+_QWEN_2B = _text(1536, 8960, 28, 12, 2)
+_QWEN_3B = _text(2048, 11008, 36, 16, 2)
+_QWEN_7B = _text(3584, 18944, 28, 28, 4)
+_QWEN_32B = _text(5120, 27648, 64, 40, 8)
+_QWEN_72B = _text(8192, 29568, 80, 64, 8)
+_INTERNLM_7B = _text(4096, 14336, 32, 32, 8)
+_QWEN3_8B = _text(4096, 12288, 36, 32, 8)
+_QWEN3_32B = _text(5120, 25600, 64, 64, 8)
+_QWEN3_30B_A3B = _text(2048, 6144, 48, 32, 4) | {
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+}
 
 _VIT_300M = {
     "hidden_size": 1024,
@@ -32,36 +53,55 @@ _VIT_6B = {
 }
 
 
-def _internvl(
-    text: dict[str, int], key_value_heads: int, rows: int, vision: dict[str, Any], kind: str = "qwen2"
-) -> dict[str, Any]:
-    text_config = {**text, "num_key_value_heads": key_value_heads, "vocab_size": rows, "tie_word_embeddings": False}
+def _internvl(text: dict[str, Any], rows: int, vision: dict[str, Any], kind: str = "qwen2") -> dict[str, Any]:
     return {
         "model_type": "internvl",
-        "text_config": {"model_type": kind, **text_config},
+        "text_config": {"model_type": kind, **text, "vocab_size": rows, "tie_word_embeddings": False},
         "vision_config": vision,
         "tie_word_embeddings": False,
     }
 
 
-def _qwen2_5_vl(text: dict[str, int], key_value_heads: int, vision_intermediate: int) -> dict[str, Any]:
-    vision = {"depth": 32, "hidden_size": 1280, "num_heads": 16, "intermediate_size": vision_intermediate}
-    text_config = {**text, "num_key_value_heads": key_value_heads, "vocab_size": 152064, "tie_word_embeddings": False}
-    return {
-        "model_type": "qwen2_5_vl",
-        "text_config": text_config,
-        "vision_config": {**vision, "out_hidden_size": text["hidden_size"]},
-        "tie_word_embeddings": False,
-    }
+def _qwen_vl(
+    kind: str, text: dict[str, Any], rows: int, vision: dict[str, Any], context: int, tied: bool = False
+) -> dict[str, Any]:
+    own = {"vocab_size": rows, "max_position_embeddings": context, "tie_word_embeddings": tied}
+    return {"model_type": kind, "text_config": text | own, "vision_config": vision, "tie_word_embeddings": tied}
+
+
+def _qwen2_vl(text: dict[str, Any]) -> dict[str, Any]:
+    vision = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "hidden_size": text["hidden_size"]}
+    return _qwen_vl("qwen2_vl", text, 151936, vision, 32768, tied=True)
+
+
+def _qwen2_5_vl(text: dict[str, Any], intermediate: int, rows: int = 152064, tied: bool = False) -> dict[str, Any]:
+    vision = {"depth": 32, "hidden_size": 1280, "num_heads": 16, "intermediate_size": intermediate}
+    vision["out_hidden_size"] = text["hidden_size"]
+    return _qwen_vl("qwen2_5_vl", text, rows, vision, 128000, tied)
+
+
+def _qwen3_vl(text: dict[str, Any], kind: str = "qwen3_vl") -> dict[str, Any]:
+    vision = {"depth": 27, "hidden_size": 1152, "num_heads": 16, "intermediate_size": 4304}
+    vision["out_hidden_size"] = text["hidden_size"]
+    return _qwen_vl(kind, text | {"head_dim": 128}, 151936, vision, 262144)
 
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
-    "InternVL2_5-8B": _internvl(_INTERNLM_7B, 8, 92553, _VIT_300M, kind="llama"),
-    "InternVL3-8B": _internvl(_QWEN_7B, 4, 151674, _VIT_300M),
-    "InternVL3-38B": _internvl(_QWEN_32B, 8, 151674, _VIT_6B),
-    "InternVL2_5-78B": _internvl(_QWEN_72B, 8, 151674, _VIT_6B),
-    "Qwen2.5-VL-7B-Instruct": _qwen2_5_vl(_QWEN_7B, 4, 3420),
-    "Qwen2.5-VL-72B-Instruct": _qwen2_5_vl(_QWEN_72B, 8, 3456),
+    "InternVL2_5-8B": _internvl(_INTERNLM_7B, 92553, _VIT_300M, kind="llama"),
+    "InternVL2_5-38B": _internvl(_QWEN_32B, 151674, _VIT_6B),
+    "InternVL2_5-38B-Pretrained": _internvl(_QWEN_32B, 151674, _VIT_6B),
+    "InternVL2_5-78B": _internvl(_QWEN_72B, 151674, _VIT_6B),
+    "InternVL3-8B": _internvl(_QWEN_7B, 151674, _VIT_300M),
+    "InternVL3-38B": _internvl(_QWEN_32B, 151674, _VIT_6B),
+    "Qwen2-VL-2B": _qwen2_vl(_QWEN_2B),
+    "Qwen2-VL-2B-Instruct": _qwen2_vl(_QWEN_2B),
+    "Qwen2.5-VL-3B-Instruct": _qwen2_5_vl(_QWEN_3B, 3420, rows=151936, tied=True),
+    "Qwen2.5-VL-7B-Instruct": _qwen2_5_vl(_QWEN_7B, 3420),
+    "Qwen2.5-VL-32B-Instruct": _qwen2_5_vl(_QWEN_32B, 3456),
+    "Qwen2.5-VL-72B-Instruct": _qwen2_5_vl(_QWEN_72B, 3456),
+    "Qwen3-VL-8B-Instruct": _qwen3_vl(_QWEN3_8B),
+    "Qwen3-VL-32B-Instruct": _qwen3_vl(_QWEN3_32B),
+    "Qwen3-VL-30B-A3B-Instruct": _qwen3_vl(_QWEN3_30B_A3B, "qwen3_vl_moe"),
 }
 
 

@@ -1,7 +1,8 @@
 """Estimate bytes per GPU and floating-point operations of training, as formulas.
 
-Ψ parameters, N GPUs, L layers, H hidden, A = heads · head size, I intermediate size, T tokens of a micro-batch, S its
-longest sequence, e bytes per weight (2 in bf16, 4 in float32). Every result is in bytes or operations.
+Ψ parameters, N GPUs, L layers, H hidden, A = heads · head size, I intermediate size, V vocabulary, T tokens of a
+micro-batch, S its longest sequence, e bytes per weight (2 in bf16, 4 in float32). Every result is in bytes or
+operations.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ LIVE_PARAMETERS = 1_000_000_000
 """Maximum number of elements that ZeRO-3 keeps gathered (stage3_max_live_parameters)."""
 UPDATED_AT_ONCE = 1_000_000_000
 """Maximum number of elements per rank that ZeRO-3 updates at once (sub_group_size)."""
+LOGITS_AT_ONCE = 2**26
+"""Maximum number of logits that a policy computes at once (policy_rl.trainer.policy)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,10 @@ class States:
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """Describes a stack of transformer layers; a `gated` feed-forward part has a gate beside its two matrices."""
+    """Describes a stack of transformer layers; a `gated` feed-forward part has a gate beside its two matrices.
+
+    With experts, `intermediate` is that of the `routed` experts of a token together.
+    """
 
     count: int
     hidden: int
@@ -46,6 +52,17 @@ class Layers:
     intermediate: int
     heads: int
     gated: bool
+    key_value_heads: int = 0
+    """Number of key heads; needed for the key-value cache, and where heads are normalized."""
+    normalizes_heads: bool = False
+    """Whether queries and keys are normalized per head, as in Qwen3."""
+    experts: int = 0
+    routed: int = 0
+
+    @property
+    def key_value(self) -> int:
+        """Return the width of the keys, which is that of the values."""
+        return self.key_value_heads * self.attention // self.heads
 
 
 def width(precision: Precision) -> int:
@@ -85,23 +102,66 @@ def saved_by_a_layer(layers: Layers, longest: int, precision: Precision) -> floa
     2(4 + 2e)H    each norm: input in float32, normalized, output     8    its root mean square, twice
     4eA           query, key, value (repeated for all heads), output  4N   log-sum of exponentials, N heads
     4eI           gate, its activation, up, product                   eS   mask (2eI without gate)
+
+    With normalized heads, whose keys are K wide in G heads, also (4 + e)(A + K) + 4(N + G). With E experts, of which a
+    token uses k, also 2ekH (their inputs and outputs) + 4E + (32 + e)k (routing).
     """
     e = width(precision)
     feed_forward = (4 if layers.gated else 2) * e * layers.intermediate
     norms = 2 * (4 + 2 * e) * layers.hidden + 8
+    if layers.normalizes_heads:
+        norms += (4 + e) * (layers.attention + layers.key_value) + 4 * (layers.heads + layers.key_value_heads)
+    if layers.experts:
+        feed_forward += 2 * e * layers.routed * layers.hidden + 4 * layers.experts + (32 + e) * layers.routed
     return norms + 4 * e * layers.attention + feed_forward + 4 * layers.heads + e * longest
 
 
-def activations(layers: Layers, tokens: int, longest: int, precision: Precision, checkpointing: bool) -> float:
-    """Return the maximum of bytes that the layers keep in a backward pass of T tokens.
+def kept_activations(layers: Layers, tokens: int, longest: int, precision: Precision, checkpointing: bool) -> float:
+    """Return the bytes that all layers keep from the forward to the backward pass of T tokens.
 
-    These are the saved tensors of all layers; with checkpointing, eH per token and layer, and the saved tensors of one
-    layer. In both cases add the gradients of the current layer, 3eI per token, and 8H per token around the stack (final
-    norm, embeddings).
+    These are the saved tensors of all layers, or, with checkpointing, eH per token and layer; in both cases add 8H per
+    token around the stack (final norm, embeddings).
     """
-    e, saved = width(precision), saved_by_a_layer(layers, longest, precision)
-    kept = layers.count * e * layers.hidden + saved if checkpointing else layers.count * saved
-    return tokens * (kept + 3 * e * layers.intermediate + 8 * layers.hidden)
+    e = width(precision)
+    layer = e * layers.hidden if checkpointing else saved_by_a_layer(layers, longest, precision)
+    return tokens * (layers.count * layer + 8 * layers.hidden)
+
+
+def working_activations(layers: Layers, tokens: int, longest: int, precision: Precision, checkpointing: bool) -> float:
+    """Return the bytes of the layer that a backward pass of T tokens has reached, beside `kept_activations`.
+
+    These are its gradients, 3eI per token, and, with checkpointing, its saved tensors.
+    """
+    saved = saved_by_a_layer(layers, longest, precision) if checkpointing else 0.0
+    return tokens * (saved + 3 * width(precision) * layers.intermediate)
+
+
+def output_layer(
+    rows: int, hidden: int, tokens: int, precision: Precision, float32: bool = True, backward: bool = True
+) -> float:
+    """Return the maximum of bytes for the log-probabilities of T tokens over a vocabulary of V rows.
+
+    These are a float32 copy of the matrix (4VH, if bf16 is multiplied in float32) and of the hidden states (4TH); four
+    tensors of at most 2²⁶ logits (scaled, their log-softmax, and the gradients of both; two without backward); and,
+    with backward, the gradient of the matrix and of the hidden states. If there is more than one chunk of logits, a
+    chunk's gradient exists beside the sum of the others.
+    """
+    e = 4 if float32 else width(precision)
+    copies = e * hidden * (rows + tokens) if float32 and precision == "bf16" else 0.0
+    logits = 4 * min(LOGITS_AT_ONCE, tokens * rows)
+    if not backward:
+        return copies + 2 * logits
+    gradients = e * hidden * ((2 if tokens * rows > LOGITS_AT_ONCE else 1) * rows + tokens)
+    return copies + gradients + 4 * logits
+
+
+def key_value_bytes(layers: Layers, tensor_parallel: int, size: int) -> float:
+    """Return the bytes per token and GPU of a key-value cache with `size` bytes per element.
+
+    It has 2L · key heads · head size elements; with more GPUs than key heads, each GPU has one of them.
+    """
+    heads = max(1.0, layers.key_value_heads / tensor_parallel)
+    return 2 * layers.count * heads * (layers.attention / layers.heads) * size
 
 
 def forward_only(layers: Layers, tokens: int, precision: Precision) -> float:
@@ -153,6 +213,6 @@ def attention_operations(layers: Layers, lengths: Iterable[tuple[float, float]],
     return 4.0 * layers.count * layers.attention * squares * passes * (0.5 if causal else 1.0)
 
 
-def gpu_hours(operations: float, peak: float, utilisation: float) -> float:
+def gpu_hours(operations: float, peak: float, utilization: float) -> float:
     """Return the hours at `peak` operations per second and GPU and a model FLOPs utilization (MFU)."""
-    return operations / (peak * utilisation) / 3600
+    return operations / (peak * utilization) / 3600

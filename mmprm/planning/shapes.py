@@ -1,9 +1,12 @@
-"""Read the shape of a model to train, its parameters by part and its layers, from config.json alone."""
+"""Read the shape of a model, its parameters by part and its layers, from config.json alone."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,11 +17,40 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from mmprm.backbone.freeze import PARTS
 from mmprm.errors import ConfigError
-from mmprm.planning.architectures import published
+from mmprm.planning.architectures import ARCHITECTURES, published
 from mmprm.planning.memory import Layers
 from mmprm.prm.train import TrainConfig, prepare
+from mmprm.training.lora import LoraConfig
 
+NO_SHAPES: Mapping[str, str] = MappingProxyType({})
+TILES = 13
+"""Largest number of tiles that InternVL's processor makes of an image, thumbnail included."""
+LARGEST_IMAGE = 16384
+"""Tokens of the largest image of a Qwen-VL processor without `max_pixels`."""
 _EMBEDDINGS = r"(embed_tokens|lm_head)\."
+_EXPERTS = r"\.experts\."
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """Describes a vision tower; `tokens` counts its tokens per image token of the language model."""
+
+    layers: Layers
+    tokens: float
+    length: float
+    """Number of tokens that attend to each other."""
+    features: int
+    """Number of features per image token: one, and one for each layer that Qwen3-VL adds them to."""
+    largest: int
+    """Image tokens of the largest image."""
+    pixels: int | None
+    """Pixels per image token; None if the processor cuts images into tiles of one size."""
+
+    def image_tokens(self, max_pixels: int | None) -> int:
+        """Return the number of image tokens of the largest image."""
+        if self.pixels is None or max_pixels is None:
+            return self.largest
+        return min(self.largest, max(1, max_pixels // self.pixels))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +59,14 @@ class Shape:
 
     parts: dict[str, tuple[int, int]]
     largest: int
+    rows: int
+    """Number of rows of the output layer."""
+    context: int
+    """Maximum number of tokens."""
+    unused: int
+    """Number of parameters of experts that do not compute a token."""
     language: Layers
-    vision: Layers | None
-    vision_tokens: float
-    """Number of vision tower tokens per image token of the language model."""
-    vision_length: float
-    """Number of tokens that attend to each other in the vision tower."""
+    vision: Tower | None
 
     @property
     def trained(self) -> int:
@@ -44,33 +78,62 @@ class Shape:
         """Return the number of frozen parameters."""
         return sum(frozen for _, frozen in self.parts.values())
 
+    @property
+    def total(self) -> int:
+        """Return the number of parameters."""
+        return self.trained + self.frozen
 
-def shape_of(config: TrainConfig) -> Shape:
-    """Build the model on the meta device, frozen and adapted as training does, without creating weights."""
-    model_config = _model_config(config.base)
-    pictures = type(model_config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+    @property
+    def active(self) -> int:
+        """Return the number of parameters that compute a token."""
+        return self.total - self.unused
+
+    def trains(self, part: str) -> bool:
+        """Return whether any parameter of a part is trained."""
+        return self.parts.get(part, (0, 0))[0] > 0
+
+
+def shape_text(name: str, shape: Shape) -> str:
+    """Format the parameters of a model as a table."""
+    lines = [f"{name}: parameters".ljust(40) + f"{'trained':>20}{'frozen':>20}"]
+    rows = {**shape.parts, "total": (shape.trained, shape.frozen)}
+    lines += [f"  {part:<38}{trained:>20,}{frozen:>20,}" for part, (trained, frozen) in rows.items()]
+    if shape.unused:
+        lines.append(f"  {'of these active per token':<38}{shape.active:>20,}")
+    return "\n".join(lines)
+
+
+@lru_cache(maxsize=64)
+def shape_of(model: str, frozen: tuple[str, ...] = (), lora: LoraConfig | None = None, key: str = "model") -> Shape:
+    """Build the model on the meta device, frozen and adapted as training does, without creating weights.
+
+    `key` names the model in errors.
+    """
+    model_config = _model_config(model, key)
+    images = type(model_config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     with torch.device("meta"):
-        kind = AutoModelForImageTextToText if pictures else AutoModelForCausalLM
+        kind = AutoModelForImageTextToText if images else AutoModelForCausalLM
         backbone = kind.from_config(model_config)
-        prepare(_Sketch(backbone), config)
+        prepare(_Sketch(backbone), TrainConfig(model=model, labels="", output="", frozen=frozen, lora=lora))
     parts = {part: [0, 0] for part in (*PARTS, "embeddings")}
-    sizes = [0]
+    largest = in_experts = 0
     for name, parameter in backbone.named_parameters():
         part = next((part for part, pattern in PARTS.items() if re.search(pattern, name)), "language")
         part = "embeddings" if re.search(_EMBEDDINGS, name) else part
         parts[part][not parameter.requires_grad] += parameter.numel()
-        sizes.append(parameter.numel())
+        largest = max(largest, parameter.numel())
+        in_experts += parameter.numel() if re.search(_EXPERTS, name) else 0
     text = model_config.get_text_config()
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    heads = text.num_attention_heads
-    vision, tokens, length = _vision(model_config)
+    language = _language(text, any("layers.0.self_attn.q_norm" in name for name in backbone.state_dict()))
+    unused_share = 1 - language.routed / language.experts if language.experts else 0.0
     return Shape(
         parts={part: (trained, frozen) for part, (trained, frozen) in parts.items() if trained or frozen},
-        largest=max(sizes),
-        language=Layers(text.num_hidden_layers, text.hidden_size, heads * size, text.intermediate_size, heads, True),
-        vision=vision,
-        vision_tokens=tokens,
-        vision_length=length,
+        largest=largest,
+        rows=text.vocab_size,
+        context=text.max_position_embeddings,
+        unused=round(in_experts * unused_share),
+        language=language,
+        vision=_tower(model_config),
     )
 
 
@@ -79,37 +142,59 @@ class _Sketch(nn.Module):
 
     def __init__(self, backbone: PreTrainedModel) -> None:
         super().__init__()
-        self.backbone, self.marker_id, self.judgement_ids = backbone, 0, [1, 2]
+        self.backbone, self.marker_id, self.judgment_ids = backbone, 0, [1, 2]
 
 
-def _model_config(base: str) -> Any:
+def _model_config(model: str, key: str) -> Any:
     try:
-        return AutoConfig.from_pretrained(base, local_files_only=True, trust_remote_code=False)
+        return AutoConfig.from_pretrained(model, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError) as error:
-        shape = published(base)
+        shape = published(model)
         if shape is None:
             raise ConfigError(
-                f"base={base}: config.json not found ({str(error).splitlines()[0]}); give a folder that contains it, "
-                "weights are not needed"
+                f"{key}={model}: config.json not found; give a folder that contains it (weights are not needed), or "
+                f"name the published model that it will be like, such as --set 'hardware.shapes={{{model}: "
+                f"Qwen2.5-VL-7B-Instruct}}' (built in: {', '.join(ARCHITECTURES)})"
             ) from error
         values = {key: value for key, value in shape.items() if key != "model_type"}
         return CONFIG_MAPPING[shape["model_type"]](**values)
 
 
-def _vision(model_config: Any) -> tuple[Layers | None, float, float]:
-    """Return (layers, vision tokens per image token, tokens that attend to each other)."""
+def _language(text: Any, normalizes_heads: bool) -> Layers:
+    heads = text.num_attention_heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    experts = getattr(text, "num_experts", 0) or 0
+    routed = text.num_experts_per_tok if experts else 0
+    return Layers(
+        count=text.num_hidden_layers,
+        hidden=text.hidden_size,
+        attention=heads * size,
+        intermediate=routed * text.moe_intermediate_size if experts else text.intermediate_size,
+        heads=heads,
+        gated=True,
+        key_value_heads=getattr(text, "num_key_value_heads", None) or heads,
+        normalizes_heads=normalizes_heads,
+        experts=experts,
+        routed=routed,
+    )
+
+
+def _tower(model_config: Any) -> Tower | None:
     vision = getattr(model_config, "vision_config", None)
     if vision is None:
-        return None, 0.0, 0.0
+        return None
     if model_config.model_type == "internvl":
         heads, depth = vision.num_attention_heads, vision.num_hidden_layers
         tile = (vision.image_size[0] // vision.patch_size[0]) * (vision.image_size[1] // vision.patch_size[1]) + 1
         layers = Layers(depth, vision.hidden_size, vision.hidden_size, vision.intermediate_size, heads, False)
-        return layers, tile / model_config.image_seq_length, float(tile)
+        per_tile = model_config.image_seq_length
+        return Tower(layers, tile / per_tile, float(tile), 1, TILES * per_tile, None)
     hidden = getattr(vision, "embed_dim", None) or vision.hidden_size  # Qwen2-VL names its hidden size embed_dim
     inner = getattr(vision, "intermediate_size", None) or int(hidden * vision.mlp_ratio)
     gated = model_config.model_type == "qwen2_5_vl"
-    merged = float(vision.spatial_merge_size**2)
+    layers = Layers(vision.depth, hidden, hidden, inner, vision.num_heads, gated)
     window = getattr(vision, "window_size", None)
     length = (window // vision.patch_size) ** 2 if window else 1024
-    return Layers(vision.depth, hidden, hidden, inner, vision.num_heads, gated), merged, float(length)
+    features = 1 + len(getattr(vision, "deepstack_visual_indexes", ()))
+    pixels = (vision.patch_size * vision.spatial_merge_size) ** 2
+    return Tower(layers, float(vision.spatial_merge_size**2), float(length), features, LARGEST_IMAGE, pixels)

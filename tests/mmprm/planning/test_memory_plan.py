@@ -1,37 +1,28 @@
-"""Memory and time of a training run on paper: published figures, tensors that torch really keeps, shipped recipes."""
+"""Formulas of memory and time: published figures, tensors that torch really keeps, values by hand."""
 
 from __future__ import annotations
 
-import json
-import re
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 import torch
-from transformers import Qwen2Config, Qwen2Model
+from torch import nn
+from transformers import Qwen2Config, Qwen2Model, Qwen3Config, Qwen3Model, Qwen3MoeConfig, Qwen3MoeModel
 
-from mmprm.cli.main import main
-from mmprm.config import load
-from mmprm.errors import ConfigError
 from mmprm.planning.memory import (
     Layers,
-    activations,
     attention_operations,
     buffers,
     forward_only,
     gpu_hours,
+    kept_activations,
+    key_value_bytes,
     matrix_operations,
+    output_layer,
     saved_by_a_layer,
     states,
+    working_activations,
 )
-from mmprm.planning.plan import memory_of, run_of, ways_to_fit
-from mmprm.planning.shapes import shape_of
-from mmprm.prm.train import TrainConfig
-
-RECIPES = sorted(
-    path for path in (Path(__file__).parents[3] / "configs" / "train").glob("*.yaml") if "tiny" not in path.name
-)
-OFFLOAD = ["training.offload=optimizer"]
 
 
 @pytest.mark.parametrize(("stage", "gigabytes"), [(0, 120.0), (1, 31.4), (2, 16.6), (3, 1.9)])
@@ -58,14 +49,42 @@ def test_states_by_hand() -> None:
     assert (held.on_gpu, held.host) == (0, 560)
 
 
+ROWS, LENGTH = 2, 64
+
+
+def saved_bytes(make: Callable[[int], nn.Module], layers: int, precision: str, checkpointing: bool) -> int:
+    """Return the bytes that autograd saves in a forward pass, parameters apart."""
+    model = make(layers).to(torch.bfloat16 if precision == "bf16" else torch.float32).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    kept: dict[int, torch.Tensor] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        address = tensor.untyped_storage().data_ptr()
+        if address not in own:
+            kept[address] = tensor  # kept alive, so that no address is used again
+        return tensor
+
+    mask = torch.ones(ROWS, LENGTH, dtype=torch.long)
+    mask[0, LENGTH // 2 :] = 0
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        model(input_ids=torch.zeros(ROWS, LENGTH, dtype=torch.long), attention_mask=mask, use_cache=False)
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def saved_by_one_more(make: Callable[[int], nn.Module], precision: str, checkpointing: bool) -> float:
+    """Return the bytes per token that a further layer adds."""
+    three, two = (saved_bytes(make, layers, precision, checkpointing) for layers in (3, 2))
+    return (three - two) / (ROWS * LENGTH)
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 @pytest.mark.parametrize("shape", [(64, 160, 4, 2), (96, 160, 4, 4), (64, 320, 2, 2)])
 def test_torch_keeps_what_the_formula_says(shape: tuple[int, int, int, int], precision: str) -> None:
-    """Bytes that autograd saves for one more layer of a Qwen2, parameters apart, with and without checkpointing."""
     hidden, intermediate, heads, groups = shape
-    rows, length = 2, 64
 
-    def saved(layers: int, checkpointing: bool) -> int:
+    def make(layers: int) -> nn.Module:
         config = Qwen2Config(
             vocab_size=8,
             hidden_size=hidden,
@@ -74,38 +93,66 @@ def test_torch_keeps_what_the_formula_says(shape: tuple[int, int, int, int], pre
             num_attention_heads=heads,
             num_key_value_heads=groups,
         )
-        model = Qwen2Model(config).to(torch.bfloat16 if precision == "bf16" else torch.float32).train()
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-        own = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
-        kept: dict[int, torch.Tensor] = {}
-
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            place = tensor.untyped_storage().data_ptr()
-            if place not in own:
-                kept[place] = tensor  # kept alive, so that no place is used again
-            return tensor
-
-        mask = torch.ones(rows, length, dtype=torch.long)
-        mask[0, length // 2 :] = 0
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            model(input_ids=torch.zeros(rows, length, dtype=torch.long), attention_mask=mask, use_cache=False)
-        return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+        return Qwen2Model(config)
 
     layers = Layers(1, hidden, hidden, intermediate, heads, True)
-    tokens = rows * length
-    assert saved(3, False) - saved(2, False) == tokens * saved_by_a_layer(layers, length, precision)
-    width = 2 if precision == "bf16" else 4
-    assert saved(3, True) - saved(2, True) == tokens * width * hidden
+    assert saved_by_one_more(make, precision, False) == saved_by_a_layer(layers, LENGTH, precision)
+    assert saved_by_one_more(make, precision, True) == (2 if precision == "bf16" else 4) * hidden
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize("shape", [(64, 4, 2, 16), (64, 8, 2, 16), (96, 4, 2, 32)])
+def test_torch_keeps_normalized_heads_of_qwen3(shape: tuple[int, int, int, int], precision: str) -> None:
+    hidden, heads, groups, size = shape
+
+    def make(layers: int) -> nn.Module:
+        config = Qwen3Config(
+            vocab_size=8,
+            hidden_size=hidden,
+            intermediate_size=160,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=groups,
+            head_dim=size,
+        )
+        return Qwen3Model(config)
+
+    layers = Layers(1, hidden, heads * size, 160, heads, True, groups, normalizes_heads=True)
+    assert saved_by_one_more(make, precision, False) == saved_by_a_layer(layers, LENGTH, precision)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+@pytest.mark.parametrize(("experts", "routed", "inner"), [(8, 2, 48), (8, 4, 48), (8, 2, 80), (16, 2, 48)])
+def test_torch_keeps_the_tokens_of_experts(experts: int, routed: int, inner: int, precision: str) -> None:
+    def make(layers: int) -> nn.Module:
+        torch.manual_seed(0)
+        config = Qwen3MoeConfig(
+            vocab_size=8,
+            hidden_size=64,
+            moe_intermediate_size=inner,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            head_dim=16,
+            num_experts=experts,
+            num_experts_per_tok=routed,
+        )
+        return Qwen3MoeModel(config)
+
+    layers = Layers(1, 64, 64, routed * inner, 4, True, 2, True, experts, routed)
+    expected = saved_by_a_layer(layers, LENGTH, precision)
+    # The number of tokens per expert is stored as well: four bytes per expert, over all tokens.
+    assert saved_by_one_more(make, precision, False) == expected + 4 * experts / (ROWS * LENGTH)
 
 
 def test_working_memory_by_hand() -> None:
     """H = A = 4, I = 8, 2 heads, 3 layers, sequences of 16 tokens, bf16: a layer keeps 64 + 8 + 32 + 64 + 8 + 32."""
     layers = Layers(3, 4, 4, 8, 2, True)
     assert saved_by_a_layer(layers, 16, "bf16") == 208
-    around = 3 * 2 * 8 + 8 * 4
-    assert activations(layers, 10, 16, "bf16", checkpointing=False) == 10 * (3 * 208 + around)
-    assert activations(layers, 10, 16, "bf16", checkpointing=True) == 10 * (3 * 2 * 4 + 208 + around)
+    assert kept_activations(layers, 10, 16, "bf16", checkpointing=False) == 10 * (3 * 208 + 8 * 4)
+    assert working_activations(layers, 10, 16, "bf16", checkpointing=False) == 10 * 3 * 2 * 8
+    assert kept_activations(layers, 10, 16, "bf16", checkpointing=True) == 10 * (3 * 2 * 4 + 8 * 4)
+    assert working_activations(layers, 10, 16, "bf16", checkpointing=True) == 10 * (208 + 3 * 2 * 8)
     assert forward_only(layers, 10, "bf16") == 10 * (2 * (8 + 24) + 16)
     assert forward_only(Layers(3, 4, 4, 8, 2, False), 10, "bf16") == 10 * (2 * (8 + 16) + 16)
     billion = 10**9
@@ -122,119 +169,26 @@ def test_operations_of_published_runs() -> None:
     assert matrix_operations(174_600_000_000, 300e9, passes=3) == pytest.approx(3.14e23, rel=2e-3)
     assert attention_operations(Layers(2, 8, 8, 1, 1, True), [(3, 10.0)], causal=False, passes=3) == 4 * 2 * 8 * 300 * 3
     assert attention_operations(Layers(2, 8, 8, 1, 1, True), [(3, 10.0)], causal=True, passes=1) == 2 * 2 * 8 * 300
-    assert gpu_hours(3600e12, peak=1000e12, utilisation=0.5) == pytest.approx(0.002)
+    assert gpu_hours(3600e12, peak=1000e12, utilization=0.5) == pytest.approx(0.002)
 
 
-def recipe(name: str, *sets: str) -> TrainConfig:
-    return load(TrainConfig, next(path for path in RECIPES if path.stem == name), sets)
+def test_output_layer_by_hand() -> None:
+    """V = 2²⁰, H = 4: 64 tokens have 2²⁶ logits, one chunk; with 65 tokens there is a second one."""
+    rows, chunk = 2**20, 4 * 2**26
+    matrix = 4 * rows * 4
+    one = output_layer(rows, 4, 64, "bf16")
+    assert one == (matrix + 4 * 64 * 4) + (matrix + 4 * 64 * 4) + 4 * chunk
+    assert output_layer(rows, 4, 65, "bf16") == (matrix + 4 * 65 * 4) + (2 * matrix + 4 * 65 * 4) + 4 * chunk
+    assert output_layer(rows, 4, 64, "fp32") == matrix + 4 * 64 * 4 + 4 * chunk, "no copy"
+    assert output_layer(rows, 4, 64, "bf16", float32=False) == (matrix + 4 * 64 * 4) / 2 + 4 * chunk
+    assert output_layer(rows, 4, 64, "bf16", backward=False) == matrix + 4 * 64 * 4 + 2 * chunk
 
 
-def test_the_shipped_shapes_have_the_published_sizes() -> None:
-    """Parameters as the model pages count them."""
-    sizes = {
-        "internvl3-8b": 7_944_373_760,
-        "internvl3-38b": 38_388_164_992,
-        "internvl2.5-78b": 78_408_318_336,
-        "mm-prm-8b": 8_075_365_376,
-        "qwen2.5-vl-7b": 8_292_166_656,
-        "qwen2.5-vl-72b": 73_410_777_344,
-    }
-    assert sizes.keys() == {path.stem for path in RECIPES}
-    for name, size in sizes.items():
-        shape = shape_of(recipe(name))
-        assert shape.trained + shape.frozen == size, name
-        assert shape.parts["vision"][0] == 0, "the tower is frozen"
-        assert shape.parts["projector"][1] == shape.parts["language"][1] == shape.parts["embeddings"][1] == 0
-
-
-@pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)
-def test_a_recipe_fits_on_its_gpus_and_not_on_half(file: Path) -> None:
-    text = file.read_text(encoding="utf-8")
-    gpus, gib = map(int, re.search(r"Fits from (\d+) GPUs of (\d+) GB", text).groups())
-    per_node, nodes = re.search(r"--nproc_per_node (\d+)", text), re.search(r"--nnodes (\d+)", text)
-    assert int(per_node[1]) * (int(nodes[1]) if nodes else 1) >= gpus
-    config = load(TrainConfig, file)
-    shape = shape_of(config)
-    assert memory_of(shape, config, gpus, gib).fits
-    assert not memory_of(shape, config, gpus // 2, gib).fits
-    assert memory_of(shape, load(TrainConfig, file, OFFLOAD), 8, gib).fits, (
-        "one node will do with the update on the CPU"
-    )
-
-
-def test_the_recipe_of_mm_prm() -> None:
-    """The rate and the epochs of its paper, but for the file that has those of its released script."""
-    for file in RECIPES:
-        config = load(TrainConfig, file)
-        training = config.training
-        rate, epochs = (2e-6, 3) if file.stem == "mm-prm-8b" else (4e-6, 1)
-        assert (training.learning_rate, training.batch_size, training.epochs) == (rate, 512, epochs)
-        assert (training.warmup, training.weight_decay, config.target.kind) == (0.03, 0.05, "soft")
-        assert training.betas == (0.9, 0.999)
-        assert config.frozen == ("vision",)
-
-
-def test_what_would_fit_does() -> None:
-    config = recipe("internvl3-38b")
-    ways = ways_to_fit(config, 8, 80)
-    assert ways == ["--set training.offload=optimizer", "--set training.offload=all", "--set lora.rank=16", "--gpus 16"]
-    for way in ways[:3]:
-        other = recipe("internvl3-38b", way.removeprefix("--set "))
-        assert memory_of(shape_of(other), other, 8, 80).fits
-    # On one GPU of 40 GiB nothing alone will do; the first changes that do together are named by their last values.
-    small = recipe("qwen2.5-vl-72b", "training.zero_stage=0", "training.micro_batch_tokens=16384")
-    assert ways_to_fit(small, 1, 40) == [
-        "--set training.zero_stage=3 --set training.micro_batch_tokens=8192 --set training.offload=all"
-    ]
-    assert ways_to_fit(small, 1, 8) == []
-
-
-def test_adapters_need_no_states_for_what_they_leave() -> None:
-    config = recipe("qwen2.5-vl-7b", "lora.rank=16")
-    shape = shape_of(config)
-    whole = shape_of(recipe("qwen2.5-vl-7b"))
-    # Each of the 28 layers: rank 16 on q, k, v, o (3584 → 3584, 512, 512, 3584) and on gate, up, down (18944).
-    adapters = 28 * 16 * ((3584 + 3584) * 2 + (3584 + 512) * 2 + (3584 + 18944) * 3)
-    assert shape.parts["language"][0] == adapters
-    assert shape.frozen == whole.trained + whole.frozen
-    assert memory_of(shape, config, 8, 80).states.optimizer < memory_of(whole, config, 8, 80).states.optimizer / 50
-
-
-def test_a_run_by_hand() -> None:
-    """1,000 paths of 2,048 tokens: two steps; 64 GPUs take 512 · 2,048 tokens in one micro-batch of 16,384 each."""
-    config = recipe("qwen2.5-vl-7b")
-    shape = shape_of(config)
-    run = run_of(shape, config, 64, 1000, 2048, peak=1e15, utilisation=0.5)
-    assert (run.steps, run.tokens_a_step, run.micro_batches) == (2, 512 * 2048, 1)
-    assert run_of(shape, config, 8, 1000, 2048, 1e15, 0.5).micro_batches == 8
-    tokens = 1000 * 2048
-    least = 8 * sum(shape.parts["language"]) * tokens + 2 * sum(shape.parts["vision"]) * 4 * tokens
-    assert least < run.operations < 1.1 * least
-    assert run.hours == pytest.approx(run.operations / 0.5e15 / 3600)
-
-
-def test_the_command_refuses_what_cannot_fit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = str(next(path for path in RECIPES if path.stem == "internvl3-8b"))
-    command = ["plan", "train", "--config", config, "--gpu-memory", "80"]
-    assert main([*command, "--gpus", "8", "--paths", "200000"]) == 0
-    shown = capsys.readouterr().out
-    assert re.search(r"total +7,640,361,472 +304,012,288", shown)
-    assert re.search(r"steps +391", shown)
-    assert re.search(r"tokens per step +1,048,576", shown)
-    assert main([*command, "--gpus", "8", "--path-tokens", "1000"]) == 0
-    assert "512,000 tokens a step: 512 paths of 1,000" in capsys.readouterr().out
-    assert main([*command, "--gpus", "2"]) == 2
-    error = capsys.readouterr().err
-    assert "do not fit" in error
-    assert "--set training.offload=optimizer" in error
-    assert main([*command, "--set", "base=somewhere/else"]) == 2
-    assert "config.json not found" in capsys.readouterr().err
-
-
-def test_a_folder_with_only_config_json_can_be_planned(random_policy_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text((random_policy_folder / "config.json").read_text())
-    shape = shape_of(TrainConfig(base=str(tmp_path), labels="", output="", frozen=("vision",)))
-    settings = json.loads((tmp_path / "config.json").read_text())["text_config"]
-    assert sum(shape.parts["embeddings"]) == 2 * settings["vocab_size"] * settings["hidden_size"]
-    with pytest.raises(ConfigError, match="matches no parameter"):
-        shape_of(TrainConfig(base=str(tmp_path), labels="", output="", frozen=("nothing",)))
+def test_key_value_cache_of_published_models() -> None:
+    """Qwen2.5-7B: 28 layers with 4 key heads of 128; in bf16 that is 56 KiB per token."""
+    layers = Layers(28, 3584, 3584, 18944, 28, True, 4)
+    assert key_value_bytes(layers, 1, 2) == 56 * 1024
+    assert key_value_bytes(layers, 2, 2) == 28 * 1024
+    assert key_value_bytes(layers, 4, 2) == 14 * 1024
+    assert key_value_bytes(layers, 8, 2) == 14 * 1024, "more GPUs than key heads"
+    assert key_value_bytes(layers, 1, 4) == 112 * 1024

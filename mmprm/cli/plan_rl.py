@@ -1,0 +1,161 @@
+"""Estimate reinforcement learning: memory per GPU by phase (rollout, log-probs, update, sync), and per node.
+
+Needs no weights, no GPU, and no network: config.json of the policy and of the PRM is read from its folder or the hub's
+cache, and the models of the shipped configurations are built in. The GPUs are those of `hardware`; which of them get
+engines, ranks, and the PRM is decided as in `mmprm rl`. A run that does not fit ends with exit code 2 and names what
+would fit.
+
+Examples:
+  mmprm plan rl --config configs/rl/mm-eureka-7b.yaml
+  mmprm plan rl --config configs/rl/prm-rl.yaml --set engine.model=Qwen/Qwen3-VL-8B-Instruct
+  mmprm plan rl --config configs/rl/mm-eureka-7b.yaml --set hardware.gpus=4 --set trainer.ranks=4
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from mmprm.cli.plan_shared import (
+    engine_settings,
+    halved,
+    model_shape,
+    more_gpus,
+    report_plan,
+    scorer_settings,
+    trainer_changes,
+    trainer_settings,
+)
+from mmprm.cli.shared.options import add_config_options, load_config
+from mmprm.config import load
+from mmprm.errors import ConfigError
+from mmprm.hardware import HardwareConfig
+from mmprm.planning.fitting import Changes
+from mmprm.planning.parts import MemoryPlan
+from mmprm.planning.rl import RLSettings, Role, rl_plan
+from mmprm.planning.shapes import Shape, shape_text
+from policy_rl.config import RLConfig
+from policy_rl.placement import Placement, place_run
+from policy_rl.weights.config import transport_of
+
+PROMPT_TOKENS = 2048
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
+    add_prompt_option(parser)
+    add_config_options(parser, RLConfig)
+
+
+def add_prompt_option(parser: argparse.ArgumentParser) -> None:
+    """Add --prompt-tokens."""
+    parser.add_argument(
+        "--prompt-tokens",
+        type=int,
+        default=PROMPT_TOKENS,
+        metavar="N",
+        help=f"tokens of the longest prompt, images included ({PROMPT_TOKENS})",
+    )
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm plan rl`."""
+    config = load_config(arguments, RLConfig)
+    print(shape_text(config.engine.model, rl_shape(config)), end="\n\n")
+
+    def plan_with(more: Sequence[str]) -> MemoryPlan:
+        return plan_rl(load(RLConfig, arguments.config, [*arguments.set, *more]), arguments.prompt_tokens)
+
+    report_plan(plan_rl(config, arguments.prompt_tokens), plan_with, changes(config, arguments.prompt_tokens))
+
+
+def rl_shape(config: RLConfig) -> Shape:
+    """Return the shape of the policy."""
+    trainer = config.trainer
+    return model_shape(config.engine.model, config.hardware, "engine.model", trainer.frozen, trainer.lora)
+
+
+def plan_rl(config: RLConfig, prompt_tokens: int = PROMPT_TOKENS) -> MemoryPlan:
+    """Return the memory plan of a configuration.
+
+    Raises ConfigError if `hardware` does not have the GPUs that the placement needs.
+    """
+    if prompt_tokens < 1:
+        raise ConfigError(f"--prompt-tokens={prompt_tokens} must be at least 1")
+    trainer, policy, hardware = config.trainer, rl_shape(config), config.hardware
+    kl = trainer.loss.kl
+    placed = place_run(config, [hardware.gpus // hardware.nodes] * hardware.nodes)
+    settings = trainer_settings(
+        trainer.optimization, trainer.ranks, _longest(config, prompt_tokens), trainer.gradient_checkpointing
+    )
+    local = config.process is not None and config.process.scorer.backend != "server"
+    scorer = config.process.scorer if local else None
+    return rl_plan(
+        policy,
+        model_shape(scorer.prm, hardware, "process.scorer.prm") if scorer else None,
+        RLSettings(
+            trainer=replace(settings, float32_logits=trainer.float32_logits),
+            engine=engine_settings(config.engine, policy),
+            gpus=roles(placed),
+            gpu_gib=hardware.gpu_memory_gib,
+            nodes=hardware.nodes,
+            transport=transport_of(config.weights, True, config.rollouts.colocated),
+            reference=kl.coefficient > 0 and trainer.lora is None,
+            computes_log_probs=config.batch.updates > 1 or config.has_critic or kl.coefficient > 0,
+            scorer=scorer_settings(scorer) if scorer else None,
+            host_gib=hardware.host_memory_gib,
+        ),
+    )
+
+
+def roles(placed: Placement) -> dict[tuple[Role, ...], int]:
+    """Return the number of GPUs by the processes that run on them."""
+    on_gpu: dict[tuple[int, int], list[Role]] = {}
+    for slot in placed.ranks:
+        on_gpu.setdefault(slot, []).append("trainer")
+    for slot in sum(placed.engines, ()):
+        on_gpu.setdefault(slot, []).append("engine")
+    if placed.prm is not None:
+        on_gpu.setdefault(placed.prm, []).append("scorer")
+    return dict(Counter(map(tuple, on_gpu.values())))
+
+
+def changes(config: RLConfig, prompt_tokens: int = PROMPT_TOKENS) -> Iterator[Changes]:
+    """Yield possible changes of the configuration, those with the smallest cost first."""
+    trainer, engine, scorer = config.trainer, config.engine, config.process and config.process.scorer
+    yield from _engine_changes(config)
+    if scorer is not None and scorer.dtype == "float32":
+        yield {"process.scorer.dtype": "bfloat16"}
+    longest = _longest(config, prompt_tokens)
+    checkpointing = {} if trainer.gradient_checkpointing else {"trainer.gradient_checkpointing": True}
+    lora = {} if trainer.lora else {"trainer.lora.rank": 16}
+    yield from trainer_changes(trainer.optimization, "trainer.optimization", longest, checkpointing, lora)
+    for size in (2, 4, 8):
+        if size > engine.tensor_parallel_size:
+            yield {"engine.tensor_parallel_size": size}
+    yield from _more_ranks(config.hardware, config)
+
+
+def _engine_changes(config: RLConfig) -> Iterator[Changes]:
+    """Yield smaller shares of the GPU for the engines, and shorter sequences for their cache."""
+    engine = config.engine
+    for percent in range(90, 10, -5):
+        if percent / 100 < engine.gpu_memory_utilization:
+            yield {"engine.gpu_memory_utilization": percent / 100}
+    longest = engine.max_model_len or rl_shape(config).context
+    for length in halved(longest, _longest(config, 1)):
+        yield {"engine.max_model_len": length}
+
+
+def _more_ranks(hardware: HardwareConfig, config: RLConfig) -> Iterator[Changes]:
+    """Yield more GPUs; all of them train, unless engines have GPUs of their own."""
+    for change in more_gpus(hardware):
+        factor = change["hardware.gpus"] // hardware.gpus
+        yield {**change, "trainer.ranks": config.trainer.ranks * factor}
+
+
+def _longest(config: RLConfig, prompt_tokens: int) -> int:
+    responses = [config.sampling.max_tokens, *(phase.max_tokens for phase in config.schedule)]
+    return prompt_tokens + max(responses)

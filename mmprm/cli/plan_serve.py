@@ -1,0 +1,135 @@
+"""Estimate inference: memory of the engines and of the scorer, for the configuration of any command that uses them.
+
+The file is one of `mmprm serve` (a scorer), of `rerank` (engines, then the scorer), of `search` (both at the same
+time), or of `annotate` and `filter` (engines). Needs no weights, no GPU, and no network; see `mmprm plan rl --help`. A
+run that does not fit ends with exit code 2 and names what would fit.
+
+Examples:
+  mmprm plan serve --config configs/search/internvl3-8b.yaml
+  mmprm plan serve --set scorer.prm=OpenGVLab/InternVL3-38B-hf --set scorer.dtype=bfloat16
+  mmprm plan serve --config configs/rerank/internvl3-8b.yaml --set engine.max_model_len=32768
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from mcts.config import CampaignConfig
+from mmprm.cli.plan_rl import PROMPT_TOKENS, add_prompt_option
+from mmprm.cli.plan_shared import (
+    engine_settings,
+    halved,
+    model_shape,
+    more_gpus,
+    report_plan,
+    scorer_settings,
+)
+from mmprm.cli.rerank import RerankConfig
+from mmprm.cli.search import GuidedSearchConfig
+from mmprm.cli.serve import ServeConfig
+from mmprm.cli.shared.options import add_config_options
+from mmprm.config import load, override, read_yaml
+from mmprm.errors import ConfigError
+from mmprm.planning.fitting import Changes
+from mmprm.planning.parts import MemoryPlan
+from mmprm.planning.serving import serving_plan
+from mmprm.planning.shapes import shape_text
+from mmprm.sampling.config import EngineConfig
+from mmprm.scoring.config import ScorerConfig
+
+Served = ServeConfig | RerankConfig | GuidedSearchConfig | CampaignConfig
+
+LEAST_CONTEXT = 2048
+"""Smallest engine.max_model_len to propose."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
+    add_prompt_option(parser)
+    add_config_options(parser, ServeConfig)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm plan serve`."""
+    config = read_served(arguments.config, arguments.set)
+    for name, model in (("engine.model", _engine(config)), ("scorer.prm", _scorer(config))):
+        if model is not None:
+            path = model.model if isinstance(model, EngineConfig) else model.prm
+            print(shape_text(path, model_shape(path, config.hardware, name)), end="\n\n")
+
+    def plan_with(more: Sequence[str]) -> MemoryPlan:
+        return plan_serve(read_served(arguments.config, [*arguments.set, *more]), arguments.prompt_tokens)
+
+    report_plan(plan_serve(config, arguments.prompt_tokens), plan_with, changes(config))
+
+
+def read_served(path: str | None, sets: Sequence[str] = ()) -> Served:
+    """Return the configuration of the command whose keys a file and its overrides have."""
+    values = override(read_yaml(Path(path)) if path else {}, sets)
+    if "engine" not in values:
+        kind: type[Served] = ServeConfig
+    elif "scorer" not in values:
+        kind = CampaignConfig if {"run", "search"} & values.keys() else RerankConfig
+    else:
+        kind = GuidedSearchConfig if "search" in values else RerankConfig
+    if kind is not ServeConfig and "problems" not in values:
+        sets = ["problems.path=problems.jsonl", *sets]  # which a plan does not need
+    return load(kind, path, sets)
+
+
+def plan_serve(config: Served, prompt_tokens: int = PROMPT_TOKENS) -> MemoryPlan:
+    """Return the memory plan of a configuration."""
+    hardware, engine, scorer = config.hardware, _engine(config), _scorer(config)
+    if engine is None and scorer is None:
+        raise ConfigError("servers do the work, so there is nothing to plan here; plan where they run")
+    policy = prm = None
+    tokens = prompt_tokens
+    if engine is not None:
+        shape = model_shape(engine.model, hardware, "engine.model")
+        policy = (shape, engine_settings(engine, shape))
+        tokens += config.sampling.max_tokens
+    if scorer is not None:
+        prm = (model_shape(scorer.prm, hardware, "scorer.prm"), scorer_settings(scorer))
+    together = isinstance(config, GuidedSearchConfig)
+    return serving_plan(policy, prm, hardware.gpus, hardware.gpu_memory_gib, together, tokens)
+
+
+def changes(config: Served) -> Iterator[Changes]:
+    """Yield possible changes of the configuration, those with the smallest cost first."""
+    engine, scorer = _engine(config), _scorer(config)
+    if scorer is not None:
+        yield from _scorer_changes(scorer)
+    if engine is not None:
+        longest = engine.max_model_len or model_shape(engine.model, config.hardware, "engine.model").context
+        for length in halved(longest, LEAST_CONTEXT):
+            yield {"engine.max_model_len": length}
+        for percent in (90, 80, 70, 60, 50, 45, 40, 30, 20):
+            yield {"engine.gpu_memory_utilization": percent / 100}
+        for size in (2, 4, 8):
+            if size > engine.tensor_parallel_size:
+                yield {"engine.tensor_parallel_size": size}
+    yield from more_gpus(config.hardware)
+
+
+def _scorer_changes(scorer: ScorerConfig) -> Iterator[Changes]:
+    if scorer.dtype == "float32":
+        yield {"scorer.dtype": "bfloat16"}
+    for tokens in halved(scorer.batch_tokens, LEAST_CONTEXT):
+        yield {"scorer.batch_tokens": tokens}
+    if scorer.backend == "vllm":
+        for percent in (90, 80, 70, 60, 50, 45, 40, 30, 20):
+            yield {"scorer.gpu_memory_utilization": percent / 100}
+
+
+def _engine(config: Served) -> EngineConfig | None:
+    """Return the engine that runs here, if there is one."""
+    engine = None if isinstance(config, ServeConfig) else config.engine
+    return None if engine is None or engine.servers is not None else engine
+
+
+def _scorer(config: Served) -> ScorerConfig | None:
+    """Return the scorer that runs here, if there is one."""
+    scorer = None if isinstance(config, CampaignConfig) else config.scorer
+    return None if scorer is None or scorer.backend == "server" else scorer

@@ -1,0 +1,140 @@
+"""Build plans from configurations, and report them: what the plan commands have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from mmprm.errors import ConfigError
+from mmprm.hardware import HardwareConfig
+from mmprm.planning.engine import EngineSettings, ScorerSettings
+from mmprm.planning.fitting import Changes, ways_to_fit
+from mmprm.planning.parts import MemoryPlan, memory_text
+from mmprm.planning.shapes import Shape, shape_of
+from mmprm.planning.trainer import TrainerSettings
+from mmprm.sampling.config import EngineConfig
+from mmprm.scoring.config import ScorerConfig
+from mmprm.tiny.model import weights_path
+from mmprm.training.config import TrainingConfig
+from mmprm.training.lora import LoraConfig
+
+GPUS_PER_NODE = 8
+"""GPUs of a node, for the number of nodes of a larger run."""
+MAX_GPUS = 1024
+
+PlanWith = Callable[[Sequence[str]], MemoryPlan]
+"""Plans the configuration of a command with further `key=value` overrides."""
+
+
+def report_plan(plan: MemoryPlan, plan_with: PlanWith, changes: Iterable[Changes]) -> None:
+    """Print a plan; raise ConfigError with what would fit, if it does not."""
+    print(memory_text(plan))
+    if plan.fits:
+        return
+    ways = ways_to_fit(lambda change: _fits(plan_with, change), changes)
+    found = f"what would fit: {'; '.join(ways)}" if ways else "nothing here would fit: take a smaller model"
+    raise ConfigError("\n".join([*plan.shortfalls(), found]))
+
+
+def model_shape(
+    model: str,
+    hardware: HardwareConfig,
+    key: str,
+    frozen: tuple[str, ...] = (),
+    lora: LoraConfig | None = None,
+) -> Shape:
+    """Return the shape of a configured model; `key` names it in errors."""
+    name = hardware.shapes.get(model, model)
+    return shape_of(str(weights_path()) if name == "tiny" else name, frozen, lora, key)
+
+
+def trainer_settings(
+    training: TrainingConfig, ranks: int, longest: int, checkpointing: bool, reads_logits: bool = True
+) -> TrainerSettings:
+    """Return the settings of a trainer whose longest sequence has `longest` tokens."""
+    return TrainerSettings(
+        ranks=ranks,
+        stage=training.stage,
+        precision=training.precision,
+        offload=training.offload,
+        tokens=max(training.micro_batch_tokens, longest),
+        longest=longest,
+        checkpointing=checkpointing,
+        reads_logits=reads_logits,
+    )
+
+
+def engine_settings(engine: EngineConfig, shape: Shape) -> EngineSettings:
+    """Return the settings of an engine."""
+    return EngineSettings(
+        dtype=engine.dtype,
+        tensor_parallel=engine.tensor_parallel_size,
+        utilization=engine.gpu_memory_utilization,
+        longest=engine.max_model_len or shape.context,
+        max_num_seqs=engine.max_num_seqs,
+        kv_cache_gib=engine.kv_cache_gib,
+        max_pixels=engine.max_pixels,
+        compiled=engine.compile is not False,
+    )
+
+
+def scorer_settings(scorer: ScorerConfig) -> ScorerSettings:
+    """Return the settings of a scorer that runs on this machine's GPUs."""
+    assert scorer.backend != "server", "a server has its own plan"
+    return ScorerSettings(scorer.backend, scorer.dtype, scorer.batch_tokens, scorer.gpu_memory_utilization)
+
+
+def trainer_changes(
+    training: TrainingConfig, prefix: str, longest: int, checkpointing: Changes, lora: Changes
+) -> Iterator[Changes]:
+    """Yield possible changes of a trainer, those with the smallest cost first.
+
+    `prefix` is that of the keys of `training`; `checkpointing` and `lora` turn these on, or are empty.
+    """
+    stage, tokens = training.zero_stage, training.micro_batch_tokens // 2
+    if checkpointing:
+        yield checkpointing
+    for higher in range(stage + 1, 4):
+        yield {f"{prefix}.zero_stage": higher}
+    while tokens >= longest:
+        yield {f"{prefix}.micro_batch_tokens": tokens}
+        tokens //= 2
+    for offload, least in (("optimizer", 2), ("all", 3)):
+        if training.offload != offload:
+            yield {f"{prefix}.offload": offload, **({f"{prefix}.zero_stage": least} if stage < least else {})}
+    if lora:
+        yield lora
+
+
+def more_gpus(hardware: HardwareConfig, *keys: str) -> Iterator[Changes]:
+    """Yield larger numbers of GPUs, doubling; `keys` are those that count as many GPUs as `hardware.gpus`."""
+    gpus = hardware.gpus * 2
+    while gpus <= MAX_GPUS:
+        nodes = max(hardware.nodes, -(-gpus // GPUS_PER_NODE))
+        if gpus % nodes == 0:
+            own = {"hardware.nodes": nodes} if nodes != hardware.nodes else {}
+            yield {"hardware.gpus": gpus, **own, **dict.fromkeys(keys, gpus)}
+        gpus *= 2
+
+
+def halved(value: int, least: int) -> Iterator[int]:
+    """Yield half of a value, a quarter, and so on, down to `least`."""
+    while value // 2 >= least:
+        value //= 2
+        yield value
+
+
+def overrides(changes: Changes) -> list[str]:
+    """Return the changes as `key=value`."""
+    return [f"{key}={_text(value)}" for key, value in changes.items()]
+
+
+def _fits(plan_with: PlanWith, changes: Changes) -> bool:
+    try:
+        return plan_with(overrides(changes)).fits
+    except ConfigError:
+        return False
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,74 @@
+"""Estimate every stage of a file of `mmprm stages`: memory per GPU and node.
+
+Each stage is planned as `mmprm plan sft` or `mmprm plan rl` plans it. A stage that does not fit ends with exit code 2.
+Folders of earlier stages have the shape of the model that the first stage starts from.
+
+Example:
+  mmprm plan stages --config configs/stages/vision-r1.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+
+from mmprm.cli import plan_rl, plan_sft
+from mmprm.cli.plan_shared import report_plan
+from mmprm.planning.fitting import Changes
+from mmprm.planning.parts import MemoryPlan
+from mmprm.planning.shapes import shape_text
+from policy_rl.config import RLConfig
+from policy_rl.sft.train import SftConfig
+from policy_rl.stages import read_stages
+
+StageConfig = SftConfig | RLConfig
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the command to its parser."""
+    parser.add_argument("--config", metavar="FILE", required=True, help="YAML file with output and stages")
+    parser.add_argument(
+        "--set", metavar="N.KEY=VALUE", action="append", default=[], help="override a key of stage N; repeatable"
+    )
+    plan_rl.add_prompt_option(parser)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run `mmprm plan stages`."""
+    for number, config in enumerate(stage_configs(arguments.config, arguments.set), start=1):
+        rl = isinstance(config, RLConfig)
+        shape = plan_rl.rl_shape(config) if rl else plan_sft.sft_shape(config)
+        print(shape_text(f"stage {number} ({'rl' if rl else 'sft'})", shape), end="\n\n")
+
+        def plan_with(more: Sequence[str], number: int = number) -> MemoryPlan:
+            sets = [*arguments.set, *(f"{number}.{change}" for change in more)]
+            return plan_stage(stage_configs(arguments.config, sets)[number - 1], arguments.prompt_tokens)
+
+        report_plan(plan_stage(config, arguments.prompt_tokens), plan_with, _changes(config, arguments.prompt_tokens))
+        print()
+
+
+def stage_configs(path: str, sets: Sequence[str] = ()) -> list[StageConfig]:
+    """Return the configurations of the stages; folders of earlier stages have the shape of the first model."""
+    stages = read_stages(path, sets)
+    first = stages[0].config
+    base = first.engine.model if isinstance(first, RLConfig) else first.model
+    base = first.hardware.shapes.get(base, base)
+    written = {str(stage.policy): base for stage in stages}
+    configs = []
+    for stage in stages:
+        hardware = stage.config.hardware
+        hardware = hardware.model_copy(update={"shapes": written | hardware.shapes})
+        configs.append(stage.config.model_copy(update={"hardware": hardware}))
+    return configs
+
+
+def plan_stage(config: StageConfig, prompt_tokens: int = plan_rl.PROMPT_TOKENS) -> MemoryPlan:
+    """Return the memory plan of a stage."""
+    return plan_rl.plan_rl(config, prompt_tokens) if isinstance(config, RLConfig) else plan_sft.plan_sft(config)
+
+
+def _changes(config: StageConfig, prompt_tokens: int) -> Iterator[Changes]:
+    if isinstance(config, RLConfig):
+        return plan_rl.changes(config, prompt_tokens)
+    return plan_sft.changes(config)

@@ -1,0 +1,154 @@
+"""Estimate what a vLLM engine and a scorer hold on their GPUs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from mmprm.planning.memory import Precision, forward_only, key_value_bytes
+from mmprm.planning.parts import GIB, Parts
+from mmprm.planning.shapes import Shape, Tower
+
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+BATCHED_TOKENS = 2048
+"""Tokens that vLLM computes per step by default, when started as engine (max_num_batched_tokens)."""
+CONTEXT = 1.0 * GIB
+"""CUDA context, NCCL and work space of an engine, which vLLM counts within gpu_memory_utilization."""
+CUDA_GRAPHS = 1.5 * GIB
+"""Margin for the CUDA graphs of a compiled engine; vLLM measures them, and counts them as well."""
+ASLEEP = CONTEXT + CUDA_GRAPHS
+"""What a sleeping engine keeps: sleep frees weights and cache only."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Holds the settings of an engine that determine its memory."""
+
+    dtype: Dtype
+    tensor_parallel: int
+    utilization: float
+    longest: int
+    """Tokens of the longest sequence that the cache must hold (max_model_len)."""
+    max_num_seqs: int
+    kv_cache_gib: float | None = None
+    max_pixels: int | None = None
+    compiled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ScorerSettings:
+    """Holds the settings of a scorer that determine its memory."""
+
+    backend: Literal["transformers", "vllm"]
+    dtype: Dtype
+    batch_tokens: int
+    utilization: float
+    tensor_parallel: int = 1
+
+
+def size_of(dtype: Dtype) -> int:
+    """Return the number of bytes per element."""
+    return 4 if dtype == "float32" else 2
+
+
+def engine_parts(shape: Shape, engine: EngineSettings, gpu: float) -> Parts:
+    """Return what an engine holds per GPU of `gpu` bytes.
+
+    The key-value cache takes what the other parts leave of gpu_memory_utilization, and is negative if nothing is left;
+    `kv_cache_gib` sets it instead.
+    """
+    parts = {
+        "engine: weights": size_of(engine.dtype) * shape.total / engine.tensor_parallel,
+        "engine: activations, context": CONTEXT + _activations(shape, engine),
+        "engine: CUDA graphs": CUDA_GRAPHS if engine.compiled else 0.0,
+    }
+    cache = engine.utilization * gpu - sum(parts.values())
+    if engine.kv_cache_gib is not None:
+        cache = engine.kv_cache_gib * GIB
+    return {**parts, "engine: key-value cache": cache}
+
+
+def engine_refusals(shape: Shape, engine: EngineSettings, parts: Parts) -> list[str]:
+    """Return why vLLM would not start: heads that it cannot split, or a cache without room for one sequence."""
+    heads, split = shape.language.heads, engine.tensor_parallel
+    if heads % split:
+        return [f"engine.tensor_parallel_size={split} must divide the {heads} attention heads"]
+    room, needed = parts["engine: key-value cache"], _per_token(shape, engine) * engine.longest
+    if room >= needed:
+        return []
+    return [
+        f"the key-value cache of an engine needs {needed / GIB:.1f} GiB for one sequence of {engine.longest:,} tokens, "
+        f"and gets {max(0.0, room) / GIB:.1f} GiB"
+    ]
+
+
+def cache_note(shape: Shape, engine: EngineSettings, parts: Parts, tokens: int) -> str:
+    """Return how many sequences of `tokens` tokens the cache of an engine holds."""
+    held = max(0, int(parts["engine: key-value cache"] // _per_token(shape, engine)))
+    return (
+        f"An engine's cache holds {held:,} tokens: {held / tokens:,.0f} sequences of {tokens:,} at a time, of at most "
+        f"{engine.max_num_seqs:,} (engine.max_num_seqs)."
+    )
+
+
+def scorer_parts(shape: Shape, scorer: ScorerSettings, gpu: float) -> Parts:
+    """Return what a scorer holds per GPU of `gpu` bytes, with a batch of `batch_tokens` in work."""
+    size, split, precision = size_of(scorer.dtype), scorer.tensor_parallel, _precision(scorer.dtype)
+    forward = forward_only(shape.language, scorer.batch_tokens, precision)
+    if shape.vision:
+        forward += forward_only(shape.vision.layers, round(scorer.batch_tokens * shape.vision.tokens), precision)
+    parts = {"scorer: weights": size * shape.total / split, "scorer: activations, context": CONTEXT + forward}
+    if scorer.backend == "transformers":
+        return parts
+    return {**parts, "scorer: key-value cache": scorer.utilization * gpu - sum(parts.values())}
+
+
+def scorer_refusals(shape: Shape, scorer: ScorerSettings, parts: Parts) -> list[str]:
+    """Return why vLLM would not start a scorer: a cache without room for the tokens of one batch."""
+    if scorer.backend == "transformers":
+        return []
+    room = parts["scorer: key-value cache"]
+    per_token = key_value_bytes(shape.language, scorer.tensor_parallel, size_of(scorer.dtype))
+    needed = per_token * min(scorer.batch_tokens, shape.context)
+    if room >= needed:
+        return []
+    return [
+        f"the key-value cache of the scorer needs {needed / GIB:.1f} GiB for a batch of {scorer.batch_tokens:,} "
+        f"tokens, and gets {max(0.0, room) / GIB:.1f} GiB"
+    ]
+
+
+def receive_buffers(shape: Shape, engine: EngineSettings, transport: str) -> Mapping[str, float]:
+    """Return what a GPU of an engine needs to receive new weights, in bytes.
+
+    With nccl, vLLM receives into two packed buffers, each of 1 GiB or one tensor more; with ipc it reads the trainer's.
+    """
+    if transport != "nccl":
+        return {}
+    return {"engine: receive buffers": 2 * (GIB + size_of(engine.dtype) * shape.largest)}
+
+
+def _activations(shape: Shape, engine: EngineSettings) -> float:
+    """Return the peak of vLLM's profiling run: a full step, the largest image, and the logits of all sequences.
+
+    Tensor parallelism is left out: it divides only some of these tensors.
+    """
+    precision, tower = _precision(engine.dtype), shape.vision
+    image = tower.image_tokens(engine.max_pixels) if tower else 0
+    language = forward_only(shape.language, max(BATCHED_TOKENS, image), precision)
+    logits = 3 * 4 * engine.max_num_seqs * shape.rows
+    return max(language, logits) + _image(tower, image, precision)
+
+
+def _image(tower: Tower | None, tokens: int, precision: Precision) -> float:
+    return forward_only(tower.layers, round(tokens * tower.tokens), precision) if tower else 0.0
+
+
+def _per_token(shape: Shape, engine: EngineSettings) -> float:
+    return key_value_bytes(shape.language, engine.tensor_parallel, size_of(engine.dtype))
+
+
+def _precision(dtype: Dtype) -> Precision:
+    return "fp32" if dtype == "float32" else "bf16"

@@ -1,0 +1,151 @@
+"""Estimate the memory of reinforcement learning by phase: rollout, log-probs, update, sync.
+
+Whether the weights are sent at the end of a step or at the beginning of the next one does not matter: a step goes
+through all four phases, and at every time the parts that are in work or awake must fit beside what each process keeps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from mmprm.planning.engine import (
+    ASLEEP,
+    EngineSettings,
+    ScorerSettings,
+    cache_note,
+    engine_parts,
+    engine_refusals,
+    receive_buffers,
+    scorer_parts,
+    scorer_refusals,
+    size_of,
+)
+from mmprm.planning.memory import width
+from mmprm.planning.parts import ENGINE_RESERVE, GIB, GpuGroup, MemoryPlan, Parts
+from mmprm.planning.shapes import Shape
+from mmprm.planning.trainer import (
+    TrainerSettings,
+    backward_parts,
+    forward_parts,
+    state_parts,
+    trainer_host,
+    update_parts,
+)
+
+PHASES = ("rollout", "log-probs", "update", "sync")
+Role = Literal["trainer", "engine", "scorer"]
+TRAINER_CACHE = 0.0
+"""Bytes of its allocator's cache that a colocated trainer keeps during rollouts: it hands the cache back first."""
+
+
+@dataclass(frozen=True, slots=True)
+class RLSettings:
+    """Holds the settings of a run that determine its memory. `gpus` counts the GPUs by the processes on them."""
+
+    trainer: TrainerSettings
+    engine: EngineSettings
+    gpus: Mapping[tuple[Role, ...], int]
+    gpu_gib: float
+    nodes: int
+    transport: Literal["ipc", "nccl", "file"]
+    reference: bool
+    """Whether a reference model is loaded, sharded as the policy is."""
+    computes_log_probs: bool
+    """Whether log-probabilities of policy or reference are computed before the updates."""
+    scorer: ScorerSettings | None = None
+    host_gib: float | None = None
+
+
+def rl_plan(policy: Shape, prm: Shape | None, settings: RLSettings) -> MemoryPlan:
+    """Return the plan of a run; `prm` is the shape of the process reward model, if it runs on the GPUs."""
+    gpu = settings.gpu_gib * GIB
+    parts = engine_parts(policy, settings.engine, gpu)
+    refusals = engine_refusals(policy, settings.engine, parts)
+    if prm is not None and settings.scorer is not None:
+        refusals += scorer_refusals(prm, settings.scorer, scorer_parts(prm, settings.scorer, gpu))
+    groups = [_group(roles, count, policy, prm, settings) for roles, count in settings.gpus.items()]
+    return MemoryPlan(
+        tuple(groups),
+        _host(policy, settings),
+        None if settings.host_gib is None else settings.host_gib * GIB,
+        tuple(refusals),
+        (cache_note(policy, settings.engine, parts, settings.trainer.longest),),
+    )
+
+
+def _group(roles: tuple[Role, ...], count: int, policy: Shape, prm: Shape | None, settings: RLSettings) -> GpuGroup:
+    phases: dict[str, dict[str, float]] = {phase: {} for phase in PHASES}
+    colocated = "trainer" in roles
+    for role in roles:
+        if role == "trainer":
+            found = _trainer(policy, settings, shared=len(roles) > 1)
+        elif role == "engine":
+            found = _engine(policy, settings, colocated)
+        else:
+            assert prm is not None, "a scorer has a shape"
+            assert settings.scorer is not None, "a scorer has settings"
+            found = dict.fromkeys(PHASES, scorer_parts(prm, settings.scorer, settings.gpu_gib * GIB))
+        for phase in PHASES:
+            phases[phase].update(found[phase])
+    reserve = {} if colocated else {"reserve": ENGINE_RESERVE}
+    name = f"{count} GPU{'s' if count > 1 else ''}, {' and '.join(roles)}"
+    return GpuGroup(name, count, phases, settings.gpu_gib * GIB, **reserve)
+
+
+def _trainer(policy: Shape, settings: RLSettings, shared: bool) -> dict[str, Parts]:
+    """Return the parts of a trainer's rank by phase."""
+    trainer = settings.trainer
+    held = dict(state_parts(policy, trainer))
+    if settings.reference:
+        shards = trainer.ranks if trainer.stage == 3 else 1
+        held["reference model"] = width(trainer.precision) * policy.total / shards
+    backward, update = backward_parts(policy, trainer), update_parts(policy, trainer)
+    fuller = backward if sum(backward.values()) >= sum(update.values()) else update
+    forward = forward_parts(policy, trainer) if settings.computes_log_probs else {}
+    by_phase = {
+        "rollout": {"allocator's cache": TRAINER_CACHE} if shared else {},
+        "log-probs": forward,
+        "update": fuller,
+        "sync": {"send buffers": _send_buffers(policy, settings)},
+    }
+    return {phase: _named("trainer", {**held, **more}) for phase, more in by_phase.items()}
+
+
+def _engine(policy: Shape, settings: RLSettings, colocated: bool) -> dict[str, Parts]:
+    """Return the parts of an engine by phase.
+
+    A colocated engine sleeps while the trainer computes, and wakes for the sync with its weights alone.
+    """
+    awake = engine_parts(policy, settings.engine, settings.gpu_gib * GIB)
+    if not colocated:
+        received = receive_buffers(policy, settings.engine, settings.transport)
+        return {**dict.fromkeys(PHASES, awake), "sync": {**awake, **received}}
+    asleep = {"engine: asleep": ASLEEP if settings.engine.compiled else ASLEEP / 2}
+    without_cache = {name: size for name, size in awake.items() if name != "engine: key-value cache"}
+    return {"rollout": awake, "log-probs": asleep, "update": asleep, "sync": without_cache}
+
+
+def _send_buffers(policy: Shape, settings: RLSettings) -> float:
+    """Return what rank 0 needs to send weights, in bytes.
+
+    These are the largest tensor, gathered and in the engines' format, and packed buffers: with ipc one of 1 GiB, or of
+    the largest tensor; with nccl two, and a third that is being filled, which may exceed 1 GiB by a tensor.
+    """
+    sent = size_of(settings.engine.dtype) * policy.largest
+    whole = width(settings.trainer.precision) * policy.largest if settings.trainer.stage == 3 else 0.0
+    packed = {"ipc": max(GIB, sent), "nccl": 3 * (GIB + sent), "file": 0.0}[settings.transport]
+    return whole + sent + packed
+
+
+def _host(policy: Shape, settings: RLSettings) -> Mapping[str, float]:
+    models = 2 if settings.reference else 1
+    host = dict(trainer_host(policy, settings.trainer, settings.nodes, models))
+    if settings.transport == "file":
+        host["two versions of the weights, in shared memory"] = 2 * size_of(settings.engine.dtype) * policy.total
+    return host
+
+
+def _named(owner: str, parts: Parts) -> Parts:
+    return {f"{owner}: {name}": size for name, size in parts.items()}

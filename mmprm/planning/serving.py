@@ -1,0 +1,71 @@
+"""Estimate the memory of inference: engines that sample, and a scorer beside or after them."""
+
+from __future__ import annotations
+
+from mmprm.planning.engine import (
+    EngineSettings,
+    ScorerSettings,
+    cache_note,
+    engine_parts,
+    engine_refusals,
+    scorer_parts,
+    scorer_refusals,
+)
+from mmprm.planning.parts import ENGINE_RESERVE, GIB, GpuGroup, MemoryPlan, Parts
+from mmprm.planning.shapes import Shape
+
+
+def serving_plan(
+    policy: tuple[Shape, EngineSettings] | None,
+    prm: tuple[Shape, ScorerSettings] | None,
+    gpus: int,
+    gpu_gib: float,
+    together: bool,
+    sequence: int,
+) -> MemoryPlan:
+    """Return the plan of engines on all GPUs, or groups of them, and of a scorer on the first ones.
+
+    Args:
+        policy: Shape and engine of the policy, if there is one.
+        prm: Shape and scorer of the process reward model, if there is one.
+        together: Whether both run at the same time; otherwise the engines are closed before the scorer starts.
+        sequence: Number of tokens of a sequence, for the number of them that the cache holds.
+    """
+    gpu = gpu_gib * GIB
+    phases: dict[str, Parts] = {}
+    refusals: list[str] = []
+    notes: list[str] = []
+    if policy is not None:
+        shape, engine = policy
+        phases["sampling"] = engine_parts(shape, engine, gpu)
+        refusals += engine_refusals(shape, engine, phases["sampling"])
+        notes.append(cache_note(shape, engine, phases["sampling"], sequence))
+        if gpus < engine.tensor_parallel:
+            refusals.append(f"engine.tensor_parallel_size={engine.tensor_parallel} is more than hardware.gpus={gpus}")
+    alone = 0
+    if prm is not None:
+        shape, scorer = prm
+        phases["scoring"] = scorer_parts(shape, scorer, gpu)
+        refusals += scorer_refusals(shape, scorer, phases["scoring"])
+        alone = scorer.tensor_parallel
+        if gpus < alone:
+            refusals.append(f"scorer.tensor_parallel_size={alone} is more than hardware.gpus={gpus}")
+    return MemoryPlan(tuple(_groups(phases, gpus, alone, gpu, together)), {}, None, tuple(refusals), tuple(notes))
+
+
+def _groups(phases: dict[str, Parts], gpus: int, scoring: int, gpu: float, together: bool) -> list[GpuGroup]:
+    """Return one group, or two if only some of the GPUs have a scorer."""
+    sampling = {name: parts for name, parts in phases.items() if name == "sampling"}
+    both = {"search": {name: size for parts in phases.values() for name, size in parts.items()}}
+    first = both if together and len(phases) == 2 else phases
+    if not scoring:
+        return [_group("engine", gpus, sampling, gpu)]
+    names = " and ".join({"sampling": "engine", "scoring": "scorer"}[phase] for phase in phases)
+    groups = [_group(names, min(scoring, gpus), first, gpu)]
+    if sampling and gpus > scoring:
+        groups.append(_group("engine", gpus - scoring, sampling, gpu))
+    return groups
+
+
+def _group(name: str, count: int, phases: dict[str, Parts], gpu: float) -> GpuGroup:
+    return GpuGroup(f"{count} GPU{'s' if count > 1 else ''}, {name}", count, phases, gpu, ENGINE_RESERVE)

@@ -1,0 +1,161 @@
+"""Estimate what a rank of a trainer holds: PRM training, supervised fine-tuning, and the updates of RL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mmprm.planning.memory import (
+    LIVE_PARAMETERS,
+    Offload,
+    Precision,
+    States,
+    buffers,
+    forward_only,
+    kept_activations,
+    output_layer,
+    states,
+    width,
+    working_activations,
+)
+from mmprm.planning.parts import GIB, GpuGroup, MemoryPlan, Parts
+from mmprm.planning.shapes import Shape
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerSettings:
+    """Holds the settings of a trainer that determine its memory."""
+
+    ranks: int
+    stage: int
+    precision: Precision
+    offload: Offload
+    tokens: int
+    """Tokens of the fullest micro-batch."""
+    longest: int
+    """Tokens of the longest sequence."""
+    checkpointing: bool
+    reads_logits: bool = True
+    """Whether log-probabilities of all tokens are computed, as for a policy; a PRM reads two rows at few positions."""
+    float32_logits: bool = True
+
+
+def trainer_states(shape: Shape, trainer: TrainerSettings) -> States:
+    """Return the bytes that a rank holds during the whole run."""
+    return states(shape.trained, shape.frozen, trainer.ranks, trainer.stage, trainer.precision, trainer.offload)
+
+
+def state_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
+    """Return what a rank holds on its GPU during the whole run, in bytes."""
+    held = trainer_states(shape, trainer)
+    return {"weights": held.weights, "gradients": held.gradients, "optimizer states": held.optimizer}
+
+
+def backward_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
+    """Return what the forward and backward pass of the fullest micro-batch need beside the states, in bytes.
+
+    Every token may belong to an image. The output layer and the layers before it are not computed at the same time, so
+    the larger one counts.
+    """
+    tokens, precision, layers = trainer.tokens, trainer.precision, shape.language
+    setting = (tokens, trainer.longest, precision, trainer.checkpointing)
+    beside, _ = buffers(
+        shape.trained, shape.frozen, shape.largest, trainer.ranks, trainer.stage, precision, trainer.offload
+    )
+    working = {"largest layer, in work": working_activations(layers, *setting)}
+    if trainer.reads_logits:
+        logits = output_layer(shape.rows, layers.hidden, tokens, precision, trainer.float32_logits)
+        working = _larger(working, {"output layer, in work": logits})
+    elif shape.trains("embeddings"):
+        # Only two rows of the output layer are read, but their gradient is as large as the whole matrix.
+        working = {**working, "output rows": width(precision) * shape.largest}
+    return {
+        "activations": kept_activations(layers, *setting),
+        **working,
+        "vision and projector": _vision(shape, trainer),
+        "buffers": beside,
+    }
+
+
+def update_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
+    """Return what an optimizer step needs beside the states, in bytes."""
+    _, update = buffers(
+        shape.trained, shape.frozen, shape.largest, trainer.ranks, trainer.stage, trainer.precision, trainer.offload
+    )
+    return {"copy of the gradients": update}
+
+
+def forward_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
+    """Return what log-probabilities of the fullest micro-batch need without a backward pass, in bytes."""
+    tokens, precision, layers = trainer.tokens, trainer.precision, shape.language
+    logits = output_layer(shape.rows, layers.hidden, tokens, precision, trainer.float32_logits, backward=False)
+    vision = 0.0
+    if shape.vision:
+        vision = forward_only(shape.vision.layers, round(tokens * shape.vision.tokens), precision)
+        vision += tokens * shape.vision.features * width(precision) * layers.hidden
+    working = _larger(
+        {"largest layer, in work": forward_only(layers, tokens, precision)}, {"output layer, in work": logits}
+    )
+    return {**working, "vision and projector": vision, "buffers": gathered(shape, trainer)}
+
+
+def gathered(shape: Shape, trainer: TrainerSettings) -> float:
+    """Return the bytes of the weights that ZeRO-3 gathers at once."""
+    if trainer.stage < 3:
+        return 0.0
+    return width(trainer.precision) * (min(LIVE_PARAMETERS, shape.total) + shape.largest)
+
+
+def training_plan(
+    shape: Shape,
+    trainer: TrainerSettings,
+    gpu_gib: float,
+    nodes: int = 1,
+    host_gib: float | None = None,
+    name: str = "trainer",
+) -> MemoryPlan:
+    """Return the plan of a run in which every GPU has a rank and nothing else."""
+    held = state_parts(shape, trainer)
+    phases = {
+        "backward": {**held, **backward_parts(shape, trainer)},
+        "update": {**held, **update_parts(shape, trainer)},
+    }
+    group = GpuGroup(f"{trainer.ranks} GPUs, {name}", trainer.ranks, phases, gpu_gib * GIB)
+    host = trainer_host(shape, trainer, nodes)
+    return MemoryPlan((group,), host, None if host_gib is None else host_gib * GIB)
+
+
+def trainer_host(shape: Shape, trainer: TrainerSettings, nodes: int, models: int = 1) -> Mapping[str, float]:
+    """Return the bytes of CPU memory of the fullest node, that of rank 0, by phase.
+
+    Below stage 3, each rank loads `models` whole models before they move to its GPU; at stage 3 the files are mapped,
+    which needs no memory of the ranks. A saved model is gathered whole on rank 0.
+    """
+    e = width(trainer.precision)
+    ranks = -(-trainer.ranks // nodes)
+    offloaded = ranks * trainer_states(shape, trainer).host
+    return {
+        "loading": 0.0 if trainer.stage == 3 else ranks * models * e * shape.total,
+        "training, offloaded states": offloaded,
+        "saving the model, gathered on rank 0": offloaded + e * shape.total,
+    }
+
+
+def _vision(shape: Shape, trainer: TrainerSettings) -> float:
+    """Return the bytes of the vision tower, and of the projector with what it keeps, if every token shows an image."""
+    tower, e = shape.vision, width(trainer.precision)
+    if tower is None:
+        return 0.0
+    seen = round(trainer.tokens * tower.tokens)
+    if shape.trains("vision"):
+        setting = (seen, 0, trainer.precision, trainer.checkpointing)
+        size = kept_activations(tower.layers, *setting) + working_activations(tower.layers, *setting)
+    else:
+        size = forward_only(tower.layers, seen, trainer.precision)
+    # The projector's input in float32 and normalized, and its inner layer before and after the activation.
+    projector = (4 + e) * tower.tokens * tower.layers.hidden + 2 * e * shape.language.hidden
+    return size + trainer.tokens * tower.features * projector
+
+
+def _larger(left: Parts, right: Parts) -> Parts:
+    return left if sum(left.values()) >= sum(right.values()) else right

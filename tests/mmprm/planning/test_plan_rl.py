@@ -1,0 +1,150 @@
+"""`mmprm plan rl`: parts by phase, colocated and apart, and what does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmprm.cli.main import main
+from mmprm.cli.plan_rl import plan_rl, rl_shape
+from mmprm.config import load
+from mmprm.errors import ConfigError
+from mmprm.planning.parts import GIB, GpuGroup
+from policy_rl.config import RLConfig
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+TRAINED, TOTAL = 7_615_616_512, 8_292_166_656
+"""Parameters of Qwen2.5-VL-7B without and with its vision tower and projector."""
+MATRIX = 152_064 * 3584
+"""Elements of its output layer."""
+
+
+def recipe(name: str, *sets: str) -> RLConfig:
+    return load(RLConfig, CONFIGS / "rl" / f"{name}.yaml", sets)
+
+
+def only_group(name: str, *sets: str) -> GpuGroup:
+    (group,) = plan_rl(recipe(name, *sets)).groups
+    return group
+
+
+def test_a_colocated_run_by_hand() -> None:
+    """MM-Eureka-7B on eight GPUs: ZeRO-3 states beside half a GPU for the engine."""
+    group = only_group("mm-eureka-7b")
+    assert (group.name, group.count) == ("8 GPUs, trainer and engine", 8)
+    rollout = group.phases["rollout"]
+    assert rollout["trainer: weights"] == 2 * TOTAL / 8
+    assert rollout["trainer: gradients"] == 4 * TRAINED / 8
+    assert rollout["trainer: optimizer states"] == 12 * TRAINED / 8
+    assert rollout["engine: weights"] == 2 * TOTAL
+    engine = sum(size for name, size in rollout.items() if name.startswith("engine"))
+    assert engine == pytest.approx(0.5 * 79 * GIB)
+    assert group.total("rollout") == pytest.approx(2 * TOTAL / 8 + 16 * TRAINED / 8 + 39.5 * GIB)
+
+
+def test_an_engine_sleeps_during_the_update_and_wakes_without_its_cache() -> None:
+    phases = only_group("mm-eureka-7b").phases
+    assert [name for name in phases["update"] if name.startswith("engine")] == ["engine: asleep"]
+    assert phases["log-probs"]["engine: asleep"] == phases["update"]["engine: asleep"]
+    assert "engine: weights" in phases["sync"]
+    assert "engine: key-value cache" not in phases["sync"]
+
+
+def test_the_update_holds_the_output_layer_in_float32() -> None:
+    update = only_group("mm-eureka-7b").phases["update"]
+    tokens, hidden = 16384, 3584
+    logits = 4 * (MATRIX + tokens * hidden) + 4 * (2 * MATRIX + tokens * hidden) + 16 * 2**26
+    assert update["trainer: output layer, in work"] == logits
+    assert update["trainer: activations"] == tokens * (28 * 2 * hidden + 8 * hidden)
+    in_bf16 = only_group("mm-eureka-7b", "trainer.float32_logits=false").phases["update"]
+    assert in_bf16.get("trainer: output layer, in work", 0) < logits
+
+
+def test_buffers_of_the_sync() -> None:
+    """The largest tensor gathered and copied; ipc packs into 1 GiB or that tensor, nccl into up to three buffers."""
+    ipc = only_group("mm-eureka-7b").phases["sync"]
+    assert ipc["trainer: send buffers"] == 3 * 2 * MATRIX, "of 1.09 GB, more than 1 GiB"
+    small = only_group("lmm-r1-fre-multi").phases["sync"]
+    assert small["trainer: send buffers"] == 2 * 151_936 * 2048 + GIB, "nothing to gather at stage 2"
+    trainer, engine, _ = plan_rl(recipe("prm-rl")).groups
+    largest = 2 * 151_674 * 3584
+    assert trainer.phases["sync"]["trainer: send buffers"] == 2 * largest + 3 * (GIB + largest)
+    assert engine.phases["sync"]["engine: receive buffers"] == 2 * (GIB + largest)
+
+
+def test_the_reference_is_sharded_as_the_policy_is() -> None:
+    kl = "trainer.loss.kl.coefficient=0.001"
+    assert "trainer: reference model" not in only_group("mm-eureka-7b").phases["rollout"]
+    phases = only_group("mm-eureka-7b", kl).phases
+    assert all(parts["trainer: reference model"] == 2 * TOTAL / 8 for parts in phases.values())
+    whole = only_group("mm-eureka-7b", kl, "trainer.optimization.zero_stage=2").phases
+    assert whole["rollout"]["trainer: reference model"] == 2 * TOTAL
+    adapters = only_group("mm-eureka-7b", kl, "trainer.lora.rank=16").phases
+    assert "trainer: reference model" not in adapters["rollout"], "the policy without its adapters"
+
+
+def test_log_probs_are_computed_first_only_where_they_are_needed() -> None:
+    assert "trainer: buffers" in only_group("mm-eureka-7b").phases["log-probs"], "eight updates"
+    once = only_group("mm-eureka-7b", "batch.updates=1").phases["log-probs"]
+    assert not {name for name in once if name not in ("engine: asleep",)} - {
+        "trainer: weights",
+        "trainer: gradients",
+        "trainer: optimizer states",
+    }
+
+
+def test_every_gpu_has_its_processes() -> None:
+    groups = plan_rl(recipe("prm-rl")).groups
+    assert [group.name for group in groups] == ["4 GPUs, trainer", "3 GPUs, engine", "1 GPU, scorer"]
+    shared = plan_rl(recipe("prm-rl", "process.own_gpu=false", "engine.gpu_memory_utilization=0.6")).groups
+    assert [group.name for group in shared] == ["4 GPUs, trainer", "2 GPUs, engine", "1 GPU, engine and scorer"]
+    scorer = groups[2].phases["rollout"]
+    assert scorer["scorer: weights"] == 2 * 7_944_373_760, "bfloat16, whole"
+
+
+def test_the_cache_of_an_engine_needs_room_for_one_sequence() -> None:
+    plan = plan_rl(recipe("mm-eureka-7b", "engine.gpu_memory_utilization=0.25"))
+    assert plan.shortfalls() == [
+        "the key-value cache of an engine needs 6.8 GiB for one sequence of 128,000 tokens, and gets 1.3 GiB"
+    ]
+    short = ["engine.gpu_memory_utilization=0.25", "engine.max_model_len=8192"]
+    assert plan_rl(recipe("mm-eureka-7b", *short)).fits
+
+
+def test_heads_must_divide() -> None:
+    plan = plan_rl(recipe("mm-eureka-7b", "engine.tensor_parallel_size=8"))
+    assert "engine.tensor_parallel_size=8 must divide the 28 attention heads" in plan.shortfalls()
+
+
+def test_a_run_without_enough_gpus_says_so() -> None:
+    with pytest.raises(ConfigError, match=r"rollouts\.engines.*trainer\.ranks=8"):
+        plan_rl(recipe("mm-eureka-7b", "hardware.gpus=4"))
+
+
+def test_what_does_not_fit_is_refused_with_a_change_that_does(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", "rl", "--config", str(CONFIGS / "rl" / "mm-eureka-7b.yaml")]
+    greedy = ["--set", "engine.gpu_memory_utilization=0.9"]
+    assert main([*command, *greedy]) == 2
+    error = capsys.readouterr().err
+    assert "8 GPUs, trainer and engine:" in error
+    assert "in the phase rollout do not fit into 72.7 usable GiB" in error
+    assert "--set engine.gpu_memory_utilization=0.7;" in error
+    assert main([*command, "--set", "engine.gpu_memory_utilization=0.7"]) == 0
+
+
+def test_a_larger_model_is_told_the_number_of_gpus(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", "rl", "--config", str(CONFIGS / "rl" / "mm-eureka-7b.yaml")]
+    big = ["--set", "engine.model=Qwen/Qwen2.5-VL-72B-Instruct", "--set", "engine.tensor_parallel_size=8"]
+    assert main([*command, *big]) == 2
+    found = capsys.readouterr().err.rpartition("what would fit: ")[2].split("; ")[0].split()
+    assert found, "a way out"
+    assert main([*command, *big, *found]) == 0
+
+
+def test_experts_are_planned_by_total_and_active_parameters() -> None:
+    config = recipe("mm-eureka-7b", "engine.model=Qwen/Qwen3-VL-30B-A3B-Instruct", "trainer.frozen=[vision]")
+    shape = rl_shape(config)
+    assert (round(shape.total / 1e9, 1), round(shape.active / 1e9, 1)) == (31.1, 3.9)
+    group = plan_rl(config).groups[0]
+    assert group.phases["rollout"]["engine: weights"] == 2 * shape.total, "every expert is held"

@@ -1,0 +1,72 @@
+"""`mmprm plan serve`: a scorer, engines then a scorer, both at once, and engines alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mcts.config import CampaignConfig
+from mmprm.cli.main import main
+from mmprm.cli.plan_serve import plan_serve, read_served
+from mmprm.cli.rerank import RerankConfig
+from mmprm.cli.search import GuidedSearchConfig
+from mmprm.cli.serve import ServeConfig
+from mmprm.planning.parts import GIB
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+SERVE_38B = ["scorer.prm=OpenGVLab/InternVL3-38B-hf", "scorer.backend=transformers"]
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        ("search/internvl3-8b", GuidedSearchConfig),
+        ("rerank/internvl3-8b", RerankConfig),
+        ("annotate/internvl3-8b", CampaignConfig),
+    ],
+)
+def test_the_command_of_a_file_is_known_by_its_keys(file: str, kind: type) -> None:
+    assert isinstance(read_served(str(CONFIGS / f"{file}.yaml")), kind)
+    assert isinstance(read_served(None, SERVE_38B), ServeConfig)
+
+
+def test_search_has_engine_and_scorer_on_the_first_gpu() -> None:
+    first, others = plan_serve(read_served(str(CONFIGS / "search" / "internvl3-8b.yaml"))).groups
+    assert (first.name, others.name) == ("1 GPU, engine and scorer", "7 GPUs, engine")
+    assert first.total("search") == pytest.approx(0.9 * 79 * GIB), "0.45 each"
+    assert others.total("sampling") == pytest.approx(0.45 * 79 * GIB)
+    both = plan_serve(read_served(str(CONFIGS / "search" / "internvl3-8b.yaml"), ["engine.gpu_memory_utilization=0.6"]))
+    assert both.shortfalls()[0].startswith("1 GPU, engine and scorer: 83.0 GiB in the phase search do not fit")
+
+
+def test_rerank_closes_its_engines_before_it_scores() -> None:
+    first, _ = plan_serve(read_served(str(CONFIGS / "rerank" / "internvl3-8b.yaml"))).groups
+    assert list(first.phases) == ["sampling", "scoring"]
+    assert max(map(first.total, first.phases)) == pytest.approx(0.9 * 79 * GIB)
+
+
+def test_a_38b_scorer_in_float32_does_not_fit_on_one_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", "serve", *(word for pair in SERVE_38B for word in ("--set", pair)), "--set", "hardware.gpus=1"]
+    assert main(command) == 2
+    error = capsys.readouterr().err
+    assert "GiB in the phase scoring do not fit into 77.4 usable GiB of a GPU of 79" in error
+    parts = plan_serve(read_served(None, [*SERVE_38B, "hardware.gpus=1"])).groups[0].phases["scoring"]
+    assert parts["scorer: weights"] == 4 * 38_388_164_992
+
+
+def test_an_engine_without_room_for_its_context_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", "serve", "--config", str(CONFIGS / "annotate" / "internvl3-8b.yaml")]
+    tight = ["--set", "engine.max_model_len=32768", "--set", "engine.gpu_memory_utilization=0.24"]
+    assert main([*command, *tight]) == 2
+    error = capsys.readouterr().err
+    assert "the key-value cache of an engine needs 1.8 GiB for one sequence of 32,768 tokens" in error
+    found = error.rpartition("what would fit: ")[2].split("; ")[0].split()
+    assert main([*command, *tight, *found]) == 0
+
+
+def test_servers_have_nothing_to_plan(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", "serve", "--config", str(CONFIGS / "annotate" / "internvl3-8b.yaml")]
+    servers = ["--set", "engine.servers.urls=[http://localhost:8000]", "--set", "engine.servers.dialect=vllm"]
+    assert main([*command, *servers]) == 2
+    assert "nothing to plan here" in capsys.readouterr().err
