@@ -30,7 +30,7 @@ CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 LAUNCHERS = r"(?:^|-- |-m |mmprm:\w+ )mmprm|\.sbatch|run\.sh (?:ray|torchrun)|torchrun_node\.sh|COMMAND[:=]"
 COMMAND_LINE = re.compile(rf'(?:{LAUNCHERS}) "?((?:{"|".join(map(re.escape, COMMANDS))})(?= |$).*)', re.MULTILINE)
-TORCHRUN_LINE = re.compile(r"^torchrun (.*)", re.MULTILINE)
+TORCHRUN_LINE = re.compile(r"^torchrun (--.*)", re.MULTILINE)
 IMAGE_ROOT = "/opt/mmprm/"
 
 
@@ -96,7 +96,13 @@ def test_the_commands_are_found() -> None:
 
 def with_values(line: str) -> str:
     """The line as the shell passes it on: the defaults, and values for what the caller sets."""
-    line = line.replace("$NODES", "2").replace("$HEAD", "10.0.0.1").replace("$RUN_ID", "1").replace("$wait_s", "600")
+    line = (
+        line.replace("$NODES", "2")
+        .replace("$HEAD", "10.0.0.1")
+        .replace("$RUN_ID", "1")
+        .replace("$wait_s", "600")
+        .replace("$is_host", "true")
+    )
     return re.sub(r"\$\{\w+:-(.*?)\}", r"\1", line).replace("gpu", "1")
 
 

@@ -22,8 +22,7 @@ ray)
   node=(python deploy/ray_node.py --nodes "$nodes" --head "$head" --port "${RAY_PORT:-6379}" "${options[@]}")
   ;;
 torchrun)
-  node=(env NODES="$nodes" HEAD="$head" RUN_ID="$run_id" PORT="${PORT:-29400}" RANKS="${RANKS:-gpu}"
-    deploy/torchrun_node.sh "$@")
+  node=(env NODES="$nodes" HEAD="$head" RUN_ID="$run_id" PORT="${PORT:-29400}" RANKS="${RANKS:-gpu}")
   ;;
 *)
   echo "run.sh: $launcher must be ray or torchrun" >&2
@@ -35,8 +34,11 @@ esac
 folder=$(printf '%q' "$PWD")
 started=()
 for rank in $(seq 1 $((nodes - 1))); do
-  remote=("${node[@]}")
-  [[ $launcher == torchrun ]] || remote+=(--rank "$rank")
+  if [[ $launcher == ray ]]; then
+    remote=("${node[@]}" --rank "$rank")
+  else
+    remote=("${node[@]}" NODE_RANK="$rank" deploy/torchrun_node.sh "$@")
+  fi
   line="cd $folder && source deploy/env.sh && exec$(printf ' %q' "${remote[@]}")"
   ssh -o BatchMode=yes "${hosts[rank]}" "bash -c $(printf '%q' "$line")" >"$logs/${hosts[rank]}.log" 2>&1 </dev/null &
   started+=("$!")
@@ -44,6 +46,8 @@ done
 
 if [[ $launcher == ray ]]; then
   node+=(--rank 0 -- mmprm "$@")
+else
+  node+=(NODE_RANK=0 deploy/torchrun_node.sh "$@")
 fi
 "${node[@]}" &
 command=$!

@@ -41,7 +41,7 @@ while [[ $1 == --* ]]; do
   shift
 done
 started=()
-for _ in $(seq "$tasks"); do "$@" & started+=("$!"); done
+for rank in $(seq 0 $((tasks - 1))); do SLURM_NODEID=$rank "$@" & started+=("$!"); done
 code=0
 for process in "${started[@]}"; do wait "$process" || code=$?; done
 exit "$code"
@@ -170,7 +170,7 @@ def test_sft_on_two_torchrun_agents_started_by_slurm(site: Path) -> None:
 
 def test_an_agent_that_is_alone_ends_with_an_error(site: Path) -> None:
     started = time.monotonic()
-    alone = {"NODES": "2", "HEAD": "localhost", "RUN_ID": "7", "WAIT": "3"}
+    alone = {"NODES": "2", "NODE_RANK": "0", "HEAD": "localhost", "RUN_ID": "7", "WAIT": "3"}
     done = run(site, "bash", "-c", "source deploy/env.sh; exec deploy/torchrun_node.sh train", **alone)
     assert done.returncode != 0
     assert "RendezvousTimeoutError" in done.stderr
