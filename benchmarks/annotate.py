@@ -29,18 +29,18 @@ import numpy as np
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(Path(__file__).parent))
 
-Figures = dict[str, Any]
+Results = dict[str, Any]
 RATIOS = ("saturation", "speedup_over_serial", "adaptive_token_ratio")
 
 
-def no_higher_error(details: Figures) -> bool:
+def no_higher_error(details: Results) -> bool:
     """RMSE: medians of the rounds. First errors: over all rounds, the paired difference or the upper end of its 95 %
     interval is not below 0."""
     rmse = {name: median(each["errors"][name]["rmse"] for each in details["rounds"]) for name in ("default", "fixed")}
     return rmse["default"] <= rmse["fixed"] and first_error_difference(details)[2] >= 0
 
 
-def first_error_difference(details: Figures) -> tuple[float, float, float]:
+def first_error_difference(details: Results) -> tuple[float, float, float]:
     """Share of the searched solutions whose first error the default has right, less that of fixed K, with its 95 %
     interval: the bootstrap over problems, whose solutions hang together, as one prefix may decide several of them."""
     problems = np.array([each for one in details["rounds"] for each in one["errors"]["pairs"]["problems"]])
@@ -50,7 +50,7 @@ def first_error_difference(details: Figures) -> tuple[float, float, float]:
     return float(problems[:, 1].sum() / problems[:, 0].sum()), float(low), float(high)
 
 
-BARS: dict[str, tuple[str, Callable[[Figures, Figures], bool]]] = {
+BARS: dict[str, tuple[str, Callable[[Results, Results], bool]]] = {
     "saturation": ("at least 0.90", lambda r, d: r["saturation"] >= 0.9),
     "speedup_over_serial": ("at least 4", lambda r, d: r["speedup_over_serial"] >= 4),
     "adaptive_token_ratio": (
@@ -81,7 +81,7 @@ KILL = ("kills", "lost", "double_counted", "identical")
 PARTS = ("engine", "simulated", "kill", "growth")
 
 
-def engine(folder: Path, arguments: argparse.Namespace, details: Figures) -> Figures:
+def engine(folder: Path, arguments: argparse.Namespace, details: Results) -> Results:
     """The ratios with their spread. Each round is kept in `details` as it ends; a run that was stopped goes on, after a
     finished one all begins anew."""
     from annotate_engine import one_round
@@ -91,14 +91,14 @@ def engine(folder: Path, arguments: argparse.Namespace, details: Figures) -> Fig
     rounds = details.setdefault("rounds", [])
     for number in range(len(rounds), arguments.rounds):
         rounds.append(one_round(folder, number, arguments))
-        _write(_details(arguments.out), details)
-    figures: Figures = {}
+        _write(_details(arguments.output), details)
+    metrics: Results = {}
     for name in RATIOS:
         values = [each[name] for each in rounds]
-        figures[name] = round(median(values), 3)
-        figures[f"{name}_spread"] = [round(min(values), 3), round(max(values), 3)]
+        metrics[name] = round(median(values), 3)
+        metrics[f"{name}_spread"] = [round(min(values), 3), round(max(values), 3)]
     details["first_error_difference"] = first_error_difference(details)
-    return figures
+    return metrics
 
 
 def profile_of(folder: Path) -> Path:
@@ -144,9 +144,9 @@ def main() -> None:
     parser.add_argument("--max-rollouts", type=int, default=320)
     parser.add_argument("--simulated-problems", type=int, default=10_000)
     parser.add_argument("--simulated-max-rollouts", type=int, default=1500)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "annotate.json")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "annotate.json")
     arguments = parser.parse_args()
-    results, details = _read(arguments.out), _read(_details(arguments.out))
+    results, details = _read(arguments.output), _read(_details(arguments.output))
     folder = Path(tempfile.mkdtemp(prefix="mmprm-bench-"))
     try:
         measure(folder, arguments, results, details)
@@ -158,8 +158,8 @@ def main() -> None:
     details["machine"] = (
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     )
-    _write(arguments.out, results)
-    _write(_details(arguments.out), details)
+    _write(arguments.output, results)
+    _write(_details(arguments.output), details)
     print(json.dumps(results, indent=2))
     for key, met in details["met"].items():
         print(f"{key:<24}{'met' if met else 'MISSED'}: {BARS[key][0]}")
@@ -193,8 +193,8 @@ def _details(path: Path) -> Path:
     return path.with_name(f"{path.stem}_details.json")
 
 
-def _write(path: Path, figures: Figures) -> None:
-    path.write_text(json.dumps(figures, indent=2) + "\n")
+def _write(path: Path, metrics: Results) -> None:
+    path.write_text(json.dumps(metrics, indent=2) + "\n")
 
 
 def _read(path: Path) -> dict[str, Any]:

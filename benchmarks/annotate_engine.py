@@ -44,9 +44,9 @@ FRESH = 256
 CORES = sorted(os.sched_getaffinity(0))
 SCHEDULES = {
     "default": {},
-    "fixed": {"search": {"rollouts": 16, "doubt": 0, "shared": None}},
+    "fixed": {"search": {"rollouts": 16, "false_negative_rate": 0, "min_shared_rollouts": None}},
     "serial": {
-        "search": {"rollouts": 16, "doubt": 0, "shared": None},
+        "search": {"rollouts": 16, "false_negative_rate": 0, "min_shared_rollouts": None},
         "trees_in_flight": 1,
         "workers": 1,
         "engine": {"model": "tiny", "cores": CORES},
@@ -85,7 +85,7 @@ def annotate(schedule: str, problems: Sequence[Problem], folder: Path, seed: int
     values = SCHEDULES[schedule]
     write_problems(folder / "problems.jsonl", problems)
     fixed = {
-        "run": str(folder),
+        "output": str(folder),
         "problems": {"path": str(folder / "problems.jsonl")},
         "engine": {"model": "tiny"},
         "prompt": PROMPT.model_dump(),
@@ -118,7 +118,7 @@ class AllAtOnce:
     async def ask(self, requests: Sequence[SampleRequest]) -> tuple[int, float]:
         begun = time.perf_counter()
         answers = await asyncio.gather(*map(self._sampler.sample, requests))
-        return sum(draw.token_count for answer in answers for draw in answer), time.perf_counter() - begun
+        return sum(rng.token_count for answer in answers for rng in answer), time.perf_counter() - begun
 
 
 def all_at_once(run: Run, seed: int) -> tuple[int, float]:
@@ -132,7 +132,7 @@ def all_at_once(run: Run, seed: int) -> tuple[int, float]:
         problem = run.store.problem(problem_id)
         for batch in batches:
             prefix = "".join(batch.steps)
-            draws = derive_seed(seed, problem_id, prefix, batch.first_draw)
+            draws = derive_seed(seed, problem_id, prefix, batch.first_sample)
             requests[engine].append(SampleRequest(problem, prefix, len(batch.rollouts), draws))
     ray.init(include_dashboard=False, log_to_driver=False)
     try:
@@ -150,12 +150,12 @@ def label_errors(runs: dict[str, Run], labels: int, solutions: int, seed: int) -
 
     `pairs` counts, among all solutions that both runs searched, those whose first error only one of them has right;
     its `problems` has (solutions, right in the default less right in fixed) of each problem."""
-    draw = random.Random(seed)
-    chosen = {name: draw.sample(sorted(run.labels), min(labels, len(run.labels))) for name, run in runs.items()}
+    rng = random.Random(seed)
+    chosen = {name: rng.sample(sorted(run.labels), min(labels, len(run.labels))) for name, run in runs.items()}
     found = {name: _first_errors(run) for name, run in runs.items()}
     # The runs have the same seeds, so their roots share their first rollouts: both are asked about the same solutions.
     common = sorted(set.intersection(*(set(errors) for errors in found.values())))
-    searched = draw.sample(common, min(solutions, len(common)))
+    searched = rng.sample(common, min(solutions, len(common)))
     differing = [key for key in common if len({errors[key] for errors in found.values()}) > 1]
     wanted = {key for keys in chosen.values() for key in keys}
     for problem_id, steps in {*searched, *differing}:
@@ -164,15 +164,15 @@ def label_errors(runs: dict[str, Run], labels: int, solutions: int, seed: int) -
     truth = _fresh_values(sorted(wanted), problems, seed)
     pairs = {"solutions": len(common)}
     surplus: Counter[str] = Counter()
-    figures = {"pairs": pairs}
+    metrics = {"pairs": pairs}
     for name, run in runs.items():
         errors = [run.labels[key] - truth[key] for key in chosen[name]]
         hits = [found[name][key] == _first_without_success(key, truth) for key in searched]
-        right = [key for key in differing if found[name][key] == _first_without_success(key, truth)]
-        pairs[name] = len(right)
-        for problem_id, _ in right:
+        correct = [key for key in differing if found[name][key] == _first_without_success(key, truth)]
+        pairs[name] = len(correct)
+        for problem_id, _ in correct:
             surplus[problem_id] += 1 if name == "default" else -1
-        figures[name] = {
+        metrics[name] = {
             "rmse": fmean(error**2 for error in errors) ** 0.5,
             "bias": fmean(errors),
             "first_error": fmean(hits),
@@ -180,12 +180,12 @@ def label_errors(runs: dict[str, Run], labels: int, solutions: int, seed: int) -
         }
     searched_of = Counter(problem_id for problem_id, _ in common)
     pairs["problems"] = [(count, surplus[problem_id]) for problem_id, count in searched_of.items()]
-    return figures
+    return metrics
 
 
 def _first_errors(run: Run) -> dict[tuple[str, Steps], int]:
     """(problem, wrong solution from the root) → place of its first error, where the search enclosed it: a right answer
-    was reached from the steps before it, and its own prefix, unless it is the last step, is labelled by wrong ones."""
+    was reached from the steps before it, and its own prefix, unless it is the last step, is labeled by wrong ones."""
     found = {}
     for tree in run.trees:
         reached = {
@@ -200,9 +200,9 @@ def _first_errors(run: Run) -> dict[tuple[str, Steps], int]:
                 continue
             prefixes = [rollout.steps[:depth] for depth in range(1, len(rollout.steps))]
             broken = [run.labels.get((tree.problem_id, prefix)) == 0 and prefix not in reached for prefix in prefixes]
-            place = broken.index(True) if True in broken else len(prefixes)
-            if rollout.steps[:place] in reached:
-                found[tree.problem_id, rollout.steps] = place
+            position = broken.index(True) if True in broken else len(prefixes)
+            if rollout.steps[:position] in reached:
+                found[tree.problem_id, rollout.steps] = position
     return found
 
 
@@ -220,10 +220,10 @@ def _fresh_values(
     async def value(grader: SymbolicGrader, problem_id: str, steps: Steps) -> float:
         problem, prefix = problems[problem_id], "".join(steps)
         async with gate:
-            drawn = await pool.sample(
+            sampled = await pool.sample(
                 SampleRequest(problem, prefix, FRESH, derive_seed(seed, problem_id, prefix, 10**6))
             )
-        gradings = await asyncio.gather(*(grader.grade(problem, prefix + draw.text) for draw in drawn))
+        gradings = await asyncio.gather(*(grader.grade(problem, prefix + rng.text) for rng in sampled))
         known = [grading.verdict for grading in gradings if grading.verdict is not Verdict.UNKNOWN]
         return sum(verdict is Verdict.CORRECT for verdict in known) / len(known)
 

@@ -24,10 +24,10 @@ from pathlib import Path
 import psutil
 
 from mcts.campaign import SUMMARY_NAME, run_campaign
+from mcts.capacity import Load
 from mcts.config import CampaignConfig
 from mcts.ray_worker import EngineActor, RayWorkers
 from mcts.roll import Roller
-from mcts.room import Load
 from mcts.search import SearchConfig, search
 from mmprm.config import build
 from mmprm.grading.symbolic import SymbolicGrader
@@ -79,7 +79,7 @@ def configure(profile: Path, folder: Path, problems: int, max_rollouts: int) -> 
     return build(
         CampaignConfig,
         {
-            "run": str(folder),
+            "output": str(folder),
             "problems": {"path": str(path)},
             "engine": {"model": str(profile)},
             "search": {"max_rollouts": max_rollouts, "max_searches": max_rollouts},

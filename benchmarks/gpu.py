@@ -286,16 +286,16 @@ def _trainer(folder: str, **settings: Any) -> Any:
     from policy_rl.trainer.trainer import Trainer
 
     names = OptimisationConfig.model_fields
-    optimisation = {name: settings.pop(name) for name in list(settings) if name in names}
+    optimization = {name: settings.pop(name) for name in list(settings) if name in names}
     rate = {"micro_batch_tokens": 512 if DRY else 16384, "learning_rate": 1e-6}
     config = TrainerConfig(
-        optimisation=OptimisationConfig(**optimisation, **rate), gradient_checkpointing=True, **settings
+        optimization=OptimisationConfig(**optimization, **rate), gradient_checkpointing=True, **settings
     )
     return Trainer(folder, config, PromptConfig(preset="plain"), 1.0, 10)
 
 
 def _random_samples(trainer: Any) -> list[Any]:
-    from policy_rl.types import Experience
+    from policy_rl.types import TrainingSample
 
     rng, made = np.random.default_rng(0), []
     low, high, group_size = (8, 40, 4) if DRY else (1000, 4000, 8)
@@ -305,7 +305,7 @@ def _random_samples(trainer: Any) -> list[Any]:
             ids = tuple(int(token) for token in rng.integers(10, 100, size=rng.integers(low, high)))
             advantages = np.full(len(ids), rng.normal())
             made.append(
-                Experience(problem, group, prompt, ids, engine=rng.normal(-5, 0.1, len(ids)), advantages=advantages)
+                TrainingSample(problem, group, prompt, ids, engine=rng.normal(-5, 0.1, len(ids)), advantages=advantages)
             )
     return made
 
@@ -380,11 +380,11 @@ def _sampled(engine: Any, problems: Sequence[Any], count: int) -> list[Any]:
 
 
 def _samples_of(groups: Sequence[Any]) -> list[Any]:
-    from policy_rl.types import Experience
+    from policy_rl.types import TrainingSample
 
     rng = np.random.default_rng(0)
     return [
-        Experience(
+        TrainingSample(
             group.problem,
             index,
             group.prompt_tokens,

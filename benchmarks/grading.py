@@ -138,9 +138,9 @@ def judge_cases(folder: Path, grader: SymbolicGrader) -> dict | None:
     for row, verdict in zip(rows, verdicts, strict=True):
         if verdict != row["right"]:
             print(f"cases: {verdict}, not {row['right']}: gold {row['gold']!r}, {row['response']!r}", file=sys.stderr)
-    wrong = [verdict for row, verdict in zip(rows, verdicts, strict=True) if row["right"] != "correct"]
-    right = sum(verdict == row["right"] for row, verdict in zip(rows, verdicts, strict=True))
-    return {"n": len(rows), "cases": round(right / len(rows), 4), "false_correct": wrong.count("correct")}
+    incorrect = [verdict for row, verdict in zip(rows, verdicts, strict=True) if row["right"] != "correct"]
+    correct = sum(verdict == row["right"] for row, verdict in zip(rows, verdicts, strict=True))
+    return {"n": len(rows), "cases": round(correct / len(rows), 4), "false_correct": incorrect.count("correct")}
 
 
 def measure(problems: list[Problem], grader: SymbolicGrader) -> dict:
@@ -153,14 +153,14 @@ def measure(problems: list[Problem], grader: SymbolicGrader) -> dict:
         results["unknown"][name] = collections.Counter(verdicts)[Verdict.UNKNOWN]
         if name in ("repeat", "rewritten"):
             results[name] = round(len(correct) / len(pairs), 4)
-            wrong = [pair for pair in pairs if pair not in correct]
+            incorrect = [pair for pair in pairs if pair not in correct]
         elif name == "shuffled":
-            wrong = [pair for pair in correct if really_different(pair[0].answer, pair[1][8:-9])]
-            results["n"][name] -= len(correct) - len(wrong)
-            results[name] = len(wrong)
+            incorrect = [pair for pair in correct if really_different(pair[0].answer, pair[1][8:-9])]
+            results["n"][name] -= len(correct) - len(incorrect)
+            results[name] = len(incorrect)
         else:
-            wrong, results[name] = correct, len(correct)
-        for problem, response in wrong:
+            incorrect, results[name] = correct, len(correct)
+        for problem, response in incorrect:
             print(f"{name}: gold {problem.answer!r}, response {response!r}", file=sys.stderr)
     return results
 
@@ -168,7 +168,7 @@ def measure(problems: list[Problem], grader: SymbolicGrader) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "grading.json")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "grading.json")
     parser.add_argument("--cases", type=Path, default=ROOT.parent / "shared" / "cases" / "grading")
     parser.add_argument("--pairs", type=int, default=600, help="pairs of one timed run")
     arguments = parser.parse_args()
@@ -183,8 +183,8 @@ def main() -> None:
     results["machine"] = (
         f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
     )
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    arguments.out.write_text(json.dumps(results, indent=2) + "\n")
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    arguments.output.write_text(json.dumps(results, indent=2) + "\n")
     print(json.dumps(results, indent=2))
 
 

@@ -35,7 +35,7 @@ from mmprm.types import Solution
 
 ROOT = Path(__file__).parent.parent
 
-Figures = dict[str, Any]
+Results = dict[str, Any]
 BARS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "train_vs_trl": (
         "ratio at least 1.2, max_loss_diff at most 0.001",
@@ -68,20 +68,20 @@ KEYS = {
 }
 
 
-def train_vs_trl(demo: Path) -> Figures:
+def train_vs_trl(demo: Path) -> Results:
     from prm_train import train_vs_trl
 
     return train_vs_trl(demo / "labels.parquet")
 
 
-def tree_packing(demo: Path) -> Figures:
+def tree_packing(demo: Path) -> Results:
     from prm_packing import tree_packing_ratio
 
     return tree_packing_ratio(demo / "labels.parquet")
 
 
-def score(demo: Path, rounds: int = 3, problems: int = 64) -> Figures:
-    """16 solutions of each problem, with their pictures, shuffled for the engines."""
+def score(demo: Path, rounds: int = 3, problems: int = 64) -> Results:
+    """16 solutions of each problem, with their images, shuffled for the engines."""
     from prm_packing import shared_scoring_ratio
 
     rng, prm = random.Random(0), str(demo / "train" / "prm")
@@ -123,13 +123,13 @@ def score(demo: Path, rounds: int = 3, problems: int = 64) -> Figures:
     }
 
 
-def serve(demo: Path) -> Figures:
+def serve(demo: Path) -> Results:
     from prm_serve import serve_load
 
     return serve_load(str(demo / "train" / "prm"))
 
 
-def search(demo: Path, problems: int = 200) -> Figures:
+def search(demo: Path, problems: int = 200) -> Results:
     """`mmprm search` with its defaults for the tiny world and best-of-N beside it."""
     with tempfile.TemporaryDirectory(prefix="mmprm-bench-") as folder:
         made = [tiny.problem for tiny in make_problems(problems, 2000, "test")]
@@ -137,19 +137,19 @@ def search(demo: Path, problems: int = 200) -> Figures:
         sets = [f"problems.path={folder}/problems.jsonl", f"scorer.prm={demo / 'train' / 'prm'}", f"output={folder}"]
         command = [sys.executable, "-m", "mmprm", "search", "--config", str(ROOT / "configs" / "search" / "tiny.yaml")]
         subprocess.run([*command, *(part for each in sets for part in ("--set", each))], check=True)
-        figures = json.loads((Path(folder) / "summary.json").read_text())
-    equal = figures["best_of_n_at_equal_tokens"]
+        metrics = json.loads((Path(folder) / "summary.json").read_text())
+    equal = metrics["best_of_n_at_equal_tokens"]
     return {
-        "problems": figures["problems"],
-        "tokens_per_problem": figures["tokens_per_problem"],
-        "beam": figures["accuracy"],
+        "problems": metrics["problems"],
+        "tokens_per_problem": metrics["tokens_per_problem"],
+        "beam": metrics["accuracy"],
         "n": equal["n"],
         "best_of_n": equal["accuracy"],
         "difference": equal["difference"],
     }
 
 
-def demo_figures(demo: Path) -> Figures:
+def demo_figures(demo: Path) -> Results:
     """At the largest N, as they stand in the demo's summary; nothing is run."""
     summary = json.loads((demo / "summary.json").read_text())
     return {
@@ -159,7 +159,7 @@ def demo_figures(demo: Path) -> Figures:
     }
 
 
-PARTS: dict[str, Callable[[Path], Figures]] = {
+PARTS: dict[str, Callable[[Path], Results]] = {
     "train_vs_trl": train_vs_trl,
     "tree_packing": tree_packing,
     "score": score,
@@ -173,11 +173,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS, help="measure these, keep the other figures")
     parser.add_argument("--demo", type=Path, default=ROOT / "runs" / "demo", help="folder of a demo run")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "prm.json")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "prm.json")
     arguments = parser.parse_args()
     assert (arguments.demo / "labels.parquet").exists(), f"{arguments.demo} holds no demo run; make demo writes one"
-    details_path = arguments.out.with_name(f"{arguments.out.stem}_details.json")
-    results, details = (json.loads(p.read_text()) if p.exists() else {} for p in (arguments.out, details_path))
+    details_path = arguments.output.with_name(f"{arguments.output.stem}_details.json")
+    results, details = (json.loads(p.read_text()) if p.exists() else {} for p in (arguments.output, details_path))
     for name in arguments.only:
         details[name] = PARTS[name](arguments.demo)
         results[name] = {key: details[name][key] for key in KEYS.get(name, details[name])}
@@ -186,8 +186,8 @@ def main() -> None:
         details["machine"] = (
             f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
         )
-        for path, figures in ((arguments.out, results), (details_path, details)):
-            path.write_text(json.dumps(figures, indent=2) + "\n")
+        for path, metrics in ((arguments.output, results), (details_path, details)):
+            path.write_text(json.dumps(metrics, indent=2) + "\n")
         print(json.dumps({name: results[name]}, indent=2), "met" if details["met"][name] else "MISSED", flush=True)
 
 

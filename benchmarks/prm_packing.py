@@ -68,7 +68,7 @@ def _labels_per_second(
     """The demo's recipe but for its steps of 32 paths, which would measure the optimizer on a model of this size."""
     with tempfile.TemporaryDirectory() as folder:
         training = {"batch_size": batch_size, "micro_batch_tokens": micro_batch_tokens, "precision": "fp32"}
-        values = {"base": str(weights_path()), "labels": str(labels), "output": folder, "frozen": ("visual",)}
+        values = {"model": str(weights_path()), "labels": str(labels), "output": folder, "frozen": ("visual",)}
         train_prm(TrainConfig(**values, packing=packing, target=target, training=training))
         lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     steps = [row for row in map(json.loads, lines) if row["kind"] == "train"][1:]

@@ -32,7 +32,7 @@ BAD_EVERY = 16
 def serve_load(
     prm: str, clients: int = 64, requests: int = 2048, backend: str = "vllm", seed: int = 0
 ) -> dict[str, int | float | bool]:
-    """`requests` different solutions with their pictures, one a request, from `clients` callers that each ask again as
+    """`requests` different solutions with their images, one a request, from `clients` callers that each ask again as
     soon as they are answered; among them requests that must be refused, which do not count.
 
     `equal`: every score is within TOLERANCE of transformers offline. `errors`: answers without the scores that they
@@ -52,13 +52,13 @@ def serve_load(
     try:
         assert process.stdout is not None, "it is a pipe"
         url = process.stdout.readline().split()[2]
-        figures = asyncio.run(_load(url, clients, solutions, expected))
+        metrics = asyncio.run(_load(url, clients, solutions, expected))
         process.send_signal(signal.SIGTERM)
-        figures["exit"] = process.wait(60)
+        metrics["exit"] = process.wait(60)
     finally:
         process.kill()
         process.wait()
-    return figures
+    return metrics
 
 
 async def _load(
@@ -119,11 +119,11 @@ async def _post(http: httpx.AsyncClient, body: dict[str, Any]) -> httpx.Response
 
 
 def _request(solution: Solution) -> dict[str, Any]:
-    pictures = [
-        picture.data if picture.data is not None else Path(picture.path or "").read_bytes()
-        for picture in solution.problem.pictures
+    contents = [
+        image.data if image.data is not None else Path(image.path or "").read_bytes()
+        for image in solution.problem.images
     ]
-    images = [{"data": base64.b64encode(data).decode()} for data in pictures]
+    images = [{"data": base64.b64encode(data).decode()} for data in contents]
     return {"question": solution.problem.question, "steps": solution.steps, "images": images}
 
 

@@ -26,11 +26,11 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen2Config, Qw
 
 from mmprm.convert.export import export_prm
 from mmprm.labels.export import ExportConfig, export_labels
-from mmprm.labels.parquet import LabelledExample, read_parquet, write_parquet
+from mmprm.labels.parquet import LabeledExample, read_parquet, write_parquet
 from mmprm.prm.info import PrmTokens, read_info
 from mmprm.prm.judge import load_judge
 from mmprm.prm.losses import soft_cross_entropy_sum
-from mmprm.prm.model import initialise_prm, save_prm
+from mmprm.prm.model import initialize_prm, save_prm
 from mmprm.prm.train import TrainConfig, train_prm
 from mmprm.prompts import IMAGE
 from mmprm.tiny.model import weights_path
@@ -51,7 +51,7 @@ def train_vs_trl(labels: Path, rounds: int = 3) -> dict[str, Any]:
     """{ratio, spread, max_loss_diff, labels a second of each}."""
     with tempfile.TemporaryDirectory(prefix="mmprm-bench-") as name:
         folder = Path(name)
-        examples = [_without_pictures(example) for example in read_parquet(str(labels))]
+        examples = [_without_images(example) for example in read_parquet(str(labels))]
         write_parquet(folder / "labels.parquet", [replace(example, split="train") for example in examples])
         export = ExportConfig(
             labels=str(folder / "labels.parquet"), output=str(folder / "export"), format="trl", dev=0, test=0
@@ -74,17 +74,17 @@ def train_vs_trl(labels: Path, rounds: int = 3) -> dict[str, Any]:
         }
 
 
-def _without_pictures(example: LabelledExample) -> LabelledExample:
+def _without_images(example: LabeledExample) -> LabeledExample:
     problem = example.problem
     question = problem.question.replace(IMAGE, "").strip()
-    # The picture tells the problems apart, the text may not: near-duplicates would be dropped.
+    # The image tells the problems apart, the text may not: near-duplicates would be dropped.
     return replace(example, problem=Problem(problem.id, f"{problem.id} {question}", problem.answer))
 
 
 def _make_models(folder: Path) -> None:
     """base/: a language model of the tiny policy's size; trl/: the same as a PRM in TRL's form."""
     known = AutoTokenizer.from_pretrained(weights_path())
-    tokenizer = PreTrainedTokenizerFast(  # without the class that reads pictures
+    tokenizer = PreTrainedTokenizerFast(  # without the class that reads images
         tokenizer_object=known.backend_tokenizer, eos_token=known.eos_token, pad_token=known.pad_token
     )
     tokenizer.chat_template = known.chat_template
@@ -102,14 +102,14 @@ def _make_models(folder: Path) -> None:
     )
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    save_prm(folder / "prm", initialise_prm(str(folder / "base"), PrmTokens(), add_missing_tokens=True))
+    save_prm(folder / "prm", initialize_prm(str(folder / "base"), PrmTokens(), add_missing_tokens=True))
     export_prm(folder / "prm", folder / "trl", "trl")
 
 
 def _our_labels_per_second(folder: Path, packing: str) -> float:
     with tempfile.TemporaryDirectory() as output:
         training = {"batch_size": BATCH, "micro_batch_tokens": TOKENS_AT_ONCE, "precision": "fp32"}
-        values = {"base": str(folder / "base"), "labels": str(folder / "labels.parquet"), "output": output}
+        values = {"model": str(folder / "base"), "labels": str(folder / "labels.parquet"), "output": output}
         values |= {"add_missing_tokens": True}
         train_prm(TrainConfig(**values, packing=packing, target={"kind": "hard"}, training=training))
         lines = (Path(output) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()

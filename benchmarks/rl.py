@@ -45,7 +45,7 @@ MANY_UPDATES_RATE = 1e-4
 RATES = (3e-4, 6e-4, 1e-3, 3e-3)
 """Of the trials of stability, each with all seeds, until PPO clip collapses in two of them."""
 
-Figures = dict[str, Any]
+Results = dict[str, Any]
 BARS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "rloo_outcome": ("min_gain at least 0.15", lambda r: r["min_gain"] >= 0.15),
     "cpgd_outcome": (
@@ -73,7 +73,7 @@ class Runs:
                 made = make_problems(count, seed, split)
                 write_problems(self.problems(split), [tiny.problem for tiny in made])
 
-    def __call__(self, name: str, seed: int, **sets: Any) -> list[Figures]:
+    def __call__(self, name: str, seed: int, **sets: Any) -> list[Results]:
         """Rows of its metrics.jsonl; for a run that ended with an error those until then."""
         output = self._folder / f"{name}-{seed}"
         done, metrics = output / "done", output / "metrics.jsonl"
@@ -88,7 +88,7 @@ class Runs:
                 "save_every": 0,
             }
             command = [sys.executable, "-m", "mmprm", "rl", "--config", str(ROOT / "configs" / "rl" / "tiny.yaml")]
-            values = {**fixed, "trainer.optimisation.learning_rate": RATE, **sets}
+            values = {**fixed, "trainer.optimization.learning_rate": RATE, **sets}
             command += [part for key, value in values.items() for part in ("--set", f"{key}={value}")]
             ended = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
             assert metrics.exists(), ended.stderr[-2000:]
@@ -99,20 +99,20 @@ class Runs:
         return self._folder / f"{split}.jsonl"
 
 
-def rloo_outcome(runs: Runs) -> Figures:
+def rloo_outcome(runs: Runs) -> Results:
     found = [_evaluations(each) for each in _rloo(runs)]
-    before, after = ([each[place]["pass_at_1"] for each in found] for place in (0, -1))
+    before, after = ([each[position]["pass_at_1"] for each in found] for position in (0, -1))
     gains = [after - before for before, after in zip(before, after, strict=True)]
     return {"before": median(before), "after": median(after), "min_gain": min(gains), "gains": gains, "steps": STEPS}
 
 
-def cpgd_outcome(runs: Runs) -> Figures:
-    def trial(surrogate: str, rate: float) -> list[list[Figures]]:
+def cpgd_outcome(runs: Runs) -> Results:
+    def trial(surrogate: str, rate: float) -> list[list[Results]]:
         sets = {
             "advantage.estimator": {"ppo_clip": "rloo", "cpgd": "cpgd"}[surrogate],
             "trainer.loss.surrogate": surrogate,
             "batch.updates": UPDATES,
-            "trainer.optimisation.learning_rate": rate,
+            "trainer.optimization.learning_rate": rate,
         }
         return [_evaluations(runs(f"{surrogate}-{rate:g}", seed, **sets)) for seed in SEEDS]
 
@@ -138,7 +138,7 @@ def cpgd_outcome(runs: Runs) -> Figures:
     }
 
 
-def prm_speedup(runs: Runs) -> Figures:
+def prm_speedup(runs: Runs) -> Results:
     """The first evaluation that reaches the final accuracy of outcome alone; none: no speed-up to tell."""
     outcome = [_evaluations(each) for each in _rloo(runs)]
     process = {"eval_every": EVERY, "process.scorer.prm": PRM}
@@ -155,15 +155,15 @@ def prm_speedup(runs: Runs) -> Figures:
     }
 
 
-def overhead(runs: Runs) -> Figures:
+def overhead(runs: Runs) -> Results:
     return {"share": median(row["overhead"] for row in _steps(runs))}
 
 
-def sync(runs: Runs) -> Figures:
+def sync(runs: Runs) -> Results:
     return {"share": median(row["seconds_sync"] / row["seconds"] for row in _steps(runs))}
 
 
-def vs_trl(_: Runs) -> Figures:
+def vs_trl(_: Runs) -> Results:
     """No run is kept: the two stand side by side."""
     from rl_trl import step_vs_trl
 
@@ -172,25 +172,25 @@ def vs_trl(_: Runs) -> Figures:
         return step_vs_trl(runs, runs.problems("train"), SEEDS, RATE)
 
 
-def _steps(runs: Runs) -> Iterator[Figures]:
+def _steps(runs: Runs) -> Iterator[Results]:
     return (row for rows in _rloo(runs) for row in rows if row["kind"] == "train")
 
 
-def _rloo(runs: Runs) -> list[list[Figures]]:
+def _rloo(runs: Runs) -> list[list[Results]]:
     return [runs("rloo", seed, eval_every=EVERY) for seed in SEEDS]
 
 
-def _evaluations(rows: list[Figures]) -> list[Figures]:
+def _evaluations(rows: list[Results]) -> list[Results]:
     return [row for row in rows if row["kind"] == "eval"]
 
 
-def _collapsed(evaluations: list[Figures]) -> bool:
+def _collapsed(evaluations: list[Results]) -> bool:
     """A run that ended with an error has no last evaluation."""
     before, after = evaluations[0]["pass_at_1"], evaluations[-1]["pass_at_1"]
     return evaluations[-1]["step"] < STEPS or math.isnan(after) or after < before / 2
 
 
-PARTS: dict[str, Callable[[Runs], Figures]] = {
+PARTS: dict[str, Callable[[Runs], Results]] = {
     "rloo_outcome": rloo_outcome,
     "overhead": overhead,
     "sync": sync,
@@ -204,11 +204,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS, help="measure these, keep the other figures")
     parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench-rl", help="folder of the runs")
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "rl.json")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "rl.json")
     arguments = parser.parse_args()
     runs = Runs(arguments.work)
-    details_path = arguments.out.with_name(f"{arguments.out.stem}_details.json")
-    results, details = (json.loads(p.read_text()) if p.exists() else {} for p in (arguments.out, details_path))
+    details_path = arguments.output.with_name(f"{arguments.output.stem}_details.json")
+    results, details = (json.loads(p.read_text()) if p.exists() else {} for p in (arguments.output, details_path))
     for name in arguments.only:
         results[name] = details[name] = PARTS[name](runs)
         details["bars"] = {key: BARS[key][0] for key in PARTS if key in results}
@@ -216,8 +216,8 @@ def main() -> None:
         details["machine"] = (
             f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
         )
-        for path, figures in ((arguments.out, results), (details_path, details)):
-            path.write_text(json.dumps(figures, indent=2) + "\n")
+        for path, metrics in ((arguments.output, results), (details_path, details)):
+            path.write_text(json.dumps(metrics, indent=2) + "\n")
         print(json.dumps({name: results[name]}, indent=2), "met" if details["met"][name] else "MISSED", flush=True)
 
 

@@ -1,4 +1,4 @@
-"""A step of `mmprm rl` beside one of TRL's RLOO trainer: the embedded policy, its pictures, the same problems.
+"""A step of `mmprm rl` beside one of TRL's RLOO trainer: the embedded policy, its images, the same problems.
 
 Both sample PROMPTS × GROUP_SIZE responses a step, grade them with our grader and make one update in float32 from the
 same weights, without a reference model. TRL samples with transformers, ours with vLLM, its model compiled. TRL runs
@@ -32,12 +32,12 @@ TRL_BATCHES = (16, 32, 64)
 AS_IT_COMES = 0
 """In place of a number of rows."""
 
-Figures = dict[str, Any]
+Results = dict[str, Any]
 
 
 def step_vs_trl(
-    ours: Callable[..., list[Figures]], problems: Path, seeds: Sequence[int], learning_rate: float
-) -> Figures:
+    ours: Callable[..., list[Results]], problems: Path, seeds: Sequence[int], learning_rate: float
+) -> Results:
     """{ratio, tuned_ratio, update_ratio, their spreads, the medians of all three}, of medians over the steps after
     WARM_UP.
 
@@ -45,7 +45,7 @@ def step_vs_trl(
     forward, backward and optimizer.
     """
 
-    def our_step(seed: int, budget: int) -> Figures:
+    def our_step(seed: int, budget: int) -> Results:
         keys = {
             "steps": STEPS,
             "problems.limit": STEPS * PROMPTS,
@@ -54,8 +54,8 @@ def step_vs_trl(
             "batch.prompts": PROMPTS,
             "batch.group_size": GROUP_SIZE,
             "sampling.max_tokens": MAX_TOKENS,
-            "trainer.optimisation.learning_rate": learning_rate,
-            "trainer.optimisation.micro_batch_tokens": budget,
+            "trainer.optimization.learning_rate": learning_rate,
+            "trainer.optimization.micro_batch_tokens": budget,
         }
         rows = [row for row in ours(f"trl-{budget}", seed, **keys) if row["kind"] == "train"]
         return _medians(
@@ -65,7 +65,7 @@ def step_vs_trl(
             reward=[row["reward"] for row in rows],
         )
 
-    def their_step(seed: int, batch: int) -> Figures:
+    def their_step(seed: int, batch: int) -> Results:
         found = _trl(problems, batch, learning_rate, seed)
         assert batch * found.pop("longest") <= TOKENS_AT_ONCE, "TRL has more tokens at once than ours"  # 0 as it comes
         return _medians(**found)
@@ -76,31 +76,31 @@ def step_vs_trl(
     for seed in seeds[1:]:
         theirs = {"trl_tuned": their_step(seed, batch), "trl": their_step(seed, AS_IT_COMES)}
         rounds.append({"ours": our_step(seed, budget), **theirs})
-    figures: Figures = {}
+    metrics: Results = {}
     for key, other, name in (
         ("ratio", "trl", "seconds"),
         ("tuned_ratio", "trl_tuned", "seconds"),
         ("update_ratio", "trl_tuned", "update_seconds"),
     ):
         ratios = [each["ours"][name] / each[other][name] for each in rounds]
-        figures |= {key: median(ratios), f"{key}_spread": [min(ratios), max(ratios)]}
+        metrics |= {key: median(ratios), f"{key}_spread": [min(ratios), max(ratios)]}
     for side in rounds[0]:
-        figures[side] = {name: median(each[side][name] for each in rounds) for name in rounds[0][side]}
-    return figures | {"micro_batch_tokens": budget, "per_device_batch": batch}
+        metrics[side] = {name: median(each[side][name] for each in rounds) for name in rounds[0][side]}
+    return metrics | {"micro_batch_tokens": budget, "per_device_batch": batch}
 
 
-def _fastest(step: Callable[[int, int], Figures], seed: int, batchings: Sequence[int]) -> tuple[int, Figures]:
+def _fastest(step: Callable[[int, int], Results], seed: int, batchings: Sequence[int]) -> tuple[int, Results]:
     """Sampling is the same in all."""
     found = {batching: step(seed, batching) for batching in batchings}
     return min(found.items(), key=lambda item: item[1]["update_seconds"])
 
 
-def _medians(**values: Sequence[float]) -> Figures:
+def _medians(**values: Sequence[float]) -> Results:
     assert all(len(each) == STEPS for each in values.values()), "one figure a step"
     return {name: median(each[WARM_UP:]) for name, each in values.items()}
 
 
-def _trl(problems: Path, batch: int, learning_rate: float, seed: int) -> Figures:
+def _trl(problems: Path, batch: int, learning_rate: float, seed: int) -> Results:
     values = (weights_path(), problems, PROMPTS, GROUP_SIZE, STEPS, batch, MAX_TOKENS, learning_rate, seed)
     command = [sys.executable, str(Path(__file__).parent / "trl_rloo.py"), *map(str, values)]
     done = subprocess.run(

@@ -104,7 +104,7 @@ async def states_of(sampler: Any, count: int, seed: int) -> tuple[dict[str, list
 
 
 async def compare(sampler: Any, states: Sequence[State], seed: int) -> dict[str, float]:
-    async def drawn(by_ids: bool, run: int) -> list[tuple[Completion, ...]]:
+    async def sampled(by_ids: bool, run: int) -> list[tuple[Completion, ...]]:
         requests = [
             SampleRequest(
                 state.problem,
@@ -117,7 +117,7 @@ async def compare(sampler: Any, states: Sequence[State], seed: int) -> dict[str,
         ]
         return list(await asyncio.gather(*map(sampler.sample, requests)))
 
-    runs = {"ids": await drawn(True, 0), "again": await drawn(True, 1), "text": await drawn(False, 2)}
+    runs = {"ids": await sampled(True, 0), "again": await sampled(True, 1), "text": await sampled(False, 2)}
     values = {
         name: [value(state.problem, state.prefix, answers) for state, answers in zip(states, each, strict=True)]
         for name, each in runs.items()
@@ -145,13 +145,13 @@ async def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]
     sampler = VllmSampler(engine, SamplingConfig(max_tokens=96), PromptConfig(preset="plain"))
     try:
         found, borders = await states_of(sampler, arguments.states, arguments.seed)
-        figures: dict[str, Any] = {}
+        metrics: dict[str, Any] = {}
         for name, states in found.items():
-            figures[name] = dict(borders[name]) | await compare(sampler, states, arguments.seed)
-            print(name, figures[name], file=sys.stderr)
+            metrics[name] = dict(borders[name]) | await compare(sampler, states, arguments.seed)
+            print(name, metrics[name], file=sys.stderr)
     finally:
         sampler.close()
-    return figures
+    return metrics
 
 
 def main() -> None:
@@ -163,20 +163,22 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--states", type=int, default=8, help="of each way to write steps (8)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "borders.json")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "borders.json")
     arguments = parser.parse_args()
     own, mixed = arguments.folder / "own", arguments.folder / "mixed"
     if not (own / "config.json").is_file():
         train(own, arguments.steps, arguments.batch, arguments.seed)
     if not (mixed / "config.json").is_file():
         train(mixed, arguments.steps // 4, arguments.batch, arguments.seed + 1, beginning=own)
-    figures = {}
+    metrics = {}
     for policy in (own, mixed):
         measured = asyncio.run(measure(policy, arguments))
-        figures |= {f"{name}, {policy.name} tokens": each for name, each in measured.items()}
+        metrics |= {f"{name}, {policy.name} tokens": each for name, each in measured.items()}
     machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
-    arguments.out.write_text(json.dumps({"rollouts": ROLLOUTS, "machine": machine, "ways": figures}, indent=2) + "\n")
-    print(json.dumps(figures, indent=2))
+    arguments.output.write_text(
+        json.dumps({"rollouts": ROLLOUTS, "machine": machine, "ways": metrics}, indent=2) + "\n"
+    )
+    print(json.dumps(metrics, indent=2))
 
 
 if __name__ == "__main__":

@@ -57,9 +57,9 @@ def annotate(results: dict[str, Any], details: dict[str, Any]) -> Iterator[tuple
 
 
 def borders(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    for name, figures in results["ways"].items():
-        met = "met" if figures["inside_tokens_by_ids"] == 0 else "missed"
-        shown = "<br>".join(f"{key} {_shown(value)}" for key, value in figures.items())
+    for name, metrics in results["ways"].items():
+        met = "met" if metrics["inside_tokens_by_ids"] == 0 else "missed"
+        shown = "<br>".join(f"{key} {_shown(value)}" for key, value in metrics.items())
         yield name, shown, f"inside_tokens_by_ids 0: {met}"
 
 

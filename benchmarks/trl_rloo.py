@@ -69,7 +69,7 @@ def main() -> None:
     processor = AutoProcessor.from_pretrained(folder, padding_side="left")
     grader = SymbolicGrader()
 
-    def right(completions: list[Any], id: list[str], **_: Any) -> list[float | None]:
+    def correct(completions: list[Any], id: list[str], **_: Any) -> list[float | None]:
         answers = [(by_id[name], each[0]["content"]) for name, each in zip(id, completions, strict=True)]
         return [REWARD[grading.verdict] for grading in grader.grade_many(answers)]
 
@@ -97,7 +97,7 @@ def main() -> None:
         clock = Clock()
         trainer = TimedTrainer(
             model=AutoModelForImageTextToText.from_pretrained(folder, dtype="float32"),
-            reward_funcs=right,
+            reward_funcs=correct,
             args=arguments,
             train_dataset=_dataset(problems),
             processing_class=processor,
@@ -119,7 +119,7 @@ def _dataset(problems: list[Problem]) -> Dataset:
         {
             "id": problem.id,
             "prompt": [{"role": "user", "content": problem.question}],
-            "images": [picture.path for picture in problem.pictures],
+            "images": [image.path for image in problem.images],
         }
         for problem in problems
     ]

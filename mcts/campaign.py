@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mcts.capacity import FIRST, adapt
 from mcts.config import CampaignConfig
 from mcts.progress import CampaignSummary, Progress, announce_waiting, show
-from mcts.room import FIRST, adapt
 from mcts.worker import Report, Worker, WorkerDiedError
 from mmprm import actors
 from mmprm.errors import SamplingError
@@ -26,6 +26,9 @@ from mmprm.trees.store import Finished, Store
 from mmprm.types import Problem
 
 SUMMARY_NAME = "summary.json"
+
+GROWTH_SECONDS = 5.0
+"""Time between two looks at whether the cluster has room for more engines."""
 
 MakeWorker = Callable[[int], Awaitable[Worker]]
 """Takes a worker number and returns a worker that is ready to accept problems."""
@@ -50,13 +53,13 @@ def run_campaign(
     Batches committed before an error are kept.
     """
     check_judge(config.grader.judge)
-    folder = Path(config.run)
+    folder = Path(config.output)
     problems = load_problems(config.problems)
     check_golds(problems, config.grader, config.problems.path)
     is_new = not (folder / STORE_NAME).is_file()
     if is_new and make_worker is None:  # check first: a new store would record a configuration that cannot work
         _check(config, problems, model_folder)
-    store = Store.create_or_open(folder / STORE_NAME, config.identity())
+    store = Store.create_or_open(folder / STORE_NAME, config.resume_key())
     try:
         repair(store)
         store.add_problems(problems)
@@ -91,7 +94,7 @@ def _annotate(config: CampaignConfig, store: Store, progress: Progress, make_wor
     from mcts.ray_worker import RayWorkers
 
     with RayWorkers(config) as workers:
-        actors.run(_Driver(config, store, progress, workers.make, workers.count).run())
+        actors.run(_Driver(config, store, progress, workers.make, workers.count, workers.capacity).run())
 
 
 async def _annotate_on_servers(config: CampaignConfig, store: Store, progress: Progress, servers: int) -> None:
@@ -116,7 +119,13 @@ class _Slot:
 
 class _Driver:
     def __init__(
-        self, config: CampaignConfig, store: Store, progress: Progress, make_worker: MakeWorker, workers: int
+        self,
+        config: CampaignConfig,
+        store: Store,
+        progress: Progress,
+        make_worker: MakeWorker,
+        workers: int,
+        capacity: Callable[[], int] = lambda: 0,
     ) -> None:
         self._config = config
         self._store = store
@@ -124,27 +133,46 @@ class _Driver:
         self._make_worker = make_worker
         self._queue = deque(store.ids("open"))
         self._problems = len(self._queue)
-        self._progress.workers = self._workers = min(workers, self._problems)
+        self._workers = min(workers, self._problems)
+        self._capacity = capacity
+        self._running = 0
+        """Number of engines that run."""
         self._deaths: Counter[str] = Counter()
         """Number of times each problem was in flight when an engine died, since the problem's own last batch. Not
         counted for servers: an unreachable server is not caused by a problem."""
 
     async def run(self) -> None:
         shown = asyncio.create_task(show(self._progress))
-        slots = map(_Slot, range(self._workers))
-        serving = {asyncio.create_task(self._serve(slot)): slot for slot in slots}
+        serving: dict[asyncio.Task[None], _Slot] = {}
+        self._open_slots(serving, self._workers)
         try:
             waiting = set(serving)
             while waiting:
-                done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                done, waiting = await asyncio.wait(waiting, timeout=GROWTH_SECONDS, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     task.result()
+                waiting |= self._grow(serving)
                 if not self._queue and not self._progress.in_flight:  # engines that still start are no longer needed
                     waiting = {task for task in waiting if not serving[task].opening}
         finally:
             for task in (shown, *serving):
                 task.cancel()
             await asyncio.gather(shown, *serving, return_exceptions=True)
+
+    def _open_slots(self, serving: dict[asyncio.Task[None], _Slot], count: int) -> set[asyncio.Task[None]]:
+        slots = map(_Slot, range(len(serving), len(serving) + count))
+        added = {asyncio.create_task(self._serve(slot)): slot for slot in slots}
+        serving |= added
+        return set(added)
+
+    def _grow(self, serving: dict[asyncio.Task[None], _Slot]) -> set[asyncio.Task[None]]:
+        """Open slots for machines that have joined the cluster; the slots of those that left wait for a replacement."""
+        more = min(self._capacity() - len(serving), len(self._queue))
+        if more <= 0:
+            return set()
+        self._workers += more
+        print(f"the cluster has room for more engines: starting {more}", file=sys.stderr, flush=True)
+        return self._open_slots(serving, more)
 
     async def _serve(self, slot: _Slot) -> None:
         """Keep one worker busy until no open problem is left in the campaign; replace it when it dies."""
@@ -153,16 +181,31 @@ class _Driver:
                 worker = await self._open(slot)
                 if worker is None:
                     return
-                if self._progress.first_start is None:
-                    self._store.begin_session(self._progress.workers)
-                await self._feed(worker, slot)
+                with self._counted():
+                    await self._feed(worker, slot)
             except WorkerDiedError as error:
                 slot.deaths += 1
                 self._take_back(slot, error)
-                if slot.deaths > self._config.worker_restarts:
+                if slot.deaths > self._config.max_restarts:
                     self._give_up(slot, error)
                     return
                 self._progress.workers_replaced += 1
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count an engine that has started, until it dies, in the engine time of the store."""
+        self._running += 1
+        if self._progress.workers:
+            self._store.set_engines(self._running)
+        else:
+            self._store.begin_session(self._running)
+        self._progress.workers = max(self._progress.workers, self._running)
+        try:
+            yield
+        except WorkerDiedError:
+            self._running -= 1
+            self._store.set_engines(self._running)
+            raise
 
     async def _open(self, slot: _Slot) -> Worker | None:
         slot.opening = True
@@ -177,10 +220,10 @@ class _Driver:
             slot.opening = False
 
     async def _feed(self, worker: Worker, slot: _Slot) -> None:
-        room = self._config.trees_in_flight or FIRST
+        capacity = self._config.trees_in_flight or FIRST
         try:
             while self._queue or self._progress.in_flight:
-                while self._queue and self._may_start(self._queue[0], slot.in_flight, room):
+                while self._queue and self._may_start(self._queue[0], slot.in_flight, capacity):
                     problem_id = self._queue.popleft()
                     slot.in_flight.add(problem_id)
                     stored = self._store.batches(problem_id)
@@ -193,7 +236,7 @@ class _Driver:
                 report = await announce_waiting(self._next_report(worker), what)
                 self._commit(report, slot)
                 if report.load is not None and self._config.trees_in_flight is None:
-                    room = adapt(room, len(slot.in_flight), report.load)
+                    capacity = adapt(capacity, len(slot.in_flight), report.load)
                 slot.in_flight.difference_update(end.problem_id for end in report.finished)
         finally:
             with suppress(WorkerDiedError):
@@ -212,7 +255,7 @@ class _Driver:
         for batch in report.batches:
             self._deaths.pop(batch.problem_id, None)
 
-    def _may_start(self, problem_id: str, in_flight: set[str], room: int) -> bool:
+    def _may_start(self, problem_id: str, in_flight: set[str], capacity: int) -> bool:
         """Return whether a problem may start on this worker now.
 
         A single death may be a coincidence. A problem that was in flight at two or more deaths is searched alone.
@@ -221,19 +264,19 @@ class _Driver:
         if problem_id in suspects or suspects & in_flight:
             return not in_flight
         # Give every engine an equal share, so that the first one to start does not take all the problems.
-        return len(in_flight) < min(room, -(-self._problems // self._workers))
+        return len(in_flight) < min(capacity, -(-self._problems // self._workers))
 
     def _take_back(self, slot: _Slot, error: WorkerDiedError) -> None:
         """Return the problems of a dead worker to the end of the queue.
 
-        A problem that was alone in flight when its engine died more than `worker_restarts` times is marked failed,
+        A problem that was alone in flight when its engine died more than `max_restarts` times is marked failed,
         unless no engine in this slot ever worked.
         """
         left, slot.in_flight = slot.in_flight, set()
         if self._config.engine.servers is None:
             self._deaths.update(left)
         deaths = max(self._deaths[problem_id] for problem_id in left) if left else 0
-        if len(left) == 1 and slot.has_reported and deaths > self._config.worker_restarts:
+        if len(left) == 1 and slot.has_reported and deaths > self._config.max_restarts:
             reason = f"its engine died {deaths} times: {error}"
             self._commit(Report((), (Finished(left.pop(), "failed", reason),)), slot)
         self._progress.abandoned(list(left))

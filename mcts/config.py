@@ -12,7 +12,7 @@ from mmprm.sampling.policy import PolicyConfig
 
 
 class CampaignConfig(PolicyConfig):
-    run: PathText = "runs/annotate"
+    output: PathText = "runs/annotate"
     """Run folder, which holds the store trees.sqlite and summary.json. An existing run is resumed."""
     search: SearchConfig = SearchConfig()
     """The tree search of each problem."""
@@ -24,13 +24,13 @@ class CampaignConfig(PolicyConfig):
     """Number of problems that one worker searches concurrently; by default as many as keep its engine busy."""
     commit_seconds: float = Field(0.5, gt=0)
     """Maximum number of seconds between two commits of finished batches."""
-    worker_restarts: int = Field(3, ge=0)
+    max_restarts: int = Field(3, ge=0)
     """Number of times that a worker may die and be replaced without finishing a batch in between. After that the
     campaign continues without it. A problem that is alone on its engine at more deaths than this is marked failed."""
 
-    def identity(self) -> dict[str, Any]:
+    def resume_key(self) -> dict[str, Any]:
         """Return the settings that determine the batches.
 
         A store has one identity; all other settings may change between its runs.
         """
-        return super().identity() | {"search": self.search.model_dump(mode="json")}
+        return super().resume_key() | {"search": self.search.model_dump(mode="json")}

@@ -21,16 +21,16 @@ def fork(config: CampaignConfig) -> tuple[CampaignConfig, str]:
     RUN-3, … for which that holds. A new folder receives RUN's problems, all open, and RUN's batches if they are still
     valid under this configuration.
     """
-    run, asked = Path(config.run), config.identity()
+    run, asked = Path(config.output), config.resume_key()
     folder, number = run, 1
     while (folder / STORE_NAME).is_file():
         if not differing_keys(_stored(folder), asked):
             message = f"{folder} has this configuration; resuming it" if folder != run else ""
-            return config.model_copy(update={"run": str(folder)}), message
+            return config.model_copy(update={"output": str(folder)}), message
         number += 1
         folder = run.with_name(f"{run.name}-{number}")
     message = _copy(run, folder, asked) if folder != run else ""
-    return config.model_copy(update={"run": str(folder)}), message
+    return config.model_copy(update={"output": str(folder)}), message
 
 
 def _stored(folder: Path) -> dict:

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from mmprm.files import whole_file
 from mmprm.terminal import raw
-from mmprm.trees.records import PackedBatch, count_verdicts, state_key
+from mmprm.trees.serialization import PackedBatch, count_verdicts, state_key
 from mmprm.trees.store import Finished
 from mmprm.trees.summary import StoreSummary
 from mmprm.types import Batch
@@ -39,8 +39,8 @@ class CampaignSummary:
     states: int
     labels: int
     rollouts: int
-    rollouts_right: int
-    rollouts_wrong: int
+    rollouts_correct: int
+    rollouts_incorrect: int
     rollouts_unknown: int
     tokens: int
     unknown_reasons: dict[str, int]
@@ -67,6 +67,7 @@ class Progress:
 
     stored: StoreSummary
     workers: int = 0
+    """Largest number of engines that ran at the same time."""
     began: float = field(default_factory=time.monotonic)
     first_start: float | None = None
     in_flight: int = 0
@@ -78,7 +79,7 @@ class Progress:
     labels: int = 0
     unknown: Counter[str] = field(default_factory=Counter)
     unsplit: Counter[str] = field(default_factory=Counter)
-    _labelled: dict[str, set[bytes]] = field(default_factory=dict)
+    _labeled: dict[str, set[bytes]] = field(default_factory=dict)
     """States of the problems in flight that are already counted as labels."""
 
     def started(self, problem_id: str, stored: Sequence[Batch]) -> None:
@@ -86,7 +87,7 @@ class Progress:
         self.first_start = self.first_start or time.monotonic()
         self.in_flight += 1
         self.in_flight_max = max(self.in_flight_max, self.in_flight)
-        self._labelled[problem_id] = {
+        self._labeled[problem_id] = {
             state_key(batch.steps) for batch in stored if batch.steps and count_verdicts(batch.rollouts).known
         }
 
@@ -101,14 +102,14 @@ class Progress:
             self.tokens += batch.token_count
             for kind, reason in batch.reasons:
                 (self.unknown if kind == "unknown" else self.unsplit)[reason] += 1
-            known = self._labelled[batch.problem_id]
+            known = self._labeled[batch.problem_id]
             if batch.depth and batch.counts.known and batch.state not in known:
                 known.add(batch.state)
                 self.labels += 1
         for end in finished:
             self.ended[end.status] += 1
             self.in_flight -= 1
-            states = self._labelled.pop(end.problem_id)
+            states = self._labeled.pop(end.problem_id)
             self.labels += end.labels - len(states) if end.status == "done" else 0
 
     def line(self, now: float | None = None) -> str:
@@ -141,8 +142,8 @@ class Progress:
             states=store.states,
             labels=store.labels,
             rollouts=store.rollouts,
-            rollouts_right=store.counts.right,
-            rollouts_wrong=store.counts.wrong,
+            rollouts_correct=store.counts.correct,
+            rollouts_incorrect=store.counts.incorrect,
             rollouts_unknown=store.counts.unknown,
             tokens=store.tokens,
             unknown_reasons=store.unknown_reasons,

@@ -12,8 +12,8 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from mcts.capacity import Load
 from mcts.config import CampaignConfig
-from mcts.room import Load
 from mcts.worker import LocalWorker, Report, WorkerDiedError
 from mmprm import actors
 from mmprm.errors import MmprmError, SetupError
@@ -35,7 +35,7 @@ class EngineActor:
         self._opened = AsyncExitStack()
         grader = await self._opened.enter_async_context(open_grader(config.grader))
         sampler, load = self.open_engine(config, number, bind_core)
-        self._worker = LocalWorker(sampler, grader, config.markup, config.seed, config.search, load)
+        self._worker = LocalWorker(sampler, grader, config.step_format, config.seed, config.search, load)
         self._opened.push_async_callback(self._worker.close)
 
     def open_engine(
@@ -108,12 +108,11 @@ class RayWorkers:
         gpus_each = self._config.engine.tensor_parallel_size if resources.get("GPU") else 0
         self._bind_core = not gpus_each and self._config.engine.cores is None
         self._bundle = {"CPU": 1, "GPU": gpus_each} if gpus_each else {"CPU": 1}
-        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        kind, each = ("GPU", gpus_each) if gpus_each else ("CPU", 1)
-        fitting = sum(int(machine.get(kind, 0) // each) for machine in machines)  # an engine never spans two machines
+        nodes = [node for node in ray.nodes() if node["Alive"]]
+        fitting = self._fitting(nodes)
         self.count = self._config.workers or fitting
         if not fitting:
-            gpus = int(max(machine.get("GPU", 0) for machine in machines))
+            gpus = int(max(node["Resources"].get("GPU", 0) for node in nodes))
             raise SetupError(
                 f"engine.tensor_parallel_size={gpus_each} must be at most {gpus}, the number of GPUs per machine; "
                 "lower it or add a larger machine to the cluster"
@@ -125,6 +124,15 @@ class RayWorkers:
                 + "; lower it or leave it out"
             )
         return self
+
+    def capacity(self) -> int:
+        """Return the number of engines for the cluster as it is now, to which machines may have been added."""
+        return self._config.workers or self._fitting(actors.alive_nodes())
+
+    def _fitting(self, nodes: Sequence[dict[str, Any]]) -> int:
+        kind = "GPU" if "GPU" in self._bundle else "CPU"
+        each = self._bundle[kind]
+        return sum(int(node["Resources"].get(kind, 0) // each) for node in nodes)  # an engine never spans two machines
 
     def __exit__(self, *_: object) -> None:
         if self._own_ray:

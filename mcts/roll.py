@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable
 
 from mmprm.sampling.seeds import derive_seed
-from mmprm.steps import Markup, Split, split
+from mmprm.steps import Split, StepFormat, split
 from mmprm.trees.evidence import passing
 from mmprm.types import (
     Batch,
@@ -39,7 +39,7 @@ class Roller:
         problem: Problem,
         sampler: Sampler,
         grader: Grader,
-        markup: Markup,
+        step_format: StepFormat,
         run_seed: int,
         stored: Iterable[Batch],
         emit: Callable[[Batch], None],
@@ -47,23 +47,23 @@ class Roller:
         self._problem = problem
         self._sampler = sampler
         self._grader = grader
-        self._markup = markup
+        self._step_format = step_format
         self._run_seed = run_seed
-        self._stored = {(batch.steps, batch.first_draw): batch for batch in stored}
+        self._stored = {(batch.steps, batch.first_sample): batch for batch in stored}
         self._emit = emit
-        self._drawn: dict[Steps, int] = {}
+        self._sampled: dict[Steps, int] = {}
         self._ids: dict[Steps, tuple[int, ...] | None] = {(): ()}
         """Token ids of each state requested so far; None if they are not known."""
         self._writers: dict[Steps, tuple[Steps, Rollout]] = {}
         """Maps a prefix to the first rollout with token ids that passes through it, and to that rollout's state."""
 
     async def __call__(self, steps: Steps, n: int) -> tuple[Rollout, ...]:
-        first_draw = self._drawn.get(steps, 0)
-        self._drawn[steps] = first_draw + n
+        first_sample = self._sampled.get(steps, 0)
+        self._sampled[steps] = first_sample + n
         ids = self._ids.setdefault(steps, self._written(steps))
-        batch = self._stored.pop((steps, first_draw), None)
+        batch = self._stored.pop((steps, first_sample), None)
         if batch is None:
-            batch = await self._draw(steps, n, first_draw, ids if steps else None)
+            batch = await self._sample(steps, n, first_sample, ids if steps else None)
             self._emit(batch)
         if ids is not None:
             self._remember(steps, batch.rollouts)
@@ -85,15 +85,15 @@ class Roller:
                 for prefix in passing(steps, rollout):
                     self._writers.setdefault(prefix, (steps, rollout))
 
-    async def _draw(self, steps: Steps, n: int, first_draw: int, ids: tuple[int, ...] | None) -> Batch:
+    async def _sample(self, steps: Steps, n: int, first_sample: int, ids: tuple[int, ...] | None) -> Batch:
         prefix = "".join(steps)
-        seed = derive_seed(self._run_seed, self._problem.id, prefix, first_draw)
+        seed = derive_seed(self._run_seed, self._problem.id, prefix, first_sample)
         completions = await self._sampler.sample(SampleRequest(self._problem, prefix, n, seed, prefix_ids=ids))
         texts = tuple(dict.fromkeys(completion.text for completion in completions))  # grade equal completions once
         gradings = await asyncio.gather(*(self._grader.grade(self._problem, prefix + text) for text in texts))
-        read = {text: (split(text, self._markup), grading) for text, grading in zip(texts, gradings, strict=True)}
+        read = {text: (split(text, self._step_format), grading) for text, grading in zip(texts, gradings, strict=True)}
         rollouts = tuple(_rollout(completion, *read[completion.text]) for completion in completions)
-        return Batch(self._problem.id, steps, first_draw, rollouts)
+        return Batch(self._problem.id, steps, first_sample, rollouts)
 
 
 def _rollout(completion: Completion, cut: Split, grading: Grading) -> Rollout:

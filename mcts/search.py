@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pydantic import Field, model_validator
 
 from mcts.tree import Candidate, SearchTree
-from mmprm.trees.records import count_verdicts
-from mmprm.trees.stopping import StoppingRule, first_draws, next_draws
+from mmprm.trees.serialization import count_verdicts
+from mmprm.trees.stopping import StoppingRule, first_batch_size, next_batch_size
 from mmprm.types import Counts, Problem, Rollout, Steps, Tree
 
 Roll = Callable[[Steps, int], Awaitable[tuple[Rollout, ...]]]
@@ -97,12 +97,12 @@ async def _find_first_error(tree: SearchTree, candidate: Candidate, roll: Roll, 
             return False
         if counts.value is None:
             return True
-        if not counts.right:
+        if not counts.correct:
             broken = middle
             continue
         sound = middle
         # One correct rollout among few proves that the prefix is recoverable, but is a poor estimate of its value.
-        if steps[:middle] in tree.states or counts.known >= config.shared:
+        if steps[:middle] in tree.states or counts.known >= config.min_shared_rollouts:
             ancestor = counts
     return True
 
@@ -113,22 +113,22 @@ async def _evidence(
     """Return the counts of a prefix, sampling from it if the known rollouts do not suffice.
 
     Return None if the rollouts of a new state might exceed the budget. Rollouts of other states that pass through the
-    prefix suffice if one is correct, or if enough are incorrect and the prefix can also be labelled by them. Otherwise
+    prefix suffice if one is correct, or if enough are incorrect and the prefix can also be labeled by them. Otherwise
     the prefix becomes a state and only its own rollouts count: the earlier ones were selected by their outcome.
     """
     if steps in tree.states:
         return tree.states[steps].counts
-    if config.shared is not None:
+    if config.min_shared_rollouts is not None:
         through = tree.through(steps)
-        labelled = tree.at_once(steps) >= config.shared
-        if through.right or (labelled and through.known >= first_draws(ancestor, config)):
+        labeled = tree.at_once(steps) >= config.min_shared_rollouts
+        if through.correct or (labeled and through.known >= first_batch_size(ancestor, config)):
             return through
     if tree.total_rollouts + config.rollouts > config.max_rollouts:
         return None
-    size = first = first_draws(ancestor, config)
-    batches, drawn = [], Counts()
+    size = first = first_batch_size(ancestor, config)
+    batches, sampled = [], Counts()
     while size:
         batches.append(await roll(steps, size))
-        drawn += count_verdicts(batches[-1])
-        size = next_draws(first, drawn, config)
+        sampled += count_verdicts(batches[-1])
+        size = next_batch_size(first, sampled, config)
     return tree.add(steps, batches).counts

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
+from mcts.capacity import Load
 from mcts.config import CampaignConfig
-from mcts.room import Load
 from mcts.worker import LocalWorker
 from mmprm.grading.open import open_grader
 from mmprm.sampling.server_sampler import ServerSampler
@@ -27,6 +27,6 @@ async def server_workers(config: CampaignConfig) -> AsyncIterator[Callable[[int]
             return Load(*sampler.load(), cache=0.0)  # servers do not report how full their cache is
 
         async def make(number: int) -> LocalWorker:
-            return LocalWorker(sampler, grader, config.markup, config.seed, config.search, load)
+            return LocalWorker(sampler, grader, config.step_format, config.seed, config.search, load)
 
         yield make

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from mcts.progress import duration, reasons
 from mmprm.trees.store import Store
-from mmprm.trees.tallies import begun, drawn_after, is_being_written, sessions
+from mmprm.trees.tallies import begun, is_being_written, sampled_after, sessions
 
 FAILURES_SHOWN = 10
 NAMES = 14
@@ -56,15 +56,17 @@ def read_status(store: Store) -> Status:
     summary = store.summary()
     runs = sessions(store)
     last = runs[-1] if runs else None
-    drawn = drawn_after(store, last.batches_before) if last and last.seconds > 0 else None
-    engine_seconds = sum(session.engines * session.seconds for session in runs)
+    sampled = sampled_after(store, last.batches_before) if last and last.seconds > 0 else None
+    engine_seconds = sum(session.engine_seconds for session in runs)
     open_begun = begun(store)
     running = is_being_written(store)
     done = summary.problems["done"]
     # As in the driver's progress line, a problem that has begun counts as half done.
     behind = done + summary.problems["failed"] + open_begun / 2
     ahead = summary.problems["open"] - open_begun / 2
-    left = ahead * engine_seconds / behind / last.engines if last and behind and engine_seconds else None
+    left = (
+        ahead * engine_seconds / behind / last.engines if last and last.engines and behind and engine_seconds else None
+    )
 
     def rate(amount: int) -> float:
         assert last is not None
@@ -85,15 +87,15 @@ def read_status(store: Store) -> Status:
         labels=summary.labels,
         rollouts=summary.rollouts,
         verdicts={
-            "right": summary.counts.right,
-            "wrong": summary.counts.wrong,
+            "correct": summary.counts.correct,
+            "incorrect": summary.counts.incorrect,
             "unknown": summary.counts.unknown,
         },
         tokens=summary.tokens,
         unknown_reasons=summary.unknown_reasons,
         unsplit_reasons=summary.unsplit_reasons,
-        rollouts_per_second=rate(drawn.rollouts) if drawn else None,
-        tokens_per_second=rate(drawn.tokens) if drawn else None,
+        rollouts_per_second=rate(sampled.rollouts) if sampled else None,
+        tokens_per_second=rate(sampled.tokens) if sampled else None,
         labels_per_second=summary.labels / engine_seconds * last.engines if last and engine_seconds else None,
         engine_hours=engine_seconds / 3600,
         labels_per_engine_hour=summary.labels / (engine_seconds / 3600) if engine_seconds else None,
@@ -118,9 +120,9 @@ def status_text(status: Status, run: str, now: float | None = None, width: int |
     ]
     lines = []
     for name, text in rows:
-        for place, line in enumerate(text.splitlines()):
+        for position, line in enumerate(text.splitlines()):
             room = " " * (NAMES if name else 0)
-            head = f"{'' if place else name:<{len(room)}}"
+            head = f"{'' if position else name:<{len(room)}}"
             lines += textwrap.wrap(
                 line, width or sys.maxsize, initial_indent=head, subsequent_indent=room, break_on_hyphens=False
             )
@@ -157,7 +159,9 @@ def _labels(status: Status) -> str:
 def _rollouts(status: Status) -> str:
     verdicts = status.verdicts
     unknown = reasons(Counter(status.unknown_reasons))
-    return f"{status.rollouts:,}: {verdicts['right']:,} correct, {verdicts['wrong']:,} incorrect, unknown {unknown}"
+    return (
+        f"{status.rollouts:,}: {verdicts['correct']:,} correct, {verdicts['incorrect']:,} incorrect, unknown {unknown}"
+    )
 
 
 def _rate(status: Status) -> str:

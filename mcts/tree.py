@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from mcts.value import q, u
 from mmprm.trees.evidence import Tally, counts_of, tally_passing
-from mmprm.trees.records import count_verdicts
+from mmprm.trees.serialization import count_verdicts
 from mmprm.types import Counts, Node, Rollout, Steps, Tree, Verdict
 
 
@@ -78,11 +78,13 @@ class SearchTree:
         self._numbered.append(state)
         self.states[steps] = state
         self.total_rollouts += len(rollouts)
-        if counts.right:
-            wrong = {r.steps: r for r in rollouts if r.verdict is Verdict.INCORRECT and len(r.steps) > 1}
-            for place, rollout in enumerate(wrong.values()):
+        if counts.correct:
+            incorrect = {r.steps: r for r in rollouts if r.verdict is Verdict.INCORRECT and len(r.steps) > 1}
+            for position, rollout in enumerate(incorrect.values()):
                 words = len("".join(rollout.steps).split())
-                heapq.heappush(state.waiting, (-q(counts.right / counts.known, words, *self._shape), place, rollout))
+                heapq.heappush(
+                    state.waiting, (-q(counts.correct / counts.known, words, *self._shape), position, rollout)
+                )
         self._queue(state)
         return state
 

@@ -8,13 +8,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from mcts.capacity import Load
 from mcts.roll import Roller
-from mcts.room import Load
 from mcts.search import SearchConfig, search
 from mmprm.errors import EngineStoppedError, MmprmError
-from mmprm.steps import Markup
+from mmprm.steps import StepFormat
 from mmprm.trees.evidence import count_labels
-from mmprm.trees.records import PackedBatch, pack_batch
+from mmprm.trees.serialization import PackedBatch, pack_batch
 from mmprm.trees.store import Finished
 from mmprm.types import Batch, Grader, Problem, Sampler
 
@@ -63,7 +63,7 @@ class LocalWorker:
         self,
         sampler: Sampler,
         grader: Grader,
-        markup: Markup,
+        step_format: StepFormat,
         run_seed: int,
         config: SearchConfig,
         load: Callable[[], Load | None] = lambda: None,
@@ -71,7 +71,7 @@ class LocalWorker:
         self._load = load
         self._sampler = sampler
         self._grader = grader
-        self._markup = markup
+        self._step_format = step_format
         self._run_seed = run_seed
         self._config = config
         self._searches: set[asyncio.Task[None]] = set()
@@ -103,7 +103,7 @@ class LocalWorker:
         await asyncio.gather(*self._searches, return_exceptions=True)
 
     async def _search(self, problem: Problem, stored: Sequence[Batch]) -> None:
-        roller = Roller(problem, self._sampler, self._grader, self._markup, self._run_seed, stored, self._emit)
+        roller = Roller(problem, self._sampler, self._grader, self._step_format, self._run_seed, stored, self._emit)
         try:
             result = await search(problem, roller, self._config)
             self._finished.append(Finished(problem.id, "done", result.ended, count_labels(result.tree, self._config)))

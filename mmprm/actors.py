@@ -39,6 +39,7 @@ LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """If set to 0, Ray uses 127.0.0.1 as this machine's address on every platform, and listens only there."""
 
 _gone: str | None = None
+_nodes: list[dict[str, Any]] = []
 
 
 def connect(address: str | None = None) -> bool:
@@ -131,6 +132,11 @@ def is_gone() -> bool:
     return _gone is not None
 
 
+def alive_nodes() -> list[dict[str, Any]]:
+    """Return Ray's living nodes as `guarded` last saw them, some seconds ago; unlike Ray itself, answers at once."""
+    return [node for node in _nodes if node["Alive"]]
+
+
 def kill(actor: Any) -> None:
     """Kill an actor's process; do nothing if Ray is gone, because it would not answer."""
     if _gone is None:
@@ -184,7 +190,8 @@ def _reason() -> str | None:
         if node is not None and (dead := node.dead_processes()):  # processes started by this process
             return f"Ray is gone: its {dead[0][0]} has ended"
         own = ray.get_runtime_context().get_node_id()
-        here = next((each for each in ray.nodes() if each["NodeID"] == own), None)
+        _nodes[:] = ray.nodes()
+        here = next((each for each in _nodes if each["NodeID"] == own), None)
         if here is not None and not here["Alive"]:
             return (
                 f"Ray is gone: this machine's raylet has ended ({here.get('DeathReasonMessage') or 'no reason given'})"

@@ -16,6 +16,35 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, mod
 from mmprm.errors import ConfigError
 from mmprm.written import read_set, read_text, resolved
 
+RENAMED = {
+    "base": "model",
+    "doubt": "false_negative_rate",
+    "embed_pictures": "embed_images",
+    "images_root": "image_root",
+    "layout": "benchmark",
+    "markup": "step_format",
+    "most_restarts": "max_restarts",
+    "normalise_steps": "normalize_steps",
+    "optimisation": "optimization",
+    "out": "output",
+    "pictures": "images",
+    "pictures_per_prompt": "images_per_prompt",
+    "place": "apply_to",
+    "right_solutions": "correct_solutions",
+    "run": "output",
+    "sample_timeout_s": "sample_timeout_seconds",
+    "score_timeout_s": "score_timeout_seconds",
+    "seconds": "timeout_seconds",
+    "shared": "min_shared_rollouts",
+    "start_timeout_s": "start_timeout_seconds",
+    "surprise": "prior_reset",
+    "timeout_s": "timeout_seconds",
+    "watch": "monitor",
+    "width": "max_posterior_std",
+    "worker_restarts": "max_restarts",
+}
+"""Keys by their names in version 0.1: an error names the current key, and stored settings are read under it."""
+
 PathText = Annotated[str, AfterValidator(os.path.expanduser)]
 """A file or folder. A leading ~ is expanded here because shells do not expand it inside `--set key=~/x`."""
 
@@ -122,6 +151,13 @@ def differing_keys(stored: dict[str, Any], asked: dict[str, Any]) -> dict[str, s
     }
 
 
+def with_current_names(stored: Any) -> Any:
+    """Return stored settings with the keys of version 0.1 under their current names."""
+    if not isinstance(stored, dict):
+        return stored
+    return {RENAMED.get(key, key): with_current_names(value) for key, value in stored.items()}
+
+
 def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     if not isinstance(values, dict):
         return {prefix: values}
@@ -150,11 +186,26 @@ def _assign(values: dict[str, Any], path: list[str], value: Any, key: str) -> No
 def _explain(model: type[Config], item: Any, source: str) -> str:
     key = ".".join(str(part) for part in item["loc"]) or "(top)"
     if item["type"] == "extra_forbidden":
+        *path, name = item["loc"]
+        if RENAMED.get(name) in _fields(model, path):
+            return f"{source}: {key} is called {'.'.join([*map(str, path), RENAMED[name]])}; rename the key"
         near = difflib.get_close_matches(key, [row[0] for row in describe(model)], n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else "; --help lists the keys"
         return f"{source}: {key} does not exist{hint}"
     if item["type"] == "missing":
         return f"{source}: {key} is required; set it in the file or with --set {key}=…"
     # The value of a group is not shown: it is long, and the message names the invalid key.
-    place = f"{key}: " if isinstance(item["input"], dict) else f"{key}={item['input']!r}: "
-    return f"{source}: {place.removeprefix('(top): ')}{item['msg'].removeprefix('Value error, ')}"
+    position = f"{key}: " if isinstance(item["input"], dict) else f"{key}={item['input']!r}: "
+    return f"{source}: {position.removeprefix('(top): ')}{item['msg'].removeprefix('Value error, ')}"
+
+
+def _fields(model: type[Config], path: Sequence[str | int]) -> set[str]:
+    """Return the keys of the group at `path`, or nothing if it is not a group of keys."""
+    for name in path:
+        field = model.model_fields.get(str(name))
+        kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+        groups = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Config)]
+        if not groups:
+            return set()
+        model = groups[0]
+    return set(model.model_fields)

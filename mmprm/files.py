@@ -163,15 +163,15 @@ def locked(folder: Path, key: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def parse_json(text: str | bytes, place: str, error: type[MmprmError] = DataError) -> Any:
+def parse_json(text: str | bytes, location: str, error: type[MmprmError] = DataError) -> Any:
     """Return the value of a JSON text, or raise `error` naming `place` and the reason, including JSON nested too
     deeply for Python's parser."""
     try:
         return json.loads(text)
     except RecursionError as caught:
-        raise error(f"{place}: is nested too deep to be read as JSON; write it flatter") from caught
+        raise error(f"{location}: is nested too deep to be read as JSON; write it flatter") from caught
     except ValueError as caught:
-        raise error(f"{place}: is not JSON: {caught}") from caught
+        raise error(f"{location}: is not JSON: {caught}") from caught
 
 
 def logged_rows(path: Path, keys: Iterable[str] = ("step",)) -> Iterator[dict[str, Any]]:

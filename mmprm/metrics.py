@@ -96,18 +96,18 @@ def choose_threshold(scores_KS: Sequence[Sequence[float]], truth_K: Sequence[int
             f"{bad_K.sum()} with and {(~bad_K).sum()} without; give it more solutions"
         )
     low_K, high_K = np.array(
-        [_judged_rightly(scores_S, error) for scores_S, error in zip(scores_KS, truth_K, strict=True)]
+        [_judged_correctly(scores_S, error) for scores_S, error in zip(scores_KS, truth_K, strict=True)]
     ).T
     edges = np.unique(np.clip(np.concatenate([low_K, high_K, [0.0, 1.0]]), 0.0, 1.0))
     middles, widths = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
 
-    def share_right(of_K: NDArray[np.bool_]) -> Floats:
+    def share_correct(of_K: NDArray[np.bool_]) -> Floats:
         # At a middle, the intervals that contain it are those that began before it and have not ended.
         started = np.searchsorted(np.sort(low_K[of_K]), middles, side="left")
         ended = np.searchsorted(np.sort(high_K[of_K]), middles, side="left")
         return (started - ended) / of_K.sum()
 
-    on_bad, on_good = share_right(bad_K), share_right(~bad_K)
+    on_bad, on_good = share_correct(bad_K), share_correct(~bad_K)
     f1 = np.divide(2 * on_bad * on_good, on_bad + on_good, out=np.zeros_like(on_bad), where=on_bad + on_good > 0)
     best = np.flatnonzero(f1 >= f1.max() - 1e-12)
     threshold = float(middles[best[np.argmax(widths[best])]])
@@ -116,54 +116,54 @@ def choose_threshold(scores_KS: Sequence[Sequence[float]], truth_K: Sequence[int
 
 @dataclass(frozen=True, slots=True)
 class MacroF1:
-    """Holds the mean `f1` of the F1 of correct steps (`on_right`) and the F1 of incorrect steps (`on_wrong`)."""
+    """Holds the mean `f1` of the F1 of correct steps (`on_correct`) and the F1 of incorrect steps (`on_incorrect`)."""
 
     f1: float
-    on_right: float
-    on_wrong: float
-    right: int
-    wrong: int
+    on_correct: float
+    on_incorrect: float
+    correct: int
+    incorrect: int
 
 
-def macro_f1(claimed_K: ArrayLike, right_K: ArrayLike) -> MacroF1:
+def macro_f1(claimed_K: ArrayLike, correct_K: ArrayLike) -> MacroF1:
     """Return F1 = 2 · hits / (claims + members) of the steps claimed correct and of the steps claimed incorrect.
 
     The result is NaN if the truth lacks one of the two classes. Source: Wang et al., VisualPRM (VisualProcessBench).
     """
-    claimed_K, right_K = np.asarray(claimed_K, dtype=bool), np.asarray(right_K, dtype=bool)
-    assert claimed_K.shape == right_K.shape, "one claim per step"
-    right, wrong = int(right_K.sum()), int((~right_K).sum())
-    if not right or not wrong:
-        return MacroF1(math.nan, math.nan, math.nan, right, wrong)
-    on_right = 2 * int((claimed_K & right_K).sum()) / (int(claimed_K.sum()) + right)
-    on_wrong = 2 * int((~claimed_K & ~right_K).sum()) / (int((~claimed_K).sum()) + wrong)
-    return MacroF1((on_right + on_wrong) / 2, on_right, on_wrong, right, wrong)
+    claimed_K, correct_K = np.asarray(claimed_K, dtype=bool), np.asarray(correct_K, dtype=bool)
+    assert claimed_K.shape == correct_K.shape, "one claim per step"
+    correct, incorrect = int(correct_K.sum()), int((~correct_K).sum())
+    if not correct or not incorrect:
+        return MacroF1(math.nan, math.nan, math.nan, correct, incorrect)
+    on_correct = 2 * int((claimed_K & correct_K).sum()) / (int(claimed_K.sum()) + correct)
+    on_incorrect = 2 * int((~claimed_K & ~correct_K).sum()) / (int((~claimed_K).sum()) + incorrect)
+    return MacroF1((on_correct + on_incorrect) / 2, on_correct, on_incorrect, correct, incorrect)
 
 
-def choose_step_threshold(scores_K: ArrayLike, right_K: ArrayLike) -> tuple[float, MacroF1]:
+def choose_step_threshold(scores_K: ArrayLike, correct_K: ArrayLike) -> tuple[float, MacroF1]:
     """Return the threshold in [0, 1] with the highest macro F1 on a development split, and that F1.
 
     A step is claimed correct if its score is at least the threshold. As in choose_threshold, the result is the middle
     of the best gap between scores, and of the widest one among equals. Raises DataError if one class is missing.
     """
-    scores_K, right_K = np.asarray(scores_K, dtype=float), np.asarray(right_K, dtype=bool)
-    right, wrong = int(right_K.sum()), int((~right_K).sum())
-    if not right or not wrong:
+    scores_K, correct_K = np.asarray(scores_K, dtype=float), np.asarray(correct_K, dtype=bool)
+    correct, incorrect = int(correct_K.sum()), int((~correct_K).sum())
+    if not correct or not incorrect:
         raise DataError(
-            f"choosing a threshold needs correct and incorrect steps: the development split has {right} correct and "
-            f"{wrong} incorrect; "
+            f"choosing a threshold needs correct and incorrect steps: the development split has {correct} correct and "
+            f"{incorrect} incorrect; "
             "give it more solutions"
         )
     edges = np.unique(np.concatenate([scores_K, [0.0, 1.0]]))
     middles, widths = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
-    missed = np.searchsorted(np.sort(scores_K[right_K]), middles)
-    found = np.searchsorted(np.sort(scores_K[~right_K]), middles)
-    on_right = 2 * (right - missed) / (2 * right - missed + wrong - found)
-    on_wrong = 2 * found / (found + missed + wrong)
-    f1 = (on_right + on_wrong) / 2
+    missed = np.searchsorted(np.sort(scores_K[correct_K]), middles)
+    found = np.searchsorted(np.sort(scores_K[~correct_K]), middles)
+    on_correct = 2 * (correct - missed) / (2 * correct - missed + incorrect - found)
+    on_incorrect = 2 * found / (found + missed + incorrect)
+    f1 = (on_correct + on_incorrect) / 2
     best = np.flatnonzero(f1 >= f1.max() - 1e-12)
     threshold = float(middles[best[np.argmax(widths[best])]])
-    return threshold, macro_f1(scores_K >= threshold, right_K)
+    return threshold, macro_f1(scores_K >= threshold, correct_K)
 
 
 def wilson(successes: int, trials: int, level: float = 0.95) -> Interval | None:
@@ -175,10 +175,10 @@ def wilson(successes: int, trials: int, level: float = 0.95) -> Interval | None:
     if not trials:
         return None
     share, z = successes / trials, NormalDist().inv_cdf(0.5 + level / 2)
-    centre = share + z * z / (2 * trials)
+    center = share + z * z / (2 * trials)
     half = z * math.sqrt(share * (1 - share) / trials + (z / (2 * trials)) ** 2)
     scale = 1 + z * z / trials
-    return Interval(share, max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale))
+    return Interval(share, max(0.0, (center - half) / scale), min(1.0, (center + half) / scale))
 
 
 def bootstrap_mean(values_P: ArrayLike, seed: int, resamples: int = 2000, level: float = 0.95) -> Interval:
@@ -196,7 +196,7 @@ def bootstrap_means(
         raise DataError("a bootstrap interval needs at least one problem, got 0; add problems with a measured value")
     rng = np.random.default_rng(seed)
     draws = (rng.integers(problems, size=problems) for _ in range(resamples))
-    counts_BP = np.array([np.bincount(drawn, minlength=problems) for drawn in draws], dtype=float)
+    counts_BP = np.array([np.bincount(resampled, minlength=problems) for resampled in draws], dtype=float)
     means_BR = counts_BP @ values_PR / problems
     return [
         _percentiles(float(value), means_B, level)
@@ -227,9 +227,9 @@ def bootstrap(
     rng = np.random.default_rng(seed)
 
     def resample() -> NDArray[np.intp]:
-        drawn = rng.integers(len(items), size=len(items))
-        sizes = sizes_P[drawn]
-        shifts = starts_P[drawn] - (np.cumsum(sizes) - sizes)
+        resampled = rng.integers(len(items), size=len(items))
+        sizes = sizes_P[resampled]
+        shifts = starts_P[resampled] - (np.cumsum(sizes) - sizes)
         return ordered_K[np.repeat(shifts, sizes) + np.arange(sizes.sum())]
 
     values_B = [statistic(resample()) for _ in range(resamples)]
@@ -269,7 +269,7 @@ def expected_calibration_error(curve: Sequence[ReliabilityBin]) -> float:
     return sum(entry.count * abs(entry.observed - entry.predicted) for entry in curve) / total
 
 
-def _judged_rightly(scores_S: Sequence[float], first_error: int) -> tuple[float, float]:
+def _judged_correctly(scores_S: Sequence[float], first_error: int) -> tuple[float, float]:
     """Return (low, high): the thresholds t with low < t ≤ high find this first error; low == high if none does."""
     if first_error == NO_ERROR:
         return -1.0, min(scores_S, default=2.0)

@@ -49,8 +49,8 @@ def check_policy(
         return None
     check_model(engine.model)
     owner = load_template_owner(engine.model)
-    if any(problem.pictures for problem in problems) and not hasattr(owner, "image_processor"):
-        problem = next(problem for problem in problems if problem.pictures)
+    if any(problem.images for problem in problems) and not hasattr(owner, "image_processor"):
+        problem = next(problem for problem in problems if problem.images)
         raise DataError(f"problem {problem.id}: has images, but {engine.model} reads text only; choose another model")
     check_rendering(owner, problems, prompt, engine.model)
     _check_length(engine, sampling, prompt, problems, owner)
@@ -129,11 +129,11 @@ def check_prm(prm: str) -> None:
 def check_prm_reads(prm: str, problems: Sequence[Problem]) -> None:
     """Raise DataError if problems have images and the process reward model in this folder reads text only."""
     folder = Path(prm)
-    pictured = next((problem for problem in problems if problem.pictures), None)
+    with_image = next((problem for problem in problems if problem.images), None)
     names = ("preprocessor_config.json", "processor_config.json")
-    if pictured is not None and prm and folder.is_dir() and not any((folder / name).is_file() for name in names):
+    if with_image is not None and prm and folder.is_dir() and not any((folder / name).is_file() for name in names):
         raise DataError(
-            f"problem {pictured.id}: has images, but scorer.prm={prm} reads text only; choose another one, or problems "
+            f"problem {with_image.id}: has images, but scorer.prm={prm} reads text only; choose another one, or problems "
             "without images"
         )
 
@@ -154,7 +154,7 @@ def check_output(folder: str | Path, key: str, file: bool = False) -> None:
         ) from error
 
 
-def check_room(folder: str | Path, key: str, model: str) -> None:
+def check_disk_space(folder: str | Path, key: str, model: str) -> None:
     """Raise ConfigError if the disk has less free space than the model to be written there needs."""
     check_output(folder, key)
     needed = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
@@ -167,12 +167,12 @@ def check_room(folder: str | Path, key: str, model: str) -> None:
 
 
 def _check_image_counts(engine: EngineConfig, problems: Sequence[Problem]) -> None:
-    over = [problem for problem in problems if len(problem.pictures) > engine.pictures_per_prompt]
+    over = [problem for problem in problems if len(problem.images) > engine.images_per_prompt]
     if over:
-        most = max(over, key=lambda problem: len(problem.pictures))
+        most = max(over, key=lambda problem: len(problem.images))
         raise ConfigError(
-            f"engine.pictures_per_prompt={engine.pictures_per_prompt}: {len(over)} of {len(problems)} problems have "
-            f"more images, {most.id} has {len(most.pictures)}; set it to {len(most.pictures)}, or drop these problems"
+            f"engine.images_per_prompt={engine.images_per_prompt}: {len(over)} of {len(problems)} problems have "
+            f"more images, {most.id} has {len(most.images)}; set it to {len(most.images)}, or drop these problems"
         )
 
 

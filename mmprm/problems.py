@@ -18,7 +18,7 @@ from mmprm.data.answer import answer_text
 from mmprm.data.cells import Row, cut, names_of
 from mmprm.data.choices import (
     check_choices,
-    labelled_choices,
+    labeled_choices,
     letter_of_label,
     lettered_columns,
     unread_options,
@@ -35,21 +35,21 @@ from mmprm.data.columns import (
     rest_of,
     used_names,
 )
-from mmprm.data.image_cells import listed, read_picture
+from mmprm.data.image_cells import listed, read_image
 from mmprm.data.images import (
     MAX_PIXELS,
     image_digest,
-    open_picture,
-    picture_pixels,
-    picture_size,
-    write_picture,
+    image_pixels,
+    image_size,
+    open_image,
+    write_image,
 )
 from mmprm.data.marks import place_marks
 from mmprm.data.question import column_images, read_question
 from mmprm.data.rows import RowsConfig, read_rows
 from mmprm.errors import DataError
 from mmprm.files import whole_file
-from mmprm.types import Picture, Problem
+from mmprm.types import ImageRef, Problem
 
 __all__ = [
     "MAX_PIXELS",
@@ -57,17 +57,17 @@ __all__ = [
     "ProblemReader",
     "ProblemsConfig",
     "content_id",
+    "image_folder",
+    "image_pixels",
+    "image_size",
     "listed",
     "load_problems",
-    "open_picture",
-    "picture_pixels",
-    "picture_size",
-    "pictures_root",
+    "open_image",
     "read_cell",
-    "read_picture",
+    "read_image",
     "read_problem",
     "read_rows",
-    "write_picture",
+    "write_image",
     "write_problems",
 ]
 
@@ -77,7 +77,7 @@ class ProblemsConfig(RowsConfig):
 
     columns: Columns = Columns()
     """Names of the columns."""
-    images_root: PathText | None = None
+    image_root: PathText | None = None
     """Folder that relative image paths refer to; by default the folder of the file."""
 
 
@@ -88,20 +88,20 @@ def load_problems(config: ProblemsConfig) -> list[Problem]:
     and line (or row), for a missing field, an empty answer, a line that is not JSON, or two different problems with the
     same id.
     """
-    reader = ProblemReader(config.columns, pictures_root(config))
+    reader = ProblemReader(config.columns, image_folder(config))
     problems: dict[str, tuple[str, Problem]] = {}
     repeated = []
-    for place, row in read_rows(config):
-        problem = reader.problem(row, place)
-        first, before = problems.setdefault(problem.id, (place, problem))
+    for location, row in read_rows(config):
+        problem = reader.problem(row, location)
+        first, before = problems.setdefault(problem.id, (location, problem))
         if before is problem:
             continue
         if _content(before) != _content(problem):
             raise DataError(
-                f"{place}: id {cut(problem.id)!r} is that of another problem, at {first}; make ids unique, or drop the "
+                f"{location}: id {cut(problem.id)!r} is that of another problem, at {first}; make ids unique, or drop the "
                 "column to have them from content"
             )
-        repeated.append(f"{place} is {first}")
+        repeated.append(f"{location} is {first}")
     if not problems:
         raise DataError(f"{config.path}: holds no problem")
     reader.tell()
@@ -113,17 +113,17 @@ def load_problems(config: ProblemsConfig) -> list[Problem]:
 
 def _tell_missing(problems: Sequence[Problem]) -> None:
     """Report missing images at once, because an incorrect root would make every problem fail later."""
-    images = ((problem.id, picture) for problem in problems for picture in problem.pictures)
-    missing = {name: picture.path for name, picture in images if not _is_at_hand(picture)}
+    images = ((problem.id, image) for problem in problems for image in problem.images)
+    missing = {name: image.path for name, image in images if not _is_at_hand(image)}
     if missing:
         shown = f"{len(missing):,} of {len(problems):,} problems name images that do not exist"
-        print(f"{shown}, {next(iter(missing.values()))} for one; set problems.images_root", file=sys.stderr)
+        print(f"{shown}, {next(iter(missing.values()))} for one; set problems.image_root", file=sys.stderr)
 
 
-def pictures_root(config: ProblemsConfig) -> Path:
+def image_folder(config: ProblemsConfig) -> Path:
     """Return the folder of relative image paths; it is absolute because stores are also read from other folders."""
     path = Path(config.path)
-    return Path(config.images_root or (path if os.path.isdir(path) else path.parent)).absolute()
+    return Path(config.image_root or (path if os.path.isdir(path) else path.parent)).absolute()
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ class Asked:
     messages, and `used` are the columns that were read."""
 
     question: str
-    pictures: tuple[Picture, ...]
+    images: tuple[ImageRef, ...]
     choices: tuple[str, ...]
     labels: tuple[str, ...]
     said: str
@@ -147,125 +147,129 @@ class ProblemReader:
         self._notes: Counter[str] = Counter()
         self._first: dict[str, str] = {}
 
-    def problem(self, row: Row, place: str) -> Problem:
+    def problem(self, row: Row, location: str) -> Problem:
         """Return the problem of a row. Raises DataError, naming `place`, if the row does not hold one."""
-        asked = self.asked(row, place)
-        answers = cells_of(row, self._columns, "answer", place)
-        written = answer_text(only_one(answers, "answer", place), answers, place)
+        asked = self.asked(row, location)
+        answers = cells_of(row, self._columns, "answer", location)
+        written = answer_text(only_one(answers, "answer", location), answers, location)
         if not written.strip() and self._columns.answer is None:
             written = asked.said
         if not written.strip():
-            raise _missing("answer", row, place)
+            raise _missing("answer", row, location)
         answer = letter_of_label(asked.labels, written)
-        check_choices(asked.choices, answers[0][1] if answers and answer == written else answer, place)
-        ids, solutions = (cells_of(row, self._columns, field, place) for field in ("id", "solution"))
+        check_choices(asked.choices, answers[0][1] if answers and answer == written else answer, location)
+        ids, solutions = (cells_of(row, self._columns, field, location) for field in ("id", "solution"))
         for name, value in (*ids[:1], *solutions[:1]):
             if isinstance(value, dict | bytes):
-                raise DataError(f"{place}: {name} must be a text or number, got {cut(value)!r}; name another column")
+                raise DataError(f"{location}: {name} must be a text or number, got {cut(value)!r}; name another column")
         solution = str(solutions[0][1]) if solutions else None
         texts = {"answer": answer, "id": str(ids[0][1]) if ids else "", "solution": solution or ""}
-        _check_characters(texts | {"question": asked.question, "choices": "".join(asked.choices)}, place)
+        _check_characters(texts | {"question": asked.question, "choices": "".join(asked.choices)}, location)
         used = asked.used | used_names(row, answers) | used_names(row, ids[:1]) | used_names(row, solutions)
         rest = rest_of(row, set(used))
         if not asked.choices and (name := unread_options(rest, answer)) is not None:
-            self._note(f"column {name!r} may hold options and is not read; set columns.choices", place)
+            self._note(f"column {name!r} may hold options and is not read; set columns.choices", location)
         return Problem(
-            id=texts["id"] or content_id(asked.question, answer, asked.pictures, asked.choices),
+            id=texts["id"] or content_id(asked.question, answer, asked.images, asked.choices),
             question=asked.question,
             answer=answer,
-            pictures=asked.pictures,
+            images=asked.images,
             choices=asked.choices,
             solution=solution,
             extra=rest,
         )
 
-    def asked(self, row: Row, place: str) -> Asked:
+    def asked(self, row: Row, location: str) -> Asked:
         """Return the question of a row.
 
         Raises DataError, naming `place`, for a row without a question or with two conflicting ones; for images that do
         not match its image marks; and for video, audio or images in a column that is not read.
         """
         columns, root = self._columns, self._root
-        check_media(row, place)
-        image_cells = cells_of(row, columns, "pictures", place)
-        _check_types(image_cells, place)
-        found = read_question(row, columns, column_images(image_cells, root, place), root, place)
+        check_media(row, location)
+        image_cells = cells_of(row, columns, "images", location)
+        _check_types(image_cells, location)
+        found = read_question(row, columns, column_images(image_cells, root, location), root, location)
         if found.has_system:
-            self._note("system turns are not read; set prompt.system", place)
+            self._note("system turns are not read; set prompt.system", location)
         question = found.text
         if not isinstance(question, str) or not question.strip():
-            raise _missing("question", row, place)
+            raise _missing("question", row, location)
         field = image_cells[0][0] if image_cells else "the messages"
-        pictures = tuple(read_picture(value, root, place, field) for value in found.images)
-        choice_cells = cells_of(row, columns, "choices", place)
+        images = tuple(read_image(value, root, location, field) for value in found.images)
+        choice_cells = cells_of(row, columns, "choices", location)
         lettered = {} if choice_cells or columns.choices else lettered_columns(row)
         value = choice_cells[0][1] if choice_cells else {label: row[name] for label, name in lettered.items()} or []
-        labels, choices = labelled_choices(value, place)
+        labels, choices = labeled_choices(value, location)
         for name, other in choice_cells[1:]:
-            if labelled_choices(other, place)[1] != choices:
+            if labeled_choices(other, location)[1] != choices:
                 raise DataError(
-                    f"{place}: {choice_cells[0][0]} and {name} both hold the choices, and differ; set columns.choices"
+                    f"{location}: {choice_cells[0][0]} and {name} both hold the choices, and differ; set columns.choices"
                 )
         fields = ("question", *(f"choices[{number}]" for number in range(len(choices))))
         question, *placed = place_marks(
-            (question, *choices), len(pictures), place, fields, "front" if found.one_for_all else "refuse"
+            (question, *choices), len(images), location, fields, "front" if found.one_for_all else "refuse"
         )
         used = found.used | used_names(row, image_cells) | used_names(row, choice_cells) | {*lettered.values()}
         # MathVista names a file of another archive in `image`, and holds the image itself elsewhere.
-        if columns.pictures is None and not any(map(_is_at_hand, pictures)):
-            suspect = check_unread_images(rest_of(row, used), question, place)
+        if columns.images is None and not any(map(_is_at_hand, images)):
+            suspect = check_unread_images(rest_of(row, used), question, location)
             if suspect is not None:
-                self._note(f"column {suspect!r} may hold images and is not read; set columns.pictures", place)
-        return Asked(question, pictures, tuple(placed), labels, found.said, frozenset(used))
+                self._note(f"column {suspect!r} may hold images and is not read; set columns.images", location)
+        return Asked(question, images, tuple(placed), labels, found.said, frozenset(used))
 
     def tell(self) -> None:
         """Print the collected notes, one line per kind with its number of rows and the first of them."""
         for text, count in self._notes.items():
             print(f"{self._first[text]}: {text} ({count:,} such rows)", file=sys.stderr)
 
-    def _note(self, text: str, place: str) -> None:
+    def _note(self, text: str, location: str) -> None:
         self._notes[text] += 1
-        self._first.setdefault(text, place)
+        self._first.setdefault(text, location)
 
 
-def read_problem(row: Row, columns: Columns, root: Path, place: str) -> Problem:
+def read_problem(row: Row, columns: Columns, root: Path, location: str) -> Problem:
     """Read one row; see ProblemReader.problem."""
-    return ProblemReader(columns, root).problem(row, place)
+    return ProblemReader(columns, root).problem(row, location)
 
 
-def _check_characters(texts: Mapping[str, str], place: str) -> None:
+def _check_characters(texts: Mapping[str, str], location: str) -> None:
     """Raise DataError for invalid characters in lists and messages stored as text; other JSON is checked on reading."""
     for field, text in texts.items():
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise DataError(f"{place}: {field} holds half of a surrogate pair, which is no text; remove it") from None
+            raise DataError(
+                f"{location}: {field} holds half of a surrogate pair, which is no text; remove it"
+            ) from None
 
 
-def _is_at_hand(picture: Picture) -> bool:
-    return picture.path is None or os.path.exists(picture.path)
+def _is_at_hand(image: ImageRef) -> bool:
+    return image.path is None or os.path.exists(image.path)
 
 
-def _check_types(image_cells: Sequence[tuple[str, Any]], place: str) -> None:
+def _check_types(image_cells: Sequence[tuple[str, Any]], location: str) -> None:
     for name, value in image_cells:
         bad = [item for item in listed(value) if not isinstance(item, str | bytes | dict)]
         if bad:
-            raise DataError(f"{place}: {name} must be a path, bytes or a list of these, got {cut(bad[0])!r}")
+            raise DataError(f"{location}: {name} must be a path, bytes or a list of these, got {cut(bad[0])!r}")
 
 
-def _missing(name: str, row: Row, place: str) -> DataError:
+def _missing(name: str, row: Row, location: str) -> DataError:
     shown = [f"{column} is {cut(repr(row[column]))}" for column in USUAL[name] if column in row]
     found = f" ({', '.join(shown)})" if shown else ""
-    return DataError(f"{place}: has no {name}; it has {names_of(row)}{found} (set columns.{name}, or remove the row)")
+    return DataError(
+        f"{location}: has no {name}; it has {names_of(row)}{found} (set columns.{name}, or remove the row)"
+    )
 
 
 def _content(problem: Problem) -> str:
-    return content_id(problem.question, problem.answer, problem.pictures, problem.choices)
+    return content_id(problem.question, problem.answer, problem.images, problem.choices)
 
 
-def content_id(question: str, answer: str, pictures: Sequence[Picture] = (), choices: Sequence[str] = ()) -> str:
+def content_id(question: str, answer: str, images: Sequence[ImageRef] = (), choices: Sequence[str] = ()) -> str:
     """Return 16 hexadecimal digits from question, answer, image bytes and choices; for a missing image, its path."""
-    digests = [image_digest(picture) for picture in pictures]
+    digests = [image_digest(image) for image in images]
     text = json.dumps([question, answer, digests, *([list(choices)] if choices else [])])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -290,7 +294,7 @@ def write_problems(
 def _written(problem: Problem, folder: Path) -> dict[str, Any]:
     """Return the fields of a problem, followed by the columns of its row that no field is read from."""
     row: dict[str, Any] = {"id": problem.id, "question": problem.question, "answer": problem.answer}
-    row |= {"pictures": [write_picture(picture, folder) for picture in problem.pictures]}
+    row |= {"images": [write_image(image, folder) for image in problem.images]}
     row |= {"choices": list(problem.choices)} if problem.choices else {}
     row |= {"solution": problem.solution} if problem.solution is not None else {}
     return row | {name: value for name, value in problem.extra.items() if not is_usual(name)}

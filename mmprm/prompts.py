@@ -103,7 +103,7 @@ def messages(problem: Problem, config: PromptConfig, prefix: str = "") -> list[d
     turns = [{"role": "system", "content": system}] if system else []
     question = asked_question(problem) if config.choices is not False else problem.question
     if config.template == "raw" and IMAGE not in question:  # the text before it may be the header of a turn
-        question = IMAGE * len(problem.pictures) + question
+        question = IMAGE * len(problem.images) + question
     first = config.template != "raw"
     return [*turns, {"role": "user", "content": _content(problem, question, before, after, first)}]
 
@@ -120,15 +120,15 @@ def assistant_beginning(config: PromptConfig, prefix: str) -> str:
 def _content(problem: Problem, question: str, before: str, after: str, first: bool) -> str | list[dict[str, str]]:
     """Return plain text for a problem without images (text-only templates accept nothing else), otherwise parts in
     order; with `first`, the images of a question without image marks precede all text."""
-    if not problem.pictures:
+    if not problem.images:
         return before + question + after
     pieces = question.split(IMAGE)
-    if len(pieces) != len(problem.pictures) + 1:
-        pieces = [""] * len(problem.pictures) + [question]
+    if len(pieces) != len(problem.images) + 1:
+        pieces = [""] * len(problem.images) + [question]
     pieces[-1] += after
     if before:
-        place = 0 if pieces[0] or not first else next((i for i, piece in enumerate(pieces) if piece), -1)
-        pieces[place] = before + pieces[place]
+        position = 0 if pieces[0] or not first else next((i for i, piece in enumerate(pieces) if piece), -1)
+        pieces[position] = before + pieces[position]
     parts: list[dict[str, str]] = []
     for number, piece in enumerate(pieces):
         if number:

@@ -101,7 +101,7 @@ def check_rendering(template_owner: Any, problems: Sequence[Problem], config: Pr
     """
     name = name or _name(template_owner)
     _check_options(template_owner, config, name)
-    kinds = {bool(problem.pictures): problem for problem in reversed(problems)}
+    kinds = {bool(problem.images): problem for problem in reversed(problems)}
     for problem in kinds.values():
         text = render(template_owner, problem, "", config)
         pieces = [piece.strip() for piece in problem.question.split(IMAGE)]
@@ -112,9 +112,9 @@ def check_rendering(template_owner: Any, problems: Sequence[Problem], config: Pr
                 f"in the prompt {text[-120:]!r}; set prompt.template=raw, or name a template with engine.chat_template"
             )
         mark = getattr(template_owner, "image_token", None)
-        if isinstance(mark, str) and mark and text.count(mark) < len(problem.pictures):
+        if isinstance(mark, str) and mark and text.count(mark) < len(problem.images):
             raise ConfigError(
-                f"{name}: its chat template writes {text.count(mark)} places for the {len(problem.pictures)} images of "
+                f"{name}: its chat template writes {text.count(mark)} places for the {len(problem.images)} images of "
                 f"problem {problem.id}; set prompt.template=raw, or name a template with engine.chat_template"
             )
 
@@ -149,8 +149,8 @@ def _content(template_owner: Any, turn: Mapping[str, Any]) -> str:
     if isinstance(content, str):
         text = content
     else:
-        place = image_place(template_owner) if any(part["type"] == "image" for part in content) else ""
-        text = "".join(place if part["type"] == "image" else part["text"] for part in content)
+        position = image_place(template_owner) if any(part["type"] == "image" for part in content) else ""
+        text = "".join(position if part["type"] == "image" else part["text"] for part in content)
     ends = turn["role"] == "assistant"
     return text + (_tokenizer(template_owner).eos_token or "" if ends else "")
 

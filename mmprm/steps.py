@@ -11,7 +11,7 @@ from typing import Literal
 
 from mmprm.types import Steps
 
-Markup = Literal["tags", "blank_lines", "numbered"]
+StepFormat = Literal["tags", "blank_lines", "numbered"]
 """tags: `<step>…</step>` (also `<step_3>…</step_3>`, `<Step 3>`, `<step id="3">`); blank_lines: paragraphs, in which
 code blocks, LaTeX environments and display math stay whole; numbered: `Step 1:`, `### Step 1`, `步骤1：`,
 `第一步`, `1.`, `1)`, `(1)` at the start of a line, with consecutive numbers."""
@@ -72,7 +72,7 @@ class Split:
     reason: str | None = None
 
 
-def split(text: str, markup: Markup) -> Split:
+def split(text: str, step_format: StepFormat) -> Split:
     """Cut a response, or a continuation that begins at a step boundary, into its steps without losing a character.
 
     With tags, text before a step's tag belongs to that step, and what follows the last step (the answer) is a step of
@@ -82,22 +82,22 @@ def split(text: str, markup: Markup) -> Split:
     """
     if not text.strip():
         return Split((), "empty")
-    return _SPLITTERS[markup](text)
+    return _SPLITTERS[step_format](text)
 
 
-def plain(step: str, markup: Markup) -> str:
+def plain(step: str, step_format: StepFormat) -> str:
     """Return the step as shown to a reader: without its markup and outer white space. Answer tags are kept."""
-    if markup == "tags":
+    if step_format == "tags":
         step = _TAG.sub("", step)
-    elif markup == "numbered" and not _ANSWER_LINE.match(step):
+    elif step_format == "numbered" and not _ANSWER_LINE.match(step):
         step = _NUMBER.sub(_left_of_mark, step, count=1)
     return step.strip()
 
 
-def plain_split(text: str, markup: Markup) -> Split:
+def plain_split(text: str, step_format: StepFormat) -> Split:
     """Return the plain steps of a response, or the reason why it has none."""
-    found = split(text, markup)
-    steps = tuple(plain(step, markup) for step in found.steps)
+    found = split(text, step_format)
+    steps = tuple(plain(step, step_format) for step in found.steps)
     return Split(steps, found.reason) if all(steps) else Split((), "empty step")
 
 
@@ -192,11 +192,11 @@ def _regions(text: str) -> tuple[list[tuple[int, int]], bool]:
     """
     environments = _environments(text)
     spans: list[tuple[int, int]] = []
-    place, open_kinds = 0, set()
-    while opening := _OPENINGS.search(text, place):
+    position, open_kinds = 0, set()
+    while opening := _OPENINGS.search(text, position):
         kind, start = opening.lastgroup, opening.end()
         if kind == "last_dollars" and _closes(text, opening.start()):
-            place = start
+            position = start
             continue
         if kind == "name":
             end = environments.get(opening.start("name"))
@@ -213,13 +213,13 @@ def _regions(text: str) -> tuple[list[tuple[int, int]], bool]:
             open_kinds.add(kind)
         else:
             spans.append((opening.start(), end))
-        place = start if end is None else end
+        position = start if end is None else end
     return spans, bool(open_kinds)
 
 
-def _closes(text: str, place: int) -> bool:
+def _closes(text: str, position: int) -> bool:
     """Return whether `$$` at the end of a line closes what began on that line."""
-    return text.count("$$", text.rfind("\n", 0, place) + 1, place) % 2 == 1
+    return text.count("$$", text.rfind("\n", 0, position) + 1, position) % 2 == 1
 
 
 def _environments(text: str) -> dict[int, int]:

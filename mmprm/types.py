@@ -13,7 +13,7 @@ Steps = tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
+class ImageRef:
     """References an image by path or by encoded bytes (PNG, JPEG, …); it is decoded only where pixels are needed."""
 
     path: str | None = None
@@ -33,7 +33,7 @@ class Problem:
     id: str
     question: str
     answer: str
-    pictures: tuple[Picture, ...] = ()
+    images: tuple[ImageRef, ...] = ()
     choices: tuple[str, ...] = ()
     solution: str | None = None
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
@@ -134,40 +134,40 @@ class Counts:
     `estimate` replaces correct / (correct + incorrect) if the number of rollouts depended on their outcomes.
     """
 
-    right: int = 0
-    wrong: int = 0
+    correct: int = 0
+    incorrect: int = 0
     unknown: int = 0
     estimate: float | None = None
 
     @property
     def known(self) -> int:
         """Return the number of rollouts with a known verdict."""
-        return self.right + self.wrong
+        return self.correct + self.incorrect
 
     @property
     def value(self) -> float | None:
         """Return the Monte Carlo value in [0, 1], or None without a known verdict."""
         if self.estimate is not None:
             return self.estimate
-        return self.right / self.known if self.known else None
+        return self.correct / self.known if self.known else None
 
     def __add__(self, other: Counts) -> Counts:
         assert self.estimate is None, "estimates of stopped batches cannot be pooled without bias"
         assert other.estimate is None, "estimates of stopped batches cannot be pooled without bias"
-        return Counts(self.right + other.right, self.wrong + other.wrong, self.unknown + other.unknown)
+        return Counts(self.correct + other.correct, self.incorrect + other.incorrect, self.unknown + other.unknown)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Holds one finished request of a search: rollouts first_draw, first_draw + 1, … of the prefix `steps`.
+    """Holds one finished request of a search: rollouts first_sample, first_sample + 1, … of the prefix `steps`.
 
     A batch is the unit of durability: the store of a campaign is a log of batches with the key (problem_id, steps,
-    first_draw).
+    first_sample).
     """
 
     problem_id: str
     steps: Steps
-    first_draw: int
+    first_sample: int
     rollouts: tuple[Rollout, ...]
 
 
@@ -194,7 +194,7 @@ class Tree:
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledPath:
+class LabeledPath:
     """Holds a solution with the counts of the soft label of each step, or None for a step without a label.
 
     A `complete` path ends in a final answer, and its last step has the verdict of that solution. Over all paths of a

@@ -88,7 +88,7 @@ def fingerprint(model: str) -> str:
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as file:
-            for place in range(9):
-                file.seek(place * size // 9)
+            for position in range(9):
+                file.seek(position * size // 9)
                 digest.update(file.read(_SAMPLE))
     return digest.hexdigest()[:16]

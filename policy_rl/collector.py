@@ -25,7 +25,7 @@ from policy_rl.graded import GradedGroup, GradedResponse, Process, from_json, to
 from policy_rl.rewards.outcome import OutcomeReward
 from policy_rl.rollouts.curriculum import Phase, Prompts, groups_to_ask, phase_of
 from policy_rl.rollouts.pool import rollout_seed
-from policy_rl.types import Experience, Group, Response, Reward
+from policy_rl.types import Group, Response, Reward, TrainingSample
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ class Collector:
         problems: Sequence[Problem],
         pool: Pool,
         grader: Grader,
-        check: Callable[[Experience], None],
+        check: Callable[[TrainingSample], None],
         process: Process | None = None,
         prefill: str | None = None,
     ) -> None:
@@ -241,7 +241,7 @@ class Collector:
         if response.finish_reason == "abort":
             return "aborted"
         try:
-            self._check(Experience(group.problem, 0, group.prompt_tokens, response.token_ids))
+            self._check(TrainingSample(group.problem, 0, group.prompt_tokens, response.token_ids))
         except DataError:
             return "untrainable"
         return None
@@ -253,7 +253,7 @@ def fingerprint(problems: Sequence[Problem], config: RLConfig) -> str:
     Images may have been moved, so only their number counts. Other columns count only if there are reward functions,
     which may read them.
     """
-    content = [(p.id, p.question, p.answer, p.choices, len(p.pictures)) for p in problems]
+    content = [(p.id, p.question, p.answer, p.choices, len(p.images)) for p in problems]
     if config.rewards.functions:
         content.append([sorted(p.extra.items()) for p in problems])
     return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]

@@ -9,16 +9,17 @@ from pydantic import Field, model_validator
 from mmprm.config import Config, PathText
 from mmprm.errors import ConfigError
 from mmprm.grading.symbolic import GraderConfig
+from mmprm.hardware import HardwareConfig
 from mmprm.problems import ProblemsConfig
 from mmprm.prompts import PromptConfig
 from mmprm.rendering import template_of_file
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.sampling.policy import DECISIVE
-from mmprm.steps import Markup
+from mmprm.steps import StepFormat
 from policy_rl.algorithms.adora import AdoraConfig
 from policy_rl.algorithms.advantages import ESTIMATORS, AdvantageConfig
 from policy_rl.algorithms.credit import CreditConfig
-from policy_rl.monitor.alarms import WatchConfig
+from policy_rl.monitor.alarms import MonitorConfig
 from policy_rl.rewards.outcome import RewardConfig
 from policy_rl.rewards.process import ProcessConfig
 from policy_rl.rollouts.curriculum import FilterConfig, Phase
@@ -32,7 +33,7 @@ IN_PART: dict[str, Any] = {key: DECISIVE[key] for key in ("engine", "grader")} |
 }
 """Keys that decide the course of a run only through the subkeys listed here."""
 CHANGEABLE: dict[str, Any] = dict.fromkeys(
-    ("output", "held_out", "eval_every", "eval_samples", "save_every", "keep_checkpoints", "rollouts", "watch"), True
+    ("output", "held_out", "eval_every", "eval_samples", "save_every", "keep_checkpoints", "rollouts", "monitor"), True
 ) | {
     "ray_address": True,
     "keep_best": True,
@@ -40,7 +41,7 @@ CHANGEABLE: dict[str, Any] = dict.fromkeys(
     "problems": True,
     "filter": True,
     "trainer": trainer_config.CHANGEABLE,
-    "rewards": {"timeout_s"},
+    "rewards": {"timeout_seconds"},
 }
 """Keys that may change when a run is resumed. They do not decide its course, except for those that RLConfig.noted
 reports."""
@@ -74,7 +75,7 @@ class RLConfig(Config):
     """How responses are sampled; only temperature and max_tokens may be set."""
     prompt: PromptConfig = PromptConfig()
     """How problems are presented to the policy."""
-    markup: Markup = "tags"
+    step_format: StepFormat = "tags"
     """How the policy marks its steps: tags, blank_lines or numbered."""
     grader: GraderConfig = GraderConfig()
     """How final answers are graded."""
@@ -104,7 +105,7 @@ class RLConfig(Config):
     """Transfer of new weights to the engines."""
     one_step_ahead: bool = False
     """Sample the next step's responses while training on this step's; they are then one update old."""
-    watch: WatchConfig = WatchConfig()
+    monitor: MonitorConfig = MonitorConfig()
     """Reward hacking metrics: alarms that end the run, and samples to read."""
     steps: int | None = Field(None, ge=1)
     """Steps of the run; by default the number that makes `episodes` passes over the problems."""
@@ -115,6 +116,8 @@ class RLConfig(Config):
     ray_address: str | None = None
     """Address of a Ray cluster to join, host:port; by default that of RAY_ADDRESS or of `ray start` on this machine,
     otherwise a cluster is started here that listens on the loopback interface only. local: always start one."""
+    hardware: HardwareConfig = Field(HardwareConfig(), exclude=True)
+    """Machines that the run is meant for, as `mmprm plan` checks; the run itself ignores these keys."""
     eval_every: int = Field(0, ge=0)
     """Steps between evaluations on held_out; 0: only before the first step and after the last one."""
     eval_samples: int = Field(8, ge=1)
@@ -166,7 +169,7 @@ class RLConfig(Config):
         """Return the phase that applies without a schedule."""
         return Phase(steps=1, group_size=self.batch.group_size, max_tokens=self.sampling.max_tokens)
 
-    def identity(self) -> dict[str, Any]:
+    def resume_key(self) -> dict[str, Any]:
         """Return the values that must be equal, besides the problems, for a run to be resumed."""
         whole = self.model_dump(mode="json", exclude=CHANGEABLE)
         return whole | self.model_dump(mode="json", include=IN_PART)
@@ -174,7 +177,7 @@ class RLConfig(Config):
     def noted(self) -> dict[str, Any]:
         """Return the values that affect the course of a run but may change on resume, which is then reported."""
         return {
-            "trainer.optimisation.learning_rate": self.trainer.optimisation.learning_rate,
+            "trainer.optimization.learning_rate": self.trainer.optimization.learning_rate,
             "filter": None if self.filter is None else self.filter.model_dump(mode="json"),
         }
 
@@ -197,7 +200,7 @@ class RLConfig(Config):
             if size < 2 and self.step_credit is not None and self.step_credit.compares:
                 raise ValueError(
                     f"{key}={size} must be at least 2: credit.mode={self.step_credit.mode} holds a response's steps "
-                    "against those of its group; try 8, or set credit.baseline=none, without credit.normalise_steps"
+                    "against those of its group; try 8, or set credit.baseline=none, without credit.normalize_steps"
                 )
         return self
 

@@ -18,4 +18,4 @@ def check_early(config: RLConfig) -> None:
     check_sampling(config.sampling)
     for entry in config.rewards.functions:
         load_function(entry.path)
-    check_alarms(config.watch, metric_names(config))
+    check_alarms(config.monitor, metric_names(config))

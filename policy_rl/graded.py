@@ -48,7 +48,7 @@ class GradedResponse:
     process: StepRewards | None = None
 
     @property
-    def right(self) -> bool:
+    def correct(self) -> bool:
         """Return whether the response is correct by the configured accuracy.
 
         This can differ from the grader's verdict, for example with rewards.accuracy=exact_label.

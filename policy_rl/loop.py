@@ -40,12 +40,12 @@ from policy_rl.collector import Collected, Collector, Pool
 from policy_rl.config import RLConfig
 from policy_rl.graded import GradedGroup
 from policy_rl.metrics import console_line, describe_groups, merge_updates, shares
-from policy_rl.monitor.alarms import Alarms, alarm_error, signs
+from policy_rl.monitor.alarms import Alarms, alarm_error, hacking_metrics
 from policy_rl.monitor.samples import SampleLog, chosen, sample_of
 from policy_rl.rollouts.curriculum import update_count
 from policy_rl.rollouts.evaluate import Evaluation
-from policy_rl.run_folder import Summary, check_same, checkpoints_of, identity_of, is_evaluated, policy_of
-from policy_rl.types import Experience
+from policy_rl.run_folder import Summary, check_same, checkpoints_of, is_evaluated, policy_of, resume_key_of
+from policy_rl.types import TrainingSample
 
 EMPTY_STEPS = 5
 """Consecutive steps without a group to train on after which the run ends."""
@@ -54,11 +54,11 @@ EMPTY_STEPS = 5
 class TrainerLike(Protocol):
     """Describe the part of TrainerGroup that a run needs."""
 
-    def log_probs(self, experiences: Sequence[Experience], policy: bool = True) -> list[Experience]:
+    def log_probs(self, samples: Sequence[TrainingSample], policy: bool = True) -> list[TrainingSample]:
         """Return the experiences with the log-probabilities and values that the update needs."""
         ...
 
-    def update(self, experiences: Sequence[Experience], progress: float | None = None) -> dict[str, float]:
+    def update(self, samples: Sequence[TrainingSample], progress: float | None = None) -> dict[str, float]:
         """Perform one optimizer step; return its metrics."""
         ...
 
@@ -101,12 +101,12 @@ class Loop:
         self._output = Path(config.output)
         self._checkpoints, self._policy = checkpoints_of(config), policy_of(config)
         kl = config.trainer.loss.kl
-        in_reward = kl.coefficient if kl.place == "reward" else 0.0
+        in_reward = kl.coefficient if kl.apply_to == "reward" else 0.0
         self._settings = AdvantageSettings(config.advantage, config.step_credit, config.adora, in_reward, aggregate)
         self._needs_ref = kl.coefficient > 0
         self._needs_old = config.batch.updates > 1 or config.has_critic or in_reward > 0
-        self._alarms = Alarms(config.watch)
-        self._identity = identity_of(config, total, collector.fingerprint)
+        self._alarms = Alarms(config.monitor)
+        self._resume_key = resume_key_of(config, total, collector.fingerprint)
         self._evaluations: dict[int, Evaluation] = {}
         self._pending: Collected | None = None
         self._empty = 0
@@ -186,9 +186,9 @@ class Loop:
     ) -> None:
         log.write("train", step, metrics, shown=False, total=max(step, self._total))
         print(console_line(step, max(step, self._total), metrics), flush=True)
-        picked = chosen(groups, self._config.watch.samples)
+        picked = chosen(groups, self._config.monitor.samples)
         prefill = self._collector.prefill
-        samples.write([sample_of(step, group, each, self._config.markup, prefill) for group, each in picked])
+        samples.write([sample_of(step, group, each, self._config.step_format, prefill) for group, each in picked])
 
     def _report(self) -> None:
         """Write the report. A report that cannot be written neither ends a run nor hides why the run ended."""
@@ -221,39 +221,39 @@ class Loop:
     async def _learn(self, step: int, collected: Collected) -> dict[str, float]:
         groups, colocated = collected.groups, self._config.rollouts.colocated
         metrics = describe_groups(collected, self._pool.version)
-        metrics |= signs(groups, self._config.markup, self._collector.prefill)
+        metrics |= hacking_metrics(groups, self._config.step_format, self._collector.prefill)
         if colocated:
             await self._pool.sleep()
-        experiences, figures = await self._experiences(groups) if groups else ([], {})
-        updates = await self._update(step, experiences, collected.progress)
+        samples, advantage_metrics = await self._samples(groups) if groups else ([], {})
+        updates = await self._update(step, samples, collected.progress)
         self._seconds["update"] = sum(update["seconds"] for update in updates)
         if colocated:
             await self._pool.wake()
         waits = collected.passed > 0 and not groups  # for enough groups for an update
         self._count_empty(step, collected, not updates and not waits)
-        return metrics | figures | merge_updates(updates)
+        return metrics | advantage_metrics | merge_updates(updates)
 
-    async def _update(self, step: int, experiences: Sequence[Experience], end: float) -> list[dict[str, float]]:
+    async def _update(self, step: int, samples: Sequence[TrainingSample], end: float) -> list[dict[str, float]]:
         """Perform the updates of a step and return their metrics.
 
         Learning rates follow the fraction of the run that is complete, which grows from its value after the last step
         to `end`.
         """
         batch, begin, self._progress = self._config.batch, self._progress, end
-        count = update_count(len({each.group for each in experiences}), batch.prompts, batch.updates)
+        count = update_count(len({each.group for each in samples}), batch.prompts, batch.updates)
         updates = []
-        for number, share in enumerate(minibatches(experiences, count, f"{self._config.seed}/{step}")):
+        for number, share in enumerate(minibatches(samples, count, f"{self._config.seed}/{step}")):
             progress = begin + (end - begin) * number / count
             updates.append(await asyncio.to_thread(self._trainer.update, share, progress))
         return updates
 
-    async def _experiences(self, groups: Sequence[GradedGroup]) -> tuple[list[Experience], dict[str, float]]:
+    async def _samples(self, groups: Sequence[GradedGroup]) -> tuple[list[TrainingSample], dict[str, float]]:
         kept_PK = kept_samples(groups, ESTIMATORS[self._config.advantage.estimator].least)
-        experiences = draft(groups, kept_PK)
+        samples = draft(groups, kept_PK)
         if self._needs_old or self._needs_ref:
             with _Timed(self._seconds, "old"):
-                experiences = await asyncio.to_thread(self._trainer.log_probs, experiences, self._needs_old)
-        return add_advantages(groups, kept_PK, experiences, self._settings)
+                samples = await asyncio.to_thread(self._trainer.log_probs, samples, self._needs_old)
+        return add_advantages(groups, kept_PK, samples, self._settings)
 
     def _count_empty(self, step: int, collected: Collected, empty: bool) -> None:
         """Raise TrainingError after EMPTY_STEPS consecutive steps without anything to train on."""
@@ -299,7 +299,7 @@ class Loop:
     def _save(self, step: int) -> None:
         extra = {
             "step": step,
-            "identity": self._identity,
+            "identity": self._resume_key,
             "noted": self._config.noted(),
             "collector": self._collector.state(),
             "pending": None if self._pending is None else self._pending.to_json(),
@@ -314,7 +314,7 @@ class Loop:
         extra = await asyncio.to_thread(self._trainer.resume, self._checkpoints)
         if extra is None:
             return 0
-        check_same(self._checkpoints, extra["identity"], self._identity)
+        check_same(self._checkpoints, extra["identity"], self._resume_key)
         for key, here in self._config.noted().items():
             if extra["noted"][key] != here:
                 print(f"{self._output}: {key} was {extra['noted'][key]}, from step {extra['step'] + 1} on it is {here}")
@@ -326,19 +326,19 @@ class Loop:
         return extra["step"]
 
 
-def minibatches(experiences: Sequence[Experience], updates: int, seed: str) -> list[list[Experience]]:
+def minibatches(samples: Sequence[TrainingSample], updates: int, seed: str) -> list[list[TrainingSample]]:
     """Split the groups into `updates` shares of nearly equal size, in an order sampled from the seed.
 
     With fewer groups than `updates`, there is one share per group.
     """
-    groups = sorted({experience.group for experience in experiences})
+    groups = sorted({sample.group for sample in samples})
     if updates > 1:
         random.Random(seed).shuffle(groups)
     count = min(updates, len(groups))
     share_of = {group: index * count // len(groups) for index, group in enumerate(groups)}
-    shares: list[list[Experience]] = [[] for _ in range(count)]
-    for experience in experiences:
-        shares[share_of[experience.group]].append(experience)
+    shares: list[list[TrainingSample]] = [[] for _ in range(count)]
+    for sample in samples:
+        shares[share_of[sample.group]].append(sample)
     return shares
 
 

@@ -10,7 +10,7 @@ from statistics import fmean
 from policy_rl.collector import Collected
 from policy_rl.config import RLConfig
 from policy_rl.graded import GradedGroup
-from policy_rl.monitor.alarms import signs
+from policy_rl.monitor.alarms import hacking_metrics
 
 DROPS = ("refused", "few_known", "too_hard", "too_easy", "aborted", "unknown", "untrainable")
 SUMS, LEAST, MOST = {"responses", "seconds", "tokens", "skipped"}, {"log_ratio_min"}, {"log_ratio_max", "mismatch_max"}
@@ -48,9 +48,16 @@ SHOWN = {
 
 def metric_names(config: RLConfig) -> set[str]:
     """Return the names of the metrics that are logged for a step with an update."""
-    names = {*OF_GROUPS, *OF_UPDATES, *signs([], config.markup), "seconds", "overhead", "tokens_per_second"}
-    optimisation = config.trainer.optimisation
-    if config.trainer.ranks > 1 and optimisation.precision == "fp32" and optimisation.zero_stage == 0:
+    names = {
+        *OF_GROUPS,
+        *OF_UPDATES,
+        *hacking_metrics([], config.step_format),
+        "seconds",
+        "overhead",
+        "tokens_per_second",
+    }
+    optimization = config.trainer.optimization
+    if config.trainer.ranks > 1 and optimization.precision == "fp32" and optimization.zero_stage == 0:
         names.discard("gradient_norm")
     if config.process is None:
         names = {name for name in names if name not in OF_SCORES and not name.startswith("prm_")}
@@ -71,15 +78,15 @@ def describe_groups(collected: Collected, version: int) -> dict[str, float]:
     """
     groups = collected.groups
     taking = [each for group in groups for each in group.responses if each.reward.total is not None]
-    figures = {"groups": float(len(groups)), "carried": float(collected.carried), "rounds": float(collected.rounds)}
-    figures |= {f"dropped_{name}": float(collected.dropped[name]) for name in DROPS}
+    metrics = {"groups": float(len(groups)), "carried": float(collected.carried), "rounds": float(collected.rounds)}
+    metrics |= {f"dropped_{name}": float(collected.dropped[name]) for name in DROPS}
     if not taking:
-        return figures
+        return metrics
     names = dict.fromkeys(name for each in taking for name in each.reward.parts)
     parts = {name: [each.reward.parts.get(name) for each in taking] for name in names}
     known = {name: [value for value in values if value is not None] for name, values in parts.items()}
-    figures |= {f"reward_{name}": fmean(values) for name, values in known.items() if values and name != "accuracy"}
-    figures |= {
+    metrics |= {f"reward_{name}": fmean(values) for name, values in known.items() if values and name != "accuracy"}
+    metrics |= {
         "reward": fmean(each.reward.total for each in taking),
         "accuracy": fmean(known["accuracy"]) if known["accuracy"] else float("nan"),
         "response_tokens": fmean(len(each.response.token_ids) for each in taking),
@@ -87,7 +94,7 @@ def describe_groups(collected: Collected, version: int) -> dict[str, float]:
         "alike": fmean(_alike(group) for group in groups),
         "staleness": fmean(version - group.version for group in groups),
     }
-    return figures
+    return metrics
 
 
 def _alike(group: GradedGroup) -> bool:
@@ -123,10 +130,10 @@ def shares(seconds: Counter[str], collected: Collected, total: float, ahead: boo
     phases = {"generate": own, "score": 0.0 if ahead else collected.scoring}
     phases |= {name: seconds[name] for name in ("old", "update", "sync")}
     phases["other"] = max(0.0, total - sum(phases.values()))
-    figures = {f"seconds_{name}": value for name, value in phases.items()} | {"seconds": total}
-    figures["overhead"] = 1 - sum(phases[name] for name in COMPUTING) / total
-    figures["tokens_per_second"] = collected.tokens / collected.generating if collected.generating else 0.0
-    return figures
+    metrics = {f"seconds_{name}": value for name, value in phases.items()} | {"seconds": total}
+    metrics["overhead"] = 1 - sum(phases[name] for name in COMPUTING) / total
+    metrics["tokens_per_second"] = collected.tokens / collected.generating if collected.generating else 0.0
+    return metrics
 
 
 def console_line(step: int, total: int, metrics: Mapping[str, float]) -> str:

@@ -1,10 +1,10 @@
 """Assign GPUs to the engines, the trainer's ranks and the PRM of a run.
 
-    with reserved(config) as places:                      # None without a GPU
-        places.engines, places.ranks, places.prm          # arguments of ray.remote per actor
+    with reserved(config) as options:                     # None without a GPU
+        options.engines, options.ranks, options.prm          # arguments of ray.remote per actor
 
 Ray assigns GPUs by amount only, and may put halves of different actors on one GPU as well as on two. A run therefore
-reserves what it needs of each machine as one bundle, decides itself which actor gets which GPU (`place`), and tells
+reserves what it needs of each machine as one bundle, decides itself which actor gets which GPU (`assign_gpus`), and tells
 each process by CUDA_VISIBLE_DEVICES. Its actors book no further resources, not even CPUs.
 """
 
@@ -47,7 +47,7 @@ class Placement:
         return () if self.prm is None else (self.prm,)
 
 
-def place(
+def assign_gpus(
     gpus: Sequence[int],
     ranks: int,
     tensor_parallel: int = 1,
@@ -65,7 +65,7 @@ def place(
     """
     slots = [(machine, gpu) for machine, count in enumerate(gpus) for gpu in range(count)]
     groups = [
-        tuple((machine, first + place) for place in range(tensor_parallel))
+        tuple((machine, first + number) for number in range(tensor_parallel))
         for machine, count in enumerate(gpus)
         for first in range(0, count - tensor_parallel + 1, tensor_parallel)
     ]
@@ -86,8 +86,8 @@ def place(
     taken = [slot for group in groups[:count] for slot in group]
     free = [slot for slot in slots if slot not in taken]
     rest = taken + free if colocated else free
-    place_of_prm = {"none": None, "own": rest[ranks] if own else None, "shared": taken[-1]}[prm]
-    return Placement(tuple(groups[:count]), tuple(sorted(rest[:ranks])), place_of_prm)
+    prm_slot = {"none": None, "own": rest[ranks] if own else None, "shared": taken[-1]}[prm]
+    return Placement(tuple(groups[:count]), tuple(sorted(rest[:ranks])), prm_slot)
 
 
 def place_run(config: RLConfig, gpus: Sequence[int]) -> Placement:
@@ -96,11 +96,11 @@ def place_run(config: RLConfig, gpus: Sequence[int]) -> Placement:
     local = process is not None and process.scorer.backend != "server"
     prm = ("own" if process.own_gpu else "shared") if local else "none"
     rollouts, width = config.rollouts, config.engine.tensor_parallel_size
-    return place(gpus, config.trainer.ranks, width, rollouts.engines, rollouts.colocated, prm)
+    return assign_gpus(gpus, config.trainer.ranks, width, rollouts.engines, rollouts.colocated, prm)
 
 
 @dataclass(frozen=True, slots=True)
-class Places:
+class ActorOptions:
     """Hold the arguments of ray.remote for each actor."""
 
     engines: tuple[dict[str, Any], ...]
@@ -109,10 +109,10 @@ class Places:
 
 
 @contextmanager
-def reserved(config: RLConfig) -> Iterator[Places | None]:
+def reserved(config: RLConfig) -> Iterator[ActorOptions | None]:
     """Reserve the GPUs of a run until the end of the block; yield None if Ray has no GPU.
 
-    Raises TrainingError if other processes hold the GPUs for longer than rollouts.start_timeout_s.
+    Raises TrainingError if other processes hold the GPUs for longer than rollouts.start_timeout_seconds.
     """
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
@@ -130,25 +130,25 @@ def reserved(config: RLConfig) -> Iterator[Places | None]:
     bundles = [{"GPU": count, f"node:{machines[number][0]}": 0.001} for number, count in placement.gpus.items()]
     group = placement_group(bundles)
     try:
-        _wait(group, bundles, config.rollouts.start_timeout_s)
-        yield _places(placement, group)
+        _wait(group, bundles, config.rollouts.start_timeout_seconds)
+        yield _options(placement, group)
     finally:
         remove_placement_group(group)
 
 
-def _wait(group: Any, bundles: Sequence[dict[str, float]], timeout_s: float) -> None:
+def _wait(group: Any, bundles: Sequence[dict[str, float]], timeout_seconds: float) -> None:
     import ray
 
     waited = 0.0
-    while not group.wait(math.ceil(min(NOTICE_SECONDS, timeout_s - waited))):
+    while not group.wait(math.ceil(min(NOTICE_SECONDS, timeout_seconds - waited))):
         waited += NOTICE_SECONDS
         waiting = f"{sum(bundle['GPU'] for bundle in bundles):g} GPUs; Ray has {ray.available_resources()} free"
-        if waited >= timeout_s:
-            raise TrainingError(f"waited {timeout_s:g} s in vain for {waiting}; end what holds them")
+        if waited >= timeout_seconds:
+            raise TrainingError(f"waited {timeout_seconds:g} s in vain for {waiting}; end what holds them")
         print(f"waiting for {waiting} ({waited:.0f} s)", file=sys.stderr, flush=True)
 
 
-def _places(placement: Placement, group: Any) -> Places:
+def _options(placement: Placement, group: Any) -> ActorOptions:
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -171,7 +171,7 @@ def _places(placement: Placement, group: Any) -> Places:
             "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": visible}},
         }
 
-    return Places(
+    return ActorOptions(
         tuple(map(options, placement.engines)),
         tuple(options([slot]) for slot in placement.ranks),
         None if placement.prm is None else options([placement.prm]),

@@ -17,7 +17,7 @@ from mmprm.files import locked
 from mmprm.grading.calibration import check_judge
 from mmprm.grading.golds import check_golds
 from mmprm.grading.open import open_grader
-from mmprm.preflight import check_policy, check_prm, check_prm_reads, check_room
+from mmprm.preflight import check_disk_space, check_policy, check_prm, check_prm_reads
 from mmprm.problems import content_id, load_problems
 from mmprm.rendering import turn_beginning
 from mmprm.scoring.open import scorer_info
@@ -28,7 +28,7 @@ from policy_rl.config import RLConfig
 from policy_rl.early_checks import check_early
 from policy_rl.graded import Process
 from policy_rl.loop import Loop
-from policy_rl.placement import Places, reserved
+from policy_rl.placement import ActorOptions, reserved
 from policy_rl.rollouts.evaluate import evaluate
 from policy_rl.rollouts.pool import RolloutPool
 from policy_rl.run_folder import Summary, ended
@@ -54,7 +54,7 @@ def train_policy(config: RLConfig) -> Summary:
     if config.rewards.accuracy == "verdict" and config.rewards.accuracy_weight:
         check_golds(problems, config.grader, config.problems.path)
     with locked(Path(config.output), "output"):
-        check_room(config.output, "output", config.engine.model)
+        check_disk_space(config.output, "output", config.engine.model)
     if config.process is not None:
         scorer_info(config.process.scorer)
         check_prm(config.process.scorer.prm)
@@ -69,14 +69,14 @@ async def _run(config: RLConfig, problems: Sequence[Problem], held_out: Sequence
     total = config.total_steps(len(problems))
     actors.connect(config.ray_address)
     async with AsyncExitStack() as stack:
-        places = stack.enter_context(reserved(config))
-        transport = transport_of(config.weights, places is not None, config.rollouts.colocated)
+        options = stack.enter_context(reserved(config))
+        transport = transport_of(config.weights, options is not None, config.rollouts.colocated)
         # Registered first so that it runs last: a killed trainer leaves its files, which occupy memory.
         folder = shared_folder(config.weights, Path(config.output))
         stack.callback(remove_versions, folder)
         orphans.remove(folder)
         starting: list[TrainerGroup] = []
-        trainer_start = asyncio.create_task(asyncio.to_thread(_start_trainer, config, total, places, starting))
+        trainer_start = asyncio.create_task(asyncio.to_thread(_start_trainer, config, total, options, starting))
         try:
             pool = await RolloutPool.start(
                 config.engine,
@@ -84,7 +84,7 @@ async def _run(config: RLConfig, problems: Sequence[Problem], held_out: Sequence
                 config.prompt,
                 config.rollouts,
                 config.weights,
-                places=None if places is None else places.engines,
+                options=None if options is None else options.engines,
             )
             stack.callback(pool.close)
         except asyncio.CancelledError:
@@ -98,8 +98,8 @@ async def _run(config: RLConfig, problems: Sequence[Problem], held_out: Sequence
         trainer.open_transfer(make, None if transport == "file" else lambda: pool.engines)
         pool.as_files = partial(_as_files, config, trainer, pool.probe_token_ids)
         grader = await stack.enter_async_context(open_grader(config.grader))
-        place = None if places is None else places.prm
-        process = await stack.enter_async_context(_process(config, place, prefill)) if config.process else None
+        prm_options = None if options is None else options.prm
+        process = await stack.enter_async_context(_process(config, prm_options, prefill)) if config.process else None
         collector = Collector(config, problems, pool, grader, trainer.check, process, prefill)
         accuracy = config.rewards.accuracy
         measure = partial(evaluate, pool, grader, held_out, config.eval_samples, config.seed, prefill, accuracy)
@@ -123,7 +123,9 @@ def _aggregate(config: RLConfig) -> Aggregate | None:
     return config.process.aggregate() if credit is not None and credit.mode == "scalar" else None
 
 
-def _start_trainer(config: RLConfig, total: int, places: Places | None, starting: list[TrainerGroup]) -> TrainerGroup:
+def _start_trainer(
+    config: RLConfig, total: int, options: ActorOptions | None, starting: list[TrainerGroup]
+) -> TrainerGroup:
     return TrainerGroup(
         config.engine.model,
         config.trainer,
@@ -131,7 +133,7 @@ def _start_trainer(config: RLConfig, total: int, places: Places | None, starting
         config.sampling.temperature,
         total * config.batch.updates,
         config.has_critic,
-        None if places is None else places.ranks,
+        None if options is None else options.ranks,
         config.engine.max_pixels,
         config.engine.min_pixels,
         starting,
@@ -144,7 +146,7 @@ def _transfer(config: RLConfig, transport: str, rank: int, engines: Sequence[Any
         return FileTransfer(shared_folder(config.weights, Path(config.output)), is_main=rank == 0)
     from policy_rl.weights.vllm import VllmTransfer
 
-    return VllmTransfer(transport, engines, config.engine.tensor_parallel_size, rank, config.weights.timeout_s)
+    return VllmTransfer(transport, engines, config.engine.tensor_parallel_size, rank, config.weights.timeout_seconds)
 
 
 @asynccontextmanager
@@ -160,16 +162,16 @@ async def _as_files(
 
 
 @asynccontextmanager
-async def _process(config: RLConfig, place: dict[str, Any] | None, prefill: str) -> AsyncIterator[Process]:
+async def _process(config: RLConfig, options: dict[str, Any] | None, prefill: str) -> AsyncIterator[Process]:
     from transformers import AutoTokenizer
 
     from policy_rl.rewards.prm_actor import Prm
     from policy_rl.rewards.process import ProcessReward
 
-    prm = await Prm.start(config.process, place)
+    prm = await Prm.start(config.process, options)
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.engine.model, trust_remote_code=False)
-        yield ProcessReward(tokenizer, config.markup, prefill, prm)
+        yield ProcessReward(tokenizer, config.step_format, prefill, prm)
     finally:
         prm.close()
 
@@ -183,7 +185,7 @@ def _check_disjoint(problems: Sequence[Problem], held_out: Sequence[Problem]) ->
 
     def contents(found: Sequence[Problem]) -> dict[str, str]:
         same_words = (each for each in found if each.question in questions)
-        return {content_id(p.question, p.answer, p.pictures, p.choices): p.id for p in same_words}
+        return {content_id(p.question, p.answer, p.images, p.choices): p.id for p in same_words}
 
     there = contents(held_out)
     shared = there.keys() & contents(problems).keys()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mmprm.config import with_current_names
 from mmprm.errors import CheckpointError
 from mmprm.prm.trained import convert_checkpoint
 from mmprm.report.training import METRICS_FILE, read_metrics
@@ -41,7 +42,7 @@ def ended(config: RLConfig, total: int, problems: Sequence[Problem]) -> Summary 
     extra = read_extra(checkpoints_of(config))
     stops = extra is not None and _stops_here(config, total, extra)
     if extra is not None:
-        asked = identity_of(config, total, fingerprint(problems, config))
+        asked = resume_key_of(config, total, fingerprint(problems, config))
         if stops:
             asked |= {name: extra["identity"].get(name) for name in ("steps", "total_steps")}
         check_same(checkpoints_of(config), extra["identity"], asked)
@@ -99,13 +100,14 @@ def policy_of(config: RLConfig) -> Path:
     return Path(config.output) / "policy"
 
 
-def identity_of(config: RLConfig, total: int, problems: str) -> dict[str, Any]:
+def resume_key_of(config: RLConfig, total: int, problems: str) -> dict[str, Any]:
     """Return the values that must be equal for a run to be resumed; `problems` is their fingerprint."""
-    return config.identity() | {"total_steps": total, "problems": problems}
+    return config.resume_key() | {"total_steps": total, "problems": problems}
 
 
 def check_same(checkpoints: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
     """Raise CheckpointError, naming the keys, if the run in the folder differs from this one."""
+    there = with_current_names(there)
     differing = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
     if differing:
         raise CheckpointError(

@@ -2,7 +2,7 @@
 
     output: runs/vision-r1
     stages:
-      - sft: {base: Qwen/Qwen2.5-VL-7B-Instruct, data: {path: cold-start.json}}
+      - sft: {model: Qwen/Qwen2.5-VL-7B-Instruct, data: {path: cold-start.json}}
       - rl: {problems: {path: train.jsonl}, …}
 
 Stage N is stored in OUTPUT/stage-N-KIND, with its configuration in stage.yaml. A stage runs as its own command, so that
@@ -45,7 +45,7 @@ class Kind:
     model: str
 
 
-KINDS = {"sft": Kind(SftConfig, "base"), "rl": Kind(RLConfig, "engine.model")}
+KINDS = {"sft": Kind(SftConfig, "model"), "rl": Kind(RLConfig, "engine.model")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,7 @@ class Reward:
 
 
 @dataclass(frozen=True, slots=True)
-class Experience:
+class TrainingSample:
     """Hold one response and what its update needs. Arrays have one value per response token.
 
     Responses of the same `group` answer the same problem and share its prompt. `prompt_tokens` is the length of the

@@ -1,6 +1,6 @@
 """A tiny random model of every backbone, with a processor of its own class: hidden 64, two layers, heads of 32.
 
-Vision-language ones take pictures of the tiny world, 28 pixels a token (InternVL: tiles of 56, four tokens each).
+Vision-language ones take images of the tiny world, 28 pixels a token (InternVL: tiles of 56, four tokens each).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from transformers import (
     Qwen3VLVideoProcessor,
 )
 
-from mmprm.tiny.picture import CELL
+from mmprm.tiny.image import CELL
 from mmprm.tiny.tokenizer import CHAT_TEMPLATE, END, PAD, UNKNOWN, WORDS, build_processor, build_tokenizer
 from mmprm.tiny.world import Mistakes, make_problems, solve
 from mmprm.types import Solution
@@ -64,11 +64,11 @@ def write_backbone(name: str, folder: Path) -> Path:
 
 
 def tiny_solutions(name: str, count: int, seed: int = 0) -> list[Solution]:
-    """Solutions with mistakes, of different lengths; without the picture for a backbone that reads text only."""
+    """Solutions with mistakes, of different lengths; without the image for a backbone that reads text only."""
     rng = random.Random(seed)
     found = []
     for tiny in make_problems(count, seed=seed, split="train"):
-        problem = tiny.problem if name in PICTURED else replace(tiny.problem, pictures=())
+        problem = tiny.problem if name in WITH_IMAGE else replace(tiny.problem, images=())
         found.append(Solution(problem, solve(tiny, rng, Mistakes(easy=0.2, hard=0.2))))
     return found
 
@@ -157,7 +157,7 @@ def _qwen3_vl() -> tuple[PreTrainedModel, Any]:
 
 
 def _internvl() -> tuple[PreTrainedModel, Any]:
-    """Its language model is a Qwen2, as in InternVL2.5 and 3; pictures are cut into tiles."""
+    """Its language model is a Qwen2, as in InternVL2.5 and 3; images are cut into tiles."""
     names = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
     names |= {"video_token": "<video>"}
     template = CHAT_TEMPLATE.replace("<|vision_start|><|image_pad|><|vision_end|>", "<IMG_CONTEXT>\n")
@@ -231,4 +231,4 @@ BACKBONES: dict[str, Callable[[], tuple[PreTrainedModel, Any]]] = {
     "qwen2": _qwen2,
     "llama": _llama,
 }
-PICTURED = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")
+WITH_IMAGE = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl")

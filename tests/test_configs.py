@@ -49,4 +49,4 @@ def test_the_filter_before_mm_eureka_8b_asks_as_its_training_does() -> None:
     trained = load(RLConfig, file)
     assert (asked.engine.model, asked.sampling) == (trained.engine.model, trained.sampling)
     assert (asked.prompt, asked.grader) == (trained.prompt, trained.grader)
-    assert dict(options)["--out"] == trained.problems.path
+    assert dict(options)["--output"] == trained.problems.path

@@ -17,6 +17,7 @@ LAYERS = [
     {"types", "errors", "metrics", "written", "files", "signals", "orphans", "actors", "terminal"},
     {
         "config",
+        "hardware",
         "data",
         "steps",
         "prompts",

@@ -26,12 +26,13 @@ MODELS: dict[str, type[Config]] = {
     "train": TrainConfig,
 }
 PLACEMENT = {
-    *("output", "run", "labels", "problems", "held_out", "data", "rollouts", "weights", "prompt.system", "prompt.user"),
+    *("output", "run", "labels", "problems", "held_out", "data", "rollouts", "weights", "hardware"),
+    *("prompt.system", "prompt.user"),
     *("save_every", "eval_every", "gradient_checkpointing", "trainer.gradient_checkpointing", "trainer.ranks"),
     *("engine.gpu_memory_utilization", "engine.tensor_parallel_size"),
     *(
         f"{group}.{key}"
-        for group in ("training", "trainer.optimisation")
+        for group in ("training", "trainer.optimization")
         for key in ("micro_batch_tokens", "zero_stage")
     ),
     *("training.save_every", "training.eval_every", "training.precision"),

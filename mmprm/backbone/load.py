@@ -43,8 +43,8 @@ def load_backbone(name: str, dtype: torch.dtype | Literal["auto"], kind: Any = N
     with model_errors(name):
         # Code that is shipped with a checkpoint is never run.
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-        pictures = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
-        kind = kind or (AutoModelForImageTextToText if pictures else AutoModelForCausalLM)
+        images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
+        kind = kind or (AutoModelForImageTextToText if images else AutoModelForCausalLM)
         # Only safetensors: the older weight files are pickles, which can run code.
         model, loading = kind.from_pretrained(
             name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True

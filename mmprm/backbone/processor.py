@@ -14,20 +14,20 @@ def tokenizer_of(processor: Any) -> Any:
     return getattr(processor, "tokenizer", processor)
 
 
-def reads_pictures(processor: Any) -> bool:
+def reads_images(processor: Any) -> bool:
     """Return whether the processor accepts images."""
     return hasattr(processor, "image_processor")
 
 
-def vision_tokens(processor: Any, picture: str) -> list[str]:
+def vision_tokens(processor: Any, image: str) -> list[str]:
     """Return the tokens that represent or enclose images and videos, for which a model would expect pixels.
 
-    The processor names most of them. The rest occur in `picture`, which is what the template writes for one image.
+    The processor names most of them. The rest occur in `image`, which is what the template writes for one image.
     """
-    if not reads_pictures(processor):
+    if not reads_images(processor):
         return []
     named = {value for name, value in vars(processor).items() if name.endswith("_token") and isinstance(value, str)}
-    return sorted(named | {token for token in tokenizer_of(processor).get_added_vocab() if token in picture})
+    return sorted(named | {token for token in tokenizer_of(processor).get_added_vocab() if token in image})
 
 
 def token_id(processor: Any, token: str) -> int:
@@ -68,12 +68,12 @@ def templated(processor: Any, messages: Any) -> str:
         ) from error
 
 
-def picture_placeholder(processor: Any) -> str:
+def image_placeholder(processor: Any) -> str:
     """Return what the chat template writes for one image."""
     text = {"type": "text", "text": _PROBE}
     before, _ = _around([{"role": "user", "content": [text]}], processor)
-    pictured, _ = _around([{"role": "user", "content": [{"type": "image"}, text]}], processor)
-    return pictured.removeprefix(before).strip()
+    with_image, _ = _around([{"role": "user", "content": [{"type": "image"}, text]}], processor)
+    return with_image.removeprefix(before).strip()
 
 
 VISION = re.compile(r"(image|video|vision)\w*token_id$")

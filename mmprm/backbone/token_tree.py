@@ -37,7 +37,7 @@ class TokenTree:
 
 def token_tree(paths: Sequence[Ints]) -> TokenTree:
     """Build the tree. In lexicographic order each sequence branches off the previous one and adds its own suffix."""
-    ids, depth, places = [], [], [_NOTHING] * len(paths)
+    ids, depth, positions = [], [], [_NOTHING] * len(paths)
     end_T = np.zeros(sum(map(len, paths)), dtype=np.int32)
     count, previous, trail = 0, _NOTHING, _NOTHING
     for path in _sorted(paths):
@@ -47,13 +47,13 @@ def token_tree(paths: Sequence[Ints]) -> TokenTree:
         trail = np.concatenate([trail[:shared], np.arange(count, count + added, dtype=np.int32)])
         ids.append(paths[path][shared:])
         depth.append(np.arange(shared, shared + added, dtype=np.int32))
-        places[path], previous, count = trail, paths[path], count + added
+        positions[path], previous, count = trail, paths[path], count + added
     end_T[trail] = count - 1
-    return TokenTree(np.concatenate(ids), end_T[:count], np.concatenate(depth), tuple(places))
+    return TokenTree(np.concatenate(ids), end_T[:count], np.concatenate(depth), tuple(positions))
 
 
-def cut_at_subtrees(paths: Sequence[Ints], most_tokens: int) -> list[list[int]]:
-    """Split sequences into groups whose trees hold at most `most_tokens` tokens; a longer sequence is a group alone.
+def cut_at_subtrees(paths: Sequence[Ints], max_tokens: int) -> list[list[int]]:
+    """Split sequences into groups whose trees hold at most `max_tokens` tokens; a longer sequence is a group alone.
 
     Neighbors in depth-first order stay together. Tokens that two groups share are repeated in both.
     """
@@ -61,7 +61,7 @@ def cut_at_subtrees(paths: Sequence[Ints], most_tokens: int) -> list[list[int]]:
     tokens, previous = 0, _NOTHING
     for path in _sorted(paths):
         added = len(paths[path]) - common_prefix(previous, paths[path])
-        if groups and tokens + added <= most_tokens:
+        if groups and tokens + added <= max_tokens:
             groups[-1].append(path)
             tokens += added
         else:
@@ -80,9 +80,9 @@ def fill_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
     rows: list[list[int]] = []
     room: list[tuple[int, int]] = []
     for piece in sorted(range(len(lengths)), key=lambda piece: (-lengths[piece], piece)):
-        place = bisect_left(room, (lengths[piece], 0))
-        if place < len(room):
-            left, row = room.pop(place)
+        position = bisect_left(room, (lengths[piece], 0))
+        if position < len(room):
+            left, row = room.pop(position)
             rows[row].append(piece)
         else:
             left, row = width, len(rows)

@@ -2,7 +2,7 @@
 
 Examples:
   mmprm annotate --config configs/annotate/tiny.yaml
-  mmprm annotate --config configs/annotate/internvl3-8b.yaml --set problems.path=k12.parquet --set run=runs/k12
+  mmprm annotate --config configs/annotate/internvl3-8b.yaml --set problems.path=k12.parquet --set output=runs/k12
   mmprm annotate --config configs/annotate/tiny.yaml --set search.max_rollouts=1000 --fork
 """
 
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> None:
     ended = ", ".join(f"{reason} {count}" for reason, count in summary.ended.items())
     print(
         f"{summary.problems['done']} problems done ({ended}), {summary.problems['failed']} failed; "
-        f"{summary.labels:,} labels from {summary.rollouts:,} rollouts; {Path(config.run) / SUMMARY_NAME} has the rest"
+        f"{summary.labels:,} labels from {summary.rollouts:,} rollouts; {Path(config.output) / SUMMARY_NAME} has the rest"
     )
     if not summary.problems["done"]:
         raise DataError(f"{config.problems.path}: none of the {summary.problems['failed']} problems could be annotated")

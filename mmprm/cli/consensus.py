@@ -21,7 +21,7 @@ from mmprm.config import Config, PathText
 from mmprm.errors import ConfigError
 from mmprm.labels.checks import check_images_below
 from mmprm.labels.consensus import AgreementCounts, AgreementRule, count_agreement, judge_with_scorer
-from mmprm.labels.parquet import LabelledExample, read_parquet, write_parquet
+from mmprm.labels.parquet import LabeledExample, read_parquet, write_parquet
 from mmprm.labels.step_judge import StepJudge, StepJudgeConfig
 from mmprm.scoring.config import ScorerConfig
 
@@ -70,12 +70,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 def summary(counts: AgreementCounts) -> str:
     """Return the agreement counts as text."""
-    both = counts.both_right + counts.both_wrong
-    judged = both + counts.label_alone_right + counts.judge_alone_right
+    both = counts.both_correct + counts.both_incorrect
+    judged = both + counts.label_alone_correct + counts.judge_alone_correct
     return (
-        f"{judged + counts.unjudged:,} labelled steps, {judged:,} judged; they agree on {_share(both, judged)}: "
-        f"{counts.both_right:,} right, {counts.both_wrong:,} wrong; label alone right {counts.label_alone_right:,}, "
-        f"judge alone right {counts.judge_alone_right:,}\n"
+        f"{judged + counts.unjudged:,} labeled steps, {judged:,} judged; they agree on {_share(both, judged)}: "
+        f"{counts.both_correct:,} right, {counts.both_incorrect:,} wrong; label alone right {counts.label_alone_correct:,}, "
+        f"judge alone right {counts.judge_alone_correct:,}\n"
         f"first error (or none) agrees on {_share(counts.paths_agreeing, counts.paths)} of the paths"
     )
 
@@ -85,13 +85,13 @@ def _share(part: int, whole: int) -> str:
 
 
 async def _ask(
-    config: StepJudgeConfig, examples: Sequence[LabelledExample]
-) -> tuple[list[LabelledExample], dict[str, int]]:
+    config: StepJudgeConfig, examples: Sequence[LabeledExample]
+) -> tuple[list[LabeledExample], dict[str, int]]:
     async with StepJudge(config) as judge:
         return await judge.judge(examples), dict(judge.failures)
 
 
-def _score(config: ScorerConfig, examples: Sequence[LabelledExample]) -> list[LabelledExample]:
+def _score(config: ScorerConfig, examples: Sequence[LabeledExample]) -> list[LabeledExample]:
     from mmprm.scoring.open import open_scorer
 
     name = config.prm if config.server is None else ", ".join(config.server.urls)

@@ -2,7 +2,7 @@
 
 Examples:
   mmprm demo
-  mmprm demo --set problems=40 --set search.max_searches=5 --set out=runs/small
+  mmprm demo --set problems=40 --set search.max_searches=5 --set output=runs/small
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
 from mmprm.labels.build import LabelsConfig, build_labels
 from mmprm.labels.parquet import read_parquet
 from mmprm.prm.info import read_info, write_info
-from mmprm.prm.model import initialise_prm, save_prm
+from mmprm.prm.model import initialize_prm, save_prm
 from mmprm.prm.train import TrainConfig, train_prm
 from mmprm.problems import write_problems
 from mmprm.prompts import PromptConfig
@@ -42,9 +42,9 @@ from mmprm.sampling.pool import SamplerPool
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer
 from mmprm.selection.groups import Group, sample_groups, score_groups
-from mmprm.tiny.figures import gain_of, gain_summary, headlines_of, measure, report_of, summary_of
+from mmprm.tiny.demo_metrics import gain_of, gain_summary, headlines_of, measure, report_of, summary_of
+from mmprm.tiny.image import blank
 from mmprm.tiny.model import weights_path
-from mmprm.tiny.picture import blank
 from mmprm.tiny.world import make_problems
 from mmprm.types import Problem, Verdict
 from policy_rl.config import RLConfig
@@ -61,7 +61,7 @@ MARKER = "demo.json"
 class DemoConfig(Config):
     """Configuration of `mmprm demo`."""
 
-    out: PathText = "runs/demo"
+    output: PathText = "runs/demo"
     """Folder for everything that the demo writes. An existing demo is replaced."""
     problems: int = Field(500, ge=2)
     """Number of problems to annotate."""
@@ -108,36 +108,38 @@ def run(arguments: argparse.Namespace) -> None:
     """Run `mmprm demo`."""
     config = load_config(arguments, DemoConfig)
     for check in (_train_config, _rl_config):  # invalid configurations should fail before the annotation, not after it
-        check(config, Path(config.out))
-    out = _fresh_folder(config)
+        check(config, Path(config.output))
+    output = _fresh_folder(config)
     begun = time.perf_counter()
     clock = Clock()
     with clock.stage("annotate"):
-        campaign = _annotate(config, out)
+        campaign = _annotate(config, output)
     with clock.stage("labels"):
-        labels = build_labels(LabelsConfig(store=str(out / "annotate"), output=str(out / "labels.parquet"))).counts
+        labels = build_labels(
+            LabelsConfig(store=str(output / "annotate"), output=str(output / "labels.parquet"))
+        ).counts
     with clock.stage("train"):
-        trained = train_prm(_train_config(config, out))
+        trained = train_prm(_train_config(config, output))
     with clock.stage("sample"):
         development, test, blank_accuracy = _sample(config)
     with clock.stage("score"):
-        untrained = _score(_untrained(config, out), development, test)
+        untrained = _score(_untrained(config, output), development, test)
         development, test = _score(trained.prm, development, test)
     with clock.stage("choose"):
-        examples = read_parquet(out / "labels.parquet")
-        figures = measure(examples, development, test)
+        examples = read_parquet(output / "labels.parquet")
+        metrics = measure(examples, development, test)
         before = summary_of(measure(examples, *untrained))
-        info = with_choice(read_info(trained.prm), figures.aggregator)
-        write_info(trained.prm, info.model_copy(update={"threshold": figures.first_error.threshold}))
+        info = with_choice(read_info(trained.prm), metrics.aggregator)
+        write_info(trained.prm, info.model_copy(update={"threshold": metrics.first_error.threshold}))
     with clock.stage("rl"):
-        (after,) = _sample_groups(_train_policy(config, out), [_test_problems(config)], config.seed)
-        gain = gain_of(test, after, out / "rl" / "metrics.jsonl")
+        (after,) = _sample_groups(_train_policy(config, output), [_test_problems(config)], config.seed)
+        gain = gain_of(test, after, output / "rl" / "metrics.jsonl")
     summary = {
         "seconds_total": time.perf_counter() - begun,
         "problems": campaign.problems["done"],
         "labels": labels.labels,
         "labels_terminal": labels.labels_terminal,
-        **summary_of(figures),
+        **summary_of(metrics),
         "untrained": {"prm_step_f1": before["prm_step_f1"], "accuracy_prm": before["accuracy"]["prm"]},
         "policy_blank_image_accuracy": blank_accuracy,
         "rl": gain_summary(gain),
@@ -146,12 +148,14 @@ def run(arguments: argparse.Namespace) -> None:
         "rollouts": campaign.rollouts,
         "seconds": clock.seconds,
     }
-    (out / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    (output / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
     headlines = headlines_of(summary)
     facts = {name: f"{seconds:.0f} s" for name, seconds in clock.seconds.items()}
-    write_report(out / "report.html", report_of(figures, test, headlines, out / "train" / "metrics.jsonl", gain, facts))
+    write_report(
+        output / "report.html", report_of(metrics, test, headlines, output / "train" / "metrics.jsonl", gain, facts)
+    )
     _print(headlines)
-    print(f"{out / 'summary.json'} and {out / 'report.html'} hold the rest")
+    print(f"{output / 'summary.json'} and {output / 'report.html'} hold the rest")
 
 
 def _print(headlines: Sequence[Headline]) -> None:
@@ -162,23 +166,23 @@ def _print(headlines: Sequence[Headline]) -> None:
 
 
 def _fresh_folder(config: DemoConfig) -> Path:
-    out = Path(config.out)
-    if out.exists() and any(out.iterdir()) and not (out / MARKER).exists():
-        raise DataError(f"out={out}: holds other files than a demo's; choose an empty folder with --set out=…")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
-    (out / MARKER).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
-    return out
+    output = Path(config.output)
+    if output.exists() and any(output.iterdir()) and not (output / MARKER).exists():
+        raise DataError(f"output={output}: holds other files than a demo's; choose an empty folder with --set output=…")
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    (output / MARKER).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    return output
 
 
-def _annotate(config: DemoConfig, out: Path) -> CampaignSummary:
+def _annotate(config: DemoConfig, output: Path) -> CampaignSummary:
     problems = [tiny.problem for tiny in make_problems(config.problems, config.seed, "annotate")]
-    write_problems(out / "problems.jsonl", problems)
+    write_problems(output / "problems.jsonl", problems)
     campaign = build(
         CampaignConfig,
         {
-            "run": str(out / "annotate"),
-            "problems": {"path": str(out / "problems.jsonl")},
+            "output": str(output / "annotate"),
+            "problems": {"path": str(output / "problems.jsonl")},
             "engine": {"model": "tiny"},
             "prompt": PROMPT.model_dump(),
             "sampling": SAMPLING.model_dump(),
@@ -189,25 +193,25 @@ def _annotate(config: DemoConfig, out: Path) -> CampaignSummary:
     return run_campaign(campaign, model_folder=str(weights_path()))
 
 
-def _train_config(config: DemoConfig, out: Path) -> TrainConfig:
-    sets = [f"base={weights_path()}", f"labels={out / 'labels.parquet'}", f"output={out / 'train'}"]
+def _train_config(config: DemoConfig, output: Path) -> TrainConfig:
+    sets = [f"model={weights_path()}", f"labels={output / 'labels.parquet'}", f"output={output / 'train'}"]
     return load(TrainConfig, config.train_config, sets)
 
 
-def _untrained(config: DemoConfig, out: Path) -> Path:
+def _untrained(config: DemoConfig, output: Path) -> Path:
     """Return the PRM before training, as a baseline: how well the base model already separates correct from
     incorrect steps."""
-    train = _train_config(config, out)
-    prm = initialise_prm(train.base, train.tokens, train.add_missing_tokens)
-    save_prm(out / "untrained", prm)
-    return out / "untrained"
+    train = _train_config(config, output)
+    prm = initialize_prm(train.model, train.tokens, train.add_missing_tokens)
+    save_prm(output / "untrained", prm)
+    return output / "untrained"
 
 
 def _sample(config: DemoConfig) -> tuple[list[Group], list[Group], float]:
     """Return graded samples of both sets, and the policy's accuracy on the test problems with blank images."""
     development = [tiny.problem for tiny in make_problems(config.development, config.seed, "dev")]
     test = _test_problems(config)
-    blanks = [replace(problem, pictures=(blank(),)) for problem in test]
+    blanks = [replace(problem, images=(blank(),)) for problem in test]
     *groups, blank_groups = _sample_groups(weights_path(), [development, test, blanks], config.seed)
     return *groups, _pass_at_1(blank_groups)
 
@@ -221,7 +225,7 @@ def _sample_groups(policy: Path, sets: Sequence[Sequence[Problem]], seed: int) -
     grader = SymbolicGrader(GraderConfig())
 
     async def groups(problems: Sequence[Problem]) -> list[Group]:
-        sampled = await sample_groups(problems, sampler, grader, samples=SAMPLES, markup="tags", run_seed=seed)
+        sampled = await sample_groups(problems, sampler, grader, samples=SAMPLES, step_format="tags", run_seed=seed)
         if sampled.failed:
             raise DataError(f"sampling failed: {next(iter(sampled.failed.items()))}")
         return sampled.groups
@@ -249,22 +253,22 @@ def _score(prm: Path, *sets: Sequence[Group]) -> list[list[Group]]:
         scorer.close()
 
 
-def _rl_config(config: DemoConfig, out: Path) -> RLConfig:
+def _rl_config(config: DemoConfig, output: Path) -> RLConfig:
     values = {
         "engine.model": weights_path(),
-        "problems.path": out / "rl" / "problems.jsonl",
+        "problems.path": output / "rl" / "problems.jsonl",
         "held_out": "null",
-        "output": out / "rl",
+        "output": output / "rl",
         "steps": config.rl_steps,
         "seed": config.seed,
-        "trainer.optimisation.learning_rate": RL_RATE,
+        "trainer.optimization.learning_rate": RL_RATE,
     }
     return load(RLConfig, config.rl_config, [f"{key}={value}" for key, value in values.items()])
 
 
-def _train_policy(config: DemoConfig, out: Path) -> Path:
+def _train_policy(config: DemoConfig, output: Path) -> Path:
     """Train the policy with outcome reward alone, on problems of a separate split, each used once."""
-    rl = _rl_config(config, out)
+    rl = _rl_config(config, output)
     problems = make_problems(config.rl_steps * rl.batch.prompts, config.seed, "train")
     write_problems(Path(rl.problems.path), [tiny.problem for tiny in problems])
     trained = train_policy(rl)

@@ -11,7 +11,7 @@ Examples:
   mmprm eval steps prm800k.jsonl --set format=prm800k --set scorer.prm=runs/demo/train/prm
   mmprm eval labels runs/k12/labels.parquet --set truth=annotated.jsonl
   mmprm eval bon runs/rerank/candidates.jsonl
-  mmprm eval policy AI4Math/MathVista --set layout=mathvista --set engine.model=runs/rl/policy
+  mmprm eval policy AI4Math/MathVista --set benchmark=mathvista --set engine.model=runs/rl/policy
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from mmprm.config import Config, PathText
 from mmprm.errors import ConfigError, DataError
 from mmprm.evaluation.aggregators import described
 from mmprm.evaluation.best_of_n import BestOfN, evaluate_best_of_n
-from mmprm.evaluation.judging import Judged, Judging, judge
 from mmprm.evaluation.label_quality import judged_labels, known_from
-from mmprm.evaluation.labelled import DATASETS, FigureName, LabelledSolution, Options, read_labelled
+from mmprm.evaluation.labeled import DATASETS, LabeledSolution, MetricName, Options, read_labeled
 from mmprm.evaluation.policy import PolicyEvalConfig, PolicyScores
+from mmprm.evaluation.prm_evaluation import Judged, PrmEvaluation, judge
 from mmprm.labels.formats import FORMATS
 from mmprm.labels.parquet import read_parquet
-from mmprm.report.judging import judging_page
 from mmprm.report.page import write_page
-from mmprm.report.tables import best_of_n_table, judging_table, policy_table
+from mmprm.report.prm_evaluation import prm_evaluation_page
+from mmprm.report.tables import best_of_n_table, policy_table, prm_evaluation_table
 from mmprm.scoring.aggregate import AGGREGATORS
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer, scorer_info
@@ -76,7 +76,7 @@ class JudgeConfig(MeasureConfig):
 
     scorer: ScorerConfig
     """The process reward model and how it runs."""
-    images_root: PathText | None = None
+    image_root: PathText | None = None
     """Folder that relative image paths refer to; by default the folder of the file."""
 
 
@@ -105,15 +105,15 @@ def run(arguments: argparse.Namespace) -> None:
     config = load_config(arguments, model)
     result = measure(arguments.kind, arguments.files, config)
     folder = Path(config.output)
-    name = f"policy-{result.layout}" if isinstance(result, PolicyScores) else arguments.kind
+    name = f"policy-{result.benchmark}" if isinstance(result, PolicyScores) else arguments.kind
     with output(folder / f"{name}.json") as out:
         out.write(TypeAdapter(type(result)).dump_json(result, indent=2).decode() + "\n")
     if isinstance(result, PolicyScores):
         print(policy_table(result))
         print(f"see {folder / f'{name}.json'}")
         return
-    write_page(folder / "report.html", judging_page(*_results(folder)))
-    print(best_of_n_table(result) if isinstance(result, BestOfN) else judging_table(result))
+    write_page(folder / "report.html", prm_evaluation_page(*_results(folder)))
+    print(best_of_n_table(result) if isinstance(result, BestOfN) else prm_evaluation_table(result))
     print(f"see {folder / 'report.html'}")
 
 
@@ -122,15 +122,15 @@ def _best_of_n(kind: str, files: Sequence[Path], config: BestOfNConfig) -> BestO
     return evaluate_best_of_n(read_groups(rows), config.aggregators, config.seed)
 
 
-def _judge_scores(kind: str, files: Sequence[Path], config: JudgeConfig) -> Judging:
-    labelled = _labelled(kind, files, config, config.images_root)
+def _judge_scores(kind: str, files: Sequence[Path], config: JudgeConfig) -> PrmEvaluation:
+    labeled = _labeled(kind, files, config, config.image_root)
     info = scorer_info(config.scorer)
     _check_threshold(config, info.threshold)
     scorer = open_scorer(config.scorer)
     judged: list[Judged] = []
     try:
-        for start in range(0, len(labelled), CHUNK):
-            part = labelled[start : start + CHUNK]
+        for start in range(0, len(labeled), CHUNK):
+            part = labeled[start : start + CHUNK]
             judged += zip(part, scorer.score([item.solution for item in part]), strict=True)
     finally:
         scorer.close()
@@ -150,16 +150,16 @@ def _judge_scores(kind: str, files: Sequence[Path], config: JudgeConfig) -> Judg
     )
 
 
-def _judge_labels(kind: str, files: Sequence[Path], config: LabelQualityConfig) -> Judging:
+def _judge_labels(kind: str, files: Sequence[Path], config: LabelQualityConfig) -> PrmEvaluation:
     _check_threshold(config, None)
     if config.truth == "tiny":
         from mmprm.tiny.truth import errorless_so_far as known
     else:
-        known = known_from(_labelled("steps", [Path(config.truth)], config, None))
+        known = known_from(_labeled("steps", [Path(config.truth)], config, None))
     judged = [item for file in files for item in judged_labels(read_parquet(file), known, file.stem)]
     if not judged:
         raise DataError(
-            f"truth={config.truth}: judges no labelled step; its questions and steps must be those of the labels, as "
+            f"truth={config.truth}: judges no labeled step; its questions and steps must be those of the labels, as "
             "mmprm labels export writes them"
         )
     return _measured(kind, judged, config, None, scored_by=", ".join(map(str, files)))
@@ -170,12 +170,14 @@ def _check_threshold(config: MeasureConfig, stored: float | None) -> None:
         raise ConfigError("threshold: prm.json holds none; set threshold, or development to a share of the problems")
 
 
-def _measured(kind: str, judged: Sequence[Judged], config: MeasureConfig, stored: float | None, **by: str) -> Judging:
+def _measured(
+    kind: str, judged: Sequence[Judged], config: MeasureConfig, stored: float | None, **by: str
+) -> PrmEvaluation:
     """Measure with the given threshold, with the `stored` one if there is no development split, or else with a
     chosen one."""
     return judge(
         kind,
-        FIGURE_OF[kind],
+        METRIC_OF[kind],
         judged,
         threshold=stored if config.threshold is None and config.development == 0 else config.threshold,
         development=config.development,
@@ -185,23 +187,21 @@ def _measured(kind: str, judged: Sequence[Judged], config: MeasureConfig, stored
     )
 
 
-def _labelled(
-    kind: str, files: Sequence[Path], config: MeasureConfig, images_root: str | None
-) -> list[LabelledSolution]:
+def _labeled(kind: str, files: Sequence[Path], config: MeasureConfig, image_root: str | None) -> list[LabeledSolution]:
     if config.format not in FORMATS:
         raise ConfigError(f"format={config.format!r} must be one of {', '.join(FORMATS)}")
     options = Options(config.format, config.label_threshold)
-    labelled = [
+    labeled = [
         item
         for file in files
-        for item in read_labelled(kind, read_rows(file), Path(images_root or file.parent), file.stem, options)
+        for item in read_labeled(kind, read_rows(file), Path(image_root or file.parent), file.stem, options)
     ]
-    if not labelled:
+    if not labeled:
         raise DataError(f"{', '.join(map(str, files))}: no solution has a judged step")
-    return labelled
+    return labeled
 
 
-def _results(folder: Path) -> tuple[list[Judging], BestOfN | None]:
+def _results(folder: Path) -> tuple[list[PrmEvaluation], BestOfN | None]:
     """Return the results that evaluations have written to the folder."""
 
     def read(name: str, kind: type) -> Any:
@@ -211,17 +211,17 @@ def _results(folder: Path) -> tuple[list[Judging], BestOfN | None]:
         except ValidationError as error:
             raise DataError(f"{file}: is not what mmprm eval writes; remove it: {error}") from error
 
-    judgings = [read(name, Judging) for name in FIGURE_OF]
-    return [result for result in judgings if result is not None], read("bon", BestOfN)
+    evaluations = [read(name, PrmEvaluation) for name in METRIC_OF]
+    return [result for result in evaluations if result is not None], read("bon", BestOfN)
 
 
-FIGURE_OF: dict[str, FigureName] = {name: dataset.figure for name, dataset in DATASETS.items()} | {"labels": "macro_f1"}
+METRIC_OF: dict[str, MetricName] = {name: dataset.metric for name, dataset in DATASETS.items()} | {"labels": "macro_f1"}
 
 FORMS = {"labels": "Parquet of mmprm labels", "policy": "JSON lines, a JSON list, Parquet or a hub id"}
 
-KINDS: dict[str, tuple[str, type[Config], Callable[..., Judging | BestOfN | PolicyScores]]] = {
+KINDS: dict[str, tuple[str, type[Config], Callable[..., PrmEvaluation | BestOfN | PolicyScores]]] = {
     "processbench": ("first errors: F1 by file and their average", JudgeConfig, _judge_scores),
-    "visualprocessbench": ("steps beside pictures: macro F1 pooled and by source", JudgeConfig, _judge_scores),
+    "visualprocessbench": ("steps beside images: macro F1 pooled and by source", JudgeConfig, _judge_scores),
     "steps": ("steps in the form of PRM800K and others: macro F1", JudgeConfig, _judge_scores),
     "labels": ("soft labels beside what people or the embedded world know", LabelQualityConfig, _judge_labels),
     "bon": ("accuracy against N of every selector with every aggregator", BestOfNConfig, _best_of_n),

@@ -15,9 +15,9 @@ from typing import Any
 from mmprm import actors
 from mmprm.cli.shared.jsonl import read_rows, write_rows
 from mmprm.cli.shared.policy import check_config, policy_folder
-from mmprm.config import differing_keys
+from mmprm.config import differing_keys, with_current_names
 from mmprm.errors import DataError
-from mmprm.evaluation.layouts import LAYOUTS, Item, read_items
+from mmprm.evaluation.benchmarks import BENCHMARKS, Item, read_items
 from mmprm.evaluation.policy import Answered, PolicyEvalConfig, PolicyScores, ask, lines, scored
 from mmprm.grading.calibration import check_judge
 from mmprm.grading.golds import check_golds
@@ -41,7 +41,7 @@ def evaluate_policy(kind: str, files: Sequence[Path], config: PolicyEvalConfig) 
         names = ", ".join(map(str, files))
         raise DataError(f"{names}: id {twice[0]!r} is in several of them; evaluate each by itself, with its own output")
     responses = Responses(
-        Path(config.output) / f"responses-{config.layout}.jsonl", _asked_with(config), items, config.samples
+        Path(config.output) / f"responses-{config.benchmark}.jsonl", _asked_with(config), items, config.samples
     )
     check_output(config.output, "output")
     check_golds([item.problem for item in items], config.grader, ", ".join(map(str, files)))
@@ -60,14 +60,14 @@ def evaluate_policy(kind: str, files: Sequence[Path], config: PolicyEvalConfig) 
 
 def _read(file: Path, config: PolicyEvalConfig) -> tuple[list[Item], int]:
     """Return the questions of a file, and the number of rows that do not belong to the benchmark."""
-    shared = {"subset": config.subset, "images_root": config.images_root, "limit": config.limit}
-    if config.layout == "problems":
+    shared = {"subset": config.subset, "image_root": config.image_root, "limit": config.limit}
+    if config.benchmark == "problems":
         split = {"split": config.split} if config.split else {}
         problems = load_problems(ProblemsConfig(path=str(file), columns=config.columns, **split, **shared))
         return [Item(problem, "", problem.id, "") for problem in problems], 0
     # for a folder or a hub data set, the split that is reported by default
-    split = config.split if config.split or file.is_file() else LAYOUTS[config.layout].split
-    return read_items(config.layout, ProblemsConfig(path=str(file), split=split, **shared))
+    split = config.split if config.split or file.is_file() else BENCHMARKS[config.benchmark].split
+    return read_items(config.benchmark, ProblemsConfig(path=str(file), split=split, **shared))
 
 
 async def _asked(
@@ -95,7 +95,7 @@ class Responses:
     def __init__(self, path: Path, asked_with: Mapping[str, Any], items: Sequence[Item], samples: int = 1) -> None:
         self._path, self._head, self._samples = path, {"asked_with": asked_with}, samples
         problems = [item.problem for item in items]
-        self._contents = {p.id: content_id(p.question, p.answer, p.pictures, p.choices) for p in problems}
+        self._contents = {p.id: content_id(p.question, p.answer, p.images, p.choices) for p in problems}
         self._rows: dict[str, list[dict[str, Any]]] = {}
         for row in _stored(path, asked_with):
             self._rows.setdefault(row["id"], []).append(row)
@@ -119,10 +119,10 @@ class Responses:
         self._changed = True
         rows = self._usable(problem.id)
         content = self._contents[problem.id]
-        for draw, completion in enumerate(completions, start=len(rows)):
+        for number, completion in enumerate(completions, start=len(rows)):
             stored = {"response": completion.text, "tokens": completion.token_count}
             stored["finish_reason"] = completion.finish_reason
-            rows.append({"id": problem.id, "draw": draw, "content": content, **stored})
+            rows.append({"id": problem.id, "sample": number, "content": content, **stored})
         self._rows[problem.id] = rows
         if time.monotonic() - self._saved > SAVE_SECONDS:
             self.save()
@@ -132,7 +132,7 @@ class Responses:
     def save(self, graded: Iterable[Mapping[str, Any]] = ()) -> None:
         """Write all rows, with the verdicts that `graded` holds for the responses."""
         for row in graded:
-            self._rows[row["id"]][row["draw"]] |= row
+            self._rows[row["id"]][row["sample"]] |= row
             self._changed = True
         if self._changed:
             first = [row for name in self._contents for row in self._rows.get(name, ())]
@@ -153,7 +153,7 @@ def _stored(path: Path, asked_with: Mapping[str, Any]) -> Iterable[dict[str, Any
     if not path.exists():
         return []
     (_, head), *rows = [*read_rows(path)] or [("", {})]
-    differing = differing_keys(head.get("asked_with", {}), dict(asked_with))
+    differing = differing_keys(with_current_names(head.get("asked_with", {})), dict(asked_with))
     if differing:
         shown = ", ".join(f"{key} ({values})" for key, values in differing.items())
         print(f"{path}: is of other responses and will be replaced: {shown}", file=sys.stderr)

@@ -4,8 +4,8 @@ The samples are stored in a run folder of their own. Run again, the command resu
 it samples nothing new. Each kept problem has `accuracy`, `right`, `wrong` and `unknown` added to its own fields.
 
 Examples:
-  mmprm filter --config configs/annotate/tiny.yaml --samples 8 --out runs/tiny/kept.jsonl
-  mmprm filter --config configs/annotate/tiny.yaml --samples 8 --low 0.25 --high 0.75 --out runs/tiny/kept.jsonl
+  mmprm filter --config configs/annotate/tiny.yaml --samples 8 --output runs/tiny/kept.jsonl
+  mmprm filter --config configs/annotate/tiny.yaml --samples 8 --low 0.25 --high 0.75 --output runs/tiny/kept.jsonl
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--samples", type=int, default=8, help="samples a problem (8)")
     parser.add_argument("--low", type=float, default=0.1, help="least accuracy to keep (0.1)")
     parser.add_argument("--high", type=float, default=0.9, help="greatest accuracy to keep (0.9)")
-    parser.add_argument("--out", metavar="FILE.jsonl", type=Path, required=True, help="the kept problems")
+    parser.add_argument("--output", metavar="FILE.jsonl", type=Path, required=True, help="the kept problems")
     parser.epilog = (
         f"{parser.epilog}\n\nThe keys are those of mmprm annotate; `search` is not used, `run` is runs/filter."
     )
@@ -40,11 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run `mmprm filter`."""
     check_range(arguments.low, arguments.high)
-    check_output(arguments.out, "--out", file=True)
-    config = question_only(load_config(arguments, CampaignConfig, "run=runs/filter"), arguments.samples)
+    check_output(arguments.output, "--output", file=True)
+    config = question_only(load_config(arguments, CampaignConfig, "output=runs/filter"), arguments.samples)
     run_campaign(config, model_folder=policy_folder(config.engine))
     asked = {problem.id: problem for problem in load_problems(config.problems)}
-    store = Store.read(config.run)
+    store = Store.read(config.output)
     try:
         filtered = by_accuracy(store, asked.keys(), arguments.low, arguments.high)
     finally:
@@ -54,11 +54,16 @@ def run(arguments: argparse.Namespace) -> None:
         f"verdict, {filtered.failed} failed"
     )
     if not filtered.kept:
-        raise DataError(f"{config.run}: no problem lies between {arguments.low} and {arguments.high}: {left_out}")
+        raise DataError(f"{config.output}: no problem lies between {arguments.low} and {arguments.high}: {left_out}")
     problems = [asked[problem.id] for problem, _ in filtered.kept]  # with the other columns of their rows
-    write_problems(arguments.out, problems, {problem.id: _columns(counts) for problem, counts in filtered.kept})
-    print(f"{arguments.out}: {len(problems)} problems kept; left out: {left_out}")
+    write_problems(arguments.output, problems, {problem.id: _columns(counts) for problem, counts in filtered.kept})
+    print(f"{arguments.output}: {len(problems)} problems kept; left out: {left_out}")
 
 
 def _columns(counts: Counts) -> dict[str, float | int | None]:
-    return {"accuracy": counts.value, "right": counts.right, "wrong": counts.wrong, "unknown": counts.unknown}
+    return {
+        "accuracy": counts.value,
+        "correct": counts.correct,
+        "incorrect": counts.incorrect,
+        "unknown": counts.unknown,
+    }

@@ -6,8 +6,8 @@ lines also hold `correct` (true or false), and the judge is measured on those th
 
 examples:
   echo '{"gold": "1/2", "response": "<answer>0.5</answer>"}' > answers.jsonl
-  mmprm grade answers.jsonl --out graded.jsonl
-  mmprm grade --calibrate labelled.jsonl --set judge.model=qwen3 --set 'judge.client.urls=[http://localhost:8000/v1]'
+  mmprm grade answers.jsonl --output graded.jsonl
+  mmprm grade --calibrate labeled.jsonl --set judge.model=qwen3 --set 'judge.client.urls=[http://localhost:8000/v1]'
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CHUNK = 1000
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
     parser.add_argument("file", metavar="FILE.jsonl", type=Path, nargs="?", help="responses with their gold answers")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="write here instead of to standard output")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="write here instead of to standard output")
     parser.add_argument("--calibrate", metavar="LABELLED.jsonl", type=Path, help="measure the judge on this file")
     add_config_options(parser, GraderConfig)
 
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
         asyncio.run(_calibrate(config, arguments.calibrate))
         return
     check_judge(config.judge)
-    asyncio.run(_grade_file(config, arguments.file, arguments.out))
+    asyncio.run(_grade_file(config, arguments.file, arguments.output))
 
 
 async def _grade_file(config: GraderConfig, file: Path, out_file: Path | None) -> None:
@@ -78,7 +78,7 @@ async def _calibrate(config: GraderConfig, file: Path) -> None:
     judge = config.judge
     if judge is None:
         raise ConfigError("judge is not set: --calibrate measures one; set judge.model and judge.client.urls")
-    rows = list({_asked(row): row for row in itertools.starmap(_labelled, read_rows(file))}.values())
+    rows = list({_asked(row): row for row in itertools.starmap(_labeled, read_rows(file))}.values())
     async with open_grader(config.model_copy(update={"judge": None})) as symbolic:
         by_symbols = await _grade(symbolic, rows)
     left = [(row, g) for row, g in zip(rows, by_symbols, strict=True) if g.verdict is Verdict.UNKNOWN]
@@ -96,7 +96,7 @@ async def _calibrate(config: GraderConfig, file: Path) -> None:
     calibration = Calibration(
         model=judge.model,
         prompt=PROMPT_HASH,
-        labelled=hashlib.sha256(file.read_bytes()).hexdigest()[:16],
+        labeled=hashlib.sha256(file.read_bytes()).hexdigest()[:16],
         symbols=tally([g.verdict for _, g in decided], [row["correct"] for row, _ in decided]),
         judge=tally([g.verdict for g in by_judge], [row["correct"] for row, _ in left]),
     )
@@ -127,21 +127,21 @@ def _asked(row: dict[str, Any]) -> tuple[Any, ...]:
     return problem.question, problem.choices, problem.answer, extract(row["response"]), row["correct"]
 
 
-def _labelled(place: str, row: dict[str, Any]) -> dict[str, Any]:
+def _labeled(location: str, row: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(row.get("correct"), bool):
-        raise DataError(f"{place}: correct must be true or false, got {row.get('correct')!r}")
-    return _checked(place, row)
+        raise DataError(f"{location}: correct must be true or false, got {row.get('correct')!r}")
+    return _checked(location, row)
 
 
-def _checked(place: str, row: dict[str, Any]) -> dict[str, Any]:
+def _checked(location: str, row: dict[str, Any]) -> dict[str, Any]:
     for name in ("gold", "response"):
         if not isinstance(row.get(name), str):
-            raise DataError(f"{place}: {name} must be text, got {row.get(name)!r}; the line has {', '.join(row)}")
+            raise DataError(f"{location}: {name} must be text, got {row.get(name)!r}; the line has {', '.join(row)}")
     if not row["gold"].strip():
-        raise DataError(f"{place}: gold is empty; give the answer to compare with")
+        raise DataError(f"{location}: gold is empty; give the answer to compare with")
     choices = row.get("choices") or []
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-        raise DataError(f"{place}: choices must be a list of texts, got {choices!r}")
+        raise DataError(f"{location}: choices must be a list of texts, got {choices!r}")
     return row
 
 

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     summary, _, rest = (labels_export.__doc__ or "").partition("\n")
     export = actions.add_parser(
         "export",
-        help="write labelled paths in the form of another project",
+        help="write labeled paths in the form of another project",
         description=summary,
         epilog=rest.strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -44,5 +44,5 @@ def run(arguments: argparse.Namespace) -> None:
     splits = ", ".join(f"{name} {count}" for name, count in sorted(summary.paths_by_split.items()))
     print(
         f"{config.output}: {counts.problems:,} problems, {counts.paths:,} paths ({splits})\n"
-        f"{counts.labels:,} labels; {counts.labels_terminal:,} terminal, {counts.terminal_right:,} of them right"
+        f"{counts.labels:,} labels; {counts.labels_terminal:,} terminal, {counts.terminal_correct:,} of them right"
     )

@@ -38,7 +38,7 @@ def lines_of(config: ExportConfig, summary: ExportSummary) -> Iterator[str]:
     for name, split in summary.splits.items():
         yield (
             f"{name}: {split.problems:,} problems, {split.solutions:,} solutions, {split.labels:,} labels "
-            f"({split.right:,} right, {split.labels - split.right:,} wrong: not above {config.threshold:g})"
+            f"({split.correct:,} right, {split.labels - split.correct:,} wrong: not above {config.threshold:g})"
         )
     yield f"near-duplicates dropped: {len(summary.duplicates):,} problems"
     if config.negatives is not None:
@@ -48,8 +48,8 @@ def lines_of(config: ExportConfig, summary: ExportSummary) -> Iterator[str]:
         yield f"labels dropped because the judge disagrees: {summary.disagreements_dropped:,}"
     if summary.unfit:
         yield f"left out: {sum(summary.unfit.values()):,} solutions whose text holds what {config.format} reserves"
-    if summary.pictures_left_out:
-        yield f"left out: the pictures of {summary.pictures_left_out:,} problems; {config.format} holds text only"
+    if summary.images_left_out:
+        yield f"left out: the images of {summary.images_left_out:,} problems; {config.format} holds text only"
     for path, overlap in summary.overlap.items():
         yield f"overlap with {path}: {len(overlap):,} of its problems" + _first(list(overlap))
 

@@ -23,10 +23,10 @@ COMMANDS = {
     "retry": "open failed problems of a run again",
     "filter": "keep the problems that the policy solves sometimes",
     "plan": "what a campaign or a training run will take",
-    "labels": "turn searched trees into labelled paths (Parquet)",
-    "consensus": "ask a judge about every labelled step, beside the labels",
+    "labels": "turn searched trees into labeled paths (Parquet)",
+    "consensus": "ask a judge about every labeled step, beside the labels",
     "convert": "bring a checkpoint into another form",
-    "train": "train a process reward model from labelled paths",
+    "train": "train a process reward model from labeled paths",
     "sft": "train a policy on conversations or step-tagged solutions",
     "rl": "train a policy by reinforcement learning, with outcome and process reward",
     "stages": "several trainings in one file, each from the last one's policy",
@@ -93,7 +93,7 @@ def _run(name: str, argv: Sequence[str]) -> None:
 
 
 def _expanded(arguments: argparse.Namespace) -> argparse.Namespace:
-    """Replace a leading ~ by the home folder, which a shell does not do in `--out=~/x`."""
+    """Replace a leading ~ by the home folder, which a shell does not do in `--output=~/x`."""
     for name, value in vars(arguments).items():
         values = value if isinstance(value, list) else [value]
         found = [_home(each) for each in values]

@@ -33,7 +33,7 @@ def run(arguments: argparse.Namespace) -> None:
             raise DataError(f"--{name}={value} must be at least 1")
     store = Store.read(arguments.pilot)
     try:
-        engine_seconds = sum(session.engines * session.seconds for session in sessions(store))
+        engine_seconds = sum(session.engine_seconds for session in sessions(store))
         size = os.path.getsize(store.path)
         expected = plan(tallies(store), engine_seconds, size, arguments.problems, arguments.seed)
     finally:

@@ -36,6 +36,7 @@ from mmprm.planning.fitting import Changes
 from mmprm.planning.parts import MemoryPlan
 from mmprm.planning.rl import RLSettings, Role, rl_plan
 from mmprm.planning.shapes import Shape, shape_text
+from mmprm.scoring.config import ScorerConfig
 from policy_rl.config import RLConfig
 from policy_rl.placement import Placement, place_run
 from policy_rl.weights.config import transport_of
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
     def plan_with(more: Sequence[str]) -> MemoryPlan:
         return plan_rl(load(RLConfig, arguments.config, [*arguments.set, *more]), arguments.prompt_tokens)
 
-    report_plan(plan_rl(config, arguments.prompt_tokens), plan_with, changes(config, arguments.prompt_tokens))
+    report_plan(plan_rl(config, arguments.prompt_tokens), plan_with, rl_changes(config, arguments.prompt_tokens))
 
 
 def rl_shape(config: RLConfig) -> Shape:
@@ -84,29 +85,30 @@ def plan_rl(config: RLConfig, prompt_tokens: int = PROMPT_TOKENS) -> MemoryPlan:
     """
     if prompt_tokens < 1:
         raise ConfigError(f"--prompt-tokens={prompt_tokens} must be at least 1")
-    trainer, policy, hardware = config.trainer, rl_shape(config), config.hardware
-    kl = trainer.loss.kl
+    policy, scorer = rl_shape(config), _scorer(config)
+    prm = model_shape(scorer.prm, config.hardware, "process.scorer.prm") if scorer else None
+    return rl_plan(policy, prm, rl_settings(config, policy, prompt_tokens))
+
+
+def rl_settings(config: RLConfig, policy: Shape, prompt_tokens: int) -> RLSettings:
+    """Return the settings of a run that determine its memory."""
+    trainer, hardware, kl = config.trainer, config.hardware, config.trainer.loss.kl.coefficient
     placed = place_run(config, [hardware.gpus // hardware.nodes] * hardware.nodes)
     settings = trainer_settings(
         trainer.optimization, trainer.ranks, _longest(config, prompt_tokens), trainer.gradient_checkpointing
     )
-    local = config.process is not None and config.process.scorer.backend != "server"
-    scorer = config.process.scorer if local else None
-    return rl_plan(
-        policy,
-        model_shape(scorer.prm, hardware, "process.scorer.prm") if scorer else None,
-        RLSettings(
-            trainer=replace(settings, float32_logits=trainer.float32_logits),
-            engine=engine_settings(config.engine, policy),
-            gpus=roles(placed),
-            gpu_gib=hardware.gpu_memory_gib,
-            nodes=hardware.nodes,
-            transport=transport_of(config.weights, True, config.rollouts.colocated),
-            reference=kl.coefficient > 0 and trainer.lora is None,
-            computes_log_probs=config.batch.updates > 1 or config.has_critic or kl.coefficient > 0,
-            scorer=scorer_settings(scorer) if scorer else None,
-            host_gib=hardware.host_memory_gib,
-        ),
+    scorer = _scorer(config)
+    return RLSettings(
+        trainer=replace(settings, float32_logits=trainer.float32_logits),
+        engine=engine_settings(config.engine, policy),
+        gpus=roles(placed),
+        gpu_gib=hardware.gpu_memory_gib,
+        nodes=hardware.nodes,
+        transport=transport_of(config.weights, True, config.rollouts.colocated),
+        reference=kl > 0 and trainer.lora is None,
+        computes_log_probs=config.batch.updates > 1 or config.has_critic or kl > 0,
+        scorer=scorer_settings(scorer) if scorer else None,
+        host_gib=hardware.host_memory_gib,
     )
 
 
@@ -122,9 +124,9 @@ def roles(placed: Placement) -> dict[tuple[Role, ...], int]:
     return dict(Counter(map(tuple, on_gpu.values())))
 
 
-def changes(config: RLConfig, prompt_tokens: int = PROMPT_TOKENS) -> Iterator[Changes]:
+def rl_changes(config: RLConfig, prompt_tokens: int = PROMPT_TOKENS) -> Iterator[Changes]:
     """Yield possible changes of the configuration, those with the smallest cost first."""
-    trainer, engine, scorer = config.trainer, config.engine, config.process and config.process.scorer
+    trainer, engine, scorer = config.trainer, config.engine, _scorer(config)
     yield from _engine_changes(config)
     if scorer is not None and scorer.dtype == "float32":
         yield {"process.scorer.dtype": "bfloat16"}
@@ -159,3 +161,9 @@ def _more_ranks(hardware: HardwareConfig, config: RLConfig) -> Iterator[Changes]
 def _longest(config: RLConfig, prompt_tokens: int) -> int:
     responses = [config.sampling.max_tokens, *(phase.max_tokens for phase in config.schedule)]
     return prompt_tokens + max(responses)
+
+
+def _scorer(config: RLConfig) -> ScorerConfig | None:
+    """Return the scorer that runs on these GPUs, if there is one."""
+    local = config.process is not None and config.process.scorer.backend != "server"
+    return config.process.scorer if local else None

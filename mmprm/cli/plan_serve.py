@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
     def plan_with(more: Sequence[str]) -> MemoryPlan:
         return plan_serve(read_served(arguments.config, [*arguments.set, *more]), arguments.prompt_tokens)
 
-    report_plan(plan_serve(config, arguments.prompt_tokens), plan_with, changes(config))
+    report_plan(plan_serve(config, arguments.prompt_tokens), plan_with, serve_changes(config))
 
 
 def read_served(path: str | None, sets: Sequence[str] = ()) -> Served:
@@ -96,7 +96,7 @@ def plan_serve(config: Served, prompt_tokens: int = PROMPT_TOKENS) -> MemoryPlan
     return serving_plan(policy, prm, hardware.gpus, hardware.gpu_memory_gib, together, tokens)
 
 
-def changes(config: Served) -> Iterator[Changes]:
+def serve_changes(config: Served) -> Iterator[Changes]:
     """Yield possible changes of the configuration, those with the smallest cost first."""
     engine, scorer = _engine(config), _scorer(config)
     if scorer is not None:

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     def plan_with(more: Sequence[str]) -> MemoryPlan:
         return plan_sft(load(SftConfig, arguments.config, [*arguments.set, *more]))
 
-    report_plan(plan_sft(config), plan_with, changes(config))
+    report_plan(plan_sft(config), plan_with, sft_changes(config))
 
 
 def sft_shape(config: SftConfig) -> Shape:
@@ -51,7 +51,7 @@ def plan_sft(config: SftConfig) -> MemoryPlan:
     return training_plan(sft_shape(config), trainer, gpu, hardware.nodes, host)
 
 
-def changes(config: SftConfig) -> Iterator[Changes]:
+def sft_changes(config: SftConfig) -> Iterator[Changes]:
     """Yield possible changes of the configuration, those with the smallest cost first."""
     checkpointing = {} if config.gradient_checkpointing else {"gradient_checkpointing": True}
     lora = {} if config.lora else {"lora.rank": 16}

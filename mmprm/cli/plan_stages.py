@@ -10,11 +10,11 @@ Example:
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from mmprm.cli import plan_rl, plan_sft
 from mmprm.cli.plan_shared import report_plan
-from mmprm.planning.fitting import Changes
+from mmprm.errors import ConfigError
 from mmprm.planning.parts import MemoryPlan
 from mmprm.planning.shapes import shape_text
 from policy_rl.config import RLConfig
@@ -35,17 +35,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `mmprm plan stages`."""
+    refused = []
     for number, config in enumerate(stage_configs(arguments.config, arguments.set), start=1):
         rl = isinstance(config, RLConfig)
         shape = plan_rl.rl_shape(config) if rl else plan_sft.sft_shape(config)
         print(shape_text(f"stage {number} ({'rl' if rl else 'sft'})", shape), end="\n\n")
-
-        def plan_with(more: Sequence[str], number: int = number) -> MemoryPlan:
-            sets = [*arguments.set, *(f"{number}.{change}" for change in more)]
-            return plan_stage(stage_configs(arguments.config, sets)[number - 1], arguments.prompt_tokens)
-
-        report_plan(plan_stage(config, arguments.prompt_tokens), plan_with, _changes(config, arguments.prompt_tokens))
+        try:
+            _report_stage(arguments, number, config)
+        except ConfigError as error:
+            refused.append(f"stage {number}: {error}")
         print()
+    if refused:
+        raise ConfigError("\n".join(refused))
+
+
+def _report_stage(arguments: argparse.Namespace, number: int, config: StageConfig) -> None:
+    tokens = arguments.prompt_tokens
+
+    def plan_with(more: Sequence[str]) -> MemoryPlan:
+        sets = [*arguments.set, *(f"{number}.{change}" for change in more)]
+        return plan_stage(stage_configs(arguments.config, sets)[number - 1], tokens)
+
+    changes = plan_rl.rl_changes(config, tokens) if isinstance(config, RLConfig) else plan_sft.sft_changes(config)
+    report_plan(plan_stage(config, tokens), plan_with, changes)
 
 
 def stage_configs(path: str, sets: Sequence[str] = ()) -> list[StageConfig]:
@@ -66,9 +78,3 @@ def stage_configs(path: str, sets: Sequence[str] = ()) -> list[StageConfig]:
 def plan_stage(config: StageConfig, prompt_tokens: int = plan_rl.PROMPT_TOKENS) -> MemoryPlan:
     """Return the memory plan of a stage."""
     return plan_rl.plan_rl(config, prompt_tokens) if isinstance(config, RLConfig) else plan_sft.plan_sft(config)
-
-
-def _changes(config: StageConfig, prompt_tokens: int) -> Iterator[Changes]:
-    if isinstance(config, RLConfig):
-        return plan_rl.changes(config, prompt_tokens)
-    return plan_sft.changes(config)

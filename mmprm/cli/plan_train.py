@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     def plan_with(more: Sequence[str]) -> MemoryPlan:
         return plan_train(load(TrainConfig, arguments.config, [*arguments.set, *more]))
 
-    report_plan(plan_train(config), plan_with, changes(config))
+    report_plan(plan_train(config), plan_with, train_changes(config))
 
 
 def train_shape(config: TrainConfig) -> Shape:
@@ -71,7 +71,7 @@ def plan_train(config: TrainConfig) -> MemoryPlan:
     return training_plan(train_shape(config), trainer, gpu, hardware.nodes, host)
 
 
-def changes(config: TrainConfig) -> Iterator[Changes]:
+def train_changes(config: TrainConfig) -> Iterator[Changes]:
     """Yield possible changes of the configuration, those with the smallest cost first."""
     checkpointing = {} if config.gradient_checkpointing else {"gradient_checkpointing": True}
     lora = {} if config.lora else {"lora.rank": 16}

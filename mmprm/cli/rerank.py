@@ -171,8 +171,8 @@ def _choose(groups: Sequence[Group], info: PrmInfo, prm: str, seed: int) -> PrmI
 def _sampled(config: RerankConfig, problems: Sequence[Problem], path: Path) -> Sampled:
     """Return the samples of all problems: those in the file that were sampled under the same settings, and new ones
     for the others."""
-    identity = config.identity() | {"samples": config.samples, "problems": _digest(problems)}
-    with SampleFile(path, identity, {problem.id: problem for problem in problems}, config.samples) as file:
+    resume_key = config.resume_key() | {"samples": config.samples, "problems": _digest(problems)}
+    with SampleFile(path, resume_key, {problem.id: problem for problem in problems}, config.samples) as file:
         missing = [problem for problem in problems if problem.id not in file.groups]
         if file.groups:
             print(f"{path}: {len(file.groups)} of {len(problems)} problems were sampled before", file=sys.stderr)
@@ -184,7 +184,7 @@ def _sampled(config: RerankConfig, problems: Sequence[Problem], path: Path) -> S
 
 
 def _digest(problems: Sequence[Problem]) -> str:
-    content = [(p.id, content_id(p.question, p.answer, p.pictures), p.choices) for p in problems]
+    content = [(p.id, content_id(p.question, p.answer, p.images), p.choices) for p in problems]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
@@ -195,7 +195,7 @@ async def _sample(config: RerankConfig, problems: Sequence[Problem], keep: Calla
             sampler,
             grader,
             samples=config.samples,
-            markup=config.markup,
+            step_format=config.step_format,
             run_seed=config.seed,
             keep=keep,
         )

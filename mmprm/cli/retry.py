@@ -2,7 +2,7 @@
 
 Examples:
   mmprm retry runs/k12
-  mmprm retry runs/k12 --match "cannot be read as a picture"
+  mmprm retry runs/k12 --match "cannot be read as an image"
   mmprm retry runs/k12 k12-00017 k12-00018
 """
 
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
         store.close()
     print(
         f"{len(chosen)} problem{'s are' if len(chosen) != 1 else ' is'} open again, {left} stay failed; "
-        f"the same mmprm annotate command as before (run={reader.path.parent}) goes on with what is open"
+        f"the same mmprm annotate command as before (output={reader.path.parent}) goes on with what is open"
     )
 
 

@@ -10,8 +10,8 @@ and `chosen` is the index of the best one. A response that cannot be split has n
 
 example:
   echo '{"question": "What is 1 + 2?", "steps": ["1+2=3", "<answer>3</answer>"]}' > solutions.jsonl
-  mmprm score solutions.jsonl --out scored.jsonl --set scorer.prm=runs/demo/train/prm
-  mmprm score responses.jsonl --out scored.jsonl --set scorer.prm=runs/demo/train/prm --set markup=blank_lines
+  mmprm score solutions.jsonl --output scored.jsonl --set scorer.prm=runs/demo/train/prm
+  mmprm score responses.jsonl --output scored.jsonl --set scorer.prm=runs/demo/train/prm --set step_format=blank_lines
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from mmprm.problems import ProblemReader
 from mmprm.scoring.aggregate import Aggregator, aggregator
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer, scorer_info
-from mmprm.steps import Markup, Split, plain_split
+from mmprm.steps import Split, StepFormat, plain_split
 from mmprm.types import Problem, Scorer, Solution, StepScores
 
 OWN_COLUMNS = ("steps", "response", "responses")
@@ -58,16 +58,16 @@ class ScoreConfig(Config):
     """min, last, mean, max, product, sum_log, sum_log_odds or mean_odds; by default the one in the PRM's prm.json."""
     columns: Columns = Columns()
     """Names of the columns of question, images and options."""
-    markup: Markup = "tags"
+    step_format: StepFormat = "tags"
     """How responses mark their steps: tags, blank_lines or numbered."""
-    images_root: PathText | None = None
+    image_root: PathText | None = None
     """Folder that relative image paths refer to; by default the folder of the file."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
     parser.add_argument("file", metavar="FILE.jsonl", type=Path, help="solutions, one a line")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="write here instead of to standard output")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="write here instead of to standard output")
     add_config_options(parser, ScoreConfig)
 
 
@@ -77,13 +77,13 @@ def run(arguments: argparse.Namespace) -> None:
     info = scorer_info(config.scorer)
     name = settled(config.aggregator, info)
     aggregate = aggregator(name)
-    reader = ProblemReader(config.columns, Path(config.images_root or arguments.file.parent).absolute())
+    reader = ProblemReader(config.columns, Path(config.image_root or arguments.file.parent).absolute())
     _check(arguments, config)
-    lines = (read_line(row, place, reader, config) for place, row in read_rows(arguments.file))
+    lines = (read_line(row, location, reader, config) for location, row in read_rows(arguments.file))
     scorer = open_scorer(config.scorer)
     counts: Counter[str] = Counter()
     try:
-        with output(arguments.out) as out:
+        with output(arguments.output) as out:
             while chunk := list(itertools.islice(lines, CHUNK)):
                 answers = iter(_scored(scorer, [solution for line in chunk for solution in line.solutions]))
                 for line in chunk:
@@ -96,17 +96,17 @@ def run(arguments: argparse.Namespace) -> None:
     reader.tell()
     print(f"{counts['scored']} solutions scored\naggregator {described(name, info)}", file=sys.stderr)
     if counts["unsplit"]:
-        print(f"note: {counts['unsplit']} responses have no steps by markup={config.markup}", file=sys.stderr)
+        print(f"note: {counts['unsplit']} responses have no steps by step_format={config.step_format}", file=sys.stderr)
 
 
 def _check(arguments: argparse.Namespace, config: ScoreConfig) -> None:
     """Validate the whole file first, so that an error in its last line does not cost the scores of all others."""
-    if arguments.out is not None:
-        check_output(arguments.out, "--out", file=True)
+    if arguments.output is not None:
+        check_output(arguments.output, "--output", file=True)
     check_prm(config.scorer.prm)
-    reader = ProblemReader(config.columns, Path(config.images_root or arguments.file.parent).absolute())
-    for place, row in read_rows(arguments.file):
-        read_line(row, place, reader, config)
+    reader = ProblemReader(config.columns, Path(config.image_root or arguments.file.parent).absolute())
+    for location, row in read_rows(arguments.file):
+        read_line(row, location, reader, config)
 
 
 def _scored(scorer: Scorer, solutions: list[Solution]) -> list[StepScores]:
@@ -114,11 +114,11 @@ def _scored(scorer: Scorer, solutions: list[Solution]) -> list[StepScores]:
     try:
         return scorer.score(solutions)
     except DataError as error:
-        broken = unreadable_images((solution.problem.id, solution.problem.pictures) for solution in solutions)
+        broken = unreadable_images((solution.problem.id, solution.problem.images) for solution in solutions)
         if not broken:
             raise
-        place, reason = next(iter(broken.items()))
-        raise DataError(f"{place}: {reason} ({len(broken)} such lines)") from error
+        location, reason = next(iter(broken.items()))
+        raise DataError(f"{location}: {reason} ({len(broken)} such lines)") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,35 +145,35 @@ class Line:
         }
         if "responses" not in self.row:
             return {key: values[0] for key, values in columns.items()} | {"aggregator": name}
-        known = [place for place, total in enumerate(totals) if total is not None]
+        known = [position for position, total in enumerate(totals) if total is not None]
         return {**columns, "aggregator": name, "chosen": max(known, key=totals.__getitem__, default=None)}
 
 
-def read_line(row: dict[str, Any], place: str, reader: ProblemReader, config: ScoreConfig) -> Line:
+def read_line(row: dict[str, Any], location: str, reader: ProblemReader, config: ScoreConfig) -> Line:
     """Return a line of the file with its solutions. Raises DataError, naming `place`, for a line without steps."""
-    question = read_cell(row, config.columns, "question", place)
-    if question is None and read_cell(row, config.columns, "chat", place) is None:
+    question = read_cell(row, config.columns, "question", location)
+    if question is None and read_cell(row, config.columns, "chat", location) is None:
         given = row.get(config.columns.question or "question")
-        raise DataError(f"{place}: question must be text, got {cut(given)!r}; the line has {names_of(row)}")
-    asked = reader.asked({name: value for name, value in row.items() if name not in OWN_COLUMNS}, place)
+        raise DataError(f"{location}: question must be text, got {cut(given)!r}; the line has {names_of(row)}")
+    asked = reader.asked({name: value for name, value in row.items() if name not in OWN_COLUMNS}, location)
     # The location serves as the id, so that errors of a scorer name the line.
-    problem = Problem(place, asked.question, "", asked.pictures, asked.choices)
+    problem = Problem(location, asked.question, "", asked.images, asked.choices)
     if row.get("steps"):
         if "responses" in row:
-            raise DataError(f"{place}: has steps and responses; drop one of them")
-        return Line(row, (Solution(problem, _texts(row, "steps", place)),))
+            raise DataError(f"{location}: has steps and responses; drop one of them")
+        return Line(row, (Solution(problem, _texts(row, "steps", location)),))
     if "responses" in row and "response" in row:
-        raise DataError(f"{place}: has response and responses; drop one of them")
+        raise DataError(f"{location}: has response and responses; drop one of them")
     name = next((name for name in ("responses", "response") if name in row), "steps")
-    splits = tuple(plain_split(text, config.markup) for text in _texts(row, name, place))
+    splits = tuple(plain_split(text, config.step_format) for text in _texts(row, name, location))
     return Line(row, tuple(Solution(problem, found.steps) for found in splits if found.steps), splits)
 
 
-def _texts(row: dict[str, Any], name: str, place: str) -> tuple[str, ...]:
+def _texts(row: dict[str, Any], name: str, location: str) -> tuple[str, ...]:
     values = row.get(name)
     if name == "response" and isinstance(values, str):
         values = [values]
     if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
         rule = "a text" if name == "response" else "a list of at least one text"
-        raise DataError(f"{place}: {name} must be {rule}, got {cut(values)!r}; or give response, or responses")
+        raise DataError(f"{location}: {name} must be {rule}, got {cut(values)!r}; or give response, or responses")
     return tuple(values)

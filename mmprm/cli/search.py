@@ -93,13 +93,13 @@ def run(arguments: argparse.Namespace) -> None:
     if not searched.results:
         problem_id, reason = next(iter(searched.failed.items()))
         raise DataError(f"{config.problems.path}: no problem could be searched; {problem_id}: {reason}")
-    figures = summary(searched, baseline, aggregator, config)
+    metrics = summary(searched, baseline, aggregator, config)
     folder = Path(config.output)
     groups = [result.group for result in searched.results]
     write_rows(folder / "candidates.jsonl", candidate_lines(groups, aggregator))
     with output(folder / "summary.json") as out:
-        json.dump(figures | {"seconds": time.perf_counter() - begun}, out, indent=2)
-    print(table(figures))
+        json.dump(metrics | {"seconds": time.perf_counter() - begun}, out, indent=2)
+    print(table(metrics))
     print(f"{len(groups)} problems, {len(searched.failed)} failed; see {folder}")
     print(f"aggregator {described(aggregator, info)}")
 
@@ -120,7 +120,7 @@ def summary(
         "solutions": len(candidates),
         "unknown_verdicts": sum(candidate.verdict is Verdict.UNKNOWN for candidate in candidates),
         "unsplit": dict(collections.Counter(c.unsplit for c in candidates if c.unsplit is not None)),
-        "draws": sum(result.draws for result in searched.results),
+        "draws": sum(result.samples for result in searched.results),
         "generated_tokens": tokens,
         "tokens_per_problem": tokens / len(groups),
         "aggregator": aggregator,
@@ -140,18 +140,18 @@ def compare(searched: Searched, baseline: Searched, aggregator: str, seed: int) 
     return at_equal_tokens(groups, tokens, [whole[group.problem.id] for group in groups], aggregator, seed)
 
 
-def table(figures: dict[str, Any]) -> str:
+def table(metrics: dict[str, Any]) -> str:
     """Return one line per selector: its accuracy with interval and, next to it, best-of-N at equal tokens and the
     difference."""
-    equal = figures["best_of_n_at_equal_tokens"]
-    strategy = figures["search"]["strategy"]
+    equal = metrics["best_of_n_at_equal_tokens"]
+    strategy = metrics["search"]["strategy"]
     head = f"{'selector':<10}{strategy:>22}"
-    tokens = f"{figures['tokens_per_problem']:,.0f} tokens a problem"
+    tokens = f"{metrics['tokens_per_problem']:,.0f} tokens a problem"
     if equal is not None:
         head += f"{'best_of_' + format(equal['n'], '.3g'):>22}{'difference':>25}"
         tokens += f", {equal['tokens']:,.0f} of best_of_{equal['n']:.3g}"
     lines = [head]
-    for name, interval in figures["accuracy"].items():
+    for name, interval in metrics["accuracy"].items():
         line = f"{name:<10}{cell(Interval(**interval)):>22}"
         if equal is not None:
             line += f"{cell(Interval(**equal['accuracy'][name])):>22}"
@@ -173,7 +173,7 @@ async def _search(
                 scorer,
                 search,
                 aggregate=aggregator,
-                markup=config.markup,
+                step_format=config.step_format,
                 run_seed=config.seed,
             )
 

@@ -25,6 +25,7 @@ from pydantic import Field, model_validator
 from mmprm.cli.shared.options import add_config_options, load_config
 from mmprm.config import Config, PathText
 from mmprm.errors import ConfigError, MmprmError, SetupError
+from mmprm.hardware import HardwareConfig
 from mmprm.scoring.aggregate import chosen_aggregator
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.http.limits import Limits
@@ -70,6 +71,8 @@ class ServeConfig(Config):
     shutdown_seconds: float = Field(60.0, ge=0)
     """Maximum time to finish accepted requests after SIGTERM, in seconds; a load or a batch that takes ten seconds
     longer is aborted."""
+    hardware: HardwareConfig = Field(HardwareConfig(), exclude=True)
+    """Machines that the run is meant for, as `mmprm plan` checks; the run itself ignores these keys."""
 
     @model_validator(mode="after")
     def _guarded(self) -> ServeConfig:
@@ -151,16 +154,16 @@ def _api_key(config: ServeConfig) -> str | None:
     if not config.has_key:
         return None
     if config.api_key_env is not None:
-        place, key = f"api_key_env={config.api_key_env}", os.environ.get(config.api_key_env, "")
+        location, key = f"api_key_env={config.api_key_env}", os.environ.get(config.api_key_env, "")
     else:
-        place = f"api_key_file={config.api_key_file}"
+        location = f"api_key_file={config.api_key_file}"
         try:
             key = Path(config.api_key_file or "").read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{place}: cannot be read ({type(error).__name__})") from error
+            raise ConfigError(f"{location}: cannot be read ({type(error).__name__})") from error
     key = key.strip()
     if not key or not key.isascii() or not key.isprintable():
-        raise ConfigError(f"{place}: must hold the key, in printable ASCII; write one there")
+        raise ConfigError(f"{location}: must hold the key, in printable ASCII; write one there")
     return key
 
 

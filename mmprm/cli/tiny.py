@@ -1,8 +1,8 @@
 """Write problems of the embedded world, or train its policy.
 
 Examples:
-  mmprm tiny problems --out runs/tiny/annotate.jsonl --count 200 --split annotate
-  mmprm tiny train --out runs/tiny/policy --set seed=1
+  mmprm tiny problems --output runs/tiny/annotate.jsonl --count 200 --split annotate
+  mmprm tiny train --output runs/tiny/policy --set seed=1
 
 The keys below apply to `train`, which takes about half an hour on 2 free cores.
 """
@@ -21,7 +21,9 @@ from mmprm.tiny.world import SPLITS, make_problems, solve
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
     parser.add_argument("action", choices=("problems", "train"))
-    parser.add_argument("--out", required=True, type=Path, help="JSONL file of the problems, or folder of the policy")
+    parser.add_argument(
+        "--output", required=True, type=Path, help="JSONL file of the problems, or folder of the policy"
+    )
     parser.add_argument("--count", type=int, default=200, help="problems: how many (200)")
     parser.add_argument("--split", choices=tuple(SPLITS), default="annotate", help="problems: disjoint part (annotate)")
     parser.add_argument("--solutions", action="store_true", help="problems: with a right solution each, for mmprm sft")
@@ -39,7 +41,7 @@ def _problems(arguments: argparse.Namespace) -> None:
 
     if arguments.count < 1:
         raise DataError(f"--count={arguments.count} must be at least 1")
-    path = arguments.out if arguments.out.suffix == ".jsonl" else arguments.out / "problems.jsonl"
+    path = arguments.output if arguments.output.suffix == ".jsonl" else arguments.output / "problems.jsonl"
     made = make_problems(arguments.count, arguments.seed, arguments.split)
     solved = {tiny.problem.id: {"solution": "".join(solve(tiny))} for tiny in made} if arguments.solutions else {}
     write_problems(path, [tiny.problem for tiny in made], solved)
@@ -49,11 +51,11 @@ def _problems(arguments: argparse.Namespace) -> None:
 def _train(arguments: argparse.Namespace) -> None:
     config = load_config(arguments, TinyTrainConfig)
     try:
-        arguments.out.mkdir(parents=True, exist_ok=True)
+        arguments.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"--out {arguments.out}: cannot be made a folder ({error.strerror})") from error
+        raise CheckpointError(f"--output {arguments.output}: cannot be made a folder ({error.strerror})") from error
     from mmprm.tiny.pretrain import train
 
-    figures = train(config, arguments.out)
-    shown = [f"  {name}: {value:.3f}" for name, value in figures.items() if isinstance(value, float)]
-    print("\n".join([f"policy in {arguments.out}, after {figures['train_seconds']} s", *shown]))
+    metrics = train(config, arguments.output)
+    shown = [f"  {name}: {value:.3f}" for name, value in metrics.items() if isinstance(value, float)]
+    print("\n".join([f"policy in {arguments.output}, after {metrics['train_seconds']} s", *shown]))

@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run `mmprm train`."""
     config = load_config(arguments, TrainConfig)
-    if config.base == "tiny":
-        config = config.model_copy(update={"base": str(weights_path())})
+    if config.model == "tiny":
+        config = config.model_copy(update={"model": str(weights_path())})
     summary = train_prm(config)
     if os.environ.get("RANK", "0") == "0":
         values = ", ".join(f"{name} {value:.4g}" for name, value in summary.evaluation.items())

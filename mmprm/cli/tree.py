@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> None:
     root = grow(tree, rule_of(config))
     ended = f"{status}, {reason}" if reason else status
     console = Console(file=raw(sys.stdout), highlight=False)
-    console.print(tree_lines(problem, ended, root, config["markup"], arguments.all))
+    console.print(tree_lines(problem, ended, root, config["step_format"], arguments.all))
 
 
 def find(wanted: str, ids: list[str]) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import AddedToken, AutoModelForTokenClassification, Qwen2Config, Qwen2Model, Qwen2PreTrainedModel
 
 from mmprm.backbone.load import whole_folder
-from mmprm.backbone.processor import reads_pictures, tokenizer_of
+from mmprm.backbone.processor import reads_images, tokenizer_of
 from mmprm.errors import CheckpointError, ConfigError
 from mmprm.prm.info import TOKENS, PrmInfo, PrmTokens, write_info
 from mmprm.prm.judge import linear
@@ -45,7 +45,7 @@ def export_prm(path: str | Path, target: str | Path, format: ExportFormat) -> Pr
     if Path(target).exists():
         raise ConfigError(f"{target}: exists already; choose another folder")
     prm = load_prm(path, "auto")
-    if format != "mm-prm" and reads_pictures(prm.processor):
+    if format != "mm-prm" and reads_images(prm.processor):
         raise CheckpointError(f"{path}: reads images, which format={format} does not support; use format=mm-prm")
     return {"mm-prm": _own, "qwen": _qwen, "trl": _trl}[format](prm, Path(target))
 

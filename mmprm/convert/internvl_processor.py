@@ -150,9 +150,9 @@ def _from_sentencepiece(source: Path, settings: Mapping[str, Any]) -> PreTrained
             f"{source}: tokenizer.model must be a BPE model, as InternLM2's is; give an InternVL folder"
         )
     added = sorted(_added_tokens(source).items(), key=lambda item: item[1])
-    names = {place: token for token, place in added}
-    pieces = [names.get(place, piece.piece) for place, piece in enumerate(model.pieces)]
-    vocabulary = {piece: place for place, piece in enumerate(pieces)}
+    names = {position: token for token, position in added}
+    pieces = [names.get(position, piece.piece) for position, piece in enumerate(model.pieces)]
+    vocabulary = {piece: position for position, piece in enumerate(pieces)}
     scores = {piece: entry.score for piece, entry in zip(pieces, model.pieces, strict=True)}
     whole = {piece for piece, entry in zip(pieces, model.pieces, strict=True) if entry.type != kinds.NORMAL} | {*names}
     core = Tokenizer(

@@ -9,7 +9,7 @@ from mmprm.data.cells import cut, is_empty, parsed
 from mmprm.errors import DataError
 
 
-def answer_text(value: Any, found: Sequence[tuple[str, Any]], place: str) -> str:
+def answer_text(value: Any, found: Sequence[tuple[str, Any]], location: str) -> str:
     """Return a string, a number or a list of these as text.
 
     Raises DataError for other values, such as structs and infinity.
@@ -26,7 +26,7 @@ def answer_text(value: Any, found: Sequence[tuple[str, Any]], place: str) -> str
             name = found[0][0]
             inside = f"name the part that holds the answer (columns.answer={name}.…)"
             raise DataError(
-                f"{place}: {name} must be a text or a number, got {cut(item)!r}; "
+                f"{location}: {name} must be a text or a number, got {cut(item)!r}; "
                 + (inside if isinstance(item, Mapping) else "correct it, or remove the row")
             )
     return "\n".join(map(str, items))

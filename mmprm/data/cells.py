@@ -77,8 +77,8 @@ def _reach(value: Any, name: str) -> Any:
         return _ABSENT
     if name in value:
         return plain(value[name])
-    places = [place for place, letter in enumerate(name) if letter == "."]
-    found = (_reach(value[name[:place]], name[place + 1 :]) for place in places if name[:place] in value)
+    positions = [position for position, letter in enumerate(name) if letter == "."]
+    found = (_reach(value[name[:position]], name[position + 1 :]) for position in positions if name[:position] in value)
     return next((value for value in found if value is not _ABSENT), _ABSENT)
 
 

@@ -54,7 +54,7 @@ class Turn:
         return "".join(piece if isinstance(piece, str) else IMAGE for piece in self.pieces)
 
 
-def read_turns(chat: Any, place: str) -> list[Turn]:
+def read_turns(chat: Any, location: str) -> list[Turn]:
     """Return the turns of chat messages.
 
     Raises DataError, naming `place`, for an unknown format, an unknown role, or unsupported media.
@@ -62,15 +62,15 @@ def read_turns(chat: Any, place: str) -> list[Turn]:
     if isinstance(chat, str):
         text = chat.strip()
         if not text.startswith(("[", "{")):
-            raise DataError(f"{place}: chat messages are not of a known form: {cut(chat)!r} is not JSON")
+            raise DataError(f"{location}: chat messages are not of a known form: {cut(chat)!r} is not JSON")
         python = text.lstrip("[ \n").startswith("{'")
-        chat = parsed(text) if python else parse_json(text, f"{place} (chat messages)")
+        chat = parsed(text) if python else parse_json(text, f"{location} (chat messages)")
     chat = plain(chat)
     try:
-        return [_turn(turn, place) for turn in ([chat] if isinstance(chat, Mapping) else chat)]
+        return [_turn(turn, location) for turn in ([chat] if isinstance(chat, Mapping) else chat)]
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{place}: chat messages are not of a known form ({type(error).__name__}: {cut(error)}); write "
+            f"{location}: chat messages are not of a known form ({type(error).__name__}: {cut(error)}); write "
             '[{"role": "user", "content": "…"}]'
         ) from error
 
@@ -88,16 +88,16 @@ def is_chat(value: Any) -> bool:
     )
 
 
-def _turn(turn: Mapping[str, Any], place: str) -> Turn:
+def _turn(turn: Mapping[str, Any], location: str) -> Turn:
     role = turn.get("role") or turn.get("from")
     if role not in ROLES:
-        raise DataError(f"{place}: role {cut(role)!r} must be one of {', '.join(ROLES)}")
+        raise DataError(f"{location}: role {cut(role)!r} must be one of {', '.join(ROLES)}")
     content = turn.get("content") or turn.get("value") or ""
     parts = [content] if isinstance(content, str | Mapping) else content
-    return Turn(ROLES[role], tuple(_piece(part, place) for part in parts))
+    return Turn(ROLES[role], tuple(_piece(part, location) for part in parts))
 
 
-def _piece(part: Any, place: str) -> Piece:
+def _piece(part: Any, location: str) -> Piece:
     if isinstance(part, str):
         return part
     kind = part["type"]
@@ -105,7 +105,7 @@ def _piece(part: Any, place: str) -> Piece:
         return part["text"] or ""
     if any(media in kind for media in _MEDIA):
         raise DataError(
-            f"{place}: a message holds a part of type {kind!r}: video and audio are not read; remove the row"
+            f"{location}: a message holds a part of type {kind!r}: video and audio are not read; remove the row"
         )
     return ImagePart(image_of(part))
 

@@ -21,12 +21,12 @@ _TEXT_KEYS = ("text", "value", "content", "option", "choice")
 _LABEL_KEYS = ("label", "key", "letter", "id", "name")
 
 
-def read_choices(value: Any, place: str) -> tuple[str, ...]:
-    """Return the texts of a cell's options; see labelled_choices."""
-    return labelled_choices(value, place)[1]
+def read_choices(value: Any, location: str) -> tuple[str, ...]:
+    """Return the texts of a cell's options; see labeled_choices."""
+    return labeled_choices(value, location)[1]
 
 
-def labelled_choices(value: Any, place: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def labeled_choices(value: Any, location: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     r"""Return (labels, texts) of a cell's options. The labels are A, B, C, … unless the cell provides its own.
 
     A cell is a list (also as text), {A: …, B: …}, {label: […], text: […]}, [{label: A, text: …}, …], or a text with a
@@ -37,14 +37,14 @@ def labelled_choices(value: Any, place: str) -> tuple[tuple[str, ...], tuple[str
     value = _parsed(value) if isinstance(value, str) else value
     labels, items = _of_struct(value) if isinstance(value, Mapping) else _of_list(value)
     if not isinstance(items, list | tuple):
-        raise DataError(f"{place}: choices must be a list, got {cut(value)!r}; make it one, or drop the column")
+        raise DataError(f"{location}: choices must be a list, got {cut(value)!r}; make it one, or drop the column")
     items = _without_empty_end([plain(item) for item in items])
     if bad := [item for item in items if not isinstance(item, str | int | float) or is_empty(item)]:
         raise DataError(
-            f"{place}: choices must be texts, got {cut(bad[0])!r}; write each as a text, or drop the column"
+            f"{location}: choices must be texts, got {cut(bad[0])!r}; write each as a text, or drop the column"
         )
     if len(items) > len(LETTERS):
-        raise DataError(f"{place}: {len(items)} choices, at most {len(LETTERS)} have letters; drop the column")
+        raise DataError(f"{location}: {len(items)} choices, at most {len(LETTERS)} have letters; drop the column")
     return tuple(labels or LETTERS)[: len(items)], tuple(map(str, items))
 
 
@@ -76,15 +76,15 @@ def letter_of_label(labels: Sequence[str], answer: str) -> str:
     return LETTERS[labels.index(answer.strip())]
 
 
-def check_choices(choices: Sequence[str], answer: Any, place: str) -> None:
+def check_choices(choices: Sequence[str], answer: Any, location: str) -> None:
     """Raise DataError for a single option, and for an integer answer that is not among the options."""
     if choices and isinstance(answer, int) and str(answer) not in choices:
         raise DataError(
-            f"{place}: answer {answer} is none of the choices {cut(choices)}; where it is a position, write its letter"
+            f"{location}: answer {answer} is none of the choices {cut(choices)}; where it is a position, write its letter"
         )
     if len(choices) == 1:
         raise DataError(
-            f"{place}: choices must be at least two, got {cut(choices[0])!r}; list them, or drop the column"
+            f"{location}: choices must be at least two, got {cut(choices[0])!r}; list them, or drop the column"
         )
 
 

@@ -16,7 +16,7 @@ USUAL = {
     "id": ("id", "problem_id", "unique_id"),
     "question": ("question", "problem"),
     "answer": ("answer", "reward_model.ground_truth"),
-    "pictures": ("pictures", "image", "images", "image_path", "image_paths", "image_url", "image_urls"),
+    "images": ("pictures", "image", "images", "image_path", "image_paths", "image_url", "image_urls"),
     "choices": ("choices", "options", "answer_choices"),
     "solution": ("solution",),
     "chat": ("message", "messages", "conversations"),
@@ -55,7 +55,7 @@ class Columns(Config):
     """Usual: question, problem, or a text in prompt."""
     answer: str | None = None
     """Usual: answer, reward_model.ground_truth (verl)."""
-    pictures: str | Literal[False] | None = None
+    images: str | Literal[False] | None = None
     """Usual: pictures, image, images, image_path, image_paths, image_url, image_urls, or image_1, image_2, …; a path,
     bytes, base64, a data URL, {bytes, path}, or a list of them. false: read no images from columns.
     """
@@ -76,17 +76,17 @@ def is_usual(name: str) -> bool:
     )
 
 
-def read_cell(row: Row, columns: Columns, field: str, place: str) -> Any:
+def read_cell(row: Row, columns: Columns, field: str, location: str) -> Any:
     """Return the value of a field from its configured column or from the usual ones; None if they are empty or
     missing.
 
     Raises DataError if a configured column is missing. Empty cells count as missing.
     """
-    found = cells_of(row, columns, field, place)
+    found = cells_of(row, columns, field, location)
     return found[0][1] if found else None
 
 
-def cells_of(row: Row, columns: Columns, field: str, place: str) -> list[tuple[str, Any]]:
+def cells_of(row: Row, columns: Columns, field: str, location: str) -> list[tuple[str, Any]]:
     """Return (column, value) for every column that holds a value for a field, in order of precedence."""
     chosen = getattr(columns, field)
     if chosen is False:
@@ -95,10 +95,10 @@ def cells_of(row: Row, columns: Columns, field: str, place: str) -> list[tuple[s
         try:
             value = find(row, chosen)
         except KeyError:
-            raise DataError(f"{place}: has no column {chosen!r} (columns.{field}); it has {names_of(row)}") from None
+            raise DataError(f"{location}: has no column {chosen!r} (columns.{field}); it has {names_of(row)}") from None
         return [] if is_empty(value) else [(chosen, value)]
     found = list(_usual(row, field))
-    if field == "pictures" and (numbered := _numbered_images(row)):
+    if field == "images" and (numbered := _numbered_images(row)):
         found.append(numbered)
     if not found and field == "chat" and columns.question is None and is_chat(row.get(PROMPT)):
         found.append((PROMPT, plain(row[PROMPT])))
@@ -126,7 +126,7 @@ def _numbered_images(row: Row) -> tuple[str, list[Any]] | None:
     return (filled[0][0], [value for _, value in filled]) if filled else None
 
 
-def only_one(found: list[tuple[str, Any]], field: str, place: str) -> Any:
+def only_one(found: list[tuple[str, Any]], field: str, location: str) -> Any:
     """Return the value of a field that several columns may hold, or None if none does.
 
     Raises DataError for two texts neither of which contains the other.
@@ -135,7 +135,7 @@ def only_one(found: list[tuple[str, Any]], field: str, place: str) -> Any:
         first, other = (" ".join(str(text).split()) for text in (found[0][1], value))
         if not _agree(first, other):
             raise DataError(
-                f"{place}: {found[0][0]} and {name} both hold the {field}, and differ ({cut(first)!r}, "
+                f"{location}: {found[0][0]} and {name} both hold the {field}, and differ ({cut(first)!r}, "
                 f"{cut(other)!r}); set columns.{field} to one of them"
             )
     return found[0][1] if found else None
@@ -163,18 +163,18 @@ def used_names(row: Row, found: list[tuple[str, Any]]) -> set[str]:
     return {name for name, _ in found if top_of(row, name) == name}
 
 
-def check_media(row: Row, place: str) -> None:
+def check_media(row: Row, location: str) -> None:
     """Raise DataError for a column that holds video or audio, which are not supported."""
     for name, value in row.items():
         named = isinstance(name, str) and _MEDIA.fullmatch(name) and _may_be_file(value)
         if named or any(_is_media(part) for _, part in _parts(str(name), value)):
             raise DataError(
-                f"{place}: column {name!r} holds {cut(plain(value))!r}: video and audio are not read; remove such "
+                f"{location}: column {name!r} holds {cut(plain(value))!r}: video and audio are not read; remove such "
                 "rows, or the column where no question needs it"
             )
 
 
-def check_unread_images(rest: Row, question: str, place: str) -> str | None:
+def check_unread_images(rest: Row, question: str, location: str) -> str | None:
     """Check a row without images for unread columns that may hold some.
 
     Raises DataError for a column that holds images. Returns the name of a column that may hold some, judging by its
@@ -183,8 +183,8 @@ def check_unread_images(rest: Row, question: str, place: str) -> str | None:
     for name, value in (part for column in rest.items() for part in _parts(*column)):
         if looks_like_image(value):
             raise DataError(
-                f"{place}: column {name!r} looks like images ({cut(plain(value))!r}) and is not read; set "
-                f"columns.pictures={name}, or columns.pictures=false to read none"
+                f"{location}: column {name!r} looks like images ({cut(plain(value))!r}) and is not read; set "
+                f"columns.images={name}, or columns.images=false to read none"
             )
     if not _SPEAKS_OF_IMAGE.search(question):
         return None

@@ -11,9 +11,9 @@ from typing import Any
 from urllib.parse import unquote
 
 from mmprm.data.cells import cut, flat, is_empty, plain
-from mmprm.data.images import picture_size, suffix_of
+from mmprm.data.images import image_size, suffix_of
 from mmprm.errors import DataError
-from mmprm.types import Picture
+from mmprm.types import ImageRef
 
 _IMAGE_PATH = re.compile(
     r"\S{1,1000}\.(?:png|jpe?g|jfif|webp|gif|bmp|tiff?|avif|heic|heif|svg)(?:\?\S*)?", re.IGNORECASE
@@ -28,7 +28,7 @@ def listed(value: Any) -> list[Any]:
     return [item for item in flat(value) if not (isinstance(item, dict) and _names_nothing(item))]
 
 
-def read_picture(value: Any, root: Path, place: str, field: str = "") -> Picture:
+def read_image(value: Any, root: Path, location: str, field: str = "") -> ImageRef:
     """Read a path (relative to `root`), encoded bytes, a data URL, base64 text, or {bytes, path} or {url} of these.
 
     A path is not opened here, so that a broken file later costs only its own problem. Raises DataError for anything
@@ -38,27 +38,27 @@ def read_picture(value: Any, root: Path, place: str, field: str = "") -> Picture
     within = f" in {field}" if field else ""
     value = _inside(value) or value if isinstance(value, dict) else value
     if isinstance(value, bytes):
-        return Picture(data=value if suffix_of(value) or not (decoded := _base64(value)) else decoded)
+        return ImageRef(data=value if suffix_of(value) or not (decoded := _base64(value)) else decoded)
     if not isinstance(value, str) or re.match(r"\s*(?:https?|s3|gs|ftp)://", value):
-        raise DataError(f"{place}: a picture must be a path or bytes, got {cut(value)!r}{within}; download it first")
+        raise DataError(f"{location}: an image must be a path or bytes, got {cut(value)!r}{within}; download it first")
     if value.startswith("data:"):
-        return Picture(data=_data_url(value, place))
+        return ImageRef(data=_data_url(value, location))
     path = _path(value.strip(), root)
     if path is not None and path.exists():
-        return Picture(path=str(path))
+        return ImageRef(path=str(path))
     if (data := _base64(value.encode(errors="replace"))) and _has_header(data):
-        return Picture(data=data)
+        return ImageRef(data=data)
     if path is None or not _PATH.fullmatch(value):
         raise DataError(
-            f"{place}: a picture must be a path or base64 of a PNG, JPEG, WebP, GIF, BMP or TIFF, got "
-            f"{cut(value)!r}{within}, which is no file and no such base64; correct it, or set problems.images_root"
+            f"{location}: an image must be a path or base64 of a PNG, JPEG, WebP, GIF, BMP or TIFF, got "
+            f"{cut(value)!r}{within}, which is no file and no such base64; correct it, or set problems.image_root"
         )
-    return Picture(path=str(path))
+    return ImageRef(path=str(path))
 
 
 def _has_header(data: bytes) -> bool:
     try:
-        picture_size(Picture(data=data))
+        image_size(ImageRef(data=data))
     except DataError:
         return False
     return True
@@ -105,14 +105,16 @@ def _path(value: str, root: Path) -> Path | None:
         return None
 
 
-def _data_url(value: str, place: str) -> bytes:
+def _data_url(value: str, location: str) -> bytes:
     head, _, text = value.partition(",")
     if not head.endswith(";base64"):
-        raise DataError(f"{place}: the picture's data URL is not base64 ({cut(head)!r}); write data:image/png;base64,…")
+        raise DataError(
+            f"{location}: the image's data URL is not base64 ({cut(head)!r}); write data:image/png;base64,…"
+        )
     try:
         return base64.b64decode("".join(unquote(text).split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise DataError(f"{place}: the picture's data URL is not base64 ({error})") from error
+        raise DataError(f"{location}: the image's data URL is not base64 ({error})") from error
 
 
 def _base64(text: bytes) -> bytes | None:

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 from mmprm.data.cells import cut
 from mmprm.errors import DataError
-from mmprm.types import Picture
+from mmprm.types import ImageRef
 
 if TYPE_CHECKING:
     from PIL import Image
 
 MAX_PIXELS = 64_000_000
 """Maximum number of pixels of an image. No problem needs more, and a small file can unpack to gigabytes."""
-MOST_ASPECT = 200
+MAX_ASPECT = 200
 """Maximum ratio of the longer side to the shorter one; Qwen-VL's processors reject more."""
 MAX_BYTES = 256 * 2**20
 """Maximum file size in bytes; MAX_PIXELS of uncompressed RGB take less."""
@@ -48,16 +48,16 @@ _ORIENTATION = 0x0112  # EXIF tag
 T = TypeVar("T")
 
 
-def open_picture(picture: Picture) -> Image.Image:
+def open_image(ref: ImageRef) -> Image.Image:
     """Return the upright image as 8-bit RGB (EXIF orientation applied, transparency composited over white).
 
-    Raises DataError, naming the path, if the image cannot be read, exceeds MAX_PIXELS, MOST_ASPECT or MAX_BYTES, or has
+    Raises DataError, naming the path, if the image cannot be read, exceeds MAX_PIXELS, MAX_ASPECT or MAX_BYTES, or has
     several frames.
     """
-    with _opened(picture, MAX_PIXELS) as image:
+    with _opened(ref, MAX_PIXELS) as image:
         orientation = _orientation(image)
         if image.mode == "F" or image.mode.startswith("I"):
-            image = _eight_bits(image, _name(picture))
+            image = _eight_bits(image, _name(ref))
         elif image.has_transparency_data:
             from PIL import Image
 
@@ -65,30 +65,30 @@ def open_picture(picture: Picture) -> Image.Image:
         return _upright(image.convert("RGB"), orientation)
 
 
-def picture_size(picture: Picture, at_most: int = MAX_PIXELS) -> tuple[int, int]:
-    """Return the (width, height) that open_picture would return, from the header without decoding.
+def image_size(ref: ImageRef, at_most: int = MAX_PIXELS) -> tuple[int, int]:
+    """Return the (width, height) that open_image would return, from the header without decoding.
 
     Raises DataError in the same cases, except for damaged pixel data.
     """
-    with _opened(picture, at_most) as image:
+    with _opened(ref, at_most) as image:
         width, height = image.size
         return (height, width) if _orientation(image) >= 5 else (width, height)
 
 
-def picture_pixels(picture: Picture, at_most: int = MAX_PIXELS) -> int:
-    """Return the number of pixels of an image; see picture_size."""
-    width, height = picture_size(picture, at_most)
+def image_pixels(ref: ImageRef, at_most: int = MAX_PIXELS) -> int:
+    """Return the number of pixels of an image; see image_size."""
+    width, height = image_size(ref, at_most)
     return width * height
 
 
-def unreadable_images(items: Iterable[tuple[T, Iterable[Picture]]]) -> dict[T, str]:
+def unreadable_images(items: Iterable[tuple[T, Iterable[ImageRef]]]) -> dict[T, str]:
     """Return the reason for each item that has an image that cannot be decoded, decoding images in threads."""
 
-    def checked(item: tuple[T, Iterable[Picture]]) -> tuple[T, str | None]:
+    def checked(item: tuple[T, Iterable[ImageRef]]) -> tuple[T, str | None]:
         key, images = item
         try:
             for image in images:
-                open_picture(image)
+                open_image(image)
         except DataError as error:
             return key, str(error)
         return key, None
@@ -98,17 +98,17 @@ def unreadable_images(items: Iterable[tuple[T, Iterable[Picture]]]) -> dict[T, s
 
 
 @contextmanager
-def _opened(picture: Picture, max_pixels: int) -> Iterator[Image.Image]:
+def _opened(ref: ImageRef, max_pixels: int) -> Iterator[Image.Image]:
     from PIL import Image
 
-    name = _name(picture)
+    name = _name(ref)
     try:
-        with _stream(picture) as stream, Image.open(_FewReads(stream, name), formats=_FORMATS) as image:
+        with _stream(ref) as stream, Image.open(_FewReads(stream, name), formats=_FORMATS) as image:
             if image.width * image.height > max_pixels:
                 raise DataError(f"{name}: {image.width}×{image.height} pixels, at most {max_pixels:,}; scale it down")
-            if max(image.size) > MOST_ASPECT * min(image.size):
+            if max(image.size) > MAX_ASPECT * min(image.size):
                 raise DataError(
-                    f"{name}: {image.width}×{image.height} pixels, one side at most {MOST_ASPECT} times the other; "
+                    f"{name}: {image.width}×{image.height} pixels, one side at most {MAX_ASPECT} times the other; "
                     "crop it"
                 )
             if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:  # MPO: previews of one photo
@@ -118,11 +118,11 @@ def _opened(picture: Picture, max_pixels: int) -> Iterator[Image.Image]:
         raise
     except Exception as error:  # Pillow's decoders raise arbitrary exceptions for damaged files.
         why = cut(_ADDRESS.sub("", str(error)), 200)
-        raise DataError(f"{name}: cannot be read as a picture ({type(error).__name__}: {why})") from error
+        raise DataError(f"{name}: cannot be read as an image ({type(error).__name__}: {why})") from error
 
 
-def _name(picture: Picture) -> str:
-    return picture.path or f"picture of {len(picture.data or b'')} bytes"
+def _name(ref: ImageRef) -> str:
+    return ref.path or f"image of {len(ref.data or b'')} bytes"
 
 
 def _orientation(image: Image.Image) -> int:
@@ -179,33 +179,33 @@ def suffix_of(data: bytes) -> str:
     return next((suffix for start, suffix in _SIGNATURES.items() if data.startswith(start)), "")
 
 
-def image_bytes(picture: Picture) -> bytes:
+def image_bytes(ref: ImageRef) -> bytes:
     """Return the encoded image. Raises OSError or DataError for a file that cannot be read."""
-    if picture.data is not None:
-        return picture.data
-    with _stream(picture) as stream:
+    if ref.data is not None:
+        return ref.data
+    with _stream(ref) as stream:
         data = stream.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:  # files of a virtual file system report a size of zero
-        raise DataError(f"{picture.path}: is larger than {MAX_BYTES // 2**20} MiB; scale it down")
+        raise DataError(f"{ref.path}: is larger than {MAX_BYTES // 2**20} MiB; scale it down")
     return data
 
 
-def image_digest(picture: Picture) -> str:
+def image_digest(ref: ImageRef) -> str:
     """Return the SHA-256 of the encoded image, or of its path if the file cannot be read."""
     try:
-        return hashlib.sha256(image_bytes(picture)).hexdigest()
+        return hashlib.sha256(image_bytes(ref)).hexdigest()
     except (OSError, ValueError, DataError):
-        return hashlib.sha256((picture.path or "").encode()).hexdigest()
+        return hashlib.sha256((ref.path or "").encode()).hexdigest()
 
 
-def write_picture(picture: Picture, folder: Path) -> str:
+def write_image(ref: ImageRef, folder: Path) -> str:
     """Copy an image to `images/` in the folder, named by its content, and return the path relative to the folder.
 
     Raises DataError for anything that is not an image, so that a row cannot have an arbitrary file copied.
     """
-    picture_size(picture)
-    data = image_bytes(picture)
-    suffix = Path(picture.path).suffix if picture.path else suffix_of(data) or ".png"
+    image_size(ref)
+    data = image_bytes(ref)
+    suffix = Path(ref.path).suffix if ref.path else suffix_of(data) or ".png"
     target = folder / "images" / f"{hashlib.sha256(data).hexdigest()[:16]}{suffix}"
     if not target.exists():
         target.parent.mkdir(exist_ok=True)
@@ -227,27 +227,27 @@ class _FewReads:
     def read(self, *size: int) -> bytes:
         self._left -= 1
         if self._left < 0:
-            raise DataError(f"{self._name}: has too many parts to be read as a picture of its size; save it anew")
+            raise DataError(f"{self._name}: has too many parts to be read as an image of its size; save it anew")
         return self._stream.read(*size)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
-def _stream(picture: Picture) -> BinaryIO:
+def _stream(ref: ImageRef) -> BinaryIO:
     """Open an image for reading. Raises OSError, and DataError if it is not a regular file or exceeds MAX_BYTES."""
-    if picture.data is not None:
-        return io.BytesIO(picture.data)
-    path = picture.path or ""
+    if ref.data is not None:
+        return io.BytesIO(ref.data)
+    path = ref.path or ""
     stream = open(path, "rb", opener=_without_waiting)  # noqa: SIM115 - the caller closes it
     status = os.fstat(stream.fileno())
     if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES:
         return stream
     stream.close()
     if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{path}: is no regular file and cannot be read as a picture; name an image file")
+        raise DataError(f"{path}: is no regular file and cannot be read as an image; name an image file")
     raise DataError(
-        f"{path}: {status.st_size:,} bytes, at most {MAX_BYTES:,}; it cannot be read as a picture, scale it down"
+        f"{path}: {status.st_size:,} bytes, at most {MAX_BYTES:,}; it cannot be read as an image, scale it down"
     )
 
 

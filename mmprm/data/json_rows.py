@@ -29,7 +29,7 @@ _ROWS = {"data", "rows", "examples", "instances", "problems", "questions", "samp
 _BLANK = re.compile(r"\s*")
 
 
-def parse_json(text: bytes | str, place: str) -> Any:
+def parse_json(text: bytes | str, location: str) -> Any:
     """Return the value of a JSON text.
 
     Raises DataError for invalid JSON, for nesting deeper than MAX_DEPTH, for a name given twice with different values,
@@ -38,16 +38,16 @@ def parse_json(text: bytes | str, place: str) -> Any:
     try:
         value = json.loads(text, object_pairs_hook=_object)
     except _GivenTwiceError as error:
-        raise DataError(f"{place}: {error} is given twice, with different values; keep one of them") from None
+        raise DataError(f"{location}: {error} is given twice, with different values; keep one of them") from None
     except RecursionError:
-        raise DataError(f"{place}: is not JSON that can be read: it is nested too deeply") from None
+        raise DataError(f"{location}: is not JSON that can be read: it is nested too deeply") from None
     except ValueError as error:
-        raise DataError(f"{place}: is not JSON: {cut(error, 200)}") from error
+        raise DataError(f"{location}: is not JSON: {cut(error, 200)}") from error
     encoded = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     if encoded.count(b"[") + encoded.count(b"{") > MAX_DEPTH and is_too_deep(value):
-        raise DataError(f"{place}: is nested deeper than {MAX_DEPTH} levels; write it flatter")
+        raise DataError(f"{location}: is nested deeper than {MAX_DEPTH} levels; write it flatter")
     if _HALF_PAIR.search(encoded) and (path := _half_pair(value)) is not None:
-        raise DataError(f"{place}: {path or 'the text'} holds half of a surrogate pair, which is no text; remove it")
+        raise DataError(f"{location}: {path or 'the text'} holds half of a surrogate pair, which is no text; remove it")
     return value
 
 
@@ -91,20 +91,20 @@ def jsonl_rows(path: Path) -> Rows:
                 line = without_bom(line, path) if number == 1 else line
                 if not line.strip():
                     continue
-                place = f"{path}:{number}"
+                position = f"{path}:{number}"
                 if line.lstrip().startswith(b"["):
-                    yield from _listed_rows(line + file.read(), path, place)
+                    yield from _listed_rows(line + file.read(), path, position)
                     return
-                yield place, _row(parse_json(line, place), place)
+                yield position, _row(parse_json(line, position), position)
     except READING_ERRORS as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
 
 
-def _listed_rows(text: bytes, path: Path, place: str) -> Rows:
+def _listed_rows(text: bytes, path: Path, location: str) -> Rows:
     """Yield the objects of a JSON list stored in a file named as JSON lines."""
-    items = parse_json(text, place)
+    items = parse_json(text, location)
     if not any(isinstance(item, dict) for item in items):
-        raise DataError(f"{place}: must be an object, got list; write one object a line")
+        raise DataError(f"{location}: must be an object, got list; write one object a line")
     return _items(items, path)
 
 
@@ -147,12 +147,12 @@ def _objects(text: bytes, path: Path) -> Rows:
         start = _BLANK.match(whole, start).end()  # type: ignore[union-attr]
         if start == len(whole):
             return
-        place = f"{path}: item {number}"
+        location = f"{path}: item {number}"
         try:
             end = json.JSONDecoder().raw_decode(whole, start)[1]
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{place}: is not JSON: {error}") from error
-        yield place, _row(parse_json(whole[start:end], place), place)
+            raise DataError(f"{location}: is not JSON: {error}") from error
+        yield location, _row(parse_json(whole[start:end], location), location)
         start = end
 
 
@@ -179,13 +179,13 @@ def _is_rows(value: Any) -> bool:
 
 def _items(items: list[Any], path: Path) -> Rows:
     for number, item in enumerate(items, start=1):
-        place = f"{path}: item {number}"
-        yield place, _row(item, place)
+        position = f"{path}: item {number}"
+        yield position, _row(item, position)
 
 
-def _row(item: Any, place: str) -> dict[str, Any]:
+def _row(item: Any, location: str) -> dict[str, Any]:
     if not isinstance(item, dict):
-        raise DataError(f"{place}: must be an object, got {type(item).__name__}")
+        raise DataError(f"{location}: must be an object, got {type(item).__name__}")
     return item
 
 

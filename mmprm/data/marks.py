@@ -55,7 +55,7 @@ _RESERVED = re.compile(
 def place_marks(
     texts: Sequence[str],
     images: int,
-    place: str,
+    location: str,
     fields: Sequence[str],
     otherwise: Literal["refuse", "front", "drop"] = "refuse",
 ) -> list[str]:
@@ -74,13 +74,13 @@ def place_marks(
     numbers = [int(match[1] or match[2]) for text in found for match in _NUMBERED.finditer(text)]
     if otherwise != "drop" and not all(1 <= number <= images for number in numbers):
         raise DataError(
-            f"{place}: {fields[0]} names image {max(numbers)} and the row has {images} images, numbered from 1; add "
+            f"{location}: {fields[0]} names image {max(numbers)} and the row has {images} images, numbered from 1; add "
             "the image, or remove the mark"
         )
     word = IMAGE if numbers == list(range(1, images + 1)) else "picture {}"
     found = [_NUMBERED.sub(lambda match: word.replace("{}", match[1] or match[2]), text) for text in found]
     for text, field in zip(found, fields, strict=True):
-        check_text(text, field, place)
+        check_text(text, field, location)
     marks = sum(text.count(IMAGE) for text in found)
     bare = without_leading_marks(found)
     if marks in (0, images) or (otherwise == "front" and marks < images and not any(IMAGE in text for text in bare)):
@@ -88,8 +88,8 @@ def place_marks(
     if otherwise == "drop":
         return [strip_marks(text).strip() for text in found]
     raise DataError(
-        f"{place}: {fields[0]} has {marks} {IMAGE} marks and the row {images} images; they must be as many, or without "
-        "marks the images come first: add the images (columns.pictures), or remove the marks"
+        f"{location}: {fields[0]} has {marks} {IMAGE} marks and the row {images} images; they must be as many, or without "
+        "marks the images come first: add the images (columns.images), or remove the marks"
     )
 
 
@@ -110,14 +110,14 @@ def without_leading_marks(texts: Sequence[str]) -> list[str]:
     return [bare, *rest] if bare and not any(IMAGE in text for text in (bare, *rest)) else [first, *rest]
 
 
-def check_text(text: str, field: str, place: str) -> None:
+def check_text(text: str, field: str, location: str) -> None:
     """Raise DataError for a mark of unsupported media, or a special token of a chat template."""
     if match := _MEDIA.search(text):
         raise DataError(
-            f"{place}: {field} holds {match[0]!r}: video and audio are not read; remove the mark, or the row"
+            f"{location}: {field} holds {match[0]!r}: video and audio are not read; remove the mark, or the row"
         )
     if match := _RESERVED.search(text):
         raise DataError(
-            f"{place}: {field} holds {match[0]!r}, a special token of chat templates, which would end or begin a turn; "
+            f"{location}: {field} holds {match[0]!r}, a special token of chat templates, which would end or begin a turn; "
             "remove it, or write it with a space inside"
         )

@@ -10,7 +10,7 @@ from typing import Any
 from mmprm.data.cells import Row, cut, plain
 from mmprm.data.chat import ImagePart, Turn, images_of, is_chat, read_turns
 from mmprm.data.columns import Columns, cells_of, only_one, used_names
-from mmprm.data.image_cells import listed, read_picture
+from mmprm.data.image_cells import listed, read_image
 from mmprm.data.images import image_digest
 from mmprm.data.marks import IMAGE, count_marks, strip_marks
 from mmprm.errors import DataError
@@ -32,38 +32,38 @@ class Question:
     said: str = ""
 
 
-def read_question(row: Row, columns: Columns, images: list[Any], root: Path, place: str) -> Question:
+def read_question(row: Row, columns: Columns, images: list[Any], root: Path, location: str) -> Question:
     """Return the question with the images of the columns (`images`) and of the messages.
 
     Raises DataError if columns and messages hold questions neither of which contains the other, if the placeholders in
     the messages do not match the images of the columns, and for messages that ask again after an answer.
     """
-    texts = cells_of(row, columns, "question", place)
-    chats = cells_of(row, columns, "chat", place)
-    text = only_one(texts, "question", place)
+    texts = cells_of(row, columns, "question", location)
+    chats = cells_of(row, columns, "chat", location)
+    text = only_one(texts, "question", location)
     used = used_names(row, texts) | used_names(row, chats)
     if not chats or (text is not None and not _is_messages(chats[0][1])):
         return Question(text, images, used)
     name, chat = chats[0]
-    _check_same_chat(chats, place)
-    turns = read_turns(chat, place)
+    _check_same_chat(chats, location)
+    turns = read_turns(chat, location)
     asked = [turn for turn in turns if turn.role == "user"]
     parts = images_of(asked)
-    merged, before = merged_images(parts, images, root, place)
+    merged, before = merged_images(parts, images, root, location)
     chat_text = IMAGE * before + _text(asked, len(merged) - before)
     has_system = any(turn.role == "system" for turn in turns)
     said = "\n".join(turn.text for turn in turns[_after_last_user(turns) :] if turn.role == "assistant")
     if text is None:
-        _check_one_question(turns, place)
+        _check_one_question(turns, location)
         return Question(chat_text, merged, used, has_system, one_for_all=not parts, said=said)
     if columns.question is None:
-        _check_same(texts[0][0], str(text), name, chat_text, place)
+        _check_same(texts[0][0], str(text), name, chat_text, location)
     if not count_marks(str(text)) and _bare(str(text)) == _bare(chat_text):
         text = chat_text  # the same words, with the positions of the images
     return Question(text, merged, used, has_system, said=said)
 
 
-def column_images(found: Sequence[tuple[str, Any]], root: Path, place: str) -> list[Any]:
+def column_images(found: Sequence[tuple[str, Any]], root: Path, location: str) -> list[Any]:
     """Return the unread images of the columns that hold some; of several columns, the available one with most images.
 
     Raises DataError if no column holds all images of the others.
@@ -72,7 +72,7 @@ def column_images(found: Sequence[tuple[str, Any]], root: Path, place: str) -> l
     if len(filled) < 2:
         return filled[0][1] if filled else []
     at_hand = [
-        (name, items, digests) for name, items in filled if (digests := _digests(items, root, place)) is not None
+        (name, items, digests) for name, items in filled if (digests := _digests(items, root, location)) is not None
     ]
     if not at_hand:
         return filled[0][1]
@@ -80,15 +80,15 @@ def column_images(found: Sequence[tuple[str, Any]], root: Path, place: str) -> l
     for other, _, digests in at_hand:
         if not set(digests) <= set(most):
             raise DataError(
-                f"{place}: {name} and {other} both hold images, and other ones; set columns.pictures to one of them"
+                f"{location}: {name} and {other} both hold images, and other ones; set columns.images to one of them"
             )
     return items
 
 
-def _digests(values: list[Any], root: Path, place: str) -> list[str] | None:
+def _digests(values: list[Any], root: Path, location: str) -> list[str] | None:
     """Return the digest of each image, or None if one of them is not available."""
     try:
-        images = [read_picture(value, root, place) for value in values]
+        images = [read_image(value, root, location) for value in values]
     except DataError:
         return None
     if not all(image.path is None or Path(image.path).is_file() for image in images):
@@ -101,25 +101,25 @@ def _is_messages(chat: Any) -> bool:
     return is_chat(chat) or (isinstance(chat, str) and chat.lstrip().startswith(("[{", "{"))) or isinstance(chat, list)
 
 
-def merged_images(parts: list[ImagePart], images: list[Any], root: Path, place: str) -> tuple[list[Any], int]:
+def merged_images(parts: list[ImagePart], images: list[Any], root: Path, location: str) -> tuple[list[Any], int]:
     """Return all images in order, and how many of them come before the messages' own.
 
     A part without its own image is a placeholder for the next image of the column; an image in both a column and a part
     counts once. Raises DataError if the number of placeholders differs from the number of column images (`images`).
     """
     own = [part.value for part in parts if part.value is not None]
-    places = len(parts) - len(own)
-    if places not in (0, len(images)):
+    positions = len(parts) - len(own)
+    if positions not in (0, len(images)):
         raise DataError(
-            f"{place}: its messages have {places} places for pictures of a column, and there are {len(images)}; set "
-            "columns.pictures, or put the pictures into the messages"
+            f"{location}: its messages have {positions} places for images of a column, and there are {len(images)}; set "
+            "columns.images, or put the images into the messages"
         )
-    if places:
+    if positions:
         rest = iter(images)
         return [next(rest) if part.value is None else part.value for part in parts], 0
     if own and images:
-        given = {image_digest(read_picture(value, root, place)) for value in own}
-        images = [value for value in images if image_digest(read_picture(value, root, place)) not in given]
+        given = {image_digest(read_image(value, root, location)) for value in own}
+        images = [value for value in images if image_digest(read_image(value, root, location)) not in given]
     return images + own, len(images) if own else 0
 
 
@@ -132,10 +132,10 @@ def _text(turns: Sequence[Turn], images: int) -> str:
     return written if count_marks(written) == images else text
 
 
-def _check_one_question(turns: Sequence[Turn], place: str) -> None:
+def _check_one_question(turns: Sequence[Turn], location: str) -> None:
     if any(turn.role == "assistant" for turn in turns[: _after_last_user(turns)]):
         raise DataError(
-            f"{place}: its messages hold an assistant turn before the last user turn; a problem is one question: "
+            f"{location}: its messages hold an assistant turn before the last user turn; a problem is one question: "
             "keep one user turn, or remove the row (mmprm sft learns from such conversations)"
         )
 
@@ -144,20 +144,20 @@ def _after_last_user(turns: Sequence[Turn]) -> int:
     return max((number for number, turn in enumerate(turns, start=1) if turn.role == "user"), default=0)
 
 
-def _check_same_chat(chats: Sequence[tuple[str, Any]], place: str) -> None:
+def _check_same_chat(chats: Sequence[tuple[str, Any]], location: str) -> None:
     (first, chat), *others = chats
     for name, other in others:
         if plain(chat) != plain(other) and is_chat(other):
             raise DataError(
-                f"{place}: {first} and {name} both hold messages, and differ; set columns.chat to one of them"
+                f"{location}: {first} and {name} both hold messages, and differ; set columns.chat to one of them"
             )
 
 
-def _check_same(name: str, text: str, chat_name: str, chat_text: str, place: str) -> None:
+def _check_same(name: str, text: str, chat_name: str, chat_text: str, location: str) -> None:
     one, other = _bare(text), _bare(chat_text)
     if one.casefold() not in other.casefold() and other.casefold() not in one.casefold():
         raise DataError(
-            f"{place}: {name} and {chat_name} ask otherwise ({cut(one)!r}, {cut(other)!r}); set columns.question, or "
+            f"{location}: {name} and {chat_name} ask otherwise ({cut(one)!r}, {cut(other)!r}); set columns.question, or "
             "drop one of them"
         )
 

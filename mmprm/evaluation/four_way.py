@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from mmprm.evaluation.layouts import Item
+from mmprm.evaluation.benchmarks import Item
 from mmprm.types import Verdict
 
 
@@ -44,21 +44,21 @@ def four_way(items: Iterable[Item], verdicts: Sequence[Verdict]) -> FourWay:
     def share(chosen: Iterable[bool]) -> float:
         return sum(chosen) / max(1, len(known))
 
-    def rights(parts: dict[str, Verdict]) -> tuple[bool, list[bool]]:
+    def correctness(parts: dict[str, Verdict]) -> tuple[bool, list[bool]]:
         steps = [verdict is Verdict.CORRECT for part, verdict in parts.items() if part != "multi"]
         return parts["multi"] is Verdict.CORRECT, steps
 
-    pairs = [rights(parts) for parts in known]
-    inadequate = share(not right and all(steps) for right, steps in pairs)
+    pairs = [correctness(parts) for parts in known]
+    inadequate = share(not correct and all(steps) for correct, steps in pairs)
     mastery, rote = {}, {}
     # Whether the parts count as mastered: strictly only if all of them are correct, loosely if any is.
     for name, mastered in {"strict": all, "loose": any}.items():
-        mastery[name] = share(right and mastered(steps) for right, steps in pairs)
-        rote[name] = share(right and not mastered(steps) for right, steps in pairs)
+        mastery[name] = share(correct and mastered(steps) for correct, steps in pairs)
+        rote[name] = share(correct and not mastered(steps) for correct, steps in pairs)
     return FourWay(
         problems=len(known),
         unknown=len(composite) - len(known),
-        insufficient=share(not right and not all(steps) for right, steps in pairs),
+        insufficient=share(not correct and not all(steps) for correct, steps in pairs),
         inadequate=inadequate,
         mastery=mastery,
         rote=rote,

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from mmprm.evaluation.judging import Judged
-from mmprm.evaluation.labelled import LabelledSolution
-from mmprm.labels.parquet import LabelledExample
+from mmprm.evaluation.labeled import LabeledSolution
+from mmprm.evaluation.prm_evaluation import Judged
+from mmprm.labels.parquet import LabeledExample
 from mmprm.types import Problem, Solution, Steps, StepScores
 
 Known = Callable[[Problem, Steps], Sequence[bool | None]]
 """Returns for each step of a solution whether there is no error up to it; None where unknown."""
 
 
-def no_error_so_far(right_S: Iterable[bool | None]) -> list[bool | None]:
+def no_error_so_far(correct_S: Iterable[bool | None]) -> list[bool | None]:
     """Convert "step is correct" to "no error up to this step".
 
     The result is False from the first incorrect step on. It is None from the first unjudged step until then.
     """
     found: list[bool | None] = []
-    for right in right_S:
+    for correct in correct_S:
         before = found[-1] if found else True
-        found.append(False if before is False or right is False else None if before is None else right)
+        found.append(False if before is False or correct is False else None if before is None else correct)
     return found
 
 
-def known_from(solutions: Iterable[LabelledSolution]) -> Known:
+def known_from(solutions: Iterable[LabeledSolution]) -> Known:
     """Return a function that transfers human judgments to all solutions of a question with the same beginning."""
     prefixes: dict[tuple[str, Steps], bool | None] = {}
-    for labelled in solutions:
-        question, steps = labelled.solution.problem.question.strip(), labelled.solution.steps
-        for depth, right in enumerate(no_error_so_far(labelled.right), start=1):
-            if right is not None:
-                prefixes[question, _stripped(steps[:depth])] = right
+    for labeled in solutions:
+        question, steps = labeled.solution.problem.question.strip(), labeled.solution.steps
+        for depth, correct in enumerate(no_error_so_far(labeled.correct), start=1):
+            if correct is not None:
+                prefixes[question, _stripped(steps[:depth])] = correct
 
     def known(problem: Problem, steps: Steps) -> list[bool | None]:
         plain, question = _stripped(steps), problem.question.strip()
@@ -41,23 +41,23 @@ def known_from(solutions: Iterable[LabelledSolution]) -> Known:
     return known
 
 
-def judged_labels(examples: Iterable[LabelledExample], known: Known, source: str) -> list[Judged]:
-    """Return each labelled path with the steps whose label and truth are both known.
+def judged_labels(examples: Iterable[LabeledExample], known: Known, source: str) -> list[Judged]:
+    """Return each labeled path with the steps whose label and truth are both known.
 
     The last step of a complete solution is excluded, because its label is the verdict on the answer, not an estimate.
     """
     judged = []
     for example in examples:
         path = example.path
-        right = list(known(example.problem, path.steps))
+        correct = list(known(example.problem, path.steps))
         if path.complete:
-            right[-1] = None
+            correct[-1] = None
         labels = [None if counts is None else counts.value for counts in path.counts]
-        pairs = [(label, mark) for label, mark in zip(labels, right, strict=True) if None not in (label, mark)]
+        pairs = [(label, mark) for label, mark in zip(labels, correct, strict=True) if None not in (label, mark)]
         if pairs:
             values, marks = zip(*pairs, strict=True)
             solution = Solution(example.problem, path.steps)
-            judged.append((LabelledSolution(solution, marks, example.problem.id, source), StepScores(values)))
+            judged.append((LabeledSolution(solution, marks, example.problem.id, source), StepScores(values)))
     return judged
 
 

@@ -16,8 +16,8 @@ from pydantic import Field, model_validator
 
 from mmprm.config import Config, PathText
 from mmprm.errors import EngineStoppedError, MmprmError
+from mmprm.evaluation.benchmarks import Item
 from mmprm.evaluation.four_way import FourWay, four_way
-from mmprm.evaluation.layouts import Item
 from mmprm.evaluation.pass_at_k import majority_share, pass_at_k, sizes
 from mmprm.grading.symbolic import GraderConfig
 from mmprm.metrics import Interval, bootstrap
@@ -34,12 +34,12 @@ IN_FLIGHT = 1024
 
 
 class PolicyEvalConfig(Config):
-    layout: Literal["problems", "mmk12", "mathvista", "mathverse", "mathvision", "olympiadbench", "we-math"] = (
+    benchmark: Literal["problems", "mmk12", "mathvista", "mathverse", "mathvision", "olympiadbench", "we-math"] = (
         "problems"
     )
     """The benchmark, whose published columns are read; problems: the columns that all other commands read."""
     columns: Columns = Columns()
-    """Names of the columns of layout=problems."""
+    """Names of the columns of benchmark=problems."""
     samples: int = Field(1, ge=1)
     """Responses to each question; more than one give pass@k and the majority, and need sampling.temperature above 0."""
     output: PathText = "runs/eval"
@@ -48,8 +48,8 @@ class PolicyEvalConfig(Config):
     """Split of a hub data set or a folder; by default the one that is reported."""
     subset: str | None = None
     """Configuration name of a hub data set, for example OE_MM_maths_en_COMP."""
-    images_root: PathText | None = None
-    """Folder of relative picture paths; by default that of the file."""
+    image_root: PathText | None = None
+    """Folder of relative image paths; by default that of the file."""
     limit: int | None = Field(None, ge=1)
     """Read only so many rows from the start."""
     engine: EngineConfig
@@ -111,8 +111,8 @@ class Score:
 
     accuracy: Interval
     of_known: Interval | None
-    right: int
-    wrong: int
+    correct: int
+    incorrect: int
     unknown: int
     pass_at: dict[int, Interval]
     majority: Interval | None
@@ -123,7 +123,7 @@ class PolicyScores:
     """`scores`: by who judged (symbolic, judged) and subject, "all" among them. `left_out` rows are no part of the
     benchmark, `failed` questions could not be asked, `cut` responses reached the limit of tokens."""
 
-    layout: str
+    benchmark: str
     model: str
     questions: int
     samples: int
@@ -168,7 +168,7 @@ async def ask(
         problem = item.problem
         async with free:
             try:
-                await _draw_missing(problem, sampler, config, known)
+                await _sample_missing(problem, sampler, config, known)
             except EngineStoppedError:
                 raise
             except MmprmError as error:
@@ -184,7 +184,7 @@ async def ask(
     return [result for result in results if isinstance(result, Answered)], failed
 
 
-async def _draw_missing(problem: Problem, sampler: Sampler | None, config: PolicyEvalConfig, known: Known) -> None:
+async def _sample_missing(problem: Problem, sampler: Sampler | None, config: PolicyEvalConfig, known: Known) -> None:
     there = len(known.get(problem))
     if there >= config.samples:
         return
@@ -215,7 +215,7 @@ def scored(
     first = {name: [verdicts_N[0] for verdicts_N in verdicts_QN] for name, verdicts_QN in kinds.items()}
     completions = [sample.completion for each in answered for sample in each.samples]
     return PolicyScores(
-        layout=config.layout,
+        benchmark=config.benchmark,
         model=config.engine.model,
         questions=len(answered),
         samples=config.samples,
@@ -224,7 +224,7 @@ def scored(
         cut=sum(completion.finish_reason == "length" for completion in completions),
         tokens=float(np.mean([completion.token_count for completion in completions])),
         scores={name: scores(verdicts_QN) for name, verdicts_QN in kinds.items()},
-        composite={name: four_way(items, first[name]) for name in kinds} if config.layout == "we-math" else {},
+        composite={name: four_way(items, first[name]) for name in kinds} if config.benchmark == "we-math" else {},
     )
 
 
@@ -241,20 +241,20 @@ def score(
     known_Q = n - unknown_Q
 
     def mean_of(value_Q: NDArray[np.float64]) -> Interval:
-        return bootstrap(lambda drawn: float(value_Q[drawn].mean()), families, seed)
+        return bootstrap(lambda resampled: float(value_Q[resampled].mean()), families, seed)
 
-    def share_of_known(drawn: NDArray[np.intp]) -> float:
-        return float(correct_Q[inside][drawn].sum() / known_Q[inside][drawn].sum())
+    def share_of_known(resampled: NDArray[np.intp]) -> float:
+        return float(correct_Q[inside][resampled].sum() / known_Q[inside][resampled].sum())
 
     inside = np.flatnonzero(known_Q)
     several = sizes(n)[1:]
     votes_Q = np.array([majority_share(a, v) for a, v in zip(answers_QN, verdicts_QN, strict=True)])
-    right, unknown = int(correct_Q.sum()), int(unknown_Q.sum())
+    correct, unknown = int(correct_Q.sum()), int(unknown_Q.sum())
     return Score(
         accuracy=mean_of(correct_Q / n),
         of_known=bootstrap(share_of_known, [families[i] for i in inside], seed) if len(inside) else None,
-        right=right,
-        wrong=n * len(verdicts_QN) - right - unknown,
+        correct=correct,
+        incorrect=n * len(verdicts_QN) - correct - unknown,
         unknown=unknown,
         pass_at={k: mean_of(np.array([pass_at_k(n, int(c), k) for c in correct_Q])) for k in several},
         majority=mean_of(votes_Q) if several else None,
@@ -264,8 +264,8 @@ def score(
 def lines(answered: Iterable[Answered]) -> Iterable[dict[str, object]]:
     """Yield what is kept of each response, by question and draw."""
     for each in answered:
-        for draw, sample in enumerate(each.samples):
-            yield {"id": each.item.problem.id, "draw": draw, **_line(each.item, sample)}
+        for number, sample in enumerate(each.samples):
+            yield {"id": each.item.problem.id, "sample": number, **_line(each.item, sample)}
 
 
 def _line(item: Item, sample: Sampled) -> dict[str, object]:

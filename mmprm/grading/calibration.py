@@ -33,8 +33,8 @@ class Tally:
     @property
     def agreement(self) -> Interval | None:
         """Return the fraction of decided answers with a correct verdict, with its interval."""
-        right = self.true_accepts + self.true_rejects
-        return wilson(right, right + self.false_accepts + self.false_rejects)
+        correct = self.true_accepts + self.true_rejects
+        return wilson(correct, correct + self.false_accepts + self.false_rejects)
 
     @property
     def false_accept_rate(self) -> Interval | None:
@@ -79,7 +79,7 @@ class Calibration:
 
     model: str
     prompt: str
-    labelled: str
+    labeled: str
     symbols: Tally
     judge: Tally
 
@@ -99,7 +99,7 @@ def read_calibration(path: str | Path) -> Calibration:
     try:
         values = parse_json(Path(path).read_bytes(), "it")
         return Calibration(
-            values["model"], values["prompt"], values["labelled"], _tally(values["symbols"]), _tally(values["judge"])
+            values["model"], values["prompt"], values["labeled"], _tally(values["symbols"]), _tally(values["judge"])
         )
     except OSError as error:
         raise GradingError(f"{path}: cannot be read ({error.strerror}): {_CALIBRATE}") from error
@@ -111,21 +111,21 @@ def check_judge(config: JudgeConfig | None) -> None:
     """Raise unless a configured judge has its own calibration that meets the configured minimums."""
     if config is None:
         return
-    place, calibration = f"judge.calibration={config.calibration}", read_calibration(config.calibration)
+    location, calibration = f"judge.calibration={config.calibration}", read_calibration(config.calibration)
     for name, found, used in (
         ("model", calibration.model, config.model),
         ("prompt", calibration.prompt, PROMPT_HASH),
     ):
         if found != used:
-            raise ConfigError(f"{place}: was made with the {name} {found}, this judge has {used}: {_CALIBRATE}")
+            raise ConfigError(f"{location}: was made with the {name} {found}, this judge has {used}: {_CALIBRATE}")
     for name, interval, bar in (
         ("precision", calibration.judge.precision, config.min_precision),
         ("agreement", calibration.judge.agreement, config.min_agreement),
     ):
         if interval is None or interval.low <= bar:
             raise ConfigError(
-                f"{place}: the judge's {name} is {show(interval)}, judge.min_{name}={bar:g} must lie below the "
-                "interval; take a better judge, calibrate on more labelled answers that symbols cannot decide, lower "
+                f"{location}: the judge's {name} is {show(interval)}, judge.min_{name}={bar:g} must lie below the "
+                "interval; take a better judge, calibrate on more labeled answers that symbols cannot decide, lower "
                 "the bar, or set judge=null to leave such answers unknown"
             )
 

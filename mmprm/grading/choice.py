@@ -188,7 +188,7 @@ def _option_text(choice: str) -> str:
 
 
 def _plain(text: str) -> str:
-    r"""Return a text without markup: (A) 30 for \textbf{(A)}\ 30."""
+    r"""Return a text without step_format: (A) 30 for \textbf{(A)}\ 30."""
     line = clean(" ".join(text.split()))
     line = _TEXT.sub(r"\1", line)
     line = re.sub(r"[\"'*]+(?=[A-J]\b)|(?<=\b[A-J])[\"'*]+$", "", line).strip()

@@ -133,7 +133,7 @@ class _Evaluator:
 
     def unknown_function(self, name: str, arguments: list[Value]) -> Value:
         """Return a value that depends only on the function's name and its arguments, in any order."""
-        seed = sum(ord(letter) * 31**place for place, letter in enumerate(name))
+        seed = sum(ord(letter) * 31**position for position, letter in enumerate(name))
         context, numbers = self.context, [as_number(self.context, argument) for argument in arguments]
         if any(abs(number) > 10**30 for number in numbers):
             raise UndefinedError("an argument out of reach")

@@ -17,13 +17,13 @@ MAX_WORDS = 3
 """Maximum number of words that a response may be expected to repeat exactly."""
 
 
-def check_golds(problems: Sequence[Problem], config: GraderConfig, place: str) -> None:
+def check_golds(problems: Sequence[Problem], config: GraderConfig, location: str) -> None:
     """Raise DataError unless at least one problem's answer can be graded; with a judge, every answer can."""
     if config.judge is not None or any(is_decidable(problem, config) for problem in problems):
         return
     gold = problems[0].answer
     raise DataError(
-        f"{place}: none of the {len(problems):,} answers can be graded, for example {gold[:200]!r}: sentences cannot "
+        f"{location}: none of the {len(problems):,} answers can be graded, for example {gold[:200]!r}: sentences cannot "
         "be compared by symbols; give short answers (a value, a letter, a few words), name the column that holds "
         "them, or set grader.judge"
     )

@@ -248,12 +248,12 @@ def _as_fraction(value: Value) -> Fraction | None:
 
 def approximates(decimal: str, exact: str) -> bool:
     """Return whether a decimal of at least two places is an expression rounded or cut to them: 1.73 for sqrt(3)."""
-    places = len(decimal.rstrip("% ").partition(".")[2]) + 2 * decimal.endswith("%")
+    positions = len(decimal.rstrip("% ").partition(".")[2]) + 2 * decimal.endswith("%")
     value = number(decimal.rstrip("% "))
     if value is not None and decimal.endswith("%"):
         value /= 100
     decimal = decimal.rstrip("% ")
-    if value is None or not is_decimal(decimal) or places < 2:
+    if value is None or not is_decimal(decimal) or positions < 2:
         return False
     try:
         exact_value = _as_fraction(evaluate(parse(exact), {}))
@@ -261,7 +261,7 @@ def approximates(decimal: str, exact: str) -> bool:
         return False
     if exact_value is None:
         return False
-    error = (abs(value) - abs(exact_value)) * 10**places
+    error = (abs(value) - abs(exact_value)) * 10**positions
     return value * exact_value > 0 and -1 < error <= Fraction(1, 2)
 
 

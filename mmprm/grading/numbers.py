@@ -125,15 +125,15 @@ def _cardinal(words: list[str]) -> Fraction | None:
 
 def is_decimal(text: str) -> bool:
     """Return whether a number is written with decimal places, which may limit its precision."""
-    return _places(text) is not None
+    return _options(text) is not None
 
 
 def rounds_to(exact: Fraction, written: str) -> bool:
     """Return whether a decimal `written` with at least four places is `exact` rounded or truncated to these places."""
-    places = _places(written)
-    if places is None or places < 4:
+    positions = _options(written)
+    if positions is None or positions < 4:
         return False
-    error = (number(written.strip()) - exact) * Fraction(10) ** places
+    error = (number(written.strip()) - exact) * Fraction(10) ** positions
     cut = -1 < error <= 0 if exact > 0 else 0 <= error < 1
     return cut or abs(error) <= Fraction(1, 2)
 
@@ -144,11 +144,11 @@ def is_rounding(written: str, exact: Fraction) -> bool:
     A gold that looks exact, such as 8.5, may only be extended by further digits (8.54), not rounded up to (8.46). A
     gold without decimal places, such as 1.2e5, needs at least three digits.
     """
-    places, value = _places(written), number(written.strip())
+    positions, value = _options(written), number(written.strip())
     digits = re.sub(r"\D", "", re.split(r"[eE\\*x]", written.strip())[0]).lstrip("0")
-    if places is None or value is None or len(digits) < (2 if places > 0 else 3):
+    if positions is None or value is None or len(digits) < (2 if positions > 0 else 3):
         return False
-    error = (abs(exact) - abs(value)) * Fraction(10) ** places
+    error = (abs(exact) - abs(value)) * Fraction(10) ** positions
     if exact * value <= 0 or abs(error) > Fraction(1, 2):
         return False
     return not looks_exact(written) or 0 <= error < Fraction(1, 2)
@@ -160,7 +160,7 @@ def looks_exact(written: str) -> bool:
     return value is not None and (value * 4).denominator == 1
 
 
-def _places(text: str) -> int | None:
+def _options(text: str) -> int | None:
     """Return the decimal places of a decimal minus its power of ten; None for other numbers."""
     text = text.strip().replace(",", "")
     match = _SCIENTIFIC.fullmatch(text)

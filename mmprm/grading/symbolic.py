@@ -37,7 +37,7 @@ class GraderConfig(Config):
 
     workers: int = Field(1, ge=1)
     """Worker processes for symbolic comparison; most answers are decided without one."""
-    seconds: float = Field(5.0, gt=0)
+    timeout_seconds: float = Field(5.0, gt=0)
     """CPU seconds of one symbolic comparison (ten times as many by the clock); beyond it, the worker is killed and the
     verdict is unknown.
     """
@@ -162,7 +162,7 @@ class SymbolicGrader:
             outcome = done.result()
             decision.set_result((_VERDICTS[outcome], outcome.value))
         except LateError:
-            decision.set_result((Verdict.UNKNOWN, f"no decision within {self.config.seconds:g} s"))
+            decision.set_result((Verdict.UNKNOWN, f"no decision within {self.config.timeout_seconds:g} s"))
         except GradingError as error:  # no comparison can run: the machine is at fault, not the answer
             decision.set_exception(error)
         except DiedError as error:
@@ -174,7 +174,7 @@ class SymbolicGrader:
         with self._lock:
             if self._pool is None:
                 config = self.config
-                self._pool = WorkerPool(config.workers, config.seconds, int(config.memory_gib * 2**30))
+                self._pool = WorkerPool(config.workers, config.timeout_seconds, int(config.memory_gib * 2**30))
             return self._pool
 
 

@@ -1,4 +1,4 @@
-"""Build a Parquet file of labelled paths from the store of a campaign."""
+"""Build a Parquet file of labeled paths from the store of a campaign."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pydantic import Field
 from mmprm.config import Config, PathText
 from mmprm.data.images import image_bytes
 from mmprm.errors import ConfigError, DataError
-from mmprm.labels.parquet import LabelledExample, split_of, write_parquet
+from mmprm.labels.parquet import LabeledExample, split_of, write_parquet
 from mmprm.labels.paths import LabelCounts, count_labels, label_tree
-from mmprm.steps import Markup
+from mmprm.steps import StepFormat
 from mmprm.trees.repair import check_structure
 from mmprm.trees.stopping import rule_of
 from mmprm.trees.store import Store
-from mmprm.types import LabelledPath, Picture, Problem
+from mmprm.types import ImageRef, LabeledPath, Problem
 
 
 class LabelsConfig(Config):
@@ -25,7 +25,7 @@ class LabelsConfig(Config):
     """Run store written by mmprm annotate: a file, or the folder that contains trees.sqlite."""
     output: PathText
     """Parquet file to write."""
-    markup: Markup | None = None
+    step_format: StepFormat | None = None
     """Step markup of the policy: tags, blank_lines or numbered. The default is that of the store; another one fails."""
     seed: int = 0
     """Random seed of the choice among complete solutions and of the split."""
@@ -33,7 +33,7 @@ class LabelsConfig(Config):
     """Share of the problems in the dev split, held out from training."""
     test: float = Field(0.0, ge=0, lt=1)
     """Share of the problems in the test split."""
-    embed_pictures: bool = True
+    embed_images: bool = True
     """Store image bytes in the file, so that it can be moved; otherwise store paths."""
 
 
@@ -54,24 +54,24 @@ def build_labels(config: LabelsConfig) -> LabelsSummary:
         )
     path, store = config.store, Store.read(config.store)
     check_structure(store)
-    rule, markup = rule_of(store.config), store.config.get("markup", "tags")
-    if config.markup not in (None, markup):
+    rule, step_format = rule_of(store.config), store.config.get("step_format", "tags")
+    if config.step_format not in (None, step_format):
         raise ConfigError(
-            f"markup={config.markup} must be {markup}, the step markup in {path}; leave it out or set markup={markup}"
+            f"step_format={config.step_format} must be {step_format}, the step markup in {path}; leave it out or set step_format={step_format}"
         )
-    paths: list[LabelledPath] = []
+    paths: list[LabeledPath] = []
     splits: Counter[str] = Counter()
 
-    def examples() -> Iterator[LabelledExample]:
+    def examples() -> Iterator[LabeledExample]:
         for tree in store.trees():
-            problem, found = store.problem(tree.problem_id), label_tree(tree, rule, markup, config.seed)
-            if found and config.embed_pictures:
-                problem = embed_pictures(problem)
-            for labelled in found:
+            problem, found = store.problem(tree.problem_id), label_tree(tree, rule, step_format, config.seed)
+            if found and config.embed_images:
+                problem = embed_images(problem)
+            for labeled in found:
                 split = split_of(problem.id, config.seed, config.dev, config.test)
-                paths.append(labelled)
+                paths.append(labeled)
                 splits[split] += 1
-                yield LabelledExample(problem, labelled, split)
+                yield LabeledExample(problem, labeled, split)
         if not paths:
             raise DataError(
                 f"{path}: no tree has a label; annotate more problems, or problems that the policy solves in some but "
@@ -85,20 +85,20 @@ def build_labels(config: LabelsConfig) -> LabelsSummary:
     return LabelsSummary(count_labels(paths), dict(splits))
 
 
-def embed_pictures(problem: Problem) -> Problem:
+def embed_images(problem: Problem) -> Problem:
     """Return the problem with the bytes of its images; raise DataError for an image that cannot be read."""
-    return replace(problem, pictures=tuple(Picture(data=_read(picture, problem.id)) for picture in problem.pictures))
+    return replace(problem, images=tuple(ImageRef(data=_read(image, problem.id)) for image in problem.images))
 
 
-def _read(picture: Picture, problem_id: str) -> bytes:
-    if picture.data is not None:
-        return picture.data
-    assert picture.path is not None
+def _read(image: ImageRef, problem_id: str) -> bytes:
+    if image.data is not None:
+        return image.data
+    assert image.path is not None
     try:
-        return image_bytes(picture)
+        return image_bytes(image)
     except (OSError, DataError) as error:
         reason = getattr(error, "strerror", None) or error
         raise DataError(
-            f"problem {problem_id}: image {picture.path}: cannot be read ({reason}); restore the file, or set "
-            "embed_pictures=false"
+            f"problem {problem_id}: image {image.path}: cannot be read ({reason}); restore the file, or set "
+            "embed_images=false"
         ) from error

@@ -1,4 +1,4 @@
-"""Check files of labelled paths that other programs wrote."""
+"""Check files of labeled paths that other programs wrote."""
 
 from __future__ import annotations
 
@@ -14,34 +14,36 @@ Split = Literal["train", "dev", "test"]
 _TEXTS = ("problem_id", "question", "answer")
 
 
-def check_row(row: dict[str, Any], place: str) -> None:
+def check_row(row: dict[str, Any], location: str) -> None:
     """Raise DataError with the name of the column for a missing or invalid value."""
     for name in _TEXTS:
         if not isinstance(row[name], str):
-            raise DataError(f"{place}: {name}={row[name]!r} must be text; fill it in or remove the row")
+            raise DataError(f"{location}: {name}={row[name]!r} must be text; fill it in or remove the row")
     if not row["problem_id"]:
-        raise DataError(f"{place}: problem_id is empty; give each problem an id")
+        raise DataError(f"{location}: problem_id is empty; give each problem an id")
     if row["complete"] is None:
         raise DataError(
-            f"{place}: complete is null, must be true for a whole solution or false for a partial one; set it"
+            f"{location}: complete is null, must be true for a whole solution or false for a partial one; set it"
         )
     steps = row["steps"]
     if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
-        raise DataError(f"{place}: steps must be a list of texts without null; correct or remove the row")
-    _check_images(row["images"], place)
+        raise DataError(f"{location}: steps must be a list of texts without null; correct or remove the row")
+    _check_images(row["images"], location)
 
 
-def _check_images(images: Any, place: str) -> None:
+def _check_images(images: Any, location: str) -> None:
     if images is None:
         return
     if not isinstance(images, list):
-        raise DataError(f"{place}: images must be a list, got {type(images).__name__}; write a list of {{bytes, path}}")
+        raise DataError(
+            f"{location}: images must be a list, got {type(images).__name__}; write a list of {{bytes, path}}"
+        )
     for image in images:
         data, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (None, None)
         if isinstance(data, bytes) or (data is None and isinstance(path, str) and path and "\0" not in path):
             continue
         raise DataError(
-            f"{place}: images must hold bytes or the path of a file, got {_short(image)}; correct or remove the row"
+            f"{location}: images must hold bytes or the path of a file, got {_short(image)}; correct or remove the row"
         )
 
 
@@ -65,7 +67,7 @@ def check_images_below(problems: Iterable[Problem], root: Path, file: str) -> No
     """
     allowed = root.resolve()
     for problem in problems:
-        for image in problem.pictures:
+        for image in problem.images:
             if image.path is not None and not Path(image.path).resolve().is_relative_to(allowed):
                 raise DataError(
                     f"{file}: problem {problem.id!r} has the image {image.path}, which is not below {root}; if you "

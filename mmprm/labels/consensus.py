@@ -13,7 +13,7 @@ from pydantic import Field
 
 from mmprm.config import Config
 from mmprm.errors import DataError
-from mmprm.labels.parquet import LabelledExample
+from mmprm.labels.parquet import LabeledExample
 from mmprm.types import Counts, Scorer, Solution, Steps
 
 SCORED_TOGETHER = 2000
@@ -36,30 +36,30 @@ class Opinion:
 
     counts: Counts
     judged: float | None
-    label_right: bool
-    judge_right: bool | None
+    label_correct: bool
+    judge_correct: bool | None
 
     @property
     def agree(self) -> bool:
         """Return whether label and judge agree."""
-        return self.label_right == self.judge_right
+        return self.label_correct == self.judge_correct
 
 
 @dataclass(frozen=True, slots=True)
 class AgreementCounts:
-    """Counts labelled prefixes by the two verdicts, and labelled paths by whether their first errors agree."""
+    """Counts labeled prefixes by the two verdicts, and labeled paths by whether their first errors agree."""
 
-    both_right: int
-    both_wrong: int
-    label_alone_right: int
-    judge_alone_right: int
+    both_correct: int
+    both_incorrect: int
+    label_alone_correct: int
+    judge_alone_correct: int
     unjudged: int
     paths: int
     paths_agreeing: int
 
 
-def opinions(examples: Iterable[LabelledExample], rule: AgreementRule) -> dict[Prefix, Opinion]:
-    """Return the opinion on every labelled prefix; the paths of a problem share its labels."""
+def opinions(examples: Iterable[LabeledExample], rule: AgreementRule) -> dict[Prefix, Opinion]:
+    """Return the opinion on every labeled prefix; the paths of a problem share its labels."""
     found: dict[Prefix, Opinion] = {}
     for example in examples:
         judged = example.judged or (None,) * len(example.path.steps)
@@ -74,7 +74,7 @@ def opinions(examples: Iterable[LabelledExample], rule: AgreementRule) -> dict[P
     return found
 
 
-def keep_agreeing_steps(examples: Sequence[LabelledExample], rule: AgreementRule) -> list[LabelledExample]:
+def keep_agreeing_steps(examples: Sequence[LabeledExample], rule: AgreementRule) -> list[LabeledExample]:
     """Return the examples with only those labels that the judge shares, without examples that lose all labels."""
     known = opinions(examples, rule)
     kept = []
@@ -84,11 +84,11 @@ def keep_agreeing_steps(examples: Sequence[LabelledExample], rule: AgreementRule
             label if opinion is not None and opinion.agree else None
             for label, opinion in zip(example.path.counts, opinions_S, strict=True)
         ]
-        kept.append(relabelled(example, counts))
+        kept.append(relabeled(example, counts))
     return [example for example in kept if _has_label(example)]
 
 
-def keep_agreeing_first_errors(examples: Sequence[LabelledExample], rule: AgreementRule) -> list[LabelledExample]:
+def keep_agreeing_first_errors(examples: Sequence[LabeledExample], rule: AgreementRule) -> list[LabeledExample]:
     """Return the paths on which label and judge find the first error at the same step, or both find none.
 
     Labels after the first error are dropped, because the judge confirms only its position. A label that several paths
@@ -103,34 +103,34 @@ def keep_agreeing_first_errors(examples: Sequence[LabelledExample], rule: Agreem
         if depth is None:
             continue
         own = [
-            known[prefix] if prefix in known and prefix not in placed and place < depth else None
-            for place, prefix in enumerate(prefixes)
+            known[prefix] if prefix in known and prefix not in placed and position < depth else None
+            for position, prefix in enumerate(prefixes)
         ]
         placed.update(prefixes[:depth])
         counts = [opinion and opinion.counts for opinion in own]
-        kept.append(replace(relabelled(example, counts), judged=tuple(opinion and opinion.judged for opinion in own)))
+        kept.append(replace(relabeled(example, counts), judged=tuple(opinion and opinion.judged for opinion in own)))
     return [example for example in kept if _has_label(example)]
 
 
-def count_agreement(examples: Sequence[LabelledExample], rule: AgreementRule) -> AgreementCounts:
+def count_agreement(examples: Sequence[LabeledExample], rule: AgreementRule) -> AgreementCounts:
     """Count agreements between labels and judge, by prefix and by path."""
     known = opinions(examples, rule)
-    said = Counter((opinion.label_right, opinion.judge_right) for opinion in known.values())
+    said = Counter((opinion.label_correct, opinion.judge_correct) for opinion in known.values())
     depths = [_agreed_depth(_prefixes(example), known) for example in examples]
     return AgreementCounts(
-        both_right=said[True, True],
-        both_wrong=said[False, False],
-        label_alone_right=said[True, False],
-        judge_alone_right=said[False, True],
+        both_correct=said[True, True],
+        both_incorrect=said[False, False],
+        label_alone_correct=said[True, False],
+        judge_alone_correct=said[False, True],
         unjudged=said[True, None] + said[False, None],
         paths=len(depths),
         paths_agreeing=sum(depth is not None for depth in depths),
     )
 
 
-def judge_with_scorer(examples: Sequence[LabelledExample], scorer: Scorer, name: str) -> list[LabelledExample]:
-    """Return the examples with a PRM's P(correct) at each labelled step, or None where it cannot score."""
-    judged: list[LabelledExample] = []
+def judge_with_scorer(examples: Sequence[LabeledExample], scorer: Scorer, name: str) -> list[LabeledExample]:
+    """Return the examples with a PRM's P(correct) at each labeled step, or None where it cannot score."""
+    judged: list[LabeledExample] = []
     for start in range(0, len(examples), SCORED_TOGETHER):
         chunk = examples[start : start + SCORED_TOGETHER]
         for example, scores in zip(chunk, _scores(chunk, scorer), strict=True):
@@ -140,7 +140,7 @@ def judge_with_scorer(examples: Sequence[LabelledExample], scorer: Scorer, name:
     return judged
 
 
-def _scores(examples: Sequence[LabelledExample], scorer: Scorer) -> list[tuple[float | None, ...]]:
+def _scores(examples: Sequence[LabeledExample], scorer: Scorer) -> list[tuple[float | None, ...]]:
     """Score the examples; on failure score each half again, so that only an invalid example has no scores."""
     solutions = [Solution(example.problem, example.path.steps) for example in examples]
     try:
@@ -154,7 +154,7 @@ def _scores(examples: Sequence[LabelledExample], scorer: Scorer) -> list[tuple[f
     return [own + (None,) * (len(one.steps) - len(own)) for own, one in zip(scores, solutions, strict=True)]
 
 
-def _prefixes(example: LabelledExample) -> list[Prefix]:
+def _prefixes(example: LabeledExample) -> list[Prefix]:
     steps = example.path.steps
     return [(example.problem.id, steps[:depth]) for depth in range(1, len(steps) + 1)]
 
@@ -165,17 +165,17 @@ def _agreed_depth(prefixes: Sequence[Prefix], known: Mapping[Prefix, Opinion]) -
         opinion = known.get(prefix)
         if opinion is not None and not opinion.agree:
             return None
-        if opinion is not None and not opinion.label_right:
+        if opinion is not None and not opinion.label_correct:
             return depth
     return len(prefixes)
 
 
-def relabelled(example: LabelledExample, counts: Sequence[Counts | None]) -> LabelledExample:
+def relabeled(example: LabeledExample, counts: Sequence[Counts | None]) -> LabeledExample:
     """Return the example with other labels; a path that loses its final label is no longer complete."""
     path = example.path
     complete = path.complete and counts[-1] is not None
     return replace(example, path=replace(path, counts=tuple(counts), complete=complete))
 
 
-def _has_label(example: LabelledExample) -> bool:
+def _has_label(example: LabeledExample) -> bool:
     return any(counts is not None for counts in example.path.counts)

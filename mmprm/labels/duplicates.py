@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmprm.problems import open_picture
+from mmprm.problems import open_image
 from mmprm.prompts import IMAGE
 from mmprm.types import Problem
 
@@ -62,15 +62,15 @@ def near_duplicates(problems: Sequence[Problem]) -> dict[int, int]:
         mine = 0 if alone else _hashes(problem)
         first = min(
             (
-                place
+                index
                 for other in similar[text]
-                for hashes, place in kept[other, len(problem.pictures)]
+                for hashes, index in kept[other, len(problem.images)]
                 if (mine ^ hashes).bit_count() <= CLOSE
             ),
             default=None,
         )
         if first is None:
-            kept[text, len(problem.pictures)].append((mine, position))
+            kept[text, len(problem.images)].append((mine, position))
         else:
             resembled[position] = first
     return resembled
@@ -86,19 +86,17 @@ def text_of(question: str) -> Text:
 
 def _hashes(problem: Problem) -> int:
     """Return the concatenated hash bits of all images, or 0 without images."""
-    return functools.reduce(
-        lambda bits, picture: bits << 2 * SIDE**2 | picture_hash(open_picture(picture)), problem.pictures, 0
-    )
+    return functools.reduce(lambda bits, image: bits << 2 * SIDE**2 | image_hash(open_image(image)), problem.images, 0)
 
 
-def picture_hash(image: Image.Image) -> int:
+def image_hash(image: Image.Image) -> int:
     """Return a difference hash: bits of a small gray copy that say where it gets lighter to the right and downward."""
     from PIL import Image
 
-    def grey(width: int, height: int) -> np.ndarray[Any, Any]:
+    def gray(width: int, height: int) -> np.ndarray[Any, Any]:
         return np.asarray(image.convert("L").resize((width, height), Image.Resampling.LANCZOS), dtype=np.int16)
 
-    right, down = np.diff(grey(SIDE + 1, SIDE), axis=1), np.diff(grey(SIDE, SIDE + 1), axis=0)
+    right, down = np.diff(gray(SIDE + 1, SIDE), axis=1), np.diff(gray(SIDE, SIDE + 1), axis=0)
     lighter = np.concatenate([right.ravel(), down.ravel()]) > _CONTRAST
     return int.from_bytes(np.packbits(lighter).tobytes(), "big")
 

@@ -18,11 +18,11 @@ from mmprm.config import Config, PathText
 from mmprm.data.images import unreadable_images
 from mmprm.errors import ConfigError, DataError
 from mmprm.labels.checks import check_images_below, check_splits
-from mmprm.labels.consensus import AgreementRule, keep_agreeing_first_errors, keep_agreeing_steps, relabelled
+from mmprm.labels.consensus import AgreementRule, keep_agreeing_first_errors, keep_agreeing_steps, relabeled
 from mmprm.labels.duplicates import near_duplicates
 from mmprm.labels.formats import FORMATS, Format, Kind, Row, content_of, record_of, repeat_shared
-from mmprm.labels.parquet import LabelledExample, Split, read_parquet, split_of, write_parquet
-from mmprm.problems import ProblemsConfig, load_problems, write_picture
+from mmprm.labels.parquet import LabeledExample, Split, read_parquet, split_of, write_parquet
+from mmprm.problems import ProblemsConfig, load_problems, write_image
 from mmprm.types import Counts, Problem
 
 _AGREEMENTS = {"steps": keep_agreeing_steps, "first_errors": keep_agreeing_first_errors}
@@ -76,7 +76,7 @@ class SplitCounts:
     problems: int
     solutions: int
     labels: int
-    right: int
+    correct: int
     """Number of labels above the threshold."""
 
 
@@ -93,7 +93,7 @@ class ExportSummary:
     """Number of labels that the judge does not share."""
     unfit: dict[str, int]
     """Maps a problem to the number of its solutions left out because they contain text that the format reserves."""
-    pictures_left_out: int
+    images_left_out: int
     """Number of problems whose images the format cannot represent."""
     overlap: dict[str, dict[str, str]]
     """Maps a benchmark file to those of its problems that have a near-duplicate here, and to that one."""
@@ -122,10 +122,10 @@ def export_labels(config: ExportConfig) -> ExportSummary:
             f"{config.labels}: agree, rule and negatives leave no label; relax these settings, or give a file with "
             "more labels"
         )
-    if form is not None and form.pictures:
+    if form is not None and form.images:
         problems = _problems(examples)
         check_images_below(problems, Path(config.image_root or Path(config.labels).parent), config.labels)
-        for problem_id, why in unreadable_images((each.id, each.pictures) for each in problems).items():
+        for problem_id, why in unreadable_images((each.id, each.images) for each in problems).items():
             raise DataError(f"{config.labels}: problem {problem_id!r}: {why}; correct or remove its rows")
     overlap = {path: _overlap(examples, path) for path in config.benchmark}
     try:
@@ -138,7 +138,7 @@ def export_labels(config: ExportConfig) -> ExportSummary:
                 write_parquet(folder / "labels.parquet", examples)
             else:
                 examples, unfit = _write_records(folder, examples, form, kind, config)
-            left_out = form is not None and not form.pictures
+            left_out = form is not None and not form.images
             summary = ExportSummary(
                 kind=kind,
                 splits=_count(examples, config.threshold),
@@ -146,7 +146,7 @@ def export_labels(config: ExportConfig) -> ExportSummary:
                 negatives_dropped=negatives,
                 disagreements_dropped=disagreements,
                 unfit=dict(unfit),
-                pictures_left_out=left_out * sum(bool(problem.pictures) for problem in _problems(examples)),
+                images_left_out=left_out * sum(bool(problem.images) for problem in _problems(examples)),
                 overlap=overlap,
             )
             report = {"config": config.model_dump(), **asdict(summary)}
@@ -157,16 +157,16 @@ def export_labels(config: ExportConfig) -> ExportSummary:
     return summary
 
 
-def drop_duplicates(examples: Sequence[LabelledExample]) -> dict[str, str]:
+def drop_duplicates(examples: Sequence[LabeledExample]) -> dict[str, str]:
     """Map each dropped problem to the near-duplicate to keep: the one with more labels, then with the smaller id."""
     labels: Counter[str] = Counter()
     for example in examples:
         labels[example.problem.id] += sum(counts is not None for counts in example.path.counts)
     problems = sorted(_problems(examples), key=lambda problem: (-labels[problem.id], problem.id))
-    return {problems[place].id: problems[first].id for place, first in near_duplicates(problems).items()}
+    return {problems[position].id: problems[first].id for position, first in near_duplicates(problems).items()}
 
 
-def _label_count(examples: Sequence[LabelledExample]) -> int:
+def _label_count(examples: Sequence[LabeledExample]) -> int:
     return sum(counts is not None for example in examples for counts in example.path.counts)
 
 
@@ -180,7 +180,7 @@ def _kind(config: ExportConfig) -> Kind:
     return kind
 
 
-def _split(examples: Sequence[LabelledExample], config: ExportConfig) -> list[LabelledExample]:
+def _split(examples: Sequence[LabeledExample], config: ExportConfig) -> list[LabeledExample]:
     """Return the examples with the stored split, or with a new one if dev or test is set."""
     if config.dev is None and config.test is None:
         stored: dict[str, Split] = {}
@@ -199,7 +199,7 @@ def _split(examples: Sequence[LabelledExample], config: ExportConfig) -> list[La
     return [replace(example, split=split_of(example.problem.id, config.seed, dev, test)) for example in examples]
 
 
-def balance(examples: Sequence[LabelledExample], config: ExportConfig) -> tuple[list[LabelledExample], int]:
+def balance(examples: Sequence[LabeledExample], config: ExportConfig) -> tuple[list[LabeledExample], int]:
     """Drop surplus negative labels of the train split; return the examples that still have a label, and the number.
 
     Which labels are kept depends on the seed and on each label's problem and steps, not on the order of the file.
@@ -221,23 +221,23 @@ def balance(examples: Sequence[LabelledExample], config: ExportConfig) -> tuple[
             None if (number, depth) in taken else counts for depth, counts in enumerate(example.path.counts, start=1)
         )
         if any(counts is not None for counts in kept):
-            result.append(relabelled(example, kept))
+            result.append(relabeled(example, kept))
     return result, len(surplus)
 
 
-def _overlap(examples: Sequence[LabelledExample], benchmark: str) -> dict[str, str]:
+def _overlap(examples: Sequence[LabeledExample], benchmark: str) -> dict[str, str]:
     """Map the benchmark's problems to their near-duplicates in the export.
 
     The exported problems come first and contain no duplicates among themselves, so each match is one of them.
     """
     ours = _problems(examples)
     both = [*ours, *load_problems(ProblemsConfig(path=benchmark))]
-    return {both[place].id: both[first].id for place, first in near_duplicates(both).items() if first < len(ours)}
+    return {both[position].id: both[first].id for position, first in near_duplicates(both).items() if first < len(ours)}
 
 
 def _write_records(
-    folder: Path, examples: Sequence[LabelledExample], form: Format, kind: Kind, config: ExportConfig
-) -> tuple[list[LabelledExample], Counter[str]]:
+    folder: Path, examples: Sequence[LabeledExample], form: Format, kind: Kind, config: ExportConfig
+) -> tuple[list[LabeledExample], Counter[str]]:
     """Write the records; return the written examples, and the number of solutions per problem that did not fit."""
     images: dict[str, tuple[str, ...]] = {}
     lines: dict[str, list[str]] = defaultdict(list)
@@ -247,8 +247,8 @@ def _write_records(
         problem = example.problem
         content = content_of(path, problem, form, kind, config.threshold)
         assert content is not None, "examples without a label were dropped before"
-        if form.pictures and problem.id not in images:
-            images[problem.id] = tuple(write_picture(picture, folder) for picture in problem.pictures)
+        if form.images and problem.id not in images:
+            images[problem.id] = tuple(write_image(image, folder) for image in problem.images)
         record = record_of(Row(content, problem, example.path.complete, images.get(problem.id, ())), form)
         if record is None:
             unfit[problem.id] += 1
@@ -264,18 +264,18 @@ def _write_records(
     return written, unfit
 
 
-def _count(examples: Sequence[LabelledExample], threshold: float) -> dict[str, SplitCounts]:
+def _count(examples: Sequence[LabeledExample], threshold: float) -> dict[str, SplitCounts]:
     found = {}
     for split in ("train", "dev", "test"):
         paths = [example.path for example in examples if example.split == split]
         labels = [counts for path in paths for counts in path.counts if counts is not None]
-        right = sum(_above(counts, threshold) for counts in labels)
+        correct = sum(_above(counts, threshold) for counts in labels)
         if paths:
-            found[split] = SplitCounts(len({path.problem_id for path in paths}), len(paths), len(labels), right)
+            found[split] = SplitCounts(len({path.problem_id for path in paths}), len(paths), len(labels), correct)
     return found
 
 
-def _problems(examples: Sequence[LabelledExample]) -> list[Problem]:
+def _problems(examples: Sequence[LabeledExample]) -> list[Problem]:
     return list({example.problem.id: example.problem for example in examples}.values())
 
 

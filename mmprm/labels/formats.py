@@ -1,4 +1,4 @@
-"""Write and read labelled solutions in the formats of other training projects: a table of writers and readers.
+"""Write and read labeled solutions in the formats of other training projects: a table of writers and readers.
 
 A writer makes one JSON record per solution, and the reader returns question, steps and labels. A record that does not
 read back as it was written, because its text contains what the format reserves, is not exported.
@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from mmprm.data.choices import asked_question
 from mmprm.errors import DataError
 from mmprm.prompts import IMAGE
-from mmprm.types import Counts, LabelledPath, Problem, Steps
+from mmprm.types import Counts, LabeledPath, Problem, Steps
 
 Kind = Literal["soft", "hard"]
 Label = float | bool | None
@@ -80,12 +80,12 @@ class Format:
     join: str | None = None
     """Text between a step without a label and the next one, with which it is merged; None if the format supports steps
     without labels."""
-    pictures: bool = False
+    images: bool = False
     numbered: bool = False
     """Whether steps are written with their numbers and without surrounding white space."""
 
 
-def repeat_shared(paths: Sequence[LabelledPath]) -> list[LabelledPath]:
+def repeat_shared(paths: Sequence[LabeledPath]) -> list[LabeledPath]:
     """Copy each label to every path with its prefix, for formats that cannot mask labels."""
     known = {
         (path.problem_id, path.steps[:depth]): counts
@@ -102,8 +102,8 @@ def repeat_shared(paths: Sequence[LabelledPath]) -> list[LabelledPath]:
     ]
 
 
-def content_of(path: LabelledPath, problem: Problem, form: Format, kind: Kind, threshold: float) -> Content | None:
-    """Return what the format represents of a labelled path, up to its last label; None without a label."""
+def content_of(path: LabeledPath, problem: Problem, form: Format, kind: Kind, threshold: float) -> Content | None:
+    """Return what the format represents of a labeled path, up to its last label; None without a label."""
     labels = [_label(counts, kind, threshold) for counts in path.counts]
     steps = list(path.steps)
     while labels and labels[-1] is None:
@@ -111,7 +111,7 @@ def content_of(path: LabelledPath, problem: Problem, form: Format, kind: Kind, t
     if not labels:
         return None
     question = asked_question(problem)
-    if problem.pictures:
+    if problem.images:
         question = question.replace(IMAGE, "").strip()
     if form.numbered:
         steps = unnumbered(steps)
@@ -303,7 +303,7 @@ FORMATS = {
     "trl": Format(("hard",), _write_trl, _read_trl, join="\n"),
     "math-shepherd": Format(("hard",), _write_shepherd, _read_shepherd, numbered=True),
     "prm800k": Format(("hard",), _write_prm800k, _read_prm800k),
-    "visualprm": Format(("hard",), _write_visualprm, _read_visualprm, join="\n\n", pictures=True),
-    "mm-prm": Format(("soft", "hard"), _write_mm_prm, _read_mm_prm, join="\n\n", pictures=True),
+    "visualprm": Format(("hard",), _write_visualprm, _read_visualprm, join="\n\n", images=True),
+    "mm-prm": Format(("soft", "hard"), _write_mm_prm, _read_mm_prm, join="\n\n", images=True),
     "openrlhf": Format(("soft", "hard"), _write_openrlhf, _read_openrlhf, numbered=True),
 }

@@ -1,4 +1,4 @@
-"""Write and read labelled paths as Parquet: one row per path, loadable by `datasets`, with images in its format."""
+"""Write and read labeled paths as Parquet: one row per path, loadable by `datasets`, with images in its format."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmprm.data.images import image_digest
 from mmprm.errors import DataError
 from mmprm.files import whole_file
 from mmprm.labels.checks import Split, check_row
-from mmprm.types import Counts, LabelledPath, Picture, Problem
+from mmprm.types import Counts, ImageRef, LabeledPath, Problem
 
 SCHEMA = pyarrow.schema(
     [
@@ -28,8 +28,8 @@ SCHEMA = pyarrow.schema(
         ("images", pyarrow.list_(pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())]))),
         ("steps", pyarrow.list_(pyarrow.string())),
         ("labels", pyarrow.list_(pyarrow.float32())),
-        ("right", pyarrow.list_(pyarrow.int32())),
-        ("wrong", pyarrow.list_(pyarrow.int32())),
+        ("correct", pyarrow.list_(pyarrow.int32())),
+        ("incorrect", pyarrow.list_(pyarrow.int32())),
         ("unknown", pyarrow.list_(pyarrow.int32())),
         ("complete", pyarrow.bool_()),
         ("split", pyarrow.string()),
@@ -41,6 +41,8 @@ SCHEMA = pyarrow.schema(
 for the bias of a stopping rule. Labels and counts are null at steps without a label. `judge` is null without a judge
 (see mmprm consensus), and at steps that it did not judge."""
 
+_EARLIER_NAMES = {"right": "correct", "wrong": "incorrect"}
+"""Columns of version 0.1 by their current names."""
 _OPTIONAL = {"judge", "judged_by"}
 """Columns that may be missing."""
 
@@ -49,14 +51,14 @@ FLOAT32_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledExample:
-    """Holds a labelled path with its problem and split.
+class LabeledExample:
+    """Holds a labeled path with its problem and split.
 
     `judged` holds the P(no error so far) of the judge `judged_by` for each step, or None for a step not judged.
     """
 
     problem: Problem
-    path: LabelledPath
+    path: LabeledPath
     split: Split
     judged: tuple[float | None, ...] | None = None
     judged_by: str | None = None
@@ -65,11 +67,11 @@ class LabelledExample:
 def split_of(problem_id: str, seed: int, dev: float, test: float) -> Split:
     """Return the split of a problem by hash of (seed, problem), so that it does not depend on other problems."""
     digest = hashlib.sha256(f"{seed}/{problem_id}".encode()).digest()
-    place = int.from_bytes(digest[:8], "big") / 2**64
-    return "test" if place < test else "dev" if place < test + dev else "train"
+    position = int.from_bytes(digest[:8], "big") / 2**64
+    return "test" if position < test else "dev" if position < test + dev else "train"
 
 
-def write_parquet(path: str | Path, examples: Iterable[LabelledExample]) -> None:
+def write_parquet(path: str | Path, examples: Iterable[LabeledExample]) -> None:
     """Stream the examples to a file that appears complete or not at all."""
     path = Path(path)
     rows = (_row(example) for example in examples)
@@ -88,7 +90,7 @@ def write_parquet(path: str | Path, examples: Iterable[LabelledExample]) -> None
             writer.write_table(pyarrow.Table.from_pylist(group, schema=SCHEMA))
 
 
-def read_parquet(path: str | Path, split: Split | None = None) -> list[LabelledExample]:
+def read_parquet(path: str | Path, split: Split | None = None) -> list[LabeledExample]:
     """Return the examples of one split, or of all, in file order; examples of one problem share its Problem object.
 
     Raises DataError with the row if two different problems have the same id, as in joined files of several campaigns.
@@ -102,16 +104,16 @@ def read_parquet(path: str | Path, split: Split | None = None) -> list[LabelledE
         problem = problems.setdefault(read.id, read)
         _check_same(problem, read, f"{path}: row {number}")
         if split is None or row["split"] == split:
-            labelled = _path(row, f"{path}: row {number}")
-            examples.append(LabelledExample(problem, labelled, row["split"], *_judged(row, f"{path}: row {number}")))
+            labeled = _path(row, f"{path}: row {number}")
+            examples.append(LabeledExample(problem, labeled, row["split"], *_judged(row, f"{path}: row {number}")))
     return examples
 
 
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            names = [name for name in SCHEMA.names if name in file.schema_arrow.names]
-            missing = set(SCHEMA.names) - _OPTIONAL - set(names)
+            names = [name for name in file.schema_arrow.names if _EARLIER_NAMES.get(name, name) in SCHEMA.names]
+            missing = set(SCHEMA.names) - _OPTIONAL - {_EARLIER_NAMES.get(name, name) for name in names}
             if missing:
                 raise DataError(f"{path}: lacks the columns {', '.join(sorted(missing))}; write it with mmprm labels")
             found = 0
@@ -131,7 +133,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 def _typed(batch: pyarrow.RecordBatch, path: Path) -> pyarrow.Table:
     """Cast the columns of other programs, such as 64-bit numbers, if that loses nothing."""
     columns = []
-    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+    names = [_EARLIER_NAMES.get(name, name) for name in batch.schema.names]
+    for name, column in zip(names, batch.columns, strict=True):
         wanted = SCHEMA.field(name).type
         try:
             columns.append(column if name == "images" else column.cast(wanted))
@@ -140,10 +143,10 @@ def _typed(batch: pyarrow.RecordBatch, path: Path) -> pyarrow.Table:
                 f"{path}: column {name} has type {column.type}, must be {wanted} ({error}); cast it, or write the file "
                 "with mmprm labels"
             ) from error
-    return pyarrow.table(columns, names=batch.schema.names)
+    return pyarrow.table(columns, names=names)
 
 
-def _row(example: LabelledExample) -> dict[str, Any]:
+def _row(example: LabeledExample) -> dict[str, Any]:
     problem, path = example.problem, example.path
 
     def column(name: str) -> list[Any]:
@@ -153,10 +156,10 @@ def _row(example: LabelledExample) -> dict[str, Any]:
         "problem_id": problem.id,
         "question": asked_question(problem),
         "answer": problem.answer,
-        "images": [{"bytes": picture.data, "path": picture.path} for picture in problem.pictures],
+        "images": [{"bytes": image.data, "path": image.path} for image in problem.images],
         "steps": list(path.steps),
         "labels": column("value"),
-        **{name: column(name) for name in ("right", "wrong", "unknown")},
+        **{name: column(name) for name in ("correct", "incorrect", "unknown")},
         "complete": path.complete,
         "split": example.split,
         "judge": None if example.judged is None else list(example.judged),
@@ -165,11 +168,11 @@ def _row(example: LabelledExample) -> dict[str, Any]:
 
 
 def _problem(row: dict[str, Any], folder: Path) -> Problem:
-    pictures = tuple(
-        Picture(path=_found(image["path"], folder)) if image.get("bytes") is None else Picture(data=image["bytes"])
+    images = tuple(
+        ImageRef(path=_found(image["path"], folder)) if image.get("bytes") is None else ImageRef(data=image["bytes"])
         for image in row["images"] or ()
     )
-    return Problem(id=row["problem_id"], question=row["question"], answer=row["answer"], pictures=pictures)
+    return Problem(id=row["problem_id"], question=row["question"], answer=row["answer"], images=images)
 
 
 def _found(path: str, folder: Path) -> str:
@@ -178,7 +181,7 @@ def _found(path: str, folder: Path) -> str:
     return str(beside) if beside.is_file() else path
 
 
-def _check_same(problem: Problem, other: Problem, place: str) -> None:
+def _check_same(problem: Problem, other: Problem, location: str) -> None:
     """Raise DataError if two rows with one id have different problems."""
     if problem == other:
         return
@@ -186,52 +189,52 @@ def _check_same(problem: Problem, other: Problem, place: str) -> None:
         one, two = getattr(problem, name), getattr(other, name)
         if one != two:
             raise DataError(
-                f"{place}: problem_id {cut(other.id)!r} already belongs to a different problem: {name} is {cut(two)!r}"
+                f"{location}: problem_id {cut(other.id)!r} already belongs to a different problem: {name} is {cut(two)!r}"
                 f", but was {cut(one)!r}; use unique ids in joined files, then label them again"
             )
-    if list(map(image_digest, problem.pictures)) != list(map(image_digest, other.pictures)):
+    if list(map(image_digest, problem.images)) != list(map(image_digest, other.images)):
         raise DataError(
-            f"{place}: problem_id {cut(other.id)!r} already belongs to a different problem, with other images; use "
+            f"{location}: problem_id {cut(other.id)!r} already belongs to a different problem, with other images; use "
             "unique ids in joined files, then label them again"
         )
 
 
-def _path(row: dict[str, Any], place: str) -> LabelledPath:
-    columns: Sequence[list[Any]] = [row[name] or [] for name in ("right", "wrong", "unknown", "labels")]
+def _path(row: dict[str, Any], location: str) -> LabeledPath:
+    columns: Sequence[list[Any]] = [row[name] or [] for name in ("correct", "incorrect", "unknown", "labels")]
     if any(len(column) != len(row["steps"]) for column in columns):
         raise DataError(
-            f"{place}: has {len(row['steps'])} steps but lists of other lengths in right, wrong, unknown or labels; "
+            f"{location}: has {len(row['steps'])} steps but lists of other lengths in right, wrong, unknown or labels; "
             "give one value per step"
         )
-    counts = tuple(_counts(*step, place) for step in zip(*columns, strict=True))
-    return LabelledPath(row["problem_id"], tuple(row["steps"]), counts, row["complete"])
+    counts = tuple(_counts(*step, location) for step in zip(*columns, strict=True))
+    return LabeledPath(row["problem_id"], tuple(row["steps"]), counts, row["complete"])
 
 
-def _judged(row: dict[str, Any], place: str) -> tuple[tuple[float | None, ...] | None, str | None]:
+def _judged(row: dict[str, Any], location: str) -> tuple[tuple[float | None, ...] | None, str | None]:
     judged = row.get("judge")
     if judged is None:
         return None, None
     if len(judged) != len(row["steps"]) or not all(value is None or 0 <= value <= 1 for value in judged):
         raise DataError(
-            f"{place}: judge={judged} must hold a probability or null for each of {len(row['steps'])} steps; correct "
+            f"{location}: judge={judged} must hold a probability or null for each of {len(row['steps'])} steps; correct "
             "it, or run mmprm consensus again"
         )
     return tuple(judged), row.get("judged_by")
 
 
 def _counts(
-    right: int | None, wrong: int | None, unknown: int | None, label: float | None, place: str
+    correct: int | None, incorrect: int | None, unknown: int | None, label: float | None, location: str
 ) -> Counts | None:
-    if right is None or wrong is None:
+    if correct is None or incorrect is None:
         return None
-    if right < 0 or wrong < 0 or right + wrong == 0:
+    if correct < 0 or incorrect < 0 or correct + incorrect == 0:
         raise DataError(
-            f"{place}: counts right={right}, wrong={wrong} must not be negative, and not both 0; write null for a step "
+            f"{location}: counts right={correct}, wrong={incorrect} must not be negative, and not both 0; write null for a step "
             "without a label"
         )
-    counts = Counts(right, wrong, unknown or 0)
+    counts = Counts(correct, incorrect, unknown or 0)
     if label is None or abs(label - counts.value) < FLOAT32_ROUNDING:
         return counts
     if not 0 <= label <= 1:
-        raise DataError(f"{place}: labels={label} must lie in [0, 1]; correct it, or write null counts")
+        raise DataError(f"{location}: labels={label} must lie in [0, 1]; correct it, or write null counts")
     return replace(counts, estimate=label)

@@ -1,7 +1,7 @@
-"""Turn trees into labelled paths: few long paths that together carry every label once.
+"""Turn trees into labeled paths: few long paths that together carry every label once.
 
 A label is a distinct pair of problem and prefix of plain steps with evidence, as computed by `mmprm.trees.evidence`.
-The last step of a complete solution is labelled by that solution's own verdict.
+The last step of a complete solution is labeled by that solution's own verdict.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ import random
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from mmprm.steps import Markup, plain
+from mmprm.steps import StepFormat, plain
 from mmprm.trees.evidence import evidence
 from mmprm.trees.stopping import StoppingRule
-from mmprm.types import Counts, LabelledPath, Steps, Tree, Verdict
+from mmprm.types import Counts, LabeledPath, Steps, Tree, Verdict
 
-RIGHT, WRONG = Counts(right=1), Counts(wrong=1)
+CORRECT, INCORRECT = Counts(correct=1), Counts(incorrect=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,10 +26,10 @@ class LabelCounts:
     paths: int
     labels: int
     labels_terminal: int
-    terminal_right: int
+    terminal_correct: int
 
 
-def label_tree(tree: Tree, rule: StoppingRule, markup: Markup, seed: int) -> list[LabelledPath]:
+def label_tree(tree: Tree, rule: StoppingRule, step_format: StepFormat, seed: int) -> list[LabeledPath]:
     """Return one path through each deepest state, and equally many correct and incorrect complete solutions.
 
     A path is continued by a complete solution if one passes through its state. All solutions of the rarer kind are
@@ -39,8 +39,8 @@ def label_tree(tree: Tree, rule: StoppingRule, markup: Markup, seed: int) -> lis
     other paths have None there. A state or solution with a step that is empty without its markup is ignored. Choices
     depend only on `seed` and the problem.
     """
-    states, verdicts = _states(tree, rule, markup), _solutions(tree, markup)
-    solutions = {steps: right for steps, right in verdicts.items() if steps not in states}
+    states, verdicts = _states(tree, rule, step_format), _solutions(tree, step_format)
+    solutions = {steps: correct for steps, correct in verdicts.items() if steps not in states}
     rng = random.Random(f"{seed}/{tree.problem_id}")
     chosen = _choose(_deepest(states), solutions, rng)
     paths, unused = [], dict(states)
@@ -48,37 +48,37 @@ def label_tree(tree: Tree, rule: StoppingRule, markup: Markup, seed: int) -> lis
         counts: list[Counts | None] = [unused.pop(steps[:depth], None) for depth in range(1, len(steps) + 1)]
         complete = steps in solutions
         if complete:
-            counts[-1] = RIGHT if solutions[steps] else WRONG
-        paths.append(LabelledPath(tree.problem_id, steps, tuple(counts), complete))
+            counts[-1] = CORRECT if solutions[steps] else INCORRECT
+        paths.append(LabeledPath(tree.problem_id, steps, tuple(counts), complete))
     assert not unused, "every state lies on a path"
     return paths
 
 
-def count_labels(paths: Iterable[LabelledPath]) -> LabelCounts:
+def count_labels(paths: Iterable[LabeledPath]) -> LabelCounts:
     """Count problems, paths and labels of the given paths."""
     paths = list(paths)
     complete = [path for path in paths if path.complete]
-    labelled = sum(counts is not None for path in paths for counts in path.counts)
+    labeled = sum(counts is not None for path in paths for counts in path.counts)
     return LabelCounts(
         problems=len({path.problem_id for path in paths}),
         paths=len(paths),
-        labels=labelled - len(complete),
+        labels=labeled - len(complete),
         labels_terminal=len(complete),
-        terminal_right=sum(path.counts[-1] == RIGHT for path in complete),
+        terminal_correct=sum(path.counts[-1] == CORRECT for path in complete),
     )
 
 
-def _states(tree: Tree, rule: StoppingRule, markup: Markup) -> dict[Steps, Counts]:
+def _states(tree: Tree, rule: StoppingRule, step_format: StepFormat) -> dict[Steps, Counts]:
     """Map each non-empty plain prefix to its evidence, in the order of the tree."""
     states: dict[Steps, Counts] = {}
     for verbatim, counts in evidence(tree, rule).items():
-        steps = tuple(plain(step, markup) for step in verbatim)
+        steps = tuple(plain(step, step_format) for step in verbatim)
         if steps and all(steps):
             states.setdefault(steps, counts)
     return states
 
 
-def _solutions(tree: Tree, markup: Markup) -> dict[Steps, bool]:
+def _solutions(tree: Tree, step_format: StepFormat) -> dict[Steps, bool]:
     """Map the plain steps of each complete solution to whether it is correct; skip those graded both ways.
 
     Solutions are the root's rollouts, as the policy writes them. Rollouts from deeper states would be a biased sample:
@@ -86,7 +86,7 @@ def _solutions(tree: Tree, markup: Markup) -> dict[Steps, bool]:
     """
     verdicts: dict[Steps, set[Verdict]] = {}
     for rollout in (rollout for node in tree.nodes if not node.steps for rollout in node.rollouts):
-        steps = tuple(plain(step, markup) for step in rollout.steps)
+        steps = tuple(plain(step, step_format) for step in rollout.steps)
         if steps and all(steps) and rollout.verdict is not Verdict.UNKNOWN:
             verdicts.setdefault(steps, set()).add(rollout.verdict)
     return {steps: Verdict.CORRECT in found for steps, found in verdicts.items() if len(found) == 1}
@@ -101,23 +101,23 @@ def _deepest(states: dict[Steps, Counts]) -> list[Steps]:
 def _choose(deepest: list[Steps], solutions: dict[Steps, bool], rng: random.Random) -> list[Steps]:
     """Choose the paths: a solution through each deepest state, or the state itself, and more solutions for balance."""
     through: dict[Steps, dict[bool, list[Steps]]] = {state: {True: [], False: []} for state in deepest}
-    for steps, right in solutions.items():
+    for steps, correct in solutions.items():
         for depth in range(1, len(steps)):
             if steps[:depth] in through:
-                through[steps[:depth]][right].append(steps)
+                through[steps[:depth]][correct].append(steps)
     picked: dict[bool, dict[Steps, Steps]] = {True: {}, False: {}}
     # States with one kind of solution come first, so that those with both kinds can balance the numbers.
     for state in sorted(deepest, key=lambda state: all(through[state].values())):
-        kinds = [right for right, found in through[state].items() if found]
+        kinds = [correct for correct, found in through[state].items() if found]
         if kinds:
-            right = min(kinds, key=lambda kind: len(picked[kind]))
-            picked[right][state] = rng.choice(through[state][right])
-    correct = sum(solutions.values())
-    both = min(correct, len(solutions) - correct)  # number of solutions to use of each kind
+            correct = min(kinds, key=lambda kind: len(picked[kind]))
+            picked[correct][state] = rng.choice(through[state][correct])
+    correct_solutions = sum(solutions.values())
+    both = min(correct_solutions, len(solutions) - correct_solutions)  # number of solutions to use of each kind
     cut, extra = set(), []
     for kind, chosen in picked.items():
         taken = set(chosen.values())
-        spare = [steps for steps, right in solutions.items() if right == kind and steps not in taken]
+        spare = [steps for steps, correct in solutions.items() if correct == kind and steps not in taken]
         surplus, lacking = max(0, len(chosen) - both), max(0, both - len(chosen))
         cut |= set(rng.sample(list(chosen), surplus))
         extra += rng.sample(spare, lacking)

@@ -1,4 +1,4 @@
-"""Judge steps with a vision-language model on OpenAI-compatible servers: P(no error so far) of each labelled step."""
+"""Judge steps with a vision-language model on OpenAI-compatible servers: P(no error so far) of each labeled step."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mmprm.config import Config, PathText
 from mmprm.errors import DataError, EngineStoppedError, SamplingError
 from mmprm.grading.judge import yes_or_no
 from mmprm.grading.reply_cache import ReplyCache, reply_key
-from mmprm.labels.parquet import LabelledExample
+from mmprm.labels.parquet import LabeledExample
 from mmprm.problems import content_id
 from mmprm.prompts import PromptConfig, messages
-from mmprm.sampling.pictures import with_pictures
+from mmprm.sampling.images import with_images
 from mmprm.types import Problem, Steps
 
 _BEFORE = "Here are a problem and the beginning of a student's solution.\n\nProblem:\n"
@@ -71,12 +71,12 @@ class StepJudge:
         self._content_ids: dict[str, str] = {}
         self.failures: Counter[str] = Counter()
 
-    async def judge(self, examples: Sequence[LabelledExample]) -> list[LabelledExample]:
-        """Return the examples with a probability at each labelled step, or None where the judge gave none.
+    async def judge(self, examples: Sequence[LabeledExample]) -> list[LabeledExample]:
+        """Return the examples with a probability at each labeled step, or None where the judge gave none.
 
         Raises EngineStoppedError if its servers are gone. Earlier replies are cached and not requested again.
         """
-        judged: list[LabelledExample] = []
+        judged: list[LabeledExample] = []
         for start in range(0, len(examples), EXAMPLES_TOGETHER):
             chunk = examples[start : start + EXAMPLES_TOGETHER]
             judged += await asyncio.gather(*(self._judge(example) for example in chunk))
@@ -92,7 +92,7 @@ class StepJudge:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _judge(self, example: LabelledExample) -> LabelledExample:
+    async def _judge(self, example: LabeledExample) -> LabeledExample:
         path = example.path
         asked = [
             self._probability(example.problem, path.steps[:depth]) if counts is not None else _nothing()
@@ -102,7 +102,7 @@ class StepJudge:
 
     async def _probability(self, problem: Problem, steps: Steps) -> float | None:
         if problem.id not in self._content_ids:
-            self._content_ids[problem.id] = content_id(problem.question, "", problem.pictures)
+            self._content_ids[problem.id] = content_id(problem.question, "", problem.images)
         content = self._content_ids[problem.id]
         asked = (self._config.model, PROMPT_HASH, self._config.read, str(self._max_tokens))
         key = reply_key(*asked, content, *steps)
@@ -124,7 +124,7 @@ class StepJudge:
         prompt = PromptConfig(preset="plain", user=_BEFORE + "{question}" + _AFTER.replace("{steps}", numbered))
         body: dict[str, Any] = {
             "model": self._config.model,
-            "messages": await with_pictures(messages(problem, prompt), problem.pictures),
+            "messages": await with_images(messages(problem, prompt), problem.images),
             "temperature": 0,
             "max_tokens": self._max_tokens,
         }
@@ -154,8 +154,8 @@ def yes_probability(first_token: Sequence[tuple[str, float]]) -> float | None:
 
 
 def _read_text(reply: str) -> float | None:
-    right = yes_or_no(reply)
-    return None if right is None else float(right)
+    correct = yes_or_no(reply)
+    return None if correct is None else float(correct)
 
 
 def _read_logprobs(reply: str) -> float | None:

@@ -20,7 +20,7 @@ LIVE_PARAMETERS = 1_000_000_000
 """Maximum number of elements that ZeRO-3 keeps gathered (stage3_max_live_parameters)."""
 UPDATED_AT_ONCE = 1_000_000_000
 """Maximum number of elements per rank that ZeRO-3 updates at once (sub_group_size)."""
-LOGITS_AT_ONCE = 2**26
+LOGITS_IN_WORK = 2**26
 """Maximum number of logits that a policy computes at once (policy_rl.trainer.policy)."""
 
 
@@ -148,10 +148,10 @@ def output_layer(
     """
     e = 4 if float32 else width(precision)
     copies = e * hidden * (rows + tokens) if float32 and precision == "bf16" else 0.0
-    logits = 4 * min(LOGITS_AT_ONCE, tokens * rows)
+    logits = 4 * min(LOGITS_IN_WORK, tokens * rows)
     if not backward:
         return copies + 2 * logits
-    gradients = e * hidden * ((2 if tokens * rows > LOGITS_AT_ONCE else 1) * rows + tokens)
+    gradients = e * hidden * ((2 if tokens * rows > LOGITS_IN_WORK else 1) * rows + tokens)
     return copies + gradients + 4 * logits
 
 

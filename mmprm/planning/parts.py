@@ -18,7 +18,7 @@ ENGINE_RESERVE = 0.02
 Parts = Mapping[str, float]
 """Bytes by name."""
 
-WIDTH = 100
+TABLE_WIDTH = 100
 """Columns of a table with four phases."""
 _NAME, _COLUMN = 40, 13
 """Columns of the names, and of the numbers of a phase."""
@@ -97,7 +97,7 @@ class MemoryPlan:
 
 
 def memory_text(plan: MemoryPlan) -> str:
-    """Format a plan as tables of at most WIDTH columns, with GiB per GPU and per node."""
+    """Format a plan as tables of at most TABLE_WIDTH columns, with GiB per GPU and per node."""
     lines: list[str] = []
     for group in plan.groups:
         lines += [*_group_lines(group), ""]
@@ -107,7 +107,7 @@ def memory_text(plan: MemoryPlan) -> str:
         lines += [f"  {name:<{_NAME - 2}}{size / GIB:>{_COLUMN},.1f}" for name, size in plan.host.items() if size]
         lines.append("")
     for note in plan.notes:
-        lines += textwrap.wrap(note, WIDTH)
+        lines += textwrap.wrap(note, TABLE_WIDTH)
     return "\n".join(lines).rstrip()
 
 

@@ -34,10 +34,8 @@ from mmprm.planning.trainer import (
     update_parts,
 )
 
-PHASES = ("rollout", "log-probs", "update", "sync")
+RL_PHASES = ("rollout", "log-probs", "update", "sync")
 Role = Literal["trainer", "engine", "scorer"]
-TRAINER_CACHE = 0.0
-"""Bytes of its allocator's cache that a colocated trainer keeps during rollouts: it hands the cache back first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +54,8 @@ class RLSettings:
     """Whether log-probabilities of policy or reference are computed before the updates."""
     scorer: ScorerSettings | None = None
     host_gib: float | None = None
+    keeps_cache: bool = False
+    """Whether a colocated trainer keeps what its allocator has cached when the engines wake; `mmprm rl` frees it."""
 
 
 def rl_plan(policy: Shape, prm: Shape | None, settings: RLSettings) -> MemoryPlan:
@@ -76,7 +76,7 @@ def rl_plan(policy: Shape, prm: Shape | None, settings: RLSettings) -> MemoryPla
 
 
 def _group(roles: tuple[Role, ...], count: int, policy: Shape, prm: Shape | None, settings: RLSettings) -> GpuGroup:
-    phases: dict[str, dict[str, float]] = {phase: {} for phase in PHASES}
+    phases: dict[str, dict[str, float]] = {phase: {} for phase in RL_PHASES}
     colocated = "trainer" in roles
     for role in roles:
         if role == "trainer":
@@ -86,8 +86,8 @@ def _group(roles: tuple[Role, ...], count: int, policy: Shape, prm: Shape | None
         else:
             assert prm is not None, "a scorer has a shape"
             assert settings.scorer is not None, "a scorer has settings"
-            found = dict.fromkeys(PHASES, scorer_parts(prm, settings.scorer, settings.gpu_gib * GIB))
-        for phase in PHASES:
+            found = dict.fromkeys(RL_PHASES, scorer_parts(prm, settings.scorer, settings.gpu_gib * GIB))
+        for phase in RL_PHASES:
             phases[phase].update(found[phase])
     reserve = {} if colocated else {"reserve": ENGINE_RESERVE}
     name = f"{count} GPU{'s' if count > 1 else ''}, {' and '.join(roles)}"
@@ -104,11 +104,12 @@ def _trainer(policy: Shape, settings: RLSettings, shared: bool) -> dict[str, Par
     backward, update = backward_parts(policy, trainer), update_parts(policy, trainer)
     fuller = backward if sum(backward.values()) >= sum(update.values()) else update
     forward = forward_parts(policy, trainer) if settings.computes_log_probs else {}
+    cached = max(sum(fuller.values()), sum(forward.values())) if shared and settings.keeps_cache else 0.0
     by_phase = {
-        "rollout": {"allocator's cache": TRAINER_CACHE} if shared else {},
+        "rollout": {"allocator's cache": cached},
         "log-probs": forward,
         "update": fuller,
-        "sync": {"send buffers": _send_buffers(policy, settings)},
+        "sync": {"send buffers": max(cached, _send_buffers(policy, settings))},
     }
     return {phase: _named("trainer", {**held, **more}) for phase, more in by_phase.items()}
 
@@ -121,7 +122,7 @@ def _engine(policy: Shape, settings: RLSettings, colocated: bool) -> dict[str, P
     awake = engine_parts(policy, settings.engine, settings.gpu_gib * GIB)
     if not colocated:
         received = receive_buffers(policy, settings.engine, settings.transport)
-        return {**dict.fromkeys(PHASES, awake), "sync": {**awake, **received}}
+        return {**dict.fromkeys(RL_PHASES, awake), "sync": {**awake, **received}}
     asleep = {"engine: asleep": ASLEEP if settings.engine.compiled else ASLEEP / 2}
     without_cache = {name: size for name, size in awake.items() if name != "engine: key-value cache"}
     return {"rollout": awake, "log-probs": asleep, "update": asleep, "sync": without_cache}

@@ -1,4 +1,4 @@
-"""Turn labelled paths into training samples: rendered tokens with targets and weights per step."""
+"""Turn labeled paths into training samples: rendered tokens with targets and weights per step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmprm.backbone.token_tree import Ints
-from mmprm.labels.parquet import LabelledExample
+from mmprm.labels.parquet import LabeledExample
 from mmprm.prm.format import Renderer
 from mmprm.prm.formats import OwnFormat
 from mmprm.prm.packing import Marks
@@ -25,7 +25,7 @@ class Sample:
     """Weight of each step, with mean 1 over the labels of the training set."""
     ids: Ints
     """Token ids, including those of images."""
-    places: Ints
+    positions: Ints
     """Index of the token at which each step is judged."""
 
     @property
@@ -38,16 +38,16 @@ class Sample:
         return sum(target == target for target in self.targets)
 
 
-def make_samples(examples: Sequence[LabelledExample], renderer: Renderer, config: TargetConfig) -> list[Sample]:
+def make_samples(examples: Sequence[LabeledExample], renderer: Renderer, config: TargetConfig) -> list[Sample]:
     """Return the samples with at least one target, in order, each truncated after its last target.
 
     Later steps would contribute nothing to the loss. Raises DataError for a solution that cannot be rendered.
     """
     marks, samples = Marks(OwnFormat(renderer.processor, renderer.tokens)), []
     for example, targets in zip(examples, make_targets(examples, config), strict=True):
-        labelled = [depth for depth, value in enumerate(targets.values, start=1) if value == value]
-        if labelled:
-            judged = slice(labelled[-1])
+        labeled = [depth for depth, value in enumerate(targets.values, start=1) if value == value]
+        if labeled:
+            judged = slice(labeled[-1])
             solution = Solution(example.problem, example.path.steps[judged])
             samples.append(Sample(solution, targets.values[judged], targets.weights[judged], *marks(solution)))
     return samples

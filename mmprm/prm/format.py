@@ -17,8 +17,8 @@ from typing import Any
 from mmprm.backbone.processor import (
     _PROBE,
     _around,
-    picture_placeholder,
-    reads_pictures,
+    image_placeholder,
+    reads_images,
     token_id,
     tokenizer_of,
     vision_tokens,
@@ -26,7 +26,7 @@ from mmprm.backbone.processor import (
 from mmprm.data.choices import asked_question
 from mmprm.errors import CheckpointError, DataError
 from mmprm.prm.info import PrmTokens
-from mmprm.problems import open_picture
+from mmprm.problems import open_image
 from mmprm.prompts import IMAGE
 from mmprm.types import Solution
 
@@ -47,17 +47,17 @@ class Renderer:
         )
         empty_turn = {"role": "user", "content": ""}
         self._before, self._after = _around([empty_turn, {"role": "assistant", "content": _PROBE}], processor)
-        self.picture = picture_placeholder(processor) if reads_pictures(processor) else ""
+        self.image = image_placeholder(processor) if reads_images(processor) else ""
         """Text that the chat template writes for one image: three tokens around a pad for Qwen-VL, one for InternVL."""
-        self._reserved = (tokens.marker, *vision_tokens(processor, self.picture), *special_tokens(processor))
+        self._reserved = (tokens.marker, *vision_tokens(processor, self.image), *special_tokens(processor))
 
     def render(self, solution: Solution) -> str:
         """Return the text of a solution; raise DataError if it has no steps or contains a reserved token."""
-        check_solution(solution, bool(self.picture), self._reserved)
+        check_solution(solution, bool(self.image), self._reserved)
         problem = solution.problem
         question, head = asked_question(problem), ""
-        if problem.pictures:
-            question, head = question.replace(IMAGE, "").strip(), self.picture * len(problem.pictures) + "\n"
+        if problem.images:
+            question, head = question.replace(IMAGE, "").strip(), self.image * len(problem.images) + "\n"
         process = "".join(step + self.tokens.marker for step in solution.steps)
         return f"{self._before}{head}Question: {question}\nProcess: {process}{self._after}"
 
@@ -67,10 +67,10 @@ class Renderer:
         Row b holds exactly len(solutions[b].steps) markers. Raises DataError as `render` does, and for broken images.
         """
         texts = [self.render(solution) for solution in solutions]
-        pictures = [open_picture(picture) for solution in solutions for picture in solution.problem.pictures]
+        images = [open_image(image) for solution in solutions for image in solution.problem.images]
         inputs = self.processor(
             text=texts,
-            **({"images": pictures} if pictures else {}),
+            **({"images": images} if images else {}),
             padding=True,
             padding_side="right",
             add_special_tokens=False,  # the chat template already wrote them
@@ -81,17 +81,17 @@ class Renderer:
         return inputs
 
 
-def check_solution(solution: Solution, pictures: bool, reserved: Iterable[str]) -> None:
-    """Raise DataError for a solution that no format can express; `pictures` says whether this format has images."""
+def check_solution(solution: Solution, images: bool, reserved: Iterable[str]) -> None:
+    """Raise DataError for a solution that no format can express; `images` says whether this format has images."""
     problem, name = solution.problem, f"problem {solution.problem.id}"
     if not solution.steps:
         raise DataError(f"{name}: a solution must have at least one step to be scored; remove it or add steps")
-    if problem.pictures and not pictures:
+    if problem.images and not images:
         raise DataError(f"{name}: has images, but this process reward model reads text only; use a multimodal one")
-    for place, text in enumerate((asked_question(problem), *solution.steps)):
+    for position, text in enumerate((asked_question(problem), *solution.steps)):
         for token in reserved:
             if token in text:
-                where = f"step {place}" if place else "question"
+                where = f"step {position}" if position else "question"
                 raise DataError(f"{name}: {where} contains {token!r}, which the format reserves; remove it")
 
 

@@ -30,8 +30,8 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import BatchFeature
 
 from mmprm.backbone.processor import (
-    picture_placeholder,
-    reads_pictures,
+    image_placeholder,
+    reads_images,
     templated,
     token_id,
     tokenizer_of,
@@ -42,7 +42,7 @@ from mmprm.errors import CheckpointError, DataError
 from mmprm.labels.formats import VISUALPRM_SYSTEM, numbered
 from mmprm.prm.format import Renderer, check_solution, special_tokens
 from mmprm.prm.info import PrmInfo, PrmTokens
-from mmprm.problems import open_picture
+from mmprm.problems import open_image
 from mmprm.prompts import IMAGE
 from mmprm.types import Problem, Solution, Steps
 
@@ -61,7 +61,7 @@ class Marked:
     """
 
     ids: Sequence[int]
-    places: Sequence[int]
+    positions: Sequence[int]
 
 
 class Format(ABC):
@@ -89,9 +89,11 @@ class Format(ABC):
         input_ids_BT = inputs["input_ids"]
         read_BT = torch.zeros_like(input_ids_BT, dtype=torch.bool)
         for row, (item, length) in enumerate(zip(marked, inputs["attention_mask"].sum(dim=1).tolist(), strict=True)):
-            places = [length - len(item.ids) + place for place in item.places]
-            assert input_ids_BT[row, places].tolist() == [item.ids[place] for place in item.places], "same tokens"
-            read_BT[row, places] = True
+            positions = [length - len(item.ids) + position for position in item.positions]
+            assert input_ids_BT[row, positions].tolist() == [item.ids[position] for position in item.positions], (
+                "same tokens"
+            )
+            read_BT[row, positions] = True
         return inputs, read_BT
 
     def length(self, solution: Solution) -> int:
@@ -128,7 +130,7 @@ class OwnFormat(Format):
     def mark_many(self, solutions: Sequence[Solution]) -> list[Marked]:
         marker, texts = self.renderer.marker_id, [self.text(solution) for solution in solutions]
         encoded = self.tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
-        return [Marked(ids, [place for place, token in enumerate(ids) if token == marker]) for ids in encoded]
+        return [Marked(ids, [position for position, token in enumerate(ids) if token == marker]) for ids in encoded]
 
     def _inputs(self, solutions: Sequence[Solution], marked: Sequence[Marked]) -> Any:
         return self.renderer.encode(solutions)
@@ -146,7 +148,7 @@ class Layout:
     write: Callable[[str, Steps], str | Turns]
     head: Head
     predicted: bool = False
-    pictures: bool = False
+    images: bool = False
 
 
 class WrittenFormat(Format):
@@ -164,11 +166,11 @@ class WrittenFormat(Format):
             raise CheckpointError(
                 f"{type(self.tokenizer).__name__}: cannot map tokens to characters; add tokenizer.json, a fast one"
             )
-        self._picture = picture_placeholder(processor) if layout.pictures and reads_pictures(processor) else ""
+        self._image = image_placeholder(processor) if layout.images and reads_images(processor) else ""
         marker = () if layout.predicted else (tokens.marker,)
         # A predicted marker may be a special token, but the text itself must not contain it.
         special = set(special_tokens(processor)) - ({tokens.marker} if layout.predicted else set())
-        self._reserved = (MARK, *marker, *vision_tokens(processor, self._picture), *sorted(special))
+        self._reserved = (MARK, *marker, *vision_tokens(processor, self._image), *sorted(special))
         if layout.predicted:
             self.yes_id, self.no_id = self._predicted_id(tokens.yes), self._predicted_id(tokens.no)
         elif layout.head == "two_tokens":
@@ -179,23 +181,23 @@ class WrittenFormat(Format):
         return self._text(solution, self.tokens.marker)[0]
 
     def mark(self, solution: Solution) -> Marked:
-        check_solution(solution, bool(self._picture), self._reserved)
-        ids, _, places = self._tokens(*self._text(solution, self.tokens.marker))
-        for number, place in enumerate(places, start=1):
-            if ids[place] != self._marker_id:
+        check_solution(solution, bool(self._image), self._reserved)
+        ids, _, positions = self._tokens(*self._text(solution, self.tokens.marker))
+        for number, position in enumerate(positions, start=1):
+            if ids[position] != self._marker_id:
                 raise DataError(
                     f"problem {solution.problem.id}: step {number}: its text merges with the following marker "
                     f"{self.tokens.marker!r}, which must be a token of its own; remove empty steps, or change its end"
                 )
-        return Marked(ids, [place - self._layout.predicted for place in places])
+        return Marked(ids, [position - self._layout.predicted for position in positions])
 
     def _inputs(self, solutions: Sequence[Solution], marked: Sequence[Marked]) -> Any:
-        pictures = [open_picture(picture) for solution in solutions for picture in solution.problem.pictures]
-        if not pictures:
+        images = [open_image(image) for solution in solutions for image in solution.problem.images]
+        if not images:
             return super()._inputs(solutions, marked)
         return self.processor(
             text=[self.text(solution) for solution in solutions],
-            images=pictures,
+            images=images,
             padding=True,
             padding_side="right",
             add_special_tokens=not self._chat,
@@ -205,8 +207,8 @@ class WrittenFormat(Format):
     def _text(self, solution: Solution, marker: str) -> tuple[str, list[int]]:
         """Return the text, and the character index at which each marker begins."""
         question = asked_question(solution.problem)
-        if solution.problem.pictures:
-            head = f"{self._picture}\n" * len(solution.problem.pictures)
+        if solution.problem.images:
+            head = f"{self._image}\n" * len(solution.problem.images)
             question = head + question.replace(IMAGE, "").strip()
         written: Any = self._layout.write(question, solution.steps)
         if self._chat:
@@ -224,24 +226,24 @@ class WrittenFormat(Format):
         # A chat template writes its special tokens itself.
         encoded = self.tokenizer(text, add_special_tokens=not self._chat, return_offsets_mapping=True)
         ids, spans = encoded["input_ids"], encoded["offset_mapping"]
-        places, token = [], 0
+        positions, token = [], 0
         for character in characters:
             while not spans[token][0] <= character < spans[token][1]:
                 token += 1
-            places.append(token)
-        return ids, spans, places
+            positions.append(token)
+        return ids, spans, positions
 
     def _predicted_id(self, word: str) -> int:
         """Return the token of a word that is the whole assistant turn, as tokenized between the template's tokens."""
         text, characters = self._text(Solution(Problem("", "?", ""), ("?",)), word)
-        ids, spans, (place,) = self._tokens(text, characters)
-        begin, end = spans[place]
+        ids, spans, (position,) = self._tokens(text, characters)
+        begin, end = spans[position]
         if not word or text[begin:end].strip() != word:
             raise CheckpointError(
                 f"{word!r} must be one token in the assistant's turn, but is part of {text[begin:end]!r}; check tokens "
                 "in prm.json and the model's tokenizer"
             )
-        return ids[place]
+        return ids[position]
 
 
 class PieceFormat(Format):
@@ -261,11 +263,11 @@ class PieceFormat(Format):
     def mark(self, solution: Solution) -> Marked:
         check_solution(solution, False, ())
         ids = [*self._begin, *self._ids(asked_question(solution.problem) + self._after_question)]
-        places = []
+        positions = []
         for step in solution.steps:
             ids += [*self._ids(step), *self._separator]
-            places.append(len(ids) - 1)
-        return Marked(ids, places)
+            positions.append(len(ids) - 1)
+        return Marked(ids, positions)
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
@@ -310,7 +312,7 @@ _FORMATS: dict[str, Callable[[Any, PrmTokens], Format]] = {
     "math-shepherd": partial(WrittenFormat, Layout(_math_shepherd, "two_tokens")),
     "qwen": partial(WrittenFormat, Layout(_qwen, "two_classes")),
     "rlhflow": partial(WrittenFormat, Layout(_rlhflow, "two_tokens", predicted=True)),
-    "visualprm": partial(WrittenFormat, Layout(_visualprm, "two_tokens", predicted=True, pictures=True)),
+    "visualprm": partial(WrittenFormat, Layout(_visualprm, "two_tokens", predicted=True, images=True)),
     "skywork": partial(PieceFormat, "value", "\n", True),
     "trl": partial(PieceFormat, "two_classes", "", False),
 }

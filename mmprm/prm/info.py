@@ -61,7 +61,7 @@ class PrmInfo(Config):
     format: FormatName = FORMAT
     """How solutions are rendered and where scores are read."""
     tokens: PrmTokens = PrmTokens()
-    """Marker and judgement tokens."""
+    """Marker and judgment tokens."""
     base: str = ""
     """Model folder or hub id from which training started."""
     aggregator: str | None = None

@@ -106,8 +106,8 @@ def _weights(path: str, prefix: str) -> dict[str, Tensor]:
     index = cached_file(path, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False)
     files = {"model.safetensors"}
     if index is not None:
-        places = shard_names(Path(index))
-        files = {file for name, file in places.items() if name.startswith(prefix)}
+        positions = shard_names(Path(index))
+        files = {file for name, file in positions.items() if name.startswith(prefix)}
     weights = {}
     for file in files:
         with safe_open(cached_file(path, file), framework="pt") as tensors:

@@ -38,14 +38,14 @@ class StepJudge(nn.Module):
         check_logits(backbone)
         self.backbone = backbone
         self.marker_id = renderer.marker_id
-        self.judgement_ids = [renderer.yes_id, renderer.no_id]
+        self.judgment_ids = [renderer.yes_id, renderer.no_id]
 
     def forward(self, input_ids: Tensor, **inputs: Any) -> Tensor:
         """Return logits_M2 for input_ids_BT and the processor's other outputs."""
         hidden_BTH = self.backbone.model(input_ids=input_ids, use_cache=False, **inputs).last_hidden_state
         hidden_MH = hidden_BTH[input_ids == self.marker_id]
         # ZeRO-3 gathers the weight only if it is read here, within a forward pass.
-        return linear(hidden_MH, self.backbone.get_output_embeddings().weight[self.judgement_ids])
+        return linear(hidden_MH, self.backbone.get_output_embeddings().weight[self.judgment_ids])
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Prm:
         return self.renderer.processor
 
 
-def initialise_prm(
+def initialize_prm(
     base: str, tokens: PrmTokens, add_missing_tokens: bool = False, dtype: torch.dtype = torch.float32
 ) -> Prm:
     """Create a PRM from a vision-language or language model, given by folder or hub id.
@@ -71,10 +71,10 @@ def initialise_prm(
     """
     backbone, processor = load_backbone(base, dtype)
     with model_errors(base):
-        return _initialised(backbone, processor, base, tokens, add_missing_tokens)
+        return _initialized(backbone, processor, base, tokens, add_missing_tokens)
 
 
-def _initialised(
+def _initialized(
     backbone: PreTrainedModel, processor: Any, base: str, tokens: PrmTokens, add_missing_tokens: bool
 ) -> Prm:
     tokenizer = tokenizer_of(processor)

@@ -17,12 +17,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from mmprm.backbone.positions import Positions
-from mmprm.backbone.processor import picture_placeholder, reads_pictures, tokenizer_of
+from mmprm.backbone.processor import image_placeholder, reads_images, tokenizer_of
 from mmprm.backbone.token_tree import Ints, TokenTree, cut_at_subtrees, token_tree
 from mmprm.errors import DataError
 from mmprm.prm.formats import Format, Marked
-from mmprm.problems import open_picture
-from mmprm.types import Picture, Solution
+from mmprm.problems import open_image
+from mmprm.types import ImageRef, Solution
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class PackedTree:
     """Holds solutions of one problem; `members` are their indices in the sequence that they were packed from."""
 
     members: tuple[int, ...]
-    pictures: tuple[Picture, ...]
+    images: tuple[ImageRef, ...]
     tokens: TokenTree
     deepest: Ints
     """Tokens of the tree that form the longest solution; everything that depends on depth is computed from them."""
@@ -62,33 +62,33 @@ class Marks:
     def __init__(self, form: Format) -> None:
         self._form = form
         self._placeholder: list[int] = []
-        if reads_pictures(form.processor):
-            self._text = picture_placeholder(form.processor)
+        if reads_images(form.processor):
+            self._text = image_placeholder(form.processor)
             self._placeholder = tokenizer_of(form.processor).encode(self._text, add_special_tokens=False)
         self._of_size: dict[tuple[int, int], list[int]] = {}
-        self._of_picture: dict[Picture, list[int]] = {}
+        self._of_image: dict[ImageRef, list[int]] = {}
 
     def __call__(self, solution: Solution) -> tuple[Ints, Ints]:
         return self._grown(solution, self._form.mark(solution))
 
     def many(self, solutions: Sequence[Solution]) -> list[tuple[Ints, Ints]]:
         found = list(map(self._grown, solutions, self._form.mark_many(solutions)))
-        self._of_picture.clear()  # a scorer lives long, and a key may hold the bytes of an image
+        self._of_image.clear()  # a scorer lives long, and a key may hold the bytes of an image
         return found
 
     def _grown(self, solution: Solution, marked: Marked) -> tuple[Ints, Ints]:
         ids, rest = [], list(marked.ids)
-        for picture in solution.problem.pictures:
-            place = _find(self._placeholder, rest)
-            ids += rest[:place] + self._picture(picture)
-            rest = rest[place + len(self._placeholder) :]
+        for image in solution.problem.images:
+            position = _find(self._placeholder, rest)
+            ids += rest[:position] + self._image(image)
+            rest = rest[position + len(self._placeholder) :]
         ids += rest
-        return np.asarray(ids, dtype=np.int32), np.asarray(marked.places) + (len(ids) - len(marked.ids))
+        return np.asarray(ids, dtype=np.int32), np.asarray(marked.positions) + (len(ids) - len(marked.ids))
 
-    def _picture(self, picture: Picture) -> list[int]:
-        if picture not in self._of_picture:
-            self._of_picture[picture] = self._sized(open_picture(picture).size)
-        return self._of_picture[picture]
+    def _image(self, image: ImageRef) -> list[int]:
+        if image not in self._of_image:
+            self._of_image[image] = self._sized(open_image(image).size)
+        return self._of_image[image]
 
     def _sized(self, size: tuple[int, int]) -> list[int]:
         if size not in self._of_size:
@@ -101,27 +101,27 @@ class Marks:
 def pack_solutions(
     solutions: Sequence[Solution],
     marked: Sequence[tuple[Ints, Ints]],
-    most_tokens: int,
+    max_tokens: int,
     shared: bool = True,
 ) -> list[PackedTree]:
-    """Pack solutions into trees of at most `most_tokens` tokens; a longer solution is a tree of its own.
+    """Pack solutions into trees of at most `max_tokens` tokens; a longer solution is a tree of its own.
 
     Solution i has the tokens and judged positions `marked[i]`; tokens after its last judged position are dropped.
     Without `shared`, each solution is its own tree.
     """
-    paths = [ids[: places[-1] + 1] for ids, places in marked]
+    paths = [ids[: positions[-1] + 1] for ids, positions in marked]
     groups: dict[Hashable, list[int]] = {}
     for number, solution in enumerate(solutions):
         problem = solution.problem  # grouped by content, because the id may be the line of a file
-        groups.setdefault((problem.question, problem.pictures) if shared else number, []).append(number)
+        groups.setdefault((problem.question, problem.images) if shared else number, []).append(number)
     trees = []
     for group in groups.values():
-        for part in cut_at_subtrees([paths[number] for number in group], most_tokens):
+        for part in cut_at_subtrees([paths[number] for number in group], max_tokens):
             members = tuple(sorted(group[number] for number in part))
             tree = token_tree([paths[member] for member in members])
             reads = (stands[marked[member][1]] for member, stands in zip(members, tree.places_PL, strict=True))
             deepest = max(tree.places_PL, key=len)
-            trees.append(PackedTree(members, solutions[members[0]].problem.pictures, tree, deepest, tuple(reads)))
+            trees.append(PackedTree(members, solutions[members[0]].problem.images, tree, deepest, tuple(reads)))
     return trees
 
 
@@ -134,7 +134,7 @@ class TreeInputs:
 
     def __call__(self, rows: Sequence[Sequence[PackedTree]]) -> PackedBatch:
         width = max(sum(len(tree.tokens) for tree in row) for row in rows)
-        pixels = self._pixels([picture for row in rows for tree in row for picture in tree.pictures])
+        pixels = self._pixels([image for row in rows for tree in row for image in tree.images])
         grids = {name: iter(tensor) for name, tensor in pixels.items() if name.endswith("grid_thw")}
         ids_BT = np.full((len(rows), width), self._pad, dtype=np.int64)
         end_BT = np.tile(np.arange(width), (len(rows), 1))
@@ -145,15 +145,15 @@ class TreeInputs:
             start = 0
             for tree in row:
                 tokens, here = tree.tokens, slice(start, start + len(tree.tokens))
-                own = {name: [next(grid) for _ in tree.pictures] for name, grid in grids.items()}
-                position_XD = self._positions(tokens.ids_T[tree.deepest], own if tree.pictures else {})
+                own = {name: [next(grid) for _ in tree.images] for name, grid in grids.items()}
+                position_XD = self._positions(tokens.ids_T[tree.deepest], own if tree.images else {})
                 ids_BT[b, here] = tokens.ids_T
                 end_BT[b, here] = tokens.end_T + start
                 position_XBT[:, b, here] = position_XD[:, tokens.depth_T]
                 read_T = np.zeros(len(tokens), dtype=bool)
                 read_T[np.concatenate(tree.reads)] = True
                 order_T = np.cumsum(read_T) - 1 + found
-                reads.append(tuple(order_T[places] for places in tree.reads))
+                reads.append(tuple(order_T[positions] for positions in tree.reads))
                 read_BT[b, here] = read_T
                 found, start = found + int(read_T.sum()), here.stop
         position_ids = torch.from_numpy(position_XBT if self._positions.axes > 1 else position_XBT[0])
@@ -166,12 +166,12 @@ class Pixels:
 
     def __init__(self, form: Format) -> None:
         self._processor = form.processor
-        self._placeholder = picture_placeholder(form.processor) if reads_pictures(form.processor) else ""
+        self._placeholder = image_placeholder(form.processor) if reads_images(form.processor) else ""
 
-    def __call__(self, pictures: Sequence[Picture]) -> dict[str, Tensor]:
-        if not pictures:
+    def __call__(self, refs: Sequence[ImageRef]) -> dict[str, Tensor]:
+        if not refs:
             return {}
-        images, text = [open_picture(picture) for picture in pictures], [self._placeholder] * len(pictures)
+        images, text = [open_image(image) for image in refs], [self._placeholder] * len(refs)
         inputs = self._processor(text=text, images=images, padding=True, return_tensors="pt")
         return {name: tensor for name, tensor in inputs.items() if name not in _OF_TEXT}
 
@@ -180,9 +180,9 @@ _OF_TEXT = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
 def _find(part: list[int], whole: list[int]) -> int:
-    for place in range(len(whole) - len(part) + 1):
-        if whole[place : place + len(part)] == part:
-            return place
+    for position in range(len(whole) - len(part) + 1):
+        if whole[position : position + len(part)] == part:
+            return position
     raise DataError(
         "the tokens of an image placeholder change within a text; use the tokenizer released with the model"
     )

@@ -1,4 +1,4 @@
-"""Compute the target and weight of each step of a labelled path from its counts, as pure functions."""
+"""Compute the target and weight of each step of a labeled path from its counts, as pure functions."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Literal
 from pydantic import Field
 
 from mmprm.config import Config
-from mmprm.labels.parquet import LabelledExample
-from mmprm.labels.paths import RIGHT
+from mmprm.labels.parquet import LabeledExample
+from mmprm.labels.paths import CORRECT
 from mmprm.trees.stopping import posterior_deviation
-from mmprm.types import Counts, LabelledPath, Steps
+from mmprm.types import Counts, LabeledPath, Steps
 
 NO_TARGET = float("nan")
 
@@ -26,7 +26,7 @@ class TargetConfig(Config):
     """last: train an outcome reward model, with the verdict of each complete solution as target of its last step."""
     after_error: Literal["keep", "mask"] = "keep"
     """mask: a step after an incorrect prefix has no target, so that only the first error is learned as one."""
-    right_solutions: Literal["last_step", "all_steps"] = "last_step"
+    correct_solutions: Literal["last_step", "all_steps"] = "last_step"
     """all_steps: in a correct complete solution without a known incorrect prefix, steps without a label have target 1.
     Search labels few correct steps late in a solution; but a correct answer can follow from incorrect steps."""
     weight: Literal["none", "count", "precision"] = "none"
@@ -42,24 +42,24 @@ class Targets:
     weights: tuple[float, ...]
 
 
-def make_targets(examples: Sequence[LabelledExample], config: TargetConfig) -> list[Targets]:
+def make_targets(examples: Sequence[LabeledExample], config: TargetConfig) -> list[Targets]:
     """Return the targets of each path, in order.
 
     The label of a shared prefix is stored on one path only, so incorrect prefixes are collected over all paths. The
     mean weight is 1 over all paths.
     """
-    wrong = _wrong_prefixes(examples, config.error_value)
-    values = [_values(example.path, wrong, config) for example in examples]
+    incorrect = _incorrect_prefixes(examples, config.error_value)
+    values = [_values(example.path, incorrect, config) for example in examples]
     weights = _weights(examples, values, config)
     return [Targets(tuple(value), tuple(weight)) for value, weight in zip(values, weights, strict=True)]
 
 
-def precision(right: float, wrong: float) -> float:
+def precision(correct: float, incorrect: float) -> float:
     """Return 1 / σ² of the Beta posterior under a flat prior.
 
     σ² = ab / ((a + b)² (a + b + 1)) with a = 1 + correct and b = 1 + incorrect rollouts.
     """
-    return posterior_deviation(right, wrong) ** -2
+    return posterior_deviation(correct, incorrect) ** -2
 
 
 _WEIGHTS: dict[str, Callable[[float, float], float]] = {
@@ -70,16 +70,16 @@ _WEIGHTS: dict[str, Callable[[float, float], float]] = {
 """Weight of a label from its Monte Carlo value and its number of known verdicts."""
 
 
-def _values(path: LabelledPath, wrong: set[tuple[str, Steps]], config: TargetConfig) -> list[float]:
+def _values(path: LabeledPath, incorrect: set[tuple[str, Steps]], config: TargetConfig) -> list[float]:
     if config.steps == "last":
         last = _target(path.counts[-1], config) if path.complete else NO_TARGET
         return [NO_TARGET] * (len(path.steps) - 1) + [last]
     targets = [_target(counts, config) for counts in path.counts]
     prefixes = [(path.problem_id, path.steps[:depth]) for depth in range(1, len(targets) + 1)]
-    error = next((place for place, prefix in enumerate(prefixes) if prefix in wrong), None)
+    error = next((position for position, prefix in enumerate(prefixes) if prefix in incorrect), None)
     if config.after_error == "mask" and error is not None:
         targets[error + 1 :] = [NO_TARGET] * (len(targets) - error - 1)
-    if config.right_solutions == "all_steps" and error is None and path.complete and path.counts[-1] == RIGHT:
+    if config.correct_solutions == "all_steps" and error is None and path.complete and path.counts[-1] == CORRECT:
         targets = [1.0 if target != target else target for target in targets]
     return targets
 
@@ -91,7 +91,7 @@ def _target(counts: Counts | None, config: TargetConfig) -> float:
 
 
 def _weights(
-    examples: Sequence[LabelledExample], values: Sequence[list[float]], config: TargetConfig
+    examples: Sequence[LabeledExample], values: Sequence[list[float]], config: TargetConfig
 ) -> list[list[float]]:
     """Return the weights of all targets, with mean 1.
 
@@ -102,8 +102,8 @@ def _weights(
     raw: list[list[float | None]] = []
     for example, targets in zip(examples, values, strict=True):
         path, row = example.path, []
-        for place, (counts, target) in enumerate(zip(path.counts, targets, strict=True)):
-            verdict = path.complete and place == len(targets) - 1
+        for position, (counts, target) in enumerate(zip(path.counts, targets, strict=True)):
+            verdict = path.complete and position == len(targets) - 1
             estimated = target == target and counts is not None and counts.value is not None
             row.append(_WEIGHTS[config.weight](counts.value, most if verdict else counts.known) if estimated else None)
         raw.append(row)
@@ -112,7 +112,7 @@ def _weights(
     return [[1.0 if weight is None else weight / mean for weight in row] for row in raw]
 
 
-def _wrong_prefixes(examples: Sequence[LabelledExample], error_value: float) -> set[tuple[str, Steps]]:
+def _incorrect_prefixes(examples: Sequence[LabeledExample], error_value: float) -> set[tuple[str, Steps]]:
     return {
         (example.path.problem_id, example.path.steps[:depth])
         for example in examples

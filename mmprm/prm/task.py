@@ -1,6 +1,6 @@
 """Arrange samples as rows of model inputs, unpacked or packed, and compute the PRM's loss and evaluation on them.
 
-Shapes: M marker (all that the model reads in a batch, row by row), N labelled step, 2 logits of [Yes, No].
+Shapes: M marker (all that the model reads in a batch, row by row), N labeled step, 2 logits of [Yes, No].
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Batch:
 
     inputs: dict[str, Any]
     marker_N: Tensor
-    """Index among the M markers at which each labelled step is judged; packed paths may share one."""
+    """Index among the M markers at which each labeled step is judged; packed paths may share one."""
     target_N: Tensor
     weight_N: Tensor
     end_BT: Tensor | None = None
@@ -49,7 +49,7 @@ class Rows(Protocol):
     lengths: list[int]
     """Number of tokens of each row."""
     terms: list[int]
-    """Number of labelled steps of each row."""
+    """Number of labeled steps of each row."""
 
     def collate(self, rows: Sequence[int]) -> Batch:
         """Return the inputs and targets of some rows, on the CPU."""
@@ -74,7 +74,7 @@ class PathRows:
         ids_BT = pad_sequence(ids, batch_first=True, padding_value=self._pad)
         present_BT = pad_sequence([torch.ones_like(ids_T) for ids_T in ids], batch_first=True)
         inputs = {"input_ids": ids_BT, "attention_mask": present_BT}
-        inputs |= self._pixels([picture for sample in chosen for picture in sample.solution.problem.pictures])
+        inputs |= self._pixels([image for sample in chosen for image in sample.solution.problem.images])
         if "mm_token_type_ids" in self._processor.model_input_names:
             inputs["mm_token_type_ids"] = (ids_BT == self._processor.image_token_id).int()
         return Batch(inputs, marker_N, target_M[marker_N], weight_M[marker_N])
@@ -83,7 +83,7 @@ class PathRows:
 class PackedRows:
     """Packs trees of samples into rows of `width` tokens; the default is the length of the longest tree.
 
-    With `shared`, all samples of a problem form one tree, which is cut if it is longer than `most_tokens`. Otherwise
+    With `shared`, all samples of a problem form one tree, which is cut if it is longer than `max_tokens`. Otherwise
     each sample is its own tree. Labels belong to samples: if two samples of a tree have a label at the same node, both
     count, as they would unpacked.
     """
@@ -93,13 +93,16 @@ class PackedRows:
         samples: Sequence[Sample],
         form: Format,
         model: nn.Module,
-        most_tokens: int,
+        max_tokens: int,
         width: int | None,
         shared: bool,
     ) -> None:
         self._samples, self._inputs = samples, TreeInputs(form, model)
-        solutions, marked = [sample.solution for sample in samples], [(sample.ids, sample.places) for sample in samples]
-        trees = pack_solutions(solutions, marked, most_tokens, shared)
+        solutions, marked = (
+            [sample.solution for sample in samples],
+            [(sample.ids, sample.positions) for sample in samples],
+        )
+        trees = pack_solutions(solutions, marked, max_tokens, shared)
         # Rows are filled by length, so shuffle first: otherwise trees of one problem would share a row again and again.
         random.Random(0).shuffle(trees)
         lengths = [len(tree.tokens) for tree in trees]
@@ -112,9 +115,9 @@ class PackedRows:
         packed = self._inputs(chosen)
         labels: list[tuple[int, float, float]] = []
         for tree, reads in zip((tree for row in chosen for tree in row), packed.reads, strict=True):
-            for member, places in zip(tree.members, reads, strict=True):
+            for member, positions in zip(tree.members, reads, strict=True):
                 sample = self._samples[member]
-                steps = zip(places.tolist(), sample.targets, sample.weights, strict=True)
+                steps = zip(positions.tolist(), sample.targets, sample.weights, strict=True)
                 labels += [step for step in steps if step[1] == step[1]]
         marker_N, target_N, weight_N = map(torch.tensor, zip(*labels, strict=True))
         return Batch(packed.inputs, marker_N, target_N, weight_N, packed.end_BT)
@@ -138,8 +141,8 @@ def make_rows(
         return PathRows(samples, form)
     use_block_masks(backbone)
 
-    def rows_of(most_tokens: int) -> PackedRows:
-        return PackedRows(samples, form, backbone.model, most_tokens, None, packing == "trees")
+    def rows_of(max_tokens: int) -> PackedRows:
+        return PackedRows(samples, form, backbone.model, max_tokens, None, packing == "trees")
 
     rows = rows_of(micro_batch_tokens)
     share = 4 * sum(rows.lengths) // (3 * shares)
@@ -150,7 +153,7 @@ def make_rows(
 
 
 class PrmTask:
-    """Implements mmprm.training.loop.Task: a sample is a row, and a loss term is a labelled step."""
+    """Implements mmprm.training.loop.Task: a sample is a row, and a loss term is a labeled step."""
 
     def __init__(self, train: Rows, held_out: Rows, micro_batch_tokens: int, device: torch.device) -> None:
         self._train, self._held_out = train, held_out
@@ -192,7 +195,7 @@ class PrmTask:
         return {"loss": loss / len(pairs), "auc": _auc(pairs), "labels": float(len(pairs))}
 
     def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
-        """Return logits_N2 of the labelled steps."""
+        """Return logits_N2 of the labeled steps."""
         inputs = {name: tensor.to(self._device) for name, tensor in batch.inputs.items()}
         if batch.end_BT is not None:
             inputs["attention_mask"] = packed_mask(batch.end_BT.to(self._device))

@@ -1,4 +1,4 @@
-"""Train a process reward model from labelled paths and a base model (`mmprm train`)."""
+"""Train a process reward model from labeled paths and a base model (`mmprm train`)."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from mmprm.backbone.freeze import PARTS
 from mmprm.backbone.masks import why_not_packed
 from mmprm.config import Config, PathText
 from mmprm.errors import ConfigError, DataError
+from mmprm.hardware import HardwareConfig
 from mmprm.labels.checks import check_splits
-from mmprm.labels.parquet import LabelledExample, read_parquet
-from mmprm.preflight import check_model, check_room, load_template_owner
+from mmprm.labels.parquet import LabeledExample, read_parquet
+from mmprm.preflight import check_disk_space, check_model, load_template_owner
 from mmprm.prm.data import Sample, TargetConfig, make_samples
 from mmprm.prm.format import check_tokens
 from mmprm.prm.formats import open_format
 from mmprm.prm.info import INFO_FILE, PrmInfo, PrmTokens, read_info
-from mmprm.prm.model import Prm, StepJudge, initialise_prm, save_prm
+from mmprm.prm.model import Prm, StepJudge, initialize_prm, save_prm
 from mmprm.prm.task import Packing, PrmTask, Rows, make_rows
 from mmprm.training import checkpoints
 from mmprm.training.config import TrainingConfig
@@ -37,7 +38,7 @@ from mmprm.training.stop_request import StopRequest
 
 
 class TrainConfig(Config):
-    base: PathText
+    model: PathText
     """Base model: a folder, a hub id such as Qwen/Qwen2.5-VL-7B-Instruct, or tiny (the embedded policy)."""
     labels: PathText
     """Parquet file written by mmprm labels; its train split is used for training, its dev split for evaluation."""
@@ -45,7 +46,7 @@ class TrainConfig(Config):
     """Run folder for the model (prm/), checkpoints/, metrics.jsonl and tensorboard/. An existing run is resumed. On
     several machines it must be on shared storage."""
     tokens: PrmTokens = PrmTokens()
-    """Marker and judgement tokens."""
+    """Marker and judgment tokens."""
     add_missing_tokens: bool = False
     """Add Yes and No to a vocabulary that does not have them as single tokens."""
     target: TargetConfig = TargetConfig()
@@ -66,6 +67,8 @@ class TrainConfig(Config):
     """Recompute activations in the backward pass, which saves memory and takes about a third longer."""
     training: TrainingConfig = TrainingConfig()
     """Optimization, batches, sharding, checkpoints."""
+    hardware: HardwareConfig = Field(HardwareConfig(), exclude=True)
+    """Machines that the run is meant for, as `mmprm plan` checks; the run itself ignores these keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,17 +99,17 @@ def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
     examples = read_parquet(config.labels)  # read first, so that errors in it appear before a model is loaded
     splits = (example.split for example in examples)
     check_splits(splits, config.labels, "rename it, or split again with mmprm labels export --format parquet")
-    check_model(config.base)
-    check_room(config.output, "output", config.base)
-    check_tokens(load_template_owner(config.base), config.tokens, config.add_missing_tokens)
+    check_model(config.model)
+    check_disk_space(config.output, "output", config.model)
+    check_tokens(load_template_owner(config.model), config.tokens, config.add_missing_tokens)
     torch.manual_seed(config.training.seed)  # all ranks must initialize new weights equally
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     with loading_in_parts(config.training):
-        prm = initialise_prm(config.base, config.tokens, config.add_missing_tokens, dtype)
+        prm = initialize_prm(config.model, config.tokens, config.add_missing_tokens, dtype)
     prepare(prm.model, config)
     torch.manual_seed(config.training.seed + ranks.rank)
     (train, too_long), (held_out, _) = _samples(config, prm, examples)
-    _check_pictures(train + held_out, config, ranks)
+    _check_images(train + held_out, config, ranks)
     rows, held_out_rows = _rows(config, prm, [train, held_out], ranks)
     # batch_size counts paths, but a packed row holds several.
     batch_size = max(1, round(config.training.batch_size * len(rows.lengths) / len(train)))
@@ -166,13 +169,13 @@ def prepare(model: StepJudge, config: TrainConfig) -> None:
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise ConfigError("frozen: leaves nothing to train; freeze less")
     if config.lora:
-        add_adapters(model.backbone, config.lora, [model.marker_id], model.judgement_ids)
+        add_adapters(model.backbone, config.lora, [model.marker_id], model.judgment_ids)
     if config.gradient_checkpointing:
         model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
     model.train()
 
 
-def _samples(config: TrainConfig, prm: Prm, examples: Sequence[LabelledExample]) -> list[tuple[list[Sample], int]]:
+def _samples(config: TrainConfig, prm: Prm, examples: Sequence[LabeledExample]) -> list[tuple[list[Sample], int]]:
     """Return (samples, number of samples excluded as too long) of the train and of the dev split."""
     parts = []
     for split in ("train", "dev"):
@@ -182,7 +185,7 @@ def _samples(config: TrainConfig, prm: Prm, examples: Sequence[LabelledExample])
         parts.append((kept, len(samples) - len(kept)))
     if not parts[0][0]:
         raise DataError(
-            f"{config.labels}: the train split has no labelled path of at most max_length={config.max_length} tokens; "
+            f"{config.labels}: the train split has no labeled path of at most max_length={config.max_length} tokens; "
             "raise max_length or add labels"
         )
     return parts
@@ -207,13 +210,13 @@ def _rows(config: TrainConfig, prm: Prm, parts: list[list[Sample]], ranks: Ranks
     ]
 
 
-def _check_pictures(samples: list[Sample], config: TrainConfig, ranks: Ranks) -> None:
+def _check_images(samples: list[Sample], config: TrainConfig, ranks: Ranks) -> None:
     """Raise ConfigError if a mixture of problems with and without images cannot be trained on several ranks.
 
     A rank whose batch has no image runs neither vision tower nor projector. Under ZeRO-3 the other ranks would wait for
     it to gather these weights; under stages 1 and 2 they would reduce gradients that it does not have.
     """
-    kinds = {bool(sample.solution.problem.pictures) for sample in samples}
+    kinds = {bool(sample.solution.problem.images) for sample in samples}
     stage, still = config.training.stage, {"vision", "projector"} <= set(config.frozen) and config.lora is None
     if ranks.count > 1 and len(kinds) > 1 and stage > (2 if still else 0):
         raise ConfigError(

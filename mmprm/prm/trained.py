@@ -20,7 +20,7 @@ from mmprm.errors import CheckpointError, ConfigError
 from mmprm.files import whole_folder
 from mmprm.preflight import check_model
 from mmprm.prm.info import PrmTokens
-from mmprm.prm.model import Prm, initialise_prm, save_prm
+from mmprm.prm.model import Prm, initialize_prm, save_prm
 from mmprm.prompts import PromptConfig
 from mmprm.rendering import end_of_turn
 from mmprm.training.checkpoints import read_checkpoint, trained_weights
@@ -48,8 +48,8 @@ def convert_checkpoint(source: str | Path, target: str | Path) -> Trained:
     if target.exists():
         raise ConfigError(f"{target}: exists already; choose another folder")
     path, state = read_checkpoint(Path(source))
-    identity = state["identity"]
-    base = identity.get("base") or identity.get("model")
+    resume_key = state["identity"]
+    base = resume_key.get("base") or resume_key.get("model")
     if not isinstance(base, str):
         raise CheckpointError(
             f"{path}: does not name the base model of its run; give a checkpoint that mmprm rl, sft or train wrote"
@@ -60,20 +60,20 @@ def convert_checkpoint(source: str | Path, target: str | Path) -> Trained:
         raise CheckpointError(
             f"{path}: cannot find the base model of its run: {error}; convert it on the machine of the run"
         ) from error
-    optimisation = identity.get("optimisation", identity)
-    dtype = torch.bfloat16 if optimisation.get("precision") == "bf16" else torch.float32
-    if "target" in identity:
-        _write_prm(path, identity, base, dtype, target)
+    optimization = resume_key.get("optimization", resume_key)
+    dtype = torch.bfloat16 if optimization.get("precision") == "bf16" else torch.float32
+    if "target" in resume_key:
+        _write_prm(path, resume_key, base, dtype, target)
         return Trained("process reward model", state["step"], path)
-    _write_policy(path, identity, base, dtype, target)
+    _write_policy(path, resume_key, base, dtype, target)
     return Trained("policy", state["step"], path)
 
 
-def _write_policy(path: Path, identity: dict[str, Any], base: str, dtype: torch.dtype, target: Path) -> None:
+def _write_policy(path: Path, resume_key: dict[str, Any], base: str, dtype: torch.dtype, target: Path) -> None:
     backbone, processor = load_backbone(base, dtype)
-    weights = _merged(path, identity, backbone, (), ())
-    prompt = PromptConfig(**{name: value for name, value in identity.get("prompt", {}).items() if value is not None})
-    if "conversations" in identity:  # after SFT, a base model may end its turns with another token
+    weights = _merged(path, resume_key, backbone, (), ())
+    prompt = PromptConfig(**{name: value for name, value in resume_key.get("prompt", {}).items() if value is not None})
+    if "conversations" in resume_key:  # after SFT, a base model may end its turns with another token
         _stop_at_end_of_turn(backbone, processor, prompt)
     if prompt.chat_template is not None:
         processor.chat_template = prompt.chat_template
@@ -82,20 +82,20 @@ def _write_policy(path: Path, identity: dict[str, Any], base: str, dtype: torch.
         processor.save_pretrained(folder)
 
 
-def _write_prm(path: Path, identity: dict[str, Any], base: str, dtype: torch.dtype, target: Path) -> None:
-    prm = initialise_prm(base, PrmTokens(**identity["tokens"]), identity.get("add_missing_tokens", False), dtype)
+def _write_prm(path: Path, resume_key: dict[str, Any], base: str, dtype: torch.dtype, target: Path) -> None:
+    prm = initialize_prm(base, PrmTokens(**resume_key["tokens"]), resume_key.get("add_missing_tokens", False), dtype)
     model = prm.model
-    weights = _merged(path, identity, model.backbone, [model.marker_id], model.judgement_ids)
-    info = prm.info.model_copy(update={"labels": dict(identity["target"])})
+    weights = _merged(path, resume_key, model.backbone, [model.marker_id], model.judgment_ids)
+    info = prm.info.model_copy(update={"labels": dict(resume_key["target"])})
     save_prm(target, Prm(model, prm.renderer, info), weights)
 
 
 def _merged(
-    path: Path, identity: dict[str, Any], backbone: Any, input_rows: Sequence[int], output_rows: Sequence[int]
+    path: Path, resume_key: dict[str, Any], backbone: Any, input_rows: Sequence[int], output_rows: Sequence[int]
 ) -> dict[str, Tensor]:
     """Return the plain state of the backbone with its weights replaced by those of the checkpoint."""
-    if identity.get("lora"):
-        add_adapters(backbone, LoraConfig(**identity["lora"]), input_rows, output_rows)
+    if resume_key.get("lora"):
+        add_adapters(backbone, LoraConfig(**resume_key["lora"]), input_rows, output_rows)
     own = backbone.state_dict(keep_vars=True)
     trained = {name: tensor for name, tensor in trained_weights(path).items() if name.startswith(_PREFIX)}
     found = {name.removeprefix(_PREFIX): tensor for name, tensor in trained.items()}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from mmprm.metrics import Interval
 from mmprm.selection.accuracy import AccuracyAtN
 from mmprm.selection.groups import Group, rewards
-from mmprm.types import Picture, Problem, Steps, Verdict
+from mmprm.types import ImageRef, Problem, Steps, Verdict
 
 StepTruth = Callable[[Problem, Steps], Sequence[bool]]
 """Returns for each step of a solution whether it is correct, where the truth is known."""
@@ -44,7 +44,7 @@ class JudgedStep:
 
     text: str
     score: float
-    right: bool | None = None
+    correct: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class JudgedSolution:
     steps: tuple[JudgedStep, ...]
     reward: float
     verdict: Verdict
-    pictures: tuple[Picture, ...] = ()
+    images: tuple[ImageRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ class PolicyGain:
 class ReportData:
     """Holds the content of one page. Sections without data are omitted.
 
-    `labels` are the soft labels in [0, 1] of distinct steps, and `labels_right`, if given, the truth for each. `facts`
+    `labels` are the soft labels in [0, 1] of distinct steps, and `labels_correct`, if given, the truth for each. `facts`
     are the settings and versions of the run, listed at the end of the page.
     """
 
@@ -89,7 +89,7 @@ class ReportData:
     problems: int = 0
     aggregator: str = ""
     labels: Sequence[float] = ()
-    labels_right: Sequence[bool] | None = None
+    labels_correct: Sequence[bool] | None = None
     training: Sequence[TrainingPoint] = ()
     best: Sequence[JudgedSolution] = ()
     worst: Sequence[JudgedSolution] = ()
@@ -112,16 +112,16 @@ def extremes(
             if not scored:
                 continue
             reward, candidate = sorted(scored, key=lambda item: item[0])[position]
-            right = truth(group.problem, candidate.steps) if truth else [None] * len(candidate.steps)
+            correct = truth(group.problem, candidate.steps) if truth else [None] * len(candidate.steps)
             steps = tuple(
                 JudgedStep(text, score, mark)
-                for text, score, mark in zip(candidate.steps, candidate.scores.scores, right, strict=True)
+                for text, score, mark in zip(candidate.steps, candidate.scores.scores, correct, strict=True)
             )
             problem = group.problem
             yield (
                 reward,
                 index,
-                JudgedSolution(problem.question, problem.answer, steps, reward, candidate.verdict, problem.pictures),
+                JudgedSolution(problem.question, problem.answer, steps, reward, candidate.verdict, problem.images),
             )
 
     best = heapq.nlargest(count, judged(-1), key=lambda item: (item[0], -item[1]))

@@ -10,10 +10,10 @@ from mmprm.files import whole_file
 from mmprm.metrics import Interval
 from mmprm.report import plots
 from mmprm.report.data import Headline, JudgedSolution, JudgedStep, ReportData
-from mmprm.report.pictures import inlined
+from mmprm.report.images import inlined
 from mmprm.report.style import CSS
 from mmprm.report.text import printable
-from mmprm.types import Picture, Verdict
+from mmprm.types import ImageRef, Verdict
 
 VERDICTS = {Verdict.CORRECT: "correct", Verdict.INCORRECT: "incorrect", Verdict.UNKNOWN: "unknown"}
 
@@ -112,10 +112,10 @@ their subsets; ties are split evenly. Bars and ranges are 95 % bootstrap interva
 def _labels(data: ReportData) -> str:
     if not data.labels:
         return ""
-    truth = " Colors show whether all steps up to the labelled one are correct." if data.labels_right else ""
+    truth = " Colors show whether all steps up to the labeled one are correct." if data.labels_correct else ""
     return (
         f'<section><h2>Labels</h2><p class="note">{len(data.labels):,} distinct steps with a soft label.{truth}</p>'
-        f"<figure>{plots.label_histogram(data.labels, data.labels_right)}</figure></section>"
+        f"<figure>{plots.label_histogram(data.labels, data.labels_correct)}</figure></section>"
     )
 
 
@@ -128,7 +128,7 @@ def _training(data: ReportData) -> str:
 def _solutions(data: ReportData) -> str:
     if not data.best and not data.worst:
         return ""
-    truth = any(step.right is not None for solution in (*data.best, *data.worst) for step in solution.steps)
+    truth = any(step.correct is not None for solution in (*data.best, *data.worst) for step in solution.steps)
     legend = " The mark at the end of a line is the truth: ✓ correct step, ✗ incorrect step." if truth else ""
     parts = [
         f"<h3>{title}</h3>{''.join(map(_solution, solutions))}"
@@ -142,14 +142,14 @@ def _solutions(data: ReportData) -> str:
 
 
 def _solution(solution: JudgedSolution) -> str:
-    pictures = "".join(map(_picture, solution.pictures))
-    aside = f'<div class="pictures">{pictures}</div>' if pictures else ""
-    judgement = (
+    images = "".join(map(_image, solution.images))
+    aside = f'<div class="images">{images}</div>' if images else ""
+    judgment = (
         f"gold answer {escaped(solution.answer)} · aggregate {_number(solution.reward)} · "
         f"answer graded {VERDICTS[solution.verdict]}"
     )
-    return f"""<article class="solution{"" if pictures else " plain"}">{aside}<div>
-<p class="question">{escaped(solution.question)}</p><p class="note">{judgement}</p>
+    return f"""<article class="solution{"" if images else " plain"}">{aside}<div>
+<p class="question">{escaped(solution.question)}</p><p class="note">{judgment}</p>
 <ol class="steps">{"".join(map(_step, solution.steps))}</ol></div></article>"""
 
 
@@ -163,12 +163,12 @@ def _step(step: JudgedStep) -> str:
     return (
         f'<li style="--end: var(--{end}); --share: {share:.0%}"><span class="text">{escaped(step.text)}</span>'
         f'<span class="bar"><i style="width: {step.score:.1%}"></i></span><span class="score">{step.score:.2f}</span>'
-        f"{mark[step.right]}</li>"
+        f"{mark[step.correct]}</li>"
     )
 
 
-def _picture(picture: Picture) -> str:
-    url, small = inlined(picture)
+def _image(image: ImageRef) -> str:
+    url, small = inlined(image)
     sharp = ' class="small"' if small else ""
     return f'<img{sharp} alt="image of the problem" src="{url}"/>'
 

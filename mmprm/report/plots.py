@@ -34,8 +34,8 @@ SERIES = {
 }
 """Color, marker and line style of each selector: three cues, so that none depends on color alone."""
 
-_VARIABLES = {colour: name for name, colour in PLACEHOLDERS.items()}
-_VARIABLES |= {colour: f"series-{name}" for name, (colour, _, _) in SERIES.items()}
+_VARIABLES = {color: name for name, color in PLACEHOLDERS.items()}
+_VARIABLES |= {color: f"series-{name}" for name, (color, _, _) in SERIES.items()}
 
 _STYLE = {
     "svg.fonttype": "none",
@@ -63,7 +63,7 @@ def accuracy_plot(points: Sequence[AccuracyAtN]) -> str:
     names = [name for name in SERIES if name in points[0].accuracy]
     with _figure("accuracy", 7.4, 4.2) as (axes, output):
         for index, name in enumerate(names):
-            colour, marker, line = SERIES[name]
+            color, marker, line = SERIES[name]
             # Shift each line slightly to the side, so that the intervals of different selectors do not overlap.
             shift = 2 ** (0.055 * (index - (len(names) - 1) / 2))
             values = [point.accuracy[name] for point in points]
@@ -71,7 +71,7 @@ def accuracy_plot(points: Sequence[AccuracyAtN]) -> str:
                 [point.n * shift for point in points],
                 [value.value for value in values],
                 yerr=[[v.value - v.low for v in values], [v.high - v.value for v in values]],
-                color=colour,
+                color=color,
                 marker=marker,
                 linestyle=line,
                 markersize=5,
@@ -87,10 +87,10 @@ def accuracy_plot(points: Sequence[AccuracyAtN]) -> str:
         axes.set_ylabel("accuracy")
         low, high = axes.get_ylim()
         ends = {name: points[-1].accuracy[name].value for name in names}
-        for name, place in _apart(ends, gap=(high - low) * 0.062).items():
+        for name, position in _apart(ends, gap=(high - low) * 0.062).items():
             axes.annotate(
                 name,
-                (points[-1].n * 2**0.26, place),
+                (points[-1].n * 2**0.26, position),
                 color=SERIES[name][0],
                 va="center",
                 fontweight="bold" if name == "prm" else "normal",
@@ -159,11 +159,11 @@ def reliability_plot(curve: Sequence[ReliabilityBin], name: str) -> str:
     """
     with _figure(name, 7.4, 4.2) as (axes, output):
         axes.plot([0, 1], [0, 1], color=PLACEHOLDERS["soft"], linestyle="--", linewidth=1)
-        places = [entry.predicted for entry in curve], [entry.observed for entry in curve]
-        axes.plot(*places, color=PLACEHOLDERS["good"], linewidth=1.6)
+        positions = [entry.predicted for entry in curve], [entry.observed for entry in curve]
+        axes.plot(*positions, color=PLACEHOLDERS["good"], linewidth=1.6)
         most = max(entry.count for entry in curve)
         axes.scatter(
-            *places, s=[12 + 150 * entry.count / most for entry in curve], color=PLACEHOLDERS["good"], zorder=3
+            *positions, s=[12 + 150 * entry.count / most for entry in curve], color=PLACEHOLDERS["good"], zorder=3
         )
         axes.set_xlabel("mean score of the steps")
         axes.set_ylabel("share of correct steps")
@@ -175,10 +175,10 @@ def reliability_plot(curve: Sequence[ReliabilityBin], name: str) -> str:
 def bars_plot(values: Mapping[str, Interval], label: str, name: str) -> str:
     """Plot one bar with its interval per name, the first at the top."""
     with _figure(name, 7.4, 0.9 + 0.42 * len(values)) as (axes, output):
-        places = range(len(values))
+        positions = range(len(values))
         entries = list(values.values())
         axes.barh(
-            places,
+            positions,
             [entry.value for entry in entries],
             xerr=[
                 [max(0.0, entry.value - entry.low) for entry in entries],
@@ -190,7 +190,7 @@ def bars_plot(values: Mapping[str, Interval], label: str, name: str) -> str:
         )
         axes.grid(axis="x")
         axes.grid(visible=False, axis="y")
-        axes.set_yticks(places, [printable(key) for key in values])
+        axes.set_yticks(positions, [printable(key) for key in values])
         axes.invert_yaxis()
         axes.set_xlim(0, 1)
         axes.set_xlabel(label)
@@ -205,18 +205,18 @@ SMALL = (3.6, 2.5)
 
 
 def lines_plot(curves: Mapping[str, Curve], name: str) -> str:
-    """Plot values against the step: one line per name, labelled at its right end; long curves with a moving mean."""
+    """Plot values against the step: one line per name, labeled at its right end; long curves with a moving mean."""
     with _figure(name, *SMALL) as (axes, output):
         ends = {}
-        for (label, curve), (colour, _, line) in zip(curves.items(), itertools.cycle(SERIES.values()), strict=False):
+        for (label, curve), (color, _, line) in zip(curves.items(), itertools.cycle(SERIES.values()), strict=False):
             steps, values = zip(*curve, strict=True)
             window = smoothing(len(values))
             if window > 1:
-                axes.plot(steps, values, color=colour, linewidth=0.7, alpha=0.35)
+                axes.plot(steps, values, color=color, linewidth=0.7, alpha=0.35)
             mean = moving_mean(values, window)
             marker = "o" if len(values) == 1 else None
-            axes.plot(steps, mean, color=colour, linestyle=line, linewidth=1.6, marker=marker, markersize=4)
-            ends[label] = (mean[-1], colour)
+            axes.plot(steps, mean, color=color, linestyle=line, linewidth=1.6, marker=marker, markersize=4)
+            ends[label] = (mean[-1], color)
         if len(curves) > 1:
             _name_ends(axes, ends)
         _step_axis(axes)
@@ -224,18 +224,18 @@ def lines_plot(curves: Mapping[str, Curve], name: str) -> str:
 
 
 def stacked_plot(curves: Mapping[str, Curve], name: str) -> str:
-    """Plot the moving means of values at the same steps as stacked bands, each labelled at its right end."""
+    """Plot the moving means of values at the same steps as stacked bands, each labeled at its right end."""
     with _figure(name, 7.4, 3.0) as (axes, output):
         steps = [step for step, _ in next(iter(curves.values()))]
         values = [moving_mean([value for _, value in curve], smoothing(len(steps))) for curve in curves.values()]
-        colours = [colour for colour, _, _ in itertools.islice(itertools.cycle(SERIES.values()), len(curves))]
+        colors = [color for color, _, _ in itertools.islice(itertools.cycle(SERIES.values()), len(curves))]
         if len(steps) == 1:
             steps, values = [steps[0] - 0.5, steps[0] + 0.5], [value * 2 for value in values]
-        axes.stackplot(steps, values, colors=colours, alpha=0.85, linewidth=0)
+        axes.stackplot(steps, values, colors=colors, alpha=0.85, linewidth=0)
         tops = list(itertools.accumulate(value[-1] for value in values))
         middles = [top - value[-1] / 2 for top, value in zip(tops, values, strict=True)]
         axes.set_ylim(0, None)
-        _name_ends(axes, dict(zip(curves, zip(middles, colours, strict=True), strict=True)))
+        _name_ends(axes, dict(zip(curves, zip(middles, colors, strict=True), strict=True)))
         axes.set_ylabel("seconds")
         axes.set_xlabel("step")
         _step_axis(axes)
@@ -245,7 +245,7 @@ def stacked_plot(curves: Mapping[str, Curve], name: str) -> str:
 def progress_plot(training: Curve, held_out: Sequence[tuple[int, Interval]], name: str) -> str:
     """Plot the accuracy of training rollouts, and the accuracy on held-out problems with its interval."""
     with _figure(name, 7.4, 3.6) as (axes, output):
-        colour, soft = PLACEHOLDERS["good"], PLACEHOLDERS["soft"]
+        color, soft = PLACEHOLDERS["good"], PLACEHOLDERS["soft"]
         if training:
             steps, values = zip(*training, strict=True)
             window = smoothing(len(values))
@@ -258,7 +258,7 @@ def progress_plot(training: Curve, held_out: Sequence[tuple[int, Interval]], nam
                 [step for step, _ in held_out],
                 [entry.value for entry in entries],
                 yerr=[[max(0.0, e.value - e.low) for e in entries], [max(0.0, e.high - e.value) for e in entries]],
-                color=colour,
+                color=color,
                 marker="o",
                 markersize=5,
                 linewidth=1.8,
@@ -282,7 +282,7 @@ def smoothing(count: int) -> int:
 def moving_mean(values: Sequence[float], window: int) -> list[float]:
     """Return the mean of up to `window` values around each value; windows are cut at both ends."""
     before, behind = (window - 1) // 2, window // 2
-    parts = (values[max(0, place - before) : place + behind + 1] for place in range(len(values)))
+    parts = (values[max(0, position - before) : position + behind + 1] for position in range(len(values)))
     return [sum(part) / len(part) for part in parts]
 
 
@@ -291,11 +291,11 @@ def _name_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
     low, high = axes.get_ylim()
     # Height of a line of text in units of the axis.
     gap = (high - low) * 0.19 / axes.figure.get_figheight()
-    places = _apart({label: place for label, (place, _) in ends.items()}, gap * 1.15)
-    for label, place in places.items():
+    positions = _apart({label: position for label, (position, _) in ends.items()}, gap * 1.15)
+    for label, position in positions.items():
         axes.annotate(
             printable(label),
-            (1.02, place),
+            (1.02, position),
             xycoords=("axes fraction", "data"),
             color=ends[label][1],
             va="center",
@@ -336,11 +336,11 @@ def _inline(svg: str, name: str) -> str:
     return svg.strip()
 
 
-def _apart(places: dict[str, float], gap: float) -> dict[str, float]:
+def _apart(positions: dict[str, float], gap: float) -> dict[str, float]:
     """Return the positions in ascending order, spread to a distance of at least `gap` and centered again."""
     moved: dict[str, float] = {}
     previous = float("-inf")
-    for name, place in sorted(places.items(), key=lambda item: item[1]):
-        previous = moved[name] = max(place, previous + gap)
-    shift = sum(moved[name] - places[name] for name in places) / len(places) / 2
-    return {name: place - shift for name, place in moved.items()}
+    for name, position in sorted(positions.items(), key=lambda item: item[1]):
+        previous = moved[name] = max(position, previous + gap)
+    shift = sum(moved[name] - positions[name] for name in positions) / len(positions) / 2
+    return {name: position - shift for name, position in moved.items()}

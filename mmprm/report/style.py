@@ -3,7 +3,7 @@
 The series colors are Okabe and Ito's.
 """
 
-COLOURS = """
+COLORS = """
 :root {
   color-scheme: light dark;
   --paper: #fdfdfb; --ink: #1b1c1e; --soft: #5c6066; --rule: #dcdcd6; 
@@ -20,7 +20,7 @@ COLOURS = """
 """
 
 CSS = (
-    COLOURS
+    COLORS
     + """
 * { box-sizing: border-box; }
 body {
@@ -60,8 +60,8 @@ figure svg text { font-family: inherit !important; }
   padding: 1.3rem 0; border-top: 1px solid var(--rule);
 }
 .solution.plain { grid-template-columns: 1fr; }
-.pictures img { display: block; width: 100%; margin-bottom: 0.5rem; border: 1px solid var(--rule); background: #fff; }
-.pictures img.small { image-rendering: pixelated; }
+.images img { display: block; width: 100%; margin-bottom: 0.5rem; border: 1px solid var(--rule); background: #fff; }
+.images img.small { image-rendering: pixelated; }
 .question { margin: 0 0 0.2rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 .steps { list-style: none; margin: 0.7rem 0 0; padding: 0; }
 .steps li {
@@ -80,7 +80,7 @@ figure svg text { font-family: inherit !important; }
 .facts td { text-align: left; }
 @media (max-width: 38rem) {
   body { padding: 2rem 1rem 3rem; }
-  .solution, .curves { grid-template-columns: 1fr; } .pictures { max-width: 9rem; }
+  .solution, .curves { grid-template-columns: 1fr; } .images { max-width: 9rem; }
   .steps li { grid-template-columns: 1fr 2.6rem 1.4rem; } .steps .bar { display: none; }
 }
 @media print {

@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmprm.evaluation.best_of_n import OWN, BestOfN
-from mmprm.evaluation.judging import FIGURES, Judging
 from mmprm.evaluation.policy import PolicyScores, Score
+from mmprm.evaluation.prm_evaluation import METRICS, PrmEvaluation
 from mmprm.metrics import Interval
 from mmprm.selection.accuracy import AccuracyAtN
 
 
-def judging_table(result: Judging) -> str:
+def prm_evaluation_table(result: PrmEvaluation) -> str:
     """Return one line per source, their average and the pooled result, followed by threshold and calibration."""
-    parts = FIGURES[result.figure].parts
+    parts = METRICS[result.metric].parts
     several = len(result.sources) > 1
     entries = [*result.sources.items(), *([("all together", result.pooled)] if several else [])]
     width = max(len(name) for name, _ in entries)
     lines = [
-        f"{'source':<{width}}{FIGURES[result.figure].title:>22}"
+        f"{'source':<{width}}{METRICS[result.metric].title:>22}"
         + "".join(f"{part:>9}" for part in parts)
         + f"{'solutions':>11}"
     ]
-    for name, figures in entries:
+    for name, metrics in entries:
         values = "".join(
-            f"{'–' if value is None else format(value.value, '.3f'):>9}" for value in figures.parts.values()
+            f"{'–' if value is None else format(value.value, '.3f'):>9}" for value in metrics.parts.values()
         )
-        lines.append(f"{name:<{width}}{cell(figures.f1):>22}{values}{figures.solutions:>11,}")
+        lines.append(f"{name:<{width}}{cell(metrics.f1):>22}{values}{metrics.solutions:>11,}")
     if several:
         lines.insert(-1, f"{'average':<{width}}{cell(result.average):>22}")
     auc = "" if result.auc is None else f", AUC {result.auc:.3f}"
@@ -60,7 +60,7 @@ def policy_table(result: PolicyScores) -> str:
         lines.append(f"{kind:<{max(width, 8)}}{'correct / all':>22}{'of known':>10}{counted}")
         for name, score in scores.items():
             known = "–" if score.of_known is None else f"{score.of_known.value:.3f}"
-            counts = f"{score.right:>9,}{score.wrong:>11,}{score.unknown:>9,}"
+            counts = f"{score.correct:>9,}{score.incorrect:>11,}{score.unknown:>9,}"
             lines.append(f"{name:<{max(width, 8)}}{cell(score.accuracy):>22}{known:>10}{counts}")
         if result.samples > 1:
             lines += _samples_lines(scores["all"])

@@ -21,7 +21,7 @@ MOST_ROWS = 12
 class Panel:
     """Describes a plot of the available metrics in `names` (metric → label).
 
-    A name that ends in * matches all metrics with that prefix; each is labelled by the remainder of its name.
+    A name that ends in * matches all metrics with that prefix; each is labeled by the remainder of its name.
     """
 
     title: str
@@ -152,8 +152,8 @@ def _progress(training: Sequence[Mapping[str, Any]], held_out: Sequence[tuple[in
         return ""
     number = min(MOST_ROWS, len(held_out))
     # Evenly spaced, including the first and the last.
-    places = sorted({round(place * (len(held_out) - 1) / max(1, number - 1)) for place in range(number)})
-    rows = [[str(held_out[place][0]), interval_cell(held_out[place][1])] for place in places]
+    positions = sorted({round(position * (len(held_out) - 1) / max(1, number - 1)) for position in range(number)})
+    rows = [[str(held_out[position][0]), interval_cell(held_out[position][1])] for position in positions]
     listed = table(["after step", "held-out pass@1"], rows) if rows else ""
     return f"""<section><h2>Accuracy</h2>
 <p class="note">Share of correct answers among those with a known verdict. Held-out bars and ranges are 95 % intervals

@@ -1,4 +1,4 @@
-"""Arrange the tree of a problem for display: each labelled prefix below the longest labelled prefix that it extends."""
+"""Arrange the tree of a problem for display: each labeled prefix below the longest labeled prefix that it extends."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Branch:
     """Holds a prefix with the counts of its value, as `mmprm.trees.evidence` computes them.
 
     `number` is the position of the state in search order, and `rollouts` are those sampled from it. `number` is None
-    for a prefix that was never sampled from. Such a prefix is labelled by rollouts of other states; `through` lists all
+    for a prefix that was never sampled from. Such a prefix is labeled by rollouts of other states; `through` lists all
     rollouts that pass through it as (number of the state, index of the rollout). `above` is the number of steps of the
     parent branch.
     """
@@ -36,7 +36,7 @@ class Branch:
 
 
 def grow(tree: Tree, rule: StoppingRule) -> Branch:
-    """Return the root with every state and every other labelled prefix below it, siblings in search order."""
+    """Return the root with every state and every other labeled prefix below it, siblings in search order."""
     assert not tree.nodes[0].steps, "a search begins at the root"
     labels = evidence(tree, rule)
     branches = {
@@ -55,7 +55,7 @@ def grow(tree: Tree, rule: StoppingRule) -> Branch:
 
 def _find_passing(tree: Tree, branches: dict[Steps, Branch]) -> None:
     for number, node in enumerate(tree.nodes):
-        for place, rollout in enumerate(node.rollouts):
+        for position, rollout in enumerate(node.rollouts):
             for prefix in passing(node.steps, rollout):
                 if prefix in branches and branches[prefix].number is None:
-                    branches[prefix].through.append((number, place))
+                    branches[prefix].through.append((number, position))

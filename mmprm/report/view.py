@@ -9,14 +9,14 @@ from typing import Any
 
 from mmprm.errors import DataError
 from mmprm.files import whole_file
-from mmprm.report.pictures import inlined
-from mmprm.report.style import COLOURS
+from mmprm.report.images import inlined
+from mmprm.report.style import COLORS
 from mmprm.report.trees import Branch, grow
-from mmprm.steps import Markup, plain
+from mmprm.steps import StepFormat, plain
 from mmprm.trees.stopping import StoppingRule, rule_of
 from mmprm.trees.store import Store
 from mmprm.trees.tallies import Tally, tallies
-from mmprm.types import Picture, Problem, Rollout, Steps, Tree
+from mmprm.types import ImageRef, Problem, Rollout, Steps, Tree
 
 TEMPLATE = Path(__file__).with_name("view.html")
 
@@ -33,7 +33,7 @@ OUTCOMES = {
 def write_view(path: Path, store: Store, limit: int) -> int:
     """Write the page of at most `limit` problems, spread evenly over the run, and return their number."""
     shown = spread(tallies(store), limit)
-    before, after = TEMPLATE.read_text(encoding="utf-8").replace("/* COLOURS */", COLOURS).split("<!-- DATA -->")
+    before, after = TEMPLATE.read_text(encoding="utf-8").replace("/* COLORS */", COLORS).split("<!-- DATA -->")
     with whole_file(path, way_out="choose another path with --output") as file:
         file.write(before)
         file.writelines(data_elements(store, shown))
@@ -50,12 +50,12 @@ def spread(entries: Sequence[Tally], limit: int) -> list[Tally]:
 def data_elements(store: Store, shown: Sequence[Tally]) -> Iterator[str]:
     """Yield one element that lists the problems, then one per problem, so that a browser parses only what is opened."""
     config = store.config
-    markup, rule = config.get("markup", "tags"), rule_of(config)
+    step_format, rule = config.get("step_format", "tags"), rule_of(config)
     problems = [store.problem(tally.problem_id) for tally in shown]
     entries = [list_entry(tally, problem) for tally, problem in zip(shown, problems, strict=True)]
     yield _element("run", {"run": str(store.path.parent), "total": len(store.ids()), "problems": entries})
-    for place, problem in enumerate(problems):
-        yield _element(f"problem-{place}", problem_data(problem, store.tree(problem.id), rule, markup))
+    for position, problem in enumerate(problems):
+        yield _element(f"problem-{position}", problem_data(problem, store.tree(problem.id), rule, step_format))
 
 
 def list_entry(tally: Tally, problem: Problem) -> dict[str, Any]:
@@ -71,7 +71,7 @@ def list_entry(tally: Tally, problem: Problem) -> dict[str, Any]:
     }
 
 
-def problem_data(problem: Problem, tree: Tree, rule: StoppingRule, markup: Markup) -> dict[str, Any]:
+def problem_data(problem: Problem, tree: Tree, rule: StoppingRule, step_format: StepFormat) -> dict[str, Any]:
     """Return the data of one problem.
 
     Each distinct text is stored once in `texts`; everything else refers to it by index. Branches are in depth-first
@@ -79,15 +79,15 @@ def problem_data(problem: Problem, tree: Tree, rule: StoppingRule, markup: Marku
     """
     texts: dict[str, int] = {}
 
-    def place(text: str) -> int:
+    def position(text: str) -> int:
         return texts.setdefault(text, len(texts))
 
-    def places(steps: Steps) -> list[int]:
-        return [place(plain(step, markup) or step) for step in steps]
+    def positions(steps: Steps) -> list[int]:
+        return [position(plain(step, step_format) or step) for step in steps]
 
     def rollout(entry: Rollout) -> list[Any]:
-        steps = places(entry.steps) or [place(entry.text)]
-        return [steps, int(entry.verdict), entry.token_count, place(entry.reason), entry.unsplit]
+        steps = positions(entry.steps) or [position(entry.text)]
+        return [steps, int(entry.verdict), entry.token_count, position(entry.reason), entry.unsplit]
 
     branches: list[dict[str, Any]] = []
 
@@ -96,10 +96,10 @@ def problem_data(problem: Problem, tree: Tree, rule: StoppingRule, markup: Marku
         branches.append(
             {
                 "parent": parent,
-                "steps": places(branch.steps[branch.above :]),
+                "steps": positions(branch.steps[branch.above :]),
                 "number": branch.number,
                 "value": counts.value,
-                "counts": [counts.right, counts.wrong, counts.unknown],
+                "counts": [counts.correct, counts.incorrect, counts.unknown],
                 "rollouts": [rollout(entry) for entry in branch.rollouts],
                 "through": branch.through,
             }
@@ -113,15 +113,15 @@ def problem_data(problem: Problem, tree: Tree, rule: StoppingRule, markup: Marku
     return {
         "answer": problem.answer,
         "choices": problem.choices,
-        "pictures": [_picture(picture) for picture in problem.pictures],
+        "images": [_image(image) for image in problem.images],
         "branches": branches,
         "texts": list(texts),
     }
 
 
-def _picture(picture: Picture) -> dict[str, Any]:
+def _image(image: ImageRef) -> dict[str, Any]:
     try:
-        url, small = inlined(picture)
+        url, small = inlined(image)
     except DataError as error:
         return {"error": str(error)}
     return {"url": url, "small": small}

@@ -62,7 +62,7 @@ class EngineConfig(Config):
     """
     cores: tuple[int, ...] | None = None
     """CPU cores that the engine runs on (in_process only); default: all cores available to the process."""
-    pictures_per_prompt: int = Field(8, ge=0)
+    images_per_prompt: int = Field(8, ge=0)
     """Maximum number of images per problem."""
     max_pixels: int | None = Field(None, ge=1)
     """Scale larger images down to this many pixels (Qwen-VL processors); default: the checkpoint's own limit."""

@@ -215,7 +215,7 @@ class InProcessEngine:
 
 def _admit(engine: Any, job: _Prompt, name: str, in_flight: dict[str, Future]) -> None:
     try:
-        (rendered,) = engine.renderer.render_cmpl([job.prompt], tokenisation(engine))
+        (rendered,) = engine.renderer.render_cmpl([job.prompt], tokenization(engine))
         engine.add_request(name, rendered, job.params)
         in_flight[name] = job.future
     except Exception as error:
@@ -280,7 +280,7 @@ class SeparateEngine:
         async with self._calls:
             self._in_flight += 1
         try:
-            (rendered,) = await self._engine.renderer.render_cmpl_async([prompt], tokenisation(self._engine))
+            (rendered,) = await self._engine.renderer.render_cmpl_async([prompt], tokenization(self._engine))
             return [output async for output in self._engine.generate(rendered, params, str(next(self._numbers)))][-1]
         except EngineDeadError as error:
             raise EngineStoppedError(f"the engine has stopped: {error}") from error
@@ -301,7 +301,7 @@ class SeparateEngine:
                 raise EngineStoppedError(f"the engine has stopped: {error}") from error
 
 
-def tokenisation(engine: Any) -> Any:
+def tokenization(engine: Any) -> Any:
     """Return the tokenization parameters for rendered prompts.
 
     A chat template writes its own special tokens, so the tokenizer must not add a second beginning-of-sequence token.
@@ -337,7 +337,7 @@ def engine_arguments(config: EngineConfig, extra: Mapping[str, Any] = NO_ARGUMEN
         tensor_parallel_size=config.tensor_parallel_size,
         enforce_eager=cpu if config.compile is None else not config.compile,
         enable_prefix_caching=True,
-        limit_mm_per_prompt={"image": config.pictures_per_prompt, "video": 0, "audio": 0},
+        limit_mm_per_prompt={"image": config.images_per_prompt, "video": 0, "audio": 0},
         seed=0,
         **{name: value for name, value in optional.items() if value is not None},
         **extra,

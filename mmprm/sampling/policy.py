@@ -8,16 +8,17 @@ from pydantic import Field, model_validator
 
 from mmprm.config import Config
 from mmprm.grading.symbolic import GraderConfig
+from mmprm.hardware import HardwareConfig
 from mmprm.problems import ProblemsConfig
 from mmprm.prompts import PromptConfig
 from mmprm.rendering import template_of_file
 from mmprm.sampling.config import EngineConfig, SamplingConfig
-from mmprm.steps import Markup
+from mmprm.steps import StepFormat
 
 DECISIVE = {
     "engine": {"model", "dtype", "max_model_len", "max_pixels", "min_pixels"},
-    "grader": {"seconds": True, "max_length": True, "judge": {"model"}},
-    **dict.fromkeys(("sampling", "prompt", "markup", "seed"), True),
+    "grader": {"timeout_seconds": True, "max_length": True, "judge": {"model"}},
+    **dict.fromkeys(("sampling", "prompt", "step_format", "seed"), True),
 }
 """Keys that determine what is sampled for a problem and how it is graded."""
 
@@ -33,7 +34,7 @@ class PolicyConfig(Config):
     """How completions are sampled; max_tokens limits each sample."""
     prompt: PromptConfig = PromptConfig()
     """How the policy is prompted."""
-    markup: Markup = "tags"
+    step_format: StepFormat = "tags"
     """How the policy marks its steps: tags, blank_lines or numbered."""
     grader: GraderConfig = GraderConfig()
     """How final answers are graded."""
@@ -47,12 +48,14 @@ class PolicyConfig(Config):
     """Address of a Ray cluster to join, host:port; default: RAY_ADDRESS or the cluster of `ray start` on this machine,
     else a new one that listens only on the loopback interface. local: always start a new one.
     """
+    hardware: HardwareConfig = Field(HardwareConfig(), exclude=True)
+    """Machines that the run is meant for, as `mmprm plan` checks; the run itself ignores these keys."""
 
     @model_validator(mode="before")
     @classmethod
     def _chat_template_of_a_file(cls, values: Any) -> Any:
         return template_of_file(values, "engine", "chat_template")
 
-    def identity(self) -> dict[str, Any]:
+    def resume_key(self) -> dict[str, Any]:
         """Return the settings that must be equal for samples of a problem to be the same."""
         return self.model_dump(mode="json", include=DECISIVE)

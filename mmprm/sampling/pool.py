@@ -38,7 +38,7 @@ class SamplerPool:
         size: int | None = None,
         wait: bool = True,
     ) -> None:
-        engines, resources = places(engine, size)
+        engines, resources = engine_resources(engine, size)
         actor_class = ray.remote(max_concurrency=REQUESTS_IN_FLIGHT, **resources)(_Engine)
         self._actors = [actor_class.remote() for _ in engines]
         pairs = zip(self._actors, engines, strict=True)
@@ -97,7 +97,7 @@ class _Engine:
         return self._sampler.stats()
 
 
-def places(engine: EngineConfig, size: int | None) -> tuple[list[EngineConfig], dict[str, float]]:
+def engine_resources(engine: EngineConfig, size: int | None) -> tuple[list[EngineConfig], dict[str, float]]:
     """Return the configuration of each engine and the Ray resources of one; by default as many as fit.
 
     Starts Ray if it is not running.

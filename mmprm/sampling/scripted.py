@@ -35,7 +35,7 @@ class ScriptedSampler:
         finally:
             self.in_flight -= 1
         draws = (random.Random(request.seed + i) for i in range(request.n))
-        texts = [_stopped(self._write(request.problem, request.prefix, draw), request.stop) for draw in draws]
+        texts = [_stopped(self._write(request.problem, request.prefix, rng), request.stop) for rng in draws]
         return tuple(Completion(text, len(text.split()), "stop") for text in texts)
 
 

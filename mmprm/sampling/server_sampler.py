@@ -11,7 +11,7 @@ from mmprm.data.marks import IMAGE
 from mmprm.errors import EngineStoppedError, MmprmError, SamplingError
 from mmprm.prompts import PromptConfig, assistant_beginning, messages
 from mmprm.sampling.config import EngineConfig, SamplingConfig
-from mmprm.sampling.pictures import with_pictures
+from mmprm.sampling.images import with_images
 from mmprm.sampling.turn import TurnBeginning, with_given
 from mmprm.steps import ends_with_step_tag
 from mmprm.types import Completion, Problem, SampleRequest
@@ -48,7 +48,7 @@ class ServerSampler:
         try:
             own, given = TurnBeginning("", self._prompt).own(request)
             beginning = assistant_beginning(self._prompt, own.prefix)
-            turns = await with_pictures(messages(problem, self._prompt, request.prefix), problem.pictures)
+            turns = await with_images(messages(problem, self._prompt, request.prefix), problem.images)
             reply = await self._client.chat(self._body(turns, beginning, request), affinity=problem.id)
             trimmed = self._trimmed(reply, beginning)
             if not beginning:
@@ -59,11 +59,11 @@ class ServerSampler:
             raise
         except MmprmError as error:
             raise type(error)(f"problem {problem.id}: {error}") from error
-        drawn = (
+        sampled = (
             Completion(choice.text.removeprefix(trimmed), count, _finish_reason(choice))
             for choice, count in zip(reply.choices, counts, strict=True)
         )
-        return tuple(with_given(completion, given) for completion in drawn)
+        return tuple(with_given(completion, given) for completion in sampled)
 
     def load(self) -> tuple[int, int]:
         """Return the number of running requests and of those waiting for a slot."""
@@ -182,9 +182,9 @@ def token_counts(reply: Reply) -> list[int]:
     if reply.completion_tokens is None:
         raise SamplingError("the server's answer has no usage.completion_tokens; use a server that counts tokens")
     total = sum(len(choice.text) for choice in reply.choices) or 1
-    ends, place = [0], 0
+    ends, position = [0], 0
     for choice in reply.choices:
-        place += len(choice.text)
-        ends.append(reply.completion_tokens * place // total)
+        position += len(choice.text)
+        ends.append(reply.completion_tokens * position // total)
     ends[-1] = reply.completion_tokens
     return [end - start for start, end in itertools.pairwise(ends)]

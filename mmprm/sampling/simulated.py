@@ -54,14 +54,14 @@ class SimulatedSampler:
         return random.Random(problem.id).choice(self._profile.values)
 
     def _write(self, problem: Problem, written: int, good: bool, seed: int) -> Completion:
-        draw = random.Random(seed)
-        words = draw.choice(self._profile.lengths)
-        sound = self._value(problem) ** (1 / len(words))
+        rng = random.Random(seed)
+        words = rng.choice(self._profile.lengths)
+        recoverable = self._value(problem) ** (1 / len(words))
         parts = []
         for number, count in enumerate(words[written:] or words[-1:], start=written):
-            good = good and draw.random() < sound
+            good = good and rng.random() < recoverable
             variants = self._profile.variants
-            letters = draw if variants is None else random.Random(draw.randrange(variants))
+            letters = rng if variants is None else random.Random(rng.randrange(variants))
             text = f"{letters.getrandbits(16 * count):x}"
             body = " ".join(text[i : i + 4] for i in range(0, len(text), 4))
             parts.append(f"<step>{number} {'' if good else BAD}{body}</step>")

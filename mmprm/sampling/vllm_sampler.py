@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmprm.errors import MmprmError, SamplingError
-from mmprm.problems import open_picture
+from mmprm.problems import open_image
 from mmprm.prompts import PRESETS, PromptConfig
 from mmprm.rendering import opening, render
 from mmprm.sampling.config import EngineConfig, SamplingConfig
@@ -21,7 +21,7 @@ from mmprm.sampling.engines import NO_ARGUMENTS, EngineStats, InProcessEngine, S
 from mmprm.sampling.seeds import derive_seed
 from mmprm.sampling.token_text import TokenText
 from mmprm.sampling.turn import TurnBeginning, with_given
-from mmprm.types import Completion, Picture, SampleRequest
+from mmprm.types import Completion, ImageRef, SampleRequest
 
 if TYPE_CHECKING:
     from vllm import RequestOutput
@@ -81,8 +81,10 @@ class VllmSampler:
         """
         request, given = self._turn.own(request)
         request, rest = self._fitted(request)
-        draws = enumerate(await self._draw(request))
-        kept = await asyncio.gather(*(self._kept(request, rest, number, *draw) for number, draw in draws))
+        generations = enumerate(await self._sample(request))
+        kept = await asyncio.gather(
+            *(self._kept(request, rest, number, *generated) for number, generated in generations)
+        )
         return tuple(with_given(completion, given) for completion in kept)
 
     async def generate(self, request: SampleRequest, **settings: Any) -> RequestOutput:
@@ -90,9 +92,9 @@ class VllmSampler:
         problem = request.problem
         try:
             prompt = self._beginning(request)
-            if problem.pictures:
-                prompt["multi_modal_data"] = {"image": [open_picture(picture) for picture in problem.pictures]}
-                prompt["multi_modal_uuids"] = {"image": [_picture_id(picture) for picture in problem.pictures]}
+            if problem.images:
+                prompt["multi_modal_data"] = {"image": [open_image(image) for image in problem.images]}
+                prompt["multi_modal_uuids"] = {"image": [_image_id(image) for image in problem.images]}
             return await asyncio.wrap_future(self._engine.submit(prompt, self._params(request, settings)))
         except MmprmError as error:
             raise type(error)(f"problem {problem.id}: {error}") from error
@@ -105,8 +107,8 @@ class VllmSampler:
 
         params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
         output = await asyncio.wrap_future(self._engine.submit({"prompt_token_ids": list(token_ids)}, params))
-        places = zip(output.prompt_logprobs[1:], token_ids[1:], strict=True)
-        return tuple(place[token].logprob for place, token in places)
+        positions = zip(output.prompt_logprobs[1:], token_ids[1:], strict=True)
+        return tuple(position[token].logprob for position, token in positions)
 
     async def call(self, method: str, *arguments: Any) -> Any:
         """Return the result of a vLLM engine method, run once nothing is in flight; later submissions wait for it."""
@@ -134,31 +136,35 @@ class VllmSampler:
             return replace(request, prefix_ids=None), ""
         return (replace(request, stop=()) if _may_stop_in(rest, request.stop) else request), rest
 
-    async def _draw(self, request: SampleRequest) -> list[tuple[Any, bool]]:
+    async def _sample(self, request: SampleRequest) -> list[tuple[Any, bool]]:
         """Return vLLM's samples in order, each with whether its tokens continue the ids of the request."""
         output = await self.generate(request)
-        if any(draw.finish_reason == "error" for draw in output.outputs):  # such as an image evicted from vLLM's cache
+        if any(
+            generated.finish_reason == "error" for generated in output.outputs
+        ):  # such as an image evicted from vLLM's cache
             raise SamplingError(f"problem {request.problem.id}: the engine broke off a draw; ask again")
         continued = not request.prefix
         if request.prefix_ids is not None:  # vLLM re-encodes prompts if it places images by text
             continued = tuple(output.prompt_token_ids[-len(request.prefix_ids) or sys.maxsize :]) == request.prefix_ids
-        return [(draw, continued) for draw in output.outputs]
+        return [(generated, continued) for generated in output.outputs]
 
-    async def _kept(self, request: SampleRequest, rest: str, number: int, draw: Any, continued: bool) -> Completion:
+    async def _kept(
+        self, request: SampleRequest, rest: str, number: int, generated: Any, continued: bool
+    ) -> Completion:
         """Return the completion of a sample, resampled with other seeds until it begins with the rest of the prefix."""
-        seed, token_count = request.seed + number, len(draw.token_ids)
+        seed, token_count = request.seed + number, len(generated.token_ids)
         attempts = 1 if request.greedy else ATTEMPTS
-        while not draw.text.startswith(rest):
+        while not generated.text.startswith(rest):
             attempts -= 1
             if attempts:
                 other = derive_seed(seed, request.problem.id, request.prefix, attempts)
                 again = replace(request, n=1, seed=other)
             else:
                 rest, again = "", replace(request, n=1, seed=seed, prefix_ids=None)
-            ((draw, continued),) = await self._draw(again)
-            token_count += len(draw.token_ids)
-        tokens = self._token_text.tokens(draw.token_ids, draw.text, len(rest)) if continued else None
-        return Completion(draw.text[len(rest) :], token_count, draw.finish_reason, tokens)
+            ((generated, continued),) = await self._sample(again)
+            token_count += len(generated.token_ids)
+        tokens = self._token_text.tokens(generated.token_ids, generated.text, len(rest)) if continued else None
+        return Completion(generated.text[len(rest) :], token_count, generated.finish_reason, tokens)
 
     def _beginning(self, request: SampleRequest) -> dict[str, Any]:
         if request.prefix_ids is None:
@@ -184,12 +190,12 @@ class VllmSampler:
 
 def _may_stop_in(rest: str, stop: Sequence[str]) -> bool:
     """Return whether a stop string may begin within the text sampled again, where it must not end the completion."""
-    return any(end.startswith(rest[place : place + len(end)]) for end in stop for place in range(len(rest)))
+    return any(end.startswith(rest[position : position + len(end)]) for end in stop for position in range(len(rest)))
 
 
-def _picture_id(picture: Picture) -> str:
+def _image_id(image: ImageRef) -> str:
     """Return an identifier by which the engine recognizes a repeated image without hashing its pixels."""
-    return picture.path or hashlib.sha256(picture.data or b"").hexdigest()
+    return image.path or hashlib.sha256(image.data or b"").hexdigest()
 
 
 def _check_model(model: str) -> None:

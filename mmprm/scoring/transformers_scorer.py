@@ -61,9 +61,9 @@ class TransformersScorer:
             return self._trees.score(solutions)
         scores: dict[int, StepScores] = {}
         for indices, inputs, read_BT in self._batches(solutions):
-            right_M = self._probabilities(inputs, read_BT)
+            correct_M = self._probabilities(inputs, read_BT)
             for index, count in zip(indices, read_BT.sum(dim=1).tolist(), strict=True):
-                scores[index], right_M = step_scores(right_M[:count]), right_M[count:]
+                scores[index], correct_M = step_scores(correct_M[:count]), correct_M[count:]
         return [scores[index] for index in range(len(solutions))]
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ class TransformersScorer:
         lengths = [len(self._format.mark(solution).ids) for solution in solutions]
         order = sorted(
             range(len(solutions)),
-            key=lambda index: (len(solutions[index].problem.pictures), lengths[index]),
+            key=lambda index: (len(solutions[index].problem.images), lengths[index]),
             reverse=True,
         )
         size = BATCH_SOLUTIONS

@@ -43,18 +43,18 @@ class TreeScorer:
             inputs = {name: tensor.to(self._device) for name, tensor in packed.inputs.items()}
             mask = packed_mask(packed.end_BT.to(self._device))
             log_odds_M = self._judge(packed.read_BT.to(self._device), attention_mask=mask, **inputs)
-            right_M = log_odds_M.sigmoid().cpu().numpy()
+            correct_M = log_odds_M.sigmoid().cpu().numpy()
             for tree, reads in zip((tree for row in chosen for tree in row), packed.reads, strict=True):
-                for member, places in zip(tree.members, reads, strict=True):
-                    scores[member] = step_scores(right_M[places].tolist())
-        return [scores[place] for place in range(len(solutions))]
+                for member, positions in zip(tree.members, reads, strict=True):
+                    scores[member] = step_scores(correct_M[positions].tolist())
+        return [scores[position] for position in range(len(solutions))]
 
     def _fitting(self, solutions: Sequence[Solution]) -> tuple[list[Solution], list[tuple[Ints, Ints]]]:
         solutions, marked = list(solutions), self._marks.many(solutions)
-        for place, (ids, _) in enumerate(marked):
+        for position, (ids, _) in enumerate(marked):
             if len(ids) > self._context:
-                solutions[place] = fitting(solutions[place], self._length, self._context, self._config.too_long)
-                marked[place] = self._marks(solutions[place])
+                solutions[position] = fitting(solutions[position], self._length, self._context, self._config.too_long)
+                marked[position] = self._marks(solutions[position])
         return solutions, marked
 
     def _length(self, solution: Solution) -> int:

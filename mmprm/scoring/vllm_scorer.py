@@ -19,14 +19,14 @@ from transformers import AutoConfig, AutoProcessor
 from mmprm.errors import ConfigError, DataError, SetupError
 from mmprm.prm.formats import Format, Marked, open_format
 from mmprm.prm.info import read_info
-from mmprm.problems import open_picture
+from mmprm.problems import open_image
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.context import all_scored, context_length, fitting, score_fitting, step_scores
 from mmprm.types import Solution, StepScores
 from mmprm.weights import LOAD_FORMAT, check_weights, model_errors
 
 TASK = "token_classify"
-PICTURES = 16
+IMAGES = 16
 """Maximum number of images per problem."""
 
 
@@ -99,18 +99,20 @@ class VllmScorer:
         return [_at_places(output, item) for output, item in zip(outputs, marked, strict=True)]
 
     def _prompt(self, solution: Solution, marked: Marked) -> dict[str, Any]:
-        if not solution.problem.pictures:
+        if not solution.problem.images:
             return {"prompt_token_ids": list(marked.ids)}
-        pictures = [open_picture(picture) for picture in solution.problem.pictures]
-        return {"prompt": self._format.text(solution), "multi_modal_data": {"image": pictures}}
+        images = [open_image(image) for image in solution.problem.images]
+        return {"prompt": self._format.text(solution), "multi_modal_data": {"image": images}}
 
 
 def _at_places(output: Any, marked: Marked) -> StepScores:
     tokens = output.prompt_token_ids
-    right_T = output.outputs.data.reshape(len(tokens), -1)[:, -1].tolist()
-    places = [len(tokens) - len(marked.ids) + place for place in marked.places]
-    assert [tokens[place] for place in places] == [marked.ids[place] for place in marked.places], "same tokens"
-    return step_scores(right_T[place] for place in places)
+    correct_T = output.outputs.data.reshape(len(tokens), -1)[:, -1].tolist()
+    positions = [len(tokens) - len(marked.ids) + position for position in marked.positions]
+    assert [tokens[position] for position in positions] == [marked.ids[position] for position in marked.positions], (
+        "same tokens"
+    )
+    return step_scores(correct_T[position] for position in positions)
 
 
 def _head(form: Format, architectures: Sequence[str]) -> dict[str, Any]:
@@ -150,7 +152,7 @@ def _engine(config: ScorerConfig, head: dict[str, Any], context: int) -> Any:
             max_model_len=context,
             max_num_batched_tokens=config.batch_tokens,
             gpu_memory_utilization=config.gpu_memory_utilization,
-            limit_mm_per_prompt={"image": PICTURES, "video": 0, "audio": 0},
+            limit_mm_per_prompt={"image": IMAGES, "video": 0, "audio": 0},
             # A cached token yields no score, and a score requires the whole solution in one pass.
             enable_prefix_caching=False,
             enable_chunked_prefill=False,

@@ -53,9 +53,9 @@ def accuracy_at_n(
     percentile bootstraps over problems.
     """
     most = common_size(groups)
-    if wrong := [n for n in sizes if not 1 <= n <= most]:
+    if incorrect := [n for n in sizes if not 1 <= n <= most]:
         raise ConfigError(
-            f"sizes={list(sizes)}: {wrong[0]} must be between 1 and {most}, the number of samples per problem; remove "
+            f"sizes={list(sizes)}: {incorrect[0]} must be between 1 and {most}, the number of samples per problem; remove "
             "it or sample more"
         )
     seen = choices(groups, aggregate)

@@ -20,13 +20,13 @@ def candidate_lines(groups: Sequence[Group], aggregate: str | None) -> Iterator[
         reward_M = rewards(group, aggregate) if aggregate else []
         best = reward_M.index(max(reward_M)) if aggregate else None
         problem = group.problem
-        digest = content_id(problem.question, problem.answer, problem.pictures, problem.choices)
-        for draw, candidate in enumerate(group.candidates):
+        digest = content_id(problem.question, problem.answer, problem.images, problem.choices)
+        for number, candidate in enumerate(group.candidates):
             scored = candidate.scores is not None
             yield {
                 "problem_id": problem.id,
                 "problem_digest": digest,
-                "draw": draw,
+                "sample": number,
                 "response": candidate.response,
                 "steps": candidate.steps,
                 "answer": candidate.answer,
@@ -35,8 +35,8 @@ def candidate_lines(groups: Sequence[Group], aggregate: str | None) -> Iterator[
                 "unscored": candidate.unscored,
                 "tokens": candidate.token_count,
                 "scores": candidate.scores.scores if scored else None,
-                "reward": reward_M[draw] if scored else None,
-                "chosen": draw == best,
+                "reward": reward_M[number] if scored else None,
+                "chosen": number == best,
             }
 
 
@@ -50,12 +50,12 @@ def read_groups(
     """
     found: dict[str, list[Candidate]] = {}
     digests: dict[str, Any] = {}
-    for place, row in rows:
+    for location, row in rows:
         try:
             digest = row.get("problem_digest")  # older files have none
             if digests.setdefault(row["problem_id"], digest) != digest:
                 raise DataError(
-                    f"{place}: problem_id {row['problem_id']!r} already belongs to a different problem; use unique ids "
+                    f"{location}: problem_id {row['problem_id']!r} already belongs to a different problem; use unique ids "
                     "in both runs, or evaluate the runs separately"
                 )
             scores = row["scores"]
@@ -72,7 +72,7 @@ def read_groups(
             found.setdefault(row["problem_id"], []).append(candidate)
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(
-                f"{place}: is not a line of candidates.jsonl as mmprm rerank writes it: {type(error).__name__}: {error}"
+                f"{location}: is not a line of candidates.jsonl as mmprm rerank writes it: {type(error).__name__}: {error}"
                 "; give a file written by mmprm rerank"
             ) from error
     if not found:

@@ -85,14 +85,14 @@ def answer_key(extracted: str | None, problem: Problem) -> str | None:
 
 
 async def graded_candidate(
-    problem: Problem, response: str, token_count: int, grader: Grader, markup: steps.Markup
+    problem: Problem, response: str, token_count: int, grader: Grader, step_format: steps.StepFormat
 ) -> Candidate:
     """Grade a response and split it into plain steps; scores are added later."""
     grading = await grader.grade(problem, response)
-    split = steps.split(response, markup)
+    split = steps.split(response, step_format)
     return Candidate(
         response=response,
-        steps=tuple(steps.plain(step, markup) for step in split.steps),
+        steps=tuple(steps.plain(step, step_format) for step in split.steps),
         answer=answer_key(grading.extracted, problem),
         verdict=grading.verdict,
         token_count=token_count,
@@ -106,7 +106,7 @@ async def sample_groups(
     grader: Grader,
     *,
     samples: int,
-    markup: steps.Markup,
+    step_format: steps.StepFormat,
     run_seed: int = 0,
     in_flight: int = 1024,
     keep: Callable[[Group], None] = lambda group: None,
@@ -127,7 +127,7 @@ async def sample_groups(
                 raise
             except MmprmError as error:
                 return str(error)
-        graded = (graded_candidate(problem, c.text, c.token_count, grader, markup) for c in completions)
+        graded = (graded_candidate(problem, c.text, c.token_count, grader, step_format) for c in completions)
         found = Group(problem, tuple(await asyncio.gather(*graded)))
         keep(found)
         return found

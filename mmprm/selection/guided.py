@@ -13,7 +13,7 @@ from mmprm.scoring.http.queue import ScoreQueue
 from mmprm.selection.groups import Group, graded_candidate, with_answer
 from mmprm.selection.paths import Path, Writer
 from mmprm.selection.strategies import STRATEGIES, GuidedConfig, ahead, solutions
-from mmprm.steps import Markup
+from mmprm.steps import StepFormat
 from mmprm.types import Grader, Problem, Sampler, Scorer, Solution
 
 
@@ -27,7 +27,7 @@ class Guided:
 
     group: Group
     tokens: int
-    draws: int
+    samples: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ async def search_problems(
     config: GuidedConfig,
     *,
     aggregate: str,
-    markup: Markup,
+    step_format: StepFormat,
     run_seed: int = 0,
     in_flight: int = 1024,
 ) -> Searched:
@@ -61,7 +61,7 @@ async def search_problems(
     room = asyncio.Semaphore(max(1, in_flight // config.samples))
 
     async def search(problem: Problem) -> Guided:
-        writer = Writer(problem, sampler, markup, run_seed)
+        writer = Writer(problem, sampler, step_format, run_seed)
 
         async def judge(paths: Sequence[Path]) -> list[float]:
             if config.lookahead:
@@ -70,9 +70,9 @@ async def search_problems(
             return [-math.inf if isinstance(entry, DataError) else value(entry.scores) for entry in scored]
 
         found = solutions(await STRATEGIES[config.strategy](writer, judge, config))
-        graded = (graded_candidate(problem, path.text, path.token_count, grader, markup) for path in found)
+        graded = (graded_candidate(problem, path.text, path.token_count, grader, step_format) for path in found)
         group = await _scored(Group(problem, tuple(await asyncio.gather(*graded))), queue)
-        return Guided(group, writer.tokens, writer.draws)
+        return Guided(group, writer.tokens, writer.samples)
 
     async def attempt(problem: Problem) -> Guided | str:
         async with room:

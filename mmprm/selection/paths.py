@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from mmprm.sampling.seeds import derive_seed
-from mmprm.steps import Markup, ends_within, plain, split
+from mmprm.steps import StepFormat, ends_within, plain, split
 from mmprm.types import Completion, Problem, Sampler, SampleRequest, Steps, Tokens
 
-STOPS: dict[Markup, Callable[[int], tuple[str, ...]]] = {
+STOPS: dict[StepFormat, Callable[[int], tuple[str, ...]]] = {
     "tags": lambda number: ("</step>", f"</step_{number}>"),
     "blank_lines": lambda number: ("\n\n",),
     "numbered": lambda number: (),
@@ -50,12 +50,12 @@ class Path:
 class Writer:
     """Continues the solutions of one problem. `tokens` and `draws` count everything that was generated for it."""
 
-    def __init__(self, problem: Problem, sampler: Sampler, markup: Markup, run_seed: int) -> None:
+    def __init__(self, problem: Problem, sampler: Sampler, step_format: StepFormat, run_seed: int) -> None:
         self.problem = problem
         self.tokens = 0
-        self.draws = 0
+        self.samples = 0
         self._sampler = sampler
-        self._markup = markup
+        self._step_format = step_format
         self._run_seed = run_seed
 
     async def solutions(self, n: int) -> list[Path]:
@@ -63,23 +63,23 @@ class Writer:
         completions = await self._sample(SampleRequest(self.problem, "", n, self._seed("", 0)))
         return [Path(token_count=c.token_count, state=State.COMPLETE, tail=c.text) for c in completions]
 
-    async def steps(self, path: Path, n: int, first_draw: int = 0, greedy: bool = False) -> list[Path]:
+    async def steps(self, path: Path, n: int, first_sample: int = 0, greedy: bool = False) -> list[Path]:
         """Sample n candidates for the next step of the open path, in sampling order."""
-        stop = STOPS[self._markup](len(path.steps) + 1)
-        seed = self._seed(path.text, first_draw)
+        stop = STOPS[self._step_format](len(path.steps) + 1)
+        seed = self._seed(path.text, first_sample)
         ids = path.ids if path.steps else None
         completions = await self._sample(SampleRequest(self.problem, path.text, n, seed, stop, greedy, ids))
         whole = await asyncio.gather(*(self._whole(path, completion, stop, greedy) for completion in completions))
-        return [extended(path, completion, stop, self._markup) for completion in whole]
+        return [extended(path, completion, stop, self._step_format) for completion in whole]
 
     def plain(self, path: Path) -> Steps:
         """Return the steps of the path without step markup."""
-        return tuple(plain(step, self._markup) for step in path.steps)
+        return tuple(plain(step, self._step_format) for step in path.steps)
 
     async def _whole(self, path: Path, completion: Completion, stop: tuple[str, ...], greedy: bool) -> Completion:
         """Return the completion, continued if it was stopped inside a code block or a formula."""
         text, tokens = completion.text, completion.tokens
-        if self._markup == "tags" or not text.endswith(stop) or not ends_within(text):
+        if self._step_format == "tags" or not text.endswith(stop) or not ends_within(text):
             return completion
         ids = None
         if tokens is not None and path.ids is not None:
@@ -94,17 +94,17 @@ class Writer:
             joined = Tokens((*tokens.ids[:known], *rest.tokens.ids), ends)
         return Completion(text + rest.text, count, rest.finish_reason, joined)
 
-    def _seed(self, prefix: str, first_draw: int) -> int:
-        return derive_seed(self._run_seed, self.problem.id, prefix, first_draw)
+    def _seed(self, prefix: str, first_sample: int) -> int:
+        return derive_seed(self._run_seed, self.problem.id, prefix, first_sample)
 
     async def _sample(self, request: SampleRequest) -> tuple[Completion, ...]:
         completions = await self._sampler.sample(request)
         self.tokens += sum(completion.token_count for completion in completions)
-        self.draws += len(completions)
+        self.samples += len(completions)
         return completions
 
 
-def extended(path: Path, completion: Completion, stop: tuple[str, ...], markup: Markup) -> Path:
+def extended(path: Path, completion: Completion, stop: tuple[str, ...], step_format: StepFormat) -> Path:
     """Return the path extended by the first step of the completion.
 
     The new path is complete if the policy ended its turn with that step, or instead of one. It is broken if the text
@@ -115,7 +115,7 @@ def extended(path: Path, completion: Completion, stop: tuple[str, ...], markup: 
     ended = completion.finish_reason == "stop" and not stopped
     if ended and path.steps and not text.strip():
         return Path(path.steps, tokens, State.COMPLETE, text)
-    cut = split(text, markup).steps
+    cut = split(text, step_format).steps
     if not cut or (len(cut) == 1 and not ended and not stopped):
         return Path(path.steps, tokens, State.BROKEN, text)
     complete = ended and len(cut) == 1

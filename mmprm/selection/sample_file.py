@@ -9,11 +9,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TextIO
 
+from mmprm.config import differing_keys, with_current_names
 from mmprm.errors import DataError
 from mmprm.files import parse_json, whole_file
 from mmprm.selection.candidates import candidate_lines, read_groups
 from mmprm.selection.groups import Group
-from mmprm.trees.store import differing_keys
 from mmprm.types import Problem
 
 _HEAD = "sampled_with"
@@ -25,8 +25,8 @@ class SampleFile(AbstractContextManager["SampleFile"]):
     A file with other settings is replaced. `add` must be called inside the context.
     """
 
-    def __init__(self, path: Path, identity: dict[str, Any], problems: Mapping[str, Problem], samples: int) -> None:
-        self.path, self._identity, self._problems, self._samples = path, identity, problems, samples
+    def __init__(self, path: Path, resume_key: dict[str, Any], problems: Mapping[str, Problem], samples: int) -> None:
+        self.path, self._resume_key, self._problems, self._samples = path, resume_key, problems, samples
         self.groups = self._read() if path.exists() else {}
         self._file: TextIO | None = None
 
@@ -52,21 +52,21 @@ class SampleFile(AbstractContextManager["SampleFile"]):
     def _write(self) -> None:
         groups = [self.groups[name] for name in self._problems if name in self.groups]
         with whole_file(self.path) as file:
-            file.write(_line({_HEAD: self._identity}))
+            file.write(_line({_HEAD: self._resume_key}))
             file.writelines(map(_line, candidate_lines(groups, None)))
 
     def _read(self) -> dict[str, Group]:
         rows = self._rows()
         _, head = next(rows, ("", {}))
         there = head.get(_HEAD)
-        differing = differing_keys(there if isinstance(there, dict) else {}, self._identity)
+        differing = differing_keys(with_current_names(there if isinstance(there, dict) else {}), self._resume_key)
         if differing:
             shown = ", ".join(f"{key} ({values})" for key, values in differing.items())
             print(f"{self.path}: was sampled with other settings and will be replaced: {shown}", file=sys.stderr)
             return {}
         lines: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-        for place, row in rows:
-            lines.setdefault(str(row.get("problem_id")), []).append((place, row))
+        for location, row in rows:
+            lines.setdefault(str(row.get("problem_id")), []).append((location, row))
         groups = {}
         for name, own in lines.items():
             if name in self._problems and len(own) == self._samples:  # an incomplete group was cut off or damaged
@@ -83,15 +83,15 @@ class SampleFile(AbstractContextManager["SampleFile"]):
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read ({error.strerror}); choose another output folder") from error
         for number, line in enumerate(lines, start=1):
-            place = f"{self.path}:{number}"
+            position = f"{self.path}:{number}"
             try:
-                row = parse_json(line, place)
+                row = parse_json(line, position)
             except DataError as error:
                 row = None
                 if line.endswith(b"\n"):
                     print(f"{error}; sampling its problem again", file=sys.stderr)
             if isinstance(row, dict):
-                yield place, row
+                yield position, row
 
 
 def _line(row: dict[str, Any]) -> str:

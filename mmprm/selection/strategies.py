@@ -57,14 +57,14 @@ async def best_of_n(writer: Writer, judge: Judge, config: GuidedConfig) -> list[
 
 async def beam(writer: Writer, judge: Judge, config: GuidedConfig) -> list[Path]:
     """Search one tree that keeps its `beams` best paths."""
-    return await _grow(writer, judge, config, places=config.samples, kept=config.beams)
+    return await _grow(writer, judge, config, positions=config.samples, kept=config.beams)
 
 
 async def dvts(writer: Writer, judge: Judge, config: GuidedConfig) -> list[Path]:
     """Search `beams` independent trees that keep one path each; their samples differ even for equal prefixes."""
     trees = [
-        _grow(writer, judge, config, places=places, kept=1, first_draw=tree * config.samples)
-        for tree, places in enumerate(shares(config.samples, config.beams))
+        _grow(writer, judge, config, positions=positions, kept=1, first_sample=tree * config.samples)
+        for tree, positions in enumerate(shares(config.samples, config.beams))
     ]
     return [path for paths in await asyncio.gather(*trees) for path in paths]
 
@@ -102,7 +102,7 @@ def shares(total: int, parts: int) -> list[int]:
 
 
 async def _grow(
-    writer: Writer, judge: Judge, config: GuidedConfig, places: int, kept: int, first_draw: int = 0
+    writer: Writer, judge: Judge, config: GuidedConfig, positions: int, kept: int, first_sample: int = 0
 ) -> list[Path]:
     """Grow one tree, and return all paths that ended, followed by those still open.
 
@@ -112,10 +112,10 @@ async def _grow(
     ended: list[Path] = []
     going = [Path()]
     for _ in range(config.max_steps):
-        left = places - sum(path.state is State.COMPLETE for path in ended)
+        left = positions - sum(path.state is State.COMPLETE for path in ended)
         pairs = [(path, n) for path, n in zip(going, shares(left, len(going)), strict=True) if n]
-        drawn = await asyncio.gather(*(writer.steps(path, n, first_draw) for path, n in pairs))
-        children = [child for draws in drawn for child in draws]
+        sampled = await asyncio.gather(*(writer.steps(path, n, first_sample) for path, n in pairs))
+        children = [child for samples in sampled for child in samples]
         ended += [child for child in children if child.state is not State.OPEN]
         going = await _best([child for child in children if child.state is State.OPEN], kept, writer, judge)
         if not going:

@@ -39,7 +39,7 @@ class TinyTrainConfig(Config):
     """Probability that a hard step is incorrect: one that reads a hard digit or needs a carry."""
     problems: int = 20000
     """Number of different training problems."""
-    heldout: int = 500
+    held_out: int = 500
     """Number of test problems for the final metrics."""
     threads: int = 2
     """Number of CPU threads."""

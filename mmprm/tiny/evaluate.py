@@ -6,11 +6,11 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLProcessor
 
-from mmprm.problems import open_picture
+from mmprm.problems import open_image
 from mmprm.prompts import PromptConfig
 from mmprm.rendering import render
 from mmprm.steps import split
-from mmprm.tiny.world import TinyProblem, judge_steps, make_problems, wrong_kind
+from mmprm.tiny.world import TinyProblem, error_kind, judge_steps, make_problems
 
 MOST_TOKENS = 96
 
@@ -29,30 +29,30 @@ def evaluate(
     model.eval()
     responses = respond(model, processor, problems)
     blank = respond(model, processor, problems, blank=True)
-    wrong = {"reading": 0, "arithmetic": 0}
+    incorrect = {"reading": 0, "arithmetic": 0}
     total = {"reading": 0, "arithmetic": 0}
     faithful = 0
     for tiny, response in zip(problems, responses, strict=True):
         steps = split(response, "tags").steps
         truths = judge_steps(tiny, steps)
-        faithful += is_right(tiny, response) == (bool(steps) and all(truths))
+        faithful += is_correct(tiny, response) == (bool(steps) and all(truths))
         for step, true in zip(steps, truths, strict=True):
-            total[wrong_kind(step)] += 1
-            wrong[wrong_kind(step)] += not true
+            total[error_kind(step)] += 1
+            incorrect[error_kind(step)] += not true
     tokens = processor.tokenizer(responses, add_special_tokens=False)["input_ids"]
     return {
-        "pass_at_1": sum(map(is_right, problems, responses)) / count,
-        "greedy_accuracy": sum(map(is_right, problems, respond(model, processor, problems, sample=False))) / count,
-        "policy_blank_image_accuracy": sum(map(is_right, problems, blank)) / count,
-        "wrong_readings": wrong["reading"] / max(1, total["reading"]),
-        "wrong_arithmetic": wrong["arithmetic"] / max(1, total["arithmetic"]),
+        "pass_at_1": sum(map(is_correct, problems, responses)) / count,
+        "greedy_accuracy": sum(map(is_correct, problems, respond(model, processor, problems, sample=False))) / count,
+        "policy_blank_image_accuracy": sum(map(is_correct, problems, blank)) / count,
+        "wrong_readings": incorrect["reading"] / max(1, total["reading"]),
+        "wrong_arithmetic": incorrect["arithmetic"] / max(1, total["arithmetic"]),
         "faithful": faithful / count,
         "mean_tokens": sum(map(len, tokens)) / count + 1,
         "problems": count,
     }
 
 
-def is_right(tiny: TinyProblem, response: str) -> bool:
+def is_correct(tiny: TinyProblem, response: str) -> bool:
     """Return whether the response ends with the correct answer."""
     return response.endswith(f"<answer>{tiny.problem.answer}</answer>")
 
@@ -75,7 +75,7 @@ def respond(
     for start in range(0, len(problems), batch):
         part = problems[start : start + batch]
         texts = [render(processor, tiny.problem, "", PromptConfig(preset="plain")) for tiny in part]
-        images = [open_picture(tiny.problem.pictures[0]) for tiny in part]
+        images = [open_image(tiny.problem.images[0]) for tiny in part]
         if blank:
             images = [Image.new("RGB", image.size, (128, 128, 128)) for image in images]
         inputs = processor(text=texts, images=images, padding=True, return_tensors="pt")

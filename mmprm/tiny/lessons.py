@@ -21,7 +21,7 @@ from typing import NamedTuple
 import torch
 from transformers import Qwen2_5_VLProcessor
 
-from mmprm.tiny.picture import COLOURS, COLUMNS, DIGITS, ROWS, SHIFTS
+from mmprm.tiny.image import COLORS, COLUMNS, DIGITS, ROWS, SHIFTS
 from mmprm.tiny.tokenizer import END
 from mmprm.tiny.world import OPERATORS, TAIL, Mistakes, TinyProblem, solve
 
@@ -70,9 +70,9 @@ def solution(tiny: TinyProblem, rng: random.Random, mistakes: Mistakes) -> Lesso
 def readings(tiny: TinyProblem, rng: random.Random) -> Lesson:
     """Write the digits of all colors in random order."""
     digits = tiny.digits
-    colours = rng.sample(sorted(digits), len(digits))
-    response = "".join(f"<step>{colour}={digits[colour]}</step>" for colour in colours)
-    return Lesson(tiny.cells, (_ask(" ".join(colours) + TAIL), Part(response + END, True)))
+    colors = rng.sample(sorted(digits), len(digits))
+    response = "".join(f"<step>{color}={digits[color]}</step>" for color in colors)
+    return Lesson(tiny.cells, (_ask(" ".join(colors) + TAIL), Part(response + END, True)))
 
 
 def drill(rng: random.Random, facts: int = 10) -> Lesson:
@@ -86,9 +86,9 @@ def drill(rng: random.Random, facts: int = 10) -> Lesson:
 def checks(tiny: TinyProblem, rng: random.Random) -> Lesson:
     """Write true and false statements about the image and about numbers, some followed by Yes or No."""
     statements = []
-    for colour, digit in tiny.digits.items():
+    for color, digit in tiny.digits.items():
         shown = rng.choice([digit, rng.choice([other for other in DIGITS if other != digit])])
-        statements.append((f"{colour}={shown}", shown == digit))
+        statements.append((f"{color}={shown}", shown == digit))
     for left, operator, right, result in _facts(rng, 8):
         stated = rng.choice([result, abs(result + rng.choice((-10, -2, -1, -1, 1, 1, 2, 10)))])
         statements.append((f"{left}{operator}{right}={stated}", stated == result))
@@ -120,23 +120,23 @@ class Collator:
     def __init__(self, processor: Qwen2_5_VLProcessor) -> None:
         from PIL import Image
 
-        from mmprm.tiny.picture import draw_cell
+        from mmprm.tiny.image import draw_cell
 
         self.tokenizer = processor.tokenizer
         self.image_token = processor.image_token_id
-        cells = [(colour, digit, shift) for colour in COLOURS for digit in DIGITS for shift in SHIFTS]
+        cells = [(color, digit, shift) for color in COLORS for digit in DIGITS for shift in SHIFTS]
         images = [Image.fromarray(draw_cell(*cell)) for cell in cells]
         patches = processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
         self.patches = patches.reshape(len(cells), -1, patches.shape[-1])
-        self.index = {cell: place for place, cell in enumerate(cells)}
+        self.index = {cell: position for position, cell in enumerate(cells)}
         self.grid = torch.tensor([1, 2 * ROWS, 2 * COLUMNS])
 
-    def pixels(self, pictures: Sequence[tuple]) -> dict[str, torch.Tensor]:
+    def pixels(self, images: Sequence[tuple]) -> dict[str, torch.Tensor]:
         """Return the patches of images, given as their cells."""
-        places = torch.tensor([self.index[cell] for cells in pictures for cell in cells])
+        positions = torch.tensor([self.index[cell] for cells in images for cell in cells])
         return {
-            "pixel_values": self.patches[places].flatten(0, 1),
-            "image_grid_thw": self.grid.repeat(len(pictures), 1),
+            "pixel_values": self.patches[positions].flatten(0, 1),
+            "image_grid_thw": self.grid.repeat(len(images), 1),
         }
 
     def __call__(self, lessons: Sequence[Lesson]) -> dict[str, torch.Tensor]:
@@ -157,8 +157,8 @@ class Collator:
             "attention_mask": (torch.arange(longest) < lengths_B[:, None]).long(),
             "position_ids": self.positions(input_ids_BT),
         }
-        pictures = [lesson.cells for lesson in lessons if lesson.cells is not None]
-        return batch | (self.pixels(pictures) if pictures else {})
+        images = [lesson.cells for lesson in lessons if lesson.cells is not None]
+        return batch | (self.pixels(images) if images else {})
 
     def positions(self, input_ids_BT: torch.Tensor) -> torch.Tensor:
         """Return M-RoPE positions [3, B, T].
@@ -167,13 +167,13 @@ class Collator:
         s + max(ROWS, COLUMNS). The model's own computation would loop over samples in Python.
         """
         length = input_ids_BT.shape[1]
-        places = torch.arange(length)
+        positions = torch.arange(length)
         image_BT = input_ids_BT == self.image_token
         has_image_B = image_BT.any(dim=1)
         start_B = torch.where(has_image_B, image_BT.int().argmax(dim=1), length)
-        offset_BT = places - start_B[:, None]
+        offset_BT = positions - start_B[:, None]
         cells, extent = ROWS * COLUMNS, max(ROWS, COLUMNS)
-        text_BT = torch.where(offset_BT >= cells, places - cells + extent, places)
+        text_BT = torch.where(offset_BT >= cells, positions - cells + extent, positions)
         rows_BT = start_B[:, None] + offset_BT.div(COLUMNS, rounding_mode="floor")
         columns_BT = start_B[:, None] + offset_BT.remainder(COLUMNS)
         starts_BT = start_B[:, None].expand_as(image_BT)

@@ -29,9 +29,9 @@ from mmprm.files import parse_json, whole_file
 from mmprm.tiny import lessons
 from mmprm.tiny.config import TinyTrainConfig
 from mmprm.tiny.evaluate import evaluate
+from mmprm.tiny.image import COLORS, COLUMNS, DIGITS, ROWS
 from mmprm.tiny.lessons import Collator, Lesson
 from mmprm.tiny.model import build_model
-from mmprm.tiny.picture import COLOURS, COLUMNS, DIGITS, ROWS
 from mmprm.tiny.tokenizer import build_processor
 from mmprm.tiny.world import Mistakes, TinyProblem, make_problems
 from mmprm.weights import model_errors
@@ -80,11 +80,11 @@ def train(config: TinyTrainConfig, out: Path, say: Callable[[str], None] = print
         progress.finished(stage, time.monotonic() - started, model)
     model.save_pretrained(out)
     processor.save_pretrained(out)
-    figures = evaluate(model, processor, config.heldout, config.seed)
-    figures |= {"train_seconds": round(sum(progress.seconds.values())), "config": config.model_dump()}
-    (out / "tiny.json").write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    metrics = evaluate(model, processor, config.held_out, config.seed)
+    metrics |= {"train_seconds": round(sum(progress.seconds.values())), "config": config.model_dump()}
+    (out / "tiny.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     progress.forget()
-    return figures
+    return metrics
 
 
 @dataclass
@@ -135,7 +135,7 @@ def _train_stage(
 ) -> None:
     started, steps = time.monotonic(), getattr(config.steps, stage)
     draw = _lessons(stage, problems, config)
-    for step, update in _optimise(model.parameters(), steps, config):
+    for step, update in _optimize(model.parameters(), steps, config):
         loss, hit = _language_loss(model, collate(list(itertools.islice(draw, config.batch))))
         loss.backward()
         update()
@@ -175,18 +175,18 @@ def _train_vision(
 ) -> None:
     tower = model.model.visual
     rng = random.Random(f"{config.seed}/vision")
-    colours = list(COLOURS)
-    heads = nn.Linear(tower.config.out_hidden_size, len(colours) + len(DIGITS))
-    for step, update in _optimise([*tower.parameters(), *heads.parameters()], config.steps.vision, config):
-        pictures = [rng.choice(problems).cells for _ in range(config.batch)]
-        pixels = collate.pixels(pictures)
+    colors = list(COLORS)
+    heads = nn.Linear(tower.config.out_hidden_size, len(colors) + len(DIGITS))
+    for step, update in _optimize([*tower.parameters(), *heads.parameters()], config.steps.vision, config):
+        images = [rng.choice(problems).cells for _ in range(config.batch)]
+        pixels = collate.pixels(images)
         features = tower(pixels["pixel_values"], grid_thw=pixels["image_grid_thw"]).pooler_output
         assert len(features) == config.batch * ROWS * COLUMNS
-        colour_logits, digit_logits = heads(features).split([len(colours), len(DIGITS)], dim=-1)
-        cells = [cell for picture in pictures for cell in picture]
-        colour_targets = torch.tensor([colours.index(colour) for colour, _, _ in cells])
+        color_logits, digit_logits = heads(features).split([len(colors), len(DIGITS)], dim=-1)
+        cells = [cell for image in images for cell in image]
+        color_targets = torch.tensor([colors.index(color) for color, _, _ in cells])
         digit_targets = torch.tensor([digit - 1 for _, digit, _ in cells])
-        loss = cross_entropy(colour_logits, colour_targets) + cross_entropy(digit_logits, digit_targets)
+        loss = cross_entropy(color_logits, color_targets) + cross_entropy(digit_logits, digit_targets)
         loss.backward()
         update()
         if step % 50 == 0 or step == config.steps.vision - 1:
@@ -194,10 +194,10 @@ def _train_vision(
             say(f"vision {step}/{config.steps.vision} loss {loss.item():.4f} digits correct {hit:.3f}")
 
 
-def _optimise(parameters, steps: int, config: TinyTrainConfig) -> Iterator[tuple[int, Callable[[], None]]]:
+def _optimize(parameters, steps: int, config: TinyTrainConfig) -> Iterator[tuple[int, Callable[[], None]]]:
     """Yield (step, update); after `backward`, call `update` to clip and apply gradients and advance the schedule."""
     parameters = list(parameters)
-    optimiser = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         parameters, lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
     )
     warm_up = max(1, steps // 20)
@@ -208,13 +208,13 @@ def _optimise(parameters, steps: int, config: TinyTrainConfig) -> Iterator[tuple
         progress = (step - warm_up) / max(1, steps - warm_up)
         return 0.05 + 0.95 * 0.5 * (1 + torch.cos(torch.tensor(torch.pi * progress)).item())
 
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, factor)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
     def update() -> None:
         nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
+        optimizer.step()
         schedule.step()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
 
     for step in range(steps):
         yield step, update

@@ -13,7 +13,7 @@ import string
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLProcessor, Qwen2VLImageProcessor, Qwen2VLVideoProcessor
 
-from mmprm.tiny.picture import CELL, COLOURS
+from mmprm.tiny.image import CELL, COLORS
 from mmprm.tiny.world import HEAD, OPERATORS, TAIL
 
 PAD = "<|endoftext|>"
@@ -24,8 +24,8 @@ WORDS = (
     *("system", "user", "assistant", "Question:", "Process:", "Yes", "No"),
     *("<step>", "</step>", "<answer>", "</answer>", "<think>", "</think>"),
     *(HEAD, TAIL, *(f" {operator} " for operator in OPERATORS)),
-    *COLOURS,
-    *(f"{colour}=" for colour in COLOURS),
+    *COLORS,
+    *(f"{color}=" for color in COLORS),
 )
 CHARACTERS = (*string.digits, *string.ascii_letters, *string.punctuation, " ", "\n", "×")
 

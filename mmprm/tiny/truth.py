@@ -4,38 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from mmprm.evaluation.judging import Judged, step_outcomes
 from mmprm.evaluation.label_quality import judged_labels, no_error_so_far
-from mmprm.evaluation.labelled import LabelledSolution
-from mmprm.labels.parquet import LabelledExample
+from mmprm.evaluation.labeled import LabeledSolution
+from mmprm.evaluation.prm_evaluation import Judged, step_outcomes
+from mmprm.labels.parquet import LabeledExample
 from mmprm.selection.groups import Group
 from mmprm.tiny.world import judge_steps, truth_of
 from mmprm.types import Problem, Solution
 
 
-def steps_right(problem: Problem, steps: Sequence[str]) -> list[bool]:
+def steps_correct(problem: Problem, steps: Sequence[str]) -> list[bool]:
     """Return for each step of a solution whether it is true (see world.judge_steps)."""
     return judge_steps(truth_of(problem), steps)
 
 
 def errorless_so_far(problem: Problem, steps: Sequence[str]) -> list[bool | None]:
     """Return for each step of a solution whether all steps up to it are true."""
-    return no_error_so_far(steps_right(problem, steps))
+    return no_error_so_far(steps_correct(problem, steps))
 
 
-def label_truth(examples: Iterable[LabelledExample]) -> tuple[list[float], list[bool]]:
-    """Return the soft labels of the non-terminal labelled steps, and whether there is no error up to each of them."""
-    labels, right = step_outcomes(judged_labels(examples, errorless_so_far, "tiny"))
-    return labels.tolist(), right.tolist()
+def label_truth(examples: Iterable[LabeledExample]) -> tuple[list[float], list[bool]]:
+    """Return the soft labels of the non-terminal labeled steps, and whether there is no error up to each of them."""
+    labels, correct = step_outcomes(judged_labels(examples, errorless_so_far, "tiny"))
+    return labels.tolist(), correct.tolist()
 
 
 def judged_solutions(groups: Iterable[Group]) -> list[Judged]:
     """Return every scored solution with the truth of its steps."""
     return [
         (
-            LabelledSolution(
+            LabeledSolution(
                 Solution(group.problem, candidate.steps),
-                tuple(steps_right(group.problem, candidate.steps)),
+                tuple(steps_correct(group.problem, candidate.steps)),
                 group.problem.id,
                 "tiny",
             ),

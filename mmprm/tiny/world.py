@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from mmprm.errors import DataError
-from mmprm.problems import open_picture
+from mmprm.problems import open_image
 from mmprm.steps import plain
-from mmprm.tiny.picture import COLOURS, COLUMNS, DIGITS, ROWS, SHIFTS, draw, read
-from mmprm.types import Picture, Problem, Steps
+from mmprm.tiny.image import COLORS, COLUMNS, DIGITS, ROWS, SHIFTS, draw, read
+from mmprm.types import ImageRef, Problem, Steps
 
 Split = Literal["train", "annotate", "dev", "test"]
 SPLITS: dict[str, range] = {
@@ -39,7 +39,7 @@ SPLITS: dict[str, range] = {
 
 OPERATORS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "×": lambda a, b: a * b}
 OPERATION_WEIGHTS = {1: 0.15, 2: 0.30, 3: 0.30, 4: 0.25}
-MOST_COLOURS = 4
+MOST_COLORS = 4
 RESULTS = range(1, 100)
 HEAD = "Left to right: "
 TAIL = " = ?"
@@ -74,7 +74,7 @@ class TinyProblem:
 
     @property
     def digits(self) -> dict[str, int]:
-        return {colour: digit for colour, digit, _ in self.cells}
+        return {color: digit for color, digit, _ in self.cells}
 
 
 def make_problems(n: int, seed: int, split: Split) -> list[TinyProblem]:
@@ -95,14 +95,14 @@ def truth_of(problem: Problem) -> TinyProblem:
     """Recover the truth of a problem from its image and question alone, for example after reading it from a file."""
     words = problem.question.removeprefix(HEAD).removesuffix(TAIL).split(" ")
     operands, operators = tuple(words[::2]), tuple(words[1::2])
-    known = set(operands) <= set(COLOURS) and set(operators) <= set(OPERATORS) and len(operands) == len(operators) + 1
-    if not known or len(problem.pictures) != 1:
+    known = set(operands) <= set(COLORS) and set(operators) <= set(OPERATORS) and len(operands) == len(operators) + 1
+    if not known or len(problem.images) != 1:
         raise DataError(
             f"problem {problem.id}: {problem.question!r} is not a question of the tiny world; use problems that mmprm "
             "tiny problems wrote"
         )
-    cells = read(open_picture(problem.pictures[0]), f"problem {problem.id}")
-    if missing := set(operands) - {colour for colour, _, _ in cells}:
+    cells = read(open_image(problem.images[0]), f"problem {problem.id}")
+    if missing := set(operands) - {color for color, _, _ in cells}:
         raise DataError(
             f"problem {problem.id}: its image has no {', '.join(sorted(missing))} cell; pair the question with its own "
             "image"
@@ -125,9 +125,9 @@ def judge_steps(tiny: TinyProblem, steps: Sequence[str]) -> list[bool]:
     for step in steps:
         text = plain(step, "tags")
         if match := READING.fullmatch(text):
-            colour, digit = match[1], int(match[2])
-            truths.append(colour in tiny.operands and colour not in readings and tiny.digits[colour] == digit)
-            readings.setdefault(colour, digit)
+            color, digit = match[1], int(match[2])
+            truths.append(color in tiny.operands and color not in readings and tiny.digits[color] == digit)
+            readings.setdefault(color, digit)
         elif match := OPERATION.fullmatch(text):
             done = len(results)
             left, operator, right, result = int(match[1]), match[2], int(match[3]), int(match[4])
@@ -144,7 +144,7 @@ def judge_steps(tiny: TinyProblem, steps: Sequence[str]) -> list[bool]:
     return truths
 
 
-def wrong_kind(step: str) -> Literal["reading", "arithmetic"]:
+def error_kind(step: str) -> Literal["reading", "arithmetic"]:
     """Return what an incorrect step got wrong: the image, or for all other steps the calculation."""
     return "reading" if READING.fullmatch(plain(step, "tags")) else "arithmetic"
 
@@ -159,23 +159,23 @@ def solve(tiny: TinyProblem, rng: random.Random | None = None, mistakes: Mistake
     """
     rng = rng or random.Random(0)
     while True:
-        readings = {colour: tiny.digits[colour] for colour in dict.fromkeys(tiny.operands)}
-        for colour in readings:
-            hard = tiny.digits[colour] in HARD_DIGITS
+        readings = {color: tiny.digits[color] for color in dict.fromkeys(tiny.operands)}
+        for color in readings:
+            hard = tiny.digits[color] in HARD_DIGITS
             if rng.random() < (mistakes.hard if hard else mistakes.easy):
-                readings[colour] = LOOK_ALIKE[tiny.digits[colour]] if hard else _misread(tiny, colour, rng)
+                readings[color] = LOOK_ALIKE[tiny.digits[color]] if hard else _misread(tiny, color, rng)
         value, results, lines = readings[tiny.operands[0]], [], []
-        for operator, colour in zip(tiny.operators, tiny.operands[1:], strict=True):
-            result = OPERATORS[operator](value, readings[colour])
-            carry = _carry(value, operator, readings[colour])
+        for operator, color in zip(tiny.operators, tiny.operands[1:], strict=True):
+            result = OPERATORS[operator](value, readings[color])
+            carry = _carry(value, operator, readings[color])
             if rng.random() < (mistakes.hard if carry else mistakes.easy):
                 result -= carry or rng.choice((-10, -1, -1, 1, 1, 10))
-            lines.append(f"{value}{operator}{readings[colour]}={result}")
+            lines.append(f"{value}{operator}{readings[color]}={result}")
             value = result
             results.append(result)
         if all(0 <= result < RESULTS.stop for result in results):
             break
-    lines = [f"{colour}={digit}" for colour, digit in readings.items()] + lines
+    lines = [f"{color}={digit}" for color, digit in readings.items()] + lines
     return (*(f"<step>{line}</step>" for line in lines), f"<answer>{value}</answer>")
 
 
@@ -185,29 +185,29 @@ def _carry(left: int, operator: str, right: int) -> int:
     return 10 * (units // 10) if operator != "×" or left >= 10 else 0
 
 
-def _misread(tiny: TinyProblem, colour: str, rng: random.Random) -> int:
+def _misread(tiny: TinyProblem, color: str, rng: random.Random) -> int:
     """Return a look-alike digit, or the digit of a neighboring cell."""
-    place = next(place for place, cell in enumerate(tiny.cells) if cell[0] == colour)
-    row, column = divmod(place, COLUMNS)
+    position = next(position for position, cell in enumerate(tiny.cells) if cell[0] == color)
+    row, column = divmod(position, COLUMNS)
     beside = [
         digit
         for other, (_, digit, _) in enumerate(tiny.cells)
-        if abs(other // COLUMNS - row) + abs(other % COLUMNS - column) == 1 and digit != tiny.digits[colour]
+        if abs(other // COLUMNS - row) + abs(other % COLUMNS - column) == 1 and digit != tiny.digits[color]
     ]
-    look_alike = LOOK_ALIKE[tiny.digits[colour]]
+    look_alike = LOOK_ALIKE[tiny.digits[color]]
     return rng.choice([look_alike, rng.choice(beside or [look_alike])])
 
 
 def _draw_content(rng: random.Random) -> tuple:
     """Sample cells, operands and operators that satisfy the rules of the module docstring."""
     while True:
-        colours = rng.sample(list(COLOURS), ROWS * COLUMNS)
-        cells = tuple((colour, rng.choice(list(DIGITS)), rng.choice(SHIFTS)) for colour in colours)
+        colors = rng.sample(list(COLORS), ROWS * COLUMNS)
+        cells = tuple((color, rng.choice(list(DIGITS)), rng.choice(SHIFTS)) for color in colors)
         (operations,) = rng.choices(list(OPERATION_WEIGHTS), list(OPERATION_WEIGHTS.values()))
-        operands = rng.sample(colours, min(operations + 1, MOST_COLOURS))
+        operands = rng.sample(colors, min(operations + 1, MOST_COLORS))
         operands += rng.choices(operands, k=operations + 1 - len(operands))
         operators = rng.choices(list(OPERATORS), k=operations)
-        digits = {colour: digit for colour, digit, _ in cells}
+        digits = {color: digit for color, digit, _ in cells}
         results = _results(digits, operands, operators)
         if all(result in RESULTS for result in results) and _every_reading_matters(digits, operands, operators):
             return cells, tuple(operands), tuple(operators)
@@ -225,10 +225,10 @@ def _every_reading_matters(digits: dict[str, int], operands: Sequence[str], oper
     """Return whether every misreading of a color changes the answer."""
     answer = _results(digits, operands, operators)[-1]
     return not any(
-        _results({**digits, colour: wrong}, operands, operators)[-1] == answer
-        for colour in set(operands)
+        _results({**digits, color: wrong}, operands, operators)[-1] == answer
+        for color in set(operands)
         for wrong in DIGITS
-        if wrong != digits[colour]
+        if wrong != digits[color]
     )
 
 
@@ -238,11 +238,11 @@ def _hash(*content: object) -> str:
 
 def _build(content: str, cells: tuple, operands: tuple[str, ...], operators: tuple[str, ...]) -> TinyProblem:
     words = [operands[0], *itertools.chain.from_iterable(zip(operators, operands[1:], strict=True))]
-    digits = {colour: digit for colour, digit, _ in cells}
+    digits = {color: digit for color, digit, _ in cells}
     problem = Problem(
         id=f"tiny-{content}",
         question=f"{HEAD}{' '.join(words)}{TAIL}",
         answer=str(_results(digits, operands, operators)[-1]),
-        pictures=(Picture(data=draw(cells)),),
+        images=(ImageRef(data=draw(cells)),),
     )
     return TinyProblem(problem, cells, operands, operators)

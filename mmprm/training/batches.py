@@ -54,9 +54,9 @@ def micro_batches(
             groups.append([sample])
     # Split the largest groups until every rank has equally many, and fill up with repeated samples otherwise.
     while len(groups) % ranks and any(len(group) > 1 for group in groups):
-        place = max(range(len(groups)), key=lambda i: len(groups[i]))
-        half = len(groups[place]) // 2
-        groups[place : place + 1] = [groups[place][:half], groups[place][half:]]
+        position = max(range(len(groups)), key=lambda i: len(groups[i]))
+        half = len(groups[position]) // 2
+        groups[position : position + 1] = [groups[position][:half], groups[position][half:]]
     planned = [MicroBatch(tuple(group)) for group in groups]
     while len(planned) % ranks:
         planned.append(MicroBatch(planned[-1].samples[-1:], filler=True))

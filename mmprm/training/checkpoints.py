@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from mmprm.config import with_current_names
 from mmprm.errors import CheckpointError, DataError
 from mmprm.files import digest_of, digests, parse_json, remove_folder, whole_file
 from mmprm.training.engine import Engine
@@ -35,7 +36,7 @@ def save(
     engine: Engine,
     folder: Path,
     step: int,
-    identity: dict[str, Any],
+    resume_key: dict[str, Any],
     keep: int,
     extra: dict[str, Any] | None = None,
 ) -> None:
@@ -63,7 +64,7 @@ def save(
             if ranks.is_main:
                 if extra is not None:
                     (temporary / _EXTRA).write_text(json.dumps(extra), encoding="utf-8")
-                _finish(temporary, {"step": step, "identity": identity, "ranks": ranks.count})
+                _finish(temporary, {"step": step, "identity": resume_key, "ranks": ranks.count})
                 if final.exists():  # a damaged one, which was skipped on resuming
                     remove_folder(final)
                 os.replace(temporary, final)
@@ -91,7 +92,7 @@ def writing(path: Path, way_out: str) -> Iterator[None]:
         raise CheckpointError(f"{path}: cannot be written ({error}); {way_out}") from error
 
 
-def resume(engine: Engine, folder: Path, identity: dict[str, Any]) -> int:
+def resume(engine: Engine, folder: Path, resume_key: dict[str, Any]) -> int:
     """Load the newest complete checkpoint, if there is one, and return its step, or 0."""
     ranks = engine.ranks
     path = ranks.gather(newest(folder) if ranks.is_main else None)[0]
@@ -102,11 +103,11 @@ def resume(engine: Engine, folder: Path, identity: dict[str, Any]) -> int:
     if path is None:
         return 0
     state = _state(path)
-    stored = {key: value for key, value in _LATER_KEYS.items() if key in identity} | state["identity"]
+    stored = {key: value for key, value in _LATER_KEYS.items() if key in resume_key} | state["identity"]
     differing = [
-        f"{key} (stored {stored.get(key)!r}, configured {identity.get(key)!r})"
-        for key in sorted(stored.keys() | identity.keys())
-        if stored.get(key) != identity.get(key)
+        f"{key} (stored {stored.get(key)!r}, configured {resume_key.get(key)!r})"
+        for key in sorted(stored.keys() | resume_key.keys())
+        if stored.get(key) != resume_key.get(key)
     ]
     if differing:
         raise CheckpointError(
@@ -253,11 +254,13 @@ def _state(path: Path) -> dict[str, Any] | None:
     """Return the content of state.json, or None if `save` did not write it."""
     try:
         state = parse_json((path / _STATE).read_bytes(), str(path))
-        files, identity = state["files"], state["identity"]
+        files, resume_key = state["files"], state["identity"]
     except (OSError, DataError, KeyError, TypeError):
         return None
-    sound = isinstance(files, dict) and isinstance(identity, dict) and type(state.get("step")) is int
-    return state if sound and isinstance(state.get("sha256", {}), dict) else None
+    valid = isinstance(files, dict) and isinstance(resume_key, dict) and type(state.get("step")) is int
+    if not valid or not isinstance(state.get("sha256", {}), dict):
+        return None
+    return state | {"identity": with_current_names(resume_key)}
 
 
 def _files(folder: Path) -> list[Path]:

@@ -64,8 +64,8 @@ def fit(
     settings that both must share. After SIGTERM or Ctrl-C the loop finishes the current step, writes a checkpoint, and
     raises SystemExit(0) or KeyboardInterrupt.
     """
-    ranks, identity, saved = engine.ranks, _identity(task, engine, config, origin), folder / "checkpoints"
-    first, bad_steps = checkpoints.resume(engine, saved, identity), 0
+    ranks, resume_key, saved = engine.ranks, _resume_key(task, engine, config, origin), folder / "checkpoints"
+    first, bad_steps = checkpoints.resume(engine, saved, resume_key), 0
     total = step_count(len(task.lengths), config)
     log = MetricsLog(folder, first) if ranks.is_main else None
     collated = one_ahead(
@@ -104,7 +104,7 @@ def fit(
             stopping = stop.came() and done < total
             saving = config.save_every and (done == total or done % config.save_every == 0)
             if stopping or saving or (config.keep_best and due(done)):
-                checkpoints.save(engine, saved, done, identity, config.keep_checkpoints)
+                checkpoints.save(engine, saved, done, resume_key, config.keep_checkpoints)
             if due(done):
                 evaluation = evaluate(done)
             if stopping:
@@ -165,7 +165,7 @@ def _loss(model: nn.Module, task: Task, batch: Any, filler: bool) -> Tensor:
     return loss * 0.0 if filler else loss
 
 
-def _identity(task: Task, engine: Engine, config: TrainingConfig, origin: Mapping[str, Any]) -> dict[str, Any]:
+def _resume_key(task: Task, engine: Engine, config: TrainingConfig, origin: Mapping[str, Any]) -> dict[str, Any]:
     """Return what two runs must share for one to resume the other."""
     free = ("eval_every", "save_every", "keep_checkpoints", "keep_best", "log_every", "max_bad_steps")
     data = hashlib.sha256(json.dumps([list(task.lengths), list(task.terms)]).encode()).hexdigest()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from mmprm.errors import StoreError
-from mmprm.trees.records import DamagedError, check_batch, unpack_problem
+from mmprm.trees.serialization import DamagedError, check_batch, unpack_problem
 from mmprm.trees.store import BATCH_COLUMNS, Store, named, packed_of
 
 

@@ -21,72 +21,76 @@ from mmprm.types import Counts
 class StoppingRule(Config):
     """When to stop sampling from a state.
 
-    With `doubt=0` and `shared=null`, every state gets `rollouts` rollouts of its own at once; MM-PRM does this with 16.
+    With `false_negative_rate=0` and `min_shared_rollouts=null`, every state gets `rollouts` rollouts of its own at once; MM-PRM does this with 16.
     """
 
     rollouts: int = Field(20, ge=1)
     """Maximum number of rollouts per state (K); the root always gets all of them. MM-PRM uses 16."""
-    doubt: float = Field(0.006, ge=0, lt=0.5)
+    false_negative_rate: float = Field(0.006, ge=0, lt=0.5)
     """A state is called broken when the probability that it is sound, given that all of its rollouts failed, is
     below this. With the defaults this takes at least 16 failures. 0 samples all rollouts for every state."""
-    surprise: float = Field(0.1, ge=0, le=1)
+    prior_reset: float = Field(0.1, ge=0, le=1)
     """Prior probability that the value of a sound state is unrelated to that of its nearest sound ancestor."""
-    width: float = Field(0.17, ge=0, lt=0.5)
+    max_posterior_std: float = Field(0.17, ge=0, lt=0.5)
     """Sampling stops when the standard deviation of the value's Beta posterior is at most this. The first batches
-    under the default `doubt` already satisfy it; smaller values buy more precise labels with further batches."""
+    under the default `false_negative_rate` already satisfy it; smaller values buy more precise labels with further batches."""
     batch: int = Field(4, ge=1)
     """Number of rollouts per further batch."""
-    shared: int | None = Field(5, ge=2)
+    min_shared_rollouts: int | None = Field(5, ge=2)
     """A prefix that at least this many rollouts of another state's batch pass through, with identical steps, is
     labeled by them and not sampled from; null samples from every prefix."""
 
 
 def rule_of(config: dict[str, Any]) -> StoppingRule:
     """Return the stopping rule under which the batches of a store with this configuration were sampled."""
-    search = {"surprise": 0.0} | config["search"]  # default for older stores, which lack the key
+    search = {"prior_reset": 0.0} | config["search"]  # default for older stores, which lack the key
     return StoppingRule(**{name: search[name] for name in StoppingRule.model_fields})
 
 
-def probability_sound(failures: int, ancestor: Counts, surprise: float) -> float:
+def recovery_probability(failures: int, ancestor: Counts, prior_reset: float) -> float:
     """Return P(sound | all n rollouts failed) = L / (1 + L), with n = `failures`.
 
     L = (1 − s) · B(a, b + n) / B(a, b) + s / (1 + n). The prior odds are even, as in bisection. From a broken state no
     rollout succeeds. The value of a sound state has the posterior of its nearest sound ancestor, Beta(a, b) = Beta(1 +
-    correct, 1 + incorrect), or, with probability s = `surprise`, a flat prior: some errors are occasionally corrected
+    correct, 1 + incorrect), or, with probability s = `prior_reset`, a flat prior: some errors are occasionally corrected
     later, whatever the value was before them.
     """
-    a, b = 1 + ancestor.right, 1 + ancestor.wrong
+    a, b = 1 + ancestor.correct, 1 + ancestor.incorrect
     likelihood = math.prod((b + i) / (a + b + i) for i in range(failures))
-    likelihood = (1 - surprise) * likelihood + surprise / (1 + failures)
+    likelihood = (1 - prior_reset) * likelihood + prior_reset / (1 + failures)
     return likelihood / (1 + likelihood)
 
 
 @lru_cache(maxsize=100_000)
-def first_draws(ancestor: Counts, rule: StoppingRule) -> int:
+def first_batch_size(ancestor: Counts, rule: StoppingRule) -> int:
     """Return the size of a state's first batch: the smallest number of failures after which P(sound) is below
-    `rule.doubt`."""
-    sizes = (n for n in range(1, rule.rollouts) if probability_sound(n, ancestor, rule.surprise) < rule.doubt)
+    `rule.false_negative_rate`."""
+    sizes = (
+        n
+        for n in range(1, rule.rollouts)
+        if recovery_probability(n, ancestor, rule.prior_reset) < rule.false_negative_rate
+    )
     return next(sizes, rule.rollouts)
 
 
-def posterior_deviation(right: int, wrong: int) -> float:
+def posterior_deviation(correct: int, incorrect: int) -> float:
     """Return the standard deviation of Beta(1 + right, 1 + wrong), the posterior under a flat prior."""
-    a, b = 1 + right, 1 + wrong
+    a, b = 1 + correct, 1 + incorrect
     return math.sqrt(a * b / (a + b + 1)) / (a + b)
 
 
-def next_draws(first: int, drawn: Counts, rule: StoppingRule) -> int:
+def next_batch_size(first: int, sampled: Counts, rule: StoppingRule) -> int:
     """Return the size of the batch to sample after `drawn`, or 0 if no further batch is needed.
 
     `first` is the size of the first batch: this many known failures without a success establish that the state is
     broken.
     """
-    room = rule.rollouts - drawn.known - drawn.unknown
-    if drawn.right == 0:
-        wanted = max(first - drawn.wrong, 0)
+    remaining = rule.rollouts - sampled.known - sampled.unknown
+    if sampled.correct == 0:
+        wanted = max(first - sampled.incorrect, 0)
     else:
-        wanted = 0 if posterior_deviation(drawn.right, drawn.wrong) <= rule.width else rule.batch
-    return min(wanted, room)
+        wanted = 0 if posterior_deviation(sampled.correct, sampled.incorrect) <= rule.max_posterior_std else rule.batch
+    return min(wanted, remaining)
 
 
 def unbiased(batches: Sequence[Counts], rule: StoppingRule) -> Counts:
@@ -101,11 +105,11 @@ def unbiased(batches: Sequence[Counts], rule: StoppingRule) -> Counts:
     if len(batches) == 1 or not total.known:
         return total
     shape = tuple((batch.known, batch.unknown) for batch in batches)
-    return Counts(total.right, total.wrong, total.unknown, _first_right(shape, total.right, rule))
+    return Counts(total.correct, total.incorrect, total.unknown, _first_correct(shape, total.correct, rule))
 
 
 @lru_cache(maxsize=100_000)
-def _first_right(shape: tuple[tuple[int, int], ...], right: int, rule: StoppingRule) -> float:
+def _first_correct(shape: tuple[tuple[int, int], ...], correct: int, rule: StoppingRule) -> float:
     """Return the share of possible outcome orders whose first rollout is correct. Orders are counted by the number
     of correct rollouts after each batch: all orders, and those that begin with a correct rollout."""
     first = sum(shape[0])
@@ -114,19 +118,19 @@ def _first_right(shape: tuple[tuple[int, int], ...], right: int, rule: StoppingR
     orders, began = {0: 1}, {0: 0}
     for number, (size, lost) in enumerate(shape):
         if number:
-            going_on = {r for r in orders if next_draws(first, Counts(r, known - r, unknown), rule) == size + lost}
+            going_on = {r for r in orders if next_batch_size(first, Counts(r, known - r, unknown), rule) == size + lost}
             orders = {r: count for r, count in orders.items() if r in going_on}
             began = {r: count for r, count in began.items() if r in going_on}
-        one_right = {r: math.comb(size - 1, r - 1) for r in range(1, size + 1)}
-        began = one_right if number == begin else _draw(began, size)
-        orders = _draw(orders, size)
+        one_correct = {r: math.comb(size - 1, r - 1) for r in range(1, size + 1)}
+        began = one_correct if number == begin else _add_batch(began, size)
+        orders = _add_batch(orders, size)
         known, unknown = known + size, unknown + lost
-    return began.get(right, 0) / orders[right]
+    return began.get(correct, 0) / orders[correct]
 
 
-def _draw(orders: dict[int, int], size: int) -> dict[int, int]:
+def _add_batch(orders: dict[int, int], size: int) -> dict[int, int]:
     after: dict[int, int] = {}
-    for right, count in orders.items():
+    for correct, count in orders.items():
         for more in range(size + 1):
-            after[right + more] = after.get(right + more, 0) + count * math.comb(size, more)
+            after[correct + more] = after.get(correct + more, 0) + count * math.comb(size, more)
     return after

@@ -21,14 +21,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from mmprm.config import differing_keys
+from mmprm.config import differing_keys, with_current_names
 from mmprm.data.images import image_bytes
 from mmprm.errors import DataError, StoreError
 from mmprm.files import digest_of, parse_json
 from mmprm.trees.database import STORE_NAME, Database
-from mmprm.trees.records import DamagedError, PackedBatch, count_verdicts, open_batch, pack_problem, unpack_problem
+from mmprm.trees.serialization import (
+    DamagedError,
+    PackedBatch,
+    count_verdicts,
+    open_batch,
+    pack_problem,
+    unpack_problem,
+)
 from mmprm.trees.summary import StoreSummary, summarize
-from mmprm.types import Batch, Counts, Node, Picture, Problem, Steps, Tree
+from mmprm.types import Batch, Counts, ImageRef, Node, Problem, Steps, Tree
 
 Status = Literal["open", "done", "failed"]
 
@@ -137,7 +144,7 @@ class Store:
                 f"{self.path}: the stored configuration is damaged ({error}); restore a copy, or choose another run "
                 "folder"
             ) from error
-        return config
+        return with_current_names(config)
 
     def _write_config(self, config: dict[str, Any]) -> None:
         self._database.run("DELETE FROM config")
@@ -161,7 +168,7 @@ class Store:
         differing = [
             name for name in ("question", "answer", "choices") if getattr(known, name) != getattr(problem, name)
         ]
-        before, here = _contents(known.pictures), _contents(problem.pictures)
+        before, here = _contents(known.images), _contents(problem.images)
         if None not in before + here and before != here:
             differing.append("image")
         if differing:
@@ -220,6 +227,21 @@ class Store:
             *(now, now, engines),
         ).lastrowid
 
+    def set_engines(self, engines: int) -> None:
+        """Record that this many engines run from now on: engine-hours count each engine from its start to its end."""
+        now = self._session_now()
+        with self._database.transaction():
+            self._database.run("UPDATE sessions SET last = ? WHERE number = ?", now, self._session)
+            self._session = self._database.run(
+                "INSERT INTO sessions (began, last, engines, batches_before) "
+                "SELECT ?, ?, ?, COALESCE(MAX(number), 0) FROM batches",
+                *(now, now, engines),
+            ).lastrowid
+
+    def _session_now(self) -> float:
+        began, clock = self._session_began  # the wall clock may be set back during a session
+        return began + time.monotonic() - clock
+
     def append(self, batches: Sequence[PackedBatch], finished: Sequence[Finished] = ()) -> None:
         """Commit these batches and outcomes in one transaction. Raises StoreError, which leaves the store unchanged."""
         reasons: Counter[tuple[str, str]] = Counter()
@@ -238,9 +260,8 @@ class Store:
                     *(end.status, end.reason, end.labels, end.problem_id),
                 )
             if self._session is not None:
-                began, clock = self._session_began  # the wall clock may be set back during a session
-                last = began + time.monotonic() - clock
-                self._database.run("UPDATE sessions SET last = ? WHERE number = ?", last, self._session)
+                now = self._session_now()
+                self._database.run("UPDATE sessions SET last = ? WHERE number = ?", now, self._session)
 
     def batches(self, problem_id: str) -> list[Batch]:
         """Return the problem's batches in the order in which they were appended."""
@@ -261,10 +282,10 @@ class Store:
 
     def tree(self, problem_id: str) -> Tree:
         """Return the search tree of one problem."""
-        drawn: dict[Steps, list[Batch]] = {}
+        sampled: dict[Steps, list[Batch]] = {}
         for batch in self.batches(problem_id):
-            drawn.setdefault(batch.steps, []).append(batch)
-        return Tree(problem_id, tuple(_node(steps, batches) for steps, batches in drawn.items()))
+            sampled.setdefault(batch.steps, []).append(batch)
+        return Tree(problem_id, tuple(_node(steps, batches) for steps, batches in sampled.items()))
 
     def trees(self) -> Iterator[Tree]:
         """Yield the tree of every problem that has at least one batch, including unfinished ones."""
@@ -280,7 +301,7 @@ class Store:
         cursor = self._database.run(
             "INSERT INTO batches (problem, state, depth, first_draw, correct, incorrect, unknown, tokens, rollouts) "
             "SELECT number, ?, ?, ?, ?, ?, ?, ?, ? FROM problems WHERE id = ? ON CONFLICT DO NOTHING",
-            *(batch.state, batch.depth, batch.first_draw, counts.right, counts.wrong, counts.unknown),
+            *(batch.state, batch.depth, batch.first_sample, counts.correct, counts.incorrect, counts.unknown),
             *(batch.token_count, batch.rollouts, batch.problem_id),
         )
         return cursor.rowcount == 1
@@ -305,32 +326,34 @@ class Store:
 
 def packed_of(problem_id: str, row: tuple[Any, ...]) -> PackedBatch:
     """Return the batch stored in a row of BATCH_COLUMNS."""
-    state, depth, first_draw, right, wrong, unknown, token_count, rollouts = row
-    return PackedBatch(problem_id, state, depth, first_draw, Counts(right, wrong, unknown), token_count, (), rollouts)
+    state, depth, first_sample, correct, incorrect, unknown, token_count, rollouts = row
+    return PackedBatch(
+        problem_id, state, depth, first_sample, Counts(correct, incorrect, unknown), token_count, (), rollouts
+    )
 
 
 def named(packed: PackedBatch) -> str:
     """Return the name of a batch for messages."""
     where = f"after {packed.depth} step{'s' * (packed.depth != 1)}" if packed.depth else "of whole solutions"
-    return f"the batch {where} from sample {packed.first_draw} of problem {packed.problem_id!r}"
+    return f"the batch {where} from sample {packed.first_sample} of problem {packed.problem_id!r}"
 
 
-def _contents(pictures: Iterable[Picture]) -> list[bytes | None]:
+def _contents(images: Iterable[ImageRef]) -> list[bytes | None]:
     """Return a digest of each image's bytes, or None for an image that cannot be read."""
 
-    def content(picture: Picture) -> bytes | None:
-        data = picture.data
+    def content(image: ImageRef) -> bytes | None:
+        data = image.data
         if data is None:
             try:
-                data = image_bytes(picture)
+                data = image_bytes(image)
             except (OSError, ValueError, DataError):
                 return None
         return hashlib.sha256(data).digest()
 
-    return [content(picture) for picture in pictures]
+    return [content(image) for image in images]
 
 
 def _node(steps: Steps, batches: list[Batch]) -> Node:
-    batches = sorted(batches, key=lambda batch: batch.first_draw)
+    batches = sorted(batches, key=lambda batch: batch.first_sample)
     counts = tuple(count_verdicts(batch.rollouts) for batch in batches)
     return Node(steps, counts, tuple(rollout for batch in batches for rollout in batch.rollouts))

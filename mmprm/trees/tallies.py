@@ -14,12 +14,14 @@ from mmprm.trees.store import Status, Store
 @dataclass(frozen=True, slots=True)
 class Session:
     """One run of the driver: the times of its first ready engine and last commit (seconds since 1970), its number of
-    engines, and the number of batches that the store already held."""
+    engines at the end, the number of batches that the store already held, and the time that its engines ran, summed
+    over them."""
 
     began: float
     last: float
     engines: int
     batches_before: int
+    engine_seconds: float
 
     @property
     def seconds(self) -> float:
@@ -51,12 +53,23 @@ class Tally:
 
 
 def sessions(store: Store) -> list[Session]:
-    """Return the store's sessions in order."""
+    """Return the store's sessions in order.
+
+    A session has one row for each number of engines that it had; such a row begins when the one before it ends.
+    """
+    found: list[Session] = []
     rows = store.rows("SELECT began, last, engines, batches_before FROM sessions ORDER BY number")
-    return [Session(*row) for row in rows]
+    for began, last, engines, batches_before in rows:
+        engine_seconds = engines * max(last - began, 0.0)
+        if found and found[-1].last == began:
+            first = found.pop()
+            began, batches_before = first.began, first.batches_before
+            engine_seconds += first.engine_seconds
+        found.append(Session(began, last, engines, batches_before, engine_seconds))
+    return found
 
 
-def drawn_after(store: Store, batches_before: int) -> Drawn:
+def sampled_after(store: Store, batches_before: int) -> Drawn:
     """Return the totals of the batches after the first `batches_before`."""
     rollouts, tokens = store.rows(
         "SELECT TOTAL(correct + incorrect + unknown), TOTAL(tokens) FROM batches WHERE number > ?", batches_before

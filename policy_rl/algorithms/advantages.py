@@ -82,9 +82,9 @@ def rloo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
 
 def grpo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
     """Return A_k = (R_k − mean)/(std + ε), unbiased std; 0 if all rewards are equal (DeepSeekMath)."""
-    centred_PK = dr_grpo(rewards_PK, kept_PK)
+    centered_PK = dr_grpo(rewards_PK, kept_PK)
     degrees_P1 = (kept_PK.sum(dim=1, keepdim=True) - 1).clamp(min=1)
-    scaled_PK = centred_PK / ((centred_PK.square().sum(dim=1, keepdim=True) / degrees_P1).sqrt() + EPSILON)
+    scaled_PK = centered_PK / ((centered_PK.square().sum(dim=1, keepdim=True) / degrees_P1).sqrt() + EPSILON)
     return torch.where(differs(rewards_PK, kept_PK), scaled_PK, 0)
 
 

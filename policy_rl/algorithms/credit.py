@@ -3,7 +3,7 @@
 Shapes: P prompt, K sample of its group, S step, N = P·K sample, T token. Step scores are r_1 … r_S = P(step is correct)
 of a process reward model. `Credit` has a slot for each of the three, zero or empty if a mode does not use it, so that
 the caller adds each in one line: `sources` join the outcome in `combine`; `returns_PKS` go through `spread`
-onto every token of their step, on top of the advantage; `rewards_PKS` go through `place` into the rewards of GAE.
+onto every token of their step, on top of the advantage; `rewards_PKS` go through `scatter_to_tokens` into the rewards of GAE.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ class CreditConfig(Config):
     """return_to_go: none r; clip min(r − eta, 0); delta r_j − r_{j+1}."""
     eta: float = 0.0
     """Threshold of transform=clip."""
-    normalise_steps: bool = False
-    """return_to_go: normalise the (transformed) scores over all steps of the group before the sum. DeepSeekMath's form
+    normalize_steps: bool = False
+    """return_to_go: normalize the (transformed) scores over all steps of the group before the sum. DeepSeekMath's form
     has baseline=none: the mean is subtracted once per remaining step, which is biased by length."""
     temperature: float = Field(0.1, gt=0)
     """soft_min: temperature of the softmax that picks the worst step."""
-    gate: Literal["none", "right"] = "none"
+    gate: Literal["none", "correct"] = "none"
     """right: process reward only for correct answers, compared with those of other correct answers (PAPO)."""
     per_source: bool = False
     """scalar: apply the estimator to outcome and process separately, and add the results (PRIME). If false, it is
@@ -52,7 +52,7 @@ class CreditConfig(Config):
     @property
     def compares(self) -> bool:
         """Whether the process reward of a sample is compared with that of other samples of its group."""
-        return MODES[self.mode].compares and (BASELINES[self.baseline] is not None or self.normalise_steps)
+        return MODES[self.mode].compares and (BASELINES[self.baseline] is not None or self.normalize_steps)
 
     @property
     def needs_scores(self) -> bool:
@@ -130,7 +130,7 @@ TRANSFORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
 }
 """Step rewards from step scores that are 0 past the last step, where delta takes r_{S+1} = 0 (Gao et al. 2024)."""
 
-GATES: dict[str, Callable[[Tensor], Tensor]] = {"none": torch.ones_like, "right": lambda right_PK: right_PK}
+GATES: dict[str, Callable[[Tensor], Tensor]] = {"none": torch.ones_like, "correct": lambda correct_PK: correct_PK}
 
 
 def return_to_go(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Tensor:
@@ -138,7 +138,7 @@ def return_to_go(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> 
     take part are masked. Plain sums reward padding with harmless steps; with delta, G_j = r_j."""
     rewards_PKS = TRANSFORMS[config.transform](torch.where(mask_PKS, scores_PKS, 0), config.eta)
     rewards_PKS = torch.where(mask_PKS, rewards_PKS, 0)
-    return to_go(_normalise(rewards_PKS, mask_PKS) if config.normalise_steps else rewards_PKS)
+    return to_go(_normalize(rewards_PKS, mask_PKS) if config.normalize_steps else rewards_PKS)
 
 
 def soft_min(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Tensor:
@@ -155,16 +155,16 @@ def strict_min(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Te
     return torch.where(mask_PKS, rewards_PKS.flip(-1).cummin(dim=-1).values.flip(-1), 0)
 
 
-def _normalise(rewards_PKS: Tensor, mask_PKS: Tensor) -> Tensor:
+def _normalize(rewards_PKS: Tensor, mask_PKS: Tensor) -> Tensor:
     """Return (r − mean)/(std + ε) over all steps of a group, unbiased std; 0 where masked, or if all are equal."""
     if not mask_PKS.any():  # no response of the batch has a scored step
         return rewards_PKS
     differs_P1 = differs(rewards_PKS.flatten(1), mask_PKS.flatten(1))
     count_P11 = mask_PKS.sum(dim=(1, 2), keepdim=True)
     mean_P11 = rewards_PKS.sum(dim=(1, 2), keepdim=True) / count_P11.clamp(min=1)
-    centred_PKS = torch.where(mask_PKS, rewards_PKS - mean_P11, 0)
-    variance_P11 = centred_PKS.square().sum(dim=(1, 2), keepdim=True) / (count_P11 - 1).clamp(min=1)
-    return torch.where(differs_P1[..., None], centred_PKS / (variance_P11.sqrt() + EPSILON), 0)
+    centered_PKS = torch.where(mask_PKS, rewards_PKS - mean_P11, 0)
+    variance_P11 = centered_PKS.square().sum(dim=(1, 2), keepdim=True) / (count_P11 - 1).clamp(min=1)
+    return torch.where(differs_P1[..., None], centered_PKS / (variance_P11.sqrt() + EPSILON), 0)
 
 
 def _scalar(part: Part, config: CreditConfig) -> dict[str, tuple[Source, ...]]:
@@ -212,7 +212,7 @@ DENSE = tuple(name for name, mode in MODES.items() if mode.compares)
 MODES_OF: dict[str, tuple[str, ...]] = {
     "baseline": DENSE,
     "transform": ("return_to_go",),
-    "normalise_steps": ("return_to_go",),
+    "normalize_steps": ("return_to_go",),
     "temperature": ("soft_min",),
     "per_source": ("scalar",),
 }
@@ -222,7 +222,7 @@ MODES_OF: dict[str, tuple[str, ...]] = {
 def assign(
     steps: ScoredSteps,
     kept_PK: Tensor,
-    right_PK: Tensor,
+    correct_PK: Tensor,
     config: CreditConfig,
     aggregate: Callable[[Sequence[float]], float] | None = None,
 ) -> Credit:
@@ -230,7 +230,7 @@ def assign(
     compares samples, only in groups with at least two of them. `right_PK`: the answer is correct; `aggregate`: for
     mode=scalar."""
     mode = MODES[config.mode]
-    asked_PK = kept_PK & GATES[config.gate](right_PK)
+    asked_PK = kept_PK & GATES[config.gate](correct_PK)
     missing_PK = asked_PK & ~steps.mask_PKS.any(dim=-1)
     scored_PK = keep(asked_PK & ~missing_PK, least=2 if config.compares else 1)
     mask_PKS = steps.mask_PKS & scored_PK[..., None]
@@ -272,7 +272,7 @@ def spread(values_NS: Tensor, step_of_NT: Tensor) -> Tensor:
     return padded_NS.gather(1, torch.where(step_of_NT >= 0, step_of_NT, outside))
 
 
-def place(values_NS: Tensor, step_of_NT: Tensor) -> Tensor:
+def scatter_to_tokens(values_NS: Tensor, step_of_NT: Tensor) -> Tensor:
     """Put the value of a step on its last token, and 0 elsewhere."""
     following_NT = torch.nn.functional.pad(step_of_NT[:, 1:], (0, 1), value=-1)
     return torch.where(step_of_NT != following_NT, spread(values_NS, step_of_NT), 0)

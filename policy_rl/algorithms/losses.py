@@ -63,24 +63,24 @@ k3 that of KL(ref‖π), k1 none; in the reward k1 has that of KL(π‖ref), the
 class KlConfig(Config):
     coefficient: float = Field(0.0, ge=0)
     """Weight of the KL to the reference model; at 0 no reference model is loaded."""
-    place: Literal["loss", "reward"] = "loss"
+    apply_to: Literal["loss", "reward"] = "loss"
     """loss: a term of the loss; reward: −coefficient·k1 as a reward of each token."""
     estimator: Literal["k1", "k2", "k3"] | None = None
     """loss: k3 (when unset) or k2; reward: k1."""
 
     @model_validator(mode="after")
     def _estimator_fits_the_place(self) -> KlConfig:
-        allowed = KL_PLACES[self.place]
+        allowed = KL_PLACES[self.apply_to]
         if self.estimator not in (None, *allowed):
             raise ValueError(
-                f"estimator={self.estimator!r} in the {self.place} does not have the gradient of a KL divergence; "
+                f"estimator={self.estimator!r} in the {self.apply_to} does not have the gradient of a KL divergence; "
                 f"use {' or '.join(allowed)}, or the other place"
             )
         return self
 
     @property
     def function(self) -> Callable[[Tensor, Tensor], Tensor]:
-        return KL[self.estimator or KL_PLACES[self.place][0]]
+        return KL[self.estimator or KL_PLACES[self.apply_to][0]]
 
 
 class LossConfig(Config):
@@ -204,7 +204,7 @@ def aggregate(
 
 
 @dataclass(frozen=True, slots=True)
-class Watch:
+class LossMetrics:
     """Metrics of an update, detached. `terms` (surrogate, drift, kl: before their coefficients) add up over
     micro-batches and ranks; so do `sums` over tokens, to be divided by tokens: clipped (a token without advantage is
     not clipped), kl_old, kl_ref (both k3), ratio_clamped (|ρ| > 20), kl_clamped (k3 of the reference is at a
@@ -226,7 +226,7 @@ def policy_loss(
     ref: Tensor | None = None,
     weights: Tensor | None = None,
     group_tokens: Tensor | None = None,
-) -> tuple[Tensor, Watch]:
+) -> tuple[Tensor, LossMetrics]:
     """Return (loss, watch): Σ w·(weights·surrogate + α·drift + β·KL) / denominator, all tensors _NT but group_tokens_N.
 
     ρ = lp − old is clamped to ±20; beyond that the surrogate has no gradient, CPGD's drift its capped one.
@@ -246,7 +246,7 @@ def policy_loss(
         "drift": cpgd_drift(lp_NT, rho_NT, config.drift_cap),
         "kl": config.kl.function(lp_NT, ref_NT),
     }
-    in_loss = config.kl.coefficient if config.kl.place == "loss" else 0.0
+    in_loss = config.kl.coefficient if config.kl.apply_to == "loss" else 0.0
     assert ref is not None or in_loss == 0, "kl.coefficient > 0 needs log-probabilities of the reference"
     coefficients = {"surrogate": 1.0, "drift": config.drift_coefficient, "kl": in_loss}
     terms = {
@@ -254,16 +254,16 @@ def policy_loss(
     }
     total = sum(coefficients[name] * terms[name] for name in terms if coefficients[name])
     clipped_NT = (bounded_NT != rho_NT) & (advantages_NT != 0)
-    return total, _watch(terms, difference_NT.detach(), clipped_NT, ref_NT - lp_NT.detach(), mask)
+    return total, _loss_metrics(terms, difference_NT.detach(), clipped_NT, ref_NT - lp_NT.detach(), mask)
 
 
-def _watch(
+def _loss_metrics(
     terms: dict[str, Tensor], difference_NT: Tensor, clipped_NT: Tensor, to_ref_NT: Tensor, mask_NT: Tensor
-) -> Watch:
+) -> LossMetrics:
     difference, to_ref = difference_NT[mask_NT], to_ref_NT[mask_NT]
     zero = torch.zeros_like(difference)
     to_ref_k3 = k3(zero, to_ref)
-    return Watch(
+    return LossMetrics(
         terms={name: term.detach() for name, term in terms.items()},
         sums={
             "tokens": mask_NT.sum(),

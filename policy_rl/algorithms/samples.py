@@ -37,11 +37,11 @@ from policy_rl.algorithms.credit import (
     assign,
     combine,
     count_tokens,
-    place,
+    scatter_to_tokens,
     spread,
 )
 from policy_rl.graded import GradedGroup
-from policy_rl.types import Experience
+from policy_rl.types import TrainingSample
 
 Aggregate = Callable[[Sequence[float]], float]
 
@@ -63,19 +63,19 @@ def kept_samples(groups: Sequence[GradedGroup], least: int) -> Tensor:
     return keep(_rewards(groups)[1], least)
 
 
-def draft(groups: Sequence[GradedGroup], kept_PK: Tensor) -> list[Experience]:
+def draft(groups: Sequence[GradedGroup], kept_PK: Tensor) -> list[TrainingSample]:
     """Return the kept samples, without advantages; groups are numbered by their index."""
     drafts = []
     for p, k in kept_PK.nonzero().tolist():
         group, response = groups[p], groups[p].responses[k].response
         engine = np.array(response.logprobs, dtype=np.float32)
-        drafts.append(Experience(group.problem, p, group.prompt_tokens, response.token_ids, engine=engine))
+        drafts.append(TrainingSample(group.problem, p, group.prompt_tokens, response.token_ids, engine=engine))
     return drafts
 
 
 def add_advantages(
-    groups: Sequence[GradedGroup], kept_PK: Tensor, experiences: Sequence[Experience], settings: AdvantageSettings
-) -> tuple[list[Experience], dict[str, float]]:
+    groups: Sequence[GradedGroup], kept_PK: Tensor, samples: Sequence[TrainingSample], settings: AdvantageSettings
+) -> tuple[list[TrainingSample], dict[str, float]]:
     """Return (experiences with advantages, and with returns if there is a critic; metrics). Samples that lack a reward
     that counts are left out.
 
@@ -91,7 +91,7 @@ def add_advantages(
     credit = None
     if settings.credit is not None:
         steps = _scored_steps(groups, kept_PK, step_of_NT)
-        credit = assign(steps, kept_PK, _right(groups, kept_PK), settings.credit, settings.aggregate)
+        credit = assign(steps, kept_PK, _correct(groups, kept_PK), settings.credit, settings.aggregate)
         sources += credit.sources
     per_source = settings.credit is not None and settings.credit.per_source
     sequence_PK, taking_PK = combine(sources, estimator, per_source)
@@ -100,16 +100,16 @@ def add_advantages(
     if settings.adora is not None:
         sequence_PK = sequence_PK * torch.tensor([[adora_weight(group, settings.adora.weight)] for group in groups])
     taking_N, sequence_N = taking_PK[kept_PK], sequence_PK[kept_PK]
-    lengths_N = torch.tensor([len(each.token_ids) for each in experiences])
+    lengths_N = torch.tensor([len(each.token_ids) for each in samples])
     mask_NT = _mask(lengths_N) & taking_N[:, None]
-    rewards_NT = _kl_rewards(experiences, settings.kl_in_reward, mask_NT)
+    rewards_NT = _kl_rewards(samples, settings.kl_in_reward, mask_NT)
     if credit is not None:
-        rewards_NT = rewards_NT + place(credit.rewards_PKS[kept_PK], step_of_NT)
+        rewards_NT = rewards_NT + scatter_to_tokens(credit.rewards_PKS[kept_PK], step_of_NT)
     if estimator.on_last_token:
-        rewards_NT[torch.arange(len(experiences)), lengths_N - 1] += sequence_N
+        rewards_NT[torch.arange(len(samples)), lengths_N - 1] += sequence_N
     returns_NT = None
     if estimator.critic:
-        values_NT = _padded([each.values for each in experiences])
+        values_NT = _padded([each.values for each in samples])
         advantages_NT, returns_NT = gae(rewards_NT, values_NT, mask_NT, config.gamma, config.lam)
     else:
         advantages_NT = returns_to_go(rewards_NT, mask_NT, config.gamma)
@@ -122,10 +122,10 @@ def add_advantages(
         advantages_NT = whiten(advantages_NT, mask_NT, moments(advantages_NT, mask_NT))
     made = [
         replace(each, advantages=_cut(advantages_NT, n, each), returns=_cut(returns_NT, n, each))
-        for n, each in enumerate(experiences)
+        for n, each in enumerate(samples)
         if taking_N[n]
     ]
-    return made, _figures(advantages_NT, mask_NT, credit)
+    return made, _metrics(advantages_NT, mask_NT, credit)
 
 
 def _rewards(groups: Sequence[GradedGroup]) -> tuple[Tensor, Tensor]:
@@ -137,11 +137,11 @@ def _mask(lengths_N: Tensor) -> Tensor:
     return torch.arange(lengths_N.max().item()) < lengths_N[:, None]
 
 
-def _right(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
-    right_PK = torch.zeros_like(kept_PK)
+def _correct(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
+    correct_PK = torch.zeros_like(kept_PK)
     for p, k in kept_PK.nonzero().tolist():
-        right_PK[p, k] = groups[p].responses[k].right
-    return right_PK
+        correct_PK[p, k] = groups[p].responses[k].correct
+    return correct_PK
 
 
 def _step_of_tokens(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
@@ -167,11 +167,11 @@ def _scored_steps(groups: Sequence[GradedGroup], kept_PK: Tensor, step_of_NT: Te
     return ScoredSteps(*tables)
 
 
-def _kl_rewards(experiences: Sequence[Experience], coefficient: float, mask_NT: Tensor) -> Tensor:
+def _kl_rewards(samples: Sequence[TrainingSample], coefficient: float, mask_NT: Tensor) -> Tensor:
     """Return −β·k1 of each token, k1 = old − ref."""
     if coefficient == 0:
         return torch.zeros(mask_NT.shape)
-    old_NT, ref_NT = (_padded([getattr(each, name) for each in experiences]) for name in ("old", "ref"))
+    old_NT, ref_NT = (_padded([getattr(each, name) for each in samples]) for name in ("old", "ref"))
     return torch.where(mask_NT, -coefficient * (old_NT - ref_NT), 0)
 
 
@@ -179,15 +179,15 @@ def _padded(rows: Sequence[np.ndarray | None]) -> Tensor:
     return pad_sequence([torch.as_tensor(np.array(row), dtype=torch.float32) for row in rows], batch_first=True)
 
 
-def _cut(values_NT: Tensor | None, n: int, experience: Experience) -> np.ndarray | None:
-    return None if values_NT is None else values_NT[n, : len(experience.token_ids)].numpy().copy()
+def _cut(values_NT: Tensor | None, n: int, sample: TrainingSample) -> np.ndarray | None:
+    return None if values_NT is None else values_NT[n, : len(sample.token_ids)].numpy().copy()
 
 
-def _figures(advantages_NT: Tensor, mask_NT: Tensor, credit: Credit | None) -> dict[str, float]:
+def _metrics(advantages_NT: Tensor, mask_NT: Tensor, credit: Credit | None) -> dict[str, float]:
     """Return advantage_size, the mean |A| per token; with process reward also the number of responses that have it
     (scored), that have no scored step (unscored), and that have no other of their group to compare with (alone)."""
-    figures = {"advantage_size": advantages_NT[mask_NT].abs().mean().item() if mask_NT.any() else 0.0}
+    metrics = {"advantage_size": advantages_NT[mask_NT].abs().mean().item() if mask_NT.any() else 0.0}
     if credit is not None:
-        figures |= {"scored": float(credit.scored_PK.sum()), "unscored": float(credit.missing_PK.sum())}
-        figures |= {"alone": float(credit.alone_PK.sum())}
-    return figures
+        metrics |= {"scored": float(credit.scored_PK.sum()), "unscored": float(credit.missing_PK.sum())}
+        metrics |= {"alone": float(credit.alone_PK.sum())}
+    return metrics

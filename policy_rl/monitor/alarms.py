@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from mmprm.config import Config
 from mmprm.errors import ConfigError, TrainingError
 from mmprm.metrics import roc_auc
-from mmprm.steps import Markup
+from mmprm.steps import StepFormat
 from policy_rl.graded import GradedGroup
 from policy_rl.monitor.samples import TEXT_FILE
 from policy_rl.rewards.process import plain_steps
@@ -41,7 +41,7 @@ class Bounds(Config):
         return self
 
 
-class WatchConfig(Config):
+class MonitorConfig(Config):
     """Configure the monitoring of a run."""
 
     alarms: dict[str, Bounds] = Field(default_factory=dict)
@@ -53,7 +53,7 @@ class WatchConfig(Config):
     """Responses per step that are written to samples.jsonl and samples.md, with their step scores."""
 
 
-def signs(groups: Sequence[GradedGroup], markup: Markup, prefill: str = "") -> dict[str, float]:
+def hacking_metrics(groups: Sequence[GradedGroup], step_format: StepFormat, prefill: str = "") -> dict[str, float]:
     """Return the hacking metrics of a batch, over the responses that are trained on; NaN if undefined.
 
     steps: mean number per response; step_tokens, longest_step: mean tokens of a step, and of a response's longest step;
@@ -65,12 +65,12 @@ def signs(groups: Sequence[GradedGroup], markup: Markup, prefill: str = "") -> d
     FIRST_STEPS.
     """
     responses = [each for group in groups for each in group.responses if each.reward.total is not None]
-    cut = [plain_steps(each.response.text, markup, prefill).steps for each in responses]
+    cut = [plain_steps(each.response.text, step_format, prefill).steps for each in responses]
     split_up = [steps for steps in cut if steps]
     scored = [each for each in responses if each.process is not None]
     spans = [_tokens_of_steps(each.process.step_of_token) for each in scored]
     lowest = [min(each.process.scores) for each in scored]
-    judged = [place for place, each in enumerate(scored) if each.reward.parts["accuracy"] is not None]
+    judged = [position for position, each in enumerate(scored) if each.reward.parts["accuracy"] is not None]
     by_step = _by_step([each.process.scores for each in scored])
     return {
         "steps": _mean([len(steps) for steps in split_up]),
@@ -81,22 +81,24 @@ def signs(groups: Sequence[GradedGroup], markup: Markup, prefill: str = "") -> d
         "refused": _mean([bool(steps) and each.process is None for steps, each in zip(cut, responses, strict=True)])
         if scored
         else math.nan,
-        "prm_auc": agreement([lowest[place] for place in judged], [scored[place].right for place in judged]),
+        "prm_auc": agreement(
+            [lowest[position] for position in judged], [scored[position].correct for position in judged]
+        ),
         "prm_score": _mean([score for each in scored for score in each.process.scores]),
         "prm_lowest": _mean(lowest),
         **{name: _mean(scores) for name, scores in by_step.items()},
     }
 
 
-def agreement(scores: Sequence[float], right: Sequence[bool]) -> float:
+def agreement(scores: Sequence[float], correct: Sequence[bool]) -> float:
     """Return the AUC of the scores for correct against incorrect responses; NaN if either kind is missing."""
-    return roc_auc(scores, right) if len(set(right)) == 2 else math.nan
+    return roc_auc(scores, correct) if len(set(correct)) == 2 else math.nan
 
 
 def repeated(steps: Sequence[str]) -> list[bool]:
     """Return for each step whether an earlier one is the same except for white space and case."""
     keys = ["".join(step.split()).casefold() for step in steps]
-    return [key in keys[:place] for place, key in enumerate(keys)]
+    return [key in keys[:position] for position, key in enumerate(keys)]
 
 
 def _tokens_of_steps(step_of_token: Sequence[int]) -> list[int]:
@@ -111,8 +113,8 @@ def _by_step(scores: Sequence[Sequence[float]]) -> dict[str, list[float]]:
     found: dict[str, list[float]] = {f"prm_step_{number}": [] for number in range(1, FIRST_STEPS + 1)}
     found["prm_step_later"] = []
     for scores_S in scores:
-        for place, score in enumerate(scores_S, start=1):
-            found[f"prm_step_{place}" if place <= FIRST_STEPS else "prm_step_later"].append(score)
+        for position, score in enumerate(scores_S, start=1):
+            found[f"prm_step_{position}" if position <= FIRST_STEPS else "prm_step_later"].append(score)
     return found
 
 
@@ -127,7 +129,7 @@ class Alarms:
     nor resets the count.
     """
 
-    def __init__(self, config: WatchConfig) -> None:
+    def __init__(self, config: MonitorConfig) -> None:
         self._config = config
         self.counts: dict[str, int] = dict.fromkeys(config.alarms, 0)
 
@@ -146,15 +148,15 @@ class Alarms:
             bound = _crossed(value, bounds)
             self.counts[name] = self.counts[name] + 1 if bound else 0
             if self.counts[name] >= self._config.patience:
-                crossed.append(f"{name}={value:.4g} is {bound} (watch.alarms), {self.counts[name]} steps in a row")
+                crossed.append(f"{name}={value:.4g} is {bound} (monitor.alarms), {self.counts[name]} steps in a row")
         return "; ".join(crossed) or None
 
 
-def check_alarms(config: WatchConfig, names: Collection[str]) -> None:
+def check_alarms(config: MonitorConfig, names: Collection[str]) -> None:
     """Raise ConfigError for an alarm on a metric that is not among `names`."""
     for name in config.alarms:
         if name not in names:
-            raise ConfigError(f"watch.alarms.{name}: this run has no such metric; it has {', '.join(sorted(names))}")
+            raise ConfigError(f"monitor.alarms.{name}: this run has no such metric; it has {', '.join(sorted(names))}")
 
 
 def _crossed(value: float, bounds: Bounds) -> str | None:

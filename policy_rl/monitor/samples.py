@@ -11,7 +11,7 @@ from typing import Any
 
 from mmprm.errors import TrainingError
 from mmprm.files import logged_rows
-from mmprm.steps import Markup
+from mmprm.steps import StepFormat
 from policy_rl.graded import GradedGroup, GradedResponse
 from policy_rl.rewards.process import plain_steps
 
@@ -63,20 +63,24 @@ def chosen(groups: Sequence[GradedGroup], count: int) -> list[tuple[GradedGroup,
     every = [(group, each) for group in groups for each in group.responses]
     scored = [pair for pair in every if pair[1].process is not None]
     picked = []
-    for right, most in ((False, max), (True, min)):
-        among = [pair for pair in scored if pair[1].right is right]
+    for correct, most in ((False, max), (True, min)):
+        among = [pair for pair in scored if pair[1].correct is correct]
         if among:
             picked.append(most(among, key=lambda pair: min(pair[1].process.scores)))
     heads = [(group, group.responses[0]) for group in groups if group.responses]
     number = min(count, len(heads))
-    picked += [heads[place * len(heads) // number] for place in range(number)]
-    distinct = [pair for place, pair in enumerate(picked) if not any(pair[1] is other[1] for other in picked[:place])]
+    picked += [heads[position * len(heads) // number] for position in range(number)]
+    distinct = [
+        pair for position, pair in enumerate(picked) if not any(pair[1] is other[1] for other in picked[:position])
+    ]
     return distinct[:count]
 
 
-def sample_of(step: int, group: GradedGroup, each: GradedResponse, markup: Markup, prefill: str = "") -> Sample:
+def sample_of(
+    step: int, group: GradedGroup, each: GradedResponse, step_format: StepFormat, prefill: str = ""
+) -> Sample:
     """Return the Sample of a response."""
-    found = plain_steps(each.response.text, markup, prefill)
+    found = plain_steps(each.response.text, step_format, prefill)
     scores: tuple[float | None, ...] = each.process.scores if each.process else ()
     scores += (None,) * (len(found.steps) - len(scores))
     return Sample(

@@ -81,7 +81,7 @@ class RewardConfig(Config):
     """Penalty of responses that are too short or too long."""
     functions: tuple[UserReward, ...] = ()
     """Additional reward functions by import path."""
-    timeout_s: float = Field(600, gt=0)
+    timeout_seconds: float = Field(600, gt=0)
     """Maximum time in seconds that all functions together may take per response."""
 
     @property
@@ -132,7 +132,7 @@ class OutcomeReward:
     ) -> Reward:
         """Return the same as a call, without blocking the event loop while user functions run.
 
-        Raises TrainingError if the functions take longer than rewards.timeout_s.
+        Raises TrainingError if the functions take longer than rewards.timeout_seconds.
         """
         if not self.functions:
             return self(problem, response, grading, token_count, finish_reason)
@@ -140,14 +140,14 @@ class OutcomeReward:
             # pebble's thread is a daemon: a function that never returns does not keep the process from ending.
             call = asynchronous.thread(self.__call__)(problem, response, grading, token_count, finish_reason)
             try:
-                return await asyncio.wait_for(asyncio.shield(call), self.config.timeout_s)
+                return await asyncio.wait_for(asyncio.shield(call), self.config.timeout_seconds)
             except TimeoutError:
                 call.add_done_callback(
                     lambda late: late.exception()
                 )  # retrieved, or asyncio would log it as never retrieved
                 paths = ", ".join(entry.path for entry, _ in self.functions)
                 raise TrainingError(
-                    f"{paths}: no answer on problem {problem.id} within rewards.timeout_s={self.config.timeout_s:g}; "
+                    f"{paths}: no answer on problem {problem.id} within rewards.timeout_seconds={self.config.timeout_seconds:g}; "
                     "mend the function, or give it more time"
                 ) from None
 

@@ -41,13 +41,13 @@ class Prm:
     processes: set[int]
 
     @classmethod
-    async def start(cls, config: ProcessConfig, place: dict[str, Any] | None = None) -> Prm:
+    async def start(cls, config: ProcessConfig, options: dict[str, Any] | None = None) -> Prm:
         """Start the actor and wait until it has loaded the PRM. Starts Ray if it is not running.
 
-        `place` comes from policy_rl.placement. Raises the scorer's own error if it cannot be loaded, and TrainingError
+        `options` come from policy_rl.placement. Raises the scorer's own error if it cannot be loaded, and TrainingError
         if loading takes too long.
         """
-        prm = cls(config, place)
+        prm = cls(config, options)
         try:
             await prm._start()
         except BaseException:
@@ -55,14 +55,14 @@ class Prm:
             raise
         return prm
 
-    def __init__(self, config: ProcessConfig, place: dict[str, Any] | None) -> None:
+    def __init__(self, config: ProcessConfig, options: dict[str, Any] | None) -> None:
         actors.connect()
         self._config = config
         self._name = f"the PRM {config.scorer.prm or 'behind its server'}"
-        resources = place or _resources(config)
+        resources = options or _resources(config)
         self._booked = {name: amount for name, amount in resources.items() if name in ("num_cpus", "num_gpus")}
-        options = {"max_restarts": config.most_restarts, "max_task_retries": -1, "max_concurrency": REQUESTS_IN_FLIGHT}
-        self._actor = ray.remote(**options, **resources)(PrmActor).remote(config.scorer, config.cores)
+        limits = {"max_restarts": config.max_restarts, "max_task_retries": -1, "max_concurrency": REQUESTS_IN_FLIGHT}
+        self._actor = ray.remote(**limits, **resources)(PrmActor).remote(config.scorer, config.cores)
         self.processes = set()
 
     async def judge(self, solutions: Sequence[Solution]) -> list[Answer]:
@@ -72,11 +72,11 @@ class Prm:
         """
         answer = self._actor.judge.remote(list(solutions))
         try:
-            process, answers = await asyncio.wait_for(answer, self._config.score_timeout_s)
+            process, answers = await asyncio.wait_for(answer, self._config.score_timeout_seconds)
         except TimeoutError as error:
             raise TrainingError(
-                f"problem {solutions[0].problem.id}: waited {self._config.score_timeout_s:g} s in vain for "
-                f"{len(solutions)} scores of {self._name}; a larger process.score_timeout_s gives it more time"
+                f"problem {solutions[0].problem.id}: waited {self._config.score_timeout_seconds:g} s in vain for "
+                f"{len(solutions)} scores of {self._name}; a larger process.score_timeout_seconds gives it more time"
             ) from error
         except RayError as error:
             raise self._ended(error) from None
@@ -93,13 +93,13 @@ class Prm:
         start = asyncio.ensure_future(self._actor.start.remote())
         waited = 0.0
         while not start.done():
-            limit = min(NOTICE_SECONDS, self._config.start_timeout_s - waited)
+            limit = min(NOTICE_SECONDS, self._config.start_timeout_seconds - waited)
             waiting = f"{self._name} to load; it books {self._booked}, Ray has {_free()} free"
             if limit <= 0:
                 start.cancel()
                 raise TrainingError(
                     f"waited {waited:g} s in vain for {waiting}; book less for engines and trainer, or raise "
-                    "process.start_timeout_s"
+                    "process.start_timeout_seconds"
                 )
             await asyncio.wait([start], timeout=limit)
             waited += limit
@@ -114,8 +114,8 @@ class Prm:
         cause = cause_of(error)
         if isinstance(cause, EngineStoppedError):
             return TrainingError(
-                f"{self._name} has stopped, after {self._config.most_restarts} restarts at most "
-                f"(process.most_restarts): {cause}; go on from the last checkpoint"
+                f"{self._name} has stopped, after {self._config.max_restarts} restarts at most "
+                f"(process.max_restarts): {cause}; go on from the last checkpoint"
             )
         return cause
 

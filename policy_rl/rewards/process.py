@@ -29,7 +29,7 @@ from mmprm.scoring.aggregate import Aggregator, aggregator, chosen_aggregator
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.http.queue import Answer
 from mmprm.scoring.open import scorer_info
-from mmprm.steps import Markup, Split, plain, split
+from mmprm.steps import Split, StepFormat, plain, split
 from mmprm.types import Problem, Solution, Steps
 from policy_rl.graded import StepRewards
 from policy_rl.types import Response
@@ -54,11 +54,11 @@ class ProcessConfig(Config):
     own_gpu: bool = True
     """Give a local PRM its own GPU; false: it uses one of the last engine's, where engine.gpu_memory_utilization must
     leave enough memory."""
-    start_timeout_s: float = Field(1800, gt=0)
+    start_timeout_seconds: float = Field(1800, gt=0)
     """Maximum time in seconds to wait for the PRM to load."""
-    score_timeout_s: float = Field(3600, gt=0)
+    score_timeout_seconds: float = Field(3600, gt=0)
     """Maximum time in seconds to wait for the scores of one group."""
-    most_restarts: int = Field(3, ge=0)
+    max_restarts: int = Field(3, ge=0)
     """Number of times that the PRM's process may die and be restarted before the run ends."""
 
     def aggregate(self) -> Aggregator:
@@ -88,9 +88,9 @@ class ProcessReward:
     (special, end of turn) belongs to the step at its position, and after the last character to the last step.
     """
 
-    def __init__(self, tokenizer: Any, markup: Markup, prefill: str, prm: Judge) -> None:
+    def __init__(self, tokenizer: Any, step_format: StepFormat, prefill: str, prm: Judge) -> None:
         self.unscored: Counter[str] = Counter()
-        self._markup: Markup = markup
+        self._step_format: StepFormat = step_format
         self._prefill, self._prm = prefill, prm
 
         @functools.lru_cache(PIECES)
@@ -116,10 +116,10 @@ class ProcessReward:
         ]
 
     def _cut(self, response: Response) -> tuple[Split, tuple[int, ...]]:
-        found = plain_steps(response.text, self._markup, self._prefill)
+        found = plain_steps(response.text, self._step_format, self._prefill)
         if not found.steps:
             return found, ()
-        verbatim = written_steps(split(self._prefill + response.text, self._markup).steps, len(self._prefill))
+        verbatim = written_steps(split(self._prefill + response.text, self._step_format).steps, len(self._prefill))
         begins_T = token_begins(response.token_ids, response.text, self._decode)
         step_of_token = step_of_tokens(verbatim, [len(self._prefill) + begin for begin in begins_T])
         if set(step_of_token) != set(range(len(verbatim))):
@@ -152,13 +152,13 @@ class ProcessReward:
         self.unscored[reason or ""] += 1
 
 
-def plain_steps(text: str, markup: Markup, prefill: str = "") -> Split:
+def plain_steps(text: str, step_format: StepFormat, prefill: str = "") -> Split:
     """Return the steps of a response as the PRM reads them, or the reason why it has none.
 
     The reason is that of `split`, or "empty step".
     """
-    found = split(prefill + text, markup)
-    steps = tuple(plain(step, markup) for step in written_steps(found.steps, len(prefill)))
+    found = split(prefill + text, step_format)
+    steps = tuple(plain(step, step_format) for step in written_steps(found.steps, len(prefill)))
     return Split(steps, found.reason) if all(steps) else Split((), "empty step")
 
 

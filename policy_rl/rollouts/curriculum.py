@@ -96,9 +96,9 @@ class Prompts:
         return [self._next() for _ in range(n)]
 
     def _next(self) -> tuple[Problem, int]:
-        epoch, place = divmod(self.position, len(self.problems))
+        epoch, position = divmod(self.position, len(self.problems))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, list(range(len(self.problems)))
             random.Random(f"prompts/{self._seed}/{epoch}").shuffle(self._order)
         self.position += 1
-        return self.problems[self._order[place]], epoch
+        return self.problems[self._order[position]], epoch

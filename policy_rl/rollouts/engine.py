@@ -61,7 +61,7 @@ class RolloutEngine:
             **settings,
             detokenize=False,  # otherwise vLLM looks up every token's text again for its log-probability
         )
-        responses = tuple(self._response(draw) for draw in output.outputs)
+        responses = tuple(self._response(generated) for generated in output.outputs)
         return Group(problem, responses, version, len(output.prompt_token_ids))
 
     async def load(self, published: Published) -> tuple[float, ...]:
@@ -108,8 +108,8 @@ class RolloutEngine:
         """Reallocate the GPU memory that `sleep` freed."""
         await self._sampler.call("wake_up")
 
-    def _response(self, draw: Any) -> Response:
-        token_ids = tuple(draw.token_ids)
-        finish_reason = draw.finish_reason if draw.finish_reason in FINISHED else "abort"
+    def _response(self, generated: Any) -> Response:
+        token_ids = tuple(generated.token_ids)
+        finish_reason = generated.finish_reason if generated.finish_reason in FINISHED else "abort"
         text = self._tokenizer.decode(token_ids, skip_special_tokens=True)
-        return Response(text, token_ids, tuple(draw.logprobs.logprobs), finish_reason)
+        return Response(text, token_ids, tuple(generated.logprobs.logprobs), finish_reason)

@@ -29,12 +29,11 @@ from mmprm.config import Config
 from mmprm.errors import ConfigError, EngineStoppedError, MmprmError, TrainingError
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
-from mmprm.sampling.pool import NOTICE_SECONDS, REQUESTS_IN_FLIGHT, cause_of
-from mmprm.sampling.pool import places as engine_places
+from mmprm.sampling.pool import NOTICE_SECONDS, REQUESTS_IN_FLIGHT, cause_of, engine_resources
 from mmprm.sampling.seeds import derive_seed
 from mmprm.types import Problem
 from policy_rl.rollouts.engine import RolloutEngine
-from policy_rl.rollouts.queue import Seat, Seats
+from policy_rl.rollouts.queue import Slot, Slots
 from policy_rl.types import Group
 from policy_rl.weights.config import WeightsConfig, transport_of
 from policy_rl.weights.probe import TOLERANCE, ProbeCheck
@@ -52,11 +51,11 @@ class RolloutConfig(Config):
     one machine) of those that the trainer's ranks and the PRM leave free; with `colocated`, of those of the ranks."""
     colocated: bool = False
     """Let engines share their GPUs with the trainer, and sleep while it works."""
-    start_timeout_s: float = Field(1800, gt=0)
+    start_timeout_seconds: float = Field(1800, gt=0)
     """Maximum time in seconds to wait for an engine to start."""
-    sample_timeout_s: float = Field(3600, gt=0)
+    sample_timeout_seconds: float = Field(3600, gt=0)
     """Maximum time in seconds to wait for the responses to one problem; after it the engine counts as dead."""
-    most_restarts: int = Field(3, ge=0)
+    max_restarts: int = Field(3, ge=0)
     """Number of engines that may die and be replaced before the run ends."""
 
 
@@ -101,18 +100,18 @@ class RolloutPool:
         config: RolloutConfig | None = None,
         weights: WeightsConfig | None = None,
         version: int = 0,
-        places: Sequence[dict[str, Any]] | None = None,
+        options: Sequence[dict[str, Any]] | None = None,
     ) -> RolloutPool:
         """Start engines with the weights of `engine.model`, which count as `version`.
 
-        `places`, one per engine, come from policy_rl.placement. Raises ConfigError for a distribution that the trainer
+        `options`, one per engine, come from policy_rl.placement. Raises ConfigError for a distribution that the trainer
         cannot compute, and SamplingError if an engine does not start.
         """
         check_sampling(sampling)
-        pool = cls(engine, sampling, prompt, config or RolloutConfig(), weights or WeightsConfig(), version, places)
+        pool = cls(engine, sampling, prompt, config or RolloutConfig(), weights or WeightsConfig(), version, options)
         # Wait for all of them before raising, so that no engine is left half started.
         try:
-            errors = await asyncio.gather(*map(pool._start, pool._seats.all), return_exceptions=True)
+            errors = await asyncio.gather(*map(pool._start, pool._slots.all), return_exceptions=True)
         except asyncio.CancelledError:
             pool.close()
             raise
@@ -130,14 +129,14 @@ class RolloutPool:
         config: RolloutConfig,
         weights: WeightsConfig,
         version: int,
-        places: Sequence[dict[str, Any]] | None,
+        options: Sequence[dict[str, Any]] | None,
     ) -> None:
-        if places is None:
-            engines, resources = engine_places(engine, config.engines)
-            places = [resources] * len(engines)
+        if options is None:
+            engines, resources = engine_resources(engine, config.engines)
+            options = [resources] * len(engines)
         else:
-            engines = [engine] * len(places)
-        gpu = "num_gpus" in places[0]
+            engines = [engine] * len(options)
+        gpu = "num_gpus" in options[0]
         transport = transport_of(weights, gpu, config.colocated)
         self._further: dict[str, Any] = {"enable_sleep_mode": True} if gpu and config.colocated else {}
         if transport != "file":
@@ -148,10 +147,10 @@ class RolloutPool:
         self._sampling, self._prompt, self._config, self._weights = sampling, prompt, config, weights
         names = [f"engine {number} of {len(engines)}" for number in range(1, len(engines) + 1)]
         self._engines = dict(zip(names, engines, strict=True))
-        self._places = dict(zip(names, places, strict=True))
+        self._options = dict(zip(names, options, strict=True))
         tolerance = weights.tolerance or TOLERANCE[engine.dtype]
         self._checks = {name: ProbeCheck(name, tolerance) for name in names}
-        self._seats = Seats([Seat(name) for name in names], engine.max_num_seqs, version)
+        self._slots = Slots([Slot(name) for name in names], engine.max_num_seqs, version)
         self._current: Published | None = None
         self._replacing = asyncio.Lock()
         self.as_files: AsFiles | None = None
@@ -160,12 +159,12 @@ class RolloutPool:
     @property
     def version(self) -> int:
         """Return the version of the weights that all engines have."""
-        return self._seats.version
+        return self._slots.version
 
     @property
     def engines(self) -> list[Any]:
         """Return the actors, for transports with which the trainer reaches engines directly."""
-        return [seat.actor for seat in self._seats.all]
+        return [slot.actor for slot in self._slots.all]
 
     async def sample(self, problem: Problem, n: int, seed: int, version: int, max_tokens: int | None = None) -> Group:
         """Return `n` responses by the policy of `version`, those of aborted requests (finish_reason "abort") included.
@@ -179,17 +178,17 @@ class RolloutPool:
         limit = {} if max_tokens is None else {"max_tokens": max_tokens}
         lost = False
         while True:
-            seat = await self._seats.take(n, version, first=lost)
-            actor = seat.actor
+            slot = await self._slots.take(n, version, first=lost)
+            actor = slot.actor
             try:
-                what = f"{seat.name}: {n} responses to problem {problem.id}"
+                what = f"{slot.name}: {n} responses to problem {problem.id}"
                 answer = actor.sample.remote(problem, n, seed, version, **limit)
-                return await _within(self._config.sample_timeout_s, what, answer, silent=True)
+                return await _within(self._config.sample_timeout_seconds, what, answer, silent=True)
             except _LostError as error:
                 lost = True
-                await self._replace(seat, actor, error)
+                await self._replace(slot, actor, error)
             finally:
-                self._seats.give_back(seat, n)
+                self._slots.give_back(slot, n)
 
     async def load_weights(self, published: Published) -> float:
         """Load weights into all engines, and return the largest distance of an engine from the trainer.
@@ -197,15 +196,15 @@ class RolloutPool:
         The distance is the mean absolute difference of their log-probabilities of the probe, in nats. Loading waits for
         all requests for the current version; requests for the new version wait for the loading.
 
-        Raises TrainingError if an engine does not load the weights within weights.timeout_s, or does not compute with
+        Raises TrainingError if an engine does not load the weights within weights.timeout_seconds, or does not compute with
         them.
         """
-        async with self._seats.change_to(published.version):
+        async with self._slots.change_to(published.version):
             self._current = published
             try:
-                return max(await asyncio.gather(*(self._load_or_replace(seat, published) for seat in self._seats.all)))
+                return max(await asyncio.gather(*(self._load_or_replace(slot, published) for slot in self._slots.all)))
             except MmprmError as error:
-                self._seats.fail(str(error))
+                self._slots.fail(str(error))
                 raise
 
     async def sleep(self, level: int = 1) -> None:
@@ -221,77 +220,87 @@ class RolloutPool:
 
     def close(self) -> None:
         """End all engines."""
-        for seat in self._seats.all:
-            if seat.actor is not None:
-                actors.kill(seat.actor)
-                seat.actor = None
+        for slot in self._slots.all:
+            if slot.actor is not None:
+                actors.kill(slot.actor)
+                slot.actor = None
 
-    async def _start(self, seat: Seat) -> None:
-        actor = ray.remote(max_concurrency=REQUESTS_IN_FLIGHT, **self._places[seat.name])(RolloutEngine).remote()
-        engine = self._engines[seat.name]
+    async def _start(self, slot: Slot) -> None:
+        actor = ray.remote(max_concurrency=REQUESTS_IN_FLIGHT, **self._options[slot.name])(RolloutEngine).remote()
+        engine = self._engines[slot.name]
         start = actor.start.remote(engine, self._sampling, self._prompt, self._further)
         try:
-            what = f"{seat.name} to start {engine.model}"
-            self.probe_token_ids, self.banned_token_ids = await _within(self._config.start_timeout_s, what, start)
+            what = f"{slot.name} to start {engine.model}"
+            self.probe_token_ids, self.banned_token_ids = await _within(self._config.start_timeout_seconds, what, start)
         except BaseException:
             actors.kill(actor)
             raise
-        seat.actor = actor
+        slot.actor = actor
 
-    async def _load(self, seat: Seat, published: Published) -> float:
+    async def _load(self, slot: Slot, published: Published) -> float:
         """Load the weights into one engine, and check by the probe that it computes with them."""
         try:
-            what = f"{seat.name} to load the {published}"
-            answer = await _within(self._weights.timeout_s, what, seat.actor.load.remote(published))
+            what = f"{slot.name} to load the {published}"
+            answer = await _within(self._weights.timeout_seconds, what, slot.actor.load.remote(published))
         except _LostError as error:
             if error.timed_out:
-                raise TrainingError(f"{error}; a larger weights.timeout_s gives it more time") from error
+                raise TrainingError(f"{error}; a larger weights.timeout_seconds gives it more time") from error
             raise
-        return self._checks[seat.name].check(published, answer)
+        return self._checks[slot.name].check(published, answer)
 
-    async def _load_current(self, seat: Seat) -> float:
+    async def _load_current(self, slot: Slot) -> float:
         """Load the current weights into a new engine."""
         if self._current is None:
             return 0.0
         if self._current.folder is not None:
-            return await self._load(seat, self._current)
+            return await self._load(slot, self._current)
         assert self.as_files is not None, "_check_replaceable saw it"
         async with self.as_files(self._current) as files:
-            return await self._load(seat, files)
+            return await self._load(slot, files)
 
-    async def _load_or_replace(self, seat: Seat, published: Published) -> float:
-        actor = seat.actor
+    async def _load_or_replace(self, slot: Slot, published: Published) -> float:
+        actor = slot.actor
         try:
-            return await self._load(seat, published)
+            return await self._load(slot, published)
         except _LostError as error:
-            return await self._replace(seat, actor, error)
+            return await self._replace(slot, actor, error)
 
-    async def _replace(self, seat: Seat, lost: Any, reason: _LostError) -> float:
+    async def _replace(self, slot: Slot, lost: Any, reason: _LostError) -> float:
         """Replace the engine `lost` by a new one with the current weights, unless another caller already has."""
         async with self._replacing:
-            if self._seats.failure is not None:
-                raise EngineStoppedError(self._seats.failure)
-            if seat.actor is not lost:
+            if self._slots.failure is not None:
+                raise EngineStoppedError(self._slots.failure)
+            if slot.actor is not lost:
                 return 0.0
-            seat.actor = None
+            slot.actor = None
             actors.kill(lost)
             self.restarts += 1
             try:
                 self._check_replaceable(reason)
                 print(f"{reason}; starting another in its place", file=sys.stderr)
-                await self._start(seat)
-                distance = await self._load_current(seat)
+                distance = await self._start_again(slot, reason)
             except MmprmError as error:
-                self._seats.fail(str(error))
+                self._slots.fail(str(error))
                 raise
-        self._seats.fill()
+        self._slots.fill()
         return distance
 
+    async def _start_again(self, slot: Slot, reason: _LostError) -> float:
+        """Start an engine in the place of a lost one, with the current weights."""
+        try:
+            await self._start(slot)
+        except MmprmError as error:  # the place itself may be gone: a lost machine, for which the run reserved GPUs
+            raise EngineStoppedError(
+                f"{reason}; no other engine starts in its place ({error}): run the same command again, which resumes "
+                "from the last checkpoint on the machines that Ray then has"
+            ) from error
+        return await self._load_current(slot)
+
     def _check_replaceable(self, reason: _LostError) -> None:
-        if self.restarts > self._config.most_restarts:
+        if self.restarts > self._config.max_restarts:
             raise EngineStoppedError(
                 f"{reason}; that is engine number {self.restarts} to die in this run, more than "
-                f"rollouts.most_restarts={self._config.most_restarts}; see its log, and resume from the last checkpoint"
+                f"rollouts.max_restarts={self._config.max_restarts}; see its log, and resume from the last checkpoint"
             )
         if self._current is not None and self._current.folder is None and self.as_files is None:
             raise EngineStoppedError(
@@ -300,8 +309,8 @@ class RolloutPool:
             )
 
     async def _all(self, what: str, call: Callable[[Any], Awaitable[T]]) -> list[T]:
-        timeout = self._weights.timeout_s
-        answers = (_within(timeout, f"{seat.name}: {what}", call(seat.actor)) for seat in self._seats.all)
+        timeout = self._weights.timeout_seconds
+        answers = (_within(timeout, f"{slot.name}: {what}", call(slot.actor)) for slot in self._slots.all)
         return await asyncio.gather(*answers)
 
 

@@ -13,7 +13,7 @@ from mmprm.errors import EngineStoppedError
 
 
 @dataclass(slots=True, eq=False)
-class Seat:
+class Slot:
     """Describe the slot of one engine. `actor` is None while the slot has no engine."""
 
     name: str
@@ -26,26 +26,26 @@ class Seat:
 class _Waiting:
     n: int
     version: int
-    seat: asyncio.Future[Seat]
+    slot: asyncio.Future[Slot]
 
 
-class Seats:
+class Slots:
     """Assign requests to engines.
 
     Each engine has a capacity of `room` responses in flight; `version` is that of the weights that all engines have.
     """
 
-    def __init__(self, seats: Sequence[Seat], room: int, version: int) -> None:
-        self.all, self.version = tuple(seats), version
+    def __init__(self, slots: Sequence[Slot], capacity: int, version: int) -> None:
+        self.all, self.version = tuple(slots), version
         self.failure: str | None = None
         """Reason why requests can no longer be assigned, if so."""
-        self._room = room
+        self._capacity = capacity
         self._waiting: deque[_Waiting] = deque()
         self._next: int | None = None
         self._changing = False
         self._idle = asyncio.Event()
 
-    async def take(self, n: int, version: int, first: bool = False) -> Seat:
+    async def take(self, n: int, version: int, first: bool = False) -> Slot:
         """Return the least loaded engine as soon as one has capacity for `n` responses.
 
         Groups wait here instead of in an engine, so that the first engine with free capacity can take them. `first`
@@ -55,15 +55,15 @@ class Seats:
         (self._waiting.appendleft if first else self._waiting.append)(waiting)
         self.fill()
         try:
-            return await waiting.seat
+            return await waiting.slot
         except asyncio.CancelledError:
-            if waiting.seat.done() and not waiting.seat.cancelled():
-                self.give_back(waiting.seat.result(), n)
+            if waiting.slot.done() and not waiting.slot.cancelled():
+                self.give_back(waiting.slot.result(), n)
             raise
 
-    def give_back(self, seat: Seat, n: int) -> None:
+    def give_back(self, slot: Slot, n: int) -> None:
         """Release the capacity for `n` responses."""
-        seat.responses -= n
+        slot.responses -= n
         self.fill()
 
     def fail(self, reason: str) -> None:
@@ -74,18 +74,18 @@ class Seats:
     def fill(self) -> None:
         """Assign engines to the waiting requests in order; requests for the next version do not block the others."""
         for waiting in () if self._changing else tuple(self._waiting):
-            if waiting.seat.done():
+            if waiting.slot.done():
                 pass
             elif self.failure is not None:
-                waiting.seat.set_exception(EngineStoppedError(self.failure))
+                waiting.slot.set_exception(EngineStoppedError(self.failure))
             elif waiting.version == self._next:
                 continue
             elif waiting.version != self.version:
                 message = f"version {waiting.version} is asked for, and the engines have {self.version}"
-                waiting.seat.set_exception(AssertionError(message))
-            elif (seat := self._roomiest(waiting.n)) is not None:
-                seat.responses += waiting.n
-                waiting.seat.set_result(seat)
+                waiting.slot.set_exception(AssertionError(message))
+            elif (slot := self._least_loaded(waiting.n)) is not None:
+                slot.responses += waiting.n
+                waiting.slot.set_result(slot)
             else:
                 break
             self._waiting.remove(waiting)
@@ -114,14 +114,14 @@ class Seats:
     def _is_idle(self) -> bool:
         """Return whether no request for the current version is waiting or in flight."""
         present = self.version if self.version != self._next else None
-        waiting = any(each.version == present and not each.seat.done() for each in self._waiting)
-        return not waiting and not any(seat.responses for seat in self.all)
+        waiting = any(each.version == present and not each.slot.done() for each in self._waiting)
+        return not waiting and not any(slot.responses for slot in self.all)
 
-    def _roomiest(self, n: int) -> Seat | None:
+    def _least_loaded(self, n: int) -> Slot | None:
         """Return the least loaded engine if it has capacity for `n` responses.
 
         An idle engine takes a group of any size.
         """
-        occupied = [seat for seat in self.all if seat.actor is not None]
-        seat = min(occupied, key=lambda seat: seat.responses, default=None)
-        return seat if seat and seat.responses + n <= max(n, self._room) else None
+        occupied = [slot for slot in self.all if slot.actor is not None]
+        slot = min(occupied, key=lambda slot: slot.responses, default=None)
+        return slot if slot and slot.responses + n <= max(n, self._capacity) else None

@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
-from mmprm.backbone.processor import picture_placeholder, reads_pictures, tokenizer_of
+from mmprm.backbone.processor import image_placeholder, reads_images, tokenizer_of
 from mmprm.errors import CheckpointError, DataError
-from mmprm.problems import open_picture, picture_size
+from mmprm.problems import image_size, open_image
 from mmprm.prompts import PromptConfig
 from mmprm.rendering import end_of_turn, image_place, opening, render_turns
 from mmprm.sampling.config import pixel_limits
-from mmprm.types import Picture
+from mmprm.types import ImageRef
 from policy_rl.sft.conversations import Conversation, Message
 from policy_rl.trainer.policy import PolicyInputs
 
@@ -38,7 +38,7 @@ class Piece(NamedTuple):
 
     text: str
     learned: bool
-    pictures: tuple[Picture, ...] = ()
+    images: tuple[ImageRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Encoded:
     ids_T: Tensor
     learned_T: Tensor
     position_XT: Tensor
-    pictures: dict[str, Tensor]
+    images: dict[str, Tensor]
 
 
 class Size(NamedTuple):
@@ -79,16 +79,16 @@ class ConversationEncoder:
         self.processor, self.tokenizer = processor, tokenizer_of(processor)
         self.padding = self.tokenizer.pad_token_id or 0
         self.ends: set[int] = set()
-        self._picture_options = pixel_limits(min_pixels, max_pixels)
-        self._picture_id = getattr(backbone.config, "image_token_id", None)
+        self._image_options = pixel_limits(min_pixels, max_pixels)
+        self._image_id = getattr(backbone.config, "image_token_id", None)
         self._rope_index: Callable[..., Any] | None = getattr(backbone.model, "get_rope_index", None)
         self.axes = 1 if self._rope_index is None else 3
         special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
         self._placeholder = ""
-        if reads_pictures(processor):
+        if reads_images(processor):
             raw = self._prompt.template == "raw"
-            self._placeholder = image_place(processor) if raw else picture_placeholder(processor)
+            self._placeholder = image_place(processor) if raw else image_placeholder(processor)
         self._extra: dict[tuple[int, int], int] = {}
 
     def pieces(self, conversation: Conversation) -> list[Piece]:
@@ -98,8 +98,8 @@ class ConversationEncoder:
         after their prompt.
         """
         self._check(conversation)
-        shown, place = list(conversation.messages), conversation.place
-        pictures = iter(conversation.pictures)
+        shown, location = list(conversation.messages), conversation.position
+        images = iter(conversation.images)
         pieces: list[Piece] = []
         done, before = "", 0
         for number, message in enumerate(shown):
@@ -109,19 +109,19 @@ class ConversationEncoder:
             whole = self._text(shown[: number + 1], False) if not self._opening else prompt + self._rest(message)
             if not (prompt.startswith(done) and whole.startswith(prompt)):
                 raise DataError(
-                    f"{place}: the chat template writes turn {number + 1} otherwise than behind its prompt, so that "
+                    f"{location}: the chat template writes turn {number + 1} otherwise than behind its prompt, so that "
                     "its tokens cannot be told; give one turn a row, or a template that keeps turns as they are"
                 )
             given = conversation.given if number == len(shown) - 1 else ""
             end = self._special.search(whole, len(prompt) + len(given))
             if end is None or not whole[len(prompt) :].startswith(given):
                 raise CheckpointError(
-                    f"{place}: the chat template ends the assistant's turn with no special token, so that the policy "
+                    f"{location}: the chat template ends the assistant's turn with no special token, so that the policy "
                     "would not learn to stop; give the model folder another chat template"
                 )
             self.ends.add(self.tokenizer.convert_tokens_to_ids(end[0]))
-            count = sum(_pictures(earlier) for earlier in shown[before:number])
-            here = tuple(next(pictures) for _ in range(count))
+            count = sum(_images(earlier) for earlier in shown[before:number])
+            here = tuple(next(images) for _ in range(count))
             pieces.append(Piece(prompt[len(done) :] + given, False, here))
             pieces.append(Piece(whole[len(prompt) + len(given) : end.end()], True))
             done, before = whole[: end.end()], number
@@ -131,39 +131,41 @@ class ConversationEncoder:
     def size(self, conversation: Conversation) -> Size:
         """Return the size of a conversation without preparing pixels: an image's tokens depend on its size only."""
         counts = [(self._ids(piece.text), piece) for piece in self.pieces(conversation)]
-        extra = sum(self._extra_tokens(picture_size(picture)) for picture in conversation.pictures)
+        extra = sum(self._extra_tokens(image_size(image)) for image in conversation.images)
         return Size(sum(len(ids) for ids, _ in counts) + extra, sum(len(ids) for ids, piece in counts if piece.learned))
 
     def __call__(self, conversation: Conversation) -> Encoded:
         """Return the tensors of a conversation."""
         ids, learned = [], []
-        pictures: dict[str, list[Tensor]] = {}
+        images: dict[str, list[Tensor]] = {}
         for piece in self.pieces(conversation):
-            if piece.pictures:
-                inputs = self._with_pictures(piece.text, [open_picture(picture) for picture in piece.pictures])
+            if piece.images:
+                inputs = self._with_images(piece.text, [open_image(image) for image in piece.images])
                 ids.append(inputs["input_ids"][0])
                 for name, tensor in _pixels(inputs).items():
-                    pictures.setdefault(name, []).append(tensor)
+                    images.setdefault(name, []).append(tensor)
             else:
                 ids.append(torch.tensor(self._ids(piece.text)))
             learned.append(torch.full((len(ids[-1]),), piece.learned))
         ids_T = torch.cat(ids)
-        joined = {name: torch.cat(tensors) for name, tensors in pictures.items()}
+        joined = {name: torch.cat(tensors) for name, tensors in images.items()}
         return Encoded(ids_T, torch.cat(learned), self._positions(ids_T, joined), joined)
 
     @property
     def stand_in(self) -> dict[str, Tensor]:
         """Return the smallest image, for batches without one."""
-        return _pixels(self._with_pictures(self._placeholder, [Image.new("RGB", (28, 28))]))
+        return _pixels(self._with_images(self._placeholder, [Image.new("RGB", (28, 28))]))
 
     def _check(self, conversation: Conversation) -> None:
-        if conversation.pictures and not self._placeholder:
-            raise DataError(f"{conversation.place}: has pictures, but the model reads text only")
+        if conversation.images and not self._placeholder:
+            raise DataError(f"{conversation.position}: has images, but the model reads text only")
         for number, message in enumerate(conversation.messages, start=1):
             content = message["content"]
             texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
             for match in filter(None, map(self._special.search, texts)):
-                raise DataError(f"{conversation.place}: turn {number} holds {match[0]!r}, a reserved token; remove it")
+                raise DataError(
+                    f"{conversation.position}: turn {number} holds {match[0]!r}, a reserved token; remove it"
+                )
 
     def _rest(self, message: Message) -> str:
         """Return the assistant's turn without the tag with which the template itself opens it."""
@@ -177,7 +179,7 @@ class ConversationEncoder:
             lost = next((part for part in parts if message["role"] == "user" and part.strip() not in text), None)
             if lost is not None:
                 raise CheckpointError(
-                    f"{conversation.place}: the chat template leaves {lost.strip()[:60]!r} out of the prompt; set "
+                    f"{conversation.position}: the chat template leaves {lost.strip()[:60]!r} out of the prompt; set "
                     "prompt.template=raw, or give another template (chat_template)"
                 )
 
@@ -187,30 +189,30 @@ class ConversationEncoder:
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def _with_pictures(self, text: str, images: list[Image.Image]) -> dict[str, Tensor]:
-        options = {"add_special_tokens": False, "return_tensors": "pt", **self._picture_options}
+    def _with_images(self, text: str, images: list[Image.Image]) -> dict[str, Tensor]:
+        options = {"add_special_tokens": False, "return_tensors": "pt", **self._image_options}
         return dict(self.processor(text=[text], images=images, **options))
 
     def _extra_tokens(self, size: tuple[int, int]) -> int:
         if size not in self._extra:
-            inputs = self._with_pictures(self._placeholder, [Image.new("RGB", size)])
+            inputs = self._with_images(self._placeholder, [Image.new("RGB", size)])
             self._extra[size] = inputs["input_ids"].shape[1] - len(self._ids(self._placeholder))
         return self._extra[size]
 
-    def _positions(self, ids_T: Tensor, pictures: dict[str, Tensor]) -> Tensor:
-        if not pictures or self._rope_index is None:
+    def _positions(self, ids_T: Tensor, images: dict[str, Tensor]) -> Tensor:
+        if not images or self._rope_index is None:
             return torch.arange(len(ids_T)).expand(self.axes, -1)
-        grids = {name: tensor for name, tensor in pictures.items() if name.endswith("grid_thw")}
+        grids = {name: tensor for name, tensor in images.items() if name.endswith("grid_thw")}
         ids_1T = ids_T[None]
         text = {"input_ids": ids_1T, "attention_mask": torch.ones_like(ids_1T)}
-        return self._rope_index(**text, mm_token_type_ids=(ids_1T == self._picture_id).int(), **grids)[0][:, 0]
+        return self._rope_index(**text, mm_token_type_ids=(ids_1T == self._image_id).int(), **grids)[0][:, 0]
 
 
 def _pixels(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in inputs.items() if name not in _TEXT_KEYS}
 
 
-def _pictures(message: Message) -> int:
+def _images(message: Message) -> int:
     return 0 if isinstance(message["content"], str) else sum(part["type"] == "image" for part in message["content"])
 
 
@@ -236,8 +238,8 @@ def collate(rows: Sequence[Sequence[Encoded]], encoder: ConversationEncoder, sta
             reads.append(b * width + start + place_N - 1)
             tokens.append(each.ids_T[place_N])
             start = here.stop
-    shown = [each.pictures for row in rows for each in row if each.pictures]
-    pictures = {name: torch.cat([one[name] for one in shown]) for name in shown[0]} if shown else {}
+    shown = [each.images for row in rows for each in row if each.images]
+    images = {name: torch.cat([one[name] for one in shown]) for name in shown[0]} if shown else {}
     return PolicyInputs(
         input_ids_BL=ids_BL,
         position_ids=position_XBL if encoder.axes > 1 else position_XBL[0],
@@ -246,7 +248,7 @@ def collate(rows: Sequence[Sequence[Encoded]], encoder: ConversationEncoder, sta
         read_NT=pad_sequence(reads, batch_first=True),
         token_NT=pad_sequence(tokens, batch_first=True),
         response_NT=pad_sequence([torch.ones(len(token_T), dtype=torch.bool) for token_T in tokens], batch_first=True),
-        pictures=pictures if shown or not stand_in else encoder.stand_in,
+        images=images if shown or not stand_in else encoder.stand_in,
         feature_F=None,
-        shows_pictures=bool(shown),
+        shows_images=bool(shown),
     )

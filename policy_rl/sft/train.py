@@ -24,7 +24,8 @@ from mmprm.backbone.masks import CPU_ROW, use_block_masks, why_not_packed
 from mmprm.backbone.token_tree import fill_rows
 from mmprm.config import Config, PathText
 from mmprm.errors import DataError
-from mmprm.preflight import check_model, check_room
+from mmprm.hardware import HardwareConfig
+from mmprm.preflight import check_disk_space, check_model
 from mmprm.problems import ProblemsConfig
 from mmprm.prompts import PromptConfig
 from mmprm.rendering import template_of_file
@@ -45,7 +46,7 @@ from policy_rl.trainer.policy import Policy, PolicyInputs, prepare
 class SftConfig(Config):
     """Configure a run of `mmprm sft`."""
 
-    base: PathText
+    model: PathText
     """Model to start from: a folder, a hub id such as Qwen/Qwen2.5-VL-7B-Instruct, or tiny (the embedded policy)."""
     data: ProblemsConfig
     """Conversations (ShareGPT, MM-Eureka, LMM-R1), or problems with solutions."""
@@ -80,6 +81,8 @@ class SftConfig(Config):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     training: TrainingConfig = TrainingConfig()
     """Optimization, batches, sharding, checkpoints."""
+    hardware: HardwareConfig = Field(HardwareConfig(), exclude=True)
+    """Machines that the run is meant for, as `mmprm plan` checks; the run itself ignores these keys."""
 
     @model_validator(mode="before")
     @classmethod
@@ -120,16 +123,16 @@ class Rows:
     ) -> None:
         self._samples, self._encoder = samples, encoder
         lengths = [size.tokens for size in sizes]
-        self._rows = [[place] for place in range(len(samples))] if width is None else fill_rows(lengths, width)
+        self._rows = [[position] for position in range(len(samples))] if width is None else fill_rows(lengths, width)
         # fill_rows returns the longest rows first; shuffle, so that batches mix rows of different lengths.
         random.Random(0).shuffle(self._rows)
-        self.lengths = [sum(sizes[place].tokens for place in row) for row in self._rows]
-        self.terms = [sum(sizes[place].learned for place in row) for row in self._rows]
+        self.lengths = [sum(sizes[position].tokens for position in row) for row in self._rows]
+        self.terms = [sum(sizes[position].learned for position in row) for row in self._rows]
         self.conversations = [len(row) for row in self._rows]
 
     def collate(self, rows: Sequence[int], stand_in: bool) -> PolicyInputs:
         """Return the tensors of the given rows."""
-        chosen = [[self._encoder(self._samples[place]) for place in self._rows[row]] for row in rows]
+        chosen = [[self._encoder(self._samples[position]) for position in self._rows[row]] for row in rows]
         return collate(chosen, self._encoder, stand_in)
 
 
@@ -185,7 +188,7 @@ class SftTask:
                 micro = row[self._ranks.rank]
                 batch = self._held_out.collate(micro.samples, self._stand_in).to(self._ranks.device)
                 part = token_loss(model(batch).logprobs_NT, batch.response_NT).item()
-                loss += 0.0 if micro.filler else part
+                loss += 0.0 if micro.is_padding else part
         (loss,) = self._ranks.sum(loss)
         tokens = sum(self._held_out.terms)
         return {"loss": loss / tokens, "tokens": float(tokens)}
@@ -199,16 +202,16 @@ def train_sft(config: SftConfig) -> SftSummary:
 
 
 def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
-    started, optimisation, output = time.perf_counter(), config.training, Path(config.output)
-    check_model(config.base)
-    check_room(config.output, "output", config.base)
+    started, optimization, output = time.perf_counter(), config.training, Path(config.output)
+    check_model(config.model)
+    check_disk_space(config.output, "output", config.model)
     # Read the data first, so that invalid data fails before a model is loaded.
     found = _readable(config.data, config, ranks)
     found_held_out = _readable(config.held_out, config, ranks) if config.held_out else []
-    dtype = torch.bfloat16 if optimisation.precision == "bf16" else torch.float32
-    torch.manual_seed(optimisation.seed)  # all ranks must initialize the same adapters
-    with loading_in_parts(optimisation):
-        backbone, processor = load_backbone(config.base, dtype)
+    dtype = torch.bfloat16 if optimization.precision == "bf16" else torch.float32
+    torch.manual_seed(optimization.seed)  # all ranks must initialize the same adapters
+    with loading_in_parts(optimization):
+        backbone, processor = load_backbone(config.model, dtype)
     if config.prompt.chat_template is not None:
         processor.chat_template = config.prompt.chat_template
     encoder = ConversationEncoder(backbone, processor, config.max_pixels, config.min_pixels, config.prompt)
@@ -219,16 +222,16 @@ def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
     width = _width(config, backbone, sizes, ranks)
     policy = Policy(backbone)
     prepare(policy, config.frozen, config.lora, config.gradient_checkpointing)
-    torch.manual_seed(optimisation.seed + ranks.rank)
+    torch.manual_seed(optimization.seed + ranks.rank)
     rows, held_out_rows = Rows(samples, sizes, encoder, width), Rows(held_out, held_out_sizes, encoder, width)
     # The configured batch size counts conversations, the loop's counts rows.
-    batch_size = max(1, round(optimisation.batch_size * len(rows.lengths) / len(samples)))
-    optimisation = optimisation.model_copy(update={"batch_size": batch_size})
-    total = step_count(len(rows.lengths), optimisation)
-    engine = Engine(policy, optimisation, total, ranks)
+    batch_size = max(1, round(optimization.batch_size * len(rows.lengths) / len(samples)))
+    optimization = optimization.model_copy(update={"batch_size": batch_size})
+    total = step_count(len(rows.lengths), optimization)
+    engine = Engine(policy, optimization, total, ranks)
     # Ranks synchronize in the vision tower too, so that each must run it.
-    stand_in = ranks.count > 1 and any(each.pictures for each in (*samples, *held_out))
-    task = SftTask(rows, held_out_rows, optimisation.micro_batch_tokens, stand_in, ranks, config.aggregation)
+    stand_in = ranks.count > 1 and any(each.images for each in (*samples, *held_out))
+    task = SftTask(rows, held_out_rows, optimization.micro_batch_tokens, stand_in, ranks, config.aggregation)
     if ranks.is_main:
         print(
             f"{len(samples):,} conversations in {len(rows.lengths):,} rows, {sum(rows.terms):,} tokens to learn, "
@@ -236,7 +239,7 @@ def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
             f"{total:,} steps on {ranks.count} ranks",
             flush=True,
         )
-    evaluation = fit(task, engine, optimisation, output, _origin(config, samples))
+    evaluation = fit(task, engine, optimization, output, _origin(config, samples))
     with StopRequest(ranks):  # the last steps may have no checkpoint: write the policy before stopping
         weights = engine.weights("backbone.")
         if ranks.is_main:
@@ -253,8 +256,8 @@ def _readable(data: ProblemsConfig, config: SftConfig, ranks: Ranks) -> list[Con
     """Return the conversations whose images can be decoded; report the others."""
     found, broken = without_unreadable(read_conversations(data, config.prompt))
     if broken and ranks.is_main:
-        place, reason = next(iter(broken.items()))
-        print(f"{len(broken):,} conversations are left out: an image cannot be read; {place}: {reason}", flush=True)
+        position, reason = next(iter(broken.items()))
+        print(f"{len(broken):,} conversations are left out: an image cannot be read; {position}: {reason}", flush=True)
     return found
 
 

@@ -23,7 +23,7 @@ from mmprm.errors import DataError, TrainingError
 from mmprm.training.batches import MicroBatch, micro_batches
 from policy_rl.trainer.policy import PolicyInputs
 from policy_rl.trainer.prompt_encoder import EncodedPrompt, PromptEncoder
-from policy_rl.types import ARRAYS, Experience
+from policy_rl.types import ARRAYS, TrainingSample
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,45 +33,45 @@ class Limits:
     context: int
     reserved: frozenset[int]
 
-    def check(self, experience: Experience) -> None:
+    def check(self, sample: TrainingSample) -> None:
         """Raise DataError, naming the problem, for a response that cannot be trained on."""
-        name = f"problem {experience.problem.id}"
-        if not experience.token_ids:
+        name = f"problem {sample.problem.id}"
+        if not sample.token_ids:
             raise DataError(f"{name}: a response without tokens has nothing to learn from; leave it out")
-        if experience.length > self.context:
+        if sample.length > self.context:
             raise DataError(
-                f"{name}: a prompt of {experience.prompt_tokens} tokens and a response of {len(experience.token_ids)} "
-                f"exceed the model's context of {self.context}; leave the problem out, or scale its pictures down"
+                f"{name}: a prompt of {sample.prompt_tokens} tokens and a response of {len(sample.token_ids)} "
+                f"exceed the model's context of {self.context}; leave the problem out, or scale its images down"
             )
-        found = self.reserved & set(experience.token_ids)
+        found = self.reserved & set(sample.token_ids)
         if found:
             raise DataError(
-                f"{name}: a response holds token {min(found)}, which stands for a picture; ban it in sampling"
+                f"{name}: a response holds token {min(found)}, which stands for an image; ban it in sampling"
             )
 
 
-def tokens_of_groups(experiences: Iterable[Experience]) -> Counter[int]:
+def tokens_of_groups(samples: Iterable[TrainingSample]) -> Counter[int]:
     """Return the number of response tokens that count by group."""
     tokens: Counter[int] = Counter()
-    for experience in experiences:
-        tokens[experience.group] += int(experience.counted.sum())
+    for sample in samples:
+        tokens[sample.group] += int(sample.counted.sum())
     return tokens
 
 
-def check_finite(experiences: Sequence[Experience]) -> None:
+def check_finite(samples: Sequence[TrainingSample]) -> None:
     """Raise TrainingError, naming the problem, for NaN or infinity at a token that counts.
 
     Such a value would corrupt the weights.
     """
-    for experience in experiences:
+    for sample in samples:
         for name in ARRAYS:
-            array = getattr(experience, name)
+            array = getattr(sample, name)
             if array is None:
                 continue
-            assert len(array) == len(experience.token_ids), f"{name}: one number a response token"
-            if not np.isfinite(array[experience.counted]).all():
+            assert len(array) == len(sample.token_ids), f"{name}: one number a response token"
+            if not np.isfinite(array[sample.counted]).all():
                 raise TrainingError(
-                    f"problem {experience.problem.id}: {name} of a response is not finite; no update is made from it, "
+                    f"problem {sample.problem.id}: {name} of a response is not finite; no update is made from it, "
                     "see what its reward functions and its engine returned"
                 )
 
@@ -90,11 +90,11 @@ class Plan:
     def rows_of(self, rank: int) -> list[tuple[list[Row], bool]]:
         """Return (rows, whether it is a padding micro-batch) for each micro-batch of a rank."""
         own = [micro[rank] for micro in self.rounds]
-        return [([self.rows[row] for row in micro.samples], micro.filler) for micro in own]
+        return [([self.rows[row] for row in micro.samples], micro.is_padding) for micro in own]
 
 
 def plan(
-    experiences: Sequence[Experience],
+    samples: Sequence[TrainingSample],
     token_budget: int,
     ranks: int,
     share_prompt: bool,
@@ -107,15 +107,15 @@ def plan(
     as many responses as fit the budget and cost least (see `cheapest_rows`).
     """
     groups: dict[int, list[int]] = {}
-    for place, experience in enumerate(experiences):
-        groups.setdefault(experience.group, []).append(place)
+    for position, sample in enumerate(samples):
+        groups.setdefault(sample.group, []).append(position)
     rows: list[Row] = []
     lengths: list[int] = []
     for members in groups.values():
-        head = experiences[members[0]]
-        assert all(experiences[place].problem == head.problem for place in members), "a group answers one problem"
-        members = sorted(members, key=lambda place: (experiences[place].token_ids, place))
-        paths = [_ids(experiences[place]) for place in members]
+        head = samples[members[0]]
+        assert all(samples[position].problem == head.problem for position in members), "a group answers one problem"
+        members = sorted(members, key=lambda position: (samples[position].token_ids, position))
+        paths = [_ids(samples[position]) for position in members]
         shared = [common_prefix(*pair) for pair in itertools.pairwise(paths)]
         sizes = [len(path) for path in paths]
         most = len(members) if share_prompt else 1
@@ -156,20 +156,20 @@ def cheapest_rows(
     return best[-1][1]
 
 
-def _ids(experience: Experience) -> np.ndarray:
-    return np.asarray(experience.token_ids, dtype=np.int32)
+def _ids(sample: TrainingSample) -> np.ndarray:
+    return np.asarray(sample.token_ids, dtype=np.int32)
 
 
 def collate(
-    rows: Sequence[Row], experiences: Sequence[Experience], encoder: PromptEncoder, stand_in: bool = False
+    rows: Sequence[Row], samples: Sequence[TrainingSample], encoder: PromptEncoder, stand_in: bool = False
 ) -> PolicyInputs:
     """Return the tensors of a micro-batch, with the responses in the order of the rows.
 
     `stand_in`: if no prompt has images, use the smallest image, so that the vision tower runs.
     """
-    heads = [experiences[row[0]] for row in rows]
+    heads = [samples[row[0]] for row in rows]
     prompts = [encoder(head.problem, head.prompt_tokens) for head in heads]
-    trees = [token_tree([_ids(experiences[place]) for place in row]) for row in rows]
+    trees = [token_tree([_ids(samples[position]) for position in row]) for row in rows]
     width = max(len(prompt.ids_P) + len(tree) for prompt, tree in zip(prompts, trees, strict=True))
     ids_BL = torch.full((len(rows), width), encoder.padding)
     position_XBL = torch.zeros((encoder.axes, len(rows), width), dtype=torch.long)
@@ -183,15 +183,15 @@ def collate(
         ids_BL[b, head:stop] = torch.from_numpy(tree.ids_T)
         end_BL[b, head:stop] = torch.from_numpy(tree.end_T) + head
         position_XBL[:, b, head:stop] = torch.from_numpy(tree.depth_T) + prompt.position_XP.max() + 1
-        for place, stands_T in zip(row, tree.places_PL, strict=True):
+        for position, stands_T in zip(row, tree.places_PL, strict=True):
             before_T = torch.from_numpy(stands_T).long().roll(1) + head
             before_T[0] = head - 1
             reads.append(before_T + b * width)
-            tokens.append(torch.tensor(experiences[place].token_ids))
-    pictures, feature_F = _pictures(rows, experiences, prompts)
-    shows_pictures = bool(pictures)
-    if stand_in and not shows_pictures:
-        pictures = encoder.stand_in
+            tokens.append(torch.tensor(samples[position].token_ids))
+    images, feature_F = _images(rows, samples, prompts)
+    shows_images = bool(images)
+    if stand_in and not shows_images:
+        images = encoder.stand_in
     return PolicyInputs(
         input_ids_BL=ids_BL,
         position_ids=position_XBL if encoder.axes > 1 else position_XBL[0],
@@ -200,14 +200,14 @@ def collate(
         read_NT=pad_sequence(reads, batch_first=True),
         token_NT=pad_sequence(tokens, batch_first=True),
         response_NT=pad_sequence([torch.ones(len(token_T), dtype=torch.bool) for token_T in tokens], batch_first=True),
-        pictures=pictures,
+        images=images,
         feature_F=feature_F,
-        shows_pictures=shows_pictures,
+        shows_images=shows_images,
     )
 
 
-def _pictures(
-    rows: Sequence[Row], experiences: Sequence[Experience], prompts: Sequence[EncodedPrompt]
+def _images(
+    rows: Sequence[Row], samples: Sequence[TrainingSample], prompts: Sequence[EncodedPrompt]
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """Return each group's images once, and, if rows share images, the index of the feature of each image token."""
     first: dict[int, int] = {}
@@ -215,27 +215,27 @@ def _pictures(
     count = 0
     features = []
     for row, prompt in zip(rows, prompts, strict=True):
-        group = experiences[row[0]].group
-        if prompt.pictures and group not in shown:
+        group = samples[row[0]].group
+        if prompt.images and group not in shown:
             shown[group], first[group] = prompt, count
-            count += prompt.picture_tokens
-        if prompt.pictures:
-            features.append(torch.arange(first[group], first[group] + prompt.picture_tokens))
+            count += prompt.image_tokens
+        if prompt.images:
+            features.append(torch.arange(first[group], first[group] + prompt.image_tokens))
     if not shown:
         return {}, None
-    names = next(iter(shown.values())).pictures
-    pictures = {name: torch.cat([prompt.pictures[name] for prompt in shown.values()]) for name in names}
-    return pictures, torch.cat(features) if len(features) > len(shown) else None
+    names = next(iter(shown.values())).images
+    images = {name: torch.cat([prompt.images[name] for prompt in shown.values()]) for name in names}
+    return images, torch.cat(features) if len(features) > len(shown) else None
 
 
 def padded(
-    rows: Sequence[Row], experiences: Sequence[Experience], name: str, dtype: torch.dtype = torch.float32
+    rows: Sequence[Row], samples: Sequence[TrainingSample], name: str, dtype: torch.dtype = torch.float32
 ) -> Tensor | None:
     """Return one of the arrays (or `counted`) as a tensor _NT in the order of the rows, 0 on padding.
 
     Returns None if the array is None for all responses.
     """
-    arrays = [getattr(experiences[place], name) for row in rows for place in row]
+    arrays = [getattr(samples[position], name) for row in rows for position in row]
     if all(array is None for array in arrays):
         return None
     assert all(array is not None for array in arrays), f"{name}: for all responses of an update, or for none"

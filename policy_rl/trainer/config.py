@@ -11,8 +11,8 @@ from mmprm.training.config import TrainingConfig
 from mmprm.training.lora import LoraConfig
 from policy_rl.algorithms.losses import LossConfig
 
-CHANGEABLE: dict[str, Any] = dict.fromkeys(("timeout_s", "gradient_checkpointing", "share_prompt"), True) | {
-    "optimisation": {"learning_rate", "micro_batch_tokens", "max_bad_steps"}
+CHANGEABLE: dict[str, Any] = dict.fromkeys(("timeout_seconds", "gradient_checkpointing", "share_prompt"), True) | {
+    "optimization": {"learning_rate", "micro_batch_tokens", "max_bad_steps"}
 }
 """Keys that may differ in a resumed run: of these only the learning rate changes the results."""
 SUPERVISED_ONLY = ("epochs", "batch_size", "eval_every", "save_every", "keep_checkpoints", "keep_best", "log_every")
@@ -58,7 +58,7 @@ class TrainerConfig(Config):
     """Surrogate, KL and aggregation."""
     critic: CriticConfig = CriticConfig()
     """Value loss, for estimators with a critic."""
-    optimisation: OptimisationConfig = OptimisationConfig()
+    optimization: OptimisationConfig = OptimisationConfig()
     """Learning rate, precision, sharding, micro-batches."""
     float32_logits: bool = True
     """Multiply by the output layer in float32, whatever the precision: log-probabilities of bfloat16 logits are off by
@@ -74,5 +74,5 @@ class TrainerConfig(Config):
     share_prompt: bool = True
     """Compute the prompt once for the responses of a group that fit micro_batch_tokens together, where the model's
     attention allows; loss and gradients are the same."""
-    timeout_s: float = Field(3600, gt=0)
+    timeout_seconds: float = Field(3600, gt=0)
     """Maximum wait for one call of the trainer (an update, a checkpoint); the error says which rank waits for what."""

@@ -35,7 +35,7 @@ from mmprm.prompts import PromptConfig
 from policy_rl.trainer.batch import Limits
 from policy_rl.trainer.config import TrainerConfig
 from policy_rl.trainer.trainer import LogProbs, Trainer
-from policy_rl.types import Experience
+from policy_rl.types import TrainingSample
 from policy_rl.weights.transfer import Published, Transfer
 
 NOTICE_SECONDS = 30
@@ -46,7 +46,7 @@ GRACE_SECONDS = 10
 class TrainerGroup:
     """Run a Trainer on every rank. Starts Ray if it is not running.
 
-    `places`, one per rank, come from policy_rl.placement; by default each rank has a GPU if there are any. The group is
+    `options`, one per rank, come from policy_rl.placement; by default each rank has a GPU if there are any. The group is
     added to `starting` before it waits for its ranks, so that others can abandon it. The other arguments are those of
     Trainer.
     """
@@ -59,13 +59,13 @@ class TrainerGroup:
         temperature: float,
         total_updates: int,
         critic: bool = False,
-        places: Sequence[dict[str, Any]] | None = None,
+        options: Sequence[dict[str, Any]] | None = None,
         max_pixels: int | None = None,
         min_pixels: int | None = None,
         starting: list[TrainerGroup] | None = None,
     ) -> None:
         actors.connect()
-        self._timeout_s = config.timeout_s
+        self._timeout_seconds = config.timeout_seconds
         self._closed: str | None = None
         # Ranks synchronize in each call, so calls from different threads must reach all ranks in the same order.
         self._lock = threading.RLock()
@@ -77,9 +77,9 @@ class TrainerGroup:
         """Version that was sent last; None once the trainer has other weights."""
         gpu = ray.cluster_resources().get("GPU", 0) > 0
         # Without a GPU the engines book the cores, and wait while the ranks compute: the ranks book none.
-        places = places or [{"num_cpus": 0, "num_gpus": 1 if gpu else 0}] * config.ranks
-        assert len(places) == config.ranks, "a place for each rank"
-        self._actors = [ray.remote(concurrency_groups={"watch": 1}, **place)(_Rank).remote() for place in places]
+        options = options or [{"num_cpus": 0, "num_gpus": 1 if gpu else 0}] * config.ranks
+        assert len(options) == config.ranks, "options for each rank"
+        self._actors = [ray.remote(concurrency_groups={"monitor": 1}, **each)(_Rank).remote() for each in options]
         if starting is not None:
             starting.append(self)
         address = self._get(self._actors[0].address.remote(), "the first rank to start")
@@ -88,30 +88,30 @@ class TrainerGroup:
         each = [(rank, config.ranks, address, threads, arguments) for rank in range(config.ranks)]
         self.limits: Limits = self._all("start", each)[0]
 
-    def check(self, experience: Experience) -> None:
+    def check(self, sample: TrainingSample) -> None:
         """Raise DataError, naming the problem, for a response that cannot be trained on."""
-        self.limits.check(experience)
+        self.limits.check(sample)
 
-    def log_probs(self, experiences: Sequence[Experience], policy: bool = True) -> list[Experience]:
+    def log_probs(self, samples: Sequence[TrainingSample], policy: bool = True) -> list[TrainingSample]:
         """Return the experiences with the log-probabilities and values that the update needs.
 
         `old` and, with a critic, `values` are added unless `policy` is False; `ref` is added if there is a reference
         model.
         """
         found: dict[int, LogProbs] = {}
-        for share in self._call("log_probs", list(experiences), policy):
+        for share in self._call("log_probs", list(samples), policy):
             found |= share
-        named = [asdict(found[place]) for place in range(len(experiences))]
+        named = [asdict(found[place]) for place in range(len(samples))]
         return [
-            replace(experience, **{name: array for name, array in each.items() if array is not None})
-            for experience, each in zip(experiences, named, strict=True)
+            replace(sample, **{name: array for name, array in each.items() if array is not None})
+            for sample, each in zip(samples, named, strict=True)
         ]
 
-    def update(self, experiences: Sequence[Experience], progress: float | None = None) -> dict[str, float]:
+    def update(self, samples: Sequence[TrainingSample], progress: float | None = None) -> dict[str, float]:
         """Perform one optimizer step; see Trainer.update."""
         with self._lock:
             self._sent = None
-            return self._call("update", list(experiences), progress)[0]
+            return self._call("update", list(samples), progress)[0]
 
     def open_transfer(self, make: Callable[..., Transfer], engines: Callable[[], Sequence[Any]] | None = None) -> None:
         """Prepare the transfer of weights: call `make(rank)` on every rank (see policy_rl.weights.transfer).
@@ -185,13 +185,13 @@ class TrainerGroup:
     def _all(self, method: str, each: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Return the answers of all ranks in rank order."""
         if self._closed is not None:
-            raise TrainingError(f"the trainer has ended: {self._closed}; go on from the last checkpoint")
+            raise TrainingError(f"the trainer has ended: {self._closed}; run the same command again to resume")
         name = each[0][0] if method == "call" else method
         started = time.monotonic()
         calls = [getattr(actor, method).remote(*arguments) for actor, arguments in zip(self._actors, each, strict=True)]
         answers: dict[int, Any] = {}
         failures: dict[int, BaseException] = {}
-        end = started + self._timeout_s
+        end = started + self._timeout_seconds
         while len(answers) + len(failures) < len(calls) and time.monotonic() < end:
             waiting = [rank for rank in range(len(calls)) if rank not in answers and rank not in failures]
             limit = min(NOTICE_SECONDS, max(0.0, end - time.monotonic()))
@@ -211,8 +211,8 @@ class TrainerGroup:
         failure = failure or next(iter(failures.values()), None)
         if failure is None:
             failure = TrainingError(
-                f"{name}: no end after {self._timeout_s:g} s: {self._state(late)}; ranks that answered: "
-                f"{sorted(answers) or 'none'}; raise trainer.timeout_s if it only needs longer"
+                f"{name}: no end after {self._timeout_seconds:g} s: {self._state(late)}; ranks that answered: "
+                f"{sorted(answers) or 'none'}; raise trainer.timeout_seconds if it only needs longer"
             )
         if len(failures) < len(calls):  # the ranks are out of step, so that no further call can succeed
             self._kill(str(failure))
@@ -230,14 +230,14 @@ class TrainerGroup:
 
     def _get(self, call: Any, what: str) -> Any:
         started = time.monotonic()
-        while time.monotonic() - started < self._timeout_s:
+        while time.monotonic() - started < self._timeout_seconds:
             try:
                 return ray.get(call, timeout=NOTICE_SECONDS)
             except GetTimeoutError:
                 print(f"waiting for {what}; Ray has {ray.available_resources()} free", file=sys.stderr, flush=True)
             except RayError as error:
                 raise _cause(error, 0) from None
-        raise TrainingError(f"waited {self._timeout_s:g} s for {what}; Ray has {ray.available_resources()} free")
+        raise TrainingError(f"waited {self._timeout_seconds:g} s for {what}; Ray has {ray.available_resources()} free")
 
     def _kill(self, reason: str) -> None:
         self._closed = self._closed or reason
@@ -264,8 +264,8 @@ class _Rank:
         """Create the Trainer and join the other ranks; return its limits."""
         host, port = address
         # Ray makes only its own GPU visible to each rank, as device 0.
-        place = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": count, "MASTER_ADDR": host, "MASTER_PORT": port}
-        os.environ.update({name: str(value) for name, value in place.items()})
+        variables = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": count, "MASTER_ADDR": host, "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in variables.items()})
         if threads is not None:
             torch.set_num_threads(threads)
         self._trainer = Trainer(*arguments)
@@ -275,7 +275,7 @@ class _Rank:
         """Call a method of the Trainer."""
         return getattr(self._trainer, method)(*arguments)
 
-    @ray.method(concurrency_group="watch")
+    @ray.method(concurrency_group="monitor")
     def doing(self) -> str:
         """Return what the Trainer is doing; it answers during a call too."""
         return "the start: loading the model, meeting the other ranks" if self._trainer is None else self._trainer.doing
@@ -292,4 +292,7 @@ def _cause(error: RayError, rank: int) -> BaseException:
     """Return the error that was raised on the rank, without Ray's wrapper, whose text includes both tracebacks."""
     if isinstance(error, RayTaskError):
         return error.cause if isinstance(error.cause, Exception) else error
-    return TrainingError(f"rank {rank} of the trainer has died: {error}; go on from the last checkpoint")
+    return TrainingError(
+        f"rank {rank} of the trainer has died: {error}; run the same command again, which resumes from the last "
+        "checkpoint on the machines that Ray then has"
+    )

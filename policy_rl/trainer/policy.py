@@ -48,11 +48,11 @@ class PolicyInputs:
     token_NT: Tensor
     response_NT: Tensor
     """False on padding."""
-    pictures: dict[str, Tensor]
+    images: dict[str, Tensor]
     """Each image once, as the processor made it; empty if the vision tower does not run."""
     feature_F: Tensor | None
     """For every image token of the batch, in order, the index of its feature; None: all features, in order."""
-    shows_pictures: bool
+    shows_images: bool
     """False: the vision tower runs on a stand-in image, whose features count 0 times, because other ranks run it."""
 
     def to(self, device: torch.device) -> PolicyInputs:
@@ -120,11 +120,11 @@ class Policy(nn.Module):
     def _hidden(self, inputs: PolicyInputs) -> Tensor:
         """Return the hidden states. The vision tower runs first, even if its features are not used: under ZeRO-3 all
         ranks have to gather the same weights in the same order."""
-        pictures, stand_in = {}, 0.0
-        if inputs.pictures:
-            features = self.backbone.model.get_image_features(**inputs.pictures, return_dict=True)
-            if inputs.shows_pictures:
-                pictures["mm_encoder_outputs"] = {"image": _repeated(features, inputs.feature_F)}
+        images, stand_in = {}, 0.0
+        if inputs.images:
+            features = self.backbone.model.get_image_features(**inputs.images, return_dict=True)
+            if inputs.shows_images:
+                images["mm_encoder_outputs"] = {"image": _repeated(features, inputs.feature_F)}
             else:
                 stand_in = sum(feature.sum() for feature in _each(features.pooler_output)) * 0.0
         hidden_BLH = self.backbone.model(
@@ -132,7 +132,7 @@ class Policy(nn.Module):
             position_ids=inputs.position_ids,
             attention_mask=inputs.present_BL if inputs.end_BL is None else attention_mask(inputs.end_BL),
             use_cache=False,
-            **pictures,
+            **images,
         ).last_hidden_state
         return hidden_BLH + stand_in
 

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mmprm.backbone.processor import reads_pictures, tokenizer_of
+from mmprm.backbone.processor import reads_images, tokenizer_of
 from mmprm.errors import DataError
-from mmprm.problems import open_picture
+from mmprm.problems import open_image
 from mmprm.prompts import PromptConfig
 from mmprm.rendering import render
 from mmprm.sampling.config import pixel_limits
-from mmprm.types import Picture, Problem
+from mmprm.types import ImageRef, Problem
 
 KEPT_BYTES = 2**30
 """Maximum size in bytes of the encoded prompts that are kept for the next pass over the same responses."""
@@ -36,13 +36,13 @@ class EncodedPrompt:
 
     ids_P: Tensor
     position_XP: Tensor
-    pictures: dict[str, Tensor]
-    picture_tokens: int
+    images: dict[str, Tensor]
+    image_tokens: int
 
     @property
     def bytes(self) -> int:
         """Return the size of the tensors in bytes."""
-        return sum(tensor.nbytes for tensor in (self.ids_P, self.position_XP, *self.pictures.values()))
+        return sum(tensor.nbytes for tensor in (self.ids_P, self.position_XP, *self.images.values()))
 
 
 class PromptEncoder:
@@ -60,8 +60,8 @@ class PromptEncoder:
         min_pixels: int | None = None,
     ) -> None:
         self._processor, self._prompt = processor, prompt
-        self._picture_options = pixel_limits(min_pixels, max_pixels)
-        self._picture_id = getattr(backbone.config, "image_token_id", None)
+        self._image_options = pixel_limits(min_pixels, max_pixels)
+        self._image_id = getattr(backbone.config, "image_token_id", None)
         self._rope_index: Callable[..., Any] | None = getattr(backbone.model, "get_rope_index", None)
         self.axes = 1 if self._rope_index is None else 3
         self.padding = tokenizer_of(processor).pad_token_id or 0
@@ -82,7 +82,7 @@ class PromptEncoder:
         if len(prompt.ids_P) != expected_tokens:
             raise DataError(
                 f"problem {problem.id}: its prompt is {len(prompt.ids_P)} tokens for the trainer, {expected_tokens} "
-                "for the engine; give both the same model, prompt and picture size"
+                "for the engine; give both the same model, prompt and image size"
             )
         return prompt
 
@@ -98,13 +98,13 @@ class PromptEncoder:
         return self._stand_in
 
     def _encode(self, problem: Problem) -> EncodedPrompt:
-        if problem.pictures and not reads_pictures(self._processor):
-            raise DataError(f"problem {problem.id}: has pictures, but the model reads text only")
-        images = [self._open(problem, picture) for picture in problem.pictures]
+        if problem.images and not reads_images(self._processor):
+            raise DataError(f"problem {problem.id}: has images, but the model reads text only")
+        images = [self._open(problem, image) for image in problem.images]
         inputs = dict(
             self._processor(
                 text=[render(self._processor, problem, "", self._prompt)],
-                **({"images": images, **self._picture_options} if images else {}),
+                **({"images": images, **self._image_options} if images else {}),
                 add_special_tokens=False,  # the chat template already contains them
                 return_tensors="pt",
             )
@@ -115,11 +115,11 @@ class PromptEncoder:
         if images and self._rope_index is not None:
             grids = {name: tensor for name, tensor in inputs.items() if name.endswith("grid_thw")}
             position_XP = self._rope_index(**text, **grids)[0][:, 0]
-        picture_tokens = int((ids_P == self._picture_id).sum()) if images else 0
-        return EncodedPrompt(ids_P, position_XP, inputs if images else {}, picture_tokens)
+        image_tokens = int((ids_P == self._image_id).sum()) if images else 0
+        return EncodedPrompt(ids_P, position_XP, inputs if images else {}, image_tokens)
 
-    def _open(self, problem: Problem, picture: Picture) -> Any:
+    def _open(self, problem: Problem, image: ImageRef) -> Any:
         try:
-            return open_picture(picture)
+            return open_image(image)
         except DataError as error:
             raise DataError(f"problem {problem.id}: {error}") from error

@@ -44,7 +44,7 @@ from policy_rl.trainer.config import CHANGEABLE, TrainerConfig
 from policy_rl.trainer.policy import Policy, PolicyInputs, prepare, without_adapters
 from policy_rl.trainer.prompt_encoder import PromptEncoder
 from policy_rl.trainer.update_metrics import Tally
-from policy_rl.types import ARRAYS, Experience
+from policy_rl.types import ARRAYS, TrainingSample
 from policy_rl.weights.probe import probe_logprobs
 from policy_rl.weights.transfer import ModelWeights, Published, Transfer
 
@@ -61,7 +61,7 @@ class LogProbs:
 @dataclass(frozen=True, slots=True)
 class _MicroBatch:
     rows: list[Row]
-    filler: bool
+    is_padding: bool
     inputs: PolicyInputs
     arrays: dict[str, Tensor | None]
 
@@ -88,10 +88,10 @@ class Trainer:
     ) -> None:
         self.doing = f"loading {model}"
         self.config, self.ranks = config, join_ranks()
-        optimisation = config.optimisation
-        torch.manual_seed(optimisation.seed)  # the same new weights on all ranks
-        dtype = torch.bfloat16 if optimisation.precision == "bf16" else torch.float32
-        with loading_in_parts(optimisation):
+        optimization = config.optimization
+        torch.manual_seed(optimization.seed)  # the same new weights on all ranks
+        dtype = torch.bfloat16 if optimization.precision == "bf16" else torch.float32
+        with loading_in_parts(optimization):
             backbone, self.processor = load_backbone(model, dtype)
         if prompt.chat_template is not None:
             self.processor.chat_template = prompt.chat_template
@@ -111,11 +111,11 @@ class Trainer:
             self._reference.requires_grad_(False).eval().to(self.ranks.device)
             if self._share_prompt and self.ranks.device.type == "cuda":
                 use_block_masks(self._reference.backbone)
-        torch.manual_seed(optimisation.seed + self.ranks.rank)
+        torch.manual_seed(optimization.seed + self.ranks.rank)
         head = () if self._policy.value_head is None else tuple(self._policy.value_head.parameters())
-        self._engine = Engine(self._policy, optimisation, total_updates, self.ranks, head, config.critic.learning_rate)
+        self._engine = Engine(self._policy, optimization, total_updates, self.ranks, head, config.critic.learning_rate)
         self._total_updates = total_updates
-        self._identity = {
+        self._resume_key = {
             "model": model,
             "prompt": prompt.model_dump(mode="json"),
             "temperature": temperature,
@@ -130,14 +130,14 @@ class Trainer:
         self.updates = 0
         self.doing = "nothing"
 
-    def log_probs(self, experiences: Sequence[Experience], policy: bool = True) -> dict[int, LogProbs]:
+    def log_probs(self, samples: Sequence[TrainingSample], policy: bool = True) -> dict[int, LogProbs]:
         """Return log-probabilities by index, for this rank's share: `old` and, with a critic, `values` under the
         current weights, unless `policy` is False; `ref` if there is a reference."""
-        for experience in experiences:
-            self.limits.check(experience)
+        for sample in samples:
+            self.limits.check(sample)
         found: dict[int, LogProbs] = {}
         with self._engine.inference() as model:
-            for micro in self._micro_batches(experiences, (), "log-probabilities"):
+            for micro in self._micro_batches(samples, (), "log-probabilities"):
                 inputs = micro.inputs.to(self.ranks.device)
                 output = model(inputs) if policy else None
                 arrays = {
@@ -146,15 +146,15 @@ class Trainer:
                     "ref": self._reference_logprobs(model, inputs),
                 }
                 arrays = {name: None if array is None else array.cpu().numpy() for name, array in arrays.items()}
-                for n, place in enumerate(place for row in micro.rows for place in row):
-                    length = len(experiences[place].token_ids)
+                for n, position in enumerate(position for row in micro.rows for position in row):
+                    length = len(samples[position].token_ids)
                     own = {name: None if array is None else array[n, :length] for name, array in arrays.items()}
-                    if not micro.filler:
-                        found[place] = LogProbs(**own)
+                    if not micro.is_padding:
+                        found[position] = LogProbs(**own)
         self.doing = "nothing"
         return found
 
-    def update(self, experiences: Sequence[Experience], progress: float | None = None) -> dict[str, float]:
+    def update(self, samples: Sequence[TrainingSample], progress: float | None = None) -> dict[str, float]:
         """Make one optimizer step on all these responses, over all ranks, and return its metrics (see Tally.metrics).
 
         `progress` from 0 to 1 is the share of the run before the update and sets the learning rate; the default is the
@@ -165,17 +165,17 @@ class Trainer:
         that is not finite. A gradient that is not finite changes nothing, and sets the metric `skipped`.
         """
         started = time.perf_counter()
-        for experience in experiences:
-            self.limits.check(experience)
-        check_finite(experiences)
-        size = self._denominator(experiences).to(self.ranks.device)
+        for sample in samples:
+            self.limits.check(sample)
+        check_finite(samples)
+        size = self._denominator(samples).to(self.ranks.device)
         if not size > 0:
             raise TrainingError("an update without a response token that counts; skip it, or look at the filters")
         warming = self._policy.value_head is not None and self.updates < self.config.critic.warmup_updates
         self._policy.detach_values = warming
         self._engine.set_rates(None if progress is None else progress * self._total_updates, head_only=warming)
         tally, rate = Tally(), self._engine.learning_rate
-        micro_batches = self._micro_batches(experiences, ARRAYS, f"update {self.updates + 1}")
+        micro_batches = self._micro_batches(samples, ARRAYS, f"update {self.updates + 1}")
         losses = (partial(self._loss, micro=micro, size=size, tally=tally) for micro in micro_batches)
         loss, norm = self._engine.step(losses, 1.0)
         self.updates += 1
@@ -184,7 +184,7 @@ class Trainer:
         metrics = {"loss": loss, "learning_rate": rate, "skipped": float(self._engine.skipped)}
         metrics |= {} if norm is None else {"gradient_norm": norm}
         metrics |= tally.metrics(self.ranks)
-        metrics |= {"responses": float(len(experiences)), "seconds": time.perf_counter() - started}
+        metrics |= {"responses": float(len(samples)), "seconds": time.perf_counter() - started}
         self.doing = "nothing"
         return metrics
 
@@ -207,7 +207,7 @@ class Trainer:
         not there. Its `step` numbers the folder: a step without updates is another one, too."""
         self.doing = f"writing a checkpoint to {folder}"
         extra = {**extra, "updates": self.updates}
-        checkpoints.save(self._engine, folder, extra["step"], self._identity, keep, extra)
+        checkpoints.save(self._engine, folder, extra["step"], self._resume_key, keep, extra)
         self.doing = "nothing"
 
     def resume(self, folder: Path) -> dict[str, Any] | None:
@@ -216,7 +216,7 @@ class Trainer:
         self.doing = f"reading a checkpoint from {folder}"
         check_shared(self.ranks, folder, "output")
         rates = self._engine.deepspeed.lr_scheduler.base_lrs
-        checkpoints.resume(self._engine, folder, self._identity)
+        checkpoints.resume(self._engine, folder, self._resume_key)
         (extra, *_) = self.ranks.gather(checkpoints.read_extra(folder) if self.ranks.is_main else None)
         if extra is not None:
             self.updates = extra.pop("updates")
@@ -251,22 +251,22 @@ class Trainer:
         return reason is None
 
     def _micro_batches(
-        self, experiences: Sequence[Experience], arrays: Sequence[str], purpose: str
+        self, samples: Sequence[TrainingSample], arrays: Sequence[str], purpose: str
     ) -> Iterator[_MicroBatch]:
         """This rank's, in order, each made in a thread while the model works on the one before."""
-        budget = self.config.optimisation.micro_batch_tokens
-        planned = plan(experiences, budget, self.ranks.count, self._share_prompt, self._attention_cost)
+        budget = self.config.optimization.micro_batch_tokens
+        planned = plan(samples, budget, self.ranks.count, self._share_prompt, self._attention_cost)
         own = planned.rows_of(self.ranks.rank)
-        tokens = tokens_of_groups(experiences)
+        tokens = tokens_of_groups(samples)
         # Ranks wait for each other in the vision tower, too.
-        stand_in = self.ranks.count > 1 and any(experience.problem.pictures for experience in experiences)
+        stand_in = self.ranks.count > 1 and any(sample.problem.images for sample in samples)
 
-        def make(rows: list[Row], filler: bool) -> _MicroBatch:
-            inputs = collate(rows, experiences, self._encoder, stand_in)
-            named = {name: padded(rows, experiences, name) for name in arrays}
-            named["mask"] = padded(rows, experiences, "counted", torch.bool)
-            named["group_tokens"] = torch.tensor([tokens[experiences[place].group] for row in rows for place in row])
-            return _MicroBatch(rows, filler, inputs, named)
+        def make(rows: list[Row], is_padding: bool) -> _MicroBatch:
+            inputs = collate(rows, samples, self._encoder, stand_in)
+            named = {name: padded(rows, samples, name) for name in arrays}
+            named["mask"] = padded(rows, samples, "counted", torch.bool)
+            named["group_tokens"] = torch.tensor([tokens[samples[position].group] for row in rows for position in row])
+            return _MicroBatch(rows, is_padding, inputs, named)
 
         for number, micro in enumerate(one_ahead(partial(make, *each) for each in own), start=1):
             self.doing = f"{purpose}: micro-batch {number} of {len(own)}"
@@ -283,7 +283,7 @@ class Trainer:
         if config.importance_cap is not None:
             assert engine_NT is not None, "importance_cap needs the engine's log-probabilities"
             weights_NT = truncated_weights(old_NT, engine_NT, mask_NT, config.importance_cap)
-        loss, watch = policy_loss(
+        loss, loss_metrics = policy_loss(
             output.logprobs_NT,
             old_NT,
             arrays["advantages"],
@@ -301,17 +301,17 @@ class Trainer:
             value = aggregate(per_token, mask_NT, size, config.aggregation, arrays["group_tokens"])
             policy_weight = 0.0 if self._policy.detach_values else 1.0
             loss = policy_weight * loss + self.config.critic.coefficient * value
-        if micro.filler:
+        if micro.is_padding:
             return loss * 0.0
-        tally.add(watch, output.entropy_NT, mask_NT, old_NT, engine_NT, value, arrays["ref"] is not None)
+        tally.add(loss_metrics, output.entropy_NT, mask_NT, old_NT, engine_NT, value, arrays["ref"] is not None)
         return loss
 
-    def _denominator(self, experiences: Sequence[Experience]) -> Tensor:
+    def _denominator(self, samples: Sequence[TrainingSample]) -> Tensor:
         """Return the denominator of the loss of an update, over the responses of all ranks."""
-        tokens, total = tokens_of_groups(experiences), torch.zeros(())
-        for experience in experiences:
-            mask_1T = torch.from_numpy(np.array(experience.counted))[None]
-            total = total + denominator(mask_1T, self.config.loss, torch.tensor([tokens[experience.group]]))
+        tokens, total = tokens_of_groups(samples), torch.zeros(())
+        for sample in samples:
+            mask_1T = torch.from_numpy(np.array(sample.counted))[None]
+            total = total + denominator(mask_1T, self.config.loss, torch.tensor([tokens[sample.group]]))
         return total
 
     def _reference_logprobs(self, model: nn.Module, inputs: PolicyInputs) -> Tensor | None:
@@ -324,9 +324,9 @@ class Trainer:
 
     def _count_bad_updates(self) -> None:
         self._bad_updates = self._bad_updates + 1 if self._engine.skipped else 0
-        most = self.config.optimisation.max_bad_steps
+        most = self.config.optimization.max_bad_steps
         if self._bad_updates >= most:
             raise TrainingError(
                 f"{most} updates in a row had a loss or a gradient that is not finite and were skipped; "
-                "with a lower trainer.optimisation.learning_rate the same command resumes from the last checkpoint"
+                "with a lower trainer.optimization.learning_rate the same command resumes from the last checkpoint"
             )

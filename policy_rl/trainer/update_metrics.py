@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmprm.training.ranks import Ranks
-from policy_rl.algorithms.losses import Watch, mismatch
+from policy_rl.algorithms.losses import LossMetrics, mismatch
 
 
 class Tally:
@@ -25,7 +25,7 @@ class Tally:
 
     def add(
         self,
-        watch: Watch,
+        loss_metrics: LossMetrics,
         entropy_NT: Tensor,
         mask_NT: Tensor,
         old_NT: Tensor,
@@ -33,8 +33,8 @@ class Tally:
         value: Tensor | None,
         has_reference: bool,
     ) -> None:
-        totals, sums = dict(watch.terms), dict(watch.sums) | {"entropy": entropy_NT[mask_NT].sum()}
-        largest = {"log_ratio_max": watch.log_ratio_max, "log_ratio_min": -watch.log_ratio_min}
+        totals, sums = dict(loss_metrics.terms), dict(loss_metrics.sums) | {"entropy": entropy_NT[mask_NT].sum()}
+        largest = {"log_ratio_max": loss_metrics.log_ratio_max, "log_ratio_min": -loss_metrics.log_ratio_min}
         if not has_reference:
             del totals["kl"], sums["kl_ref"], sums["kl_clamped"]
         if value is not None:

@@ -21,7 +21,7 @@ class WeightsConfig(Config):
     """Folder in which this run creates a folder for the files; by default /dev/shm, or the run folder if there is none.
     transport=file needs space there for two versions of the weights; the others need space for one when an engine that
     died is replaced. With several machines, all must see it."""
-    timeout_s: float = Field(600, gt=0)
+    timeout_seconds: float = Field(600, gt=0)
     """Maximum time in seconds to wait for an engine to load new weights."""
     tolerance: float | None = Field(None, gt=0)
     """Maximum mean difference (nats) between the log-probabilities that engines and trainer give to a probe text after

@@ -58,8 +58,8 @@ class Published:
     checksums: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        place = f" in {self.folder}" if self.folder else ""
-        return f"weights of version {self.version} ({self.tensors} tensors, {self.bytes / 1e6:.1f} MB{place})"
+        position = f" in {self.folder}" if self.folder else ""
+        return f"weights of version {self.version} ({self.tensors} tensors, {self.bytes / 1e6:.1f} MB{position})"
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,10 +18,15 @@ class VllmTransfer:
     """
 
     def __init__(
-        self, backend: Literal["nccl", "ipc"], engines: Sequence[Any], workers_each: int, rank: int, timeout_s: float
+        self,
+        backend: Literal["nccl", "ipc"],
+        engines: Sequence[Any],
+        workers_each: int,
+        rank: int,
+        timeout_seconds: float,
     ) -> None:
         self._backend, self._rank = backend, rank
-        self._client = EngineClient(engines, workers_each, timeout_s)
+        self._client = EngineClient(engines, workers_each, timeout_seconds)
         self._weights: ModelWeights | None = None
         self._sender: Any = None
 
@@ -78,8 +83,8 @@ class EngineClient:
     Each engine has its own worker ranks, and every call has a time limit.
     """
 
-    def __init__(self, engines: Sequence[Any], workers_each: int, timeout_s: float) -> None:
-        self._engines, self._workers_each, self._timeout_s = engines, workers_each, timeout_s
+    def __init__(self, engines: Sequence[Any], workers_each: int, timeout_seconds: float) -> None:
+        self._engines, self._workers_each, self._timeout_seconds = engines, workers_each, timeout_seconds
         self.version = 0
 
     @property
@@ -91,7 +96,7 @@ class EngineClient:
         """Prepare the engines for transfers; with nccl, each gets the rank of its first worker."""
         infos = [dict(init_info) for _ in self._engines]
         if "rank_offset" in init_info:  # the trainer's rank 0 comes first
-            infos = [info | {"rank_offset": 1 + place * self._workers_each} for place, info in enumerate(infos)]
+            infos = [info | {"rank_offset": 1 + position * self._workers_each} for position, info in enumerate(infos)]
         self._each("init_weight_transfer_engine", [{"init_info": info} for info in infos])
 
     def start_weight_update(self) -> None:
@@ -116,12 +121,12 @@ class EngineClient:
             engine.worker_call.remote(method, argument)
             for engine, argument in zip(self._engines, arguments, strict=True)
         ]
-        done, late = ray.wait(calls, num_returns=len(calls), timeout=self._timeout_s)
+        done, late = ray.wait(calls, num_returns=len(calls), timeout=self._timeout_seconds)
         if late:
             names = ", ".join(str(calls.index(call) + 1) for call in late)
             raise TrainingError(
-                f"trainer rank 0 waited {self._timeout_s:g} s in vain for {method} of engine {names} of "
-                f"{len(calls)} (weights of version {self.version}); a larger weights.timeout_s gives them more time"
+                f"trainer rank 0 waited {self._timeout_seconds:g} s in vain for {method} of engine {names} of "
+                f"{len(calls)} (weights of version {self.version}); a larger weights.timeout_seconds gives them more time"
             )
         try:
             ray.get(done)

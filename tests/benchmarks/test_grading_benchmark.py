@@ -50,9 +50,9 @@ def test_writes_rates_counts_and_denominators(benchmark, tmp_path: Path, monkeyp
     cases = tmp_path / "cases"
     cases.mkdir()
     rows = [("7", "7", "correct"), ("7", "8", "incorrect"), ("the wind", "a storm", "correct")]
-    lines = [json.dumps({"gold": g, "response": f"<answer>{a}</answer>", "right": right}) for g, a, right in rows]
+    lines = [json.dumps({"gold": g, "response": f"<answer>{a}</answer>", "right": correct}) for g, a, correct in rows]
     (cases / "some.jsonl").write_text("\n".join(lines) + "\n")
-    words = ["--data", str(tmp_path), "--out", str(out), "--cases", str(cases), "--pairs", "3"]
+    words = ["--data", str(tmp_path), "--output", str(out), "--cases", str(cases), "--pairs", "3"]
     monkeypatch.setattr(sys, "argv", ["grading.py", *words])
     benchmark.main()
     results = json.loads(out.read_text())

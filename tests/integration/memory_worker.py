@@ -12,7 +12,7 @@ from collections.abc import Iterable
 import torch
 
 from mmprm.prm.info import PrmTokens
-from mmprm.prm.model import initialise_prm
+from mmprm.prm.model import initialize_prm
 from mmprm.prm.train import TrainConfig, prepare
 from mmprm.tiny.world import make_problems, solve
 from mmprm.training.config import TrainingConfig
@@ -29,8 +29,8 @@ def nbytes(tensors: Iterable[torch.Tensor]) -> int:
 
 def measure(base: str, precision: str, stage: int, ranks: Ranks) -> dict[str, int]:
     training = TrainingConfig(precision=precision, zero_stage=stage)
-    config = TrainConfig(base=base, labels="", output="", frozen=("vision",), training=training)
-    prm = initialise_prm(base, PrmTokens(), dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    config = TrainConfig(model=base, labels="", output="", frozen=("vision",), training=training)
+    prm = initialize_prm(base, PrmTokens(), dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
     prepare(prm.model, config)
     engine = Engine(prm.model, training, 10, ranks)
     tiny = make_problems(1, seed=0, split="train")[0]

@@ -35,7 +35,12 @@ def test_a_killed_engine_is_replaced_and_nothing_is_lost_or_counted_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_problems(tmp_path / "problems.jsonl", [tiny.problem for tiny in make_problems(16, 5, "annotate")])
-    sets = [f"run={tmp_path}", f"problems.path={tmp_path / 'problems.jsonl'}", "workers=2", "search.max_rollouts=320"]
+    sets = [
+        f"output={tmp_path}",
+        f"problems.path={tmp_path / 'problems.jsonl'}",
+        "workers=2",
+        "search.max_rollouts=320",
+    ]
     config = load(CampaignConfig, ROOT / "configs" / "annotate" / "tiny.yaml", sets)
     pids: dict[RemoteWorker, int] = {}
     killed: list[int] = []
@@ -60,7 +65,7 @@ def test_a_killed_engine_is_replaced_and_nothing_is_lost_or_counted_twice(
     assert (len(killed), summary.workers_replaced) == (1, 1)
     assert summary.problems == {"open": 0, "done": 16, "failed": 0}
     assert summary.rollouts == summary.new_rollouts, "what was acknowledged is not drawn again"
-    assert summary.rollouts_right > 0 < summary.rollouts_wrong
+    assert summary.rollouts_correct > 0 < summary.rollouts_incorrect
     store = Store.read(tmp_path / "trees.sqlite")
     for problem in store.problems("done"):
         assert_log_is_one_search(store, problem.id, config)
@@ -76,7 +81,7 @@ def test_an_engine_that_does_not_start_says_why_and_leaves_nothing(
             raise SamplingError("the engine did not start: no memory")
 
     write_problems(tmp_path / "problems.jsonl", [tiny.problem for tiny in make_problems(2, 5, "annotate")])
-    sets = [f"run={tmp_path}", f"problems.path={tmp_path / 'problems.jsonl'}", "workers=1"]
+    sets = [f"output={tmp_path}", f"problems.path={tmp_path / 'problems.jsonl'}", "workers=1"]
     config = load(CampaignConfig, ROOT / "configs" / "annotate" / "tiny.yaml", sets)
     monkeypatch.setattr(RayWorkers, "actor_class", BrokenActor)
     ray.init(num_cpus=1, include_dashboard=False, log_to_driver=False)
@@ -106,13 +111,13 @@ def assert_ids_spell_their_steps(store: Store) -> None:
 
 def assert_log_is_one_search(store: Store, problem_id: str, config: CampaignConfig) -> None:
     """A search that is answered from the stored batches alone asks for each of them once, and for nothing else."""
-    log = {(batch.steps, batch.first_draw): batch.rollouts for batch in store.batches(problem_id)}
-    drawn: Counter[Steps] = Counter()
+    log = {(batch.steps, batch.first_sample): batch.rollouts for batch in store.batches(problem_id)}
+    sampled: Counter[Steps] = Counter()
 
     async def replay(steps: Steps, n: int) -> tuple[Rollout, ...]:
-        rollouts = log.pop((steps, drawn[steps]))
+        rollouts = log.pop((steps, sampled[steps]))
         assert len(rollouts) == n
-        drawn[steps] += n
+        sampled[steps] += n
         return rollouts
 
     coroutine = search(store.problem(problem_id), replay, config.search)

@@ -10,7 +10,7 @@ import pytest
 
 from mmprm.cli.main import main
 from mmprm.prm.info import read_info
-from mmprm.tiny.figures import headlines_of
+from mmprm.tiny.demo_metrics import headlines_of
 
 SIZES = ("problems=24", "development=12", "test=12", "search.max_rollouts=96", "rl_steps=2")
 

@@ -11,7 +11,6 @@ import pytest
 
 from mmprm.planning.memory import states
 from mmprm.planning.shapes import shape_of
-from mmprm.prm.train import TrainConfig
 
 pytestmark = pytest.mark.integration
 
@@ -30,7 +29,7 @@ def held(random_policy_folder: Path) -> dict[str, dict[str, int]]:
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_bytes_of_an_engine(setting: str, held: dict[str, dict[str, int]], random_policy_folder: Path) -> None:
     precision, stage = setting.split("/")
-    shape = shape_of(TrainConfig(base=str(random_policy_folder), labels="", output="", frozen=("vision",)))
+    shape = shape_of(str(random_policy_folder), ("vision",))
     assert shape.frozen > 50_000
     assert shape.trained > 500_000
     planned = states(shape.trained, shape.frozen, 2, int(stage), precision, "none")

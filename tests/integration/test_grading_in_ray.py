@@ -16,7 +16,7 @@ def test_grader_runs_inside_an_actor() -> None:
 
             from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
 
-            with SymbolicGrader(GraderConfig(seconds=1)) as grader:
+            with SymbolicGrader(GraderConfig(timeout_seconds=1)) as grader:
                 gradings = await asyncio.gather(
                     *(grader.grade(Problem("p", "Q", gold), f"<answer>{answer}</answer>") for gold, answer in pairs)
                 )

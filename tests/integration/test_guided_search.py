@@ -34,7 +34,10 @@ async def test_a_step_ends_at_its_tag_and_greedy_draws_are_one(sampler: Sampler)
     assert path.state is State.COMPLETE
     assert all(step.endswith("</step>") for step in path.steps[:-1])
     assert path.token_count == writer.tokens
-    first, again = await writer.steps(Path(), 1, first_draw=1, greedy=True), await writer.steps(Path(), 1, greedy=True)
+    first, again = (
+        await writer.steps(Path(), 1, first_sample=1, greedy=True),
+        await writer.steps(Path(), 1, greedy=True),
+    )
     assert first == again
 
 
@@ -43,7 +46,7 @@ async def test_searches_on_one_engine(sampler: Sampler, strategy: str) -> None:
     config = GuidedConfig(strategy=strategy, samples=4, beams=2, lookahead=1, max_steps=12)
     with SymbolicGrader(GraderConfig()) as grader:
         searched = await search_problems(
-            PROBLEMS, sampler, grader, ShortScorer(), config, aggregate="min", markup="tags"
+            PROBLEMS, sampler, grader, ShortScorer(), config, aggregate="min", step_format="tags"
         )
     assert not searched.failed
     for result in searched.results:

@@ -21,7 +21,7 @@ from mmprm.grading.judge import yes_or_no
 from mmprm.prompts import PromptConfig, assistant_beginning, messages
 from mmprm.rendering import render
 from mmprm.sampling.config import EngineConfig, SamplingConfig
-from mmprm.sampling.pictures import with_pictures
+from mmprm.sampling.images import with_images
 from mmprm.sampling.server_sampler import ServerSampler
 from mmprm.tiny.world import make_problems
 from mmprm.types import Problem, SampleRequest
@@ -92,12 +92,12 @@ def ask(problem: Problem, prefix: str = "", n: int = 1, seed: int = 5) -> Sample
 
 
 @pytest.mark.parametrize("prefix", ["", "<step>1+1=2</step>", "<step>1", " one\n\ntwo\n\n"], ids=repr)
-@pytest.mark.parametrize("problem", [TEXT_ONLY, PROBLEMS[0]], ids=["text", "picture"])
+@pytest.mark.parametrize("problem", [TEXT_ONLY, PROBLEMS[0]], ids=["text", "image"])
 async def test_the_server_renders_the_prompt_that_we_render(server_url, policy_folder, problem, prefix):
     from transformers import AutoProcessor
 
     beginning = assistant_beginning(PLAIN, prefix)
-    turns = await with_pictures(messages(problem, PLAIN, prefix), problem.pictures)
+    turns = await with_images(messages(problem, PLAIN, prefix), problem.images)
     body = {"model": "tiny", "messages": turns, "max_tokens": 1, "return_prompt_text": True}
     if beginning:
         body["messages"] = [*turns, {"role": "assistant", "content": beginning}]
@@ -114,7 +114,7 @@ async def test_the_server_writes_what_our_own_engine_writes(server_url, sampler,
         for request in requests:
             (ours,), (theirs,) = await sampler.sample(request), await remote.sample(request)
             assert theirs == replace(ours, tokens=None)  # servers do not return token ids
-            assert theirs.token_count > (8 if request.problem.pictures else 2)
+            assert theirs.token_count > (8 if request.problem.images else 2)
 
 
 async def test_a_prefix_is_continued_not_repeated(server_url, sampler):
@@ -126,9 +126,9 @@ async def test_a_prefix_is_continued_not_repeated(server_url, sampler):
         assert (prefix + rest.text).startswith("".join(tokens[:12]))
 
 
-async def test_the_picture_is_seen(server_url):
-    first, second = PROBLEMS[0], next(other for other in PROBLEMS if other.pictures != PROBLEMS[0].pictures)
-    swapped = Problem(first.id, first.question, first.answer, second.pictures)
+async def test_the_image_is_seen(server_url):
+    first, second = PROBLEMS[0], next(other for other in PROBLEMS if other.images != PROBLEMS[0].images)
+    swapped = Problem(first.id, first.question, first.answer, second.images)
     async with served(server_url) as remote:
         draws = [await remote.sample(ask(problem, n=8)) for problem in (first, swapped)]
     assert [draw.text for draw in draws[0]] != [draw.text for draw in draws[1]]

@@ -15,10 +15,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from mmprm.labels.parquet import LabelledExample, write_parquet
+from mmprm.labels.parquet import LabeledExample, write_parquet
 from mmprm.prm.train import TrainConfig, train_prm
 from mmprm.tiny.world import make_problems, solve
-from mmprm.types import Counts, LabelledPath
+from mmprm.types import Counts, LabeledPath
 
 pytestmark = pytest.mark.integration
 
@@ -27,20 +27,20 @@ EPOCHS = 3
 
 @pytest.fixture(scope="module")
 def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six paths of each of 12 problems, each prefix labelled on the first that has it; two problems are held out."""
+    """Six paths of each of 12 problems, each prefix labeled on the first that has it; two problems are held out."""
     rng, examples = random.Random(0), []
-    for place, tiny in enumerate(make_problems(12, seed=0, split="train")):
-        steps, labelled = solve(tiny), set()
+    for position, tiny in enumerate(make_problems(12, seed=0, split="train")):
+        steps, labeled = solve(tiny), set()
         for depth in range(1, 7):
             path = steps[:depth] if depth % 2 else (*steps[: depth - 1], "12-3=9", "blue=4")
             prefixes = [path[:length] for length in range(1, len(path) + 1)]
-            right = (rng.randrange(9) for _ in prefixes)
+            correct = (rng.randrange(9) for _ in prefixes)
             counts = tuple(
-                None if prefix in labelled else Counts(r, 8 - r) for prefix, r in zip(prefixes, right, strict=True)
+                None if prefix in labeled else Counts(r, 8 - r) for prefix, r in zip(prefixes, correct, strict=True)
             )
-            labelled |= set(prefixes)
-            split = "dev" if place >= 10 else "train"
-            examples.append(LabelledExample(tiny.problem, LabelledPath(tiny.problem.id, path, counts, False), split))
+            labeled |= set(prefixes)
+            split = "dev" if position >= 10 else "train"
+            examples.append(LabeledExample(tiny.problem, LabeledPath(tiny.problem.id, path, counts, False), split))
     file = tmp_path_factory.mktemp("labels") / "labels.parquet"
     write_parquet(file, examples)
     return file
@@ -49,7 +49,7 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(base: Path, labels: Path, output: Path, packing: str, **training: Any) -> dict[str, Any]:
     """All samples in one step, so that the order of rows does not matter."""
     common = {"epochs": EPOCHS, "batch_size": 1000, "micro_batch_tokens": 300, "learning_rate": 3e-3}
-    values = {"base": str(base), "labels": str(labels), "output": str(output), "packing": packing}
+    values = {"model": str(base), "labels": str(labels), "output": str(output), "packing": packing}
     target = {"weight": "precision"}
     return {**values, "target": target, "training": {**common, "precision": "fp32", "eval_every": 1, **training}}
 

@@ -19,7 +19,7 @@ from served import StepScorer, make_service, running
 from mmprm.config import build
 from mmprm.errors import CheckpointError, DataError, EngineStoppedError, TrainingError
 from mmprm.prm.info import PrmTokens
-from mmprm.prm.model import initialise_prm, save_prm
+from mmprm.prm.model import initialize_prm, save_prm
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer
 from mmprm.steps import plain
@@ -40,7 +40,7 @@ def prm_folder(random_policy_folder: Path, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("prm")
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        save_prm(folder, initialise_prm(str(random_policy_folder), PrmTokens(), add_missing_tokens=True))
+        save_prm(folder, initialize_prm(str(random_policy_folder), PrmTokens(), add_missing_tokens=True))
     return str(folder)
 
 
@@ -110,19 +110,19 @@ async def test_responses_of_a_policy_get_scores_on_their_tokens(prm_folder: str)
         prm.close()
     assert scored.scores == pytest.approx(expected.scores, abs=1e-5)
     assert len(scored.scores) == len(steps)
-    ends = [place for place, token in enumerate(ids) if tokenizer.decode([token]) in ("</step>", "</answer>")]
-    assert [scored.step_of_token[place] for place in ends] == list(range(len(steps)))
-    assert [scored.step_of_token[place + 1] for place in ends[:-1]] == list(range(1, len(steps)))
+    ends = [options for options, token in enumerate(ids) if tokenizer.decode([token]) in ("</step>", "</answer>")]
+    assert [scored.step_of_token[options] for options in ends] == list(range(len(steps)))
+    assert [scored.step_of_token[options + 1] for options in ends[:-1]] == list(range(1, len(steps)))
     assert scored.step_of_token[-1] == len(steps) - 1
     assert none is None
     assert process.unscored == {"unclosed step": 1}
 
 
 async def test_the_process_dies_too_often(prm_folder: str) -> None:
-    prm = await Prm.start(config(prm_folder, most_restarts=0))
+    prm = await Prm.start(config(prm_folder, max_restarts=0))
     try:
         os.kill(*prm.processes, signal.SIGKILL)
-        with pytest.raises(TrainingError, match=r"has stopped, after 0 restarts at most .process\.most_restarts."):
+        with pytest.raises(TrainingError, match=r"has stopped, after 0 restarts at most .process\.max_restarts."):
             await prm.judge(solutions(1))
     finally:
         prm.close()
@@ -133,12 +133,12 @@ async def test_a_folder_that_is_no_prm_and_a_wait_that_is_too_long(random_policy
         await Prm.start(config(str(random_policy_folder)))
     started = time.monotonic()
     with pytest.raises(TrainingError, match=r"in vain for the PRM .* to load; it books .*; book less"):
-        await Prm.start(config(prm_folder, start_timeout_s=0.2))
+        await Prm.start(config(prm_folder, start_timeout_seconds=0.2))
     assert time.monotonic() - started < 20
 
 
 async def test_scores_that_do_not_come(prm_folder: str) -> None:
-    prm = await Prm.start(config(prm_folder, score_timeout_s=0.001))
+    prm = await Prm.start(config(prm_folder, score_timeout_seconds=0.001))
     try:
         with pytest.raises(TrainingError, match=r"problem .*: waited 0\.001 s in vain for 8 scores of the PRM"):
             await prm.judge(solutions(8))

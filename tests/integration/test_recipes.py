@@ -42,7 +42,7 @@ from policy_rl.rollouts.pool import RolloutConfig, RolloutPool
 from policy_rl.sft.train import SftConfig, train_sft
 from policy_rl.stages import read_stages
 from policy_rl.trainer.trainer import Trainer
-from policy_rl.types import Experience
+from policy_rl.types import TrainingSample
 from policy_rl.weights.transfer import FileTransfer, shared_folder
 
 pytestmark = pytest.mark.integration
@@ -58,9 +58,9 @@ SMALL_RL = (
     "save_every=0",
     "trainer.ranks=1",
     "trainer.gradient_checkpointing=false",
-    "trainer.optimisation.precision=fp32",
-    "trainer.optimisation.zero_stage=0",
-    "trainer.optimisation.micro_batch_tokens=4096",
+    "trainer.optimization.precision=fp32",
+    "trainer.optimization.zero_stage=0",
+    "trainer.optimization.micro_batch_tokens=4096",
     "rollouts={engines: 1}",
     "weights.transport=auto",
 )
@@ -93,7 +93,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data")
     for name, count, split in (("train", 64, "train"), ("test", 32, "test")):
         out = str(folder / f"{name}.jsonl")
-        assert main(["tiny", "problems", "--out", out, "--count", str(count), "--split", split, "--solutions"]) == 0
+        assert main(["tiny", "problems", "--output", out, "--count", str(count), "--split", split, "--solutions"]) == 0
     return folder
 
 
@@ -129,10 +129,12 @@ class LocalTrainer:
         for name in ("update", "publish", "save", "resume", "save_model"):
             setattr(self, name, getattr(self.trainer, name))
 
-    def log_probs(self, experiences: Sequence[Experience], policy: bool = True) -> list[Experience]:
-        found = self.trainer.log_probs(experiences, policy)
-        named = [{k: v for k, v in asdict(found[place]).items() if v is not None} for place in range(len(experiences))]
-        return [replace(experience, **arrays) for experience, arrays in zip(experiences, named, strict=True)]
+    def log_probs(self, samples: Sequence[TrainingSample], policy: bool = True) -> list[TrainingSample]:
+        found = self.trainer.log_probs(samples, policy)
+        named = [
+            {k: v for k, v in asdict(found[position]).items() if v is not None} for position in range(len(samples))
+        ]
+        return [replace(sample, **arrays) for sample, arrays in zip(samples, named, strict=True)]
 
 
 class MadeUpPrm:
@@ -154,7 +156,7 @@ class World:
         total = config.total_steps(len(problems))
         trainer, process = LocalTrainer(config, total), None
         if config.process is not None:
-            process = ProcessReward(tokenizer_of(trainer.trainer.processor), config.markup, "", MadeUpPrm())
+            process = ProcessReward(tokenizer_of(trainer.trainer.processor), config.step_format, "", MadeUpPrm())
         check = trainer.trainer.limits.check
         collector = Collector(config, problems, self._pool, self._grader, check, process)
         dtype = getattr(torch, config.engine.dtype)
@@ -224,16 +226,16 @@ def test_recipe_in_two_rl_stages(name: str, world: World, data: Path, tmp_path: 
 
 
 def test_mm_policy_recipe(data: Path, tmp_path: Path, policy_folder: Path) -> None:
-    own = ["packing=none", f"base={policy_folder}", f"data.path={data / 'train.jsonl'}", f"output={tmp_path}"]
+    own = ["packing=none", f"model={policy_folder}", f"data.path={data / 'train.jsonl'}", f"output={tmp_path}"]
     config = load(SftConfig, CONFIGS / "sft/mm-policy-8b.yaml", [*SMALL_SFT, *own])
     train_sft(config)
     assert len(metrics(tmp_path, "train")) == 4
-    assert moved(config.base, tmp_path / "policy") == PARTS - {"vision"}
+    assert moved(config.model, tmp_path / "policy") == PARTS - {"vision"}
 
 
 def test_vision_r1_recipe_in_two_stages(data: Path, tmp_path: Path) -> None:
     """The RL stage samples from what the cold start left; a second call finds both finished."""
-    first = sets(SMALL_SFT, "base=tiny", "packing=none", f"data.path={data / 'train.jsonl'}", stage="1.")
+    first = sets(SMALL_SFT, "model=tiny", "packing=none", f"data.path={data / 'train.jsonl'}", stage="1.")
     schedule = "schedule=[{steps: 1, group_size: 4, max_tokens: 96}, {steps: 1, group_size: 3, max_tokens: 48}]"
     second = sets(SMALL_RL, f"problems.path={data / 'train.jsonl'}", schedule, stage="2.")
     call = [
@@ -259,7 +261,7 @@ def test_a_policy_learns_its_solutions_and_is_evaluated(data: Path, tmp_path: Pa
     policy answers a file in the layout of MathVision better than it."""
     words = [f"data.path={data / 'train.jsonl'}", f"held_out.path={data / 'test.jsonl'}", f"output={tmp_path / 'sft'}"]
     more = ["training.eval_every=1", "training.epochs=6", "training.learning_rate=3e-3"]
-    call = ["--config", str(CONFIGS / "sft/tiny.yaml"), "--set", f"base={random_policy_folder}"]
+    call = ["--config", str(CONFIGS / "sft/tiny.yaml"), "--set", f"model={random_policy_folder}"]
     mmprm("sft", *call, *sets(SMALL_SFT, *words, *more))
     losses = [row["loss"] for row in metrics(tmp_path / "sft", "eval")]
     assert losses[-1] < 0.6 * losses[0]
@@ -267,7 +269,7 @@ def test_a_policy_learns_its_solutions_and_is_evaluated(data: Path, tmp_path: Pa
     file = data / "mathvision.jsonl"
     with file.open("w") as out:
         for number, row in enumerate(rows):
-            line = {"id": row["id"], "question": row["question"], "options": [], "image": row["pictures"][0]}
+            line = {"id": row["id"], "question": row["question"], "options": [], "image": row["images"][0]}
             out.write(json.dumps({**line, "answer": row["answer"], "subject": f"half {number % 2}"}) + "\n")
     accuracy = {}
     for name, model in (("random", str(tmp_path / "sft" / "policy")), ("tiny", "tiny")):
@@ -284,7 +286,7 @@ def test_mm_prm_recipe_annotates_and_trains(data: Path, tmp_path: Path, policy_f
     """Every state gets its 16 rollouts; the PRM learns from what they say, with the vision tower as it was."""
     run, labels, output = (str(tmp_path / name) for name in ("annotate", "labels.parquet", "train"))
     small = ("engine={model: tiny, max_num_seqs: 256}", "prompt={preset: plain}", "sampling.max_tokens=96", "workers=1")
-    own = (f"run={run}", f"problems.path={data / 'train.jsonl'}", "problems.limit=12", "search.max_rollouts=160")
+    own = (f"output={run}", f"problems.path={data / 'train.jsonl'}", "problems.limit=12", "search.max_rollouts=160")
     mmprm("annotate", "--config", str(CONFIGS / "annotate/mm-prm-8b.yaml"), *sets(small, *own))
     store = Store.read(Path(run) / "trees.sqlite")
     batches = [batch for problem in store.problems("done") for batch in store.batches(problem.id)]
@@ -292,7 +294,7 @@ def test_mm_prm_recipe_annotates_and_trains(data: Path, tmp_path: Path, policy_f
     assert {len(batch.rollouts) for batch in batches} == {16}
     mmprm("labels", *sets((f"store={run}", f"output={labels}", "dev=0.2")))
     small = tuple(item for item in SMALL_SFT if not item.startswith(("prompt", "training.epochs")))
-    own = ("base=tiny", f"labels={labels}", f"output={output}", "training.eval_every=0")
+    own = ("model=tiny", f"labels={labels}", f"output={output}", "training.eval_every=0")
     mmprm("train", "--config", str(CONFIGS / "train/mm-prm-8b.yaml"), *sets(small, *own))
     steps = metrics(Path(output), "train")
     assert len(steps) >= 3

@@ -100,8 +100,11 @@ def test_it_stops_when_asked_and_goes_on(tmp_path: Path, sets: list[str]) -> Non
 
 
 def test_mistakes_of_the_user_end_with_exit_code_2(tmp_path: Path, sets: list[str]) -> None:
-    for wrong, words in (("batch.group_size=1", "takes the other samples"), ("sampling.top_p=0.9", "sampling.top_p")):
-        process = start(*sets, "--set", f"output={tmp_path}", "--set", wrong)
+    for incorrect, words in (
+        ("batch.group_size=1", "takes the other samples"),
+        ("sampling.top_p=0.9", "sampling.top_p"),
+    ):
+        process = start(*sets, "--set", f"output={tmp_path}", "--set", incorrect)
         said = process.communicate(timeout=120)[0]
         assert process.returncode == 2, said
         assert words in said

@@ -24,7 +24,7 @@ from policy_rl.types import Group, Response
 from policy_rl.weights.config import WeightsConfig
 from policy_rl.weights.probe import probe_logprobs
 from policy_rl.weights.transfer import FileTransfer, ModelWeights, Published
-from tests.backbones import BACKBONES, PICTURED, write_backbone
+from tests.backbones import BACKBONES, WITH_IMAGE, write_backbone
 
 pytestmark = pytest.mark.integration
 
@@ -52,11 +52,11 @@ def change(model, choose: Callable[[str], bool] = lambda name: True, size: float
 @torch.no_grad()
 def trainer_logprobs(model, processor, problem: Problem, response: Response, banned: tuple[int, ...]) -> list[float]:
     """What the trainer makes of exactly these tokens: temperature and bans as in sampling."""
-    from mmprm.problems import open_picture
+    from mmprm.problems import open_image
 
     text = [render(processor, problem, "", PLAIN)]
-    pictures = {"images": [open_picture(picture) for picture in problem.pictures]} if problem.pictures else {}
-    inputs = dict(processor(text=text, **pictures, return_tensors="pt"))
+    images = {"images": [open_image(image) for image in problem.images]} if problem.images else {}
+    inputs = dict(processor(text=text, **images, return_tensors="pt"))
     ids_1T = torch.cat([inputs.pop("input_ids"), torch.tensor([response.token_ids])], dim=1)
     inputs.pop("attention_mask")
     if "mm_token_type_ids" in inputs:
@@ -114,16 +114,16 @@ async def test_logprobs_are_those_of_the_drawn_tokens(engine, started, policy_fo
             assert response.logprobs == pytest.approx(ours, abs=2e-3)
         inputs = processor(
             text=[render(processor, problem, "", PLAIN)],
-            images=[picture_pixels(problem)] if problem.pictures else None,
+            images=[image_pixels(problem)] if problem.images else None,
         )
         assert group.prompt_tokens == len(inputs["input_ids"][0])
     assert "stop" in ends
 
 
-def picture_pixels(problem: Problem):
-    from mmprm.problems import open_picture
+def image_pixels(problem: Problem):
+    from mmprm.problems import open_image
 
-    return open_picture(problem.pictures[0])
+    return open_image(problem.images[0])
 
 
 async def test_vision_tokens_are_never_drawn(engine, started, policy_folder, tmp_path):
@@ -137,9 +137,9 @@ async def test_vision_tokens_are_never_drawn(engine, started, policy_folder, tmp
         model.model.language_model.norm.weight.fill_(1.0)
     await engine.load(publish(model, tmp_path / "flat", 1, probe))
     group = await engine.sample(PROBLEMS[0], 32, 0, 1)
-    drawn = {token for response in group.responses for token in response.token_ids}
-    assert len(drawn) > 100
-    assert not drawn & set(banned)
+    sampled = {token for response in group.responses for token in response.token_ids}
+    assert len(sampled) > 100
+    assert not sampled & set(banned)
 
 
 async def test_new_weights_answer_like_the_trainer(engine, started, policy_folder, tmp_path):
@@ -156,7 +156,7 @@ async def test_new_weights_answer_like_the_trainer(engine, started, policy_folde
     ("part", "size"), [("visual.merger", 3), ("visual.blocks.0", 3), ("self_attn.k_proj", 0.3), ("lm_head", 0.3)]
 )
 async def test_each_part_of_the_model_takes_effect_at_once(engine, started, policy_folder, tmp_path, part, size):
-    """Pictures and prompts seen before come from no cache: log-probabilities are the trainer's again."""
+    """Images and prompts seen before come from no cache: log-probabilities are the trainer's again."""
     from transformers import AutoProcessor
 
     _, probe, banned = started
@@ -228,14 +228,14 @@ async def test_every_backbone_takes_new_weights(tmp_path, name):
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 
     folder = write_backbone(name, tmp_path / "model")
-    problem = PROBLEMS[0] if name in PICTURED else replace(PROBLEMS[0], pictures=())
-    model_class = AutoModelForImageTextToText if name in PICTURED else AutoModelForCausalLM
+    problem = PROBLEMS[0] if name in WITH_IMAGE else replace(PROBLEMS[0], images=())
+    model_class = AutoModelForImageTextToText if name in WITH_IMAGE else AutoModelForCausalLM
     model = model_class.from_pretrained(folder, dtype=torch.float32).eval()
     engine = RolloutEngine()
     config = EngineConfig(model=str(folder), dtype="float32", kv_cache_gib=0.1)
     probe, banned = await engine.start(config, SAMPLING, PLAIN, {})
     try:
-        assert banned or name not in PICTURED
+        assert banned or name not in WITH_IMAGE
         change(model, size=0.5)
         published = publish(model, tmp_path / "new", 1, probe)
         assert distance(await engine.load(published), published) < 1e-3
@@ -275,7 +275,7 @@ async def ask_all(pool: RolloutPool, n: int = 8) -> list[Group]:
 
 async def test_pool_survives_the_death_of_an_engine(policy_folder, tmp_path, capfd):
     engine = EngineConfig(model=str(policy_folder), dtype="float32", max_num_seqs=64, kv_cache_gib=0.1)
-    pool = await RolloutPool.start(engine, SAMPLING, PLAIN, RolloutConfig(engines=2, most_restarts=1), WeightsConfig())
+    pool = await RolloutPool.start(engine, SAMPLING, PLAIN, RolloutConfig(engines=2, max_restarts=1), WeightsConfig())
     try:
         first = await ask_all(pool)
         assert first == await ask_all(pool), "the same seeds give the same responses"
@@ -303,7 +303,7 @@ async def test_pool_survives_the_death_of_an_engine(policy_folder, tmp_path, cap
         os.kill(new_pid, signal.SIGKILL)
         answers = await asyncio.gather(*(ask_all(pool) for _ in range(2)), return_exceptions=True)
         assert all(isinstance(answer, EngineStoppedError) for answer in answers)
-        assert "rollouts.most_restarts=1" in str(answers[0])
+        assert "rollouts.max_restarts=1" in str(answers[0])
     finally:
         pool.close()
 
@@ -315,7 +315,7 @@ async def test_weights_from_gpu_to_gpu(policy_folder):
 
     engine = EngineConfig(model=str(policy_folder), dtype="float32", gpu_memory_utilization=0.3)
     pool = await RolloutPool.start(engine, SAMPLING, PLAIN, RolloutConfig(engines=1), WeightsConfig(transport="nccl"))
-    transfer = VllmTransfer("nccl", pool.engines, engine.tensor_parallel_size, rank=0, timeout_s=120)
+    transfer = VllmTransfer("nccl", pool.engines, engine.tensor_parallel_size, rank=0, timeout_seconds=120)
     try:
         model = load_model(policy_folder).cuda(torch.cuda.device_count() - 1)
         torch.cuda.set_device(torch.cuda.device_count() - 1)

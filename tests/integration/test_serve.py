@@ -19,7 +19,7 @@ from served import ask, client, until
 
 from mmprm.errors import DataError
 from mmprm.prm.info import PrmTokens, read_info, write_info
-from mmprm.prm.model import initialise_prm, save_prm
+from mmprm.prm.model import initialize_prm, save_prm
 from mmprm.scoring.config import ScorerConfig, ServerConfig
 from mmprm.scoring.http.remote import RemoteScorer
 from mmprm.scoring.open import open_scorer
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.integration
 def prm(random_policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     folder = tmp_path_factory.mktemp("serve") / "prm"
     torch.manual_seed(0)
-    model = initialise_prm(str(random_policy_folder), PrmTokens(), add_missing_tokens=True)
+    model = initialize_prm(str(random_policy_folder), PrmTokens(), add_missing_tokens=True)
     with torch.no_grad():
         for weight in model.model.parameters():
             weight.mul_(3.0 if weight.dim() > 1 else 1.0)

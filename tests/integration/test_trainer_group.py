@@ -24,7 +24,7 @@ from policy_rl.trainer.config import CriticConfig, OptimisationConfig, TrainerCo
 from policy_rl.trainer.group import TrainerGroup
 from policy_rl.trainer.prompt_encoder import PromptEncoder
 from policy_rl.trainer.trainer import Trainer
-from policy_rl.types import Experience
+from policy_rl.types import TrainingSample
 from policy_rl.weights.transfer import FileTransfer, Published
 
 pytestmark = pytest.mark.integration
@@ -40,8 +40,8 @@ def _ray() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def experiences(random_policy_folder: Path) -> list[Experience]:
-    """Five groups of four responses; two of them have no picture."""
+def samples(random_policy_folder: Path) -> list[TrainingSample]:
+    """Five groups of four responses; two of them have no image."""
     backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
     encoder, rng = PromptEncoder(backbone, processor, PLAIN), np.random.default_rng(0)
     problems = [tiny.problem for tiny in make_problems(3, seed=0, split="train")]
@@ -52,24 +52,24 @@ def experiences(random_policy_folder: Path) -> list[Experience]:
             ids = tuple(int(i) for i in rng.integers(10, 100, size=rng.integers(2, 20)))
             arrays = {"engine": rng.normal(-5, 0.1, len(ids)), "advantages": rng.normal(size=len(ids))}
             arrays |= {"returns": rng.normal(size=len(ids))}
-            made.append(Experience(problem, group, len(encoder._encode(problem).ids_P), ids, **arrays))
+            made.append(TrainingSample(problem, group, len(encoder._encode(problem).ids_P), ids, **arrays))
     return made
 
 
 def settings(ranks: int, stage: int) -> TrainerConfig:
-    # So few tokens that there are micro-batches without any picture beside others with some.
-    optimisation = OptimisationConfig(
+    # So few tokens that there are micro-batches without any image beside others with some.
+    optimization = OptimisationConfig(
         precision="fp32", zero_stage=stage, micro_batch_tokens=60, learning_rate=1e-3, seed=3
     )
     loss = LossConfig(clip_low=0.05, clip_high=0.05, kl=KlConfig(coefficient=0.1), aggregation="prompt_mean")
     critic = CriticConfig(learning_rate=1e-3, warmup_updates=1)
-    return TrainerConfig(ranks=ranks, loss=loss, critic=critic, optimisation=optimisation, timeout_s=300)
+    return TrainerConfig(ranks=ranks, loss=loss, critic=critic, optimization=optimization, timeout_seconds=300)
 
 
-def go_through(trainer: Any, experiences: list[Experience], folder: Path) -> tuple[list[dict[str, float]], Published]:
+def go_through(trainer: Any, samples: list[TrainingSample], folder: Path) -> tuple[list[dict[str, float]], Published]:
     """Three updates of one rollout, the first of the critic alone, a checkpoint, the model and weights for the
     engines."""
-    metrics = [trainer.update(experiences, number / 3) for number in range(3)]
+    metrics = [trainer.update(samples, number / 3) for number in range(3)]
     trainer.save(folder / "checkpoints", {"step": 1}, 1)
     trainer.save_model(folder / "model")
     trainer.open_transfer(lambda rank: FileTransfer(folder / "shared", is_main=rank == 0))
@@ -88,19 +88,19 @@ def misbehaving(how: str) -> Any:
     return make
 
 
-def filled(trainer: Trainer, experiences: list[Experience]) -> list[Experience]:
-    found = trainer.log_probs(experiences)
+def filled(trainer: Trainer, samples: list[TrainingSample]) -> list[TrainingSample]:
+    found = trainer.log_probs(samples)
     return [
-        replace(each, old=found[place].old, ref=found[place].ref, values=found[place].values)
-        for place, each in enumerate(experiences)
+        replace(each, old=found[position].old, ref=found[position].ref, values=found[position].values)
+        for position, each in enumerate(samples)
     ]
 
 
-def test_two_ranks_equal_one(random_policy_folder: Path, experiences: list[Experience], tmp_path: Path) -> None:
+def test_two_ranks_equal_one(random_policy_folder: Path, samples: list[TrainingSample], tmp_path: Path) -> None:
     """Log-probabilities, metrics, weights, what is published and resumed, under ZeRO 0, 2 and 3; then bad ends."""
     model, arguments = str(random_policy_folder), (PLAIN, 0.9, 10, True)
     one = Trainer(model, settings(1, 0), *arguments)
-    ready = filled(one, experiences)
+    ready = filled(one, samples)
     expected, published = go_through(one, ready, tmp_path / "one")
     assert (expected[1]["clip_fraction"], expected[1]["learning_rate"]) == (0, 1e-3), "the critic alone came first"
     assert expected[2]["clip_fraction"] > 0.05
@@ -108,11 +108,11 @@ def test_two_ranks_equal_one(random_policy_folder: Path, experiences: list[Exper
     for stage in (0, 2, 3):
         folder = tmp_path / f"zero{stage}"
         group = TrainerGroup(model, settings(2, stage), *arguments)
-        both = group.log_probs(experiences)
+        both = group.log_probs(samples)
         for ours, theirs in zip(both, ready, strict=True):
             for name in ("old", "ref", "values"):
                 np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=1e-5)
-        assert group.log_probs(experiences, policy=False)[0].old is None
+        assert group.log_probs(samples, policy=False)[0].old is None
         with pytest.raises(DataError, match="a response without tokens"):
             group.update([replace(both[0], token_ids=())])
         metrics, sent = go_through(group, both, folder)
@@ -128,21 +128,21 @@ def test_two_ranks_equal_one(random_policy_folder: Path, experiences: list[Exper
             assert group.resume(folder / "checkpoints") == {"step": 1}
             group.close()
         elif stage == 2:
-            fails(group, experiences)
+            fails(group, samples)
         else:
             hangs(group)
 
 
-def fails(group: TrainerGroup, experiences: list[Experience]) -> None:
+def fails(group: TrainerGroup, samples: list[TrainingSample]) -> None:
     """One rank alone: its error comes out as it is, and nothing goes on with half of the ranks."""
     with pytest.raises(DataError, match=r"^the disk of rank 1 is full$"):
         group.open_transfer(misbehaving("fails"))
     with pytest.raises(TrainingError, match="the trainer has ended: the disk of rank 1 is full"):
-        group.update(experiences)
+        group.update(samples)
 
 
 def hangs(group: TrainerGroup) -> None:
-    group._timeout_s = 3
+    group._timeout_seconds = 3
     with pytest.raises(
         TrainingError, match=r"open_transfer: no end after 3 s: rank 1 is at .*; ranks .* answered: \[0\]"
     ):

@@ -18,13 +18,13 @@ import yaml
 from safetensors.torch import load_file
 
 from mmprm.errors import CheckpointError, DataError
-from mmprm.labels.parquet import LabelledExample, write_parquet
+from mmprm.labels.parquet import LabeledExample, write_parquet
 from mmprm.prm import train
 from mmprm.prm.info import read_info, write_info
 from mmprm.prm.model import load_prm
 from mmprm.prm.train import TrainConfig, train_prm
 from mmprm.tiny.world import Mistakes, make_problems, solve
-from mmprm.types import Counts, LabelledPath, Solution
+from mmprm.types import Counts, LabeledPath, Solution
 from tests.backbones import write_backbone
 
 pytestmark = pytest.mark.integration
@@ -46,12 +46,12 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 training paths and 6 held out, of different lengths, about a third of the steps without label."""
     rng = random.Random(0)
     examples = []
-    for place, tiny in enumerate(make_problems(30, seed=0, split="train")):
+    for position, tiny in enumerate(make_problems(30, seed=0, split="train")):
         steps = solve(tiny, rng, Mistakes(easy=0.2, hard=0.2))
-        right = (rng.randrange(17) for _ in steps)
-        counts = tuple(None if rng.random() < 0.3 else Counts(r, 16 - r) for r in right)
-        path = LabelledPath(tiny.problem.id, steps, (Counts(3, 13), *counts[1:]), False)
-        examples.append(LabelledExample(tiny.problem, path, "dev" if place >= 24 else "train"))
+        correct = (rng.randrange(17) for _ in steps)
+        counts = tuple(None if rng.random() < 0.3 else Counts(r, 16 - r) for r in correct)
+        path = LabeledPath(tiny.problem.id, steps, (Counts(3, 13), *counts[1:]), False)
+        examples.append(LabeledExample(tiny.problem, path, "dev" if position >= 24 else "train"))
     file = tmp_path_factory.mktemp("labels") / "labels.parquet"
     write_parquet(file, examples)
     return file
@@ -59,7 +59,7 @@ def labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def settings(base: Path, labels: Path, output: Path, **training: Any) -> dict[str, Any]:
     frozen = [r"^model\.visual\.(?!merger)"]
-    values = {"base": str(base), "labels": str(labels), "output": str(output), "frozen": frozen}
+    values = {"model": str(base), "labels": str(labels), "output": str(output), "frozen": frozen}
     return {**values, "training": {**TRAINING, **training}}
 
 
@@ -243,7 +243,7 @@ def test_two_ranks(one_rank: Path, lora_rank: Path, random_policy_folder: Path, 
         | (LORA if name.startswith("lora") else {})
         for name, training in trainings.items()
     }
-    configs["llama"] = {**configs["parts"], "base": str(llama)}
+    configs["llama"] = {**configs["parts"], "model": str(llama)}
     configs["lora_bf16"]["gradient_checkpointing"] = True
     bf16 = [name for name in trainings if name.startswith("bf16")]
     undisturbed = ("zero0", "zero2", "zero3", *bf16, "offload2", "offload3", "lora2", "lora3", "lora_bf16")
@@ -295,5 +295,5 @@ def check_parts(found: dict[str, Any], not_in_parts: list[str]) -> None:
 
 def test_nothing_to_train_on(random_policy_folder: Path, labels: Path, tmp_path: Path) -> None:
     values = settings(random_policy_folder, labels, tmp_path)
-    with pytest.raises(DataError, match="no labelled path of at most max_length=10 tokens"):
+    with pytest.raises(DataError, match="no labeled path of at most max_length=10 tokens"):
         train_prm(TrainConfig(**values, max_length=10))

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from mmprm.labels.export import ExportConfig, export_labels
-from mmprm.labels.parquet import LabelledExample, write_parquet
-from mmprm.types import Counts, LabelledPath, Problem
+from mmprm.labels.parquet import LabeledExample, write_parquet
+from mmprm.types import Counts, LabeledPath, Problem
 
 TRL = Path(__file__).parents[2] / ".venv-trl"
 
@@ -56,10 +56,10 @@ def test_trl_trains_a_step_on_the_export(tmp_path: Path, policy_folder: Path) ->
     examples = []
     for number in range(4):
         problem = Problem(f"p{number}", f"Left to right: red + blue = ? {number}", "7")
-        path = LabelledPath(
+        path = LabeledPath(
             problem.id, ("red=3", "blue=4", "3+4=8", "8"), (Counts(15, 1), None, Counts(0, 16), None), False
         )
-        examples.append(LabelledExample(problem, path, "train"))
+        examples.append(LabeledExample(problem, path, "train"))
     write_parquet(tmp_path / "labels.parquet", examples)
     export_labels(ExportConfig(labels=str(tmp_path / "labels.parquet"), output=str(tmp_path / "export"), format="trl"))
     command = [sys.executable, "-c", TRAIN, str(tmp_path / "export" / "train.jsonl"), str(policy_folder)]

@@ -13,7 +13,7 @@ from mmprm.sampling.config import EngineConfig, SamplingConfig, on_one_core
 from mmprm.sampling.seeds import derive_seed
 from mmprm.sampling.vllm_sampler import VllmSampler
 from mmprm.tiny.world import make_problems
-from mmprm.types import Picture, Problem, SampleRequest
+from mmprm.types import ImageRef, Problem, SampleRequest
 
 pytestmark = pytest.mark.integration
 
@@ -21,8 +21,8 @@ PROBLEMS = [tiny.problem for tiny in make_problems(16, seed=0, split="dev")]
 TEXT_ONLY = Problem("text", "Left to right: 1 + 1 = ?", "2")
 
 
-def ask(problem: Problem, prefix: str = "", n: int = 1, first_draw: int = 0) -> SampleRequest:
-    return SampleRequest(problem, prefix, n, derive_seed(0, problem.id, prefix, first_draw))
+def ask(problem: Problem, prefix: str = "", n: int = 1, first_sample: int = 0) -> SampleRequest:
+    return SampleRequest(problem, prefix, n, derive_seed(0, problem.id, prefix, first_sample))
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def greedy(sampler, monkeypatch):
     return sampler
 
 
-@pytest.mark.parametrize("problem", [TEXT_ONLY, PROBLEMS[0]], ids=["text", "picture"])
+@pytest.mark.parametrize("problem", [TEXT_ONLY, PROBLEMS[0]], ids=["text", "image"])
 async def test_a_prefix_is_continued_not_repeated(greedy, problem):
     (whole,) = await greedy.sample(ask(problem))
     tokens = greedy._template_owner.tokenizer.tokenize(whole.text)
@@ -41,19 +41,19 @@ async def test_a_prefix_is_continued_not_repeated(greedy, problem):
     assert (prefix + rest.text).startswith("".join(tokens[:12]))
 
 
-async def test_the_picture_is_seen(sampler):
-    first, second = PROBLEMS[0], next(other for other in PROBLEMS if other.pictures != PROBLEMS[0].pictures)
-    swapped = Problem(first.id, first.question, first.answer, second.pictures)
+async def test_the_image_is_seen(sampler):
+    first, second = PROBLEMS[0], next(other for other in PROBLEMS if other.images != PROBLEMS[0].images)
+    swapped = Problem(first.id, first.question, first.answer, second.images)
     draws = [await sampler.sample(ask(problem, n=8)) for problem in (first, swapped)]
-    assert [draw.text for draw in draws[0]] != [draw.text for draw in draws[1]]
+    assert [generated.text for generated in draws[0]] != [generated.text for generated in draws[1]]
 
 
 async def test_the_same_seed_gives_the_same_text(sampler):
     once, again = [await sampler.sample(ask(PROBLEMS[0], n=8)) for _ in range(2)]
-    other = await sampler.sample(ask(PROBLEMS[0], n=8, first_draw=8))
+    other = await sampler.sample(ask(PROBLEMS[0], n=8, first_sample=8))
     assert once == again
-    assert {draw.text for draw in once} != {draw.text for draw in other}
-    assert len({draw.text for draw in once}) > 1
+    assert {generated.text for generated in once} != {generated.text for generated in other}
+    assert len({generated.text for generated in once}) > 1
 
 
 async def test_many_requests_are_in_flight_at_once(sampler):
@@ -64,12 +64,14 @@ async def test_many_requests_are_in_flight_at_once(sampler):
     while not answers.done():
         await asyncio.sleep(0.002)
         running = max(running, sampler.stats().running)
-    draws = [draw for answer in await answers for draw in answer]
+    draws = [generated for answer in await answers for generated in answer]
     assert running == 128, "the engine computes max_num_seqs at once"
     assert len(draws) == 256
-    assert {draw.finish_reason for draw in draws} <= {"stop", "length"}
-    assert all(draw.token_count == 96 for draw in draws if draw.finish_reason == "length")
-    assert sampler.stats().generated_tokens - before.generated_tokens == sum(draw.token_count for draw in draws)
+    assert {generated.finish_reason for generated in draws} <= {"stop", "length"}
+    assert all(generated.token_count == 96 for generated in draws if generated.finish_reason == "length")
+    assert sampler.stats().generated_tokens - before.generated_tokens == sum(
+        generated.token_count for generated in draws
+    )
     assert (sampler.stats().running, sampler.stats().waiting) == (0, 0)
 
 
@@ -90,15 +92,15 @@ async def written(sampler, problem: Problem) -> tuple[str, tuple[int, ...], tupl
     return whole.text[: whole.tokens.ends[half - 1]], whole.tokens.ids[:half], whole.tokens.ids
 
 
-@pytest.mark.parametrize("problem", [TEXT_ONLY, PROBLEMS[0]], ids=["text", "picture"])
+@pytest.mark.parametrize("problem", [TEXT_ONLY, PROBLEMS[0]], ids=["text", "image"])
 async def test_the_ids_of_a_prefix_give_the_prompt_that_its_text_gives(sampler, problem):
-    """The tiny policy's own tokens are those of its text, so both must be the same to the engine, pictures included."""
+    """The tiny policy's own tokens are those of its text, so both must be the same to the engine, images included."""
     prefix, ids, _ = await written(sampler, problem)
     request = ask(problem, prefix, n=8)
     by_text, by_ids = [await sampler.generate(each) for each in (request, replace(request, prefix_ids=ids))]
     assert by_ids.prompt_token_ids == by_text.prompt_token_ids
     assert by_ids.prompt_token_ids[-len(ids) :] == list(ids)
-    assert [draw.text for draw in by_ids.outputs] == [draw.text for draw in by_text.outputs]
+    assert [generated.text for generated in by_ids.outputs] == [generated.text for generated in by_text.outputs]
 
 
 async def test_what_a_policy_wrote_is_in_the_cache_when_its_ids_come_back(sampler):
@@ -116,20 +118,20 @@ async def test_a_token_across_the_border_is_written_again(sampler):
     these ids."""
     decode = sampler.template_owner.tokenizer.decode
     text, _, ids = await written(sampler, PROBLEMS[0])
-    place = [decode([index]) for index in ids].index("</step>")
+    position = [decode([index]) for index in ids].index("</step>")
     prefix = text[: text.index("</step>")] + "</"
-    draws = await sampler.sample(replace(ask(PROBLEMS[0], prefix, n=8), prefix_ids=ids[:place]))
+    draws = await sampler.sample(replace(ask(PROBLEMS[0], prefix, n=8), prefix_ids=ids[:position]))
     continued = [
-        draw for draw in draws if draw.tokens is not None
+        generated for generated in draws if generated.tokens is not None
     ]  # the others left the prefix whenever they were made
     assert continued
-    for draw in continued:
-        assert decode([*ids[:place], *draw.tokens.ids]) == prefix + draw.text
-        assert draw.text.startswith("step>")
+    for generated in continued:
+        assert decode([*ids[:position], *generated.tokens.ids]) == prefix + generated.text
+        assert generated.text.startswith("step>")
 
 
 async def test_what_does_not_fit_names_the_problem_and_the_engine_goes_on(sampler):
-    missing = Problem("missing", "?", "1", (Picture(path="nowhere.png"),))
+    missing = Problem("missing", "?", "1", (ImageRef(path="nowhere.png"),))
     bad = [ask(TEXT_ONLY, "1" * 5000), ask(missing), ask(TEXT_ONLY)]
     long, unreadable, good = await asyncio.gather(*map(sampler.sample, bad), return_exceptions=True)
     assert isinstance(long, SamplingError)

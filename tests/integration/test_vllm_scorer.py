@@ -10,7 +10,7 @@ import torch
 
 from mmprm.errors import DataError
 from mmprm.prm.info import PrmTokens
-from mmprm.prm.model import initialise_prm, save_prm
+from mmprm.prm.model import initialize_prm, save_prm
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer
 from mmprm.tiny.model import build_model
@@ -29,7 +29,7 @@ def random_prm(folder: Path) -> str:
             weight.mul_(3.0 if weight.dim() > 1 else 1.0)
     model.save_pretrained(folder / "base")
     build_processor().save_pretrained(folder / "base")
-    save_prm(folder / "prm", initialise_prm(str(folder / "base"), PrmTokens(), add_missing_tokens=True))
+    save_prm(folder / "prm", initialize_prm(str(folder / "base"), PrmTokens(), add_missing_tokens=True))
     return str(folder / "prm")
 
 

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 from mmprm.convert.export import export_prm
 from mmprm.errors import ConfigError, DataError
 from mmprm.prm.info import FormatName, PrmTokens
-from mmprm.prm.model import initialise_prm, save_prm
+from mmprm.prm.model import initialize_prm, save_prm
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer
 from mmprm.types import Solution
@@ -32,7 +32,7 @@ def spread(model: nn.Module) -> nn.Module:
 def exported(form: str, backbone: str) -> Callable[[Path], Path]:
     def write(folder: Path) -> Path:
         write_backbone(backbone, folder / "base")
-        prm = initialise_prm(str(folder / "base"), PrmTokens(), add_missing_tokens=True)
+        prm = initialize_prm(str(folder / "base"), PrmTokens(), add_missing_tokens=True)
         spread(prm.model)
         save_prm(folder / "prm", prm)
         export_prm(folder / "prm", folder / form, form)
@@ -65,7 +65,7 @@ def visualprm(folder: Path) -> Path:
     ],
 )
 def test_vllm_scores_as_transformers_does(name: FormatName, write: Callable[[Path], Path], tmp_path: Path) -> None:
-    """Two layers, two classes with a bias, two tokens read one place before, also behind a picture; what is too long is
+    """Two layers, two classes with a bias, two tokens read one place before, also behind an image; what is too long is
     refused or cut alike."""
     config = ScorerConfig(prm=str(write(tmp_path)), format=name, too_long="cut")
     solutions = tiny_solutions("internvl" if name == "visualprm" else "llama", 20)

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from mmprm.cli.main import main
 from mmprm.config import load
 from mmprm.prm.info import PrmTokens
-from mmprm.prm.model import initialise_prm
+from mmprm.prm.model import initialize_prm
 from mmprm.prm.train import TrainConfig
 from mmprm.training.engine import Engine
 from mmprm.training.ranks import join_ranks
@@ -72,11 +72,11 @@ def load_parts(config: str, parts: str) -> int:
         loading_in_parts(settings.training),
         mock.patch.object(deepspeed.zero.GatheredParameters, "__enter__", counting_enter),
     ):
-        model = initialise_prm(settings.base, PrmTokens()).model
+        model = initialize_prm(settings.model, PrmTokens()).model
     sharded = {name: p for name, p in model.named_parameters() if hasattr(p, "ds_id")}
     total = sum(parameter.ds_numel for parameter in sharded.values())
     kept = sum(parameter.ds_tensor.numel() + parameter.numel() for parameter in sharded.values())
-    expected = dict(initialise_prm(settings.base, PrmTokens()).model.named_parameters())
+    expected = dict(initialize_prm(settings.model, PrmTokens()).model.named_parameters())
     different = []
     for name, parameter in model.named_parameters():
         with whole([parameter]):

@@ -20,34 +20,34 @@ STEPS = 6
 PROBLEMS = 24
 
 
-def write(problem: Problem, prefix: str, draw: random.Random) -> str:
+def write(problem: Problem, prefix: str, rng: random.Random) -> str:
     """Six steps, each bad with probability 1/8; nothing is right after a bad one."""
     good = "bad" not in prefix
     text = ""
     for _ in range(prefix.count("<step>"), STEPS):
-        good = good and draw.random() > 1 / 8
-        text += f"<step>{'good' if good else 'bad'} {draw.randrange(3)}</step>"
+        good = good and rng.random() > 1 / 8
+        text += f"<step>{'good' if good else 'bad'} {rng.randrange(3)}</step>"
     return text + f"<answer>{problem.answer if good else 'nothing'}</answer>"
 
 
 class Sampler(ScriptedSampler):
-    """Refuses problems whose question speaks of a picture that is missing."""
+    """Refuses problems whose question speaks of an image that is missing."""
 
     async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
         if "missing" in request.problem.question:
-            raise DataError(f"{request.problem.question}: the picture cannot be read")
+            raise DataError(f"{request.problem.question}: the image cannot be read")
         return await super().sample(request)
 
 
 class Grader:
     async def grade(self, problem: Problem, response: str) -> Grading:
-        right = f"<answer>{problem.answer}</answer>" in response
-        return Grading(Verdict.CORRECT if right else Verdict.INCORRECT, None, "exact")
+        correct = f"<answer>{problem.answer}</answer>" in response
+        return Grading(Verdict.CORRECT if correct else Verdict.INCORRECT, None, "exact")
 
 
 def config(problems: str, run: str, **values: object) -> CampaignConfig:
     fixed = {
-        "run": run,
+        "output": run,
         "problems": {"path": problems},
         "engine": {"model": "scripted"},
         "search": {"rollouts": 4, "max_rollouts": 80},
@@ -59,7 +59,7 @@ def config(problems: str, run: str, **values: object) -> CampaignConfig:
 
 
 def local_worker(config: CampaignConfig, delay: float = 0.002) -> LocalWorker:
-    return LocalWorker(Sampler(write, delay), Grader(), config.markup, config.seed, config.search)
+    return LocalWorker(Sampler(write, delay), Grader(), config.step_format, config.seed, config.search)
 
 
 def write_problems(folder: Path, count: int) -> Path:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import re
@@ -13,12 +14,14 @@ from pathlib import Path
 import pytest
 
 from mcts.campaign import SUMMARY_NAME, run_campaign
+from mcts.config import CampaignConfig
 from mcts.progress import CampaignSummary
 from mcts.search import SearchConfig
 from mcts.worker import LocalWorker, Report, WorkerDiedError
 from mmprm.errors import EngineStoppedError, SamplingError, StoreError
 from mmprm.trees.evidence import count_labels
 from mmprm.trees.store import Finished, Store
+from mmprm.trees.tallies import Session, sessions
 from mmprm.types import Batch, Completion, Problem, SampleRequest
 from tests.mcts import scripted_campaign as scripted
 from tests.mcts.scripted_campaign import PROBLEMS, batches
@@ -44,12 +47,12 @@ def labels(run: Path) -> int:
 def test_summary_agrees_with_the_store(problems: Path, tmp_path: Path) -> None:
     summary = annotate(problems, tmp_path / "run")
     logs = batches(tmp_path / "run")
-    drawn = [batch for log in logs.values() for batch in log]
+    sampled = [batch for log in logs.values() for batch in log]
     assert summary.problems == {"open": 0, "done": PROBLEMS, "failed": 0}
     assert sum(summary.ended.values()) == PROBLEMS
-    assert summary.rollouts == summary.new_rollouts == sum(len(batch.rollouts) for batch in drawn)
+    assert summary.rollouts == summary.new_rollouts == sum(len(batch.rollouts) for batch in sampled)
     assert summary.labels == labels(tmp_path / "run") >= summary.states - PROBLEMS > 100
-    assert summary.tokens == sum(rollout.token_count for batch in drawn for rollout in batch.rollouts)
+    assert summary.tokens == sum(rollout.token_count for batch in sampled for rollout in batch.rollouts)
     assert summary.trees_in_flight_max == 16
     assert summary.workers == 2
     assert json.loads((tmp_path / "run" / SUMMARY_NAME).read_text())["labels"] == summary.labels
@@ -102,7 +105,7 @@ def test_a_problem_that_fails_is_listed_while_the_others_go_on(problems: Path, t
         file.write(json.dumps({"id": "bad", "question": "missing.png", "answer": "1"}) + "\n")
     summary = annotate(problems, tmp_path / "run")
     assert summary.problems == {"open": 0, "done": PROBLEMS, "failed": 1}
-    assert summary.failures == {"bad": "missing.png: the picture cannot be read"}
+    assert summary.failures == {"bad": "missing.png: the image cannot be read"}
 
 
 def test_another_configuration_is_refused_and_more_workers_are_not(problems: Path, tmp_path: Path) -> None:
@@ -133,7 +136,7 @@ def test_problems_of_a_dead_worker_go_on_elsewhere(problems: Path, tmp_path: Pat
         made.append(number)
         kind = DyingWorker if len(made) < 5 else LocalWorker
         sampler = scripted.Sampler(scripted.write, 0.002)
-        return kind(sampler, scripted.Grader(), chosen.markup, chosen.seed, chosen.search)
+        return kind(sampler, scripted.Grader(), chosen.step_format, chosen.seed, chosen.search)
 
     summary = run_campaign(chosen, make_worker=make)
     assert summary.workers_replaced == len(made) - 2 >= 3
@@ -171,7 +174,7 @@ def test_a_problem_that_kills_its_engine_fails_while_the_others_go_on(
 
     async def make(number: int) -> LocalWorker:
         sampler = PoisonedSampler(scripted.write, 0.002)
-        return MortalWorker(sampler, scripted.Grader(), chosen.markup, chosen.seed, chosen.search)
+        return MortalWorker(sampler, scripted.Grader(), chosen.step_format, chosen.seed, chosen.search)
 
     summary = run_campaign(chosen, make_worker=make)
     assert summary.problems == {"open": 0, "done": PROBLEMS - 1, "failed": 1}
@@ -200,7 +203,7 @@ def test_a_worker_that_keeps_dying_is_given_up_beside_a_healthy_one(
         made.append(number)
         kind = DeadWorker if number == 0 else LocalWorker
         sampler = scripted.Sampler(scripted.write, 0.002)
-        return kind(sampler, scripted.Grader(), chosen.markup, chosen.seed, chosen.search)
+        return kind(sampler, scripted.Grader(), chosen.step_format, chosen.seed, chosen.search)
 
     summary = run_campaign(chosen, make_worker=make)
     assert summary.problems == {"open": 0, "done": PROBLEMS, "failed": 0}
@@ -237,19 +240,76 @@ def test_an_engine_that_never_starts_is_not_waited_for_at_the_end(problems: Path
             await asyncio.sleep(3600)
         return scripted.local_worker(chosen)
 
-    assert run_campaign(chosen, make_worker=make).problems == {"open": 0, "done": PROBLEMS, "failed": 0}
+    summary = run_campaign(chosen, make_worker=make)
+    assert summary.problems == {"open": 0, "done": PROBLEMS, "failed": 0}
+    assert summary.workers == 1
+    (session,) = engine_times(tmp_path / "run")
+    assert session.engine_seconds == session.seconds > 0, "one engine worked, of the two that were asked for"
+
+
+def engine_times(run: Path) -> list[Session]:
+    store = Store.read(run)
+    try:
+        return sessions(store)
+    finally:
+        store.close()
+
+
+def test_a_dead_engine_is_not_counted_until_it_is_replaced(problems: Path, tmp_path: Path) -> None:
+    chosen = scripted.config(str(problems), str(tmp_path / "run"), workers=1)
+    made: list[int] = []
+
+    async def make(number: int) -> LocalWorker:
+        made.append(number)
+        if len(made) == 2:
+            await asyncio.sleep(1.0)  # nothing runs meanwhile
+        kind = LocalWorker if len(made) > 1 else DyingWorker
+        sampler = scripted.Sampler(scripted.write, 0.002)
+        return kind(sampler, scripted.Grader(), chosen.step_format, chosen.seed, chosen.search)
+
+    assert run_campaign(chosen, make_worker=make).workers_replaced == 1
+    (session,) = engine_times(tmp_path / "run")
+    assert 0 < session.engine_seconds <= session.seconds - 1.0
+
+
+def test_engines_start_on_machines_that_join_later(
+    problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = scripted.config(str(problems), str(tmp_path / "run"), workers=None, trees_in_flight=2)
+    made: list[int] = []
+
+    class GrowingCluster(contextlib.nullcontext):
+        count = 1
+
+        def __init__(self, config: CampaignConfig) -> None:
+            super().__init__(self)
+
+        def capacity(self) -> int:
+            return 1 if not made else 3
+
+        async def make(self, number: int) -> LocalWorker:
+            made.append(number)
+            return scripted.local_worker(chosen)
+
+    monkeypatch.setattr("mcts.ray_worker.RayWorkers", GrowingCluster)
+    monkeypatch.setattr("mcts.campaign._check", lambda *_: None)
+    monkeypatch.setattr("mcts.campaign.GROWTH_SECONDS", 0.05)
+    summary = run_campaign(chosen)
+    assert (sorted(made), summary.workers) == ([0, 1, 2], 3)
+    assert summary.problems == {"open": 0, "done": PROBLEMS, "failed": 0}
+    assert "the cluster has room for more engines: starting 2" in capsys.readouterr().err
 
 
 def test_an_idle_worker_takes_what_a_dead_one_leaves(problems: Path, tmp_path: Path) -> None:
     problems.write_text("".join(problems.read_text().splitlines(keepends=True)[:2]))
-    chosen = scripted.config(str(problems), str(tmp_path / "run"), worker_restarts=0)
+    chosen = scripted.config(str(problems), str(tmp_path / "run"), max_restarts=0)
 
     class LateDeath(DeadWorker):
         seconds = 1.0
 
     async def make(number: int) -> LocalWorker:
         kind = LateDeath if number == 0 else LocalWorker
-        return kind(scripted.Sampler(scripted.write), scripted.Grader(), chosen.markup, chosen.seed, chosen.search)
+        return kind(scripted.Sampler(scripted.write), scripted.Grader(), chosen.step_format, chosen.seed, chosen.search)
 
     assert run_campaign(chosen, make_worker=make).problems == {"open": 0, "done": 2, "failed": 0}
 
@@ -286,7 +346,7 @@ def test_an_engine_that_keeps_stopping_fails_the_campaign_and_no_problem(problem
     chosen = scripted.config(str(problems), str(tmp_path / "run"))
 
     async def make(number: int) -> LocalWorker:
-        return LocalWorker(StoppedSampler(), scripted.Grader(), chosen.markup, chosen.seed, chosen.search)
+        return LocalWorker(StoppedSampler(), scripted.Grader(), chosen.step_format, chosen.seed, chosen.search)
 
     with pytest.raises(SamplingError, match=r"died 4 times without finishing a batch: .*out of memory"):
         run_campaign(chosen, make_worker=make)

@@ -33,15 +33,15 @@ def test_a_larger_budget_goes_on_from_the_batches(problems: Path, tmp_path: Path
     run_scripted(small(problems, tmp_path / "run"))
     before = batches(tmp_path / "run")
     config, message = fork(small(problems, tmp_path / "run", max_rollouts=60))
-    assert config.run == str(tmp_path / "run-2")
+    assert config.output == str(tmp_path / "run-2")
     assert "search.max_rollouts (stored 24, asked 60)" in message
     assert message.endswith("run-2 with its problems and batches")
     summary = run_scripted(config)
     fresh = run_scripted(small(problems, tmp_path / "fresh", max_rollouts=60))
     assert batches(tmp_path / "run-2") == batches(tmp_path / "fresh")
-    drawn = sum(len(batch.rollouts) for log in before.values() for batch in log)
-    assert (summary.new_rollouts, fresh.new_rollouts) == (fresh.rollouts - drawn, fresh.rollouts)
-    assert drawn > 0 < summary.new_rollouts
+    sampled = sum(len(batch.rollouts) for log in before.values() for batch in log)
+    assert (summary.new_rollouts, fresh.new_rollouts) == (fresh.rollouts - sampled, fresh.rollouts)
+    assert sampled > 0 < summary.new_rollouts
     assert batches(tmp_path / "run") == before, "the old run is as it was"
 
 
@@ -51,7 +51,7 @@ def test_a_smaller_budget_keeps_no_batch(problems: Path, tmp_path: Path) -> None
     config, message = fork(small(problems, tmp_path / "run", max_rollouts=24, max_searches=300))
     assert "without batches" in message
     forked, fresh = run_scripted(config), run_scripted(small(problems, tmp_path / "fresh", max_rollouts=24))
-    assert batches(config.run) == batches(tmp_path / "fresh")
+    assert batches(config.output) == batches(tmp_path / "fresh")
     assert (forked.states, forked.labels) == (fresh.states, fresh.labels)
 
 
@@ -60,7 +60,7 @@ def test_another_policy_setting_keeps_the_problems_alone(problems: Path, tmp_pat
     config, message = fork(small(problems, tmp_path / "run").model_copy(update={"seed": 1}))
     assert "seed (stored 0, asked 1)" in message
     assert "without batches" in message
-    assert not any(batches(config.run).values())
+    assert not any(batches(config.output).values())
     assert run_scripted(config).problems == first.problems
 
 
@@ -73,14 +73,14 @@ def test_the_same_command_again_goes_on_in_the_same_fork(problems: Path, tmp_pat
     again, message = fork(asked)
     assert again == first
     assert message == f"{tmp_path / 'run-2'} has this configuration; resuming it"
-    assert fork(small(problems, tmp_path / "run", max_rollouts=32))[0].run == str(tmp_path / "run-3")
+    assert fork(small(problems, tmp_path / "run", max_rollouts=32))[0].output == str(tmp_path / "run-3")
 
 
 def test_annotate_says_where_a_fork_goes(
     problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(annotate, "run_campaign", run_scripted)
-    asked = ["annotate", "--set", f"problems.path={problems}", "--set", f"run={tmp_path / 'run'}"]
+    asked = ["annotate", "--set", f"problems.path={problems}", "--set", f"output={tmp_path / 'run'}"]
     asked += ["--set", "engine.model=scripted", "--set", "search.rollouts=4", "--set", "search.max_rollouts=40"]
     assert main(asked) == 0
     assert main([*asked, "--set", "seed=1"]) == 2
@@ -95,8 +95,8 @@ def test_filter_keeps_a_range_of_accuracy(
     problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(filter, "run_campaign", run_scripted)
-    asked = ["filter", "--set", f"problems.path={problems}", "--set", f"run={tmp_path / 'run'}"]
-    asked += ["--set", "engine.model=scripted", "--samples", "6", "--out", str(tmp_path / "kept.jsonl")]
+    asked = ["filter", "--set", f"problems.path={problems}", "--set", f"output={tmp_path / 'run'}"]
+    asked += ["--set", "engine.model=scripted", "--samples", "6", "--output", str(tmp_path / "kept.jsonl")]
     assert main([*asked, "--low", "0.4", "--high", "0.7"]) == 0
     said = capsys.readouterr().out
     logs = batches(tmp_path / "run")
@@ -105,7 +105,7 @@ def test_filter_keeps_a_range_of_accuracy(
     kept = {name: share for name, share in accuracy.items() if 0.4 <= share <= 0.7}
     rows = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]
     assert {row["id"]: row["accuracy"] for row in rows} == pytest.approx(kept)
-    assert all((row["right"] + row["wrong"], row["unknown"]) == (6, 0) for row in rows)
+    assert all((row["correct"] + row["incorrect"], row["unknown"]) == (6, 0) for row in rows)
     assert [problem.id for problem in load_problems(ProblemsConfig(path=str(tmp_path / "kept.jsonl")))] == list(kept)
     hard, easy = sum(share < 0.4 for share in accuracy.values()), sum(share > 0.7 for share in accuracy.values())
     assert hard > 0
@@ -121,8 +121,8 @@ def test_filter_writes_the_problems_of_the_file_given_now(
     problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(filter, "run_campaign", run_scripted)
-    asked = ["filter", "--set", f"run={tmp_path / 'run'}", "--set", "engine.model=scripted", "--samples", "6"]
-    asked += ["--low", "0", "--high", "1", "--out", str(tmp_path / "kept.jsonl")]
+    asked = ["filter", "--set", f"output={tmp_path / 'run'}", "--set", "engine.model=scripted", "--samples", "6"]
+    asked += ["--low", "0", "--high", "1", "--output", str(tmp_path / "kept.jsonl")]
     assert main([*asked, "--set", f"problems.path={problems}"]) == 0
     rows = [{"id": name, "question": "question 3", "answer": "3"} for name in ("p3", "new")]
     (tmp_path / "other.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -134,8 +134,8 @@ def test_filter_writes_the_problems_of_the_file_given_now(
 def test_filter_refuses_a_range_before_it_samples(
     problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["filter", "--set", f"problems.path={problems}", "--set", f"run={tmp_path / 'run'}"]
-    asked += ["--set", "engine.model=scripted", "--out", str(tmp_path / "kept.jsonl")]
+    asked = ["filter", "--set", f"problems.path={problems}", "--set", f"output={tmp_path / 'run'}"]
+    asked += ["--set", "engine.model=scripted", "--output", str(tmp_path / "kept.jsonl")]
     assert main([*asked, "--low", "0.9", "--high", "0.1"]) == 2
     assert "must satisfy 0 ≤ low ≤ high ≤ 1" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

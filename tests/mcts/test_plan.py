@@ -9,7 +9,7 @@ from mcts.plan import plan, plan_text
 from mmprm.cli.main import main
 from mmprm.errors import DataError
 from mmprm.metrics import Interval
-from mmprm.trees.records import pack_batch
+from mmprm.trees.serialization import pack_batch
 from mmprm.trees.stopping import StoppingRule
 from mmprm.trees.store import Finished, Status, Store
 from mmprm.trees.tallies import Tally
@@ -74,16 +74,16 @@ def pilot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     now = SimpleNamespace(seconds=0.0)
     clock = SimpleNamespace(time=lambda: now.seconds, monotonic=lambda: now.seconds)
     monkeypatch.setattr("mmprm.trees.store.time", clock)
-    rule = StoppingRule(rollouts=4, shared=3).model_dump()
-    store = Store.create_or_open(tmp_path / "trees.sqlite", {"search": rule, "markup": "blank_lines"})
+    rule = StoppingRule(rollouts=4, min_shared_rollouts=3).model_dump()
+    store = Store.create_or_open(tmp_path / "trees.sqlite", {"search": rule, "step_format": "blank_lines"})
     store.add_problems([Problem(name, "?", "1") for name in "pq"])
     store.begin_session(2)
     now.seconds = 8.0
     for name in "pq":
-        right = Rollout(("b", "c"), Verdict.CORRECT, 25, "bc")
-        wrong = Rollout(("a", "c"), Verdict.INCORRECT, 25, "ac")
+        correct = Rollout(("b", "c"), Verdict.CORRECT, 25, "bc")
+        incorrect = Rollout(("a", "c"), Verdict.INCORRECT, 25, "ac")
         last = Rollout(("c",), Verdict.INCORRECT, 25, "c")
-        batches = [Batch(name, (), 0, (right, right, right, wrong)), Batch(name, ("a",), 0, (last,) * 4)]
+        batches = [Batch(name, (), 0, (correct, correct, correct, incorrect)), Batch(name, ("a",), 0, (last,) * 4)]
         store.append(map(pack_batch, batches), [Finished(name, "done", "no candidates left", labels=2)])
     store.close()
     return tmp_path

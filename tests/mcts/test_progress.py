@@ -6,7 +6,7 @@ import pytest
 
 from mcts import progress as progress_module
 from mcts.progress import Progress, announce_waiting
-from mmprm.trees.records import pack_batch
+from mmprm.trees.serialization import pack_batch
 from mmprm.trees.store import Finished
 from mmprm.trees.summary import StoreSummary
 from mmprm.types import Batch, Counts, Rollout, Verdict
@@ -16,7 +16,7 @@ STORED = StoreSummary(
     ended={"too easy": 1},
     states=1,
     labels=5,
-    counts=Counts(right=1000, wrong=24),
+    counts=Counts(correct=1000, incorrect=24),
     tokens=1,
     unknown_reasons={"time-out": 1},
     unsplit_reasons={},
@@ -37,7 +37,7 @@ def test_line_by_hand() -> None:
     # So far only b is a new label: a was one before, the root is none, c has no known verdict. At its end p has four.
     reported = [known, new, batch((), Verdict.CORRECT), batch(("c",), Verdict.UNKNOWN)]
     progress.reported(list(map(pack_batch, reported)), [])
-    progress.reported([], [Finished("p", "done", "search budget", 4), Finished("q", "failed", "no picture")])
+    progress.reported([], [Finished("p", "done", "search budget", 4), Finished("q", "failed", "no image")])
     assert progress.first_start is not None
     assert progress.line(now=progress.first_start + 100) == (
         "problems 2/4 (1 failed) · trees in flight 0 · rollouts 1,030 · 3 tokens/s · labels 8 · "

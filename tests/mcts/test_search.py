@@ -37,7 +37,9 @@ class Script:
 
 async def run(table: dict[str, list[tuple[str, Verdict]]], **settings: int) -> tuple[SearchResult, list[str]]:
     script = Script(table)
-    return await search(PROBLEM, script, SearchConfig(rollouts=2, doubt=0, shared=None, **settings)), script.asked
+    return await search(
+        PROBLEM, script, SearchConfig(rollouts=2, false_negative_rate=0, min_shared_rollouts=None, **settings)
+    ), script.asked
 
 
 async def test_order_by_hand() -> None:
@@ -122,8 +124,8 @@ def write(problem: Problem, prefix: str, draw: random.Random) -> str:
 
 class AnswerGrader:
     async def grade(self, problem: Problem, response: str) -> Grading:
-        right = f"<answer>{problem.answer}</answer>" in response
-        return Grading(R if right else W, None, "exact")
+        correct = f"<answer>{problem.answer}</answer>" in response
+        return Grading(R if correct else W, None, "exact")
 
 
 def roller(problem: Problem, stored: list[Batch], emit: list[Batch]) -> tuple[Roller, ScriptedSampler]:
@@ -146,7 +148,11 @@ async def test_finds_the_true_first_error(number: int, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(SearchTree, "select", spy)
     roll, _ = roller(Problem(f"p{number}", "question", "right"), [], [])
-    result = await search(PROBLEM, roll, SearchConfig(doubt=0, shared=None, max_searches=12, max_rollouts=10_000))
+    result = await search(
+        PROBLEM,
+        roll,
+        SearchConfig(false_negative_rate=0, min_shared_rollouts=None, max_searches=12, max_rollouts=10_000),
+    )
     nodes = {node.steps: node for node in result.tree.nodes}
     assert len(nodes) > 10
     for steps, node in nodes.items():
@@ -162,7 +168,7 @@ async def test_finds_the_true_first_error(number: int, monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize(
     "config",
-    [SearchConfig(max_rollouts=400, doubt=0, shared=None), SearchConfig(max_rollouts=400)],
+    [SearchConfig(max_rollouts=400, false_negative_rate=0, min_shared_rollouts=None), SearchConfig(max_rollouts=400)],
     ids=["fixed", "adaptive"],
 )
 async def test_replay_equals_the_undisturbed_run(config: SearchConfig) -> None:
@@ -189,5 +195,5 @@ async def test_rollouts_keep_their_text_and_why_it_was_not_split() -> None:
         ("<step>x</step>", "<answer>right</answer>"), R, 1, "<step>x</step><answer>right</answer>", None, "exact"
     )
     assert (cut.steps, cut.text, cut.unsplit, cut.verdict) == ((), "<step>x", "unclosed step", W)
-    assert [(batch.steps, batch.first_draw) for batch in log] == [(("<step>a</step>",), 0)]
+    assert [(batch.steps, batch.first_sample) for batch in log] == [(("<step>a</step>",), 0)]
     assert (sampler.requests[0].prefix, sampler.requests[0].n) == ("<step>a</step>", 2)

@@ -52,7 +52,7 @@ def batches(run: Path) -> dict[str, list[tuple[Any, ...]]]:
     """Everything but the token counts, which a server tells for all draws of a request together."""
 
     def seen(batch: Batch) -> tuple[Any, ...]:
-        return batch.steps, batch.first_draw, [(rollout.text, rollout.verdict) for rollout in batch.rollouts]
+        return batch.steps, batch.first_sample, [(rollout.text, rollout.verdict) for rollout in batch.rollouts]
 
     return {problem_id: [seen(batch) for batch in log] for problem_id, log in scripted.batches(run).items()}
 
@@ -70,7 +70,9 @@ def test_two_servers_give_the_trees_of_an_engine(problems: str, tmp_path: Path) 
     local = served(problems, tmp_path / "local", first)
 
     async def make(number: int) -> LocalWorker:
-        return LocalWorker(ScriptedSampler(scripted.write), scripted.Grader(), local.markup, local.seed, local.search)
+        return LocalWorker(
+            ScriptedSampler(scripted.write), scripted.Grader(), local.step_format, local.seed, local.search
+        )
 
     run_campaign(local, make_worker=make)
     assert batches(tmp_path / "served") == batches(tmp_path / "local")
@@ -81,7 +83,7 @@ def test_an_outage_fails_no_problem_and_the_run_goes_on(problems: str, tmp_path:
         ScriptedServer(*[policy] * 20, error(503, "gone")) as server,
         pytest.raises(SamplingError, match=r"status 503: gone.*finished batches are kept"),
     ):
-        run_campaign(served(problems, tmp_path / "run", server, worker_restarts=1))
+        run_campaign(served(problems, tmp_path / "run", server, max_restarts=1))
     store = Store.read(tmp_path / "run" / "trees.sqlite")
     assert store.summary().problems["failed"] == 0
     assert store.summary().rollouts == sum(request["n"] for request in server.requests[:20])
@@ -121,13 +123,13 @@ def test_the_last_open_problem_fails_alone_too(problems: str, tmp_path: Path) ->
     """Nothing else is answered while it is tried: the server is asked for a token before it is blamed."""
 
     def failing(request: dict[str, Any]) -> Act:
-        return error(500, "bad picture") if request["messages"][0]["content"] == "question 2" else policy(request)
+        return error(500, "bad image") if request["messages"][0]["content"] == "question 2" else policy(request)
 
     with ScriptedServer(lambda request: says("1") if request["max_tokens"] == 1 else failing(request)) as server:
         values = scripted_problem(problems, tmp_path, 2)
         summary = run_campaign(served(values, tmp_path / "run", server))
     assert summary.problems == {"open": 0, "done": 0, "failed": 1}
-    assert "status 500: bad picture" in summary.failures["p2"]
+    assert "status 500: bad image" in summary.failures["p2"]
 
 
 def test_a_judge_without_calibration_stops_the_campaign_before_it_begins(problems: str, tmp_path: Path) -> None:
@@ -147,9 +149,9 @@ def test_the_judge_is_part_of_what_a_store_holds(problems: str, tmp_path: Path) 
     without = served(problems, tmp_path, ScriptedServerStub())
     judge = {"model": "judge", "client": {"urls": ["http://127.0.0.1:9/v1"]}}
     with_judge = served(problems, tmp_path, ScriptedServerStub(), grader={"judge": judge})
-    assert without.identity()["grader"]["judge"] is None
-    assert with_judge.identity()["grader"]["judge"] == {"model": "judge"}
-    assert "servers" not in without.identity()["engine"]
+    assert without.resume_key()["grader"]["judge"] is None
+    assert with_judge.resume_key()["grader"]["judge"] == {"model": "judge"}
+    assert "servers" not in without.resume_key()["engine"]
 
 
 class ScriptedServerStub:

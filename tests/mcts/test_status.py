@@ -10,16 +10,16 @@ import pytest
 
 from mcts.status import read_status, status_text
 from mmprm.cli.main import main
-from mmprm.trees.records import PackedBatch, pack_batch
+from mmprm.trees.serialization import PackedBatch, pack_batch
 from mmprm.trees.store import Finished, Store
 from mmprm.types import Batch, Problem, Rollout, Steps, Verdict
 
 R, W, U = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
 
 
-def batch(problem: str, steps: Steps, first_draw: int, *verdicts: Verdict) -> PackedBatch:
+def batch(problem: str, steps: Steps, first_sample: int, *verdicts: Verdict) -> PackedBatch:
     return pack_batch(
-        Batch(problem, steps, first_draw, tuple(Rollout((), v, 5, "x", "no step", "time-out") for v in verdicts))
+        Batch(problem, steps, first_sample, tuple(Rollout((), v, 5, "x", "no step", "time-out") for v in verdicts))
     )
 
 
@@ -44,7 +44,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
         [
             Finished("p0", "done", "search budget", labels=1),
             Finished("p1", "done", "too easy"),
-            Finished("p2", "failed", "no picture"),
+            Finished("p2", "failed", "no image"),
             Finished("p3", "failed", "prompt too long"),
         ],
     )
@@ -59,8 +59,8 @@ def test_figures_by_hand(store: Store) -> None:
     assert (status.running, status.engines, status.sessions, status.last_commit) == (False, 2, 1, 1010)
     assert status.problems == {"open": 2, "done": 2, "failed": 2}
     assert (status.share_too_easy, status.share_too_hard) == (0.5, 0.0)
-    assert status.failures == {"p2": "no picture", "p3": "prompt too long"}
-    assert status.verdicts == {"right": 7, "wrong": 8, "unknown": 1}
+    assert status.failures == {"p2": "no image", "p3": "prompt too long"}
+    assert status.verdicts == {"correct": 7, "incorrect": 8, "unknown": 1}
     assert (status.rollouts_per_second, status.tokens_per_second, status.labels_per_second) == (1.6, 8.0, 0.1)
     # One label in 20 engine-seconds.
     assert status.labels_per_engine_hour == pytest.approx(180)
@@ -87,7 +87,7 @@ def test_text(store: Store) -> None:
         "unsplittable  16 (no step 16)",
         "rate          1.6 rollouts/s · 0.10 labels/s · 8 tokens/s",
         "left          0:03 with 2 engines",
-        "failed        p2: no picture",
+        "failed        p2: no image",
         "              p3: prompt too long",
         "              run mmprm retry runs/x to reopen them",
     ]
@@ -113,7 +113,7 @@ def test_text_while_it_runs_says_until_when(store: Store) -> None:
 
 
 def test_many_failures_are_cut(store: Store) -> None:
-    status = replace(read_status(store), failures={f"q{i}": "no picture" for i in range(25)})
+    status = replace(read_status(store), failures={f"q{i}": "no image" for i in range(25)})
     assert "              … and 15 more (--json has all)" in status_text(status, "runs/x").splitlines()
 
 

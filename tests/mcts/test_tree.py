@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from mcts.tree import SearchTree
 from mcts.value import q, u
-from mmprm.trees.records import count_verdicts
+from mmprm.trees.serialization import count_verdicts
 from mmprm.types import Rollout, Steps, Verdict
 
 ALPHA, BETA, LENGTH, C_PUCT = 0.5, 0.9, 8.0, 0.125
@@ -24,12 +24,12 @@ def tree() -> SearchTree:
 
 
 def test_only_wrong_split_rollouts_of_states_above_zero_wait() -> None:
-    right = rollout("a ", "b", verdict=Verdict.CORRECT)
+    correct = rollout("a ", "b", verdict=Verdict.CORRECT)
     searched = tree()
-    add(searched, (), right, rollout("a ", "c"), rollout("a ", "c"), rollout("d"), rollout(), rollout("x", "y"))
+    add(searched, (), correct, rollout("a ", "c"), rollout("a ", "c"), rollout("d"), rollout(), rollout("x", "y"))
     add(searched, ("z",), rollout("p", "q"))
     unknown = rollout("u", "v", verdict=Verdict.UNKNOWN)
-    add(searched, ("u",), right, unknown)
+    add(searched, ("u",), correct, unknown)
     # x y has one word, a c has two: the shorter one first; no duplicate, no single step, no value 0, no UNKNOWN.
     taken = [searched.select() for _ in range(3)]
     assert [c.rollout.steps if c else None for c in taken] == [("x", "y"), ("a ", "c"), None]
@@ -39,9 +39,9 @@ def test_selection_order_by_hand() -> None:
     """Root (value 1/2): Q = 0.7071·0.9^(1/8·words). State s (value 3/4): Q = 0.8409·…: s is preferred until its second
     visit's U has fallen behind; with c = 1 the order is worked out in the comments."""
     searched = SearchTree(0.5, 0.9, 1000, 1.0)
-    right = rollout("k", "l", verdict=Verdict.CORRECT)
-    add(searched, (), right, right, rollout("a", "b"), rollout("a", "c"))
-    add(searched, ("s",), *[right] * 3, *[right] * 3, rollout("m", "n"), rollout("m", "o"))
+    correct = rollout("k", "l", verdict=Verdict.CORRECT)
+    add(searched, (), correct, correct, rollout("a", "b"), rollout("a", "c"))
+    add(searched, ("s",), *[correct] * 3, *[correct] * 3, rollout("m", "n"), rollout("m", "o"))
     picks = [searched.select() for _ in range(4)]
     # Σ N = 0: .7071 against .8409 → s. Σ N = 1: .7071 + 1 against .8409 + 1/2 → root.
     # Σ N = 2: .7071 + 1.414/2 = 1.414 against .8409 + 1.414/2 = 1.548 → s. Then only root is left.
@@ -69,25 +69,25 @@ def test_heaps_equal_brute_force(script: list[tuple[list[Rollout], int]], c_puct
     def scan() -> tuple[int, Steps] | None:
         total = sum(visits.values())
         entries = [
-            (value + u(total, visits[number], c_puct), -number, value, -place, steps)
+            (value + u(total, visits[number], c_puct), -number, value, -position, steps)
             for number, candidates in waiting.items()
-            for value, place, steps in candidates
+            for value, position, steps in candidates
         ]
         if not entries:
             return None
-        _, number, value, place, steps = max(entries)
-        waiting[-number].remove((value, -place, steps))
+        _, number, value, position, steps = max(entries)
+        waiting[-number].remove((value, -position, steps))
         visits[-number] += 1
         return -number, steps
 
-    for number, (drawn, takes) in enumerate([*script, ([rollout("a ", "b ")], 40)]):
-        add(searched, (str(number),), *drawn)
-        counts = count_verdicts(drawn)
-        wrong = dict.fromkeys(r.steps for r in drawn if r.verdict is Verdict.INCORRECT) if counts.right else {}
+    for number, (sampled, takes) in enumerate([*script, ([rollout("a ", "b ")], 40)]):
+        add(searched, (str(number),), *sampled)
+        counts = count_verdicts(sampled)
+        incorrect = dict.fromkeys(r.steps for r in sampled if r.verdict is Verdict.INCORRECT) if counts.correct else {}
         visits[number] = 0
         waiting[number] = [
-            (q(counts.right / counts.known, len("".join(steps).split()), ALPHA, BETA, LENGTH), place, steps)
-            for place, steps in enumerate(wrong)
+            (q(counts.correct / counts.known, len("".join(steps).split()), ALPHA, BETA, LENGTH), position, steps)
+            for position, steps in enumerate(incorrect)
         ]
         for _ in range(takes):
             candidate = searched.select()

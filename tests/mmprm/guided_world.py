@@ -43,8 +43,8 @@ class OnesScorer:
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
         self.asked += [solution.steps for solution in solutions]
-        right = ("1", "<answer>111</answer>")
-        return [StepScores(tuple(0.9 if step in right else 0.1 for step in s.steps)) for s in solutions]
+        correct = ("1", "<answer>111</answer>")
+        return [StepScores(tuple(0.9 if step in correct else 0.1 for step in s.steps)) for s in solutions]
 
 
 class TagGrader:

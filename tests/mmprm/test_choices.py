@@ -92,10 +92,12 @@ def grader():
         yield grader
 
 
-@pytest.mark.parametrize(("gold", "choices", "right", "wrong"), QUESTIONS)
-def test_verdicts(grader: SymbolicGrader, gold: str, choices: list[str], right: list[str], wrong: list[str]) -> None:
+@pytest.mark.parametrize(("gold", "choices", "correct", "incorrect"), QUESTIONS)
+def test_verdicts(
+    grader: SymbolicGrader, gold: str, choices: list[str], correct: list[str], incorrect: list[str]
+) -> None:
     problem = Problem("p", "", gold, choices=tuple(choices))
-    gradings = grader.grade_many([(problem, f"<answer>{answer}</answer>") for answer in right + wrong])
-    wanted = [Verdict.CORRECT] * len(right) + [Verdict.INCORRECT] * len(wrong)
-    found = zip(right + wrong, gradings, wanted, strict=True)
+    gradings = grader.grade_many([(problem, f"<answer>{answer}</answer>") for answer in correct + incorrect])
+    wanted = [Verdict.CORRECT] * len(correct) + [Verdict.INCORRECT] * len(incorrect)
+    found = zip(correct + incorrect, gradings, wanted, strict=True)
     assert [(answer, grading) for answer, grading, verdict in found if grading.verdict is not verdict] == []

@@ -136,7 +136,7 @@ async def test_a_request_that_alone_fails_is_at_fault_itself() -> None:
     """Others are answered while it is tried: the engine has not stopped."""
 
     def act(request: dict) -> Act:
-        return error(500, "bad picture") if request["model"] == "poison" else says("fine")
+        return error(500, "bad image") if request["model"] == "poison" else says("fine")
 
     with ScriptedServer(act) as server:
         async with client(server) as asked:
@@ -144,12 +144,12 @@ async def test_a_request_that_alone_fails_is_at_fault_itself() -> None:
             while not server.requests:
                 await asyncio.sleep(0.001)
             assert await ask(asked) == ("fine",)
-            with pytest.raises(SamplingError, match=r"bad picture.*while other requests were answered") as caught:
+            with pytest.raises(SamplingError, match=r"bad image.*while other requests were answered") as caught:
                 await poison
     assert not isinstance(caught.value, EngineStoppedError)
 
 
-@pytest.mark.parametrize("trouble", [error(500, "bad picture"), Act(wait=30)], ids=["500", "time-out"])
+@pytest.mark.parametrize("trouble", [error(500, "bad image"), Act(wait=30)], ids=["500", "time-out"])
 async def test_a_request_that_fails_when_nothing_else_is_asked(trouble: Act) -> None:
     """The server is asked for one token before it is blamed."""
     with ScriptedServer(lambda request: says("1") if request.get("max_tokens") == 1 else trouble) as server:

@@ -42,7 +42,7 @@ def test_help_tells_the_defaults_that_hold() -> None:
     assert defaults == {
         "middle.size": "7", "middle.inner.rate": "0.5", "plain.size": "1", "plain.inner.rate": "1.0"
     }  # fmt: skip
-    whole = build(PolicyEvalConfig, {"layout": "mmk12", "engine": {"model": "m"}, "sampling": {"max_tokens": 8192}})
+    whole = build(PolicyEvalConfig, {"benchmark": "mmk12", "engine": {"model": "m"}, "sampling": {"max_tokens": 8192}})
     assert (whole.sampling.temperature, whole.sampling.max_tokens, whole.prompt.preset) == (0, 8192, "think")
 
 
@@ -51,13 +51,13 @@ def test_an_error_of_a_group_does_not_repeat_the_group() -> None:
         build(Outer, {"middle": {"size": "x"}})
     assert str(raised.value).startswith("configuration: middle.size='x': ")
     with pytest.raises(ConfigError) as raised:
-        build(PolicyEvalConfig, {"layout": "mmk12", "engine": {"model": "m", "servers": {"urls": []}}})
+        build(PolicyEvalConfig, {"benchmark": "mmk12", "engine": {"model": "m", "servers": {"urls": []}}})
     assert "{" not in str(raised.value)
 
 
 @pytest.mark.parametrize("text", ["a\0b", "\ud83d"])
 def test_what_is_no_text_is_refused_with_its_key(text: str) -> None:
     with pytest.raises(ConfigError, match=r"configuration: client\.urls\.1=.* holds a NUL character or half"):
-        build(PolicyEvalConfig, {"layout": "mmk12", "client": {"urls": ["http://a", text]}})
+        build(PolicyEvalConfig, {"benchmark": "mmk12", "client": {"urls": ["http://a", text]}})
     with pytest.raises(ConfigError, match=r"engine\.model=.* remove it"):
-        load(PolicyEvalConfig, sets=["layout=mmk12", f"engine.model={json.dumps(text)}"])
+        load(PolicyEvalConfig, sets=["benchmark=mmk12", f"engine.model={json.dumps(text)}"])

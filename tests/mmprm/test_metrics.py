@@ -127,8 +127,8 @@ def test_rows_share_their_resamples() -> None:
 
 
 def test_pairing_removes_the_spread_between_problems() -> None:
-    right = np.random.default_rng(0).random(200)
-    interval = bootstrap_mean((right + 0.1) - right, seed=0)
+    correct = np.random.default_rng(0).random(200)
+    interval = bootstrap_mean((correct + 0.1) - correct, seed=0)
     assert interval.low == pytest.approx(0.1)
     assert interval.high == pytest.approx(0.1)
 
@@ -136,9 +136,13 @@ def test_pairing_removes_the_spread_between_problems() -> None:
 def test_bootstrap_draws_problems_as_a_whole() -> None:
     # Two problems of two equal items each: every resample has mean 0, 1/2 or 1, and all four draws are equally likely.
     values = np.array([0.0, 1.0, 0.0, 1.0])
-    interval = bootstrap(lambda drawn: values[drawn].mean(), ["a", "b", "a", "b"], seed=0, resamples=400, level=0.6)
+    interval = bootstrap(
+        lambda resampled: values[resampled].mean(), ["a", "b", "a", "b"], seed=0, resamples=400, level=0.6
+    )
     assert (interval.value, interval.low, interval.high) == (0.5, 0.0, 1.0)
-    narrower = bootstrap(lambda drawn: values[drawn].mean(), ["a", "b", "a", "b"], seed=0, resamples=400, level=0.4)
+    narrower = bootstrap(
+        lambda resampled: values[resampled].mean(), ["a", "b", "a", "b"], seed=0, resamples=400, level=0.4
+    )
     assert (narrower.low, narrower.high) == (0.5, 0.5)
 
 

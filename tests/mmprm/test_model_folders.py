@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from mmprm.errors import CheckpointError
 from mmprm.prm.info import PrmTokens
-from mmprm.prm.model import initialise_prm
+from mmprm.prm.model import initialize_prm
 from mmprm.tiny.model import weights_path
 
 
@@ -56,4 +56,4 @@ def test_a_damaged_folder_is_named(fault: str, tmp_path: Path) -> None:
     shutil.copytree(weights_path(), folder)
     FAULTS[fault](folder)
     with pytest.raises(CheckpointError, match=r"model: |chat template|has no chat"):
-        initialise_prm(str(folder), PrmTokens())
+        initialize_prm(str(folder), PrmTokens())

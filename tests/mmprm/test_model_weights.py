@@ -11,7 +11,7 @@ import torch
 
 from mmprm.errors import CheckpointError
 from mmprm.prm.info import PrmTokens
-from mmprm.prm.model import initialise_prm, save_prm
+from mmprm.prm.model import initialize_prm, save_prm
 from mmprm.sampling.config import EngineConfig
 from mmprm.sampling.engines import engine_arguments
 from mmprm.scoring.config import ScorerConfig
@@ -26,7 +26,7 @@ SOLUTIONS = [Solution(Problem("p", "what is one plus one?", "2"), ("1+1=2", "2")
 def prm(random_policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("weights") / "prm"
     torch.manual_seed(0)
-    save_prm(folder, initialise_prm(str(random_policy_folder), PrmTokens(), add_missing_tokens=True))
+    save_prm(folder, initialize_prm(str(random_policy_folder), PrmTokens(), add_missing_tokens=True))
     return folder
 
 

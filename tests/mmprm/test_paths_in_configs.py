@@ -13,10 +13,16 @@ from mmprm.cli.main import COMMANDS
 from mmprm.config import Config
 
 NAMES = (
-    "output", "out", "run", "store", "labels", "cache", "calibration", "folder", "base", "prm", "images_root",
-    "image_root", "api_key_file", "chat_template", "benchmark", "truth", "train_config", "rl_config",
+    "output", "store", "labels", "cache", "calibration", "folder", "prm", "image_root",
+    "api_key_file", "chat_template", "benchmark", "truth", "train_config", "rl_config",
 )  # fmt: skip
-TEXTS = {"GraderConfig.labels", "PrmInfo.base", "PrmInfo.labels", "PromptConfig.chat_template"}
+TEXTS = {
+    "GraderConfig.labels",
+    "PrmInfo.base",
+    "PrmInfo.labels",
+    "PromptConfig.chat_template",
+    "PolicyEvalConfig.benchmark",
+}
 """Fields of these names that hold texts."""
 
 

@@ -11,11 +11,11 @@ import pytest
 
 from mmprm import preflight
 from mmprm.errors import CheckpointError, ConfigError, DataError, MmprmError
-from mmprm.preflight import check_model, check_output, check_policy, check_prm, check_prm_reads, check_room
+from mmprm.preflight import check_disk_space, check_model, check_output, check_policy, check_prm, check_prm_reads
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.tiny.model import weights_path
-from mmprm.types import Picture, Problem
+from mmprm.types import ImageRef, Problem
 
 TINY = EngineConfig(model=str(weights_path()))
 PLAIN = PromptConfig(preset="plain")
@@ -33,17 +33,17 @@ def test_what_can_work_gives_the_processor() -> None:
 
 
 @pytest.mark.parametrize(
-    ("engine", "sampling", "pictures", "message"),
+    ("engine", "sampling", "images", "message"),
     [
         ({}, {"temperature": 0}, 0, "sampling.temperature=0 must be above 0 with search.rollouts=8"),
-        ({}, {}, 9, "engine.pictures_per_prompt=8: 1 of 1 problems have more images, p has 9; set it to 9"),
+        ({}, {}, 9, "engine.images_per_prompt=8: 1 of 1 problems have more images, p has 9; set it to 9"),
         ({"max_model_len": 2}, {}, 0, "engine.max_model_len=2 leave no room for a completion: the shortest prompt has"),
         ({"max_model_len": 2048}, {}, 0, "engine.max_model_len=2048 must be at most 1024"),
         ({"model": "no/such/folder"}, {}, 0, "no/such/folder: does not exist"),
     ],
 )
-def test_a_key_that_cannot_work_is_named(engine: dict, sampling: dict, pictures: int, message: str) -> None:
-    problems = [Problem("p", "How many?", "3", pictures=(Picture(path="x.png"),) * pictures)]
+def test_a_key_that_cannot_work_is_named(engine: dict, sampling: dict, images: int, message: str) -> None:
+    problems = [Problem("p", "How many?", "3", images=(ImageRef(path="x.png"),) * images)]
     given = TINY.model_copy(update=engine), SHORT.model_copy(update=sampling)
     with pytest.raises(MmprmError, match=message):
         check_policy(*given, PLAIN, problems, samples=8, key="search.rollouts")
@@ -100,13 +100,13 @@ def test_weights_that_are_cut_off_are_damaged(model: Path) -> None:
 
 
 def test_a_prm_that_reads_text_only_gets_no_images(model: Path) -> None:
-    pictured = [*PROBLEMS, Problem("p3", "?", "1", pictures=(Picture(path="x.png"),))]
-    check_prm_reads(str(model), pictured)
-    check_prm_reads("", pictured)
+    with_image = [*PROBLEMS, Problem("p3", "?", "1", images=(ImageRef(path="x.png"),))]
+    check_prm_reads(str(model), with_image)
+    check_prm_reads("", with_image)
     (model / "processor_config.json").unlink()
     check_prm_reads(str(model), PROBLEMS)
     with pytest.raises(DataError, match=r"problem p3: has images, but scorer\.prm=.* reads text only"):
-        check_prm_reads(str(model), pictured)
+        check_prm_reads(str(model), with_image)
 
 
 def test_a_broken_tokenizer_is_named(model: Path) -> None:
@@ -119,15 +119,15 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ConfigError, match=r"output=.*file: cannot be written"):
         check_output(tmp_path / "file", "output")
-    with pytest.raises(ConfigError, match=r"--out=.*: cannot be written"):
-        check_output(tmp_path, "--out", file=True)
+    with pytest.raises(ConfigError, match=r"--output=.*: cannot be written"):
+        check_output(tmp_path, "--output", file=True)
     check_output(tmp_path / "new/folder", "output")
-    check_output(tmp_path / "other/out.jsonl", "--out", file=True)
+    check_output(tmp_path / "other/out.jsonl", "--output", file=True)
     assert not (tmp_path / "other/out.jsonl").exists()
 
 
 def test_a_disk_that_is_too_small_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_room(tmp_path, "output", str(weights_path()))
+    check_disk_space(tmp_path, "output", str(weights_path()))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
     with pytest.raises(ConfigError, match=r"output=.*: has 0\.0 GiB free, and the model .* takes 0\.0"):
-        check_room(tmp_path, "output", str(weights_path()))
+        check_disk_space(tmp_path, "output", str(weights_path()))

@@ -6,14 +6,14 @@ from mmprm.config import build
 from mmprm.errors import CheckpointError, ConfigError
 from mmprm.prompts import PromptConfig, messages
 from mmprm.rendering import render
-from mmprm.types import Picture, Problem
+from mmprm.types import ImageRef, Problem
 
 PLAIN = PromptConfig(preset="plain")
-PICTURE = Picture(data=b"x")
+IMAGE = ImageRef(data=b"x")
 
 
 class Template:
-    """Stands for a tokenizer: ChatML with `[image]` for a picture."""
+    """Stands for a tokenizer: ChatML with `[image]` for an image."""
 
     chat_template = "chatml"
 
@@ -30,12 +30,12 @@ class Template:
         return "".join("[image]" if part["type"] == "image" else part["text"] for part in content)
 
 
-def problem(question: str = "How many?", pictures: int = 0) -> Problem:
-    return Problem("p", question, "3", pictures=(PICTURE,) * pictures)
+def problem(question: str = "How many?", images: int = 0) -> Problem:
+    return Problem("p", question, "3", images=(IMAGE,) * images)
 
 
-def test_plain_preset_is_picture_then_question_then_prefix() -> None:
-    text = render(Template(), problem(pictures=1), "<step>a</step>", PLAIN)
+def test_plain_preset_is_image_then_question_then_prefix() -> None:
+    text = render(Template(), problem(images=1), "<step>a</step>", PLAIN)
     assert text == "<|im_start|>user\n[image]How many?<|im_end|>\n<|im_start|>assistant\n<step>a</step>"
 
 
@@ -52,9 +52,9 @@ def test_text_only_question_is_a_string() -> None:
         ("<image><image>", "[image][image]Look. "),
     ],
 )
-def test_pictures_take_their_marked_places_or_come_first(question: str, flat: str) -> None:
+def test_images_take_their_marked_places_or_come_first(question: str, flat: str) -> None:
     config = PromptConfig(preset="plain", user="Look. {question}")
-    assert Template.flat(messages(problem(question, pictures=2), config)[0]["content"]) == flat
+    assert Template.flat(messages(problem(question, images=2), config)[0]["content"]) == flat
 
 
 def test_without_a_template_images_come_before_the_question_and_not_before_what_begins_the_turn() -> None:

@@ -14,7 +14,7 @@ from mmprm.prompts import PromptConfig
 from mmprm.rendering import check_rendering, end_of_turn, opening, render, render_turns, turn_beginning
 from mmprm.sampling.policy import PolicyConfig
 from mmprm.sampling.turn import TurnBeginning, with_given
-from mmprm.types import Completion, Picture, Problem, SampleRequest, Tokens
+from mmprm.types import Completion, ImageRef, Problem, SampleRequest, Tokens
 
 TURNS = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
@@ -78,8 +78,8 @@ class Owner:
         return {"<|vision_start|>": 0, "<|vision_end|>": 1}
 
 
-def problem(question: str = "How many?", pictures: int = 0) -> Problem:
-    return Problem("p", question, "3", pictures=(Picture(data=b"x"),) * pictures)
+def problem(question: str = "How many?", images: int = 0) -> Problem:
+    return Problem("p", question, "3", images=(ImageRef(data=b"x"),) * images)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_without_a_template_the_prompt_is_system_user_and_prefill() -> None:
         preset="plain", template="raw", system="Answer.\n", user="Q: {question}\nA:", prefill=" <think>"
     )
     assert render(Owner(None), problem(), "", config) == "Answer.\nQ: How many?\nA: <think>"
-    marked = render(Owner(None), problem("A <image>?", pictures=1), "x", config)
+    marked = render(Owner(None), problem("A <image>?", images=1), "x", config)
     assert marked == "Answer.\nQ: A <|vision_start|><|image_pad|><|vision_end|>?\nA: <think>x"
     assert opening(Owner(OPENS_STEP), config) == ""
     turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -125,14 +125,14 @@ def test_a_template_of_the_configuration_comes_before_the_checkpoints(tmp_path: 
     values = {"problems": {"path": "x"}, "engine": {"model": "m", "chat_template": str(tmp_path / "other.jinja")}}
     config = build(PolicyConfig, values | {"prompt": {"preset": "plain"}})
     assert opening(Owner(CHATML), config.prompt) == "<step>"
-    assert config.identity()["prompt"]["chat_template"] == OPENS_STEP
+    assert config.resume_key()["prompt"]["chat_template"] == OPENS_STEP
     assert config.prompt.preset == "plain"
     with pytest.raises(ConfigError, match=r"engine\.chat_template=.*none\.jinja: cannot be read"):
         build(PolicyConfig, values | {"engine": {"model": "m", "chat_template": str(tmp_path / "none.jinja")}})
 
 
 @pytest.mark.parametrize(
-    ("template", "given", "pictures", "error", "message"),
+    ("template", "given", "images", "error", "message"),
     [
         (None, {}, 0, CheckpointError, "has no chat template; .* or set prompt.template=raw"),
         (NO_SYSTEM, {"system": "Be brief."}, 0, ConfigError, "It has no system turn: .* put its text into prompt.user"),
@@ -155,10 +155,10 @@ def test_a_template_of_the_configuration_comes_before_the_checkpoints(tmp_path: 
     ],
 )
 def test_a_prompt_that_cannot_be_is_refused_before_the_start(
-    template: str | None, given: dict, pictures: int, error: type[Exception], message: str
+    template: str | None, given: dict, images: int, error: type[Exception], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        check_rendering(Owner(template), [problem(), problem(pictures=pictures)], PromptConfig(preset="plain", **given))
+        check_rendering(Owner(template), [problem(), problem(images=images)], PromptConfig(preset="plain", **given))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +170,7 @@ def test_a_prompt_that_cannot_be_is_refused_before_the_start(
     ],
 )
 def test_a_prompt_that_holds_its_question_passes(template: str, given: dict) -> None:
-    problems, prompt = [problem(" How\nmany? "), problem("A <image>, B <image>", pictures=2)], PromptConfig(**given)
+    problems, prompt = [problem(" How\nmany? "), problem("A <image>, B <image>", images=2)], PromptConfig(**given)
     check_rendering(Owner(template), problems, prompt)
     assert all("many?" in render(Owner(template), each, "", prompt) for each in problems[:1])
 

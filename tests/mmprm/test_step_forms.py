@@ -169,8 +169,8 @@ def test_a_text_may_end_within_what_is_not_cut(text: str, within: bool) -> None:
 def test_reading_many_openings_takes_no_long_time() -> None:
     started = time.perf_counter()
     for text in ("\\begin{a}" * 5000, "\\[" * 20000, "```\n" * 20000, "Step 1: x\n" * 20000, "$$\n" * 20001):
-        for markup in ("blank_lines", "numbered"):
-            split(text, markup)
+        for step_format in ("blank_lines", "numbered"):
+            split(text, step_format)
         ends_within(text)
     assert time.perf_counter() - started < 5
 
@@ -195,4 +195,4 @@ def test_a_stop_in_a_code_block_ends_no_step() -> None:
         assert first.state is State.COMPLETE
 
     asyncio.run(two())
-    assert (writer.draws, writer.tokens) == (4, 2 + 5 + 5 + 5)
+    assert (writer.samples, writer.tokens) == (4, 2 + 5 + 5 + 5)

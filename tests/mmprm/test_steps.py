@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmprm.steps import Markup, plain, split
+from mmprm.steps import StepFormat, plain, split
 from mmprm.types import Steps
 
 SOLUTION = "<step>blue=5</step><step>red=3</step><step>5+3=8</step><answer>8</answer>"
@@ -47,15 +47,17 @@ def test_what_cannot_be_split_says_why(text: str, reason: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("markup", "steps"),
+    ("step_format", "steps"),
     [
         ("tags", ("<step>a</step> \r\n\n", "  <step>b</step>", " <step>c</step>\n", "\t<answer>1</answer>")),
         ("blank_lines", ("We have:\n\n", "  - a = 1\n \n\n", "  - b = 2")),
         ("numbered", ("Step 1: a\n\n", "  Step 2: b\n", "<answer>1</answer>")),
     ],
 )
-def test_line_breaks_stay_with_their_step_and_indentation_begins_the_next(markup: Markup, steps: Steps) -> None:
-    assert split("".join(steps), markup).steps == steps
+def test_line_breaks_stay_with_their_step_and_indentation_begins_the_next(
+    step_format: StepFormat, steps: Steps
+) -> None:
+    assert split("".join(steps), step_format).steps == steps
 
 
 def test_blank_lines_separate_paragraphs() -> None:
@@ -97,8 +99,8 @@ PIECES = [
 @given(
     st.lists(st.sampled_from(PIECES), max_size=30).map("".join), st.sampled_from(["tags", "blank_lines", "numbered"])
 )
-def test_split_is_lossless_or_says_why(text: str, markup: str) -> None:
-    result = split(text, markup)
+def test_split_is_lossless_or_says_why(text: str, step_format: str) -> None:
+    result = split(text, step_format)
     if result.reason is None:
         assert "".join(result.steps) == text
         assert all(step.strip() for step in result.steps)

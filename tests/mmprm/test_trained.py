@@ -14,7 +14,7 @@ from mmprm.backbone.load import load_backbone
 from mmprm.cli.main import main
 from mmprm.errors import CheckpointError, ConfigError
 from mmprm.prm.info import PrmTokens, read_info
-from mmprm.prm.model import initialise_prm
+from mmprm.prm.model import initialize_prm
 from mmprm.prm.trained import convert_checkpoint
 from mmprm.tiny.model import weights_path
 from mmprm.training import checkpoints
@@ -22,15 +22,15 @@ from mmprm.training.lora import LoraConfig, add_adapters
 
 BASE = str(weights_path())
 NAME = "model.language_model.layers.0.mlp.up_proj.weight"
-RL = {"model": BASE, "prompt": {"preset": "plain", "system": None}, "optimisation": {"precision": "fp32"}, "lora": None}
+RL = {"model": BASE, "prompt": {"preset": "plain", "system": None}, "optimization": {"precision": "fp32"}, "lora": None}
 SFT = {"base": BASE, "prompt": {"preset": "plain"}, "conversations": "x", "precision": "fp32", "lora": None}
 
 
-def write_checkpoint(folder: Path, weights: dict[str, Tensor], identity: dict[str, Any]) -> Path:
+def write_checkpoint(folder: Path, weights: dict[str, Tensor], resume_key: dict[str, Any]) -> Path:
     """As DeepSpeed writes one up to ZeRO stage 2."""
     (folder / "deepspeed").mkdir(parents=True)
     torch.save({"module": weights}, folder / "deepspeed/mp_rank_00_model_states.pt")
-    checkpoints._finish(folder, {"step": int(folder.name[-8:]), "identity": identity, "ranks": 1})
+    checkpoints._finish(folder, {"step": int(folder.name[-8:]), "identity": resume_key, "ranks": 1})
     return folder
 
 
@@ -45,9 +45,9 @@ def trained(change: float = 1.0) -> dict[str, Tensor]:
     return state
 
 
-@pytest.mark.parametrize("identity", [RL, SFT], ids=["rl", "sft"])
-def test_a_policy_has_the_checkpoints_weights(tmp_path: Path, identity: dict[str, Any], capsys: Any) -> None:
-    source = write_checkpoint(tmp_path / "checkpoints/step-00000002", trained(), identity)
+@pytest.mark.parametrize("resume_key", [RL, SFT], ids=["rl", "sft"])
+def test_a_policy_has_the_checkpoints_weights(tmp_path: Path, resume_key: dict[str, Any], capsys: Any) -> None:
+    source = write_checkpoint(tmp_path / "checkpoints/step-00000002", trained(), resume_key)
     assert main(["convert", str(source), str(tmp_path / "out")]) == 0
     assert "the policy after step 2" in capsys.readouterr().out
     before, after = weights_of(BASE), weights_of(tmp_path / "out")
@@ -73,19 +73,19 @@ def test_adapters_are_merged(tmp_path: Path) -> None:
     state = {f"backbone.{name}": tensor.detach() for name, tensor in backbone.state_dict().items() if "lora_" in name}
     a, b = (next(name for name in state if f"lora_{part}" in name) for part in "AB")
     state[b] = torch.ones_like(state[b])
-    identity = RL | {"lora": lora.model_dump(mode="json")}
-    convert_checkpoint(write_checkpoint(tmp_path / "step-00000001", state, identity), tmp_path / "out")
+    resume_key = RL | {"lora": lora.model_dump(mode="json")}
+    convert_checkpoint(write_checkpoint(tmp_path / "step-00000001", state, resume_key), tmp_path / "out")
     before, after = weights_of(BASE), weights_of(tmp_path / "out")
     assert torch.allclose(after[NAME], before[NAME] + 2.0 * (state[b] @ state[a]))
 
 
 def test_a_process_reward_model_comes_with_its_tokens(tmp_path: Path) -> None:
-    prm = initialise_prm(BASE, PrmTokens(), add_missing_tokens=True)
+    prm = initialize_prm(BASE, PrmTokens(), add_missing_tokens=True)
     state = {name: tensor.detach().clone() for name, tensor in prm.model.state_dict().items()}
     state[f"backbone.{NAME}"] += 1
-    identity = {"base": BASE, "tokens": PrmTokens().model_dump(), "add_missing_tokens": True, "precision": "fp32"}
-    identity |= {"target": {"kind": "soft"}, "labels": "x", "lora": None}
-    found = convert_checkpoint(write_checkpoint(tmp_path / "step-00000007", state, identity), tmp_path / "out")
+    resume_key = {"base": BASE, "tokens": PrmTokens().model_dump(), "add_missing_tokens": True, "precision": "fp32"}
+    resume_key |= {"target": {"kind": "soft"}, "labels": "x", "lora": None}
+    found = convert_checkpoint(write_checkpoint(tmp_path / "step-00000007", state, resume_key), tmp_path / "out")
     assert (found.kind, found.step) == ("process reward model", 7)
     assert read_info(tmp_path / "out").labels == {"kind": "soft"}
     after = weights_of(tmp_path / "out")

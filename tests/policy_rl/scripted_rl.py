@@ -22,7 +22,7 @@ from policy_rl.config import RLConfig
 from policy_rl.loop import Loop
 from policy_rl.rollouts.evaluate import evaluate
 from policy_rl.trainer.batch import Limits
-from policy_rl.types import Experience, Group, Response
+from policy_rl.types import Group, Response, TrainingSample
 from policy_rl.weights.transfer import Published
 
 PROBLEMS = [Problem(f"p{number}", f"question {number}", "right") for number in range(10)]
@@ -42,8 +42,8 @@ def make_config(output: Path, **changes: Any) -> RLConfig:
     return build(RLConfig, values | changes)
 
 
-def write(problem: Problem, draw: random.Random) -> str:
-    return draw.choice(WORDS)
+def write(problem: Problem, rng: random.Random) -> str:
+    return rng.choice(WORDS)
 
 
 class ScriptedPool:
@@ -70,10 +70,10 @@ class ScriptedPool:
         return Group(problem, tuple(self._response(problem, seed + i) for i in range(n)), version, 7)
 
     def _response(self, problem: Problem, seed: int) -> Response:
-        draw = random.Random(seed)
-        text, length = self._write(problem, draw), draw.randint(2, 5)
-        ids = tuple(draw.randint(10, 99) for _ in range(length))
-        return Response(text, ids, tuple(-draw.random() for _ in ids), self.finish_reason)
+        rng = random.Random(seed)
+        text, length = self._write(problem, rng), rng.randint(2, 5)
+        ids = tuple(rng.randint(10, 99) for _ in range(length))
+        return Response(text, ids, tuple(-rng.random() for _ in ids), self.finish_reason)
 
     async def load_weights(self, published: Published) -> float:
         self.version = published.version
@@ -93,19 +93,19 @@ class ScriptedTrainer:
     def __init__(self, delay: float = 0.0) -> None:
         self.weights, self.updates, self.busy = "", 0, False
         self.calls: list[str] = []
-        self.batches: list[list[Experience]] = []
+        self.batches: list[list[TrainingSample]] = []
         self.progress: list[float | None] = []
         self._delay = delay
 
-    def log_probs(self, experiences: Sequence[Experience], policy: bool = True) -> list[Experience]:
+    def log_probs(self, samples: Sequence[TrainingSample], policy: bool = True) -> list[TrainingSample]:
         self.calls.append(f"log_probs policy={policy}")
-        zeros = [np.zeros(len(each.token_ids), dtype=np.float32) for each in experiences]
+        zeros = [np.zeros(len(each.token_ids), dtype=np.float32) for each in samples]
         return [
             replace(each, ref=zero - 1, **({"old": zero, "values": zero} if policy else {}))
-            for each, zero in zip(experiences, zeros, strict=True)
+            for each, zero in zip(samples, zeros, strict=True)
         ]
 
-    def update(self, experiences: Sequence[Experience], progress: float | None = None) -> dict[str, float]:
+    def update(self, samples: Sequence[TrainingSample], progress: float | None = None) -> dict[str, float]:
         import time
 
         self.progress.append(progress)
@@ -114,14 +114,14 @@ class ScriptedTrainer:
         time.sleep(self._delay)
         self.busy = False
         self.calls.append("update")
-        self.batches.append(list(experiences))
+        self.batches.append(list(samples))
         self.updates += 1
         seen = [
             (e.problem.id, e.group, e.token_ids, e.advantages.tolist(), e.engine.tolist(), e.old is None)
-            for e in experiences
+            for e in samples
         ]
         self.weights = hashlib.sha256(f"{self.weights}{seen}".encode()).hexdigest()
-        return {"loss": 0.0, "seconds": self._delay, "responses": float(len(experiences)), "entropy": 1.0}
+        return {"loss": 0.0, "seconds": self._delay, "responses": float(len(samples)), "entropy": 1.0}
 
     def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Published:
         self.calls.append("publish")
@@ -129,20 +129,20 @@ class ScriptedTrainer:
 
     def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
         self.calls.append(f"save {extra['step']}")
-        place = folder / f"step-{extra['step']:08d}"
-        place.mkdir(parents=True)
-        size = (place / "extra.json").write_text(json.dumps(extra))
+        position = folder / f"step-{extra['step']:08d}"
+        position.mkdir(parents=True)
+        size = (position / "extra.json").write_text(json.dumps(extra))
         state = {"weights": self.weights, "updates": self.updates, "files": {"extra.json": size}}
         state |= {"identity": {}, "step": extra["step"]}
-        (place / "state.json").write_text(json.dumps(state))
+        (position / "state.json").write_text(json.dumps(state))
 
     def resume(self, folder: Path) -> dict[str, Any] | None:
-        places = sorted(folder.glob("step-*"))
-        if not places:
+        positions = sorted(folder.glob("step-*"))
+        if not positions:
             return None
-        state = json.loads((places[-1] / "state.json").read_text())
+        state = json.loads((positions[-1] / "state.json").read_text())
         self.weights, self.updates = state["weights"], state["updates"]
-        return json.loads((places[-1] / "extra.json").read_text())
+        return json.loads((positions[-1] / "extra.json").read_text())
 
     def save_model(self, folder: Path) -> None:
         folder.mkdir(parents=True)

@@ -62,10 +62,10 @@ class StopsAt(ScriptedTrainer):
         super().__init__()
         self._at = update
 
-    def update(self, experiences, progress=None):
+    def update(self, samples, progress=None):
         if self.updates + 1 == self._at:
             os.kill(os.getpid(), signal.SIGTERM)
-        return super().update(experiences, progress)
+        return super().update(samples, progress)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,8 +93,8 @@ class LocalTrainer:
     """A Trainer in this process, with the face of a TrainerGroup."""
 
     def __init__(self, model: Path, folder: Path) -> None:
-        optimisation = OptimisationConfig(precision="fp32", micro_batch_tokens=400, learning_rate=1e-3)
-        config = TrainerConfig(optimisation=optimisation)
+        optimization = OptimisationConfig(precision="fp32", micro_batch_tokens=400, learning_rate=1e-3)
+        config = TrainerConfig(optimization=optimization)
         self.trainer = Trainer(str(model), config, PromptConfig(preset="plain"), 1.0, 8)
         self.trainer.open_transfer(lambda rank: FileTransfer(folder / "shared"))
         self.check = self.trainer.limits.check
@@ -102,9 +102,9 @@ class LocalTrainer:
         for name in ("update", "publish", "save", "resume", "save_model"):
             setattr(self, name, getattr(self.trainer, name))
 
-    def log_probs(self, experiences, policy=True):
-        found = self.trainer.log_probs(experiences, policy)
-        return [replace(each, old=found[place].old) for place, each in enumerate(experiences)]
+    def log_probs(self, samples, policy=True):
+        found = self.trainer.log_probs(samples, policy)
+        return [replace(each, old=found[position].old) for position, each in enumerate(samples)]
 
 
 class HonestPool(ScriptedPool):
@@ -187,7 +187,7 @@ def test_one_step_ahead_samples_beside_the_update(tmp_path: Path) -> None:
         (KINDS["ahead"], []),
         (KINDS["updates"], ["policy=True"]),
         ({"trainer": {"loss": {"kl": {"coefficient": 0.1}}}}, ["policy=False"]),
-        ({"trainer": {"loss": {"kl": {"coefficient": 0.1, "place": "reward"}}}}, ["policy=True"]),
+        ({"trainer": {"loss": {"kl": {"coefficient": 0.1, "apply_to": "reward"}}}}, ["policy=True"]),
         ({"advantage": {"estimator": "gae"}}, ["policy=True"]),
     ],
 )
@@ -256,7 +256,7 @@ def test_updates_keep_their_size_under_a_filter(tmp_path: Path, capsys) -> None:
 def test_steps_that_wait_for_enough_groups_do_not_end_the_run(tmp_path: Path) -> None:
     """One problem of ten passes the filter, so that an update of two groups comes after two passes over all."""
     middling = PROBLEMS[0].id
-    pool = ScriptedPool(lambda problem, draw: draw.choice(("right", "wrong")) if problem.id == middling else "wrong")
+    pool = ScriptedPool(lambda problem, rng: rng.choice(("right", "wrong")) if problem.id == middling else "wrong")
     trainer = ScriptedTrainer()
     batch = {"prompts": 2, "group_size": 12, "updates": 1}
     changes = {"filter": {"low": 0.1, "high": 0.9, "rounds": 2}, "trainer": WEIGHED, "batch": batch, "steps": 12}
@@ -290,7 +290,7 @@ def test_minibatches_are_whole_groups(tmp_path: Path) -> None:
 def test_evaluation_before_between_and_after(tmp_path: Path) -> None:
     held_out = [Problem("h1", "?", "right"), Problem("h2", "?", "right"), Problem("refused", "?", "right")]
     config = make_config(tmp_path / "run", eval_every=4)
-    pool = ScriptedPool(lambda problem, draw: "right" if problem.id == "h1" else draw.choice(("right", "wrong")))
+    pool = ScriptedPool(lambda problem, rng: "right" if problem.id == "h1" else rng.choice(("right", "wrong")))
     summary = asyncio.run(make_loop(config, pool, held_out=held_out).run())
     assert [line["step"] for line in metrics_of(tmp_path / "run", "eval")] == [0, 4, 6]
     assert summary.before is not None
@@ -302,21 +302,21 @@ def test_evaluation_before_between_and_after(tmp_path: Path) -> None:
 async def test_pass_at_1_by_hand() -> None:
     """h1: right, right; h2: one unknown, so its one known verdict counts alone."""
     texts = iter(["right", "wrong", "what", "wrong"])
-    pool = ScriptedPool(lambda problem, draw: next(texts))
+    pool = ScriptedPool(lambda problem, rng: next(texts))
     pool.sample = _in_turn(pool)
     from scripted_rl import ScriptedGrader
 
     found = await evaluate(pool, ScriptedGrader(), PROBLEMS[:2], 2, 0)
     assert found.pass_at_1.value == pytest.approx((0.5 + 0.0) / 2)
     assert (found.problems, found.failed, found.unknown) == (2, 0, 1)
-    aborting = ScriptedPool(lambda problem, draw: "wrong" if problem is PROBLEMS[1] else "right")
+    aborting = ScriptedPool(lambda problem, rng: "wrong" if problem is PROBLEMS[1] else "right")
     aborting.finish_reason = "abort"
     with pytest.raises(TrainingError, match="no held-out problem got a known verdict"):
         await evaluate(aborting, ScriptedGrader(), PROBLEMS[:2], 2, 0)
     other = [Problem("label", "?", "what")]
     labels = await evaluate(ScriptedPool(lambda *_: "what"), ScriptedGrader(), other, 2, 0, accuracy="exact_label")
     assert (labels.pass_at_1.value, labels.unknown) == (1.0, 0)
-    nothing = ScriptedPool(lambda problem, draw: "what")
+    nothing = ScriptedPool(lambda problem, rng: "what")
     with pytest.raises(TrainingError, match="no held-out problem got a known verdict"):
         await evaluate(nothing, ScriptedGrader(), PROBLEMS[:2], 2, 0)
 
@@ -334,7 +334,7 @@ def _in_turn(pool: ScriptedPool):
 def test_nothing_to_train_on_ends_the_run_with_a_word(tmp_path: Path) -> None:
     """Two good steps, then every verdict unknown; each second step is saved."""
     trainer = ScriptedTrainer()
-    pool = ScriptedPool(lambda problem, draw: draw.choice(("right", "wrong")) if pool.version < 2 else "what")
+    pool = ScriptedPool(lambda problem, rng: rng.choice(("right", "wrong")) if pool.version < 2 else "what")
     config = make_config(tmp_path / "run", steps=20, save_every=2)
     with pytest.raises(TrainingError, match=rf"in {EMPTY_STEPS} steps in a row.*4 few_known.*step-00000006") as caught:
         asyncio.run(make_loop(config, pool, trainer).run())
@@ -377,8 +377,8 @@ def replace_steps(config: RLConfig, steps: int) -> RLConfig:
 
 def test_an_alarm_saves_and_ends_the_run(tmp_path: Path) -> None:
     trainer = ScriptedTrainer()
-    watch = {"alarms": {"accuracy": {"least": 0.99}}, "patience": 2, "samples": 1}
-    config = make_config(tmp_path / "run", watch=watch)
+    monitor = {"alarms": {"accuracy": {"least": 0.99}}, "patience": 2, "samples": 1}
+    config = make_config(tmp_path / "run", monitor=monitor)
     with pytest.raises(TrainingError, match=r"step 2: accuracy=.* below least=0.99 .*step-00000002"):
         asyncio.run(make_loop(config, trainer=trainer).run())
     assert trainer.calls[-1] == "save 2"
@@ -465,7 +465,7 @@ def test_figures_of_several_updates() -> None:
 
 
 def test_the_line_of_a_step(tmp_path: Path, capsys) -> None:
-    pool = ScriptedPool(lambda problem, draw: draw.choice(("right", "wrong", "what")))
+    pool = ScriptedPool(lambda problem, rng: rng.choice(("right", "wrong", "what")))
     asyncio.run(make_loop(make_config(tmp_path / "run", steps=1), pool).run())
     line = capsys.readouterr().out.splitlines()[0]
     metrics = metrics_of(tmp_path / "run")[0]

@@ -10,7 +10,7 @@ import pytest
 from mmprm.config import build, read_yaml
 from mmprm.errors import ConfigError
 from policy_rl.config import RLConfig
-from policy_rl.placement import Placement, place, place_run
+from policy_rl.placement import Placement, assign_gpus, place_run
 from policy_rl.stages import read_stages
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
@@ -57,25 +57,25 @@ def test_recipes(name: str) -> None:
 
 
 def test_engines_get_what_ranks_and_prm_leave() -> None:
-    placed = place([4], ranks=1, prm="own")
+    placed = assign_gpus([4], ranks=1, prm="own")
     assert placed == Placement((((0, 0),), ((0, 1),)), ((0, 2),), (0, 3))
-    assert place([4], ranks=1, prm="shared") == Placement((((0, 0),), ((0, 1),), ((0, 2),)), ((0, 3),), (0, 2))
-    assert place([4], ranks=1, engines=1) == Placement((((0, 0),),), ((0, 1),), None)
+    assert assign_gpus([4], ranks=1, prm="shared") == Placement((((0, 0),), ((0, 1),), ((0, 2),)), ((0, 3),), (0, 2))
+    assert assign_gpus([4], ranks=1, engines=1) == Placement((((0, 0),),), ((0, 1),), None)
 
 
 def test_an_engine_does_not_span_machines() -> None:
     """4 and 3 GPUs: two engines of two and one, the odd GPU for a rank."""
-    placed = place([4, 3], ranks=1, tensor_parallel=2)
+    placed = assign_gpus([4, 3], ranks=1, tensor_parallel=2)
     assert placed == Placement((((0, 0), (0, 1)), ((0, 2), (0, 3)), ((1, 0), (1, 1))), ((1, 2),), None)
     with pytest.raises(ConfigError, match=r"tensor_parallel_size=4 must be 1 to 0: Ray has 2 \+ 2 \+ 2 GPUs"):
-        place([2, 2, 2], ranks=1, tensor_parallel=4)
+        assign_gpus([2, 2, 2], ranks=1, tensor_parallel=4)
 
 
 def test_colocated_ranks_may_be_more_than_the_engines_gpus() -> None:
-    placed = place([2, 2], ranks=3, tensor_parallel=2, colocated=True, prm="own")
+    placed = assign_gpus([2, 2], ranks=3, tensor_parallel=2, colocated=True, prm="own")
     assert placed == Placement((((0, 0), (0, 1)),), ((0, 0), (0, 1), (1, 0)), (1, 1))
     assert placed.gpus == {0: 2, 1: 2}
-    assert place([1], ranks=1, colocated=True, prm="shared") == Placement((((0, 0),),), ((0, 0),), (0, 0))
+    assert assign_gpus([1], ranks=1, colocated=True, prm="shared") == Placement((((0, 0),),), ((0, 0),), (0, 0))
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_colocated_ranks_may_be_more_than_the_engines_gpus() -> None:
 )
 def test_too_much_is_refused_with_a_way_out(gpus: list[int], arguments: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
-        place(gpus, **arguments)
+        assign_gpus(gpus, **arguments)
 
 
 def test_what_holds_for_all() -> None:
@@ -101,7 +101,7 @@ def test_what_holds_for_all() -> None:
     )
     for gpus, ranks, width, engines, colocated, prm in choices:
         try:
-            found = place(gpus, ranks, width, engines, colocated, prm)
+            found = assign_gpus(gpus, ranks, width, engines, colocated, prm)
         except ConfigError:
             continue
         placed += 1

@@ -160,48 +160,56 @@ def test_another_run_in_the_same_folder_is_refused_before_anything_is_loaded(fin
 
 
 SCORER = {"backend": "server", "server": {"urls": ["http://localhost:1"]}}
-PROCESS = {"scorer": SCORER, "score_timeout_s": 60}
+PROCESS = {"scorer": SCORER, "score_timeout_seconds": 60}
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"trainer": {"optimisation": {"learning_rate": 1e-7, "micro_batch_tokens": 99, "max_bad_steps": 9}}},
-        {"trainer": {"gradient_checkpointing": True, "share_prompt": False, "timeout_s": 9}},
-        {"process": {**PROCESS, "score_timeout_s": 99, "start_timeout_s": 9, "most_restarts": 9, "cores": 2}},
+        {"trainer": {"optimization": {"learning_rate": 1e-7, "micro_batch_tokens": 99, "max_bad_steps": 9}}},
+        {"trainer": {"gradient_checkpointing": True, "share_prompt": False, "timeout_seconds": 9}},
+        {
+            "process": {
+                **PROCESS,
+                "score_timeout_seconds": 99,
+                "start_timeout_seconds": 9,
+                "max_restarts": 9,
+                "cores": 2,
+            }
+        },
         {"process": {**PROCESS, "scorer": {**SCORER, "server": {"urls": ["http://localhost:2"]}}}},
         {"process": {**PROCESS, "scorer": {**SCORER, "batch_tokens": 99}, "own_gpu": False}},
     ],
 )
 def test_what_does_not_decide_the_course_may_change(tmp_path: Path, changes: dict[str, Any]) -> None:
     base = make_config(tmp_path, process=PROCESS)
-    assert make_config(tmp_path, **{"process": PROCESS, **changes}).identity() == base.identity()
+    assert make_config(tmp_path, **{"process": PROCESS, **changes}).resume_key() == base.resume_key()
 
 
 def test_what_decides_it_may_not(tmp_path: Path) -> None:
-    base = make_config(tmp_path, process=PROCESS).identity()
+    base = make_config(tmp_path, process=PROCESS).resume_key()
     for changes in (
-        {"trainer": {"optimisation": {"seed": 1}}},
-        {"trainer": {"optimisation": {"weight_decay": 0.1}}},
+        {"trainer": {"optimization": {"seed": 1}}},
+        {"trainer": {"optimization": {"weight_decay": 0.1}}},
         {"process": {**PROCESS, "scorer": {**SCORER, "too_long": "cut"}}},
         {"process": {**PROCESS, "aggregator": "min"}},
         {"process": None},
     ):
-        assert make_config(tmp_path, **{"process": PROCESS, **changes}).identity() != base
+        assert make_config(tmp_path, **{"process": PROCESS, **changes}).resume_key() != base
 
 
 def test_learning_rate_and_filter_change_with_a_word(tmp_path: Path, capsys) -> None:
     """The ways out that messages name: a lower rate after NaN, a wider filter when nothing is left."""
     values = {"trainer": WEIGHED, "save_every": 2, "filter": {"low": 0.3, "high": 0.6}}
-    pool = ScriptedPool(lambda problem, draw: draw.choice(("right", "wrong")) if pool.version < 2 else "what")
+    pool = ScriptedPool(lambda problem, rng: rng.choice(("right", "wrong")) if pool.version < 2 else "what")
     with pytest.raises(TrainingError, match="Widen filter"):
         asyncio.run(make_loop(make_config(tmp_path / "run", steps=20, **values), pool).run())
     values |= {"filter": {"low": 0.0, "high": 1.0}}
-    values |= {"trainer": {**WEIGHED, "optimisation": {"learning_rate": 1e-7}}}
+    values |= {"trainer": {**WEIGHED, "optimization": {"learning_rate": 1e-7}}}
     capsys.readouterr()
     assert asyncio.run(make_loop(make_config(tmp_path / "run", steps=20, **values)).run()).finished
     said = capsys.readouterr().out
-    assert "trainer.optimisation.learning_rate was 1e-06, from step " in said
+    assert "trainer.optimization.learning_rate was 1e-06, from step " in said
     assert "filter was {'low': 0.3, 'high': 0.6, 'rounds': 3}, from step " in said
     assert "on it is {'low': 0.0, 'high': 1.0, 'rounds': 3}" in said
 
@@ -229,11 +237,11 @@ def test_episodes_count_what_a_filter_asked_for(tmp_path: Path, ahead: bool, cap
 
 
 def test_a_run_that_ends_with_an_error_has_a_report(tmp_path: Path) -> None:
-    watch = {"alarms": {"accuracy": {"least": 0.99}}, "patience": 2}
+    monitor = {"alarms": {"accuracy": {"least": 0.99}}, "patience": 2}
     with pytest.raises(TrainingError, match="step 2: accuracy="):
-        asyncio.run(make_loop(make_config(tmp_path / "alarm", watch=watch)).run())
+        asyncio.run(make_loop(make_config(tmp_path / "alarm", monitor=monitor)).run())
     assert "2 steps of reinforcement learning" in (tmp_path / "alarm/report.html").read_text()
-    pool = ScriptedPool(lambda problem, draw: "what")
+    pool = ScriptedPool(lambda problem, rng: "what")
     with pytest.raises(TrainingError, match="nothing to train on"):
         asyncio.run(make_loop(make_config(tmp_path / "empty"), pool).run())
     assert "4 steps of reinforcement learning" in (tmp_path / "empty/report.html").read_text()
@@ -243,9 +251,9 @@ EARLY = [
     ({"rewards": {"functions": [{"path": "no_such_module:f"}]}}, r"functions.path='no_such_module:f'"),
     ({"rewards": {"functions": [{"path": "raises_on_import:f"}]}}, r"raises_on_import:f': ZeroDivisionError on import"),
     ({"rewards": {"functions": [{"path": "json:no_such"}]}}, r"functions.path='json:no_such'"),
-    ({"watch": {"alarms": {"prm_acu": {"least": 0.6}}}}, r"watch.alarms.prm_acu: this run has no such metric"),
-    ({"watch": {"alarms": {"prm_auc": {"least": 0.6}}}}, r"watch.alarms.prm_auc: this run has no such metric"),
-    ({"watch": {"alarms": {"kl_ref": {"most": 1}}}}, r"watch.alarms.kl_ref: this run has no such metric"),
+    ({"monitor": {"alarms": {"prm_acu": {"least": 0.6}}}}, r"monitor.alarms.prm_acu: this run has no such metric"),
+    ({"monitor": {"alarms": {"prm_auc": {"least": 0.6}}}}, r"monitor.alarms.prm_auc: this run has no such metric"),
+    ({"monitor": {"alarms": {"kl_ref": {"most": 1}}}}, r"monitor.alarms.kl_ref: this run has no such metric"),
     ({"sampling": {"top_p": 0.9}}, r"sampling.top_p=0.9 must be 1 in RL"),
 ]
 
@@ -267,7 +275,7 @@ def test_alarms_on_what_this_run_measures(tmp_path: Path) -> None:
         tmp_path,
         process=PROCESS,
         credit={"mode": "step_gae"},
-        watch={"alarms": alarms},
+        monitor={"alarms": alarms},
         rewards={"functions": [{"path": "json:loads"}]},
         advantage={"estimator": "gae"},
         trainer={"loss": {"kl": {"coefficient": 0.1}}},
@@ -285,7 +293,7 @@ def test_fewer_steps_than_are_done_end_the_run_with_its_policy(
     asyncio.run(loop.run())
     output = Path(config.output)
     (output / "policy").rename(tmp_path / "elsewhere")  # as of a run that was stopped after its newest checkpoint
-    extra = {"step": 6, "identity": run_folder.identity_of(config, 40, fingerprint(PROBLEMS, config)) | {"steps": 40}}
+    extra = {"step": 6, "identity": run_folder.resume_key_of(config, 40, fingerprint(PROBLEMS, config)) | {"steps": 40}}
     monkeypatch.setattr(run_folder, "read_extra", lambda _: extra)
     written: list[Path] = []
 

@@ -13,7 +13,7 @@ from mmprm.cli.main import main
 from mmprm.errors import ConfigError, TrainingError
 from policy_rl.stages import Command, command, read_stages, run_stages
 
-SFT = {"base": "tiny", "data": {"path": "solutions.jsonl"}}
+SFT = {"model": "tiny", "data": {"path": "solutions.jsonl"}}
 RL = {"problems": {"path": "train.jsonl"}, "batch": {"prompts": 4, "group_size": 2}, "steps": 3}
 
 
@@ -84,7 +84,7 @@ def test_all_stages_are_checked_before_the_first_one_runs(tmp_path: Path) -> Non
         ([{"rl": RL}], [], "stage 1: engine is required"),
         ([{"sft": SFT}, {"rl": {**RL, "sampling": {"top_p": 0.9}}}], [], "stage 2: sampling.top_p=0.9 must be 1"),
         ([{"sft": SFT}, {"rl": {**RL, "rewards": function}}], [], "stage 2: functions.path='no_such:f'"),
-        ([{"sft": SFT}, {"rl": {**RL, "watch": alarm}}], [], "stage 2: watch.alarms.prm_acu: this run has no such"),
+        ([{"sft": SFT}, {"rl": {**RL, "monitor": alarm}}], [], "stage 2: monitor.alarms.prm_acu: this run has no such"),
         ([{"dpo": {}}], [], "must be one of sft, rl"),
         ([], [], "must hold output and stages"),
         ([{"sft": SFT}], ["2.steps=1"], "the stages 1 to 1"),
@@ -125,7 +125,7 @@ def test_the_command_itself_runs_a_stage_and_reports_its_error(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The stage is a real process, which fails for want of its data."""
-    missing = {**SFT, "base": str(tmp_path), "data": {"path": str(tmp_path / "missing.jsonl")}}
+    missing = {**SFT, "model": str(tmp_path), "data": {"path": str(tmp_path / "missing.jsonl")}}
     assert main(["stages", "--config", str(written(tmp_path, {"sft": missing}))]) == 2
     error = capfd.readouterr().err
     assert "has no config.json" in error

@@ -16,10 +16,10 @@ from mmprm.client import Body, Client, Failure
 from mmprm.data.choices import asked_question
 from mmprm.data.images import image_bytes
 from mmprm.errors import ConfigError, DataError, EngineStoppedError, SamplingError
-from mmprm.problems import picture_pixels
+from mmprm.problems import image_pixels
 from mmprm.scoring.config import ServerConfig
 from mmprm.scoring.http.wire import MIB, BatchOut, ErrorOut, ModelOut
-from mmprm.types import Picture, Solution, StepScores
+from mmprm.types import ImageRef, Solution, StepScores
 
 REQUEST_SOLUTIONS = 32
 BODY_MIB = 64
@@ -123,7 +123,7 @@ class RemoteScorer:
         texts = (asked_question(solution.problem), *solution.steps)
         size = sum(len(text) if text.isascii() else 12 * len(text) for text in texts) + 16 * len(texts)
         # The server accepts as many bytes of images by path as by body.
-        return size + sum(_length(picture) * 4 // 3 + 16 for picture in solution.problem.pictures)
+        return size + sum(_length(image) * 4 // 3 + 16 for image in solution.problem.images)
 
     async def _ask(self, solutions: Sequence[Solution]) -> list[StepScores]:
         body = await asyncio.to_thread(self._body, solutions)
@@ -170,36 +170,36 @@ class RemoteScorer:
                     "id": solution.problem.id[:1000],
                     "question": asked_question(solution.problem),
                     "steps": solution.steps,
-                    "images": [self._image(picture) for picture in solution.problem.pictures],
+                    "images": [self._image(image) for image in solution.problem.images],
                 }
                 for solution in solutions
             ]
         }
 
-    def _image(self, picture: Picture) -> dict[str, str]:
-        if picture.path is not None and self._config.send_paths:
-            return {"path": os.path.abspath(picture.path)}
-        return {"data": _base64(picture)}
+    def _image(self, image: ImageRef) -> dict[str, str]:
+        if image.path is not None and self._config.send_paths:
+            return {"path": os.path.abspath(image.path)}
+        return {"data": _base64(image)}
 
 
-def _base64(picture: Picture) -> str:
+def _base64(image: ImageRef) -> str:
     try:
-        data = image_bytes(picture)
+        data = image_bytes(image)
     except OSError as error:
-        raise DataError(f"{picture.path}: cannot be read as a picture ({error.strerror})") from error
+        raise DataError(f"{image.path}: cannot be read as an image ({error.strerror})") from error
     return base64.b64encode(data).decode()
 
 
-def _length(picture: Picture) -> int:
+def _length(image: ImageRef) -> int:
     try:
-        return len(picture.data) if picture.data is not None else os.path.getsize(picture.path or "")
+        return len(image.data) if image.data is not None else os.path.getsize(image.path or "")
     except OSError:
         return 0  # reported when the file is read
 
 
 def _pixels(solution: Solution) -> int:
     try:
-        return sum(map(picture_pixels, solution.problem.pictures))
+        return sum(map(image_pixels, solution.problem.images))
     except DataError:
         return 0  # reported when the file is read
 

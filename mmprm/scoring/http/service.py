@@ -128,7 +128,7 @@ class Service:
         )
         app.add_api_route("/v1/model", self.model, response_model=ModelOut, summary="What is served, and its limits")
         app.add_api_route("/health", self.health, summary="200 while requests are taken, else 503")
-        app.add_api_route("/metrics", self.figures, summary="Figures in Prometheus' text format")
+        app.add_api_route("/metrics", self.metrics_text, summary="Metrics in Prometheus' text format")
         app.add_api_route("/docs", self.page, include_in_schema=False)
         app.add_middleware(Gate, service=self)
         for kind in (Refused, RequestValidationError, HTTPException, Exception):
@@ -149,8 +149,8 @@ class Service:
         if count > most:
             text = f"a request of {count:,} solutions, at most {most:,} are taken; send fewer at once"
             raise Refused(422, "too_large", text, "solutions")
-        places = [f"solutions[{index}]" for index in range(count)]
-        answers = await self._judged(batch.solutions, places, request)
+        positions = [f"solutions[{index}]" for index in range(count)]
+        answers = await self._judged(batch.solutions, positions, request)
         for answer in answers:
             if isinstance(answer, Refused):
                 self.metrics.errors.labels(answer.kind).inc()
@@ -165,7 +165,7 @@ class Service:
             raise refusal
         return JSONResponse({"status": "ready", "model": self._facts.model})
 
-    async def figures(self) -> Response:
+    async def metrics_text(self) -> Response:
         return Response(self.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def page(self) -> Response:
@@ -177,31 +177,33 @@ class Service:
         return names | ({"fingerprint": self._facts.fingerprint} if self._facts.fingerprint else {})
 
     async def _judged(
-        self, values: Sequence[Any], places: Sequence[str], request: Request
+        self, values: Sequence[Any], positions: Sequence[str], request: Request
     ) -> list[dict[str, Any] | Refused]:
         caller = caller_of(request.scope)
         with self.traffic.holding(caller, len(values)):
-            return await while_connected(request, self._judge(values, places, caller))
+            return await while_connected(request, self._judge(values, positions, caller))
 
-    async def _judge(self, values: Sequence[Any], places: Sequence[str], caller: str) -> list[dict[str, Any] | Refused]:
+    async def _judge(
+        self, values: Sequence[Any], positions: Sequence[str], caller: str
+    ) -> list[dict[str, Any] | Refused]:
         """Return the result of each solution, or why it has none."""
         assert self._queue is not None, "the gate has looked"
         threads = self._images if any(map(_has_images, values)) else self._texts
-        prepared = await _in_thread(threads, self._prepared, values, places)
+        prepared = await _in_thread(threads, self._prepared, values, positions)
         ready = [item for item in prepared if not isinstance(item, Refused)]
         solutions, weights = [solution for solution, _ in ready], [weight for _, weight in ready]
         answers = iter(await self._queue.judge(solutions, weights, caller))
-        return [item if isinstance(item, Refused) else self._figures(next(answers)) for item in prepared]
+        return [item if isinstance(item, Refused) else self._scored(next(answers)) for item in prepared]
 
-    def _prepared(self, values: Sequence[Any], places: Sequence[str]) -> list[tuple[Solution, float] | Refused]:
+    def _prepared(self, values: Sequence[Any], positions: Sequence[str]) -> list[tuple[Solution, float] | Refused]:
         """Return each solution with its weight as a fraction of a batch, or why it is refused."""
         limits = self.limits
         reader = Reader(limits, self._image_root, self._max_characters)
         prepared: list[tuple[Solution, float] | Refused] = []
-        for value, place in zip(values, places, strict=True):
+        for value, position in zip(values, positions, strict=True):
             before = reader.pixels
             try:
-                solution = reader.read(value, place)
+                solution = reader.read(value, position)
             except Refused as refused:
                 prepared.append(refused)
                 continue
@@ -210,7 +212,7 @@ class Service:
             prepared.append((solution, max(shares)))
         return prepared
 
-    def _figures(self, answer: Answer) -> dict[str, Any] | Refused:
+    def _scored(self, answer: Answer) -> dict[str, Any] | Refused:
         if isinstance(answer, DataError):
             return Refused(422, "unscorable", str(answer))
         if isinstance(answer, Exception):
@@ -295,5 +297,5 @@ class _Counted:
         try:
             return getattr(self._scorer, "score_each", self._scorer.score)(solutions)
         finally:
-            if any(solution.problem.pictures for solution in solutions):
+            if any(solution.problem.images for solution in solutions):
                 give_back()

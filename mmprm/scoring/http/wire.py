@@ -13,10 +13,10 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 
 from mmprm.errors import DataError
 from mmprm.prm.info import AggregatorEvidence
-from mmprm.problems import picture_pixels
+from mmprm.problems import image_pixels
 from mmprm.scoring.http.limits import MIB, Limits
 from mmprm.scoring.http.refused import Refused
-from mmprm.types import Picture, Problem, Solution
+from mmprm.types import ImageRef, Problem, Solution
 
 
 class _Message(BaseModel):
@@ -125,7 +125,7 @@ class Reader:
         self._max_characters = min(max_characters, limits.characters)
         self.pixels = self.bytes = 0
 
-    def read(self, value: Any, place: str) -> Solution:
+    def read(self, value: Any, location: str) -> Solution:
         """Return the solution with its images as bytes. Raises Refused."""
         try:
             item = SolutionIn.model_validate(value)
@@ -142,7 +142,7 @@ class Reader:
             _check_total(self.pixels - before, self._limits.solution_pixels, "a solution", "pixels", field)
             _check_total(self.pixels, self._limits.request_pixels, "the request", "pixels", field)
             _check_total(self.bytes, self._limits.body_mib * MIB, "the request", "bytes", field)
-        problem = Problem(item.id or place, item.question, answer="", pictures=tuple(images))
+        problem = Problem(item.id or location, item.question, answer="", images=tuple(images))
         return Solution(problem, tuple(item.steps))
 
     def _check_counts(self, item: SolutionIn) -> None:
@@ -162,7 +162,7 @@ class Reader:
             )
             raise Refused(422, "unscorable", text)
 
-    def _image(self, image: ImageIn, field: str) -> Picture:
+    def _image(self, image: ImageIn, field: str) -> ImageRef:
         if (image.data is None) == (image.path is None):
             raise Refused(422, "invalid_request", "an image has either data (base64) or path", field)
         most = self._limits.image_mib * MIB
@@ -173,12 +173,12 @@ class Reader:
         if len(data) > most:
             text = f"the encoded image is larger than {self._limits.image_mib} MiB; scale it down"
             raise Refused(422, "too_large", text, field)
-        picture = Picture(data=data)
+        ref = ImageRef(data=data)
         try:
-            self.pixels += picture_pixels(picture, self._limits.pixels)
+            self.pixels += image_pixels(ref, self._limits.pixels)
         except DataError as error:
             raise Refused(422, "invalid_request", str(error), field) from error
-        return picture
+        return ref
 
 
 def _check_total(count: int, most: int, whose: str, unit: str, field: str) -> None:

@@ -12,11 +12,11 @@ from torch.nn.functional import cross_entropy
 from mmprm.backbone.freeze import PARTS
 from mmprm.prm.formats import OwnFormat
 from mmprm.prm.info import PrmTokens
-from mmprm.prm.model import Prm, initialise_prm, load_prm, save_prm
+from mmprm.prm.model import Prm, initialize_prm, load_prm, save_prm
 from mmprm.prm.packing import Marks
 from mmprm.prm.train import TrainConfig, prepare
 from mmprm.types import Solution
-from tests.backbones import BACKBONES, PICTURED, tiny_solutions, write_backbone
+from tests.backbones import BACKBONES, WITH_IMAGE, tiny_solutions, write_backbone
 
 
 @pytest.fixture(scope="module", params=sorted(BACKBONES))
@@ -32,13 +32,13 @@ def folder(backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def solutions(backbone: str) -> list[Solution]:
     found = tiny_solutions(backbone, 3)
-    assert {bool(solution.problem.pictures) for solution in found} == {backbone in PICTURED}
+    assert {bool(solution.problem.images) for solution in found} == {backbone in WITH_IMAGE}
     return found
 
 
 @pytest.fixture
 def prm(folder: Path) -> Prm:
-    return initialise_prm(str(folder), PrmTokens())
+    return initialize_prm(str(folder), PrmTokens())
 
 
 def loss_of(prm: Prm, solutions: list[Solution]) -> Tensor:
@@ -52,13 +52,13 @@ def loss_of(prm: Prm, solutions: list[Solution]) -> Tensor:
 def test_two_rows_equal_the_full_logits(prm: Prm, solutions: list[Solution]) -> None:
     inputs = prm.renderer.encode(solutions)
     logits_BTV = prm.model.backbone(**inputs).logits
-    at_marker_M2 = logits_BTV[inputs["input_ids"] == prm.renderer.marker_id][:, prm.model.judgement_ids]
+    at_marker_M2 = logits_BTV[inputs["input_ids"] == prm.renderer.marker_id][:, prm.model.judgment_ids]
     assert at_marker_M2.std() > 0.01
     torch.testing.assert_close(prm.model(**inputs), at_marker_M2, rtol=1e-5, atol=1e-6)
 
 
 @torch.no_grad()
-def test_the_picture_is_seen_and_padding_is_not(backbone: str, prm: Prm, solutions: list[Solution]) -> None:
+def test_the_image_is_seen_and_padding_is_not(backbone: str, prm: Prm, solutions: list[Solution]) -> None:
     prm.model.eval()
     together_M2 = prm.model(**prm.renderer.encode(solutions))
     alone_M2 = torch.cat([prm.model(**prm.renderer.encode([solution])) for solution in solutions])
@@ -66,7 +66,7 @@ def test_the_picture_is_seen_and_padding_is_not(backbone: str, prm: Prm, solutio
     marks = Marks(OwnFormat(prm.processor, prm.info.tokens))
     lengths = prm.renderer.encode(solutions)["attention_mask"].sum(dim=1).tolist()
     assert [len(marks(solution)[0]) for solution in solutions] == lengths
-    if backbone in PICTURED:
+    if backbone in WITH_IMAGE:
         inputs = prm.renderer.encode(solutions)
         inputs["pixel_values"] = inputs["pixel_values"].flip(0)
         assert (prm.model(**inputs) - together_M2).abs().max() > 1e-5
@@ -85,8 +85,8 @@ def test_a_step_of_training_lowers_the_loss_and_moves_the_marker(prm: Prm, solut
 
 
 def test_gradient_checkpointing_changes_no_gradient(folder: Path, prm: Prm, solutions: list[Solution]) -> None:
-    other = initialise_prm(str(folder), PrmTokens())
-    config = {"base": "x", "labels": "x", "output": "x"}
+    other = initialize_prm(str(folder), PrmTokens())
+    config = {"model": "x", "labels": "x", "output": "x"}
     prepare(prm.model, TrainConfig(**config))
     prepare(other.model, TrainConfig(**config, gradient_checkpointing=True))
     assert other.model.backbone.is_gradient_checkpointing
@@ -101,10 +101,10 @@ def test_gradient_checkpointing_changes_no_gradient(folder: Path, prm: Prm, solu
 def test_parts_are_frozen_by_name(backbone: str, folder: Path) -> None:
     """Together the parts are the whole model, and each parameter is in one of them."""
     counts = {}
-    for part in PARTS if backbone in PICTURED else ["language"]:
-        others = [other for other in PARTS if other != part] if backbone in PICTURED else []
-        model = initialise_prm(str(folder), PrmTokens()).model
-        prepare(model, TrainConfig(base="x", labels="x", output="x", frozen=tuple(others)))
+    for part in PARTS if backbone in WITH_IMAGE else ["language"]:
+        others = [other for other in PARTS if other != part] if backbone in WITH_IMAGE else []
+        model = initialize_prm(str(folder), PrmTokens()).model
+        prepare(model, TrainConfig(model="x", labels="x", output="x", frozen=tuple(others)))
         trained = {name for name, parameter in model.backbone.named_parameters() if parameter.requires_grad}
         assert trained, part
         counts[part] = len(trained)

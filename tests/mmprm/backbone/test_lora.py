@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from mmprm.config import load
 from mmprm.errors import ConfigError
 from mmprm.prm.info import PrmTokens
-from mmprm.prm.model import Prm, initialise_prm, load_prm, save_prm
+from mmprm.prm.model import Prm, initialize_prm, load_prm, save_prm
 from mmprm.prm.train import TrainConfig, prepare
 from mmprm.training.lora import plain_weights
 from tests.backbones import tiny_solutions, write_backbone
@@ -31,8 +31,8 @@ def folder(backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def adapted(folder: Path, *sets: str) -> Prm:
     torch.manual_seed(0)
-    prm = initialise_prm(str(folder), PrmTokens())
-    prepare(prm.model, load(TrainConfig, None, ["base=x", "labels=x", "output=x", "lora.rank=4", *sets]))
+    prm = initialize_prm(str(folder), PrmTokens())
+    prepare(prm.model, load(TrainConfig, None, ["model=x", "labels=x", "output=x", "lora.rank=4", *sets]))
     return prm
 
 
@@ -44,7 +44,7 @@ def test_trained_adapters_become_a_plain_checkpoint_with_their_scores(
     backbone: str, folder: Path, tmp_path: Path
 ) -> None:
     solutions = tiny_solutions(backbone, 4)
-    plain = initialise_prm(str(folder), PrmTokens())
+    plain = initialize_prm(str(folder), PrmTokens())
     before = {name: tensor.clone() for name, tensor in plain.model.backbone.state_dict().items()}
     prm = adapted(folder, "lora.dropout=0.1")
     inputs = prm.renderer.encode(solutions)
@@ -81,9 +81,9 @@ def test_trained_adapters_become_a_plain_checkpoint_with_their_scores(
     for name in tables:
         rows = (before[name] != after[name]).any(dim=1).nonzero().flatten().tolist()
         if backbone == "llama":  # tied
-            assert set(rows) == {prm.renderer.marker_id, *prm.model.judgement_ids}, name
+            assert set(rows) == {prm.renderer.marker_id, *prm.model.judgment_ids}, name
         else:
-            assert set(rows) == ({prm.renderer.marker_id} if "embed" in name else set(prm.model.judgement_ids)), name
+            assert set(rows) == ({prm.renderer.marker_id} if "embed" in name else set(prm.model.judgment_ids)), name
     assert len(tables) == 2
 
 

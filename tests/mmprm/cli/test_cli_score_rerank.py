@@ -41,7 +41,7 @@ def test_score_adds_to_each_line(tmp_path: Path, scorer: LengthScorer) -> None:
     lines = [{"id": 7, "question": "q", "steps": ["ab", "abcd"], "images": "x.png"}, {"question": "q", "steps": ["a"]}]
     (tmp_path / "in.jsonl").write_text("\n\n".join(map(json.dumps, lines)))
     out = tmp_path / "new" / "out.jsonl"
-    assert main(["score", str(tmp_path / "in.jsonl"), "--out", str(out), "--set", "scorer.prm=p"]) == 0
+    assert main(["score", str(tmp_path / "in.jsonl"), "--output", str(out), "--set", "scorer.prm=p"]) == 0
     first, second = map(json.loads, out.read_text().splitlines())
     assert first == {**lines[0], "scores": [0.5, 0.25], "aggregator": "min", "aggregate": 0.25}
     assert second["scores"] == [1.0]
@@ -64,7 +64,7 @@ def test_a_bad_line_is_named_and_nothing_is_written(
 ) -> None:
     (tmp_path / "in.jsonl").write_text('{"question": "q", "steps": ["a"]}\n' + line)
     out = tmp_path / "out.jsonl"
-    assert main(["score", str(tmp_path / "in.jsonl"), "--out", str(out), "--set", "scorer.prm=p"]) == 2
+    assert main(["score", str(tmp_path / "in.jsonl"), "--output", str(out), "--set", "scorer.prm=p"]) == 2
     assert message in capsys.readouterr().err
     assert not out.exists()
 
@@ -112,7 +112,7 @@ class Rerank:
                 keep(group)
                 if group.problem.id == self.stop_after:
                     raise KeyboardInterrupt
-            return Sampled(groups, {p.id: "picture is missing" for p in problems if p.id not in self.candidates})
+            return Sampled(groups, {p.id: "image is missing" for p in problems if p.id not in self.candidates})
 
         monkeypatch.setattr(rerank, "_sample", sample)
         for check in ("check_prm", "check_config"):  # neither model is there
@@ -141,7 +141,7 @@ def reranked(tmp_path: Path, scorer: LengthScorer, monkeypatch: pytest.MonkeyPat
 def test_rerank_writes_candidates_and_summary(reranked: Rerank, capsys: pytest.CaptureFixture[str]) -> None:
     assert reranked() == 0
     rows, summary = reranked.rows("candidates.jsonl"), reranked.summary
-    assert [(row["problem_id"], row["draw"], row["chosen"]) for row in rows] == [
+    assert [(row["problem_id"], row["sample"], row["chosen"]) for row in rows] == [
         ("p1", 0, False),
         ("p1", 1, True),
         ("p2", 0, False),
@@ -154,7 +154,7 @@ def test_rerank_writes_candidates_and_summary(reranked: Rerank, capsys: pytest.C
     assert summary["accuracy"] == pytest.approx(
         {"random": 0.5, "first": 0.5, "majority": 0.5, "prm": 0.5, "weighted": 0.75, "oracle": 1.0}
     )
-    assert summary["failed"] == {"p3": "picture is missing"}
+    assert summary["failed"] == {"p3": "image is missing"}
     assert (summary["unknown_verdicts"], summary["unsplit"], summary["generated_tokens"]) == (1, {"no step": 1}, 16)
     assert [point["n"] for point in summary["accuracy_at_n"]] == [1, 2]
     printed = capsys.readouterr().out
@@ -245,7 +245,7 @@ def test_a_candidate_that_cannot_be_scored_is_not_chosen(
 def test_rerank_without_any_sample_is_an_error(reranked: Rerank, capsys: pytest.CaptureFixture[str]) -> None:
     reranked.candidates.clear()
     assert reranked() == 2
-    assert "x.jsonl: no problem could be sampled; p1: picture is missing" in capsys.readouterr().err
+    assert "x.jsonl: no problem could be sampled; p1: image is missing" in capsys.readouterr().err
 
 
 def test_samples_outlive_a_prm_that_does_not_load(
@@ -284,11 +284,11 @@ def test_other_samples_are_not_taken_for_these(reranked: Rerank, capsys: pytest.
     assert reranked.asked == [["p1", "p2", "p3"]] * 3
 
 
-def test_pictures_are_relative_to_the_file() -> None:
+def test_images_are_relative_to_the_file() -> None:
     row = {"question": "q", "steps": ["a"], "images": ["a.png", "b.png"]}
     config = score.ScoreConfig(scorer={"prm": "p"})
     (solution,) = score.read_line(row, "f.jsonl:3", ProblemReader(config.columns, Path("folder")), config).solutions
-    assert [picture.path for picture in solution.problem.pictures] == ["folder/a.png", "folder/b.png"]
+    assert [image.path for image in solution.problem.images] == ["folder/a.png", "folder/b.png"]
     assert solution.problem.id == "f.jsonl:3"
 
 
@@ -296,9 +296,9 @@ def test_rerank_chooses_an_aggregator_and_stores_it(
     reranked: Rerank, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Scores are 1 / length: the right solution has the lower minimum and the higher maximum."""
-    right = Candidate("", ("a", "abcd"), "1", Verdict.CORRECT, 4, None)
-    wrong = Candidate("", ("ab", "ab"), "2", Verdict.INCORRECT, 4, None)
-    reranked.candidates = dict.fromkeys(("p1", "p2", "p3"), (wrong, right))
+    correct = Candidate("", ("a", "abcd"), "1", Verdict.CORRECT, 4, None)
+    incorrect = Candidate("", ("ab", "ab"), "2", Verdict.INCORRECT, 4, None)
+    reranked.candidates = dict.fromkeys(("p1", "p2", "p3"), (incorrect, correct))
     write_info(reranked.folder, PrmInfo(labels={"after_error": "mask"}))
     monkeypatch.setattr(rerank, "scorer_info", lambda config: read_info(config.prm))
     assert reranked("--choose-aggregator") == 0

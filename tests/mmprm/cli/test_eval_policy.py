@@ -18,8 +18,8 @@ from mmprm.cli import eval_policy as command
 from mmprm.cli.main import main
 from mmprm.config import build
 from mmprm.errors import DataError, EngineStoppedError, SamplingError
+from mmprm.evaluation.benchmarks import Item, inline_choices, read_items
 from mmprm.evaluation.four_way import four_way
-from mmprm.evaluation.layouts import Item, inline_choices, read_items
 from mmprm.evaluation.pass_at_k import majority_share, pass_at_k
 from mmprm.evaluation.policy import PolicyEvalConfig, score
 from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
@@ -123,15 +123,15 @@ WE_MATH = {
 }
 
 
-def read(folder: Path, layout: str, *rows: dict[str, Any], form: str = "json") -> tuple[list[Item], int]:
-    file = folder / f"{layout}.{form}"
+def read(folder: Path, benchmark: str, *rows: dict[str, Any], form: str = "json") -> tuple[list[Item], int]:
+    file = folder / f"{benchmark}.{form}"
     if form == "parquet":
         parquet.write_table(pyarrow.Table.from_pylist(list(rows)), file)
     elif form == "json":
         file.write_text(json.dumps(rows))
     else:
         file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return read_items(layout, ProblemsConfig(path=str(file)))
+    return read_items(benchmark, ProblemsConfig(path=str(file)))
 
 
 def test_mmk12(tmp_path: Path) -> None:
@@ -139,7 +139,7 @@ def test_mmk12(tmp_path: Path) -> None:
     assert item.problem.choices == ("30°", "40°", "50°", "60°")
     assert (item.problem.id, item.problem.answer, item.subject) == ("math-1", "B", "math")
     assert item.problem.question == MMK12["question"], "the choices stand in it already"
-    assert item.problem.pictures[0].data == png()
+    assert item.problem.images[0].data == png()
 
 
 def test_mathvista(tmp_path: Path) -> None:
@@ -149,13 +149,13 @@ def test_mathvista(tmp_path: Path) -> None:
     assert (free.problem.answer, free.problem.choices) == ("1.2", ())
     assert chosen.problem.question.splitlines()[1:] == ["Choices:", "A. larger than", "B. equal to", "C. smaller than"]
     assert (chosen.problem.answer, chosen.subject) == ("B", "geometry problem solving")
-    assert free.problem.pictures[0].data == png()
+    assert free.problem.images[0].data == png()
 
 
 def test_mathverse(tmp_path: Path) -> None:
     ((full, vision), _) = read(tmp_path, "mathverse", MATHVERSE, MATHVERSE_VISION, form="parquet")
     assert full.problem.choices == ("145°", "125°", "100°", "55°")
-    assert vision.problem.question == "Answer the question in the picture."
+    assert vision.problem.question == "Answer the question in the image."
     assert (vision.problem.choices, vision.problem.answer) == ((), "B")
     assert full.family == vision.family == "1"
     assert (full.subject, vision.part) == ("Plane Geometry", "Vision Only")
@@ -164,7 +164,7 @@ def test_mathverse(tmp_path: Path) -> None:
 def test_mathvision(tmp_path: Path) -> None:
     ((chosen, free), _) = read(tmp_path, "mathvision", MATHVISION, MATHVISION_FREE, form="jsonl")
     assert chosen.problem.question.startswith("Which bridge must be closed? <image>\nChoices:\nA. A\n")
-    assert chosen.problem.pictures[0].path == str(tmp_path / "images/4.jpg")
+    assert chosen.problem.images[0].path == str(tmp_path / "images/4.jpg")
     assert (free.problem.question, free.problem.choices, free.problem.answer) == ("How many? <image>", (), "7")
     assert free.subject == "graph theory"
 
@@ -218,10 +218,10 @@ def test_the_answer_forms_are_graded(tmp_path: Path) -> None:
         *read(tmp_path, "olympiadbench", OLYMPIAD, form="parquet")[0],
         *read(tmp_path, "we-math", WE_MATH)[0],
     ]
-    right = ["40°", "1.2", "B", "125°", "B", "7", "-2, 2", "12"]
-    wrong = ["C", "1.3", "smaller than", "D", "C", "8", "2", "A"]
+    correct = ["40°", "1.2", "B", "125°", "B", "7", "-2, 2", "12"]
+    incorrect = ["C", "1.3", "smaller than", "D", "C", "8", "2", "A"]
     with SymbolicGrader(GraderConfig()) as grader:
-        for answers, verdict in ((right, Verdict.CORRECT), (wrong, Verdict.INCORRECT)):
+        for answers, verdict in ((correct, Verdict.CORRECT), (incorrect, Verdict.INCORRECT)):
             pairs = [(item.problem, f"<answer>{a}</answer>") for item, a in zip(found, answers, strict=True)]
             gradings = grader.grade_many(pairs)
             assert [grading.verdict for grading in gradings] == [verdict] * len(found)
@@ -256,9 +256,9 @@ def test_rows_of_another_form_are_named(tmp_path: Path) -> None:
 
 
 def test_a_score_leaves_out_what_is_not_known_and_draws_families_together() -> None:
-    right, wrong, unknown = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
-    found = score([[right], [right], [wrong], [unknown]], [["7"]] * 4, ["a", "a", "b", "c"], 0)
-    assert (found.right, found.wrong, found.unknown) == (2, 1, 1)
+    correct, incorrect, unknown = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
+    found = score([[correct], [correct], [incorrect], [unknown]], [["7"]] * 4, ["a", "a", "b", "c"], 0)
+    assert (found.correct, found.incorrect, found.unknown) == (2, 1, 1)
     assert found.accuracy.value == pytest.approx(2 / 4)
     assert found.of_known.value == pytest.approx(2 / 3)
     assert (found.of_known.low, found.of_known.high) == (0, 1), "one of two families may be drawn alone"
@@ -268,8 +268,8 @@ def test_a_score_leaves_out_what_is_not_known_and_draws_families_together() -> N
 
 def test_samples_give_pass_at_k_and_the_majority() -> None:
     """Two questions of four samples, 2 and 0 of them correct: pass@2 = (1 - 1/6 + 0) / 2, pass@4 = 1/2."""
-    right, wrong, unknown = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
-    verdicts = [[right, wrong, right, wrong], [wrong, unknown, wrong, wrong]]
+    correct, incorrect, unknown = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
+    verdicts = [[correct, incorrect, correct, incorrect], [incorrect, unknown, incorrect, incorrect]]
     answers = [["7", "8", "7", "9"], ["1", None, "1", "2"]]
     found = score(verdicts, answers, ["a", "b"], 0)
     assert found.accuracy.value == pytest.approx(2 / 8)
@@ -286,9 +286,9 @@ def test_pass_at_k_by_hand() -> None:
 
 
 def test_the_majority_of_a_tie_is_shared() -> None:
-    right, wrong = Verdict.CORRECT, Verdict.INCORRECT
-    assert majority_share(["1", "2", None, None], [right, wrong, wrong, wrong]) == 0.5
-    assert majority_share([None], [wrong]) == 0
+    correct, incorrect = Verdict.CORRECT, Verdict.INCORRECT
+    assert majority_share(["1", "2", None, None], [correct, incorrect, incorrect, incorrect]) == 0.5
+    assert majority_share([None], [incorrect]) == 0
 
 
 def test_four_way_figures_by_hand() -> None:
@@ -350,7 +350,7 @@ def run(
     monkeypatch.setattr(command, "open_sampler", opened)
     monkeypatch.setattr(command, "check_config", lambda *_: None)
     monkeypatch.setattr(command.actors, "connect", lambda address: False)
-    words = [f"--set={item}" for item in ("layout=mathvision", "engine.model=scripted", f"output={folder}", *more)]
+    words = [f"--set={item}" for item in ("benchmark=mathvision", "engine.model=scripted", f"output={folder}", *more)]
     if judged is not None:
         real = command.open_grader
 
@@ -390,7 +390,7 @@ def test_the_command_reports_by_subject(
     code, sampler, found = run(tmp_path, monkeypatch, ANSWERS)
     assert code == 0
     symbolic = found["scores"]["symbolic"]
-    counts = {name: (s["right"], s["wrong"], s["unknown"]) for name, s in symbolic.items()}
+    counts = {name: (s["correct"], s["incorrect"], s["unknown"]) for name, s in symbolic.items()}
     assert counts == {"all": (2, 2, 1), "a": (1, 1, 0), "b": (1, 1, 1)}
     assert (symbolic["all"]["accuracy"]["value"], symbolic["all"]["of_known"]["value"]) == (0.4, 0.5)
     assert symbolic["all"]["accuracy"]["low"] < 0.4 < symbolic["all"]["accuracy"]["high"]
@@ -418,7 +418,9 @@ def test_the_judge_is_asked_for_what_is_unknown_and_scored_apart(
 
     _, _, found = run(tmp_path, monkeypatch, ANSWERS, Judge())
     assert asked == ["4"]
-    pairs = {name: (s["all"]["right"], s["all"]["wrong"], s["all"]["unknown"]) for name, s in found["scores"].items()}
+    pairs = {
+        name: (s["all"]["correct"], s["all"]["incorrect"], s["all"]["unknown"]) for name, s in found["scores"].items()
+    }
     assert pairs == {"symbolic": (2, 2, 1), "judged": (3, 2, 0)}
 
 
@@ -449,7 +451,7 @@ def test_files_that_share_an_id_are_refused(
 ) -> None:
     run(tmp_path, monkeypatch, ANSWERS)
     file = str(tmp_path / "test.jsonl")
-    words = ["--set=layout=mathvision", "--set=engine.model=scripted", f"--set=output={tmp_path}"]
+    words = ["--set=benchmark=mathvision", "--set=engine.model=scripted", f"--set=output={tmp_path}"]
     assert main(["eval", "policy", file, file, *words]) == 2
     assert "id '0' is in several of them; evaluate each by itself, with its own output" in capsys.readouterr().err
 
@@ -459,7 +461,7 @@ def test_a_policy_trained_anew_in_the_same_folder_and_another_question_are_asked
         (tmp_path / "model").mkdir(exist_ok=True)
         if weights:
             (tmp_path / "model/model.safetensors").write_bytes(weights)
-        values = {"layout": "mmk12", "engine": {"model": str(tmp_path / "model")}}
+        values = {"benchmark": "mmk12", "engine": {"model": str(tmp_path / "model")}}
         asked_with = command._asked_with(build(PolicyEvalConfig, values))
         return command.Responses(tmp_path / "r.jsonl", asked_with, [Item(Problem("1", question, "A"), "", "1", "")])
 
@@ -486,7 +488,7 @@ def test_a_stopped_engine_and_questions_that_all_fail_end_the_command(
 
 
 def own_benchmark(folder: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> tuple[int, Scripted, dict[str, Any]]:
-    """`mmprm eval policy` on a problem file of one's own: layout=problems, which is the default."""
+    """`mmprm eval policy` on a problem file of one's own: benchmark=problems, which is the default."""
     rows = [{"id": name, "question": f"Q{name}", "answer": "7"} for name in "ab"]
     file = folder / "own.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))

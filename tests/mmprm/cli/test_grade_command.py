@@ -33,7 +33,7 @@ def test_grades_each_line_in_order(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def test_writes_the_output_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = write(tmp_path / "r.jsonl", '{"gold": "1", "response": "<answer>1</answer>"}')
-    assert main(["grade", file, "--out", str(tmp_path / "sub" / "out.jsonl")]) == 0
+    assert main(["grade", file, "--output", str(tmp_path / "sub" / "out.jsonl")]) == 0
     assert json.loads((tmp_path / "sub" / "out.jsonl").read_text())["verdict"] == "correct"
     assert capsys.readouterr().out == ""
 
@@ -54,7 +54,7 @@ def test_bad_line_is_named_and_leaves_no_output(
 ) -> None:
     file = write(tmp_path / "r.jsonl", '{"gold": "1", "response": "<answer>1</answer>"}', line)
     out = tmp_path / "out.jsonl"
-    assert main(["grade", file, "--out", str(out)]) == 2
+    assert main(["grade", file, "--output", str(out)]) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [tmp_path / "r.jsonl"]
 
@@ -63,5 +63,5 @@ def test_missing_file_and_unknown_key(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["grade", str(tmp_path / "none.jsonl")]) == 2
     assert "none.jsonl: cannot be read" in capsys.readouterr().err
     file = write(tmp_path / "r.jsonl", '{"gold": "1", "response": "1"}')
-    assert main(["grade", file, "--set", "second=3"]) == 2
-    assert "second does not exist; did you mean seconds?" in capsys.readouterr().err
+    assert main(["grade", file, "--set", "timeout_second=3"]) == 2
+    assert "timeout_second does not exist; did you mean timeout_seconds?" in capsys.readouterr().err

@@ -20,16 +20,16 @@ from tests.mmprm.guided_world import DigitSampler, OnesScorer, TagGrader
 
 
 def test_equal_tokens_by_hand() -> None:
-    def group(name: str, *rewards: float, right: int = 1) -> Group:
+    def group(name: str, *rewards: float, correct: int = 1) -> Group:
         candidates = (
-            Candidate("", ("s",), str(i), Verdict(i == right), 10, scores=StepScores((reward,)))
+            Candidate("", ("s",), str(i), Verdict(i == correct), 10, scores=StepScores((reward,)))
             for i, reward in enumerate(rewards)
         )
         return Group(Problem(name, "q", "1"), tuple(candidates))
 
     # Best-of-N picks the right candidate in every subset that holds it: 1/4, 2/4, 3/4, 1 for N = 1 to 4 in a,
     # never in b. 50 tokens for two problems are 25 each: two samples and a half, (2/4 + 3/4) / 2 in a, half over both.
-    samples = [group("a", 0.1, 0.9, 0.1, 0.1), group("b", 0.9, 0.1, 0.1, 0.1, right=9)]
+    samples = [group("a", 0.1, 0.9, 0.1, 0.1), group("b", 0.9, 0.1, 0.1, 0.1, correct=9)]
     guided = [group("a", 0.5, 0.9), group("b", 0.5, 0.9, 0.1)]
     equal = at_equal_tokens(guided, 50, samples, "min")
     assert (equal.n, equal.tokens) == (2.5, 25.0)

@@ -142,7 +142,7 @@ def old_logits(weights: dict[str, Tensor], config: dict[str, Any], input_ids_T: 
     internlm2 = llm["architectures"][0] == "InternLM2ForCausalLM"
     table = weights[f"language_model.model.{'tok_embeddings' if internlm2 else 'embed_tokens'}.weight"]
     hidden_TH = table[input_ids_T]
-    hidden_TH[input_ids_T == config["image_token_id"]] = old_pictures(weights, config, tiles).flatten(0, 1)
+    hidden_TH[input_ids_T == config["image_token_id"]] = old_images(weights, config, tiles).flatten(0, 1)
     for layer in range(llm["num_hidden_layers"]):
         hidden_TH = old_layer(weights, f"language_model.model.layers.{layer}.", llm, internlm2, hidden_TH)
     hidden_TH = rms_norm(hidden_TH, weights["language_model.model.norm.weight"], llm["rms_norm_eps"])
@@ -197,7 +197,7 @@ def half_turned(x: Tensor) -> Tensor:
     return torch.cat([-second, first], dim=-1)
 
 
-def old_pictures(weights: dict[str, Tensor], config: dict[str, Any], tiles: Tensor) -> Tensor:
+def old_images(weights: dict[str, Tensor], config: dict[str, Any], tiles: Tensor) -> Tensor:
     """Tiles B×3×TILE×TILE → what stands at their tokens, B × 4 × H."""
     vision, at = config["vision_config"], "vision_model.embeddings."
     size = vision["hidden_size"] // VISION_HEADS
@@ -243,10 +243,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def write_qwen2_tokenizer(folder: Path) -> dict[str, int]:
     """Bytes and two words; → ids of the added tokens."""
     symbols = [*sorted(ByteLevel.alphabet()), "Ye", "Yes", "No"]
-    ids = {token: len(symbols) + place for place, token in enumerate(("<|endoftext|>", *SPECIAL))}
-    (folder / "vocab.json").write_text(json.dumps({symbol: place for place, symbol in enumerate(symbols)}))
+    ids = {token: len(symbols) + position for position, token in enumerate(("<|endoftext|>", *SPECIAL))}
+    (folder / "vocab.json").write_text(json.dumps({symbol: position for position, symbol in enumerate(symbols)}))
     (folder / "merges.txt").write_text("#version: 0.2\nY e\nYe s\nN o\n")
-    entries = {str(place): {"content": token, "special": True} for token, place in ids.items()}
+    entries = {str(position): {"content": token, "special": True} for token, position in ids.items()}
     settings = {"tokenizer_class": "Qwen2Tokenizer", "added_tokens_decoder": entries, "eos_token": "<|im_end|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"pad_token": "<|endoftext|>"}))
     return ids
@@ -273,10 +273,10 @@ def write_internlm2_tokenizer(folder: Path) -> dict[str, int]:
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
     start = pieces.piece_to_id("[UNUSED_TOKEN_0]")
     ids = {"<|im_start|>": start, "<|im_end|>": start + 1}
-    ids |= {token: len(pieces) + place for place, token in enumerate(SPECIAL[2:])}
-    late = {token: place for token, place in ids.items() if place >= len(pieces)}
+    ids |= {token: len(pieces) + position for position, token in enumerate(SPECIAL[2:])}
+    late = {token: position for token, position in ids.items() if position >= len(pieces)}
     (folder / "added_tokens.json").write_text(json.dumps(late))
-    entries = {str(place): {"content": token, "special": True} for token, place in ids.items()}
+    entries = {str(position): {"content": token, "special": True} for token, position in ids.items()}
     settings = {"tokenizer_class": "InternLM2Tokenizer", "auto_map": {"AutoTokenizer": ["tokenization_internlm2.T"]}}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"added_tokens_decoder": entries}))
     return ids
@@ -314,9 +314,9 @@ def test_logits_equal_those_of_the_older_architecture(language: str, six_billion
     assert len(list((tmp_path / "new").glob("model-*.safetensors"))) == 2
     processor = AutoProcessor.from_pretrained(tmp_path / "new")
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "new", attn_implementation="eager").eval()
-    picture = Image.effect_noise((3 * TILE, TILE), 90).convert("RGB")
+    image = Image.effect_noise((3 * TILE, TILE), 90).convert("RGB")
     for text in ("<IMG_CONTEXT>Yes", f"<IMG_CONTEXT>\n{TEXT}"):  # within the trained length of 32, and beyond it
-        inputs = processor(text=[text], images=[picture], return_tensors="pt")
+        inputs = processor(text=[text], images=[image], return_tensors="pt")
         assert len(inputs["pixel_values"]) == 4, "three tiles and the thumbnail"
         assert (inputs["input_ids"] == config["image_token_id"]).sum() == 16
         assert (inputs["input_ids"].shape[1] > 32) == (TEXT in text)
@@ -325,13 +325,13 @@ def test_logits_equal_those_of_the_older_architecture(language: str, six_billion
         torch.testing.assert_close(model(**inputs).logits[0], expected_TV, rtol=0, atol=1e-5)
 
 
-def test_tiles_are_pieces_of_the_picture(tmp_path: Path) -> None:
+def test_tiles_are_pieces_of_the_image(tmp_path: Path) -> None:
     write_old(tmp_path / "old", "Qwen2ForCausalLM", False)
     convert_internvl_chat(tmp_path / "old", tmp_path / "new")
     processor = AutoProcessor.from_pretrained(tmp_path / "new")
-    picture = Image.effect_noise((2 * TILE, TILE), 90).convert("RGB")
-    tiles = processor.image_processor(images=[picture], crop_to_patches=True, return_tensors="pt")["pixel_values"]
-    pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).view(TILE, 2 * TILE, 3) / 255
+    image = Image.effect_noise((2 * TILE, TILE), 90).convert("RGB")
+    tiles = processor.image_processor(images=[image], crop_to_patches=True, return_tensors="pt")["pixel_values"]
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(TILE, 2 * TILE, 3) / 255
     expected = (pixels - torch.tensor([0.485, 0.456, 0.406])) / torch.tensor([0.229, 0.224, 0.225])
     left, right = expected.permute(2, 0, 1).chunk(2, dim=2)
     torch.testing.assert_close(tiles[:2], torch.stack([left, right]), atol=1e-5, rtol=0)

@@ -13,10 +13,10 @@ from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, 
 from mmprm.convert.export import Qwen2ForProcessRewardModel, export_prm, two_layer_head
 from mmprm.errors import CheckpointError, ConfigError
 from mmprm.prm.info import PrmTokens, read_info, write_info
-from mmprm.prm.model import initialise_prm, load_prm, save_prm
+from mmprm.prm.model import initialize_prm, load_prm, save_prm
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.transformers_scorer import TransformersScorer
-from mmprm.types import Picture, Problem, Solution
+from mmprm.types import ImageRef, Problem, Solution
 from tests.backbones import write_backbone
 
 SOLUTIONS = [
@@ -29,7 +29,7 @@ SOLUTIONS = [
 def trained(folder: Path, backbone: str, tokens: PrmTokens | None = None, dtype: torch.dtype = torch.float32) -> Path:
     """As after training: random weights, an aggregator and a threshold."""
     write_backbone(backbone, folder / "base")
-    prm = initialise_prm(str(folder / "base"), tokens or PrmTokens(), add_missing_tokens=True, dtype=dtype)
+    prm = initialize_prm(str(folder / "base"), tokens or PrmTokens(), add_missing_tokens=True, dtype=dtype)
     with torch.no_grad():
         for weight in prm.model.parameters():
             weight.mul_(6.0 if weight.dim() > 1 else 1.0)
@@ -120,13 +120,13 @@ def test_trl_form(backbone: str, tmp_path: Path) -> None:
     close(scores(tmp_path / "trl", SOLUTIONS), expected)
 
 
-def test_mm_prm_form_with_a_picture(tmp_path: Path) -> None:
+def test_mm_prm_form_with_a_image(tmp_path: Path) -> None:
     prm = trained(tmp_path, "internvl")
     assert export_prm(prm, tmp_path / "copy", "mm-prm") == read_info(prm)
     buffer = io.BytesIO()
     Image.new("RGB", (56, 56), "red").save(buffer, "PNG")
-    pictured = Solution(Problem("d", "How many?", "1", (Picture(data=buffer.getvalue()),)), ("One.", "1"))
-    close(scores(tmp_path / "copy", [pictured]), scores(prm, [pictured]))
+    with_image = Solution(Problem("d", "How many?", "1", (ImageRef(data=buffer.getvalue()),)), ("One.", "1"))
+    close(scores(tmp_path / "copy", [with_image]), scores(prm, [with_image]))
 
 
 def test_number_format_stays(tmp_path: Path) -> None:
@@ -146,9 +146,9 @@ def test_what_has_no_such_form(qwen2: Path, tmp_path: Path) -> None:
         export_prm(llama, tmp_path / "x", "qwen")
     with pytest.raises(CheckpointError, match="needs the tokens <prm>, Yes and No, but the model was trained with"):
         export_prm(llama, tmp_path / "x", "mm-prm")
-    pictured = trained(tmp_path / "internvl", "internvl")
+    with_image = trained(tmp_path / "internvl", "internvl")
     with pytest.raises(CheckpointError, match="reads images, which format=trl does not support; use format=mm-prm"):
-        export_prm(pictured, tmp_path / "x", "trl")
+        export_prm(with_image, tmp_path / "x", "trl")
     with pytest.raises(ConfigError, match="exists already"):
         export_prm(qwen2, tmp_path, "trl")
     with pytest.raises(CheckpointError, match="not a process reward model"):

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from mmprm.data import images
-from mmprm.data.image_cells import listed, looks_like_image, read_picture
-from mmprm.data.images import open_picture, picture_size, unreadable_images
+from mmprm.data.image_cells import listed, looks_like_image, read_image
+from mmprm.data.images import image_size, open_image, unreadable_images
 from mmprm.errors import DataError
-from mmprm.problems import write_picture
-from mmprm.types import Picture
+from mmprm.problems import write_image
+from mmprm.types import ImageRef
 
 RED, BLUE = (255, 0, 0), (0, 0, 255)
 TEXT = "row 1"
@@ -64,13 +64,13 @@ B64 = base64.b64encode(PNG).decode()
 def test_what_a_cell_may_hold(tmp_path: Path, value: Any) -> None:
     for name in ("a.png", "with space.png", "no-suffix"):
         (tmp_path / name).write_bytes(PNG)
-    image = open_picture(read_picture(value, tmp_path, TEXT))
+    image = open_image(read_image(value, tmp_path, TEXT))
     assert (image.size, image.getpixel((5, 5)), image.getpixel((35, 5))) == ((40, 20), RED, BLUE)
 
 
 def test_file_urls_and_percent_signs(tmp_path: Path) -> None:
     (tmp_path / "a b.png").write_bytes(PNG)
-    assert read_picture(f"file://{tmp_path}/a%20b.png", Path("/"), TEXT).path == str(tmp_path / "a b.png")
+    assert read_image(f"file://{tmp_path}/a%20b.png", Path("/"), TEXT).path == str(tmp_path / "a b.png")
 
 
 @pytest.mark.parametrize(
@@ -91,7 +91,7 @@ def test_file_urls_and_percent_signs(tmp_path: Path) -> None:
 )
 def test_what_is_no_image_is_told_at_its_line(tmp_path: Path, value: Any, message: str) -> None:
     with pytest.raises(DataError, match=message) as raised:
-        read_picture(value, tmp_path, TEXT, "image")
+        read_image(value, tmp_path, TEXT, "image")
     assert len(str(raised.value)) < 300
 
 
@@ -126,9 +126,9 @@ def test_photographs_stand_upright(form: str, orientation: int) -> None:
     exif[0x0112] = orientation
     data = encoded(two_colors(), form, exif=exif)
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
-    found = open_picture(Picture(data=data))
+    found = open_image(ImageRef(data=data))
     assert found.tobytes() == expected.tobytes()
-    assert picture_size(Picture(data=data)) == found.size == ((20, 40) if orientation >= 5 else (40, 20))
+    assert image_size(ImageRef(data=data)) == found.size == ((20, 40) if orientation >= 5 else (40, 20))
 
 
 RAMP = np.linspace(0, 255, 16, dtype=np.uint8).reshape(4, 4)
@@ -147,7 +147,7 @@ RAMP = np.linspace(0, 255, 16, dtype=np.uint8).reshape(4, 4)
     ],
 )
 def test_deep_gray_values_are_scaled(values: Any, form: str) -> None:
-    image = open_picture(Picture(data=encoded(Image.fromarray(values), form)))
+    image = open_image(ImageRef(data=encoded(Image.fromarray(values), form)))
     assert image.mode == "RGB"
     assert np.asarray(image)[..., 0].tolist() == RAMP.tolist()
 
@@ -156,14 +156,14 @@ def test_deep_gray_values_are_scaled(values: Any, form: str) -> None:
 def test_gray_values_without_a_range_are_refused(tmp_path: Path, values: list[list[float]]) -> None:
     Image.fromarray(np.array(values, dtype=np.float32)).save(tmp_path / "x.tiff")
     with pytest.raises(DataError, match=r"\.tiff: gray values .* must lie in 0…1 or 0…255; save it with 8 bits"):
-        open_picture(Picture(path=str(tmp_path / "x.tiff")))
+        open_image(ImageRef(path=str(tmp_path / "x.tiff")))
 
 
 @pytest.mark.parametrize("mode", ["P", "L", "1", "LA", "RGBA", "CMYK", "YCbCr", "PA"])
 def test_modes_become_rgb(mode: str) -> None:
     form = "JPEG" if mode in ("CMYK", "YCbCr") else "PNG" if mode != "PA" else "TIFF"
     image = Image.new("RGB", (8, 8), "white").convert("P" if mode == "PA" else mode)
-    found = open_picture(Picture(data=encoded(image, form)))
+    found = open_image(ImageRef(data=encoded(image, form)))
     assert (found.mode, found.getpixel((3, 3))) == ("RGB", (255, 255, 255))
 
 
@@ -172,41 +172,41 @@ def test_several_frames_are_refused() -> None:
     for form in ("GIF", "PNG", "WEBP", "TIFF"):
         data = encoded(frames[0], form, save_all=True, append_images=frames[1:])
         with pytest.raises(DataError, match="has 2 frames, must have 1; save the one that is meant"):
-            open_picture(Picture(data=data))
-        assert open_picture(Picture(data=encoded(frames[0], form))).size == (40, 20)
+            open_image(ImageRef(data=data))
+        assert open_image(ImageRef(data=encoded(frames[0], form))).size == (40, 20)
 
 
 def test_only_regular_files_of_bounded_size_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     for path in ("/dev/zero", str(tmp_path / "pipe.png")):
-        with pytest.raises(DataError, match="is no regular file and cannot be read as a picture"):
-            open_picture(Picture(path=path))
-        assert len(images.image_digest(Picture(path=path))) == 64
+        with pytest.raises(DataError, match="is no regular file and cannot be read as an image"):
+            open_image(ImageRef(path=path))
+        assert len(images.image_digest(ImageRef(path=path))) == 64
     (tmp_path / "a.png").write_bytes(PNG)
     monkeypatch.setattr(images, "MAX_BYTES", len(PNG) - 1)
     with pytest.raises(DataError, match=r"a\.png: \d+ bytes, at most"):
-        picture_size(Picture(path=str(tmp_path / "a.png")))
+        image_size(ImageRef(path=str(tmp_path / "a.png")))
 
 
 def test_only_images_are_copied(tmp_path: Path) -> None:
     (tmp_path / "key.png").write_text("PRIVATE KEY")
-    with pytest.raises(DataError, match="cannot be read as a picture"):
-        write_picture(Picture(path=str(tmp_path / "key.png")), tmp_path / "out")
+    with pytest.raises(DataError, match="cannot be read as an image"):
+        write_image(ImageRef(path=str(tmp_path / "key.png")), tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "out").mkdir()
     jpeg = encoded(two_colors(), "JPEG")
-    assert write_picture(Picture(data=jpeg), tmp_path / "out").endswith(".jpg")
+    assert write_image(ImageRef(data=jpeg), tmp_path / "out").endswith(".jpg")
 
 
 def test_every_image_is_decoded_to_find_the_broken_ones(tmp_path: Path) -> None:
     """A header alone is whole in a file that breaks off."""
     jpeg = encoded(Image.effect_noise((64, 64), 50), "JPEG")
-    torn = Picture(data=jpeg[: len(jpeg) // 2])
-    assert picture_size(torn) == (64, 64)
-    good, gone = Picture(data=PNG), Picture(path=str(tmp_path / "gone.png"))
+    torn = ImageRef(data=jpeg[: len(jpeg) // 2])
+    assert image_size(torn) == (64, 64)
+    good, gone = ImageRef(data=PNG), ImageRef(path=str(tmp_path / "gone.png"))
     found = unreadable_images([("a", [good]), ("b", [good, torn]), ("c", []), ("d", [gone])])
     assert list(found) == ["b", "d"]
-    assert "gone.png: cannot be read as a picture" in found["d"]
+    assert "gone.png: cannot be read as an image" in found["d"]
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,7 @@ def load(folder: Path, *rows: Row, **columns: Any) -> list[Problem]:
 
 
 def names(problem: Problem) -> list[str]:
-    return [Path(picture.path or "bytes").name for picture in problem.pictures]
+    return [Path(image.path or "bytes").name for image in problem.images]
 
 
 def message(*parts: Any) -> str:
@@ -96,7 +96,7 @@ def test_a_field_given_twice_is_read_where_it_is(folder: Path, row: Row, questio
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"question": "How many?", "message": message("What colour?")}, "question and message ask otherwise"),
+        ({"question": "How many?", "message": message("What color?")}, "question and message ask otherwise"),
         ({"question": "Q", "problem": "R"}, "question and problem both hold the question, and differ"),
         ({"question": "Q", "image": "red.png", "images": ["blue.png"]}, "both hold images, and other ones"),
         ({"question": "Q", "answer": "4", "reward_model": {"ground_truth": "3"}}, "both hold the answer, and differ"),
@@ -116,7 +116,7 @@ def test_contradictions_are_refused(folder: Path, row: Row, words: str) -> None:
 
 def test_a_column_of_the_configuration_decides_between_two(folder: Path) -> None:
     row = {"question": "Q", "problem": "R", "image": "red.png", "images": ["blue.png"], "answer": "3"}
-    (problem,) = load(folder, row, question="problem", pictures="images")
+    (problem,) = load(folder, row, question="problem", images="images")
     assert (problem.question, names(problem)) == ("R", ["blue.png"])
 
 
@@ -201,39 +201,37 @@ def test_answers_that_cannot_be_graded_are_refused(folder: Path, answer: Any, wo
 )
 def test_an_image_in_an_unread_column_is_refused_by_name(folder: Path, column: str, value: Any) -> None:
     row = {"question": "How many?", "answer": "3", column: value}
-    with pytest.raises(
-        DataError, match=rf"p\.jsonl:1: column '{column}' looks like images .*columns\.pictures={column}"
-    ):
+    with pytest.raises(DataError, match=rf"p\.jsonl:1: column '{column}' looks like images .*columns\.images={column}"):
         load(folder, row)
-    assert load(folder, row, pictures=False)[0].pictures == ()
-    (problem,) = load(folder, row, pictures=column)
-    assert len(problem.pictures) == 1
+    assert load(folder, row, images=False)[0].images == ()
+    (problem,) = load(folder, row, images=column)
+    assert len(problem.images) == 1
     assert column not in problem.extra
 
 
 def test_the_address_of_an_image_is_no_image_that_is_read(folder: Path) -> None:
     row = {"question": "How many?", "answer": "3", "link": "https://host/red.png?size=2"}
-    with pytest.raises(DataError, match=r"p\.jsonl:1: column 'link' looks like images .*columns\.pictures=false"):
+    with pytest.raises(DataError, match=r"p\.jsonl:1: column 'link' looks like images .*columns\.images=false"):
         load(folder, row)
     with pytest.raises(DataError, match="download it first"):
-        load(folder, row, pictures="link")
+        load(folder, row, images="link")
 
 
 def test_an_image_inside_an_unread_struct_is_refused_by_name(folder: Path) -> None:
     row = {"question": "How many?", "answer": "3", "extra_info": {"index": 0, "shown": ["red.png"]}}
     with pytest.raises(
-        DataError, match=r"column 'extra_info\.shown' looks like images .*columns\.pictures=extra_info\.sh"
+        DataError, match=r"column 'extra_info\.shown' looks like images .*columns\.images=extra_info\.sh"
     ):
         load(folder, row)
-    assert names(load(folder, row, pictures="extra_info.shown")[0]) == ["red.png"]
+    assert names(load(folder, row, images="extra_info.shown")[0]) == ["red.png"]
 
 
 def test_an_image_beside_a_path_to_nowhere_is_told(folder: Path) -> None:
     held = {"bytes": base64.b64encode(png("red")).decode(), "path": None}
     row = {"question": "Q", "answer": "3", "image": "images/1.png", "decoded_image": held}
-    with pytest.raises(DataError, match=r"column 'decoded_image' looks like images .*columns\.pictures=decoded_image"):
+    with pytest.raises(DataError, match=r"column 'decoded_image' looks like images .*columns\.images=decoded_image"):
         load(folder, row)
-    assert len(load(folder, row, pictures="decoded_image")[0].pictures) == 1
+    assert len(load(folder, row, images="decoded_image")[0].images) == 1
     assert names(load(folder, row | {"image": "red.png"})[0]) == ["red.png"]
 
 
@@ -284,7 +282,7 @@ def test_other_columns_are_at_hand_and_written_again(folder: Path) -> None:
     write_problems(folder / "out" / "q.jsonl", [problem], {"7": {"accuracy": 0.5}})
     (again,) = load_problems(ProblemsConfig(path=str(folder / "out" / "q.jsonl")))
     assert again.extra == {"level": 5, "meta": {"a": [1]}, "accuracy": 0.5}
-    assert (again.id, again.solution, len(again.pictures)) == ("7", "s", 1)
+    assert (again.id, again.solution, len(again.images)) == ("7", "s", 1)
 
 
 @pytest.mark.parametrize(

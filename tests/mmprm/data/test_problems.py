@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from mmprm.errors import DataError
-from mmprm.problems import Columns, ProblemsConfig, content_id, load_problems, open_picture, write_problems
-from mmprm.types import Picture, Problem
+from mmprm.problems import Columns, ProblemsConfig, content_id, load_problems, open_image, write_problems
+from mmprm.types import ImageRef, Problem
 
 DATA = Path(__file__).parents[4] / "shared" / "data"
 
@@ -33,15 +33,15 @@ def load(path: Path, **options) -> list[Problem]:
     return load_problems(ProblemsConfig(path=str(path), **options))
 
 
-def test_json_list_with_picture_paths_beside_it(tmp_path: Path) -> None:
+def test_json_list_with_image_paths_beside_it(tmp_path: Path) -> None:
     (tmp_path / "k12.json").write_text(
         json.dumps([{"id": "a", "question": "Q", "answer": "25°.", "image_path": "i/a.png"}])
     )
     (tmp_path / "i").mkdir()
     (tmp_path / "i" / "a.png").write_bytes(png())
     [problem] = load(tmp_path / "k12.json")
-    assert problem == Problem("a", "Q", "25°.", pictures=(Picture(path=str(tmp_path / "i/a.png")),))
-    assert open_picture(problem.pictures[0]).getpixel((0, 0)) == (255, 0, 0)
+    assert problem == Problem("a", "Q", "25°.", images=(ImageRef(path=str(tmp_path / "i/a.png")),))
+    assert open_image(problem.images[0]).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_jsonl_with_solution_and_no_id(tmp_path: Path) -> None:
@@ -68,37 +68,37 @@ def test_mmk12_parquet_keeps_bytes(tmp_path: Path, form: str) -> None:
     parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "train-00000.parquet")
     for path in (tmp_path / "train-00000.parquet", tmp_path):
         [problem] = load(path)
-        assert problem == Problem("7", "Q", "B", pictures=(Picture(data=image["bytes"]),))
+        assert problem == Problem("7", "Q", "B", images=(ImageRef(data=image["bytes"]),))
 
 
 def test_mm_eureka_message_as_a_json_string(tmp_path: Path) -> None:
     content = [{"type": "image", "image": "file:///data/x.png"}, {"type": "text", "text": "What is x?"}]
     message = json.dumps([{"role": "system", "content": "S"}, {"role": "user", "content": content}])
     [problem] = load(write_jsonl(tmp_path / "e.jsonl", [{"id": "1", "message": message, "answer": "$3$"}]))
-    assert problem == Problem("1", "What is x?", "$3$", pictures=(Picture(path="/data/x.png"),))
+    assert problem == Problem("1", "What is x?", "$3$", images=(ImageRef(path="/data/x.png"),))
 
 
 def test_internvl_conversations_and_urls(tmp_path: Path) -> None:
     turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "no"}]
     rows = [{"id": "1", "conversations": turns, "answer": "3", "image_urls": ["a.png", "b.png"]}]
-    [problem] = load(write_jsonl(tmp_path / "v.jsonl", rows), images_root="/pictures")
-    assert (problem.question, problem.pictures) == (
+    [problem] = load(write_jsonl(tmp_path / "v.jsonl", rows), image_root="/images")
+    assert (problem.question, problem.images) == (
         "What?",
-        (Picture(path="/pictures/a.png"), Picture(path="/pictures/b.png")),
+        (ImageRef(path="/images/a.png"), ImageRef(path="/images/b.png")),
     )
 
 
 def test_lmm_r1_message_as_a_list(tmp_path: Path) -> None:
     rows = [{"message": [{"role": "user", "content": "2+2?"}], "answer": "4"}]
     [problem] = load(write_jsonl(tmp_path / "l.jsonl", rows))
-    assert (problem.question, problem.answer, problem.pictures) == ("2+2?", "4", ())
+    assert (problem.question, problem.answer, problem.images) == ("2+2?", "4", ())
 
 
 def test_column_map_choices_and_limit(tmp_path: Path) -> None:
     rows = [{"q": f"{i}?", "gold": "A", "opts": ["1", "2"], "pic": None} for i in range(3)]
-    columns = Columns(question="q", answer="gold", choices="opts", pictures="pic")
+    columns = Columns(question="q", answer="gold", choices="opts", images="pic")
     loaded = load(write_jsonl(tmp_path / "c.jsonl", rows), columns=columns, limit=2)
-    assert [(p.question, p.answer, p.choices, p.pictures) for p in loaded] == [
+    assert [(p.question, p.answer, p.choices, p.images) for p in loaded] == [
         ("0?", "A", ("1", "2"), ()),
         ("1?", "A", ("1", "2"), ()),
     ]
@@ -119,7 +119,7 @@ def test_hub_data_sets_are_read_without_decoding(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     [problem] = load_problems(ProblemsConfig(path="owner/name", subset="s", split="test"))
-    assert problem.pictures[0].data == png()
+    assert problem.images[0].data == png()
     assert asked == [(("owner/name", "s"), {"split": "test"})]
 
 
@@ -135,7 +135,7 @@ def test_hub_data_sets_are_read_without_decoding(monkeypatch: pytest.MonkeyPatch
             [f'{{"id": "a", "question": "Q", "answer": "{answer}"}}' for answer in (1, 2)],
             r"bad.jsonl:2: id 'a' is that of another problem, at .*bad.jsonl:1",
         ),
-        (['{"question": "Q", "answer": "1", "image": "http://x/y.png"}'], r"bad.jsonl:1: a picture must be a path"),
+        (['{"question": "Q", "answer": "1", "image": "http://x/y.png"}'], r"bad.jsonl:1: an image must be a path"),
         (['{"question": "Q", "answer": "1", "image": "data:image/png;base64,###"}'], "not base64"),
         (['{"question": "Q", "answer": "B", "options": "A. 3 B. 4"}'], r"bad.jsonl:1: choices must be a list"),
         (['{"message": "[{\\"role\\": 3", "answer": "1"}'], r"bad.jsonl:1 \(chat messages\): is not JSON"),
@@ -174,23 +174,23 @@ def chat(*parts: dict[str, object]) -> str:
         ([{"type": "image_url", "image_url": "b.png"}], ["a.png", "b.png"]),
     ],
 )
-def test_parts_of_messages_show_pictures_or_mark_their_places(
+def test_parts_of_messages_show_images_or_mark_their_places(
     tmp_path: Path, parts: list[dict[str, object]], paths: list[str]
 ) -> None:
     (tmp_path / "chat.jsonl").write_text(chat(*parts))
     (problem,) = load(tmp_path / "chat.jsonl")
-    assert [Path(picture.path).name for picture in problem.pictures] == paths
+    assert [Path(image.path).name for image in problem.images] == paths
     assert problem.question == "How many?"
 
 
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ([{"type": "image"}] * 2, r"2 places .* and there are 1; set columns.pictures"),
+        ([{"type": "image"}] * 2, r"2 places .* and there are 1; set columns.images"),
         ([{"type": "image", "img": "b"}], "known form"),
     ],
 )
-def test_places_without_a_picture_are_not_passed_over(
+def test_places_without_a_image_are_not_passed_over(
     tmp_path: Path, parts: list[dict[str, object]], message: str
 ) -> None:
     (tmp_path / "chat.jsonl").write_text(chat(*parts))
@@ -205,10 +205,10 @@ def test_the_same_words_with_other_choices_are_another_problem(tmp_path: Path) -
     assert first.id != second.id
 
 
-def test_relative_pictures_are_found_from_other_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_relative_images_are_found_from_other_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     [problem] = load(write_jsonl(Path("g.jsonl"), [{"question": "Q", "answer": "1", "image": "i/a.png"}]))
-    assert problem.pictures == (Picture(path=str(tmp_path / "i/a.png")),)
+    assert problem.images == (ImageRef(path=str(tmp_path / "i/a.png")),)
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
@@ -229,9 +229,9 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
 
 def test_content_id_follows_the_pixels_not_the_path(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
-    by_path, by_bytes = Picture(path=str(tmp_path / "a.png")), Picture(data=png())
+    by_path, by_bytes = ImageRef(path=str(tmp_path / "a.png")), ImageRef(data=png())
     assert content_id("Q", "1", [by_path]) == content_id("Q", "1", [by_bytes])
-    assert content_id("Q", "1", [by_bytes]) != content_id("Q", "1", [Picture(data=png("blue"))])
+    assert content_id("Q", "1", [by_bytes]) != content_id("Q", "1", [ImageRef(data=png("blue"))])
     assert content_id("Q", "1") != content_id("Q1", "")
 
 
@@ -239,30 +239,30 @@ def test_written_problems_are_read_back(tmp_path: Path) -> None:
     (tmp_path / "p.png").write_bytes(png("blue"))
     written = [
         Problem(
-            "a/1.json", "Ünï $x$", "3", (Picture(data=png()), Picture(path=str(tmp_path / "p.png"))), ("1", "3"), "s"
+            "a/1.json", "Ünï $x$", "3", (ImageRef(data=png()), ImageRef(path=str(tmp_path / "p.png"))), ("1", "3"), "s"
         ),
         Problem("b", "Q", "4"),
     ]
     write_problems(tmp_path / "out" / "problems.jsonl", written)
     first, second = load(tmp_path / "out" / "problems.jsonl")
     assert (first.id, first.question, first.choices, first.solution) == ("a/1.json", "Ünï $x$", ("1", "3"), "s")
-    assert [open_picture(picture).getpixel((0, 0)) for picture in first.pictures] == [(255, 0, 0), (0, 0, 255)]
+    assert [open_image(image).getpixel((0, 0)) for image in first.images] == [(255, 0, 0), (0, 0, 255)]
     assert second == written[1]
-    assert all(Path(picture.path).parent == tmp_path / "out" / "images" for picture in first.pictures)
+    assert all(Path(image.path).parent == tmp_path / "out" / "images" for image in first.images)
 
 
 def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     write_problems(path, [Problem("a", "Q", "1")])
     with pytest.raises(DataError, match=r"p.jsonl: cannot be written .*gone.png"):
-        write_problems(path, [Problem("b", "Q", "1"), Problem("c", "Q", "1", (Picture(path="/gone.png"),))])
+        write_problems(path, [Problem("b", "Q", "1"), Problem("c", "Q", "1", (ImageRef(path="/gone.png"),))])
     assert [problem.id for problem in load(path)] == ["a"]
 
 
 def test_transparency_becomes_white_and_data_urls_open(tmp_path: Path) -> None:
     url = "data:image/png;base64," + base64.b64encode(png("#00000000", "RGBA")).decode()
     [problem] = load(write_jsonl(tmp_path / "u.jsonl", [{"question": "Q", "answer": "1", "image": url}]))
-    image = open_picture(problem.pictures[0])
+    image = open_image(problem.images[0])
     assert (image.mode, image.getpixel((0, 0))) == ("RGB", (255, 255, 255))
 
 
@@ -282,27 +282,27 @@ def bomb(width: int, height: int) -> bytes:
         (bomb(9_000, 9_000), "9000×9000 pixels, at most 64,000,000"),
         (bomb(10, 2_001), "10×2001 pixels, one side at most 200 times the other"),
         (bomb(60_000, 60_000), "DecompressionBombError"),
-        (png(size=(200, 200))[:-40], "cannot be read as a picture"),
-        (b"%!PS-Adobe", "cannot be read as a picture"),
-        (b"", "cannot be read as a picture"),
+        (png(size=(200, 200))[:-40], "cannot be read as an image"),
+        (b"%!PS-Adobe", "cannot be read as an image"),
+        (b"", "cannot be read as an image"),
     ],
 )
-def test_bombs_and_broken_pictures_are_refused(tmp_path: Path, data: bytes, message: str) -> None:
+def test_bombs_and_broken_images_are_refused(tmp_path: Path, data: bytes, message: str) -> None:
     (tmp_path / "x.png").write_bytes(data)
     with pytest.raises(DataError, match=rf"x\.png: .*{message}"):
-        open_picture(Picture(path=str(tmp_path / "x.png")))
+        open_image(ImageRef(path=str(tmp_path / "x.png")))
 
 
-def test_missing_picture_is_named_when_it_is_opened(tmp_path: Path) -> None:
+def test_missing_image_is_named_when_it_is_opened(tmp_path: Path) -> None:
     rows = [{"question": "Q", "answer": "1", "image": "gone.png"}]
     [problem] = load(write_jsonl(tmp_path / "g.jsonl", rows))
-    with pytest.raises(DataError, match=r"gone\.png: cannot be read as a picture \(FileNotFoundError"):
-        open_picture(problem.pictures[0])
+    with pytest.raises(DataError, match=r"gone\.png: cannot be read as an image \(FileNotFoundError"):
+        open_image(problem.images[0])
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="the folder shared/data is not beside this checkout")
 def test_shared_data_is_read_unchanged() -> None:
     k12, math = load(DATA / "k12" / "problems.json"), load(DATA / "math" / "problems.jsonl")
     assert (len(k12), len(math)) == (60, 60)
-    assert all(len(problem.pictures) == 1 and open_picture(problem.pictures[0]).width > 0 for problem in k12)
-    assert all(problem.solution and not problem.pictures for problem in math)
+    assert all(len(problem.images) == 1 and open_image(problem.images[0]).width > 0 for problem in k12)
+    assert all(problem.solution and not problem.images for problem in math)

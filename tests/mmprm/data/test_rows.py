@@ -177,7 +177,7 @@ def test_a_whole_pair_of_surrogates_is_a_character(tmp_path: Path) -> None:
 
 def test_places_name_file_and_line(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_bytes(b'q,a\n"x\ny",1\nz,2\n')
-    assert [place for place, _ in read_file(tmp_path / "a.csv")] == [f"{tmp_path}/a.csv:3", f"{tmp_path}/a.csv:4"]
+    assert [position for position, _ in read_file(tmp_path / "a.csv")] == [f"{tmp_path}/a.csv:3", f"{tmp_path}/a.csv:4"]
 
 
 @pytest.mark.parametrize("path", ["a" * 5000, "x/" * 400 + "a.jsonl", "a\0b.jsonl", "a\0b", "no/such/thing/here"])

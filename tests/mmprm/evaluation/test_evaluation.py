@@ -10,28 +10,28 @@ from mmprm.evaluation.aggregators import (
     misgiving,
     with_choice,
 )
-from mmprm.evaluation.judging import FIGURES, Judged, judge
 from mmprm.evaluation.label_quality import judged_labels, known_from, no_error_so_far
-from mmprm.evaluation.labelled import LabelledSolution
-from mmprm.labels.parquet import LabelledExample
+from mmprm.evaluation.labeled import LabeledSolution
+from mmprm.evaluation.prm_evaluation import METRICS, Judged, judge
+from mmprm.labels.parquet import LabeledExample
 from mmprm.metrics import NO_ERROR, Interval
 from mmprm.prm.info import PrmInfo
 from mmprm.scoring.aggregate import AGGREGATORS
 from mmprm.selection.groups import Candidate, Group
-from mmprm.types import Counts, LabelledPath, Problem, Solution, StepScores, Verdict
+from mmprm.types import Counts, LabeledPath, Problem, Solution, StepScores, Verdict
 
 
 def judged(problem: str, scores: tuple[float, ...], error: int) -> Judged:
-    right = tuple(index != error for index in range(len(scores)))
+    correct = tuple(index != error for index in range(len(scores)))
     solution = Solution(Problem(problem, "?", ""), ("s",) * len(scores))
-    return LabelledSolution(solution, right, problem, "tiny"), StepScores(scores)
+    return LabeledSolution(solution, correct, problem, "tiny"), StepScores(scores)
 
 
 DEVELOPMENT = [judged("a", (0.9, 0.3), 1), judged("a", (0.9, 0.8), NO_ERROR), judged("b", (0.1, 0.9), 0)]
 
 
 def test_threshold_and_f1_by_hand() -> None:
-    threshold = FIGURES["first_error_f1"].choose(DEVELOPMENT)
+    threshold = METRICS["first_error_f1"].choose(DEVELOPMENT)
     assert threshold == pytest.approx(0.55)
     unseen = [
         judged("c", (0.9, 0.5), 1),
@@ -48,8 +48,8 @@ def test_threshold_and_f1_by_hand() -> None:
 
 
 def test_the_aggregator_that_picks_right_solutions_is_chosen() -> None:
-    def candidate(right: bool, *scores: float) -> Candidate:
-        return Candidate("", ("s",), "7", Verdict(right), 1, scores=StepScores(scores))
+    def candidate(correct: bool, *scores: float) -> Candidate:
+        return Candidate("", ("s",), "7", Verdict(correct), 1, scores=StepScores(scores))
 
     # Only the last score tells right from wrong: min, mean, products and sums prefer the wrong one, max ties.
     groups = [
@@ -91,16 +91,16 @@ def test_no_error_so_far() -> None:
     assert no_error_so_far([True, None, True, False, None, True]) == [True, None, None, False, False, False]
 
 
-def example(steps: str, *labels: tuple[int, int] | None, complete: bool = False) -> LabelledExample:
+def example(steps: str, *labels: tuple[int, int] | None, complete: bool = False) -> LabeledExample:
     counts = tuple(None if label is None else Counts(*label) for label in labels)
-    return LabelledExample(Problem("p", "q ", "1"), LabelledPath("p", tuple(steps), counts, complete), "train")
+    return LabeledExample(Problem("p", "q ", "1"), LabeledPath("p", tuple(steps), counts, complete), "train")
 
 
 def test_labels_meet_what_people_said_about_any_solution_that_begins_alike() -> None:
     question = Problem("f:1", "q", "")
     people = [
-        LabelledSolution(Solution(question, ("a", "b ", "c")), (True, False, None), "x", "f"),
-        LabelledSolution(Solution(question, ("a", "d", "e")), (True, None, True), "x", "f"),
+        LabeledSolution(Solution(question, ("a", "b ", "c")), (True, False, None), "x", "f"),
+        LabeledSolution(Solution(question, ("a", "d", "e")), (True, None, True), "x", "f"),
     ]
     known = known_from(people)
     assert known(Problem("p", "q", "1"), ("a", "b", "z", "c")) == [True, False, None, None]
@@ -111,7 +111,7 @@ def test_labels_meet_what_people_said_about_any_solution_that_begins_alike() -> 
         example("z", (4, 0)),
     ]
     judged = judged_labels(examples, known, "labels")
-    assert [(item.right, scores.scores) for item, scores in judged] == [
+    assert [(item.correct, scores.scores) for item, scores in judged] == [
         ((True, False, False), (0.75, 0.25, 0.0)),
         ((True,), (0.5,)),
     ]

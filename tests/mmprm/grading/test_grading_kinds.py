@@ -158,7 +158,7 @@ ROWS = [
     # letters among words
     ("D", "The answer is D ¦ The correct option is D ¦ (D) 5 ¦ D 30°", "The answer is C ¦ (C) 5 ¦ C 30"),
     # sentences
-    ("15", "The answer is 15 ¦ There are 15 dogs in the picture. ¦ We get 15 ¦ The total is $15$", "The answer is 16"),
+    ("15", "The answer is 15 ¦ There are 15 dogs in the image. ¦ We get 15 ¦ The total is $15$", "The answer is 16"),
     ("n^2+n", "The sum is n^2+n ¦ The formula is $n(n+1)$", "The sum is n^2"),
     ("120°", r"The angle is 120 degrees ¦ \angle A is 120°", "The angle is 110 degrees"),
     (r"\frac{3}{5}", r"The fraction is 3/5 ¦ the ratio is $\frac35$", "The fraction is 3/4"),

@@ -263,7 +263,7 @@ def test_calibrate_then_grade(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     rows += [("less than a right one", True), ("a riddle", True)]
     lines = [{"gold": "acute angle", "response": f"<answer>{text}</answer>", "correct": right} for text, right in rows]
     lines += [{"gold": "24", "response": f"<answer>{n}</answer>", "correct": n == 24} for n in (24, 25)]
-    file = tmp_path / "labelled.jsonl"
+    file = tmp_path / "labeled.jsonl"
     file.write_text("\n".join(map(json.dumps, lines + lines[:3])))  # a line that is there twice says nothing new
     with ScriptedServer(by_content) as server:
         assert main(["grade", str(file), *arguments(server, tmp_path)]) == 2
@@ -293,7 +293,7 @@ def test_calibrate_then_grade(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 
 
 def test_calibration_does_not_count_a_server_that_is_down(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "labelled.jsonl"
+    file = tmp_path / "labeled.jsonl"
     file.write_text('{"gold": "acute angle", "response": "<answer>a pointed one</answer>", "correct": true}')
     with ScriptedServer(error(503)) as server:
         assert main(["grade", "--calibrate", str(file), *arguments(server, tmp_path)]) == 2
@@ -309,12 +309,12 @@ def test_calibration_does_not_count_a_server_that_is_down(tmp_path: Path, capsys
             True,
             "symbols decide all 1 different lines",
         ),
-        ('{"gold": "24", "response": "24", "correct": "yes"}', True, "labelled.jsonl:1: correct must be true or false"),
+        ('{"gold": "24", "response": "24", "correct": "yes"}', True, "labeled.jsonl:1: correct must be true or false"),
         ('{"gold": "24", "response": "24", "correct": true}', False, "judge is not set"),
     ],
 )
 def test_what_cannot_calibrate(tmp_path, capsys, line: str, sets: bool, message: str) -> None:
-    file = tmp_path / "labelled.jsonl"
+    file = tmp_path / "labeled.jsonl"
     file.write_text(line)
     with ScriptedServer(says("Yes")) as server:
         more = arguments(server, tmp_path) if sets else []

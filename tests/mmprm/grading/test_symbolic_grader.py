@@ -22,7 +22,7 @@ def tagged(answer: str) -> str:
 
 @pytest.fixture(scope="module")
 def grader():
-    with SymbolicGrader(GraderConfig(seconds=1)) as grader:
+    with SymbolicGrader(GraderConfig(timeout_seconds=1)) as grader:
         yield grader
 
 

@@ -25,17 +25,17 @@ from mmprm.labels.consensus import (
     keep_agreeing_first_errors,
     keep_agreeing_steps,
 )
-from mmprm.labels.parquet import LabelledExample, read_parquet, write_parquet
+from mmprm.labels.parquet import LabeledExample, read_parquet, write_parquet
 from mmprm.labels.step_judge import StepJudge, StepJudgeConfig, yes_probability
-from mmprm.types import Counts, LabelledPath, Picture, Problem, Solution, StepScores
+from mmprm.types import Counts, ImageRef, LabeledPath, Problem, Solution, StepScores
 
 PROBLEM = Problem("p", "What is 1 + 1?", "2")
 GOOD, HALF, BAD = Counts(4, 0), Counts(2, 2), Counts(0, 4)
 
 
 def example(steps: str, counts: Sequence[Counts | None], judged: Sequence[float | None] | None, complete=False):
-    path = LabelledPath("p", tuple(steps), tuple(counts), complete)
-    return LabelledExample(PROBLEM, path, "train", None if judged is None else tuple(judged), "judge")
+    path = LabeledPath("p", tuple(steps), tuple(counts), complete)
+    return LabeledExample(PROBLEM, path, "train", None if judged is None else tuple(judged), "judge")
 
 
 FIRST = example("abcd", [GOOD, HALF, BAD, BAD], [0.9, 0.8, 0.1, 0.7])
@@ -53,10 +53,10 @@ RULE = AgreementRule()
 def test_counted_by_hand() -> None:
     # Right to both: a, b, abx, rs. Wrong to both: abc, abxy, apq. Label alone: ap. Judge alone: abcd. Unjudged: r.
     assert count_agreement(ALL, RULE) == AgreementCounts(
-        both_right=4,
-        both_wrong=3,
-        label_alone_right=1,
-        judge_alone_right=1,
+        both_correct=4,
+        both_incorrect=3,
+        label_alone_correct=1,
+        judge_alone_correct=1,
         unjudged=1,
         paths=4,
         paths_agreeing=2,
@@ -108,7 +108,7 @@ def test_shared_labels_move_to_the_path_that_is_kept() -> None:
 
 
 def test_paths_of_other_problems_share_nothing() -> None:
-    other = LabelledExample(Problem("q", "?", "1"), LabelledPath("q", ("a",), (BAD,), False), "train", (0.1,), "judge")
+    other = LabeledExample(Problem("q", "?", "1"), LabeledPath("q", ("a",), (BAD,), False), "train", (0.1,), "judge")
     kept = keep_agreeing_first_errors([FIRST, other], RULE)
     assert [one.path.counts for one in kept] == [(GOOD, HALF, BAD, None), (BAD,)]
 
@@ -122,7 +122,7 @@ class Scorer:
         return [StepScores(tuple((i + 1) / 10 for i in range(len(solution.steps)))) for solution in solutions]
 
 
-def test_a_scorer_judges_labelled_steps_only() -> None:
+def test_a_scorer_judges_labeled_steps_only() -> None:
     bad = example("az", [GOOD, BAD], None)
     judged = judge_with_scorer([SECOND, bad, FOURTH], Scorer(), "prm")
     assert [one.judged for one in judged] == [(None, None, 0.3, 0.4), (None, None), (0.1, 0.2)]
@@ -178,13 +178,13 @@ def logprobs(yes: float) -> Act:
     return says("Yes", choice={"logprobs": {"content": [{"token": "Yes", "logprob": 0, "top_logprobs": tops}]}})
 
 
-async def test_a_model_judges_each_labelled_prefix_with_its_picture(tmp_path: Path) -> None:
+async def test_a_model_judges_each_labeled_prefix_with_its_image(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4), "red").save(tmp_path / "red.png")
-    problem = Problem("p", "How many {steps}?", "2", (Picture(path=str(tmp_path / "red.png")),))
-    path = LabelledPath("p", ("one {question}", "two", "three"), (GOOD, None, BAD), False)
+    problem = Problem("p", "How many {steps}?", "2", (ImageRef(path=str(tmp_path / "red.png")),))
+    path = LabeledPath("p", ("one {question}", "two", "three"), (GOOD, None, BAD), False)
     with ScriptedServer(lambda request: logprobs(0.25 if "three" in json.dumps(request) else 0.75)) as server:
         async with StepJudge(judge_config(server, tmp_path)) as judge:
-            (judged,) = await judge.judge([LabelledExample(problem, path, "train")])
+            (judged,) = await judge.judge([LabeledExample(problem, path, "train")])
         assert judged.judged == (pytest.approx(0.75), None, pytest.approx(0.25))
         assert (judged.judged_by, judged.path) == ("vlm", path)
         (first,) = [request for request in server.requests if "three" not in json.dumps(request)]
@@ -195,7 +195,7 @@ async def test_a_model_judges_each_labelled_prefix_with_its_picture(tmp_path: Pa
         assert "How many {steps}?" in text
         assert "Beginning of the solution:\n1. one {question}\n\nAre all of these" in text
         async with StepJudge(judge_config(server, tmp_path)) as judge:
-            assert await judge.judge([LabelledExample(problem, path, "train")]) == [judged]
+            assert await judge.judge([LabeledExample(problem, path, "train")]) == [judged]
         assert len(server.requests) == 2, "the second time both come from the cache"
 
 
@@ -261,7 +261,7 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
         assert main(["consensus", *sets, *more]) == 0
     assert [one.judged for one in read_parquet(output)] == [(1.0, 0.0), (1.0,)]
     assert capsys.readouterr().out == (
-        "3 labelled steps, 3 judged; they agree on 2 of 3 (66.7%): 1 right, 1 wrong; label alone right 0, judge alone "
+        "3 labeled steps, 3 judged; they agree on 2 of 3 (66.7%): 1 right, 1 wrong; label alone right 0, judge alone "
         f"right 1\nfirst error (or none) agrees on 1 of 2 (50.0%) of the paths\n{output}: 2 paths\n"
     )
     scorer = Scorer()

@@ -1,4 +1,4 @@
-"""Near-duplicate problems: what counts as one, and that only similar questions have their pictures opened."""
+"""Near-duplicate problems: what counts as one, and that only similar questions have their images opened."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from mmprm.errors import DataError
-from mmprm.labels.duplicates import CLOSE, SIMILAR, near_duplicates, picture_hash, text_of
-from mmprm.types import Picture, Problem
+from mmprm.labels.duplicates import CLOSE, SIMILAR, image_hash, near_duplicates, text_of
+from mmprm.types import ImageRef, Problem
 
 LONG = (
     "A ship leaves the harbour in the early morning and sails to the north with a steady wind for three days. On each "
@@ -33,10 +33,10 @@ def triangle(apex: int, size: tuple[int, int] = (320, 240)) -> Image.Image:
     return image
 
 
-def encoded(image: Image.Image, form: str = "PNG", **options: int) -> Picture:
+def encoded(image: Image.Image, form: str = "PNG", **options: int) -> ImageRef:
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
-    return Picture(data=buffer.getvalue())
+    return ImageRef(data=buffer.getvalue())
 
 
 @pytest.mark.parametrize(
@@ -76,36 +76,36 @@ def test_what_resembles_a_dropped_one_alone_is_kept() -> None:
     assert asked(b, LONG, c) == {1: 0, 2: 0}
 
 
-def test_pictures_decide_where_there_are_any() -> None:
-    question = "Find the area of the triangle in the picture."
-    pictures = [
+def test_images_decide_where_there_are_any() -> None:
+    question = "Find the area of the triangle in the image."
+    images = [
         encoded(triangle(160)),
         encoded(triangle(160), "JPEG", quality=60),
         encoded(triangle(160, (200, 150))),
         encoded(triangle(60)),
         encoded(triangle(260)),
     ]
-    problems = [Problem(str(n), question, "1", (picture,)) for n, picture in enumerate(pictures)]
+    problems = [Problem(str(n), question, "1", (image,)) for n, image in enumerate(images)]
     assert near_duplicates(problems) == {1: 0, 2: 0}
     assert near_duplicates([problems[0], Problem("none", question, "1")]) == {}
-    both = Problem("both", question, "1", (pictures[0], pictures[3]))
-    turned = Problem("turned", question, "1", (pictures[3], pictures[0]))
-    assert near_duplicates([both, problems[0], turned, Problem("again", question, "1", both.pictures)]) == {3: 0}
-    other_question = Problem("other", "Find the longest side of the triangle.", "1", (pictures[0],))
+    both = Problem("both", question, "1", (images[0], images[3]))
+    turned = Problem("turned", question, "1", (images[3], images[0]))
+    assert near_duplicates([both, problems[0], turned, Problem("again", question, "1", both.images)]) == {3: 0}
+    other_question = Problem("other", "Find the longest side of the triangle.", "1", (images[0],))
     assert near_duplicates([problems[0], other_question]) == {}
 
 
 def test_the_hash_separates_drawings_from_their_copies() -> None:
     def distance(first: Image.Image, second: Image.Image) -> int:
-        return (picture_hash(first) ^ picture_hash(second)).bit_count()
+        return (image_hash(first) ^ image_hash(second)).bit_count()
 
     assert distance(triangle(160), triangle(160, (640, 480))) <= CLOSE < distance(triangle(160), triangle(120))
     mirrored = triangle(60).transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     assert distance(triangle(60), mirrored) > CLOSE
 
 
-def test_a_broken_picture_is_named_only_where_it_matters() -> None:
-    broken = Picture(path="no/such.png")
+def test_a_broken_image_is_named_only_where_it_matters() -> None:
+    broken = ImageRef(path="no/such.png")
     alone = [Problem("a", "What is shown?", "1", (broken,)), Problem("b", "How long is the side?", "1", (broken,))]
     assert near_duplicates(alone) == {}
     with pytest.raises(DataError, match=r"no/such\.png"):
@@ -127,7 +127,11 @@ def test_the_shortcut_finds_what_comparing_all_pairs_finds() -> None:
         union = one.triples | other.triples
         return one.exact == other.exact and len(one.triples & other.triples) >= SIMILAR * len(union)
 
-    pairs = {pair for pair in itertools.combinations(range(60), 2) if agree(*(questions[place] for place in pair))}
+    pairs = {
+        pair for pair in itertools.combinations(range(60), 2) if agree(*(questions[position] for position in pair))
+    }
     assert 0 < len(pairs) < 60 * 59 // 2
-    found = {pair for pair in itertools.combinations(range(60), 2) if asked(*(questions[place] for place in pair))}
+    found = {
+        pair for pair in itertools.combinations(range(60), 2) if asked(*(questions[position] for position in pair))
+    }
     assert found == pairs

@@ -17,23 +17,23 @@ from mmprm.config import load
 from mmprm.errors import ConfigError, DataError
 from mmprm.labels.export import ExportConfig, ExportSummary, balance, export_labels
 from mmprm.labels.formats import FORMATS, VISUALPRM_SYSTEM, Content, content_of
-from mmprm.labels.parquet import LabelledExample, Split, read_parquet, write_parquet
+from mmprm.labels.parquet import LabeledExample, Split, read_parquet, write_parquet
 from mmprm.problems import write_problems
-from mmprm.types import Counts, LabelledPath, Picture, Problem
+from mmprm.types import Counts, ImageRef, LabeledPath, Problem
 
 
-def png(shade: int) -> Picture:
+def png(shade: int) -> ImageRef:
     """Stripes: dark to the left of `shade`."""
     buffer = io.BytesIO()
     image = Image.new("L", (32, 32), "white")
     image.paste(0, (0, 0, shade, 32))
     image.save(buffer, "PNG")
-    return Picture(data=buffer.getvalue())
+    return ImageRef(data=buffer.getvalue())
 
 
-PICTURED = Problem("p", "<image>\nHow many cats?", "5", (png(8),))
+WITH_IMAGE = Problem("p", "<image>\nHow many cats?", "5", (png(8),))
 PLAIN = Problem("q", "What is 2 + 3?", "5")
-PATH = LabelledPath(
+PATH = LabeledPath(
     "p",
     ("Two here.", "Three there.", "Five in all.", "<answer>5</answer>", "Done."),
     (Counts(3, 1), None, Counts(0, 4), Counts(1, 3), None),
@@ -42,7 +42,7 @@ PATH = LabelledPath(
 """Values 0.75, none, 0, 0.25, none: hard labels right, none, wrong, right, none."""
 
 
-def export(folder: Path, examples: list[LabelledExample], form: str, **keys: Any) -> ExportSummary:
+def export(folder: Path, examples: list[LabeledExample], form: str, **keys: Any) -> ExportSummary:
     write_parquet(folder / "labels.parquet", examples)
     return export_labels(
         ExportConfig(labels=str(folder / "labels.parquet"), output=str(folder / "out"), format=form, **keys)
@@ -50,8 +50,8 @@ def export(folder: Path, examples: list[LabelledExample], form: str, **keys: Any
 
 
 def only_record(folder: Path, problem: Problem, form: str, **keys: Any) -> dict[str, Any]:
-    path = LabelledPath(problem.id, PATH.steps, PATH.counts, PATH.complete)
-    export(folder, [LabelledExample(problem, path, "train")], form, **keys)
+    path = LabeledPath(problem.id, PATH.steps, PATH.counts, PATH.complete)
+    export(folder, [LabeledExample(problem, path, "train")], form, **keys)
     (line,) = (folder / "out" / "train.jsonl").read_text(encoding="utf-8").splitlines()
     return json.loads(line)
 
@@ -64,7 +64,7 @@ def test_trl_merges_what_it_cannot_mask(tmp_path: Path) -> None:
     }
 
 
-def test_math_shepherd_marks_labelled_steps_only(tmp_path: Path) -> None:
+def test_math_shepherd_marks_labeled_steps_only(tmp_path: Path) -> None:
     assert only_record(tmp_path, PLAIN, "math-shepherd", threshold=0.5) == {
         "input": "What is 2 + 3? Step 1: Two here. ки\nStep 2: Three there.\nStep 3: Five in all. ки\n"
         "Step 4: <answer>5</answer> ки",
@@ -94,7 +94,7 @@ def test_prm800k_leaves_ratings_empty(tmp_path: Path) -> None:
 
 
 def test_visualprm_is_a_turn_a_step(tmp_path: Path) -> None:
-    record = only_record(tmp_path, PICTURED, "visualprm")
+    record = only_record(tmp_path, WITH_IMAGE, "visualprm")
     values = [(turn["from"], turn["value"]) for turn in record["conversations"]]
     assert values == [
         ("system", VISUALPRM_SYSTEM),
@@ -105,11 +105,11 @@ def test_visualprm_is_a_turn_a_step(tmp_path: Path) -> None:
         ("human", "<answer>5</answer>"),
         ("gpt", "+"),
     ]
-    assert (tmp_path / "out" / record["image"]).read_bytes() == PICTURED.pictures[0].data
+    assert (tmp_path / "out" / record["image"]).read_bytes() == WITH_IMAGE.images[0].data
 
 
 def test_mm_prm_has_soft_labels_in_the_second_turn(tmp_path: Path) -> None:
-    record = only_record(tmp_path, PICTURED, "mm-prm")
+    record = only_record(tmp_path, WITH_IMAGE, "mm-prm")
     human, gpt = record["conversations"]
     assert human["value"] == (
         "<image>\nQuestion: How many cats?\n"
@@ -120,13 +120,13 @@ def test_mm_prm_has_soft_labels_in_the_second_turn(tmp_path: Path) -> None:
     assert record["image"].startswith("images/")
 
 
-def test_several_pictures_are_a_list_and_none_is_no_key(tmp_path: Path) -> None:
+def test_several_images_are_a_list_and_none_is_no_key(tmp_path: Path) -> None:
     two = Problem("p", "Which is darker?", "1", (png(8), png(20)))
     record = only_record(tmp_path, two, "mm-prm", kind="hard")
     assert record["conversations"][0]["value"].startswith("<image><image>\nQuestion: Which is darker?\n")
     assert record["conversations"][1]["value"] == [1.0, 0.0, 1.0]
-    pictures = [(tmp_path / "out" / place).read_bytes() for place in record["image"]]
-    assert pictures == [picture.data for picture in two.pictures]
+    images = [(tmp_path / "out" / position).read_bytes() for position in record["image"]]
+    assert images == [image.data for image in two.images]
     assert "image" not in only_record(tmp_path / "plain", PLAIN, "visualprm")
 
 
@@ -136,10 +136,10 @@ def test_every_format_comes_back(tmp_path: Path, name: str) -> None:
     for kind in form.kinds:
         folder = tmp_path / kind
         examples = [
-            LabelledExample(PICTURED, PATH, "train"),
-            LabelledExample(
+            LabeledExample(WITH_IMAGE, PATH, "train"),
+            LabeledExample(
                 Problem("q", "Line one\nStep one: 2 < 3 ?", "yes", (), (), "It is."),
-                LabelledPath("q", ("- a\n\n- b +", 'ä 中 "c" \\frac{1}{3}'), (Counts(1, 2), Counts(1, 0)), True),
+                LabeledPath("q", ("- a\n\n- b +", 'ä 中 "c" \\frac{1}{3}'), (Counts(1, 2), Counts(1, 0)), True),
                 "train",
             ),
         ]
@@ -155,25 +155,25 @@ def test_every_format_comes_back(tmp_path: Path, name: str) -> None:
 
 
 def test_a_format_that_masks_keeps_every_step_and_one_that_cannot_keeps_every_word() -> None:
-    masked = content_of(PATH, PICTURED, FORMATS["openrlhf"], "soft", 0.0)
+    masked = content_of(PATH, WITH_IMAGE, FORMATS["openrlhf"], "soft", 0.0)
     assert masked == Content("How many cats?", PATH.steps[:4], (0.75, None, 0.0, 0.25))
-    merged = content_of(PATH, PICTURED, FORMATS["trl"], "hard", 0.25)
+    merged = content_of(PATH, WITH_IMAGE, FORMATS["trl"], "hard", 0.25)
     assert merged == Content(
         "How many cats?", ("Two here.", "Three there.\nFive in all.", "<answer>5</answer>"), (True, False, False)
     )
-    unlabelled = LabelledPath("p", ("a",), (None,), False)
-    assert content_of(unlabelled, PICTURED, FORMATS["trl"], "hard", 0.0) is None
+    unlabeled = LabeledPath("p", ("a",), (None,), False)
+    assert content_of(unlabeled, WITH_IMAGE, FORMATS["trl"], "hard", 0.0) is None
 
 
 def test_without_a_mask_a_label_on_another_path_is_repeated_and_only_the_unknown_is_merged(tmp_path: Path) -> None:
     steps = ("a", "b", "c", "d")
-    first = LabelledPath("q", steps, (Counts(1, 0), Counts(0, 1), None, Counts(0, 2)), False)
-    second = LabelledPath("q", ("a", "b", "x", "y", "z"), (None, None, Counts(2, 0), None, Counts(0, 3)), False)
-    stranger = LabelledPath("p", ("a", "b"), (None, Counts(0, 1)), False)
+    first = LabeledPath("q", steps, (Counts(1, 0), Counts(0, 1), None, Counts(0, 2)), False)
+    second = LabeledPath("q", ("a", "b", "x", "y", "z"), (None, None, Counts(2, 0), None, Counts(0, 3)), False)
+    stranger = LabeledPath("p", ("a", "b"), (None, Counts(0, 1)), False)
     examples = [
-        LabelledExample(PLAIN, first, "train"),
-        LabelledExample(PLAIN, second, "train"),
-        LabelledExample(PICTURED, stranger, "train"),
+        LabeledExample(PLAIN, first, "train"),
+        LabeledExample(PLAIN, second, "train"),
+        LabeledExample(WITH_IMAGE, stranger, "train"),
     ]
     summary = export(tmp_path / "trl", examples, "trl")
     lines = (tmp_path / "trl" / "out" / "train.jsonl").read_text().splitlines()
@@ -182,18 +182,18 @@ def test_without_a_mask_a_label_on_another_path_is_repeated_and_only_the_unknown
         (["a", "b", "x", "y\nz"], [True, False, True, False]),
         (["a\nb"], [False]),
     ]
-    assert (summary.splits["train"].labels, summary.splits["train"].right) == (6, 2), "each label counts once"
+    assert (summary.splits["train"].labels, summary.splits["train"].correct) == (6, 2), "each label counts once"
     export(tmp_path / "masked", examples, "openrlhf")
     lines = (tmp_path / "masked" / "out" / "train.jsonl").read_text().splitlines()
     assert [json.loads(line)["label"] for line in lines] == [[1.0, 0.0, 0.0], [1.0, 0.0], [0.0]]
 
 
 def test_parquet_is_the_file_of_mmprm_labels_again(tmp_path: Path) -> None:
-    examples = [LabelledExample(PICTURED, PATH, "train"), LabelledExample(PLAIN, PATH, "dev")]
-    examples[1] = LabelledExample(PLAIN, LabelledPath("q", ("a",), (Counts(1, 1, 2),), False), "dev")
+    examples = [LabeledExample(WITH_IMAGE, PATH, "train"), LabeledExample(PLAIN, PATH, "dev")]
+    examples[1] = LabeledExample(PLAIN, LabeledPath("q", ("a",), (Counts(1, 1, 2),), False), "dev")
     summary = export(tmp_path, examples, "parquet")
     assert read_parquet(tmp_path / "out" / "labels.parquet") == examples
-    assert (summary.splits["train"].labels, summary.splits["train"].right, summary.splits["dev"].labels) == (3, 2, 1)
+    assert (summary.splits["train"].labels, summary.splits["train"].correct, summary.splits["dev"].labels) == (3, 2, 1)
 
 
 @pytest.mark.parametrize(
@@ -201,8 +201,8 @@ def test_parquet_is_the_file_of_mmprm_labels_again(tmp_path: Path) -> None:
     [("math-shepherd", "a ки b"), ("openrlhf", "a\nStep 7: b"), ("mm-prm", "a <prm> b"), ("math-shepherd", "маки")],
 )
 def test_reserved_words_cost_a_solution_and_are_counted(tmp_path: Path, form: str, word: str) -> None:
-    bad = LabelledPath("q", (word,), (Counts(1, 0),), False)
-    examples = [LabelledExample(PLAIN, bad, "train"), LabelledExample(PICTURED, PATH, "train")]
+    bad = LabeledPath("q", (word,), (Counts(1, 0),), False)
+    examples = [LabeledExample(PLAIN, bad, "train"), LabeledExample(WITH_IMAGE, PATH, "train")]
     summary = export(tmp_path, examples, form)
     assert summary.unfit == {"q": 1}
     assert summary.splits["train"].solutions == 1
@@ -211,7 +211,7 @@ def test_reserved_words_cost_a_solution_and_are_counted(tmp_path: Path, form: st
     assert not (tmp_path / "none" / "out").exists()
 
 
-def many(count: int = 60) -> list[LabelledExample]:
+def many(count: int = 60) -> list[LabeledExample]:
     """Two paths a problem with a right and five wrong labels; stored in three splits."""
     splits: tuple[Split, ...] = ("train", "train", "dev", "test")
     examples = []
@@ -220,9 +220,7 @@ def many(count: int = 60) -> list[LabelledExample]:
         for path in (0, 1):
             steps = tuple(f"{path}.{step}" for step in range(3))
             counts = (Counts(1 - path, 1), Counts(0, 2), Counts(0, 3))
-            examples.append(
-                LabelledExample(problem, LabelledPath(problem.id, steps, counts, False), splits[number % 4])
-            )
+            examples.append(LabeledExample(problem, LabeledPath(problem.id, steps, counts, False), splits[number % 4]))
     return examples
 
 
@@ -252,9 +250,9 @@ def test_the_stored_split_is_kept_and_a_new_one_is_by_problem(tmp_path: Path) ->
 def test_negatives_are_balanced_in_the_train_split_with_a_seed(tmp_path: Path) -> None:
     summary = export(tmp_path / "a", many(), "parquet", negatives=2)
     train, dev = summary.splits["train"], summary.splits["dev"]
-    assert (train.right, train.labels - train.right) == (30, 60)
+    assert (train.correct, train.labels - train.correct) == (30, 60)
     assert summary.negatives_dropped == 30 * 5 - 60
-    assert (dev.right, dev.labels - dev.right) == (15, 75)
+    assert (dev.correct, dev.labels - dev.correct) == (15, 75)
     config = ExportConfig(labels="x", output="y", format="trl", negatives=1)
     examples = many()
     first, again = balance(examples, config)[0], balance(examples[::-1], config)[0]
@@ -269,15 +267,15 @@ def test_negatives_are_balanced_in_the_train_split_with_a_seed(tmp_path: Path) -
 
 def test_a_solution_without_its_verdict_is_not_complete_any_more(tmp_path: Path) -> None:
     """Its last label is one negative too many, and goes with its step."""
-    path = LabelledPath("q", ("a", "b", "5"), (Counts(4, 0), Counts(2, 2), Counts(0, 1)), True)
-    export(tmp_path, [LabelledExample(PLAIN, path, "train")], "prm800k", negatives=0.1)
+    path = LabeledPath("q", ("a", "b", "5"), (Counts(4, 0), Counts(2, 2), Counts(0, 1)), True)
+    export(tmp_path, [LabeledExample(PLAIN, path, "train")], "prm800k", negatives=0.1)
     label = json.loads((tmp_path / "out" / "train.jsonl").read_text())["label"]
     assert (len(label["steps"]), label["finish_reason"]) == (2, "give_up")
 
 
 def test_only_labels_that_a_judge_shares(tmp_path: Path) -> None:
     """Values 0.75, none, 0, 0.25, none; the judge agrees on the first alone, so that the first errors differ."""
-    judged = LabelledExample(PLAIN, replace(PATH, problem_id="q"), "train", (0.9, None, 0.8, 0.2, None), "a judge")
+    judged = LabeledExample(PLAIN, replace(PATH, problem_id="q"), "train", (0.9, None, 0.8, 0.2, None), "a judge")
     summary = export(tmp_path / "steps", [judged], "parquet", agree="steps")
     (kept,) = read_parquet(tmp_path / "steps" / "out" / "labels.parquet")
     assert kept.path.counts == (Counts(3, 1), None, None, None, None)
@@ -289,10 +287,10 @@ def test_only_labels_that_a_judge_shares(tmp_path: Path) -> None:
 
 
 def test_near_duplicates_across_problems_are_dropped(tmp_path: Path) -> None:
-    def example(name: str, question: str, labels: int, split: Split, *pictures: Picture) -> LabelledExample:
+    def example(name: str, question: str, labels: int, split: Split, *images: ImageRef) -> LabeledExample:
         counts = tuple(Counts(1, 1) for _ in range(labels))
-        path = LabelledPath(name, tuple("abc"[:labels]), counts, False)
-        return LabelledExample(Problem(name, question, "1", pictures), path, split)
+        path = LabeledPath(name, tuple("abc"[:labels]), counts, False)
+        return LabeledExample(Problem(name, question, "1", images), path, split)
 
     examples = [
         example("a", "How many cats?", 1, "train", png(8)),
@@ -317,25 +315,25 @@ def test_overlap_with_a_benchmark_is_reported_and_left_in(tmp_path: Path) -> Non
         Problem("x3", "How many cats?", "5", (png(24),)),
     ]
     write_problems(benchmark, theirs)
-    examples = [LabelledExample(PICTURED, PATH, "train")]
+    examples = [LabeledExample(WITH_IMAGE, PATH, "train")]
     config = load(ExportConfig, None, ["labels=a", "output=b", "format=trl", f"benchmark={benchmark}"])
     assert config.benchmark == (str(benchmark),)
     summary = export(tmp_path, examples, "trl", benchmark=config.benchmark)
     assert summary.overlap == {str(benchmark): {"x1": "p"}}
     assert summary.splits["train"].problems == 1
-    assert summary.pictures_left_out == 1
+    assert summary.images_left_out == 1
 
 
 @pytest.mark.parametrize("form", ["trl", "math-shepherd", "prm800k", "visualprm"])
 def test_soft_labels_are_refused_where_the_format_is_hard(tmp_path: Path, form: str) -> None:
     with pytest.raises(ConfigError, match=rf"kind=soft does not work with format={form}.*use kind=hard"):
-        export(tmp_path, [LabelledExample(PLAIN, PATH, "train")], form, kind="soft")
+        export(tmp_path, [LabeledExample(PLAIN, PATH, "train")], form, kind="soft")
     with pytest.raises(ConfigError, match=r"kind=hard does not work with format=parquet.*targets\.kind=hard"):
-        export(tmp_path, [LabelledExample(PLAIN, PATH, "train")], "parquet", kind="hard")
+        export(tmp_path, [LabeledExample(PLAIN, PATH, "train")], "parquet", kind="hard")
 
 
 def test_bad_input_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
-    good = [LabelledExample(PLAIN, LabelledPath("q", ("a",), (Counts(1, 0),), False), "train")]
+    good = [LabeledExample(PLAIN, LabeledPath("q", ("a",), (Counts(1, 0),), False), "train")]
     with pytest.raises(ConfigError, match="format"):
         load(ExportConfig, None, ["labels=a", "output=b", "format=csv"])
     with pytest.raises(DataError, match=r"no such file.*mmprm labels"):
@@ -343,14 +341,14 @@ def test_bad_input_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"dev=0\.6 and test=0\.4 must sum to less than 1"):
         export(tmp_path, good, "trl", dev=0.6, test=0.4)
     with pytest.raises(DataError, match="problem q is in two splits"):
-        export(tmp_path, [*good, LabelledExample(PLAIN, good[0].path, "dev")], "trl")
+        export(tmp_path, [*good, LabeledExample(PLAIN, good[0].path, "dev")], "trl")
     with pytest.raises(DataError, match="split must be train, dev or test, got None"):
-        export(tmp_path, [LabelledExample(PLAIN, good[0].path, None)], "trl")  # type: ignore[arg-type]
+        export(tmp_path, [LabeledExample(PLAIN, good[0].path, None)], "trl")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="leave no label"):
-        export(tmp_path, [LabelledExample(PLAIN, LabelledPath("q", ("a",), (None,), False), "train")], "trl")
-    missing = Problem("q", "What?", "1", (Picture(path=str(tmp_path / "gone.png")),))
+        export(tmp_path, [LabeledExample(PLAIN, LabeledPath("q", ("a",), (None,), False), "train")], "trl")
+    missing = Problem("q", "What?", "1", (ImageRef(path=str(tmp_path / "gone.png")),))
     with pytest.raises(DataError, match=r"gone\.png"):
-        export(tmp_path, [LabelledExample(missing, good[0].path, "train")], "mm-prm")
+        export(tmp_path, [LabeledExample(missing, good[0].path, "train")], "mm-prm")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["labels.parquet"]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")

@@ -11,16 +11,16 @@ import pytest
 from PIL import Image
 from transformers import AutoProcessor
 
-from mmprm.backbone.processor import picture_placeholder
+from mmprm.backbone.processor import image_placeholder
 from mmprm.labels.formats import FORMATS, VISUALPRM_SYSTEM, Content, Record, Row, content_of, record_of
 from mmprm.prm.formats import open_format
 from mmprm.prm.info import PrmInfo
-from mmprm.types import Counts, LabelledPath, Picture, Problem, Solution
+from mmprm.types import Counts, ImageRef, LabeledPath, Problem, Solution
 from tests.backbones import write_backbone
 from tests.mmprm.prm.test_prm_formats import byte_level, sentencepiece
 
 STEPS = (" 1+1=2\n", "2-1=1")
-RIGHT = (Counts(1, 0), Counts(1, 0))
+CORRECT = (Counts(1, 0), Counts(1, 0))
 ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
 
 
@@ -54,7 +54,7 @@ def mm_prm_ids(record: Record, processor: Any) -> list[int]:
 
 def _tokens(processor: Any, text: str) -> list[int]:
     if hasattr(processor, "image_processor"):
-        text = text.replace("<image>", picture_placeholder(processor))
+        text = text.replace("<image>", image_placeholder(processor))
     return getattr(processor, "tokenizer", processor)(text, add_special_tokens=False)["input_ids"]
 
 
@@ -78,10 +78,10 @@ def internvl(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 
 def exported(name: str, problem: Problem, steps: tuple[str, ...] = STEPS) -> tuple[Content, Record]:
-    path = LabelledPath(problem.id, steps, RIGHT, False)
+    path = LabeledPath(problem.id, steps, CORRECT, False)
     content = content_of(path, problem, FORMATS[name], "hard", 0.0)
     assert content is not None
-    images = tuple(f"images/{number}.png" for number in range(len(problem.pictures)))
+    images = tuple(f"images/{number}.png" for number in range(len(problem.images)))
     record = record_of(Row(content, problem, False, images), FORMATS[name])
     assert record is not None
     return content, record
@@ -109,7 +109,7 @@ def test_images_stand_at_the_same_place(name: str, count: int, internvl: Any) ->
     family, training_ids = SCORERS[name] or pytest.fail("has none")
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32)).save(buffer, "PNG")
-    problem = Problem("p", "<image>\nHow many?", "2", (Picture(data=buffer.getvalue()),) * count)
+    problem = Problem("p", "<image>\nHow many?", "2", (ImageRef(data=buffer.getvalue()),) * count)
     scorer = open_format(internvl, PrmInfo(format=family))
     _, record = exported(name, problem)
     assert training_ids(record, internvl) == list(scorer.mark(Solution(problem, STEPS)).ids)

@@ -1,4 +1,4 @@
-"""Labelled paths that another program wrote, or that were joined: each fault is one error that names its row."""
+"""Labeled paths that another program wrote, or that were joined: each fault is one error that names its row."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ ROW = {
     "images": [],
     "steps": ["1+1 is 2."],
     "labels": [0.75],
-    "right": [3],
-    "wrong": [1],
+    "correct": [3],
+    "incorrect": [1],
     "unknown": [0],
     "complete": False,
     "split": "train",
@@ -61,7 +61,12 @@ def test_an_image_of_nothing_is_named(tmp_path: Path, image: dict[str, Any] | No
 
 def test_other_types_are_cast_where_nothing_is_lost(tmp_path: Path) -> None:
     wide = pyarrow.list_(pyarrow.int64())
-    types = {"right": wide, "wrong": wide, "labels": pyarrow.list_(pyarrow.float64()), "problem_id": pyarrow.int64()}
+    types = {
+        "correct": wide,
+        "incorrect": wide,
+        "labels": pyarrow.list_(pyarrow.float64()),
+        "problem_id": pyarrow.int64(),
+    }
     (example,) = read_parquet(write(tmp_path / "wide.parquet", {"problem_id": 7}, **types))
     assert (example.problem.id, example.path.counts) == ("7", (Counts(3, 1),))
 
@@ -69,8 +74,8 @@ def test_other_types_are_cast_where_nothing_is_lost(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "value", "kind"),
     [
-        ("right", [2**40], pyarrow.list_(pyarrow.int64())),
-        ("right", [2.5], pyarrow.list_(pyarrow.float64())),
+        ("correct", [2**40], pyarrow.list_(pyarrow.int64())),
+        ("correct", [2.5], pyarrow.list_(pyarrow.float64())),
         ("steps", "1+1 is 2.", pyarrow.string()),
         ("question", {"text": "?"}, pyarrow.struct([("text", pyarrow.string())])),
     ],
@@ -91,7 +96,7 @@ def test_an_empty_a_cut_and_another_file_are_named(tmp_path: Path) -> None:
 
 
 def test_flipped_bits_are_an_error_and_never_another_label(tmp_path: Path) -> None:
-    rows = [{"problem_id": str(n), "right": [n % 7 + 1], "labels": [None], "steps": [f"{n}"]} for n in range(300)]
+    rows = [{"problem_id": str(n), "correct": [n % 7 + 1], "labels": [None], "steps": [f"{n}"]} for n in range(300)]
     examples = read_parquet(write(tmp_path / "foreign.parquet", *rows))
     write_parquet(tmp_path / "own.parquet", examples)
     whole, rng = (tmp_path / "own.parquet").read_bytes(), random.Random(0)
@@ -130,7 +135,7 @@ def test_export_copies_images_below_its_folder_alone(tmp_path: Path) -> None:
         with pytest.raises(DataError, match=r"problem '1' has the image .* which is not below"):
             export(labels, tmp_path / "out")
     labels = write(data / "labels.parquet", {"images": [{"bytes": None, "path": "key.png"}]})
-    with pytest.raises(DataError, match="cannot be read as a picture"):
+    with pytest.raises(DataError, match="cannot be read as an image"):
         export(labels, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     export(write(data / "labels.parquet", {"images": [{"bytes": None, "path": "a.png"}]}), tmp_path / "out")

@@ -1,4 +1,4 @@
-"""Trees to labelled paths, and Parquet and back."""
+"""Trees to labeled paths, and Parquet and back."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from mmprm.config import load
 from mmprm.errors import ConfigError, DataError, StoreError
 from mmprm.labels.build import LabelsConfig, build_labels
-from mmprm.labels.parquet import LabelledExample, read_parquet, split_of, write_parquet
-from mmprm.labels.paths import RIGHT, WRONG, count_labels, label_tree
-from mmprm.trees.records import count_verdicts, pack_batch
+from mmprm.labels.parquet import LabeledExample, read_parquet, split_of, write_parquet
+from mmprm.labels.paths import CORRECT, INCORRECT, count_labels, label_tree
+from mmprm.trees.serialization import count_verdicts, pack_batch
 from mmprm.trees.stopping import StoppingRule
 from mmprm.trees.store import Store
-from mmprm.types import Batch, Counts, LabelledPath, Node, Picture, Problem, Rollout, Steps, Tree, Verdict
+from mmprm.types import Batch, Counts, ImageRef, LabeledPath, Node, Problem, Rollout, Steps, Tree, Verdict
 
-FIXED = StoppingRule(doubt=0, shared=None)
+FIXED = StoppingRule(false_negative_rate=0, min_shared_rollouts=None)
 SEARCH = {"search": FIXED.model_dump()}
 VERDICTS = {"r": Verdict.CORRECT, "w": Verdict.INCORRECT, "?": Verdict.UNKNOWN}
 
@@ -35,8 +35,8 @@ def rollout(words: str, verdict: str) -> Rollout:
 
 
 def node(prefix: str, *rollouts: tuple[str, str]) -> Node:
-    drawn = tuple(rollout(*pair) for pair in rollouts)
-    return Node(steps_of(prefix), (count_verdicts(drawn),), drawn)
+    sampled = tuple(rollout(*pair) for pair in rollouts)
+    return Node(steps_of(prefix), (count_verdicts(sampled),), sampled)
 
 
 def tree(*nodes: Node) -> Tree:
@@ -51,8 +51,8 @@ SMALL = tree(
 )
 
 
-def labels_of(paths: list[LabelledPath]) -> dict[Steps, Counts]:
-    """Prefix → counts; fails where a prefix is labelled twice."""
+def labels_of(paths: list[LabeledPath]) -> dict[Steps, Counts]:
+    """Prefix → counts; fails where a prefix is labeled twice."""
     found: dict[Steps, Counts] = {}
     for path in paths:
         for depth, counts in enumerate(path.counts, start=1):
@@ -71,24 +71,24 @@ def test_each_state_once_by_its_own_rollouts() -> None:
 def test_last_steps_take_their_own_verdict_in_equal_numbers() -> None:
     paths = label_tree(SMALL, FIXED, "tags", seed=0)
     ends = Counter(path.counts[-1] for path in paths if path.complete)
-    assert ends == {RIGHT: 1, WRONG: 1}
+    assert ends == {CORRECT: 1, INCORRECT: 1}
     assert count_labels(paths).labels == 3
-    assert (count_labels(paths).labels_terminal, count_labels(paths).terminal_right) == (2, 1)
+    assert (count_labels(paths).labels_terminal, count_labels(paths).terminal_correct) == (2, 1)
 
 
 def test_complete_solutions_are_those_of_the_root() -> None:
     """ "a x d" ends right although nothing else from "a x" does: a recovery, which the policy's own answers lack."""
     recovery = node("a x", ("d A", "r"), ("z A", "w"))
     paths = label_tree(tree(node("", ("a b A", "r"), ("a x z A", "w")), recovery), FIXED, "tags", seed=0)
-    right = {path.steps for path in paths if path.complete and path.counts[-1] == RIGHT}
-    assert right == {("a", "b", "<answer>1</answer>")}
+    correct = {path.steps for path in paths if path.complete and path.counts[-1] == CORRECT}
+    assert correct == {("a", "b", "<answer>1</answer>")}
 
 
-def test_one_path_a_deepest_state_and_the_tail_is_unlabelled() -> None:
+def test_one_path_a_deepest_state_and_the_tail_is_unlabeled() -> None:
     paths = label_tree(tree(node("", ("q A", "r"), ("a b c A", "w")), node("a", ("b c A", "w"))), FIXED, "tags", seed=0)
-    (wrong,) = [path for path in paths if path.counts[-1] == WRONG]
-    assert wrong.steps == ("a", "b", "c", "<answer>1</answer>")
-    assert wrong.counts == (Counts(0, 1), None, None, WRONG)
+    (incorrect,) = [path for path in paths if path.counts[-1] == INCORRECT]
+    assert incorrect.steps == ("a", "b", "c", "<answer>1</answer>")
+    assert incorrect.counts == (Counts(0, 1), None, None, INCORRECT)
 
 
 def test_surplus_ends_at_its_state() -> None:
@@ -96,20 +96,20 @@ def test_surplus_ends_at_its_state() -> None:
     searched = tree(node("", ("a A", "w"), ("b A", "w"), ("c A", "r")), node("a", ("A", "w")), node("b", ("A", "w")))
     paths = label_tree(searched, FIXED, "tags", seed=0)
     assert sorted(len(path.steps) for path in paths) == [1, 2, 2]
-    assert Counter(path.counts[-1] for path in paths if path.complete) == {RIGHT: 1, WRONG: 1}
+    assert Counter(path.counts[-1] for path in paths if path.complete) == {CORRECT: 1, INCORRECT: 1}
 
 
 def test_what_gives_no_label() -> None:
     unknown_only = node("a", ("b A", "?"))
     assert label_tree(tree(node("", ("a b A", "r")), unknown_only), FIXED, "tags", seed=0) == []
-    unsplit = Node((), (Counts(wrong=1),), (Rollout((), Verdict.INCORRECT, 1, "no tags", "no step"),))
+    unsplit = Node((), (Counts(incorrect=1),), (Rollout((), Verdict.INCORRECT, 1, "no tags", "no step"),))
     assert label_tree(tree(unsplit), FIXED, "tags", seed=0) == []
     empty_step = node("a", ("b A", "w"))
     empty_step = Node(("<step> </step>",), empty_step.batches, empty_step.rollouts)
     assert label_tree(tree(empty_step), FIXED, "tags", seed=0) == []
 
 
-def test_states_that_differ_in_markup_alone_are_one() -> None:
+def test_states_that_differ_in_step_format_alone_are_one() -> None:
     other = Node(("<step_1>a</step_1>",), (Counts(3, 1),), ())
     assert labels_of(label_tree(tree(node("a", ("b A", "w")), other), FIXED, "tags", seed=0)) == {("a",): Counts(0, 1)}
 
@@ -122,34 +122,34 @@ def test_the_seed_decides() -> None:
 
 words = st.lists(st.sampled_from("abc"), min_size=1, max_size=3).map(" ".join)
 nodes = st.builds(
-    lambda prefix, drawn: node(prefix, *drawn),
+    lambda prefix, sampled: node(prefix, *sampled),
     st.lists(st.sampled_from("abc"), max_size=3).map(" ".join),
     st.lists(st.tuples(words.map(lambda text: f"{text} A"), st.sampled_from("rw?")), max_size=5),
 )
 
 
 @given(st.lists(nodes, max_size=6, unique_by=lambda node: node.steps))
-def test_any_tree(drawn: list[Node]) -> None:
-    searched = tree(*drawn)
+def test_any_tree(sampled: list[Node]) -> None:
+    searched = tree(*sampled)
     paths = label_tree(searched, FIXED, "tags", seed=3)
     labels = labels_of(paths)
     ends = {path.steps for path in paths if path.complete}
     assert {steps for steps in labels if steps not in ends} == {
-        tuple(step[6:-7] for step in node.steps) for node in drawn if node.steps and node.counts.known
+        tuple(step[6:-7] for step in node.steps) for node in sampled if node.steps and node.counts.known
     }
     counts = count_labels(paths)
-    assert counts.terminal_right * 2 == counts.labels_terminal
+    assert counts.terminal_correct * 2 == counts.labels_terminal
     assert len({path.steps for path in paths}) == len(paths)
 
 
-PROBLEM = Problem("p", "what?", "1", (Picture(data=b"\x89PNG"), Picture(path="other.png")))
-PATH = LabelledPath("p", ("a", "b", "c"), (Counts(1, 2, 3), None, RIGHT), True)
+PROBLEM = Problem("p", "what?", "1", (ImageRef(data=b"\x89PNG"), ImageRef(path="other.png")))
+PATH = LabeledPath("p", ("a", "b", "c"), (Counts(1, 2, 3), None, CORRECT), True)
 
 
 def test_parquet_there_and_back(tmp_path: Path) -> None:
     file = tmp_path / "labels.parquet"
-    text_only = LabelledExample(Problem("q", "?", "2"), LabelledPath("q", ("a",), (WRONG,), False), "dev")
-    examples = [LabelledExample(PROBLEM, PATH, "train"), text_only, LabelledExample(PROBLEM, PATH, "train")]
+    text_only = LabeledExample(Problem("q", "?", "2"), LabeledPath("q", ("a",), (INCORRECT,), False), "dev")
+    examples = [LabeledExample(PROBLEM, PATH, "train"), text_only, LabeledExample(PROBLEM, PATH, "train")]
     write_parquet(file, examples)
     read = read_parquet(file)
     assert read == examples
@@ -157,24 +157,24 @@ def test_parquet_there_and_back(tmp_path: Path) -> None:
     assert read_parquet(file, "dev") == [text_only]
     row = datasets.load_dataset("parquet", data_files=str(file), cache_dir=str(tmp_path / "cache"))["train"][0]
     assert row["labels"] == [pytest.approx(1 / 3), None, 1.0]
-    assert (row["right"], row["unknown"], row["images"][0]["bytes"]) == ([1, None, 1], [3, None, 0], b"\x89PNG")
+    assert (row["correct"], row["unknown"], row["images"][0]["bytes"]) == ([1, None, 1], [3, None, 0], b"\x89PNG")
 
 
-def test_pictures_of_a_problem_are_stored_once(tmp_path: Path) -> None:
+def test_images_of_a_problem_are_stored_once(tmp_path: Path) -> None:
     import random
 
-    picture = Picture(data=random.Random(0).randbytes(100_000))
-    example = LabelledExample(Problem("p", "?", "1", (picture,)), PATH, "train")
+    image = ImageRef(data=random.Random(0).randbytes(100_000))
+    example = LabeledExample(Problem("p", "?", "1", (image,)), PATH, "train")
     write_parquet(tmp_path / "many.parquet", [example] * 50)
     assert (tmp_path / "many.parquet").stat().st_size < 200_000
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "labels.parquet"
-    write_parquet(file, [LabelledExample(PROBLEM, PATH, "train")])
+    write_parquet(file, [LabeledExample(PROBLEM, PATH, "train")])
 
     def failing():
-        yield LabelledExample(PROBLEM, PATH, "train")
+        yield LabeledExample(PROBLEM, PATH, "train")
         raise DataError("image gone")
 
     with pytest.raises(DataError, match="image gone"):
@@ -203,7 +203,7 @@ def test_split_by_problem_content() -> None:
 
 def test_build_from_a_store(tmp_path: Path) -> None:
     (tmp_path / "one.png").write_bytes(b"\x89PNG")
-    problems = [Problem(f"p{i}", "?", "1", (Picture(path=str(tmp_path / "one.png")),)) for i in range(40)]
+    problems = [Problem(f"p{i}", "?", "1", (ImageRef(path=str(tmp_path / "one.png")),)) for i in range(40)]
     store = Store.create_or_open(tmp_path / "run" / "trees.sqlite", SEARCH)
     store.add_problems(problems)
     for problem in problems:
@@ -217,12 +217,12 @@ def test_build_from_a_store(tmp_path: Path) -> None:
     by_split = {s: {e.problem.id for e in examples if e.split == s} for s in ("train", "dev")}
     assert {len(ids) > 0 for ids in by_split.values()} == {True}
     assert not by_split["train"] & by_split["dev"]
-    assert examples[0].problem.pictures[0].data == b"\x89PNG"
+    assert examples[0].problem.images[0].data == b"\x89PNG"
 
 
-def test_pictures_are_read_of_labelled_problems_alone(tmp_path: Path) -> None:
+def test_images_are_read_of_labeled_problems_alone(tmp_path: Path) -> None:
     store = Store.create_or_open(tmp_path / "trees.sqlite", SEARCH)
-    gone = (Picture(path=str(tmp_path / "gone.png")),)
+    gone = (ImageRef(path=str(tmp_path / "gone.png")),)
     store.add_problems([Problem("p", "?", "1"), Problem("easy", "?", "1", gone)])
     store.append([pack_batch(Batch("p", n.steps, 0, n.rollouts)) for n in SMALL.nodes])
     store.append([pack_batch(Batch("easy", (), 0, (rollout("a A", "r"),) * 4))])
@@ -239,5 +239,5 @@ def test_build_refuses(tmp_path: Path) -> None:
         build_labels(LabelsConfig(store=str(tmp_path), output=str(tmp_path / "x.parquet")))
     with pytest.raises(ConfigError, match="leave problems"):
         build_labels(LabelsConfig(store=str(tmp_path), output="x", dev=0.6, test=0.4))
-    with pytest.raises(ConfigError, match="markup"):
-        load(LabelsConfig, None, ["store=a", "output=b", "markup=html"])
+    with pytest.raises(ConfigError, match="step_format"):
+        load(LabelsConfig, None, ["store=a", "output=b", "step_format=html"])

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from mmprm.cli.main import main
-from mmprm.planning.parts import WIDTH
+from mmprm.planning.parts import TABLE_WIDTH
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 FILES = sorted(CONFIGS.rglob("*.yaml"))
@@ -25,7 +25,7 @@ def test_fits_the_gpus_that_it_names(
     assert main(["plan", "serve" if kind in SERVED else kind, "--config", str(file)]) == 0
     shown = capsys.readouterr().out
     assert "GiB per GPU, estimated" in shown
-    assert max(map(len, shown.splitlines())) <= WIDTH
+    assert max(map(len, shown.splitlines())) <= TABLE_WIDTH
     for phases in re.findall(r"^  total +([\d. ]+)\n +usable +([\d. ]+?)   of", shown, re.MULTILINE):
         totals, usable = (list(map(float, row.split())) for row in phases)
         assert all(total <= most for total, most in zip(totals, usable, strict=True))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from mmprm.cli.main import main
-from mmprm.cli.plan_rl import plan_rl, rl_shape
+from mmprm.cli.plan_rl import PROMPT_TOKENS, plan_rl, rl_settings, rl_shape
 from mmprm.config import load
 from mmprm.errors import ConfigError
 from mmprm.planning.parts import GIB, GpuGroup
+from mmprm.planning.rl import rl_plan
 from policy_rl.config import RLConfig
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -82,6 +84,18 @@ def test_the_reference_is_sharded_as_the_policy_is() -> None:
     assert whole["rollout"]["trainer: reference model"] == 2 * TOTAL
     adapters = only_group("mm-eureka-7b", kl, "trainer.lora.rank=16").phases
     assert "trainer: reference model" not in adapters["rollout"], "the policy without its adapters"
+
+
+def test_a_trainer_that_keeps_its_cache_leaves_too_little_for_the_engine() -> None:
+    """Of 79 GiB, states 16, engine 39.5, and the 19.4 that an update needs beside the states."""
+    config = recipe("mm-eureka-7b")
+    policy = rl_shape(config)
+    settings = rl_settings(config, policy, PROMPT_TOKENS)
+    (freed,) = rl_plan(policy, None, settings).groups
+    (kept,) = rl_plan(policy, None, replace(settings, keeps_cache=True)).groups
+    working = freed.total("update") - freed.phases["update"]["engine: asleep"]
+    assert kept.total("rollout") == pytest.approx(working + 39.5 * GIB)
+    assert (freed.fits, kept.fits) == (True, False)
 
 
 def test_log_probs_are_computed_first_only_where_they_are_needed() -> None:

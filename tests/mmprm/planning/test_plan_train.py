@@ -10,7 +10,7 @@ import pytest
 
 from mmprm.cli.main import main
 from mmprm.cli.plan_sft import plan_sft
-from mmprm.cli.plan_train import changes, plan_train, train_shape
+from mmprm.cli.plan_train import plan_train, train_changes, train_shape
 from mmprm.config import load
 from mmprm.errors import ConfigError
 from mmprm.planning.cost import cost_of
@@ -39,7 +39,7 @@ def ways(name: str, *sets: str) -> list[str]:
         except ConfigError:
             return False
 
-    return ways_to_fit(fits, changes(recipe(name, *sets)))
+    return ways_to_fit(fits, train_changes(recipe(name, *sets)))
 
 
 @pytest.mark.parametrize("file", RECIPES, ids=lambda file: file.stem)

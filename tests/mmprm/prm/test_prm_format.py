@@ -12,19 +12,19 @@ from mmprm.errors import CheckpointError, DataError
 from mmprm.prm.format import Renderer
 from mmprm.prm.info import PrmTokens
 from mmprm.tiny.tokenizer import build_processor, build_tokenizer
-from mmprm.types import Picture, Problem, Solution
+from mmprm.types import ImageRef, Problem, Solution
 
 QUESTION = "Left to right: blue + red = ?"
 STEPS = ("blue=5", "red=3", "5+3=8", "<answer>8</answer>")
 
 
-def picture(width: int = 56, height: int = 56) -> Picture:
+def image(width: int = 56, height: int = 56) -> ImageRef:
     buffer = io.BytesIO()
     Image.new("RGB", (width, height), "white").save(buffer, "PNG")
-    return Picture(data=buffer.getvalue())
+    return ImageRef(data=buffer.getvalue())
 
 
-PICTURE = picture()
+IMAGE = image()
 
 
 def with_marker(processor):
@@ -43,8 +43,8 @@ def text_renderer() -> Renderer:
     return Renderer(with_marker(build_tokenizer()), PrmTokens())
 
 
-def solution(steps=STEPS, question=QUESTION, pictures=(PICTURE,)) -> Solution:
-    return Solution(Problem("p", question, "8", tuple(pictures)), steps)
+def solution(steps=STEPS, question=QUESTION, images=(IMAGE,)) -> Solution:
+    return Solution(Problem("p", question, "8", tuple(images)), steps)
 
 
 def test_text(renderer: Renderer) -> None:
@@ -56,7 +56,7 @@ def test_text(renderer: Renderer) -> None:
 
 
 def test_tokens(renderer: Renderer) -> None:
-    """A 56 × 56 picture is 2 × 2 merged patches. The marker is always one token, wherever it stands."""
+    """A 56 × 56 image is 2 × 2 merged patches. The marker is always one token, wherever it stands."""
     (ids,) = renderer.encode([solution()])["input_ids"].tolist()
     start = ["<|im_start|>", "user", "\n", "<|im_end|>", "\n", "<|im_start|>", "assistant", "\n"]
     image = ["<|vision_start|>", *["<|image_pad|>"] * 4, "<|vision_end|>", "\n"]
@@ -66,13 +66,13 @@ def test_tokens(renderer: Renderer) -> None:
     tokenizer = renderer.processor.tokenizer
     assert tokenizer.convert_ids_to_tokens(ids) == [*start, *image, *question, *process, *answer]
     assert ids[:8] == [1, 8 + 1, ids[2], 2, ids[2], 1, 8 + 2, ids[2]]
-    positions = [place for place, token in enumerate(ids) if token == renderer.marker_id]
+    positions = [position for position, token in enumerate(ids) if token == renderer.marker_id]
     assert positions == [27, 30, 36, 40]
 
 
 def test_text_only(text_renderer: Renderer) -> None:
-    inputs = text_renderer.encode([solution(pictures=())])
-    assert text_renderer.render(solution(pictures=())).startswith(
+    inputs = text_renderer.encode([solution(images=())])
+    assert text_renderer.render(solution(images=())).startswith(
         "<|im_start|>user\n<|im_end|>\n<|im_start|>assistant\nQuestion: Left"
     )
     assert (inputs["input_ids"] == text_renderer.marker_id).sum() == 4
@@ -80,8 +80,8 @@ def test_text_only(text_renderer: Renderer) -> None:
         text_renderer.render(solution())
 
 
-def test_marks_in_the_question_do_not_count_as_pictures(renderer: Renderer) -> None:
-    marked = renderer.render(solution(question="<image>\nLeft of <image>?", pictures=(PICTURE, PICTURE)))
+def test_marks_in_the_question_do_not_count_as_images(renderer: Renderer) -> None:
+    marked = renderer.render(solution(question="<image>\nLeft of <image>?", images=(IMAGE, IMAGE)))
     assert "<image>" not in marked
     assert marked.count("<|image_pad|>") == 2
     assert "<|vision_end|><|vision_start|><|image_pad|><|vision_end|>\nQuestion: Left of" in marked
@@ -98,14 +98,14 @@ def test_padding_is_on_the_right_whatever_the_tokenizer_says(renderer: Renderer)
     assert inputs["attention_mask"].sum(dim=1).tolist() == [len(alone), len(padded)]
 
 
-def test_a_template_that_breaks_the_line_after_a_picture() -> None:
+def test_a_template_that_breaks_the_line_after_a_image() -> None:
     """InternVL's template writes the placeholder and a line break; the format has exactly one line break there."""
     processor = with_marker(build_processor())
     processor.chat_template = processor.chat_template.replace(
         "<|vision_start|><|image_pad|><|vision_end|>", "<|image_pad|>\n"
     )
     renderer = Renderer(processor, PrmTokens())
-    assert renderer.picture == "<|image_pad|>"
+    assert renderer.image == "<|image_pad|>"
     assert "assistant\n<|image_pad|>\nQuestion:" in renderer.render(solution())
 
 
@@ -118,8 +118,8 @@ def test_a_template_that_breaks_the_line_after_a_picture() -> None:
         (solution(steps=("<|image_pad|>",)), r"problem p: step 1 contains '<\|image_pad\|>'"),
         (solution(steps=("a", "<|video_pad|>")), r"problem p: step 2 contains '<\|video_pad\|>'"),
         (solution(steps=("so <|vision_start|>",)), r"problem p: step 1 contains '<\|vision_start\|>'"),
-        (solution(question="<|vision_end|>?", pictures=()), r"problem p: question contains '<\|vision_end\|>'"),
-        (solution(pictures=(Picture(path="/no/such.png"),)), "/no/such.png: cannot be read"),
+        (solution(question="<|vision_end|>?", images=()), r"problem p: question contains '<\|vision_end\|>'"),
+        (solution(images=(ImageRef(path="/no/such.png"),)), "/no/such.png: cannot be read"),
     ],
 )
 def test_what_cannot_be_judged(renderer: Renderer, bad: Solution, message: str) -> None:

@@ -37,7 +37,7 @@ from mmprm.prm.info import PrmInfo, PrmTokens, read_info
 from mmprm.prm.model import load_prm
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.transformers_scorer import TransformersScorer
-from mmprm.types import Picture, Problem, Solution
+from mmprm.types import ImageRef, Problem, Solution
 from tests.backbones import HIDDEN, write_backbone
 
 CHATML = (
@@ -83,7 +83,7 @@ def byte_level(template: str = CHATML, bos: str | None = None) -> PreTrainedToke
 def sentencepiece() -> PreTrainedTokenizerFast:
     """As Mistral's: spaces become ▁, one is put in front, bos is added; two spaces merge before anything else."""
     pieces = ["<unk>", "<s>", "</s>", *"▁12+-=\nки", "ки", "▁ки", "▁+", "▁-", "▁▁", "a", "Step", ":"]
-    assert [pieces[place] for place in (3, 4, 9, 12, 13, 14, 15)] == ["▁", "1", "\n", "ки", "▁ки", "▁+", "▁-"]
+    assert [pieces[position] for position in (3, 4, 9, 12, 13, 14, 15)] == ["▁", "1", "\n", "ки", "▁ки", "▁+", "▁-"]
     merges = [("▁", "▁"), ("к", "и"), ("▁", "ки"), ("▁", "+"), ("▁", "-")]
     tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, merges, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -94,8 +94,8 @@ def sentencepiece() -> PreTrainedTokenizerFast:
     )
 
 
-def solution(steps: tuple[str, ...] = STEPS, question: str = "1+1?", pictures: tuple[Picture, ...] = ()) -> Solution:
-    return Solution(Problem("p", question, "1", pictures), steps)
+def solution(steps: tuple[str, ...] = STEPS, question: str = "1+1?", images: tuple[ImageRef, ...] = ()) -> Solution:
+    return Solution(Problem("p", question, "1", images), steps)
 
 
 def form(name: str, processor: Any, **tokens: str) -> Format:
@@ -104,7 +104,7 @@ def form(name: str, processor: Any, **tokens: str) -> Format:
 
 def ids_and_places(found: Format, item: Solution) -> tuple[list[int], list[int]]:
     marked = found.mark(item)
-    return list(marked.ids), list(marked.places)
+    return list(marked.ids), list(marked.positions)
 
 
 def test_math_shepherd() -> None:
@@ -191,7 +191,7 @@ def test_judged_tokens_are_those_of_the_assistants_turn() -> None:
     assert ids_and_places(found, solution(("1",), "1")) == ([12, 7, 0, 7, 0, 12, 10], [5])
 
 
-def test_visualprm_without_picture() -> None:
+def test_visualprm_without_image() -> None:
     found = form("visualprm", byte_level())
     opening = [12, 15, 8, 20, 14, 8, 12, 16, 8, 21, 8, 0, 3, 0, 6, 9, 22, 8]
     assert ids_and_places(found, solution()) == (
@@ -217,7 +217,7 @@ def test_skywork() -> None:
 
 
 def test_trl() -> None:
-    """Question and first step are tokenised apart, so that `? +` has no token for space and +."""
+    """Question and first step are tokenized apart, so that `? +` has no token for space and +."""
     found = form("trl", byte_level())
     assert ids_and_places(found, solution()) == ([0, 3, 0, 6, 0, 3, 0, 5, 1, 8, 1, 4, 0, 5, 0, 8], [9, 15])
     assert ids_and_places(found, solution(("+1", "\n"), "1 ")) == ([0, 7, 3, 0, 8, 8, 8], [4, 6])
@@ -240,7 +240,7 @@ def test_what_no_family_can_express(name: str) -> None:
     with pytest.raises(DataError, match="problem p: a solution must have at least one step"):
         found.mark(solution(()))
     with pytest.raises(DataError, match="problem p: has images"):
-        found.mark(solution(pictures=(Picture(path="x.png"),)))
+        found.mark(solution(images=(ImageRef(path="x.png"),)))
 
 
 def test_tokens_come_from_the_family(tmp_path: Path) -> None:
@@ -300,8 +300,8 @@ def headed_folder(architecture: str, head: dict[str, Tensor], **special: str) ->
         files = {"model-00001-of-00002.safetensors": body, "model-00002-of-00002.safetensors": head}
         for file, weights in files.items():
             save_file(weights, folder / file, metadata={"format": "pt"})
-        places = {name: file for file, weights in files.items() for name in weights}
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
+        positions = {name: file for file, weights in files.items() for name in weights}
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": positions}))
         config = json.loads((folder / "config.json").read_text())
         config |= {"architectures": [architecture], "auto_map": {"AutoModel": f"modeling_prm.{architecture}"}}
         (folder / "config.json").write_text(json.dumps(config))
@@ -351,17 +351,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return folder
 
 
-def picture(width: int, height: int) -> Picture:
+def image(width: int, height: int) -> ImageRef:
     buffer = io.BytesIO()
     Image.new("RGB", (width, height), "white").save(buffer, "PNG")
-    return Picture(data=buffer.getvalue())
+    return ImageRef(data=buffer.getvalue())
 
 
 def some_solutions(name: str) -> list[Solution]:
     rng = random.Random(0)
-    pictures = {2: (picture(56, 56),), 4: (picture(112, 56), picture(56, 56))} if name == "visualprm" else {}
+    images = {2: (image(56, 56),), 4: (image(112, 56), image(56, 56))} if name == "visualprm" else {}
     return [
-        solution(tuple(rng.choice(STEPS) for _ in range(count)), "1+1=2-1", pictures.get(count, ()))
+        solution(tuple(rng.choice(STEPS) for _ in range(count)), "1+1=2-1", images.get(count, ()))
         for count in (2, 5, 1, 4, 3)
     ]
 
@@ -370,7 +370,7 @@ def some_solutions(name: str) -> list[Solution]:
 def slow_scores(name: str, folder: Path, found: Format, item: Solution) -> list[float]:
     """One solution at a time, all logits, as the published code computes them."""
     inputs, read_BT = found.encode([item])
-    places = read_BT[0].nonzero().flatten()
+    positions = read_BT[0].nonzero().flatten()
     if name in ("qwen", "skywork"):
         body = load_file(folder / "model-00001-of-00002.safetensors")
         model = Qwen2Model(Qwen2Config.from_pretrained(folder))
@@ -378,16 +378,16 @@ def slow_scores(name: str, folder: Path, found: Format, item: Solution) -> list[
         hidden_TH = model.eval()(**inputs).last_hidden_state[0]
         if name == "skywork":
             values_T1 = hidden_TH @ VALUE_HEAD["v_head.summary.weight"].T + VALUE_HEAD["v_head.summary.bias"]
-            return values_T1[places, 0].sigmoid().tolist()
+            return values_T1[positions, 0].sigmoid().tolist()
         inner_TH = (hidden_TH @ QWEN_HEAD["score.0.weight"].T + QWEN_HEAD["score.0.bias"]).relu()
         logits_T2 = inner_TH @ QWEN_HEAD["score.2.weight"].T + QWEN_HEAD["score.2.bias"]
-        return logits_T2[places].softmax(dim=-1)[:, 1].tolist()
+        return logits_T2[positions].softmax(dim=-1)[:, 1].tolist()
     if name == "trl":
         model = AutoModelForTokenClassification.from_pretrained(folder)
-        return model(**inputs).logits[0, places].softmax(dim=-1)[:, 1].tolist()
+        return model(**inputs).logits[0, positions].softmax(dim=-1)[:, 1].tolist()
     kind = AutoModelForImageTextToText if name == "visualprm" else AutoModelForCausalLM
     logits_TV = kind.from_pretrained(folder)(**inputs).logits[0]
-    return logits_TV[places][:, [found.yes_id, found.no_id]].softmax(dim=-1)[:, 0].tolist()
+    return logits_TV[positions][:, [found.yes_id, found.no_id]].softmax(dim=-1)[:, 0].tolist()
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -406,22 +406,22 @@ def test_scores_of_a_checkpoint(name: str, folders: Callable[[str], Path]) -> No
         TransformersScorer(ScorerConfig(prm=str(folder)))
 
 
-def test_places_stay_where_they_are_when_pictures_grow(folders: Callable[[str], Path]) -> None:
-    """A 56 × 56 picture is one tile of four tokens; two tiles and a thumbnail are twelve. Read before each +."""
+def test_places_stay_where_they_are_when_images_grow(folders: Callable[[str], Path]) -> None:
+    """A 56 × 56 image is one tile of four tokens; two tiles and a thumbnail are twelve. Read before each +."""
     scorer = TransformersScorer(ScorerConfig(prm=str(folders("visualprm")), format="visualprm"))
     found = scorer._format
-    items = [solution(pictures=(picture(56, 56),)), solution(pictures=(picture(112, 56), picture(56, 56)))]
+    items = [solution(images=(image(56, 56),)), solution(images=(image(112, 56), image(56, 56)))]
     inputs, read_BT = found.encode(items)
     for row, tokens in enumerate((4, 16)):
         names = found.tokenizer.convert_ids_to_tokens(inputs["input_ids"][row].tolist())
         assert names.count("<IMG_CONTEXT>") == tokens
-        places = read_BT[row].nonzero().flatten().tolist()
-        assert [names[place - 2 : place + 3] for place in places] == [
+        positions = read_BT[row].nonzero().flatten().tolist()
+        assert [names[position - 2 : position + 3] for position in positions] == [
             ["<|im_start|>", "assistant", "\n", "+", "<|im_end|>"]
         ] * 2
     text = found.text(items[1])
     assert "### Question:\n<IMG_CONTEXT>\n<IMG_CONTEXT>\n1+1?\n\n### Solution Process:\n1+1=2<|im_end|>" in text
-    marked = found.text(solution(question="<image>\nHow <image> many?", pictures=(picture(56, 56),)))
+    marked = found.text(solution(question="<image>\nHow <image> many?", images=(image(56, 56),)))
     assert "<image>" not in marked
     for token in ("<IMG_CONTEXT>", "<img>", "</img>", "<video>"):
         with pytest.raises(DataError, match=f"step 1 contains '{token}'"):

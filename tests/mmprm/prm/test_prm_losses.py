@@ -1,4 +1,4 @@
-"""Soft cross-entropy on the two judgement logits."""
+"""Soft cross-entropy on the two judgment logits."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_minimum_is_at_the_target() -> None:
     assert min(losses).item() == pytest.approx(-(0.94 * math.log(0.94) + 0.06 * math.log(0.06)), abs=1e-6)
 
 
-def test_unlabelled_steps_weigh_nothing() -> None:
+def test_unlabeled_steps_weigh_nothing() -> None:
     logits_M2 = torch.randn(4, 2, requires_grad=True)
     target_M = torch.tensor([0.3, NAN, 1.0, NAN])
     soft_cross_entropy_sum(logits_M2, target_M).backward()

@@ -12,21 +12,21 @@ from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausa
 
 from mmprm.config import load
 from mmprm.errors import CheckpointError, ConfigError, DataError
-from mmprm.labels.parquet import LabelledExample
+from mmprm.labels.parquet import LabeledExample
 from mmprm.prm.data import TargetConfig, make_samples
 from mmprm.prm.formats import OwnFormat
 from mmprm.prm.info import PrmTokens, read_info, write_info
-from mmprm.prm.model import Prm, initialise_prm, load_prm, save_prm
+from mmprm.prm.model import Prm, initialize_prm, load_prm, save_prm
 from mmprm.prm.packing import Marks
 from mmprm.prm.train import TrainConfig, prepare
 from mmprm.tiny.tokenizer import build_tokenizer
 from mmprm.tiny.world import make_problems, solve
-from mmprm.types import Counts, LabelledPath, Problem, Solution
+from mmprm.types import Counts, LabeledPath, Problem, Solution
 
 
 @pytest.fixture(scope="module")
 def prm(random_policy_folder: Path) -> Prm:
-    return initialise_prm(str(random_policy_folder), PrmTokens())
+    return initialize_prm(str(random_policy_folder), PrmTokens())
 
 
 @pytest.fixture(scope="module")
@@ -74,9 +74,9 @@ def test_a_step_is_judged_by_what_stands_before_it(prm: Prm, solutions: list[Sol
 def test_new_tokens_start_as_the_mean(text_base: Path) -> None:
     tokens = PrmTokens(yes="Right", no="Wrong")
     with pytest.raises(CheckpointError, match="add_missing_tokens=true"):
-        initialise_prm(str(text_base), tokens)
+        initialize_prm(str(text_base), tokens)
     old_VH = LlamaForCausalLM.from_pretrained(text_base).get_input_embeddings().weight
-    prm = initialise_prm(str(text_base), tokens, add_missing_tokens=True)
+    prm = initialize_prm(str(text_base), tokens, add_missing_tokens=True)
     new_VH = prm.model.backbone.get_input_embeddings().weight
     assert new_VH.shape[0] == old_VH.shape[0] + 3
     assert {prm.renderer.marker_id, prm.renderer.yes_id, prm.renderer.no_id} == set(range(len(old_VH), len(new_VH)))
@@ -111,7 +111,7 @@ def test_saved_and_loaded(prm: Prm, solutions: list[Solution], tmp_path: Path) -
 
 @torch.no_grad()
 def test_text_only_base(text_base: Path, tmp_path: Path) -> None:
-    save_prm(tmp_path / "prm", initialise_prm(str(text_base), PrmTokens()))
+    save_prm(tmp_path / "prm", initialize_prm(str(text_base), PrmTokens()))
     prm = load_prm(tmp_path / "prm")
     inputs = prm.renderer.encode([Solution(Problem("p", "2 + 3 = ?", "5"), ("2+3=5", "<answer>5</answer>"))])
     expected_M2 = prm.model.backbone(**inputs).logits[inputs["input_ids"] == prm.renderer.marker_id]
@@ -125,7 +125,7 @@ def test_folders_that_are_refused(random_policy_folder: Path, tmp_path: Path) ->
         ("other", json.dumps({"format": "math-shepherd"}), "has format 'math-shepherd', which can only be scored with"),
         ("none", json.dumps({"tokens": {}}), "an object with the key format"),
         ("unknown", json.dumps({"format": "gpt"}), "format='gpt'"),
-        ("newer", json.dumps({"format": "mm-prm", "colour": 1}), "colour does not exist"),
+        ("newer", json.dumps({"format": "mm-prm", "color": 1}), "color does not exist"),
         ("cut", '{"format": ', "is not what mmprm writes"),
     ):
         folder = tmp_path / name
@@ -135,7 +135,7 @@ def test_folders_that_are_refused(random_policy_folder: Path, tmp_path: Path) ->
             load_prm(folder)
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"has no config.json, so it is not a model folder"):
-        initialise_prm(str(tmp_path / "empty"), PrmTokens())
+        initialize_prm(str(tmp_path / "empty"), PrmTokens())
 
 
 def test_pickled_weights_are_refused(random_policy_folder: Path, tmp_path: Path) -> None:
@@ -144,11 +144,11 @@ def test_pickled_weights_are_refused(random_policy_folder: Path, tmp_path: Path)
     (folder / "model.safetensors").unlink()
     torch.save({}, folder / "pytorch_model.bin")
     with pytest.raises(CheckpointError, match="safetensors"):
-        initialise_prm(str(folder), PrmTokens())
+        initialize_prm(str(folder), PrmTokens())
 
 
 def config_of(folder: Path, *sets: str) -> TrainConfig:
-    return load(TrainConfig, None, [f"base={folder}", "labels=x", "output=y", *sets])
+    return load(TrainConfig, None, [f"model={folder}", "labels=x", "output=y", *sets])
 
 
 def test_weights_that_are_cut_off_are_refused(text_base: Path, tmp_path: Path) -> None:
@@ -156,11 +156,11 @@ def test_weights_that_are_cut_off_are_refused(text_base: Path, tmp_path: Path) -
     with (tmp_path / "base/model.safetensors").open("r+b") as file:
         file.truncate(1000)
     with pytest.raises(CheckpointError, match="cannot be loaded as a model"):
-        initialise_prm(str(tmp_path / "base"), PrmTokens())
+        initialize_prm(str(tmp_path / "base"), PrmTokens())
 
 
 def test_frozen_parameters(random_policy_folder: Path) -> None:
-    model = initialise_prm(str(random_policy_folder), PrmTokens()).model
+    model = initialize_prm(str(random_policy_folder), PrmTokens()).model
     prepare(model, config_of(random_policy_folder, r"frozen=['^model\.visual\.(?!merger)']"))
     still = {name for name, parameter in model.backbone.named_parameters() if not parameter.requires_grad}
     assert "model.visual.blocks.0.attn.qkv.weight" in still
@@ -172,18 +172,18 @@ def test_frozen_parameters(random_policy_folder: Path) -> None:
 
 
 def test_targets(prm: Prm, solutions: list[Solution]) -> None:
-    """Targets stay floats (15/16 is neither 0 nor 1), unlabelled steps are NaN, paths without labels are no samples."""
+    """Targets stay floats (15/16 is neither 0 nor 1), unlabeled steps are NaN, paths without labels are no samples."""
     problem, steps = solutions[0].problem, solutions[0].steps[:3]
-    labelled = LabelledPath(problem.id, steps, (Counts(15, 1), None, Counts(0, 3, 9)), False)
-    unlabelled = LabelledPath(problem.id, steps, (None, None, Counts(0, 0, 4)), False)
-    examples = [LabelledExample(problem, path, "train") for path in (labelled, unlabelled)]
+    labeled = LabeledPath(problem.id, steps, (Counts(15, 1), None, Counts(0, 3, 9)), False)
+    unlabeled = LabeledPath(problem.id, steps, (None, None, Counts(0, 0, 4)), False)
+    examples = [LabeledExample(problem, path, "train") for path in (labeled, unlabeled)]
     (soft,) = make_samples(examples, prm.renderer, TargetConfig())
     assert (soft.targets[0], soft.targets[2], soft.label_count) == (0.9375, 0.0, 2)
     assert soft.targets[1] != soft.targets[1]
     for error_value, target in ((0.0, 1.0), (0.95, 0.0)):
         (hard,) = make_samples(examples, prm.renderer, TargetConfig(kind="hard", error_value=error_value))
         assert hard.targets[0] == target
-    marked = LabelledExample(problem, LabelledPath(problem.id, ("a<prm>",), (Counts(1, 1),), False), "train")
+    marked = LabeledExample(problem, LabeledPath(problem.id, ("a<prm>",), (Counts(1, 1),), False), "train")
     with pytest.raises(DataError, match="step 1 contains '<prm>'"):
         make_samples([marked], prm.renderer, TargetConfig())
 
@@ -191,10 +191,10 @@ def test_targets(prm: Prm, solutions: list[Solution]) -> None:
 def test_masked_after_the_first_error(prm: Prm, solutions: list[Solution]) -> None:
     """a b c: b is wrong. Its label stands on the first path, but it masks the second path's steps after b as well."""
     problem = solutions[0].problem
-    first = LabelledPath(problem.id, ("a", "b", "c"), (Counts(3, 1), Counts(1, 9), Counts(0, 4)), False)
-    second = LabelledPath(problem.id, ("a", "b", "d"), (None, None, Counts(0, 4)), False)
-    other = LabelledPath("other", ("a", "b", "d"), (None, None, Counts(0, 4)), False)
-    examples = [LabelledExample(problem, path, "train") for path in (first, second, other)]
+    first = LabeledPath(problem.id, ("a", "b", "c"), (Counts(3, 1), Counts(1, 9), Counts(0, 4)), False)
+    second = LabeledPath(problem.id, ("a", "b", "d"), (None, None, Counts(0, 4)), False)
+    other = LabeledPath("other", ("a", "b", "d"), (None, None, Counts(0, 4)), False)
+    examples = [LabeledExample(problem, path, "train") for path in (first, second, other)]
     kept = make_samples(examples, prm.renderer, TargetConfig(error_value=0.1))
     assert [sample.label_count for sample in kept] == [3, 1, 1]
     masked = make_samples(examples, prm.renderer, TargetConfig(error_value=0.1, after_error="mask"))
@@ -207,11 +207,11 @@ def test_masked_after_the_first_error(prm: Prm, solutions: list[Solution]) -> No
 def test_right_solutions_may_vouch_for_all_their_steps(prm: Prm, solutions: list[Solution]) -> None:
     """Steps without label only, and not where a prefix is known as wrong; a wrong solution vouches for nothing."""
     problem, last = solutions[0].problem, "<answer>1</answer>"
-    right = LabelledPath(problem.id, ("a", "b", last), (Counts(3, 1), None, Counts(right=1)), True)
-    lucky = LabelledPath(problem.id, ("x", "y", last), (Counts(0, 4), None, Counts(right=1)), True)
-    failed = LabelledPath(problem.id, ("a", "z", last), (None, None, Counts(wrong=1)), True)
-    examples = [LabelledExample(problem, path, "train") for path in (right, lucky, failed)]
-    samples = make_samples(examples, prm.renderer, TargetConfig(right_solutions="all_steps"))
+    correct = LabeledPath(problem.id, ("a", "b", last), (Counts(3, 1), None, Counts(correct=1)), True)
+    lucky = LabeledPath(problem.id, ("x", "y", last), (Counts(0, 4), None, Counts(correct=1)), True)
+    failed = LabeledPath(problem.id, ("a", "z", last), (None, None, Counts(incorrect=1)), True)
+    examples = [LabeledExample(problem, path, "train") for path in (correct, lucky, failed)]
+    samples = make_samples(examples, prm.renderer, TargetConfig(correct_solutions="all_steps"))
     assert samples[0].targets == (0.75, 1.0, 1.0)
     assert [sample.label_count for sample in samples] == [3, 2, 1]
     assert [s.label_count for s in make_samples(examples, prm.renderer, TargetConfig())] == [2, 2, 1]

@@ -1,4 +1,4 @@
-"""Targets and weights of labelled paths, as worked numbers, and what public trainers have got wrong about them."""
+"""Targets and weights of labeled paths, as worked numbers, and what public trainers have got wrong about them."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from pathlib import Path
 import pytest
 import torch
 
-from mmprm.labels.parquet import LabelledExample, read_parquet, write_parquet
-from mmprm.labels.paths import RIGHT, WRONG
+from mmprm.labels.parquet import LabeledExample, read_parquet, write_parquet
+from mmprm.labels.paths import CORRECT, INCORRECT
 from mmprm.prm.losses import soft_cross_entropy_sum
 from mmprm.prm.targets import NO_TARGET, TargetConfig, Targets, make_targets, precision
-from mmprm.types import Counts, LabelledPath, Problem
+from mmprm.types import Counts, LabeledPath, Problem
 
 PROBLEM = Problem("p", "1 + 1 = ?", "2")
 
 
-def example(*counts: Counts | None, complete: bool = False, name: str = "") -> LabelledExample:
+def example(*counts: Counts | None, complete: bool = False, name: str = "") -> LabeledExample:
     """A path of its own steps, `name` apart from those of other paths."""
     steps = tuple(f"{name}{depth}" for depth in range(len(counts)))
-    return LabelledExample(PROBLEM, LabelledPath("p", steps, counts, complete), "train")
+    return LabeledExample(PROBLEM, LabeledPath("p", steps, counts, complete), "train")
 
 
-def values(examples: list[LabelledExample], **config: str | float) -> list[list[float | None]]:
+def values(examples: list[LabeledExample], **config: str | float) -> list[list[float | None]]:
     """None stands for NaN, which equals nothing."""
     targets = make_targets(examples, TargetConfig(**config))
     return [[None if math.isnan(value) else value for value in target.values] for target in targets]
 
 
-def weights(examples: list[LabelledExample], weight: str, **config: str) -> list[Targets]:
+def weights(examples: list[LabeledExample], weight: str, **config: str) -> list[Targets]:
     return [list(target.weights) for target in make_targets(examples, TargetConfig(weight=weight, **config))]
 
 
@@ -43,20 +43,20 @@ def test_soft_and_hard() -> None:
 
 
 def test_after_the_first_error() -> None:
-    path = [example(Counts(3, 1), Counts(0, 4), Counts(1, 3), RIGHT, complete=True)]
+    path = [example(Counts(3, 1), Counts(0, 4), Counts(1, 3), CORRECT, complete=True)]
     assert values(path) == [[0.75, 0.0, 0.25, 1.0]]
     assert values(path, after_error="mask") == [[0.75, 0.0, None, None]]
 
 
 def test_outcome_reward() -> None:
     """Only complete solutions have a target, at their last step alone, and it is their verdict, soft or hard."""
-    right = example(Counts(3, 1), None, RIGHT, complete=True, name="r")
-    wrong = example(Counts(3, 1), WRONG, complete=True, name="w")
+    correct = example(Counts(3, 1), None, CORRECT, complete=True, name="r")
+    incorrect = example(Counts(3, 1), INCORRECT, complete=True, name="w")
     cut = example(Counts(3, 1), Counts(2, 2), name="c")
     expected = [[None, None, 1.0], [None, 0.0], [None, None]]
     for kind in ("soft", "hard"):
-        assert values([right, wrong, cut], kind=kind, steps="last") == expected
-    assert values([right], steps="last", after_error="mask", right_solutions="all_steps") == expected[:1]
+        assert values([correct, incorrect, cut], kind=kind, steps="last") == expected
+    assert values([correct], steps="last", after_error="mask", correct_solutions="all_steps") == expected[:1]
 
 
 def test_precision_is_that_of_the_beta_posterior() -> None:
@@ -79,14 +79,14 @@ def test_weights() -> None:
 def test_a_verdict_weighs_as_the_surest_label() -> None:
     """16, 4 and the verdict as 16: mean 12. A target without counts weighs 1, and one that is masked does not count."""
     sure = example(Counts(8, 8), name="a")
-    right = example(Counts(2, 2), None, RIGHT, complete=True, name="b")
+    correct = example(Counts(2, 2), None, CORRECT, complete=True, name="b")
     by_count = [[4 / 3], [1 / 3, 1.0, 4 / 3]]
-    assert weights([sure, right], "count") == [pytest.approx(row) for row in by_count]
-    assert weights([sure, right], "count", right_solutions="all_steps") == [pytest.approx(row) for row in by_count]
+    assert weights([sure, correct], "count") == [pytest.approx(row) for row in by_count]
+    assert weights([sure, correct], "count", correct_solutions="all_steps") == [pytest.approx(row) for row in by_count]
     mean = (76 + 28 + precision(16, 0)) / 3
     by_precision = [[76 / mean], [28 / mean, 1.0, precision(16, 0) / mean]]
-    assert weights([sure, right], "precision") == [pytest.approx(row) for row in by_precision]
-    assert weights([sure, right], "count", steps="last") == [[1.0], [1.0, 1.0, 1.0]]
+    assert weights([sure, correct], "precision") == [pytest.approx(row) for row in by_precision]
+    assert weights([sure, correct], "count", steps="last") == [[1.0], [1.0, 1.0, 1.0]]
 
 
 def test_weighted_loss() -> None:

@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from mmprm.backbone.masks import PACKED, use_block_masks, why_not_packed
-from mmprm.labels.parquet import LabelledExample
+from mmprm.labels.parquet import LabeledExample
 from mmprm.prm import packing
 from mmprm.prm.data import Sample, make_samples
 from mmprm.prm.format import Renderer
 from mmprm.prm.formats import Format, OwnFormat
 from mmprm.prm.info import PrmTokens
-from mmprm.prm.model import Prm, initialise_prm
+from mmprm.prm.model import Prm, initialize_prm
 from mmprm.prm.packing import Marks, pack_solutions
 from mmprm.prm.targets import NO_TARGET, TargetConfig
 from mmprm.prm.task import PackedRows, PathRows, PrmTask, Rows, make_rows
-from mmprm.problems import open_picture
+from mmprm.problems import open_image
 from mmprm.training.batches import micro_batches
-from mmprm.types import Counts, LabelledPath, Problem, Solution
-from tests.backbones import BACKBONES, PICTURED, tiny_solutions, write_backbone
+from mmprm.types import Counts, LabeledPath, Problem, Solution
+from tests.backbones import BACKBONES, WITH_IMAGE, tiny_solutions, write_backbone
 
 CPU = torch.device("cpu")
 
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 @pytest.fixture(scope="module", params=BACKBONES)
 def prm(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Prm:
     folder = write_backbone(request.param, tmp_path_factory.mktemp(request.param) / "base")
-    made = initialise_prm(str(folder), PrmTokens())
+    made = initialize_prm(str(folder), PrmTokens())
     made.model.train()
     return made
 
@@ -49,7 +49,7 @@ def tree_samples(prm: Prm, labels: str, problems: int = 3, seed: int = 0) -> lis
     labels: "once", each distinct prefix on the first path that has it; "everywhere", on all of them.
     """
     rng, marks = random.Random(seed), Marks(form_of(prm))
-    name = "qwen2_5_vl" if prm.renderer.picture else "llama"
+    name = "qwen2_5_vl" if prm.renderer.image else "llama"
     samples = []
     for solution in tiny_solutions(name, problems, seed):
         problem, steps = solution.problem, solution.steps
@@ -78,9 +78,9 @@ def loss_and_gradient(prm: Prm, rows: Rows, budget: int) -> tuple[float, Tensor]
     return total, torch.cat(gradients)
 
 
-def packed(prm: Prm, samples: list[Sample], most_tokens: int, width: int | None, shared: bool = True) -> PackedRows:
+def packed(prm: Prm, samples: list[Sample], max_tokens: int, width: int | None, shared: bool = True) -> PackedRows:
     use_block_masks(prm.model.backbone)
-    return PackedRows(samples, form_of(prm), prm.model.backbone.model, most_tokens, width, shared)
+    return PackedRows(samples, form_of(prm), prm.model.backbone.model, max_tokens, width, shared)
 
 
 def assert_equal_training(prm: Prm, samples: list[Sample], rows: PackedRows, budget: int) -> None:
@@ -95,7 +95,7 @@ def assert_equal_training(prm: Prm, samples: list[Sample], rows: PackedRows, bud
 def test_trees_equal_separate_paths(prm: Prm) -> None:
     """Each node weighs the number of paths through it when each of them carries its label."""
     samples = tree_samples(prm, "everywhere")
-    rows = packed(prm, samples, most_tokens=10_000, width=None)
+    rows = packed(prm, samples, max_tokens=10_000, width=None)
     assert sum(rows.lengths) < 0.5 * sum(sample.length for sample in samples)
     assert_equal_training(prm, samples, rows, budget=10_000)
 
@@ -129,24 +129,24 @@ def test_every_rank_has_a_row(prm: Prm) -> None:
     assert make_rows([], form_of(prm), prm.model.backbone, "trees", 10_000, 100).lengths == []
 
 
-def test_a_tree_is_of_one_question_and_its_pictures(prm: Prm) -> None:
+def test_a_tree_is_of_one_question_and_its_images(prm: Prm) -> None:
     """Whatever the problem's id: that of solutions from a file is their line."""
     samples = tree_samples(prm, "once")
-    solutions, marked = [sample.solution for sample in samples], [(sample.ids, sample.places) for sample in samples]
+    solutions, marked = [sample.solution for sample in samples], [(sample.ids, sample.positions) for sample in samples]
     lines = [replace(each, problem=replace(each.problem, id=f"line {n}")) for n, each in enumerate(solutions)]
     expected = [tree.members for tree in pack_solutions(solutions, marked, 10_000)]
     assert len(expected) == 3
     assert [tree.members for tree in pack_solutions(lines, marked, 10_000)] == expected
 
 
-def test_pictures_are_opened_once_a_call_and_not_kept(prm: Prm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_are_opened_once_a_call_and_not_kept(prm: Prm, monkeypatch: pytest.MonkeyPatch) -> None:
     """A service that kept them would grow with every request."""
     solutions = [sample.solution for sample in tree_samples(prm, "once", problems=1)]
     marks, opened = Marks(form_of(prm)), []
-    monkeypatch.setattr(packing, "open_picture", lambda picture: opened.append(picture) or open_picture(picture))
+    monkeypatch.setattr(packing, "open_image", lambda image: opened.append(image) or open_image(image))
     for calls in (1, 2):
         marks.many(solutions)
-        assert opened == calls * list(solutions[0].problem.pictures)
+        assert opened == calls * list(solutions[0].problem.images)
 
 
 def test_sample_packing(prm: Prm) -> None:
@@ -158,12 +158,12 @@ def test_sample_packing(prm: Prm) -> None:
     assert_equal_training(prm, samples, rows, budget=10_000)
 
 
-def test_the_picture_of_a_tree_is_encoded_once(prm: Prm) -> None:
-    """And what a row holds is exactly what the paths' own tokenisation gives, read at the marker and nowhere else."""
+def test_the_image_of_a_tree_is_encoded_once(prm: Prm) -> None:
+    """And what a row holds is exactly what the paths' own tokenization gives, read at the marker and nowhere else."""
     samples = tree_samples(prm, "once")
     rows, form = packed(prm, samples, 10_000, None), form_of(prm)
     batch = rows.collate(range(len(rows.lengths)))
-    if prm.renderer.picture:
+    if prm.renderer.image:
         separate = form.encode([sample.solution for sample in samples])[0]
         problems = {sample.solution.problem.id: sample.solution for sample in samples}
         once = form.encode(list(problems.values()))[0]
@@ -175,7 +175,7 @@ def test_the_picture_of_a_tree_is_encoded_once(prm: Prm) -> None:
     assert "labels" not in batch.inputs
 
 
-def test_only_the_judgement_is_learned(prm: Prm) -> None:
+def test_only_the_judgment_is_learned(prm: Prm) -> None:
     """No language-model loss hides in the packed path: of the output layer only the rows of Yes and No move."""
     output, table = prm.model.backbone.get_output_embeddings(), prm.model.backbone.get_input_embeddings()
     if output.weight is table.weight:
@@ -191,15 +191,15 @@ def test_marks_are_the_tokens_of_the_processor(prm: Prm) -> None:
     solution = tree_samples(prm, "once")[0].solution
     steps = ("2+3 =", " 5\n", "so Yes", "Question:", "é <answer>", "5</answer>")
     for whole in (solution, replace(solution, steps=steps)):
-        ids, places = marks(whole)
+        ids, positions = marks(whole)
         encoded, read_BT = form.encode([whole])
         assert ids.tolist() == encoded["input_ids"][0].tolist()
-        assert places.tolist() == read_BT[0].nonzero()[:, 0].tolist()
-        assert set(ids[places]) == {prm.renderer.marker_id}
+        assert positions.tolist() == read_BT[0].nonzero()[:, 0].tolist()
+        assert set(ids[positions]) == {prm.renderer.marker_id}
         for depth in range(1, len(whole.steps) + 1):
             part_ids, part_places = marks(replace(whole, steps=whole.steps[:depth]))
-            assert part_places.tolist() == places[:depth].tolist()
-            assert part_ids[: part_places[-1] + 1].tolist() == ids[: places[depth - 1] + 1].tolist()
+            assert part_places.tolist() == positions[:depth].tolist()
+            assert part_ids[: part_places[-1] + 1].tolist() == ids[: positions[depth - 1] + 1].tolist()
 
 
 @torch.no_grad()
@@ -259,7 +259,7 @@ class _LetterJudge(nn.Module):
 def test_five_nodes_on_three_paths(tmp_path: Path) -> None:
     """Node losses 1 … 5 on the paths a b c, a b d and a e: a weighs 3, b 2, so (3 + 4 + 3 + 4 + 5) / 8 = 2.375 where
     every path has all labels; 15 / 5 = 3.0 with each label once. Packed or not."""
-    prm = initialise_prm(str(write_backbone("llama", tmp_path / "base")), PrmTokens())
+    prm = initialize_prm(str(write_backbone("llama", tmp_path / "base")), PrmTokens())
     problem, paths = Problem("p", "?", ""), [("a", "b", "c"), ("a", "b", "d"), ("a", "e")]
     everywhere = [(1.0,) * len(path) for path in paths]
     once = [(1.0, 1.0, 1.0), (NO_TARGET, NO_TARGET, 1.0), (NO_TARGET, 1.0)]
@@ -277,18 +277,18 @@ def test_five_nodes_on_three_paths(tmp_path: Path) -> None:
 
 def test_what_follows_the_last_target_is_left_out(tmp_path: Path) -> None:
     """In samples, whatever the packing; a packed row ends at the last marker, and the chat template's end is gone."""
-    prm = initialise_prm(str(write_backbone("llama", tmp_path / "base")), PrmTokens())
+    prm = initialize_prm(str(write_backbone("llama", tmp_path / "base")), PrmTokens())
     problem, short = Problem("p", "?", ""), ("a", "b")
-    path = LabelledPath("p", (*short, "c", "d"), (None, Counts(1, 1), None, None), False)
-    (sample,) = make_samples([LabelledExample(problem, path, "train")], prm.renderer, TargetConfig())
+    path = LabeledPath("p", (*short, "c", "d"), (None, Counts(1, 1), None, None), False)
+    (sample,) = make_samples([LabeledExample(problem, path, "train")], prm.renderer, TargetConfig())
     assert (sample.solution.steps, sample.targets[1:], sample.weights) == (short, (0.5,), (1.0, 1.0))
-    ids, places = Marks(form_of(prm))(Solution(problem, short))
+    ids, positions = Marks(form_of(prm))(Solution(problem, short))
     assert sample.length == len(ids)
     rows = packed(prm, [sample], 100, 100)
-    assert rows.lengths == [places[-1] + 1] < [len(ids)]
-    assert rows.collate([0]).inputs["input_ids"][0].tolist() == ids[: places[-1] + 1].tolist()
+    assert rows.lengths == [positions[-1] + 1] < [len(ids)]
+    assert rows.collate([0]).inputs["input_ids"][0].tolist() == ids[: positions[-1] + 1].tolist()
 
 
-def test_pictured_backbones_are_among_them() -> None:
-    assert {"qwen2_5_vl", "internvl"} <= set(PICTURED) <= set(BACKBONES)
+def test_with_image_backbones_are_among_them() -> None:
+    assert {"qwen2_5_vl", "internvl"} <= set(WITH_IMAGE) <= set(BACKBONES)
     assert {"qwen2", "llama"} <= set(BACKBONES)

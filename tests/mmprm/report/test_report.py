@@ -16,7 +16,7 @@ from mmprm.report.plots import SERIES
 from mmprm.selection.accuracy import accuracy_at_n
 from mmprm.selection.groups import Candidate, Group
 from mmprm.selection.selectors import SELECTORS
-from mmprm.types import Picture, Problem, StepScores, Verdict
+from mmprm.types import ImageRef, Problem, StepScores, Verdict
 
 
 def png() -> bytes:
@@ -26,7 +26,7 @@ def png() -> bytes:
 
 
 def group(name: str, *scores: float) -> Group:
-    problem = Problem(name, f"{name}: is 1 < 2 & <script>alert('no')</script>?", "yes", (Picture(data=png()),))
+    problem = Problem(name, f"{name}: is 1 < 2 & <script>alert('no')</script>?", "yes", (ImageRef(data=png()),))
     candidates = tuple(
         Candidate("", (f"claim {score}\x00", "done"), "yes", Verdict(score > 0.5), 1, scores=StepScores((score, 0.9)))
         for score in scores
@@ -51,7 +51,7 @@ def html() -> str:
         problems=3,
         aggregator="min",
         labels=[0.0, 0.5, 1.0, 1.0],
-        labels_right=[False, True, True, True],
+        labels_correct=[False, True, True, True],
         training=[TrainingPoint(1, 0.7), TrainingPoint(2, 0.5, 0.55)],
         best=best,
         worst=worst,
@@ -73,7 +73,7 @@ def test_extremes_are_the_highest_and_lowest_reward_of_different_problems() -> N
     assert [solution.reward for solution in worst] == [0.05, 0.1]
     assert worst[0].verdict is Verdict.INCORRECT
     assert worst[0].question.startswith("p2")
-    assert [step.right for step in best[0].steps] == [None, None]
+    assert [step.correct for step in best[0].steps] == [None, None]
 
 
 def test_the_page_is_well_formed_with_unique_ids(html: str) -> None:
@@ -115,7 +115,7 @@ def test_the_page_contains_the_data(html: str) -> None:
     assert {node.text for node in root.iter() if node.get("title") in ("correct", "incorrect")} == {"✓", "✗"}
 
 
-def test_every_selector_is_drawn_and_every_colour_is_defined(html: str) -> None:
+def test_every_selector_is_drawn_and_every_color_is_defined(html: str) -> None:
     assert set(SERIES) == set(SELECTORS)
     used = set(re.findall(r"var\(--([\w-]+)\)", html))
     defined = set(re.findall(r"--([\w-]+):", html))

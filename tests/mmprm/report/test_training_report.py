@@ -18,8 +18,8 @@ def train(step: int, **metrics: float | None) -> dict:
 
 
 def evaluation(step: int, value: float) -> dict:
-    figures = {"pass_at_1": value, "pass_at_1_low": value - 0.05, "pass_at_1_high": value + 0.05}
-    return {"kind": "eval", "step": step, **figures}
+    metrics = {"pass_at_1": value, "pass_at_1_low": value - 0.05, "pass_at_1_high": value + 0.05}
+    return {"kind": "eval", "step": step, **metrics}
 
 
 RECORDS = [

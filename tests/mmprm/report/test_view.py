@@ -20,11 +20,11 @@ from mmprm.cli.tree import find
 from mmprm.errors import DataError
 from mmprm.report.trees import grow
 from mmprm.report.view import spread
-from mmprm.trees.records import pack_batch
+from mmprm.trees.serialization import pack_batch
 from mmprm.trees.stopping import StoppingRule
 from mmprm.trees.store import Finished, Store
 from mmprm.trees.tallies import Tally
-from mmprm.types import Batch, Counts, Node, Picture, Problem, Rollout, Steps, Tree, Verdict
+from mmprm.types import Batch, Counts, ImageRef, Node, Problem, Rollout, Steps, Tree, Verdict
 
 R, W, U = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
 EVIL = "</script><script>document.title='owned'</script><!--"
@@ -46,8 +46,8 @@ def png() -> bytes:
 
 CUT = Rollout((), U, 5, "<step>half a step \ud800\x1b[2J", "unclosed step", "time-out")
 PROBLEMS = [
-    Problem("alpha-1", "How many cubes?", "3", (Picture(data=png()),), ("two", "three")),
-    Problem("alpha-2", f"Who wins? {EVIL}", "b", (Picture(path="gone.png"),)),
+    Problem("alpha-1", "How many cubes?", "3", (ImageRef(data=png()),), ("two", "three")),
+    Problem("alpha-2", f"Who wins? {EVIL}", "b", (ImageRef(path="gone.png"),)),
     Problem("beta-1", "Is it easy?", "yes"),
     Problem("beta-2", "Nobody knows", "0"),
 ]
@@ -60,14 +60,14 @@ LOG = [
 ]
 ENDS = [
     Finished("alpha-1", "done", "no candidates left"),
-    Finished("alpha-2", "failed", "gone.png: cannot be read as a picture"),
+    Finished("alpha-2", "failed", "gone.png: cannot be read as an image"),
     Finished("beta-1", "done", "too easy"),
 ]
-RULE = StoppingRule(rollouts=5, doubt=0, shared=3)
+RULE = StoppingRule(rollouts=5, false_negative_rate=0, min_shared_rollouts=3)
 
 
 def make_run(folder: Path) -> Path:
-    store = Store.create_or_open(folder / "run" / "trees.sqlite", {"search": RULE.model_dump(), "markup": "tags"})
+    store = Store.create_or_open(folder / "run" / "trees.sqlite", {"search": RULE.model_dump(), "step_format": "tags"})
     store.add_problems(PROBLEMS)
     store.append(map(pack_batch, LOG), ENDS)
     store.close()
@@ -97,16 +97,16 @@ def test_each_prefix_stands_under_the_longest_that_it_continues(store: Store) ->
         (None, steps("look"), Counts(3, 0)),
         (None, steps("count"), Counts(3, 0)),
     ]
-    assert (root.counts.right, root.counts.wrong, root.counts.unknown) == (3, 1, 1)
+    assert (root.counts.correct, root.counts.incorrect, root.counts.unknown) == (3, 1, 1)
     look = root.children[1]
     assert look.through == [(0, 0), (0, 1), (0, 3)]
-    assert root.children[0].through == [], "a state is labelled by its own rollouts"
+    assert root.children[0].through == [], "a state is labeled by its own rollouts"
 
 
 def test_a_step_between_two_states_is_shown_with_the_later_one() -> None:
     log = [LOG[0], Batch("alpha-1", steps("a", "b", "c"), 0, (rollout(W, "d"),))]
     tree = Tree("alpha-1", tuple(Node(b.steps, (Counts(1, 1),), b.rollouts) for b in log))
-    (branch,) = grow(tree, StoppingRule(shared=None)).children
+    (branch,) = grow(tree, StoppingRule(min_shared_rollouts=None)).children
     assert (branch.above, branch.steps) == (0, steps("a", "b", "c"))
 
 
@@ -130,7 +130,7 @@ def test_tree_in_the_terminal(run: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert max(map(len, shown.splitlines())) <= 60
 
 
-def test_colours_are_for_terminals(
+def test_colors_are_for_terminals(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
@@ -202,12 +202,12 @@ def test_data_of_the_page(run: Path, capsys: pytest.CaptureFixture[str]) -> None
         ["look"],
         ["count"],
     ]
-    drawn = first["branches"][0]["rollouts"]
-    assert [texts[step] for step in drawn[4][0]] == ["guess", "add", EVIL, "4"]
-    assert [texts[step] for step in drawn[2][0]] == [CUT.text]
-    assert drawn[2][1:] == [2, 5, texts.index("time-out"), "unclosed step"]
-    assert first["pictures"][0]["url"].startswith("data:image/png;base64,")
-    assert "gone.png" in json.loads(parsed.data["problem-1"])["pictures"][0]["error"]
+    sampled = first["branches"][0]["rollouts"]
+    assert [texts[step] for step in sampled[4][0]] == ["guess", "add", EVIL, "4"]
+    assert [texts[step] for step in sampled[2][0]] == [CUT.text]
+    assert sampled[2][1:] == [2, 5, texts.index("time-out"), "unclosed step"]
+    assert first["images"][0]["url"].startswith("data:image/png;base64,")
+    assert "gone.png" in json.loads(parsed.data["problem-1"])["images"][0]["error"]
     assert not re.search(r"(src|href)=\"(?!data:)|https?://|@import", page)
 
 
@@ -273,7 +273,7 @@ def test_the_page_shows_a_problem_and_the_rollouts_of_a_state(seen: dict[str, st
 def test_the_page_filters_by_outcome_and_text(seen: dict[str, str]) -> None:
     assert "beta" not in seen["failed"]
     assert EVIL in seen["failed"], "text stays text"
-    assert "gone.png: cannot be read as a picture" in seen["failed"]
+    assert "gone.png: cannot be read as an image" in seen["failed"]
     assert "No rollouts were sampled." in seen["failed"]
     assert "all 1\nsearched 0\ntoo easy 1\nfailed 0\nopen 0\nIs it easy?" in seen["text"]
     assert "No problem matches." in seen["nothing"]

@@ -160,7 +160,7 @@ async def test_guided_search_continues_the_tokens_of_its_path() -> None:
     (path,) = await writer.steps(path, 1)
     assert path.steps == ("<step>a</step>", "<step>b</step>")
     before = ids_of("<step>a</step><step>b</step><step>")
-    places = [place for place, index in enumerate(before) if TOKENIZER.decode([index]) == "><"]
+    positions = [position for position, index in enumerate(before) if TOKENIZER.decode([index]) == "><"]
     sent = engine.prompts[1]["prompt_token_ids"][len(ids_of("how many? assistant:")) :]
-    assert tuple(sent) == before[: places[0]]
-    assert path.ids == before[: places[1]]
+    assert tuple(sent) == before[: positions[0]]
+    assert path.ids == before[: positions[1]]

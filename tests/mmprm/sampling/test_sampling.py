@@ -76,7 +76,7 @@ def test_what_is_no_model_folder_is_refused_at_once(tmp_path):
 
 
 async def test_a_draw_that_the_engine_broke_off_is_no_wrong_answer(monkeypatch):
-    """vLLM ends a request so when a picture is no longer in its own cache."""
+    """vLLM ends a request so when an image is no longer in its own cache."""
 
     async def generate(self, request):
         return SimpleNamespace(outputs=[SimpleNamespace(text="", token_ids=[], finish_reason="error")])
@@ -102,4 +102,4 @@ def test_an_engine_of_more_gpus_than_there_are_is_refused(monkeypatch):
     ray = SimpleNamespace(is_initialized=lambda: True, cluster_resources=lambda: {"CPU": 8.0, "GPU": 4.0})
     monkeypatch.setattr(pool, "ray", ray)
     with pytest.raises(SetupError, match=r"tensor_parallel_size=8 must be at most 4, the GPUs"):
-        pool.places(EngineConfig(model="owner/name", tensor_parallel_size=8), None)
+        pool.engine_resources(EngineConfig(model="owner/name", tensor_parallel_size=8), None)

@@ -17,7 +17,7 @@ from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.sampling.open import open_sampler
 from mmprm.sampling.server_sampler import ServerSampler, token_counts
-from mmprm.types import Completion, Picture, Problem, SampleRequest
+from mmprm.types import Completion, ImageRef, Problem, SampleRequest
 
 TEXT = Problem("p", "What is 1 + 1?", "2")
 
@@ -66,25 +66,25 @@ async def test_without_prefix_the_assistant_turn_is_new() -> None:
     assert server.requests[0]["top_k"] == -1, "SGLang refuses 0, vLLM takes both"
 
 
-async def test_pictures_travel_as_the_pixels_of_our_own_engines(tmp_path) -> None:
+async def test_images_travel_as_the_pixels_of_our_own_engines(tmp_path) -> None:
     Image.new("RGBA", (3, 2), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    problem = Problem("p", "Left <image> or right?", "2", (Picture(path=str(tmp_path / "clear.png")),))
+    problem = Problem("p", "Left <image> or right?", "2", (ImageRef(path=str(tmp_path / "clear.png")),))
     with ScriptedServer(says("x", choice={"token_ids": [1]})) as server:
         async with sampler(server) as asked:
             await asked.sample(SampleRequest(problem, "", 1, 0))
-    before, picture, after = server.requests[0]["messages"][0]["content"]
+    before, image, after = server.requests[0]["messages"][0]["content"]
     assert (before, after) == ({"type": "text", "text": "Left "}, {"type": "text", "text": " or right?"})
-    head, data = picture["image_url"]["url"].split(",")
+    head, data = image["image_url"]["url"].split(",")
     assert head == "data:image/png;base64"
     with Image.open(io.BytesIO(base64.b64decode(data))) as seen:
         assert (seen.mode, seen.size, seen.getpixel((0, 0))) == ("RGB", (3, 2), (255, 255, 255))
 
 
-async def test_a_missing_picture_and_a_long_prompt_name_the_problem() -> None:
+async def test_a_missing_image_and_a_long_prompt_name_the_problem() -> None:
     with ScriptedServer(error(400, "too long")) as server:
         async with sampler(server) as asked:
             with pytest.raises(DataError, match=r"problem q: nowhere\.png"):
-                await asked.sample(SampleRequest(Problem("q", "?", "1", (Picture(path="nowhere.png"),)), "", 1, 0))
+                await asked.sample(SampleRequest(Problem("q", "?", "1", (ImageRef(path="nowhere.png"),)), "", 1, 0))
             with pytest.raises(SamplingError, match=r"problem p: http.*status 400: too long"):
                 await asked.sample(SampleRequest(TEXT, "", 1, 0))
 

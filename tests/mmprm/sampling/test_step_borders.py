@@ -11,7 +11,7 @@ from mcts.roll import Roller
 from mmprm.sampling.token_text import TokenText
 from mmprm.steps import split
 from mmprm.tiny.tokenizer import build_tokenizer
-from mmprm.trees.records import pack_batch, unpack_batch
+from mmprm.trees.serialization import pack_batch, unpack_batch
 from mmprm.types import Batch, Completion, Grading, Problem, SampleRequest, Steps, Tokens, Verdict
 from tests.byte_level import END, TEXTS, qwen_like
 
@@ -43,16 +43,16 @@ class Writes:
         return (Completion(self._text[len(request.prefix) :], 1, "stop", tokens),) * request.n
 
 
-async def rolled(sampler: Any, markup: Any, states: Sequence[Steps], stored: Sequence[Batch] = ()) -> list[Batch]:
+async def rolled(sampler: Any, step_format: Any, states: Sequence[Steps], stored: Sequence[Batch] = ()) -> list[Batch]:
     emitted: list[Batch] = []
-    roll = Roller(PROBLEM, sampler, Wrong(), markup, 0, stored, emitted.append)
+    roll = Roller(PROBLEM, sampler, Wrong(), step_format, 0, stored, emitted.append)
     for steps in states:
         await roll(steps, 2)
     return emitted
 
 
-def states_of(text: str, markup: Any) -> list[Steps]:
-    steps = split(text, markup).steps
+def states_of(text: str, step_format: Any) -> list[Steps]:
+    steps = split(text, step_format).steps
     return [steps[:length] for length in range(len(steps))]
 
 
@@ -60,10 +60,10 @@ def states_of(text: str, markup: Any) -> list[Steps]:
 @pytest.mark.parametrize("name", TEXTS)
 async def test_no_prefix_ends_inside_a_token(tokenizer: Any, name: str) -> None:
     """The ids of a state are the first of the policy's own, and its next token begins with what they lack."""
-    markup, text = TEXTS[name]
+    step_format, text = TEXTS[name]
     policy = Writes(tokenizer, text.replace("answer is \\boxed{6}", "answer is 6"))
-    states = states_of(policy._text, markup)
-    await rolled(policy, markup, states)
+    states = states_of(policy._text, step_format)
+    await rolled(policy, step_format, states)
     assert len(policy.asked) == len(states) > 1
     for request in policy.asked[1:]:
         assert request.prefix_ids is not None
@@ -78,9 +78,9 @@ async def test_no_prefix_ends_inside_a_token(tokenizer: Any, name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in TEXTS if name != "tags, one after the other"])
 def test_with_line_breaks_the_text_of_a_prefix_gives_the_same_tokens(name: str) -> None:
     """What servers continue, which take text; without line breaks `><` is cut."""
-    markup, text = TEXTS[name]
+    step_format, text = TEXTS[name]
     whole = QWEN_LIKE.encode(text, add_special_tokens=False)
-    for steps in states_of(text, markup):
+    for steps in states_of(text, step_format):
         ids = QWEN_LIKE.encode("".join(steps), add_special_tokens=False)
         assert whole[: len(ids)] == ids
 
@@ -119,7 +119,7 @@ async def test_the_first_tokens_of_a_prefix_are_kept() -> None:
     assert log[0].rollouts[0].steps == log[0].rollouts[1].steps
     assert log[0].rollouts[0].step_ids != log[0].rollouts[1].step_ids
     for kept in range(len(log) + 1):
-        stored = [unpack_batch("p", batch.first_draw, pack_batch(batch).rollouts) for batch in log[:kept]]
+        stored = [unpack_batch("p", batch.first_sample, pack_batch(batch).rollouts) for batch in log[:kept]]
         again = Otherwise(QWEN_LIKE, text)
         assert await rolled(again, "tags", states, stored) == log[kept:]
         assert again.asked == policy.asked[kept:]

@@ -67,20 +67,20 @@ each_tokenizer = pytest.mark.parametrize("tokenizer", TOKENIZERS.values(), ids=T
 
 def ids_of(tokenizer: Any, text: str, cuts: int, rng: random.Random) -> list[int]:
     """Return the ids of a text that is encoded in pieces, so that they are not those of the whole text."""
-    places = [0, *sorted(rng.sample(range(1, len(text)), cuts)), len(text)]
-    pieces = [text[start:end] for start, end in itertools.pairwise(places)]
+    positions = [0, *sorted(rng.sample(range(1, len(text)), cuts)), len(text)]
+    pieces = [text[start:end] for start, end in itertools.pairwise(positions)]
     return [index for piece in pieces for index in tokenizer.encode(piece, add_special_tokens=False)]
 
 
 @each_tokenizer
-@pytest.mark.parametrize("markup", TEXTS)
-def test_ids_and_what_they_lack_are_the_prefix(tokenizer: Any, markup: Any) -> None:
-    text, token_text, rng = TEXTS[markup], TokenText(tokenizer), random.Random(markup)
+@pytest.mark.parametrize("step_format", TEXTS)
+def test_ids_and_what_they_lack_are_the_prefix(tokenizer: Any, step_format: Any) -> None:
+    text, token_text, rng = TEXTS[step_format], TokenText(tokenizer), random.Random(step_format)
     for cuts in (0, 3, 12):
         tokens = token_text.tokens([*ids_of(tokenizer, text, cuts, rng), tokenizer.eos_token_id], text)
         assert tokens is not None
         end = 0
-        for step in split(text, markup).steps[:-1]:
+        for step in split(text, step_format).steps[:-1]:
             end += len(step)
             ids = tokens.ids[: tokens.whole_in(end)]
             rest = token_text.missing(ids, text[:end])

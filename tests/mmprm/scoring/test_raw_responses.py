@@ -36,7 +36,7 @@ def scored(tmp_path: Path, rows: Sequence[dict[str, Any]], *sets: str) -> list[d
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = tmp_path / "out.jsonl"
     options = [word for each in ("scorer.prm=p", *sets) for word in ("--set", each)]
-    assert main(["score", str(tmp_path / "in.jsonl"), "--out", str(out), *options]) == 0
+    assert main(["score", str(tmp_path / "in.jsonl"), "--output", str(out), *options]) == 0
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
@@ -53,9 +53,11 @@ def test_a_response_is_cut_into_its_plain_steps(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(("markup", "text"), [("blank_lines", "a\n\nbb\n\nccc"), ("numbered", "1. a\n2. bb\n3. ccc")])
-def test_other_markups_are_named(tmp_path: Path, markup: str, text: str) -> None:
-    (row,) = scored(tmp_path, [{"question": "q", "response": text}], f"markup={markup}")
+@pytest.mark.parametrize(
+    ("step_format", "text"), [("blank_lines", "a\n\nbb\n\nccc"), ("numbered", "1. a\n2. bb\n3. ccc")]
+)
+def test_other_step_formats_are_named(tmp_path: Path, step_format: str, text: str) -> None:
+    (row,) = scored(tmp_path, [{"question": "q", "response": text}], f"step_format={step_format}")
     assert (row["steps"], row["scores"]) == (["a", "bb", "ccc"], [1.0, 0.5, 1 / 3])
 
 
@@ -71,7 +73,7 @@ def test_several_responses_have_an_entry_each_and_the_best_is_chosen(tmp_path: P
 def test_where_no_response_has_steps_none_is_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (row,) = scored(tmp_path, [{"question": "q", "responses": ["x", "y"]}])
     assert (row["chosen"], row["aggregate"]) == (None, [None, None])
-    assert "2 responses have no steps by markup=tags" in capsys.readouterr().err
+    assert "2 responses have no steps by step_format=tags" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -20,15 +20,15 @@ from mmprm.scoring.http.remote import REQUEST_SOLUTIONS, RemoteScorer
 from mmprm.scoring.http.service import Service
 from mmprm.scoring.http.wire import Limits
 from mmprm.scoring.open import open_scorer, scorer_info
-from mmprm.types import Picture, Problem, Solution, StepScores
+from mmprm.types import ImageRef, Problem, Solution, StepScores
 
 
 def remote(*urls: str, **values: object) -> RemoteScorer:
     return RemoteScorer(ServerConfig(urls=urls, **{"backoff_seconds": 0.02, "attempts": 4} | values))
 
 
-def solution(*steps: str, name: str = "p", picture: Picture | None = None) -> Solution:
-    return Solution(Problem(name, "q", "", () if picture is None else (picture,)), steps)
+def solution(*steps: str, name: str = "p", image: ImageRef | None = None) -> Solution:
+    return Solution(Problem(name, "q", "", () if image is None else (image,)), steps)
 
 
 def many(count: int) -> list[Solution]:
@@ -39,7 +39,7 @@ def expected(count: int) -> list[StepScores]:
     return [StepScores((number / 256, 1.0)) for number in range(count)]
 
 
-def picture(folder: Path, color: str) -> Path:
+def image(folder: Path, color: str) -> Path:
     Image.new("RGB", (8, 8), color).save(folder / f"{color}.png")
     return folder / f"{color}.png"
 
@@ -55,33 +55,33 @@ def test_scores_come_in_order_in_requests_of_a_bounded_size() -> None:
     assert sorted(len(indices) for indices in asked._requests(many(200))) == [8] + [REQUEST_SOLUTIONS] * 6
 
 
-def test_pictures_are_sent_and_requests_stay_below_the_size_limit(tmp_path: Path) -> None:
+def test_images_are_sent_and_requests_stay_below_the_size_limit(tmp_path: Path) -> None:
     """Sixteen solutions of 300 KiB in base64: two fit into a MiB."""
-    data = picture(tmp_path, "red").read_bytes() + bytes(225 * 1024)
+    data = image(tmp_path, "red").read_bytes() + bytes(225 * 1024)
     (tmp_path / "large.png").write_bytes(data)
     scorer = StepScorer()
     with running(make_service(lambda: scorer, Limits(body_mib=1))) as url:
         asked = remote(url)
-        kinds = (Picture(path=str(tmp_path / "large.png")), Picture(data=data))
-        solutions = [solution("0.5", name=str(number), picture=kinds[number % 2]) for number in range(16)]
+        kinds = (ImageRef(path=str(tmp_path / "large.png")), ImageRef(data=data))
+        solutions = [solution("0.5", name=str(number), image=kinds[number % 2]) for number in range(16)]
         assert [len(indices) for indices in asked._requests(solutions)] == [3] * 5 + [1]
         assert asked.score(solutions) == [StepScores((0.5,))] * 16
         asked.close()
     arrived = [each for batch in scorer.batches for each in batch]
-    assert {each.problem.pictures for each in arrived} == {(Picture(data=data),)}
+    assert {each.problem.images for each in arrived} == {(ImageRef(data=data),)}
 
 
 def test_paths_are_sent_where_the_server_sees_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = picture(tmp_path, "blue")
+    file = image(tmp_path, "blue")
     monkeypatch.chdir(tmp_path)
     scorer = StepScorer()
     with running(make_service(lambda: scorer, image_root=tmp_path)) as url:
         asked = remote(url, send_paths=True)
-        sent = asked._body([solution("0.5", picture=Picture(path="blue.png"))])
+        sent = asked._body([solution("0.5", image=ImageRef(path="blue.png"))])
         assert sent["solutions"][0]["images"] == [{"path": str(file)}]
-        assert asked.score([solution("0.5", picture=Picture(path="blue.png"))]) == [StepScores((0.5,))]
+        assert asked.score([solution("0.5", image=ImageRef(path="blue.png"))]) == [StepScores((0.5,))]
         asked.close()
-    assert scorer.batches[0][0].problem.pictures == (Picture(data=file.read_bytes()),)
+    assert scorer.batches[0][0].problem.images == (ImageRef(data=file.read_bytes()),)
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_paths_are_sent_where_the_server_sees_the_files(tmp_path: Path, monkeypa
         (solution("refuse", name="f.jsonl:7"), "problem f.jsonl:7: it is refused"),
         (solution(name="x"), "problem x: steps: a solution must have at least one step"),
         (solution(*["1"] * 1001, name="x"), "problem x: a solution has 1,001 steps, at most 1,000"),
-        (solution("1", name="x", picture=Picture(data=b"no")), r"problem x: images\[0\]: picture of 2 bytes: cannot"),
-        (solution("1", name="x", picture=Picture(path="no.png")), "no.png: cannot be read as a picture"),
+        (solution("1", name="x", image=ImageRef(data=b"no")), r"problem x: images\[0\]: image of 2 bytes: cannot"),
+        (solution("1", name="x", image=ImageRef(path="no.png")), "no.png: cannot be read as an image"),
         (solution("crash", name="x"), r"problem x: the model failed on it \(ValueError\)"),
         (solution("1", "é" * 200_000, name="x"), "problem x: .*the body is larger than 1 MiB"),
     ],
@@ -224,7 +224,7 @@ def test_commands_ask_a_server(tmp_path: Path) -> None:
         assert asked.score(many(1)) == expected(1)
         asked.close()
         sets = ["--set", "scorer.backend=server", "--set", f"scorer.server.urls=[{url}]"]
-        assert main(["score", str(tmp_path / "in.jsonl"), "--out", str(tmp_path / "out.jsonl"), *sets]) == 0
+        assert main(["score", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl"), *sets]) == 0
     row = json.loads((tmp_path / "out.jsonl").read_text())
     assert (row["scores"], row["aggregator"], row["aggregate"]) == ([0.5, 0.25], "min", 0.25)
 
@@ -283,10 +283,10 @@ def test_limits_that_no_server_has_are_refused(limits: dict[str, float]) -> None
 def test_requests_stay_below_the_pixels_that_are_taken(tmp_path: Path) -> None:
     """Images of 64 pixels where a request may have 150: two at a time."""
     limits = Limits(pixels=64, solution_pixels=64, request_pixels=150)
-    data = picture(tmp_path, "red").read_bytes()
+    data = image(tmp_path, "red").read_bytes()
     with running(make_service(StepScorer, limits)) as url:
         asked = remote(url)
-        solutions = [solution("0.5", name=str(number), picture=Picture(data=data)) for number in range(5)]
+        solutions = [solution("0.5", name=str(number), image=ImageRef(data=data)) for number in range(5)]
         assert [len(indices) for indices in asked._requests(solutions)] == [2, 2, 1]
         assert asked.score(solutions) == [StepScores((0.5,))] * 5
         asked.close()

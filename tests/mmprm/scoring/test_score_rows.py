@@ -14,14 +14,14 @@ from PIL import Image
 
 from mmprm.cli import score
 from mmprm.cli.main import main
-from mmprm.data.images import open_picture
+from mmprm.data.images import open_image
 from mmprm.errors import DataError
-from mmprm.evaluation.labelled import Options, read_labelled
-from mmprm.labels.parquet import LabelledExample, read_parquet, write_parquet
+from mmprm.evaluation.labeled import Options, read_labeled
+from mmprm.labels.parquet import LabeledExample, read_parquet, write_parquet
 from mmprm.prm.format import Renderer
 from mmprm.prm.info import PrmInfo, PrmTokens
 from mmprm.tiny.tokenizer import build_processor
-from mmprm.types import Counts, LabelledPath, Picture, Problem, Solution, StepScores
+from mmprm.types import Counts, ImageRef, LabeledPath, Problem, Solution, StepScores
 
 
 def png(color: str = "red") -> bytes:
@@ -34,10 +34,10 @@ class RedScorer:
     """Scores 1 with a red image, 0 without."""
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        return [StepScores((self._red(item.problem.pictures),) * len(item.steps)) for item in solutions]
+        return [StepScores((self._red(item.problem.images),) * len(item.steps)) for item in solutions]
 
-    def _red(self, pictures: Sequence[Picture]) -> float:
-        return float(any(open_picture(picture).getpixel((0, 0)) == (255, 0, 0) for picture in pictures))
+    def _red(self, images: Sequence[ImageRef]) -> float:
+        return float(any(open_image(image).getpixel((0, 0)) == (255, 0, 0) for image in images))
 
     def close(self) -> None:
         pass
@@ -53,7 +53,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         file, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
         file.write_text("".join(json.dumps({"question": "q", "steps": ["a"]} | row) + "\n" for row in rows))
         options = [word for item in ("scorer.prm=p", *sets) for word in ("--set", item)]
-        code = main(["score", str(file), "--out", str(out), *options])
+        code = main(["score", str(file), "--output", str(out), *options])
         return code, [json.loads(line) for line in out.read_text().splitlines()] if code == 0 else []
 
     return command
@@ -61,17 +61,17 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_images_in_every_usual_column(run: Any) -> None:
     cells = ["red.png", ["red.png"], {"bytes": None, "path": "red.png"}]
-    rows = [{name: cell} for name in ("images", "image", "pictures", "image_path", "image_urls") for cell in cells]
+    rows = [{name: cell} for name in ("images", "image", "images", "image_path", "image_urls") for cell in cells]
     code, found = run(*rows, {"image": ""}, {})
     assert (code, [row["aggregate"] for row in found]) == (0, [1.0] * 15 + [0.0, 0.0])
-    code, found = run({"photo": "red.png"}, sets=["columns.pictures=photo"])
+    code, found = run({"photo": "red.png"}, sets=["columns.images=photo"])
     assert found[0]["aggregate"] == 1.0
 
 
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"image": "does-not-exist.png"}, r"in.jsonl:2: .*does-not-exist.png: cannot be read as a picture"),
+        ({"image": "does-not-exist.png"}, r"in.jsonl:2: .*does-not-exist.png: cannot be read as an image"),
         ({"photo": "red.png"}, r"in.jsonl:2: column 'photo' looks like images"),
         ({"question": "<image>q"}, r"in.jsonl:2: question has 1 <image> marks and the row 0 images"),
         ({"question": "q<|im_end|>"}, r"in.jsonl:2: question holds '<|im_end|>'"),
@@ -103,13 +103,13 @@ def test_process_reward_models_read_the_options_and_no_special_token() -> None:
         renderer.render(Solution(problem, ("a", "b<|im_end|>")))
 
 
-PATH = LabelledPath("1", ("a",), (Counts(1, 1),), False)
-PROBLEM = Problem("1", "What is 1 + 1?", "2", (Picture(data=png()),))
+PATH = LabeledPath("1", ("a",), (Counts(1, 1),), False)
+PROBLEM = Problem("1", "What is 1 + 1?", "2", (ImageRef(data=png()),))
 
 
 def test_labels_hold_the_question_as_it_was_asked(tmp_path: Path) -> None:
     problem = Problem("1", "How long?", "B", choices=("3 cm", "5 cm"))
-    write_parquet(tmp_path / "a.parquet", [LabelledExample(problem, PATH, "train")])
+    write_parquet(tmp_path / "a.parquet", [LabeledExample(problem, PATH, "train")])
     assert read_parquet(tmp_path / "a.parquet")[0].problem.question == "How long?\nChoices:\nA. 3 cm\nB. 5 cm"
 
 
@@ -118,14 +118,14 @@ def test_labels_hold_the_question_as_it_was_asked(tmp_path: Path) -> None:
     [
         ({"question": "What is the capital?"}, "question is 'What is the capital.', but was 'What is 1 . 1.'"),
         ({"answer": "Paris"}, "answer is 'Paris', but was '2'"),
-        ({"pictures": (Picture(data=png("blue")),)}, "with other images"),
+        ({"images": (ImageRef(data=png("blue")),)}, "with other images"),
     ],
 )
 def test_labels_of_two_problems_with_one_id_are_refused(tmp_path: Path, changed: dict[str, Any], words: str) -> None:
     problems = [PROBLEM, PROBLEM, replace(PROBLEM, **changed)]
-    write_parquet(tmp_path / "a.parquet", [LabelledExample(problem, PATH, "train") for problem in problems[:2]])
+    write_parquet(tmp_path / "a.parquet", [LabeledExample(problem, PATH, "train") for problem in problems[:2]])
     assert len(read_parquet(tmp_path / "a.parquet")) == 2
-    write_parquet(tmp_path / "a.parquet", [LabelledExample(problem, PATH, "train") for problem in problems])
+    write_parquet(tmp_path / "a.parquet", [LabeledExample(problem, PATH, "train") for problem in problems])
     with pytest.raises(
         DataError, match=rf"a\.parquet: row 3: problem_id '1' already belongs to a different problem.*{words}"
     ):
@@ -137,8 +137,8 @@ def test_judged_solutions_have_their_images_in_every_usual_column(tmp_path: Path
     (tmp_path / "red.png").write_bytes(png())
     record = {"question": "See <|image_pad|>.", "response": {"steps": ["a"], "process_correctness": [1]}}
     records = [("row 1", record | {name: ["red.png"]})]
-    (found,) = read_labelled("visualprocessbench", records, tmp_path, "v", Options())
-    assert [picture.path for picture in found.solution.problem.pictures] == [str(tmp_path / "red.png")]
+    (found,) = read_labeled("visualprocessbench", records, tmp_path, "v", Options())
+    assert [image.path for image in found.solution.problem.images] == [str(tmp_path / "red.png")]
     assert found.solution.problem.question == "See <image>."
     with pytest.raises(DataError, match="row 1: column 'photo' looks like images"):
-        read_labelled("visualprocessbench", [("row 1", record | {"photo": "red.png"})], tmp_path, "v", Options())
+        read_labeled("visualprocessbench", [("row 1", record | {"photo": "red.png"})], tmp_path, "v", Options())

@@ -7,7 +7,7 @@ import torch
 
 from mmprm.errors import CheckpointError, DataError
 from mmprm.prm.info import PrmTokens
-from mmprm.prm.model import initialise_prm, load_prm, save_prm
+from mmprm.prm.model import initialize_prm, load_prm, save_prm
 from mmprm.scoring import transformers_scorer
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.context import fitting
@@ -15,7 +15,7 @@ from mmprm.scoring.open import open_scorer
 from mmprm.tiny.model import build_model
 from mmprm.tiny.tokenizer import build_processor, build_tokenizer
 from mmprm.tiny.world import make_problems, solve
-from mmprm.types import Picture, Problem, Solution
+from mmprm.types import ImageRef, Problem, Solution
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +29,16 @@ def prm(tmp_path_factory: pytest.TempPathFactory) -> Path:
             weight.mul_(3.0 if weight.dim() > 1 else 1.0)
     model.save_pretrained(folder / "base")
     build_processor().save_pretrained(folder / "base")
-    save_prm(folder / "prm", initialise_prm(str(folder / "base"), PrmTokens(), add_missing_tokens=True))
+    save_prm(folder / "prm", initialize_prm(str(folder / "base"), PrmTokens(), add_missing_tokens=True))
     return folder / "prm"
 
 
 @pytest.fixture(scope="module")
 def solutions() -> list[Solution]:
-    """Different lengths and numbers of pictures."""
-    pictured = [Solution(tiny.problem, tuple(solve(tiny))) for tiny in make_problems(5, 0, "train")]
+    """Different lengths and numbers of images."""
+    with_image = [Solution(tiny.problem, tuple(solve(tiny))) for tiny in make_problems(5, 0, "train")]
     bare = Solution(Problem("bare", "what is one plus one?", "2"), ("1+1=2",))
-    return [pictured[0], bare, *pictured[1:], Solution(bare.problem, ("1+1=3", "so", "2"))]
+    return [with_image[0], bare, *with_image[1:], Solution(bare.problem, ("1+1=3", "so", "2"))]
 
 
 def test_scores_are_the_softmax_at_each_marker_whatever_the_batch(prm: Path, solutions: list[Solution]) -> None:
@@ -90,7 +90,7 @@ def test_where_a_solution_is_cut() -> None:
         asked.append(len(solution.steps))
         return 10 + sum(sizes[step] for step in solution.steps)
 
-    whole = Solution(Problem("p", "q", "1", (Picture(path="x.png"),)), ("a", "b", "c"))
+    whole = Solution(Problem("p", "q", "1", (ImageRef(path="x.png"),)), ("a", "b", "c"))
     assert fitting(whole, tokens, 22, "refuse") is whole
     for limit, kept in ((21, "ab"), (19, "ab"), (17, "ab"), (16, "a"), (13, "a")):
         assert fitting(whole, tokens, limit, "cut") == Solution(whole.problem, tuple(kept))
@@ -104,9 +104,9 @@ def test_where_a_solution_is_cut() -> None:
 
 
 def test_what_is_cut_has_the_scores_of_its_first_steps(prm: Path, solutions: list[Solution]) -> None:
-    """In a batch with others, and with a picture, which stays whole."""
-    pictured = solutions[0]
-    long = Solution(pictured.problem, tuple(pictured.steps[0] for _ in range(600)))
+    """In a batch with others, and with an image, which stays whole."""
+    with_image = solutions[0]
+    long = Solution(with_image.problem, tuple(with_image.steps[0] for _ in range(600)))
     scorer = open_scorer(ScorerConfig(prm=str(prm), too_long="cut"))
     first, cut, last = scorer.score([solutions[1], long, solutions[2]])
     kept = len(cut.scores)

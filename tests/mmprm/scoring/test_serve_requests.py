@@ -18,14 +18,14 @@ from PIL import Image
 from served import StepScorer, ask, client, make_service, running, until
 
 from mmprm.errors import ConfigError, DataError
-from mmprm.problems import picture_size
+from mmprm.problems import image_size
 from mmprm.scoring.http.body import parse_json
 from mmprm.scoring.http.limits import MIB, Limits
 from mmprm.scoring.http.queue import Pace
 from mmprm.scoring.http.refused import Refused
 from mmprm.scoring.http.traffic import Traffic
 from mmprm.scoring.http.turns import Turns
-from mmprm.types import Picture, Solution, StepScores
+from mmprm.types import ImageRef, Solution, StepScores
 
 VALUES = Limits().max_values
 
@@ -147,14 +147,14 @@ def many_frames() -> bytes:
 @pytest.mark.parametrize("make", [many_chunks, many_frames, lambda: b"\xff\xd8" + b"\xff\xfe\x00\x02" * 200_000])
 def test_an_image_of_countless_parts_is_not_read_to_its_end(make: Callable[[], bytes]) -> None:
     begun = time.monotonic()
-    with pytest.raises(DataError, match="too many parts to be read as a picture of its size"):
-        picture_size(Picture(data=make()))
+    with pytest.raises(DataError, match="too many parts to be read as an image of its size"):
+        image_size(ImageRef(data=make()))
     assert time.monotonic() - begun < 2
 
 
 def test_what_pillow_calls_a_stream_is_not_told() -> None:
     with pytest.raises(DataError, match=r"\(UnidentifiedImageError: cannot identify image file\)"):
-        picture_size(Picture(data=b"no image"))
+        image_size(ImageRef(data=b"no image"))
 
 
 class Reading(StepScorer):

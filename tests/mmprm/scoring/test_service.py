@@ -32,7 +32,7 @@ from mmprm.cli.serve import make_service as served_from
 from mmprm.config import load
 from mmprm.errors import CheckpointError, ConfigError
 from mmprm.prm.info import PrmTokens
-from mmprm.prm.model import initialise_prm, save_prm
+from mmprm.prm.model import initialize_prm, save_prm
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.http.wire import Limits
 from mmprm.scoring.open import ClosableScorer, open_scorer
@@ -54,7 +54,7 @@ class Tiny:
 
     def request(self, index: int, **values: Any) -> dict[str, Any]:
         solution = self.solutions[index]
-        images = [{"data": encoded(Path(picture.path or ""))} for picture in solution.problem.pictures]
+        images = [{"data": encoded(Path(image.path or ""))} for image in solution.problem.images]
         return {"question": solution.problem.question, "steps": list(solution.steps), "images": images} | values
 
 
@@ -78,7 +78,7 @@ def bomb(width: int = 50_000, height: int = 50_000) -> bytes:
 def tiny(random_policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Tiny]:
     folder = tmp_path_factory.mktemp("service")
     torch.manual_seed(0)
-    prm = initialise_prm(str(random_policy_folder), PrmTokens(), add_missing_tokens=True)
+    prm = initialize_prm(str(random_policy_folder), PrmTokens(), add_missing_tokens=True)
     with torch.no_grad():
         for weight in prm.model.parameters():
             weight.mul_(3.0 if weight.dim() > 1 else 1.0)  # so that scores differ
@@ -87,9 +87,9 @@ def tiny(random_policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     root.mkdir()
     solutions = []
     for index, problem in enumerate(make_problems(4, 0, "train")):
-        picture = root / f"{index}.png"
-        picture.write_bytes(problem.problem.pictures[0].data or b"")
-        named = type(problem.problem.pictures[0])(path=str(picture))
+        image = root / f"{index}.png"
+        image.write_bytes(problem.problem.images[0].data or b"")
+        named = type(problem.problem.images[0])(path=str(image))
         of_file = type(problem.problem)(f"p{index}", problem.problem.question, "", (named,))
         solutions.append(Solution(of_file, tuple(solve(problem))))
     (folder / "outside.png").write_bytes((root / "0.png").read_bytes())
@@ -145,23 +145,23 @@ BAD: dict[str, tuple[Callable[[Tiny], Any], int, str, str | None, str]] = {
     ),
     "surrogate in a name": (lambda t: b'{"\\ud800": 1}', 422, "invalid_request", None, "valid string"),
     "bomb": (lambda t: t.request(0, images=[{"data": encoded(bomb())}]), 422, "invalid_request", "images[0]", "pixel"),
-    "large picture": (
+    "large image": (
         lambda t: t.request(0, images=[{"data": encoded(bomb(1001, 1000))}]), 422, "invalid_request", "images[0]",
         "1001×1000 pixels, at most 1,000,000",
     ),
-    "no picture": (
+    "no image": (
         lambda t: t.request(0, images=[{"data": encoded(b"hello")}]), 422, "invalid_request", "images[0]",
-        "cannot be read as a picture",
+        "cannot be read as an image",
     ),
-    "torn picture": (
+    "torn image": (
         lambda t: t.request(0, images=[{"data": encoded(bomb(500, 500))}]), 422, "unscorable", None,
-        "cannot be read as a picture",
+        "cannot be read as an image",
     ),
     "no base64": (lambda t: t.request(0, images=[{"data": "é!"}]), 422, "invalid_request", "images[0]", "base64"),
     "many bytes": (
         lambda t: t.request(0, images=[{"path": "large.png"}]), 422, "too_large", "images[0]", "larger than 1 MiB",
     ),
-    "many pictures": (
+    "many images": (
         lambda t: t.request(0, images=[{"path": "0.png"}] * 4), 422, "too_large", "images", "4 images, at most 3",
     ),
     "both": (
@@ -254,9 +254,9 @@ def test_without_the_key_nothing_is_told(caplog: pytest.LogCaptureFixture, capfd
                 assert answer.headers["WWW-Authenticate"] == "Bearer"
         for path in ("/health", "/docs", "/openapi.json"):
             assert http.get(path).status_code == 200
-        right = {"Authorization": f"Bearer {KEY}"}
-        assert http.post("/v1/score", json=ask("0.5"), headers=right).json()["scores"] == [0.5]
-        everything = http.get("/metrics", headers=right).text + http.get("/v1/model", headers=right).text
+        correct = {"Authorization": f"Bearer {KEY}"}
+        assert http.post("/v1/score", json=ask("0.5"), headers=correct).json()["scores"] == [0.5]
+        everything = http.get("/metrics", headers=correct).text + http.get("/v1/model", headers=correct).text
     output = capfd.readouterr()
     ours = "".join(record.getMessage() for record in caplog.records if not record.name.startswith("http"))
     assert KEY not in everything + output.out + output.err + ours
@@ -495,7 +495,7 @@ def test_what_nobody_waits_for_is_not_scored() -> None:
 
 
 def test_many_pixels_are_not_decoded_at_once() -> None:
-    """Sixteen pictures of nine million pixels: seven fit into a batch."""
+    """Sixteen images of nine million pixels: seven fit into a batch."""
     encoder = io.BytesIO()
     Image.new("1", (3000, 3000)).save(encoder, "PNG")
     images = [{"data": encoded(encoder.getvalue())}]

@@ -9,7 +9,7 @@ import pytest
 
 from mmprm.errors import DataError
 from mmprm.prm.info import PrmTokens
-from mmprm.prm.model import initialise_prm, save_prm
+from mmprm.prm.model import initialize_prm, save_prm
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.transformers_scorer import TransformersScorer
 from mmprm.types import Solution
@@ -39,7 +39,7 @@ def name(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def folder(name: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(name)
-    save_prm(folder / "prm", initialise_prm(str(write_backbone(name, folder / "base")), PrmTokens()))
+    save_prm(folder / "prm", initialize_prm(str(write_backbone(name, folder / "base")), PrmTokens()))
     return folder / "prm"
 
 
@@ -57,7 +57,7 @@ def test_equal_to_separate_sequences(name: str, folder: Path, batch_tokens: int)
 def test_another_family(tmp_path: Path) -> None:
     """What is read is the format's affair: with rlhflow before a placeholder, each step in a turn of its own."""
     base = write_backbone("qwen2_5_vl", tmp_path / "base")
-    solutions = [replace(each, problem=replace(each.problem, pictures=())) for each in beams("llama")]
+    solutions = [replace(each, problem=replace(each.problem, images=())) for each in beams("llama")]
     separate, shared = (scorer.score(solutions) for scorer in scorers(base, format="rlhflow"))
     for ours, theirs in zip(shared, separate, strict=True):
         assert ours.scores == pytest.approx(theirs.scores, abs=1e-5)

@@ -12,7 +12,7 @@ from mmprm.sampling.scripted import ScriptedSampler
 from mmprm.selection.accuracy import accuracy
 from mmprm.selection.guided import Guided, Searched, search_problems
 from mmprm.selection.strategies import GuidedConfig, shares
-from mmprm.steps import Markup
+from mmprm.steps import StepFormat
 from mmprm.types import Completion, Problem, SampleRequest, Solution, StepScores, Verdict
 from tests.mmprm.guided_world import PROBLEM, DigitSampler, LetterScorer, OnesScorer, TagGrader, world
 
@@ -23,7 +23,7 @@ async def search(
     scorer: object | None = None,
     problems: Sequence[Problem] = (PROBLEM,),
     aggregate: str = "min",
-    markup: Markup = "tags",
+    step_format: StepFormat = "tags",
     **options: int,
 ) -> Searched:
     return await search_problems(
@@ -33,7 +33,7 @@ async def search(
         scorer or OnesScorer(),
         config,
         aggregate=aggregate,
-        markup=markup,
+        step_format=step_format,
         **options,
     )
 
@@ -59,7 +59,7 @@ async def test_beam_finds_what_best_of_n_misses_at_the_same_tokens() -> None:
     assert beam.group.candidates[0].steps == ("1", "1", "1", "<answer>111</answer>")
     assert beam.group.candidates[0].scores == StepScores((0.9, 0.9, 0.9, 0.9))
     assert (beam.tokens, best.tokens) == (24, 24)
-    assert (beam.draws, best.draws) == (24, 6)
+    assert (beam.samples, best.samples) == (24, 6)
     assert [c.token_count for c in beam.group.candidates] == [4] * 6
     assert accuracy([best.group], "min")["prm"].value == 0.0
     assert accuracy([beam.group], "min")["prm"].value == 1.0
@@ -114,12 +114,12 @@ async def test_dvts_trees_stay_apart() -> None:
     # Each tree went on from the better of its two first letters, and no tree with another's.
     beginnings = [candidate.steps[0] for candidate in forest.group.candidates]
     assert beginnings[::2] == beginnings[1::2]
-    drawn = [
+    sampled = [
         [text[6] for text in (world(PROBLEM, "", random.Random(root.seed + i)) for i in range(2))] for root in roots
     ]
-    assert beginnings[::2] == [max(pair) for pair in drawn]
+    assert beginnings[::2] == [max(pair) for pair in sampled]
     assert len(set(beginnings)) > 1
-    assert forest.tokens == forest.draws == 8 * 4
+    assert forest.tokens == forest.samples == 8 * 4
 
 
 async def test_lookahead_sees_behind_a_promising_step() -> None:
@@ -190,7 +190,7 @@ async def test_the_deepest_steps_are_the_end() -> None:
 async def test_one_problem_fails_and_the_others_go_on() -> None:
     class Sampler(DigitSampler):
         async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
-            if request.problem.id == "no picture":
+            if request.problem.id == "no image":
                 raise SamplingError("x.png is missing")
             return await super().sample(request)
 
@@ -200,10 +200,10 @@ async def test_one_problem_fails_and_the_others_go_on() -> None:
                 raise DataError("reads at most 8 tokens")
             return super().score(solutions)
 
-    problems = [Problem(name, "q", "111") for name in ("a", "no picture", "too long", "b")]
+    problems = [Problem(name, "q", "111") for name in ("a", "no image", "too long", "b")]
     searched = await search(GuidedConfig(strategy="beam", samples=6, beams=2), Sampler(), Scorer(), problems)
     assert [result.group.problem.id for result in searched.results] == ["a", "b"]
-    assert searched.failed == {"no picture": "x.png is missing", "too long": "reads at most 8 tokens"}
+    assert searched.failed == {"no image": "x.png is missing", "too long": "reads at most 8 tokens"}
 
 
 async def test_a_path_that_cannot_be_scored_is_not_chosen() -> None:

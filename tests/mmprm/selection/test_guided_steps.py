@@ -8,7 +8,7 @@ from mmprm.sampling.config import EngineConfig, SamplingConfig, ServersConfig
 from mmprm.sampling.scripted import ScriptedSampler
 from mmprm.sampling.server_sampler import ServerSampler
 from mmprm.selection.paths import STOPS, Path, State, Writer, extended
-from mmprm.steps import Markup
+from mmprm.steps import StepFormat
 from mmprm.types import Completion, SampleRequest
 from tests.mmprm.guided_world import PROBLEM
 
@@ -16,7 +16,7 @@ PART = Path(("<step>a</step>",), 5)
 
 
 @pytest.mark.parametrize(
-    ("markup", "text", "finish", "expected"),
+    ("step_format", "text", "finish", "expected"),
     [
         ("tags", "<step>b</step>", "stop", Path((*PART.steps, "<step>b</step>"), 7)),
         ("tags", "<step>b</step><answer>1</answer>", "stop", Path((*PART.steps, "<step>b</step>"), 7)),
@@ -32,8 +32,8 @@ PART = Path(("<step>a</step>",), 5)
         ("numbered", "Step 2: b", "stop", Path((*PART.steps, "Step 2: b"), 7, State.COMPLETE)),
     ],
 )
-def test_where_a_step_ends(markup: Markup, text: str, finish: str, expected: Path) -> None:
-    assert extended(PART, Completion(text, 2, finish), STOPS[markup](2), markup) == expected
+def test_where_a_step_ends(step_format: StepFormat, text: str, finish: str, expected: Path) -> None:
+    assert extended(PART, Completion(text, 2, finish), STOPS[step_format](2), step_format) == expected
 
 
 async def test_stops_know_the_number_of_the_step() -> None:

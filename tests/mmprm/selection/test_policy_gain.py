@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mmprm.selection.groups import Candidate, Group
-from mmprm.tiny.figures import gain_of, gain_summary
+from mmprm.tiny.demo_metrics import gain_of, gain_summary
 from mmprm.types import Problem, Verdict
 
 VERDICTS = {"r": Verdict.CORRECT, "w": Verdict.INCORRECT, "?": Verdict.UNKNOWN}

@@ -44,9 +44,9 @@ def choice(answer: str | None, correct: bool, reward: float = 0.0) -> Choice:
 def stacked(*problems: Sequence[Choice]) -> Choices:
     """The problems as arrays."""
     numbers = [{c.answer: None for c in row if c.answer is not None} for row in problems]
-    places = [{answer: place for place, answer in enumerate(known)} | {None: -1} for known in numbers]
+    positions = [{answer: position for position, answer in enumerate(known)} | {None: -1} for known in numbers]
     return Choices(
-        np.array([[of[c.answer] for c in row] for of, row in zip(places, problems, strict=True)]),
+        np.array([[of[c.answer] for c in row] for of, row in zip(positions, problems, strict=True)]),
         np.array([[c.correct for c in row] for row in problems]),
         np.array([[c.reward for c in row] for row in problems]),
         np.array([[c.weight for c in row] for row in problems]),
@@ -86,10 +86,10 @@ def test_ties_are_split_evenly() -> None:
 def test_votes_of_equal_weights_tie_in_whatever_order_they_are_drawn() -> None:
     """0.1 + 0.2 + 0.3 is not 0.3 + 0.2 + 0.1 in floating point."""
     weights = [0.1, 0.2, 0.3]
-    drawn = [choice("7", True, weight) for weight in weights] + [choice("8", False, w) for w in reversed(weights)]
+    sampled = [choice("7", True, weight) for weight in weights] + [choice("8", False, w) for w in reversed(weights)]
     assert sum(weights) != sum(reversed(weights))
-    assert select("weighted", drawn) == 0.5
-    assert select("weighted", [*drawn, choice("8", False, 1e-6)]) == 0.0
+    assert select("weighted", sampled) == 0.5
+    assert select("weighted", [*sampled, choice("8", False, 1e-6)]) == 0.0
 
 
 def test_a_candidate_without_an_answer_does_not_vote() -> None:
@@ -140,15 +140,15 @@ def one_by_one(name: str, candidates: Sequence[Choice]) -> float:
 def test_many_problems_and_subsets_at_once_are_each_one_by_one() -> None:
     rng = random.Random(0)
 
-    def drawn() -> Choice:
+    def sampled() -> Choice:
         reward = rng.choice([-math.inf, 0.0, 0.25, 0.5, rng.random()])
         return Choice(rng.choice([None, "7", "8", "9"]), rng.random() < 0.4, reward, max(reward, 0.0))
 
-    problems = [[drawn() for _ in range(6)] for _ in range(30)]
+    problems = [[sampled() for _ in range(6)] for _ in range(30)]
     subsets = [subset for n in (1, 2, 3, 6) for subset in itertools.combinations(range(6), n)]
-    inside = np.array([[place in subset for place in range(6)] for subset in subsets])
+    inside = np.array([[position in subset for position in range(6)] for subset in subsets])
     for name, selector in SELECTORS.items():
-        slow = [[one_by_one(name, [row[place] for place in subset]) for subset in subsets] for row in problems]
+        slow = [[one_by_one(name, [row[position] for position in subset]) for subset in subsets] for row in problems]
         np.testing.assert_allclose(selector(stacked(*problems), inside), slow, atol=1e-12, err_msg=name)
 
 
@@ -156,12 +156,12 @@ PROBLEM = Problem("p", "q", "7")
 
 
 def candidate(answer: str, scores: Sequence[float] | None, verdict: Verdict | None = None) -> Candidate:
-    right = Verdict.CORRECT if answer == "7" else Verdict.INCORRECT
+    correct = Verdict.CORRECT if answer == "7" else Verdict.INCORRECT
     return Candidate(
         response=f"<answer>{answer}</answer>",
         steps=("s",),
         answer=answer,
-        verdict=right if verdict is None else verdict,
+        verdict=correct if verdict is None else verdict,
         token_count=3,
         scores=None if scores is None else StepScores(tuple(scores)),
     )
@@ -246,7 +246,7 @@ class CountingSampler:
         await asyncio.sleep(0)
         self.in_flight -= request.n
         if request.problem.id == "broken":
-            raise SamplingError("picture x.png is missing")
+            raise SamplingError("image x.png is missing")
         texts = (f"<step>is {i}</step><answer>{i}</answer>" if i != 2 else "<step>oh" for i in range(request.n))
         return tuple(Completion(text, 5, "stop") for text in texts)
 
@@ -271,9 +271,9 @@ class RecordingScorer:
 async def test_groups_hold_what_was_sampled_graded_and_scored() -> None:
     problems = [Problem("a", "q", "1"), Problem("broken", "q", "1"), Problem("b", "q", "3")]
     sampler, scorer = CountingSampler(), RecordingScorer()
-    sampled = await sample_groups(problems, sampler, TextGrader(), samples=4, markup="tags", in_flight=4)
+    sampled = await sample_groups(problems, sampler, TextGrader(), samples=4, step_format="tags", in_flight=4)
     assert sampler.most == 4
-    assert sampled.failed == {"broken": "picture x.png is missing"}
+    assert sampled.failed == {"broken": "image x.png is missing"}
     assert [group.problem.id for group in sampled.groups] == ["a", "b"]
     first = sampled.groups[0].candidates
     assert first[1] == Candidate(

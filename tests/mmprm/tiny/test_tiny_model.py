@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from mmprm.problems import open_picture
+from mmprm.problems import open_image
 from mmprm.prompts import PromptConfig
 from mmprm.rendering import render
 from mmprm.tiny import lessons
 from mmprm.tiny.evaluate import evaluate
+from mmprm.tiny.image import COLORS
 from mmprm.tiny.model import build_model, weights_path
-from mmprm.tiny.picture import COLOURS
 from mmprm.tiny.tokenizer import build_processor
 from mmprm.tiny.world import NO_MISTAKES, make_problems, solve
 
@@ -41,7 +41,7 @@ def test_words_that_matter_are_one_token(processor) -> None:
         "×",
         "<|im_end|>",
     ]
-    for word in [*words, *COLOURS, *(f"{colour}=" for colour in COLOURS)]:
+    for word in [*words, *COLORS, *(f"{color}=" for color in COLORS)]:
         assert len(processor.tokenizer(word)["input_ids"]) == 1, word
 
 
@@ -65,7 +65,7 @@ def test_prompt_and_prefill(processor) -> None:
 def test_training_inputs_are_those_of_the_processor(processor) -> None:
     problems = make_problems(2, 0, "train")
     texts = [render(processor, tiny.problem, "".join(solve(tiny)), PLAIN) + "<|im_end|>" for tiny in problems]
-    images = [open_picture(tiny.problem.pictures[0]) for tiny in problems]
+    images = [open_image(tiny.problem.images[0]) for tiny in problems]
     expected = processor(text=texts, images=images, padding=True, padding_side="right", return_tensors="pt")
     batch = lessons.Collator(processor)([lessons.solution(tiny, random.Random(0), NO_MISTAKES) for tiny in problems])
     for name in ("input_ids", "attention_mask", "pixel_values", "image_grid_thw"):
@@ -83,7 +83,7 @@ def test_training_inputs_are_those_of_the_processor(processor) -> None:
     assert processor.tokenizer.decode(targets) == "".join(solve(problems[0])) + "<|im_end|>"
 
 
-def test_checks_are_half_true_and_a_drill_has_no_picture(processor) -> None:
+def test_checks_are_half_true_and_a_drill_has_no_image(processor) -> None:
     rng = random.Random(0)
     asked = [lessons.checks(tiny, rng) for tiny in make_problems(50, 0, "train")]
     answers = [part.text for lesson in asked for part in lesson.parts if part.target]
@@ -98,12 +98,12 @@ def test_the_shipped_policy() -> None:
     """The promises hold in the training run's figures, and a small sample of today agrees with them."""
     files = list(weights_path().iterdir())
     assert sum(file.stat().st_size for file in files) <= 8_000_000
-    figures = json.loads((weights_path() / "tiny.json").read_text())
-    assert 0.35 <= figures["pass_at_1"] <= 0.65
-    assert figures["policy_blank_image_accuracy"] < 0.15
-    assert figures["wrong_readings"] > 0.02
-    assert figures["wrong_arithmetic"] > 0.02
-    assert figures["train_seconds"] <= 45 * 60
+    metrics = json.loads((weights_path() / "tiny.json").read_text())
+    assert 0.35 <= metrics["pass_at_1"] <= 0.65
+    assert metrics["policy_blank_image_accuracy"] < 0.15
+    assert metrics["wrong_readings"] > 0.02
+    assert metrics["wrong_arithmetic"] > 0.02
+    assert metrics["train_seconds"] <= 45 * 60
 
     model = AutoModelForImageTextToText.from_pretrained(weights_path())
     assert sum(parameter.numel() for parameter in model.parameters()) <= 3_000_000

@@ -13,12 +13,12 @@ from mmprm.tiny import pretrain
 from mmprm.tiny.config import StepsConfig, TinyTrainConfig
 
 STEPS = StepsConfig(vision=1, arithmetic=2, reading=1, solutions=1, checking=1, statements=1, both=1)
-CONFIG = TinyTrainConfig(batch=2, problems=20, heldout=2, threads=1, steps=STEPS)
+CONFIG = TinyTrainConfig(batch=2, problems=20, held_out=2, threads=1, steps=STEPS)
 
 
 def test_a_stopped_run_goes_on_behind_its_last_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = pretrain.train(CONFIG, tmp_path / "whole", say=lambda line: None)
-    assert figures["problems"] == 2
+    metrics = pretrain.train(CONFIG, tmp_path / "whole", say=lambda line: None)
+    assert metrics["problems"] == 2
     assert not (tmp_path / "whole" / "stages").exists()
 
     ordinary = pretrain._train_stage

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from mmprm.errors import DataError
-from mmprm.problems import ProblemsConfig, load_problems, open_picture, write_problems
+from mmprm.problems import ProblemsConfig, load_problems, open_image, write_problems
 from mmprm.steps import split
-from mmprm.tiny.picture import draw, read
+from mmprm.tiny.image import draw, read
 from mmprm.tiny.world import (
     HARD_DIGITS,
     LOOK_ALIKE,
@@ -18,18 +18,18 @@ from mmprm.tiny.world import (
     SPLITS,
     Mistakes,
     TinyProblem,
+    error_kind,
     judge_steps,
     make_problems,
     solve,
     truth_of,
-    wrong_kind,
 )
-from mmprm.types import Picture, Problem
+from mmprm.types import ImageRef, Problem
 
-COLOURS = ("blue", "red", "green", "white", "cyan", "orange")
-CELLS = tuple((colour, digit, (0, 2)) for colour, digit in zip(COLOURS, (5, 3, 2, 7, 9, 1), strict=True))
+COLORS = ("blue", "red", "green", "white", "cyan", "orange")
+CELLS = tuple((color, digit, (0, 2)) for color, digit in zip(COLORS, (5, 3, 2, 7, 9, 1), strict=True))
 TINY = TinyProblem(
-    Problem("t", "Left to right: blue + red × green = ?", "16", (Picture(data=draw(CELLS)),)),
+    Problem("t", "Left to right: blue + red × green = ?", "16", (ImageRef(data=draw(CELLS)),)),
     CELLS,
     ("blue", "red", "green"),
     ("+", "×"),
@@ -82,16 +82,16 @@ def test_judged_by_hand(steps: tuple[str, ...], truths: str) -> None:
 
 
 def test_kind_of_a_wrong_step() -> None:
-    assert wrong_kind("<step>red=8</step>") == "reading"
-    assert {wrong_kind(step) for step in ("<step>5+3=9</step>", "<answer>9</answer>", "???")} == {"arithmetic"}
+    assert error_kind("<step>red=8</step>") == "reading"
+    assert {error_kind(step) for step in ("<step>5+3=9</step>", "<answer>9</answer>", "???")} == {"arithmetic"}
 
 
 def test_problems_keep_their_rules() -> None:
     problems = make_problems(300, 0, "test")
     for tiny in problems:
         value = tiny.digits[tiny.operands[0]]
-        for operator, colour in zip(tiny.operators, tiny.operands[1:], strict=True):
-            value = OPERATORS[operator](value, tiny.digits[colour])
+        for operator, color in zip(tiny.operators, tiny.operands[1:], strict=True):
+            value = OPERATORS[operator](value, tiny.digits[color])
             assert 1 <= value <= 99
         assert tiny.problem.answer == str(value)
         assert 2 <= len(set(tiny.operands)) <= 4
@@ -128,10 +128,10 @@ def test_mistakes_of_hard_steps_agree_with_each_other() -> None:
     rng = random.Random(0)
     for tiny in make_problems(50, 3, "train"):
         steps = [step for _ in range(40) for step in solve(tiny, rng, Mistakes(0.0, 0.5))]
-        for colour, digit in tiny.digits.items():
-            read = {step for step in steps if step.startswith(f"<step>{colour}=")}
+        for color, digit in tiny.digits.items():
+            read = {step for step in steps if step.startswith(f"<step>{color}=")}
             possible = {digit, LOOK_ALIKE[digit]} if digit in HARD_DIGITS else {digit}
-            assert read <= {f"<step>{colour}={shown}</step>" for shown in possible}
+            assert read <= {f"<step>{color}={shown}</step>" for shown in possible}
         sums = {step for step in steps if step.startswith("<step>7+8=")}
         assert sums <= {"<step>7+8=15</step>", "<step>7+8=5</step>"}
 
@@ -142,9 +142,9 @@ def test_mistakes_come_at_their_rate_and_in_both_kinds() -> None:
     for tiny in make_problems(1000, 2, "train"):
         steps = solve(tiny, rng, Mistakes(0.1, 0.1))[:-1]
         for step, true in zip(steps, judge_steps(tiny, steps), strict=True):
-            kinds[wrong_kind(step)].append(not true)
+            kinds[error_kind(step)].append(not true)
     # Slightly below the rate: mistakes that leave the range of results are drawn again.
-    assert all(0.06 < sum(wrong) / len(wrong) < 0.12 for wrong in kinds.values())
+    assert all(0.06 < sum(incorrect) / len(incorrect) < 0.12 for incorrect in kinds.values())
 
 
 def test_the_truth_survives_the_problem_file(tmp_path) -> None:
@@ -165,7 +165,7 @@ def test_what_is_not_of_this_world_is_refused() -> None:
         truth_of(replace(TINY.problem, question="What is this?"))
     with pytest.raises(DataError, match="no purple cell"):
         truth_of(replace(TINY.problem, question="Left to right: blue + purple = ?"))
-    image = open_picture(TINY.problem.pictures[0])
+    image = open_image(TINY.problem.images[0])
     assert read(image, "p") == CELLS
     image.putpixel((30, 1), (0, 0, 0))
     with pytest.raises(DataError, match="p: the cell in row 1, column 2"):

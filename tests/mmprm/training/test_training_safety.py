@@ -112,7 +112,7 @@ def test_sigterm_saves_after_the_step_at_hand_and_exits_with_0(
 
 def test_an_evaluation_that_fails_costs_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: Any) -> dict[str, float]:
-        raise DataError("a held-out picture is gone")
+        raise DataError("a held-out image is gone")
 
     with monkeypatch.context() as patched:
         patched.setattr(NoTask, "evaluate", fails)

@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 from mmprm.errors import StoreError
-from mmprm.trees.records import pack_batch
 from mmprm.trees.repair import check_structure, repair
+from mmprm.trees.serialization import pack_batch
 from mmprm.trees.store import Finished, Store
-from mmprm.types import Batch, Picture, Problem, Rollout, Tree, Verdict
+from mmprm.types import Batch, ImageRef, Problem, Rollout, Tree, Verdict
 
 CONFIG = {"search": {"rollouts": 16}, "seed": 0}
 PROBLEMS = [Problem(f"p{n}", f"What is {n} and {n}?", str(2 * n)) for n in range(6)]
@@ -68,8 +68,8 @@ def test_damage_anywhere_is_an_error_and_never_another_tree(path: Path, tmp_path
     told = 0
     for case in range(60):
         damaged = bytearray(content)
-        for place in rng.sample(range(len(content)), 5):
-            damaged[place] ^= 1 << rng.randrange(8)
+        for position in rng.sample(range(len(content)), 5):
+            damaged[position] ^= 1 << rng.randrange(8)
         copy = tmp_path / f"{case}.sqlite"
         copy.write_bytes(damaged)
         try:
@@ -124,10 +124,10 @@ def test_a_store_without_checksums_is_read_and_checked_by_its_content(path: Path
 def test_a_problem_keeps_its_image(tmp_path: Path) -> None:
     store = Store.create_or_open(tmp_path / "trees.sqlite", CONFIG)
     (tmp_path / "a.png").write_bytes(b"one")
-    store.add_problems([Problem("p", "?", "1", (Picture(data=b"one"),))])
-    store.add_problems([Problem("p", "?", "1", (Picture(path=str(tmp_path / "a.png")),))])
+    store.add_problems([Problem("p", "?", "1", (ImageRef(data=b"one"),))])
+    store.add_problems([Problem("p", "?", "1", (ImageRef(path=str(tmp_path / "a.png")),))])
     with pytest.raises(StoreError, match="stored with another image"):
-        store.add_problems([Problem("p", "?", "1", (Picture(data=b"two"),))])
+        store.add_problems([Problem("p", "?", "1", (ImageRef(data=b"two"),))])
     store.close()
 
 

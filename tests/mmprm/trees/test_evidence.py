@@ -10,18 +10,18 @@ import pytest
 
 from mcts.search import SearchConfig, search
 from mmprm.trees.evidence import evidence, shared_labels
-from mmprm.trees.records import count_verdicts
+from mmprm.trees.serialization import count_verdicts
 from mmprm.trees.stopping import StoppingRule
 from mmprm.types import Counts, Node, Problem, Rollout, Steps, Tree, Verdict
 
 R, W, U = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
-SHARED = StoppingRule(doubt=0, shared=3)
+SHARED = StoppingRule(false_negative_rate=0, min_shared_rollouts=3)
 
 
 def node(steps: str, *rollouts: tuple[str, Verdict]) -> Node:
     """One letter a step."""
-    drawn = tuple(Rollout(tuple(text), verdict, 1, text) for text, verdict in rollouts)
-    return Node(tuple(steps), (count_verdicts(drawn),), drawn)
+    sampled = tuple(Rollout(tuple(text), verdict, 1, text) for text, verdict in rollouts)
+    return Node(tuple(steps), (count_verdicts(sampled),), sampled)
 
 
 def found(rule: StoppingRule, *nodes: Node) -> dict[str, Counts]:
@@ -37,17 +37,20 @@ def test_by_hand() -> None:
     assert found(SHARED, root, ax, a) == {"ax": Counts(0, 2), "a": Counts(2, 1, 1)}
     assert found(SHARED, a, root)["a"] == Counts(3, 1, 1), "drawn from before the root's batch ran through it"
     # With two as enough the root's batch labels ab, and that of a, drawn because of how others ended, adds nothing.
-    two = StoppingRule(doubt=0, shared=2)
+    two = StoppingRule(false_negative_rate=0, min_shared_rollouts=2)
     assert found(two, root, ax, a)["ab"] == Counts(2, 0, 1)
-    assert found(StoppingRule(doubt=0, shared=None), root, ax, a) == {"ax": Counts(0, 2), "a": Counts(3, 1, 1)}
+    assert found(StoppingRule(false_negative_rate=0, min_shared_rollouts=None), root, ax, a) == {
+        "ax": Counts(0, 2),
+        "a": Counts(3, 1, 1),
+    }
 
 
 def test_only_the_first_batch_of_a_state_is_shared() -> None:
     """The second is drawn because of how the first one ended."""
-    drawn = [Rollout(tuple(text), verdict, 1, text) for text, verdict in [("ab", R), ("ac", W), ("ad", R), ("ab", R)]]
-    whole = Node((), (Counts(1, 1), Counts(2, 0)), tuple(drawn))
-    assert found(StoppingRule(rollouts=4, shared=2), whole) == {"a": Counts(1, 1)}
-    assert found(StoppingRule(rollouts=4, shared=3), whole) == {}
+    sampled = [Rollout(tuple(text), verdict, 1, text) for text, verdict in [("ab", R), ("ac", W), ("ad", R), ("ab", R)]]
+    whole = Node((), (Counts(1, 1), Counts(2, 0)), tuple(sampled))
+    assert found(StoppingRule(rollouts=4, min_shared_rollouts=2), whole) == {"a": Counts(1, 1)}
+    assert found(StoppingRule(rollouts=4, min_shared_rollouts=3), whole) == {}
 
 
 @pytest.mark.parametrize("verdict", [R, W, U])
@@ -69,9 +72,9 @@ class World:
         text = list(steps)
         while len(text) < 6:
             text.append("X" if self.rng.random() < self.bad else self.rng.choices("ab", [0.85, 0.15])[0])
-        right = self.rng.random() < (self.mended if "X" in text else 0.95)
+        correct = self.rng.random() < (self.mended if "X" in text else 0.95)
         written = tuple(text[len(steps) :])
-        return Rollout(written, R if right else W, 1, "".join(written))
+        return Rollout(written, R if correct else W, 1, "".join(written))
 
     def value(self, steps: Steps) -> float:
         still_good = 0.0 if "X" in steps else (1 - self.bad) ** (6 - len(steps))
@@ -87,7 +90,7 @@ async def errors(
     for number in range(trees):
         world = World(number, bad, mended)
         tree = (await search(Problem(f"p{number}", "", ""), world, config)).tree
-        shared = shared_labels(tree, config.shared) if config.shared else {}
+        shared = shared_labels(tree, config.min_shared_rollouts) if config.min_shared_rollouts else {}
         rollouts += sum(len(node.rollouts) for node in tree.nodes)
         for steps, counts in evidence(tree, config).items():
             if steps:
@@ -103,9 +106,11 @@ def bias(found: dict[str, list[float]]) -> dict[str, float]:
 
 async def test_labels_are_unbiased_and_cost_less() -> None:
     """Standard errors are below 0.004."""
-    fixed, fixed_cost = await errors(SearchConfig(doubt=0, shared=None, max_rollouts=400), 300)
+    fixed, fixed_cost = await errors(
+        SearchConfig(false_negative_rate=0, min_shared_rollouts=None, max_rollouts=400), 300
+    )
     adaptive, cost = await errors(SearchConfig(max_rollouts=400), 300)
-    shared, _ = await errors(SearchConfig(doubt=0, max_rollouts=400), 300)
+    shared, _ = await errors(SearchConfig(false_negative_rate=0, max_rollouts=400), 300)
     for found in (fixed, adaptive, shared):
         assert all(abs(mean) < 0.012 for mean in bias(found).values()), bias(found)
     assert sum(map(len, (adaptive["shared"], shared["shared"]))) > 300
@@ -115,7 +120,7 @@ async def test_labels_are_unbiased_and_cost_less() -> None:
 async def test_a_common_error_that_is_sometimes_mended_keeps_its_unlucky_labels() -> None:
     """Asked after three failures it is drawn from; with its own rollouts in their place, labels of 0 would go and
     the mean of all shared ones rise by 0.03."""
-    found, _ = await errors(SearchConfig(max_rollouts=200, shared=3), 400, bad=0.3, mended=0.2)
+    found, _ = await errors(SearchConfig(max_rollouts=200, min_shared_rollouts=3), 400, bad=0.3, mended=0.2)
     assert len(found["shared after X"]) > 300
     assert abs(bias(found)["shared after X"]) < 0.01
 

@@ -7,28 +7,39 @@ from collections.abc import Iterator
 
 import pytest
 
-from mmprm.trees.stopping import StoppingRule, first_draws, next_draws, posterior_deviation, probability_sound, unbiased
+from mmprm.trees.stopping import (
+    StoppingRule,
+    first_batch_size,
+    next_batch_size,
+    posterior_deviation,
+    recovery_probability,
+    unbiased,
+)
 from mmprm.types import Counts
 
-RULE = StoppingRule(rollouts=16, doubt=0.03, surprise=0, width=0.12, batch=4)
+RULE = StoppingRule(rollouts=16, false_negative_rate=0.03, prior_reset=0, max_posterior_std=0.12, batch=4)
 
 
 def test_probability_sound_by_hand() -> None:
     """Ancestor 1 of 2 right: Beta(2, 2). L(2) = 2/4 · 3/5 = 0.3, so P = 0.3 / 1.3; a flat value has L(2) = 1/3."""
-    assert probability_sound(0, Counts(1, 1), surprise=0.2) == 0.5
-    assert probability_sound(2, Counts(1, 1), surprise=0) == pytest.approx(0.3 / 1.3)
+    assert recovery_probability(0, Counts(1, 1), prior_reset=0.2) == 0.5
+    assert recovery_probability(2, Counts(1, 1), prior_reset=0) == pytest.approx(0.3 / 1.3)
     mixed = 0.8 * 0.3 + 0.2 / 3
-    assert probability_sound(2, Counts(1, 1), surprise=0.2) == pytest.approx(mixed / (1 + mixed))
+    assert recovery_probability(2, Counts(1, 1), prior_reset=0.2) == pytest.approx(mixed / (1 + mixed))
 
 
 def test_first_draws_by_hand() -> None:
     """Beta(2, 2): L = 0.5, 0.3, 0.2, 1/7, 3/28 …; P(sound) falls below a tenth with L < 1/9, at the fifth failure."""
-    assert first_draws(Counts(1, 1), StoppingRule(doubt=0.1, surprise=0)) == 5
-    assert first_draws(Counts(15, 1), RULE) < first_draws(Counts(8, 8), RULE) < first_draws(Counts(3, 13), RULE)
-    assert first_draws(Counts(1, 15), RULE) == 16
-    assert first_draws(Counts(16, 0), StoppingRule(rollouts=16, doubt=0)) == 16
+    assert first_batch_size(Counts(1, 1), StoppingRule(false_negative_rate=0.1, prior_reset=0)) == 5
+    assert (
+        first_batch_size(Counts(15, 1), RULE)
+        < first_batch_size(Counts(8, 8), RULE)
+        < first_batch_size(Counts(3, 13), RULE)
+    )
+    assert first_batch_size(Counts(1, 15), RULE) == 16
+    assert first_batch_size(Counts(16, 0), StoppingRule(rollouts=16, false_negative_rate=0)) == 16
     # L is at most s / (1 + n), so P < 0.01 takes at least 0.1 / (1 + n) < 1/99.
-    assert first_draws(Counts(99, 0), StoppingRule(doubt=0.01, surprise=0.1)) == 9
+    assert first_batch_size(Counts(99, 0), StoppingRule(false_negative_rate=0.01, prior_reset=0.1)) == 9
 
 
 def test_posterior_deviation_by_hand() -> None:
@@ -37,12 +48,12 @@ def test_posterior_deviation_by_hand() -> None:
 
 
 def test_next_draws() -> None:
-    assert next_draws(6, Counts(0, 6), RULE) == 0, "as many failures as were asked for"
-    assert next_draws(6, Counts(0, 4, 2), RULE) == 2, "unknown verdicts are no failures"
-    assert next_draws(6, Counts(1, 5), RULE) == 4
-    assert next_draws(6, Counts(7, 7), RULE) == 2, "no more than the rule's rollouts"
-    assert next_draws(6, Counts(10, 0), RULE) == 0, "narrow enough"
-    assert next_draws(6, Counts(0, 0, 16), RULE) == 0
+    assert next_batch_size(6, Counts(0, 6), RULE) == 0, "as many failures as were asked for"
+    assert next_batch_size(6, Counts(0, 4, 2), RULE) == 2, "unknown verdicts are no failures"
+    assert next_batch_size(6, Counts(1, 5), RULE) == 4
+    assert next_batch_size(6, Counts(7, 7), RULE) == 2, "no more than the rule's rollouts"
+    assert next_batch_size(6, Counts(10, 0), RULE) == 0, "narrow enough"
+    assert next_batch_size(6, Counts(0, 0, 16), RULE) == 0
 
 
 def runs(rule: StoppingRule, first: int, value: float) -> Iterator[tuple[float, tuple[Counts, ...]]]:
@@ -52,17 +63,22 @@ def runs(rule: StoppingRule, first: int, value: float) -> Iterator[tuple[float, 
         if not size:
             yield probability, batches
             return
-        for right in range(size + 1):
-            chance = math.comb(size, right) * value**right * (1 - value) ** (size - right)
-            drawn = (*batches, Counts(right, size - right))
-            yield from go_on(probability * chance, drawn, next_draws(first, sum(drawn, Counts()), rule))
+        for correct in range(size + 1):
+            chance = math.comb(size, correct) * value**correct * (1 - value) ** (size - correct)
+            sampled = (*batches, Counts(correct, size - correct))
+            yield from go_on(probability * chance, sampled, next_batch_size(first, sum(sampled, Counts()), rule))
 
     yield from go_on(1.0, (), first)
 
 
 @pytest.mark.parametrize("value", [0.0, 0.05, 0.3, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize(
-    "rule", [RULE, StoppingRule(rollouts=9, width=0.14, batch=3), StoppingRule(rollouts=8, width=0.15, batch=1)]
+    "rule",
+    [
+        RULE,
+        StoppingRule(rollouts=9, max_posterior_std=0.14, batch=3),
+        StoppingRule(rollouts=8, max_posterior_std=0.15, batch=1),
+    ],
 )
 def test_the_estimate_is_unbiased_and_the_plain_mean_is_not(rule: StoppingRule, value: float) -> None:
     outcomes = list(runs(rule, 4, value))
@@ -78,7 +94,7 @@ def test_estimates_by_hand() -> None:
 
     One right of three: only R W W and W R W got there (W W R had stopped): the first is right in one of two. Two of
     three: R W R and W R R, again one of two, where the plain mean says 2/3."""
-    rule = StoppingRule(rollouts=3, batch=1, width=0.2)
+    rule = StoppingRule(rollouts=3, batch=1, max_posterior_std=0.2)
     assert posterior_deviation(2, 0) < 0.2 < posterior_deviation(1, 1)
     assert unbiased([Counts(0, 2)], rule).value == 0
     assert unbiased([Counts(2, 0)], rule).value == 1
@@ -88,7 +104,7 @@ def test_estimates_by_hand() -> None:
 
 def test_unknown_verdicts_are_left_out() -> None:
     """A first batch of 4 with a failure and three unknowns goes on with three: everything was drawn, no bias."""
-    rule = StoppingRule(rollouts=7, batch=3, width=0.01)
+    rule = StoppingRule(rollouts=7, batch=3, max_posterior_std=0.01)
     batches = [Counts(0, 1, 3), Counts(2, 1)]
     assert unbiased(batches, rule).value == pytest.approx(2 / 4)
     assert unbiased([Counts(0, 0, 4), Counts(0, 0, 3)], rule).value is None

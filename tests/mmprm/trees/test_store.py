@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from mmprm.errors import StoreError
-from mmprm.trees.records import pack_batch, unpack_batch
+from mmprm.trees.serialization import pack_batch, unpack_batch
 from mmprm.trees.store import Finished, Store
-from mmprm.types import Batch, Counts, Node, Picture, Problem, Rollout, Steps, Tree, Verdict
+from mmprm.types import Batch, Counts, ImageRef, Node, Problem, Rollout, Steps, Tree, Verdict
 
 CONFIG = {"search": {"rollouts": 16, "alpha": 0.5}, "seed": 0}
-PROBLEM = Problem("p", "How many?", "3", (Picture(data=b"\x89PNG\x00"), Picture(path="a/b.png")), ("A", "B"), "count")
+PROBLEM = Problem("p", "How many?", "3", (ImageRef(data=b"\x89PNG\x00"), ImageRef(path="a/b.png")), ("A", "B"), "count")
 R, W, U = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
 
 
@@ -28,8 +28,8 @@ def rollout(verdict: Verdict, *steps: str) -> Rollout:
 CUT = Rollout((), U, 5, "<step>né\ud800…", "unclosed step", "time-out")
 
 
-def batch(problem: str, steps: Steps, first_draw: int, *rollouts: Rollout) -> Batch:
-    return Batch(problem, steps, first_draw, rollouts)
+def batch(problem: str, steps: Steps, first_sample: int, *rollouts: Rollout) -> Batch:
+    return Batch(problem, steps, first_sample, rollouts)
 
 
 @pytest.fixture
@@ -58,8 +58,8 @@ def test_problems_come_back_as_they_were(store: Store) -> None:
     assert store.failures() == {"q": "a.png is missing"}
 
 
-def test_a_known_id_keeps_its_question_and_may_move_its_pictures(store: Store) -> None:
-    moved = Problem("p", "How many?", "3", (Picture(path="c.png"),), ("A", "B"))
+def test_a_known_id_keeps_its_question_and_may_move_its_images(store: Store) -> None:
+    moved = Problem("p", "How many?", "3", (ImageRef(path="c.png"),), ("A", "B"))
     store.add_problems([moved])
     assert store.problem("p") == moved
     with pytest.raises(StoreError, match="problem 'p' is stored with another answer"):
@@ -109,14 +109,14 @@ def test_appending_again_changes_nothing(store: Store) -> None:
 
 def test_batches_pack_without_loss() -> None:
     for entry in LOG:
-        assert unpack_batch(entry.problem_id, entry.first_draw, pack_batch(entry).rollouts) == entry
+        assert unpack_batch(entry.problem_id, entry.first_sample, pack_batch(entry).rollouts) == entry
 
 
 def test_another_configuration_is_refused_with_its_keys(store: Store) -> None:
     store.close()
     with pytest.raises(StoreError) as caught:
-        Store.create_or_open(store.path, {"search": {"rollouts": 8, "alpha": 0.5}, "seed": 0, "markup": "tags"})
-    assert "markup (stored None, asked 'tags'), search.rollouts (stored 16, asked 8);" in str(caught.value)
+        Store.create_or_open(store.path, {"search": {"rollouts": 8, "alpha": 0.5}, "seed": 0, "step_format": "tags"})
+    assert "search.rollouts (stored 16, asked 8), step_format (stored None, asked 'tags');" in str(caught.value)
     Store.create_or_open(store.path, CONFIG).close()
 
 

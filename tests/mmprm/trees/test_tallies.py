@@ -11,18 +11,18 @@ import pytest
 
 from mmprm.cli.main import main
 from mmprm.errors import StoreError
-from mmprm.trees.records import PackedBatch, pack_batch
+from mmprm.trees.serialization import PackedBatch, pack_batch
 from mmprm.trees.store import Finished, Store
-from mmprm.trees.tallies import Drawn, Session, Tally, begun, drawn_after, is_being_written, sessions, tallies
+from mmprm.trees.tallies import Drawn, Session, Tally, begun, is_being_written, sampled_after, sessions, tallies
 from mmprm.types import Batch, Problem, Rollout, Steps, Verdict
 
 R, W, U = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
-CONFIG = {"search": {"rollouts": 2, "max_rollouts": 8}, "markup": "tags", "seed": 0}
+CONFIG = {"search": {"rollouts": 2, "max_rollouts": 8}, "step_format": "tags", "seed": 0}
 
 
-def batch(problem: str, steps: Steps, first_draw: int, *verdicts: Verdict) -> PackedBatch:
+def batch(problem: str, steps: Steps, first_sample: int, *verdicts: Verdict) -> PackedBatch:
     return pack_batch(
-        Batch(problem, steps, first_draw, tuple(Rollout(("x", "y"), v, 5, "xy", None, "exact") for v in verdicts))
+        Batch(problem, steps, first_sample, tuple(Rollout(("x", "y"), v, 5, "xy", None, "exact") for v in verdicts))
     )
 
 
@@ -43,7 +43,7 @@ def store(tmp_path: Path, clock: SimpleNamespace) -> Iterator[Store]:
     clock.seconds = 1000
     opened.begin_session(2)
     clock.seconds = 1006
-    opened.append([batch("p1", (), 0, R, W), batch("p1", ("a",), 0, U, U)], [Finished("p3", "failed", "no picture")])
+    opened.append([batch("p1", (), 0, R, W), batch("p1", ("a",), 0, U, U)], [Finished("p3", "failed", "no image")])
     clock.seconds = 1010
     opened.append([batch("p2", (), 0, R, R), batch("p4", (), 0, R, W)], [Finished("p2", "done", "too easy")])
     clock.seconds = 2000
@@ -57,8 +57,26 @@ def store(tmp_path: Path, clock: SimpleNamespace) -> Iterator[Store]:
 
 
 def test_a_session_lasts_from_the_first_engine_to_the_last_commit(store: Store) -> None:
-    assert sessions(store) == [Session(1000, 1010, 2, 0), Session(2000, 2004, 1, 4)]
+    assert sessions(store) == [Session(1000, 1010, 2, 0, 20), Session(2000, 2004, 1, 4, 4)]
     assert [session.seconds for session in sessions(store)] == [10, 4]
+
+
+def test_engine_time_counts_each_engine_from_its_start_to_its_end(tmp_path: Path, clock: SimpleNamespace) -> None:
+    """One engine alone for 10 s, three for 10 s, and the two that are left for 4 s."""
+    store = Store.create_or_open(tmp_path / "trees.sqlite", CONFIG)
+    store.add_problems([Problem("p", "?", "1")])
+    clock.seconds = 1000
+    store.begin_session(1)
+    clock.seconds = 1005
+    store.append([batch("p", (), 0, R, W)])
+    clock.seconds = 1010
+    store.set_engines(3)
+    clock.seconds = 1020
+    store.set_engines(2)
+    clock.seconds = 1024
+    store.append([batch("p", ("a",), 0, R, W)])
+    assert sessions(store) == [Session(1000, 1024, 2, 0, engine_seconds=10 + 30 + 8)]
+    store.close()
 
 
 def test_without_a_session_a_commit_notes_no_time(tmp_path: Path) -> None:
@@ -69,9 +87,9 @@ def test_without_a_session_a_commit_notes_no_time(tmp_path: Path) -> None:
 
 
 def test_what_was_drawn_since(store: Store) -> None:
-    assert drawn_after(store, 0) == Drawn(rollouts=12, tokens=60)
-    assert drawn_after(store, 4) == Drawn(rollouts=4, tokens=20)
-    assert drawn_after(store, 6) == Drawn(0, 0)
+    assert sampled_after(store, 0) == Drawn(rollouts=12, tokens=60)
+    assert sampled_after(store, 4) == Drawn(rollouts=4, tokens=20)
+    assert sampled_after(store, 6) == Drawn(0, 0)
 
 
 def test_tallies_by_problem(store: Store) -> None:
@@ -79,7 +97,7 @@ def test_tallies_by_problem(store: Store) -> None:
     assert [(t.problem_id, t.status, t.reason) for t in found] == [
         ("p1", "done", "budget"),
         ("p2", "done", "too easy"),
-        ("p3", "failed", "no picture"),
+        ("p3", "failed", "no image"),
         ("p4", "open", ""),
         ("p5", "open", ""),
     ]

@@ -152,13 +152,13 @@ def test_gae_with_lambda_1_is_the_return_minus_the_value() -> None:
 def test_gae_skips_masked_tokens_wherever_they_stand() -> None:
     rewards_NT, values_NT = torch.tensor([[0.0, 0.0, 1.0]]).double(), torch.tensor([[0.5, 0.6, 0.7]]).double()
     expected_NT, _ = gae(rewards_NT, values_NT, torch.ones(1, 3) > 0, 0.9, 0.8)
-    place = torch.tensor([1, 2, 5])
+    position = torch.tensor([1, 2, 5])
     wide_rewards_NT, wide_values_NT = torch.full((1, 8), 5.0).double(), torch.full((1, 8), float("nan")).double()
-    wide_rewards_NT[:, place], wide_values_NT[:, place] = rewards_NT, values_NT
+    wide_rewards_NT[:, position], wide_values_NT[:, position] = rewards_NT, values_NT
     mask_NT = torch.zeros(1, 8) > 0
-    mask_NT[:, place] = True
+    mask_NT[:, position] = True
     advantages_NT, returns_NT = gae(wide_rewards_NT, wide_values_NT, mask_NT, 0.9, 0.8)
-    torch.testing.assert_close(advantages_NT[:, place], expected_NT)
+    torch.testing.assert_close(advantages_NT[:, position], expected_NT)
     assert (advantages_NT[~mask_NT] == 0).all()
     assert (returns_NT[~mask_NT] == 0).all()
 

@@ -23,7 +23,7 @@ from policy_rl.algorithms.credit import (
     assign,
     combine,
     count_tokens,
-    place,
+    scatter_to_tokens,
     spread,
 )
 
@@ -40,11 +40,11 @@ def scored(scores: list[list[list[float]]], tokens: list[list[list[int]]] | None
     )
 
 
-def credit(steps: ScoredSteps, kept: list | None = None, right: list | None = None, aggregate=min, **values):
+def credit(steps: ScoredSteps, kept: list | None = None, correct: list | None = None, aggregate=min, **values):
     shape = steps.mask_PKS.shape[:2]
     kept_PK = torch.tensor(kept) if kept else torch.ones(shape) > 0
-    right_PK = torch.tensor(right) if right else torch.ones(shape) > 0
-    return assign(steps, kept_PK, right_PK, build(CreditConfig, values), aggregate)
+    correct_PK = torch.tensor(correct) if correct else torch.ones(shape) > 0
+    return assign(steps, kept_PK, correct_PK, build(CreditConfig, values), aggregate)
 
 
 def close(actual: Tensor, expected: list, tolerance: float = 1e-9) -> None:
@@ -128,12 +128,12 @@ class TestReturnToGo:
         result = credit(steps, mode="return_to_go", transform="clip", eta=0.5, baseline="none")
         close(result.returns_PKS, [[[-0.1, -0.1, 0.0], [-0.5, -0.3, 0.0]]])
 
-    def test_steps_normalised_over_the_group_before_the_sum(self) -> None:
+    def test_steps_normalized_over_the_group_before_the_sum(self) -> None:
         rewards = [0.9, 0.1, 0.8, 0.4, 0.6]
         scale, middle = stdev(rewards), mean(rewards)
         a, b, c, d, e = [(reward - middle) / scale for reward in rewards]
         steps = scored([[[0.9, 0.1, 0.8], [0.4, 0.6]]])
-        result = credit(steps, mode="return_to_go", normalise_steps=True, baseline="none")
+        result = credit(steps, mode="return_to_go", normalize_steps=True, baseline="none")
         close(result.returns_PKS, [[[a + b + c, b + c, c], [d + e, e, 0.0]]], 1e-4)
 
     def test_token_leave_one_out(self) -> None:
@@ -169,7 +169,7 @@ class TestScalar:
         close(advantages_PK, [[0.8, -0.8]])
         assert kept_PK.all()
 
-    def test_each_source_normalised_on_its_own(self) -> None:
+    def test_each_source_normalized_on_its_own(self) -> None:
         outcome = Source.of(torch.tensor([[1.0, 1.0, 0.0, 0.0]]).double())
         process = Source.of(torch.tensor([[0.01, 0.0, 0.01, 0.0]]).double())
         apart, _ = combine([outcome, process], ESTIMATORS["grpo"], per_source=True)
@@ -184,7 +184,7 @@ class TestScalar:
     @pytest.mark.parametrize("per_source", [True, False])
     def test_the_weight_outlasts_a_standard_deviation(self, per_source: bool) -> None:
         """Apart, process advantages ±1/√2 of a pair come on top of the outcome's 0, times the weight. Together, the sum
-        is normalised, weight and all."""
+        is normalized, weight and all."""
         outcome = Source.of(torch.zeros(1, 2).double())
         for weight in (0.01, 1.0, 100.0):
             (source,) = credit(scored([[[0.9], [0.1]]]), mode="scalar", weight=weight).sources
@@ -192,10 +192,10 @@ class TestScalar:
             expected = 0.5**0.5 * (weight if per_source else 1.0)
             close(advantages_PK, [[expected, -expected]], 1e-3 * expected)
 
-    def test_gate_normalises_among_right_answers_only(self) -> None:
+    def test_gate_normalizes_among_right_answers_only(self) -> None:
         steps = scored([[[0.9], [0.5], [0.1], [0.3]]])
-        right = [[True, True, False, False]]
-        (source,) = credit(steps, right=right, mode="scalar", gate="right").sources
+        correct = [[True, True, False, False]]
+        (source,) = credit(steps, correct=correct, mode="scalar", gate="correct").sources
         outcome = Source.of(torch.tensor([[1.0, 1.0, 0.0, 0.0]]).double())
         apart, _ = combine([outcome, source], ESTIMATORS["rloo"], per_source=True)
         close(apart, [[2 / 3 + 0.4, 2 / 3 - 0.4, -2 / 3, -2 / 3]])
@@ -222,7 +222,7 @@ class TestStepGae:
         assert (result.returns_PKS == 0).all()
         assert not result.sources
         step_of_NT = torch.tensor([[-1, 0, 0, 1, 2, 2, 2, -1]])
-        rewards_NT = place(result.rewards_PKS.flatten(0, 1), step_of_NT)
+        rewards_NT = scatter_to_tokens(result.rewards_PKS.flatten(0, 1), step_of_NT)
         close(rewards_NT, [[0, 0, 0.45, 0.05, 0, 0, 0.4, 0]])
 
 
@@ -259,7 +259,7 @@ class TestWhoTakesPart:
     @pytest.mark.parametrize("mode", ["soft_min", "strict_min", "return_to_go"])
     def test_gate_leaves_process_credit_to_right_answers(self, mode: str) -> None:
         steps = scored([[[0.9, 0.2], [0.1], [0.4]]])
-        result = credit(steps, right=[[True, False, True]], mode=mode, gate="right")
+        result = credit(steps, correct=[[True, False, True]], mode=mode, gate="correct")
         alone = credit(scored([[[0.9, 0.2], [0.4]]]), mode=mode)
         close(result.returns_PKS[:, [0, 2]], alone.returns_PKS.tolist())
         assert (result.returns_PKS[0, 1] == 0).all()
@@ -270,18 +270,18 @@ class TestWhoTakesPart:
         torch.manual_seed(0)
         mask_PKS = torch.arange(4) < torch.randint(0, 5, (3, 5, 1))
         steps = ScoredSteps(torch.rand(3, 5, 4).double(), torch.randint(1, 9, (3, 5, 4)), mask_PKS)
-        kept_PK, right_PK = torch.rand(3, 5) > 0.2, torch.rand(3, 5) > 0.3
-        config = CreditConfig(mode=mode, gate="right", weight=0.7)
+        kept_PK, correct_PK = torch.rand(3, 5) > 0.2, torch.rand(3, 5) > 0.3
+        config = CreditConfig(mode=mode, gate="correct", weight=0.7)
 
-        def flat(steps: ScoredSteps, kept_PK: Tensor, right_PK: Tensor) -> list[Tensor]:
-            result = assign(steps, kept_PK, right_PK, config, min)
+        def flat(steps: ScoredSteps, kept_PK: Tensor, correct_PK: Tensor) -> list[Tensor]:
+            result = assign(steps, kept_PK, correct_PK, config, min)
             return [result.returns_PKS, result.rewards_PKS, *(source.rewards_PK for source in result.sources)]
 
-        whole = flat(steps, kept_PK, right_PK)
+        whole = flat(steps, kept_PK, correct_PK)
         rows, columns = torch.randperm(3), torch.randperm(5)
         moved = [tensor[rows][:, columns] for tensor in (steps.scores_PKS, steps.tokens_PKS, mask_PKS)]
         for before, after in zip(
-            whole, flat(ScoredSteps(*moved), kept_PK[rows][:, columns], right_PK[rows][:, columns]), strict=True
+            whole, flat(ScoredSteps(*moved), kept_PK[rows][:, columns], correct_PK[rows][:, columns]), strict=True
         ):
             torch.testing.assert_close(after, before[rows][:, columns])
         wide = ScoredSteps(
@@ -289,7 +289,7 @@ class TestWhoTakesPart:
             torch.cat([torch.where(mask_PKS, steps.tokens_PKS, 99), torch.full((3, 5, 2), 50)], dim=2),
             torch.cat([mask_PKS, torch.zeros(3, 5, 2) > 0], dim=2),
         )
-        for before, after in zip(whole, flat(wide, kept_PK, right_PK), strict=True):
+        for before, after in zip(whole, flat(wide, kept_PK, correct_PK), strict=True):
             padded = after[..., :4] if after.dim() == 3 else after
             torch.testing.assert_close(padded, before)
             assert after.isfinite().all()
@@ -302,7 +302,7 @@ class TestWhoTakesPart:
         assert not result.scored_PK.any()
         step_of_NT = torch.full((4, 3), -1)
         assert spread(result.returns_PKS.flatten(0, 1), step_of_NT).tolist() == [[0.0] * 3] * 4
-        assert place(result.rewards_PKS.flatten(0, 1), step_of_NT).tolist() == [[0.0] * 3] * 4
+        assert scatter_to_tokens(result.rewards_PKS.flatten(0, 1), step_of_NT).tolist() == [[0.0] * 3] * 4
 
     @pytest.mark.parametrize("mode", MODES)
     def test_weight_scales(self, mode: str) -> None:
@@ -324,10 +324,10 @@ class TestTokens:
 
     def test_place(self) -> None:
         values_NS = torch.tensor([[5.0, 7.0, 9.0], [1.0, 2.0, 3.0]])
-        assert place(values_NS, self.STEP_OF).tolist() == [[0, 0, 5, 0, 0, 7, 0], [1, 2, 3, 0, 0, 0, 0]]
+        assert scatter_to_tokens(values_NS, self.STEP_OF).tolist() == [[0, 0, 5, 0, 0, 7, 0], [1, 2, 3, 0, 0, 0, 0]]
 
     def test_place_at_the_last_column(self) -> None:
-        assert place(torch.tensor([[5.0]]), torch.tensor([[0, 0]])).tolist() == [[0, 5]]
+        assert scatter_to_tokens(torch.tensor([[5.0]]), torch.tensor([[0, 0]])).tolist() == [[0, 5]]
 
     def test_count(self) -> None:
         assert count_tokens(self.STEP_OF, 3).tolist() == [[2, 3, 0], [1, 1, 1]]
@@ -343,7 +343,7 @@ def test_configuration_names_are_those_of_the_tables() -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        {"normalise_steps": True},
+        {"normalize_steps": True},
         {"transform": "clip"},
         {"eta": 0.5},
         {"mode": "return_to_go", "eta": 0.5},

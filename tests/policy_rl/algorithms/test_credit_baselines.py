@@ -21,7 +21,7 @@ MODES: dict[str, dict[str, Any]] = {
 SUMS: dict[str, dict[str, Any]] = {
     "sum": {"mode": "return_to_go"},
     "clip": {"mode": "return_to_go", "transform": "clip", "eta": 0.5},
-    "normalised": {"mode": "return_to_go", "normalise_steps": True},
+    "normalized": {"mode": "return_to_go", "normalize_steps": True},
 }
 
 

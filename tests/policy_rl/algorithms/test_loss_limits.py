@@ -40,9 +40,9 @@ def gradient_of(lp: Tensor, old: Tensor, advantages: Tensor, config: LossConfig,
     """(loss, gradient by lp, what is watched) of tokens that all count."""
     lp = lp.clone().requires_grad_()
     mask = torch.ones(lp.shape, dtype=torch.bool)
-    loss, watch = policy_loss(lp, old, advantages, mask, denominator(mask, config), config, **more)
+    loss, loss_metrics = policy_loss(lp, old, advantages, mask, denominator(mask, config), config, **more)
     loss.backward()
-    return loss.item(), lp.grad, watch
+    return loss.item(), lp.grad, loss_metrics
 
 
 def test_k3_within_its_limits_by_hand() -> None:
@@ -62,11 +62,11 @@ def test_a_far_reference_neither_pulls_nor_overflows(distance: float) -> None:
     ref = old.clone()
     ref[0, 7] += distance
     config = LossConfig(kl=KlConfig(coefficient=0.01))
-    loss, gradient, watch = gradient_of(old, old, torch.zeros(1, 1000), config, ref=ref)
+    loss, gradient, loss_metrics = gradient_of(old, old, torch.zeros(1, 1000), config, ref=ref)
     assert loss == pytest.approx(0.01 * MAX_K3 / 1000)
     assert gradient.abs().max() == 0
-    assert watch.sums["kl_clamped"].item() == 1
-    assert watch.sums["kl_ref"].item() == pytest.approx(MAX_K3)
+    assert loss_metrics.sums["kl_clamped"].item() == 1
+    assert loss_metrics.sums["kl_ref"].item() == pytest.approx(MAX_K3)
 
 
 @pytest.mark.parametrize("surrogate", SURROGATES)
@@ -78,11 +78,11 @@ def test_an_enormous_ratio_gives_finite_numbers(surrogate: str, advantage: float
     lp = old.clone()
     lp[0, 1] += distance
     config = LossConfig(surrogate=surrogate, drift=0.0)
-    loss, gradient, watch = gradient_of(lp, old, torch.full((1, 4), advantage), config)
+    loss, gradient, loss_metrics = gradient_of(lp, old, torch.full((1, 4), advantage), config)
     assert math.isfinite(loss)
     assert gradient.isfinite().all()
-    assert watch.sums["ratio_clamped"].item() == (abs(distance) > MAX_LOG_RATIO)
-    assert all(value.isfinite().all() for value in (*watch.sums.values(), *watch.terms.values()))
+    assert loss_metrics.sums["ratio_clamped"].item() == (abs(distance) > MAX_LOG_RATIO)
+    assert all(value.isfinite().all() for value in (*loss_metrics.sums.values(), *loss_metrics.terms.values()))
     if abs(distance) > MAX_LOG_RATIO:
         assert gradient[0, 1] == 0, "clamped: no gradient"
     assert gradient[0, 0] != 0
@@ -120,9 +120,9 @@ def test_metrics_of_an_update_are_finite_and_count_what_was_clamped() -> None:
     ref = old + rho
     ref[0, 3] -= 90.0
     config = LossConfig(kl=KlConfig(coefficient=0.1))
-    _, _, watch = gradient_of(old + rho, old, torch.tensor([[1.0, -1.0, 1.0, 1.0]]), config, ref=ref)
+    _, _, loss_metrics = gradient_of(old + rho, old, torch.tensor([[1.0, -1.0, 1.0, 1.0]]), config, ref=ref)
     tally, mask = Tally(), torch.ones(1, 4, dtype=torch.bool)
-    tally.add(watch, torch.zeros(1, 4), mask, old, None, None, has_reference=True)
+    tally.add(loss_metrics, torch.zeros(1, 4), mask, old, None, None, has_reference=True)
     metrics = tally.metrics(OneRank())
     assert all(math.isfinite(value) for value in metrics.values())
     assert (metrics["ratio_clamped"], metrics["kl_clamped"]) == (0.5, 0.25)

@@ -63,11 +63,11 @@ class TestCpgd:
         lp = double([[-0.5, -1, -2], [-0.7, -0.3, -9.9]]).requires_grad_()
         advantages = double([[1.0] * 3, [-1.0] * 3])
         mask = double([[1, 1, 1], [1, 1, 0]]) > 0
-        total, watch = run(lp, lp.detach(), advantages, mask, CPGD)
+        total, loss_metrics = run(lp, lp.detach(), advantages, mask, CPGD)
         total.backward()
         assert total.item() == pytest.approx(0.0, abs=1e-12)
-        assert watch.terms["surrogate"].item() == pytest.approx(0.0, abs=1e-12)
-        assert watch.terms["drift"].item() == pytest.approx(0.0, abs=1e-12)
+        assert loss_metrics.terms["surrogate"].item() == pytest.approx(0.0, abs=1e-12)
+        assert loss_metrics.terms["drift"].item() == pytest.approx(0.0, abs=1e-12)
         torch.testing.assert_close(lp.grad, double([[-0.2] * 3, [0.2, 0.2, 0]]))
         # The published variant puts lp for ρ, which adds the constant −Σ m·A·old/Σm.
         assert total.item() - (advantages * lp.detach())[mask].sum().item() / 5 == pytest.approx(0.5)
@@ -76,13 +76,13 @@ class TestCpgd:
         lp = double([[-0.2, -1.1, -1, -1]]).requires_grad_()
         old = double([[-1, -1, -0.5, -1.1]])
         advantages = double([[0.5, 0.5, -1.5, -1.5]])
-        total, watch = run(lp, old, advantages, torch.ones(1, 4) > 0, CPGD)
+        total, loss_metrics = run(lp, old, advantages, torch.ones(1, 4) > 0, CPGD)
         total.backward()
-        assert watch.terms["surrogate"].item() == pytest.approx(-0.05646903, abs=5e-9)
-        assert watch.terms["drift"].item() == pytest.approx(0.03696727, abs=5e-9)
+        assert loss_metrics.terms["surrogate"].item() == pytest.approx(-0.05646903, abs=5e-9)
+        assert loss_metrics.terms["drift"].item() == pytest.approx(0.03696727, abs=5e-9)
         assert total.item() == pytest.approx(-0.05609935, abs=1.5e-8)
         variant = -(advantages * old).sum().item() / 4
-        assert watch.terms["surrogate"].item() + variant == pytest.approx(-0.40646903, abs=5e-9)
+        assert loss_metrics.terms["surrogate"].item() + variant == pytest.approx(-0.40646903, abs=5e-9)
         assert total.item() + variant == pytest.approx(-0.40609935, abs=1.5e-8)
         torch.testing.assert_close(lp.grad, double([[0.003064, -0.125238, -0.000984, 0.375263]]), atol=5e-7, rtol=0)
 
@@ -138,8 +138,8 @@ class TestClipping:
 
     def test_a_token_without_advantage_is_not_clipped(self) -> None:
         lp, old = double([[0.5, 0.5, -0.5, 0.0]]), torch.zeros(1, 4).double()
-        _, watch = run(lp, old, double([[1.0, 0.0, -1.0, 1.0]]), torch.ones(1, 4) > 0, LossConfig())
-        assert watch.sums["clipped"].item() == 2
+        _, loss_metrics = run(lp, old, double([[1.0, 0.0, -1.0, 1.0]]), torch.ones(1, 4) > 0, LossConfig())
+        assert loss_metrics.sums["clipped"].item() == 2
 
     def test_an_enormous_ratio_gives_no_nan(self) -> None:
         rho = torch.tensor([900.0, 900.0, -900.0]).requires_grad_()
@@ -178,7 +178,7 @@ class TestKl:
         assert not any(torch.allclose(rewarded[name], reverse, atol=1e-3) for name in ("k2", "k3"))
 
     @pytest.mark.parametrize(
-        ("place", "estimator", "allowed"),
+        ("apply_to", "estimator", "allowed"),
         [
             ("loss", "k1", False),
             ("loss", "k2", True),
@@ -188,21 +188,21 @@ class TestKl:
             ("reward", "k3", False),
         ],
     )
-    def test_where_each_is_allowed(self, place: str, estimator: str, allowed: bool) -> None:
-        values = {"coefficient": 0.1, "place": place, "estimator": estimator}
+    def test_where_each_is_allowed(self, apply_to: str, estimator: str, allowed: bool) -> None:
+        values = {"coefficient": 0.1, "apply_to": apply_to, "estimator": estimator}
         if allowed:
             assert build(KlConfig, values).function is KL[estimator]
         else:
-            with pytest.raises(ConfigError, match=f"estimator='{estimator}' in the {place}"):
+            with pytest.raises(ConfigError, match=f"estimator='{estimator}' in the {apply_to}"):
                 build(KlConfig, values)
 
     def test_the_place_decides_the_default_estimator_and_the_loss(self) -> None:
         batch = random_batch()
         reference = batch.pop("ref")
-        assert KlConfig(place="reward").function is KL["k1"]
+        assert KlConfig(position="reward").function is KL["k1"]
         assert KlConfig().function is KL["k3"]
         without, _ = run(**batch, config=LossConfig())
-        in_reward = LossConfig(kl=KlConfig(coefficient=0.5, place="reward"))
+        in_reward = LossConfig(kl=KlConfig(coefficient=0.5, position="reward"))
         assert run(**batch, config=in_reward, ref=reference)[0].item() == without.item()
         in_loss = LossConfig(kl=KlConfig(coefficient=0.5, estimator="k2"))
         k2 = ((batch["lp"] - reference).square() / 2)[batch["mask"]].mean()
@@ -232,7 +232,7 @@ class TestAggregation:
         batch = random_batch()
         batch["mask"][4] = False
         leaf = batch["lp"].requires_grad_()
-        whole, watch = run(**batch, config=config)
+        whole, loss_metrics = run(**batch, config=config)
         (expected,) = torch.autograd.grad(whole, leaf)
         for split in ([6], [1, 5], [2, 2, 2], [1] * 6):
             pieces = [
@@ -244,19 +244,19 @@ class TestAggregation:
             torch.testing.assert_close(sum(total for total, _ in results), whole)
             (gradient,) = torch.autograd.grad(sum(total for total, _ in results), leaf)
             torch.testing.assert_close(gradient, expected)
-            for key, value in watch.terms.items():
+            for key, value in loss_metrics.terms.items():
                 torch.testing.assert_close(sum(piece.terms[key] for _, piece in results), value)
-            for key, value in watch.sums.items():
+            for key, value in loss_metrics.sums.items():
                 torch.testing.assert_close(sum(piece.sums[key] for _, piece in results), value)
-            assert max(piece.log_ratio_max for _, piece in results) == watch.log_ratio_max
-            assert min(piece.log_ratio_min for _, piece in results) == watch.log_ratio_min
+            assert max(piece.log_ratio_max for _, piece in results) == loss_metrics.log_ratio_max
+            assert min(piece.log_ratio_min for _, piece in results) == loss_metrics.log_ratio_min
 
     @pytest.mark.parametrize("name", AGGREGATIONS)
     @pytest.mark.parametrize("junk", [7.0, float("inf"), float("nan")])
     def test_padding_and_order_change_nothing(self, name: str, junk: float) -> None:
         config = FULL.model_copy(update={"aggregation": name, "divisor": 11})
         batch = random_batch(1)
-        whole, watch = run(**batch, config=config)
+        whole, loss_metrics = run(**batch, config=config)
         order = torch.randperm(6)
         wide = {}
         for key, tensor in batch.items():
@@ -271,7 +271,7 @@ class TestAggregation:
         torch.testing.assert_close(total.detach(), whole)
         assert (leaf.grad[~wide["mask"]] == 0).all()
         assert leaf.grad.isfinite().all()
-        for key, value in watch.sums.items():
+        for key, value in loss_metrics.sums.items():
             torch.testing.assert_close(wide_watch.sums[key], value)
 
 
@@ -302,10 +302,10 @@ class TestPolicyLoss:
             return first + 0.5 * drift[batch["mask"]].mean()
 
         numeric = torch.zeros_like(lp)
-        for place in batch["mask"].nonzero().tolist():
+        for position in batch["mask"].nonzero().tolist():
             step = torch.zeros_like(lp)
-            step[tuple(place)] = 1e-6
-            numeric[tuple(place)] = (potential(batch["lp"] + step) - potential(batch["lp"] - step)).item() / 2e-6
+            step[tuple(position)] = 1e-6
+            numeric[tuple(position)] = (potential(batch["lp"] + step) - potential(batch["lp"] - step)).item() / 2e-6
         torch.testing.assert_close(lp.grad, numeric, atol=1e-8, rtol=0)
 
     def test_first_update_of_ppo_and_cpgd_is_the_policy_gradient(self) -> None:
@@ -320,23 +320,23 @@ class TestPolicyLoss:
         old = double([[-1.0, -1.0, -1.0, -1.0]])
         lp = old + double([[0.5, 0.5, -0.5, 0.1]])
         advantages = double([[1.0, -1.0, 1.0, 1.0]])
-        _, watch = run(lp, old, advantages, torch.ones(1, 4) > 0, LossConfig())
+        _, loss_metrics = run(lp, old, advantages, torch.ones(1, 4) > 0, LossConfig())
         # Above the range the clip acts on a positive advantage only; below it, on a negative one only.
-        assert watch.sums["clipped"].item() == 1
-        assert watch.sums["tokens"].item() == 4
+        assert loss_metrics.sums["clipped"].item() == 1
+        assert loss_metrics.sums["tokens"].item() == 4
         k3 = sum(math.exp(rho) - 1 - rho for rho in (0.5, 0.5, -0.5, 0.1))
-        assert watch.sums["kl_old"].item() == pytest.approx(k3)
-        assert watch.log_ratio_max.item() == pytest.approx(0.5)
-        assert watch.log_ratio_min.item() == pytest.approx(-0.5)
+        assert loss_metrics.sums["kl_old"].item() == pytest.approx(k3)
+        assert loss_metrics.log_ratio_max.item() == pytest.approx(0.5)
+        assert loss_metrics.log_ratio_min.item() == pytest.approx(-0.5)
 
     def test_importance_weights_scale_the_surrogate_only(self) -> None:
         batch = random_batch(6)
         weights = torch.full_like(batch["lp"], 0.25)
-        plain, watch = run(**batch, config=FULL)
+        plain, loss_metrics = run(**batch, config=FULL)
         weighted, weighted_watch = run(**batch, config=FULL, weights=weights)
-        assert (plain - weighted).item() == pytest.approx(0.75 * watch.terms["surrogate"].item())
+        assert (plain - weighted).item() == pytest.approx(0.75 * loss_metrics.terms["surrogate"].item())
         for key in ("drift", "kl"):
-            torch.testing.assert_close(weighted_watch.terms[key], watch.terms[key])
+            torch.testing.assert_close(weighted_watch.terms[key], loss_metrics.terms[key])
 
     def test_an_empty_batch_is_our_own_mistake(self) -> None:
         batch = random_batch(7)

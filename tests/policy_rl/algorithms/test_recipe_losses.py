@@ -124,8 +124,8 @@ def test_the_gradient_is_the_published_one(name: str, stage: int | None) -> None
 
 
 def course(name: str, steps: int, stage: int | None = None) -> list[float]:
-    optimisation = recipe(name, stage).trainer.optimisation
-    return [learning_rate_share(step, steps, optimisation) for step in range(steps)]
+    optimization = recipe(name, stage).trainer.optimization
+    return [learning_rate_share(step, steps, optimization) for step in range(steps)]
 
 
 def scheduled(schedule: Callable[..., torch.optim.lr_scheduler.LambdaLR], steps: int, **keys: float) -> list[float]:

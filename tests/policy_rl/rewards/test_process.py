@@ -22,7 +22,7 @@ from policy_rl.algorithms.credit import CreditConfig
 from policy_rl.algorithms.samples import AdvantageSettings, add_advantages, draft, kept_samples
 from policy_rl.graded import GradedGroup, GradedResponse, StepRewards
 from policy_rl.rewards.process import ProcessConfig, ProcessReward, plain_steps, step_of_tokens, token_begins
-from policy_rl.types import Experience, Response, Reward
+from policy_rl.types import Response, Reward, TrainingSample
 
 END = "<|im_end|>"
 
@@ -59,7 +59,7 @@ def sentence_piece() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END)
 
 
-def drawn(tokenizer: PreTrainedTokenizerFast, text: str, end: bool = True) -> Response:
+def sampled(tokenizer: PreTrainedTokenizerFast, text: str, end: bool = True) -> Response:
     ids = tokenizer.encode(text, add_special_tokens=False) + ([tokenizer.eos_token_id] if end else [])
     assert tokenizer.decode(ids, skip_special_tokens=True) == text
     return Response(text, tuple(ids), (0.0,) * len(ids), "stop")
@@ -83,13 +83,13 @@ PROBLEM = Problem("p1", "how many?", "4")
 
 
 def scored(
-    responses: Sequence[Response], scorer: object, tokenizer: object, markup: str = "tags"
+    responses: Sequence[Response], scorer: object, tokenizer: object, step_format: str = "tags"
 ) -> tuple[list[StepRewards | None], ProcessReward]:
     process: list[ProcessReward] = []
 
     async def run() -> list[StepRewards | None]:
         queue = ScoreQueue(scorer)
-        process.append(ProcessReward(tokenizer, markup, "", queue))
+        process.append(ProcessReward(tokenizer, step_format, "", queue))
         try:
             return await process[0].score(PROBLEM, responses)
         finally:
@@ -102,7 +102,7 @@ class TestTokens:
     def test_byte_level_by_hand(self) -> None:
         tokenizer = byte_level()
         text = "aé\n\n€b"
-        response = drawn(tokenizer, text)
+        response = sampled(tokenizer, text)
         # a, two bytes of é, two line ends, three bytes of €, b, the end of turn
         assert len(response.token_ids) == 10
         begins = token_begins(response.token_ids, text, lambda ids: tokenizer.decode(ids, skip_special_tokens=True))
@@ -112,11 +112,11 @@ class TestTokens:
     def test_a_token_that_straddles_belongs_to_the_step_in_which_it_begins(self) -> None:
         tokenizer = byte_level(["><"])
         text = "<step>a</step><step>b</step>"
-        response = drawn(tokenizer, text)
+        response = sampled(tokenizer, text)
         assert tokenizer.decode([response.token_ids[14]]) != "><"
-        place = next(i for i, token in enumerate(response.token_ids) if tokenizer.decode([token]) == "><")
+        position = next(i for i, token in enumerate(response.token_ids) if tokenizer.decode([token]) == "><")
         (rewards,), _ = scored([response], Scripted(), tokenizer)
-        assert rewards.step_of_token == (0,) * (place + 1) + (1,) * (len(response.token_ids) - place - 1)
+        assert rewards.step_of_token == (0,) * (position + 1) + (1,) * (len(response.token_ids) - position - 1)
         # The text itself is cut inside that token.
         assert split(text, "tags").steps == ("<step>a</step>", "<step>b</step>")
 
@@ -151,7 +151,7 @@ class TestTokens:
 
         for _ in range(30):
             text = f"x{''.join(rng.choices(pieces, k=20))}."
-            response = drawn(tokenizer, text)
+            response = sampled(tokenizer, text)
             expected = 0
             for index, begin in enumerate(token_begins(response.token_ids, text, decode)):
                 before = decode(response.token_ids[:index]).rstrip("\ufffd")
@@ -163,7 +163,7 @@ class TestTokens:
         tokenizer = build_tokenizer()
         text = "<step>blue=5</step><step>red=3</step><answer>8</answer>"
         pad = tokenizer.convert_tokens_to_ids("<|endoftext|>")
-        plain = drawn(tokenizer, text)
+        plain = sampled(tokenizer, text)
         ids = (*plain.token_ids[:6], pad, *plain.token_ids[6:])
         (rewards,), _ = scored([Response(text, ids, (0.0,) * len(ids), "stop")], Scripted(), tokenizer)
         (alone,), _ = scored([plain], Scripted(), tokenizer)
@@ -180,7 +180,7 @@ class TestTokens:
         async def run() -> list[StepRewards | None]:
             queue = ScoreQueue(scorer)
             process = ProcessReward(tokenizer, "blank_lines", "<think>\n\n</think>\n\n", queue)
-            found = await process.score(PROBLEM, [drawn(tokenizer, "ab\n\ncd", end=False)])
+            found = await process.score(PROBLEM, [sampled(tokenizer, "ab\n\ncd", end=False)])
             queue.close()
             return found
 
@@ -194,7 +194,7 @@ class TestTokens:
         async def run() -> list[StepRewards | None]:
             queue = ScoreQueue(scorer)
             process = ProcessReward(tokenizer, "tags", "<step>", queue)
-            found = await process.score(PROBLEM, [drawn(tokenizer, "a</step><answer>4</answer>", end=False)])
+            found = await process.score(PROBLEM, [sampled(tokenizer, "a</step><answer>4</answer>", end=False)])
             queue.close()
             return found
 
@@ -216,7 +216,7 @@ class TestWhatHasNoProcessReward:
     def test_each_is_counted_by_its_reason_and_the_others_are_scored(self) -> None:
         tokenizer = byte_level()
         good = "<step>a</step><answer>4</answer>"
-        responses = [drawn(tokenizer, text) for text in (*WITHOUT, good)]
+        responses = [sampled(tokenizer, text) for text in (*WITHOUT, good)]
         found, process = scored(responses, Scripted({"a": 0.75, "<answer>4</answer>": 0.25}), tokenizer)
         assert found[:-1] == [None] * len(WITHOUT)
         assert found[-1].scores == (0.75, 0.25)
@@ -234,7 +234,7 @@ class TestWhatHasNoProcessReward:
 
     def test_nothing_is_asked_where_nothing_can_be_cut(self) -> None:
         scorer = Scripted()
-        assert scored([drawn(byte_level(), "no steps")], scorer, byte_level())[0] == [None]
+        assert scored([sampled(byte_level(), "no steps")], scorer, byte_level())[0] == [None]
         assert not scorer.seen
 
     def test_steps_behind_a_cut_are_outside(self) -> None:
@@ -242,13 +242,13 @@ class TestWhatHasNoProcessReward:
             def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
                 return [StepScores(each.scores[:1]) for each in super().score(solutions)]
 
-        (rewards,), _ = scored([drawn(byte_level(), "a\n\nb")], Cutting(), byte_level(), "blank_lines")
+        (rewards,), _ = scored([sampled(byte_level(), "a\n\nb")], Cutting(), byte_level(), "blank_lines")
         assert rewards == StepRewards((0.5,), (0, 0, 0, -1, -1))
 
     @pytest.mark.parametrize("value", [math.nan, 1.5, -0.1])
     def test_a_score_that_is_none_stops_the_run(self, value: float) -> None:
         with pytest.raises(TrainingError, match=rf"problem p1: the PRM gave 1 scores for 1 steps, {value:g}; "):
-            scored([drawn(byte_level(), "<step>a</step>")], Scripted({"a": value}), byte_level())
+            scored([sampled(byte_level(), "<step>a</step>")], Scripted({"a": value}), byte_level())
 
     @pytest.mark.parametrize(
         ("raised", "expected", "words"),
@@ -263,7 +263,7 @@ class TestWhatHasNoProcessReward:
                 raise raised
 
         with pytest.raises(expected, match=words):
-            scored([drawn(byte_level(), "<step>a</step>")], Broken(), byte_level())
+            scored([sampled(byte_level(), "<step>a</step>")], Broken(), byte_level())
 
 
 # From text and token ids to advantages N×T: three steps of 2, 3 and 4 tokens, of a byte-level policy.
@@ -278,7 +278,7 @@ def batch(
     """Groups that are cut and scored for real; a reward above 0 is a right answer."""
     tokenizer, groups = byte_level(), []
     for p, row in enumerate(texts):
-        responses = [drawn(tokenizer, text) for text in row]
+        responses = [sampled(tokenizer, text) for text in row]
         found, _ = scored(responses, Scripted(scores), tokenizer, "blank_lines")
         totals = rewards[p] if rewards else [0.0] * len(row)
         graded = tuple(
@@ -305,8 +305,8 @@ def advantages(groups: Sequence[GradedGroup], estimator: str = "rloo", aggregate
     return [each.advantages.tolist() for each in made]
 
 
-def with_values(experience: Experience) -> Experience:
-    return replace(experience, values=torch.zeros(len(experience.token_ids)).numpy())
+def with_values(sample: TrainingSample) -> TrainingSample:
+    return replace(sample, values=torch.zeros(len(sample.token_ids)).numpy())
 
 
 def steps_of(values: Sequence[float], lengths: Sequence[int] = TOKENS) -> list[float]:
@@ -376,7 +376,7 @@ class TestWholeWay:
     def test_gate(self) -> None:
         texts = [[TEXT, "hhhhh", "ii"]]
         scores = P | {"hhhhh": 0.8, "ii": 0.9}
-        rows = advantages(batch(texts, scores, rewards=[[1.0, 1.0, 0.0]]), mode="soft_min", gate="right")
+        rows = advantages(batch(texts, scores, rewards=[[1.0, 1.0, 0.0]]), mode="soft_min", gate="correct")
         ungated = advantages(batch([texts[0][:2]], scores), mode="soft_min")
         outcome = [0.5, 0.5, -1.0]
         for row, process, base in zip(rows[:2], ungated, outcome[:2], strict=True):

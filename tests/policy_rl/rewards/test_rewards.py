@@ -259,9 +259,11 @@ class TestUserFunctions:
         import my_rewards
 
         monkeypatch.setattr(my_rewards, "double", lambda *_: time.sleep(0.2))
-        values = {"functions": [{"path": f"{user_module}:double"}], "timeout_s": 0.05}
+        values = {"functions": [{"path": f"{user_module}:double"}], "timeout_seconds": 0.05}
         reward = OutcomeReward(build(RewardConfig, values))
-        with pytest.raises(TrainingError, match=r"my_rewards:double: no answer on problem p1 within rewards.timeout_s"):
+        with pytest.raises(
+            TrainingError, match=r"my_rewards:double: no answer on problem p1 within rewards.timeout_seconds"
+        ):
             await reward.beside(PROBLEM, "5", RIGHT, 1)
         await asyncio.sleep(0.3)  # the thread ends, in a test
 

@@ -38,6 +38,8 @@ class Script:
         self.further: list[dict] = []
         self.dies: set[int] = set()
         """Actors, by order of their start, that are dead as soon as they are asked for a rollout."""
+        self.lost_from: int | None = None
+        """Actors, by order, from this one on do not start: their machine is lost."""
         self.silent = False
         self.delay = 0.01
         self.bad_probe = False
@@ -58,6 +60,8 @@ class Actor:
 
     async def _start(self, engine, sampling, prompt, further):
         self.script.further.append(further)
+        if self.script.lost_from is not None and self.number >= self.script.lost_from:
+            raise RayActorError
         return (1, 2, 3), (9,)
 
     async def _sample(self, problem: Problem, n: int, seed: int, version: int) -> Group:
@@ -99,9 +103,9 @@ def script(monkeypatch) -> Script:
     return script
 
 
-async def start(most_restarts: int = 3, **weights) -> RolloutPool:
+async def start(max_restarts: int = 3, **weights) -> RolloutPool:
     engine = EngineConfig(model="m", max_num_seqs=16, dtype="float32")
-    config = RolloutConfig(engines=2, most_restarts=most_restarts)
+    config = RolloutConfig(engines=2, max_restarts=max_restarts)
     return await RolloutPool.start(engine, SamplingConfig(), PromptConfig(), config, WeightsConfig(**weights))
 
 
@@ -196,7 +200,7 @@ GPU_PLACES = [{"num_gpus": 0, "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES
 async def start_on_gpus(colocated: bool = False, **engine) -> RolloutPool:
     settings = EngineConfig(model="m", max_num_seqs=16, dtype="float32", **engine)
     config = RolloutConfig(colocated=colocated)
-    return await RolloutPool.start(settings, SamplingConfig(), PromptConfig(), config, places=GPU_PLACES)
+    return await RolloutPool.start(settings, SamplingConfig(), PromptConfig(), config, positions=GPU_PLACES)
 
 
 async def test_a_dead_engine_is_replaced_where_weights_go_from_gpu_to_gpu(script):
@@ -259,14 +263,25 @@ async def test_engines_on_gpus_get_their_places_and_the_transport_that_reaches_t
 
 
 async def test_restarts_are_bounded_and_nobody_waits_for_ever(script):
-    pool = await start(most_restarts=2)
+    pool = await start(max_restarts=2)
     script.dies = set(range(100))
     answers = await asyncio.gather(*(pool.sample(each, 8, 1, 0) for each in problems(20)), return_exceptions=True)
     assert all(isinstance(answer, EngineStoppedError) for answer in answers)
-    assert "more than rollouts.most_restarts=2" in str(answers[0])
+    assert "more than rollouts.max_restarts=2" in str(answers[0])
     assert len(script.actors) == 4
-    with pytest.raises(EngineStoppedError, match="most_restarts"):
+    with pytest.raises(EngineStoppedError, match="max_restarts"):
         await asyncio.wait_for(pool.sample(problems(1)[0], 8, 1, 0), 1)
+
+
+async def test_a_lost_machine_ends_the_run_and_says_how_to_resume(script):
+    pool = await start()
+    script.dies, script.lost_from = {0}, 2
+    with pytest.raises(
+        EngineStoppedError, match=r"no other engine starts in its place .*engine 1 of 2 to start m"
+    ) as seen:
+        await asyncio.wait_for(ask(pool, 4), 5)
+    assert "run the same command again, which resumes from the last checkpoint" in str(seen.value)
+    assert script.actors[2].killed
 
 
 async def test_a_problem_that_cannot_be_asked_costs_no_engine(script):
@@ -278,7 +293,7 @@ async def test_a_problem_that_cannot_be_asked_costs_no_engine(script):
 
 
 async def test_an_engine_that_does_not_load_in_time_is_named(script):
-    pool = await start(timeout_s=0.05)
+    pool = await start(timeout_seconds=0.05)
     script.silent = True
     with pytest.raises(TrainingError, match=r"0.05 s in vain for engine 1 of 2 to load the weights of version 3"):
         await pool.load_weights(published(3))

@@ -18,10 +18,10 @@ from mmprm.problems import ProblemsConfig, write_problems
 from mmprm.prompts import PromptConfig
 from mmprm.tiny.tokenizer import END
 from mmprm.tiny.world import make_problems, solve
-from mmprm.types import Picture
+from mmprm.types import ImageRef
 from policy_rl.sft.batch import ConversationEncoder
 from policy_rl.sft.conversations import Conversation, read_conversations
-from tests.backbones import BACKBONES, PICTURED, write_backbone
+from tests.backbones import BACKBONES, WITH_IMAGE, write_backbone
 
 PLAIN = PromptConfig(preset="plain")
 IMAGE = {"type": "image"}
@@ -53,11 +53,11 @@ def test_sharegpt(tmp_path: Path) -> None:
         {"role": "user", "content": "Sure?"},
         {"role": "assistant", "content": "Yes."},
     )
-    assert [picture.path for picture in found.pictures] == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
+    assert [image.path for image in found.images] == [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
 
 
 def test_messages_as_json_with_an_answer(tmp_path: Path) -> None:
-    """MM-Eureka and LMM-R1: no assistant turn; pictures among the parts, or in a column and then in front."""
+    """MM-Eureka and LMM-R1: no assistant turn; images among the parts, or in a column and then in front."""
     own = json.dumps([{"role": "user", "content": [{"type": "image", "image": "a.png"}, text("What?")]}])
     plain = [{"role": "user", "content": "What?"}]
     first, second, third = read(
@@ -70,10 +70,10 @@ def test_messages_as_json_with_an_answer(tmp_path: Path) -> None:
     assert first.messages == (asked, {"role": "assistant", "content": "5"})
     assert second.messages == (asked, {"role": "assistant", "content": "2 + 3 = 5"})
     assert third.messages == ({"role": "user", "content": "What?"}, {"role": "assistant", "content": "5"})
-    assert [len(each.pictures) for each in (first, second, third)] == [1, 1, 0]
+    assert [len(each.images) for each in (first, second, third)] == [1, 1, 0]
 
 
-def test_parts_may_say_where_the_columns_pictures_stand(tmp_path: Path) -> None:
+def test_parts_may_say_where_the_columns_images_stand(tmp_path: Path) -> None:
     parts = [
         {"type": "text", "text": "Look at", "image": None},
         {"type": "image", "text": None, "image": None},
@@ -89,7 +89,7 @@ def test_parts_may_say_where_the_columns_pictures_stand(tmp_path: Path) -> None:
         {"type": "image"},
         {"type": "text", "text": "and add."},
     ]
-    assert [picture.path for picture in found.pictures] == [str(tmp_path / "a.png")]
+    assert [image.path for image in found.images] == [str(tmp_path / "a.png")]
 
 
 def test_problems_with_solutions_are_asked_as_the_prompt_says(tmp_path: Path) -> None:
@@ -127,12 +127,12 @@ def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def dialogue(name: str, folder: Path) -> Conversation:
-    """Three turns of the assistant; two pictures of different size before the first, one before the last."""
-    pictures = []
+    """Three turns of the assistant; two images of different size before the first, one before the last."""
+    images = []
     for number, size in enumerate(((56, 28), (84, 56), (28, 28))):
         Image.new("RGB", size, "red").save(folder / f"{number}.png")
-        pictures.append(Picture(path=str(folder / f"{number}.png")))
-    shown = name in PICTURED
+        images.append(ImageRef(path=str(folder / f"{number}.png")))
+    shown = name in WITH_IMAGE
     messages = (
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": [IMAGE, text("one "), IMAGE, text("two")] if shown else "one two"},
@@ -142,7 +142,7 @@ def dialogue(name: str, folder: Path) -> Conversation:
         {"role": "user", "content": [text("now "), IMAGE] if shown else "now"},
         {"role": "assistant", "content": "blue=2\nYes"},
     )
-    return Conversation("dialogue", messages, tuple(pictures) if shown else ())
+    return Conversation("dialogue", messages, tuple(images) if shown else ())
 
 
 def test_the_mask_is_the_templates_assistant_turns(
@@ -156,7 +156,7 @@ def test_the_mask_is_the_templates_assistant_turns(
     assert whole.removeprefix("".join(piece.text for piece in pieces)).strip() == ""
     learned = [message["content"] + END for message in conversation.messages if message["role"] == "assistant"]
     assert [piece.text for piece in pieces if piece.learned] == learned
-    assert [len(piece.pictures) for piece in pieces] == ([2, 0, 0, 0, 1, 0] if name in PICTURED else [0] * 6)
+    assert [len(piece.images) for piece in pieces] == ([2, 0, 0, 0, 1, 0] if name in WITH_IMAGE else [0] * 6)
     encoded = encode(conversation)
     tokenizer = tokenizer_of(processor)
     written = [id_ for turn in learned for id_ in tokenizer.encode(turn, add_special_tokens=False)]
@@ -164,7 +164,7 @@ def test_the_mask_is_the_templates_assistant_turns(
     assert encode.ends == {tokenizer.convert_tokens_to_ids(END)}
 
 
-def test_tokens_pictures_and_positions_are_the_processors(
+def test_tokens_images_and_positions_are_the_processors(
     encoder: tuple[str, Any, ConversationEncoder], tmp_path: Path
 ) -> None:
     """As if the whole text had been processed at once."""
@@ -172,21 +172,21 @@ def test_tokens_pictures_and_positions_are_the_processors(
     conversation = dialogue(name, tmp_path)
     encoded, size = encode(conversation), encode.size(conversation)
     assert size == (len(encoded.ids_T), int(encoded.learned_T.sum()))
-    images = [Image.open(picture.path).convert("RGB") for picture in conversation.pictures]
+    images = [Image.open(image.path).convert("RGB") for image in conversation.images]
     written = "".join(piece.text for piece in encode.pieces(conversation))
     options = {"images": images} if images else {}
     whole = dict(processor(text=[written], add_special_tokens=False, return_tensors="pt", **options))
     assert encoded.ids_T.tolist() == whole["input_ids"][0].tolist()
-    for key, tensor in encoded.pictures.items():
+    for key, tensor in encoded.images.items():
         torch.testing.assert_close(tensor, whole[key], rtol=0, atol=0)
-    assert set(encoded.pictures) == set(whole) - {"input_ids", "attention_mask", "mm_token_type_ids"}
+    assert set(encoded.images) == set(whole) - {"input_ids", "attention_mask", "mm_token_type_ids"}
     if not images or encode._rope_index is None:
         assert encoded.position_XT[0].tolist() == list(range(len(encoded.ids_T)))
     else:
         keys = ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw")
         expected = encode._rope_index(**{key: whole[key] for key in keys})[0][:, 0]
         assert encoded.position_XT.tolist() == expected.tolist()
-        assert encoded.position_XT.max() < len(encoded.ids_T) - 1, "a picture takes fewer positions than tokens"
+        assert encoded.position_XT.max() < len(encoded.ids_T) - 1, "an image takes fewer positions than tokens"
 
 
 def test_a_prefill_is_not_learned(encoder: tuple[str, Any, ConversationEncoder]) -> None:
@@ -196,7 +196,7 @@ def test_a_prefill_is_not_learned(encoder: tuple[str, Any, ConversationEncoder])
     assert (second.text, second.learned) == (f"4{END}", True)
 
 
-def test_reserved_tokens_and_pictures_for_text_models_are_refused(
+def test_reserved_tokens_and_images_for_text_models_are_refused(
     encoder: tuple[str, Any, ConversationEncoder], tmp_path: Path
 ) -> None:
     name, _, encode = encoder
@@ -205,10 +205,10 @@ def test_reserved_tokens_and_pictures_for_text_models_are_refused(
             encode.pieces(
                 Conversation("here", ({"role": "user", "content": turn}, {"role": "assistant", "content": "A"}))
             )
-    if name not in PICTURED:
-        pictured = dialogue("qwen2_5_vl", tmp_path)
+    if name not in WITH_IMAGE:
+        with_image = dialogue("qwen2_5_vl", tmp_path)
         with pytest.raises(DataError, match="reads text only"):
-            encode.size(pictured)
+            encode.size(with_image)
 
 
 def test_templates_that_cannot_be_cut_are_refused(random_policy_folder: Path) -> None:

@@ -61,7 +61,7 @@ def test_images_stand_in_their_places_once(
 ) -> None:
     (found,) = read(folder, row(content, **columns))
     assert found.messages[0]["content"] == expected
-    assert [Path(picture.path or "").name for picture in found.pictures] == names
+    assert [Path(image.path or "").name for image in found.images] == names
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_what_would_be_learned_as_words_is_refused(folder: Path, bad: dict[str, 
 def test_conversations_whose_images_cannot_be_decoded_are_left_out(folder: Path) -> None:
     rows = [row("Q", image="red.png"), row("Q", image="torn.jpg"), row("Q"), row("Q", image="gone.png")]
     kept, broken = without_unreadable(read(folder, *rows))
-    assert [each.place.rpartition(":")[2] for each in kept] == ["1", "3"]
-    assert [place.rpartition(":")[2] for place in broken] == ["2", "4"]
+    assert [each.location.rpartition(":")[2] for each in kept] == ["1", "3"]
+    assert [location.rpartition(":")[2] for location in broken] == ["2", "4"]
     with pytest.raises(DataError, match=r"c\.jsonl:1: .*torn\.jpg: .*the images of no conversation can be read"):
         without_unreadable(read(folder, rows[1]))

@@ -25,7 +25,7 @@ from policy_rl.sft.batch import ConversationEncoder
 from policy_rl.sft.conversations import Conversation
 from policy_rl.sft.train import Rows, SftConfig, SftTask, train_sft
 from policy_rl.trainer.policy import Policy
-from tests.backbones import BACKBONES, PICTURED, tiny_solutions, write_backbone
+from tests.backbones import BACKBONES, WITH_IMAGE, tiny_solutions, write_backbone
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 
@@ -45,18 +45,18 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def conversations(name: str) -> list[Conversation]:
-    """Pictures before some and not before others; one with two turns to learn."""
+    """Images before some and not before others; one with two turns to learn."""
     found = []
     for number, solution in enumerate(tiny_solutions(name, 5)):
-        pictures = solution.problem.pictures if number % 2 == 0 else ()
-        asked = [*[{"type": "image"}] * len(pictures), {"type": "text", "text": solution.problem.question}]
+        images = solution.problem.images if number % 2 == 0 else ()
+        asked = [*[{"type": "image"}] * len(images), {"type": "text", "text": solution.problem.question}]
         turns = [
-            {"role": "user", "content": asked if pictures else solution.problem.question},
+            {"role": "user", "content": asked if images else solution.problem.question},
             {"role": "assistant", "content": "".join(solution.steps)},
         ]
         if number == 2:
             turns += [{"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes"}]
-        found.append(Conversation(str(number), tuple(turns), pictures))
+        found.append(Conversation(str(number), tuple(turns), images))
     return found
 
 
@@ -79,7 +79,7 @@ def test_the_loss_is_cross_entropy_on_the_learned_tokens(loaded: tuple[str, Any,
     for sample in samples:
         encoded = encoder(sample)
         ids_1T = encoded.ids_T[None]
-        more = dict(encoded.pictures)
+        more = dict(encoded.images)
         if more and encoder._rope_index is not None:
             more["mm_token_type_ids"] = (ids_1T == backbone.config.image_token_id).int()
         with torch.no_grad():
@@ -101,20 +101,20 @@ def test_the_loss_is_cross_entropy_on_the_learned_tokens(loaded: tuple[str, Any,
     for key, gradient in left.items():
         torch.testing.assert_close(middle[key], gradient, rtol=1e-3, atol=2e-5)
         torch.testing.assert_close(right[key], gradient, rtol=1e-3, atol=2e-5)
-    if name in PICTURED:
+    if name in WITH_IMAGE:
         assert any("vis" in key for key in left), "the vision tower learns, too"
 
 
-def test_a_stand_in_picture_counts_nothing(loaded: tuple[str, Any, Any]) -> None:
+def test_a_stand_in_image_counts_nothing(loaded: tuple[str, Any, Any]) -> None:
     name, backbone, processor = loaded
-    if name not in PICTURED:
+    if name not in WITH_IMAGE:
         return
     encoder, policy = ConversationEncoder(backbone, processor), Policy(backbone)
-    samples = [sample for sample in conversations(name) if not sample.pictures]
+    samples = [sample for sample in conversations(name) if not sample.images]
     rows = Rows(samples, [encoder.size(sample) for sample in samples], encoder, None)
     batch = rows.collate([0, 1], True)
-    assert batch.pictures, "the vision tower runs"
-    assert not batch.shows_pictures
+    assert batch.images, "the vision tower runs"
+    assert not batch.shows_images
     without, _ = gradients(policy, [rows.collate([0, 1], False)])
     loss, found = gradients(policy, [batch])
     assert loss == pytest.approx(without, rel=1e-6)
@@ -123,7 +123,7 @@ def test_a_stand_in_picture_counts_nothing(loaded: tuple[str, Any, Any]) -> None
 
 def config(folder: Path, base: Path, output: str, **training: Any) -> SftConfig:
     values = {
-        "base": str(base),
+        "model": str(base),
         "data": {"path": str(folder / "train.jsonl")},
         "held_out": {"path": str(folder / "test.jsonl")},
         "output": str(folder / output),
@@ -242,7 +242,7 @@ def test_a_sequence_mean_is_that_of_conversations_alone(loaded: tuple[str, Any, 
 
 
 def test_pixel_limits_in_order() -> None:
-    values = {"base": "tiny", "data": {"path": "x.jsonl"}, "output": "o", "min_pixels": 3136, "max_pixels": 784}
+    values = {"model": "tiny", "data": {"path": "x.jsonl"}, "output": "o", "min_pixels": 3136, "max_pixels": 784}
     with pytest.raises(ConfigError, match="min_pixels=3136 must not exceed max_pixels=784"):
         build(SftConfig, values)
 

@@ -15,30 +15,30 @@ from mmprm.backbone.load import load_backbone
 from mmprm.errors import DataError, TrainingError
 from mmprm.prompts import PromptConfig
 from mmprm.tiny.world import make_problems
-from mmprm.types import Picture, Problem
+from mmprm.types import ImageRef, Problem
 from policy_rl.trainer import prompt_encoder
 from policy_rl.trainer.batch import Limits, cheapest_rows, check_finite, collate, padded, plan
 from policy_rl.trainer.prompt_encoder import EncodedPrompt, PromptEncoder
-from policy_rl.types import Experience
+from policy_rl.types import TrainingSample
 
 PLAIN = PromptConfig(preset="plain")
 
 
 class Numbers:
-    """Prompts of numbers, in place of a tokenizer; those of pictured problems hold two picture tokens."""
+    """Prompts of numbers, in place of a tokenizer; those of imaged problems hold two image tokens."""
 
     axes, padding = 1, 0
     stand_in = {"pixels": torch.zeros(1, 2)}  # noqa: RUF012 - as the encoder's
 
     def __call__(self, problem: Problem, expected_tokens: int) -> EncodedPrompt:
         ids_P = torch.tensor([int(word) for word in problem.question.split()])
-        pictures = {"pixels": torch.full((4, 2), float(ids_P[0]))} if problem.pictures else {}
-        return EncodedPrompt(ids_P, torch.arange(len(ids_P))[None], pictures, 2 if pictures else 0)
+        images = {"pixels": torch.full((4, 2), float(ids_P[0]))} if problem.images else {}
+        return EncodedPrompt(ids_P, torch.arange(len(ids_P))[None], images, 2 if images else 0)
 
 
-def respond(question: str, group: int, *token_ids: int, pictured: bool = False, **arrays: Any) -> Experience:
-    problem = Problem(f"p{group}", question, "", (Picture(data=b"x"),) if pictured else ())
-    return Experience(problem, group, len(question.split()), token_ids, **arrays)
+def respond(question: str, group: int, *token_ids: int, with_image: bool = False, **arrays: Any) -> TrainingSample:
+    problem = Problem(f"p{group}", question, "", (ImageRef(data=b"x"),) if with_image else ())
+    return TrainingSample(problem, group, len(question.split()), token_ids, **arrays)
 
 
 THREE = [respond("3 4 5", 0, 6, 7), respond("3 4 5", 0, 8), respond("9 10", 1, 11, 12, 13)]
@@ -59,9 +59,9 @@ def test_a_row_with_two_responses() -> None:
 
 def test_responses_that_begin_alike_share_tokens() -> None:
     """Prompt 3 4, then 6 7 8, 6 7 9 9 and 6 7 8 again: behind 6 7 stand 8 and 9 9."""
-    experiences = [respond("3 4", 0, *token_ids) for token_ids in ((6, 7, 8), (6, 7, 9, 9), (6, 7, 8))]
-    assert plan(experiences, 100, 1, share_prompt=True).rows == ((0, 2, 1),)
-    inputs = collate([(0, 2, 1)], experiences, Numbers())
+    samples = [respond("3 4", 0, *token_ids) for token_ids in ((6, 7, 8), (6, 7, 9, 9), (6, 7, 8))]
+    assert plan(samples, 100, 1, share_prompt=True).rows == ((0, 2, 1),)
+    inputs = collate([(0, 2, 1)], samples, Numbers())
     assert inputs.input_ids_BL.tolist() == [[3, 4, 6, 7, 8, 9, 9]]
     assert inputs.position_ids.tolist() == [[0, 1, 2, 3, 4, 4, 5]]
     assert inputs.end_BL.tolist() == [[6, 6, 6, 6, 4, 6, 6]]
@@ -75,18 +75,20 @@ def test_rows_of_one_response_need_no_mask_of_their_own() -> None:
     assert inputs.input_ids_BL.tolist() == [[3, 4, 5, 6, 7], [3, 4, 5, 8, 0]]
 
 
-def test_pictures_stand_once_however_many_rows_show_them() -> None:
-    one, two = ([respond(f"{first} 4", group, 6, pictured=True) for _ in range(2)] for group, first in ((0, 3), (1, 5)))
-    experiences = [*one, *two, respond("7", 2, 6)]
-    inputs = collate([(0,), (2,), (4,), (1,), (3,)], experiences, Numbers())
-    assert inputs.pictures["pixels"][:, 0].tolist() == [3.0] * 4 + [5.0] * 4
+def test_images_stand_once_however_many_rows_show_them() -> None:
+    one, two = (
+        [respond(f"{first} 4", group, 6, with_image=True) for _ in range(2)] for group, first in ((0, 3), (1, 5))
+    )
+    samples = [*one, *two, respond("7", 2, 6)]
+    inputs = collate([(0,), (2,), (4,), (1,), (3,)], samples, Numbers())
+    assert inputs.images["pixels"][:, 0].tolist() == [3.0] * 4 + [5.0] * 4
     assert inputs.feature_F.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
-    assert inputs.shows_pictures
-    assert collate([(0, 1), (2, 3)], experiences, Numbers()).feature_F is None
-    without = collate([(4,)], experiences, Numbers())
-    assert (without.pictures, without.shows_pictures) == ({}, False)
-    stand_in = collate([(4,)], experiences, Numbers(), stand_in=True)
-    assert (list(stand_in.pictures), stand_in.shows_pictures) == (["pixels"], False)
+    assert inputs.shows_images
+    assert collate([(0, 1), (2, 3)], samples, Numbers()).feature_F is None
+    without = collate([(4,)], samples, Numbers())
+    assert (without.images, without.shows_images) == ({}, False)
+    stand_in = collate([(4,)], samples, Numbers(), stand_in=True)
+    assert (list(stand_in.images), stand_in.shows_images) == (["pixels"], False)
 
 
 def test_plan_by_hand() -> None:
@@ -122,50 +124,50 @@ def test_rows_are_cut_where_least_is_shared() -> None:
     """Two families: within one, 30 of 36 tokens are shared. A cut between them costs the prompt alone."""
     assert cheapest_rows(24, [36] * 6, [30, 30, 0, 30, 30], 100, 0.0, 6) == [slice(0, 3), slice(3, 6)]
     families = [(0, *range(1, 6)), (9, *range(1, 6))]
-    experiences = [respond("3 4", 0, *families[k % 2], 10 + k) for k in range(4)]
-    assert plan(experiences, 12, 1, share_prompt=True).rows == ((0, 2), (1, 3))
+    samples = [respond("3 4", 0, *families[k % 2], 10 + k) for k in range(4)]
+    assert plan(samples, 12, 1, share_prompt=True).rows == ((0, 2), (1, 3))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3])
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("budget", [8, 30, 1000])
 def test_every_response_once_on_one_rank(ranks: int, share: bool, budget: int) -> None:
-    experiences = [
+    samples = [
         respond(" ".join(["3"] * (2 + group)), group, *range(1, 2 + (group * k) % 7))
         for group in range(5)
         for k in range(4)
     ]
-    planned = plan(experiences, budget, ranks, share)
+    planned = plan(samples, budget, ranks, share)
     rounds = {len(planned.rows_of(rank)) for rank in range(ranks)}
     assert len(rounds) == 1
     counted = [
-        place
+        position
         for rank in range(ranks)
-        for rows, filler in planned.rows_of(rank)
-        if not filler
+        for rows, is_padding in planned.rows_of(rank)
+        if not is_padding
         for row in rows
-        for place in row
+        for position in row
     ]
     assert sorted(counted) == list(range(20))
     for rows, _ in planned.rows_of(0):
-        width = collate(rows, experiences, Numbers()).input_ids_BL.shape[1]
+        width = collate(rows, samples, Numbers()).input_ids_BL.shape[1]
         assert width * len(rows) <= budget or (len(rows) == 1 and len(rows[0]) == 1)
 
 
 def test_arrays_in_the_order_of_the_rows() -> None:
     arrays = [np.array([1.0, 2.0]), np.array([3.0]), np.array([4.0, 5.0, 6.0])]
-    experiences = [replace(each, advantages=array) for each, array in zip(THREE, arrays, strict=True)]
-    experiences[2] = replace(experiences[2], mask=np.array([True, False, True]))
+    samples = [replace(each, advantages=array) for each, array in zip(THREE, arrays, strict=True)]
+    samples[2] = replace(samples[2], mask=np.array([True, False, True]))
     rows = [(2,), (0, 1)]
-    assert padded(rows, experiences, "advantages").tolist() == [[4, 5, 6], [1, 2, 0], [3, 0, 0]]
-    assert padded(rows, experiences, "counted", torch.bool).tolist() == [
+    assert padded(rows, samples, "advantages").tolist() == [[4, 5, 6], [1, 2, 0], [3, 0, 0]]
+    assert padded(rows, samples, "counted", torch.bool).tolist() == [
         [True, False, True],
         [True, True, False],
         [True, False, False],
     ]
-    assert padded(rows, experiences, "old") is None
+    assert padded(rows, samples, "old") is None
     with pytest.raises(AssertionError, match="for all responses of an update, or for none"):
-        padded(rows, [replace(experiences[0], old=arrays[0]), *experiences[1:]], "old")
+        padded(rows, [replace(samples[0], old=arrays[0]), *samples[1:]], "old")
 
 
 def test_responses_that_cannot_be_trained_on() -> None:
@@ -175,7 +177,7 @@ def test_responses_that_cannot_be_trained_on() -> None:
         limits.check(respond("1 2 3", 0, 6, 7, 8, 9))
     with pytest.raises(DataError, match="problem p0: a response without tokens"):
         limits.check(respond("1 2 3", 0))
-    with pytest.raises(DataError, match="a response holds token 5, which stands for a picture; ban it in sampling"):
+    with pytest.raises(DataError, match="a response holds token 5, which stands for an image; ban it in sampling"):
         limits.check(respond("1 2", 0, 6, 5))
 
 
@@ -197,28 +199,28 @@ class TestEncoder:
         problem = make_problems(1, seed=3, split="train")[0].problem
         tokens = len(encoder._encode(problem).ids_P)
         first = encoder(problem, tokens)
-        assert first.picture_tokens > 0
+        assert first.image_tokens > 0
         assert encoder(replace(problem), tokens) is first
         monkeypatch.setattr(prompt_encoder, "KEPT_BYTES", first.bytes)
         other = make_problems(1, seed=4, split="train")[0].problem
         encoder(other, len(encoder._encode(other).ids_P))
         assert encoder(problem, tokens) is not first
 
-    def test_smaller_pictures(self, random_policy_folder: Path) -> None:
+    def test_smaller_images(self, random_policy_folder: Path) -> None:
         backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
         problem = make_problems(1, seed=3, split="train")[0].problem
         tokens = [
-            PromptEncoder(backbone, processor, PLAIN, most)._encode(problem).picture_tokens for most in (None, 1000)
+            PromptEncoder(backbone, processor, PLAIN, most)._encode(problem).image_tokens for most in (None, 1000)
         ]
         assert tokens[1] == 1 < tokens[0]
 
-    def test_larger_pictures(self, random_policy_folder: Path) -> None:
+    def test_larger_images(self, random_policy_folder: Path) -> None:
         """A token is 28 × 28 pixels: at least 100 of them; with both limits, between them."""
         backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
         problem = make_problems(1, seed=3, split="train")[0].problem
         area = 28 * 28
         plain, larger, between = (
-            PromptEncoder(backbone, processor, PLAIN, *limits)._encode(problem).picture_tokens
+            PromptEncoder(backbone, processor, PLAIN, *limits)._encode(problem).image_tokens
             for limits in ((None, None), (None, 100 * area), (120 * area, 100 * area))
         )
         assert plain < 100 <= larger
@@ -229,13 +231,13 @@ class TestEncoder:
         with pytest.raises(DataError, match=r"its prompt is \d+ tokens for the trainer, 7 for the engine"):
             encoder(problem, 7)
 
-    def test_a_broken_picture_names_the_problem(self, encoder: PromptEncoder, tmp_path: Path) -> None:
-        problem = Problem("p9", "?", "1", (Picture(path=str(tmp_path / "none.png")),))
+    def test_a_broken_image_names_the_problem(self, encoder: PromptEncoder, tmp_path: Path) -> None:
+        problem = Problem("p9", "?", "1", (ImageRef(path=str(tmp_path / "none.png")),))
         with pytest.raises(DataError, match=r"problem p9: .*none\.png"):
             encoder(problem, 7)
 
-    def test_a_picture_for_a_model_without_eyes(self) -> None:
+    def test_a_image_for_a_model_without_eyes(self) -> None:
         model = SimpleNamespace(config=SimpleNamespace(), model=SimpleNamespace())
         encoder = PromptEncoder(model, SimpleNamespace(pad_token_id=0), PLAIN)
-        with pytest.raises(DataError, match="problem p0: has pictures, but the model reads text only"):
-            encoder(respond("1", 0, 2, pictured=True).problem, 1)
+        with pytest.raises(DataError, match="problem p0: has images, but the model reads text only"):
+            encoder(respond("1", 0, 2, with_image=True).problem, 1)

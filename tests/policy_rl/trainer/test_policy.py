@@ -26,8 +26,8 @@ from policy_rl.trainer import policy as policy_module
 from policy_rl.trainer.batch import collate, plan
 from policy_rl.trainer.policy import Policy, PolicyOutput, prepare, token_logprobs, without_adapters
 from policy_rl.trainer.prompt_encoder import EncodedPrompt, PromptEncoder
-from policy_rl.types import Experience
-from tests.backbones import BACKBONES, PICTURED, tiny_solutions, write_backbone
+from policy_rl.types import TrainingSample
+from tests.backbones import BACKBONES, WITH_IMAGE, tiny_solutions, write_backbone
 
 PLAIN = PromptConfig(preset="plain")
 
@@ -46,14 +46,14 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return request.param, *load_backbone(str(folder), torch.float32)
 
 
-def make_experiences(
+def make_samples(
     name: str, encoder: PromptEncoder, groups: int = 3, each: int = 3, seed: int = 0
-) -> list[Experience]:
-    """Groups of random responses of different lengths, some of which begin alike; the last group of a pictured backbone
-    has no picture."""
+) -> list[TrainingSample]:
+    """Groups of random responses of different lengths, some of which begin alike; the last group of a imaged backbone
+    has no image."""
     rng = random.Random(seed)
     problems = [solution.problem for solution in tiny_solutions(name, groups)]
-    if name in PICTURED:
+    if name in WITH_IMAGE:
         problems[-1] = Problem("text", "2 + 3 = ?", "5")
     made = []
     for group, problem in enumerate(problems):
@@ -61,51 +61,51 @@ def make_experiences(
         stem = [rng.randrange(8, 40) for _ in range(4)]
         for _ in range(each):
             ids = (*stem[: rng.randrange(5)], *(rng.randrange(8, 40) for _ in range(rng.randrange(1, 9))))
-            made.append(Experience(problem, group, tokens, ids))
+            made.append(TrainingSample(problem, group, tokens, ids))
     return made
 
 
 def run(
     policy: Policy,
-    experiences: Sequence[Experience],
+    samples: Sequence[TrainingSample],
     encoder: PromptEncoder,
     budget: int = 10_000,
     share: bool = False,
 ) -> list[PolicyOutput]:
     """What the policy says about each response, in the order of the experiences."""
-    planned = plan(experiences, budget, 1, share)
+    planned = plan(samples, budget, 1, share)
     found: dict[int, PolicyOutput] = {}
     for rows, _ in planned.rows_of(0):
-        output = policy(collate(rows, experiences, encoder))
-        for n, place in enumerate(place for row in rows for place in row):
-            own = slice(len(experiences[place].token_ids))
-            found[place] = PolicyOutput(*(None if part is None else part[n, own] for part in output))
-    return [found[place] for place in range(len(experiences))]
+        output = policy(collate(rows, samples, encoder))
+        for n, position in enumerate(position for row in rows for position in row):
+            own = slice(len(samples[position].token_ids))
+            found[position] = PolicyOutput(*(None if part is None else part[n, own] for part in output))
+    return [found[position] for position in range(len(samples))]
 
 
-def alone(backbone: Any, processor: Any, experience: Experience, temperature: float) -> tuple[Tensor, Tensor]:
+def alone(backbone: Any, processor: Any, sample: TrainingSample, temperature: float) -> tuple[Tensor, Tensor]:
     """(log-probabilities, entropies) of one response by the model's own forward, with all its logits."""
-    encoded = PromptEncoder(backbone, processor, PLAIN)._encode(experience.problem)
-    ids_1L = torch.cat([encoded.ids_P, torch.tensor(experience.token_ids)])[None]
-    pictures = dict(encoded.pictures)
-    if "image_grid_thw" in pictures:
-        pictures["mm_token_type_ids"] = (ids_1L == backbone.config.image_token_id).int()
-    logits_LV = backbone(input_ids=ids_1L, attention_mask=torch.ones_like(ids_1L), **pictures).logits[0]
+    encoded = PromptEncoder(backbone, processor, PLAIN)._encode(sample.problem)
+    ids_1L = torch.cat([encoded.ids_P, torch.tensor(sample.token_ids)])[None]
+    images = dict(encoded.images)
+    if "image_grid_thw" in images:
+        images["mm_token_type_ids"] = (ids_1L == backbone.config.image_token_id).int()
+    logits_LV = backbone(input_ids=ids_1L, attention_mask=torch.ones_like(ids_1L), **images).logits[0]
     logp_TV = (logits_LV[len(encoded.ids_P) - 1 : -1] / temperature).log_softmax(dim=-1)
-    token_T1 = torch.tensor(experience.token_ids)[:, None]
+    token_T1 = torch.tensor(sample.token_ids)[:, None]
     return logp_TV.gather(1, token_T1)[:, 0], -(logp_TV.exp() * logp_TV).sum(dim=-1)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("share", [False, True])
 def test_equal_to_the_full_computation(loaded: tuple[str, Any, Any], share: bool) -> None:
-    """For every backbone, with and without pictures in the batch, each prompt once or as often as it has responses."""
+    """For every backbone, with and without images in the batch, each prompt once or as often as it has responses."""
     name, backbone, processor = loaded
     encoder = PromptEncoder(backbone, processor, PLAIN)
-    experiences = make_experiences(name, encoder)
-    outputs = run(Policy(backbone, temperature=0.7), experiences, encoder, share=share)
-    for experience, output in zip(experiences, outputs, strict=True):
-        logprobs_T, entropy_T = alone(backbone, processor, experience, 0.7)
+    samples = make_samples(name, encoder)
+    outputs = run(Policy(backbone, temperature=0.7), samples, encoder, share=share)
+    for sample, output in zip(samples, outputs, strict=True):
+        logprobs_T, entropy_T = alone(backbone, processor, sample, 0.7)
         assert logprobs_T.std() > 1e-4 or len(logprobs_T) == 1
         torch.testing.assert_close(output.logprobs_NT, logprobs_T, rtol=1e-6, atol=1e-6)
         torch.testing.assert_close(output.entropy_NT, entropy_T, rtol=1e-5, atol=1e-5)
@@ -117,18 +117,18 @@ def test_sharing_the_prompt_changes_neither_loss_nor_gradients(loaded: tuple[str
     encoder = PromptEncoder(backbone, processor, PLAIN)
     policy = Policy(copy.deepcopy(backbone), critic=True)
     nn.init.normal_(policy.value_head.weight)
-    experiences = make_experiences(name, encoder)
+    samples = make_samples(name, encoder)
     generator = torch.Generator().manual_seed(0)
-    weights = [torch.randn(2, len(experience.token_ids), generator=generator) for experience in experiences]
-    order = random.Random(1).sample(range(len(experiences)), len(experiences))
+    weights = [torch.randn(2, len(sample.token_ids), generator=generator) for sample in samples]
+    order = random.Random(1).sample(range(len(samples)), len(samples))
     results = []
     forms = ((range(9), 10_000, False), (range(9), 10_000, True), (order, 60, False), (order, 90, True))
-    for places, budget, share in forms:
+    for positions, budget, share in forms:
         policy.zero_grad()
-        outputs = run(policy, [experiences[place] for place in places], encoder, budget, share)
+        outputs = run(policy, [samples[position] for position in positions], encoder, budget, share)
         loss = sum(
-            (weights[place][0] * output.logprobs_NT + weights[place][1] * output.values_NT).sum()
-            for place, output in zip(places, outputs, strict=True)
+            (weights[position][0] * output.logprobs_NT + weights[position][1] * output.values_NT).sum()
+            for position, output in zip(positions, outputs, strict=True)
         )
         loss.backward()
         gradients = {key: p.grad.clone() for key, p in policy.named_parameters() if p.grad is not None}
@@ -203,8 +203,8 @@ def test_float32_logits_of_bfloat16_tensors() -> None:
 
 def test_values_leave_the_backbone_alone_when_detached() -> None:
     policy = tiny_text_policy(critic=True)
-    experiences = [Experience(Problem("a", "3 4 5", ""), 0, 3, (4, 9, 2))]
-    inputs = collate([(0,)], experiences, TextEncoder())
+    samples = [TrainingSample(Problem("a", "3 4 5", ""), 0, 3, (4, 9, 2))]
+    inputs = collate([(0,)], samples, TextEncoder())
     for detached in (False, True):
         policy.zero_grad()
         policy.detach_values = detached
@@ -251,8 +251,8 @@ def test_gradient_by_finite_differences(config: LossConfig) -> None:
     policy, rng = tiny_text_policy(critic=True), np.random.default_rng(0)
     problems = [Problem("a", "3 4 5", ""), Problem("b", "7 8 9 10", "")]
     responses = [(0, (4, 9, 2)), (0, (5, 6)), (1, (11, 12, 13, 2))]
-    experiences = [Experience(problems[g], g, len(problems[g].question.split()), ids) for g, ids in responses]
-    inputs = collate([(0, 1), (2,)], experiences, TextEncoder())
+    samples = [TrainingSample(problems[g], g, len(problems[g].question.split()), ids) for g, ids in responses]
+    inputs = collate([(0, 1), (2,)], samples, TextEncoder())
     shape = inputs.response_NT.shape
     with torch.no_grad():
         now = policy(inputs)
@@ -290,21 +290,21 @@ def test_gradient_by_finite_differences(config: LossConfig) -> None:
 def test_a_new_critic_knows_nothing(random_policy_folder: Path) -> None:
     backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
     encoder = PromptEncoder(backbone, processor, PLAIN)
-    experiences = make_experiences("qwen2_5_vl", encoder)
-    for output in run(Policy(backbone, critic=True), experiences, encoder):
+    samples = make_samples("qwen2_5_vl", encoder)
+    for output in run(Policy(backbone, critic=True), samples, encoder):
         assert output.values_NT.tolist() == [0.0] * len(output.logprobs_NT)
 
 
 def test_preparation(random_policy_folder: Path) -> None:
     backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
     encoder = PromptEncoder(backbone, processor, PLAIN)
-    experiences = make_experiences("qwen2_5_vl", encoder)
+    samples = make_samples("qwen2_5_vl", encoder)
     policy = Policy(copy.deepcopy(backbone))
     prepare(policy, ("vision",), None, False)
     frozen = {name for name, p in policy.backbone.named_parameters() if not p.requires_grad}
     assert frozen == {n for n, _ in backbone.named_parameters() if "visual" in n and "merger" not in n}
-    with pytest.raises(ConfigError, match="'colour' matches no parameter; vision, projector, language name parts"):
-        prepare(policy, ("colour",), None, False)
+    with pytest.raises(ConfigError, match="'color' matches no parameter; vision, projector, language name parts"):
+        prepare(policy, ("color",), None, False)
     with pytest.raises(ConfigError, match="leaves nothing to train"):
         prepare(policy, ("",), None, False)
     adapted = Policy(copy.deepcopy(backbone))
@@ -313,10 +313,10 @@ def test_preparation(random_policy_folder: Path) -> None:
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
                 parameter.normal_()
-        plain = run(Policy(backbone), experiences, encoder)
-        with_adapters = run(adapted, experiences, encoder)
+        plain = run(Policy(backbone), samples, encoder)
+        with_adapters = run(adapted, samples, encoder)
         with without_adapters(adapted.backbone):
-            without = run(adapted, experiences, encoder)
+            without = run(adapted, samples, encoder)
     assert {name for name, p in adapted.named_parameters() if p.requires_grad} == {
         name for name, _ in adapted.named_parameters() if "lora_" in name
     }
@@ -337,12 +337,12 @@ def test_adapters_of_the_output_layer_are_refused(tied: bool) -> None:
 def test_gradient_checkpointing_changes_nothing(random_policy_folder: Path) -> None:
     backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
     encoder = PromptEncoder(backbone, processor, PLAIN)
-    experiences = make_experiences("qwen2_5_vl", encoder)
+    samples = make_samples("qwen2_5_vl", encoder)
     gradients = []
     for again in (False, True):
         policy = Policy(copy.deepcopy(backbone))
         prepare(policy, (), None, again)
-        sum(output.logprobs_NT.sum() for output in run(policy, experiences, encoder, share=True)).backward()
+        sum(output.logprobs_NT.sum() for output in run(policy, samples, encoder, share=True)).backward()
         gradients.append({name: parameter.grad for name, parameter in policy.named_parameters()})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-5)

@@ -31,7 +31,7 @@ from policy_rl.trainer.config import CriticConfig, OptimisationConfig, TrainerCo
 from policy_rl.trainer.policy import Policy
 from policy_rl.trainer.prompt_encoder import PromptEncoder
 from policy_rl.trainer.trainer import Trainer
-from policy_rl.types import Experience
+from policy_rl.types import TrainingSample
 from policy_rl.weights.probe import probe_token_ids
 from policy_rl.weights.transfer import FileTransfer
 
@@ -47,8 +47,8 @@ def _one_thread() -> Iterator[None]:
 
 
 def config(tokens: int = 400, rate: float = 1e-3, **more: Any) -> TrainerConfig:
-    optimisation = OptimisationConfig(precision="fp32", micro_batch_tokens=tokens, learning_rate=rate, max_bad_steps=2)
-    return TrainerConfig(optimisation=optimisation, **more)
+    optimization = OptimisationConfig(precision="fp32", micro_batch_tokens=tokens, learning_rate=rate, max_bad_steps=2)
+    return TrainerConfig(optimization=optimization, **more)
 
 
 def start(folder: Path, settings: TrainerConfig | None = None, **more: Any) -> Trainer:
@@ -56,8 +56,8 @@ def start(folder: Path, settings: TrainerConfig | None = None, **more: Any) -> T
 
 
 @pytest.fixture(scope="module")
-def experiences(random_policy_folder: Path) -> list[Experience]:
-    """Four groups of three responses; the last group has no picture."""
+def samples(random_policy_folder: Path) -> list[TrainingSample]:
+    """Four groups of three responses; the last group has no image."""
     backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
     encoder, rng = PromptEncoder(backbone, processor, PLAIN), np.random.default_rng(0)
     problems = [tiny.problem for tiny in make_problems(3, seed=0, split="train")] + [Problem("t", "2 + 3 = ?", "5")]
@@ -67,7 +67,7 @@ def experiences(random_policy_folder: Path) -> list[Experience]:
             ids = tuple(int(i) for i in rng.integers(10, 100, size=rng.integers(2, 12)))
             engine, advantages = rng.normal(-5, 0.1, len(ids)), np.full(len(ids), rng.normal())
             tokens = len(encoder._encode(problem).ids_P)
-            made.append(Experience(problem, group, tokens, ids, engine=engine, advantages=advantages))
+            made.append(TrainingSample(problem, group, tokens, ids, engine=engine, advantages=advantages))
     return made
 
 
@@ -81,26 +81,26 @@ def assert_same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor], a
         torch.testing.assert_close(right[name], tensor, rtol=0, atol=atol)
 
 
-def test_an_update_by_plain_torch(random_policy_folder: Path, experiences: list[Experience]) -> None:
+def test_an_update_by_plain_torch(random_policy_folder: Path, samples: list[TrainingSample]) -> None:
     """Two updates of a policy gradient (on policy the ratio is 1, the gradient −A·∇log π), written out."""
     trainer = start(random_policy_folder)
     backbone, processor = load_backbone(str(random_policy_folder), torch.float32)
     policy = Policy(backbone, banned=vision_token_ids(backbone.config, processor.tokenizer))
     encoder = PromptEncoder(backbone, processor, PLAIN)
     optimizer = torch.optim.AdamW(policy.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.0)
-    tokens = sum(len(experience.token_ids) for experience in experiences)
+    tokens = sum(len(sample.token_ids) for sample in samples)
     for number in (1, 2):
-        metrics = trainer.update(experiences)
+        metrics = trainer.update(samples)
         optimizer.zero_grad()
         entropy = distance = 0.0
-        for experience in experiences:
-            output = policy(collate([(0,)], [experience], encoder))
-            (-float(experience.advantages[0]) * output.logprobs_NT.sum() / tokens).backward()
+        for sample in samples:
+            output = policy(collate([(0,)], [sample], encoder))
+            (-float(sample.advantages[0]) * output.logprobs_NT.sum() / tokens).backward()
             entropy += output.entropy_NT.sum().item()
-            distance += (output.logprobs_NT[0].detach() - torch.tensor(experience.engine)).abs().sum().item()
+            distance += (output.logprobs_NT[0].detach() - torch.tensor(sample.engine)).abs().sum().item()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
         optimizer.step()
-        assert metrics["loss"] == pytest.approx(-sum(e.advantages.sum() for e in experiences) / tokens, rel=1e-5)
+        assert metrics["loss"] == pytest.approx(-sum(e.advantages.sum() for e in samples) / tokens, rel=1e-5)
         assert metrics["entropy"] == pytest.approx(entropy / tokens, rel=1e-5)
         assert metrics["mismatch_absolute"] == pytest.approx(distance / tokens, rel=1e-4)
         expected = {"clip_fraction": 0, "kl_old": 0, "log_ratio_min": 0, "log_ratio_max": 0, "skipped": 0}
@@ -112,14 +112,14 @@ def test_an_update_by_plain_torch(random_policy_folder: Path, experiences: list[
 
 
 def test_own_log_probabilities_are_those_of_an_extra_pass(
-    random_policy_folder: Path, experiences: list[Experience]
+    random_policy_folder: Path, samples: list[TrainingSample]
 ) -> None:
     settings = config(loss=LossConfig(importance_cap=2.0))
     short, long = start(random_policy_folder, settings), start(random_policy_folder, settings)
-    found = long.log_probs(experiences)
+    found = long.log_probs(samples)
     assert all(each.ref is None and each.values is None for each in found.values())
-    with_old = [replace(experience, old=found[place].old) for place, experience in enumerate(experiences)]
-    ours, theirs = short.update(experiences), long.update(with_old)
+    with_old = [replace(sample, old=found[position].old) for position, sample in enumerate(samples)]
+    ours, theirs = short.update(samples), long.update(with_old)
     assert {name: value for name, value in ours.items() if name != "seconds"} == pytest.approx(
         {name: value for name, value in theirs.items() if name != "seconds"}, rel=1e-4, abs=1e-5
     )
@@ -141,20 +141,20 @@ def test_own_log_probabilities_are_those_of_an_extra_pass(
     ],
 )
 def test_the_split_changes_nothing(
-    random_policy_folder: Path, experiences: list[Experience], form: dict[str, Any], aggregation: str
+    random_policy_folder: Path, samples: list[TrainingSample], form: dict[str, Any], aggregation: str
 ) -> None:
     """Token budget, shared prompts, order of the responses; masked tokens and several losses at once."""
     loss = LossConfig(surrogate="cpgd", aggregation=aggregation, kl=KlConfig(coefficient=0.1))
-    masks = [np.arange(len(e.token_ids)) != place % 3 for place, e in enumerate(experiences)]
-    experiences = [replace(e, mask=mask) for e, mask in zip(experiences, masks, strict=True)]
+    masks = [np.arange(len(e.token_ids)) != position % 3 for position, e in enumerate(samples)]
+    samples = [replace(e, mask=mask) for e, mask in zip(samples, masks, strict=True)]
     results = []
     for settings, order in (({}, False), ({k: v for k, v in form.items() if k != "order"}, form.get("order", False))):
         learns_at_once = CriticConfig(warmup_updates=0, learning_rate=1e-3)
         trainer = start(random_policy_folder, config(loss=loss, critic=learns_at_once, **settings), critic=True)
-        found = trainer.log_probs(experiences)
+        found = trainer.log_probs(samples)
         ready = [
             replace(e, old=found[i].old + 0.1, ref=found[i].ref - 0.1, values=found[i].values, returns=e.advantages + 1)
-            for i, e in enumerate(experiences)
+            for i, e in enumerate(samples)
         ]
         if order:
             random.Random(0).shuffle(ready)
@@ -172,12 +172,12 @@ def test_the_split_changes_nothing(
     assert_same(weights, other_weights, atol=5e-4)
 
 
-def test_the_critic_has_a_learning_rate_of_its_own(random_policy_folder: Path, experiences: list[Experience]) -> None:
+def test_the_critic_has_a_learning_rate_of_its_own(random_policy_folder: Path, samples: list[TrainingSample]) -> None:
     """Adam's first step moves a weight by its learning rate, whatever the gradient."""
     critic = CriticConfig(learning_rate=1e-2, warmup_updates=0)
     trainer = start(random_policy_folder, config(rate=1e-4, critic=critic), critic=True)
-    before, found = weights_of(trainer), trainer.log_probs(experiences)
-    ready = [replace(e, values=found[i].values, returns=e.advantages + 1) for i, e in enumerate(experiences)]
+    before, found = weights_of(trainer), trainer.log_probs(samples)
+    ready = [replace(e, values=found[i].values, returns=e.advantages + 1) for i, e in enumerate(samples)]
     assert trainer.update(ready)["learning_rate"] == pytest.approx(1e-4)
     moved = {name: (tensor - before[name]).abs().max().item() for name, tensor in weights_of(trainer).items()}
     head = {name: moved.pop(name) for name in list(moved) if name.startswith("value_head.")}
@@ -186,7 +186,7 @@ def test_the_critic_has_a_learning_rate_of_its_own(random_policy_folder: Path, e
 
 
 def test_the_critics_learning_rate_may_be_the_policys_and_then_another(
-    random_policy_folder: Path, experiences: list[Experience], tmp_path: Path
+    random_policy_folder: Path, samples: list[TrainingSample], tmp_path: Path
 ) -> None:
     def trainer(rate: float) -> Trainer:
         critic = CriticConfig(learning_rate=1e-4, warmup_updates=0)
@@ -195,8 +195,8 @@ def test_the_critics_learning_rate_may_be_the_policys_and_then_another(
     trainer(1e-4).save(tmp_path, {"step": 1}, keep=1)
     lower = trainer(1e-5)
     assert lower.resume(tmp_path) == {"step": 1}
-    found = lower.log_probs(experiences)
-    ready = [replace(e, values=found[i].values, returns=e.advantages + 1) for i, e in enumerate(experiences)]
+    found = lower.log_probs(samples)
+    ready = [replace(e, values=found[i].values, returns=e.advantages + 1) for i, e in enumerate(samples)]
     before, metrics = weights_of(lower), lower.update(ready)
     assert math.isfinite(metrics["gradient_norm"])
     moved = {name: (tensor - before[name]).abs().max().item() for name, tensor in weights_of(lower).items()}
@@ -205,19 +205,19 @@ def test_the_critics_learning_rate_may_be_the_policys_and_then_another(
 
 
 def test_the_critic_learns_alone_at_first(
-    random_policy_folder: Path, experiences: list[Experience], tmp_path: Path
+    random_policy_folder: Path, samples: list[TrainingSample], tmp_path: Path
 ) -> None:
     """Two updates that change the head and nothing else, to the bit, in spite of a decay of weights; also across a
     checkpoint. Then both learn."""
-    optimisation = OptimisationConfig(precision="fp32", learning_rate=1e-3, weight_decay=0.1, micro_batch_tokens=400)
-    settings = TrainerConfig(optimisation=optimisation, critic=CriticConfig(warmup_updates=2, learning_rate=1e-2))
+    optimization = OptimisationConfig(precision="fp32", learning_rate=1e-3, weight_decay=0.1, micro_batch_tokens=400)
+    settings = TrainerConfig(optimization=optimization, critic=CriticConfig(warmup_updates=2, learning_rate=1e-2))
     trainer = start(random_policy_folder, settings, critic=True)
     before = weights_of(trainer)
     for update in range(3):
-        found = trainer.log_probs(experiences)
+        found = trainer.log_probs(samples)
         ready = [
             replace(e, old=found[i].old, values=found[i].values, returns=np.ones(len(e.token_ids)))
-            for i, e in enumerate(experiences)
+            for i, e in enumerate(samples)
         ]
         metrics = trainer.update(ready)
         assert (metrics["learning_rate"] == 0) == (update < 2)
@@ -236,87 +236,87 @@ def test_critic_defaults() -> None:
 
 
 def test_the_learning_rate_follows_the_progress_of_the_run(
-    random_policy_folder: Path, experiences: list[Experience]
+    random_policy_folder: Path, samples: list[TrainingSample]
 ) -> None:
     """A cosine to 10 % over 100 updates at most, of which the run makes four: it ends near the end all the same."""
-    optimisation = OptimisationConfig(precision="fp32", learning_rate=1e-3, warmup=0.02, final_learning_rate=0.1)
-    trainer = start(random_policy_folder, TrainerConfig(optimisation=optimisation))
-    rates = [trainer.update(experiences, progress)["learning_rate"] for progress in (0.0, 0.51, 0.995)]
+    optimization = OptimisationConfig(precision="fp32", learning_rate=1e-3, warmup=0.02, final_learning_rate=0.1)
+    trainer = start(random_policy_folder, TrainerConfig(optimization=optimization))
+    rates = [trainer.update(samples, progress)["learning_rate"] for progress in (0.0, 0.51, 0.995)]
     assert rates[0] == pytest.approx(1e-3 / 3)
     assert rates[1] == pytest.approx(1e-3 * (0.1 + 0.9 * 0.5))
     assert rates[2] == pytest.approx(1e-4, rel=0.01)
-    by_count = trainer.update(experiences)["learning_rate"]
+    by_count = trainer.update(samples)["learning_rate"]
     assert by_count == pytest.approx(1e-3, rel=0.01), "the fourth of 100, where nobody says otherwise"
 
 
-def test_what_is_not_finite_reaches_no_weight(random_policy_folder: Path, experiences: list[Experience]) -> None:
+def test_what_is_not_finite_reaches_no_weight(random_policy_folder: Path, samples: list[TrainingSample]) -> None:
     trainer = start(random_policy_folder)
     before = weights_of(trainer)
     for name in ("advantages", "engine"):
-        bad = replace(experiences[3], **{name: np.full(len(experiences[3].token_ids), np.nan)})
+        bad = replace(samples[3], **{name: np.full(len(samples[3].token_ids), np.nan)})
         with pytest.raises(TrainingError, match=f"problem {bad.problem.id}: {name} of a response is not finite"):
-            trainer.update([*experiences[:3], bad])
-    nothing = [replace(e, mask=np.zeros(len(e.token_ids), dtype=bool)) for e in experiences]
+            trainer.update([*samples[:3], bad])
+    nothing = [replace(e, mask=np.zeros(len(e.token_ids), dtype=bool)) for e in samples]
     with pytest.raises(TrainingError, match="without a response token that counts"):
         trainer.update(nothing)
     with pytest.raises(DataError, match="context of 1024"):
-        trainer.update([*experiences, replace(experiences[0], token_ids=(9,) * 1024, advantages=None, engine=None)])
+        trainer.update([*samples, replace(samples[0], token_ids=(9,) * 1024, advantages=None, engine=None)])
     assert_same(weights_of(trainer), before)
     # Finite numbers, and yet an infinite loss.
-    huge = [replace(e, advantages=np.full(len(e.token_ids), 3e38)) for e in experiences]
+    huge = [replace(e, advantages=np.full(len(e.token_ids), 3e38)) for e in samples]
     assert trainer.update(huge)["skipped"] == 1.0
     assert_same(weights_of(trainer), before)
     with pytest.raises(TrainingError, match="2 updates in a row"):
         trainer.update(huge)
     assert_same(weights_of(trainer), before)
-    assert trainer.update(experiences)["skipped"] == 0.0
+    assert trainer.update(samples)["skipped"] == 0.0
 
 
 def test_resumed_equals_uninterrupted(
-    random_policy_folder: Path, experiences: list[Experience], tmp_path: Path
+    random_policy_folder: Path, samples: list[TrainingSample], tmp_path: Path
 ) -> None:
     settings = config(lora=LoraConfig(rank=2, dropout=0.2))
     trainer = start(random_policy_folder, settings)
     assert trainer.resume(tmp_path / "checkpoints") is None
-    trainer.update(experiences)
+    trainer.update(samples)
     extra = {"step": 1, "carried": ["p1", "p2"]}
     trainer.save(tmp_path / "checkpoints", extra, keep=2)
-    expected = [trainer.update(experiences)["loss"] for _ in range(2)]
+    expected = [trainer.update(samples)["loss"] for _ in range(2)]
     resumed = start(random_policy_folder, settings)
     assert resumed.resume(tmp_path / "checkpoints") == extra
     assert resumed.updates == 1
-    assert [resumed.update(experiences)["loss"] for _ in range(2)] == expected
+    assert [resumed.update(samples)["loss"] for _ in range(2)] == expected
     assert_same(weights_of(resumed), weights_of(trainer))
 
 
 def test_resumed_at_another_learning_rate(
-    random_policy_folder: Path, experiences: list[Experience], tmp_path: Path
+    random_policy_folder: Path, samples: list[TrainingSample], tmp_path: Path
 ) -> None:
     """The way out that the message of updates that are not finite names; the place on the schedule stays. So does that
     out of memory: smaller micro-batches."""
     schedule = {"precision": "fp32", "warmup": 0.05, "final_learning_rate": 0.1}
 
     def at(rate: float, **more: Any) -> Trainer:
-        optimisation = OptimisationConfig(learning_rate=rate, **schedule, **more)
-        return start(random_policy_folder, TrainerConfig(optimisation=optimisation, gradient_checkpointing=bool(more)))
+        optimization = OptimisationConfig(learning_rate=rate, **schedule, **more)
+        return start(random_policy_folder, TrainerConfig(optimization=optimization, gradient_checkpointing=bool(more)))
 
     trainer = at(1e-3)
     for _ in range(2):
-        trainer.update(experiences)
+        trainer.update(samples)
     trainer.save(tmp_path / "checkpoints", {"step": 1}, keep=2)
     resumed = at(2e-4, micro_batch_tokens=60)
     resumed.resume(tmp_path / "checkpoints")
-    expected = [trainer.update(experiences)["learning_rate"] for _ in range(6)]
-    found = [resumed.update(experiences)["learning_rate"] for _ in range(6)]
+    expected = [trainer.update(samples)["learning_rate"] for _ in range(6)]
+    found = [resumed.update(samples)["learning_rate"] for _ in range(6)]
     assert found == pytest.approx([rate / 5 for rate in expected])
     assert expected[0] < expected[3] > expected[-1], "it rises and falls"
 
 
 def test_a_step_without_updates_has_a_checkpoint_of_its_own(
-    random_policy_folder: Path, experiences: list[Experience], tmp_path: Path
+    random_policy_folder: Path, samples: list[TrainingSample], tmp_path: Path
 ) -> None:
     trainer = start(random_policy_folder)
-    trainer.update(experiences)
+    trainer.update(samples)
     for step in (1, 2):
         trainer.save(tmp_path, {"step": step}, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
@@ -327,24 +327,24 @@ def test_a_step_without_updates_has_a_checkpoint_of_its_own(
 
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=2)])
 def test_saved_and_published_weights(
-    random_policy_folder: Path, experiences: list[Experience], tmp_path: Path, lora: LoraConfig | None
+    random_policy_folder: Path, samples: list[TrainingSample], tmp_path: Path, lora: LoraConfig | None
 ) -> None:
     """Both are a plain model, which gives the trainer's log-probabilities."""
     trainer = start(random_policy_folder, config(lora=lora, loss=LossConfig(kl=KlConfig(coefficient=0.1))))
     original = load_file(random_policy_folder / "model.safetensors")
-    first = trainer.log_probs(experiences)
+    first = trainer.log_probs(samples)
     np.testing.assert_allclose(first[5].ref, first[5].old, atol=1e-5)
-    ready = [replace(e, ref=first[i].ref) for i, e in enumerate(experiences)]
+    ready = [replace(e, ref=first[i].ref) for i, e in enumerate(samples)]
     for _ in range(2):
         trainer.update(ready)
-    after = trainer.log_probs(experiences)
+    after = trainer.log_probs(samples)
     assert np.abs(after[5].old - first[5].old).max() > 1e-3
     np.testing.assert_allclose(after[5].ref, first[5].ref, atol=1e-5)
-    assert trainer.log_probs(experiences, policy=False)[5].old is None
+    assert trainer.log_probs(samples, policy=False)[5].old is None
     trainer.save_model(tmp_path / "model")
     saved = load_file(tmp_path / "model" / "model.safetensors")
     assert saved.keys() == original.keys()
-    loaded = start(tmp_path / "model").log_probs(experiences)
+    loaded = start(tmp_path / "model").log_probs(samples)
     np.testing.assert_allclose(loaded[5].old, after[5].old, atol=1e-4)
     probe = probe_token_ids(trainer.processor.tokenizer)
     trainer.open_transfer(lambda rank: FileTransfer(tmp_path / "shared", is_main=rank == 0))
@@ -361,10 +361,10 @@ def test_saved_and_published_weights(
     trainer.close()
 
 
-def test_bf16(random_policy_folder: Path, experiences: list[Experience]) -> None:
-    exact = start(random_policy_folder).update(experiences)
-    optimisation = OptimisationConfig(precision="bf16", zero_stage=1, learning_rate=1e-3)
-    rounded = start(random_policy_folder, TrainerConfig(optimisation=optimisation)).update(experiences)
+def test_bf16(random_policy_folder: Path, samples: list[TrainingSample]) -> None:
+    exact = start(random_policy_folder).update(samples)
+    optimization = OptimisationConfig(precision="bf16", zero_stage=1, learning_rate=1e-3)
+    rounded = start(random_policy_folder, TrainerConfig(optimization=optimization)).update(samples)
     assert rounded["loss"] == pytest.approx(exact["loss"], rel=0.02)
     assert rounded["entropy"] == pytest.approx(exact["entropy"], rel=0.02)
     assert rounded["skipped"] == 0
@@ -372,7 +372,7 @@ def test_bf16(random_policy_folder: Path, experiences: list[Experience]) -> None
 
 def test_keys_of_supervised_training_are_refused() -> None:
     with pytest.raises(ConfigError, match="batch_size=8 is for supervised training"):
-        build(TrainerConfig, {"optimisation": {"batch_size": 8}})
-    settings = build(TrainerConfig, {"optimisation": {"precision": "fp32"}})
-    assert (settings.optimisation.final_learning_rate, settings.optimisation.warmup) == (1.0, 0.0)
+        build(TrainerConfig, {"optimization": {"batch_size": 8}})
+    settings = build(TrainerConfig, {"optimization": {"precision": "fp32"}})
+    assert (settings.optimization.final_learning_rate, settings.optimization.warmup) == (1.0, 0.0)
     assert build(TrainerConfig, settings.model_dump()) == settings

@@ -12,7 +12,7 @@ from mmprm.config import build
 from mmprm.errors import ConfigError, TrainingError
 from mmprm.types import Grading, Problem, Verdict
 from policy_rl.graded import GradedGroup, GradedResponse, StepRewards
-from policy_rl.monitor.alarms import Alarms, WatchConfig, agreement, alarm_error, repeated, signs
+from policy_rl.monitor.alarms import Alarms, MonitorConfig, agreement, alarm_error, hacking_metrics, repeated
 from policy_rl.monitor.samples import SampleLog, chosen, sample_of
 from policy_rl.types import Response, Reward
 
@@ -52,7 +52,7 @@ class TestSigns:
             ),
             group(graded("e", [0.6], WRONG, tokens=[7]), graded("f\n\ng", None, WRONG), graded(" ", None, WRONG)),
         ]
-        found = signs(groups, "blank_lines")
+        found = hacking_metrics(groups, "blank_lines")
         assert found["steps"] == pytest.approx((3 + 2 + 1 + 2) / 4)
         assert found["step_tokens"] == pytest.approx(22 / 6)
         assert found["longest_step"] == pytest.approx((6 + 3 + 7) / 3)
@@ -62,7 +62,9 @@ class TestSigns:
         # The right one's lowest score, .4, is above .3 and below .6.
         assert found["prm_auc"] == pytest.approx(0.5)
         unknown = replace(graded("e", [0.35], WRONG), reward=Reward(1.0, {"accuracy": None}))
-        assert signs([*groups, group(unknown)], "blank_lines")["prm_auc"] == pytest.approx(0.5), "is no wrong one"
+        assert hacking_metrics([*groups, group(unknown)], "blank_lines")["prm_auc"] == pytest.approx(0.5), (
+            "is no wrong one"
+        )
         assert found["prm_score"] == pytest.approx(3.5 / 6)
         assert found["prm_lowest"] == pytest.approx((0.4 + 0.3 + 0.6) / 3)
         assert found["prm_step_1"] == pytest.approx((0.9 + 0.5 + 0.6) / 3)
@@ -73,46 +75,49 @@ class TestSigns:
 
     def test_late_steps_share_a_name(self) -> None:
         text = "\n\n".join("abcdefg")
-        found = signs([group(graded(text, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8]))], "blank_lines")
+        found = hacking_metrics([group(graded(text, [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8]))], "blank_lines")
         assert found["prm_step_5"] == 0.5
         assert found["prm_step_later"] == pytest.approx(0.7)
 
     def test_dropped_responses_are_no_part_of_it(self) -> None:
         part = graded("a\n\nb", [0.9, 0.7])
         dropped = graded("<step>", None, UNKNOWN, taking=False)
-        assert signs([group(part, dropped)], "tags")["unsplit"] == signs([group(part)], "tags")["unsplit"]
-        expected = signs([group(part)], "blank_lines")
-        for name, value in signs([group(part, dropped)], "blank_lines").items():
+        assert (
+            hacking_metrics([group(part, dropped)], "tags")["unsplit"]
+            == hacking_metrics([group(part)], "tags")["unsplit"]
+        )
+        expected = hacking_metrics([group(part)], "blank_lines")
+        for name, value in hacking_metrics([group(part, dropped)], "blank_lines").items():
             assert value == pytest.approx(expected[name], nan_ok=True)
 
     def test_order_changes_nothing(self) -> None:
         first = group(graded("a\n\nb", [0.9, 0.7]), graded("a", [0.2], WRONG))
         second = group(graded("a\n\na", [0.5, 0.6]), name="p2")
-        expected = signs([first, second], "blank_lines")
+        expected = hacking_metrics([first, second], "blank_lines")
         turned = group(*first.responses[::-1])
-        for name, value in signs([second, turned], "blank_lines").items():
+        for name, value in hacking_metrics([second, turned], "blank_lines").items():
             assert value == pytest.approx(expected[name], nan_ok=True), name
 
     def test_without_a_prm_scores_say_nothing_and_steps_are_still_counted(self) -> None:
-        found = signs([group(graded("a\n\nb", None))], "blank_lines")
+        found = hacking_metrics([group(graded("a\n\nb", None))], "blank_lines")
         assert found["steps"] == 2
         assert all(math.isnan(value) for name, value in found.items() if name.startswith("prm_"))
         assert math.isnan(found["refused"])
 
     def test_an_empty_batch(self) -> None:
-        assert all(math.isnan(value) for value in signs([], "tags").values())
+        assert all(math.isnan(value) for value in hacking_metrics([], "tags").values())
 
     def test_prefill_counts(self) -> None:
         only = group(graded("a</step>", None))
-        assert signs([only], "tags")["unsplit"] == 1
-        assert signs([only], "tags", "<step>")["unsplit"] == 0
+        assert hacking_metrics([only], "tags")["unsplit"] == 1
+        assert hacking_metrics([only], "tags", "<step>")["unsplit"] == 0
 
 
 def test_agreement() -> None:
-    right = [True, False, True]
-    assert agreement([0.9, 0.1, 0.8], right) == 1.0
-    assert agreement([0.1, 0.9, 0.0], right) == 0.0
-    assert agreement([0.5, 0.5, 0.5], right) == 0.5
+    correct = [True, False, True]
+    assert agreement([0.9, 0.1, 0.8], correct) == 1.0
+    assert agreement([0.1, 0.9, 0.0], correct) == 0.0
+    assert agreement([0.5, 0.5, 0.5], correct) == 0.5
     assert math.isnan(agreement([0.5, 0.1], [True, True]))
 
 
@@ -122,13 +127,13 @@ def test_repeated_steps_ignore_case_and_white_space() -> None:
 
 class TestAlarms:
     def alarms(self, patience: int = 2, **bounds: dict) -> Alarms:
-        return Alarms(build(WatchConfig, {"alarms": bounds, "patience": patience}))
+        return Alarms(build(MonitorConfig, {"alarms": bounds, "patience": patience}))
 
     def test_only_so_many_steps_in_a_row(self) -> None:
         alarms = self.alarms(prm_auc={"least": 0.6})
         values = [0.5, 0.7, 0.5, 0.6, 0.5]
         assert [alarms.see({"prm_auc": value}) for value in values] == [None] * 5
-        assert alarms.see({"prm_auc": 0.4}) == "prm_auc=0.4 is below least=0.6 (watch.alarms), 2 steps in a row"
+        assert alarms.see({"prm_auc": 0.4}) == "prm_auc=0.4 is below least=0.6 (monitor.alarms), 2 steps in a row"
 
     def test_both_sides_and_several(self) -> None:
         alarms = self.alarms(1, steps={"least": 2, "most": 10}, unsplit={"most": 0.5})

@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
-from mcts.room import MOST, Load, adapt
+from mcts.capacity import MOST, Load, adapt
 
 
 @pytest.mark.parametrize(
-    ("room", "in_flight", "load", "after"),
+    ("capacity", "in_flight", "load", "after"),
     [
         (64, 64, Load(running=200, waiting=0, cache=0.4), 80),
         (64, 60, Load(running=200, waiting=0, cache=0.4), 64),  # the room is not used: a larger one changes nothing
@@ -19,14 +19,14 @@ from mcts.room import MOST, Load, adapt
         (MOST, MOST, Load(running=200, waiting=0, cache=0.4), MOST),
     ],
 )
-def test_adapt(room: int, in_flight: int, load: Load, after: int) -> None:
-    assert adapt(room, in_flight, load) == after
+def test_adapt(capacity: int, in_flight: int, load: Load, after: int) -> None:
+    assert adapt(capacity, in_flight, load) == after
 
 
 def test_it_settles_on_an_engine_of_256_places() -> None:
     """Each tree asks for six completions at a time; what does not run waits."""
-    room = 4
+    capacity = 4
     for _ in range(60):
-        asked = 6 * room
-        room = adapt(room, room, Load(min(asked, 256), max(0, asked - 256), 0.5))
-    assert 256 * 1.25 <= 6 * room <= 256 * 3
+        asked = 6 * capacity
+        capacity = adapt(capacity, capacity, Load(min(asked, 256), max(0, asked - 256), 0.5))
+    assert 256 * 1.25 <= 6 * capacity <= 256 * 3

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from mmprm.types import Batch, Counts, Picture, Problem, Rollout, Steps, Verdict
+from mmprm.types import Batch, Counts, ImageRef, Problem, Rollout, Steps, Verdict
 
 _SEAL = b"\0seal\0"
 _DIGEST_BYTES = 8
@@ -34,7 +34,7 @@ class PackedBatch:
     state: bytes
     """Key of the batch's prefix, which has `depth` steps."""
     depth: int
-    first_draw: int
+    first_sample: int
     counts: Counts
     token_count: int
     reasons: tuple[tuple[str, str], ...]
@@ -65,7 +65,7 @@ def pack_batch(batch: Batch) -> PackedBatch:
         problem_id=batch.problem_id,
         state=state_key(batch.steps),
         depth=len(batch.steps),
-        first_draw=batch.first_draw,
+        first_sample=batch.first_sample,
         counts=count_verdicts(batch.rollouts),
         token_count=sum(rollout.token_count for rollout in batch.rollouts),
         reasons=(*unknown, *unsplit),
@@ -86,7 +86,7 @@ def open_batch(packed: PackedBatch) -> Batch:
     """Deserialize the batch. Raises DamagedError if it is not as it was packed."""
     with _damage_told():
         _has_good_seal(packed.rollouts, *_columns(packed))
-        batch = unpack_batch(packed.problem_id, packed.first_draw, packed.rollouts)
+        batch = unpack_batch(packed.problem_id, packed.first_sample, packed.rollouts)
         token_count = sum(rollout.token_count for rollout in batch.rollouts)
         found = (state_key(batch.steps), len(batch.steps), count_verdicts(batch.rollouts), token_count)
     if found != (packed.state, packed.depth, packed.counts, packed.token_count):
@@ -108,8 +108,8 @@ def _damage_told() -> Iterator[None]:
 def _columns(packed: PackedBatch) -> tuple[Any, ...]:
     counts = packed.counts
     return (
-        *(packed.problem_id, packed.state.hex(), packed.depth, packed.first_draw),
-        *(counts.right, counts.wrong, counts.unknown, packed.token_count),
+        *(packed.problem_id, packed.state.hex(), packed.depth, packed.first_sample),
+        *(counts.correct, counts.incorrect, counts.unknown, packed.token_count),
     )
 
 
@@ -148,10 +148,10 @@ def _pack_rollouts(batch: Batch) -> bytes:
     return _pack([batch.steps, rollouts])
 
 
-def unpack_batch(problem_id: str, first_draw: int, blob: bytes) -> Batch:
+def unpack_batch(problem_id: str, first_sample: int, blob: bytes) -> Batch:
     """Deserialize a batch without checking its checksum."""
     steps, rollouts = _unpack(blob)
-    return Batch(problem_id, tuple(steps), first_draw, tuple(_rollout(*rollout) for rollout in rollouts))
+    return Batch(problem_id, tuple(steps), first_sample, tuple(_rollout(*rollout) for rollout in rollouts))
 
 
 def _rollout(
@@ -169,11 +169,11 @@ def _rollout(
 
 def pack_problem(problem: Problem) -> bytes:
     """Serialize a problem with a checksum that also covers its id."""
-    pictures = [
-        {"path": picture.path} if picture.data is None else {"data": base64.b64encode(picture.data).decode()}
-        for picture in problem.pictures
+    images = [
+        {"path": image.path} if image.data is None else {"data": base64.b64encode(image.data).decode()}
+        for image in problem.images
     ]
-    content = _pack([problem.question, problem.answer, pictures, problem.choices, problem.solution])
+    content = _pack([problem.question, problem.answer, images, problem.choices, problem.solution])
     return _sealed(content, problem.id)
 
 
@@ -185,14 +185,14 @@ def unpack_problem(problem_id: str, blob: bytes) -> Problem:
 
 
 def _problem(problem_id: str, blob: bytes) -> Problem:
-    question, answer, pictures, choices, solution = _unpack(blob)
+    question, answer, images, choices, solution = _unpack(blob)
     return Problem(
         id=problem_id,
         question=question,
         answer=answer,
-        pictures=tuple(
-            Picture(path=picture["path"]) if "path" in picture else Picture(data=base64.b64decode(picture["data"]))
-            for picture in pictures
+        images=tuple(
+            ImageRef(path=image["path"]) if "path" in image else ImageRef(data=base64.b64decode(image["data"]))
+            for image in images
         ),
         choices=tuple(choices),
         solution=solution,

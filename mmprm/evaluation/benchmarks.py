@@ -23,18 +23,18 @@ from typing import Any
 from mmprm.data.choices import with_choices
 from mmprm.data.marks import place_marks
 from mmprm.errors import DataError
-from mmprm.problems import ProblemsConfig, listed, pictures_root, read_picture, read_rows
+from mmprm.problems import ProblemsConfig, image_folder, listed, read_image, read_rows
 from mmprm.types import Problem
 
 Row = Mapping[str, Any]
 
-ONE_PICTURE = "Answer the question in the picture."
+ONE_IMAGE = "Answer the question in the image."
 """Question of MathVerse's vision-only version, which has no text."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Holds a row of a benchmark, with `pictures` as the row has them.
+    """Holds a row of a benchmark, with `images` as the row has them.
 
     Entries of one `family` are versions or parts of the same problem, and `part` says which; by default an entry is a
     family of its own.
@@ -43,7 +43,7 @@ class Entry:
     id: str
     question: str
     answer: str
-    pictures: Sequence[Any] = ()
+    images: Sequence[Any] = ()
     choices: Sequence[str] = ()
     subject: str = ""
     family: str | None = None
@@ -68,35 +68,35 @@ class Layout:
     read: Callable[[Row], Entry | None]
 
 
-def read_items(layout: str, config: ProblemsConfig) -> tuple[list[Item], int]:
+def read_items(benchmark: str, config: ProblemsConfig) -> tuple[list[Item], int]:
     """Return the questions in file order, and the number of rows that are not part of the benchmark."""
-    root = pictures_root(config)
+    root = image_folder(config)
     items: list[Item] = []
     left_out, seen = 0, dict[str, str]()
-    for place, row in read_rows(config):
+    for location, row in read_rows(config):
         try:
-            entry = LAYOUTS[layout].read(row)
+            entry = BENCHMARKS[benchmark].read(row)
         except (KeyError, TypeError, ValueError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise DataError(
-                f"{place}: is not a row of {layout}: {reason}; it has {', '.join(row)}; check the benchmark's name"
+                f"{location}: is not a row of {benchmark}: {reason}; it has {', '.join(row)}; check the benchmark's name"
             ) from error
         if entry is None:
             left_out += 1
             continue
         if not entry.question.strip() or not entry.answer.strip():
             raise DataError(
-                f"{place}: has an empty question or answer, so it cannot be graded; use a split with published answers"
+                f"{location}: has an empty question or answer, so it cannot be graded; use a split with published answers"
             )
         if entry.id in seen:
-            raise DataError(f"{place}: id {entry.id!r} was used before, at {seen[entry.id]}; make the ids unique")
-        seen[entry.id] = place
-        pictures = tuple(read_picture(value, root, place) for value in entry.pictures)
-        (question,) = place_marks([entry.question], len(pictures), place, ["question"], "drop")
-        problem = Problem(entry.id, question, entry.answer, pictures, tuple(entry.choices))
+            raise DataError(f"{location}: id {entry.id!r} was used before, at {seen[entry.id]}; make the ids unique")
+        seen[entry.id] = location
+        images = tuple(read_image(value, root, location) for value in entry.images)
+        (question,) = place_marks([entry.question], len(images), location, ["question"], "drop")
+        problem = Problem(entry.id, question, entry.answer, images, tuple(entry.choices))
         items.append(Item(problem, entry.subject, entry.family or entry.id, entry.part))
     if not items:
-        raise DataError(f"{config.path}: contains no question of {layout}; check the path and the split")
+        raise DataError(f"{config.path}: contains no question of {benchmark}; check the path and the split")
     return items, left_out
 
 
@@ -123,20 +123,20 @@ def _mathvista(row: Row) -> Entry:
     if row["question_type"] == "free_form" and row["answer_type"] in HINTS:
         lines.append(HINTS[row["answer_type"]].format(decimals=int(row["precision"] or 0)))
     question = with_choices("\n".join(lines), choices)
-    pictures = listed(row.get("decoded_image") or row["image"])
+    images = listed(row.get("decoded_image") or row["image"])
     answer = str(row["answer"])
     if answer in choices:  # an option's text may be a letter other than its own
         answer = chr(ord("A") + choices.index(answer))
-    return Entry(str(row["pid"]), question, answer, pictures, choices, row["metadata"]["task"])
+    return Entry(str(row["pid"]), question, answer, images, choices, row["metadata"]["task"])
 
 
 def _mathverse(row: Row) -> Entry:
-    question = row["question"].strip() or ONE_PICTURE
+    question = row["question"].strip() or ONE_IMAGE
     return Entry(
         id=str(row["sample_index"]),
         question=question,
         answer=str(row["answer"]),
-        pictures=listed(row["image"]),
+        images=listed(row["image"]),
         choices=inline_choices(question) if row["question_type"] == "multi-choice" else (),
         subject=row["metadata"]["subject"],
         family=str(row["problem_index"]),
@@ -146,9 +146,9 @@ def _mathverse(row: Row) -> Entry:
 
 def _mathvision(row: Row) -> Entry:
     choices = list(row["options"])
-    pictures = listed(row.get("decoded_image") or row["image"])
+    images = listed(row.get("decoded_image") or row["image"])
     question = with_choices(row["question"], choices)
-    return Entry(str(row["id"]), question, str(row["answer"]), pictures, choices, row["subject"])
+    return Entry(str(row["id"]), question, str(row["answer"]), images, choices, row["subject"])
 
 
 def _olympiadbench(row: Row) -> Entry | None:
@@ -156,9 +156,9 @@ def _olympiadbench(row: Row) -> Entry | None:
     if row["language"] != "English" or row["question_type"] != "Open-ended":
         return None
     lines = [row.get("context"), row["question"], f"(Unit of the answer: {row['unit']})" if row.get("unit") else None]
-    pictures = [row[f"image_{n}"] for n in range(1, 10) if row.get(f"image_{n}")] or listed(row.get("image"))
+    images = [row[f"image_{n}"] for n in range(1, 10) if row.get(f"image_{n}")] or listed(row.get("image"))
     question, answer = "\n".join(line for line in lines if line), ", ".join(row["final_answer"])
-    return Entry(str(row["id"]), question, answer, pictures, subject=row["subfield"])
+    return Entry(str(row["id"]), question, answer, images, subject=row["subfield"])
 
 
 STEPS = {"2steps": "two steps", "3steps": "three steps"}
@@ -174,7 +174,7 @@ def _we_math(row: Row) -> Entry:
     return Entry(id_, question, row["answer"], listed(row["image_path"]), choices, subject, family, part)
 
 
-LAYOUTS = {
+BENCHMARKS = {
     "mmk12": Layout("test", _mmk12),
     "mathvista": Layout("testmini", _mathvista),
     "mathverse": Layout("testmini", _mathverse),

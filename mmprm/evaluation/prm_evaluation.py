@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mmprm.errors import DataError
-from mmprm.evaluation.labelled import FigureName, LabelledSolution
+from mmprm.evaluation.labeled import LabeledSolution, MetricName
 from mmprm.metrics import (
     Interval,
     ReliabilityBin,
@@ -31,11 +31,11 @@ from mmprm.sampling.seeds import derive_seed
 from mmprm.types import StepScores
 
 Values = dict[str, float]
-Judged = tuple[LabelledSolution, StepScores]
+Judged = tuple[LabeledSolution, StepScores]
 
 
 @dataclass(frozen=True, slots=True)
-class SourceFigures:
+class SourceMetrics:
     """Holds the metrics of one source, or of all pooled. An interval is None if one of the two classes is missing."""
 
     f1: Interval | None
@@ -45,7 +45,7 @@ class SourceFigures:
 
 
 @dataclass(frozen=True, slots=True)
-class Judging:
+class PrmEvaluation:
     """Holds the evaluation of a scored data set.
 
     `scored_by` is the folder of the PRM, whose aggregator `aggregator` describes, or the label files used as scores.
@@ -54,13 +54,13 @@ class Judging:
     """
 
     dataset: str
-    figure: FigureName
+    metric: MetricName
     scored_by: str
     aggregator: str
     threshold: float
     threshold_from: str
-    sources: dict[str, SourceFigures]
-    pooled: SourceFigures
+    sources: dict[str, SourceMetrics]
+    pooled: SourceMetrics
     average: Interval | None
     auc: float | None
     curve: list[ReliabilityBin]
@@ -77,7 +77,7 @@ class Items:
 
 
 @dataclass(frozen=True, slots=True)
-class Figure:
+class Metric:
     """Defines a metric. `choose` returns the threshold of highest F1, and `parts` names the components of F1."""
 
     title: str
@@ -89,37 +89,37 @@ class Figure:
 def _first_errors(judged: Sequence[Judged], threshold: float) -> Items:
     """Return ProcessBench's items: the claimed first error is the first step with a score below the threshold."""
     claimed_K = np.array([first_below(scores.scores, threshold) for _, scores in judged])
-    truth_K = np.array([labelled.first_error for labelled, _ in judged])
+    truth_K = np.array([labeled.first_error for labeled, _ in judged])
     return Items(
-        lambda drawn: asdict(processbench_f1(claimed_K[drawn], truth_K[drawn])),
-        [labelled.problem for labelled, _ in judged],
-        np.array([labelled.source for labelled, _ in judged]),
+        lambda resampled: asdict(processbench_f1(claimed_K[resampled], truth_K[resampled])),
+        [labeled.problem for labeled, _ in judged],
+        np.array([labeled.source for labeled, _ in judged]),
     )
 
 
 def _steps(judged: Sequence[Judged], threshold: float) -> Items:
     """Return VisualProcessBench's items: each judged step, claimed correct if its score reaches the threshold."""
-    scores_K, right_K = step_outcomes(judged)
-    owners = [labelled for labelled, _ in judged for right in labelled.right if right is not None]
+    scores_K, correct_K = step_outcomes(judged)
+    owners = [labeled for labeled, _ in judged for correct in labeled.correct if correct is not None]
     return Items(
-        lambda drawn: asdict(macro_f1(scores_K[drawn] >= threshold, right_K[drawn])),
-        [labelled.problem for labelled in owners],
-        np.array([labelled.source for labelled in owners]),
+        lambda resampled: asdict(macro_f1(scores_K[resampled] >= threshold, correct_K[resampled])),
+        [labeled.problem for labeled in owners],
+        np.array([labeled.source for labeled in owners]),
     )
 
 
-FIGURES: dict[FigureName, Figure] = {
-    "first_error_f1": Figure(
+METRICS: dict[MetricName, Metric] = {
+    "first_error_f1": Metric(
         "ProcessBench F1",
         lambda judged: choose_threshold([s.scores for _, s in judged], [x.first_error for x, _ in judged])[0],
         _first_errors,
         {"on_bad": "first error found", "on_good": "none claimed"},
     ),
-    "macro_f1": Figure(
+    "macro_f1": Metric(
         "macro F1",
         lambda judged: choose_step_threshold(*step_outcomes(judged))[0],
         _steps,
-        {"on_right": "of correct steps", "on_wrong": "of incorrect steps"},
+        {"on_correct": "of correct steps", "on_incorrect": "of incorrect steps"},
     ),
 }
 
@@ -127,12 +127,12 @@ FIGURES: dict[FigureName, Figure] = {
 def step_outcomes(judged: Sequence[Judged]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return the score and the truth of every judged step."""
     pairs = [
-        (score, right)
-        for labelled, scores in judged
-        for score, right in zip(scores.scores, labelled.right, strict=True)
-        if right is not None
+        (score, correct)
+        for labeled, scores in judged
+        for score, correct in zip(scores.scores, labeled.correct, strict=True)
+        if correct is not None
     ]
-    return np.array([score for score, _ in pairs]), np.array([right for _, right in pairs], dtype=bool)
+    return np.array([score for score, _ in pairs]), np.array([correct for _, correct in pairs], dtype=bool)
 
 
 def split_development(
@@ -163,7 +163,7 @@ def split_development(
 
 def judge(
     dataset: str,
-    figure: FigureName,
+    metric: MetricName,
     judged: Sequence[Judged],
     *,
     scored_by: str = "",
@@ -172,9 +172,9 @@ def judge(
     development: float | str = 0.2,
     seed: int = 0,
     bins: int = 10,
-) -> Judging:
+) -> PrmEvaluation:
     """Evaluate scores against the known steps, at the given threshold or at one chosen on a development split."""
-    kind, origin, measured = FIGURES[figure], "given", list(judged)
+    kind, origin, measured = METRICS[metric], "given", list(judged)
     if threshold is None:
         chosen, measured, origin = split_development(judged, development, seed)
         threshold = kind.choose(chosen)
@@ -182,27 +182,27 @@ def judge(
     everything = np.arange(len(items.problems))
     names = sorted(set(items.sources.tolist()))
 
-    def average(drawn: NDArray[np.intp]) -> float:
-        own = items.sources[drawn]
-        return float(np.mean([items.measure(drawn[own == name])["f1"] for name in names]))
+    def average(resampled: NDArray[np.intp]) -> float:
+        own = items.sources[resampled]
+        return float(np.mean([items.measure(resampled[own == name])["f1"] for name in names]))
 
-    def figures(source: str | None) -> SourceFigures:
+    def metrics(source: str | None) -> SourceMetrics:
         inside = everything if source is None else everything[items.sources == source]
         own = [item for item in measured if source in (None, item[0].source)]
         values = {
-            name: _interval(lambda drawn, name=name: items.measure(inside[drawn])[name], items, inside, seed)
+            name: _interval(lambda resampled, name=name: items.measure(inside[resampled])[name], items, inside, seed)
             for name in ("f1", *kind.parts)
         }
-        return SourceFigures(values.pop("f1"), values, len(own), sum(_count(item[0]) for item in own))
+        return SourceMetrics(values.pop("f1"), values, len(own), sum(_count(item[0]) for item in own))
 
-    sources = {name: figures(name) for name in names}
+    sources = {name: metrics(name) for name in names}
     several = len(names) > 1  # a single source equals both the pool and the average
-    pooled = figures(None) if several else sources[names[0]]
-    scores_K, right_K = step_outcomes(measured)
-    curve = reliability(scores_K, right_K, bins)
-    return Judging(
+    pooled = metrics(None) if several else sources[names[0]]
+    scores_K, correct_K = step_outcomes(measured)
+    curve = reliability(scores_K, correct_K, bins)
+    return PrmEvaluation(
         dataset=dataset,
-        figure=figure,
+        metric=metric,
         scored_by=scored_by,
         aggregator=aggregator,
         threshold=threshold,
@@ -210,7 +210,7 @@ def judge(
         sources=sources,
         pooled=pooled,
         average=_interval(average, items, everything, seed) if several else pooled.f1,
-        auc=roc_auc(scores_K, right_K) if right_K.any() and not right_K.all() else None,
+        auc=roc_auc(scores_K, correct_K) if correct_K.any() and not correct_K.all() else None,
         curve=curve,
         ece=expected_calibration_error(curve),
     )
@@ -225,5 +225,5 @@ def _interval(
     return bootstrap(statistic, [items.problems[index] for index in inside], seed)
 
 
-def _count(labelled: LabelledSolution) -> int:
-    return sum(right is not None for right in labelled.right)
+def _count(labeled: LabeledSolution) -> int:
+    return sum(correct is not None for correct in labeled.correct)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from mmprm.evaluation.best_of_n import OWN, BestOfN
-from mmprm.evaluation.judging import FIGURES, Judging, SourceFigures
+from mmprm.evaluation.prm_evaluation import METRICS, PrmEvaluation, SourceMetrics
 from mmprm.metrics import Interval
 from mmprm.report.data import ReportData
 from mmprm.report.page import accuracy_section, document, escaped, interval_cell, table
@@ -24,30 +24,30 @@ NOTES = {
 CHOOSERS = {"prm": "The candidate of highest reward", "weighted": "The vote weighted by reward"}
 
 
-def judging_page(results: Sequence[Judging], best_of_n: BestOfN | None) -> str:
+def prm_evaluation_page(results: Sequence[PrmEvaluation], best_of_n: BestOfN | None) -> str:
     """Return the page: one section per data set, followed by best-of-N with every aggregator."""
     sections = ["<header><h1>PRM evaluation</h1></header>"]
-    sections += [_judging(result) for result in results]
+    sections += [_evaluation(result) for result in results]
     if best_of_n is not None:
         sections += [_aggregators(best_of_n), accuracy_section(_report_data(best_of_n))]
     return document("PRM evaluation", sections)
 
 
-def _judging(result: Judging) -> str:
-    parts = FIGURES[result.figure].parts
-    rows = [_row(name, figures) for name, figures in result.sources.items()]
+def _evaluation(result: PrmEvaluation) -> str:
+    parts = METRICS[result.metric].parts
+    rows = [_row(name, metrics) for name, metrics in result.sources.items()]
     if len(result.sources) > 1:
         rows.append(["average", _cell(result.average), *[""] * len(parts), "", ""])
         rows.append(_row("all together", result.pooled))
-    measured = {name: figures.f1 for name, figures in result.sources.items() if figures.f1 is not None}
-    title = FIGURES[result.figure].title
+    measured = {name: metrics.f1 for name, metrics in result.sources.items() if metrics.f1 is not None}
+    title = METRICS[result.metric].title
     bars = bars_plot(measured, title, f"sources-{result.dataset}") if len(measured) > 1 else ""
     scores, step = ("Labels", "prefix") if result.dataset == "labels" else ("Scores", "step")
     auc = "" if result.auc is None else f" AUC of the steps is {result.auc:.3f}."
     aggregator = f" Its aggregator: {escaped(result.aggregator)}." if result.aggregator else ""
     return f"""<section><h2>{escaped(result.dataset)}</h2>
 <p class="note">{scores} of <code>{escaped(result.scored_by)}</code>.{aggregator}</p>
-<p class="note">{NOTES.get(result.dataset, NOTES[result.figure])} Threshold {result.threshold:.3f}
+<p class="note">{NOTES.get(result.dataset, NOTES[result.metric])} Threshold {result.threshold:.3f}
 ({escaped(result.threshold_from)}). Ranges are 95 % bootstrap intervals over problems.</p>
 {f"<figure>{bars}</figure>" if bars else ""}
 {table(["source", title, *map(escaped, parts.values()), "solutions", "judged steps"], rows)}
@@ -57,9 +57,9 @@ not empty. The expected calibration error is {result.ece:.3f}.{auc}</p>
 <figure>{reliability_plot(result.curve, f"reliability-{result.dataset}")}</figure></section>"""
 
 
-def _row(name: str, figures: SourceFigures) -> list[str]:
-    cells = [_cell(figures.f1), *map(_cell, figures.parts.values())]
-    return [escaped(name), *cells, f"{figures.solutions:,}", f"{figures.steps:,}"]
+def _row(name: str, metrics: SourceMetrics) -> list[str]:
+    cells = [_cell(metrics.f1), *map(_cell, metrics.parts.values())]
+    return [escaped(name), *cells, f"{metrics.solutions:,}", f"{metrics.steps:,}"]
 
 
 def _aggregators(result: BestOfN) -> str:

@@ -14,19 +14,24 @@ from mmprm.cli import eval as command
 from mmprm.cli.main import main
 from mmprm.errors import DataError
 from mmprm.evaluation.best_of_n import evaluate_best_of_n
-from mmprm.evaluation.judging import Judged, judge, split_development
-from mmprm.evaluation.labelled import LabelledSolution, Options, read_labelled
-from mmprm.labels.parquet import LabelledExample, write_parquet
+from mmprm.evaluation.labeled import LabeledSolution, Options, read_labeled
+from mmprm.evaluation.prm_evaluation import Judged, judge, split_development
+from mmprm.labels.parquet import LabeledExample, write_parquet
 from mmprm.metrics import NO_ERROR, choose_step_threshold, macro_f1
 from mmprm.prm.info import PrmInfo
 from mmprm.selection.candidates import read_groups
-from mmprm.types import Counts, LabelledPath, Problem, Solution, StepScores
+from mmprm.types import Counts, LabeledPath, Problem, Solution, StepScores
 
 
 def test_macro_f1_by_hand() -> None:
     # right: 2 hits of 3 claims and 3 members, 4/6; wrong: 1 hit of 2 claims and 2 members, 2/4.
     result = macro_f1([1, 1, 1, 0, 0], [1, 1, 0, 1, 0])
-    assert (result.on_right, result.on_wrong, result.right, result.wrong) == (pytest.approx(2 / 3), 0.5, 3, 2)
+    assert (result.on_correct, result.on_incorrect, result.correct, result.incorrect) == (
+        pytest.approx(2 / 3),
+        0.5,
+        3,
+        2,
+    )
     assert result.f1 == pytest.approx(7 / 12)
     assert macro_f1([0, 0], [1, 0]).f1 == pytest.approx(1 / 3)  # no step claimed right: 0 and 2/3
     assert math.isnan(macro_f1([1, 0], [1, 1]).f1)  # not defined with one class
@@ -36,36 +41,36 @@ def test_step_threshold_is_the_middle_of_the_best_gap() -> None:
     threshold, best = choose_step_threshold([0.1, 0.2, 0.6, 0.8], [0, 0, 1, 1])
     assert (threshold, best.f1) == (pytest.approx(0.4), 1.0)
     # No threshold separates these: (4/5 + 2/3) / 2 between 0.2 and 0.5, and as much in the wider gap to 0.9.
-    scores, right = [0.2, 0.5, 0.5, 0.9], [0, 1, 0, 1]
-    threshold, best = choose_step_threshold(scores, right)
+    scores, correct = [0.2, 0.5, 0.5, 0.9], [0, 1, 0, 1]
+    threshold, best = choose_step_threshold(scores, correct)
     assert (threshold, best.f1) == (pytest.approx(0.7), pytest.approx(11 / 15))
-    tried = [macro_f1([score >= t / 1000 for score in scores], right).f1 for t in range(1001)]
+    tried = [macro_f1([score >= t / 1000 for score in scores], correct).f1 for t in range(1001)]
     assert best.f1 == pytest.approx(max(tried))
     with pytest.raises(DataError, match="2 correct and 0 incorrect"):
         choose_step_threshold([0.1, 0.2], [1, 1])
 
 
-def read(name: str, *records: dict[str, Any], options: Options = Options()) -> list[LabelledSolution]:  # noqa: B008
-    return read_labelled(name, ((f"f:{i}", record) for i, record in enumerate(records)), Path("root"), "f", options)
+def read(name: str, *records: dict[str, Any], options: Options = Options()) -> list[LabeledSolution]:  # noqa: B008
+    return read_labeled(name, ((f"f:{i}", record) for i, record in enumerate(records)), Path("root"), "f", options)
 
 
 def test_processbench_knows_nothing_of_the_steps_after_the_first_error() -> None:
     record = {"id": "gsm8k-0", "problem": "q", "steps": ["a", "b", "c"], "final_answer_correct": True, "label": 1}
-    wrong, right = read("processbench", record, {**record, "label": -1})
-    assert (wrong.right, wrong.first_error) == ((True, False, None), 1)
-    assert (right.right, right.first_error) == ((True, True, True), NO_ERROR)
-    assert wrong.problem == right.problem
-    assert (wrong.source, wrong.solution.problem.id) == ("f", "f:0")
+    incorrect, correct = read("processbench", record, {**record, "label": -1})
+    assert (incorrect.correct, incorrect.first_error) == ((True, False, None), 1)
+    assert (correct.correct, correct.first_error) == ((True, True, True), NO_ERROR)
+    assert incorrect.problem == correct.problem
+    assert (incorrect.source, incorrect.solution.problem.id) == ("f", "f:0")
 
 
 def test_visualprocessbench_leaves_out_neutral_steps() -> None:
     response = {"steps": ["a", "b", "c"], "process_correctness": [1, 0, -1]}
     record = {"image": ["x.png"], "question": "q", "answer": "1", "response": response, "data_source": "MathVision"}
     first, text = read("visualprocessbench", record, {**record, "response": json.dumps(response), "image": "y.png"})
-    assert (first.right, first.first_error, first.source) == ((True, None, False), 2, "MathVision")
-    assert [picture.path for picture in first.solution.problem.pictures] == ["root/x.png"]
-    assert text.right == first.right
-    assert text.problem != first.problem  # another picture is another problem
+    assert (first.correct, first.first_error, first.source) == ((True, None, False), 2, "MathVision")
+    assert [image.path for image in first.solution.problem.images] == ["root/x.png"]
+    assert text.correct == first.correct
+    assert text.problem != first.problem  # another image makes another problem
     assert read("visualprocessbench", {**record, "response": {"steps": ["a"], "process_correctness": [0]}}) == []
 
 
@@ -79,14 +84,14 @@ def prm800k(*ratings: int | None) -> dict[str, Any]:
 
 def test_steps_come_in_the_forms_of_other_projects() -> None:
     (found,) = read("steps", prm800k(1, 0, -1, None))
-    assert found.right == (True, True, False, None)  # PRM800K's neutral step is no error
+    assert found.correct == (True, True, False, None)  # PRM800K's neutral step is no error
     turns = [
         {"from": "human", "value": "<image>\nQuestion: q\nProcess: a<prm>b<prm>"},
         {"from": "gpt", "value": [0.6, 0.4]},
     ]
     (soft,) = read("steps", {"image": "x.png", "conversations": turns}, options=Options("mm-prm", 0.5))
-    assert (soft.solution.steps, soft.right) == (("a", "b"), (True, False))
-    assert soft.solution.problem.pictures[0].path == "root/x.png"
+    assert (soft.solution.steps, soft.correct) == (("a", "b"), (True, False))
+    assert soft.solution.problem.images[0].path == "root/x.png"
 
 
 @pytest.mark.parametrize(
@@ -115,9 +120,9 @@ def test_a_bad_record_is_named(name: str, record: dict[str, Any], message: str) 
         read(name, record)
 
 
-def judged(problem: str, source: str, scores: tuple[float, ...], right: tuple[bool | None, ...]) -> Judged:
-    solution = Solution(Problem(problem, "q", ""), tuple("s" for _ in right))
-    return LabelledSolution(solution, right, problem, source), StepScores(scores)
+def judged(problem: str, source: str, scores: tuple[float, ...], correct: tuple[bool | None, ...]) -> Judged:
+    solution = Solution(Problem(problem, "q", ""), tuple("s" for _ in correct))
+    return LabeledSolution(solution, correct, problem, source), StepScores(scores)
 
 
 # Source a: both kinds judged rightly at 0.5. Source b: the wrong step is claimed late, the good solution rightly.
@@ -131,7 +136,7 @@ JUDGED = [
 
 def test_first_error_f1_by_source_and_average() -> None:
     result = judge("processbench", "first_error_f1", JUDGED, threshold=0.5)
-    assert {name: figures.f1.value for name, figures in result.sources.items()} == {"a": 1.0, "b": 0.0}
+    assert {name: metrics.f1.value for name, metrics in result.sources.items()} == {"a": 1.0, "b": 0.0}
     assert result.average.value == 0.5
     assert result.pooled.f1.value == pytest.approx(2 / 3)  # 1 of 2 first errors, 2 of 2 good solutions
     assert (result.pooled.parts["on_bad"].value, result.pooled.parts["on_good"].value) == (0.5, 1.0)
@@ -202,8 +207,8 @@ def processbench(*rows: tuple[list[str], int]) -> list[dict[str, Any]]:
 
 def write_labels(path: Path) -> None:
     problem = Problem("p", "q", "1")
-    labelled = LabelledPath("p", ("s0", "s1"), (Counts(3, 1), Counts(0, 4)), False)
-    write_parquet(path, [LabelledExample(problem, labelled, "train")])
+    labeled = LabeledPath("p", ("s0", "s1"), (Counts(3, 1), Counts(0, 4)), False)
+    write_parquet(path, [LabeledExample(problem, labeled, "train")])
 
 
 def run(*arguments: str) -> int:
@@ -254,9 +259,9 @@ def test_the_command_measures_files_and_shows_all_on_one_page(
         "Best of 2 by aggregator",
         "Accuracy against the number of samples",
     ]
-    drawn = "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
-    colours = set(re.findall(r"var\(--([\w-]+)\)", drawn))
-    assert {"good", "soft", "series-prm"} <= colours <= set(re.findall(r"--([\w-]+):", html))
+    resampled = "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
+    colors = set(re.findall(r"var\(--([\w-]+)\)", resampled))
+    assert {"good", "soft", "series-prm"} <= colors <= set(re.findall(r"--([\w-]+):", html))
     text = " ".join("".join(root.itertext()).split())
     for expected in ("gsm8k", "Threshold 0.750 (given)", "0.667", "average"):
         assert expected in text
@@ -278,7 +283,7 @@ def test_threshold_and_format_must_be_known(
     (tmp_path / "others.jsonl").write_text(json.dumps({**prm800k(1), "question": {"problem": "another"}}))
     labels = ["--set", f"truth={tmp_path / 'others.jsonl'}", "--set", f"output={tmp_path}"]
     assert run("labels", str(tmp_path / "labels.parquet"), *labels) == 2
-    assert "others.jsonl: judges no labelled step" in capsys.readouterr().err
+    assert "others.jsonl: judges no labeled step" in capsys.readouterr().err
     (tmp_path / "one.json").write_text("{}")
     assert run("processbench", str(tmp_path / "one.json"), *sets) == 2
     assert "one.json: must hold a list of objects" in capsys.readouterr().err
@@ -302,14 +307,14 @@ def test_solutions_that_were_cut_are_left_out(
     assert json.loads((tmp_path / "processbench.json").read_text())["pooled"]["solutions"] == 2
 
 
-def line(problem: str, draw: int, right: bool, scores: list[float] | None) -> dict[str, Any]:
+def line(problem: str, draw: int, correct: bool, scores: list[float] | None) -> dict[str, Any]:
     return {
         "problem_id": problem,
-        "draw": draw,
+        "sample": draw,
         "response": "r",
         "steps": [] if scores is None else ["s"] * len(scores),
-        "answer": str(right),
-        "verdict": "correct" if right else "incorrect",
+        "answer": str(correct),
+        "verdict": "correct" if correct else "incorrect",
         "unsplit": "no step" if scores is None else None,
         "scores": scores,
         "reward": None,
@@ -353,4 +358,4 @@ def test_published_sets_where_they_are() -> None:
         pytest.skip("neither ProcessBench nor VisualProcessBench lies in the shared data")
     for file in files:
         name = "visualprocessbench" if "visual" in str(file).lower() else "processbench"
-        assert len(read_labelled(name, command._rows(file), file.parent, file.stem, Options())) > 100
+        assert len(read_labeled(name, command._rows(file), file.parent, file.stem, Options())) > 100

@@ -5,20 +5,20 @@ from __future__ import annotations
 import base64
 import io
 
-from mmprm.problems import open_picture
-from mmprm.types import Picture
+from mmprm.problems import open_image
+from mmprm.types import ImageRef
 
-PICTURE_PIXELS = 640
+IMAGE_PIXELS = 640
 """Maximum side length of an embedded image; larger ones are scaled down."""
 
 SMALL_PIXELS = 160
 """Images with a longest side below this are shown without interpolation."""
 
 
-def inlined(picture: Picture) -> tuple[str, bool]:
+def inlined(ref: ImageRef) -> tuple[str, bool]:
     """Return the image as a data URL and whether it is small; raise DataError if it cannot be read."""
-    image = open_picture(picture)
-    image.thumbnail((PICTURE_PIXELS, PICTURE_PIXELS))
+    image = open_image(ref)
+    image.thumbnail((IMAGE_PIXELS, IMAGE_PIXELS))
     stream = io.BytesIO()
     image.save(stream, format="PNG", optimize=True)
     url = f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode('ascii')}"

@@ -13,60 +13,60 @@ from typing import Any
 import numpy as np
 
 from mmprm.evaluation.aggregators import AggregatorChoice, choose_aggregator
-from mmprm.evaluation.judging import FIGURES, Judging, judge
-from mmprm.labels.parquet import LabelledExample
+from mmprm.evaluation.prm_evaluation import METRICS, PrmEvaluation, judge
+from mmprm.labels.parquet import LabeledExample
 from mmprm.metrics import bootstrap_means, roc_auc
 from mmprm.report.data import Headline, PolicyGain, ReportData, TrainingPoint, extremes
 from mmprm.selection.accuracy import AccuracyAtN, accuracy_at_n
 from mmprm.selection.groups import Group, common_size
-from mmprm.tiny.truth import judged_solutions, label_truth, steps_right
+from mmprm.tiny.truth import judged_solutions, label_truth, steps_correct
 from mmprm.types import Verdict
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
+class DemoMetrics:
     """Holds everything measured against the truth; `accuracy` is on the test problems for N = 1, 2, 4, …"""
 
     labels: list[float]
-    labels_right: list[bool]
+    labels_correct: list[bool]
     label_auc: float
     aggregator: AggregatorChoice
-    first_error: Judging
+    first_error: PrmEvaluation
     accuracy: list[AccuracyAtN]
 
 
-def measure(examples: Sequence[LabelledExample], development: Sequence[Group], test: Sequence[Group]) -> Figures:
+def measure(examples: Sequence[LabeledExample], development: Sequence[Group], test: Sequence[Group]) -> DemoMetrics:
     """Choose aggregator and threshold on `development`, and measure on `test`; both must be scored."""
-    labels, labels_right = label_truth(examples)
+    labels, labels_correct = label_truth(examples)
     aggregator = choose_aggregator(development)
-    threshold = FIGURES["first_error_f1"].choose(judged_solutions(development))
+    threshold = METRICS["first_error_f1"].choose(judged_solutions(development))
     most = common_size(test)
     sizes = [2**power for power in range(most.bit_length()) if 2**power <= most]
-    return Figures(
+    return DemoMetrics(
         labels=labels,
-        labels_right=labels_right,
-        label_auc=roc_auc(labels, labels_right),
+        labels_correct=labels_correct,
+        label_auc=roc_auc(labels, labels_correct),
         aggregator=aggregator,
         first_error=judge("tiny", "first_error_f1", judged_solutions(test), threshold=threshold),
         accuracy=accuracy_at_n(test, aggregator.name, sizes),
     )
 
 
-def summary_of(figures: Figures) -> dict[str, Any]:
+def summary_of(metrics: DemoMetrics) -> dict[str, Any]:
     """Return the metrics for summary.json; `accuracy` is that at the largest N."""
-    last, pooled = figures.accuracy[-1], figures.first_error.pooled
+    last, pooled = metrics.accuracy[-1], metrics.first_error.pooled
     first_error = {name: asdict(interval) for name, interval in {"f1": pooled.f1, **pooled.parts}.items()}
     return {
-        "label_auc": figures.label_auc,
+        "label_auc": metrics.label_auc,
         "prm_step_f1": pooled.f1.value,
         "accuracy": {name: interval.value for name, interval in last.accuracy.items()},
         "accuracy_n": last.n,
         "prm_minus_random": asdict(last.minus_random["prm"]),
         "prm_minus_majority": asdict(last.minus_majority["prm"]),
-        "first_error": {"threshold": figures.first_error.threshold, **first_error},
-        "aggregator": asdict(figures.aggregator),
+        "first_error": {"threshold": metrics.first_error.threshold, **first_error},
+        "aggregator": asdict(metrics.aggregator),
         "accuracy_at_n": {
-            point.n: {name: asdict(i) for name, i in point.accuracy.items()} for point in figures.accuracy
+            point.n: {name: asdict(i) for name, i in point.accuracy.items()} for point in metrics.accuracy
         },
     }
 
@@ -77,7 +77,7 @@ def gain_of(before: Sequence[Group], after: Sequence[Group], metrics: Path) -> P
     The accuracy of a problem is the share of correct answers among those with a known verdict. Problems without one on
     either side are excluded. `metrics` is the metrics.jsonl of the training.
     """
-    pairs = [(_share_right(old), _share_right(new)) for old, new in zip(before, after, strict=True)]
+    pairs = [(_share_correct(old), _share_correct(new)) for old, new in zip(before, after, strict=True)]
     assert [group.problem.id for group in before] == [group.problem.id for group in after], "the same problems"
     known = np.array([pair for pair in pairs if None not in pair])
     olds, news = known.T
@@ -97,7 +97,7 @@ def gain_summary(gain: PolicyGain) -> dict[str, Any]:
     }
 
 
-def _share_right(group: Group) -> float | None:
+def _share_correct(group: Group) -> float | None:
     verdicts = [candidate.verdict for candidate in group.candidates if candidate.verdict is not Verdict.UNKNOWN]
     return fmean(verdict is Verdict.CORRECT for verdict in verdicts) if verdicts else None
 
@@ -128,25 +128,25 @@ def headlines_of(summary: Mapping[str, Any]) -> list[Headline]:
 
 
 def report_of(
-    figures: Figures,
+    metrics: DemoMetrics,
     test: Sequence[Group],
     headlines: Sequence[Headline],
-    metrics: Path,
+    metrics_log: Path,
     policy: PolicyGain,
     facts: Mapping[str, str],
 ) -> ReportData:
     """Build the content of the demo's report page."""
-    best, worst = extremes(test, figures.aggregator.name, truth=steps_right)
+    best, worst = extremes(test, metrics.aggregator.name, truth=steps_correct)
     return ReportData(
         title="From problems to a process reward model",
         subtitle="The embedded world: images of digits, questions about them, and the truth of every step.",
         headlines=headlines,
-        accuracy=figures.accuracy,
+        accuracy=metrics.accuracy,
         problems=len(test),
-        aggregator=figures.aggregator.name,
-        labels=figures.labels,
-        labels_right=figures.labels_right,
-        training=training_points(metrics),
+        aggregator=metrics.aggregator.name,
+        labels=metrics.labels,
+        labels_correct=metrics.labels_correct,
+        training=training_points(metrics_log),
         best=best,
         worst=worst,
         policy=policy,

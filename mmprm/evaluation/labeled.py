@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mmprm.data.columns import Columns, cells_of, check_media, check_unread_images, rest_of, used_names
-from mmprm.data.image_cells import read_picture
+from mmprm.data.image_cells import read_image
 from mmprm.data.images import image_digest
 from mmprm.data.marks import place_marks
 from mmprm.data.question import column_images
@@ -20,14 +20,14 @@ from mmprm.errors import DataError
 from mmprm.files import parse_json
 from mmprm.labels.formats import FORMATS
 from mmprm.metrics import NO_ERROR
-from mmprm.types import Picture, Problem, Solution
+from mmprm.types import ImageRef, Problem, Solution
 
 Record = dict[str, Any]
-FigureName = Literal["first_error_f1", "macro_f1"]
+MetricName = Literal["first_error_f1", "macro_f1"]
 
 
 @dataclass(frozen=True, slots=True)
-class LabelledSolution:
+class LabeledSolution:
     """Holds a solution and, for each step, whether it is correct (None if unknown or excluded).
 
     Solutions of one problem share `problem`, whoever wrote them. `source` is the part of the data set that is reported
@@ -35,14 +35,14 @@ class LabelledSolution:
     """
 
     solution: Solution
-    right: tuple[bool | None, ...]
+    correct: tuple[bool | None, ...]
     problem: str
     source: str
 
     @property
     def first_error(self) -> int:
         """Return the index of the first incorrect step, or NO_ERROR."""
-        return next((index for index, right in enumerate(self.right) if right is False), NO_ERROR)
+        return next((index for index, correct in enumerate(self.correct) if correct is False), NO_ERROR)
 
 
 class Parsed:
@@ -52,12 +52,12 @@ class Parsed:
         self,
         question: str,
         steps: Sequence[str],
-        right: Sequence[bool | None],
+        correct: Sequence[bool | None],
         source: str | None = None,
     ) -> None:
         self.question = question
         self.steps = tuple(steps)
-        self.right = tuple(right)
+        self.correct = tuple(correct)
         self.source = source
 
 
@@ -77,7 +77,7 @@ class Options:
 class Dataset:
     """Pairs a reader with the metric of its data set."""
 
-    figure: FigureName
+    metric: MetricName
     read: Callable[[Record, Options], Parsed]
 
 
@@ -87,23 +87,23 @@ def read_processbench(record: Record, options: Options) -> Parsed:
     if not isinstance(error, int) or not NO_ERROR <= error < len(steps):
         raise ValueError(f"label must be -1 or the index of one of the {len(steps)} steps, got {error!r}")
     known = len(steps) if error == NO_ERROR else error
-    right = [True] * known + [False][: len(steps) - known] + [None] * (len(steps) - known - 1)
-    return Parsed(record["problem"], steps, right)
+    correct = [True] * known + [False][: len(steps) - known] + [None] * (len(steps) - known - 1)
+    return Parsed(record["problem"], steps, correct)
 
 
 def read_visualprocessbench(record: Record, options: Options) -> Parsed:
     """Read a VisualProcessBench record: 1 is correct, -1 incorrect; 0 is neither, and such a step is excluded."""
     response = record["response"]
     response = parse_json(response, "response") if isinstance(response, str) else response
-    right = [{1: True, -1: False, 0: None}[value] for value in response["process_correctness"]]
-    return Parsed(record["question"], response["steps"], right, record.get("data_source"))
+    correct = [{1: True, -1: False, 0: None}[value] for value in response["process_correctness"]]
+    return Parsed(record["question"], response["steps"], correct, record.get("data_source"))
 
 
 def read_steps(record: Record, options: Options) -> Parsed:
     """Read a record of one of the formats in labels.formats."""
     question, steps, labels = FORMATS[options.format].read(record)
-    right = [label if isinstance(label, bool | None) else label > options.label_threshold for label in labels]
-    return Parsed(question, steps, right)
+    correct = [label if isinstance(label, bool | None) else label > options.label_threshold for label in labels]
+    return Parsed(question, steps, correct)
 
 
 DATASETS: dict[str, Dataset] = {
@@ -113,44 +113,48 @@ DATASETS: dict[str, Dataset] = {
 }
 
 
-def read_labelled(
+def read_labeled(
     name: str, records: Iterable[tuple[str, Record]], root: Path, source: str, options: Options
-) -> list[LabelledSolution]:
+) -> list[LabeledSolution]:
     """Return all solutions that have a judged step.
 
     `records` are pairs (location for error messages, record). Images are relative to `root`. `source` is used for
     records without a source of their own.
     """
     found = []
-    for place, record in records:
+    for location, record in records:
         try:
             parsed = DATASETS[name].read(record, options)
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, DataError) as error:
             known = f"; it has the fields {', '.join(record)}"
             what = f"has no {error}" if isinstance(error, KeyError) else str(error)
-            raise DataError(f"{place}: is not a record of {name}: {what}{known}; check the data set's name") from error
+            raise DataError(
+                f"{location}: is not a record of {name}: {what}{known}; check the data set's name"
+            ) from error
         if not parsed.steps or not all(isinstance(step, str) for step in parsed.steps):
-            raise DataError(f"{place}: steps must be a list of at least one text; correct or remove the record")
-        if len(parsed.steps) != len(parsed.right):
-            raise DataError(f"{place}: {len(parsed.steps)} steps but {len(parsed.right)} labels; each step needs one")
+            raise DataError(f"{location}: steps must be a list of at least one text; correct or remove the record")
+        if len(parsed.steps) != len(parsed.correct):
+            raise DataError(
+                f"{location}: {len(parsed.steps)} steps but {len(parsed.correct)} labels; each step needs one"
+            )
         if not isinstance(parsed.question, str):
-            raise DataError(f"{place}: question must be text, got {parsed.question!r}; correct or remove the record")
-        if all(right is None for right in parsed.right):
+            raise DataError(f"{location}: question must be text, got {parsed.question!r}; correct or remove the record")
+        if all(correct is None for correct in parsed.correct):
             continue
-        pictures = _images(record, parsed.question, root, place)
-        (question,) = place_marks([parsed.question], len(pictures), place, ["question"], "drop")
+        images = _images(record, parsed.question, root, location)
+        (question,) = place_marks([parsed.question], len(images), location, ["question"], "drop")
         # The location serves as the id, so that errors of a scorer name the line.
-        solution = Solution(Problem(place, question, answer="", pictures=pictures), parsed.steps)
-        problem = json.dumps([parsed.question, [picture.path or image_digest(picture) for picture in pictures]])
-        found.append(LabelledSolution(solution, parsed.right, problem, parsed.source or source))
+        solution = Solution(Problem(location, question, answer="", images=images), parsed.steps)
+        problem = json.dumps([parsed.question, [image.path or image_digest(image) for image in images]])
+        found.append(LabeledSolution(solution, parsed.correct, problem, parsed.source or source))
     return found
 
 
-def _images(record: Record, question: str, root: Path, place: str) -> tuple[Picture, ...]:
+def _images(record: Record, question: str, root: Path, location: str) -> tuple[ImageRef, ...]:
     """Return the images of a record, from the same columns as those of problem files."""
-    check_media(record, place)
-    found = cells_of(record, Columns(), "pictures", place)
-    images = tuple(read_picture(value, root, place) for value in column_images(found, root, place))
+    check_media(record, location)
+    found = cells_of(record, Columns(), "images", location)
+    images = tuple(read_image(value, root, location) for value in column_images(found, root, location))
     if not images:
-        check_unread_images(rest_of(record, used_names(record, found)), question, place)
+        check_unread_images(rest_of(record, used_names(record, found)), question, location)
     return images

@@ -19,19 +19,19 @@ from policy_rl.algorithms.advantages import AdvantageConfig
 from policy_rl.algorithms.credit import CreditConfig
 from policy_rl.algorithms.samples import AdvantageSettings, add_advantages, draft, kept_samples
 from policy_rl.graded import GradedGroup, GradedResponse, StepRewards
-from policy_rl.types import Experience, Response, Reward
+from policy_rl.types import Response, Reward, TrainingSample
 
 
 def response(
-    reward: float | None, length: int = 2, process: StepRewards | None = None, right: bool | None = None
+    reward: float | None, length: int = 2, process: StepRewards | None = None, correct: bool | None = None
 ) -> GradedResponse:
     ids = tuple(range(10, 10 + length))
-    right = bool(reward) if right is None else right
-    verdict = Verdict.UNKNOWN if reward is None else Verdict(int(right))
+    correct = bool(reward) if correct is None else correct
+    verdict = Verdict.UNKNOWN if reward is None else Verdict(int(correct))
     return GradedResponse(
         Response("text", ids, tuple(-0.1 * (i + 1) for i in range(length)), "stop"),
         Grading(verdict, None, ""),
-        Reward(reward, {"accuracy": None if reward is None else float(right)}),
+        Reward(reward, {"accuracy": None if reward is None else float(correct)}),
         process,
     )
 
@@ -44,8 +44,8 @@ def made(
     groups: Sequence[GradedGroup],
     settings: AdvantageSettings | None = None,
     least: int = 2,
-    fill=lambda experience: experience,
-) -> tuple[list[Experience], dict[str, float]]:
+    fill=lambda sample: sample,
+) -> tuple[list[TrainingSample], dict[str, float]]:
     kept_PK = kept_samples(groups, least)
     return add_advantages(
         groups,
@@ -55,8 +55,8 @@ def made(
     )
 
 
-def values(experiences: Sequence[Experience], name: str = "advantages") -> list[list[float]]:
-    return [getattr(each, name).tolist() for each in experiences]
+def values(samples: Sequence[TrainingSample], name: str = "advantages") -> list[list[float]]:
+    return [getattr(each, name).tolist() for each in samples]
 
 
 def near(*rows: Sequence[float]) -> list:
@@ -65,9 +65,9 @@ def near(*rows: Sequence[float]) -> list:
 
 def test_rloo_by_hand() -> None:
     """1, 0, 0 → 1 − 0, 0 − ½, 0 − ½, on each token; the engine's log-probabilities come along."""
-    found, figures = made([group(0, response(1.0, 1), response(0.0, 3), response(0.0, 2))])
+    found, metrics = made([group(0, response(1.0, 1), response(0.0, 3), response(0.0, 2))])
     assert values(found) == near([1], [-0.5] * 3, [-0.5] * 2)
-    assert figures == {"advantage_size": pytest.approx((1 + 5 * 0.5) / 6)}
+    assert metrics == {"advantage_size": pytest.approx((1 + 5 * 0.5) / 6)}
     assert found[1].engine.tolist() == pytest.approx([-0.1, -0.2, -0.3])
     assert (found[1].token_ids, found[1].prompt_tokens, found[1].returns) == ((10, 11, 12), 5, None)
 
@@ -99,7 +99,7 @@ def test_clamped_and_whitened_over_all_tokens() -> None:
 def test_kl_in_the_reward_is_summed_to_the_end() -> None:
     """k1 = old − ref = 0.5 at the first token and 1 at the second, β 0.1, γ 0.5: −0.05 − 0.5·0.1, and −0.1."""
 
-    def fill(each: Experience) -> Experience:
+    def fill(each: TrainingSample) -> TrainingSample:
         return replace(each, old=np.array([-1.0, -1.0]), ref=np.array([-1.5, -2.0]))
 
     settings = AdvantageSettings(AdvantageConfig(gamma=0.5), kl_in_reward=0.1)
@@ -130,9 +130,9 @@ def test_step_returns_come_on_top_of_the_outcome() -> None:
     """strict min of 2p − 1: p = (.9, .1) → (−.8, −.8), p = (.2, .8) → (−.6, .6); a token outside of steps has none."""
     credit = CreditConfig(mode="strict_min", baseline="none")
     groups = [group(0, with_scores(1.0, 0.9, 0.1), with_scores(0.0, 0.2, 0.8))]
-    found, figures = made(groups, AdvantageSettings(AdvantageConfig(), credit))
+    found, metrics = made(groups, AdvantageSettings(AdvantageConfig(), credit))
     assert values(found) == near([0.2, 0.2, 0.2, 1], [-1.6, -1.6, -0.4, -1])
-    assert (figures["scored"], figures["unscored"]) == (2, 0)
+    assert (metrics["scored"], metrics["unscored"]) == (2, 0)
 
 
 def test_the_token_baseline_counts_the_tokens_of_steps() -> None:
@@ -147,38 +147,38 @@ def test_the_token_baseline_counts_the_tokens_of_steps() -> None:
 def test_the_default_baseline_is_what_the_others_earn_at_the_same_step() -> None:
     """Soft min of r = 2p − 1 = (.8, −.8) and (−.6, .6): nearly (−.8, −.8) and (−.6, 0), each less the other's."""
     groups = [group(0, with_scores(0.0, 0.9, 0.1), with_scores(0.0, 0.2, 0.8))]
-    found, figures = made(groups, AdvantageSettings(AdvantageConfig(), CreditConfig()))
+    found, metrics = made(groups, AdvantageSettings(AdvantageConfig(), CreditConfig()))
     expected = ([-0.2, -0.2, -0.8, 0], [0.2, 0.2, 0.8, 0])
     assert values(found) == [pytest.approx(row, abs=1e-4) for row in expected]
-    assert (figures["scored"], figures["alone"]) == (2, 0)
+    assert (metrics["scored"], metrics["alone"]) == (2, 0)
 
 
 def test_a_response_without_scores_keeps_its_outcome() -> None:
     groups = [group(0, with_scores(1.0, 0.9, 0.1), response(0.0, 2), with_scores(0.5, 0.9, 0.1))]
-    found, figures = made(groups, AdvantageSettings(AdvantageConfig(), CreditConfig(mode="strict_min")))
+    found, metrics = made(groups, AdvantageSettings(AdvantageConfig(), CreditConfig(mode="strict_min")))
     assert values(found)[1] == near([-0.75, -0.75])[0]
-    assert (figures["scored"], figures["unscored"]) == (2, 1)
+    assert (metrics["scored"], metrics["unscored"]) == (2, 1)
     # Where steps are not held against others', 0 would be worse than most.
     alone = CreditConfig(mode="strict_min", baseline="none")
-    found, figures = made(groups, AdvantageSettings(AdvantageConfig(), alone))
+    found, metrics = made(groups, AdvantageSettings(AdvantageConfig(), alone))
     assert values(found) == near([-0.05, -0.05, -0.05, 0.75], [-0.8, -0.8, -0.8, 0])
-    assert (figures["scored"], figures["unscored"]) == (2, 1)
+    assert (metrics["scored"], metrics["unscored"]) == (2, 1)
     groups = [group(0, with_scores(1.0, 0.9, 0.1), response(0.0, 2))]
     scalar = AdvantageSettings(AdvantageConfig(), CreditConfig(mode="scalar"), aggregate=min)
-    found, figures = made([group(0, *groups[0].responses, with_scores(0.0, 0.5, 0.5))], scalar)
+    found, metrics = made([group(0, *groups[0].responses, with_scores(0.0, 0.5, 0.5))], scalar)
     assert len(found) == 2, "half of a sum is no reward"
     assert values(found) == near([0.6] * 4, [-0.6] * 4)
-    assert figures["unscored"] == 1
+    assert metrics["unscored"] == 1
 
 
 @pytest.mark.parametrize("baseline", ["step_index", "pure_tokens", "prime_steps"])
-@pytest.mark.parametrize("mode", [{}, {"mode": "strict_min"}, {"mode": "return_to_go", "normalise_steps": True}])
+@pytest.mark.parametrize("mode", [{}, {"mode": "strict_min"}, {"mode": "return_to_go", "normalize_steps": True}])
 def test_a_batch_without_a_scored_step_keeps_its_outcomes(mode: dict, baseline: str) -> None:
     """A policy that writes no steps leaves nothing to normalize or to compare."""
     credit = CreditConfig(**mode, baseline=baseline)
-    found, figures = made([group(0, response(1.0), response(0.0))], AdvantageSettings(AdvantageConfig(), credit))
+    found, metrics = made([group(0, response(1.0), response(0.0))], AdvantageSettings(AdvantageConfig(), credit))
     assert values(found) == near([1, 1], [-1, -1])
-    assert (figures["scored"], figures["unscored"]) == (0, 2)
+    assert (metrics["scored"], metrics["unscored"]) == (0, 2)
 
 
 def test_sources_apart_and_together() -> None:
@@ -201,21 +201,23 @@ def test_sources_apart_and_together() -> None:
 
 def test_the_gate_needs_a_right_answer() -> None:
     """Only among right answers: the wrong one keeps its outcome alone. A reward above 0 is not a right answer."""
-    credit = CreditConfig(mode="strict_min", baseline="none", gate="right")
-    wrong = replace(with_scores(0.5, 0.2, 0.8), reward=Reward(0.5, {"accuracy": 0.0, "format": 1.0}))
-    found, figures = made([group(0, with_scores(1.0, 0.9, 0.1), wrong)], AdvantageSettings(AdvantageConfig(), credit))
+    credit = CreditConfig(mode="strict_min", baseline="none", gate="correct")
+    incorrect = replace(with_scores(0.5, 0.2, 0.8), reward=Reward(0.5, {"accuracy": 0.0, "format": 1.0}))
+    found, metrics = made(
+        [group(0, with_scores(1.0, 0.9, 0.1), incorrect)], AdvantageSettings(AdvantageConfig(), credit)
+    )
     assert values(found) == near([-0.3, -0.3, -0.3, 0.5], [-0.5] * 4)
-    assert figures["scored"] == 1
+    assert metrics["scored"] == 1
 
 
 def test_the_gate_takes_the_accuracy_in_force() -> None:
     """Right by exact label, whatever the grader could not say, and the other way round."""
-    credit = CreditConfig(mode="strict_min", baseline="none", gate="right")
+    credit = CreditConfig(mode="strict_min", baseline="none", gate="correct")
     unsaid = replace(with_scores(1.0, 0.9, 0.1), grading=Grading(Verdict.UNKNOWN, "x", ""))
     said = replace(with_scores(0.0, 0.9, 0.1), grading=Grading(Verdict.CORRECT, "x", ""))
-    found, figures = made([group(0, unsaid, said)], AdvantageSettings(AdvantageConfig(), credit))
+    found, metrics = made([group(0, unsaid, said)], AdvantageSettings(AdvantageConfig(), credit))
     assert values(found) == near([0.2, 0.2, 0.2, 1], [-1] * 4)
-    assert figures["scored"] == 1
+    assert metrics["scored"] == 1
 
 
 def test_each_source_has_its_own_leave_one_out() -> None:
@@ -229,15 +231,15 @@ def test_each_source_has_its_own_leave_one_out() -> None:
 def test_a_lone_scored_response_is_counted() -> None:
     groups = [group(0, with_scores(1.0, 0.9, 0.1), response(0.0, 2)), group(1, with_scores(1.0, 0.9, 0.1))]
     settings = AdvantageSettings(AdvantageConfig(estimator="reinforce_pp"), CreditConfig())
-    _, figures = made(groups, settings, least=1)
-    assert (figures["scored"], figures["unscored"], figures["alone"]) == (0, 1, 2)
+    _, metrics = made(groups, settings, least=1)
+    assert (metrics["scored"], metrics["unscored"], metrics["alone"]) == (0, 1, 2)
 
 
 def test_gae_with_step_rewards_by_hand() -> None:
     """Rewards (0, .5, .25, 1), the steps' at their last tokens and the outcome at the very end; γ = λ = 1 and V = 0.1:
     returns are the sums to the end, advantages those minus V."""
 
-    def fill(each: Experience) -> Experience:
+    def fill(each: TrainingSample) -> TrainingSample:
         return replace(each, values=np.full(4, 0.1, dtype=np.float32))
 
     plain = AdvantageConfig(estimator="gae", whiten=False)
@@ -291,7 +293,7 @@ def test_neither_order_of_groups_nor_padding_matters(estimator: str) -> None:
     settings = AdvantageSettings(AdvantageConfig(estimator=estimator))
 
     def by_problem(order: Sequence[int]) -> dict[str, list[list[float]]]:
-        found, _ = made([groups[place] for place in order], settings)
+        found, _ = made([groups[position] for position in order], settings)
         rows: dict[str, list[list[float]]] = {}
         for each in found:
             rows.setdefault(each.problem.id, []).append(each.advantages.tolist())

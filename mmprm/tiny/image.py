@@ -14,14 +14,14 @@ import numpy as np
 from PIL import Image
 
 from mmprm.errors import DataError
-from mmprm.types import Picture
+from mmprm.types import ImageRef
 
 CELL = 28
 ROWS, COLUMNS = 2, 3
 SHIFTS = tuple((down, right) for down in (-2, 0, 2) for right in (-2, 0, 2))
 """Offsets of the digit from the middle of its cell, in pixels."""
 
-COLOURS = {
+COLORS = {
     "red": (230, 60, 60),
     "green": (70, 180, 80),
     "blue": (80, 120, 240),
@@ -47,10 +47,10 @@ INK = (20, 20, 20)
 SCALE = 3
 
 
-def draw_cell(colour: str, digit: int, shift: tuple[int, int]) -> np.ndarray:
+def draw_cell(color: str, digit: int, shift: tuple[int, int]) -> np.ndarray:
     """Return the pixels of a cell, uint8 [28, 28, 3]."""
     cell = np.empty((CELL, CELL, 3), dtype=np.uint8)
-    cell[:] = COLOURS[colour]
+    cell[:] = COLORS[color]
     rows = [[mark == "#" for mark in row] for row in DIGITS[digit].split()]
     glyph = np.kron(np.array(rows), np.ones((SCALE, SCALE))).astype(bool)
     height, width = glyph.shape
@@ -69,11 +69,11 @@ def draw(cells: Sequence[tuple[str, int, tuple[int, int]]]) -> bytes:
     return buffer.getvalue()
 
 
-def blank() -> Picture:
+def blank() -> ImageRef:
     """Return a gray image of the same size that contains no information."""
     buffer = io.BytesIO()
     Image.new("RGB", (COLUMNS * CELL, ROWS * CELL), (128, 128, 128)).save(buffer, format="PNG")
-    return Picture(data=buffer.getvalue())
+    return ImageRef(data=buffer.getvalue())
 
 
 def read(image: Image.Image, name: str) -> tuple[tuple[str, int, tuple[int, int]], ...]:
@@ -100,5 +100,5 @@ def read(image: Image.Image, name: str) -> tuple[tuple[str, int, tuple[int, int]
 
 @functools.cache
 def _cell_of_pixels() -> dict[bytes, tuple[str, int, tuple[int, int]]]:
-    cells = [(colour, digit, shift) for colour in COLOURS for digit in DIGITS for shift in SHIFTS]
+    cells = [(color, digit, shift) for color in COLORS for digit in DIGITS for shift in SHIFTS]
     return {draw_cell(*cell).tobytes(): cell for cell in cells}

@@ -17,14 +17,14 @@ class Load:
     cache: float
 
 
-def adapt(room: int, in_flight: int, load: Load) -> int:
+def adapt(capacity: int, in_flight: int, load: Load) -> int:
     """Return the number of concurrent searches to allow after an engine's report.
 
     Grow by a quarter when the engine's queue runs dry although all slots are in use. Shrink by a tenth when its cache
     is full, or when more completions wait than fit into two rounds: their cached prefixes are evicted meanwhile.
     """
     if load.waiting and (load.cache > 0.95 or load.waiting > 2 * load.running):
-        return max(1, room - max(1, room // 10))
-    if load.waiting <= load.running / 4 and in_flight >= room:
-        return min(MOST, room + max(1, room // 4))
-    return room
+        return max(1, capacity - max(1, capacity // 10))
+    if load.waiting <= load.running / 4 and in_flight >= capacity:
+        return min(MOST, capacity + max(1, capacity // 4))
+    return capacity

@@ -9,19 +9,19 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from mmprm.problems import open_picture
-from mmprm.types import Picture
+from mmprm.problems import open_image
+from mmprm.types import ImageRef
 
 KEPT = 128
 """Maximum number of encoded images cached for further requests about the same problem."""
 
 
-async def with_pictures(messages: Sequence[dict[str, Any]], pictures: Sequence[Picture]) -> list[dict[str, Any]]:
+async def with_images(messages: Sequence[dict[str, Any]], images: Sequence[ImageRef]) -> list[dict[str, Any]]:
     """Return the messages of mmprm.prompts with each {"type": "image"} replaced by the next image as a data URL.
 
     Raises DataError for an image that cannot be read.
     """
-    urls = iter([await asyncio.to_thread(_data_url, picture) for picture in pictures])
+    urls = iter([await asyncio.to_thread(_data_url, image) for image in images])
 
     def filled(part: dict[str, Any]) -> dict[str, Any]:
         return {"type": "image_url", "image_url": {"url": next(urls)}} if part["type"] == "image" else part
@@ -33,8 +33,8 @@ async def with_pictures(messages: Sequence[dict[str, Any]], pictures: Sequence[P
 
 
 @functools.lru_cache(maxsize=KEPT)
-def _data_url(picture: Picture) -> str:
+def _data_url(image: ImageRef) -> str:
     """Return the image as a PNG data URL of the pixels that a local engine sees; servers differ on transparency."""
     encoded = io.BytesIO()
-    open_picture(picture).save(encoded, "PNG", compress_level=1)
+    open_image(image).save(encoded, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(encoded.getvalue()).decode()

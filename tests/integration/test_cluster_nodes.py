@@ -1,0 +1,85 @@
+"""A campaign on machines that come and go: raylets of one cluster, on this machine."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from mmprm.problems import write_problems
+from mmprm.tiny.world import make_problems
+from mmprm.trees.store import Store
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+PROBLEMS = 120
+START_SECONDS = 200
+"""An engine on a busy machine takes a minute or more."""
+
+
+@pytest.fixture
+def cluster() -> Iterator[Cluster]:
+    """A head without a core, so that engines are on the nodes which a test adds."""
+    ray.shutdown()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": 100_000_000})
+    yield cluster
+    cluster.shutdown()
+
+
+def add_node(cluster: Cluster) -> object:
+    return cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
+
+
+def until(condition: Callable[[], bool], seconds: float = START_SECONDS) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.2)
+
+
+def engines(run: Path) -> list[int]:
+    """The numbers of engines that the campaign had so far."""
+    if not (run / "trees.sqlite").is_file():
+        return []
+    store = Store.read(run)
+    try:
+        return [count for (count,) in store.rows("SELECT engines FROM sessions ORDER BY number")]
+    finally:
+        store.close()
+
+
+def test_one_raylet_is_killed_one_joins_late_and_one_leaves(cluster: Cluster, tmp_path: Path) -> None:
+    first, second = add_node(cluster), add_node(cluster)
+    write_problems(tmp_path / "problems.jsonl", [tiny.problem for tiny in make_problems(PROBLEMS, 5, "annotate")])
+    run = tmp_path / "run"
+    keys = [f"output={run}", f"problems.path={tmp_path / 'problems.jsonl'}", f"ray_address={cluster.address}"]
+    sets = [word for key in (*keys, "search.max_rollouts=2000") for word in ("--set", key)]
+    command = [sys.executable, "-m", "mmprm", "annotate", "--config", "configs/annotate/tiny.yaml", *sets]
+    environment = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as campaign:
+        try:
+            until(lambda: engines(run)[-1:] == [2])
+            cluster.remove_node(first, allow_graceful=False)
+            until(lambda: engines(run)[-1:] == [1], 60)
+            add_node(cluster)
+            until(lambda: engines(run)[-1:] == [2])
+            add_node(cluster)  # a third slot: nobody asked for it
+            until(lambda: engines(run)[-1:] == [3])
+            cluster.remove_node(second, allow_graceful=True)
+            _, said = campaign.communicate(timeout=2 * START_SECONDS)
+        finally:
+            campaign.kill()
+    assert campaign.returncode == 0, said
+    assert "the cluster has room for more engines: starting 1" in said
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["problems"] == {"open": 0, "done": PROBLEMS, "failed": 0}
+    assert (summary["workers"], summary["rollouts"]) == (3, summary["new_rollouts"])
