@@ -98,7 +98,7 @@ class ConversationEncoder:
         after their prompt.
         """
         self._check(conversation)
-        shown, location = list(conversation.messages), conversation.position
+        shown, location = list(conversation.messages), conversation.location
         images = iter(conversation.images)
         pieces: list[Piece] = []
         done, before = "", 0
@@ -158,13 +158,13 @@ class ConversationEncoder:
 
     def _check(self, conversation: Conversation) -> None:
         if conversation.images and not self._placeholder:
-            raise DataError(f"{conversation.position}: has images, but the model reads text only")
+            raise DataError(f"{conversation.location}: has images, but the model reads text only")
         for number, message in enumerate(conversation.messages, start=1):
             content = message["content"]
             texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
             for match in filter(None, map(self._special.search, texts)):
                 raise DataError(
-                    f"{conversation.position}: turn {number} holds {match[0]!r}, a reserved token; remove it"
+                    f"{conversation.location}: turn {number} holds {match[0]!r}, a reserved token; remove it"
                 )
 
     def _rest(self, message: Message) -> str:
@@ -179,7 +179,7 @@ class ConversationEncoder:
             lost = next((part for part in parts if message["role"] == "user" and part.strip() not in text), None)
             if lost is not None:
                 raise CheckpointError(
-                    f"{conversation.position}: the chat template leaves {lost.strip()[:60]!r} out of the prompt; set "
+                    f"{conversation.location}: the chat template leaves {lost.strip()[:60]!r} out of the prompt; set "
                     "prompt.template=raw, or give another template (chat_template)"
                 )
 
