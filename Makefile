@@ -64,8 +64,9 @@ bench-rl: trl
 	$(BIN)/python benchmarks/rl.py
 
 # Builds the documentation into build/site, without network access once the packages are installed.
+# With --quiet, MkDocs would not count warnings, and --strict would let dead links pass.
 docs: setup .venv/.installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 .venv/.installed-docs: pyproject.toml | setup
 	$(BIN)/pip install --quiet -e '.[docs]'
