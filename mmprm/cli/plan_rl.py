@@ -31,7 +31,6 @@ from mmprm.cli.plan_shared import (
 from mmprm.cli.shared.options import add_config_options, load_config
 from mmprm.config import load
 from mmprm.errors import ConfigError
-from mmprm.hardware import HardwareConfig
 from mmprm.planning.fitting import Changes
 from mmprm.planning.parts import MemoryPlan
 from mmprm.planning.rl import RLSettings, Role, rl_plan
@@ -137,7 +136,7 @@ def rl_changes(config: RLConfig, prompt_tokens: int = PROMPT_TOKENS) -> Iterator
     for size in (2, 4, 8):
         if size > engine.tensor_parallel_size:
             yield {"engine.tensor_parallel_size": size}
-    yield from _more_ranks(config.hardware, config)
+    yield from _more_ranks(config)
 
 
 def _engine_changes(config: RLConfig) -> Iterator[Changes]:
@@ -151,11 +150,12 @@ def _engine_changes(config: RLConfig) -> Iterator[Changes]:
         yield {"engine.max_model_len": length}
 
 
-def _more_ranks(hardware: HardwareConfig, config: RLConfig) -> Iterator[Changes]:
-    """Yield more GPUs; all of them train, unless engines have GPUs of their own."""
+def _more_ranks(config: RLConfig) -> Iterator[Changes]:
+    """Yield more GPUs, with as large a share of ranks, and larger GPUs."""
+    hardware = config.hardware
     for change in more_gpus(hardware):
-        factor = change["hardware.gpus"] // hardware.gpus
-        yield {**change, "trainer.ranks": config.trainer.ranks * factor}
+        factor = change.get("hardware.gpus", hardware.gpus) // hardware.gpus
+        yield {**change, "trainer.ranks": config.trainer.ranks * factor} if factor > 1 else change
 
 
 def _longest(config: RLConfig, prompt_tokens: int) -> int:

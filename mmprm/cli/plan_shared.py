@@ -20,7 +20,10 @@ from mmprm.training.lora import LoraConfig
 
 GPUS_PER_NODE = 8
 """GPUs of a node, for the number of nodes of a larger run."""
-MAX_GPUS = 1024
+MAX_FACTOR = 16
+"""Largest factor by which a larger number of GPUs is proposed."""
+LARGER_GPUS = (139, 178)
+"""Memory of larger GPUs in GiB: H200 and B200."""
 
 PlanWith = Callable[[Sequence[str]], MemoryPlan]
 """Plans the configuration of a command with further `key=value` overrides."""
@@ -107,14 +110,17 @@ def trainer_changes(
 
 
 def more_gpus(hardware: HardwareConfig, *keys: str) -> Iterator[Changes]:
-    """Yield larger numbers of GPUs, doubling; `keys` are those that count as many GPUs as `hardware.gpus`."""
+    """Yield larger numbers of GPUs, doubling, and larger GPUs; `keys` count as many GPUs as `hardware.gpus`."""
     gpus = hardware.gpus * 2
-    while gpus <= MAX_GPUS:
+    while gpus <= hardware.gpus * MAX_FACTOR:
         nodes = max(hardware.nodes, -(-gpus // GPUS_PER_NODE))
         if gpus % nodes == 0:
             own = {"hardware.nodes": nodes} if nodes != hardware.nodes else {}
             yield {"hardware.gpus": gpus, **own, **dict.fromkeys(keys, gpus)}
         gpus *= 2
+    for memory in LARGER_GPUS:
+        if memory > hardware.gpu_memory_gib:
+            yield {"hardware.gpu_memory_gib": memory}
 
 
 def halved(value: int, least: int) -> Iterator[int]:

@@ -56,15 +56,14 @@ def size_of(dtype: Dtype) -> int:
 def engine_parts(shape: Shape, engine: EngineSettings, gpu: float) -> Parts:
     """Return what an engine holds per GPU of `gpu` bytes.
 
-    The key-value cache takes what the other parts leave of gpu_memory_utilization, and is negative if nothing is left;
-    `kv_cache_gib` sets it instead.
+    The key-value cache takes what the other parts leave of gpu_memory_utilization; `kv_cache_gib` sets it instead.
     """
     parts = {
         "engine: weights": size_of(engine.dtype) * shape.total / engine.tensor_parallel,
         "engine: activations, context": CONTEXT + _activations(shape, engine),
         "engine: CUDA graphs": CUDA_GRAPHS if engine.compiled else 0.0,
     }
-    cache = engine.utilization * gpu - sum(parts.values())
+    cache = max(0.0, engine.utilization * gpu - sum(parts.values()))
     if engine.kv_cache_gib is not None:
         cache = engine.kv_cache_gib * GIB
     return {**parts, "engine: key-value cache": cache}
@@ -80,13 +79,13 @@ def engine_refusals(shape: Shape, engine: EngineSettings, parts: Parts) -> list[
         return []
     return [
         f"the key-value cache of an engine needs {needed / GIB:.1f} GiB for one sequence of {engine.longest:,} tokens, "
-        f"and gets {max(0.0, room) / GIB:.1f} GiB"
+        f"and gets {room / GIB:.1f} GiB"
     ]
 
 
 def cache_note(shape: Shape, engine: EngineSettings, parts: Parts, tokens: int) -> str:
     """Return how many sequences of `tokens` tokens the cache of an engine holds."""
-    held = max(0, int(parts["engine: key-value cache"] // _per_token(shape, engine)))
+    held = int(parts["engine: key-value cache"] // _per_token(shape, engine))
     return (
         f"An engine's cache holds {held:,} tokens: {held / tokens:,.0f} sequences of {tokens:,} at a time, of at most "
         f"{engine.max_num_seqs:,} (engine.max_num_seqs)."
@@ -102,7 +101,7 @@ def scorer_parts(shape: Shape, scorer: ScorerSettings, gpu: float) -> Parts:
     parts = {"scorer: weights": size * shape.total / split, "scorer: activations, context": CONTEXT + forward}
     if scorer.backend == "transformers":
         return parts
-    return {**parts, "scorer: key-value cache": scorer.utilization * gpu - sum(parts.values())}
+    return {**parts, "scorer: key-value cache": max(0.0, scorer.utilization * gpu - sum(parts.values()))}
 
 
 def scorer_refusals(shape: Shape, scorer: ScorerSettings, parts: Parts) -> list[str]:
@@ -116,7 +115,7 @@ def scorer_refusals(shape: Shape, scorer: ScorerSettings, parts: Parts) -> list[
         return []
     return [
         f"the key-value cache of the scorer needs {needed / GIB:.1f} GiB for a batch of {scorer.batch_tokens:,} "
-        f"tokens, and gets {max(0.0, room) / GIB:.1f} GiB"
+        f"tokens, and gets {room / GIB:.1f} GiB"
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from itertools import accumulate
+from itertools import accumulate, chain, combinations
 from typing import Any
 
 Changes = Mapping[str, Any]
@@ -13,8 +13,8 @@ Changes = Mapping[str, Any]
 def ways_to_fit(fits: Callable[[Changes], bool], changes: Iterable[Changes]) -> list[str]:
     """Return the changes, as options, that make a configuration fit.
 
-    Each of `changes` is tried alone; of those with the same keys, the first one counts. If none suffices, they are
-    combined in their order until the configuration fits, and those that it does not need are left out again.
+    Each of `changes` is tried alone; of those with the same keys, the first one counts. If none suffices, one
+    combination is returned: first of settings alone, then of two changes, then of all.
     """
     changes = list(changes)
     alone: dict[frozenset[str], Changes] = {}
@@ -23,14 +23,21 @@ def ways_to_fit(fits: Callable[[Changes], bool], changes: Iterable[Changes]) -> 
             alone[frozenset(change)] = change
     if alone:
         return [spelled(change) for change in alone.values()]
-    together = next((joint for joint in accumulate(changes, _join) if fits(joint)), None)
-    if together is None:
-        return []
-    for key in list(together):
-        fewer = {name: value for name, value in together.items() if name != key}
+    settings = [change for change in changes if not any(key.startswith("hardware.") for key in change)]
+    pairs = (_join(left, right) for left, right in combinations(changes, 2) if left.keys().isdisjoint(right))
+    for joint in chain(accumulate(settings, _join), pairs, accumulate(changes, _join)):
+        if fits(joint):
+            return [spelled(_needed(fits, joint))]
+    return []
+
+
+def _needed(fits: Callable[[Changes], bool], changes: Changes) -> Changes:
+    """Return the changes without those that the configuration does not need to fit."""
+    for key in list(changes):
+        fewer = {name: value for name, value in changes.items() if name != key}
         if fits(fewer):
-            together = fewer
-    return [spelled(together)]
+            changes = fewer
+    return changes
 
 
 def spelled(changes: Changes) -> str:

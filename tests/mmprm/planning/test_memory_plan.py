@@ -10,6 +10,7 @@ from torch import nn
 from transformers import Qwen2Config, Qwen2Model, Qwen3Config, Qwen3Model, Qwen3MoeConfig, Qwen3MoeModel
 
 from mmprm.planning.memory import (
+    LOGITS_IN_WORK,
     Layers,
     attention_operations,
     buffers,
@@ -23,6 +24,7 @@ from mmprm.planning.memory import (
     states,
     working_activations,
 )
+from policy_rl.trainer.policy import LOGITS_AT_ONCE
 
 
 @pytest.mark.parametrize(("stage", "gigabytes"), [(0, 120.0), (1, 31.4), (2, 16.6), (3, 1.9)])
@@ -182,6 +184,10 @@ def test_output_layer_by_hand() -> None:
     assert output_layer(rows, 4, 64, "fp32") == matrix + 4 * 64 * 4 + 4 * chunk, "no copy"
     assert output_layer(rows, 4, 64, "bf16", float32=False) == (matrix + 4 * 64 * 4) / 2 + 4 * chunk
     assert output_layer(rows, 4, 64, "bf16", backward=False) == matrix + 4 * 64 * 4 + 2 * chunk
+
+
+def test_the_logits_at_once_are_those_of_the_policy() -> None:
+    assert LOGITS_IN_WORK == LOGITS_AT_ONCE
 
 
 def test_key_value_cache_of_published_models() -> None:

@@ -51,6 +51,10 @@ def test_a_38b_scorer_in_float32_does_not_fit_on_one_gpu(capsys: pytest.CaptureF
     assert main(command) == 2
     error = capsys.readouterr().err
     assert "GiB in the phase scoring do not fit into 77.4 usable GiB of a GPU of 79" in error
+    assert error.endswith("what would fit: --set hardware.gpu_memory_gib=178\n")
+    assert main([*command, "--set", "scorer.backend=vllm"]) == 2
+    error = capsys.readouterr().err
+    assert error.endswith("what would fit: --set scorer.dtype=bfloat16 --set hardware.gpu_memory_gib=139\n")
     parts = plan_serve(read_served(None, [*SERVE_38B, "hardware.gpus=1"])).groups[0].phases["scoring"]
     assert parts["scorer: weights"] == 4 * 38_388_164_992
 

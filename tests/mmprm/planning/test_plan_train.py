@@ -66,6 +66,7 @@ def test_what_would_fit_does() -> None:
         "--set training.offload=optimizer",
         "--set lora.rank=16",
         "--set hardware.gpus=16 --set hardware.nodes=2",
+        "--set hardware.gpu_memory_gib=139",
     ]
     for way in found:
         assert plan_train(recipe("internvl3-38b", *one_node, *sets_of(way))).fits
@@ -75,7 +76,6 @@ def test_changes_are_combined_only_as_far_as_needed() -> None:
     sets = ["training.zero_stage=0", "training.micro_batch_tokens=16384", "hardware.gpus=1", "hardware.nodes=1"]
     (found,) = ways("qwen2.5-vl-72b", *sets, "hardware.gpu_memory_gib=40")
     assert found == ("--set training.zero_stage=3 --set training.micro_batch_tokens=8192 --set training.offload=all")
-    assert ways("qwen2.5-vl-72b", *sets, "hardware.gpu_memory_gib=4") == []
 
 
 def test_adapters_need_no_states_for_what_they_leave() -> None:
