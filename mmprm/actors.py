@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,6 +35,7 @@ ANSWER_SECONDS = 20.0
 """Time for Ray to answer a query about its own node before it counts as gone, in seconds."""
 CLOSE_SECONDS = 5.0
 """Time for a command to end once Ray is gone, in seconds."""
+AUTH_MODE = "RAY_AUTH_MODE"
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """If set to 0, Ray uses 127.0.0.1 as this machine's address on every platform, and listens only there."""
 
@@ -54,12 +55,13 @@ def connect(address: str | None = None) -> bool:
     if ray.is_initialized():
         return False
     found, source = cluster_address(address)
+    asks_for_token = True
     if found is not None:
-        _check_reachable(found, source)
+        asks_for_token = _check_reachable(found, source)
     else:
         _keep_to_loopback()
     try:
-        with kept_handlers():
+        with kept_handlers(), _token_mode(asks_for_token):
             ray.init(
                 address=found or "local",
                 include_dashboard=False if found is None else None,
@@ -217,6 +219,19 @@ def _hide_token() -> None:
         (Path.home() / ".ray/auth_token").chmod(0o600)
 
 
+@contextlib.contextmanager
+def _token_mode(asks_for_token: bool) -> Iterator[None]:
+    """Keep ray.init from using a token that it finds if the cluster has none: no worker could call this process."""
+    if asks_for_token or AUTH_MODE in os.environ:
+        yield
+        return
+    os.environ[AUTH_MODE] = "disabled"
+    try:
+        yield
+    finally:
+        del os.environ[AUTH_MODE]
+
+
 def _has_token() -> bool:
     from ray._raylet import AuthenticationTokenLoader
 
@@ -230,8 +245,11 @@ def _keep_to_loopback() -> None:
     ray_constants.ENABLE_RAY_CLUSTER = False  # read when ray was imported
 
 
-def _check_reachable(address: str, source: str) -> None:
-    """Raise SetupError unless a Ray answers at the address: Ray itself would retry silently for minutes."""
+def _check_reachable(address: str, source: str) -> bool:
+    """Return whether the Ray at the address asks for a token.
+
+    Raises SetupError unless a Ray answers there: Ray itself would retry silently for minutes.
+    """
     way_out = "start it there, give another address, or leave it out for a Ray of this machine's own"
     if source == "RAY_ADDRESS":
         way_out = "start it there, or unset RAY_ADDRESS"
@@ -245,28 +263,39 @@ def _check_reachable(address: str, source: str) -> None:
     if refusal is not None:
         raise SetupError(f"{source}={address}: no Ray listens there ({refusal}); {way_out}")
     if client:
-        return
+        return True
+    reason = _ill_health(host, port, "disabled", f"{source}={address}", way_out)
+    if reason is None:
+        return False
+    if "AuthenticationError" in reason and _has_token():
+        reason = _ill_health(host, port, "token", f"{source}={address}", way_out)
+    if reason is None:
+        return True
+    if "AuthenticationError" in reason:
+        raise SetupError(
+            f"{source}={address}: the Ray there asks for its token, and this machine has "
+            f"{'another one' if _has_token() else 'none'}: copy ~/.ray/auth_token of the machine on which the head was "
+            "started to here, or name a copy of it by RAY_AUTH_TOKEN_PATH"
+        )
+    raise SetupError(f"{source}={address}: no healthy Ray answers there ({reason}); {way_out}")
+
+
+def _ill_health(host: str, port: str, mode: str, what: str, way_out: str) -> str | None:
+    """Return why the Ray at the address fails its health check, or None if it passes.
+
+    It is asked in this authentication mode, unless the environment sets one.
+    """
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", f"{host}:{port}"]
-    # `ray start --head` and ray.init use a token that they find; the health check does so only if it is told to.
-    told = {"RAY_AUTH_MODE": "token"} if _has_token() else {}
-    environment = told | os.environ
+    environment = {AUTH_MODE: mode} | os.environ
     try:
         asked = subprocess.run(
             command, capture_output=True, text=True, timeout=HEALTH_SECONDS, check=False, env=environment
         )
     except subprocess.TimeoutExpired:
         raise SetupError(
-            f"{source}={address}: what listens there does not answer as Ray in {HEALTH_SECONDS:g} s; {way_out}"
+            f"{what}: what listens there does not answer as Ray in {HEALTH_SECONDS:g} s; {way_out}"
         ) from None
-    if asked.returncode:
-        reason = (asked.stderr.strip().splitlines() or ["no reason given"])[-1]
-        if "AuthenticationError" in reason:
-            raise SetupError(
-                f"{source}={address}: the Ray there asks for its token, and this machine has "
-                f"{'another one' if _has_token() else 'none'}: copy ~/.ray/auth_token of the machine on which the head "
-                "was started to here, or name a copy of it by RAY_AUTH_TOKEN_PATH"
-            )
-        raise SetupError(f"{source}={address}: no healthy Ray answers there ({reason}); {way_out}")
+    return (asked.stderr.strip().splitlines() or ["no reason given"])[-1] if asked.returncode else None
 
 
 def _refusal(host: str, port: int) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from mmprm import actors
 from mmprm.errors import SetupError
@@ -43,14 +45,14 @@ def test_a_missing_token_is_named(listener: str, modes: list[str | None], monkey
     monkeypatch.setattr(actors, "_has_token", lambda: False)
     with pytest.raises(SetupError, match=r"asks for its token, and this machine has none: copy ~/\.ray/auth_token"):
         actors._check_reachable(listener, "ray_address")
-    assert modes == [None]
+    assert modes == ["disabled"]
 
 
 def test_a_token_that_is_there_is_used(listener: str, modes: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actors, "_has_token", lambda: True)
     with pytest.raises(SetupError, match="this machine has another one: copy"):
         actors._check_reachable(listener, "RAY_ADDRESS")
-    assert modes == ["token"]
+    assert modes == ["disabled", "token"]
 
 
 def test_a_mode_that_is_set_stays(listener: str, modes: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,7 +60,20 @@ def test_a_mode_that_is_set_stays(listener: str, modes: list[str | None], monkey
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with pytest.raises(SetupError):
         actors._check_reachable(listener, "RAY_ADDRESS")
-    assert modes == ["disabled"]
+    assert set(modes) == {"disabled"}
+
+
+def test_a_cluster_without_a_token_is_joined_without_one(listener: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else its workers, which have no token, could not answer this process."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    healthy = subprocess.CompletedProcess((), 0, "", "")
+    monkeypatch.setattr(actors.subprocess, "run", lambda *_, **__: healthy)
+    monkeypatch.setattr(actors, "_has_token", lambda: True)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    modes: list[str | None] = []
+    monkeypatch.setattr(ray, "init", lambda **_: modes.append(os.environ.get("RAY_AUTH_MODE")))
+    assert actors.connect(listener)
+    assert (modes, "RAY_AUTH_MODE" in os.environ) == (["disabled"], False)
 
 
 def test_a_token_is_found_where_ray_looks_for_it(tmp_path: Path) -> None:
