@@ -99,7 +99,7 @@ def script(monkeypatch) -> Script:
 
     monkeypatch.setattr(rollouts, "ray", SimpleNamespace(remote=remote))
     monkeypatch.setattr(rollouts.actors, "kill", kill)
-    monkeypatch.setattr(rollouts, "engine_places", lambda engine, size: ([engine] * size, {"num_cpus": 1}))
+    monkeypatch.setattr(rollouts, "engine_resources", lambda engine, size: ([engine] * size, {"num_cpus": 1}))
     return script
 
 
@@ -200,7 +200,7 @@ GPU_PLACES = [{"num_gpus": 0, "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES
 async def start_on_gpus(colocated: bool = False, **engine) -> RolloutPool:
     settings = EngineConfig(model="m", max_num_seqs=16, dtype="float32", **engine)
     config = RolloutConfig(colocated=colocated)
-    return await RolloutPool.start(settings, SamplingConfig(), PromptConfig(), config, positions=GPU_PLACES)
+    return await RolloutPool.start(settings, SamplingConfig(), PromptConfig(), config, options=GPU_PLACES)
 
 
 async def test_a_dead_engine_is_replaced_where_weights_go_from_gpu_to_gpu(script):
