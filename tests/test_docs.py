@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import importlib.util
 import re
@@ -21,6 +22,7 @@ from mmprm.config import Config, build, describe
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+PACKAGES = ("mcts", "mmprm", "policy_rl")
 PAGES = [ROOT / "README.md", *sorted(DOCS.rglob("*.md"))]
 README_ROW = re.compile(r"^\| \[`mmprm ([a-z ]+)`\]\((docs/[a-z-]+\.md)\) \|", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -28,6 +30,7 @@ CODE_BLOCK = re.compile(r"^```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND_LINE = re.compile(r"^(?:\$ )?(?:torchrun .* -m )?mmprm (.+)$", re.MULTILINE)
 KEY_TABLE = re.compile(r"^\| key of `mmprm (\w+)` \| default .*\n\|[-|]+\n((?:\|.*\n)+)", re.MULTILINE)
 SHOWN_CONFIG = re.compile(r"^```yaml\n# mine/(\w+)\.yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
+OWN_MESSAGES = re.compile(r"^\| message(?: or symptom)? \| cause .*\n\|[-|]+\n((?:\|.*\n)+)", re.MULTILINE)
 API_MODULE = re.compile(r"^::: ([\w.]+)$", re.MULTILINE)
 KEY_ROW = re.compile(r"^\| `([\w.]+)` \| (.*?) \|", re.MULTILINE)
 
@@ -121,6 +124,29 @@ def test_the_reference_shows_type_default_and_description() -> None:
     assert "| `training.batch_size` | integer ≥ 1 | `512` | Number of samples per optimizer step" in page
     assert "| `packing` | `none`, `samples`, `trees` | `none` |" in page
     assert "| `model` | path | required |" in page
+
+
+def messages() -> str:
+    """Return every string of the code, with … for what an f-string fills in, and the Makefile."""
+    trees = [ast.parse(file.read_text(encoding="utf-8")) for name in PACKAGES for file in (ROOT / name).rglob("*.py")]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
+    texts = [node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    for node in nodes:
+        if isinstance(node, ast.JoinedStr):
+            texts.append("".join(part.value if isinstance(part, ast.Constant) else "…" for part in node.values))
+    return "\n".join([*texts, (ROOT / "Makefile").read_text(encoding="utf-8")])
+
+
+def test_troubleshooting_quotes_messages_as_they_are() -> None:
+    """Tables headed "message of another package" quote others."""
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    quoted = [
+        quote for table in OWN_MESSAGES.findall(page) for quote in re.findall(r"^\| `([^`]+)`", table, re.MULTILINE)
+    ]
+    fragments = [part.strip(" ,:;'=") for quote in quoted for part in quote.split("…")]
+    text = messages()
+    assert len(fragments) > 30
+    assert [part for part in fragments if len(part) > 8 and part not in text] == []
 
 
 def test_the_modules_of_the_api_pages_exist() -> None:
