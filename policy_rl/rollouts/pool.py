@@ -196,8 +196,8 @@ class RolloutPool:
         The distance is the mean absolute difference of their log-probabilities of the probe, in nats. Loading waits for
         all requests for the current version; requests for the new version wait for the loading.
 
-        Raises TrainingError if an engine does not load the weights within weights.timeout_seconds, or does not compute with
-        them.
+        Raises TrainingError if an engine does not load the weights within weights.timeout_seconds, or does not compute
+        with them.
         """
         async with self._slots.change_to(published.version):
             self._current = published

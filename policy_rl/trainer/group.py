@@ -46,9 +46,9 @@ GRACE_SECONDS = 10
 class TrainerGroup:
     """Run a Trainer on every rank. Starts Ray if it is not running.
 
-    `options`, one per rank, come from policy_rl.placement; by default each rank has a GPU if there are any. The group is
-    added to `starting` before it waits for its ranks, so that others can abandon it. The other arguments are those of
-    Trainer.
+    `options`, one per rank, come from policy_rl.placement; by default each rank has a GPU if there are any. The group
+    is added to `starting` before it waits for its ranks, so that others can abandon it. The other arguments are those
+    of Trainer.
     """
 
     def __init__(
