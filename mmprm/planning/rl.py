@@ -1,7 +1,6 @@
 """Estimate the memory of reinforcement learning by phase: rollout, log-probs, update, sync.
 
-Whether the weights are sent at the end of a step or at the beginning of the next one does not matter: a step goes
-through all four phases, and at every time the parts that are in work or awake must fit beside what each process keeps.
+In every phase, the parts that are in work or awake must fit beside what each process keeps during the whole run.
 """
 
 from __future__ import annotations
@@ -49,13 +48,17 @@ class RLSettings:
     nodes: int
     transport: Literal["ipc", "nccl", "file"]
     reference: bool
-    """Whether a reference model is loaded, sharded as the policy is."""
+    """Whether a reference model is loaded."""
     computes_log_probs: bool
     """Whether log-probabilities of policy or reference are computed before the updates."""
     scorer: ScorerSettings | None = None
     host_gib: float | None = None
+    shards_reference: bool = True
+    """Whether the reference model is sharded at stage 3 as the policy is, or whole on every rank."""
     keeps_cache: bool = False
-    """Whether a colocated trainer keeps what its allocator has cached when the engines wake; `mmprm rl` frees it."""
+    """Whether a colocated trainer keeps what its allocator has cached when the engines wake, or frees it first."""
+    wakes_at_once: bool = False
+    """Whether colocated engines wake with their cache before the sync, or with their weights alone."""
 
 
 def rl_plan(policy: Shape, prm: Shape | None, settings: RLSettings) -> MemoryPlan:
@@ -99,7 +102,7 @@ def _trainer(policy: Shape, settings: RLSettings, shared: bool) -> dict[str, Par
     trainer = settings.trainer
     held = dict(state_parts(policy, trainer))
     if settings.reference:
-        shards = trainer.ranks if trainer.stage == 3 else 1
+        shards = trainer.ranks if trainer.stage == 3 and settings.shards_reference else 1
         held["reference model"] = width(trainer.precision) * policy.total / shards
     backward, update = backward_parts(policy, trainer), update_parts(policy, trainer)
     fuller = backward if sum(backward.values()) >= sum(update.values()) else update
@@ -115,17 +118,16 @@ def _trainer(policy: Shape, settings: RLSettings, shared: bool) -> dict[str, Par
 
 
 def _engine(policy: Shape, settings: RLSettings, colocated: bool) -> dict[str, Parts]:
-    """Return the parts of an engine by phase.
-
-    A colocated engine sleeps while the trainer computes, and wakes for the sync with its weights alone.
-    """
+    """Return the parts of an engine by phase; a colocated engine sleeps while the trainer computes."""
     awake = engine_parts(policy, settings.engine, settings.gpu_gib * GIB)
     if not colocated:
         received = receive_buffers(policy, settings.engine, settings.transport)
         return {**dict.fromkeys(RL_PHASES, awake), "sync": {**awake, **received}}
     asleep = {"engine: asleep": ASLEEP if settings.engine.compiled else ASLEEP / 2}
-    without_cache = {name: size for name, size in awake.items() if name != "engine: key-value cache"}
-    return {"rollout": awake, "log-probs": asleep, "update": asleep, "sync": without_cache}
+    waking = dict(awake)
+    if not settings.wakes_at_once:
+        del waking["engine: key-value cache"]
+    return {"rollout": awake, "log-probs": asleep, "update": asleep, "sync": waking}
 
 
 def _send_buffers(policy: Shape, settings: RLSettings) -> float:

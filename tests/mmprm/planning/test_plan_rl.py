@@ -86,16 +86,33 @@ def test_the_reference_is_sharded_as_the_policy_is() -> None:
     assert "trainer: reference model" not in adapters["rollout"], "the policy without its adapters"
 
 
-def test_a_trainer_that_keeps_its_cache_leaves_too_little_for_the_engine() -> None:
-    """Of 79 GiB, states 16, engine 39.5, and the 19.4 that an update needs beside the states."""
-    config = recipe("mm-eureka-7b")
+def group_with(*sets: str, **settings: bool) -> GpuGroup:
+    """Return the GPUs of MM-Eureka-7B under other settings of the code than its own."""
+    config = recipe("mm-eureka-7b", *sets)
     policy = rl_shape(config)
-    settings = rl_settings(config, policy, PROMPT_TOKENS)
-    (freed,) = rl_plan(policy, None, settings).groups
-    (kept,) = rl_plan(policy, None, replace(settings, keeps_cache=True)).groups
+    (group,) = rl_plan(policy, None, replace(rl_settings(config, policy, PROMPT_TOKENS), **settings)).groups
+    return group
+
+
+def test_a_trainer_that_kept_its_cache_would_leave_too_little_for_the_engine() -> None:
+    """Of 79 GiB, states 16, engine 39.5, and the 19.4 that an update needs beside the states."""
+    freed, kept = group_with(), group_with(keeps_cache=True)
     working = freed.total("update") - freed.phases["update"]["engine: asleep"]
     assert kept.total("rollout") == pytest.approx(working + 39.5 * GIB)
     assert (freed.fits, kept.fits) == (True, False)
+
+
+def test_engines_that_woke_at_once_would_hold_their_cache_in_the_sync() -> None:
+    first, at_once = group_with(), group_with(wakes_at_once=True)
+    cache = at_once.phases["sync"]["engine: key-value cache"]
+    assert at_once.total("sync") - first.total("sync") == pytest.approx(cache)
+    assert cache == first.phases["rollout"]["engine: key-value cache"]
+
+
+def test_a_reference_that_is_not_sharded_is_whole_on_every_rank() -> None:
+    kl = "trainer.loss.kl.coefficient=0.001"
+    sharded, whole = group_with(kl), group_with(kl, shards_reference=False)
+    assert whole.total("update") - sharded.total("update") == pytest.approx(2 * TOTAL * 7 / 8)
 
 
 def test_log_probs_are_computed_first_only_where_they_are_needed() -> None:
