@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from ray.cluster_utils import Cluster
 from mmprm.problems import write_problems
 from mmprm.tiny.world import make_problems
 from mmprm.trees.store import Store
+from mmprm.trees.tallies import sessions
 
 pytestmark = pytest.mark.integration
 
@@ -39,20 +40,21 @@ def add_node(cluster: Cluster) -> object:
     return cluster.add_node(num_cpus=1, object_store_memory=100_000_000)
 
 
-def until(condition: Callable[[], bool], seconds: float = START_SECONDS) -> None:
+def until_engines(campaign: subprocess.Popen[bytes], run: Path, count: int, seconds: float = START_SECONDS) -> None:
+    """Wait until the campaign has this number of engines."""
     end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
+    while engines(run) != count:
+        assert campaign.poll() is None, "the campaign has ended"
+        assert time.monotonic() < end, f"{engines(run)} engines, not {count}"
         time.sleep(0.2)
 
 
-def engines(run: Path) -> list[int]:
-    """The numbers of engines that the campaign had so far."""
+def engines(run: Path) -> int:
     if not (run / "trees.sqlite").is_file():
-        return []
+        return 0
     store = Store.read(run)
     try:
-        return [count for (count,) in store.rows("SELECT engines FROM sessions ORDER BY number")]
+        return sessions(store)[-1].engines if sessions(store) else 0
     finally:
         store.close()
 
@@ -65,21 +67,25 @@ def test_one_raylet_is_killed_one_joins_late_and_one_leaves(cluster: Cluster, tm
     sets = [word for key in (*keys, "search.max_rollouts=2000") for word in ("--set", key)]
     command = [sys.executable, "-m", "mmprm", "annotate", "--config", "configs/annotate/tiny.yaml", *sets]
     environment = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True) as campaign:
+    log = tmp_path / "log"
+    with (
+        log.open("w") as output,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=output, stderr=output) as campaign,
+    ):
         try:
-            until(lambda: engines(run)[-1:] == [2])
+            until_engines(campaign, run, 2)
             cluster.remove_node(first, allow_graceful=False)
-            until(lambda: engines(run)[-1:] == [1], 60)
+            until_engines(campaign, run, 1, 60)
             add_node(cluster)
-            until(lambda: engines(run)[-1:] == [2])
+            until_engines(campaign, run, 2)
             add_node(cluster)  # a third slot: nobody asked for it
-            until(lambda: engines(run)[-1:] == [3])
+            until_engines(campaign, run, 3)
             cluster.remove_node(second, allow_graceful=True)
-            _, said = campaign.communicate(timeout=2 * START_SECONDS)
+            assert campaign.wait(2 * START_SECONDS) == 0
         finally:
             campaign.kill()
-    assert campaign.returncode == 0, said
-    assert "the cluster has room for more engines: starting 1" in said
+            print(log.read_text())  # shown if the test fails
+    assert "the cluster has room for more engines: starting 1" in log.read_text()
     summary = json.loads((run / "summary.json").read_text())
     assert summary["problems"] == {"open": 0, "done": PROBLEMS, "failed": 0}
     assert (summary["workers"], summary["rollouts"]) == (3, summary["new_rollouts"])
