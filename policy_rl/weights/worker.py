@@ -6,6 +6,7 @@ all of its elements is an error.
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -70,10 +71,15 @@ def read_weights(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) of all files, and update `counted` to [tensors, bytes].
 
-    Raises TrainingError for a tensor that is not the one that was written.
+    Raises TrainingError for a tensor that is not the one that was written, and if this machine does not see the folder.
     """
     from safetensors import safe_open
 
+    if not folder.is_dir():
+        raise TrainingError(
+            f"{folder}: this engine's machine, {socket.gethostname()}, does not see what the trainer wrote there on "
+            "another one; set weights.folder to a folder on shared storage"
+        )
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             found = (file.metadata() or {}).get("version")

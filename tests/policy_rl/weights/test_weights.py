@@ -96,6 +96,13 @@ def test_weights_that_are_hardly_older_do_not_pass_for_new_ones(tmp_path):
     assert len(list(read_weights(Path(old.folder), 1, old.checksums, [0, 0]))) == 4
 
 
+def test_an_engine_on_another_machine_says_what_it_does_not_see(tmp_path):
+    with pytest.raises(
+        TrainingError, match=r"/elsewhere: this engine's machine, .* set weights\.folder to a folder on"
+    ):
+        list(read_weights(tmp_path / "elsewhere", 1, {}, [0, 0]))
+
+
 def test_a_checksum_is_of_bytes_in_their_order():
     """CRC-32 of "123456789" is 0xCBF43926 (the check value of its standard)."""
     digits = torch.tensor(list(b"123456789"), dtype=torch.uint8)
