@@ -134,7 +134,7 @@ def _key_tables(model: type[Config]) -> Iterator[str]:
         yield f"### `{group}`" if group else "### Keys"
         lines = ["| key | type | default | description |", "|---|---|---|---|"]
         lines += [_key_row(model, *row) for row in members]
-        yield "\n".join(lines)
+        yield "\n".join(['<div class="keys" markdown>', "", *lines, "", "</div>"])
 
 
 def _group(model: type[Config], key: str) -> str:
