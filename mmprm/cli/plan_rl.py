@@ -41,6 +41,8 @@ from policy_rl.placement import Placement, place_run
 from policy_rl.weights.config import transport_of
 
 PROMPT_TOKENS = 2048
+TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
+"""Values of engine.tensor_parallel_size to propose."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,7 +94,6 @@ def plan_rl(config: RLConfig, prompt_tokens: int = PROMPT_TOKENS) -> MemoryPlan:
 def rl_settings(config: RLConfig, policy: Shape, prompt_tokens: int) -> RLSettings:
     """Return the settings of a run that determine its memory."""
     trainer, hardware, kl = config.trainer, config.hardware, config.trainer.loss.kl.coefficient
-    placed = place_run(config, [hardware.gpus // hardware.nodes] * hardware.nodes)
     settings = trainer_settings(
         trainer.optimization, trainer.ranks, _longest(config, prompt_tokens), trainer.gradient_checkpointing
     )
@@ -100,7 +101,7 @@ def rl_settings(config: RLConfig, policy: Shape, prompt_tokens: int) -> RLSettin
     return RLSettings(
         trainer=replace(settings, float32_logits=trainer.float32_logits),
         engine=engine_settings(config.engine, policy),
-        gpus=roles(placed),
+        gpus=roles(_placed(config)),
         gpu_gib=hardware.gpu_memory_gib,
         nodes=hardware.nodes,
         transport=transport_of(config.weights, True, config.rollouts.colocated),
@@ -109,6 +110,14 @@ def rl_settings(config: RLConfig, policy: Shape, prompt_tokens: int) -> RLSettin
         scorer=scorer_settings(scorer) if scorer else None,
         host_gib=hardware.host_memory_gib,
     )
+
+
+def _placed(config: RLConfig) -> Placement:
+    hardware = config.hardware
+    try:
+        return place_run(config, [hardware.gpus // hardware.nodes] * hardware.nodes)
+    except ConfigError as error:
+        raise ConfigError(f"hardware.gpus={hardware.gpus}: {error}; or raise hardware.gpus") from error
 
 
 def roles(placed: Placement) -> dict[tuple[Role, ...], int]:
@@ -133,8 +142,8 @@ def rl_changes(config: RLConfig, prompt_tokens: int = PROMPT_TOKENS) -> Iterator
     checkpointing = {} if trainer.gradient_checkpointing else {"trainer.gradient_checkpointing": True}
     lora = {} if trainer.lora else {"trainer.lora.rank": 16}
     yield from trainer_changes(trainer.optimization, "trainer.optimization", longest, checkpointing, lora)
-    for size in (2, 4, 8):
-        if size > engine.tensor_parallel_size:
+    for size in TENSOR_PARALLEL_SIZES:
+        if size != engine.tensor_parallel_size:
             yield {"engine.tensor_parallel_size": size}
     yield from _more_ranks(config)
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mcts.config import CampaignConfig
-from mmprm.cli.plan_rl import PROMPT_TOKENS, add_prompt_option
+from mmprm.cli.plan_rl import PROMPT_TOKENS, TENSOR_PARALLEL_SIZES, add_prompt_option
 from mmprm.cli.plan_shared import (
     engine_settings,
     halved,
@@ -107,8 +107,8 @@ def serve_changes(config: Served) -> Iterator[Changes]:
             yield {"engine.max_model_len": length}
         for percent in (90, 80, 70, 60, 50, 45, 40, 30, 20):
             yield {"engine.gpu_memory_utilization": percent / 100}
-        for size in (2, 4, 8):
-            if size > engine.tensor_parallel_size:
+        for size in TENSOR_PARALLEL_SIZES:
+            if size != engine.tensor_parallel_size:
                 yield {"engine.tensor_parallel_size": size}
     yield from more_gpus(config.hardware)
 

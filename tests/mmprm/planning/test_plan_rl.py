@@ -143,13 +143,16 @@ def test_the_cache_of_an_engine_needs_room_for_one_sequence() -> None:
     assert plan_rl(recipe("mm-eureka-7b", *short)).fits
 
 
-def test_heads_must_divide() -> None:
-    plan = plan_rl(recipe("mm-eureka-7b", "engine.tensor_parallel_size=8"))
-    assert "engine.tensor_parallel_size=8 must divide the 28 attention heads" in plan.shortfalls()
+def test_heads_must_divide(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", "rl", "--config", str(CONFIGS / "rl" / "mm-eureka-7b.yaml")]
+    assert main([*command, "--set", "engine.tensor_parallel_size=8"]) == 2
+    error = capsys.readouterr().err
+    assert "engine.tensor_parallel_size=8 must divide the 28 attention heads" in error
+    assert error.endswith("what would fit: --set engine.tensor_parallel_size=1\n")
 
 
 def test_a_run_without_enough_gpus_says_so() -> None:
-    with pytest.raises(ConfigError, match=r"rollouts\.engines.*trainer\.ranks=8"):
+    with pytest.raises(ConfigError, match=r"hardware\.gpus=4: rollouts\.engines.*trainer\.ranks=8"):
         plan_rl(recipe("mm-eureka-7b", "hardware.gpus=4"))
 
 
