@@ -171,6 +171,18 @@ def test_sft_on_two_torchrun_agents_started_by_slurm(site: Path) -> None:
     assert len(ranks) == 2, "one rank of each agent"
 
 
+def test_ssh_starts_one_agent_per_machine_of_which_the_first_opens_the_port(site: Path) -> None:
+    write_script(site / ".venv/bin/torchrun", 'printf "%s|" "$@"\necho\n')
+    done = run(site, "deploy/ssh/run.sh", "torchrun", "train", "--set", "output=a folder")
+    assert done.returncode == 0, done.stderr
+    (remote,) = (site / "logs").glob("*.log")
+    here, there = (text.strip().split("|") for text in (done.stdout, remote.read_text()))
+    assert here[-6:] == there[-6:] == ["-m", "mmprm", "train", "--set", "output=a folder", ""]
+    different = [pair for pair in zip(here, there, strict=True) if pair[0] != pair[1]]
+    waits = "join_timeout=600,read_timeout=600"
+    assert different == [(f"{waits},is_host=true", f"{waits},is_host=false")]
+
+
 def test_an_agent_that_is_alone_ends_with_an_error(site: Path) -> None:
     started = time.monotonic()
     alone = {"NODES": "2", "NODE_RANK": "0", "HEAD": "localhost", "RUN_ID": "7", "WAIT": "3"}
