@@ -156,6 +156,15 @@ def test_a_run_without_enough_gpus_says_so() -> None:
         plan_rl(recipe("mm-eureka-7b", "hardware.gpus=4"))
 
 
+def test_a_model_that_is_not_written_yet_needs_a_published_shape(capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["plan", "rl", "--config", str(CONFIGS / "rl" / "prm-rl.yaml")]
+    assert main([*command, "--set", "hardware.shapes={}"]) == 2
+    error = capsys.readouterr().err
+    assert "process.scorer.prm=runs/internvl3-8b/train/prm: config.json not found" in error
+    assert "--set 'hardware.shapes={runs/internvl3-8b/train/prm: Qwen2.5-VL-7B-Instruct}'" in error
+    assert main([*command, "--set", "hardware.shapes={runs/internvl3-8b/train/prm: Qwen2.5-VL-7B-Instruct}"]) == 0
+
+
 def test_what_does_not_fit_is_refused_with_a_change_that_does(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["plan", "rl", "--config", str(CONFIGS / "rl" / "mm-eureka-7b.yaml")]
     greedy = ["--set", "engine.gpu_memory_utilization=0.9"]
