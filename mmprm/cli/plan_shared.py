@@ -12,10 +12,10 @@ from mmprm.planning.fitting import Changes, ways_to_fit
 from mmprm.planning.parts import MemoryPlan, memory_text
 from mmprm.planning.shapes import Shape, shape_of
 from mmprm.planning.trainer import TrainerSettings
-from mmprm.sampling.config import EngineConfig
+from mmprm.sampling.config import LocalEngineConfig
 from mmprm.scoring.config import ScorerConfig
 from mmprm.tiny.model import weights_path
-from mmprm.training.config import TrainingConfig
+from mmprm.training.config import OptimizationConfig
 from mmprm.training.lora import LoraConfig
 
 GPUS_PER_NODE = 8
@@ -30,12 +30,14 @@ PlanWith = Callable[[Sequence[str]], MemoryPlan]
 
 
 def report_plan(plan: MemoryPlan, plan_with: PlanWith, changes: Iterable[Changes]) -> None:
-    """Print a plan; raise ConfigError with what would fit, if it does not."""
+    """Print a plan; if it does not fit, raise ConfigError with changes that would make it fit."""
     print(memory_text(plan))
     if plan.fits:
         return
     ways = ways_to_fit(lambda change: _fits(plan_with, change), changes)
-    found = f"what would fit: {'; '.join(ways)}" if ways else "nothing here would fit: take a smaller model"
+    found = (
+        f"what would fit: {'; '.join(ways)}" if ways else "none of the known changes would fit; choose a smaller model"
+    )
     raise ConfigError("\n".join([*plan.shortfalls(), found]))
 
 
@@ -45,14 +47,15 @@ def model_shape(
     key: str,
     frozen: tuple[str, ...] = (),
     lora: LoraConfig | None = None,
+    judges: bool = False,
 ) -> Shape:
-    """Return the shape of a configured model; `key` names it in errors."""
+    """Return the shape of a configured model, which is a PRM if it `judges`; `key` names it in errors."""
     name = hardware.shapes.get(model, model)
-    return shape_of(str(weights_path()) if name == "tiny" else name, frozen, lora, key)
+    return shape_of(str(weights_path()) if name == "tiny" else name, frozen, lora, judges, key)
 
 
 def trainer_settings(
-    training: TrainingConfig, ranks: int, longest: int, checkpointing: bool, reads_logits: bool = True
+    training: OptimizationConfig, ranks: int, longest: int, checkpointing: bool, reads_logits: bool = True
 ) -> TrainerSettings:
     """Return the settings of a trainer whose longest sequence has `longest` tokens."""
     return TrainerSettings(
@@ -67,7 +70,7 @@ def trainer_settings(
     )
 
 
-def engine_settings(engine: EngineConfig, shape: Shape) -> EngineSettings:
+def engine_settings(engine: LocalEngineConfig, shape: Shape) -> EngineSettings:
     """Return the settings of an engine."""
     return EngineSettings(
         dtype=engine.dtype,
@@ -88,7 +91,7 @@ def scorer_settings(scorer: ScorerConfig) -> ScorerSettings:
 
 
 def trainer_changes(
-    training: TrainingConfig, prefix: str, longest: int, checkpointing: Changes, lora: Changes
+    training: OptimizationConfig, prefix: str, longest: int, checkpointing: Changes, lora: Changes
 ) -> Iterator[Changes]:
     """Yield possible changes of a trainer, those with the smallest cost first.
 

@@ -28,10 +28,19 @@ from mmprm.prm.train import TrainConfig
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
-    parser.add_argument("--paths", type=int, help="paths to train on, for steps and GPU-hours")
-    parser.add_argument("--path-tokens", type=int, default=2048, help="mean tokens of a path, image included (2048)")
-    parser.add_argument("--tflops", type=float, default=989, help="dense bf16 peak of a GPU (989, an H100; A100: 312)")
-    parser.add_argument("--mfu", type=float, default=0.35, help="share of the peak that training reaches (0.35)")
+    parser.add_argument("--paths", type=int, help="number of paths to train on, for the steps and GPU-hours")
+    parser.add_argument(
+        "--path-tokens", type=int, default=2048, help="mean number of tokens per path, images included (2048)"
+    )
+    parser.add_argument(
+        "--tflops",
+        type=float,
+        default=989,
+        help="dense bf16 peak per GPU in TFLOP/s (989 for an H100; 312 for an A100)",
+    )
+    parser.add_argument(
+        "--mfu", type=float, default=0.35, help="share of the peak that training reaches, or MFU (0.35)"
+    )
     add_config_options(parser, TrainConfig)
 
 
@@ -44,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     tokens, gpus = arguments.path_tokens, config.hardware.gpus
     if arguments.paths is None:
         batch = config.training.batch_size
-        print(f"{batch * tokens:,} tokens per step: {batch:,} paths of {tokens:,}; --paths gives steps and GPU-hours")
+        print(f"{batch * tokens:,} tokens per step: {batch:,} paths of {tokens:,}; add --paths for steps and GPU-hours")
     else:
         cost = cost_of(shape, config, gpus, arguments.paths, tokens, arguments.tflops * 1e12, arguments.mfu)
         print(cost_text(cost, arguments.paths, tokens, gpus, arguments.mfu))
@@ -58,7 +67,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 def train_shape(config: TrainConfig) -> Shape:
     """Return the shape of the model to train."""
-    return model_shape(config.model, config.hardware, "model", config.frozen, config.lora)
+    return model_shape(config.model, config.hardware, "model", config.frozen, config.lora, judges=True)
 
 
 def plan_train(config: TrainConfig) -> MemoryPlan:
@@ -80,10 +89,10 @@ def train_changes(config: TrainConfig) -> Iterator[Changes]:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raise ConfigError for an option that is not a possible number."""
+    """Raise ConfigError for an option outside its range."""
     for name in ("paths", "path_tokens", "tflops"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
-            raise ConfigError(f"--{name.replace('_', '-')}={value} must be at least 1")
+            raise ConfigError(f"--{name.replace('_', '-')}={value} must be at least 1; raise it")
     if not 0 < arguments.mfu <= 1:
-        raise ConfigError(f"--mfu={arguments.mfu} must lie in (0, 1]; large dense models reach 0.3 to 0.5")
+        raise ConfigError(f"--mfu={arguments.mfu} must lie in (0, 1]; use 0.3 to 0.5 for a large dense model")

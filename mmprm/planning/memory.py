@@ -137,21 +137,28 @@ def working_activations(layers: Layers, tokens: int, longest: int, precision: Pr
 
 
 def output_layer(
-    rows: int, hidden: int, tokens: int, precision: Precision, float32: bool = True, backward: bool = True
+    rows: int,
+    hidden: int,
+    tokens: int,
+    precision: Precision,
+    float32: bool = True,
+    backward: bool = True,
+    trained: bool = True,
 ) -> float:
     """Return the maximum of bytes for the log-probabilities of T tokens over a vocabulary of V rows.
 
     These are a float32 copy of the matrix (4VH, if bf16 is multiplied in float32) and of the hidden states (4TH); four
     tensors of at most 2²⁶ logits (scaled, their log-softmax, and the gradients of both; two without backward); and,
-    with backward, the gradient of the matrix and of the hidden states. If there is more than one chunk of logits, a
-    chunk's gradient exists beside the sum of the others.
+    with backward, the gradient of the hidden states and, if it is trained, of the matrix. If there is more than one
+    chunk of logits, a chunk's gradient exists beside the sum of the others.
     """
     e = 4 if float32 else width(precision)
     copies = e * hidden * (rows + tokens) if float32 and precision == "bf16" else 0.0
     logits = 4 * min(LOGITS_IN_WORK, tokens * rows)
     if not backward:
         return copies + 2 * logits
-    gradients = e * hidden * ((2 if tokens * rows > LOGITS_IN_WORK else 1) * rows + tokens)
+    matrices = (2 if tokens * rows > LOGITS_IN_WORK else 1) if trained else 0
+    gradients = e * hidden * (matrices * rows + tokens)
     return copies + gradients + 4 * logits
 
 

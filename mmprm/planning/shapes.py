@@ -20,7 +20,7 @@ from mmprm.errors import ConfigError
 from mmprm.planning.architectures import ARCHITECTURES, published
 from mmprm.planning.memory import Layers
 from mmprm.prm.train import TrainConfig, prepare
-from mmprm.training.lora import LoraConfig
+from mmprm.training.lora import LoraConfig, add_adapters
 
 NO_SHAPES: Mapping[str, str] = MappingProxyType({})
 TILES = 13
@@ -104,17 +104,26 @@ def shape_text(name: str, shape: Shape) -> str:
 
 
 @lru_cache(maxsize=64)
-def shape_of(model: str, frozen: tuple[str, ...] = (), lora: LoraConfig | None = None, key: str = "model") -> Shape:
+def shape_of(
+    model: str,
+    frozen: tuple[str, ...] = (),
+    lora: LoraConfig | None = None,
+    judges: bool = False,
+    key: str = "model",
+) -> Shape:
     """Build the model on the meta device, frozen and adapted as training does, without creating weights.
 
-    `key` names the model in errors.
+    Beside adapters, a PRM (`judges`) also trains rows of its embeddings. `key` names the model in errors.
     """
     model_config = _model_config(model, key)
     images = type(model_config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     with torch.device("meta"):
         kind = AutoModelForImageTextToText if images else AutoModelForCausalLM
         backbone = kind.from_config(model_config)
-        prepare(_Sketch(backbone), TrainConfig(model=model, labels="", output="", frozen=frozen, lora=lora))
+        own = lora if judges else None
+        prepare(_Sketch(backbone), TrainConfig(model=model, labels="", output="", frozen=frozen, lora=own))
+        if lora and not judges:
+            add_adapters(backbone, lora, (), ())
     parts = {part: [0, 0] for part in (*PARTS, "embeddings")}
     largest = in_experts = 0
     for name, parameter in backbone.named_parameters():

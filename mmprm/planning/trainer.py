@@ -64,11 +64,12 @@ def backward_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
     )
     working = {"largest layer, in work": working_activations(layers, *setting)}
     if trainer.reads_logits:
-        logits = output_layer(shape.rows, layers.hidden, tokens, precision, trainer.float32_logits)
+        trained = shape.trains("embeddings")
+        logits = output_layer(shape.rows, layers.hidden, tokens, precision, trainer.float32_logits, trained=trained)
         working = _larger(working, {"output layer, in work": logits})
     elif shape.trains("embeddings"):
         # Only two rows of the output layer are read, but their gradient is as large as the whole matrix.
-        working = {**working, "output rows": width(precision) * shape.largest}
+        working = {**working, "output rows": width(precision) * shape.rows * layers.hidden}
     return {
         "activations": kept_activations(layers, *setting),
         **working,

@@ -183,6 +183,8 @@ def test_output_layer_by_hand() -> None:
     assert output_layer(rows, 4, 65, "bf16") == (matrix + 4 * 65 * 4) + (2 * matrix + 4 * 65 * 4) + 4 * chunk
     assert output_layer(rows, 4, 64, "fp32") == matrix + 4 * 64 * 4 + 4 * chunk, "no copy"
     assert output_layer(rows, 4, 64, "bf16", float32=False) == (matrix + 4 * 64 * 4) / 2 + 4 * chunk
+    frozen = output_layer(rows, 4, 65, "bf16", trained=False)
+    assert frozen == (matrix + 4 * 65 * 4) + 4 * 65 * 4 + 4 * chunk, "as beside adapters"
     assert output_layer(rows, 4, 64, "bf16", backward=False) == matrix + 4 * 64 * 4 + 2 * chunk
 
 

@@ -63,6 +63,14 @@ def test_the_update_holds_the_output_layer_in_float32() -> None:
     assert in_bf16.get("trainer: output layer, in work", 0) < logits
 
 
+def test_adapters_have_no_gradient_of_the_output_layer() -> None:
+    update = only_group("mm-eureka-7b", "trainer.lora.rank=16").phases["update"]
+    assert "trainer: output layer, in work" not in update, "smaller than the largest layer"
+    shape = rl_shape(recipe("mm-eureka-7b", "trainer.lora.rank=16"))
+    assert shape.parts["embeddings"] == (0, 2 * MATRIX)
+    assert update["trainer: gradients"] == 4 * shape.trained / 8
+
+
 def test_buffers_of_the_sync() -> None:
     """The largest tensor gathered and copied; ipc packs into 1 GiB or that tensor, nccl into up to three buffers."""
     ipc = only_group("mm-eureka-7b").phases["sync"]
