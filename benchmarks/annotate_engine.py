@@ -25,7 +25,7 @@ import ray
 from mcts.campaign import run_campaign
 from mcts.config import CampaignConfig
 from mcts.progress import CampaignSummary
-from mmprm.cli.demo import PROMPT, SAMPLING
+from mmprm.cli.demo import DEMO_PROMPT, SAMPLING
 from mmprm.config import build
 from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
 from mmprm.problems import write_problems
@@ -88,7 +88,7 @@ def annotate(schedule: str, problems: Sequence[Problem], folder: Path, seed: int
         "output": str(folder),
         "problems": {"path": str(folder / "problems.jsonl")},
         "engine": {"model": "tiny"},
-        "prompt": PROMPT.model_dump(),
+        "prompt": DEMO_PROMPT.model_dump(),
         "sampling": SAMPLING.model_dump(),
         "seed": seed,
     }
@@ -113,7 +113,7 @@ class AllAtOnce:
         from mmprm.sampling.vllm_sampler import VllmSampler
 
         engine = on_one_core(EngineConfig(model=str(weights_path())), core)
-        self._sampler = VllmSampler(engine, SAMPLING, PROMPT)
+        self._sampler = VllmSampler(engine, SAMPLING, DEMO_PROMPT)
 
     async def ask(self, requests: Sequence[SampleRequest]) -> tuple[int, float]:
         begun = time.perf_counter()
@@ -214,7 +214,7 @@ def _first_without_success(key: tuple[str, Steps], truth: dict[tuple[str, Steps]
 def _fresh_values(
     keys: Sequence[tuple[str, Steps]], problems: dict[str, Problem], seed: int
 ) -> dict[tuple[str, Steps], float]:
-    pool = SamplerPool(EngineConfig(model=str(weights_path())), SAMPLING, PROMPT)
+    pool = SamplerPool(EngineConfig(model=str(weights_path())), SAMPLING, DEMO_PROMPT)
     gate = asyncio.Semaphore(64)
 
     async def value(grader: SymbolicGrader, problem_id: str, steps: Steps) -> float:

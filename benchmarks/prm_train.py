@@ -28,7 +28,7 @@ from mmprm.convert.export import export_prm
 from mmprm.labels.export import ExportConfig, export_labels
 from mmprm.labels.parquet import LabeledExample, read_parquet, write_parquet
 from mmprm.prm.info import PrmTokens, read_info
-from mmprm.prm.judge import load_judge
+from mmprm.prm.judge import load_scoring_model
 from mmprm.prm.losses import soft_cross_entropy_sum
 from mmprm.prm.model import initialize_prm, save_prm
 from mmprm.prm.train import TrainConfig, train_prm
@@ -135,7 +135,7 @@ def _distinct_labels(folder: Path) -> int:
 def _largest_loss_difference(folder: Path) -> float:
     """Over the steps of two runs from the same weights on the same batches, both with a two-class head."""
     theirs = _trl(folder, COMPARED_BATCH, 1, COMPARED_STEPS, COMPARED_RATE, "sequential")["losses"]
-    judge, form = load_judge(str(folder / "trl"), read_info(folder / "trl"))
+    judge, form = load_scoring_model(str(folder / "trl"), read_info(folder / "trl"))
     training = TrainingConfig(
         learning_rate=COMPARED_RATE, final_learning_rate=1.0, warmup=0.0, precision="fp32", betas=(0.9, 0.95)
     )
@@ -164,7 +164,7 @@ def _rows(folder: Path) -> Iterator[tuple[Solution, Sequence[float]]]:
 
 
 def _trl_rows(folder: Path) -> Iterator[tuple[Sequence[int], Sequence[float]]]:
-    _, form = load_judge(str(folder / "trl"), read_info(folder / "trl"))
+    _, form = load_scoring_model(str(folder / "trl"), read_info(folder / "trl"))
     for solution, labels in _rows(folder):
         yield form.mark(solution).ids, labels
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mcts.capacity import FIRST, adapt
 from mcts.config import CampaignConfig
-from mcts.progress import CampaignSummary, Progress, announce_waiting, show
+from mcts.progress import CampaignSummary, Progress, show_progress
 from mcts.worker import Report, Worker, WorkerDiedError
 from mmprm import actors
 from mmprm.errors import SamplingError
@@ -142,7 +142,7 @@ class _Driver:
         counted for servers: an unreachable server is not caused by a problem."""
 
     async def run(self) -> None:
-        shown = asyncio.create_task(show(self._progress))
+        shown = asyncio.create_task(show_progress(self._progress))
         serving: dict[asyncio.Task[None], _Slot] = {}
         self._open_slots(serving, self._workers)
         try:
@@ -210,7 +210,7 @@ class _Driver:
     async def _open(self, slot: _Slot) -> Worker | None:
         slot.opening = True
         try:
-            return await announce_waiting(self._make_worker(slot.number), f"engine {slot.number} to start")
+            return await actors.wait(self._make_worker(slot.number), f"engine {slot.number} to start")
         except SamplingError as error:
             if slot.has_reported:  # it started before, so it may start again once its memory is released
                 raise WorkerDiedError(str(error)) from error
@@ -233,7 +233,7 @@ class _Driver:
                     await asyncio.sleep(self._config.commit_seconds)
                     continue
                 what = f"worker {slot.number} to report on {len(slot.in_flight)} problems"
-                report = await announce_waiting(self._next_report(worker), what)
+                report = await actors.wait(self._next_report(worker), what)
                 self._commit(report, slot)
                 if report.load is not None and self._config.trees_in_flight is None:
                     capacity = adapt(capacity, len(slot.in_flight), report.load)

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from mmprm.errors import DataError
 from mmprm.metrics import Interval, bootstrap_mean
-from mmprm.trees.tallies import Tally
+from mmprm.trees.tallies import ProblemTally
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CampaignEstimate:
     """Holds expected totals with 95 % bootstrap intervals over the pilot's problems.
 
     `tokens_per_engine_second` and `engine_hours` are None if the pilot recorded no engine time. `pilot_open` problems
@@ -33,9 +33,14 @@ class Plan:
         return _scaled(self.engine_hours, 1 / engines) if self.engine_hours else None
 
 
-def plan(
-    pilot: Sequence[Tally], engine_seconds: float, store_bytes: int, problems: int, seed: int = 0, resamples: int = 2000
-) -> Plan:
+def estimate_campaign(
+    pilot: Sequence[ProblemTally],
+    engine_seconds: float,
+    store_bytes: int,
+    problems: int,
+    seed: int = 0,
+    resamples: int = 2000,
+) -> CampaignEstimate:
     """Estimate each amount as its mean over the pilot's ended problems times `problems`.
 
     A problem's engine time is its tokens divided by the pilot's rate, Σ tokens / `engine_seconds`. Its share of the
@@ -54,7 +59,7 @@ def plan(
     tokens = total([tally.tokens for tally in ended])
     rate = sum(tally.tokens for tally in pilot) / engine_seconds if engine_seconds > 0 else None
     overhead = store_bytes / sum(tally.bytes for tally in pilot)
-    return Plan(
+    return CampaignEstimate(
         problems=problems,
         pilot_problems=len(ended),
         pilot_open=len(pilot) - len(ended),
@@ -67,7 +72,7 @@ def plan(
     )
 
 
-def plan_text(plan: Plan, pilot: str, engines: int | None) -> str:
+def plan_text(plan: CampaignEstimate, pilot: str, engines: int | None) -> str:
     """Format the plan as a table with a note on its intervals."""
     rows = [
         ("labels", plan.labels, ",.0f"),

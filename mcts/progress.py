@@ -7,21 +7,17 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from mmprm.files import whole_file
 from mmprm.terminal import raw
-from mmprm.trees.serialization import PackedBatch, count_verdicts, state_key
+from mmprm.trees.serialization import StoredBatch, count_verdicts, state_key
 from mmprm.trees.store import Finished
 from mmprm.trees.summary import StoreSummary
 from mmprm.types import Batch
 
-T = TypeVar("T")
-
-LONG_WAIT_SECONDS = 30.0
 PLAIN_LINE_SECONDS = 10.0
 """Seconds between two progress lines when the output is not a terminal."""
 
@@ -95,7 +91,7 @@ class Progress:
         """Record that the worker of these problems died; they will start again."""
         self.in_flight -= len(problem_ids)
 
-    def reported(self, batches: Sequence[PackedBatch], finished: Sequence[Finished]) -> None:
+    def reported(self, batches: Sequence[StoredBatch], finished: Sequence[Finished]) -> None:
         """Add the batches and ended problems of one worker report to the totals."""
         for batch in batches:
             self.rollouts += batch.counts.known + batch.counts.unknown
@@ -164,7 +160,7 @@ class Progress:
         return max(now - (self.first_start or now), 1e-3)
 
 
-async def show(progress: Progress) -> None:
+async def show_progress(progress: Progress) -> None:
     """Print the progress line until cancelled: updated in place on a terminal, otherwise as one line every 10 s."""
     if not sys.stderr.isatty():
         while True:
@@ -178,19 +174,6 @@ async def show(progress: Progress) -> None:
         while True:
             live.update(progress.line(), refresh=True)
             await asyncio.sleep(0.5)
-
-
-async def announce_waiting(awaitable: Awaitable[T], what: str) -> T:
-    """Await `awaitable`, and print a line that names what is waited for every 30 s."""
-    task = asyncio.ensure_future(awaitable)
-    waited = 0.0
-    try:
-        while not (await asyncio.wait([task], timeout=LONG_WAIT_SECONDS))[0]:
-            waited += LONG_WAIT_SECONDS
-            print(f"waiting for {what} ({waited:.0f} s)", file=sys.stderr, flush=True)
-        return await task
-    finally:
-        task.cancel()
 
 
 def reasons(counts: Counter[str]) -> str:

@@ -19,7 +19,7 @@ from mmprm import actors
 from mmprm.errors import MmprmError, SetupError
 from mmprm.types import Batch, Problem, Sampler
 
-CLOSE_SECONDS = 10.0
+_CLOSE_SECONDS = 10.0
 
 
 class EngineActor:
@@ -84,7 +84,7 @@ class RemoteWorker:
     async def close(self) -> None:
         try:
             with suppress(asyncio.TimeoutError, WorkerDiedError):
-                await asyncio.wait_for(_answer(self._actor.close.remote()), CLOSE_SECONDS)
+                await asyncio.wait_for(_answer(self._actor.close.remote()), _CLOSE_SECONDS)
         finally:
             if not actors.is_gone():
                 ray.kill(self._actor)
@@ -163,6 +163,7 @@ class RayWorkers:
 
 
 async def _answer(reference: Awaitable[Any]) -> Any:
+    """Return the actor's answer. The driver waits for it, and says what for (mcts.campaign)."""
     try:
         return await reference
     except RayTaskError as error:
@@ -170,4 +171,4 @@ async def _answer(reference: Awaitable[Any]) -> Any:
             raise error.cause from error
         raise
     except RayError as error:  # the actor's process or machine is gone, or its report was lost with it
-        raise WorkerDiedError(str(error)) from error
+        raise WorkerDiedError(str(actors.cause_of(error))) from error

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Iterable
 
 from mmprm.sampling.seeds import derive_seed
-from mmprm.steps import Split, StepFormat, split
+from mmprm.steps import StepFormat, StepSplit, split
 from mmprm.trees.evidence import passing
 from mmprm.types import (
     Batch,
@@ -96,7 +96,7 @@ class Roller:
         return Batch(self._problem.id, steps, first_sample, rollouts)
 
 
-def _rollout(completion: Completion, cut: Split, grading: Grading) -> Rollout:
+def _rollout(completion: Completion, cut: StepSplit, grading: Grading) -> Rollout:
     verdict, reason = grading.verdict, grading.reason
     if completion.finish_reason == "abort":
         verdict, reason = Verdict.UNKNOWN, "aborted by the engine"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from pydantic import Field, model_validator
 
-from mcts.tree import Candidate, SearchTree
+from mcts.tree import SearchCandidate, SearchTree
 from mmprm.trees.serialization import count_verdicts
 from mmprm.trees.stopping import StoppingRule, first_batch_size, next_batch_size
 from mmprm.types import Counts, Problem, Rollout, Steps, Tree
@@ -80,7 +80,7 @@ async def _run(tree: SearchTree, roll: Roll, config: SearchConfig) -> str:
     return "search budget"
 
 
-async def _find_first_error(tree: SearchTree, candidate: Candidate, roll: Roll, config: SearchConfig) -> bool:
+async def _find_first_error(tree: SearchTree, candidate: SearchCandidate, roll: Roll, config: SearchConfig) -> bool:
     """Find the first error of an incorrect rollout by binary search; return False if the rollout budget ran out.
 
     Invariant: some rollout from the first `sound` steps was correct, and none from the first `broken` steps was. The

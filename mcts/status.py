@@ -17,7 +17,7 @@ NAMES = 14
 
 
 @dataclass(frozen=True, slots=True)
-class Status:
+class CampaignStatus:
     """Describes everything in the store.
 
     Rates of rollouts and tokens are those of the latest session, and None before its first commit. Rates of labels are
@@ -51,7 +51,7 @@ class Status:
     projected_end: float | None
 
 
-def read_status(store: Store) -> Status:
+def read_status(store: Store) -> CampaignStatus:
     """Read the status of the campaign from its store."""
     summary = store.summary()
     runs = sessions(store)
@@ -72,7 +72,7 @@ def read_status(store: Store) -> Status:
         assert last is not None
         return amount / last.seconds
 
-    return Status(
+    return CampaignStatus(
         running=running,
         engines=last.engines if last else 0,
         sessions=len(runs),
@@ -104,7 +104,7 @@ def read_status(store: Store) -> Status:
     )
 
 
-def status_text(status: Status, run: str, now: float | None = None, width: int | None = None) -> str:
+def status_text(status: CampaignStatus, run: str, now: float | None = None, width: int | None = None) -> str:
     """Format the status as lines of at most `width` columns, if a width is given."""
     now = time.time() if now is None else now
     rows = [
@@ -129,7 +129,7 @@ def status_text(status: Status, run: str, now: float | None = None, width: int |
     return "\n".join(lines)
 
 
-def _state(status: Status, now: float) -> str:
+def _state(status: CampaignStatus, now: float) -> str:
     if status.last_commit is None:
         return "engines are starting" if status.running else "no engine has committed anything yet"
     ago = f"last commit {duration(max(now - status.last_commit, 0))} ago"
@@ -138,7 +138,7 @@ def _state(status: Status, now: float) -> str:
     return f"{'stopped' if status.problems['open'] else 'complete'}, {ago}"
 
 
-def _problems(status: Status) -> str:
+def _problems(status: CampaignStatus) -> str:
     counts = status.problems
     parts = [f"{counts['done']:,} done", f"{counts['failed']:,} failed", f"{counts['open']:,} open"]
     return f"{', '.join(parts)} ({status.begun:,} begun) of {sum(counts.values()):,}"
@@ -150,13 +150,13 @@ def _shares(ended: dict[str, int]) -> str:
     return ", ".join(f"{reason} {count:,} ({count / total:.1%})" for reason, count in most_first)
 
 
-def _labels(status: Status) -> str:
+def _labels(status: CampaignStatus) -> str:
     hourly = status.labels_per_engine_hour
     rate = f", {hourly:,.0f} per engine-hour ({status.engine_hours:,.2f} engine-hours)" if hourly is not None else ""
     return f"{status.labels:,} in {status.states:,} states{rate}"
 
 
-def _rollouts(status: Status) -> str:
+def _rollouts(status: CampaignStatus) -> str:
     verdicts = status.verdicts
     unknown = reasons(Counter(status.unknown_reasons))
     return (
@@ -164,7 +164,7 @@ def _rollouts(status: Status) -> str:
     )
 
 
-def _rate(status: Status) -> str:
+def _rate(status: CampaignStatus) -> str:
     if status.rollouts_per_second is None:
         return ""
     return (
@@ -173,7 +173,7 @@ def _rate(status: Status) -> str:
     )
 
 
-def _left(status: Status) -> str:
+def _left(status: CampaignStatus) -> str:
     if not status.problems["open"] or status.seconds_left is None:
         return ""
     end = status.projected_end
@@ -181,7 +181,7 @@ def _left(status: Status) -> str:
     return duration(status.seconds_left) + until
 
 
-def _failures(status: Status, run: str) -> str:
+def _failures(status: CampaignStatus, run: str) -> str:
     lines = [f"{problem_id}: {reason}" for problem_id, reason in status.failures.items()]
     more = f"… and {len(lines) - FAILURES_SHOWN} more (--json has all)" if len(lines) > FAILURES_SHOWN else ""
     again = f"run mmprm retry {run} to reopen them" if lines else ""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from mcts.value import q, u
-from mmprm.trees.evidence import Tally, counts_of, tally_passing
+from mmprm.trees.evidence import VerdictTally, counts_of, tally_passing
 from mmprm.trees.serialization import count_verdicts
 from mmprm.types import Counts, Node, Rollout, Steps, Tree, Verdict
 
@@ -30,7 +30,7 @@ class State:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class SearchCandidate:
     """Pairs a state with one of its incorrect rollouts, which is to be searched for its first error."""
 
     state: State
@@ -52,7 +52,7 @@ class SearchTree:
         self._heaps: dict[int, list[tuple[float, int]]] = {}
         self._numbered: list[State] = []
         self.states: dict[Steps, State] = {}
-        self._through: dict[Steps, Tally] = {}
+        self._through: dict[Steps, VerdictTally] = {}
         self._at_once: dict[Steps, int] = {}
         self.total_visits = 0
         self.total_rollouts = 0
@@ -99,7 +99,7 @@ class SearchTree:
         """
         return self._at_once.get(steps, 0)
 
-    def select(self) -> Candidate | None:
+    def select(self) -> SearchCandidate | None:
         """Remove and return the candidate of highest Q + U, or None if there is none. The earlier state wins ties."""
         best: tuple[float, int, int] | None = None
         for visits, heap in self._heaps.items():
@@ -117,7 +117,7 @@ class SearchTree:
         state.visits += 1
         self.total_visits += 1
         self._queue(state)
-        return Candidate(state, rollout, -negative_priority)
+        return SearchCandidate(state, rollout, -negative_priority)
 
     def freeze(self, problem_id: str) -> Tree:
         """Return an immutable copy of the tree, with the states in the order in which they were added."""

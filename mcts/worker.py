@@ -13,8 +13,8 @@ from mcts.roll import Roller
 from mcts.search import SearchConfig, search
 from mmprm.errors import EngineStoppedError, MmprmError
 from mmprm.steps import StepFormat
-from mmprm.trees.evidence import count_labels
-from mmprm.trees.serialization import PackedBatch, pack_batch
+from mmprm.trees.evidence import count_labeled_prefixes
+from mmprm.trees.serialization import StoredBatch, pack_batch
 from mmprm.trees.store import Finished
 from mmprm.types import Batch, Grader, Problem, Sampler
 
@@ -31,7 +31,7 @@ class Report:
     A problem's last batches are reported together with its end or earlier. `load` is the engine's load, if known.
     """
 
-    batches: tuple[PackedBatch, ...]
+    batches: tuple[StoredBatch, ...]
     finished: tuple[Finished, ...]
     load: Load | None = None
 
@@ -75,7 +75,7 @@ class LocalWorker:
         self._run_seed = run_seed
         self._config = config
         self._searches: set[asyncio.Task[None]] = set()
-        self._batches: list[PackedBatch] = []
+        self._batches: list[StoredBatch] = []
         self._finished: list[Finished] = []
         self._worth_reporting = asyncio.Event()
         self._stopped: EngineStoppedError | None = None
@@ -106,7 +106,9 @@ class LocalWorker:
         roller = Roller(problem, self._sampler, self._grader, self._step_format, self._run_seed, stored, self._emit)
         try:
             result = await search(problem, roller, self._config)
-            self._finished.append(Finished(problem.id, "done", result.ended, count_labels(result.tree, self._config)))
+            self._finished.append(
+                Finished(problem.id, "done", result.ended, count_labeled_prefixes(result.tree, self._config))
+            )
         except EngineStoppedError as error:  # not caused by the problem, which another worker resumes
             self._stopped = error
         except MmprmError as error:

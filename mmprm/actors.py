@@ -1,7 +1,11 @@
-"""Manage Ray in one place: join a cluster or start Ray locally, and detect when it is gone.
+"""Manage Ray in one place: join a cluster or start Ray locally, wait for actors, and detect when Ray is gone.
 
 connect(config.ray_address)                 # called by every command that uses actors
 result = run(main())                        # asyncio.run that raises EngineStoppedError when Ray is gone
+answer = await wait(actor.load.remote(), "engine 1 to start", timeout_seconds)
+
+A wait prints what it waits for every 30 s, ends with an error after its time limit, and raises the error of the actor's
+own code, or, for a dead actor, EngineStoppedError with what the process wrote last.
 """
 
 from __future__ import annotations
@@ -11,31 +15,28 @@ import atexit
 import contextlib
 import logging
 import os
-import socket
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from mmprm import orphans
-from mmprm.errors import EngineStoppedError, SetupError
+from mmprm.errors import EngineStoppedError, MmprmError, SetupError
+from mmprm.ray_address import AUTH_MODE, check_reachable, cluster_address
 from mmprm.signals import kept_handlers
+from mmprm.worker_logs import cause_of_death
 
 T = TypeVar("T")
 
-REACH_SECONDS = 10.0
-"""Time to try to connect to an address before it counts as unreachable, in seconds."""
-HEALTH_SECONDS = 30.0
-"""Time for the process at an address to pass Ray's health check, in seconds."""
+NOTICE_SECONDS = 30.0
+"""Time between two lines that say what is waited for, in seconds."""
 CHECK_SECONDS = 5.0
 ANSWER_SECONDS = 20.0
 """Time for Ray to answer a query about its own node before it counts as gone, in seconds."""
-CLOSE_SECONDS = 5.0
+_CLOSE_SECONDS = 5.0
 """Time for a command to end once Ray is gone, in seconds."""
-AUTH_MODE = "RAY_AUTH_MODE"
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 """If set to 0, Ray uses 127.0.0.1 as this machine's address on every platform, and listens only there."""
 
@@ -57,7 +58,7 @@ def connect(address: str | None = None) -> bool:
     found, source = cluster_address(address)
     asks_for_token = True
     if found is not None:
-        asks_for_token = _check_reachable(found, source)
+        asks_for_token = check_reachable(found, source)
     else:
         _keep_to_loopback()
     try:
@@ -71,37 +72,18 @@ def connect(address: str | None = None) -> bool:
     except Exception as error:  # Ray raises a plain Exception if its own processes fail to start
         reason = f"{type(error).__name__}: {error}".strip()
         if found is not None:
-            raise SetupError(f"{source}={found}: Ray cannot be joined there: {reason}") from error
+            raise SetupError(
+                f"{source}={found}: Ray cannot be joined there ({reason}); check that both run the same versions of "
+                "Ray and Python, or leave the address out"
+            ) from error
         raise SetupError(
-            f"Ray did not start on this machine: {reason}; see whether /tmp and /dev/shm have free space and whether "
-            "memory and processes are limited (ulimit -a), or join a cluster with ray_address"
+            f"Ray did not start on this machine: {reason}; check the free space of /tmp and /dev/shm and the limits on "
+            "memory and processes (ulimit -a), or join a cluster with ray_address"
         ) from error
     if found is None:
         orphans.stop_children()  # Ray's processes outlive a driver that is killed
         _hide_token()
     return True
-
-
-def cluster_address(address: str | None) -> tuple[str | None, str]:
-    """Return the address of the cluster to join, or None to start Ray locally, and the setting it came from."""
-    if address not in (None, "", "auto"):
-        return (None if address == "local" else address), "ray_address"
-    if said := os.environ.get("RAY_ADDRESS"):
-        if said not in ("auto", "local"):
-            return said, "RAY_ADDRESS"
-        address = said
-    from ray._private import services
-
-    if address == "local":
-        return None, "RAY_ADDRESS"
-    if started := services.find_bootstrap_address(None):
-        return started, "ray start on this machine"
-    if address == "auto":
-        raise SetupError(
-            "ray_address=auto: no Ray runs on this machine; start one with ray start --head, give the cluster's "
-            "address, or leave the key out"
-        )
-    return None, ""
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
@@ -118,8 +100,8 @@ async def guarded(main: Coroutine[Any, Any, T]) -> T:
             reason = watch.result()
             _abandon(reason)
             task.cancel()
-            await asyncio.wait({task}, timeout=CLOSE_SECONDS)
-            raise EngineStoppedError(f"{reason}; what was finished is kept, and the same command resumes from there")
+            await asyncio.wait({task}, timeout=_CLOSE_SECONDS)
+            raise EngineStoppedError(f"{reason}; finished work is kept: run the same command again to resume")
         return task.result()
     finally:
         watch.cancel()
@@ -127,6 +109,112 @@ async def guarded(main: Coroutine[Any, Any, T]) -> T:
             task.cancel()
             if _gone is None:
                 await asyncio.gather(task, return_exceptions=True)
+
+
+class Patience:
+    """Keep the time of one wait: print what it waits for every 30 s, and raise an error at its limit.
+
+    `what` completes "waiting for …", and may be a function, called when it is printed. `way_out` says what the user can
+    change about the limit; `error` is the class of the error.
+    """
+
+    def __init__(
+        self,
+        what: str | Callable[[], str],
+        timeout_seconds: float | None = None,
+        way_out: str = "",
+        error: type[MmprmError] = EngineStoppedError,
+    ) -> None:
+        self._what, self._way_out, self._error = what, way_out, error
+        self._started = time.monotonic()
+        self._limit = timeout_seconds
+        self._noticed = 0.0
+        self.is_silent = False
+
+    def seconds(self) -> float:
+        """Return how long to wait before calling this again. Raises the error if the limit has been reached."""
+        waited = time.monotonic() - self._started
+        if self._limit is not None and waited >= self._limit:
+            way_out = f"; {self._way_out}" if self._way_out else ""
+            raise self._error(f"waited {self._limit:g} s in vain for {self._text()}{way_out}")
+        if waited - self._noticed >= NOTICE_SECONDS:
+            self._noticed = waited
+            if not self.is_silent:
+                print(f"waiting for {self._text()} ({waited:.0f} s)", file=sys.stderr, flush=True)
+        next_notice = self._noticed + NOTICE_SECONDS
+        return max(0.0, min(next_notice, next_notice if self._limit is None else self._limit) - waited)
+
+    def shorten(self, seconds: float) -> None:
+        """Wait at most this many seconds from now on, without further notices."""
+        end = time.monotonic() - self._started + seconds
+        self._limit = end if self._limit is None else min(end, self._limit)
+        self.is_silent = True
+
+    def _text(self) -> str:
+        return self._what if isinstance(self._what, str) else self._what()
+
+
+async def wait(
+    answer: Awaitable[T],
+    what: str | Callable[[], str],
+    timeout_seconds: float | None = None,
+    way_out: str = "",
+    error: type[MmprmError] = EngineStoppedError,
+    silent: bool = False,
+) -> T:
+    """Return an actor's answer, or the result of any other awaitable.
+
+    Raises what cause_of makes of the actor's error, and `error` after the limit; see Patience. `silent` prints nothing.
+    """
+    from ray.exceptions import RayError
+
+    patience = Patience(what, timeout_seconds, way_out, error)
+    patience.is_silent = silent
+    task = asyncio.ensure_future(answer)
+    try:
+        while not task.done():
+            await asyncio.wait([task], timeout=patience.seconds())
+        return task.result()
+    except RayError as failure:
+        raise cause_of(failure, patience._text()) from None
+    finally:
+        task.cancel()
+
+
+def wait_all(
+    references: Sequence[Any],
+    what: str | Callable[[], str],
+    timeout_seconds: float | None = None,
+    way_out: str = "",
+    error: type[MmprmError] = EngineStoppedError,
+) -> list[Any]:
+    """Return the answers to all references in order, for callers without an event loop. Raises like `wait`."""
+    import ray
+    from ray.exceptions import RayError
+
+    patience = Patience(what, timeout_seconds, way_out, error)
+    waiting = list(references)
+    try:
+        while waiting:
+            done, waiting = ray.wait(waiting, timeout=patience.seconds())
+            ray.get(done)
+        return ray.get(list(references))
+    except RayError as failure:
+        raise cause_of(failure, patience._text()) from None
+
+
+def cause_of(error: Exception, what: str = "") -> MmprmError:
+    """Return the error raised in the actor if it is an MmprmError, else EngineStoppedError with its text.
+
+    Ray wraps the original error and puts both tracebacks into the text. For a dead actor, its text has no reason; the
+    last lines of the process's log are added if this machine has them. `what` says what was waited for.
+    """
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, MmprmError):
+        return cause
+    text = str(error)
+    last = cause_of_death(text)
+    return EngineStoppedError((f"{what}: " if what else "") + text + (f"; it wrote last: {last}" if last else ""))
 
 
 def is_gone() -> bool:
@@ -189,7 +277,7 @@ def _reason() -> str | None:
 
     node = worker._global_node
     try:
-        if node is not None and (dead := node.dead_processes()):  # processes started by this process
+        if node is not None and (dead := node.dead_processes()):  # these are the processes that this process started
             return f"Ray is gone: its {dead[0][0]} has ended"
         own = ray.get_runtime_context().get_node_id()
         _nodes[:] = ray.nodes()
@@ -232,80 +320,8 @@ def _token_mode(asks_for_token: bool) -> Iterator[None]:
         del os.environ[AUTH_MODE]
 
 
-def _has_token() -> bool:
-    from ray._raylet import AuthenticationTokenLoader
-
-    return AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
-
-
 def _keep_to_loopback() -> None:
     os.environ[LOOPBACK_ONLY] = "0"
     from ray._private import ray_constants
 
     ray_constants.ENABLE_RAY_CLUSTER = False  # read when ray was imported
-
-
-def _check_reachable(address: str, source: str) -> bool:
-    """Return whether the Ray at the address asks for a token.
-
-    Raises SetupError unless a Ray answers there: Ray itself would retry silently for minutes.
-    """
-    way_out = "start it there, give another address, or leave it out for a Ray of this machine's own"
-    if source == "RAY_ADDRESS":
-        way_out = "start it there, or unset RAY_ADDRESS"
-    elif source != "ray_address":
-        way_out = "run ray stop to forget it, or ray start --head to start it again"
-    client = address.startswith("ray://")
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdecimal():
-        raise SetupError(f"{source}={address}: must be host:port, for example 10.0.0.1:6379; {way_out}")
-    refusal = _refusal(host.strip("[]"), int(port))
-    if refusal is not None:
-        raise SetupError(f"{source}={address}: no Ray listens there ({refusal}); {way_out}")
-    if client:
-        return True
-    reason = _ill_health(host, port, "disabled", f"{source}={address}", way_out)
-    if reason is None:
-        return False
-    if "AuthenticationError" in reason and _has_token():
-        reason = _ill_health(host, port, "token", f"{source}={address}", way_out)
-    if reason is None:
-        return True
-    if "AuthenticationError" in reason:
-        raise SetupError(
-            f"{source}={address}: the Ray there asks for its token, and this machine has "
-            f"{'another one' if _has_token() else 'none'}: copy ~/.ray/auth_token of the machine on which the head was "
-            "started to here, or name a copy of it by RAY_AUTH_TOKEN_PATH"
-        )
-    raise SetupError(f"{source}={address}: no healthy Ray answers there ({reason}); {way_out}")
-
-
-def _ill_health(host: str, port: str, mode: str, what: str, way_out: str) -> str | None:
-    """Return why the Ray at the address fails its health check, or None if it passes.
-
-    It is asked in this authentication mode, unless the environment sets one.
-    """
-    command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", f"{host}:{port}"]
-    environment = {AUTH_MODE: mode} | os.environ
-    try:
-        asked = subprocess.run(
-            command, capture_output=True, text=True, timeout=HEALTH_SECONDS, check=False, env=environment
-        )
-    except subprocess.TimeoutExpired:
-        raise SetupError(
-            f"{what}: what listens there does not answer as Ray in {HEALTH_SECONDS:g} s; {way_out}"
-        ) from None
-    return (asked.stderr.strip().splitlines() or ["no reason given"])[-1] if asked.returncode else None
-
-
-def _refusal(host: str, port: int) -> str | None:
-    """Return why nothing can be reached at the address, or None if something listens there."""
-    end = time.monotonic() + REACH_SECONDS
-    while True:
-        try:
-            with socket.create_connection((host, port), timeout=max(1.0, end - time.monotonic())):
-                return None
-        except OSError as error:
-            if time.monotonic() + 1 > end or isinstance(error, socket.gaierror):
-                return error.strerror or str(error)
-            time.sleep(1)  # a head node may be starting

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import httpx
 from pydantic import Field, field_validator
 
-from mmprm.answers import MIB, Answer, Failure, read_answer
 from mmprm.config import Config
 from mmprm.errors import ConfigError, EngineStoppedError, SamplingError
+from mmprm.http_response import Failure, HttpResponse, read_response
 from mmprm.terminal import plain_text
 
 CONNECT_SECONDS = 10.0
@@ -38,8 +38,8 @@ _BUSY = {408, 429, 502, 503, 504}
 _REFUSED = {400, 413, 422}
 """The server read this request and rejects it. Other requests may be valid."""
 _WAYS_OUT = {
-    401: "set api_key_env to the environment variable that holds the key",
-    403: "the key does not open this model; set api_key_env to another key's variable",
+    401: "set api_key_env to the name of the environment variable that holds the key",
+    403: "the key has no access to this model; set api_key_env to the variable of another key",
     404: "check the model's name and the path of the URL, which often ends in /v1",
 }
 
@@ -69,7 +69,9 @@ class ClientConfig(Config):
             if parts.scheme not in ("http", "https") or not parts.hostname:
                 raise ValueError("each must begin with http:// or https://, for example http://localhost:8000/v1")
             if parts.username or parts.password or parts.query:
-                raise ValueError("must hold no user, password or query; put the key into a variable for api_key_env")
+                raise ValueError(
+                    "must not contain a user, password or query; put the key into a variable named by api_key_env"
+                )
         if len(set(urls)) != len(urls):
             raise ValueError("holds the same URL twice; remove the duplicate")
         return tuple(url.rstrip("/") for url in urls)
@@ -202,9 +204,7 @@ class Client:
             content = None if body is None else json.dumps(body).encode()
             request = self._http.build_request("GET" if content is None else "POST", url + path, content=content)
             # httpx limits the time between two chunks, but not the total time.
-            answer = await asyncio.wait_for(
-                read_answer(self._http, request, self._config.max_answer_mib * MIB), seconds
-            )
+            answer = await asyncio.wait_for(read_response(self._http, request, self._config.max_answer_mib), seconds)
         except httpx.ConnectTimeout as error:
             raise Failure("no connection", f"within {CONNECT_SECONDS:g} s", busy=True) from error
         except (asyncio.TimeoutError, httpx.TimeoutException) as error:
@@ -232,13 +232,13 @@ class Client:
         self._last_answer = time.monotonic()
         return True
 
-    def _not_ok(self, url: str, answer: Answer) -> Exception:
+    def _not_ok(self, url: str, answer: HttpResponse) -> Exception:
         status, detail = answer.status, self.quoted(answer.message)
         if status in _BUSY or status >= 500:
             return Failure(f"status {status}", detail, busy=status in _BUSY, retry_after=answer.retry_after)
         text = f"{url}: status {status}: {detail}"
         if status in _REFUSED:
-            error: SamplingError = SamplingError(f"{text}; change what the message names, or see the server's log")
+            error: SamplingError = SamplingError(f"{text}; correct what the message names, or check the server's log")
         else:
             error = EngineStoppedError(f"{text}; {_WAYS_OUT.get(status, 'check the URL')}")
         error.__cause__ = Failure(f"status {status}", detail)
@@ -281,7 +281,7 @@ def _reply(values: Any, body: Body) -> Reply:
         reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise Failure("answer is not a chat completion", reason) from error
     if len(parsed) != n:
-        raise Failure("answer has a wrong number of choices", f"asked for {n}, got {len(parsed)}")
+        raise Failure("answer has an incorrect number of choices", f"asked for {n}, got {len(parsed)}")
     return Reply(parsed, tokens, values.get("prompt_text"))
 
 

@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
@@ -34,7 +34,7 @@ def whole_file(
     path: str | Path,
     mode: str = "w",
     error: type[MmprmError] = DataError,
-    way_out: str = "free space or choose another place",
+    way_out: str = "free some space or choose another path",
 ) -> Iterator[IO[Any]]:
     """Yield a file that replaces `path` at the end of the block; if the block fails, `path` is unchanged.
 
@@ -60,7 +60,7 @@ def whole_file(
             os.fsync(file.fileno())
             os.replace(temporary, path)
     except FileExistsError as caught:  # raised by mkdir
-        raise error(f"{path}: cannot be written ({path.parent} is no folder); {way_out}") from caught
+        raise error(f"{path}: cannot be written ({path.parent} is not a folder); {way_out}") from caught
     except OSError as caught:
         raise error(f"{path}: cannot be written ({caught.strerror or caught}); {way_out}") from caught
     finally:
@@ -153,9 +153,12 @@ def locked(folder: Path, key: str) -> Iterator[None]:
             "choose another folder"
         ) from error
     except OSError as error:
-        print(f"{key}={folder}: cannot be locked ({error.strerror}); start no second run there", file=sys.stderr)
+        print(
+            f"{key}={folder}: cannot be locked ({error.strerror}); make sure that no other run writes there",
+            file=sys.stderr,
+        )
     try:
-        with contextlib.suppress(OSError):  # only used in the message above; the disk may be full
+        with contextlib.suppress(OSError):  # only used in the message above, so a full disk is no reason to stop
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"{os.getpid()}\n".encode())
         yield
@@ -163,15 +166,22 @@ def locked(folder: Path, key: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def parse_json(text: str | bytes, location: str, error: type[MmprmError] = DataError) -> Any:
-    """Return the value of a JSON text, or raise `error` naming `place` and the reason, including JSON nested too
-    deeply for Python's parser."""
+def parse_json(
+    text: str | bytes,
+    location: str,
+    error: type[MmprmError] = DataError,
+    object_hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
+) -> Any:
+    """Return the value of a JSON text, or raise `error` naming `location` and the reason.
+
+    JSON nested too deeply for Python's parser is an error too. `object_hook` gets the pairs of each object.
+    """
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=object_hook)
     except RecursionError as caught:
-        raise error(f"{location}: is nested too deep to be read as JSON; write it flatter") from caught
+        raise error(f"{location}: is nested too deeply to be read as JSON; flatten it") from caught
     except ValueError as caught:
-        raise error(f"{location}: is not JSON: {caught}") from caught
+        raise error(f"{location}: is not JSON: {caught}; correct it") from caught
 
 
 def logged_rows(path: Path, keys: Iterable[str] = ("step",)) -> Iterator[dict[str, Any]]:
@@ -192,4 +202,4 @@ def logged_rows(path: Path, keys: Iterable[str] = ("step",)) -> Iterator[dict[st
         if isinstance(row, dict) and all(key in row for key in keys) and type(row.get("step")) is int:
             yield row
         else:
-            print(f"{path}: line {number} is damaged and left out", file=sys.stderr, flush=True)
+            print(f"{path}: line {number} is damaged and is skipped", file=sys.stderr, flush=True)

@@ -64,7 +64,7 @@ _ENVIRONMENT = re.compile(r"\\(begin|end)\{([^{}\n]+)\}")
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
+class StepSplit:
     """Result of a split: either `"".join(steps)` is the text and `reason` is None, or `steps` is empty and `reason`
     states why the text could not be split."""
 
@@ -72,7 +72,7 @@ class Split:
     reason: str | None = None
 
 
-def split(text: str, step_format: StepFormat) -> Split:
+def split(text: str, step_format: StepFormat) -> StepSplit:
     """Cut a response, or a continuation that begins at a step boundary, into its steps without losing a character.
 
     With tags, text before a step's tag belongs to that step, and what follows the last step (the answer) is a step of
@@ -81,7 +81,7 @@ def split(text: str, step_format: StepFormat) -> Split:
     "nested step", "stray end of step", "unclosed answer".
     """
     if not text.strip():
-        return Split((), "empty")
+        return StepSplit((), "empty")
     return _SPLITTERS[step_format](text)
 
 
@@ -94,11 +94,11 @@ def plain(step: str, step_format: StepFormat) -> str:
     return step.strip()
 
 
-def plain_split(text: str, step_format: StepFormat) -> Split:
+def plain_split(text: str, step_format: StepFormat) -> StepSplit:
     """Return the plain steps of a response, or the reason why it has none."""
     found = split(text, step_format)
     steps = tuple(plain(step, step_format) for step in found.steps)
-    return Split(steps, found.reason) if all(steps) else Split((), "empty step")
+    return StepSplit(steps, found.reason) if all(steps) else StepSplit((), "empty step")
 
 
 def _left_of_mark(mark: re.Match[str]) -> str:
@@ -108,23 +108,23 @@ def _left_of_mark(mark: re.Match[str]) -> str:
     return (mark["think"] or "") + (mark["bold"] if opens_bold else "")
 
 
-def _split_tags(text: str) -> Split:
+def _split_tags(text: str) -> StepSplit:
     boundaries, inside = [], False
     for tag in _TAG.finditer(text):
         closes = tag[1] == "/"
         if closes != inside:
-            return Split((), "stray end of step" if closes else "nested step")
+            return StepSplit((), "stray end of step" if closes else "nested step")
         inside = not closes
         if closes:
             boundaries.append(_LINE_BREAKS.match(text, tag.end()).end())
     if inside:
-        return Split((), "unclosed step")
+        return StepSplit((), "unclosed step")
     tail = text[boundaries[-1] :] if boundaries else text
     if "<answer>" in tail and "</answer>" not in tail:
-        return Split((), "unclosed answer")
+        return StepSplit((), "unclosed answer")
     if not boundaries and "<answer>" not in text:
-        return Split((), "no step")
-    return Split(_cut(text, boundaries))
+        return StepSplit((), "no step")
+    return StepSplit(_cut(text, boundaries))
 
 
 def ends_with_step_tag(text: str) -> bool:
@@ -138,12 +138,12 @@ def ends_within(text: str) -> bool:
     return _regions(text)[1]
 
 
-def _split_blank_lines(text: str) -> Split:
+def _split_blank_lines(text: str) -> StepSplit:
     """Split at blank lines, except inside a code block, a LaTeX environment or display math."""
-    return Split(_cut(text, (match.end() for match in _outside(_BLANK_LINES.finditer(text), text))))
+    return StepSplit(_cut(text, (match.end() for match in _outside(_BLANK_LINES.finditer(text), text))))
 
 
-def _split_numbered(text: str) -> Split:
+def _split_numbered(text: str) -> StepSplit:
     """Split at numbers. A number that does not follow the previous one, or is not formatted like the first one,
     belongs to a list within a step."""
     starts, last = [], None
@@ -155,9 +155,9 @@ def _split_numbered(text: str) -> Split:
     answers = [match.start() for match in _outside(_ANSWER_LINE.finditer(text), text)[-1:]]
     answers = [answer for answer in answers if not starts or answer > starts[-1]]
     if not starts and not answers:
-        return Split((), "no step")
+        return StepSplit((), "no step")
     # Text before the first number introduces that step.
-    return Split(_cut(text, sorted({*starts[1:], *answers})))
+    return StepSplit(_cut(text, sorted({*starts[1:], *answers})))
 
 
 def _alike(marks: list[re.Match[str]]) -> list[re.Match[str]]:

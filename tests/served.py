@@ -14,7 +14,7 @@ import httpx
 from mmprm.errors import DataError
 from mmprm.scoring.http.server import Server
 from mmprm.scoring.http.service import PROBE, Service
-from mmprm.scoring.http.wire import Limits, ModelOut
+from mmprm.scoring.http.wire import ModelOut, ServiceLimits
 from mmprm.scoring.open import ClosableScorer
 from mmprm.types import Solution, StepScores
 
@@ -48,8 +48,8 @@ class StepScorer:
         self.closed = True
 
 
-def make_service(load: Callable[[], ClosableScorer], limits: Limits | None = None, **values: Any) -> Service:
-    limits = limits or Limits()
+def make_service(load: Callable[[], ClosableScorer], limits: ServiceLimits | None = None, **values: Any) -> Service:
+    limits = limits or ServiceLimits()
     facts = ModelOut(
         model="tiny",
         format="mm-prm",

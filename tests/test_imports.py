@@ -14,7 +14,19 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("mmprm", "mcts", "policy_rl")
 
 LAYERS = [
-    {"types", "errors", "metrics", "written", "files", "signals", "orphans", "actors", "terminal"},
+    {
+        "types",
+        "errors",
+        "metrics",
+        "written",
+        "files",
+        "signals",
+        "orphans",
+        "actors",
+        "ray_address",
+        "worker_logs",
+        "terminal",
+    },
     {
         "config",
         "hardware",
@@ -23,7 +35,7 @@ LAYERS = [
         "prompts",
         "rendering",
         "problems",
-        "answers",
+        "http_response",
         "client",
         "weights",
     },
@@ -44,7 +56,7 @@ LAYERS = [
 """Rooms of mmprm from left to right: a room imports from its own layer and from those to its left."""
 
 MCTS_MAY_USE = {
-    "answers",
+    "http_response",
     "terminal",
     "actors",
     "files",

@@ -52,7 +52,9 @@ def run(arguments: argparse.Namespace) -> None:
     """Run `mmprm consensus`."""
     config = load_config(arguments, ConsensusConfig)
     if (config.scorer is None) == (config.judge is None):
-        raise ConfigError("scorer and judge: exactly one must be set, for example --set scorer.prm=runs/train/prm")
+        raise ConfigError(
+            "scorer and judge: exactly one of them must be set; for example, use --set scorer.prm=runs/train/prm"
+        )
     examples = read_parquet(config.labels)
     root = Path(config.image_root or Path(config.labels).parent)
     check_images_below((example.problem for example in examples), root, config.labels)
@@ -62,21 +64,22 @@ def run(arguments: argparse.Namespace) -> None:
         assert config.scorer is not None
         examples, failures = _score(config.scorer, examples), {}
     write_parquet(config.output, examples)
-    print(summary(count_agreement(examples, config.agreement)))
+    print(agreement_summary(count_agreement(examples, config.agreement)))
     for reason, count in failures.items():
-        print(f"not judged: {count:,} {reason}")
+        print(f"not judged: {count:,} ({reason})")
     print(f"{config.output}: {len(examples):,} paths")
 
 
-def summary(counts: AgreementCounts) -> str:
+def agreement_summary(counts: AgreementCounts) -> str:
     """Return the agreement counts as text."""
     both = counts.both_correct + counts.both_incorrect
     judged = both + counts.label_alone_correct + counts.judge_alone_correct
     return (
         f"{judged + counts.unjudged:,} labeled steps, {judged:,} judged; they agree on {_share(both, judged)}: "
-        f"{counts.both_correct:,} right, {counts.both_incorrect:,} wrong; label alone right {counts.label_alone_correct:,}, "
-        f"judge alone right {counts.judge_alone_correct:,}\n"
-        f"first error (or none) agrees on {_share(counts.paths_agreeing, counts.paths)} of the paths"
+        f"{counts.both_correct:,} correct, {counts.both_incorrect:,} incorrect; only the label says correct "
+        f"{counts.label_alone_correct:,}, "
+        f"only the judge says correct {counts.judge_alone_correct:,}\n"
+        f"same first error (or none) on {_share(counts.paths_agreeing, counts.paths)} of the paths"
     )
 
 

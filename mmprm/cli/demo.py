@@ -41,7 +41,7 @@ from mmprm.sampling.config import EngineConfig, SamplingConfig
 from mmprm.sampling.pool import SamplerPool
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer
-from mmprm.selection.groups import Group, sample_groups, score_groups
+from mmprm.selection.groups import CandidateGroup, sample_groups, score_groups
 from mmprm.tiny.demo_metrics import gain_of, gain_summary, headlines_of, measure, report_of, summary_of
 from mmprm.tiny.image import blank
 from mmprm.tiny.model import weights_path
@@ -50,8 +50,8 @@ from mmprm.types import Problem, Verdict
 from policy_rl.config import RLConfig
 from policy_rl.run import train_policy
 
-SAMPLES = 8
-PROMPT = PromptConfig(preset="plain")
+_SAMPLES = 8
+DEMO_PROMPT = PromptConfig(preset="plain")
 SAMPLING = SamplingConfig(max_tokens=96)
 RL_RATE = 3e-4
 """Higher than the recipe's learning rate, because the demo takes only a few steps."""
@@ -74,7 +74,7 @@ class DemoConfig(Config):
     test_seed: int = 1000
     """Seed of the test problems, used for nothing else."""
     train_config: PathText = "configs/train/tiny.yaml"
-    """Configuration of the PRM training; base, labels and output are set by the demo."""
+    """Configuration of the PRM training; model, labels and output are set by the demo."""
     rl_config: PathText = "configs/rl/tiny.yaml"
     """Configuration of the policy training; engine.model, problems, held_out, output, steps, seed and the learning
     rate are set by the demo."""
@@ -86,7 +86,7 @@ class DemoConfig(Config):
 
 @dataclass
 class Clock:
-    """Wall-clock seconds per stage, in order."""
+    """Measures the wall-clock seconds of each stage, in order."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -155,7 +155,7 @@ def run(arguments: argparse.Namespace) -> None:
         output / "report.html", report_of(metrics, test, headlines, output / "train" / "metrics.jsonl", gain, facts)
     )
     _print(headlines)
-    print(f"{output / 'summary.json'} and {output / 'report.html'} hold the rest")
+    print(f"{output / 'summary.json'} and {output / 'report.html'} hold the details")
 
 
 def _print(headlines: Sequence[Headline]) -> None:
@@ -168,7 +168,9 @@ def _print(headlines: Sequence[Headline]) -> None:
 def _fresh_folder(config: DemoConfig) -> Path:
     output = Path(config.output)
     if output.exists() and any(output.iterdir()) and not (output / MARKER).exists():
-        raise DataError(f"output={output}: holds other files than a demo's; choose an empty folder with --set output=…")
+        raise DataError(
+            f"output={output}: contains files that no demo wrote; choose an empty folder with --set output=…"
+        )
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
     (output / MARKER).write_text(config.model_dump_json(indent=2) + "\n", encoding="utf-8")
@@ -184,7 +186,7 @@ def _annotate(config: DemoConfig, output: Path) -> CampaignSummary:
             "output": str(output / "annotate"),
             "problems": {"path": str(output / "problems.jsonl")},
             "engine": {"model": "tiny"},
-            "prompt": PROMPT.model_dump(),
+            "prompt": DEMO_PROMPT.model_dump(),
             "sampling": SAMPLING.model_dump(),
             "search": config.search.model_dump(),
             "seed": config.seed,
@@ -207,7 +209,7 @@ def _untrained(config: DemoConfig, output: Path) -> Path:
     return output / "untrained"
 
 
-def _sample(config: DemoConfig) -> tuple[list[Group], list[Group], float]:
+def _sample(config: DemoConfig) -> tuple[list[CandidateGroup], list[CandidateGroup], float]:
     """Return graded samples of both sets, and the policy's accuracy on the test problems with blank images."""
     development = [tiny.problem for tiny in make_problems(config.development, config.seed, "dev")]
     test = _test_problems(config)
@@ -220,17 +222,18 @@ def _test_problems(config: DemoConfig) -> list[Problem]:
     return [tiny.problem for tiny in make_problems(config.test, config.test_seed, "test")]
 
 
-def _sample_groups(policy: Path, sets: Sequence[Sequence[Problem]], seed: int) -> list[list[Group]]:
-    sampler = SamplerPool(EngineConfig(model=str(policy)), SAMPLING, PROMPT)
+def _sample_groups(policy: Path, sets: Sequence[Sequence[Problem]], seed: int) -> list[list[CandidateGroup]]:
+    sampler = SamplerPool(EngineConfig(model=str(policy)), SAMPLING, DEMO_PROMPT)
     grader = SymbolicGrader(GraderConfig())
 
-    async def groups(problems: Sequence[Problem]) -> list[Group]:
-        sampled = await sample_groups(problems, sampler, grader, samples=SAMPLES, step_format="tags", run_seed=seed)
+    async def groups(problems: Sequence[Problem]) -> list[CandidateGroup]:
+        sampled = await sample_groups(problems, sampler, grader, samples=_SAMPLES, step_format="tags", run_seed=seed)
         if sampled.failed:
-            raise DataError(f"sampling failed: {next(iter(sampled.failed.items()))}")
+            problem_id, reason = next(iter(sampled.failed.items()))
+            raise DataError(f"{problem_id}: sampling failed: {reason}; run mmprm doctor, then start the demo again")
         return sampled.groups
 
-    async def all_groups() -> list[list[Group]]:
+    async def all_groups() -> list[list[CandidateGroup]]:
         return await asyncio.gather(*map(groups, sets))
 
     try:
@@ -240,12 +243,12 @@ def _sample_groups(policy: Path, sets: Sequence[Sequence[Problem]], seed: int) -
         grader.close()
 
 
-def _pass_at_1(groups: Sequence[Group]) -> float:
+def _pass_at_1(groups: Sequence[CandidateGroup]) -> float:
     verdicts = [candidate.verdict for group in groups for candidate in group.candidates]
     return sum(verdict is Verdict.CORRECT for verdict in verdicts) / len(verdicts)
 
 
-def _score(prm: Path, *sets: Sequence[Group]) -> list[list[Group]]:
+def _score(prm: Path, *sets: Sequence[CandidateGroup]) -> list[list[CandidateGroup]]:
     scorer = open_scorer(ScorerConfig(prm=str(prm)))
     try:
         return [score_groups(groups, scorer) for groups in sets]
@@ -273,5 +276,5 @@ def _train_policy(config: DemoConfig, output: Path) -> Path:
     write_problems(Path(rl.problems.path), [tiny.problem for tiny in problems])
     trained = train_policy(rl)
     if trained.policy is None:
-        raise TrainingError(f"the demo was stopped at step {trained.steps} of {trained.total} of rl; start it again")
+        raise TrainingError(f"RL stopped at step {trained.steps} of {trained.total}; run mmprm demo again")
     return trained.policy

@@ -28,8 +28,7 @@ MAKE_SETUP = "run `make setup` (with EXTRA=gpu on a GPU machine)"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One line of the table. `remedy` is empty if all is well; `needed` states whether the demo needs it, or only
-    some commands."""
+    """Holds one line of the table. `remedy` is empty if nothing is missing; `needed` is true if the demo needs it."""
 
     name: str
     found: str
@@ -62,14 +61,18 @@ def run(arguments: argparse.Namespace) -> None:
         program(
             "C++ compiler",
             ("g++", "c++"),
-            "install g++: DeepSpeed with several CPU ranks builds an operator, engine.compile its model",
+            "install g++: needed by DeepSpeed on several CPU ranks and by engine.compile",
         ),
-        program("Chromium", ("chromium", "chromium-browser", "google-chrome"), "install chromium: tests of the report"),
+        program(
+            "Chromium",
+            ("chromium", "chromium-browser", "google-chrome"),
+            "install chromium: needed by the tests of the report",
+        ),
     ]
-    show(findings)
+    _show(findings)
     broken = [finding.name for finding in findings if finding.needed and finding.remedy]
     if broken:
-        raise SetupError(f"the demo cannot run here: {', '.join(broken)}; the table says what to install")
+        raise SetupError(f"the demo cannot run here: {', '.join(broken)}; install what the table names")
 
 
 def python() -> Finding:
@@ -91,7 +94,7 @@ def package(name: str, distribution: str, module: str | None = None) -> Finding:
 def torchvision() -> Finding:
     """Check torchvision: its import fails if torch lacks the operators of its C++ part."""
     finding = package("torchvision operators", "torchvision")
-    return replace(finding, remedy=f"{MAKE_SETUP}: it adds .ci/torchvision-cpu") if finding.remedy else finding
+    return replace(finding, remedy=f"{MAKE_SETUP}, which adds .ci/torchvision-cpu") if finding.remedy else finding
 
 
 def vllm() -> Finding:
@@ -112,7 +115,7 @@ def gpus() -> Finding:
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     if names:
         return Finding("GPUs", f"{len(names)} × {names[0]}", needed=False)
-    return Finding("GPUs", "none: the embedded policy runs on CPU, large models need one", needed=False)
+    return Finding("GPUs", "none: the embedded policy runs on CPU; larger models need a GPU", needed=False)
 
 
 def cores() -> Finding:
@@ -128,14 +131,14 @@ def memory() -> Finding:
     import psutil
 
     available = psutil.virtual_memory().available / 2**30
-    remedy = "" if available >= DEMO_MEMORY_GIB else f"the demo needs {DEMO_MEMORY_GIB} GiB: close other programs"
+    remedy = "" if available >= DEMO_MEMORY_GIB else f"the demo needs {DEMO_MEMORY_GIB} GiB; close other programs"
     return Finding("free memory", f"{available:.1f} GiB", remedy)
 
 
 def disk() -> Finding:
     """Check the free disk space."""
     free = shutil.disk_usage(".").free / 2**30
-    remedy = "" if free >= DEMO_DISK_GIB else f"the demo needs {DEMO_DISK_GIB} GiB in this folder"
+    remedy = "" if free >= DEMO_DISK_GIB else f"the demo needs {DEMO_DISK_GIB} GiB in this folder; free some space"
     return Finding("free disk", f"{free:.1f} GiB", remedy)
 
 
@@ -143,7 +146,9 @@ def shared_memory() -> Finding:
     """Check the size of shared memory."""
     folder = Path("/dev/shm")
     free = shutil.disk_usage(folder).free / 2**30 if folder.is_dir() else 0.0
-    remedy = "" if free >= RAY_SHM_GIB else f"give /dev/shm {RAY_SHM_GIB} GiB (docker run --shm-size), or Ray is slow"
+    remedy = (
+        "" if free >= RAY_SHM_GIB else f"give /dev/shm {RAY_SHM_GIB} GiB (docker run --shm-size); Ray is slow otherwise"
+    )
     return Finding("/dev/shm", f"{free:.1f} GiB", remedy, needed=False)
 
 
@@ -158,7 +163,7 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".splitlines()[0][:80]
 
 
-def show(findings: list[Finding]) -> None:
+def _show(findings: list[Finding]) -> None:
     """Print the findings as a table."""
     from rich.console import Console
     from rich.table import Table

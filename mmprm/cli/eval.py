@@ -1,6 +1,6 @@
 """Evaluate a process reward model: how well it finds incorrect steps, and what choosing by its scores gains.
 
-processbench, visualprocessbench and steps score solutions whose steps people have judged; labels compares the soft
+processbench, visualprocessbench and steps score solutions with human judgments of their steps; labels compares the soft
 labels of `mmprm labels` with human judgments or the ground truth of the embedded world; bon reads the output of `mmprm
 rerank`. Each writes its metrics as JSON into the output folder, whose report.html shows all of them. policy runs a
 policy on a benchmark for policies, and reports its accuracy.
@@ -26,17 +26,18 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from mmprm.cli.eval_policy import evaluate_policy
-from mmprm.cli.shared.jsonl import output, read_rows
+from mmprm.cli.shared.jsonl import output
 from mmprm.cli.shared.options import add_config_options, load_config
 from mmprm.config import Config, PathText
+from mmprm.data.rows import read_file
 from mmprm.errors import ConfigError, DataError
 from mmprm.evaluation.aggregators import described
 from mmprm.evaluation.best_of_n import BestOfN, evaluate_best_of_n
 from mmprm.evaluation.label_quality import judged_labels, known_from
 from mmprm.evaluation.labeled import DATASETS, LabeledSolution, MetricName, Options, read_labeled
 from mmprm.evaluation.policy import PolicyEvalConfig, PolicyScores
-from mmprm.evaluation.prm_evaluation import Judged, PrmEvaluation, judge
-from mmprm.labels.formats import FORMATS
+from mmprm.evaluation.prm_evaluation import PrmEvaluation, ScoredSolution, judge
+from mmprm.labels.formats import LABEL_FORMATS
 from mmprm.labels.parquet import read_parquet
 from mmprm.report.page import write_page
 from mmprm.report.prm_evaluation import prm_evaluation_page
@@ -46,7 +47,7 @@ from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer, scorer_info
 from mmprm.selection.candidates import read_groups
 
-CHUNK = 2000
+_CHUNK = 2000
 """Number of solutions scored together: enough for batches of similar length."""
 
 
@@ -71,7 +72,7 @@ class MeasureConfig(Config):
     """Seed of the development split and the bootstrap."""
 
 
-class JudgeConfig(MeasureConfig):
+class PrmEvalConfig(MeasureConfig):
     """Configuration of the evaluations that run a process reward model."""
 
     scorer: ScorerConfig
@@ -101,7 +102,7 @@ class BestOfNConfig(Config):
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `mmprm eval`."""
-    _, model, measure = KINDS[arguments.kind]
+    _, model, measure = _KINDS[arguments.kind]
     config = load_config(arguments, model)
     result = measure(arguments.kind, arguments.files, config)
     folder = Path(config.output)
@@ -118,27 +119,29 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _best_of_n(kind: str, files: Sequence[Path], config: BestOfNConfig) -> BestOfN:
-    rows = itertools.chain.from_iterable(map(read_rows, files))
+    rows = itertools.chain.from_iterable(map(read_file, files))
     return evaluate_best_of_n(read_groups(rows), config.aggregators, config.seed)
 
 
-def _judge_scores(kind: str, files: Sequence[Path], config: JudgeConfig) -> PrmEvaluation:
+def _judge_scores(kind: str, files: Sequence[Path], config: PrmEvalConfig) -> PrmEvaluation:
     labeled = _labeled(kind, files, config, config.image_root)
     info = scorer_info(config.scorer)
     _check_threshold(config, info.threshold)
     scorer = open_scorer(config.scorer)
-    judged: list[Judged] = []
+    judged: list[ScoredSolution] = []
     try:
-        for start in range(0, len(labeled), CHUNK):
-            part = labeled[start : start + CHUNK]
+        for start in range(0, len(labeled), _CHUNK):
+            part = labeled[start : start + _CHUNK]
             judged += zip(part, scorer.score([item.solution for item in part]), strict=True)
     finally:
         scorer.close()
     whole = [(item, scores) for item, scores in judged if len(scores.scores) == len(item.solution.steps)]
     if len(whole) < len(judged):
-        print(f"note: {len(judged) - len(whole)} solutions are longer than the PRM reads and left out", file=sys.stderr)
+        print(f"note: {len(judged) - len(whole)} solutions exceed the PRM's context and are left out", file=sys.stderr)
     if not whole:
-        raise DataError(f"{', '.join(map(str, files))}: every solution is longer than the PRM reads")
+        raise DataError(
+            f"{', '.join(map(str, files))}: every solution exceeds the PRM's context; raise scorer.max_length"
+        )
     server = config.scorer.server
     return _measured(
         kind,
@@ -159,19 +162,22 @@ def _judge_labels(kind: str, files: Sequence[Path], config: LabelQualityConfig) 
     judged = [item for file in files for item in judged_labels(read_parquet(file), known, file.stem)]
     if not judged:
         raise DataError(
-            f"truth={config.truth}: judges no labeled step; its questions and steps must be those of the labels, as "
-            "mmprm labels export writes them"
+            f"truth={config.truth}: contains none of the labeled steps; its questions and steps must equal those of "
+            "the labels, so write it with mmprm labels export"
         )
     return _measured(kind, judged, config, None, scored_by=", ".join(map(str, files)))
 
 
 def _check_threshold(config: MeasureConfig, stored: float | None) -> None:
     if config.threshold is None and config.development == 0 and stored is None:
-        raise ConfigError("threshold: prm.json holds none; set threshold, or development to a share of the problems")
+        raise ConfigError(
+            "threshold: prm.json has none and development=0; set threshold, or set development to a share of the "
+            "problems"
+        )
 
 
 def _measured(
-    kind: str, judged: Sequence[Judged], config: MeasureConfig, stored: float | None, **by: str
+    kind: str, judged: Sequence[ScoredSolution], config: MeasureConfig, stored: float | None, **by: str
 ) -> PrmEvaluation:
     """Measure with the given threshold, with the `stored` one if there is no development split, or else with a
     chosen one."""
@@ -188,16 +194,19 @@ def _measured(
 
 
 def _labeled(kind: str, files: Sequence[Path], config: MeasureConfig, image_root: str | None) -> list[LabeledSolution]:
-    if config.format not in FORMATS:
-        raise ConfigError(f"format={config.format!r} must be one of {', '.join(FORMATS)}")
+    if config.format not in LABEL_FORMATS:
+        raise ConfigError(f"format={config.format!r} must be one of {', '.join(LABEL_FORMATS)}; set one of these")
     options = Options(config.format, config.label_threshold)
     labeled = [
         item
         for file in files
-        for item in read_labeled(kind, read_rows(file), Path(image_root or file.parent), file.stem, options)
+        for item in read_labeled(kind, read_file(file), Path(image_root or file.parent), file.stem, options)
     ]
     if not labeled:
-        raise DataError(f"{', '.join(map(str, files))}: no solution has a judged step")
+        raise DataError(
+            f"{', '.join(map(str, files))}: no solution has a judged step; check format={config.format} against the "
+            "file"
+        )
     return labeled
 
 
@@ -209,7 +218,9 @@ def _results(folder: Path) -> tuple[list[PrmEvaluation], BestOfN | None]:
         try:
             return TypeAdapter(kind).validate_json(file.read_bytes()) if file.exists() else None
         except ValidationError as error:
-            raise DataError(f"{file}: is not what mmprm eval writes; remove it: {error}") from error
+            raise DataError(
+                f"{file}: was not written by mmprm eval; remove it or choose another output ({error})"
+            ) from error
 
     evaluations = [read(name, PrmEvaluation) for name in METRIC_OF]
     return [result for result in evaluations if result is not None], read("bon", BestOfN)
@@ -217,14 +228,22 @@ def _results(folder: Path) -> tuple[list[PrmEvaluation], BestOfN | None]:
 
 METRIC_OF: dict[str, MetricName] = {name: dataset.metric for name, dataset in DATASETS.items()} | {"labels": "macro_f1"}
 
-FORMS = {"labels": "Parquet of mmprm labels", "policy": "JSON lines, a JSON list, Parquet or a hub id"}
+_INPUTS = {"labels": "Parquet of mmprm labels", "policy": "JSON lines, a JSON list, Parquet or a hub id"}
 
-KINDS: dict[str, tuple[str, type[Config], Callable[..., PrmEvaluation | BestOfN | PolicyScores]]] = {
-    "processbench": ("first errors: F1 by file and their average", JudgeConfig, _judge_scores),
-    "visualprocessbench": ("steps beside images: macro F1 pooled and by source", JudgeConfig, _judge_scores),
-    "steps": ("steps in the form of PRM800K and others: macro F1", JudgeConfig, _judge_scores),
-    "labels": ("soft labels beside what people or the embedded world know", LabelQualityConfig, _judge_labels),
-    "bon": ("accuracy against N of every selector with every aggregator", BestOfNConfig, _best_of_n),
+_KINDS: dict[str, tuple[str, type[Config], Callable[..., PrmEvaluation | BestOfN | PolicyScores]]] = {
+    "processbench": ("first errors: F1 by file, and its average", PrmEvalConfig, _judge_scores),
+    "visualprocessbench": (
+        "steps of multimodal solutions: macro F1, pooled and by source",
+        PrmEvalConfig,
+        _judge_scores,
+    ),
+    "steps": ("steps in the format of PRM800K and others: macro F1", PrmEvalConfig, _judge_scores),
+    "labels": (
+        "soft labels against human judgments or the embedded world's ground truth",
+        LabelQualityConfig,
+        _judge_labels,
+    ),
+    "bon": ("accuracy by N of every selector with every aggregator", BestOfNConfig, _best_of_n),
     "policy": ("a policy's accuracy on a benchmark, overall and by subject", PolicyEvalConfig, evaluate_policy),
 }
 
@@ -233,7 +252,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     examples = {line.split()[2]: line for line in (__doc__ or "").splitlines() if line.startswith("  mmprm eval ")}
-    for name, (summary, model, _) in KINDS.items():
+    for name, (summary, model, _) in _KINDS.items():
         kind = kinds.add_parser(
             name,
             help=summary,
@@ -241,6 +260,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             epilog=f"example:\n{examples[name]}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        form = FORMS.get(name, "JSON lines, or a JSON list")
+        form = _INPUTS.get(name, "JSON lines, or a JSON list")
         kind.add_argument("files", metavar="FILE", type=Path, nargs="+", help=form)
         add_config_options(kind, model)

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from mmprm import actors
-from mmprm.cli.shared.jsonl import read_rows, write_rows
+from mmprm.cli.shared.jsonl import write_rows
 from mmprm.cli.shared.policy import check_config, policy_folder
 from mmprm.config import differing_keys, with_current_names
+from mmprm.data.rows import read_file
 from mmprm.errors import DataError
 from mmprm.evaluation.benchmarks import BENCHMARKS, Item, read_items
 from mmprm.evaluation.policy import Answered, PolicyEvalConfig, PolicyScores, ask, lines, scored
@@ -39,7 +40,10 @@ def evaluate_policy(kind: str, files: Sequence[Path], config: PolicyEvalConfig) 
     twice = [name for name, count in Counter(item.problem.id for item in items).items() if count > 1]
     if twice:
         names = ", ".join(map(str, files))
-        raise DataError(f"{names}: id {twice[0]!r} is in several of them; evaluate each by itself, with its own output")
+        raise DataError(
+            f"{names}: id {twice[0]!r} occurs in several of these files; evaluate each file separately, with its own "
+            "output"
+        )
     responses = Responses(
         Path(config.output) / f"responses-{config.benchmark}.jsonl", _asked_with(config), items, config.samples
     )
@@ -53,7 +57,10 @@ def evaluate_policy(kind: str, files: Sequence[Path], config: PolicyEvalConfig) 
         responses.save()
     if not answered:
         problem_id, reason = next(iter(failed.items()))
-        raise DataError(f"{', '.join(map(str, files))}: no question could be asked; {problem_id}: {reason}")
+        raise DataError(
+            f"{', '.join(map(str, files))}: no question could be answered (first failure: {problem_id}: "
+            f"{reason}); check the engine and the questions"
+        )
     responses.save(lines(answered))
     return scored(answered, failed, left_out, config)
 
@@ -65,7 +72,7 @@ def _read(file: Path, config: PolicyEvalConfig) -> tuple[list[Item], int]:
         split = {"split": config.split} if config.split else {}
         problems = load_problems(ProblemsConfig(path=str(file), columns=config.columns, **split, **shared))
         return [Item(problem, "", problem.id, "") for problem in problems], 0
-    # for a folder or a hub data set, the split that is reported by default
+    # A folder or hub data set is read at the split that the benchmark reports by default.
     split = config.split if config.split or file.is_file() else BENCHMARKS[config.benchmark].split
     return read_items(config.benchmark, ProblemsConfig(path=str(file), split=split, **shared))
 
@@ -89,8 +96,8 @@ async def _asked(
 
 
 class Responses:
-    """File of the responses to `items`, saved while they arrive. Existing responses to the same question by the same
-    policy are not sampled again."""
+    """Manages the file of responses to `items`, saved while they arrive. A stored response to the same question by the
+    same policy is not sampled again."""
 
     def __init__(self, path: Path, asked_with: Mapping[str, Any], items: Sequence[Item], samples: int = 1) -> None:
         self._path, self._head, self._samples = path, {"asked_with": asked_with}, samples
@@ -101,12 +108,12 @@ class Responses:
             self._rows.setdefault(row["id"], []).append(row)
         wanted = len(items) * samples
         if there := wanted - self.missing:
-            print(f"{path}: {there:,} of {wanted:,} responses were drawn before", file=sys.stderr)
+            print(f"{path}: {there:,} of {wanted:,} responses are stored already", file=sys.stderr)
         self._saved, self._changed = time.monotonic(), False
 
     @property
     def missing(self) -> int:
-        """Number of responses that remain to be sampled."""
+        """Return the number of responses that remain to be sampled."""
         return sum(max(0, self._samples - len(self._usable(problem_id))) for problem_id in self._contents)
 
     def get(self, problem: Problem) -> tuple[Completion, ...]:
@@ -152,11 +159,11 @@ def _stored(path: Path, asked_with: Mapping[str, Any]) -> Iterable[dict[str, Any
     """Return the rows of the file, or none if there is no file or it belongs to another policy."""
     if not path.exists():
         return []
-    (_, head), *rows = [*read_rows(path)] or [("", {})]
+    (_, head), *rows = [*read_file(path)] or [("", {})]
     differing = differing_keys(with_current_names(head.get("asked_with", {})), dict(asked_with))
     if differing:
         shown = ", ".join(f"{key} ({values})" for key, values in differing.items())
-        print(f"{path}: is of other responses and will be replaced: {shown}", file=sys.stderr)
+        print(f"{path}: was written with other settings and will be replaced: {shown}", file=sys.stderr)
         return []
     return [row for _, row in rows]
 

@@ -23,25 +23,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mmprm.cli.shared.jsonl import output, read_rows
+from mmprm.cli.shared.jsonl import output
 from mmprm.cli.shared.options import add_config_options, load_config
+from mmprm.data.rows import read_file
 from mmprm.errors import ConfigError, DataError
-from mmprm.grading.calibration import SHARES, Calibration, Tally, check_judge, show, tally, write_calibration
+from mmprm.grading.calibration import (
+    SHARES,
+    Calibration,
+    VerdictCounts,
+    check_judge,
+    interval_text,
+    tally,
+    write_calibration,
+)
 from mmprm.grading.extract import extract
 from mmprm.grading.judge import PROMPT_HASH, TALKED
 from mmprm.grading.open import open_grader
 from mmprm.grading.symbolic import GraderConfig
 from mmprm.types import Grader, Grading, Problem, Verdict
 
-CHUNK = 1000
+_CHUNK = 1000
 """Number of lines graded together: enough to keep the workers busy, and few enough that any file fits in memory."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
-    parser.add_argument("file", metavar="FILE.jsonl", type=Path, nargs="?", help="responses with their gold answers")
-    parser.add_argument("--output", metavar="FILE", type=Path, help="write here instead of to standard output")
-    parser.add_argument("--calibrate", metavar="LABELLED.jsonl", type=Path, help="measure the judge on this file")
+    parser.add_argument(
+        "file", metavar="FILE.jsonl", type=Path, nargs="?", help="file of responses with their gold answers"
+    )
+    parser.add_argument("--output", metavar="FILE", type=Path, help="file to write instead of standard output")
+    parser.add_argument("--calibrate", metavar="LABELED.jsonl", type=Path, help="measure the judge on this file")
     add_config_options(parser, GraderConfig)
 
 
@@ -49,7 +60,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run `mmprm grade`."""
     config = load_config(arguments, GraderConfig)
     if (arguments.file is None) == (arguments.calibrate is None):
-        raise ConfigError("give either FILE.jsonl or --calibrate LABELLED.jsonl")
+        raise ConfigError("FILE.jsonl or --calibrate LABELED.jsonl: exactly one of them is required; give one")
     if arguments.calibrate is not None:
         asyncio.run(_calibrate(config, arguments.calibrate))
         return
@@ -60,10 +71,10 @@ def run(arguments: argparse.Namespace) -> None:
 async def _grade_file(config: GraderConfig, file: Path, out_file: Path | None) -> None:
     verdicts: collections.Counter[str] = collections.Counter()
     reasons: collections.Counter[str] = collections.Counter()
-    rows = itertools.starmap(_checked, read_rows(file))
+    rows = itertools.starmap(_checked, read_file(file))
     with output(out_file) as out:
         async with open_grader(config) as grader:
-            while chunk := list(itertools.islice(rows, CHUNK)):
+            while chunk := list(itertools.islice(rows, _CHUNK)):
                 for row, grading in zip(chunk, await _grade(grader, chunk), strict=True):
                     verdict = grading.verdict.name.lower()
                     verdicts[verdict] += 1
@@ -77,21 +88,23 @@ async def _calibrate(config: GraderConfig, file: Path) -> None:
     """Measure the judge, write the calibration, and raise an error if it misses the required accuracy."""
     judge = config.judge
     if judge is None:
-        raise ConfigError("judge is not set: --calibrate measures one; set judge.model and judge.client.urls")
-    rows = list({_asked(row): row for row in itertools.starmap(_labeled, read_rows(file))}.values())
+        raise ConfigError("judge is not set, but --calibrate measures one; set judge.model and judge.client.urls")
+    rows = list({_asked(row): row for row in itertools.starmap(_labeled, read_file(file))}.values())
     async with open_grader(config.model_copy(update={"judge": None})) as symbolic:
         by_symbols = await _grade(symbolic, rows)
     left = [(row, g) for row, g in zip(rows, by_symbols, strict=True) if g.verdict is Verdict.UNKNOWN]
     if not left:
         raise DataError(
-            f"{file}: symbols decide all {len(rows)} different lines, which leaves none to measure the judge on; add "
-            "answers to golds such as words and sentences"
+            f"{file}: symbolic comparison decides all {len(rows)} distinct lines, so none is left to measure the judge "
+            "on; add lines whose gold answers are words or sentences"
         )
     async with open_grader(config) as grader:
         by_judge = await _grade(grader, [row for row, _ in left])
     failed = collections.Counter(grading.reason for grading in by_judge if grading.reason.startswith("judge failed"))
     if failed:
-        raise DataError(f"{file}: {_counted(failed)}; mend that and repeat the command: other replies are kept")
+        raise DataError(
+            f"{file}: {_counted(failed)}; resolve this and run the command again, which reuses the other replies"
+        )
     decided = [(row, g) for row, g in zip(rows, by_symbols, strict=True) if g.verdict is not Verdict.UNKNOWN]
     calibration = Calibration(
         model=judge.model,
@@ -101,7 +114,7 @@ async def _calibrate(config: GraderConfig, file: Path) -> None:
         judge=tally([g.verdict for g in by_judge], [row["correct"] for row, _ in left]),
     )
     write_calibration(judge.calibration, calibration)
-    print(f"symbols decide {len(decided)} of {len(rows)} different lines\n{_report(calibration.symbols)}")
+    print(f"symbolic comparison decides {len(decided)} of {len(rows)} distinct lines\n{_report(calibration.symbols)}")
     print(f"{judge.model} was asked about the other {len(left)}\n{_report(calibration.judge)}")
     print(f"{sum(grading.reason == TALKED for grading in by_judge)} replies were neither Yes nor No")
     print(f"see {judge.calibration}")
@@ -112,12 +125,12 @@ async def _grade(grader: Grader, rows: Sequence[dict[str, Any]]) -> list[Grading
     return await asyncio.gather(*(grader.grade(_problem(row), row["response"]) for row in rows))
 
 
-def _report(counts: Tally) -> str:
+def _report(counts: VerdictCounts) -> str:
     head = (
-        f"  right {counts.true_accepts} accepted, {counts.false_rejects} rejected; "
-        f"wrong {counts.true_rejects} rejected, {counts.false_accepts} accepted; {counts.unknown} unknown"
+        f"  correct: {counts.true_accepts} accepted, {counts.false_rejects} rejected; incorrect: "
+        f"{counts.true_rejects} rejected, {counts.false_accepts} accepted; unknown: {counts.unknown}"
     )
-    return "\n".join([head, *(f"  {name.replace('_', ' ')} {show(getattr(counts, name))}" for name in SHARES)])
+    return "\n".join([head, *(f"  {name.replace('_', ' ')} {interval_text(getattr(counts, name))}" for name in SHARES)])
 
 
 def _asked(row: dict[str, Any]) -> tuple[Any, ...]:
@@ -129,19 +142,22 @@ def _asked(row: dict[str, Any]) -> tuple[Any, ...]:
 
 def _labeled(location: str, row: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(row.get("correct"), bool):
-        raise DataError(f"{location}: correct must be true or false, got {row.get('correct')!r}")
+        raise DataError(f"{location}: correct must be true or false, got {row.get('correct')!r}; label the line")
     return _checked(location, row)
 
 
 def _checked(location: str, row: dict[str, Any]) -> dict[str, Any]:
     for name in ("gold", "response"):
         if not isinstance(row.get(name), str):
-            raise DataError(f"{location}: {name} must be text, got {row.get(name)!r}; the line has {', '.join(row)}")
+            raise DataError(
+                f"{location}: {name} must be text, got {row.get(name)!r} among the fields {', '.join(row)}; rename or "
+                "add the field"
+            )
     if not row["gold"].strip():
         raise DataError(f"{location}: gold is empty; give the answer to compare with")
     choices = row.get("choices") or []
     if not isinstance(choices, list) or not all(isinstance(choice, str) for choice in choices):
-        raise DataError(f"{location}: choices must be a list of texts, got {choices!r}")
+        raise DataError(f"{location}: choices must be a list of texts, got {choices!r}; correct or remove them")
     return row
 
 

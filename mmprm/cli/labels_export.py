@@ -16,12 +16,14 @@ from collections.abc import Iterator
 
 from mmprm.cli.shared.options import add_config_options, load_config
 from mmprm.labels.export import ExportConfig, ExportSummary, export_labels
-from mmprm.labels.formats import FORMATS
+from mmprm.labels.formats import LABEL_FORMATS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
-    parser.add_argument("--format", metavar="NAME", help=f"short for --set format=NAME: {', '.join(FORMATS)}, parquet")
+    parser.add_argument(
+        "--format", metavar="NAME", help=f"short for --set format=NAME: {', '.join(LABEL_FORMATS)}, parquet"
+    )
     add_config_options(parser, ExportConfig)
 
 
@@ -38,18 +40,19 @@ def lines_of(config: ExportConfig, summary: ExportSummary) -> Iterator[str]:
     for name, split in summary.splits.items():
         yield (
             f"{name}: {split.problems:,} problems, {split.solutions:,} solutions, {split.labels:,} labels "
-            f"({split.correct:,} right, {split.labels - split.correct:,} wrong: not above {config.threshold:g})"
+            f"({split.correct:,} correct, {split.labels - split.correct:,} incorrect: not above {config.threshold:g})"
         )
     yield f"near-duplicates dropped: {len(summary.duplicates):,} problems"
     if config.negatives is not None:
         dropped = f"negative labels dropped from train: {summary.negatives_dropped:,}"
-        yield f"{dropped} (at most {config.negatives:g} a positive one)"
+        yield f"{dropped} (at most {config.negatives:g} per positive label)"
     if config.agree is not None:
         yield f"labels dropped because the judge disagrees: {summary.disagreements_dropped:,}"
     if summary.unfit:
-        yield f"left out: {sum(summary.unfit.values()):,} solutions whose text holds what {config.format} reserves"
+        unfit = sum(summary.unfit.values())
+        yield f"left out: {unfit:,} solutions whose text contains markers that {config.format} reserves"
     if summary.images_left_out:
-        yield f"left out: the images of {summary.images_left_out:,} problems; {config.format} holds text only"
+        yield f"left out: the images of {summary.images_left_out:,} problems; {config.format} stores text only"
     for path, overlap in summary.overlap.items():
         yield f"overlap with {path}: {len(overlap):,} of its problems" + _first(list(overlap))
 

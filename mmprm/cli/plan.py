@@ -17,13 +17,13 @@ from __future__ import annotations
 import argparse
 import importlib
 
-KINDS = ("annotate", "train", "sft", "rl", "stages", "serve")
+_KINDS = ("annotate", "train", "sft", "rl", "stages", "serve")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
-    plans = parser.add_subparsers(dest="plan", metavar="|".join(KINDS), required=True)
-    for name in KINDS:
+    plans = parser.add_subparsers(dest="plan", metavar="|".join(_KINDS), required=True)
+    for name in _KINDS:
         module = importlib.import_module(f"mmprm.cli.plan_{name}")
         summary, _, rest = (module.__doc__ or "").partition("\n")
         plan = plans.add_parser(

@@ -48,11 +48,11 @@ from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer, scorer_info
 from mmprm.selection.accuracy import AccuracyAtN, accuracy_at_n, sizes_up_to
 from mmprm.selection.candidates import candidate_lines
-from mmprm.selection.groups import Group, Sampled, sample_groups, score_groups
+from mmprm.selection.groups import CandidateGroup, SampledGroups, sample_groups, score_groups
 from mmprm.selection.sample_file import SampleFile
 from mmprm.types import Problem, Verdict
 
-SAMPLES = "samples.jsonl"
+_SAMPLES = "samples.jsonl"
 
 
 class RerankConfig(PolicyConfig):
@@ -79,7 +79,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--choose-aggregator",
         action="store_true",
-        help="choose the aggregator of highest accuracy on these problems and store it in the PRM's prm.json",
+        help="choose the aggregator with the highest accuracy on these problems and store it in the PRM's prm.json",
     )
     add_config_options(parser, RerankConfig)
 
@@ -95,7 +95,10 @@ def _run(config: RerankConfig, choosing: bool) -> None:
     begun = time.perf_counter()
     prm = config.scorer.prm if config.scorer else ""
     if choosing and not Path(prm or "-").is_dir():
-        raise ConfigError(f"scorer.prm={prm!r} must be a folder here: --choose-aggregator writes its prm.json")
+        raise ConfigError(
+            f"scorer.prm={prm!r} must be a local folder, because --choose-aggregator writes its prm.json; download the "
+            "model and give its folder"
+        )
     info = scorer_info(config.scorer) if config.scorer else PrmInfo()
     aggregator = settled(config.aggregator, info) if config.scorer and not choosing else None
     check_judge(config.grader.judge)
@@ -105,10 +108,13 @@ def _run(config: RerankConfig, choosing: bool) -> None:
     problems = load_problems(config.problems)
     check_prm_reads(prm, problems)
     check_golds(problems, config.grader, config.problems.path)
-    sampled = _sampled(config, problems, folder / SAMPLES)
+    sampled = _sampled(config, problems, folder / _SAMPLES)
     if not sampled.groups:
         problem_id, reason = next(iter(sampled.failed.items()))
-        raise DataError(f"{config.problems.path}: no problem could be sampled; {problem_id}: {reason}")
+        raise DataError(
+            f"{config.problems.path}: no problem could be sampled (first failure: {problem_id}: {reason}); check the "
+            "engine and the problems"
+        )
     groups = _scored(sampled.groups, config.scorer)
     if choosing:
         info = _choose(groups, info, prm, config.seed)
@@ -120,14 +126,14 @@ def _run(config: RerankConfig, choosing: bool) -> None:
     write_rows(folder / "candidates.jsonl", candidate_lines(groups, aggregator))
     with output(folder / "summary.json") as out:
         seconds = {"seconds": time.perf_counter() - begun}
-        json.dump(summary(groups, sampled.failed, aggregator, points) | seconds, out, indent=2)
+        json.dump(rerank_summary(groups, sampled.failed, aggregator, points) | seconds, out, indent=2)
     print(selector_table(points))
     print(f"{len(groups)} problems, {len(sampled.failed)} failed; see {folder}")
     if aggregator is not None:
         print(f"aggregator {described(aggregator, info)}")
 
 
-def _scored(groups: Sequence[Group], config: ScorerConfig | None) -> list[Group]:
+def _scored(groups: Sequence[CandidateGroup], config: ScorerConfig | None) -> list[CandidateGroup]:
     if config is None:
         return list(groups)
     scorer = open_scorer(config)
@@ -137,8 +143,8 @@ def _scored(groups: Sequence[Group], config: ScorerConfig | None) -> list[Group]
         scorer.close()
 
 
-def summary(
-    groups: Sequence[Group], failed: dict[str, str], aggregator: str | None, points: Sequence[AccuracyAtN]
+def rerank_summary(
+    groups: Sequence[CandidateGroup], failed: dict[str, str], aggregator: str | None, points: Sequence[AccuracyAtN]
 ) -> dict[str, Any]:
     """Return the contents of summary.json."""
     candidates = [candidate for group in groups for candidate in group.candidates]
@@ -156,7 +162,7 @@ def summary(
     }
 
 
-def _choose(groups: Sequence[Group], info: PrmInfo, prm: str, seed: int) -> PrmInfo:
+def _choose(groups: Sequence[CandidateGroup], info: PrmInfo, prm: str, seed: int) -> PrmInfo:
     """Store the best aggregator, print all of them, and return the updated contents of prm.json."""
     choice = choose_aggregator(groups, seed)
     warn(choice.name, info)
@@ -168,19 +174,19 @@ def _choose(groups: Sequence[Group], info: PrmInfo, prm: str, seed: int) -> PrmI
     return info
 
 
-def _sampled(config: RerankConfig, problems: Sequence[Problem], path: Path) -> Sampled:
+def _sampled(config: RerankConfig, problems: Sequence[Problem], path: Path) -> SampledGroups:
     """Return the samples of all problems: those in the file that were sampled under the same settings, and new ones
     for the others."""
     resume_key = config.resume_key() | {"samples": config.samples, "problems": _digest(problems)}
     with SampleFile(path, resume_key, {problem.id: problem for problem in problems}, config.samples) as file:
         missing = [problem for problem in problems if problem.id not in file.groups]
         if file.groups:
-            print(f"{path}: {len(file.groups)} of {len(problems)} problems were sampled before", file=sys.stderr)
+            print(f"{path}: {len(file.groups)} of {len(problems)} problems are sampled already", file=sys.stderr)
         failed = {}
         if missing:
             check_config(config, missing, config.samples, "samples")
             failed = actors.run(_sample(config, missing, file.add)).failed
-        return Sampled([file.groups[problem.id] for problem in problems if problem.id in file.groups], failed)
+        return SampledGroups([file.groups[problem.id] for problem in problems if problem.id in file.groups], failed)
 
 
 def _digest(problems: Sequence[Problem]) -> str:
@@ -188,7 +194,9 @@ def _digest(problems: Sequence[Problem]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
-async def _sample(config: RerankConfig, problems: Sequence[Problem], keep: Callable[[Group], None]) -> Sampled:
+async def _sample(
+    config: RerankConfig, problems: Sequence[Problem], keep: Callable[[CandidateGroup], None]
+) -> SampledGroups:
     async with opened_policy(config) as (sampler, grader):
         return await sample_groups(
             problems,

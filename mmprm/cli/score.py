@@ -4,9 +4,10 @@ Each line of the file is an object with `question` and `steps` (a list of plain 
 options, in the same columns as problems (`columns`; paths are relative to the file). Every line is written with
 `scores`, `aggregator` and `aggregate` added.
 
-Instead of `steps`, a line may have a `response` as a model wrote it, which is split into steps according to `markup`,
-or several `responses` to its question: then `steps`, `scores` and `aggregate` are lists with one entry per response,
-and `chosen` is the index of the best one. A response that cannot be split has no scores; `unsplit` gives the reason.
+Instead of `steps`, a line may have a `response` as a model wrote it, which is split into steps according to
+`step_format`, or several `responses` to its question: then `steps`, `scores` and `aggregate` are lists with one entry
+per response, and `chosen` is the index of the best one. A response that cannot be split has no scores; `unsplit` gives
+the reason.
 
 example:
   echo '{"question": "What is 1 + 2?", "steps": ["1+2=3", "<answer>3</answer>"]}' > solutions.jsonl
@@ -27,12 +28,13 @@ from pathlib import Path
 from typing import Any
 
 from mmprm.cli.shared.aggregator import settled
-from mmprm.cli.shared.jsonl import output, read_rows, value_as_json
+from mmprm.cli.shared.jsonl import output, value_as_json
 from mmprm.cli.shared.options import add_config_options, load_config
 from mmprm.config import Config, PathText
 from mmprm.data.cells import cut, names_of
 from mmprm.data.columns import Columns, read_cell
 from mmprm.data.images import unreadable_images
+from mmprm.data.rows import read_file
 from mmprm.errors import DataError
 from mmprm.evaluation.aggregators import described
 from mmprm.preflight import check_output, check_prm
@@ -40,11 +42,11 @@ from mmprm.problems import ProblemReader
 from mmprm.scoring.aggregate import Aggregator, aggregator
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer, scorer_info
-from mmprm.steps import Split, StepFormat, plain_split
+from mmprm.steps import StepFormat, StepSplit, plain_split
 from mmprm.types import Problem, Scorer, Solution, StepScores
 
 OWN_COLUMNS = ("steps", "response", "responses")
-CHUNK = 2000
+_CHUNK = 2000
 """Number of solutions scored together: enough for batches of similar length, and few enough that any file fits in
 memory."""
 
@@ -66,8 +68,8 @@ class ScoreConfig(Config):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
-    parser.add_argument("file", metavar="FILE.jsonl", type=Path, help="solutions, one a line")
-    parser.add_argument("--output", metavar="FILE", type=Path, help="write here instead of to standard output")
+    parser.add_argument("file", metavar="FILE.jsonl", type=Path, help="JSON lines, one solution per line")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="file to write instead of standard output")
     add_config_options(parser, ScoreConfig)
 
 
@@ -79,12 +81,12 @@ def run(arguments: argparse.Namespace) -> None:
     aggregate = aggregator(name)
     reader = ProblemReader(config.columns, Path(config.image_root or arguments.file.parent).absolute())
     _check(arguments, config)
-    lines = (read_line(row, location, reader, config) for location, row in read_rows(arguments.file))
+    lines = (read_line(row, location, reader, config) for location, row in read_file(arguments.file))
     scorer = open_scorer(config.scorer)
     counts: Counter[str] = Counter()
     try:
         with output(arguments.output) as out:
-            while chunk := list(itertools.islice(lines, CHUNK)):
+            while chunk := list(itertools.islice(lines, _CHUNK)):
                 answers = iter(_scored(scorer, [solution for line in chunk for solution in line.solutions]))
                 for line in chunk:
                     row = line.row | line.result([next(answers) for _ in line.solutions], aggregate, name)
@@ -96,7 +98,10 @@ def run(arguments: argparse.Namespace) -> None:
     reader.tell()
     print(f"{counts['scored']} solutions scored\naggregator {described(name, info)}", file=sys.stderr)
     if counts["unsplit"]:
-        print(f"note: {counts['unsplit']} responses have no steps by step_format={config.step_format}", file=sys.stderr)
+        print(
+            f"note: {counts['unsplit']} responses could not be split into steps with step_format={config.step_format}",
+            file=sys.stderr,
+        )
 
 
 def _check(arguments: argparse.Namespace, config: ScoreConfig) -> None:
@@ -105,7 +110,7 @@ def _check(arguments: argparse.Namespace, config: ScoreConfig) -> None:
         check_output(arguments.output, "--output", file=True)
     check_prm(config.scorer.prm)
     reader = ProblemReader(config.columns, Path(config.image_root or arguments.file.parent).absolute())
-    for location, row in read_rows(arguments.file):
+    for location, row in read_file(arguments.file):
         read_line(row, location, reader, config)
 
 
@@ -118,16 +123,16 @@ def _scored(scorer: Scorer, solutions: list[Solution]) -> list[StepScores]:
         if not broken:
             raise
         location, reason = next(iter(broken.items()))
-        raise DataError(f"{location}: {reason} ({len(broken)} such lines)") from error
+        raise DataError(f"{location}: {reason}; correct or remove the image ({len(broken)} such lines)") from error
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line of the file: the solution of its steps, or those of its responses that can be split into steps."""
+    """Holds a line of the file with its solution, or with those of its responses that can be split into steps."""
 
     row: dict[str, Any]
     solutions: tuple[Solution, ...]
-    splits: tuple[Split, ...] = ()
+    splits: tuple[StepSplit, ...] = ()
     """One split per response, in order; empty for a line that gives its steps."""
 
     def result(self, judged: Sequence[StepScores], aggregate: Aggregator, name: str) -> dict[str, Any]:
@@ -150,20 +155,23 @@ class Line:
 
 
 def read_line(row: dict[str, Any], location: str, reader: ProblemReader, config: ScoreConfig) -> Line:
-    """Return a line of the file with its solutions. Raises DataError, naming `place`, for a line without steps."""
+    """Return a line of the file with its solutions. Raises DataError, naming `location`, for a line without steps."""
     question = read_cell(row, config.columns, "question", location)
     if question is None and read_cell(row, config.columns, "chat", location) is None:
         given = row.get(config.columns.question or "question")
-        raise DataError(f"{location}: question must be text, got {cut(given)!r}; the line has {names_of(row)}")
+        raise DataError(
+            f"{location}: question must be text, got {cut(given)!r}; the line has {names_of(row)}: name its column in "
+            "columns.question"
+        )
     asked = reader.asked({name: value for name, value in row.items() if name not in OWN_COLUMNS}, location)
     # The location serves as the id, so that errors of a scorer name the line.
     problem = Problem(location, asked.question, "", asked.images, asked.choices)
     if row.get("steps"):
         if "responses" in row:
-            raise DataError(f"{location}: has steps and responses; drop one of them")
+            raise DataError(f"{location}: has both steps and responses; remove one of them")
         return Line(row, (Solution(problem, _texts(row, "steps", location)),))
     if "responses" in row and "response" in row:
-        raise DataError(f"{location}: has response and responses; drop one of them")
+        raise DataError(f"{location}: has both response and responses; remove one of them")
     name = next((name for name in ("responses", "response") if name in row), "steps")
     splits = tuple(plain_split(text, config.step_format) for text in _texts(row, name, location))
     return Line(row, tuple(Solution(problem, found.steps) for found in splits if found.steps), splits)

@@ -92,19 +92,22 @@ def run(arguments: argparse.Namespace) -> None:
         scorer.close()
     if not searched.results:
         problem_id, reason = next(iter(searched.failed.items()))
-        raise DataError(f"{config.problems.path}: no problem could be searched; {problem_id}: {reason}")
-    metrics = summary(searched, baseline, aggregator, config)
+        raise DataError(
+            f"{config.problems.path}: no problem could be searched (first failure: {problem_id}: {reason}); check the "
+            "engine and the problems"
+        )
+    metrics = search_summary(searched, baseline, aggregator, config)
     folder = Path(config.output)
     groups = [result.group for result in searched.results]
     write_rows(folder / "candidates.jsonl", candidate_lines(groups, aggregator))
     with output(folder / "summary.json") as out:
         json.dump(metrics | {"seconds": time.perf_counter() - begun}, out, indent=2)
-    print(table(metrics))
+    print(_table(metrics))
     print(f"{len(groups)} problems, {len(searched.failed)} failed; see {folder}")
     print(f"aggregator {described(aggregator, info)}")
 
 
-def summary(
+def search_summary(
     searched: Searched, baseline: Searched | None, aggregator: str, config: GuidedSearchConfig
 ) -> dict[str, Any]:
     """Return the contents of summary.json."""
@@ -112,7 +115,7 @@ def summary(
     candidates = [candidate for group in groups for candidate in group.candidates]
     tokens = sum(result.tokens for result in searched.results)
     accuracies = accuracy(groups, aggregator, config.seed)
-    equal = None if baseline is None else compare(searched, baseline, aggregator, config.seed)
+    equal = None if baseline is None else compare_at_equal_tokens(searched, baseline, aggregator, config.seed)
     return {
         "search": config.search.model_dump(),
         "problems": len(groups),
@@ -129,7 +132,7 @@ def summary(
     }
 
 
-def compare(searched: Searched, baseline: Searched, aggregator: str, seed: int) -> EqualTokens | None:
+def compare_at_equal_tokens(searched: Searched, baseline: Searched, aggregator: str, seed: int) -> EqualTokens | None:
     """Compare search with the baseline on the problems that failed in neither; None if there are none."""
     whole = {result.group.problem.id: result.group for result in baseline.results}
     both = [result for result in searched.results if result.group.problem.id in whole]
@@ -140,16 +143,16 @@ def compare(searched: Searched, baseline: Searched, aggregator: str, seed: int) 
     return at_equal_tokens(groups, tokens, [whole[group.problem.id] for group in groups], aggregator, seed)
 
 
-def table(metrics: dict[str, Any]) -> str:
+def _table(metrics: dict[str, Any]) -> str:
     """Return one line per selector: its accuracy with interval and, next to it, best-of-N at equal tokens and the
     difference."""
     equal = metrics["best_of_n_at_equal_tokens"]
     strategy = metrics["search"]["strategy"]
     head = f"{'selector':<10}{strategy:>22}"
-    tokens = f"{metrics['tokens_per_problem']:,.0f} tokens a problem"
+    tokens = f"{metrics['tokens_per_problem']:,.0f} tokens per problem"
     if equal is not None:
         head += f"{'best_of_' + format(equal['n'], '.3g'):>22}{'difference':>25}"
-        tokens += f", {equal['tokens']:,.0f} of best_of_{equal['n']:.3g}"
+        tokens += f", {equal['tokens']:,.0f} for best_of_{equal['n']:.3g}"
     lines = [head]
     for name, interval in metrics["accuracy"].items():
         line = f"{name:<10}{cell(Interval(**interval)):>22}"

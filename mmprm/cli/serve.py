@@ -27,8 +27,8 @@ from mmprm.config import Config, PathText
 from mmprm.errors import ConfigError, MmprmError, SetupError
 from mmprm.hardware import HardwareConfig
 from mmprm.scoring.aggregate import chosen_aggregator
-from mmprm.scoring.config import ScorerConfig
-from mmprm.scoring.http.limits import Limits
+from mmprm.scoring.config import LocalScorerConfig
+from mmprm.scoring.http.limits import ServiceLimits
 from mmprm.scoring.http.server import BACKLOG, Server
 from mmprm.scoring.http.service import Service
 from mmprm.scoring.http.wire import ModelOut
@@ -36,13 +36,11 @@ from mmprm.scoring.open import open_scorer, scorer_info
 from mmprm.weights import fingerprint
 
 
-class ServedScorerConfig(ScorerConfig):
+class ServedScorerConfig(LocalScorerConfig):
     """Configuration of the served scorer."""
 
     backend: Literal["vllm", "transformers"] = "vllm"
     """vllm: the pooling runner; transformers: starts immediately. Scores agree within 1e-3 in float32."""
-    server: None = None
-    """Not available: this command is the server."""
 
 
 class ServeConfig(Config):
@@ -66,7 +64,7 @@ class ServeConfig(Config):
     """Listen on other interfaces without an API key, for example behind a proxy that requires one."""
     image_root: PathText | None = None
     """Folder below which requests may name images by path; by default they must send them."""
-    limits: Limits = Limits()
+    limits: ServiceLimits = ServiceLimits()
     """Limits on requests."""
     shutdown_seconds: float = Field(60.0, ge=0)
     """Maximum time to finish accepted requests after SIGTERM, in seconds; a load or a batch that takes ten seconds
@@ -77,16 +75,17 @@ class ServeConfig(Config):
     @model_validator(mode="after")
     def _guarded(self) -> ServeConfig:
         if self.api_key_env is not None and self.api_key_file is not None:
-            raise ValueError("api_key_env and api_key_file: set one of them")
+            raise ValueError("api_key_env and api_key_file are both set; remove one of them")
         if not (_is_loopback(self.host) or self.has_key or self.without_key):
             raise ValueError(
-                f"host={self.host} is open to other machines: set api_key_env or api_key_file, or without_key=true"
+                f"host={self.host} listens to other machines without an API key; set api_key_env or api_key_file, or "
+                "without_key=true"
             )
         return self
 
     @property
     def has_key(self) -> bool:
-        """Whether an API key is configured."""
+        """Return whether an API key is configured."""
         return self.api_key_env is not None or self.api_key_file is not None
 
 
@@ -109,7 +108,9 @@ def run(arguments: argparse.Namespace) -> None:
     if service.failure is not None:
         if isinstance(service.failure, MmprmError):
             raise service.failure
-        raise SetupError(f"the model does not work: {service.failure}") from service.failure
+        raise SetupError(
+            f"the model failed: {service.failure}; see the traceback, and try scorer.backend=transformers"
+        ) from service.failure
 
 
 def make_service(config: ServeConfig) -> Service:
@@ -117,7 +118,7 @@ def make_service(config: ServeConfig) -> Service:
     info = scorer_info(config.scorer)
     root = Path(config.image_root) if config.image_root is not None else None
     if root is not None and not root.is_dir():
-        raise ConfigError(f"image_root={root}: is no folder")
+        raise ConfigError(f"image_root={root}: is not a folder; give an existing one, or leave it out")
     name = chosen_aggregator(config.aggregator, info.aggregator)
     facts = ModelOut(
         model=config.name or Path(config.scorer.prm).resolve().name,
@@ -146,7 +147,7 @@ def _listening(config: ServeConfig) -> socket.socket:
         return socket.create_server(address, family=family, backlog=BACKLOG)
     except OSError as error:
         raise ConfigError(
-            f"host={config.host}, port={config.port}: cannot listen there ({error.strerror}); set another port"
+            f"host={config.host}, port={config.port}: cannot be bound ({error.strerror}); set another port"
         ) from error
 
 
@@ -160,10 +161,12 @@ def _api_key(config: ServeConfig) -> str | None:
         try:
             key = Path(config.api_key_file or "").read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{location}: cannot be read ({type(error).__name__})") from error
+            raise ConfigError(
+                f"{location}: cannot be read ({type(error).__name__}); give a readable text file"
+            ) from error
     key = key.strip()
     if not key or not key.isascii() or not key.isprintable():
-        raise ConfigError(f"{location}: must hold the key, in printable ASCII; write one there")
+        raise ConfigError(f"{location}: must hold a key in printable ASCII; store one there")
     return key
 
 

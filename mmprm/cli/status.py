@@ -14,7 +14,7 @@ import sys
 import time
 from dataclasses import asdict
 
-from mcts.status import Status, read_status, status_text
+from mcts.status import CampaignStatus, read_status, status_text
 from mmprm.cli.shared.options import columns
 from mmprm.terminal import raw
 from mmprm.trees.store import Store
@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
     parser.add_argument("run", metavar="RUN", help="run folder of mmprm annotate")
     form = parser.add_mutually_exclusive_group()
-    form.add_argument("--watch", action="store_true", help="show it anew every 2 s until the driver stops")
-    form.add_argument("--json", action="store_true", help="write all figures as JSON")
+    form.add_argument("--watch", action="store_true", help="refresh every 2 s until the run stops")
+    form.add_argument("--json", action="store_true", help="print all metrics as JSON")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -41,7 +41,7 @@ def run(arguments: argparse.Namespace) -> None:
         print(status_text(status, arguments.run, width=columns()))
 
 
-def _read(run: str) -> Status:
+def _read(run: str) -> CampaignStatus:
     store = Store.read(run)
     try:
         return read_status(store)

@@ -28,8 +28,8 @@ NAMED = 8
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
     parser.add_argument("run", metavar="RUN", help="run folder of mmprm annotate")
-    parser.add_argument("problem", metavar="PROBLEM", help="id of the problem, or how it begins")
-    parser.add_argument("--all", action="store_true", help="show the rollouts drawn from each state as well")
+    parser.add_argument("problem", metavar="PROBLEM", help="id of the problem, or its beginning")
+    parser.add_argument("--all", action="store_true", help="also show the rollouts sampled from each state")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -38,24 +38,28 @@ def run(arguments: argparse.Namespace) -> None:
 
     store = Store.read(arguments.run)
     try:
-        problem = store.problem(find(arguments.problem, store.ids()))
+        problem = store.problem(find_id(arguments.problem, store.ids()))
         status, reason = store.outcome(problem.id)
         tree, config = store.tree(problem.id), store.config
     finally:
         store.close()
     if not tree.nodes:
-        raise DataError(f"{problem.id}: has no rollout yet; it is {status}" + (f": {reason}" if reason else ""))
+        raise DataError(
+            f"{problem.id}: has no rollouts (status: {status}"
+            + (f", {reason}" if reason else "")
+            + "); choose another problem"
+        )
     root = grow(tree, rule_of(config))
     ended = f"{status}, {reason}" if reason else status
     console = Console(file=raw(sys.stdout), highlight=False)
     console.print(tree_lines(problem, ended, root, config["step_format"], arguments.all))
 
 
-def find(wanted: str, ids: list[str]) -> str:
+def find_id(wanted: str, ids: list[str]) -> str:
     """Return the id that equals `wanted`, or the only one that begins with it."""
     fitting = [wanted] if wanted in ids else [known for known in ids if known.startswith(wanted)]
     if len(fitting) == 1:
         return fitting[0]
     near = fitting or ids
     listed = ", ".join(near[:NAMED]) + (", …" if len(near) > NAMED else "")
-    raise DataError(f"{wanted!r} is the beginning of {len(fitting)} ids, must be of one; there are {listed}")
+    raise DataError(f"{wanted!r} matches the beginning of {len(fitting)} ids and must match one; give one of {listed}")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AddedToken, AutoModelForTokenClassification, Qwen2Config, Qwen2Model, Qwen2PreTrainedModel
 
-from mmprm.backbone.load import whole_folder
+from mmprm.backbone.load import new_model_folder
 from mmprm.backbone.processor import reads_images, tokenizer_of
 from mmprm.errors import CheckpointError, ConfigError
 from mmprm.prm.info import TOKENS, PrmInfo, PrmTokens, write_info
@@ -152,7 +152,7 @@ def _model(kind: Any, prm: Prm, head: nn.Module) -> nn.Module:
 
 
 def _save(target: Path, model: Any, prm: Prm, info: PrmInfo) -> PrmInfo:
-    with whole_folder(target) as folder:
+    with new_model_folder(target) as folder:
         model.save_pretrained(folder)
         prm.processor.save_pretrained(folder)
         write_info(folder, info)

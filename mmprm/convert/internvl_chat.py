@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig, InternVLConfig, InternVLForConditionalGeneration
 
-from mmprm.backbone.load import whole_folder
+from mmprm.backbone.load import new_model_folder
 from mmprm.convert.internvl_processor import IMAGE_CONTEXT, TURN_END, native_processor
 from mmprm.errors import CheckpointError
 from mmprm.prm.info import PrmInfo, PrmTokens, write_info
@@ -115,7 +115,7 @@ def convert_internvl_chat(source: str | Path, target: str | Path) -> InternVLCon
         processor = native_processor(source, old)
         tokenizer = processor.tokenizer
         config = native_config(old, tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT), processor.image_seq_length)
-    with whole_folder(target) as folder:
+    with new_model_folder(target) as folder:
         folder.mkdir(parents=True)
         _write_weights(files, config, old, folder)
         config.save_pretrained(folder)

@@ -22,7 +22,7 @@ _NUMPY = re.compile(r"array\((\[.*\])(?:,\s*dtype=[^()\[\]]+)?\)", re.DOTALL)
 _ADJACENT = re.compile(r"[\"']\s+[\"']")
 
 
-def plain(value: Any) -> Any:
+def as_builtin(value: Any) -> Any:
     """Return a value as built-in Python types.
 
     Values with `tolist` (NumPy, PyArrow) and buffers are converted; NaN becomes None.
@@ -36,7 +36,7 @@ def plain(value: Any) -> Any:
 
 def is_empty(value: Any) -> bool:
     """Return whether a cell is empty: null, NaN, blank text, or lists and structs that hold only empty values."""
-    value = plain(value)
+    value = as_builtin(value)
     if value is None:
         return True
     if isinstance(value, str | bytes):
@@ -54,7 +54,7 @@ def find(row: Row, name: str) -> Any:
     Raises KeyError if the row has no such column.
     """
     if name in row:
-        return plain(row[name])
+        return as_builtin(row[name])
     value = _reach(row, name) if "." in name else _ABSENT
     if value is _ABSENT:
         raise KeyError(name)
@@ -67,16 +67,16 @@ def _reach(value: Any, name: str) -> Any:
     A part of the name may itself contain dots, or be a 0-based index into a list; lists and structs may also be stored
     as text.
     """
-    value = plain(_struct(value))
+    value = as_builtin(_struct(value))
     if isinstance(value, list | tuple):
         number, _, rest = name.partition(".")
         if not number.isascii() or not number.isdigit() or int(number) >= len(value):
             return _ABSENT
-        return _reach(value[int(number)], rest) if rest else plain(value[int(number)])
+        return _reach(value[int(number)], rest) if rest else as_builtin(value[int(number)])
     if not isinstance(value, Mapping):
         return _ABSENT
     if name in value:
-        return plain(value[name])
+        return as_builtin(value[name])
     positions = [position for position, letter in enumerate(name) if letter == "."]
     found = (_reach(value[name[:position]], name[position + 1 :]) for position in positions if name[:position] in value)
     return next((value for value in found if value is not _ABSENT), _ABSENT)
@@ -95,7 +95,7 @@ def top_of(row: Row, name: str) -> str:
 
 def flat(value: Any) -> list[Any]:
     """Return the non-empty items of a cell: the value itself, or the flattened items of a list (which may be text)."""
-    value = plain(value)
+    value = as_builtin(value)
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         value = parsed(value)
     if isinstance(value, list | tuple):

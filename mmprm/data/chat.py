@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from mmprm.data.cells import cut, parsed, plain
-from mmprm.data.json_rows import parse_json
+from mmprm.data.cells import as_builtin, cut, parsed
+from mmprm.data.json_rows import parse_strict_json
 from mmprm.data.marks import IMAGE
 from mmprm.errors import DataError
 
@@ -38,7 +38,7 @@ class ImagePart:
     value: Any = None
 
 
-Piece = str | ImagePart
+MessagePart = str | ImagePart
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Turn:
     """Hold one turn of a conversation; `role` is system, user or assistant."""
 
     role: str
-    pieces: tuple[Piece, ...]
+    pieces: tuple[MessagePart, ...]
 
     @property
     def text(self) -> str:
@@ -57,27 +57,30 @@ class Turn:
 def read_turns(chat: Any, location: str) -> list[Turn]:
     """Return the turns of chat messages.
 
-    Raises DataError, naming `place`, for an unknown format, an unknown role, or unsupported media.
+    Raises DataError, naming `location`, for an unknown format, an unknown role, or unsupported media.
     """
     if isinstance(chat, str):
         text = chat.strip()
         if not text.startswith(("[", "{")):
-            raise DataError(f"{location}: chat messages are not of a known form: {cut(chat)!r} is not JSON")
+            raise DataError(
+                f"{location}: chat messages have an unknown format: {cut(chat)!r} is not JSON; write a list of "
+                "messages with role and content"
+            )
         python = text.lstrip("[ \n").startswith("{'")
-        chat = parsed(text) if python else parse_json(text, f"{location} (chat messages)")
-    chat = plain(chat)
+        chat = parsed(text) if python else parse_strict_json(text, f"{location} (chat messages)")
+    chat = as_builtin(chat)
     try:
         return [_turn(turn, location) for turn in ([chat] if isinstance(chat, Mapping) else chat)]
     except (KeyError, TypeError, AttributeError) as error:
         raise DataError(
-            f"{location}: chat messages are not of a known form ({type(error).__name__}: {cut(error)}); write "
+            f"{location}: chat messages have an unknown format ({type(error).__name__}: {cut(error)}); write "
             '[{"role": "user", "content": "…"}]'
         ) from error
 
 
 def is_chat(value: Any) -> bool:
     """Return whether a cell holds chat messages rather than plain text."""
-    value = plain(value)
+    value = as_builtin(value)
     if isinstance(value, str) and value.lstrip().startswith(("[{", "[ {", "{")):
         value = parsed(value)
     items = [value] if isinstance(value, Mapping) else value
@@ -91,13 +94,13 @@ def is_chat(value: Any) -> bool:
 def _turn(turn: Mapping[str, Any], location: str) -> Turn:
     role = turn.get("role") or turn.get("from")
     if role not in ROLES:
-        raise DataError(f"{location}: role {cut(role)!r} must be one of {', '.join(ROLES)}")
+        raise DataError(f"{location}: role {cut(role)!r} must be one of {', '.join(ROLES)}; rename it")
     content = turn.get("content") or turn.get("value") or ""
     parts = [content] if isinstance(content, str | Mapping) else content
     return Turn(ROLES[role], tuple(_piece(part, location) for part in parts))
 
 
-def _piece(part: Any, location: str) -> Piece:
+def _piece(part: Any, location: str) -> MessagePart:
     if isinstance(part, str):
         return part
     kind = part["type"]
@@ -105,7 +108,7 @@ def _piece(part: Any, location: str) -> Piece:
         return part["text"] or ""
     if any(media in kind for media in _MEDIA):
         raise DataError(
-            f"{location}: a message holds a part of type {kind!r}: video and audio are not read; remove the row"
+            f"{location}: a message holds a part of type {kind!r}: video and audio are not supported; remove the row"
         )
     return ImagePart(image_of(part))
 

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mmprm.data.cells import Row, cut, is_empty, parsed, plain
+from mmprm.data.cells import Row, as_builtin, cut, is_empty, parsed
 from mmprm.errors import DataError
 from mmprm.types import Problem
 
@@ -33,18 +33,18 @@ def labeled_choices(value: Any, location: str) -> tuple[tuple[str, ...], tuple[s
     letter before each option ("A. 3 cm\nB. 5 cm"). Raises DataError for another format, for options that are not text
     or numbers, and for more options than letters.
     """
-    value = plain(value)
+    value = as_builtin(value)
     value = _parsed(value) if isinstance(value, str) else value
     labels, items = _of_struct(value) if isinstance(value, Mapping) else _of_list(value)
     if not isinstance(items, list | tuple):
-        raise DataError(f"{location}: choices must be a list, got {cut(value)!r}; make it one, or drop the column")
-    items = _without_empty_end([plain(item) for item in items])
+        raise DataError(f"{location}: choices must be a list, got {cut(value)!r}; write a list, or remove the column")
+    items = _without_empty_end([as_builtin(item) for item in items])
     if bad := [item for item in items if not isinstance(item, str | int | float) or is_empty(item)]:
         raise DataError(
-            f"{location}: choices must be texts, got {cut(bad[0])!r}; write each as a text, or drop the column"
+            f"{location}: choices must be texts, got {cut(bad[0])!r}; write each as a text, or remove the column"
         )
     if len(items) > len(LETTERS):
-        raise DataError(f"{location}: {len(items)} choices, at most {len(LETTERS)} have letters; drop the column")
+        raise DataError(f"{location}: {len(items)} choices, but only {len(LETTERS)} letters; remove the column")
     return tuple(labels or LETTERS)[: len(items)], tuple(map(str, items))
 
 
@@ -80,17 +80,18 @@ def check_choices(choices: Sequence[str], answer: Any, location: str) -> None:
     """Raise DataError for a single option, and for an integer answer that is not among the options."""
     if choices and isinstance(answer, int) and str(answer) not in choices:
         raise DataError(
-            f"{location}: answer {answer} is none of the choices {cut(choices)}; where it is a position, write its letter"
+            f"{location}: answer {answer} is none of the choices {cut(choices)}; if it is an index, write the letter "
+            "of the choice"
         )
     if len(choices) == 1:
         raise DataError(
-            f"{location}: choices must be at least two, got {cut(choices[0])!r}; list them, or drop the column"
+            f"{location}: choices must be at least two, got {cut(choices[0])!r}; list all of them, or remove the column"
         )
 
 
 def _of_struct(value: Mapping[Any, Any]) -> tuple[list[str], list[Any] | None]:
     """Return the labels and options, sorted by label; the options are None for any other struct."""
-    named = {str(name).strip().upper(): plain(item) for name, item in value.items()}
+    named = {str(name).strip().upper(): as_builtin(item) for name, item in value.items()}
     if named.keys() == {"LABEL", "TEXT"} and all(isinstance(item, list | tuple) for item in named.values()):
         labels, texts = named["LABEL"], named["TEXT"]
         return list(map(str, labels)), list(texts) if len(labels) == len(texts) else None
@@ -103,7 +104,7 @@ def _of_struct(value: Mapping[Any, Any]) -> tuple[list[str], list[Any] | None]:
 
 def _of_list(value: Any) -> tuple[list[str], Any]:
     """Return the labels and options of a list whose options may be a struct with its label, {A: …}, or [A, …]."""
-    items = [plain(item) for item in value] if isinstance(value, list | tuple) else value
+    items = [as_builtin(item) for item in value] if isinstance(value, list | tuple) else value
     pairs = [_pair(item) for item in items] if items is not value else []
     if not pairs or None in pairs:
         return [], items
@@ -146,7 +147,7 @@ def lettered_columns(row: Row) -> dict[str, str]:
 def unread_options(rest: Row, answer: str) -> str | None:
     """Return the name of an unread list that contains the answer among other texts, as options do, or None."""
     for name, value in rest.items():
-        items = plain(value)
+        items = as_builtin(value)
         if not isinstance(items, list | tuple) or not 1 < len(items) <= len(LETTERS):
             continue
         texts = [str(item).strip() for item in items if isinstance(item, str | int | float)]

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from mmprm.config import Config
-from mmprm.data.cells import Row, cut, find, is_empty, names_of, plain, top_of
+from mmprm.data.cells import Row, as_builtin, cut, find, is_empty, names_of, top_of
 from mmprm.data.chat import is_chat
 from mmprm.data.image_cells import looks_like_image
 from mmprm.errors import DataError
@@ -95,13 +95,16 @@ def cells_of(row: Row, columns: Columns, field: str, location: str) -> list[tupl
         try:
             value = find(row, chosen)
         except KeyError:
-            raise DataError(f"{location}: has no column {chosen!r} (columns.{field}); it has {names_of(row)}") from None
+            raise DataError(
+                f"{location}: has no column {chosen!r} (columns.{field}), only {names_of(row)}; set columns.{field} to "
+                "one of these"
+            ) from None
         return [] if is_empty(value) else [(chosen, value)]
     found = list(_usual(row, field))
     if field == "images" and (numbered := _numbered_images(row)):
         found.append(numbered)
     if not found and field == "chat" and columns.question is None and is_chat(row.get(PROMPT)):
-        found.append((PROMPT, plain(row[PROMPT])))
+        found.append((PROMPT, as_builtin(row[PROMPT])))
     if not found and field == "question" and columns.chat is None and isinstance(row.get(PROMPT), str):
         found += [] if is_chat(row[PROMPT]) or is_empty(row[PROMPT]) else [(PROMPT, row[PROMPT])]
     return found
@@ -121,7 +124,7 @@ def _usual(row: Row, field: str) -> Iterator[tuple[str, Any]]:
 
 def _numbered_images(row: Row) -> tuple[str, list[Any]] | None:
     numbers = {int(match[1]): name for name in row if (match := NUMBERED_IMAGE.fullmatch(str(name)))}
-    filled = [(numbers[number], plain(row[numbers[number]])) for number in sorted(numbers)]
+    filled = [(numbers[number], as_builtin(row[numbers[number]])) for number in sorted(numbers)]
     filled = [(name, value) for name, value in filled if not is_empty(value)]
     return (filled[0][0], [value for _, value in filled]) if filled else None
 
@@ -169,8 +172,8 @@ def check_media(row: Row, location: str) -> None:
         named = isinstance(name, str) and _MEDIA.fullmatch(name) and _may_be_file(value)
         if named or any(_is_media(part) for _, part in _parts(str(name), value)):
             raise DataError(
-                f"{location}: column {name!r} holds {cut(plain(value))!r}: video and audio are not read; remove such "
-                "rows, or the column where no question needs it"
+                f"{location}: column {name!r} holds {cut(as_builtin(value))!r}: video and audio are not supported; "
+                "remove such rows, or the column if no question needs it"
             )
 
 
@@ -183,7 +186,7 @@ def check_unread_images(rest: Row, question: str, location: str) -> str | None:
     for name, value in (part for column in rest.items() for part in _parts(*column)):
         if looks_like_image(value):
             raise DataError(
-                f"{location}: column {name!r} looks like images ({cut(plain(value))!r}) and is not read; set "
+                f"{location}: column {name!r} looks like images ({cut(as_builtin(value))!r}) and is not read; set "
                 f"columns.images={name}, or columns.images=false to read none"
             )
     if not _SPEAKS_OF_IMAGE.search(question):
@@ -193,7 +196,7 @@ def check_unread_images(rest: Row, question: str, location: str) -> str | None:
 
 def _parts(name: str, value: Any, depth: int = 3) -> Iterator[tuple[str, Any]]:
     """Yield (dotted name, value) of a column and of the members of its structs."""
-    value = plain(value)
+    value = as_builtin(value)
     yield name, value
     if isinstance(value, Mapping) and depth:
         for key, inner in value.items():
@@ -211,4 +214,4 @@ def _is_media(value: Any) -> bool:
 
 
 def _may_be_file(value: Any) -> bool:
-    return not is_empty(value) and not isinstance(plain(value), bool | int | float)
+    return not is_empty(value) and not isinstance(as_builtin(value), bool | int | float)

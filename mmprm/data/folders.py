@@ -28,7 +28,7 @@ _SPLITS = (
     *("train", "training", "test", "testing", "testmini", "validation", "valid", "val", "dev", "eval", "evaluation"),
     *("held_out", "held_out"),
 )
-DEFAULT_SPLIT = "train"
+_DEFAULT_SPLIT = "train"
 
 
 def form_of(path: Path) -> str | None:
@@ -62,7 +62,7 @@ def files_of_folder(folder: Path, split: str | None, subset: str | None) -> list
     if is_saved(base) or (base / "dataset_dict.json").is_file():
         return saved_files(base, split)
     files = sorted(path for path in base.rglob("*") if form_of(path) is not None and _holds_rows(path, base))
-    wanted = split or DEFAULT_SPLIT
+    wanted = split or _DEFAULT_SPLIT
     chosen = [path for path in files if names_split(path.relative_to(base).parts, wanted)]
     chosen = [path for path in chosen if _belongs(path.relative_to(base).parts, wanted)]
     if not chosen and split is None and not any(split_word(path.relative_to(base).parts) for path in files):
@@ -70,7 +70,9 @@ def files_of_folder(folder: Path, split: str | None, subset: str | None) -> list
     if not chosen:
         splits = sorted({word for path in files if (word := split_word(path.relative_to(base).parts))})
         there = (
-            f"it has {', '.join(splits)}; set problems.split" if splits else "name them SPLIT.jsonl or SPLIT-….parquet"
+            f"it has {', '.join(splits)}; set problems.split"
+            if splits
+            else "name its files SPLIT.jsonl or SPLIT-….parquet"
         )
         raise DataError(f"{base}: holds no file of the split {wanted} (.jsonl, .json, .csv, .parquet, .arrow); {there}")
     found = {_subset_of(path.relative_to(base).parts) for path in chosen}
@@ -81,7 +83,9 @@ def files_of_folder(folder: Path, split: str | None, subset: str | None) -> list
         )
     forms = sorted({form_of(path) or "" for path in chosen})
     if len(forms) > 1:
-        raise DataError(f"{base}: holds {wanted} in several forms ({', '.join(forms)}); set problems.path to one file")
+        raise DataError(
+            f"{base}: holds {wanted} in several formats ({', '.join(forms)}); set problems.path to one file"
+        )
     return chosen
 
 
@@ -114,7 +118,9 @@ def _subset_folder(folder: Path, subset: str | None) -> Path:
             return base
     parts = [path.relative_to(folder).parts for path in sorted(folder.rglob("*")) if form_of(path) is not None]
     there = sorted({name for name in map(_subset_of, parts) if name is not None and not name.startswith(".")})
-    there_is = f"it has {', '.join(there)}" if there else "it has none; set problems.subset=null"
+    there_is = (
+        f"set problems.subset to one of {', '.join(there)}" if there else "it has no subsets; set problems.subset=null"
+    )
     raise DataError(f"{folder}: has no subset {subset!r}; {there_is}")
 
 
@@ -134,9 +140,10 @@ def saved_files(folder: Path, split: str | None) -> list[Path]:
         splits = state["splits"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(
-            f"{folder / name}: is not what save_to_disk writes ({type(error).__name__}: {error})"
+            f"{folder / name}: was not written by save_to_disk ({type(error).__name__}: {error}); save the data set "
+            "again"
         ) from error
-    wanted = split or DEFAULT_SPLIT
+    wanted = split or _DEFAULT_SPLIT
     if wanted not in splits:
         raise DataError(f"{folder}: has no split {wanted!r}; it has {', '.join(splits)}; set problems.split")
     return saved_files(folder / wanted, None)
@@ -147,4 +154,4 @@ def _check_saved_split(folder: Path, saved: str | None, split: str | None) -> No
         return
     if saved is not None:
         raise DataError(f"{folder}: holds the split {saved!r}, not problems.split={split!r}; set problems.split=null")
-    print(f"{folder}: problems.split={split} chooses nothing in a single data set; all rows are read", file=sys.stderr)
+    print(f"{folder}: problems.split={split} has no effect on a single data set; all rows are read", file=sys.stderr)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from mmprm.data.cells import cut, flat, is_empty, plain
+from mmprm.data.cells import as_builtin, cut, flat, is_empty
 from mmprm.data.images import image_size, suffix_of
 from mmprm.errors import DataError
 from mmprm.types import ImageRef
@@ -34,7 +34,7 @@ def read_image(value: Any, root: Path, location: str, field: str = "") -> ImageR
     A path is not opened here, so that a broken file later costs only its own problem. Raises DataError for anything
     else.
     """
-    value = plain(value)
+    value = as_builtin(value)
     within = f" in {field}" if field else ""
     value = _inside(value) or value if isinstance(value, dict) else value
     if isinstance(value, bytes):
@@ -51,7 +51,8 @@ def read_image(value: Any, root: Path, location: str, field: str = "") -> ImageR
     if path is None or not _PATH.fullmatch(value):
         raise DataError(
             f"{location}: an image must be a path or base64 of a PNG, JPEG, WebP, GIF, BMP or TIFF, got "
-            f"{cut(value)!r}{within}, which is no file and no such base64; correct it, or set problems.image_root"
+            f"{cut(value)!r}{within}, which is neither an existing file nor such base64; correct it, or set "
+            "problems.image_root"
         )
     return ImageRef(path=str(path))
 
@@ -66,7 +67,7 @@ def _has_header(data: bytes) -> bool:
 
 def looks_like_image(value: Any) -> bool:
     """Return whether a value looks like an image: a path with an image suffix, encoded bytes, base64, or a data URL."""
-    value = plain(value)
+    value = as_builtin(value)
     if isinstance(value, list | tuple):
         return any(map(looks_like_image, value[:8]))
     if isinstance(value, dict):
@@ -89,7 +90,7 @@ def _names_nothing(value: Mapping[str, Any]) -> bool:
 
 def _inside(value: Mapping[str, Any]) -> Any:
     """Return the image value inside {bytes, path}, {url}, {image_url: {url}} and similar structs, or None."""
-    found = next((plain(value[name]) for name in _KEYS if not is_empty(value.get(name))), None)
+    found = next((as_builtin(value[name]) for name in _KEYS if not is_empty(value.get(name))), None)
     return _inside(found) if isinstance(found, dict) else found
 
 
@@ -114,7 +115,9 @@ def _data_url(value: str, location: str) -> bytes:
     try:
         return base64.b64decode("".join(unquote(text).split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise DataError(f"{location}: the image's data URL is not base64 ({error})") from error
+        raise DataError(
+            f"{location}: the image's data URL is not base64 ({error}); correct it, or remove the row"
+        ) from error
 
 
 def _base64(text: bytes) -> bytes | None:

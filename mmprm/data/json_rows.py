@@ -15,9 +15,10 @@ from typing import Any, BinaryIO
 
 from mmprm.data.cells import MAX_DEPTH, cut, is_too_deep
 from mmprm.errors import DataError
+from mmprm.files import parse_json
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
-"""Iterator over pairs (place for error messages, row)."""
+"""Iterator over pairs (location for error messages, row)."""
 
 READING_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 """Exceptions raised while reading a compressed file."""
@@ -29,25 +30,23 @@ _ROWS = {"data", "rows", "examples", "instances", "problems", "questions", "samp
 _BLANK = re.compile(r"\s*")
 
 
-def parse_json(text: bytes | str, location: str) -> Any:
-    """Return the value of a JSON text.
+def parse_strict_json(text: bytes | str, location: str) -> Any:
+    """Return the value of a JSON text of other programs.
 
     Raises DataError for invalid JSON, for nesting deeper than MAX_DEPTH, for a name given twice with different values,
     and for an unpaired surrogate, which neither files nor tokenizers accept.
     """
     try:
-        value = json.loads(text, object_pairs_hook=_object)
+        value = parse_json(text, location, object_hook=_object)
     except _GivenTwiceError as error:
         raise DataError(f"{location}: {error} is given twice, with different values; keep one of them") from None
-    except RecursionError:
-        raise DataError(f"{location}: is not JSON that can be read: it is nested too deeply") from None
-    except ValueError as error:
-        raise DataError(f"{location}: is not JSON: {cut(error, 200)}") from error
     encoded = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     if encoded.count(b"[") + encoded.count(b"{") > MAX_DEPTH and is_too_deep(value):
-        raise DataError(f"{location}: is nested deeper than {MAX_DEPTH} levels; write it flatter")
+        raise DataError(f"{location}: is nested deeper than {MAX_DEPTH} levels; flatten it")
     if _HALF_PAIR.search(encoded) and (path := _half_pair(value)) is not None:
-        raise DataError(f"{location}: {path or 'the text'} holds half of a surrogate pair, which is no text; remove it")
+        raise DataError(
+            f"{location}: {path or 'the text'} holds half of a surrogate pair, which is not valid text; remove it"
+        )
     return value
 
 
@@ -95,16 +94,18 @@ def jsonl_rows(path: Path) -> Rows:
                 if line.lstrip().startswith(b"["):
                     yield from _listed_rows(line + file.read(), path, position)
                     return
-                yield position, _row(parse_json(line, position), position)
+                yield position, _row(parse_strict_json(line, position), position)
     except READING_ERRORS as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+        raise DataError(
+            f"{path}: cannot be read ({error}); check the file and its permissions, or write it again"
+        ) from error
 
 
 def _listed_rows(text: bytes, path: Path, location: str) -> Rows:
     """Yield the objects of a JSON list stored in a file named as JSON lines."""
-    items = parse_json(text, location)
+    items = parse_strict_json(text, location)
     if not any(isinstance(item, dict) for item in items):
-        raise DataError(f"{location}: must be an object, got list; write one object a line")
+        raise DataError(f"{location}: must be an object, got list; write one object per line")
     return _items(items, path)
 
 
@@ -114,23 +115,28 @@ def json_rows(path: Path) -> Rows:
         with open_packed(path) as file:
             text = without_bom(file.read(), path)
     except READING_ERRORS as error:
-        raise DataError(f"{path}: cannot be read ({error})") from error
+        raise DataError(
+            f"{path}: cannot be read ({error}); check the file and its permissions, or write it again"
+        ) from error
     if text.lstrip().startswith(b"{") and not _is_json(text):
         # If the first line is valid JSON, the file is JSON lines, whose reader names the damaged line.
         lines = _is_json(text.lstrip().partition(b"\n")[0])
         return jsonl_rows(path) if lines else _objects(text, path)
-    items = parse_json(text, str(path))
+    items = parse_strict_json(text, str(path))
     if isinstance(items, dict):
         items = _rows_inside(items, path)
     if not isinstance(items, list):
-        raise DataError(f"{path}: must hold a list of objects, or one object a line, got {type(items).__name__}")
+        raise DataError(
+            f"{path}: must hold a list of objects or one object per line, got {type(items).__name__}; write one object "
+            "per line"
+        )
     return _items(items, path)
 
 
 def _is_json(text: bytes) -> bool:
     try:
         json.loads(text)
-    except RecursionError:  # parse_json reports the error
+    except RecursionError:  # parse_strict_json reports the error
         return True
     except ValueError:
         return False
@@ -142,7 +148,7 @@ def _objects(text: bytes, path: Path) -> Rows:
     try:
         whole, start = text.decode().rstrip(), 0
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not JSON: {error}") from error
+        raise DataError(f"{path}: is not JSON: {error}; save it as UTF-8") from error
     for number in itertools.count(1):
         start = _BLANK.match(whole, start).end()  # type: ignore[union-attr]
         if start == len(whole):
@@ -151,8 +157,8 @@ def _objects(text: bytes, path: Path) -> Rows:
         try:
             end = json.JSONDecoder().raw_decode(whole, start)[1]
         except (ValueError, RecursionError) as error:
-            raise DataError(f"{location}: is not JSON: {error}") from error
-        yield location, _row(parse_json(whole[start:end], location), location)
+            raise DataError(f"{location}: is not JSON: {error}; correct it") from error
+        yield location, _row(parse_strict_json(whole[start:end], location), location)
         start = end
 
 
@@ -165,8 +171,8 @@ def _rows_inside(wrapper: dict[str, Any], path: Path) -> Any:
         return next(iter(lists.values()))
     if not wrapper or len(lists) == len(wrapper) or all(isinstance(value, dict) for value in wrapper.values()):
         raise DataError(
-            f"{path}: must hold a list of objects, or one object a line, got an object of "
-            f"{cut(', '.join(wrapper)) or '{}'}; write what is under one of its keys to a file of its own"
+            f"{path}: must hold a list of objects or one object per line, got an object of "
+            f"{cut(', '.join(wrapper)) or '{}'}; write the list under one of its keys to a separate file"
         )
     return [wrapper]
 
@@ -185,7 +191,7 @@ def _items(items: list[Any], path: Path) -> Rows:
 
 def _row(item: Any, location: str) -> dict[str, Any]:
     if not isinstance(item, dict):
-        raise DataError(f"{location}: must be an object, got {type(item).__name__}")
+        raise DataError(f"{location}: must be an object, got {type(item).__name__}; write {{column: value, …}}")
     return item
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mmprm.data.cells import Row, cut, plain
+from mmprm.data.cells import Row, as_builtin, cut
 from mmprm.data.chat import ImagePart, Turn, images_of, is_chat, read_turns
 from mmprm.data.columns import Columns, cells_of, only_one, used_names
 from mmprm.data.image_cells import listed, read_image
@@ -80,7 +80,8 @@ def column_images(found: Sequence[tuple[str, Any]], root: Path, location: str) -
     for other, _, digests in at_hand:
         if not set(digests) <= set(most):
             raise DataError(
-                f"{location}: {name} and {other} both hold images, and other ones; set columns.images to one of them"
+                f"{location}: {name} and {other} both hold images, but different ones; set columns.images to one of "
+                "them"
             )
     return items
 
@@ -111,8 +112,8 @@ def merged_images(parts: list[ImagePart], images: list[Any], root: Path, locatio
     positions = len(parts) - len(own)
     if positions not in (0, len(images)):
         raise DataError(
-            f"{location}: its messages have {positions} places for images of a column, and there are {len(images)}; set "
-            "columns.images, or put the images into the messages"
+            f"{location}: its messages have {positions} image placeholders, but the columns hold {len(images)} images; "
+            "set columns.images, or put the images into the messages"
         )
     if positions:
         rest = iter(images)
@@ -147,9 +148,10 @@ def _after_last_user(turns: Sequence[Turn]) -> int:
 def _check_same_chat(chats: Sequence[tuple[str, Any]], location: str) -> None:
     (first, chat), *others = chats
     for name, other in others:
-        if plain(chat) != plain(other) and is_chat(other):
+        if as_builtin(chat) != as_builtin(other) and is_chat(other):
             raise DataError(
-                f"{location}: {first} and {name} both hold messages, and differ; set columns.chat to one of them"
+                f"{location}: {first} and {name} both hold messages, but different ones; set columns.chat to one of "
+                "them"
             )
 
 
@@ -157,8 +159,8 @@ def _check_same(name: str, text: str, chat_name: str, chat_text: str, location: 
     one, other = _bare(text), _bare(chat_text)
     if one.casefold() not in other.casefold() and other.casefold() not in one.casefold():
         raise DataError(
-            f"{location}: {name} and {chat_name} ask otherwise ({cut(one)!r}, {cut(other)!r}); set columns.question, or "
-            "drop one of them"
+            f"{location}: {name} and {chat_name} hold different questions ({cut(one)!r}, {cut(other)!r}); set "
+            "columns.question, or remove one of them"
         )
 
 

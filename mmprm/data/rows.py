@@ -28,7 +28,7 @@ from mmprm.data.folders import files_of_folder, form_of, names_split, split_word
 from mmprm.data.json_rows import READING_ERRORS, Rows, json_rows, jsonl_rows, open_packed, without_bom
 from mmprm.errors import DataError
 
-DEFAULT_SPLIT = "train"
+_DEFAULT_SPLIT = "train"
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _BATCH = 64
@@ -72,8 +72,8 @@ def _all_rows(config: RowsConfig) -> Rows:
     there = os.path.exists(path)
     if there or not _HUB_ID.fullmatch(config.path):
         raise DataError(
-            f"{cut(path, 200)}: must be a .jsonl, .json, .csv, .parquet or .arrow file, a folder of these, or a hub id"
-            + ("" if there else "; there is no such file or folder")
+            f"{cut(path, 200)}: cannot be read; give a .jsonl, .json, .csv, .parquet or .arrow file, a folder of "
+            "these, or a hub id" + ("" if there else "; no file or folder has this name")
         )
     return _hub_rows(config)
 
@@ -90,7 +90,7 @@ def _check_single(path: Path, config: RowsConfig) -> None:
     """Reject a subset or split that a single file cannot provide, rather than ignoring it."""
     if config.subset is not None and config.subset not in path.parts:
         raise DataError(
-            f"{path}: problems.subset={config.subset!r} goes with a folder or a hub id, not with a file; set "
+            f"{path}: problems.subset={config.subset!r} applies to a folder or a hub id, not to a file; set "
             "problems.path to the folder, or problems.subset=null"
         )
     if config.split is None or names_split(path.parts[-3:], config.split):
@@ -98,16 +98,16 @@ def _check_single(path: Path, config: RowsConfig) -> None:
     other = split_word(path.parts[-1:])
     if other is not None:
         raise DataError(
-            f"{path}: problems.split={config.split!r}, but the file is named after the split {other!r}; name the "
-            "file of that split, or set problems.split=null"
+            f"{path}: problems.split={config.split!r}, but the file is named after the split {other!r}; give the file "
+            "of that split, or set problems.split=null"
         )
-    print(f"{path}: problems.split={config.split} chooses nothing in a single file; all rows are read", file=sys.stderr)
+    print(f"{path}: problems.split={config.split} has no effect on a single file; all rows are read", file=sys.stderr)
 
 
 def read_file(path: Path) -> Rows:
     """Yield the rows of one file in the format named by its suffix; any other suffix is read as JSON lines."""
     if not os.path.exists(path) or os.path.isdir(path):
-        reason = "a folder" if os.path.isdir(path) else "no such file"
+        reason = "a folder" if os.path.isdir(path) else "it does not exist"
         raise DataError(f"{path}: cannot be read ({reason}); name an existing file")
     return _READERS[form_of(path) or "jsonl"](path)
 
@@ -134,7 +134,9 @@ def _table_rows(path: Path) -> Rows:
                     )
                 yield f"{path}:{table.line_num}", dict(zip(names, cells, strict=True))
     except (csv.Error, UnicodeDecodeError, *READING_ERRORS) as error:
-        raise DataError(f"{path}: cannot be read as {form_of(path)} in UTF-8 ({error})") from error
+        raise DataError(
+            f"{path}: cannot be read as {form_of(path)} in UTF-8 ({error}); save it as UTF-8, or correct its suffix"
+        ) from error
 
 
 def _parquet_rows(path: Path) -> Rows:
@@ -145,7 +147,7 @@ def _parquet_rows(path: Path) -> Rows:
         with parquet.ParquetFile(path) as file:
             yield from _numbered((batch.to_pylist() for batch in file.iter_batches(batch_size=_BATCH)), str(path))
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: is not readable Parquet ({error})") from error
+        raise DataError(f"{path}: is not readable Parquet ({error}); write it again, or correct its suffix") from error
 
 
 def _arrow_rows(path: Path) -> Rows:
@@ -161,14 +163,14 @@ def _arrow_rows(path: Path) -> Rows:
                 source.seek(0)
                 found = iter(pyarrow.ipc.open_stream(source))
             for batch in found:
-                batch.validate(full=True)  # offsets of a damaged file could point outside its memory
+                batch.validate(full=True)  # the offsets of a damaged file could point outside its memory
                 for start in range(0, batch.num_rows, _BATCH):
                     yield batch.slice(start, _BATCH).to_pylist()
 
     try:
         yield from _numbered(batches(), str(path))
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: is not readable Arrow ({error})") from error
+        raise DataError(f"{path}: is not readable Arrow ({error}); write it again, or correct its suffix") from error
 
 
 def _numbered(batches: Iterator[list[dict[str, Any]]], name: str) -> Rows:
@@ -179,11 +181,14 @@ def _numbered(batches: Iterator[list[dict[str, Any]]], name: str) -> Rows:
 def _hub_rows(config: RowsConfig) -> Rows:
     import datasets
 
-    split = config.split or DEFAULT_SPLIT
+    split = config.split or _DEFAULT_SPLIT
     try:
         table = datasets.load_dataset(config.path, config.subset, split=split)
     except Exception as error:  # The hub client has no common base for "no network", "no such set" and "no such split".
-        raise DataError(f"{config.path} (split {split}): cannot be loaded from the hub: {error}") from error
+        raise DataError(
+            f"{config.path} (split {split}): cannot be loaded from the hub: {error}; check the id, split and network, "
+            "or give a local file"
+        ) from error
     # Keep images (and audio, video) encoded, as Arrow stores them; they are decoded later, one at a time.
     batches = (batch.to_pylist() for batch in table.with_format("arrow").iter(_BATCH))
     return _numbered(batches, f"{config.path}[{split}]")

@@ -10,7 +10,7 @@ import numpy as np
 from mmprm.metrics import Interval, bootstrap_means
 from mmprm.prm.info import AggregatorEvidence, PrmInfo
 from mmprm.scoring.aggregate import AGGREGATORS
-from mmprm.selection.groups import Group, choices, common_size
+from mmprm.selection.groups import CandidateGroup, choices, common_size
 from mmprm.selection.selectors import best_of_n
 
 RAISED_LATE = {"last", "mean", "max", "sum_log_odds", "mean_odds"}
@@ -28,7 +28,7 @@ class AggregatorChoice:
     candidates: dict[str, Interval]
 
 
-def choose_aggregator(development: Sequence[Group], seed: int = 0) -> AggregatorChoice:
+def choose_aggregator(development: Sequence[CandidateGroup], seed: int = 0) -> AggregatorChoice:
     """Return the aggregator with the highest best-of-N accuracy over groups of N scored candidates.
 
     Ties go to the first in the order of AGGREGATORS.

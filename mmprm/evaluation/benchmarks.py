@@ -15,18 +15,17 @@ TypeError or ValueError if the row has another format.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mmprm.data.cells import Row
 from mmprm.data.choices import with_choices
 from mmprm.data.marks import place_marks
 from mmprm.errors import DataError
+from mmprm.grading.choice import inline_choices
 from mmprm.problems import ProblemsConfig, image_folder, listed, read_image, read_rows
 from mmprm.types import Problem
-
-Row = Mapping[str, Any]
 
 ONE_IMAGE = "Answer the question in the image."
 """Question of MathVerse's vision-only version, which has no text."""
@@ -61,7 +60,7 @@ class Item:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class Benchmark:
     """Pairs a benchmark's reader with the split to load from a hub data set or a folder."""
 
     split: str
@@ -79,14 +78,16 @@ def read_items(benchmark: str, config: ProblemsConfig) -> tuple[list[Item], int]
         except (KeyError, TypeError, ValueError) as error:
             reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise DataError(
-                f"{location}: is not a row of {benchmark}: {reason}; it has {', '.join(row)}; check the benchmark's name"
+                f"{location}: is not a row of {benchmark}: {reason}; it has {', '.join(row)}; check the benchmark's "
+                "name"
             ) from error
         if entry is None:
             left_out += 1
             continue
         if not entry.question.strip() or not entry.answer.strip():
             raise DataError(
-                f"{location}: has an empty question or answer, so it cannot be graded; use a split with published answers"
+                f"{location}: has an empty question or answer, so it cannot be graded; use a split with published "
+                "answers"
             )
         if entry.id in seen:
             raise DataError(f"{location}: id {entry.id!r} was used before, at {seen[entry.id]}; make the ids unique")
@@ -175,25 +176,10 @@ def _we_math(row: Row) -> Entry:
 
 
 BENCHMARKS = {
-    "mmk12": Layout("test", _mmk12),
-    "mathvista": Layout("testmini", _mathvista),
-    "mathverse": Layout("testmini", _mathverse),
-    "mathvision": Layout("test", _mathvision),
-    "olympiadbench": Layout("train", _olympiadbench),
-    "we-math": Layout("testmini", _we_math),
+    "mmk12": Benchmark("test", _mmk12),
+    "mathvista": Benchmark("testmini", _mathvista),
+    "mathverse": Benchmark("testmini", _mathverse),
+    "mathvision": Benchmark("test", _mathvision),
+    "olympiadbench": Benchmark("train", _olympiadbench),
+    "we-math": Benchmark("testmini", _we_math),
 }
-
-_CHOICE = re.compile(r"(?:^|[\n;,])\s*\(?([A-J])\s*[.:)、]\s*(.*?)(?=[\n;,]\s*\(?[A-J]\s*[.:)、]|\Z)", re.DOTALL)
-
-
-def inline_choices(text: str) -> tuple[str, ...]:
-    """Return the texts of the choices A, B, … contained in a text, from the last A on.
-
-    Choices are on separate lines or separated by semicolons. Returns () unless there are at least two, in order.
-    """
-    found = _CHOICE.findall(text)
-    letters = "".join(letter for letter, _ in found)
-    start = max(0, letters.rfind("A"))  # earlier letters may name points of a figure
-    found, letters = found[start:], letters[start:]
-    complete = len(found) > 1 and "ABCDEFGHIJ".startswith(letters)
-    return tuple(choice.strip().rstrip(";") for _, choice in found) if complete else ()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from mmprm.scoring.aggregate import aggregator
 from mmprm.selection.accuracy import AccuracyAtN, accuracy_at_n, sizes_up_to
-from mmprm.selection.groups import Group, common_size
+from mmprm.selection.groups import CandidateGroup, common_size
 
 OWN = ("prm", "weighted")
 """Selectors whose choice depends on the aggregator."""
@@ -23,7 +23,7 @@ class BestOfN:
     best: str
 
 
-def evaluate_best_of_n(groups: Sequence[Group], aggregators: Sequence[str], seed: int = 0) -> BestOfN:
+def evaluate_best_of_n(groups: Sequence[CandidateGroup], aggregators: Sequence[str], seed: int = 0) -> BestOfN:
     """Evaluate all selectors for N = 1, 2, 4, … up to the number of samples, which must be equal for all problems."""
     most = common_size(groups)
     for name in aggregators:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from mmprm.evaluation.labeled import LabeledSolution
-from mmprm.evaluation.prm_evaluation import Judged
+from mmprm.evaluation.prm_evaluation import ScoredSolution
 from mmprm.labels.parquet import LabeledExample
 from mmprm.types import Problem, Solution, Steps, StepScores
 
-Known = Callable[[Problem, Steps], Sequence[bool | None]]
+KnownSteps = Callable[[Problem, Steps], Sequence[bool | None]]
 """Returns for each step of a solution whether there is no error up to it; None where unknown."""
 
 
@@ -25,7 +25,7 @@ def no_error_so_far(correct_S: Iterable[bool | None]) -> list[bool | None]:
     return found
 
 
-def known_from(solutions: Iterable[LabeledSolution]) -> Known:
+def known_from(solutions: Iterable[LabeledSolution]) -> KnownSteps:
     """Return a function that transfers human judgments to all solutions of a question with the same beginning."""
     prefixes: dict[tuple[str, Steps], bool | None] = {}
     for labeled in solutions:
@@ -41,7 +41,7 @@ def known_from(solutions: Iterable[LabeledSolution]) -> Known:
     return known
 
 
-def judged_labels(examples: Iterable[LabeledExample], known: Known, source: str) -> list[Judged]:
+def judged_labels(examples: Iterable[LabeledExample], known: KnownSteps, source: str) -> list[ScoredSolution]:
     """Return each labeled path with the steps whose label and truth are both known.
 
     The last step of a complete solution is excluded, because its label is the verdict on the answer, not an estimate.

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from mmprm.data.columns import Columns, cells_of, check_media, check_unread_images, rest_of, used_names
 from mmprm.data.image_cells import read_image
@@ -18,11 +18,10 @@ from mmprm.data.marks import place_marks
 from mmprm.data.question import column_images
 from mmprm.errors import DataError
 from mmprm.files import parse_json
-from mmprm.labels.formats import FORMATS
+from mmprm.labels.formats import LABEL_FORMATS, Record
 from mmprm.metrics import NO_ERROR
 from mmprm.types import ImageRef, Problem, Solution
 
-Record = dict[str, Any]
 MetricName = Literal["first_error_f1", "macro_f1"]
 
 
@@ -101,7 +100,7 @@ def read_visualprocessbench(record: Record, options: Options) -> Parsed:
 
 def read_steps(record: Record, options: Options) -> Parsed:
     """Read a record of one of the formats in labels.formats."""
-    question, steps, labels = FORMATS[options.format].read(record)
+    question, steps, labels = LABEL_FORMATS[options.format].read(record)
     correct = [label if isinstance(label, bool | None) else label > options.label_threshold for label in labels]
     return Parsed(question, steps, correct)
 
@@ -135,7 +134,8 @@ def read_labeled(
             raise DataError(f"{location}: steps must be a list of at least one text; correct or remove the record")
         if len(parsed.steps) != len(parsed.correct):
             raise DataError(
-                f"{location}: {len(parsed.steps)} steps but {len(parsed.correct)} labels; each step needs one"
+                f"{location}: {len(parsed.steps)} steps but {len(parsed.correct)} labels; give one label per step, or "
+                "remove the record"
             )
         if not isinstance(parsed.question, str):
             raise DataError(f"{location}: question must be text, got {parsed.question!r}; correct or remove the record")

@@ -1,4 +1,4 @@
-"""How often a policy answers a benchmark correctly: by symbols alone and, apart, with the judge; by subject, too.
+"""Measure a policy's accuracy on a benchmark, by symbolic grading alone and with the judge, overall and by subject.
 
 Shapes: Q question, N sample of a question.
 """
@@ -30,50 +30,51 @@ from mmprm.selection.groups import answer_key
 from mmprm.types import Completion, Grader, Grading, Problem, Sampler, SampleRequest, Verdict
 
 IN_FLIGHT = 1024
-"""Questions that are asked at the same time."""
+"""Maximum number of questions sampled at the same time."""
 
 
 class PolicyEvalConfig(Config):
     benchmark: Literal["problems", "mmk12", "mathvista", "mathverse", "mathvision", "olympiadbench", "we-math"] = (
         "problems"
     )
-    """The benchmark, whose published columns are read; problems: the columns that all other commands read."""
+    """Benchmark whose published columns are read; problems: the columns that all other commands read."""
     columns: Columns = Columns()
-    """Names of the columns of benchmark=problems."""
+    """Names of the columns, for benchmark=problems."""
     samples: int = Field(1, ge=1)
-    """Responses to each question; more than one give pass@k and the majority, and need sampling.temperature above 0."""
+    """Number of responses per question. With more than one, pass@k and the majority vote are reported; this needs
+    sampling.temperature above 0."""
     output: PathText = "runs/eval"
-    """Folder for the figures (policy-LAYOUT.json) and the responses (responses-LAYOUT.jsonl)."""
+    """Folder for the metrics (policy-BENCHMARK.json) and the responses (responses-BENCHMARK.jsonl)."""
     split: str | None = None
-    """Split of a hub data set or a folder; by default the one that is reported."""
+    """Split of a hub data set or a folder; by default the one on which results are published."""
     subset: str | None = None
     """Configuration name of a hub data set, for example OE_MM_maths_en_COMP."""
     image_root: PathText | None = None
-    """Folder of relative image paths; by default that of the file."""
+    """Folder that relative image paths refer to; by default the folder of the file."""
     limit: int | None = Field(None, ge=1)
-    """Read only so many rows from the start."""
+    """Read only this many rows from the start."""
     engine: EngineConfig
-    """The policy's engine; the model "tiny" is the embedded policy."""
+    """Engine that runs the policy; the model "tiny" is the embedded policy."""
     sampling: SamplingConfig = SamplingConfig(temperature=0, max_tokens=4096)
-    """How responses are drawn."""
+    """Sampling parameters."""
     prompt: PromptConfig = PromptConfig(preset="think")
-    """How the policy is asked."""
+    """Prompt given to the policy."""
     grader: GraderConfig = GraderConfig()
-    """How answers are judged; grader.judge decides what symbols cannot, in scores of its own."""
+    """How answers are graded. grader.judge grades those that symbolic comparison cannot decide, with separate scores."""
     seed: int = 0
-    """Of the draws and the bootstrap."""
+    """Seed of the samples and the bootstrap."""
     workers: int | None = Field(None, ge=1)
-    """Engines; by default one a GPU (group of tensor_parallel_size GPUs), without a GPU one a core."""
+    """Number of engines; by default one per group of tensor_parallel_size GPUs or, without GPUs, one per CPU core."""
     ray_address: str | None = None
-    """Address of a Ray cluster to join, host:port; by default that of RAY_ADDRESS or of `ray start` on this machine,
-    else one is started here, which listens on the loopback interface alone. local: always start one."""
+    """Address (host:port) of a Ray cluster to join; by default that of RAY_ADDRESS or of a local `ray start`. If there
+    is none, Ray is started here and listens on the loopback interface only. local: always start Ray here."""
 
     @model_validator(mode="after")
     def _different_samples(self) -> PolicyEvalConfig:
         if self.samples > 1 and self.sampling.temperature == 0:
             raise ValueError(
-                f"samples={self.samples} with sampling.temperature=0 would draw one response {self.samples} times; set "
-                "sampling.temperature, for example to 1.0"
+                f"samples={self.samples} with sampling.temperature=0 would sample the same response {self.samples} "
+                "times; set sampling.temperature, for example to 1.0"
             )
         return self
 
@@ -84,8 +85,11 @@ class PolicyEvalConfig(Config):
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
-    """One response. `judged` is the symbolic grading where that is known, else the judge's; None without a judge."""
+class GradedSample:
+    """Holds one response and its gradings.
+
+    `judged` is the symbolic grading if its verdict is known, and otherwise the judge's; None without a judge.
+    """
 
     completion: Completion
     symbolic: Grading
@@ -94,19 +98,22 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """A question with its responses, in draw order."""
+    """Holds a question with its responses in sampling order."""
 
     item: Item
-    samples: tuple[Sampled, ...]
+    samples: tuple[GradedSample, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Figures over questions with their 95 % intervals, and counts of responses.
+    """Holds metrics over questions with their 95 % intervals, and counts of responses.
 
-    accuracy = correct / all, which is pass@1; of_known = correct / (correct + incorrect), None without a known verdict;
-    pass_at: pass@k by k; majority: share of questions whose most frequent answer is correct. An unknown verdict counts
-    as not correct in all of them but of_known.
+    - accuracy = correct / all, which is pass@1;
+    - of_known = correct / (correct + incorrect), None without a known verdict;
+    - pass_at: pass@k by k;
+    - majority: share of questions whose most frequent answer is correct.
+
+    Except in of_known, an unknown verdict counts as not correct.
     """
 
     accuracy: Interval
@@ -120,8 +127,12 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class PolicyScores:
-    """`scores`: by who judged (symbolic, judged) and subject, "all" among them. `left_out` rows are no part of the
-    benchmark, `failed` questions could not be asked, `cut` responses reached the limit of tokens."""
+    """Holds the results of a policy on a benchmark.
+
+    `scores` are by grading (symbolic, judged) and then by subject, of which "all" is the whole. `left_out` counts rows
+    that are not part of the benchmark, `failed` gives the reason by id of each question that could not be sampled, and
+    `cut` counts responses that reached the token limit.
+    """
 
     benchmark: str
     model: str
@@ -135,8 +146,8 @@ class PolicyScores:
     composite: dict[str, FourWay]
 
 
-class Known(Protocol):
-    """Responses that were drawn before; new ones are added as soon as they are there."""
+class ResponseStore(Protocol):
+    """Stores responses: earlier ones, and new ones as soon as they arrive."""
 
     def get(self, problem: Problem) -> tuple[Completion, ...]: ...
 
@@ -149,20 +160,20 @@ async def ask(
     symbolic: Grader,
     judged: Grader | None,
     config: PolicyEvalConfig,
-    known: Known,
+    known: ResponseStore,
 ) -> tuple[list[Answered], dict[str, str]]:
-    """Return each question with its graded responses, and why, by id, a question has none.
+    """Return the questions with their graded responses, and the reasons, by id, why questions have none.
 
-    An engine that has stopped fails the whole. `judged` is only asked where `symbolic` does not know, `sampler` where
-    responses are missing; None will do where `known` has them all.
+    Only missing responses are sampled; `sampler` may be None if `known` has all of them. `judged` grades only what
+    `symbolic` leaves unknown. Raises EngineStoppedError if the engine stops.
     """
     free = asyncio.Semaphore(max(1, IN_FLIGHT // config.samples))
 
-    async def graded(problem: Problem, completion: Completion) -> Sampled:
+    async def graded(problem: Problem, completion: Completion) -> GradedSample:
         grading = second = await symbolic.grade(problem, completion.text)
         if judged is not None and grading.verdict is Verdict.UNKNOWN:
             second = await judged.grade(problem, completion.text)
-        return Sampled(completion, grading, second if judged is not None else None)
+        return GradedSample(completion, grading, second if judged is not None else None)
 
     async def one(item: Item) -> Answered | str:
         problem = item.problem
@@ -175,7 +186,7 @@ async def ask(
                 return str(error)
         completions = known.get(problem)[: config.samples]
         if len(completions) < config.samples:
-            return "a response was broken off"
+            return "a response was aborted"
         return Answered(item, tuple(await asyncio.gather(*(graded(problem, c) for c in completions))))
 
     results = await asyncio.gather(*map(one, items))
@@ -184,11 +195,13 @@ async def ask(
     return [result for result in results if isinstance(result, Answered)], failed
 
 
-async def _sample_missing(problem: Problem, sampler: Sampler | None, config: PolicyEvalConfig, known: Known) -> None:
+async def _sample_missing(
+    problem: Problem, sampler: Sampler | None, config: PolicyEvalConfig, known: ResponseStore
+) -> None:
     there = len(known.get(problem))
     if there >= config.samples:
         return
-    assert sampler is not None, "there are responses to every question"
+    assert sampler is not None, "no sampler is needed only if every question has its responses"
     seed = derive_seed(config.seed, problem.id, "", there)
     known.add(problem, await sampler.sample(SampleRequest(problem, "", config.samples - there, seed)))
 
@@ -196,6 +209,7 @@ async def _sample_missing(problem: Problem, sampler: Sampler | None, config: Pol
 def scored(
     answered: Sequence[Answered], failed: dict[str, str], left_out: int, config: PolicyEvalConfig
 ) -> PolicyScores:
+    """Return the scores of all questions together and of each subject, by symbolic grading and with the judge."""
     kinds = {"symbolic": [[s.symbolic.verdict for s in each.samples] for each in answered]}
     if config.grader.judge is not None:
         kinds["judged"] = [[s.judged.verdict for s in each.samples if s.judged is not None] for each in answered]
@@ -206,12 +220,15 @@ def scored(
     indices |= {s: [i for i, each in enumerate(answered) if each.item.subject == s] for s in subjects if s}
 
     def scores(verdicts_QN: Sequence[Sequence[Verdict]]) -> dict[str, Score]:
-        return {
-            name: score(*([values[i] for i in inside] for values in (verdicts_QN, answers_QN, families)), config.seed)
-            for name, inside in indices.items()
-        }
+        return {name: score_of(inside, verdicts_QN) for name, inside in indices.items()}
+
+    def score_of(inside: Sequence[int], verdicts_QN: Sequence[Sequence[Verdict]]) -> Score:
+        verdicts = [verdicts_QN[i] for i in inside]
+        answers = [answers_QN[i] for i in inside]
+        return score(verdicts, answers, [families[i] for i in inside], config.seed)
 
     items = [each.item for each in answered]
+    # We-Math's metrics are defined for one response per question.
     first = {name: [verdicts_N[0] for verdicts_N in verdicts_QN] for name, verdicts_QN in kinds.items()}
     completions = [sample.completion for each in answered for sample in each.samples]
     return PolicyScores(
@@ -234,7 +251,10 @@ def score(
     families: Sequence[str],
     seed: int,
 ) -> Score:
-    """Return the figures of questions with the same number of samples; versions of one problem are drawn together."""
+    """Return the metrics of questions with the same number of samples.
+
+    The bootstrap resamples whole families, because versions of one problem are not independent.
+    """
     correct_Q = np.array([sum(v is Verdict.CORRECT for v in verdicts_N) for verdicts_N in verdicts_QN], dtype=float)
     unknown_Q = np.array([sum(v is Verdict.UNKNOWN for v in verdicts_N) for verdicts_N in verdicts_QN], dtype=float)
     n = len(verdicts_QN[0])
@@ -262,13 +282,13 @@ def score(
 
 
 def lines(answered: Iterable[Answered]) -> Iterable[dict[str, object]]:
-    """Yield what is kept of each response, by question and draw."""
+    """Yield one row per response, by question and sample, with its gradings."""
     for each in answered:
         for number, sample in enumerate(each.samples):
             yield {"id": each.item.problem.id, "sample": number, **_line(each.item, sample)}
 
 
-def _line(item: Item, sample: Sampled) -> dict[str, object]:
+def _line(item: Item, sample: GradedSample) -> dict[str, object]:
     judged = sample.judged
     return {
         "subject": item.subject,

@@ -31,7 +31,7 @@ from mmprm.sampling.seeds import derive_seed
 from mmprm.types import StepScores
 
 Values = dict[str, float]
-Judged = tuple[LabeledSolution, StepScores]
+ScoredSolution = tuple[LabeledSolution, StepScores]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +81,12 @@ class Metric:
     """Defines a metric. `choose` returns the threshold of highest F1, and `parts` names the components of F1."""
 
     title: str
-    choose: Callable[[Sequence[Judged]], float]
-    items: Callable[[Sequence[Judged], float], Items]
+    choose: Callable[[Sequence[ScoredSolution]], float]
+    items: Callable[[Sequence[ScoredSolution], float], Items]
     parts: dict[str, str]
 
 
-def _first_errors(judged: Sequence[Judged], threshold: float) -> Items:
+def _first_errors(judged: Sequence[ScoredSolution], threshold: float) -> Items:
     """Return ProcessBench's items: the claimed first error is the first step with a score below the threshold."""
     claimed_K = np.array([first_below(scores.scores, threshold) for _, scores in judged])
     truth_K = np.array([labeled.first_error for labeled, _ in judged])
@@ -97,7 +97,7 @@ def _first_errors(judged: Sequence[Judged], threshold: float) -> Items:
     )
 
 
-def _steps(judged: Sequence[Judged], threshold: float) -> Items:
+def _steps(judged: Sequence[ScoredSolution], threshold: float) -> Items:
     """Return VisualProcessBench's items: each judged step, claimed correct if its score reaches the threshold."""
     scores_K, correct_K = step_outcomes(judged)
     owners = [labeled for labeled, _ in judged for correct in labeled.correct if correct is not None]
@@ -124,7 +124,7 @@ METRICS: dict[MetricName, Metric] = {
 }
 
 
-def step_outcomes(judged: Sequence[Judged]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def step_outcomes(judged: Sequence[ScoredSolution]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return the score and the truth of every judged step."""
     pairs = [
         (score, correct)
@@ -136,8 +136,8 @@ def step_outcomes(judged: Sequence[Judged]) -> tuple[NDArray[np.float64], NDArra
 
 
 def split_development(
-    judged: Sequence[Judged], development: float | str, seed: int
-) -> tuple[list[Judged], list[Judged], str]:
+    judged: Sequence[ScoredSolution], development: float | str, seed: int
+) -> tuple[list[ScoredSolution], list[ScoredSolution], str]:
     """Return the development split, the remaining solutions, and a description of the split.
 
     A number is a share of the problems, which are kept whole and chosen by hash of their content and the seed. A text
@@ -147,7 +147,9 @@ def split_development(
         chosen = [item for item in judged if item[0].source == development]
         if not chosen:
             names = ", ".join(sorted({item[0].source for item in judged}))
-            raise DataError(f"development={development!r}: must be a share or one of the sources: {names}")
+            raise DataError(
+                f"development={development!r}: must be a share below 1 or the name of a source; set one of {names}"
+            )
         return chosen, list(judged), f"{development}, {len(chosen)} solutions"
     problems = sorted({item[0].problem for item in judged}, key=lambda problem: derive_seed(seed, problem, "", 0))
     inside = set(problems[: max(1, round(development * len(problems)))])
@@ -164,7 +166,7 @@ def split_development(
 def judge(
     dataset: str,
     metric: MetricName,
-    judged: Sequence[Judged],
+    judged: Sequence[ScoredSolution],
     *,
     scored_by: str = "",
     aggregator: str = "",

@@ -10,13 +10,13 @@ from typing import Any
 
 from mmprm.errors import ConfigError, DataError, GradingError
 from mmprm.files import parse_json, whole_file
-from mmprm.grading.judge import PROMPT_HASH, JudgeConfig
+from mmprm.grading.judge import PROMPT_HASH, AnswerJudgeConfig
 from mmprm.metrics import Interval, wilson
 from mmprm.types import Verdict
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class VerdictCounts:
     """Count verdicts by their true labels; `unknown` ones are undecided. The rate of an empty set is None."""
 
     true_accepts: int = 0
@@ -55,13 +55,13 @@ class Tally:
 SHARES = ("agreement", "precision", "false_accept_rate", "false_reject_rate", "unknown_rate")
 
 
-def tally(verdicts: Sequence[Verdict], truths: Sequence[bool]) -> Tally:
+def tally(verdicts: Sequence[Verdict], truths: Sequence[bool]) -> VerdictCounts:
     """Return the counts of verdicts by their true labels, given in the same order."""
 
     def count(verdict: Verdict, truth: bool) -> int:
         return sum(pair == (verdict, truth) for pair in zip(verdicts, truths, strict=True))
 
-    return Tally(
+    return VerdictCounts(
         true_accepts=count(Verdict.CORRECT, True),
         false_accepts=count(Verdict.CORRECT, False),
         true_rejects=count(Verdict.INCORRECT, False),
@@ -80,8 +80,8 @@ class Calibration:
     model: str
     prompt: str
     labeled: str
-    symbols: Tally
-    judge: Tally
+    symbols: VerdictCounts
+    judge: VerdictCounts
 
 
 def write_calibration(path: str | Path, calibration: Calibration) -> None:
@@ -102,12 +102,12 @@ def read_calibration(path: str | Path) -> Calibration:
             values["model"], values["prompt"], values["labeled"], _tally(values["symbols"]), _tally(values["judge"])
         )
     except OSError as error:
-        raise GradingError(f"{path}: cannot be read ({error.strerror}): {_CALIBRATE}") from error
+        raise GradingError(f"{path}: cannot be read ({error.strerror}); {_CALIBRATE}") from error
     except (DataError, ValueError, KeyError, TypeError) as error:
-        raise GradingError(f"{path}: is no calibration of a judge ({error}): {_CALIBRATE}") from error
+        raise GradingError(f"{path}: is not the calibration of a judge ({error}); {_CALIBRATE}") from error
 
 
-def check_judge(config: JudgeConfig | None) -> None:
+def check_judge(config: AnswerJudgeConfig | None) -> None:
     """Raise unless a configured judge has its own calibration that meets the configured minimums."""
     if config is None:
         return
@@ -117,29 +117,29 @@ def check_judge(config: JudgeConfig | None) -> None:
         ("prompt", calibration.prompt, PROMPT_HASH),
     ):
         if found != used:
-            raise ConfigError(f"{location}: was made with the {name} {found}, this judge has {used}: {_CALIBRATE}")
+            raise ConfigError(f"{location}: was made with the {name} {found}, but this judge has {used}; {_CALIBRATE}")
     for name, interval, bar in (
         ("precision", calibration.judge.precision, config.min_precision),
         ("agreement", calibration.judge.agreement, config.min_agreement),
     ):
         if interval is None or interval.low <= bar:
             raise ConfigError(
-                f"{location}: the judge's {name} is {show(interval)}, judge.min_{name}={bar:g} must lie below the "
-                "interval; take a better judge, calibrate on more labeled answers that symbols cannot decide, lower "
-                "the bar, or set judge=null to leave such answers unknown"
+                f"{location}: the judge's {name} is {interval_text(interval)}, judge.min_{name}={bar:g} must lie below "
+                "the interval; use a better judge, calibrate on more labeled answers that symbolic comparison cannot "
+                f"decide, lower judge.min_{name}, or set judge=null to leave such answers unknown"
             )
 
 
-def show(interval: Interval | None) -> str:
+def interval_text(interval: Interval | None) -> str:
     """Return an interval as text for an error message."""
-    return "not known" if interval is None else f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+    return "unknown" if interval is None else f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 
-_CALIBRATE = "calibrate it with mmprm grade --calibrate LABELLED.jsonl, or set judge=null to go without a judge"
+_CALIBRATE = "calibrate it with mmprm grade --calibrate LABELED.jsonl, or set judge=null to run without a judge"
 
 
-def _tally(values: dict[str, Any]) -> Tally:
-    counts = {field.name: values[field.name] for field in fields(Tally)}
+def _tally(values: dict[str, Any]) -> VerdictCounts:
+    counts = {field.name: values[field.name] for field in fields(VerdictCounts)}
     if not all(isinstance(count, int) and count >= 0 for count in counts.values()):
-        raise ValueError(f"counts must be whole numbers, got {counts}")
-    return Tally(**counts)
+        raise ValueError(f"counts must be non-negative integers, got {counts}")
+    return VerdictCounts(**counts)

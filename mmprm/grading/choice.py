@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from mmprm.grading.labels import is_refusal, plain
+from mmprm.grading.labels import is_refusal, plain_words
 from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome
 from mmprm.grading.text import clean, is_prose, key
 from mmprm.grading.wording import denies
 
-LETTERS = "ABCDEFGHIJ"
-MAX_WORDS = 12
+_LETTERS = "ABCDEFGHIJ"
+_MAX_WORDS = 12
 """Maximum number of words of a sentence that chooses an option; a longer one may mention it without choosing it."""
 
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
@@ -60,7 +60,7 @@ def inline_choices(text: str) -> tuple[str, ...]:
     letters = "".join(letter for letter, _ in found)
     start = max(0, letters.rfind("A"))  # points may have letters before it
     found, letters = found[start:], letters[start:]
-    complete = len(found) > 1 and LETTERS.startswith(letters)
+    complete = len(found) > 1 and _LETTERS.startswith(letters)
     return tuple(choice.strip().rstrip(";") for _, choice in found) if complete else ()
 
 
@@ -159,13 +159,13 @@ def option(answer: str, choices: Sequence[str], same: Callable[[str, str], Outco
 
 def _by_mention(answer: str, choices: Sequence[str]) -> int | None:
     """Return the only option in words that a sentence mentions and does not deny, as in "it falls"; None otherwise."""
-    sentence, texts = plain(answer), [plain(_option_text(choice)) for choice in choices]
+    sentence, texts = plain_words(answer), [plain_words(_option_text(choice)) for choice in choices]
     found = [
         i
         for i, text in enumerate(texts)
         if re.search(r"[a-z]{3,}", text) and re.search(rf"(?<!\w){re.escape(text)}(?!\w)", sentence)
     ]
-    return found[0] if len(found) == 1 and not denies(sentence) and len(sentence.split()) <= MAX_WORDS else None
+    return found[0] if len(found) == 1 and not denies(sentence) and len(sentence.split()) <= _MAX_WORDS else None
 
 
 def _by_text(answer: str, choices: Sequence[str]) -> int | None:
@@ -176,7 +176,7 @@ def _by_text(answer: str, choices: Sequence[str]) -> int | None:
 
 def _by_letter(answer: str, choices: Sequence[str]) -> int | None:
     named = letter(answer)
-    index = LETTERS.find(named) if named else -1
+    index = _LETTERS.find(named) if named else -1
     return index if 0 <= index < len(choices) else None
 
 
@@ -216,7 +216,7 @@ def _decide_among(gold: str, answer: str, choices: Sequence[str], same: Callable
         return None
     given = option(answer, choices, same)
     if given is not None:
-        return SAME if given == wanted else DIFFERENT, f"option {LETTERS[given : given + 1] or given + 1}"
+        return SAME if given == wanted else DIFFERENT, f"option {_LETTERS[given : given + 1] or given + 1}"
     if named := letters(answer):
         return DIFFERENT, _options(named)
     outcome = DIFFERENT if is_refusal(answer) else same(_option_text(choices[wanted]), answer)
@@ -228,7 +228,7 @@ def _decide_by_letter(gold: str, answer: str, wanted: frozenset[str], same: Call
     if named:
         return SAME if named == wanted else DIFFERENT, _options(named)
     text = gold_text(gold)
-    if text and plain(text) == plain(answer):
+    if text and plain_words(text) == plain_words(answer):
         return SAME, "the text of the option"
     if is_refusal(answer) or denies_letter(answer):
         return DIFFERENT, "names no option"
@@ -244,5 +244,5 @@ def denies_letter(answer: str) -> bool:
 
 
 def _options(named: frozenset[str]) -> str:
-    letters_ = "".join(sorted(named & set(LETTERS)))
+    letters_ = "".join(sorted(named & set(_LETTERS)))
     return f"option {letters_}" if len(named) == 1 else f"options {letters_}"

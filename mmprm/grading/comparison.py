@@ -9,8 +9,17 @@ from mmprm.grading.labels import compare_labels, skeleton
 from mmprm.grading.leaves import approximates, is_sign
 from mmprm.grading.numbers import number
 from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome, SymbolTest, any_of
-from mmprm.grading.reading import Answer, Group, Leaf, has_prose, read, run_together, serial_reading, spaced_reading
-from mmprm.grading.structure import is_plain, same
+from mmprm.grading.reading import (
+    Compound,
+    Leaf,
+    Reading,
+    has_prose,
+    read_answer,
+    run_together,
+    serial_reading,
+    spaced_reading,
+)
+from mmprm.grading.structure import is_plain, same_structure
 from mmprm.grading.text import clean, is_prose, key
 from mmprm.grading.wording import alternatives, condition, core, denies, excludes, stated_values
 
@@ -34,16 +43,16 @@ def compare(gold: str, answer: str, symbols: SymbolTest, labels: Sequence[Sequen
 def _compare_one(gold: str, answer: str, symbols: SymbolTest, labels: Sequence[Sequence[str]]) -> Outcome:
     if is_sign(clean(gold)) and is_sign(sign := _core(answer)[0]):
         return SAME if sign == clean(gold) else DIFFERENT
-    if is_sign(clean(gold)) and isinstance(relation := read(_line(answer)), Group):
+    if is_sign(clean(gold)) and isinstance(relation := read_answer(_line(answer)), Compound):
         return DIFFERENT if clean(gold) == "=" and relation.marks != ("=",) else UNDECIDED
     if (outcome := compare_labels(_line(gold), _line(answer), labels)) is not None:
         return outcome
     if run_together(gold, answer):
         return SAME
     gold_text, gold_remark = _core(gold)
-    gold_reading = read(gold_text)
+    gold_reading = read_answer(gold_text)
     answer_text, answer_remark = _without_domain(gold_reading, *_core(without_decimal(without_option(answer))))
-    given = read(answer_text)
+    given = read_answer(answer_text)
     readings = [each for each in (gold_reading, serial_reading(gold), spaced_reading(gold)) if each]
     outcomes = [_same_or_stated(reading, gold_text, given, answer_text, symbols) for reading in readings]
     outcome = SAME if SAME in outcomes else outcomes[0]
@@ -69,10 +78,10 @@ def without_decimal(answer: str) -> str:
     return match["exact"] if again else answer
 
 
-def _without_domain(gold: Answer, text: str, remark: str) -> tuple[str, str]:
+def _without_domain(gold: Reading, text: str, remark: str) -> tuple[str, str]:
     """Return (y = x^2, x > 0) for "y = x^2, x > 0", if the gold is a single answer."""
     match = _DOMAIN.fullmatch(text)
-    if match is None or remark or (isinstance(gold, Group) and gold.kind in ("blanks", "list")):
+    if match is None or remark or (isinstance(gold, Compound) and gold.kind in ("blanks", "list")):
         return text, remark
     return match["body"], match["domain"]
 
@@ -95,8 +104,8 @@ def _core(text: str) -> tuple[str, str]:
     return "\n".join(lines), ""
 
 
-def _same_or_stated(gold: Answer, gold_text: str, given: Answer, text: str, symbols: SymbolTest) -> Outcome:
-    outcome = same(gold, given, symbols)
+def _same_or_stated(gold: Reading, gold_text: str, given: Reading, text: str, symbols: SymbolTest) -> Outcome:
+    outcome = same_structure(gold, given, symbols)
     if outcome is not SAME and isinstance(given, Leaf) and given.prose and not has_prose(gold):
         return _same_as_stated(gold, text, symbols)
     if has_prose(gold) and outcome is UNDECIDED:
@@ -107,27 +116,27 @@ def _same_or_stated(gold: Answer, gold_text: str, given: Answer, text: str, symb
     return outcome
 
 
-def _same_as_stated(gold: Answer, sentence: str, symbols: SymbolTest) -> Outcome:
+def _same_as_stated(gold: Reading, sentence: str, symbols: SymbolTest) -> Outcome:
     """Compare the gold with the value that an answer in words states, if it mentions only that one."""
     values = stated_values(sentence)
-    outcomes = [same(gold, read(value), symbols) for value in values]
-    said_in_words = isinstance(gold, Group) and gold.kind in ("relation", "brackets", "union")  # "greater than 3"
+    outcomes = [same_structure(gold, read_answer(value), symbols) for value in values]
+    said_in_words = isinstance(gold, Compound) and gold.kind in ("relation", "brackets", "union")  # "greater than 3"
     otherwise = DIFFERENT if is_plain(gold) and not said_in_words else UNDECIDED
     if len(set(values)) == 1 and not denies(sentence):
-        bare = isinstance(read(values[0]), Leaf)
+        bare = isinstance(read_answer(values[0]), Leaf)
         return otherwise if outcomes[0] is DIFFERENT and bare else outcomes[0]
     if SAME in outcomes or UNDECIDED in outcomes:
         return DIFFERENT if len(values) == 1 and excludes(sentence) and not said_in_words else UNDECIDED
     return otherwise
 
 
-def _gold_sentence(gold: Leaf, given: Answer, symbols: SymbolTest) -> Outcome:
+def _gold_sentence(gold: Leaf, given: Reading, symbols: SymbolTest) -> Outcome:
     """Compare the value stated by the last sentence of a gold in words with an answer."""
     if isinstance(given, Leaf) and given.prose:
         return UNDECIDED
     sentence = re.split(r"(?<=[a-z\d])[.;]\s+|\\therefore|[∴]", gold.text)[-1]
     values = stated_values(sentence)
-    outcomes = [same(read(value), given, symbols) for value in values]
+    outcomes = [same_structure(read_answer(value), given, symbols) for value in values]
     if len(set(values)) == 1:
         return outcomes[0]
     return (

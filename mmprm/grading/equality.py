@@ -6,18 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from mmprm.grading.evaluation import context_of, evaluate
-from mmprm.grading.expressions import Node, symbols, uses
+from mmprm.grading.evaluation import context_of, evaluate_expression
+from mmprm.grading.expressions import Expression, symbols, uses
 from mmprm.grading.operations import UndefinedError, Value, as_number, is_exact
 from mmprm.grading.residues import differ
 
-DIGITS = (60, 150)
+PRECISIONS = (60, 150)
 """Decimal precisions for comparing expressions with symbols; a difference that shrinks with precision is zero."""
 MANY_DIGITS = (60, 200, 1200)
 """Decimal precisions for comparing two numbers."""
 
 
-def equal(gold: Node, given: Node) -> bool | None:
+def equal(gold: Expression, given: Expression) -> bool | None:
     """Return whether two expressions are equal wherever both have a real value, or None if that is undetermined."""
     if gold == given:
         return True
@@ -30,7 +30,7 @@ def equal(gold: Node, given: Node) -> bool | None:
     return outcome
 
 
-def _readings(gold: Node, given: Node) -> list[dict[str, Value]]:
+def _readings(gold: Expression, given: Expression) -> list[dict[str, Value]]:
     r"""Return the values to try for "log base": 10 and e, since a bare \log may be decimal or natural."""
     context = context_of(MANY_DIGITS[-1])
     if not (uses(gold, "log") or uses(given, "log")):
@@ -38,7 +38,7 @@ def _readings(gold: Node, given: Node) -> list[dict[str, Value]]:
     return [{"log base": Fraction(10)}, {"log base": +context.e}]
 
 
-def _other_reading(node: Node) -> Node:
+def _other_reading(node: Expression) -> Expression:
     """Return the expression with 1/2x read as 1/(2x)."""
     parts = tuple(_other_reading(part) if isinstance(part, tuple) else part for part in node)
     if node[0] != "ambiguous":
@@ -47,21 +47,21 @@ def _other_reading(node: Node) -> Node:
     return ("divide", top, ("multiply", bottom, factor))
 
 
-def _equal(gold: Node, given: Node, readings: Mapping[str, Value]) -> bool | None:
+def _equal(gold: Expression, given: Expression, readings: Mapping[str, Value]) -> bool | None:
     names = sorted(symbols(gold) | symbols(given))
     if not names:
         outcome = _equal_at(gold, given, readings, MANY_DIGITS)
         return False if outcome and differ(gold, given) else outcome
     complex_ = any(_has_imaginary(node) for node in (gold, given))
     points = [{**readings, **point} for point in sample_points(names)]
-    known = _known(_equal_at(gold, given, point, DIGITS, complex_) for point in points)
+    known = _known(_equal_at(gold, given, point, PRECISIONS, complex_) for point in points)
     if not complex_ and len(known) < 3 and all(known):  # the values are hardly ever real
-        known = _known(_equal_at(gold, given, point, DIGITS) for point in points)
+        known = _known(_equal_at(gold, given, point, PRECISIONS) for point in points)
     if len(known) >= 3 and all(known):
         return True
     if set(names) <= {"n", "k"}:  # conventional names of integers: cos n pi is (-1)^n
         whole = [{**readings, **{name: Fraction(3 * i + j) for j, name in enumerate(names)}} for i in range(1, 7)]
-        if all(_equal_at(gold, given, point, DIGITS, complex_) for point in whole):
+        if all(_equal_at(gold, given, point, PRECISIONS, complex_) for point in whole):
             return True
     return None if all(known) else False
 
@@ -77,7 +77,7 @@ def _known(outcomes: Iterable[bool | None]) -> list[bool]:
     return known
 
 
-def _has_imaginary(node: Node) -> bool:
+def _has_imaginary(node: Expression) -> bool:
     return node == ("constant", "i") or any(_has_imaginary(part) for part in node if isinstance(part, tuple))
 
 
@@ -94,7 +94,7 @@ def sample_points(names: Sequence[str]) -> list[dict[str, Fraction]]:
 
 
 def _equal_at(
-    gold: Node, given: Node, point: Mapping[str, Value], precisions: tuple[int, ...], complex_: bool = True
+    gold: Expression, given: Expression, point: Mapping[str, Value], precisions: tuple[int, ...], complex_: bool = True
 ) -> bool | None:
     """Compare two expressions at one point.
 
@@ -104,7 +104,7 @@ def _equal_at(
     for digits in precisions:
         context = context_of(digits)
         try:
-            a, b = evaluate(gold, point, digits), evaluate(given, point, digits)
+            a, b = evaluate_expression(gold, point, digits), evaluate_expression(given, point, digits)
         except (UndefinedError, RecursionError, OverflowError, MemoryError):
             return None
         if is_exact(a, b):

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
-from mmprm.grading.expressions import Node
+from mmprm.grading.expressions import Expression
 from mmprm.grading.operations import OPERATIONS, UndefinedError, Value, as_number
 
 MAX_TERMS = 3000
@@ -66,7 +66,7 @@ def context_of(digits: int) -> Any:
     return _CONTEXTS.get(digits)
 
 
-def evaluate(node: Node, point: Mapping[str, Value], digits: int = 60) -> Value:
+def evaluate_expression(node: Expression, point: Mapping[str, Value], digits: int = 60) -> Value:
     """Return the value of a tree with symbols set to the values of `point`. Raises UndefinedError."""
     return _Evaluator(point, digits).value(node)
 
@@ -77,7 +77,7 @@ class _Evaluator:
     def __init__(self, point: Mapping[str, Value], digits: int) -> None:
         self.point, self.context = point, context_of(digits)
 
-    def value(self, node: Node) -> Value:
+    def value(self, node: Expression) -> Value:
         kind = node[0]
         if kind == "number":
             return node[1]
@@ -115,7 +115,7 @@ class _Evaluator:
             raise UndefinedError(f"unknown {name}")
         return values[name]()
 
-    def series(self, kind: str, variable: str, low: Node, high: Node, term: Node) -> Value:
+    def series(self, kind: str, variable: str, low: Expression, high: Expression, term: Expression) -> Value:
         """Return a sum or product over integer bounds, of at most MAX_TERMS terms."""
         first, last = self.value(low), self.value(high)
         whole = (
@@ -141,7 +141,7 @@ class _Evaluator:
             seed % 89 + 2
         )
 
-    def trigonometric(self, kind: str, argument: Node) -> Value:
+    def trigonometric(self, kind: str, argument: Expression) -> Value:
         value = self.value(argument)
         if kind == "degrees":
             return self.checked(as_number(self.context, value) * self.context.pi / 180)

@@ -13,12 +13,12 @@ from functools import lru_cache
 from typing import Any
 
 from mmprm.grading.tokens import (
+    BRACKETS,
     FIGURES,
     FUNCTIONS,
     GREEK,
     INVERSE,
     NAMED_FUNCTIONS,
-    OPEN,
     OTHER_NAMES,
     OWN_ACCENTS,
     PLAIN_ACCENTS,
@@ -28,9 +28,9 @@ from mmprm.grading.tokens import (
     tokenize,
 )
 
-Node = tuple[Any, ...]
+Expression = tuple[Any, ...]
 
-MAX_DEPTH = 60
+_MAX_DEPTH = 60
 
 _SUMS = {
     "+": lambda left, right: ("add", left, right),
@@ -43,7 +43,7 @@ _SUMS = {
 
 
 @lru_cache(maxsize=20_000)
-def parse(text: str) -> Node:
+def parse(text: str) -> Expression:
     """Return the tree of an expression. Raises UnreadableError."""
     parser = _Parser(tokenize(text))
     node = parser.sum()
@@ -52,7 +52,7 @@ def parse(text: str) -> Node:
     return node
 
 
-def symbols(node: Node) -> frozenset[str]:
+def symbols(node: Expression) -> frozenset[str]:
     """Return the names of the free symbols of a tree."""
     if node[0] == "symbol":
         return frozenset([node[1]])
@@ -63,7 +63,7 @@ def symbols(node: Node) -> frozenset[str]:
     return frozenset().union(*(symbols(part) for part in node[1:] if isinstance(part, tuple)))
 
 
-def uses(node: Node, *operations: str) -> bool:
+def uses(node: Expression, *operations: str) -> bool:
     """Return whether any of the operations occurs in a tree."""
     return node[0] in operations or any(uses(part, *operations) for part in node[1:] if isinstance(part, tuple))
 
@@ -88,9 +88,9 @@ class _Parser:
         if self.take() != token:
             raise UnreadableError(f"no {token}")
 
-    def sum(self) -> Node:
+    def sum(self) -> Expression:
         self._depth += 1
-        if self._depth > MAX_DEPTH:
+        if self._depth > _MAX_DEPTH:
             raise UnreadableError("nested too deeply")
         node = self.product()
         while (sign := self.peek()) in _SUMS:
@@ -100,7 +100,7 @@ class _Parser:
         self._depth -= 1
         return node
 
-    def product(self) -> Node:
+    def product(self) -> Expression:
         node = self.unary()
         while (token := self.peek()) is not None:
             if token in TIMES:
@@ -123,32 +123,32 @@ class _Parser:
                 break
         return node
 
-    def unary(self) -> Node:
+    def unary(self) -> Expression:
         if self.peek() in ("+", "-"):
             return self.unary() if self.take() == "+" else ("negative", self.unary())
         return self.power()
 
-    def power(self) -> Node:
+    def power(self) -> Expression:
         base = self.postfix(self.atom())
         if self.peek() in ("^", "**"):
             self.take()
             base = self.postfix(("power", base, self.exponent()))
         return base
 
-    def exponent(self) -> Node:
+    def exponent(self) -> Expression:
         """Parse an exponent: x^{…}, and in program text x^10 and x^-4."""
         if self.peek() in ("-", "+"):
             return self.exponent() if self.take() == "+" else ("negative", self.exponent())
         return self.group() if self.peek() == "{" else self.power_atom()
 
-    def power_atom(self) -> Node:
+    def power_atom(self) -> Expression:
         base = self.atom()
         if self.peek() in ("^", "**"):
             self.take()
             return ("power", base, self.exponent())
         return base
 
-    def postfix(self, node: Node) -> Node:
+    def postfix(self, node: Expression) -> Expression:
         while self.peek() in ("!", "%", "°", r"\degree"):
             mark = self.take()
             node = {"!": ("factorial", node), "%": ("divide", node, _number(100))}.get(mark, ("degrees", node))
@@ -162,20 +162,20 @@ class _Parser:
             return self._bars == 0
         return True
 
-    def group(self) -> Node:
+    def group(self) -> Expression:
         opening = self.take()
-        if opening not in OPEN:
+        if opening not in BRACKETS:
             raise UnreadableError(f"no bracket: {opening}")
         outer, self._bars = self._bars, 0
         node = self.sum()
         self._bars = outer
-        self.expect(OPEN[opening])
+        self.expect(BRACKETS[opening])
         return node
 
-    def arguments(self) -> list[Node]:
+    def arguments(self) -> list[Expression]:
         """Parse one or more comma-separated expressions in brackets or braces."""
         opening = self.take()
-        if opening not in OPEN:
+        if opening not in BRACKETS:
             raise UnreadableError(f"no bracket: {opening}")
         outer, self._bars = self._bars, 0
         nodes = [self.sum()]
@@ -183,10 +183,10 @@ class _Parser:
             self.take()
             nodes.append(self.sum())
         self._bars = outer
-        self.expect(OPEN[opening])
+        self.expect(BRACKETS[opening])
         return nodes
 
-    def braced(self) -> Node:
+    def braced(self) -> Expression:
         r"""Parse the argument of a command: {…}, or one digit or letter as in \frac12."""
         if self.peek() == "{":
             return self.group()
@@ -199,13 +199,13 @@ class _Parser:
         self._index -= 1
         return self.atom()
 
-    def atom(self) -> Node:
+    def atom(self) -> Expression:
         token = self.take()
         if token[0].isdigit() or (token[0] == "." and len(token) > 1):
             return self.number(token)
         if token[0] == "#":
             return _number(token[1:])
-        if token in OPEN:
+        if token in BRACKETS:
             self._index -= 1
             return self.group()
         if token == "|" or token in (r"\vert", r"\lvert", r"\|"):
@@ -219,14 +219,14 @@ class _Parser:
             return self.command(token[1:])
         return self.name(token)
 
-    def bars(self, closing: str) -> Node:
+    def bars(self, closing: str) -> Expression:
         self._bars += 1
         node = self.sum()
         self._bars -= 1
         self.expect(closing)
         return ("abs", node)
 
-    def number(self, token: str) -> Node:
+    def number(self, token: str) -> Expression:
         r"""Parse a number or a mixed number: 1\frac{4}{5} is 9/5."""
         node = _number(token)
         if token.isdigit() and self.peek() == r"\frac":
@@ -238,7 +238,7 @@ class _Parser:
             self._index = start
         return node
 
-    def command(self, name: str) -> Node:
+    def command(self, name: str) -> Expression:
         """Parse a LaTeX command, given without its backslash."""
         if name in ("frac", "dfrac", "tfrac", "cfrac"):
             return ("divide", self.braced(), self.braced())
@@ -268,7 +268,7 @@ class _Parser:
             return self.accented(name + " ")
         return self.function(name)
 
-    def figure(self, name: str) -> Node:
+    def figure(self, name: str) -> Expression:
         r"""Parse \angle ABC, which equals \angle CBA, or \triangle ABC, whose points may come in any order."""
         points = ""
         while re.fullmatch(r"[A-Z]|\d+|'+" if points else r"[A-Za-z]|\d+", self.peek() or ""):
@@ -290,7 +290,7 @@ class _Parser:
         self._index += 4
         return tokens[1:3]
 
-    def accented(self, prefix: str) -> Node:
+    def accented(self, prefix: str) -> Expression:
         """Parse an accented expression; `prefix` keeps an accent that changes the meaning in the symbol's name."""
         inside = self.braced()
         if inside[0] == "symbol" and prefix:
@@ -299,14 +299,14 @@ class _Parser:
             raise UnreadableError("an accent over no letter")
         return inside
 
-    def root(self) -> Node:
+    def root(self) -> Expression:
         degree = _number(2)
         if self.peek() == "[":
             degree = self.group()
         radicand = self.group() if self.peek() in ("(", "{") else self.braced()
         return ("root", radicand, degree)
 
-    def series(self, kind: str) -> Node:
+    def series(self, kind: str) -> Expression:
         r"""Parse a series such as \sum_{i=1}^{5} i^2, whose term extends to the next sign."""
         self.expect("_")
         self.expect("{")
@@ -317,7 +317,7 @@ class _Parser:
         self.expect("^")
         return (kind, variable, low, self.exponent(), self.product())
 
-    def name(self, token: str) -> Node:
+    def name(self, token: str) -> Expression:
         """Parse a name in program text: a constant, a function or a symbol."""
         if token == "pi":
             return ("constant", "pi")
@@ -331,7 +331,7 @@ class _Parser:
             raise UnreadableError(f"unexpected {token}")
         return self.subscripted(token)
 
-    def subscripted(self, name: str) -> Node:
+    def subscripted(self, name: str) -> Expression:
         while (token := self.peek()) is not None and (token == "_" or token.startswith("'")):
             self.take()
             name += token if token.startswith("'") else "_" + self.subscript()
@@ -353,7 +353,7 @@ class _Parser:
             if token not in ("{", "}"):
                 parts.append(token)
 
-    def function(self, name: str) -> Node:
+    def function(self, name: str) -> Expression:
         name = OTHER_NAMES.get(name, name)
         if name == "log":
             return self.logarithm()
@@ -364,7 +364,7 @@ class _Parser:
             self.take()
             exponent = self.exponent()
         if name == "sqrt":
-            return ("root", self.group() if self.peek() in OPEN else self.braced(), _number(2))
+            return ("root", self.group() if self.peek() in BRACKETS else self.braced(), _number(2))
         if name in ("gcd", "lcm", "max", "min"):
             return (name, *self.arguments())
         if exponent in (("negative", _number(1)),) and name in INVERSE:
@@ -372,19 +372,19 @@ class _Parser:
         node = (name, self.argument())
         return node if exponent is None else ("power", node, exponent)
 
-    def logarithm(self) -> Node:
+    def logarithm(self) -> Expression:
         """Parse a logarithm; a missing base is the constant "log base", which evaluation tries as 10 and e."""
-        base: Node | None = None
+        base: Expression | None = None
         if self.peek() == "_":
             self.take()
-            base = self.group() if self.peek() in OPEN else self.braced()
+            base = self.group() if self.peek() in BRACKETS else self.braced()
         if self.peek() == "^":
             self.take()
             exponent = self.exponent()
             return ("power", ("log", self.argument(), base or ("constant", "log base")), exponent)
         return ("log", self.argument(), base or ("constant", "log base"))
 
-    def argument(self) -> Node:
+    def argument(self) -> Expression:
         r"""Parse brackets, or the factors up to the next sign or function: \sin 2x \cos x is sin(2x) cos(x)."""
         if self.peek() in ("(", "[", "{"):
             node = self.group()
@@ -415,5 +415,5 @@ _NO_FACTORS = {
 """Tokens that cannot begin a factor."""
 
 
-def _number(text: str | int) -> Node:
+def _number(text: str | int) -> Expression:
     return ("number", Fraction(text))

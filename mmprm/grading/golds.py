@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from mmprm.errors import DataError
 from mmprm.grading import choice
 from mmprm.grading.labels import compare_labels
-from mmprm.grading.reading import has_prose, read
+from mmprm.grading.reading import has_prose, read_answer
 from mmprm.grading.symbolic import GraderConfig, opened, options
 from mmprm.grading.text import clean
 from mmprm.grading.wording import core, stated_values
 from mmprm.types import Problem
 
-MAX_WORDS = 3
+_MAX_WORDS = 3
 """Maximum number of words that a response may be expected to repeat exactly."""
 
 
@@ -23,7 +23,8 @@ def check_golds(problems: Sequence[Problem], config: GraderConfig, location: str
         return
     gold = problems[0].answer
     raise DataError(
-        f"{location}: none of the {len(problems):,} answers can be graded, for example {gold[:200]!r}: sentences cannot "
+        f"{location}: none of the {len(problems):,} answers can be graded, for example {gold[:200]!r}: sentences "
+        "cannot "
         "be compared by symbols; give short answers (a value, a letter, a few words), name the column that holds "
         "them, or set grader.judge"
     )
@@ -37,7 +38,7 @@ def is_decidable(problem: Problem, config: GraderConfig) -> bool:
     if len(gold) > config.max_length:
         return False
     line = " ".join(clean(line) for line in gold.splitlines())
-    if compare_labels(line, "") is not None or len(line.split()) <= MAX_WORDS:
+    if compare_labels(line, "") is not None or len(line.split()) <= _MAX_WORDS:
         return True
     text, _ = core(line)
-    return not has_prose(read(text)) or len(set(stated_values(text))) == 1
+    return not has_prose(read_answer(text)) or len(set(stated_values(text))) == 1

@@ -35,7 +35,7 @@ PROMPT_HASH = hashlib.sha256(_PROMPT.encode()).hexdigest()[:16]
 TALKED = "judge talked instead of answering"
 
 
-class JudgeConfig(Config):
+class AnswerJudgeConfig(Config):
     """Configure the judge: its model, servers, cache and calibration."""
 
     model: str
@@ -56,10 +56,10 @@ class JudgeConfig(Config):
     """
 
 
-class Judge:
+class AnswerJudge:
     """Ask once, at temperature 0, for each new (question, gold, answer), and cache the reply."""
 
-    def __init__(self, config: JudgeConfig) -> None:
+    def __init__(self, config: AnswerJudgeConfig) -> None:
         self._config = config
         self._cache = ReplyCache(config.cache)
         self._client = Client(config.client)
@@ -88,7 +88,7 @@ class Judge:
         await self._client.close()
         self._cache.close()
 
-    async def __aenter__(self) -> Judge:
+    async def __aenter__(self) -> AnswerJudge:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -117,7 +117,7 @@ class Judge:
 class JudgedGrader:
     """Grade with the symbolic grader first, and with the judge if that returns UNKNOWN."""
 
-    def __init__(self, symbolic: Grader, judge: Judge) -> None:
+    def __init__(self, symbolic: Grader, judge: AnswerJudge) -> None:
         self._symbolic = symbolic
         self._judge = judge
 

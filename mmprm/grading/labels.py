@@ -65,10 +65,10 @@ _REFUSALS = re.compile(
 
 def is_refusal(text: str) -> bool:
     """Return whether words name no answer at all."""
-    return bool(_REFUSALS.match(_LEAD.sub("", plain(text))))
+    return bool(_REFUSALS.match(_LEAD.sub("", plain_words(text))))
 
 
-def plain(text: str) -> str:
+def plain_words(text: str) -> str:
     """Return words in lower case, without articles, markup and punctuation at the ends."""
     text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).casefold()
     text = " ".join(text.split()).strip(" .,;:!?\"'*")
@@ -80,7 +80,7 @@ def plain(text: str) -> str:
 
 def skeleton(text: str) -> str:
     """Return the words and signs of several blanks, regardless of their separators."""
-    return " ".join(part for part in _SEPARATORS.split(plain(text.replace("\n", " "))) if part and part != "and")
+    return " ".join(part for part in _SEPARATORS.split(plain_words(text.replace("\n", " "))) if part and part != "and")
 
 
 def compare_labels(gold: str, answer: str, own_sets: Sequence[Sequence[str]] = ()) -> Outcome | None:
@@ -88,8 +88,8 @@ def compare_labels(gold: str, answer: str, own_sets: Sequence[Sequence[str]] = (
 
     `own_sets` are user-defined sets of labels without synonyms.
     """
-    gold_text, answer_text = plain(gold), plain(answer)
-    own = [tuple((plain(label),) for label in labels) for labels in own_sets]
+    gold_text, answer_text = plain_words(gold), plain_words(answer)
+    own = [tuple((plain_words(label),) for label in labels) for labels in own_sets]
     sets = [labels for labels in (*own, *LABEL_SETS) if _index(gold_text, labels) is not None]
     if not sets:
         return None
@@ -101,7 +101,7 @@ def compare_labels(gold: str, answer: str, own_sets: Sequence[Sequence[str]] = (
 
 def compare_words(gold: str, answer: str) -> Outcome:
     """Compare prose that is not a known label: equal words, the gold's words in a statement, or their negation."""
-    gold_text, answer_text = plain(gold), plain(answer)
+    gold_text, answer_text = plain_words(gold), plain_words(answer)
     if gold_text == answer_text or skeleton(gold) == skeleton(answer):
         return SAME
     words = gold_text.split()

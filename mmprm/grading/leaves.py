@@ -6,8 +6,8 @@ import re
 from fractions import Fraction
 
 from mmprm.grading.equality import equal
-from mmprm.grading.evaluation import evaluate
-from mmprm.grading.expressions import Node, UnreadableError, parse, uses
+from mmprm.grading.evaluation import evaluate_expression
+from mmprm.grading.expressions import Expression, UnreadableError, parse, uses
 from mmprm.grading.expressions import symbols as free_symbols
 from mmprm.grading.labels import compare_labels, compare_words
 from mmprm.grading.numbers import is_decimal, is_rounding, looks_exact, number, rounds_to, worded_number
@@ -230,9 +230,9 @@ def _same_node(gold: str, given: str) -> Outcome | None:
     return SAME if written and not symbolic and _rounds(gold, given, one, other) else DIFFERENT
 
 
-def _rounds(gold: str, given: str, one: Node, other: Node) -> bool:
+def _rounds(gold: str, given: str, one: Expression, other: Expression) -> bool:
     try:
-        values = [_as_fraction(evaluate(node, {})) for node in (one, other)]
+        values = [_as_fraction(evaluate_expression(node, {})) for node in (one, other)]
     except (UndefinedError, ArithmeticError):
         return False
     return None not in values and _is_same_rounded(gold, values[0], given, values[1])
@@ -256,7 +256,7 @@ def approximates(decimal: str, exact: str) -> bool:
     if value is None or not is_decimal(decimal) or positions < 2:
         return False
     try:
-        exact_value = _as_fraction(evaluate(parse(exact), {}))
+        exact_value = _as_fraction(evaluate_expression(parse(exact), {}))
     except (UnreadableError, UndefinedError, ArithmeticError):
         return False
     if exact_value is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-MAX_DIGITS = 400
+_MAX_DIGITS = 400
 MAX_POWER = 400
 """Maximum power of ten in scientific notation."""
 
@@ -47,7 +47,7 @@ def number(text: str) -> Fraction | None:
     if _THOUSANDS.fullmatch(text):
         text = text.replace(",", "").replace(" ", "")
     if _DECIMAL.fullmatch(text):
-        return Fraction(text.rstrip(".")) if len(text) < MAX_DIGITS else None
+        return Fraction(text.rstrip(".")) if len(text) < _MAX_DIGITS else None
     if not text or text[-1] not in "0123456789}.… s)":
         return None
     if match := _SCIENTIFIC.fullmatch(text):

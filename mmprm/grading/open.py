@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from mmprm.grading.judge import Judge, JudgedGrader
+from mmprm.grading.judge import AnswerJudge, JudgedGrader
 from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
 from mmprm.types import Grader
 
@@ -20,5 +20,5 @@ async def open_grader(config: GraderConfig) -> AsyncIterator[Grader]:
         if config.judge is None:
             yield symbolic
             return
-        async with Judge(config.judge) as judge:
+        async with AnswerJudge(config.judge) as judge:
             yield JudgedGrader(symbolic, judge)

@@ -72,7 +72,7 @@ def split_possible_unit(text: str) -> tuple[str, Unit, bool]:
     return text, NO_UNIT, True
 
 
-Split = tuple[str, Unit, bool] | None
+_Split = tuple[str, Unit, bool] | None
 
 
 def is_compound(text: str) -> bool:
@@ -80,7 +80,7 @@ def is_compound(text: str) -> bool:
     return _compound(text) is not None
 
 
-def _compound(text: str) -> Split:
+def _compound(text: str) -> _Split:
     """Return a quantity such as 2 hours 30 minutes in its first unit."""
     if not _COMPOUND.fullmatch(text):
         return None
@@ -94,7 +94,7 @@ def _compound(text: str) -> Split:
     return rf"\frac{{{total.numerator}}}{{{total.denominator}}}", units[0], True
 
 
-def _with_bracket(text: str) -> Split:
+def _with_bracket(text: str) -> _Split:
     match = _BRACKETED.fullmatch(text)
     unit = read_unit(match["unit"]) if match else None
     if unit is None or not (unit.known or re.search(r"[a-zA-Z]{4,}", match["unit"])):
@@ -102,13 +102,13 @@ def _with_bracket(text: str) -> Split:
     return match["body"].strip(), unit, True
 
 
-def _degrees(text: str) -> Split:
+def _degrees(text: str) -> _Split:
     if not text.endswith("°") or _ANGLE.search(text, 1) or _FUNCTION.search(text) or "°" in text[:-1] or len(text) < 2:
         return None
     return text[:-1].strip(), DEGREE, True
 
 
-def _in_text(text: str) -> Split:
+def _in_text(text: str) -> _Split:
     start = text.find(r"\text{")
     if start <= 0 or text[start - 1] in "_^=({":
         return None
@@ -117,7 +117,7 @@ def _in_text(text: str) -> Split:
     return (body, unit, True) if body and unit is not None and re.search(r"[\w}]$", body) else None
 
 
-def _behind_number(text: str) -> Split:
+def _behind_number(text: str) -> _Split:
     match = _HEAD.match(text)
     if match is None or match.end() == len(text):
         return None
@@ -132,7 +132,7 @@ def _behind_number(text: str) -> Split:
     return (body, unit, True) if words and (spaced or not rest.isascii()) else None
 
 
-def _behind_expression(text: str) -> Split:
+def _behind_expression(text: str) -> _Split:
     match = _TAIL.fullmatch(text)
     if match is None or not re.search(r"\d|\\pi|\\sqrt|[a-z]", match["body"]):
         return None

@@ -12,7 +12,9 @@ from mmprm.grading.quantities import is_compound, split_possible_unit, split_uni
 from mmprm.grading.text import clean, is_prose
 from mmprm.grading.units import NO_UNIT, Unit
 
-Kind = Literal["blanks", "list", "set", "brackets", "union", "ratio", "relation", "matrix", "cases", "piece", "builder"]
+CompoundKind = Literal[
+    "blanks", "list", "set", "brackets", "union", "ratio", "relation", "matrix", "cases", "piece", "builder"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Leaf:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class Compound:
     """Represent a structured answer, whose parts depend on `kind`.
 
     blanks: several answers in order. list, set: items in any order, where the `marks` of a list are ("or",) or ("and",)
@@ -39,15 +41,15 @@ class Group:
     cases: pieces, each an expression and its condition. builder: the condition of {x | condition}.
     """
 
-    kind: Kind
-    items: tuple[Answer, ...]
+    kind: CompoundKind
+    items: tuple[Reading, ...]
     marks: tuple[str, ...] = ()
     name: str = ""
 
 
-Answer = Leaf | Group
+Reading = Leaf | Compound
 
-MAX_DEPTH = 30
+_MAX_DEPTH = 30
 
 _SERIAL = re.compile(r"\d{1,2}(?:\.\s*\d{1,2}){2,}|\(?\d{1,2}\)(?:[\s,]*\(?\d{1,2}\))+")
 _SHORT_SERIAL = re.compile(r"([1-9])\.([1-9])\.")
@@ -67,8 +69,8 @@ _SEMICOLON = re.compile(r"\s*;\s*")
 _UNION = re.compile(r"\s*(?:\\cup(?![a-zA-Z])|(?<=[)\]])\s*U(?=\s*[(\[]))\s*")
 _BOTH_SIGNS = re.compile(r"\\(?:pm|mp)(?![a-zA-Z])")
 _RATIO = re.compile(r"\s*:\s*")
-SIGNS = r"\\(?:leq|geq|neq|approx|in|perp|parallel|sim|cong|to|subset|subseteq|equiv)(?![a-zA-Z])|=|<|>"
-_RELATION = re.compile(rf"\s*({SIGNS})\s*")
+_SIGNS = r"\\(?:leq|geq|neq|approx|in|perp|parallel|sim|cong|to|subset|subseteq|equiv)(?![a-zA-Z])|=|<|>"
+_RELATION = re.compile(rf"\s*({_SIGNS})\s*")
 _BRACKETS = re.compile(
     r"(?P<name>[A-Z](?:_\{?\w+\}?)?'*)?\s*(?P<open>\\?\{|\(|\[)(?P<inside>.*?)(?P<close>\\?\}|\)|\])", re.DOTALL
 )
@@ -93,23 +95,23 @@ _CONDITION = re.compile(
 
 
 @lru_cache(maxsize=20_000)
-def read(text: str) -> Answer:
+def read_answer(text: str) -> Reading:
     """Return the reading of an answer with one or more lines."""
     lines = [clean(line) for line in text.strip().splitlines()]
     lines = [line for line in lines if line]
     if r"\begin" in text:
         lines = [" ".join(lines)]
     if parts := _numbered("\n".join(lines)):
-        return Group("blanks", tuple(_read_line(part) for part in parts))
+        return Compound("blanks", tuple(_read_line(part) for part in parts))
     if len(lines) > 1:
-        return Group("blanks", tuple(_read_line(line) for line in lines))
+        return Compound("blanks", tuple(_read_line(line) for line in lines))
     return _read_line(lines[0]) if lines else Leaf("")
 
 
-def serial_reading(text: str) -> Answer | None:
+def serial_reading(text: str) -> Reading | None:
     """Return the alternative reading of `1.3.` as the conclusions 1 and 3, or None if there is none."""
     match = _SHORT_SERIAL.fullmatch(text.strip().strip("$"))
-    return Group("list", (Leaf(match[1]), Leaf(match[2]))) if match and match[1] < match[2] else None
+    return Compound("list", (Leaf(match[1]), Leaf(match[2]))) if match and match[1] < match[2] else None
 
 
 def run_together(gold: str, answer: str) -> bool:
@@ -122,28 +124,28 @@ def run_together(gold: str, answer: str) -> bool:
     )
 
 
-def spaced_reading(text: str) -> Answer | None:
+def spaced_reading(text: str) -> Reading | None:
     """Return the alternative reading of `12 345` as two blanks, or None if there is none."""
     text = clean(text.strip())
     if _NUMBERS.fullmatch(text) and number(text) is not None:
-        return Group("blanks", tuple(Leaf(item) for item in text.split()))
+        return Compound("blanks", tuple(Leaf(item) for item in text.split()))
     return None
 
 
-def has_prose(answer: Answer) -> bool:
+def has_prose(answer: Reading) -> bool:
     """Return whether any value of an answer is prose."""
     return answer.prose if isinstance(answer, Leaf) else any(has_prose(item) for item in answer.items)
 
 
-def flattened(answer: Answer) -> list[Answer]:
+def flattened(answer: Reading) -> list[Reading]:
     """Return blanks and the bare lists in them as one list; x<1 or x>3 is kept whole."""
-    if isinstance(answer, Group) and answer.kind in ("blanks", "list") and not _is_condition(answer):
+    if isinstance(answer, Compound) and answer.kind in ("blanks", "list") and not _is_condition(answer):
         return [leaf for item in answer.items for leaf in flattened(item)]
     return [answer]
 
 
-def _is_condition(answer: Group) -> bool:
-    orders = all(isinstance(item, Group) and set(item.marks) & {"<", ">", r"\leq", r"\geq"} for item in answer.items)
+def _is_condition(answer: Compound) -> bool:
+    orders = all(isinstance(item, Compound) and set(item.marks) & {"<", ">", r"\leq", r"\geq"} for item in answer.items)
     return orders and bool(answer.marks)
 
 
@@ -157,20 +159,20 @@ def _numbered(text: str) -> list[str]:
     return [part.replace("\n", "; ") for part in parts] if all(parts) else []
 
 
-def _read_line(text: str, depth: int = 0) -> Answer:
-    if depth > MAX_DEPTH:
+def _read_line(text: str, depth: int = 0) -> Reading:
+    if depth > _MAX_DEPTH:
         return Leaf(text, prose=True)
     text = _unbraced(text)
     if worded_number(text) is not None or is_compound(text):
         return read_leaf(text)
     if _SERIAL.fullmatch(text):
-        return Group("list", tuple(Leaf(item) for item in re.findall(r"\d+", text)))
+        return Compound("list", tuple(Leaf(item) for item in re.findall(r"\d+", text)))
     if _NUMBERS.fullmatch(text) and number(text) is None:
-        return Group("blanks", tuple(Leaf(item) for item in text.split()))
+        return Compound("blanks", tuple(Leaf(item) for item in text.split()))
     if environment := _read_environment(text, depth):
         return environment
     for kind, separator in (("blanks", _SEMICOLON), ("list", _LIST_SEPARATOR)):
-        parts, marks = split(text, separator)
+        parts, marks = split_outside_brackets(text, separator)
         joint = tuple(sorted({_JOINTS[word] for mark in marks for word in _JOINT.findall(mark.lower())}))
         parts = [part for part in parts if part]
         if len(parts) > 1 and not (kind == "list" and _THOUSANDS.fullmatch(text) and not joint):
@@ -179,14 +181,16 @@ def _read_line(text: str, depth: int = 0) -> Answer:
             # A sentence with commas is one piece of prose; a list that contains a word is a list.
             sentence = any(has_prose(item) and len(part.split()) > 2 for item, part in zip(items, parts, strict=True))
             return (
-                Leaf(text, prose=True) if sentence else Group(kind, _opened(items) if kind == "list" else items, joint)
+                Leaf(text, prose=True)
+                if sentence
+                else Compound(kind, _opened(items) if kind == "list" else items, joint)
             )
     return _read_item(text, depth)
 
 
-def _opened(items: tuple[Answer, ...]) -> tuple[Answer, ...]:
+def _opened(items: tuple[Reading, ...]) -> tuple[Reading, ...]:
     """Return the items with the two values of 1 ± 2 merged into the list that contains them."""
-    inner = [item.items if isinstance(item, Group) and item.kind == "list" else (item,) for item in items]
+    inner = [item.items if isinstance(item, Compound) and item.kind == "list" else (item,) for item in items]
     return tuple(leaf for group in inner for leaf in group)
 
 
@@ -196,24 +200,24 @@ def _unbraced(text: str) -> str:
     return text
 
 
-def _read_item(text: str, depth: int = 0) -> Answer:
+def _read_item(text: str, depth: int = 0) -> Reading:
     text = _unbraced(text.strip())
-    if depth > MAX_DEPTH:
+    if depth > _MAX_DEPTH:
         return Leaf(text, prose=True)
-    if len(split(text, _BOTH_SIGNS)[0]) == 2 and not is_prose(text):
-        return Group("list", tuple(_read_item(_BOTH_SIGNS.sub(sign, text), depth + 1) for sign in ("+", "-")))
+    if len(split_outside_brackets(text, _BOTH_SIGNS)[0]) == 2 and not is_prose(text):
+        return Compound("list", tuple(_read_item(_BOTH_SIGNS.sub(sign, text), depth + 1) for sign in ("+", "-")))
     if match := _BUILDER.fullmatch(text):
-        return Group("builder", (_read_line(match["condition"], depth + 1),), name=match["name"])
+        return Compound("builder", (_read_line(match["condition"], depth + 1),), name=match["name"])
     if environment := _read_environment(text, depth):
         return environment
     for kind, separator in (("relation", _RELATION), ("union", _UNION), ("ratio", _RATIO)):
-        parts, marks = split(text, separator)
+        parts, marks = split_outside_brackets(text, separator)
         if len(parts) < 2 or not all(parts[1:]):
             continue
         if is_prose(_without_units(text)) and not _is_named_value(parts, marks):
             continue
         if parts[0] or kind == "relation":
-            return Group(
+            return Compound(
                 kind, tuple(_read_line(part.strip(), depth + 1) for part in parts), tuple(map(str.strip, marks))
             )
     if bracketed := _read_brackets(text, depth):
@@ -249,13 +253,13 @@ def _without_units(text: str) -> str:
     return split_unit(text)[0]
 
 
-def _read_environment(text: str, depth: int) -> Answer | None:
+def _read_environment(text: str, depth: int) -> Reading | None:
     """Return a matrix (with a leading factor multiplied in), a system, or a function by cases; None otherwise."""
     if "\\begin" not in text:
         return None
     if named := _NAMED.fullmatch(text):
         environment = _read_environment(named["rest"], depth)
-        return environment and Group("relation", (read_leaf(named["name"]), environment), ("=",))
+        return environment and Compound("relation", (read_leaf(named["name"]), environment), ("=",))
     if re.match(r"\\\{\s*\\begin\{array\}", text) and not text.endswith(r"\}"):  # a system after a single brace
         text = text[2:].strip().replace("{array}", "{cases}")
     if text[0] in "([" and text[-1] in ")]" and r"\begin{array}" in text:
@@ -267,31 +271,31 @@ def _read_environment(text: str, depth: int) -> Answer | None:
         cells = [[cell.strip() for cell in row.split("&")] for row in rows]
         if match["after"]:
             cells = [list(row) for row in zip(*cells, strict=False)]
-        return Group(
-            "matrix", tuple(Group("list", tuple(_scaled(factor, cell, depth) for cell in row)) for row in cells)
+        return Compound(
+            "matrix", tuple(Compound("list", tuple(_scaled(factor, cell, depth) for cell in row)) for row in cells)
         )
     if match := _CASES.fullmatch(text):
         rows = [row.strip(" ,;") for row in _ROW.split(match["rows"].strip()) if row.strip()]
         pieces = [_CONDITION.split(row, maxsplit=1) for row in rows]
         if all(len(piece) == 2 for piece in pieces):
-            return Group(
-                "cases", tuple(Group("piece", tuple(_read_item(p, depth + 1) for p in piece)) for piece in pieces)
+            return Compound(
+                "cases", tuple(Compound("piece", tuple(_read_item(p, depth + 1) for p in piece)) for piece in pieces)
             )
-        return Group("list", tuple(_read_item(row.replace("&", ""), depth + 1) for row in rows))
+        return Compound("list", tuple(_read_item(row.replace("&", ""), depth + 1) for row in rows))
     return None
 
 
-def _scaled(factor: str, cell: str, depth: int) -> Answer:
+def _scaled(factor: str, cell: str, depth: int) -> Reading:
     if not factor:
         return _read_item(cell, depth + 1)
     return Leaf(f"-({cell})" if factor == "-" else f"({factor})({cell})")
 
 
-def _read_brackets(text: str, depth: int) -> Group | None:
+def _read_brackets(text: str, depth: int) -> Compound | None:
     match = _BRACKETS.fullmatch(_TRANSPOSED.sub("", text))
     if not match or not _is_balanced(match["inside"]):
         return None
-    parts = split(match["inside"], _LIST_SEPARATOR)[0]
+    parts = split_outside_brackets(match["inside"], _LIST_SEPARATOR)[0]
     is_set = match["open"][-1] == "{"
     if (
         not all(parts)
@@ -301,11 +305,11 @@ def _read_brackets(text: str, depth: int) -> Group | None:
         return None
     items = tuple(_read_item(part, depth + 1) for part in parts)
     if is_set:
-        return Group("set", _opened(items)) if match["close"][-1] == "}" else None
-    return Group("brackets", items, (match["open"] + match["close"],), match["name"] or "")
+        return Compound("set", _opened(items)) if match["close"][-1] == "}" else None
+    return Compound("brackets", items, (match["open"] + match["close"],), match["name"] or "")
 
 
-def split(text: str, separator: re.Pattern[str]) -> tuple[list[str], list[str]]:
+def split_outside_brackets(text: str, separator: re.Pattern[str]) -> tuple[list[str], list[str]]:
     """Return the pieces of `text` between the separators outside all brackets and braces, and those separators."""
     if not separator.search(text):
         return [text], []

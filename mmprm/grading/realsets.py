@@ -7,11 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 
-from mmprm.grading.evaluation import evaluate
+from mmprm.grading.evaluation import evaluate_expression
 from mmprm.grading.expressions import UnreadableError, parse
 from mmprm.grading.operations import UndefinedError
 from mmprm.grading.outcome import DIFFERENT, Outcome, all_of
-from mmprm.grading.reading import Answer, Group, Leaf
+from mmprm.grading.reading import Compound, Leaf, Reading
 
 _REALS = re.compile(
     r"\\mathbb\s*\{?R\}?|R|\\R|(?:the set of )?(?:all )?real numbers?|all reals|全体实数|任意实数", re.IGNORECASE
@@ -28,7 +28,7 @@ _LESS, _MORE = {"<", r"\leq"}, {">", r"\geq"}
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class RealInterval:
     """Represent an interval; an end of None is infinite."""
 
     low: str | None
@@ -41,14 +41,14 @@ class Part:
 class RealSet:
     """Represent a union of intervals, with the name of the variable if one is given."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[RealInterval, ...]
     name: str = ""
 
 
-WHOLE = Part(None, False, None, False)
+WHOLE = RealInterval(None, False, None, False)
 
 
-def real_set(answer: Answer) -> RealSet | None:
+def real_set(answer: Reading) -> RealSet | None:
     """Return the set that an answer describes, or None if it does not describe one.
 
     A pair in brackets counts as an interval, so callers must know that the other answer is a set.
@@ -66,7 +66,7 @@ def real_set(answer: Answer) -> RealSet | None:
     return _READERS[answer.kind](answer) if answer.kind in _READERS else None
 
 
-def is_explicit(answer: Answer) -> bool:
+def is_explicit(answer: Reading) -> bool:
     """Return whether an answer's form makes it a set, rather than possibly a pair of numbers."""
     if isinstance(answer, Leaf):
         return real_set(answer) is not None
@@ -86,7 +86,7 @@ def same_set(gold: RealSet, given: RealSet, same_text: Callable[[str, str], Outc
     return all_of(_same_part(a, b, same_text) for a, b in zip(_ordered(gold), _ordered(given), strict=True))
 
 
-def _same_part(gold: Part, given: Part, same_text: Callable[[str, str], Outcome]) -> Outcome:
+def _same_part(gold: RealInterval, given: RealInterval, same_text: Callable[[str, str], Outcome]) -> Outcome:
     if (gold.low_closed, gold.high_closed) != (given.low_closed, given.high_closed):
         return DIFFERENT
     outcomes = []
@@ -98,7 +98,7 @@ def _same_part(gold: Part, given: Part, same_text: Callable[[str, str], Outcome]
     return all_of(outcomes)
 
 
-def _ordered(found: RealSet) -> list[Part]:
+def _ordered(found: RealSet) -> list[RealInterval]:
     keys = [_size(part.low) if part.low is not None else float("-inf") for part in found.parts]
     if any(key is None for key in keys):
         return list(found.parts)
@@ -107,13 +107,13 @@ def _ordered(found: RealSet) -> list[Part]:
 
 def _size(text: str) -> float | None:
     try:
-        value = evaluate(parse(text), {})
+        value = evaluate_expression(parse(text), {})
         return float(value) if isinstance(value, Fraction) else float(value.real)
     except (UnreadableError, UndefinedError, OverflowError, AttributeError):
         return None
 
 
-def _interval(group: Group) -> RealSet | None:
+def _interval(group: Compound) -> RealSet | None:
     if (
         len(group.items) != 2
         or group.name
@@ -130,11 +130,15 @@ def _interval(group: Group) -> RealSet | None:
         if None not in sizes and sizes[0] > sizes[1]:
             return None
     return RealSet(
-        (Part(low_end, opening == "[" and low_end is not None, high_end, closing == "]" and high_end is not None),)
+        (
+            RealInterval(
+                low_end, opening == "[" and low_end is not None, high_end, closing == "]" and high_end is not None
+            ),
+        )
     )
 
 
-def _union(group: Group) -> RealSet | None:
+def _union(group: Compound) -> RealSet | None:
     sets = [real_set(item) for item in group.items]
     if any(found is None for found in sets):
         return None
@@ -146,9 +150,9 @@ def _union(group: Group) -> RealSet | None:
     )
 
 
-def _joined(group: Group) -> RealSet | None:
+def _joined(group: Compound) -> RealSet | None:
     """Return the set of joined conditions, such as x<2 or x>3, or x>2 and x<3; None for any other list."""
-    if not all(isinstance(item, Group) for item in group.items):
+    if not all(isinstance(item, Compound) for item in group.items):
         return None
     if "and" not in group.marks:
         return _union(group) if "or" in group.marks else None
@@ -163,17 +167,17 @@ def _joined(group: Group) -> RealSet | None:
     sizes = _size(first.low), _size(second.high)
     if None not in sizes and sizes[0] > sizes[1]:
         return RealSet((), sets[0].name)
-    return RealSet((Part(first.low, first.low_closed, second.high, second.high_closed),), sets[0].name)
+    return RealSet((RealInterval(first.low, first.low_closed, second.high, second.high_closed),), sets[0].name)
 
 
-def _builder(group: Group) -> RealSet | None:
+def _builder(group: Compound) -> RealSet | None:
     found = real_set(group.items[0])
     if found is None or found.name not in ("", group.name):
         return None
     return replace(found, name=group.name)
 
 
-def _relation(group: Group) -> RealSet | None:
+def _relation(group: Compound) -> RealSet | None:
     marks, items = group.marks, group.items
     if marks == (r"\in",):
         found = real_set(items[1])
@@ -184,7 +188,9 @@ def _relation(group: Group) -> RealSet | None:
         return None
     texts = [item.text for item in items]
     if marks == (r"\neq",) and _is_variable(texts[0]):
-        return RealSet((Part(None, False, texts[1], False), Part(texts[1], False, None, False)), texts[0])
+        return RealSet(
+            (RealInterval(None, False, texts[1], False), RealInterval(texts[1], False, None, False)), texts[0]
+        )
     if set(marks) <= _MORE:
         texts, marks = texts[::-1], tuple("<" if mark == ">" else r"\leq" for mark in marks[::-1])
     if not set(marks) <= _LESS:
@@ -193,12 +199,13 @@ def _relation(group: Group) -> RealSet | None:
     if len(texts) == 3 and _is_variable(texts[1]):
         ends = [None if _INFINITY.fullmatch(end) else end for end in (texts[0], texts[2])]
         return RealSet(
-            (Part(ends[0], closed[0] and ends[0] is not None, ends[1], closed[1] and ends[1] is not None),), texts[1]
+            (RealInterval(ends[0], closed[0] and ends[0] is not None, ends[1], closed[1] and ends[1] is not None),),
+            texts[1],
         )
     if len(texts) == 2 and _is_variable(texts[0]) and not (texts[1] and _is_variable(texts[1])):
-        return RealSet((Part(None, False, texts[1], closed[0]),), texts[0])
+        return RealSet((RealInterval(None, False, texts[1], closed[0]),), texts[0])
     if len(texts) == 2 and _is_variable(texts[1]) and not (texts[0] and _is_variable(texts[0])):
-        return RealSet((Part(texts[0], closed[0], None, False),), texts[1])
+        return RealSet((RealInterval(texts[0], closed[0], None, False),), texts[1])
     return None
 
 
@@ -206,7 +213,7 @@ def _is_variable(text: str) -> bool:
     return bool(_VARIABLE.fullmatch(text)) and text not in (r"\pi", "e", r"\infty")
 
 
-_READERS: dict[str, Callable[[Group], RealSet | None]] = {
+_READERS: dict[str, Callable[[Compound], RealSet | None]] = {
     "brackets": _interval,
     "union": _union,
     "list": _joined,

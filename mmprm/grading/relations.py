@@ -6,18 +6,18 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
-from mmprm.grading.equality import DIGITS, sample_points
-from mmprm.grading.evaluation import evaluate
-from mmprm.grading.expressions import Node, UnreadableError, parse
+from mmprm.grading.equality import PRECISIONS, sample_points
+from mmprm.grading.evaluation import evaluate_expression
+from mmprm.grading.expressions import Expression, UnreadableError, parse
 from mmprm.grading.expressions import symbols as free_symbols
 from mmprm.grading.leaves import approximates
 from mmprm.grading.numbers import number
 from mmprm.grading.operations import UndefinedError
 from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome, SymbolTest, all_of
-from mmprm.grading.reading import Answer, Group, Leaf, has_prose
+from mmprm.grading.reading import Compound, Leaf, Reading, has_prose
 from mmprm.grading.text import key
 
-Same = Callable[[Answer, Answer], Outcome]
+Same = Callable[[Reading, Reading], Outcome]
 
 _OPPOSITE = {"<": ">", ">": "<", r"\leq": r"\geq", r"\geq": r"\leq"}
 _SYMMETRIC = {"=", r"\neq", r"\perp", r"\parallel", r"\sim", r"\cong", r"\approx", r"\equiv"}
@@ -31,9 +31,9 @@ _NAME = re.compile(
 )
 
 
-def states_value(relation: Answer) -> bool:
+def states_value(relation: Reading) -> bool:
     """Return whether a relation states the value of its left side: x = 5, 2 + 3 = 5 and x ∈ (1,2), not x + y = 5."""
-    if not (isinstance(relation, Group) and relation.kind == "relation"):
+    if not (isinstance(relation, Compound) and relation.kind == "relation"):
         return False
     marks = relation.marks
     while len(marks) > 1 and marks[0] == "=" and marks[-1] in _ORDER | {r"\neq"}:  # k = 5 > 0
@@ -43,7 +43,7 @@ def states_value(relation: Answer) -> bool:
     )
 
 
-def stated_side(relation: Group) -> Answer:
+def stated_side(relation: Compound) -> Reading:
     """Return the value that a relation states: its last side, ignoring conditions and approximations."""
     last = len(relation.items) - 1
     while last > 1 and relation.marks[last - 1] in _ORDER | {r"\neq", r"\approx"}:
@@ -58,7 +58,7 @@ def stated_side(relation: Group) -> Answer:
     return relation.items[last - 1 if _rounds_side(relation, last) else last]
 
 
-def _rounds_side(relation: Group, last: int) -> bool:
+def _rounds_side(relation: Compound, last: int) -> bool:
     """Return whether the side is only a decimal approximation of the side before it, as in 2 pi = 6.28."""
     one, other = relation.items[last - 1], relation.items[last]
     if not (isinstance(one, Leaf) and isinstance(other, Leaf)) or _SYMBOL.fullmatch(one.text):
@@ -66,14 +66,14 @@ def _rounds_side(relation: Group, last: int) -> bool:
     return number(one.text) != number(other.text) and approximates(other.text, one.text)
 
 
-def _text(answer: Answer) -> str:
+def _text(answer: Reading) -> str:
     return answer.text if isinstance(answer, Leaf) else ""
 
 
-def same_relation(gold: Answer, given: Answer, symbols: SymbolTest, same: Same) -> Outcome:
+def same_relation(gold: Reading, given: Reading, symbols: SymbolTest, same: Same) -> Outcome:
     """Compare two answers, at least one of which is a relation."""
-    gold_relation = isinstance(gold, Group) and gold.kind == "relation"
-    given_relation = isinstance(given, Group) and given.kind == "relation"
+    gold_relation = isinstance(gold, Compound) and gold.kind == "relation"
+    given_relation = isinstance(given, Compound) and given.kind == "relation"
     if not given_relation:
         return _relation_against_value(gold, given, same)
     if not gold_relation:
@@ -81,14 +81,14 @@ def same_relation(gold: Answer, given: Answer, symbols: SymbolTest, same: Same) 
     return _same_relations(gold, given, symbols, same)
 
 
-def _relation_against_value(gold: Group, given: Answer, same: Same) -> Outcome:
+def _relation_against_value(gold: Compound, given: Reading, same: Same) -> Outcome:
     if states_value(gold) and not _is_number(gold.items[0]):
         outcome = same(stated_side(gold), given)
         return UNDECIDED if outcome is SAME and _text(gold.items[0]) in ("|x|", "|y|") else outcome
     return UNDECIDED if has_prose(given) else DIFFERENT
 
 
-def _value_against_relation(gold: Answer, given: Group, same: Same) -> Outcome:
+def _value_against_relation(gold: Reading, given: Compound, same: Same) -> Outcome:
     """Compare a value with a relation: 5 accepts x = 5, but not 2x = 5, x > 5 or x ≠ 5."""
     if _is_number(given.items[0]) and len(given.items) == 2 and given.marks == ("=",) and _is_name(given.items[1]):
         return same(gold, given.items[0])  # 5 = x
@@ -107,25 +107,25 @@ def _value_against_relation(gold: Answer, given: Group, same: Same) -> Outcome:
     return UNDECIDED if same(gold, given.items[-1]) is not DIFFERENT else DIFFERENT
 
 
-def _is_false(relation: Group) -> bool:
+def _is_false(relation: Compound) -> bool:
     """Return whether an equation of integers is false, such as 5 = 4."""
     values = [number(item.text) if isinstance(item, Leaf) and item.text.isdigit() else None for item in relation.items]
     return set(relation.marks) == {"="} and None not in values and len(set(values)) > 1
 
 
-def _is_equation(left: Answer) -> bool:
+def _is_equation(left: Reading) -> bool:
     """Return whether a left side makes an equation for x, as in xy = 4 or |x| = 4, rather than naming a quantity."""
     return isinstance(left, Leaf) and bool(re.fullmatch(r"[a-z]{2}|[a-d]{3}|[x-z]{3}|\|[xy]\|", left.text))
 
 
-def _names(side: Answer) -> frozenset[str] | None:
+def _names(side: Reading) -> frozenset[str] | None:
     try:
         return free_symbols(parse(side.text)) if isinstance(side, Leaf) else None
     except UnreadableError:
         return None
 
 
-def _same_relations(gold: Group, given: Group, symbols: SymbolTest, same: Same) -> Outcome:
+def _same_relations(gold: Compound, given: Compound, symbols: SymbolTest, same: Same) -> Outcome:
     if gold == given or flipped(given) == gold:
         return SAME
     for form in (given, flipped(given)):
@@ -143,7 +143,7 @@ def _same_relations(gold: Group, given: Group, symbols: SymbolTest, same: Same) 
     return DIFFERENT
 
 
-def _same_stated(gold: Group, given: Group, same: Same) -> Outcome:
+def _same_stated(gold: Compound, given: Compound, same: Same) -> Outcome:
     """Compare two stated values with their names.
 
     x = 5 and y = 5 differ; S = 24 and Area = 24 are the same, as are y = 2x and f(x) = 2x.
@@ -171,9 +171,9 @@ def _bare(name: str) -> str:
     return re.sub(r"\\(?:hat|vec)\s*|[{}]", "", name)
 
 
-def _is_name(answer: Answer) -> bool:
+def _is_name(answer: Reading) -> bool:
     r"""Return whether an answer is a name: x, f(x), \angle A, |AB|, P(A \cap B), (x,y)."""
-    if isinstance(answer, Group):
+    if isinstance(answer, Compound):
         return all(_is_name(item) for item in answer.items)
     text = answer.text
     if not text or re.match(r"[-+\d]", text):
@@ -184,26 +184,26 @@ def _is_name(answer: Answer) -> bool:
     return bool(_NAME.fullmatch(text)) and not re.fullmatch(r"[a-zA-Z]\s*\^.*|\\sqrt.*", text)
 
 
-def _is_number(answer: Answer) -> bool:
+def _is_number(answer: Reading) -> bool:
     """Return whether an answer is a calculation without symbols, such as the left side of 2 + 3 = 5."""
     names = _names(answer)
     return names is not None and not names
 
 
-def flipped(relation: Group) -> Group | None:
+def flipped(relation: Compound) -> Compound | None:
     """Return a relation read from right to left (b > a for a < b), or None if an operator has no mirror image."""
     if not all(mark in _OPPOSITE or mark in _SYMMETRIC for mark in relation.marks):
         return None
     marks = tuple(_OPPOSITE.get(mark, mark) for mark in reversed(relation.marks))
-    return Group("relation", relation.items[::-1], marks)
+    return Compound("relation", relation.items[::-1], marks)
 
 
-def _written(relation: Group) -> str:
+def _written(relation: Compound) -> str:
     sides = [item.text if isinstance(item, Leaf) else "" for item in relation.items]
     return f" {relation.marks[0]} ".join(sides) if all(sides) else ""
 
 
-def equivalent(gold: Group, given: Group) -> Outcome | None:
+def equivalent(gold: Compound, given: Compound) -> Outcome | None:
     """Compare two equations or inequalities by the differences of their sides; None if these cannot be parsed.
 
     They are the same if the differences have a constant ratio (for inequalities a positive one, or a negative one with
@@ -230,18 +230,18 @@ def equivalent(gold: Group, given: Group) -> Outcome | None:
     return SAME if _implies(one, other, names) and _implies(other, one, names) else DIFFERENT
 
 
-def _difference(relation: Group) -> Node:
+def _difference(relation: Compound) -> Expression:
     if not all(isinstance(item, Leaf) and not item.prose for item in relation.items):
         raise UnreadableError("a side is no expression")
     left, right = (parse(item.text) for item in relation.items)
     return ("add", left, ("negative", right))
 
 
-def _constant_ratio(one: Node, other: Node, names: Sequence[str]) -> float | None:
+def _constant_ratio(one: Expression, other: Expression, names: Sequence[str]) -> float | None:
     ratios = []
     for point in sample_points(names):
         try:
-            a, b = (evaluate(node, point, DIGITS[0]) for node in (one, other))
+            a, b = (evaluate_expression(node, point, PRECISIONS[0]) for node in (one, other))
             if not a and not b:
                 continue
             ratios.append(a / b)
@@ -255,19 +255,21 @@ def _constant_ratio(one: Node, other: Node, names: Sequence[str]) -> float | Non
     return float(getattr(first, "real", first)) if abs(getattr(first, "imag", 0)) < 1e-30 else None
 
 
-def _implies(one: Node, other: Node, names: Sequence[str]) -> bool:
+def _implies(one: Expression, other: Expression, names: Sequence[str]) -> bool:
     """Return whether the solution of an equation for a symbol in which it is linear satisfies another equation."""
     return any(_vanishes_at_roots(one, other, name, names) for name in names)
 
 
-def _vanishes_at_roots(one: Node, other: Node, name: str, names: Sequence[str]) -> bool:
+def _vanishes_at_roots(one: Expression, other: Expression, name: str, names: Sequence[str]) -> bool:
     fulfilled = 0
     for point in sample_points(names):
         try:
             root = _root(one, name, point)
             if root is None:
                 return False
-            value, near = (evaluate(other, {**point, name: at}, DIGITS[0]) for at in (root, root * 2 + 1))
+            value, near = (
+                evaluate_expression(other, {**point, name: at}, PRECISIONS[0]) for at in (root, root * 2 + 1)
+            )
         except (UndefinedError, ZeroDivisionError):
             continue
         if abs(value) > 1e-30 * abs(near):
@@ -276,9 +278,11 @@ def _vanishes_at_roots(one: Node, other: Node, name: str, names: Sequence[str]) 
     return fulfilled >= 3
 
 
-def _root(node: Node, name: str, point: dict) -> object | None:
+def _root(node: Expression, name: str, point: dict) -> object | None:
     """Return the zero of an expression that is linear in a symbol, or None if it is not linear."""
-    zero, first, second = (evaluate(node, {**point, name: value}, DIGITS[0]) for value in map(Fraction, (3, 4, 5)))
+    zero, first, second = (
+        evaluate_expression(node, {**point, name: value}, PRECISIONS[0]) for value in map(Fraction, (3, 4, 5))
+    )
     slope = first - zero
     if not slope or abs(second - 2 * first + zero) > 1e-30 * abs(slope):
         return None

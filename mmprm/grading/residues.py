@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
-from mmprm.grading.evaluation import evaluate
-from mmprm.grading.expressions import Node
+from mmprm.grading.evaluation import evaluate_expression
+from mmprm.grading.expressions import Expression
 from mmprm.grading.operations import UndefinedError
 
 PRIMES = (2**61 - 1, 2**89 - 1)
@@ -21,7 +21,7 @@ _OPERATIONS: dict[str, Callable[[int, int, int], int]] = {
 }
 
 
-def differ(one: Node, other: Node) -> bool:
+def differ(one: Expression, other: Expression) -> bool:
     """Return whether two rational expressions have different residues; False if residues are undefined."""
     for prime in PRIMES:
         try:
@@ -32,7 +32,7 @@ def differ(one: Node, other: Node) -> bool:
     return False
 
 
-def _residue(node: Node, prime: int) -> int:
+def _residue(node: Expression, prime: int) -> int:
     kind = node[0]
     if kind == "number":
         return node[1].numerator * pow(node[1].denominator, -1, prime) % prime
@@ -41,7 +41,7 @@ def _residue(node: Node, prime: int) -> int:
     if kind in _OPERATIONS:
         return _OPERATIONS[kind](_residue(node[1], prime), _residue(node[2], prime), prime)
     if kind == "power":
-        exponent = evaluate(node[2], {})
+        exponent = evaluate_expression(node[2], {})
         if isinstance(exponent, Fraction) and exponent.denominator == 1:
             return pow(_residue(node[1], prime), exponent.numerator, prime)
     raise UndefinedError(f"no residue of {kind}")

@@ -11,7 +11,7 @@ from mmprm.grading import realsets
 from mmprm.grading.leaves import approximates, same_expression, same_leaf
 from mmprm.grading.numbers import number
 from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome, SymbolTest, all_of
-from mmprm.grading.reading import Answer, Group, Leaf, flattened, has_prose
+from mmprm.grading.reading import Compound, Leaf, Reading, flattened, has_prose
 from mmprm.grading.relations import same_relation
 from mmprm.grading.text import key
 
@@ -22,17 +22,17 @@ _OPEN_FORM = re.compile(r"\\text|\\begin|\\mathbb|\\emptyset|[<>=]|\\pm|[?]")
 """Matches text that may represent a list, a set or a condition."""
 
 
-def same(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
+def same_structure(gold: Reading, given: Reading, symbols: SymbolTest) -> Outcome:
     """Compare two readings, gold first."""
     gold, given = _unnamed(_single(gold)), _unnamed(_single(given))
     given = _without_repetition(gold, given)
-    if isinstance(gold, Group) and gold.marks == ("or",):  # 9/2 or 4.5
+    if isinstance(gold, Compound) and gold.marks == ("or",):  # 9/2 or 4.5
         gold = _without_repetition(given, gold)
     if isinstance(gold, Leaf) and isinstance(given, Leaf):
         return _same_named_set(gold, given) or same_leaf(gold, given, symbols)
     if (outcome := _same_set(gold, given, symbols)) is not None:
         return outcome
-    kinds = [answer.kind if isinstance(answer, Group) else "leaf" for answer in (gold, given)]
+    kinds = [answer.kind if isinstance(answer, Compound) else "leaf" for answer in (gold, given)]
     if kinds[0] == "blanks" and kinds[1] in ("list", "blanks"):
         return _same_blanks(gold, given, symbols)
     if "matrix" in kinds or (kinds == ["brackets", "leaf"] and _entries(given) is not None):
@@ -40,62 +40,63 @@ def same(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
     if has_prose(gold) and kinds[0] != kinds[1]:
         return DIFFERENT if kinds[0] == "blanks" and not has_prose(given) else UNDECIDED
     if "relation" in kinds and not _is_collection(given) and not _is_collection(gold):
-        return same_relation(gold, given, symbols, partial(same, symbols=symbols))
-    if isinstance(gold, Group) and isinstance(given, Group):
+        return same_relation(gold, given, symbols, partial(same_structure, symbols=symbols))
+    if isinstance(gold, Compound) and isinstance(given, Compound):
         return _same_group(gold, given, symbols)
     if "ratio" in kinds:
         return _ratio_against_value(gold, given, symbols)
     return DIFFERENT if is_plain(gold) else UNDECIDED
 
 
-def _is_collection(answer: Answer) -> bool:
-    return isinstance(answer, Group) and answer.kind in ("list", "blanks", "cases", "matrix")
+def _is_collection(answer: Reading) -> bool:
+    return isinstance(answer, Compound) and answer.kind in ("list", "blanks", "cases", "matrix")
 
 
-def _single(answer: Answer) -> Answer:
+def _single(answer: Reading) -> Reading:
     """Return the item of a set with one element, so that {5} and x in {5} are read as 5."""
-    if isinstance(answer, Group) and answer.kind == "set" and len(answer.items) == 1:
+    if isinstance(answer, Compound) and answer.kind == "set" and len(answer.items) == 1:
         return answer if realsets.is_explicit(answer.items[0]) else answer.items[0]
-    if isinstance(answer, Group) and answer.kind == "builder":
+    if isinstance(answer, Compound) and answer.kind == "builder":
         return _listed_values(answer)
-    if isinstance(answer, Group) and answer.marks == (r"\in",) and isinstance(answer.items[1], Group):
+    if isinstance(answer, Compound) and answer.marks == (r"\in",) and isinstance(answer.items[1], Compound):
         return _single(answer.items[1]) if answer.items[1].kind == "set" else answer
     return answer
 
 
-def _listed_values(builder: Group) -> Answer:
+def _listed_values(builder: Compound) -> Reading:
     """Return {1, 2} for {x | x=1 or x=2}."""
     condition = builder.items[0]
-    equations = condition.items if isinstance(condition, Group) and condition.kind == "list" else (condition,)
+    equations = condition.items if isinstance(condition, Compound) and condition.kind == "list" else (condition,)
     if all(
-        isinstance(each, Group) and each.marks == ("=",) and each.items[0] == Leaf(builder.name) for each in equations
+        isinstance(each, Compound) and each.marks == ("=",) and each.items[0] == Leaf(builder.name)
+        for each in equations
     ):
-        return _single(Group("set", tuple(each.items[1] for each in equations)))
+        return _single(Compound("set", tuple(each.items[1] for each in equations)))
     return builder
 
 
-def _unnamed(answer: Answer) -> Answer:
+def _unnamed(answer: Reading) -> Reading:
     """Return the matrix or function by cases on the right side of A = …, or the answer itself."""
-    last = answer.items[-1] if isinstance(answer, Group) and set(answer.marks) == {"="} else None
-    return last if isinstance(last, Group) and last.kind in ("matrix", "cases") else answer
+    last = answer.items[-1] if isinstance(answer, Compound) and set(answer.marks) == {"="} else None
+    return last if isinstance(last, Compound) and last.kind in ("matrix", "cases") else answer
 
 
-def _without_repetition(gold: Answer, given: Answer) -> Answer:
+def _without_repetition(gold: Reading, given: Reading) -> Reading:
     """Return a list without values that it repeats exactly or as a decimal approximation: 1/3 or 0.333."""
-    if not (isinstance(given, Group) and given.kind == "list"):
+    if not (isinstance(given, Compound) and given.kind == "list"):
         return given
-    if isinstance(gold, Group) and gold.kind != "relation" and len(gold.items) >= len(given.items):
+    if isinstance(gold, Compound) and gold.kind != "relation" and len(gold.items) >= len(given.items):
         return given
     if len(given.items) > MAX_REPETITIVE:
         return given
-    kept: list[Answer] = []
+    kept: list[Reading] = []
     for item in given.items:
         if not any(_repeats(item, other) for other in kept):
             kept.append(item)
     return kept[0] if len(kept) == 1 else replace(given, items=tuple(kept))
 
 
-def _repeats(item: Answer, other: Answer) -> bool:
+def _repeats(item: Reading, other: Reading) -> bool:
     if not (isinstance(item, Leaf) and isinstance(other, Leaf)):
         return item == other
     value = number(item.text)
@@ -119,23 +120,23 @@ def _same_named_set(gold: Leaf, given: Leaf) -> Outcome | None:
     return SAME if one == other else DIFFERENT
 
 
-def _same_set(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome | None:
+def _same_set(gold: Reading, given: Reading, symbols: SymbolTest) -> Outcome | None:
     """Compare sets of real numbers, if at least one answer is a set by its form; None if undetermined."""
     if not (realsets.is_explicit(gold) or realsets.is_explicit(given)):
         return None
-    if any(isinstance(answer, Group) and answer.kind == "matrix" for answer in (gold, given)):
+    if any(isinstance(answer, Compound) and answer.kind == "matrix" for answer in (gold, given)):
         return None
     one, other = realsets.real_set(gold), realsets.real_set(given)
     if one is None and other is None:
         return None
     if one is None or other is None:
         plain = given if one is not None else gold
-        if isinstance(plain, Group) and plain.kind == "set":
+        if isinstance(plain, Compound) and plain.kind == "set":
             return DIFFERENT
         return DIFFERENT if _is_listed(plain) else None
     if (
-        isinstance(gold, Group)
-        and isinstance(given, Group)
+        isinstance(gold, Compound)
+        and isinstance(given, Compound)
         and gold.kind == given.kind == "brackets"
         and gold.marks == given.marks
     ):
@@ -143,14 +144,14 @@ def _same_set(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome | Non
     return realsets.same_set(one, other, lambda a, b: same_expression(a, b, symbols))
 
 
-def _is_listed(answer: Answer) -> bool:
+def _is_listed(answer: Reading) -> bool:
     """Return whether an answer only lists values, so that it is not a set of real numbers with an interior."""
     if isinstance(answer, Leaf):
         return number(answer.text) is not None
     return answer.kind in ("list", "blanks", "ratio", "matrix") and all(map(_is_listed, answer.items))
 
 
-def _same_blanks(gold: Group, given: Group, symbols: SymbolTest) -> Outcome:
+def _same_blanks(gold: Compound, given: Compound, symbols: SymbolTest) -> Outcome:
     """Compare several blanks in order; a list in one blank may use the same commas that separate the blanks."""
     if len(gold.items) == len(given.items):
         outcome = _in_order(gold.items, given.items, symbols)
@@ -163,17 +164,17 @@ def _same_blanks(gold: Group, given: Group, symbols: SymbolTest) -> Outcome:
     return outcome if outcome is not UNDECIDED or not _is_permuted(one, other) else DIFFERENT
 
 
-def _in_order(gold: Sequence[Answer], given: Sequence[Answer], symbols: SymbolTest) -> Outcome:
-    outcome = all_of(same(a, b, symbols) for a, b in zip(gold, given, strict=True))
+def _in_order(gold: Sequence[Reading], given: Sequence[Reading], symbols: SymbolTest) -> Outcome:
+    outcome = all_of(same_structure(a, b, symbols) for a, b in zip(gold, given, strict=True))
     return DIFFERENT if outcome is UNDECIDED and _is_permuted(gold, given) else outcome
 
 
-def _is_permuted(gold: Sequence[Answer], given: Sequence[Answer]) -> bool:
+def _is_permuted(gold: Sequence[Reading], given: Sequence[Reading]) -> bool:
     texts = [[key(item.text) if isinstance(item, Leaf) else repr(item) for item in items] for items in (gold, given)]
     return texts[0] != texts[1] and sorted(texts[0]) == sorted(texts[1])
 
 
-def _same_matrix(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
+def _same_matrix(gold: Reading, given: Reading, symbols: SymbolTest) -> Outcome:
     """Compare matrices entry by entry; a column or row also equals a tuple, and a binomial a column of two."""
     rows = [_rows(answer) for answer in (gold, given)]
     if None in rows:
@@ -184,22 +185,22 @@ def _same_matrix(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
     if [len(row) for row in rows[0]] != [len(row) for row in rows[1]]:
         return DIFFERENT
     pairs = zip(*([cell for row in each for cell in row] for each in rows), strict=True)
-    return all_of(same(a, b, symbols) for a, b in pairs)
+    return all_of(same_structure(a, b, symbols) for a, b in pairs)
 
 
-def _rows(answer: Answer) -> list[list[Answer]] | None:
-    if isinstance(answer, Group) and answer.kind == "matrix":
+def _rows(answer: Reading) -> list[list[Reading]] | None:
+    if isinstance(answer, Compound) and answer.kind == "matrix":
         return [list(row.items) for row in answer.items]
     if (
-        isinstance(answer, Group)
+        isinstance(answer, Compound)
         and answer.kind == "brackets"
-        and all(isinstance(i, Group) and i.kind == "brackets" for i in answer.items)
+        and all(isinstance(i, Compound) and i.kind == "brackets" for i in answer.items)
     ):
         return [list(row.items) for row in answer.items]
     return None
 
 
-def _entries(answer: Answer) -> list[Answer] | None:
+def _entries(answer: Reading) -> list[Reading] | None:
     """Return the entries of a column, a row or a tuple, or None."""
     if isinstance(answer, Leaf):
         match = re.fullmatch(r"\\[dt]?binom\{([^{}]*)\}\{([^{}]*)\}", answer.text)
@@ -212,7 +213,7 @@ def _entries(answer: Answer) -> list[Answer] | None:
     return [cell for row in rows for cell in row]
 
 
-def _same_group(gold: Group, given: Group, symbols: SymbolTest) -> Outcome:
+def _same_group(gold: Compound, given: Compound, symbols: SymbolTest) -> Outcome:
     if "set" in (gold.kind, given.kind) and {gold.kind, given.kind} & {"brackets", "ratio"}:
         return DIFFERENT
     if gold.kind == given.kind == "set" and _holds_sets(gold) != _holds_sets(given):
@@ -231,11 +232,11 @@ def _same_group(gold: Group, given: Group, symbols: SymbolTest) -> Outcome:
     return outcome if outcome is not SAME else _same_form(gold, given, any(names))
 
 
-def _holds_sets(group: Group) -> bool:
-    return any(isinstance(item, Group) and item.kind == "set" for item in group.items)
+def _holds_sets(group: Compound) -> bool:
+    return any(isinstance(item, Compound) and item.kind == "set" for item in group.items)
 
 
-def _is_ordered(gold: Group, given: Group, names: Sequence[Sequence[str]]) -> bool:
+def _is_ordered(gold: Compound, given: Compound, names: Sequence[Sequence[str]]) -> bool:
     return (
         gold.kind in ("blanks", "brackets", "ratio", "piece")
         or given.kind in ("brackets", "ratio")
@@ -243,7 +244,7 @@ def _is_ordered(gold: Group, given: Group, names: Sequence[Sequence[str]]) -> bo
     )
 
 
-def _same_form(gold: Group, given: Group, named: bool) -> Outcome:
+def _same_form(gold: Compound, given: Compound, named: bool) -> Outcome:
     """Return the outcome for groups with equal items in possibly different forms.
 
     (1,2) and [1,2] are different intervals; (1,2) and a list 1, 2 are undecided.
@@ -263,20 +264,20 @@ def _same_form(gold: Group, given: Group, named: bool) -> Outcome:
     return DIFFERENT if len(gold.items) == 2 else SAME
 
 
-def _joined_otherwise(gold: Group, given: Group) -> bool:
+def _joined_otherwise(gold: Compound, given: Compound) -> bool:
     """Return whether "and" and "or" make a difference: they do for x<2 or x>3, but not for lists of values."""
     related = all(
-        isinstance(item, Group) and item.kind == "relation" and set(item.marks) - {"="} for item in gold.items
+        isinstance(item, Compound) and item.kind == "relation" and set(item.marks) - {"="} for item in gold.items
     )
     return related and {*gold.marks, *given.marks} >= {"or", "and"}
 
 
-def _distinct_names(group: Group) -> list[str]:
+def _distinct_names(group: Compound) -> list[str]:
     """Return the names of x=1, y=2 in order, or [] if they do not tell values apart (x=1, x=2 or x_1=1, x_2=2)."""
     names = [
         item.items[0].text
         for item in group.items
-        if isinstance(item, Group)
+        if isinstance(item, Compound)
         and item.kind == "relation"
         and item.marks[:1] == ("=",)
         and isinstance(item.items[0], Leaf)
@@ -285,7 +286,7 @@ def _distinct_names(group: Group) -> list[str]:
     return names if len(names) == len(group.items) and len(bases) == len(names) > 1 else []
 
 
-def _by_name(group: Group, names: Sequence[str]) -> Group:
+def _by_name(group: Compound, names: Sequence[str]) -> Compound:
     if not names or not all(re.fullmatch(r"[a-zA-Z]", name) for name in names):
         return group
     return replace(
@@ -293,20 +294,20 @@ def _by_name(group: Group, names: Sequence[str]) -> Group:
     )
 
 
-def _same_multiset(gold: Sequence[Answer], given: Sequence[Answer], symbols: SymbolTest) -> Outcome:
+def _same_multiset(gold: Sequence[Reading], given: Sequence[Reading], symbols: SymbolTest) -> Outcome:
     left = list(given)
-    leftover: list[Answer] = []
+    leftover: list[Reading] = []
     for item in gold:
-        match = next((i for i, other in enumerate(left) if same(item, other, symbols) is SAME), None)
+        match = next((i for i, other in enumerate(left) if same_structure(item, other, symbols) is SAME), None)
         if match is None:
             leftover.append(item)
         else:
             left.pop(match)
-    undecided = any(same(a, b, symbols) is UNDECIDED for a in leftover for b in left)
+    undecided = any(same_structure(a, b, symbols) is UNDECIDED for a in leftover for b in left)
     return SAME if not leftover else UNDECIDED if undecided else DIFFERENT
 
 
-def _proportional(gold: Group, given: Group) -> Outcome | None:
+def _proportional(gold: Compound, given: Compound) -> Outcome | None:
     """Compare two ratios of nonzero numbers; None for others.
 
     A ratio such as 3:20 could be a time, so that 6:40 is undecided.
@@ -321,17 +322,17 @@ def _proportional(gold: Group, given: Group) -> Outcome | None:
     return UNDECIDED if clock and values[0] != values[1] else SAME
 
 
-def _ratio_against_value(gold: Answer, given: Answer, symbols: SymbolTest) -> Outcome:
+def _ratio_against_value(gold: Reading, given: Reading, symbols: SymbolTest) -> Outcome:
     """Compare a ratio with a value: 2:3 and 2/3 may or may not mean the same; any other value is different."""
-    ratio, value = (gold, given) if isinstance(gold, Group) else (given, gold)
+    ratio, value = (gold, given) if isinstance(gold, Compound) else (given, gold)
     if len(ratio.items) != 2 or not all(isinstance(item, Leaf) for item in ratio.items):
         return DIFFERENT
     top, bottom = (item.text for item in ratio.items)
     return DIFFERENT if same_leaf(Leaf(rf"\frac{{{top}}}{{{bottom}}}"), value, symbols) is DIFFERENT else UNDECIDED
 
 
-def is_plain(answer: Answer) -> bool:
+def is_plain(answer: Reading) -> bool:
     """Return whether an answer is only numbers and formulas, so that an answer of another form cannot be equal."""
-    if isinstance(answer, Group):
+    if isinstance(answer, Compound):
         return all(is_plain(item) for item in answer.items)
     return bool(answer.text) and not answer.prose and not _OPEN_FORM.search(answer.text)

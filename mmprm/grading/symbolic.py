@@ -17,7 +17,7 @@ from mmprm.grading import choice
 from mmprm.grading.comparison import compare
 from mmprm.grading.evaluation import TooLongError, context_of, time_limit
 from mmprm.grading.extract import extract, open_gold
-from mmprm.grading.judge import JudgeConfig
+from mmprm.grading.judge import AnswerJudgeConfig
 from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome
 from mmprm.grading.text import key
 from mmprm.grading.worker_pool import DiedError, LateError, WorkerPool
@@ -49,7 +49,7 @@ class GraderConfig(Config):
     """Maximum number of cached verdicts, by (gold, choices, answer)."""
     labels: tuple[str, ...] = ()
     """A closed set of answers, such as class names: for a gold in it, any other answer is incorrect, never unknown."""
-    judge: JudgeConfig | None = None
+    judge: AnswerJudgeConfig | None = None
     """A language model for what symbols cannot decide; without one, such answers remain unknown."""
 
 

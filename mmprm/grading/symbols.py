@@ -17,11 +17,11 @@ from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome
 
 _EXTRACTION = [LatexExtractionConfig()]
 _ORDER = (LessThan, StrictLessThan, GreaterThan, StrictGreaterThan)
-MAX_DIGITS = 1000
+_MAX_DIGITS = 1000
 """Maximum number of digits at which two numbers are distinguished."""
 
 
-def same(gold: str, given: str) -> Outcome:
+def same_value(gold: str, given: str) -> Outcome:
     """Compare two expressions, or two equations or inequalities, as values.
 
     UNDECIDED if the gold does not parse; DIFFERENT if only the answer does not parse.
@@ -59,7 +59,7 @@ def _equal(gold: Expr, given: Expr) -> bool:
         return True
     if not difference.free_symbols:
         try:
-            return difference.evalf(15, maxn=MAX_DIGITS, strict=True).is_zero is True
+            return difference.evalf(15, maxn=_MAX_DIGITS, strict=True).is_zero is True
         except PrecisionExhausted:  # zero to all digits examined
             return True
     return simplify(difference).is_zero is True

@@ -6,7 +6,7 @@ import re
 
 from mmprm.grading.numbers import number
 
-MAX_LENGTH = 2000
+_MAX_LENGTH = 2000
 
 
 class UnreadableError(ValueError):
@@ -41,7 +41,7 @@ GREEK = {
 }
 PLAIN_ACCENTS = {"vec", "overrightarrow", "hat", "widehat", "mathbf", "boldsymbol", "bm", "mathit", "mathrm", "text"}
 OWN_ACCENTS = {"bar", "tilde", "dot", "overline", "mathcal", "mathbb", "underline"}
-OPEN = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
+BRACKETS = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
 ROUND = {r"\lfloor": ("floor", r"\rfloor"), r"\lceil": ("ceil", r"\rceil")}
 TIMES = {"*", r"\times", r"\cdot"}
 NAMED_FUNCTIONS = "fghFG"
@@ -50,7 +50,7 @@ FIGURES = {"angle", "triangle", "odot", "arc", "overparen", "square", "widearc"}
 
 def tokenize(text: str) -> list[str]:
     """Split a text into tokens; a repeating decimal becomes `#` and its value. Raises UnreadableError."""
-    if len(text) > MAX_LENGTH:
+    if len(text) > _MAX_LENGTH:
         raise UnreadableError("too long")
     tokens: list[str] = []
     position, text = 0, text.strip()

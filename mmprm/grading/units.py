@@ -205,7 +205,7 @@ def _lookup(name: str) -> tuple[Fraction, dict[str, int]] | None:
     return None
 
 
-MAX_LENGTH = 100
+_MAX_LENGTH = 100
 """Maximum length of a unit in characters."""
 _PER = re.compile(r"\s*(?:/|\bper\b|\bp\.|每)\s*")
 _FACTOR = re.compile(
@@ -218,7 +218,7 @@ _SQUARE = {"square": 2, "sq": 2, "平方": 2, "cubic": 3, "cu": 3, "立方": 3, 
 
 def read_unit(text: str) -> Unit | None:
     """Return the unit that a whole text denotes, or None if it does not have the form of a unit."""
-    if len(text) > MAX_LENGTH:
+    if len(text) > _MAX_LENGTH:
         return None
     text = re.sub(r"\^\s*\{\s*([-+]?\s*\d)\s*\}", r"^\1", text.strip())
     text = re.sub(

@@ -25,18 +25,18 @@ def main() -> None:
     os.dup2(2, 1)  # anything that a library prints must not be taken for a reply
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted command stops its workers itself
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    prepare()
+    _prepare()
     _write(replies, READY)
     for line in sys.stdin:
         _write(replies, _answer(json.loads(line), seconds))
 
 
-def prepare() -> None:
+def _prepare() -> None:
     """Load the symbolic library, warm its tables, and silence its warnings about time limits (set here instead)."""
-    from mmprm.grading.symbols import same
+    from mmprm.grading.symbols import same_value
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
-    same(r"\int_0^1 x dx", r"\frac{1}{2}")
+    same_value(r"\int_0^1 x dx", r"\frac{1}{2}")
 
 
 def _answer(request: dict[str, Any], seconds: float) -> dict[str, str]:
@@ -46,11 +46,11 @@ def _answer(request: dict[str, Any], seconds: float) -> dict[str, str]:
     handler would wait for the very call that hangs.
     """
     from mmprm.grading.comparison import compare
-    from mmprm.grading.symbols import same
+    from mmprm.grading.symbols import same_value
 
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
-        outcome = compare(request["gold"], request["answer"], same, request["labels"])
+        outcome = compare(request["gold"], request["answer"], same_value, request["labels"])
         return {"outcome": outcome.name}
     except Exception as error:
         return {"error": type(error).__name__}

@@ -20,7 +20,7 @@ from mmprm.errors import ConfigError, DataError
 from mmprm.labels.checks import check_images_below, check_splits
 from mmprm.labels.consensus import AgreementRule, keep_agreeing_first_errors, keep_agreeing_steps, relabeled
 from mmprm.labels.duplicates import near_duplicates
-from mmprm.labels.formats import FORMATS, Format, Kind, Row, content_of, record_of, repeat_shared
+from mmprm.labels.formats import LABEL_FORMATS, LabelFormat, LabelKind, OutputRow, content_of, record_of, repeat_shared
 from mmprm.labels.parquet import LabeledExample, Split, read_parquet, split_of, write_parquet
 from mmprm.problems import ProblemsConfig, load_problems, write_image
 from mmprm.types import Counts, Problem
@@ -41,7 +41,7 @@ class ExportConfig(Config):
     """Folder to write; it must not exist or be empty."""
     format: Literal["trl", "math-shepherd", "prm800k", "visualprm", "mm-prm", "openrlhf", "parquet"]
     """Format of the records; parquet is the format of mmprm labels itself."""
-    kind: Kind | None = None
+    kind: LabelKind | None = None
     """soft: the share of correct rollouts; hard: correct or incorrect. By default soft if the format supports it."""
     threshold: float = Field(0.0, ge=0, lt=1)
     """Share of correct rollouts above which a hard label is correct and a label counts as positive."""
@@ -84,7 +84,7 @@ class SplitCounts:
 class ExportSummary:
     """Summarizes an export, including everything that was left out."""
 
-    kind: Kind
+    kind: LabelKind
     splits: dict[str, SplitCounts]
     duplicates: dict[str, str]
     """Maps each dropped problem to the near-duplicate that was kept."""
@@ -105,7 +105,7 @@ def export_labels(config: ExportConfig) -> ExportSummary:
     The folder holds train.jsonl, dev.jsonl and test.jsonl (labels.parquet for parquet), images/ if the format refers to
     files, and export.json with the summary.
     """
-    kind, output, form = _kind(config), Path(config.output), FORMATS.get(config.format)
+    kind, output, form = _kind(config), Path(config.output), LABEL_FORMATS.get(config.format)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ConfigError(f"output={config.output} exists and is not empty; remove it or choose another folder")
     examples = _split(read_parquet(config.labels), config)
@@ -170,9 +170,9 @@ def _label_count(examples: Sequence[LabeledExample]) -> int:
     return sum(counts is not None for example in examples for counts in example.path.counts)
 
 
-def _kind(config: ExportConfig) -> Kind:
+def _kind(config: ExportConfig) -> LabelKind:
     """Return the kind of labels to write; raise ConfigError if the format does not support it."""
-    kinds: tuple[Kind, ...] = ("soft",) if config.format == "parquet" else FORMATS[config.format].kinds
+    kinds: tuple[LabelKind, ...] = ("soft",) if config.format == "parquet" else LABEL_FORMATS[config.format].kinds
     kind = config.kind or kinds[0]
     if kind not in kinds:
         why = _HARD_ONLY.get(config.format, "it keeps the counts, from which mmprm train takes targets.kind=hard")
@@ -236,7 +236,7 @@ def _overlap(examples: Sequence[LabeledExample], benchmark: str) -> dict[str, st
 
 
 def _write_records(
-    folder: Path, examples: Sequence[LabeledExample], form: Format, kind: Kind, config: ExportConfig
+    folder: Path, examples: Sequence[LabeledExample], form: LabelFormat, kind: LabelKind, config: ExportConfig
 ) -> tuple[list[LabeledExample], Counter[str]]:
     """Write the records; return the written examples, and the number of solutions per problem that did not fit."""
     images: dict[str, tuple[str, ...]] = {}
@@ -249,7 +249,7 @@ def _write_records(
         assert content is not None, "examples without a label were dropped before"
         if form.images and problem.id not in images:
             images[problem.id] = tuple(write_image(image, folder) for image in problem.images)
-        record = record_of(Row(content, problem, example.path.complete, images.get(problem.id, ())), form)
+        record = record_of(OutputRow(content, problem, example.path.complete, images.get(problem.id, ())), form)
         if record is None:
             unfit[problem.id] += 1
         else:

@@ -16,7 +16,7 @@ from mmprm.errors import DataError
 from mmprm.prompts import IMAGE
 from mmprm.types import Counts, LabeledPath, Problem, Steps
 
-Kind = Literal["soft", "hard"]
+LabelKind = Literal["soft", "hard"]
 Label = float | bool | None
 Record = dict[str, Any]
 
@@ -60,7 +60,7 @@ def unnumbered(steps: Sequence[str]) -> list[str]:
     return [step.strip().removeprefix(f"Step {number}: ") for number, step in enumerate(steps, start=1)]
 
 
-class Row(NamedTuple):
+class OutputRow(NamedTuple):
     """Holds a solution to write; `images` are image paths relative to the record's file."""
 
     content: Content
@@ -70,12 +70,12 @@ class Row(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Format:
+class LabelFormat:
     """Describes one format with its writer and reader."""
 
-    kinds: tuple[Kind, ...]
+    kinds: tuple[LabelKind, ...]
     """Kinds of labels that the format supports; the first is the default."""
-    write: Callable[[Row], Record]
+    write: Callable[[OutputRow], Record]
     read: Callable[[Record], Content]
     join: str | None = None
     """Text between a step without a label and the next one, with which it is merged; None if the format supports steps
@@ -102,7 +102,9 @@ def repeat_shared(paths: Sequence[LabeledPath]) -> list[LabeledPath]:
     ]
 
 
-def content_of(path: LabeledPath, problem: Problem, form: Format, kind: Kind, threshold: float) -> Content | None:
+def content_of(
+    path: LabeledPath, problem: Problem, form: LabelFormat, kind: LabelKind, threshold: float
+) -> Content | None:
     """Return what the format represents of a labeled path, up to its last label; None without a label."""
     labels = [_label(counts, kind, threshold) for counts in path.counts]
     steps = list(path.steps)
@@ -120,7 +122,7 @@ def content_of(path: LabeledPath, problem: Problem, form: Format, kind: Kind, th
     return Content(question, tuple(steps), tuple(labels))
 
 
-def record_of(row: Row, form: Format) -> Record | None:
+def record_of(row: OutputRow, form: LabelFormat) -> Record | None:
     """Return the record, or None if it would not read back as the same content."""
     record = form.write(row)
     try:
@@ -129,7 +131,7 @@ def record_of(row: Row, form: Format) -> Record | None:
         return None
 
 
-def _label(counts: Counts | None, kind: Kind, threshold: float) -> Label:
+def _label(counts: Counts | None, kind: LabelKind, threshold: float) -> Label:
     if counts is None or counts.value is None:
         return None
     return counts.value if kind == "soft" else counts.value > threshold
@@ -145,7 +147,7 @@ def _merge(steps: list[str], labels: list[Label], join: str) -> tuple[list[str],
     return merged, [label for label in labels if label is not None]
 
 
-def _write_trl(row: Row) -> Record:
+def _write_trl(row: OutputRow) -> Record:
     question, steps, labels = row.content
     return {"prompt": question, "completions": list(steps), "labels": list(labels)}
 
@@ -154,7 +156,7 @@ def _read_trl(record: Record) -> Content:
     return Content(record["prompt"], tuple(record["completions"]), tuple(record["labels"]))
 
 
-def _write_shepherd(row: Row) -> Record:
+def _write_shepherd(row: OutputRow) -> Record:
     question, steps, labels = row.content
     marks = ["" if label is None else SHEPHERD_MARK for label in labels]
     signs = ["" if label is None else " +" if label else " -" for label in labels]
@@ -172,7 +174,7 @@ def _read_shepherd(record: Record) -> Content:
     return Content(question, steps, tuple(labels))
 
 
-def _write_openrlhf(row: Row) -> Record:
+def _write_openrlhf(row: OutputRow) -> Record:
     question, steps, labels = row.content
     marks = ["" if label is None else SHEPHERD_MARK for label in labels]
     known = [label for label in labels if label is not None]
@@ -212,7 +214,7 @@ def _read_numbered(text: str) -> tuple[str, Steps, list[bool]]:
     return question, tuple(piece.removesuffix(SHEPHERD_MARK) for piece in pieces), marked
 
 
-def _write_prm800k(row: Row) -> Record:
+def _write_prm800k(row: OutputRow) -> Record:
     question, steps, labels = row.content
     ratings = [None if label is None else 1 if label else -1 for label in labels]
     reason = "found_error" if -1 in ratings else "solution" if row.complete else "give_up"
@@ -252,7 +254,7 @@ def _read_prm800k(record: Record) -> Content:
     return Content(record["question"]["problem"], tuple(completion["text"] for completion in chosen), tuple(labels))
 
 
-def _write_visualprm(row: Row) -> Record:
+def _write_visualprm(row: OutputRow) -> Record:
     question, (first, *rest), labels = row.content
     marks = f"{IMAGE}\n" * len(row.images)
     turns = [f"### Question:\n{marks}{question}\n\n### Solution Process:\n{first}", *rest]
@@ -270,7 +272,7 @@ def _read_visualprm(record: Record) -> Content:
     return Content(_unmarked(question), (first, *turns[1:]), tuple(sign == "+" for sign in signs))
 
 
-def _write_mm_prm(row: Row) -> Record:
+def _write_mm_prm(row: OutputRow) -> Record:
     question, steps, labels = row.content
     process = "".join(step + PRM_MARK for step in steps)
     marks = IMAGE * len(row.images) + "\n" if row.images else ""
@@ -292,18 +294,18 @@ def _unmarked(text: str) -> str:
     return re.sub(rf"\A(?:{IMAGE}\n?)*{IMAGE}\n", "", text)
 
 
-def _image(row: Row) -> Record:
+def _image(row: OutputRow) -> Record:
     """Return the image key of a record: one image as a path, several as a list of paths, no key without images."""
     if not row.images:
         return {}
     return {"image": row.images[0] if len(row.images) == 1 else list(row.images)}
 
 
-FORMATS = {
-    "trl": Format(("hard",), _write_trl, _read_trl, join="\n"),
-    "math-shepherd": Format(("hard",), _write_shepherd, _read_shepherd, numbered=True),
-    "prm800k": Format(("hard",), _write_prm800k, _read_prm800k),
-    "visualprm": Format(("hard",), _write_visualprm, _read_visualprm, join="\n\n", images=True),
-    "mm-prm": Format(("soft", "hard"), _write_mm_prm, _read_mm_prm, join="\n\n", images=True),
-    "openrlhf": Format(("soft", "hard"), _write_openrlhf, _read_openrlhf, numbered=True),
+LABEL_FORMATS = {
+    "trl": LabelFormat(("hard",), _write_trl, _read_trl, join="\n"),
+    "math-shepherd": LabelFormat(("hard",), _write_shepherd, _read_shepherd, numbered=True),
+    "prm800k": LabelFormat(("hard",), _write_prm800k, _read_prm800k),
+    "visualprm": LabelFormat(("hard",), _write_visualprm, _read_visualprm, join="\n\n", images=True),
+    "mm-prm": LabelFormat(("soft", "hard"), _write_mm_prm, _read_mm_prm, join="\n\n", images=True),
+    "openrlhf": LabelFormat(("soft", "hard"), _write_openrlhf, _read_openrlhf, numbered=True),
 }

@@ -33,7 +33,7 @@ Beginning of the solution:
 Are all of these steps right: what they read from the problem and its pictures, their calculations and their \
 conclusions? It does not matter that the solution may be unfinished. Reply with one word, Yes or No."""
 
-PROMPT_HASH = hashlib.sha256((_BEFORE + _AFTER).encode()).hexdigest()[:16]
+_PROMPT_HASH = hashlib.sha256((_BEFORE + _AFTER).encode()).hexdigest()[:16]
 
 LEAST_MASS = 0.5
 """Minimum of P(Yes) + P(No); below it the judge is about to write something else."""
@@ -104,7 +104,7 @@ class StepJudge:
         if problem.id not in self._content_ids:
             self._content_ids[problem.id] = content_id(problem.question, "", problem.images)
         content = self._content_ids[problem.id]
-        asked = (self._config.model, PROMPT_HASH, self._config.read, str(self._max_tokens))
+        asked = (self._config.model, _PROMPT_HASH, self._config.read, str(self._max_tokens))
         key = reply_key(*asked, content, *steps)
         said = self._cache.get(key)
         if said is None:

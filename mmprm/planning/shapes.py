@@ -19,7 +19,7 @@ from mmprm.backbone.freeze import PARTS
 from mmprm.errors import ConfigError
 from mmprm.planning.architectures import ARCHITECTURES, published
 from mmprm.planning.memory import Layers
-from mmprm.prm.train import TrainConfig, prepare
+from mmprm.prm.train import TrainConfig, prepare_model
 from mmprm.training.lora import LoraConfig, add_adapters
 
 NO_SHAPES: Mapping[str, str] = MappingProxyType({})
@@ -121,7 +121,7 @@ def shape_of(
         kind = AutoModelForImageTextToText if images else AutoModelForCausalLM
         backbone = kind.from_config(model_config)
         own = lora if judges else None
-        prepare(_Sketch(backbone), TrainConfig(model=model, labels="", output="", frozen=frozen, lora=own))
+        prepare_model(_Sketch(backbone), TrainConfig(model=model, labels="", output="", frozen=frozen, lora=own))
         if lora and not judges:
             add_adapters(backbone, lora, (), ())
     parts = {part: [0, 0] for part in (*PARTS, "embeddings")}

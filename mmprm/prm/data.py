@@ -15,7 +15,7 @@ from mmprm.types import Solution
 
 
 @dataclass(frozen=True, slots=True, eq=False)  # arrays have no equality of their own
-class Sample:
+class PrmSample:
     """Holds one rendered solution with the targets of its steps."""
 
     solution: Solution
@@ -38,7 +38,7 @@ class Sample:
         return sum(target == target for target in self.targets)
 
 
-def make_samples(examples: Sequence[LabeledExample], renderer: Renderer, config: TargetConfig) -> list[Sample]:
+def make_samples(examples: Sequence[LabeledExample], renderer: Renderer, config: TargetConfig) -> list[PrmSample]:
     """Return the samples with at least one target, in order, each truncated after its last target.
 
     Later steps would contribute nothing to the loss. Raises DataError for a solution that cannot be rendered.
@@ -49,5 +49,5 @@ def make_samples(examples: Sequence[LabeledExample], renderer: Renderer, config:
         if labeled:
             judged = slice(labeled[-1])
             solution = Solution(example.problem, example.path.steps[judged])
-            samples.append(Sample(solution, targets.values[judged], targets.weights[judged], *marks(solution)))
+            samples.append(PrmSample(solution, targets.values[judged], targets.weights[judged], *marks(solution)))
     return samples

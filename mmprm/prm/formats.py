@@ -47,7 +47,7 @@ from mmprm.prompts import IMAGE
 from mmprm.types import Problem, Solution, Steps
 
 Head = Literal["two_tokens", "two_classes", "value"]
-Turns = list[dict[str, str]]
+ChatTurns = list[dict[str, str]]
 
 MARK = "\ue000"
 """Placeholder for the marker while a text is written: an unassigned character, so that its positions can be found."""
@@ -145,7 +145,7 @@ class Layout:
     which may also occur in the steps.
     """
 
-    write: Callable[[str, Steps], str | Turns]
+    write: Callable[[str, Steps], str | ChatTurns]
     head: Head
     predicted: bool = False
     images: bool = False
@@ -282,7 +282,7 @@ def _math_shepherd(question: str, steps: Steps) -> str:
     return f"{question} " + "\n".join(f"{step} {MARK}" for step in numbered(steps))
 
 
-def _qwen(question: str, steps: Steps) -> Turns:
+def _qwen(question: str, steps: Steps) -> ChatTurns:
     return [
         {"role": "system", "content": "Please reason step by step, and put your final answer within \\boxed{}."},
         {"role": "user", "content": question},
@@ -290,18 +290,18 @@ def _qwen(question: str, steps: Steps) -> Turns:
     ]
 
 
-def _rlhflow(question: str, steps: Steps) -> Turns:
+def _rlhflow(question: str, steps: Steps) -> ChatTurns:
     first, *others = (step.strip() for step in steps)
     return _asked((f"{question} {first}", *others))
 
 
-def _visualprm(question: str, steps: Steps) -> Turns:
+def _visualprm(question: str, steps: Steps) -> ChatTurns:
     first, *others = steps
     opening = f"### Question:\n{question}\n\n### Solution Process:\n{first}"
     return [{"role": "system", "content": VISUALPRM_SYSTEM}, *_asked((opening, *others))]
 
 
-def _asked(texts: Iterable[str]) -> Turns:
+def _asked(texts: Iterable[str]) -> ChatTurns:
     return [
         turn for text in texts for turn in ({"role": "user", "content": text}, {"role": "assistant", "content": MARK})
     ]

@@ -26,7 +26,7 @@ _HEADS = {"two_classes": ("score.", 2), "value": ("v_head.summary.", 1)}
 """Prefix of the names of a head's weights in the checkpoint, and its number of outputs."""
 
 
-class Judge(nn.Module):
+class ScoringModel(nn.Module):
     """Computes the log-odds that a step is correct: logit_correct − logit_incorrect, or the head's single value.
 
     P(correct) = sigmoid(log-odds), which for two logits equals softmax([correct, incorrect])[0]. The head is applied
@@ -44,7 +44,7 @@ class Judge(nn.Module):
         return logits_MC[:, 1] - logits_MC[:, 0] if logits_MC.shape[1] == 2 else logits_MC[:, 0]
 
 
-def load_judge(path: str, info: PrmInfo, dtype: torch.dtype = torch.float32) -> tuple[Judge, Format]:
+def load_scoring_model(path: str, info: PrmInfo, dtype: torch.dtype = torch.float32) -> tuple[ScoringModel, Format]:
     """Load a checkpoint of any family, by folder or hub id, in evaluation mode.
 
     For a family with its own model code (Qwen2.5-Math-PRM, Skywork-o1), the native backbone is loaded and the head is
@@ -58,18 +58,18 @@ def load_judge(path: str, info: PrmInfo, dtype: torch.dtype = torch.float32) -> 
         logging.set_verbosity(verbosity)
 
 
-def _judge(path: str, info: PrmInfo, dtype: torch.dtype) -> tuple[Judge, Format]:
+def _judge(path: str, info: PrmInfo, dtype: torch.dtype) -> tuple[ScoringModel, Format]:
     with model_errors(path):
         if info.format in ("qwen", "trl", "skywork"):
             backbone, processor = load_backbone(path, dtype, AutoModel)
             form = open_format(processor, info)
-            judge = Judge(backbone, _stored_head(path, info, *_HEADS[form.head]))
+            judge = ScoringModel(backbone, _stored_head(path, info, *_HEADS[form.head]))
         else:
             model, processor = load_backbone(path, dtype)
             check_logits(model)
             form = open_format(processor, info)
             rows_2H = model.get_output_embeddings().weight[[form.no_id, form.yes_id]]
-            judge = Judge(model.model, linear(rows_2H))
+            judge = ScoringModel(model.model, linear(rows_2H))
         return judge.eval(), form
 
 

@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from mmprm.backbone.load import check_logits, load_backbone, whole_folder
+from mmprm.backbone.load import check_logits, load_backbone, new_model_folder
 from mmprm.backbone.processor import tokenizer_of
 from mmprm.errors import CheckpointError
 from mmprm.prm.format import Renderer
@@ -26,7 +26,7 @@ from mmprm.training.sharding import whole
 from mmprm.weights import model_errors
 
 
-class StepJudge(nn.Module):
+class PrmModel(nn.Module):
     """Computes the logits of [Yes, No] at every marker.
 
     Only these two rows of the output layer are multiplied, so no B×T×vocabulary tensor is created. The result equals
@@ -52,7 +52,7 @@ class StepJudge(nn.Module):
 class Prm:
     """Bundles a PRM with the renderer that makes its inputs; the model returns one pair of logits per step."""
 
-    model: StepJudge
+    model: PrmModel
     renderer: Renderer
     info: PrmInfo
 
@@ -107,7 +107,7 @@ def save_prm(path: str | Path, prm: Prm, weights: dict[str, Tensor] | None = Non
 
     `weights` are those of the backbone, if they were gathered from several ranks.
     """
-    with whole_folder(path) as folder:
+    with new_model_folder(path) as folder:
         prm.model.backbone.save_pretrained(folder, state_dict=weights)
         prm.processor.save_pretrained(folder)
         write_info(folder, prm.info)
@@ -115,7 +115,7 @@ def save_prm(path: str | Path, prm: Prm, weights: dict[str, Tensor] | None = Non
 
 def _assemble(backbone: PreTrainedModel, processor: Any, info: PrmInfo) -> Prm:
     renderer = Renderer(processor, info.tokens)
-    return Prm(StepJudge(backbone, renderer), renderer, info)
+    return Prm(PrmModel(backbone, renderer), renderer, info)
 
 
 def _extend_embeddings(backbone: PreTrainedModel, known: int, wanted: int) -> None:

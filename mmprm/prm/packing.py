@@ -39,7 +39,7 @@ class PackedTree:
 
 
 @dataclass(frozen=True, slots=True)
-class PackedBatch:
+class PackedInputs:
     """Holds packed model inputs."""
 
     inputs: dict[str, Tensor]
@@ -132,7 +132,7 @@ class TreeInputs:
         self._pad = tokenizer_of(form.processor).pad_token_id or 0
         self._pixels, self._positions = Pixels(form), Positions(model)
 
-    def __call__(self, rows: Sequence[Sequence[PackedTree]]) -> PackedBatch:
+    def __call__(self, rows: Sequence[Sequence[PackedTree]]) -> PackedInputs:
         width = max(sum(len(tree.tokens) for tree in row) for row in rows)
         pixels = self._pixels([image for row in rows for tree in row for image in tree.images])
         grids = {name: iter(tensor) for name, tensor in pixels.items() if name.endswith("grid_thw")}
@@ -158,7 +158,7 @@ class TreeInputs:
                 found, start = found + int(read_T.sum()), here.stop
         position_ids = torch.from_numpy(position_XBT if self._positions.axes > 1 else position_XBT[0])
         inputs = {"input_ids": torch.from_numpy(ids_BT), "position_ids": position_ids, **pixels}
-        return PackedBatch(inputs, torch.from_numpy(end_BT), torch.from_numpy(read_BT), reads)
+        return PackedInputs(inputs, torch.from_numpy(end_BT), torch.from_numpy(read_BT), reads)
 
 
 class Pixels:

@@ -20,7 +20,7 @@ from mmprm.backbone.processor import tokenizer_of
 from mmprm.backbone.token_tree import fill_rows
 from mmprm.errors import DataError
 from mmprm.metrics import roc_auc
-from mmprm.prm.data import Sample
+from mmprm.prm.data import PrmSample
 from mmprm.prm.formats import Format
 from mmprm.prm.losses import soft_cross_entropy_sum
 from mmprm.prm.packing import Pixels, TreeInputs, pack_solutions
@@ -31,7 +31,7 @@ Packing = Literal["none", "samples", "trees"]
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class PrmBatch:
     """Holds the inputs and targets of some rows."""
 
     inputs: dict[str, Any]
@@ -43,7 +43,7 @@ class Batch:
     """Set for packed rows; see mmprm.prm.packing."""
 
 
-class Rows(Protocol):
+class TrainingRows(Protocol):
     """Defines the data to train or evaluate on as a number of rows."""
 
     lengths: list[int]
@@ -51,7 +51,7 @@ class Rows(Protocol):
     terms: list[int]
     """Number of labeled steps of each row."""
 
-    def collate(self, rows: Sequence[int]) -> Batch:
+    def collate(self, rows: Sequence[int]) -> PrmBatch:
         """Return the inputs and targets of some rows, on the CPU."""
         ...
 
@@ -59,13 +59,13 @@ class Rows(Protocol):
 class PathRows:
     """Places one sample in each row."""
 
-    def __init__(self, samples: Sequence[Sample], form: Format) -> None:
+    def __init__(self, samples: Sequence[PrmSample], form: Format) -> None:
         self._samples, self._processor, self._pixels = samples, form.processor, Pixels(form)
         self._pad = tokenizer_of(form.processor).pad_token_id or 0
         self.lengths = [sample.length for sample in samples]
         self.terms = [sample.label_count for sample in samples]
 
-    def collate(self, rows: Sequence[int]) -> Batch:
+    def collate(self, rows: Sequence[int]) -> PrmBatch:
         chosen = [self._samples[row] for row in rows]
         target_M = torch.tensor([target for sample in chosen for target in sample.targets], dtype=torch.float32)
         weight_M = torch.tensor([weight for sample in chosen for weight in sample.weights], dtype=torch.float32)
@@ -77,7 +77,7 @@ class PathRows:
         inputs |= self._pixels([image for sample in chosen for image in sample.solution.problem.images])
         if "mm_token_type_ids" in self._processor.model_input_names:
             inputs["mm_token_type_ids"] = (ids_BT == self._processor.image_token_id).int()
-        return Batch(inputs, marker_N, target_M[marker_N], weight_M[marker_N])
+        return PrmBatch(inputs, marker_N, target_M[marker_N], weight_M[marker_N])
 
 
 class PackedRows:
@@ -90,7 +90,7 @@ class PackedRows:
 
     def __init__(
         self,
-        samples: Sequence[Sample],
+        samples: Sequence[PrmSample],
         form: Format,
         model: nn.Module,
         max_tokens: int,
@@ -110,7 +110,7 @@ class PackedRows:
         self.lengths = [sum(len(tree.tokens) for tree in row) for row in self._rows]
         self.terms = [sum(samples[member].label_count for tree in row for member in tree.members) for row in self._rows]
 
-    def collate(self, rows: Sequence[int]) -> Batch:
+    def collate(self, rows: Sequence[int]) -> PrmBatch:
         chosen = [self._rows[row] for row in rows]
         packed = self._inputs(chosen)
         labels: list[tuple[int, float, float]] = []
@@ -120,17 +120,17 @@ class PackedRows:
                 steps = zip(positions.tolist(), sample.targets, sample.weights, strict=True)
                 labels += [step for step in steps if step[1] == step[1]]
         marker_N, target_N, weight_N = map(torch.tensor, zip(*labels, strict=True))
-        return Batch(packed.inputs, marker_N, target_N, weight_N, packed.end_BT)
+        return PrmBatch(packed.inputs, marker_N, target_N, weight_N, packed.end_BT)
 
 
 def make_rows(
-    samples: Sequence[Sample],
+    samples: Sequence[PrmSample],
     form: Format,
     backbone: nn.Module,
     packing: Packing,
     micro_batch_tokens: int,
     shares: int = 1,
-) -> Rows:
+) -> TrainingRows:
     """Return rows of at most `micro_batch_tokens`; a longer sample is a row of its own.
 
     Packed rows need a backbone that supports them. `shares` is the number of (rank, step) pairs: packed rows are made
@@ -155,17 +155,19 @@ def make_rows(
 class PrmTask:
     """Implements mmprm.training.loop.Task: a sample is a row, and a loss term is a labeled step."""
 
-    def __init__(self, train: Rows, held_out: Rows, micro_batch_tokens: int, device: torch.device) -> None:
+    def __init__(
+        self, train: TrainingRows, held_out: TrainingRows, micro_batch_tokens: int, device: torch.device
+    ) -> None:
         self._train, self._held_out = train, held_out
         self._tokenizing = threading.Lock()  # training and held-out batches are made in two threads with one tokenizer
         self._micro_batch_tokens, self._device = micro_batch_tokens, device
         self.lengths, self.terms = train.lengths, train.terms
 
-    def collate(self, rows: Sequence[int]) -> Batch:
+    def collate(self, rows: Sequence[int]) -> PrmBatch:
         with self._tokenizing:
             return self._train.collate(rows)
 
-    def loss_sum(self, model: nn.Module, batch: Batch) -> Tensor:
+    def loss_sum(self, model: nn.Module, batch: PrmBatch) -> Tensor:
         target_N, weight_N = batch.target_N.to(self._device), batch.weight_N.to(self._device)
         return soft_cross_entropy_sum(self._logits(model, batch), target_N, weight_N)
 
@@ -186,7 +188,7 @@ class PrmTask:
                 with self._tokenizing:
                     batch = self._held_out.collate(micro.samples)
                 logits_N2 = self._logits(model, batch).float().cpu()
-                if not micro.filler:
+                if not micro.is_padding:
                     loss += soft_cross_entropy_sum(logits_N2, batch.target_N).item()
                     yes_N = logits_N2.softmax(dim=1)[:, 0]
                     judged += zip(yes_N.tolist(), batch.target_N.tolist(), strict=True)
@@ -194,7 +196,7 @@ class PrmTask:
         pairs = [pair for part in engine.ranks.gather(judged) for pair in part]
         return {"loss": loss / len(pairs), "auc": _auc(pairs), "labels": float(len(pairs))}
 
-    def _logits(self, model: nn.Module, batch: Batch) -> Tensor:
+    def _logits(self, model: nn.Module, batch: PrmBatch) -> Tensor:
         """Return logits_N2 of the labeled steps."""
         inputs = {name: tensor.to(self._device) for name, tensor in batch.inputs.items()}
         if batch.end_BT is not None:

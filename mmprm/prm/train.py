@@ -21,12 +21,12 @@ from mmprm.hardware import HardwareConfig
 from mmprm.labels.checks import check_splits
 from mmprm.labels.parquet import LabeledExample, read_parquet
 from mmprm.preflight import check_disk_space, check_model, load_template_owner
-from mmprm.prm.data import Sample, TargetConfig, make_samples
+from mmprm.prm.data import PrmSample, TargetConfig, make_samples
 from mmprm.prm.format import check_tokens
 from mmprm.prm.formats import open_format
 from mmprm.prm.info import INFO_FILE, PrmInfo, PrmTokens, read_info
-from mmprm.prm.model import Prm, StepJudge, initialize_prm, save_prm
-from mmprm.prm.task import Packing, PrmTask, Rows, make_rows
+from mmprm.prm.model import Prm, PrmModel, initialize_prm, save_prm
+from mmprm.prm.task import Packing, PrmTask, TrainingRows, make_rows
 from mmprm.training import checkpoints
 from mmprm.training.config import TrainingConfig
 from mmprm.training.engine import Engine
@@ -106,7 +106,7 @@ def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
     dtype = torch.bfloat16 if config.training.precision == "bf16" else torch.float32
     with loading_in_parts(config.training):
         prm = initialize_prm(config.model, config.tokens, config.add_missing_tokens, dtype)
-    prepare(prm.model, config)
+    prepare_model(prm.model, config)
     torch.manual_seed(config.training.seed + ranks.rank)
     (train, too_long), (held_out, _) = _samples(config, prm, examples)
     _check_images(train + held_out, config, ranks)
@@ -150,7 +150,7 @@ def _origin(config: TrainConfig) -> dict[str, Any]:
     return kept | {"labels": hashlib.sha256(Path(config.labels).read_bytes()).hexdigest()[:16]}
 
 
-def prepare(model: StepJudge, config: TrainConfig) -> None:
+def prepare_model(model: PrmModel, config: TrainConfig) -> None:
     """Freeze the parameters matched by `frozen`, and add the adapters of `lora`.
 
     Raises ConfigError for a pattern without a match, and if nothing is left to train.
@@ -167,7 +167,7 @@ def prepare(model: StepJudge, config: TrainConfig) -> None:
         for name in names:
             parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
-        raise ConfigError("frozen: leaves nothing to train; freeze less")
+        raise ConfigError("frozen leaves no trainable parameter; remove a part from it, or set lora")
     if config.lora:
         add_adapters(model.backbone, config.lora, [model.marker_id], model.judgment_ids)
     if config.gradient_checkpointing:
@@ -175,7 +175,7 @@ def prepare(model: StepJudge, config: TrainConfig) -> None:
     model.train()
 
 
-def _samples(config: TrainConfig, prm: Prm, examples: Sequence[LabeledExample]) -> list[tuple[list[Sample], int]]:
+def _samples(config: TrainConfig, prm: Prm, examples: Sequence[LabeledExample]) -> list[tuple[list[PrmSample], int]]:
     """Return (samples, number of samples excluded as too long) of the train and of the dev split."""
     parts = []
     for split in ("train", "dev"):
@@ -191,7 +191,7 @@ def _samples(config: TrainConfig, prm: Prm, examples: Sequence[LabeledExample]) 
     return parts
 
 
-def _rows(config: TrainConfig, prm: Prm, parts: list[list[Sample]], ranks: Ranks) -> list[Rows]:
+def _rows(config: TrainConfig, prm: Prm, parts: list[list[PrmSample]], ranks: Ranks) -> list[TrainingRows]:
     """Return the samples of each part as rows, packed if requested and supported by the backbone."""
     packing, backbone = config.packing, prm.model.backbone
     why_not = why_not_packed(backbone)
@@ -210,7 +210,7 @@ def _rows(config: TrainConfig, prm: Prm, parts: list[list[Sample]], ranks: Ranks
     ]
 
 
-def _check_images(samples: list[Sample], config: TrainConfig, ranks: Ranks) -> None:
+def _check_images(samples: list[PrmSample], config: TrainConfig, ranks: Ranks) -> None:
     """Raise ConfigError if a mixture of problems with and without images cannot be trained on several ranks.
 
     A rank whose batch has no image runs neither vision tower nor projector. Under ZeRO-3 the other ranks would wait for

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from mmprm.metrics import Interval
 from mmprm.selection.accuracy import AccuracyAtN
-from mmprm.selection.groups import Group, rewards
+from mmprm.selection.groups import CandidateGroup, rewards
 from mmprm.types import ImageRef, Problem, Steps, Verdict
 
 StepTruth = Callable[[Problem, Steps], Sequence[bool]]
@@ -98,7 +98,7 @@ class ReportData:
 
 
 def extremes(
-    groups: Sequence[Group], aggregate: str, count: int = 3, truth: StepTruth | None = None
+    groups: Sequence[CandidateGroup], aggregate: str, count: int = 3, truth: StepTruth | None = None
 ) -> tuple[list[JudgedSolution], list[JudgedSolution]]:
     """Return the `count` solutions of highest and of lowest reward, best and worst first, at most one per problem."""
 

@@ -3,7 +3,7 @@
 The series colors are Okabe and Ito's.
 """
 
-COLORS = """
+THEME = """
 :root {
   color-scheme: light dark;
   --paper: #fdfdfb; --ink: #1b1c1e; --soft: #5c6066; --rule: #dcdcd6; 
@@ -20,7 +20,7 @@ COLORS = """
 """
 
 CSS = (
-    COLORS
+    THEME
     + """
 * { box-sizing: border-box; }
 body {

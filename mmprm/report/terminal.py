@@ -14,7 +14,7 @@ from mmprm.types import Counts, Problem, Rollout, Steps, Verdict
 GOOD, MIDDLE, BAD = (86, 180, 233), (140, 143, 148), (240, 138, 60)
 """Colors of the values 1, 1/2 and 0, distinct on light and dark backgrounds and for color-blind readers."""
 
-MARKS = {Verdict.CORRECT: ("✓", GOOD), Verdict.INCORRECT: ("✗", BAD), Verdict.UNKNOWN: ("?", MIDDLE)}
+_MARKS = {Verdict.CORRECT: ("✓", GOOD), Verdict.INCORRECT: ("✗", BAD), Verdict.UNKNOWN: ("?", MIDDLE)}
 
 
 def tree_lines(problem: Problem, ended: str, root: Branch, step_format: StepFormat, rollouts: bool) -> RenderableType:
@@ -50,7 +50,7 @@ def _label(branch: Branch, step_format: StepFormat) -> Text:
 
 
 def _rollout(rollout: Rollout, step_format: StepFormat) -> Text:
-    mark, color = MARKS[rollout.verdict]
+    mark, color = _MARKS[rollout.verdict]
     steps: Steps = rollout.steps or (rollout.text,)
     why = f" ({rollout.unsplit})" if rollout.unsplit else ""
     text = Text.assemble((f"{mark} ", _hex(color)), (f"{rollout.token_count} tokens{why}  ", "dim"))

@@ -58,7 +58,7 @@ LEARNING = (
     Panel("Gradient norm", "before clipping", {"gradient_norm": "norm"}),
 )
 
-SIGNS = (
+_HACKING_PANELS = (
     Panel(
         "Agreement of PRM and outcome",
         "AUC of the lowest step score for correct answers; 0.5 means no agreement",
@@ -116,7 +116,7 @@ def training_page(records: Sequence[Mapping[str, Any]], title: str) -> str:
         f'<p class="subtitle">{steps} of reinforcement learning.{smooth}</p>{_lead(held_out)}</header>',
         _progress(training, held_out),
         _section("Learning", "", LEARNING, training),
-        _section("Steps and their scores", "Where reward hacking would become visible.", SIGNS, training),
+        _section("Steps and their scores", "Where reward hacking would become visible.", _HACKING_PANELS, training),
         _phases(training),
         _section("Batches", "", BATCHES, training),
     ]

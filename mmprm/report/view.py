@@ -10,12 +10,12 @@ from typing import Any
 from mmprm.errors import DataError
 from mmprm.files import whole_file
 from mmprm.report.images import inlined
-from mmprm.report.style import COLORS
+from mmprm.report.style import THEME
 from mmprm.report.trees import Branch, grow
 from mmprm.steps import StepFormat, plain
 from mmprm.trees.stopping import StoppingRule, rule_of
 from mmprm.trees.store import Store
-from mmprm.trees.tallies import Tally, tallies
+from mmprm.trees.tallies import ProblemTally, tallies
 from mmprm.types import ImageRef, Problem, Rollout, Steps, Tree
 
 TEMPLATE = Path(__file__).with_name("view.html")
@@ -32,8 +32,8 @@ OUTCOMES = {
 
 def write_view(path: Path, store: Store, limit: int) -> int:
     """Write the page of at most `limit` problems, spread evenly over the run, and return their number."""
-    shown = spread(tallies(store), limit)
-    before, after = TEMPLATE.read_text(encoding="utf-8").replace("/* COLORS */", COLORS).split("<!-- DATA -->")
+    shown = evenly_spaced(tallies(store), limit)
+    before, after = TEMPLATE.read_text(encoding="utf-8").replace("/* COLORS */", THEME).split("<!-- DATA -->")
     with whole_file(path, way_out="choose another path with --output") as file:
         file.write(before)
         file.writelines(data_elements(store, shown))
@@ -41,13 +41,13 @@ def write_view(path: Path, store: Store, limit: int) -> int:
     return len(shown)
 
 
-def spread(entries: Sequence[Tally], limit: int) -> list[Tally]:
+def evenly_spaced(entries: Sequence[ProblemTally], limit: int) -> list[ProblemTally]:
     """Return at most `limit` entries, spread evenly."""
     count = min(limit, len(entries))
     return [entries[index * len(entries) // count] for index in range(count)]
 
 
-def data_elements(store: Store, shown: Sequence[Tally]) -> Iterator[str]:
+def data_elements(store: Store, shown: Sequence[ProblemTally]) -> Iterator[str]:
     """Yield one element that lists the problems, then one per problem, so that a browser parses only what is opened."""
     config = store.config
     step_format, rule = config.get("step_format", "tags"), rule_of(config)
@@ -58,7 +58,7 @@ def data_elements(store: Store, shown: Sequence[Tally]) -> Iterator[str]:
         yield _element(f"problem-{position}", problem_data(problem, store.tree(problem.id), rule, step_format))
 
 
-def list_entry(tally: Tally, problem: Problem) -> dict[str, Any]:
+def list_entry(tally: ProblemTally, problem: Problem) -> dict[str, Any]:
     """Return the row of a problem in the page's list."""
     key = (tally.status, tally.reason if tally.status == "done" else "")
     return {

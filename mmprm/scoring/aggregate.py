@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from mmprm.errors import ConfigError
 
-EPSILON = 1e-6
+MIN_PROBABILITY = 1e-6
 """Logarithms and odds clip p to [EPSILON, 1 - EPSILON]; the other aggregators use p itself."""
 
 Aggregator = Callable[[Sequence[float]], float]
@@ -59,7 +59,7 @@ def aggregator(name: str) -> Aggregator:
     try:
         return AGGREGATORS[name]
     except KeyError:
-        raise ConfigError(f"aggregator={name!r} must be one of {', '.join(AGGREGATORS)}") from None
+        raise ConfigError(f"aggregator={name!r} is not an aggregator; set one of {', '.join(AGGREGATORS)}") from None
 
 
 def chosen_aggregator(configured: str | None, stored: str | None) -> str:
@@ -91,7 +91,7 @@ def vote_weight(name: str, value: float) -> float:
 
 
 def _clip(score: float) -> float:
-    return min(max(score, EPSILON), 1 - EPSILON)
+    return min(max(score, MIN_PROBABILITY), 1 - MIN_PROBABILITY)
 
 
 def _odds(score: float) -> float:

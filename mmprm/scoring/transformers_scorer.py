@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from mmprm.errors import DataError
 from mmprm.prm.info import read_info
-from mmprm.prm.judge import load_judge
+from mmprm.prm.judge import load_scoring_model
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.context import all_scored, check_length, context_length, fitting, score_fitting, step_scores
 from mmprm.scoring.tree_scorer import tree_scorer
 from mmprm.types import Solution, StepScores
 
-BATCH_SOLUTIONS = 128
+_BATCH_SOLUTIONS = 128
 """Maximum number of solutions per batch, however short they are; bounds the memory of the processor's output."""
 
 
@@ -31,7 +31,7 @@ class TransformersScorer:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._config = config
         info = read_info(config.prm, config.format)
-        self._judge, self._format = load_judge(config.prm, info, getattr(torch, config.dtype))
+        self._judge, self._format = load_scoring_model(config.prm, info, getattr(torch, config.dtype))
         self._judge.to(self._device)
         _own_memory(self._judge)
         self._context = context_length(self._judge.backbone.config)
@@ -92,7 +92,7 @@ class TransformersScorer:
             key=lambda index: (len(solutions[index].problem.images), lengths[index]),
             reverse=True,
         )
-        size = BATCH_SOLUTIONS
+        size = _BATCH_SOLUTIONS
         while order:
             indices = order[:size]
             inputs, read_BT = self._format.encode([solutions[index] for index in indices])
@@ -103,7 +103,7 @@ class TransformersScorer:
             if too_long:
                 continue
             affordable = max(1, len(indices) * self._config.batch_tokens // inputs["input_ids"].numel())
-            size = min(BATCH_SOLUTIONS, affordable)
+            size = min(_BATCH_SOLUTIONS, affordable)
             if affordable < len(indices):
                 continue
             order = order[len(indices) :]

@@ -9,7 +9,7 @@ import torch
 from mmprm.backbone.masks import packed_mask, use_block_masks, why_not_packed
 from mmprm.backbone.token_tree import Ints, fill_rows
 from mmprm.prm.formats import Format
-from mmprm.prm.judge import Judge
+from mmprm.prm.judge import ScoringModel
 from mmprm.prm.packing import Marks, TreeInputs, pack_solutions
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.context import context_length, fitting, step_scores
@@ -23,7 +23,7 @@ class TreeScorer:
     `judge` must be able to read packed rows: see `tree_scorer`.
     """
 
-    def __init__(self, judge: Judge, form: Format, config: ScorerConfig, device: str) -> None:
+    def __init__(self, judge: ScoringModel, form: Format, config: ScorerConfig, device: str) -> None:
         self._judge, self._config, self._device = judge, config, torch.device(device)
         self._marks, self._inputs = Marks(form), TreeInputs(form, judge.backbone)
         self._context = context_length(judge.backbone.config)
@@ -61,7 +61,7 @@ class TreeScorer:
         return len(self._marks(solution)[0])
 
 
-def tree_scorer(judge: Judge, form: Format, config: ScorerConfig, device: str) -> TreeScorer | None:
+def tree_scorer(judge: ScoringModel, form: Format, config: ScorerConfig, device: str) -> TreeScorer | None:
     """Return a TreeScorer, or None with a printed reason for a model that cannot read packed rows."""
     why_not = why_not_packed(judge.backbone)
     if why_not:

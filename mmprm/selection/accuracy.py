@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from mmprm.errors import ConfigError
 from mmprm.metrics import Interval, bootstrap_means
-from mmprm.selection.groups import Group, choices, common_size
+from mmprm.selection.groups import CandidateGroup, choices, common_size
 from mmprm.selection.selectors import SELECTORS, Choices, selector_names
 
 SUBSETS = 256
 """Maximum number of subsets of size N to evaluate; if there are more, this many are sampled with the seed."""
 
-CHUNK = 64
+_CHUNK = 64
 """Number of problems computed together, which bounds the memory."""
 
 
@@ -43,7 +43,7 @@ def sizes_up_to(most: int) -> list[int]:
 
 
 def accuracy_at_n(
-    groups: Sequence[Group], aggregate: str | None, sizes: Sequence[int] = (1, 2, 4, 8), seed: int = 0
+    groups: Sequence[CandidateGroup], aggregate: str | None, sizes: Sequence[int] = (1, 2, 4, 8), seed: int = 0
 ) -> list[AccuracyAtN]:
     """Return one AccuracyAtN per entry of `sizes`, from groups of M ≥ max(sizes) candidates each.
 
@@ -71,7 +71,7 @@ def accuracy_at_n(
     return [AccuracyAtN(n, by_selector(), by_selector(), by_selector()) for n in sizes]
 
 
-def accuracy(groups: Sequence[Group], aggregate: str, seed: int = 0) -> dict[str, Interval]:
+def accuracy(groups: Sequence[CandidateGroup], aggregate: str, seed: int = 0) -> dict[str, Interval]:
     """Return each selector's accuracy when it chooses among all candidates of a group; group sizes may differ."""
     return _intervals(_over_all(groups, aggregate), seed)
 
@@ -92,7 +92,7 @@ class EqualTokens:
 
 
 def at_equal_tokens(
-    guided: Sequence[Group], tokens: int, samples: Sequence[Group], aggregate: str, seed: int = 0
+    guided: Sequence[CandidateGroup], tokens: int, samples: Sequence[CandidateGroup], aggregate: str, seed: int = 0
 ) -> EqualTokens:
     """Compare a strategy's groups, which took `tokens` tokens in total, with independent samples of the same problems.
 
@@ -122,7 +122,7 @@ def _intervals(values: NDArray[np.float64], seed: int) -> dict[str, Interval]:
     return dict(zip(SELECTORS, bootstrap_means(values, seed), strict=True))
 
 
-def _over_all(groups: Sequence[Group], aggregate: str) -> NDArray[np.float64]:
+def _over_all(groups: Sequence[CandidateGroup], aggregate: str) -> NDArray[np.float64]:
     """Return values as _selector_values does, with all candidates of each group."""
     everyone = (np.ones((1, len(group.candidates)), dtype=bool) for group in groups)
     parts = [_means(choices([group], aggregate), inside) for group, inside in zip(groups, everyone, strict=True)]
@@ -135,7 +135,7 @@ def _selector_values(seen: Choices, n: int, seed: int, names: Sequence[str] = tu
     subsets = _subsets(most, n, seed)
     inside_BM = np.zeros((len(subsets), most), dtype=bool)
     np.put_along_axis(inside_BM, np.array(subsets), True, axis=1)
-    parts = [_means(seen.of(slice(start, start + CHUNK)), inside_BM, names) for start in range(0, problems, CHUNK)]
+    parts = [_means(seen.of(slice(start, start + _CHUNK)), inside_BM, names) for start in range(0, problems, _CHUNK)]
     return np.concatenate(parts, axis=1)
 
 

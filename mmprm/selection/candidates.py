@@ -7,11 +7,11 @@ from typing import Any
 
 from mmprm.errors import DataError
 from mmprm.problems import content_id
-from mmprm.selection.groups import Candidate, Group, rewards
+from mmprm.selection.groups import Candidate, CandidateGroup, rewards
 from mmprm.types import Problem, StepScores, Verdict
 
 
-def candidate_lines(groups: Sequence[Group], aggregate: str | None) -> Iterator[dict[str, Any]]:
+def candidate_lines(groups: Sequence[CandidateGroup], aggregate: str | None) -> Iterator[dict[str, Any]]:
     """Yield one object per candidate; `chosen` marks the first one of highest reward in its group.
 
     Without an aggregator, for groups that are not scored yet, no candidate is chosen.
@@ -42,7 +42,7 @@ def candidate_lines(groups: Sequence[Group], aggregate: str | None) -> Iterator[
 
 def read_groups(
     rows: Iterable[tuple[str, dict[str, Any]]], problems: Mapping[str, Problem] | None = None
-) -> list[Group]:
+) -> list[CandidateGroup]:
     """Build groups from pairs (location for error messages, line), in the order of the lines.
 
     Problems are looked up by id in `problems`; without it, a group's problem has only its id. Raises DataError if two
@@ -55,7 +55,8 @@ def read_groups(
             digest = row.get("problem_digest")  # older files have none
             if digests.setdefault(row["problem_id"], digest) != digest:
                 raise DataError(
-                    f"{location}: problem_id {row['problem_id']!r} already belongs to a different problem; use unique ids "
+                    f"{location}: problem_id {row['problem_id']!r} already belongs to a different problem; use unique "
+                    "ids "
                     "in both runs, or evaluate the runs separately"
                 )
             scores = row["scores"]
@@ -72,12 +73,13 @@ def read_groups(
             found.setdefault(row["problem_id"], []).append(candidate)
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(
-                f"{location}: is not a line of candidates.jsonl as mmprm rerank writes it: {type(error).__name__}: {error}"
+                f"{location}: is not a line of candidates.jsonl as mmprm rerank writes it: {type(error).__name__}: "
+                f"{error}"
                 "; give a file written by mmprm rerank"
             ) from error
     if not found:
         raise DataError("the files hold no candidate; give a candidates.jsonl that mmprm rerank has finished writing")
     return [
-        Group(problems[name] if problems else Problem(name, question="", answer=""), tuple(candidates))
+        CandidateGroup(problems[name] if problems else Problem(name, question="", answer=""), tuple(candidates))
         for name, candidates in found.items()
     ]

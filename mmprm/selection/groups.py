@@ -50,7 +50,7 @@ class Candidate:
 
 
 @dataclass(frozen=True, slots=True)
-class Group:
+class CandidateGroup:
     """Holds all candidates of one problem in sampling order."""
 
     problem: Problem
@@ -58,10 +58,10 @@ class Group:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
+class SampledGroups:
     """Holds the sampled groups in the order of the problems, and the reason for each problem that failed."""
 
-    groups: list[Group]
+    groups: list[CandidateGroup]
     failed: dict[str, str] = field(default_factory=dict)
 
 
@@ -109,8 +109,8 @@ async def sample_groups(
     step_format: steps.StepFormat,
     run_seed: int = 0,
     in_flight: int = 1024,
-    keep: Callable[[Group], None] = lambda group: None,
-) -> Sampled:
+    keep: Callable[[CandidateGroup], None] = lambda group: None,
+) -> SampledGroups:
     """Sample and grade `samples` solutions per problem, with at most `in_flight` concurrent samples.
 
     `keep` is called with each group as soon as it is complete. A problem whose sampling fails (missing image, too long
@@ -118,7 +118,7 @@ async def sample_groups(
     """
     room = asyncio.Semaphore(max(1, in_flight // samples))
 
-    async def group(problem: Problem) -> Group | str:
+    async def group(problem: Problem) -> CandidateGroup | str:
         async with room:
             request = SampleRequest(problem, "", samples, derive_seed(run_seed, problem.id, "", 0))
             try:
@@ -128,20 +128,20 @@ async def sample_groups(
             except MmprmError as error:
                 return str(error)
         graded = (graded_candidate(problem, c.text, c.token_count, grader, step_format) for c in completions)
-        found = Group(problem, tuple(await asyncio.gather(*graded)))
+        found = CandidateGroup(problem, tuple(await asyncio.gather(*graded)))
         keep(found)
         return found
 
     results = dict(
         zip([p.id for p in problems], await asyncio.gather(*(group(problem) for problem in problems)), strict=True)
     )
-    return Sampled(
-        groups=[result for result in results.values() if isinstance(result, Group)],
+    return SampledGroups(
+        groups=[result for result in results.values() if isinstance(result, CandidateGroup)],
         failed={problem_id: result for problem_id, result in results.items() if isinstance(result, str)},
     )
 
 
-def score_groups(groups: Sequence[Group], scorer: Scorer) -> list[Group]:
+def score_groups(groups: Sequence[CandidateGroup], scorer: Scorer) -> list[CandidateGroup]:
     """Return the groups with step scores for every candidate that has steps; equal solutions are scored once.
 
     A candidate that cannot be scored (too long, or the marker occurs in its text) gets the reason instead. Raises
@@ -157,7 +157,7 @@ def score_groups(groups: Sequence[Group], scorer: Scorer) -> list[Group]:
     if answers and all(isinstance(answer, DataError) for answer in answers.values()):
         raise next(iter(answers.values()))
 
-    def scored(group: Group) -> Group:
+    def scored(group: CandidateGroup) -> CandidateGroup:
         pairs = ((each, answers.get((group.problem.id, each.steps))) for each in group.candidates)
         return replace(group, candidates=tuple(with_answer(each, answer) for each, answer in pairs))
 
@@ -182,7 +182,7 @@ def _scored_apart(solutions: list[Solution], scorer: Scorer) -> list[StepScores 
         return [*_scored_apart(solutions[:middle], scorer), *_scored_apart(solutions[middle:], scorer)]
 
 
-def rewards(group: Group, aggregate: str | None) -> list[float]:
+def rewards(group: CandidateGroup, aggregate: str | None) -> list[float]:
     """Return the aggregate of each candidate's step scores, or -inf for a candidate without scores."""
     if aggregate is None:
         return [-math.inf] * len(group.candidates)
@@ -190,7 +190,7 @@ def rewards(group: Group, aggregate: str | None) -> list[float]:
     return [function(c.scores.scores) if c.scores is not None else -math.inf for c in group.candidates]
 
 
-def choices(groups: Sequence[Group], aggregate: str | None) -> Choices:
+def choices(groups: Sequence[CandidateGroup], aggregate: str | None) -> Choices:
     """Convert groups of equal size to the arrays that selectors use; without an aggregator, no reward is known."""
     reward_PM = np.array([rewards(group, aggregate) for group in groups])
 
@@ -209,7 +209,7 @@ def _numbered(answers: Iterable[str | None]) -> list[int]:
     return [-1 if answer is None else numbers.setdefault(answer, len(numbers)) for answer in answers]
 
 
-def common_size(groups: Iterable[Group]) -> int:
+def common_size(groups: Iterable[CandidateGroup]) -> int:
     """Return the number of candidates per group, which must be the same for all groups."""
     sizes = {len(group.candidates) for group in groups}
     if len(sizes) != 1 or 0 in sizes:

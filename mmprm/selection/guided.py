@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from mmprm.errors import DataError, EngineStoppedError, MmprmError
 from mmprm.scoring.aggregate import aggregator
 from mmprm.scoring.http.queue import ScoreQueue
-from mmprm.selection.groups import Group, graded_candidate, with_answer
+from mmprm.selection.groups import CandidateGroup, graded_candidate, with_answer
 from mmprm.selection.paths import Path, Writer
 from mmprm.selection.strategies import STRATEGIES, GuidedConfig, ahead, solutions
 from mmprm.steps import StepFormat
@@ -25,7 +25,7 @@ class Guided:
     covers its own path only.
     """
 
-    group: Group
+    group: CandidateGroup
     tokens: int
     samples: int
 
@@ -71,7 +71,7 @@ async def search_problems(
 
         found = solutions(await STRATEGIES[config.strategy](writer, judge, config))
         graded = (graded_candidate(problem, path.text, path.token_count, grader, step_format) for path in found)
-        group = await _scored(Group(problem, tuple(await asyncio.gather(*graded))), queue)
+        group = await _scored(CandidateGroup(problem, tuple(await asyncio.gather(*graded))), queue)
         return Guided(group, writer.tokens, writer.samples)
 
     async def attempt(problem: Problem) -> Guided | str:
@@ -95,7 +95,7 @@ async def search_problems(
     )
 
 
-async def _scored(group: Group, queue: ScoreQueue) -> Group:
+async def _scored(group: CandidateGroup, queue: ScoreQueue) -> CandidateGroup:
     """Score the group; raise DataError if none of its solutions can be scored."""
     answers = await queue.score_apart([Solution(group.problem, c.steps) for c in group.candidates if c.steps])
     reasons = [answer for answer in answers if isinstance(answer, DataError)]

@@ -20,7 +20,7 @@ STOPS: dict[StepFormat, Callable[[int], tuple[str, ...]]] = {
 In numbered format only the beginning of the next step ends a step, so a whole continuation is generated and cut."""
 
 
-class State(enum.Enum):
+class PathState(enum.Enum):
     """Describes a path: OPEN can be continued, COMPLETE was ended by the policy, BROKEN cannot be split into steps."""
 
     OPEN = enum.auto()
@@ -38,7 +38,7 @@ class Path:
 
     steps: Steps = ()
     token_count: int = 0
-    state: State = State.OPEN
+    state: PathState = PathState.OPEN
     tail: str = ""
     ids: tuple[int, ...] | None = field(default=(), compare=False)
 
@@ -61,7 +61,7 @@ class Writer:
     async def solutions(self, n: int) -> list[Path]:
         """Sample n whole solutions, in sampling order."""
         completions = await self._sample(SampleRequest(self.problem, "", n, self._seed("", 0)))
-        return [Path(token_count=c.token_count, state=State.COMPLETE, tail=c.text) for c in completions]
+        return [Path(token_count=c.token_count, state=PathState.COMPLETE, tail=c.text) for c in completions]
 
     async def steps(self, path: Path, n: int, first_sample: int = 0, greedy: bool = False) -> list[Path]:
         """Sample n candidates for the next step of the open path, in sampling order."""
@@ -114,12 +114,12 @@ def extended(path: Path, completion: Completion, stop: tuple[str, ...], step_for
     stopped = text.endswith(stop)
     ended = completion.finish_reason == "stop" and not stopped
     if ended and path.steps and not text.strip():
-        return Path(path.steps, tokens, State.COMPLETE, text)
+        return Path(path.steps, tokens, PathState.COMPLETE, text)
     cut = split(text, step_format).steps
     if not cut or (len(cut) == 1 and not ended and not stopped):
-        return Path(path.steps, tokens, State.BROKEN, text)
+        return Path(path.steps, tokens, PathState.BROKEN, text)
     complete = ended and len(cut) == 1
-    state = State.COMPLETE if complete else State.OPEN
+    state = PathState.COMPLETE if complete else PathState.OPEN
     return Path((*path.steps, cut[0]), tokens, state, ids=_ids(path, completion, len(cut[0])))
 
 

@@ -13,7 +13,7 @@ from mmprm.config import differing_keys, with_current_names
 from mmprm.errors import DataError
 from mmprm.files import parse_json, whole_file
 from mmprm.selection.candidates import candidate_lines, read_groups
-from mmprm.selection.groups import Group
+from mmprm.selection.groups import CandidateGroup
 from mmprm.types import Problem
 
 _HEAD = "sampled_with"
@@ -35,7 +35,7 @@ class SampleFile(AbstractContextManager["SampleFile"]):
             self._file.close()
             self._write()  # rewrite in the order of the problems
 
-    def add(self, group: Group) -> None:
+    def add(self, group: CandidateGroup) -> None:
         """Append the group immediately. The first call removes truncated, damaged or foreign lines."""
         if self._file is None:
             self._write()
@@ -55,7 +55,7 @@ class SampleFile(AbstractContextManager["SampleFile"]):
             file.write(_line({_HEAD: self._resume_key}))
             file.writelines(map(_line, candidate_lines(groups, None)))
 
-    def _read(self) -> dict[str, Group]:
+    def _read(self) -> dict[str, CandidateGroup]:
         rows = self._rows()
         _, head = next(rows, ("", {}))
         there = head.get(_HEAD)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from mmprm.metrics import Floats
+
 Bools = NDArray[np.bool_]
 Selector = Callable[["Choices", Bools], Floats]
 

@@ -14,9 +14,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mmprm.config import Config
-from mmprm.selection.paths import Path, State, Writer
+from mmprm.selection.paths import Path, PathState, Writer
 
-Judge = Callable[[Sequence[Path]], Awaitable[list[float]]]
+PathScorer = Callable[[Sequence[Path]], Awaitable[list[float]]]
 """Returns the value of each open path; the paths of highest value are continued."""
 
 
@@ -50,27 +50,27 @@ class GuidedConfig(Config):
         return self
 
 
-async def best_of_n(writer: Writer, judge: Judge, config: GuidedConfig) -> list[Path]:
+async def sample_whole(writer: Writer, judge: PathScorer, config: GuidedConfig) -> list[Path]:
     """Sample whole solutions."""
     return await writer.solutions(config.samples)
 
 
-async def beam(writer: Writer, judge: Judge, config: GuidedConfig) -> list[Path]:
+async def beam(writer: Writer, judge: PathScorer, config: GuidedConfig) -> list[Path]:
     """Search one tree that keeps its `beams` best paths."""
     return await _grow(writer, judge, config, positions=config.samples, kept=config.beams)
 
 
-async def dvts(writer: Writer, judge: Judge, config: GuidedConfig) -> list[Path]:
+async def dvts(writer: Writer, judge: PathScorer, config: GuidedConfig) -> list[Path]:
     """Search `beams` independent trees that keep one path each; their samples differ even for equal prefixes."""
     trees = [
         _grow(writer, judge, config, positions=positions, kept=1, first_sample=tree * config.samples)
-        for tree, positions in enumerate(shares(config.samples, config.beams))
+        for tree, positions in enumerate(even_shares(config.samples, config.beams))
     ]
     return [path for paths in await asyncio.gather(*trees) for path in paths]
 
 
-STRATEGIES: dict[str, Callable[[Writer, Judge, GuidedConfig], Awaitable[list[Path]]]] = {
-    "best_of_n": best_of_n,
+STRATEGIES: dict[str, Callable[[Writer, PathScorer, GuidedConfig], Awaitable[list[Path]]]] = {
+    "best_of_n": sample_whole,
     "beam": beam,
     "dvts": dvts,
 }
@@ -78,7 +78,7 @@ STRATEGIES: dict[str, Callable[[Writer, Judge, GuidedConfig], Awaitable[list[Pat
 
 def solutions(paths: Sequence[Path]) -> list[Path]:
     """Return the complete paths; if there are none, the open ones; if all are broken, these."""
-    for state in (State.COMPLETE, State.OPEN, State.BROKEN):
+    for state in (PathState.COMPLETE, PathState.OPEN, PathState.BROKEN):
         if found := [path for path in paths if path.state is state]:
             return found
     raise AssertionError("a search samples at least once")
@@ -88,21 +88,21 @@ async def ahead(writer: Writer, path: Path, count: int) -> Path:
     """Extend the path greedily by `count` steps, or by fewer if the solution ends or breaks before."""
     for _ in range(count):
         (following,) = await writer.steps(path, 1, greedy=True)
-        if following.state is State.BROKEN:
+        if following.state is PathState.BROKEN:
             break
         path = following
-        if path.state is State.COMPLETE:
+        if path.state is PathState.COMPLETE:
             break
     return path
 
 
-def shares(total: int, parts: int) -> list[int]:
+def even_shares(total: int, parts: int) -> list[int]:
     """Divide the total into integer shares that differ by at most one, the larger ones first."""
     return [total // parts + (part < total % parts) for part in range(parts)]
 
 
 async def _grow(
-    writer: Writer, judge: Judge, config: GuidedConfig, positions: int, kept: int, first_sample: int = 0
+    writer: Writer, judge: PathScorer, config: GuidedConfig, positions: int, kept: int, first_sample: int = 0
 ) -> list[Path]:
     """Grow one tree, and return all paths that ended, followed by those still open.
 
@@ -112,18 +112,18 @@ async def _grow(
     ended: list[Path] = []
     going = [Path()]
     for _ in range(config.max_steps):
-        left = positions - sum(path.state is State.COMPLETE for path in ended)
-        pairs = [(path, n) for path, n in zip(going, shares(left, len(going)), strict=True) if n]
+        left = positions - sum(path.state is PathState.COMPLETE for path in ended)
+        pairs = [(path, n) for path, n in zip(going, even_shares(left, len(going)), strict=True) if n]
         sampled = await asyncio.gather(*(writer.steps(path, n, first_sample) for path, n in pairs))
         children = [child for samples in sampled for child in samples]
-        ended += [child for child in children if child.state is not State.OPEN]
-        going = await _best([child for child in children if child.state is State.OPEN], kept, writer, judge)
+        ended += [child for child in children if child.state is not PathState.OPEN]
+        going = await _best([child for child in children if child.state is PathState.OPEN], kept, writer, judge)
         if not going:
             break
     return ended + going
 
 
-async def _best(paths: Sequence[Path], count: int, writer: Writer, judge: Judge) -> list[Path]:
+async def _best(paths: Sequence[Path], count: int, writer: Writer, judge: PathScorer) -> list[Path]:
     """Return the `count` paths of highest value, best first; samples with equal steps are one path.
 
     If there is no choice to make, nothing is judged.

@@ -18,7 +18,7 @@ from mmprm.labels.parquet import LabeledExample
 from mmprm.metrics import bootstrap_means, roc_auc
 from mmprm.report.data import Headline, PolicyGain, ReportData, TrainingPoint, extremes
 from mmprm.selection.accuracy import AccuracyAtN, accuracy_at_n
-from mmprm.selection.groups import Group, common_size
+from mmprm.selection.groups import CandidateGroup, common_size
 from mmprm.tiny.truth import judged_solutions, label_truth, steps_correct
 from mmprm.types import Verdict
 
@@ -35,7 +35,9 @@ class DemoMetrics:
     accuracy: list[AccuracyAtN]
 
 
-def measure(examples: Sequence[LabeledExample], development: Sequence[Group], test: Sequence[Group]) -> DemoMetrics:
+def measure(
+    examples: Sequence[LabeledExample], development: Sequence[CandidateGroup], test: Sequence[CandidateGroup]
+) -> DemoMetrics:
     """Choose aggregator and threshold on `development`, and measure on `test`; both must be scored."""
     labels, labels_correct = label_truth(examples)
     aggregator = choose_aggregator(development)
@@ -71,7 +73,7 @@ def summary_of(metrics: DemoMetrics) -> dict[str, Any]:
     }
 
 
-def gain_of(before: Sequence[Group], after: Sequence[Group], metrics: Path) -> PolicyGain:
+def gain_of(before: Sequence[CandidateGroup], after: Sequence[CandidateGroup], metrics: Path) -> PolicyGain:
     """Compare two policies by samples of the same problems.
 
     The accuracy of a problem is the share of correct answers among those with a known verdict. Problems without one on
@@ -97,7 +99,7 @@ def gain_summary(gain: PolicyGain) -> dict[str, Any]:
     }
 
 
-def _share_correct(group: Group) -> float | None:
+def _share_correct(group: CandidateGroup) -> float | None:
     verdicts = [candidate.verdict for candidate in group.candidates if candidate.verdict is not Verdict.UNKNOWN]
     return fmean(verdict is Verdict.CORRECT for verdict in verdicts) if verdicts else None
 
@@ -129,7 +131,7 @@ def headlines_of(summary: Mapping[str, Any]) -> list[Headline]:
 
 def report_of(
     metrics: DemoMetrics,
-    test: Sequence[Group],
+    test: Sequence[CandidateGroup],
     headlines: Sequence[Headline],
     metrics_log: Path,
     policy: PolicyGain,

@@ -15,7 +15,7 @@ from mmprm.tiny.world import TinyProblem, error_kind, judge_steps, make_problems
 MOST_TOKENS = 96
 
 
-def evaluate(
+def evaluate_tiny(
     model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, count: int, seed: int
 ) -> dict[str, float]:
     """Sample one response per problem for `count` test problems, with its image and with a blank one.

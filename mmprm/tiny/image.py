@@ -76,7 +76,7 @@ def blank() -> ImageRef:
     return ImageRef(data=buffer.getvalue())
 
 
-def read(image: Image.Image, name: str) -> tuple[tuple[str, int, tuple[int, int]], ...]:
+def read_cells(image: Image.Image, name: str) -> tuple[tuple[str, int, tuple[int, int]], ...]:
     """Return the cells of an image made by `draw`; raise DataError with `name` for any other image."""
     pixels = np.asarray(image.convert("RGB"))
     if pixels.shape != (ROWS * CELL, COLUMNS * CELL, 3):

@@ -25,7 +25,7 @@ from mmprm.tiny.image import COLORS, COLUMNS, DIGITS, ROWS, SHIFTS
 from mmprm.tiny.tokenizer import END
 from mmprm.tiny.world import OPERATORS, TAIL, Mistakes, TinyProblem, solve
 
-IMAGE = f"<|vision_start|>{'<|image_pad|>' * (ROWS * COLUMNS)}<|vision_end|>"
+_IMAGE = f"<|vision_start|>{'<|image_pad|>' * (ROWS * COLUMNS)}<|vision_end|>"
 FACTS = {
     operator: [(a, operator, b, apply(a, b)) for a in range(100) for b in DIGITS if 0 <= apply(a, b) < 100]
     for operator, apply in OPERATORS.items()
@@ -33,7 +33,7 @@ FACTS = {
 """(left, operator, right, result) of every calculation that a solution can need."""
 FIRST_FACTS = {operator: [fact for fact in facts if 0 < fact[0] < 10] for operator, facts in FACTS.items()}
 """The calculations that can come first in a solution: few of all, but at least a third of those written."""
-MARKS = string.ascii_uppercase + "?|:;,.!~@#&*%$^_ "
+_MARKS = string.ascii_uppercase + "?|:;,.!~@#&*%$^_ "
 """Characters that may separate a statement from Yes or No: many, so that the skill does not depend on one token."""
 
 CHECK_HEADS = (
@@ -46,7 +46,7 @@ CHECK_HEADS = (
 IGNORED = -100
 
 
-class Part(NamedTuple):
+class LessonPart(NamedTuple):
     """Holds a piece of text, and whether it is a target of the loss."""
 
     text: str
@@ -58,13 +58,13 @@ class Lesson:
     """Holds the parts of a text; `cells` is the image of its image tokens, or None for a text without an image."""
 
     cells: tuple[tuple[str, int, tuple[int, int]], ...] | None
-    parts: tuple[Part, ...]
+    parts: tuple[LessonPart, ...]
 
 
 def solution(tiny: TinyProblem, rng: random.Random, mistakes: Mistakes) -> Lesson:
     """Write a question and its solution with random mistakes."""
     response = "".join(solve(tiny, rng, mistakes))
-    return Lesson(tiny.cells, (_ask(tiny.problem.question), Part(response + END, True)))
+    return Lesson(tiny.cells, (_ask(tiny.problem.question), LessonPart(response + END, True)))
 
 
 def readings(tiny: TinyProblem, rng: random.Random) -> Lesson:
@@ -72,15 +72,15 @@ def readings(tiny: TinyProblem, rng: random.Random) -> Lesson:
     digits = tiny.digits
     colors = rng.sample(sorted(digits), len(digits))
     response = "".join(f"<step>{color}={digits[color]}</step>" for color in colors)
-    return Lesson(tiny.cells, (_ask(" ".join(colors) + TAIL), Part(response + END, True)))
+    return Lesson(tiny.cells, (_ask(" ".join(colors) + TAIL), LessonPart(response + END, True)))
 
 
 def drill(rng: random.Random, facts: int = 10) -> Lesson:
     """Write random calculations without an image."""
     parts = []
     for left, operator, right, result in _facts(rng, facts):
-        parts += [Part(f"<step>{left}{operator}{right}=", False), Part(f"{result}</step>", True)]
-    return Lesson(None, (Part("<|im_start|>assistant\n", False), *parts))
+        parts += [LessonPart(f"<step>{left}{operator}{right}=", False), LessonPart(f"{result}</step>", True)]
+    return Lesson(None, (LessonPart("<|im_start|>assistant\n", False), *parts))
 
 
 def checks(tiny: TinyProblem, rng: random.Random) -> Lesson:
@@ -93,18 +93,18 @@ def checks(tiny: TinyProblem, rng: random.Random) -> Lesson:
         stated = rng.choice([result, abs(result + rng.choice((-10, -2, -1, -1, 1, 1, 2, 10)))])
         statements.append((f"{left}{operator}{right}={stated}", stated == result))
     rng.shuffle(statements)
-    mark, between = rng.choice(MARKS), rng.choice(("", "\n"))
-    parts = [Part(rng.choice(CHECK_HEADS).format(image=IMAGE, question=tiny.problem.question), False)]
+    mark, between = rng.choice(_MARKS), rng.choice(("", "\n"))
+    parts = [LessonPart(rng.choice(CHECK_HEADS).format(image=_IMAGE, question=tiny.problem.question), False)]
     for statement, true in statements:
-        parts.append(Part(statement + mark, False))
+        parts.append(LessonPart(statement + mark, False))
         if rng.random() < 0.5:
-            parts.append(Part("Yes" if true else "No", True))
-        parts.append(Part(between, False))
+            parts.append(LessonPart("Yes" if true else "No", True))
+        parts.append(LessonPart(between, False))
     return Lesson(tiny.cells, tuple(parts))
 
 
-def _ask(question: str) -> Part:
-    return Part(f"<|im_start|>user\n{IMAGE}{question}{END}\n<|im_start|>assistant\n", False)
+def _ask(question: str) -> LessonPart:
+    return LessonPart(f"<|im_start|>user\n{_IMAGE}{question}{END}\n<|im_start|>assistant\n", False)
 
 
 def _facts(rng: random.Random, count: int) -> list[tuple[int, str, int, int]]:

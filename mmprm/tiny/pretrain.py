@@ -28,7 +28,7 @@ from mmprm.errors import CheckpointError, ConfigError
 from mmprm.files import parse_json, whole_file
 from mmprm.tiny import lessons
 from mmprm.tiny.config import TinyTrainConfig
-from mmprm.tiny.evaluate import evaluate
+from mmprm.tiny.evaluate import evaluate_tiny
 from mmprm.tiny.image import COLORS, COLUMNS, DIGITS, ROWS
 from mmprm.tiny.lessons import Collator, Lesson
 from mmprm.tiny.model import build_model
@@ -80,7 +80,7 @@ def train(config: TinyTrainConfig, out: Path, say: Callable[[str], None] = print
         progress.finished(stage, time.monotonic() - started, model)
     model.save_pretrained(out)
     processor.save_pretrained(out)
-    metrics = evaluate(model, processor, config.held_out, config.seed)
+    metrics = evaluate_tiny(model, processor, config.held_out, config.seed)
     metrics |= {"train_seconds": round(sum(progress.seconds.values())), "config": config.model_dump()}
     (out / "tiny.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     progress.forget()

@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from mmprm.evaluation.label_quality import judged_labels, no_error_so_far
 from mmprm.evaluation.labeled import LabeledSolution
-from mmprm.evaluation.prm_evaluation import Judged, step_outcomes
+from mmprm.evaluation.prm_evaluation import ScoredSolution, step_outcomes
 from mmprm.labels.parquet import LabeledExample
-from mmprm.selection.groups import Group
+from mmprm.selection.groups import CandidateGroup
 from mmprm.tiny.world import judge_steps, truth_of
 from mmprm.types import Problem, Solution
 
@@ -29,7 +29,7 @@ def label_truth(examples: Iterable[LabeledExample]) -> tuple[list[float], list[b
     return labels.tolist(), correct.tolist()
 
 
-def judged_solutions(groups: Iterable[Group]) -> list[Judged]:
+def judged_solutions(groups: Iterable[CandidateGroup]) -> list[ScoredSolution]:
     """Return every scored solution with the truth of its steps."""
     return [
         (

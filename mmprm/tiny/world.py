@@ -25,10 +25,10 @@ from typing import Literal, NamedTuple
 from mmprm.errors import DataError
 from mmprm.problems import open_image
 from mmprm.steps import plain
-from mmprm.tiny.image import COLORS, COLUMNS, DIGITS, ROWS, SHIFTS, draw, read
+from mmprm.tiny.image import COLORS, COLUMNS, DIGITS, ROWS, SHIFTS, draw, read_cells
 from mmprm.types import ImageRef, Problem, Steps
 
-Split = Literal["train", "annotate", "dev", "test"]
+WorldSplit = Literal["train", "annotate", "dev", "test"]
 SPLITS: dict[str, range] = {
     "train": range(0, 70),
     "annotate": range(70, 80),
@@ -77,7 +77,7 @@ class TinyProblem:
         return {color: digit for color, digit, _ in self.cells}
 
 
-def make_problems(n: int, seed: int, split: Split) -> list[TinyProblem]:
+def make_problems(n: int, seed: int, split: WorldSplit) -> list[TinyProblem]:
     """Return `n` different problems of a split; splits are disjoint for all seeds, by a hash of the content."""
     if split not in SPLITS:
         raise DataError(f"split={split!r} must be one of {', '.join(SPLITS)}; set one of them")
@@ -101,7 +101,7 @@ def truth_of(problem: Problem) -> TinyProblem:
             f"problem {problem.id}: {problem.question!r} is not a question of the tiny world; use problems that mmprm "
             "tiny problems wrote"
         )
-    cells = read(open_image(problem.images[0]), f"problem {problem.id}")
+    cells = read_cells(open_image(problem.images[0]), f"problem {problem.id}")
     if missing := set(operands) - {color for color, _, _ in cells}:
         raise DataError(
             f"problem {problem.id}: its image has no {', '.join(sorted(missing))} cell; pair the question with its own "

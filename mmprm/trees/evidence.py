@@ -22,7 +22,7 @@ from collections.abc import Iterable, Iterator
 from mmprm.trees.stopping import StoppingRule, unbiased
 from mmprm.types import Counts, Rollout, Steps, Tree, Verdict
 
-Tally = list[int]
+VerdictTally = list[int]
 """Number of rollouts per Verdict."""
 
 
@@ -31,16 +31,16 @@ def passing(steps: Steps, rollout: Rollout) -> Iterator[Steps]:
     return (steps + rollout.steps[:length] for length in range(1, len(rollout.steps)))
 
 
-def tally_passing(steps: Steps, rollouts: Iterable[Rollout]) -> dict[Steps, Tally]:
+def tally_passing(steps: Steps, rollouts: Iterable[Rollout]) -> dict[Steps, VerdictTally]:
     """Count the verdicts of rollouts sampled from `steps` for each longer prefix that they pass through."""
-    tallies: dict[Steps, Tally] = {}
+    tallies: dict[Steps, VerdictTally] = {}
     for rollout in rollouts:
         for prefix in passing(steps, rollout):
             tallies.setdefault(prefix, [0, 0, 0])[rollout.verdict] += 1
     return tallies
 
 
-def counts_of(tally: Tally) -> Counts:
+def counts_of(tally: VerdictTally) -> Counts:
     """Convert a tally to Counts."""
     return Counts(tally[Verdict.CORRECT], tally[Verdict.INCORRECT], tally[Verdict.UNKNOWN])
 
@@ -57,7 +57,7 @@ def evidence(tree: Tree, rule: StoppingRule) -> dict[Steps, Counts]:
     return {steps: counts for steps, counts in found.items() if counts.known}
 
 
-def count_labels(tree: Tree, rule: StoppingRule) -> int:
+def count_labeled_prefixes(tree: Tree, rule: StoppingRule) -> int:
     """Return the number of prefixes with evidence; the empty prefix does not count."""
     return sum(bool(steps) for steps in evidence(tree, rule))
 

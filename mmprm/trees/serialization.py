@@ -27,7 +27,7 @@ class DamagedError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class PackedBatch:
+class StoredBatch:
     """A Batch in its stored form. The worker that sampled it packs it, so that the driver only has to write it."""
 
     problem_id: str
@@ -53,7 +53,7 @@ def state_key(steps: Steps) -> bytes:
     return hashlib.sha256(json.dumps(steps).encode()).digest()[:16]
 
 
-def pack_batch(batch: Batch) -> PackedBatch:
+def pack_batch(batch: Batch) -> StoredBatch:
     """Serialize a batch, with its totals as columns and a checksum."""
     unknown = (
         ("unknown", rollout.reason or "no reason given")
@@ -61,7 +61,7 @@ def pack_batch(batch: Batch) -> PackedBatch:
         if rollout.verdict is Verdict.UNKNOWN
     )
     unsplit = (("unsplit", rollout.unsplit) for rollout in batch.rollouts if rollout.unsplit is not None)
-    packed = PackedBatch(
+    packed = StoredBatch(
         problem_id=batch.problem_id,
         state=state_key(batch.steps),
         depth=len(batch.steps),
@@ -74,7 +74,7 @@ def pack_batch(batch: Batch) -> PackedBatch:
     return replace(packed, rollouts=_sealed(packed.rollouts, *_columns(packed)))
 
 
-def check_batch(packed: PackedBatch) -> None:
+def check_batch(packed: StoredBatch) -> None:
     """Raise DamagedError unless the batch is as it was packed. With a checksum, this does not deserialize it."""
     with _damage_told():
         sealed = _has_good_seal(packed.rollouts, *_columns(packed))
@@ -82,7 +82,7 @@ def check_batch(packed: PackedBatch) -> None:
         open_batch(packed)
 
 
-def open_batch(packed: PackedBatch) -> Batch:
+def open_batch(packed: StoredBatch) -> Batch:
     """Deserialize the batch. Raises DamagedError if it is not as it was packed."""
     with _damage_told():
         _has_good_seal(packed.rollouts, *_columns(packed))
@@ -105,7 +105,7 @@ def _damage_told() -> Iterator[None]:
         raise DamagedError(f"{type(error).__name__}: {error}") from error
 
 
-def _columns(packed: PackedBatch) -> tuple[Any, ...]:
+def _columns(packed: StoredBatch) -> tuple[Any, ...]:
     counts = packed.counts
     return (
         *(packed.problem_id, packed.state.hex(), packed.depth, packed.first_sample),

@@ -28,7 +28,7 @@ from mmprm.files import digest_of, parse_json
 from mmprm.trees.database import STORE_NAME, Database
 from mmprm.trees.serialization import (
     DamagedError,
-    PackedBatch,
+    StoredBatch,
     count_verdicts,
     open_batch,
     pack_problem,
@@ -37,7 +37,7 @@ from mmprm.trees.serialization import (
 from mmprm.trees.summary import StoreSummary, summarize
 from mmprm.types import Batch, Counts, ImageRef, Node, Problem, Steps, Tree
 
-Status = Literal["open", "done", "failed"]
+ProblemStatus = Literal["open", "done", "failed"]
 
 BATCH_COLUMNS = "state, depth, first_draw, correct, incorrect, unknown, tokens, rollouts"
 
@@ -133,12 +133,12 @@ class Store:
 
     @property
     def config(self) -> dict[str, Any]:
-        """The configuration under which the batches were sampled."""
+        """Return the configuration under which the batches were sampled."""
         value, *checksum = (row[0] for row in self.rows("SELECT value FROM config ORDER BY rowid"))
         try:
             config = parse_json(value, "the configuration", StoreError)
             if checksum not in ([], [digest_of(config)]):
-                raise StoreError("its checksum does not fit")
+                raise StoreError("its checksum does not match")
         except (StoreError, TypeError) as error:
             raise StoreError(
                 f"{self.path}: the stored configuration is damaged ({error}); restore a copy, or choose another run "
@@ -177,7 +177,7 @@ class Store:
                 "another id, or choose another run folder"
             )
 
-    def ids(self, status: Status | None = None) -> list[str]:
+    def ids(self, status: ProblemStatus | None = None) -> list[str]:
         """Return the problem ids in the order in which they were added."""
         where = "" if status is None else "WHERE status = ?"
         rows = self.rows(f"SELECT id FROM problems {where} ORDER BY number", *([] if status is None else [status]))
@@ -187,7 +187,9 @@ class Store:
         """Return one problem."""
         rows = self.rows("SELECT content FROM problems WHERE id = ?", problem_id)
         if not rows:
-            raise StoreError(f"{self.path}: has no problem {problem_id!r}")
+            raise StoreError(
+                f"{self.path}: has no problem {problem_id!r}; list the ids with mmprm status or in its problem file"
+            )
         try:
             return unpack_problem(problem_id, rows[0][0])
         except DamagedError as error:
@@ -196,11 +198,11 @@ class Store:
                 "again, and samples it anew"
             ) from error
 
-    def problems(self, status: Status | None = None) -> list[Problem]:
+    def problems(self, status: ProblemStatus | None = None) -> list[Problem]:
         """Return the problems in the order in which they were added."""
         return [self.problem(problem_id) for problem_id in self.ids(status)]
 
-    def outcome(self, problem_id: str) -> tuple[Status, str]:
+    def outcome(self, problem_id: str) -> tuple[ProblemStatus, str]:
         """Return a problem's status, with how its search ended or why it failed."""
         return self.rows("SELECT status, reason FROM problems WHERE id = ?", problem_id)[0]
 
@@ -242,7 +244,7 @@ class Store:
         began, clock = self._session_began  # the wall clock may be set back during a session
         return began + time.monotonic() - clock
 
-    def append(self, batches: Sequence[PackedBatch], finished: Sequence[Finished] = ()) -> None:
+    def append(self, batches: Sequence[StoredBatch], finished: Sequence[Finished] = ()) -> None:
         """Commit these batches and outcomes in one transaction. Raises StoreError, which leaves the store unchanged."""
         reasons: Counter[tuple[str, str]] = Counter()
         with self._database.transaction():
@@ -272,7 +274,7 @@ class Store:
         )
         return [self._batch(packed_of(problem_id, row)) for row in rows]
 
-    def _batch(self, packed: PackedBatch) -> Batch:
+    def _batch(self, packed: StoredBatch) -> Batch:
         try:
             return open_batch(packed)
         except DamagedError as error:
@@ -296,7 +298,7 @@ class Store:
         """Return the totals of the store."""
         return summarize(self._database)
 
-    def _insert(self, batch: PackedBatch) -> bool:
+    def _insert(self, batch: StoredBatch) -> bool:
         counts = batch.counts
         cursor = self._database.run(
             "INSERT INTO batches (problem, state, depth, first_draw, correct, incorrect, unknown, tokens, rollouts) "
@@ -324,15 +326,15 @@ class Store:
         return self._database.transaction()
 
 
-def packed_of(problem_id: str, row: tuple[Any, ...]) -> PackedBatch:
+def packed_of(problem_id: str, row: tuple[Any, ...]) -> StoredBatch:
     """Return the batch stored in a row of BATCH_COLUMNS."""
     state, depth, first_sample, correct, incorrect, unknown, token_count, rollouts = row
-    return PackedBatch(
+    return StoredBatch(
         problem_id, state, depth, first_sample, Counts(correct, incorrect, unknown), token_count, (), rollouts
     )
 
 
-def named(packed: PackedBatch) -> str:
+def named(packed: StoredBatch) -> str:
     """Return the name of a batch for messages."""
     where = f"after {packed.depth} step{'s' * (packed.depth != 1)}" if packed.depth else "of whole solutions"
     return f"the batch {where} from sample {packed.first_sample} of problem {packed.problem_id!r}"

@@ -8,7 +8,7 @@ import os
 import struct
 from dataclasses import dataclass
 
-from mmprm.trees.store import Status, Store
+from mmprm.trees.store import ProblemStatus, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,12 @@ class Drawn:
 
 
 @dataclass(frozen=True, slots=True)
-class Tally:
+class ProblemTally:
     """Totals of one problem; `labels` as in StoreSummary, `bytes` the compressed size of the problem and its
     batches."""
 
     problem_id: str
-    status: Status
+    status: ProblemStatus
     reason: str
     states: int
     labels: int
@@ -77,7 +77,7 @@ def sampled_after(store: Store, batches_before: int) -> Drawn:
     return Drawn(int(rollouts), int(tokens))
 
 
-def tallies(store: Store) -> list[Tally]:
+def tallies(store: Store) -> list[ProblemTally]:
     """Return one tally per problem, in the order in which they were added."""
     rows = store.rows(
         "SELECT id, status, reason, COUNT(state), "
@@ -87,7 +87,7 @@ def tallies(store: Store) -> list[Tally]:
         "SUM(correct + incorrect + unknown) AS drawn, SUM(LENGTH(rollouts)) AS size FROM batches "
         "GROUP BY problem, state) ON problem = problems.number GROUP BY problems.number ORDER BY problems.number"
     )
-    return [Tally(*row[:3], *map(int, row[3:])) for row in rows]
+    return [ProblemTally(*row[:3], *map(int, row[3:])) for row in rows]
 
 
 def begun(store: Store) -> int:

@@ -12,22 +12,22 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
-from ray.exceptions import RayError
 
 from mmprm import actors
 from mmprm.errors import EngineStoppedError, MmprmError, TrainingError
-from mmprm.sampling.pool import NOTICE_SECONDS, REQUESTS_IN_FLIGHT, cause_of
+from mmprm.sampling.pool import REQUESTS_IN_FLIGHT
 from mmprm.scoring.config import ScorerConfig
-from mmprm.scoring.http.queue import Answer, Pace, ScoreQueue
+from mmprm.scoring.http.queue import Pace, ScoreQueue, ScoreResult
 from mmprm.scoring.open import open_scorer
 from mmprm.types import Solution
 from policy_rl.rewards.process import ProcessConfig
 
+T = TypeVar("T")
 BATCH_SOLUTIONS = 256
 """Maximum number of solutions passed to the scorer at once; the scorer splits them into batches by tokens."""
 
@@ -65,24 +65,25 @@ class Prm:
         self._actor = ray.remote(**limits, **resources)(PrmActor).remote(config.scorer, config.cores)
         self.processes = set()
 
-    async def judge(self, solutions: Sequence[Solution]) -> list[Answer]:
+    async def judge(self, solutions: Sequence[Solution]) -> list[ScoreResult]:
         """Return the scores of each solution, or a DataError for one that cannot be scored.
 
         Other errors of the scorer are raised.
         """
-        answer = self._actor.judge.remote(list(solutions))
-        try:
-            process, answers = await asyncio.wait_for(answer, self._config.score_timeout_seconds)
-        except TimeoutError as error:
-            raise TrainingError(
-                f"problem {solutions[0].problem.id}: waited {self._config.score_timeout_seconds:g} s in vain for "
-                f"{len(solutions)} scores of {self._name}; a larger process.score_timeout_seconds gives it more time"
-            ) from error
-        except RayError as error:
-            raise self._ended(error) from None
+        process, answers = await self._wait(
+            self._actor.judge.remote(list(solutions)),
+            lambda: f"{len(solutions)} scores of {self._name} for problem {solutions[0].problem.id}",
+            self._config.score_timeout_seconds,
+            "raise process.score_timeout_seconds if it only needs longer",
+            silent=True,
+        )
         if process not in self.processes:
             self.processes.add(process)
-            print(f"{self._name}: its process has died; another has loaded it and goes on", file=sys.stderr, flush=True)
+            print(
+                f"{self._name}: its process has died; another one has loaded it and continues",
+                file=sys.stderr,
+                flush=True,
+            )
         return answers
 
     def close(self) -> None:
@@ -90,34 +91,30 @@ class Prm:
         actors.kill(self._actor)
 
     async def _start(self) -> None:
-        start = asyncio.ensure_future(self._actor.start.remote())
-        waited = 0.0
-        while not start.done():
-            limit = min(NOTICE_SECONDS, self._config.start_timeout_seconds - waited)
-            waiting = f"{self._name} to load; it books {self._booked}, Ray has {_free()} free"
-            if limit <= 0:
-                start.cancel()
-                raise TrainingError(
-                    f"waited {waited:g} s in vain for {waiting}; book less for engines and trainer, or raise "
-                    "process.start_timeout_seconds"
-                )
-            await asyncio.wait([start], timeout=limit)
-            waited += limit
-            if not start.done():
-                print(f"waiting for {waiting} ({waited:.0f} s)", file=sys.stderr, flush=True)
-        try:
-            self.processes.add(start.result())
-        except RayError as error:
-            raise self._ended(error) from None
+        process = await self._wait(
+            self._actor.start.remote(),
+            lambda: f"{self._name} to load; it books {self._booked}, Ray has {_free()} free",
+            self._config.start_timeout_seconds,
+            "book less for engines and trainer, or raise process.start_timeout_seconds",
+        )
+        self.processes.add(process)
 
-    def _ended(self, error: RayError) -> MmprmError:
-        cause = cause_of(error)
-        if isinstance(cause, EngineStoppedError):
-            return TrainingError(
+    async def _wait(
+        self,
+        answer: Awaitable[T],
+        what: Callable[[], str],
+        timeout_seconds: float,
+        way_out: str,
+        silent: bool = False,
+    ) -> T:
+        """Return the actor's answer; raise the scorer's own error, or TrainingError if it does not come."""
+        try:
+            return await actors.wait(answer, what, timeout_seconds, way_out, TrainingError, silent)
+        except EngineStoppedError as error:
+            raise TrainingError(
                 f"{self._name} has stopped, after {self._config.max_restarts} restarts at most "
-                f"(process.max_restarts): {cause}; go on from the last checkpoint"
-            )
-        return cause
+                f"(process.max_restarts): {error}; run the same command again, which resumes from the last checkpoint"
+            ) from None
 
 
 class PrmActor:
@@ -141,7 +138,7 @@ class PrmActor:
                 self._queue = ScoreQueue(scorer, Pace(most=BATCH_SOLUTIONS, limit=BATCH_SOLUTIONS), thread)
         return os.getpid()
 
-    async def judge(self, solutions: list[Solution]) -> tuple[int, list[Answer]]:
+    async def judge(self, solutions: list[Solution]) -> tuple[int, list[ScoreResult]]:
         """Return the process id and one answer per solution."""
         process = await self.start()
         assert self._queue is not None, "start makes it"
@@ -158,7 +155,7 @@ class PrmActor:
         return open_scorer(self._config)
 
 
-def _portable(answer: Answer) -> Answer:
+def _portable(answer: ScoreResult) -> ScoreResult:
     """Return the answer in a form that can be sent to another process, which errors of other packages may not be."""
     if isinstance(answer, Exception) and not isinstance(answer, MmprmError):
         return TrainingError(f"the PRM failed on a solution ({type(answer).__name__}: {answer}); try mmprm score")

@@ -27,9 +27,9 @@ from mmprm.config import Config
 from mmprm.errors import DataError, MmprmError, TrainingError
 from mmprm.scoring.aggregate import Aggregator, aggregator, chosen_aggregator
 from mmprm.scoring.config import ScorerConfig
-from mmprm.scoring.http.queue import Answer
+from mmprm.scoring.http.queue import ScoreResult
 from mmprm.scoring.open import scorer_info
-from mmprm.steps import Split, StepFormat, plain, split
+from mmprm.steps import StepFormat, StepSplit, plain, split
 from mmprm.types import Problem, Solution, Steps
 from policy_rl.graded import StepRewards
 from policy_rl.types import Response
@@ -72,7 +72,7 @@ class ProcessConfig(Config):
 class Judge(Protocol):
     """Describe what scores solutions."""
 
-    async def judge(self, solutions: Sequence[Solution]) -> list[Answer]:
+    async def judge(self, solutions: Sequence[Solution]) -> list[ScoreResult]:
         """Return the scores of each solution, or the reason why it has none: a DataError if it cannot be scored."""
         ...
 
@@ -115,7 +115,7 @@ class ProcessReward:
             for found, step_of_token in cuts
         ]
 
-    def _cut(self, response: Response) -> tuple[Split, tuple[int, ...]]:
+    def _cut(self, response: Response) -> tuple[StepSplit, tuple[int, ...]]:
         found = plain_steps(response.text, self._step_format, self._prefill)
         if not found.steps:
             return found, ()
@@ -123,11 +123,11 @@ class ProcessReward:
         begins_T = token_begins(response.token_ids, response.text, self._decode)
         step_of_token = step_of_tokens(verbatim, [len(self._prefill) + begin for begin in begins_T])
         if set(step_of_token) != set(range(len(verbatim))):
-            return Split((), "step without a token"), ()
+            return StepSplit((), "step without a token"), ()
         return found, step_of_token
 
     def _scored(
-        self, problem: Problem, found: Split, step_of_token: tuple[int, ...], answer: Answer
+        self, problem: Problem, found: StepSplit, step_of_token: tuple[int, ...], answer: ScoreResult
     ) -> StepRewards | None:
         if isinstance(answer, DataError):
             if not self.unscored["refused by the PRM"]:
@@ -152,14 +152,14 @@ class ProcessReward:
         self.unscored[reason or ""] += 1
 
 
-def plain_steps(text: str, step_format: StepFormat, prefill: str = "") -> Split:
+def plain_steps(text: str, step_format: StepFormat, prefill: str = "") -> StepSplit:
     """Return the steps of a response as the PRM reads them, or the reason why it has none.
 
     The reason is that of `split`, or "empty step".
     """
     found = split(prefill + text, step_format)
     steps = tuple(plain(step, step_format) for step in written_steps(found.steps, len(prefill)))
-    return Split(steps, found.reason) if all(steps) else Split((), "empty step")
+    return StepSplit(steps, found.reason) if all(steps) else StepSplit((), "empty step")
 
 
 def written_steps(steps: Steps, given: int) -> Steps:

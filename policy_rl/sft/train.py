@@ -19,7 +19,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from mmprm.backbone.load import load_backbone, whole_folder
+from mmprm.backbone.load import load_backbone, new_model_folder
 from mmprm.backbone.masks import CPU_ROW, use_block_masks, why_not_packed
 from mmprm.backbone.token_tree import fill_rows
 from mmprm.config import Config, PathText
@@ -244,7 +244,7 @@ def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
         weights = engine.weights("backbone.")
         if ranks.is_main:
             _stop_at(backbone, encoder.ends)
-            with whole_folder(output / "policy") as folder:
+            with new_model_folder(output / "policy") as folder:
                 backbone.save_pretrained(folder, state_dict=plain_weights(backbone, weights))
                 processor.save_pretrained(folder)
         ranks.barrier()

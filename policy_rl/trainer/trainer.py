@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mmprm.backbone.load import load_backbone, whole_folder
+from mmprm.backbone.load import load_backbone, new_model_folder
 from mmprm.backbone.masks import use_block_masks, why_not_packed
 from mmprm.backbone.processor import tokenizer_of, vision_token_ids
 from mmprm.errors import TrainingError
@@ -40,7 +40,7 @@ from mmprm.training.ranks import check_shared, join_ranks
 from mmprm.training.sharding import loading_in_parts
 from policy_rl.algorithms.losses import aggregate, denominator, policy_loss, truncated_weights, value_loss
 from policy_rl.trainer.batch import Limits, Row, check_finite, collate, padded, plan, tokens_of_groups
-from policy_rl.trainer.config import CHANGEABLE, TrainerConfig
+from policy_rl.trainer.config import CHANGEABLE, TrainerConfig, without_former_keys
 from policy_rl.trainer.policy import Policy, PolicyInputs, prepare, without_adapters
 from policy_rl.trainer.prompt_encoder import PromptEncoder
 from policy_rl.trainer.update_metrics import Tally
@@ -216,7 +216,7 @@ class Trainer:
         self.doing = f"reading a checkpoint from {folder}"
         check_shared(self.ranks, folder, "output")
         rates = self._engine.deepspeed.lr_scheduler.base_lrs
-        checkpoints.resume(self._engine, folder, self._resume_key)
+        checkpoints.resume(self._engine, folder, self._resume_key, _with_current_optimization)
         (extra, *_) = self.ranks.gather(checkpoints.read_extra(folder) if self.ranks.is_main else None)
         if extra is not None:
             self.updates = extra.pop("updates")
@@ -232,7 +232,7 @@ class Trainer:
         weights = self._engine.weights("backbone.")
         if self.ranks.is_main:
             weights = plain_weights(backbone, weights)
-            with whole_folder(folder) as temporary:
+            with new_model_folder(folder) as temporary:
                 backbone.save_pretrained(temporary, state_dict=weights)
                 self.processor.save_pretrained(temporary)
         self.ranks.barrier()
@@ -330,3 +330,7 @@ class Trainer:
                 f"{most} updates in a row had a loss or a gradient that is not finite and were skipped; "
                 "with a lower trainer.optimization.learning_rate the same command resumes from the last checkpoint"
             )
+
+
+def _with_current_optimization(resume_key: dict[str, Any]) -> dict[str, Any]:
+    return resume_key | {"optimization": without_former_keys(resume_key["optimization"])}

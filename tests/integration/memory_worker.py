@@ -13,7 +13,7 @@ import torch
 
 from mmprm.prm.info import PrmTokens
 from mmprm.prm.model import initialize_prm
-from mmprm.prm.train import TrainConfig, prepare
+from mmprm.prm.train import TrainConfig, prepare_model
 from mmprm.tiny.world import make_problems, solve
 from mmprm.training.config import TrainingConfig
 from mmprm.training.engine import Engine
@@ -31,7 +31,7 @@ def measure(base: str, precision: str, stage: int, ranks: Ranks) -> dict[str, in
     training = TrainingConfig(precision=precision, zero_stage=stage)
     config = TrainConfig(model=base, labels="", output="", frozen=("vision",), training=training)
     prm = initialize_prm(base, PrmTokens(), dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
-    prepare(prm.model, config)
+    prepare_model(prm.model, config)
     engine = Engine(prm.model, training, 10, ranks)
     tiny = make_problems(1, seed=0, split="train")[0]
     inputs = prm.renderer.encode([Solution(tiny.problem, solve(tiny))])

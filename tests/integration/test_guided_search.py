@@ -8,7 +8,7 @@ import pytest
 
 from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
 from mmprm.selection.guided import search_problems
-from mmprm.selection.paths import Path, State, Writer
+from mmprm.selection.paths import Path, PathState, Writer
 from mmprm.selection.strategies import GuidedConfig
 from mmprm.tiny.world import make_problems
 from mmprm.types import Sampler, Solution, StepScores
@@ -28,10 +28,10 @@ class ShortScorer:
 async def test_a_step_ends_at_its_tag_and_greedy_draws_are_one(sampler: Sampler) -> None:
     writer = Writer(PROBLEMS[0], sampler, "tags", 0)
     path, length = Path(), 0
-    while path.state is State.OPEN and length < 12:
+    while path.state is PathState.OPEN and length < 12:
         (path,) = await writer.steps(path, 1, greedy=True)
         length += 1
-    assert path.state is State.COMPLETE
+    assert path.state is PathState.COMPLETE
     assert all(step.endswith("</step>") for step in path.steps[:-1])
     assert path.token_count == writer.tokens
     first, again = (

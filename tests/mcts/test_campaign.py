@@ -19,7 +19,7 @@ from mcts.progress import CampaignSummary
 from mcts.search import SearchConfig
 from mcts.worker import LocalWorker, Report, WorkerDiedError
 from mmprm.errors import EngineStoppedError, SamplingError, StoreError
-from mmprm.trees.evidence import count_labels
+from mmprm.trees.evidence import count_labeled_prefixes
 from mmprm.trees.store import Finished, Store
 from mmprm.trees.tallies import Session, sessions
 from mmprm.types import Batch, Completion, Problem, SampleRequest
@@ -39,7 +39,7 @@ def annotate(problems: Path, run: Path, **values: object) -> CampaignSummary:
 def labels(run: Path) -> int:
     store = Store.read(run / "trees.sqlite")
     try:
-        return sum(count_labels(tree, SearchConfig(rollouts=4, max_rollouts=80)) for tree in store.trees())
+        return sum(count_labeled_prefixes(tree, SearchConfig(rollouts=4, max_rollouts=80)) for tree in store.trees())
     finally:
         store.close()
 

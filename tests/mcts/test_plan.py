@@ -5,24 +5,24 @@ from types import SimpleNamespace
 
 import pytest
 
-from mcts.plan import plan, plan_text
+from mcts.plan import estimate_campaign, plan_text
 from mmprm.cli.main import main
 from mmprm.errors import DataError
 from mmprm.metrics import Interval
 from mmprm.trees.serialization import pack_batch
 from mmprm.trees.stopping import StoppingRule
-from mmprm.trees.store import Finished, Status, Store
-from mmprm.trees.tallies import Tally
+from mmprm.trees.store import Finished, ProblemStatus, Store
+from mmprm.trees.tallies import ProblemTally
 from mmprm.types import Batch, Problem, Rollout, Verdict
 
 
-def tally(labels: int, status: Status = "done") -> Tally:
-    return Tally("p", status, "", labels + 1, labels, 10 * labels, 100 * labels, 50 * labels)
+def tally(labels: int, status: ProblemStatus = "done") -> ProblemTally:
+    return ProblemTally("p", status, "", labels + 1, labels, 10 * labels, 100 * labels, 50 * labels)
 
 
 def test_means_times_problems_by_hand() -> None:
     # 120 labels in 12,000 tokens and 100 engine-seconds: 120 tokens per second per engine.
-    expected = plan([tally(20), tally(40), tally(60)], engine_seconds=100, store_bytes=12_000, problems=30)
+    expected = estimate_campaign([tally(20), tally(40), tally(60)], engine_seconds=100, store_bytes=12_000, problems=30)
     assert (expected.labels.value, expected.rollouts.value, expected.tokens.value) == (1200, 12_000, 120_000)
     assert expected.tokens_per_engine_second == 120
     assert expected.engine_hours is not None
@@ -37,33 +37,35 @@ def test_means_times_problems_by_hand() -> None:
 
 
 def test_the_interval_narrows_with_the_pilot_and_closes_on_equal_problems() -> None:
-    small = plan([tally(20), tally(60)] * 5, 1, 1, problems=100).labels
-    large = plan([tally(20), tally(60)] * 50, 1, 1, problems=100).labels
+    small = estimate_campaign([tally(20), tally(60)] * 5, 1, 1, problems=100).labels
+    large = estimate_campaign([tally(20), tally(60)] * 50, 1, 1, problems=100).labels
     assert small.value == large.value == 4000
     # Standard error of the mean: 20 / sqrt(100) labels a problem.
     assert large.high - large.low == pytest.approx(2 * 1.96 * 2 * 100, rel=0.1)
     assert small.high - small.low == pytest.approx(2 * 1.96 * 20 / 10**0.5 * 100, rel=0.15)
-    assert plan([tally(7)] * 9, 1, 1, problems=10).labels == Interval(70, 70, 70)
+    assert estimate_campaign([tally(7)] * 9, 1, 1, problems=10).labels == Interval(70, 70, 70)
 
 
 def test_open_problems_are_left_out_and_their_time_is_not() -> None:
-    expected = plan([tally(20), tally(20), tally(5, "open")], engine_seconds=45, store_bytes=1, problems=10)
+    expected = estimate_campaign(
+        [tally(20), tally(20), tally(5, "open")], engine_seconds=45, store_bytes=1, problems=10
+    )
     assert (expected.pilot_problems, expected.pilot_open, expected.labels.value) == (2, 1, 200)
     assert expected.tokens_per_engine_second == 100
     assert "1 problems of the pilot are still open" in plan_text(expected, "runs/pilot", None)
 
 
 def test_failed_problems_cost_and_give_little() -> None:
-    assert plan([tally(20), tally(0, "failed")], 1, 1, problems=10).labels.value == 100
+    assert estimate_campaign([tally(20), tally(0, "failed")], 1, 1, problems=10).labels.value == 100
 
 
 def test_too_small_a_pilot() -> None:
     with pytest.raises(DataError, match="1 problems of the pilot have ended, must be at least 2"):
-        plan([tally(20), tally(20, "open")], 1, 1, problems=10)
+        estimate_campaign([tally(20), tally(20, "open")], 1, 1, problems=10)
 
 
 def test_a_pilot_without_time_gives_no_hours() -> None:
-    text = plan_text(plan([tally(20)] * 2, 0, 1, problems=10), "runs/pilot", 4)
+    text = plan_text(estimate_campaign([tally(20)] * 2, 0, 1, problems=10), "runs/pilot", 4)
     assert "hours" not in text
     assert "The pilot recorded no engine time." in text
 

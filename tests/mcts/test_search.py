@@ -6,7 +6,7 @@ import pytest
 
 from mcts.roll import Roller
 from mcts.search import SearchConfig, SearchResult, search
-from mcts.tree import Candidate, SearchTree
+from mcts.tree import SearchCandidate, SearchTree
 from mmprm.config import build
 from mmprm.errors import ConfigError
 from mmprm.sampling.scripted import ScriptedSampler
@@ -140,7 +140,7 @@ async def test_finds_the_true_first_error(number: int, monkeypatch: pytest.Monke
     searched: list[Steps] = []
     select = SearchTree.select
 
-    def spy(tree: SearchTree) -> Candidate | None:
+    def spy(tree: SearchTree) -> SearchCandidate | None:
         candidate = select(tree)
         assert candidate is not None
         searched.append(candidate.state.steps + candidate.rollout.steps)

@@ -10,14 +10,14 @@ import pytest
 
 from mcts.status import read_status, status_text
 from mmprm.cli.main import main
-from mmprm.trees.serialization import PackedBatch, pack_batch
+from mmprm.trees.serialization import StoredBatch, pack_batch
 from mmprm.trees.store import Finished, Store
 from mmprm.types import Batch, Problem, Rollout, Steps, Verdict
 
 R, W, U = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
 
 
-def batch(problem: str, steps: Steps, first_sample: int, *verdicts: Verdict) -> PackedBatch:
+def batch(problem: str, steps: Steps, first_sample: int, *verdicts: Verdict) -> StoredBatch:
     return pack_batch(
         Batch(problem, steps, first_sample, tuple(Rollout((), v, 5, "x", "no step", "time-out") for v in verdicts))
     )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from mmprm.selection.paths import Path, State, Writer
+from mmprm.selection.paths import Path, PathState, Writer
 from mmprm.steps import ends_within, plain, split
 from mmprm.types import Completion, Problem, SampleRequest
 
@@ -192,7 +192,7 @@ def test_a_stop_in_a_code_block_ends_no_step() -> None:
     async def two() -> None:
         (first, other) = await writer.steps((await writer.steps(Path(), 1))[0], 2)
         assert first.steps == other.steps == (BLOCK, "Then 3.")
-        assert first.state is State.COMPLETE
+        assert first.state is PathState.COMPLETE
 
     asyncio.run(two())
     assert (writer.samples, writer.tokens) == (4, 2 + 5 + 5 + 5)

@@ -10,14 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from mmprm.data.rows import read_file
 from mmprm.files import whole_file
-
-
-def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (location for error messages, object) per row of a file in any supported format; an unknown suffix is
-    read as JSON lines."""
-    return read_file(path)
 
 
 def value_as_json(value: Any) -> Any:

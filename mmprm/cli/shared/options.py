@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from mmprm.config import Config, describe, load
 
-C = TypeVar("C", bound=Config)
+_C = TypeVar("C", bound=Config)
 
 WIDTH = 116
 """Maximum number of columns of a help text."""
@@ -28,7 +28,7 @@ def add_config_options(parser: argparse.ArgumentParser, model: type[Config], pre
     parser.config_model = model  # read by the command reference of the documentation
 
 
-def load_config(arguments: argparse.Namespace, model: type[C], *overrides: str) -> C:
+def load_config(arguments: argparse.Namespace, model: type[_C], *overrides: str) -> _C:
     """Return the configuration of a command; `overrides`, from its own arguments, take precedence over the file but
     not over --set."""
     return load(model, arguments.config, [*overrides, *arguments.set])

@@ -36,7 +36,7 @@ def bounded_route(parse: Callable[[bytes], Awaitable[Any]]) -> type[APIRoute]:
     return BoundedRoute
 
 
-def parse_json(body: bytes, max_values: int) -> Any:
+def parse_body(body: bytes, max_values: int) -> Any:
     """Return the value in a request body; every number becomes 0, because no field of a request is numeric.
 
     Raises Refused for more than `max_values` values and separators, before any object is created; for a body that is

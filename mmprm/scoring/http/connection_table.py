@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
-from mmprm.scoring.http.limits import Limits
+from mmprm.scoring.http.limits import ServiceLimits
 
 if TYPE_CHECKING:
     from mmprm.scoring.http.connections import Connection
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 class ConnectionTable:
     """Open connections per address. Those that hold a complete request are `answering`; the others may be closed."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: ServiceLimits) -> None:
         free = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _open_files() - RESERVED_FILES
         self.limits = limits
         self.max_total = max(8, min(limits.connections, free))

@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mmprm.scoring.http.connection_table import address_of
-from mmprm.scoring.http.limits import MIB, Limits
+from mmprm.scoring.http.limits import MIB, ServiceLimits
 from mmprm.scoring.http.refused import Refused
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-OPEN = {"/health", "/docs", "/openapi.json"}
+_OPEN = {"/health", "/docs", "/openapi.json"}
 """Paths that need no key: those of load balancers and human readers."""
 SCORING = {"/v1/score", "/v1/score/batch"}
 LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
@@ -39,7 +39,7 @@ class Gate:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        known = scope["path"] in OPEN | SCORING | {"/v1/model", "/metrics"}
+        known = scope["path"] in _OPEN | SCORING | {"/v1/model", "/metrics"}
         path = scope["path"] if known else "other"
         begun, status, started = time.perf_counter(), 500, False
 
@@ -77,7 +77,7 @@ class Gate:
             # A web page in a local browser could resolve its own name to 127.0.0.1 and read the answers
             # (DNS rebinding).
             raise Refused(403, "unauthorized", "without an API key only requests to localhost are taken")
-        if path not in OPEN and service.key is not None and not _has_key(headers, service.key):
+        if path not in _OPEN and service.key is not None and not _has_key(headers, service.key):
             raise Refused(401, "unauthorized", "send the API key as Authorization: Bearer KEY")
         if scope["method"] != "POST" or path not in SCORING:
             return
@@ -107,7 +107,7 @@ class Gate:
             traffic.release(traffic.bytes, address, len(body))
 
 
-async def _parts(receive: Receive, limits: Limits) -> AsyncIterator[bytes]:
+async def _parts(receive: Receive, limits: ServiceLimits) -> AsyncIterator[bytes]:
     """Yield the parts of a body. Raises Refused for one that is too large or arrives too slowly."""
     got, more = 0, True
     latest = asyncio.get_running_loop().time() + limits.body_seconds
@@ -151,7 +151,7 @@ def _has_key(headers: Headers, key: str) -> bool:
     return hmac.compare_digest(sent.encode(), key.encode()) and scheme.lower() == "bearer"
 
 
-def _too_large(limits: Limits) -> Refused:
+def _too_large(limits: ServiceLimits) -> Refused:
     return Refused(413, "too_large", f"the body is larger than {limits.body_mib} MiB; send fewer solutions at once")
 
 

@@ -12,7 +12,7 @@ MAX_HEADER = 64 * 1024
 """Maximum size of a request's line and header, in bytes."""
 
 
-class Limits(Config):
+class ServiceLimits(Config):
     """Limits of the service. A request that exceeds one is refused, and the service keeps running."""
 
     body_mib: int = Field(64, ge=1)
@@ -63,7 +63,7 @@ class Limits(Config):
     """Maximum number of open connections per address, and at most half of all."""
 
     @model_validator(mode="after")
-    def _a_full_request_fits(self) -> Limits:
+    def _a_full_request_fits(self) -> ServiceLimits:
         for single, together in (
             ("solutions", "in_flight"),
             ("body_mib", "in_flight_mib"),
@@ -71,7 +71,10 @@ class Limits(Config):
             ("solution_pixels", "request_pixels"),
         ):
             if getattr(self, together) < getattr(self, single):
-                raise ValueError(f"{together} must be at least {single}, or a full request is always refused")
+                raise ValueError(
+                    f"{together} must be at least {single}, or a full request would always be rejected; raise "
+                    f"{together}"
+                )
         return self
 
     @property

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from mmprm.errors import DataError, EngineStoppedError
-from mmprm.scoring.http.turns import Turns
+from mmprm.scoring.http.turns import FairQueue
 from mmprm.types import Scorer, Solution, StepScores
 
-Answer = StepScores | Exception
+ScoreResult = StepScores | Exception
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,10 @@ class ScoreQueue:
         self.batches = 0
         self.scored = 0
         # A scorer that reports errors per solution needs no bisection of failed batches.
-        self._score: Callable[[Sequence[Solution]], Sequence[Answer]] = getattr(scorer, "score_each", scorer.score)
+        self._score: Callable[[Sequence[Solution]], Sequence[ScoreResult]] = getattr(scorer, "score_each", scorer.score)
         self._pace = pace or Pace()
         self._thread = thread or ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
-        self._waiting: Turns[_Asked] = Turns()
+        self._waiting: FairQueue[_Asked] = FairQueue()
         self._work: asyncio.Task[None] | None = None
 
     @property
@@ -83,7 +83,7 @@ class ScoreQueue:
 
     async def judge(
         self, solutions: Sequence[Solution], weights: Sequence[float] | None = None, caller: str = ""
-    ) -> list[Answer]:
+    ) -> list[ScoreResult]:
         """Return the scores of each solution, or the reason why it has none."""
         loop = asyncio.get_running_loop()
         asked = [_Asked(solution, loop.create_future()) for solution in solutions]
@@ -133,7 +133,7 @@ class ScoreQueue:
             batch.setdefault(item.solution, []).append(item.answer)
         return batch, total
 
-    def _answers(self, solutions: list[Solution]) -> list[Answer]:
+    def _answers(self, solutions: list[Solution]) -> list[ScoreResult]:
         """Score a batch; if it fails, score its halves, so that in the end only the faulty solution has no scores.
 
         The other solutions may then be computed up to three times. If the engine has stopped, all of them fail.

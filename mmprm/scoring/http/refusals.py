@@ -10,7 +10,7 @@ from starlette.exceptions import HTTPException
 from mmprm.scoring.http.refused import Refused
 from mmprm.scoring.http.wire import ErrorOut, invalid
 
-KINDS = {401: "unauthorized", 403: "unauthorized", 404: "not_found", 408: "too_slow", 413: "too_large"}
+_KINDS = {401: "unauthorized", 403: "unauthorized", 404: "not_found", 408: "too_slow", 413: "too_large"}
 """Error types by status; every other status maps to invalid_request."""
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": ErrorOut, "description": text}
@@ -36,7 +36,7 @@ def refused_for(error: Exception) -> Refused:
     if isinstance(error, HTTPException):
         # FastAPI raises 400 for a body that ended early.
         text = "the body cannot be read" if error.status_code == 400 else str(error.detail)
-        refused = Refused(error.status_code, KINDS.get(error.status_code, "invalid_request"), text)
+        refused = Refused(error.status_code, _KINDS.get(error.status_code, "invalid_request"), text)
         refused.headers = error.headers
         return refused
     return Refused(500, "internal", f"the service failed ({type(error).__name__}); see its log")

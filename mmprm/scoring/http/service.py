@@ -24,11 +24,11 @@ from starlette.exceptions import HTTPException
 from mmprm.errors import DataError
 from mmprm.scoring.aggregate import aggregator
 from mmprm.scoring.http.api_page import api_page
-from mmprm.scoring.http.body import bounded_route, parse_json
+from mmprm.scoring.http.body import bounded_route, parse_body
 from mmprm.scoring.http.gate import Gate, caller_of, while_connected
-from mmprm.scoring.http.limits import Limits
+from mmprm.scoring.http.limits import ServiceLimits
 from mmprm.scoring.http.memory import give_back
-from mmprm.scoring.http.queue import Answer, Pace, ScoreQueue
+from mmprm.scoring.http.queue import Pace, ScoreQueue, ScoreResult
 from mmprm.scoring.http.refusals import ERRORS, refused_for
 from mmprm.scoring.http.refused import Refused
 from mmprm.scoring.http.traffic import Metrics, Traffic
@@ -36,7 +36,7 @@ from mmprm.scoring.http.wire import BatchIn, BatchOut, ModelOut, Reader, ScoreOu
 from mmprm.scoring.open import ClosableScorer
 from mmprm.types import Problem, Solution, StepScores
 
-BATCH_SOLUTIONS = 256
+_BATCH_SOLUTIONS = 256
 """Maximum number of solutions given to the model at once, so that a new request does not wait for all earlier ones."""
 PREPARING_THREADS = 2
 """Number of threads that parse JSON and texts while the event loop and the model run; as many others decode images."""
@@ -60,7 +60,7 @@ class Service:
         facts: ModelOut,
         load: Callable[[], ClosableScorer],
         *,
-        limits: Limits,
+        limits: ServiceLimits,
         key: str | None = None,
         local_only: bool = False,
         image_root: Path | None = None,
@@ -136,7 +136,7 @@ class Service:
         return app
 
     async def _parsed(self, body: bytes) -> Any:
-        return await _in_thread(self._texts, parse_json, body, self.limits.max_values)
+        return await _in_thread(self._texts, parse_body, body, self.limits.max_values)
 
     async def score(self, item: SolutionIn, request: Request) -> Response:
         (answer,) = await self._judged([item], ["request"], request)
@@ -208,11 +208,11 @@ class Service:
                 prepared.append(refused)
                 continue
             pixels = (reader.pixels - before) / limits.batch_pixels
-            shares = (1 / BATCH_SOLUTIONS, _characters(solution) / limits.batch_characters, pixels)
+            shares = (1 / _BATCH_SOLUTIONS, _characters(solution) / limits.batch_characters, pixels)
             prepared.append((solution, max(shares)))
         return prepared
 
-    def _scored(self, answer: Answer) -> dict[str, Any] | Refused:
+    def _scored(self, answer: ScoreResult) -> dict[str, Any] | Refused:
         if isinstance(answer, DataError):
             return Refused(422, "unscorable", str(answer))
         if isinstance(answer, Exception):
@@ -292,7 +292,7 @@ class _Counted:
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
         return self._scorer.score(solutions)
 
-    def score_each(self, solutions: Sequence[Solution]) -> Sequence[Answer]:
+    def score_each(self, solutions: Sequence[Solution]) -> Sequence[ScoreResult]:
         self._metrics.batches.observe(len(solutions))
         try:
             return getattr(self._scorer, "score_each", self._scorer.score)(solutions)

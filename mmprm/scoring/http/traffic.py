@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from mmprm.scoring.http.limits import MIB, Limits
+from mmprm.scoring.http.limits import MIB, ServiceLimits
 from mmprm.scoring.http.refused import Refused
 
 
@@ -18,7 +18,7 @@ class Traffic:
     """Requests for scoring that have arrived and are not answered yet, and the bytes and solutions of these and of
     the requests that are still arriving."""
 
-    limits: Limits
+    limits: ServiceLimits
     requests: int = 0
     bytes: Tally[str] = field(default_factory=Tally)
     solutions: Tally[str] = field(default_factory=Tally)

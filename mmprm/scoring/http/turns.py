@@ -22,7 +22,7 @@ class _Request(Generic[T]):
     items: deque[tuple[T, float]] = field(compare=False)
 
 
-class Turns(Generic[T]):
+class FairQueue(Generic[T]):
     """Queue the weighted items of callers' requests.
 
     Callers take turns, one item per turn. Among the requests of a caller, the one that has been served least is next,

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, FailFast, Field, ValidationError
 from mmprm.errors import DataError
 from mmprm.prm.info import AggregatorEvidence
 from mmprm.problems import image_pixels
-from mmprm.scoring.http.limits import MIB, Limits
+from mmprm.scoring.http.limits import MIB, ServiceLimits
 from mmprm.scoring.http.refused import Refused
 from mmprm.types import ImageRef, Problem, Solution
 
@@ -69,7 +69,7 @@ class ErrorOut(_Message):
     error: ErrorDetail
 
 
-class Judged(_Message):
+class ScoresOut(_Message):
     """The scores of one solution."""
 
     scores: list[float]
@@ -78,7 +78,7 @@ class Judged(_Message):
     """The aggregate of all step scores."""
 
 
-class ScoreOut(Judged):
+class ScoreOut(ScoresOut):
     """The answer to a request with one solution."""
 
     aggregator: str
@@ -90,7 +90,7 @@ class ScoreOut(Judged):
 class BatchOut(_Message):
     """The answer to a request with several solutions."""
 
-    results: list[Judged | ErrorOut]
+    results: list[ScoresOut | ErrorOut]
     """Results in the order of the solutions."""
     aggregator: str
     model: str
@@ -120,7 +120,7 @@ class Reader:
     """Read the solutions of one request. `pixels` and `bytes` count those of all images so far; `max_characters` is
     the maximum length of a solution that the model could read."""
 
-    def __init__(self, limits: Limits, image_root: Path | None, max_characters: int) -> None:
+    def __init__(self, limits: ServiceLimits, image_root: Path | None, max_characters: int) -> None:
         self._limits, self._root = limits, image_root
         self._max_characters = min(max_characters, limits.characters)
         self.pixels = self.bytes = 0

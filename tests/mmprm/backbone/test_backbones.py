@@ -14,7 +14,7 @@ from mmprm.prm.formats import OwnFormat
 from mmprm.prm.info import PrmTokens
 from mmprm.prm.model import Prm, initialize_prm, load_prm, save_prm
 from mmprm.prm.packing import Marks
-from mmprm.prm.train import TrainConfig, prepare
+from mmprm.prm.train import TrainConfig, prepare_model
 from mmprm.types import Solution
 from tests.backbones import BACKBONES, WITH_IMAGE, tiny_solutions, write_backbone
 
@@ -87,8 +87,8 @@ def test_a_step_of_training_lowers_the_loss_and_moves_the_marker(prm: Prm, solut
 def test_gradient_checkpointing_changes_no_gradient(folder: Path, prm: Prm, solutions: list[Solution]) -> None:
     other = initialize_prm(str(folder), PrmTokens())
     config = {"model": "x", "labels": "x", "output": "x"}
-    prepare(prm.model, TrainConfig(**config))
-    prepare(other.model, TrainConfig(**config, gradient_checkpointing=True))
+    prepare_model(prm.model, TrainConfig(**config))
+    prepare_model(other.model, TrainConfig(**config, gradient_checkpointing=True))
     assert other.model.backbone.is_gradient_checkpointing
     for one in (prm, other):
         loss_of(one, solutions).backward()
@@ -104,7 +104,7 @@ def test_parts_are_frozen_by_name(backbone: str, folder: Path) -> None:
     for part in PARTS if backbone in WITH_IMAGE else ["language"]:
         others = [other for other in PARTS if other != part] if backbone in WITH_IMAGE else []
         model = initialize_prm(str(folder), PrmTokens()).model
-        prepare(model, TrainConfig(model="x", labels="x", output="x", frozen=tuple(others)))
+        prepare_model(model, TrainConfig(model="x", labels="x", output="x", frozen=tuple(others)))
         trained = {name for name, parameter in model.backbone.named_parameters() if parameter.requires_grad}
         assert trained, part
         counts[part] = len(trained)

@@ -12,7 +12,7 @@ from mmprm.config import load
 from mmprm.errors import ConfigError
 from mmprm.prm.info import PrmTokens
 from mmprm.prm.model import Prm, initialize_prm, load_prm, save_prm
-from mmprm.prm.train import TrainConfig, prepare
+from mmprm.prm.train import TrainConfig, prepare_model
 from mmprm.training.lora import plain_weights
 from tests.backbones import tiny_solutions, write_backbone
 
@@ -32,7 +32,7 @@ def folder(backbone: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def adapted(folder: Path, *sets: str) -> Prm:
     torch.manual_seed(0)
     prm = initialize_prm(str(folder), PrmTokens())
-    prepare(prm.model, load(TrainConfig, None, ["model=x", "labels=x", "output=x", "lora.rank=4", *sets]))
+    prepare_model(prm.model, load(TrainConfig, None, ["model=x", "labels=x", "output=x", "lora.rank=4", *sets]))
     return prm
 
 

@@ -12,7 +12,7 @@ from mmprm.cli.main import main
 from mmprm.errors import CheckpointError, DataError
 from mmprm.prm.info import AggregatorEvidence, PrmInfo, read_info, write_info
 from mmprm.problems import ProblemReader
-from mmprm.selection.groups import Candidate, Group, Sampled
+from mmprm.selection.groups import Candidate, CandidateGroup, SampledGroups
 from mmprm.types import Problem, Solution, StepScores, Verdict
 
 
@@ -104,15 +104,15 @@ class Rerank:
         (folder / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
 
         async def sample(
-            config: rerank.RerankConfig, problems: Sequence[Problem], keep: Callable[[Group], None]
-        ) -> Sampled:
+            config: rerank.RerankConfig, problems: Sequence[Problem], keep: Callable[[CandidateGroup], None]
+        ) -> SampledGroups:
             self.asked.append([problem.id for problem in problems])
-            groups = [Group(p, self.candidates[p.id]) for p in problems if p.id in self.candidates]
+            groups = [CandidateGroup(p, self.candidates[p.id]) for p in problems if p.id in self.candidates]
             for group in groups:
                 keep(group)
                 if group.problem.id == self.stop_after:
                     raise KeyboardInterrupt
-            return Sampled(groups, {p.id: "image is missing" for p in problems if p.id not in self.candidates})
+            return SampledGroups(groups, {p.id: "image is missing" for p in problems if p.id not in self.candidates})
 
         monkeypatch.setattr(rerank, "_sample", sample)
         for check in ("check_prm", "check_config"):  # neither model is there
@@ -193,7 +193,7 @@ def test_rerank_without_a_scorer_reports_what_needs_no_scores(
     ("arguments", "words"),
     [
         (("--set", "aggregator=min"), "aggregator=min needs step scores; set scorer.prm"),
-        (("--choose-aggregator",), "scorer.prm='' must be a folder here"),
+        (("--choose-aggregator",), "scorer.prm='' must be a local folder"),
     ],
 )
 def test_without_a_scorer_nothing_is_aggregated(
@@ -245,7 +245,7 @@ def test_a_candidate_that_cannot_be_scored_is_not_chosen(
 def test_rerank_without_any_sample_is_an_error(reranked: Rerank, capsys: pytest.CaptureFixture[str]) -> None:
     reranked.candidates.clear()
     assert reranked() == 2
-    assert "x.jsonl: no problem could be sampled; p1: image is missing" in capsys.readouterr().err
+    assert "x.jsonl: no problem could be sampled (first failure: p1: image is missing" in capsys.readouterr().err
 
 
 def test_samples_outlive_a_prm_that_does_not_load(
@@ -261,7 +261,7 @@ def test_samples_outlive_a_prm_that_does_not_load(
     reranked.candidates = {"p3": CANDIDATES["p1"]}
     assert reranked() == 0
     assert reranked.asked == [["p1", "p2", "p3"], ["p3"]], "what failed is tried again, and nothing else"
-    assert "2 of 3 problems were sampled before" in capsys.readouterr().err
+    assert "2 of 3 problems are sampled already" in capsys.readouterr().err
     assert [row["problem_id"] for row in reranked.rows("candidates.jsonl")] == ["p1"] * 2 + ["p2"] * 2 + ["p3"] * 2
     before = reranked.rows("candidates.jsonl")
     assert reranked(aggregator="max") == 0, "another aggregator samples nothing"

@@ -18,10 +18,11 @@ from mmprm.cli import eval_policy as command
 from mmprm.cli.main import main
 from mmprm.config import build
 from mmprm.errors import DataError, EngineStoppedError, SamplingError
-from mmprm.evaluation.benchmarks import Item, inline_choices, read_items
+from mmprm.evaluation.benchmarks import Item, read_items
 from mmprm.evaluation.four_way import four_way
 from mmprm.evaluation.pass_at_k import majority_share, pass_at_k
 from mmprm.evaluation.policy import PolicyEvalConfig, score
+from mmprm.grading.choice import inline_choices
 from mmprm.grading.symbolic import GraderConfig, SymbolicGrader
 from mmprm.problems import ProblemsConfig
 from mmprm.types import Completion, Grading, Problem, SampleRequest, Verdict
@@ -435,7 +436,7 @@ def test_the_same_command_asks_only_what_is_missing(
     assert [row["response"] for row in responses(tmp_path)[1:]] == [ANSWERS[f"Q{n}"] for n in "0145"]
     capsys.readouterr()
     assert asked(ANSWERS) == ["2", "3"]
-    assert "4 of 6 responses were drawn before" in capsys.readouterr().err
+    assert "4 of 6 responses are stored already" in capsys.readouterr().err
     first = json.loads((tmp_path / "policy-mathvision.json").read_text())
     assert asked(ANSWERS) == ["3"], "what could not be asked is tried again"
     assert json.loads((tmp_path / "policy-mathvision.json").read_text()) == first
@@ -453,7 +454,7 @@ def test_files_that_share_an_id_are_refused(
     file = str(tmp_path / "test.jsonl")
     words = ["--set=benchmark=mathvision", "--set=engine.model=scripted", f"--set=output={tmp_path}"]
     assert main(["eval", "policy", file, file, *words]) == 2
-    assert "id '0' is in several of them; evaluate each by itself, with its own output" in capsys.readouterr().err
+    assert "id '0' occurs in several of these files; evaluate each file separately" in capsys.readouterr().err
 
 
 def test_a_policy_trained_anew_in_the_same_folder_and_another_question_are_asked(tmp_path: Path) -> None:
@@ -483,7 +484,7 @@ def test_a_stopped_engine_and_questions_that_all_fail_end_the_command(
     assert "the engine has stopped" in capsys.readouterr().err
     (tmp_path / "responses-mathvision.jsonl").unlink()
     assert run(tmp_path, monkeypatch, {"Q": "!"})[0] == 2
-    assert "no question could be asked; 0: the prompt is too long" in capsys.readouterr().err
+    assert "no question could be answered (first failure: 0: the prompt is too long" in capsys.readouterr().err
     assert not (tmp_path / "policy-mathvision.json").exists()
 
 

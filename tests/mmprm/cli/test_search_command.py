@@ -14,18 +14,18 @@ from mmprm.cli.main import main
 from mmprm.cli.shared import policy
 from mmprm.prm.info import PrmInfo
 from mmprm.selection.accuracy import at_equal_tokens
-from mmprm.selection.groups import Candidate, Group
+from mmprm.selection.groups import Candidate, CandidateGroup
 from mmprm.types import Problem, StepScores, Verdict
 from tests.mmprm.guided_world import DigitSampler, OnesScorer, TagGrader
 
 
 def test_equal_tokens_by_hand() -> None:
-    def group(name: str, *rewards: float, correct: int = 1) -> Group:
+    def group(name: str, *rewards: float, correct: int = 1) -> CandidateGroup:
         candidates = (
             Candidate("", ("s",), str(i), Verdict(i == correct), 10, scores=StepScores((reward,)))
             for i, reward in enumerate(rewards)
         )
-        return Group(Problem(name, "q", "1"), tuple(candidates))
+        return CandidateGroup(Problem(name, "q", "1"), tuple(candidates))
 
     # Best-of-N picks the right candidate in every subset that holds it: 1/4, 2/4, 3/4, 1 for N = 1 to 4 in a,
     # never in b. 50 tokens for two problems are 25 each: two samples and a half, (2/4 + 3/4) / 2 in a, half over both.
@@ -76,4 +76,4 @@ async def test_the_command_writes_solutions_and_compares(
     assert (equal["n"], equal["tokens"], equal["accuracy"]["prm"]["value"]) == (6.0, 24.0, 0.0)
     printed = capsys.readouterr().out
     assert re.search(r"prm +1.000 \[1.000, 1.000\] +0.000 \[0.000, 0.000\] +\+1.000", printed)
-    assert "24 tokens a problem, 24 of best_of_6" in printed
+    assert "24 tokens per problem, 24 for best_of_6" in printed

@@ -12,16 +12,16 @@ from mmprm.evaluation.aggregators import (
 )
 from mmprm.evaluation.label_quality import judged_labels, known_from, no_error_so_far
 from mmprm.evaluation.labeled import LabeledSolution
-from mmprm.evaluation.prm_evaluation import METRICS, Judged, judge
+from mmprm.evaluation.prm_evaluation import METRICS, ScoredSolution, judge
 from mmprm.labels.parquet import LabeledExample
 from mmprm.metrics import NO_ERROR, Interval
 from mmprm.prm.info import PrmInfo
 from mmprm.scoring.aggregate import AGGREGATORS
-from mmprm.selection.groups import Candidate, Group
+from mmprm.selection.groups import Candidate, CandidateGroup
 from mmprm.types import Counts, LabeledPath, Problem, Solution, StepScores, Verdict
 
 
-def judged(problem: str, scores: tuple[float, ...], error: int) -> Judged:
+def judged(problem: str, scores: tuple[float, ...], error: int) -> ScoredSolution:
     correct = tuple(index != error for index in range(len(scores)))
     solution = Solution(Problem(problem, "?", ""), ("s",) * len(scores))
     return LabeledSolution(solution, correct, problem, "tiny"), StepScores(scores)
@@ -53,7 +53,8 @@ def test_the_aggregator_that_picks_right_solutions_is_chosen() -> None:
 
     # Only the last score tells right from wrong: min, mean, products and sums prefer the wrong one, max ties.
     groups = [
-        Group(Problem(str(i), "q", "7"), (candidate(False, 0.9, 0.6), candidate(True, 0.1, 0.9))) for i in range(4)
+        CandidateGroup(Problem(str(i), "q", "7"), (candidate(False, 0.9, 0.6), candidate(True, 0.1, 0.9)))
+        for i in range(4)
     ]
     choice = choose_aggregator(groups)
     assert choice.name == "last"

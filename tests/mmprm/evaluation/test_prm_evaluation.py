@@ -15,7 +15,7 @@ from mmprm.cli.main import main
 from mmprm.errors import DataError
 from mmprm.evaluation.best_of_n import evaluate_best_of_n
 from mmprm.evaluation.labeled import LabeledSolution, Options, read_labeled
-from mmprm.evaluation.prm_evaluation import Judged, judge, split_development
+from mmprm.evaluation.prm_evaluation import ScoredSolution, judge, split_development
 from mmprm.labels.parquet import LabeledExample, write_parquet
 from mmprm.metrics import NO_ERROR, choose_step_threshold, macro_f1
 from mmprm.prm.info import PrmInfo
@@ -120,7 +120,7 @@ def test_a_bad_record_is_named(name: str, record: dict[str, Any], message: str) 
         read(name, record)
 
 
-def judged(problem: str, source: str, scores: tuple[float, ...], correct: tuple[bool | None, ...]) -> Judged:
+def judged(problem: str, source: str, scores: tuple[float, ...], correct: tuple[bool | None, ...]) -> ScoredSolution:
     solution = Solution(Problem(problem, "q", ""), tuple("s" for _ in correct))
     return LabeledSolution(solution, correct, problem, source), StepScores(scores)
 
@@ -170,7 +170,7 @@ def test_the_development_split_takes_problems_whole_by_content() -> None:
     assert any({x[0].problem for x in split_development(items, 0.3, seed)[0]} != inside for seed in (1, 2, 3))
     with pytest.raises(DataError, match=r"leaves none of the 10 problems"):
         split_development(items, 0.99, seed=0)
-    with pytest.raises(DataError, match="must be a share or one of the sources: a"):
+    with pytest.raises(DataError, match="must be a share below 1 or the name of a source; set one of a"):
         split_development(items, "gsm8k", seed=0)
 
 
@@ -303,7 +303,7 @@ def test_solutions_that_were_cut_are_left_out(
     (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, rows)))
     sets = ["--set", "scorer.prm=p", "--set", f"output={tmp_path}", "--set", "threshold=0.5"]
     assert run("processbench", str(tmp_path / "x.jsonl"), *sets) == 0
-    assert "1 solutions are longer than the PRM reads and left out" in capsys.readouterr().err
+    assert "1 solutions exceed the PRM's context and are left out" in capsys.readouterr().err
     assert json.loads((tmp_path / "processbench.json").read_text())["pooled"]["solutions"] == 2
 
 

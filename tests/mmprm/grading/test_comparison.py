@@ -9,8 +9,8 @@ import pytest
 from mmprm.grading.comparison import compare
 from mmprm.grading.numbers import number
 from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome
-from mmprm.grading.reading import Group, Leaf, read
-from mmprm.grading.symbols import same
+from mmprm.grading.reading import Compound, Leaf, read_answer
+from mmprm.grading.symbols import same_value
 from mmprm.grading.text import is_prose, key
 
 EQUAL = [
@@ -133,7 +133,7 @@ CASES = [
 
 @pytest.mark.parametrize(("pair", "outcome"), CASES, ids=lambda value: str(value))
 def test_outcome(pair: tuple[str, str], outcome: Outcome) -> None:
-    assert compare(*pair, same) is outcome
+    assert compare(*pair, same_value) is outcome
 
 
 @pytest.mark.parametrize("gold", sorted({text for pair, _ in CASES for text in pair}))
@@ -185,7 +185,7 @@ def test_prose_is_not_mathematics() -> None:
 
 
 def test_reading_shows_the_structure() -> None:
-    assert read("7\nacute") == Group("blanks", (Leaf("7"), Leaf("acute", prose=True)))
-    assert read("[1,2)").marks == ("[)",)
-    assert read("a<c<b").marks == ("<", "<")
-    assert read("1,251") == Leaf("1,251")
+    assert read_answer("7\nacute") == Compound("blanks", (Leaf("7"), Leaf("acute", prose=True)))
+    assert read_answer("[1,2)").marks == ("[)",)
+    assert read_answer("a<c<b").marks == ("<", "<")
+    assert read_answer("1,251") == Leaf("1,251")

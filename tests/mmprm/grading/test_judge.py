@@ -16,13 +16,13 @@ from mmprm.config import build, describe, load
 from mmprm.errors import ConfigError, GradingError
 from mmprm.grading.calibration import (
     Calibration,
-    Tally,
+    VerdictCounts,
     check_judge,
     read_calibration,
     tally,
     write_calibration,
 )
-from mmprm.grading.judge import PROMPT_HASH, TALKED, Judge, JudgeConfig
+from mmprm.grading.judge import PROMPT_HASH, TALKED, AnswerJudge, AnswerJudgeConfig
 from mmprm.grading.open import open_grader
 from mmprm.grading.reply_cache import ReplyCache
 from mmprm.grading.symbolic import GraderConfig
@@ -113,18 +113,18 @@ async def test_symbols_decide_first(tmp_path: Path) -> None:
 
 async def test_asked_once_on_disk_and_in_flight(tmp_path: Path) -> None:
     with ScriptedServer(says("Yes")) as server:
-        config = build(JudgeConfig, values(server, tmp_path))
-        async with Judge(config) as judge:
+        config = build(AnswerJudgeConfig, values(server, tmp_path))
+        async with AnswerJudge(config) as judge:
             verdicts = await asyncio.gather(*(judge.decide(PROSE, "below 90") for _ in range(20)))
             assert {verdict for verdict, _ in verdicts} == {CORRECT}
         assert len(server.requests) == 1
-        async with Judge(config) as judge:
+        async with AnswerJudge(config) as judge:
             assert (await judge.decide(PROSE, "below 90"))[0] is CORRECT
             assert len(server.requests) == 1
             await judge.decide(PROSE, "below 91")
             await judge.decide(Problem("p", "Another question", PROSE.answer), "below 90")
             await judge.decide(Problem("p", PROSE.question, "an obtuse angle"), "below 90")
-        async with Judge(config.model_copy(update={"model": "judge-72b"})) as judge:
+        async with AnswerJudge(config.model_copy(update={"model": "judge-72b"})) as judge:
             await judge.decide(PROSE, "below 90")
     assert len(server.requests) == 5
 
@@ -144,17 +144,17 @@ def test_a_cache_that_another_process_is_making_can_be_opened(tmp_path: Path) ->
 async def test_talk_is_kept_too_but_not_when_more_tokens_may_end_it(tmp_path: Path) -> None:
     with ScriptedServer(says("Well, …"), says("Yes")) as server:
         for _ in range(2):
-            async with Judge(build(JudgeConfig, values(server, tmp_path))) as judge:
+            async with AnswerJudge(build(AnswerJudgeConfig, values(server, tmp_path))) as judge:
                 assert await judge.decide(PROSE, "x") == (UNKNOWN, TALKED)
         assert len(server.requests) == 1
-        async with Judge(build(JudgeConfig, values(server, tmp_path, max_tokens=512))) as judge:
+        async with AnswerJudge(build(AnswerJudgeConfig, values(server, tmp_path, max_tokens=512))) as judge:
             assert (await judge.decide(PROSE, "x"))[0] is CORRECT
     assert [request["max_tokens"] for request in server.requests] == [16, 512]
 
 
 async def test_a_caller_that_gives_up_leaves_the_question(tmp_path: Path) -> None:
     with ScriptedServer(Act(wait=0.2, body=says("Yes").body)) as server:
-        async with Judge(build(JudgeConfig, values(server, tmp_path))) as judge:
+        async with AnswerJudge(build(AnswerJudgeConfig, values(server, tmp_path))) as judge:
             first, second = (asyncio.create_task(judge.decide(PROSE, "x")) for _ in range(2))
             await asyncio.sleep(0.05)
             first.cancel()
@@ -165,7 +165,7 @@ async def test_a_caller_that_gives_up_leaves_the_question(tmp_path: Path) -> Non
 def test_a_cache_that_is_none(tmp_path: Path) -> None:
     (tmp_path / "cache.sqlite").write_text("not a database, and longer than the header of one" * 10)
     with ScriptedServer(says("Yes")) as server, pytest.raises(GradingError, match="choose another file"):
-        Judge(build(JudgeConfig, values(server, tmp_path)))
+        AnswerJudge(build(AnswerJudgeConfig, values(server, tmp_path)))
 
 
 def test_wilson_by_hand() -> None:
@@ -181,7 +181,7 @@ def test_shares_by_hand() -> None:
     verdicts = [CORRECT] * 6 + [INCORRECT] * 5 + [UNKNOWN] * 3
     truths = [True] * 5 + [False] + [False] * 3 + [True] * 2 + [True, False, True]
     counts = tally(verdicts, truths)
-    assert counts == Tally(true_accepts=5, false_accepts=1, true_rejects=3, false_rejects=2, unknown=3)
+    assert counts == VerdictCounts(true_accepts=5, false_accepts=1, true_rejects=3, false_rejects=2, unknown=3)
     assert counts.precision == wilson(5, 6)
     assert counts.agreement == wilson(8, 11)
     assert counts.false_accept_rate == wilson(1, 4)
@@ -189,17 +189,19 @@ def test_shares_by_hand() -> None:
     assert counts.unknown_rate == wilson(3, 14)
 
 
-def calibrated(folder: Path, judge: Tally, model: str = "judge-7b", prompt: str = PROMPT_HASH) -> JudgeConfig:
-    write_calibration(folder / "judge.json", Calibration(model, prompt, "file", Tally(9, 0, 9, 0, 0), judge))
+def calibrated(
+    folder: Path, judge: VerdictCounts, model: str = "judge-7b", prompt: str = PROMPT_HASH
+) -> AnswerJudgeConfig:
+    write_calibration(folder / "judge.json", Calibration(model, prompt, "file", VerdictCounts(9, 0, 9, 0, 0), judge))
     with ScriptedServer(says("Yes")) as server:
-        return build(JudgeConfig, values(server, folder))
+        return build(AnswerJudgeConfig, values(server, folder))
 
 
 def test_a_calibration_that_meets_the_bars(tmp_path: Path) -> None:
     # 60 of 60 accepts are right: the interval begins at 60 / (60 + 3.8415) = 0.9398. 118 of 120 agree: at 0.9413.
-    config = calibrated(tmp_path, Tally(60, 0, 58, 2, 5))
+    config = calibrated(tmp_path, VerdictCounts(60, 0, 58, 2, 5))
     check_judge(config)
-    assert read_calibration(config.calibration).judge == Tally(60, 0, 58, 2, 5)
+    assert read_calibration(config.calibration).judge == VerdictCounts(60, 0, 58, 2, 5)
     written = json.loads(Path(config.calibration).read_text())
     assert written["judge"]["precision"]["low"] == pytest.approx(60 / (60 + 1.959964**2))
     check_judge(None)
@@ -208,19 +210,22 @@ def test_a_calibration_that_meets_the_bars(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("counts", "message"),
     [
-        (Tally(10, 0, 80, 0, 0), r"precision is 1\.000 \[0\.722, 1\.000\], judge\.min_precision=0\.9 must lie below"),
-        (Tally(60, 0, 30, 12, 0), "agreement is 0.882"),
-        (Tally(0, 0, 80, 0, 0), "precision is not known"),
-        (Tally(0, 0, 0, 0, 50), "precision is not known"),
+        (
+            VerdictCounts(10, 0, 80, 0, 0),
+            r"precision is 1\.000 \[0\.722, 1\.000\], judge\.min_precision=0\.9 must lie below",
+        ),
+        (VerdictCounts(60, 0, 30, 12, 0), "agreement is 0.882"),
+        (VerdictCounts(0, 0, 80, 0, 0), "precision is not known"),
+        (VerdictCounts(0, 0, 0, 0, 50), "precision is not known"),
     ],
 )
-def test_a_calibration_below_the_bars(tmp_path: Path, counts: Tally, message: str) -> None:
+def test_a_calibration_below_the_bars(tmp_path: Path, counts: VerdictCounts, message: str) -> None:
     with pytest.raises(ConfigError, match=message + ".*set judge=null"):
         check_judge(calibrated(tmp_path, counts))
 
 
 def test_a_calibration_of_another_judge(tmp_path: Path) -> None:
-    good = Tally(60, 0, 60, 0, 0)
+    good = VerdictCounts(60, 0, 60, 0, 0)
     with pytest.raises(ConfigError, match="was made with the model other, this judge has judge-7b"):
         check_judge(calibrated(tmp_path, good, model="other"))
     with pytest.raises(ConfigError, match="was made with the prompt 0123, this judge has"):
@@ -229,9 +234,9 @@ def test_a_calibration_of_another_judge(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"model": 1}', "nonsense"])
 def test_what_is_no_calibration(tmp_path: Path, text: str) -> None:
-    config = calibrated(tmp_path, Tally())
+    config = calibrated(tmp_path, VerdictCounts())
     Path(config.calibration).write_text(text)
-    with pytest.raises(GradingError, match=r"is no calibration of a judge.*mmprm grade --calibrate"):
+    with pytest.raises(GradingError, match=r"is not the calibration of a judge.*mmprm grade --calibrate"):
         check_judge(config)
     Path(config.calibration).unlink()
     with pytest.raises(GradingError, match=r"cannot be read.*mmprm grade --calibrate"):
@@ -270,14 +275,14 @@ def test_calibrate_then_grade(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         assert "judge.json: cannot be read (No such file or directory)" in capsys.readouterr().err
         assert main(["grade", "--calibrate", str(file), *arguments(server, tmp_path)]) == 0
         output = capsys.readouterr().out
-        assert "symbols decide 2 of 14 different lines" in output
+        assert "symbolic comparison decides 2 of 14 distinct lines" in output
         assert "judge-7b was asked about the other 12" in output
         assert "  right 5 accepted, 1 rejected; wrong 4 rejected, 1 accepted; 1 unknown" in output
         assert "  precision 0.833 [0.436, 0.970]\n" in output
         assert "  agreement 0.818 [0.523, 0.949]\n" in output
         assert "1 replies were neither Yes nor No" in output
         written = read_calibration(tmp_path / "judge.json")
-        assert (written.symbols, written.judge) == (Tally(1, 0, 1, 0, 0), Tally(5, 1, 4, 1, 1))
+        assert (written.symbols, written.judge) == (VerdictCounts(1, 0, 1, 0, 0), VerdictCounts(5, 1, 4, 1, 1))
 
         asked = len(server.requests)
         assert main(["grade", str(file), *arguments(server, tmp_path)]) == 0
@@ -307,7 +312,7 @@ def test_calibration_does_not_count_a_server_that_is_down(tmp_path: Path, capsys
         (
             '{"gold": "24", "response": "<answer>24</answer>", "correct": true}',
             True,
-            "symbols decide all 1 different lines",
+            "symbolic comparison decides all 1 distinct lines",
         ),
         ('{"gold": "24", "response": "24", "correct": "yes"}', True, "labeled.jsonl:1: correct must be true or false"),
         ('{"gold": "24", "response": "24", "correct": true}', False, "judge is not set"),
@@ -324,7 +329,7 @@ def test_what_cannot_calibrate(tmp_path, capsys, line: str, sets: bool, message:
 
 def test_grade_needs_one_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["grade"]) == 2
-    assert "give either FILE.jsonl or --calibrate" in capsys.readouterr().err
+    assert "FILE.jsonl or --calibrate LABELED.jsonl: exactly one of them" in capsys.readouterr().err
 
 
 def test_help_and_hints_know_the_keys_of_a_judge_that_is_left_out() -> None:

@@ -16,7 +16,7 @@ from mmprm.cli.main import main
 from mmprm.config import load
 from mmprm.errors import ConfigError, DataError
 from mmprm.labels.export import ExportConfig, ExportSummary, balance, export_labels
-from mmprm.labels.formats import FORMATS, VISUALPRM_SYSTEM, Content, content_of
+from mmprm.labels.formats import LABEL_FORMATS, VISUALPRM_SYSTEM, Content, content_of
 from mmprm.labels.parquet import LabeledExample, Split, read_parquet, write_parquet
 from mmprm.problems import write_problems
 from mmprm.types import Counts, ImageRef, LabeledPath, Problem
@@ -130,9 +130,9 @@ def test_several_images_are_a_list_and_none_is_no_key(tmp_path: Path) -> None:
     assert "image" not in only_record(tmp_path / "plain", PLAIN, "visualprm")
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", LABEL_FORMATS)
 def test_every_format_comes_back(tmp_path: Path, name: str) -> None:
-    form = FORMATS[name]
+    form = LABEL_FORMATS[name]
     for kind in form.kinds:
         folder = tmp_path / kind
         examples = [
@@ -155,14 +155,14 @@ def test_every_format_comes_back(tmp_path: Path, name: str) -> None:
 
 
 def test_a_format_that_masks_keeps_every_step_and_one_that_cannot_keeps_every_word() -> None:
-    masked = content_of(PATH, WITH_IMAGE, FORMATS["openrlhf"], "soft", 0.0)
+    masked = content_of(PATH, WITH_IMAGE, LABEL_FORMATS["openrlhf"], "soft", 0.0)
     assert masked == Content("How many cats?", PATH.steps[:4], (0.75, None, 0.0, 0.25))
-    merged = content_of(PATH, WITH_IMAGE, FORMATS["trl"], "hard", 0.25)
+    merged = content_of(PATH, WITH_IMAGE, LABEL_FORMATS["trl"], "hard", 0.25)
     assert merged == Content(
         "How many cats?", ("Two here.", "Three there.\nFive in all.", "<answer>5</answer>"), (True, False, False)
     )
     unlabeled = LabeledPath("p", ("a",), (None,), False)
-    assert content_of(unlabeled, WITH_IMAGE, FORMATS["trl"], "hard", 0.0) is None
+    assert content_of(unlabeled, WITH_IMAGE, LABEL_FORMATS["trl"], "hard", 0.0) is None
 
 
 def test_without_a_mask_a_label_on_another_path_is_repeated_and_only_the_unknown_is_merged(tmp_path: Path) -> None:
@@ -336,7 +336,7 @@ def test_bad_input_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
     good = [LabeledExample(PLAIN, LabeledPath("q", ("a",), (Counts(1, 0),), False), "train")]
     with pytest.raises(ConfigError, match="format"):
         load(ExportConfig, None, ["labels=a", "output=b", "format=csv"])
-    with pytest.raises(DataError, match=r"no such file.*mmprm labels"):
+    with pytest.raises(DataError, match=r"does not exist.*mmprm labels"):
         export_labels(ExportConfig(labels=str(tmp_path / "no.parquet"), output=str(tmp_path / "o"), format="trl"))
     with pytest.raises(ConfigError, match=r"dev=0\.6 and test=0\.4 must sum to less than 1"):
         export(tmp_path, good, "trl", dev=0.6, test=0.4)
@@ -365,11 +365,11 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["labels", "export", "--format", "math-shepherd", *sets]) == 0
     assert capsys.readouterr().out == (
         f"{tmp_path / 'out'}: math-shepherd, hard labels\n"
-        "train: 4 problems, 6 solutions, 8 labels (4 right, 4 wrong: not above 0)\n"
-        "dev: 2 problems, 4 solutions, 12 labels (2 right, 10 wrong: not above 0)\n"
-        "test: 2 problems, 4 solutions, 12 labels (2 right, 10 wrong: not above 0)\n"
+        "train: 4 problems, 6 solutions, 8 labels (4 correct, 4 incorrect: not above 0)\n"
+        "dev: 2 problems, 4 solutions, 12 labels (2 correct, 10 incorrect: not above 0)\n"
+        "test: 2 problems, 4 solutions, 12 labels (2 correct, 10 incorrect: not above 0)\n"
         "near-duplicates dropped: 0 problems\n"
-        "negative labels dropped from train: 16 (at most 1 a positive one)\n"
+        "negative labels dropped from train: 16 (at most 1 per positive label)\n"
         f"overlap with {benchmark}: 1 of its problems (x; see export.json)\n"
     )
     assert main(["labels", "export", "--format", "trl", *sets]) == 2

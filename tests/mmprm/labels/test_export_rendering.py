@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from mmprm.backbone.processor import image_placeholder
-from mmprm.labels.formats import FORMATS, VISUALPRM_SYSTEM, Content, Record, Row, content_of, record_of
+from mmprm.labels.formats import LABEL_FORMATS, VISUALPRM_SYSTEM, Content, OutputRow, Record, content_of, record_of
 from mmprm.prm.formats import open_format
 from mmprm.prm.info import PrmInfo
 from mmprm.types import Counts, ImageRef, LabeledPath, Problem, Solution
@@ -79,16 +79,16 @@ def internvl(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def exported(name: str, problem: Problem, steps: tuple[str, ...] = STEPS) -> tuple[Content, Record]:
     path = LabeledPath(problem.id, steps, CORRECT, False)
-    content = content_of(path, problem, FORMATS[name], "hard", 0.0)
+    content = content_of(path, problem, LABEL_FORMATS[name], "hard", 0.0)
     assert content is not None
     images = tuple(f"images/{number}.png" for number in range(len(problem.images)))
-    record = record_of(Row(content, problem, False, images), FORMATS[name])
+    record = record_of(OutputRow(content, problem, False, images), LABEL_FORMATS[name])
     assert record is not None
     return content, record
 
 
 def test_every_format_has_a_rendering_here() -> None:
-    assert SCORERS.keys() == FORMATS.keys()
+    assert SCORERS.keys() == LABEL_FORMATS.keys()
 
 
 @pytest.mark.parametrize("name", [name for name, scorer in SCORERS.items() if scorer])

@@ -18,7 +18,7 @@ from mmprm.prm.formats import OwnFormat
 from mmprm.prm.info import PrmTokens, read_info, write_info
 from mmprm.prm.model import Prm, initialize_prm, load_prm, save_prm
 from mmprm.prm.packing import Marks
-from mmprm.prm.train import TrainConfig, prepare
+from mmprm.prm.train import TrainConfig, prepare_model
 from mmprm.tiny.tokenizer import build_tokenizer
 from mmprm.tiny.world import make_problems, solve
 from mmprm.types import Counts, LabeledPath, Problem, Solution
@@ -126,7 +126,7 @@ def test_folders_that_are_refused(random_policy_folder: Path, tmp_path: Path) ->
         ("none", json.dumps({"tokens": {}}), "an object with the key format"),
         ("unknown", json.dumps({"format": "gpt"}), "format='gpt'"),
         ("newer", json.dumps({"format": "mm-prm", "color": 1}), "color does not exist"),
-        ("cut", '{"format": ', "is not what mmprm writes"),
+        ("cut", '{"format": ', "was not written by mmprm"),
     ):
         folder = tmp_path / name
         shutil.copytree(random_policy_folder, folder)
@@ -161,14 +161,14 @@ def test_weights_that_are_cut_off_are_refused(text_base: Path, tmp_path: Path) -
 
 def test_frozen_parameters(random_policy_folder: Path) -> None:
     model = initialize_prm(str(random_policy_folder), PrmTokens()).model
-    prepare(model, config_of(random_policy_folder, r"frozen=['^model\.visual\.(?!merger)']"))
+    prepare_model(model, config_of(random_policy_folder, r"frozen=['^model\.visual\.(?!merger)']"))
     still = {name for name, parameter in model.backbone.named_parameters() if not parameter.requires_grad}
     assert "model.visual.blocks.0.attn.qkv.weight" in still
     assert not any("merger" in name or "language_model" in name for name in still)
     with pytest.raises(ConfigError, match=r"'vison' matches no parameter; .* begin with .*model.visual"):
-        prepare(model, config_of(random_policy_folder, "frozen=[vison]"))
-    with pytest.raises(ConfigError, match="leaves nothing to train"):
-        prepare(model, config_of(random_policy_folder, "frozen=['.']"))
+        prepare_model(model, config_of(random_policy_folder, "frozen=[vison]"))
+    with pytest.raises(ConfigError, match="leaves no trainable parameter"):
+        prepare_model(model, config_of(random_policy_folder, "frozen=['.']"))
 
 
 def test_targets(prm: Prm, solutions: list[Solution]) -> None:

@@ -15,14 +15,14 @@ from transformers import AttentionInterface
 from mmprm.backbone.masks import PACKED, use_block_masks, why_not_packed
 from mmprm.labels.parquet import LabeledExample
 from mmprm.prm import packing
-from mmprm.prm.data import Sample, make_samples
+from mmprm.prm.data import PrmSample, make_samples
 from mmprm.prm.format import Renderer
 from mmprm.prm.formats import Format, OwnFormat
 from mmprm.prm.info import PrmTokens
 from mmprm.prm.model import Prm, initialize_prm
 from mmprm.prm.packing import Marks, pack_solutions
 from mmprm.prm.targets import NO_TARGET, TargetConfig
-from mmprm.prm.task import PackedRows, PathRows, PrmTask, Rows, make_rows
+from mmprm.prm.task import PackedRows, PathRows, PrmTask, TrainingRows, make_rows
 from mmprm.problems import open_image
 from mmprm.training.batches import micro_batches
 from mmprm.types import Counts, LabeledPath, Problem, Solution
@@ -43,7 +43,7 @@ def form_of(prm: Prm) -> Format:
     return OwnFormat(prm.processor, prm.info.tokens)
 
 
-def tree_samples(prm: Prm, labels: str, problems: int = 3, seed: int = 0) -> list[Sample]:
+def tree_samples(prm: Prm, labels: str, problems: int = 3, seed: int = 0) -> list[PrmSample]:
     """Paths that leave a solution at each of its steps, some into a word that shares its first letters.
 
     labels: "once", each distinct prefix on the first path that has it; "everywhere", on all of them.
@@ -61,11 +61,11 @@ def tree_samples(prm: Prm, labels: str, problems: int = 3, seed: int = 0) -> lis
             weights = tuple(rng.uniform(0.5, 2) for _ in path)
             if any(value == value for value in kept):
                 made = Solution(problem, path)
-                samples.append(Sample(made, tuple(kept), weights, *marks(made)))
+                samples.append(PrmSample(made, tuple(kept), weights, *marks(made)))
     return samples
 
 
-def loss_and_gradient(prm: Prm, rows: Rows, budget: int) -> tuple[float, Tensor]:
+def loss_and_gradient(prm: Prm, rows: TrainingRows, budget: int) -> tuple[float, Tensor]:
     """Over all rows, in micro-batches of `budget` tokens."""
     task = PrmTask(rows, rows, budget, CPU)
     prm.model.zero_grad()
@@ -78,12 +78,12 @@ def loss_and_gradient(prm: Prm, rows: Rows, budget: int) -> tuple[float, Tensor]
     return total, torch.cat(gradients)
 
 
-def packed(prm: Prm, samples: list[Sample], max_tokens: int, width: int | None, shared: bool = True) -> PackedRows:
+def packed(prm: Prm, samples: list[PrmSample], max_tokens: int, width: int | None, shared: bool = True) -> PackedRows:
     use_block_masks(prm.model.backbone)
     return PackedRows(samples, form_of(prm), prm.model.backbone.model, max_tokens, width, shared)
 
 
-def assert_equal_training(prm: Prm, samples: list[Sample], rows: PackedRows, budget: int) -> None:
+def assert_equal_training(prm: Prm, samples: list[PrmSample], rows: PackedRows, budget: int) -> None:
     loss, gradient = loss_and_gradient(prm, PathRows(samples, form_of(prm)), budget=1)
     packed_loss, packed_gradient = loss_and_gradient(prm, rows, budget)
     assert sum(rows.terms) == sum(sample.label_count for sample in samples)
@@ -266,7 +266,7 @@ def test_five_nodes_on_three_paths(tmp_path: Path) -> None:
     judge, marks = _LetterJudge(prm.renderer), Marks(form_of(prm))
     for targets, mean in ((everywhere, 2.375), (once, 3.0)):
         samples = [
-            Sample(Solution(problem, path), target, (1.0,) * len(path), *marks(Solution(problem, path)))
+            PrmSample(Solution(problem, path), target, (1.0,) * len(path), *marks(Solution(problem, path)))
             for path, target in zip(paths, targets, strict=True)
         ]
         forms = PathRows(samples, form_of(prm)), packed(prm, samples, 100, 100), packed(prm, samples, 100, 100, False)

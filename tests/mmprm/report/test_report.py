@@ -14,7 +14,7 @@ from mmprm.report.data import Headline, PolicyGain, ReportData, TrainingPoint, e
 from mmprm.report.page import page, write_report
 from mmprm.report.plots import SERIES
 from mmprm.selection.accuracy import accuracy_at_n
-from mmprm.selection.groups import Candidate, Group
+from mmprm.selection.groups import Candidate, CandidateGroup
 from mmprm.selection.selectors import SELECTORS
 from mmprm.types import ImageRef, Problem, StepScores, Verdict
 
@@ -25,13 +25,13 @@ def png() -> bytes:
     return stream.getvalue()
 
 
-def group(name: str, *scores: float) -> Group:
+def group(name: str, *scores: float) -> CandidateGroup:
     problem = Problem(name, f"{name}: is 1 < 2 & <script>alert('no')</script>?", "yes", (ImageRef(data=png()),))
     candidates = tuple(
         Candidate("", (f"claim {score}\x00", "done"), "yes", Verdict(score > 0.5), 1, scores=StepScores((score, 0.9)))
         for score in scores
     )
-    return Group(problem, candidates)
+    return CandidateGroup(problem, candidates)
 
 
 GROUPS = [group("p1", 0.95, 0.2), group("p2", 0.85, 0.05), group("p3", 0.75, 0.1)]

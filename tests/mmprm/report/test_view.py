@@ -16,14 +16,14 @@ import pytest
 from PIL import Image
 
 from mmprm.cli.main import main
-from mmprm.cli.tree import find
+from mmprm.cli.tree import find_id
 from mmprm.errors import DataError
 from mmprm.report.trees import grow
-from mmprm.report.view import spread
+from mmprm.report.view import evenly_spaced
 from mmprm.trees.serialization import pack_batch
 from mmprm.trees.stopping import StoppingRule
 from mmprm.trees.store import Finished, Store
-from mmprm.trees.tallies import Tally
+from mmprm.trees.tallies import ProblemTally
 from mmprm.types import Batch, Counts, ImageRef, Node, Problem, Rollout, Steps, Tree, Verdict
 
 R, W, U = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
@@ -143,20 +143,23 @@ def test_colors_are_for_terminals(
 
 
 def test_the_beginning_of_an_id_is_enough_if_it_is_the_only_one(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert find("a", ["a", "ab"]) == "a"
-    assert find("beta", ["alpha", "beta-1"]) == "beta-1"
+    assert find_id("a", ["a", "ab"]) == "a"
+    assert find_id("beta", ["alpha", "beta-1"]) == "beta-1"
     assert main(["tree", str(run), "beta"]) == 2
-    assert "'beta' is the beginning of 2 ids, must be of one; there are beta-1, beta-2" in capsys.readouterr().err
-    with pytest.raises(DataError, match=r"of 0 ids, must be of one; there are a0, .*, a7, …"):
-        find("x", [f"a{i}" for i in range(20)])
+    assert (
+        "'beta' matches the beginning of 2 ids and must match one; give one of beta-1, beta-2"
+        in capsys.readouterr().err
+    )
+    with pytest.raises(DataError, match=r"of 0 ids and must match one; give one of a0, .*, a7, …"):
+        find_id("x", [f"a{i}" for i in range(20)])
     assert main(["tree", str(run), "alpha-2"]) == 2
-    assert "alpha-2: has no rollout yet; it is failed: gone.png" in capsys.readouterr().err
+    assert "alpha-2: has no rollouts (status: failed, gone.png" in capsys.readouterr().err
 
 
 def test_fewer_problems_are_spread_over_the_run() -> None:
-    entries = [Tally(str(i), "done", "", 0, 0, 0, 0, 0) for i in range(10)]
-    assert [tally.problem_id for tally in spread(entries, 4)] == ["0", "2", "5", "7"]
-    assert spread(entries, 99) == entries
+    entries = [ProblemTally(str(i), "done", "", 0, 0, 0, 0, 0) for i in range(10)]
+    assert [tally.problem_id for tally in evenly_spaced(entries, 4)] == ["0", "2", "5", "7"]
+    assert evenly_spaced(entries, 99) == entries
 
 
 class Scripts(HTMLParser):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmprm.errors import ConfigError
-from mmprm.scoring.aggregate import AGGREGATORS, EPSILON, aggregator, vote_weight
+from mmprm.scoring.aggregate import AGGREGATORS, MIN_PROBABILITY, aggregator, vote_weight
 
 
 @pytest.mark.parametrize(
@@ -33,13 +33,13 @@ def test_every_aggregator_has_a_worked_number() -> None:
 
 
 def test_certain_scores_stay_finite() -> None:
-    assert aggregator("sum_log")([0.0]) == pytest.approx(math.log(EPSILON))
+    assert aggregator("sum_log")([0.0]) == pytest.approx(math.log(MIN_PROBABILITY))
     assert aggregator("sum_log_odds")([0.0, 1.0]) == pytest.approx(0.0, abs=1e-9)
-    assert aggregator("mean_odds")([1.0]) == pytest.approx((1 - EPSILON) / EPSILON)
+    assert aggregator("mean_odds")([1.0]) == pytest.approx((1 - MIN_PROBABILITY) / MIN_PROBABILITY)
 
 
 def test_unknown_name_lists_the_known() -> None:
-    with pytest.raises(ConfigError, match="aggregator='median' must be one of min, last"):
+    with pytest.raises(ConfigError, match="aggregator='median' is not an aggregator; set one of min, last"):
         aggregator("median")
 
 

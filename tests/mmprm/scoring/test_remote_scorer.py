@@ -18,7 +18,7 @@ from mmprm.scoring.config import ScorerConfig, ServerConfig
 from mmprm.scoring.http.queue import ScoreQueue
 from mmprm.scoring.http.remote import REQUEST_SOLUTIONS, RemoteScorer
 from mmprm.scoring.http.service import Service
-from mmprm.scoring.http.wire import Limits
+from mmprm.scoring.http.wire import ServiceLimits
 from mmprm.scoring.open import open_scorer, scorer_info
 from mmprm.types import ImageRef, Problem, Solution, StepScores
 
@@ -60,7 +60,7 @@ def test_images_are_sent_and_requests_stay_below_the_size_limit(tmp_path: Path) 
     data = image(tmp_path, "red").read_bytes() + bytes(225 * 1024)
     (tmp_path / "large.png").write_bytes(data)
     scorer = StepScorer()
-    with running(make_service(lambda: scorer, Limits(body_mib=1))) as url:
+    with running(make_service(lambda: scorer, ServiceLimits(body_mib=1))) as url:
         asked = remote(url)
         kinds = (ImageRef(path=str(tmp_path / "large.png")), ImageRef(data=data))
         solutions = [solution("0.5", name=str(number), image=kinds[number % 2]) for number in range(16)]
@@ -97,7 +97,7 @@ def test_paths_are_sent_where_the_server_sees_the_files(tmp_path: Path, monkeypa
     ],
 )
 def test_a_solution_that_is_refused_is_named(bad: Solution, message: str) -> None:
-    with running(make_service(StepScorer, Limits(body_mib=1))) as url:
+    with running(make_service(StepScorer, ServiceLimits(body_mib=1))) as url:
         asked = remote(url)
         with pytest.raises(DataError, match=message):
             asked.score([*many(3), bad])
@@ -124,7 +124,7 @@ def test_a_busy_server_is_asked_again() -> None:
             time.sleep(0.02)
             return super().score(solutions)
 
-    service = make_service(Slow, Limits(solutions=1, in_flight=1))
+    service = make_service(Slow, ServiceLimits(solutions=1, in_flight=1))
     with running(service) as url:
         asked = remote(url, concurrency=4, attempts=20)
         assert asked.score(many(4)) == expected(4)
@@ -231,7 +231,7 @@ def test_commands_ask_a_server(tmp_path: Path) -> None:
 
 def named(name: str, aggregator: str = "min", fingerprint: str = "") -> Service:
     """One that takes a solution per request."""
-    limits = Limits(solutions=1)
+    limits = ServiceLimits(solutions=1)
     service = make_service(StepScorer, limits)
     values = {"model": name, "aggregator": aggregator, "fingerprint": fingerprint}
     return Service(service._facts.model_copy(update=values), StepScorer, limits=limits)
@@ -282,7 +282,7 @@ def test_limits_that_no_server_has_are_refused(limits: dict[str, float]) -> None
 
 def test_requests_stay_below_the_pixels_that_are_taken(tmp_path: Path) -> None:
     """Images of 64 pixels where a request may have 150: two at a time."""
-    limits = Limits(pixels=64, solution_pixels=64, request_pixels=150)
+    limits = ServiceLimits(pixels=64, solution_pixels=64, request_pixels=150)
     data = image(tmp_path, "red").read_bytes()
     with running(make_service(StepScorer, limits)) as url:
         asked = remote(url)

@@ -16,9 +16,9 @@ import pytest
 from served import StepScorer, ask, client, make_service, running, server_of, until
 
 from mmprm.scoring.http.connection_table import address_of
-from mmprm.scoring.http.limits import MAX_HEADER, Limits
+from mmprm.scoring.http.limits import MAX_HEADER, ServiceLimits
 
-QUICK = Limits(header_seconds=0.4, connections=16, connections_per_address=8)
+QUICK = ServiceLimits(header_seconds=0.4, connections=16, connections_per_address=8)
 HEAD = b"HTTP/1.1\r\nHost: localhost\r\n"
 
 
@@ -197,7 +197,7 @@ def test_a_caller_who_asks_first_is_told_to_go_on(url: str) -> None:
 
 def test_a_caller_who_does_not_read_is_given_up() -> None:
     """An answer of five million bytes, of which the system's buffers hold a part: the rest is dropped."""
-    service = make_service(StepScorer, Limits(answer_seconds=0.3))
+    service = make_service(StepScorer, ServiceLimits(answer_seconds=0.3))
     body = {"solutions": [ask(*[f"{0.1234567890123456 + number:.16f}"] * 1000) for number in range(250)]}
     with running(service) as url, socket.socket() as caller:
         caller.settimeout(20)

@@ -19,15 +19,15 @@ from served import StepScorer, ask, client, make_service, running, until
 
 from mmprm.errors import ConfigError, DataError
 from mmprm.problems import image_size
-from mmprm.scoring.http.body import parse_json
-from mmprm.scoring.http.limits import MIB, Limits
+from mmprm.scoring.http.body import parse_body
+from mmprm.scoring.http.limits import MIB, ServiceLimits
 from mmprm.scoring.http.queue import Pace
 from mmprm.scoring.http.refused import Refused
 from mmprm.scoring.http.traffic import Traffic
-from mmprm.scoring.http.turns import Turns
+from mmprm.scoring.http.turns import FairQueue
 from mmprm.types import ImageRef, Solution, StepScores
 
-VALUES = Limits().max_values
+VALUES = ServiceLimits().max_values
 
 
 def bomb(value: bytes, size: int) -> bytes:
@@ -41,7 +41,7 @@ def test_values_are_counted_before_they_are_made(value: bytes) -> None:
     tracemalloc.start()
     begun = time.monotonic()
     with pytest.raises(Refused, match=r"more than [\d,]+ JSON values") as caught:
-        parse_json(body, VALUES)
+        parse_body(body, VALUES)
     assert time.monotonic() - begun < 10
     assert tracemalloc.get_traced_memory()[1] < 10 * MIB
     tracemalloc.stop()
@@ -50,7 +50,7 @@ def test_values_are_counted_before_they_are_made(value: bytes) -> None:
 
 def test_text_full_of_commas_and_braces_is_no_crowd_of_values() -> None:
     body = json.dumps(ask('{[,\\"' * 200_000)).encode()
-    assert parse_json(body, VALUES)["steps"] == ['{[,\\"' * 200_000]
+    assert parse_body(body, VALUES)["steps"] == ['{[,\\"' * 200_000]
 
 
 @pytest.mark.parametrize(
@@ -72,13 +72,13 @@ def test_text_full_of_commas_and_braces_is_no_crowd_of_values() -> None:
 )  # fmt: skip
 def test_what_is_no_json_is_told(body: bytes, status: int, message: str) -> None:
     with pytest.raises(Refused, match=message) as caught:
-        parse_json(body, VALUES)
+        parse_body(body, VALUES)
     assert (caught.value.status, caught.value.kind) == (status, "invalid_request")
 
 
 def test_huge_numbers_cost_nothing() -> None:
     begun = time.monotonic()
-    assert parse_json(b"[" + b"9" * 10**6 + b", 1e999999999, -0.5]", VALUES) == [0, 0, 0]
+    assert parse_body(b"[" + b"9" * 10**6 + b", 1e999999999, -0.5]", VALUES) == [0, 0, 0]
     assert time.monotonic() - begun < 2
 
 
@@ -91,7 +91,7 @@ def png(side: int) -> str:
 def test_pixels_are_bounded_per_solution_and_per_request() -> None:
     """Images of 10,000 pixels each, where 25,000 may be in a solution and 45,000 in a request."""
     scorer = StepScorer()
-    limits = Limits(pixels=10_000, solution_pixels=25_000, request_pixels=45_000)
+    limits = ServiceLimits(pixels=10_000, solution_pixels=25_000, request_pixels=45_000)
     image = {"data": png(100)}
     with running(make_service(lambda: scorer, limits)) as url, client(url) as http:
         solutions = [ask("1", images=[image] * count) for count in (2, 3, 1, 1)]
@@ -104,10 +104,10 @@ def test_pixels_are_bounded_per_solution_and_per_request() -> None:
         make_limits(pixels=100, solution_pixels=10)
 
 
-def make_limits(**values: Any) -> Limits:
+def make_limits(**values: Any) -> ServiceLimits:
     from mmprm.config import build
 
-    return build(Limits, values)
+    return build(ServiceLimits, values)
 
 
 def frames() -> str:
@@ -147,7 +147,7 @@ def many_frames() -> bytes:
 @pytest.mark.parametrize("make", [many_chunks, many_frames, lambda: b"\xff\xd8" + b"\xff\xfe\x00\x02" * 200_000])
 def test_an_image_of_countless_parts_is_not_read_to_its_end(make: Callable[[], bytes]) -> None:
     begun = time.monotonic()
-    with pytest.raises(DataError, match="too many parts to be read as an image of its size"):
+    with pytest.raises(DataError, match="too many parts for an image of its size"):
         image_size(ImageRef(data=make()))
     assert time.monotonic() - begun < 2
 
@@ -196,12 +196,12 @@ def test_a_small_request_overtakes_a_large_one() -> None:
         assert [result["aggregate"] for result in taken.result().json()["results"]] == [n / 256 for n in range(200)]
 
 
-def order(turns: Turns[str]) -> str:
+def order(turns: FairQueue[str]) -> str:
     return "".join(turns.pop() for _ in range(len(turns)))
 
 
 def test_callers_take_turns_and_the_smallest_request_of_each_comes_first() -> None:
-    turns: Turns[str] = Turns()
+    turns: FairQueue[str] = FairQueue()
     turns.add("x", [(item, 1.0) for item in "abcd"])
     turns.add("x", [("e", 1.0)])
     turns.add("y", [(item, 1.0) for item in "12"])
@@ -211,7 +211,7 @@ def test_callers_take_turns_and_the_smallest_request_of_each_comes_first() -> No
 
 def test_the_request_that_was_served_least_is_next() -> None:
     """By weight: a heavy item pays for two light ones of another request."""
-    turns: Turns[str] = Turns()
+    turns: FairQueue[str] = FairQueue()
     turns.add("x", [(item, 2.0) for item in "AB"])
     turns.add("x", [(item, 1.0) for item in "abcdef"])
     assert turns.pop() == "A"
@@ -220,7 +220,7 @@ def test_the_request_that_was_served_least_is_next() -> None:
 
 
 def test_an_item_that_nobody_waits_for_costs_no_turn() -> None:
-    turns: Turns[str] = Turns()
+    turns: FairQueue[str] = FairQueue()
     turns.add("x", [("a", 1.0), ("b", 1.0)])
     turns.add("y", [("1", 1.0)])
     assert turns.peek() == ("a", 1.0)
@@ -241,7 +241,7 @@ def test_the_pace_follows_the_time_that_batches_take() -> None:
 
 
 def test_an_address_has_a_share_of_what_is_unanswered() -> None:
-    traffic = Traffic(Limits(in_flight=10, solutions=2, body_mib=1, in_flight_mib=4))
+    traffic = Traffic(ServiceLimits(in_flight=10, solutions=2, body_mib=1, in_flight_mib=4))
     with traffic.holding("a", 5):
         with pytest.raises(Refused, match="5 solutions of this address are not answered yet, at most 5"):
             traffic.holding("a", 1).__enter__()
@@ -255,6 +255,6 @@ def test_an_address_has_a_share_of_what_is_unanswered() -> None:
 
 
 def test_a_single_full_request_always_fits_in_a_share() -> None:
-    traffic = Traffic(Limits(in_flight=3, solutions=3))
+    traffic = Traffic(ServiceLimits(in_flight=3, solutions=3))
     with traffic.holding("a", 3):
         assert traffic.solutions["a"] == 3

@@ -34,13 +34,13 @@ from mmprm.errors import CheckpointError, ConfigError
 from mmprm.prm.info import PrmTokens
 from mmprm.prm.model import initialize_prm, save_prm
 from mmprm.scoring.config import ScorerConfig
-from mmprm.scoring.http.wire import Limits
+from mmprm.scoring.http.wire import ServiceLimits
 from mmprm.scoring.open import ClosableScorer, open_scorer
 from mmprm.tiny.world import make_problems, solve
 from mmprm.types import Solution
 
 KEY = "sk-secret"
-SMALL = Limits(body_mib=1, in_flight_mib=4, image_mib=1, pixels=1_000_000, images=3, solutions=8)
+SMALL = ServiceLimits(body_mib=1, in_flight_mib=4, image_mib=1, pixels=1_000_000, images=3, solutions=8)
 
 
 @dataclass
@@ -147,7 +147,7 @@ BAD: dict[str, tuple[Callable[[Tiny], Any], int, str, str | None, str]] = {
     "bomb": (lambda t: t.request(0, images=[{"data": encoded(bomb())}]), 422, "invalid_request", "images[0]", "pixel"),
     "large image": (
         lambda t: t.request(0, images=[{"data": encoded(bomb(1001, 1000))}]), 422, "invalid_request", "images[0]",
-        "1001×1000 pixels, at most 1,000,000",
+        "1001×1000 pixels, but at most 1,000,000",
     ),
     "no image": (
         lambda t: t.request(0, images=[{"data": encoded(b"hello")}]), 422, "invalid_request", "images[0]",
@@ -362,7 +362,7 @@ def test_a_model_that_has_died_is_not_ready() -> None:
 
 def test_the_backlog_is_bounded() -> None:
     scorer = StepScorer()
-    service = make_service(lambda: scorer, Limits(in_flight=3, solutions=3))
+    service = make_service(lambda: scorer, ServiceLimits(in_flight=3, solutions=3))
     with running(service) as url, client(url) as http, ThreadPoolExecutor(1) as pool:
         scorer.go.clear()
         taken = pool.submit(http.post, "/v1/score/batch", json={"solutions": [ask("0.5"), ask("0.25")]})
@@ -377,7 +377,7 @@ def test_the_backlog_is_bounded() -> None:
 
 def test_the_bytes_in_work_are_bounded() -> None:
     scorer = StepScorer()
-    service = make_service(lambda: scorer, Limits(body_mib=1, in_flight_mib=1))
+    service = make_service(lambda: scorer, ServiceLimits(body_mib=1, in_flight_mib=1))
     with running(service) as url, client(url) as http, ThreadPoolExecutor(1) as pool:
         scorer.go.clear()
         taken = pool.submit(http.post, "/v1/score", json=ask("0.5", id="x" * 1000))
@@ -407,7 +407,7 @@ def test_closing_finishes_what_was_taken_and_refuses_what_is_new() -> None:
 def test_a_body_that_does_not_come_holds_no_place() -> None:
     """A byte now and then does not help; what is here as a whole may take as long as the model does."""
     scorer = StepScorer()
-    service = make_service(lambda: scorer, Limits(body_mib=1, in_flight_mib=1, body_seconds=0.4))
+    service = make_service(lambda: scorer, ServiceLimits(body_mib=1, in_flight_mib=1, body_seconds=0.4))
     with running(service) as url, client(url) as http, ThreadPoolExecutor(1) as pool:
         with socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), timeout=20) as caller:
             head = f"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Length: {2**20}\r\n"
@@ -500,7 +500,7 @@ def test_many_pixels_are_not_decoded_at_once() -> None:
     Image.new("1", (3000, 3000)).save(encoder, "PNG")
     images = [{"data": encoded(encoder.getvalue())}]
     scorer = StepScorer()
-    with running(make_service(lambda: scorer, Limits(batch_pixels=64_000_000))) as url, client(url) as http:
+    with running(make_service(lambda: scorer, ServiceLimits(batch_pixels=64_000_000))) as url, client(url) as http:
         solutions = [ask(str(number / 16), images=images) for number in range(16)]
         answer = http.post("/v1/score/batch", json={"solutions": solutions})
     assert [result["aggregate"] for result in answer.json()["results"]] == [number / 16 for number in range(16)]
@@ -535,7 +535,9 @@ def configured(*sets: str) -> ServeConfig:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "::", "gpu1"])
 def test_other_machines_need_a_key(host: str) -> None:
-    with pytest.raises(ConfigError, match=r"host=.* is open to other machines: set api_key_env or api_key_file"):
+    with pytest.raises(
+        ConfigError, match=r"host=.* listens to other machines without an API key; set api_key_env or api_key_file"
+    ):
         configured(f"host='{host}'")
     for way in ("api_key_env=K", "api_key_file=f", "without_key=true"):
         assert configured(f"host='{host}'", way).host == host

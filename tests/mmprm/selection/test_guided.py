@@ -11,7 +11,7 @@ from mmprm.errors import ConfigError, DataError, EngineStoppedError, SamplingErr
 from mmprm.sampling.scripted import ScriptedSampler
 from mmprm.selection.accuracy import accuracy
 from mmprm.selection.guided import Guided, Searched, search_problems
-from mmprm.selection.strategies import GuidedConfig, shares
+from mmprm.selection.strategies import GuidedConfig, even_shares
 from mmprm.steps import StepFormat
 from mmprm.types import Completion, Problem, SampleRequest, Solution, StepScores, Verdict
 from tests.mmprm.guided_world import PROBLEM, DigitSampler, LetterScorer, OnesScorer, TagGrader, world
@@ -227,8 +227,8 @@ async def test_a_stopped_engine_fails_the_whole() -> None:
 
 
 def test_shares() -> None:
-    assert shares(8, 3) == [3, 3, 2]
-    assert shares(2, 3) == [1, 1, 0]
+    assert even_shares(8, 3) == [3, 3, 2]
+    assert even_shares(2, 3) == [1, 1, 0]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from mmprm.sampling.config import EngineConfig, SamplingConfig, ServersConfig
 from mmprm.sampling.scripted import ScriptedSampler
 from mmprm.sampling.server_sampler import ServerSampler
-from mmprm.selection.paths import STOPS, Path, State, Writer, extended
+from mmprm.selection.paths import STOPS, Path, PathState, Writer, extended
 from mmprm.steps import StepFormat
 from mmprm.types import Completion, SampleRequest
 from tests.mmprm.guided_world import PROBLEM
@@ -20,16 +20,16 @@ PART = Path(("<step>a</step>",), 5)
     [
         ("tags", "<step>b</step>", "stop", Path((*PART.steps, "<step>b</step>"), 7)),
         ("tags", "<step>b</step><answer>1</answer>", "stop", Path((*PART.steps, "<step>b</step>"), 7)),
-        ("tags", "<answer>1</answer>", "stop", Path((*PART.steps, "<answer>1</answer>"), 7, State.COMPLETE)),
-        ("tags", "", "stop", Path(PART.steps, 7, State.COMPLETE)),
-        ("tags", "", "length", Path(PART.steps, 7, State.BROKEN)),
-        ("tags", "<step>b", "length", Path(PART.steps, 7, State.BROKEN, "<step>b")),
-        ("tags", "<answer>1</answer>", "length", Path(PART.steps, 7, State.BROKEN, "<answer>1</answer>")),
+        ("tags", "<answer>1</answer>", "stop", Path((*PART.steps, "<answer>1</answer>"), 7, PathState.COMPLETE)),
+        ("tags", "", "stop", Path(PART.steps, 7, PathState.COMPLETE)),
+        ("tags", "", "length", Path(PART.steps, 7, PathState.BROKEN)),
+        ("tags", "<step>b", "length", Path(PART.steps, 7, PathState.BROKEN, "<step>b")),
+        ("tags", "<answer>1</answer>", "length", Path(PART.steps, 7, PathState.BROKEN, "<answer>1</answer>")),
         ("blank_lines", "b\n\n", "stop", Path((*PART.steps, "b\n\n"), 7)),
-        ("blank_lines", "So 1.", "stop", Path((*PART.steps, "So 1."), 7, State.COMPLETE)),
-        ("blank_lines", "So 1", "length", Path(PART.steps, 7, State.BROKEN, "So 1")),
+        ("blank_lines", "So 1.", "stop", Path((*PART.steps, "So 1."), 7, PathState.COMPLETE)),
+        ("blank_lines", "So 1", "length", Path(PART.steps, 7, PathState.BROKEN, "So 1")),
         ("numbered", "Step 2: b\nStep 3: c", "length", Path((*PART.steps, "Step 2: b\n"), 7)),
-        ("numbered", "Step 2: b", "stop", Path((*PART.steps, "Step 2: b"), 7, State.COMPLETE)),
+        ("numbered", "Step 2: b", "stop", Path((*PART.steps, "Step 2: b"), 7, PathState.COMPLETE)),
     ],
 )
 def test_where_a_step_ends(step_format: StepFormat, text: str, finish: str, expected: Path) -> None:

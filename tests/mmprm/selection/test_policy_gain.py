@@ -5,17 +5,19 @@ from pathlib import Path
 
 import pytest
 
-from mmprm.selection.groups import Candidate, Group
+from mmprm.selection.groups import Candidate, CandidateGroup
 from mmprm.tiny.demo_metrics import gain_of, gain_summary
 from mmprm.types import Problem, Verdict
 
 VERDICTS = {"r": Verdict.CORRECT, "w": Verdict.INCORRECT, "?": Verdict.UNKNOWN}
 
 
-def groups(*samples: str) -> list[Group]:
+def groups(*samples: str) -> list[CandidateGroup]:
     """One problem a word, one sample a letter."""
     return [
-        Group(Problem(str(number), "", ""), tuple(Candidate("", (), None, VERDICTS[letter], 1) for letter in word))
+        CandidateGroup(
+            Problem(str(number), "", ""), tuple(Candidate("", (), None, VERDICTS[letter], 1) for letter in word)
+        )
         for number, word in enumerate(samples)
     ]
 

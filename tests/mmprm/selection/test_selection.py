@@ -17,7 +17,7 @@ from mmprm.errors import ConfigError, DataError, SamplingError
 from mmprm.selection.accuracy import SUBSETS, accuracy_at_n
 from mmprm.selection.groups import (
     Candidate,
-    Group,
+    CandidateGroup,
     answer_key,
     choices,
     common_size,
@@ -167,13 +167,15 @@ def candidate(answer: str, scores: Sequence[float] | None, verdict: Verdict | No
     )
 
 
-GROUP = Group(
+GROUP = CandidateGroup(
     PROBLEM, (candidate("7", [0.9, 0.8]), candidate("8", [0.9, 0.2]), candidate("8", [0.1]), candidate("7", [0.5]))
 )
 
 
 def test_choices_aggregate_and_unknown_is_not_correct() -> None:
-    group = Group(PROBLEM, (candidate("7", [0.5, 0.4]), candidate("7", None), candidate("7", [1.0], Verdict.UNKNOWN)))
+    group = CandidateGroup(
+        PROBLEM, (candidate("7", [0.5, 0.4]), candidate("7", None), candidate("7", [1.0], Verdict.UNKNOWN))
+    )
     seen = choices([group], "product")
     assert seen.reward_PM.tolist() == [[pytest.approx(0.2), -math.inf, 1.0]]
     assert seen.weight_PM.tolist() == [[pytest.approx(0.2), 0.0, 1.0]]
@@ -197,7 +199,7 @@ def test_accuracy_at_n_by_hand() -> None:
 
 
 def test_oracle_over_drawn_subsets_is_near_the_closed_form() -> None:
-    group = Group(PROBLEM, tuple(candidate("7" if i < 3 else "8", [0.5]) for i in range(24)))
+    group = CandidateGroup(PROBLEM, tuple(candidate("7" if i < 3 else "8", [0.5]) for i in range(24)))
     assert math.comb(24, 4) > SUBSETS
     (point,) = accuracy_at_n([group], "min", sizes=(4,))
     assert point.accuracy["oracle"].value == pytest.approx(1 - math.comb(21, 4) / math.comb(24, 4), abs=0.1)
@@ -208,7 +210,7 @@ def test_sizes_and_groups_must_fit() -> None:
     with pytest.raises(ConfigError, match="8 must be between 1 and 4, the number of samples per problem"):
         accuracy_at_n([GROUP], "min", sizes=(1, 8))
     with pytest.raises(DataError, match=r"sizes \[1, 4\]"):
-        common_size([GROUP, Group(PROBLEM, GROUP.candidates[:1])])
+        common_size([GROUP, CandidateGroup(PROBLEM, GROUP.candidates[:1])])
 
 
 @pytest.mark.parametrize(
@@ -289,7 +291,7 @@ async def test_groups_hold_what_was_sampled_graded_and_scored() -> None:
 def test_equal_solutions_are_scored_once() -> None:
     scorer = RecordingScorer()
     same = Candidate("t", ("a", "b"), "7", Verdict.CORRECT, 2)
-    groups = [Group(PROBLEM, (same, same)), Group(Problem("other", "q", "7"), (same, same))]
+    groups = [CandidateGroup(PROBLEM, (same, same)), CandidateGroup(Problem("other", "q", "7"), (same, same))]
     scored = score_groups(groups, scorer)
     assert len(scorer.asked) == 2
     assert all(c.scores == StepScores((0.01, 0.01)) for c in itertools.chain(*(g.candidates for g in scored)))
@@ -303,8 +305,8 @@ def test_what_cannot_be_scored_has_a_reason_and_stops_nothing() -> None:
             return super().score(solutions)
 
     marked, *others = (Candidate("t", (step,), "7", Verdict.CORRECT, 2) for step in ("<prm>", "a", "abc", "ab"))
-    (group,) = score_groups([Group(PROBLEM, (others[0], marked, *others[1:]))], Picky())
+    (group,) = score_groups([CandidateGroup(PROBLEM, (others[0], marked, *others[1:]))], Picky())
     assert rewards(group, "min") == [0.01, -math.inf, 0.03, 0.02]
     assert [c.unscored for c in group.candidates] == [None, "step 1 contains '<prm>'", None, None]
     with pytest.raises(DataError, match="step 1"):
-        score_groups([Group(PROBLEM, (marked, marked))], Picky())
+        score_groups([CandidateGroup(PROBLEM, (marked, marked))], Picky())

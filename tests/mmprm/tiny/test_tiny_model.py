@@ -13,7 +13,7 @@ from mmprm.problems import open_image
 from mmprm.prompts import PromptConfig
 from mmprm.rendering import render
 from mmprm.tiny import lessons
-from mmprm.tiny.evaluate import evaluate
+from mmprm.tiny.evaluate import evaluate_tiny
 from mmprm.tiny.image import COLORS
 from mmprm.tiny.model import build_model, weights_path
 from mmprm.tiny.tokenizer import build_processor
@@ -107,7 +107,7 @@ def test_the_shipped_policy() -> None:
 
     model = AutoModelForImageTextToText.from_pretrained(weights_path())
     assert sum(parameter.numel() for parameter in model.parameters()) <= 3_000_000
-    today = evaluate(model, AutoProcessor.from_pretrained(weights_path()), count=100, seed=1)
+    today = evaluate_tiny(model, AutoProcessor.from_pretrained(weights_path()), count=100, seed=1)
     assert 0.30 <= today["pass_at_1"] <= 0.70
     assert today["greedy_accuracy"] >= today["pass_at_1"] + 0.1
     assert today["policy_blank_image_accuracy"] < 0.15

@@ -10,7 +10,7 @@ import pytest
 from mmprm.errors import DataError
 from mmprm.problems import ProblemsConfig, load_problems, open_image, write_problems
 from mmprm.steps import split
-from mmprm.tiny.image import draw, read
+from mmprm.tiny.image import draw, read_cells
 from mmprm.tiny.world import (
     HARD_DIGITS,
     LOOK_ALIKE,
@@ -166,9 +166,9 @@ def test_what_is_not_of_this_world_is_refused() -> None:
     with pytest.raises(DataError, match="no purple cell"):
         truth_of(replace(TINY.problem, question="Left to right: blue + purple = ?"))
     image = open_image(TINY.problem.images[0])
-    assert read(image, "p") == CELLS
+    assert read_cells(image, "p") == CELLS
     image.putpixel((30, 1), (0, 0, 0))
     with pytest.raises(DataError, match="p: the cell in row 1, column 2"):
-        read(image, "p")
+        read_cells(image, "p")
     with pytest.raises(DataError, match="10×10 pixels"):
-        read(image.crop((0, 0, 10, 10)), "p")
+        read_cells(image.crop((0, 0, 10, 10)), "p")

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mmprm.backbone.load import whole_folder
+from mmprm.backbone.load import new_model_folder
 from mmprm.config import load
 from mmprm.errors import CheckpointError, ConfigError, DataError, TrainingError
 from mmprm.training import checkpoints
@@ -330,7 +330,7 @@ def test_what_torch_and_safetensors_raise_on_a_full_disk(tmp_path: Path) -> None
     (tmp_path / "prm").mkdir()
 
     def save_model() -> None:
-        with whole_folder(tmp_path / "prm") as folder:
+        with new_model_folder(tmp_path / "prm") as folder:
             folder.mkdir()
             save_file(tensors, folder / "model.safetensors")
 
@@ -338,7 +338,7 @@ def test_what_torch_and_safetensors_raise_on_a_full_disk(tmp_path: Path) -> None
     with files_of_at_most(50_000), pytest.raises(CheckpointError, match=message):
         save_model()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prm", "step-00000001"]
-    with pytest.raises(RuntimeError, match="of another kind"), whole_folder(tmp_path / "prm"):
+    with pytest.raises(RuntimeError, match="of another kind"), new_model_folder(tmp_path / "prm"):
         raise RuntimeError("of another kind")
 
 
@@ -380,7 +380,7 @@ def test_all_ranks_must_see_the_output(tmp_path: Path) -> None:
 
 def test_offload_without_the_sharding_that_it_needs() -> None:
     for stage, offload, least in ((0, "optimizer", 1), (0, "all", 3), (2, "all", 3)):
-        with pytest.raises(ConfigError, match=f"offload='{offload}': needs training.zero_stage of at least {least}"):
+        with pytest.raises(ConfigError, match=f"offload='{offload}': needs zero_stage of at least {least}"):
             load(TrainingConfig, None, [f"zero_stage={stage}", f"offload={offload}"])
     load(TrainingConfig, None, ["zero_stage=1", "offload=optimizer"])
     load(TrainingConfig, None, ["zero_stage=3", "offload=all"])

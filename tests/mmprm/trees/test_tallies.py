@@ -11,16 +11,16 @@ import pytest
 
 from mmprm.cli.main import main
 from mmprm.errors import StoreError
-from mmprm.trees.serialization import PackedBatch, pack_batch
+from mmprm.trees.serialization import StoredBatch, pack_batch
 from mmprm.trees.store import Finished, Store
-from mmprm.trees.tallies import Drawn, Session, Tally, begun, is_being_written, sampled_after, sessions, tallies
+from mmprm.trees.tallies import Drawn, ProblemTally, Session, begun, is_being_written, sampled_after, sessions, tallies
 from mmprm.types import Batch, Problem, Rollout, Steps, Verdict
 
 R, W, U = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
 CONFIG = {"search": {"rollouts": 2, "max_rollouts": 8}, "step_format": "tags", "seed": 0}
 
 
-def batch(problem: str, steps: Steps, first_sample: int, *verdicts: Verdict) -> PackedBatch:
+def batch(problem: str, steps: Steps, first_sample: int, *verdicts: Verdict) -> StoredBatch:
     return pack_batch(
         Batch(problem, steps, first_sample, tuple(Rollout(("x", "y"), v, 5, "xy", None, "exact") for v in verdicts))
     )
@@ -109,7 +109,7 @@ def test_tallies_by_problem(store: Store) -> None:
         (0, 0, 0, 0),
     ]
     assert found[0].bytes > found[1].bytes > found[2].bytes > 0
-    assert isinstance(found[0], Tally)
+    assert isinstance(found[0], ProblemTally)
     assert begun(store) == 1
 
 
@@ -203,13 +203,16 @@ def test_retry_opens_failed_problems(
     assert len(store.batches("a")) == 1, "what was drawn stays"
     store.close()
     said = capsys.readouterr().out
-    assert said.startswith(f"{len(opened)} problem{'s are' if len(opened) > 1 else ' is'} open again")
-    assert f"{3 - len(opened)} stay failed" in said
+    assert said.startswith(f"{len(opened)} problem{'s' if len(opened) > 1 else ''} reopened")
+    assert f"{3 - len(opened)} still failed" in said
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [(["d"], "d is no failed problem"), (["--match", "memory"], "none of the 3 failed problems has a reason with")],
+    [
+        (["d"], "d is not a failed problem"),
+        (["--match", "memory"], "none of the 3 failed problems has a reason that contains"),
+    ],
 )
 def test_retry_of_nothing_is_an_error(
     failed: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]

@@ -1,4 +1,4 @@
-"""Read one HTTP answer of a server in bounded memory."""
+"""Read the HTTP response of a server in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 import httpx
 
-MIB = 2**20
 LONGEST_RETRY_AFTER = 300.0
 _MAX_OBJECTS = 4_000_000
+_MIB = 2**20
 
 
 class Failure(Exception):  # noqa: N818 - the cause of an error, which callers see as SamplingError
-    """One failed attempt. `kind` is a short description without details, so that failures can be counted by it."""
+    """Signals a failed attempt. `kind` is a short description without details, by which failures are counted."""
 
     def __init__(self, kind: str, detail: str = "", busy: bool = False, retry_after: float = 0.0) -> None:
         super().__init__(f"{kind}: {detail}" if detail else kind)
@@ -26,8 +26,8 @@ class Failure(Exception):  # noqa: N818 - the cause of an error, which callers s
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """The status, headers and body of an HTTP answer."""
+class HttpResponse:
+    """The status, headers and body of an HTTP response."""
 
     status: int
     headers: httpx.Headers
@@ -35,7 +35,7 @@ class Answer:
 
     @property
     def text(self) -> str:
-        """The body as text, with undecodable bytes replaced."""
+        """Return the body as text, with undecodable bytes replaced."""
         return self.content.decode(errors="replace")
 
     def json(self) -> Any:
@@ -47,7 +47,7 @@ class Answer:
 
     @property
     def message(self) -> str:
-        """The server's error message: that of OpenAI's {"error": {"message": …}}, or else the body."""
+        """Return the server's error message: that of OpenAI's {"error": {"message": …}}, or else the body."""
         try:
             return str(self.json()["error"]["message"])
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -55,7 +55,7 @@ class Answer:
 
     @property
     def retry_after(self) -> float:
-        """Seconds to wait as requested by the server's Retry-After (a number or a date), or 0."""
+        """Return the seconds to wait as requested by the server's Retry-After (a number or a date), or 0."""
         value = self.headers.get("Retry-After", "")
         try:
             seconds = float(value)
@@ -67,20 +67,23 @@ class Answer:
         return min(max(seconds, 0.0), LONGEST_RETRY_AFTER) if seconds == seconds else 0.0
 
 
-async def read_answer(http: httpx.AsyncClient, request: httpx.Request, max_bytes: int) -> Answer:
-    """Return the answer as it arrives. Raises Failure if it exceeds `max_bytes`, or if it is compressed, because a
-    few bytes can decompress to gigabytes."""
+async def read_response(http: httpx.AsyncClient, request: httpx.Request, max_answer_mib: int) -> HttpResponse:
+    """Send a request and return the response.
+
+    Raises Failure if the body exceeds `max_answer_mib`, or if it is compressed, because a few bytes can decompress to
+    gigabytes.
+    """
     response = await http.send(request, stream=True)
     try:
         if response.headers.get("Content-Encoding", "identity").lower() != "identity":
             if response.status_code != 200:
-                return Answer(response.status_code, response.headers, b"(compressed)")
+                return HttpResponse(response.status_code, response.headers, b"(compressed)")
             raise Failure("answer is compressed", "unasked; switch it off at the server or its proxy")
         content = bytearray()
         async for part in response.aiter_raw():
             content += part
-            if len(content) > max_bytes:
-                raise Failure("answer is too large", f"more than max_answer_mib={max_bytes // MIB}")
+            if len(content) > max_answer_mib * _MIB:
+                raise Failure("answer is too large", f"more than {max_answer_mib=}")
     finally:
         await response.aclose()
-    return Answer(response.status_code, response.headers, bytes(content))
+    return HttpResponse(response.status_code, response.headers, bytes(content))
