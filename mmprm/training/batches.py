@@ -18,11 +18,11 @@ T = TypeVar("T")
 class MicroBatch:
     """Holds the samples that one rank runs at once.
 
-    A filler repeats samples of others with a weight of 0. It only keeps the number of micro-batches equal on all ranks.
+    A padding micro-batch repeats samples of others with a weight of 0. It only keeps the number of micro-batches equal on all ranks.
     """
 
     samples: tuple[int, ...]
-    filler: bool = False
+    is_padding: bool = False
 
 
 def epoch_batches(sample_count: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
@@ -59,7 +59,7 @@ def micro_batches(
         groups[position : position + 1] = [groups[position][:half], groups[position][half:]]
     planned = [MicroBatch(tuple(group)) for group in groups]
     while len(planned) % ranks:
-        planned.append(MicroBatch(planned[-1].samples[-1:], filler=True))
+        planned.append(MicroBatch(planned[-1].samples[-1:], is_padding=True))
     return list(zip(*[iter(planned)] * ranks, strict=True))
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -92,8 +92,16 @@ def writing(path: Path, way_out: str) -> Iterator[None]:
         raise CheckpointError(f"{path}: cannot be written ({error}); {way_out}") from error
 
 
-def resume(engine: Engine, folder: Path, resume_key: dict[str, Any]) -> int:
-    """Load the newest complete checkpoint, if there is one, and return its step, or 0."""
+def resume(
+    engine: Engine,
+    folder: Path,
+    resume_key: dict[str, Any],
+    updated: Callable[[dict[str, Any]], dict[str, Any]] = lambda stored: stored,
+) -> int:
+    """Load the newest complete checkpoint, if there is one, and return its step, or 0.
+
+    `updated` converts the resume key of an older version to the current form.
+    """
     ranks = engine.ranks
     path = ranks.gather(newest(folder) if ranks.is_main else None)[0]
     if ranks.is_main:
@@ -103,7 +111,7 @@ def resume(engine: Engine, folder: Path, resume_key: dict[str, Any]) -> int:
     if path is None:
         return 0
     state = _state(path)
-    stored = {key: value for key, value in _LATER_KEYS.items() if key in resume_key} | state["identity"]
+    stored = {key: value for key, value in _LATER_KEYS.items() if key in resume_key} | updated(state["identity"])
     differing = [
         f"{key} (stored {stored.get(key)!r}, configured {resume_key.get(key)!r})"
         for key in sorted(stored.keys() | resume_key.keys())

@@ -9,11 +9,9 @@ from pydantic import Field, ValidationInfo, field_validator
 from mmprm.config import Config
 
 
-class TrainingConfig(Config):
-    epochs: int = Field(1, ge=1)
-    """Number of passes over the training samples."""
-    batch_size: int = Field(512, ge=1)
-    """Number of samples per optimizer step, over all ranks."""
+class OptimizationConfig(Config):
+    """Configure optimizer steps, however many there are and whatever they train on."""
+
     micro_batch_tokens: int = Field(16384, ge=1)
     """Maximum number of tokens per micro-batch of a rank, padding included; a longer sample runs alone."""
     learning_rate: float = Field(4e-6, gt=0)
@@ -39,16 +37,6 @@ class TrainingConfig(Config):
     models."""
     seed: int = 0
     """Random seed of the order of samples and of dropout."""
-    eval_every: int = Field(0, ge=0)
-    """Number of optimizer steps between evaluations; 0 evaluates only at the end."""
-    save_every: int = Field(0, ge=0)
-    """Number of optimizer steps between checkpoints; 0 writes none."""
-    keep_checkpoints: int = Field(2, ge=1)
-    """Number of newest checkpoints to keep."""
-    keep_best: bool = False
-    """Also write a checkpoint at each evaluation, and keep that of the lowest held-out loss as checkpoints/best."""
-    log_every: int = Field(10, ge=1)
-    """Number of optimizer steps between console metrics; metrics.jsonl and TensorBoard receive every step."""
     max_bad_steps: int = Field(5, ge=1)
     """Number of consecutive steps with a non-finite loss or gradient that end the run; each is skipped and counted."""
 
@@ -67,7 +55,26 @@ class TrainingConfig(Config):
         least = {"none": 0, "optimizer": 1, "all": 3}[offload]
         if info.data.get("zero_stage", least) < least:
             raise ValueError(
-                f"needs training.zero_stage of at least {least}: DeepSpeed offloads what it shards; set "
-                f"training.zero_stage={least}, or training.offload=none"
+                f"needs zero_stage of at least {least}: DeepSpeed offloads what it shards; set zero_stage={least}, or "
+                "offload=none"
             )
         return offload
+
+
+class TrainingConfig(OptimizationConfig):
+    """Configure supervised training: optimizer steps on batches of samples, evaluations and checkpoints."""
+
+    epochs: int = Field(1, ge=1)
+    """Number of passes over the training samples."""
+    batch_size: int = Field(512, ge=1)
+    """Number of samples per optimizer step, over all ranks."""
+    eval_every: int = Field(0, ge=0)
+    """Number of optimizer steps between evaluations; 0 evaluates only at the end."""
+    save_every: int = Field(0, ge=0)
+    """Number of optimizer steps between checkpoints; 0 writes none."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Number of newest checkpoints to keep."""
+    keep_best: bool = False
+    """Also write a checkpoint at each evaluation, and keep that of the lowest held-out loss as checkpoints/best."""
+    log_every: int = Field(10, ge=1)
+    """Number of optimizer steps between console metrics; metrics.jsonl and TensorBoard receive every step."""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mmprm.training.config import TrainingConfig
+from mmprm.training.config import OptimizationConfig
 from mmprm.training.ranks import Ranks
 from mmprm.training.sharding import deepspeed_config, is_matrix, whole
 
@@ -24,7 +24,7 @@ class Engine:
     def __init__(
         self,
         model: nn.Module,
-        config: TrainingConfig,
+        config: OptimizationConfig,
         total_steps: int,
         ranks: Ranks,
         head: Collection[nn.Parameter] = (),
@@ -163,7 +163,7 @@ DECAYS: dict[str, Callable[[float], float]] = {
 """Fraction of the difference between peak and final learning rate that remains, by progress from 0 to 1."""
 
 
-def learning_rate_share(step: float, total: int, config: TrainingConfig) -> float:
+def learning_rate_share(step: float, total: int, config: OptimizationConfig) -> float:
     """Return the learning rate at optimizer step `step` = 0 … total − 1 as a fraction of its peak.
 
     It rises linearly over w = ceil(warmup · total) steps as (step + 1) / (w + 1), then falls as

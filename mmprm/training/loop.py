@@ -91,7 +91,9 @@ def fit(
             evaluation = evaluate(first)
         for done, step in enumerate(_steps(task, config, ranks, first), start=first + 1):
             started, rate = time.perf_counter(), engine.learning_rate  # engine.step advances the rate
-            losses = (partial(_loss, task=task, batch=next(collated), filler=micro.filler) for micro in step.own)
+            losses = (
+                partial(_loss, task=task, batch=next(collated), is_padding=micro.is_padding) for micro in step.own
+            )
             loss, norm = engine.step(losses, step.terms)
             bad_steps = bad_steps + 1 if engine.skipped else 0
             seconds = time.perf_counter() - started
@@ -160,9 +162,9 @@ def _too_many(bad_steps: int, done: int, checkpoint: Path | None) -> TrainingErr
     )
 
 
-def _loss(model: nn.Module, task: Task, batch: Any, filler: bool) -> Tensor:
+def _loss(model: nn.Module, task: Task, batch: Any, is_padding: bool) -> Tensor:
     loss = task.loss_sum(model, batch)
-    return loss * 0.0 if filler else loss
+    return loss * 0.0 if is_padding else loss
 
 
 def _resume_key(task: Task, engine: Engine, config: TrainingConfig, origin: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from typing import Any
 
 from torch import Tensor
 
-from mmprm.training.config import TrainingConfig
+from mmprm.training.config import OptimizationConfig
 
 
-def deepspeed_config(config: TrainingConfig) -> dict[str, Any]:
+def deepspeed_config(config: OptimizationConfig) -> dict[str, Any]:
     """Return DeepSpeed's configuration for a training configuration."""
     import torch
 
@@ -39,7 +39,7 @@ def deepspeed_config(config: TrainingConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def loading_in_parts(config: TrainingConfig) -> Iterator[None]:
+def loading_in_parts(config: OptimizationConfig) -> Iterator[None]:
     """Load transformers models within the context as shards, one per rank, if the stage is ZeRO-3.
 
     Every rank must load the same model. With other stages the context has no effect.

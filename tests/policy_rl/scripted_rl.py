@@ -129,20 +129,20 @@ class ScriptedTrainer:
 
     def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
         self.calls.append(f"save {extra['step']}")
-        position = folder / f"step-{extra['step']:08d}"
-        position.mkdir(parents=True)
-        size = (position / "extra.json").write_text(json.dumps(extra))
+        checkpoint = folder / f"step-{extra['step']:08d}"
+        checkpoint.mkdir(parents=True)
+        size = (checkpoint / "extra.json").write_text(json.dumps(extra))
         state = {"weights": self.weights, "updates": self.updates, "files": {"extra.json": size}}
         state |= {"identity": {}, "step": extra["step"]}
-        (position / "state.json").write_text(json.dumps(state))
+        (checkpoint / "state.json").write_text(json.dumps(state))
 
     def resume(self, folder: Path) -> dict[str, Any] | None:
-        positions = sorted(folder.glob("step-*"))
-        if not positions:
+        checkpoints = sorted(folder.glob("step-*"))
+        if not checkpoints:
             return None
-        state = json.loads((positions[-1] / "state.json").read_text())
+        state = json.loads((checkpoints[-1] / "state.json").read_text())
         self.weights, self.updates = state["weights"], state["updates"]
-        return json.loads((positions[-1] / "extra.json").read_text())
+        return json.loads((checkpoints[-1] / "extra.json").read_text())
 
     def save_model(self, folder: Path) -> None:
         folder.mkdir(parents=True)

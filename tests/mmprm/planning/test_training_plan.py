@@ -44,7 +44,7 @@ def test_micro_batches_by_hand() -> None:
 
 
 def test_ranks_without_work_repeat_a_sample_that_weighs_nothing() -> None:
-    assert micro_batches([7], [0] * 7 + [5], 20, ranks=2) == [(MicroBatch((7,)), MicroBatch((7,), filler=True))]
+    assert micro_batches([7], [0] * 7 + [5], 20, ranks=2) == [(MicroBatch((7,)), MicroBatch((7,), is_padding=True))]
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=40), st.integers(1, 120), st.integers(1, 5))
@@ -52,8 +52,8 @@ def test_any_plan(lengths: list[int], budget: int, ranks: int) -> None:
     rows = micro_batches(range(len(lengths)), lengths, budget, ranks)
     micros = [micro for row in rows for micro in row]
     assert {len(row) for row in rows} == {ranks}
-    assert sorted(s for micro in micros if not micro.filler for s in micro.samples) == list(range(len(lengths)))
-    assert sum(micro.filler for micro in micros) < ranks
+    assert sorted(s for micro in micros if not micro.is_padding for s in micro.samples) == list(range(len(lengths)))
+    assert sum(micro.is_padding for micro in micros) < ranks
     for micro in micros:
         longest = max(lengths[sample] for sample in micro.samples)
         assert len(micro.samples) == 1 or longest * len(micro.samples) <= budget

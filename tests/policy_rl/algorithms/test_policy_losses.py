@@ -199,10 +199,10 @@ class TestKl:
     def test_the_place_decides_the_default_estimator_and_the_loss(self) -> None:
         batch = random_batch()
         reference = batch.pop("ref")
-        assert KlConfig(position="reward").function is KL["k1"]
+        assert KlConfig(apply_to="reward").function is KL["k1"]
         assert KlConfig().function is KL["k3"]
         without, _ = run(**batch, config=LossConfig())
-        in_reward = LossConfig(kl=KlConfig(coefficient=0.5, position="reward"))
+        in_reward = LossConfig(kl=KlConfig(coefficient=0.5, apply_to="reward"))
         assert run(**batch, config=in_reward, ref=reference)[0].item() == without.item()
         in_loss = LossConfig(kl=KlConfig(coefficient=0.5, estimator="k2"))
         k2 = ((batch["lp"] - reference).square() / 2)[batch["mask"]].mean()
@@ -302,10 +302,10 @@ class TestPolicyLoss:
             return first + 0.5 * drift[batch["mask"]].mean()
 
         numeric = torch.zeros_like(lp)
-        for position in batch["mask"].nonzero().tolist():
+        for apply_to in batch["mask"].nonzero().tolist():
             step = torch.zeros_like(lp)
-            step[tuple(position)] = 1e-6
-            numeric[tuple(position)] = (potential(batch["lp"] + step) - potential(batch["lp"] - step)).item() / 2e-6
+            step[tuple(apply_to)] = 1e-6
+            numeric[tuple(apply_to)] = (potential(batch["lp"] + step) - potential(batch["lp"] - step)).item() / 2e-6
         torch.testing.assert_close(lp.grad, numeric, atol=1e-8, rtol=0)
 
     def test_first_update_of_ppo_and_cpgd_is_the_policy_gradient(self) -> None:

@@ -155,7 +155,7 @@ class TestAlarms:
 
     def test_a_metric_that_is_not_measured(self) -> None:
         alarms = self.alarms(prm_acu={"least": 0.6})
-        with pytest.raises(ConfigError, match=r"watch\.alarms\.prm_acu: this run has no such metric; it has prm_auc"):
+        with pytest.raises(ConfigError, match=r"monitor\.alarms\.prm_acu: this run has no such metric; it has prm_auc"):
             alarms.see({"prm_auc": 0.5})
 
     def test_the_error_names_metric_value_threshold_and_checkpoint(self) -> None:

@@ -114,7 +114,7 @@ def by_problem(rates: dict[str, float]):
     """Problems that are always, never or sometimes solved."""
 
     def write(problem: Problem, rng: random.Random) -> str:
-        return "correct" if rng.random() < rates.get(problem.id, 0.5) else "incorrect"
+        return "right" if rng.random() < rates.get(problem.id, 0.5) else "wrong"
 
     return write
 
@@ -158,7 +158,7 @@ async def test_the_rounds_have_a_cap(tmp_path: Path, capsys) -> None:
 async def test_updates_are_whole_and_the_rest_waits(tmp_path: Path, capsys) -> None:
     """Two updates of three groups per step. Of the first 12 problems 5 may pass, enough for one update; 2 wait, and
     come first in the next step."""
-    problems = [Problem(f"p{number}", "?", "correct") for number in range(12)]
+    problems = [Problem(f"p{number}", "?", "right") for number in range(12)]
     first = [problem.id for problem, _ in Prompts(problems, 0).take(9)]
     rates = dict.fromkeys(first[5:], 1.0)
     batch = {"prompts": 6, "updates": 2, "group_size": 16}
@@ -213,8 +213,8 @@ async def test_order_does_not_depend_on_who_ends_first(tmp_path: Path) -> None:
 
 async def test_what_takes_no_part_is_counted_by_reason(tmp_path: Path) -> None:
     """p0 has no verdicts, one problem is refused, some samples of p2 are unknown."""
-    problems = [PROBLEMS[0], PROBLEMS[1], PROBLEMS[2], Problem("refused", "", "correct")]
-    texts = {"p0": ["what"], "p1": ["correct", "incorrect"], "p2": ["correct", "what", "incorrect"]}
+    problems = [PROBLEMS[0], PROBLEMS[1], PROBLEMS[2], Problem("refused", "", "right")]
+    texts = {"p0": ["what"], "p1": ["right", "wrong"], "p2": ["right", "what", "wrong"]}
     pool = ScriptedPool(lambda problem, rng: rng.choice(texts[problem.id]))
     found = await collector(tmp_path, pool, problems).collect(1)
     assert {group.problem.id for group in found.groups} == {"p1", "p2"}
@@ -273,7 +273,7 @@ async def test_a_group_is_scored_while_others_are_generated(tmp_path: Path) -> N
             events.append(f"sampled {problem.id}")
             return found
 
-    pool = Pool(lambda problem, rng: rng.choice(("correct", "incorrect", "what")))
+    pool = Pool(lambda problem, rng: rng.choice(("right", "wrong", "what")))
     config = make_config(tmp_path, batch={"prompts": 2, "group_size": 8})
     check = Limits(99, frozenset()).check
     found = await Collector(config, PROBLEMS[:2], pool, ScriptedGrader(), check, Process()).collect(1)
