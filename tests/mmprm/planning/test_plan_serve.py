@@ -73,4 +73,4 @@ def test_servers_have_nothing_to_plan(capsys: pytest.CaptureFixture[str]) -> Non
     command = ["plan", "serve", "--config", str(CONFIGS / "annotate" / "internvl3-8b.yaml")]
     servers = ["--set", "engine.servers.urls=[http://localhost:8000]", "--set", "engine.servers.dialect=vllm"]
     assert main([*command, *servers]) == 2
-    assert "nothing to plan here" in capsys.readouterr().err
+    assert "mmprm plan: servers " in capsys.readouterr().err
