@@ -7,6 +7,9 @@ import json
 
 
 def derive_seed(run_seed: int, problem_id: str, prefix: str, first_sample: int) -> int:
-    """Return a seed in [0, 2^62) for samples first_sample, first_sample + 1, … from `prefix`; sample i uses seed + i."""
+    """Return a seed in [0, 2^62) for the samples first_sample, first_sample + 1, … from `prefix`.
+
+    Sample i of the request uses seed + i.
+    """
     key = json.dumps([run_seed, problem_id, prefix, first_sample])
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") >> 2

@@ -1,7 +1,7 @@
 """Decide how many rollouts a state gets, and estimate its value without the bias of outcome-dependent stopping.
 
-Rollouts are sampled from a state in batches. The first batch is just large enough to call the state broken if all of
-its rollouts fail. If any is correct, small batches follow until the value is known precisely enough. The sizes and
+Rollouts are sampled from a state in batches. The first batch is just large enough to call the state failed if all of
+its rollouts are incorrect. If any is correct, small batches follow until the value is known precisely enough. The sizes and
 counts of a state's batches suffice to remove the bias later.
 """
 
@@ -19,21 +19,24 @@ from mmprm.types import Counts
 
 
 class StoppingRule(Config):
-    """When to stop sampling from a state.
+    """Configure when to stop sampling from a state.
 
-    With `false_negative_rate=0` and `min_shared_rollouts=null`, every state gets `rollouts` rollouts of its own at once; MM-PRM does this with 16.
+    With `false_negative_rate=0` and `min_shared_rollouts=null`, every state gets `rollouts` rollouts of its own at
+    once. MM-PRM does this with 16.
     """
 
     rollouts: int = Field(20, ge=1)
     """Maximum number of rollouts per state (K); the root always gets all of them. MM-PRM uses 16."""
     false_negative_rate: float = Field(0.006, ge=0, lt=0.5)
-    """A state is called broken when the probability that it is sound, given that all of its rollouts failed, is
-    below this. With the defaults this takes at least 16 failures. 0 samples all rollouts for every state."""
+    """A state is called failed (no correct answer can be reached from it) when the probability that it is recoverable,
+    given that all of its rollouts are incorrect, is below this. With the defaults this takes at least 16 incorrect
+    rollouts. 0 samples all rollouts for every state."""
     prior_reset: float = Field(0.1, ge=0, le=1)
-    """Prior probability that the value of a sound state is unrelated to that of its nearest sound ancestor."""
+    """Prior probability that the value of a recoverable state is unrelated to that of its nearest recoverable ancestor."""
     max_posterior_std: float = Field(0.17, ge=0, lt=0.5)
     """Sampling stops when the standard deviation of the value's Beta posterior is at most this. The first batches
-    under the default `false_negative_rate` already satisfy it; smaller values buy more precise labels with further batches."""
+    under the default `false_negative_rate` already satisfy it; smaller values give more precise labels at the cost of
+    further batches."""
     batch: int = Field(4, ge=1)
     """Number of rollouts per further batch."""
     min_shared_rollouts: int | None = Field(5, ge=2)
@@ -48,12 +51,12 @@ def rule_of(config: dict[str, Any]) -> StoppingRule:
 
 
 def recovery_probability(failures: int, ancestor: Counts, prior_reset: float) -> float:
-    """Return P(sound | all n rollouts failed) = L / (1 + L), with n = `failures`.
+    """Return P(recoverable | all n rollouts incorrect) = L / (1 + L), with n = `failures`.
 
-    L = (1 − s) · B(a, b + n) / B(a, b) + s / (1 + n). The prior odds are even, as in bisection. From a broken state no
-    rollout succeeds. The value of a sound state has the posterior of its nearest sound ancestor, Beta(a, b) = Beta(1 +
-    correct, 1 + incorrect), or, with probability s = `prior_reset`, a flat prior: some errors are occasionally corrected
-    later, whatever the value was before them.
+    L = (1 − s) · B(a, b + n) / B(a, b) + s / (1 + n). The prior odds are even, as in bisection. From a failed state no
+    rollout succeeds. The value of a recoverable state has the posterior of its nearest recoverable ancestor, Beta(a, b)
+    = Beta(1 + correct, 1 + incorrect), or, with probability s = `prior_reset`, a flat prior: policies occasionally
+    correct an error later, whatever the value was before it.
     """
     a, b = 1 + ancestor.correct, 1 + ancestor.incorrect
     likelihood = math.prod((b + i) / (a + b + i) for i in range(failures))
@@ -63,8 +66,8 @@ def recovery_probability(failures: int, ancestor: Counts, prior_reset: float) ->
 
 @lru_cache(maxsize=100_000)
 def first_batch_size(ancestor: Counts, rule: StoppingRule) -> int:
-    """Return the size of a state's first batch: the smallest number of failures after which P(sound) is below
-    `rule.false_negative_rate`."""
+    """Return the size of a state's first batch: the smallest number of incorrect rollouts after which
+    P(recoverable) is below `rule.false_negative_rate`."""
     sizes = (
         n
         for n in range(1, rule.rollouts)
@@ -74,16 +77,16 @@ def first_batch_size(ancestor: Counts, rule: StoppingRule) -> int:
 
 
 def posterior_deviation(correct: int, incorrect: int) -> float:
-    """Return the standard deviation of Beta(1 + right, 1 + wrong), the posterior under a flat prior."""
+    """Return the standard deviation of Beta(1 + correct, 1 + incorrect), the posterior under a flat prior."""
     a, b = 1 + correct, 1 + incorrect
     return math.sqrt(a * b / (a + b + 1)) / (a + b)
 
 
 def next_batch_size(first: int, sampled: Counts, rule: StoppingRule) -> int:
-    """Return the size of the batch to sample after `drawn`, or 0 if no further batch is needed.
+    """Return the size of the batch to sample after the rollouts `sampled`, or 0 if no further batch is needed.
 
-    `first` is the size of the first batch: this many known failures without a success establish that the state is
-    broken.
+    `first` is the size of the first batch: this many incorrect rollouts without a correct one establish that the state
+    is failed.
     """
     remaining = rule.rollouts - sampled.known - sampled.unknown
     if sampled.correct == 0:
@@ -118,11 +121,13 @@ def _first_correct(shape: tuple[tuple[int, int], ...], correct: int, rule: Stopp
     orders, began = {0: 1}, {0: 0}
     for number, (size, lost) in enumerate(shape):
         if number:
-            going_on = {r for r in orders if next_batch_size(first, Counts(r, known - r, unknown), rule) == size + lost}
-            orders = {r: count for r, count in orders.items() if r in going_on}
-            began = {r: count for r, count in began.items() if r in going_on}
-        one_correct = {r: math.comb(size - 1, r - 1) for r in range(1, size + 1)}
-        began = one_correct if number == begin else _add_batch(began, size)
+            continued = {
+                r for r in orders if next_batch_size(first, Counts(r, known - r, unknown), rule) == size + lost
+            }
+            orders = {r: count for r, count in orders.items() if r in continued}
+            began = {r: count for r, count in began.items() if r in continued}
+        first_is_correct = {r: math.comb(size - 1, r - 1) for r in range(1, size + 1)}
+        began = first_is_correct if number == begin else _add_batch(began, size)
         orders = _add_batch(orders, size)
         known, unknown = known + size, unknown + lost
     return began.get(correct, 0) / orders[correct]
