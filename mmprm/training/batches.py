@@ -18,8 +18,8 @@ T = TypeVar("T")
 class MicroBatch:
     """Holds the samples that one rank runs at once.
 
-    A padding micro-batch repeats samples of others with a weight of 0. It only keeps the number of micro-batches equal on all
-    ranks.
+    A padding micro-batch repeats samples of others with a weight of 0. It only keeps the number of micro-batches equal
+    on all ranks.
     """
 
     samples: tuple[int, ...]

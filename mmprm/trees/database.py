@@ -131,8 +131,8 @@ class Database:
         version = self.rows("PRAGMA user_version")[0][0]
         if version != SCHEMA_VERSION:
             raise StoreError(
-                f"{self.path}: schema version {version} must be {SCHEMA_VERSION} (since 2 it keeps when its engines "
-                "worked); use the mmprm that wrote it, or choose another run folder"
+                f"{self.path}: schema version {version} must be {SCHEMA_VERSION} (version 2 added the working hours of "
+                "engines); use the version of mmprm that wrote it, or choose another run folder"
             )
 
     def rows(self, sql: str, *values: Any) -> list[tuple]:
@@ -165,9 +165,9 @@ class Database:
             if "not a database" in str(error):
                 raise StoreError(f"{self.path}: {_NO_STORE}") from error
             if "full" in str(error):
-                way_out = "free some space and run the same command again: all that was finished is kept"
+                way_out = "free some space and run the same command again; finished work is kept"
             elif "malformed" in str(error):
-                way_out = "mmprm annotate with this run mends what can be mended; else restore a copy"
+                way_out = "run mmprm annotate on this folder to repair what can be repaired, or restore a backup"
             else:
                 way_out = "check the disk, or choose another run folder"
             raise StoreError(f"{self.path}: {error}; {way_out}") from error

@@ -5,9 +5,9 @@ incorrect rollout passes through it, so the rollouts that passed through it earl
 rollouts of one batch, however, are sampled together and fix the longer prefixes that they pass through before any of
 them ends. Such a prefix is therefore labeled by the first single batch that sent at least
 `StoppingRule.min_shared_rollouts` rollouts through it, provided the prefix was not a state before: this criterion does
-not depend on how the rollouts ended. The prefix keeps that label if it becomes a state later. That happens only if all of those rollouts failed, so
-replacing the label would affect only the prefixes whose first rollouts were unlucky. Batches are not pooled, because
-later ones are sampled depending on how earlier ones ended.
+not depend on how the rollouts ended. The prefix keeps that label if it becomes a state later. That happens only if all
+of those rollouts failed, so replacing the label would affect only the prefixes whose first rollouts were unlucky.
+Batches are not pooled, because later ones are sampled depending on how earlier ones ended.
 
 One selection effect remains, as in every such search: a problem is searched only if the rollouts from its root are
 neither all correct nor all incorrect. Given that it is searched, a root of value v has an expected share of correct

@@ -1,8 +1,8 @@
 """Decide how many rollouts a state gets, and estimate its value without the bias of outcome-dependent stopping.
 
 Rollouts are sampled from a state in batches. The first batch is just large enough to call the state failed if all of
-its rollouts are incorrect. If any is correct, small batches follow until the value is known precisely enough. The sizes and
-counts of a state's batches suffice to remove the bias later.
+its rollouts are incorrect. If any is correct, small batches follow until the value is known precisely enough. The sizes
+and counts of a state's batches suffice to remove the bias later.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class StoppingRule(Config):
     given that all of its rollouts are incorrect, is below this. With the defaults this takes at least 16 incorrect
     rollouts. 0 samples all rollouts for every state."""
     prior_reset: float = Field(0.1, ge=0, le=1)
-    """Prior probability that the value of a recoverable state is unrelated to that of its nearest recoverable ancestor."""
+    """Prior probability that the value of a recoverable state is unrelated to that of its nearest recoverable
+    ancestor."""
     max_posterior_std: float = Field(0.17, ge=0, lt=0.5)
     """Sampling stops when the standard deviation of the value's Beta posterior is at most this. The first batches
     under the default `false_negative_rate` already satisfy it; smaller values give more precise labels at the cost of
