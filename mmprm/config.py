@@ -65,7 +65,9 @@ class Config(BaseModel):
             return values
         groups = {name: field.default for name, field in cls.model_fields.items() if isinstance(field.default, Config)}
         given = {name: values[name] for name in groups if isinstance(values.get(name), dict)}
-        return values | {name: _over(groups[name].model_dump(exclude_unset=True), keys) for name, keys in given.items()}
+        return values | {
+            name: merged(groups[name].model_dump(exclude_unset=True), keys) for name, keys in given.items()
+        }
 
 
 C = TypeVar("C", bound=Config)
@@ -84,7 +86,9 @@ def override(values: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
     for item in sets:
         key, separator, text = item.partition("=")
         if not separator or not key:
-            raise ConfigError(f"--set {item!r} must have the form key=value, for example --set search.rollouts=16")
+            raise ConfigError(
+                f"--set {item!r} must have the form key=value; write, for example, --set search.rollouts=16"
+            )
         _assign(values, key.split("."), read_set(text), key)
     return values
 
@@ -137,7 +141,8 @@ def _check_texts(value: Any, key: str, source: str) -> None:
             _check_texts(inner, f"{key}.{name}".lstrip("."), source)
     elif isinstance(value, str) and _NO_TEXT.search(value):
         raise ConfigError(
-            f"{source}: {key}={value!r} holds a NUL character or half of a surrogate pair, which are no text; remove it"
+            f"{source}: {key}={value!r} holds a NUL character or half of a surrogate pair, which are not valid text; "
+            "remove it"
         )
 
 
@@ -168,10 +173,10 @@ def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
     }
 
 
-def _over(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+def merged(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     """Merge `given` over `defaults`, group by group."""
     both = {key: (defaults[key], given[key]) for key in defaults.keys() & given.keys()}
-    groups = {key: _over(*pair) for key, pair in both.items() if all(isinstance(value, dict) for value in pair)}
+    groups = {key: merged(*pair) for key, pair in both.items() if all(isinstance(value, dict) for value in pair)}
     return defaults | given | groups
 
 

@@ -41,7 +41,7 @@ SCHEMA = pyarrow.schema(
 for the bias of a stopping rule. Labels and counts are null at steps without a label. `judge` is null without a judge
 (see mmprm consensus), and at steps that it did not judge."""
 
-_EARLIER_NAMES = {"right": "correct", "wrong": "incorrect"}
+EARLIER_NAMES = {"right": "correct", "wrong": "incorrect"}
 """Columns of version 0.1 by their current names."""
 _OPTIONAL = {"judge", "judged_by"}
 """Columns that may be missing."""
@@ -109,13 +109,19 @@ def read_parquet(path: str | Path, split: Split | None = None) -> list[LabeledEx
     return examples
 
 
+def known_columns(names: Iterable[str], path: str | Path) -> list[str]:
+    """Return the names that are columns of labeled paths, of any version. Raises DataError if one is missing."""
+    known = [name for name in names if EARLIER_NAMES.get(name, name) in SCHEMA.names]
+    missing = set(SCHEMA.names) - _OPTIONAL - {EARLIER_NAMES.get(name, name) for name in known}
+    if missing:
+        raise DataError(f"{path}: lacks the columns {', '.join(sorted(missing))}; write it with mmprm labels")
+    return known
+
+
 def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with parquet.ParquetFile(path, page_checksum_verification=True) as file:
-            names = [name for name in file.schema_arrow.names if _EARLIER_NAMES.get(name, name) in SCHEMA.names]
-            missing = set(SCHEMA.names) - _OPTIONAL - {_EARLIER_NAMES.get(name, name) for name in names}
-            if missing:
-                raise DataError(f"{path}: lacks the columns {', '.join(sorted(missing))}; write it with mmprm labels")
+            names = known_columns(file.schema_arrow.names, path)
             found = 0
             for batch in file.iter_batches(batch_size=256, columns=names):
                 found += batch.num_rows
@@ -125,7 +131,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
                     f"{path}: is damaged: {found} of {file.metadata.num_rows} rows can be read; write it again"
                 )
     except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; write it with mmprm labels") from error
+        raise DataError(f"{path}: does not exist; write it with mmprm labels") from error
     except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: NUL in the path, or invalid UTF-8
         raise DataError(f"{path}: is not readable Parquet ({error}); write it again with mmprm labels") from error
 
@@ -133,14 +139,15 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 def _typed(batch: pyarrow.RecordBatch, path: Path) -> pyarrow.Table:
     """Cast the columns of other programs, such as 64-bit numbers, if that loses nothing."""
     columns = []
-    names = [_EARLIER_NAMES.get(name, name) for name in batch.schema.names]
+    names = [EARLIER_NAMES.get(name, name) for name in batch.schema.names]
     for name, column in zip(names, batch.columns, strict=True):
         wanted = SCHEMA.field(name).type
         try:
             columns.append(column if name == "images" else column.cast(wanted))
         except pyarrow.ArrowException as error:
             raise DataError(
-                f"{path}: column {name} has type {column.type}, must be {wanted} ({error}); cast it, or write the file "
+                f"{path}: column {name} has type {column.type} and must be {wanted} ({error}); cast it, or write the "
+                "file "
                 "with mmprm labels"
             ) from error
     return pyarrow.table(columns, names=names)
@@ -189,7 +196,8 @@ def _check_same(problem: Problem, other: Problem, location: str) -> None:
         one, two = getattr(problem, name), getattr(other, name)
         if one != two:
             raise DataError(
-                f"{location}: problem_id {cut(other.id)!r} already belongs to a different problem: {name} is {cut(two)!r}"
+                f"{location}: problem_id {cut(other.id)!r} already belongs to a different problem: {name} is "
+                f"{cut(two)!r}"
                 f", but was {cut(one)!r}; use unique ids in joined files, then label them again"
             )
     if list(map(image_digest, problem.images)) != list(map(image_digest, other.images)):
@@ -203,8 +211,8 @@ def _path(row: dict[str, Any], location: str) -> LabeledPath:
     columns: Sequence[list[Any]] = [row[name] or [] for name in ("correct", "incorrect", "unknown", "labels")]
     if any(len(column) != len(row["steps"]) for column in columns):
         raise DataError(
-            f"{location}: has {len(row['steps'])} steps but lists of other lengths in right, wrong, unknown or labels; "
-            "give one value per step"
+            f"{location}: has {len(row['steps'])} steps but lists of other lengths in correct, incorrect, unknown or "
+            "labels; give one value per step"
         )
     counts = tuple(_counts(*step, location) for step in zip(*columns, strict=True))
     return LabeledPath(row["problem_id"], tuple(row["steps"]), counts, row["complete"])
@@ -216,8 +224,8 @@ def _judged(row: dict[str, Any], location: str) -> tuple[tuple[float | None, ...
         return None, None
     if len(judged) != len(row["steps"]) or not all(value is None or 0 <= value <= 1 for value in judged):
         raise DataError(
-            f"{location}: judge={judged} must hold a probability or null for each of {len(row['steps'])} steps; correct "
-            "it, or run mmprm consensus again"
+            f"{location}: judge={judged} must hold a probability or null for each of the {len(row['steps'])} steps; "
+            "correct it, or run mmprm consensus again"
         )
     return tuple(judged), row.get("judged_by")
 
@@ -229,8 +237,8 @@ def _counts(
         return None
     if correct < 0 or incorrect < 0 or correct + incorrect == 0:
         raise DataError(
-            f"{location}: counts right={correct}, wrong={incorrect} must not be negative, and not both 0; write null for a step "
-            "without a label"
+            f"{location}: counts correct={correct}, incorrect={incorrect} must not be negative and must not both be 0; "
+            "write null for a step without a label"
         )
     counts = Counts(correct, incorrect, unknown or 0)
     if label is None or abs(label - counts.value) < FLOAT32_ROUNDING:

@@ -1,0 +1,130 @@
+"""Annotate problems, read the searched trees, and write and load labels."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcts.campaign import run_campaign
+from mcts.config import CampaignConfig
+from mcts.progress import CampaignSummary
+from mmprm.api.inputs import AnyPath, configured, read_problems
+from mmprm.cli.shared.policy import policy_folder
+from mmprm.config import merged
+from mmprm.data.cells import Row
+from mmprm.errors import ConfigError, DataError
+from mmprm.labels.build import LabelsConfig, LabelsSummary, build_labels
+from mmprm.labels.checks import Split
+from mmprm.labels.parquet import EARLIER_NAMES, known_columns
+from mmprm.problems import ProblemsConfig, write_problems
+from mmprm.trees.evidence import evidence
+from mmprm.trees.stopping import StoppingRule, rule_of
+from mmprm.trees.store import Store
+from mmprm.types import Counts, Problem, Steps, Tree
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+PROBLEMS_NAME = "problems.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class SearchedProblem:
+    """Holds a problem, its search tree, and the evidence for each prefix of steps, as `mmprm labels` uses it.
+
+    `evidence[steps].value` is the value of a prefix in [0, 1]. The empty prefix is the whole problem. Prefixes keep the
+    text that the policy wrote, including its step markup.
+    """
+
+    problem: Problem
+    tree: Tree
+    evidence: Mapping[Steps, Counts]
+
+
+def annotate(
+    problems: AnyPath | Iterable[Problem | Row],
+    output: AnyPath,
+    *,
+    config: AnyPath | None = None,
+    **settings: Any,
+) -> CampaignSummary:
+    """Label the reasoning steps of problems by tree search, as `mmprm annotate` does, and return its summary.
+
+    `problems` is a file, a folder or a hub id, or a list of `Problem` and of dict rows with question, answer and
+    images; a list is written to problems.jsonl in the run folder `output`. `config` is a YAML file, and `settings` are
+    keys of `mmprm annotate` on top of it, with a dict per group: `engine={"model": "tiny"}`. A run that exists resumes.
+    `summary.failures` has the reason for each problem that failed.
+    """
+    _check_no_loop()
+    folder = Path(output)
+    is_path = isinstance(problems, str | os.PathLike)
+    source = os.fspath(problems) if is_path else str(folder / PROBLEMS_NAME)
+    given = merged(settings, {"output": folder, "problems": {"path": source}})
+    campaign = configured(CampaignConfig, "annotate", given, config)
+    if not is_path:
+        write_problems(source, read_problems(problems, campaign.problems))
+        campaign = campaign.model_copy(update={"problems": ProblemsConfig(path=source)})
+    return run_campaign(campaign, model_folder=policy_folder(campaign.engine))
+
+
+def read_trees(run: AnyPath) -> Iterator[SearchedProblem]:
+    """Yield every problem of a run that has been sampled, with its tree and values; also while the run continues."""
+    store = Store.read(run)
+    return _searched(store, rule_of(store.config))
+
+
+def write_labels(run: AnyPath, output: AnyPath, **settings: Any) -> LabelsSummary:
+    """Write the labels of a run to a Parquet file, as `mmprm labels` does, and return their counts.
+
+    `settings` are the other keys of `mmprm labels`, such as `dev=0.1`.
+    """
+    return build_labels(configured(LabelsConfig, "write_labels", {"store": run, "output": output} | settings))
+
+
+def load_labels(path: AnyPath, split: Split | None = None) -> Dataset:
+    """Load a Parquet file of `mmprm labels` as a `datasets.Dataset`: all rows, or those of one split.
+
+    The columns are those of `mmprm.labels.parquet.SCHEMA`; images are decoded on access. Raises DataError for a file
+    that is missing, damaged or not written by `mmprm labels`.
+    """
+    import datasets
+    import pyarrow.dataset
+
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such file; write it with mmprm labels")
+    options = pyarrow.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
+    filters = None if split is None else [("split", "==", split)]
+    try:
+        labels = datasets.load_dataset(
+            "parquet", data_files=os.fspath(path), split="train", filters=filters, fragment_scan_options=options
+        )
+    except Exception as error:  # datasets wraps what its readers raise in exceptions of its own
+        reason = error.__cause__ or error
+        raise DataError(f"{path}: is not readable Parquet ({reason}); write it again with mmprm labels") from error
+    labels = labels.select_columns(known_columns(labels.column_names, path))
+    renamed = {name: current for name, current in EARLIER_NAMES.items() if name in labels.column_names}
+    return labels.rename_columns(renamed).cast_column("images", datasets.List(datasets.Image()))
+
+
+def _searched(store: Store, rule: StoppingRule) -> Iterator[SearchedProblem]:
+    try:
+        for tree in store.trees():
+            yield SearchedProblem(store.problem(tree.problem_id), tree, evidence(tree, rule))
+    finally:
+        store.close()
+
+
+def _check_no_loop() -> None:
+    """Raise ConfigError inside an event loop, where the campaign cannot start its own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    raise ConfigError(
+        "mmprm.annotate: an event loop runs in this thread, as in a notebook; write "
+        "await asyncio.to_thread(mmprm.annotate, …)"
+    )

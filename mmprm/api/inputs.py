@@ -1,0 +1,81 @@
+"""Convert what Python callers pass (settings, rows, images) to what the commands read."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mmprm.config import Config, build, merged, read_yaml
+from mmprm.data.cells import Row, cut
+from mmprm.data.columns import Columns
+from mmprm.errors import DataError
+from mmprm.problems import ProblemReader, ProblemsConfig
+from mmprm.types import ImageRef, Problem
+
+C = TypeVar("C", bound=Config)
+AnyPath = str | os.PathLike[str]
+
+
+def configured(model: type[C], caller: str, settings: Mapping[str, Any], file: AnyPath | None = None) -> C:
+    """Return the configuration of a YAML file with `settings` on top, nested as in the file.
+
+    Raises ConfigError, which names `caller` or the file, for an unknown key or an invalid value.
+    """
+    values = {} if file is None else read_yaml(os.fspath(file))
+    return build(model, merged(values, _without_paths(settings)), source=f"mmprm.{caller}")
+
+
+def asked_problem(question: str, images: Any, choices: Sequence[str], caller: str) -> Problem:
+    """Return the problem of a question without a gold answer; relative image paths start at the working directory."""
+    if not isinstance(question, str) or not question.strip():
+        raise DataError(f"mmprm.{caller}: question={cut(question)!r} must be a text that is not blank; give the question as it was asked")
+    row = {"question": question, "images": cell(images), "choices": list(choices)}
+    asked = ProblemReader(Columns(), Path.cwd()).asked(row, f"mmprm.{caller}")
+    return Problem(f"mmprm.{caller}", asked.question, "", asked.images, asked.choices)
+
+
+def read_problems(given: Iterable[Problem | Row], config: ProblemsConfig) -> Iterator[Problem]:
+    """Yield the problems of a list of problems and rows. Raises DataError, which names the index, for anything else."""
+    reader = ProblemReader(config.columns, Path(config.image_root or "").absolute())
+    for index, item in enumerate(given):
+        location = f"problems[{index}]"
+        if isinstance(item, Problem):
+            yield item
+        elif isinstance(item, Mapping):
+            yield reader.problem({name: cell(value) for name, value in item.items()}, location)
+        else:
+            raise DataError(f"{location}={cut(item)!r} must be a Problem or a dict with question and answer")
+    reader.tell()
+
+
+def cell(value: Any) -> Any:
+    """Return a value as a row of a file would hold it: images as paths or encoded bytes."""
+    if isinstance(value, ImageRef):
+        return value.path if value.data is None else value.data
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list | tuple):
+        return [cell(item) for item in value]
+    if hasattr(value, "getexif"):  # a Pillow image, as `datasets` decodes them
+        return _png(value)
+    return value
+
+
+def _png(image: Any) -> bytes:
+    from PIL import ImageOps
+
+    buffer = io.BytesIO()
+    ImageOps.exif_transpose(image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _without_paths(value: Any) -> Any:
+    """Replace every path object by its text, which configurations hold."""
+    if isinstance(value, Mapping):
+        return {key: _without_paths(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_paths(inner) for inner in value]
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
