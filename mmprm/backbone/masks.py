@@ -18,12 +18,49 @@ def attention_mask(end_BT: Tensor) -> Any:
     row; see `packed_mask` for the alternative.
     """
     if end_BT.is_cuda:
-        from torch.nn.attention.flex_attention import create_block_mask
+        return block_mask(end_BT)
+    position_T = torch.arange(end_BT.shape[1], device=end_BT.device)
+    return ((position_T <= position_T[:, None]) & (position_T[:, None] <= end_BT[:, None, :]))[:, None]
 
-        rows, width = end_BT.shape
-        return create_block_mask(ancestors(end_BT), rows, None, width, width, device=end_BT.device)
-    place_T = torch.arange(end_BT.shape[1], device=end_BT.device)
-    return ((place_T <= place_T[:, None]) & (place_T[:, None] <= end_BT[:, None, :]))[:, None]
+
+def block_mask(end_BT: Tensor) -> Any:
+    """Return the mask of `attention_mask` as a block mask for FlexAttention, in (T / 128)² entries per row.
+
+    `create_block_mask` evaluates all T² pairs (2.5 GiB at T = 16,384). Here a block of queries I sees some key of an
+    earlier block J if max end[J] ≥ min I, and every pair of the two if min end[J] ≥ max I; a block sees itself in part.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
+
+    rows, width = end_BT.shape
+    count = -(-width // FLEX_BLOCK)
+    spare = count * FLEX_BLOCK - width
+    last_BN = torch.nn.functional.pad(end_BT, (0, spare), value=-1).view(rows, count, FLEX_BLOCK).amax(dim=2)
+    first_BN = torch.nn.functional.pad(end_BT, (0, spare), value=width).view(rows, count, FLEX_BLOCK).amin(dim=2)
+    block_N = torch.arange(count, device=end_BT.device)
+    start_N, stop_N = block_N * FLEX_BLOCK, torch.clamp((block_N + 1) * FLEX_BLOCK, max=width)
+    earlier_NN = block_N[None, :] < block_N[:, None]
+    seen_BNN = earlier_NN & (last_BN[:, None, :] >= start_N[:, None])
+    full_BNN = earlier_NN & (first_BN[:, None, :] >= stop_N[:, None] - 1)
+    partial_BNN = (seen_BNN & ~full_BNN) | torch.eye(count, dtype=torch.bool, device=end_BT.device)
+    return BlockMask.from_kv_blocks(
+        *_listed(partial_BNN),
+        *_listed(full_BNN),
+        BLOCK_SIZE=FLEX_BLOCK,
+        mask_mod=ancestors(end_BT),
+        seq_lengths=(width, width),
+    )
+
+
+def _listed(sees_BNN: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (number, indices) of the key blocks of each block of queries; indices beyond the number are arbitrary."""
+    number_B1N = sees_BNN.sum(dim=2, dtype=torch.int32)[:, None]
+    indices_B1NN = sees_BNN.to(torch.int8).argsort(dim=2, descending=True, stable=True).to(torch.int32)[:, None]
+    return number_B1N, indices_B1NN
+
+
+def on_grid(width: int) -> int:
+    """Return the width to pad rows to: on GPU a multiple of the block, so that FlexAttention compiles few shapes."""
+    return -(-width // FLEX_BLOCK) * FLEX_BLOCK if torch.cuda.is_available() else width
 
 
 def packed_mask(end_BT: Tensor) -> Any:
@@ -57,6 +94,12 @@ def why_not_packed(backbone: nn.Module) -> str | None:
     return None
 
 
+FLEX_BLOCK = 128
+"""Tokens per block of FlexAttention, its default."""
+COMPILED_GRAPHS = 64
+"""Graphs of FlexAttention that torch may compile. One model uses 6 of its default limit of 8, beyond which torch would
+compute the scores of all T² pairs in memory, without a warning."""
+
 PACKED = "mmprm_packed"
 """Name of the registered attention function: it handles the masks of `packed_mask`, and calls SDPA otherwise."""
 
@@ -76,6 +119,9 @@ def use_block_masks(backbone: nn.Module) -> None:
             return attend_in_blocks(query, key, value, mask, options["dropout"], options["scaling"]), None
         return sdpa_attention_forward(module, query, key, value, mask, **options)
 
+    if torch.cuda.is_available():
+        torch._dynamo.config.recompile_limit = max(COMPILED_GRAPHS, torch._dynamo.config.recompile_limit)
+        torch._dynamo.config.fail_on_recompile_limit_hit = True
     AttentionInterface.register(PACKED, attend)
     AttentionMaskInterface.register(PACKED, sdpa_mask)
     nested = backbone.config.get_text_config() is not backbone.config

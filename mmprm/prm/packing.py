@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from mmprm.backbone.masks import on_grid
 from mmprm.backbone.positions import Positions
 from mmprm.backbone.processor import image_placeholder, reads_images, tokenizer_of
 from mmprm.backbone.token_tree import Ints, TokenTree, cut_at_subtrees, token_tree
@@ -133,7 +134,7 @@ class TreeInputs:
         self._pixels, self._positions = Pixels(form), Positions(model)
 
     def __call__(self, rows: Sequence[Sequence[PackedTree]]) -> PackedInputs:
-        width = max(sum(len(tree.tokens) for tree in row) for row in rows)
+        width = on_grid(max(sum(len(tree.tokens) for tree in row) for row in rows))
         pixels = self._pixels([image for row in rows for tree in row for image in tree.images])
         grids = {name: iter(tensor) for name, tensor in pixels.items() if name.endswith("grid_thw")}
         ids_BT = np.full((len(rows), width), self._pad, dtype=np.int64)
