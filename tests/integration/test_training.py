@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -217,73 +217,108 @@ def test_adapters_leave_a_plain_model_and_resume(
     assert_same_model(tmp_path / "run", lora_rank, atol=0)
 
 
-def test_two_ranks(one_rank: Path, lora_rank: Path, random_policy_folder: Path, labels: Path, tmp_path: Path) -> None:
-    """Losses, gradient norms (which Adam would hide a wrong scale of) and weights equal those of one rank under every
-    ZeRO stage, with offloading, with adapters; and what a fault on one rank does to both."""
-    llama = write_backbone("llama", tmp_path / "llama")
-    trainings = {
-        "zero0": {"zero_stage": 0},
-        "zero2": {"zero_stage": 2, "save_every": 3},
-        "zero3": {"zero_stage": 3},
-        **{f"bf16_{stage}": {"zero_stage": stage, "precision": "bf16"} for stage in range(4)},
-        "offload2": {"zero_stage": 2, "offload": "optimizer"},
-        "offload3": {"zero_stage": 3, "offload": "all"},
-        "stopped2": {"zero_stage": 2},
-        "stopped3": {"zero_stage": 3},
-        "nan0": {"zero_stage": 0},
-        "nan3": {"zero_stage": 3},
-        "lora2": {"zero_stage": 2},
-        "lora3": {"zero_stage": 3},
-        "lora_stopped": {"zero_stage": 3},
-        "lora_bf16": {"zero_stage": 3, "precision": "bf16", "offload": "all"},
-        "parts": {"zero_stage": 3},
-    }
+BF16 = [f"bf16_{stage}" for stage in range(4)]
+STOPPED = {"stopped2": "zero2", "stopped3": "zero3", "lora_stopped": "lora3"}
+"""Runs that receive SIGTERM and are resumed, with the undisturbed run of the same settings."""
+TWO_RANKS: dict[str, dict[str, Any]] = {
+    "zero0": {"zero_stage": 0},
+    "zero2": {"zero_stage": 2, "save_every": 3},
+    "zero3": {"zero_stage": 3},
+    **{name: {"zero_stage": stage, "precision": "bf16"} for stage, name in enumerate(BF16)},
+    "offload2": {"zero_stage": 2, "offload": "optimizer"},
+    "offload3": {"zero_stage": 3, "offload": "all"},
+    "stopped2": {"zero_stage": 2},
+    "stopped3": {"zero_stage": 3},
+    "nan0": {"zero_stage": 0},
+    "nan3": {"zero_stage": 3},
+    "lora2": {"zero_stage": 2},
+    "lora3": {"zero_stage": 3},
+    "lora_stopped": {"zero_stage": 3},
+    "lora_bf16": {"zero_stage": 3, "precision": "bf16", "offload": "all"},
+    "parts": {"zero_stage": 3},
+}
+
+
+class TwoRanks(NamedTuple):
+    folder: Path
+    printed: str
+
+
+@pytest.fixture(scope="module")
+def two_ranks(random_policy_folder: Path, labels: Path, tmp_path_factory: pytest.TempPathFactory) -> TwoRanks:
+    """All runs on two ranks, in one launch of two processes: starting them takes longer than a run."""
+    folder = tmp_path_factory.mktemp("two_ranks")
     configs = {
-        name: settings(random_policy_folder, labels, tmp_path / name, **training)
+        name: settings(random_policy_folder, labels, folder / name, **training)
         | (LORA if name.startswith("lora") else {})
-        for name, training in trainings.items()
+        for name, training in TWO_RANKS.items()
     }
-    configs["llama"] = {**configs["parts"], "model": str(llama)}
+    configs["llama"] = {**configs["parts"], "model": str(write_backbone("llama", folder / "llama-model"))}
     configs["lora_bf16"]["gradient_checkpointing"] = True
-    bf16 = [name for name in trainings if name.startswith("bf16")]
-    undisturbed = ("zero0", "zero2", "zero3", *bf16, "offload2", "offload3", "lora2", "lora3", "lora_bf16")
-    stopped = {"stopped2": "zero2", "stopped3": "zero3", "lora_stopped": "lora3"}
     jobs: list[dict[str, Any]] = [
-        {"config": name, "parts": str(tmp_path / f"{name}.json")} for name in ("parts", "llama")
+        {"config": name, "parts": str(folder / f"{name}.json")} for name in ("parts", "llama")
     ]
-    jobs += [{"config": name} for name in undisturbed]
-    jobs += [{"config": name, **fault} for name in stopped for fault in ({"sigterm": 4}, {})]
+    faulty = {*STOPPED, "nan0", "nan3", "parts"}
+    jobs += [{"config": name} for name in TWO_RANKS if name not in faulty]
+    jobs += [{"config": name, **fault} for name in STOPPED for fault in ({"sigterm": 4}, {})]
     jobs += [{"config": name, "nan": [3]} for name in ("nan0", "nan3")]
-    done = run_jobs(tmp_path, configs, jobs, ranks=2)
-    for name in ("zero0", "zero2", "zero3", "offload2", "offload3"):
-        assert losses(tmp_path / name) == pytest.approx(losses(one_rank), rel=1e-3), name
-        assert losses(tmp_path / name, "eval") == pytest.approx(losses(one_rank, "eval")[-1:], rel=1e-3), name
-        assert_same_model(tmp_path / name, one_rank, atol=2e-3)
+    return TwoRanks(folder, run_jobs(folder, configs, jobs, ranks=2).stdout)
+
+
+@pytest.mark.parametrize("name", ["zero0", "zero2", "zero3", "offload2", "offload3"])
+def test_two_ranks_train_as_one(two_ranks: TwoRanks, one_rank: Path, name: str) -> None:
+    run = two_ranks.folder / name
+    assert losses(run) == pytest.approx(losses(one_rank), rel=1e-3)
+    assert losses(run, "eval") == pytest.approx(losses(one_rank, "eval")[-1:], rel=1e-3)
+    assert_same_model(run, one_rank, atol=2e-3)
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero3", "offload2", "offload3"])
+def test_gradient_norms_of_two_ranks(two_ranks: TwoRanks, one_rank: Path, name: str) -> None:
+    """Adam would hide gradients of a wrong scale."""
     norms = losses(one_rank, name="gradient_norm")
-    for name in ("zero2", "zero3", "offload2", "offload3"):
-        assert losses(tmp_path / name, name="gradient_norm") == pytest.approx(norms, rel=1e-2), name
-    for name in bf16:
-        assert losses(tmp_path / name) == pytest.approx(losses(one_rank), rel=0.05), name
-        assert losses(tmp_path / name, name="gradient_norm") == pytest.approx(norms, rel=0.05), name
-        assert load_file(tmp_path / name / "prm/model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
+    assert losses(two_ranks.folder / name, name="gradient_norm") == pytest.approx(norms, rel=1e-2)
+
+
+@pytest.mark.parametrize("name", BF16)
+def test_two_ranks_in_bf16(two_ranks: TwoRanks, one_rank: Path, name: str) -> None:
+    run, norms = two_ranks.folder / name, losses(one_rank, name="gradient_norm")
+    assert losses(run) == pytest.approx(losses(one_rank), rel=0.05)
+    assert losses(run, name="gradient_norm") == pytest.approx(norms, rel=0.05)
+    assert load_file(run / "prm/model.safetensors")["lm_head.weight"].dtype == torch.bfloat16
+
+
+def test_adapters_on_two_ranks(two_ranks: TwoRanks, lora_rank: Path) -> None:
     for name in ("lora2", "lora3"):
-        assert losses(tmp_path / name) == pytest.approx(losses(lora_rank), rel=1e-3), name
-        assert_same_model(tmp_path / name, lora_rank, atol=2e-3)
-    assert losses(tmp_path / "lora_bf16") == pytest.approx(losses(lora_rank), rel=0.05)
-    assert done.stdout.count("SIGTERM; saved after step 4 of 6") == len(stopped)
-    for name, whole_run in stopped.items():
-        assert losses(tmp_path / name) == losses(tmp_path / whole_run), name
-        assert_same_model(tmp_path / name, tmp_path / whole_run, atol=0)
+        assert losses(two_ranks.folder / name) == pytest.approx(losses(lora_rank), rel=1e-3), name
+        assert_same_model(two_ranks.folder / name, lora_rank, atol=2e-3)
+    assert losses(two_ranks.folder / "lora_bf16") == pytest.approx(losses(lora_rank), rel=0.05)
+
+
+def test_a_stop_on_two_ranks(two_ranks: TwoRanks) -> None:
+    assert two_ranks.printed.count("SIGTERM; saved after step 4 of 6") == len(STOPPED)
+    for name, undisturbed in STOPPED.items():
+        assert losses(two_ranks.folder / name) == losses(two_ranks.folder / undisturbed), name
+        assert_same_model(two_ranks.folder / name, two_ranks.folder / undisturbed, atol=0)
+
+
+def test_a_bad_gradient_on_two_ranks(two_ranks: TwoRanks) -> None:
+    folder = two_ranks.folder
     for name in ("nan0", "nan3"):
-        whole_run, rates = losses(tmp_path / name.replace("nan", "zero")), losses(tmp_path / name, name="learning_rate")
-        assert losses(tmp_path / name, name="skipped") == [0, 0, 1, 0, 0, 0], name
-        assert losses(tmp_path / name)[:3] == [*whole_run[:2], None], name
+        undisturbed = losses(folder / name.replace("nan", "zero"))
+        rates = losses(folder / name, name="learning_rate")
+        assert losses(folder / name, name="skipped") == [0, 0, 1, 0, 0, 0], name
+        assert losses(folder / name)[:3] == [*undisturbed[:2], None], name
         assert rates[3] == rates[2], name
-    assert losses(tmp_path / "nan3")[3:] == pytest.approx(losses(tmp_path / "nan0")[3:], rel=1e-3)
-    assert_same_model(tmp_path / "nan3", tmp_path / "nan0", atol=2e-3)
-    check_parts(json.loads((tmp_path / "parts.json").read_text()), [])
+    assert losses(folder / "nan3")[3:] == pytest.approx(losses(folder / "nan0")[3:], rel=1e-3)
+    assert_same_model(folder / "nan3", folder / "nan0", atol=2e-3)
+
+
+def test_two_ranks_load_parts(two_ranks: TwoRanks) -> None:
+    check_parts(json.loads((two_ranks.folder / "parts.json").read_text()), [])
     # New rows take a new table, whole until training begins; tied, there is one.
-    check_parts(json.loads((tmp_path / "llama.json").read_text()), ["backbone.model.embed_tokens.weight"])
+    tied = ["backbone.model.embed_tokens.weight"]
+    check_parts(json.loads((two_ranks.folder / "llama.json").read_text()), tied)
 
 
 def check_parts(found: dict[str, Any], not_in_parts: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -40,21 +41,9 @@ def trained(prm: Prm) -> list[str]:
     return [name for name, parameter in prm.model.backbone.named_parameters() if parameter.requires_grad]
 
 
-def test_trained_adapters_become_a_plain_checkpoint_with_their_scores(
-    backbone: str, folder: Path, tmp_path: Path
-) -> None:
-    solutions = tiny_solutions(backbone, 4)
-    plain = initialize_prm(str(folder), PrmTokens())
-    before = {name: tensor.clone() for name, tensor in plain.model.backbone.state_dict().items()}
-    prm = adapted(folder, "lora.dropout=0.1")
-    inputs = prm.renderer.encode(solutions)
-    prm.model.eval()
-    with torch.no_grad():
-        start_M2 = prm.model(**inputs)
-        torch.testing.assert_close(start_M2, plain.model.eval()(**inputs))
+def train_few_steps(prm: Prm, inputs: Any, target_M: torch.Tensor) -> None:
     prm.model.train()
     optimizer = torch.optim.Adam([p for p in prm.model.parameters() if p.requires_grad], lr=0.003)
-    target_M = (torch.arange(len(start_M2)) < len(start_M2) // 3).long()
     losses = []
     for _ in range(15):
         optimizer.zero_grad()
@@ -64,6 +53,35 @@ def test_trained_adapters_become_a_plain_checkpoint_with_their_scores(
         losses.append(loss.item())
     assert losses[-1] < losses[0] - 0.02
     prm.model.eval()
+
+
+def check_moved(prm: Prm, backbone: str, before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> None:
+    """Only the adapted projections and the rows of the PRM's own tokens have changed."""
+    assert after.keys() == before.keys()
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    tables = {name for name in moved if "embed_tokens" in name or "lm_head" in name}
+    assert moved - tables == {
+        name for name in before if name.endswith("_proj.weight") and ".layers." in name and "vis" not in name
+    }
+    assert len(tables) == 2
+    for name in tables:
+        rows = (before[name] != after[name]).any(dim=1).nonzero().flatten().tolist()
+        if backbone == "llama":  # tied
+            assert set(rows) == {prm.renderer.marker_id, *prm.model.judgment_ids}, name
+        else:
+            assert set(rows) == ({prm.renderer.marker_id} if "embed" in name else set(prm.model.judgment_ids)), name
+
+
+def test_trained_adapters_become_a_plain_checkpoint(backbone: str, folder: Path, tmp_path: Path) -> None:
+    plain = initialize_prm(str(folder), PrmTokens())
+    before = {name: tensor.clone() for name, tensor in plain.model.backbone.state_dict().items()}
+    prm = adapted(folder, "lora.dropout=0.1")
+    inputs = prm.renderer.encode(tiny_solutions(backbone, 4))
+    prm.model.eval()
+    with torch.no_grad():
+        start_M2 = prm.model(**inputs)
+        torch.testing.assert_close(start_M2, plain.model.eval()(**inputs))
+    train_few_steps(prm, inputs, (torch.arange(len(start_M2)) < len(start_M2) // 3).long())
     weights = plain_weights(prm.model.backbone, prm.model.backbone.state_dict(keep_vars=True))
     save_prm(tmp_path / "prm", prm, {name: tensor.detach() for name, tensor in weights.items()})
     loaded = load_prm(tmp_path / "prm")
@@ -71,20 +89,7 @@ def test_trained_adapters_become_a_plain_checkpoint_with_their_scores(
         scores_M2 = prm.model(**inputs)
         assert (scores_M2 - start_M2).abs().max() > 0.05
         torch.testing.assert_close(loaded.model(**inputs), scores_M2, rtol=0, atol=1e-5)
-    after = loaded.model.backbone.state_dict()
-    assert after.keys() == before.keys()
-    moved = {name for name in before if not torch.equal(before[name], after[name])}
-    tables = {name for name in moved if "embed_tokens" in name or "lm_head" in name}
-    assert moved - tables == {
-        name for name in before if name.endswith("_proj.weight") and ".layers." in name and "vis" not in name
-    }
-    for name in tables:
-        rows = (before[name] != after[name]).any(dim=1).nonzero().flatten().tolist()
-        if backbone == "llama":  # tied
-            assert set(rows) == {prm.renderer.marker_id, *prm.model.judgment_ids}, name
-        else:
-            assert set(rows) == ({prm.renderer.marker_id} if "embed" in name else set(prm.model.judgment_ids)), name
-    assert len(tables) == 2
+    check_moved(prm, backbone, before, loaded.model.backbone.state_dict())
 
 
 def test_the_scale_by_hand() -> None:

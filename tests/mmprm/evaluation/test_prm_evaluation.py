@@ -215,17 +215,19 @@ def run(*arguments: str) -> int:
     return main(["eval", *arguments])
 
 
-def test_the_command_measures_files_and_shows_all_on_one_page(
+def processbench_files(folder: Path) -> list[str]:
+    (folder / "gsm8k.json").write_text(json.dumps(processbench((["0.9", "0.2"], 1), (["0.8"], -1))))
+    rows = processbench((["0.9", "0.6"], 1), (["0.8"], -1), (["0.7"], -1))
+    (folder / "math.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return [str(folder / "gsm8k.json"), str(folder / "math.jsonl")]
+
+
+def test_the_threshold_comes_from_a_development_file(
     tmp_path: Path, scorer: TextScorer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "gsm8k.json").write_text(json.dumps(processbench((["0.9", "0.2"], 1), (["0.8"], -1))))
-    rows = processbench((["0.9", "0.6"], 1), (["0.8"], -1), (["0.7"], -1))
-    (tmp_path / "math.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    out = tmp_path / "out"
-    sets = ["--set", "scorer.prm=p", "--set", f"output={out}"]
-    files = [str(tmp_path / "gsm8k.json"), str(tmp_path / "math.jsonl")]
-    assert run("processbench", *files, *sets, "--set", "development=gsm8k") == 0
-    result = json.loads((out / "processbench.json").read_text())
+    sets = ["--set", "scorer.prm=p", "--set", f"output={tmp_path / 'out'}"]
+    assert run("processbench", *processbench_files(tmp_path), *sets, "--set", "development=gsm8k") == 0
+    result = json.loads((tmp_path / "out" / "processbench.json").read_text())
     assert (result["threshold"], result["threshold_from"]) == (pytest.approx(0.5), "gsm8k, 2 solutions")
     assert {name: entry["f1"]["value"] for name, entry in result["sources"].items()} == {"gsm8k": 1.0, "math": 0.0}
     printed = capsys.readouterr().out
@@ -233,22 +235,34 @@ def test_the_command_measures_files_and_shows_all_on_one_page(
     assert "threshold 0.500, gsm8k, 2 solutions" in printed
     assert scorer.closed == 1
 
-    assert run("processbench", *files, *sets, "--set", "development=0") == 0  # prm.json's 0.75: 0.7 is claimed wrong
-    assert json.loads((out / "processbench.json").read_text())["sources"]["math"]["f1"]["value"] == pytest.approx(2 / 3)
 
+def measure_everything(folder: Path) -> Path:
+    """Run each evaluation of PRMs and labels into one folder, and return it."""
+    out = folder / "out"
+    sets = ["--set", "scorer.prm=p", "--set", f"output={out}"]
+    assert run("processbench", *processbench_files(folder), *sets, "--set", "development=0") == 0
     visual = {"question": "q", "response": {"steps": ["0.9", "0.1"], "process_correctness": [1, -1]}}
-    (tmp_path / "test.jsonl").write_text(json.dumps(visual))
-    assert run("visualprocessbench", str(tmp_path / "test.jsonl"), *sets, "--set", "threshold=0.5") == 0
-    write_labels(tmp_path / "labels.parquet")
-    (tmp_path / "people.jsonl").write_text(json.dumps(prm800k(1, -1)))
-    labels = ["--set", f"truth={tmp_path / 'people.jsonl'}", "--set", "threshold=0.5", "--set", f"output={out}"]
-    assert run("labels", str(tmp_path / "labels.parquet"), *labels) == 0
-    assert json.loads((out / "labels.json").read_text())["pooled"]["f1"]["value"] == 1.0
-    (tmp_path / "candidates.jsonl").write_text("\n".join(map(json.dumps, CANDIDATES)))
-    bon = [str(tmp_path / "candidates.jsonl"), "--set", f"output={out}", "--set", "aggregators=[min,last]"]
+    (folder / "test.jsonl").write_text(json.dumps(visual))
+    assert run("visualprocessbench", str(folder / "test.jsonl"), *sets, "--set", "threshold=0.5") == 0
+    write_labels(folder / "labels.parquet")
+    (folder / "people.jsonl").write_text(json.dumps(prm800k(1, -1)))
+    labels = ["--set", f"truth={folder / 'people.jsonl'}", "--set", "threshold=0.5", "--set", f"output={out}"]
+    assert run("labels", str(folder / "labels.parquet"), *labels) == 0
+    (folder / "candidates.jsonl").write_text("\n".join(map(json.dumps, CANDIDATES)))
+    bon = [str(folder / "candidates.jsonl"), "--set", f"output={out}", "--set", "aggregators=[min,last]"]
     assert run("bon", *bon) == 0
+    return out
 
-    html = (out / "report.html").read_text()
+
+def test_the_threshold_of_the_prm(tmp_path: Path, scorer: TextScorer) -> None:
+    """prm.json has 0.75, so that a correct step of score 0.7 is claimed incorrect."""
+    out = measure_everything(tmp_path)
+    assert json.loads((out / "processbench.json").read_text())["sources"]["math"]["f1"]["value"] == pytest.approx(2 / 3)
+    assert json.loads((out / "labels.json").read_text())["pooled"]["f1"]["value"] == 1.0
+
+
+def test_one_page_shows_all_evaluations(tmp_path: Path, scorer: TextScorer) -> None:
+    html = (measure_everything(tmp_path) / "report.html").read_text()
     root = ElementTree.fromstring(html)
     ids = [node.get("id") for node in root.iter() if node.get("id")]
     assert len(ids) == len(set(ids))
@@ -257,10 +271,10 @@ def test_the_command_measures_files_and_shows_all_on_one_page(
         "visualprocessbench",
         "labels",
         "Best of 2 by aggregator",
-        "Accuracy against the number of samples",
+        "Accuracy by number of samples",
     ]
-    resampled = "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
-    colors = set(re.findall(r"var\(--([\w-]+)\)", resampled))
+    plots = "".join(re.findall(r"<svg.*?</svg>", html, re.DOTALL))
+    colors = set(re.findall(r"var\(--([\w-]+)\)", plots))
     assert {"good", "soft", "series-prm"} <= colors <= set(re.findall(r"--([\w-]+):", html))
     text = " ".join("".join(root.itertext()).split())
     for expected in ("gsm8k", "Threshold 0.750 (given)", "0.667", "average"):
