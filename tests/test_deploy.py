@@ -107,7 +107,7 @@ def with_values(line: str) -> str:
 
 
 @pytest.mark.parametrize(("file", "line"), TORCHRUN, ids=lambda value: value[:60])
-def test_torchrun_on_several_machines_meets_at_one_place_and_does_not_wait_forever(file: str, line: str) -> None:
+def test_torchrun_on_several_machines_has_a_rendezvous_and_a_limit(file: str, line: str) -> None:
     from torch.distributed.elastic.rendezvous.utils import parse_rendezvous_endpoint
     from torch.distributed.run import config_from_args, parse_args
 

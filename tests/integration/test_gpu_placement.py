@@ -41,18 +41,18 @@ def seen(options: list[dict[str, Any]]) -> list[str]:
     return ray.get([actor.gpus.remote() for actor in actors], timeout=120)
 
 
-def test_wide_engines_on_the_gpus_of_their_ranks(tmp_path: Path) -> None:
+async def test_wide_engines_on_the_gpus_of_their_ranks(tmp_path: Path) -> None:
     wide = {"model": "m", "tensor_parallel_size": 4}
-    with reserved(config(tmp_path, engine=wide, trainer={"ranks": 8}, rollouts={"colocated": True})) as options:
+    async with reserved(config(tmp_path, engine=wide, trainer={"ranks": 8}, rollouts={"colocated": True})) as options:
         assert options.prm is None
         assert seen([*options.engines, options.ranks[0], options.ranks[7]]) == ["0,1,2,3", "4,5,6,7", "0", "7"]
         assert ray.available_resources().get("GPU", 0) == 0
 
 
-def test_a_prm_of_its_own_and_nothing_left_behind(tmp_path: Path) -> None:
+async def test_a_prm_of_its_own_and_nothing_left_behind(tmp_path: Path) -> None:
     process = {"scorer": {"prm": "prm"}}
     run = config(tmp_path, engine={"model": "m"}, trainer={"ranks": 2}, rollouts={"engines": 2}, process=process)
-    with reserved(run) as options:
+    async with reserved(run) as options:
         assert seen([*options.engines, *options.ranks, options.prm]) == ["0", "1", "2", "3", "4"]
     until = time.monotonic() + 60
     while ray.available_resources().get("GPU") != 8:  # Ray gives them back in its own time

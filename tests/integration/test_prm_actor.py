@@ -140,7 +140,7 @@ async def test_a_folder_that_is_no_prm_and_a_wait_that_is_too_long(random_policy
 async def test_scores_that_do_not_come(prm_folder: str) -> None:
     prm = await Prm.start(config(prm_folder, score_timeout_seconds=0.001))
     try:
-        with pytest.raises(TrainingError, match=r"problem .*: waited 0\.001 s in vain for 8 scores of the PRM"):
+        with pytest.raises(TrainingError, match=r"waited 0\.001 s in vain for 8 scores of the PRM .* for problem"):
             await prm.judge(solutions(8))
     finally:
         prm.close()

@@ -20,7 +20,7 @@ from mmprm.prompts import PromptConfig
 from mmprm.tiny.world import make_problems
 from mmprm.types import Problem
 from policy_rl.algorithms.losses import KlConfig, LossConfig
-from policy_rl.trainer.config import CriticConfig, OptimisationConfig, TrainerConfig
+from policy_rl.trainer.config import CriticConfig, TrainerConfig, UpdateConfig
 from policy_rl.trainer.group import TrainerGroup
 from policy_rl.trainer.prompt_encoder import PromptEncoder
 from policy_rl.trainer.trainer import Trainer
@@ -58,9 +58,7 @@ def samples(random_policy_folder: Path) -> list[TrainingSample]:
 
 def settings(ranks: int, stage: int) -> TrainerConfig:
     # So few tokens that there are micro-batches without any image beside others with some.
-    optimization = OptimisationConfig(
-        precision="fp32", zero_stage=stage, micro_batch_tokens=60, learning_rate=1e-3, seed=3
-    )
+    optimization = UpdateConfig(precision="fp32", zero_stage=stage, micro_batch_tokens=60, learning_rate=1e-3, seed=3)
     loss = LossConfig(clip_low=0.05, clip_high=0.05, kl=KlConfig(coefficient=0.1), aggregation="prompt_mean")
     critic = CriticConfig(learning_rate=1e-3, warmup_updates=1)
     return TrainerConfig(ranks=ranks, loss=loss, critic=critic, optimization=optimization, timeout_seconds=300)
@@ -144,7 +142,7 @@ def fails(group: TrainerGroup, samples: list[TrainingSample]) -> None:
 def hangs(group: TrainerGroup) -> None:
     group._timeout_seconds = 3
     with pytest.raises(
-        TrainingError, match=r"open_transfer: no end after 3 s: rank 1 is at .*; ranks .* answered: \[0\]"
+        TrainingError, match=r"waited 3 s in vain for open_transfer .*: rank 1 is at .*; ranks .* answered: \[0\]"
     ):
         group.open_transfer(misbehaving("hangs"))
 

@@ -78,7 +78,7 @@ def test_vllm_scores_as_transformers_does(name: FormatName, write: Callable[[Pat
         scores = served.score(solutions)
         cut = served.score([solutions[1], long])
         served._too_long = "refuse"
-        with pytest.raises(DataError, match=r"tokens, the PRM reads at most (512|2048)"):
+        with pytest.raises(DataError, match=r"tokens, but the PRM reads at most (512|2048)"):
             served.score([long])
     finally:
         served.close()

@@ -213,7 +213,7 @@ def test_a_worker_that_keeps_dying_is_given_up_beside_a_healthy_one(
 
 
 @pytest.mark.parametrize("broken", [{0}, {0, 1}])
-def test_an_engine_that_does_not_start_ends_the_campaign_only_as_the_last(
+def test_a_campaign_ends_when_its_last_engine_fails_to_start(
     broken: set[int], problems: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     chosen = scripted.config(str(problems), str(tmp_path / "run"))
@@ -317,7 +317,7 @@ def test_an_idle_worker_takes_what_a_dead_one_leaves(problems: Path, tmp_path: P
 def test_an_engine_that_hangs_is_announced_and_commits_nothing(
     problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("mcts.progress.LONG_WAIT_SECONDS", 0.1)
+    monkeypatch.setattr("mmprm.actors.NOTICE_SECONDS", 0.1)
     commits: list[int] = []
     append = Store.append
 

@@ -84,7 +84,7 @@ def test_annotate_says_where_a_fork_goes(
     asked += ["--set", "engine.model=scripted", "--set", "search.rollouts=4", "--set", "search.max_rollouts=40"]
     assert main(asked) == 0
     assert main([*asked, "--set", "seed=1"]) == 2
-    assert "seed (stored 0, asked 1); set these back, or go on in a copy with mmprm annotate --fork" in (
+    assert "seed (stored 0, asked 1); restore these settings, continue in a copy with mmprm annotate --fork" in (
         capsys.readouterr().err
     )
     assert main([*asked, "--set", "seed=1", "--fork"]) == 0

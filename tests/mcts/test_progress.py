@@ -1,11 +1,6 @@
 from __future__ import annotations
 
-import asyncio
-
-import pytest
-
-from mcts import progress as progress_module
-from mcts.progress import Progress, announce_waiting
+from mcts.progress import Progress
 from mmprm.trees.serialization import pack_batch
 from mmprm.trees.store import Finished
 from mmprm.trees.summary import StoreSummary
@@ -56,20 +51,3 @@ def test_time_left_takes_a_tree_in_flight_as_half_done() -> None:
     progress.reported([pack_batch(batch(("a",), Verdict.CORRECT))], [])
     # Two half trees took 60 s; two half trees and a whole one are left.
     assert progress.line(now=progress.first_start + 60).endswith("left 2:00")
-
-
-async def test_a_long_wait_says_what_it_waits_for(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(progress_module, "LONG_WAIT_SECONDS", 0.05)
-    assert await announce_waiting(asyncio.sleep(0.12, "up"), "engine 1 to start") == "up"
-    assert capsys.readouterr().err.startswith("waiting for engine 1 to start (0 s)")
-
-
-async def test_a_wait_that_is_cancelled_ends_what_it_waits_for() -> None:
-    waited_for = asyncio.ensure_future(asyncio.sleep(60))
-    waiting = asyncio.create_task(announce_waiting(waited_for, "nothing"))
-    await asyncio.sleep(0)
-    waiting.cancel()
-    await asyncio.wait([waiting, waited_for], timeout=1)
-    assert waited_for.cancelled()

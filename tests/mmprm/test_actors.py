@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mmprm import actors
+from mmprm import actors, ray_address
 from mmprm.errors import EngineStoppedError, SetupError
 
 
@@ -20,7 +20,7 @@ def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)  # another test of this process may have joined one
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr(services, "find_bootstrap_address", lambda _: None)
-    monkeypatch.setattr(actors, "REACH_SECONDS", 1.0)
+    monkeypatch.setattr(ray_address, "REACH_SECONDS", 1.0)
 
 
 def free_port() -> int:
@@ -32,20 +32,20 @@ def free_port() -> int:
 def test_the_key_comes_before_the_environment_and_that_before_ray_start(monkeypatch: pytest.MonkeyPatch) -> None:
     from ray._private import services
 
-    assert actors.cluster_address(None) == (None, "")
+    assert ray_address.cluster_address(None) == (None, "")
     monkeypatch.setattr(services, "find_bootstrap_address", lambda _: "a:1")
-    assert actors.cluster_address(None) == ("a:1", "ray start on this machine")
+    assert ray_address.cluster_address(None) == ("a:1", "ray start on this machine")
     monkeypatch.setenv("RAY_ADDRESS", "b:2")
-    assert actors.cluster_address(None) == actors.cluster_address("auto") == ("b:2", "RAY_ADDRESS")
-    assert actors.cluster_address("c:3") == ("c:3", "ray_address")
-    assert actors.cluster_address("local") == (None, "ray_address")
+    assert ray_address.cluster_address(None) == ray_address.cluster_address("auto") == ("b:2", "RAY_ADDRESS")
+    assert ray_address.cluster_address("c:3") == ("c:3", "ray_address")
+    assert ray_address.cluster_address("local") == (None, "ray_address")
     monkeypatch.setenv("RAY_ADDRESS", "local")
-    assert actors.cluster_address(None) == (None, "RAY_ADDRESS")
+    assert ray_address.cluster_address(None) == (None, "RAY_ADDRESS")
 
 
 def test_auto_without_a_cluster_is_refused() -> None:
     with pytest.raises(SetupError, match="ray_address=auto: no Ray runs on this machine"):
-        actors.cluster_address("auto")
+        ray_address.cluster_address("auto")
 
 
 @pytest.mark.parametrize("source", ["ray_address", "RAY_ADDRESS", "ray start on this machine"])
@@ -65,12 +65,14 @@ def test_an_address_where_nothing_listens_is_named_with_its_source(
 
 
 def test_what_listens_and_is_no_ray_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(actors, "HEALTH_SECONDS", 3.0)
+    monkeypatch.setattr(ray_address, "HEALTH_SECONDS", 3.0)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         address = f"127.0.0.1:{silent.getsockname()[1]}"
-        with pytest.raises(SetupError, match=f"ray_address={address}: (what listens there does not answer|no healthy)"):
+        with pytest.raises(
+            SetupError, match=f"ray_address={address}: (the process that listens there did not answer|no healthy)"
+        ):
             actors.connect(address)
 
 
@@ -106,7 +108,7 @@ def test_a_command_ends_when_ray_is_gone(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
     monkeypatch.setattr(actors, "_until_gone", gone)
     monkeypatch.setattr(actors, "_abandon", lambda reason: None)
-    with pytest.raises(EngineStoppedError, match="its raylet has ended; what was finished is kept"):
+    with pytest.raises(EngineStoppedError, match="its raylet has ended; finished work is kept"):
         actors.run(waiting())
     assert closed == ["yes"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import ray
 
-from mmprm import actors
+from mmprm import actors, ray_address
 from mmprm.errors import SetupError
 
 REFUSED = "ray.exceptions.AuthenticationError: RPC error: InvalidAuthToken: Authentication token is missing"
@@ -34,7 +35,7 @@ def modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str | None]:
         found.append(env.get("RAY_AUTH_MODE"))
         return subprocess.CompletedProcess(command, 1, "", f"Traceback\n{REFUSED}\n")
 
-    monkeypatch.setattr(actors.subprocess, "run", refuse)
+    monkeypatch.setattr(ray_address.subprocess, "run", refuse)
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -42,24 +43,24 @@ def modes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str | None]:
 
 
 def test_a_missing_token_is_named(listener: str, modes: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(actors, "_has_token", lambda: False)
-    with pytest.raises(SetupError, match=r"asks for its token, and this machine has none: copy ~/\.ray/auth_token"):
-        actors._check_reachable(listener, "ray_address")
+    monkeypatch.setattr(ray_address, "has_token", lambda: False)
+    with pytest.raises(SetupError, match=r"asks for its token, and this machine has none; copy ~/\.ray/auth_token"):
+        ray_address.check_reachable(listener, "ray_address")
     assert modes == ["disabled"]
 
 
 def test_a_token_that_is_there_is_used(listener: str, modes: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(actors, "_has_token", lambda: True)
-    with pytest.raises(SetupError, match="this machine has another one: copy"):
-        actors._check_reachable(listener, "RAY_ADDRESS")
+    monkeypatch.setattr(ray_address, "has_token", lambda: True)
+    with pytest.raises(SetupError, match="this machine has another one; copy"):
+        ray_address.check_reachable(listener, "RAY_ADDRESS")
     assert modes == ["disabled", "token"]
 
 
 def test_a_mode_that_is_set_stays(listener: str, modes: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(actors, "_has_token", lambda: True)
+    monkeypatch.setattr(ray_address, "has_token", lambda: True)
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     with pytest.raises(SetupError):
-        actors._check_reachable(listener, "RAY_ADDRESS")
+        ray_address.check_reachable(listener, "RAY_ADDRESS")
     assert set(modes) == {"disabled"}
 
 
@@ -67,8 +68,8 @@ def test_a_cluster_without_a_token_is_joined_without_one(listener: str, monkeypa
     """Else its workers, which have no token, could not answer this process."""
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     healthy = subprocess.CompletedProcess((), 0, "", "")
-    monkeypatch.setattr(actors.subprocess, "run", lambda *_, **__: healthy)
-    monkeypatch.setattr(actors, "_has_token", lambda: True)
+    monkeypatch.setattr(ray_address.subprocess, "run", lambda *_, **__: healthy)
+    monkeypatch.setattr(ray_address, "has_token", lambda: True)
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     modes: list[str | None] = []
     monkeypatch.setattr(ray, "init", lambda **_: modes.append(os.environ.get("RAY_AUTH_MODE")))
@@ -78,10 +79,10 @@ def test_a_cluster_without_a_token_is_joined_without_one(listener: str, monkeypa
 
 def test_a_token_is_found_where_ray_looks_for_it(tmp_path: Path) -> None:
     """In a process of its own: Ray reads it once."""
-    code = "from mmprm.actors import _has_token; print(_has_token())"
+    code = "from mmprm.ray_address import has_token; print(has_token())"
     (tmp_path / "token").write_text("0" * 64)
     for values, found in (({}, "False"), ({"RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}, "True")):
         environment = {"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"} | values
-        command = [actors.sys.executable, "-c", code]
+        command = [sys.executable, "-c", code]
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == found

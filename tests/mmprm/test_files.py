@@ -38,7 +38,7 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     fail_within(whole_file(path, "wb"), lambda file: file.write(b"half"))
     assert path.read_text(encoding="utf-8") == "é"
     assert [file.name for file in path.parent.iterdir()] == ["a.txt"]
-    with pytest.raises(CheckpointError, match=r"a\.txt/b: cannot be written \(.*a.txt is no folder\); try"):
+    with pytest.raises(CheckpointError, match=r"a\.txt/b: cannot be written \(.*a.txt is not a folder\); try"):
         whole_file(path / "b", error=CheckpointError, way_out="try").__enter__()
 
 
@@ -86,7 +86,10 @@ def test_a_file_system_without_locks_is_written_with_a_word(
     with locked(tmp_path, "output"), whole_file(tmp_path / "a") as file:
         file.write("x")
     assert (tmp_path / "a").read_text() == "x"
-    assert "cannot be locked (Function not implemented); start no second run there" in capsys.readouterr().err
+    assert (
+        "cannot be locked (Function not implemented); make sure that no other run writes there"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_folder_takes_the_place_of_another_in_one_step(tmp_path: Path) -> None:

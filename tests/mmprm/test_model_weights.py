@@ -100,5 +100,5 @@ def test_a_damaged_index_of_weights_is_named(text: str, tmp_path: Path) -> None:
 def test_a_pipe_in_a_model_folder_is_refused(name: str, tmp_path: Path) -> None:
     """Whoever opened it would wait for ever."""
     os.mkfifo(tmp_path / name)
-    with pytest.raises(CheckpointError, match=rf"{name}: is no regular file; copy the model again"):
+    with pytest.raises(CheckpointError, match=rf"{name}: is not a regular file; copy the model again"):
         check_weights(str(tmp_path))

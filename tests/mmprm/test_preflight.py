@@ -36,7 +36,7 @@ def test_what_can_work_gives_the_processor() -> None:
     ("engine", "sampling", "images", "message"),
     [
         ({}, {"temperature": 0}, 0, "sampling.temperature=0 must be above 0 with search.rollouts=8"),
-        ({}, {}, 9, "engine.images_per_prompt=8: 1 of 1 problems have more images, p has 9; set it to 9"),
+        ({}, {}, 9, r"engine.images_per_prompt=8: 1 of 1 problems have more images \(up to 9, in p\); set it to 9"),
         ({"max_model_len": 2}, {}, 0, "engine.max_model_len=2 leave no room for a completion: the shortest prompt has"),
         ({"max_model_len": 2048}, {}, 0, "engine.max_model_len=2048 must be at most 1024"),
         ({"model": "no/such/folder"}, {}, 0, "no/such/folder: does not exist"),
@@ -66,7 +66,7 @@ def test_one_greedy_sample_is_no_fault() -> None:
     ("prompt", "dialect", "message"),
     [
         ({"template": "raw"}, "vllm", "prompt.template=raw needs engines of this run"),
-        ({"chat_template": "x"}, "vllm", "engine.chat_template is for engines of this run"),
+        ({"chat_template": "x"}, "vllm", "engine.chat_template applies to engines of this run"),
         ({"template_options": {"a": 1}}, "openai", "prompt.template_options cannot be sent"),
     ],
 )
@@ -129,5 +129,5 @@ def test_an_output_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 def test_a_disk_that_is_too_small_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check_disk_space(tmp_path, "output", str(weights_path()))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**20))
-    with pytest.raises(ConfigError, match=r"output=.*: has 0\.0 GiB free, and the model .* takes 0\.0"):
+    with pytest.raises(ConfigError, match=r"output=.*: has 0\.0 GiB free, but the model .* takes 0\.0"):
         check_disk_space(tmp_path, "output", str(weights_path()))

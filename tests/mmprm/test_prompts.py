@@ -57,7 +57,7 @@ def test_images_take_their_marked_places_or_come_first(question: str, flat: str)
     assert Template.flat(messages(problem(question, images=2), config)[0]["content"]) == flat
 
 
-def test_without_a_template_images_come_before_the_question_and_not_before_what_begins_the_turn() -> None:
+def test_without_a_template_images_precede_the_question() -> None:
     config = PromptConfig(preset="plain", template="raw", user="<user>\n{question}")
     assert Template.flat(messages(problem("Compare.", 2), config)[0]["content"]) == "<user>\n[image][image]Compare."
     assert Template.flat(messages(problem("A <image>?", 1), config)[0]["content"]) == "<user>\nA [image]?"

@@ -135,7 +135,7 @@ def test_a_template_of_the_configuration_comes_before_the_checkpoints(tmp_path: 
     ("template", "given", "images", "error", "message"),
     [
         (None, {}, 0, CheckpointError, "has no chat template; .* or set prompt.template=raw"),
-        (NO_SYSTEM, {"system": "Be brief."}, 0, ConfigError, "It has no system turn: .* put its text into prompt.user"),
+        (NO_SYSTEM, {"system": "Be brief."}, 0, ConfigError, "it has no system turn; .* put its text into prompt.user"),
         (
             EMPTY_FOR_PARTS,
             {},
@@ -143,15 +143,21 @@ def test_a_template_of_the_configuration_comes_before_the_checkpoints(tmp_path: 
             ConfigError,
             "leaves the question out: 'How many.' of problem p .*prompt.template=raw",
         ),
-        (CHATML.replace("<|image_pad|>", ""), {}, 2, ConfigError, "writes 0 places for the 2 images of problem p"),
+        (
+            CHATML.replace("<|image_pad|>", ""),
+            {},
+            2,
+            ConfigError,
+            "writes 0 placeholders for the 2 images of problem p",
+        ),
         (
             SWITCH,
             {"template_options": {"enable_thinkin": 1}},
             0,
             ConfigError,
-            "does not read it; it reads enable_thinking",
+            r"does not read it; remove it, or use one of its options \(enable_thinking",
         ),
-        ("{{ messages[0].x.y }}", {}, 0, ConfigError, "its chat template refuses the prompt: UndefinedError"),
+        ("{{ messages[0].x.y }}", {}, 0, ConfigError, r"its chat template rejects the prompt \(UndefinedError"),
     ],
 )
 def test_a_prompt_that_cannot_be_is_refused_before_the_start(
@@ -180,7 +186,7 @@ def test_options_that_are_set_anyway_are_refused() -> None:
         build(PromptConfig, {"template_options": {"add_generation_prompt": False}})
 
 
-def test_completions_hold_the_beginning_of_the_turn_and_prefixes_give_it_back() -> None:
+def test_completions_hold_the_beginning_of_the_turn() -> None:
     turn = TurnBeginning("<step>", PromptConfig(preset="plain", prefill="a"))
     first, given = turn.own(SampleRequest(problem(), "", 1, 0))
     assert (first.prefix, given) == ("", "<step>a")
@@ -193,7 +199,7 @@ def test_completions_hold_the_beginning_of_the_turn_and_prefixes_give_it_back() 
     assert shown.own(SampleRequest(problem(), "<step>a</step>", 1, 0))[1] == "<step>"
 
 
-def test_a_prefix_that_ends_within_the_beginning_is_continued_from_its_end() -> None:
+def test_a_prefix_within_the_beginning_is_continued() -> None:
     turn = TurnBeginning("<think>\n\n</think>\n\n", PromptConfig(preset="plain"))
     own, given = turn.own(SampleRequest(problem(), "<think>\n\n", 1, 0, prefix_ids=()))
     assert (own.prefix, own.prefix_ids, given) == ("", None, "</think>\n\n")

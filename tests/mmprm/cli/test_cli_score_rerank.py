@@ -76,7 +76,7 @@ def test_no_aggregator_is_no_silent_default(
     (tmp_path / "in.jsonl").write_text('{"question": "q", "steps": ["a"]}')
     arguments = ["score", str(tmp_path / "in.jsonl"), "--set", "scorer.prm=p"]
     assert main(arguments) == 2
-    assert "aggregator: prm.json names none" in capsys.readouterr().err
+    assert "aggregator is not set and prm.json names none" in capsys.readouterr().err
     assert main([*arguments, "--set", "aggregator=max"]) == 0
 
 
@@ -312,4 +312,4 @@ def test_rerank_chooses_an_aggregator_and_stores_it(
     assert reranked() == 0
     assert "note:" not in capsys.readouterr().err, "what evidence chose is not doubted again"
     assert reranked("--choose-aggregator", **{"scorer.prm": "owner/name"}) == 2
-    assert "must be a folder here" in capsys.readouterr().err
+    assert "must be a local folder" in capsys.readouterr().err

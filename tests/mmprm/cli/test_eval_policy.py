@@ -256,7 +256,7 @@ def test_rows_of_another_form_are_named(tmp_path: Path) -> None:
         read(tmp_path, "mathvision", MATHVISION, MATHVISION)
 
 
-def test_a_score_leaves_out_what_is_not_known_and_draws_families_together() -> None:
+def test_unknown_is_left_out_and_families_are_resampled_together() -> None:
     correct, incorrect, unknown = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
     found = score([[correct], [correct], [incorrect], [unknown]], [["7"]] * 4, ["a", "a", "b", "c"], 0)
     assert (found.correct, found.incorrect, found.unknown) == (2, 1, 1)
@@ -457,7 +457,7 @@ def test_files_that_share_an_id_are_refused(
     assert "id '0' occurs in several of these files; evaluate each file separately" in capsys.readouterr().err
 
 
-def test_a_policy_trained_anew_in_the_same_folder_and_another_question_are_asked(tmp_path: Path) -> None:
+def test_another_policy_or_question_is_sampled_again(tmp_path: Path) -> None:
     def kept(question: str = "Q", weights: bytes = b"") -> command.Responses:
         (tmp_path / "model").mkdir(exist_ok=True)
         if weights:
@@ -526,4 +526,4 @@ def test_samples_without_temperature_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert own_benchmark(tmp_path, monkeypatch, "samples=4")[0] == 2
-    assert "samples=4 with sampling.temperature=0 would draw one response 4 times" in capsys.readouterr().err
+    assert "samples=4 with sampling.temperature=0 would sample the same response 4 times" in capsys.readouterr().err

@@ -43,7 +43,7 @@ def test_writes_the_output_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
     [
         ("{oops", "r.jsonl:2: is not JSON"),
         ("[]", "r.jsonl:2: must be an object"),
-        ('{"gold": "1"}', "r.jsonl:2: response must be text, got None; the line has gold"),
+        ('{"gold": "1"}', "r.jsonl:2: response must be text, got None among the fields gold"),
         ('{"response": "1"}', "r.jsonl:2: gold must be text"),
         ('{"gold": " ", "response": "1"}', "r.jsonl:2: gold is empty"),
         ('{"gold": "1", "response": "1", "choices": "A"}', "r.jsonl:2: choices must be a list"),

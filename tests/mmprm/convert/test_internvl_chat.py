@@ -424,7 +424,7 @@ def test_broken_folders_are_refused(tmp_path: Path) -> None:
     save_file({name: tensor for name, tensor in tensors.items() if "mlp1" not in name}, first)
     refused(r"lacks \d weights, for example model.multi_modal_projector")
     save_file(tensors | {"mlp1.0.bias": torch.zeros(3), "mlp1.0.weight": torch.zeros(3)}, first)
-    refused(r"has shape \(3,\), but by config.json it must have \(64,\)")
+    refused(r"has shape \(3,\), but according to config.json it must have \(64,\)")
     save_file(tensors | {"language_model.base_model.model.x": torch.zeros(3)}, first)
     refused("merge adapters")
     first.unlink()

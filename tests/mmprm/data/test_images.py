@@ -78,14 +78,14 @@ def test_file_urls_and_percent_signs(tmp_path: Path) -> None:
     [
         ("https://x.org/a.png", r"row 1: .* got 'https://x.org/a.png' in image; download it first"),
         ("s3://bucket/a.png", "download it first"),
-        ("no file", "is no file and no such base64"),
+        ("no file", "is neither an existing file nor such base64"),
         ("A" * 5000, r"got 'A{59}…' in image"),
-        (base64.b64encode(b"plain words, no image at all").decode(), "no such base64"),
-        (B64[:16], "no such base64"),
+        (base64.b64encode(b"plain words, no image at all").decode(), "nor such base64"),
+        (B64[:16], "nor such base64"),
         (f"data:image/png;base64,{B64[:-3]}!", "data URL is not base64"),
         ("data:image/svg+xml,<svg/>", "data URL is not base64"),
         (7, "must be a path or bytes, got '7'"),
-        ("a\0b.png", "is no file"),
+        ("a\0b.png", "neither an existing file"),
         ({"src": "a.png"}, r"must be a path or bytes, got \"{'src': 'a.png'}\""),
     ],
 )
@@ -171,7 +171,7 @@ def test_several_frames_are_refused() -> None:
     frames = [two_colors(), Image.new("RGB", (40, 20), "white")]
     for form in ("GIF", "PNG", "WEBP", "TIFF"):
         data = encoded(frames[0], form, save_all=True, append_images=frames[1:])
-        with pytest.raises(DataError, match="has 2 frames, must have 1; save the one that is meant"):
+        with pytest.raises(DataError, match="has 2 frames and must have 1; save the intended frame"):
             open_image(ImageRef(data=data))
         assert open_image(ImageRef(data=encoded(frames[0], form))).size == (40, 20)
 
@@ -179,7 +179,7 @@ def test_several_frames_are_refused() -> None:
 def test_only_regular_files_of_bounded_size_are_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     for path in ("/dev/zero", str(tmp_path / "pipe.png")):
-        with pytest.raises(DataError, match="is no regular file and cannot be read as an image"):
+        with pytest.raises(DataError, match="is not a regular file and cannot be read as an image"):
             open_image(ImageRef(path=path))
         assert len(images.image_digest(ImageRef(path=path))) == 64
     (tmp_path / "a.png").write_bytes(PNG)

@@ -96,16 +96,16 @@ def test_a_field_given_twice_is_read_where_it_is(folder: Path, row: Row, questio
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"question": "How many?", "message": message("What color?")}, "question and message ask otherwise"),
+        ({"question": "How many?", "message": message("What color?")}, "question and message hold different questions"),
         ({"question": "Q", "problem": "R"}, "question and problem both hold the question, and differ"),
-        ({"question": "Q", "image": "red.png", "images": ["blue.png"]}, "both hold images, and other ones"),
+        ({"question": "Q", "image": "red.png", "images": ["blue.png"]}, "both hold images, but different ones"),
         ({"question": "Q", "answer": "4", "reward_model": {"ground_truth": "3"}}, "both hold the answer, and differ"),
         ({"question": "Q", "answer": "3", "reward_model": {"ground_truth": "13"}}, "both hold the answer, and differ"),
         ({"question": "Q", "answer": "1/2", "reward_model": {"ground_truth": "1"}}, "both hold the answer, and differ"),
-        ({"question": "Q", "choices": ["1", "3"], "options": ["3", "1"]}, "choices and options both hold the choices"),
+        ({"question": "Q", "choices": ["1", "3"], "options": ["3", "1"]}, "choices and options both hold choices"),
         (
             {"messages": json.loads(message("Q")), "conversations": [{"from": "human", "value": "R"}]},
-            "messages and conversations both hold messages, and differ; set columns.chat",
+            "messages and conversations both hold messages, but different ones; set columns.chat",
         ),
     ],
 )
@@ -245,7 +245,9 @@ def test_a_column_that_may_be_an_image_is_told(folder: Path, capsys: pytest.Capt
 @pytest.mark.parametrize("column", ["video", "audio", "videos", "video_path", "audio_url"])
 def test_media_that_are_not_read_are_refused_by_name(folder: Path, column: str) -> None:
     for value in ("a.mp4", ["a.mp4"], {"bytes": "x"}):
-        with pytest.raises(DataError, match=rf"p\.jsonl:1: column '{column}' holds .* video and audio are not read"):
+        with pytest.raises(
+            DataError, match=rf"p\.jsonl:1: column '{column}' holds .* video and audio are not supported"
+        ):
             load(folder, {"question": "Q", "answer": "3", column: value})
     for value in (None, "", [], False):
         assert load(folder, {"question": "Q", "answer": "3", column: value})[0].question == "Q"
@@ -256,7 +258,7 @@ def test_media_that_are_not_read_are_refused_by_name(folder: Path, column: str) 
     ["a.mp4", ["a.WAV"], {"path": "a.webm", "bytes": None}, "data:audio/wav;base64,UklGRg==", "https://h/a.mp3?x=1"],
 )
 def test_media_are_known_by_their_files_too(folder: Path, value: Any) -> None:
-    with pytest.raises(DataError, match=r"p\.jsonl:1: column 'input' holds .* video and audio are not read"):
+    with pytest.raises(DataError, match=r"p\.jsonl:1: column 'input' holds .* video and audio are not supported"):
         load(folder, {"question": "Q", "answer": "3", "input": value})
 
 
@@ -265,13 +267,15 @@ def test_messages_keep_nothing_to_themselves(folder: Path, capsys: pytest.Captur
     rows = [{"messages": [system, user], "answer": "3"}, {"messages": [system, user], "answer": "4"}]
     assert [problem.question for problem in load(folder, *rows)] == ["How many?"] * 2
     said = capsys.readouterr().err
-    assert "p.jsonl:1: system turns are not read; set prompt.system (2 such rows)" in said
+    assert "p.jsonl:1: system turns are not read; set prompt.system instead (2 such rows)" in said
     turns = [user, {"role": "assistant", "content": "A"}, {"role": "user", "content": "And?"}]
     with pytest.raises(DataError, match="an assistant turn before the last user turn"):
         load(folder, {"messages": turns, "answer": "3"})
     with pytest.raises(DataError, match="role 'tool' must be one of"):
         load(folder, {"messages": [{"role": "tool", "content": "x"}], "answer": "3"})
-    with pytest.raises(DataError, match="a message holds a part of type 'video_url': video and audio are not read"):
+    with pytest.raises(
+        DataError, match="a message holds a part of type 'video_url': video and audio are not supported"
+    ):
         load(folder, {"messages": json.loads(message({"type": "video_url", "video_url": "a.mp4"})), "answer": "3"})
 
 
@@ -324,7 +328,7 @@ def test_options_in_all_their_forms(folder: Path, cell: Row, expected: tuple[str
         {"option_1": "3 cm", "option_2": "5 cm"},
     ],
 )
-def test_an_answer_by_a_label_of_the_row_becomes_the_letter_that_is_asked(folder: Path, cell: Row) -> None:
+def test_an_answer_by_label_becomes_the_letter(folder: Path, cell: Row) -> None:
     (problem,) = load(folder, {"question": "How long?", "answer": "2"} | cell)
     assert (problem.choices, problem.answer) == (("3 cm", "5 cm"), "B")
 
@@ -355,7 +359,7 @@ def test_half_a_character_in_a_text_of_a_list_is_refused(folder: Path) -> None:
 def test_a_position_is_no_answer_to_options(folder: Path) -> None:
     row = {"question": "How long?", "choices": [3, 5]}
     assert load(folder, row | {"answer": 5})[0].answer == "5"
-    with pytest.raises(DataError, match=r"p\.jsonl:1: answer 1 is none of the choices .* write its letter"):
+    with pytest.raises(DataError, match=r"p\.jsonl:1: answer 1 is none of the choices .* write the letter"):
         load(folder, row | {"answer": 1})
 
 

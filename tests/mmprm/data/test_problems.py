@@ -133,13 +133,13 @@ def test_hub_data_sets_are_read_without_decoding(monkeypatch: pytest.MonkeyPatch
         (["[1]"], r"bad.jsonl:1: must be an object"),
         (
             [f'{{"id": "a", "question": "Q", "answer": "{answer}"}}' for answer in (1, 2)],
-            r"bad.jsonl:2: id 'a' is that of another problem, at .*bad.jsonl:1",
+            r"bad.jsonl:2: id 'a' belongs to another problem already, at .*bad.jsonl:1",
         ),
         (['{"question": "Q", "answer": "1", "image": "http://x/y.png"}'], r"bad.jsonl:1: an image must be a path"),
         (['{"question": "Q", "answer": "1", "image": "data:image/png;base64,###"}'], "not base64"),
         (['{"question": "Q", "answer": "B", "options": "A. 3 B. 4"}'], r"bad.jsonl:1: choices must be a list"),
         (['{"message": "[{\\"role\\": 3", "answer": "1"}'], r"bad.jsonl:1 \(chat messages\): is not JSON"),
-        (['{"message": [{"role": "user", "content": [{"text": "Q"}]}], "answer": "1"}'], "not of a known form"),
+        (['{"message": [{"role": "user", "content": [{"text": "Q"}]}], "answer": "1"}'], "an unknown format"),
         ([], "holds no problem"),
     ],
 )
@@ -155,7 +155,7 @@ def test_a_problem_that_occurs_again_is_left_out(tmp_path: Path, capsys: pytest.
         "".join(f'{{"question": "{question}", "answer": "1"}}\n' for question in ("Q", "R", "Q"))
     )
     assert [problem.question for problem in load(tmp_path / "twice.jsonl")] == ["Q", "R"]
-    assert re.search(r"1 problems occur again .*twice.jsonl:3 is .*twice.jsonl:1", capsys.readouterr().err)
+    assert re.search(r"1 duplicate problems are left out.*twice.jsonl:3 is .*twice.jsonl:1", capsys.readouterr().err)
 
 
 def chat(*parts: dict[str, object]) -> str:
@@ -186,7 +186,7 @@ def test_parts_of_messages_show_images_or_mark_their_places(
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ([{"type": "image"}] * 2, r"2 places .* and there are 1; set columns.images"),
+        ([{"type": "image"}] * 2, r"2 image placeholders, .* hold 1 images; set columns.images"),
         ([{"type": "image", "img": "b"}], "known form"),
     ],
 )
@@ -218,12 +218,12 @@ def test_bad_files_are_named(tmp_path: Path) -> None:
     for name, message in {
         "a.parquet": "is not readable Parquet",
         "a.json": "must hold a list",
-        "a.txt": "must be a .jsonl",
-        "none.jsonl": "no such file",
+        "a.txt": "give a .jsonl",
+        "none.jsonl": "does not exist",
     }.items():
         with pytest.raises(DataError, match=message):
             load(tmp_path / name)
-    with pytest.raises(DataError, match=r"no column 'q' \(columns.question\); it has question, answer"):
+    with pytest.raises(DataError, match=r"no column 'q' \(columns.question\), only question, answer"):
         load(write_jsonl(tmp_path / "a.jsonl", [{"question": "Q", "answer": "1"}]), columns=Columns(question="q"))
 
 
@@ -254,7 +254,7 @@ def test_written_problems_are_read_back(tmp_path: Path) -> None:
 def test_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "p.jsonl"
     write_problems(path, [Problem("a", "Q", "1")])
-    with pytest.raises(DataError, match=r"p.jsonl: cannot be written .*gone.png"):
+    with pytest.raises(DataError, match=r"p.jsonl: problem 'c' cannot be written.*gone.png"):
         write_problems(path, [Problem("b", "Q", "1"), Problem("c", "Q", "1", (ImageRef(path="/gone.png"),))])
     assert [problem.id for problem in load(path)] == ["a"]
 
@@ -279,8 +279,8 @@ def bomb(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (bomb(9_000, 9_000), "9000×9000 pixels, at most 64,000,000"),
-        (bomb(10, 2_001), "10×2001 pixels, one side at most 200 times the other"),
+        (bomb(9_000, 9_000), "9000×9000 pixels, but at most 64,000,000"),
+        (bomb(10, 2_001), "10×2001 pixels, but one side may be at most 200 times the other"),
         (bomb(60_000, 60_000), "DecompressionBombError"),
         (png(size=(200, 200))[:-40], "cannot be read as an image"),
         (b"%!PS-Adobe", "cannot be read as an image"),

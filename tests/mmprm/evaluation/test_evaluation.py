@@ -97,7 +97,7 @@ def example(steps: str, *labels: tuple[int, int] | None, complete: bool = False)
     return LabeledExample(Problem("p", "q ", "1"), LabeledPath("p", tuple(steps), counts, complete), "train")
 
 
-def test_labels_meet_what_people_said_about_any_solution_that_begins_alike() -> None:
+def test_labels_meet_human_judgments_of_equal_prefixes() -> None:
     question = Problem("f:1", "q", "")
     people = [
         LabeledSolution(Solution(question, ("a", "b ", "c")), (True, False, None), "x", "f"),

@@ -288,7 +288,7 @@ def test_threshold_and_format_must_be_known(
     (tmp_path / "x.jsonl").write_text(json.dumps(processbench((["0.9"], -1))[0]))
     sets = ["--set", "scorer.prm=p", "--set", f"output={tmp_path}"]
     assert run("processbench", str(tmp_path / "x.jsonl"), *sets, "--set", "development=0") == 2
-    assert "prm.json holds none; set threshold" in capsys.readouterr().err
+    assert "prm.json has none and development=0; set threshold" in capsys.readouterr().err
     assert run("steps", str(tmp_path / "x.jsonl"), *sets, "--set", "format=x") == 2
     assert "format='x' must be one of trl, math-shepherd, prm800k" in capsys.readouterr().err
     assert run("processbench", str(tmp_path / "nowhere.jsonl"), *sets) == 2
@@ -355,7 +355,7 @@ def test_best_of_n_by_aggregator_from_what_rerank_left() -> None:
     assert (result.best, result.samples, [p.n for p in result.accuracy["min"]]) == ("min", 2, [1, 2])
     assert result.accuracy["min"][-1].accuracy["prm"].value == 1.0
     assert result.accuracy["last"][-1].accuracy["prm"].value == 0.0
-    with pytest.raises(DataError, match=r"f:1: is not a line of candidates\.jsonl"):
+    with pytest.raises(DataError, match=r"f:1: is not a line of a candidates\.jsonl"):
         read_groups([("f:1", {"problem_id": "p"})])
 
 

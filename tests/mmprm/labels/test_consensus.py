@@ -149,7 +149,7 @@ def test_opinions_survive_parquet_and_older_files_have_none(tmp_path: Path) -> N
     assert [(one.path, one.judged) for one in read_parquet(file)] == [(one.path, None) for one in back]
     broken = table.set_column(table.schema.get_field_index("judge"), "judge", [[[0.5], [0.5, 7.0]]])
     parquet.write_table(broken, file)
-    with pytest.raises(DataError, match=r"row 1: judge=.*for each of 4 steps"):
+    with pytest.raises(DataError, match=r"row 1: judge=.*for each of the 4 steps"):
         read_parquet(file)
 
 
@@ -202,7 +202,7 @@ async def test_a_model_judges_each_labeled_prefix_with_its_image(tmp_path: Path)
 @pytest.mark.parametrize(
     ("answer", "read", "reason"),
     [
-        (says("I see a triangle"), "text", "talked instead of answering"),
+        (says("I see a triangle"), "text", "reply was neither Yes nor No"),
         (says("Yes"), "logprobs", "no log-probabilities: set judge.read=text"),
         (error(400, "too long"), "text", "status 400"),
     ],
@@ -229,7 +229,7 @@ async def test_a_server_that_is_gone_ends_it_and_what_was_said_is_kept(tmp_path:
         assert len(server.requests) == 1
 
 
-async def test_more_tokens_are_another_question_where_the_reply_is_read_as_text(tmp_path: Path) -> None:
+async def test_more_tokens_ask_again_where_the_reply_is_text(tmp_path: Path) -> None:
     talks = (says("Let me see"), says("No"))
     for read, script, asked, last in (("text", talks, [16, 512], 0.0), ("logprobs", (logprobs(0.25),), [1], 0.25)):
         with ScriptedServer(*script) as server:
@@ -261,8 +261,9 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
         assert main(["consensus", *sets, *more]) == 0
     assert [one.judged for one in read_parquet(output)] == [(1.0, 0.0), (1.0,)]
     assert capsys.readouterr().out == (
-        "3 labeled steps, 3 judged; they agree on 2 of 3 (66.7%): 1 right, 1 wrong; label alone right 0, judge alone "
-        f"right 1\nfirst error (or none) agrees on 1 of 2 (50.0%) of the paths\n{output}: 2 paths\n"
+        "3 labeled steps, 3 judged; they agree on 2 of 3 (66.7%): 1 correct, 1 incorrect; only the label says "
+        "correct 0, only the judge says correct 1\nsame first error (or none) on 1 of 2 (50.0%) of the paths\n"
+        f"{output}: 2 paths\n"
     )
     scorer = Scorer()
     scorer.close = lambda: None  # type: ignore[attr-defined]
@@ -272,5 +273,5 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
     assert read_parquet(output)[0].judged_by == "some/prm"
     capsys.readouterr()
     assert main(["consensus", *sets]) == 2
-    assert "exactly one must be set" in capsys.readouterr().err
+    assert "exactly one of them must be set" in capsys.readouterr().err
     assert command.ConsensusConfig.model_fields["judge"].default is None

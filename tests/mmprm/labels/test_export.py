@@ -154,7 +154,7 @@ def test_every_format_comes_back(tmp_path: Path, name: str) -> None:
         assert table["train"].num_rows == 2
 
 
-def test_a_format_that_masks_keeps_every_step_and_one_that_cannot_keeps_every_word() -> None:
+def test_formats_with_and_without_a_mask() -> None:
     masked = content_of(PATH, WITH_IMAGE, LABEL_FORMATS["openrlhf"], "soft", 0.0)
     assert masked == Content("How many cats?", PATH.steps[:4], (0.75, None, 0.0, 0.25))
     merged = content_of(PATH, WITH_IMAGE, LABEL_FORMATS["trl"], "hard", 0.25)
@@ -165,7 +165,7 @@ def test_a_format_that_masks_keeps_every_step_and_one_that_cannot_keeps_every_wo
     assert content_of(unlabeled, WITH_IMAGE, LABEL_FORMATS["trl"], "hard", 0.0) is None
 
 
-def test_without_a_mask_a_label_on_another_path_is_repeated_and_only_the_unknown_is_merged(tmp_path: Path) -> None:
+def test_without_a_mask_only_unknown_steps_are_merged(tmp_path: Path) -> None:
     steps = ("a", "b", "c", "d")
     first = LabeledPath("q", steps, (Counts(1, 0), Counts(0, 1), None, Counts(0, 2)), False)
     second = LabeledPath("q", ("a", "b", "x", "y", "z"), (None, None, Counts(2, 0), None, Counts(0, 3)), False)

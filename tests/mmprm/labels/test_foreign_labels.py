@@ -83,7 +83,7 @@ def test_other_types_are_cast_where_nothing_is_lost(tmp_path: Path) -> None:
 def test_other_types_are_refused_where_something_is_lost(
     tmp_path: Path, name: str, value: Any, kind: pyarrow.DataType
 ) -> None:
-    with pytest.raises(DataError, match=rf"other.parquet: column {name} has type .*, must be"):
+    with pytest.raises(DataError, match=rf"other.parquet: column {name} has type .* and must be"):
         read_parquet(write(tmp_path / "other.parquet", {name: value}, **{name: kind}))
 
 

@@ -102,7 +102,7 @@ def group_with(*sets: str, **settings: bool) -> GpuGroup:
     return group
 
 
-def test_a_trainer_that_kept_its_cache_would_leave_too_little_for_the_engine() -> None:
+def test_a_kept_cache_leaves_too_little_for_the_engine() -> None:
     """Of 79 GiB, states 16, engine 39.5, and the 19.4 that an update needs beside the states."""
     freed, kept = group_with(), group_with(keeps_cache=True)
     working = freed.total("update") - freed.phases["update"]["engine: asleep"]
@@ -145,7 +145,7 @@ def test_every_gpu_has_its_processes() -> None:
 def test_the_cache_of_an_engine_needs_room_for_one_sequence() -> None:
     plan = plan_rl(recipe("mm-eureka-7b", "engine.gpu_memory_utilization=0.25"))
     assert plan.shortfalls() == [
-        "the key-value cache of an engine needs 6.8 GiB for one sequence of 128,000 tokens, and gets 1.3 GiB"
+        "the key-value cache of an engine needs 6.8 GiB for one sequence of 128,000 tokens, but gets 1.3 GiB"
     ]
     short = ["engine.gpu_memory_utilization=0.25", "engine.max_model_len=8192"]
     assert plan_rl(recipe("mm-eureka-7b", *short)).fits

@@ -451,5 +451,5 @@ def test_a_head_with_one_class_is_no_judge(folders: Callable[[str], Path], tmp_p
     write_backbone("qwen2", folder)
     config = Qwen2Config.from_pretrained(folder, num_labels=1)
     AutoModelForTokenClassification.from_config(config).save_pretrained(folder)
-    with pytest.raises(CheckpointError, match="with 2 outputs, the checkpoint has 1 outputs"):
+    with pytest.raises(CheckpointError, match="with 2 outputs, but the checkpoint has 1 outputs"):
         TransformersScorer(ScorerConfig(prm=str(folder), format="trl"))

@@ -129,7 +129,7 @@ async def test_a_stop_string_ends_nothing_that_stands_already(
     assert (engine.params[0].stop, completion.text) == (sent, "b")
 
 
-async def test_a_prefill_is_part_of_the_first_step_and_of_the_prompt_not_of_the_ids() -> None:
+async def test_a_prefill_belongs_to_the_prompt_and_not_to_the_ids() -> None:
     engine = Engine([["<step>a</step>\n<step>b</step>\n"], ["<step>c</step>"]])
     sampler = sampler_of(engine, prefill="So:")
     (root,) = await sampler.sample(SampleRequest(PROBLEM, "", 1, 5))

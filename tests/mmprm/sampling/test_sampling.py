@@ -84,7 +84,7 @@ async def test_a_draw_that_the_engine_broke_off_is_no_wrong_answer(monkeypatch):
     monkeypatch.setattr(VllmSampler, "generate", generate)
     sampler = object.__new__(VllmSampler)
     sampler._turn = TurnBeginning("", PromptConfig())
-    with pytest.raises(SamplingError, match="problem p: the engine broke off a draw"):
+    with pytest.raises(SamplingError, match="problem p: the engine aborted a sample"):
         await sampler.sample(SampleRequest(PROBLEM, "", 1, 0))
 
 

@@ -125,7 +125,7 @@ async def test_other_line_breaks_may_not_be_trimmed(prefix: str) -> None:
                 await asked.sample(SampleRequest(TEXT, prefix, 1, 0))
 
 
-async def test_a_server_that_does_not_show_its_prompt_is_refused_unless_it_is_trusted() -> None:
+async def test_a_server_without_prompt_text_must_be_trusted() -> None:
     with ScriptedServer(says("x", choice={"token_ids": [1]})) as server:
         async with sampler(server) as asked:
             await asked.sample(SampleRequest(TEXT, "", 1, 0))

@@ -73,7 +73,7 @@ def test_several_responses_have_an_entry_each_and_the_best_is_chosen(tmp_path: P
 def test_where_no_response_has_steps_none_is_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (row,) = scored(tmp_path, [{"question": "q", "responses": ["x", "y"]}])
     assert (row["chosen"], row["aggregate"]) == (None, [None, None])
-    assert "2 responses have no steps by step_format=tags" in capsys.readouterr().err
+    assert "2 responses could not be split into steps with step_format=tags" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

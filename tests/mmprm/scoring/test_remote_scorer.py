@@ -276,7 +276,7 @@ def test_limits_that_a_server_does_not_name_are_assumed(limits: dict[str, float]
 def test_limits_that_no_server_has_are_refused(limits: dict[str, float]) -> None:
     service = make_service(StepScorer)
     service._facts = service._facts.model_copy(update={"limits": limits})
-    with running(service) as url, pytest.raises(EngineStoppedError, match=r"none of mmprm serve: limits\."):
+    with running(service) as url, pytest.raises(EngineStoppedError, match=r"not from mmprm serve: limits\."):
         remote(url, attempts=1)
 
 

@@ -73,7 +73,9 @@ def test_batches_keep_to_their_token_budget(prm: Path, solutions: list[Solution]
 def test_what_cannot_be_scored_is_named(prm: Path, solutions: list[Solution], tmp_path: Path) -> None:
     scorer = open_scorer(ScorerConfig(prm=str(prm)))
     long = Solution(Problem("long", "q", "1"), ("a",) * 600)
-    with pytest.raises(DataError, match=r"problem long: a solution of 600 steps has \d+ tokens, the PRM reads at most"):
+    with pytest.raises(
+        DataError, match=r"problem long: a solution of 600 steps has \d+ tokens, but the PRM reads at most"
+    ):
         scorer.score([solutions[0], long])
     with pytest.raises(DataError, match="problem long"):
         scorer.score([Solution(long.problem, ())])
@@ -94,9 +96,9 @@ def test_where_a_solution_is_cut() -> None:
     assert fitting(whole, tokens, 22, "refuse") is whole
     for limit, kept in ((21, "ab"), (19, "ab"), (17, "ab"), (16, "a"), (13, "a")):
         assert fitting(whole, tokens, limit, "cut") == Solution(whole.problem, tuple(kept))
-    with pytest.raises(DataError, match="problem p: its question with the first step is longer than the 12 tokens"):
+    with pytest.raises(DataError, match="problem p: its question with the first step exceeds the 12 tokens"):
         fitting(whole, tokens, 12, "cut")
-    with pytest.raises(DataError, match=r"3 steps has 22 tokens, the PRM reads at most 21; .*scorer\.too_long=cut"):
+    with pytest.raises(DataError, match=r"3 steps has 22 tokens, but the PRM reads at most 21; .*scorer\.too_long=cut"):
         fitting(whole, tokens, 21, "refuse")
     asked.clear()
     assert len(fitting(Solution(whole.problem, ("a",) * 10_000), tokens, 3000, "cut").steps) == 996

@@ -161,7 +161,7 @@ def test_a_request_that_ends_early_is_told(url: str) -> None:
         caller.sendall(post(ask("0.5"))[:-3])
         caller.shutdown(socket.SHUT_WR)
         status, error = status_and_error(read(caller))
-    assert (status, error["message"]) == (400, "the request ends before it is complete")
+    assert (status, error["message"]) == (400, "the request ended before it was complete")
 
 
 def test_some_requests_may_follow_each_other_and_a_flood_ends(url: str) -> None:

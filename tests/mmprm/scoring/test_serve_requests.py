@@ -98,8 +98,12 @@ def test_pixels_are_bounded_per_solution_and_per_request() -> None:
         results = http.post("/v1/score/batch", json={"solutions": solutions}).json()["results"]
     messages = [result.get("error", {}).get("message", "") for result in results]
     assert "scores" in results[0]
-    assert messages[1].startswith("the images of a solution have 30,000 pixels or more, at most 25,000 are taken")
-    assert messages[2].startswith("the images of the request have 60,000 pixels or more, at most 45,000 are taken")
+    assert messages[1].startswith(
+        "the images of a solution have 30,000 pixels or more, but at most 25,000 are accepted"
+    )
+    assert messages[2].startswith(
+        "the images of the request have 60,000 pixels or more, but at most 45,000 are accepted"
+    )
     with pytest.raises(ConfigError, match="solution_pixels must be at least pixels"):
         make_limits(pixels=100, solution_pixels=10)
 
@@ -243,9 +247,9 @@ def test_the_pace_follows_the_time_that_batches_take() -> None:
 def test_an_address_has_a_share_of_what_is_unanswered() -> None:
     traffic = Traffic(ServiceLimits(in_flight=10, solutions=2, body_mib=1, in_flight_mib=4))
     with traffic.holding("a", 5):
-        with pytest.raises(Refused, match="5 solutions of this address are not answered yet, at most 5"):
+        with pytest.raises(Refused, match="5 solutions of this address are not answered yet, but at most 5"):
             traffic.holding("a", 1).__enter__()
-        with traffic.holding("b", 4), pytest.raises(Refused, match="9 solutions are not answered yet, at most 10"):
+        with traffic.holding("b", 4), pytest.raises(Refused, match="9 solutions are not answered yet, but at most 10"):
             traffic.holding("c", 2).__enter__()
     traffic.bytes["a"] = 2 * MIB
     with pytest.raises(Refused, match="bytes of this address are not answered yet"):

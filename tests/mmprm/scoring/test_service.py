@@ -131,9 +131,9 @@ BAD: dict[str, tuple[Callable[[Tiny], Any], int, str, str | None, str]] = {
     "marker": (lambda t: t.request(0, steps=["1<prm>"]), 422, "unscorable", None, "contains '<prm>', which the format"),
     "image token": (lambda t: t.request(0, steps=["<|image_pad|>"]), 422, "unscorable", None, "contains"),
     "video token": (lambda t: t.request(0, steps=["<|video_pad|>"]), 422, "unscorable", None, "'<|video_pad|>'"),
-    "long": (lambda t: t.request(0, steps=["a"] * 600), 422, "unscorable", None, " tokens, the PRM reads at most 1024"),
+    "long": (lambda t: t.request(0, steps=["a"] * 600), 422, "unscorable", None, "but the PRM reads at most 1024"),
     "10,000 steps": (
-        lambda t: t.request(0, steps=["a"] * 10_000), 422, "too_large", "steps", "10,000 steps, at most 1,000",
+        lambda t: t.request(0, steps=["a"] * 10_000), 422, "too_large", "steps", "10,000 steps, but at most 1,000",
     ),
     "characters": (
         lambda t: t.request(0, steps=["a" * 400_000]), 422, "too_large", None, "characters, at most 400,000",
@@ -223,7 +223,7 @@ def test_a_bad_solution_does_not_spoil_the_others(tiny: Tiny) -> None:
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ({"solutions": [{}] * 9}, "9 solutions, at most 8"),
+        ({"solutions": [{}] * 9}, "9 solutions, but at most 8"),
         ({"solutions": {}}, "valid list"),
         ({}, "Field required"),
     ],
@@ -426,7 +426,7 @@ def test_a_body_that_does_not_come_holds_no_place() -> None:
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"] == {
             "type": "too_slow",
-            "message": "the body was not here after 0.4 seconds; send less at once, or faster",
+            "message": "the body did not arrive within 0.4 seconds; send less at once, or faster",
             "field": None,
         }
         scorer.go.clear()

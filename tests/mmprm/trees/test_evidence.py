@@ -117,7 +117,7 @@ async def test_labels_are_unbiased_and_cost_less() -> None:
     assert cost < 0.85 * fixed_cost
 
 
-async def test_a_common_error_that_is_sometimes_mended_keeps_its_unlucky_labels() -> None:
+async def test_a_common_error_that_is_sometimes_corrected() -> None:
     """Asked after three failures it is drawn from; with its own rollouts in their place, labels of 0 would go and
     the mean of all shared ones rise by 0.03."""
     found, _ = await errors(SearchConfig(max_rollouts=200, min_shared_rollouts=3), 400, bad=0.3, mended=0.2)
@@ -125,7 +125,7 @@ async def test_a_common_error_that_is_sometimes_mended_keeps_its_unlucky_labels(
     assert abs(bias(found)["shared after X"]) < 0.01
 
 
-async def test_a_problem_that_is_seldom_solved_shares_values_that_are_a_little_too_high() -> None:
+async def test_values_of_seldom_solved_problems_are_too_high() -> None:
     """It is searched only if one of its first rollouts was right. The states behind it are free of that."""
     found, _ = await errors(SearchConfig(max_rollouts=200), 400, bad=0.4)
     means = bias(found)

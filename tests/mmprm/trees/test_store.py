@@ -67,7 +67,7 @@ def test_a_known_id_keeps_its_question_and_may_move_its_images(store: Store) -> 
     assert store.ids() == ["p", "q"]
 
 
-def test_tree_holds_states_in_order_of_evaluation_and_rollouts_in_draw_order(store: Store) -> None:
+def test_a_tree_keeps_the_order_of_states_and_rollouts(store: Store) -> None:
     store.append(PACKED[:3])
     store.append(PACKED[3:])
     assert store.batches("p") == [entry for entry in LOG if entry.problem_id == "p"]
@@ -132,7 +132,7 @@ def test_another_version_is_refused(store: Store) -> None:
 
 
 def test_files_that_are_no_store(tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match="there is no store"):
+    with pytest.raises(StoreError, match="has no store"):
         Store.read(tmp_path / "none.sqlite")
     (tmp_path / "text.sqlite").write_text("not a database " * 100)
     with pytest.raises(StoreError, match="is not a run store of mmprm"):
@@ -186,7 +186,7 @@ def test_a_second_driver_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: Pa
     assert first.stdout is not None
     child = int(first.stdout.readline())
     try:
-        with pytest.raises(StoreError, match="another campaign is writing this store"):
+        with pytest.raises(StoreError, match="another campaign is writing to this store"):
             Store.create_or_open(path, CONFIG)
         first.kill()
         first.wait()

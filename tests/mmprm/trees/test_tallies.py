@@ -143,7 +143,7 @@ def test_the_later_of_two_forks_at_once_is_refused(
         link(copy, target)
 
     monkeypatch.setattr(os, "link", fork_another_first)
-    with pytest.raises(StoreError, match=r"new/trees\.sqlite: cannot be made \(File exists\); run the same command"):
+    with pytest.raises(StoreError, match=r"new/trees\.sqlite: cannot be created \(File exists\); run the same command"):
         store.fork(path, {**CONFIG, "seed": 2}, keep_batches=False)
     assert [entry.name for entry in path.parent.iterdir()] == ["trees.sqlite"]
     made = Store.read(path)
@@ -153,7 +153,7 @@ def test_the_later_of_two_forks_at_once_is_refused(
 
 def test_a_fork_that_cannot_be_written_says_so(store: Store, tmp_path: Path) -> None:
     (tmp_path / "new").write_text("a file")
-    with pytest.raises(StoreError, match=r"cannot be made \((File exists|Not a directory)\)"):
+    with pytest.raises(StoreError, match=r"cannot be created \((File exists|Not a directory)\)"):
         store.fork(tmp_path / "new" / "trees.sqlite", CONFIG, keep_batches=True)
 
 
@@ -223,5 +223,7 @@ def test_retry_of_nothing_is_an_error(
 
 def test_a_store_of_schema_1_is_refused(store: Store) -> None:
     store._database.run("PRAGMA user_version=1")
-    with pytest.raises(StoreError, match=r"schema version 1 must be 2 \(since 2 it keeps when its engines worked\)"):
+    with pytest.raises(
+        StoreError, match=r"schema version 1 must be 2 \(version 2 added the working hours of engines\)"
+    ):
         Store.read(store.path)
