@@ -1,27 +1,25 @@
 """Assign GPUs to the engines, the trainer's ranks and the PRM of a run.
 
-    with reserved(config) as options:                     # None without a GPU
+    async with reserved(config) as options:               # None without a GPU
         options.engines, options.ranks, options.prm          # arguments of ray.remote per actor
 
 Ray assigns GPUs by amount only, and may put halves of different actors on one GPU as well as on two. A run therefore
-reserves what it needs of each machine as one bundle, decides itself which actor gets which GPU (`assign_gpus`), and tells
-each process by CUDA_VISIBLE_DEVICES. Its actors book no further resources, not even CPUs.
+reserves what it needs of each machine as one bundle, decides itself which actor gets which GPU (`assign_gpus`), and
+tells each process by CUDA_VISIBLE_DEVICES. Its actors book no further resources, not even CPUs.
 """
 
 from __future__ import annotations
 
-import math
-import sys
+import asyncio
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from mmprm import actors
 from mmprm.errors import ConfigError, TrainingError
 from policy_rl.config import RLConfig
-
-NOTICE_SECONDS = 30
 
 Slot = tuple[int, int]
 """(machine index, index of the GPU among those of the run on that machine)."""
@@ -108,8 +106,8 @@ class ActorOptions:
     prm: dict[str, Any] | None
 
 
-@contextmanager
-def reserved(config: RLConfig) -> Iterator[ActorOptions | None]:
+@asynccontextmanager
+async def reserved(config: RLConfig) -> AsyncIterator[ActorOptions | None]:
     """Reserve the GPUs of a run until the end of the block; yield None if Ray has no GPU.
 
     Raises TrainingError if other processes hold the GPUs for longer than rollouts.start_timeout_seconds.
@@ -130,25 +128,26 @@ def reserved(config: RLConfig) -> Iterator[ActorOptions | None]:
     bundles = [{"GPU": count, f"node:{machines[number][0]}": 0.001} for number, count in placement.gpus.items()]
     group = placement_group(bundles)
     try:
-        _wait(group, bundles, config.rollouts.start_timeout_seconds)
-        yield _options(placement, group)
+        await _wait(group, bundles, config.rollouts.start_timeout_seconds)
+        yield await _options(placement, group)
     finally:
         remove_placement_group(group)
 
 
-def _wait(group: Any, bundles: Sequence[dict[str, float]], timeout_seconds: float) -> None:
+async def _wait(group: Any, bundles: Sequence[dict[str, float]], timeout_seconds: float) -> None:
     import ray
 
-    waited = 0.0
-    while not group.wait(math.ceil(min(NOTICE_SECONDS, timeout_seconds - waited))):
-        waited += NOTICE_SECONDS
-        waiting = f"{sum(bundle['GPU'] for bundle in bundles):g} GPUs; Ray has {ray.available_resources()} free"
-        if waited >= timeout_seconds:
-            raise TrainingError(f"waited {timeout_seconds:g} s in vain for {waiting}; end what holds them")
-        print(f"waiting for {waiting} ({waited:.0f} s)", file=sys.stderr, flush=True)
+    count = sum(bundle["GPU"] for bundle in bundles)
+    await actors.wait(
+        group.ready(),
+        lambda: f"{count:g} GPUs; Ray has {ray.available_resources()} free",
+        timeout_seconds,
+        "end what holds them, or raise rollouts.start_timeout_seconds",
+        TrainingError,
+    )
 
 
-def _options(placement: Placement, group: Any) -> ActorOptions:
+async def _options(placement: Placement, group: Any) -> ActorOptions:
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -159,7 +158,8 @@ def _options(placement: Placement, group: Any) -> ActorOptions:
         ask.options(num_gpus=placement.gpus[machine], scheduling_strategy=bundle_of[machine]).remote()
         for machine in machines
     ]
-    ids = dict(zip(machines, ray.get(calls), strict=True))
+    found = await asyncio.gather(*(actors.wait(call, "Ray to name the GPUs of a machine") for call in calls))
+    ids = dict(zip(machines, found, strict=True))
 
     def options(slots: Sequence[Slot]) -> dict[str, Any]:
         machine = slots[0][0]

@@ -199,7 +199,9 @@ class InProcessEngine:
                 in_flight["call"] = held.future
 
     def _stop_error(self) -> EngineStoppedError:
-        return EngineStoppedError(f"the engine has stopped: {self._stopped}")
+        return EngineStoppedError(
+            f"the engine has stopped: {self._stopped}; see its log above, and run the command again"
+        )
 
     def _refuse(self) -> None:
         """Fail the requests left in a stopped engine's inbox.
@@ -283,7 +285,9 @@ class SeparateEngine:
             (rendered,) = await self._engine.renderer.render_cmpl_async([prompt], tokenization(self._engine))
             return [output async for output in self._engine.generate(rendered, params, str(next(self._numbers)))][-1]
         except EngineDeadError as error:
-            raise EngineStoppedError(f"the engine has stopped: {error}") from error
+            raise EngineStoppedError(
+                f"the engine has stopped: {error}; see its log above, and run the command again"
+            ) from error
         finally:
             self._in_flight -= 1
             async with self._turn:
@@ -298,7 +302,9 @@ class SeparateEngine:
             try:
                 return await getattr(self._engine, method)(*arguments)
             except EngineDeadError as error:
-                raise EngineStoppedError(f"the engine has stopped: {error}") from error
+                raise EngineStoppedError(
+                    f"the engine has stopped: {error}; see its log above, and run the command again"
+                ) from error
 
 
 def tokenization(engine: Any) -> Any:
@@ -322,6 +328,8 @@ def engine_arguments(config: EngineConfig, extra: Mapping[str, Any] = NO_ARGUMEN
         "block_size": config.block_size or (CPU_BLOCK_SIZE if cpu else None),
         "kv_cache_memory_bytes": int(kv_cache_gib * 2**30) if kv_cache_gib else None,
         "mm_processor_kwargs": config.pixel_limits or None,
+        # Inside a Ray placement group, vLLM would start Ray workers of its own, and find no GPU for them there.
+        "distributed_executor_backend": "mp" if config.tensor_parallel_size > 1 else None,
         # For a seeded request whose prompt is computed in chunks, vLLM rewinds the random generator, which stops the
         # engine on CPU ("CPU Generator does not use offset"). Prompts are therefore computed whole, many per step.
         "enable_chunked_prefill": False if cpu else None,

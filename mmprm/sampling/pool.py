@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import zlib
 from dataclasses import astuple
-from typing import Any
 
 import ray
 from ray.exceptions import RayError
 
 from mmprm import actors
-from mmprm.errors import EngineStoppedError, MmprmError, SetupError
+from mmprm.errors import SetupError
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig, on_one_core
 from mmprm.sampling.engines import EngineStats
 from mmprm.types import Completion, SampleRequest
 
 REQUESTS_IN_FLIGHT = 10_000
-NOTICE_SECONDS = 30
 
 
 class SamplerPool:
@@ -46,7 +43,7 @@ class SamplerPool:
         self._model = engine.model
         if wait:
             try:
-                _wait(self._starts, self._model)
+                self._wait()
             except BaseException:
                 self.close()
                 raise
@@ -57,7 +54,7 @@ class SamplerPool:
         If cancelled, for example by Ctrl-C, it closes them, which also ends the wait in the thread.
         """
         try:
-            await asyncio.to_thread(_wait, self._starts, self._model)
+            await asyncio.to_thread(self._wait)
         except BaseException:
             self.close()
             raise
@@ -68,7 +65,7 @@ class SamplerPool:
         try:
             return await actor.sample.remote(request)
         except RayError as error:
-            raise cause_of(error) from None
+            raise actors.cause_of(error) from None
 
     async def stats(self) -> EngineStats:
         """Return statistics summed over the engines, except kv_cache_usage, which is their mean."""
@@ -80,6 +77,10 @@ class SamplerPool:
         """Stop the engines."""
         for actor in self._actors:
             actors.kill(actor)
+
+    def _wait(self) -> None:
+        count = len(self._starts)
+        actors.wait_all(self._starts, f"{count} engine{'s' if count > 1 else ''} of {self._model} to start")
 
 
 class _Engine:
@@ -108,28 +109,10 @@ def engine_resources(engine: EngineConfig, size: int | None) -> tuple[list[Engin
         each = engine.tensor_parallel_size
         size = size or gpus // each
         if not size:
-            raise SetupError(f"engine.tensor_parallel_size={each} must be at most {gpus}, the GPUs that there are")
+            raise SetupError(
+                f"engine.tensor_parallel_size={each} must be at most {gpus}, the number of GPUs; lower it, or join a "
+                "cluster with more"
+            )
         return [engine] * size, {"num_gpus": each}
     size = size or int(ray.cluster_resources()["CPU"])
     return [on_one_core(engine, index) for index in range(size)], {"num_cpus": 1}
-
-
-def _wait(starts: list[Any], model: str) -> None:
-    """Wait for the engines to start, printing a notice every 30 s because a large model takes minutes to load."""
-    while starts:
-        done, starts = ray.wait(starts, timeout=NOTICE_SECONDS)
-        try:
-            ray.get(done)
-        except RayError as error:
-            raise cause_of(error) from None
-        if not done:
-            print(f"waiting for {len(starts)} engines of {model} to start", file=sys.stderr)
-
-
-def cause_of(error: RayError) -> MmprmError:
-    """Return the error raised in the actor if it is an MmprmError, else EngineStoppedError with its text.
-
-    Ray wraps the original error and puts both tracebacks into the text.
-    """
-    cause = getattr(error, "cause", None)
-    return cause if isinstance(cause, MmprmError) else EngineStoppedError(str(error))

@@ -17,8 +17,9 @@ from mmprm.problems import open_image
 from mmprm.prompts import PRESETS, PromptConfig
 from mmprm.rendering import opening, render
 from mmprm.sampling.config import EngineConfig, SamplingConfig
-from mmprm.sampling.engines import NO_ARGUMENTS, EngineStats, InProcessEngine, SeparateEngine
+from mmprm.sampling.engines import NO_ARGUMENTS, EngineStats
 from mmprm.sampling.seeds import derive_seed
+from mmprm.sampling.start import start_engine
 from mmprm.sampling.token_text import TokenText
 from mmprm.sampling.turn import TurnBeginning, with_given
 from mmprm.types import Completion, ImageRef, SampleRequest
@@ -57,22 +58,25 @@ class VllmSampler:
         _check_model(engine.model)
         _prepare_environment(engine.model)
         from transformers import AutoProcessor
-        from vllm.platforms import current_platform
 
         self._sampling = sampling or SamplingConfig()
         self._prompt = prompt or PromptConfig()
         self._takes_ids = PRESETS[self._prompt.preset].continuation is None
-        in_process = engine.mode == "in_process" or (engine.mode == "auto" and current_platform.is_cpu())
         try:
             self._template_owner = AutoProcessor.from_pretrained(engine.model, trust_remote_code=False)
             self._turn = TurnBeginning(opening(self._template_owner, self._prompt), self._prompt)
             self._tokenizer = getattr(self._template_owner, "tokenizer", self._template_owner)
             self._token_text = TokenText(self._tokenizer)
-            self._engine = (InProcessEngine if in_process else SeparateEngine)(engine, arguments)
+            self._engine = start_engine(engine, arguments)
         except MmprmError:
             raise
-        except Exception as error:  # vLLM and transformers raise many kinds for an unsuitable folder or machine.
-            raise SamplingError(f"{engine.model}: the engine did not start: {type(error).__name__}: {error}") from error
+        except (
+            Exception
+        ) as error:  # vLLM and transformers raise many exception types for an unsuitable folder or machine.
+            raise SamplingError(
+                f"{engine.model}: the engine did not start; see vLLM's log above and mmprm doctor "
+                f"({type(error).__name__}: {error})"
+            ) from error
 
     async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
         """Return the completions of a request; see types.Sampler.
@@ -98,7 +102,7 @@ class VllmSampler:
             return await asyncio.wrap_future(self._engine.submit(prompt, self._params(request, settings)))
         except MmprmError as error:
             raise type(error)(f"problem {problem.id}: {error}") from error
-        except Exception as error:  # vLLM raises many kinds of errors for an unsuitable prompt.
+        except Exception as error:  # vLLM raises many exception types for an unsuitable prompt.
             raise SamplingError(f"problem {problem.id}: {error}") from error
 
     async def logprobs(self, token_ids: Sequence[int]) -> tuple[float, ...]:
@@ -142,7 +146,7 @@ class VllmSampler:
         if any(
             generated.finish_reason == "error" for generated in output.outputs
         ):  # such as an image evicted from vLLM's cache
-            raise SamplingError(f"problem {request.problem.id}: the engine broke off a draw; ask again")
+            raise SamplingError(f"problem {request.problem.id}: the engine aborted a sample; request it again")
         continued = not request.prefix
         if request.prefix_ids is not None:  # vLLM re-encodes prompts if it places images by text
             continued = tuple(output.prompt_token_ids[-len(request.prefix_ids) or sys.maxsize :]) == request.prefix_ids
@@ -202,7 +206,9 @@ def _check_model(model: str) -> None:
     folder = Path(model)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise SamplingError(f"{model}: is no model folder (it has no config.json); give a Hugging Face checkpoint")
+            raise SamplingError(
+                f"{model}: is not a model folder (it has no config.json); give a Hugging Face checkpoint"
+            )
     elif not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model):
         raise SamplingError(f"{model}: does not exist; give the folder of a checkpoint or a hub id such as owner/name")
 
@@ -210,6 +216,7 @@ def _check_model(model: str) -> None:
 def _prepare_environment(model: str) -> None:
     """Set variables that vLLM and the hub client read when first imported; values set by the user take precedence."""
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # mmprm.worker_logs finds causes there
     os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
     if Path(model).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")

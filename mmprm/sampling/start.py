@@ -1,0 +1,33 @@
+"""Start vLLM engines that sample: those of `mmprm annotate`, `filter` and `eval policy`, and those of `mmprm rl`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmprm.errors import SamplingError
+from mmprm.sampling.config import EngineConfig
+from mmprm.sampling.engines import NO_ARGUMENTS, InProcessEngine, SeparateEngine
+from mmprm.worker_logs import cause_since, log_position
+
+
+def start_engine(config: EngineConfig, arguments: Mapping[str, Any] = NO_ARGUMENTS) -> InProcessEngine | SeparateEngine:
+    """Start an engine in the mode of its configuration.
+
+    Raises vLLM's own error, or, if a process that vLLM started failed, SamplingError with the cause from its log.
+    """
+    from vllm.platforms import current_platform
+
+    alone = current_platform.is_cpu() and config.tensor_parallel_size == 1
+    if config.mode == "in_process" or (config.mode == "auto" and alone):
+        return InProcessEngine(config, arguments)
+    position = log_position()
+    try:
+        return SeparateEngine(config, arguments)
+    except RuntimeError as error:  # vLLM's "Engine core initialization failed. See root cause above."
+        cause = cause_since(position)
+        if not cause:
+            raise
+        raise SamplingError(
+            f"{config.model}: the engine did not start ({cause}); see its log, and check the machine with mmprm doctor"
+        ) from error

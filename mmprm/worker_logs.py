@@ -1,0 +1,101 @@
+"""Read the end of the log of a process that runs elsewhere, so that an error can say why that process ended.
+
+start = log_position()                       # before an engine starts processes that inherit stderr
+reason = cause_since(start)                  # "ValueError: …; its log is /tmp/ray/…/worker-….err on host"
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import stat
+from pathlib import Path
+
+TAIL_BYTES = 64 * 1024
+TAIL_LINES = 8
+"""Number of lines of a log to show if none of them is the message of an exception."""
+MAX_CHARACTERS = 2000
+_STDERR = "/proc/self/fd/2"
+_PREFIX = re.compile(r"^\([^)]* pid=\d+\) (?:[A-Z]+ \d\d-\d\d [\d:]+ \[[^]]*\] ?)?")
+"""Matches the prefix of vLLM's log lines: the process, then level, time and source."""
+_EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b(?::.*)?$")
+_POINTER = re.compile(r"root cause|stack trace", re.IGNORECASE)
+"""Matches exceptions that only refer to another one in the log."""
+_PID = re.compile(r"\bpid: (\d+)")
+
+
+def log_position() -> int | None:
+    """Return the size of the file that stderr of this process is written to; None if it is not a file."""
+    try:
+        status = os.stat(_STDERR)
+    except OSError:
+        return None
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def cause_since(position: int | None) -> str:
+    """Return the last exception that was written to stderr after `position`, and the path of that log.
+
+    Processes started by this one inherit its stderr. Returns "" if stderr is not a file or nothing was written.
+    """
+    if position is None:
+        return ""
+    found = last_exception(_read(Path(_STDERR), position))
+    return f"{found}; its log is {_named(os.path.realpath(_STDERR))}" if found else ""
+
+
+def cause_of_death(message: str) -> str:
+    """Return the last lines that a dead Ray worker of this machine wrote, and the path of its log.
+
+    `message` is Ray's, which names the process id. Returns "" if it does not, or if this machine has no such log.
+    """
+    process = _PID.search(message)
+    log = _log_of(int(process[1])) if process else None
+    found = last_exception(_read(log, 0)) if log else ""
+    return f"{found}; its log is {_named(str(log))}" if found else ""
+
+
+def last_exception(text: str) -> str:
+    """Return the message of the last exception in a log that does not itself point to another one.
+
+    Returns the last lines if there is no exception.
+    """
+    lines = [_PREFIX.sub("", line).rstrip() for line in text.splitlines()]
+    starts = [number for number, line in enumerate(lines) if _EXCEPTION.match(line) and not _POINTER.search(line)]
+    if starts:
+        lines = _paragraph(lines[starts[-1] :])
+    kept = [line for line in lines if line][-TAIL_LINES:]
+    return "\n".join(kept)[-MAX_CHARACTERS:]
+
+
+def _paragraph(lines: list[str]) -> list[str]:
+    """Return the lines up to the first that is empty or starts another traceback."""
+    for number, line in enumerate(lines):
+        if not line or line.startswith(("Traceback", "Process ")):
+            return lines[:number]
+    return lines
+
+
+def _read(path: Path, position: int) -> str:
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(position, size - TAIL_BYTES))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+def _log_of(process: int) -> Path | None:
+    from ray._private import worker
+
+    node = worker._global_node
+    if node is None:
+        return None
+    found = Path(node.get_logs_dir_path()).glob(f"worker-*-{process}.err")
+    return next(iter(sorted(found)), None)
+
+
+def _named(path: str) -> str:
+    return f"{path} on {socket.gethostname()}"
