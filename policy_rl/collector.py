@@ -45,11 +45,11 @@ class Pool(Protocol):
         ...
 
     async def sleep(self) -> None:
-        """Leave the GPUs to the trainer."""
+        """Leave the GPUs to the trainer: discard weights and caches."""
         ...
 
     async def wake(self) -> None:
-        """Take back the GPUs."""
+        """Take back the memory of the weights, before they are sent; loading them takes back that of the caches."""
         ...
 
 

@@ -8,7 +8,8 @@
 1. collect: sample, grade, score, filter (policy_rl.collector)
 2. old: log-probabilities, reference and values, if several updates, KL or a critic need them
 3. advantages (policy_rl.algorithms.samples), then up to `batch.updates` optimizer steps, each on a share of the groups
-4. sync: send the weights to all engines, which prove that they use them; their version is the number of the step
+4. sync: send the weights to all engines, which prove that they use them; their version is the number of the step. The
+   first sync precedes the first step, so that a transfer that cannot work costs no rollouts
 5. write a checkpoint if one is due, then evaluate if an evaluation is due
 
 With one_step_ahead, part 1 of the next step runs in parallel with parts 2 and 3 of this one.
@@ -64,6 +65,10 @@ class TrainerLike(Protocol):
 
     def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Any:
         """Send the weights to the engines, or store them for the engines to load."""
+        ...
+
+    def release_memory(self) -> None:
+        """Return unused GPU memory to engines on the same GPUs; called only if there are some."""
         ...
 
     def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
@@ -219,16 +224,14 @@ class Loop:
         return collected.groups, metrics
 
     async def _learn(self, step: int, collected: Collected) -> dict[str, float]:
-        groups, colocated = collected.groups, self._config.rollouts.colocated
+        groups = collected.groups
         metrics = describe_groups(collected, self._pool.version)
         metrics |= hacking_metrics(groups, self._config.step_format, self._collector.prefill)
-        if colocated:
+        if self._config.rollouts.colocated:
             await self._pool.sleep()
         samples, advantage_metrics = await self._samples(groups) if groups else ([], {})
         updates = await self._update(step, samples, collected.progress)
         self._seconds["update"] = sum(update["seconds"] for update in updates)
-        if colocated:
-            await self._pool.wake()
         waits = collected.passed > 0 and not groups  # for enough groups for an update
         self._count_empty(step, collected, not updates and not waits)
         return metrics | advantage_metrics | merge_updates(updates)
@@ -269,6 +272,9 @@ class Loop:
 
     async def _sync(self, version: int) -> None:
         with _Timed(self._seconds, "sync"):
+            if self._config.rollouts.colocated:  # the engines sleep, without weights
+                await asyncio.to_thread(self._trainer.release_memory)
+                await self._pool.wake()
             dtype = getattr(torch, self._config.engine.dtype)
             published = await asyncio.to_thread(self._trainer.publish, version, self._pool.probe_token_ids, dtype)
             await self._pool.load_weights(published)
@@ -310,9 +316,13 @@ class Loop:
         self._trainer.save(self._checkpoints, extra, self._config.keep_checkpoints)
 
     async def _resume(self) -> int:
-        """Return the number of completed steps, and send the weights of the last one to the engines."""
+        """Return the number of completed steps, and send the weights of the last one to the engines.
+
+        Initial weights are sent too, although engines start with them: it proves the transfer before the first step.
+        """
         extra = await asyncio.to_thread(self._trainer.resume, self._checkpoints)
         if extra is None:
+            await self._sync(0)
             return 0
         check_same(self._checkpoints, extra["identity"], self._resume_key)
         for key, here in self._config.noted().items():

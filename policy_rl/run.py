@@ -9,8 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from mmprm import actors, orphans
 from mmprm.errors import DataError
 from mmprm.files import locked
@@ -20,6 +18,7 @@ from mmprm.grading.open import open_grader
 from mmprm.preflight import check_disk_space, check_policy, check_prm, check_prm_reads
 from mmprm.problems import content_id, load_problems
 from mmprm.rendering import turn_beginning
+from mmprm.sampling.config import engine_of, sampling_of
 from mmprm.scoring.open import scorer_info
 from mmprm.types import Problem
 from policy_rl.algorithms.samples import Aggregate
@@ -34,7 +33,7 @@ from policy_rl.rollouts.pool import RolloutPool
 from policy_rl.run_folder import Summary, ended
 from policy_rl.trainer.group import TrainerGroup
 from policy_rl.weights.config import transport_of
-from policy_rl.weights.transfer import FileTransfer, Published, Transfer, remove_versions, shared_folder
+from policy_rl.weights.transfer import FileTransfer, Transfer, remove_versions, shared_folder
 
 
 def train_policy(config: RLConfig) -> Summary:
@@ -60,8 +59,8 @@ def train_policy(config: RLConfig) -> Summary:
         check_prm(config.process.scorer.prm)
         check_prm_reads(config.process.scorer.prm, problems)
     longest = max([config.sampling.max_tokens, *(phase.max_tokens for phase in config.schedule)])
-    sampling = config.sampling.model_copy(update={"max_tokens": longest})
-    owner = check_policy(config.engine, sampling, config.prompt, [*problems, *held_out])
+    sampling = sampling_of(config.sampling).model_copy(update={"max_tokens": longest})
+    owner = check_policy(engine_of(config.engine), sampling, config.prompt, [*problems, *held_out])
     return actors.run(_run(config, problems, held_out, turn_beginning(owner, config.prompt)))
 
 
@@ -69,34 +68,14 @@ async def _run(config: RLConfig, problems: Sequence[Problem], held_out: Sequence
     total = config.total_steps(len(problems))
     actors.connect(config.ray_address)
     async with AsyncExitStack() as stack:
-        options = stack.enter_context(reserved(config))
+        options = await stack.enter_async_context(reserved(config))
         transport = transport_of(config.weights, options is not None, config.rollouts.colocated)
         # Registered first so that it runs last: a killed trainer leaves its files, which occupy memory.
         folder = shared_folder(config.weights, Path(config.output))
         stack.callback(remove_versions, folder)
         orphans.remove(folder)
-        starting: list[TrainerGroup] = []
-        trainer_start = asyncio.create_task(asyncio.to_thread(_start_trainer, config, total, options, starting))
-        try:
-            pool = await RolloutPool.start(
-                config.engine,
-                config.sampling,
-                config.prompt,
-                config.rollouts,
-                config.weights,
-                options=None if options is None else options.engines,
-            )
-            stack.callback(pool.close)
-        except asyncio.CancelledError:
-            for group in starting:
-                group.abandon("the run was stopped")
-            raise
-        finally:
-            trainer = await trainer_start
-            stack.callback(trainer.close)
-        make = partial(_transfer, config, transport)
-        trainer.open_transfer(make, None if transport == "file" else lambda: pool.engines)
-        pool.as_files = partial(_as_files, config, trainer, pool.probe_token_ids)
+        pool, trainer = await _start(config, total, options, stack)
+        trainer.open_transfer(partial(_transfer, config, transport, pool.engines))
         grader = await stack.enter_async_context(open_grader(config.grader))
         prm_options = None if options is None else options.prm
         process = await stack.enter_async_context(_process(config, prm_options, prefill)) if config.process else None
@@ -116,6 +95,45 @@ async def _run(config: RLConfig, problems: Sequence[Problem], held_out: Sequence
         except asyncio.CancelledError:
             trainer.abandon("the run was stopped")  # instead of waiting for the end of an update
             raise
+
+
+async def _start(
+    config: RLConfig, total: int, options: ActorOptions | None, stack: AsyncExitStack
+) -> tuple[RolloutPool, TrainerGroup]:
+    """Start engines and trainer, and let `stack` close them.
+
+    They start at the same time, unless they share GPUs: an engine sizes its cache by the free memory that it finds, so
+    that it must be alone on its GPU. Then engines start first, and sleep while the trainer is loaded.
+    """
+    starting: list[TrainerGroup] = []
+
+    def start_trainer() -> asyncio.Task[TrainerGroup]:
+        return asyncio.create_task(asyncio.to_thread(_start_trainer, config, total, options, starting))
+
+    trainer_start = None if config.rollouts.colocated else start_trainer()
+    try:
+        pool = await RolloutPool.start(
+            engine_of(config.engine),
+            sampling_of(config.sampling),
+            config.prompt,
+            config.rollouts,
+            config.weights,
+            options=None if options is None else options.engines,
+        )
+        stack.callback(pool.close)
+        if trainer_start is None:
+            await pool.sleep()
+            trainer_start = start_trainer()
+        await asyncio.wait({trainer_start})
+    except asyncio.CancelledError:
+        for group in starting:
+            group.abandon("the run was stopped")
+        raise
+    finally:
+        if trainer_start is not None:
+            trainer = await trainer_start
+            stack.callback(trainer.close)
+    return pool, trainer
 
 
 def _aggregate(config: RLConfig) -> Aggregate | None:
@@ -140,25 +158,13 @@ def _start_trainer(
     )
 
 
-def _transfer(config: RLConfig, transport: str, rank: int, engines: Sequence[Any] = ()) -> Transfer:
+def _transfer(config: RLConfig, transport: str, engines: Sequence[Any], rank: int) -> Transfer:
     """Return a rank's side of the transfer to the engines."""
     if transport == "file":
         return FileTransfer(shared_folder(config.weights, Path(config.output)), is_main=rank == 0)
     from policy_rl.weights.vllm import VllmTransfer
 
     return VllmTransfer(transport, engines, config.engine.tensor_parallel_size, rank, config.weights.timeout_seconds)
-
-
-@asynccontextmanager
-async def _as_files(
-    config: RLConfig, trainer: TrainerGroup, probe_token_ids: Sequence[int], published: Published
-) -> AsyncIterator[Published]:
-    """Write the weights that were sent from GPU to GPU as files too, which exist until the end of the block."""
-    make, dtype = partial(_transfer, config, "file"), getattr(torch, config.engine.dtype)
-    try:
-        yield await asyncio.to_thread(trainer.publish_again, make, published.version, probe_token_ids, dtype)
-    finally:
-        remove_versions(shared_folder(config.weights, Path(config.output)))
 
 
 @asynccontextmanager

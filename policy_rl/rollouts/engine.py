@@ -43,6 +43,7 @@ class RolloutEngine:
             # vLLM sends handles of GPU memory to its own processes as pickles.
             os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         self._sampler = VllmSampler(engine, sampling, prompt, ARGUMENTS | further)
+        self._is_asleep = False
         owner = self._sampler.template_owner
         self._tokenizer = getattr(owner, "tokenizer", owner)
         self._probe = probe_token_ids(self._tokenizer)
@@ -65,13 +66,16 @@ class RolloutEngine:
         return Group(problem, responses, version, len(output.prompt_token_ids))
 
     async def load(self, published: Published) -> tuple[float, ...]:
-        """Load the weights, clear what was computed with the old ones, and answer the probe.
+        """Load the weights, wake the caches, clear what was computed with the old weights, and answer the probe.
 
         The answer has the log-probabilities of the probe's tokens.
         """
         try:
             if published.folder is not None:
                 await self._load_files(published)
+            if self._is_asleep:
+                await self._sampler.call("wake_up", ["kv_cache"])
+                self._is_asleep = False
             # The engine handles these calls in order. The encoder's cache holds embeddings of images, which the weights
             # determine; the processor's cache is kept because it holds only their pixels.
             emptied, _, answer = await asyncio.gather(
@@ -100,13 +104,15 @@ class RolloutEngine:
         """Call a method of every vLLM worker of this engine; return their results."""
         return await self._sampler.call("collective_rpc", method, None, (), arguments)
 
-    async def sleep(self, level: int) -> None:
-        """Free the GPU memory; for `level` see RolloutPool.sleep."""
-        await self._sampler.call("sleep", level)
+    async def sleep(self) -> None:
+        """Discard weights and caches, and free their memory."""
+        # Level 1 would copy the weights to host memory and back, although new ones replace them.
+        await self._sampler.call("sleep", 2)
+        self._is_asleep = True
 
     async def wake(self) -> None:
-        """Reallocate the GPU memory that `sleep` freed."""
-        await self._sampler.call("wake_up")
+        """Reallocate the memory of the weights, but not that of the caches: the trainer needs some to send weights."""
+        await self._sampler.call("wake_up", ["weights"])
 
     def _response(self, generated: Any) -> Response:
         token_ids = tuple(generated.token_ids)

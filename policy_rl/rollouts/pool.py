@@ -3,13 +3,13 @@
     pool = await RolloutPool.start(engine, sampling, prompt)
     group = await pool.sample(problem, n, rollout_seed(run_seed, version, problem.id), version)
     await pool.load_weights(published)                # see policy_rl.weights.transfer
-    await pool.sleep(); await pool.wake()             # if trainer and engines use the same GPUs
+    await pool.sleep(); await pool.wake()             # if trainer and engines use the same GPUs; then load_weights
     pool.close()
 
 Await hundreds of `sample` calls at once: groups go to whichever engine has capacity. The groups of an engine that dies
-are sampled again by another engine, or by its replacement, which receives the current weights. Log-probabilities are
-those of the distribution that was sampled from: the trainer divides its logits by the temperature and sets those of
-`pool.banned_token_ids` to −∞.
+are sampled again by another engine, or by its replacement, which reads the files of the current weights; if weights go
+from GPU to GPU, there are no files, and the run ends. Log-probabilities are those of the distribution that was sampled
+from: the trainer divides its logits by the temperature and sets those of `pool.banned_token_ids` to −∞.
 """
 
 from __future__ import annotations
@@ -17,19 +17,17 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 import ray
 from pydantic import Field
-from ray.exceptions import RayError
 
 from mmprm import actors
 from mmprm.config import Config
 from mmprm.errors import ConfigError, EngineStoppedError, MmprmError, TrainingError
 from mmprm.prompts import PromptConfig
 from mmprm.sampling.config import EngineConfig, SamplingConfig
-from mmprm.sampling.pool import NOTICE_SECONDS, REQUESTS_IN_FLIGHT, cause_of, engine_resources
+from mmprm.sampling.pool import REQUESTS_IN_FLIGHT, engine_resources
 from mmprm.sampling.seeds import derive_seed
 from mmprm.types import Problem
 from policy_rl.rollouts.engine import RolloutEngine
@@ -40,7 +38,6 @@ from policy_rl.weights.probe import TOLERANCE, ProbeCheck
 from policy_rl.weights.transfer import Published
 
 T = TypeVar("T")
-AsFiles = Callable[[Published], AbstractAsyncContextManager[Published]]
 
 
 class RolloutConfig(Config):
@@ -83,8 +80,7 @@ def check_sampling(sampling: SamplingConfig) -> None:
 class RolloutPool:
     """Sample groups from engines and load new weights into them.
 
-    Create it with `start`, and use it in the same event loop. `as_files` writes weights that were sent from GPU to GPU
-    as files, for an engine that replaces a dead one.
+    Create it with `start`, and use it in the same event loop.
     """
 
     probe_token_ids: tuple[int, ...]
@@ -141,9 +137,6 @@ class RolloutPool:
         self._further: dict[str, Any] = {"enable_sleep_mode": True} if gpu and config.colocated else {}
         if transport != "file":
             self._further["weight_transfer_config"] = {"backend": transport}
-        if engine.tensor_parallel_size > 1:
-            # In a placement group vLLM would by default create Ray workers, and look for free GPUs in the group.
-            self._further["distributed_executor_backend"] = "mp"
         self._sampling, self._prompt, self._config, self._weights = sampling, prompt, config, weights
         names = [f"engine {number} of {len(engines)}" for number in range(1, len(engines) + 1)]
         self._engines = dict(zip(names, engines, strict=True))
@@ -153,7 +146,6 @@ class RolloutPool:
         self._slots = Slots([Slot(name) for name in names], engine.max_num_seqs, version)
         self._current: Published | None = None
         self._replacing = asyncio.Lock()
-        self.as_files: AsFiles | None = None
         self.restarts = 0
 
     @property
@@ -183,7 +175,7 @@ class RolloutPool:
             try:
                 what = f"{slot.name}: {n} responses to problem {problem.id}"
                 answer = actor.sample.remote(problem, n, seed, version, **limit)
-                return await _within(self._config.sample_timeout_seconds, what, answer, silent=True)
+                return await _answer(answer, what, self._config.sample_timeout_seconds, silent=True)
             except _LostError as error:
                 lost = True
                 await self._replace(slot, actor, error)
@@ -207,16 +199,13 @@ class RolloutPool:
                 self._slots.fail(str(error))
                 raise
 
-    async def sleep(self, level: int = 1) -> None:
-        """Leave the GPUs to the trainer.
-
-        Level 1 keeps the weights in host memory; level 2 discards them, so that `load_weights` must follow `wake`.
-        """
-        await self._all("falling asleep", lambda actor: actor.sleep.remote(level))
+    async def sleep(self) -> None:
+        """Leave the GPUs to the trainer: discard weights and caches."""
+        await self._all("fall asleep", lambda actor: actor.sleep.remote())
 
     async def wake(self) -> None:
-        """Reallocate the GPU memory that `sleep` freed."""
-        await self._all("waking up", lambda actor: actor.wake.remote())
+        """Reallocate the memory of the weights, which must then be sent; `load_weights` reallocates the caches."""
+        await self._all("wake up", lambda actor: actor.wake.remote())
 
     def close(self) -> None:
         """End all engines."""
@@ -230,8 +219,12 @@ class RolloutPool:
         engine = self._engines[slot.name]
         start = actor.start.remote(engine, self._sampling, self._prompt, self._further)
         try:
-            what = f"{slot.name} to start {engine.model}"
-            self.probe_token_ids, self.banned_token_ids = await _within(self._config.start_timeout_seconds, what, start)
+            self.probe_token_ids, self.banned_token_ids = await actors.wait(
+                start,
+                f"{slot.name} to start {engine.model}",
+                self._config.start_timeout_seconds,
+                "raise rollouts.start_timeout_seconds if it only needs longer",
+            )
         except BaseException:
             actors.kill(actor)
             raise
@@ -239,24 +232,14 @@ class RolloutPool:
 
     async def _load(self, slot: Slot, published: Published) -> float:
         """Load the weights into one engine, and check by the probe that it computes with them."""
-        try:
-            what = f"{slot.name} to load the {published}"
-            answer = await _within(self._weights.timeout_seconds, what, slot.actor.load.remote(published))
-        except _LostError as error:
-            if error.timed_out:
-                raise TrainingError(f"{error}; a larger weights.timeout_seconds gives it more time") from error
-            raise
+        answer = await _answer(
+            slot.actor.load.remote(published),
+            f"{slot.name} to load the {published}",
+            self._weights.timeout_seconds,
+            "raise weights.timeout_seconds if it only needs longer",
+            TrainingError,
+        )
         return self._checks[slot.name].check(published, answer)
-
-    async def _load_current(self, slot: Slot) -> float:
-        """Load the current weights into a new engine."""
-        if self._current is None:
-            return 0.0
-        if self._current.folder is not None:
-            return await self._load(slot, self._current)
-        assert self.as_files is not None, "_check_replaceable saw it"
-        async with self.as_files(self._current) as files:
-            return await self._load(slot, files)
 
     async def _load_or_replace(self, slot: Slot, published: Published) -> float:
         actor = slot.actor
@@ -294,7 +277,7 @@ class RolloutPool:
                 f"{reason}; no other engine starts in its place ({error}): run the same command again, which resumes "
                 "from the last checkpoint on the machines that Ray then has"
             ) from error
-        return await self._load_current(slot)
+        return 0.0 if self._current is None else await self._load(slot, self._current)
 
     def _check_replaceable(self, reason: _LostError) -> None:
         if self.restarts > self._config.max_restarts:
@@ -302,45 +285,26 @@ class RolloutPool:
                 f"{reason}; that is engine number {self.restarts} to die in this run, more than "
                 f"rollouts.max_restarts={self._config.max_restarts}; see its log, and resume from the last checkpoint"
             )
-        if self._current is not None and self._current.folder is None and self.as_files is None:
+        if self._current is not None and self._current.folder is None:
             raise EngineStoppedError(
-                f"{reason}; with weights.transport={self._weights.transport} a new engine cannot get the current "
-                "weights: resume the run from its last checkpoint, or set weights.transport=file"
+                f"{reason}; the current weights went from GPU to GPU, so that an engine started in its place could not "
+                "get them: run the same command again, which resumes from the last checkpoint, or set "
+                "weights.transport=file, with which engines are replaced during the run"
             )
 
     async def _all(self, what: str, call: Callable[[Any], Awaitable[T]]) -> list[T]:
-        timeout = self._weights.timeout_seconds
-        answers = (_within(timeout, f"{slot.name}: {what}", call(slot.actor)) for slot in self._slots.all)
+        limit, way_out = self._weights.timeout_seconds, "raise weights.timeout_seconds if it only needs longer"
+        answers = (actors.wait(call(slot.actor), f"{slot.name} to {what}", limit, way_out) for slot in self._slots.all)
         return await asyncio.gather(*answers)
 
 
 class _LostError(EngineStoppedError):
     """Report that an engine died or does not answer."""
 
-    timed_out = False
 
-
-async def _within(timeout: float, what: str, answer: Awaitable[T], silent: bool = False) -> T:
-    """Return the actor's answer; print every 30 s what is being waited for.
-
-    Our own errors are raised unchanged. Raises _LostError if the engine is gone or the time is over.
-    """
-    task = asyncio.ensure_future(answer)
-    waited = 0.0
-    while not task.done():
-        step = min(NOTICE_SECONDS, timeout - waited)
-        if step <= 0:
-            error = _LostError(f"waited {timeout:g} s in vain for {what}")
-            error.timed_out = True
-            raise error
-        await asyncio.wait([task], timeout=step)
-        waited += step
-        if not task.done() and not silent:
-            print(f"waiting for {what} ({waited:.0f} s)", file=sys.stderr)
+async def _answer(answer: Awaitable[T], what: str, timeout_seconds: float, *arguments: Any, silent: bool = False) -> T:
+    """Return the actor's answer, as actors.wait does; raise _LostError if the engine is gone or does not answer."""
     try:
-        return task.result()
-    except RayError as error:
-        cause = cause_of(error)
-        if isinstance(cause, EngineStoppedError):
-            raise _LostError(f"{what}: {cause}") from None
-        raise cause from None
+        return await actors.wait(answer, what, timeout_seconds, *arguments, silent=silent)
+    except EngineStoppedError as error:
+        raise _LostError(str(error)) from None

@@ -4,7 +4,7 @@
     group.check(experience)                                  # DataError: count and skip
     experiences = group.log_probs(experiences, policy=True)  # with old, ref and values filled in
     metrics = group.update(experiences, progress)
-    group.open_transfer(make, engines); published = group.publish(version, probe_token_ids, dtype)
+    group.open_transfer(make); published = group.publish(version, probe_token_ids, dtype)
     extra = group.resume(folder); group.save(folder, extra, keep); group.save_model(folder)
     group.close()
 
@@ -16,21 +16,18 @@ from __future__ import annotations
 
 import os
 import socket
-import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from mmprm import actors
-from mmprm.errors import EngineStoppedError, MmprmError, TrainingError
+from mmprm.errors import MmprmError, TrainingError
 from mmprm.prompts import PromptConfig
 from policy_rl.trainer.batch import Limits
 from policy_rl.trainer.config import TrainerConfig
@@ -38,7 +35,6 @@ from policy_rl.trainer.trainer import LogProbs, Trainer
 from policy_rl.types import TrainingSample
 from policy_rl.weights.transfer import Published, Transfer
 
-NOTICE_SECONDS = 30
 GRACE_SECONDS = 10
 """Time in seconds that the other ranks have to answer after one has failed."""
 
@@ -69,12 +65,6 @@ class TrainerGroup:
         self._closed: str | None = None
         # Ranks synchronize in each call, so calls from different threads must reach all ranks in the same order.
         self._lock = threading.RLock()
-        self._make: Callable[..., Transfer] | None = None
-        self._engines: Callable[[], Sequence[Any]] | None = None
-        self._reached: Sequence[Any] | None = None
-        """Engines that the transfer was opened for."""
-        self._sent: int | None = None
-        """Version that was sent last; None once the trainer has other weights."""
         gpu = ray.cluster_resources().get("GPU", 0) > 0
         # Without a GPU the engines book the cores, and wait while the ranks compute: the ranks book none.
         options = options or [{"num_cpus": 0, "num_gpus": 1 if gpu else 0}] * config.ranks
@@ -82,7 +72,13 @@ class TrainerGroup:
         self._actors = [ray.remote(concurrency_groups={"monitor": 1}, **each)(_Rank).remote() for each in options]
         if starting is not None:
             starting.append(self)
-        address = self._get(self._actors[0].address.remote(), "the first rank to start")
+        (address,) = actors.wait_all(
+            [self._actors[0].address.remote()],
+            lambda: f"the first rank of the trainer to start; Ray has {ray.available_resources()} free",
+            self._timeout_seconds,
+            "raise trainer.timeout_seconds if it only needs longer",
+            TrainingError,
+        )
         threads = None if gpu else max(1, len(os.sched_getaffinity(0)) // config.ranks)
         arguments = (model, config, prompt, temperature, total_updates, critic, max_pixels, min_pixels)
         each = [(rank, config.ranks, address, threads, arguments) for rank in range(config.ranks)]
@@ -109,44 +105,19 @@ class TrainerGroup:
 
     def update(self, samples: Sequence[TrainingSample], progress: float | None = None) -> dict[str, float]:
         """Perform one optimizer step; see Trainer.update."""
-        with self._lock:
-            self._sent = None
-            return self._call("update", list(samples), progress)[0]
+        return self._call("update", list(samples), progress)[0]
 
-    def open_transfer(self, make: Callable[..., Transfer], engines: Callable[[], Sequence[Any]] | None = None) -> None:
-        """Prepare the transfer of weights: call `make(rank)` on every rank (see policy_rl.weights.transfer).
-
-        If the trainer reaches the engines directly, `engines` returns them. Then `make(rank, engines=…)` is called, and
-        called again before a transfer to other engines than those of the last one.
-        """
-        self._make, self._engines = make, engines
-        self._open_transfer()
+    def open_transfer(self, make: Callable[[int], Transfer]) -> None:
+        """Prepare the transfer of weights: call `make(rank)` on every rank (see policy_rl.weights.transfer)."""
+        self._call("open_transfer", make)
 
     def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Published:
         """Send the weights as `version`, and return their description; see Transfer.publish."""
-        with self._lock:
-            if self._engines is not None and self._reached != self._engines():
-                self._open_transfer()
-            published = self._call("publish", version, tuple(probe_token_ids), dtype)[0]
-            self._sent = version
-        return published
+        return self._call("publish", version, tuple(probe_token_ids), dtype)[0]
 
-    def publish_again(
-        self, make: Callable[[int], Transfer], version: int, probe_token_ids: Sequence[int], dtype: torch.dtype
-    ) -> Published:
-        """Publish the weights of `version` by another transfer, for an engine that did not take part in the first one.
-
-        Raises EngineStoppedError if the trainer has been updated since.
-        """
-        with self._lock:
-            if self._sent != version:
-                raise EngineStoppedError(
-                    f"a new engine cannot get the weights of version {version}, which the trainer has already updated: "
-                    "resume the run from its last checkpoint, or set weights.transport=file"
-                )
-            self._reached = None  # `publish` must open its own transfer again
-            self._call("open_transfer", make)
-            return self._call("publish", version, tuple(probe_token_ids), dtype)[0]
+    def release_memory(self) -> None:
+        """Return the GPU memory that is cached and not in use, so that engines on the same GPUs can take it."""
+        self._call("release_memory")
 
     def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
         """Write a checkpoint; see Trainer.save."""
@@ -154,7 +125,6 @@ class TrainerGroup:
 
     def resume(self, folder: Path) -> dict[str, Any] | None:
         """Restore the newest checkpoint and return its extra data; see Trainer.resume."""
-        self._sent = None
         return self._call("resume", folder)[0]
 
     def save_model(self, folder: Path) -> None:
@@ -171,12 +141,6 @@ class TrainerGroup:
         """End the ranks at once, whatever they do; may be called from another thread while the group starts."""
         self._kill(reason)
 
-    def _open_transfer(self) -> None:
-        assert self._make is not None, "open_transfer comes first"
-        self._reached = None if self._engines is None else list(self._engines())
-        make = self._make if self._reached is None else partial(self._make, engines=self._reached)
-        self._call("open_transfer", make)
-
     def _call(self, method: str, *arguments: Any) -> list[Any]:
         shared = arguments if len(self._actors) == 1 else ray.put(arguments)
         with self._lock:
@@ -187,33 +151,39 @@ class TrainerGroup:
         if self._closed is not None:
             raise TrainingError(f"the trainer has ended: {self._closed}; run the same command again to resume")
         name = each[0][0] if method == "call" else method
-        started = time.monotonic()
         calls = [getattr(actor, method).remote(*arguments) for actor, arguments in zip(self._actors, each, strict=True)]
         answers: dict[int, Any] = {}
         failures: dict[int, BaseException] = {}
-        end = started + self._timeout_seconds
-        while len(answers) + len(failures) < len(calls) and time.monotonic() < end:
-            waiting = [rank for rank in range(len(calls)) if rank not in answers and rank not in failures]
-            limit = min(NOTICE_SECONDS, max(0.0, end - time.monotonic()))
-            done, _ = ray.wait([calls[rank] for rank in waiting], timeout=limit)
-            for rank in [rank for rank in waiting if calls[rank] in done]:
+
+        def waiting() -> list[int]:
+            return [rank for rank in range(len(calls)) if rank not in answers and rank not in failures]
+
+        def what() -> str:
+            return f"{name} of the trainer: {self._state(waiting())}; ranks that answered: {sorted(answers) or 'none'}"
+
+        patience = actors.Patience(
+            what,
+            self._timeout_seconds,
+            "raise trainer.timeout_seconds if it only needs longer",
+            TrainingError,
+        )
+        late: TrainingError | None = None
+        while waiting() and late is None:
+            try:
+                done, _ = ray.wait([calls[rank] for rank in waiting()], timeout=patience.seconds())
+            except TrainingError as error:
+                late = error
+                continue
+            for rank in [rank for rank in waiting() if calls[rank] in done]:
                 try:
                     answers[rank] = ray.get(calls[rank])
                 except RayError as error:
                     failures[rank] = _cause(error, rank)
-                    end = min(end, time.monotonic() + GRACE_SECONDS)
-            if not done and not failures and time.monotonic() < end:
-                print(f"{name}: {self._state(waiting)}", file=sys.stderr, flush=True)
+                    patience.shorten(GRACE_SECONDS)
         if len(answers) == len(calls):
             return [answers[rank] for rank in range(len(calls))]
-        late = [rank for rank in range(len(calls)) if rank not in answers and rank not in failures]
-        failure = next((error for error in failures.values() if isinstance(error, MmprmError)), None)
-        failure = failure or next(iter(failures.values()), None)
-        if failure is None:
-            failure = TrainingError(
-                f"{name}: no end after {self._timeout_seconds:g} s: {self._state(late)}; ranks that answered: "
-                f"{sorted(answers) or 'none'}; raise trainer.timeout_seconds if it only needs longer"
-            )
+        own = next((error for error in failures.values() if isinstance(error, MmprmError)), None)
+        failure = own or next(iter(failures.values()), None) or late
         if len(failures) < len(calls):  # the ranks are out of step, so that no further call can succeed
             self._kill(str(failure))
         raise failure
@@ -227,17 +197,6 @@ class TrainerGroup:
             for rank, question in zip(waiting, questions, strict=True)
         ]
         return "; ".join(states)
-
-    def _get(self, call: Any, what: str) -> Any:
-        started = time.monotonic()
-        while time.monotonic() - started < self._timeout_seconds:
-            try:
-                return ray.get(call, timeout=NOTICE_SECONDS)
-            except GetTimeoutError:
-                print(f"waiting for {what}; Ray has {ray.available_resources()} free", file=sys.stderr, flush=True)
-            except RayError as error:
-                raise _cause(error, 0) from None
-        raise TrainingError(f"waited {self._timeout_seconds:g} s for {what}; Ray has {ray.available_resources()} free")
 
     def _kill(self, reason: str) -> None:
         self._closed = self._closed or reason
@@ -293,6 +252,6 @@ def _cause(error: RayError, rank: int) -> BaseException:
     if isinstance(error, RayTaskError):
         return error.cause if isinstance(error.cause, Exception) else error
     return TrainingError(
-        f"rank {rank} of the trainer has died: {error}; run the same command again, which resumes from the last "
-        "checkpoint on the machines that Ray then has"
+        f"rank {rank} of the trainer has died: {actors.cause_of(error)}; run the same command again, which resumes "
+        "from the last checkpoint on the machines that Ray then has"
     )

@@ -16,6 +16,7 @@ Shapes: N response of a micro-batch, T token.
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -199,8 +200,15 @@ class Trainer:
         with self._engine.inference():
             probe = probe_logprobs(self._policy.backbone, probe_token_ids)
             published = self._transfer.publish(ModelWeights(self._policy.backbone, dtype), version, probe)
+        self.release_memory()  # what gathering took: a colocated engine's cache wakes next
         self.doing = "nothing"
         return published
+
+    def release_memory(self) -> None:
+        """Return the GPU memory that PyTorch caches to the GPU, where a colocated engine can take it."""
+        if self.ranks.device.type == "cuda":
+            gc.collect()
+            torch.cuda.empty_cache()
 
     def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
         """A checkpoint of everything; `extra` is the caller's own state (JSON), in the same folder, which is whole or

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import shutil
 import zlib
@@ -69,6 +70,11 @@ class TensorInfo:
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Return the size of the whole tensor in bytes."""
+        return self.dtype.itemsize * math.prod(self.shape)
 
 
 class ModelWeights:

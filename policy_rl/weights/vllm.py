@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from mmprm.errors import TrainingError
-from policy_rl.weights.transfer import ModelWeights, Published
+from mmprm import actors
+from mmprm.errors import EngineStoppedError, TrainingError
+from policy_rl.weights.transfer import ModelWeights, Published, TensorInfo
 
 
 class VllmTransfer:
@@ -44,8 +44,7 @@ class VllmTransfer:
         if self._rank != 0:
             return None
         tensors = weights.metadata()
-        size = sum(tensor.dtype.itemsize * math.prod(tensor.shape) for tensor in tensors)
-        return Published(version, len(tensors), size, None, probe)
+        return Published(version, len(tensors), sum(tensor.bytes for tensor in tensors), None, probe)
 
     def close(self) -> None:
         """Shut down vLLM's sender."""
@@ -56,7 +55,8 @@ class VllmTransfer:
         if self._backend == "ipc":
             from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
 
-            return IPCTrainerInitInfo(packed=True, rank=self._rank)
+            size = packed_buffer_bytes(self._weights.metadata())
+            return IPCTrainerInitInfo(packed=True, packed_buffer_size_bytes=size, rank=self._rank)
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
         from vllm.utils.network_utils import get_ip, get_open_port
 
@@ -75,6 +75,13 @@ class VllmTransfer:
                 return iter(transfer._weights)
 
         return Source()
+
+
+def packed_buffer_bytes(tensors: Sequence[TensorInfo]) -> int:
+    """Return the size of the buffer through which vLLM sends tensors over ipc: it must hold the largest one whole."""
+    from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_BUFFER_SIZE_BYTES
+
+    return max([DEFAULT_PACKED_BUFFER_SIZE_BYTES, *(tensor.bytes for tensor in tensors)])
 
 
 class EngineClient:
@@ -113,27 +120,21 @@ class EngineClient:
             self._each(method)
 
     def _each(self, method: str, arguments: Sequence[dict[str, Any]] | None = None) -> None:
-        import ray
-        from ray.exceptions import RayError, RayTaskError
-
         arguments = arguments or [{}] * len(self._engines)
         calls = [
             engine.worker_call.remote(method, argument)
             for engine, argument in zip(self._engines, arguments, strict=True)
         ]
-        done, late = ray.wait(calls, num_returns=len(calls), timeout=self._timeout_seconds)
-        if late:
-            names = ", ".join(str(calls.index(call) + 1) for call in late)
-            raise TrainingError(
-                f"trainer rank 0 waited {self._timeout_seconds:g} s in vain for {method} of engine {names} of "
-                f"{len(calls)} (weights of version {self.version}); a larger weights.timeout_seconds gives them more time"
-            )
         try:
-            ray.get(done)
-        except RayTaskError:
-            raise
-        except RayError as error:
+            actors.wait_all(
+                calls,
+                f"{method} of {len(calls)} engines (weights of version {self.version})",
+                self._timeout_seconds,
+                "raise weights.timeout_seconds if they only need longer",
+                TrainingError,
+            )
+        except EngineStoppedError as error:
             raise TrainingError(
-                f"an engine died at {method}, while the weights of version {self.version} were on their way to it: "
-                f"{error}; go on from the last checkpoint"
+                f"an engine died while the weights of version {self.version} were sent to it: {error}; run the same "
+                "command again, which resumes from the last checkpoint"
             ) from None

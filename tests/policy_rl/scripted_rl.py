@@ -76,6 +76,7 @@ class ScriptedPool:
         return Response(text, ids, tuple(-rng.random() for _ in ids), self.finish_reason)
 
     async def load_weights(self, published: Published) -> float:
+        self.events.append("load")
         self.version = published.version
         return 0.0
 
@@ -126,6 +127,9 @@ class ScriptedTrainer:
     def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Published:
         self.calls.append("publish")
         return Published(version, 1, 1, "folder", (0.0,))
+
+    def release_memory(self) -> None:
+        self.calls.append("release_memory")
 
     def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
         self.calls.append(f"save {extra['step']}")

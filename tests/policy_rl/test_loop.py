@@ -28,10 +28,10 @@ from policy_rl.rollouts.curriculum import Prompts
 from policy_rl.rollouts.evaluate import evaluate
 from policy_rl.rollouts.pool import rollout_seed
 from policy_rl.run_folder import Summary
-from policy_rl.trainer.config import OptimisationConfig, TrainerConfig
+from policy_rl.trainer.config import UpdateConfig, TrainerConfig
 from policy_rl.trainer.trainer import Trainer
 from policy_rl.types import Group
-from policy_rl.weights.transfer import FileTransfer
+from policy_rl.weights.transfer import FileTransfer, Published
 
 WEIGHED = {"loss": {"importance_cap": 2.0}}
 LONE = {"batch": {"group_size": 1}, "advantage": {"estimator": "reinforce_pp"}}
@@ -93,7 +93,7 @@ class LocalTrainer:
     """A Trainer in this process, with the face of a TrainerGroup."""
 
     def __init__(self, model: Path, folder: Path) -> None:
-        optimization = OptimisationConfig(precision="fp32", micro_batch_tokens=400, learning_rate=1e-3)
+        optimization = UpdateConfig(precision="fp32", micro_batch_tokens=400, learning_rate=1e-3)
         config = TrainerConfig(optimization=optimization)
         self.trainer = Trainer(str(model), config, PromptConfig(preset="plain"), 1.0, 8)
         self.trainer.open_transfer(lambda rank: FileTransfer(folder / "shared"))
@@ -198,10 +198,24 @@ def test_old_log_probabilities_only_where_needed(tmp_path: Path, changes: dict[s
 
 
 def test_colocated_engines_sleep_while_the_trainer_works(tmp_path: Path) -> None:
+    """Before they wake, the trainer returns its cached memory; between waking and loading, the weights are sent."""
+    pool, trainer = ScriptedPool(), ScriptedTrainer()
+    trainer.calls = pool.events  # in one order
+    config = make_config(tmp_path / "run", steps=2, save_every=0, rollouts={"colocated": True})
+    asyncio.run(make_loop(config, pool, trainer).run())
+    sync = ["release_memory", "wake", "publish", "load"]
+    assert pool.events[:-1] == [*sync, *("sleep", "update", *sync) * 2]
+
+
+def test_a_transfer_that_fails_costs_no_rollouts(tmp_path: Path) -> None:
+    class Refusing(ScriptedTrainer):
+        def publish(self, *_: Any) -> Published:
+            raise TrainingError("lm_head.weight exceeds the buffer")
+
     pool = ScriptedPool()
-    config = make_config(tmp_path / "run", steps=2, rollouts={"colocated": True})
-    asyncio.run(make_loop(config, pool).run())
-    assert pool.events == ["sleep", "wake"] * 2
+    with pytest.raises(TrainingError, match="exceeds the buffer"):
+        asyncio.run(make_loop(make_config(tmp_path / "run"), pool, Refusing()).run())
+    assert pool.asked == []
 
 
 def test_progress_without_a_filter_is_that_of_the_updates(tmp_path: Path) -> None:

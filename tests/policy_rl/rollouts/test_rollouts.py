@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import asynccontextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -203,43 +202,19 @@ async def start_on_gpus(colocated: bool = False, **engine) -> RolloutPool:
     return await RolloutPool.start(settings, SamplingConfig(), PromptConfig(), config, options=GPU_PLACES)
 
 
-async def test_a_dead_engine_is_replaced_where_weights_go_from_gpu_to_gpu(script):
-    """On the same GPU, by the same weights, which the trainer then writes to files; the transfers after it reach it."""
+async def test_a_dead_engine_ends_the_run_where_weights_go_from_gpu_to_gpu(script):
+    """A new engine could not get the current weights; before any were sent, it starts with those of the model."""
     pool = await start_on_gpus()
-    old = pool.engines
-    files = []
-
-    @asynccontextmanager
-    async def as_files(published: Published):
-        files.append(published.version)
-        yield replace(published, folder="/files")
-        files.append("removed")
-
-    pool.as_files = as_files
-    await pool.load_weights(replace(published(1), folder=None))
     script.dies = {0}
-    groups = await ask(pool, 6)
-    assert all(response.text.endswith("[1]") for group in groups for response in group.responses)
-    assert (script.actors[2].folders, files) == (["/files"], [1, "removed"])
-    assert script.options[2] == script.options[0]
-    assert pool.engines == [script.actors[2], old[1]]
-    await pool.load_weights(replace(published(2), folder=None))
-    assert [actor.folders for actor in script.actors[1:]] == [[None, None], ["/files", None]]
-
-
-async def test_a_trainer_that_has_gone_on_ends_the_run(script):
-    pool = await start_on_gpus()
-
-    @asynccontextmanager
-    async def as_files(published: Published):
-        raise EngineStoppedError("already updated: resume the run from its last checkpoint")
-        yield
-
-    pool.as_files = as_files
+    await ask(pool, 6)
+    assert pool.restarts == 1
     await pool.load_weights(replace(published(1), folder=None))
-    script.dies = {0, 1}
-    with pytest.raises(EngineStoppedError, match="already updated"):
-        await asyncio.wait_for(ask(pool, 4), 5)
+    script.dies = {1}
+    with pytest.raises(
+        EngineStoppedError, match=r"GPU to GPU.*run the same command again.*weights\.transport=file"
+    ):
+        await asyncio.wait_for(ask(pool, 6), 5)
+    assert len(script.actors) == 3
 
 
 async def test_engines_on_gpus_get_their_places_and_the_transport_that_reaches_them(script):
@@ -251,7 +226,6 @@ async def test_engines_on_gpus_get_their_places_and_the_transport_that_reaches_t
             {
                 "enable_sleep_mode": True,
                 "weight_transfer_config": {"backend": "ipc"},
-                "distributed_executor_backend": "mp",
             }
         ]
         * 2
