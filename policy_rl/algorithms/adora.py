@@ -1,4 +1,4 @@
-"""Weigh groups as ADORA does: less where the correct responses are not longer than the incorrect ones."""
+"""Weight groups as ADORA does: less if the correct responses are not longer than the incorrect ones."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ from policy_rl.graded import GradedGroup
 
 
 class AdoraConfig(Config):
+    """Configure the weight of groups whose correct responses are short."""
+
     weight: float = Field(0.1, ge=0, le=1)
-    """Weight of the outcome advantages of a group whose longest correct response is not longer than its mean incorrect
-    one, truncated incorrect ones left out."""
+    """Weight of the outcome advantages of a group whose longest correct response is not longer than the mean of its
+    incorrect responses; truncated incorrect responses are not counted."""
 
 
 def adora_weight(group: GradedGroup, weight: float) -> float:
-    """Return `weight` where the longest correct response is not longer than the mean incorrect one, else 1; lengths in
-    tokens.
+    """Return `weight` if the longest correct response is not longer than the mean incorrect one, otherwise 1.
 
-    Truncated incorrect responses are left out, as in ADORA's code: they have the length of the limit, not one that the
-    policy chose. A group without a correct response keeps 1, as in ADORA's code for images, and so does one without an
-    incorrect response that is not truncated, as in its code for text.
+    Lengths are in tokens. Truncated incorrect responses are not counted, as in ADORA's code: their length is the limit,
+    not the policy's choice. A group without a correct response keeps weight 1, as in ADORA's code for images; so does a
+    group without an untruncated incorrect response, as in its code for text.
     """
     correct, incorrect = [], []
     for each in group.responses:

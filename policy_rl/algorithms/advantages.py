@@ -1,9 +1,9 @@
-"""Compute advantages over the global batch: group baselines, GAE, whitening, clamping; pure functions.
+"""Compute advantages over the global batch with pure functions: group baselines, GAE, whitening, clamping.
 
-Shapes: P prompt, K sample of its group, N = P·K sample of the batch, T token. A group is a row, padded to the longest;
-`kept_PK` is False on padding and on dropped samples, whose reward is never read and whose advantage is 0. Rows are
-those of the global batch, never of one rank's share. A sequence's advantage goes to each of its response tokens;
-token rewards (KL, process reward) come on top, then `clamp`, then `whiten`.
+Shapes: P prompt, K sample of its group, N = P·K sample of the batch, T token. A row is a group, padded to the largest
+group; `kept_PK` is False on padding and on dropped samples, whose reward is never read and whose advantage is 0. Rows
+are those of the global batch, not of one rank's share. Each response token receives its sequence's advantage. Token
+rewards (KL, process reward) are added to it, then `clamp` and `whiten` are applied.
 """
 
 from __future__ import annotations
@@ -19,10 +19,12 @@ from torch import Tensor
 from mmprm.config import Config
 
 EPSILON = 1e-6
-"""Added to a standard deviation that divides."""
+"""Added to each standard deviation used as a divisor."""
 
 
 class AdvantageConfig(Config):
+    """Configure the advantage estimator."""
+
     estimator: Literal[
         "rloo",
         "grpo",
@@ -37,17 +39,18 @@ class AdvantageConfig(Config):
     """Advantage of a response. gae needs a critic; all but reinforce_pp and gae need at least two known samples per
     group."""
     clamp: float | None = Field(None, gt=0)
-    """Limit of |advantage|, before whitening; MM-Eureka: 10."""
+    """Maximum of |advantage|, applied before whitening; MM-Eureka uses 10."""
     whiten: bool | None = None
-    """Whiten over the tokens of the global batch; unset: only for gae and the two REINFORCE++ forms, of which whitening
-    is a part. MM-Eureka: true for all but grpo."""
+    """Whiten advantages over the tokens of the global batch. By default only gae and the two REINFORCE++ estimators do,
+    because whitening is part of their definition. MM-Eureka uses true for all estimators but grpo."""
     gamma: float = Field(1.0, ge=0, le=1)
-    """Discount of token rewards. gae and reinforce_pp discount the sequence reward, too, from the last token."""
+    """Discount of token rewards. gae and reinforce_pp also discount the sequence reward, from the last token."""
     lam: float = Field(1.0, ge=0, le=1)
     """λ of GAE."""
 
     @property
     def whitens(self) -> bool:
+        """Return whether advantages are whitened."""
         return ESTIMATORS[self.estimator].whitens if self.whiten is None else self.whiten
 
     @model_validator(mode="after")
@@ -61,7 +64,7 @@ class AdvantageConfig(Config):
 
 
 def tabulate(rewards: Sequence[Sequence[float | None]], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Return (rewards_PK, known_PK) of groups that may differ in size; None is an unknown verdict."""
+    """Return (rewards_PK, known_PK) of groups that may differ in size; None means an unknown verdict."""
     width = max(map(len, rewards), default=0)
     rows = [[*row, *[None] * (width - len(row))] for row in rewards]
     known_PK = torch.tensor([[reward is not None for reward in row] for row in rows], dtype=torch.bool)
@@ -75,13 +78,13 @@ def keep(known_PK: Tensor, least: int = 2) -> Tensor:
 
 
 def rloo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
-    """Return A_k = R_k − mean of the others = (K·R_k − ΣR)/(K − 1), K counting kept samples (Ahmadian et al. 2024)."""
+    """Return A_k = R_k − mean of the others = (K·R_k − ΣR)/(K − 1) over K kept samples (Ahmadian et al. 2024)."""
     count_P1 = kept_PK.sum(dim=1, keepdim=True)
     return dr_grpo(rewards_PK, kept_PK) * count_P1 / (count_P1 - 1).clamp(min=1)
 
 
 def grpo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
-    """Return A_k = (R_k − mean)/(std + ε), unbiased std; 0 if all rewards are equal (DeepSeekMath)."""
+    """Return A_k = (R_k − mean)/(std + ε) with unbiased std, or 0 if all rewards are equal (DeepSeekMath)."""
     centered_PK = dr_grpo(rewards_PK, kept_PK)
     degrees_P1 = (kept_PK.sum(dim=1, keepdim=True) - 1).clamp(min=1)
     scaled_PK = centered_PK / ((centered_PK.square().sum(dim=1, keepdim=True) / degrees_P1).sqrt() + EPSILON)
@@ -89,29 +92,39 @@ def grpo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
 
 
 def dr_grpo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
-    """Return A_k = R_k − mean (Liu et al. 2025): with later whitening the baseline form of REINFORCE++, and CPGD with
-    ω = 1."""
+    """Return A_k = R_k − mean (Liu et al. 2025).
+
+    With whitening, this is the baseline variant of REINFORCE++; without it, CPGD with ω = 1.
+    """
     count_P1 = kept_PK.sum(dim=1, keepdim=True).clamp(min=1)
     mean_P1 = reinforce_pp(rewards_PK, kept_PK).sum(dim=1, keepdim=True) / count_P1
     return torch.where(kept_PK, rewards_PK - mean_P1, 0)
 
 
 def reinforce_pp(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
-    """Return A_k = R_k. It is the reward of the last token T, so that token t gets γ^(T − t)·R_k; whitening over the
-    tokens of the global batch is the only baseline (Hu 2025)."""
+    """Return A_k = R_k (Hu 2025).
+
+    The reward is assigned to the last token T, so token t receives γ^(T − t)·R_k. Whitening over the tokens of the
+    global batch is the only baseline.
+    """
     return torch.where(kept_PK, rewards_PK, 0)
 
 
 def cpgd_clip_filter(rewards_PK: Tensor, kept_PK: Tensor, cap: float = 3.0) -> Tensor:
-    """Return A_k = ω·(R_k − mean), ω = min(c_ω, groups / groups with std > 0): groups of equal rewards have no
-    gradient, so the others are scaled up in their place, up to the cap (CPGD)."""
+    """Return A_k = ω·(R_k − mean) with ω = min(c_ω, groups / groups with std > 0) (CPGD).
+
+    Groups of equal rewards have no gradient, so the other groups are scaled up to compensate, up to the cap c_ω.
+    """
     differing = differs(rewards_PK, kept_PK).sum()
     weight = (kept_PK.any(dim=1).sum() / differing.clamp(min=1)).clamp(max=cap)
     return weight * dr_grpo(rewards_PK, kept_PK)
 
 
 def differs(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
-    """Return _P1, whether std > 0, from the extremes: the rounding of a mean exceeds ε in float32."""
+    """Return whether std > 0 per group, as _P1.
+
+    Extremes are compared instead, because in float32 the rounding error of a mean exceeds ε.
+    """
     highest_P1 = torch.where(kept_PK, rewards_PK, -torch.inf).amax(dim=1, keepdim=True)
     lowest_P1 = torch.where(kept_PK, rewards_PK, torch.inf).amin(dim=1, keepdim=True)
     return highest_P1 > lowest_P1
@@ -119,9 +132,12 @@ def differs(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Estimator:
-    """`advantages(rewards_PK, kept_PK)`; a group with fewer than `least` known samples is dropped; `whitens`: whitening
-    is part of the definition; `on_last_token`: the sequence reward is put on the last token and discounted, instead of
-    being given to each token; `critic`: rewards go through `gae`."""
+    """Describe an advantage estimator.
+
+    `advantages(rewards_PK, kept_PK)` returns the advantages. A group with fewer than `least` known samples is dropped.
+    `whitens`: whitening is part of the definition. `on_last_token`: the sequence reward is assigned to the last token
+    and discounted, instead of to every token. `critic`: rewards are passed through `gae`.
+    """
 
     advantages: Callable[[Tensor, Tensor], Tensor]
     least: int = 2
@@ -144,10 +160,10 @@ ESTIMATORS = {
 
 
 def gae(rewards_NT: Tensor, values_NT: Tensor, mask_NT: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Return (advantages_NT, returns_NT) with δ_t = r_t + γ·V_{t+1} − V_t, A_t = δ_t + γλ·A_{t+1}, return A_t + V_t.
+    """Return (advantages_NT, returns_NT) of generalized advantage estimation (Schulman et al. 2016).
 
-    V and A are 0 after the last response token; masked tokens are skipped at any position, and get 0
-    (Schulman et al. 2016).
+    δ_t = r_t + γ·V_{t+1} − V_t, A_t = δ_t + γλ·A_{t+1}, return_t = A_t + V_t. V and A are 0 after the last response
+    token. Masked tokens are skipped at any position and get 0.
     """
     values_NT = torch.where(mask_NT, values_NT, 0)
     advantages_NT = torch.zeros_like(values_NT)
@@ -161,23 +177,23 @@ def gae(rewards_NT: Tensor, values_NT: Tensor, mask_NT: Tensor, gamma: float, la
 
 
 def returns_to_go(rewards_NT: Tensor, mask_NT: Tensor, gamma: float) -> Tensor:
-    """G_t = Σ_{l ≥ t} γ^(l − t)·r_l over response tokens: GAE with λ = 1 and no critic."""
+    """Return G_t = Σ_{l ≥ t} γ^(l − t)·r_l over response tokens, which is GAE with λ = 1 and no critic."""
     return gae(rewards_NT, torch.zeros_like(rewards_NT), mask_NT, gamma, 1.0)[0]
 
 
 def clamp(advantages: Tensor, limit: float | None) -> Tensor:
-    """Clamp A to [−limit, limit]; None does not clamp."""
+    """Clamp A to [−limit, limit]; None disables clamping."""
     return advantages if limit is None else advantages.clamp(-limit, limit)
 
 
 def moments(values_NT: Tensor, mask_NT: Tensor) -> Tensor:
-    """Return (count, Σ, Σ²) over unmasked tokens, in float64: add those of all ranks before `whiten`."""
+    """Return (count, Σ, Σ²) over unmasked tokens in float64; sum them over ranks before `whiten`."""
     values = values_NT[mask_NT].double()
     return torch.stack([mask_NT.sum().double(), values.sum(), values.square().sum()])
 
 
 def whiten(values_NT: Tensor, mask_NT: Tensor, global_moments: Tensor) -> Tensor:
-    """Return (A − mean)/√max(var, 1e-8), biased variance, over the tokens counted by `global_moments`; 0 if masked."""
+    """Return (A − mean)/√max(var, 1e-8) with biased variance over the tokens in `global_moments`; 0 if masked."""
     count, total, squares = global_moments
     mean = total / count.clamp(min=1)
     variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=1e-8)

@@ -1,6 +1,6 @@
-"""Subtract a baseline from the returns of steps: what the rest of the group earns, or a rate of it.
+"""Subtract a baseline from the returns of steps: the returns of the group's other samples, or a rate based on them.
 
-Shapes: P prompt, K sample of its group, S step. Steps that take no part are masked, with return 0 and 0 tokens.
+Shapes: P prompt, K sample of its group, S step. Steps that do not take part are masked, with return 0 and 0 tokens.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class ScoredSteps:
-    """Scores and token counts of steps, with a mask; steps fill their row from the left. A row without steps belongs to
-    a response that could not be split or scored."""
+    """Hold the scores and token counts of steps with a mask.
+
+    Steps fill their row from the left. A row without steps belongs to a response that could not be split or scored.
+    """
 
     scores_PKS: Tensor
     tokens_PKS: Tensor
@@ -23,10 +25,11 @@ class ScoredSteps:
 
 
 def step_index(returns_PKS: Tensor, steps: ScoredSteps) -> Tensor:
-    """Return G_j − mean over i ≠ k of G_j^i, i the group's scored samples that have a step j; 0 if no other has one.
+    """Return G_j^k minus the mean of G_j^i over the group's other scored samples i that have a step j.
 
-    A baseline of step j may depend on the other samples and on what precedes the step (its index), never on what
-    follows it: this one sums to 0 over the samples that have a step j, whatever their lengths.
+    If no other sample has a step j, return 0. A baseline of step j may depend on the other samples and on what precedes
+    the step (its index), but never on what follows it. This one sums to 0 over the samples that have a step j,
+    whatever their lengths.
     """
     mask_PKS = steps.mask_PKS
     values_PKS = torch.where(mask_PKS, returns_PKS, 0).double()
@@ -36,12 +39,12 @@ def step_index(returns_PKS: Tensor, steps: ScoredSteps) -> Tensor:
 
 
 def pure_tokens(returns_PKS: Tensor, steps: ScoredSteps) -> Tensor:
-    """Return G_j − b·Σ_{l ≥ j} tokens(l), b_k = Σ_{i ≠ k} G_1^i / Σ_{i ≠ k} tokens^i over the group's scored samples:
-    what the others earn per token (PURE).
+    """Return G_j − b·Σ_{l ≥ j} tokens(l) with b_k = Σ_{i ≠ k} G_1^i / Σ_{i ≠ k} tokens^i over scored samples (PURE).
 
-    Biased: the remaining tokens are the response's own later actions, so the baseline rewards or penalizes length. Two
-    responses of 5 and 10 tokens whose steps all have p = 0.9 get +0.4 and −0.8 at their first step; at p = 0.1 the
-    signs are reversed. Returns that are not sums (strict_min) are not even centered. For reproduction only.
+    b_k is the return per token of the group's other samples. The baseline is biased: the remaining tokens are the
+    response's own later actions, so it rewards or penalizes length. Two responses of 5 and 10 tokens whose steps all
+    have p = 0.9 get +0.4 and −0.8 at their first step; at p = 0.1 the signs are reversed. Returns that are not sums
+    (strict_min) are not even centered. Use it only to reproduce results.
     """
     totals_PK, lengths_PK = returns_PKS[..., :1].sum(dim=-1), steps.tokens_PKS.sum(dim=-1)
     others_PK = totals_PK.sum(dim=1, keepdim=True) - totals_PK
@@ -50,11 +53,11 @@ def pure_tokens(returns_PKS: Tensor, steps: ScoredSteps) -> Tensor:
 
 
 def prime_steps(returns_PKS: Tensor, steps: ScoredSteps) -> Tensor:
-    """Return G_j − b·Σ_{l ≥ j} 1, b_k = mean over i ≠ k of G_1^i / S_i, i the group's scored samples: the leave-one-out
-    mean reward per step is subtracted from the reward of each step (PRIME).
+    """Return G_j − b·Σ_{l ≥ j} 1 with b_k = mean over i ≠ k of G_1^i / S_i over the group's scored samples (PRIME).
 
-    Biased as `pure_tokens` is, by the number of steps in place of tokens: with all p = 0.9, responses of 1 and 2 steps
-    get +0.4 and −0.8 at their first step. For reproduction only.
+    The leave-one-out mean reward per step is subtracted from the reward of each step. The baseline is biased like
+    `pure_tokens`, by the number of steps instead of tokens: with all p = 0.9, responses of 1 and 2 steps get +0.4 and
+    −0.8 at their first step. Use it only to reproduce results.
     """
     steps_PK = steps.mask_PKS.sum(dim=-1)
     means_PK = returns_PKS[..., :1].sum(dim=-1) / steps_PK.clamp(min=1)
@@ -64,7 +67,7 @@ def prime_steps(returns_PKS: Tensor, steps: ScoredSteps) -> Tensor:
 
 
 def to_go(values_PKS: Tensor) -> Tensor:
-    """Return Σ_{l ≥ j} v_l."""
+    """Return Σ_{l ≥ j} v_l for each step j."""
     return values_PKS.flip(-1).cumsum(dim=-1).flip(-1)
 
 
@@ -74,6 +77,6 @@ BASELINES: dict[str, Callable[[Tensor, ScoredSteps], Tensor] | None] = {
     "prime_steps": prime_steps,
     "none": None,
 }
-"""Baselines by the name of credit.baseline, for the modes that give returns to steps. For the other modes the baseline
-is that of a later stage: of the estimator for scalar (with rloo the mean of the group's other responses), of the critic
-for step_gae, whose value depends only on what precedes a token. Neither depends on what follows."""
+"""Baselines by the value of credit.baseline, for the modes that give returns to steps. In the other modes, a later
+stage subtracts the baseline: for scalar the estimator (with rloo, the mean of the group's other responses), for
+step_gae the critic, whose value depends only on what precedes a token. Neither depends on what follows."""

@@ -1,9 +1,10 @@
-"""Assign process reward to the sequence, to the steps as returns, or to their last tokens as rewards.
+"""Assign process reward to the sequence, to the steps as returns, or to the last tokens of steps as rewards.
 
-Shapes: P prompt, K sample of its group, S step, N = P·K sample, T token. Step scores are r_1 … r_S = P(step is correct)
-of a process reward model. `Credit` has a slot for each of the three, zero or empty if a mode does not use it, so that
-the caller adds each in one line: `sources` join the outcome in `combine`; `returns_PKS` go through `spread`
-onto every token of their step, on top of the advantage; `rewards_PKS` go through `scatter_to_tokens` into the rewards of GAE.
+Shapes: P prompt, K sample of its group, S step, N = P·K sample, T token. Step scores r_1 … r_S are a process reward
+model's P(step is correct). `Credit` has one slot for each of the three, zero or empty if a mode does not use it, so
+that the caller adds each in one line: `combine` joins `sources` with the outcome; `spread` copies `returns_PKS` to
+every token of their step, where they are added to the advantage; `scatter_to_tokens` moves `rewards_PKS` into the
+rewards of GAE.
 """
 
 from __future__ import annotations
@@ -23,40 +24,42 @@ from policy_rl.algorithms.baselines import BASELINES, ScoredSteps, to_go
 
 
 class CreditConfig(Config):
+    """Configure how process reward is assigned."""
+
     mode: Literal["scalar", "return_to_go", "soft_min", "strict_min", "step_gae"] = "soft_min"
-    """scalar: an aggregate of the step scores is added to the outcome; return_to_go: the return of a step is the sum of
-    the scores from it on; soft_min, strict_min: the return of a step is the lowest reward from it on; step_gae: scores
-    are token rewards at the ends of steps, for a critic."""
+    """scalar: an aggregate of the step scores is added to the outcome; return_to_go: a step's return is the sum of the
+    scores from that step on; soft_min, strict_min: a step's return is the lowest score from that step on; step_gae:
+    scores are token rewards at the ends of steps, for a critic."""
     weight: float = Field(1.0, gt=0)
-    """Coefficient of the process reward; the outcome has 1."""
+    """Coefficient of the process reward relative to the outcome, whose coefficient is 1."""
     baseline: Literal["step_index", "pure_tokens", "prime_steps", "none"] = "step_index"
-    """return_to_go and the min forms: what is subtracted from a step's return. step_index: the mean return of the
-    group's other responses at the same step; the credit is 0 if none of them has such a step. pure_tokens (PURE) and
-    prime_steps (PRIME) reproduce published results: they subtract a rate per remaining token or step, which is biased
-    by length. Process reward and outcome have separate baselines."""
+    """For return_to_go, soft_min and strict_min: what is subtracted from a step's return. step_index: the mean return
+    of the group's other responses at the same step; the credit is 0 if none of them has such a step. pure_tokens (PURE)
+    and prime_steps (PRIME) reproduce published results: they subtract a rate per remaining token or step, which is
+    biased by length. Process reward and outcome have separate baselines."""
     transform: Literal["none", "clip", "delta"] = "none"
-    """return_to_go: none r; clip min(r − eta, 0); delta r_j − r_{j+1}."""
+    """For return_to_go: none keeps r_j; clip uses min(r_j − eta, 0); delta uses r_j − r_{j+1}."""
     eta: float = 0.0
     """Threshold of transform=clip."""
     normalize_steps: bool = False
-    """return_to_go: normalize the (transformed) scores over all steps of the group before the sum. DeepSeekMath's form
-    has baseline=none: the mean is subtracted once per remaining step, which is biased by length."""
+    """For return_to_go: normalize the (transformed) scores over all steps of the group before summing them. The form of
+    DeepSeekMath also needs baseline=none: the mean is subtracted once per remaining step, which is biased by length."""
     temperature: float = Field(0.1, gt=0)
-    """soft_min: temperature of the softmax that picks the worst step."""
+    """For soft_min: temperature of the softmax that selects the lowest-scored step."""
     gate: Literal["none", "correct"] = "none"
-    """right: process reward only for correct answers, compared with those of other correct answers (PAPO)."""
+    """correct: only correct answers receive process reward, compared with that of other correct answers (PAPO)."""
     per_source: bool = False
-    """scalar: apply the estimator to outcome and process separately, and add the results (PRIME). If false, it is
-    applied to their sum."""
+    """For scalar: apply the estimator to outcome and process reward separately and add the results (PRIME). If false,
+    it is applied to their sum."""
 
     @property
     def compares(self) -> bool:
-        """Whether the process reward of a sample is compared with that of other samples of its group."""
+        """Return whether a sample's process reward is compared with that of other samples of its group."""
         return MODES[self.mode].compares and (BASELINES[self.baseline] is not None or self.normalize_steps)
 
     @property
     def needs_scores(self) -> bool:
-        """Whether a response without process reward is left out, because a credit of 0 would not be an average."""
+        """Return whether responses without process reward are excluded, because a credit of 0 would not be neutral."""
         return self.mode != "scalar" and not self.compares
 
     @model_validator(mode="before")
@@ -67,8 +70,8 @@ class CreditConfig(Config):
             raise ValueError(f"token_baseline={values['token_baseline']} does not exist; set credit.{instead}")
         if isinstance(values, dict) and values.get("per_source") and values.get("mode", "soft_min") in DENSE:
             raise ValueError(
-                f"per_source={values['per_source']} is for mode=scalar; with mode={values.get('mode', 'soft_min')} "
-                "PRIME's baseline is credit.baseline=prime_steps"
+                f"per_source={values['per_source']} is for mode=scalar; leave it out with mode="
+                f"{values.get('mode', 'soft_min')}, for which PRIME's baseline is credit.baseline=prime_steps"
             )
         return values
 
@@ -77,7 +80,10 @@ class CreditConfig(Config):
         for key, modes in MODES_OF.items():
             value = getattr(self, key)
             if self.mode not in modes and key in self.model_fields_set and value not in (False, "none"):
-                raise ValueError(f"{key}={value} does nothing with mode={self.mode}: it is for {', '.join(modes)}")
+                raise ValueError(
+                    f"{key}={value} has no effect with mode={self.mode}; leave it out, or set mode to one of "
+                    f"{', '.join(modes)}"
+                )
         if self.eta and self.transform != "clip":
             raise ValueError(f"eta={self.eta} is the threshold of transform=clip; set that, or leave eta out")
         return self
@@ -85,8 +91,11 @@ class CreditConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Reward per response. `known_PK` is False where a reward should exist and does not; the source is normalized over
-    the samples `among_PK`, and adds nothing to the others."""
+    """Hold one reward per response.
+
+    `known_PK` is False where a reward should exist but does not. The source is normalized over the samples `among_PK`
+    and adds nothing to the others.
+    """
 
     rewards_PK: Tensor
     known_PK: Tensor
@@ -102,8 +111,11 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """Process reward by slot. `scored_PK` are the samples with process reward. Samples that should have it and do not
-    are counted: `missing_PK` have no scored step, `alone_PK` no other sample of their group to be compared with."""
+    """Hold the process reward by slot.
+
+    `scored_PK` marks the samples with process reward. Samples that should have it but do not are counted:
+    `missing_PK` have no scored step, and `alone_PK` have no other sample in their group to be compared with.
+    """
 
     sources: tuple[Source, ...]
     returns_PKS: Tensor
@@ -115,7 +127,7 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Steps of the samples that take part (`scored_PK`); those of the others are masked, with score 0 and 0 tokens."""
+    """Hold the steps of the samples that take part (`scored_PK`); other steps are masked, with score 0 and 0 tokens."""
 
     steps: ScoredSteps
     scored_PK: Tensor
@@ -128,35 +140,40 @@ TRANSFORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "clip": lambda scores, eta: (scores - eta).clamp(max=0),
     "delta": lambda scores, eta: scores - torch.nn.functional.pad(scores[..., 1:], (0, 1)),
 }
-"""Step rewards from step scores that are 0 past the last step, where delta takes r_{S+1} = 0 (Gao et al. 2024)."""
+"""Step rewards from step scores, which are 0 after the last step; delta takes r_{S+1} = 0 (Gao et al. 2024)."""
 
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"none": torch.ones_like, "correct": lambda correct_PK: correct_PK}
 
 
 def return_to_go(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Tensor:
-    """Return G_j = Σ_{l ≥ j} f(r_l), f the transform, optionally normalized over the group's steps; rows that do not
-    take part are masked. Plain sums reward padding with harmless steps; with delta, G_j = r_j."""
+    """Return G_j = Σ_{l ≥ j} f(r_l) with transform f, optionally normalized over the group's steps.
+
+    Rows that do not take part are masked. Plain sums reward padding a solution with harmless steps; with delta, G_j is
+    r_j.
+    """
     rewards_PKS = TRANSFORMS[config.transform](torch.where(mask_PKS, scores_PKS, 0), config.eta)
     rewards_PKS = torch.where(mask_PKS, rewards_PKS, 0)
     return to_go(_normalize(rewards_PKS, mask_PKS) if config.normalize_steps else rewards_PKS)
 
 
 def soft_min(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Tensor:
-    """Return G_j = Σ_{l ≥ j} w_l·r_l with r = 2p − 1 and w = softmax(−r/τ) over the response's steps (PURE): G_1 is
-    close to the lowest r, and the steps after the lowest get about 0."""
+    """Return G_j = Σ_{l ≥ j} w_l·r_l with r = 2p − 1 and w = softmax(−r/τ) over the response's steps (PURE).
+
+    G_1 is close to the lowest r, and steps after the lowest one get about 0.
+    """
     rewards_PKS = 2 * scores_PKS - 1
     weights_PKS = torch.where(mask_PKS, -rewards_PKS / config.temperature, -torch.inf).softmax(dim=-1)
     return to_go(torch.where(mask_PKS, weights_PKS * rewards_PKS, 0))
 
 
 def strict_min(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Tensor:
-    """Return G_j = min_{l ≥ j} r_l with r = 2p − 1 (PURE); padding counts as +∞, because a 0 could be the minimum."""
+    """Return G_j = min_{l ≥ j} r_l with r = 2p − 1 (PURE); padding is +∞, because 0 could be the minimum."""
     rewards_PKS = torch.where(mask_PKS, 2 * scores_PKS - 1, torch.inf)
     return torch.where(mask_PKS, rewards_PKS.flip(-1).cummin(dim=-1).values.flip(-1), 0)
 
 
 def _normalize(rewards_PKS: Tensor, mask_PKS: Tensor) -> Tensor:
-    """Return (r − mean)/(std + ε) over all steps of a group, unbiased std; 0 where masked, or if all are equal."""
+    """Return (r − mean)/(std + ε) over a group's steps, with unbiased std; 0 if masked or if all are equal."""
     if not mask_PKS.any():  # no response of the batch has a scored step
         return rewards_PKS
     differs_P1 = differs(rewards_PKS.flatten(1), mask_PKS.flatten(1))
@@ -192,8 +209,11 @@ def _step_gae(part: Part, config: CreditConfig) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """`slots(part, config)` returns the slots of Credit that the mode fills; `compares`: a baseline by other samples is
-    subtracted from its returns."""
+    """Describe a credit mode.
+
+    `slots(part, config)` returns the slots of Credit that the mode fills. `compares`: a baseline computed from other
+    samples is subtracted from its returns.
+    """
 
     slots: Callable[[Part, CreditConfig], dict]
     compares: bool = False
@@ -216,7 +236,7 @@ MODES_OF: dict[str, tuple[str, ...]] = {
     "temperature": ("soft_min",),
     "per_source": ("scalar",),
 }
-"""Modes that an option of CreditConfig applies to."""
+"""Modes to which an option of CreditConfig applies."""
 
 
 def assign(
@@ -226,9 +246,11 @@ def assign(
     config: CreditConfig,
     aggregate: Callable[[Sequence[float]], float] | None = None,
 ) -> Credit:
-    """Return the process reward of the samples that are kept, pass the gate and have scored steps; if a baseline
-    compares samples, only in groups with at least two of them. `right_PK`: the answer is correct; `aggregate`: for
-    mode=scalar."""
+    """Return the process reward of the samples that are kept, pass the gate and have scored steps.
+
+    If a baseline compares samples, this includes only groups with at least two such samples. `correct_PK` marks correct
+    answers; `aggregate` is used with mode=scalar.
+    """
     mode = MODES[config.mode]
     asked_PK = kept_PK & GATES[config.gate](correct_PK)
     missing_PK = asked_PK & ~steps.mask_PKS.any(dim=-1)
@@ -245,12 +267,12 @@ def assign(
 
 
 def combine(sources: Sequence[Source], estimator: Estimator, per_source: bool) -> tuple[Tensor, Tensor]:
-    """Return (advantages_PK, kept_PK) of several sequence rewards.
+    """Return (advantages_PK, kept_PK) for several sequence rewards.
 
-    By default the estimator is applied to their weighted sum, over the samples of which all rewards are known. With
-    `per_source` it is applied to each source among its own samples, and the weighted results are added; a sample is
-    kept if it takes part in one of them. The weights come last there, because an estimator that divides by the standard
-    deviation would cancel them.
+    By default the estimator is applied to their weighted sum over the samples whose rewards are all known. With
+    `per_source` it is applied to each source over the source's own samples, and the weighted results are added; a
+    sample is kept if it takes part in at least one source. Weights are applied after the estimator in that case,
+    because dividing by the standard deviation would cancel them.
     """
     if per_source:
         kept = [keep(source.known_PK & source.among_PK, estimator.least) for source in sources]
@@ -265,15 +287,17 @@ def combine(sources: Sequence[Source], estimator: Estimator, per_source: bool) -
 
 
 def spread(values_NS: Tensor, step_of_NT: Tensor) -> Tensor:
-    """Copy the value of a step to each of its tokens; `step_of_NT` is the step of a token, −1 outside of steps, which
-    get 0."""
+    """Copy the value of a step to each of its tokens.
+
+    `step_of_NT` is the step of each token, or −1 outside of steps, where the result is 0.
+    """
     outside = values_NS.shape[1]
     padded_NS = torch.nn.functional.pad(values_NS, (0, 1))
     return padded_NS.gather(1, torch.where(step_of_NT >= 0, step_of_NT, outside))
 
 
 def scatter_to_tokens(values_NS: Tensor, step_of_NT: Tensor) -> Tensor:
-    """Put the value of a step on its last token, and 0 elsewhere."""
+    """Assign the value of a step to its last token, and 0 to all other tokens."""
     following_NT = torch.nn.functional.pad(step_of_NT[:, 1:], (0, 1), value=-1)
     return torch.where(step_of_NT != following_NT, spread(values_NS, step_of_NT), 0)
 

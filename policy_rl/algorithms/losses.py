@@ -1,15 +1,15 @@
 """Compute the losses of policy and critic: PPO clip, CPGD, KL to a reference, aggregation over the global batch.
 
-Shapes: N sequence of a micro-batch, T token; lp, old, ref, engine: log π(token) under the trained policy, the policy
-that sampled, the reference, and the engine that sampled; mask: response tokens of kept samples. Values at
-masked tokens are never read and get no gradient.
+Shapes: N sequence of a micro-batch, T token. lp, old, ref and engine are log π(token) under the trained policy, under
+the trained policy before the update, under the reference, and in the engine that sampled the token. mask marks the
+response tokens of kept samples; values at masked tokens are never read and get no gradient.
 
-Every loss divides by a denominator that the caller sums over the global batch (`denominator`, added over micro-batches
-and ranks), so that the losses of micro-batches add up to the loss of the batch. Where gradients are averaged over
-ranks, the caller multiplies by their number.
+Every loss is divided by a denominator that the caller sums over the global batch (`denominator`, summed over
+micro-batches and ranks), so that the losses of micro-batches add up to the loss of the batch. If gradients are averaged
+over ranks, the caller multiplies by the number of ranks.
 
 Log-ratios and the exponent of k3 are clamped to ±20, and k3 to at most 10, as in verl. A clamped value has gradient 0,
-so that this term does not move the token. Clamped tokens are counted (`Watch.sums`).
+so this term does not change the token's probability. Clamped tokens are counted (`LossMetrics.sums`).
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ def k1(lp: Tensor, ref: Tensor) -> Tensor:
 
 
 def k2(lp: Tensor, ref: Tensor) -> Tensor:
-    """Return Δ²/2. It is not clamped: its gradient Δ grows linearly."""
+    """Return Δ²/2, which is not clamped, because its gradient Δ grows only linearly."""
     return (lp - ref).square() / 2
 
 
 def k3(lp: Tensor, ref: Tensor) -> Tensor:
-    """Return min(e^(−Δ) − 1 + Δ, 10) with −Δ clamped to ±20. The gradient is 0 where Δ < −2.61 or Δ > 11."""
+    """Return min(e^(−Δ) − 1 + Δ, 10) with −Δ clamped to ±20; the gradient is 0 if Δ < −2.61 or Δ > 11."""
     exponent = clamped(ref - lp)
     return (exponent.exp() - 1 - exponent).clamp(max=MAX_K3)
 
 
 def clamped(log_ratio: Tensor) -> Tensor:
-    """Clamp the log-ratio to ±20; beyond it the gradient is 0."""
+    """Clamp the log-ratio to ±20; outside of this range the gradient is 0."""
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
@@ -56,73 +56,81 @@ KL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k
 """Estimators of KL(π‖ref) per token, Δ = lp − ref (Schulman 2020)."""
 
 KL_PLACES: dict[str, tuple[str, ...]] = {"loss": ("k3", "k2"), "reward": ("k1",)}
-"""Estimators with a meaning at each place, the default first. In the loss, on policy, k2 has the gradient of KL(π‖ref),
-k3 that of KL(ref‖π), k1 none; in the reward k1 has that of KL(π‖ref), the others that of neither."""
+"""Valid estimators by the value of apply_to, the default first. In the loss, on policy, k2 has the gradient of
+KL(π‖ref), k3 that of KL(ref‖π), and k1 none. In the reward, k1 has the gradient of KL(π‖ref), k2 and k3 neither."""
 
 
 class KlConfig(Config):
+    """Configure the KL divergence from the reference model."""
+
     coefficient: float = Field(0.0, ge=0)
-    """Weight of the KL to the reference model; at 0 no reference model is loaded."""
+    """Weight of the KL divergence from the reference model; at 0 no reference model is loaded."""
     apply_to: Literal["loss", "reward"] = "loss"
-    """loss: a term of the loss; reward: −coefficient·k1 as a reward of each token."""
+    """loss: add a term to the loss; reward: add −coefficient·k1 to the reward of each token."""
     estimator: Literal["k1", "k2", "k3"] | None = None
-    """loss: k3 (when unset) or k2; reward: k1."""
+    """Estimator of the KL divergence. In the loss: k3 (the default) or k2; in the reward: k1."""
 
     @model_validator(mode="after")
     def _estimator_fits_the_place(self) -> KlConfig:
         allowed = KL_PLACES[self.apply_to]
         if self.estimator not in (None, *allowed):
             raise ValueError(
-                f"estimator={self.estimator!r} in the {self.apply_to} does not have the gradient of a KL divergence; "
-                f"use {' or '.join(allowed)}, or the other place"
+                f"estimator={self.estimator!r} with apply_to={self.apply_to} does not have the gradient of a KL "
+                f"divergence; use {' or '.join(allowed)}, or change apply_to"
             )
         return self
 
     @property
     def function(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the estimator."""
         return KL[self.estimator or KL_PLACES[self.apply_to][0]]
 
 
 class LossConfig(Config):
+    """Configure the loss of the policy."""
+
     surrogate: Literal["ppo_clip", "cpgd"] = "ppo_clip"
-    """ppo_clip: clipped ratio; cpgd: clipped log-ratio plus drift."""
+    """ppo_clip: clipped ratio; cpgd: clipped log-ratio plus a drift term."""
     clip_low: float = Field(0.2, gt=0, lt=1)
     """The ratio is clipped to [1 − clip_low, 1 + clip_high]."""
     clip_high: float = Field(0.2, gt=0)
     """The ratio is clipped to [1 − clip_low, 1 + clip_high]."""
     dual_clip: float | None = Field(None, gt=1)
-    """For negative advantages, bound of the ratio beyond which a token has no gradient; MM-Eureka: 3."""
+    """For negative advantages: ratio above which a token has no gradient; MM-Eureka uses 3."""
     drift: float | None = Field(None, ge=0)
-    """Coefficient α of the drift term; unset: 0.01 for cpgd, 0 for ppo_clip."""
+    """Coefficient α of the drift term; by default 0.01 for cpgd and 0 for ppo_clip."""
     drift_cap: float = Field(2.0, gt=0)
-    """Bound c of the drift's force e^ρ − 1."""
+    """Upper bound c of the drift coefficient e^ρ − 1."""
     aggregation: Literal["token_mean", "sequence_mean", "prompt_mean", "fixed"] = "token_mean"
-    """token_mean: over the tokens of the global batch; sequence_mean: over its responses, of their token means;
-    prompt_mean: over its prompts, of the mean over the tokens of all their responses (CPGD's paper); fixed: the sum
-    over tokens divided by responses × divisor."""
+    """token_mean: mean over the tokens of the global batch; sequence_mean: mean over its responses of their token
+    means; prompt_mean: mean over its prompts of the mean over the tokens of all their responses (CPGD's paper); fixed:
+    sum over tokens divided by responses × divisor."""
     divisor: int | None = Field(None, gt=0)
-    """Tokens per response that aggregation=fixed divides by, for example the generation limit (Dr. GRPO)."""
+    """Tokens per response by which aggregation=fixed divides, for example the generation limit (Dr. GRPO)."""
     importance_cap: float | None = Field(None, gt=0)
-    """Weigh tokens by min(trainer's / engine's probability, cap), usually 2; unset: no weights."""
+    """Weight tokens by min(trainer's / engine's probability, cap), typically with a cap of 2; by default no weights are
+    applied."""
     kl: KlConfig = KlConfig()
+    """KL divergence from the reference model."""
 
     @model_validator(mode="after")
     def _fixed_has_a_divisor(self) -> LossConfig:
         if self.aggregation == "fixed" and self.divisor is None:
-            raise ValueError("aggregation=fixed needs a divisor, for example the generation limit: divisor=4096")
+            raise ValueError("aggregation=fixed needs a divisor; set it to the generation limit, such as divisor=4096")
         return self
 
     @property
     def drift_coefficient(self) -> float:
+        """Return the coefficient of the drift term."""
         return SURROGATES[self.surrogate].drift if self.drift is None else self.drift
 
 
 def bounded(rho_NT: Tensor, advantages_NT: Tensor, low: float, high: float, dual: float | None) -> Tensor:
-    """Return the log-ratio under the pessimistic clip: min(ρ, ln(1 + high)) if A ≥ 0, else max(ρ, ln(1 − low)), and
-    with dual clip at most ln(dual).
+    """Return the log-ratio after the pessimistic clip: min(ρ, ln(1 + high)) if A ≥ 0, otherwise max(ρ, ln(1 − low)).
 
-    f(ρ)·A at this ρ is min(f(ρ)·A, f(clip(ρ))·A) for any increasing f, and, with the dual clip, the larger of that
-    and f(ln dual)·A where A < 0. Bounding before exp keeps an enormous ratio from giving ∞·0.
+    With dual clip, the latter is at most ln(dual). For any increasing f, f(ρ)·A at the returned ρ equals
+    min(f(ρ)·A, f(clip(ρ))·A) and, with dual clip and A < 0, the maximum of that and f(ln dual)·A. Bounding before exp
+    prevents ∞·0 for a very large ratio.
     """
     above = rho_NT.clamp(max=math.log(1 + high))
     below = rho_NT.clamp(min=math.log(1 - low), max=None if dual is None else math.log(dual))
@@ -130,25 +138,31 @@ def bounded(rho_NT: Tensor, advantages_NT: Tensor, low: float, high: float, dual
 
 
 def ppo(bounded_NT: Tensor, advantages_NT: Tensor) -> Tensor:
-    """Return −e^ρ·A at the bounded ρ: −min(r·A, clip(r, 1−ε_lo, 1+ε_hi)·A); dual clip: for A < 0, −max(that min, c·A)
-    (Schulman et al. 2017, Ye et al. 2020). Without a dual clip only the clamp of ρ bounds it where A < 0."""
+    """Return −e^ρ·A at the bounded ρ (Schulman et al. 2017, Ye et al. 2020).
+
+    This equals −min(r·A, clip(r, 1−ε_lo, 1+ε_hi)·A); with dual clip and A < 0, −max(that min, c·A). Without dual clip,
+    only the clamp of log-ratios bounds ρ for A < 0.
+    """
     return -bounded_NT.exp() * advantages_NT
 
 
 def cpgd(bounded_NT: Tensor, advantages_NT: Tensor) -> Tensor:
-    """Return −ρ·A at the bounded ρ: −min(ρ·A, clip(ρ, ln(1−ε_lo), ln(1+ε_hi))·A) (CPGD)."""
+    """Return −ρ·A at the bounded ρ, which equals −min(ρ·A, clip(ρ, ln(1−ε_lo), ln(1+ε_hi))·A) (CPGD)."""
     return -bounded_NT * advantages_NT
 
 
 def cpgd_drift(lp_NT: Tensor, rho_NT: Tensor, cap: float) -> Tensor:
-    """Return min(sg(e^ρ) − 1, c)·lp: its gradient is that of k3 of KL(old‖new) with a capped coefficient, so that a
-    ratio above c + 1 is still pulled back, also where ρ is clamped (CPGD). The value itself has no meaning."""
+    """Return min(sg(e^ρ) − 1, c)·lp (CPGD).
+
+    Its gradient is that of k3 of KL(old‖new) with a capped coefficient, so that a ratio above c + 1 is still pulled
+    back, even if ρ is clamped. The value itself has no meaning.
+    """
     return (rho_NT.detach().exp() - 1).clamp(max=cap) * lp_NT
 
 
 @dataclass(frozen=True, slots=True)
 class Surrogate:
-    """`loss(bounded_NT, advantages_NT)` and the drift coefficient that belongs to it."""
+    """Hold `loss(bounded_NT, advantages_NT)` and the default coefficient of its drift term."""
 
     loss: Callable[[Tensor, Tensor], Tensor]
     drift: float
@@ -159,8 +173,11 @@ SURROGATES = {"ppo_clip": Surrogate(ppo, drift=0.0), "cpgd": Surrogate(cpgd, dri
 
 @dataclass(frozen=True, slots=True)
 class Aggregation:
-    """`weights(mask_NT, group_tokens_N)` of the tokens in the numerator; `size(mask_NT, group_tokens_N, divisor)`,
-    this part's share of the denominator."""
+    """Describe how token losses are aggregated.
+
+    `weights(mask_NT, group_tokens_N)` returns the weights of tokens in the numerator, and
+    `size(mask_NT, group_tokens_N, divisor)` this micro-batch's share of the denominator.
+    """
 
     weights: Callable[[Tensor, Tensor | None], Tensor]
     size: Callable[[Tensor, Tensor | None, int | None], Tensor]
@@ -177,19 +194,20 @@ def _by_prompt(mask_NT: Tensor, group_tokens_N: Tensor | None) -> Tensor:
 AGGREGATIONS = {
     "token_mean": Aggregation(lambda mask, _: mask, lambda mask, *_: mask.sum()),
     "sequence_mean": Aggregation(lambda mask, _: _by_sequence(mask), lambda mask, *_: mask.any(dim=1).sum()),
-    # A response is the share of its prompt that its tokens are; shares add up to the number of prompts.
+    # A response counts as its share of its prompt's tokens; the shares add up to the number of prompts.
     "prompt_mean": Aggregation(_by_prompt, lambda mask, tokens, _: _by_prompt(mask, tokens).sum()),
     "fixed": Aggregation(lambda mask, _: mask, lambda mask, _, divisor: mask.any(dim=1).sum() * divisor),
 }
 
 
 def denominator(mask_NT: Tensor, config: LossConfig, group_tokens_N: Tensor | None = None) -> Tensor:
-    """Return what these sequences add to the global denominator: token_mean response tokens; sequence_mean sequences
-    with a response token; prompt_mean prompts with a response token; fixed sequences with a response token times
-    `divisor`. Add it over the micro-batches and ranks of one update.
+    """Return what these sequences add to the global denominator; sum it over micro-batches and ranks.
 
-    `group_tokens_N`, for prompt_mean: response tokens of all responses of the update to the sequence's prompt,
-    wherever they are computed; None: each prompt has one response.
+    token_mean counts response tokens; sequence_mean sequences with a response token; prompt_mean prompts with a
+    response token; fixed sequences with a response token, times `divisor`.
+
+    `group_tokens_N`, used by prompt_mean, counts the response tokens of the update's responses to the sequence's
+    prompt, wherever they are computed; None means that each prompt has one response.
     """
     return AGGREGATIONS[config.aggregation].size(mask_NT, group_tokens_N, config.divisor)
 
@@ -197,18 +215,24 @@ def denominator(mask_NT: Tensor, config: LossConfig, group_tokens_N: Tensor | No
 def aggregate(
     loss_NT: Tensor, mask_NT: Tensor, denominator: Tensor, aggregation: str, group_tokens_N: Tensor | None = None
 ) -> Tensor:
-    """Return Σ w·loss / denominator: token_mean and fixed w = m; sequence_mean w = m / Σ_t m; prompt_mean w = m / Σ m
-    over all responses to the sequence's prompt."""
+    """Return Σ w·loss / denominator.
+
+    For mask m, w = m with token_mean and fixed, m / Σ_t m with sequence_mean, and with prompt_mean m / Σ m over all
+    responses to the sequence's prompt.
+    """
     weights_NT = AGGREGATIONS[aggregation].weights(mask_NT, group_tokens_N)
     return (weights_NT * torch.where(mask_NT, loss_NT, 0)).sum() / denominator
 
 
 @dataclass(frozen=True, slots=True)
 class LossMetrics:
-    """Metrics of an update, detached. `terms` (surrogate, drift, kl: before their coefficients) add up over
-    micro-batches and ranks; so do `sums` over tokens, to be divided by tokens: clipped (a token without advantage is
-    not clipped), kl_old, kl_ref (both k3), ratio_clamped (|ρ| > 20), kl_clamped (k3 of the reference is at a
-    limit); of the extremes of ρ, before the clamp, the largest and smallest count."""
+    """Hold the detached metrics of a micro-batch.
+
+    `terms` (surrogate, drift and kl before their coefficients) add up over micro-batches and ranks. So do `sums` over
+    tokens, to be divided by the number of tokens: clipped (a token with advantage 0 does not count as clipped), kl_old
+    and kl_ref (both k3), ratio_clamped (|ρ| > 20), and kl_clamped (k3 of the reference is at a limit).
+    `log_ratio_min` and `log_ratio_max` are the extremes of ρ before the clamp.
+    """
 
     terms: dict[str, Tensor]
     sums: dict[str, Tensor]
@@ -227,14 +251,15 @@ def policy_loss(
     weights: Tensor | None = None,
     group_tokens: Tensor | None = None,
 ) -> tuple[Tensor, LossMetrics]:
-    """Return (loss, watch): Σ w·(weights·surrogate + α·drift + β·KL) / denominator, all tensors _NT but group_tokens_N.
+    """Return (loss, metrics): Σ w·(weights·surrogate + α·drift + β·KL) / denominator.
 
-    ρ = lp − old is clamped to ±20; beyond that the surrogate has no gradient, CPGD's drift its capped one.
-    `denominator` is that of the global batch; `ref` is needed where kl.coefficient > 0; `weights` (from
-    `truncated_weights`) scale the surrogate only; `group_tokens` is for aggregation=prompt_mean.
+    All tensors are _NT except group_tokens_N. ρ = lp − old is clamped to ±20; beyond that the surrogate has no
+    gradient, and CPGD's drift has its capped one. `denominator` is that of the global batch. `ref` is needed if
+    kl.coefficient > 0. `weights` (from `truncated_weights`) scale the surrogate only. `group_tokens` is used by
+    aggregation=prompt_mean.
     """
     assert denominator > 0, "no response token in the global batch: skip the update"
-    # Masked before any arithmetic: a NaN in the padding would remain in a later product with 0.
+    # Mask before any arithmetic: a NaN in the padding would survive a later multiplication by 0.
     lp_NT, old_NT, advantages_NT = (torch.where(mask, tensor, 0) for tensor in (lp, old, advantages))
     difference_NT = lp_NT - old_NT
     rho_NT = clamped(difference_NT)
@@ -279,22 +304,26 @@ def _loss_metrics(
 
 
 def truncated_weights(old_NT: Tensor, engine_NT: Tensor, mask_NT: Tensor, cap: float) -> Tensor:
-    """Return min(π_old(token)/π_engine(token), cap), without gradient, 0 at masked tokens: the correction for an engine
-    whose probabilities differ from the trainer's, or whose weights are older (Yao et al. 2025)."""
+    """Return min(π_old(token)/π_engine(token), cap) without gradient, and 0 at masked tokens (Yao et al. 2025).
+
+    It corrects for an engine whose probabilities differ from the trainer's, or whose weights are older.
+    """
     log_weights_NT = torch.where(mask_NT, old_NT - engine_NT, 0).detach()
     return log_weights_NT.clamp(max=math.log(cap)).exp() * mask_NT
 
 
 def mismatch(old_NT: Tensor, engine_NT: Tensor, mask_NT: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Return (sums, largest) of d, the trainer's minus the engine's log-probability: Σ|d|, Σd and tokens, which add up
-    over micro-batches and ranks, and max |d|."""
+    """Return (sums, max |d|) for d, the trainer's minus the engine's log-probability.
+
+    `sums` holds Σ|d|, Σd and the number of tokens, which add up over micro-batches and ranks.
+    """
     difference_NT = torch.where(mask_NT, old_NT - engine_NT, 0).detach()
     sums = {"absolute": difference_NT.abs().sum(), "signed": difference_NT.sum(), "tokens": mask_NT.sum()}
     return sums, difference_NT.abs().max()
 
 
 def value_loss(values_NT: Tensor, old_NT: Tensor, returns_NT: Tensor, clip: float | None) -> Tensor:
-    """Return per token ½·max((V − G)², (old + clip(V − old, ±clip) − G)²), for `aggregate`; clip None: ½·(V − G)²."""
+    """Return ½·max((V − G)², (old + clip(V − old, ±clip) − G)²) per token, or ½·(V − G)² if clip is None."""
     squares_NT = (values_NT - returns_NT).square()
     if clip is not None:
         near_NT = old_NT + (values_NT - old_NT).clamp(-clip, clip)

@@ -1,10 +1,10 @@
 """Turn graded groups into training samples: rewards → advantages → one number per response token.
 
-    kept_PK = kept_samples(groups, estimator)
-    experiences = draft(groups, kept_PK)              # then old, ref and values, if needed
-    experiences, figures = add_advantages(groups, kept_PK, experiences, …)
+    kept_PK = kept_samples(groups, least)
+    samples = draft(groups, kept_PK)              # then add old, ref and values, if needed
+    samples, metrics = add_advantages(groups, kept_PK, samples, settings)
 
-Shapes: P group, K sample of it, S step, N kept sample in the order of kept_PK, T token.
+Shapes: P group, K sample of a group, S step, N kept sample in the order of kept_PK, T token.
 """
 
 from __future__ import annotations
@@ -48,8 +48,11 @@ Aggregate = Callable[[Sequence[float]], float]
 
 @dataclass(frozen=True, slots=True)
 class AdvantageSettings:
-    """Settings of `add_advantages`. `kl_in_reward`: coefficient of −k1 to the reference as a reward of each token;
-    `aggregate`: aggregate of step scores, for credit.mode=scalar."""
+    """Hold the settings of `add_advantages`.
+
+    `kl_in_reward` is the coefficient β of the reward −β·k1 per token. `aggregate` combines step scores with
+    credit.mode=scalar.
+    """
 
     advantage: AdvantageConfig
     credit: CreditConfig | None = None
@@ -59,12 +62,12 @@ class AdvantageSettings:
 
 
 def kept_samples(groups: Sequence[GradedGroup], least: int) -> Tensor:
-    """Return kept_PK: samples with a reward, of the groups that have at least `least` of them."""
+    """Return kept_PK: the samples with a reward in groups that have at least `least` of them."""
     return keep(_rewards(groups)[1], least)
 
 
 def draft(groups: Sequence[GradedGroup], kept_PK: Tensor) -> list[TrainingSample]:
-    """Return the kept samples, without advantages; groups are numbered by their index."""
+    """Return the kept samples without advantages. Groups are numbered by their index."""
     drafts = []
     for p, k in kept_PK.nonzero().tolist():
         group, response = groups[p], groups[p].responses[k].response
@@ -76,13 +79,13 @@ def draft(groups: Sequence[GradedGroup], kept_PK: Tensor) -> list[TrainingSample
 def add_advantages(
     groups: Sequence[GradedGroup], kept_PK: Tensor, samples: Sequence[TrainingSample], settings: AdvantageSettings
 ) -> tuple[list[TrainingSample], dict[str, float]]:
-    """Return (experiences with advantages, and with returns if there is a critic; metrics). Samples that lack a reward
-    that counts are left out.
+    """Return (samples with advantages, and with returns if there is a critic; metrics).
 
-    A_t = w·A_sequence + the step return of the token's step + Σ_{l ≥ t} γ^(l − t)·(−β·k1_l), clamped, then whitened
-    over all tokens; w is the weight of ADORA. With reinforce_pp, w·A_sequence is a reward of the last token T, so that
-    the first term is γ^(T − t)·w·A_sequence. With a critic it is, too; step rewards are those of the last token of
-    their step, and A_t is the GAE of all.
+    Samples that lack a required reward are left out. Without a critic,
+    A_t = w·A_sequence + the return of the token's step + Σ_{l ≥ t} γ^(l − t)·(−β·k1_l), with ADORA's weight w, is
+    clamped and then whitened over all tokens. With reinforce_pp, w·A_sequence is a reward of the last token T, so the
+    first term becomes γ^(T − t)·w·A_sequence. With a critic, w·A_sequence is also a reward of the last token, step
+    rewards are rewards of the last token of their step, and A_t is the GAE of all rewards.
     """
     config = settings.advantage
     estimator = ESTIMATORS[config.estimator]
@@ -145,7 +148,7 @@ def _correct(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
 
 
 def _step_of_tokens(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
-    """Return step_of_NT, −1 on padding and if a response was not scored."""
+    """Return step_of_NT, which is −1 on padding and for responses that were not scored."""
     rows = []
     for p, k in kept_PK.nonzero().tolist():
         each = groups[p].responses[k]
@@ -168,7 +171,7 @@ def _scored_steps(groups: Sequence[GradedGroup], kept_PK: Tensor, step_of_NT: Te
 
 
 def _kl_rewards(samples: Sequence[TrainingSample], coefficient: float, mask_NT: Tensor) -> Tensor:
-    """Return −β·k1 of each token, k1 = old − ref."""
+    """Return −β·k1 per token, with k1 = old − ref."""
     if coefficient == 0:
         return torch.zeros(mask_NT.shape)
     old_NT, ref_NT = (_padded([getattr(each, name) for each in samples]) for name in ("old", "ref"))
@@ -184,8 +187,11 @@ def _cut(values_NT: Tensor | None, n: int, sample: TrainingSample) -> np.ndarray
 
 
 def _metrics(advantages_NT: Tensor, mask_NT: Tensor, credit: Credit | None) -> dict[str, float]:
-    """Return advantage_size, the mean |A| per token; with process reward also the number of responses that have it
-    (scored), that have no scored step (unscored), and that have no other of their group to compare with (alone)."""
+    """Return advantage_size, the mean |A| per token, and with process reward the counts of responses.
+
+    scored: responses with process reward; unscored: those without a scored step; alone: those without another response
+    of their group to be compared with.
+    """
     metrics = {"advantage_size": advantages_NT[mask_NT].abs().mean().item() if mask_NT.any() else 0.0}
     if credit is not None:
         metrics |= {"scored": float(credit.scored_PK.sum()), "unscored": float(credit.missing_PK.sum())}

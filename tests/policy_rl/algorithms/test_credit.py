@@ -354,7 +354,7 @@ def test_configuration_names_are_those_of_the_tables() -> None:
     ],
 )
 def test_options_of_other_modes_are_refused(values: dict) -> None:
-    with pytest.raises(ConfigError, match=r"is for .*return_to_go|transform=clip|is for soft_min|is for scalar"):
+    with pytest.raises(ConfigError, match=r"to one of return_to_go|transform=clip|to one of soft_min|to one of scalar"):
         build(CreditConfig, values)
 
 
@@ -363,8 +363,11 @@ def test_options_of_other_modes_are_refused(values: dict) -> None:
     [
         ({"token_baseline": True}, "token_baseline=True does not exist; set credit.baseline=pure_tokens"),
         ({"token_baseline": False}, "token_baseline=False does not exist; set credit.baseline=none"),
-        ({"mode": "strict_min", "per_source": True}, "mode=strict_min PRIME's baseline is credit.baseline=prime_steps"),
-        ({"per_source": True}, "mode=soft_min PRIME's baseline is credit.baseline=prime_steps"),
+        (
+            {"mode": "strict_min", "per_source": True},
+            "mode=strict_min, for which PRIME's baseline is credit.baseline=prime_steps",
+        ),
+        ({"per_source": True}, "mode=soft_min, for which PRIME's baseline is credit.baseline=prime_steps"),
     ],
 )
 def test_baselines_under_other_keys_are_refused_with_the_key_to_set(values: dict, instead: str) -> None:

@@ -193,7 +193,7 @@ class TestKl:
         if allowed:
             assert build(KlConfig, values).function is KL[estimator]
         else:
-            with pytest.raises(ConfigError, match=f"estimator='{estimator}' in the {apply_to}"):
+            with pytest.raises(ConfigError, match=f"estimator='{estimator}' with apply_to={apply_to}"):
                 build(KlConfig, values)
 
     def test_the_place_decides_the_default_estimator_and_the_loss(self) -> None:
