@@ -17,8 +17,8 @@ from mmprm.backbone.load import new_model_folder
 from mmprm.backbone.processor import reads_images, tokenizer_of
 from mmprm.errors import CheckpointError, ConfigError
 from mmprm.prm.info import TOKENS, PrmInfo, PrmTokens, write_info
-from mmprm.prm.judge import linear
 from mmprm.prm.model import Prm, load_prm, save_prm
+from mmprm.prm.scoring_model import linear
 from mmprm.types import Problem, Solution
 
 ExportFormat = Literal["mm-prm", "qwen", "trl"]

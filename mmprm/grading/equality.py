@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
+from mmprm.grading.atoms import Expression
 from mmprm.grading.evaluation import context_of, evaluate_expression
-from mmprm.grading.expressions import Expression, symbols, uses
+from mmprm.grading.expressions import symbols, uses
 from mmprm.grading.operations import UndefinedError, Value, as_number, is_exact
 from mmprm.grading.residues import differ
 

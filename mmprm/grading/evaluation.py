@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
-from mmprm.grading.expressions import Expression
+from mmprm.grading.atoms import Expression
 from mmprm.grading.operations import OPERATIONS, UndefinedError, Value, as_number
 
 MAX_TERMS = 3000

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from mmprm.grading.atoms import Expression
 from mmprm.grading.equality import equal
 from mmprm.grading.evaluation import evaluate_expression
-from mmprm.grading.expressions import Expression, UnreadableError, parse, uses
+from mmprm.grading.expressions import UnreadableError, parse, uses
 from mmprm.grading.expressions import symbols as free_symbols
 from mmprm.grading.labels import compare_labels, compare_words
 from mmprm.grading.numbers import is_decimal, is_rounding, looks_exact, number, rounds_to, worded_number

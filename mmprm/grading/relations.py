@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 
+from mmprm.grading.atoms import Expression
 from mmprm.grading.equality import PRECISIONS, sample_points
 from mmprm.grading.evaluation import evaluate_expression
-from mmprm.grading.expressions import Expression, UnreadableError, parse
+from mmprm.grading.expressions import UnreadableError, parse
 from mmprm.grading.expressions import symbols as free_symbols
 from mmprm.grading.leaves import approximates
 from mmprm.grading.numbers import number

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from fractions import Fraction
 
+from mmprm.grading.atoms import Expression
 from mmprm.grading.evaluation import evaluate_expression
-from mmprm.grading.expressions import Expression
 from mmprm.grading.operations import UndefinedError
 
 PRIMES = (2**61 - 1, 2**89 - 1)

@@ -44,6 +44,9 @@ OWN_ACCENTS = {"bar", "tilde", "dot", "overline", "mathcal", "mathbb", "underlin
 BRACKETS = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
 ROUND = {r"\lfloor": ("floor", r"\rfloor"), r"\lceil": ("ceil", r"\rceil")}
 TIMES = {"*", r"\times", r"\cdot"}
+CONJUNCTIONS = (r"\land", r"\wedge", r"\cap")
+DISJUNCTIONS = (r"\lor", r"\vee", r"\cup")
+IMPLICATIONS = (r"\to", r"\Rightarrow")
 NAMED_FUNCTIONS = "fghFG"
 FIGURES = {"angle", "triangle", "odot", "arc", "overparen", "square", "widearc"}
 
@@ -71,3 +74,47 @@ def tokenize(text: str) -> list[str]:
         )
         position = match.end()
     return tokens
+
+
+class TokenStream:
+    """Reads tokens one by one."""
+
+    def __init__(self, tokens: list[str]) -> None:
+        self._tokens, self._index = tokens, 0
+
+    def peek(self) -> str | None:
+        return self._tokens[self._index] if self._index < len(self._tokens) else None
+
+    def take(self) -> str:
+        token = self.peek()
+        if token is None:
+            raise UnreadableError("ends too early")
+        self._index += 1
+        return token
+
+    def expect(self, token: str) -> None:
+        if self.take() != token:
+            raise UnreadableError(f"no {token}")
+
+    def ends(self) -> list[str]:
+        r"""Consume the two points of \vec{AB}, which is B - A; return [] for any other vector."""
+        start = self._index
+        tokens = self._tokens[start : start + 4]
+        if len(tokens) < 4 or (tokens[0], tokens[3]) != ("{", "}") or not (tokens[1] + tokens[2]).isupper():
+            return []
+        self._index += 4
+        return tokens[1:3]
+
+    def subscript(self) -> str:
+        token = self.take()
+        if token != "{":
+            return token
+        parts: list[str] = []
+        depth = 1
+        while True:
+            token = self.take()
+            depth += {"{": 1, "}": -1}.get(token, 0)
+            if depth == 0:
+                return "".join(parts)
+            if token not in ("{", "}"):
+                parts.append(token)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mmprm.errors import DataError
 from mmprm.prm.info import read_info
-from mmprm.prm.judge import load_scoring_model
+from mmprm.prm.scoring_model import load_scoring_model
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.context import all_scored, check_length, context_length, fitting, score_fitting, step_scores
 from mmprm.scoring.tree_scorer import tree_scorer
@@ -31,16 +31,16 @@ class TransformersScorer:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._config = config
         info = read_info(config.prm, config.format)
-        self._judge, self._format = load_scoring_model(config.prm, info, getattr(torch, config.dtype))
-        self._judge.to(self._device)
-        _own_memory(self._judge)
-        self._context = context_length(self._judge.backbone.config)
+        self._model, self._format = load_scoring_model(config.prm, info, getattr(torch, config.dtype))
+        self._model.to(self._device)
+        _own_memory(self._model)
+        self._context = context_length(self._model.backbone.config)
         shared = config.share_prefixes
-        self._trees = tree_scorer(self._judge, self._format, config, self._device) if shared else None
+        self._trees = tree_scorer(self._model, self._format, config, self._device) if shared else None
 
     @property
     def max_tokens(self) -> int | None:
-        """Number of tokens of the longest solution that can be scored; None if longer ones are cut."""
+        """Return the number of tokens of the longest solution that can be scored; None if longer ones are cut."""
         return self._context if self._config.too_long == "refuse" else None
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
@@ -68,14 +68,14 @@ class TransformersScorer:
 
     def close(self) -> None:
         """Release the model's memory."""
-        del self._judge, self._trees
+        del self._model, self._trees
         gc.collect()
         if self._device == "cuda":
             torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def _probabilities(self, inputs: Any, read_BT: Tensor) -> list[float]:
-        log_odds_M = self._judge(read_BT.to(self._device), **inputs.to(self._device))
+        log_odds_M = self._model(read_BT.to(self._device), **inputs.to(self._device))
         return log_odds_M.sigmoid().tolist()
 
     def _batches(self, solutions: Sequence[Solution]) -> Iterator[tuple[list[int], Any, Tensor]]:

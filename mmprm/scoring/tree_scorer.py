@@ -9,8 +9,8 @@ import torch
 from mmprm.backbone.masks import packed_mask, use_block_masks, why_not_packed
 from mmprm.backbone.token_tree import Ints, fill_rows
 from mmprm.prm.formats import Format
-from mmprm.prm.judge import ScoringModel
 from mmprm.prm.packing import Marks, TreeInputs, pack_solutions
+from mmprm.prm.scoring_model import ScoringModel
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.context import context_length, fitting, step_scores
 from mmprm.training.batches import micro_batches
@@ -20,13 +20,13 @@ from mmprm.types import Solution, StepScores
 class TreeScorer:
     """Score solutions packed as one tree per problem; equivalent to scoring them one by one.
 
-    `judge` must be able to read packed rows: see `tree_scorer`.
+    `model` must be able to read packed rows: see `tree_scorer`.
     """
 
-    def __init__(self, judge: ScoringModel, form: Format, config: ScorerConfig, device: str) -> None:
-        self._judge, self._config, self._device = judge, config, torch.device(device)
-        self._marks, self._inputs = Marks(form), TreeInputs(form, judge.backbone)
-        self._context = context_length(judge.backbone.config)
+    def __init__(self, model: ScoringModel, form: Format, config: ScorerConfig, device: str) -> None:
+        self._model, self._config, self._device = model, config, torch.device(device)
+        self._marks, self._inputs = Marks(form), TreeInputs(form, model.backbone)
+        self._context = context_length(model.backbone.config)
 
     @torch.inference_mode()
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
@@ -42,7 +42,7 @@ class TreeScorer:
             packed = self._inputs(chosen)
             inputs = {name: tensor.to(self._device) for name, tensor in packed.inputs.items()}
             mask = packed_mask(packed.end_BT.to(self._device))
-            log_odds_M = self._judge(packed.read_BT.to(self._device), attention_mask=mask, **inputs)
+            log_odds_M = self._model(packed.read_BT.to(self._device), attention_mask=mask, **inputs)
             correct_M = log_odds_M.sigmoid().cpu().numpy()
             for tree, reads in zip((tree for row in chosen for tree in row), packed.reads, strict=True):
                 for member, positions in zip(tree.members, reads, strict=True):
@@ -61,11 +61,11 @@ class TreeScorer:
         return len(self._marks(solution)[0])
 
 
-def tree_scorer(judge: ScoringModel, form: Format, config: ScorerConfig, device: str) -> TreeScorer | None:
+def tree_scorer(model: ScoringModel, form: Format, config: ScorerConfig, device: str) -> TreeScorer | None:
     """Return a TreeScorer, or None with a printed reason for a model that cannot read packed rows."""
-    why_not = why_not_packed(judge.backbone)
+    why_not = why_not_packed(model.backbone)
     if why_not:
-        print(f"share_prefixes becomes false for {type(judge.backbone).__name__}: {why_not}", flush=True)
+        print(f"scorer.share_prefixes has no effect for {type(model.backbone).__name__}: {why_not}", flush=True)
         return None
-    use_block_masks(judge.backbone)
-    return TreeScorer(judge, form, config, device)
+    use_block_masks(model.backbone)
+    return TreeScorer(model, form, config, device)

@@ -53,24 +53,24 @@ def load_scoring_model(path: str, info: PrmInfo, dtype: torch.dtype = torch.floa
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # loading a backbone would report the head's weights as unexpected
     try:
-        return _judge(path, info, dtype)
+        return _load(path, info, dtype)
     finally:
         logging.set_verbosity(verbosity)
 
 
-def _judge(path: str, info: PrmInfo, dtype: torch.dtype) -> tuple[ScoringModel, Format]:
+def _load(path: str, info: PrmInfo, dtype: torch.dtype) -> tuple[ScoringModel, Format]:
     with model_errors(path):
         if info.format in ("qwen", "trl", "skywork"):
             backbone, processor = load_backbone(path, dtype, AutoModel)
             form = open_format(processor, info)
-            judge = ScoringModel(backbone, _stored_head(path, info, *_HEADS[form.head]))
+            model = ScoringModel(backbone, _stored_head(path, info, *_HEADS[form.head]))
         else:
-            model, processor = load_backbone(path, dtype)
-            check_logits(model)
+            whole, processor = load_backbone(path, dtype)
+            check_logits(whole)
             form = open_format(processor, info)
-            rows_2H = model.get_output_embeddings().weight[[form.no_id, form.yes_id]]
-            judge = ScoringModel(model.model, linear(rows_2H))
-        return judge.eval(), form
+            rows_2H = whole.get_output_embeddings().weight[[form.no_id, form.yes_id]]
+            model = ScoringModel(whole.model, linear(rows_2H))
+        return model.eval(), form
 
 
 def linear(weight_OI: Tensor, bias_O: Tensor | None = None) -> nn.Linear:
@@ -94,8 +94,8 @@ def _stored_head(path: str, info: PrmInfo, prefix: str, outputs: int) -> nn.Modu
     if not layers or layers[-1].out_features != outputs:
         found = f"{layers[-1].out_features} outputs" if layers else "none"
         raise CheckpointError(
-            f"{path}: a {info.format} process reward model has a head {prefix}* with {outputs} outputs, the checkpoint "
-            f"has {found}; check scorer.format"
+            f"{path}: a {info.format} process reward model has a head {prefix}* with {outputs} outputs, but the "
+            f"checkpoint has {found}; check scorer.format"
         )
     between = [module for layer in layers[1:] for module in (nn.ReLU(), layer)]
     return nn.Sequential(layers[0], *between)
