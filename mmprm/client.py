@@ -67,7 +67,9 @@ class ClientConfig(Config):
         for url in urls:
             parts = urlsplit(url)
             if parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ValueError("each must begin with http:// or https://, for example http://localhost:8000/v1")
+                raise ValueError(
+                    "each URL must begin with http:// or https://; write, for example, http://localhost:8000/v1"
+                )
             if parts.username or parts.password or parts.query:
                 raise ValueError(
                     "must not contain a user, password or query; put the key into a variable named by api_key_env"

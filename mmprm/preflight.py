@@ -40,8 +40,8 @@ def check_policy(
     """
     if sampling.temperature == 0 and samples > 1:
         raise ConfigError(
-            f"sampling.temperature=0 must be above 0 with {key}={samples}: all samples of a prompt would be the same; "
-            f"try 1.0, or {key}=1"
+            f"sampling.temperature=0 must be above 0 with {key}={samples}, because all samples of a prompt would be "
+            f"equal; try 1.0, or {key}=1"
         )
     _check_image_counts(engine, problems)
     if engine.servers is not None:
@@ -68,8 +68,8 @@ def check_model(model: str) -> None:
         return
     if not (folder / "config.json").is_file():
         raise SamplingError(
-            f"{model}: is no model folder (it has no config.json); give a Hugging Face checkpoint. A checkpoint of "
-            "mmprm rl, sft or train becomes one with mmprm convert"
+            f"{model}: is not a model folder (it has no config.json); give a Hugging Face checkpoint, or convert a "
+            "checkpoint of mmprm rl, sft or train with mmprm convert"
         )
     check_weight_files(folder)
 
@@ -110,7 +110,8 @@ def load_template_owner(model: str) -> Any:
         return AutoProcessor.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # transformers raises many exception types for an incomplete folder
         raise CheckpointError(
-            f"{model}: its processor or tokenizer cannot be loaded: {type(error).__name__}: {error}"
+            f"{model}: its processor or tokenizer cannot be loaded; give a complete model folder "
+            f"({type(error).__name__}: {error})"
         ) from error
 
 
@@ -133,8 +134,8 @@ def check_prm_reads(prm: str, problems: Sequence[Problem]) -> None:
     names = ("preprocessor_config.json", "processor_config.json")
     if with_image is not None and prm and folder.is_dir() and not any((folder / name).is_file() for name in names):
         raise DataError(
-            f"problem {with_image.id}: has images, but scorer.prm={prm} reads text only; choose another one, or problems "
-            "without images"
+            f"problem {with_image.id}: has images, but scorer.prm={prm} reads text only; choose another one, or "
+            "problems without images"
         )
 
 
@@ -150,7 +151,7 @@ def check_output(folder: str | Path, key: str, file: bool = False) -> None:
             probe.write(b"x" * 4096)
     except OSError as error:
         raise ConfigError(
-            f"{key}={folder}: cannot be written ({error.strerror or error}); choose another place"
+            f"{key}={folder}: cannot be written ({error.strerror or error}); choose another path"
         ) from error
 
 
@@ -161,8 +162,8 @@ def check_disk_space(folder: str | Path, key: str, model: str) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ConfigError(
-            f"{key}={folder}: has {free / 2**30:.1f} GiB free, and the model that is written there takes "
-            f"{needed / 2**30:.1f}, checkpoints more; free space or choose another folder"
+            f"{key}={folder}: has {free / 2**30:.1f} GiB free, but the model to be written there takes "
+            f"{needed / 2**30:.1f} GiB, and checkpoints take more; free some space or choose another folder"
         )
 
 
@@ -171,21 +172,22 @@ def _check_image_counts(engine: EngineConfig, problems: Sequence[Problem]) -> No
     if over:
         most = max(over, key=lambda problem: len(problem.images))
         raise ConfigError(
-            f"engine.images_per_prompt={engine.images_per_prompt}: {len(over)} of {len(problems)} problems have "
-            f"more images, {most.id} has {len(most.images)}; set it to {len(most.images)}, or drop these problems"
+            f"engine.images_per_prompt={engine.images_per_prompt}: {len(over)} of {len(problems)} problems have more "
+            f"images (up to {len(most.images)}, in {most.id}); set it to {len(most.images)}, or remove these problems"
         )
 
 
 def _check_served(engine: EngineConfig, prompt: PromptConfig) -> None:
-    assert engine.servers is not None, "the caller has looked"
+    assert engine.servers is not None, "the caller has checked that"
     if prompt.template == "raw":
         raise ConfigError(
-            "prompt.template=raw needs engines of this run: servers apply their own chat template; drop "
+            "prompt.template=raw needs engines of this run, because servers apply their own chat template; remove "
             "engine.servers, or give the server a template (vllm serve --chat-template)"
         )
     if prompt.chat_template is not None:
         raise ConfigError(
-            "engine.chat_template is for engines of this run; give it to the server (vllm serve --chat-template)"
+            "engine.chat_template applies to engines of this run only; give it to the server (vllm serve "
+            "--chat-template)"
         )
     if prompt.template_options and engine.servers.dialect == "openai":
         raise ConfigError("prompt.template_options cannot be sent with engine.servers.dialect=openai; use dialect=vllm")
@@ -200,8 +202,11 @@ def _check_length(
 
     try:
         text_config = AutoConfig.from_pretrained(engine.model, trust_remote_code=False).get_text_config()
-    except Exception as error:  # as above
-        raise CheckpointError(f"{engine.model}: config.json cannot be read: {type(error).__name__}: {error}") from error
+    except Exception as error:  # see load_template_owner
+        raise CheckpointError(
+            f"{engine.model}: config.json cannot be read; give a complete model folder ({type(error).__name__}: "
+            f"{error})"
+        ) from error
     declared = getattr(text_config, "max_position_embeddings", None)
     limit, name = engine.max_model_len, f"the tokens of engine.max_model_len={engine.max_model_len}"
     if limit is None:
@@ -210,8 +215,8 @@ def _check_length(
         limit, name = declared, f"the {declared} tokens that {engine.model} reads"
     elif declared is not None and limit > declared and not _stretches(text_config):
         raise ConfigError(
-            f"engine.max_model_len={limit} must be at most {declared}, the positions that {engine.model} has; "
-            "leave it out"
+            f"engine.max_model_len={limit} must be at most {declared}, the number of positions of {engine.model}; "
+            "lower it, or leave it out"
         )
     shortest = min(problems, key=lambda problem: len(problem.question))
     tokenizer = getattr(owner, "tokenizer", owner)
@@ -220,11 +225,11 @@ def _check_length(
     if room <= 0:
         raise ConfigError(
             f"{name} leave no room for a completion: the shortest prompt has {tokens} tokens; shorten the prompt, or "
-            "raise engine.max_model_len where the model allows"
+            "raise engine.max_model_len if the model allows it"
         )
     if sampling.max_tokens > room:
         print(
-            f"sampling.max_tokens={sampling.max_tokens} exceeds what {name} leave beside the shortest prompt: "
+            f"sampling.max_tokens={sampling.max_tokens} exceeds what {name} leave after the shortest prompt; "
             f"completions end after at most {room} tokens",
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-"""Read problems from rows (question, answer, images and options by their columns); images are opened when needed."""
+"""Read problems from rows, whose columns hold question, answer, images and options; images are opened when needed."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ __all__ = [
 
 
 class ProblemsConfig(RowsConfig):
-    """A file of problems and how to read it."""
+    """Configures which file of problems to read, and how."""
 
     columns: Columns = Columns()
     """Names of the columns."""
@@ -98,16 +98,16 @@ def load_problems(config: ProblemsConfig) -> list[Problem]:
             continue
         if _content(before) != _content(problem):
             raise DataError(
-                f"{location}: id {cut(problem.id)!r} is that of another problem, at {first}; make ids unique, or drop the "
-                "column to have them from content"
+                f"{location}: id {cut(problem.id)!r} belongs to another problem already, at {first}; make the ids "
+                "unique, or remove the column to derive ids from the content"
             )
         repeated.append(f"{location} is {first}")
     if not problems:
-        raise DataError(f"{config.path}: holds no problem")
+        raise DataError(f"{config.path}: holds no problem; check the path, the split and the columns")
     reader.tell()
     _tell_missing([problem for _, problem in problems.values()])
     if repeated:
-        print(f"{len(repeated):,} problems occur again and are left out; {repeated[0]}", file=sys.stderr)
+        print(f"{len(repeated):,} duplicate problems are left out; {repeated[0]}", file=sys.stderr)
     return [problem for _, problem in problems.values()]
 
 
@@ -117,7 +117,7 @@ def _tell_missing(problems: Sequence[Problem]) -> None:
     missing = {name: image.path for name, image in images if not _is_at_hand(image)}
     if missing:
         shown = f"{len(missing):,} of {len(problems):,} problems name images that do not exist"
-        print(f"{shown}, {next(iter(missing.values()))} for one; set problems.image_root", file=sys.stderr)
+        print(f"{shown}, for example {next(iter(missing.values()))}; set problems.image_root", file=sys.stderr)
 
 
 def image_folder(config: ProblemsConfig) -> Path:
@@ -128,7 +128,7 @@ def image_folder(config: ProblemsConfig) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """The question of a row. `labels` are those of the choices in the row, `said` is the final answer in its
+    """Holds the question of a row. `labels` are those of the choices in the row, `said` is the final answer in its
     messages, and `used` are the columns that were read."""
 
     question: str
@@ -148,7 +148,7 @@ class ProblemReader:
         self._first: dict[str, str] = {}
 
     def problem(self, row: Row, location: str) -> Problem:
-        """Return the problem of a row. Raises DataError, naming `place`, if the row does not hold one."""
+        """Return the problem of a row. Raises DataError, naming `location`, if the row does not hold one."""
         asked = self.asked(row, location)
         answers = cells_of(row, self._columns, "answer", location)
         written = answer_text(only_one(answers, "answer", location), answers, location)
@@ -161,7 +161,10 @@ class ProblemReader:
         ids, solutions = (cells_of(row, self._columns, field, location) for field in ("id", "solution"))
         for name, value in (*ids[:1], *solutions[:1]):
             if isinstance(value, dict | bytes):
-                raise DataError(f"{location}: {name} must be a text or number, got {cut(value)!r}; name another column")
+                raise DataError(
+                    f"{location}: {name} must be a text or number, got {cut(value)!r}; set columns.{name} to another "
+                    "column"
+                )
         solution = str(solutions[0][1]) if solutions else None
         texts = {"answer": answer, "id": str(ids[0][1]) if ids else "", "solution": solution or ""}
         _check_characters(texts | {"question": asked.question, "choices": "".join(asked.choices)}, location)
@@ -182,8 +185,8 @@ class ProblemReader:
     def asked(self, row: Row, location: str) -> Asked:
         """Return the question of a row.
 
-        Raises DataError, naming `place`, for a row without a question or with two conflicting ones; for images that do
-        not match its image marks; and for video, audio or images in a column that is not read.
+        Raises DataError, naming `location`, for a row without a question or with two conflicting ones; for images that
+        do not match its image marks; and for video, audio or images in a column that is not read.
         """
         columns, root = self._columns, self._root
         check_media(row, location)
@@ -191,7 +194,7 @@ class ProblemReader:
         _check_types(image_cells, location)
         found = read_question(row, columns, column_images(image_cells, root, location), root, location)
         if found.has_system:
-            self._note("system turns are not read; set prompt.system", location)
+            self._note("system turns are not read; set prompt.system instead", location)
         question = found.text
         if not isinstance(question, str) or not question.strip():
             raise _missing("question", row, location)
@@ -204,7 +207,8 @@ class ProblemReader:
         for name, other in choice_cells[1:]:
             if labeled_choices(other, location)[1] != choices:
                 raise DataError(
-                    f"{location}: {choice_cells[0][0]} and {name} both hold the choices, and differ; set columns.choices"
+                    f"{location}: {choice_cells[0][0]} and {name} both hold choices, but different ones; set "
+                    "columns.choices"
                 )
         fields = ("question", *(f"choices[{number}]" for number in range(len(choices))))
         question, *placed = place_marks(
@@ -240,7 +244,7 @@ def _check_characters(texts: Mapping[str, str], location: str) -> None:
             text.encode()
         except UnicodeEncodeError:
             raise DataError(
-                f"{location}: {field} holds half of a surrogate pair, which is no text; remove it"
+                f"{location}: {field} holds half of a surrogate pair, which is not valid text; remove it"
             ) from None
 
 
@@ -252,15 +256,16 @@ def _check_types(image_cells: Sequence[tuple[str, Any]], location: str) -> None:
     for name, value in image_cells:
         bad = [item for item in listed(value) if not isinstance(item, str | bytes | dict)]
         if bad:
-            raise DataError(f"{location}: {name} must be a path, bytes or a list of these, got {cut(bad[0])!r}")
+            raise DataError(
+                f"{location}: {name} must be a path, bytes or a list of these, got {cut(bad[0])!r}; correct it, or set "
+                "columns.images"
+            )
 
 
 def _missing(name: str, row: Row, location: str) -> DataError:
     shown = [f"{column} is {cut(repr(row[column]))}" for column in USUAL[name] if column in row]
     found = f" ({', '.join(shown)})" if shown else ""
-    return DataError(
-        f"{location}: has no {name}; it has {names_of(row)}{found} (set columns.{name}, or remove the row)"
-    )
+    return DataError(f"{location}: has no {name}; it has {names_of(row)}{found}; set columns.{name}, or remove the row")
 
 
 def _content(problem: Problem) -> str:
@@ -287,7 +292,7 @@ def write_problems(
             try:
                 row = _written(problem, path.parent) | dict((columns or {}).get(problem.id, {}))
             except DataError as error:
-                raise DataError(f"{path}: cannot be written ({error})") from error
+                raise DataError(f"{path}: problem {problem.id!r} cannot be written: {error}") from error
             file.write(json.dumps(row, ensure_ascii=False, default=_json_value) + "\n")
 
 

@@ -15,8 +15,8 @@ from mmprm.types import Problem
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Texts of a prompt. `user` contains {question}; `continuation`, if set, contains {prefix} and ends the user
-    turn in place of a prefill."""
+    """Holds the texts of a prompt. `user` contains {question}; `continuation`, if set, contains {prefix} and ends the
+    user turn in place of a prefill."""
 
     user: str = "{question}"
     system: str = ""
@@ -45,7 +45,7 @@ PRESETS = {
 
 
 class PromptConfig(Config):
-    """How a problem becomes a prompt."""
+    """Configures how a problem becomes a prompt."""
 
     preset: Literal["plain", "steps", "think", "previous_steps"] = "steps"
     """plain: the question alone; steps: asks for <step> tags and <answer>; think: asks for <think> and <answer>;
@@ -71,7 +71,8 @@ class PromptConfig(Config):
     def _options_are_the_templates_own(cls, options: dict[str, Any] | None) -> dict[str, Any] | None:
         if taken := sorted(_NOT_OPTIONS & (options or {}).keys()):
             raise ValueError(
-                f"{taken[0]} is set by mmprm; only the template's own options may be named, such as enable_thinking"
+                f"{taken[0]} is set by mmprm; remove it and give only the template's own options, such as "
+                "enable_thinking"
             )
         return options
 
@@ -79,7 +80,7 @@ class PromptConfig(Config):
     @classmethod
     def _holds_question(cls, user: str | None) -> str | None:
         if user is not None and "{question}" not in user:
-            raise ValueError("must hold {question}, for example '{question}\\nThink step by step.'")
+            raise ValueError("must contain {question}; use, for example, '{question}\\nThink step by step.'")
         return user
 
 

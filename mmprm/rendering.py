@@ -76,7 +76,7 @@ def opening(template_owner: Any, config: PromptConfig) -> str:
     for turns in ([user, answer, {"role": "user", "content": "?"}], [user, answer]):
         try:
             before, found, _ = render_turns(template_owner, turns, config, False).partition(_ASSISTANT)
-        except ConfigError:  # a template that accepts one turn only
+        except ConfigError:  # some templates accept only one turn
             continue
         header = before.rpartition(_USER)[2]
         if found and asked.startswith(header.rstrip()):
@@ -114,8 +114,8 @@ def check_rendering(template_owner: Any, problems: Sequence[Problem], config: Pr
         mark = getattr(template_owner, "image_token", None)
         if isinstance(mark, str) and mark and text.count(mark) < len(problem.images):
             raise ConfigError(
-                f"{name}: its chat template writes {text.count(mark)} places for the {len(problem.images)} images of "
-                f"problem {problem.id}; set prompt.template=raw, or name a template with engine.chat_template"
+                f"{name}: its chat template writes {text.count(mark)} placeholders for the {len(problem.images)} "
+                f"images of problem {problem.id}; set prompt.template=raw, or name a template with engine.chat_template"
             )
 
 
@@ -124,12 +124,14 @@ def template_of_file(values: Any, *keys: str) -> Any:
     path: Any = values
     for key in keys:
         path = path.get(key) if isinstance(path, Mapping) else getattr(path, key, None)
-    if not path or not isinstance(values, Mapping):
+    if not path or not isinstance(path, str | Path) or not isinstance(values, Mapping):
         return values
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"{'.'.join(keys)}={path}: cannot be read as a chat template ({error})") from error
+        raise ValueError(
+            f"{'.'.join(keys)}={path}: cannot be read as a chat template ({error}); give a readable text file"
+        ) from error
     prompt = values.get("prompt") or {}
     if isinstance(prompt, PromptConfig):
         prompt = prompt.model_dump(exclude_unset=True)
@@ -160,7 +162,7 @@ def image_place(template_owner: Any) -> str:
     mark = getattr(template_owner, "image_token", None)
     if not isinstance(mark, str):
         raise CheckpointError(
-            f"{_name(template_owner)}: reads no images, but the problem has one; choose another model"
+            f"{_name(template_owner)}: cannot read images, but the problem has one; choose another model"
         )
     around = ("<|vision_start|>", "<|vision_end|>")
     if mark == "<|image_pad|>" and set(around) <= _tokenizer(template_owner).get_vocab().keys():
@@ -179,8 +181,8 @@ def _check_options(template_owner: Any, config: PromptConfig, name: str) -> None
             known - {"messages", "add_generation_prompt", "raise_exception", "strftime_now", "bos_token", "eos_token"}
         )
         raise ConfigError(
-            f"prompt.template_options.{unknown[0]}: the chat template of {name} does not read it; it reads "
-            f"{', '.join(own) or 'none'}"
+            f"prompt.template_options.{unknown[0]}: the chat template of {name} does not read it; remove it, or use "
+            f"one of its options ({', '.join(own) or 'none'})"
         )
 
 
@@ -197,7 +199,7 @@ def _variables(template: str) -> set[str] | None:
 
 def _refusal(template_owner: Any, turns: Messages, config: PromptConfig, error: Exception) -> str:
     """Return a message that names the turn a template rejects, if it is the system turn."""
-    reason = f"{_name(template_owner)}: its chat template refuses the prompt: {type(error).__name__}: {error}"
+    reason = f"{_name(template_owner)}: its chat template rejects the prompt ({type(error).__name__}: {error})"
     others = [turn for turn in turns if turn["role"] != "system"]
     if len(others) < len(turns):
         try:
@@ -205,7 +207,9 @@ def _refusal(template_owner: Any, turns: Messages, config: PromptConfig, error: 
         except ConfigError:
             pass
         else:
-            return f"{reason}. It has no system turn: leave prompt.system empty, and put its text into prompt.user"
+            return (
+                f"{reason}, because it has no system turn; leave prompt.system empty, and put its text into prompt.user"
+            )
     return f"{reason}; name another template with engine.chat_template, or set prompt.template=raw"
 
 

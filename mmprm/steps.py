@@ -28,7 +28,7 @@ _HAN = {name: number for number, name in enumerate("一二三四五六七八九�
 _HAN_COUNT = rf"[{''.join(_HAN)}]{{1,3}}"
 _COUNT = rf"\d{{1,3}}|{'|'.join(sorted(_WORDS, key=len, reverse=True))}|{_HAN_COUNT}"
 _AFTER = r"(?=[\s\\$*\"'“(（【《<]|[^\W\d_]|$)"
-"""What may follow a number that marks a step: neither a digit (3.5, 1:30) nor an operator."""
+"""Matches what may follow a number that marks a step: neither a digit (3.5, 1:30) nor an operator."""
 _STEP = r"step|步[骤驟]|ステップ|手順|단계|шаг|étape|etape|schritt|paso|passo|bước"
 _OPEN = r"\*{1,3}|__?|</?(?:b|strong)>|\\(?:textbf|paragraph|(?:sub)*section)\*?\{"
 _CLOSE = r"\*{1,3}|__?|</?(?:b|strong)>|\}"
@@ -65,8 +65,8 @@ _ENVIRONMENT = re.compile(r"\\(begin|end)\{([^{}\n]+)\}")
 
 @dataclass(frozen=True, slots=True)
 class StepSplit:
-    """Result of a split: either `"".join(steps)` is the text and `reason` is None, or `steps` is empty and `reason`
-    states why the text could not be split."""
+    """Holds the result of a split: either `"".join(steps)` is the text and `reason` is None, or `steps` is empty and
+    `reason` states why the text could not be split."""
 
     steps: Steps
     reason: str | None = None

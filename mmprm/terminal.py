@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from typing import Any, TextIO
 
 _SEQUENCE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
-"""A complete command: color, cursor, title, link."""
+"""Matches a complete command: color, cursor, title or link."""
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters except tab and line feed, characters that change the direction of text, and lone surrogates."""
+"""Matches control characters except tab and line feed, characters that reverse the text direction, and lone
+surrogates."""
 
 
 def plain_text(text: str, keep: str = "") -> str:
@@ -22,8 +23,7 @@ def plain_text(text: str, keep: str = "") -> str:
 
 
 class PlainStream:
-    """Text stream that writes plain text. `raw` is the wrapped stream, for code that controls the terminal on
-    purpose."""
+    """Writes plain text to a stream. `raw` is the wrapped stream, for code that controls the terminal on purpose."""
 
     def __init__(self, raw: TextIO) -> None:
         self.raw = raw

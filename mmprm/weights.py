@@ -30,14 +30,14 @@ def check_weights(model: str) -> None:
         return
     for file in folder.iterdir():
         if file.exists() and not (file.is_file() or file.is_dir()):
-            raise CheckpointError(f"{file}: is no regular file; copy the model again")
+            raise CheckpointError(f"{file}: is not a regular file; copy the model again")
     if any(folder.glob("*.safetensors")):
         return
     pickles = sorted(file.name for pattern in _PICKLES for file in folder.glob(pattern))
     if pickles:
         raise CheckpointError(
             f"{model}: holds its weights as {pickles[0]} and not as safetensors; such files are pickles, which can run "
-            "code, and are not read: convert them with transformers' save_pretrained where you trust them"
+            "code, and are not read; if you trust them, convert them with transformers' save_pretrained"
         )
 
 
@@ -47,7 +47,7 @@ def shard_names(index: Path) -> dict[str, str]:
     try:
         names = parse_json(index.read_bytes(), "it")["weight_map"]
         if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
-            raise TypeError("weight_map must map names of tensors to names of files")
+            raise TypeError("weight_map must map tensor names to file names")
     except (OSError, DataError, KeyError, TypeError) as error:
         raise CheckpointError(f"{index}: cannot be read ({type(error).__name__}: {error}); copy it again") from error
     return names

@@ -31,7 +31,7 @@ _PATTERNS = (
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A value that YAML reads as something other than text, together with its text."""
+    """Holds a value that YAML reads as something other than text, together with its text."""
 
     value: Any
     text: str
@@ -42,7 +42,7 @@ class Written:
 
 def read_text(text: str) -> Any:
     """Return the YAML document as mappings, lists, strings and Written. Raises yaml.YAMLError."""
-    return yaml.load(text, _Loader)  # a SafeLoader
+    return yaml.load(text, _Loader)  # _Loader is a SafeLoader
 
 
 def read_set(text: str) -> Any:
@@ -117,7 +117,8 @@ def _takes(value: Any, kinds: list[Any]) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """Loader whose keys are strings, each unique in its mapping: otherwise the first of two would be lost silently."""
+    """Loads YAML whose keys are strings, each unique in its mapping: the first of two would otherwise be lost
+    silently."""
 
     yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
 
@@ -128,7 +129,7 @@ class _Loader(yaml.SafeLoader):
         for key, _ in node.value:
             if key.tag != _MERGE and key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} stands twice", key.start_mark
+                    None, None, f"the key {key.value!r} occurs twice; remove one", key.start_mark
                 )
             if isinstance(key, yaml.ScalarNode):
                 seen.add(key.value)
@@ -138,7 +139,7 @@ class _Loader(yaml.SafeLoader):
         """Construct a mapping. Raises ConstructorError for a key that is not a scalar."""
         self.flatten_mapping(node)
         if odd := next((key for key, _ in node.value if not isinstance(key, yaml.ScalarNode)), None):
-            raise yaml.constructor.ConstructorError(None, None, "a key must be a text", odd.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, "a key must be text; quote it", odd.start_mark)
         return {key.value: self.construct_object(value, deep=deep) for key, value in node.value}
 
 

@@ -19,7 +19,7 @@ from mmprm.data.cells import Row
 from mmprm.errors import ConfigError, DataError
 from mmprm.labels.build import LabelsConfig, LabelsSummary, build_labels
 from mmprm.labels.checks import Split
-from mmprm.labels.parquet import EARLIER_NAMES, known_columns
+from mmprm.labels.parquet import EARLIER_NAMES, SCHEMA, known_columns
 from mmprm.problems import ProblemsConfig, write_problems
 from mmprm.trees.evidence import evidence
 from mmprm.trees.stopping import StoppingRule, rule_of
@@ -27,7 +27,7 @@ from mmprm.trees.store import Store
 from mmprm.types import Counts, Problem, Steps, Tree
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 PROBLEMS_NAME = "problems.jsonl"
 
@@ -92,22 +92,36 @@ def load_labels(path: AnyPath, split: Split | None = None) -> Dataset:
     that is missing, damaged or not written by `mmprm labels`.
     """
     import datasets
-    import pyarrow.dataset
+    import pyarrow
+    from pyarrow import dataset, parquet
 
-    if not Path(path).is_file():
-        raise DataError(f"{path}: no such file; write it with mmprm labels")
-    options = pyarrow.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
+    options = dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
     filters = None if split is None else [("split", "==", split)]
     try:
+        names = known_columns(parquet.read_schema(path).names, path)
         labels = datasets.load_dataset(
-            "parquet", data_files=os.fspath(path), split="train", filters=filters, fragment_scan_options=options
+            "parquet",
+            data_files=os.fspath(path),
+            split="train",  # what datasets calls the rows of a single file
+            columns=names,
+            features=_features(names),
+            filters=filters,
+            fragment_scan_options=options,
         )
-    except Exception as error:  # datasets wraps what its readers raise in exceptions of its own
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file; write it with mmprm labels") from error
+    except (pyarrow.ArrowException, OSError, datasets.exceptions.DatasetsError) as error:
         reason = error.__cause__ or error
         raise DataError(f"{path}: is not readable Parquet ({reason}); write it again with mmprm labels") from error
-    labels = labels.select_columns(known_columns(labels.column_names, path))
-    renamed = {name: current for name, current in EARLIER_NAMES.items() if name in labels.column_names}
-    return labels.rename_columns(renamed).cast_column("images", datasets.List(datasets.Image()))
+    return labels.rename_columns({name: EARLIER_NAMES[name] for name in names if name in EARLIER_NAMES})
+
+
+def _features(names: Iterable[str]) -> Features:
+    """Return the features of these columns of a labels file, with images that are decoded on access."""
+    from datasets import Features, Image, List
+
+    current = Features.from_arrow_schema(SCHEMA) | {"images": List(Image())}
+    return Features({name: current[EARLIER_NAMES.get(name, name)] for name in names})
 
 
 def _searched(store: Store, rule: StoppingRule) -> Iterator[SearchedProblem]:
@@ -125,6 +139,6 @@ def _check_no_loop() -> None:
     except RuntimeError:
         return
     raise ConfigError(
-        "mmprm.annotate: an event loop runs in this thread, as in a notebook; write "
-        "await asyncio.to_thread(mmprm.annotate, …)"
+        "mmprm.annotate: an event loop runs in this thread, as in a notebook; use await "
+        "asyncio.to_thread(mmprm.annotate, …)"
     )

@@ -24,14 +24,16 @@ def configured(model: type[C], caller: str, settings: Mapping[str, Any], file: A
 
     Raises ConfigError, which names `caller` or the file, for an unknown key or an invalid value.
     """
-    values = {} if file is None else read_yaml(os.fspath(file))
+    values = {} if file is None else read_yaml(Path(file))
     return build(model, merged(values, _without_paths(settings)), source=f"mmprm.{caller}")
 
 
 def asked_problem(question: str, images: Any, choices: Sequence[str], caller: str) -> Problem:
     """Return the problem of a question without a gold answer; relative image paths start at the working directory."""
     if not isinstance(question, str) or not question.strip():
-        raise DataError(f"mmprm.{caller}: question={cut(question)!r} must be a text that is not blank; give the question as it was asked")
+        raise DataError(
+            f"mmprm.{caller}: question={cut(question)!r} must be non-blank text; give the question as asked"
+        )
     row = {"question": question, "images": cell(images), "choices": list(choices)}
     asked = ProblemReader(Columns(), Path.cwd()).asked(row, f"mmprm.{caller}")
     return Problem(f"mmprm.{caller}", asked.question, "", asked.images, asked.choices)
@@ -47,7 +49,7 @@ def read_problems(given: Iterable[Problem | Row], config: ProblemsConfig) -> Ite
         elif isinstance(item, Mapping):
             yield reader.problem({name: cell(value) for name, value in item.items()}, location)
         else:
-            raise DataError(f"{location}={cut(item)!r} must be a Problem or a dict with question and answer")
+            raise DataError(f"{location}={cut(item)!r} must be a Problem or a dict; pass one with question and answer")
     reader.tell()
 
 

@@ -22,7 +22,9 @@ from mmprm.errors import DataError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
     parser.add_argument(
-        "--fork", action="store_true", help="if the run has another configuration, go on in a copy of it (RUN-2, …)"
+        "--fork",
+        action="store_true",
+        help="if the run folder has another configuration, continue in a copy of it (RUN-2, …)",
     )
     add_config_options(parser, CampaignConfig)
 
@@ -40,7 +42,11 @@ def run(arguments: argparse.Namespace) -> None:
     ended = ", ".join(f"{reason} {count}" for reason, count in summary.ended.items())
     print(
         f"{summary.problems['done']} problems done ({ended}), {summary.problems['failed']} failed; "
-        f"{summary.labels:,} labels from {summary.rollouts:,} rollouts; {Path(config.output) / SUMMARY_NAME} has the rest"
+        f"{summary.labels:,} labels from {summary.rollouts:,} rollouts; {Path(config.output) / SUMMARY_NAME} holds the "
+        "details"
     )
     if not summary.problems["done"]:
-        raise DataError(f"{config.problems.path}: none of the {summary.problems['failed']} problems could be annotated")
+        raise DataError(
+            f"{config.problems.path}: none of the {summary.problems['failed']} problems could be annotated; mmprm "
+            f"status {config.output} lists the reasons"
+        )

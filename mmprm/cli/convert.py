@@ -33,14 +33,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=("native", "mm-prm", "qwen", "trl"),
         default="native",
-        help="native (the default): transformers' InternVL class; the others are for a PRM that mmprm train wrote",
+        help="native (default): transformers' InternVL class; the other formats need a PRM written by mmprm train",
     )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `mmprm convert`."""
     if not Path(arguments.source).exists():
-        raise CheckpointError(f"{arguments.source}: no such folder; checkpoints are in RUN/checkpoints")
+        raise CheckpointError(
+            f"{arguments.source}: does not exist; give a model folder or a checkpoint (RUN/checkpoints/step-…)"
+        )
     if arguments.format == "native":
         from mmprm.training.checkpoints import is_checkpoint
 
@@ -52,7 +54,7 @@ def run(arguments: argparse.Namespace) -> None:
         info = export_prm(arguments.source, arguments.target, arguments.format)
     print(f"{arguments.target}: {info.format}, marker {info.tokens.marker!r}")
     if info.aggregator is None:
-        print("aggregator and threshold are not chosen: mmprm rerank --choose-aggregator, mmprm eval")
+        print("aggregator and threshold are not chosen yet; run mmprm rerank --choose-aggregator and mmprm eval")
 
 
 def _to_model(arguments: argparse.Namespace) -> None:

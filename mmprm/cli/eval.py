@@ -140,7 +140,8 @@ def _judge_scores(kind: str, files: Sequence[Path], config: PrmEvalConfig) -> Pr
         print(f"note: {len(judged) - len(whole)} solutions exceed the PRM's context and are left out", file=sys.stderr)
     if not whole:
         raise DataError(
-            f"{', '.join(map(str, files))}: every solution exceeds the PRM's context; raise scorer.max_length"
+            f"{', '.join(map(str, files))}: every solution exceeds the PRM's context; give shorter solutions, or a PRM "
+            "with a longer context"
         )
     server = config.scorer.server
     return _measured(

@@ -1,7 +1,7 @@
-"""Keep the problems that the policy solves sometimes: sample each question, and write those in an accuracy range.
+"""Keep the problems that the policy solves in part of its attempts: sample each question, and filter by accuracy.
 
 The samples are stored in a run folder of their own. Run again, the command resumes where it stopped; with another range
-it samples nothing new. Each kept problem has `accuracy`, `right`, `wrong` and `unknown` added to its own fields.
+it samples nothing new. Each kept problem has `accuracy`, `correct`, `incorrect` and `unknown` added to its own fields.
 
 Examples:
   mmprm filter --config configs/annotate/tiny.yaml --samples 8 --output runs/tiny/kept.jsonl
@@ -27,13 +27,12 @@ from mmprm.types import Counts
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
-    parser.add_argument("--samples", type=int, default=8, help="samples a problem (8)")
-    parser.add_argument("--low", type=float, default=0.1, help="least accuracy to keep (0.1)")
-    parser.add_argument("--high", type=float, default=0.9, help="greatest accuracy to keep (0.9)")
-    parser.add_argument("--output", metavar="FILE.jsonl", type=Path, required=True, help="the kept problems")
-    parser.epilog = (
-        f"{parser.epilog}\n\nThe keys are those of mmprm annotate; `search` is not used, `run` is runs/filter."
-    )
+    parser.add_argument("--samples", type=int, default=8, help="samples per problem (8)")
+    parser.add_argument("--low", type=float, default=0.1, help="minimum accuracy to keep (0.1)")
+    parser.add_argument("--high", type=float, default=0.9, help="maximum accuracy to keep (0.9)")
+    parser.add_argument("--output", metavar="FILE.jsonl", type=Path, required=True, help="file for the kept problems")
+    keys = "The keys are those of mmprm annotate. `search` is ignored, and `output` defaults to runs/filter."
+    parser.epilog = f"{parser.epilog}\n\n{keys}"
     add_config_options(parser, CampaignConfig)
 
 
@@ -54,7 +53,10 @@ def run(arguments: argparse.Namespace) -> None:
         f"verdict, {filtered.failed} failed"
     )
     if not filtered.kept:
-        raise DataError(f"{config.output}: no problem lies between {arguments.low} and {arguments.high}: {left_out}")
+        raise DataError(
+            f"{config.output}: no problem has an accuracy between {arguments.low} and {arguments.high} ({left_out}); "
+            "widen --low and --high"
+        )
     problems = [asked[problem.id] for problem, _ in filtered.kept]  # with the other columns of their rows
     write_problems(arguments.output, problems, {problem.id: _columns(counts) for problem, counts in filtered.kept})
     print(f"{arguments.output}: {len(problems)} problems kept; left out: {left_out}")

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     summary, _, rest = (labels_export.__doc__ or "").partition("\n")
     export = actions.add_parser(
         "export",
-        help="write labeled paths in the form of another project",
+        help="write labeled paths in the format of another project",
         description=summary,
         epilog=rest.strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Run `mmprm labels`."""
     if arguments.action == "export":
         if arguments.labels_config is not None or arguments.labels_set:
-            raise ConfigError("--config and --set before export are keys of mmprm labels; put them after export")
+            raise ConfigError("--config and --set before the word export apply to mmprm labels; put them after export")
         labels_export.run(arguments)
         return
     config = load(LabelsConfig, arguments.labels_config, arguments.labels_set)
@@ -44,5 +44,5 @@ def run(arguments: argparse.Namespace) -> None:
     splits = ", ".join(f"{name} {count}" for name, count in sorted(summary.paths_by_split.items()))
     print(
         f"{config.output}: {counts.problems:,} problems, {counts.paths:,} paths ({splits})\n"
-        f"{counts.labels:,} labels; {counts.labels_terminal:,} terminal, {counts.terminal_correct:,} of them right"
+        f"{counts.labels:,} labels; {counts.labels_terminal:,} terminal, {counts.terminal_correct:,} of them correct"
     )

@@ -17,28 +17,28 @@ from mmprm.terminal import plain_output, plain_text
 
 COMMANDS = {
     "annotate": "label reasoning steps by tree search over rollouts",
-    "status": "where a campaign stands: rates, outcomes, failures, what is left",
-    "tree": "the tree of one problem in the terminal",
-    "view": "one page to walk the trees of a run",
-    "retry": "open failed problems of a run again",
-    "filter": "keep the problems that the policy solves sometimes",
-    "plan": "what a campaign or a training run will take",
-    "labels": "turn searched trees into labeled paths (Parquet)",
-    "consensus": "ask a judge about every labeled step, beside the labels",
-    "convert": "bring a checkpoint into another form",
+    "status": "report the progress of a campaign: rates, outcomes, failures, remaining problems",
+    "tree": "show the tree of one problem in the terminal",
+    "view": "write an HTML page for browsing the trees of a run",
+    "retry": "reopen failed problems of a run",
+    "filter": "keep the problems that the policy solves in part of its attempts",
+    "plan": "estimate the memory, time and cost of a run before it starts",
+    "labels": "convert searched trees to labeled paths (Parquet), and export them",
+    "consensus": "add a judge's opinion on every labeled step to the labels",
+    "convert": "convert a checkpoint to another format",
     "train": "train a process reward model from labeled paths",
     "sft": "train a policy on conversations or step-tagged solutions",
-    "rl": "train a policy by reinforcement learning, with outcome and process reward",
-    "stages": "several trainings in one file, each from the last one's policy",
+    "rl": "train a policy by reinforcement learning with outcome and process rewards",
+    "stages": "run several trainings in sequence, each from the previous policy",
     "serve": "score steps over HTTP",
     "score": "score the steps of solutions",
     "rerank": "choose among sampled solutions and report accuracy",
-    "search": "grow solutions step by step as their scores say",
-    "eval": "judge the judge: first errors, steps, best-of-N, calibration; a policy's accuracy",
+    "search": "search for solutions step by step, guided by step scores",
+    "eval": "evaluate a PRM (first errors, steps, best-of-N, labels) or a policy's accuracy",
     "grade": "compare responses with gold answers",
-    "tiny": "the embedded world: write problems, train its policy",
-    "doctor": "say what this machine can do and what to install",
-    "demo": "the whole road on the embedded world",
+    "tiny": "write problems of the embedded world, or train its policy",
+    "doctor": "report what this machine can run and what to install",
+    "demo": "run the whole pipeline on the embedded world",
 }
 
 RESUMABLE = {"annotate", "filter", "rerank", "train", "sft", "rl", "stages"}
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     name = argv[0]
     if name not in COMMANDS:
-        print(f"mmprm: {name!r} is no command\n\n{_usage()}", file=sys.stderr)
+        print(f"mmprm: {name!r} is not a command; choose one of these\n\n{_usage()}", file=sys.stderr)
         return 2
     sigterm = SigtermAsInterrupt()
     try:
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except MmprmError as error:
         print(f"mmprm {name}: {plain_text(str(error))}", file=sys.stderr)
         return 2
-    except BrokenPipeError:  # the reader is gone, as with `| head`
+    except BrokenPipeError:  # the reader has closed the pipe, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         text = plain_text(str(error))
@@ -111,5 +111,5 @@ def _usage() -> str:
     width = max(map(len, COMMANDS))
     lines = [f"  {name:<{width}}  {summary}" for name, summary in COMMANDS.items()]
     return "\n".join(
-        ["usage: mmprm COMMAND …", "", *lines, "", "mmprm COMMAND --help shows each one's keys and an example."]
+        ["usage: mmprm COMMAND …", "", *lines, "", "Run mmprm COMMAND --help for the keys of a command and examples."]
     )

@@ -58,7 +58,7 @@ def add_prompt_option(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=PROMPT_TOKENS,
         metavar="N",
-        help=f"tokens of the longest prompt, images included ({PROMPT_TOKENS})",
+        help=f"number of tokens of the longest prompt, images included ({PROMPT_TOKENS})",
     )
 
 
@@ -85,7 +85,7 @@ def plan_rl(config: RLConfig, prompt_tokens: int = PROMPT_TOKENS) -> MemoryPlan:
     Raises ConfigError if `hardware` does not have the GPUs that the placement needs.
     """
     if prompt_tokens < 1:
-        raise ConfigError(f"--prompt-tokens={prompt_tokens} must be at least 1")
+        raise ConfigError(f"--prompt-tokens={prompt_tokens} must be at least 1; give the length of the longest prompt")
     policy, scorer = rl_shape(config), _scorer(config)
     prm = model_shape(scorer.prm, config.hardware, "process.scorer.prm") if scorer else None
     return rl_plan(policy, prm, rl_settings(config, policy, prompt_tokens))

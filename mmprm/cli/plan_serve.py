@@ -37,7 +37,7 @@ from mmprm.planning.parts import MemoryPlan
 from mmprm.planning.serving import serving_plan
 from mmprm.planning.shapes import shape_text
 from mmprm.sampling.config import EngineConfig
-from mmprm.scoring.config import ScorerConfig
+from mmprm.scoring.config import LocalScorerConfig
 
 Served = ServeConfig | RerankConfig | GuidedSearchConfig | CampaignConfig
 
@@ -75,7 +75,7 @@ def read_served(path: str | None, sets: Sequence[str] = ()) -> Served:
     else:
         kind = GuidedSearchConfig if "search" in values else RerankConfig
     if kind is not ServeConfig and "problems" not in values:
-        sets = ["problems.path=problems.jsonl", *sets]  # which a plan does not need
+        sets = ["problems.path=problems.jsonl", *sets]  # a plan does not read it
     return load(kind, path, sets)
 
 
@@ -83,7 +83,9 @@ def plan_serve(config: Served, prompt_tokens: int = PROMPT_TOKENS) -> MemoryPlan
     """Return the memory plan of a configuration."""
     hardware, engine, scorer = config.hardware, _engine(config), _scorer(config)
     if engine is None and scorer is None:
-        raise ConfigError("servers do the work, so there is nothing to plan here; plan where they run")
+        raise ConfigError(
+            "servers run the models, so nothing runs on this machine; plan on the machines of the servers"
+        )
     policy = prm = None
     tokens = prompt_tokens
     if engine is not None:
@@ -113,7 +115,7 @@ def serve_changes(config: Served) -> Iterator[Changes]:
     yield from more_gpus(config.hardware)
 
 
-def _scorer_changes(scorer: ScorerConfig) -> Iterator[Changes]:
+def _scorer_changes(scorer: LocalScorerConfig) -> Iterator[Changes]:
     if scorer.dtype == "float32":
         yield {"scorer.dtype": "bfloat16"}
     for tokens in halved(scorer.batch_tokens, LEAST_CONTEXT):
@@ -129,7 +131,7 @@ def _engine(config: Served) -> EngineConfig | None:
     return None if engine is None or engine.servers is not None else engine
 
 
-def _scorer(config: Served) -> ScorerConfig | None:
+def _scorer(config: Served) -> LocalScorerConfig | None:
     """Return the scorer that runs here, if there is one."""
     scorer = None if isinstance(config, CampaignConfig) else config.scorer
     return None if scorer is None or scorer.backend == "server" else scorer

@@ -13,7 +13,7 @@ from mmprm.planning.parts import MemoryPlan, memory_text
 from mmprm.planning.shapes import Shape, shape_of
 from mmprm.planning.trainer import TrainerSettings
 from mmprm.sampling.config import LocalEngineConfig
-from mmprm.scoring.config import ScorerConfig
+from mmprm.scoring.config import LocalScorerConfig
 from mmprm.tiny.model import weights_path
 from mmprm.training.config import OptimizationConfig
 from mmprm.training.lora import LoraConfig
@@ -84,7 +84,7 @@ def engine_settings(engine: LocalEngineConfig, shape: Shape) -> EngineSettings:
     )
 
 
-def scorer_settings(scorer: ScorerConfig) -> ScorerSettings:
+def scorer_settings(scorer: LocalScorerConfig) -> ScorerSettings:
     """Return the settings of a scorer that runs on this machine's GPUs."""
     assert scorer.backend != "server", "a server has its own plan"
     return ScorerSettings(scorer.backend, scorer.dtype, scorer.batch_tokens, scorer.gpu_memory_utilization)

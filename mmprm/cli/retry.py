@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
     parser.add_argument("run", metavar="RUN", help="run folder of mmprm annotate")
     parser.add_argument("problems", metavar="PROBLEM", nargs="*", help="ids of failed problems; by default all of them")
-    parser.add_argument("--match", metavar="REASON", default="", help="only those whose reason contains this text")
+    parser.add_argument(
+        "--match", metavar="REASON", default="", help="reopen only those whose reason contains this text"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -34,8 +36,8 @@ def run(arguments: argparse.Namespace) -> None:
     finally:
         store.close()
     print(
-        f"{len(chosen)} problem{'s are' if len(chosen) != 1 else ' is'} open again, {left} stay failed; "
-        f"the same mmprm annotate command as before (output={reader.path.parent}) goes on with what is open"
+        f"{len(chosen)} problem{'s' if len(chosen) != 1 else ''} reopened, {left} still failed; run the same mmprm "
+        f"annotate command (output={reader.path.parent}) again to search them"
     )
 
 
@@ -44,13 +46,19 @@ def choose(failures: dict[str, str], problems: list[str], match: str) -> list[st
     none is left."""
     for problem_id in problems:
         if problem_id not in failures:
-            raise DataError(f"{problem_id} is no failed problem; mmprm status lists them with their reasons")
+            raise DataError(
+                f"{problem_id} is not a failed problem; see mmprm status for the failed ones and their reasons"
+            )
     chosen = [
         problem_id
         for problem_id, reason in failures.items()
         if (not problems or problem_id in problems) and match.lower() in reason.lower()
     ]
     if not chosen:
-        why = f"none of the {len(failures)} failed problems has a reason with {match!r}" if failures else "none failed"
-        raise DataError(f"nothing to open again: {why}")
+        why = (
+            f"none of the {len(failures)} failed problems has a reason that contains {match!r}"
+            if failures
+            else "none failed"
+        )
+        raise DataError(f"no problem to reopen: {why}; see mmprm status")
     return chosen

@@ -70,7 +70,7 @@ class ServeConfig(Config):
     """Maximum time to finish accepted requests after SIGTERM, in seconds; a load or a batch that takes ten seconds
     longer is aborted."""
     hardware: HardwareConfig = Field(HardwareConfig(), exclude=True)
-    """Machines that the run is meant for, as `mmprm plan` checks; the run itself ignores these keys."""
+    """Machines that `mmprm plan` assumes; the run itself ignores these keys."""
 
     @model_validator(mode="after")
     def _guarded(self) -> ServeConfig:

@@ -24,9 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output", required=True, type=Path, help="JSONL file of the problems, or folder of the policy"
     )
-    parser.add_argument("--count", type=int, default=200, help="problems: how many (200)")
-    parser.add_argument("--split", choices=tuple(SPLITS), default="annotate", help="problems: disjoint part (annotate)")
-    parser.add_argument("--solutions", action="store_true", help="problems: with a right solution each, for mmprm sft")
+    parser.add_argument("--count", type=int, default=200, help="problems: their number (200)")
+    parser.add_argument(
+        "--split", choices=tuple(SPLITS), default="annotate", help="problems: which of the disjoint splits (annotate)"
+    )
+    parser.add_argument(
+        "--solutions", action="store_true", help="problems: add a correct solution to each, for mmprm sft"
+    )
     parser.add_argument("--seed", type=int, default=0, help="problems: seed (0)")
     add_config_options(parser, TinyTrainConfig)
 
@@ -40,12 +44,12 @@ def _problems(arguments: argparse.Namespace) -> None:
     from mmprm.problems import write_problems
 
     if arguments.count < 1:
-        raise DataError(f"--count={arguments.count} must be at least 1")
+        raise DataError(f"--count={arguments.count} must be at least 1; raise it")
     path = arguments.output if arguments.output.suffix == ".jsonl" else arguments.output / "problems.jsonl"
     made = make_problems(arguments.count, arguments.seed, arguments.split)
     solved = {tiny.problem.id: {"solution": "".join(solve(tiny))} for tiny in made} if arguments.solutions else {}
     write_problems(path, [tiny.problem for tiny in made], solved)
-    print(f"{len(made)} problems of the {arguments.split} split in {path}")
+    print(f"{len(made)} problems of the {arguments.split} split written to {path}")
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -53,9 +57,11 @@ def _train(arguments: argparse.Namespace) -> None:
     try:
         arguments.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CheckpointError(f"--output {arguments.output}: cannot be made a folder ({error.strerror})") from error
+        raise CheckpointError(
+            f"--output {arguments.output}: cannot be created as a folder ({error.strerror}); choose another path"
+        ) from error
     from mmprm.tiny.pretrain import train
 
     metrics = train(config, arguments.output)
     shown = [f"  {name}: {value:.3f}" for name, value in metrics.items() if isinstance(value, float)]
-    print("\n".join([f"policy in {arguments.output}, after {metrics['train_seconds']} s", *shown]))
+    print("\n".join([f"policy written to {arguments.output} after {metrics['train_seconds']} s", *shown]))

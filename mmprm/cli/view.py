@@ -18,14 +18,16 @@ from mmprm.trees.store import Store
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the command to its parser."""
     parser.add_argument("run", metavar="RUN", help="run folder of mmprm annotate")
-    parser.add_argument("--output", metavar="FILE", type=Path, help="the page (view.html in the run folder)")
-    parser.add_argument("--problems", metavar="N", type=int, default=200, help="show so many, evenly spread (200)")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="file to write (view.html in the run folder)")
+    parser.add_argument(
+        "--problems", metavar="N", type=int, default=200, help="maximum number of problems to show, evenly spread (200)"
+    )
 
 
 def run(arguments: argparse.Namespace) -> None:
     """Run `mmprm view`."""
     if arguments.problems < 1:
-        raise DataError(f"--problems={arguments.problems} must be at least 1")
+        raise DataError(f"--problems={arguments.problems} must be at least 1; raise it")
     store = Store.read(arguments.run)
     try:
         path = arguments.output or store.path.parent / "view.html"

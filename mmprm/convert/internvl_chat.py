@@ -140,7 +140,8 @@ def read_config(source: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file}: cannot be read ({error}); give the folder of an internvl_chat model") from error
     if old.get("model_type") != "internvl_chat":
         raise CheckpointError(
-            f"{file}: model_type={old.get('model_type')!r} must be 'internvl_chat'; native models need no conversion"
+            f"{file}: model_type={old.get('model_type')!r} must be 'internvl_chat'; give such a model (native models "
+            "need no conversion)"
         )
     language, vision = old["llm_config"], _VISION_DEFAULTS | old["vision_config"]
     image_size = old.get("force_image_size") or vision["image_size"]
@@ -160,7 +161,7 @@ def read_config(source: Path) -> dict[str, Any]:
         if found not in allowed:
             raise CheckpointError(
                 f"{file}: {key}={found!r} must be {' or '.join(map(repr, allowed))}, which the native class requires; "
-                "this model cannot be converted"
+                "choose another model, because this one cannot be converted"
             )
     return old
 
@@ -227,9 +228,9 @@ def weight_files(source: Path) -> list[Path]:
         files = [source / "model.safetensors"]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        pickles = "; its .bin files are pickles, which can run code: save it as safetensors first"
+        pickles = "; save the model as safetensors first, because its .bin files are pickles, which can run code"
         way_out = pickles if list(source.glob("*.bin")) else "; download the missing files"
-        raise CheckpointError(f"{source}: {', '.join(missing)} is not there{way_out}")
+        raise CheckpointError(f"{source}: {', '.join(missing)} does not exist{way_out}")
     return files
 
 
@@ -255,7 +256,7 @@ def _write_weights(files: list[Path], config: InternVLConfig, old: Mapping[str, 
         for key, tensor in tensors.items():
             if key not in expected or tensor.shape != expected[key]:
                 raise CheckpointError(
-                    f"{file}: {key} has shape {tuple(tensor.shape)}, but by config.json "
+                    f"{file}: {key} has shape {tuple(tensor.shape)}, but according to config.json "
                     f"{f'it must have {tuple(expected[key])}' if key in expected else 'it must not exist'}; take "
                     "config and weights from the same model"
                 )

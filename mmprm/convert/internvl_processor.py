@@ -74,7 +74,7 @@ def native_processor(source: Path, old: Mapping[str, Any]) -> InternVLProcessor:
     if tiles > 1 and not old.get("use_thumbnail"):
         raise CheckpointError(
             f"{source}: use_thumbnail=false must be true, because the native processor always adds a thumbnail to "
-            "several tiles; this model cannot be converted"
+            "several tiles; choose another model, because this one cannot be converted"
         )
     vision = old["vision_config"]
     size = {"height": vision["image_size"], "width": vision["image_size"]}
@@ -96,7 +96,7 @@ def chat_template(source: Path, name: str | None, bos: str) -> str:
     """Return a template that writes the turns of the older code, beginning with `bos`, which is not added again."""
     if name not in TEMPLATES:
         raise CheckpointError(
-            f"{source}: template={name!r} must be {' or '.join(map(repr, TEMPLATES))}; others are not supported"
+            f"{source}: template={name!r} must be {' or '.join(map(repr, TEMPLATES))}; choose a model with one of these"
         )
     system, end = TEMPLATES[name]
     values = {"BOS": bos, "SYSTEM": system, "END": end}
@@ -120,7 +120,8 @@ def native_tokenizer(source: Path) -> PreTrainedTokenizerBase:
     for token, expected in added.items():
         if tokenizer.convert_tokens_to_ids(token) != expected:
             raise CheckpointError(
-                f"{source}: {token!r} became token {tokenizer.convert_tokens_to_ids(token)}, must be {expected}; take "
+                f"{source}: {token!r} became token {tokenizer.convert_tokens_to_ids(token)} and must be {expected}; "
+                "take "
                 "all tokenizer files from the same model"
             )
     if tokenizer.pad_token is None:

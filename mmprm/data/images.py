@@ -105,20 +105,27 @@ def _opened(ref: ImageRef, max_pixels: int) -> Iterator[Image.Image]:
     try:
         with _stream(ref) as stream, Image.open(_FewReads(stream, name), formats=_FORMATS) as image:
             if image.width * image.height > max_pixels:
-                raise DataError(f"{name}: {image.width}×{image.height} pixels, at most {max_pixels:,}; scale it down")
+                raise DataError(
+                    f"{name}: {image.width}×{image.height} pixels, but at most {max_pixels:,} are allowed; scale it "
+                    "down"
+                )
             if max(image.size) > MAX_ASPECT * min(image.size):
                 raise DataError(
-                    f"{name}: {image.width}×{image.height} pixels, one side at most {MAX_ASPECT} times the other; "
-                    "crop it"
+                    f"{name}: {image.width}×{image.height} pixels, but one side may be at most {MAX_ASPECT} times the "
+                    "other; crop it"
                 )
             if image.format != "MPO" and (frames := getattr(image, "n_frames", 1)) > 1:  # MPO: previews of one photo
-                raise DataError(f"{name}: has {frames} frames, must have 1; save the one that is meant")
+                raise DataError(
+                    f"{name}: has {frames} frames and must have 1; save the intended frame as a still image"
+                )
             yield image
     except DataError:
         raise
     except Exception as error:  # Pillow's decoders raise arbitrary exceptions for damaged files.
         why = cut(_ADDRESS.sub("", str(error)), 200)
-        raise DataError(f"{name}: cannot be read as an image ({type(error).__name__}: {why})") from error
+        raise DataError(
+            f"{name}: cannot be read as an image ({type(error).__name__}: {why}); save it again as PNG or JPEG"
+        ) from error
 
 
 def _name(ref: ImageRef) -> str:
@@ -227,7 +234,7 @@ class _FewReads:
     def read(self, *size: int) -> bytes:
         self._left -= 1
         if self._left < 0:
-            raise DataError(f"{self._name}: has too many parts to be read as an image of its size; save it anew")
+            raise DataError(f"{self._name}: has too many parts for an image of its size; save it again")
         return self._stream.read(*size)
 
     def __getattr__(self, name: str) -> Any:
@@ -245,9 +252,9 @@ def _stream(ref: ImageRef) -> BinaryIO:
         return stream
     stream.close()
     if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{path}: is no regular file and cannot be read as an image; name an image file")
+        raise DataError(f"{path}: is not a regular file and cannot be read as an image; give an image file")
     raise DataError(
-        f"{path}: {status.st_size:,} bytes, at most {MAX_BYTES:,}; it cannot be read as an image, scale it down"
+        f"{path}: {status.st_size:,} bytes, at most {MAX_BYTES:,}; too large to be read as an image; scale it down"
     )
 
 

@@ -46,7 +46,7 @@ _RESERVED = re.compile(
     | <(?:start|end)_of_(?:turn|image|utterance)> | <\|turn> | <turn\|>   # Gemma, Idefics
     | <(?:bos|eos|pad|unk|mask|BOS_TOKEN|EOS_TOKEN|sop|eop)> | \[g?MASK\]
     | <fake_token_around_image> | <global-img> | <row_\d+_col_\d+>
-    | </?img> | <IMG_CONTEXT> | <image_soft_token> | \[IMG_(?:BREAK|END)\]   # what is left of rendered images
+    | </?img> | <IMG_CONTEXT> | <image_soft_token> | \[IMG_(?:BREAK|END)\]   # remains of rendered images
     """,
     re.VERBOSE,
 )
@@ -65,7 +65,7 @@ def place_marks(
     words ("picture 2"), and the images come first. Marks that are all at the very front are redundant and removed. If
     the numbers of marks and images differ, the row is rejected; with "front" there may be fewer marks at the very front
     (as in InternVL's conversations); with "drop" the marks are removed and the images come first (published benchmarks
-    are asked unchanged). Raises DataError naming `place` and the field, also for marks of other media and special
+    are asked unchanged). Raises DataError naming `location` and the field, also for marks of other media and special
     tokens.
     """
     if not images and not any(letter in text for text in texts for letter in "<["):
@@ -88,8 +88,8 @@ def place_marks(
     if otherwise == "drop":
         return [strip_marks(text).strip() for text in found]
     raise DataError(
-        f"{location}: {fields[0]} has {marks} {IMAGE} marks and the row {images} images; they must be as many, or without "
-        "marks the images come first: add the images (columns.images), or remove the marks"
+        f"{location}: {fields[0]} has {marks} {IMAGE} marks and the row {images} images; the numbers must be equal, or "
+        "there must be no marks (the images then come first): add the images (columns.images), or remove the marks"
     )
 
 
@@ -114,10 +114,10 @@ def check_text(text: str, field: str, location: str) -> None:
     """Raise DataError for a mark of unsupported media, or a special token of a chat template."""
     if match := _MEDIA.search(text):
         raise DataError(
-            f"{location}: {field} holds {match[0]!r}: video and audio are not read; remove the mark, or the row"
+            f"{location}: {field} holds {match[0]!r}: video and audio are not supported; remove the mark, or the row"
         )
     if match := _RESERVED.search(text):
         raise DataError(
-            f"{location}: {field} holds {match[0]!r}, a special token of chat templates, which would end or begin a turn; "
-            "remove it, or write it with a space inside"
+            f"{location}: {field} holds {match[0]!r}, a special token of chat templates, which would end or begin a "
+            "turn; remove it, or write it with a space inside"
         )

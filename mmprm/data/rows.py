@@ -69,11 +69,12 @@ def _all_rows(config: RowsConfig) -> Rows:
         return read_file(path)
     if "*" in path.name and os.path.isdir(path.parent):
         return itertools.chain.from_iterable(map(read_file, _matching(path)))
-    there = os.path.exists(path)
-    if there or not _HUB_ID.fullmatch(config.path):
+    exists = os.path.exists(path)
+    if exists or not _HUB_ID.fullmatch(config.path):
+        problem = "has an unsupported suffix" if exists else "does not exist"
         raise DataError(
-            f"{cut(path, 200)}: cannot be read; give a .jsonl, .json, .csv, .parquet or .arrow file, a folder of "
-            "these, or a hub id" + ("" if there else "; no file or folder has this name")
+            f"{cut(path, 200)}: {problem}; give a .jsonl, .json, .csv, .parquet or .arrow file, a folder of these, or "
+            "a hub id"
         )
     return _hub_rows(config)
 

@@ -84,7 +84,7 @@ def read_processbench(record: Record, options: Options) -> Parsed:
     """Read a ProcessBench record: `label` is the index of the first incorrect step, or -1; later steps are unknown."""
     steps, error = record["steps"], record["label"]
     if not isinstance(error, int) or not NO_ERROR <= error < len(steps):
-        raise ValueError(f"label must be -1 or the index of one of the {len(steps)} steps, got {error!r}")
+        raise ValueError(f"label must be -1 or the index of one of the {len(steps)} steps, got {error!r}; correct it")
     known = len(steps) if error == NO_ERROR else error
     correct = [True] * known + [False][: len(steps) - known] + [None] * (len(steps) - known - 1)
     return Parsed(record["problem"], steps, correct)

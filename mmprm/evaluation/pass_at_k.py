@@ -19,7 +19,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
     equation 1.
     """
     if not 1 <= k <= n:
-        raise ValueError(f"k={k} must be between 1 and n={n}")
+        raise ValueError(f"k={k} must be between 1 and n={n}; choose a smaller k")
     return 1.0 - math.comb(n - c, k) / math.comb(n, k)
 
 

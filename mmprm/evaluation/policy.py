@@ -60,7 +60,7 @@ class PolicyEvalConfig(Config):
     prompt: PromptConfig = PromptConfig(preset="think")
     """Prompt given to the policy."""
     grader: GraderConfig = GraderConfig()
-    """How answers are graded. grader.judge grades those that symbolic comparison cannot decide, with separate scores."""
+    """How answers are graded. What symbolic comparison cannot decide goes to grader.judge, with separate scores."""
     seed: int = 0
     """Seed of the samples and the bootstrap."""
     workers: int | None = Field(None, ge=1)

@@ -1,4 +1,4 @@
-"""Calibrate a judge by comparing its verdicts with known labels on answers that symbols cannot decide."""
+"""Calibrate a judge by comparing its verdicts with known labels on answers that symbolic comparison cannot decide."""
 
 from __future__ import annotations
 

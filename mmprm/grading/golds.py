@@ -23,15 +23,14 @@ def check_golds(problems: Sequence[Problem], config: GraderConfig, location: str
         return
     gold = problems[0].answer
     raise DataError(
-        f"{location}: none of the {len(problems):,} answers can be graded, for example {gold[:200]!r}: sentences "
-        "cannot "
-        "be compared by symbols; give short answers (a value, a letter, a few words), name the column that holds "
-        "them, or set grader.judge"
+        f"{location}: none of the {len(problems):,} answers can be graded, for example {gold[:200]!r}: symbolic "
+        "comparison cannot compare sentences; give short answers (a value, a letter, a few words), name the column "
+        "that holds them, or set grader.judge"
     )
 
 
 def is_decidable(problem: Problem, config: GraderConfig) -> bool:
-    """Return whether symbols can distinguish a correct answer to a problem from others."""
+    """Return whether symbolic comparison can distinguish a correct answer to a problem from others."""
     gold = opened(problem.answer)
     if options(problem) or choice.gold_letters(gold) or gold in config.labels:
         return True

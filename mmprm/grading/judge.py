@@ -1,4 +1,4 @@
-"""Ask a language model, the judge, if symbols cannot decide. Any failure of the judge yields UNKNOWN."""
+"""Ask a language model, the judge, about answers that symbolic comparison cannot decide; its failures yield UNKNOWN."""
 
 from __future__ import annotations
 

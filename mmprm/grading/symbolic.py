@@ -36,10 +36,10 @@ class GraderConfig(Config):
     """Configure the grader: workers, limits, closed label sets and the judge."""
 
     workers: int = Field(1, ge=1)
-    """Worker processes for symbolic comparison; most answers are decided without one."""
+    """Number of worker processes for symbolic comparison; most answers are decided without one."""
     timeout_seconds: float = Field(5.0, gt=0)
-    """CPU seconds of one symbolic comparison (ten times as many by the clock); beyond it, the worker is killed and the
-    verdict is unknown.
+    """CPU time limit of one symbolic comparison in seconds; the wall-clock limit is ten times as long. Beyond it, the
+    worker is killed and the verdict is unknown.
     """
     memory_gib: float = Field(4.0, gt=0)
     """Maximum address space of one worker, in GiB."""
@@ -50,7 +50,7 @@ class GraderConfig(Config):
     labels: tuple[str, ...] = ()
     """A closed set of answers, such as class names: for a gold in it, any other answer is incorrect, never unknown."""
     judge: AnswerJudgeConfig | None = None
-    """A language model for what symbols cannot decide; without one, such answers remain unknown."""
+    """Language model for answers that symbolic comparison cannot decide; without one, these remain unknown."""
 
 
 class _SymbolsNeededError(Exception):
@@ -90,7 +90,7 @@ class SymbolicGrader:
         if extracted is None:
             return _no_answer()
         decision = self._decide(problem, extracted)
-        if decision.done():  # nearly always, and then without yielding to the event loop
+        if decision.done():  # the usual case, which never yields to the event loop
             verdict, reason = decision.result()
         else:  # a cancelled caller must not cancel the comparison for others that wait for it
             verdict, reason = await asyncio.shield(asyncio.wrap_future(decision))
@@ -163,7 +163,7 @@ class SymbolicGrader:
             decision.set_result((_VERDICTS[outcome], outcome.value))
         except LateError:
             decision.set_result((Verdict.UNKNOWN, f"no decision within {self.config.timeout_seconds:g} s"))
-        except GradingError as error:  # no comparison can run: the machine is at fault, not the answer
+        except GradingError as error:  # no comparison can run, so the machine is at fault, not the answer
             decision.set_exception(error)
         except DiedError as error:
             decision.set_result((Verdict.UNKNOWN, str(error)))

@@ -115,8 +115,8 @@ class _Worker:
         self.kill()
         raise GradingError(
             f"a grading worker cannot start (exit code {self.process.returncode}, memory_gib="
-            f"{self._memory_bytes / 2**30:g}): {said}; it needs about 1 GiB of address space: raise "
-            "grader.memory_gib, or mend the installation that the message names"
+            f"{self._memory_bytes / 2**30:g}): {said}; it needs about 1 GiB of address space: raise grader.memory_gib, "
+            "or repair the installation that the message names"
         )
 
     def ask(self, request: dict[str, object]) -> Outcome:
@@ -165,4 +165,4 @@ class _Worker:
     def _last_words(self) -> str:
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "it said nothing"
+        return lines[-1] if lines else "no error output"

@@ -26,7 +26,7 @@ class LabelsConfig(Config):
     output: PathText
     """Parquet file to write."""
     step_format: StepFormat | None = None
-    """Step markup of the policy: tags, blank_lines or numbered. The default is that of the store; another one fails."""
+    """Step format of the policy: tags, blank_lines or numbered. By default that of the store, which it must equal."""
     seed: int = 0
     """Random seed of the choice among complete solutions and of the split."""
     dev: float = Field(0.1, ge=0, lt=1)
@@ -57,7 +57,8 @@ def build_labels(config: LabelsConfig) -> LabelsSummary:
     rule, step_format = rule_of(store.config), store.config.get("step_format", "tags")
     if config.step_format not in (None, step_format):
         raise ConfigError(
-            f"step_format={config.step_format} must be {step_format}, the step markup in {path}; leave it out or set step_format={step_format}"
+            f"step_format={config.step_format} must equal {step_format}, the step format of {path}; leave it out or "
+            f"set step_format={step_format}"
         )
     paths: list[LabeledPath] = []
     splits: Counter[str] = Counter()
@@ -74,8 +75,8 @@ def build_labels(config: LabelsConfig) -> LabelsSummary:
                 yield LabeledExample(problem, labeled, split)
         if not paths:
             raise DataError(
-                f"{path}: no tree has a label; annotate more problems, or problems that the policy solves in some but "
-                "not all samples"
+                f"{path}: no tree has a label; annotate more problems, or problems that the policy solves in part of "
+                "its samples"
             )
 
     try:

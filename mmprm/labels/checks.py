@@ -23,7 +23,7 @@ def check_row(row: dict[str, Any], location: str) -> None:
         raise DataError(f"{location}: problem_id is empty; give each problem an id")
     if row["complete"] is None:
         raise DataError(
-            f"{location}: complete is null, must be true for a whole solution or false for a partial one; set it"
+            f"{location}: complete is null; set it to true for a complete solution or false for a partial one"
         )
     steps = row["steps"]
     if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):

@@ -117,7 +117,7 @@ class StepJudge:
                 return self._failed(cause.kind if isinstance(cause, Failure) else type(error).__name__)
             self._cache.put(key, said)
         probability = _READERS[self._config.read](said)
-        return self._failed("talked instead of answering") if probability is None else probability
+        return self._failed("reply was neither Yes nor No") if probability is None else probability
 
     async def _ask(self, problem: Problem, steps: Steps) -> str:
         numbered = "\n".join(f"{number}. {step}" for number, step in enumerate(steps, start=1))

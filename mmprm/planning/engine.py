@@ -1,4 +1,4 @@
-"""Estimate what a vLLM engine and a scorer hold on their GPUs."""
+"""Estimate the memory of a vLLM engine and of a scorer on their GPUs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ CONTEXT = 1.0 * GIB
 CUDA_GRAPHS = 1.5 * GIB
 """Margin for the CUDA graphs of a compiled engine; vLLM measures them, and counts them as well."""
 ASLEEP = CONTEXT + CUDA_GRAPHS
-"""What a sleeping engine keeps: sleep frees weights and cache only."""
+"""Memory that a sleeping engine keeps: sleep frees only weights and cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ def size_of(dtype: Dtype) -> int:
 
 
 def engine_parts(shape: Shape, engine: EngineSettings, gpu: float) -> Parts:
-    """Return what an engine holds per GPU of `gpu` bytes.
+    """Return the memory of an engine by part, per GPU of `gpu` bytes.
 
     The key-value cache takes what the other parts leave of gpu_memory_utilization; `kv_cache_gib` sets it instead.
     """
@@ -70,7 +70,8 @@ def engine_parts(shape: Shape, engine: EngineSettings, gpu: float) -> Parts:
 
 
 def engine_refusals(shape: Shape, engine: EngineSettings, parts: Parts) -> list[str]:
-    """Return why vLLM would not start: heads that it cannot split, or a cache without room for one sequence."""
+    """Return the reasons why vLLM would not start: heads that it cannot split, or a cache too small for one
+    sequence."""
     heads, split = shape.language.heads, engine.tensor_parallel
     if heads % split:
         return [f"engine.tensor_parallel_size={split} must divide the {heads} attention heads"]
@@ -79,7 +80,7 @@ def engine_refusals(shape: Shape, engine: EngineSettings, parts: Parts) -> list[
         return []
     return [
         f"the key-value cache of an engine needs {needed / GIB:.1f} GiB for one sequence of {engine.longest:,} tokens, "
-        f"and gets {room / GIB:.1f} GiB"
+        f"but gets {room / GIB:.1f} GiB"
     ]
 
 
@@ -93,7 +94,7 @@ def cache_note(shape: Shape, engine: EngineSettings, parts: Parts, tokens: int) 
 
 
 def scorer_parts(shape: Shape, scorer: ScorerSettings, gpu: float) -> Parts:
-    """Return what a scorer holds per GPU of `gpu` bytes, with a batch of `batch_tokens` in work."""
+    """Return the memory of a scorer by part, per GPU of `gpu` bytes, with a batch of `batch_tokens` in progress."""
     size, split, precision = size_of(scorer.dtype), scorer.tensor_parallel, _precision(scorer.dtype)
     forward = forward_only(shape.language, scorer.batch_tokens, precision)
     if shape.vision:
@@ -105,7 +106,7 @@ def scorer_parts(shape: Shape, scorer: ScorerSettings, gpu: float) -> Parts:
 
 
 def scorer_refusals(shape: Shape, scorer: ScorerSettings, parts: Parts) -> list[str]:
-    """Return why vLLM would not start a scorer: a cache without room for the tokens of one batch."""
+    """Return the reasons why vLLM would not start a scorer: a cache too small for the tokens of one batch."""
     if scorer.backend == "transformers":
         return []
     room = parts["scorer: key-value cache"]
@@ -115,12 +116,12 @@ def scorer_refusals(shape: Shape, scorer: ScorerSettings, parts: Parts) -> list[
         return []
     return [
         f"the key-value cache of the scorer needs {needed / GIB:.1f} GiB for a batch of {scorer.batch_tokens:,} "
-        f"tokens, and gets {room / GIB:.1f} GiB"
+        f"tokens, but gets {room / GIB:.1f} GiB"
     ]
 
 
 def receive_buffers(shape: Shape, engine: EngineSettings, transport: str) -> Mapping[str, float]:
-    """Return what a GPU of an engine needs to receive new weights, in bytes.
+    """Return the bytes that a GPU of an engine needs to receive new weights, by part.
 
     With nccl, vLLM receives into two packed buffers, each of 1 GiB or one tensor more; with ipc it reads the trainer's.
     """

@@ -21,7 +21,7 @@ LIVE_PARAMETERS = 1_000_000_000
 UPDATED_AT_ONCE = 1_000_000_000
 """Maximum number of elements per rank that ZeRO-3 updates at once (sub_group_size)."""
 LOGITS_IN_WORK = 2**26
-"""Maximum number of logits that a policy computes at once (policy_rl.trainer.policy)."""
+"""Maximum number of logits that a policy computes at once (policy_rl.trainer.output_layer)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +128,7 @@ def kept_activations(layers: Layers, tokens: int, longest: int, precision: Preci
 
 
 def working_activations(layers: Layers, tokens: int, longest: int, precision: Precision, checkpointing: bool) -> float:
-    """Return the bytes of the layer that a backward pass of T tokens has reached, beside `kept_activations`.
+    """Return the bytes of the layer that a backward pass of T tokens has reached, in addition to `kept_activations`.
 
     These are its gradients, 3eI per token, and, with checkpointing, its saved tensors.
     """
@@ -147,19 +147,17 @@ def output_layer(
 ) -> float:
     """Return the maximum of bytes for the log-probabilities of T tokens over a vocabulary of V rows.
 
-    These are a float32 copy of the matrix (4VH, if bf16 is multiplied in float32) and of the hidden states (4TH); four
-    tensors of at most 2²⁶ logits (scaled, their log-softmax, and the gradients of both; two without backward); and,
-    with backward, the gradient of the hidden states and, if it is trained, of the matrix. If there is more than one
-    chunk of logits, a chunk's gradient exists beside the sum of the others.
+    Chunks of the vocabulary have n = min(V, 2²⁶ / T) rows, so that two tensors of Tn logits exist. In addition,
+    backward needs the gradient of the hidden states (4TH), that of the matrix (eVH, if it is trained), and that of a
+    chunk before it is rounded (4nH); and float32 copies of hidden states and chunk, if bf16 is multiplied in float32.
     """
-    e = 4 if float32 else width(precision)
-    copies = e * hidden * (rows + tokens) if float32 and precision == "bf16" else 0.0
-    logits = 4 * min(LOGITS_IN_WORK, tokens * rows)
+    chunk = min(rows, max(1, LOGITS_IN_WORK // tokens))
+    logits = 2 * 4 * tokens * chunk
     if not backward:
-        return copies + 2 * logits
-    matrices = (2 if tokens * rows > LOGITS_IN_WORK else 1) if trained else 0
-    gradients = e * hidden * (matrices * rows + tokens)
-    return copies + gradients + 4 * logits
+        return logits
+    copies = 2 if float32 and precision == "bf16" else 1
+    matrix = width(precision) * rows * hidden if trained else 0
+    return logits + copies * 4 * hidden * (tokens + chunk) + matrix
 
 
 def key_value_bytes(layers: Layers, tensor_parallel: int, size: int) -> float:

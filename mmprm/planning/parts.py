@@ -1,4 +1,4 @@
-"""Hold what the GPUs and the nodes of a run need by phase, and format it as a table.
+"""Describe the memory that GPUs and nodes of a run need in each phase, and format it as a table.
 
 All numbers are estimates. GPUs on which the same processes run form a group.
 """
@@ -79,7 +79,7 @@ class MemoryPlan:
         return not self.shortfalls()
 
     def shortfalls(self) -> list[str]:
-        """Return what does not fit, one sentence each."""
+        """Return one sentence per group of GPUs and per node that does not fit, and the refusals."""
         found = list(self.refusals)
         for group in self.groups:
             if not group.fits:

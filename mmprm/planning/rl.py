@@ -1,6 +1,6 @@
 """Estimate the memory of reinforcement learning by phase: rollout, log-probs, update, sync.
 
-In every phase, the parts that are in work or awake must fit beside what each process keeps during the whole run.
+In every phase, the parts that are active or awake must fit in addition to what each process keeps during the whole run.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def _engine(policy: Shape, settings: RLSettings, colocated: bool) -> dict[str, P
 
 
 def _send_buffers(policy: Shape, settings: RLSettings) -> float:
-    """Return what rank 0 needs to send weights, in bytes.
+    """Return the bytes that rank 0 needs to send weights, by part.
 
     These are the largest tensor, gathered and in the engines' format, and packed buffers: with ipc one of 1 GiB, or of
     the largest tensor; with nccl two, and a third that is being filled, which may exceed 1 GiB by a tensor.

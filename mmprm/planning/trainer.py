@@ -1,4 +1,4 @@
-"""Estimate what a rank of a trainer holds: PRM training, supervised fine-tuning, and the updates of RL."""
+"""Estimate the memory of a trainer's rank: PRM training, supervised fine-tuning, and the updates of RL."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ def trainer_states(shape: Shape, trainer: TrainerSettings) -> States:
 
 
 def state_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
-    """Return what a rank holds on its GPU during the whole run, in bytes."""
+    """Return the bytes that a rank holds on its GPU during the whole run, by part."""
     held = trainer_states(shape, trainer)
     return {"weights": held.weights, "gradients": held.gradients, "optimizer states": held.optimizer}
 
 
 def backward_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
-    """Return what the forward and backward pass of the fullest micro-batch need beside the states, in bytes.
+    """Return the bytes that forward and backward pass of the fullest micro-batch need in addition to the states.
 
     Every token may belong to an image. The output layer and the layers before it are not computed at the same time, so
     the larger one counts.
@@ -79,7 +79,7 @@ def backward_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
 
 
 def update_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
-    """Return what an optimizer step needs beside the states, in bytes."""
+    """Return the bytes that an optimizer step needs in addition to the states, by part."""
     _, update = buffers(
         shape.trained, shape.frozen, shape.largest, trainer.ranks, trainer.stage, trainer.precision, trainer.offload
     )
@@ -87,7 +87,7 @@ def update_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
 
 
 def forward_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
-    """Return what log-probabilities of the fullest micro-batch need without a backward pass, in bytes."""
+    """Return the bytes that log-probabilities of the fullest micro-batch need without a backward pass."""
     tokens, precision, layers = trainer.tokens, trainer.precision, shape.language
     logits = output_layer(shape.rows, layers.hidden, tokens, precision, trainer.float32_logits, backward=False)
     vision = 0.0

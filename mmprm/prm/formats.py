@@ -164,7 +164,8 @@ class WrittenFormat(Format):
             )
         if not self.tokenizer.is_fast:
             raise CheckpointError(
-                f"{type(self.tokenizer).__name__}: cannot map tokens to characters; add tokenizer.json, a fast one"
+                f"{type(self.tokenizer).__name__}: cannot map tokens to characters; add tokenizer.json, the file of a "
+                "fast tokenizer"
             )
         self._image = image_placeholder(processor) if layout.images and reads_images(processor) else ""
         marker = () if layout.predicted else (tokens.marker,)
@@ -216,7 +217,8 @@ class WrittenFormat(Format):
         *before, end = written.split(MARK)
         if len(before) != len(solution.steps):
             raise CheckpointError(
-                f"{type(self.processor).__name__}: its chat template drops assistant turns; use the model's own"
+                f"{type(self.processor).__name__}: its chat template drops assistant turns; use the template released "
+                "with the model"
             )
         starts = accumulate((len(marker) + len(piece) for piece in before[1:]), initial=len(before[0]))
         return marker.join([*before, end]), list(starts)

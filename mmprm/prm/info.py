@@ -103,7 +103,7 @@ def read_info(path: str | Path, format: FormatName | Literal["auto"] = "auto") -
         info = build(PrmInfo, values, source=str(file))
     except (OSError, ValueError, ConfigError) as error:
         raise CheckpointError(
-            f"{file}: is not what mmprm writes: {error}; correct it, or convert the model again"
+            f"{file}: was not written by mmprm ({error}); correct it, or convert the model again"
         ) from error
     if format not in ("auto", info.format):
         raise CheckpointError(

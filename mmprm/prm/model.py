@@ -92,8 +92,8 @@ def load_prm(path: str | Path, dtype: torch.dtype | Literal["auto"] = torch.floa
     info = read_info(path)
     if info.format != FORMAT:
         raise CheckpointError(
-            f"{path}: has format {info.format!r}, which can only be scored with; this needs {FORMAT!r}: use a model "
-            "trained by mmprm train"
+            f"{path}: has format {info.format!r}, which only supports scoring, but this command needs {FORMAT!r}; use "
+            "a model trained by mmprm train"
         )
     backbone, processor = load_backbone(str(path), dtype)
     with model_errors(str(path)):

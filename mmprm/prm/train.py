@@ -68,7 +68,7 @@ class TrainConfig(Config):
     training: TrainingConfig = TrainingConfig()
     """Optimization, batches, sharding, checkpoints."""
     hardware: HardwareConfig = Field(HardwareConfig(), exclude=True)
-    """Machines that the run is meant for, as `mmprm plan` checks; the run itself ignores these keys."""
+    """Machines that `mmprm plan` assumes; the run itself ignores these keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +199,8 @@ def _rows(config: TrainConfig, prm: Prm, parts: list[list[PrmSample]], ranks: Ra
         packing = "none"
         if ranks.is_main:
             print(
-                f"warning: packing={config.packing} does not work for {type(backbone).__name__}, using none: {why_not}",
+                f"warning: packing={config.packing} does not work for {type(backbone).__name__} because {why_not}; "
+                "using none",
                 flush=True,
             )
     form, training = open_format(prm.processor, prm.info), config.training
@@ -220,6 +221,6 @@ def _check_images(samples: list[PrmSample], config: TrainConfig, ranks: Ranks) -
     stage, still = config.training.stage, {"vision", "projector"} <= set(config.frozen) and config.lora is None
     if ranks.count > 1 and len(kinds) > 1 and stage > (2 if still else 0):
         raise ConfigError(
-            f"training.zero_stage={stage} cannot mix problems with and without images on several ranks; use "
-            "problems of one kind, or training.zero_stage=0 with fp32, or frozen=[vision, projector] with stage 2"
+            f"training.zero_stage={stage} cannot mix problems with and without images on several ranks; use only one "
+            "kind of problem, or training.zero_stage=0 with fp32, or frozen=[vision, projector] with stage 2"
         )

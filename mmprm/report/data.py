@@ -78,8 +78,8 @@ class PolicyGain:
 class ReportData:
     """Holds the content of one page. Sections without data are omitted.
 
-    `labels` are the soft labels in [0, 1] of distinct steps, and `labels_correct`, if given, the truth for each. `facts`
-    are the settings and versions of the run, listed at the end of the page.
+    `labels` are the soft labels in [0, 1] of distinct steps, and `labels_correct`, if given, the truth for each.
+    `facts` are the settings and versions of the run, listed at the end of the page.
     """
 
     title: str

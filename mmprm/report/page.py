@@ -84,7 +84,7 @@ def _headline(line: Headline) -> list[str]:
 
 
 def accuracy_section(data: ReportData) -> str:
-    """Return the section on accuracy against N, or an empty text without data."""
+    """Return the section on accuracy by N, or an empty text without data."""
     if not data.accuracy:
         return ""
     last = data.accuracy[-1]
@@ -99,7 +99,7 @@ def accuracy_section(data: ReportData) -> str:
         for name in names
     ]
     aggregator = f" Step scores are aggregated by <code>{escaped(data.aggregator)}</code>." if data.aggregator else ""
-    return f"""<section><h2>Accuracy against the number of samples</h2>
+    return f"""<section><h2>Accuracy by number of samples</h2>
 <p class="note">{data.problems} problems. At each N a selector chooses among N of a problem's samples, averaged over
 their subsets; ties are split evenly. Bars and ranges are 95 % bootstrap intervals over problems.{aggregator}</p>
 <figure>{plots.accuracy_plot(data.accuracy)}</figure>
@@ -145,8 +145,8 @@ def _solution(solution: JudgedSolution) -> str:
     images = "".join(map(_image, solution.images))
     aside = f'<div class="images">{images}</div>' if images else ""
     judgment = (
-        f"gold answer {escaped(solution.answer)} · aggregate {_number(solution.reward)} · "
-        f"answer graded {VERDICTS[solution.verdict]}"
+        f"gold answer {escaped(solution.answer)} · aggregate {_number(solution.reward)} · answer graded "
+        f"{VERDICTS[solution.verdict]}"
     )
     return f"""<article class="solution{"" if images else " plain"}">{aside}<div>
 <p class="question">{escaped(solution.question)}</p><p class="note">{judgment}</p>
@@ -184,9 +184,9 @@ def _policy(data: ReportData) -> str:
     ]
     held_out = [(0, policy.before), (last, policy.after)]
     return f"""<section><h2>Reinforcement learning of the policy</h2>
-<p class="note">{last} steps with outcome reward alone. Share of correct answers among the rollouts of each step, which
-come from other problems than the {policy.problems} held-out ones. Bars and ranges are 95 % bootstrap intervals over
-problems.</p>
+<p class="note">{last} steps with outcome reward alone. Training accuracy is the share of correct answers
+among the rollouts of each step; the {policy.problems} held-out problems are not among the training problems. Bars
+and ranges are 95 % bootstrap intervals over problems.</p>
 <figure>{plots.progress_plot(policy.rollouts, held_out, "policy")}</figure>
 {table(["held-out accuracy of a sample", ""], rows)}</section>"""
 

@@ -21,7 +21,7 @@ NOTES = {
     "incorrect prefixes. Labels of whole solutions are excluded: they are verdicts, not estimates.",
 }
 
-CHOOSERS = {"prm": "The candidate of highest reward", "weighted": "The vote weighted by reward"}
+CHOOSERS = {"prm": "The candidate with the highest reward", "weighted": "The vote weighted by reward"}
 
 
 def prm_evaluation_page(results: Sequence[PrmEvaluation], best_of_n: BestOfN | None) -> str:
@@ -52,8 +52,8 @@ def _evaluation(result: PrmEvaluation) -> str:
 {f"<figure>{bars}</figure>" if bars else ""}
 {table(["source", title, *map(escaped, parts.values()), "solutions", "judged steps"], rows)}
 <h3>Calibration</h3>
-<p class="note">{scores} as probabilities that a {step} is correct, in {len(result.curve)} bins of equal width that are
-not empty. The expected calibration error is {result.ece:.3f}.{auc}</p>
+<p class="note">{scores} as probabilities that a {step} is correct, in {len(result.curve)} non-empty bins of equal
+width. The expected calibration error is {result.ece:.3f}.{auc}</p>
 <figure>{reliability_plot(result.curve, f"reliability-{result.dataset}")}</figure></section>"""
 
 

@@ -52,7 +52,8 @@ def best_of_n_table(result: BestOfN) -> str:
 
 
 def policy_table(result: PolicyScores) -> str:
-    """Return one line per subject, graded by symbols alone and with the judge, then We-Math's metrics and omissions."""
+    """Return one line per subject, graded by symbolic comparison alone and with the judge, then We-Math's metrics and
+    omissions."""
     width = max(len(name) for name in result.scores["symbolic"])
     lines = []
     for kind, scores in result.scores.items():

@@ -101,7 +101,9 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     try:
         return list(logged_rows(path, ("kind",)))
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); a run writes it after its first step") from error
+        raise DataError(
+            f"{path}: cannot be read ({error.strerror}); wait for the first step of the run, which writes it"
+        ) from error
 
 
 def training_page(records: Sequence[Mapping[str, Any]], title: str) -> str:
@@ -116,7 +118,7 @@ def training_page(records: Sequence[Mapping[str, Any]], title: str) -> str:
         f'<p class="subtitle">{steps} of reinforcement learning.{smooth}</p>{_lead(held_out)}</header>',
         _progress(training, held_out),
         _section("Learning", "", LEARNING, training),
-        _section("Steps and their scores", "Where reward hacking would become visible.", _HACKING_PANELS, training),
+        _section("Steps and their scores", "Metrics that would reveal reward hacking.", _HACKING_PANELS, training),
         _phases(training),
         _section("Batches", "", BATCHES, training),
     ]

@@ -25,15 +25,11 @@ class ServersConfig(ClientConfig):
     """
 
 
-class EngineConfig(Config):
-    """Configure a vLLM engine: model, memory, parallelism and image limits."""
+class LocalEngineConfig(Config):
+    """Configure a vLLM engine that the run starts itself: model, memory, parallelism and image limits."""
 
     model: PathText
-    """Folder of a Hugging Face checkpoint, or a hub id such as owner/name; with servers, the served model's name."""
-    servers: ServersConfig | None = None
-    """OpenAI-compatible servers that are already running, used instead of engines of this run; the servers then
-    determine the settings below.
-    """
+    """Folder of a Hugging Face checkpoint, or a hub id such as owner/name."""
     chat_template: PathText | None = None
     """Chat template file (Jinja) that replaces the checkpoint's template."""
     mode: Literal["auto", "in_process", "separate"] = "auto"
@@ -60,8 +56,6 @@ class EngineConfig(Config):
     """Tokens per block of the prefix cache. Shared prefixes shorter than a block are not reused. Default: 32 on CPU;
     on GPU, vLLM's default.
     """
-    cores: tuple[int, ...] | None = None
-    """CPU cores that the engine runs on (in_process only); default: all cores available to the process."""
     images_per_prompt: int = Field(8, ge=0)
     """Maximum number of images per problem."""
     max_pixels: int | None = Field(None, ge=1)
@@ -70,7 +64,7 @@ class EngineConfig(Config):
     """Scale smaller images up to this many pixels (Qwen-VL processors); default: the checkpoint's own limit."""
 
     @model_validator(mode="after")
-    def _pixel_limits_in_order(self) -> EngineConfig:
+    def _pixel_limits_in_order(self) -> LocalEngineConfig:
         check_pixel_limits(self.min_pixels, self.max_pixels)
         return self
 
@@ -80,19 +74,37 @@ class EngineConfig(Config):
         return pixel_limits(self.min_pixels, self.max_pixels)
 
 
-class SamplingConfig(Config):
-    """Configure how completions are sampled."""
+class EngineConfig(LocalEngineConfig):
+    """Configure a vLLM engine, or the servers that sample in its place."""
+
+    model: PathText
+    """Folder of a Hugging Face checkpoint, or a hub id such as owner/name; with servers, the served model's name."""
+    servers: ServersConfig | None = None
+    """OpenAI-compatible servers that are already running, used instead of engines of this run; the servers then
+    determine the other settings of this group.
+    """
+    cores: tuple[int, ...] | None = None
+    """CPU cores that the engine runs on (in_process only); default: all cores available to the process."""
+
+
+class WholeDistributionConfig(Config):
+    """Configure sampling from the policy's whole distribution."""
 
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature; 0 selects the most likely token."""
+    max_tokens: int = Field(1024, ge=1)
+    """Maximum number of tokens per completion; a truncated completion has finish_reason "length"."""
+
+
+class SamplingConfig(WholeDistributionConfig):
+    """Configure how completions are sampled, also from a part of the distribution or from a changed one."""
+
     top_p: float = Field(1.0, gt=0, le=1)
     """Sample from the smallest set of tokens whose total probability reaches this value."""
     top_k: int = Field(0, ge=0)
     """Sample from the k most likely tokens; 0 means all."""
     repetition_penalty: float = Field(1.0, gt=0)
     """Values above 1 make tokens that already occurred less likely."""
-    max_tokens: int = Field(1024, ge=1)
-    """Maximum number of tokens per completion; a truncated completion has finish_reason "length"."""
 
 
 def pixel_limits(min_pixels: int | None, max_pixels: int | None) -> dict[str, int]:
@@ -105,8 +117,18 @@ def check_pixel_limits(min_pixels: int | None, max_pixels: int | None) -> None:
     """Raise ValueError if both limits are set and no image can meet them."""
     if min_pixels is not None and max_pixels is not None and min_pixels > max_pixels:
         raise ValueError(
-            f"min_pixels={min_pixels} must not exceed max_pixels={max_pixels}: raise one or lower the other"
+            f"min_pixels={min_pixels} must not exceed max_pixels={max_pixels}; lower the former or raise the latter"
         )
+
+
+def engine_of(config: LocalEngineConfig) -> EngineConfig:
+    """Return the same settings as the configuration of an engine without servers."""
+    return EngineConfig(**config.model_dump())
+
+
+def sampling_of(config: WholeDistributionConfig) -> SamplingConfig:
+    """Return the same settings as a sampling configuration that changes nothing else about the distribution."""
+    return SamplingConfig(**config.model_dump())
 
 
 def on_one_core(engine: EngineConfig, index: int) -> EngineConfig:

@@ -43,13 +43,13 @@ class PolicyConfig(Config):
     intervals.
     """
     workers: int | None = Field(None, ge=1)
-    """Number of engines; default: one per GPU (or group of tensor_parallel_size GPUs), without a GPU one per core."""
+    """Number of engines; by default one per group of tensor_parallel_size GPUs or, without GPUs, one per CPU core."""
     ray_address: str | None = None
-    """Address of a Ray cluster to join, host:port; default: RAY_ADDRESS or the cluster of `ray start` on this machine,
-    else a new one that listens only on the loopback interface. local: always start a new one.
+    """Address (host:port) of a Ray cluster to join; by default that of RAY_ADDRESS or of a local `ray start`. If there
+    is none, Ray is started here and listens on the loopback interface only. local: always start Ray here.
     """
     hardware: HardwareConfig = Field(HardwareConfig(), exclude=True)
-    """Machines that the run is meant for, as `mmprm plan` checks; the run itself ignores these keys."""
+    """Machines that `mmprm plan` assumes; the run itself ignores these keys."""
 
     @model_validator(mode="before")
     @classmethod

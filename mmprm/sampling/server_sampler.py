@@ -32,7 +32,7 @@ class ServerSampler:
     def __init__(
         self, engine: EngineConfig, sampling: SamplingConfig | None = None, prompt: PromptConfig | None = None
     ) -> None:
-        assert engine.servers is not None, "the caller has looked"
+        assert engine.servers is not None, "the caller has checked the configuration"
         self._engine, self._servers = engine, engine.servers
         self._sampling = sampling or SamplingConfig()
         self._prompt = prompt or PromptConfig()
@@ -115,8 +115,8 @@ class ServerSampler:
             )
         if beginning:
             raise EngineStoppedError(
-                "engine.servers.dialect=openai cannot continue an assistant turn; set prompt.preset=previous_steps, "
-                "and no prompt.prefill"
+                "engine.servers.dialect=openai cannot continue an assistant turn; set prompt.preset=previous_steps "
+                "without prompt.prefill"
             )
 
     def _check_question(self, reply: Reply, problem: Problem) -> None:
@@ -127,7 +127,7 @@ class ServerSampler:
         pieces = [piece.strip() for piece in problem.question.split(IMAGE)]
         if reply.prompt_text is not None and any(piece not in reply.prompt_text for piece in pieces):
             raise EngineStoppedError(
-                f"{self._engine.model}: the server's chat template leaves the question out of the prompt "
+                f"{self._engine.model}: the server's chat template omits the question from the prompt "
                 f"{reply.prompt_text[-120:]!r}; give the server another one (vllm serve --chat-template)"
             )
 
@@ -143,9 +143,9 @@ class ServerSampler:
             if self._servers.trust_prefix:
                 return ""
             raise EngineStoppedError(
-                f"{self._engine.model}: the server returns no prompt_text, so that nothing shows that it continues the "
-                "prefix; take a vLLM that knows return_prompt_text, set prompt.preset=previous_steps and no "
-                "prompt.prefill, or, for a server known to honour continue_final_message, "
+                f"{self._engine.model}: the server returns no prompt_text, so it is unknown whether it continues the "
+                "prefix; use a version of vLLM with return_prompt_text, set prompt.preset=previous_steps without "
+                "prompt.prefill, or, for a server known to respect continue_final_message, set "
                 "engine.servers.trust_prefix=true"
             )
         if reply.prompt_text.endswith(beginning):

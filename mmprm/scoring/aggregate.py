@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 from mmprm.errors import ConfigError
 
 MIN_PROBABILITY = 1e-6
-"""Logarithms and odds clip p to [EPSILON, 1 - EPSILON]; the other aggregators use p itself."""
+"""Bound for logarithms and odds, which clip p to [MIN_PROBABILITY, 1 - MIN_PROBABILITY]; other aggregators use p
+itself."""
 
 Aggregator = Callable[[Sequence[float]], float]
 
@@ -68,7 +69,7 @@ def chosen_aggregator(configured: str | None, stored: str | None) -> str:
     name = configured or stored
     if name is None:
         raise ConfigError(
-            f"aggregator: prm.json names none; set one of {', '.join(AGGREGATORS)}, or let mmprm rerank "
+            f"aggregator is not set and prm.json names none; set one of {', '.join(AGGREGATORS)}, or let mmprm rerank "
             "--choose-aggregator find and store the best one on a development set"
         )
     aggregator(name)

@@ -1,4 +1,4 @@
-"""Configuration of a scorer: the process reward model, its backend, and its batch size."""
+"""Configure a scorer: the process reward model, its backend, and its batch size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmprm.scoring.context import TooLong
 
 
 class ServerConfig(ClientConfig):
-    """Connection to one or more `mmprm serve` processes."""
+    """Configure the connection to one or more `mmprm serve` processes."""
 
     concurrency: int = Field(16, ge=1)
     """Maximum number of concurrent requests over all URLs; each holds up to 32 solutions."""
@@ -22,25 +22,22 @@ class ServerConfig(ClientConfig):
     image_root."""
 
 
-class ScorerConfig(Config):
-    """Which process reward model scores, and how."""
+class LocalScorerConfig(Config):
+    """Configure a process reward model that is loaded on this machine."""
 
     prm: PathText = ""
-    """Folder of a process reward model written by `mmprm train`, or a checkpoint of another family. Must be empty
-    with backend=server."""
+    """Folder of a process reward model written by `mmprm train`, or a checkpoint of another family."""
     format: FormatName | Literal["auto"] = "auto"
     """Family of a checkpoint without prm.json: math-shepherd, qwen, rlhflow, skywork, visualprm, trl or mm-prm; auto
     reads prm.json."""
-    backend: Literal["transformers", "vllm", "server"] = "transformers"
-    """transformers: starts immediately; vllm: the pooling runner, faster for large workloads; server: one or more
-    `mmprm serve`. Scores agree within 1e-3 in float32."""
-    server: ServerConfig | None = None
-    """Address of the server, with backend=server; the server's own configuration then replaces the other keys."""
+    backend: Literal["transformers", "vllm"] = "transformers"
+    """transformers: starts immediately; vllm: the pooling runner, faster for large workloads. Scores agree within 1e-3
+    in float32."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Data type of weights and activations."""
     batch_tokens: int = Field(16384, ge=1)
-    """Maximum number of tokens per forward pass, including padding. A longer solution is scored alone by
-    transformers and refused by vllm."""
+    """Maximum number of tokens per forward pass, including padding. A longer solution is scored alone by transformers
+    and rejected by vllm."""
     share_prefixes: bool = False
     """transformers: pack the solutions of one problem that are scored together into one sequence, in which the
     question, images and shared steps occur once."""
@@ -53,9 +50,34 @@ class ScorerConfig(Config):
     """vllm on CPU: memory, in GiB, for the keys and values of the solutions in flight."""
 
     @model_validator(mode="after")
-    def _one_model(self) -> ScorerConfig:
+    def _has_a_model(self) -> LocalScorerConfig:
+        if not self.prm:
+            raise ValueError("prm is empty; set it to the folder of a process reward model")
+        return self
+
+
+class ScorerConfig(LocalScorerConfig):
+    """Configure a process reward model that is loaded on this machine or served by `mmprm serve`."""
+
+    prm: PathText = ""
+    """Folder of a process reward model written by `mmprm train`, or a checkpoint of another family. Must be empty
+    with backend=server."""
+    backend: Literal["transformers", "vllm", "server"] = "transformers"
+    """transformers: starts immediately; vllm: the pooling runner, faster for large workloads; server: one or more
+    `mmprm serve`. Scores agree within 1e-3 in float32."""
+    server: ServerConfig | None = None
+    """Address of the server, with backend=server; the server's own configuration then replaces the other keys."""
+
+    @model_validator(mode="after")
+    def _has_a_model(self) -> ScorerConfig:
         if (self.backend == "server") != (self.server is not None):
-            raise ValueError("backend=server and server.urls belong together, for example http://localhost:8100")
+            raise ValueError(
+                "backend=server and server.urls must be set together; set both, for example "
+                "server.urls=[http://localhost:8100], or neither"
+            )
         if (self.backend == "server") == bool(self.prm):
-            raise ValueError("set prm to the folder of a process reward model, or leave it empty with backend=server")
+            raise ValueError(
+                "prm must be empty with backend=server, and name a folder otherwise; set prm to the folder of a "
+                "process reward model, or remove it"
+            )
         return self

@@ -1,4 +1,4 @@
-"""Checks shared by all scorers: a solution fits the model's context, and its scores are finite."""
+"""Check what every scorer requires: that a solution fits the model's context, and that its scores are finite."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def check_length(solution: Solution, tokens: int, limit: int) -> None:
     """Raise DataError if a solution of `tokens` tokens exceeds `limit`."""
     if tokens > limit:
         raise DataError(
-            f"problem {solution.problem.id}: a solution of {len(solution.steps)} steps has {tokens} tokens, the PRM "
-            f"reads at most {limit}; shorten it, leave it out, or set scorer.too_long=cut"
+            f"problem {solution.problem.id}: a solution of {len(solution.steps)} steps has {tokens} tokens, but the "
+            f"PRM reads at most {limit}; shorten it, remove it, or set scorer.too_long=cut"
         )
 
 
@@ -46,8 +46,8 @@ def fitting(solution: Solution, tokens: Callable[[Solution], int], limit: int, t
     )
     if not kept:
         raise DataError(
-            f"problem {solution.problem.id}: its question with the first step is longer than the {limit} tokens that "
-            "the PRM reads; leave it out"
+            f"problem {solution.problem.id}: its question with the first step exceeds the {limit} tokens that the PRM "
+            "reads; remove it"
         )
     return replace(solution, steps=solution.steps[:kept])
 
@@ -86,7 +86,7 @@ def step_scores(values: Iterable[float]) -> StepScores:
     scores = StepScores(tuple(values))
     if not all(map(math.isfinite, scores.scores)):
         raise CheckpointError(
-            "the process reward model gave a score that is no number; set scorer.dtype to bfloat16 or float32, and "
-            "check the weights"
+            "the process reward model returned a score that is not finite; set scorer.dtype to bfloat16 or float32, "
+            "and check the weights"
         )
     return scores

@@ -6,25 +6,24 @@ import contextlib
 from typing import Protocol
 
 from mmprm.prm.info import PrmInfo, read_info
-from mmprm.scoring.config import ScorerConfig
+from mmprm.scoring.config import LocalScorerConfig, ScorerConfig
 from mmprm.types import Scorer
 
 
 class ClosableScorer(Scorer, Protocol):
-    """A Scorer that holds resources."""
+    """Scores solutions and holds resources that must be released."""
 
     def close(self) -> None:
         """Release the memory; the scorer cannot be used afterwards."""
         ...
 
 
-def open_scorer(config: ScorerConfig) -> ClosableScorer:
+def open_scorer(config: LocalScorerConfig) -> ClosableScorer:
     """Load the process reward model, or connect to its server. Raises CheckpointError for a folder that does not
     hold one."""
-    if config.backend == "server":
+    if isinstance(config, ScorerConfig) and config.server is not None:
         from mmprm.scoring.http.remote import RemoteScorer
 
-        assert config.server is not None, "the configuration has looked"
         return RemoteScorer(config.server)
     if config.backend == "vllm":
         from mmprm.scoring.vllm_scorer import VllmScorer
@@ -35,13 +34,12 @@ def open_scorer(config: ScorerConfig) -> ClosableScorer:
     return TransformersScorer(config)
 
 
-def scorer_info(config: ScorerConfig) -> PrmInfo:
+def scorer_info(config: LocalScorerConfig) -> PrmInfo:
     """Return the prm.json of the configured model; from a server, only its aggregator and threshold are known."""
-    if config.backend != "server":
+    if not isinstance(config, ScorerConfig) or config.server is None:
         return read_info(config.prm, config.format)
     from mmprm.scoring.http.remote import RemoteScorer
 
-    assert config.server is not None, "the configuration has looked"
     with contextlib.closing(RemoteScorer(config.server)) as scorer:
         served = scorer.model
     return PrmInfo(

@@ -46,7 +46,7 @@ class VllmScorer:
 
     @property
     def max_tokens(self) -> int | None:
-        """Number of tokens of the longest solution that can be scored; None if longer ones are cut."""
+        """Return the number of tokens of the longest solution that can be scored; None if longer ones are cut."""
         return self._context if self._too_long == "refuse" else None
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
@@ -72,7 +72,7 @@ class VllmScorer:
         except VLLMClientError as error:
             fitted = [self._fitting(item) for item in solutions]
             if fitted == list(solutions):
-                raise DataError(f"vLLM refuses a solution: {error}") from error
+                raise DataError(f"vLLM rejects a solution: {error}; shorten it, or set scorer.too_long=cut") from error
         return self._encoded(fitted)
 
     def close(self) -> None:
@@ -138,7 +138,9 @@ def _engine(config: ScorerConfig, head: dict[str, Any], context: int) -> Any:
         from vllm.config import PoolerConfig
         from vllm.platforms import current_platform
     except ImportError as error:
-        raise SetupError(f"scoring with vllm needs vLLM ({error}); pip install 'mmprm[cpu]' or 'mmprm[gpu]'") from error
+        raise SetupError(
+            f"scorer.backend=vllm needs vLLM ({error}); install 'mmprm[cpu]' or 'mmprm[gpu]' with pip"
+        ) from error
     cpu = current_platform.is_cpu()
     memory = {"kv_cache_memory_bytes": int(config.kv_cache_gib * 2**30)} if cpu else {}
     set_num_threads = torch.set_num_threads

@@ -1,4 +1,4 @@
-"""Compute accuracy against the number of samples for every selector, with paired bootstrap intervals over problems.
+"""Compute accuracy by number of samples for every selector, with paired bootstrap intervals over problems.
 
 Shapes: P problem, N number of samples that a selector chooses from, K selector, M sample of a problem, B subset of
 samples.
@@ -55,8 +55,8 @@ def accuracy_at_n(
     most = common_size(groups)
     if incorrect := [n for n in sizes if not 1 <= n <= most]:
         raise ConfigError(
-            f"sizes={list(sizes)}: {incorrect[0]} must be between 1 and {most}, the number of samples per problem; remove "
-            "it or sample more"
+            f"sizes={list(sizes)}: {incorrect[0]} must be between 1 and {most}, the number of samples per problem; "
+            "remove it, or sample more"
         )
     seen = choices(groups, aggregate)
     names = selector_names(scored=aggregate is not None)

@@ -52,12 +52,11 @@ def read_groups(
     digests: dict[str, Any] = {}
     for location, row in rows:
         try:
-            digest = row.get("problem_digest")  # older files have none
+            digest = row.get("problem_digest")  # older files lack it
             if digests.setdefault(row["problem_id"], digest) != digest:
                 raise DataError(
                     f"{location}: problem_id {row['problem_id']!r} already belongs to a different problem; use unique "
-                    "ids "
-                    "in both runs, or evaluate the runs separately"
+                    "ids in both runs, or evaluate the runs separately"
                 )
             scores = row["scores"]
             candidate = Candidate(
@@ -73,12 +72,12 @@ def read_groups(
             found.setdefault(row["problem_id"], []).append(candidate)
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(
-                f"{location}: is not a line of candidates.jsonl as mmprm rerank writes it: {type(error).__name__}: "
+                f"{location}: is not a line of a candidates.jsonl of mmprm rerank: {type(error).__name__}: "
                 f"{error}"
                 "; give a file written by mmprm rerank"
             ) from error
     if not found:
-        raise DataError("the files hold no candidate; give a candidates.jsonl that mmprm rerank has finished writing")
+        raise DataError("the files contain no candidates; give a complete candidates.jsonl of mmprm rerank")
     return [
         CandidateGroup(problems[name] if problems else Problem(name, question="", answer=""), tuple(candidates))
         for name, candidates in found.items()

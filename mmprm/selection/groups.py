@@ -195,7 +195,7 @@ def choices(groups: Sequence[CandidateGroup], aggregate: str | None) -> Choices:
     reward_PM = np.array([rewards(group, aggregate) for group in groups])
 
     def weight(reward: float) -> float:
-        # A candidate without scores has no say in a weighted vote.
+        # A candidate without scores has no weight in a weighted vote.
         return vote_weight(aggregate, reward) if aggregate and reward > -math.inf else 0.0
 
     answers = [_numbered(candidate.answer for candidate in group.candidates) for group in groups]
@@ -213,5 +213,7 @@ def common_size(groups: Iterable[CandidateGroup]) -> int:
     """Return the number of candidates per group, which must be the same for all groups."""
     sizes = {len(group.candidates) for group in groups}
     if len(sizes) != 1 or 0 in sizes:
-        raise DataError(f"groups must have equal sizes, got sizes {sorted(sizes)}; sample every problem equally often")
+        raise DataError(
+            f"groups must have equal sizes, got sizes {sorted(sizes)}; give every problem the same number of samples"
+        )
     return sizes.pop()

@@ -1,4 +1,4 @@
-"""Grow the solutions of one problem in a guided search: a table of strategies.
+"""Build the solutions of one problem step by step in a guided search; STRATEGIES lists the strategies.
 
 Beam search keeps the best paths of one tree, DVTS keeps one path in each of several trees. Sources: step beam search
 and lookahead, Snell et al., Scaling LLM Test-Time Compute Optimally (2024); DVTS, Beeching et al., Scaling test-time
@@ -32,7 +32,7 @@ class GuidedConfig(Config):
     lookahead: int = Field(0, ge=0)
     """Number of further steps, decoded greedily, with which a partial solution is judged; they are discarded."""
     max_steps: int = Field(40, ge=1)
-    """Maximum number of steps per solution; a solution that is still open then counts as it is."""
+    """Maximum number of steps per solution; a solution that is still open then ends there."""
 
     @model_validator(mode="after")
     def _fits(self) -> GuidedConfig:

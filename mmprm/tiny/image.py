@@ -82,7 +82,8 @@ def read_cells(image: Image.Image, name: str) -> tuple[tuple[str, int, tuple[int
     if pixels.shape != (ROWS * CELL, COLUMNS * CELL, 3):
         size = f"{pixels.shape[1]}×{pixels.shape[0]}"
         raise DataError(
-            f"{name}: image has {size} pixels, must have {COLUMNS * CELL}×{ROWS * CELL}; use images of the tiny world"
+            f"{name}: image has {size} pixels and must have {COLUMNS * CELL}×{ROWS * CELL}; use images of the tiny "
+            "world"
         )
     cells = []
     for row in range(ROWS):

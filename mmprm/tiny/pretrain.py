@@ -103,7 +103,7 @@ class _Progress:
             file = progress.folder / "stages.json"
             stored = parse_json(file.read_bytes(), str(file), CheckpointError)
             if not isinstance(stored, dict) or not isinstance(stored.get("seconds"), dict) or not stored["seconds"]:
-                raise CheckpointError(f"{file}: is not what mmprm tiny train writes; remove {progress.folder}")
+                raise CheckpointError(f"{file}: was not written by mmprm tiny train; remove {progress.folder}")
             if stored.get("config") != config.model_dump():
                 raise ConfigError(f"{out}: holds a run with another configuration; choose another folder or remove it")
             progress.seconds = stored["seconds"]

@@ -44,13 +44,15 @@ def save(
 
     Args:
         step: Number of finished steps; must differ between calls, because a complete checkpoint is never rewritten.
-        identity: What determines the run's course (data, batches, schedule); `resume` requires the same.
-        extra: JSON state of the caller for `read_extra`.
+        identity: Settings that determine the run (data, batches, schedule); `resume` requires equal ones. extra: JSON
+        state of the caller for `read_extra`.
     """
     ranks = engine.ranks
     temporary, final = folder / f".step-{step:08d}.tmp", folder / f"step-{step:08d}"
     try:
-        with writing(final, "free disk space and start again; the run resumes from the checkpoint before it"):
+        with writing(
+            final, "free some disk space and run the same command again; the run resumes from the previous checkpoint"
+        ):
             if ranks.is_main:
                 for left_over in (*folder.glob(".step-*.tmp"), *folder.glob(".step-*.old")):  # from a killed run
                     shutil.rmtree(left_over)
@@ -65,7 +67,7 @@ def save(
                 if extra is not None:
                     (temporary / _EXTRA).write_text(json.dumps(extra), encoding="utf-8")
                 _finish(temporary, {"step": step, "identity": resume_key, "ranks": ranks.count})
-                if final.exists():  # a damaged one, which was skipped on resuming
+                if final.exists():  # a damaged one that was skipped on resuming
                     remove_folder(final)
                 os.replace(temporary, final)
                 best = (folder / BEST).resolve()
@@ -119,13 +121,14 @@ def resume(
     ]
     if differing:
         raise CheckpointError(
-            f"{path}: belongs to a run with a different {', '.join(differing)}; set these back or choose another output"
+            f"{path}: belongs to a run with another {', '.join(differing)}; restore these settings or choose another "
+            "output"
         )
     written_by = len(list(path.glob("random-*.pt")))
     if written_by != ranks.count:
         raise CheckpointError(
             f"{path}: was written by {written_by} rank{'s' * (written_by != 1)}, but this run has {ranks.count}; start "
-            f"{written_by}, or choose another output"
+            f"{written_by} ranks, or choose another output"
         )
     try:
         engine.deepspeed.load_checkpoint(str(path), tag="deepspeed", load_module_strict=False)

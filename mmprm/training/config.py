@@ -10,7 +10,7 @@ from mmprm.config import Config
 
 
 class OptimizationConfig(Config):
-    """Configure optimizer steps, however many there are and whatever they train on."""
+    """Configure optimizer steps for any number of steps and any training data."""
 
     micro_batch_tokens: int = Field(16384, ge=1)
     """Maximum number of tokens per micro-batch of a rank, padding included; a longer sample runs alone."""
@@ -55,8 +55,8 @@ class OptimizationConfig(Config):
         least = {"none": 0, "optimizer": 1, "all": 3}[offload]
         if info.data.get("zero_stage", least) < least:
             raise ValueError(
-                f"needs zero_stage of at least {least}: DeepSpeed offloads what it shards; set zero_stage={least}, or "
-                "offload=none"
+                f"needs zero_stage of at least {least}, because DeepSpeed only offloads what it shards; set "
+                f"zero_stage={least}, or offload=none"
             )
         return offload
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -91,10 +91,7 @@ def fit(
             evaluation = evaluate(first)
         for done, step in enumerate(_steps(task, config, ranks, first), start=first + 1):
             started, rate = time.perf_counter(), engine.learning_rate  # engine.step advances the rate
-            losses = (
-                partial(_loss, task=task, batch=next(collated), is_padding=micro.is_padding) for micro in step.own
-            )
-            loss, norm = engine.step(losses, step.terms)
+            loss, norm = engine.step(_losses(task, step, collated), step.terms)
             bad_steps = bad_steps + 1 if engine.skipped else 0
             seconds = time.perf_counter() - started
             if log:
@@ -158,8 +155,14 @@ def _too_many(bad_steps: int, done: int, checkpoint: Path | None) -> TrainingErr
     return TrainingError(
         f"step {done}: the loss or its gradient was not finite in training.max_bad_steps={bad_steps} consecutive steps"
         f"; {last}. Raise max_bad_steps to resume from there, or lower training.learning_rate and choose another "
-        "output: a run can be resumed only with the settings that it began with"
+        "output, because a run can only be resumed with its original settings"
     )
+
+
+def _losses(task: Task, step: _Step, collated: Iterator[Any]) -> Iterator[Callable[[nn.Module], Tensor]]:
+    """Yield the loss of each micro-batch as a function of the model; a batch is collated when its turn comes."""
+    for micro in step.own:
+        yield partial(_loss, task=task, batch=next(collated), is_padding=micro.is_padding)
 
 
 def _loss(model: nn.Module, task: Task, batch: Any, is_padding: bool) -> Tensor:

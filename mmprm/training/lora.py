@@ -48,12 +48,12 @@ def add_adapters(
     if not named:
         shown = ", ".join(sorted({re.sub(r"\.\d+\.", ".0.", name) for name in layers})[:12])
         raise ConfigError(
-            f"lora.targets={list(config.targets)}: must match a linear layer; the layers are {shown}, …; change the "
+            f"lora.targets={list(config.targets)}: must match a linear layer; the layers are {shown}, …; correct the "
             "expressions"
         )
     targets = {name for name in named if backbone.get_submodule(name).weight.requires_grad}
     if not targets:
-        raise ConfigError("lora.targets: match frozen layers only; freeze less, or choose other targets")
+        raise ConfigError("lora.targets matches only frozen layers; remove a part from frozen, or choose other targets")
     embedding, output = backbone.get_input_embeddings(), backbone.get_output_embeddings()
     names = {id(module): name for name, module in backbone.named_modules()}
     if names[id(output)] in named:

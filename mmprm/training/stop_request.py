@@ -52,5 +52,9 @@ class StopRequest:
         elif number == signal.SIGINT and not self.interrupted:
             self.interrupted = True
             if self._ranks.is_main:
-                print("stopping after the current step; press Ctrl-C again to stop now", file=sys.stderr, flush=True)
+                print(
+                    "stopping after the current step; press Ctrl-C again to stop immediately",
+                    file=sys.stderr,
+                    flush=True,
+                )
         self._noted = True

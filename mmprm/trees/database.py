@@ -43,7 +43,7 @@ CREATE TABLE sessions (
 
 
 class Database:
-    """Wrap the connection of a run store; open it with `writing` (one writer) or `reading` (any number, also during
+    """Wraps the connection of a run store; open it with `writing` (one writer) or `reading` (any number, also during
     writes)."""
 
     def __init__(self, path: Path, connection: sqlite3.Connection | None = None) -> None:
@@ -184,9 +184,9 @@ def _lock(path: Path) -> int:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         os.close(descriptor)
-        if not isinstance(error, BlockingIOError | PermissionError):  # a file system without locks
+        if not isinstance(error, BlockingIOError | PermissionError):  # the file system has no locks
             raise
-        raise StoreError(f"{path}: another campaign is writing this store; wait for it or stop it") from error
+        raise StoreError(f"{path}: another campaign is writing to this store; wait for it, or stop it") from error
     return descriptor
 
 

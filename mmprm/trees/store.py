@@ -1,4 +1,4 @@
-"""The run store of a campaign: an SQLite log of finished batches with one writer, the driver, and any number of
+"""Provide the run store of a campaign: an SQLite log of finished batches with one writer, the driver, and any number of
 readers.
 
 A batch is keyed by (problem, prefix of steps, index of its first sample), so appending it twice has no effect. Each
@@ -44,8 +44,8 @@ BATCH_COLUMNS = "state, depth, first_draw, correct, incorrect, unknown, tokens, 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A problem whose search has ended: "done" with how it ended and its number of labels, or "failed" with the
-    reason."""
+    """Holds a problem whose search has ended: "done" with the way it ended and its number of labels, or "failed" with
+    the reason."""
 
     problem_id: str
     status: Literal["done", "failed"]
@@ -54,7 +54,7 @@ class Finished:
 
 
 class Store:
-    """Read and write a run store; open it with `create_or_open` (one writer) or `read` (any number, also while a
+    """Reads and writes a run store; open it with `create_or_open` (one writer) or `read` (any number, also while a
     campaign runs)."""
 
     def __init__(self, database: Database) -> None:
@@ -66,8 +66,8 @@ class Store:
 
     @classmethod
     def create_or_open(cls, path: str | Path, config: dict[str, Any]) -> Store:
-        """Become the store's one writer. `config` holds the settings that determine the batches: a store created
-        under different settings is refused."""
+        """Become the store's one writer. `config` holds the settings that determine the batches: a store created under
+        different settings is rejected."""
         database = Database.writing(Path(path))
         store = cls(database)
         try:
@@ -92,7 +92,7 @@ class Store:
         """Open the store at `path`, which is a database file or a run folder."""
         path = Path(path) / STORE_NAME if Path(path).is_dir() else Path(path)
         if not path.is_file():
-            raise StoreError(f"{path}: there is no store; run mmprm annotate first, or name its run folder")
+            raise StoreError(f"{path}: has no store; run mmprm annotate first, or give its run folder")
         database = Database.reading(path)
         database.check_version()
         return cls(database)
@@ -115,7 +115,8 @@ class Store:
                 os.link(partial, path)  # unlike a rename, this fails if another fork was faster
         except OSError as error:
             raise StoreError(
-                f"{path}: cannot be made ({error.strerror}); run the same command again, or choose another run folder"
+                f"{path}: cannot be created ({error.strerror}); run the same command again, or choose another run "
+                "folder"
             ) from error
 
     def _copy(self, path: Path, config: dict[str, Any], keep_batches: bool) -> None:
@@ -141,7 +142,7 @@ class Store:
                 raise StoreError("its checksum does not match")
         except (StoreError, TypeError) as error:
             raise StoreError(
-                f"{self.path}: the stored configuration is damaged ({error}); restore a copy, or choose another run "
+                f"{self.path}: the stored configuration is damaged ({error}); restore a backup, or choose another run "
                 "folder"
             ) from error
         return with_current_names(config)
@@ -174,7 +175,7 @@ class Store:
         if differing:
             raise StoreError(
                 f"{self.path}: problem {problem.id!r} is stored with another {differing[0]}; give the changed problem "
-                "another id, or choose another run folder"
+                "a new id, or choose another run folder"
             )
 
     def ids(self, status: ProblemStatus | None = None) -> list[str]:
@@ -194,8 +195,8 @@ class Store:
             return unpack_problem(problem_id, rows[0][0])
         except DamagedError as error:
             raise StoreError(
-                f"{self.path}: problem {problem_id!r} is damaged ({error}); mmprm annotate with this run reads it "
-                "again, and samples it anew"
+                f"{self.path}: problem {problem_id!r} is damaged ({error}); run mmprm annotate on this folder to read "
+                "and sample it again"
             ) from error
 
     def problems(self, status: ProblemStatus | None = None) -> list[Problem]:
@@ -279,7 +280,8 @@ class Store:
             return open_batch(packed)
         except DamagedError as error:
             raise StoreError(
-                f"{self.path}: {named(packed)} is damaged ({error}); mmprm annotate with this run samples it anew"
+                f"{self.path}: {named(packed)} is damaged ({error}); run mmprm annotate on this folder to sample it "
+                "again"
             ) from error
 
     def tree(self, problem_id: str) -> Tree:
@@ -313,8 +315,8 @@ class Store:
         if differing:
             shown = ", ".join(f"{key} ({values})" for key, values in differing.items())
             raise StoreError(
-                f"{self.path}: was made with another configuration: {shown}; set these back, or go on in a copy with "
-                "mmprm annotate --fork, or choose another run folder"
+                f"{self.path}: was written with another configuration: {shown}; restore these settings, continue in a "
+                "copy with mmprm annotate --fork, or choose another run folder"
             )
 
     def rows(self, sql: str, *values: Any) -> list[tuple]:

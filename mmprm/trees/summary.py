@@ -10,7 +10,7 @@ from mmprm.types import Counts
 
 @dataclass(frozen=True, slots=True)
 class StoreSummary:
-    """Totals of a run store.
+    """Holds the totals of a run store.
 
     `labels` counts the distinct non-terminal labels of finished problems and, for other problems, the states with a
     known verdict so far. Reason tables map a reason to its count.
@@ -27,7 +27,7 @@ class StoreSummary:
 
     @property
     def rollouts(self) -> int:
-        """Total number of rollouts."""
+        """Return the total number of rollouts."""
         return self.counts.known + self.counts.unknown
 
 

@@ -13,8 +13,8 @@ from mmprm.trees.store import ProblemStatus, Store
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """One run of the driver: the times of its first ready engine and last commit (seconds since 1970), its number of
-    engines at the end, the number of batches that the store already held, and the time that its engines ran, summed
+    """Holds one run of the driver: the times of its first ready engine and last commit (seconds since 1970), its number
+    of engines at the end, the number of batches that the store already held, and the time that its engines ran, summed
     over them."""
 
     began: float
@@ -25,13 +25,13 @@ class Session:
 
     @property
     def seconds(self) -> float:
-        """Duration of the session in seconds."""
+        """Return the duration of the session in seconds."""
         return max(self.last - self.began, 0.0)  # older stores recorded wall-clock time, which may be set back
 
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
-    """Totals of a set of batches."""
+    """Holds the totals of a set of batches."""
 
     rollouts: int
     tokens: int
@@ -39,7 +39,7 @@ class Drawn:
 
 @dataclass(frozen=True, slots=True)
 class ProblemTally:
-    """Totals of one problem; `labels` as in StoreSummary, `bytes` the compressed size of the problem and its
+    """Holds the totals of one problem: `labels` as in StoreSummary, `bytes` the compressed size of the problem and its
     batches."""
 
     problem_id: str

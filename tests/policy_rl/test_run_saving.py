@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -23,7 +24,7 @@ from policy_rl.collector import fingerprint
 from policy_rl.config import RLConfig
 from policy_rl.loop import Loop
 from policy_rl.run import train_policy
-from policy_rl.run_folder import ended, lacks_evaluation
+from policy_rl.run_folder import check_same, ended, lacks_evaluation, resume_key_of
 
 HELD_OUT = [Problem("h1", "?", "right"), Problem("h2", "?", "right")]
 STRICT = {"filter": {"low": 0.5, "high": 0.7, "rounds": 2}, "trainer": WEIGHED, "steps": None, "save_every": 1}
@@ -154,7 +155,7 @@ def test_a_run_that_was_killed_in_its_last_evaluation_is_not_finished(tmp_path: 
 
 def test_another_run_in_the_same_folder_is_refused_before_anything_is_loaded(finished: RLConfig) -> None:
     other = finished.model_copy(update={"seed": 1})
-    with pytest.raises(CheckpointError, match="belongs to a run with another seed; set these back"):
+    with pytest.raises(CheckpointError, match="belongs to a run with another seed; restore these settings"):
         train_policy(other)
     assert not ray.is_initialized()
 
@@ -184,6 +185,18 @@ PROCESS = {"scorer": SCORER, "score_timeout_seconds": 60}
 def test_what_does_not_decide_the_course_may_change(tmp_path: Path, changes: dict[str, Any]) -> None:
     base = make_config(tmp_path, process=PROCESS)
     assert make_config(tmp_path, **{"process": PROCESS, **changes}).resume_key() == base.resume_key()
+
+
+def test_a_run_folder_of_version_0_1_is_resumed(tmp_path: Path) -> None:
+    """It stored keys of sampling and of supervised training that a run could not set."""
+    here = resume_key_of(make_config(tmp_path), 6, "problems")
+    there = copy.deepcopy(here)
+    there["sampling"] |= {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
+    there["trainer"]["optimisation"] = there["trainer"].pop("optimization") | {"epochs": 1, "log_every": 10}
+    check_same(tmp_path, there, here)
+    there["sampling"]["temperature"] = 0.5
+    with pytest.raises(CheckpointError, match="another sampling"):
+        check_same(tmp_path, there, here)
 
 
 def test_what_decides_it_may_not(tmp_path: Path) -> None:
@@ -254,7 +267,7 @@ EARLY = [
     ({"monitor": {"alarms": {"prm_acu": {"least": 0.6}}}}, r"monitor.alarms.prm_acu: this run has no such metric"),
     ({"monitor": {"alarms": {"prm_auc": {"least": 0.6}}}}, r"monitor.alarms.prm_auc: this run has no such metric"),
     ({"monitor": {"alarms": {"kl_ref": {"most": 1}}}}, r"monitor.alarms.kl_ref: this run has no such metric"),
-    ({"sampling": {"top_p": 0.9}}, r"sampling.top_p=0.9 must be 1 in RL"),
+    ({"sampling": {"temperature": 0}}, r"sampling.temperature=0 must be above 0 in RL"),
 ]
 
 

@@ -17,6 +17,6 @@ def settled(configured: str | None, info: PrmInfo) -> str:
 
 
 def warn(name: str, info: PrmInfo) -> None:
-    """Print what speaks against an aggregator, if anything, to standard error."""
+    """Print a warning about an aggregator to standard error if there is evidence against it."""
     if why := misgiving(name, info):
         print(f"note: {why}", file=sys.stderr)

@@ -30,6 +30,6 @@ def api_page(schema: dict[str, Any]) -> str:
         "<style>body{font:16px sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem}"
         "td{padding:.2rem 1rem .2rem 0;vertical-align:top}</style></head><body><h1>mmprm serve</h1>"
         f"<p>{html.escape(schema['info']['description'])} "
-        'The whole description: <a href="openapi.json">openapi.json</a>.</p>'
+        'Full description: <a href="openapi.json">openapi.json</a>.</p>'
         f"<table>{rows}</table><h2>Messages</h2>{fields}</body></html>"
     )

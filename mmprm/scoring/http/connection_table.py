@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class ConnectionTable:
-    """Open connections per address. Those that hold a complete request are `answering`; the others may be closed."""
+    """Tracks open connections per address. Those with a complete request are `answering`; the others may be closed."""
 
     def __init__(self, limits: ServiceLimits) -> None:
         free = resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _open_files() - RESERVED_FILES
@@ -82,7 +82,7 @@ class ConnectionTable:
         oldest = next(iter(self._waiting[address]), None)
         self.log(
             f"holds {len(self._open[address])} of {self.max_total} connections, its share; "
-            + ("the oldest without a whole request is closed" if oldest else "further ones are refused"),
+            + ("the oldest one without a complete request is closed" if oldest else "further ones are rejected"),
             address,
         )
         if oldest is None:

@@ -36,7 +36,7 @@ _parser_logger.setLevel(logging.ERROR)  # uvicorn warns about each malformed req
 
 
 class Connection(HttpToolsProtocol):
-    """One connection of a caller. `address` is the key for shares: an IPv6 caller counts as its /64 network."""
+    """Handles one connection of a caller. `address` is the key for shares: an IPv6 caller counts as its /64 network."""
 
     def __init__(self, *args: Any, table: ConnectionTable, **values: Any) -> None:
         super().__init__(*args, **values)
@@ -51,12 +51,12 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=0)  # pause_writing is called for any bytes that the caller does not read
+        transport.set_write_buffer_limits(high=0)  # pause_writing is called once the caller leaves bytes unread
         self.address = address_of(self.client[0] if self.client else "")
         if self._table.add(self):
             self._expect(self._limits.header_seconds)
         else:
-            self._refuse(429, "busy", "too many connections from this address; close some, or come again later")
+            self._refuse(429, "busy", "too many connections from this address; close some, or try again later")
             transport.close()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -84,7 +84,9 @@ class Connection(HttpToolsProtocol):
             if self._dropped is not None or self.transport.is_closing():
                 return
             if self._overhead > MAX_HEADER:
-                self._refuse(431, "too_large", f"the request's header is larger than {MAX_HEADER // 1024} KiB")
+                self._refuse(
+                    431, "too_large", f"the request's header is larger than {MAX_HEADER // 1024} KiB; shorten it"
+                )
                 return
 
     def eof_received(self) -> bool:
@@ -94,7 +96,7 @@ class Connection(HttpToolsProtocol):
             return False
         if cycle is None or cycle.response_complete or cycle.more_body:
             if self._overhead or (cycle is not None and cycle.more_body):
-                self._refuse(400, "invalid_request", "the request ends before it is complete")
+                self._refuse(400, "invalid_request", "the request ended before it was complete; send it again")
             return False
         cycle.keep_alive = False
         self._probe = self.loop.call_later(_FIRST_PROBE, self._probe_peer)
@@ -126,12 +128,14 @@ class Connection(HttpToolsProtocol):
                 self._expect(LINGER_SECONDS)
 
     def send_400_response(self, msg: str) -> None:
-        self._refuse(400, "invalid_request", "the request is not valid HTTP/1.1")
+        self._refuse(400, "invalid_request", "the request is not valid HTTP/1.1; correct it")
 
     def pause_writing(self) -> None:
         super().pause_writing()
         if self._unread is None:
-            self._unread = self.loop.call_later(self._limits.answer_seconds, self._give_up, "does not read its answer")
+            self._unread = self.loop.call_later(
+                self._limits.answer_seconds, self._give_up, "does not read its response"
+            )
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -155,7 +159,7 @@ class Connection(HttpToolsProtocol):
     def _late(self) -> None:
         if self._overhead and self._dropped is None and self._between_requests:
             self._table.log("did not send a header in time", self.address)
-            text = f"the header was not here after {self._limits.header_seconds:g} seconds"
+            text = f"the header did not arrive within {self._limits.header_seconds:g} seconds; send it again"
             self._refuse(408, "too_slow", text)
         elif self._between_requests and self._dropped is None and self.cycle is None:
             self._give_up("sent nothing")
@@ -172,7 +176,7 @@ class Connection(HttpToolsProtocol):
             return
         answering = self.cycle is not None and not self.cycle.response_complete and self.cycle.response_started
         if answering or self.pipeline:
-            self.transport.abort()  # this answer would end up in the middle of another one, or in its place
+            self.transport.abort()  # this response could otherwise arrive in the middle of another one, or in its place
             return
         content = json.dumps(error_body(kind, message)).encode()
         head = (

@@ -29,7 +29,7 @@ LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
 
 
 class Gate:
-    """ASGI middleware that checks requests. Those in progress are counted in the service's `traffic`."""
+    """Checks requests as ASGI middleware. Those in progress are counted in the service's `traffic`."""
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
@@ -76,7 +76,11 @@ class Gate:
         if service.local_only and _hostname(headers.get("host", "")) not in LOCAL_NAMES:
             # A web page in a local browser could resolve its own name to 127.0.0.1 and read the answers
             # (DNS rebinding).
-            raise Refused(403, "unauthorized", "without an API key only requests to localhost are taken")
+            raise Refused(
+                403,
+                "unauthorized",
+                "without an API key, only requests to localhost are accepted; send the request to localhost",
+            )
         if path not in _OPEN and service.key is not None and not _has_key(headers, service.key):
             raise Refused(401, "unauthorized", "send the API key as Authorization: Bearer KEY")
         if scope["method"] != "POST" or path not in SCORING:
@@ -84,7 +88,7 @@ class Gate:
         if (refusal := service.refusal()) is not None:
             raise refusal
         if headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-            raise Refused(415, "invalid_request", "Content-Type must be application/json")
+            raise Refused(415, "invalid_request", "Content-Type must be application/json; set the header")
         length = headers.get("content-length", "")
         size = int(length) if length.isdecimal() and len(length) < 19 else 0
         if size > service.limits.body_mib * MIB:
@@ -116,7 +120,7 @@ async def _parts(receive: Receive, limits: ServiceLimits) -> AsyncIterator[bytes
             async with asyncio.timeout_at(latest):
                 message = await receive()
         except TimeoutError as error:
-            text = f"the body was not here after {limits.body_seconds:g} seconds; send less at once, or faster"
+            text = f"the body did not arrive within {limits.body_seconds:g} seconds; send less at once, or faster"
             raise Refused(408, "too_slow", text) from error
         if message["type"] == "http.disconnect":
             raise hung_up()
@@ -138,7 +142,7 @@ def _replay(body: bytearray, receive: Receive) -> Receive:
 
 
 def hung_up() -> Refused:
-    return Refused(499, "gone", "the caller has hung up")
+    return Refused(499, "gone", "the caller has disconnected")
 
 
 def caller_of(scope: Scope) -> str:

@@ -13,7 +13,7 @@ MAX_HEADER = 64 * 1024
 
 
 class ServiceLimits(Config):
-    """Limits of the service. A request that exceeds one is refused, and the service keeps running."""
+    """Configures the limits of the service. A request that exceeds one is rejected, and the service keeps running."""
 
     body_mib: int = Field(64, ge=1)
     """Maximum size of a request body, in MiB."""
@@ -31,8 +31,8 @@ class ServiceLimits(Config):
     characters: int = Field(400_000, ge=1)
     """Maximum number of characters per solution, including its question."""
     characters_per_token: float = Field(16.0, gt=0)
-    """A solution with more characters than this per token of the model's context is refused before it is tokenized;
-    a shorter one is measured in tokens."""
+    """A solution with more characters than this per token of the model's context is rejected before it is tokenized; a
+    shorter one is measured in tokens."""
     images: int = Field(16, ge=0)
     """Maximum number of images per solution."""
     image_mib: int = Field(16, ge=1)
@@ -79,8 +79,8 @@ class ServiceLimits(Config):
 
     @property
     def max_values(self) -> int:
-        """Maximum number of JSON values and separators in a body. It exceeds what the largest valid request needs,
-        so that most oversized requests are told which limit they exceed."""
+        """Return the maximum number of JSON values and separators in a body. It exceeds what the largest valid request
+        needs, so that most oversized requests are told which limit they exceed."""
         return max(2**18, 2 * self.solutions * (self.steps + 2 * self.images + 8))
 
     def per_address(self, together: int, single: int) -> int:

@@ -24,8 +24,11 @@ class _Asked:
 
 @dataclass
 class Pace:
-    """Adapt the batch size to the scorer's speed: a total weight of at most `limit`, which is updated from the
-    duration of the last batch so that a batch takes about `seconds`, and never exceeds `most`."""
+    """Adapts the batch size to the scorer's speed.
+
+    `limit` is the maximum total weight of a batch. It is updated from the duration of the last batch, so that a batch
+    takes about `seconds`, and never exceeds `most`.
+    """
 
     most: float = math.inf
     seconds: float = math.inf
@@ -40,7 +43,7 @@ class Pace:
 
 
 class ScoreQueue:
-    """Batch the requests of one event loop, which is never blocked: the scorer runs in a thread, `thread` or one owned
+    """Batches the requests of one event loop, which is never blocked: the scorer runs in `thread`, or in a thread owned
     by the queue.
 
     A batch holds as many waiting solutions as the pace allows, with callers taking turns; a heavier solution is scored
@@ -59,7 +62,7 @@ class ScoreQueue:
 
     @property
     def waiting(self) -> int:
-        """Number of solutions that wait to be scored."""
+        """Return the number of solutions that wait to be scored."""
         return len(self._waiting)
 
     async def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
@@ -143,7 +146,7 @@ class ScoreQueue:
             assert len(answers) == len(solutions), "one answer per solution"
         except EngineStoppedError as error:
             return [error] * len(solutions)
-        except Exception as error:  # also what a processor raises for an image that it cannot process
+        except Exception as error:  # includes what a processor raises for an image that it cannot process
             if len(solutions) == 1:
                 return [error]
             middle = len(solutions) // 2

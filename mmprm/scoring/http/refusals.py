@@ -19,7 +19,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         408: "the body did not arrive in time",
         413: "the body is too large",
         422: "cannot be read, exceeds a limit, or cannot be scored",
-        429: "too much is waiting; see Retry-After",
+        429: "too many requests are waiting; see Retry-After",
         431: "the header is too large",
         500: "the model failed on this solution",
         503: "the model is loading, the service is closing, or the model has failed",
@@ -35,7 +35,7 @@ def refused_for(error: Exception) -> Refused:
         return invalid(error.errors())
     if isinstance(error, HTTPException):
         # FastAPI raises 400 for a body that ended early.
-        text = "the body cannot be read" if error.status_code == 400 else str(error.detail)
+        text = "the body cannot be read; send it again" if error.status_code == 400 else str(error.detail)
         refused = Refused(error.status_code, _KINDS.get(error.status_code, "invalid_request"), text)
         refused.headers = error.headers
         return refused

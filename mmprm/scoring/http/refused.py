@@ -1,4 +1,4 @@
-"""Define the error that refuses a request or one of its solutions."""
+"""Define the error that rejects a request or one of its solutions."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ _OBJECT = re.compile(r"<([\w.]+) object at 0x[0-9a-fA-F]+>")
 
 
 class Refused(HTTPException):
-    """Refusal of a request or of one solution. `kind` is the error type on the wire. It derives from HTTPException
-    so that it passes through FastAPI's body parsing."""
+    """Rejects a request or one of its solutions. `kind` is the error type on the wire. It derives from HTTPException so
+    that it passes through FastAPI's body parsing."""
 
     def __init__(self, status: int, kind: str, message: str, field: str | None = None) -> None:
         super().__init__(status, message)

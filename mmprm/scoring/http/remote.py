@@ -25,7 +25,7 @@ REQUEST_SOLUTIONS = 32
 BODY_MIB = 64
 """Default for servers that do not state their limit."""
 ROOM = 0.9
-"""Share of the server's maximum body size to fill, leaving space for uncounted keys and separators."""
+"""Share of the server's maximum body size to fill; the rest is for keys and separators, which are not counted."""
 _BATCH = TypeAdapter(BatchOut)
 _MODEL = TypeAdapter(ModelOut)
 _SOMEBODY: Body = {"solutions": [{"question": "What is 1 + 1?", "steps": ["1 + 1 = 2"]}]}
@@ -150,18 +150,21 @@ class RemoteScorer:
         if ours != theirs:
             raise ConfigError(
                 f"scorer.server.urls={', '.join(self._config.urls)}: one serves {self._client.quoted(ours)}, another "
-                f"{self._client.quoted(theirs)}; scores of different models cannot be mixed: give the URLs of one"
+                f"{self._client.quoted(theirs)}; scores of different models cannot be mixed; give only the URLs of one "
+                "model"
             )
         return answer
 
     async def _see_that_it_works(self, result: ErrorOut) -> None:
-        """Check that the model works at all: one that fails on one solution may fail on all, and then no solution is
-        at fault."""
+        """Check that the model works at all: if it fails on every solution, no single solution is at fault."""
         if result.error.type == "internal":
             (probe,) = (await self._post(_SOMEBODY, "")).results
             if isinstance(probe, ErrorOut) and probe.error.type == "internal":
                 message = self._client.quoted(probe.error.message)
-                raise EngineStoppedError(f"{', '.join(self._config.urls)}: {message}")
+                raise EngineStoppedError(
+                    f"{', '.join(self._config.urls)}: the model fails on every solution ({message}); see the server's "
+                    "log"
+                )
 
     def _body(self, solutions: Sequence[Solution]) -> dict[str, Any]:
         return {
@@ -186,7 +189,9 @@ def _base64(image: ImageRef) -> str:
     try:
         data = image_bytes(image)
     except OSError as error:
-        raise DataError(f"{image.path}: cannot be read as an image ({error.strerror})") from error
+        raise DataError(
+            f"{image.path}: cannot be read as an image ({error.strerror}); check the path, or set image_root"
+        ) from error
     return base64.b64encode(data).decode()
 
 
@@ -221,10 +226,10 @@ def _read_model(values: Any, _: Body) -> ModelOut:
     try:
         model = _MODEL.validate_python(values)
     except ValidationError as error:
-        raise Failure("answer is none of mmprm serve", _first(error)) from error
+        raise Failure("answer is not from mmprm serve", _first(error)) from error
     for name, value in model.limits.items():
         if not (math.isfinite(value) and value >= 0) or (value < 1 and name in ("solutions", "body_mib")):
-            raise Failure("answer is none of mmprm serve", f"limits.{name}={value}")
+            raise Failure("answer is not from mmprm serve", f"limits.{name}={value}")
     return model
 
 
@@ -232,16 +237,16 @@ def _read_batch(values: Any, body: Body) -> BatchOut:
     try:
         answer = _BATCH.validate_python(values)
     except ValidationError as error:
-        raise Failure("answer is no list of scores", _first(error)) from error
+        raise Failure("answer is not a list of scores", _first(error)) from error
     asked = (body or {})["solutions"]
     if len(answer.results) != len(asked):
-        raise Failure("answer has another number of results", f"asked for {len(asked)}, got {len(answer.results)}")
+        raise Failure("answer has an incorrect number of results", f"asked for {len(asked)}, got {len(answer.results)}")
     for solution, result in zip(asked, answer.results, strict=True):
         if isinstance(result, ErrorOut):
             continue
         # A server that cuts solutions that are too long returns no scores for the last steps.
         if not 0 < len(result.scores) <= len(solution["steps"]) or not all(0 <= score <= 1 for score in result.scores):
-            raise Failure("answer has scores that cannot be", f"{len(solution['steps'])} steps, {result.scores[:8]}")
+            raise Failure("answer has impossible scores", f"{len(solution['steps'])} steps, {result.scores[:8]}")
     return answer
 
 

@@ -26,7 +26,7 @@ CLOSING_SECONDS = 5
 
 
 class Server(uvicorn.Server):
-    """Keep answering during shutdown: accepted requests are finished, and new ones get 503.
+    """Keeps answering during shutdown: accepted requests are finished, and new ones get 503.
 
     The model's thread cannot be interrupted while it loads or scores. If that exceeds the time limit, or if a second
     signal arrives, the process exits immediately. `limit` is the timer.
@@ -51,7 +51,9 @@ class Server(uvicorn.Server):
         self._service = service
         self._seconds = shutdown_seconds
         self._closes: float | None = None
-        self.limit = threading.Timer(shutdown_seconds + 2 * CLOSING_SECONDS, _end_at_once, ["it takes too long"])
+        self.limit = threading.Timer(
+            shutdown_seconds + 2 * CLOSING_SECONDS, _end_at_once, ["the time limit has passed"]
+        )
         self.limit.daemon = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -64,14 +66,14 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: object) -> None:
         """Begin the shutdown, or exit immediately on the second signal."""
         if self._service.closing:
-            _end_at_once("asked a second time")
+            _end_at_once("second signal")
         self._service.closing = True
 
     async def on_tick(self, counter: int) -> bool:
         """Exit when every accepted request has been answered, or when the time limit has passed."""
         service = self._service
         if (service.closing or service.failure is not None) and self._closes is None:
-            logging.getLogger(__name__).info("closing; %d requests to finish", service.traffic.requests)
+            logging.getLogger(__name__).info("closing; %d requests remain", service.traffic.requests)
             self._closes = time.monotonic() + self._seconds
             self.limit.start()
         if self._closes is not None and (service.traffic.requests == 0 or time.monotonic() > self._closes):
@@ -81,5 +83,5 @@ class Server(uvicorn.Server):
 
 def _end_at_once(why: str) -> None:
     """Exit without waiting for threads. Both backends compute in this process, so no other process remains."""
-    logging.getLogger(__name__).warning("ends at once: %s", why)
+    logging.getLogger(__name__).warning("exits without waiting: %s", why)
     os._exit(1)

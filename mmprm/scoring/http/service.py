@@ -1,4 +1,4 @@
-"""The HTTP service of one process reward model: `mmprm serve`.
+"""Implement `mmprm serve`, the HTTP service of one process reward model.
 
 Waiting requests are scored together, with callers taking turns. One thread loads the model, scores with it and closes
 it; PREPARING_THREADS other threads per kind of work parse requests and decode images.
@@ -50,7 +50,8 @@ T = TypeVar("T")
 
 
 class Service:
-    """`app` is the ASGI application, `facts` is the answer to GET /v1/model, and `load` creates the scorer.
+    """Serves one scorer. `app` is the ASGI application, `facts` is the response to GET /v1/model, and `load` creates
+    the scorer.
 
     `failure` is set if the model could not be loaded or has stopped working.
     """
@@ -89,7 +90,7 @@ class Service:
         if self.failure is not None:
             return Refused(503, "internal", "the model has failed; see the service's log")
         if self.closing:
-            return Refused(503, "closing", "the service is closing; ask another one")
+            return Refused(503, "closing", "the service is closing; use another one")
         if self._queue is None:
             return Refused(503, "loading", "the model is loading; try again later")
         return None
@@ -109,14 +110,19 @@ class Service:
     def _application(self) -> FastAPI:
         app = FastAPI(
             title="mmprm serve",
-            description="Scores of a process reward model: P(step is right) for each step of a solution.",
+            description="Scores of a process reward model: P(step is correct) for each step of a solution.",
             docs_url=None,  # FastAPI's pages load scripts from other hosts
             redoc_url=None,
             lifespan=self._lifespan,
         )
         app.router.route_class = bounded_route(self._parsed)
         app.add_api_route(
-            "/v1/score", self.score, methods=["POST"], response_model=ScoreOut, responses=ERRORS, summary="One solution"
+            "/v1/score",
+            self.score,
+            methods=["POST"],
+            response_model=ScoreOut,
+            responses=ERRORS,
+            summary="Score one solution",
         )
         app.add_api_route(
             "/v1/score/batch",
@@ -124,11 +130,13 @@ class Service:
             methods=["POST"],
             response_model=BatchOut,
             responses=ERRORS,
-            summary="Many solutions; one that cannot be scored has an error in its place",
+            summary="Score many solutions; one that cannot be scored has an error in its place",
         )
-        app.add_api_route("/v1/model", self.model, response_model=ModelOut, summary="What is served, and its limits")
-        app.add_api_route("/health", self.health, summary="200 while requests are taken, else 503")
-        app.add_api_route("/metrics", self.metrics_text, summary="Metrics in Prometheus' text format")
+        app.add_api_route(
+            "/v1/model", self.model, response_model=ModelOut, summary="Describe the served model and its limits"
+        )
+        app.add_api_route("/health", self.health, summary="Return 200 while requests are accepted, otherwise 503")
+        app.add_api_route("/metrics", self.metrics_text, summary="Return metrics in the Prometheus text format")
         app.add_api_route("/docs", self.page, include_in_schema=False)
         app.add_middleware(Gate, service=self)
         for kind in (Refused, RequestValidationError, HTTPException, Exception):
@@ -147,7 +155,7 @@ class Service:
     async def score_batch(self, batch: BatchIn, request: Request) -> Response:
         count, most = len(batch.solutions), self.limits.solutions
         if count > most:
-            text = f"a request of {count:,} solutions, at most {most:,} are taken; send fewer at once"
+            text = f"the request has {count:,} solutions, but at most {most:,} are accepted; send fewer at once"
             raise Refused(422, "too_large", text, "solutions")
         positions = [f"solutions[{index}]" for index in range(count)]
         answers = await self._judged(batch.solutions, positions, request)
@@ -187,7 +195,7 @@ class Service:
         self, values: Sequence[Any], positions: Sequence[str], caller: str
     ) -> list[dict[str, Any] | Refused]:
         """Return the result of each solution, or why it has none."""
-        assert self._queue is not None, "the gate has looked"
+        assert self._queue is not None, "the gate has checked that"
         threads = self._images if any(map(_has_images, values)) else self._texts
         prepared = await _in_thread(threads, self._prepared, values, positions)
         ready = [item for item in prepared if not isinstance(item, Refused)]
@@ -221,7 +229,7 @@ class Service:
                 self._probing = asyncio.create_task(self._probe())
             return Refused(500, "internal", f"the model failed on it ({type(answer).__name__}); see the service's log")
         if not answer.scores or not all(map(math.isfinite, answer.scores)):
-            return Refused(500, "internal", "the model gave no number; see that its weights are sound")
+            return Refused(500, "internal", "the model returned a score that is not finite; check its weights")
         self.metrics.solutions.inc()
         self.metrics.steps.inc(len(answer.scores))
         return {"scores": answer.scores, "aggregate": self._aggregate(answer.scores)}

@@ -15,8 +15,8 @@ from mmprm.scoring.http.refused import Refused
 
 @dataclass
 class Traffic:
-    """Requests for scoring that have arrived and are not answered yet, and the bytes and solutions of these and of
-    the requests that are still arriving."""
+    """Counts the requests for scoring that have arrived and are not answered yet, and the bytes and solutions of these
+    and of requests that are still arriving."""
 
     limits: ServiceLimits
     requests: int = 0
@@ -59,18 +59,20 @@ class Traffic:
     def _check(self, held: Tally[str], address: str, more: int, most: int, share: int, name: str) -> None:
         for whose, count, bound in (("", held.total(), most), ("of this address ", held[address], share)):
             if count + more > bound:
-                text = f"{count:,} {name} {whose}are not answered yet, at most {bound:,} are taken; try again later"
+                text = (
+                    f"{count:,} {name} {whose}are not answered yet, but at most {bound:,} are accepted; try again later"
+                )
                 raise Refused(429, "busy", text)
 
 
 class Metrics:
-    """The service's own registry of metrics, in the Prometheus text format."""
+    """Holds the service's own registry of metrics, in the Prometheus text format."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         one = {"registry": self._registry}
         self.requests = Counter("mmprm_requests", "Answered requests", ["path", "status"], **one)
-        self.errors = Counter("mmprm_errors", "Refused requests and solutions", ["type"], **one)
+        self.errors = Counter("mmprm_errors", "Rejected requests and solutions", ["type"], **one)
         self.seconds = Histogram("mmprm_request_seconds", "Latency of requests", ["path"], **one)
         self.queue = Gauge("mmprm_queue_solutions", "Solutions that wait for the model", **one)
         self.in_flight = Gauge("mmprm_in_flight_requests", "Requests for scoring that are not answered yet", **one)
@@ -78,7 +80,7 @@ class Metrics:
         self.steps = Counter("mmprm_steps_scored", "Steps that got a score", **one)
         sizes = [2**power for power in range(11)]
         self.batches = Histogram("mmprm_batch_solutions", "Solutions scored together", buckets=sizes, **one)
-        self.ready = Gauge("mmprm_ready", "1 while requests are taken", **one)
+        self.ready = Gauge("mmprm_ready", "1 while requests are accepted", **one)
 
     def text(self) -> bytes:
         """Return all metrics in the Prometheus text format."""

@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 @dataclass(order=True)
 class _Request(Generic[T]):
-    """A request, ordered by the weight it has been served, then by the weight it still waits for, then by arrival."""
+    """Holds a request, ordered by the weight already served, then by the weight still waiting, then by arrival."""
 
     served: float
     left: float

@@ -49,11 +49,11 @@ class BatchIn(_Message):
     """Several solutions to score in one request."""
 
     solutions: list[Any] = Field(json_schema_extra={"items": {"$ref": "#/components/schemas/SolutionIn"}})
-    """Each is validated on its own, so that an invalid one does not affect the others."""
+    """Solutions, each validated separately, so that an invalid one does not affect the others."""
 
 
 class ErrorDetail(_Message):
-    """Why a request or one of its solutions was refused."""
+    """Reason why a request or one of its solutions was rejected."""
 
     type: str
     """invalid_request, too_large, unscorable, unauthorized, not_found, busy, loading, closing or internal."""
@@ -64,7 +64,7 @@ class ErrorDetail(_Message):
 
 
 class ErrorOut(_Message):
-    """The body of an error, or the result of a solution that could not be scored."""
+    """Body of an error, or result of a solution that could not be scored."""
 
     error: ErrorDetail
 
@@ -84,7 +84,7 @@ class ScoreOut(ScoresOut):
     aggregator: str
     model: str
     fingerprint: str = ""
-    """As in the model's description."""
+    """Fingerprint of the model; see GET /v1/model."""
 
 
 class BatchOut(_Message):
@@ -95,11 +95,11 @@ class BatchOut(_Message):
     aggregator: str
     model: str
     fingerprint: str = ""
-    """As in the model's description."""
+    """Fingerprint of the model; see GET /v1/model."""
 
 
 class ModelOut(_Message):
-    """What the service serves, and its limits."""
+    """The served model and the limits of the service."""
 
     model: str
     fingerprint: str = ""
@@ -153,18 +153,20 @@ class Reader:
             ("characters", characters, self._limits.characters),
         ):
             if count > most:
-                text = f"a solution has {count:,} {field}, at most {most:,} are taken; shorten it"
+                text = f"a solution has {count:,} {field}, but at most {most:,} are accepted; shorten it"
                 raise Refused(422, "too_large", text, None if field == "characters" else field)
         if characters > self._max_characters:
             text = (
-                f"a solution has {characters:,} characters, which are more tokens than the model reads: at most "
-                f"{self._max_characters:,} are tokenized; shorten it"
+                f"a solution has {characters:,} characters, which exceeds the model's context (at most "
+                f"{self._max_characters:,} are tokenized); shorten it"
             )
             raise Refused(422, "unscorable", text)
 
     def _image(self, image: ImageIn, field: str) -> ImageRef:
         if (image.data is None) == (image.path is None):
-            raise Refused(422, "invalid_request", "an image has either data (base64) or path", field)
+            raise Refused(
+                422, "invalid_request", "an image must have either data (base64) or path; send exactly one", field
+            )
         most = self._limits.image_mib * MIB
         if image.data is not None:
             data = _decoded(image.data, field) if len(image.data) <= most * 4 // 3 + 4 else b"\0" * (most + 1)
@@ -183,7 +185,9 @@ class Reader:
 
 def _check_total(count: int, most: int, whose: str, unit: str, field: str) -> None:
     if count > most:
-        text = f"the images of {whose} have {count:,} {unit} or more, at most {most:,} are taken; scale them down"
+        text = (
+            f"the images of {whose} have {count:,} {unit} or more, but at most {most:,} are accepted; scale them down"
+        )
         raise Refused(422, "too_large", text, field)
 
 
@@ -194,12 +198,12 @@ def _check_texts(item: SolutionIn, max_steps: int) -> None:
         try:
             text.encode()
         except UnicodeEncodeError:
-            text = f"{field} holds half of a surrogate pair, which is no text"
+            text = f"{field} holds half of a surrogate pair, which is not valid text; remove it"
             raise Refused(422, "invalid_request", text, field) from None
     if not item.question.strip():
-        raise Refused(422, "invalid_request", "question is empty", "question")
+        raise Refused(422, "invalid_request", "question is empty; send the question of the problem", "question")
     if not item.steps:
-        raise Refused(422, "invalid_request", "a solution must have at least one step", "steps")
+        raise Refused(422, "invalid_request", "a solution must have at least one step; send its steps", "steps")
 
 
 def invalid(errors: list[Any]) -> Refused:
@@ -209,7 +213,7 @@ def invalid(errors: list[Any]) -> Refused:
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
     field = ascii(field)[1:-1][:200]
     if first["type"] == "json_invalid":
-        return Refused(422, "invalid_request", f"the body is not JSON: {first['ctx']['error']}")
+        return Refused(422, "invalid_request", f"the body is not JSON: {first['ctx']['error']}; correct it")
     return Refused(422, "invalid_request", f"{field or 'body'}: {first['msg']}", field or None)
 
 
@@ -217,26 +221,32 @@ def _decoded(text: str, field: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Refused(422, "invalid_request", f"data is not base64 ({error})", field) from error
+        raise Refused(
+            422, "invalid_request", f"data is not base64 ({error}); encode the image file in base64", field
+        ) from error
 
 
 def _read(path: str, field: str, root: Path | None, most: int) -> bytes:
     """Read at most `most` + 1 bytes of a regular file below the root. For a path outside the root, the error does not
     reveal whether it exists."""
     if root is None:
-        raise Refused(422, "invalid_request", "paths are not taken here (image_root is not set); send data", field)
+        raise Refused(422, "invalid_request", "paths are not accepted, because image_root is not set; send data", field)
     try:
         root = root.resolve()
         target = (root / path).resolve()
         if not target.is_relative_to(root):
-            raise Refused(422, "invalid_request", "path leads out of image_root", field)
+            raise Refused(
+                422, "invalid_request", "path leads out of image_root; give a file below it, or send data", field
+            )
         with open(target, "rb", opener=_no_link) as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise Refused(422, "invalid_request", "path is no file", field)
+                raise Refused(422, "invalid_request", "path is not a file", field)
             return file.read(most + 1)
-    except (OSError, ValueError, RuntimeError) as error:  # no such file, a null byte, a loop of links
+    except (OSError, ValueError, RuntimeError) as error:  # a missing file, a null byte, or a loop of links
         reason = getattr(error, "strerror", None) or "not a path"
-        raise Refused(422, "invalid_request", f"path cannot be read ({reason})", field) from error
+        raise Refused(
+            422, "invalid_request", f"path cannot be read ({reason}); check it, or send data", field
+        ) from error
 
 
 def _no_link(path: str, flags: int) -> int:

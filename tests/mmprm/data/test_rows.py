@@ -123,7 +123,7 @@ def test_a_subset_is_chosen_or_refused(tmp_path: Path) -> None:
         write_parquet(tmp_path / "set" / subset / "train-00000-of-00001.parquet", [ROWS[number]])
     assert rows_of(tmp_path / "set", subset="main") == ROWS[:1]
     assert rows_of(tmp_path / "set", subset="socratic") == ROWS[1:]
-    with pytest.raises(DataError, match="no subset 'nonsense'; set problems.subset to one of main, socratic"):
+    with pytest.raises(DataError, match=r"no subset 'nonsense'; set problems.subset to one of main, socratic"):
         rows_of(tmp_path / "set", subset="nonsense")
     with pytest.raises(DataError, match=r"several subsets: main, socratic; set problems\.subset"):
         rows_of(tmp_path / "set")

@@ -297,7 +297,7 @@ def test_threshold_and_format_must_be_known(
     (tmp_path / "others.jsonl").write_text(json.dumps({**prm800k(1), "question": {"problem": "another"}}))
     labels = ["--set", f"truth={tmp_path / 'others.jsonl'}", "--set", f"output={tmp_path}"]
     assert run("labels", str(tmp_path / "labels.parquet"), *labels) == 2
-    assert "others.jsonl: judges no labeled step" in capsys.readouterr().err
+    assert "others.jsonl: contains none of the labeled steps" in capsys.readouterr().err
     (tmp_path / "one.json").write_text("{}")
     assert run("processbench", str(tmp_path / "one.json"), *sets) == 2
     assert "one.json: must hold a list of objects" in capsys.readouterr().err

@@ -24,7 +24,7 @@ from mmprm.planning.memory import (
     states,
     working_activations,
 )
-from policy_rl.trainer.policy import LOGITS_AT_ONCE
+from policy_rl.trainer.output_layer import LOGITS_AT_ONCE
 
 
 @pytest.mark.parametrize(("stage", "gigabytes"), [(0, 120.0), (1, 31.4), (2, 16.6), (3, 1.9)])
@@ -175,17 +175,16 @@ def test_operations_of_published_runs() -> None:
 
 
 def test_output_layer_by_hand() -> None:
-    """V = 2²⁰, H = 4: 64 tokens have 2²⁶ logits, one chunk; with 65 tokens there is a second one."""
-    rows, chunk = 2**20, 4 * 2**26
-    matrix = 4 * rows * 4
-    one = output_layer(rows, 4, 64, "bf16")
-    assert one == (matrix + 4 * 64 * 4) + (matrix + 4 * 64 * 4) + 4 * chunk
-    assert output_layer(rows, 4, 65, "bf16") == (matrix + 4 * 65 * 4) + (2 * matrix + 4 * 65 * 4) + 4 * chunk
-    assert output_layer(rows, 4, 64, "fp32") == matrix + 4 * 64 * 4 + 4 * chunk, "no copy"
-    assert output_layer(rows, 4, 64, "bf16", float32=False) == (matrix + 4 * 64 * 4) / 2 + 4 * chunk
-    frozen = output_layer(rows, 4, 65, "bf16", trained=False)
-    assert frozen == (matrix + 4 * 65 * 4) + 4 * 65 * 4 + 4 * chunk, "as beside adapters"
-    assert output_layer(rows, 4, 64, "bf16", backward=False) == matrix + 4 * 64 * 4 + 2 * chunk
+    """V = 2²⁰, H = 4: 64 tokens have 2²⁶ logits, one chunk of all rows; 128 tokens have two chunks of 2¹⁹ rows."""
+    rows, logits = 2**20, 2 * 4 * 2**26
+    assert output_layer(rows, 4, 64, "bf16") == logits + 2 * 16 * (64 + rows) + 8 * rows
+    assert output_layer(rows, 4, 128, "bf16") == logits + 2 * 16 * (128 + rows // 2) + 8 * rows
+    assert output_layer(rows, 4, 128, "fp32") == logits + 16 * (128 + rows // 2) + 16 * rows, "no copies"
+    assert output_layer(rows, 4, 64, "bf16", float32=False) == logits + 16 * (64 + rows) + 8 * rows
+    frozen = output_layer(rows, 4, 128, "bf16", trained=False)
+    assert frozen == logits + 2 * 16 * (128 + rows // 2), "as beside adapters"
+    assert output_layer(rows, 4, 64, "bf16", backward=False) == logits
+    assert output_layer(100, 4, 10, "fp32", backward=False) == 2 * 4 * 1000, "fewer logits"
 
 
 def test_the_logits_at_once_are_those_of_the_policy() -> None:

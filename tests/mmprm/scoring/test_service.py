@@ -136,7 +136,7 @@ BAD: dict[str, tuple[Callable[[Tiny], Any], int, str, str | None, str]] = {
         lambda t: t.request(0, steps=["a"] * 10_000), 422, "too_large", "steps", "10,000 steps, but at most 1,000",
     ),
     "characters": (
-        lambda t: t.request(0, steps=["a" * 400_000]), 422, "too_large", None, "characters, at most 400,000",
+        lambda t: t.request(0, steps=["a" * 400_000]), 422, "too_large", None, "characters, but at most 400,000",
     ),
     "step is a number": (lambda t: t.request(0, steps=["1", 2]), 422, "invalid_request", "steps[1]", "valid string"),
     "unknown field": (lambda t: t.request(0, marker="x"), 422, "invalid_request", "marker", "Extra inputs"),
@@ -162,7 +162,7 @@ BAD: dict[str, tuple[Callable[[Tiny], Any], int, str, str | None, str]] = {
         lambda t: t.request(0, images=[{"path": "large.png"}]), 422, "too_large", "images[0]", "larger than 1 MiB",
     ),
     "many images": (
-        lambda t: t.request(0, images=[{"path": "0.png"}] * 4), 422, "too_large", "images", "4 images, at most 3",
+        lambda t: t.request(0, images=[{"path": "0.png"}] * 4), 422, "too_large", "images", "4 images, but at most 3",
     ),
     "both": (
         lambda t: t.request(0, images=[{"path": "0.png", "data": ""}]), 422, "invalid_request", "images[0]", "either",

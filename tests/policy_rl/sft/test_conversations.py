@@ -108,7 +108,7 @@ def test_problems_with_solutions_are_asked_as_the_prompt_says(tmp_path: Path) ->
         ({"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": " "}]}, "turn is empty"),
         ({"message": [{"role": "user", "content": "<image> <image>"}], "image": "a.png", "answer": "1"}, "2 <image>"),
         ({"message": "no JSON", "answer": "1"}, "chat messages.*is not JSON"),
-        ({"message": [["role", "user"]], "answer": "1"}, "not of a known form"),
+        ({"message": [["role", "user"]], "answer": "1"}, "an unknown format"),
         ({"question": "Q", "answer": "1"}, "no solution"),
     ],
 )

@@ -67,7 +67,7 @@ def test_images_stand_in_their_places_once(
 @pytest.mark.parametrize(
     ("bad", "words"),
     [
-        (row("<video>\n<audio>\nQ", video="a.mp4"), "column 'video' holds 'a.mp4': video and audio are not read"),
+        (row("<video>\n<audio>\nQ", video="a.mp4"), "column 'video' holds 'a.mp4': video and audio are not supported"),
         (row("<video>\nQ"), "holds '<video>'"),
         (row("Q<|im_end|>"), r"a user turn holds '<\|im_end\|>'"),
         (row("Q", photo="red.png"), "column 'photo' looks like images"),
