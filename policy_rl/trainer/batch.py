@@ -46,12 +46,12 @@ class Limits:
         found = self.reserved & set(sample.token_ids)
         if found:
             raise DataError(
-                f"{name}: a response holds token {min(found)}, which stands for an image; ban it in sampling"
+                f"{name}: a response contains token {min(found)}, which represents an image; ban it in sampling"
             )
 
 
 def tokens_of_groups(samples: Iterable[TrainingSample]) -> Counter[int]:
-    """Return the number of response tokens that count by group."""
+    """Return the number of response tokens that count, per group."""
     tokens: Counter[int] = Counter()
     for sample in samples:
         tokens[sample.group] += int(sample.counted.sum())
@@ -59,7 +59,7 @@ def tokens_of_groups(samples: Iterable[TrainingSample]) -> Counter[int]:
 
 
 def check_finite(samples: Sequence[TrainingSample]) -> None:
-    """Raise TrainingError, naming the problem, for NaN or infinity at a token that counts.
+    """Raise TrainingError, naming the problem, if a value at a token that counts is NaN or infinite.
 
     Such a value would corrupt the weights.
     """
@@ -68,16 +68,16 @@ def check_finite(samples: Sequence[TrainingSample]) -> None:
             array = getattr(sample, name)
             if array is None:
                 continue
-            assert len(array) == len(sample.token_ids), f"{name}: one number a response token"
+            assert len(array) == len(sample.token_ids), f"{name}: one value per response token"
             if not np.isfinite(array[sample.counted]).all():
                 raise TrainingError(
-                    f"problem {sample.problem.id}: {name} of a response is not finite; no update is made from it, "
-                    "see what its reward functions and its engine returned"
+                    f"problem {sample.problem.id}: {name} of a response is not finite, so no update is made from it; "
+                    "check what its reward functions and its engine returned"
                 )
 
 
 Row = tuple[int, ...]
-"""Responses (their indices among the experiences) that share a prompt and a row."""
+"""Responses (their indices among the samples) that share a prompt and a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +100,11 @@ def plan(
     share_prompt: bool,
     attention_cost: float = 0.0,
 ) -> Plan:
-    """Plan micro-batches of at most `token_budget` tokens, padding included, and equally many on every rank.
+    """Plan micro-batches of at most `token_budget` tokens, including padding, the same number on every rank.
 
-    A row that is longer than the budget has a micro-batch of its own. With `share_prompt`, responses of a group are
-    placed in one row after their prompt, and a prefix that several responses have in common is stored once. A row holds
-    as many responses as fit the budget and cost least (see `cheapest_rows`).
+    A row longer than the budget gets its own micro-batch. With `share_prompt`, the responses of a group are placed in
+    one row after their prompt, and a prefix common to several responses is stored once. Rows are chosen for minimal
+    cost within the budget (see `cheapest_rows`).
     """
     groups: dict[int, list[int]] = {}
     for position, sample in enumerate(samples):
@@ -113,7 +113,7 @@ def plan(
     lengths: list[int] = []
     for members in groups.values():
         head = samples[members[0]]
-        assert all(samples[position].problem == head.problem for position in members), "a group answers one problem"
+        assert all(samples[position].problem == head.problem for position in members), "a group has one problem"
         members = sorted(members, key=lambda position: (samples[position].token_ids, position))
         paths = [_ids(samples[position]) for position in members]
         shared = [common_prefix(*pair) for pair in itertools.pairwise(paths)]
@@ -136,11 +136,11 @@ def cheapest_rows(
     """Return the cheapest partition of a group's responses into rows of at most `most` responses.
 
     The responses are in lexicographic order, and a row holds consecutive ones. The cost is the sum of L·(1 + c·L) over
-    the rows, with L = prompt + responses − tokens that neighbors in the row share; L is at most `token_budget`, except
-    for a response that is alone in its row.
+    the rows, where L = prompt + responses − tokens shared by neighbors in the row. L is at most `token_budget`, except
+    for a single response in its own row.
 
-    Response k has sizes_K[k] tokens, the first shared_K[k] of which it shares with response k + 1. `attention_cost` c
-    is the cost of a pair of tokens relative to that of a token: about 1 / (6 · hidden size) if the complete attention
+    Response k has sizes_K[k] tokens and shares the first shared_K[k] of them with response k + 1. `attention_cost` c is
+    the cost of a pair of tokens relative to that of a token: about 1 / (6 · hidden size) if the complete attention
     matrix is computed, 0 if masked blocks are skipped.
     """
     best: list[tuple[float, list[slice]]] = [(0.0, [])]
@@ -165,7 +165,7 @@ def collate(
 ) -> PolicyInputs:
     """Return the tensors of a micro-batch, with the responses in the order of the rows.
 
-    `stand_in`: if no prompt has images, use the smallest image, so that the vision tower runs.
+    `stand_in`: if no prompt has images, use a minimal placeholder image, so that the vision tower runs.
     """
     heads = [samples[row[0]] for row in rows]
     prompts = [encoder(head.problem, head.prompt_tokens) for head in heads]
@@ -209,7 +209,7 @@ def collate(
 def _images(
     rows: Sequence[Row], samples: Sequence[TrainingSample], prompts: Sequence[EncodedPrompt]
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Return each group's images once, and, if rows share images, the index of the feature of each image token."""
+    """Return each group's images once and, if rows share images, the feature index of each image token."""
     first: dict[int, int] = {}
     shown: dict[int, EncodedPrompt] = {}
     count = 0
@@ -231,12 +231,12 @@ def _images(
 def padded(
     rows: Sequence[Row], samples: Sequence[TrainingSample], name: str, dtype: torch.dtype = torch.float32
 ) -> Tensor | None:
-    """Return one of the arrays (or `counted`) as a tensor _NT in the order of the rows, 0 on padding.
+    """Return one array of the samples (or `counted`) as a tensor _NT in the order of the rows, padded with 0.
 
     Returns None if the array is None for all responses.
     """
     arrays = [getattr(samples[position], name) for row in rows for position in row]
     if all(array is None for array in arrays):
         return None
-    assert all(array is not None for array in arrays), f"{name}: for all responses of an update, or for none"
+    assert all(array is not None for array in arrays), f"{name} must be given for all responses of an update or none"
     return pad_sequence([torch.as_tensor(np.array(array), dtype=dtype) for array in arrays], batch_first=True)

@@ -1,9 +1,9 @@
-"""Drive the trainer: one Ray actor per rank, with every call made to all of them at once.
+"""Control the trainer: one Ray actor per rank, each call made to all ranks at once.
 
-    group = TrainerGroup(model, config, prompt, temperature, total_updates, critic, places)
-    group.check(experience)                                  # DataError: count and skip
-    experiences = group.log_probs(experiences, policy=True)  # with old, ref and values filled in
-    metrics = group.update(experiences, progress)
+    group = TrainerGroup(model, config, prompt, temperature, total_updates, critic, options)
+    group.check(sample)                            # DataError: count and skip the sample
+    samples = group.log_probs(samples, policy=True)          # with old, ref and values filled in
+    metrics = group.update(samples, progress)
     group.open_transfer(make); published = group.publish(version, probe_token_ids, dtype)
     extra = group.resume(folder); group.save(folder, extra, keep); group.save_model(folder)
     group.close()
@@ -36,7 +36,7 @@ from policy_rl.types import TrainingSample
 from policy_rl.weights.transfer import Published, Transfer
 
 GRACE_SECONDS = 10
-"""Time in seconds that the other ranks have to answer after one has failed."""
+"""Time in seconds that the other ranks have to answer after one rank has failed."""
 
 
 class TrainerGroup:
@@ -66,9 +66,9 @@ class TrainerGroup:
         # Ranks synchronize in each call, so calls from different threads must reach all ranks in the same order.
         self._lock = threading.RLock()
         gpu = ray.cluster_resources().get("GPU", 0) > 0
-        # Without a GPU the engines book the cores, and wait while the ranks compute: the ranks book none.
+        # Without a GPU, the engines book the cores and idle while the ranks compute, so the ranks book none.
         options = options or [{"num_cpus": 0, "num_gpus": 1 if gpu else 0}] * config.ranks
-        assert len(options) == config.ranks, "options for each rank"
+        assert len(options) == config.ranks, "options are given per rank"
         self._actors = [ray.remote(concurrency_groups={"monitor": 1}, **each)(_Rank).remote() for each in options]
         if starting is not None:
             starting.append(self)
@@ -89,7 +89,7 @@ class TrainerGroup:
         self.limits.check(sample)
 
     def log_probs(self, samples: Sequence[TrainingSample], policy: bool = True) -> list[TrainingSample]:
-        """Return the experiences with the log-probabilities and values that the update needs.
+        """Return the samples with the log-probabilities and values that the update needs.
 
         `old` and, with a critic, `values` are added unless `policy` is False; `ref` is added if there is a reference
         model.
@@ -116,7 +116,7 @@ class TrainerGroup:
         return self._call("publish", version, tuple(probe_token_ids), dtype)[0]
 
     def release_memory(self) -> None:
-        """Return the GPU memory that is cached and not in use, so that engines on the same GPUs can take it."""
+        """Return cached but unused GPU memory, so that engines on the same GPUs can use it."""
         self._call("release_memory")
 
     def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
@@ -138,7 +138,7 @@ class TrainerGroup:
         self._kill("it was closed")
 
     def abandon(self, reason: str) -> None:
-        """End the ranks at once, whatever they do; may be called from another thread while the group starts."""
+        """End the ranks at once, whatever they are doing; may be called from another thread during the start."""
         self._kill(reason)
 
     def _call(self, method: str, *arguments: Any) -> list[Any]:
@@ -189,11 +189,11 @@ class TrainerGroup:
         raise failure
 
     def _state(self, waiting: Sequence[int]) -> str:
-        """Return what each of these ranks is doing, as the ranks themselves report it."""
+        """Return what each of these ranks is doing, as reported by the ranks themselves."""
         questions = [self._actors[rank].doing.remote() for rank in waiting]
         done, _ = ray.wait(questions, num_returns=len(questions), timeout=5)
         states = [
-            f"rank {rank} is at {_answer(question) if question in done else 'something that it cannot tell'}"
+            f"rank {rank}: {_answer(question) if question in done else 'does not report its state'}"
             for rank, question in zip(waiting, questions, strict=True)
         ]
         return "; ".join(states)
@@ -236,19 +236,19 @@ class _Rank:
 
     @ray.method(concurrency_group="monitor")
     def doing(self) -> str:
-        """Return what the Trainer is doing; it answers during a call too."""
-        return "the start: loading the model, meeting the other ranks" if self._trainer is None else self._trainer.doing
+        """Return what the Trainer is doing; this also works during another call."""
+        return "loading the model, joining the other ranks" if self._trainer is None else self._trainer.doing
 
 
 def _answer(question: Any) -> str:
     try:
         return ray.get(question)
     except RayError:
-        return "its end: the process has died"
+        return "the process has died"
 
 
 def _cause(error: RayError, rank: int) -> BaseException:
-    """Return the error that was raised on the rank, without Ray's wrapper, whose text includes both tracebacks."""
+    """Return the error raised on the rank, without Ray's wrapper, whose text includes both tracebacks."""
     if isinstance(error, RayTaskError):
         return error.cause if isinstance(error.cause, Exception) else error
     return TrainingError(

@@ -1,6 +1,6 @@
 """Encode prompts for the trainer: render and tokenize them, and open their images, on the rank that needs them.
 
-An encoded prompt is kept for all responses to it.
+An encoded prompt is cached for all responses to it.
 
 Shapes: P token of a prompt, X axis of the positions.
 """
@@ -25,7 +25,7 @@ from mmprm.sampling.config import pixel_limits
 from mmprm.types import ImageRef, Problem
 
 KEPT_BYTES = 2**30
-"""Maximum size in bytes of the encoded prompts that are kept for the next pass over the same responses."""
+"""Maximum size in bytes of the encoded prompts that are cached for the next pass over the same responses."""
 
 _TEXT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids")
 
@@ -88,7 +88,7 @@ class PromptEncoder:
 
     @property
     def stand_in(self) -> dict[str, Tensor]:
-        """Return the smallest image, for batches without one."""
+        """Return the inputs of a minimal placeholder image, for batches without images."""
         if self._stand_in is None:
             from PIL import Image
 
@@ -99,7 +99,10 @@ class PromptEncoder:
 
     def _encode(self, problem: Problem) -> EncodedPrompt:
         if problem.images and not reads_images(self._processor):
-            raise DataError(f"problem {problem.id}: has images, but the model reads text only")
+            raise DataError(
+                f"problem {problem.id}: has images, but the model reads text only; use a vision-language model, or "
+                "remove the problem"
+            )
         images = [self._open(problem, image) for image in problem.images]
         inputs = dict(
             self._processor(

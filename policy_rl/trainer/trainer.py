@@ -1,15 +1,15 @@
 """Run one rank of the trainer: log-probabilities, updates, weights, checkpoints. Every rank must make the same calls.
 
     trainer = Trainer(model, config, prompt, temperature, total_updates, critic=False)
-    trainer.resume(folder)                       # dict that was given to save, or None
-    trainer.limits.check(experience)             # DataError: count and skip
-    trainer.log_probs(experiences)               # {place: LogProbs} of this rank's share
-    trainer.update(experiences, progress)        # metrics of one optimizer step, the same on every rank
-    trainer.publish(version, probe, dtype)       # weights to the engines
+    trainer.resume(folder)                       # the dict that was passed to save, or None
+    trainer.limits.check(sample)                 # DataError: count and skip the sample
+    trainer.log_probs(samples)                   # {index: LogProbs} for this rank's share
+    trainer.update(samples, progress)            # metrics of one optimizer step, the same on every rank
+    trainer.publish(version, probe, dtype)       # send weights to the engines
     trainer.save(folder, extra, keep); trainer.save_model(folder)
 
-Each rank is given all experiences and works on its share. With one update a rollout and neither KL nor critic nor
-several updates, `log_probs` is not needed: where `old` is None, the update takes its own log-probabilities.
+Each rank receives all samples and processes its share. `log_probs` is not needed with a single update per rollout and
+neither KL nor critic: if `old` is None, the update uses its own log-probabilities.
 
 Shapes: N response of a micro-batch, T token.
 """
@@ -52,7 +52,7 @@ from policy_rl.weights.transfer import ModelWeights, Published, Transfer
 
 @dataclass(frozen=True, slots=True)
 class LogProbs:
-    """One number per response token; None if not requested, or if the trainer has no critic or reference."""
+    """Hold one value per response token; None if not requested, or without a critic or reference model."""
 
     old: np.ndarray | None = None
     ref: np.ndarray | None = None
@@ -68,12 +68,14 @@ class _MicroBatch:
 
 
 class Trainer:
-    """`temperature` is that of the sampling; `total_updates` counts the optimizer steps of the whole run (with a filter
-    about), for the learning rate; `critic` adds a value head; `max_pixels` and `min_pixels` are the engines' limits
-    of an image.
+    """Train the policy on one rank.
 
-    The reference is the model that the run begins with, and is loaded only where loss.kl.coefficient is above 0; with
-    LoRA it is the model without its adapters.
+    `temperature` is the sampling temperature. `total_updates` is the number of optimizer steps of the whole run (an
+    estimate if there is a filter), which determines the learning rate. `critic` adds a value head. `max_pixels` and
+    `min_pixels` are the engines' limits of image size.
+
+    The reference model is the model that the run starts from, loaded only if loss.kl.coefficient is above 0; with LoRA
+    it is the model without its adapters.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class Trainer:
         self.doing = f"loading {model}"
         self.config, self.ranks = config, join_ranks()
         optimization = config.optimization
-        torch.manual_seed(optimization.seed)  # the same new weights on all ranks
+        torch.manual_seed(optimization.seed)  # all ranks must initialize the same new weights
         dtype = torch.bfloat16 if optimization.precision == "bf16" else torch.float32
         with loading_in_parts(optimization):
             backbone, self.processor = load_backbone(model, dtype)
@@ -101,7 +103,7 @@ class Trainer:
         self._encoder = PromptEncoder(backbone, self.processor, prompt, max_pixels, min_pixels)
         self._share_prompt = config.share_prompt and self._can_share(backbone)
         hidden = backbone.config.get_text_config().hidden_size
-        # On GPU the mask is one of blocks.
+        # On a GPU the attention mask has blocks, and masked ones are skipped.
         self._attention_cost = 0.0 if self.ranks.device.type == "cuda" else 1 / (6 * hidden)
         self._policy = Policy(backbone, temperature, critic, banned, config.float32_logits)
         prepare(self._policy, config.frozen, config.lora, config.gradient_checkpointing)
@@ -132,8 +134,11 @@ class Trainer:
         self.doing = "nothing"
 
     def log_probs(self, samples: Sequence[TrainingSample], policy: bool = True) -> dict[int, LogProbs]:
-        """Return log-probabilities by index, for this rank's share: `old` and, with a critic, `values` under the
-        current weights, unless `policy` is False; `ref` if there is a reference."""
+        """Return log-probabilities by sample index, for this rank's share.
+
+        `old` and, with a critic, `values` are computed under the current weights unless `policy` is False; `ref` is
+        computed if there is a reference model.
+        """
         for sample in samples:
             self.limits.check(sample)
         found: dict[int, LogProbs] = {}
@@ -156,14 +161,14 @@ class Trainer:
         return found
 
     def update(self, samples: Sequence[TrainingSample], progress: float | None = None) -> dict[str, float]:
-        """Make one optimizer step on all these responses, over all ranks, and return its metrics (see Tally.metrics).
+        """Perform one optimizer step on all these responses, over all ranks; return its metrics (see Tally.metrics).
 
-        `progress` from 0 to 1 is the share of the run before the update and sets the learning rate; the default is the
-        share of `total_updates` that has been made. In the first critic.warmup_updates only the value head learns: no
-        gradient reaches the other weights, and their learning rate is 0.
+        `progress` from 0 to 1 is the fraction of the run completed before the update and sets the learning rate; by
+        default it is the fraction of `total_updates` performed so far. During the first critic.warmup_updates updates
+        only the value head learns: the other weights get no gradient, and their learning rate is 0.
 
-        Raises DataError or TrainingError before anything is changed for a response that does not fit or holds a number
-        that is not finite. A gradient that is not finite changes nothing, and sets the metric `skipped`.
+        Raises DataError or TrainingError, before anything is changed, for a response that does not fit or contains a
+        value that is not finite. A gradient that is not finite changes nothing and sets the metric `skipped`.
         """
         started = time.perf_counter()
         for sample in samples:
@@ -171,7 +176,10 @@ class Trainer:
         check_finite(samples)
         size = self._denominator(samples).to(self.ranks.device)
         if not size > 0:
-            raise TrainingError("an update without a response token that counts; skip it, or look at the filters")
+            raise TrainingError(
+                "an update needs a response token that counts, but all tokens are masked; skip the update, or check "
+                "the filters"
+            )
         warming = self._policy.value_head is not None and self.updates < self.config.critic.warmup_updates
         self._policy.detach_values = warming
         self._engine.set_rates(None if progress is None else progress * self._total_updates, head_only=warming)
@@ -190,37 +198,42 @@ class Trainer:
         return metrics
 
     def open_transfer(self, make: Callable[[int], Transfer]) -> None:
-        """Open the transfer of weights to the engines; `make(rank)` returns this rank's side of it."""
+        """Prepare the transfer of weights to the engines; `make(rank)` returns this rank's side of it."""
         self._transfer = make(self.ranks.rank)
 
     def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Published | None:
-        """Send the weights to the engines, in their number format; return None on all ranks but the first."""
-        assert self._transfer is not None, "open_transfer comes first"
+        """Send the weights to the engines in their number format; return None on all ranks but the first."""
+        assert self._transfer is not None, "call open_transfer first"
         self.doing = f"sending weights of version {version}"
         with self._engine.inference():
             probe = probe_logprobs(self._policy.backbone, probe_token_ids)
             published = self._transfer.publish(ModelWeights(self._policy.backbone, dtype), version, probe)
-        self.release_memory()  # what gathering took: a colocated engine's cache wakes next
+        self.release_memory()  # gathering used memory that a colocated engine's cache needs next
         self.doing = "nothing"
         return published
 
     def release_memory(self) -> None:
-        """Return the GPU memory that PyTorch caches to the GPU, where a colocated engine can take it."""
+        """Return cached GPU memory to the GPU, so that a colocated engine can use it."""
         if self.ranks.device.type == "cuda":
             gc.collect()
             torch.cuda.empty_cache()
 
     def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
-        """A checkpoint of everything; `extra` is the caller's own state (JSON), in the same folder, which is whole or
-        not there. Its `step` numbers the folder: a step without updates is another one, too."""
+        """Write a checkpoint, which is complete or absent.
+
+        `extra` is the caller's own state (JSON), stored in the same folder. Its `step` numbers the folder, because
+        steps without updates also need a checkpoint of their own.
+        """
         self.doing = f"writing a checkpoint to {folder}"
         extra = {**extra, "updates": self.updates}
         checkpoints.save(self._engine, folder, extra["step"], self._resume_key, keep, extra)
         self.doing = "nothing"
 
     def resume(self, folder: Path) -> dict[str, Any] | None:
-        """Go on from the newest whole checkpoint, at this configuration's learning rate; returns its `extra`, None
-        where there is no checkpoint."""
+        """Restore the newest complete checkpoint, with this configuration's learning rate.
+
+        Returns the checkpoint's `extra`, or None if there is no checkpoint.
+        """
         self.doing = f"reading a checkpoint from {folder}"
         check_shared(self.ranks, folder, "output")
         rates = self._engine.deepspeed.lr_scheduler.base_lrs
@@ -228,13 +241,13 @@ class Trainer:
         (extra, *_) = self.ranks.gather(checkpoints.read_extra(folder) if self.ranks.is_main else None)
         if extra is not None:
             self.updates = extra.pop("updates")
-            # The place on the schedule stays; each update sets the rates from it.
+            # The position in the schedule is kept; each update sets the rates from it.
             self._engine.deepspeed.lr_scheduler.base_lrs = rates
         self.doing = "nothing"
         return extra
 
     def save_model(self, folder: Path) -> None:
-        """Write a plain Hugging Face checkpoint of the policy, with merged adapters and its processor."""
+        """Write a Hugging Face checkpoint of the policy with merged adapters, and its processor."""
         self.doing = f"writing the model to {folder}"
         backbone = self._policy.backbone
         weights = self._engine.weights("backbone.")
@@ -247,6 +260,8 @@ class Trainer:
         self.doing = "nothing"
 
     def close(self) -> None:
+        """Close the transfer of weights."""
+        """Close the transfer of weights."""
         if self._transfer is not None:
             self._transfer.close()
 
@@ -255,18 +270,18 @@ class Trainer:
         if reason is None and self.ranks.device.type == "cuda":
             use_block_masks(backbone)
         if reason is not None and self.ranks.is_main:
-            print(f"each response is trained with a prompt of its own, which takes longer: {reason}", flush=True)
+            print(f"each response is trained with its own copy of the prompt, which is slower: {reason}", flush=True)
         return reason is None
 
     def _micro_batches(
         self, samples: Sequence[TrainingSample], arrays: Sequence[str], purpose: str
     ) -> Iterator[_MicroBatch]:
-        """This rank's, in order, each made in a thread while the model works on the one before."""
+        """Yield this rank's micro-batches in order; the next one is prepared in a thread while the model runs."""
         budget = self.config.optimization.micro_batch_tokens
         planned = plan(samples, budget, self.ranks.count, self._share_prompt, self._attention_cost)
         own = planned.rows_of(self.ranks.rank)
         tokens = tokens_of_groups(samples)
-        # Ranks wait for each other in the vision tower, too.
+        # Ranks also synchronize in the vision tower, so each of them must run it.
         stand_in = self.ranks.count > 1 and any(sample.problem.images for sample in samples)
 
         def make(rows: list[Row], is_padding: bool) -> _MicroBatch:
@@ -285,7 +300,7 @@ class Trainer:
         config, device = self.config.loss, self.ranks.device
         arrays = {name: None if array is None else array.to(device) for name, array in micro.arrays.items()}
         output, mask_NT, engine_NT = model(micro.inputs.to(device)), arrays["mask"], arrays["engine"]
-        assert arrays["advantages"] is not None, "advantages come before the update"
+        assert arrays["advantages"] is not None, "compute advantages before the update"
         old_NT = output.logprobs_NT.detach() if arrays["old"] is None else arrays["old"]
         weights_NT = None
         if config.importance_cap is not None:
@@ -315,7 +330,7 @@ class Trainer:
         return loss
 
     def _denominator(self, samples: Sequence[TrainingSample]) -> Tensor:
-        """Return the denominator of the loss of an update, over the responses of all ranks."""
+        """Return the denominator of an update's loss, over the responses of all ranks."""
         tokens, total = tokens_of_groups(samples), torch.zeros(())
         for sample in samples:
             mask_1T = torch.from_numpy(np.array(sample.counted))[None]
@@ -335,8 +350,8 @@ class Trainer:
         most = self.config.optimization.max_bad_steps
         if self._bad_updates >= most:
             raise TrainingError(
-                f"{most} updates in a row had a loss or a gradient that is not finite and were skipped; "
-                "with a lower trainer.optimization.learning_rate the same command resumes from the last checkpoint"
+                f"{most} consecutive updates had a loss or gradient that is not finite and were skipped; lower "
+                "trainer.optimization.learning_rate and run the same command again to resume from the last checkpoint"
             )
 
 

@@ -15,8 +15,10 @@ from policy_rl.algorithms.losses import LossMetrics, mismatch
 
 
 class Tally:
-    """Sums and extremes of an update. Tensors stay on their device until the end, so that no micro-batch waits for the
-    one before."""
+    """Accumulate sums and extremes of an update.
+
+    Tensors stay on their device until the end, so that no micro-batch waits for the previous one.
+    """
 
     def __init__(self) -> None:
         self._totals: dict[str, Tensor] = {}
@@ -33,6 +35,7 @@ class Tally:
         value: Tensor | None,
         has_reference: bool,
     ) -> None:
+        """Add the metrics of one micro-batch."""
         totals, sums = dict(loss_metrics.terms), dict(loss_metrics.sums) | {"entropy": entropy_NT[mask_NT].sum()}
         largest = {"log_ratio_max": loss_metrics.log_ratio_max, "log_ratio_min": -loss_metrics.log_ratio_min}
         if not has_reference:
@@ -51,10 +54,10 @@ class Tally:
     def metrics(self, ranks: Ranks) -> dict[str, float]:
         """Return the metrics of the update over all ranks; every rank must call it.
 
-        The terms of the loss before their coefficients (surrogate, drift, kl, value_loss); per token that counts
-        clip_fraction, ratio_clamped and kl_clamped (shares of tokens), kl_old (k3 of old to new), kl_ref (k3 of new to
-        reference), entropy, mismatch_absolute and mismatch_signed of old minus engine (nats); mismatch_max,
-        log_ratio_min and log_ratio_max; tokens.
+        These are the terms of the loss before their coefficients (surrogate, drift, kl, value_loss); the fractions of
+        tokens clip_fraction, ratio_clamped and kl_clamped; the means per token kl_old (k3 of old to new), kl_ref (k3 of
+        new to reference), entropy, and mismatch_absolute and mismatch_signed of old minus engine (in nats); the
+        extremes mismatch_max, log_ratio_min and log_ratio_max; and the number of tokens.
         """
         own = [
             {name: tensor.item() for name, tensor in part.items()} for part in (self._totals, self._sums, self._largest)

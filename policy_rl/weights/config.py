@@ -11,7 +11,7 @@ from mmprm.errors import ConfigError
 
 
 class WeightsConfig(Config):
-    """Configure the transfer of weights."""
+    """Configure the transfer of weights to the engines."""
 
     transport: Literal["auto", "file", "nccl", "ipc"] = "auto"
     """file: through safetensors files in shared memory, on any machine where trainer and engines share it; nccl: vLLM's
@@ -19,8 +19,8 @@ class WeightsConfig(Config):
     GPU, ipc for colocated engines and nccl for others."""
     folder: PathText | None = None
     """Folder in which this run creates a folder for the files; by default /dev/shm, or the run folder if there is none.
-    transport=file needs space there for two versions of the weights; the others need space for one when an engine that
-    died is replaced. With several machines, all must see it."""
+    transport=file needs space there for two versions of the weights. With several machines, all of them must have
+    access to it."""
     timeout_seconds: float = Field(600, gt=0)
     """Maximum time in seconds to wait for an engine to load new weights."""
     tolerance: float | None = Field(None, gt=0)
@@ -35,9 +35,7 @@ def transport_of(config: WeightsConfig, gpu: bool, colocated: bool) -> Literal["
     """
     of_gpus = "ipc" if colocated else "nccl"
     if not gpu and config.transport not in ("auto", "file"):
-        raise ConfigError(
-            f"weights.transport={config.transport} goes from GPU to GPU, and there is none; use auto or file"
-        )
+        raise ConfigError(f"weights.transport={config.transport} needs GPUs, but this run has none; use auto or file")
     if config.transport == "auto":
         return of_gpus if gpu else "file"
     if gpu and config.transport not in ("file", of_gpus):

@@ -26,14 +26,14 @@ format."""
 def probe_token_ids(tokenizer: Any) -> tuple[int, ...]:
     """Return the tokens of the text that engines and trainer compare.
 
-    It has no images, so that the comparison is cheap.
+    It has no images, so the comparison is cheap.
     """
     return tuple(tokenizer.encode(PROBE_TEXT, add_special_tokens=False))
 
 
 @torch.no_grad()
 def probe_logprobs(model: nn.Module, token_ids: Sequence[int]) -> tuple[float, ...]:
-    """Return log P(token i | tokens before it), i = 1, 2, …, at temperature 1. Under ZeRO 3 every rank must call it."""
+    """Return log P(token i | tokens before it), i = 1, 2, …, at temperature 1. Under ZeRO-3 every rank must call it."""
     ids_1T = torch.tensor([token_ids], device=next(model.parameters()).device)
     lp_1TV = model(input_ids=ids_1T, use_cache=False).logits[:, :-1].float().log_softmax(dim=-1)
     return tuple(lp_1TV.gather(-1, ids_1T[:, 1:, None]).flatten().tolist())
@@ -58,15 +58,17 @@ class ProbeCheck:
             raise TrainingError(
                 f"{self._engine} does not compute with the {published}: its log-probabilities of the probe differ from "
                 f"the trainer's by {distance:.4f} nats on average (allowed: {self._tolerance}); if the number formats "
-                "explain so much, raise weights.tolerance, or set engine.dtype=float32"
+                "explain the difference, raise weights.tolerance, or set engine.dtype=float32"
             )
         if self._changed is None or answer != self._changed[1]:
             self._changed = published, answer
         moved = max((abs(a - b) for a, b in zip(published.probe, self._changed[0].probe, strict=True)), default=0.0)
         if moved > MOVED:
             raise TrainingError(
-                f"{self._engine} still computes with version {self._changed[0].version}: it answers the probe as then, "
-                f"and the trainer's log-probabilities have moved by {moved:.4f} nats until version {published.version}"
+                f"{self._engine} still computes with version {self._changed[0].version}: its answer to the probe is "
+                f"unchanged, while the trainer's log-probabilities have changed by {moved:.4f} nats up to version "
+                f"{published.version}; run the same command again to resume from the last checkpoint, with "
+                "weights.transport=file"
             )
         return distance
 

@@ -12,8 +12,9 @@ Driver: `await pool.load_weights(published)`. This proves about the engines:
   engine's log-probabilities of the probe equal the trainer's within `WeightsConfig.tolerance`, and changed if the
   trainer's did by more than MOVED.
 
-Neither what vLLM makes of a tensor (joined with others, packed for the CPU) nor the nccl and ipc transports have
-checksums. With these, old weights that are close to the new ones are detected only once the probe has changed by MOVED.
+There are no checksums for what vLLM makes of a tensor (joined with others, packed for the CPU), nor for the nccl and
+ipc transports. With these transports, old weights that are close to the new ones are detected only once the probe has
+changed by MOVED.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from policy_rl.weights.config import WeightsConfig
 
 SHARED_MEMORY = Path("/dev/shm")
 BUCKET_BYTES = 2**30
-"""Size of one file in bytes; at most about this much is held in memory at once, never the whole model."""
+"""Maximum size of one file in bytes, approximately; no more than this is held in memory at once."""
 KEPT_VERSIONS = 2
 """Number of versions to keep: an engine that is being replaced may still read the previous one."""
 
@@ -48,7 +49,7 @@ class Published:
     """Describe weights after `version` updates that are ready to be loaded.
 
     `folder` holds their files; None if the engines already have them in memory. `probe` has the trainer's
-    log-probabilities of the probe; `checksums` has those of the tensors in files by name.
+    log-probabilities of the probe; `checksums` has the checksum of each tensor in the files by name.
     """
 
     version: int
@@ -80,7 +81,7 @@ class TensorInfo:
 class ModelWeights:
     """Iterate over the checkpoint tensors of `model` in the engines' number format, one at a time.
 
-    Shards are gathered (ZeRO 3) and LoRA is merged per tensor; tied tensors are yielded once. Every rank must iterate.
+    Shards are gathered (ZeRO-3) and LoRA is merged per tensor; tied tensors are yielded once. Every rank must iterate.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
@@ -100,7 +101,7 @@ class ModelWeights:
                 if lora is not None:
                     for adapter in lora.active_adapters:
                         whole = whole + lora.get_delta_weight(adapter).to(whole.dtype)
-                # A copy, because gathered parameters are released before the next tensor is yielded.
+                # Copy, because gathered parameters are released before the next tensor is yielded.
                 whole = whole.detach().to(self._dtype, copy=True)
             yield name, whole
 
@@ -130,7 +131,7 @@ class Transfer(Protocol):
 class FileTransfer:
     """Write weights as safetensors files in shared memory, on rank 0.
 
-    A version's folder is complete or absent; other content of `folder` is left untouched.
+    A version's folder is complete or absent; other content of `folder` is left unchanged.
     """
 
     def __init__(self, folder: Path, is_main: bool = True) -> None:
@@ -141,7 +142,7 @@ class FileTransfer:
     def publish(self, weights: ModelWeights, version: int, probe: tuple[float, ...]) -> Published | None:
         """Write the weights to a new folder; remove versions older than the KEPT_VERSIONS newest."""
         if not self._is_main:
-            for _ in weights:  # takes part in gathering the shards
+            for _ in weights:  # take part in gathering the shards
                 pass
             return None
         final, temporary = self._folder / f"version-{version:08d}", self._folder / f".version-{version:08d}.tmp"
@@ -156,7 +157,7 @@ class FileTransfer:
         except OSError as error:
             raise TrainingError(
                 f"weights of version {version} cannot be written to {final}: {error}; "
-                "free space there, or set weights.folder to a place that trainer and engines share"
+                "free space there, or set weights.folder to a folder that trainer and engines share"
             ) from error
         return Published(version, len(checksums), size, str(final), probe, checksums)
 
@@ -167,7 +168,7 @@ class FileTransfer:
 
 
 def remove_versions(folder: Path) -> None:
-    """Remove what FileTransfer wrote in `folder`, and the folder itself if nothing else is in it."""
+    """Remove what FileTransfer wrote to `folder`, and the folder itself if it is then empty."""
     for pattern in ("version-*", ".version-*.tmp"):
         for version in folder.glob(pattern):
             shutil.rmtree(version, ignore_errors=True)

@@ -136,5 +136,5 @@ class EngineClient:
         except EngineStoppedError as error:
             raise TrainingError(
                 f"an engine died while the weights of version {self.version} were sent to it: {error}; run the same "
-                "command again, which resumes from the last checkpoint"
+                "command again to resume from the last checkpoint"
             ) from None

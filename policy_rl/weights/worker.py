@@ -37,7 +37,7 @@ class WeightLoading:
             try:
                 model.load_weights(read_weights(Path(folder), version, checksums, counted))
                 self.check_weights_complete()
-            finally:  # even after an error, so that a later load can be complete
+            finally:  # even after an error, so that a later load can complete
                 finalize_layerwise_reload(model, self.vllm_config.model_config)
             self.renew_tied_weights()
         self.model_runner.reset_lora_state()
@@ -53,7 +53,8 @@ class WeightLoading:
             named = ", ".join(short[:NAMED_IN_ERROR])
             raise TrainingError(
                 f"new weights leave {len(short)} layers of the engine's model incomplete: {named}; "
-                "the trainer must send every tensor of the checkpoint, by its name there"
+                "run the same command again to resume from the last checkpoint; if it repeats, the trainer's model is "
+                "not the one that the engine started from"
             )
 
     def renew_tied_weights(self) -> None:
@@ -71,26 +72,29 @@ def read_weights(
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) of all files, and update `counted` to [tensors, bytes].
 
-    Raises TrainingError for a tensor that is not the one that was written, and if this machine does not see the folder.
+    Raises TrainingError if a tensor is not the one that was written, or if this machine cannot access the folder.
     """
     from safetensors import safe_open
 
     if not folder.is_dir():
         raise TrainingError(
-            f"{folder}: this engine's machine, {socket.gethostname()}, does not see what the trainer wrote there on "
-            "another one; set weights.folder to a folder on shared storage"
+            f"{folder}: this engine's machine, {socket.gethostname()}, cannot access this folder, which the trainer "
+            "wrote on another machine; set weights.folder to a folder on shared storage"
         )
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as file:
             found = (file.metadata() or {}).get("version")
             if found != str(version):
-                raise TrainingError(f"{path}: holds weights of version {found}, not {version}")
+                raise TrainingError(
+                    f"{path}: contains weights of version {found}, not {version}; set weights.folder to a folder that "
+                    "no other run uses"
+                )
             for name in file.keys():  # noqa: SIM118
                 tensor = file.get_tensor(name)
                 if checksum(tensor) != checksums.get(name):
                     raise TrainingError(
                         f"{path}: {name} is not the tensor that the trainer wrote for version {version}: their "
-                        "checksums differ; does another run, or another machine, use this weights.folder?"
+                        "checksums differ; set weights.folder to a folder that no other run or machine uses"
                     )
                 counted[0], counted[1] = counted[0] + 1, counted[1] + tensor.nbytes
                 yield name, tensor

@@ -189,7 +189,7 @@ async def test_a_name_of_no_layer_is_an_error(engine, policy_folder, tmp_path):
 async def test_another_version_is_an_error(engine, started, policy_folder, tmp_path):
     _, probe, _ = started
     published = publish(load_model(policy_folder), tmp_path / "one", 1, probe)
-    with pytest.raises(TrainingError, match="holds weights of version 1, not 2"):
+    with pytest.raises(TrainingError, match="contains weights of version 1, not 2"):
         await engine.load(replace(published, version=2))
 
 

@@ -142,7 +142,7 @@ def fails(group: TrainerGroup, samples: list[TrainingSample]) -> None:
 def hangs(group: TrainerGroup) -> None:
     group._timeout_seconds = 3
     with pytest.raises(
-        TrainingError, match=r"waited 3 s in vain for open_transfer .*: rank 1 is at .*; ranks .* answered: \[0\]"
+        TrainingError, match=r"waited 3 s in vain for open_transfer .*: rank 1: .*; ranks .* answered: \[0\]"
     ):
         group.open_transfer(misbehaving("hangs"))
 

@@ -166,7 +166,7 @@ def test_arrays_in_the_order_of_the_rows() -> None:
         [True, False, False],
     ]
     assert padded(rows, samples, "old") is None
-    with pytest.raises(AssertionError, match="for all responses of an update, or for none"):
+    with pytest.raises(AssertionError, match="for all responses of an update or none"):
         padded(rows, [replace(samples[0], old=arrays[0]), *samples[1:]], "old")
 
 
@@ -177,14 +177,14 @@ def test_responses_that_cannot_be_trained_on() -> None:
         limits.check(respond("1 2 3", 0, 6, 7, 8, 9))
     with pytest.raises(DataError, match="problem p0: a response without tokens"):
         limits.check(respond("1 2 3", 0))
-    with pytest.raises(DataError, match="a response holds token 5, which stands for an image; ban it in sampling"):
+    with pytest.raises(DataError, match="a response contains token 5, which represents an image; ban it in sampling"):
         limits.check(respond("1 2", 0, 6, 5))
 
 
 def test_what_is_not_finite_is_refused_where_it_counts() -> None:
     for value in (float("nan"), float("inf")):
         bad = respond("1", 0, 6, 7, advantages=np.array([0.5, value]))
-        with pytest.raises(TrainingError, match="problem p0: advantages of a response is not finite; no update"):
+        with pytest.raises(TrainingError, match="problem p0: advantages of a response is not finite, so no update"):
             check_finite([THREE[0], bad])
         check_finite([replace(bad, mask=np.array([True, False]))])
 

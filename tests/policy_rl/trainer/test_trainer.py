@@ -27,7 +27,7 @@ from mmprm.types import Problem
 from policy_rl.algorithms.losses import KlConfig, LossConfig
 from policy_rl.metrics import metric_names
 from policy_rl.trainer.batch import collate
-from policy_rl.trainer.config import CriticConfig, OptimisationConfig, TrainerConfig
+from policy_rl.trainer.config import CriticConfig, TrainerConfig, UpdateConfig
 from policy_rl.trainer.policy import Policy
 from policy_rl.trainer.prompt_encoder import PromptEncoder
 from policy_rl.trainer.trainer import Trainer
@@ -47,7 +47,7 @@ def _one_thread() -> Iterator[None]:
 
 
 def config(tokens: int = 400, rate: float = 1e-3, **more: Any) -> TrainerConfig:
-    optimization = OptimisationConfig(precision="fp32", micro_batch_tokens=tokens, learning_rate=rate, max_bad_steps=2)
+    optimization = UpdateConfig(precision="fp32", micro_batch_tokens=tokens, learning_rate=rate, max_bad_steps=2)
     return TrainerConfig(optimization=optimization, **more)
 
 
@@ -209,7 +209,7 @@ def test_the_critic_learns_alone_at_first(
 ) -> None:
     """Two updates that change the head and nothing else, to the bit, in spite of a decay of weights; also across a
     checkpoint. Then both learn."""
-    optimization = OptimisationConfig(precision="fp32", learning_rate=1e-3, weight_decay=0.1, micro_batch_tokens=400)
+    optimization = UpdateConfig(precision="fp32", learning_rate=1e-3, weight_decay=0.1, micro_batch_tokens=400)
     settings = TrainerConfig(optimization=optimization, critic=CriticConfig(warmup_updates=2, learning_rate=1e-2))
     trainer = start(random_policy_folder, settings, critic=True)
     before = weights_of(trainer)
@@ -239,7 +239,7 @@ def test_the_learning_rate_follows_the_progress_of_the_run(
     random_policy_folder: Path, samples: list[TrainingSample]
 ) -> None:
     """A cosine to 10 % over 100 updates at most, of which the run makes four: it ends near the end all the same."""
-    optimization = OptimisationConfig(precision="fp32", learning_rate=1e-3, warmup=0.02, final_learning_rate=0.1)
+    optimization = UpdateConfig(precision="fp32", learning_rate=1e-3, warmup=0.02, final_learning_rate=0.1)
     trainer = start(random_policy_folder, TrainerConfig(optimization=optimization))
     rates = [trainer.update(samples, progress)["learning_rate"] for progress in (0.0, 0.51, 0.995)]
     assert rates[0] == pytest.approx(1e-3 / 3)
@@ -257,7 +257,7 @@ def test_what_is_not_finite_reaches_no_weight(random_policy_folder: Path, sample
         with pytest.raises(TrainingError, match=f"problem {bad.problem.id}: {name} of a response is not finite"):
             trainer.update([*samples[:3], bad])
     nothing = [replace(e, mask=np.zeros(len(e.token_ids), dtype=bool)) for e in samples]
-    with pytest.raises(TrainingError, match="without a response token that counts"):
+    with pytest.raises(TrainingError, match="needs a response token that counts"):
         trainer.update(nothing)
     with pytest.raises(DataError, match="context of 1024"):
         trainer.update([*samples, replace(samples[0], token_ids=(9,) * 1024, advantages=None, engine=None)])
@@ -266,7 +266,7 @@ def test_what_is_not_finite_reaches_no_weight(random_policy_folder: Path, sample
     huge = [replace(e, advantages=np.full(len(e.token_ids), 3e38)) for e in samples]
     assert trainer.update(huge)["skipped"] == 1.0
     assert_same(weights_of(trainer), before)
-    with pytest.raises(TrainingError, match="2 updates in a row"):
+    with pytest.raises(TrainingError, match="2 consecutive updates"):
         trainer.update(huge)
     assert_same(weights_of(trainer), before)
     assert trainer.update(samples)["skipped"] == 0.0
@@ -297,7 +297,7 @@ def test_resumed_at_another_learning_rate(
     schedule = {"precision": "fp32", "warmup": 0.05, "final_learning_rate": 0.1}
 
     def at(rate: float, **more: Any) -> Trainer:
-        optimization = OptimisationConfig(learning_rate=rate, **schedule, **more)
+        optimization = UpdateConfig(learning_rate=rate, **schedule, **more)
         return start(random_policy_folder, TrainerConfig(optimization=optimization, gradient_checkpointing=bool(more)))
 
     trainer = at(1e-3)
@@ -363,16 +363,30 @@ def test_saved_and_published_weights(
 
 def test_bf16(random_policy_folder: Path, samples: list[TrainingSample]) -> None:
     exact = start(random_policy_folder).update(samples)
-    optimization = OptimisationConfig(precision="bf16", zero_stage=1, learning_rate=1e-3)
+    optimization = UpdateConfig(precision="bf16", zero_stage=1, learning_rate=1e-3)
     rounded = start(random_policy_folder, TrainerConfig(optimization=optimization)).update(samples)
     assert rounded["loss"] == pytest.approx(exact["loss"], rel=0.02)
     assert rounded["entropy"] == pytest.approx(exact["entropy"], rel=0.02)
     assert rounded["skipped"] == 0
 
 
-def test_keys_of_supervised_training_are_refused() -> None:
-    with pytest.raises(ConfigError, match="batch_size=8 is for supervised training"):
+def test_updates_have_no_keys_of_supervised_training() -> None:
+    with pytest.raises(ConfigError, match="optimization.batch_size does not exist"):
         build(TrainerConfig, {"optimization": {"batch_size": 8}})
+
+
+def test_defaults_of_updates() -> None:
     settings = build(TrainerConfig, {"optimization": {"precision": "fp32"}})
     assert (settings.optimization.final_learning_rate, settings.optimization.warmup) == (1.0, 0.0)
     assert build(TrainerConfig, settings.model_dump()) == settings
+
+
+def test_a_checkpoint_of_version_0_1_is_resumed(random_policy_folder: Path, tmp_path: Path) -> None:
+    """It stored the keys of supervised training, at their defaults."""
+    older = start(random_policy_folder)
+    older._resume_key["optimization"] |= {"epochs": 1, "log_every": 10}
+    older.save(tmp_path, {"step": 3}, keep=1)
+    older.close()
+    newer = start(random_policy_folder)
+    assert newer.resume(tmp_path) == {"step": 3}
+    newer.close()

@@ -78,7 +78,7 @@ def test_files_hold_the_weights_and_their_version(tmp_path, monkeypatch):
     read = dict(read_weights(files[0].parent, 7, published.checksums, counted))
     assert counted == [4, published.bytes]
     assert all(torch.equal(read[name], parameter) for name, parameter in model.named_parameters())
-    with pytest.raises(TrainingError, match="holds weights of version 7, not 8"):
+    with pytest.raises(TrainingError, match="contains weights of version 7, not 8"):
         list(read_weights(files[0].parent, 8, published.checksums, [0, 0]))
 
 
@@ -190,7 +190,7 @@ def test_a_transport_that_cannot_reach_them_is_refused(transport, colocated):
 
 @pytest.mark.parametrize("transport", ["nccl", "ipc"])
 def test_a_transport_between_gpus_needs_them(transport):
-    with pytest.raises(ConfigError, match=f"weights.transport={transport} goes from GPU to GPU"):
+    with pytest.raises(ConfigError, match=f"weights.transport={transport} needs GPUs"):
         transport_of(WeightsConfig(transport=transport), False, transport == "ipc")
 
 
@@ -226,7 +226,7 @@ class TestProbe:
         check = ProbeCheck("engine 1", 0.2)
         check.check(PUBLISHED, PROBE)
         check.check(replace(PUBLISHED, version=2, probe=(-1.006, -2.0, -3.0)), PROBE)
-        with pytest.raises(TrainingError, match=r"still computes with version 1: .* moved by 0.0120 .* version 3"):
+        with pytest.raises(TrainingError, match=r"still computes with version 1: .* changed by 0.0120 .* version 3"):
             check.check(replace(PUBLISHED, version=3, probe=(-1.012, -2.0, -3.0)), PROBE)
 
     def test_an_engine_that_moves_too_passes(self):
