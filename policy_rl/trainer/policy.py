@@ -1,8 +1,8 @@
 """Run the policy in the trainer: log-probabilities, entropies and values of the response tokens.
 
-A row of a batch is a prompt with one response, or with several that share the prompt and their common first tokens.
-Each response of such a row sees the prompt and its own tokens only, and its positions continue from the end of the
-prompt, as in a row of its own.
+A row of a batch is a prompt followed by one response, or by several that share the prompt and their common prefixes.
+Each response of such a row attends only to the prompt and its own tokens, and its positions continue from the end of
+the prompt, as if it had its own row.
 
 Shapes: B row, L token of a row, X axis of the positions (M-RoPE has three), N response of the batch, T token of a
 response, M response token (of all responses), H hidden, V vocabulary, F image token.
@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from mmprm.backbone.freeze import PARTS
@@ -27,41 +26,43 @@ from mmprm.backbone.load import check_logits
 from mmprm.backbone.masks import attention_mask
 from mmprm.errors import ConfigError
 from mmprm.training.lora import LoraConfig, add_adapters
-
-LOGITS_AT_ONCE = 2**26
-"""Elements of the logits that exist at the same time, in the forward and in the backward pass."""
+from policy_rl.trainer.output_layer import at_least_float32, token_logprobs
 
 
 @dataclass(frozen=True, slots=True)
 class PolicyInputs:
-    """The tensors that policy_rl.trainer.batch makes of a micro-batch."""
+    """Hold the tensors of a micro-batch (see policy_rl.trainer.batch)."""
 
     input_ids_BL: Tensor
     position_ids: Tensor
-    """_BL, or _XBL where the model has positions on several axes."""
+    """_BL, or _XBL if the model has positions on several axes."""
     end_BL: Tensor | None
-    """Last token that sees a token, in rows with several responses; None if every row has one."""
+    """Last token that attends to a token, for rows with several responses; None if every row has one."""
     present_BL: Tensor
     """False on padding."""
     read_NT: Tensor
-    """Index, among all B·L tokens, of the token before a response token, at which its probability is read."""
+    """Index, among all B·L tokens, of the token before a response token, where its probability is computed."""
     token_NT: Tensor
     response_NT: Tensor
     """False on padding."""
     images: dict[str, Tensor]
-    """Each image once, as the processor made it; empty if the vision tower does not run."""
+    """Each image once, as prepared by the processor; empty if the vision tower does not run."""
     feature_F: Tensor | None
-    """For every image token of the batch, in order, the index of its feature; None: all features, in order."""
+    """For every image token of the batch, in order, the index of its feature; None means all features in order."""
     shows_images: bool
-    """False: the vision tower runs on a stand-in image, whose features count 0 times, because other ranks run it."""
+    """False if the vision tower runs on a placeholder image, whose features are multiplied by 0, because other ranks
+    run it."""
 
     def to(self, device: torch.device) -> PolicyInputs:
+        """Return the inputs on a device."""
         return PolicyInputs(**{field.name: _moved(getattr(self, field.name), device) for field in fields(self)})
 
 
 class PolicyOutput(NamedTuple):
-    """Outputs per response token, 0 on padding. `entropy_NT` has no gradient; `values_NT` are those of the state before
-    the token."""
+    """Hold the outputs per response token, 0 on padding.
+
+    `entropy_NT` has no gradient. `values_NT` are the values of the states before the tokens.
+    """
 
     logprobs_NT: Tensor
     entropy_NT: Tensor
@@ -69,9 +70,11 @@ class PolicyOutput(NamedTuple):
 
 
 class Policy(nn.Module):
-    """Language model read at response tokens, with the distribution that is sampled from: softmax(logits / temperature)
-    without the `banned` tokens. `critic` adds a value head on the same hidden states, initialized to 0.
-    `float32_logits`: see `token_logprobs`."""
+    """Compute log-probabilities of response tokens under the sampling distribution, softmax(logits / temperature).
+
+    `banned` tokens have probability 0. `critic` adds a value head on the same hidden states, initialized to 0.
+    For `float32_logits` see `token_logprobs`.
+    """
 
     def __init__(
         self,
@@ -83,14 +86,14 @@ class Policy(nn.Module):
     ) -> None:
         super().__init__()
         check_logits(backbone)
-        assert temperature > 0, "greedy samples have no log-probabilities to learn from"
+        assert temperature > 0, "greedy samples have no log-probabilities to train on"
         self.backbone = backbone
         self.temperature = temperature
         self.banned = list(banned)
         self.float32_logits = float32_logits
         self.value_head = ValueHead(backbone.config.get_text_config().hidden_size, 1) if critic else None
         self.detach_values = False
-        """Whether the gradient of the values stops at the hidden states."""
+        """Whether the gradient of the values is stopped at the hidden states."""
         if self.value_head is not None:
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
@@ -99,7 +102,7 @@ class Policy(nn.Module):
     def forward(self, inputs: PolicyInputs) -> PolicyOutput:
         hidden_BLH = self._hidden(inputs)
         hidden_MH = hidden_BLH.flatten(0, 1)[inputs.read_NT[inputs.response_NT]]
-        # Reading the weight here, within a forward, lets ZeRO-3 gather it.
+        # The weight is read here, within a forward, so that ZeRO-3 gathers it.
         output = self.backbone.get_output_embeddings()
         logprobs_M, entropy_M = token_logprobs(
             hidden_MH,
@@ -118,8 +121,11 @@ class Policy(nn.Module):
         return PolicyOutput(*spread, values_NT)
 
     def _hidden(self, inputs: PolicyInputs) -> Tensor:
-        """Return the hidden states. The vision tower runs first, even if its features are not used: under ZeRO-3 all
-        ranks have to gather the same weights in the same order."""
+        """Return the hidden states.
+
+        The vision tower runs first, even if its features are not used: under ZeRO-3 all ranks must gather the same
+        weights in the same order.
+        """
         images, stand_in = {}, 0.0
         if inputs.images:
             features = self.backbone.model.get_image_features(**inputs.images, return_dict=True)
@@ -138,28 +144,31 @@ class Policy(nn.Module):
 
 
 class ValueHead(nn.Linear):
-    """Compute W·h + b at least in float32: bfloat16 resolves values near 0.5 only to 0.002."""
+    """Compute W·h + b in float32 or better: near 0.5, bfloat16 has a resolution of only 0.002."""
 
     def forward(self, hidden_MH: Tensor) -> Tensor:
-        hidden_MH, weight_1H, bias_1 = (_at_least_float32(each) for each in (hidden_MH, self.weight, self.bias))
+        """Return the values."""
+        hidden_MH, weight_1H, bias_1 = (at_least_float32(each) for each in (hidden_MH, self.weight, self.bias))
         return linear(hidden_MH, weight_1H, bias_1)
 
 
 def prepare(policy: Policy, frozen: Sequence[str], lora: LoraConfig | None, gradient_checkpointing: bool) -> None:
-    """Freeze what `frozen` names, as in `mmprm train`, and add adapters.
+    """Freeze the parameters that `frozen` names, as in `mmprm train`, and add adapters.
 
-    Raises ConfigError for a pattern without a match, for adapters of the output layer, and when nothing is left to
-    train.
+    Raises ConfigError if a pattern matches nothing, if adapters match the output layer, or if nothing is left to train.
     """
     parameters = dict(policy.backbone.named_parameters())
     for pattern in frozen:
         names = [name for name in parameters if re.search(PARTS.get(pattern, pattern), name)]
         if not names:
-            raise ConfigError(f"frozen: {pattern!r} matches no parameter; {', '.join(PARTS)} name parts of a model")
+            raise ConfigError(
+                f"frozen: {pattern!r} matches no parameter; use {', '.join(PARTS)}, or a regular expression of "
+                "parameter names"
+            )
         for name in names:
             parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
-        raise ConfigError("frozen: leaves nothing to train; freeze less")
+        raise ConfigError("frozen: matches all parameters, so nothing is left to train; freeze fewer")
     if lora:
         add_adapters(policy.backbone, lora, (), ())
     if gradient_checkpointing:
@@ -169,7 +178,7 @@ def prepare(policy: Policy, frozen: Sequence[str], lora: LoraConfig | None, grad
 
 @contextmanager
 def without_adapters(backbone: nn.Module) -> Iterator[None]:
-    """Disable the adapters within the context, which leaves the model as it was before them."""
+    """Disable the adapters within the context, which restores the original model."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in backbone.modules() if isinstance(module, BaseTunerLayer)]
@@ -182,71 +191,17 @@ def without_adapters(backbone: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def token_logprobs(
-    hidden_MH: Tensor,
-    weight_VH: Tensor,
-    bias_V: Tensor | None,
-    token_M: Tensor,
-    temperature: float = 1.0,
-    banned: Sequence[int] = (),
-    float32_logits: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Return (log π(token)_M, entropy_M in nats), at least in float32, of π = softmax((W·h + b) / temperature) with
-    probability 0 for the banned tokens.
-
-    `float32_logits`: the product W·h of the same tensors is computed in float32, too. In bfloat16 a logit of 16 is
-    rounded to a multiple of 1/8, which moves log-probabilities by hundredths of a nat.
-
-    Logits exist for LOGITS_AT_ONCE / V tokens at a time; where there are more, the backward pass computes them again.
-    """
-    if float32_logits:
-        # Converted once, before the split, so that the gradients for W add up in float32 as well.
-        hidden_MH, weight_VH = _at_least_float32(hidden_MH), _at_least_float32(weight_VH)
-        bias_V = None if bias_V is None else _at_least_float32(bias_V)
-    rows = max(1, LOGITS_AT_ONCE // weight_VH.shape[0])
-    if len(token_M) <= rows:
-        return _token_logprobs(hidden_MH, weight_VH, bias_V, token_M, temperature, banned)
-    parts = [
-        checkpoint(_token_logprobs, hidden, weight_VH, bias_V, token, temperature, banned, use_reentrant=False)
-        for hidden, token in zip(hidden_MH.split(rows), token_M.split(rows), strict=True)
-    ]
-    logprobs, entropies = zip(*parts, strict=True)
-    return torch.cat(logprobs), torch.cat(entropies)
-
-
-def _token_logprobs(
-    hidden_MH: Tensor,
-    weight_VH: Tensor,
-    bias_V: Tensor | None,
-    token_M: Tensor,
-    temperature: float,
-    banned: Sequence[int],
-) -> tuple[Tensor, Tensor]:
-    logits_MV = _at_least_float32(linear(hidden_MH, weight_VH, bias_V)) / temperature
-    if banned:
-        # Not −∞: its product with a probability of 0 would make the entropy NaN.
-        logits_MV[:, banned] = torch.finfo(logits_MV.dtype).min
-    logprobs_MV = logits_MV.log_softmax(dim=1)
-    with torch.no_grad():
-        entropy_M = -(logprobs_MV.exp() * logprobs_MV).sum(dim=1)
-    return logprobs_MV.gather(1, token_M[:, None]).squeeze(1), entropy_M
-
-
-def _at_least_float32(tensor: Tensor) -> Tensor:
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def _spread(values_M: Tensor, response_NT: Tensor) -> Tensor:
     return values_M.new_zeros(response_NT.shape).masked_scatter(response_NT, values_M)
 
 
 def _each(features: Any) -> tuple[Tensor, ...]:
-    """Return one tensor per image (Qwen-VL), or one of all images (InternVL)."""
+    """Return one tensor per image (Qwen-VL), or one tensor with all images (InternVL)."""
     return tuple(features) if isinstance(features, tuple | list) else (features,)
 
 
 def _repeated(features: Any, feature_F: Tensor | None) -> Any:
-    """Repeat the features of images that several rows show; Qwen3-VL has features for its first layers as well."""
+    """Repeat the features of images that several rows show; Qwen3-VL also has features for its first layers."""
     if feature_F is None:
         return features
     features.pooler_output = _chosen(features.pooler_output, feature_F)

@@ -27,7 +27,7 @@ class ByHand:
 
     kept     T · (2H · layers + 8H)
     layer    T · (16H + 8 + 8H + 8I + 4 · heads + 2 · 8,192 + 6I): norms, attention, feed-forward, sums, mask, gradients
-    output   2VH, the gradient of the output layer; or, for a policy, 4VH + 8VH + 8TH + 16 · 2²⁶ in place of `layer`
+    output   2VH, the gradient of the output layer of a PRM; that of a policy is part of what needs less than `layer`
     vision   v tokens per token: v · T · (4 · Hv + 2 · max(4 Hv, 2 or 3 Iv) + 4 · Hv) + T · (6 · v · Hv + 4H)
     """
 
@@ -43,7 +43,7 @@ class ByHand:
 
 TABLE = [
     ByHand("InternVL3-8B", 8, 16384, False, kept=3.5, layer=5.6, output=1.0, vision=2.1),
-    ByHand("Qwen2.5-VL-32B-Instruct", 32, 16384, True, kept=10.6, layer=0.0, output=10.3, vision=2.7),
+    ByHand("Qwen2.5-VL-32B-Instruct", 32, 16384, True, kept=10.6, layer=8.0, output=0.0, vision=2.7),
     ByHand("InternVL3-38B", 16, 16384, False, kept=10.6, layer=8.0, output=1.4, vision=6.2),
     ByHand("Qwen2.5-VL-72B-Instruct", 32, 8192, False, kept=10.5, layer=4.8, output=2.3, vision=1.4),
     ByHand("InternVL2_5-78B", 32, 8192, False, kept=10.5, layer=4.8, output=2.3, vision=3.2),
@@ -88,11 +88,8 @@ def test_activations_are_those_by_hand(hand: ByHand) -> None:
     parts = {name: round(size / GIB, 1) for name, size in group.phases["backward"].items()}
     assert parts["activations"] == hand.kept
     assert parts["vision and projector"] == hand.vision
-    if hand.policy:
-        assert parts["output layer, in work"] == hand.output
-    else:
-        assert parts["largest layer, in work"] == hand.layer
-        assert parts["output rows"] == pytest.approx(hand.output, abs=0.1)
+    assert parts["largest layer, in work"] == hand.layer
+    assert parts.get("output rows", 0) == pytest.approx(hand.output, abs=0.1)
 
 
 @each_model

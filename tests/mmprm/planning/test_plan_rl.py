@@ -11,6 +11,7 @@ from mmprm.cli.main import main
 from mmprm.cli.plan_rl import PROMPT_TOKENS, plan_rl, rl_settings, rl_shape
 from mmprm.config import load
 from mmprm.errors import ConfigError
+from mmprm.planning.memory import output_layer
 from mmprm.planning.parts import GIB, GpuGroup
 from mmprm.planning.rl import rl_plan
 from policy_rl.config import RLConfig
@@ -53,14 +54,14 @@ def test_an_engine_sleeps_during_the_update_and_wakes_without_its_cache() -> Non
     assert "engine: key-value cache" not in phases["sync"]
 
 
-def test_the_update_holds_the_output_layer_in_float32() -> None:
+def test_the_update_holds_the_output_layer_or_a_layer() -> None:
     update = only_group("mm-eureka-7b").phases["update"]
     tokens, hidden = 16384, 3584
-    logits = 4 * (MATRIX + tokens * hidden) + 4 * (2 * MATRIX + tokens * hidden) + 16 * 2**26
-    assert update["trainer: output layer, in work"] == logits
+    logits = output_layer(152_064, hidden, tokens, "bf16")
+    assert logits == 2 * 4 * 2**26 + 2 * 4 * hidden * (tokens + 4096) + 2 * MATRIX
+    assert update["trainer: largest layer, in work"] > logits
+    assert "trainer: output layer, in work" not in update
     assert update["trainer: activations"] == tokens * (28 * 2 * hidden + 8 * hidden)
-    in_bf16 = only_group("mm-eureka-7b", "trainer.float32_logits=false").phases["update"]
-    assert in_bf16.get("trainer: output layer, in work", 0) < logits
 
 
 def test_adapters_have_no_gradient_of_the_output_layer() -> None:

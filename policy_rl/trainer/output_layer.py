@@ -1,0 +1,142 @@
+"""Read log-probabilities of tokens and entropies from hidden states, without all logits in memory.
+
+The vocabulary is split into chunks. A chunk of the output layer's matrix is read once per pass, its logits of all
+tokens are computed together, and its gradient is one product over all tokens: it is added up in float32 and rounded
+once, to the number format of the matrix. The backward pass computes the logits again.
+
+Shapes: M response token (of all responses), H hidden, V vocabulary, N token of one chunk of the vocabulary, C chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+LOGITS_AT_ONCE = 2**26
+"""Maximum number of logits that exist at the same time, in the forward and in the backward pass."""
+
+
+def token_logprobs(
+    hidden_MH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    token_M: Tensor,
+    temperature: float = 1.0,
+    banned: Sequence[int] = (),
+    float32_logits: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """Return (log π(token)_M, entropy_M in nats), at least in float32, of π = softmax((W·h + b) / temperature) with
+    probability 0 for the banned tokens. The entropy has no gradient.
+
+    `float32_logits`: products with W are computed in float32 from the same tensors. In bfloat16 a logit of 16 is
+    rounded to a multiple of 1/8, which moves log-probabilities by hundredths of a nat.
+
+    Logits exist for a chunk of LOGITS_AT_ONCE / M tokens of the vocabulary at a time.
+    """
+    layer = _Layer(temperature, tuple(banned), float32_logits)
+    return _TokenLogprobs.apply(hidden_MH, weight_VH, bias_V, token_M, layer)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Return the tensor in float32, or as it is if it is wider."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+class _Layer(NamedTuple):
+    temperature: float
+    banned: tuple[int, ...]
+    float32: bool
+
+    def logits(self, hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, chunk: slice) -> Tensor:
+        """Return logits_MN of a chunk of the vocabulary, at least in float32."""
+        logits_MN = _product(hidden_MH, weight_VH[chunk].T, self.float32)
+        if bias_V is not None:
+            logits_MN += bias_V[chunk]
+        logits_MN /= self.temperature
+        # Not −∞, because its product with a probability of 0 would make the entropy NaN.
+        logits_MN[:, self.banned_in(chunk)] = torch.finfo(logits_MN.dtype).min
+        return logits_MN
+
+    def banned_in(self, chunk: slice) -> list[int]:
+        """Return the positions of the banned tokens within a chunk."""
+        return [token - chunk.start for token in self.banned if chunk.start <= token < chunk.stop]
+
+
+class _TokenLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, token_M: Tensor, layer: _Layer
+    ) -> tuple[Tensor, Tensor]:
+        chosen_M = hidden_MH.new_zeros(len(token_M), dtype=torch.promote_types(hidden_MH.dtype, torch.float32))
+        sizes, entropies = [], []
+        for chunk in _chunks(len(token_M), len(weight_VH)):
+            logits_MN = layer.logits(hidden_MH, weight_VH, bias_V, chunk)
+            inside_M, column_M = _within(token_M, chunk)
+            chosen_M += logits_MN.gather(1, column_M[:, None])[:, 0] * inside_M
+            sizes.append(logits_MN.logsumexp(dim=1))
+            logits_MN -= sizes[-1][:, None]
+            entropies.append(-logits_MN.exp().mul_(logits_MN).sum(dim=1))
+        size_CM = torch.stack(sizes)
+        total_M = size_CM.logsumexp(dim=0)
+        share_CM = (size_CM - total_M).exp()
+        # Chain rule: the entropy of the chunk, and on average that of the token within its chunk.
+        entropy_M = (torch.special.entr(share_CM) + share_CM * torch.stack(entropies)).sum(dim=0)
+        ctx.layer = layer
+        ctx.save_for_backward(hidden_MH, weight_VH, bias_V, token_M, total_M)
+        ctx.mark_non_differentiable(entropy_M)
+        return chosen_M - total_M, entropy_M
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient_M: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        """With p = softmax(l), l = (W·h + b) / temperature: ∂ log p(token) / ∂ l = onehot(token) − p."""
+        hidden_MH, weight_VH, bias_V, token_M, total_M = ctx.saved_tensors
+        layer, scale_M = ctx.layer, gradient_M / ctx.layer.temperature
+        needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        hidden_gradient_MH = torch.zeros_like(hidden_MH, dtype=total_M.dtype) if needs_hidden else None
+        weight_gradient_VH = torch.empty_like(weight_VH) if needs_weight else None
+        bias_gradient_V = torch.empty_like(bias_V) if needs_bias else None
+        own_MH = _factor(hidden_MH, layer.float32) if needs_weight else hidden_MH
+        for chunk in _chunks(len(token_M), len(weight_VH)):
+            logits_MN = layer.logits(hidden_MH, weight_VH, bias_V, chunk)
+            inside_M, column_M = _within(token_M, chunk)
+            gradient_MN = logits_MN.sub_(total_M[:, None]).exp_().mul_(-scale_M[:, None])
+            gradient_MN.scatter_add_(1, column_M[:, None], (scale_M * inside_M)[:, None])
+            gradient_MN[:, layer.banned_in(chunk)] = 0
+            if needs_bias:
+                bias_gradient_V[chunk] = gradient_MN.sum(dim=0)
+            factor_MN = gradient_MN if layer.float32 else gradient_MN.to(weight_VH.dtype)
+            if needs_hidden:
+                hidden_gradient_MH += factor_MN @ _factor(weight_VH[chunk], layer.float32)
+            if needs_weight:
+                weight_gradient_VH[chunk] = factor_MN.T @ own_MH
+        hidden_gradient_MH = None if hidden_gradient_MH is None else hidden_gradient_MH.to(hidden_MH.dtype)
+        return hidden_gradient_MH, weight_gradient_VH, bias_gradient_V, None, None
+
+
+def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
+    """Yield chunks of the vocabulary whose logits for all tokens are at most LOGITS_AT_ONCE elements."""
+    size = max(1, LOGITS_AT_ONCE // max(1, tokens))
+    for start in range(0, vocabulary, size):
+        yield slice(start, min(start + size, vocabulary))
+
+
+def _within(token_M: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
+    """Return (whether a token is in the chunk, its column there; any column otherwise)."""
+    inside_M = (token_M >= chunk.start) & (token_M < chunk.stop)
+    return inside_M, (token_M - chunk.start).clamp(0, chunk.stop - chunk.start - 1)
+
+
+def _product(left_MH: Tensor, right_HN: Tensor, float32: bool) -> Tensor:
+    """Return the product, at least in float32. With `float32` its terms are exact and added up in float32."""
+    if float32 and left_MH.is_cuda and left_MH.dtype == right_HN.dtype == torch.bfloat16:
+        return torch.mm(left_MH, right_HN, out_dtype=torch.float32)  # a product of two bfloat16 is exact in float32
+    return at_least_float32(_factor(left_MH, float32) @ _factor(right_HN, float32))
+
+
+def _factor(tensor: Tensor, float32: bool) -> Tensor:
+    return at_least_float32(tensor) if float32 else tensor
