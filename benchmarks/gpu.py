@@ -282,15 +282,13 @@ def _problems(count: int) -> list[Any]:
 
 def _trainer(folder: str, **settings: Any) -> Any:
     from mmprm.prompts import PromptConfig
-    from policy_rl.trainer.config import OptimisationConfig, TrainerConfig
+    from policy_rl.trainer.config import TrainerConfig, UpdateConfig
     from policy_rl.trainer.trainer import Trainer
 
-    names = OptimisationConfig.model_fields
+    names = UpdateConfig.model_fields
     optimization = {name: settings.pop(name) for name in list(settings) if name in names}
     rate = {"micro_batch_tokens": 512 if DRY else 16384, "learning_rate": 1e-6}
-    config = TrainerConfig(
-        optimization=OptimisationConfig(**optimization, **rate), gradient_checkpointing=True, **settings
-    )
+    config = TrainerConfig(optimization=UpdateConfig(**optimization, **rate), gradient_checkpointing=True, **settings)
     return Trainer(folder, config, PromptConfig(preset="plain"), 1.0, 10)
 
 

@@ -13,7 +13,7 @@ from mmprm.hardware import HardwareConfig
 from mmprm.problems import ProblemsConfig
 from mmprm.prompts import PromptConfig
 from mmprm.rendering import template_of_file
-from mmprm.sampling.config import EngineConfig, SamplingConfig
+from mmprm.sampling.config import LocalEngineConfig, WholeDistributionConfig
 from mmprm.sampling.policy import DECISIVE
 from mmprm.steps import StepFormat
 from policy_rl.algorithms.adora import AdoraConfig
@@ -31,7 +31,7 @@ from policy_rl.weights.config import WeightsConfig
 IN_PART: dict[str, Any] = {key: DECISIVE[key] for key in ("engine", "grader")} | {
     "process": {"aggregator": True, "scorer": {"prm", "format", "backend", "dtype", "too_long"}}
 }
-"""Keys that decide the course of a run only through the subkeys listed here."""
+"""Keys of which only the subkeys listed here decide the course of a run."""
 CHANGEABLE: dict[str, Any] = dict.fromkeys(
     ("output", "held_out", "eval_every", "eval_samples", "save_every", "keep_checkpoints", "rollouts", "monitor"), True
 ) | {
@@ -43,8 +43,8 @@ CHANGEABLE: dict[str, Any] = dict.fromkeys(
     "trainer": trainer_config.CHANGEABLE,
     "rewards": {"timeout_seconds"},
 }
-"""Keys that may change when a run is resumed. They do not decide its course, except for those that RLConfig.noted
-reports."""
+"""Keys that may change when a run is resumed. They do not decide its course, except for those in RLConfig.noted, whose
+changes are reported."""
 
 
 class BatchConfig(Config):
@@ -55,8 +55,8 @@ class BatchConfig(Config):
     group_size: int = Field(8, ge=1)
     """Responses per problem."""
     updates: int = Field(1, ge=1)
-    """Optimizer steps per rollout, each on prompts / updates groups. If groups are missing, there are fewer updates,
-    not smaller ones."""
+    """Optimizer steps per rollout, each on prompts / updates groups. Missing groups lead to fewer updates, not to
+    smaller ones."""
 
 
 class RLConfig(Config):
@@ -68,11 +68,11 @@ class RLConfig(Config):
     problems: ProblemsConfig
     """Problems to train on."""
     held_out: ProblemsConfig | None = None
-    """Problems on which pass@1 is measured; unset: no evaluation."""
-    engine: EngineConfig
+    """Problems on which pass@1 is measured; by default there is no evaluation."""
+    engine: LocalEngineConfig
     """Policy and engines; the model "tiny" is the embedded policy. Trainer and engines start from this model."""
-    sampling: SamplingConfig = SamplingConfig()
-    """How responses are sampled; only temperature and max_tokens may be set."""
+    sampling: WholeDistributionConfig = WholeDistributionConfig()
+    """Sampling of responses, always from the whole distribution, as the ratio of new to old probability requires."""
     prompt: PromptConfig = PromptConfig()
     """How problems are presented to the policy."""
     step_format: StepFormat = "tags"
@@ -108,9 +108,9 @@ class RLConfig(Config):
     monitor: MonitorConfig = MonitorConfig()
     """Reward hacking metrics: alarms that end the run, and samples to read."""
     steps: int | None = Field(None, ge=1)
-    """Steps of the run; by default the number that makes `episodes` passes over the problems."""
+    """Number of steps of the run; by default the number that makes `episodes` passes over the problems."""
     episodes: int = Field(1, ge=1)
-    """Passes over the problems if `steps` is unset; replacements that a filter asked for count as well."""
+    """Passes over the problems if `steps` is unset; replacements that a filter requests count too."""
     seed: int = 0
     """Seed of the problem order, the sampling and the minibatches."""
     ray_address: str | None = None
@@ -123,16 +123,16 @@ class RLConfig(Config):
     eval_samples: int = Field(8, ge=1)
     """Responses per held-out problem."""
     save_every: int = Field(10, ge=0)
-    """Steps between checkpoints to resume from; 0: only after the last step, and when SIGTERM or an alarm ends
-    the run."""
+    """Steps between checkpoints to resume from; 0: only after the last step, and when SIGTERM or an alarm ends the
+    run."""
     keep_checkpoints: int = Field(2, ge=1)
     """Number of newest checkpoints to keep."""
     keep_best: bool = False
-    """Also write a checkpoint at each evaluation, and keep that of the highest pass@1 as checkpoints/best."""
+    """Also write a checkpoint at each evaluation, and keep the one with the highest pass@1 as checkpoints/best."""
 
     @property
     def step_credit(self) -> CreditConfig | None:
-        """Return how process reward is assigned, or None without a process reward model."""
+        """Return the configuration of process reward, or None without a process reward model."""
         return None if self.process is None else self.credit or CreditConfig()
 
     @property
@@ -144,7 +144,7 @@ class RLConfig(Config):
     def ends_by_passes(self) -> bool:
         """Return whether the run ends after its passes over the problems.
 
-        The number of its steps is then not known in advance.
+        The number of steps is then not known in advance.
         """
         return self.steps is None and self.filter is not None
 
@@ -157,12 +157,12 @@ class RLConfig(Config):
         return self.steps or max(1, self.episodes * problems // self.batch.prompts)
 
     def check_warmup(self, problems: int) -> None:
-        """Raise ConfigError if the critic's warm-up leaves no update to the policy."""
+        """Raise ConfigError if the critic's warm-up leaves no update for the policy."""
         warmup, updates = self.trainer.critic.warmup_updates, self.total_steps(problems) * self.batch.updates
         if self.has_critic and warmup >= updates:
             raise ConfigError(
-                f"trainer.critic.warmup_updates={warmup} must be below the {updates} updates of this run, or only the "
-                "critic learns; lower it, or raise steps"
+                f"trainer.critic.warmup_updates={warmup} must be less than the {updates} updates of this run, or only "
+                "the critic learns; lower it, or raise steps"
             )
 
     def phase(self) -> Phase:
@@ -194,13 +194,13 @@ class RLConfig(Config):
         for key, size in sizes.items():
             if size < least:
                 raise ValueError(
-                    f"{key}={size} must be at least {least}: {self.advantage.estimator} takes the other samples of a "
+                    f"{key}={size} must be at least {least}: {self.advantage.estimator} uses the other samples of a "
                     "group as its baseline; try 8, or advantage.estimator=reinforce_pp"
                 )
             if size < 2 and self.step_credit is not None and self.step_credit.compares:
                 raise ValueError(
-                    f"{key}={size} must be at least 2: credit.mode={self.step_credit.mode} holds a response's steps "
-                    "against those of its group; try 8, or set credit.baseline=none, without credit.normalize_steps"
+                    f"{key}={size} must be at least 2: credit.mode={self.step_credit.mode} compares a response's steps "
+                    "with those of its group; try 8, or set credit.baseline=none and leave out credit.normalize_steps"
                 )
         return self
 
@@ -208,13 +208,13 @@ class RLConfig(Config):
     def _updates_have_groups(self) -> RLConfig:
         if self.batch.updates > self.batch.prompts:
             raise ValueError(
-                f"batch.updates={self.batch.updates} must not exceed batch.prompts={self.batch.prompts}: an update "
-                "takes whole groups"
+                f"batch.updates={self.batch.updates} must not exceed batch.prompts={self.batch.prompts}: each update "
+                "takes whole groups; lower batch.updates or raise batch.prompts"
             )
         if self.filter is not None and self.batch.prompts % self.batch.updates:
             raise ValueError(
                 f"batch.prompts={self.batch.prompts} must be a multiple of batch.updates={self.batch.updates} with a "
-                "filter: all updates take the same number of groups"
+                "filter: all updates take the same number of groups; change either"
             )
         return self
 
@@ -223,25 +223,36 @@ class RLConfig(Config):
         for key, is_set in (("filter", self.filter is not None), ("one_step_ahead", self.one_step_ahead)):
             if is_set and self.trainer.loss.importance_cap is None:
                 raise ValueError(
-                    f"{key} trains on responses of older weights, which need truncated importance weights: set "
+                    f"{key} trains on responses of older weights, which requires truncated importance weights; set "
                     "trainer.loss.importance_cap=2"
                 )
         if self.one_step_ahead and self.rollouts.colocated:
-            raise ValueError("one_step_ahead needs GPUs for the engines alone: set rollouts.colocated=false")
+            raise ValueError(
+                "one_step_ahead=true needs engines on their own GPUs; set rollouts.colocated=false, or leave "
+                "one_step_ahead out"
+            )
         return self
 
     @model_validator(mode="after")
     def _credit_fits_the_estimator(self) -> RLConfig:
         if self.credit is not None and self.process is None:
-            raise ValueError("credit places the scores of a process reward model: set process.scorer.prm, or drop it")
+            raise ValueError(
+                "credit assigns the scores of a process reward model, but process is not set; set process.scorer.prm, "
+                "or leave credit out"
+            )
         mode = self.step_credit.mode if self.step_credit else None
         if self.has_critic and mode not in (None, "scalar", "step_gae"):
-            raise ValueError(f"credit.mode={mode} has no place in gae, which makes returns itself; use step_gae")
+            raise ValueError(
+                f"credit.mode={mode} cannot be combined with advantage.estimator=gae, which computes returns itself; "
+                "use credit.mode=step_gae or scalar"
+            )
         if mode == "step_gae" and not self.has_critic:
-            raise ValueError("credit.mode=step_gae needs a critic: advantage.estimator=gae, or credit.mode=soft_min")
+            raise ValueError(
+                "credit.mode=step_gae needs a critic; set advantage.estimator=gae, or use credit.mode=soft_min"
+            )
         for key in () if self.has_critic else sorted(self.trainer.critic.model_fields_set):
             raise ValueError(
-                f"trainer.critic.{key}={getattr(self.trainer.critic, key)} is of a critic, which advantage.estimator="
+                f"trainer.critic.{key}={getattr(self.trainer.critic, key)} needs a critic, which advantage.estimator="
                 f"{self.advantage.estimator} does not have; use gae, or leave it out"
             )
         return self
@@ -250,7 +261,7 @@ class RLConfig(Config):
     def _something_is_rewarded(self) -> RLConfig:
         if self.rewards.is_empty and self.process is None:
             raise ValueError(
-                "rewards.accuracy_weight=0 leaves nothing to reward: raise it, or set rewards.format, "
+                "rewards.accuracy_weight=0 leaves nothing to reward; raise it, or set rewards.format, "
                 "rewards.functions, rewards.length or process"
             )
         return self
@@ -260,13 +271,7 @@ class RLConfig(Config):
         longest = max((phase.max_tokens for phase in self.schedule), default=0)
         if self.held_out is not None and longest > self.sampling.max_tokens:
             raise ValueError(
-                f"sampling.max_tokens={self.sampling.max_tokens} is what held_out problems are answered in, and the "
-                f"schedule goes up to {longest}: set it to that"
+                f"sampling.max_tokens={self.sampling.max_tokens} limits the answers to held_out problems and must be "
+                f"at least the schedule's largest max_tokens, {longest}; set it to {longest}"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _engines_are_our_own(self) -> RLConfig:
-        if self.engine.servers is not None:
-            raise ValueError("engine.servers cannot get new weights; leave it out, so that the run starts engines")
         return self

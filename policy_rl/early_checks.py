@@ -1,7 +1,8 @@
-"""Check what the configuration alone can show to be invalid, before engines, trainer or an earlier stage start."""
+"""Check the configuration alone for errors, before engines, the trainer or an earlier stage starts."""
 
 from __future__ import annotations
 
+from mmprm.sampling.config import sampling_of
 from policy_rl.config import RLConfig
 from policy_rl.metrics import metric_names
 from policy_rl.monitor.alarms import check_alarms
@@ -12,10 +13,10 @@ from policy_rl.rollouts.pool import check_sampling
 def check_early(config: RLConfig) -> None:
     """Raise ConfigError for an invalid configuration.
 
-    Checked are sampling that the trainer cannot reproduce, reward functions that cannot be imported, and alarms on
-    metrics that the run does not log.
+    This checks for a temperature at which all samples are the same response, reward functions that cannot be imported,
+    and alarms on metrics that the run does not log.
     """
-    check_sampling(config.sampling)
+    check_sampling(sampling_of(config.sampling))
     for entry in config.rewards.functions:
         load_function(entry.path)
     check_alarms(config.monitor, metric_names(config))

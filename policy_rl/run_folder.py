@@ -11,11 +11,13 @@ from mmprm.config import with_current_names
 from mmprm.errors import CheckpointError
 from mmprm.prm.trained import convert_checkpoint
 from mmprm.report.training import METRICS_FILE, read_metrics
+from mmprm.sampling.config import WholeDistributionConfig
 from mmprm.training.checkpoints import read_extra
 from mmprm.types import Problem
 from policy_rl.collector import fingerprint
 from policy_rl.config import RLConfig
 from policy_rl.rollouts.evaluate import Evaluation
+from policy_rl.trainer.config import without_former_keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +109,21 @@ def resume_key_of(config: RLConfig, total: int, problems: str) -> dict[str, Any]
 
 def check_same(checkpoints: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
     """Raise CheckpointError, naming the keys, if the run in the folder differs from this one."""
-    there = with_current_names(there)
+    there = _without_former_keys(with_current_names(there))
     differing = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
     if differing:
         raise CheckpointError(
             f"{checkpoints}: belongs to a run with another {', '.join(differing)}; set these back, or choose another "
             "output"
         )
+
+
+def _without_former_keys(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return stored values without the keys of version 0.1 that a run could only leave at their defaults."""
+    sampling = {key: value for key, value in stored["sampling"].items() if key in WholeDistributionConfig.model_fields}
+    trainer = dict(stored["trainer"])
+    trainer["optimization"] = without_former_keys(trainer["optimization"])
+    return stored | {"sampling": sampling, "trainer": trainer}
 
 
 def is_evaluated(output: Path, step: int) -> bool:

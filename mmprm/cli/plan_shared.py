@@ -63,7 +63,7 @@ def trainer_settings(
         stage=training.stage,
         precision=training.precision,
         offload=training.offload,
-        tokens=max(training.micro_batch_tokens, longest),
+        tokens=max(training.micro_batch_tokens, longest),  # a sample longer than the budget runs alone
         longest=longest,
         checkpointing=checkpointing,
         reads_logits=reads_logits,
@@ -105,6 +105,7 @@ def trainer_changes(
     while tokens >= longest:
         yield {f"{prefix}.micro_batch_tokens": tokens}
         tokens //= 2
+    # DeepSpeed only offloads what it shards.
     for offload, least in (("optimizer", 2), ("all", 3)):
         if training.offload != offload:
             yield {f"{prefix}.offload": offload, **({f"{prefix}.zero_stage": least} if stage < least else {})}

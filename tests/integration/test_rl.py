@@ -101,8 +101,8 @@ def test_it_stops_when_asked_and_goes_on(tmp_path: Path, sets: list[str]) -> Non
 
 def test_mistakes_of_the_user_end_with_exit_code_2(tmp_path: Path, sets: list[str]) -> None:
     for incorrect, words in (
-        ("batch.group_size=1", "takes the other samples"),
-        ("sampling.top_p=0.9", "sampling.top_p"),
+        ("batch.group_size=1", "uses the other samples"),
+        ("sampling.top_p=0.9", "sampling.top_p does not exist"),
     ):
         process = start(*sets, "--set", f"output={tmp_path}", "--set", incorrect)
         said = process.communicate(timeout=120)[0]

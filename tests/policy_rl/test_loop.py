@@ -28,7 +28,7 @@ from policy_rl.rollouts.curriculum import Prompts
 from policy_rl.rollouts.evaluate import evaluate
 from policy_rl.rollouts.pool import rollout_seed
 from policy_rl.run_folder import Summary
-from policy_rl.trainer.config import UpdateConfig, TrainerConfig
+from policy_rl.trainer.config import TrainerConfig, UpdateConfig
 from policy_rl.trainer.trainer import Trainer
 from policy_rl.types import Group
 from policy_rl.weights.transfer import FileTransfer, Published
@@ -250,7 +250,7 @@ def test_a_run_whose_groups_wait_ends_with_its_passes_and_its_schedule(tmp_path:
     assert 40 <= len(pool.asked) < 44
     assert summary.steps > summary.total
     assert 0.8 < trainer.progress[-1] < 1
-    assert f"4 passes over the problems ended with step {summary.steps}" in capsys.readouterr().out
+    assert f"finished 4 passes over the problems after step {summary.steps}" in capsys.readouterr().out
 
 
 def test_updates_keep_their_size_under_a_filter(tmp_path: Path, capsys) -> None:
@@ -263,7 +263,7 @@ def test_updates_keep_their_size_under_a_filter(tmp_path: Path, capsys) -> None:
     assert {line["updates"] for line in lines} >= {0, 1}, "fewer of them"
     assert sum(line["groups"] for line in lines) == 2 * trainer.updates
     assert lines[-1]["carried"] in (0, 1)
-    left = "1 groups are left over, an update takes 2" in capsys.readouterr().out
+    left = "1 groups are left over, fewer than the 2 of an update" in capsys.readouterr().out
     assert left == (lines[-1]["carried"] == 1)
 
 
@@ -283,7 +283,7 @@ def test_steps_that_wait_for_enough_groups_do_not_end_the_run(tmp_path: Path) ->
 
 def test_a_warmup_of_the_critic_as_long_as_the_run_is_refused(tmp_path: Path) -> None:
     critic = {"advantage": {"estimator": "gae"}, "batch": {"prompts": 4, "updates": 2}}
-    with pytest.raises(ConfigError, match="warmup_updates=10 must be below the 10 updates of this run"):
+    with pytest.raises(ConfigError, match="warmup_updates=10 must be less than the 10 updates of this run"):
         make_config(tmp_path, steps=5, **critic).check_warmup(100)
     make_config(tmp_path, steps=6, **critic).check_warmup(100)
     make_config(tmp_path, steps=1).check_warmup(100)
@@ -350,7 +350,7 @@ def test_nothing_to_train_on_ends_the_run_with_a_word(tmp_path: Path) -> None:
     trainer = ScriptedTrainer()
     pool = ScriptedPool(lambda problem, rng: rng.choice(("right", "wrong")) if pool.version < 2 else "what")
     config = make_config(tmp_path / "run", steps=20, save_every=2)
-    with pytest.raises(TrainingError, match=rf"in {EMPTY_STEPS} steps in a row.*4 few_known.*step-00000006") as caught:
+    with pytest.raises(TrainingError, match=rf"{EMPTY_STEPS} consecutive steps had nothing.*4 few_known.*step-00000006") as caught:
         asyncio.run(make_loop(config, pool, trainer).run())
     assert "12 unknown" in str(caught.value)
     assert trainer.updates == 2
@@ -428,7 +428,7 @@ async def _ended(config: RLConfig) -> Summary:
         ({"rewards": {"accuracy_weight": 0}}, r"rewards.accuracy_weight=0 leaves nothing to reward"),
         (
             {"schedule": [{"steps": 1, "group_size": 2, "max_tokens": 4096}], "held_out": {"path": "x"}},
-            r"sampling.max_tokens=\d+ is what held_out problems are answered in, and the schedule goes up to 4096",
+            r"sampling.max_tokens=\d+ limits the answers to held_out problems .*, 4096; set it to 4096",
         ),
         ({"batch": {"prompts": 4, "updates": 5}}, r"batch.updates=5 must not exceed batch.prompts=4"),
         ({"filter": {}}, r"set trainer.loss.importance_cap=2"),
@@ -438,7 +438,7 @@ async def _ended(config: RLConfig) -> Summary:
         ),
         ({"one_step_ahead": True, "trainer": WEIGHED, "rollouts": {"colocated": True}}, r"rollouts.colocated=false"),
         ({"credit": {}}, r"set process.scorer.prm"),
-        ({"process": {"scorer": {"prm": "x"}}, "advantage": {"estimator": "gae"}}, r"use step_gae"),
+        ({"process": {"scorer": {"prm": "x"}}, "advantage": {"estimator": "gae"}}, r"use credit.mode=step_gae"),
         ({"process": {"scorer": {"prm": "x"}}, "credit": {"mode": "step_gae"}}, r"needs a critic"),
         ({"process": {"scorer": {"prm": "x"}}, **LONE}, r"batch.group_size=1 must be at least 2: credit.mode=soft_min"),
         ({"trainer": {"critic": {"learning_rate": 1e-5}}}, r"advantage.estimator=rloo does not have"),

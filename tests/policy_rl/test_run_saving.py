@@ -224,7 +224,7 @@ def test_learning_rate_and_filter_change_with_a_word(tmp_path: Path, capsys) -> 
     said = capsys.readouterr().out
     assert "trainer.optimization.learning_rate was 1e-06, from step " in said
     assert "filter was {'low': 0.3, 'high': 0.6, 'rounds': 3}, from step " in said
-    assert "on it is {'low': 0.0, 'high': 1.0, 'rounds': 3}" in said
+    assert "and is {'low': 0.0, 'high': 1.0, 'rounds': 3} from step" in said
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -237,7 +237,7 @@ def test_episodes_count_what_a_filter_asked_for(tmp_path: Path, ahead: bool, cap
     summary = asyncio.run(loop.run())
     assert summary.finished
     assert summary.steps < summary.total == 5
-    assert f"2 passes over the problems ended with step {summary.steps}" in capsys.readouterr().out
+    assert f"finished 2 passes over the problems after step {summary.steps}" in capsys.readouterr().out
     asked = [json.loads(path.read_text()) for path in sorted((tmp_path / "run/checkpoints").glob("*/extra.json"))]
     positions = [extra["collector"]["position"] for extra in asked]
     assert len(pool.asked) == positions[-1] >= 20

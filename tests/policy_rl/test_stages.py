@@ -82,7 +82,7 @@ def test_all_stages_are_checked_before_the_first_one_runs(tmp_path: Path) -> Non
         ([{"sft": SFT}, {"rl": {**RL, "engine": {"model": "x"}}}], [], "stage 2: leave engine.model out"),
         ([{"sft": {**SFT, "output": "x"}}], [], "stage 1: leave output out"),
         ([{"rl": RL}], [], "stage 1: engine is required"),
-        ([{"sft": SFT}, {"rl": {**RL, "sampling": {"top_p": 0.9}}}], [], "stage 2: sampling.top_p=0.9 must be 1"),
+        ([{"sft": SFT}, {"rl": {**RL, "sampling": {"temperature": 0}}}], [], "stage 2: sampling.temperature=0 must"),
         ([{"sft": SFT}, {"rl": {**RL, "rewards": function}}], [], "stage 2: functions.path='no_such:f'"),
         ([{"sft": SFT}, {"rl": {**RL, "monitor": alarm}}], [], "stage 2: monitor.alarms.prm_acu: this run has no such"),
         ([{"dpo": {}}], [], "must be one of sft, rl"),

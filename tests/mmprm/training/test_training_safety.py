@@ -288,7 +288,9 @@ def test_a_disk_that_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     engine = ScriptedEngine()
     checkpoints.save(engine, tmp_path, 1, {}, keep=1)
     monkeypatch.setattr(engine, "save_checkpoint", full)
-    with pytest.raises(CheckpointError, match=r"step-00000002: cannot be written .*No space left.*free disk space"):
+    with pytest.raises(
+        CheckpointError, match=r"step-00000002: cannot be written .*No space left.*free some disk space"
+    ):
         checkpoints.save(engine, tmp_path, 2, {}, keep=1)
     assert checkpoints.newest(tmp_path) == tmp_path / "step-00000001"
 
@@ -334,7 +336,7 @@ def test_what_torch_and_safetensors_raise_on_a_full_disk(tmp_path: Path) -> None
             folder.mkdir()
             save_file(tensors, folder / "model.safetensors")
 
-    message = r"prm: cannot be written .*File too large.*free disk space or choose"
+    message = r"prm: cannot be written .*File too large.*free some disk space or choose"
     with files_of_at_most(50_000), pytest.raises(CheckpointError, match=message):
         save_model()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["prm", "step-00000001"]
