@@ -16,11 +16,10 @@ class WeightsConfig(Config):
     transport: Literal["auto", "file", "nccl", "ipc"] = "auto"
     """file: through safetensors files in shared memory, on any machine where trainer and engines share it; nccl: vLLM's
     broadcast from GPU to GPU; ipc: vLLM's transfer between trainer and engine on the same GPU. auto: file on CPU; on
-    GPU, ipc for colocated engines and nccl for others."""
+    GPU, ipc for colocated engines and nccl for others. Engines that die are replaced only with file."""
     folder: PathText | None = None
-    """Folder in which this run creates a folder for the files; by default /dev/shm, or the run folder if there is none.
-    transport=file needs space there for two versions of the weights. With several machines, all of them must have
-    access to it."""
+    """With transport=file, the folder in which this run creates a folder for the files; by default /dev/shm, or the run
+    folder if there is none. It needs space for two versions of the weights. With several machines, all must see it."""
     timeout_seconds: float = Field(600, gt=0)
     """Maximum time in seconds to wait for an engine to load new weights."""
     tolerance: float | None = Field(None, gt=0)

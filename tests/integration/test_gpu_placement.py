@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import ray
 
+from mcts.config import CampaignConfig
+from mcts.ray_worker import EngineActor, RayWorkers
 from mmprm.config import build
+from mmprm.errors import SamplingError
 from policy_rl.config import RLConfig
 from policy_rl.placement import reserved
 
@@ -58,3 +61,29 @@ async def test_a_prm_of_its_own_and_nothing_left_behind(tmp_path: Path) -> None:
     while ray.available_resources().get("GPU") != 8:  # Ray gives them back in its own time
         assert time.monotonic() < until, "the GPUs are still booked"
         time.sleep(0.2)
+
+
+async def test_engines_of_annotate_use_all_gpus_of_their_actor(tmp_path: Path) -> None:
+    """By itself, vLLM would choose Ray workers, for which the bundle of the actor's placement group has no GPU."""
+
+    class Deciding(EngineActor):
+        async def load(self, config: CampaignConfig, number: int, bind_core: bool) -> None:
+            from vllm.config.parallel import ParallelConfig
+
+            from mmprm.sampling.engines import engine_arguments
+
+            os.environ["HF_HUB_OFFLINE"] = "1"
+            arguments = engine_arguments(config.engine)
+            size, chosen = arguments.tensor_parallel_size, arguments.distributed_executor_backend
+            backends = [ParallelConfig(tensor_parallel_size=size, distributed_executor_backend=chosen)]
+            backends += [ParallelConfig(tensor_parallel_size=size)]
+            visible = os.environ["CUDA_VISIBLE_DEVICES"]
+            raise SamplingError(f"{visible}: {' '.join(each.distributed_executor_backend for each in backends)}")
+
+    keys = {"output": str(tmp_path), "problems": {"path": "x"}, "engine": {"model": "m/m", "tensor_parallel_size": 2}}
+    workers = RayWorkers(build(CampaignConfig, keys))
+    workers.actor_class = Deciding
+    with workers:
+        assert workers.count == 4
+        with pytest.raises(SamplingError, match=r"^0,1: mp ray$"):
+            await workers.make(0)

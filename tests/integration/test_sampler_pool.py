@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 
 import pytest
 
@@ -31,3 +33,15 @@ async def test_pool(policy_folder):
         pool.close()
     with pytest.raises(EngineStoppedError):
         await pool.sample(SampleRequest(problems[0], "", 1, 0))
+
+
+def test_why_an_engine_in_processes_of_its_own_does_not_start_is_told(policy_folder):
+    """The cause, which vLLM writes to the log of a process that it started, and the path of that log."""
+    from mmprm.sampling.pool import SamplerPool
+
+    engine = EngineConfig(model=str(policy_folder), mode="separate", kv_cache_gib=0.0001)
+    cause = r"the engine did not start: ValueError: .*KV cache.*; its log is (\S+\.err) on "
+    with pytest.raises(SamplingError, match=cause) as seen:
+        SamplerPool(engine, size=1)
+    log = Path(re.search(cause, str(seen.value), re.DOTALL)[1])
+    assert "KV cache" in log.read_text()

@@ -1,0 +1,115 @@
+"""`mmprm rl` on two raylets with GPUs that Ray only believes in: weights over nccl and ipc, sleep and wake.
+
+Engines run in vLLM's own processes, as on GPUs; tests/cuda_standins replaces what needs one. weights.tolerance ends a
+run in which an engine is further from the trainer than that.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+
+from mmprm.problems import write_problems
+from mmprm.tiny.world import make_problems
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+STAND_INS = ROOT / "tests/cuda_standins"
+STEPS, ENGINES, RANKS = 3, 2, 2
+
+
+@pytest.fixture(scope="module")
+def events(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the stand-ins, which are in place in every process started from here on."""
+    folder = tmp_path_factory.mktemp("standins")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MMPRM_CUDA_STANDINS", str(folder))
+        patch.setenv("PYTHONPATH", f"{STAND_INS}:{ROOT}")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield folder
+    for path in Path("/dev/shm").glob("mmprm-standin-*"):
+        path.unlink()
+
+
+@pytest.fixture(scope="module")
+def cluster(events: Path) -> Iterator[Cluster]:
+    ray.shutdown()
+    node = {"num_cpus": 1, "num_gpus": 2, "object_store_memory": 100_000_000}
+    cluster = Cluster(initialize_head=True, head_node_args=node)
+    cluster.add_node(**node)
+    yield cluster
+    cluster.shutdown()
+
+
+def train(cluster: Cluster, folder: Path, *changes: str) -> list[dict[str, Any]]:
+    """Run STEPS steps with two ZeRO-3 ranks and two engines; return their metrics."""
+    write_problems(folder / "train.jsonl", [tiny.problem for tiny in make_problems(12, seed=0, split="train")])
+    keys = (
+        f"output={folder / 'run'}",
+        f"problems.path={folder / 'train.jsonl'}",
+        "held_out=null",
+        f"ray_address={cluster.address}",
+        f"steps={STEPS}",
+        "batch={prompts: 4, group_size: 4}",
+        "sampling.max_tokens=48",
+        "engine.mode=separate",
+        "weights.tolerance=0.001",
+        f"rollouts.engines={ENGINES}",
+        f"trainer.ranks={RANKS}",
+        "trainer.optimization.zero_stage=3",
+        "trainer.optimization.precision=bf16",
+        *changes,
+    )
+    sets = [word for key in keys for word in ("--set", key)]
+    command = [sys.executable, "-m", "mmprm", "rl", "--config", str(ROOT / "configs/rl/tiny.yaml"), *sets]
+    outside = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    done = subprocess.run(command, env=outside, capture_output=True, text=True, timeout=560, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    rows = map(json.loads, (folder / "run/metrics.jsonl").read_text().splitlines())
+    return [row for row in rows if row["kind"] == "train"]
+
+
+def seen(events: Path) -> list[str]:
+    """The events since the last call."""
+    file = events / "events"
+    found = file.read_text().splitlines()
+    file.unlink()
+    return found
+
+
+def assert_steps(steps: list[dict[str, Any]]) -> None:
+    assert [step["step"] for step in steps] == list(range(1, STEPS + 1))
+    assert all(step["mismatch_absolute"] < 0.05 for step in steps), "engines sample with the trainer's weights"
+    assert any(step["updates"] for step in steps)
+
+
+def test_weights_by_nccl_reach_engines_on_gpus_of_their_own(cluster: Cluster, events: Path, tmp_path: Path) -> None:
+    assert_steps(train(cluster, tmp_path))
+    found = Counter(seen(events))
+    world = 1 + ENGINES
+    assert {name for name in found if "rank" in name} == {f"nccl rank {rank} of {world}" for rank in range(world)}
+    sent = sum(count for name, count in found.items() if name.startswith("nccl broadcast"))
+    assert sent >= STEPS + 1, "initial weights are sent too"
+    assert not any(name.startswith(("ipc", "sleep")) for name in found)
+
+
+def test_weights_by_ipc_reach_engines_that_sleep_on_the_ranks_gpus(
+    cluster: Cluster, events: Path, tmp_path: Path
+) -> None:
+    assert_steps(train(cluster, tmp_path, "rollouts.colocated=true"))
+    found = Counter(seen(events))
+    syncs = STEPS + 1
+    assert found["sleep 2"] == found["wake weights"] == found["wake kv_cache"] == ENGINES * syncs
+    assert found[f"ipc buffer {2**30}"] == RANKS * syncs
+    assert not any(name.startswith("nccl") for name in found)
