@@ -117,7 +117,8 @@ def _wait(parent: int) -> tuple[list[bytes], dict[int, str]]:
 
 def _roots(wishes: list[bytes]) -> set[int]:
     processes = [wish.split() for wish in wishes if wish.startswith(b"process ")]
-    return {int(pid) for _, pid, *start in processes if start and _started(int(pid)) == start[0].decode()}
+    started = {int(pid): start[0].decode() for _, pid, *start in processes if start}
+    return {pid for pid, start in started.items() if _started(pid) == start}
 
 
 def _clean(wishes: list[bytes], living: dict[int, str]) -> None:

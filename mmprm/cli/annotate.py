@@ -1,4 +1,4 @@
-"""Label reasoning steps by tree search over rollouts; run again, it resumes where it stopped.
+"""Label reasoning steps by tree search over rollouts. When run again, the command resumes where it stopped.
 
 Examples:
   mmprm annotate --config configs/annotate/tiny.yaml

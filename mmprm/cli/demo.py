@@ -129,6 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
         examples = read_parquet(output / "labels.parquet")
         metrics = measure(examples, development, test)
         before = summary_of(measure(examples, *untrained))
+        # Both choices come from the development problems, so the test problems measure them without bias.
         info = with_choice(read_info(trained.prm), metrics.aggregator)
         write_info(trained.prm, info.model_copy(update={"threshold": metrics.first_error.threshold}))
     with clock.stage("rl"):

@@ -36,7 +36,8 @@ def evaluate_policy(kind: str, files: Sequence[Path], config: PolicyEvalConfig) 
     """Sample and grade the policy's responses to a benchmark, and return its scores."""
     check_judge(config.grader.judge)
     read = [_read(file, config) for file in files]
-    items, left_out = [item for part, _ in read for item in part], sum(count for _, count in read)
+    items = [item for part, _ in read for item in part]
+    left_out = sum(count for _, count in read)
     twice = [name for name, count in Counter(item.problem.id for item in items).items() if count > 1]
     if twice:
         names = ", ".join(map(str, files))
@@ -151,8 +152,12 @@ class Responses:
         """Return the rows of responses to exactly this question, up to the first that was cut off."""
         content = self._contents[problem_id]
         rows = self._rows.get(problem_id, [])
-        whole = (row["content"] == content and row["finish_reason"] != "abort" for row in rows)
-        return [row for row, _ in itertools.takewhile(lambda pair: pair[1], zip(rows, whole, strict=True))]
+
+        def is_usable(row: dict[str, Any]) -> bool:
+            return row["content"] == content and row["finish_reason"] != "abort"
+
+        # The seed of a response follows from its number, so those after a gap cannot be kept.
+        return list(itertools.takewhile(is_usable, rows))
 
 
 def _stored(path: Path, asked_with: Mapping[str, Any]) -> Iterable[dict[str, Any]]:

@@ -1,7 +1,8 @@
-"""Keep the problems that the policy solves in part of its attempts: sample each question, and filter by accuracy.
+"""Keep the problems that the policy solves only sometimes: sample each question, and filter by accuracy.
 
-The samples are stored in a run folder of their own. Run again, the command resumes where it stopped; with another range
-it samples nothing new. Each kept problem has `accuracy`, `correct`, `incorrect` and `unknown` added to its own fields.
+The samples are stored in a separate run folder. When run again, the command resumes where it stopped; with another
+range it reuses the samples. Each kept problem has `accuracy`, `correct`, `incorrect` and `unknown` added to its own
+fields.
 
 Examples:
   mmprm filter --config configs/annotate/tiny.yaml --samples 8 --output runs/tiny/kept.jsonl

@@ -21,7 +21,7 @@ COMMANDS = {
     "tree": "show the tree of one problem in the terminal",
     "view": "write an HTML page for browsing the trees of a run",
     "retry": "reopen failed problems of a run",
-    "filter": "keep the problems that the policy solves in part of its attempts",
+    "filter": "keep the problems that the policy solves only sometimes",
     "plan": "estimate the memory, time and cost of a run before it starts",
     "labels": "convert searched trees to labeled paths (Parquet), and export them",
     "consensus": "add a judge's opinion on every labeled step to the labels",

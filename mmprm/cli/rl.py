@@ -4,7 +4,7 @@ Examples:
   mmprm rl --config configs/rl/tiny.yaml
   mmprm rl --config configs/rl/tiny.yaml --set trainer.loss.surrogate=cpgd --set output=runs/tiny/cpgd
 
-Run again with the same output, it resumes from the newest checkpoint; a finished run is left unchanged.
+When run again with the same output, the command resumes from the newest checkpoint; a finished run is left unchanged.
 """
 
 from __future__ import annotations

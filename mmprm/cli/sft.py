@@ -4,7 +4,7 @@ Examples:
   mmprm sft --config configs/sft/tiny.yaml
   torchrun --nproc_per_node 8 -m mmprm sft --config configs/sft/mm-policy-8b.yaml --set data.path=solutions.jsonl
 
-Run again with the same output, it resumes from the newest checkpoint.
+When run again with the same output, the command resumes from the newest checkpoint.
 """
 
 from __future__ import annotations

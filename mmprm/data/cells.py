@@ -77,9 +77,13 @@ def _reach(value: Any, name: str) -> Any:
         return _ABSENT
     if name in value:
         return as_builtin(value[name])
-    positions = [position for position, letter in enumerate(name) if letter == "."]
-    found = (_reach(value[name[:position]], name[position + 1 :]) for position in positions if name[:position] in value)
-    return next((value for value in found if value is not _ABSENT), _ABSENT)
+    # A key may contain dots itself, so every dot of the name is tried as the end of the first key.
+    for position in (index for index, letter in enumerate(name) if letter == "."):
+        first, rest = name[:position], name[position + 1 :]
+        found = _reach(value[first], rest) if first in value else _ABSENT
+        if found is not _ABSENT:
+            return found
+    return _ABSENT
 
 
 def _struct(value: Any) -> Any:

@@ -97,8 +97,11 @@ def _of_struct(value: Mapping[Any, Any]) -> tuple[list[str], list[Any] | None]:
         return list(map(str, labels)), list(texts) if len(labels) == len(texts) else None
     named = {name: item for name, item in named.items() if not is_empty(item)}  # Arrow pads structs with nulls
     labels = sorted(named, key=lambda name: (len(name), name))
-    rows = (list(LETTERS), *([str(number) for number in range(first, first + len(labels))] for first in (0, 1)))
-    known = any(labels == row[: len(labels)] for row in rows)
+    count = len(labels)
+    from_zero = [str(number) for number in range(count)]
+    from_one = [str(number) for number in range(1, count + 1)]
+    # Any other keys belong to a struct that does not hold options, such as {"width": …, "height": …}.
+    known = labels in (list(LETTERS[:count]), from_zero, from_one)
     return labels, [named[label] for label in labels] if labels and known else None
 
 
@@ -119,7 +122,8 @@ def _pair(item: Any) -> tuple[Any, Any] | None:
     if not isinstance(item, Mapping):
         return None
     filled = {str(name): inner for name, inner in item.items() if not is_empty(inner)}
-    label, text = (next((name for name in names if name in filled), None) for names in (_LABEL_KEYS, _TEXT_KEYS))
+    label = next((name for name in _LABEL_KEYS if name in filled), None)
+    text = next((name for name in _TEXT_KEYS if name in filled), None)
     if label and text:
         return filled[label], filled[text]
     return next(iter(filled.items())) if len(filled) == 1 and _LETTER_GOLD.fullmatch(next(iter(filled))) else None

@@ -129,7 +129,8 @@ def _text(turns: Sequence[Turn], images: int) -> str:
     text = "\n".join(turn.text for turn in turns)
     if count_marks(text) == images:
         return text
-    written = "\n".join("".join(piece for piece in turn.pieces if isinstance(piece, str)) for turn in turns)
+    texts = [[piece for piece in turn.pieces if isinstance(piece, str)] for turn in turns]
+    written = "\n".join("".join(pieces) for pieces in texts)
     return written if count_marks(written) == images else text
 
 

@@ -44,6 +44,7 @@ def choose_aggregator(development: Sequence[CandidateGroup], seed: int = 0) -> A
 def with_choice(info: PrmInfo, choice: AggregatorChoice) -> PrmInfo:
     """Return the content of prm.json with the chosen aggregator and its evidence."""
     found = choice.accuracy
+    # The evidence is stored with the PRM, so that its later users see how certain the choice is.
     evidence = AggregatorEvidence(
         problems=choice.problems, samples=choice.n, value=found.value, low=found.low, high=found.high
     )

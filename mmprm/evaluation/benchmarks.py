@@ -93,8 +93,10 @@ def read_items(benchmark: str, config: ProblemsConfig) -> tuple[list[Item], int]
             raise DataError(f"{location}: id {entry.id!r} was used before, at {seen[entry.id]}; make the ids unique")
         seen[entry.id] = location
         images = tuple(read_image(value, root, location) for value in entry.images)
+        # "drop": benchmarks with unequal numbers of marks and images are still asked as published, images first.
         (question,) = place_marks([entry.question], len(images), location, ["question"], "drop")
         problem = Problem(entry.id, question, entry.answer, images, tuple(entry.choices))
+        # Versions of one problem share their family, so that the bootstrap resamples them together.
         items.append(Item(problem, entry.subject, entry.family or entry.id, entry.part))
     if not items:
         raise DataError(f"{config.path}: contains no question of {benchmark}; check the path and the split")

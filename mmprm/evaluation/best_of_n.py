@@ -15,7 +15,7 @@ OWN = ("prm", "weighted")
 
 @dataclass(frozen=True, slots=True)
 class BestOfN:
-    """Holds accuracy against N by aggregator; `best` has the highest best-of-N accuracy at the largest N."""
+    """Holds accuracy by aggregator and N; `best` has the highest best-of-N accuracy at the largest N."""
 
     problems: int
     samples: int
@@ -27,7 +27,7 @@ def evaluate_best_of_n(groups: Sequence[CandidateGroup], aggregators: Sequence[s
     """Evaluate all selectors for N = 1, 2, 4, … up to the number of samples, which must be equal for all problems."""
     most = common_size(groups)
     for name in aggregators:
-        aggregator(name)
+        aggregator(name)  # raises for an unknown name before anything is computed
     accuracy = {name: accuracy_at_n(groups, name, sizes_up_to(most), seed) for name in aggregators}
     best = max(accuracy, key=lambda name: accuracy[name][-1].accuracy["prm"].value)
     return BestOfN(len(groups), most, accuracy, best)

@@ -21,7 +21,11 @@ def no_error_so_far(correct_S: Iterable[bool | None]) -> list[bool | None]:
     found: list[bool | None] = []
     for correct in correct_S:
         before = found[-1] if found else True
-        found.append(False if before is False or correct is False else None if before is None else correct)
+        if before is False or correct is False:
+            found.append(False)
+        else:
+            # After an unjudged step nothing is known, even if this step is correct: the unjudged one may not be.
+            found.append(None if before is None else correct)
     return found
 
 

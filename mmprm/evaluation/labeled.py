@@ -85,9 +85,11 @@ def read_processbench(record: Record, options: Options) -> Parsed:
     steps, error = record["steps"], record["label"]
     if not isinstance(error, int) or not NO_ERROR <= error < len(steps):
         raise ValueError(f"label must be -1 or the index of one of the {len(steps)} steps, got {error!r}; correct it")
-    known = len(steps) if error == NO_ERROR else error
-    correct = [True] * known + [False][: len(steps) - known] + [None] * (len(steps) - known - 1)
-    return Parsed(record["problem"], steps, correct)
+    if error == NO_ERROR:
+        return Parsed(record["problem"], steps, [True] * len(steps))
+    # The annotators stopped at the first error.
+    later = len(steps) - error - 1
+    return Parsed(record["problem"], steps, [True] * error + [False] + [None] * later)
 
 
 def read_visualprocessbench(record: Record, options: Options) -> Parsed:
@@ -145,6 +147,7 @@ def read_labeled(
         (question,) = place_marks([parsed.question], len(images), location, ["question"], "drop")
         # The location serves as the id, so that errors of a scorer name the line.
         solution = Solution(Problem(location, question, answer="", images=images), parsed.steps)
+        # Data sets lack ids of problems, so that solutions of one problem are found by its content.
         problem = json.dumps([parsed.question, [image.path or image_digest(image) for image in images]])
         found.append(LabeledSolution(solution, parsed.correct, problem, parsed.source or source))
     return found

@@ -33,6 +33,7 @@ def majority_share(answers: Sequence[str | None], verdicts: Sequence[Verdict]) -
         return 0.0
     correct = {answer for answer, verdict in zip(answers, verdicts, strict=True) if verdict is Verdict.CORRECT}
     most = max(votes.values())
+    # Breaking ties at random would add noise; the share of correct winners is the expectation over such a choice.
     winners = [answer for answer, count in votes.items() if count == most]
     return sum(answer in correct for answer in winners) / len(winners)
 

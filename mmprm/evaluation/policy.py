@@ -217,7 +217,8 @@ def scored(
     subjects = sorted({each.item.subject for each in answered})
     families = [each.item.family for each in answered]
     indices = {"all": list(range(len(answered)))}
-    indices |= {s: [i for i, each in enumerate(answered) if each.item.subject == s] for s in subjects if s}
+    for subject in filter(None, subjects):
+        indices[subject] = [i for i, each in enumerate(answered) if each.item.subject == subject]
 
     def scores(verdicts_QN: Sequence[Sequence[Verdict]]) -> dict[str, Score]:
         return {name: score_of(inside, verdicts_QN) for name, inside in indices.items()}

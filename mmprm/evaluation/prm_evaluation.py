@@ -151,6 +151,7 @@ def split_development(
                 f"development={development!r}: must be a share below 1 or the name of a source; set one of {names}"
             )
         return chosen, list(judged), f"{development}, {len(chosen)} solutions"
+    # Sorting by hash picks the same problems whatever the order of the files, and whatever other files are given.
     problems = sorted({item[0].problem for item in judged}, key=lambda problem: derive_seed(seed, problem, "", 0))
     inside = set(problems[: max(1, round(development * len(problems)))])
     chosen = [item for item in judged if item[0].problem in inside]
@@ -222,6 +223,7 @@ def _interval(
     statistic: Callable[[NDArray[np.intp]], float], items: Items, inside: NDArray[np.intp], seed: int
 ) -> Interval | None:
     """Return the bootstrap interval over problems, or None if the statistic is undefined."""
+    # NaN on all items means that one of the two classes is missing, for which no interval exists.
     if math.isnan(statistic(np.arange(len(inside)))):
         return None
     return bootstrap(statistic, [items.problems[index] for index in inside], seed)

@@ -61,8 +61,9 @@ def _equal(gold: Expression, given: Expression, readings: Mapping[str, Value]) -
     if len(known) >= 3 and all(known):
         return True
     if set(names) <= {"n", "k"}:  # conventional names of integers: cos n pi is (-1)^n
-        whole = [{**readings, **{name: Fraction(3 * i + j) for j, name in enumerate(names)}} for i in range(1, 7)]
-        if all(_equal_at(gold, given, point, PRECISIONS, complex_) for point in whole):
+        # Consecutive integers, from 3 on: both parities of each name occur, and no two names have the same value.
+        integers = [{name: Fraction(3 * i + j) for j, name in enumerate(names)} for i in range(1, 7)]
+        if all(_equal_at(gold, given, {**readings, **point}, PRECISIONS, complex_) for point in integers):
             return True
     return None if all(known) else False
 

@@ -184,8 +184,9 @@ def _same_matrix(gold: Reading, given: Reading, symbols: SymbolTest) -> Outcome:
         rows = [[one], [other]]
     if [len(row) for row in rows[0]] != [len(row) for row in rows[1]]:
         return DIFFERENT
-    pairs = zip(*([cell for row in each for cell in row] for each in rows), strict=True)
-    return all_of(same_structure(a, b, symbols) for a, b in pairs)
+    gold_cells = [cell for row in rows[0] for cell in row]
+    given_cells = [cell for row in rows[1] for cell in row]
+    return all_of(same_structure(a, b, symbols) for a, b in zip(gold_cells, given_cells, strict=True))
 
 
 def _rows(answer: Reading) -> list[list[Reading]] | None:

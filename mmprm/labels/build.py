@@ -66,6 +66,7 @@ def build_labels(config: LabelsConfig) -> LabelsSummary:
     def examples() -> Iterator[LabeledExample]:
         for tree in store.trees():
             problem, found = store.problem(tree.problem_id), label_tree(tree, rule, step_format, config.seed)
+            # Images are read only for trees with labels: a problem without labels may name a missing file.
             if found and config.embed_images:
                 problem = embed_images(problem)
             for labeled in found:

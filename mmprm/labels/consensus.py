@@ -32,7 +32,7 @@ class AgreementRule(Config):
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """Holds the verdicts of label and judge on one prefix; `judge_right` is None without a judgment."""
+    """Holds the verdicts of label and judge on one prefix; `judge_correct` is None without a judgment."""
 
     counts: Counts
     judged: float | None
@@ -64,6 +64,7 @@ def opinions(examples: Iterable[LabeledExample], rule: AgreementRule) -> dict[Pr
     for example in examples:
         judged = example.judged or (None,) * len(example.path.steps)
         for depth, (counts, probability) in enumerate(zip(example.path.counts, judged, strict=True), start=1):
+            # A prefix whose rollouts all have an unknown verdict has no value.
             if counts is not None and counts.value is not None:
                 found[example.problem.id, example.path.steps[:depth]] = Opinion(
                     counts,

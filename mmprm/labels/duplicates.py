@@ -58,6 +58,7 @@ def near_duplicates(problems: Sequence[Problem]) -> dict[int, int]:
     kept: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
     resembled: dict[int, int] = {}
     for position, (text, problem) in enumerate(zip(texts, problems, strict=True)):
+        # Most questions resemble no other, and then their images need not be opened.
         alone = times[text] == 1 and similar[text] == [text]
         mine = 0 if alone else _hashes(problem)
         first = min(
@@ -80,6 +81,7 @@ def text_of(question: str) -> Text:
     """Normalize a question into its exact parts and word triples."""
     folded = unicodedata.normalize("NFKC", question.replace(IMAGE, " ")).casefold()
     words = [word for word in _WORD.findall(_HYPHEN.sub(" ", folded)) if word not in _PUNCTUATION]
+    # A question of fewer than three words has one, shorter "triple".
     triples = [tuple(words[start : start + 3]) for start in range(max(1, len(words) - 2))]
     return Text(tuple(word for word in words if not word.isalpha()), frozenset(triples))
 
@@ -116,6 +118,7 @@ def _similar(texts: Sequence[Text]) -> list[list[int]]:
         keys = [(text.exact, triple) for triple in rarest[: size - math.ceil(SIMILAR * size) + 1]]
         for other in {other for key in keys for other in index[key]}:
             common = len(text.triples & texts[other].triples)
+            # common / (size + other size − common) is the Jaccard index; fractions keep the comparison exact.
             if common >= SIMILAR * (size + len(texts[other].triples) - common):
                 similar[number].append(other)
                 similar[other].append(number)

@@ -115,6 +115,7 @@ def export_labels(config: ExportConfig) -> ExportSummary:
             raise ConfigError(f"agree={config.agree} needs a judge, and {config.labels} has none; run mmprm consensus")
         examples = _AGREEMENTS[config.agree](examples, config.rule)
     disagreements = labels_read - _label_count(examples)
+    # After the agreement filter, which decides how many labels each duplicate has left, and before balancing.
     duplicates = drop_duplicates(examples)
     examples, negatives = balance([example for example in examples if example.problem.id not in duplicates], config)
     if not examples:
@@ -151,9 +152,11 @@ def export_labels(config: ExportConfig) -> ExportSummary:
             )
             report = {"config": config.model_dump(), **asdict(summary)}
             (folder / "export.json").write_text(json.dumps(report, indent=2, ensure_ascii=False), encoding="utf-8")
-            os.replace(folder, output)
+            os.replace(folder, output)  # fails if another export has filled `output` in the meantime
     except OSError as error:
-        raise DataError(f"{output}: cannot be written ({error}); free disk space or choose another folder") from error
+        raise DataError(
+            f"{output}: cannot be written ({error}); free some disk space or choose another folder"
+        ) from error
     return summary
 
 
@@ -211,6 +214,7 @@ def balance(examples: Sequence[LabeledExample], config: ExportConfig) -> tuple[l
                 if _above(counts, config.threshold):
                     positive += 1
                 else:
+                    # Sorting by hash chooses at random, and the same labels in any order of the file.
                     content = json.dumps([config.seed, example.problem.id, example.path.steps[:depth]])
                     negative.append((hashlib.sha256(content.encode()).digest(), number, depth))
     surplus = [] if config.negatives is None else sorted(negative)[int(config.negatives * positive) :]
@@ -232,7 +236,8 @@ def _overlap(examples: Sequence[LabeledExample], benchmark: str) -> dict[str, st
     """
     ours = _problems(examples)
     both = [*ours, *load_problems(ProblemsConfig(path=benchmark))]
-    return {both[position].id: both[first].id for position, first in near_duplicates(both).items() if first < len(ours)}
+    matches = near_duplicates(both)
+    return {both[index].id: both[first].id for index, first in matches.items() if first < len(ours)}
 
 
 def _write_records(

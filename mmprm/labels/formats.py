@@ -108,11 +108,13 @@ def content_of(
     """Return what the format represents of a labeled path, up to its last label; None without a label."""
     labels = [_label(counts, kind, threshold) for counts in path.counts]
     steps = list(path.steps)
+    # Steps after the last label have no target, and some formats cannot express an unlabeled step.
     while labels and labels[-1] is None:
         labels.pop(), steps.pop()
     if not labels:
         return None
     question = asked_question(problem)
+    # The writers put image marks first; formats without images have none.
     if problem.images:
         question = question.replace(IMAGE, "").strip()
     if form.numbered:
@@ -217,6 +219,7 @@ def _read_numbered(text: str) -> tuple[str, Steps, list[bool]]:
 def _write_prm800k(row: OutputRow) -> Record:
     question, steps, labels = row.content
     ratings = [None if label is None else 1 if label else -1 for label in labels]
+    # PRM800K's reasons: an error was found, the solution was complete, or the annotator gave up.
     reason = "found_error" if -1 in ratings else "solution" if row.complete else "give_up"
     return {
         "labeler": "mmprm",

@@ -100,6 +100,7 @@ def read_parquet(path: str | Path, split: Split | None = None) -> list[LabeledEx
     examples = []
     for number, row in enumerate(_rows(path), start=1):
         check_row(row, f"{path}: row {number}")
+        # Rows of one problem share its object, so its images are in memory once.
         read = _problem(row, path.parent)
         problem = problems.setdefault(read.id, read)
         _check_same(problem, read, f"{path}: row {number}")
@@ -147,8 +148,7 @@ def _typed(batch: pyarrow.RecordBatch, path: Path) -> pyarrow.Table:
         except pyarrow.ArrowException as error:
             raise DataError(
                 f"{path}: column {name} has type {column.type} and must be {wanted} ({error}); cast it, or write the "
-                "file "
-                "with mmprm labels"
+                "file with mmprm labels"
             ) from error
     return pyarrow.table(columns, names=names)
 
@@ -197,8 +197,7 @@ def _check_same(problem: Problem, other: Problem, location: str) -> None:
         if one != two:
             raise DataError(
                 f"{location}: problem_id {cut(other.id)!r} already belongs to a different problem: {name} is "
-                f"{cut(two)!r}"
-                f", but was {cut(one)!r}; use unique ids in joined files, then label them again"
+                f"{cut(two)!r}, but was {cut(one)!r}; use unique ids in joined files, then label them again"
             )
     if list(map(image_digest, problem.images)) != list(map(image_digest, other.images)):
         raise DataError(
@@ -241,6 +240,7 @@ def _counts(
             "write null for a step without a label"
         )
     counts = Counts(correct, incorrect, unknown or 0)
+    # A label that differs from correct / known is an estimate that a stopping rule corrected; see trees.stopping.
     if label is None or abs(label - counts.value) < FLOAT32_ROUNDING:
         return counts
     if not 0 <= label <= 1:

@@ -29,12 +29,14 @@ def cost_of(
     all_tokens = float(paths * path_tokens * training.epochs)
     again = int(config.gradient_checkpointing)
     language = sum(shape.parts["language"]) - shape.unused
+    # Forward, and backward for activations and for weights; adapters leave out the latter for the frozen weights.
     passes = (2 if config.lora else 3) + again
     operations = matrix_operations(language, all_tokens, passes)
     sequences = [(paths * training.epochs, float(path_tokens))]
     operations += attention_operations(shape.language, sequences, causal=True, passes=3 + again)
     if shape.vision:
         seen = all_tokens * shape.vision.tokens
+        # A frozen tower precedes everything that is trained, so no gradient passes through it.
         passes = 3 + again if shape.trains("vision") else 1
         operations += matrix_operations(sum(shape.parts["vision"]), seen, passes)
         alone = [(seen / shape.vision.length, shape.vision.length)]

@@ -111,6 +111,7 @@ def scorer_refusals(shape: Shape, scorer: ScorerSettings, parts: Parts) -> list[
         return []
     room = parts["scorer: key-value cache"]
     per_token = key_value_bytes(shape.language, scorer.tensor_parallel, size_of(scorer.dtype))
+    # A score requires a whole solution in one pass, so the cache must hold the longest one.
     needed = per_token * min(scorer.batch_tokens, shape.context)
     if room >= needed:
         return []
@@ -138,7 +139,9 @@ def _activations(shape: Shape, engine: EngineSettings) -> float:
     precision, tower = _precision(engine.dtype), shape.vision
     image = tower.image_tokens(engine.max_pixels) if tower else 0
     language = forward_only(shape.language, max(BATCHED_TOKENS, image), precision)
+    # The logits of all sequences in float32, and two tensors of that size in the sampler.
     logits = 3 * 4 * engine.max_num_seqs * shape.rows
+    # The logits are computed after the layers, whose memory is free again by then.
     return max(language, logits) + _image(tower, image, precision)
 
 

@@ -23,6 +23,7 @@ def ways_to_fit(fits: Callable[[Changes], bool], changes: Iterable[Changes]) -> 
             alone[frozenset(change)] = change
     if alone:
         return [spelled(change) for change in alone.values()]
+    # Settings cost nothing but time, so they are combined before more or larger GPUs are proposed.
     settings = [change for change in changes if not any(key.startswith("hardware.") for key in change)]
     pairs = (_join(left, right) for left, right in combinations(changes, 2) if left.keys().isdisjoint(right))
     for joint in chain(accumulate(settings, _join), pairs, accumulate(changes, _join)):

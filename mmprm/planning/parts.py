@@ -114,6 +114,7 @@ def memory_text(plan: MemoryPlan) -> str:
 def _group_lines(group: GpuGroup) -> list[str]:
     phases = list(group.phases)
     found = dict.fromkeys(name for parts in group.phases.values() for name in parts)
+    # Names begin with their process ("engine: weights"), and the rows of a process belong together.
     owners = list(dict.fromkeys(name.partition(":")[0] for name in found))
     names = sorted(found, key=lambda name: owners.index(name.partition(":")[0]) if ":" in name else 0)
     lines = [f"{group.name}: GiB per GPU, estimated", _row("", phases)]

@@ -105,6 +105,7 @@ def _trainer(policy: Shape, settings: RLSettings, shared: bool) -> dict[str, Par
         shards = trainer.ranks if trainer.stage == 3 and settings.shards_reference else 1
         held["reference model"] = width(trainer.precision) * policy.total / shards
     backward, update = backward_parts(policy, trainer), update_parts(policy, trainer)
+    # Backward pass and optimizer step follow each other, so their buffers never exist at the same time.
     fuller = backward if sum(backward.values()) >= sum(update.values()) else update
     forward = forward_parts(policy, trainer) if settings.computes_log_probs else {}
     cached = max(sum(fuller.values()), sum(forward.values())) if shared and settings.keeps_cache else 0.0
@@ -123,6 +124,7 @@ def _engine(policy: Shape, settings: RLSettings, colocated: bool) -> dict[str, P
     if not colocated:
         received = receive_buffers(policy, settings.engine, settings.transport)
         return {**dict.fromkeys(RL_PHASES, awake), "sync": {**awake, **received}}
+    # Without compilation there are no CUDA graphs, which are about half of what a sleeping engine keeps.
     asleep = {"engine: asleep": ASLEEP if settings.engine.compiled else ASLEEP / 2}
     waking = dict(awake)
     if not settings.wakes_at_once:

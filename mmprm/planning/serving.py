@@ -56,6 +56,7 @@ def serving_plan(
 def _groups(phases: dict[str, Parts], gpus: int, scoring: int, gpu: float, together: bool) -> list[GpuGroup]:
     """Return one group, or two if only some of the GPUs have a scorer."""
     sampling = {name: parts for name, parts in phases.items() if name == "sampling"}
+    # In a guided search both models work at the same time, so their parts add up in one phase.
     both = {"search": {name: size for parts in phases.values() for name, size in parts.items()}}
     first = both if together and len(phases) == 2 else phases
     if not scoring:

@@ -5,6 +5,7 @@ Shapes: M marker (all that the model reads in a batch, row by row), N labeled st
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from collections.abc import Sequence
@@ -98,17 +99,17 @@ class PackedRows:
         shared: bool,
     ) -> None:
         self._samples, self._inputs = samples, TreeInputs(form, model)
-        solutions, marked = (
-            [sample.solution for sample in samples],
-            [(sample.ids, sample.positions) for sample in samples],
-        )
+        solutions = [sample.solution for sample in samples]
+        marked = [(sample.ids, sample.positions) for sample in samples]
         trees = pack_solutions(solutions, marked, max_tokens, shared)
         # Rows are filled by length, so shuffle first: otherwise trees of one problem would share a row again and again.
         random.Random(0).shuffle(trees)
         lengths = [len(tree.tokens) for tree in trees]
-        self._rows = [[trees[tree] for tree in row] for row in fill_rows(lengths, width or max(lengths, default=0))]
+        filled = fill_rows(lengths, width or max(lengths, default=0))
+        self._rows = [[trees[index] for index in row] for row in filled]
         self.lengths = [sum(len(tree.tokens) for tree in row) for row in self._rows]
-        self.terms = [sum(samples[member].label_count for tree in row for member in tree.members) for row in self._rows]
+        members = [[member for tree in row for member in tree.members] for row in self._rows]
+        self.terms = [sum(samples[member].label_count for member in row) for row in members]
 
     def collate(self, rows: Sequence[int]) -> PrmBatch:
         chosen = [self._rows[row] for row in rows]
@@ -118,7 +119,7 @@ class PackedRows:
             for member, positions in zip(tree.members, reads, strict=True):
                 sample = self._samples[member]
                 steps = zip(positions.tolist(), sample.targets, sample.weights, strict=True)
-                labels += [step for step in steps if step[1] == step[1]]
+                labels += [(marker, target, weight) for marker, target, weight in steps if not math.isnan(target)]
         marker_N, target_N, weight_N = map(torch.tensor, zip(*labels, strict=True))
         return PrmBatch(packed.inputs, marker_N, target_N, weight_N, packed.end_BT)
 

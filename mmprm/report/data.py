@@ -111,6 +111,7 @@ def extremes(
             ]
             if not scored:
                 continue
+            # Sorting is stable, so that equal rewards leave the candidates in sampling order.
             reward, candidate = sorted(scored, key=lambda item: item[0])[position]
             correct = truth(group.problem, candidate.steps) if truth else [None] * len(candidate.steps)
             steps = tuple(

@@ -59,7 +59,7 @@ _STYLE = {
 
 
 def accuracy_plot(points: Sequence[AccuracyAtN]) -> str:
-    """Plot accuracy against N: one line per selector with its intervals, named at its right end."""
+    """Plot accuracy by N: one line per selector with its intervals, named at its right end."""
     names = [name for name in SERIES if name in points[0].accuracy]
     with _figure("accuracy", 7.4, 4.2) as (axes, output):
         for index, name in enumerate(names):
@@ -85,6 +85,7 @@ def accuracy_plot(points: Sequence[AccuracyAtN]) -> str:
         axes.set_xticks([point.n for point in points], [str(point.n) for point in points])
         axes.set_xlabel("samples N")
         axes.set_ylabel("accuracy")
+        # Names at the ends of the lines need no legend, whose colors would have to be looked up.
         low, high = axes.get_ylim()
         ends = {name: points[-1].accuracy[name].value for name in names}
         for name, position in _apart(ends, gap=(high - low) * 0.062).items():
@@ -229,7 +230,7 @@ def stacked_plot(curves: Mapping[str, Curve], name: str) -> str:
         steps = [step for step, _ in next(iter(curves.values()))]
         values = [moving_mean([value for _, value in curve], smoothing(len(steps))) for curve in curves.values()]
         colors = [color for color, _, _ in itertools.islice(itertools.cycle(SERIES.values()), len(curves))]
-        if len(steps) == 1:
+        if len(steps) == 1:  # a band needs two points to have a width
             steps, values = [steps[0] - 0.5, steps[0] + 0.5], [value * 2 for value in values]
         axes.stackplot(steps, values, colors=colors, alpha=0.85, linewidth=0)
         tops = list(itertools.accumulate(value[-1] for value in values))
@@ -314,6 +315,7 @@ def _step_axis(axes: Axes) -> None:
 def _figure(name: str, width: float, height: float) -> Iterator[tuple[Axes, list[str]]]:
     """Yield axes to draw on and a list that receives the SVG afterwards; the size is in inches."""
     output: list[str] = []
+    # A fixed salt makes the ids in the SVG, and thus the page, equal in every run.
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure.subplots(), output
@@ -328,11 +330,12 @@ def _inline(svg: str, name: str) -> str:
     """Return the SVG element alone, with ids unique on the page and placeholder colors replaced by CSS variables."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    # Every SVG of Matplotlib uses the same ids, which would clash on one page.
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'href="#|url\(#', lambda match: f"{match[0]}{name}-", svg)
     svg = re.sub(r"#0000[01][0-9a-f]", lambda match: f"var(--{_VARIABLES[match[0]]})", svg)
     width, height = re.search(r'width="([\d.]+)pt" height="([\d.]+)pt"', svg).groups()
-    svg = svg.replace(f'width="{width}pt" height="{height}pt"', "", 1)
+    svg = svg.replace(f'width="{width}pt" height="{height}pt"', "", 1)  # the style sheet scales it to the page
     return svg.strip()
 
 

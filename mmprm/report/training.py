@@ -186,12 +186,12 @@ def _phases(training: Sequence[Mapping[str, Any]]) -> str:
     if not curves:
         return ""
     steps = sorted({step for curve in curves.values() for step, _ in curve})
-    filled = {label: [(step, dict(curve).get(step, 0.0)) for step in steps] for label, curve in curves.items()}
-    total = sum(value for curve in curves.values() for _, value in curve)
-    rows = [
-        [escaped(label), f"{sum(value for _, value in curve):,.0f}", f"{sum(v for _, v in curve) / total:.1%}"]
-        for label, curve in curves.items()
-    ]
+    by_step = {label: dict(curve) for label, curve in curves.items()}
+    # Stacked bands need a value at every step, and a phase that a step did not have took no time.
+    filled = {label: [(step, values.get(step, 0.0)) for step in steps] for label, values in by_step.items()}
+    seconds = {label: sum(values.values()) for label, values in by_step.items()}
+    total = sum(seconds.values())
+    rows = [[escaped(label), f"{spent:,.0f}", f"{spent / total:.1%}"] for label, spent in seconds.items()]
     return f"""<section><h2>Time</h2><p class="note">Seconds per step by phase.</p>
 <figure>{stacked_plot(filled, "phases")}</figure>
 {table(["phase", "total seconds", "share"], rows)}</section>"""

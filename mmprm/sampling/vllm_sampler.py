@@ -194,7 +194,9 @@ class VllmSampler:
 
 def _may_stop_in(rest: str, stop: Sequence[str]) -> bool:
     """Return whether a stop string may begin within the text sampled again, where it must not end the completion."""
-    return any(end.startswith(rest[position : position + len(end)]) for end in stop for position in range(len(rest)))
+    tails = [rest[position:] for position in range(len(rest))]
+    # A tail longer than the stop string may contain all of it; a shorter one may be its beginning.
+    return any(end.startswith(tail[: len(end)]) for end in stop for tail in tails)
 
 
 def _image_id(image: ImageRef) -> str:

@@ -94,6 +94,7 @@ class TransformersScorer:
         )
         size = _BATCH_SOLUTIONS
         while order:
+            # Encode first, then decide whether the batch is affordable: only the result tells its number of tokens.
             indices = order[:size]
             inputs, read_BT = self._format.encode([solutions[index] for index in indices])
             tokens = inputs["attention_mask"].sum(dim=1).tolist()

@@ -36,6 +36,7 @@ class TreeScorer:
         lengths = [len(tree.tokens) for tree in trees]
         rows = [[trees[tree] for tree in row] for row in fill_rows(lengths, max(lengths, default=0))]
         widths = [sum(len(tree.tokens) for tree in row) for row in rows]
+        # Solutions come out tree by tree, and `scores` restores their order.
         scores: dict[int, StepScores] = {}
         for (micro,) in micro_batches(range(len(rows)), widths, self._config.batch_tokens, ranks=1):
             chosen = [rows[row] for row in micro.samples]

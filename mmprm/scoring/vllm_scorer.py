@@ -70,6 +70,7 @@ class VllmScorer:
         try:
             return self._encoded(solutions)
         except VLLMClientError as error:
+            # Image tokens are not counted beforehand, so a solution may turn out to be too long only now.
             fitted = [self._fitting(item) for item in solutions]
             if fitted == list(solutions):
                 raise DataError(f"vLLM rejects a solution: {error}; shorten it, or set scorer.too_long=cut") from error
@@ -108,6 +109,7 @@ class VllmScorer:
 def _at_places(output: Any, marked: Marked) -> StepScores:
     tokens = output.prompt_token_ids
     correct_T = output.outputs.data.reshape(len(tokens), -1)[:, -1].tolist()
+    # Images come before the first step and expand to many tokens, so that positions keep their distance from the end.
     positions = [len(tokens) - len(marked.ids) + position for position in marked.positions]
     assert [tokens[position] for position in positions] == [marked.ids[position] for position in marked.positions], (
         "same tokens"

@@ -62,6 +62,7 @@ def accuracy_at_n(
     names = selector_names(scored=aggregate is not None)
     values_NKP = np.array([_selector_values(seen, n, seed, names) for n in sizes])
     baselines = [names.index(name) for name in ("random", "majority")]
+    # All rows share the resamples, so the interval of a difference takes the pairing by problem into account.
     compared = [values_NKP, *(values_NKP - values_NKP[:, [k]] for k in baselines)]
     intervals = iter(bootstrap_means(np.concatenate(compared, axis=1).reshape(-1, len(groups)), seed))
 
@@ -101,6 +102,7 @@ def at_equal_tokens(
     assert [group.problem.id for group in guided] == [group.problem.id for group in samples], "the same problems"
     most = common_size(samples)
     each = sum(candidate.token_count for group in samples for candidate in group.candidates) / most
+    # Best-of-n is only known from 1 to `most`: a cheaper or dearer strategy is compared with an end of this range.
     n = min(max(tokens / each, 1.0), float(most))
     below = math.floor(n)
     seen = choices(samples, aggregate)
@@ -146,5 +148,6 @@ def _means(seen: Choices, inside_BM: NDArray[np.bool_], names: Sequence[str] = t
 def _subsets(most: int, n: int, seed: int) -> list[tuple[int, ...]]:
     if math.comb(most, n) <= SUBSETS:
         return list(itertools.combinations(range(most), n))
+    # The same subsets for every problem and selector: differences between selectors then have less variance.
     rng = random.Random(seed)
     return [tuple(sorted(rng.sample(range(most), n))) for _ in range(SUBSETS)]

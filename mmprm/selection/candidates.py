@@ -72,9 +72,8 @@ def read_groups(
             found.setdefault(row["problem_id"], []).append(candidate)
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(
-                f"{location}: is not a line of a candidates.jsonl of mmprm rerank: {type(error).__name__}: "
-                f"{error}"
-                "; give a file written by mmprm rerank"
+                f"{location}: is not a line of a candidates.jsonl of mmprm rerank ({type(error).__name__}: "
+                f"{error}); give a file written by mmprm rerank"
             ) from error
     if not found:
         raise DataError("the files contain no candidates; give a complete candidates.jsonl of mmprm rerank")

@@ -127,6 +127,7 @@ async def sample_groups(
                 raise
             except MmprmError as error:
                 return str(error)
+        # Grading happens outside the semaphore, so that the engine's slots are free for the next problem meanwhile.
         graded = (graded_candidate(problem, c.text, c.token_count, grader, step_format) for c in completions)
         found = CandidateGroup(problem, tuple(await asyncio.gather(*graded)))
         keep(found)
@@ -154,6 +155,7 @@ def score_groups(groups: Sequence[CandidateGroup], scorer: Scorer) -> list[Candi
         if candidate.steps
     }
     answers = dict(zip(solutions, _scored_apart(list(solutions.values()), scorer), strict=True))
+    # If nothing can be scored, the cause is the model or a setting, not the solutions.
     if answers and all(isinstance(answer, DataError) for answer in answers.values()):
         raise next(iter(answers.values()))
 

@@ -21,7 +21,7 @@ from mmprm.types import Grader, Problem, Sampler, Scorer, Solution
 class Guided:
     """Holds the solutions that a search found, graded and scored.
 
-    `tokens` and `draws` count everything that was generated, including discarded paths; a candidate's `token_count`
+    `tokens` and `samples` count everything that was generated, including discarded paths; a candidate's `token_count`
     covers its own path only.
     """
 
@@ -65,6 +65,7 @@ async def search_problems(
 
         async def judge(paths: Sequence[Path]) -> list[float]:
             if config.lookahead:
+                # The score of a path comes from where it leads; the search itself continues from the path.
                 paths = await asyncio.gather(*(ahead(writer, path, config.lookahead) for path in paths))
             scored = await queue.score_apart([Solution(problem, writer.plain(path)) for path in paths])
             return [-math.inf if isinstance(entry, DataError) else value(entry.scores) for entry in scored]

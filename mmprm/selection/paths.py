@@ -48,7 +48,7 @@ class Path:
 
 
 class Writer:
-    """Continues the solutions of one problem. `tokens` and `draws` count everything that was generated for it."""
+    """Continues the solutions of one problem. `tokens` and `samples` count everything generated for it."""
 
     def __init__(self, problem: Problem, sampler: Sampler, step_format: StepFormat, run_seed: int) -> None:
         self.problem = problem
@@ -85,6 +85,7 @@ class Writer:
         if tokens is not None and path.ids is not None:
             ids = (*path.ids, *tokens.ids[: tokens.whole_in(len(text))])
         prefix = path.text + text
+        # The stop string was part of a code block or formula, not the end of a step; continue without stop strings.
         (rest,) = await self._sample(SampleRequest(self.problem, prefix, 1, self._seed(prefix, 0), (), greedy, ids))
         count = completion.token_count + rest.token_count
         joined = None
@@ -113,11 +114,13 @@ def extended(path: Path, completion: Completion, stop: tuple[str, ...], step_for
     text, tokens = completion.text, path.token_count + completion.token_count
     stopped = text.endswith(stop)
     ended = completion.finish_reason == "stop" and not stopped
+    # The policy ended its turn right after the last step.
     if ended and path.steps and not text.strip():
         return Path(path.steps, tokens, PathState.COMPLETE, text)
     cut = split(text, step_format).steps
     if not cut or (len(cut) == 1 and not ended and not stopped):
         return Path(path.steps, tokens, PathState.BROKEN, text)
+    # Without stop strings a completion may hold several steps, of which only the first one is kept.
     complete = ended and len(cut) == 1
     state = PathState.COMPLETE if complete else PathState.OPEN
     return Path((*path.steps, cut[0]), tokens, state, ids=_ids(path, completion, len(cut[0])))

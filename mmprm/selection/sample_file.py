@@ -20,7 +20,7 @@ _HEAD = "sampled_with"
 
 
 class SampleFile(AbstractContextManager["SampleFile"]):
-    """Holds one group of `samples` candidates per problem, sampled with the settings `identity`.
+    """Holds one group of `samples` candidates per problem, sampled with the settings `resume_key`.
 
     A file with other settings is replaced. `add` must be called inside the context.
     """

@@ -81,6 +81,7 @@ def gain_of(before: Sequence[CandidateGroup], after: Sequence[CandidateGroup], m
     """
     pairs = [(_share_correct(old), _share_correct(new)) for old, new in zip(before, after, strict=True)]
     assert [group.problem.id for group in before] == [group.problem.id for group in after], "the same problems"
+    # Only problems with an accuracy on both sides: the interval of the gain is paired by problem.
     known = np.array([pair for pair in pairs if None not in pair])
     olds, news = known.T
     records = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())

@@ -47,7 +47,7 @@ def evaluate_tiny(
         "wrong_readings": incorrect["reading"] / max(1, total["reading"]),
         "wrong_arithmetic": incorrect["arithmetic"] / max(1, total["arithmetic"]),
         "faithful": faithful / count,
-        "mean_tokens": sum(map(len, tokens)) / count + 1,
+        "mean_tokens": sum(map(len, tokens)) / count + 1,  # and the end token, which decoding drops
         "problems": count,
     }
 
@@ -68,7 +68,7 @@ def respond(
     batch: int = 250,
 ) -> list[str]:
     """Return one response per problem from torch's current random state; `blank` replaces the images by gray ones."""
-    processor.tokenizer.padding_side = "left"
+    processor.tokenizer.padding_side = "left"  # generate() continues each row after its last position
     options = {"do_sample": True, "temperature": 1.0, "top_k": 0} if sample else {"do_sample": False}
     special = {"eos_token_id": processor.tokenizer.eos_token_id, "pad_token_id": processor.tokenizer.pad_token_id}
     responses = []

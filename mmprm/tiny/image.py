@@ -52,6 +52,7 @@ def draw_cell(color: str, digit: int, shift: tuple[int, int]) -> np.ndarray:
     cell = np.empty((CELL, CELL, 3), dtype=np.uint8)
     cell[:] = COLORS[color]
     rows = [[mark == "#" for mark in row] for row in DIGITS[digit].split()]
+    # Each mark of the font becomes SCALE × SCALE pixels.
     glyph = np.kron(np.array(rows), np.ones((SCALE, SCALE))).astype(bool)
     height, width = glyph.shape
     top, left = (CELL - height) // 2 + shift[0], (CELL - width) // 2 + shift[1]
@@ -99,6 +100,7 @@ def read_cells(image: Image.Image, name: str) -> tuple[tuple[str, int, tuple[int
     return tuple(cells)
 
 
+# A lookup of the exact pixels instead of recognition: an image that was changed in any way is rejected.
 @functools.cache
 def _cell_of_pixels() -> dict[bytes, tuple[str, int, tuple[int, int]]]:
     cells = [(color, digit, shift) for color in COLORS for digit in DIGITS for shift in SHIFTS]

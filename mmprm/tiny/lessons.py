@@ -90,6 +90,7 @@ def checks(tiny: TinyProblem, rng: random.Random) -> Lesson:
         shown = rng.choice([digit, rng.choice([other for other in DIGITS if other != digit])])
         statements.append((f"{color}={shown}", shown == digit))
     for left, operator, right, result in _facts(rng, 8):
+        # False results are off by one, two or ten, as are most mistakes in solutions.
         stated = rng.choice([result, abs(result + rng.choice((-10, -2, -1, -1, 1, 1, 2, 10)))])
         statements.append((f"{left}{operator}{right}={stated}", stated == result))
     rng.shuffle(statements)
@@ -97,6 +98,7 @@ def checks(tiny: TinyProblem, rng: random.Random) -> Lesson:
     parts = [LessonPart(rng.choice(CHECK_HEADS).format(image=_IMAGE, question=tiny.problem.question), False)]
     for statement, true in statements:
         parts.append(LessonPart(statement + mark, False))
+        # Half of the statements have no verdict, like the steps of a PRM's input that have no label.
         if rng.random() < 0.5:
             parts.append(LessonPart("Yes" if true else "No", True))
         parts.append(LessonPart(between, False))
@@ -129,7 +131,9 @@ class Collator:
         patches = processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
         self.patches = patches.reshape(len(cells), -1, patches.shape[-1])
         self.index = {cell: position for position, cell in enumerate(cells)}
-        self.grid = torch.tensor([1, 2 * ROWS, 2 * COLUMNS])
+        self.grid = torch.tensor(
+            [1, 2 * ROWS, 2 * COLUMNS]
+        )  # time, height and width in patches; 2 × 2 patches per cell
 
     def pixels(self, images: Sequence[tuple]) -> dict[str, torch.Tensor]:
         """Return the patches of images, given as their cells."""
@@ -170,6 +174,7 @@ class Collator:
         positions = torch.arange(length)
         image_BT = input_ids_BT == self.image_token
         has_image_B = image_BT.any(dim=1)
+        # A text without an image gets a start beyond its end, so that every position is before the image.
         start_B = torch.where(has_image_B, image_BT.int().argmax(dim=1), length)
         offset_BT = positions - start_B[:, None]
         cells, extent = ROWS * COLUMNS, max(ROWS, COLUMNS)

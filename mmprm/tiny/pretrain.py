@@ -145,6 +145,7 @@ def _train_stage(
 
 
 def _lessons(stage: str, problems: list[TinyProblem], config: TinyTrainConfig) -> Iterator[Lesson]:
+    # A generator per stage: a run that resumes after a stage sees the same lessons as one that was never interrupted.
     rng = random.Random(f"{config.seed}/{stage}")
     mistakes = Mistakes(config.mistake_rate, config.hard_mistake_rate)
     kinds, shares = list(MIXTURES[stage]), list(MIXTURES[stage].values())
@@ -161,6 +162,7 @@ def _language_loss(
     logits_BTV = model(**batch, use_cache=False).logits
     targets_N = labels_BT[:, 1:].flatten()
     kept = targets_N != lessons.IGNORED
+    # Only target positions enter the softmax, which is most of the cost for texts with few targets.
     logits_NV = logits_BTV[:, :-1].flatten(0, 1)[kept]
     hit = (logits_NV.argmax(dim=-1) == targets_N[kept]).float().mean().item()
     return cross_entropy(logits_NV, targets_N[kept]), hit

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from mmprm.config import with_current_names
+from mmprm.config import differing_keys, with_current_names
 from mmprm.errors import CheckpointError, DataError
 from mmprm.files import digest_of, digests, parse_json, remove_folder, whole_file
 from mmprm.training.engine import Engine
@@ -114,15 +114,11 @@ def resume(
         return 0
     state = _state(path)
     stored = {key: value for key, value in _LATER_KEYS.items() if key in resume_key} | updated(state["identity"])
-    differing = [
-        f"{key} (stored {stored.get(key)!r}, configured {resume_key.get(key)!r})"
-        for key in sorted(stored.keys() | resume_key.keys())
-        if stored.get(key) != resume_key.get(key)
-    ]
+    differing = differing_keys(stored, resume_key)
     if differing:
+        shown = ", ".join(f"{key} ({values})" for key, values in differing.items())
         raise CheckpointError(
-            f"{path}: belongs to a run with another {', '.join(differing)}; restore these settings or choose another "
-            "output"
+            f"{path}: belongs to a run with another {shown}; restore these settings or choose another output"
         )
     written_by = len(list(path.glob("random-*.pt")))
     if written_by != ranks.count:

@@ -215,8 +215,8 @@ def test_a_calibration_that_meets_the_bars(tmp_path: Path) -> None:
             r"precision is 1\.000 \[0\.722, 1\.000\], judge\.min_precision=0\.9 must lie below",
         ),
         (VerdictCounts(60, 0, 30, 12, 0), "agreement is 0.882"),
-        (VerdictCounts(0, 0, 80, 0, 0), "precision is not known"),
-        (VerdictCounts(0, 0, 0, 0, 50), "precision is not known"),
+        (VerdictCounts(0, 0, 80, 0, 0), "precision is unknown"),
+        (VerdictCounts(0, 0, 0, 0, 50), "precision is unknown"),
     ],
 )
 def test_a_calibration_below_the_bars(tmp_path: Path, counts: VerdictCounts, message: str) -> None:
@@ -226,9 +226,9 @@ def test_a_calibration_below_the_bars(tmp_path: Path, counts: VerdictCounts, mes
 
 def test_a_calibration_of_another_judge(tmp_path: Path) -> None:
     good = VerdictCounts(60, 0, 60, 0, 0)
-    with pytest.raises(ConfigError, match="was made with the model other, this judge has judge-7b"):
+    with pytest.raises(ConfigError, match="was made with the model other, but this judge has judge-7b"):
         check_judge(calibrated(tmp_path, good, model="other"))
-    with pytest.raises(ConfigError, match="was made with the prompt 0123, this judge has"):
+    with pytest.raises(ConfigError, match="was made with the prompt 0123, but this judge has"):
         check_judge(calibrated(tmp_path, good, prompt="0123"))
 
 
@@ -277,7 +277,7 @@ def test_calibrate_then_grade(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         output = capsys.readouterr().out
         assert "symbolic comparison decides 2 of 14 distinct lines" in output
         assert "judge-7b was asked about the other 12" in output
-        assert "  right 5 accepted, 1 rejected; wrong 4 rejected, 1 accepted; 1 unknown" in output
+        assert "  correct: 5 accepted, 1 rejected; incorrect: 4 rejected, 1 accepted; unknown: 1" in output
         assert "  precision 0.833 [0.436, 0.970]\n" in output
         assert "  agreement 0.818 [0.523, 0.949]\n" in output
         assert "1 replies were neither Yes nor No" in output
@@ -302,7 +302,7 @@ def test_calibration_does_not_count_a_server_that_is_down(tmp_path: Path, capsys
     file.write_text('{"gold": "acute angle", "response": "<answer>a pointed one</answer>", "correct": true}')
     with ScriptedServer(error(503)) as server:
         assert main(["grade", "--calibrate", str(file), *arguments(server, tmp_path)]) == 2
-    assert "1 judge failed: status 503; mend that" in capsys.readouterr().err
+    assert "1 judge failed: status 503; resolve this" in capsys.readouterr().err
     assert not (tmp_path / "judge.json").exists()
 
 

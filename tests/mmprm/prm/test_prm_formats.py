@@ -250,7 +250,7 @@ def test_tokens_come_from_the_family(tmp_path: Path) -> None:
     assert PrmInfo().tokens == PrmTokens()
     with pytest.raises(CheckpointError, match=r"has format math-shepherd, but scorer\.format=qwen"):
         read_info(tmp_path, "qwen")
-    with pytest.raises(CheckpointError, match="has format 'math-shepherd', which can only be scored with"):
+    with pytest.raises(CheckpointError, match="has format 'math-shepherd', which only supports scoring"):
         load_prm(tmp_path)
     assert read_info(tmp_path / "other", "trl").format == "trl"
     with pytest.raises(CheckpointError, match=r"set scorer\.format to one of math-shepherd, qwen, rlhflow"):

@@ -122,7 +122,7 @@ def test_folders_that_are_refused(random_policy_folder: Path, tmp_path: Path) ->
     with pytest.raises(CheckpointError, match=r"has no prm.json, so it is not a process reward model"):
         load_prm(random_policy_folder)
     for name, text, message in (
-        ("other", json.dumps({"format": "math-shepherd"}), "has format 'math-shepherd', which can only be scored with"),
+        ("other", json.dumps({"format": "math-shepherd"}), "has format 'math-shepherd', which only supports scoring"),
         ("none", json.dumps({"tokens": {}}), "an object with the key format"),
         ("unknown", json.dumps({"format": "gpt"}), "format='gpt'"),
         ("newer", json.dumps({"format": "mm-prm", "color": 1}), "color does not exist"),

@@ -101,5 +101,5 @@ async def test_an_engine_of_the_pool_that_is_killed_for_memory_has_stopped():
 def test_an_engine_of_more_gpus_than_there_are_is_refused(monkeypatch):
     ray = SimpleNamespace(is_initialized=lambda: True, cluster_resources=lambda: {"CPU": 8.0, "GPU": 4.0})
     monkeypatch.setattr(pool, "ray", ray)
-    with pytest.raises(SetupError, match=r"tensor_parallel_size=8 must be at most 4, the GPUs"):
+    with pytest.raises(SetupError, match=r"tensor_parallel_size=8 must be at most 4, the number of GPUs"):
         pool.engine_resources(EngineConfig(model="owner/name", tensor_parallel_size=8), None)

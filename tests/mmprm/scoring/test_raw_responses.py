@@ -82,8 +82,8 @@ def test_where_no_response_has_steps_none_is_chosen(tmp_path: Path, capsys: pyte
         ({"response": 3}, "response must be a text, got '3'"),
         ({"responses": "x"}, "responses must be a list of at least one text"),
         ({"responses": ["x", None]}, "responses must be a list of at least one text"),
-        ({"responses": ["x"], "response": "x"}, "has response and responses"),
-        ({"responses": ["x"], "steps": ["x"]}, "has steps and responses"),
+        ({"responses": ["x"], "response": "x"}, "has both response and responses"),
+        ({"responses": ["x"], "steps": ["x"]}, "has both steps and responses"),
         ({}, "steps must be a list of at least one text, got 'None'; or give response, or responses"),
     ],
 )

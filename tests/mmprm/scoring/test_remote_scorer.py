@@ -88,8 +88,8 @@ def test_paths_are_sent_where_the_server_sees_the_files(tmp_path: Path, monkeypa
     ("bad", "message"),
     [
         (solution("refuse", name="f.jsonl:7"), "problem f.jsonl:7: it is refused"),
-        (solution(name="x"), "problem x: steps: a solution must have at least one step"),
-        (solution(*["1"] * 1001, name="x"), "problem x: a solution has 1,001 steps, at most 1,000"),
+        (solution(name="x"), "problem x: a solution must have at least one step"),
+        (solution(*["1"] * 1001, name="x"), "problem x: a solution has 1,001 steps, but at most 1,000"),
         (solution("1", name="x", image=ImageRef(data=b"no")), r"problem x: images\[0\]: image of 2 bytes: cannot"),
         (solution("1", name="x", image=ImageRef(path="no.png")), "no.png: cannot be read as an image"),
         (solution("crash", name="x"), r"problem x: the model failed on it \(ValueError\)"),

@@ -59,7 +59,8 @@ def test_a_header_has_a_size(url: str, end: bytes) -> None:
         with contextlib.suppress(OSError):
             caller.sendall(b"GET /health " + HEAD + b"X-Long: " + b"a" * (MAX_HEADER + 10_000) + end)
         status, error = status_and_error(read(caller))
-    assert (status, error["type"], error["message"]) == (431, "too_large", "the request's header is larger than 64 KiB")
+    message = "the request's header is larger than 64 KiB; shorten it"
+    assert (status, error["type"], error["message"]) == (431, "too_large", message)
 
 
 def test_a_header_below_the_size_is_read(url: str) -> None:
@@ -161,7 +162,7 @@ def test_a_request_that_ends_early_is_told(url: str) -> None:
         caller.sendall(post(ask("0.5"))[:-3])
         caller.shutdown(socket.SHUT_WR)
         status, error = status_and_error(read(caller))
-    assert (status, error["message"]) == (400, "the request ended before it was complete")
+    assert (status, error["message"]) == (400, "the request ended before it was complete; send it again")
 
 
 def test_some_requests_may_follow_each_other_and_a_flood_ends(url: str) -> None:

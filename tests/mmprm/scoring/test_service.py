@@ -176,7 +176,7 @@ BAD: dict[str, tuple[Callable[[Tiny], Any], int, str, str | None, str]] = {
     ),
     "link": (lambda t: t.request(0, images=[{"path": "link.png"}]), 422, "invalid_request", "images[0]", "leads out"),
     "loop": (lambda t: t.request(0, images=[{"path": "loop.png"}]), 422, "invalid_request", "images[0]", "be read"),
-    "pipe": (lambda t: t.request(0, images=[{"path": "pipe.png"}]), 422, "invalid_request", "images[0]", "no file"),
+    "pipe": (lambda t: t.request(0, images=[{"path": "pipe.png"}]), 422, "invalid_request", "images[0]", "not a file"),
     "folder": (lambda t: t.request(0, images=[{"path": "."}]), 422, "invalid_request", "images[0]", "be read"),
     "missing": (lambda t: t.request(0, images=[{"path": "x.png"}]), 422, "invalid_request", "images[0]", "be read"),
     "null byte": (lambda t: t.request(0, images=[{"path": "\0"}]), 422, "invalid_request", "images[0]", "be read"),
@@ -546,7 +546,7 @@ def test_other_machines_need_a_key(host: str) -> None:
 def test_this_machine_needs_none() -> None:
     assert {configured(f"host='{host}'").host for host in ("127.0.0.1", "::1", "localhost")}
     assert configured().scorer.backend == "vllm"
-    with pytest.raises(ConfigError, match="set one of them"):
+    with pytest.raises(ConfigError, match="are both set; remove one"):
         configured("api_key_env=K", "api_key_file=f")
     with pytest.raises(ConfigError, match="in_flight must be at least solutions"):
         configured("limits.in_flight=10")
@@ -574,5 +574,5 @@ def test_the_key_comes_from_a_variable_or_a_file(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(ConfigError, match="image_root"):
         served_from(configured(prm, f"image_root={tmp_path / 'none'}"))
     (tmp_path / "prm.json").write_text('{"format": "mm-prm"}')
-    with pytest.raises(ConfigError, match=r"aggregator: prm\.json names none"):
+    with pytest.raises(ConfigError, match=r"aggregator is not set and prm\.json names none"):
         served_from(configured(prm))

@@ -233,7 +233,7 @@ def test_an_older_checkpoint_is_resumed(tmp_path: Path) -> None:
     assert checkpoints.steps_done(tmp_path / "checkpoints") == 8
     run(tmp_path, engine := ScriptedEngine(), save_every=4)
     assert engine.steps == 8
-    with pytest.raises(CheckpointError, match=r"learning_rate_decay \(stored 'cosine', configured 'linear'"):
+    with pytest.raises(CheckpointError, match=r"learning_rate_decay \(stored 'cosine', asked 'linear'"):
         run(tmp_path, ScriptedEngine(), save_every=4, learning_rate_decay="linear")
 
 
