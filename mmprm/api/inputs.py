@@ -32,7 +32,7 @@ def asked_problem(question: str, images: Any, choices: Sequence[str], caller: st
     """Return the problem of a question without a gold answer; relative image paths start at the working directory."""
     if not isinstance(question, str) or not question.strip():
         raise DataError(
-            f"mmprm.{caller}: question={cut(question)!r} must be non-blank text; give the question as asked"
+            f"mmprm.{caller}: question={cut(repr(question))} must be non-blank text; give the question as asked"
         )
     row = {"question": question, "images": cell(images), "choices": list(choices)}
     asked = ProblemReader(Columns(), Path.cwd()).asked(row, f"mmprm.{caller}")
@@ -49,7 +49,9 @@ def read_problems(given: Iterable[Problem | Row], config: ProblemsConfig) -> Ite
         elif isinstance(item, Mapping):
             yield reader.problem({name: cell(value) for name, value in item.items()}, location)
         else:
-            raise DataError(f"{location}={cut(item)!r} must be a Problem or a dict; pass one with question and answer")
+            raise DataError(
+                f"{location}={cut(repr(item))} must be a Problem or a dict; pass one with question and answer"
+            )
     reader.tell()
 
 

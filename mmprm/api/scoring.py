@@ -153,5 +153,5 @@ def _ranked(index: int, candidate: Candidate, reward: float) -> RankedResponse:
 def _texts(values: Sequence[str], caller: str, name: str, hint: str) -> tuple[str, ...]:
     is_list = isinstance(values, list | tuple) and values
     if not is_list or not all(isinstance(value, str) and value.strip() for value in values):
-        raise DataError(f"mmprm.{caller}: {name}={cut(values)!r} must be a list of non-blank texts; pass {hint}")
+        raise DataError(f"mmprm.{caller}: {name}={cut(repr(values))} must be a list of non-blank texts; pass {hint}")
     return tuple(values)

@@ -1,0 +1,77 @@
+"""The Python examples of README.md and docs/api.md run as printed, on what a small demo would have written."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mmprm
+from mcts.campaign import run_campaign
+from mcts.worker import LocalWorker
+from mmprm.prm.info import PrmTokens, read_info, write_info
+from mmprm.prm.model import initialize_prm, save_prm
+from mmprm.tiny.world import make_problems
+from tests.mcts.scripted_campaign import config, local_worker, write_problems
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def demo(policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs/demo/annotate, from a scripted policy, and runs/demo/train/prm."""
+    folder = tmp_path_factory.mktemp("examples")
+    prm = folder / "runs/demo/train/prm"
+    save_prm(prm, initialize_prm(str(policy_folder), PrmTokens(), add_missing_tokens=True))
+    write_info(prm, read_info(prm).model_copy(update={"aggregator": "min"}))
+    settings = config(str(write_problems(folder, 8)), str(folder / "runs/demo/annotate"), workers=1)
+
+    async def make_worker(number: int) -> LocalWorker:
+        return local_worker(settings, delay=0)
+
+    run_campaign(settings, make_worker=make_worker)
+    (folder / "configs").symlink_to(ROOT / "configs")
+    return folder
+
+
+def printed(code: str, folder: Path) -> str:
+    result = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_readme_scores_two_steps(demo: Path) -> None:
+    (code,) = PYTHON_BLOCK.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    scores = [float(text) for text in printed(code, demo).strip("()\n").split(",")]
+    assert len(scores) == 2
+    assert all(0 < score < 1 for score in scores)
+
+
+def test_the_api_page_runs(demo: Path) -> None:
+    blocks = PYTHON_BLOCK.findall((ROOT / "docs/api.md").read_text(encoding="utf-8"))
+    outputs = [printed(code, demo) for code in blocks]
+    assert len(outputs) == 6
+    assert "<answer>" in outputs[2]
+    assert "'done': 2" in outputs[3]
+    assert outputs[4].count("question ") == 8
+    assert (demo / "runs/mine/trees.sqlite").is_file()
+    assert (demo / "labels.parquet").is_file()
+
+
+def test_annotate_takes_rows_and_problems_and_resumes(tmp_path: Path) -> None:
+    first, second = (tiny.problem for tiny in make_problems(2, 5, "annotate"))
+    row = {"question": first.question, "answer": first.answer, "images": list(first.images)}
+    settings = {"engine": {"model": "tiny", "kv_cache_gib": 0.25}, "prompt": {"preset": "plain"}, "workers": 1}
+    limits = {"sampling": {"max_tokens": 96}, "search": {"max_rollouts": 48}}
+    summary = mmprm.annotate([row, second], tmp_path, **settings, **limits)
+    assert summary.problems == {"open": 0, "done": 2, "failed": 0}
+    assert 40 <= summary.new_rollouts <= 2 * 48
+    again = mmprm.annotate(tmp_path / "problems.jsonl", tmp_path, **settings, **limits)
+    assert (again.new_rollouts, again.rollouts) == (0, summary.rollouts)
+    assert [found.problem.images[0].path for found in mmprm.read_trees(tmp_path)]
