@@ -8,15 +8,15 @@ from contextlib import asynccontextmanager
 from mmprm import actors
 from mmprm.grading.open import open_grader
 from mmprm.preflight import check_policy
-from mmprm.sampling.config import EngineConfig
+from mmprm.sampling.config import EngineConfig, LocalEngineConfig
 from mmprm.sampling.open import open_sampler
 from mmprm.sampling.policy import PolicyConfig
 from mmprm.types import Grader, Problem, Sampler
 
 
-def policy_folder(engine: EngineConfig) -> str | None:
+def policy_folder(engine: LocalEngineConfig) -> str | None:
     """Return the local folder of the embedded policy if it is configured and engines load it, otherwise None."""
-    if engine.model != "tiny" or engine.servers is not None:
+    if engine.model != "tiny" or (isinstance(engine, EngineConfig) and engine.servers is not None):
         return None
     from mmprm.tiny.model import weights_path
 
