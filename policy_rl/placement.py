@@ -3,9 +3,9 @@
     async with reserved(config) as options:               # None without a GPU
         options.engines, options.ranks, options.prm          # arguments of ray.remote per actor
 
-Ray assigns GPUs by amount only, and may put halves of different actors on one GPU as well as on two. A run therefore
-reserves what it needs of each machine as one bundle, decides itself which actor gets which GPU (`assign_gpus`), and
-tells each process by CUDA_VISIBLE_DEVICES. Its actors book no further resources, not even CPUs.
+Ray assigns GPUs by number only and may place two fractions of a GPU on one GPU or on two. A run therefore reserves what
+it needs on each machine as one bundle, decides itself which actor gets which GPU (`assign_gpus`), and tells each
+process with CUDA_VISIBLE_DEVICES. Its actors book no further resources, not even CPUs.
 """
 
 from __future__ import annotations
@@ -21,27 +21,27 @@ from mmprm import actors
 from mmprm.errors import ConfigError, TrainingError
 from policy_rl.config import RLConfig
 
-Slot = tuple[int, int]
-"""(machine index, index of the GPU among those of the run on that machine)."""
+GpuSlot = tuple[int, int]
+"""(machine index, index of the GPU among the run's GPUs on that machine)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
     """Hold the GPUs of each actor: one tuple of slots per engine, one slot per rank, and that of the PRM, if any."""
 
-    engines: tuple[tuple[Slot, ...], ...]
-    ranks: tuple[Slot, ...]
-    prm: Slot | None
+    engines: tuple[tuple[GpuSlot, ...], ...]
+    ranks: tuple[GpuSlot, ...]
+    prm: GpuSlot | None
 
     @property
     def gpus(self) -> dict[int, int]:
-        """Return the number of GPUs needed per machine; a run always uses the first ones of a machine."""
+        """Return the number of GPUs needed per machine; a run always uses a machine's first GPUs."""
         return dict(
             sorted(Counter(machine for machine, _ in {*sum(self.engines, ()), *self.ranks, *self._prm}).items())
         )
 
     @property
-    def _prm(self) -> tuple[Slot, ...]:
+    def _prm(self) -> tuple[GpuSlot, ...]:
         return () if self.prm is None else (self.prm,)
 
 
@@ -57,9 +57,9 @@ def assign_gpus(
 
     The GPUs of an engine are on one machine; each rank has one GPU. Colocated engines use GPUs of ranks, others use
     GPUs without a rank. By default there are as many engines as fit, at most (GPUs − ranks − PRM's own) //
-    tensor_parallel. A PRM has a GPU without engine or rank ("own") or uses one of the last engine's ("shared").
+    tensor_parallel. A PRM has a GPU without engine or rank ("own") or shares a GPU of the last engine ("shared").
 
-    Raises ConfigError if that takes more GPUs than there are.
+    Raises ConfigError if this takes more GPUs than there are.
     """
     slots = [(machine, gpu) for machine, count in enumerate(gpus) for gpu in range(count)]
     groups = [
@@ -73,9 +73,9 @@ def assign_gpus(
     count = fitting if engines is None else engines
     if not 1 <= count <= fitting:
         raise ConfigError(
-            f"rollouts.engines={engines or 'as many as fit'} of engine.tensor_parallel_size={tensor_parallel} must be "
-            f"1 to {max(fitting, 0)}: Ray has {' + '.join(map(str, gpus))} GPUs, trainer.ranks={ranks} take one each"
-            + (" and lend them to the engines" if colocated else " of their own")
+            f"rollouts.engines={engines or 'as many as fit'} with engine.tensor_parallel_size={tensor_parallel} must "
+            f"be 1 to {max(fitting, 0)}: Ray has {' + '.join(map(str, gpus))} GPUs, trainer.ranks={ranks} take one each"
+            + (" and share them with the engines" if colocated else " of their own")
             + (", the PRM takes one" if own else "")
             + "; set fewer trainer.ranks"
             + ("" if colocated else ", or rollouts.colocated=true")
@@ -110,7 +110,7 @@ class ActorOptions:
 async def reserved(config: RLConfig) -> AsyncIterator[ActorOptions | None]:
     """Reserve the GPUs of a run until the end of the block; yield None if Ray has no GPU.
 
-    Raises TrainingError if other processes hold the GPUs for longer than rollouts.start_timeout_seconds.
+    Raises TrainingError if other processes occupy the GPUs for longer than rollouts.start_timeout_seconds.
     """
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
@@ -124,7 +124,7 @@ async def reserved(config: RLConfig) -> AsyncIterator[ActorOptions | None]:
         yield None
         return
     placement = place_run(config, [count for _, count in machines])
-    # Each machine is a Ray resource of its own; requesting any small part of it pins the bundle to that machine.
+    # Each machine is a Ray resource of its own; requesting a small amount of it pins the bundle to that machine.
     bundles = [{"GPU": count, f"node:{machines[number][0]}": 0.001} for number, count in placement.gpus.items()]
     group = placement_group(bundles)
     try:
@@ -142,7 +142,7 @@ async def _wait(group: Any, bundles: Sequence[dict[str, float]], timeout_seconds
         group.ready(),
         lambda: f"{count:g} GPUs; Ray has {ray.available_resources()} free",
         timeout_seconds,
-        "end what holds them, or raise rollouts.start_timeout_seconds",
+        "end what occupies them, or raise rollouts.start_timeout_seconds",
         TrainingError,
     )
 
@@ -161,7 +161,7 @@ async def _options(placement: Placement, group: Any) -> ActorOptions:
     found = await asyncio.gather(*(actors.wait(call, "Ray to name the GPUs of a machine") for call in calls))
     ids = dict(zip(machines, found, strict=True))
 
-    def options(slots: Sequence[Slot]) -> dict[str, Any]:
+    def options(slots: Sequence[GpuSlot]) -> dict[str, Any]:
         machine = slots[0][0]
         visible = ",".join(ids[machine][gpu] for _, gpu in slots)
         return {
@@ -179,7 +179,7 @@ async def _options(placement: Placement, group: Any) -> ActorOptions:
 
 
 def _gpu_ids() -> list[str]:
-    """Return the GPU ids of the bundle in which this task runs, all of whose GPUs it has booked."""
+    """Return the GPU ids of this task's bundle, all of whose GPUs the task has booked."""
     import ray
 
     return sorted(ray.get_runtime_context().get_accelerator_ids()["GPU"], key=lambda name: (len(name), name))

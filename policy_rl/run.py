@@ -1,4 +1,4 @@
-"""Start what a run consists of, and run it: Ray, engines, trainer ranks, process reward model, grader."""
+"""Start the parts of a run and run it: Ray, engines, trainer ranks, process reward model, grader."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from policy_rl.loop import Loop
 from policy_rl.placement import ActorOptions, reserved
 from policy_rl.rollouts.evaluate import evaluate
 from policy_rl.rollouts.pool import RolloutPool
-from policy_rl.run_folder import Summary, ended
+from policy_rl.run_folder import Summary, summary_without_training
 from policy_rl.trainer.group import TrainerGroup
 from policy_rl.weights.config import transport_of
 from policy_rl.weights.transfer import FileTransfer, Transfer, remove_versions, shared_folder
@@ -44,7 +44,7 @@ def train_policy(config: RLConfig) -> Summary:
     check_early(config)
     problems = load_problems(config.problems)
     config.check_warmup(len(problems))
-    done = ended(config, config.total_steps(len(problems)), problems)
+    done = summary_without_training(config, config.total_steps(len(problems)), problems)
     if done is not None:
         return done
     held_out = load_problems(config.held_out) if config.held_out else []
@@ -100,10 +100,10 @@ async def _run(config: RLConfig, problems: Sequence[Problem], held_out: Sequence
 async def _start(
     config: RLConfig, total: int, options: ActorOptions | None, stack: AsyncExitStack
 ) -> tuple[RolloutPool, TrainerGroup]:
-    """Start engines and trainer, and let `stack` close them.
+    """Start engines and trainer, and register their closing with `stack`.
 
     They start at the same time, unless they share GPUs: an engine sizes its cache by the free memory that it finds, so
-    that it must be alone on its GPU. Then engines start first, and sleep while the trainer is loaded.
+    it must be alone on its GPU. In that case the engines start first, and sleep while the trainer is loaded.
     """
     starting: list[TrainerGroup] = []
 
@@ -171,10 +171,10 @@ def _transfer(config: RLConfig, transport: str, engines: Sequence[Any], rank: in
 async def _process(config: RLConfig, options: dict[str, Any] | None, prefill: str) -> AsyncIterator[Process]:
     from transformers import AutoTokenizer
 
-    from policy_rl.rewards.prm_actor import Prm
+    from policy_rl.rewards.prm_actor import RemotePrm
     from policy_rl.rewards.process import ProcessReward
 
-    prm = await Prm.start(config.process, options)
+    prm = await RemotePrm.start(config.process, options)
     try:
         tokenizer = AutoTokenizer.from_pretrained(config.engine.model, trust_remote_code=False)
         yield ProcessReward(tokenizer, config.step_format, prefill, prm)
@@ -197,6 +197,6 @@ def _check_disjoint(problems: Sequence[Problem], held_out: Sequence[Problem]) ->
     shared = there.keys() & contents(problems).keys()
     if shared:
         raise DataError(
-            f"held_out: {len(shared)} problems are also among `problems`, {there[min(shared)]} for one; pass@1 on what "
-            "is trained on says nothing: take them out of one of the two"
+            f"held_out: {len(shared)} problems are also in `problems`, for example {there[min(shared)]}; pass@1 on "
+            "training problems is not informative, so remove them from one of the two"
         )

@@ -1,10 +1,10 @@
 """Run the process reward model of a run in its own Ray actor, so that it scores while responses are being generated.
 
-    prm = await Prm.start(config)
+    prm = await RemotePrm.start(config)
     answers = await prm.judge(solutions)     # await hundreds at once: they are batched as they arrive
     prm.close()
 
-Ray restarts an actor that dies; it loads the PRM again and receives the requests that were in flight again.
+Ray restarts an actor that dies; the new process loads the PRM and receives the pending requests again.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ BATCH_SOLUTIONS = 256
 """Maximum number of solutions passed to the scorer at once; the scorer splits them into batches by tokens."""
 
 
-class Prm:
+class RemotePrm:
     """Score solutions in a Ray actor. Create it with `start`, and use it in the same event loop.
 
-    `processes` are the ids of the processes that have answered: one, plus one for each that replaced a dead one.
+    `processes` are the ids of the processes that have answered: the first one, and one per replacement of a dead one.
     """
 
     processes: set[int]
 
     @classmethod
-    async def start(cls, config: ProcessConfig, options: dict[str, Any] | None = None) -> Prm:
+    async def start(cls, config: ProcessConfig, options: dict[str, Any] | None = None) -> RemotePrm:
         """Start the actor and wait until it has loaded the PRM. Starts Ray if it is not running.
 
         `options` come from policy_rl.placement. Raises the scorer's own error if it cannot be loaded, and TrainingError
@@ -58,7 +58,7 @@ class Prm:
     def __init__(self, config: ProcessConfig, options: dict[str, Any] | None) -> None:
         actors.connect()
         self._config = config
-        self._name = f"the PRM {config.scorer.prm or 'behind its server'}"
+        self._name = f"the PRM {config.scorer.prm or 'of the server'}"
         resources = options or _resources(config)
         self._booked = {name: amount for name, amount in resources.items() if name in ("num_cpus", "num_gpus")}
         limits = {"max_restarts": config.max_restarts, "max_task_retries": -1, "max_concurrency": REQUESTS_IN_FLIGHT}
@@ -80,7 +80,7 @@ class Prm:
         if process not in self.processes:
             self.processes.add(process)
             print(
-                f"{self._name}: its process has died; another one has loaded it and continues",
+                f"{self._name}: its process died; a new one has loaded it and continues",
                 file=sys.stderr,
                 flush=True,
             )
@@ -95,7 +95,7 @@ class Prm:
             self._actor.start.remote(),
             lambda: f"{self._name} to load; it books {self._booked}, Ray has {_free()} free",
             self._config.start_timeout_seconds,
-            "book less for engines and trainer, or raise process.start_timeout_seconds",
+            "lower the resources of engines and trainer, or raise process.start_timeout_seconds",
         )
         self.processes.add(process)
 
@@ -112,15 +112,15 @@ class Prm:
             return await actors.wait(answer, what, timeout_seconds, way_out, TrainingError, silent)
         except EngineStoppedError as error:
             raise TrainingError(
-                f"{self._name} has stopped, after {self._config.max_restarts} restarts at most "
-                f"(process.max_restarts): {error}; run the same command again, which resumes from the last checkpoint"
+                f"{self._name} has stopped after at most {self._config.max_restarts} restarts "
+                f"(process.max_restarts): {error}; run the same command again to resume from the last checkpoint"
             ) from None
 
 
 class PrmActor:
     """Run the scorer in one thread that takes its requests from a queue.
 
-    It is loaded in a call, not in the constructor, because Ray passes on the errors of a call unchanged; in a process
+    It is loaded in a call, not in the constructor, because Ray passes on the errors of a call unchanged. In a process
     that Ray has restarted, the first call loads it.
     """
 
@@ -156,9 +156,11 @@ class PrmActor:
 
 
 def _portable(answer: ScoreResult) -> ScoreResult:
-    """Return the answer in a form that can be sent to another process, which errors of other packages may not be."""
+    """Return the answer in a form that can be sent to another process, as errors of other packages may not be."""
     if isinstance(answer, Exception) and not isinstance(answer, MmprmError):
-        return TrainingError(f"the PRM failed on a solution ({type(answer).__name__}: {answer}); try mmprm score")
+        return TrainingError(
+            f"the PRM failed on a solution ({type(answer).__name__}: {answer}); reproduce it with mmprm score"
+        )
     return answer
 
 

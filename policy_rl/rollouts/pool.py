@@ -6,10 +6,10 @@
     await pool.sleep(); await pool.wake()             # if trainer and engines use the same GPUs; then load_weights
     pool.close()
 
-Await hundreds of `sample` calls at once: groups go to whichever engine has capacity. The groups of an engine that dies
-are sampled again by another engine, or by its replacement, which reads the files of the current weights; if weights go
-from GPU to GPU, there are no files, and the run ends. Log-probabilities are those of the distribution that was sampled
-from: the trainer divides its logits by the temperature and sets those of `pool.banned_token_ids` to −∞.
+Await hundreds of `sample` calls at once: each group goes to an engine with capacity. The groups of an engine that dies
+are sampled again by another engine or by its replacement, which reads the files of the current weights. If weights are
+sent from GPU to GPU, there are no files, and the run ends. Log-probabilities are those of the sampling distribution:
+the trainer divides its logits by the temperature and sets those of `pool.banned_token_ids` to −∞.
 """
 
 from __future__ import annotations
@@ -44,16 +44,17 @@ class RolloutConfig(Config):
     """Configure the engines of a run."""
 
     engines: int | None = Field(None, ge=1)
-    """Number of engines; by default one per core, or, with GPUs, one per GPU (or group of tensor_parallel_size GPUs of
-    one machine) of those that the trainer's ranks and the PRM leave free; with `colocated`, of those of the ranks."""
+    """Number of engines. By default one per CPU core or, with GPUs, one per GPU (or group of tensor_parallel_size GPUs
+    of one machine) left free by the trainer's ranks and the PRM; with `colocated`, one per GPU of the ranks."""
     colocated: bool = False
-    """Let engines share their GPUs with the trainer, and sleep while it works."""
+    """Let engines share GPUs with the trainer and sleep while it works."""
     start_timeout_seconds: float = Field(1800, gt=0)
     """Maximum time in seconds to wait for an engine to start."""
     sample_timeout_seconds: float = Field(3600, gt=0)
-    """Maximum time in seconds to wait for the responses to one problem; after it the engine counts as dead."""
+    """Maximum time in seconds to wait for the responses to one problem; after that, the engine counts as dead."""
     max_restarts: int = Field(3, ge=0)
-    """Number of engines that may die and be replaced before the run ends."""
+    """Maximum number of engines that may die and be replaced before the run ends. With weights that go from GPU to GPU,
+    none is replaced."""
 
 
 def rollout_seed(run_seed: int, version: int, problem_id: str, attempt: int = 0) -> int:
@@ -71,7 +72,7 @@ def check_sampling(sampling: SamplingConfig) -> None:
         if getattr(sampling, key) != neutral:
             raise ConfigError(
                 f"sampling.{key}={getattr(sampling, key)} must be {neutral:g} in RL: the ratio of new to old "
-                "probability is that of the whole distribution; set sampling.temperature alone"
+                "probability refers to the whole distribution; leave it out and set only sampling.temperature"
             )
     if sampling.temperature == 0:
         raise ConfigError("sampling.temperature=0 must be above 0 in RL: a group needs different responses; try 1.0")
@@ -159,13 +160,13 @@ class RolloutPool:
         return [slot.actor for slot in self._slots.all]
 
     async def sample(self, problem: Problem, n: int, seed: int, version: int, max_tokens: int | None = None) -> Group:
-        """Return `n` responses by the policy of `version`, those of aborted requests (finish_reason "abort") included.
+        """Return `n` responses by the policy of `version`, including those of aborted requests (finish_reason "abort").
 
         Response i has the seed `seed + i`, so that sampling again gives the same responses up to rounding. `max_tokens`
         replaces that of the sampling configuration. Waits while weights are being loaded.
 
         Raises SamplingError or DataError, naming the problem, if it cannot be sampled, and EngineStoppedError if no
-        engine can answer any more. Requesting a version that the engines do not have is a mistake of the caller.
+        engine can answer any more. The caller must not request a version that the engines do not have.
         """
         limit = {} if max_tokens is None else {"max_tokens": max_tokens}
         lost = False
@@ -186,7 +187,7 @@ class RolloutPool:
         """Load weights into all engines, and return the largest distance of an engine from the trainer.
 
         The distance is the mean absolute difference of their log-probabilities of the probe, in nats. Loading waits for
-        all requests for the current version; requests for the new version wait for the loading.
+        all requests for the current version, and requests for the new version wait for the loading.
 
         Raises TrainingError if an engine does not load the weights within weights.timeout_seconds, or does not compute
         with them.
@@ -200,7 +201,7 @@ class RolloutPool:
                 raise
 
     async def sleep(self) -> None:
-        """Leave the GPUs to the trainer: discard weights and caches."""
+        """Release the GPUs to the trainer: discard weights and caches."""
         await self._all("fall asleep", lambda actor: actor.sleep.remote())
 
     async def wake(self) -> None:
@@ -231,7 +232,7 @@ class RolloutPool:
         slot.actor = actor
 
     async def _load(self, slot: Slot, published: Published) -> float:
-        """Load the weights into one engine, and check by the probe that it computes with them."""
+        """Load the weights into one engine, and use the probe to check that it computes with them."""
         answer = await _answer(
             slot.actor.load.remote(published),
             f"{slot.name} to load the {published}",
@@ -249,7 +250,7 @@ class RolloutPool:
             return await self._replace(slot, actor, error)
 
     async def _replace(self, slot: Slot, lost: Any, reason: _LostError) -> float:
-        """Replace the engine `lost` by a new one with the current weights, unless another caller already has."""
+        """Replace the engine `lost` with a new one that has the current weights, unless another caller already has."""
         async with self._replacing:
             if self._slots.failure is not None:
                 raise EngineStoppedError(self._slots.failure)
@@ -260,7 +261,7 @@ class RolloutPool:
             self.restarts += 1
             try:
                 self._check_replaceable(reason)
-                print(f"{reason}; starting another in its place", file=sys.stderr)
+                print(f"{reason}; starting another engine in its place", file=sys.stderr)
                 distance = await self._start_again(slot, reason)
             except MmprmError as error:
                 self._slots.fail(str(error))
@@ -269,27 +270,28 @@ class RolloutPool:
         return distance
 
     async def _start_again(self, slot: Slot, reason: _LostError) -> float:
-        """Start an engine in the place of a lost one, with the current weights."""
+        """Start an engine in place of a lost one, with the current weights."""
         try:
             await self._start(slot)
-        except MmprmError as error:  # the place itself may be gone: a lost machine, for which the run reserved GPUs
+        except MmprmError as error:  # the reserved GPUs may be gone with a lost machine
             raise EngineStoppedError(
-                f"{reason}; no other engine starts in its place ({error}): run the same command again, which resumes "
-                "from the last checkpoint on the machines that Ray then has"
+                f"{reason}; no other engine starts in its place ({error}); run the same command again to resume from "
+                "the last checkpoint on the machines that Ray then has"
             ) from error
         return 0.0 if self._current is None else await self._load(slot, self._current)
 
     def _check_replaceable(self, reason: _LostError) -> None:
         if self.restarts > self._config.max_restarts:
             raise EngineStoppedError(
-                f"{reason}; that is engine number {self.restarts} to die in this run, more than "
-                f"rollouts.max_restarts={self._config.max_restarts}; see its log, and resume from the last checkpoint"
+                f"{reason}; {self.restarts} engines have died in this run, more than "
+                f"rollouts.max_restarts={self._config.max_restarts}; check the engine's log, and run the same command "
+                "again to resume from the last checkpoint"
             )
         if self._current is not None and self._current.folder is None:
             raise EngineStoppedError(
-                f"{reason}; the current weights went from GPU to GPU, so that an engine started in its place could not "
-                "get them: run the same command again, which resumes from the last checkpoint, or set "
-                "weights.transport=file, with which engines are replaced during the run"
+                f"{reason}; the current weights were sent from GPU to GPU, so a new engine cannot get them; run the "
+                "same command again to resume from the last checkpoint, or set weights.transport=file, with which "
+                "engines are replaced during the run"
             )
 
     async def _all(self, what: str, call: Callable[[Any], Awaitable[T]]) -> list[T]:

@@ -26,7 +26,7 @@ from mmprm.steps import plain
 from mmprm.tiny.tokenizer import END, build_tokenizer
 from mmprm.tiny.world import Mistakes, make_problems, solve
 from mmprm.types import Problem, Solution
-from policy_rl.rewards.prm_actor import Prm
+from policy_rl.rewards.prm_actor import RemotePrm
 from policy_rl.rewards.process import ProcessConfig, ProcessReward
 from policy_rl.types import Response
 
@@ -68,7 +68,7 @@ async def test_many_groups_at_once_a_death_and_refusals(prm_folder: str) -> None
     expected = [each.scores for each in local.score(asked)]
     local.close()
 
-    prm = await Prm.start(config(prm_folder))
+    prm = await RemotePrm.start(config(prm_folder))
     try:
         groups = [asked[start : start + 4] for start in range(0, len(asked), 4)]
         answers = await asyncio.gather(*(prm.judge(group) for group in groups))
@@ -101,7 +101,7 @@ async def test_responses_of_a_policy_get_scores_on_their_tokens(prm_folder: str)
     (expected,) = local.score([Solution(tiny.problem, steps)])
     local.close()
 
-    prm = await Prm.start(config(prm_folder))
+    prm = await RemotePrm.start(config(prm_folder))
     try:
         process = ProcessReward(tokenizer, "tags", "", prm)
         cut_off = replace(response, text=tokenizer.decode(ids[:2]), token_ids=ids[:2], logprobs=(0.0,) * 2)
@@ -119,10 +119,10 @@ async def test_responses_of_a_policy_get_scores_on_their_tokens(prm_folder: str)
 
 
 async def test_the_process_dies_too_often(prm_folder: str) -> None:
-    prm = await Prm.start(config(prm_folder, max_restarts=0))
+    prm = await RemotePrm.start(config(prm_folder, max_restarts=0))
     try:
         os.kill(*prm.processes, signal.SIGKILL)
-        with pytest.raises(TrainingError, match=r"has stopped, after 0 restarts at most .process\.max_restarts."):
+        with pytest.raises(TrainingError, match=r"has stopped after at most 0 restarts .process\.max_restarts."):
             await prm.judge(solutions(1))
     finally:
         prm.close()
@@ -130,15 +130,15 @@ async def test_the_process_dies_too_often(prm_folder: str) -> None:
 
 async def test_a_folder_that_is_no_prm_and_a_wait_that_is_too_long(random_policy_folder: Path, prm_folder: str) -> None:
     with pytest.raises(CheckpointError, match=r"has no prm\.json"):
-        await Prm.start(config(str(random_policy_folder)))
+        await RemotePrm.start(config(str(random_policy_folder)))
     started = time.monotonic()
-    with pytest.raises(TrainingError, match=r"in vain for the PRM .* to load; it books .*; book less"):
-        await Prm.start(config(prm_folder, start_timeout_seconds=0.2))
+    with pytest.raises(TrainingError, match=r"in vain for the PRM .* to load; it books .*; lower the resources"):
+        await RemotePrm.start(config(prm_folder, start_timeout_seconds=0.2))
     assert time.monotonic() - started < 20
 
 
 async def test_scores_that_do_not_come(prm_folder: str) -> None:
-    prm = await Prm.start(config(prm_folder, score_timeout_seconds=0.001))
+    prm = await RemotePrm.start(config(prm_folder, score_timeout_seconds=0.001))
     try:
         with pytest.raises(TrainingError, match=r"waited 0\.001 s in vain for 8 scores of the PRM .* for problem"):
             await prm.judge(solutions(8))
@@ -150,7 +150,7 @@ async def test_a_server() -> None:
     scorer = StepScorer()
     with running(make_service(lambda: scorer)) as url:
         server = {"urls": [url], "attempts": 2, "backoff_seconds": 0.02}
-        prm = await Prm.start(build(ProcessConfig, {"scorer": {"backend": "server", "server": server}}))
+        prm = await RemotePrm.start(build(ProcessConfig, {"scorer": {"backend": "server", "server": server}}))
         try:
             judged, refused = await prm.judge([Solution(BARE, ("0.25", "0.5")), Solution(BARE, ("refuse",))])
             assert judged.scores == (0.25, 0.5)

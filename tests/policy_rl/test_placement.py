@@ -85,7 +85,7 @@ def test_colocated_ranks_may_be_more_than_the_engines_gpus() -> None:
         ([8], {"ranks": 9, "colocated": True}, r"Ray has 8 GPUs, trainer.ranks=9 take .*; set fewer trainer.ranks$"),
         ([8], {"ranks": 8, "colocated": True, "prm": "own"}, r"the PRM takes one; .*, or process.own_gpu=false"),
         ([8], {"ranks": 4, "engines": 5}, r"rollouts.engines=5 of engine.tensor_parallel_size=1 must be 1 to 4"),
-        ([8], {"ranks": 4, "engines": 5, "colocated": True}, r"must be 1 to 4: .* lend them to the engines"),
+        ([8], {"ranks": 4, "engines": 5, "colocated": True}, r"must be 1 to 4: .* share them with the engines"),
     ],
 )
 def test_too_much_is_refused_with_a_way_out(gpus: list[int], arguments: dict, message: str) -> None:
