@@ -317,7 +317,7 @@ def _updates(**settings: Any) -> dict[str, Any]:
     samples = _random_samples(trainer)
     if "loss" in settings:
         start = time.perf_counter()
-        known = trainer.log_probs(samples, policy=False)
+        known = trainer.log_probs(samples, reference_only=True)
         samples = [replace(sample, ref=known[index].ref) for index, sample in enumerate(samples)]
     tokens = sum(len(sample.token_ids) for sample in samples)
     found: dict[str, Any] = {"parameters": parameters, "response_tokens": tokens, "seconds": []}

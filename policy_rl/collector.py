@@ -27,7 +27,7 @@ from policy_rl.rollouts.curriculum import Phase, Prompts, groups_to_ask, phase_o
 from policy_rl.rollouts.pool import rollout_seed
 from policy_rl.types import Group, Response, Reward, TrainingSample
 
-T = TypeVar("T")
+_T = TypeVar("T")
 
 
 class Pool(Protocol):
@@ -45,22 +45,22 @@ class Pool(Protocol):
         ...
 
     async def sleep(self) -> None:
-        """Leave the GPUs to the trainer: discard weights and caches."""
+        """Release the GPUs to the trainer: discard weights and caches."""
         ...
 
     async def wake(self) -> None:
-        """Take back the memory of the weights, before they are sent; loading them takes back that of the caches."""
+        """Reallocate the memory of the weights before they are sent; loading them reallocates that of the caches."""
         ...
 
 
 @dataclass(slots=True)
 class Collected:
-    """Hold the groups collected for a step, with the counts and times of collecting them.
+    """Hold the groups collected for a step, with counts and times.
 
     `dropped` counts responses (aborted, unknown, untrainable) and groups (refused, few_known, too_hard, too_easy) by
     reason. `passed` counts the groups that were sampled in this step and kept; `carried` counts those kept for the next
     step. `progress` is the fraction of the run that is complete at the end of this step. `generating` is the time in
-    seconds until the last response, and `scoring` the time spent after it waiting for grades and process scores.
+    seconds until the last response, and `scoring` the time after it spent waiting for grades and process scores.
     `tokens` is the number of generated tokens.
     """
 
@@ -90,7 +90,7 @@ class Collector:
     """Collect the groups of each step.
 
     `check` raises DataError for a response that cannot be trained on. The state of a collector is its position in the
-    data and the groups that it carried over.
+    data and the groups that it has carried over.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Collector:
         self._least = ESTIMATORS[config.advantage.estimator].least
         self._prompts = Prompts(problems, config.seed)
         self._by_id = {problem.id: problem for problem in problems}
-        self.fingerprint = fingerprint(problems, config)
+        self.fingerprint = problems_fingerprint(problems, config)
         self._carried: list[GradedGroup] = []
         self._total = config.total_steps(len(problems))
 
@@ -126,7 +126,7 @@ class Collector:
     async def collect(self, step: int) -> Collected:
         """Return up to batch.prompts groups for step 1, 2, …
 
-        There are fewer if some were dropped or the filter ran out of rounds. With a filter, return a multiple of the
+        There are fewer if some were dropped or if the filter ran out of rounds. With a filter, return a multiple of the
         groups per update and carry over the rest: too few groups lead to fewer updates, not smaller ones.
         """
         config, found = self._config, Collected()
@@ -163,7 +163,7 @@ class Collector:
         return {"position": self._prompts.position, "carried": list(map(to_json, self._carried))}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state` returned."""
+        """Restore the state that `state` returned."""
         self._prompts.position = state["position"]
         self._carried = self._groups(state["carried"])
 
@@ -178,7 +178,7 @@ class Collector:
     async def _round(self, asked: Sequence[tuple[Problem, int]], phase: Phase, found: Collected) -> list[GradedGroup]:
         """Sample, grade and score the given problems; return the groups that were kept.
 
-        They are in the order of the problems, whichever was complete first.
+        They are in the order of the problems, independent of which was complete first.
         """
         started = sampled = time.perf_counter()
 
@@ -247,11 +247,11 @@ class Collector:
         return None
 
 
-def fingerprint(problems: Sequence[Problem], config: RLConfig) -> str:
+def problems_fingerprint(problems: Sequence[Problem], config: RLConfig) -> str:
     """Return a hash of the problems and their order.
 
     Images may have been moved, so only their number counts. Other columns count only if there are reward functions,
-    which may read them.
+    because these may read them.
     """
     content = [(p.id, p.question, p.answer, p.choices, len(p.images)) for p in problems]
     if config.rewards.functions:
@@ -259,7 +259,7 @@ def fingerprint(problems: Sequence[Problem], config: RLConfig) -> str:
     return hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]
 
 
-async def all_or_none(work: Iterable[Awaitable[T]]) -> list[T]:
+async def all_or_none(work: Iterable[Awaitable[_T]]) -> list[_T]:
     """Return the results in order; if one task raises, cancel the others."""
     tasks = [asyncio.ensure_future(each) for each in work]
     try:

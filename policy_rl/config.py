@@ -28,11 +28,11 @@ from policy_rl.trainer import config as trainer_config
 from policy_rl.trainer.config import TrainerConfig
 from policy_rl.weights.config import WeightsConfig
 
-IN_PART: dict[str, Any] = {key: DECISIVE[key] for key in ("engine", "grader")} | {
+_IN_PART: dict[str, Any] = {key: DECISIVE[key] for key in ("engine", "grader")} | {
     "process": {"aggregator": True, "scorer": {"prm", "format", "backend", "dtype", "too_long"}}
 }
 """Keys of which only the subkeys listed here decide the course of a run."""
-CHANGEABLE: dict[str, Any] = dict.fromkeys(
+_CHANGEABLE: dict[str, Any] = dict.fromkeys(
     ("output", "held_out", "eval_every", "eval_samples", "save_every", "keep_checkpoints", "rollouts", "monitor"), True
 ) | {
     "ray_address": True,
@@ -171,8 +171,8 @@ class RLConfig(Config):
 
     def resume_key(self) -> dict[str, Any]:
         """Return the values that must be equal, besides the problems, for a run to be resumed."""
-        whole = self.model_dump(mode="json", exclude=CHANGEABLE)
-        return whole | self.model_dump(mode="json", include=IN_PART)
+        whole = self.model_dump(mode="json", exclude=_CHANGEABLE)
+        return whole | self.model_dump(mode="json", include=_IN_PART)
 
     def noted(self) -> dict[str, Any]:
         """Return the values that affect the course of a run but may change on resume, which is then reported."""

@@ -9,7 +9,7 @@
 2. old: log-probabilities, reference and values, if several updates, KL or a critic need them
 3. advantages (policy_rl.algorithms.samples), then up to `batch.updates` optimizer steps, each on a share of the groups
 4. sync: send the weights to all engines, which prove that they use them; their version is the number of the step. The
-   first sync precedes the first step, so that a transfer that cannot work costs no rollouts
+   first sync precedes the first step, so that a broken transfer costs no rollouts
 5. write a checkpoint if one is due, then evaluate if an evaluation is due
 
 With one_step_ahead, part 1 of the next step runs in parallel with parts 2 and 3 of this one.
@@ -36,7 +36,7 @@ from mmprm.training.metrics_log import MetricsLog
 from mmprm.training.ranks import Ranks
 from mmprm.training.stop_request import StopRequest
 from policy_rl.algorithms.advantages import ESTIMATORS
-from policy_rl.algorithms.samples import AdvantageSettings, Aggregate, add_advantages, draft, kept_samples
+from policy_rl.algorithms.samples import AdvantageSettings, Aggregate, add_advantages, draft, kept_mask
 from policy_rl.collector import Collected, Collector, Pool
 from policy_rl.config import RLConfig
 from policy_rl.graded import GradedGroup
@@ -49,14 +49,14 @@ from policy_rl.run_folder import Summary, check_same, checkpoints_of, is_evaluat
 from policy_rl.types import TrainingSample
 
 EMPTY_STEPS = 5
-"""Consecutive steps without a group to train on after which the run ends."""
+"""Number of consecutive steps without a group to train on after which the run ends."""
 
 
 class TrainerLike(Protocol):
     """Describe the part of TrainerGroup that a run needs."""
 
-    def log_probs(self, samples: Sequence[TrainingSample], policy: bool = True) -> list[TrainingSample]:
-        """Return the experiences with the log-probabilities and values that the update needs."""
+    def log_probs(self, samples: Sequence[TrainingSample], reference_only: bool = False) -> list[TrainingSample]:
+        """Return the samples with the log-probabilities and values that the update needs."""
         ...
 
     def update(self, samples: Sequence[TrainingSample], progress: float | None = None) -> dict[str, float]:
@@ -68,7 +68,7 @@ class TrainerLike(Protocol):
         ...
 
     def release_memory(self) -> None:
-        """Return unused GPU memory to engines on the same GPUs; called only if there are some."""
+        """Return unused GPU memory to engines on the same GPUs; called only if there are any."""
         ...
 
     def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
@@ -76,7 +76,7 @@ class TrainerLike(Protocol):
         ...
 
     def resume(self, folder: Path) -> dict[str, Any] | None:
-        """Restore the newest checkpoint and return its `extra`; None without a checkpoint."""
+        """Restore the newest checkpoint and return its `extra`, or None without a checkpoint."""
         ...
 
     def save_model(self, folder: Path) -> None:
@@ -87,7 +87,7 @@ class TrainerLike(Protocol):
 class Loop:
     """Run the steps of an RL run.
 
-    `evaluation` measures the policy that the engines have, and is None without held-out problems; `aggregate` is used
+    `evaluation` measures the current policy of the engines, and is None without held-out problems. `aggregate` is used
     with credit.mode=scalar.
     """
 
@@ -129,7 +129,7 @@ class Loop:
         log, samples = MetricsLog(self._output, step or -1), SampleLog(self._output, step)
         with closing(log), closing(samples), StopRequest(Ranks(0, 1, torch.device("cpu"))) as stop:
             try:
-                await self._settle(step, log)
+                await self._after_checkpoint(step, log)
                 stopping = False
                 while not stopping and not self._is_last(step):
                     step += 1
@@ -140,7 +140,7 @@ class Loop:
                     saved = stop.came() or crossed is not None or due
                     if saved:
                         self._save(step)
-                    await self._settle(step, log)
+                    await self._after_checkpoint(step, log)
                     if crossed:
                         raise alarm_error(step, crossed, newest(self._checkpoints))
                     stopping = stop.came() and not self._is_last(step)
@@ -149,14 +149,17 @@ class Loop:
             finally:
                 self._report()
         if stopping:
-            print(f"{self._output}: {stop.name}; saved after step {step} of {self._total}, the same command resumes")
+            print(
+                f"{self._output}: {stop.name}; saved after step {step} of {self._total}, run the same command again to "
+                "resume"
+            )
             if stop.interrupted:
                 raise KeyboardInterrupt
         elif self._config.ends_by_passes:
-            print(f"{self._output}: {self._config.episodes} passes over the problems ended with step {step}")
+            print(f"{self._output}: finished {self._config.episodes} passes over the problems after step {step}")
         if not stopping and self._collector.waiting:
             size = self._config.batch.prompts // self._config.batch.updates
-            print(f"{self._output}: {self._collector.waiting} groups are left over, an update takes {size}")
+            print(f"{self._output}: {self._collector.waiting} groups are left over, fewer than the {size} of an update")
         policy = None if stopping else self._policy
         before, after = self._evaluations.get(0), self._evaluations.get(step)
         return Summary(step, self._total, not stopping, policy, before, after)
@@ -173,10 +176,10 @@ class Loop:
     def _may_be_best(self, step: int) -> bool:
         return self._config.keep_best and self._evaluation is not None and _due(self._config.eval_every, step)
 
-    async def _settle(self, step: int, log: MetricsLog) -> None:
+    async def _after_checkpoint(self, step: int, log: MetricsLog) -> None:
         """Do what follows a checkpoint: save the policy after the last step, and evaluate if an evaluation is due.
 
-        A run can be killed between the checkpoint and this work, so a resumed run does it again if it is missing.
+        A run can be killed between the checkpoint and this work, so a resumed run repeats it if its result is missing.
         """
         last = self._is_last(step)
         if last and not self._policy.is_dir():
@@ -196,11 +199,11 @@ class Loop:
         samples.write([sample_of(step, group, each, self._config.step_format, prefill) for group, each in picked])
 
     def _report(self) -> None:
-        """Write the report. A report that cannot be written neither ends a run nor hides why the run ended."""
+        """Write the report. A failure to write it neither ends the run nor hides why the run ended."""
         try:
             write_training_report(self._output)
         except (MmprmError, OSError) as error:
-            print(f"no report: {error}", file=sys.stderr, flush=True)
+            print(f"the report could not be written: {error}", file=sys.stderr, flush=True)
 
     async def _step(self, step: int) -> tuple[list[GradedGroup], dict[str, float]]:
         """Return the groups and the metrics of a step."""
@@ -232,15 +235,15 @@ class Loop:
         samples, advantage_metrics = await self._samples(groups) if groups else ([], {})
         updates = await self._update(step, samples, collected.progress)
         self._seconds["update"] = sum(update["seconds"] for update in updates)
-        waits = collected.passed > 0 and not groups  # for enough groups for an update
+        waits = collected.passed > 0 and not groups  # until there are enough groups for an update
         self._count_empty(step, collected, not updates and not waits)
         return metrics | advantage_metrics | merge_updates(updates)
 
     async def _update(self, step: int, samples: Sequence[TrainingSample], end: float) -> list[dict[str, float]]:
         """Perform the updates of a step and return their metrics.
 
-        Learning rates follow the fraction of the run that is complete, which grows from its value after the last step
-        to `end`.
+        Learning rates follow the completed fraction of the run, which grows from its value after the last step to
+        `end`.
         """
         batch, begin, self._progress = self._config.batch, self._progress, end
         count = update_count(len({each.group for each in samples}), batch.prompts, batch.updates)
@@ -251,11 +254,11 @@ class Loop:
         return updates
 
     async def _samples(self, groups: Sequence[GradedGroup]) -> tuple[list[TrainingSample], dict[str, float]]:
-        kept_PK = kept_samples(groups, ESTIMATORS[self._config.advantage.estimator].least)
+        kept_PK = kept_mask(groups, ESTIMATORS[self._config.advantage.estimator].least)
         samples = draft(groups, kept_PK)
         if self._needs_old or self._needs_ref:
             with _Timed(self._seconds, "old"):
-                samples = await asyncio.to_thread(self._trainer.log_probs, samples, self._needs_old)
+                samples = await asyncio.to_thread(self._trainer.log_probs, samples, not self._needs_old)
         return add_advantages(groups, kept_PK, samples, self._settings)
 
     def _count_empty(self, step: int, collected: Collected, empty: bool) -> None:
@@ -265,14 +268,14 @@ class Loop:
             reasons = ", ".join(f"{count} {name}" for name, count in collected.dropped.items()) or "none dropped"
             refusal = f"; the first refusal: {collected.refusal}" if collected.refusal else ""
             raise TrainingError(
-                f"step {step}: nothing to train on in {EMPTY_STEPS} steps in a row; of this one: {reasons}{refusal}. "
-                "Widen filter.low and filter.high, look at the gold answers and the step markup, or choose problems "
-                f"that the policy solves sometimes (mmprm filter); {_last(self._checkpoints)}"
+                f"step {step}: {EMPTY_STEPS} consecutive steps had nothing to train on; this one: {reasons}{refusal}. "
+                "Widen filter.low and filter.high, check the gold answers and step_format, or choose problems that the "
+                f"policy sometimes solves (mmprm filter); {_last(self._checkpoints)}"
             )
 
     async def _sync(self, version: int) -> None:
         with _Timed(self._seconds, "sync"):
-            if self._config.rollouts.colocated:  # the engines sleep, without weights
+            if self._config.rollouts.colocated:  # the engines sleep and have released their weights
                 await asyncio.to_thread(self._trainer.release_memory)
                 await self._pool.wake()
             dtype = getattr(torch, self._config.engine.dtype)
@@ -282,8 +285,8 @@ class Loop:
     async def _evaluate(self, step: int, log: MetricsLog) -> None:
         """Evaluate and log the result.
 
-        An evaluation that fails is reported and skipped, whatever the error; before the first step, where an error
-        loses no work, it is raised.
+        A failed evaluation is reported and skipped, whatever the error. Before the first step, where an error loses no
+        work, it is raised.
         """
         assert self._evaluation is not None
         try:
@@ -292,7 +295,7 @@ class Loop:
             if step == 0:
                 raise
             print(
-                f"no evaluation after step {step}: {error}; after the last one the same command tries again",
+                f"no evaluation after step {step}: {error}; after the last step, the same command tries again",
                 file=sys.stderr,
                 flush=True,
             )
@@ -318,7 +321,7 @@ class Loop:
     async def _resume(self) -> int:
         """Return the number of completed steps, and send the weights of the last one to the engines.
 
-        Initial weights are sent too, although engines start with them: it proves the transfer before the first step.
+        Initial weights are sent too, although engines start with them, to prove the transfer before the first step.
         """
         extra = await asyncio.to_thread(self._trainer.resume, self._checkpoints)
         if extra is None:
@@ -327,7 +330,7 @@ class Loop:
         check_same(self._checkpoints, extra["identity"], self._resume_key)
         for key, here in self._config.noted().items():
             if extra["noted"][key] != here:
-                print(f"{self._output}: {key} was {extra['noted'][key]}, from step {extra['step'] + 1} on it is {here}")
+                print(f"{self._output}: {key} was {extra['noted'][key]} and is {here} from step {extra['step'] + 1} on")
         self._collector.restore(extra["collector"])
         self._pending = None if extra["pending"] is None else self._collector.collected(extra["pending"])
         self._empty, self._progress = extra["empty"], extra["progress"]
@@ -337,7 +340,7 @@ class Loop:
 
 
 def minibatches(samples: Sequence[TrainingSample], updates: int, seed: str) -> list[list[TrainingSample]]:
-    """Split the groups into `updates` shares of nearly equal size, in an order sampled from the seed.
+    """Split the groups into `updates` shares of nearly equal size, in an order shuffled with the seed.
 
     With fewer groups than `updates`, there is one share per group.
     """
@@ -371,4 +374,4 @@ def _due(every: int, step: int) -> bool:
 
 def _last(checkpoints: Path) -> str:
     last = newest(checkpoints)
-    return f"the last good checkpoint is {last}" if last else "there is no checkpoint"
+    return f"the last checkpoint is {last}" if last else "there is no checkpoint"

@@ -1,4 +1,4 @@
-"""Read the folder of a run: which run it belongs to, and whether anything is left to do in it."""
+"""Read the folder of a run: which run it belongs to, and whether anything is left to do."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mmprm.config import with_current_names
+from mmprm.config import differing_keys, with_current_names
 from mmprm.errors import CheckpointError
 from mmprm.prm.trained import convert_checkpoint
 from mmprm.report.training import METRICS_FILE, read_metrics
-from mmprm.sampling.config import WholeDistributionConfig
 from mmprm.training.checkpoints import read_extra
 from mmprm.types import Problem
-from policy_rl.collector import fingerprint
+from policy_rl.collector import problems_fingerprint
 from policy_rl.config import RLConfig
 from policy_rl.rollouts.evaluate import Evaluation
-from policy_rl.trainer.config import without_former_keys
+from policy_rl.trainer.resume_key import current_run_key
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
     """Summarize a run.
 
-    `finished` is False if SIGTERM ended the run, which was saved. `policy` is the folder of the last step's policy, and
+    `finished` is False if SIGTERM ended the run after saving it. `policy` is the folder of the last step's policy, or
     None if the run is not finished. `before` and `after` are None if they were not measured in this call.
     """
 
@@ -36,7 +35,7 @@ class Summary:
     after: Evaluation | None
 
 
-def ended(config: RLConfig, total: int, problems: Sequence[Problem]) -> Summary | None:
+def summary_without_training(config: RLConfig, total: int, problems: Sequence[Problem]) -> Summary | None:
     """Return the summary of a run whose policy is saved and evaluated; None if there is anything left to do.
 
     Raises CheckpointError if the folder belongs to another run.
@@ -44,25 +43,25 @@ def ended(config: RLConfig, total: int, problems: Sequence[Problem]) -> Summary 
     extra = read_extra(checkpoints_of(config))
     stops = extra is not None and _stops_here(config, total, extra)
     if extra is not None:
-        asked = resume_key_of(config, total, fingerprint(problems, config))
+        asked = resume_key_of(config, total, problems_fingerprint(problems, config))
         if stops:
             asked |= {name: extra["identity"].get(name) for name in ("steps", "total_steps")}
         check_same(checkpoints_of(config), extra["identity"], asked)
     if not policy_of(config).is_dir():
         return _stopped(config, total) if stops else None
     if extra is None and not (Path(config.output) / METRICS_FILE).exists():
-        raise CheckpointError(f"{policy_of(config)}: no run of mmprm rl made it; choose another output")
+        raise CheckpointError(f"{policy_of(config)}: was not written by mmprm rl; choose another output")
     if lacks_evaluation(config) and not stops:
         return None
-    print(f"{config.output}: this run is finished, and stays as it is; choose another output to train again")
+    print(f"{config.output}: this run is finished and is left unchanged; choose another output to train again")
     return Summary(total if extra is None else extra["step"], total, True, policy_of(config), None, None)
 
 
 def _stops_here(config: RLConfig, total: int, extra: dict[str, Any]) -> bool:
     """Return whether no more steps are requested than are done, so that the run ends there.
 
-    Raises CheckpointError if the request lies between the steps that are done and those that the run was started with:
-    learning rates and schedules follow the latter.
+    Raises CheckpointError if the request is between the steps that are done and those that the run was started with,
+    because learning rates and schedules depend on the latter.
     """
     done, begun = extra["step"], extra["identity"].get("total_steps", total)
     if config.steps is None or total >= begun:
@@ -70,7 +69,7 @@ def _stops_here(config: RLConfig, total: int, extra: dict[str, Any]) -> bool:
     if total > done:
         raise CheckpointError(
             f"steps={config.steps}: {config.output} has done {done} of its {begun} steps; set {done} or less to end it "
-            f"there and write its policy, or {begun} to go on: learning rates and schedules follow that number"
+            f"there and write its policy, or {begun} to resume, as learning rates and schedules depend on that number"
         )
     return True
 
@@ -80,7 +79,8 @@ def _stopped(config: RLConfig, total: int) -> Summary:
     asked = checkpoints_of(config) / f"step-{total:08d}"
     found = convert_checkpoint(asked if asked.is_dir() else checkpoints_of(config), policy_of(config))
     print(
-        f"{config.output}: ends with step {found.step}, as steps={config.steps} asks; {policy_of(config)} is its policy"
+        f"{config.output}: ends with step {found.step}, as set by steps={config.steps}; its policy is "
+        f"{policy_of(config)}"
     )
     return Summary(found.step, total, True, policy_of(config), None, None)
 
@@ -109,21 +109,12 @@ def resume_key_of(config: RLConfig, total: int, problems: str) -> dict[str, Any]
 
 def check_same(checkpoints: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
     """Raise CheckpointError, naming the keys, if the run in the folder differs from this one."""
-    there = _without_former_keys(with_current_names(there))
-    differing = [key for key in sorted(there.keys() | here.keys()) if there.get(key) != here.get(key)]
+    differing = differing_keys(current_run_key(with_current_names(there), here), here)
     if differing:
+        shown = ", ".join(f"{key} ({values})" for key, values in differing.items())
         raise CheckpointError(
-            f"{checkpoints}: belongs to a run with another {', '.join(differing)}; set these back, or choose another "
-            "output"
+            f"{checkpoints}: belongs to a run with different {shown}; restore these values, or choose another output"
         )
-
-
-def _without_former_keys(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return stored values without the keys of version 0.1 that a run could only leave at their defaults."""
-    sampling = {key: value for key, value in stored["sampling"].items() if key in WholeDistributionConfig.model_fields}
-    trainer = dict(stored["trainer"])
-    trainer["optimization"] = without_former_keys(trainer["optimization"])
-    return stored | {"sampling": sampling, "trainer": trainer}
 
 
 def is_evaluated(output: Path, step: int) -> bool:

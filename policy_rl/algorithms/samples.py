@@ -1,6 +1,6 @@
 """Turn graded groups into training samples: rewards → advantages → one number per response token.
 
-    kept_PK = kept_samples(groups, least)
+    kept_PK = kept_mask(groups, least)
     samples = draft(groups, kept_PK)              # then add old, ref and values, if needed
     samples, metrics = add_advantages(groups, kept_PK, samples, settings)
 
@@ -61,7 +61,7 @@ class AdvantageSettings:
     aggregate: Aggregate | None = None
 
 
-def kept_samples(groups: Sequence[GradedGroup], least: int) -> Tensor:
+def kept_mask(groups: Sequence[GradedGroup], least: int) -> Tensor:
     """Return kept_PK: the samples with a reward in groups that have at least `least` of them."""
     return keep(_rewards(groups)[1], least)
 
@@ -153,7 +153,7 @@ def _step_of_tokens(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
     for p, k in kept_PK.nonzero().tolist():
         each = groups[p].responses[k]
         outside = (-1,) * len(each.response.token_ids)
-        rows.append(torch.tensor(each.process.step_of_token if each.process else outside, dtype=torch.long))
+        rows.append(torch.from_numpy(np.array(each.process.step_of_token if each.process else outside)))
     return pad_sequence(rows, batch_first=True, padding_value=-1)
 
 

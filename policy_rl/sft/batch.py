@@ -1,8 +1,8 @@
-"""Tokenize conversations, of which the assistant's tokens are learned, and collate them into micro-batches.
+"""Tokenize conversations and collate them into micro-batches; the loss covers the assistant's tokens.
 
 The loss mask is constructed, not searched for: each assistant turn is what the chat template adds to its prompt (the
-turns before it and the generation prompt), up to and including the token that ends the turn. The turn is tokenized
-separately from its prompt, because the engine generates it separately too. Nothing is truncated.
+preceding turns and the generation prompt), up to and including the token that ends the turn. The turn is tokenized
+separately from its prompt, because the engine also generates it separately. Nothing is truncated.
 
 Shapes: T token of a conversation, B row, L token of a row, X axis of the positions, N conversation of the batch.
 """
@@ -52,7 +52,7 @@ class Encoded:
 
 
 class Size(NamedTuple):
-    """Hold the number of tokens of a conversation, images included, and how many of them are learned."""
+    """Hold the number of tokens of a conversation, including images, and how many of them are learned."""
 
     tokens: int
     learned: int
@@ -62,7 +62,7 @@ class ConversationEncoder:
     """Encode conversations as tensors.
 
     `max_pixels` and `min_pixels` scale larger images down and smaller ones up. `ends` collects the tokens that ended
-    the turns seen so far.
+    the turns encoded so far.
     """
 
     def __init__(
@@ -109,15 +109,16 @@ class ConversationEncoder:
             whole = self._text(shown[: number + 1], False) if not self._opening else prompt + self._rest(message)
             if not (prompt.startswith(done) and whole.startswith(prompt)):
                 raise DataError(
-                    f"{location}: the chat template writes turn {number + 1} otherwise than behind its prompt, so that "
-                    "its tokens cannot be told; give one turn a row, or a template that keeps turns as they are"
+                    f"{location}: the chat template writes turn {number + 1} differently after its prompt, so its "
+                    "tokens cannot be identified; give each turn its own row, or use a template that keeps turns "
+                    "unchanged"
                 )
             given = conversation.given if number == len(shown) - 1 else ""
             end = self._special.search(whole, len(prompt) + len(given))
             if end is None or not whole[len(prompt) :].startswith(given):
                 raise CheckpointError(
-                    f"{location}: the chat template ends the assistant's turn with no special token, so that the policy "
-                    "would not learn to stop; give the model folder another chat template"
+                    f"{location}: the chat template does not end the assistant's turn with a special token, so the "
+                    "policy would not learn to stop; set another chat_template"
                 )
             self.ends.add(self.tokenizer.convert_tokens_to_ids(end[0]))
             count = sum(_images(earlier) for earlier in shown[before:number])
@@ -153,22 +154,25 @@ class ConversationEncoder:
 
     @property
     def stand_in(self) -> dict[str, Tensor]:
-        """Return the smallest image, for batches without one."""
+        """Return the inputs of a minimal placeholder image, for batches without images."""
         return _pixels(self._with_images(self._placeholder, [Image.new("RGB", (28, 28))]))
 
     def _check(self, conversation: Conversation) -> None:
         if conversation.images and not self._placeholder:
-            raise DataError(f"{conversation.location}: has images, but the model reads text only")
+            raise DataError(
+                f"{conversation.location}: has images, but the model reads text only; use a vision-language model, or "
+                "remove the row"
+            )
         for number, message in enumerate(conversation.messages, start=1):
             content = message["content"]
             texts = [content] if isinstance(content, str) else [part.get("text", "") for part in content]
             for match in filter(None, map(self._special.search, texts)):
                 raise DataError(
-                    f"{conversation.location}: turn {number} holds {match[0]!r}, a reserved token; remove it"
+                    f"{conversation.location}: turn {number} contains {match[0]!r}, a reserved token; remove it"
                 )
 
     def _rest(self, message: Message) -> str:
-        """Return the assistant's turn without the tag with which the template itself opens it."""
+        """Return the assistant's turn without the tag that the template itself writes before it."""
         return message["content"].removeprefix(self._opening) + self._end
 
     def _check_questions(self, conversation: Conversation, text: str) -> None:
@@ -179,8 +183,8 @@ class ConversationEncoder:
             lost = next((part for part in parts if message["role"] == "user" and part.strip() not in text), None)
             if lost is not None:
                 raise CheckpointError(
-                    f"{conversation.location}: the chat template leaves {lost.strip()[:60]!r} out of the prompt; set "
-                    "prompt.template=raw, or give another template (chat_template)"
+                    f"{conversation.location}: the chat template omits {lost.strip()[:60]!r} from the prompt; set "
+                    "prompt.template=raw, or another chat_template"
                 )
 
     def _text(self, turns: Sequence[Message], prompt: bool) -> str:
@@ -216,11 +220,14 @@ def _images(message: Message) -> int:
     return 0 if isinstance(message["content"], str) else sum(part["type"] == "image" for part in message["content"])
 
 
-def collate(rows: Sequence[Sequence[Encoded]], encoder: ConversationEncoder, stand_in: bool = False) -> PolicyInputs:
+def collate_conversations(
+    rows: Sequence[Sequence[Encoded]], encoder: ConversationEncoder, stand_in: bool = False
+) -> PolicyInputs:
     """Return the tensors of a micro-batch.
 
     Each row holds one conversation, or several that do not attend to each other. `stand_in`: if no conversation has
-    images, use the smallest image, so that the vision tower runs.
+    Each row holds one conversation, or several that do not attend to each other. `stand_in`: if no conversation has
+    images, use a minimal placeholder image, so that the vision tower runs.
     """
     width = max(sum(len(each.ids_T) for each in row) for row in rows)
     ids_BL = torch.full((len(rows), width), encoder.padding)

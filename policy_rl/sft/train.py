@@ -38,7 +38,7 @@ from mmprm.training.lora import LoraConfig, plain_weights
 from mmprm.training.ranks import Ranks, alone_in, join_ranks
 from mmprm.training.sharding import loading_in_parts
 from mmprm.training.stop_request import StopRequest
-from policy_rl.sft.batch import ConversationEncoder, Size, collate
+from policy_rl.sft.batch import ConversationEncoder, Size, collate_conversations
 from policy_rl.sft.conversations import Conversation, read_conversations, without_unreadable
 from policy_rl.trainer.policy import Policy, PolicyInputs, prepare
 
@@ -56,7 +56,7 @@ class SftConfig(Config):
     """Run folder: the model in policy/, checkpoints/, metrics.jsonl, tensorboard/. An unfinished run in it is
     resumed."""
     chat_template: PathText | None = None
-    """File of a chat template (Jinja) that replaces the checkpoint's; it is saved with the model."""
+    """File with a chat template (Jinja) that replaces the checkpoint's; it is saved with the model."""
     prompt: PromptConfig = PromptConfig()
     """How problems are presented; conversations are used unchanged."""
     frozen: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ class SftConfig(Config):
     """samples: pack several conversations into a row, without attention between them; the loss is the same. none: one
     conversation per row. Unsupported models fall back to none with a warning."""
     max_length: int = Field(4096, ge=1)
-    """Conversations with more tokens, images included, are excluded from training and counted."""
+    """Maximum tokens per conversation, including images; longer conversations are excluded and counted."""
     max_pixels: int | None = Field(None, ge=1)
     """Scale larger images down to this many pixels (Qwen-VL processors); by default the checkpoint's own limit."""
     min_pixels: int | None = Field(None, ge=1)
@@ -112,7 +112,7 @@ class SftSummary:
     evaluation: dict[str, float]
 
 
-class Rows:
+class ConversationRows:
     """Arrange conversations in rows, one per row or packed up to `width` tokens.
 
     Per row, `lengths` has its tokens, `terms` its learned tokens and `conversations` its conversations.
@@ -133,7 +133,7 @@ class Rows:
     def collate(self, rows: Sequence[int], stand_in: bool) -> PolicyInputs:
         """Return the tensors of the given rows."""
         chosen = [[self._encoder(self._samples[position]) for position in self._rows[row]] for row in rows]
-        return collate(chosen, self._encoder, stand_in)
+        return collate_conversations(chosen, self._encoder, stand_in)
 
 
 def token_loss(logprobs_NT: Tensor, response_NT: Tensor) -> Tensor:
@@ -154,8 +154,8 @@ class SftTask:
 
     def __init__(
         self,
-        train: Rows,
-        held_out: Rows,
+        train: ConversationRows,
+        held_out: ConversationRows,
         micro_batch_tokens: int,
         stand_in: bool,
         ranks: Ranks,
@@ -223,7 +223,10 @@ def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
     policy = Policy(backbone)
     prepare(policy, config.frozen, config.lora, config.gradient_checkpointing)
     torch.manual_seed(optimization.seed + ranks.rank)
-    rows, held_out_rows = Rows(samples, sizes, encoder, width), Rows(held_out, held_out_sizes, encoder, width)
+    rows, held_out_rows = (
+        ConversationRows(samples, sizes, encoder, width),
+        ConversationRows(held_out, held_out_sizes, encoder, width),
+    )
     # The configured batch size counts conversations, the loop's counts rows.
     batch_size = max(1, round(optimization.batch_size * len(rows.lengths) / len(samples)))
     optimization = optimization.model_copy(update={"batch_size": batch_size})
@@ -234,8 +237,8 @@ def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
     task = SftTask(rows, held_out_rows, optimization.micro_batch_tokens, stand_in, ranks, config.aggregation)
     if ranks.is_main:
         print(
-            f"{len(samples):,} conversations in {len(rows.lengths):,} rows, {sum(rows.terms):,} tokens to learn, "
-            f"{too_long:,} conversations too long, {left_out:,} of those held out; "
+            f"{len(samples):,} conversations in {len(rows.lengths):,} rows, {sum(rows.terms):,} tokens to learn; "
+            f"excluded as too long: {too_long:,} conversations, {left_out:,} held-out conversations; "
             f"{total:,} steps on {ranks.count} ranks",
             flush=True,
         )
@@ -257,7 +260,10 @@ def _readable(data: ProblemsConfig, config: SftConfig, ranks: Ranks) -> list[Con
     found, broken = without_unreadable(read_conversations(data, config.prompt))
     if broken and ranks.is_main:
         position, reason = next(iter(broken.items()))
-        print(f"{len(broken):,} conversations are left out: an image cannot be read; {position}: {reason}", flush=True)
+        print(
+            f"{len(broken):,} conversations are excluded because an image cannot be read; {position}: {reason}",
+            flush=True,
+        )
     return found
 
 
@@ -285,7 +291,7 @@ def _width(config: SftConfig, backbone: Any, sizes: Sequence[Size], ranks: Ranks
     why_not = why_not_packed(backbone)
     if why_not is not None:
         if ranks.is_main:
-            print(f"packing={config.packing} becomes none for {type(backbone).__name__}: {why_not}", flush=True)
+            print(f"packing={config.packing} falls back to none for {type(backbone).__name__}: {why_not}", flush=True)
         return None
     longest = max(size.tokens for size in sizes)
     if ranks.device.type == "cpu":
@@ -295,7 +301,7 @@ def _width(config: SftConfig, backbone: Any, sizes: Sequence[Size], ranks: Ranks
 
 
 def _origin(config: SftConfig, samples: Sequence[Conversation]) -> dict[str, Any]:
-    """Return what else determines the weights: a run with another base or other conversations is not resumed."""
+    """Return what else determines the weights: a run with another model or other conversations is not resumed."""
     free = {"chat_template", "data", "held_out", "output", "training", "gradient_checkpointing"}
     texts = hashlib.sha256(json.dumps([each.messages for each in samples]).encode()).hexdigest()
     return config.model_dump(mode="json", exclude=free) | {"conversations": texts[:16]}

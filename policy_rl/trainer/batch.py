@@ -76,7 +76,7 @@ def check_finite(samples: Sequence[TrainingSample]) -> None:
                 )
 
 
-Row = tuple[int, ...]
+PromptRow = tuple[int, ...]
 """Responses (their indices among the samples) that share a prompt and a row."""
 
 
@@ -84,10 +84,10 @@ Row = tuple[int, ...]
 class Plan:
     """Hold the rows of a batch and its rounds; each round has one micro-batch of rows per rank."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[PromptRow, ...]
     rounds: tuple[tuple[MicroBatch, ...], ...]
 
-    def rows_of(self, rank: int) -> list[tuple[list[Row], bool]]:
+    def rows_of(self, rank: int) -> list[tuple[list[PromptRow], bool]]:
         """Return (rows, whether it is a padding micro-batch) for each micro-batch of a rank."""
         own = [micro[rank] for micro in self.rounds]
         return [([self.rows[row] for row in micro.samples], micro.is_padding) for micro in own]
@@ -109,7 +109,7 @@ def plan(
     groups: dict[int, list[int]] = {}
     for position, sample in enumerate(samples):
         groups.setdefault(sample.group, []).append(position)
-    rows: list[Row] = []
+    rows: list[PromptRow] = []
     lengths: list[int] = []
     for members in groups.values():
         head = samples[members[0]]
@@ -160,8 +160,8 @@ def _ids(sample: TrainingSample) -> np.ndarray:
     return np.asarray(sample.token_ids, dtype=np.int32)
 
 
-def collate(
-    rows: Sequence[Row], samples: Sequence[TrainingSample], encoder: PromptEncoder, stand_in: bool = False
+def collate_rows(
+    rows: Sequence[PromptRow], samples: Sequence[TrainingSample], encoder: PromptEncoder, stand_in: bool = False
 ) -> PolicyInputs:
     """Return the tensors of a micro-batch, with the responses in the order of the rows.
 
@@ -207,7 +207,7 @@ def collate(
 
 
 def _images(
-    rows: Sequence[Row], samples: Sequence[TrainingSample], prompts: Sequence[EncodedPrompt]
+    rows: Sequence[PromptRow], samples: Sequence[TrainingSample], prompts: Sequence[EncodedPrompt]
 ) -> tuple[dict[str, Tensor], Tensor | None]:
     """Return each group's images once and, if rows share images, the feature index of each image token."""
     first: dict[int, int] = {}
@@ -229,7 +229,7 @@ def _images(
 
 
 def padded(
-    rows: Sequence[Row], samples: Sequence[TrainingSample], name: str, dtype: torch.dtype = torch.float32
+    rows: Sequence[PromptRow], samples: Sequence[TrainingSample], name: str, dtype: torch.dtype = torch.float32
 ) -> Tensor | None:
     """Return one array of the samples (or `counted`) as a tensor _NT in the order of the rows, padded with 0.
 

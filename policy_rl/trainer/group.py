@@ -88,14 +88,14 @@ class TrainerGroup:
         """Raise DataError, naming the problem, for a response that cannot be trained on."""
         self.limits.check(sample)
 
-    def log_probs(self, samples: Sequence[TrainingSample], policy: bool = True) -> list[TrainingSample]:
+    def log_probs(self, samples: Sequence[TrainingSample], reference_only: bool = False) -> list[TrainingSample]:
         """Return the samples with the log-probabilities and values that the update needs.
 
-        `old` and, with a critic, `values` are added unless `policy` is False; `ref` is added if there is a reference
-        model.
+        `old` and, with a critic, `values` are added unless `reference_only` is set; `ref` is added if there is a
+        reference model.
         """
         found: dict[int, LogProbs] = {}
-        for share in self._call("log_probs", list(samples), policy):
+        for share in self._call("log_probs", list(samples), reference_only):
             found |= share
         named = [asdict(found[place]) for place in range(len(samples))]
         return [

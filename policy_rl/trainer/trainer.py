@@ -40,10 +40,11 @@ from mmprm.training.lora import plain_weights
 from mmprm.training.ranks import check_shared, join_ranks
 from mmprm.training.sharding import loading_in_parts
 from policy_rl.algorithms.losses import aggregate, denominator, policy_loss, truncated_weights, value_loss
-from policy_rl.trainer.batch import Limits, Row, check_finite, collate, padded, plan, tokens_of_groups
-from policy_rl.trainer.config import CHANGEABLE, TrainerConfig, without_former_keys
+from policy_rl.trainer.batch import Limits, PromptRow, check_finite, collate_rows, padded, plan, tokens_of_groups
+from policy_rl.trainer.config import CHANGEABLE, TrainerConfig
 from policy_rl.trainer.policy import Policy, PolicyInputs, prepare, without_adapters
 from policy_rl.trainer.prompt_encoder import PromptEncoder
+from policy_rl.trainer.resume_key import current_trainer_key
 from policy_rl.trainer.update_metrics import Tally
 from policy_rl.types import ARRAYS, TrainingSample
 from policy_rl.weights.probe import probe_logprobs
@@ -61,7 +62,7 @@ class LogProbs:
 
 @dataclass(frozen=True, slots=True)
 class _MicroBatch:
-    rows: list[Row]
+    rows: list[PromptRow]
     is_padding: bool
     inputs: PolicyInputs
     arrays: dict[str, Tensor | None]
@@ -118,6 +119,7 @@ class Trainer:
         head = () if self._policy.value_head is None else tuple(self._policy.value_head.parameters())
         self._engine = Engine(self._policy, optimization, total_updates, self.ranks, head, config.critic.learning_rate)
         self._total_updates = total_updates
+        self._has_critic = critic
         self._resume_key = {
             "model": model,
             "prompt": prompt.model_dump(mode="json"),
@@ -133,11 +135,11 @@ class Trainer:
         self.updates = 0
         self.doing = "nothing"
 
-    def log_probs(self, samples: Sequence[TrainingSample], policy: bool = True) -> dict[int, LogProbs]:
+    def log_probs(self, samples: Sequence[TrainingSample], reference_only: bool = False) -> dict[int, LogProbs]:
         """Return log-probabilities by sample index, for this rank's share.
 
-        `old` and, with a critic, `values` are computed under the current weights unless `policy` is False; `ref` is
-        computed if there is a reference model.
+        `old` and, with a critic, `values` are computed under the current weights unless `reference_only` is set; `ref`
+        is computed if there is a reference model.
         """
         for sample in samples:
             self.limits.check(sample)
@@ -145,7 +147,7 @@ class Trainer:
         with self._engine.inference() as model:
             for micro in self._micro_batches(samples, (), "log-probabilities"):
                 inputs = micro.inputs.to(self.ranks.device)
-                output = model(inputs) if policy else None
+                output = None if reference_only else model(inputs)
                 arrays = {
                     "old": output.logprobs_NT if output else None,
                     "values": output.values_NT if output else None,
@@ -237,7 +239,12 @@ class Trainer:
         self.doing = f"reading a checkpoint from {folder}"
         check_shared(self.ranks, folder, "output")
         rates = self._engine.deepspeed.lr_scheduler.base_lrs
-        checkpoints.resume(self._engine, folder, self._resume_key, _with_current_optimization)
+        checkpoints.resume(
+            self._engine,
+            folder,
+            self._resume_key,
+            lambda stored: current_trainer_key(stored, self._resume_key, self._has_critic),
+        )
         (extra, *_) = self.ranks.gather(checkpoints.read_extra(folder) if self.ranks.is_main else None)
         if extra is not None:
             self.updates = extra.pop("updates")
@@ -284,8 +291,8 @@ class Trainer:
         # Ranks also synchronize in the vision tower, so each of them must run it.
         stand_in = self.ranks.count > 1 and any(sample.problem.images for sample in samples)
 
-        def make(rows: list[Row], is_padding: bool) -> _MicroBatch:
-            inputs = collate(rows, samples, self._encoder, stand_in)
+        def make(rows: list[PromptRow], is_padding: bool) -> _MicroBatch:
+            inputs = collate_rows(rows, samples, self._encoder, stand_in)
             named = {name: padded(rows, samples, name) for name in arrays}
             named["mask"] = padded(rows, samples, "counted", torch.bool)
             named["group_tokens"] = torch.tensor([tokens[samples[position].group] for row in rows for position in row])
@@ -353,7 +360,3 @@ class Trainer:
                 f"{most} consecutive updates had a loss or gradient that is not finite and were skipped; lower "
                 "trainer.optimization.learning_rate and run the same command again to resume from the last checkpoint"
             )
-
-
-def _with_current_optimization(resume_key: dict[str, Any]) -> dict[str, Any]:
-    return resume_key | {"optimization": without_former_keys(resume_key["optimization"])}

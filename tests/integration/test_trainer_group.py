@@ -110,7 +110,7 @@ def test_two_ranks_equal_one(random_policy_folder: Path, samples: list[TrainingS
         for ours, theirs in zip(both, ready, strict=True):
             for name in ("old", "ref", "values"):
                 np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=1e-5)
-        assert group.log_probs(samples, policy=False)[0].old is None
+        assert group.log_probs(samples, reference_only=True)[0].old is None
         with pytest.raises(DataError, match="a response without tokens"):
             group.update([replace(both[0], token_ids=())])
         metrics, sent = go_through(group, both, folder)

@@ -98,11 +98,11 @@ class ScriptedTrainer:
         self.progress: list[float | None] = []
         self._delay = delay
 
-    def log_probs(self, samples: Sequence[TrainingSample], policy: bool = True) -> list[TrainingSample]:
-        self.calls.append(f"log_probs policy={policy}")
+    def log_probs(self, samples: Sequence[TrainingSample], reference_only: bool = False) -> list[TrainingSample]:
+        self.calls.append(f"log_probs reference_only={reference_only}")
         zeros = [np.zeros(len(each.token_ids), dtype=np.float32) for each in samples]
         return [
-            replace(each, ref=zero - 1, **({"old": zero, "values": zero} if policy else {}))
+            replace(each, ref=zero - 1, **({"old": zero, "values": zero} if not reference_only else {}))
             for each, zero in zip(samples, zeros, strict=True)
         ]
 

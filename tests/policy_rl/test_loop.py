@@ -102,8 +102,8 @@ class LocalTrainer:
         for name in ("update", "publish", "save", "resume", "save_model"):
             setattr(self, name, getattr(self.trainer, name))
 
-    def log_probs(self, samples, policy=True):
-        found = self.trainer.log_probs(samples, policy)
+    def log_probs(self, samples, reference_only=False):
+        found = self.trainer.log_probs(samples, reference_only)
         return [replace(each, old=found[position].old) for position, each in enumerate(samples)]
 
 
@@ -185,10 +185,10 @@ def test_one_step_ahead_samples_beside_the_update(tmp_path: Path) -> None:
     [
         ({}, []),
         (KINDS["ahead"], []),
-        (KINDS["updates"], ["policy=True"]),
-        ({"trainer": {"loss": {"kl": {"coefficient": 0.1}}}}, ["policy=False"]),
-        ({"trainer": {"loss": {"kl": {"coefficient": 0.1, "apply_to": "reward"}}}}, ["policy=True"]),
-        ({"advantage": {"estimator": "gae"}}, ["policy=True"]),
+        (KINDS["updates"], ["reference_only=False"]),
+        ({"trainer": {"loss": {"kl": {"coefficient": 0.1}}}}, ["reference_only=True"]),
+        ({"trainer": {"loss": {"kl": {"coefficient": 0.1, "apply_to": "reward"}}}}, ["reference_only=False"]),
+        ({"advantage": {"estimator": "gae"}}, ["reference_only=False"]),
     ],
 )
 def test_old_log_probabilities_only_where_needed(tmp_path: Path, changes: dict[str, Any], expected: list[str]) -> None:
@@ -325,13 +325,13 @@ async def test_pass_at_1_by_hand() -> None:
     assert (found.problems, found.failed, found.unknown) == (2, 0, 1)
     aborting = ScriptedPool(lambda problem, rng: "wrong" if problem is PROBLEMS[1] else "right")
     aborting.finish_reason = "abort"
-    with pytest.raises(TrainingError, match="no held-out problem got a known verdict"):
+    with pytest.raises(TrainingError, match="no held-out problem has a known verdict"):
         await evaluate(aborting, ScriptedGrader(), PROBLEMS[:2], 2, 0)
     other = [Problem("label", "?", "what")]
     labels = await evaluate(ScriptedPool(lambda *_: "what"), ScriptedGrader(), other, 2, 0, accuracy="exact_label")
     assert (labels.pass_at_1.value, labels.unknown) == (1.0, 0)
     nothing = ScriptedPool(lambda problem, rng: "what")
-    with pytest.raises(TrainingError, match="no held-out problem got a known verdict"):
+    with pytest.raises(TrainingError, match="no held-out problem has a known verdict"):
         await evaluate(nothing, ScriptedGrader(), PROBLEMS[:2], 2, 0)
 
 
@@ -350,7 +350,9 @@ def test_nothing_to_train_on_ends_the_run_with_a_word(tmp_path: Path) -> None:
     trainer = ScriptedTrainer()
     pool = ScriptedPool(lambda problem, rng: rng.choice(("right", "wrong")) if pool.version < 2 else "what")
     config = make_config(tmp_path / "run", steps=20, save_every=2)
-    with pytest.raises(TrainingError, match=rf"{EMPTY_STEPS} consecutive steps had nothing.*4 few_known.*step-00000006") as caught:
+    with pytest.raises(
+        TrainingError, match=rf"{EMPTY_STEPS} consecutive steps had nothing.*4 few_known.*step-00000006"
+    ) as caught:
         asyncio.run(make_loop(config, pool, trainer).run())
     assert "12 unknown" in str(caught.value)
     assert trainer.updates == 2
@@ -402,9 +404,9 @@ def test_another_configuration_does_not_go_on(tmp_path: Path) -> None:
     config = make_config(tmp_path / "run", save_every=2)
     asyncio.run(make_loop(config).run())
     other = make_config(tmp_path / "run", save_every=2, batch={"prompts": 4, "group_size": 2})
-    with pytest.raises(CheckpointError, match="belongs to a run with another batch"):
+    with pytest.raises(CheckpointError, match="belongs to a run with different batch"):
         asyncio.run(make_loop(other).run())
-    with pytest.raises(CheckpointError, match="belongs to a run with another problems"):
+    with pytest.raises(CheckpointError, match="belongs to a run with different problems"):
         asyncio.run(make_loop(config, problems=PROBLEMS[1:]).run())
     same = make_config(tmp_path / "run", save_every=3, eval_every=1)
     summary = asyncio.run(_ended(same))

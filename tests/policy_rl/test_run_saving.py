@@ -20,11 +20,11 @@ from mmprm.prm.trained import Trained
 from mmprm.problems import write_problems
 from mmprm.types import Problem
 from policy_rl import run_folder
-from policy_rl.collector import fingerprint
+from policy_rl.collector import problems_fingerprint
 from policy_rl.config import RLConfig
 from policy_rl.loop import Loop
 from policy_rl.run import train_policy
-from policy_rl.run_folder import check_same, ended, lacks_evaluation, resume_key_of
+from policy_rl.run_folder import check_same, lacks_evaluation, resume_key_of, summary_without_training
 
 HELD_OUT = [Problem("h1", "?", "right"), Problem("h2", "?", "right")]
 STRICT = {"filter": {"low": 0.5, "high": 0.7, "rounds": 2}, "trainer": WEIGHED, "steps": None, "save_every": 1}
@@ -113,7 +113,7 @@ def test_a_finished_run_called_again_says_so_and_changes_nothing(finished: RLCon
     capsys.readouterr()
     summary = train_policy(finished)
     assert (summary.steps, summary.finished, summary.policy) == (6, True, output / "policy")
-    assert "this run is finished, and stays as it is" in capsys.readouterr().out
+    assert "this run is finished and is left unchanged" in capsys.readouterr().out
     assert contents(output) == before
     assert not ray.is_initialized()
     # Checkpoints may have been taken away since: they are large.
@@ -125,13 +125,13 @@ def test_a_policy_that_is_no_runs_is_not_taken_for_a_finished_one(tmp_path: Path
     write_problems(tmp_path / "problems.jsonl", PROBLEMS)
     config = make_config(tmp_path / "run", problems={"path": str(tmp_path / "problems.jsonl")})
     (tmp_path / "run/policy").mkdir(parents=True)
-    with pytest.raises(CheckpointError, match="no run of mmprm rl made it; choose another output"):
+    with pytest.raises(CheckpointError, match="was not written by mmprm rl; choose another output"):
         train_policy(config)
 
 
 def test_other_content_under_the_same_ids_is_another_run(finished: RLConfig, tmp_path: Path) -> None:
     write_problems(tmp_path / "train.jsonl", [replace(problem, answer="other") for problem in PROBLEMS])
-    with pytest.raises(CheckpointError, match="belongs to a run with another problems"):
+    with pytest.raises(CheckpointError, match="belongs to a run with different problems"):
         train_policy(finished)
 
 
@@ -147,15 +147,15 @@ def test_a_run_that_was_killed_in_its_last_evaluation_is_not_finished(tmp_path: 
     assert (tmp_path / "run/policy").is_dir()
     assert lacks_evaluation(config)
     total = config.total_steps(len(PROBLEMS))
-    assert ended(config, total, PROBLEMS) is None
+    assert summary_without_training(config, total, PROBLEMS) is None
     asyncio.run(make_loop(config, held_out=HELD_OUT).run())
-    assert ended(config, total, PROBLEMS).finished
+    assert summary_without_training(config, total, PROBLEMS).finished
     assert not lacks_evaluation(config)
 
 
 def test_another_run_in_the_same_folder_is_refused_before_anything_is_loaded(finished: RLConfig) -> None:
     other = finished.model_copy(update={"seed": 1})
-    with pytest.raises(CheckpointError, match="belongs to a run with another seed; restore these settings"):
+    with pytest.raises(CheckpointError, match="belongs to a run with different seed; restore these settings"):
         train_policy(other)
     assert not ray.is_initialized()
 
@@ -264,9 +264,15 @@ EARLY = [
     ({"rewards": {"functions": [{"path": "no_such_module:f"}]}}, r"functions.path='no_such_module:f'"),
     ({"rewards": {"functions": [{"path": "raises_on_import:f"}]}}, r"raises_on_import:f': ZeroDivisionError on import"),
     ({"rewards": {"functions": [{"path": "json:no_such"}]}}, r"functions.path='json:no_such'"),
-    ({"monitor": {"alarms": {"prm_acu": {"least": 0.6}}}}, r"monitor.alarms.prm_acu: this run has no such metric"),
-    ({"monitor": {"alarms": {"prm_auc": {"least": 0.6}}}}, r"monitor.alarms.prm_auc: this run has no such metric"),
-    ({"monitor": {"alarms": {"kl_ref": {"most": 1}}}}, r"monitor.alarms.kl_ref: this run has no such metric"),
+    (
+        {"monitor": {"alarms": {"prm_acu": {"least": 0.6}}}},
+        r"monitor.alarms.prm_acu: this run does not log",
+    ),
+    (
+        {"monitor": {"alarms": {"prm_auc": {"least": 0.6}}}},
+        r"monitor.alarms.prm_auc: this run does not log",
+    ),
+    ({"monitor": {"alarms": {"kl_ref": {"most": 1}}}}, r"monitor.alarms.kl_ref: this run does not log this metric"),
     ({"sampling": {"temperature": 0}}, r"sampling.temperature=0 must be above 0 in RL"),
 ]
 
@@ -306,7 +312,10 @@ def test_fewer_steps_than_are_done_end_the_run_with_its_policy(
     asyncio.run(loop.run())
     output = Path(config.output)
     (output / "policy").rename(tmp_path / "elsewhere")  # as of a run that was stopped after its newest checkpoint
-    extra = {"step": 6, "identity": run_folder.resume_key_of(config, 40, fingerprint(PROBLEMS, config)) | {"steps": 40}}
+    extra = {
+        "step": 6,
+        "identity": run_folder.resume_key_of(config, 40, problems_fingerprint(PROBLEMS, config)) | {"steps": 40},
+    }
     monkeypatch.setattr(run_folder, "read_extra", lambda _: extra)
     written: list[Path] = []
 
@@ -316,9 +325,9 @@ def test_fewer_steps_than_are_done_end_the_run_with_its_policy(
 
     monkeypatch.setattr(run_folder, "convert_checkpoint", convert)
     two = config.model_copy(update={"steps": 2})
-    assert (ended(two, 2, PROBLEMS).finished, written) == (True, [output / "checkpoints"])
-    assert "ends with step 6, as steps=2 asks" in capsys.readouterr().out
+    assert (summary_without_training(two, 2, PROBLEMS).finished, written) == (True, [output / "checkpoints"])
+    assert "ends with step 6, as set by steps=2" in capsys.readouterr().out
     with pytest.raises(CheckpointError, match=r"steps=9: .* has done 6 of its 40 steps; set 6 or less .* or 40"):
-        ended(config.model_copy(update={"steps": 9}), 9, PROBLEMS)
+        summary_without_training(config.model_copy(update={"steps": 9}), 9, PROBLEMS)
     with pytest.raises(CheckpointError, match="another seed"):
-        ended(two.model_copy(update={"seed": 1}), 2, PROBLEMS)
+        summary_without_training(two.model_copy(update={"seed": 1}), 2, PROBLEMS)

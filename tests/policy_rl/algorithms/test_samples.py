@@ -17,7 +17,7 @@ from mmprm.types import Grading, Problem, Verdict
 from policy_rl.algorithms.adora import AdoraConfig
 from policy_rl.algorithms.advantages import AdvantageConfig
 from policy_rl.algorithms.credit import CreditConfig
-from policy_rl.algorithms.samples import AdvantageSettings, add_advantages, draft, kept_samples
+from policy_rl.algorithms.samples import AdvantageSettings, add_advantages, draft, kept_mask
 from policy_rl.graded import GradedGroup, GradedResponse, StepRewards
 from policy_rl.types import Response, Reward, TrainingSample
 
@@ -46,7 +46,7 @@ def made(
     least: int = 2,
     fill=lambda sample: sample,
 ) -> tuple[list[TrainingSample], dict[str, float]]:
-    kept_PK = kept_samples(groups, least)
+    kept_PK = kept_mask(groups, least)
     return add_advantages(
         groups,
         kept_PK,

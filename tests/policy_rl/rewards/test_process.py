@@ -19,7 +19,7 @@ from mmprm.tiny.tokenizer import build_tokenizer
 from mmprm.types import Grading, Problem, Solution, StepScores, Verdict
 from policy_rl.algorithms.advantages import ESTIMATORS, AdvantageConfig
 from policy_rl.algorithms.credit import CreditConfig
-from policy_rl.algorithms.samples import AdvantageSettings, add_advantages, draft, kept_samples
+from policy_rl.algorithms.samples import AdvantageSettings, add_advantages, draft, kept_mask
 from policy_rl.graded import GradedGroup, GradedResponse, StepRewards
 from policy_rl.rewards.process import ProcessConfig, ProcessReward, plain_steps, step_of_tokens, token_begins
 from policy_rl.types import Response, Reward, TrainingSample
@@ -295,7 +295,7 @@ def _verdict(total: float | None) -> Verdict:
 
 def advantages(groups: Sequence[GradedGroup], estimator: str = "rloo", aggregate=min, **credit) -> list[list[float]]:
     """One list a kept sample: the advantage of each of its tokens."""
-    kept_PK = kept_samples(groups, ESTIMATORS[estimator].least)
+    kept_PK = kept_mask(groups, ESTIMATORS[estimator].least)
     drafts = draft(groups, kept_PK)
     if ESTIMATORS[estimator].critic:
         drafts = [with_values(each) for each in drafts]

@@ -12,7 +12,7 @@ from scripted_rl import ScriptedGrader, ScriptedPool, make_config
 from mmprm.config import build
 from mmprm.problems import load_problems
 from mmprm.types import Grading, Problem, Verdict
-from policy_rl.collector import Collector, fingerprint
+from policy_rl.collector import Collector, problems_fingerprint
 from policy_rl.config import RLConfig
 from policy_rl.rewards.outcome import OutcomeReward, RewardConfig
 from policy_rl.trainer.batch import Limits
@@ -78,7 +78,7 @@ def test_other_columns_are_another_run_where_a_reward_may_depend_on_them(tmp_pat
     told = make_config(tmp_path, rewards={"functions": [{"path": "told_rewards:level"}]})
 
     def found(config: RLConfig, **extra: Any) -> str:
-        return fingerprint([Problem("p", "?", "3", extra=extra)], config)
+        return problems_fingerprint([Problem("p", "?", "3", extra=extra)], config)
 
     assert found(plain, level=5) == found(plain, level=6) == found(plain)
     assert found(told, level=5) != found(told, level=6)

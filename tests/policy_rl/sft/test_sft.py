@@ -23,7 +23,7 @@ from mmprm.training.ranks import Ranks
 from policy_rl.sft import train as sft
 from policy_rl.sft.batch import ConversationEncoder
 from policy_rl.sft.conversations import Conversation
-from policy_rl.sft.train import Rows, SftConfig, SftTask, train_sft
+from policy_rl.sft.train import ConversationRows, SftConfig, SftTask, train_sft
 from policy_rl.trainer.policy import Policy
 from tests.backbones import BACKBONES, WITH_IMAGE, tiny_solutions, write_backbone
 
@@ -87,7 +87,7 @@ def test_the_loss_is_cross_entropy_on_the_learned_tokens(loaded: tuple[str, Any,
         target_T = torch.where(encoded.learned_T, encoded.ids_T, -100)
         expected += cross_entropy(logits_TV[:-1], target_T[1:], reduction="sum").item()
     sizes = [encoder.size(sample) for sample in samples]
-    alone, packed = Rows(samples, sizes, encoder, None), Rows(samples, sizes, encoder, 400)
+    alone, packed = ConversationRows(samples, sizes, encoder, None), ConversationRows(samples, sizes, encoder, 400)
     assert len(packed.lengths) < len(alone.lengths) == 5
     assert sum(packed.terms) == sum(alone.terms) == sum(size.learned for size in sizes)
     one_by_one, left = gradients(policy, [alone.collate([row], False) for row in range(5)])
@@ -111,7 +111,7 @@ def test_a_stand_in_image_counts_nothing(loaded: tuple[str, Any, Any]) -> None:
         return
     encoder, policy = ConversationEncoder(backbone, processor), Policy(backbone)
     samples = [sample for sample in conversations(name) if not sample.images]
-    rows = Rows(samples, [encoder.size(sample) for sample in samples], encoder, None)
+    rows = ConversationRows(samples, [encoder.size(sample) for sample in samples], encoder, None)
     batch = rows.collate([0, 1], True)
     assert batch.images, "the vision tower runs"
     assert not batch.shows_images
@@ -171,7 +171,7 @@ def test_a_run_learns_and_an_interrupted_one_takes_the_same_steps(solutions: Pat
     # The saved model has the loss that was measured.
     encoder = ConversationEncoder(backbone, processor)
     held_out = sft._samples(config(solutions, summary.policy, "-").held_out, config(solutions, "x", "-"), encoder)
-    rows = Rows(held_out[0], held_out[1], encoder, None)
+    rows = ConversationRows(held_out[0], held_out[1], encoder, None)
     with torch.no_grad():
         loss = -Policy(backbone)(rows.collate(range(8), False)).logprobs_NT.sum().item()
     assert loss / sum(rows.terms) == pytest.approx(found[-1], rel=1e-4)
@@ -227,7 +227,7 @@ def test_a_sequence_mean_is_that_of_conversations_alone(loaded: tuple[str, Any, 
     sizes = [encoder.size(sample) for sample in samples]
     found = []
     for width in (None, 400):
-        rows = Rows(samples, sizes, encoder, width)
+        rows = ConversationRows(samples, sizes, encoder, width)
         task = SftTask(rows, rows, 400, False, ALONE, "sequence_mean")
         assert sum(task.terms) == len(samples)
         policy.zero_grad()
@@ -235,7 +235,7 @@ def test_a_sequence_mean_is_that_of_conversations_alone(loaded: tuple[str, Any, 
         loss.backward()
         head = next(p for p in policy.parameters() if p.grad is not None and p.grad.any())
         found.append((loss.item(), head.grad.clone()))
-    alone = Rows(samples, sizes, encoder, None)
+    alone = ConversationRows(samples, sizes, encoder, None)
     means = [-policy(alone.collate([row], False)).logprobs_NT.mean().item() for row in range(len(samples))]
     assert [loss for loss, _ in found] == pytest.approx([sum(means) / len(means)] * 2, rel=1e-5)
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-3, atol=2e-5)
@@ -280,5 +280,5 @@ def test_a_template_that_leaves_the_question_out_is_refused() -> None:
     backbone, processor = load_backbone(str(weights_path()), torch.float32)
     prompt = PromptConfig(chat_template=OPENS.replace("{{ m.content }}", "{{ m.content if m.role != 'user' }}"))
     turns = ({"role": "user", "content": "Why so?"}, {"role": "assistant", "content": "x"})
-    with pytest.raises(CheckpointError, match=r"f:1: the chat template leaves 'Why so\?' out of the prompt"):
+    with pytest.raises(CheckpointError, match=r"f:1: the chat template omits 'Why so\?' from the prompt"):
         ConversationEncoder(backbone, processor, prompt=prompt).pieces(Conversation("f:1", turns))

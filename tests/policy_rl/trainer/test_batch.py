@@ -17,7 +17,7 @@ from mmprm.prompts import PromptConfig
 from mmprm.tiny.world import make_problems
 from mmprm.types import ImageRef, Problem
 from policy_rl.trainer import prompt_encoder
-from policy_rl.trainer.batch import Limits, cheapest_rows, check_finite, collate, padded, plan
+from policy_rl.trainer.batch import Limits, cheapest_rows, check_finite, collate_rows, padded, plan
 from policy_rl.trainer.prompt_encoder import EncodedPrompt, PromptEncoder
 from policy_rl.types import TrainingSample
 
@@ -46,7 +46,7 @@ THREE = [respond("3 4 5", 0, 6, 7), respond("3 4 5", 0, 8), respond("9 10", 1, 1
 
 def test_a_row_with_two_responses() -> None:
     """Prompt 3 4 5, then 6 7, then 8: each response sees the prompt and itself, and both go on from position 3."""
-    inputs = collate([(0, 1), (2,)], THREE, Numbers())
+    inputs = collate_rows([(0, 1), (2,)], THREE, Numbers())
     assert inputs.input_ids_BL.tolist() == [[3, 4, 5, 6, 7, 8], [9, 10, 11, 12, 13, 0]]
     assert inputs.position_ids.tolist() == [[0, 1, 2, 3, 4, 3], [0, 1, 2, 3, 4, 0]]
     assert inputs.end_BL.tolist() == [[5, 5, 5, 4, 4, 5], [4, 4, 4, 4, 4, 5]]
@@ -61,7 +61,7 @@ def test_responses_that_begin_alike_share_tokens() -> None:
     """Prompt 3 4, then 6 7 8, 6 7 9 9 and 6 7 8 again: behind 6 7 stand 8 and 9 9."""
     samples = [respond("3 4", 0, *token_ids) for token_ids in ((6, 7, 8), (6, 7, 9, 9), (6, 7, 8))]
     assert plan(samples, 100, 1, share_prompt=True).rows == ((0, 2, 1),)
-    inputs = collate([(0, 2, 1)], samples, Numbers())
+    inputs = collate_rows([(0, 2, 1)], samples, Numbers())
     assert inputs.input_ids_BL.tolist() == [[3, 4, 6, 7, 8, 9, 9]]
     assert inputs.position_ids.tolist() == [[0, 1, 2, 3, 4, 4, 5]]
     assert inputs.end_BL.tolist() == [[6, 6, 6, 6, 4, 6, 6]]
@@ -70,7 +70,7 @@ def test_responses_that_begin_alike_share_tokens() -> None:
 
 
 def test_rows_of_one_response_need_no_mask_of_their_own() -> None:
-    inputs = collate([(0,), (1,)], THREE, Numbers())
+    inputs = collate_rows([(0,), (1,)], THREE, Numbers())
     assert inputs.end_BL is None
     assert inputs.input_ids_BL.tolist() == [[3, 4, 5, 6, 7], [3, 4, 5, 8, 0]]
 
@@ -80,14 +80,14 @@ def test_images_stand_once_however_many_rows_show_them() -> None:
         [respond(f"{first} 4", group, 6, with_image=True) for _ in range(2)] for group, first in ((0, 3), (1, 5))
     )
     samples = [*one, *two, respond("7", 2, 6)]
-    inputs = collate([(0,), (2,), (4,), (1,), (3,)], samples, Numbers())
+    inputs = collate_rows([(0,), (2,), (4,), (1,), (3,)], samples, Numbers())
     assert inputs.images["pixels"][:, 0].tolist() == [3.0] * 4 + [5.0] * 4
     assert inputs.feature_F.tolist() == [0, 1, 2, 3, 0, 1, 2, 3]
     assert inputs.shows_images
-    assert collate([(0, 1), (2, 3)], samples, Numbers()).feature_F is None
-    without = collate([(4,)], samples, Numbers())
+    assert collate_rows([(0, 1), (2, 3)], samples, Numbers()).feature_F is None
+    without = collate_rows([(4,)], samples, Numbers())
     assert (without.images, without.shows_images) == ({}, False)
-    stand_in = collate([(4,)], samples, Numbers(), stand_in=True)
+    stand_in = collate_rows([(4,)], samples, Numbers(), stand_in=True)
     assert (list(stand_in.images), stand_in.shows_images) == (["pixels"], False)
 
 
@@ -150,7 +150,7 @@ def test_every_response_once_on_one_rank(ranks: int, share: bool, budget: int) -
     ]
     assert sorted(counted) == list(range(20))
     for rows, _ in planned.rows_of(0):
-        width = collate(rows, samples, Numbers()).input_ids_BL.shape[1]
+        width = collate_rows(rows, samples, Numbers()).input_ids_BL.shape[1]
         assert width * len(rows) <= budget or (len(rows) == 1 and len(rows[0]) == 1)
 
 

@@ -21,7 +21,7 @@ from mmprm.prompts import PromptConfig
 from mmprm.training.lora import LoraConfig
 from mmprm.types import Problem
 from policy_rl.algorithms.losses import KlConfig, LossConfig, aggregate, denominator, policy_loss, value_loss
-from policy_rl.trainer.batch import collate, plan
+from policy_rl.trainer.batch import collate_rows, plan
 from policy_rl.trainer.policy import Policy, PolicyOutput, prepare, without_adapters
 from policy_rl.trainer.prompt_encoder import EncodedPrompt, PromptEncoder
 from policy_rl.types import TrainingSample
@@ -74,7 +74,7 @@ def run(
     planned = plan(samples, budget, 1, share)
     found: dict[int, PolicyOutput] = {}
     for rows, _ in planned.rows_of(0):
-        output = policy(collate(rows, samples, encoder))
+        output = policy(collate_rows(rows, samples, encoder))
         for n, position in enumerate(position for row in rows for position in row):
             own = slice(len(samples[position].token_ids))
             found[position] = PolicyOutput(*(None if part is None else part[n, own] for part in output))
@@ -143,7 +143,7 @@ def test_sharing_the_prompt_changes_neither_loss_nor_gradients(loaded: tuple[str
 def test_values_leave_the_backbone_alone_when_detached() -> None:
     policy = tiny_text_policy(critic=True)
     samples = [TrainingSample(Problem("a", "3 4 5", ""), 0, 3, (4, 9, 2))]
-    inputs = collate([(0,)], samples, TextEncoder())
+    inputs = collate_rows([(0,)], samples, TextEncoder())
     for detached in (False, True):
         policy.zero_grad()
         policy.detach_values = detached
@@ -191,7 +191,7 @@ def test_gradient_by_finite_differences(config: LossConfig) -> None:
     problems = [Problem("a", "3 4 5", ""), Problem("b", "7 8 9 10", "")]
     responses = [(0, (4, 9, 2)), (0, (5, 6)), (1, (11, 12, 13, 2))]
     samples = [TrainingSample(problems[g], g, len(problems[g].question.split()), ids) for g, ids in responses]
-    inputs = collate([(0, 1), (2,)], samples, TextEncoder())
+    inputs = collate_rows([(0, 1), (2,)], samples, TextEncoder())
     shape = inputs.response_NT.shape
     with torch.no_grad():
         now = policy(inputs)
@@ -242,7 +242,7 @@ def test_preparation(random_policy_folder: Path) -> None:
     prepare(policy, ("vision",), None, False)
     frozen = {name for name, p in policy.backbone.named_parameters() if not p.requires_grad}
     assert frozen == {n for n, _ in backbone.named_parameters() if "visual" in n and "merger" not in n}
-    with pytest.raises(ConfigError, match="'color' matches no parameter; use vision, projector, language, or a regular"):
+    with pytest.raises(ConfigError, match="'color' matches no parameter; use vision, projector, language, or"):
         prepare(policy, ("color",), None, False)
     with pytest.raises(ConfigError, match="nothing is left to train"):
         prepare(policy, ("",), None, False)

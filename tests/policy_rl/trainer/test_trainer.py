@@ -26,7 +26,7 @@ from mmprm.training.lora import LoraConfig
 from mmprm.types import Problem
 from policy_rl.algorithms.losses import KlConfig, LossConfig
 from policy_rl.metrics import metric_names
-from policy_rl.trainer.batch import collate
+from policy_rl.trainer.batch import collate_rows
 from policy_rl.trainer.config import CriticConfig, TrainerConfig, UpdateConfig
 from policy_rl.trainer.policy import Policy
 from policy_rl.trainer.prompt_encoder import PromptEncoder
@@ -94,7 +94,7 @@ def test_an_update_by_plain_torch(random_policy_folder: Path, samples: list[Trai
         optimizer.zero_grad()
         entropy = distance = 0.0
         for sample in samples:
-            output = policy(collate([(0,)], [sample], encoder))
+            output = policy(collate_rows([(0,)], [sample], encoder))
             (-float(sample.advantages[0]) * output.logprobs_NT.sum() / tokens).backward()
             entropy += output.entropy_NT.sum().item()
             distance += (output.logprobs_NT[0].detach() - torch.tensor(sample.engine)).abs().sum().item()
@@ -340,7 +340,7 @@ def test_saved_and_published_weights(
     after = trainer.log_probs(samples)
     assert np.abs(after[5].old - first[5].old).max() > 1e-3
     np.testing.assert_allclose(after[5].ref, first[5].ref, atol=1e-5)
-    assert trainer.log_probs(samples, policy=False)[5].old is None
+    assert trainer.log_probs(samples, reference_only=True)[5].old is None
     trainer.save_model(tmp_path / "model")
     saved = load_file(tmp_path / "model" / "model.safetensors")
     assert saved.keys() == original.keys()
@@ -371,7 +371,7 @@ def test_bf16(random_policy_folder: Path, samples: list[TrainingSample]) -> None
 
 
 def test_updates_have_no_keys_of_supervised_training() -> None:
-    with pytest.raises(ConfigError, match="optimization.batch_size does not exist"):
+    with pytest.raises(ConfigError, match=r"optimization\.batch_size does not exist"):
         build(TrainerConfig, {"optimization": {"batch_size": 8}})
 
 
