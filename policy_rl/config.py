@@ -16,6 +16,7 @@ from mmprm.rendering import template_of_file
 from mmprm.sampling.config import LocalEngineConfig, WholeDistributionConfig
 from mmprm.sampling.policy import DECISIVE
 from mmprm.steps import StepFormat
+from mmprm.trackers import TrackerName
 from policy_rl.algorithms.adora import AdoraConfig
 from policy_rl.algorithms.advantages import ESTIMATORS, AdvantageConfig
 from policy_rl.algorithms.credit import CreditConfig
@@ -35,6 +36,7 @@ _IN_PART: dict[str, Any] = {key: DECISIVE[key] for key in ("engine", "grader")} 
 _CHANGEABLE: dict[str, Any] = dict.fromkeys(
     ("output", "held_out", "eval_every", "eval_samples", "save_every", "keep_checkpoints", "rollouts", "monitor"), True
 ) | {
+    "tracker": True,
     "ray_address": True,
     "keep_best": True,
     "weights": True,
@@ -107,6 +109,8 @@ class RLConfig(Config):
     """Sample the next step's responses while training on this step's; they are then one update old."""
     monitor: MonitorConfig = MonitorConfig()
     """Reward hacking metrics: alarms that end the run, and samples to read."""
+    tracker: TrackerName | None = None
+    """Log to wandb, mlflow, swanlab or trackio as well; the package must be installed. Offline without a login."""
     steps: int | None = Field(None, ge=1)
     """Number of steps of the run; by default the number that makes `episodes` passes over the problems."""
     episodes: int = Field(1, ge=1)

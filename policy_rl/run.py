@@ -20,6 +20,7 @@ from mmprm.problems import content_id, load_problems
 from mmprm.rendering import turn_beginning
 from mmprm.sampling.config import engine_of, sampling_of
 from mmprm.scoring.open import scorer_info
+from mmprm.trackers import check_tracker
 from mmprm.types import Problem
 from policy_rl.algorithms.samples import Aggregate
 from policy_rl.collector import Collector
@@ -42,6 +43,7 @@ def train_policy(config: RLConfig) -> Summary:
     A finished run is not repeated; its summary is returned.
     """
     check_early(config)
+    check_tracker(config.tracker, "tracker")
     problems = load_problems(config.problems)
     config.check_warmup(len(problems))
     done = summary_without_training(config, config.total_steps(len(problems)), problems)

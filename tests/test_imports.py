@@ -38,6 +38,7 @@ LAYERS = [
         "http_response",
         "client",
         "weights",
+        "trackers",
     },
     {"grading"},
     {"sampling", "preflight"},
@@ -50,6 +51,7 @@ LAYERS = [
     {"selection"},
     {"evaluation"},
     {"report"},
+    {"hub"},
     {"tiny"},
     {"cli", "api", "__main__"},
 ]

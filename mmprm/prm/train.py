@@ -27,6 +27,7 @@ from mmprm.prm.formats import open_format
 from mmprm.prm.info import INFO_FILE, PrmInfo, PrmTokens, read_info
 from mmprm.prm.model import Prm, PrmModel, initialize_prm, save_prm
 from mmprm.prm.task import Packing, PrmTask, TrainingRows, make_rows
+from mmprm.trackers import check_tracker
 from mmprm.training import checkpoints
 from mmprm.training.config import TrainingConfig
 from mmprm.training.engine import Engine
@@ -99,6 +100,7 @@ def _train(config: TrainConfig, ranks: Ranks) -> TrainSummary:
     examples = read_parquet(config.labels)  # read first, so that errors in it appear before a model is loaded
     splits = (example.split for example in examples)
     check_splits(splits, config.labels, "rename it, or split again with mmprm labels export --format parquet")
+    check_tracker(config.training.tracker, "training.tracker")
     check_model(config.model)
     check_disk_space(config.output, "output", config.model)
     check_tokens(load_template_owner(config.model), config.tokens, config.add_missing_tokens)

@@ -7,10 +7,11 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from mmprm.config import Config
+from mmprm.trackers import TrackerName
 
 
 class OptimizationConfig(Config):
-    """Configure optimizer steps for any number of steps and any training data."""
+    """Configures optimizer steps for any number of steps and any training data."""
 
     micro_batch_tokens: int = Field(16384, ge=1)
     """Maximum number of tokens per micro-batch of a rank, padding included; a longer sample runs alone."""
@@ -62,7 +63,7 @@ class OptimizationConfig(Config):
 
 
 class TrainingConfig(OptimizationConfig):
-    """Configure supervised training: optimizer steps on batches of samples, evaluations and checkpoints."""
+    """Configures supervised training: optimizer steps on batches of samples, evaluations and checkpoints."""
 
     epochs: int = Field(1, ge=1)
     """Number of passes over the training samples."""
@@ -78,3 +79,5 @@ class TrainingConfig(OptimizationConfig):
     """Also write a checkpoint at each evaluation, and keep that of the lowest held-out loss as checkpoints/best."""
     log_every: int = Field(10, ge=1)
     """Number of optimizer steps between console metrics; metrics.jsonl and TensorBoard receive every step."""
+    tracker: TrackerName | None = None
+    """Log to wandb, mlflow, swanlab or trackio as well; the package must be installed. Offline without a login."""

@@ -67,7 +67,7 @@ def fit(
     ranks, resume_key, saved = engine.ranks, _resume_key(task, engine, config, origin), folder / "checkpoints"
     first, bad_steps = checkpoints.resume(engine, saved, resume_key), 0
     total = step_count(len(task.lengths), config)
-    log = MetricsLog(folder, first) if ranks.is_main else None
+    log = MetricsLog(folder, first, config.tracker, resume_key) if ranks.is_main else None
     collated = one_ahead(
         partial(task.collate, micro.samples) for step in _steps(task, config, ranks, first) for micro in step.own
     )
@@ -172,7 +172,7 @@ def _loss(model: nn.Module, task: Task, batch: Any, is_padding: bool) -> Tensor:
 
 def _resume_key(task: Task, engine: Engine, config: TrainingConfig, origin: Mapping[str, Any]) -> dict[str, Any]:
     """Return what two runs must share for one to resume the other."""
-    free = ("eval_every", "save_every", "keep_checkpoints", "keep_best", "log_every", "max_bad_steps")
+    free = ("eval_every", "save_every", "keep_checkpoints", "keep_best", "log_every", "max_bad_steps", "tracker")
     data = hashlib.sha256(json.dumps([list(task.lengths), list(task.terms)]).encode()).hexdigest()
     shared = {**config.model_dump(mode="json", exclude=set(free)), "ranks": engine.ranks.count, "data": data[:16]}
     return shared | dict(origin)

@@ -30,6 +30,7 @@ from mmprm.problems import ProblemsConfig
 from mmprm.prompts import PromptConfig
 from mmprm.rendering import template_of_file
 from mmprm.sampling.config import check_pixel_limits
+from mmprm.trackers import check_tracker
 from mmprm.training.batches import micro_batches
 from mmprm.training.config import TrainingConfig
 from mmprm.training.engine import Engine
@@ -203,6 +204,7 @@ def train_sft(config: SftConfig) -> SftSummary:
 
 def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
     started, optimization, output = time.perf_counter(), config.training, Path(config.output)
+    check_tracker(config.training.tracker, "training.tracker")
     check_model(config.model)
     check_disk_space(config.output, "output", config.model)
     # Read the data first, so that invalid data fails before a model is loaded.
