@@ -18,18 +18,17 @@ With one_step_ahead, part 1 of the next step runs in parallel with parts 2 and 3
 from __future__ import annotations
 
 import asyncio
-import random
 import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
-from mmprm.errors import MmprmError, TrainingError
+from mmprm.errors import EngineStoppedError, MmprmError, TrainingError
 from mmprm.report.training import write_training_report
 from mmprm.training.checkpoints import newest, offer_best
 from mmprm.training.metrics_log import MetricsLog
@@ -40,48 +39,19 @@ from policy_rl.algorithms.samples import AdvantageSettings, Aggregate, add_advan
 from policy_rl.collector import Collected, Collector, Pool
 from policy_rl.config import RLConfig
 from policy_rl.graded import GradedGroup
-from policy_rl.metrics import console_line, describe_groups, merge_updates, shares
+from policy_rl.metrics import Timed, console_line, describe_groups, merge_updates, shares
 from policy_rl.monitor.alarms import Alarms, alarm_error, hacking_metrics
 from policy_rl.monitor.samples import SampleLog, chosen, sample_of
 from policy_rl.rollouts.curriculum import update_count
 from policy_rl.rollouts.evaluate import Evaluation
 from policy_rl.run_folder import Summary, check_same, checkpoints_of, is_evaluated, policy_of, resume_key_of
+from policy_rl.trainer.batch import minibatches
+from policy_rl.trainer.protocol import TrainerLike
+from policy_rl.trainer.resume_key import current_state
 from policy_rl.types import TrainingSample
 
 EMPTY_STEPS = 5
 """Number of consecutive steps without a group to train on after which the run ends."""
-
-
-class TrainerLike(Protocol):
-    """Describe the part of TrainerGroup that a run needs."""
-
-    def log_probs(self, samples: Sequence[TrainingSample], reference_only: bool = False) -> list[TrainingSample]:
-        """Return the samples with the log-probabilities and values that the update needs."""
-        ...
-
-    def update(self, samples: Sequence[TrainingSample], progress: float | None = None) -> dict[str, float]:
-        """Perform one optimizer step; return its metrics."""
-        ...
-
-    def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Any:
-        """Send the weights to the engines, or store them for the engines to load."""
-        ...
-
-    def release_memory(self) -> None:
-        """Return unused GPU memory to engines on the same GPUs; called only if there are any."""
-        ...
-
-    def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
-        """Write a checkpoint with `extra`, and keep the `keep` newest ones."""
-        ...
-
-    def resume(self, folder: Path) -> dict[str, Any] | None:
-        """Restore the newest checkpoint and return its `extra`, or None without a checkpoint."""
-        ...
-
-    def save_model(self, folder: Path) -> None:
-        """Save the policy as a model folder."""
-        ...
 
 
 class Loop:
@@ -126,7 +96,9 @@ class Loop:
         """
         step = await self._resume()
         # Without a checkpoint the run starts over, so earlier log entries in this folder do not belong to it.
-        log, samples = MetricsLog(self._output, step or -1), SampleLog(self._output, step)
+        settings = self._config.model_dump(mode="json")
+        log = MetricsLog(self._output, step or -1, self._config.tracker, settings)
+        samples = SampleLog(self._output, step)
         with closing(log), closing(samples), StopRequest(Ranks(0, 1, torch.device("cpu"))) as stop:
             try:
                 await self._after_checkpoint(step, log)
@@ -208,15 +180,15 @@ class Loop:
     async def _step(self, step: int) -> tuple[list[GradedGroup], dict[str, float]]:
         """Return the groups and the metrics of a step."""
         started, self._seconds = time.perf_counter(), Counter()
-        with _Timed(self._seconds, "wait"):
-            collected = self._pending or await self._collector.collect(step)
+        with Timed(self._seconds, "wait"):
+            collected = self._pending or await self._collect(step)
         self._pending, ahead = None, None
         if self._config.one_step_ahead and not self._is_last(step):
             ahead = asyncio.create_task(self._collector.collect(step + 1))
         try:
             metrics = await self._learn(step, collected)
             if ahead is not None:
-                with _Timed(self._seconds, "wait"):
+                with Timed(self._seconds, "wait"):
                     self._pending = await ahead
         finally:
             if ahead is not None:
@@ -257,7 +229,7 @@ class Loop:
         kept_PK = kept_mask(groups, ESTIMATORS[self._config.advantage.estimator].least)
         samples = draft(groups, kept_PK)
         if self._needs_old or self._needs_ref:
-            with _Timed(self._seconds, "old"):
+            with Timed(self._seconds, "old"):
                 samples = await asyncio.to_thread(self._trainer.log_probs, samples, not self._needs_old)
         return add_advantages(groups, kept_PK, samples, self._settings)
 
@@ -274,7 +246,7 @@ class Loop:
             )
 
     async def _sync(self, version: int) -> None:
-        with _Timed(self._seconds, "sync"):
+        with Timed(self._seconds, "sync"):
             if self._config.rollouts.colocated:  # the engines sleep and have released their weights
                 await asyncio.to_thread(self._trainer.release_memory)
                 await self._pool.wake()
@@ -305,8 +277,26 @@ class Loop:
         if self._config.keep_best:
             await asyncio.to_thread(offer_best, self._checkpoints, step, found.pass_at_1.value, True)
 
+    async def _collect(self, step: int) -> Collected:
+        """Return the groups of a step.
+
+        If the engines stop, the weights are still those of the step before, of which a checkpoint is then written.
+        """
+        before = self._state(step - 1)
+        try:
+            return await self._collector.collect(step)
+        except EngineStoppedError:
+            last = newest(self._checkpoints)
+            if step > 1 and (last is None or last.name != f"step-{step - 1:08d}"):
+                self._trainer.save(self._checkpoints, before, self._config.keep_checkpoints)
+            raise
+
     def _save(self, step: int) -> None:
-        extra = {
+        self._trainer.save(self._checkpoints, self._state(step), self._config.keep_checkpoints)
+
+    def _state(self, step: int) -> dict[str, Any]:
+        """Return what a checkpoint stores besides the weights."""
+        return {
             "step": step,
             "identity": self._resume_key,
             "noted": self._config.noted(),
@@ -314,9 +304,8 @@ class Loop:
             "pending": None if self._pending is None else self._pending.to_json(),
             "empty": self._empty,
             "progress": self._progress,
-            "alarms": self._alarms.counts,
+            "alarms": dict(self._alarms.counts),
         }
-        self._trainer.save(self._checkpoints, extra, self._config.keep_checkpoints)
 
     async def _resume(self) -> int:
         """Return the number of completed steps, and send the weights of the last one to the engines.
@@ -327,6 +316,7 @@ class Loop:
         if extra is None:
             await self._sync(0)
             return 0
+        extra = current_state(extra)
         check_same(self._checkpoints, extra["identity"], self._resume_key)
         for key, here in self._config.noted().items():
             if extra["noted"][key] != here:
@@ -337,35 +327,6 @@ class Loop:
         self._alarms.counts |= {name: extra["alarms"].get(name, 0) for name in self._alarms.counts}
         await self._sync(extra["step"])
         return extra["step"]
-
-
-def minibatches(samples: Sequence[TrainingSample], updates: int, seed: str) -> list[list[TrainingSample]]:
-    """Split the groups into `updates` shares of nearly equal size, in an order shuffled with the seed.
-
-    With fewer groups than `updates`, there is one share per group.
-    """
-    groups = sorted({sample.group for sample in samples})
-    if updates > 1:
-        random.Random(seed).shuffle(groups)
-    count = min(updates, len(groups))
-    share_of = {group: index * count // len(groups) for index, group in enumerate(groups)}
-    shares: list[list[TrainingSample]] = [[] for _ in range(count)]
-    for sample in samples:
-        shares[share_of[sample.group]].append(sample)
-    return shares
-
-
-class _Timed:
-    """Add the duration of a block in seconds to a counter."""
-
-    def __init__(self, seconds: Counter[str], name: str) -> None:
-        self._seconds, self._name = seconds, name
-
-    def __enter__(self) -> None:
-        self._started = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self._seconds[self._name] += time.perf_counter() - self._started
 
 
 def _due(every: int, step: int) -> bool:

@@ -30,11 +30,6 @@ class UpdateConfig(OptimizationConfig):
     """AdamW weight decay of matrices; vectors (norms, biases) are not decayed."""
 
 
-def without_former_keys(stored: dict[str, Any]) -> dict[str, Any]:
-    """Return stored keys of `optimization` without those that version 0.1 inherited from supervised training."""
-    return {key: value for key, value in stored.items() if key in UpdateConfig.model_fields}
-
-
 class CriticConfig(Config):
     """Configure the critic."""
 

@@ -1,0 +1,62 @@
+"""Convert what version 0.1 stored of a run, under other keys, to the current form."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmprm.config import RENAMED
+from mmprm.sampling.config import WholeDistributionConfig
+from policy_rl.algorithms.advantages import AdvantageConfig
+from policy_rl.trainer.config import UpdateConfig
+
+
+def current_run_key(stored: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
+    """Return the stored resume key of a run in the current form; `here` is the key of this run."""
+    estimator = AdvantageConfig.model_validate(here["advantage"])
+    advantage = dict(stored["advantage"])
+    if advantage.get("whiten") == estimator.whitens:  # it was always set; null now means that of the estimator
+        advantage["whiten"] = here["advantage"]["whiten"]
+    return stored | {
+        "sampling": {key: stored["sampling"][key] for key in WholeDistributionConfig.model_fields},
+        "advantage": advantage,
+        "rewards": {"text_outside": False, "min_thought_characters": 0} | stored["rewards"],
+        "trainer": current_trainer_key(stored["trainer"], here["trainer"], estimator.estimator == "gae"),
+    }
+
+
+def current_trainer_key(stored: dict[str, Any], here: dict[str, Any], critic: bool) -> dict[str, Any]:
+    """Return the stored settings of a trainer in the current form; `here` are the settings of this trainer.
+
+    Keys without an effect on the course take the value of this run: those of the critic if there is none, and
+    `float32_logits`, which only makes log-probabilities more exact.
+    """
+    kept = {key: value for key, value in stored["optimization"].items() if key in UpdateConfig.model_fields}
+    value_head = {"warmup_updates": 0} | stored["critic"]
+    if value_head["learning_rate"] is None:  # that of the policy, which may change
+        value_head["learning_rate"] = here["critic"]["learning_rate"]
+    return (
+        {"float32_logits": here["float32_logits"]}
+        | stored
+        | {
+            "optimization": {"learning_rate_decay": "cosine"} | kept,
+            "critic": value_head if critic else here["critic"],
+        }
+    )
+
+
+def current_state(extra: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of a loop that a checkpoint stored, in the current form.
+
+    Version 0.1 did not store the completed fraction of the run, which without a filter is that of its steps.
+    """
+    if "progress" in extra:
+        return extra
+    step, total, pending = extra["step"], extra["identity"]["total_steps"], extra["pending"]
+    if pending is not None:
+        pending = {"passed": len(pending["groups"]), "carried": 0, "progress": min(1.0, (step + 1) / total)} | pending
+    noted = {_current_name(key): value for key, value in extra["noted"].items()}
+    return extra | {"progress": step / total, "pending": pending, "noted": noted}
+
+
+def _current_name(key: str) -> str:
+    return ".".join(RENAMED.get(part, part) for part in key.split("."))
