@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -24,7 +25,7 @@ OF_GROUPS = (
     *("reward", "reward_length", "accuracy", "response_tokens", "truncated", "alike", "staleness"),
 )
 OF_SCORES = ("refused", "step_tokens", "longest_step")
-"""Hacking metrics that need process scores, in addition to prm_…."""
+"""Hacking metrics that need process scores, in addition to the prm_… metrics."""
 OF_UPDATES = (
     *("updates", "responses", "tokens", "advantage_size", "loss", "surrogate", "drift", "learning_rate", "skipped"),
     *("gradient_norm", "entropy", "kl_old", "clip_fraction", "ratio_clamped", "log_ratio_min", "log_ratio_max"),
@@ -44,6 +45,19 @@ SHOWN = {
     "mismatch_absolute": "mismatch",
     "tokens_per_second": "tok/s",
 }
+
+
+class Timed:
+    """Add the duration of a block in seconds to a counter."""
+
+    def __init__(self, seconds: Counter[str], name: str) -> None:
+        self._seconds, self._name = seconds, name
+
+    def __enter__(self) -> None:
+        self._started = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self._seconds[self._name] += time.perf_counter() - self._started
 
 
 def metric_names(config: RLConfig) -> set[str]:
@@ -72,8 +86,8 @@ def metric_names(config: RLConfig) -> set[str]:
 def describe_groups(collected: Collected, version: int) -> dict[str, float]:
     """Return the metrics of a step's groups.
 
-    Means over the responses that are trained on: reward, each part of it (reward_NAME), accuracy, response_tokens,
-    truncated. Means over groups: alike (all rewards are equal, so that there is no gradient without process reward) and
+    Means over the responses that are trained on: reward, each of its parts (reward_NAME), accuracy, response_tokens and
+    truncated. Means over groups: alike (all rewards are equal, so there is no gradient without process reward) and
     staleness (weight updates since the group was sampled). Counts: dropped_REASON.
     """
     groups = collected.groups
@@ -104,7 +118,7 @@ def _alike(group: GradedGroup) -> bool:
 def merge_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Merge the metrics of a step's updates.
 
-    Counts are summed, extremes keep the extreme, means over tokens are weighted by tokens, and all others are averaged.
+    Counts are summed, extremes are combined, means over tokens are weighted by tokens, and all others are averaged.
     `seconds` is left to `shares`.
     """
     tokens = [update["tokens"] for update in updates if "tokens" in update]
@@ -122,9 +136,9 @@ def shares(seconds: Counter[str], collected: Collected, total: float, ahead: boo
     """Return the seconds of a step per phase, and `overhead`, the fraction of the step in which no model computed.
 
     generate: until the last response; score: waiting for process scores or grades after that; old, update: the
-    trainer's forward, backward and optimizer; sync: weights to the engines; other: the rest, including call overhead.
-    With `ahead`, generation runs in parallel with the update; then generate is the time that the step waited for it,
-    and score is 0.
+    trainer's forward, backward and optimizer; sync: sending weights to the engines; other: the rest, including the
+    overhead of calls. With `ahead`, generation runs in parallel with the update; generate is then the time that the
+    step waited for it, and score is 0.
     """
     own = seconds["wait"] if ahead else collected.generating
     phases = {"generate": own, "score": 0.0 if ahead else collected.scoring}

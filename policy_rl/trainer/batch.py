@@ -9,6 +9,7 @@ responses together, K response of a group.
 from __future__ import annotations
 
 import itertools
+import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -74,6 +75,22 @@ def check_finite(samples: Sequence[TrainingSample]) -> None:
                     f"problem {sample.problem.id}: {name} of a response is not finite, so no update is made from it; "
                     "check what its reward functions and its engine returned"
                 )
+
+
+def minibatches(samples: Sequence[TrainingSample], updates: int, seed: str) -> list[list[TrainingSample]]:
+    """Split the groups into `updates` shares of nearly equal size, in an order shuffled with the seed.
+
+    With fewer groups than `updates`, there is one share per group.
+    """
+    groups = sorted({sample.group for sample in samples})
+    if updates > 1:
+        random.Random(seed).shuffle(groups)
+    count = min(updates, len(groups))
+    share_of = {group: index * count // len(groups) for index, group in enumerate(groups)}
+    shares: list[list[TrainingSample]] = [[] for _ in range(count)]
+    for sample in samples:
+        shares[share_of[sample.group]].append(sample)
+    return shares
 
 
 PromptRow = tuple[int, ...]

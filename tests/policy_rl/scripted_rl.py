@@ -178,3 +178,25 @@ def make_loop(
         return await evaluate(pool, grader, held_out, 2, config.seed)
 
     return Loop(config, config.total_steps(len(problems)), pool, trainer, collector, measure if held_out else None)
+
+
+WEIGHED = {"loss": {"importance_cap": 2.0}}
+
+KINDS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "filter": {"filter": {"low": 0.3, "high": 0.6, "rounds": 4}, "trainer": WEIGHED},
+    "ahead": {"one_step_ahead": True, "trainer": WEIGHED},
+    "updates": {"batch": {"prompts": 4, "group_size": 3, "updates": 2}},
+    "filter with updates": {
+        "filter": {"low": 0.3, "high": 0.6, "rounds": 1},
+        "batch": {"prompts": 4, "group_size": 3, "updates": 2},
+        "trainer": WEIGHED,
+    },
+}
+
+
+def metrics_of(output: Path, kind: str = "train") -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl, without what the clock says."""
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    timed = ("seconds", "tokens_per_second", "overhead")
+    return [{k: v for k, v in line.items() if not k.startswith(timed)} for line in lines if line["kind"] == kind]

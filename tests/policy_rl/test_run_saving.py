@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 import ray
-from scripted_rl import PROBLEMS, ScriptedPool, ScriptedTrainer, make_config, make_loop
-from test_loop import WEIGHED, metrics_of
+from scripted_rl import PROBLEMS, WEIGHED, ScriptedPool, ScriptedTrainer, make_config, make_loop, metrics_of
 
 from mmprm.errors import CheckpointError, ConfigError, TrainingError
 from mmprm.prm.trained import Trained

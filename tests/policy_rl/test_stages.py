@@ -69,7 +69,7 @@ def test_finished_stages_are_passed_over_and_a_stopped_one_goes_on(tmp_path: Pat
 def test_a_finished_stage_with_other_keys_is_not_taken_for_this_one(tmp_path: Path) -> None:
     file = written(tmp_path, {"sft": SFT}, {"rl": RL})
     run_stages(file, (), Launcher())
-    with pytest.raises(ConfigError, match=r"stage 1 \(sft\): was finished with another max_length"):
+    with pytest.raises(ConfigError, match=r"stage 1 \(sft\): was finished with different max_length"):
         run_stages(file, ["1.max_length=77"], Launcher())
 
 
@@ -86,7 +86,7 @@ def test_all_stages_are_checked_before_the_first_one_runs(tmp_path: Path) -> Non
         ([{"sft": SFT}, {"rl": {**RL, "rewards": function}}], [], "stage 2: functions.path='no_such:f'"),
         ([{"sft": SFT}, {"rl": {**RL, "monitor": alarm}}], [], "stage 2: monitor.alarms.prm_acu: this run has no such"),
         ([{"dpo": {}}], [], "must be one of sft, rl"),
-        ([], [], "must hold output and stages"),
+        ([], [], "must contain output and stages"),
         ([{"sft": SFT}], ["2.steps=1"], "the stages 1 to 1"),
         ([{"sft": SFT}], ["1.max_lenght=1"], "did you mean max_length"),
     ]
