@@ -112,7 +112,7 @@ async def guarded(main: Coroutine[Any, Any, T]) -> T:
 
 
 class Patience:
-    """Keep the time of one wait: print what it waits for every 30 s, and raise an error at its limit.
+    """Keeps the time of one wait: prints what it waits for every 30 s, and raises an error at its limit.
 
     `what` completes "waiting for …", and may be a function, called when it is printed. `way_out` says what the user can
     change about the limit; `error` is the class of the error.
@@ -214,7 +214,9 @@ def cause_of(error: Exception, what: str = "") -> MmprmError:
         return cause
     text = str(error)
     last = cause_of_death(text)
-    return EngineStoppedError((f"{what}: " if what else "") + text + (f"; it wrote last: {last}" if last else ""))
+    waited_for = f"{what}: " if what else ""
+    wrote = f"; it wrote last: {last}" if last else ""
+    return EngineStoppedError(f"{waited_for}{text}{wrote}; resolve the cause, and run the same command again")
 
 
 def is_gone() -> bool:

@@ -8,7 +8,7 @@ from mmprm.config import Config
 
 
 class HardwareConfig(Config):
-    """Configure what `mmprm plan` assumes. A run ignores these keys, and uses the GPUs that it finds."""
+    """Configures what `mmprm plan` assumes. A run ignores these keys, and uses the GPUs that it finds."""
 
     gpus: int = Field(8, ge=1)
     """Number of GPUs of all nodes together."""

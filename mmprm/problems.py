@@ -140,7 +140,7 @@ class Asked:
 
 
 class ProblemReader:
-    """Read rows one by one, and collect the notes about them that `tell` prints."""
+    """Reads rows one by one, and collects the notes about them that `tell` prints."""
 
     def __init__(self, columns: Columns, root: Path) -> None:
         self._columns, self._root = columns, root
@@ -282,7 +282,7 @@ def content_id(question: str, answer: str, images: Sequence[ImageRef] = (), choi
 def write_problems(
     path: str | Path, problems: Iterable[Problem], columns: Mapping[str, Mapping[str, Any]] | None = None
 ) -> None:
-    """Write JSONL that load_problems reads back; images become files in `images/` beside it, named by content.
+    """Write JSONL that load_problems reads back; images become files in `images/` next to it, named by content.
 
     `columns` maps problem ids to further columns of their lines.
     """

@@ -12,7 +12,7 @@ _NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
 
 class SigtermAsInterrupt:
-    """Treat the first SIGTERM as Ctrl-C, which asyncio turns into a cancelled task and all other code sees as
+    """Treats the first SIGTERM as Ctrl-C, which asyncio turns into a cancelled task and all other code sees as
     KeyboardInterrupt.
 
     `came` tells the two apart. Later signals are ignored, because the shutdown is in progress: an impatient supervisor

@@ -27,7 +27,7 @@ from mmprm.scoring.config import ScorerConfig
 
 
 class ConsensusConfig(Config):
-    """Configuration of `mmprm consensus`."""
+    """Configures `mmprm consensus`."""
 
     labels: PathText
     """Parquet file of labeled paths, as written by mmprm labels."""

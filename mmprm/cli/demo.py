@@ -59,7 +59,7 @@ MARKER = "demo.json"
 
 
 class DemoConfig(Config):
-    """Configuration of `mmprm demo`."""
+    """Configures `mmprm demo`."""
 
     output: PathText = "runs/demo"
     """Folder for everything that the demo writes. An existing demo is replaced."""

@@ -52,7 +52,7 @@ _CHUNK = 2000
 
 
 class MeasureConfig(Config):
-    """Settings shared by the evaluations of step scores."""
+    """Configures what the evaluations of step scores share."""
 
     output: PathText = "runs/eval"
     """Folder for the metrics (one JSON file per data set) and report.html."""
@@ -73,7 +73,7 @@ class MeasureConfig(Config):
 
 
 class PrmEvalConfig(MeasureConfig):
-    """Configuration of the evaluations that run a process reward model."""
+    """Configures the evaluations that run a process reward model."""
 
     scorer: ScorerConfig
     """The process reward model and how it runs."""
@@ -82,7 +82,7 @@ class PrmEvalConfig(MeasureConfig):
 
 
 class LabelQualityConfig(MeasureConfig):
-    """Configuration of `mmprm eval labels`."""
+    """Configures `mmprm eval labels`."""
 
     truth: PathText
     """A steps file (see format) with human judgments of the same solutions, or of others with the same beginning;
@@ -90,7 +90,7 @@ class LabelQualityConfig(MeasureConfig):
 
 
 class BestOfNConfig(Config):
-    """Configuration of `mmprm eval bon`."""
+    """Configures `mmprm eval bon`."""
 
     output: PathText = "runs/eval"
     """Folder for the metrics (bon.json) and report.html."""

@@ -56,7 +56,7 @@ _SAMPLES = "samples.jsonl"
 
 
 class RerankConfig(PolicyConfig):
-    """Configuration of `mmprm rerank`."""
+    """Configures `mmprm rerank`."""
 
     output: PathText = "runs/rerank"
     """Folder for candidates.jsonl, summary.json and samples.jsonl."""

@@ -52,7 +52,7 @@ memory."""
 
 
 class ScoreConfig(Config):
-    """Configuration of `mmprm score`."""
+    """Configures `mmprm score`."""
 
     scorer: ScorerConfig
     """The process reward model and how it runs."""

@@ -49,7 +49,7 @@ from mmprm.types import Problem, Scorer, Verdict
 
 
 class GuidedSearchConfig(PolicyConfig):
-    """Configuration of `mmprm search`."""
+    """Configures `mmprm search`."""
 
     output: PathText = "runs/search"
     """Folder for candidates.jsonl and summary.json."""

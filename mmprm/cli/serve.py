@@ -37,14 +37,14 @@ from mmprm.weights import fingerprint
 
 
 class ServedScorerConfig(LocalScorerConfig):
-    """Configuration of the served scorer."""
+    """Configures the served scorer."""
 
     backend: Literal["vllm", "transformers"] = "vllm"
     """vllm: the pooling runner; transformers: starts immediately. Scores agree within 1e-3 in float32."""
 
 
 class ServeConfig(Config):
-    """Configuration of `mmprm serve`."""
+    """Configures `mmprm serve`."""
 
     scorer: ServedScorerConfig
     """The process reward model and how it runs."""

@@ -128,6 +128,7 @@ def _add_marker(prm: Prm, marker: str) -> None:
 def _template(prm: Prm) -> str:
     """Return a chat template that writes a user and an assistant turn as the MM-PRM renderer writes a solution."""
     text = prm.renderer.render(Solution(Problem("", _QUESTION, ""), (_PROCESS,)))
+    # Rendering two characters that occur nowhere else shows what surrounds question and steps.
     before, rest = text.split(_QUESTION)
     between, after = rest.split(_PROCESS + prm.renderer.tokens.marker)
     user = f"{json.dumps(before)} + message['content'] + {json.dumps(between)}"
@@ -144,6 +145,7 @@ def _model(kind: Any, prm: Prm, head: nn.Module) -> nn.Module:
     """Return a model of another class around the same decoder."""
     backbone = prm.model.backbone
     config = type(backbone.config).from_dict({**backbone.config.to_dict(), **_LABELS})
+    # Built without memory: the decoder is shared with the PRM, and the head replaces the one built here.
     with torch.device("meta"):
         model = kind(config)
     setattr(model, model.base_model_prefix, backbone.model)

@@ -196,7 +196,7 @@ def native_tensors(name: str, tensor: Tensor, config: InternVLConfig, internlm2:
         new, parts = f"model.multi_modal_projector.{_renamed(name, _PROJECTOR_NAMES)}", (tensor,)
     elif rest in ("lm_head.weight", "output.weight") and part == "language_model":
         new, parts = "lm_head.weight", (tensor,)
-        if config.tie_word_embeddings:
+        if config.tie_word_embeddings:  # the native class has no weight of its own for a tied output layer
             return
     elif rest.startswith("model.") and part == "language_model":
         new = f"model.language_model.{rest.removeprefix('model.')}"
@@ -213,6 +213,7 @@ def split_wqkv(fused: Tensor, text_config: Any) -> tuple[Tensor, Tensor, Tensor]
     groups = text_config.num_key_value_heads
     queries = text_config.num_attention_heads // groups
     size = text_config.hidden_size // text_config.num_attention_heads
+    # InternLM2 stores the queries of each group next to the group's key and value.
     heads = fused.reshape(groups, queries + 2, size, *fused.shape[1:])
     parts = heads[:, :queries], heads[:, queries], heads[:, queries + 1]
     query, key, value = (part.reshape(-1, *fused.shape[1:]) for part in parts)

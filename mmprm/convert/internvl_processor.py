@@ -121,8 +121,7 @@ def native_tokenizer(source: Path) -> PreTrainedTokenizerBase:
         if tokenizer.convert_tokens_to_ids(token) != expected:
             raise CheckpointError(
                 f"{source}: {token!r} became token {tokenizer.convert_tokens_to_ids(token)} and must be {expected}; "
-                "take "
-                "all tokenizer files from the same model"
+                "take all tokenizer files from the same model"
             )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -151,6 +150,7 @@ def _from_sentencepiece(source: Path, settings: Mapping[str, Any]) -> PreTrained
             f"{source}: tokenizer.model must be a BPE model, as InternLM2's is; give an InternVL folder"
         )
     added = sorted(_added_tokens(source).items(), key=lambda item: item[1])
+    # Some added tokens take the ids of unused pieces, whose texts must not be in the vocabulary as well.
     names = {position: token for token, position in added}
     pieces = [names.get(position, piece.piece) for position, piece in enumerate(model.pieces)]
     vocabulary = {piece: position for position, piece in enumerate(pieces)}

@@ -30,7 +30,7 @@ _MEDIA = ("video", "audio")
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """Represent a message part that shows an image.
+    """Represents a message part that shows an image.
 
     Without `value`, the part is a placeholder for an image from a column.
     """
@@ -43,7 +43,7 @@ MessagePart = str | ImagePart
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Hold one turn of a conversation; `role` is system, user or assistant."""
+    """Holds one turn of a conversation; `role` is system, user or assistant."""
 
     role: str
     pieces: tuple[MessagePart, ...]

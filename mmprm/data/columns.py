@@ -47,7 +47,7 @@ _SPEAKS_OF_IMAGE = re.compile(
 
 
 class Columns(Config):
-    """Name the column of each field; null means the usual names. Dots reach into structs: reward_model.ground_truth."""
+    """Names the column of each field; null: the usual names. Dots reach into structs (reward_model.ground_truth)."""
 
     id: str | None = None
     """Usual: id, problem_id, unique_id; if there is none, a hash of the content."""

@@ -221,7 +221,7 @@ def write_image(ref: ImageRef, folder: Path) -> str:
 
 
 class _FewReads:
-    """Limit the number of reads from a stream to what an image of its size can need.
+    """Limits the number of reads from a stream to what an image of its size can need.
 
     A file made of a million tiny chunks, frames or segments would otherwise keep the reader busy for seconds.
     """

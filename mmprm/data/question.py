@@ -18,7 +18,7 @@ from mmprm.errors import DataError
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """Hold a question and its images.
+    """Holds a question and its images.
 
     `images` are the unread values of the row, in the order of their marks. With `one_for_all`, a single mark at the
     front may represent all images. `said` is the assistant's reply after the last user turn.

@@ -35,7 +35,7 @@ _BATCH = 64
 
 
 class RowsConfig(Config):
-    """Configure which rows are read: the source, split, subset and limit."""
+    """Configures which rows are read: the source, split, subset and limit."""
 
     path: PathText
     """A file (.jsonl, .json, .csv, .tsv, also as .gz; .parquet, .arrow), a pattern of such files (data/*.jsonl), a

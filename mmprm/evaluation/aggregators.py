@@ -52,7 +52,7 @@ def with_choice(info: PrmInfo, choice: AggregatorChoice) -> PrmInfo:
 
 
 def described(name: str, info: PrmInfo) -> str:
-    """Describe the aggregator in use and its evidence, for display beside scores."""
+    """Describe the aggregator in use and its evidence, for display next to scores."""
     evidence = info.aggregator_evidence
     if name != info.aggregator:
         return f"{name}, as configured; prm.json has {info.aggregator or 'none'}"

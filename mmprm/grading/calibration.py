@@ -17,7 +17,7 @@ from mmprm.types import Verdict
 
 @dataclass(frozen=True, slots=True)
 class VerdictCounts:
-    """Count verdicts by their true labels; `unknown` ones are undecided. The rate of an empty set is None."""
+    """Counts verdicts by their true labels; `unknown` ones are undecided. The rate of an empty set is None."""
 
     true_accepts: int = 0
     false_accepts: int = 0
@@ -72,7 +72,7 @@ def tally(verdicts: Sequence[Verdict], truths: Sequence[bool]) -> VerdictCounts:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Hold the result of a calibration.
+    """Holds the result of a calibration.
 
     `symbols` counts the answers that the symbolic grader decides, `judge` the remaining ones, which the judge is for.
     """

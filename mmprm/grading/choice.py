@@ -58,7 +58,7 @@ def inline_choices(text: str) -> tuple[str, ...]:
     """
     found = _INLINE.findall(text)
     letters = "".join(letter for letter, _ in found)
-    start = max(0, letters.rfind("A"))  # points may have letters before it
+    start = max(0, letters.rfind("A"))  # earlier letters may name points
     found, letters = found[start:], letters[start:]
     complete = len(found) > 1 and _LETTERS.startswith(letters)
     return tuple(choice.strip().rstrip(";") for _, choice in found) if complete else ()
@@ -111,11 +111,13 @@ def letters(answer: str) -> frozenset[str]:
     announced = [named for named in announced if named not in denied]
     if announced:
         return frozenset(announced) | {match[1] for match in _ALSO.finditer(text)} - denied
+    # Letters on their own: in a long answer they may name points or variables, so they count only under conditions.
     standing = frozenset(first or second for first, second in _STANDING.findall(text)) - denied
     match = _LEADING.match(text)
     if match is None or not _begins_with_letter(match):
         return standing if denied or len(standing) > 1 or _is_short(text) else frozenset()
     named, rest = match["in"] or match["out"] or match["bare"], match["text"]
+    # A response that goes through the options ("A is wrong because …") begins with a letter that it does not choose.
     if named in denied or _JUDGED.match(rest) or re.search(r"(?:^|[\s,;])\(?[A-J][.):]\s", rest):
         others = standing - {named}
         return others if others and re.match(r"\W*is\b", rest) else standing | {_NO_CHOICE}
@@ -188,7 +190,7 @@ def _option_text(choice: str) -> str:
 
 
 def _plain(text: str) -> str:
-    r"""Return a text without step_format: (A) 30 for \textbf{(A)}\ 30."""
+    r"""Return a text without LaTeX markup: (A) 30 for \textbf{(A)}\ 30."""
     line = clean(" ".join(text.split()))
     line = _TEXT.sub(r"\1", line)
     line = re.sub(r"[\"'*]+(?=[A-J]\b)|(?<=\b[A-J])[\"'*]+$", "", line).strip()

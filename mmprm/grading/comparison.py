@@ -55,6 +55,7 @@ def _compare_one(gold: str, answer: str, symbols: SymbolTest, labels: Sequence[S
     given = read_answer(answer_text)
     readings = [each for each in (gold_reading, serial_reading(gold), spaced_reading(gold)) if each]
     outcomes = [_same_or_stated(reading, gold_text, given, answer_text, symbols) for reading in readings]
+    # The alternative readings of a gold can only accept an answer; if none does, the usual reading decides.
     outcome = SAME if SAME in outcomes else outcomes[0]
     conditions = condition(gold_remark), condition(answer_remark)
     if outcome is SAME and all(conditions) and conditions[0] != conditions[1]:
@@ -139,6 +140,6 @@ def _gold_sentence(gold: Leaf, given: Reading, symbols: SymbolTest) -> Outcome:
     outcomes = [same_structure(read_answer(value), given, symbols) for value in values]
     if len(set(values)) == 1:
         return outcomes[0]
-    return (
-        UNDECIDED if SAME in outcomes or UNDECIDED in outcomes else DIFFERENT if isinstance(given, Leaf) else UNDECIDED
-    )
+    # A gold that mentions several values may mean any of them, so only an answer with none of them is incorrect.
+    may_match = SAME in outcomes or UNDECIDED in outcomes
+    return DIFFERENT if isinstance(given, Leaf) and not may_match else UNDECIDED

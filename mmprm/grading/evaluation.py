@@ -43,7 +43,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 class _Contexts(threading.local):
-    """Hold the mpmath contexts of each thread, by precision."""
+    """Holds the mpmath contexts of each thread, by precision."""
 
     def __init__(self) -> None:
         self.by_digits: dict[int, Any] = {}
@@ -72,7 +72,7 @@ def evaluate_expression(node: Expression, point: Mapping[str, Value], digits: in
 
 
 class _Evaluator:
-    """Evaluate trees at one point with one precision."""
+    """Evaluates trees at one point with one precision."""
 
     def __init__(self, point: Mapping[str, Value], digits: int) -> None:
         self.point, self.context = point, context_of(digits)

@@ -36,7 +36,7 @@ TALKED = "judge talked instead of answering"
 
 
 class AnswerJudgeConfig(Config):
-    """Configure the judge: its model, servers, cache and calibration."""
+    """Configures the judge: its model, servers, cache and calibration."""
 
     model: str
     """Name under which the servers serve the judge."""
@@ -57,7 +57,7 @@ class AnswerJudgeConfig(Config):
 
 
 class AnswerJudge:
-    """Ask once, at temperature 0, for each new (question, gold, answer), and cache the reply."""
+    """Asks once, at temperature 0, for each new (question, gold, answer), and caches the reply."""
 
     def __init__(self, config: AnswerJudgeConfig) -> None:
         self._config = config
@@ -115,7 +115,7 @@ class AnswerJudge:
 
 
 class JudgedGrader:
-    """Grade with the symbolic grader first, and with the judge if that returns UNKNOWN."""
+    """Grades with the symbolic grader first, and with the judge if that returns UNKNOWN."""
 
     def __init__(self, symbolic: Grader, judge: AnswerJudge) -> None:
         self._symbolic = symbolic

@@ -93,14 +93,10 @@ def _same_base(gold: str, given: str) -> Outcome | None:
         return None
     if one is not None and other is not None:
         return SAME if one == other else DIFFERENT
-    based, plain = (one, given) if one is not None else (other, gold)
-    return (
-        SAME
-        if one is not None and based[0] == plain.strip("()")
-        else DIFFERENT
-        if (one is None and number(plain) is not None) or based[0] != plain
-        else UNDECIDED
-    )
+    if one is not None:
+        return SAME if one[0] == given.strip("()") else DIFFERENT
+    # The question does not ask for a base, so a given 52_8 is another number than a gold of 52.
+    return DIFFERENT if number(gold) is not None or other[0] != gold else UNDECIDED
 
 
 def _based(text: str) -> tuple[str, int] | None:
@@ -219,6 +215,7 @@ def _same_node(gold: str, given: str) -> Outcome | None:
         one, other = parse(gold), parse(given)
     except UnreadableError:
         return None
+    # The tree converts degrees to radians, but next to a symbol such as x they only name the unit.
     if uses(one, "degrees") and not uses(other, "degrees", "sin", "cos", "tan") and free_symbols(one):
         one = parse(gold.replace("°", ""))  # 180°-x is 180-x
     are_equal = equal(one, other)
@@ -244,7 +241,7 @@ def _as_fraction(value: Value) -> Fraction | None:
         return value
     if getattr(value, "imag", 0) != 0 or abs(value) > 10**30:
         return None
-    return Fraction(int(value.real * 10**40), 10**40)
+    return Fraction(int(value.real * 10**40), 10**40)  # 40 places: far beyond the digits that an answer writes
 
 
 def approximates(decimal: str, exact: str) -> bool:
@@ -262,6 +259,7 @@ def approximates(decimal: str, exact: str) -> bool:
         return False
     if exact_value is None:
         return False
+    # In units of the last place: rounding errs by at most a half, cutting by less than one, and only toward zero.
     error = (abs(value) - abs(exact_value)) * 10**positions
     return value * exact_value > 0 and -1 < error <= Fraction(1, 2)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 
 class Outcome(enum.Enum):
-    """Enumerate the outcomes of a comparison; each value is its reason in words."""
+    """Enumerates the outcomes of a comparison; each value is its reason in words."""
 
     SAME = "same value"
     DIFFERENT = "different value"

@@ -19,7 +19,7 @@ CompoundKind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """Represent a single value.
+    """Represents a single value.
 
     `text` is in the normalized spelling, without its unit. `maybe` is the value and unit that the text has if its last
     letters are a unit rather than factors (3m).
@@ -33,7 +33,7 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Compound:
-    """Represent a structured answer, whose parts depend on `kind`.
+    """Represents a structured answer, whose parts depend on `kind`.
 
     blanks: several answers in order. list, set: items in any order, where the `marks` of a list are ("or",) or ("and",)
     if words say so. brackets: a tuple or interval; `marks` are its two brackets, `name` the text before them. union:

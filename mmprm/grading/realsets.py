@@ -29,7 +29,7 @@ _LESS, _MORE = {"<", r"\leq"}, {">", r"\geq"}
 
 @dataclass(frozen=True, slots=True)
 class RealInterval:
-    """Represent an interval; an end of None is infinite."""
+    """Represents an interval; an end of None is infinite."""
 
     low: str | None
     low_closed: bool
@@ -39,7 +39,7 @@ class RealInterval:
 
 @dataclass(frozen=True, slots=True)
 class RealSet:
-    """Represent a union of intervals, with the name of the variable if one is given."""
+    """Represents a union of intervals, with the name of the variable if one is given."""
 
     parts: tuple[RealInterval, ...]
     name: str = ""
@@ -56,13 +56,9 @@ def real_set(answer: Reading) -> RealSet | None:
     if isinstance(answer, Leaf):
         if answer.unit:
             return None
-        return (
-            RealSet((WHOLE,))
-            if _REALS.fullmatch(answer.text)
-            else RealSet(())
-            if _EMPTY.fullmatch(answer.text)
-            else None
-        )
+        if _REALS.fullmatch(answer.text):
+            return RealSet((WHOLE,))
+        return RealSet(()) if _EMPTY.fullmatch(answer.text) else None
     return _READERS[answer.kind](answer) if answer.kind in _READERS else None
 
 
@@ -122,6 +118,7 @@ def _interval(group: Compound) -> RealSet | None:
         return None
     low, high = (item.text for item in group.items)
     opening, closing = group.marks[0][0], group.marks[0][-1]
+    # (∞, 5) and (5, 3) are not intervals, so such pairs are points.
     if re.fullmatch(r"\+?\s*\\infty", low) or re.fullmatch(r"-\s*\\infty", high):
         return None
     low_end, high_end = (None if _INFINITY.fullmatch(end) else end for end in (low, high))
@@ -143,11 +140,10 @@ def _union(group: Compound) -> RealSet | None:
     if any(found is None for found in sets):
         return None
     names = {found.name for found in sets} - {""}
-    return (
-        RealSet(tuple(part for found in sets for part in found.parts), names.pop() if len(names) == 1 else "")
-        if len(names) < 2
-        else None
-    )
+    if len(names) > 1:
+        return None
+    parts = tuple(part for found in sets for part in found.parts)
+    return RealSet(parts, names.pop() if names else "")
 
 
 def _joined(group: Compound) -> RealSet | None:
@@ -159,6 +155,7 @@ def _joined(group: Compound) -> RealSet | None:
     sets = [real_set(item) for item in group.items]
     if len(sets) != 2 or any(found is None or len(found.parts) != 1 for found in sets) or sets[0].name != sets[1].name:
         return None
+    # "and" intersects: one condition must bound the variable from below, and the other one from above.
     first, second = (found.parts[0] for found in sets)
     if first.low is None and second.high is None:
         first, second = second, first
@@ -182,9 +179,7 @@ def _relation(group: Compound) -> RealSet | None:
     if marks == (r"\in",):
         found = real_set(items[1])
         return replace(found, name=items[0].text) if found is not None and isinstance(items[0], Leaf) else None
-    if not all(
-        (isinstance(item, Leaf) and not item.prose and not item.unit.known) or isinstance(item, Leaf) for item in items
-    ):
+    if not all(isinstance(item, Leaf) for item in items):
         return None
     texts = [item.text for item in items]
     if marks == (r"\neq",) and _is_variable(texts[0]):

@@ -214,6 +214,7 @@ def equivalent(gold: Compound, given: Compound) -> Outcome | None:
         one, other = _difference(gold), _difference(given)
     except UnreadableError:
         return None
+    # `turned`: the signs point in opposite directions, which a negative ratio of the differences makes up for.
     equations = gold.marks == given.marks == ("=",)
     turned = given.marks[0] == _OPPOSITE.get(gold.marks[0], gold.marks[0]) and given.marks != gold.marks
     if not (gold.marks == given.marks or turned) or not (
@@ -233,14 +234,14 @@ def equivalent(gold: Compound, given: Compound) -> Outcome | None:
 
 def _difference(relation: Compound) -> Expression:
     if not all(isinstance(item, Leaf) and not item.prose for item in relation.items):
-        raise UnreadableError("a side is no expression")
+        raise UnreadableError("a side is not an expression")
     left, right = (parse(item.text) for item in relation.items)
     return ("add", left, ("negative", right))
 
 
 def _constant_ratio(one: Expression, other: Expression, names: Sequence[str]) -> float | None:
     ratios = []
-    for point in sample_points(names):
+    for point in sample_points(names):  # a ratio that is equal at three or more points without a pattern is constant
         try:
             a, b = (evaluate_expression(node, point, PRECISIONS[0]) for node in (one, other))
             if not a and not b:
@@ -268,6 +269,7 @@ def _vanishes_at_roots(one: Expression, other: Expression, name: str, names: Seq
             root = _root(one, name, point)
             if root is None:
                 return False
+            # `near` gives the scale of the other equation's values, against which its value at the root must vanish.
             value, near = (
                 evaluate_expression(other, {**point, name: at}, PRECISIONS[0]) for at in (root, root * 2 + 1)
             )
@@ -281,6 +283,7 @@ def _vanishes_at_roots(one: Expression, other: Expression, name: str, names: Seq
 
 def _root(node: Expression, name: str, point: dict) -> object | None:
     """Return the zero of an expression that is linear in a symbol, or None if it is not linear."""
+    # Three values at equal distances: the second difference of a linear expression is zero.
     zero, first, second = (
         evaluate_expression(node, {**point, name: value}, PRECISIONS[0]) for value in map(Fraction, (3, 4, 5))
     )

@@ -12,7 +12,7 @@ from mmprm.errors import GradingError
 
 
 class ReplyCache:
-    """Map keys to replies.
+    """Maps keys to replies.
 
     Only opening it raises: if it cannot be read or written later, the only cost is repeated requests.
     """

@@ -134,12 +134,9 @@ def _same_set(gold: Reading, given: Reading, symbols: SymbolTest) -> Outcome | N
         if isinstance(plain, Compound) and plain.kind == "set":
             return DIFFERENT
         return DIFFERENT if _is_listed(plain) else None
-    if (
-        isinstance(gold, Compound)
-        and isinstance(given, Compound)
-        and gold.kind == given.kind == "brackets"
-        and gold.marks == given.marks
-    ):
+    # Two pairs in equal brackets may be intervals or points: their parts decide either way.
+    both_brackets = isinstance(gold, Compound) and isinstance(given, Compound) and gold.kind == given.kind == "brackets"
+    if both_brackets and gold.marks == given.marks:
         return None
     return realsets.same_set(one, other, lambda a, b: same_expression(a, b, symbols))
 

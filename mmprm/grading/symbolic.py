@@ -33,7 +33,7 @@ Decision = tuple[Verdict, str]
 
 
 class GraderConfig(Config):
-    """Configure the grader: workers, limits, closed label sets and the judge."""
+    """Configures the grader: workers, limits, closed label sets and the judge."""
 
     workers: int = Field(1, ge=1)
     """Number of worker processes for symbolic comparison; most answers are decided without one."""
@@ -74,7 +74,7 @@ def _compare_inline(gold: str, given: str) -> Outcome:
 
 
 class SymbolicGrader:
-    """Grade final answers with three-valued verdicts; a Grader. Close it, or use it in a `with` block."""
+    """Grades final answers with three-valued verdicts; implements Grader. Close it, or use it in a `with` block."""
 
     def __init__(self, config: GraderConfig | None = None) -> None:
         self.config = config or GraderConfig()

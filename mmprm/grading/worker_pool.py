@@ -36,7 +36,7 @@ class DiedError(Exception):
 
 
 class WorkerPool:
-    """Manage up to `size` workers, started on demand. Comparisons wait for a free worker in order."""
+    """Manages up to `size` workers, started on demand. Comparisons wait for a free worker in order."""
 
     def __init__(self, size: int, seconds: float, memory_bytes: int) -> None:
         self._arguments = seconds, memory_bytes
@@ -93,7 +93,7 @@ class _GoneError(DiedError):
 
 
 class _Worker:
-    """Run one worker process and exchange JSON lines with it."""
+    """Runs one worker process and exchanges JSON lines with it."""
 
     def __init__(self, seconds: float, memory_bytes: int) -> None:
         self._seconds, self._memory_bytes = seconds, memory_bytes

@@ -41,7 +41,7 @@ class States:
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """Describes a stack of transformer layers; a `gated` feed-forward part has a gate beside its two matrices.
+    """Describes a stack of transformer layers; a `gated` feed-forward part has a gate in addition to its two matrices.
 
     With experts, `intermediate` is that of the `routed` experts of a token together.
     """
@@ -183,12 +183,12 @@ def forward_only(layers: Layers, tokens: int, precision: Precision) -> float:
 def buffers(
     trained: int, frozen: int, largest: int, gpus: int, stage: int, precision: Precision, offload: Offload
 ) -> tuple[float, float]:
-    """Return (bytes in the backward pass beside the activations, bytes during the update).
+    """Return (bytes in the backward pass in addition to the activations, bytes during the update).
 
     Backward: the bucket being reduced and its result, and the gradient of the largest tensor before it is reduced.
-    ZeRO-2 also holds a micro-batch's part of the gradients beside their sum; ZeRO-3 prefetches up to 10⁹ elements and
-    the largest tensor. Update: a copy of the gradients, at stage 3 at most 10⁹ elements at a time; none if the update
-    runs on the CPU, in float32 at stage 0, and in bf16 at stages 1 and 2.
+    ZeRO-2 also holds a micro-batch's part of the gradients in addition to their sum; ZeRO-3 prefetches up to 10⁹
+    elements and the largest tensor. Update: a copy of the gradients, at stage 3 at most 10⁹ elements at a time; none if
+    the update runs on the CPU, in float32 at stage 0, and in bf16 at stages 1 and 2.
     """
     e = width(precision)
     backward = e * (2 * min(REDUCE_BUCKET, trained) + largest)

@@ -1,4 +1,4 @@
-"""Estimate the memory of inference: engines that sample, and a scorer beside or after them."""
+"""Estimate the memory of inference: engines that sample, and a scorer at the same time or afterwards."""
 
 from __future__ import annotations
 

@@ -93,6 +93,7 @@ class Marks:
 
     def _sized(self, size: tuple[int, int]) -> list[int]:
         if size not in self._of_size:
+            # A blank image of this size expands to as many tokens, and is processed faster than the real one.
             images = [Image.new("RGB", size)]
             inputs = self._form.processor(text=[self._text], images=images, add_special_tokens=False)
             self._of_size[size] = list(inputs["input_ids"][0])
@@ -153,6 +154,7 @@ class TreeInputs:
                 position_XBT[:, b, here] = position_XD[:, tokens.depth_T]
                 read_T = np.zeros(len(tokens), dtype=bool)
                 read_T[np.concatenate(tree.reads)] = True
+                # The model returns the read tokens of all rows in order: the cumulative sum is the index there.
                 order_T = np.cumsum(read_T) - 1 + found
                 reads.append(tuple(order_T[positions] for positions in tree.reads))
                 read_BT[b, here] = read_T

@@ -12,7 +12,7 @@ from mmprm.config import Config, PathText
 
 
 class ServersConfig(ClientConfig):
-    """Configure OpenAI-compatible servers that sample for the policy."""
+    """Configures OpenAI-compatible servers that sample for the policy."""
 
     dialect: Literal["vllm", "openai"] = "vllm"
     """vllm: the assistant turn is continued, and top_k and repetition_penalty are sent; openai: only the fields of
@@ -26,7 +26,7 @@ class ServersConfig(ClientConfig):
 
 
 class LocalEngineConfig(Config):
-    """Configure a vLLM engine that the run starts itself: model, memory, parallelism and image limits."""
+    """Configures a vLLM engine that the run starts itself: model, memory, parallelism and image limits."""
 
     model: PathText
     """Folder of a Hugging Face checkpoint, or a hub id such as owner/name."""
@@ -75,7 +75,7 @@ class LocalEngineConfig(Config):
 
 
 class EngineConfig(LocalEngineConfig):
-    """Configure a vLLM engine, or the servers that sample in its place."""
+    """Configures a vLLM engine, or the servers that sample in its place."""
 
     model: PathText
     """Folder of a Hugging Face checkpoint, or a hub id such as owner/name; with servers, the served model's name."""
@@ -88,7 +88,7 @@ class EngineConfig(LocalEngineConfig):
 
 
 class WholeDistributionConfig(Config):
-    """Configure sampling from the policy's whole distribution."""
+    """Configures sampling from the policy's whole distribution."""
 
     temperature: float = Field(1.0, ge=0)
     """Sampling temperature; 0 selects the most likely token."""
@@ -97,7 +97,7 @@ class WholeDistributionConfig(Config):
 
 
 class SamplingConfig(WholeDistributionConfig):
-    """Configure how completions are sampled, also from a part of the distribution or from a changed one."""
+    """Configures how completions are sampled, also from a part of the distribution or from a changed one."""
 
     top_p: float = Field(1.0, gt=0, le=1)
     """Sample from the smallest set of tokens whose total probability reaches this value."""

@@ -33,7 +33,7 @@ NO_ARGUMENTS: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Hold totals since the engine started and the state of its last step."""
+    """Holds totals since the engine started and the state of its last step."""
 
     generated_tokens: int = 0
     prompt_tokens: int = 0
@@ -48,7 +48,7 @@ class EngineStats:
 
 
 class _StatsKeeper:
-    """Collect statistics through vLLM's stat logger interface, which is called after every engine step."""
+    """Collects statistics through vLLM's stat logger interface, which is called after every engine step."""
 
     def __init__(self) -> None:
         self.stats = EngineStats()
@@ -92,7 +92,7 @@ class _Call:
 
 
 class InProcessEngine:
-    """Run the engine in one thread that accepts submissions, steps the engine and completes futures.
+    """Runs the engine in one thread that accepts submissions, steps the engine and completes futures.
 
     `arguments` are additional vLLM engine arguments beyond those derived from the configuration.
     """
@@ -232,7 +232,7 @@ def _settle(future: Future, function: Callable[..., Any], *arguments: Any) -> No
 
 
 class SeparateEngine:
-    """Run vLLM's AsyncLLM on a dedicated event loop, so that callers may use any loop."""
+    """Runs vLLM's AsyncLLM on a dedicated event loop, so that callers may use any loop."""
 
     def __init__(self, config: EngineConfig, arguments: Mapping[str, Any] = NO_ARGUMENTS) -> None:
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "1"

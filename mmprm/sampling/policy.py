@@ -24,7 +24,7 @@ DECISIVE = {
 
 
 class PolicyConfig(Config):
-    """Configure the problems, the policy's engine and prompt, the grader and the random seed."""
+    """Configures the problems, the policy's engine and prompt, the grader and the random seed."""
 
     problems: ProblemsConfig
     """The problems to answer."""

@@ -20,7 +20,7 @@ REQUESTS_IN_FLIGHT = 10_000
 
 
 class SamplerPool:
-    """Distribute requests over `size` engines; all requests for a problem go to the engine that caches its prefixes.
+    """Distributes requests over `size` engines; all requests for a problem go to the engine that caches its prefixes.
 
     By default, there is one engine per GPU (or group of tensor_parallel_size GPUs), without a GPU one per core, bound
     to it. Starts Ray if it is not running. Raises SamplingError if an engine does not start; with `wait=False`,
@@ -84,7 +84,7 @@ class SamplerPool:
 
 
 class _Engine:
-    """Run a sampler in an actor process. It starts by a method call, because Ray preserves the errors of methods."""
+    """Runs a sampler in an actor process. It starts by a method call, because Ray preserves the errors of methods."""
 
     async def start(self, engine: EngineConfig, sampling: SamplingConfig | None, prompt: PromptConfig | None) -> None:
         from mmprm.sampling.vllm_sampler import VllmSampler

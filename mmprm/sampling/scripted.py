@@ -13,7 +13,7 @@ Write = Callable[[Problem, str, random.Random], str]
 
 
 class ScriptedSampler:
-    """Return `write(problem, prefix, Random(seed + i))` as sample i, so that equal requests give equal completions.
+    """Returns `write(problem, prefix, Random(seed + i))` as sample i, so that equal requests give equal completions.
 
     Each answer is delayed by `delay` seconds, so that many requests can be in flight; `requests` records all requests.
     """

@@ -21,7 +21,7 @@ _OPENING = re.compile(r"<(?:think|step(?:_\d+)?)>[^<]*(?:</think>\s*)?\Z")
 
 
 class ServerSampler:
-    """Sample from `engine.servers` on one event loop; close it there, or use it in an `async with` block.
+    """Samples from `engine.servers` on one event loop; close it there, or use it in an `async with` block.
 
     A prefix is the beginning of the assistant turn, which the server is asked to continue. The n samples are one
     request: vLLM gives sample i the seed `seed + i`, as local engines do. `token_count` counts the token ids if the

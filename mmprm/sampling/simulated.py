@@ -18,7 +18,7 @@ BAD = "!"
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """Describe the distribution of solutions.
+    """Describes the distribution of solutions.
 
     Each problem gets one of `values`, the fraction of solutions from the root that are correct; each solution gets one
     of `lengths`, the number of words of each step. A step has one of `variants` texts, or a new one each time if None.
@@ -30,7 +30,7 @@ class Profile:
 
 
 class SimulatedSampler:
-    """Sample solutions that depend only on (problem, prefix, seed + i).
+    """Samples solutions that depend only on (problem, prefix, seed + i).
 
     Steps are tagged, and each has the same probability of being bad, chosen so that the root has the problem's value.
     """

@@ -12,7 +12,7 @@ from mmprm.types import Tokens
 
 
 class TokenText:
-    """Provide the bytes of each token of a transformers tokenizer, to compare ids and text without decoding.
+    """Provides the bytes of each token of a transformers tokenizer, to compare ids and text without decoding.
 
     Special tokens have no text. A tokenizer whose tokens do not simply concatenate to the text (SentencePiece at the
     beginning of a text) yields no Tokens there.

@@ -14,7 +14,7 @@ from mmprm.types import Completion, SampleRequest, Tokens
 
 @dataclass(frozen=True, slots=True)
 class TurnBeginning:
-    """Describe how the prompt begins an assistant turn.
+    """Describes how the prompt begins an assistant turn.
 
     `opening` is the text that the chat template adds after the header; the prefill of `prompt` follows it.
     """

@@ -32,7 +32,7 @@ ATTEMPTS = 8
 
 
 class VllmSampler:
-    """Sample from a vLLM engine that it starts, and that `close` stops.
+    """Samples from a vLLM engine that it starts, and that `close` stops.
 
     Hundreds of `sample` calls may be in flight, from any event loop; the engine batches them and shares the computation
     of common prefixes.
@@ -103,7 +103,9 @@ class VllmSampler:
         except MmprmError as error:
             raise type(error)(f"problem {problem.id}: {error}") from error
         except Exception as error:  # vLLM raises many exception types for an unsuitable prompt.
-            raise SamplingError(f"problem {problem.id}: {error}") from error
+            raise SamplingError(
+                f"problem {problem.id}: {error}; shorten or correct the prompt, or leave the problem out"
+            ) from error
 
     async def logprobs(self, token_ids: Sequence[int]) -> tuple[float, ...]:
         """Return log P(token i | preceding tokens) for i = 1, 2, … of a text without images, at temperature 1."""

@@ -13,7 +13,7 @@ from mmprm.scoring.context import TooLong
 
 
 class ServerConfig(ClientConfig):
-    """Configure the connection to one or more `mmprm serve` processes."""
+    """Configures the connection to one or more `mmprm serve` processes."""
 
     concurrency: int = Field(16, ge=1)
     """Maximum number of concurrent requests over all URLs; each holds up to 32 solutions."""
@@ -23,7 +23,7 @@ class ServerConfig(ClientConfig):
 
 
 class LocalScorerConfig(Config):
-    """Configure a process reward model that is loaded on this machine."""
+    """Configures a process reward model that is loaded on this machine."""
 
     prm: PathText = ""
     """Folder of a process reward model written by `mmprm train`, or a checkpoint of another family."""
@@ -57,7 +57,7 @@ class LocalScorerConfig(Config):
 
 
 class ScorerConfig(LocalScorerConfig):
-    """Configure a process reward model that is loaded on this machine or served by `mmprm serve`."""
+    """Configures a process reward model that is loaded on this machine or served by `mmprm serve`."""
 
     prm: PathText = ""
     """Folder of a process reward model written by `mmprm train`, or a checkpoint of another family. Must be empty

@@ -25,7 +25,7 @@ _BATCH_SOLUTIONS = 128
 
 
 class TransformersScorer:
-    """Score solutions on one device: the GPU if there is one."""
+    """Scores solutions on one device: the GPU if there is one."""
 
     def __init__(self, config: ScorerConfig) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"

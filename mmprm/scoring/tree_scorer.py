@@ -18,7 +18,7 @@ from mmprm.types import Solution, StepScores
 
 
 class TreeScorer:
-    """Score solutions packed as one tree per problem; equivalent to scoring them one by one.
+    """Scores solutions packed as one tree per problem; equivalent to scoring them one by one.
 
     `model` must be able to read packed rows: see `tree_scorer`.
     """

@@ -31,7 +31,7 @@ IMAGES = 16
 
 
 class VllmScorer:
-    """Score solutions on one vLLM engine."""
+    """Scores solutions on one vLLM engine."""
 
     def __init__(self, config: ScorerConfig) -> None:
         check_weights(config.prm)

@@ -75,7 +75,7 @@ class Database:
         try:
             database._connection.execute("PRAGMA query_only=ON")
             database._connection.execute("SELECT 1 FROM sqlite_master").fetchall()
-        except sqlite3.OperationalError:  # read-only folder: SQLite needs to create files beside the database
+        except sqlite3.OperationalError:  # read-only folder: SQLite needs to create files next to the database
             database.close()
             database = cls._read_only(path)
         except (sqlite3.Error, UnicodeDecodeError):  # check_version reports it

@@ -42,7 +42,7 @@ def repair(store: Store) -> None:
                 check_batch(packed)
             except DamagedError as error:
                 damaged.append(number)
-                _say(store, f"{named(packed)} is damaged ({error}) and is sampled anew")
+                _say(store, f"{named(packed)} is damaged ({error}) and will be sampled again")
     with store.transaction() as run:
         run("UPDATE problems SET status = 'open', reason = '' WHERE status NOT IN ('open', 'done', 'failed')")
         for number in damaged:
@@ -63,7 +63,7 @@ def _sound_problems(store: Store) -> dict[int, str]:
             sound[number] = problem_id
         except DamagedError as error:
             damaged.append(number)
-            _say(store, f"problem {problem_id!r} is damaged ({error}); it is read and sampled anew")
+            _say(store, f"problem {problem_id!r} is damaged ({error}); it will be read and sampled again")
     with store.transaction() as run:
         for number in damaged:
             run("DELETE FROM batches WHERE problem = ?", number)

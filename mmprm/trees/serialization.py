@@ -90,7 +90,7 @@ def open_batch(packed: StoredBatch) -> Batch:
         token_count = sum(rollout.token_count for rollout in batch.rollouts)
         found = (state_key(batch.steps), len(batch.steps), count_verdicts(batch.rollouts), token_count)
     if found != (packed.state, packed.depth, packed.counts, packed.token_count):
-        raise DamagedError("it does not hold what its columns say")
+        raise DamagedError("its content does not match its columns")
     return batch
 
 
@@ -123,7 +123,7 @@ def _has_good_seal(sealed: bytes, *columns: Any) -> bool:
     if seal != _SEAL:
         return False
     if _digest(content, columns) != sealed[-_DIGEST_BYTES:]:
-        raise DamagedError("its checksum does not fit")
+        raise DamagedError("its checksum does not match")
     return True
 
 

@@ -19,7 +19,7 @@ from mmprm.types import Counts
 
 
 class StoppingRule(Config):
-    """Configure when to stop sampling from a state.
+    """Configures when to stop sampling from a state.
 
     With `false_negative_rate=0` and `min_shared_rollouts=null`, every state gets `rollouts` rollouts of its own at
     once. MM-PRM does this with 16.

@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 
 class RemoteScorer:
-    """Score solutions on servers. Requests are sent from a dedicated thread, so any number of threads may call it
+    """Scores solutions on servers. Requests are sent from a dedicated thread, so any number of threads may call it
     concurrently.
 
     A server that is busy, loading or temporarily unreachable is retried as configured; if none answers, `score` raises

@@ -23,7 +23,7 @@ class _Request(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """Queue the weighted items of callers' requests.
+    """Queues the weighted items of callers' requests.
 
     Callers take turns, one item per turn. Among the requests of a caller, the one that has been served least is next,
     and of these the smallest. A small request thus waits for at most one item of each larger one that came before it,

@@ -117,7 +117,7 @@ class ModelOut(_Message):
 
 
 class Reader:
-    """Read the solutions of one request. `pixels` and `bytes` count those of all images so far; `max_characters` is
+    """Reads the solutions of one request. `pixels` and `bytes` count those of all images so far; `max_characters` is
     the maximum length of a solution that the model could read."""
 
     def __init__(self, limits: ServiceLimits, image_root: Path | None, max_characters: int) -> None:

@@ -117,7 +117,7 @@ def test_a_store_without_checksums_is_read_and_checked_by_its_content(path: Path
     with connection:
         connection.execute("UPDATE batches SET incorrect = incorrect + 1 WHERE number = 1")
     connection.close()
-    with pytest.raises(StoreError, match="it does not hold what its columns say"):
+    with pytest.raises(StoreError, match="its content does not match its columns"):
         read(path)
 
 
