@@ -1,0 +1,42 @@
+"""A key of version 0.1 in a configuration gives an error that names the current key."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+from test_every_key_can_be_set import ENTRIES, configurations
+
+from mmprm.config import RENAMED, Config, build, describe
+from mmprm.errors import ConfigError
+
+
+@cache
+def keys() -> list[tuple[type[Config], str]]:
+    """Return (configuration of a command, dotted key) of every key that can be set by itself."""
+    return [(model, key) for model in configurations() for key, _, _ in describe(model) if not key.startswith(ENTRIES)]
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return value
+
+
+@pytest.mark.parametrize("old", sorted(RENAMED))
+def test_the_error_names_the_current_key(old: str) -> None:
+    found = [(model, key) for model, key in keys() if RENAMED[old] in key.split(".")]
+    assert found, f"no command has a key {RENAMED[old]}"
+    for model, key in found:
+        parts = key.split(".")
+        parts = parts[: parts.index(RENAMED[old]) + 1]
+        former = ".".join([*parts[:-1], old])
+        with pytest.raises(ConfigError) as caught:
+            build(model, nested(former, None))
+        assert f"configuration: {former} is called {'.'.join(parts)}; rename the key" in str(caught.value).splitlines()
+
+
+def test_no_current_key_has_a_former_name() -> None:
+    """Stored settings are read under current names, which would rename it."""
+    assert not [key for _, key in keys() if set(key.split(".")) & RENAMED.keys()]
