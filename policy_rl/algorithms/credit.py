@@ -304,4 +304,7 @@ def scatter_to_tokens(values_NS: Tensor, step_of_NT: Tensor) -> Tensor:
 
 def count_tokens(step_of_NT: Tensor, steps: int) -> Tensor:
     """Return tokens_NS, the number of tokens of each step."""
-    return (step_of_NT[..., None] == torch.arange(steps, device=step_of_NT.device)).sum(dim=1)
+    outside = step_of_NT.new_tensor(steps)
+    counts_NS = step_of_NT.new_zeros(len(step_of_NT), steps + 1)
+    counts_NS.scatter_add_(1, torch.where(step_of_NT >= 0, step_of_NT, outside), torch.ones_like(step_of_NT))
+    return counts_NS[:, :steps]

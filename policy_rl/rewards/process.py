@@ -1,13 +1,13 @@
 """Compute the process reward of responses: split them into steps, score the steps with a PRM, map the scores to tokens.
 
-    process = ProcessReward(tokenizer, markup, prefill, prm)
-    scored = await process.score(problem, responses)     # a group as it arrives, while others are still generated
+    process = ProcessReward(tokenizer, step_format, prefill, prm)
+    scored = await process.score(problem, responses)     # one group as soon as it arrives
 
-A response that cannot be split, or that the PRM rejects, has no process reward: its result is None, it is counted in
-`process.unscored` by reason, and it keeps its outcome reward. (With mode=scalar and without per_source, both rewards
-form one sum; half of a sum is not a reward, so the response is left out there.)
+A response that cannot be split, or that the PRM rejects, has no process reward: its result is None, it is counted by
+reason in `process.unscored`, and it keeps its outcome reward. (With mode=scalar and without per_source, the reward is
+the sum of both; half of a sum is not a reward, so the response is excluded.)
 
-Shapes: T token of a response.
+Shapes: T token of a response, U different token of it.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from __future__ import annotations
 import functools
 import math
 import sys
-from bisect import bisect_right
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import accumulate, takewhile
+from itertools import accumulate, chain, pairwise, repeat, takewhile
 from typing import Any, Protocol
 
+import numpy as np
 from pydantic import Field
 
 from mmprm.config import Config
@@ -35,7 +36,12 @@ from policy_rl.graded import StepRewards
 from policy_rl.types import Response
 
 PIECES = 2**18
-"""Number of decoded tokens to cache: about the size of the largest vocabulary."""
+"""Number of decoded pieces to cache: about the size of the largest vocabulary."""
+PIECE_TOKENS = 4
+"""Maximum number of tokens of a piece to cache: a character has at most four bytes."""
+
+INCOMPLETE = "\ufffd"
+"""What a tokenizer decodes the bytes of an incomplete character to."""
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -44,16 +50,16 @@ class ProcessConfig(Config):
     """Configure the process reward model of a run."""
 
     scorer: ScorerConfig
-    """Process reward model: a checkpoint, or a running `mmprm serve`. A response that scorer.too_long refuses has no
+    """Process reward model: a checkpoint, or a running `mmprm serve`. A response that scorer.too_long rejects has no
     process reward; if it truncates a response, the steps that were not scored have none."""
     aggregator: str | None = None
-    """How step scores become one number with credit.mode=scalar; by default as the PRM's prm.json says."""
+    """How step scores are combined into one number with credit.mode=scalar; by default as in the PRM's prm.json."""
     cores: int = Field(1, ge=1)
-    """Cores that a local PRM uses without a GPU. Ray does not book them: the engines, one per core, keep running
-    meanwhile."""
+    """Number of CPU cores that a local PRM uses without a GPU. Ray does not book them: the engines, one per core, keep
+    running meanwhile."""
     own_gpu: bool = True
-    """Give a local PRM its own GPU; false: it uses one of the last engine's, where engine.gpu_memory_utilization must
-    leave enough memory."""
+    """Give a local PRM its own GPU. If false, it shares a GPU of the last engine, where engine.gpu_memory_utilization
+    must leave enough memory."""
     start_timeout_seconds: float = Field(1800, gt=0)
     """Maximum time in seconds to wait for the PRM to load."""
     score_timeout_seconds: float = Field(3600, gt=0)
@@ -70,7 +76,7 @@ class ProcessConfig(Config):
 
 
 class Judge(Protocol):
-    """Describe what scores solutions."""
+    """Describe an object that scores solutions."""
 
     async def judge(self, solutions: Sequence[Solution]) -> list[ScoreResult]:
         """Return the scores of each solution, or the reason why it has none: a DataError if it cannot be scored."""
@@ -85,7 +91,7 @@ class ProcessReward:
 
     A token belongs to the step in which it begins: a token that contains the end of a step and the first characters of
     the next one belongs to the first of them, and the bytes of one character stay together. A token without text
-    (special, end of turn) belongs to the step at its position, and after the last character to the last step.
+    (special, end of turn) belongs to the step at its position or, after the last character, to the last step.
     """
 
     def __init__(self, tokenizer: Any, step_format: StepFormat, prefill: str, prm: Judge) -> None:
@@ -94,18 +100,20 @@ class ProcessReward:
         self._prefill, self._prm = prefill, prm
 
         @functools.lru_cache(PIECES)
-        def one(token_id: int) -> str:
-            return tokenizer.decode([token_id], skip_special_tokens=True)
+        def piece(token_ids: tuple[int, ...]) -> str:
+            return tokenizer.decode(list(token_ids), skip_special_tokens=True)
 
         def decode(token_ids: Sequence[int]) -> str:
-            return one(token_ids[0]) if len(token_ids) == 1 else tokenizer.decode(token_ids, skip_special_tokens=True)
+            if len(token_ids) <= PIECE_TOKENS:
+                return piece(tuple(token_ids))
+            return tokenizer.decode(token_ids, skip_special_tokens=True)
 
         self._decode: Decode = decode
 
     async def score(self, problem: Problem, responses: Sequence[Response]) -> list[StepRewards | None]:
         """Return one result per response, in order; None for a response without process reward.
 
-        Raises TrainingError, naming the problem, for scores that are not probabilities and for a PRM that fails.
+        Raises TrainingError, naming the problem, if scores are not probabilities or if the PRM fails.
         """
         cuts = [self._cut(response) for response in responses]
         solutions = [Solution(problem, found.steps) for found, _ in cuts if found.steps]
@@ -116,13 +124,12 @@ class ProcessReward:
         ]
 
     def _cut(self, response: Response) -> tuple[StepSplit, tuple[int, ...]]:
-        found = plain_steps(response.text, self._step_format, self._prefill)
+        verbatim, found = _both_forms(response.text, self._step_format, self._prefill)
         if not found.steps:
             return found, ()
-        verbatim = written_steps(split(self._prefill + response.text, self._step_format).steps, len(self._prefill))
         begins_T = token_begins(response.token_ids, response.text, self._decode)
-        step_of_token = step_of_tokens(verbatim, [len(self._prefill) + begin for begin in begins_T])
-        if set(step_of_token) != set(range(len(verbatim))):
+        step_of_token = step_of_tokens(verbatim, begins_T, len(self._prefill))
+        if len(set(step_of_token)) < len(verbatim):
             return StepSplit((), "step without a token"), ()
         return found, step_of_token
 
@@ -131,22 +138,29 @@ class ProcessReward:
     ) -> StepRewards | None:
         if isinstance(answer, DataError):
             if not self.unscored["refused by the PRM"]:
-                print(f"no process reward, and for others alike: {answer}", file=sys.stderr, flush=True)
+                print(
+                    f"no process reward for this and similar responses: {answer}",
+                    file=sys.stderr,
+                    flush=True,
+                )
             return self._none("refused by the PRM")
         if isinstance(answer, MmprmError):
             raise answer
         if isinstance(answer, Exception):
             raise TrainingError(
-                f"problem {problem.id}: the PRM failed ({type(answer).__name__}: {answer}); try it with mmprm score"
+                f"problem {problem.id}: the PRM failed ({type(answer).__name__}: {answer}); reproduce it with mmprm "
+                "score"
             ) from answer
         scores, count = answer.scores, len(found.steps)
         if not 0 < len(scores) <= count or not all(math.isfinite(score) and 0 <= score <= 1 for score in scores):
             raise TrainingError(
                 f"problem {problem.id}: the PRM gave {len(scores)} scores for {count} steps, "
-                f"{', '.join(f'{score:g}' for score in scores[:8])}; each must be a probability in [0, 1]; look at its "
+                f"{', '.join(f'{score:g}' for score in scores[:8])}; each must be a probability in [0, 1]; check its "
                 "weights, or set process.scorer.dtype=float32"
             )
-        return StepRewards(scores, tuple(step if step < len(scores) else -1 for step in step_of_token))
+        if len(scores) < count:
+            step_of_token = tuple(step if step < len(scores) else -1 for step in step_of_token)
+        return StepRewards(scores, step_of_token)
 
     def _none(self, reason: str | None) -> None:
         self.unscored[reason or ""] += 1
@@ -157,9 +171,15 @@ def plain_steps(text: str, step_format: StepFormat, prefill: str = "") -> StepSp
 
     The reason is that of `split`, or "empty step".
     """
+    return _both_forms(text, step_format, prefill)[1]
+
+
+def _both_forms(text: str, step_format: StepFormat, prefill: str) -> tuple[Steps, StepSplit]:
+    """Return the steps of a response as they are written, and what `plain_steps` returns."""
     found = split(prefill + text, step_format)
-    steps = tuple(plain(step, step_format) for step in written_steps(found.steps, len(prefill)))
-    return StepSplit(steps, found.reason) if all(steps) else StepSplit((), "empty step")
+    verbatim = written_steps(found.steps, len(prefill))
+    steps = tuple(plain(step, step_format) for step in verbatim)
+    return verbatim, StepSplit(steps, found.reason) if all(steps) else StepSplit((), "empty step")
 
 
 def written_steps(steps: Steps, given: int) -> Steps:
@@ -171,10 +191,14 @@ def written_steps(steps: Steps, given: int) -> Steps:
     return ("".join(steps[: count + 1]), *steps[count + 1 :]) if count < len(steps) else steps
 
 
-def step_of_tokens(steps: Sequence[str], begins_T: Sequence[int]) -> tuple[int, ...]:
-    """Return the index of the step in which each token begins; a token at the very end belongs to the last step."""
+def step_of_tokens(steps: Sequence[str], begins_T: Sequence[int], given: int = 0) -> tuple[int, ...]:
+    """Return the index of the step in which each token begins; a token at the very end belongs to the last step.
+
+    The tokens are in the order of the text, and the prompt wrote the first `given` characters of the steps.
+    """
     *inner, _ = accumulate(map(len, steps))
-    return tuple(bisect_right(inner, begin) for begin in begins_T)
+    first = [0, *(bisect_left(begins_T, border - given) for border in inner), len(begins_T)]
+    return tuple(chain.from_iterable(repeat(step, stop - start) for step, (start, stop) in enumerate(pairwise(first))))
 
 
 def token_begins(token_ids: Sequence[int], text: str, decode: Decode) -> list[int]:
@@ -184,6 +208,9 @@ def token_begins(token_ids: Sequence[int], text: str, decode: Decode) -> list[in
     (SentencePiece drops a leading space, and garbles complete characters next to an incomplete one), the run is decoded
     with a few tokens of context, and if necessary with all of them.
     """
+    begins_T = _begins_of_pieces(token_ids, text, decode)
+    if begins_T is not None:
+        return begins_T
     for context in (0, 4, len(token_ids)):
         begins_T = _begins(token_ids, text, decode, context)
         if begins_T is not None:
@@ -194,22 +221,64 @@ def token_begins(token_ids: Sequence[int], text: str, decode: Decode) -> list[in
     )
 
 
+def _begins_of_pieces(token_ids: Sequence[int], text: str, decode: Decode) -> list[int] | None:
+    """Return the result of token_begins where all tokens but those of incomplete characters are decoded one by one.
+
+    Returns None if the parts do not add up to the text.
+    """
+    token_U, own_T = np.unique(np.fromiter(token_ids, np.int64, len(token_ids)), return_inverse=True)
+    piece_U = np.array([decode([token]) for token in token_U.tolist()], dtype=object)
+    incomplete_U = np.array([INCOMPLETE in piece for piece in piece_U])
+    pieces = piece_U[own_T].tolist()
+    borders = np.flatnonzero(incomplete_U[own_T]).tolist()
+    begins_T: list[int] = []
+    done = 0
+    for border in (*borders, len(token_ids)):
+        if border < len(begins_T):  # in a run that began at an earlier one
+            continue
+        whole = pieces[len(begins_T) : border]
+        if not text.startswith("".join(whole), done):
+            return None
+        *own, done = accumulate(map(len, whole), initial=done)
+        begins_T += own
+        if border < len(token_ids):
+            run, done = _run(token_ids, border, text, done, decode, 0)
+            begins_T += run
+    return begins_T if done == len(text) else None
+
+
 def _begins(token_ids: Sequence[int], text: str, decode: Decode, context: int) -> list[int] | None:
     """Return the result of token_begins with `context` tokens of context.
 
     Returns None if the runs do not add up to the text.
     """
     begins_T: list[int] = []
-    done = first = 0  # characters and tokens in the runs so far
-    head = piece = ""  # decoded text of the context, and of the tokens of this run
-    for index in range(len(token_ids)):
-        begins_T.append(done + _shared(piece, text[done : done + len(piece)]))
-        window = decode(token_ids[max(0, first - context) : index + 1])
+    done = 0
+    while len(begins_T) < len(token_ids):
+        run, done = _run(token_ids, len(begins_T), text, done, decode, context)
+        begins_T += run
+    return begins_T if done == len(text) else None
+
+
+def _run(
+    token_ids: Sequence[int], first: int, text: str, done: int, decode: Decode, context: int
+) -> tuple[list[int], int]:
+    """Return (begins of the tokens, characters done) of the shortest run of tokens that decodes to the next characters.
+
+    It begins at token `first`, after `done` characters. If there is none, return all other tokens, and `done` as it is.
+    """
+    start = max(0, first - context)
+    head = decode(token_ids[start:first]) if context else ""
+    begins_T: list[int] = []
+    piece, complete = "", done
+    for index in range(first, len(token_ids)):
+        complete = max(complete, done + _shared(piece, text[done : done + len(piece)]))
+        begins_T.append(complete)
+        window = decode(token_ids[start : index + 1])
         piece = window[len(head) :] if window.startswith(head) else ""
         if window.startswith(head) and text.startswith(piece, done):
-            done, first = done + len(piece), index + 1
-            head, piece = (decode(token_ids[max(0, first - context) : first]) if context else ""), ""
-    return begins_T if done == len(text) else None
+            return begins_T, done + len(piece)
+    return begins_T, done
 
 
 def _shared(left: str, right: str) -> int:
