@@ -1,13 +1,13 @@
-"""What annotation costs and whether it can be trusted: `make bench-annotate` writes benchmarks/results/annotate.json.
+"""Measure the cost and quality of annotation: `make bench-annotate` writes benchmarks/results/annotate.json.
 
-saturation            generated tokens/s of a campaign over those of the same engines given all its requests at once
-speedup_over_serial   distinct labels/s over those of one problem at a time with fixed K, on all cores
-adaptive_token_ratio  tokens a distinct label over those with fixed K, both with many trees in flight
+saturation            generated tokens/s of a campaign, relative to the same engines given all requests at once
+speedup_over_serial   distinct labels/s, relative to one problem at a time with fixed K on all cores
+adaptive_token_ratio  tokens per distinct label, relative to fixed K; both with many trees in flight
 simulated             a campaign without a model, at scale
-kill                  drivers and workers killed at random times
+kill                  a campaign whose driver and workers are killed at random times
 
-Each figure of the first three is the median of several rounds with other problems, beside it lowest and highest. All
-else that is measured stands in annotate_details.json, the growth of the costs also in docs/growth.png.
+Each of the first three metrics is the median over several rounds with different problems, with its minimum and maximum.
+All other measurements are stored in annotate_details.json; docs/growth.png also shows how costs grow.
 """
 
 from __future__ import annotations
@@ -34,15 +34,21 @@ RATIOS = ("saturation", "speedup_over_serial", "adaptive_token_ratio")
 
 
 def no_higher_error(details: Results) -> bool:
-    """RMSE: medians of the rounds. First errors: over all rounds, the paired difference or the upper end of its 95 %
-    interval is not below 0."""
+    """Return whether the default has no higher label error than fixed K.
+
+    RMSEs are compared by their medians over the rounds. First errors are compared over all rounds: the upper end of the
+    95 % interval of the paired difference must not be below 0.
+    """
     rmse = {name: median(each["errors"][name]["rmse"] for each in details["rounds"]) for name in ("default", "fixed")}
     return rmse["default"] <= rmse["fixed"] and first_error_difference(details)[2] >= 0
 
 
 def first_error_difference(details: Results) -> tuple[float, float, float]:
-    """Share of the searched solutions whose first error the default has right, less that of fixed K, with its 95 %
-    interval: the bootstrap over problems, whose solutions hang together, as one prefix may decide several of them."""
+    """Return the difference in correctly located first errors between the default and fixed K, with its 95 % interval.
+
+    It is a fraction of the searched solutions. The bootstrap resamples problems, because solutions to one problem are
+    not independent: one prefix may decide several of them.
+    """
     problems = np.array([each for one in details["rounds"] for each in one["errors"]["pairs"]["problems"]])
     draws = np.random.default_rng(0).integers(len(problems), size=(10_000, len(problems)))
     solutions, surplus = problems[draws].sum(axis=1).T
@@ -54,7 +60,7 @@ BARS: dict[str, tuple[str, Callable[[Results, Results], bool]]] = {
     "saturation": ("at least 0.90", lambda r, d: r["saturation"] >= 0.9),
     "speedup_over_serial": ("at least 4", lambda r, d: r["speedup_over_serial"] >= 4),
     "adaptive_token_ratio": (
-        "at most 0.5, RMSE no higher, first errors not less often right than with fixed K (paired, 95 %)",
+        "at most 0.5, RMSE no higher, first errors correct no less often than with fixed K (paired, 95 %)",
         lambda r, d: r["adaptive_token_ratio"] <= 0.5 and no_higher_error(d),
     ),
     "simulated": (
@@ -82,8 +88,11 @@ PARTS = ("engine", "simulated", "kill", "growth")
 
 
 def engine(folder: Path, arguments: argparse.Namespace, details: Results) -> Results:
-    """The ratios with their spread. Each round is kept in `details` as it ends; a run that was stopped goes on, after a
-    finished one all begins anew."""
+    """Return the ratios with their spread.
+
+    Each round is stored in `details` when it ends, so that an interrupted benchmark resumes; a finished one starts
+    over.
+    """
     from annotate_engine import one_round
 
     if len(details.get("rounds", [])) >= arguments.rounds:
@@ -102,7 +111,7 @@ def engine(folder: Path, arguments: argparse.Namespace, details: Results) -> Res
 
 
 def profile_of(folder: Path) -> Path:
-    """Recorded from a campaign of the embedded policy."""
+    """Record a profile from a campaign of the embedded policy, and return its path."""
     from annotate_engine import annotate
     from annotate_simulated import record_profile
 
@@ -116,13 +125,13 @@ def profile_of(folder: Path) -> Path:
 
 
 def draw_growth(growth: dict[str, Any], path: Path) -> None:
-    """How the cost of bookkeeping grows: flat lines are linear cost."""
+    """Plot the growth of bookkeeping costs; flat lines mean linear cost."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3), layout="constrained")
     panels = (
-        ("microseconds_a_label_by_problems", "problems", "µs a label, campaign"),
-        ("microseconds_a_state_by_states", "states of one tree", "µs a state, search"),
+        ("microseconds_a_label_by_problems", "problems", "µs per label, campaign"),
+        ("microseconds_a_state_by_states", "states of one tree", "µs per state, search"),
     )
     for axes, (key, across, up) in zip(figure.subplots(1, 2), panels, strict=True):
         points = sorted((int(size), cost) for size, cost in growth[key].items())
@@ -136,10 +145,12 @@ def draw_growth(growth: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS, help="measure these, keep the other figures")
+    parser.add_argument(
+        "--only", nargs="*", choices=PARTS, default=PARTS, help="parts to measure; other results are kept"
+    )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--problems", type=int, default=1000, help="to measure saturation on (1000)")
-    parser.add_argument("--few-problems", type=int, default=120, help="to compare labels on (120)")
+    parser.add_argument("--problems", type=int, default=1000, help="number of problems for saturation (1000)")
+    parser.add_argument("--few-problems", type=int, default=120, help="number of problems for comparing labels (120)")
     parser.add_argument("--serial-problems", type=int, default=24)
     parser.add_argument("--max-rollouts", type=int, default=320)
     parser.add_argument("--simulated-problems", type=int, default=10_000)

@@ -1,9 +1,10 @@
-"""Annotation on real engines: the embedded policy in vLLM, one engine a core, all runs side by side.
+"""Annotate with real engines: the embedded policy in vLLM, with one engine per core and all runs on the same problems.
 
-Three schedules of the same search on the same problems:
-default   our own: adaptive rollouts, shared evidence, as many trees in flight as keep the engines busy
-fixed     K rollouts for every state, no shared evidence; as many trees in flight
-serial    the same, one problem at a time on one engine with all cores: the schedule of published pipelines
+The same search runs under three schedules:
+
+default   adaptive rollouts, shared evidence, as many trees in flight as keep the engines busy
+fixed     K rollouts per state, no shared evidence, as many trees in flight as keep the engines busy
+serial    like fixed, but one problem at a time on one engine with all cores: the schedule of published pipelines
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from mmprm.trees.tallies import sessions
 from mmprm.types import Problem, SampleRequest, Steps, Tree, Verdict
 
 FRESH = 256
-"""Rollouts that stand for a prefix's true value."""
+"""Number of fresh rollouts that approximate a prefix's true value."""
 CORES = sorted(os.sched_getaffinity(0))
 SCHEDULES = {
     "default": {},
@@ -56,7 +57,7 @@ SCHEDULES = {
 
 @dataclass(frozen=True)
 class Run:
-    """A finished campaign; `labels` are its distinct non-terminal ones, by problem and prefix."""
+    """Hold a finished campaign. `labels` are its distinct non-terminal labels, by problem and prefix."""
 
     summary: CampaignSummary
     trees: list[Tree]
@@ -65,7 +66,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """From the first engine's start to the last commit."""
+        """Return the seconds from the start of the first engine to the last commit."""
         return sum(session.seconds for session in sessions(self.store))
 
     @property
@@ -107,7 +108,7 @@ def annotate(schedule: str, problems: Sequence[Problem], folder: Path, seed: int
 
 
 class AllAtOnce:
-    """One engine in an actor, as in a campaign, that is given all its requests at the same time."""
+    """Run one engine in an actor, as in a campaign, and give it all its requests at once."""
 
     async def load(self, core: int) -> None:
         from mmprm.sampling.vllm_sampler import VllmSampler
@@ -122,7 +123,10 @@ class AllAtOnce:
 
 
 def all_at_once(run: Run, seed: int) -> tuple[int, float]:
-    """Tokens and seconds of the same requests given to cold engines all at once, shared out evenly by their tokens."""
+    """Return the tokens and seconds of the same requests, given to newly started engines all at once.
+
+    Requests are distributed evenly by their tokens.
+    """
     load = [0] * len(CORES)
     requests: list[list[SampleRequest]] = [[] for _ in CORES]
     for problem_id in run.store.ids():
@@ -145,15 +149,17 @@ def all_at_once(run: Run, seed: int) -> tuple[int, float]:
 
 
 def label_errors(runs: dict[str, Run], labels: int, solutions: int, seed: int) -> dict[str, dict[str, Any]]:
-    """For each run: RMSE and bias of a sample of its labels against FRESH new rollouts, and the share of a sample of
-    its searched solutions whose first error stands where those rollouts have it: at the first without success.
+    """Return the label errors of each run, measured with FRESH new rollouts per prefix.
 
-    `pairs` counts, among all solutions that both runs searched, those whose first error only one of them has right;
-    its `problems` has (solutions, right in the default less right in fixed) of each problem."""
+    For each run: RMSE and bias of a sample of its labels, and the fraction of a sample of its searched solutions whose
+    first error agrees with the fresh rollouts, that is, with the first prefix without success. `pairs` counts, among
+    the solutions that both runs searched, those whose first error only one run located correctly. Its `problems` has
+    (solutions, correct in default minus correct in fixed) per problem.
+    """
     rng = random.Random(seed)
     chosen = {name: rng.sample(sorted(run.labels), min(labels, len(run.labels))) for name, run in runs.items()}
     found = {name: _first_errors(run) for name, run in runs.items()}
-    # The runs have the same seeds, so their roots share their first rollouts: both are asked about the same solutions.
+    # The runs have the same seeds, so their roots share their first rollouts: both are tested on the same solutions.
     common = sorted(set.intersection(*(set(errors) for errors in found.values())))
     searched = rng.sample(common, min(solutions, len(common)))
     differing = [key for key in common if len({errors[key] for errors in found.values()}) > 1]
@@ -184,8 +190,11 @@ def label_errors(runs: dict[str, Run], labels: int, solutions: int, seed: int) -
 
 
 def _first_errors(run: Run) -> dict[tuple[str, Steps], int]:
-    """(problem, wrong solution from the root) → place of its first error, where the search enclosed it: a right answer
-    was reached from the steps before it, and its own prefix, unless it is the last step, is labeled by wrong ones."""
+    """Return the index of the first error by (problem, incorrect solution from the root), if the search located it.
+
+    It is located if a correct answer was reached from the steps before it, and if its own prefix is labeled by
+    incorrect rollouts or it is the last step.
+    """
     found = {}
     for tree in run.trees:
         reached = {
@@ -239,8 +248,10 @@ def _fresh_values(
 
 
 def one_round(folder: Path, number: int, arguments: Namespace) -> dict:
-    """All schedules once; `number` gives the problems, the seeds and the order. Saturation is that of many problems,
-    labels are compared on the first few of them."""
+    """Run all schedules once; `number` determines the problems, the seeds and the order.
+
+    Saturation is measured on many problems, and labels are compared on the first few of them.
+    """
     chosen = [tiny.problem for tiny in make_problems(arguments.problems, number, "annotate")]
     sizes = {
         "many": ("default", arguments.problems),

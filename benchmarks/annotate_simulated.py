@@ -1,6 +1,6 @@
-"""Annotation without a model: the bookkeeping of a large campaign, and campaigns that are killed.
+"""Annotate without a model: measure the bookkeeping of a large campaign, and of campaigns that are killed.
 
-The engines are Ray actors as always, but their sampler writes solutions of recorded lengths and values. Run as a
+The engines are Ray actors as usual, but their sampler writes solutions with recorded lengths and values. Run as a
 program, this file is the driver: `annotate_simulated.py PROFILE FOLDER PROBLEMS MAX_ROLLOUTS`.
 """
 
@@ -41,11 +41,11 @@ from mmprm.types import Problem
 GIB = 2**30
 TOTALS = """SELECT TOTAL(correct + incorrect + unknown + tokens) FROM batches
 UNION ALL SELECT TOTAL(count) FROM reasons UNION ALL SELECT TOTAL(labels) FROM problems"""
-"""What counting a batch twice would change."""
+"""Query of the totals that would change if a batch were counted twice."""
 
 
 def record_profile(store: Store, path: Path) -> None:
-    """Values of the problems of a campaign, and words of each step of the solutions from their roots."""
+    """Write the values of a campaign's problems, and the words per step of the solutions sampled at their roots."""
     values, lengths = [], []
     for tree in store.trees():
         root = tree.nodes[0]
@@ -105,7 +105,7 @@ def driver(*arguments: object) -> Iterator[subprocess.Popen]:
 
 
 def watch(process: subprocess.Popen, until: Callable[[], bool], seconds: float = 0.5) -> float:
-    """Wait for `until` or the process's end; its peak memory in GiB."""
+    """Wait for `until` or the end of the process; return its peak memory in GiB."""
     peak = 0.0
     while process.poll() is None and not until():
         status = Path(f"/proc/{process.pid}/status").read_text()
@@ -119,7 +119,7 @@ def rows_of(folder: Path, sql: str) -> list[tuple]:
         connection = sqlite3.connect(f"file:{folder / STORE_NAME}?mode=ro", uri=True, timeout=30)
         with connection:
             return connection.execute(sql).fetchall()
-    except sqlite3.Error:  # the driver is still making the store
+    except sqlite3.Error:  # the driver has not created the store yet
         return []
 
 
@@ -132,7 +132,7 @@ def last_batch(folder: Path) -> int:
 
 
 def labels_of(folder: Path) -> tuple[int, str]:
-    """Number and hash of all distinct labels with their counts and values."""
+    """Return the number of distinct labels, and a hash of all labels with their counts and values."""
     store = Store.read(folder / STORE_NAME)
     rule = rule_of(store.config)
     count, digest = 0, hashlib.sha256()
@@ -145,7 +145,7 @@ def labels_of(folder: Path) -> tuple[int, str]:
 
 
 def simulated(profile: Path, folder: Path, problems: int, max_rollouts: int) -> dict:
-    """A whole campaign; near its end the driver is killed, and the time until the next run's first batch is taken."""
+    """Run a whole campaign; kill its driver near the end, and measure the time until the next run's first batch."""
     arguments = (profile, folder, problems, max_rollouts)
 
     def nearly_done() -> bool:
@@ -153,7 +153,7 @@ def simulated(profile: Path, folder: Path, problems: int, max_rollouts: int) -> 
 
     with driver(*arguments) as process:
         peak = watch(process, lambda: folder.joinpath(STORE_NAME).exists() and nearly_done(), seconds=5)
-        assert process.poll() is None, "the driver must still be at work"
+        assert process.poll() is None, "the driver must still be running"
     seconds = rows_of(folder, "SELECT MAX(last - began) FROM sessions")[0][0]
     rollouts = rows_of(folder, "SELECT TOTAL(correct + incorrect + unknown) FROM batches")[0][0]
     before, begun = last_batch(folder), time.perf_counter()
@@ -178,7 +178,7 @@ def simulated(profile: Path, folder: Path, problems: int, max_rollouts: int) -> 
 
 
 def kill(profile: Path, folder: Path, kills: int, problems: int, max_rollouts: int) -> dict:
-    """SIGKILL for the driver or a worker, by turns at random times; then one run to the end."""
+    """Kill the driver or a worker with SIGKILL, alternately and at random times; then run once to the end."""
     moment = random.Random(0)
     folder.mkdir()
     repeating = folder / "profile.json"  # steps of equal texts, so that rollouts of one state are evidence for another
@@ -242,7 +242,7 @@ def _title(process: psutil.Process) -> str:
 
 
 def growth(profile: Path, folder: Path) -> dict:
-    """Microseconds a label by the number of problems, and a state by the number of states of a single tree."""
+    """Measure the microseconds per label by the number of problems, and per state by the number of states in a tree."""
     by_problems = {}
     for problems in (10, 100, 1000):
         target = folder / f"problems-{problems}"

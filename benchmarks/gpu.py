@@ -33,14 +33,17 @@ RESULTS = Path(__file__).parent / "results" / "gpu.json"
 GIB = 2**30
 LIMIT_SECONDS = 300
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "RTX 4090": 165e12}
-"""Dense bfloat16 rates of the vendor's data sheets, for model FLOP utilization."""
+"""Dense bfloat16 peak rates from the vendor's data sheets, for model FLOP utilization."""
 LAYERS = 4
 DRY = bool(os.environ.get("MMPRM_GPU_DRY"))
 DEVICE = "cpu" if DRY else "cuda"
 
 
 def flex_attention() -> dict[str, Any]:
-    """Tree attention against a dense mask in float32, compiled graphs over many shapes, time and memory at 16 k."""
+    """Compare tree attention with a dense mask in float32, and measure time and memory.
+
+    Compiled graphs are counted over many shapes, and time and memory measured at 16 k tokens.
+    """
     from torch._dynamo.utils import counters
     from transformers.integrations.flex_attention import flex_attention_forward
 
@@ -101,7 +104,7 @@ def flex_attention() -> dict[str, Any]:
 
 
 def vision_tower() -> dict[str, Any]:
-    """Milliseconds per image of the vision tower of Qwen2.5-VL-7B, in bfloat16, without gradient."""
+    """Measure the milliseconds per image of Qwen2.5-VL-7B's vision tower, in bfloat16 without gradient."""
     from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
     from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 
@@ -141,7 +144,7 @@ def update_unshared() -> dict[str, Any]:
 
 
 def engine() -> dict[str, Any]:
-    """An engine as `mmprm rl` starts it: seconds to start, tokens per second, share of equal ids for equal seeds."""
+    """Measure an engine as `mmprm rl` starts it: startup seconds, tokens per second, equal ids for equal seeds."""
     with _engine(_model_folder()[0], 0.5) as (engine, started):
         problems = _problems(4 if DRY else 64)
         found: dict[str, Any] = {"start_seconds": started, **_memory()}
@@ -159,7 +162,7 @@ def engine() -> dict[str, Any]:
 
 
 def ipc() -> dict[str, Any]:
-    """Engine beside a trainer: weights over ipc, mismatch of log-probabilities, sleep, update, wake."""
+    """Run an engine beside a trainer: weights over ipc, mismatch of log-probabilities, sleep, update, wake."""
     folder, _ = _model_folder()
     with _engine(folder, 0.4) as (engine, _):
         found: dict[str, Any] = {}
@@ -177,7 +180,7 @@ def ipc() -> dict[str, Any]:
 
 
 def scorers() -> dict[str, Any]:
-    """PRM scores through transformers and through vLLM on the embedded model: largest difference, seconds."""
+    """Compare PRM scores through transformers and vLLM on the embedded model: largest difference and seconds."""
     import shutil
 
     from mmprm.prm.info import PrmInfo, write_info
@@ -215,7 +218,7 @@ GPU_ONLY = {"flex_attention", "vision_tower", "ipc"}
 
 
 def _subtree_ends(rows: int, width: int, prompt: int, cuts: int) -> torch.Tensor:
-    """end_BT of a prompt that several responses follow: the last token that may see token T."""
+    """Return end_BT for a prompt followed by several responses: the last token that may attend to token T."""
     end_BT = torch.full((rows, width), width - 1)
     borders = sorted(random.sample(range(prompt + 1, width), cuts))
     for start, end in zip([prompt, *borders], [*borders, width], strict=True):
@@ -236,7 +239,7 @@ def _milliseconds(function: Callable[[], Any], repeats: int = 5) -> float:
 
 
 def _memory() -> dict[str, float]:
-    """GiB in use by this process's tensors, kept by its cache, and free on the device."""
+    """Return the GiB used by this process's tensors, reserved by its allocator, and free on the device."""
     if DRY:
         return {}
     sizes = {"in_use": torch.cuda.memory_allocated(), "cached": torch.cuda.memory_reserved()}
@@ -246,7 +249,7 @@ def _memory() -> dict[str, float]:
 
 
 def _model_folder() -> tuple[str, int]:
-    """(folder, parameters) of a checkpoint with random weights and the processor of the embedded model."""
+    """Return (folder, number of parameters) of a checkpoint with random weights and the embedded model's processor."""
     from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
     from mmprm.tiny.model import weights_path
@@ -309,7 +312,10 @@ def _random_samples(trainer: Any) -> list[Any]:
 
 
 def _updates(**settings: Any) -> dict[str, Any]:
-    """Three updates of the same responses: the first compiles. MFU counts 8 FLOPs per parameter and token."""
+    """Perform three updates on the same responses, of which the first compiles.
+
+    MFU counts 8 FLOPs per parameter and token.
+    """
     from dataclasses import replace
 
     folder, parameters = _model_folder()
@@ -347,7 +353,7 @@ def _wait(coroutine: Coroutine[Any, Any, Any]) -> Any:
 
 @contextmanager
 def _engine(folder: str, share_of_memory: float) -> Iterator[tuple[Any, float]]:
-    """(engine of the RL loop in vLLM's own processes, seconds that it took to start)."""
+    """Return (engine of the RL loop in vLLM's own processes, seconds that it took to start)."""
     from mmprm.prompts import PromptConfig
     from mmprm.sampling.config import EngineConfig, SamplingConfig
     from policy_rl.rollouts.engine import RolloutEngine
@@ -396,7 +402,7 @@ def _samples_of(groups: Sequence[Any]) -> list[Any]:
 
 
 def _mismatch(trainer: Any, groups: Sequence[Any]) -> dict[str, float]:
-    """|trainer − engine| of log-probabilities in nats."""
+    """Return |trainer − engine| of log-probabilities in nats."""
     samples = _samples_of(groups)
     known = trainer.log_probs(samples)
     differences = np.concatenate([known[index].old - samples[index].engine for index in known])
@@ -411,7 +417,7 @@ def _mismatch(trainer: Any, groups: Sequence[Any]) -> dict[str, float]:
 
 
 def _local_transfer(engine: Any) -> Any:
-    """The ipc transfer of the RL loop, whose engine lives in this process instead of a Ray actor."""
+    """Return the ipc transfer of the RL loop for an engine in this process instead of a Ray actor."""
     from policy_rl.weights.vllm import EngineClient, VllmTransfer
 
     class LocalClient(EngineClient):
@@ -424,7 +430,7 @@ def _local_transfer(engine: Any) -> Any:
 
 
 def _asleep_and_back(engine: Any, trainer: Any, samples: Sequence[Any], version: int, level: int) -> dict[str, Any]:
-    """Seconds of each phase, memory around the update, and how far engine and trainer are apart afterwards."""
+    """Return the seconds per phase, the memory around the update, and the difference of engine and trainer after it."""
     found: dict[str, Any] = {}
     call = engine._sampler.call
 
@@ -454,7 +460,7 @@ def _asleep_and_back(engine: Any, trainer: Any, samples: Sequence[Any], version:
 
 
 def _run(name: str, dry: bool) -> dict[str, Any]:
-    """The part's numbers from a process of its own: DeepSpeed and vLLM keep what they take."""
+    """Run a part in a separate process and return its metrics: DeepSpeed and vLLM do not release their memory."""
     if dry and name in GPU_ONLY:
         return {"skipped": "needs a GPU"}
     environment = os.environ | ({"MMPRM_GPU_DRY": "1"} if dry else {}) | {"VLLM_LOGGING_LEVEL": "ERROR"}
@@ -462,7 +468,7 @@ def _run(name: str, dry: bool) -> dict[str, Any]:
     try:
         ran = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=LIMIT_SECONDS)
     except subprocess.TimeoutExpired:
-        return {"failed": f"not done after {LIMIT_SECONDS} s"}
+        return {"failed": f"not finished after {LIMIT_SECONDS} s"}
     answers = [line for line in ran.stdout.splitlines() if line.startswith("RESULT ")]
     if answers:
         return json.loads(answers[-1].removeprefix("RESULT "))
@@ -478,7 +484,7 @@ def main() -> None:
     if arguments.inner:
         random.seed(0)
         print("RESULT", json.dumps(PARTS[arguments.inner]()), flush=True)
-        os._exit(0)  # vLLM's and DeepSpeed's threads would keep the process
+        os._exit(0)  # threads of vLLM and DeepSpeed would keep the process alive
     if not arguments.dry and not torch.cuda.is_available():
         sys.exit("gpu.py: PyTorch sees no GPU on this machine; --dry runs small sizes on CPU")
     kept = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

@@ -1,17 +1,17 @@
-"""How well the grader judges real golds: `make bench-grading` writes benchmarks/results/grading.json.
+"""Measure how well the grader judges real gold answers: `make bench-grading` writes benchmarks/results/grading.json.
 
-repeat     share of golds that are correct when repeated between answer tags
-rewritten  share of rewritings (boxed; unit or trailing dot removed; fraction as decimal) graded correct, over golds
-           that math-verify parses
+repeat     fraction of golds graded correct when repeated between answer tags
+rewritten  fraction of rewritings (boxed; unit or trailing dot removed; fraction as decimal) graded correct, over the
+           golds that math-verify parses
 shuffled   other problems' different golds graded correct (a count)
-perturbed  golds with one numeral changed graded correct (a count)
-unknown    UNKNOWN verdicts among each of them; a failure in the first two
-cases      over a folder of JSON lines (gold, response, choices, right): share of verdicts that are right, and under
-           false_correct the wrong answers that are graded correct (a count); skipped where there is no such folder
-speed      Math-Verify's seconds over the grader's: see grading_speed.py
+perturbed  golds with one changed numeral graded correct (a count)
+unknown    UNKNOWN verdicts in each of these; a failure in the first two
+cases      over a folder of JSON lines (gold, response, choices, right): fraction of correct verdicts, and in
+           false_correct the incorrect answers graded correct (a count); skipped if there is no such folder
+speed      Math-Verify's seconds divided by the grader's: see grading_speed.py
 
 `n` holds the denominators. Two golds are different unless their letters, digits and signs agree, or Math-Verify's
-reading of both has the same value, exactly or in its first 50 digits.
+readings of both have the same value, exactly or in its first 50 digits.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ BARS = {
 }
 
 Pair = tuple[Problem, str]
-"""A problem and the answer that is put between the tags, or the whole response."""
+"""A problem, and the answer to put between the tags or the whole response."""
 
 
 def repeat(problems: list[Problem]) -> list[Pair]:
@@ -82,7 +82,7 @@ def perturbed(problems: list[Problem]) -> list[Pair]:
 
 
 def without_dollars(gold: str) -> str:
-    """Without math delimiters; `\\$` is a price and stays."""
+    """Return the text without math delimiters; `\\$` is a price and is kept."""
     return re.sub(r"(?<!\\)\$", "", gold).strip()
 
 
@@ -106,14 +106,16 @@ def skeleton(gold: str) -> str:
 
 
 def math_verify_values(gold: str) -> list:
-    """Parsed with math-verify's own time limit, which works here because this is the main thread."""
+    """Parse with math-verify's own time limit, which works here because this is the main thread."""
     return parse(f"${without_dollars(gold)}$", fallback_mode="no_fallback")
 
 
 def really_different(gold: str, other: str) -> bool:
-    """Judge independently of the grader: Math-Verify reads both, and their values differ."""
+    """Judge two golds independently of the grader: Math-Verify reads both, and their values differ."""
     one, two = (next(iter(math_verify_values(text)), None) for text in (gold, other))
-    one, two = (value.rhs if isinstance(value, Eq) else value for value in (one, two))  # y = 3 states 3
+    one, two = (
+        value.rhs if isinstance(value, Eq) else value for value in (one, two)
+    )  # an equation y = 3 gives the value 3
     if one is None or two is None or one == two:
         return one != two
     if not (isinstance(one, Expr) and isinstance(two, Expr)):
@@ -124,7 +126,7 @@ def really_different(gold: str, other: str) -> bool:
 
 
 def judge_cases(folder: Path, grader: SymbolicGrader) -> dict | None:
-    """Return the shares over known verdicts, None without the folder."""
+    """Return the fractions over known verdicts, or None without the folder."""
     files = sorted(folder.glob("*.jsonl"))
     if not files:
         print(f"cases: skipped, {folder} has no .jsonl files", file=sys.stderr)
@@ -170,7 +172,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "grading.json")
     parser.add_argument("--cases", type=Path, default=ROOT.parent / "shared" / "cases" / "grading")
-    parser.add_argument("--pairs", type=int, default=600, help="pairs of one timed run")
+    parser.add_argument("--pairs", type=int, default=600, help="number of pairs per timed run")
     arguments = parser.parse_args()
     problems = [problem for file in FILES for problem in load_problems(ProblemsConfig(path=str(arguments.data / file)))]
     with SymbolicGrader(GraderConfig(workers=os.cpu_count() or 1)) as grader:

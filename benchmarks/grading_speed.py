@@ -1,7 +1,7 @@
-"""How fast answers are graded, against Math-Verify's own `parse` and `verify` of the same pairs in the same process.
+"""Compare the speed of grading with Math-Verify's own `parse` and `verify` of the same pairs in the same process.
 
-easy       whole numbers, fractions, decimals, a named value, a unit; half of them wrong
-symbolic   one pair in five an expression: a polynomial, a root, a multiple of pi
+easy       whole numbers, fractions, decimals, a named value, a unit; half of them incorrect
+symbolic   one pair in five is an expression: a polynomial, a root, a multiple of pi
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from mmprm.grading.symbolic import SymbolicGrader
 from mmprm.types import Problem
 
 SHARES = {"easy": 0.0, "symbolic": 0.2}
-"""Share of pairs that are expressions."""
+"""Fraction of pairs that are expressions."""
 RUNS = 5
 
 Texts = tuple[str, str]
@@ -69,7 +69,7 @@ def seconds_there(texts: list[Texts]) -> float:
 
 
 def speed_ups(count: int) -> dict[str, float]:
-    """Return, by kind of pairs, the median over runs of Math-Verify's seconds over ours."""
+    """Return, by kind of pairs, the median over runs of Math-Verify's seconds divided by the grader's."""
     ratios: dict[str, float] = {}
     for name, share in SHARES.items():
         runs = []

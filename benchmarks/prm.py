@@ -1,14 +1,15 @@
-"""Training, scoring, serving and searching with a PRM: `make bench-prm` writes benchmarks/results/prm.json.
+"""Measure training, scoring, serving and searching with a PRM: `make bench-prm` writes benchmarks/results/prm.json.
 
-train_vs_trl   labels trained a second over TRL's PRM trainer, and the largest loss difference of 20 equal steps
-tree_packing   distinct labels trained a second with trees as sequences over one path a row
-score          steps scored a second: vLLM over transformers one at a time and in batches; shared prefixes over none
-serve          a service under load: errors, and whether its scores are those of the scorer itself
-search         beam search and best-of-N at equal generated tokens on the tiny world
-demo           the demo's own figures: F1 of first errors, accuracy, seconds of training
+train_vs_trl   labels trained per second relative to TRL's PRM trainer; largest loss difference over 20 equal steps
+tree_packing   distinct labels trained per second, trees as sequences relative to one path per row
+score          steps scored per second: vLLM relative to transformers, one at a time and batched; shared prefixes
+               relative to none
+serve          a service under load: errors, and whether its scores equal those of the scorer itself
+search         beam search and best-of-N at equal generated tokens in the tiny world
+demo           the demo's own metrics: F1 of first errors, accuracy, seconds of training
 
-It stands on a demo run (`make demo`): its labels, its trees and its PRM, whose own figures are in its summary. Ratios
-are medians of several rounds, lowest and highest beside them; all else stands in prm_details.json.
+It uses the labels, trees and PRM of a demo run (`make demo`), whose metrics are in its summary. Ratios are medians of
+several rounds, with their minimum and maximum; all other measurements are in prm_details.json.
 """
 
 from __future__ import annotations
@@ -81,7 +82,7 @@ def tree_packing(demo: Path) -> Results:
 
 
 def score(demo: Path, rounds: int = 3, problems: int = 64) -> Results:
-    """16 solutions of each problem, with their images, shuffled for the engines."""
+    """Measure scoring of 16 solutions per problem, with their images, shuffled for the engines."""
     from prm_packing import shared_scoring_ratio
 
     rng, prm = random.Random(0), str(demo / "train" / "prm")
@@ -130,7 +131,7 @@ def serve(demo: Path) -> Results:
 
 
 def search(demo: Path, problems: int = 200) -> Results:
-    """`mmprm search` with its defaults for the tiny world and best-of-N beside it."""
+    """Run `mmprm search` with its defaults for the tiny world, and best-of-N for comparison."""
     with tempfile.TemporaryDirectory(prefix="mmprm-bench-") as folder:
         made = [tiny.problem for tiny in make_problems(problems, 2000, "test")]
         write_problems(Path(folder) / "problems.jsonl", made)
@@ -150,7 +151,7 @@ def search(demo: Path, problems: int = 200) -> Results:
 
 
 def demo_figures(demo: Path) -> Results:
-    """At the largest N, as they stand in the demo's summary; nothing is run."""
+    """Return the metrics at the largest N from the demo's summary; nothing is run."""
     summary = json.loads((demo / "summary.json").read_text())
     return {
         "prm_step_f1": summary["first_error"]["f1"],
@@ -171,11 +172,13 @@ PARTS: dict[str, Callable[[Path], Results]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS, help="measure these, keep the other figures")
+    parser.add_argument(
+        "--only", nargs="*", choices=PARTS, default=PARTS, help="parts to measure; other results are kept"
+    )
     parser.add_argument("--demo", type=Path, default=ROOT / "runs" / "demo", help="folder of a demo run")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "prm.json")
     arguments = parser.parse_args()
-    assert (arguments.demo / "labels.parquet").exists(), f"{arguments.demo} holds no demo run; make demo writes one"
+    assert (arguments.demo / "labels.parquet").exists(), f"{arguments.demo} contains no demo run; run make demo first"
     details_path = arguments.output.with_name(f"{arguments.output.stem}_details.json")
     results, details = (json.loads(p.read_text()) if p.exists() else {} for p in (arguments.output, details_path))
     for name in arguments.only:

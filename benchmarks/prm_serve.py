@@ -1,4 +1,4 @@
-"""`mmprm serve` under load: many clients at once, and whether they get the scores of the scorer itself."""
+"""Load `mmprm serve` with many concurrent clients, and check that they get the scores of the scorer itself."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from mmprm.tiny.world import Mistakes, make_problems, solve
 from mmprm.types import Solution
 
 TOLERANCE = 1e-3
-"""Of the scores in float32, as for every comparison of vLLM with transformers."""
+"""Maximum difference of float32 scores, as in every comparison of vLLM with transformers."""
 START_SECONDS = 300
 BAD_EVERY = 16
-"""One request among so many holds what must be refused."""
+"""One of this many requests must be refused."""
 
 
 def serve_load(
     prm: str, clients: int = 64, requests: int = 2048, backend: str = "vllm", seed: int = 0
 ) -> dict[str, int | float | bool]:
-    """`requests` different solutions with their images, one a request, from `clients` callers that each ask again as
-    soon as they are answered; among them requests that must be refused, which do not count.
+    """Send `requests` different solutions with their images, one per request, from `clients` concurrent callers.
 
-    `equal`: every score is within TOLERANCE of transformers offline. `errors`: answers without the scores that they
-    should have, or with other than the refusal. Latencies are those of the scored, in seconds.
+    Each caller sends its next request when the previous one is answered. Requests that must be refused are mixed in and
+    do not count. `equal`: every score is within TOLERANCE of transformers offline. `errors`: scored requests answered
+    without their scores, and invalid ones that were not refused. Latencies are those of scored requests, in seconds.
     """
     rng = random.Random(seed)
     solutions = [

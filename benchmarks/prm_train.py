@@ -1,10 +1,9 @@
-"""`mmprm train` beside TRL's PRM trainer, on a small text-only model and the labels of a demo run.
+"""Compare `mmprm train` with TRL's PRM trainer on a small text-only model and the labels of a demo run.
 
-Rates are in distinct labels: the same paths for both, on which TRL's export repeats what they share.
-
-Both train hard labels in float32 from the same weights, with at most the same number of tokens at once: TRL in batches
-of rows of like length, padded to their longest, ours with each of its packings, of which the fastest counts. TRL has
-what it needs in a folder of its own (`make trl`) and runs in a process of its own.
+Rates are in distinct labels: both use the same paths, on which TRL's export repeats what they share. Both train hard
+labels in float32 from the same weights, with at most the same number of tokens at once: TRL in batches of rows of
+similar length, padded to the longest; mmprm with each of its packings, of which the fastest counts. TRL is installed in
+its own folder (`make trl`) and runs in a separate process.
 """
 
 from __future__ import annotations
@@ -48,7 +47,7 @@ COMPARED_STEPS, COMPARED_BATCH, COMPARED_RATE = 20, 16, 1e-3
 
 
 def train_vs_trl(labels: Path, rounds: int = 3) -> dict[str, Any]:
-    """{ratio, spread, max_loss_diff, labels a second of each}."""
+    """Return {ratio, spread, max_loss_diff, labels per second of each}."""
     with tempfile.TemporaryDirectory(prefix="mmprm-bench-") as name:
         folder = Path(name)
         examples = [_without_images(example) for example in read_parquet(str(labels))]
@@ -77,12 +76,12 @@ def train_vs_trl(labels: Path, rounds: int = 3) -> dict[str, Any]:
 def _without_images(example: LabeledExample) -> LabeledExample:
     problem = example.problem
     question = problem.question.replace(IMAGE, "").strip()
-    # The image tells the problems apart, the text may not: near-duplicates would be dropped.
+    # Problems may differ only in their image, and equal texts would be dropped as near-duplicates.
     return replace(example, problem=Problem(problem.id, f"{problem.id} {question}", problem.answer))
 
 
 def _make_models(folder: Path) -> None:
-    """base/: a language model of the tiny policy's size; trl/: the same as a PRM in TRL's form."""
+    """Write base/, a language model of the tiny policy's size, and trl/, the same model as a PRM in TRL's form."""
     known = AutoTokenizer.from_pretrained(weights_path())
     tokenizer = PreTrainedTokenizerFast(  # without the class that reads images
         tokenizer_object=known.backend_tokenizer, eos_token=known.eos_token, pad_token=known.pad_token
@@ -127,13 +126,16 @@ def _trl_labels_per_second(folder: Path) -> float:
 
 
 def _distinct_labels(folder: Path) -> int:
-    """The export repeats on every path what paths share; each label counts once, as it does for us."""
+    """Return the number of distinct labels; the export repeats on every path what paths share."""
     examples = read_parquet(str(folder / "labels.parquet"))
     return sum(counts is not None for example in examples for counts in example.path.counts)
 
 
 def _largest_loss_difference(folder: Path) -> float:
-    """Over the steps of two runs from the same weights on the same batches, both with a two-class head."""
+    """Return the maximum over the steps of two runs.
+
+    They start from the same weights and use the same batches, both with a two-class head.
+    """
     theirs = _trl(folder, COMPARED_BATCH, 1, COMPARED_STEPS, COMPARED_RATE, "sequential")["losses"]
     judge, form = load_scoring_model(str(folder / "trl"), read_info(folder / "trl"))
     training = TrainingConfig(
@@ -157,7 +159,7 @@ def _largest_loss_difference(folder: Path) -> float:
 
 
 def _rows(folder: Path) -> Iterator[tuple[Solution, Sequence[float]]]:
-    """The exported rows as solutions with their labels."""
+    """Return the exported rows as solutions with their labels."""
     for line in (folder / "export" / "train.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         yield Solution(Problem("", row["prompt"], ""), tuple(row["completions"])), [float(x) for x in row["labels"]]
@@ -173,7 +175,9 @@ def _trl(folder: Path, batch: int, accumulate: int, steps: int, rate: float, ord
     separator = read_info(folder / "trl").tokens.marker
     command = [sys.executable, str(Path(__file__).parent / "trl_prm.py"), str(folder / "export" / "train.jsonl")]
     command += [str(folder / "trl"), separator, *map(str, (batch, accumulate, steps, rate, order))]
-    environment = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}  # of an engine in here
+    environment = {
+        name: value for name, value in os.environ.items() if name != "LOCAL_RANK"
+    }  # set by an engine in this process
     environment |= {"PYTHONPATH": str(TRL), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]

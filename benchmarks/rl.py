@@ -1,16 +1,16 @@
-"""Reinforcement learning of the embedded policy: `make bench-rl` writes benchmarks/results/rl.json.
+"""Measure reinforcement learning of the embedded policy: `make bench-rl` writes benchmarks/results/rl.json.
 
-rloo_outcome   held-out pass@1 before and after RLOO on outcomes alone, three seeds; the least gain
-cpgd_outcome   CPGD and RLOO with PPO clip at eight updates a rollout: pass@1, and at rising learning rates the runs
-               that collapse (pass@1 below half of before, or no number)
-prm_speedup    steps that outcome alone needs to its final accuracy over those that outcome and process need
-overhead       share of a step outside generation, scoring, forward, backward and optimizer
-sync           share of a step that the transfer of weights takes
-vs_trl         seconds of a step over those of TRL's RLOO trainer as it comes; tuned, of a step and of the update alone
+rloo_outcome   held-out pass@1 before and after RLOO on outcomes alone, with three seeds; the smallest gain
+cpgd_outcome   CPGD and RLOO with PPO clip at eight updates per rollout: pass@1, and with increasing learning rates the
+               number of runs that collapse (pass@1 below half of its initial value, or not finite)
+prm_speedup    steps that outcome alone needs to reach its final accuracy, relative to outcome and process
+overhead       fraction of a step outside generation, scoring, forward, backward and optimizer
+sync           fraction of a step spent on the transfer of weights
+vs_trl         seconds per step relative to TRL's RLOO trainer as installed; when tuned, per step and per update
 
-Each run is `mmprm rl` with configs/rl/tiny.yaml and other keys, in a process of its own; its metrics.jsonl is kept
-below the working folder, and a benchmark that was stopped goes on with the runs that are missing. prm_speedup takes the
-process reward model of a demo run.
+Each run is `mmprm rl` with configs/rl/tiny.yaml and overridden keys, in a separate process. Its metrics.jsonl is kept
+in the working folder, so that an interrupted benchmark resumes with the missing runs. prm_speedup uses the process
+reward model of a demo run.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ SEEDS = (0, 1, 2)
 HELD_OUT = 300
 STEPS = 40
 EVERY = 5
-"""Steps between evaluations where their number is asked for."""
+"""Steps between evaluations in runs that measure a number of steps."""
 RATE = 3e-4
 UPDATES = 8
 MANY_UPDATES_RATE = 1e-4
-"""With UPDATES updates a rollout."""
+"""Learning rate with UPDATES updates per rollout."""
 RATES = (3e-4, 6e-4, 1e-3, 3e-3)
-"""Of the trials of stability, each with all seeds, until PPO clip collapses in two of them."""
+"""Learning rates of the stability trials, each with all seeds, until PPO clip collapses with two seeds."""
 
 Results = dict[str, Any]
 BARS: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -63,7 +63,7 @@ BARS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 class Runs:
-    """Finished runs by name in one folder, on the same problems."""
+    """Hold finished runs by name in one folder, all on the same problems."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -74,7 +74,7 @@ class Runs:
                 write_problems(self.problems(split), [tiny.problem for tiny in made])
 
     def __call__(self, name: str, seed: int, **sets: Any) -> list[Results]:
-        """Rows of its metrics.jsonl; for a run that ended with an error those until then."""
+        """Return the rows of the run's metrics.jsonl; if the run ended with an error, those written until then."""
         output = self._folder / f"{name}-{seed}"
         done, metrics = output / "done", output / "metrics.jsonl"
         if not done.exists():
@@ -139,7 +139,7 @@ def cpgd_outcome(runs: Runs) -> Results:
 
 
 def prm_speedup(runs: Runs) -> Results:
-    """The first evaluation that reaches the final accuracy of outcome alone; none: no speed-up to tell."""
+    """Return the speedup to the first evaluation that reaches the final accuracy of outcome alone, or None."""
     outcome = [_evaluations(each) for each in _rloo(runs)]
     process = {"eval_every": EVERY, "process.scorer.prm": PRM}
     both = [_evaluations(runs("process", seed, **process)) for seed in SEEDS]
@@ -164,7 +164,7 @@ def sync(runs: Runs) -> Results:
 
 
 def vs_trl(_: Runs) -> Results:
-    """No run is kept: the two stand side by side."""
+    """Compare with TRL; no run is kept, because the two alternate."""
     from rl_trl import step_vs_trl
 
     with tempfile.TemporaryDirectory(prefix="mmprm-bench-") as folder:
@@ -185,7 +185,7 @@ def _evaluations(rows: list[Results]) -> list[Results]:
 
 
 def _collapsed(evaluations: list[Results]) -> bool:
-    """A run that ended with an error has no last evaluation."""
+    """Return whether a run collapsed; a run that ended with an error has no last evaluation."""
     before, after = evaluations[0]["pass_at_1"], evaluations[-1]["pass_at_1"]
     return evaluations[-1]["step"] < STEPS or math.isnan(after) or after < before / 2
 
@@ -202,8 +202,10 @@ PARTS: dict[str, Callable[[Runs], Results]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS, help="measure these, keep the other figures")
-    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench-rl", help="folder of the runs")
+    parser.add_argument(
+        "--only", nargs="*", choices=PARTS, default=PARTS, help="parts to measure; other results are kept"
+    )
+    parser.add_argument("--work", type=Path, default=ROOT / "runs" / "bench-rl", help="folder for the runs")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "rl.json")
     arguments = parser.parse_args()
     runs = Runs(arguments.work)

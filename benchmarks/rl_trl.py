@@ -1,11 +1,11 @@
-"""A step of `mmprm rl` beside one of TRL's RLOO trainer: the embedded policy, its images, the same problems.
+"""Compare a step of `mmprm rl` with one of TRL's RLOO trainer: the embedded policy, its images, the same problems.
 
-Both sample PROMPTS × GROUP_SIZE responses a step, grade them with our grader and make one update in float32 from the
-same weights, without a reference model. TRL samples with transformers, ours with vLLM, its model compiled. TRL runs
-twice. As it comes (`ratio`) it has its own defaults where the task leaves a choice: 8 rows at once, gradient
-checkpointing. Tuned (`tuned_ratio`, `update_ratio`) it does without checkpointing; at most TOKENS_AT_ONCE tokens,
-padding included, go through the model at once in an update, and of the batchings within that each side's fastest
-counts. TRL has what it needs in a folder of its own (`make trl`) and runs in a process of its own.
+Both sample PROMPTS × GROUP_SIZE responses per step, grade them with mmprm's grader and perform one float32 update from
+the same weights, without a reference model. TRL samples with transformers, mmprm with vLLM and a compiled model. TRL
+runs twice. As installed (`ratio`), it uses its defaults where the task leaves a choice: 8 rows at once and gradient
+checkpointing. Tuned (`tuned_ratio`, `update_ratio`), it runs without checkpointing; at most TOKENS_AT_ONCE tokens,
+including padding, pass through the model at once in an update, and the fastest batch size within that limit counts for
+each side. TRL is installed in its own folder (`make trl`) and runs in a separate process.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ OUR_BUDGETS = (2048, 4096, 8192)
 TRL_BATCHES = (16, 32, 64)
 """Rows at once, into which TRL can divide a step."""
 AS_IT_COMES = 0
-"""In place of a number of rows."""
+"""Value in place of a number of rows that keeps TRL's defaults."""
 
 Results = dict[str, Any]
 
@@ -38,10 +38,9 @@ Results = dict[str, Any]
 def step_vs_trl(
     ours: Callable[..., list[Results]], problems: Path, seeds: Sequence[int], learning_rate: float
 ) -> Results:
-    """{ratio, tuned_ratio, update_ratio, their spreads, the medians of all three}, of medians over the steps after
-    WARM_UP.
+    """Return {ratio, tuned_ratio, update_ratio, their spreads, all three medians} over the steps after WARM_UP.
 
-    `ours(name, seed, **keys)` runs `mmprm rl` on `problems` and gives its metrics. `update_seconds` are those of
+    `ours(name, seed, **keys)` runs `mmprm rl` on `problems` and returns its metrics. `update_seconds` are those of
     forward, backward and optimizer.
     """
 
@@ -67,7 +66,9 @@ def step_vs_trl(
 
     def their_step(seed: int, batch: int) -> Results:
         found = _trl(problems, batch, learning_rate, seed)
-        assert batch * found.pop("longest") <= TOKENS_AT_ONCE, "TRL has more tokens at once than ours"  # 0 as it comes
+        assert batch * found.pop("longest") <= TOKENS_AT_ONCE, (
+            "TRL processes more tokens at once than mmprm"
+        )  # 0 keeps the defaults
         return _medians(**found)
 
     budget, our_first = _fastest(our_step, seeds[0], OUR_BUDGETS)
@@ -90,13 +91,13 @@ def step_vs_trl(
 
 
 def _fastest(step: Callable[[int, int], Results], seed: int, batchings: Sequence[int]) -> tuple[int, Results]:
-    """Sampling is the same in all."""
+    """Return the fastest run; sampling is the same in all of them."""
     found = {batching: step(seed, batching) for batching in batchings}
     return min(found.items(), key=lambda item: item[1]["update_seconds"])
 
 
 def _medians(**values: Sequence[float]) -> Results:
-    assert all(len(each) == STEPS for each in values.values()), "one figure a step"
+    assert all(len(each) == STEPS for each in values.values()), "one value per step"
     return {name: median(each[WARM_UP:]) for name, each in values.items()}
 
 

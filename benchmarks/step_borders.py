@@ -1,15 +1,15 @@
-"""What a prefix costs that ends inside a token of the policy. `make bench-borders` writes results/borders.json.
+"""Measure the cost of prefixes that end inside a token: `make bench-borders` writes results/borders.json.
 
-A small text policy with a byte-level vocabulary cut like Qwen's is trained to write calculations, its step tags one
-after the other (`><` is a token), line by line (`>\\n`) or with blank lines between (`>\\n\\n`). Its own solutions are
-cut after each tag, and the same states are continued by the ids that the policy wrote and by their text.
-
-The policy is measured twice: trained on its own tokens alone, and trained on with mixed ones (BPE dropout).
+A small text policy with a byte-level vocabulary split like Qwen's is trained to write calculations, with its step tags
+one after the other (`><` is a token), line by line (`>\\n`) or with blank lines between them (`>\\n\\n`). Its own
+solutions are cut after each tag, and the same states are continued from the token ids that the policy wrote and from
+their text. The policy is measured twice: trained on its own tokenization alone, and then also on mixed tokenizations
+(BPE dropout).
 
 inside_tokens   borders at which the prompt ends inside a token of the policy
-difference      mean of |value by ids - value by text|; noise: the same between two runs by ids, with other seeds
-repeated        share of the draws by ids that left the prefix and were made again
-unsplit         share of the continuations that cannot be cut into steps
+difference      mean of |value by ids - value by text|; noise: the same between two runs by ids with other seeds
+repeated        fraction of the samples by ids that left the prefix and were sampled again
+unsplit         fraction of the continuations that cannot be split into steps
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ROLLOUTS = 256
 
 
 class State(NamedTuple):
-    """A prefix of a solution that ends at a step's tag, and the tokens that end within it."""
+    """Hold a prefix of a solution that ends at a step's tag, and the tokens that end in it."""
 
     problem: Problem
     prefix: str
@@ -50,7 +50,7 @@ class State(NamedTuple):
 
 
 def way(step: str) -> str | None:
-    """Return how the solution is written that this step begins."""
+    """Return how the solution that this step begins is written."""
     behind = step[len(step.rstrip()) :]
     return next((name for name, between in BETWEEN.items() if behind == between), None)
 
@@ -65,13 +65,19 @@ def unsplit(completions: Sequence[Completion]) -> float:
 
 
 def repeated(completions: Sequence[Completion]) -> float:
-    """Return the share of draws that left the prefix: more tokens than a completion's own and the end of its turn."""
+    """Return the fraction of samples that left the prefix: those with more tokens than a completion and its end of
+    turn.
+    """
     return fmean(c.tokens is None or c.token_count > len(c.tokens.ids) + 1 for c in completions)
 
 
 async def states_of(sampler: Any, count: int, seed: int) -> tuple[dict[str, list[State]], dict[str, Counter[str]]]:
-    """Return states by the way in which their solution is written, each from another one, and what their borders are:
-    "borders" in all, "inside_tokens_by_ids", and by text at the tag and after its line breaks, where a step ends."""
+    """Return states by the way in which their solution is written, each from a different one, and counts of their
+    borders.
+
+    The counts are "borders" for the total, "inside_tokens_by_ids", and by text those at the tag and after its line
+    breaks, where a step ends.
+    """
     rng = random.Random(f"{seed}/states")
     found: dict[str, list[State]] = {name: [] for name in BETWEEN}
     borders: dict[str, Counter[str]] = {name: Counter() for name in BETWEEN}
@@ -156,12 +162,12 @@ async def measure(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "bench-borders", help="keeps the policies")
+    parser.add_argument("--folder", type=Path, default=ROOT / "runs" / "bench-borders", help="folder for the policies")
     parser.add_argument(
-        "--steps", type=int, default=1200, help="of the training; a quarter more for mixed tokens (1200)"
+        "--steps", type=int, default=1200, help="training steps; a quarter more for mixed tokenizations (1200)"
     )
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--states", type=int, default=8, help="of each way to write steps (8)")
+    parser.add_argument("--states", type=int, default=8, help="states per way to write steps (8)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "borders.json")
     arguments = parser.parse_args()

@@ -1,4 +1,4 @@
-"""The policy of step_borders.py: calculations with step tags, in a byte-level vocabulary cut like Qwen's."""
+"""Define the policy of step_borders.py: calculations with step tags, in a byte-level vocabulary split like Qwen's."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PAD, BEGIN, END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-"""Where Qwen's vocabulary cuts a text before it joins bytes."""
+"""Pattern by which Qwen's vocabulary splits a text before it merges bytes."""
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -51,7 +51,7 @@ def results(digits: Sequence[int], signs: Sequence[str]) -> Iterator[int]:
 
 
 def solution(digits: Sequence[int], signs: Sequence[str], rng: random.Random) -> Steps:
-    """Some results are off by one or ten, and carried on."""
+    """Return a solution; some results are off by one or ten, and the error is carried forward."""
     value, steps = digits[0], []
     for sign, digit in zip(signs, digits[1:], strict=True):
         result = OPERATORS[sign](value, digit)
@@ -67,7 +67,7 @@ def text_of(problem: Problem, response: str = "") -> str:
 
 
 def examples(rng: random.Random) -> Iterator[tuple[str, str]]:
-    """Pairs of a prompt and a response, in all ways to write steps."""
+    """Return pairs of a prompt and a response, in all ways to write steps."""
     while True:
         problem, digits, signs = calculation(rng)
         yield text_of(problem), rng.choice(list(BETWEEN.values())).join(solution(digits, signs, rng)) + END
@@ -100,8 +100,11 @@ def build_tokenizer(seed: int) -> PreTrainedTokenizerFast:
 
 
 def train(folder: Path, steps: int, batch: int, seed: int, beginning: Path | None = None) -> None:
-    """Train a policy from random weights, or go on from another one with every second batch in tokens joined at random
-    (BPE dropout): text that is not cut as the vocabulary would, as large corpora hold it."""
+    """Train a policy from random weights, or continue from another one with mixed tokenizations (BPE dropout).
+
+    With these, the tokens of every second batch are merged at random: text that is not tokenized in the vocabulary's
+    usual way, as large corpora contain it.
+    """
     torch.manual_seed(seed)
     if beginning is None:
         tokenizer = build_tokenizer(seed)
@@ -146,7 +149,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
 
 
 def loss_of(model: Qwen2ForCausalLM, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
-    """Mean cross-entropy over the tokens of the responses."""
+    """Return the mean cross-entropy over the tokens of the responses."""
     prompts, responses = (
         tokenizer(list(texts), add_special_tokens=False).input_ids for texts in zip(*pairs, strict=True)
     )

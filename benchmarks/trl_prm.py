@@ -1,7 +1,7 @@
-"""TRL's PRM trainer on a file of the trl export.
+"""Run TRL's PRM trainer on a file in the trl export format.
 
-`trl_prm.py DATA MODEL SEPARATOR BATCH ACCUMULATE STEPS LEARNING_RATE ORDER` runs with TRL on the path (`make trl`), in
-a process of its own; ORDER is one of transformers' (sequential, group_by_length). Prints one JSON line: loss and
+`trl_prm.py DATA MODEL SEPARATOR BATCH ACCUMULATE STEPS LEARNING_RATE ORDER` runs in a separate process with TRL on the
+path (`make trl`); ORDER is one of transformers' (sequential, group_by_length). It prints one JSON line: loss and
 seconds of each optimizer step, and the labels of each row.
 """
 

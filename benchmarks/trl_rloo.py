@@ -1,10 +1,10 @@
-"""TRL's RLOO trainer on problems of a JSONL file, with the answers judged by our grader.
+"""Run TRL's RLOO trainer on problems of a JSONL file, with answers graded by mmprm's grader.
 
-`trl_rloo.py MODEL PROBLEMS PROMPTS GROUP_SIZE STEPS BATCH MAX_TOKENS LEARNING_RATE SEED` runs with TRL on the path
-(`make trl`), in a process of its own; BATCH is per_device_train_batch_size, without gradient checkpointing; 0 leaves
-both to TRL. The problems are the first PROMPTS × STEPS
-of the file. Prints one JSON line: of each step the seconds, those of forward, backward and optimizer among them, the
-mean reward and the mean tokens of a response; and the tokens of the longest row.
+`trl_rloo.py MODEL PROBLEMS PROMPTS GROUP_SIZE STEPS BATCH MAX_TOKENS LEARNING_RATE SEED` runs in a separate process
+with TRL on the path (`make trl`). BATCH is per_device_train_batch_size, without gradient checkpointing; 0 leaves both
+to TRL. The problems are the first PROMPTS × STEPS of the file. It prints one JSON line with, per step, the seconds,
+those of forward, backward and optimizer among them, the mean reward, and the mean tokens per response; and with the
+tokens of the longest row.
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ PROMPT = PromptConfig(preset="plain")
 
 
 class Clock(TrainerCallback):
-    """Of each step: `seconds` from the end of the one before, so that reading the data counts too; `update_seconds`
-    from its beginning, but for `preparing`, in which TRL samples and scores."""
+    """Measure each step.
+
+    `seconds` start at the end of the previous step, so that reading the data counts too. `update_seconds` start at the
+    beginning of the step and exclude `preparing`, in which TRL samples and scores.
+    """
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -127,7 +130,7 @@ def _dataset(problems: list[Problem]) -> Dataset:
 
 
 def _check_prompt(trainer: TimedTrainer, problem: Problem) -> None:
-    """The prompt is the one that our policy gets."""
+    """Check that the prompt equals the one that our policy gets."""
     text = render(trainer.processing_class, problem, "", PROMPT)
     row = trainer.train_dataset[0]
     parts = messages(problem, PROMPT)[0]["content"]
@@ -136,7 +139,7 @@ def _check_prompt(trainer: TimedTrainer, problem: Problem) -> None:
     (ours,) = trainer.processing_class(text=[text], images=row["images"])["input_ids"]
     chat = [{"role": "user", "content": [{"type": "image", "image": row["images"][0]}, parts[1]]}]
     (theirs,), _, _ = trainer._tokenize_prompts([chat])
-    assert list(ours) == list(theirs), "TRL asks another prompt"
+    assert list(ours) == list(theirs), "TRL uses a different prompt"
 
 
 if __name__ == "__main__":
