@@ -1,4 +1,4 @@
-"""Define one engine of a RolloutPool: the code that runs inside its Ray actor."""
+"""Define one engine of a RolloutPool: the code that runs in its Ray actor."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from policy_rl.weights.transfer import Published
 
 FINISHED = ("stop", "length")
 ARGUMENTS = {
-    # The probability with which a token was sampled: after temperature and banned tokens are applied.
+    # The probability with which a token was sampled, after temperature and banned tokens are applied.
     "logprobs_mode": "processed_logprobs",
     "worker_extension_cls": "policy_rl.weights.worker.WeightLoading",
-    "disable_log_stats": True,  # statistics take 5 % of a small model's time, and nothing reads them
+    "disable_log_stats": True,  # they take 5 % of a small model's time, and nothing reads them
 }
 
 
@@ -84,21 +84,27 @@ class RolloutEngine:
                 self._sampler.logprobs(self._probe),
             )
             if not emptied:
-                raise TrainingError("vLLM did not empty its prefix cache, which holds what the old weights computed")
+                raise TrainingError(
+                    "vLLM did not empty its prefix cache, which holds values computed with the old weights; run the "
+                    "same command again to resume from the last checkpoint"
+                )
             return answer
         except MmprmError:
             raise
-        except Exception as error:  # vLLM raises many kinds of errors for weights that do not fit its model.
+        except Exception as error:  # vLLM raises many kinds of errors for weights that do not match its model
             raise TrainingError(
-                f"an engine cannot take in the {published}: {type(error).__name__}: {error}; the trainer must send the "
-                f"tensors of the checkpoint that the engine started from"
+                f"an engine cannot load the {published}: {type(error).__name__}: {error}; check that trainer and "
+                "engines start from the same model, and run the same command again to resume"
             ) from error
 
     async def _load_files(self, published: Published) -> None:
         arguments = (published.folder, published.version, dict(published.checksums))
         for got in await self._sampler.call("collective_rpc", "load_weight_files", None, arguments):
             if tuple(got) != (published.tensors, published.bytes):
-                raise TrainingError(f"an engine's worker read {got[0]} tensors of {got[1]} bytes, not the {published}")
+                raise TrainingError(
+                    f"an engine's worker read {got[0]} tensors of {got[1]} bytes, not the {published}; check that "
+                    "nothing else writes to weights.folder, and run the same command again to resume"
+                )
 
     async def worker_call(self, method: str, arguments: dict[str, Any]) -> list[Any]:
         """Call a method of every vLLM worker of this engine; return their results."""
@@ -111,7 +117,7 @@ class RolloutEngine:
         self._is_asleep = True
 
     async def wake(self) -> None:
-        """Reallocate the memory of the weights, but not that of the caches: the trainer needs some to send weights."""
+        """Reallocate the memory of the weights only; the caches wait, because sending weights needs memory too."""
         await self._sampler.call("wake_up", ["weights"])
 
     def _response(self, generated: Any) -> Response:
