@@ -34,7 +34,7 @@ check: setup
 test: setup
 	$(BIN)/pytest --ignore tests/integration --ignore tests/policy_rl
 	$(BIN)/pytest tests/policy_rl
-	$(BIN)/pytest tests/integration
+	$(BIN)/pytest tests/integration --ignore-glob "*/test_cluster*"
 
 # What can be checked of several machines on one: also part of `make test`.
 test-cluster: setup
