@@ -156,6 +156,21 @@ class Engine:
             self.deepspeed.train()
 
 
+def for_inference(model: nn.Module, config: OptimizationConfig, ranks: Ranks) -> nn.Module:
+    """Return a model without gradients, in evaluation mode and on its device.
+
+    At ZeRO-3, its weights are sharded over the ranks as those of a trained model, and in CPU memory with offload=all.
+    It must have been loaded by `loading_in_parts`, and all ranks must call it equally often.
+    """
+    model.requires_grad_(False).eval()
+    if config.zero_stage < 3:
+        return model.to(ranks.device)
+    import deepspeed
+
+    engine, *_ = deepspeed.initialize(model=model, config=deepspeed_config(config))
+    return engine.eval()
+
+
 DECAYS: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "linear": lambda progress: 1 - progress,

@@ -29,7 +29,7 @@ def deepspeed_config(config: OptimizationConfig) -> dict[str, Any]:
         **({"data_types": {"grad_accum_dtype": "fp32"}} if bf16 else {}),
         "zero_optimization": {
             "stage": config.stage,
-            "overlap_comm": False,
+            "overlap_comm": config.stage == 3,  # gather the weights of the next layers during the current one
             **({"offload_optimizer": cpu} if config.offload != "none" else {}),
             **({"offload_param": cpu} if config.offload == "all" else {}),
         },
