@@ -34,12 +34,20 @@ class Positions:
         count = int(image_D.nonzero()[0][-1]) + 1
         key = (ids_D[:count].tobytes(), *(tuple(grid.tolist()) for each in grids.values() for grid in each))
         if key not in self._to_image:
-            ids_1D, image_1D = torch.from_numpy(ids_D[None, :count]).long(), torch.from_numpy(image_D[None, :count])
             shapes = {name: torch.stack(list(each)) for name, each in grids.items()}
-            found = self._rope_index(
-                input_ids=ids_1D, attention_mask=torch.ones_like(ids_1D), mm_token_type_ids=image_1D.int(), **shapes
-            )
-            self._to_image[key] = found[0][:, 0].numpy()
+            self._to_image[key] = self.of_sequence(torch.from_numpy(ids_D[:count]).long(), shapes).numpy()
         before_XD = self._to_image[key]
-        behind_D = position_D[: len(ids_D) - count] + before_XD.max() + 1
-        return np.concatenate([before_XD, np.broadcast_to(behind_D, (self.axes, len(behind_D)))], axis=1)
+        after_D = position_D[: len(ids_D) - count] + before_XD.max() + 1
+        return np.concatenate([before_XD, np.broadcast_to(after_D, (self.axes, len(after_D)))], axis=1)
+
+    def of_sequence(self, ids_T: Tensor, images: Mapping[str, Tensor]) -> Tensor:
+        """Return position_XT of a whole sequence; `images` are the processor's tensors of all its images."""
+        grids = {name: tensor for name, tensor in images.items() if name.endswith("grid_thw")}
+        if self._rope_index is None or not grids:
+            return torch.arange(len(ids_T)).expand(self.axes, -1)
+        ids_1T = ids_T[None]
+        image_1T = (ids_1T == self._image_id).int()
+        found = self._rope_index(
+            input_ids=ids_1T, attention_mask=torch.ones_like(ids_1T), mm_token_type_ids=image_1T, **grids
+        )
+        return found[0][:, 0]

@@ -78,16 +78,16 @@ def fill_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
     number of rows, plus one).
     """
     rows: list[list[int]] = []
-    room: list[tuple[int, int]] = []
+    free: list[tuple[int, int]] = []
     for piece in sorted(range(len(lengths)), key=lambda piece: (-lengths[piece], piece)):
-        position = bisect_left(room, (lengths[piece], 0))
-        if position < len(room):
-            left, row = room.pop(position)
+        position = bisect_left(free, (lengths[piece], 0))
+        if position < len(free):
+            left, row = free.pop(position)
             rows[row].append(piece)
         else:
             left, row = width, len(rows)
             rows.append([piece])
-        insort(room, (left - lengths[piece], row))
+        insort(free, (left - lengths[piece], row))
     return rows
 
 

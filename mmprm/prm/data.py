@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,7 +36,7 @@ class PrmSample:
     @property
     def label_count(self) -> int:
         """Return the number of steps with a target."""
-        return sum(target == target for target in self.targets)
+        return sum(not math.isnan(target) for target in self.targets)
 
 
 def make_samples(examples: Sequence[LabeledExample], renderer: Renderer, config: TargetConfig) -> list[PrmSample]:
@@ -45,7 +46,7 @@ def make_samples(examples: Sequence[LabeledExample], renderer: Renderer, config:
     """
     marks, samples = Marks(OwnFormat(renderer.processor, renderer.tokens)), []
     for example, targets in zip(examples, make_targets(examples, config), strict=True):
-        labeled = [depth for depth, value in enumerate(targets.values, start=1) if value == value]
+        labeled = [depth for depth, value in enumerate(targets.values, start=1) if not math.isnan(value)]
         if labeled:
             judged = slice(labeled[-1])
             solution = Solution(example.problem, example.path.steps[judged])

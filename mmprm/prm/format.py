@@ -45,6 +45,7 @@ class Renderer:
         self.marker_id, self.yes_id, self.no_id = (
             token_id(processor, token) for token in (tokens.marker, tokens.yes, tokens.no)
         )
+        # The template's text around the assistant's turn is the same for every solution, so it is rendered once.
         empty_turn = {"role": "user", "content": ""}
         self._before, self._after = _around([empty_turn, {"role": "assistant", "content": _PROBE}], processor)
         self.image = image_placeholder(processor) if reads_images(processor) else ""
@@ -76,6 +77,7 @@ class Renderer:
             add_special_tokens=False,  # the chat template already wrote them
             return_tensors="pt",
         )
+        # A marker that occurred in a text, or was merged with it, would shift all later scores.
         counts_B = (inputs["input_ids"] == self.marker_id).sum(dim=1).tolist()
         assert counts_B == [len(solution.steps) for solution in solutions], "one marker per step"
         return inputs

@@ -184,6 +184,7 @@ class WrittenFormat(Format):
     def mark(self, solution: Solution) -> Marked:
         check_solution(solution, bool(self._image), self._reserved)
         ids, _, positions = self._tokens(*self._text(solution, self.tokens.marker))
+        # A marker that is not a special token can merge with the end of a step, and no score could then be read there.
         for number, position in enumerate(positions, start=1):
             if ids[position] != self._marker_id:
                 raise DataError(

@@ -78,7 +78,7 @@ def _initialized(
     backbone: PreTrainedModel, processor: Any, base: str, tokens: PrmTokens, add_missing_tokens: bool
 ) -> Prm:
     tokenizer = tokenizer_of(processor)
-    known = len(tokenizer)
+    known = len(tokenizer)  # the model may have more rows: vocabularies are padded to round sizes
     tokenizer.add_tokens([AddedToken(tokens.marker, normalized=False)], special_tokens=True)
     if add_missing_tokens:
         missing = [t for t in (tokens.yes, tokens.no) if len(tokenizer.encode(t, add_special_tokens=False)) != 1]
@@ -122,6 +122,7 @@ def _extend_embeddings(backbone: PreTrainedModel, known: int, wanted: int) -> No
     """Set rows known…wanted to the mean of the earlier rows. Spare rows of a vocabulary are kept."""
     if wanted > backbone.get_input_embeddings().num_embeddings:
         backbone.resize_token_embeddings(wanted, mean_resizing=False)
+    # By identity, because tied embeddings are one table.
     tables = {id(t.weight): t.weight for t in (backbone.get_input_embeddings(), backbone.get_output_embeddings())}
     with torch.no_grad(), whole(tables.values(), changed=True):
         for weight_VH in tables.values():

@@ -121,7 +121,7 @@ def pack_solutions(
         for part in cut_at_subtrees([paths[number] for number in group], max_tokens):
             members = tuple(sorted(group[number] for number in part))
             tree = token_tree([paths[member] for member in members])
-            reads = (stands[marked[member][1]] for member, stands in zip(members, tree.places_PL, strict=True))
+            reads = (indices[marked[member][1]] for member, indices in zip(members, tree.places_PL, strict=True))
             deepest = max(tree.places_PL, key=len)
             trees.append(PackedTree(members, solutions[members[0]].problem.images, tree, deepest, tuple(reads)))
     return trees

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -48,6 +49,7 @@ def make_targets(examples: Sequence[LabeledExample], config: TargetConfig) -> li
     The label of a shared prefix is stored on one path only, so incorrect prefixes are collected over all paths. The
     mean weight is 1 over all paths.
     """
+    # Two passes: a path may contain a prefix whose label is stored on a later path.
     incorrect = _incorrect_prefixes(examples, config.error_value)
     values = [_values(example.path, incorrect, config) for example in examples]
     weights = _weights(examples, values, config)
@@ -80,7 +82,7 @@ def _values(path: LabeledPath, incorrect: set[tuple[str, Steps]], config: Target
     if config.after_error == "mask" and error is not None:
         targets[error + 1 :] = [NO_TARGET] * (len(targets) - error - 1)
     if config.correct_solutions == "all_steps" and error is None and path.complete and path.counts[-1] == CORRECT:
-        targets = [1.0 if target != target else target for target in targets]
+        targets = [1.0 if math.isnan(target) else target for target in targets]
     return targets
 
 
@@ -104,8 +106,10 @@ def _weights(
         path, row = example.path, []
         for position, (counts, target) in enumerate(zip(path.counts, targets, strict=True)):
             verdict = path.complete and position == len(targets) - 1
-            estimated = target == target and counts is not None and counts.value is not None
-            row.append(_WEIGHTS[config.weight](counts.value, most if verdict else counts.known) if estimated else None)
+            if math.isnan(target) or counts is None or counts.value is None:
+                row.append(None)  # no target, or a target of 1 that no rollouts support
+            else:
+                row.append(_WEIGHTS[config.weight](counts.value, most if verdict else counts.known))
         raw.append(row)
     known = [weight for row in raw for weight in row if weight is not None]
     mean = sum(known) / len(known) if known else 1.0

@@ -106,7 +106,7 @@ def _merged(
         raise CheckpointError(
             f"{path}: does not match the base model of its run: {what}; restore the base model of that run"
         )
-    replaced: dict[int, Tensor] = {}  # tied tensors stay tied
+    replaced: dict[int, Tensor] = {}  # by identity, so that tied tensors stay tied
     for name, tensor in found.items():
         replaced.setdefault(id(own[name]), tensor.detach().to(own[name].dtype).contiguous())
     merged = {name: replaced.setdefault(id(tensor), tensor.detach()) for name, tensor in own.items()}

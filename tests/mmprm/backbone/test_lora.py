@@ -122,7 +122,7 @@ def test_targets_and_frozen_parts(folder: Path) -> None:
         ConfigError, match=r"lora.targets=\['w1'\]: must match a linear layer; the layers are lm_head, "
     ):
         adapted(folder, "lora.targets=[w1]")
-    with pytest.raises(ConfigError, match=r"lora.targets: match frozen layers only"):
+    with pytest.raises(ConfigError, match=r"lora.targets matches only frozen layers"):
         adapted(folder, "frozen=[language]")
     with pytest.raises(ConfigError, match=r"must not match the output layer lm_head"):
         adapted(folder, "lora.targets=['_proj$', lm_head]")
