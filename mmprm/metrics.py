@@ -42,6 +42,7 @@ def roc_auc(scores_K: ArrayLike, positive_K: ArrayLike) -> float:
             f"AUC needs positive and negative items, got {positives} positive and {negatives} negative; add items of "
             "the missing class"
         )
+    # Equal scores share the mean of their ranks, which gives a tied pair its ½.
     _, inverse_K, counts = np.unique(scores_K, return_inverse=True, return_counts=True)
     midranks = np.cumsum(counts) - (counts - 1) / 2
     rank_sum = midranks[inverse_K][positive_K].sum()
@@ -109,6 +110,7 @@ def choose_threshold(scores_KS: Sequence[Sequence[float]], truth_K: Sequence[int
 
     on_bad, on_good = share_correct(bad_K), share_correct(~bad_K)
     f1 = np.divide(2 * on_bad * on_good, on_bad + on_good, out=np.zeros_like(on_bad), where=on_bad + on_good > 0)
+    # Of equally good gaps the widest one generalizes best; 1e-12 allows for rounding.
     best = np.flatnonzero(f1 >= f1.max() - 1e-12)
     threshold = float(middles[best[np.argmax(widths[best])]])
     return threshold, processbench_f1([first_below(scores_S, threshold) for scores_S in scores_KS], truth_K)
@@ -151,11 +153,11 @@ def choose_step_threshold(scores_K: ArrayLike, correct_K: ArrayLike) -> tuple[fl
     if not correct or not incorrect:
         raise DataError(
             f"choosing a threshold needs correct and incorrect steps: the development split has {correct} correct and "
-            f"{incorrect} incorrect; "
-            "give it more solutions"
+            f"{incorrect} incorrect; give it more solutions"
         )
     edges = np.unique(np.concatenate([scores_K, [0.0, 1.0]]))
     middles, widths = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
+    # Steps below the threshold are claimed incorrect: `missed` of the correct ones, and `found` of the incorrect ones.
     missed = np.searchsorted(np.sort(scores_K[correct_K]), middles)
     found = np.searchsorted(np.sort(scores_K[~correct_K]), middles)
     on_correct = 2 * (correct - missed) / (2 * correct - missed + incorrect - found)
@@ -195,8 +197,9 @@ def bootstrap_means(
     if not problems:
         raise DataError("a bootstrap interval needs at least one problem, got 0; add problems with a measured value")
     rng = np.random.default_rng(seed)
-    draws = (rng.integers(problems, size=problems) for _ in range(resamples))
-    counts_BP = np.array([np.bincount(resampled, minlength=problems) for resampled in draws], dtype=float)
+    resampled = (rng.integers(problems, size=problems) for _ in range(resamples))
+    counts_BP = np.array([np.bincount(indices_P, minlength=problems) for indices_P in resampled], dtype=float)
+    # Counting how often each problem was sampled turns all means of all resamples into one matrix product.
     means_BR = counts_BP @ values_PR / problems
     return [
         _percentiles(float(value), means_B, level)
@@ -221,15 +224,16 @@ def bootstrap(
         items.setdefault(problem, []).append(index)
     if not items:
         raise DataError("a bootstrap interval needs at least one problem, got 0; add problems with a measured value")
+    # Items are ordered by problem, so a resampled problem is a range of them, and a resample needs no Python loop.
     ordered_K = np.concatenate(list(map(np.array, items.values())))
     sizes_P = np.array(list(map(len, items.values())))
     starts_P = np.cumsum(sizes_P) - sizes_P
     rng = np.random.default_rng(seed)
 
     def resample() -> NDArray[np.intp]:
-        resampled = rng.integers(len(items), size=len(items))
-        sizes = sizes_P[resampled]
-        shifts = starts_P[resampled] - (np.cumsum(sizes) - sizes)
+        indices_P = rng.integers(len(items), size=len(items))
+        sizes = sizes_P[indices_P]
+        shifts = starts_P[indices_P] - (np.cumsum(sizes) - sizes)
         return ordered_K[np.repeat(shifts, sizes) + np.arange(sizes.sum())]
 
     values_B = [statistic(resample()) for _ in range(resamples)]
@@ -274,6 +278,7 @@ def _judged_correctly(scores_S: Sequence[float], first_error: int) -> tuple[floa
     if first_error == NO_ERROR:
         return -1.0, min(scores_S, default=2.0)
     assert 0 <= first_error < len(scores_S), "the first error is one of the solution's steps"
+    # 2.0 means no upper bound, as it exceeds every threshold.
     high = min(scores_S[:first_error], default=2.0)
     return min(high, scores_S[first_error]), high
 

@@ -103,6 +103,7 @@ def cells_of(row: Row, columns: Columns, field: str, location: str) -> list[tupl
     found = list(_usual(row, field))
     if field == "images" and (numbered := _numbered_images(row)):
         found.append(numbered)
+    # `prompt` holds messages in some data sets and a question in others, so it is only read if no other column is.
     if not found and field == "chat" and columns.question is None and is_chat(row.get(PROMPT)):
         found.append((PROMPT, as_builtin(row[PROMPT])))
     if not found and field == "question" and columns.chat is None and isinstance(row.get(PROMPT), str):

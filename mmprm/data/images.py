@@ -93,6 +93,7 @@ def unreadable_images(items: Iterable[tuple[T, Iterable[ImageRef]]]) -> dict[T, 
             return key, str(error)
         return key, None
 
+    # Pillow releases the GIL while it decodes.
     with ThreadPoolExecutor(DECODING_THREADS) as threads:
         return {key: why for key, why in threads.map(checked, items) if why is not None}
 
@@ -175,6 +176,7 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
             f"{name}: gray values from {low:g} to {high:g} (mode {image.mode}) must lie in "
             f"0…{' or 0…'.join(map(str, ranges))}; save it with 8 bits per channel"
         )
+    # The transparent gray value becomes white, as transparency does in every other mode.
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):
         values[values == transparent] = white
@@ -228,6 +230,7 @@ class _FewReads:
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._stream, self._name = stream, name
+        # Ordinary files need a read per few kilobytes; this allows for one per 100 bytes, and small files.
         self._left = 20_000 + stream.seek(0, os.SEEK_END) // 100
         stream.seek(0)
 
