@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmprm.errors import SamplingError
+from mmprm.sampling.arguments import NO_ARGUMENTS
 from mmprm.sampling.config import EngineConfig
-from mmprm.sampling.engines import NO_ARGUMENTS, InProcessEngine, SeparateEngine
+from mmprm.sampling.engines import InProcessEngine, SeparateEngine
 from mmprm.worker_logs import cause_since, log_position
 
 

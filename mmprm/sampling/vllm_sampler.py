@@ -16,8 +16,9 @@ from mmprm.errors import MmprmError, SamplingError
 from mmprm.problems import open_image
 from mmprm.prompts import PRESETS, PromptConfig
 from mmprm.rendering import opening, render
+from mmprm.sampling.arguments import NO_ARGUMENTS
 from mmprm.sampling.config import EngineConfig, SamplingConfig
-from mmprm.sampling.engines import NO_ARGUMENTS, EngineStats
+from mmprm.sampling.engines import EngineStats
 from mmprm.sampling.seeds import derive_seed
 from mmprm.sampling.start import start_engine
 from mmprm.sampling.token_text import TokenText

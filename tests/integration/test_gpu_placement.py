@@ -70,7 +70,7 @@ async def test_engines_of_annotate_use_all_gpus_of_their_actor(tmp_path: Path) -
         async def load(self, config: CampaignConfig, number: int, bind_core: bool) -> None:
             from vllm.config.parallel import ParallelConfig
 
-            from mmprm.sampling.engines import engine_arguments
+            from mmprm.sampling.arguments import engine_arguments
 
             os.environ["HF_HUB_OFFLINE"] = "1"
             arguments = engine_arguments(config.engine)

@@ -12,8 +12,8 @@ import torch
 from mmprm.errors import CheckpointError
 from mmprm.prm.info import PrmTokens
 from mmprm.prm.model import initialize_prm, save_prm
+from mmprm.sampling.arguments import engine_arguments
 from mmprm.sampling.config import EngineConfig
-from mmprm.sampling.engines import engine_arguments
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.open import open_scorer
 from mmprm.types import Problem, Solution
