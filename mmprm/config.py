@@ -200,11 +200,11 @@ def _explain(model: type[Config], item: Any, source: str) -> str:
     if item["type"] == "missing":
         return f"{source}: {key} is required; set it in the file or with --set {key}=…"
     # The value of a group is not shown: it is long, and the message names the invalid key.
-    position = f"{key}: " if isinstance(item["input"], dict) else f"{key}={item['input']!r}: "
+    prefix = f"{key}: " if isinstance(item["input"], dict) else f"{key}={item['input']!r}: "
     message = item["msg"]
     if item["type"] == "value_error":  # a rule of mmprm, which names its own way out
-        return f"{source}: {position.removeprefix('(top): ')}{message.removeprefix('Value error, ')}"
-    return f"{source}: {position.removeprefix('(top): ')}{message}; correct the value"
+        return f"{source}: {prefix.removeprefix('(top): ')}{message.removeprefix('Value error, ')}"
+    return f"{source}: {prefix.removeprefix('(top): ')}{message}; correct the value"
 
 
 def _fields(model: type[Config], path: Sequence[str | int]) -> set[str]:

@@ -221,16 +221,16 @@ def _check_length(
     shortest = min(problems, key=lambda problem: len(problem.question))
     tokenizer = getattr(owner, "tokenizer", owner)
     tokens = len(tokenizer(render(owner, shortest, "", prompt), add_special_tokens=False).input_ids)
-    room = limit - tokens
-    if room <= 0:
+    available = limit - tokens
+    if available <= 0:
         raise ConfigError(
             f"{name} leave no room for a completion: the shortest prompt has {tokens} tokens; shorten the prompt, or "
             "raise engine.max_model_len if the model allows it"
         )
-    if sampling.max_tokens > room:
+    if sampling.max_tokens > available:
         print(
             f"sampling.max_tokens={sampling.max_tokens} exceeds what {name} leave after the shortest prompt; "
-            f"completions end after at most {room} tokens",
+            f"completions end after at most {available} tokens",
             file=sys.stderr,
         )
 

@@ -123,7 +123,7 @@ def search_summary(
         "solutions": len(candidates),
         "unknown_verdicts": sum(candidate.verdict is Verdict.UNKNOWN for candidate in candidates),
         "unsplit": dict(collections.Counter(c.unsplit for c in candidates if c.unsplit is not None)),
-        "draws": sum(result.samples for result in searched.results),
+        "samples": sum(result.samples for result in searched.results),
         "generated_tokens": tokens,
         "tokens_per_problem": tokens / len(groups),
         "aggregator": aggregator,

@@ -90,11 +90,11 @@ def jsonl_rows(path: Path) -> Rows:
                 line = without_bom(line, path) if number == 1 else line
                 if not line.strip():
                     continue
-                position = f"{path}:{number}"
+                location = f"{path}:{number}"
                 if line.lstrip().startswith(b"["):
-                    yield from _listed_rows(line + file.read(), path, position)
+                    yield from _listed_rows(line + file.read(), path, location)
                     return
-                yield position, _row(parse_strict_json(line, position), position)
+                yield location, _row(parse_strict_json(line, location), location)
     except READING_ERRORS as error:
         raise DataError(
             f"{path}: cannot be read ({error}); check the file and its permissions, or write it again"
@@ -185,8 +185,8 @@ def _is_rows(value: Any) -> bool:
 
 def _items(items: list[Any], path: Path) -> Rows:
     for number, item in enumerate(items, start=1):
-        position = f"{path}: item {number}"
-        yield position, _row(item, position)
+        location = f"{path}: item {number}"
+        yield location, _row(item, location)
 
 
 def _row(item: Any, location: str) -> dict[str, Any]:

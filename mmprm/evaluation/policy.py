@@ -262,10 +262,10 @@ def score(
     known_Q = n - unknown_Q
 
     def mean_of(value_Q: NDArray[np.float64]) -> Interval:
-        return bootstrap(lambda resampled: float(value_Q[resampled].mean()), families, seed)
+        return bootstrap(lambda indices: float(value_Q[indices].mean()), families, seed)
 
-    def share_of_known(resampled: NDArray[np.intp]) -> float:
-        return float(correct_Q[inside][resampled].sum() / known_Q[inside][resampled].sum())
+    def share_of_known(indices: NDArray[np.intp]) -> float:
+        return float(correct_Q[inside][indices].sum() / known_Q[inside][indices].sum())
 
     inside = np.flatnonzero(known_Q)
     several = sizes(n)[1:]

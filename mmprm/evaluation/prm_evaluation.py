@@ -91,7 +91,7 @@ def _first_errors(judged: Sequence[ScoredSolution], threshold: float) -> Items:
     claimed_K = np.array([first_below(scores.scores, threshold) for _, scores in judged])
     truth_K = np.array([labeled.first_error for labeled, _ in judged])
     return Items(
-        lambda resampled: asdict(processbench_f1(claimed_K[resampled], truth_K[resampled])),
+        lambda indices: asdict(processbench_f1(claimed_K[indices], truth_K[indices])),
         [labeled.problem for labeled, _ in judged],
         np.array([labeled.source for labeled, _ in judged]),
     )
@@ -102,7 +102,7 @@ def _steps(judged: Sequence[ScoredSolution], threshold: float) -> Items:
     scores_K, correct_K = step_outcomes(judged)
     owners = [labeled for labeled, _ in judged for correct in labeled.correct if correct is not None]
     return Items(
-        lambda resampled: asdict(macro_f1(scores_K[resampled] >= threshold, correct_K[resampled])),
+        lambda indices: asdict(macro_f1(scores_K[indices] >= threshold, correct_K[indices])),
         [labeled.problem for labeled in owners],
         np.array([labeled.source for labeled in owners]),
     )
@@ -185,15 +185,15 @@ def judge(
     everything = np.arange(len(items.problems))
     names = sorted(set(items.sources.tolist()))
 
-    def average(resampled: NDArray[np.intp]) -> float:
-        own = items.sources[resampled]
-        return float(np.mean([items.measure(resampled[own == name])["f1"] for name in names]))
+    def average(indices: NDArray[np.intp]) -> float:
+        own = items.sources[indices]
+        return float(np.mean([items.measure(indices[own == name])["f1"] for name in names]))
 
     def metrics(source: str | None) -> SourceMetrics:
         inside = everything if source is None else everything[items.sources == source]
         own = [item for item in measured if source in (None, item[0].source)]
         values = {
-            name: _interval(lambda resampled, name=name: items.measure(inside[resampled])[name], items, inside, seed)
+            name: _interval(lambda indices, name=name: items.measure(inside[indices])[name], items, inside, seed)
             for name in ("f1", *kind.parts)
         }
         return SourceMetrics(values.pop("f1"), values, len(own), sum(_count(item[0]) for item in own))

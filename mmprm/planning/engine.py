@@ -75,12 +75,12 @@ def engine_refusals(shape: Shape, engine: EngineSettings, parts: Parts) -> list[
     heads, split = shape.language.heads, engine.tensor_parallel
     if heads % split:
         return [f"engine.tensor_parallel_size={split} must divide the {heads} attention heads"]
-    room, needed = parts["engine: key-value cache"], _per_token(shape, engine) * engine.longest
-    if room >= needed:
+    available, needed = parts["engine: key-value cache"], _per_token(shape, engine) * engine.longest
+    if available >= needed:
         return []
     return [
         f"the key-value cache of an engine needs {needed / GIB:.1f} GiB for one sequence of {engine.longest:,} tokens, "
-        f"but gets {room / GIB:.1f} GiB"
+        f"but gets {available / GIB:.1f} GiB"
     ]
 
 
@@ -109,15 +109,15 @@ def scorer_refusals(shape: Shape, scorer: ScorerSettings, parts: Parts) -> list[
     """Return the reasons why vLLM would not start a scorer: a cache too small for the tokens of one batch."""
     if scorer.backend == "transformers":
         return []
-    room = parts["scorer: key-value cache"]
+    available = parts["scorer: key-value cache"]
     per_token = key_value_bytes(shape.language, scorer.tensor_parallel, size_of(scorer.dtype))
     # A score requires a whole solution in one pass, so the cache must hold the longest one.
     needed = per_token * min(scorer.batch_tokens, shape.context)
-    if room >= needed:
+    if available >= needed:
         return []
     return [
         f"the key-value cache of the scorer needs {needed / GIB:.1f} GiB for a batch of {scorer.batch_tokens:,} "
-        f"tokens, but gets {room / GIB:.1f} GiB"
+        f"tokens, but gets {available / GIB:.1f} GiB"
     ]
 
 

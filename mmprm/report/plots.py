@@ -102,15 +102,15 @@ def accuracy_plot(points: Sequence[AccuracyAtN]) -> str:
     return output[0]
 
 
-def label_histogram(labels: Sequence[float], right: Sequence[bool] | None) -> str:
+def label_histogram(labels: Sequence[float], correct: Sequence[bool] | None) -> str:
     """Plot a histogram of soft labels in 17 bins centered on 0, 1/16, …, 1, split by the truth if it is known."""
     edges = [(index - 0.5) / 16 for index in range(18)]
     with _figure("labels", 7.4, 3.0) as (axes, output):
-        if right is None:
+        if correct is None:
             axes.hist(labels, edges, color=PLACEHOLDERS["good"], rwidth=0.86)
         else:
             parts = [
-                [label for label, mark in zip(labels, right, strict=True) if mark is side] for side in (False, True)
+                [label for label, mark in zip(labels, correct, strict=True) if mark is side] for side in (False, True)
             ]
             axes.hist(
                 parts,
@@ -282,8 +282,8 @@ def smoothing(count: int) -> int:
 
 def moving_mean(values: Sequence[float], window: int) -> list[float]:
     """Return the mean of up to `window` values around each value; windows are cut at both ends."""
-    before, behind = (window - 1) // 2, window // 2
-    parts = (values[max(0, position - before) : position + behind + 1] for position in range(len(values)))
+    before, after = (window - 1) // 2, window // 2
+    parts = (values[max(0, position - before) : position + after + 1] for position in range(len(values)))
     return [sum(part) / len(part) for part in parts]
 
 

@@ -34,8 +34,8 @@ class ScriptedSampler:
             await asyncio.sleep(self._delay)
         finally:
             self.in_flight -= 1
-        draws = (random.Random(request.seed + i) for i in range(request.n))
-        texts = [_stopped(self._write(request.problem, request.prefix, rng), request.stop) for rng in draws]
+        generators = (random.Random(request.seed + i) for i in range(request.n))
+        texts = [_stopped(self._write(request.problem, request.prefix, rng), request.stop) for rng in generators]
         return tuple(Completion(text, len(text.split()), "stop") for text in texts)
 
 

@@ -116,10 +116,10 @@ async def sample_groups(
     `keep` is called with each group as soon as it is complete. A problem whose sampling fails (missing image, too long
     a prompt) is reported in `failed` and left out; a stopped engine raises.
     """
-    room = asyncio.Semaphore(max(1, in_flight // samples))
+    slots = asyncio.Semaphore(max(1, in_flight // samples))
 
     async def group(problem: Problem) -> CandidateGroup | str:
-        async with room:
+        async with slots:
             request = SampleRequest(problem, "", samples, derive_seed(run_seed, problem.id, "", 0))
             try:
                 completions = await sampler.sample(request)

@@ -58,7 +58,7 @@ async def search_problems(
     """
     value = aggregator(aggregate)
     queue = ScoreQueue(scorer)
-    room = asyncio.Semaphore(max(1, in_flight // config.samples))
+    slots = asyncio.Semaphore(max(1, in_flight // config.samples))
 
     async def search(problem: Problem) -> Guided:
         writer = Writer(problem, sampler, step_format, run_seed)
@@ -76,7 +76,7 @@ async def search_problems(
         return Guided(group, writer.tokens, writer.samples)
 
     async def attempt(problem: Problem) -> Guided | str:
-        async with room:
+        async with slots:
             try:
                 return await search(problem)
             except EngineStoppedError:

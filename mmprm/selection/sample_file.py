@@ -83,15 +83,15 @@ class SampleFile(AbstractContextManager["SampleFile"]):
         except OSError as error:
             raise DataError(f"{self.path}: cannot be read ({error.strerror}); choose another output folder") from error
         for number, line in enumerate(lines, start=1):
-            position = f"{self.path}:{number}"
+            location = f"{self.path}:{number}"
             try:
-                row = parse_json(line, position)
+                row = parse_json(line, location)
             except DataError as error:
                 row = None
                 if line.endswith(b"\n"):
                     print(f"{error}; sampling its problem again", file=sys.stderr)
             if isinstance(row, dict):
-                yield position, row
+                yield location, row
 
 
 def _line(row: dict[str, Any]) -> str:

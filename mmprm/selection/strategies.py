@@ -57,14 +57,14 @@ async def sample_whole(writer: Writer, judge: PathScorer, config: GuidedConfig) 
 
 async def beam(writer: Writer, judge: PathScorer, config: GuidedConfig) -> list[Path]:
     """Search one tree that keeps its `beams` best paths."""
-    return await _grow(writer, judge, config, positions=config.samples, kept=config.beams)
+    return await _grow(writer, judge, config, slots=config.samples, kept=config.beams)
 
 
 async def dvts(writer: Writer, judge: PathScorer, config: GuidedConfig) -> list[Path]:
     """Search `beams` independent trees that keep one path each; their samples differ even for equal prefixes."""
     trees = [
-        _grow(writer, judge, config, positions=positions, kept=1, first_sample=tree * config.samples)
-        for tree, positions in enumerate(even_shares(config.samples, config.beams))
+        _grow(writer, judge, config, slots=slots, kept=1, first_sample=tree * config.samples)
+        for tree, slots in enumerate(even_shares(config.samples, config.beams))
     ]
     return [path for paths in await asyncio.gather(*trees) for path in paths]
 
@@ -102,17 +102,17 @@ def even_shares(total: int, parts: int) -> list[int]:
 
 
 async def _grow(
-    writer: Writer, judge: PathScorer, config: GuidedConfig, positions: int, kept: int, first_sample: int = 0
+    writer: Writer, judge: PathScorer, config: GuidedConfig, slots: int, kept: int, first_sample: int = 0
 ) -> list[Path]:
     """Grow one tree, and return all paths that ended, followed by those still open.
 
-    A complete solution occupies one of the `places`, so the tree ends with at most that many solutions and samples at
+    A complete solution occupies one of the `slots`, so the tree ends with at most that many solutions and samples at
     most that many steps per depth.
     """
     ended: list[Path] = []
     going = [Path()]
     for _ in range(config.max_steps):
-        left = positions - sum(path.state is PathState.COMPLETE for path in ended)
+        left = slots - sum(path.state is PathState.COMPLETE for path in ended)
         pairs = [(path, n) for path, n in zip(going, even_shares(left, len(going)), strict=True) if n]
         sampled = await asyncio.gather(*(writer.steps(path, n, first_sample) for path, n in pairs))
         children = [child for samples in sampled for child in samples]

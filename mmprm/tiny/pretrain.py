@@ -134,9 +134,9 @@ def _train_stage(
     say: Callable[[str], None],
 ) -> None:
     started, steps = time.monotonic(), getattr(config.steps, stage)
-    draw = _lessons(stage, problems, config)
+    stream = _lessons(stage, problems, config)
     for step, update in _optimize(model.parameters(), steps, config):
-        loss, hit = _language_loss(model, collate(list(itertools.islice(draw, config.batch))))
+        loss, hit = _language_loss(model, collate(list(itertools.islice(stream, config.batch))))
         loss.backward()
         update()
         if step % 50 == 0 or step == steps - 1:

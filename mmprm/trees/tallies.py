@@ -30,7 +30,7 @@ class Session:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class SampledCounts:
     """Holds the totals of a set of batches."""
 
     rollouts: int
@@ -69,22 +69,22 @@ def sessions(store: Store) -> list[Session]:
     return found
 
 
-def sampled_after(store: Store, batches_before: int) -> Drawn:
+def sampled_after(store: Store, batches_before: int) -> SampledCounts:
     """Return the totals of the batches after the first `batches_before`."""
     rollouts, tokens = store.rows(
         "SELECT TOTAL(correct + incorrect + unknown), TOTAL(tokens) FROM batches WHERE number > ?", batches_before
     )[0]
-    return Drawn(int(rollouts), int(tokens))
+    return SampledCounts(int(rollouts), int(tokens))
 
 
 def tallies(store: Store) -> list[ProblemTally]:
     """Return one tally per problem, in the order in which they were added."""
     rows = store.rows(
         "SELECT id, status, reason, COUNT(state), "
-        "CASE status WHEN 'done' THEN labels ELSE TOTAL(known > 0 AND depth > 0) END, TOTAL(drawn), TOTAL(tokens), "
+        "CASE status WHEN 'done' THEN labels ELSE TOTAL(known > 0 AND depth > 0) END, TOTAL(sampled), TOTAL(tokens), "
         "LENGTH(content) + TOTAL(size) FROM problems LEFT JOIN "
         "(SELECT problem, state, depth, SUM(correct + incorrect) AS known, SUM(tokens) AS tokens, "
-        "SUM(correct + incorrect + unknown) AS drawn, SUM(LENGTH(rollouts)) AS size FROM batches "
+        "SUM(correct + incorrect + unknown) AS sampled, SUM(LENGTH(rollouts)) AS size FROM batches "
         "GROUP BY problem, state) ON problem = problems.number GROUP BY problems.number ORDER BY problems.number"
     )
     return [ProblemTally(*row[:3], *map(int, row[3:])) for row in rows]

@@ -25,7 +25,7 @@ def batch(problem: str, steps: Steps, first_sample: int, *verdicts: Verdict) -> 
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """Of six problems one is searched, one too easy, two failed, one begun, one untouched: two engines for 10 s."""
+    """Six problems: one searched, one too easy, two failed, one begun and one untouched, on two engines for 10 s."""
     now = SimpleNamespace(seconds=1000.0)
     monkeypatch.setattr(
         "mmprm.trees.store.time", SimpleNamespace(time=lambda: now.seconds, monotonic=lambda: now.seconds)
@@ -54,7 +54,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     reader.close()
 
 
-def test_figures_by_hand(store: Store) -> None:
+def test_metrics_by_hand(store: Store) -> None:
     status = read_status(store)
     assert (status.running, status.engines, status.sessions, status.last_commit) == (False, 2, 1, 1010)
     assert status.problems == {"open": 2, "done": 2, "failed": 2}
@@ -69,7 +69,7 @@ def test_figures_by_hand(store: Store) -> None:
     assert status.projected_end is None, "nobody works on it"
 
 
-def test_the_end_is_foretold_from_now_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_projected_end_is_relative_to_the_current_time(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Engines that are starting again have committed nothing since the last session."""
     monkeypatch.setattr("mcts.status.is_being_written", lambda store: True)
     monkeypatch.setattr("mcts.status.time", SimpleNamespace(time=lambda: 90_000.0))
@@ -93,7 +93,7 @@ def test_text(store: Store) -> None:
     ]
 
 
-def test_rows_go_on_under_their_own_text(store: Store) -> None:
+def test_wrapped_rows_are_indented_under_their_text(store: Store) -> None:
     status = read_status(store)
     narrow = status_text(status, "runs/x", now=1075, width=60).splitlines()
     assert narrow[2:6] == [
@@ -138,7 +138,7 @@ def test_json(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_no_store_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", str(tmp_path / "none")]) == 2
-    assert "there is no store; run mmprm annotate first" in capsys.readouterr().err
+    assert "has no store; run mmprm annotate first" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("lines", [0, 1, 1000])

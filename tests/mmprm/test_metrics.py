@@ -133,7 +133,7 @@ def test_pairing_removes_the_spread_between_problems() -> None:
     assert interval.high == pytest.approx(0.1)
 
 
-def test_bootstrap_draws_problems_as_a_whole() -> None:
+def test_bootstrap_resamples_whole_problems() -> None:
     # Two problems of two equal items each: every resample has mean 0, 1/2 or 1, and all four draws are equally likely.
     values = np.array([0.0, 1.0, 0.0, 1.0])
     interval = bootstrap(

@@ -24,7 +24,7 @@ from mmprm.types import ImageRef, Solution, StepScores
 REQUEST_SOLUTIONS = 32
 BODY_MIB = 64
 """Default for servers that do not state their limit."""
-ROOM = 0.9
+BODY_SHARE = 0.9
 """Share of the server's maximum body size to fill; the rest is for keys and separators, which are not counted."""
 _BATCH = TypeAdapter(BatchOut)
 _MODEL = TypeAdapter(ModelOut)
@@ -103,13 +103,13 @@ class RemoteScorer:
         """Yield the indices of the solutions that go into each request: as many as fit."""
         limits = self.model.limits
         count = min(REQUEST_SOLUTIONS, limits.get("solutions", REQUEST_SOLUTIONS))
-        room = limits.get("body_mib", BODY_MIB) * MIB * ROOM
+        max_size = limits.get("body_mib", BODY_MIB) * MIB * BODY_SHARE
         max_pixels = limits.get("request_pixels", math.inf)
         indices: list[int] = []
         size = pixels = 0
         for index, solution in enumerate(solutions):
             own, own_pixels = self._size(solution), _pixels(solution)
-            if indices and (len(indices) == count or size + own > room or pixels + own_pixels > max_pixels):
+            if indices and (len(indices) == count or size + own > max_size or pixels + own_pixels > max_pixels):
                 yield indices
                 indices, size, pixels = [], 0, 0
             indices.append(index)

@@ -292,7 +292,7 @@ def test_the_majority_of_a_tie_is_shared() -> None:
     assert majority_share([None], [incorrect]) == 0
 
 
-def test_four_way_figures_by_hand() -> None:
+def test_four_way_metrics_by_hand() -> None:
     """Seven composite problems: each kind once, all of loose and strict, and one with an unknown part."""
     table = {
         "mastery": "RRR",

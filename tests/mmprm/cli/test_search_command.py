@@ -70,7 +70,7 @@ async def test_the_command_writes_solutions_and_compares(
     ]
     assert (rows[0]["chosen"], rows[0]["scores"]) == (True, [0.9] * 4)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert (summary["generated_tokens"], summary["draws"], summary["solutions"]) == (24, 24, 6)
+    assert (summary["generated_tokens"], summary["samples"], summary["solutions"]) == (24, 24, 6)
     assert summary["accuracy"]["prm"]["value"] == 1.0
     equal = summary["best_of_n_at_equal_tokens"]
     assert (equal["n"], equal["tokens"], equal["accuracy"]["prm"]["value"]) == (6.0, 24.0, 0.0)

@@ -115,7 +115,7 @@ def test_steps_come_in_the_forms_of_other_projects() -> None:
         ("steps", {"prompt": "q"}, "f:0: is not a record of steps"),
     ],
 )
-def test_a_bad_record_is_named(name: str, record: dict[str, Any], message: str) -> None:
+def test_an_invalid_row_is_named(name: str, record: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
         read(name, record)
 

@@ -95,7 +95,7 @@ def test_images_decide_where_there_are_any() -> None:
     assert near_duplicates([problems[0], other_question]) == {}
 
 
-def test_the_hash_separates_drawings_from_their_copies() -> None:
+def test_the_hash_separates_similar_diagrams() -> None:
     def distance(first: Image.Image, second: Image.Image) -> int:
         return (image_hash(first) ^ image_hash(second)).bit_count()
 

@@ -105,7 +105,7 @@ def test_export_and_scorer_render_the_same_tokens(name: str, internvl: Any) -> N
 
 @pytest.mark.parametrize("name", ["visualprm", "mm-prm"])
 @pytest.mark.parametrize("count", [1, 2])
-def test_images_stand_at_the_same_place(name: str, count: int, internvl: Any) -> None:
+def test_images_have_the_same_positions(name: str, count: int, internvl: Any) -> None:
     family, training_ids = SCORERS[name] or pytest.fail("has none")
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32)).save(buffer, "PNG")

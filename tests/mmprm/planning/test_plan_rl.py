@@ -95,6 +95,23 @@ def test_the_reference_is_sharded_as_the_policy_is() -> None:
     assert "trainer: reference model" not in adapters["rollout"], "the policy without its adapters"
 
 
+def test_an_offloaded_reference_is_in_the_memory_of_its_node() -> None:
+    """Eight ranks of one node hold it together, in bf16."""
+    kl = "trainer.loss.kl.coefficient=0.001"
+    kept = plan_rl(recipe("mm-eureka-7b", kl))
+    moved = plan_rl(recipe("mm-eureka-7b", kl, "trainer.offload_reference=true"))
+    assert "trainer: reference model" not in moved.groups[0].phases["log-probs"]
+    phase = "training, offloaded states"
+    assert moved.host[phase] - kept.host[phase] == 2 * TOTAL
+    everything = plan_rl(recipe("mm-eureka-7b", kl, "trainer.optimization.offload=all"))
+    assert "trainer: reference model" not in everything.groups[0].phases["log-probs"]
+
+
+def test_only_a_sharded_reference_is_offloaded() -> None:
+    with pytest.raises(ConfigError, match=r"offload_reference=true with optimization.zero_stage=2.*zero_stage=3"):
+        recipe("mm-eureka-7b", "trainer.offload_reference=true", "trainer.optimization.zero_stage=2")
+
+
 def group_with(*sets: str, **settings: bool) -> GpuGroup:
     """Return the GPUs of MM-Eureka-7B under other settings of the code than its own."""
     config = recipe("mm-eureka-7b", *sets)
@@ -104,7 +121,7 @@ def group_with(*sets: str, **settings: bool) -> GpuGroup:
 
 
 def test_a_kept_cache_leaves_too_little_for_the_engine() -> None:
-    """Of 79 GiB, states 16, engine 39.5, and the 19.4 that an update needs beside the states."""
+    """Of 79 GiB, states 16, engine 39.5, and the 17.5 that an update needs beside the states."""
     freed, kept = group_with(), group_with(keeps_cache=True)
     working = freed.total("update") - freed.phases["update"]["engine: asleep"]
     assert kept.total("rollout") == pytest.approx(working + 39.5 * GIB)
@@ -143,7 +160,7 @@ def test_every_gpu_has_its_processes() -> None:
     assert scorer["scorer: weights"] == 2 * 7_944_373_760, "bfloat16, whole"
 
 
-def test_the_cache_of_an_engine_needs_room_for_one_sequence() -> None:
+def test_the_cache_of_an_engine_holds_one_sequence() -> None:
     plan = plan_rl(recipe("mm-eureka-7b", "engine.gpu_memory_utilization=0.25"))
     assert plan.shortfalls() == [
         "the key-value cache of an engine needs 6.8 GiB for one sequence of 128,000 tokens, but gets 1.3 GiB"

@@ -59,7 +59,7 @@ def test_a_38b_scorer_in_float32_does_not_fit_on_one_gpu(capsys: pytest.CaptureF
     assert parts["scorer: weights"] == 4 * 38_388_164_992
 
 
-def test_an_engine_without_room_for_its_context_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_engine_that_cannot_hold_its_context_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     command = ["plan", "serve", "--config", str(CONFIGS / "annotate" / "internvl3-8b.yaml")]
     tight = ["--set", "engine.max_model_len=32768", "--set", "engine.gpu_memory_utilization=0.24"]
     assert main([*command, *tight]) == 2

@@ -115,7 +115,7 @@ def test_the_page_contains_the_data(html: str) -> None:
     assert {node.text for node in root.iter() if node.get("title") in ("correct", "incorrect")} == {"✓", "✗"}
 
 
-def test_every_selector_is_drawn_and_every_color_is_defined(html: str) -> None:
+def test_every_selector_is_plotted_and_every_color_is_defined(html: str) -> None:
     assert set(SERIES) == set(SELECTORS)
     used = set(re.findall(r"var\(--([\w-]+)\)", html))
     defined = set(re.findall(r"--([\w-]+):", html))

@@ -84,7 +84,7 @@ def test_what_it_says() -> None:
     assert "update6025.0%" in text
 
 
-def test_only_what_the_run_measured_is_drawn() -> None:
+def test_only_measured_metrics_are_plotted() -> None:
     text = text_of(training_page(RECORDS, "run"))
     assert "KL divergence" not in text
     assert "Gradient norm" not in text
@@ -97,7 +97,7 @@ def test_only_what_the_run_measured_is_drawn() -> None:
     assert "length" not in labels
 
 
-def test_what_it_draws_of_ratios_mismatch_and_staleness() -> None:
+def test_ratios_mismatch_and_staleness_are_plotted() -> None:
     steep = {"log_ratio_min": -1.5, "log_ratio_max": 0.5, "mismatch_max": 0.3, "staleness": 0.5}
     page = training_page([train(1, **steep), train(2, **steep)], "run")
     for title in ("Ratio extremes", "Maximum engine–trainer mismatch", "Staleness"):

@@ -35,13 +35,13 @@ def test_every_part_of_a_request_decides_its_seed(other):
     assert derive_seed(*other) != derive_seed(0, "p", "x", 0)
 
 
-def test_seeds_leave_room_for_draw_numbers():
+def test_seeds_leave_a_range_for_sample_numbers():
     seeds = [derive_seed(0, "p", "x", draw) for draw in range(200)]
     assert all(0 <= seed < 2**62 for seed in seeds)
     assert max(seeds) > 2**61
 
 
-async def test_scripted_draw_depends_on_seed_plus_number_only():
+async def test_a_scripted_sample_depends_only_on_seed_plus_number():
     sampler = ScriptedSampler(write)
     whole = await sampler.sample(SampleRequest(PROBLEM, "a", 4, 100))
     tail = await sampler.sample(SampleRequest(PROBLEM, "a", 2, 102))
@@ -75,7 +75,7 @@ def test_what_is_no_model_folder_is_refused_at_once(tmp_path):
         VllmSampler(EngineConfig(model=str(tmp_path / "runs" / "policy")))
 
 
-async def test_a_draw_that_the_engine_broke_off_is_no_wrong_answer(monkeypatch):
+async def test_an_aborted_sample_is_not_an_incorrect_answer(monkeypatch):
     """vLLM ends a request so when an image is no longer in its own cache."""
 
     async def generate(self, request):

@@ -164,7 +164,7 @@ async def test_what_is_neither_stop_nor_length_is_an_abort() -> None:
     ("texts", "total", "counts"),
     [(("aaaa", "aa", "aa"), 8, [4, 2, 2]), (("a", "a", "a"), 8, [2, 3, 3]), (("", ""), 3, [0, 3]), (("abc",), 7, [7])],
 )
-def test_tokens_of_all_draws_are_shared_out_to_their_sum(texts, total, counts) -> None:
+def test_tokens_of_a_request_are_divided_over_its_samples(texts, total, counts) -> None:
     assert token_counts(Reply(tuple(Choice(text, "stop") for text in texts), total)) == counts
 
 

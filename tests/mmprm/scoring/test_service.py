@@ -404,7 +404,7 @@ def test_closing_finishes_what_was_taken_and_refuses_what_is_new() -> None:
         until(lambda: scorer.closed)
 
 
-def test_a_body_that_does_not_come_holds_no_place() -> None:
+def test_a_body_that_does_not_arrive_occupies_no_slot() -> None:
     """A byte now and then does not help; what is here as a whole may take as long as the model does."""
     scorer = StepScorer()
     service = make_service(lambda: scorer, ServiceLimits(body_mib=1, in_flight_mib=1, body_seconds=0.4))

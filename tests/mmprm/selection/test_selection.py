@@ -83,7 +83,7 @@ def test_ties_are_split_evenly() -> None:
     assert select("weighted", tied) == 0.5
 
 
-def test_votes_of_equal_weights_tie_in_whatever_order_they_are_drawn() -> None:
+def test_votes_of_equal_weight_tie_in_any_order() -> None:
     """0.1 + 0.2 + 0.3 is not 0.3 + 0.2 + 0.1 in floating point."""
     weights = [0.1, 0.2, 0.3]
     sampled = [choice("7", True, weight) for weight in weights] + [choice("8", False, w) for w in reversed(weights)]
@@ -198,7 +198,7 @@ def test_accuracy_at_n_by_hand() -> None:
     assert four.minus_majority["random"].value == pytest.approx(0.0)
 
 
-def test_oracle_over_drawn_subsets_is_near_the_closed_form() -> None:
+def test_oracle_over_sampled_subsets_is_near_the_closed_form() -> None:
     group = CandidateGroup(PROBLEM, tuple(candidate("7" if i < 3 else "8", [0.5]) for i in range(24)))
     assert math.comb(24, 4) > SUBSETS
     (point,) = accuracy_at_n([group], "min", sizes=(4,))

@@ -28,7 +28,7 @@ def test_probability_sound_by_hand() -> None:
     assert recovery_probability(2, Counts(1, 1), prior_reset=0.2) == pytest.approx(mixed / (1 + mixed))
 
 
-def test_first_draws_by_hand() -> None:
+def test_first_rollouts_by_hand() -> None:
     """Beta(2, 2): L = 0.5, 0.3, 0.2, 1/7, 3/28 …; P(sound) falls below a tenth with L < 1/9, at the fifth failure."""
     assert first_batch_size(Counts(1, 1), StoppingRule(false_negative_rate=0.1, prior_reset=0)) == 5
     assert (
@@ -47,7 +47,7 @@ def test_posterior_deviation_by_hand() -> None:
     assert posterior_deviation(3, 1) == pytest.approx(math.sqrt(4 * 2 / (36 * 7)))
 
 
-def test_next_draws() -> None:
+def test_next_rollouts() -> None:
     assert next_batch_size(6, Counts(0, 6), RULE) == 0, "as many failures as were asked for"
     assert next_batch_size(6, Counts(0, 4, 2), RULE) == 2, "unknown verdicts are no failures"
     assert next_batch_size(6, Counts(1, 5), RULE) == 4

@@ -13,7 +13,16 @@ from mmprm.cli.main import main
 from mmprm.errors import StoreError
 from mmprm.trees.serialization import StoredBatch, pack_batch
 from mmprm.trees.store import Finished, Store
-from mmprm.trees.tallies import Drawn, ProblemTally, Session, begun, is_being_written, sampled_after, sessions, tallies
+from mmprm.trees.tallies import (
+    ProblemTally,
+    SampledCounts,
+    Session,
+    begun,
+    is_being_written,
+    sampled_after,
+    sessions,
+    tallies,
+)
 from mmprm.types import Batch, Problem, Rollout, Steps, Verdict
 
 R, W, U = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
@@ -86,10 +95,10 @@ def test_without_a_session_a_commit_notes_no_time(tmp_path: Path) -> None:
     store.close()
 
 
-def test_what_was_drawn_since(store: Store) -> None:
-    assert sampled_after(store, 0) == Drawn(rollouts=12, tokens=60)
-    assert sampled_after(store, 4) == Drawn(rollouts=4, tokens=20)
-    assert sampled_after(store, 6) == Drawn(0, 0)
+def test_sampled_after_a_batch(store: Store) -> None:
+    assert sampled_after(store, 0) == SampledCounts(rollouts=12, tokens=60)
+    assert sampled_after(store, 4) == SampledCounts(rollouts=4, tokens=20)
+    assert sampled_after(store, 6) == SampledCounts(0, 0)
 
 
 def test_tallies_by_problem(store: Store) -> None:
