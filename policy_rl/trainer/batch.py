@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from mmprm.backbone.masks import on_grid
 from mmprm.backbone.token_tree import common_prefix, token_tree
 from mmprm.errors import DataError, TrainingError
 from mmprm.training.batches import MicroBatch, micro_batches
@@ -188,6 +189,9 @@ def collate_rows(
     prompts = [encoder(head.problem, head.prompt_tokens) for head in heads]
     trees = [token_tree([_ids(samples[position]) for position in row]) for row in rows]
     width = max(len(prompt.ids_P) + len(tree) for prompt, tree in zip(prompts, trees, strict=True))
+    shares_rows = any(len(row) > 1 for row in rows)
+    if shares_rows:
+        width = on_grid(width)
     ids_BL = torch.full((len(rows), width), encoder.padding)
     position_XBL = torch.zeros((encoder.axes, len(rows), width), dtype=torch.long)
     end_BL = torch.arange(width).repeat(len(rows), 1)
@@ -212,7 +216,7 @@ def collate_rows(
     return PolicyInputs(
         input_ids_BL=ids_BL,
         position_ids=position_XBL if encoder.axes > 1 else position_XBL[0],
-        end_BL=end_BL if any(len(row) > 1 for row in rows) else None,
+        end_BL=end_BL if shares_rows else None,
         present_BL=present_BL,
         read_NT=pad_sequence(reads, batch_first=True),
         token_NT=pad_sequence(tokens, batch_first=True),
