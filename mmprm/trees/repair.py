@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 
 from mmprm.errors import StoreError
-from mmprm.trees.serialization import DamagedError, check_batch, unpack_problem
-from mmprm.trees.store import BATCH_COLUMNS, Store, named, packed_of
+from mmprm.trees.serialization import BATCH_COLUMNS, DamagedError, StoredBatch, check_batch, unpack_problem
+from mmprm.trees.store import Store
 
 
 def check_structure(store: Store) -> None:
@@ -37,12 +37,12 @@ def repair(store: Store) -> None:
     damaged = []
     for (owner,) in store.rows("SELECT DISTINCT problem FROM batches"):  # the batches of one problem fit in memory
         for number, *row in store.rows(f"SELECT number, {BATCH_COLUMNS} FROM batches WHERE problem = ?", owner):
-            packed = packed_of(owners.get(owner, "of an unknown name"), tuple(row))
+            packed = StoredBatch.of_row(owners.get(owner, "of an unknown name"), tuple(row))
             try:
                 check_batch(packed)
             except DamagedError as error:
                 damaged.append(number)
-                _say(store, f"{named(packed)} is damaged ({error}) and will be sampled again")
+                _say(store, f"{packed.name} is damaged ({error}) and will be sampled again")
     with store.transaction() as run:
         run("UPDATE problems SET status = 'open', reason = '' WHERE status NOT IN ('open', 'done', 'failed')")
         for number in damaged:

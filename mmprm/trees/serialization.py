@@ -20,6 +20,8 @@ from mmprm.types import Batch, Counts, ImageRef, Problem, Rollout, Steps, Verdic
 
 _SEAL = b"\0seal\0"
 _DIGEST_BYTES = 8
+BATCH_COLUMNS = "state, depth, first_draw, correct, incorrect, unknown, tokens, rollouts"
+"""Columns of a batch in the database; `first_draw` is its first_sample."""
 
 
 class DamagedError(ValueError):
@@ -40,6 +42,19 @@ class StoredBatch:
     reasons: tuple[tuple[str, str], ...]
     """One ("unknown" or "unsplit", reason) pair per rollout that has a reason."""
     rollouts: bytes
+
+    @classmethod
+    def of_row(cls, problem_id: str, row: tuple[Any, ...]) -> StoredBatch:
+        """Return the batch stored in a row of BATCH_COLUMNS."""
+        state, depth, first_sample, correct, incorrect, unknown, token_count, rollouts = row
+        counts = Counts(correct, incorrect, unknown)
+        return cls(problem_id, state, depth, first_sample, counts, token_count, (), rollouts)
+
+    @property
+    def name(self) -> str:
+        """The batch's name in messages."""
+        where = f"after {self.depth} step{'s' * (self.depth != 1)}" if self.depth else "of whole solutions"
+        return f"the batch {where} from sample {self.first_sample} of problem {self.problem_id!r}"
 
 
 def count_verdicts(rollouts: Iterable[Rollout]) -> Counts:

@@ -27,6 +27,7 @@ from mmprm.errors import DataError, StoreError
 from mmprm.files import digest_of, parse_json
 from mmprm.trees.database import STORE_NAME, Database
 from mmprm.trees.serialization import (
+    BATCH_COLUMNS,
     DamagedError,
     StoredBatch,
     count_verdicts,
@@ -35,11 +36,9 @@ from mmprm.trees.serialization import (
     unpack_problem,
 )
 from mmprm.trees.summary import StoreSummary, summarize
-from mmprm.types import Batch, Counts, ImageRef, Node, Problem, Steps, Tree
+from mmprm.types import Batch, ImageRef, Node, Problem, Steps, Tree
 
 ProblemStatus = Literal["open", "done", "failed"]
-
-BATCH_COLUMNS = "state, depth, first_draw, correct, incorrect, unknown, tokens, rollouts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,22 +223,23 @@ class Store:
         engine-hours are computed."""
         now = time.time()
         self._session_began = now, time.monotonic()
-        self._session = self._database.run(
-            "INSERT INTO sessions (began, last, engines, batches_before) "
-            "SELECT ?, ?, ?, COALESCE(MAX(number), 0) FROM batches",
-            *(now, now, engines),
-        ).lastrowid
+        self._session = self._add_session(now, engines)
 
     def set_engines(self, engines: int) -> None:
         """Record that this many engines run from now on: engine-hours count each engine from its start to its end."""
         now = self._session_now()
         with self._database.transaction():
             self._database.run("UPDATE sessions SET last = ? WHERE number = ?", now, self._session)
-            self._session = self._database.run(
-                "INSERT INTO sessions (began, last, engines, batches_before) "
-                "SELECT ?, ?, ?, COALESCE(MAX(number), 0) FROM batches",
-                *(now, now, engines),
-            ).lastrowid
+            self._session = self._add_session(now, engines)
+
+    def _add_session(self, now: float, engines: int) -> int | None:
+        """Add a session that begins now, and return its number."""
+        cursor = self._database.run(
+            "INSERT INTO sessions (began, last, engines, batches_before) "
+            "SELECT ?, ?, ?, COALESCE(MAX(number), 0) FROM batches",
+            *(now, now, engines),
+        )
+        return cursor.lastrowid
 
     def _session_now(self) -> float:
         began, clock = self._session_began  # the wall clock may be set back during a session
@@ -273,15 +273,14 @@ class Store:
             "ORDER BY number",
             problem_id,
         )
-        return [self._batch(packed_of(problem_id, row)) for row in rows]
+        return [self._batch(StoredBatch.of_row(problem_id, row)) for row in rows]
 
     def _batch(self, packed: StoredBatch) -> Batch:
         try:
             return open_batch(packed)
         except DamagedError as error:
             raise StoreError(
-                f"{self.path}: {named(packed)} is damaged ({error}); run mmprm annotate on this folder to sample it "
-                "again"
+                f"{self.path}: {packed.name} is damaged ({error}); run mmprm annotate on this folder to sample it again"
             ) from error
 
     def tree(self, problem_id: str) -> Tree:
@@ -326,20 +325,6 @@ class Store:
     def transaction(self) -> AbstractContextManager[Callable[..., sqlite3.Cursor]]:
         """Yield a function that executes statements; all of them are committed or none. Used by mmprm.trees.repair."""
         return self._database.transaction()
-
-
-def packed_of(problem_id: str, row: tuple[Any, ...]) -> StoredBatch:
-    """Return the batch stored in a row of BATCH_COLUMNS."""
-    state, depth, first_sample, correct, incorrect, unknown, token_count, rollouts = row
-    return StoredBatch(
-        problem_id, state, depth, first_sample, Counts(correct, incorrect, unknown), token_count, (), rollouts
-    )
-
-
-def named(packed: StoredBatch) -> str:
-    """Return the name of a batch for messages."""
-    where = f"after {packed.depth} step{'s' * (packed.depth != 1)}" if packed.depth else "of whole solutions"
-    return f"the batch {where} from sample {packed.first_sample} of problem {packed.problem_id!r}"
 
 
 def _contents(images: Iterable[ImageRef]) -> list[bytes | None]:
