@@ -36,9 +36,9 @@ test: setup
 	$(BIN)/pytest tests/policy_rl
 	$(BIN)/pytest tests/integration --ignore-glob "*/test_cluster*"
 
-# What can be checked of several machines on one: also part of `make test`.
+# What can be checked of several machines on one; slow, so not part of `make test`.
 test-cluster: setup
-	$(BIN)/pytest tests/test_deploy.py tests/mmprm/test_actors_token.py tests/integration/test_cluster*.py
+	$(BIN)/pytest tests/integration/test_cluster*.py
 
 # TRL's trainer, beside the environment and not in it: tests/integration/test_trl_export.py runs one step of it.
 trl: setup
