@@ -10,17 +10,16 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from mmprm.backbone.freeze import PARTS
+from mmprm.backbone.trainable import TrainableConfig, prepare_training
 from mmprm.errors import ConfigError
 from mmprm.planning.architectures import ARCHITECTURES, published
 from mmprm.planning.memory import Layers
-from mmprm.prm.train import TrainConfig, prepare_model
-from mmprm.training.lora import LoraConfig, add_adapters
+from mmprm.training.lora import LoraConfig
 
 NO_SHAPES: Mapping[str, str] = MappingProxyType({})
 TILES = 13
@@ -120,10 +119,9 @@ def shape_of(
     with torch.device("meta"):
         kind = AutoModelForImageTextToText if images else AutoModelForCausalLM
         backbone = kind.from_config(model_config)
-        own = lora if judges else None
-        prepare_model(_Sketch(backbone), TrainConfig(model=model, labels="", output="", frozen=frozen, lora=own))
-        if lora and not judges:
-            add_adapters(backbone, lora, (), ())
+        # Token ids are arbitrary, because they do not change sizes.
+        input_rows, output_rows = ([0], [1, 2]) if judges else ([], [])
+        prepare_training(backbone, TrainableConfig(frozen=frozen, lora=lora), input_rows, output_rows)
     parts = {part: [0, 0] for part in (*PARTS, "embeddings")}
     largest = in_experts = 0
     for name, parameter in backbone.named_parameters():
@@ -144,14 +142,6 @@ def shape_of(
         language=language,
         vision=_tower(model_config),
     )
-
-
-class _Sketch(nn.Module):
-    """Provides what `prepare` needs of a StepJudge; the token ids are arbitrary, because they do not change sizes."""
-
-    def __init__(self, backbone: PreTrainedModel) -> None:
-        super().__init__()
-        self.backbone, self.marker_id, self.judgment_ids = backbone, 0, [1, 2]
 
 
 def _model_config(model: str, key: str) -> Any:

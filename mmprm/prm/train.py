@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ from typing import Any
 import torch
 from pydantic import Field
 
-from mmprm.backbone.freeze import PARTS
 from mmprm.backbone.masks import why_not_packed
-from mmprm.config import Config, PathText
+from mmprm.backbone.trainable import TrainableConfig, prepare_training
+from mmprm.config import PathText
 from mmprm.errors import ConfigError, DataError
 from mmprm.hardware import HardwareConfig
 from mmprm.labels.checks import check_splits
@@ -32,13 +31,15 @@ from mmprm.training import checkpoints
 from mmprm.training.config import TrainingConfig
 from mmprm.training.engine import Engine
 from mmprm.training.loop import fit, step_count
-from mmprm.training.lora import LoraConfig, add_adapters, plain_weights
+from mmprm.training.lora import plain_weights
 from mmprm.training.ranks import Ranks, alone_in, join_ranks
 from mmprm.training.sharding import loading_in_parts
 from mmprm.training.stop_request import StopRequest
 
 
-class TrainConfig(Config):
+class TrainConfig(TrainableConfig):
+    """Configure a run of `mmprm train`."""
+
     model: PathText
     """Base model: a folder, a hub id such as Qwen/Qwen2.5-VL-7B-Instruct, or tiny (the embedded policy)."""
     labels: PathText
@@ -52,20 +53,12 @@ class TrainConfig(Config):
     """Add Yes and No to a vocabulary that does not have them as single tokens."""
     target: TargetConfig = TargetConfig()
     """How the counts of a step become its target."""
-    frozen: tuple[str, ...] = ()
-    """Parts to freeze: vision, projector or language, whatever the model calls them, or regular expressions for
-    parameter names."""
-    lora: LoraConfig | None = None
-    """Train low-rank adapters, the marker's embedding and the rows of Yes and No instead of all weights. The saved
-    model is a plain one. null: train everything that is not frozen."""
     packing: Packing = "none"
     """samples: pack several paths per row without attention between them; trees: pack all paths of a problem as one
     sequence that contains shared steps once. The loss is the same. Unsupported models fall back to none with a
     warning."""
     max_length: int = Field(4096, ge=1)
     """Maximum number of tokens per path; longer paths are excluded from training and counted."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass, which saves memory and takes about a third longer."""
     training: TrainingConfig = TrainingConfig()
     """Optimization, batches, sharding, checkpoints."""
     hardware: HardwareConfig = Field(HardwareConfig(), exclude=True)
@@ -152,28 +145,9 @@ def _origin(config: TrainConfig) -> dict[str, Any]:
     return kept | {"labels": hashlib.sha256(Path(config.labels).read_bytes()).hexdigest()[:16]}
 
 
-def prepare_model(model: PrmModel, config: TrainConfig) -> None:
-    """Freeze the parameters matched by `frozen`, and add the adapters of `lora`.
-
-    Raises ConfigError for a pattern without a match, and if nothing is left to train.
-    """
-    parameters = dict(model.backbone.named_parameters())
-    for pattern in config.frozen:
-        names = [name for name in parameters if re.search(PARTS.get(pattern, pattern), name)]
-        if not names:
-            shown = ", ".join(sorted({".".join(name.split(".")[:2]) for name in parameters}))
-            raise ConfigError(
-                f"frozen: {pattern!r} matches no parameter; use one of {', '.join(PARTS)}, or a regular expression for "
-                f"parameter names, which begin with {shown}"
-            )
-        for name in names:
-            parameters[name].requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in parameters.values()):
-        raise ConfigError("frozen leaves no trainable parameter; remove a part from it, or set lora")
-    if config.lora:
-        add_adapters(model.backbone, config.lora, [model.marker_id], model.judgment_ids)
-    if config.gradient_checkpointing:
-        model.backbone.gradient_checkpointing_enable({"use_reentrant": False})
+def prepare_model(model: PrmModel, config: TrainableConfig) -> None:
+    """Freeze and adapt a PRM; see prepare_training."""
+    prepare_training(model.backbone, config, [model.marker_id], model.judgment_ids)
     model.train()
 
 

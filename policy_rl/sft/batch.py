@@ -10,7 +10,7 @@ Shapes: T token of a conversation, B row, L token of a row, X axis of the positi
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedModel
 
+from mmprm.backbone.masks import on_grid
+from mmprm.backbone.positions import Positions
 from mmprm.backbone.processor import image_placeholder, reads_images, tokenizer_of
 from mmprm.errors import CheckpointError, DataError
 from mmprm.problems import image_size, open_image
@@ -80,9 +82,8 @@ class ConversationEncoder:
         self.padding = self.tokenizer.pad_token_id or 0
         self.ends: set[int] = set()
         self._image_options = pixel_limits(min_pixels, max_pixels)
-        self._image_id = getattr(backbone.config, "image_token_id", None)
-        self._rope_index: Callable[..., Any] | None = getattr(backbone.model, "get_rope_index", None)
-        self.axes = 1 if self._rope_index is None else 3
+        self._positions = Positions(backbone.model)
+        self.axes = self._positions.axes
         special = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         self._special = re.compile("|".join(map(re.escape, sorted(special, key=len, reverse=True))))
         self._placeholder = ""
@@ -150,7 +151,7 @@ class ConversationEncoder:
             learned.append(torch.full((len(ids[-1]),), piece.learned))
         ids_T = torch.cat(ids)
         joined = {name: torch.cat(tensors) for name, tensors in images.items()}
-        return Encoded(ids_T, torch.cat(learned), self._positions(ids_T, joined), joined)
+        return Encoded(ids_T, torch.cat(learned), self._positions.of_sequence(ids_T, joined), joined)
 
     @property
     def stand_in(self) -> dict[str, Tensor]:
@@ -203,14 +204,6 @@ class ConversationEncoder:
             self._extra[size] = inputs["input_ids"].shape[1] - len(self._ids(self._placeholder))
         return self._extra[size]
 
-    def _positions(self, ids_T: Tensor, images: dict[str, Tensor]) -> Tensor:
-        if not images or self._rope_index is None:
-            return torch.arange(len(ids_T)).expand(self.axes, -1)
-        grids = {name: tensor for name, tensor in images.items() if name.endswith("grid_thw")}
-        ids_1T = ids_T[None]
-        text = {"input_ids": ids_1T, "attention_mask": torch.ones_like(ids_1T)}
-        return self._rope_index(**text, mm_token_type_ids=(ids_1T == self._image_id).int(), **grids)[0][:, 0]
-
 
 def _pixels(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in inputs.items() if name not in _TEXT_KEYS}
@@ -230,6 +223,9 @@ def collate_conversations(
     images, use a minimal placeholder image, so that the vision tower runs.
     """
     width = max(sum(len(each.ids_T) for each in row) for row in rows)
+    shares_rows = any(len(row) > 1 for row in rows)
+    if shares_rows:
+        width = on_grid(width)
     ids_BL = torch.full((len(rows), width), encoder.padding)
     position_XBL = torch.zeros((encoder.axes, len(rows), width), dtype=torch.long)
     end_BL = torch.arange(width).repeat(len(rows), 1)
@@ -250,7 +246,7 @@ def collate_conversations(
     return PolicyInputs(
         input_ids_BL=ids_BL,
         position_ids=position_XBL if encoder.axes > 1 else position_XBL[0],
-        end_BL=end_BL if any(len(row) > 1 for row in rows) else None,
+        end_BL=end_BL if shares_rows else None,
         present_BL=present_BL,
         read_NT=pad_sequence(reads, batch_first=True),
         token_NT=pad_sequence(tokens, batch_first=True),

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from mmprm.backbone.load import load_backbone, new_model_folder
 from mmprm.backbone.masks import CPU_ROW, use_block_masks, why_not_packed
 from mmprm.backbone.token_tree import fill_rows
-from mmprm.config import Config, PathText
+from mmprm.backbone.trainable import TrainableConfig, prepare_training
+from mmprm.config import PathText
 from mmprm.errors import DataError
 from mmprm.hardware import HardwareConfig
 from mmprm.preflight import check_disk_space, check_model
@@ -35,16 +36,16 @@ from mmprm.training.batches import micro_batches
 from mmprm.training.config import TrainingConfig
 from mmprm.training.engine import Engine
 from mmprm.training.loop import fit, step_count
-from mmprm.training.lora import LoraConfig, plain_weights
+from mmprm.training.lora import plain_weights
 from mmprm.training.ranks import Ranks, alone_in, join_ranks
 from mmprm.training.sharding import loading_in_parts
 from mmprm.training.stop_request import StopRequest
 from policy_rl.sft.batch import ConversationEncoder, Size, collate_conversations
 from policy_rl.sft.conversations import Conversation, read_conversations, without_unreadable
-from policy_rl.trainer.policy import Policy, PolicyInputs, prepare
+from policy_rl.trainer.policy import Policy, PolicyInputs
 
 
-class SftConfig(Config):
+class SftConfig(TrainableConfig):
     """Configure a run of `mmprm sft`."""
 
     model: PathText
@@ -60,12 +61,6 @@ class SftConfig(Config):
     """File with a chat template (Jinja) that replaces the checkpoint's; it is saved with the model."""
     prompt: PromptConfig = PromptConfig()
     """How problems are presented; conversations are used unchanged."""
-    frozen: tuple[str, ...] = ()
-    """Parameters that are not trained: vision, projector or language, whatever the model calls them, or regular
-    expressions of parameter names."""
-    lora: LoraConfig | None = None
-    """Train low-rank adapters instead of all weights; they are merged into the saved model. null: train everything that
-    is not frozen."""
     packing: Literal["none", "samples"] = "samples"
     """samples: pack several conversations into a row, without attention between them; the loss is the same. none: one
     conversation per row. Unsupported models fall back to none with a warning."""
@@ -78,8 +73,6 @@ class SftConfig(Config):
     aggregation: Literal["token_mean", "sequence_mean"] = "token_mean"
     """token_mean: mean over the learned tokens of a batch; sequence_mean: mean over its conversations of their token
     means, as in trainers that average over devices with one conversation each."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
     training: TrainingConfig = TrainingConfig()
     """Optimization, batches, sharding, checkpoints."""
     hardware: HardwareConfig = Field(HardwareConfig(), exclude=True)
@@ -223,7 +216,7 @@ def _train(config: SftConfig, ranks: Ranks) -> SftSummary:
         held_out, held_out_sizes, left_out = _samples(config.held_out, config, encoder, found_held_out)
     width = _width(config, backbone, sizes, ranks)
     policy = Policy(backbone)
-    prepare(policy, config.frozen, config.lora, config.gradient_checkpointing)
+    prepare_training(backbone, config)
     torch.manual_seed(optimization.seed + ranks.rank)
     rows, held_out_rows = (
         ConversationRows(samples, sizes, encoder, width),

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from mmprm.backbone.trainable import TrainableConfig
 from mmprm.config import Config
 from mmprm.training.config import OptimizationConfig
-from mmprm.training.lora import LoraConfig
 from policy_rl.algorithms.losses import LossConfig
 
-CHANGEABLE: dict[str, Any] = dict.fromkeys(("timeout_seconds", "gradient_checkpointing", "share_prompt"), True) | {
-    "optimization": {"learning_rate", "micro_batch_tokens", "max_bad_steps"}
-}
+CHANGEABLE: dict[str, Any] = dict.fromkeys(
+    ("timeout_seconds", "gradient_checkpointing", "share_prompt", "offload_reference"), True
+) | {"optimization": {"learning_rate", "micro_batch_tokens", "max_bad_steps"}}
 """Keys that may change when a run is resumed; of these, only the learning rate affects the results."""
 
 
@@ -43,7 +43,7 @@ class CriticConfig(Config):
     """Number of initial updates that train only the value head, as an untrained critic is not a baseline."""
 
 
-class TrainerConfig(Config):
+class TrainerConfig(TrainableConfig):
     """Configure the trainer."""
 
     ranks: int = Field(1, ge=1)
@@ -57,17 +57,28 @@ class TrainerConfig(Config):
     float32_logits: bool = True
     """Compute the logits in float32 whatever the precision. Log-probabilities computed from bfloat16 logits are off by
     0.02 nats on average and by more than 0.1 nats for some tokens."""
-    frozen: tuple[str, ...] = ()
-    """Parameters that are not trained: vision, projector or language, whatever the model calls them, or regular
-    expressions of parameter names."""
-    lora: LoraConfig | None = None
-    """Train low-rank adapters instead of all weights; engines receive the merged weights. null: train everything that
-    is not frozen."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    offload_reference: bool = False
+    """Keep the reference model in CPU memory, from which each forward pass copies its weights; requires
+    optimization.zero_stage=3. With optimization.offload=all it is there in any case."""
     share_prompt: bool = True
     """Compute the prompt once for those responses of a group that fit into micro_batch_tokens together, if the model's
     attention implementation allows it; loss and gradients are the same."""
     timeout_seconds: float = Field(3600, gt=0)
     """Maximum time in seconds to wait for one call of the trainer (an update, a checkpoint); the error says which rank
     waits for what."""
+
+    @model_validator(mode="after")
+    def _offloads_only_shards(self) -> TrainerConfig:
+        stage = self.optimization.zero_stage
+        if self.offload_reference and stage < 3:
+            raise ValueError(
+                f"offload_reference=true with optimization.zero_stage={stage}: DeepSpeed offloads only weights that it "
+                "shards; set optimization.zero_stage=3, or offload_reference=false"
+            )
+        return self
+
+
+def reference_sharding(config: TrainerConfig) -> OptimizationConfig:
+    """Return how the reference model is sharded: as the policy, without an optimizer."""
+    offloads = config.offload_reference or config.optimization.offload == "all"
+    return config.optimization.model_copy(update={"offload": "all" if offloads else "none"})

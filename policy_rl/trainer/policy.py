@@ -10,7 +10,6 @@ response, M response token (of all responses), H hidden, V vocabulary, F image t
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -21,11 +20,8 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from mmprm.backbone.freeze import PARTS
 from mmprm.backbone.load import check_logits
 from mmprm.backbone.masks import attention_mask
-from mmprm.errors import ConfigError
-from mmprm.training.lora import LoraConfig, add_adapters
 from policy_rl.trainer.output_layer import at_least_float32, token_logprobs
 
 
@@ -150,30 +146,6 @@ class ValueHead(nn.Linear):
         """Return the values."""
         hidden_MH, weight_1H, bias_1 = (at_least_float32(each) for each in (hidden_MH, self.weight, self.bias))
         return linear(hidden_MH, weight_1H, bias_1)
-
-
-def prepare(policy: Policy, frozen: Sequence[str], lora: LoraConfig | None, gradient_checkpointing: bool) -> None:
-    """Freeze the parameters that `frozen` names, as in `mmprm train`, and add adapters.
-
-    Raises ConfigError if a pattern matches nothing, if adapters match the output layer, or if nothing is left to train.
-    """
-    parameters = dict(policy.backbone.named_parameters())
-    for pattern in frozen:
-        names = [name for name in parameters if re.search(PARTS.get(pattern, pattern), name)]
-        if not names:
-            raise ConfigError(
-                f"frozen: {pattern!r} matches no parameter; use {', '.join(PARTS)}, or a regular expression of "
-                "parameter names"
-            )
-        for name in names:
-            parameters[name].requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in parameters.values()):
-        raise ConfigError("frozen: matches all parameters, so nothing is left to train; freeze fewer")
-    if lora:
-        add_adapters(policy.backbone, lora, (), ())
-    if gradient_checkpointing:
-        policy.backbone.gradient_checkpointing_enable({"use_reentrant": False})
-    policy.train()
 
 
 @contextmanager

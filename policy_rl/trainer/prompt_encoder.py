@@ -8,14 +8,13 @@ Shapes: P token of a prompt, X axis of the positions.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mmprm.backbone.positions import Positions
 from mmprm.backbone.processor import reads_images, tokenizer_of
 from mmprm.errors import DataError
 from mmprm.problems import open_image
@@ -62,8 +61,8 @@ class PromptEncoder:
         self._processor, self._prompt = processor, prompt
         self._image_options = pixel_limits(min_pixels, max_pixels)
         self._image_id = getattr(backbone.config, "image_token_id", None)
-        self._rope_index: Callable[..., Any] | None = getattr(backbone.model, "get_rope_index", None)
-        self.axes = 1 if self._rope_index is None else 3
+        self._positions = Positions(backbone.model)
+        self.axes = self._positions.axes
         self.padding = tokenizer_of(processor).pad_token_id or 0
         self._kept: OrderedDict[Problem, EncodedPrompt] = OrderedDict()
         self._stand_in: dict[str, Tensor] | None = None
@@ -113,13 +112,9 @@ class PromptEncoder:
             )
         )
         text = {name: inputs.pop(name, None) for name in _TEXT_KEYS}
-        ids_P = text["input_ids"][0]
-        position_XP = torch.arange(len(ids_P)).expand(self.axes, -1)
-        if images and self._rope_index is not None:
-            grids = {name: tensor for name, tensor in inputs.items() if name.endswith("grid_thw")}
-            position_XP = self._rope_index(**text, **grids)[0][:, 0]
+        ids_P, pixels = text["input_ids"][0], inputs if images else {}
         image_tokens = int((ids_P == self._image_id).sum()) if images else 0
-        return EncodedPrompt(ids_P, position_XP, inputs if images else {}, image_tokens)
+        return EncodedPrompt(ids_P, self._positions.of_sequence(ids_P, pixels), pixels, image_tokens)
 
     def _open(self, problem: Problem, image: ImageRef) -> Any:
         try:

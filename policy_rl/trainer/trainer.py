@@ -31,18 +31,19 @@ from torch import Tensor, nn
 from mmprm.backbone.load import load_backbone, new_model_folder
 from mmprm.backbone.masks import use_block_masks, why_not_packed
 from mmprm.backbone.processor import tokenizer_of, vision_token_ids
+from mmprm.backbone.trainable import prepare_training
 from mmprm.errors import TrainingError
 from mmprm.prompts import PromptConfig
 from mmprm.training import checkpoints
 from mmprm.training.batches import one_ahead
-from mmprm.training.engine import Engine
+from mmprm.training.engine import Engine, for_inference
 from mmprm.training.lora import plain_weights
 from mmprm.training.ranks import check_shared, join_ranks
 from mmprm.training.sharding import loading_in_parts
 from policy_rl.algorithms.losses import aggregate, denominator, policy_loss, truncated_weights, value_loss
 from policy_rl.trainer.batch import Limits, PromptRow, check_finite, collate_rows, padded, plan, tokens_of_groups
-from policy_rl.trainer.config import CHANGEABLE, TrainerConfig
-from policy_rl.trainer.policy import Policy, PolicyInputs, prepare, without_adapters
+from policy_rl.trainer.config import CHANGEABLE, TrainerConfig, reference_sharding
+from policy_rl.trainer.policy import Policy, PolicyInputs, without_adapters
 from policy_rl.trainer.prompt_encoder import PromptEncoder
 from policy_rl.trainer.resume_key import current_trainer_key
 from policy_rl.trainer.update_metrics import Tally
@@ -107,14 +108,16 @@ class Trainer:
         # On a GPU the attention mask has blocks, and masked ones are skipped.
         self._attention_cost = 0.0 if self.ranks.device.type == "cuda" else 1 / (6 * hidden)
         self._policy = Policy(backbone, temperature, critic, banned, config.float32_logits)
-        prepare(self._policy, config.frozen, config.lora, config.gradient_checkpointing)
-        self._reference: Policy | None = None
+        prepare_training(backbone, config)
+        self._reference: nn.Module | None = None
         if config.loss.kl.coefficient > 0 and config.lora is None:
-            reference = load_backbone(model, dtype)[0]
-            self._reference = Policy(reference, temperature, False, banned, config.float32_logits)
-            self._reference.requires_grad_(False).eval().to(self.ranks.device)
+            sharding = reference_sharding(config)
+            with loading_in_parts(sharding):
+                reference = load_backbone(model, dtype)[0]
             if self._share_prompt and self.ranks.device.type == "cuda":
-                use_block_masks(self._reference.backbone)
+                use_block_masks(reference)
+            frozen = Policy(reference, temperature, False, banned, config.float32_logits)
+            self._reference = for_inference(frozen, sharding, self.ranks)
         torch.manual_seed(optimization.seed + self.ranks.rank)
         head = () if self._policy.value_head is None else tuple(self._policy.value_head.parameters())
         self._engine = Engine(self._policy, optimization, total_updates, self.ranks, head, config.critic.learning_rate)

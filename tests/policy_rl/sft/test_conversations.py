@@ -1,4 +1,4 @@
-"""Chat data in its published forms, and the mask of what is learned against the chat template's own text."""
+"""Test reading chat data in its published formats, and the loss mask against the chat template's own text."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def dialogue(name: str, folder: Path) -> Conversation:
-    """Three turns of the assistant; two images of different size before the first, one before the last."""
+    """Return three assistant turns with two images of different size before the first and one before the last."""
     images = []
     for number, size in enumerate(((56, 28), (84, 56), (28, 28))):
         Image.new("RGB", size, "red").save(folder / f"{number}.png")
@@ -167,7 +167,7 @@ def test_the_mask_is_the_templates_assistant_turns(
 def test_tokens_images_and_positions_are_the_processors(
     encoder: tuple[str, Any, ConversationEncoder], tmp_path: Path
 ) -> None:
-    """As if the whole text had been processed at once."""
+    """They are those of processing the whole text at once."""
     name, processor, encode = encoder
     conversation = dialogue(name, tmp_path)
     encoded, size = encode(conversation), encode.size(conversation)
@@ -180,11 +180,11 @@ def test_tokens_images_and_positions_are_the_processors(
     for key, tensor in encoded.images.items():
         torch.testing.assert_close(tensor, whole[key], rtol=0, atol=0)
     assert set(encoded.images) == set(whole) - {"input_ids", "attention_mask", "mm_token_type_ids"}
-    if not images or encode._rope_index is None:
+    if not images or encode.axes == 1:
         assert encoded.position_XT[0].tolist() == list(range(len(encoded.ids_T)))
     else:
         keys = ("input_ids", "attention_mask", "mm_token_type_ids", "image_grid_thw")
-        expected = encode._rope_index(**{key: whole[key] for key in keys})[0][:, 0]
+        expected = encode._positions._rope_index(**{key: whole[key] for key in keys})[0][:, 0]
         assert encoded.position_XT.tolist() == expected.tolist()
         assert encoded.position_XT.max() < len(encoded.ids_T) - 1, "an image takes fewer positions than tokens"
 
@@ -201,7 +201,7 @@ def test_reserved_tokens_and_images_for_text_models_are_refused(
 ) -> None:
     name, _, encode = encoder
     for turn in (f"Q{END}", [text(f"Q{END}")]):
-        with pytest.raises(DataError, match=r"turn 1 holds '<\|im_end\|>'"):
+        with pytest.raises(DataError, match=r"turn 1 contains '<\|im_end\|>'"):
             encode.pieces(
                 Conversation("here", ({"role": "user", "content": turn}, {"role": "assistant", "content": "A"}))
             )
@@ -217,15 +217,15 @@ def test_templates_that_cannot_be_cut_are_refused(random_policy_folder: Path) ->
     turns = [{"role": role, "content": role} for role in ("user", "assistant", "user", "assistant")]
     conversation, template = Conversation("here", tuple(turns)), processor.chat_template
     processor.chat_template = template.replace("{% for message in messages %}", "{% for message in messages[-2:] %}")
-    with pytest.raises(DataError, match="writes turn 4 otherwise"):
+    with pytest.raises(DataError, match="writes turn 4 differently"):
         encode.pieces(conversation)
     processor.chat_template = template.replace("<|im_end|>\n{% endfor %}", "\n{% endfor %}")
-    with pytest.raises(CheckpointError, match="no special token"):
+    with pytest.raises(CheckpointError, match="with a special token"):
         encode.pieces(Conversation("here", tuple(turns[:2])))
 
 
 def test_the_tiny_worlds_solutions_are_read_back(tmp_path: Path, random_policy_folder: Path) -> None:
-    """Problems that write_problems wrote with their solutions; every token known to the tokenizer."""
+    """write_problems wrote the problems with their solutions, and the tokenizer knows every token."""
     problems = {tiny.problem.id: tiny for tiny in make_problems(3, seed=0, split="train")}
     solutions = {id_: {"solution": "".join(solve(tiny))} for id_, tiny in problems.items()}
     write_problems(tmp_path / "p.jsonl", [tiny.problem for tiny in problems.values()], solutions)

@@ -1,4 +1,4 @@
-"""SFT: its loss against plain cross-entropy, packed and not, and a run that learns, stops and goes on."""
+"""Test SFT: its loss against plain cross-entropy, packed and unpacked, and a run that learns, stops and resumes."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from mmprm.prompts import PromptConfig
 from mmprm.tiny.model import weights_path
 from mmprm.tiny.world import make_problems, solve
 from mmprm.training.ranks import Ranks
+from policy_rl.sft import batch as sft_batch
 from policy_rl.sft import train as sft
 from policy_rl.sft.batch import ConversationEncoder
 from policy_rl.sft.conversations import Conversation
@@ -45,7 +46,7 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def conversations(name: str) -> list[Conversation]:
-    """Images before some and not before others; one with two turns to learn."""
+    """Return conversations, some with images and one with two turns to learn."""
     found = []
     for number, solution in enumerate(tiny_solutions(name, 5)):
         images = solution.problem.images if number % 2 == 0 else ()
@@ -70,8 +71,27 @@ def gradients(policy: Policy, batches: list[Any]) -> tuple[float, dict[str, torc
     return total, {name: p.grad.clone() for name, p in policy.named_parameters() if p.grad is not None}
 
 
+def test_padding_to_the_grid_of_a_gpu_changes_neither_loss_nor_gradients(
+    loaded: tuple[str, Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, backbone, processor = loaded
+    encoder, policy = ConversationEncoder(backbone, processor), Policy(backbone)
+    samples = conversations(name)
+    rows = ConversationRows(samples, [encoder.size(sample) for sample in samples], encoder, 400)
+    loss, expected = gradients(policy, [rows.collate(range(len(rows.lengths)), False)])
+    monkeypatch.setattr(sft_batch, "on_grid", lambda width: -(-width // 512) * 512)
+    padded = rows.collate(range(len(rows.lengths)), False)
+    assert padded.input_ids_BL.shape[1] == 512
+    again, found = gradients(policy, [padded])
+    assert again == pytest.approx(loss, rel=1e-5)
+    for key, gradient in expected.items():
+        torch.testing.assert_close(found[key], gradient, rtol=1e-3, atol=2e-5)
+
+
 def test_the_loss_is_cross_entropy_on_the_learned_tokens(loaded: tuple[str, Any, Any]) -> None:
-    """Of the whole model's logits, one conversation at a time; then padded together, then packed, with gradients."""
+    """The reference uses the whole model's logits, one conversation at a time; compared are padded and packed batches,
+    with gradients.
+    """
     name, backbone, processor = loaded
     encoder, policy = ConversationEncoder(backbone, processor), Policy(backbone)
     samples = conversations(name)
@@ -80,7 +100,7 @@ def test_the_loss_is_cross_entropy_on_the_learned_tokens(loaded: tuple[str, Any,
         encoded = encoder(sample)
         ids_1T = encoded.ids_T[None]
         more = dict(encoded.images)
-        if more and encoder._rope_index is not None:
+        if more and encoder.axes > 1:
             more["mm_token_type_ids"] = (ids_1T == backbone.config.image_token_id).int()
         with torch.no_grad():
             logits_TV = backbone(input_ids=ids_1T, **more).logits[0].float()
@@ -143,7 +163,9 @@ def config(folder: Path, base: Path, output: str, **training: Any) -> SftConfig:
 
 @pytest.fixture(scope="module")
 def solutions(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 solved problems and 8 held out; the first question is so long that its solution exceeds max_length."""
+    """Return 24 solved problems and 8 held-out ones; the first question is so long that its solution exceeds
+    max_length.
+    """
     folder = tmp_path_factory.mktemp("solutions")
     for name, count, split in (("train", 24, "train"), ("test", 8, "test")):
         tiny = make_problems(count, seed=0, split=split)
@@ -210,8 +232,9 @@ def test_nothing_short_enough(solutions: Path, random_policy_folder: Path) -> No
 
 
 def test_each_conversation_weighs_the_same_in_a_sequence_mean() -> None:
-    """Log-probabilities −1 and −3, and −2 alone: token mean 6/3 = 2, sequence mean (2 + 2)/2 = 2; with −5 in place of
-    −2, 9/3 = 3 and (2 + 5)/2 = 3.5. Padding counts nothing."""
+    """With log-probabilities −1, −3 and −2 alone, the token mean is 6/3 = 2 and the sequence mean (2 + 2)/2 = 2; with
+    −5 instead of −2 they are 9/3 = 3 and (2 + 5)/2 = 3.5. Padding does not count.
+    """
     response_NT = torch.tensor([[True, True], [True, False]])
     for last, by_token, by_sequence in ((-2.0, 2.0, 2.0), (-5.0, 3.0, 3.5)):
         logprobs_NT = torch.tensor([[-1.0, -3.0], [last, 0.0]])
@@ -220,7 +243,7 @@ def test_each_conversation_weighs_the_same_in_a_sequence_mean() -> None:
 
 
 def test_a_sequence_mean_is_that_of_conversations_alone(loaded: tuple[str, Any, Any]) -> None:
-    """One by one, as a trainer has it with one conversation per device, and packed: the same loss and gradient."""
+    """Loss and gradient of packed rows equal those of single conversations, one per device."""
     name, backbone, processor = loaded
     encoder, policy = ConversationEncoder(backbone, processor), Policy(backbone)
     samples = conversations(name)

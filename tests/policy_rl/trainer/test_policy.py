@@ -1,5 +1,7 @@
-"""Log-probabilities of response tokens: equal to the full computation, in every form of a batch; gradients by finite
-differences through the whole model and the loss."""
+"""Test log-probabilities of response tokens: they equal the full computation in every form of a batch.
+
+Gradients are tested by finite differences through the whole model and the loss.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,15 @@ from torch import Tensor, nn
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from mmprm.backbone.load import load_backbone
+from mmprm.backbone.trainable import TrainableConfig, prepare_training
 from mmprm.errors import CheckpointError, ConfigError
 from mmprm.prompts import PromptConfig
 from mmprm.training.lora import LoraConfig
 from mmprm.types import Problem
 from policy_rl.algorithms.losses import KlConfig, LossConfig, aggregate, denominator, policy_loss, value_loss
+from policy_rl.trainer import batch
 from policy_rl.trainer.batch import collate_rows, plan
-from policy_rl.trainer.policy import Policy, PolicyOutput, prepare, without_adapters
+from policy_rl.trainer.policy import Policy, PolicyOutput, without_adapters
 from policy_rl.trainer.prompt_encoder import EncodedPrompt, PromptEncoder
 from policy_rl.types import TrainingSample
 from tests.backbones import BACKBONES, WITH_IMAGE, tiny_solutions, write_backbone
@@ -47,8 +51,9 @@ def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def make_samples(
     name: str, encoder: PromptEncoder, groups: int = 3, each: int = 3, seed: int = 0
 ) -> list[TrainingSample]:
-    """Groups of random responses of different lengths, some of which begin alike; the last group of a imaged backbone
-    has no image."""
+    """Return groups of random responses of different lengths, some with common prefixes; with images, the last group
+    has none.
+    """
     rng = random.Random(seed)
     problems = [solution.problem for solution in tiny_solutions(name, groups)]
     if name in WITH_IMAGE:
@@ -70,7 +75,7 @@ def run(
     budget: int = 10_000,
     share: bool = False,
 ) -> list[PolicyOutput]:
-    """What the policy says about each response, in the order of the experiences."""
+    """Return the policy's outputs for each response, in the order of the samples."""
     planned = plan(samples, budget, 1, share)
     found: dict[int, PolicyOutput] = {}
     for rows, _ in planned.rows_of(0):
@@ -82,7 +87,7 @@ def run(
 
 
 def alone(backbone: Any, processor: Any, sample: TrainingSample, temperature: float) -> tuple[Tensor, Tensor]:
-    """(log-probabilities, entropies) of one response by the model's own forward, with all its logits."""
+    """Return (log-probabilities, entropies) of one response from the model's own forward, with all its logits."""
     encoded = PromptEncoder(backbone, processor, PLAIN)._encode(sample.problem)
     ids_1L = torch.cat([encoded.ids_P, torch.tensor(sample.token_ids)])[None]
     images = dict(encoded.images)
@@ -94,10 +99,33 @@ def alone(backbone: Any, processor: Any, sample: TrainingSample, temperature: fl
     return logp_TV.gather(1, token_T1)[:, 0], -(logp_TV.exp() * logp_TV).sum(dim=-1)
 
 
+def test_padding_to_the_grid_of_a_gpu_changes_neither_loss_nor_gradients(
+    loaded: tuple[str, Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, backbone, processor = loaded
+    encoder, policy = PromptEncoder(backbone, processor, PLAIN), Policy(copy.deepcopy(backbone))
+    samples = make_samples(name, encoder)
+    (rows, _), *_ = plan(samples, 10_000, 1, share_prompt=True).rows_of(0)
+    found = []
+    for block in (1, 128):
+        monkeypatch.setattr(batch, "on_grid", lambda width, block=block: -(-width // block) * block)
+        inputs = collate_rows(rows, samples, encoder)
+        policy.zero_grad()
+        output = policy(inputs)
+        output.logprobs_NT.sum().backward()
+        gradients = {key: p.grad.clone() for key, p in policy.named_parameters() if p.grad is not None}
+        found.append((inputs.input_ids_BL.shape[1], output.logprobs_NT.detach(), gradients))
+    (width, logprobs_NT, gradients), (on_grid, padded_NT, others) = found
+    assert on_grid % 128 == 0 < width % 128
+    torch.testing.assert_close(padded_NT, logprobs_NT, rtol=1e-5, atol=1e-5)
+    for key, gradient in gradients.items():
+        torch.testing.assert_close(others[key], gradient, rtol=1e-3, atol=1e-4)
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("share", [False, True])
 def test_equal_to_the_full_computation(loaded: tuple[str, Any, Any], share: bool) -> None:
-    """For every backbone, with and without images in the batch, each prompt once or as often as it has responses."""
+    """This holds for every backbone, with and without images, with prompts shared or repeated per response."""
     name, backbone, processor = loaded
     encoder = PromptEncoder(backbone, processor, PLAIN)
     samples = make_samples(name, encoder)
@@ -110,7 +138,7 @@ def test_equal_to_the_full_computation(loaded: tuple[str, Any, Any], share: bool
 
 
 def test_sharing_the_prompt_changes_neither_loss_nor_gradients(loaded: tuple[str, Any, Any]) -> None:
-    """Nor do micro-batches, or the order of the responses."""
+    """Micro-batches and the order of the responses do not change them either."""
     name, backbone, processor = loaded
     encoder = PromptEncoder(backbone, processor, PLAIN)
     policy = Policy(copy.deepcopy(backbone), critic=True)
@@ -168,7 +196,7 @@ def tiny_text_policy(critic: bool) -> Policy:
 
 
 class TextEncoder:
-    """Prompts of numbers, in place of a tokenizer."""
+    """Encode prompts of numbers without a tokenizer."""
 
     axes, padding = 1, 0
 
@@ -239,15 +267,15 @@ def test_preparation(random_policy_folder: Path) -> None:
     encoder = PromptEncoder(backbone, processor, PLAIN)
     samples = make_samples("qwen2_5_vl", encoder)
     policy = Policy(copy.deepcopy(backbone))
-    prepare(policy, ("vision",), None, False)
+    prepare_training(policy.backbone, TrainableConfig(frozen=("vision",)))
     frozen = {name for name, p in policy.backbone.named_parameters() if not p.requires_grad}
     assert frozen == {n for n, _ in backbone.named_parameters() if "visual" in n and "merger" not in n}
-    with pytest.raises(ConfigError, match="'color' matches no parameter; use vision, projector, language, or"):
-        prepare(policy, ("color",), None, False)
-    with pytest.raises(ConfigError, match="nothing is left to train"):
-        prepare(policy, ("",), None, False)
+    with pytest.raises(ConfigError, match="'color' matches no parameter; use one of vision, projector, language, or"):
+        prepare_training(policy.backbone, TrainableConfig(frozen=("color",)))
+    with pytest.raises(ConfigError, match="leaves no trainable parameter"):
+        prepare_training(policy.backbone, TrainableConfig(frozen=("",)))
     adapted = Policy(copy.deepcopy(backbone))
-    prepare(adapted, (), LoraConfig(rank=2), False)
+    prepare_training(adapted.backbone, TrainableConfig(lora=LoraConfig(rank=2)))
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
             if "lora_B" in name:
@@ -266,11 +294,15 @@ def test_preparation(random_policy_folder: Path) -> None:
 
 @pytest.mark.parametrize("tied", [False, True])
 def test_adapters_of_the_output_layer_are_refused(tied: bool) -> None:
-    """Log-probabilities are read from its weights alone: an adapter would change the engine's policy and not ours."""
+    """Log-probabilities are computed from its weights alone, so an adapter would change the engine's policy but not
+    ours.
+    """
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = Qwen2Config(vocab_size=40, num_key_value_heads=2, tie_word_embeddings=tied, **shape)
     with pytest.raises(ConfigError, match=r"must not match the output layer lm_head"):
-        prepare(Policy(Qwen2ForCausalLM(config)), (), LoraConfig(rank=2, targets=("_proj$", "lm_head")), False)
+        prepare_training(
+            Qwen2ForCausalLM(config), TrainableConfig(lora=LoraConfig(rank=2, targets=("_proj$", "lm_head")))
+        )
 
 
 def test_gradient_checkpointing_changes_nothing(random_policy_folder: Path) -> None:
@@ -280,7 +312,7 @@ def test_gradient_checkpointing_changes_nothing(random_policy_folder: Path) -> N
     gradients = []
     for again in (False, True):
         policy = Policy(copy.deepcopy(backbone))
-        prepare(policy, (), None, again)
+        prepare_training(policy.backbone, TrainableConfig(gradient_checkpointing=again))
         sum(output.logprobs_NT.sum() for output in run(policy, samples, encoder, share=True)).backward()
         gradients.append({name: parameter.grad for name, parameter in policy.named_parameters()})
     for name, gradient in gradients[0].items():
