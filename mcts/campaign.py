@@ -28,10 +28,10 @@ from mmprm.types import Problem
 SUMMARY_NAME = "summary.json"
 
 GROWTH_SECONDS = 5.0
-"""Time between two looks at whether the cluster has room for more engines."""
+"""Seconds between checks for capacity for more engines in the cluster."""
 
 MakeWorker = Callable[[int], Awaitable[Worker]]
-"""Takes a worker number and returns a worker that is ready to accept problems."""
+"""Function that takes a worker number and returns a worker that is ready to accept problems."""
 
 
 def run_campaign(
@@ -47,7 +47,7 @@ def run_campaign(
     Raises:
         StoreError: The store has another configuration or another writer, or the disk is full.
         DataError: The problems cannot be read.
-        SamplingError: The engines do not start, or keep dying.
+        SamplingError: The engines do not start, or die repeatedly.
         ConfigError, GradingError: The configuration or the calibration of the judge is invalid.
 
     Batches committed before an error are kept.
@@ -106,7 +106,7 @@ async def _annotate_on_servers(config: CampaignConfig, store: Store, progress: P
 
 @dataclass(slots=True)
 class _Slot:
-    """Tracks one worker slot: the current worker and, after a death, its replacements."""
+    """Track one worker slot: the current worker and, after a death, its replacements."""
 
     number: int
     in_flight: set[str] = field(default_factory=set)
@@ -118,6 +118,8 @@ class _Slot:
 
 
 class _Driver:
+    """Hand out problems to workers and write their reports to the store."""
+
     def __init__(
         self,
         config: CampaignConfig,
@@ -136,10 +138,10 @@ class _Driver:
         self._workers = min(workers, self._problems)
         self._capacity = capacity
         self._running = 0
-        """Number of engines that run."""
+        """Number of running engines."""
         self._deaths: Counter[str] = Counter()
-        """Number of times each problem was in flight when an engine died, since the problem's own last batch. Not
-        counted for servers: an unreachable server is not caused by a problem."""
+        """Number of times that each problem was in flight when an engine died, since the problem's last batch. Not
+        counted for servers, because an unreachable server is not caused by a problem."""
 
     async def run(self) -> None:
         shown = asyncio.create_task(show_progress(self._progress))
@@ -152,7 +154,7 @@ class _Driver:
                 for task in done:
                     task.result()
                 waiting |= self._grow(serving)
-                if not self._queue and not self._progress.in_flight:  # engines that still start are no longer needed
+                if not self._queue and not self._progress.in_flight:  # engines still starting are no longer needed
                     waiting = {task for task in waiting if not serving[task].opening}
         finally:
             for task in (shown, *serving):
@@ -166,16 +168,16 @@ class _Driver:
         return set(added)
 
     def _grow(self, serving: dict[asyncio.Task[None], _Slot]) -> set[asyncio.Task[None]]:
-        """Open slots for machines that have joined the cluster; the slots of those that left wait for a replacement."""
+        """Open slots for machines that have joined the cluster; slots of lost machines wait for a replacement."""
         more = min(self._capacity() - len(serving), len(self._queue))
         if more <= 0:
             return set()
         self._workers += more
-        print(f"the cluster has room for more engines: starting {more}", file=sys.stderr, flush=True)
+        print(f"the cluster has capacity for more engines: starting {more}", file=sys.stderr, flush=True)
         return self._open_slots(serving, more)
 
     async def _serve(self, slot: _Slot) -> None:
-        """Keep one worker busy until no open problem is left in the campaign; replace it when it dies."""
+        """Keep one worker busy until the campaign has no open problem; replace the worker when it dies."""
         while self._queue or self._progress.in_flight:
             try:
                 worker = await self._open(slot)
@@ -193,7 +195,7 @@ class _Driver:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """Count an engine that has started, until it dies, in the engine time of the store."""
+        """Count an engine from its start until its death toward the store's engine time."""
         self._running += 1
         if self._progress.workers:
             self._store.set_engines(self._running)
@@ -214,7 +216,7 @@ class _Driver:
         except SamplingError as error:
             if slot.has_reported:  # it started before, so it may start again once its memory is released
                 raise WorkerDiedError(str(error)) from error
-            self._go_on_without(f"engine {slot.number} does not start: {error}", error)
+            self._continue_without(f"engine {slot.number} does not start: {error}", error)
             return None
         finally:
             slot.opening = False
@@ -283,9 +285,10 @@ class _Driver:
         self._queue.extend(left)
 
     def _give_up(self, slot: _Slot, error: WorkerDiedError) -> None:
-        self._go_on_without(f"worker {slot.number} died {slot.deaths} times without finishing a batch: {error}", error)
+        reason = f"worker {slot.number} died {slot.deaths} times without finishing a batch: {error}"
+        self._continue_without(reason, error)
 
-    def _go_on_without(self, what: str, error: Exception) -> None:
+    def _continue_without(self, what: str, error: Exception) -> None:
         self._workers -= 1
         if not self._workers:
             raise SamplingError(

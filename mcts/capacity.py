@@ -10,7 +10,7 @@ MOST = 4096
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Describes an engine's last step: completions running and waiting, and the fraction of its KV cache in use."""
+    """Describe an engine's last step: completions running and waiting, and the fraction of its KV cache in use."""
 
     running: int
     waiting: int
@@ -20,8 +20,9 @@ class Load:
 def adapt(capacity: int, in_flight: int, load: Load) -> int:
     """Return the number of concurrent searches to allow after an engine's report.
 
-    Grow by a quarter when the engine's queue runs dry although all slots are in use. Shrink by a tenth when its cache
-    is full, or when more completions wait than fit into two rounds: their cached prefixes are evicted meanwhile.
+    It grows by a quarter when the engine's queue is nearly empty although all slots are in use. It shrinks by a tenth
+    when the engine's cache is full, or when more completions wait than two rounds can take, because their cached
+    prefixes are evicted meanwhile.
     """
     if load.waiting and (load.cache > 0.95 or load.waiting > 2 * load.running):
         return max(1, capacity - max(1, capacity // 10))

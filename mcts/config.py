@@ -12,6 +12,8 @@ from mmprm.sampling.policy import PolicyConfig
 
 
 class CampaignConfig(PolicyConfig):
+    """Configure an annotation campaign."""
+
     output: PathText = "runs/annotate"
     """Run folder, which holds the store trees.sqlite and summary.json. An existing run is resumed."""
     search: SearchConfig = SearchConfig()
@@ -25,12 +27,12 @@ class CampaignConfig(PolicyConfig):
     commit_seconds: float = Field(0.5, gt=0)
     """Maximum number of seconds between two commits of finished batches."""
     max_restarts: int = Field(3, ge=0)
-    """Number of times that a worker may die and be replaced without finishing a batch in between. After that the
+    """Number of times that a worker may die and be replaced without finishing a batch in between. After that, the
     campaign continues without it. A problem that is alone on its engine at more deaths than this is marked failed."""
 
     def resume_key(self) -> dict[str, Any]:
         """Return the settings that determine the batches.
 
-        A store has one identity; all other settings may change between its runs.
+        A store has one resume key; all other settings may change between its runs.
         """
         return super().resume_key() | {"search": self.search.model_dump(mode="json")}

@@ -14,7 +14,7 @@ from mmprm.types import Counts, Problem
 
 @dataclass(slots=True)
 class Filtered:
-    """Holds the problems to keep with the verdicts of their samples, and the number of those left out per reason."""
+    """Hold the problems to keep with the verdicts of their samples, and the number of excluded ones per reason."""
 
     kept: list[tuple[Problem, Counts]] = field(default_factory=list)
     too_hard: int = 0
@@ -26,7 +26,7 @@ class Filtered:
 def question_only(config: CampaignConfig, samples: int) -> CampaignConfig:
     """Return the configuration of a campaign that samples `samples` rollouts per question and then stops.
 
-    The rollout budget is spent by the root, so no other state is sampled.
+    The root uses up the rollout budget, so no other state is sampled.
     """
     if samples < 1:
         raise ConfigError(f"samples={samples} must be at least 1; use 8 or more to detect problems always solved")
@@ -44,10 +44,10 @@ def check_range(low: float, high: float) -> None:
 
 
 def by_accuracy(store: Store, asked: Set[str], low: float, high: float) -> Filtered:
-    """Keep those of the problems `asked` whose accuracy lies in [low, high], and count the others by reason.
+    """Keep the `asked` problems whose accuracy lies in [low, high], and count the others by reason.
 
     Accuracy is correct / (correct + incorrect) over the samples of the question. The store may also hold problems of
-    an earlier file; these are ignored.
+    an earlier file, which are ignored.
     """
     filtered = Filtered(failed=len(asked & set(store.ids("failed"))))
     for problem_id in store.ids("done"):

@@ -17,9 +17,9 @@ search. Any other key of `search` changes the search order, and with it batch si
 def fork(config: CampaignConfig) -> tuple[CampaignConfig, str]:
     """Return the configuration with the run folder to use, and a message that says which folder was chosen.
 
-    The folder is `config.run` if its store is missing or has this configuration. Otherwise it is the first of RUN-2,
-    RUN-3, … for which that holds. A new folder receives RUN's problems, all open, and RUN's batches if they are still
-    valid under this configuration.
+    The folder is `config.output` if its store is missing or has this configuration. Otherwise it is the first of
+    OUTPUT-2, OUTPUT-3, … for which that holds. A new folder receives the problems of OUTPUT, all open, and its batches
+    if they are still valid under this configuration.
     """
     run, asked = Path(config.output), config.resume_key()
     folder, number = run, 1
@@ -57,7 +57,7 @@ def _copy(run: Path, folder: Path, asked: dict) -> str:
 def _ends_earlier(stored: dict, asked: dict) -> bool:
     """Return whether a budget is smaller than the stored one.
 
-    The store then holds batches past the new end of the search, which would wrongly count as labels.
+    The store then holds batches beyond the new end of the search, which must not count as labels.
     """
     budgets = [key.removeprefix("search.") for key in BUDGETS]
     return any(asked["search"][budget] < stored["search"][budget] for budget in budgets)

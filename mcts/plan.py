@@ -12,10 +12,10 @@ from mmprm.trees.tallies import ProblemTally
 
 @dataclass(frozen=True, slots=True)
 class CampaignEstimate:
-    """Holds expected totals with 95 % bootstrap intervals over the pilot's problems.
+    """Hold expected totals with 95 % bootstrap intervals over the pilot's problems.
 
-    `tokens_per_engine_second` and `engine_hours` are None if the pilot recorded no engine time. `pilot_open` problems
-    had not ended and are excluded.
+    `tokens_per_engine_second` and `engine_hours` are None if the pilot recorded no engine time. `pilot_open` counts the
+    problems that have not ended, which are excluded.
     """
 
     problems: int
@@ -50,7 +50,8 @@ def estimate_campaign(
     ended = [tally for tally in pilot if tally.status != "open"]
     if len(ended) < 2:
         raise DataError(
-            f"{len(ended)} problems of the pilot have ended, must be at least 2; annotate a few dozen problems"
+            f"{len(ended)} problems of the pilot have ended, must be at least 2; annotate a few dozen problems to the "
+            "end"
         )
 
     def total(amounts: Sequence[int]) -> Interval:

@@ -19,12 +19,12 @@ from mmprm.trees.summary import StoreSummary
 from mmprm.types import Batch
 
 PLAIN_LINE_SECONDS = 10.0
-"""Seconds between two progress lines when the output is not a terminal."""
+"""Seconds between two progress lines if the output is not a terminal."""
 
 
 @dataclass(frozen=True, slots=True)
 class CampaignSummary:
-    """Summarizes the whole store, followed by what this run of the command added.
+    """Summarize the whole store, followed by what this run of the command added.
 
     Rates are measured over `seconds`, which start when the first engine is ready and exclude `startup_seconds`.
     """
@@ -59,7 +59,7 @@ class CampaignSummary:
 
 @dataclass(slots=True)
 class Progress:
-    """Keeps the running totals of one campaign, from the reports alone, so that progress never queries the store."""
+    """Keep the running totals of one campaign, from the reports alone, so that progress never queries the store."""
 
     stored: StoreSummary
     workers: int = 0
@@ -113,9 +113,9 @@ class Progress:
         seconds = self._seconds(now)
         done = self.stored.problems["done"] + self.ended["done"]
         failed = self.stored.problems["failed"] + self.ended["failed"]
-        # A tree in flight counts as half done: on average true during a long campaign, and a small error at its start.
-        behind = self.ended.total() + self.in_flight / 2
-        ahead = sum(self.stored.problems.values()) - done - failed - self.in_flight / 2
+        # A tree in flight counts as half done: true on average in a long campaign, and a small error at its start.
+        completed = self.ended.total() + self.in_flight / 2
+        remaining = sum(self.stored.problems.values()) - done - failed - self.in_flight / 2
         parts = [
             f"problems {done}/{sum(self.stored.problems.values())}" + (f" ({failed} failed)" if failed else ""),
             f"trees in flight {self.in_flight}",
@@ -124,7 +124,7 @@ class Progress:
             f"labels {self.stored.labels + self.labels:,}",
             f"unknown {reasons(Counter(self.stored.unknown_reasons) + self.unknown)}",
             f"unsplittable {reasons(Counter(self.stored.unsplit_reasons) + self.unsplit)}",
-            f"left {duration(ahead * seconds / behind) if behind and self.rollouts else 'unknown'}",
+            f"left {duration(remaining * seconds / completed) if completed and self.rollouts else 'unknown'}",
         ]
         return " · ".join(parts)
 
@@ -185,7 +185,7 @@ def reasons(counts: Counter[str]) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Format seconds as M:SS, or as H:MM:SS from one hour on."""
+    """Format seconds as M:SS, or as H:MM:SS if they are an hour or more."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

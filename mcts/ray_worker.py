@@ -23,12 +23,12 @@ _CLOSE_SECONDS = 10.0
 
 
 class EngineActor:
-    """Implements the actor: a LocalWorker with its own vLLM engine and grader."""
+    """Implement the actor: a LocalWorker with its own vLLM engine and grader."""
 
     async def load(self, config: CampaignConfig, number: int, bind_core: bool) -> None:
         """Start the engine and the grader.
 
-        This is not done in the constructor because Ray reports errors of a constructor as a dead actor.
+        This is not done in the constructor, because Ray reports errors of a constructor as a dead actor.
         """
         from mmprm.grading.open import open_grader
 
@@ -66,7 +66,7 @@ class EngineActor:
 
 
 class RemoteWorker:
-    """Adapts an EngineActor to the driver's Worker protocol and owns the placement group that reserves its GPUs."""
+    """Adapt an EngineActor to the driver's Worker protocol, and own the placement group that reserves its GPUs."""
 
     def __init__(self, actor: Any, group: PlacementGroup) -> None:
         self._actor = actor
@@ -92,9 +92,9 @@ class RemoteWorker:
 
 
 class RayWorkers:
-    """Makes the workers of a campaign.
+    """Make the workers of a campaign.
 
-    As a context manager, it starts Ray or joins the cluster on entry, and shuts down on exit what it started.
+    As a context manager, it starts Ray or joins the cluster on entry; on exit, it shuts Ray down if it started it.
     """
 
     actor_class: type[EngineActor] = EngineActor
@@ -119,20 +119,21 @@ class RayWorkers:
             )
         if self.count > fitting:
             raise SetupError(
-                f"workers={self.count} must be at most {fitting}: each takes "
-                + (f"{gpus_each} GPUs" if gpus_each else "one core")
+                f"workers={self.count} must be at most {fitting}, because each takes "
+                + (f"{gpus_each} GPUs" if gpus_each else "one CPU core")
                 + "; lower it or leave it out"
             )
         return self
 
     def capacity(self) -> int:
-        """Return the number of engines for the cluster as it is now, to which machines may have been added."""
+        """Return the number of engines for the current cluster, to which machines may have been added."""
         return self._config.workers or self._fitting(actors.alive_nodes())
 
     def _fitting(self, nodes: Sequence[dict[str, Any]]) -> int:
         kind = "GPU" if "GPU" in self._bundle else "CPU"
         each = self._bundle[kind]
-        return sum(int(node["Resources"].get(kind, 0) // each) for node in nodes)  # an engine never spans two machines
+        # An engine never spans two machines, so capacity is counted per machine.
+        return sum(int(node["Resources"].get(kind, 0) // each) for node in nodes)
 
     def __exit__(self, *_: object) -> None:
         if self._own_ray:
@@ -163,7 +164,7 @@ class RayWorkers:
 
 
 async def _answer(reference: Awaitable[Any]) -> Any:
-    """Return the actor's answer. The driver waits for it, and says what for (mcts.campaign)."""
+    """Return the actor's answer. The driver reports what it waits for (mcts.campaign)."""
     try:
         return await reference
     except RayTaskError as error:

@@ -1,4 +1,4 @@
-"""Provide the rollouts of a search: from the store while it has them, then by sampling, splitting and grading."""
+"""Provide the rollouts of a search: from the store as long as it has them, then by sampling, splitting and grading."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from mmprm.types import (
 
 
 class Roller:
-    """Returns the next n rollouts from a prefix for `await roller(steps, n)`, as the type `mcts.search.Roll` requires.
+    """Return the next n rollouts from a prefix for `await roller(steps, n)`, as the type `mcts.search.Roll` requires.
 
     `stored` holds the batches of an earlier, interrupted search of this problem. `emit` is called with each new batch
-    when it is finished. Seeds are derived from content, so repeating a request requests the same samples.
+    as soon as it is complete. Seeds are derived from content, so repeating a request requests the same samples.
 
     A state is requested with the token ids of the first rollout that wrote its prefix, or without ids if that rollout
-    has none. Which rollout was first follows from the batches, so a replay requests the same ids.
+    has none. The batches determine which rollout was first, so a replay requests the same ids.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class Roller:
             self._emit(batch)
         if ids is not None:
             self._remember(steps, batch.rollouts)
-        assert len(batch.rollouts) == n, "the store refuses another configuration, so batches keep their size"
+        assert len(batch.rollouts) == n, "the store rejects another configuration, so batches keep their size"
         return batch.rollouts
 
     def _written(self, steps: Steps) -> tuple[int, ...] | None:
-        """Return the token ids of the prefix as the policy first wrote it; None if they are not known."""
+        """Return the token ids of the prefix as the policy first wrote it, or None if they are not known."""
         if steps not in self._writers:
             return None
         state, rollout = self._writers[steps]
@@ -107,9 +107,9 @@ def _rollout(completion: Completion, cut: StepSplit, grading: Grading) -> Rollou
 
 
 def _step_ids(steps: Steps, tokens: Tokens) -> tuple[tuple[int, ...], ...]:
-    """Return the token ids of each step but the last: those that end in it.
+    """Return the token ids of each step but the last. A token belongs to the step in which it ends.
 
-    A token that crosses a step border belongs to the next step.
+    A token that crosses a step border therefore belongs to the next step.
     """
     ends = itertools.accumulate(map(len, steps[:-1]))
     counts = [0, *map(tokens.whole_in, ends)]

@@ -1,7 +1,7 @@
 """Search one problem in plain async code, independent of any engine, file or Ray.
 
-All input comes from `roll`, so equal batches give an equal search. A resumed campaign replays the batches of its store
-and then samples new ones.
+All input comes from `roll`, so the same batches give the same search. A resumed campaign replays the batches of its
+store and then samples new ones.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Roll = Callable[[Steps, int], Awaitable[tuple[Rollout, ...]]]
 
 
 class SearchConfig(StoppingRule):
-    """Configures OmegaPRM with MM-PRM's settings, and the number of rollouts per state."""
+    """Configure OmegaPRM, by default as in MM-PRM, and the number of rollouts per state."""
 
     alpha: float = Field(0.5, gt=0, le=1)
     """α in Q = α^(1 − MC(s)) · β^(len(r)/L); smaller values prefer states of high value more strongly."""
@@ -48,7 +48,7 @@ class SearchConfig(StoppingRule):
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """Holds the searched tree and why the search ended.
+    """Hold the searched tree and why the search ended.
 
     `ended` is one of "too easy", "too hard", "no known verdict", "no candidates left", "search budget" and "rollout
     budget".
@@ -83,24 +83,24 @@ async def _run(tree: SearchTree, roll: Roll, config: SearchConfig) -> str:
 async def _find_first_error(tree: SearchTree, candidate: SearchCandidate, roll: Roll, config: SearchConfig) -> bool:
     """Find the first error of an incorrect rollout by binary search; return False if the rollout budget ran out.
 
-    Invariant: some rollout from the first `sound` steps was correct, and none from the first `broken` steps was. The
-    complete solution is broken from the start and is never sampled from. If a state has no known verdict, the search
-    of this rollout ends there, because neither side can be excluded.
+    Invariant: some rollout from the first `recoverable` steps was correct, and no rollout from the first `failed` steps
+    was. The complete solution is incorrect, so it counts as failed without sampling from it. If a state has no known
+    verdict, the search of this rollout ends, because neither half can be excluded.
     """
     steps = candidate.state.steps + candidate.rollout.steps
-    sound, broken = len(candidate.state.steps), len(steps)
+    recoverable, failed = len(candidate.state.steps), len(steps)
     ancestor = candidate.state.counts
-    while broken - sound > 1:
-        middle = (sound + broken) // 2
+    while failed - recoverable > 1:
+        middle = (recoverable + failed) // 2
         counts = await _evidence(tree, steps[:middle], ancestor, roll, config)
         if counts is None:
             return False
         if counts.value is None:
             return True
         if not counts.correct:
-            broken = middle
+            failed = middle
             continue
-        sound = middle
+        recoverable = middle
         # One correct rollout among few proves that the prefix is recoverable, but is a poor estimate of its value.
         if steps[:middle] in tree.states or counts.known >= config.min_shared_rollouts:
             ancestor = counts
@@ -112,9 +112,9 @@ async def _evidence(
 ) -> Counts | None:
     """Return the counts of a prefix, sampling from it if the known rollouts do not suffice.
 
-    Return None if the rollouts of a new state might exceed the budget. Rollouts of other states that pass through the
-    prefix suffice if one is correct, or if enough are incorrect and the prefix can also be labeled by them. Otherwise
-    the prefix becomes a state and only its own rollouts count: the earlier ones were selected by their outcome.
+    Returns None if the rollouts of a new state might exceed the budget. Rollouts of other states that pass through the
+    prefix suffice if one is correct, or if enough are incorrect and they also suffice to label the prefix. Otherwise
+    the prefix becomes a state and only its own rollouts count, because the earlier ones were selected by their outcome.
     """
     if steps in tree.states:
         return tree.states[steps].counts

@@ -18,7 +18,7 @@ NAMES = 14
 
 @dataclass(frozen=True, slots=True)
 class CampaignStatus:
-    """Describes everything in the store.
+    """Describe everything in the store.
 
     Rates of rollouts and tokens are those of the latest session, and None before its first commit. Rates of labels are
     over all sessions, because most labels are counted only when their problem is done. Shares are fractions of the
@@ -62,11 +62,11 @@ def read_status(store: Store) -> CampaignStatus:
     running = is_being_written(store)
     done = summary.problems["done"]
     # As in the driver's progress line, a problem that has begun counts as half done.
-    behind = done + summary.problems["failed"] + open_begun / 2
-    ahead = summary.problems["open"] - open_begun / 2
-    left = (
-        ahead * engine_seconds / behind / last.engines if last and last.engines and behind and engine_seconds else None
-    )
+    completed = done + summary.problems["failed"] + open_begun / 2
+    remaining = summary.problems["open"] - open_begun / 2
+    seconds_left = None
+    if last and last.engines and completed and engine_seconds:
+        seconds_left = remaining * engine_seconds / completed / last.engines
 
     def rate(amount: int) -> float:
         assert last is not None
@@ -99,8 +99,8 @@ def read_status(store: Store) -> CampaignStatus:
         labels_per_second=summary.labels / engine_seconds * last.engines if last and engine_seconds else None,
         engine_hours=engine_seconds / 3600,
         labels_per_engine_hour=summary.labels / (engine_seconds / 3600) if engine_seconds else None,
-        seconds_left=left,
-        projected_end=time.time() + left if left is not None and running else None,
+        seconds_left=seconds_left,
+        projected_end=time.time() + seconds_left if seconds_left is not None and running else None,
     )
 
 
@@ -121,10 +121,10 @@ def status_text(status: CampaignStatus, run: str, now: float | None = None, widt
     lines = []
     for name, text in rows:
         for position, line in enumerate(text.splitlines()):
-            room = " " * (NAMES if name else 0)
-            head = f"{'' if position else name:<{len(room)}}"
+            margin = " " * (NAMES if name else 0)
+            head = f"{'' if position else name:<{len(margin)}}"
             lines += textwrap.wrap(
-                line, width or sys.maxsize, initial_indent=head, subsequent_indent=room, break_on_hyphens=False
+                line, width or sys.maxsize, initial_indent=head, subsequent_indent=margin, break_on_hyphens=False
             )
     return "\n".join(lines)
 

@@ -1,6 +1,6 @@
 """Hold the mutable tree of one search.
 
-The tree keeps the states, the incorrect rollouts that wait to be searched for their first error, and the verdicts of
+The tree keeps the states, the incorrect rollouts still to be searched for their first error, and the verdicts of
 all rollouts that pass through a prefix.
 """
 
@@ -18,7 +18,7 @@ from mmprm.types import Counts, Node, Rollout, Steps, Tree, Verdict
 
 @dataclass(slots=True)
 class State:
-    """Holds a prefix and the rollouts sampled from it. `waiting` is a heap of (−Q, rollout index, rollout)."""
+    """Hold a prefix and the rollouts sampled from it. `waiting` is a heap of (−Q, rollout index, rollout)."""
 
     number: int
     steps: Steps
@@ -31,7 +31,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class SearchCandidate:
-    """Pairs a state with one of its incorrect rollouts, which is to be searched for its first error."""
+    """Pair a state with one of its incorrect rollouts, which is to be searched for its first error."""
 
     state: State
     rollout: Rollout
@@ -39,7 +39,7 @@ class SearchCandidate:
 
 
 class SearchTree:
-    """Selects the (state, incorrect rollout) pair of highest Q + U without comparing all candidates.
+    """Select the (state, incorrect rollout) pair of highest Q + U without comparing all candidates.
 
     U is equal for all states of the same visit count N(s), so among those the highest Q wins whatever Σ N is. The tree
     therefore keeps one heap of states by best Q for each visit count, and compares only the heads. A single heap by

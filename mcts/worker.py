@@ -19,14 +19,14 @@ from mmprm.trees.store import Finished
 from mmprm.types import Batch, Grader, Problem, Sampler
 
 GROUP_BATCHES = 256
-"""Number of finished batches that triggers a report at once."""
+"""Number of finished batches that triggers a report immediately."""
 TOGETHER_SECONDS = 0.1
 """Seconds to wait for further searches to end, so that one report covers them, while the engine has other work."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Holds what a worker finished since its last report.
+    """Hold what a worker finished since its last report.
 
     A problem's last batches are reported together with its end or earlier. `load` is the engine's load, if known.
     """
@@ -37,18 +37,18 @@ class Report:
 
 
 class WorkerDiedError(Exception):
-    """Signals that a worker is gone with everything it had not reported; its problems are resumed from the store."""
+    """Signal that a worker is gone with everything it had not reported; its problems are resumed from the store."""
 
 
 class Worker(Protocol):
-    """Defines what the driver needs of a worker. All methods may raise WorkerDiedError."""
+    """Define what the driver needs from a worker. All methods may raise WorkerDiedError."""
 
     async def start(self, problem: Problem, stored: Sequence[Batch]) -> None:
         """Begin a search and return immediately; the `stored` batches are replayed first."""
         ...
 
     async def collect(self, seconds: float) -> Report:
-        """Return a report when a group of batches is complete or a problem ends, at the latest after `seconds`."""
+        """Return a report when a group of batches is complete or a problem ends, but after `seconds` at the latest."""
         ...
 
     async def close(self) -> None:
@@ -57,7 +57,7 @@ class Worker(Protocol):
 
 
 class LocalWorker:
-    """Runs searches in this process. Finished batches are buffered, so that no search waits for the driver."""
+    """Run searches in this process. Finished batches are buffered, so that no search waits for the driver."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class LocalWorker:
             self._stopped = error
         except MmprmError as error:
             self._finished.append(Finished(problem.id, "failed", str(error)))
-        except Exception as error:  # one bad problem must not end the campaign; the store keeps the reason
+        except Exception as error:  # one problem must not end the campaign; the store keeps the reason
             self._finished.append(Finished(problem.id, "failed", f"{type(error).__name__}: {error}"))
         self._worth_reporting.set()
 

@@ -15,9 +15,9 @@ from policy_rl.types import Response, Reward
 
 @dataclass(frozen=True, slots=True)
 class StepRewards:
-    """Hold the scores that a process reward model gave to a response's steps: P(step is correct) per step.
+    """Hold a process reward model's scores of a response's steps: P(step is correct) per step.
 
-    `step_of_token` has the index of the step per response token, or −1 for tokens outside of steps.
+    `step_of_token` has the step index of each response token, or −1 for tokens outside of steps.
     """
 
     scores: tuple[float, ...]
@@ -25,7 +25,7 @@ class StepRewards:
 
 
 class Process(Protocol):
-    """Describe what scores the steps of responses."""
+    """Describe an object that scores the steps of responses."""
 
     async def score(self, problem: Problem, responses: Sequence[Response]) -> Sequence[StepRewards | None]:
         """Return one result per response, in order.
@@ -88,7 +88,7 @@ def to_json(group: GradedGroup) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any], problems: Mapping[str, Problem]) -> GradedGroup:
-    """Return the group of a JSON form; `problems` are the problems by id."""
+    """Return a group from its JSON form; `problems` maps ids to problems."""
     responses = tuple(_response(each) for each in data["responses"])
     return GradedGroup(problems[data["problem"]], data["prompt_tokens"], data["version"], responses)
 

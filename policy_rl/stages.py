@@ -5,8 +5,8 @@
       - sft: {model: Qwen/Qwen2.5-VL-7B-Instruct, data: {path: cold-start.json}}
       - rl: {problems: {path: train.jsonl}, …}
 
-Stage N is stored in OUTPUT/stage-N-KIND, with its configuration in stage.yaml. A stage runs as its own command, so that
-it leaves neither memory nor process groups to the next one; a stage whose policy is saved is skipped.
+Stage N is stored in OUTPUT/stage-N-KIND, with its configuration in stage.yaml. Each stage runs as a separate command,
+so that it leaves neither memory nor process groups to the next one. A stage whose policy is saved is skipped.
 """
 
 from __future__ import annotations
@@ -78,14 +78,19 @@ def read_stages(path: str | Path, sets: Sequence[str] = ()) -> list[Stage]:
     numbered = [item for item in sets if item.partition(".")[0].isdecimal()]
     override(values, [item for item in sets if item not in numbered])
     if values.keys() != {"output", "stages"} or not isinstance(values["stages"], list) or not values["stages"]:
-        raise ConfigError(f"{path}: must hold output and stages, a list; it has {', '.join(values) or 'nothing'}")
+        raise ConfigError(
+            f"{path}: must contain output and stages (a list), got {', '.join(values) or 'nothing'}; add what is "
+            "missing, and move other keys into their stage"
+        )
     by_stage: dict[int, list[str]] = {}
     for item in numbered:
         number, _, rest = item.partition(".")
         by_stage.setdefault(int(number), []).append(rest)
     unknown = by_stage.keys() - range(1, len(values["stages"]) + 1)
     if unknown:
-        raise ConfigError(f"--set {min(unknown)}.…: {path} has the stages 1 to {len(values['stages'])}")
+        raise ConfigError(
+            f"--set {min(unknown)}.…: {path} has no stage {min(unknown)}; use 1 to {len(values['stages'])}"
+        )
     output = Path(str(values["output"])).expanduser()
     stages: list[Stage] = []
     for number, given in enumerate(values["stages"], start=1):
@@ -105,7 +110,7 @@ def run_stages(
     for stage in stages:
         if stage.policy.is_dir() and not (isinstance(stage.config, RLConfig) and lacks_evaluation(stage.config)):
             _check_same(stage)
-            print(f"{stage.name}: {stage.policy} is there", flush=True)
+            print(f"{stage.name}: skipped, its policy is saved in {stage.policy}", flush=True)
             continue
         stage.folder.mkdir(parents=True, exist_ok=True)
         file = _file(stage)
@@ -117,10 +122,11 @@ def run_stages(
             raise KeyboardInterrupt
         if code not in (0, _TERMINATED):
             raise TrainingError(
-                f"{stage.name} of {path} ended with exit code {code}, see above; the same command resumes from there"
+                f"{stage.name} of {path} ended with exit code {code}, see above; fix the cause and run the same "
+                "command again to resume from there"
             )
         if not stage.policy.is_dir():
-            print(f"{stage.name}: stopped; the same command resumes", flush=True)
+            print(f"{stage.name}: stopped; run the same command again to resume", flush=True)
             return None
     return stages[-1].policy
 
@@ -137,16 +143,16 @@ def command(kind: str, file: Path) -> Command:
 def _stage(number: int, given: Any, sets: Sequence[str], output: Path, before: Stage | None, path: str | Path) -> Stage:
     source = f"{path}: stage {number}"
     if not isinstance(given, dict) or len(given) != 1 or next(iter(given)) not in KINDS:
-        raise ConfigError(f"{source}: must be one of {', '.join(KINDS)} with its keys")
+        raise ConfigError(f"{source}: must be one of {', '.join(KINDS)} with its keys; write it like `sft: {{…}}`")
     ((kind, values),) = given.items()
     if not isinstance(values, dict):
-        raise ConfigError(f"{source}: {kind} must hold keys and values, got {type(values).__name__}")
+        raise ConfigError(f"{source}: {kind} must contain keys and values, got {type(values).__name__}; give its keys")
     folder, model = output / f"stage-{number}-{kind}", KINDS[kind].model
     own = {"output": str(folder)} | ({model: str(before.policy)} if before else {})
-    values = override(copy.deepcopy(values), sets)  # YAML's anchors let stages share keys
+    values = override(copy.deepcopy(values), sets)  # copied, because YAML anchors may share values between stages
     for key in own:
         if _holds(values, key):
-            raise ConfigError(f"{source}: leave {key} out; it follows from output and the stage before")
+            raise ConfigError(f"{source}: leave {key} out; it is derived from output and the previous stage")
     override(values, [f"{key}={json.dumps(value)}" for key, value in own.items()])
     config = build(KINDS[kind].config, values, source)
     if isinstance(config, RLConfig):
@@ -168,7 +174,7 @@ def _holds(values: Any, key: str) -> bool:
 def _check_same(stage: Stage) -> None:
     """Raise ConfigError if the finished stage in the folder has another configuration.
 
-    Otherwise the policy of another stage would be taken for the policy of this one.
+    Otherwise that stage's policy would be mistaken for the policy of this one.
     """
     if not _file(stage).exists():
         return
@@ -177,8 +183,8 @@ def _check_same(stage: Stage) -> None:
     differing = [key for key in left if left[key] != right[key]]
     if differing:
         raise ConfigError(
-            f"{stage.name}: was finished with another {', '.join(differing)} ({_file(stage)}); set these back, choose "
-            "another output, or remove its folder and those of the stages behind it"
+            f"{stage.name}: was finished with different {', '.join(differing)} ({_file(stage)}); restore these values, "
+            "choose another output, or remove its folder and those of later stages"
         )
 
 
@@ -187,7 +193,7 @@ def _file(stage: Stage) -> Path:
 
 
 def _launch(command: Command) -> int:
-    """Run a command and return its exit code; forward SIGTERM and Ctrl-C to it, so that it saves and ends."""
+    """Run a command and return its exit code; forward SIGTERM and Ctrl-C to it, so that it can save and exit."""
     with subprocess.Popen(command, start_new_session=True) as child:  # otherwise a terminal's Ctrl-C reaches it twice
         before = {
             number: signal.signal(number, lambda number, _: child.send_signal(number))

@@ -23,14 +23,14 @@ class Response:
     finish_reason: str
 
     def __post_init__(self) -> None:
-        assert len(self.token_ids) == len(self.logprobs), "one log-probability a token"
+        assert len(self.token_ids) == len(self.logprobs), "one log-probability per token"
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
     """Hold the responses to one problem, all by the policy of `version` (the number of weight updates applied to it).
 
-    `prompt_tokens` is the length of the prompt, images included, as counted by the engine; the trainer's count must be
+    `prompt_tokens` is the length of the prompt, including images, as counted by the engine; the trainer's count must be
     equal.
     """
 
@@ -53,7 +53,7 @@ class Reward:
 
 @dataclass(frozen=True, slots=True)
 class TrainingSample:
-    """Hold one response and what its update needs. Arrays have one value per response token.
+    """Hold one response and the values that its update needs. Arrays have one value per response token.
 
     Responses of the same `group` answer the same problem and share its prompt. `prompt_tokens` is the length of the
     prompt as counted by the engine. `engine` has the log-probabilities with which the engine sampled the tokens. `old`,
@@ -85,4 +85,4 @@ class TrainingSample:
 
 
 ARRAYS = ("engine", "old", "ref", "values", "advantages", "returns")
-"""Fields of Experience that hold one value per response token."""
+"""Fields of TrainingSample that hold one value per response token."""

@@ -1,4 +1,4 @@
-"""Monitor a run: metrics of reward hacking, alarms that end the run.
+"""Monitor a run: metrics of reward hacking, and alarms that end the run.
 
 Shapes: S step of a response.
 """
@@ -35,9 +35,9 @@ class Bounds(Config):
     @model_validator(mode="after")
     def _a_bound(self) -> Bounds:
         if self.least is None and self.most is None:
-            raise ValueError("set least, most or both")
+            raise ValueError("an alarm needs a bound; set least, most or both")
         if self.least is not None and self.most is not None and self.least > self.most:
-            raise ValueError(f"least={self.least} must not exceed most={self.most}")
+            raise ValueError(f"least={self.least} must not exceed most={self.most}; lower least or raise most")
         return self
 
 
@@ -45,10 +45,10 @@ class MonitorConfig(Config):
     """Configure the monitoring of a run."""
 
     alarms: dict[str, Bounds] = Field(default_factory=dict)
-    """Bounds by the name of a metric in metrics.jsonl, for example alarms.prm_auc.least=0.6. A metric that leaves its
-    bounds for `patience` steps ends the run, after a checkpoint."""
+    """Bounds by the name of a metric in metrics.jsonl, for example alarms.prm_auc.least=0.6. If a metric is out of its
+    bounds for `patience` steps, the run writes a checkpoint and ends."""
     patience: int = Field(3, ge=1)
-    """Consecutive steps for which a metric must be out of its bounds."""
+    """Number of consecutive steps for which a metric must be out of its bounds."""
     samples: int = Field(4, ge=0)
     """Responses per step that are written to samples.jsonl and samples.md, with their step scores."""
 
@@ -56,13 +56,15 @@ class MonitorConfig(Config):
 def hacking_metrics(groups: Sequence[GradedGroup], step_format: StepFormat, prefill: str = "") -> dict[str, float]:
     """Return the hacking metrics of a batch, over the responses that are trained on; NaN if undefined.
 
-    steps: mean number per response; step_tokens, longest_step: mean tokens of a step, and of a response's longest step;
-    repeated_steps: fraction of the steps that equal an earlier step of the response except for white space and case;
-    unsplit, refused: fraction of the responses that could not be split into steps, and of those that could but were not
-    scored although others were; prm_auc: P(lowest step score of a correct response > that of an incorrect one), ties ½;
-    0.5 means that PRM and outcome are unrelated; prm_score: mean step score; prm_lowest: mean of the responses' lowest
-    scores; prm_step_1 …: mean score of the first, second, … step; prm_step_later: mean score of the steps after
-    FIRST_STEPS.
+    steps: mean number of steps per response
+    step_tokens, longest_step: mean tokens per step, and per longest step of a response
+    repeated_steps: fraction of steps that equal an earlier step of the response except for white space and case
+    unsplit: fraction of responses that could not be split into steps
+    refused: fraction of responses that were split but not scored, although others were
+    prm_auc: P(lowest step score of a correct response > that of an incorrect one), ties count ½; 0.5 means that PRM and
+        outcome are unrelated
+    prm_score, prm_lowest: mean step score, and mean of the responses' lowest scores
+    prm_step_1 …: mean score of the first, second, … step; prm_step_later: that of the steps after FIRST_STEPS
     """
     responses = [each for group in groups for each in group.responses if each.reward.total is not None]
     cut = [plain_steps(each.response.text, step_format, prefill).steps for each in responses]
@@ -91,12 +93,12 @@ def hacking_metrics(groups: Sequence[GradedGroup], step_format: StepFormat, pref
 
 
 def agreement(scores: Sequence[float], correct: Sequence[bool]) -> float:
-    """Return the AUC of the scores for correct against incorrect responses; NaN if either kind is missing."""
+    """Return the AUC of the scores for correct versus incorrect responses; NaN if either kind is missing."""
     return roc_auc(scores, correct) if len(set(correct)) == 2 else math.nan
 
 
 def repeated(steps: Sequence[str]) -> list[bool]:
-    """Return for each step whether an earlier one is the same except for white space and case."""
+    """Return for each step whether it equals an earlier one except for white space and case."""
     keys = ["".join(step.split()).casefold() for step in steps]
     return [key in keys[:position] for position, key in enumerate(keys)]
 
@@ -134,7 +136,7 @@ class Alarms:
         self.counts: dict[str, int] = dict.fromkeys(config.alarms, 0)
 
     def see(self, metrics: Mapping[str, float]) -> str | None:
-        """Return a description of the metrics out of bounds for `patience` steps, or None without such metrics.
+        """Return a description of the metrics out of bounds for `patience` steps, or None if there are none.
 
         The caller then saves the run and raises `alarm_error`. Raises ConfigError for an alarm on a metric that is not
         in `metrics`; do not pass the metrics of a step without an update, which has fewer.
@@ -148,7 +150,7 @@ class Alarms:
             bound = _crossed(value, bounds)
             self.counts[name] = self.counts[name] + 1 if bound else 0
             if self.counts[name] >= self._config.patience:
-                crossed.append(f"{name}={value:.4g} is {bound} (monitor.alarms), {self.counts[name]} steps in a row")
+                crossed.append(f"{name}={value:.4g} is {bound} (monitor.alarms) for {self.counts[name]} steps")
         return "; ".join(crossed) or None
 
 
@@ -156,7 +158,9 @@ def check_alarms(config: MonitorConfig, names: Collection[str]) -> None:
     """Raise ConfigError for an alarm on a metric that is not among `names`."""
     for name in config.alarms:
         if name not in names:
-            raise ConfigError(f"monitor.alarms.{name}: this run has no such metric; it has {', '.join(sorted(names))}")
+            raise ConfigError(
+                f"monitor.alarms.{name}: this run does not log this metric; use one of {', '.join(sorted(names))}"
+            )
 
 
 def _crossed(value: float, bounds: Bounds) -> str | None:
@@ -169,8 +173,8 @@ def _crossed(value: float, bounds: Bounds) -> str | None:
 
 def alarm_error(step: int, crossed: str, checkpoint: Path | None) -> TrainingError:
     """Return the error that ends a run because of an alarm."""
-    last = f"the last good checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint"
+    last = f"the last checkpoint is {checkpoint}" if checkpoint else "there is no checkpoint"
     return TrainingError(
-        f"step {step}: {crossed}; {last}. Read {TEXT_FILE} for what the policy does; then change the rewards, or go on "
-        "with a wider bound"
+        f"step {step}: {crossed}; {last}. Read {TEXT_FILE} to see what the policy does; then change the rewards, or "
+        "resume with a wider bound"
     )

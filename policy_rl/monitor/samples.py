@@ -57,8 +57,9 @@ class Sample:
 def chosen(groups: Sequence[GradedGroup], count: int) -> list[tuple[GradedGroup, GradedResponse]]:
     """Return `count` responses to show.
 
-    The first ones are those on which PRM and outcome differ most: the incorrect response with the highest lowest step
-    score, and the correct one with the lowest. Then come the first responses of problems spread evenly over the batch.
+    The first ones are those on which PRM and outcome differ most: among incorrect responses the one whose lowest step
+    score is highest, and among correct ones the one whose lowest step score is lowest. The others are the first
+    responses to problems spread evenly over the batch.
     """
     every = [(group, each) for group in groups for each in group.responses]
     scored = [pair for pair in every if pair[1].process is not None]
@@ -103,7 +104,7 @@ def sample_of(
 class SampleLog:
     """Append samples to samples.jsonl and samples.md of a run folder.
 
-    Samples of steps after `done`, the last step in the checkpoint that a run is resumed from, are removed.
+    `done` is the last step in the checkpoint from which a run is resumed; samples of later steps are removed.
     """
 
     def __init__(self, folder: Path, done: int) -> None:
@@ -134,7 +135,7 @@ class SampleLog:
 
 
 def _read(path: Path) -> Iterator[Sample]:
-    """Yield the samples of a file; skip damaged lines, since samples are only there to be read."""
+    """Yield the samples of a file; skip damaged lines, since samples are only meant to be read."""
     for values in logged_rows(path, Sample.__slots__) if path.exists() else ():
         with contextlib.suppress(TypeError, ValueError):
             yield Sample(**{**values, "steps": tuple(tuple(step) for step in values["steps"])})

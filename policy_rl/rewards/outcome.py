@@ -34,14 +34,14 @@ class LengthLimits(Config):
     most: int | None = Field(None, gt=0)
     """Tokens above which a response is penalized."""
     margin: int = Field(0, ge=0)
-    """Tokens beyond a limit over which the penalty grows linearly from 0 to 1; 0: full penalty at once."""
+    """Number of tokens beyond a limit over which the penalty grows linearly from 0 to 1; 0: full penalty at once."""
     weight: float = Field(1.0, ge=0)
     """Weight of the penalty, which is between −1 and 0."""
 
     @model_validator(mode="after")
     def _in_order(self) -> LengthLimits:
         if self.most is not None and self.least > self.most:
-            raise ValueError(f"least={self.least} must not exceed most={self.most}")
+            raise ValueError(f"least={self.least} must not exceed most={self.most}; lower least or raise most")
         return self
 
 
@@ -50,7 +50,7 @@ class UserReward(Config):
 
     path: str
     """package.module:function, called with (problem, response, grading), and with finish_reason ("stop", "length" or
-    "abort") and token_count if it has parameters of these names; in a thread, one call at a time. Returns a finite
+    "abort") and token_count if it has parameters with these names; in a thread, one call at a time. It returns a finite
     number, or None to drop the sample. The other columns of the problem's row are in problem.extra; the response begins
     with the prompt's prefill."""
     weight: float = 1.0
@@ -72,8 +72,8 @@ class RewardConfig(Config):
     text_outside: bool = False
     """Accept text before the first tag and after the last one, as MM-Eureka does for instruct models."""
     min_thought_characters: int = Field(0, ge=0)
-    """Responses with shorter thoughts earn no format reward (MM-Eureka-Zero: 300); surrounding white space does not
-    count. Needs format=think."""
+    """Responses with shorter thoughts get no format reward (MM-Eureka-Zero: 300); surrounding white space does not
+    count. Requires format=think."""
     combination: Literal["sum", "gate"] = "sum"
     """sum: weighted sum of accuracy and format; gate: 1 if both are 1, else 0 (Vision-R1). Length penalty and user
     functions are added to either."""
@@ -82,7 +82,7 @@ class RewardConfig(Config):
     functions: tuple[UserReward, ...] = ()
     """Additional reward functions by import path."""
     timeout_seconds: float = Field(600, gt=0)
-    """Maximum time in seconds that all functions together may take per response."""
+    """Maximum time in seconds for all functions together, per response."""
 
     @property
     def is_empty(self) -> bool:
@@ -94,10 +94,10 @@ class RewardConfig(Config):
     @model_validator(mode="after")
     def _format_keys_have_a_format(self) -> RewardConfig:
         if self.text_outside and self.format is None:
-            raise ValueError("text_outside=true has no tags to be outside of: set format=think or format=steps")
+            raise ValueError("text_outside=true needs a format; set format=think or format=steps, or leave it out")
         if self.min_thought_characters and self.format != "think":
             raise ValueError(
-                f"min_thought_characters={self.min_thought_characters} needs thoughts: set format=think, "
+                f"min_thought_characters={self.min_thought_characters} requires thoughts; set format=think, "
                 "or leave it out"
             )
         return self
@@ -105,10 +105,13 @@ class RewardConfig(Config):
     @model_validator(mode="after")
     def _gate_has_a_format(self) -> RewardConfig:
         if self.combination == "gate" and self.format is None:
-            raise ValueError("combination=gate needs a format to gate by: format=think or format=steps")
+            raise ValueError("combination=gate needs a format to gate by; set format=think or format=steps")
         for key in ("accuracy_weight", "format_weight"):
             if self.combination == "gate" and key in self.model_fields_set and getattr(self, key) != 1:
-                raise ValueError(f"{key}={getattr(self, key)} does nothing with combination=gate: leave it out")
+                raise ValueError(
+                    f"{key}={getattr(self, key)} has no effect with combination=gate; leave it out, or use "
+                    "combination=sum"
+                )
         return self
 
 
@@ -117,8 +120,8 @@ class OutcomeReward:
 
     `prefill` is the text with which the prompt already begins the response, for example <think>.
 
-    Raises ConfigError for a user function that cannot be imported. A call raises TrainingError for a function that
-    raises or that returns neither None nor a finite number.
+    Raises ConfigError for a user function that cannot be imported. A call raises TrainingError if a function raises, or
+    returns neither None nor a finite number.
     """
 
     def __init__(self, config: RewardConfig, prefill: str = "") -> None:
@@ -137,18 +140,17 @@ class OutcomeReward:
         if not self.functions:
             return self(problem, response, grading, token_count, finish_reason)
         async with self._one_at_a_time:
-            # pebble's thread is a daemon: a function that never returns does not keep the process from ending.
+            # pebble's thread is a daemon, so a function that never returns does not keep the process alive.
             call = asynchronous.thread(self.__call__)(problem, response, grading, token_count, finish_reason)
             try:
                 return await asyncio.wait_for(asyncio.shield(call), self.config.timeout_seconds)
             except TimeoutError:
-                call.add_done_callback(
-                    lambda late: late.exception()
-                )  # retrieved, or asyncio would log it as never retrieved
+                # Retrieve a later exception, because asyncio would otherwise log it as never retrieved.
+                call.add_done_callback(lambda late: late.exception())
                 paths = ", ".join(entry.path for entry, _ in self.functions)
                 raise TrainingError(
-                    f"{paths}: no answer on problem {problem.id} within rewards.timeout_seconds={self.config.timeout_seconds:g}; "
-                    "mend the function, or give it more time"
+                    f"{paths}: no answer for problem {problem.id} within "
+                    f"rewards.timeout_seconds={self.config.timeout_seconds:g}; fix the function, or raise the timeout"
                 ) from None
 
     def __call__(
@@ -214,7 +216,7 @@ class Tag:
 def _compile(tags: tuple[Tag, ...], text_outside: bool) -> re.Pattern[str]:
     """Return the pattern of a complete text: the elements in order, not nested, separated by white space only.
 
-    The text around them is white space, or, with `text_outside`, any text without such a tag.
+    The text around them is white space or, with `text_outside`, any text without such a tag.
     """
     names = "|".join(tag.name for tag in tags)
     content = rf"[^<]*(?:<(?!/?(?:{names})>)[^<]*)*"
@@ -232,7 +234,7 @@ _PATTERNS = {(name, outside): _compile(tags, outside) for name, tags in FORMATS.
 
 
 def format_reward(text: str, name: str, text_outside: bool = False, min_thought_characters: int = 0) -> float:
-    """Return 1 for exactly one of each tag of the preset (at least one, if it repeats), in order, else 0.
+    """Return 1 if the text has exactly one of each tag (at least one, if it repeats) in order, otherwise 0.
 
     `text` begins with the prompt's prefill. Text outside the tags earns 0 unless `text_outside` is set, and so do
     thoughts of fewer than `min_thought_characters` characters, not counting surrounding white space.
@@ -251,25 +253,27 @@ def length_penalty(token_count: int, limits: LengthLimits) -> float:
 
 
 def load_function(path: str) -> UserFunction:
-    """Return the function at package.module:function. Raises ConfigError, which names what is missing."""
+    """Return the function at package.module:function, or raise ConfigError that names what is missing."""
     module, _, name = path.partition(":")
     if not module or not name:
-        raise ConfigError(f"functions.path={path!r} must be module:function, for example my_rewards:brevity")
+        raise ConfigError(f"functions.path={path!r} must be module:function; write it like my_rewards:brevity")
     try:
         function = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"functions.path={path!r}: {error}; put its folder on PYTHONPATH") from error
     except (Exception, SystemExit) as error:  # importing a module runs arbitrary code
-        raise ConfigError(f"functions.path={path!r}: {type(error).__name__} on import: {error}") from error
+        raise ConfigError(
+            f"functions.path={path!r}: {type(error).__name__} on import: {error}; fix the module"
+        ) from error
     if not callable(function):
-        raise ConfigError(f"functions.path={path!r} is a {type(function).__name__}, which is not callable")
+        raise ConfigError(f"functions.path={path!r} is not callable ({type(function).__name__}); name a function")
     return function
 
 
 def function_with_facts(function: UserFunction) -> UserFunction:
-    """Return the function as one of (problem, response, grading, facts).
+    """Return the function with the signature (problem, response, grading, facts).
 
-    Of the facts, it is passed those that it has parameters for.
+    It receives those facts for which it has parameters.
     """
     try:
         parameters = inspect.signature(function).parameters.values()
@@ -293,7 +297,7 @@ def _call(
     except (Exception, SystemExit) as error:  # sys.exit() would end the event loop and leave its other tasks running
         raise TrainingError(
             f"{path}: raised {type(error).__name__}: {error} on problem {problem.id}; "
-            "mend it, or return None to drop a sample"
+            "fix it, or return None to drop a sample"
         ) from error
     if value is None:
         return None

@@ -16,7 +16,7 @@ from mmprm.types import Problem
 from policy_rl.graded import GradedGroup
 
 LEAST_RATE = 0.25
-"""Lower bound of the pass rate: a round samples at most 1/LEAST_RATE times the missing groups, however few passed
+"""Lower bound of the pass rate: a round samples at most 1/LEAST_RATE times the missing groups, even if fewer passed
 before."""
 
 
@@ -33,11 +33,11 @@ class FilterConfig(Config):
     @model_validator(mode="after")
     def _in_order(self) -> FilterConfig:
         if self.low > self.high:
-            raise ValueError(f"low={self.low} must not exceed high={self.high}")
+            raise ValueError(f"low={self.low} must not exceed high={self.high}; lower low or raise high")
         return self
 
     def verdict(self, group: GradedGroup) -> str | None:
-        """Return why a group is left out (too_hard, too_easy), or None."""
+        """Return why a group is dropped (too_hard or too_easy), or None."""
         mean = sum(group.accuracies) / max(1, len(group.accuracies))
         return "too_hard" if mean < self.low else "too_easy" if mean > self.high else None
 
@@ -55,16 +55,16 @@ def update_count(groups: int, prompts: int, updates: int) -> int:
     """Return the number of updates of a step.
 
     A complete step of `prompts` groups makes `updates` updates of at least prompts // updates groups each. With fewer
-    groups there are fewer updates of the same size, or one smaller update if the groups are too few for that.
+    groups there are fewer updates of the same size, or a single smaller update if there are too few groups for that.
     """
     return min(updates, max(1, groups // (prompts // updates)), groups)
 
 
 class Phase(Config):
-    """Phase of a progressive schedule (PTST): first many short responses, then fewer and longer ones."""
+    """Configure a phase of a progressive schedule (PTST): first many short responses, then fewer and longer ones."""
 
     steps: int = Field(ge=1)
-    """Steps of this phase; the last phase lasts to the end of the run."""
+    """Steps of this phase; the last phase lasts until the end of the run."""
     group_size: int = Field(ge=1)
     """Responses per problem."""
     max_tokens: int = Field(ge=1)
@@ -81,7 +81,7 @@ def phase_of(schedule: Sequence[Phase], step: int) -> Phase:
 
 
 class Prompts:
-    """Yield problems in an order that is shuffled with the seed anew in each epoch.
+    """Yield problems in an order that is reshuffled with the seed in each epoch.
 
     The state is `position`, the number of problems taken.
     """

@@ -1,4 +1,4 @@
-"""Measure pass@1 of the policy that the engines have on held-out problems."""
+"""Measure pass@1 of the engines' current policy on held-out problems."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from policy_rl.rollouts.pool import RolloutPool, rollout_seed
 from policy_rl.types import Group, Response
 
 DRAWS = -1
-"""Replaces the version in the seeds, so that every evaluation samples with the same ones."""
+"""Used in place of the version in seeds, so that every evaluation samples with the same seeds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,8 @@ class Evaluation:
     """Hold the result of an evaluation.
 
     `pass_at_1` is the mean over problems of the fraction of correct responses among those with a known accuracy, at the
-    sampling temperature, with its 95 % interval over problems. `problems` counts the problems that this mean is over,
-    and `failed` those without a response of known accuracy. `unknown` counts responses without a known accuracy, for
+    sampling temperature, with its 95 % interval over problems. `problems` counts the problems in this mean, and
+    `failed` those without a response of known accuracy. `unknown` counts responses without a known accuracy, for
     example those that an engine aborted. `tokens` is the mean number of tokens per response.
     """
 
@@ -79,7 +79,9 @@ async def evaluate(
     known = [[accuracy for accuracy in accuracies if accuracy is not None] for _, accuracies in answers]
     shares = [sum(each) / len(each) for each in known if each]
     if not shares:
-        raise TrainingError("evaluation: no held-out problem got a known verdict; see held_out and grader")
+        raise TrainingError(
+            "evaluation: no held-out problem has a known verdict; check held_out (its answers) and grader"
+        )
     lengths = [len(response.token_ids) for group, _ in answers for response in group.responses]
     return Evaluation(
         bootstrap_mean(shares, seed),

@@ -32,13 +32,13 @@ class _Waiting:
 class Slots:
     """Assign requests to engines.
 
-    Each engine has a capacity of `room` responses in flight; `version` is that of the weights that all engines have.
+    Each engine has a capacity of `capacity` responses in flight; `version` is that of the weights of all engines.
     """
 
     def __init__(self, slots: Sequence[Slot], capacity: int, version: int) -> None:
         self.all, self.version = tuple(slots), version
         self.failure: str | None = None
-        """Reason why requests can no longer be assigned, if so."""
+        """Reason why requests can no longer be assigned, or None."""
         self._capacity = capacity
         self._waiting: deque[_Waiting] = deque()
         self._next: int | None = None
@@ -81,7 +81,7 @@ class Slots:
             elif waiting.version == self._next:
                 continue
             elif waiting.version != self.version:
-                message = f"version {waiting.version} is asked for, and the engines have {self.version}"
+                message = f"version {waiting.version} was requested, but the engines have {self.version}"
                 waiting.slot.set_exception(AssertionError(message))
             elif (slot := self._least_loaded(waiting.n)) is not None:
                 slot.responses += waiting.n

@@ -1,9 +1,9 @@
-"""Read conversations to imitate: chat data in its published formats, and problems with solutions, as chat messages.
+"""Read conversations to imitate, as chat messages: chat data in its published formats, and problems with solutions.
 
 ShareGPT             `conversations`: [{from, value}], with <image> marks, images in `image` or `images`
-MM-Eureka, LMM-R1    `message`: chat messages, also as a JSON string; `answer` if there is no assistant turn among them
+MM-Eureka, LMM-R1    `message`: chat messages, also as a JSON string; `answer` if none of them is an assistant turn
 InternVL             `conversations` and `image_urls`
-our own problems     `question`, `images`, `solution`, presented as `prompt` says
+our own problems     `question`, `images`, `solution`, presented according to `prompt`
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Message = dict[str, Any]
 class Conversation:
     """Hold messages in transformers' format, the last one the assistant's; every assistant turn is learned.
 
-    `place` is the file and line that it was read from; `given` is the text at the start of the last turn that is not
+    `location` is the file and line that it was read from; `given` is the text at the start of the last turn that is not
     learned (a prefill).
     """
 
@@ -58,7 +58,7 @@ def read_conversations(config: ProblemsConfig, prompt: PromptConfig) -> list[Con
         else:
             found.append(_from_problem(row, reader, prompt, location))
     if not found:
-        raise DataError(f"{config.path}: holds no conversation")
+        raise DataError(f"{config.path}: contains no conversation; add rows, or name another file in data.path")
     reader.tell()
     return found
 
@@ -66,20 +66,24 @@ def read_conversations(config: ProblemsConfig, prompt: PromptConfig) -> list[Con
 def without_unreadable(found: Sequence[Conversation]) -> tuple[list[Conversation], dict[str, str]]:
     """Decode every image once, before training needs it, and separate conversations with unreadable images.
 
-    Returns the conversations whose images can be read, and the reasons for the others by place. Raises DataError if
+    Returns the conversations whose images can be read, and the reasons for the others by location. Raises DataError if
     none is left.
     """
     broken = unreadable_images((each.location, each.images) for each in found)
     if len(broken) == len(found):
         location, reason = next(iter(broken.items()))
-        raise DataError(f"{location}: {reason}; the images of no conversation can be read: set data.image_root")
+        raise DataError(
+            f"{location}: {reason}; the images of no conversation can be read; set data.image_root to their folder"
+        )
     return [each for each in found if each.location not in broken], broken
 
 
 def _from_problem(row: Mapping[str, Any], reader: ProblemReader, prompt: PromptConfig, location: str) -> Conversation:
     problem = reader.problem(row, location)
     if not (problem.solution or "").strip():
-        raise DataError(f"{location}: has no solution to learn; it has {names_of(row)} (set columns.solution)")
+        raise DataError(
+            f"{location}: has no solution to learn; it has {names_of(row)}; set columns.solution to its column"
+        )
     given = assistant_beginning(prompt, "")
     response = {"role": "assistant", "content": given + problem.solution}
     return Conversation(location, (*messages(problem, prompt), response), problem.images, given)
@@ -91,10 +95,13 @@ def _from_chat(row: Mapping[str, Any], columns: Columns, root: Path, location: s
         solution, answer = (read_cell(row, columns, field, location) for field in ("solution", "answer"))
         response = answer if solution is None else solution
         if response is None:
-            raise DataError(f"{location}: ends in a {turns[-1].role} turn and has neither solution nor answer to learn")
+            raise DataError(
+                f"{location}: ends with a {turns[-1].role} turn and has neither solution nor answer to learn; add an "
+                "assistant turn, or set columns.solution"
+            )
         turns.append(Turn("assistant", (str(response),)))
     if not any(turn.role == "user" for turn in turns):
-        raise DataError(f"{location}: has no user turn")
+        raise DataError(f"{location}: has no user turn; add one, or remove the row")
     check_media(row, location)
     found = cells_of(row, columns, "images", location)
     conversation = _placed(turns, column_images(found, root, location), root, location)
@@ -138,7 +145,7 @@ def _placed(turns: Sequence[Turn], columns_images: list[Any], root: Path, locati
 
 def _other_turn(turn: Turn, location: str) -> Message:
     if any(isinstance(piece, ImagePart) for piece in turn.pieces):
-        raise DataError(f"{location}: an image in a {turn.role} turn cannot be shown; move it to the user's")
+        raise DataError(f"{location}: an image in a {turn.role} turn is not supported; move it to the user's turn")
     if turn.role == "assistant" and not turn.text.strip():
         raise DataError(f"{location}: an assistant turn is empty; remove the row, or the turn")
     if turn.role == "system":

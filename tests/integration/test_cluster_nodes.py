@@ -85,7 +85,7 @@ def test_one_raylet_is_killed_one_joins_late_and_one_leaves(cluster: Cluster, tm
         finally:
             campaign.kill()
             print(log.read_text())  # shown if the test fails
-    assert "the cluster has room for more engines: starting 1" in log.read_text()
+    assert "the cluster has capacity for more engines: starting 1" in log.read_text()
     summary = json.loads((run / "summary.json").read_text())
     assert summary["problems"] == {"open": 0, "done": PROBLEMS, "failed": 0}
     assert (summary["workers"], summary["rollouts"]) == (3, summary["new_rollouts"])

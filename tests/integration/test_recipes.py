@@ -253,7 +253,7 @@ def test_vision_r1_recipe_in_two_stages(data: Path, tmp_path: Path) -> None:
     assert_trained("vision-r1", stage.config)
     again = mmprm(*call)
     assert "stage 1 (sft): " in again
-    assert again.count("is there") == 2
+    assert again.count("its policy is saved in") == 2
 
 
 def test_a_policy_learns_its_solutions_and_is_evaluated(data: Path, tmp_path: Path, random_policy_folder: Path) -> None:

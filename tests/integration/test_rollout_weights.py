@@ -293,7 +293,7 @@ async def test_pool_survives_the_death_of_an_engine(policy_folder, tmp_path, cap
         os.kill(pid, signal.SIGKILL)
         assert await asking == expected, "asked again, by the weights of version 1"
         assert pool.restarts == 1
-        assert "starting another in its place" in capfd.readouterr().err
+        assert "starting another engine in its place" in capfd.readouterr().err
         new_pid = await pool.engines[0].__ray_call__.remote(lambda _: os.getpid())
         assert new_pid != pid
 

@@ -1,4 +1,4 @@
-"""A campaign on a scripted policy, for the tests: `python scripted_campaign.py PROBLEMS RUN` can be killed."""
+"""Provide a campaign on a scripted policy: `python scripted_campaign.py PROBLEMS RUN` runs one that tests can kill."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ PROBLEMS = 24
 
 
 def write(problem: Problem, prefix: str, rng: random.Random) -> str:
-    """Six steps, each bad with probability 1/8; nothing is right after a bad one."""
+    """Return six steps, each bad with probability 1/8; no step after a bad one leads to a correct answer."""
     good = "bad" not in prefix
     text = ""
     for _ in range(prefix.count("<step>"), STEPS):
@@ -70,7 +70,7 @@ def write_problems(folder: Path, count: int) -> Path:
 
 
 def batches(run: str | Path) -> dict[str, list[Batch]]:
-    """All that the run has stored, by problem."""
+    """Return all stored batches of a run, by problem."""
     store = Store.read(run)
     try:
         return {problem_id: store.batches(problem_id) for problem_id in store.ids()}

@@ -74,12 +74,12 @@ def test_how_many_trees_fly_together_changes_no_batch(problems: Path, tmp_path: 
 def committed(run: Path) -> int:
     try:
         return sum(map(len, batches(run).values()))
-    except StoreError:  # the driver is still making the store
+    except StoreError:  # the driver has not created the store yet
         return 0
 
 
 def test_killed_at_any_moment_it_ends_as_if_undisturbed(problems: Path, tmp_path: Path) -> None:
-    """kill -9 again and again, each time some batches later, until one run survives."""
+    """The driver is killed with SIGKILL repeatedly, each time a few batches later, until one run ends."""
     annotate(problems, tmp_path / "undisturbed")
     run, moment = tmp_path / "killed", random.Random(0)
     finished: list[int] = []
@@ -100,7 +100,7 @@ def test_killed_at_any_moment_it_ends_as_if_undisturbed(problems: Path, tmp_path
     assert batches(run) == batches(tmp_path / "undisturbed")
 
 
-def test_a_problem_that_fails_is_listed_while_the_others_go_on(problems: Path, tmp_path: Path) -> None:
+def test_a_problem_that_fails_is_listed_and_the_others_continue(problems: Path, tmp_path: Path) -> None:
     with problems.open("a") as file:
         file.write(json.dumps({"id": "bad", "question": "missing.png", "answer": "1"}) + "\n")
     summary = annotate(problems, tmp_path / "run")
@@ -116,7 +116,7 @@ def test_another_configuration_is_refused_and_more_workers_are_not(problems: Pat
 
 
 class DyingWorker(LocalWorker):
-    """Reports twice, then is gone with whatever it had not reported."""
+    """Report twice, then die with everything not yet reported."""
 
     reports = 0
 
@@ -127,7 +127,7 @@ class DyingWorker(LocalWorker):
         return await super().collect(seconds)
 
 
-def test_problems_of_a_dead_worker_go_on_elsewhere(problems: Path, tmp_path: Path) -> None:
+def test_problems_of_a_dead_worker_move_to_another_one(problems: Path, tmp_path: Path) -> None:
     annotate(problems, tmp_path / "undisturbed")
     chosen = scripted.config(str(problems), str(tmp_path / "run"), commit_seconds=0.002)
     made: list[int] = []
@@ -140,12 +140,12 @@ def test_problems_of_a_dead_worker_go_on_elsewhere(problems: Path, tmp_path: Pat
 
     summary = run_campaign(chosen, make_worker=make)
     assert summary.workers_replaced == len(made) - 2 >= 3
-    assert summary.rollouts == summary.new_rollouts, "what was committed is not drawn again"
+    assert summary.rollouts == summary.new_rollouts, "what was committed is not sampled again"
     assert batches(tmp_path / "run") == batches(tmp_path / "undisturbed")
 
 
 class PoisonedSampler(scripted.Sampler):
-    """Its engine is gone, with all that was asked of it, once it is asked for p3."""
+    """Stop the engine, with all requests in flight, when p3 is requested."""
 
     gone = False
 
@@ -165,7 +165,7 @@ class MortalWorker(LocalWorker):
 
 
 @pytest.mark.parametrize(("workers", "trees_in_flight"), [(1, 1), (1, 8), (1, None), (2, 8)])
-def test_a_problem_that_kills_its_engine_fails_while_the_others_go_on(
+def test_a_problem_that_kills_engines_fails_and_the_others_continue(
     problems: Path, tmp_path: Path, workers: int, trees_in_flight: int | None
 ) -> None:
     annotate(problems, tmp_path / "undisturbed")
@@ -184,7 +184,7 @@ def test_a_problem_that_kills_its_engine_fails_while_the_others_go_on(
 
 
 class DeadWorker(LocalWorker):
-    """Dies before it has reported anything."""
+    """Die before the first report."""
 
     seconds = 0.0
 
@@ -297,7 +297,7 @@ def test_engines_start_on_machines_that_join_later(
     summary = run_campaign(chosen)
     assert (sorted(made), summary.workers) == ([0, 1, 2], 3)
     assert summary.problems == {"open": 0, "done": PROBLEMS, "failed": 0}
-    assert "the cluster has room for more engines: starting 2" in capsys.readouterr().err
+    assert "the cluster has capacity for more engines: starting 2" in capsys.readouterr().err
 
 
 def test_an_idle_worker_takes_what_a_dead_one_leaves(problems: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The store of a campaign that version 0.1 began is read, resumed and forked. Of its problems p2 is open."""
+"""Test that a store begun by version 0.1, in which p2 is open, is read, resumed and forked."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SEARCH = {"rollouts": 4, "max_rollouts": 40, "min_shared_rollouts": 3, "max_post
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A copy of the run folder."""
+    """Return a copy of the run folder."""
     return Path(shutil.copytree(FOLDER / "annotate", tmp_path / "annotate"))
 
 

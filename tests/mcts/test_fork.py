@@ -28,8 +28,8 @@ def small(problems: Path, run: Path, **search: object) -> CampaignConfig:
     return scripted.config(str(problems), str(run), search={"rollouts": 4, "max_rollouts": 24, **search})
 
 
-def test_a_larger_budget_goes_on_from_the_batches(problems: Path, tmp_path: Path) -> None:
-    """The fork ends just as a run of its own with the larger budget, and draws only what is missing."""
+def test_a_larger_budget_continues_from_the_batches(problems: Path, tmp_path: Path) -> None:
+    """The fork ends like a run with the larger budget from the start, and samples only what is missing."""
     run_scripted(small(problems, tmp_path / "run"))
     before = batches(tmp_path / "run")
     config, message = fork(small(problems, tmp_path / "run", max_rollouts=60))
@@ -46,7 +46,7 @@ def test_a_larger_budget_goes_on_from_the_batches(problems: Path, tmp_path: Path
 
 
 def test_a_smaller_budget_keeps_no_batch(problems: Path, tmp_path: Path) -> None:
-    """Its search ends before batches that the store would still hold, and count as labels."""
+    """Its search ends before some stored batches, which must not count as labels."""
     run_scripted(small(problems, tmp_path / "run", max_rollouts=60))
     config, message = fork(small(problems, tmp_path / "run", max_rollouts=24, max_searches=300))
     assert "without batches" in message
@@ -64,7 +64,7 @@ def test_another_policy_setting_keeps_the_problems_alone(problems: Path, tmp_pat
     assert run_scripted(config).problems == first.problems
 
 
-def test_the_same_command_again_goes_on_in_the_same_fork(problems: Path, tmp_path: Path) -> None:
+def test_the_same_command_resumes_in_the_same_fork(problems: Path, tmp_path: Path) -> None:
     asked = small(problems, tmp_path / "run", max_rollouts=60)
     assert fork(asked) == (asked, ""), "without a store there is nothing to fork"
     run_scripted(small(problems, tmp_path / "run"))
@@ -100,7 +100,7 @@ def test_filter_keeps_a_range_of_accuracy(
     assert main([*asked, "--low", "0.4", "--high", "0.7"]) == 0
     said = capsys.readouterr().out
     logs = batches(tmp_path / "run")
-    assert {len(log) for log in logs.values()} == {1}, "nothing but the question is drawn from"
+    assert {len(log) for log in logs.values()} == {1}, "nothing but the question is sampled from"
     accuracy = {name: sum(r.verdict == 1 for r in log[0].rollouts) / 6 for name, log in logs.items()}
     kept = {name: share for name, share in accuracy.items() if 0.4 <= share <= 0.7}
     rows = [json.loads(line) for line in (tmp_path / "kept.jsonl").read_text().splitlines()]

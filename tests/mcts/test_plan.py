@@ -40,7 +40,7 @@ def test_the_interval_narrows_with_the_pilot() -> None:
     small = estimate_campaign([tally(20), tally(60)] * 5, 1, 1, problems=100).labels
     large = estimate_campaign([tally(20), tally(60)] * 50, 1, 1, problems=100).labels
     assert small.value == large.value == 4000
-    # Standard error of the mean: 20 / sqrt(100) labels a problem.
+    # Standard error of the mean: 20 / sqrt(100) labels per problem.
     assert large.high - large.low == pytest.approx(2 * 1.96 * 2 * 100, rel=0.1)
     assert small.high - small.low == pytest.approx(2 * 1.96 * 20 / 10**0.5 * 100, rel=0.15)
     assert estimate_campaign([tally(7)] * 9, 1, 1, problems=10).labels == Interval(70, 70, 70)
@@ -72,7 +72,7 @@ def test_a_pilot_without_time_gives_no_hours() -> None:
 
 @pytest.fixture
 def pilot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Two problems; in each one state below the root, and a prefix b that all the root's right rollouts run through."""
+    """Two problems, each with a state below the root and a prefix b that all the root's correct rollouts share."""
     now = SimpleNamespace(seconds=0.0)
     clock = SimpleNamespace(time=lambda: now.seconds, monotonic=lambda: now.seconds)
     monkeypatch.setattr("mmprm.trees.store.time", clock)

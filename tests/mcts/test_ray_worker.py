@@ -1,4 +1,4 @@
-"""What Ray says of an actor that is gone, without a cluster."""
+"""Test how Ray's errors for a lost actor are translated, without a cluster."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mcts.worker import WorkerDiedError
 
 @pytest.mark.parametrize("error", [RayActorError(), NodeDiedError("gone"), OutOfMemoryError("gone")])
 async def test_an_engine_that_is_gone_is_a_dead_worker(error: RayError) -> None:
-    """Ray has an error of its own, which is no RayActorError, for an actor that its memory monitor killed."""
+    """Ray raises an error other than RayActorError for an actor that its memory monitor killed."""
 
     async def gone(seconds: float) -> None:
         raise error

@@ -17,12 +17,12 @@ R, W, U = Verdict.CORRECT, Verdict.INCORRECT, Verdict.UNKNOWN
 
 
 def rollout(text: str, verdict: Verdict) -> Rollout:
-    """One letter a step."""
+    """Return a rollout with one letter per step."""
     return Rollout(tuple(text), verdict, len(text), text, None if text else "no step")
 
 
 class Script:
-    """Answers from a table prefix → rollouts, and keeps the order in which the search asked."""
+    """Answer from a table of prefix → rollouts, and record the order of the requests."""
 
     def __init__(self, table: dict[str, list[tuple[str, Verdict]]]) -> None:
         self.table = table
@@ -64,7 +64,7 @@ async def test_order_by_hand() -> None:
 
 
 async def test_identical_prefixes_are_one_state() -> None:
-    """The second wrong rollout shares its first step with the first one: a is drawn from once."""
+    """The second incorrect rollout shares its first step with the first one, so a is sampled from once."""
     _, asked = await run(
         {
             "": [("!", R), ("abc", W)],
@@ -112,13 +112,13 @@ def test_budget_must_hold_the_root() -> None:
         build(SearchConfig, {"max_rollouts": 8})
 
 
-def write(problem: Problem, prefix: str, draw: random.Random) -> str:
-    """Eight steps and the answer; each step is bad with probability 1/12, and nothing is right after a bad one."""
+def write(problem: Problem, prefix: str, rng: random.Random) -> str:
+    """Return eight steps and the answer; each step is bad with probability 1/12, and no later step repairs it."""
     good = "bad" not in prefix
     text = ""
     for _ in range(prefix.count("<step>"), 8):
-        good = good and draw.random() > 1 / 12
-        text += f"<step>{'good' if good else 'bad'} {draw.randrange(3)}</step>"
+        good = good and rng.random() > 1 / 12
+        text += f"<step>{'good' if good else 'bad'} {rng.randrange(3)}</step>"
     return text + f"<answer>{'right' if good else 'wrong'}</answer>"
 
 
@@ -135,8 +135,9 @@ def roller(problem: Problem, stored: list[Batch], emit: list[Batch]) -> tuple[Ro
 
 @pytest.mark.parametrize("number", range(5))
 async def test_finds_the_true_first_error(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every state is judged as the world would: value 0 exactly after a bad step (sixteen rollouts of a sound one all
-    fail with a probability of (1 − (11/12)^8)^16 = 3e-5). Each searched rollout is enclosed at its first bad step."""
+    """Each state gets its true value, which is 0 exactly after a bad step. (All sixteen rollouts of a recoverable state
+    fail with probability (1 − (11/12)^8)^16 = 3e-5.) The first bad step of each searched rollout is located.
+    """
     searched: list[Steps] = []
     select = SearchTree.select
 
@@ -172,7 +173,7 @@ async def test_finds_the_true_first_error(number: int, monkeypatch: pytest.Monke
     ids=["fixed", "adaptive"],
 )
 async def test_replay_equals_the_undisturbed_run(config: SearchConfig) -> None:
-    """Stopped after any number of batches, a search goes on to the same tree and draws only what is missing."""
+    """Stopped after any number of batches, a search resumes to the same tree and samples only what is missing."""
     log: list[Batch] = []
     roll, _ = roller(PROBLEM, [], log)
     whole = await search(PROBLEM, roll, config)

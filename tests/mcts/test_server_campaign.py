@@ -1,4 +1,4 @@
-"""A campaign whose engine is a server: the same trees as with an engine of its own, and an outage costs nothing."""
+"""Test a campaign on a remote server: its trees equal those of a local engine, and an outage loses nothing."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ PROBLEMS = 6
 
 
 def policy(request: dict[str, Any]) -> Act:
-    """The scripted policy as a server."""
+    """Serve the scripted policy over HTTP."""
     question, *prefix = [turn["content"] for turn in request["messages"]]
     problem = Problem("", question, question.split()[-1])
-    draws = [random.Random(request["seed"] + i) for i in range(request["n"])]
-    texts = [scripted.write(problem, "".join(prefix), draw) for draw in draws]
+    generators = [random.Random(request["seed"] + i) for i in range(request["n"])]
+    texts = [scripted.write(problem, "".join(prefix), rng) for rng in generators]
     counts = sum(len(text.split()) for text in texts)
     return says(*texts, top={"usage": {"completion_tokens": counts}, "prompt_text": question + "".join(prefix)})
 
@@ -42,14 +42,14 @@ def served(problems: str, run: Path, *servers: ScriptedServer, **values: Any):
 
 
 def scripted_problem(problems: str, folder: Path, number: int) -> str:
-    """A file with one of the problems."""
+    """Return a file with one of the problems."""
     path = folder / "one.jsonl"
     path.write_text(Path(problems).read_text().splitlines()[number] + "\n")
     return str(path)
 
 
 def batches(run: Path) -> dict[str, list[tuple[Any, ...]]]:
-    """Everything but the token counts, which a server tells for all draws of a request together."""
+    """Return the batches without token counts, which a server reports per request, not per sample."""
 
     def seen(batch: Batch) -> tuple[Any, ...]:
         return batch.steps, batch.first_sample, [(rollout.text, rollout.verdict) for rollout in batch.rollouts]
@@ -78,7 +78,7 @@ def test_two_servers_give_the_trees_of_an_engine(problems: str, tmp_path: Path) 
     assert batches(tmp_path / "served") == batches(tmp_path / "local")
 
 
-def test_an_outage_fails_no_problem_and_the_run_goes_on(problems: str, tmp_path: Path) -> None:
+def test_an_outage_fails_no_problem_and_the_run_continues(problems: str, tmp_path: Path) -> None:
     with (
         ScriptedServer(*[policy] * 20, error(503, "gone")) as server,
         pytest.raises(SamplingError, match=r"status 503: gone.*finished batches are kept"),
@@ -120,7 +120,7 @@ def test_what_the_server_refuses_fails_its_problem_alone(problems: str, tmp_path
 
 
 def test_the_last_open_problem_fails_alone_too(problems: str, tmp_path: Path) -> None:
-    """Nothing else is answered while it is tried: the server is asked for a token before it is blamed."""
+    """No other request is answered meanwhile, so the server is probed with one token before the problem is blamed."""
 
     def failing(request: dict[str, Any]) -> Act:
         return error(500, "bad image") if request["messages"][0]["content"] == "question 2" else policy(request)

@@ -23,7 +23,7 @@ def tree() -> SearchTree:
     return SearchTree(ALPHA, BETA, LENGTH, C_PUCT)
 
 
-def test_only_wrong_split_rollouts_of_states_above_zero_wait() -> None:
+def test_only_split_incorrect_rollouts_of_states_above_zero_wait() -> None:
     correct = rollout("a ", "b", verdict=Verdict.CORRECT)
     searched = tree()
     add(searched, (), correct, rollout("a ", "c"), rollout("a ", "c"), rollout("d"), rollout(), rollout("x", "y"))
@@ -36,8 +36,9 @@ def test_only_wrong_split_rollouts_of_states_above_zero_wait() -> None:
 
 
 def test_selection_order_by_hand() -> None:
-    """Root (value 1/2): Q = 0.7071·0.9^(1/8·words). State s (value 3/4): Q = 0.8409·…: s is preferred until its second
-    visit's U has fallen behind; with c = 1 the order is worked out in the comments."""
+    """Root (value 1/2): Q = 0.7071·0.9^(1/8·words). State s (value 3/4): Q = 0.8409·… State s is preferred until its
+    second visit has lowered its U; the comments work out the order for c = 1.
+    """
     searched = SearchTree(0.5, 0.9, 1000, 1.0)
     correct = rollout("k", "l", verdict=Verdict.CORRECT)
     add(searched, (), correct, correct, rollout("a", "b"), rollout("a", "c"))
@@ -61,7 +62,7 @@ rollouts = st.lists(
 
 @given(st.lists(st.tuples(rollouts, st.integers(0, 4)), min_size=1, max_size=6), st.sampled_from([0.0, 0.125, 1.0]))
 def test_heaps_equal_brute_force(script: list[tuple[list[Rollout], int]], c_puct: float) -> None:
-    """States are added and candidates taken in any interleaving; the full scan recomputes everything each time."""
+    """States are added and candidates taken in any order, and compared with a full scan."""
     searched = SearchTree(ALPHA, BETA, LENGTH, c_puct)
     waiting: dict[int, list[tuple[float, int, Steps]]] = {}
     visits: dict[int, int] = {}

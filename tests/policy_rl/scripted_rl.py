@@ -1,4 +1,4 @@
-"""Engines, trainer and grader without a model, for what the loop itself decides. All answers follow from content."""
+"""Provide engines, trainer and grader without a model, to test the loop itself. Answers are derived from content."""
 
 from __future__ import annotations
 
@@ -47,8 +47,11 @@ def write(problem: Problem, rng: random.Random) -> str:
 
 
 class ScriptedPool:
-    """Draw i is `write(problem, Random(seed + i))`, in 2 to 5 tokens. `asked` is (problem, n, seed, version, most
-    tokens); `during_update` counts what was sampled while the trainer worked. Problem "refused" is refused."""
+    """Answer sample i with `write(problem, Random(seed + i))`, in 2 to 5 tokens.
+
+    `asked` holds (problem, n, seed, version, max_tokens) per request; `during_update` counts what was sampled while the
+    trainer worked. Problem "refused" is refused.
+    """
 
     probe_token_ids = (1, 2)
 
@@ -88,8 +91,10 @@ class ScriptedPool:
 
 
 class ScriptedTrainer:
-    """Its weights are a hash of all that it was updated with. `calls` lists what was asked of it, `progress` the share
-    of the run that was done at each update."""
+    """Keep a hash of all updates as weights.
+
+    `calls` lists the calls, and `progress` the completed fraction of the run at each update.
+    """
 
     def __init__(self, delay: float = 0.0) -> None:
         self.weights, self.updates, self.busy = "", 0, False
@@ -153,7 +158,7 @@ class ScriptedTrainer:
 
 
 class ScriptedGrader:
-    """right, wrong, or unknown for all else."""
+    """Grade `right` as correct, `wrong` as incorrect, and everything else as unknown."""
 
     async def grade(self, problem: Problem, response: str) -> Grading:
         verdicts = {"right": Verdict.CORRECT, "wrong": Verdict.INCORRECT}
@@ -196,7 +201,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def metrics_of(output: Path, kind: str = "train") -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl, without what the clock says."""
+    """Return the lines of metrics.jsonl without times."""
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     timed = ("seconds", "tokens_per_second", "overhead")
     return [{k: v for k, v in line.items() if not k.startswith(timed)} for line in lines if line["kind"] == kind]

@@ -1,4 +1,4 @@
-"""The folder of an RL run that version 0.1 stopped after step 4 of 6 is resumed."""
+"""Test that an RL run that version 0.1 stopped after step 4 of 6 is resumed."""
 
 from __future__ import annotations
 
@@ -19,15 +19,14 @@ AHEAD = {"one_step_ahead": True, "rollouts": {"colocated": False}, "trainer": {"
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A copy of the run folder."""
+    """Return a copy of the run folder."""
     return Path(shutil.copytree(FOLDER / "rl", tmp_path / "rl"))
 
 
 @pytest.mark.parametrize(("name", "settings"), [("rl", {}), ("rl-ahead", AHEAD)])
 def test_it_ends_like_a_run_of_this_version(name: str, settings: dict[str, Any], tmp_path: Path) -> None:
-    """The weights of a scripted trainer are a hash of all that it was trained on.
-
-    With one_step_ahead, the checkpoint holds the groups of step 5.
+    """A scripted trainer's weights are a hash of everything it was trained on. With one_step_ahead, the checkpoint also
+    holds the groups of step 5.
     """
     shutil.copytree(FOLDER / name, tmp_path / "rl")
     resumed, fresh = ScriptedTrainer(), ScriptedTrainer()

@@ -1,4 +1,4 @@
-"""Decisions of the loop, with scripted engines and a scripted trainer."""
+"""Test the decisions of the loop with scripted engines and a scripted trainer."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_old_log_probabilities_only_where_needed(tmp_path: Path, changes: dict[s
 
 
 def test_colocated_engines_sleep_while_the_trainer_works(tmp_path: Path) -> None:
-    """Before they wake, the trainer returns its cached memory; between waking and loading, the weights are sent."""
+    """Before they wake, the trainer returns its cached memory; the weights are sent between waking and loading."""
     pool, trainer = ScriptedPool(), ScriptedTrainer()
     trainer.calls = pool.events  # in one order
     config = make_config(tmp_path / "run", steps=2, save_every=0, rollouts={"colocated": True})
@@ -94,8 +94,8 @@ def test_minibatches_are_whole_groups(tmp_path: Path) -> None:
     assert len(minibatches(every, 9, "0/1")) == 4, "no more updates than groups"
 
 
-def test_nothing_to_train_on_ends_the_run_with_a_word(tmp_path: Path) -> None:
-    """Two good steps, then every verdict unknown; each second step is saved."""
+def test_steps_with_nothing_to_train_on_end_the_run(tmp_path: Path) -> None:
+    """After two good steps every verdict is unknown; every second step is saved."""
     trainer = ScriptedTrainer()
     pool = ScriptedPool(lambda problem, rng: rng.choice(("right", "wrong")) if pool.version < 2 else "what")
     config = make_config(tmp_path / "run", steps=20, save_every=2)

@@ -1,4 +1,4 @@
-"""Progress of a run, and updates from groups that a filter keeps, waits for or carries over."""
+"""Test the progress of a run, and updates from groups that a filter keeps, delays or carries over."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ def test_progress_without_a_filter_is_that_of_the_updates(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("changes", [{"steps": None, "episodes": 3}, {"steps": 8}])
 def test_progress_with_a_filter_is_that_of_the_run(tmp_path: Path, changes: dict[str, Any]) -> None:
-    """By passes over the problems where these end it, by steps otherwise, and not by updates, of which it may make
-    fewer: the last update stands near the end of the run."""
+    """It follows passes over the problems if these end the run, and steps otherwise, but never updates, of which there
+    may be fewer: the last update is near the end of the run.
+    """
     trainer, pool = ScriptedTrainer(), ScriptedPool()
     config = make_config(tmp_path / "run", **(KINDS["filter"] | changes))
     summary = asyncio.run(make_loop(config, pool, trainer).run())
@@ -43,7 +44,7 @@ def test_progress_with_a_filter_is_that_of_the_run(tmp_path: Path, changes: dict
 
 
 def test_a_run_whose_groups_wait_ends_with_its_passes_and_its_schedule(tmp_path: Path, capsys) -> None:
-    """One round per step: half of what it asks for waits, so that there are more steps than problems / prompts."""
+    """With one round per step, half of the requested groups wait, so there are more steps than problems / prompts."""
     trainer, pool = ScriptedTrainer(), ScriptedPool()
     config = make_config(tmp_path / "run", **(KINDS["filter with updates"] | {"steps": None, "episodes": 4}))
     summary = asyncio.run(make_loop(config, pool, trainer).run())
@@ -55,7 +56,7 @@ def test_a_run_whose_groups_wait_ends_with_its_passes_and_its_schedule(tmp_path:
 
 
 def test_updates_keep_their_size_under_a_filter(tmp_path: Path, capsys) -> None:
-    """Two updates of two groups each, of what one round leaves: never an update of one group, nor of three."""
+    """There are two updates of two groups each from what one round leaves, never an update of one group or of three."""
     trainer = ScriptedTrainer()
     config = make_config(tmp_path / "run", **(KINDS["filter with updates"] | {"steps": 12}))
     asyncio.run(make_loop(config, trainer=trainer).run())
@@ -69,7 +70,7 @@ def test_updates_keep_their_size_under_a_filter(tmp_path: Path, capsys) -> None:
 
 
 def test_steps_that_wait_for_enough_groups_do_not_end_the_run(tmp_path: Path) -> None:
-    """One problem of ten passes the filter, so that an update of two groups comes after two passes over all."""
+    """One of ten problems passes the filter, so an update of two groups follows two passes over all."""
     middling = PROBLEMS[0].id
     pool = ScriptedPool(lambda problem, rng: rng.choice(("right", "wrong")) if problem.id == middling else "wrong")
     trainer = ScriptedTrainer()

@@ -1,4 +1,4 @@
-"""A run that was stopped resumes as if it had not been: on a scripted trainer, and once on a real one."""
+"""Test that a stopped run resumes as if it had not been stopped, with a scripted and once with a real trainer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from policy_rl.weights.transfer import FileTransfer
 
 
 class StopsAt(ScriptedTrainer):
-    """SIGTERM comes in the update of a step."""
+    """Receive SIGTERM during the update of a step."""
 
     def __init__(self, update: int) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ def test_a_stopped_and_resumed_run_equals_the_uninterrupted_one(tmp_path: Path, 
 
 
 class LocalTrainer:
-    """A Trainer in this process, with the face of a TrainerGroup."""
+    """Run a Trainer in this process, with the interface of a TrainerGroup."""
 
     def __init__(self, model: Path, folder: Path) -> None:
         optimization = UpdateConfig(precision="fp32", micro_batch_tokens=400, learning_rate=1e-3)
@@ -87,7 +87,7 @@ class LocalTrainer:
 
 
 class HonestPool(ScriptedPool):
-    """Counts the prompt's tokens as the trainer does."""
+    """Count the prompt's tokens as the trainer does."""
 
     def __init__(self, trainer: LocalTrainer) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class HonestPool(ScriptedPool):
 
 
 def test_resumed_with_a_real_trainer(random_policy_folder: Path, tmp_path: Path) -> None:
-    """Weights, optimizer and schedule too: two steps and two more are the same four, bit by bit."""
+    """Weights, optimizer and schedule are restored too: two steps and two more equal four, bit by bit."""
     torch.set_num_threads(1)
     problems = [Problem(f"p{i}", f"{i} + 3 = ?", "right") for i in range(5)]
     weights: dict[str, dict[str, torch.Tensor]] = {}
@@ -137,7 +137,7 @@ def test_resumed_with_a_real_trainer(random_policy_folder: Path, tmp_path: Path)
 
 
 def test_what_was_trained_is_saved_when_the_engines_stop(tmp_path: Path) -> None:
-    """In the rollouts of step 3. The same command then takes the steps that an uninterrupted run takes."""
+    """They stop in the rollouts of step 3. The same command then takes the steps of an uninterrupted run."""
 
     class Dying(ScriptedPool):
         async def sample(self, problem: Problem, n: int, seed: int, version: int, *limit: Any) -> Group:
@@ -155,7 +155,7 @@ def test_what_was_trained_is_saved_when_the_engines_stop(tmp_path: Path) -> None
     assert second.weights == whole.weights
 
 
-def test_another_configuration_does_not_go_on(tmp_path: Path) -> None:
+def test_another_configuration_is_not_resumed(tmp_path: Path) -> None:
     config = make_config(tmp_path / "run", save_every=2)
     asyncio.run(make_loop(config).run())
     other = make_config(tmp_path / "run", save_every=2, batch={"prompts": 4, "group_size": 2})
@@ -169,7 +169,7 @@ def test_another_configuration_does_not_go_on(tmp_path: Path) -> None:
 
 
 async def _ended(config: RLConfig) -> Summary:
-    """A run that is already at its end trains no more."""
+    """Assert that a finished run does not train again."""
     trainer = ScriptedTrainer()
     trainer.save_model = lambda folder: None
     summary = await make_loop(config, trainer=trainer).run()

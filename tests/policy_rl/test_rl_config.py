@@ -1,4 +1,4 @@
-"""What the configuration of a run refuses, and the number of its steps."""
+"""Test which configurations of a run are refused, and the number of its steps."""
 
 from __future__ import annotations
 

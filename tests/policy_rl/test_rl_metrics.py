@@ -1,4 +1,4 @@
-"""Metrics of a step, and its line on the console."""
+"""Test the metrics of a step and its line on the console."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run keeps, what it does when called again, what it refuses before anything is loaded."""
+"""Test what a run keeps, what it does when called again, and what it refuses before anything is loaded."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_checkpoints_by_default_and_after_the_last_step_always(tmp_path: Path) -
 
 
 def evaluating(loop: Loop, instead: Callable[[], Awaitable[None]]) -> Loop:
-    """Its evaluation, with something done before."""
+    """Return an evaluation that does something first."""
     measure = loop._evaluation
 
     async def evaluation() -> Any:
@@ -72,7 +72,7 @@ def test_an_evaluation_that_fails_costs_neither_step_nor_policy(tmp_path: Path, 
 
 
 def killed_at(evaluation: int) -> Callable[[], Awaitable[None]]:
-    """For `evaluating`."""
+    """Return what `evaluating` does first: kill the run at a step."""
     asked = []
 
     async def killed() -> None:
@@ -83,7 +83,7 @@ def killed_at(evaluation: int) -> Callable[[], Awaitable[None]]:
     return killed
 
 
-def test_an_evaluation_cut_off_behind_its_checkpoint_is_made_up_for(tmp_path: Path) -> None:
+def test_an_evaluation_interrupted_after_its_checkpoint_is_repeated(tmp_path: Path) -> None:
     config = {name: make_config(tmp_path / name, save_every=2, eval_every=2) for name in ("whole", "parts")}
     asyncio.run(make_loop(config["whole"], held_out=HELD_OUT).run())
     with pytest.raises(asyncio.CancelledError):
@@ -120,7 +120,7 @@ def test_a_finished_run_called_again_says_so_and_changes_nothing(finished: RLCon
     assert train_policy(finished).finished
 
 
-def test_a_policy_that_is_no_runs_is_not_taken_for_a_finished_one(tmp_path: Path) -> None:
+def test_the_policy_of_no_run_is_not_a_finished_run(tmp_path: Path) -> None:
     write_problems(tmp_path / "problems.jsonl", PROBLEMS)
     config = make_config(tmp_path / "run", problems={"path": str(tmp_path / "problems.jsonl")})
     (tmp_path / "run/policy").mkdir(parents=True)
@@ -152,7 +152,7 @@ def test_a_run_that_was_killed_in_its_last_evaluation_is_not_finished(tmp_path: 
     assert not lacks_evaluation(config)
 
 
-def test_another_run_in_the_same_folder_is_refused_before_anything_is_loaded(finished: RLConfig) -> None:
+def test_another_run_in_the_folder_is_refused_before_loading_anything(finished: RLConfig) -> None:
     other = finished.model_copy(update={"seed": 1})
     with pytest.raises(CheckpointError, match="belongs to a run with different seed; restore these settings"):
         train_policy(other)
@@ -210,8 +210,8 @@ def test_what_decides_it_may_not(tmp_path: Path) -> None:
         assert make_config(tmp_path, **{"process": PROCESS, **changes}).resume_key() != base
 
 
-def test_learning_rate_and_filter_change_with_a_word(tmp_path: Path, capsys) -> None:
-    """The ways out that messages name: a lower rate after NaN, a wider filter when nothing is left."""
+def test_a_changed_learning_rate_and_filter_are_reported(tmp_path: Path, capsys) -> None:
+    """Error messages propose these changes: a lower rate after NaN, and a wider filter if nothing is left."""
     values = {"trainer": WEIGHED, "save_every": 2, "filter": {"low": 0.3, "high": 0.6}}
     pool = ScriptedPool(lambda problem, rng: rng.choice(("right", "wrong")) if pool.version < 2 else "what")
     with pytest.raises(TrainingError, match="Widen filter"):
@@ -287,7 +287,7 @@ def test_refused_before_anything_is_read_or_loaded(
 
 
 def test_alarms_on_what_this_run_measures(tmp_path: Path) -> None:
-    """Past the early checks the missing problems are what is wrong."""
+    """The early checks pass, and the run fails later because there are no problems."""
     alarms = {name: {"most": 1} for name in ("kl_ref", "value_loss", "reward_json:loads", "seconds_sync", "prm_step_1")}
     config = make_config(
         tmp_path,

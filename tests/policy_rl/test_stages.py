@@ -1,4 +1,4 @@
-"""Stages in one file: each begins with the last one's policy; finished ones are passed over."""
+"""Test stages in one file: each starts from the previous one's policy, and finished ones are skipped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def written(folder: Path, *stages: Any, **more: Any) -> Path:
 
 
 class Launcher:
-    """Stands for the commands: a stage leaves a policy, unless told otherwise. `seen` holds (kind, values)."""
+    """Replace the commands: a stage leaves a policy unless told otherwise. `seen` holds (kind, values)."""
 
     def __init__(self, *outcomes: tuple[int, bool]) -> None:
         self.outcomes = list(outcomes)
@@ -53,7 +53,7 @@ def test_each_stage_begins_with_the_policy_before_it(tmp_path: Path) -> None:
     assert "seed" not in second
 
 
-def test_finished_stages_are_passed_over_and_a_stopped_one_goes_on(tmp_path: Path) -> None:
+def test_finished_stages_are_skipped_and_a_stopped_one_resumes(tmp_path: Path) -> None:
     file = written(tmp_path, {"sft": SFT}, {"rl": RL})
     with pytest.raises(TrainingError, match=r"stage 2 \(rl\).*exit code 2"):
         run_stages(file, (), Launcher((0, True), (2, False)))
@@ -84,10 +84,14 @@ def test_all_stages_are_checked_before_the_first_one_runs(tmp_path: Path) -> Non
         ([{"rl": RL}], [], "stage 1: engine is required"),
         ([{"sft": SFT}, {"rl": {**RL, "sampling": {"temperature": 0}}}], [], "stage 2: sampling.temperature=0 must"),
         ([{"sft": SFT}, {"rl": {**RL, "rewards": function}}], [], "stage 2: functions.path='no_such:f'"),
-        ([{"sft": SFT}, {"rl": {**RL, "monitor": alarm}}], [], "stage 2: monitor.alarms.prm_acu: this run has no such"),
+        (
+            [{"sft": SFT}, {"rl": {**RL, "monitor": alarm}}],
+            [],
+            "stage 2: monitor.alarms.prm_acu: this run does not log",
+        ),
         ([{"dpo": {}}], [], "must be one of sft, rl"),
         ([], [], "must contain output and stages"),
-        ([{"sft": SFT}], ["2.steps=1"], "the stages 1 to 1"),
+        ([{"sft": SFT}], ["2.steps=1"], "has no stage 2; use 1 to 1"),
         ([{"sft": SFT}], ["1.max_lenght=1"], "did you mean max_length"),
     ]
     for stages, sets, words in cases:
@@ -124,7 +128,7 @@ def test_sft_takes_a_rank_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_command_itself_runs_a_stage_and_reports_its_error(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """The stage is a real process, which fails for want of its data."""
+    """The stage is a real process, which fails because its data is missing."""
     missing = {**SFT, "model": str(tmp_path), "data": {"path": str(tmp_path / "missing.jsonl")}}
     assert main(["stages", "--config", str(written(tmp_path, {"sft": missing}))]) == 2
     error = capfd.readouterr().err

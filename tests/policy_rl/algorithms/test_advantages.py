@@ -1,4 +1,4 @@
-"""Advantages: worked numbers, then what must not change them."""
+"""Test advantages: worked numbers, then invariances."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def random_groups(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
         ("cpgd_clip_filter", [0.5, -0.5, -0.5, 0.5]),
     ],
 )
-def test_a_half_right_group(name: str, expected: list[float]) -> None:
+def test_a_half_correct_group(name: str, expected: list[float]) -> None:
     advantages_PK = ESTIMATORS[name].advantages(*groups(HALF_RIGHT))
     torch.testing.assert_close(advantages_PK, torch.tensor([expected]).double(), atol=2e-6, rtol=0)
 
@@ -79,8 +79,9 @@ def test_unknown_reward_may_be_nan() -> None:
 
 
 def test_unanimous_group_has_no_advantage() -> None:
-    """0.1 + 0.1 + 0.1 is not 0.3 in binary: a comparison of the standard deviation with 0 would be fooled, and in
-    float32, in which runs compute, the rounding is no smaller than ε."""
+    """0.1 + 0.1 + 0.1 is not 0.3 in binary, so comparing the standard deviation with 0 would fail, and in float32,
+    which runs use, the rounding error is no smaller than ε.
+    """
     for reward in (0.1, 0.9, 1.2, 7.3, 101.1):
         rewards_PK, kept_PK = groups([[reward] * 8])
         for name in ("rloo", "grpo", "dr_grpo", "cpgd_inverse_std", "cpgd_clip_filter"):

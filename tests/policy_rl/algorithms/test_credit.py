@@ -1,4 +1,4 @@
-"""Credit of process rewards: worked numbers, then what must not change them."""
+"""Test the credit of process rewards: worked numbers, then invariances."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from policy_rl.algorithms.credit import (
 
 
 def scored(scores: list[list[list[float]]], tokens: list[list[list[int]]] | None = None) -> ScoredSteps:
-    """Steps of groups as nested lists; 10 tokens a step unless given."""
+    """Return the steps of groups given as nested lists; each step has 10 tokens unless given."""
     width = max(len(steps) for group in scores for steps in group)
     pad = [[[*steps, *[0.0] * (width - len(steps))] for steps in group] for group in scores]
     tokens = tokens or [[[10] * len(steps) for steps in group] for group in scores]
@@ -67,7 +67,7 @@ class TestMinForm:
         close(returns_PKS, [[[0.2 * 0.26894142 + 0.1 * 0.73105858, 0.1 * 0.73105858]]], 1e-8)
 
     def test_token_baseline_by_hand(self) -> None:
-        # One step a response: R* = .8 over 10 tokens, −.6 over 20, .4 over 5.
+        # One step per response: R* = .8 over 10 tokens, −.6 over 20, .4 over 5.
         steps = scored([[[0.9], [0.2], [0.7]]], [[[10], [20], [5]]])
         expected = [[[0.8 - (-0.2 / 25) * 10], [-0.6 - (1.2 / 15) * 20], [0.4 - (0.2 / 30) * 5]]]
         for mode in ("soft_min", "strict_min"):
@@ -95,7 +95,7 @@ class TestMinForm:
         assert credit(steps, mode="strict_min", baseline="none").returns_PKS[0, 0, 0].item() == pytest.approx(0.8)
 
     def test_leave_one_out_by_source_by_hand(self) -> None:
-        # R* over steps: −.8/3, 0, 1. The first loses (0 + 1)/2 a step, the second (−.8/3 + 1)/2, the third −.8/6.
+        # R* over steps: −.8/3, 0, 1. The first loses (0 + 1)/2 per step, the second (−.8/3 + 1)/2, the third −.8/6.
         steps = scored([[[0.9, 0.1, 0.8], [0.5], [1.0]]], [[[2, 3, 4], [6], [50]]])
         result = credit(steps, mode="strict_min", baseline="prime_steps")
         expected = [[-0.8 - 1.5, -0.8 - 1.0, 0.6 - 0.5], [-(1 - 0.8 / 3) / 2, 0.0, 0.0], [1 + 0.4 / 3, 0.0, 0.0]]
@@ -143,8 +143,9 @@ class TestReturnToGo:
         close(result.returns_PKS[0, 1, :1], [0.4 - (1.6 / 15) * 10])
 
     def test_leave_one_out_by_source(self) -> None:
-        """PRIME: r_j less the mean of the others' mean step rewards, then summed; a response without steps and one that
-        was dropped are not among the others."""
+        """PRIME: r_j minus the mean of the others' mean step rewards, then summed. A response without steps and a
+        dropped one do not count among the others.
+        """
         steps = scored([[[0.9, 0.1], [0.4], [], [0.7], [0.6]]])
         kept = [[True, True, True, False, True]]
         result = credit(steps, kept=kept, mode="return_to_go", baseline="prime_steps")
@@ -182,9 +183,10 @@ class TestScalar:
         torch.testing.assert_close(first, second)
 
     @pytest.mark.parametrize("per_source", [True, False])
-    def test_the_weight_outlasts_a_standard_deviation(self, per_source: bool) -> None:
-        """Apart, process advantages ±1/√2 of a pair come on top of the outcome's 0, times the weight. Together, the sum
-        is normalized, weight and all."""
+    def test_the_weight_survives_division_by_a_standard_deviation(self, per_source: bool) -> None:
+        """With separate sources, a pair's process advantages of ±1/√2 times the weight are added to the outcome's 0.
+        With the sum of both, normalization cancels the weight.
+        """
         outcome = Source.of(torch.zeros(1, 2).double())
         for weight in (0.01, 1.0, 100.0):
             (source,) = credit(scored([[[0.9], [0.1]]]), mode="scalar", weight=weight).sources
@@ -192,7 +194,7 @@ class TestScalar:
             expected = 0.5**0.5 * (weight if per_source else 1.0)
             close(advantages_PK, [[expected, -expected]], 1e-3 * expected)
 
-    def test_gate_normalizes_among_right_answers_only(self) -> None:
+    def test_gate_normalizes_among_correct_answers_only(self) -> None:
         steps = scored([[[0.9], [0.5], [0.1], [0.3]]])
         correct = [[True, True, False, False]]
         (source,) = credit(steps, correct=correct, mode="scalar", gate="correct").sources
@@ -200,7 +202,7 @@ class TestScalar:
         apart, _ = combine([outcome, source], ESTIMATORS["rloo"], per_source=True)
         close(apart, [[2 / 3 + 0.4, 2 / 3 - 0.4, -2 / 3, -2 / 3]])
         together, kept_PK = combine([outcome, source], ESTIMATORS["rloo"], per_source=False)
-        # Sums 1.9, 1.5, 0, 0: the wrong ones stay in the group, without process reward.
+        # Sums 1.9, 1.5, 0, 0: the incorrect ones stay in the group, without process reward.
         close(together, [[(4 * 1.9 - 3.4) / 3, (4 * 1.5 - 3.4) / 3, -3.4 / 3, -3.4 / 3]])
         assert kept_PK.all()
 
@@ -257,7 +259,7 @@ class TestWhoTakesPart:
         assert not plain.alone_PK.any()
 
     @pytest.mark.parametrize("mode", ["soft_min", "strict_min", "return_to_go"])
-    def test_gate_leaves_process_credit_to_right_answers(self, mode: str) -> None:
+    def test_gate_gives_process_credit_to_correct_answers_only(self, mode: str) -> None:
         steps = scored([[[0.9, 0.2], [0.1], [0.4]]])
         result = credit(steps, correct=[[True, False, True]], mode=mode, gate="correct")
         alone = credit(scored([[[0.9, 0.2], [0.4]]]), mode=mode)

@@ -1,4 +1,4 @@
-"""What a baseline may know: step credit is centered at every step, and length alone earns nothing."""
+"""Test what baselines may depend on: step credit is centered at every step, and length alone earns nothing."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SUMS: dict[str, dict[str, Any]] = {
 
 
 def steps_of(*groups: list[list[float]], tokens: int = 1) -> ScoredSteps:
-    """Step scores as nested lists; each step has as many tokens."""
+    """Return step scores given as nested lists; all steps have the same number of tokens."""
     width = max(len(steps) for group in groups for steps in group)
     scores_PKS = torch.tensor([[[*steps, *[0.0] * (width - len(steps))] for steps in group] for group in groups])
     lengths_PK = torch.tensor([[len(steps) for steps in group] for group in groups])
@@ -35,7 +35,7 @@ def steps_of(*groups: list[list[float]], tokens: int = 1) -> ScoredSteps:
 
 
 def credit_of(steps: ScoredSteps, values: dict[str, Any], kept_PK: Tensor | None = None) -> Tensor:
-    """returns_PKS"""
+    """Return returns_PKS."""
     everyone = torch.ones(steps.mask_PKS.shape[:2], dtype=torch.bool)
     return assign(steps, everyone if kept_PK is None else kept_PK, everyone, build(CreditConfig, values)).returns_PKS
 
@@ -57,7 +57,7 @@ def test_identical_responses_earn_nothing_at_any_step(values: dict[str, Any]) ->
 
 @pytest.mark.parametrize("values", MODES.values(), ids=MODES)
 def test_equal_scores_at_any_length_earn_nothing_at_the_first_step(values: dict[str, Any]) -> None:
-    """Responses of 1 to 20 steps in one group, each pair of lengths, and long steps as well as short ones."""
+    """Groups hold responses of 1 to 20 steps in all pairs of lengths, with long steps as well as short ones."""
     for score in (0.1, 0.5, 0.9):
         whole = steps_of([[score] * length for length in range(1, 21)], tokens=7)
         assert credit_of(whole, values)[..., 0].abs().max() <= 1e-6
@@ -67,7 +67,7 @@ def test_equal_scores_at_any_length_earn_nothing_at_the_first_step(values: dict[
 
 @pytest.mark.parametrize("values", [*MODES.values(), *SUMS.values()], ids=[*MODES, *SUMS])
 def test_credit_is_centered_at_every_step(values: dict[str, Any]) -> None:
-    """Over the responses of a group that have a step j, and so over all groups."""
+    """It is centered over the responses of a group that have a step j, and so over all groups."""
     steps = random_groups(0)
     returns_PKS = credit_of(steps, values)
     have_PS = steps.mask_PKS.sum(dim=1)
@@ -81,20 +81,21 @@ def test_credit_is_centered_at_every_step(values: dict[str, Any]) -> None:
 
 def test_the_mean_of_the_others_by_hand() -> None:
     """r = 2p − 1; strict min: (−.8, −.8, .6), (.2), (.6, .4). At step 1 the others' means are .3 (.2 and .4, since the
-    third's lowest is .4), −.2 and −.3; at step 2 they are .4 and −.8; nobody else has a third step."""
+    third's lowest is .4), −.2 and −.3; at step 2 they are .4 and −.8; no other response has a third step.
+    """
     steps = steps_of([[0.9, 0.1, 0.8], [0.6], [0.8, 0.7]])
     found = credit_of(steps, {"mode": "strict_min"})[0]
     expected = torch.tensor([[-0.8 - 0.3, -0.8 - 0.4, 0.0], [0.2 + 0.2, 0, 0], [0.4 + 0.3, 0.4 + 0.8, 0]])
     torch.testing.assert_close(found, expected)
 
 
-def test_the_others_do_not_include_who_was_dropped() -> None:
+def test_dropped_samples_do_not_count_among_the_others() -> None:
     steps = steps_of([[0.9, 0.1], [0.6, 0.6], [0.2, 0.2]])
     found = credit_of(steps, {"mode": "strict_min"}, torch.tensor([[True, True, False]]))[0]
     torch.testing.assert_close(found, torch.tensor([[-1.0, -1.0], [1.0, 1.0], [0.0, 0.0]]))
 
 
-def test_what_follows_a_step_changes_nobody_elses_credit_by_its_length() -> None:
+def test_the_length_after_a_step_does_not_change_the_others_credit() -> None:
     """A response that goes on with steps as good as its last earns the same at its first step."""
     short = steps_of([[0.9, 0.3], [0.7, 0.5]])
     for values in MODES.values():
@@ -117,7 +118,7 @@ def test_what_follows_a_step_changes_nobody_elses_credit_by_its_length() -> None
 def test_published_baselines_pay_for_length(
     baseline: str, lengths: tuple[int, int], score: float, expected: tuple[float, float]
 ) -> None:
-    """Why they are not the default: equal step scores, one token per step, and one response twice as long."""
+    """This is why they are not the default: equal step scores, one token per step, one response twice as long."""
     steps = steps_of([[score] * length for length in lengths])
     found = credit_of(steps, {"mode": "soft_min", "baseline": baseline})[0, :, 0]
     torch.testing.assert_close(found, torch.tensor(expected))

@@ -1,4 +1,4 @@
-"""Limits of log-ratios and of k3, as in verl: finite values, no gradient beyond a limit, and a count of both."""
+"""Test the limits of log-ratios and of k3, as in verl: finite values, no gradient beyond a limit, counts of both."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class OneRank:
 
 
 def gradient_of(lp: Tensor, old: Tensor, advantages: Tensor, config: LossConfig, **more: Tensor):
-    """(loss, gradient by lp, what is watched) of tokens that all count."""
+    """Return (loss, gradient by lp, metrics) of tokens that all count."""
     lp = lp.clone().requires_grad_()
     mask = torch.ones(lp.shape, dtype=torch.bool)
     loss, loss_metrics = policy_loss(lp, old, advantages, mask, denominator(mask, config), config, **more)
@@ -57,7 +57,9 @@ def test_k3_within_its_limits_by_hand() -> None:
 
 @pytest.mark.parametrize("distance", [*FAR, -20.1, -90.0, -1e4])
 def test_a_far_reference_neither_pulls_nor_overflows(distance: float) -> None:
-    """One token of 1,000; e^20 would have been a gradient of −4,852 times the coefficient, e^90 infinite in float32."""
+    """One of 1,000 tokens is far off: e^20 would give a gradient of −4,852 times the coefficient, and e^90 is infinite
+    in float32.
+    """
     old = torch.full((1, 1000), -1.0)
     ref = old.clone()
     ref[0, 7] += distance
@@ -73,7 +75,7 @@ def test_a_far_reference_neither_pulls_nor_overflows(distance: float) -> None:
 @pytest.mark.parametrize("advantage", [-1.0, 1.0])
 @pytest.mark.parametrize("distance", [*FAR, *(-each for each in FAR)])
 def test_an_enormous_ratio_gives_finite_numbers(surrogate: str, advantage: float, distance: float) -> None:
-    """Without a dual clip, in float32."""
+    """It is computed in float32 without a dual clip."""
     old = torch.full((1, 4), -1.0)
     lp = old.clone()
     lp[0, 1] += distance
@@ -89,7 +91,7 @@ def test_an_enormous_ratio_gives_finite_numbers(surrogate: str, advantage: float
 
 
 def test_ppo_at_a_log_ratio_of_100() -> None:
-    """A < 0 and no dual clip: e^20, not e^100; the dual clip bounds it at 3."""
+    """If A < 0, the ratio without dual clip is e^20, not e^100; the dual clip bounds it at 3."""
     lp, old, advantages = double([[99.0]]), double([[-1.0]]), double([[-2.0]])
     loss, gradient, _ = gradient_of(lp, old, advantages, LossConfig())
     assert (loss, gradient.item()) == (pytest.approx(2 * math.exp(20)), 0.0)
@@ -105,7 +107,7 @@ def test_the_drift_still_pulls_back_beyond_the_limit() -> None:
 
 
 def test_cpgd_as_released_and_as_published() -> None:
-    """The released code has lp for ρ in the first term: another value (1.68948), the same gradients."""
+    """The released code uses lp instead of ρ in the first term, with another value (1.68948) and the same gradients."""
     lp, old, advantages = double([[-0.5, -2.0]]), double([[-2.5, -2.1]]), double([[-1.0, 2.0]])
     config = LossConfig(surrogate="cpgd", clip_low=0.2, clip_high=0.2, drift=0.1, drift_cap=2.0)
     loss, gradient, _ = gradient_of(lp, old, advantages, config)
@@ -115,7 +117,7 @@ def test_cpgd_as_released_and_as_published() -> None:
 
 
 def test_metrics_of_an_update_are_finite_and_count_what_was_clamped() -> None:
-    """Four tokens of ρ = 0, 100, −100, 1; the reference is as far off at the last."""
+    """Four tokens have ρ = 0, 100, −100 and 1; at the last one the reference is also far off."""
     old, rho = torch.zeros(1, 4), torch.tensor([[0.0, 100.0, -100.0, 1.0]])
     ref = old + rho
     ref[0, 3] -= 90.0
@@ -132,14 +134,14 @@ def test_metrics_of_an_update_are_finite_and_count_what_was_clamped() -> None:
 
 
 class TestPromptMean:
-    """Mean over prompts of Σ loss / Σ tokens of the prompt's responses (CPGD's paper)."""
+    """Test the mean over prompts of Σ loss / Σ tokens of the prompt's responses (CPGD's paper)."""
 
     LOSS = double([[1.0, 2, 3], [10.0, 99, 99], [6.0, 8.0, 99]])
     MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]]) > 0
     CONFIG = LossConfig(aggregation="prompt_mean")
 
     def test_by_hand(self) -> None:
-        """The first prompt has two responses of 3 + 1 tokens: 16/4; the second one of 2: 14/2."""
+        """The first prompt has two responses of 3 + 1 tokens, 16/4; the second has one of 2 tokens, 14/2."""
         tokens = torch.tensor([4, 4, 2])
         size = denominator(self.MASK, self.CONFIG, tokens)
         assert size.item() == pytest.approx(2)

@@ -1,4 +1,4 @@
-"""Policy losses: the worked numbers, gradients by finite differences, and what must not change them."""
+"""Test policy losses: worked numbers, gradients by finite differences, then invariances."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class TestCpgd:
         assert loss_metrics.terms["surrogate"].item() == pytest.approx(0.0, abs=1e-12)
         assert loss_metrics.terms["drift"].item() == pytest.approx(0.0, abs=1e-12)
         torch.testing.assert_close(lp.grad, double([[-0.2] * 3, [0.2, 0.2, 0]]))
-        # The published variant puts lp for ρ, which adds the constant −Σ m·A·old/Σm.
+        # The published variant uses lp instead of ρ, which adds the constant −Σ m·A·old/Σm.
         assert total.item() - (advantages * lp.detach())[mask].sum().item() / 5 == pytest.approx(0.5)
 
     def test_after_an_update(self) -> None:
@@ -172,7 +172,7 @@ class TestKl:
         torch.testing.assert_close(sampled("k1"), torch.zeros(4).double(), atol=1e-12, rtol=0)
         torch.testing.assert_close(sampled("k2"), reverse)
         torch.testing.assert_close(sampled("k3"), forward)
-        # In the reward, the score function carries k1 to the gradient of KL(π‖ref); k2 and k3 miss it.
+        # In the reward, the score function carries k1 to the gradient of KL(π‖ref); k2 and k3 do not.
         rewarded = {name: gradient(lambda lp, name=name: (lp.exp() * KL[name](lp, ref).detach()).sum()) for name in KL}
         torch.testing.assert_close(rewarded["k1"], reverse)
         assert not any(torch.allclose(rewarded[name], reverse, atol=1e-3) for name in ("k2", "k3"))
@@ -196,7 +196,7 @@ class TestKl:
             with pytest.raises(ConfigError, match=f"estimator='{estimator}' with apply_to={apply_to}"):
                 build(KlConfig, values)
 
-    def test_the_place_decides_the_default_estimator_and_the_loss(self) -> None:
+    def test_apply_to_decides_the_default_estimator_and_the_loss(self) -> None:
         batch = random_batch()
         reference = batch.pop("ref")
         assert KlConfig(apply_to="reward").function is KL["k1"]

@@ -1,4 +1,4 @@
-"""Losses of the shipped recipes against the published ones, written as a loop over a device's micro-batches."""
+"""Test the losses of shipped recipes against the published ones, written as a loop over a device's micro-batches."""
 
 from __future__ import annotations
 
@@ -51,15 +51,16 @@ def with_k3(weight: float, surrogate: Loss) -> Loss:
 
 
 def cpg(lp_T: Tensor, old_T: Tensor, ref_T: Tensor, advantage: Tensor) -> Tensor:
-    """CPGD as released: the clipped log-probability, and the drift with its force at most 2."""
+    """CPGD as released: the clipped log-probability, and a drift term with a coefficient of at most 2."""
     above, below = (lp_T.clamp(max=old_T + math.log(1.2)), lp_T.clamp(min=old_T + math.log(0.8)))
     force_T = ((lp_T.detach() - old_T).exp() - 1).clamp(max=2.0)
     return -torch.where(advantage > 0, above, below) * advantage + 0.01 * force_T * lp_T
 
 
 def published(loss: Loss, micro: int, by_token: bool, batch: dict[str, list[Tensor]]) -> Tensor:
-    """The mean over micro-batches of `micro` responses; of each the mean over its tokens, or over its responses' token
-    means."""
+    """Return the mean over micro-batches of `micro` responses of their mean over tokens, or over responses of token
+    means.
+    """
     means = []
     for start in range(0, len(LENGTHS), micro):
         parts = [loss(*each) for each in list(zip(*batch.values(), strict=True))[start : start + micro]]
@@ -141,7 +142,9 @@ def scheduled(schedule: Callable[..., torch.optim.lr_scheduler.LambdaLR], steps:
 
 @pytest.mark.parametrize("name", ["mm-eureka-8b", "mm-eureka-7b", "lmm-r1-fre-multi"])
 def test_learning_rates_of_openrlhf(name: str) -> None:
-    """1,220 updates, 37 of them warm-up: from the peak on, step by step; before it, rising by 1/38 in place of 1/37."""
+    """Of 1,220 updates 37 are warm-up. From the peak on, all rates are equal; before it they rise by 1/38 instead of
+    1/37.
+    """
     share = course(name, 1220)
     published = scheduled(get_cosine_with_min_lr_schedule_with_warmup, 1220, num_warmup_steps=37, min_lr_rate=0.1)
     assert share[37:] == pytest.approx(published[37:])

@@ -1,4 +1,4 @@
-"""Graded groups → advantages a token: worked numbers by hand, and each place where process reward can go."""
+"""Test graded groups → advantages per token: worked numbers, and each place where process reward can be assigned."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def near(*rows: Sequence[float]) -> list:
 
 
 def test_rloo_by_hand() -> None:
-    """1, 0, 0 → 1 − 0, 0 − ½, 0 − ½, on each token; the engine's log-probabilities come along."""
+    """1, 0, 0 → 1 − 0, 0 − ½, 0 − ½ on each token; the engine's log-probabilities are kept."""
     found, metrics = made([group(0, response(1.0, 1), response(0.0, 3), response(0.0, 2))])
     assert values(found) == near([1], [-0.5] * 3, [-0.5] * 2)
     assert metrics == {"advantage_size": pytest.approx((1 + 5 * 0.5) / 6)}
@@ -73,7 +73,9 @@ def test_rloo_by_hand() -> None:
 
 
 def test_unknown_verdicts_drop_samples_and_small_groups() -> None:
-    """The second group's K is 2, the third's 1: it is gone, and the numbers of the groups stay their places."""
+    """The second group has 2 known samples and the third 1, so the third is dropped; groups are numbered by their
+    index.
+    """
     groups = [
         group(0, response(1.0), response(0.0)),
         group(1, response(None), response(1.0), response(0.5)),
@@ -112,14 +114,14 @@ def test_kl_in_the_reward_is_summed_to_the_end() -> None:
 
 
 def test_adora_weighs_whole_groups() -> None:
-    """The first group's right response is not longer than its wrong one, the second's is."""
+    """The first group's correct response is not longer than its incorrect one; the second group's is."""
     groups = [group(0, response(1.0, 2), response(0.0, 2)), group(1, response(1.0, 3), response(0.0, 2))]
     found, _ = made(groups, AdvantageSettings(AdvantageConfig(), adora=AdoraConfig(weight=0.1)))
     assert values(found) == near([0.1] * 2, [-0.1] * 2, [1] * 3, [-1] * 2)
 
 
 STEPS = (0, 0, 1, -1)
-"""Two tokens of a first step, one of a second, one outside."""
+"""Two tokens of a first step, one of a second, one outside of steps."""
 
 
 def with_scores(reward: float, *scores: float) -> GradedResponse:
@@ -136,8 +138,9 @@ def test_step_returns_come_on_top_of_the_outcome() -> None:
 
 
 def test_the_token_baseline_counts_the_tokens_of_steps() -> None:
-    """return-to-go of (1, 0) and (0, 1) with 3 step tokens each: totals 1, others earn 1/3 a token; G − b·tokens left:
-    (1 − 1, 0 − 1/3) and (1 − 1, 1 − 1/3)."""
+    """Return-to-go of (1, 0) and (0, 1) with 3 step tokens each: both totals are 1, so the others earn 1/3 per token. G
+    − b·tokens left is (1 − 1, 0 − 1/3) and (1 − 1, 1 − 1/3).
+    """
     credit = CreditConfig(mode="return_to_go", baseline="pure_tokens")
     groups = [group(0, with_scores(0.0, 1.0, 0.0), with_scores(0.0, 0.0, 1.0))]
     found, _ = made(groups, AdvantageSettings(AdvantageConfig(), credit))
@@ -145,7 +148,9 @@ def test_the_token_baseline_counts_the_tokens_of_steps() -> None:
 
 
 def test_the_default_baseline_is_what_the_others_earn_at_the_same_step() -> None:
-    """Soft min of r = 2p − 1 = (.8, −.8) and (−.6, .6): nearly (−.8, −.8) and (−.6, 0), each less the other's."""
+    """Soft min of r = 2p − 1 = (.8, −.8) and (−.6, .6) is close to (−.8, −.8) and (−.6, 0); each is reduced by the
+    other's.
+    """
     groups = [group(0, with_scores(0.0, 0.9, 0.1), with_scores(0.0, 0.2, 0.8))]
     found, metrics = made(groups, AdvantageSettings(AdvantageConfig(), CreditConfig()))
     expected = ([-0.2, -0.2, -0.8, 0], [0.2, 0.2, 0.8, 0])
@@ -174,14 +179,14 @@ def test_a_response_without_scores_keeps_its_outcome() -> None:
 @pytest.mark.parametrize("baseline", ["step_index", "pure_tokens", "prime_steps"])
 @pytest.mark.parametrize("mode", [{}, {"mode": "strict_min"}, {"mode": "return_to_go", "normalize_steps": True}])
 def test_a_batch_without_a_scored_step_keeps_its_outcomes(mode: dict, baseline: str) -> None:
-    """A policy that writes no steps leaves nothing to normalize or to compare."""
+    """If the policy writes no steps, there is nothing to normalize or to compare."""
     credit = CreditConfig(**mode, baseline=baseline)
     found, metrics = made([group(0, response(1.0), response(0.0))], AdvantageSettings(AdvantageConfig(), credit))
     assert values(found) == near([1, 1], [-1, -1])
     assert (metrics["scored"], metrics["unscored"]) == (0, 2)
 
 
-def test_sources_apart_and_together() -> None:
+def test_sources_separate_and_summed() -> None:
     """Outcome 1, 0, 0 and min score .5, .1, .3: GRPO of the sum, or the sum of the GRPO of each."""
     responses = [with_scores(r, p, 1.0) for r, p in ((1.0, 0.5), (0.0, 0.1), (0.0, 0.3))]
 
@@ -199,8 +204,10 @@ def test_sources_apart_and_together() -> None:
         assert [row[0] for row in values(found)] == pytest.approx(expected.tolist(), abs=1e-4)
 
 
-def test_the_gate_needs_a_right_answer() -> None:
-    """Only among right answers: the wrong one keeps its outcome alone. A reward above 0 is not a right answer."""
+def test_the_gate_needs_a_correct_answer() -> None:
+    """Only correct answers are compared; the incorrect one keeps its outcome alone. A reward above 0 does not make an
+    answer correct.
+    """
     credit = CreditConfig(mode="strict_min", baseline="none", gate="correct")
     incorrect = replace(with_scores(0.5, 0.2, 0.8), reward=Reward(0.5, {"accuracy": 0.0, "format": 1.0}))
     found, metrics = made(
@@ -211,7 +218,7 @@ def test_the_gate_needs_a_right_answer() -> None:
 
 
 def test_the_gate_takes_the_accuracy_in_force() -> None:
-    """Right by exact label, whatever the grader could not say, and the other way round."""
+    """An answer is correct by exact label even if the grader's verdict is unknown, and vice versa."""
     credit = CreditConfig(mode="strict_min", baseline="none", gate="correct")
     unsaid = replace(with_scores(1.0, 0.9, 0.1), grading=Grading(Verdict.UNKNOWN, "x", ""))
     said = replace(with_scores(0.0, 0.9, 0.1), grading=Grading(Verdict.CORRECT, "x", ""))
@@ -221,7 +228,9 @@ def test_the_gate_takes_the_accuracy_in_force() -> None:
 
 
 def test_each_source_has_its_own_leave_one_out() -> None:
-    """Outcomes 1, 0 → 1, −1. Step rewards (1, 0) and (0, .5), means .5 and .25: less .25 and .5 a step, then summed."""
+    """Outcomes 1, 0 → 1, −1. Step rewards (1, 0) and (0, .5) have means .5 and .25; .25 and .5 are subtracted per step
+    before the sum.
+    """
     credit = CreditConfig(mode="return_to_go", baseline="prime_steps")
     groups = [group(0, with_scores(1.0, 1.0, 0.0), with_scores(0.0, 0.0, 0.5))]
     found, _ = made(groups, AdvantageSettings(AdvantageConfig(), credit))
@@ -236,8 +245,9 @@ def test_a_lone_scored_response_is_counted() -> None:
 
 
 def test_gae_with_step_rewards_by_hand() -> None:
-    """Rewards (0, .5, .25, 1), the steps' at their last tokens and the outcome at the very end; γ = λ = 1 and V = 0.1:
-    returns are the sums to the end, advantages those minus V."""
+    """Rewards are (0, .5, .25, 1): those of steps at their last tokens, and the outcome at the end. With γ = λ = 1 and
+    V = 0.1, returns are the sums to the end, and advantages are those minus V.
+    """
 
     def fill(each: TrainingSample) -> TrainingSample:
         return replace(each, values=np.full(4, 0.1, dtype=np.float32))
@@ -260,7 +270,9 @@ def test_gae_with_step_rewards_by_hand() -> None:
     [("reinforce_pp", [0.25, 0.5, 1.0]), ("rloo", [1.0] * 3), ("reinforce_pp_baseline", [0.5] * 3)],
 )
 def test_gamma_discounts_the_sequence_reward_of_reinforce_pp(estimator: str, first: Sequence[float]) -> None:
-    """γ = .5 on three tokens, rewards 1 and 0: R stands on the last token. Other estimators have no place in time."""
+    """With γ = .5, three tokens and rewards 1 and 0, R is assigned to the last token. Other estimators do not discount
+    it.
+    """
     config = AdvantageConfig(estimator=estimator, gamma=0.5)
     found, _ = made([group(0, response(1.0, 3), response(0.0, 3))], AdvantageSettings(config))
     second = [0.0 if estimator == "reinforce_pp" else -each for each in first]

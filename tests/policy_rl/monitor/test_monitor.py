@@ -24,7 +24,7 @@ def graded(
     tokens: Sequence[int] | None = None,
     taking: bool = True,
 ) -> GradedResponse:
-    """`tokens` of each step, two by default."""
+    """Return a graded response; `tokens` are those per step, two by default."""
     step_of_token = [step for step, count in enumerate(tokens or [2] * len(scores or ())) for _ in range(count)]
     count = max(1, len(step_of_token))
     accuracy = None if verdict is Verdict.UNKNOWN else float(verdict is Verdict.CORRECT)
@@ -129,11 +129,11 @@ class TestAlarms:
     def alarms(self, patience: int = 2, **bounds: dict) -> Alarms:
         return Alarms(build(MonitorConfig, {"alarms": bounds, "patience": patience}))
 
-    def test_only_so_many_steps_in_a_row(self) -> None:
+    def test_only_consecutive_steps_count(self) -> None:
         alarms = self.alarms(prm_auc={"least": 0.6})
         values = [0.5, 0.7, 0.5, 0.6, 0.5]
         assert [alarms.see({"prm_auc": value}) for value in values] == [None] * 5
-        assert alarms.see({"prm_auc": 0.4}) == "prm_auc=0.4 is below least=0.6 (monitor.alarms), 2 steps in a row"
+        assert alarms.see({"prm_auc": 0.4}) == "prm_auc=0.4 is below least=0.6 (monitor.alarms) for 2 steps"
 
     def test_both_sides_and_several(self) -> None:
         alarms = self.alarms(1, steps={"least": 2, "most": 10}, unsplit={"most": 0.5})
@@ -155,7 +155,7 @@ class TestAlarms:
 
     def test_a_metric_that_is_not_measured(self) -> None:
         alarms = self.alarms(prm_acu={"least": 0.6})
-        with pytest.raises(ConfigError, match=r"monitor\.alarms\.prm_acu: this run has no such metric; it has prm_auc"):
+        with pytest.raises(ConfigError, match=r"monitor\.alarms\.prm_acu: .* not log this metric; use one of prm_auc"):
             alarms.see({"prm_auc": 0.5})
 
     def test_the_error_names_metric_value_threshold_and_checkpoint(self) -> None:

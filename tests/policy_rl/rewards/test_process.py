@@ -28,7 +28,7 @@ END = "<|im_end|>"
 
 
 def byte_level(merges: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """A token a byte, and one for each text of `merges`, which are joined from the left."""
+    """Return a tokenizer with one token per byte, and one for each text in `merges`, merged from the left."""
     vocabulary = {symbol: index for index, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     pairs = []
     encode = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str
@@ -47,7 +47,7 @@ def byte_level(merges: Sequence[str] = ()) -> PreTrainedTokenizerFast:
 
 
 def sentence_piece() -> PreTrainedTokenizerFast:
-    """Characters, ▁ for a space, bytes for what is none of them; decoding drops the leading space."""
+    """Return a tokenizer of characters, ▁ for a space, and bytes for all others; decoding drops the leading space."""
     characters = ["▁", *"abcdefghijklmnopqrstuvwxyz<>/=0123456789.\n"]
     vocabulary = {symbol: index for index, symbol in enumerate(["<unk>", *(f"<0x{n:02X}>" for n in range(256))])}
     vocabulary |= {symbol: index for index, symbol in enumerate(characters, start=len(vocabulary))}
@@ -66,7 +66,7 @@ def sampled(tokenizer: PreTrainedTokenizerFast, text: str, end: bool = True) -> 
 
 
 class Scripted:
-    """A Scorer that knows each step's score by its text; "?" marks a solution that it refuses."""
+    """Score each step by its text; "?" marks a solution that is rejected."""
 
     def __init__(self, scores: dict[str, float] | None = None) -> None:
         self.scores, self.seen = scores or {}, list[Solution]()
@@ -125,7 +125,7 @@ class TestTokens:
         text, ids = "😀😁", tokenizer.encode("😀😁", add_special_tokens=False)
 
         def decode(groups: Sequence[int]) -> str:
-            """Tokens of two, three and three bytes: the second one ends the first face and begins the second."""
+            """Decode tokens of two, three and three bytes: the second one ends the first face and begins the second."""
             parts = ids[:2], ids[2:5], ids[5:]
             return tokenizer.decode([each for group in groups for each in parts[group]])
 
@@ -174,7 +174,7 @@ class TestTokens:
         with pytest.raises(TrainingError, match="do not add up to its text 'ab'"):
             token_begins([0, 1], "ab", lambda ids: "x" * len(ids))
 
-    def test_steps_of_the_prefill_alone_belong_to_the_first_one_that_is_written(self) -> None:
+    def test_steps_of_the_prefill_are_joined_to_the_first_written_step(self) -> None:
         tokenizer, scorer = byte_level(), Scripted()
 
         async def run() -> list[StepRewards | None]:
@@ -237,7 +237,7 @@ class TestWhatHasNoProcessReward:
         assert scored([sampled(byte_level(), "no steps")], scorer, byte_level())[0] == [None]
         assert not scorer.seen
 
-    def test_steps_behind_a_cut_are_outside(self) -> None:
+    def test_steps_after_a_truncation_are_outside(self) -> None:
         class Cutting(Scripted):
             def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
                 return [StepScores(each.scores[:1]) for each in super().score(solutions)]
@@ -246,7 +246,7 @@ class TestWhatHasNoProcessReward:
         assert rewards == StepRewards((0.5,), (0, 0, 0, -1, -1))
 
     @pytest.mark.parametrize("value", [math.nan, 1.5, -0.1])
-    def test_a_score_that_is_none_stops_the_run(self, value: float) -> None:
+    def test_a_score_that_is_not_a_probability_stops_the_run(self, value: float) -> None:
         with pytest.raises(TrainingError, match=rf"problem p1: the PRM gave 1 scores for 1 steps, {value:g}; "):
             scored([sampled(byte_level(), "<step>a</step>")], Scripted({"a": value}), byte_level())
 
@@ -275,7 +275,7 @@ TOKENS = [3, 4, 5]
 def batch(
     texts: Sequence[Sequence[str]], scores: dict[str, float], rewards: Sequence[Sequence[float | None]] | None = None
 ) -> list[GradedGroup]:
-    """Groups that are cut and scored for real; a reward above 0 is a right answer."""
+    """Return groups that are actually split and scored; a reward above 0 means a correct answer."""
     tokenizer, groups = byte_level(), []
     for p, row in enumerate(texts):
         responses = [sampled(tokenizer, text) for text in row]
@@ -294,7 +294,7 @@ def _verdict(total: float | None) -> Verdict:
 
 
 def advantages(groups: Sequence[GradedGroup], estimator: str = "rloo", aggregate=min, **credit) -> list[list[float]]:
-    """One list a kept sample: the advantage of each of its tokens."""
+    """Return one list per kept sample with the advantage of each of its tokens."""
     kept_PK = kept_mask(groups, ESTIMATORS[estimator].least)
     drafts = draft(groups, kept_PK)
     if ESTIMATORS[estimator].critic:
@@ -310,7 +310,7 @@ def with_values(sample: TrainingSample) -> TrainingSample:
 
 
 def steps_of(values: Sequence[float], lengths: Sequence[int] = TOKENS) -> list[float]:
-    """Each value on each token of its step, the end of turn with the last."""
+    """Return each value for each token of its step, with the end of turn in the last step."""
     return [value for value, length in zip(values, lengths, strict=True) for _ in range(length)]
 
 
@@ -340,7 +340,7 @@ class TestWholeWay:
         assert second == pytest.approx([0.6 + 6 * 0.8 / 12] * 6, abs=1e-6)
 
     def test_the_default_baseline_on_tokens(self) -> None:
-        # Strict form (−.8, −.8, .6) and (.6): each less the other's first; nobody else has a second or third step.
+        # Strict form (−.8, −.8, .6) and (.6): each minus the other's first; no other one has later steps.
         groups = batch([[TEXT, "hhhhh"]], P | {"hhhhh": 0.8})
         first, second = advantages(groups, mode="strict_min")
         assert first == pytest.approx(steps_of([-1.4, 0.0, 0.0]), abs=1e-6)
@@ -385,7 +385,7 @@ class TestWholeWay:
 
     @pytest.mark.parametrize("mode", ["soft_min", "strict_min"])
     def test_merging_two_steps_earns_nothing(self, mode: str) -> None:
-        """Two steps of one score, as long as the one that they become: the first token earns the same."""
+        """Two steps with equal scores are as long as the one that replaces them, and the first token earns the same."""
         scores = {"aaaa": 0.9, "bb": 0.9, "bbbbbbbb": 0.9, "cc": 0.3, "dd": 0.7}
         other = "cc\n\ndd"
         for baseline in ("step_index", "pure_tokens"):
@@ -442,5 +442,5 @@ def test_an_aggregator_is_named_or_refused(tmp_path) -> None:
     assert build(ProcessConfig, {"scorer": scorer}).aggregate()([0.9, 0.1]) == 0.1
     assert build(ProcessConfig, {"scorer": scorer, "aggregator": "max"}).aggregate()([0.9, 0.1]) == 0.9
     (tmp_path / "prm.json").write_text('{"format": "mm-prm"}')
-    with pytest.raises(ConfigError, match=r"aggregator: prm\.json names none"):
+    with pytest.raises(ConfigError, match=r"aggregator is not set and prm\.json names none"):
         build(ProcessConfig, {"scorer": scorer}).aggregate()

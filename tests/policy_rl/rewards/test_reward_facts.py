@@ -1,4 +1,4 @@
-"""What a user's reward function is told beyond problem, response and grading."""
+"""Test what user reward functions receive in addition to problem, response and grading."""
 
 from __future__ import annotations
 

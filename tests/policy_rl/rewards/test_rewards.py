@@ -1,4 +1,4 @@
-"""Outcome rewards: what counts, what is dropped, and what user functions may not do."""
+"""Test outcome rewards: what counts, what is dropped, and what user functions may not do."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class TestFormat:
         ],
     )
     def test_text_outside(self, text: str, reward: float) -> None:
-        """Where it is accepted, it holds no further tag, and nothing but white space is between the two parts."""
+        """If it is accepted, it contains no further tag, and there is only white space between the two parts."""
         assert format_reward(text, "think", text_outside=True) == reward
 
     @pytest.mark.parametrize(("thoughts", "reward"), [("x" * 300, 1.0), ("x" * 299, 0.0), (f" {'x' * 299}\n", 0.0)])
@@ -151,15 +151,15 @@ class TestExactLabel:
         problem = Problem(id="p", question="?", answer=gold)
         assert exact_label(problem, Grading(Verdict.INCORRECT, extracted, "")) == reward
 
-    def test_no_answer_is_wrong_and_a_failed_grading_is_unknown(self) -> None:
+    def test_no_answer_is_incorrect_and_a_failed_grading_is_unknown(self) -> None:
         assert exact_label(PROBLEM, Grading(Verdict.INCORRECT, None, "no answer")) == 0.0
         assert exact_label(PROBLEM, UNKNOWN) is None
 
-    def test_it_takes_the_place_of_the_verdict(self) -> None:
+    def test_it_replaces_the_verdict(self) -> None:
         assert total("5", Grading(Verdict.UNKNOWN, "5", "gold does not parse"), accuracy="exact_label") == 1.0
 
-    def test_a_wrong_word_is_a_signal(self) -> None:
-        """Symbols cannot decide between words: by the verdict, the group of a question would hold correct ones only."""
+    def test_an_incorrect_word_is_a_signal(self) -> None:
+        """Symbols cannot decide between words: by the verdict, a group would contain only correct answers."""
         problem = Problem(id="p", question="left or right?", answer="left")
         undecided = Grading(Verdict.UNKNOWN, "right", "symbols cannot decide")
         by_verdict, by_label = (OutcomeReward(RewardConfig(accuracy=kind)) for kind in ("verdict", "exact_label"))
@@ -196,7 +196,7 @@ class TestLength:
         limits = {"most": 100, "margin": 20, "weight": 0.4}
         assert total(THOUGHT, RIGHT, 110, format="think", length=limits) == pytest.approx(1.3)
 
-    def test_limits_in_the_wrong_order(self) -> None:
+    def test_limits_in_reverse_order_are_refused(self) -> None:
         with pytest.raises(ConfigError, match="least=30 must not exceed most=20"):
             build(RewardConfig, {"length": {"least": 30, "most": 20}})
 
@@ -229,8 +229,8 @@ class TestParts:
 
 
 class TestUserFunctions:
-    async def test_a_slow_one_does_not_hold_up_the_loop(self, user_module: str, monkeypatch) -> None:
-        """The other tasks go on meanwhile; calls do not overlap, so that a function needs no locks."""
+    async def test_a_slow_function_does_not_block_the_loop(self, user_module: str, monkeypatch) -> None:
+        """Other tasks continue meanwhile; calls do not overlap, so a function needs no locks."""
         import my_rewards
 
         busy, ticks = threading.Lock(), 0
@@ -262,7 +262,7 @@ class TestUserFunctions:
         values = {"functions": [{"path": f"{user_module}:double"}], "timeout_seconds": 0.05}
         reward = OutcomeReward(build(RewardConfig, values))
         with pytest.raises(
-            TrainingError, match=r"my_rewards:double: no answer on problem p1 within rewards.timeout_seconds"
+            TrainingError, match=r"my_rewards:double: no answer for problem p1 within rewards.timeout_seconds"
         ):
             await reward.beside(PROBLEM, "5", RIGHT, 1)
         await asyncio.sleep(0.3)  # the thread ends, in a test
@@ -283,7 +283,7 @@ class TestUserFunctions:
         assert total("5", RIGHT, functions=[{"path": f"{user_module}:unknown"}]) is None
 
     @pytest.mark.parametrize(("name", "value"), [("nan", "nan"), ("infinite", "inf"), ("text", "'1'")])
-    def test_what_is_no_finite_number_stops_the_run(self, user_module: str, name: str, value: str) -> None:
+    def test_a_value_that_is_not_finite_stops_the_run(self, user_module: str, name: str, value: str) -> None:
         with pytest.raises(TrainingError, match=rf"my_rewards:{name}.*{value}.*problem p1"):
             total("5", RIGHT, functions=[{"path": f"{user_module}:{name}"}])
 
@@ -301,7 +301,7 @@ class TestUserFunctions:
             ("my_rewards:CONSTANT", "callable"),
         ],
     )
-    def test_a_path_that_is_none(self, user_module: str, path: str, message: str) -> None:
+    def test_a_path_without_a_function_is_refused(self, user_module: str, path: str, message: str) -> None:
         with pytest.raises(ConfigError, match=message):
             OutcomeReward(build(RewardConfig, {"functions": [{"path": path}]}))
 
@@ -312,14 +312,14 @@ class TestConfig:
             build(RewardConfig, {"combination": "gate"})
 
     def test_keys_of_a_format_need_one(self) -> None:
-        with pytest.raises(ConfigError, match="text_outside=true has no tags"):
+        with pytest.raises(ConfigError, match="text_outside=true needs a format"):
             build(RewardConfig, {"text_outside": True})
-        with pytest.raises(ConfigError, match="min_thought_characters=300 needs thoughts: set format=think"):
+        with pytest.raises(ConfigError, match="min_thought_characters=300 requires thoughts; set format=think"):
             build(RewardConfig, {"format": "steps", "min_thought_characters": 300})
 
     @pytest.mark.parametrize("key", ["accuracy_weight", "format_weight"])
     def test_a_gate_has_no_weights(self, key: str) -> None:
-        with pytest.raises(ConfigError, match=f"{key}=2.0 does nothing with combination=gate"):
+        with pytest.raises(ConfigError, match=f"{key}=2.0 has no effect with combination=gate"):
             build(RewardConfig, {"combination": "gate", "format": "think", key: 2})
 
     def test_negative_weight(self) -> None:

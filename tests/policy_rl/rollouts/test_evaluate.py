@@ -1,4 +1,4 @@
-"""Evaluation of the policy on held-out problems."""
+"""Test the evaluation of the policy on held-out problems."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_evaluation_before_between_and_after(tmp_path: Path) -> None:
 
 
 async def test_pass_at_1_by_hand() -> None:
-    """h1: right, right; h2: one unknown, so its one known verdict counts alone."""
+    """h1 has two correct responses; h2 has one unknown, so only its known verdict counts."""
     texts = iter(["right", "wrong", "what", "wrong"])
     pool = ScriptedPool(lambda problem, rng: next(texts))
     pool.sample = _in_turn(pool)

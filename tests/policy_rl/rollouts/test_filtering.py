@@ -1,4 +1,4 @@
-"""Online filter, carry-over, order of problems, ADORA weight, schedule."""
+"""Test the online filter, carry-over, order of problems, ADORA weight and schedule."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def group(accuracies: Sequence[float | None], lengths: Sequence[int] | None = No
 
 
 def test_groups_of_middling_accuracy_are_kept() -> None:
-    """Among known verdicts: one right of ten is 0.1, the lower end, and kept."""
+    """Only known verdicts count: one correct of ten is 0.1, the lower bound, and is kept."""
     config = FilterConfig()
     assert config.verdict(group([1] + [0] * 9)) is None
     assert config.verdict(group([1] + [0] * 10)) == "too_hard"
@@ -56,15 +56,15 @@ def test_how_many_groups_a_round_asks_for() -> None:
 
 
 def test_adora_weight_by_lengths() -> None:
-    """Wrong ones are 4 and 6 long: 5 on average."""
+    """Incorrect responses are 4 and 6 tokens long, 5 on average."""
     assert adora_weight(group([1, 1, 0, 0], [3, 5, 4, 6]), 0.1) == 0.1
     assert adora_weight(group([1, 1, 0, 0], [3, 6, 4, 6]), 0.1) == 1.0
     assert adora_weight(group([1, 1, 0, 0, None], [3, 5, 4, 6, 90]), 0.1) == 0.1
     assert adora_weight(group([1, 1]), 0.1) == adora_weight(group([0, 0]), 0.1) == 1.0
 
 
-def test_adora_leaves_out_truncated_wrong_responses() -> None:
-    """The one of 30 tokens ran into the limit: 4 is the mean of the others. With it, it would be 12.7."""
+def test_adora_excludes_truncated_incorrect_responses() -> None:
+    """The response of 30 tokens was truncated. The mean of the others is 4; including it, it would be 12.7."""
     assert adora_weight(group([1, 0, 0, 0], [5, 3, 5, 30], limit=30), 0.1) == 1.0
     assert adora_weight(group([1, 0, 0, 0], [4, 3, 5, 30], limit=30), 0.1) == 0.1
     assert adora_weight(group([1, 0, 0], [30, 3, 5], limit=30), 0.1) == 1.0, "a right one has its length"
@@ -111,7 +111,7 @@ def test_groups_survive_a_checkpoint() -> None:
 
 
 def by_problem(rates: dict[str, float]):
-    """Problems that are always, never or sometimes solved."""
+    """Return a grader for problems that are always, never or sometimes solved."""
 
     def write(problem: Problem, rng: random.Random) -> str:
         return "right" if rng.random() < rates.get(problem.id, 0.5) else "wrong"
@@ -125,7 +125,7 @@ def collector(tmp_path: Path, pool: ScriptedPool, problems: Sequence[Problem] = 
 
 
 async def test_further_rounds_replace_what_the_filter_takes(tmp_path: Path, capsys) -> None:
-    """Half of the problems are hopeless. What is more than a batch comes first in the next step."""
+    """Half of the problems are never solved. Groups beyond a batch come first in the next step."""
     hopeless = {problem.id: 0.0 for problem in PROBLEMS[::2]}
     pool = ScriptedPool(by_problem(hopeless))
     made = collector(tmp_path, pool, filter={"rounds": 9}, trainer=WEIGHED)
@@ -201,7 +201,7 @@ async def test_a_prm_scores_no_group_that_the_filter_drops(tmp_path: Path) -> No
     assert scored == [found.groups[0].problem.id]
 
 
-async def test_order_does_not_depend_on_who_ends_first(tmp_path: Path) -> None:
+async def test_order_does_not_depend_on_which_group_ends_first(tmp_path: Path) -> None:
     async def ids(seed: int) -> list[str]:
         random.seed(seed)  # the pool's delays
         made = collector(tmp_path, ScriptedPool(), filter={"low": 0.2, "high": 0.4}, trainer=WEIGHED)

@@ -1,4 +1,4 @@
-"""The pool's bookkeeping, on actors without an engine."""
+"""Test the pool's bookkeeping with actors that have no engine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def published(version: int) -> Published:
 
 
 class Script:
-    """What all actors of a test share."""
+    """Hold what all actors of a test share."""
 
     def __init__(self) -> None:
         self.actors: list[Actor] = []
@@ -116,7 +116,7 @@ async def ask(pool: RolloutPool, count: int, n: int = 8) -> list[Group]:
     return await asyncio.gather(*(pool.sample(problem, n, 1, pool.version) for problem in problems(count)))
 
 
-async def test_groups_fill_both_engines_and_wait_for_room_outside(script):
+async def test_groups_fill_both_engines_and_wait_outside_for_capacity(script):
     groups = await ask(await start(), 10)
     assert [group.problem for group in groups] == problems(10)
     assert [actor.most for actor in script.actors] == [16, 16]
@@ -129,7 +129,7 @@ async def test_a_group_larger_than_an_engine_runs_alone(script):
 
 
 async def change_amid_rollouts(pool: RolloutPool) -> tuple[asyncio.Task, asyncio.Task, asyncio.Task]:
-    """Rollouts by the present weights, new weights, and a rollout by these, asked for in this order."""
+    """Request rollouts by the current weights, then new weights, then rollouts by these."""
     work = (ask(pool, 4), pool.load_weights(published(1)), pool.sample(problems(1)[0], 8, 1, 1))
     tasks = []
     for each in work:
@@ -138,7 +138,7 @@ async def change_amid_rollouts(pool: RolloutPool) -> tuple[asyncio.Task, asyncio
     return tuple(tasks)
 
 
-async def test_weights_change_only_when_nothing_is_in_flight_and_later_groups_wait(script):
+async def test_weights_change_when_nothing_is_in_flight_and_later_groups_wait(script):
     pool = await start()
     early, load, late = await change_amid_rollouts(pool)
     assert await load == 0.0
@@ -148,7 +148,7 @@ async def test_weights_change_only_when_nothing_is_in_flight_and_later_groups_wa
     assert pool.version == 1
 
 
-async def test_who_waits_for_new_weights_holds_up_nobody_who_asks_for_the_present_ones(script):
+async def test_requests_for_new_weights_do_not_block_those_for_current_ones(script):
     pool = await start()
     early, load, late = await change_amid_rollouts(pool)
     still = await asyncio.wait_for(ask(pool, 1), 5)
@@ -156,7 +156,7 @@ async def test_who_waits_for_new_weights_holds_up_nobody_who_asks_for_the_presen
     await asyncio.wait_for(asyncio.gather(early, load, late), 5)
 
 
-async def test_groups_asked_before_new_weights_get_the_old_ones_even_if_they_wait_or_their_engine_dies(script):
+async def test_earlier_requests_get_the_old_weights_even_if_an_engine_dies(script):
     pool = await start()
     early = asyncio.create_task(ask(pool, 12))
     await asyncio.sleep(0)
@@ -174,7 +174,7 @@ async def test_groups_asked_before_new_weights_get_the_old_ones_even_if_they_wai
 
 async def test_another_version_is_the_callers_mistake(script):
     pool = await start()
-    with pytest.raises(AssertionError, match="version 2 is asked for"):
+    with pytest.raises(AssertionError, match="version 2 was requested"):
         await pool.sample(problems(1)[0], 8, 1, 2)
 
 
@@ -210,14 +210,12 @@ async def test_a_dead_engine_ends_the_run_where_weights_go_from_gpu_to_gpu(scrip
     assert pool.restarts == 1
     await pool.load_weights(replace(published(1), folder=None))
     script.dies = {1}
-    with pytest.raises(
-        EngineStoppedError, match=r"GPU to GPU.*run the same command again.*weights\.transport=file"
-    ):
+    with pytest.raises(EngineStoppedError, match=r"GPU to GPU.*run the same command again.*weights\.transport=file"):
         await asyncio.wait_for(ask(pool, 6), 5)
     assert len(script.actors) == 3
 
 
-async def test_engines_on_gpus_get_their_places_and_the_transport_that_reaches_them(script):
+async def test_engines_get_their_gpus_and_a_transport_that_reaches_them(script):
     pool = await start_on_gpus(colocated=True, tensor_parallel_size=2)
     assert [{key: each[key] for key in GPU_PLACES[0]} for each in script.options] == GPU_PLACES
     assert (
@@ -236,7 +234,7 @@ async def test_engines_on_gpus_get_their_places_and_the_transport_that_reaches_t
     assert script.further == [{"weight_transfer_config": {"backend": "nccl"}}] * 2
 
 
-async def test_restarts_are_bounded_and_nobody_waits_for_ever(script):
+async def test_restarts_are_bounded_and_no_request_waits_forever(script):
     pool = await start(max_restarts=2)
     script.dies = set(range(100))
     answers = await asyncio.gather(*(pool.sample(each, 8, 1, 0) for each in problems(20)), return_exceptions=True)
@@ -254,7 +252,7 @@ async def test_a_lost_machine_ends_the_run_and_says_how_to_resume(script):
         EngineStoppedError, match=r"no other engine starts in its place .*engine 1 of 2 to start m"
     ) as seen:
         await asyncio.wait_for(ask(pool, 4), 5)
-    assert "run the same command again, which resumes from the last checkpoint" in str(seen.value)
+    assert "run the same command again to resume from the last checkpoint" in str(seen.value)
     assert script.actors[2].killed
 
 
@@ -282,7 +280,7 @@ async def test_an_engine_that_keeps_its_old_weights_is_found(script):
         await pool.load_weights(published(3))
 
 
-async def test_a_caller_that_gives_up_leaves_no_place_taken(script):
+async def test_a_canceled_request_releases_its_capacity(script):
     pool = await start()
     script.delay = 0.05
     tasks = [asyncio.create_task(pool.sample(problem, 16, 1, 0)) for problem in problems(4)]

@@ -1,4 +1,4 @@
-"""Rows of conversations by the one reader: fields given twice, marks, media, and images that cannot be decoded."""
+"""Test rows of conversations: fields given twice, image marks, media, and images that cannot be decoded."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ SHOWN = {"type": "image", "image": "red.png"}
         ("Q", {}, "Q", []),
     ],
 )
-def test_images_stand_in_their_places_once(
+def test_each_image_appears_once_at_its_mark(
     folder: Path, content: Any, columns: dict[str, Any], expected: Any, names: list[str]
 ) -> None:
     (found,) = read(folder, row(content, **columns))

@@ -1,4 +1,4 @@
-"""What runs together and how it lies in a micro-batch: by hand, then what must not be trained on."""
+"""Test the layout of rows and micro-batches by hand, and what must not be trained on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PLAIN = PromptConfig(preset="plain")
 
 
 class Numbers:
-    """Prompts of numbers, in place of a tokenizer; those of imaged problems hold two image tokens."""
+    """Encode prompts of numbers without a tokenizer; prompts of problems with images have two image tokens."""
 
     axes, padding = 1, 0
     stand_in = {"pixels": torch.zeros(1, 2)}  # noqa: RUF012 - as the encoder's
@@ -45,7 +45,9 @@ THREE = [respond("3 4 5", 0, 6, 7), respond("3 4 5", 0, 8), respond("9 10", 1, 1
 
 
 def test_a_row_with_two_responses() -> None:
-    """Prompt 3 4 5, then 6 7, then 8: each response sees the prompt and itself, and both go on from position 3."""
+    """Prompt 3 4 5 with responses 6 7 and 8: each response attends to the prompt and itself, and both continue from
+    position 3.
+    """
     inputs = collate_rows([(0, 1), (2,)], THREE, Numbers())
     assert inputs.input_ids_BL.tolist() == [[3, 4, 5, 6, 7, 8], [9, 10, 11, 12, 13, 0]]
     assert inputs.position_ids.tolist() == [[0, 1, 2, 3, 4, 3], [0, 1, 2, 3, 4, 0]]
@@ -58,7 +60,7 @@ def test_a_row_with_two_responses() -> None:
 
 
 def test_responses_that_begin_alike_share_tokens() -> None:
-    """Prompt 3 4, then 6 7 8, 6 7 9 9 and 6 7 8 again: behind 6 7 stand 8 and 9 9."""
+    """Prompt 3 4 with responses 6 7 8, 6 7 9 9 and again 6 7 8: after 6 7 follow 8 and 9 9."""
     samples = [respond("3 4", 0, *token_ids) for token_ids in ((6, 7, 8), (6, 7, 9, 9), (6, 7, 8))]
     assert plan(samples, 100, 1, share_prompt=True).rows == ((0, 2, 1),)
     inputs = collate_rows([(0, 2, 1)], samples, Numbers())
@@ -107,15 +109,16 @@ def sizes_of(cuts: list[slice]) -> list[int]:
 
 
 def test_cheapest_rows() -> None:
-    """Prompt of 24 tokens and responses of 36 that share nothing, a cost of 1/768 a pair: rows of 4 cost
-    168·(1 + 168/768)/4 = 51.2 a response; of 8 54.8, of 1 64.7. Long responses gain nothing from one row, free
-    attention takes them all."""
+    """A prompt of 24 tokens, responses of 36 that share nothing, and a cost of 1/768 per pair: rows of 4 cost 168·(1 +
+    168/768)/4 = 51.2 per response, rows of 8 54.8, and rows of 1 64.7. Long responses gain nothing from sharing a row;
+    with free attention all share one.
+    """
     nothing = [0] * 7
     assert sizes_of(cheapest_rows(24, [36] * 8, nothing, 10_000, 1 / 768, 8)) == [4, 4]
     assert sizes_of(cheapest_rows(24, [1000] * 8, nothing, 10_000, 1 / 768, 8)) == [1] * 8
     assert sizes_of(cheapest_rows(24, [1000] * 8, nothing, 10_000, 0.0, 8)) == [8]
     assert sizes_of(cheapest_rows(24, [36] * 8, nothing, 10_000, 0.0, 1)) == [1] * 8
-    # The budget holds the prompt and two responses; a longer response stands alone.
+    # The budget holds the prompt and two responses; a longer response has its own row.
     assert sorted(sizes_of(cheapest_rows(24, [36] * 5, nothing[:4], 96, 0.0, 5))) == [1, 2, 2]
     assert sizes_of(cheapest_rows(24, [36, 100, 36], nothing[:2], 96, 0.0, 3)) == [1, 1, 1]
 

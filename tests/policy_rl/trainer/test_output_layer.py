@@ -1,4 +1,4 @@
-"""Log-probabilities in chunks of the vocabulary: values and gradients of the naive form, and what is in memory."""
+"""Test log-probabilities in chunks of the vocabulary: values and gradients of the naive form, and memory."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def gradients(function: Any, *tensors: Tensor, **options: Any) -> list[Tensor]:
 
 @pytest.mark.parametrize("at_once", [2**26, 1000, 23])
 def test_equal_to_all_logits_at_once(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
-    """One chunk, two of 43 and 7 tokens, or 50 of one token, two of which hold nothing but a banned token."""
+    """There is one chunk, two of 43 and 7 tokens, or 50 of one token, two of which hold only a banned token."""
     monkeypatch.setattr(output_layer, "LOGITS_AT_ONCE", at_once)
     layer = make_layer(23, 8, 50, torch.float32)
     found = gradients(token_logprobs, *layer, temperature=0.8, banned=BANNED)
@@ -78,7 +78,7 @@ def test_two_tokens_by_hand() -> None:
 
 
 def test_frozen_inputs_have_no_gradient() -> None:
-    """As with adapters, where the matrix is frozen, and without a gradient at all, as in a reference model."""
+    """The matrix is frozen, as with adapters, or there is no gradient at all, as in a reference model."""
     hidden_MH, weight_VH, bias_V, token_M = make_layer(4, 3, 6, torch.float32)
     hidden_MH.requires_grad_()
     logprobs_M, entropy_M = token_logprobs(hidden_MH, weight_VH, bias_V, token_M)
@@ -94,9 +94,8 @@ def relative_error(found: Tensor, exact: Tensor) -> float:
 
 
 def test_bfloat16_gradients_are_rounded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """4,096 tokens in 8 chunks: the gradient differs from the exact one of the same tensors by its rounding alone.
-
-    Chunks of tokens, whose gradients are added up in bfloat16, are off by several times as much.
+    """For 4,096 tokens in 8 chunks, the gradient differs from the exact one of the same tensors only by its own
+    rounding. Gradients of chunks of tokens that are summed in bfloat16 are off by several times as much.
     """
     monkeypatch.setattr(output_layer, "LOGITS_AT_ONCE", 4096 * 32)
     layer = make_layer(4096, 32, 256, torch.bfloat16)
@@ -127,7 +126,7 @@ def weights(own: slice) -> Tensor:
 
 
 def test_bfloat16_logits_are_off_by_hundredths() -> None:
-    """Against float64 of the same tensors: with float32_logits by rounding only."""
+    """Compared with float64 of the same tensors, float32_logits differ only by rounding."""
     layer = make_layer(200, 256, 4000, torch.bfloat16)
     exact_M = naive(*(tensor.double() if tensor.is_floating_point() else tensor for tensor in layer))[0]
     error_M, rounded_M = (
@@ -140,7 +139,7 @@ def test_bfloat16_logits_are_off_by_hundredths() -> None:
 
 
 class Largest(TorchDispatchMode):
-    """Records the number of elements of the largest new float32 tensor."""
+    """Record the number of elements of the largest new float32 tensor."""
 
     elements = 0
 
@@ -153,7 +152,9 @@ class Largest(TorchDispatchMode):
 
 
 def test_neither_all_logits_nor_a_float32_matrix_are_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """64 tokens, 1,024 of a vocabulary, hidden size 128, 4,096 logits at once: hidden states are the largest."""
+    """With 64 tokens, a vocabulary of 1,024, hidden size 128 and 4,096 logits at once, hidden states are the largest
+    tensor.
+    """
     monkeypatch.setattr(output_layer, "LOGITS_AT_ONCE", 4096)
     layer = make_layer(64, 128, 1024, torch.bfloat16)
     with Largest() as largest:

@@ -1,4 +1,4 @@
-"""One rank on DeepSpeed: updates against plain torch, the on-policy path, bad numbers, checkpoints, sent weights."""
+"""Test one rank on DeepSpeed: updates against plain torch, non-finite values, checkpoints, and sent weights."""
 
 from __future__ import annotations
 
@@ -143,7 +143,7 @@ def test_own_log_probabilities_are_those_of_an_extra_pass(
 def test_the_split_changes_nothing(
     random_policy_folder: Path, samples: list[TrainingSample], form: dict[str, Any], aggregation: str
 ) -> None:
-    """Token budget, shared prompts, order of the responses; masked tokens and several losses at once."""
+    """Token budget, shared prompts and the order of responses change nothing, with masked tokens and several losses."""
     loss = LossConfig(surrogate="cpgd", aggregation=aggregation, kl=KlConfig(coefficient=0.1))
     masks = [np.arange(len(e.token_ids)) != position % 3 for position, e in enumerate(samples)]
     samples = [replace(e, mask=mask) for e, mask in zip(samples, masks, strict=True)]
@@ -207,8 +207,9 @@ def test_the_critics_learning_rate_may_be_the_policys_and_then_another(
 def test_the_critic_learns_alone_at_first(
     random_policy_folder: Path, samples: list[TrainingSample], tmp_path: Path
 ) -> None:
-    """Two updates that change the head and nothing else, to the bit, in spite of a decay of weights; also across a
-    checkpoint. Then both learn."""
+    """Two updates change only the value head, bit by bit, in spite of weight decay and across a checkpoint; then both
+    learn.
+    """
     optimization = UpdateConfig(precision="fp32", learning_rate=1e-3, weight_decay=0.1, micro_batch_tokens=400)
     settings = TrainerConfig(optimization=optimization, critic=CriticConfig(warmup_updates=2, learning_rate=1e-2))
     trainer = start(random_policy_folder, settings, critic=True)
@@ -238,7 +239,7 @@ def test_critic_defaults() -> None:
 def test_the_learning_rate_follows_the_progress_of_the_run(
     random_policy_folder: Path, samples: list[TrainingSample]
 ) -> None:
-    """A cosine to 10 % over 100 updates at most, of which the run makes four: it ends near the end all the same."""
+    """A cosine to 10 % over at most 100 updates, of which the run makes four, still ends near the end of the run."""
     optimization = UpdateConfig(precision="fp32", learning_rate=1e-3, warmup=0.02, final_learning_rate=0.1)
     trainer = start(random_policy_folder, TrainerConfig(optimization=optimization))
     rates = [trainer.update(samples, progress)["learning_rate"] for progress in (0.0, 0.51, 0.995)]
@@ -292,8 +293,9 @@ def test_resumed_equals_uninterrupted(
 def test_resumed_at_another_learning_rate(
     random_policy_folder: Path, samples: list[TrainingSample], tmp_path: Path
 ) -> None:
-    """The way out that the message of updates that are not finite names; the place on the schedule stays. So does that
-    out of memory: smaller micro-batches."""
+    """The error about non-finite updates proposes this; the position in the schedule is kept. Smaller micro-batches,
+    the way out of a lack of memory, keep it too.
+    """
     schedule = {"precision": "fp32", "warmup": 0.05, "final_learning_rate": 0.1}
 
     def at(rate: float, **more: Any) -> Trainer:
@@ -329,7 +331,7 @@ def test_a_step_without_updates_has_a_checkpoint_of_its_own(
 def test_saved_and_published_weights(
     random_policy_folder: Path, samples: list[TrainingSample], tmp_path: Path, lora: LoraConfig | None
 ) -> None:
-    """Both are a plain model, which gives the trainer's log-probabilities."""
+    """Both are a plain model that reproduces the trainer's log-probabilities."""
     trainer = start(random_policy_folder, config(lora=lora, loss=LossConfig(kl=KlConfig(coefficient=0.1))))
     original = load_file(random_policy_folder / "model.safetensors")
     first = trainer.log_probs(samples)

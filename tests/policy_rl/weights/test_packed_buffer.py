@@ -1,4 +1,4 @@
-"""vLLM's own packer on the tensor shapes of every shipped recipe, at the buffer size that the trainer sets."""
+"""Test vLLM's own packer on the tensor shapes of every shipped recipe, at the buffer size that the trainer sets."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PUBLISHED = sorted(name for name in MODELS if published(name) is not None)
 
 
 def model_of(name: str) -> PreTrainedModel:
-    """The published model without its weights."""
+    """Return the published model without its weights."""
     shape = dict(published(name))
     config = CONFIG_MAPPING[shape.pop("model_type")](**shape)
     with torch.device("meta"):

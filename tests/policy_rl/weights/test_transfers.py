@@ -1,4 +1,4 @@
-"""The transfer of weights to engines that die, and what a killed run leaves of it."""
+"""Test the transfer of weights to engines that die, and the removal of files of a killed run."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from policy_rl.weights.transfer import FileTransfer, ModelWeights, shared_folder
 from policy_rl.weights.vllm import EngineClient
 
 
-def test_an_engine_that_dies_in_a_transfer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_dies_in_a_transfer_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def dead(_: Any) -> None:
         raise RayActorError
 
@@ -37,7 +37,7 @@ def test_an_engine_that_dies_in_a_transfer_is_told(monkeypatch: pytest.MonkeyPat
 
 
 def test_files_of_a_trainer_that_was_killed_are_removed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own close never ran: the ranks hang or are dead."""
+    """Its own close did not run, because the ranks hang or are dead."""
     config = make_config(tmp_path / "run", weights={"folder": str(tmp_path / "shared")})
     folder = shared_folder(WeightsConfig(folder=str(tmp_path / "shared")), tmp_path / "run")
 

@@ -83,7 +83,7 @@ def test_files_hold_the_weights_and_their_version(tmp_path, monkeypatch):
 
 
 def test_weights_that_are_hardly_older_do_not_pass_for_new_ones(tmp_path):
-    """One element of one tensor by one bit, which no probe would show."""
+    """One bit of one element of one tensor differs, which no probe would show."""
     model, transfer = nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)).bfloat16(), FileTransfer(tmp_path / "w")
     old = transfer.publish(ModelWeights(model, torch.bfloat16), 1, PROBE)
     with torch.no_grad():
@@ -104,7 +104,7 @@ def test_an_engine_on_another_machine_says_what_it_does_not_see(tmp_path):
 
 
 def test_a_checksum_is_of_bytes_in_their_order():
-    """CRC-32 of "123456789" is 0xCBF43926 (the check value of its standard)."""
+    """The CRC-32 of "123456789" is 0xCBF43926, the check value of its standard."""
     digits = torch.tensor(list(b"123456789"), dtype=torch.uint8)
     assert checksum(digits) == checksum(digits.view(3, 3)) == 0xCBF43926
     assert checksum(torch.tensor([1.0, 2.0])) != checksum(torch.tensor([2.0, 1.0]))
@@ -125,7 +125,7 @@ def test_two_versions_are_kept_and_none_after_the_run(tmp_path):
 
 
 def test_a_users_own_folder_keeps_all_else(tmp_path, monkeypatch):
-    """Two runs with the same weights.folder, which is somebody's."""
+    """Two runs use the same weights.folder, which also holds other files."""
     own = tmp_path / "home"
     own.mkdir()
     (own / "thesis.txt").write_text("precious")
@@ -161,7 +161,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         FileTransfer(tmp_path / "file" / "w").publish(ModelWeights(nn.Linear(2, 2), torch.float32), 1, ())
 
 
-def test_each_run_has_its_own_place_in_shared_memory(tmp_path, monkeypatch):
+def test_each_run_has_its_own_folder_in_shared_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("policy_rl.weights.transfer.SHARED_MEMORY", tmp_path)
     one, other = (shared_folder(WeightsConfig(), tmp_path / name) for name in ("a", "b"))
     assert one.parent == other.parent == tmp_path
@@ -183,7 +183,7 @@ def test_the_transport_that_reaches_the_engines(gpu, colocated, found):
 
 @pytest.mark.parametrize(("transport", "colocated"), [("nccl", True), ("ipc", False)])
 def test_a_transport_that_cannot_reach_them_is_refused(transport, colocated):
-    """Two ranks of NCCL on one GPU, a handle of another GPU's memory."""
+    """NCCL cannot have two ranks on one GPU, and ipc cannot share the memory of another GPU."""
     with pytest.raises(ConfigError, match=f"weights.transport={transport} does not reach .*; use .* or file"):
         transport_of(WeightsConfig(transport=transport), True, colocated)
 
@@ -196,7 +196,7 @@ def test_a_transport_between_gpus_needs_them(transport):
 
 def test_probe_of_the_trainer_is_the_next_tokens_log_probability():
     class Model(nn.Module):
-        """P(v after token t) ∝ exp(v·t)."""
+        """Assign P(v after token t) ∝ exp(v·t)."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -222,7 +222,7 @@ class TestProbe:
             ProbeCheck("engine 1", 0.2).check(PUBLISHED, (math.nan, -2.0, -3.0))
 
     def test_an_engine_that_stays_while_the_trainer_moves_is_found(self):
-        """Within the tolerance, but the very same answer."""
+        """Its answer is within the tolerance, but exactly the previous one."""
         check = ProbeCheck("engine 1", 0.2)
         check.check(PUBLISHED, PROBE)
         check.check(replace(PUBLISHED, version=2, probe=(-1.006, -2.0, -3.0)), PROBE)
