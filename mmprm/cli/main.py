@@ -26,6 +26,7 @@ COMMANDS = {
     "labels": "convert searched trees to labeled paths (Parquet), and export them",
     "consensus": "add a judge's opinion on every labeled step to the labels",
     "convert": "convert a checkpoint to another format",
+    "push": "push a PRM, a policy or labels to the Hugging Face Hub, with a card",
     "train": "train a process reward model from labeled paths",
     "sft": "train a policy on conversations or step-tagged solutions",
     "rl": "train a policy by reinforcement learning with outcome and process rewards",

@@ -1,0 +1,198 @@
+"""Find what a run or folder holds for the Hugging Face Hub: a PRM, a policy or labels, and the files to push.
+
+Files are chosen by what they are, so that checkpoints of optimizers, logs and samples are never pushed. Names of local
+models are removed from their settings, and a file that still holds a path of this machine or a secret is an error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from mmprm.errors import CheckpointError, ConfigError
+from mmprm.files import parse_json
+from mmprm.labels.build import embed_images
+from mmprm.labels.parquet import LabeledExample, read_parquet, write_parquet
+from mmprm.preflight import check_weight_files
+from mmprm.prm.info import INFO_FILE
+
+ArtifactKind = Literal["prm", "policy", "labels"]
+
+LABELS_FILE = "labels.parquet"
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+"""Files of a model folder that are pushed."""
+_NEVER_PUSHED = {"settings.json", "tracker.json", "summary.json", "trainer_state.json", "demo.json"}
+_PLACES = {"prm": "prm", "policy": "policy", LABELS_FILE: "labels"}
+"""Contents of a run folder, and what they are."""
+_NAMES_OF_MODELS = {"_name_or_path", "name_or_path", "base", "base_model_name_or_path", "tokenizer_file"}
+_TOKEN_TABLES = {"tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json"}
+"""Files whose texts are tokens, so that a path in them is not one of this machine."""
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w-]*/[A-Za-z0-9][\w.-]*")
+_MACHINE_PATH = re.compile(r"(?<![\w./:])(?:~|/(?:home|root|Users|mnt|tmp|scratch|work|data|opt|var))/[\w.-]+")
+_SECRET_NAME = re.compile(r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", re.IGNORECASE)
+_SECRET = re.compile(r"\b(?:hf_|sk-|ghp_)[A-Za-z0-9_-]{16,}")
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """Holds what is pushed: `files` maps each name in the repository to its file, or to its rewritten content.
+
+    `run` is the folder with the metrics and settings of the run that made it; `examples` are the labels, if it is
+    labels.
+    """
+
+    kind: ArtifactKind
+    path: Path
+    run: Path
+    files: dict[str, Path | bytes]
+    base: str = ""
+    """Hub id of the base model; empty if it is not on the Hub."""
+    base_folder: Path | None = None
+    """Folder of the base model, if it is a local one."""
+    examples: tuple[LabeledExample, ...] = ()
+
+    @property
+    def repo_type(self) -> Literal["model", "dataset"]:
+        """Return the type of its repository."""
+        return "dataset" if self.kind == "labels" else "model"
+
+
+def read_artifact(source: Path, temporary: Path) -> Artifact:
+    """Return what `source` holds; labels are written into the folder `temporary`, with their images.
+
+    Raises CheckpointError or DataError for incomplete contents, and ConfigError for a source that holds nothing or
+    several things to push, and for files that name this machine or hold a secret.
+    """
+    path, kind = _found(source)
+    artifact = _labels(path, temporary) if kind == "labels" else _model(path, kind)
+    for name, content in artifact.files.items():
+        check_public(_text(content), name, is_table=name in _TOKEN_TABLES)
+    return artifact
+
+
+def _found(source: Path) -> tuple[Path, ArtifactKind]:
+    if source.is_file() and source.suffix == ".parquet":
+        return source, "labels"
+    if (source / "config.json").is_file():
+        return source, "prm" if (source / INFO_FILE).is_file() else "policy"
+    from mmprm.training.checkpoints import is_checkpoint  # loads torch
+
+    found = [name for name in _PLACES if (source / name).exists()]
+    if len(found) == 1:
+        return source / found[0], _PLACES[found[0]]
+    if not found and is_checkpoint(source):
+        raise ConfigError(
+            f"{source}: holds a checkpoint with the state of the optimizer, which is not pushed; write its model with "
+            f"`mmprm convert {source} FOLDER`, and push that folder"
+        )
+    if found:
+        raise ConfigError(f"{source}: holds {' and '.join(found)}; give one of them, such as {source / found[0]}")
+    raise ConfigError(
+        f"{source}: holds no model and no labels; give the folder of a finished run of mmprm train, sft or rl, a model "
+        "folder, or the Parquet file of mmprm labels"
+    )
+
+
+def _model(folder: Path, kind: ArtifactKind) -> Artifact:
+    check_weight_files(folder)
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise CheckpointError(f"{folder}: has no tokenizer (tokenizer.json); copy it again, or give another folder")
+    run = folder.parent if (folder.parent / "metrics.jsonl").is_file() else folder
+    base = _base(folder, run)
+    paths = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)})
+    files = {path.name: _cleaned(path) for path in paths if path.name not in _NEVER_PUSHED}
+    local = Path(base).expanduser()
+    return Artifact(kind, folder, run, files, hub_name(base), local if local.is_dir() else None)
+
+
+def _labels(path: Path, temporary: Path) -> Artifact:
+    """Return the labels with the bytes of their images in place of paths."""
+    examples = tuple(
+        replace(
+            each,
+            problem=embed_images(each.problem),
+            judged_by=None if each.judged_by is None else hub_name(each.judged_by) or Path(each.judged_by).name,
+        )
+        for each in read_parquet(path)
+    )
+    write_parquet(temporary / LABELS_FILE, examples)
+    return Artifact("labels", path, path.parent, {LABELS_FILE: temporary / LABELS_FILE}, examples=examples)
+
+
+def stored_settings(run: Path) -> dict[str, Any]:
+    """Return the settings that a training run stored; none of a run that an earlier version made."""
+    path = run / "settings.json"
+    found = parse_json(path.read_bytes(), str(path)) if path.is_file() else {}
+    return found if isinstance(found, dict) else {}
+
+
+def _base(folder: Path, run: Path) -> str:
+    """Return the name or folder of the model that training started from; empty if it is unknown."""
+    info, settings = folder / INFO_FILE, stored_settings(run)
+    named = parse_json(info.read_bytes(), str(info)).get("base") if info.is_file() else None
+    engine = settings.get("engine")
+    return str(named or settings.get("model") or (engine.get("model") if isinstance(engine, dict) else None) or "")
+
+
+def hub_name(model: str) -> str:
+    """Return `model` if it is a hub id, and "" for a local folder or any other text."""
+    return model if _HUB_NAME.fullmatch(model) and not Path(model).exists() else ""
+
+
+def _cleaned(path: Path) -> Path | bytes:
+    """Return a file without names of local models in its settings; the file itself if it has none."""
+    if path.suffix != ".json" or path.name in _TOKEN_TABLES:
+        return path
+    value = parse_json(path.read_bytes(), str(path), CheckpointError)
+    cleaned = _without_local_models(value)
+    return path if cleaned == value else (json.dumps(cleaned, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _without_local_models(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_local_models(each) for each in value]
+    if not isinstance(value, Mapping):
+        return value
+    return {
+        key: hub_name(inner) if key in _NAMES_OF_MODELS and isinstance(inner, str) else _without_local_models(inner)
+        for key, inner in value.items()
+    }
+
+
+def check_public(text: str, name: str, is_table: bool = False) -> None:
+    """Raise ConfigError if a text that is about to be published holds a path of this machine or a secret."""
+    found = next(_secrets(text), None)
+    if found is not None:
+        raise ConfigError(f"{name}: contains {found}, which must not be published; remove it from the file")
+    path = None if is_table else _MACHINE_PATH.search(text)
+    if path is not None:
+        raise ConfigError(
+            f"{name}: contains {path[0]!r}, a path of this machine, which must not be published; remove it from the "
+            "file"
+        )
+
+
+def _secrets(text: str) -> Iterator[str]:
+    """Yield what each secret in a text is, without the secret itself."""
+    for name, value in os.environ.items():
+        if _SECRET_NAME.search(name) and len(value) >= 8 and value in text:
+            yield f"the value of the environment variable {name}"
+    if _SECRET.search(text):
+        yield "an access token"
+
+
+def _text(content: Path | bytes) -> str:
+    """Return the readable part of a file: all of a text, and the header of a file of tensors."""
+    if isinstance(content, bytes):
+        return content.decode("utf-8", "replace")
+    if content.suffix == ".parquet":  # its columns were written from checked values
+        return ""
+    with content.open("rb") as file:
+        if content.suffix != ".safetensors":
+            return file.read().decode("utf-8", "replace")
+        return file.read(int.from_bytes(file.read(8), "little")).decode("utf-8", "replace")
