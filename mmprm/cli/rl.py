@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 from mmprm.cli.shared.options import add_config_options, load_config
-from mmprm.cli.shared.policy import policy_folder
+from mmprm.cli.shared.policy import model_path
 from policy_rl.config import RLConfig
 
 
@@ -24,9 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run `mmprm rl`."""
     config = load_config(arguments, RLConfig)
-    folder = policy_folder(config.engine)
-    if folder is not None:
-        config = config.model_copy(update={"engine": config.engine.model_copy(update={"model": folder})})
+    engine = config.engine.model_copy(update={"model": model_path(config.engine.model)})
+    config = config.model_copy(update={"engine": engine})
     from policy_rl.run import train_policy
 
     summary = train_policy(config)

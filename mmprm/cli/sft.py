@@ -13,7 +13,7 @@ import argparse
 import os
 
 from mmprm.cli.shared.options import add_config_options, load_config
-from mmprm.tiny.model import weights_path
+from mmprm.cli.shared.policy import model_path
 from policy_rl.sft.train import SftConfig, train_sft
 
 
@@ -25,8 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run `mmprm sft`."""
     config = load_config(arguments, SftConfig)
-    if config.model == "tiny":
-        config = config.model_copy(update={"model": str(weights_path())})
+    config = config.model_copy(update={"model": model_path(config.model)})
     summary = train_sft(config)
     if os.environ.get("RANK", "0") == "0":
         values = ", ".join(f"{name} {value:.4g}" for name, value in summary.evaluation.items())

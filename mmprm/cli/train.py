@@ -11,8 +11,8 @@ import argparse
 import os
 
 from mmprm.cli.shared.options import add_config_options, load_config
+from mmprm.cli.shared.policy import model_path
 from mmprm.prm.train import TrainConfig, train_prm
-from mmprm.tiny.model import weights_path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,8 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> None:
     """Run `mmprm train`."""
     config = load_config(arguments, TrainConfig)
-    if config.model == "tiny":
-        config = config.model_copy(update={"model": str(weights_path())})
+    config = config.model_copy(update={"model": model_path(config.model)})
     summary = train_prm(config)
     if os.environ.get("RANK", "0") == "0":
         values = ", ".join(f"{name} {value:.4g}" for name, value in summary.evaluation.items())

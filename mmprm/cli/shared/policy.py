@@ -14,13 +14,20 @@ from mmprm.sampling.policy import PolicyConfig
 from mmprm.types import Grader, Problem, Sampler
 
 
+def model_path(model: str) -> str:
+    """Return the folder of the embedded policy for the name tiny, and any other model unchanged."""
+    if model != "tiny":
+        return model
+    from mmprm.tiny.model import weights_path
+
+    return str(weights_path())
+
+
 def policy_folder(engine: LocalEngineConfig) -> str | None:
     """Return the local folder of the embedded policy if it is configured and engines load it, otherwise None."""
     if engine.model != "tiny" or (isinstance(engine, EngineConfig) and engine.servers is not None):
         return None
-    from mmprm.tiny.model import weights_path
-
-    return str(weights_path())
+    return model_path(engine.model)
 
 
 def check_config(config: PolicyConfig, problems: Sequence[Problem], samples: int, key: str) -> None:
