@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,15 +75,3 @@ def whole(tensors: Iterable[Tensor], changed: bool = False) -> Iterator[None]:
 def is_matrix(tensor: Tensor) -> bool:
     """Return whether the full tensor has several dimensions; a sharded tensor itself is empty."""
     return len(getattr(tensor, "ds_shape", tensor.shape)) > 1
-
-
-@contextlib.contextmanager
-def _gathered(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Gather ZeRO-3 shards on every rank within the context."""
-    if not any(hasattr(tensor, "ds_id") for tensor in tensors):
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(list(tensors)):
-        yield

@@ -34,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from mmprm.errors import TrainingError
-from mmprm.training.sharding import _gathered
+from mmprm.training import sharding
 from policy_rl.weights.config import WeightsConfig
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -96,7 +96,7 @@ class ModelWeights:
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for name, tensor, lora in self._checkpoint_tensors():
-            with torch.no_grad(), _gathered([tensor, *(lora.parameters() if lora is not None else ())]):
+            with torch.no_grad(), sharding.whole([tensor, *(lora.parameters() if lora is not None else ())]):
                 whole = tensor
                 if lora is not None:
                     for adapter in lora.active_adapters:
