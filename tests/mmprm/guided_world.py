@@ -23,7 +23,7 @@ class DigitSampler:
 
     async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
         self.requests.append(request)
-        return tuple(self._write(request, draw % 3) for draw in range(request.n))
+        return tuple(self._write(request, number % 3) for number in range(request.n))
 
     def _write(self, request: SampleRequest, digit: int) -> Completion:
         digits = re.findall(r"<step>(\d)", request.prefix)

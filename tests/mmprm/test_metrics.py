@@ -134,7 +134,7 @@ def test_pairing_removes_the_spread_between_problems() -> None:
 
 
 def test_bootstrap_resamples_whole_problems() -> None:
-    # Two problems of two equal items each: every resample has mean 0, 1/2 or 1, and all four draws are equally likely.
+    # Two problems of two equal items each: the four resamples are equally likely; their means are 0, 1/2, 1/2 and 1.
     values = np.array([0.0, 1.0, 0.0, 1.0])
     interval = bootstrap(
         lambda resampled: values[resampled].mean(), ["a", "b", "a", "b"], seed=0, resamples=400, level=0.6

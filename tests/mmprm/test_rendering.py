@@ -34,7 +34,7 @@ SWITCH = (
     + HEADER
     + "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}"
 )
-THINKS_IN_THE_LAST = (  # as Qwen3's: the last turn of a conversation has a place for thoughts
+THINKS_IN_THE_LAST = (  # as Qwen3's: the last turn of a conversation has a part for thoughts
     "{% for m in messages %}<|im_start|>{{ m.role }}\n"
     "{% if m.role == 'assistant' and loop.last %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}<|im_end|>\n"
     "{% endfor %}" + HEADER + "{% endif %}"

@@ -35,7 +35,7 @@ def test_blocks_by_hand(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks_of.cache_clear()
     number_N = (mask_N1CK[:, 0, :, : trail_NA.shape[1]] == 0).any(dim=1).sum(dim=1).tolist()
     trails = [row[:number] for row, number in zip(trail_NA.tolist(), number_N, strict=True)]
-    above = {2: [[], [0], [0, 2, 3], [], [], []], 4: [[], [0, 2, 3], []]}  # the second row begins at place 6
+    above = {2: [[], [0], [0, 2, 3], [], [], []], 4: [[], [0, 2, 3], []]}  # the second row begins at index 6
     assert trails == above[block]
     token_6 = mask_N1CK[4 // block, 0, 4 % block]  # sees 7, 8, 5 and itself
     assert int((token_6 == 0).sum()) == 4

@@ -321,10 +321,10 @@ def test_solutions_that_were_cut_are_left_out(
     assert json.loads((tmp_path / "processbench.json").read_text())["pooled"]["solutions"] == 2
 
 
-def line(problem: str, draw: int, correct: bool, scores: list[float] | None) -> dict[str, Any]:
+def line(problem: str, sample: int, correct: bool, scores: list[float] | None) -> dict[str, Any]:
     return {
         "problem_id": problem,
-        "sample": draw,
+        "sample": sample,
         "response": "r",
         "steps": [] if scores is None else ["s"] * len(scores),
         "answer": str(correct),

@@ -287,6 +287,6 @@ def test_the_page_obeys_keys(seen: dict[str, str]) -> None:
     assert "Not a state · value 1.00\n3 ✓\n0 ✗" in shown
     assert "pass through it: 3\n✓ right\nfrom state 0 · 7 tokens\ncount\n3\n" in shown
     assert "Who wins?" in seen["next"].split("gold answer")[0].split("Nobody knows")[1]
-    # Two steps back in the search: only the question was drawn from, and it is chosen.
+    # Two steps back in the search: only the question was sampled from, and it is chosen.
     assert "1 of 3 states" in seen["back in the search"]
     assert "The question · value 0.75" in seen["back in the search"]

@@ -22,7 +22,7 @@ TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %} as
 
 
 class Engine:
-    """Answers request number i with texts[i], one a draw; keeps prompts and parameters."""
+    """Answers request number i with texts[i], one per sample; keeps prompts and parameters."""
 
     def __init__(self, texts: list[list[str]]) -> None:
         self.texts, self.prompts, self.params = iter(texts), list[dict[str, Any]](), list[Any]()
@@ -30,11 +30,11 @@ class Engine:
     async def answer(self, prompt: dict[str, Any], params: Any) -> Any:
         self.prompts.append(prompt)
         self.params.append(params)
-        draws = [
+        samples = [
             SimpleNamespace(text=text, token_ids=TOKENIZER.encode(text), finish_reason="stop")
             for text in next(self.texts)
         ]
-        return SimpleNamespace(prompt_token_ids=prompt.get("prompt_token_ids"), outputs=draws)
+        return SimpleNamespace(prompt_token_ids=prompt.get("prompt_token_ids"), outputs=samples)
 
 
 def sampler_of(engine: Engine, preset: str = "plain", prefill: str | None = None) -> VllmSampler:
@@ -74,7 +74,7 @@ async def test_ids_follow_the_prompt_as_they_are() -> None:
 
 
 async def test_the_policy_writes_the_token_over_a_border_again() -> None:
-    """`><` ends one step and begins the next: the prompt ends before it, and a draw that goes elsewhere is repeated."""
+    """`><` ends one step and begins the next: the prompt ends before it, and a sample that differs is repeated."""
     engine = Engine([["><step>b", ". And", ">\n<step>c"], ["!"], ["><answer>"]])
     prefix, ids = "<step>a</step>", ids_of("<step>a</step><step>")
     whole = ids[: [TOKENIZER.decode([index]) for index in ids].index("><")]

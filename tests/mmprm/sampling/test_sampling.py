@@ -20,8 +20,8 @@ from mmprm.types import Problem, SampleRequest
 PROBLEM = Problem("p", "What is 1 + 1?", "2")
 
 
-def write(problem: Problem, prefix: str, draw: random.Random) -> str:
-    return f"{prefix}{draw.randrange(1000)} of {problem.id}"
+def write(problem: Problem, prefix: str, rng: random.Random) -> str:
+    return f"{prefix}{rng.randrange(1000)} of {problem.id}"
 
 
 def test_seeds_stay_as_they_are():
@@ -36,7 +36,7 @@ def test_every_part_of_a_request_decides_its_seed(other):
 
 
 def test_seeds_leave_a_range_for_sample_numbers():
-    seeds = [derive_seed(0, "p", "x", draw) for draw in range(200)]
+    seeds = [derive_seed(0, "p", "x", number) for number in range(200)]
     assert all(0 <= seed < 2**62 for seed in seeds)
     assert max(seeds) > 2**61
 

@@ -33,8 +33,8 @@ async def test_what_is_asked_and_what_comes_back() -> None:
     answer = says("one", "two", choice={"token_ids": [1, 2, 3]}, top={"prompt_text": "…<step>a</step>"})
     with ScriptedServer(answer) as server:
         async with sampler(server, temperature=0.7, top_k=5, max_tokens=9) as asked:
-            draws = await asked.sample(SampleRequest(TEXT, "<step>a</step>", 2, 77))
-    assert draws == (Completion("one", 3, "stop"), Completion("two", 3, "stop"))
+            samples = await asked.sample(SampleRequest(TEXT, "<step>a</step>", 2, 77))
+    assert samples == (Completion("one", 3, "stop"), Completion("two", 3, "stop"))
     assert server.requests == [
         {
             "model": "served",
@@ -112,8 +112,8 @@ async def test_line_breaks_after_a_tag_may_be_trimmed_and_are_written_once(
     answer = says(written, choice={"token_ids": [1, 2]}, top={"prompt_text": "assistant: " + shown})
     with ScriptedServer(answer) as server:
         async with sampler(server) as asked:
-            draws = await asked.sample(SampleRequest(TEXT, prefix, 1, 0))
-    assert draws == (Completion(text, 2, "stop"),)
+            samples = await asked.sample(SampleRequest(TEXT, prefix, 1, 0))
+    assert samples == (Completion(text, 2, "stop"),)
 
 
 @pytest.mark.parametrize("prefix", ["<step>a\n", "<step>\n", "a</steps>\n"])
@@ -156,8 +156,8 @@ async def test_openai_dialect_sends_nothing_of_vllms() -> None:
 async def test_what_is_neither_stop_nor_length_is_an_abort() -> None:
     with ScriptedServer(says("x", choice={"token_ids": [1], "finish_reason": "content_filter"})) as server:
         async with sampler(server) as asked:
-            (draw,) = await asked.sample(SampleRequest(TEXT, "", 1, 0))
-    assert draw.finish_reason == "abort"
+            (sampled,) = await asked.sample(SampleRequest(TEXT, "", 1, 0))
+    assert sampled.finish_reason == "abort"
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ async def test_the_first_tokens_of_a_prefix_are_kept() -> None:
     states = states_of(text, "tags")
 
     class Otherwise(Writes):
-        """Its second draw is the same text a byte at a time."""
+        """Its second sample is the same text a byte at a time."""
 
         async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
             first, second = await super().sample(request)

@@ -63,7 +63,7 @@ async def test_beam_finds_what_best_of_n_misses_at_the_same_tokens() -> None:
     assert [c.token_count for c in beam.group.candidates] == [4] * 6
     assert accuracy([best.group], "min")["prm"].value == 0.0
     assert accuracy([beam.group], "min")["prm"].value == 1.0
-    # Six draws are three steps; equal ones are judged once. At the end two different solutions are scored.
+    # Six samples are three steps; equal ones are judged once. At the end two different solutions are scored.
     assert [len(steps) for steps in scorer.asked] == [1] * 3 + [2] * 6 + [3] * 6 + [4] * 2
     assert scorer.asked[:3] == [("0",), ("1",), ("2",)]
 
@@ -79,7 +79,7 @@ async def test_complete_solutions_take_up_places() -> None:
     asked: list[tuple[str, int]] = []
 
     class Sampler:
-        """The second draw of every request ends the solution."""
+        """The second sample of every request ends the solution."""
 
         async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
             asked.append((request.prefix, request.n))
@@ -88,13 +88,13 @@ async def test_complete_solutions_take_up_places() -> None:
             return tuple(Completion(text, 1, "stop") for text in texts)
 
     class FirstScorer:
-        """The earlier draw is the better one."""
+        """The earlier sample is the better one."""
 
         def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
             return [StepScores(tuple(0.5 if "<" in s else 1 - int(s[-1]) / 10 for s in x.steps)) for x in solutions]
 
     result = await one(GuidedConfig(strategy="beam", samples=4, beams=2, max_steps=3), Sampler(), FirstScorer())
-    # 4 draws, one complete; 3 places for two paths, 2 and 1 draws, one complete; 2 places for two paths.
+    # 4 samples, one complete; 3 slots for two paths: 2 and 1 samples, one complete; 2 slots for two paths.
     assert asked[0] == ("", 4)
     assert asked[1:3] == [("<step>0.0</step>", 2), ("<step>0.2</step>", 1)]
     assert [n for _, n in asked[3:]] == [1, 1]
@@ -108,7 +108,7 @@ async def test_dvts_trees_stay_apart() -> None:
     roots = [request for request in sampler.requests if not request.prefix]
     assert [request.n for request in roots] == [2, 2, 2, 2]
     assert len({request.seed for request in roots}) == 4
-    # A tree alone is a beam search with its places and one beam; the first tree draws as that does.
+    # A tree alone is a beam search with its slots and one beam; the first tree samples as that does.
     alone = await one(GuidedConfig(strategy="beam", samples=2, beams=1), ScriptedSampler(world), LetterScorer())
     assert forest.group.candidates[:2] == alone.group.candidates
     # Each tree went on from the better of its two first letters, and no tree with another's.
@@ -143,7 +143,7 @@ async def test_lookahead_sees_behind_a_promising_step() -> None:
     for k, found, tokens in [(0, "wrong", 2 * 30), (1, "right", 2 * 30 + 20), (2, "right", 2 * 30 + 40)]:
         config = GuidedConfig(strategy="beam", samples=2, beams=1, lookahead=k)
         result = await one(config, Sampler(), Scorer(), [problem])
-        # Two draws at each of three depths, and k steps ahead of the two paths of the only choice.
+        # Two samples at each of three depths, and k steps ahead of the two paths of the only choice.
         assert (answers(result), result.tokens) == ([found, found], tokens)
 
 

@@ -237,7 +237,7 @@ def test_different_answers_do_not() -> None:
 
 
 class CountingSampler:
-    """Writes the draw number as answer; fails for one problem."""
+    """Writes the sample number as answer; fails for one problem."""
 
     def __init__(self) -> None:
         self.in_flight = self.most = 0

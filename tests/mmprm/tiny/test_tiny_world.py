@@ -143,7 +143,7 @@ def test_mistakes_come_at_their_rate_and_in_both_kinds() -> None:
         steps = solve(tiny, rng, Mistakes(0.1, 0.1))[:-1]
         for step, true in zip(steps, judge_steps(tiny, steps), strict=True):
             kinds[error_kind(step)].append(not true)
-    # Slightly below the rate: mistakes that leave the range of results are drawn again.
+    # Slightly below the rate: mistakes that leave the range of results are sampled again.
     assert all(0.06 < sum(incorrect) / len(incorrect) < 0.12 for incorrect in kinds.values())
 
 

@@ -35,8 +35,8 @@ def test_by_hand() -> None:
     ax, a = node("ax", ("y", W), ("u", W)), node("a", ("xyz", R), ("bcd", R), ("bd!", W), ("bc", U), ("cc", R))
     assert found(SHARED, root, ax) == {"ax": Counts(0, 2), "a": Counts(2, 1, 1)}
     assert found(SHARED, root, ax, a) == {"ax": Counts(0, 2), "a": Counts(2, 1, 1)}
-    assert found(SHARED, a, root)["a"] == Counts(3, 1, 1), "drawn from before the root's batch ran through it"
-    # With two as enough the root's batch labels ab, and that of a, drawn because of how others ended, adds nothing.
+    assert found(SHARED, a, root)["a"] == Counts(3, 1, 1), "sampled from before the root's batch ran through it"
+    # With two as enough the root's batch labels ab, and that of a, sampled because of how others ended, adds nothing.
     two = StoppingRule(false_negative_rate=0, min_shared_rollouts=2)
     assert found(two, root, ax, a)["ab"] == Counts(2, 0, 1)
     assert found(StoppingRule(false_negative_rate=0, min_shared_rollouts=None), root, ax, a) == {
@@ -46,7 +46,7 @@ def test_by_hand() -> None:
 
 
 def test_only_the_first_batch_of_a_state_is_shared() -> None:
-    """The second is drawn because of how the first one ended."""
+    """The second is sampled because of how the first one ended."""
     sampled = [Rollout(tuple(text), verdict, 1, text) for text, verdict in [("ab", R), ("ac", W), ("ad", R), ("ab", R)]]
     whole = Node((), (Counts(1, 1), Counts(2, 0)), tuple(sampled))
     assert found(StoppingRule(rollouts=4, min_shared_rollouts=2), whole) == {"a": Counts(1, 1)}
@@ -118,7 +118,7 @@ async def test_labels_are_unbiased_and_cost_less() -> None:
 
 
 async def test_a_common_error_that_is_sometimes_corrected() -> None:
-    """Asked after three failures it is drawn from; with its own rollouts in their place, labels of 0 would go and
+    """Asked after three failures it is sampled from; with its own rollouts instead, labels of 0 would go and
     the mean of all shared ones rise by 0.03."""
     found, _ = await errors(SearchConfig(max_rollouts=200, min_shared_rollouts=3), 400, bad=0.3, mended=0.2)
     assert len(found["shared after X"]) > 300

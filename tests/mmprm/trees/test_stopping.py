@@ -57,7 +57,7 @@ def test_next_rollouts() -> None:
 
 
 def runs(rule: StoppingRule, first: int, value: float) -> Iterator[tuple[float, tuple[Counts, ...]]]:
-    """Every sequence of batches that the rule can draw from a state of this value, with its probability."""
+    """Every sequence of batches that the rule can sample from a state of this value, with its probability."""
 
     def go_on(probability: float, batches: tuple[Counts, ...], size: int) -> Iterator[tuple[float, tuple[Counts, ...]]]:
         if not size:
@@ -90,7 +90,7 @@ def test_the_estimate_is_unbiased_and_the_plain_mean_is_not(rule: StoppingRule, 
 
 
 def test_estimates_by_hand() -> None:
-    """First batch 2, then one at a time to 3: ends (0 of 2), (2 of 2: narrow at this width), else a third draw.
+    """First batch 2, then one at a time to 3: ends (0 of 2), (2 of 2: narrow enough), else a third rollout.
 
     One right of three: only R W W and W R W got there (W W R had stopped): the first is right in one of two. Two of
     three: R W R and W R R, again one of two, where the plain mean says 2/3."""
@@ -103,7 +103,7 @@ def test_estimates_by_hand() -> None:
 
 
 def test_unknown_verdicts_are_left_out() -> None:
-    """A first batch of 4 with a failure and three unknowns goes on with three: everything was drawn, no bias."""
+    """A first batch of 4 with a failure and three unknowns continues with three: everything was sampled, no bias."""
     rule = StoppingRule(rollouts=7, batch=3, max_posterior_std=0.01)
     batches = [Counts(0, 1, 3), Counts(2, 1)]
     assert unbiased(batches, rule).value == pytest.approx(2 / 4)

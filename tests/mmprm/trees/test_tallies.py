@@ -209,7 +209,7 @@ def test_retry_opens_failed_problems(
     store = Store.read(failed)
     assert store.ids("open") == list(opened)
     assert store.ids("done") == ["d"]
-    assert len(store.batches("a")) == 1, "what was drawn stays"
+    assert len(store.batches("a")) == 1, "what was sampled stays"
     store.close()
     said = capsys.readouterr().out
     assert said.startswith(f"{len(opened)} problem{'s' if len(opened) > 1 else ''} reopened")
