@@ -65,7 +65,7 @@ class Tracker:
         self._thread.start()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log the metrics of a step; entries are dropped if the tracker does not start, or lags far behind."""
+        """Log the metrics of a step; entries are dropped if the tracker does not start, or is too slow."""
         if self._thread.is_alive() and self._waiting.qsize() < MAX_WAITING:
             self._waiting.put((dict(metrics), step))
 
@@ -206,7 +206,7 @@ def _open_trackio(run: _TrackedRun) -> _Sink:
     trackio = importlib.import_module("trackio")
     opened = trackio.init(
         project=os.environ.get("TRACKIO_PROJECT", PROJECT),
-        name=f"{run.folder.name}-{run.id}",  # Trackio knows a run by its name
+        name=f"{run.folder.name}-{run.id}",  # Trackio identifies a run by its name
         resume="allow",
         config=run.settings,
         embed=False,
@@ -220,7 +220,7 @@ OPENERS: dict[TrackerName, Callable[[_TrackedRun], _Sink]] = {
     "swanlab": _open_swanlab,
     "trackio": _open_trackio,
 }
-"""Functions that open the run of each tracker, or continue it."""
+"""Functions that open or continue the run of each tracker."""
 
 
 def _run_id(name: TrackerName, folder: Path, resumes: bool) -> str:

@@ -15,7 +15,7 @@ from mmprm.training.lora import LoraConfig, add_adapters
 
 
 class TrainableConfig(Config):
-    """Configure which weights of a model are trained."""
+    """Configures which weights of a model are trained."""
 
     frozen: tuple[str, ...] = ()
     """Parameters that are not trained: vision, projector or language, whatever the model calls them, or regular

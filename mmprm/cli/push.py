@@ -1,8 +1,9 @@
 """Push a process reward model, a policy or labels to the Hugging Face Hub, with a card made from the run.
 
 SOURCE is the folder of a finished run, a model folder, or the Parquet file of mmprm labels. The token is that of `hf
-auth login` or HF_TOKEN, the server that of HF_ENDPOINT. Checkpoints, logs and samples stay here; paths of this machine
-are removed from the settings of a model, and any that remain, or a secret, end the command before anything is sent.
+auth login` or HF_TOKEN, the server that of HF_ENDPOINT. Checkpoints, logs and samples are not pushed; paths of this
+machine are removed from the settings of a model, and any that remain, or a secret, end the command before anything is
+sent.
 
 Examples:
   mmprm push runs/k12/train me/k12-prm --dry-run
@@ -25,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     target = parser.add_mutually_exclusive_group()
     target.add_argument("--private", action="store_true", help="create a private repository")
     target.add_argument("--update", action="store_true", help="commit to an existing repository")
-    parser.add_argument("--dry-run", action="store_true", help="write the card to card.md and list the files only")
+    parser.add_argument("--dry-run", action="store_true", help="only write the card to card.md and list the files")
 
 
 def run(arguments: argparse.Namespace) -> None:

@@ -125,7 +125,7 @@ def _labels(path: Path, temporary: Path) -> Artifact:
 
 
 def stored_settings(run: Path) -> dict[str, Any]:
-    """Return the settings that a training run stored; none of a run that an earlier version made."""
+    """Return the settings that a training run stored; empty for a run of an earlier version."""
     path = run / "settings.json"
     found = parse_json(path.read_bytes(), str(path)) if path.is_file() else {}
     return found if isinstance(found, dict) else {}

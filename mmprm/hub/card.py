@@ -1,6 +1,6 @@
 """Write the model card or dataset card of what is pushed, from the run that made it.
 
-A card states what is known and leaves out the rest: the license is that of the base model's own card, figures come from
+A card states what is known and leaves out the rest: the license is that of the base model's own card, metrics come from
 metrics.jsonl, prm.json and the JSON files of `mmprm eval` in RUN/eval, settings from settings.json. Values that could
 name a machine, a person or a server are left out.
 """
@@ -23,7 +23,7 @@ from mmprm.trees.store import Store
 MAX_VALUE_LENGTH = 80
 """Number of characters above which a setting, such as a prompt, is not shown."""
 MAX_FIGURES = 12
-"""Number of figures shown of one evaluation."""
+"""Maximum number of metrics shown per evaluation."""
 _LICENSE_KEYS = ("license", "license_name", "license_link")
 _PRIVATE = {"output", "ray_address", "servers", "server", "url", "urls", "hardware", "tracker", "api_key_env"}
 """Settings, and groups of them, that describe where a run took place."""
@@ -172,7 +172,7 @@ def _counts(artifact: Artifact) -> Iterator[str]:
 
 
 def _campaign(folder: Path) -> Iterator[str]:
-    """Yield the settings of the campaign whose store lies beside the labels, or in annotate/."""
+    """Yield the settings of the campaign whose store is next to the labels, or in annotate/."""
     for place in (folder, folder / "annotate"):
         if (place / STORE_NAME).is_file():
             store = Store.read(place)
@@ -184,7 +184,7 @@ def _campaign(folder: Path) -> Iterator[str]:
 
 
 def _figures(run: Path) -> Iterator[str]:
-    """Yield the last figures of training, of each evaluation in eval/, and the settings."""
+    """Yield the last metrics of training and of each evaluation in eval/, and the settings."""
     path = run / "metrics.jsonl"
     rows = list(logged_rows(path, ("kind",))) if path.is_file() else []
     for kind, title in (("train", "Training"), ("eval", "Held-out evaluation")):
@@ -214,7 +214,7 @@ def _is_number(value: Any) -> bool:
 def public_settings(values: Mapping[str, Any]) -> dict[str, str]:
     """Return the settings with dotted keys that can be published: no servers, folders, or long texts.
 
-    Of a file only its name is kept.
+    Paths are reduced to the name of the file.
     """
     found = {}
     for key, value in _leaves(values):

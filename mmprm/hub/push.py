@@ -19,7 +19,7 @@ DRY_CARD = "card.md"
 
 
 class HubError(MmprmError):
-    """The Hub cannot be reached, or refuses a request."""
+    """The Hub cannot be reached, or rejects a request."""
 
 
 @dataclass(frozen=True, slots=True)
