@@ -20,6 +20,7 @@ LAYERS = [
         "metrics",
         "written",
         "files",
+        "halving",
         "signals",
         "orphans",
         "actors",

@@ -13,8 +13,9 @@ from pydantic import Field
 
 from mmprm.config import Config
 from mmprm.errors import DataError
+from mmprm.halving import run_halving
 from mmprm.labels.parquet import LabeledExample
-from mmprm.types import Counts, Scorer, Solution, Steps
+from mmprm.types import Counts, Scorer, Solution, Steps, StepScores
 
 SCORED_TOGETHER = 2000
 """Number of solutions per call of the scorer: enough for batches of similar length, few enough to isolate a bad one."""
@@ -144,15 +145,11 @@ def judge_with_scorer(examples: Sequence[LabeledExample], scorer: Scorer, name: 
 def _scores(examples: Sequence[LabeledExample], scorer: Scorer) -> list[tuple[float | None, ...]]:
     """Score the examples; on failure score each half again, so that only an invalid example has no scores."""
     solutions = [Solution(example.problem, example.path.steps) for example in examples]
-    try:
-        scores = [judged.scores for judged in scorer.score(solutions)]
-    except DataError:
-        if len(examples) == 1:
-            return [(None,) * len(examples[0].path.steps)]
-        middle = len(examples) // 2
-        return [*_scores(examples[:middle], scorer), *_scores(examples[middle:], scorer)]
+    judged = run_halving(solutions, scorer.score, lambda _, error: StepScores(()), DataError)
     # Steps that the scorer truncated were not judged.
-    return [own + (None,) * (len(one.steps) - len(own)) for own, one in zip(scores, solutions, strict=True)]
+    return [
+        each.scores + (None,) * (len(one.steps) - len(each.scores)) for each, one in zip(judged, solutions, strict=True)
+    ]
 
 
 def _prefixes(example: LabeledExample) -> list[Prefix]:

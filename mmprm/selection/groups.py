@@ -14,6 +14,7 @@ from mmprm.errors import DataError, EngineStoppedError, MmprmError
 from mmprm.grading import choice
 from mmprm.grading.numbers import number
 from mmprm.grading.text import key
+from mmprm.halving import run_halving
 from mmprm.sampling.seeds import derive_seed
 from mmprm.scoring.aggregate import aggregator, vote_weight
 from mmprm.selection.selectors import Choices
@@ -175,13 +176,7 @@ def with_answer(candidate: Candidate, answer: StepScores | DataError | None) -> 
 
 def _scored_apart(solutions: list[Solution], scorer: Scorer) -> list[StepScores | DataError]:
     """Score the solutions; on failure score each half again, so that only the invalid solution has no scores."""
-    try:
-        return list(scorer.score(solutions))
-    except DataError as error:
-        if len(solutions) == 1:
-            return [error]
-        middle = len(solutions) // 2
-        return [*_scored_apart(solutions[:middle], scorer), *_scored_apart(solutions[middle:], scorer)]
+    return run_halving(solutions, scorer.score, lambda _, error: error, DataError)
 
 
 def rewards(group: CandidateGroup, aggregate: str | None) -> list[float]:

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from mmprm.errors import DataError, EngineStoppedError
+from mmprm.halving import run_halving
 from mmprm.scoring.http.turns import FairQueue
 from mmprm.types import Scorer, Solution, StepScores
 
@@ -141,16 +142,15 @@ class ScoreQueue:
 
         The other solutions may then be computed up to three times. If the engine has stopped, all of them fail.
         """
+        # Any error may be that of one solution, such as what a processor raises for an image that it cannot process.
+        return run_halving(solutions, self._scored_together, lambda _, error: error, Exception)
+
+    def _scored_together(self, solutions: Sequence[Solution]) -> list[ScoreResult]:
         try:
             answers = list(self._score(solutions))
-            assert len(answers) == len(solutions), "one answer per solution"
         except EngineStoppedError as error:
             return [error] * len(solutions)
-        except Exception as error:  # includes what a processor raises for an image that it cannot process
-            if len(solutions) == 1:
-                return [error]
-            middle = len(solutions) // 2
-            return [*self._answers(solutions[:middle]), *self._answers(solutions[middle:])]
+        assert len(answers) == len(solutions), "one answer per solution"
         self.batches += 1
         self.scored += sum(isinstance(answer, StepScores) for answer in answers)
         return answers
