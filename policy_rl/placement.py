@@ -11,6 +11,7 @@ process with CUDA_VISIBLE_DEVICES. Its actors book no further resources, not eve
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -27,22 +28,17 @@ GpuSlot = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Hold the GPUs of each actor: one tuple of slots per engine, one slot per rank, and that of the PRM, if any."""
+    """Hold the GPUs of each actor: one tuple of slots per engine, one slot per rank, and those of the PRM, if any."""
 
     engines: tuple[tuple[GpuSlot, ...], ...]
     ranks: tuple[GpuSlot, ...]
-    prm: GpuSlot | None
+    prm: tuple[GpuSlot, ...] = ()
 
     @property
     def gpus(self) -> dict[int, int]:
         """Return the number of GPUs needed per machine; a run always uses a machine's first GPUs."""
-        return dict(
-            sorted(Counter(machine for machine, _ in {*sum(self.engines, ()), *self.ranks, *self._prm}).items())
-        )
-
-    @property
-    def _prm(self) -> tuple[GpuSlot, ...]:
-        return () if self.prm is None else (self.prm,)
+        used = {*sum(self.engines, ()), *self.ranks, *self.prm}
+        return dict(sorted(Counter(machine for machine, _ in used).items()))
 
 
 def assign_gpus(
@@ -52,12 +48,14 @@ def assign_gpus(
     engines: int | None = None,
     colocated: bool = False,
     prm: Literal["none", "own", "shared"] = "none",
+    prm_gpus: int = 1,
 ) -> Placement:
     """Return the placement on machines with `gpus` GPUs each.
 
     The GPUs of an engine are on one machine; each rank has one GPU. Colocated engines use GPUs of ranks, others use
     GPUs without a rank. By default there are as many engines as fit, at most (GPUs − ranks − PRM's own) //
-    tensor_parallel. A PRM has a GPU without engine or rank ("own") or shares a GPU of the last engine ("shared").
+    tensor_parallel. A PRM has `prm_gpus` GPUs of one machine without engine or rank ("own"), or shares the last ones
+    that engines have ("shared").
 
     Raises ConfigError if this takes more GPUs than there are.
     """
@@ -67,7 +65,7 @@ def assign_gpus(
         for machine, count in enumerate(gpus)
         for first in range(0, count - tensor_parallel + 1, tensor_parallel)
     ]
-    own = int(prm == "own")
+    own = prm_gpus if prm == "own" else 0
     room = ranks if colocated else len(slots) - ranks - own
     fitting = min(len(groups), room // tensor_parallel) if len(slots) >= ranks + own else 0
     count = fitting if engines is None else engines
@@ -76,7 +74,7 @@ def assign_gpus(
             f"rollouts.engines={engines or 'as many as fit'} with engine.tensor_parallel_size={tensor_parallel} must "
             f"be 1 to {max(fitting, 0)}: Ray has {' + '.join(map(str, gpus))} GPUs, trainer.ranks={ranks} take one each"
             + (" and share them with the engines" if colocated else " of their own")
-            + (", the PRM takes one" if own else "")
+            + (f", the PRM takes {'one' if own == 1 else own}" if own else "")
             + "; set fewer trainer.ranks"
             + ("" if colocated else ", or rollouts.colocated=true")
             + (", or process.own_gpu=false" if own else "")
@@ -84,8 +82,22 @@ def assign_gpus(
     taken = [slot for group in groups[:count] for slot in group]
     free = [slot for slot in slots if slot not in taken]
     rest = taken + free if colocated else free
-    prm_slot = {"none": None, "own": rest[ranks] if own else None, "shared": taken[-1]}[prm]
-    return Placement(tuple(groups[:count]), tuple(sorted(rest[:ranks])), prm_slot)
+    for_prm = {"none": [], "own": rest[ranks:], "shared": taken[-prm_gpus:]}[prm]
+    prm_slots = () if prm == "none" else _of_one_machine(for_prm, prm_gpus)
+    return Placement(tuple(groups[:count]), tuple(sorted(rest[:ranks])), prm_slots)
+
+
+def _of_one_machine(slots: Sequence[GpuSlot], count: int) -> tuple[GpuSlot, ...]:
+    """Return the first `count` of the slots that are on the same machine. Raises ConfigError if no machine has them."""
+    for _, group in itertools.groupby(slots, key=lambda slot: slot[0]):
+        found = tuple(group)
+        if len(found) >= count:
+            return found[:count]
+    raise ConfigError(
+        f"process.scorer.tensor_parallel_size={count} must be at most the number of GPUs that engines and ranks leave "
+        "to the PRM on one machine; set fewer rollouts.engines or trainer.ranks, or, with process.own_gpu=false, "
+        "engine.tensor_parallel_size to at least as many"
+    )
 
 
 def place_run(config: RLConfig, gpus: Sequence[int]) -> Placement:
@@ -94,7 +106,8 @@ def place_run(config: RLConfig, gpus: Sequence[int]) -> Placement:
     local = process is not None and process.scorer.backend != "server"
     prm = ("own" if process.own_gpu else "shared") if local else "none"
     rollouts, width = config.rollouts, config.engine.tensor_parallel_size
-    return assign_gpus(gpus, config.trainer.ranks, width, rollouts.engines, rollouts.colocated, prm)
+    prm_gpus = process.scorer.tensor_parallel_size if local else 1
+    return assign_gpus(gpus, config.trainer.ranks, width, rollouts.engines, rollouts.colocated, prm, prm_gpus)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +153,7 @@ async def _wait(group: Any, bundles: Sequence[dict[str, float]], timeout_seconds
     count = sum(bundle["GPU"] for bundle in bundles)
     await actors.wait(
         group.ready(),
-        lambda: f"{count:g} GPUs; Ray has {ray.available_resources()} free",
+        lambda: f"{count:g} GPUs; Ray has {actors.free_resources()} free",
         timeout_seconds,
         "end what occupies them, or raise rollouts.start_timeout_seconds",
         TrainingError,
@@ -174,7 +187,7 @@ async def _options(placement: Placement, group: Any) -> ActorOptions:
     return ActorOptions(
         tuple(map(options, placement.engines)),
         tuple(options([slot]) for slot in placement.ranks),
-        None if placement.prm is None else options([placement.prm]),
+        options(placement.prm) if placement.prm else None,
     )
 
 

@@ -19,11 +19,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from mmprm.cli.plan_shared import (
+    TENSOR_PARALLEL_SIZES,
     engine_settings,
     halved,
     model_shape,
     more_gpus,
     report_plan,
+    scorer_changes,
     scorer_settings,
     trainer_changes,
     trainer_settings,
@@ -38,11 +40,10 @@ from mmprm.planning.shapes import Shape, shape_text
 from mmprm.scoring.config import ScorerConfig
 from policy_rl.config import RLConfig
 from policy_rl.placement import Placement, place_run
+from policy_rl.trainer.config import reference_sharding
 from policy_rl.weights.config import transport_of
 
 PROMPT_TOKENS = 2048
-TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
-"""Values of engine.tensor_parallel_size to propose."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -106,6 +107,7 @@ def rl_settings(config: RLConfig, policy: Shape, prompt_tokens: int) -> RLSettin
         nodes=hardware.nodes,
         transport=transport_of(config.weights, True, config.rollouts.colocated),
         reference=kl > 0 and trainer.lora is None,  # with adapters, the base model is the reference
+        offloads_reference=reference_sharding(trainer).offload == "all",
         computes_log_probs=config.batch.updates > 1 or config.has_critic or kl > 0,
         scorer=scorer_settings(scorer) if scorer else None,
         host_gib=hardware.host_memory_gib,
@@ -127,8 +129,8 @@ def roles(placed: Placement) -> dict[tuple[Role, ...], int]:
         on_gpu.setdefault(slot, []).append("trainer")
     for slot in sum(placed.engines, ()):
         on_gpu.setdefault(slot, []).append("engine")
-    if placed.prm is not None:
-        on_gpu.setdefault(placed.prm, []).append("scorer")
+    for slot in placed.prm:
+        on_gpu.setdefault(slot, []).append("scorer")
     return dict(Counter(map(tuple, on_gpu.values())))
 
 
@@ -136,9 +138,11 @@ def rl_changes(config: RLConfig, prompt_tokens: int = PROMPT_TOKENS) -> Iterator
     """Yield possible changes of the configuration, those with the smallest cost first."""
     trainer, engine, scorer = config.trainer, config.engine, _scorer(config)
     yield from _engine_changes(config)
-    if scorer is not None and scorer.dtype == "float32":
-        yield {"process.scorer.dtype": "bfloat16"}
+    if scorer is not None:
+        yield from scorer_changes(scorer, "process.scorer")
     longest = _longest(config, prompt_tokens)
+    if trainer.loss.kl.coefficient > 0 and trainer.optimization.zero_stage == 3 and not trainer.offload_reference:
+        yield {"trainer.offload_reference": True}
     checkpointing = {} if trainer.gradient_checkpointing else {"trainer.gradient_checkpointing": True}
     lora = {} if trainer.lora else {"trainer.lora.rank": 16}
     yield from trainer_changes(trainer.optimization, "trainer.optimization", longest, checkpointing, lora)

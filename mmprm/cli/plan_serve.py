@@ -17,13 +17,15 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from mcts.config import CampaignConfig
-from mmprm.cli.plan_rl import PROMPT_TOKENS, TENSOR_PARALLEL_SIZES, add_prompt_option
+from mmprm.cli.plan_rl import PROMPT_TOKENS, add_prompt_option
 from mmprm.cli.plan_shared import (
+    TENSOR_PARALLEL_SIZES,
     engine_settings,
     halved,
     model_shape,
     more_gpus,
     report_plan,
+    scorer_changes,
     scorer_settings,
 )
 from mmprm.cli.rerank import RerankConfig
@@ -102,7 +104,8 @@ def serve_changes(config: Served) -> Iterator[Changes]:
     """Yield possible changes of the configuration, those with the smallest cost first."""
     engine, scorer = _engine(config), _scorer(config)
     if scorer is not None:
-        yield from _scorer_changes(scorer)
+        yield from scorer_changes(scorer, "scorer")
+        yield from _smaller_batches(scorer)
     if engine is not None:
         longest = engine.max_model_len or model_shape(engine.model, config.hardware, "engine.model").context
         for length in halved(longest, LEAST_CONTEXT):
@@ -115,9 +118,8 @@ def serve_changes(config: Served) -> Iterator[Changes]:
     yield from more_gpus(config.hardware)
 
 
-def _scorer_changes(scorer: LocalScorerConfig) -> Iterator[Changes]:
-    if scorer.dtype == "float32":
-        yield {"scorer.dtype": "bfloat16"}
+def _smaller_batches(scorer: LocalScorerConfig) -> Iterator[Changes]:
+    """Yield fewer tokens per batch, and smaller shares of the GPU."""
     for tokens in halved(scorer.batch_tokens, LEAST_CONTEXT):
         yield {"scorer.batch_tokens": tokens}
     if scorer.backend == "vllm":

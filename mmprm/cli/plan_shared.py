@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from mmprm.cli.shared.policy import model_path
 from mmprm.errors import ConfigError
 from mmprm.hardware import HardwareConfig
 from mmprm.planning.engine import EngineSettings, ScorerSettings
@@ -14,7 +15,6 @@ from mmprm.planning.shapes import Shape, shape_of
 from mmprm.planning.trainer import TrainerSettings
 from mmprm.sampling.config import LocalEngineConfig
 from mmprm.scoring.config import LocalScorerConfig
-from mmprm.tiny.model import weights_path
 from mmprm.training.config import OptimizationConfig
 from mmprm.training.lora import LoraConfig
 
@@ -22,6 +22,10 @@ GPUS_PER_NODE = 8
 """GPUs of a node, for the number of nodes of a larger run."""
 MAX_FACTOR = 16
 """Largest factor by which a larger number of GPUs is proposed."""
+TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
+"""Numbers of GPUs to propose for an engine or a scorer."""
+STORED_DTYPE = "bfloat16"
+"""Number format in which checkpoints are stored, which dtype=auto keeps on GPU."""
 LARGER_GPUS = (139, 178)
 """Memory of larger GPUs in GiB: H200 and B200."""
 
@@ -51,7 +55,7 @@ def model_shape(
 ) -> Shape:
     """Return the shape of a configured model, which is a PRM if it `judges`; `key` names it in errors."""
     name = hardware.shapes.get(model, model)
-    return shape_of(str(weights_path()) if name == "tiny" else name, frozen, lora, judges, key)
+    return shape_of(model_path(name), frozen, lora, judges, key)
 
 
 def trainer_settings(
@@ -87,7 +91,22 @@ def engine_settings(engine: LocalEngineConfig, shape: Shape) -> EngineSettings:
 def scorer_settings(scorer: LocalScorerConfig) -> ScorerSettings:
     """Return the settings of a scorer that runs on this machine's GPUs."""
     assert scorer.backend != "server", "a server has its own plan"
-    return ScorerSettings(scorer.backend, scorer.dtype, scorer.batch_tokens, scorer.gpu_memory_utilization)
+    return ScorerSettings(
+        backend=scorer.backend,
+        dtype=STORED_DTYPE if scorer.dtype == "auto" else scorer.dtype,
+        batch_tokens=scorer.batch_tokens,
+        utilization=scorer.gpu_memory_utilization,
+        tensor_parallel=scorer.tensor_parallel_size,
+    )
+
+
+def scorer_changes(scorer: LocalScorerConfig, prefix: str) -> Iterator[Changes]:
+    """Yield other number formats of a scorer, and more GPUs for it; `prefix` is that of its keys."""
+    if scorer.dtype == "float32":
+        yield {f"{prefix}.dtype": "bfloat16"}
+    for size in TENSOR_PARALLEL_SIZES:
+        if size > scorer.tensor_parallel_size:
+            yield {f"{prefix}.backend": "vllm", f"{prefix}.tensor_parallel_size": size}
 
 
 def trainer_changes(

@@ -28,6 +28,7 @@ from mmprm.errors import ConfigError, MmprmError, SetupError
 from mmprm.hardware import HardwareConfig
 from mmprm.scoring.aggregate import chosen_aggregator
 from mmprm.scoring.config import LocalScorerConfig
+from mmprm.scoring.dtype import scorer_dtype
 from mmprm.scoring.http.limits import ServiceLimits
 from mmprm.scoring.http.server import BACKLOG, Server
 from mmprm.scoring.http.service import Service
@@ -115,6 +116,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def make_service(config: ServeConfig) -> Service:
     """Create the service from its configuration, without loading the model yet."""
+    import torch
+
     info = scorer_info(config.scorer)
     root = Path(config.image_root) if config.image_root is not None else None
     if root is not None and not root.is_dir():
@@ -125,7 +128,7 @@ def make_service(config: ServeConfig) -> Service:
         fingerprint=fingerprint(config.scorer.prm),
         format=info.format,
         backend=config.scorer.backend,
-        dtype=config.scorer.dtype,
+        dtype=scorer_dtype(config.scorer, torch.cuda.is_available()),
         aggregator=name,
         aggregator_evidence=info.aggregator_evidence if name == info.aggregator else None,
         threshold=info.threshold,

@@ -53,6 +53,8 @@ class RLSettings:
     """Whether log-probabilities of policy or reference are computed before the updates."""
     scorer: ScorerSettings | None = None
     host_gib: float | None = None
+    offloads_reference: bool = False
+    """Whether the shards of the reference model are in CPU memory."""
     shards_reference: bool = True
     """Whether the reference model is sharded at stage 3 as the policy is, or whole on every rank."""
     keeps_cache: bool = False
@@ -101,7 +103,7 @@ def _trainer(policy: Shape, settings: RLSettings, shared: bool) -> dict[str, Par
     """Return the parts of a trainer's rank by phase."""
     trainer = settings.trainer
     held = dict(state_parts(policy, trainer))
-    if settings.reference:
+    if settings.reference and not settings.offloads_reference:
         shards = trainer.ranks if trainer.stage == 3 and settings.shards_reference else 1
         held["reference model"] = width(trainer.precision) * policy.total / shards
     backward, update = backward_parts(policy, trainer), update_parts(policy, trainer)
@@ -145,8 +147,12 @@ def _send_buffers(policy: Shape, settings: RLSettings) -> float:
 
 
 def _host(policy: Shape, settings: RLSettings) -> Mapping[str, float]:
-    models = 2 if settings.reference else 1
-    host = dict(trainer_host(policy, settings.trainer, settings.nodes, models))
+    trainer, models = settings.trainer, 2 if settings.reference else 1
+    host = dict(trainer_host(policy, trainer, settings.nodes, models))
+    if settings.reference and settings.offloads_reference:
+        on_a_node = -(-trainer.ranks // settings.nodes) / trainer.ranks
+        for phase in ("training, offloaded states", "saving the model, gathered on rank 0"):
+            host[phase] += on_a_node * width(trainer.precision) * policy.total
     if settings.transport == "file":
         host["two versions of the weights, in shared memory"] = 2 * size_of(settings.engine.dtype) * policy.total
     return host

@@ -33,8 +33,11 @@ class LocalScorerConfig(Config):
     backend: Literal["transformers", "vllm"] = "transformers"
     """transformers: starts immediately; vllm: the pooling runner, faster for large workloads. Scores agree within 1e-3
     in float32."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    """Data type of weights and activations."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Data type of weights and activations. auto: that of the checkpoint on GPU, and float32 on CPU, where it is
+    faster."""
+    tensor_parallel_size: int = Field(1, ge=1)
+    """vllm: number of GPUs that the model is split over."""
     batch_tokens: int = Field(16384, ge=1)
     """Maximum number of tokens per forward pass, including padding. A longer solution is scored alone by transformers
     and rejected by vllm."""
@@ -53,6 +56,15 @@ class LocalScorerConfig(Config):
     def _has_a_model(self) -> LocalScorerConfig:
         if not self.prm:
             raise ValueError("prm is empty; set it to the folder of a process reward model")
+        return self
+
+    @model_validator(mode="after")
+    def _splits_only_with_vllm(self) -> LocalScorerConfig:
+        if self.tensor_parallel_size > 1 and self.backend == "transformers":
+            raise ValueError(
+                f"tensor_parallel_size={self.tensor_parallel_size} with backend=transformers: it uses one GPU; set "
+                "backend=vllm, or tensor_parallel_size=1"
+            )
         return self
 
 

@@ -17,6 +17,7 @@ from mmprm.prm.info import read_info
 from mmprm.prm.scoring_model import load_scoring_model
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.context import all_scored, check_length, context_length, fitting, score_fitting, step_scores
+from mmprm.scoring.dtype import scorer_dtype
 from mmprm.scoring.tree_scorer import tree_scorer
 from mmprm.types import Solution, StepScores
 
@@ -30,8 +31,8 @@ class TransformersScorer:
     def __init__(self, config: ScorerConfig) -> None:
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._config = config
-        info = read_info(config.prm, config.format)
-        self._model, self._format = load_scoring_model(config.prm, info, getattr(torch, config.dtype))
+        info, dtype = read_info(config.prm, config.format), scorer_dtype(config, self._device == "cuda")
+        self._model, self._format = load_scoring_model(config.prm, info, getattr(torch, dtype))
         self._model.to(self._device)
         _own_memory(self._model)
         self._context = context_length(self._model.backbone.config)

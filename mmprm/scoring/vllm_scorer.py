@@ -1,5 +1,5 @@
 """Compute step scores with vLLM's pooling runner from the unmodified checkpoint; the engine runs in the calling
-process.
+process, and with tensor parallelism in one more process per GPU.
 
 For a PRM that judges by two tokens, vLLM turns the corresponding rows of the output layer into a classifier that yields
 one probability per token, sigmoid(logit_yes - logit_no) = softmax([yes, no])_first; a head with two classes yields two.
@@ -22,6 +22,7 @@ from mmprm.prm.info import read_info
 from mmprm.problems import open_image
 from mmprm.scoring.config import ScorerConfig
 from mmprm.scoring.context import all_scored, context_length, fitting, score_fitting, step_scores
+from mmprm.scoring.dtype import scorer_dtype
 from mmprm.types import Solution, StepScores
 from mmprm.weights import LOAD_FORMAT, check_weights, model_errors
 
@@ -149,7 +150,7 @@ def _engine(config: ScorerConfig, head: dict[str, Any], context: int) -> Any:
     try:
         return LLM(
             model=config.prm,
-            dtype=config.dtype,
+            dtype=scorer_dtype(config, on_gpu=not cpu),
             load_format=LOAD_FORMAT,
             runner="pooling",
             pooler_config=PoolerConfig(task=TASK, tok_pooling_type="ALL"),
@@ -161,7 +162,8 @@ def _engine(config: ScorerConfig, head: dict[str, Any], context: int) -> Any:
             enable_prefix_caching=False,
             enable_chunked_prefill=False,
             enforce_eager=cpu,
-            distributed_executor_backend="uni",
+            tensor_parallel_size=config.tensor_parallel_size,
+            distributed_executor_backend="uni" if config.tensor_parallel_size == 1 else "mp",
             seed=0,
             **head,
             **memory,

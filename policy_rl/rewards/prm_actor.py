@@ -166,7 +166,7 @@ def _portable(answer: ScoreResult) -> ScoreResult:
 
 def _resources(config: ProcessConfig) -> dict[str, float]:
     if config.scorer.backend != "server" and ray.cluster_resources().get("GPU", 0) > 0:
-        return {"num_cpus": 0, "num_gpus": 1}
+        return {"num_cpus": 0, "num_gpus": config.scorer.tensor_parallel_size}
     return {"num_cpus": 0}
 
 

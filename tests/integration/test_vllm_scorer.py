@@ -57,3 +57,19 @@ def test_vllm_scores_as_transformers_does(tmp_path: Path) -> None:
     for got, wanted in zip(scores, expected, strict=True):
         assert got.scores == pytest.approx(wanted.scores, abs=1e-3)
     assert after_a_refusal[0].scores == pytest.approx(expected[-1].scores, abs=1e-3)
+
+
+def test_a_model_split_over_two_processes_scores_as_a_whole_one(tmp_path: Path) -> None:
+    prm = random_prm(tmp_path)
+    solutions = [Solution(tiny.problem, tuple(solve(tiny))) for tiny in make_problems(8, 0, "train")]
+    local = open_scorer(ScorerConfig(prm=prm))
+    expected = local.score(solutions)
+    local.close()
+    split = open_scorer(ScorerConfig(prm=prm, backend="vllm", tensor_parallel_size=2, kv_cache_gib=0.2))
+    try:
+        scores = split.score(solutions)
+    finally:
+        split.close()
+    assert len({round(score, 2) for item in expected for score in item.scores}) > 10
+    for got, wanted in zip(scores, expected, strict=True):
+        assert got.scores == pytest.approx(wanted.scores, abs=1e-3)

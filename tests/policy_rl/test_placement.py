@@ -1,4 +1,4 @@
-"""Who sits on which GPU: worked cases, every shipped recipe, and what holds for all."""
+"""Test which actor gets which GPU: worked cases, every shipped recipe, and invariants."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ WIDE = tuple(
     tuple((machine, first + gpu) for gpu in range(4)) for machine, first in itertools.product(range(4), (0, 4))
 )
 ALL_32 = tuple(itertools.product(range(4), range(8)))
-COLOCATED_7B = (EIGHT, Placement(ONE_EACH, ALL_32[:8], None))
-COLOCATED_WIDE = ((8, 8, 8, 8), Placement(WIDE, ALL_32, None))
+COLOCATED_7B = (EIGHT, Placement(ONE_EACH, ALL_32[:8]))
+COLOCATED_WIDE = ((8, 8, 8, 8), Placement(WIDE, ALL_32))
 
 RECIPES = {
     "rl/cpgd-7b": [COLOCATED_7B],
@@ -30,9 +30,9 @@ RECIPES = {
     "rl/mm-eureka-7b": [COLOCATED_7B],
     "rl/mm-eureka-8b": [COLOCATED_7B],
     "rl/mm-eureka-zero-38b": [COLOCATED_WIDE],
-    "rl/prm-rl": [(EIGHT, Placement(ONE_EACH[:3], ALL_32[3:7], (0, 7)))],
-    "rl/tiny": [(EIGHT, Placement(ONE_EACH[:7], ALL_32[7:8], None))],
-    "rl/visualthinker-r1-zero": [(EIGHT, Placement(ONE_EACH[:4], ALL_32[:4], None))],
+    "rl/prm-rl": [(EIGHT, Placement(ONE_EACH[:3], ALL_32[3:7], ((0, 7),)))],
+    "rl/tiny": [(EIGHT, Placement(ONE_EACH[:7], ALL_32[7:8]))],
+    "rl/visualthinker-r1-zero": [(EIGHT, Placement(ONE_EACH[:4], ALL_32[:4]))],
     "stages/lmm-r1": [COLOCATED_7B, COLOCATED_7B],
     "stages/mm-eureka-32b": [COLOCATED_WIDE, COLOCATED_WIDE],
     "stages/vision-r1": [COLOCATED_7B],
@@ -58,24 +58,38 @@ def test_recipes(name: str) -> None:
 
 def test_engines_get_what_ranks_and_prm_leave() -> None:
     placed = assign_gpus([4], ranks=1, prm="own")
-    assert placed == Placement((((0, 0),), ((0, 1),)), ((0, 2),), (0, 3))
-    assert assign_gpus([4], ranks=1, prm="shared") == Placement((((0, 0),), ((0, 1),), ((0, 2),)), ((0, 3),), (0, 2))
-    assert assign_gpus([4], ranks=1, engines=1) == Placement((((0, 0),),), ((0, 1),), None)
+    assert placed == Placement((((0, 0),), ((0, 1),)), ((0, 2),), ((0, 3),))
+    assert assign_gpus([4], ranks=1, prm="shared") == Placement((((0, 0),), ((0, 1),), ((0, 2),)), ((0, 3),), ((0, 2),))
+    assert assign_gpus([4], ranks=1, engines=1) == Placement((((0, 0),),), ((0, 1),))
+
+
+def test_a_prm_on_several_gpus_has_them_on_one_machine() -> None:
+    """On 3 and 3 GPUs, an engine and a rank leave one GPU of the first machine, so a PRM on two is on the second."""
+    placed = assign_gpus([3, 3], ranks=1, engines=1, prm="own", prm_gpus=2)
+    assert placed == Placement((((0, 0),),), ((0, 1),), ((1, 0), (1, 1)))
+    shared = assign_gpus([4], ranks=2, tensor_parallel=2, prm="shared", prm_gpus=2)
+    assert shared == Placement((((0, 0), (0, 1)),), ((0, 2), (0, 3)), ((0, 0), (0, 1)))
+    with pytest.raises(ConfigError, match=r"process.scorer.tensor_parallel_size=2 must be .* fewer rollouts.engines"):
+        assign_gpus([2, 2, 1], ranks=2, engines=1, prm="own", prm_gpus=2)
+    with pytest.raises(ConfigError, match=r"the PRM takes 2; "):
+        assign_gpus([2], ranks=1, prm="own", prm_gpus=2)
 
 
 def test_an_engine_does_not_span_machines() -> None:
-    """4 and 3 GPUs: two engines of two and one, the odd GPU for a rank."""
+    """On 4 and 3 GPUs there are two engines of two on the first machine and one on the second, whose odd GPU is a
+    rank's.
+    """
     placed = assign_gpus([4, 3], ranks=1, tensor_parallel=2)
-    assert placed == Placement((((0, 0), (0, 1)), ((0, 2), (0, 3)), ((1, 0), (1, 1))), ((1, 2),), None)
+    assert placed == Placement((((0, 0), (0, 1)), ((0, 2), (0, 3)), ((1, 0), (1, 1))), ((1, 2),))
     with pytest.raises(ConfigError, match=r"tensor_parallel_size=4 must be 1 to 0: Ray has 2 \+ 2 \+ 2 GPUs"):
         assign_gpus([2, 2, 2], ranks=1, tensor_parallel=4)
 
 
 def test_colocated_ranks_may_be_more_than_the_engines_gpus() -> None:
     placed = assign_gpus([2, 2], ranks=3, tensor_parallel=2, colocated=True, prm="own")
-    assert placed == Placement((((0, 0), (0, 1)),), ((0, 0), (0, 1), (1, 0)), (1, 1))
+    assert placed == Placement((((0, 0), (0, 1)),), ((0, 0), (0, 1), (1, 0)), ((1, 1),))
     assert placed.gpus == {0: 2, 1: 2}
-    assert assign_gpus([1], ranks=1, colocated=True, prm="shared") == Placement((((0, 0),),), ((0, 0),), (0, 0))
+    assert assign_gpus([1], ranks=1, colocated=True, prm="shared") == Placement((((0, 0),),), ((0, 0),), ((0, 0),))
 
 
 @pytest.mark.parametrize(
@@ -84,7 +98,7 @@ def test_colocated_ranks_may_be_more_than_the_engines_gpus() -> None:
         ([1], {"ranks": 1}, r"1 to 0: Ray has 1 GPUs, trainer.ranks=1 take one each of their own; .*colocated=true"),
         ([8], {"ranks": 9, "colocated": True}, r"Ray has 8 GPUs, trainer.ranks=9 take .*; set fewer trainer.ranks$"),
         ([8], {"ranks": 8, "colocated": True, "prm": "own"}, r"the PRM takes one; .*, or process.own_gpu=false"),
-        ([8], {"ranks": 4, "engines": 5}, r"rollouts.engines=5 of engine.tensor_parallel_size=1 must be 1 to 4"),
+        ([8], {"ranks": 4, "engines": 5}, r"rollouts.engines=5 with engine.tensor_parallel_size=1 must be 1 to 4"),
         ([8], {"ranks": 4, "engines": 5, "colocated": True}, r"must be 1 to 4: .* share them with the engines"),
     ],
 )
@@ -97,11 +111,11 @@ def test_what_holds_for_all() -> None:
     placed = 0
     shapes = ([1], [2], [8], [4, 4], [3, 5], [8, 2, 1])
     choices = itertools.product(
-        shapes, (1, 2, 4, 7), (1, 2, 3, 4), (None, 1, 2), (False, True), ("none", "own", "shared")
+        shapes, (1, 2, 4, 7), (1, 2, 3, 4), (None, 1, 2), (False, True), ("none", "own", "shared"), (1, 2)
     )
-    for gpus, ranks, width, engines, colocated, prm in choices:
+    for gpus, ranks, width, engines, colocated, prm, prm_gpus in choices:
         try:
-            found = assign_gpus(gpus, ranks, width, engines, colocated, prm)
+            found = assign_gpus(gpus, ranks, width, engines, colocated, prm, prm_gpus)
         except ConfigError:
             continue
         placed += 1
@@ -111,8 +125,10 @@ def test_what_holds_for_all() -> None:
         assert all(len({machine for machine, _ in group}) == 1 for group in found.engines)
         overlap = set(of_engines) & set(found.ranks)
         assert overlap == (set(of_engines) if colocated else set()), "ipc wants the same GPU, nccl another"
-        assert (found.prm in {*of_engines, *found.ranks}) == (prm == "shared")
-        used = {*of_engines, *found.ranks} | ({found.prm} if found.prm else set())
+        assert len(found.prm) == (0 if prm == "none" else prm_gpus)
+        assert len({machine for machine, _ in found.prm}) <= 1
+        assert prm == "none" or set(found.prm).isdisjoint({*of_engines, *found.ranks}) == (prm == "own")
+        used = {*of_engines, *found.ranks, *found.prm}
         assert used == {(machine, gpu) for machine, count in found.gpus.items() for gpu in range(count)}
         assert all(count <= gpus[machine] for machine, count in found.gpus.items())
     assert placed > 100

@@ -46,8 +46,24 @@ def test_rerank_closes_its_engines_before_it_scores() -> None:
     assert max(map(first.total, first.phases)) == pytest.approx(0.9 * 79 * GIB)
 
 
+def test_a_78b_scorer_fits_on_four_gpus_in_the_checkpoints_own_format() -> None:
+    """Its weights are split, and its share of each GPU is that of one engine."""
+    sets = ["scorer.prm=OpenGVLab/InternVL2_5-78B", "scorer.backend=vllm", "scorer.tensor_parallel_size=4"]
+    (group,) = plan_serve(read_served(None, [*sets, "hardware.gpus=4"])).groups
+    assert group.name == "4 GPUs, scorer"
+    assert group.phases["scoring"]["scorer: weights"] == 2 * 78_408_318_336 / 4
+    assert group.fits
+
+
+def test_a_38b_scorer_on_one_gpu_is_told_to_use_more(capsys: pytest.CaptureFixture[str]) -> None:
+    sets = ["scorer.prm=OpenGVLab/InternVL3-38B-hf", "hardware.gpus=4"]
+    assert main(["plan", "serve", *(word for pair in sets for word in ("--set", pair))]) == 2
+    assert "what would fit: --set scorer.backend=vllm --set scorer.tensor_parallel_size=2" in capsys.readouterr().err
+
+
 def test_a_38b_scorer_in_float32_does_not_fit_on_one_gpu(capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["plan", "serve", *(word for pair in SERVE_38B for word in ("--set", pair)), "--set", "hardware.gpus=1"]
+    sets = [*SERVE_38B, "scorer.dtype=float32"]
+    command = ["plan", "serve", *(word for pair in sets for word in ("--set", pair)), "--set", "hardware.gpus=1"]
     assert main(command) == 2
     error = capsys.readouterr().err
     assert "GiB in the phase scoring do not fit into 77.4 usable GiB of a GPU of 79" in error
@@ -55,7 +71,7 @@ def test_a_38b_scorer_in_float32_does_not_fit_on_one_gpu(capsys: pytest.CaptureF
     assert main([*command, "--set", "scorer.backend=vllm"]) == 2
     error = capsys.readouterr().err
     assert error.endswith("what would fit: --set scorer.dtype=bfloat16 --set hardware.gpu_memory_gib=139\n")
-    parts = plan_serve(read_served(None, [*SERVE_38B, "hardware.gpus=1"])).groups[0].phases["scoring"]
+    parts = plan_serve(read_served(None, [*sets, "hardware.gpus=1"])).groups[0].phases["scoring"]
     assert parts["scorer: weights"] == 4 * 38_388_164_992
 
 

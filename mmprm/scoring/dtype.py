@@ -1,0 +1,25 @@
+"""Resolve the number format in which a scorer computes. Loads no weights."""
+
+from __future__ import annotations
+
+from mmprm.scoring.config import LocalScorerConfig
+from mmprm.weights import model_errors
+
+_DTYPES = ("bfloat16", "float16", "float32")
+
+
+def scorer_dtype(config: LocalScorerConfig, on_gpu: bool) -> str:
+    """Return the configured format; for auto, float32 on CPU, and that of the checkpoint's config.json on GPU.
+
+    A checkpoint that names none is computed in float32.
+    """
+    if config.dtype != "auto":
+        return config.dtype
+    if not on_gpu:
+        return "float32"
+    from transformers import AutoConfig
+
+    with model_errors(config.prm):
+        stored = AutoConfig.from_pretrained(config.prm, trust_remote_code=False).dtype
+    name = str(stored).removeprefix("torch.")
+    return name if name in _DTYPES else "float32"

@@ -1,0 +1,42 @@
+"""The number format of a scorer, and the number of its GPUs."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmprm.config import build
+from mmprm.errors import ConfigError
+from mmprm.scoring.config import LocalScorerConfig, ScorerConfig
+from mmprm.scoring.dtype import scorer_dtype
+
+
+def folder_of(path: Path, **more: str) -> str:
+    """Write the config.json of a Qwen2 model, with a number format or without."""
+    (path / "config.json").write_text(json.dumps({"model_type": "qwen2", **more}), encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("key", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
+def test_auto_is_the_format_of_the_checkpoint_on_gpu_and_float32_on_cpu(tmp_path: Path, key: str, stored: str) -> None:
+    config = LocalScorerConfig(prm=folder_of(tmp_path, **{key: stored}))
+    assert scorer_dtype(config, on_gpu=True) == stored
+    assert scorer_dtype(config, on_gpu=False) == "float32"
+
+
+def test_a_checkpoint_that_names_no_format_is_computed_in_float32(tmp_path: Path) -> None:
+    assert scorer_dtype(LocalScorerConfig(prm=folder_of(tmp_path)), on_gpu=True) == "float32"
+
+
+def test_a_configured_format_holds_everywhere(tmp_path: Path) -> None:
+    config = LocalScorerConfig(prm=folder_of(tmp_path, dtype="float32"), dtype="float16")
+    assert [scorer_dtype(config, on_gpu) for on_gpu in (True, False)] == ["float16", "float16"]
+
+
+def test_several_gpus_need_vllm() -> None:
+    with pytest.raises(ConfigError, match=r"tensor_parallel_size=2 with backend=transformers: .*; set backend=vllm"):
+        build(ScorerConfig, {"prm": "prm", "tensor_parallel_size": 2})
+    assert build(ScorerConfig, {"prm": "prm", "backend": "vllm", "tensor_parallel_size": 2}).tensor_parallel_size == 2
