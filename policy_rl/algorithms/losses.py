@@ -55,7 +55,7 @@ def clamped(log_ratio: Tensor) -> Tensor:
 KL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
 """Estimators of KL(π‖ref) per token, Δ = lp − ref (Schulman 2020)."""
 
-KL_PLACES: dict[str, tuple[str, ...]] = {"loss": ("k3", "k2"), "reward": ("k1",)}
+KL_ESTIMATORS: dict[str, tuple[str, ...]] = {"loss": ("k3", "k2"), "reward": ("k1",)}
 """Valid estimators by the value of apply_to, the default first. In the loss, on policy, k2 has the gradient of
 KL(π‖ref), k3 that of KL(ref‖π), and k1 none. In the reward, k1 has the gradient of KL(π‖ref), k2 and k3 neither."""
 
@@ -71,8 +71,8 @@ class KlConfig(Config):
     """Estimator of the KL divergence. In the loss: k3 (the default) or k2; in the reward: k1."""
 
     @model_validator(mode="after")
-    def _estimator_fits_the_place(self) -> KlConfig:
-        allowed = KL_PLACES[self.apply_to]
+    def _estimator_fits_apply_to(self) -> KlConfig:
+        allowed = KL_ESTIMATORS[self.apply_to]
         if self.estimator not in (None, *allowed):
             raise ValueError(
                 f"estimator={self.estimator!r} with apply_to={self.apply_to} does not have the gradient of a KL "
@@ -83,7 +83,7 @@ class KlConfig(Config):
     @property
     def function(self) -> Callable[[Tensor, Tensor], Tensor]:
         """Return the estimator."""
-        return KL[self.estimator or KL_PLACES[self.apply_to][0]]
+        return KL[self.estimator or KL_ESTIMATORS[self.apply_to][0]]
 
 
 class LossConfig(Config):
