@@ -15,11 +15,11 @@ from mmprm.errors import DataError
 from mmprm.problems import ProblemReader, ProblemsConfig
 from mmprm.types import ImageRef, Problem
 
-C = TypeVar("C", bound=Config)
+_C = TypeVar("C", bound=Config)
 AnyPath = str | os.PathLike[str]
 
 
-def configured(model: type[C], caller: str, settings: Mapping[str, Any], file: AnyPath | None = None) -> C:
+def configured(model: type[_C], caller: str, settings: Mapping[str, Any], file: AnyPath | None = None) -> _C:
     """Return the configuration of a YAML file with `settings` on top, nested as in the file.
 
     Raises ConfigError, which names `caller` or the file, for an unknown key or an invalid value.
@@ -34,7 +34,7 @@ def asked_problem(question: str, images: Any, choices: Sequence[str], caller: st
         raise DataError(
             f"mmprm.{caller}: question={cut(repr(question))} must be non-blank text; give the question as asked"
         )
-    row = {"question": question, "images": cell(images), "choices": list(choices)}
+    row = {"question": question, "images": cell_value(images), "choices": list(choices)}
     asked = ProblemReader(Columns(), Path.cwd()).asked(row, f"mmprm.{caller}")
     return Problem(f"mmprm.{caller}", asked.question, "", asked.images, asked.choices)
 
@@ -47,7 +47,7 @@ def read_problems(given: Iterable[Problem | Row], config: ProblemsConfig) -> Ite
         if isinstance(item, Problem):
             yield item
         elif isinstance(item, Mapping):
-            yield reader.problem({name: cell(value) for name, value in item.items()}, location)
+            yield reader.problem({name: cell_value(value) for name, value in item.items()}, location)
         else:
             raise DataError(
                 f"{location}={cut(repr(item))} must be a Problem or a dict; pass one with question and answer"
@@ -55,14 +55,14 @@ def read_problems(given: Iterable[Problem | Row], config: ProblemsConfig) -> Ite
     reader.tell()
 
 
-def cell(value: Any) -> Any:
+def cell_value(value: Any) -> Any:
     """Return a value as a row of a file would hold it: images as paths or encoded bytes."""
     if isinstance(value, ImageRef):
         return value.path if value.data is None else value.data
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if isinstance(value, list | tuple):
-        return [cell(item) for item in value]
+        return [cell_value(item) for item in value]
     if hasattr(value, "getexif"):  # a Pillow image, as `datasets` decodes them
         return _png(value)
     return value
