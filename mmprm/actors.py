@@ -229,6 +229,14 @@ def alive_nodes() -> list[dict[str, Any]]:
     return [node for node in _nodes if node["Alive"]]
 
 
+def free_resources() -> str:
+    """Return the free CPUs and GPUs of the cluster as text."""
+    import ray
+
+    free = ray.available_resources()
+    return f"{free.get('CPU', 0):g} CPUs and {free.get('GPU', 0):g} GPUs"
+
+
 def kill(actor: Any) -> None:
     """Kill an actor's process; do nothing if Ray is gone, because it would not answer."""
     if _gone is None:

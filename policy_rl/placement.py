@@ -148,8 +148,6 @@ async def reserved(config: RLConfig) -> AsyncIterator[ActorOptions | None]:
 
 
 async def _wait(group: Any, bundles: Sequence[dict[str, float]], timeout_seconds: float) -> None:
-    import ray
-
     count = sum(bundle["GPU"] for bundle in bundles)
     await actors.wait(
         group.ready(),

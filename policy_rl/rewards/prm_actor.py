@@ -93,7 +93,7 @@ class RemotePrm:
     async def _start(self) -> None:
         process = await self._wait(
             self._actor.start.remote(),
-            lambda: f"{self._name} to load; it books {self._booked}, Ray has {_free()} free",
+            lambda: f"{self._name} to load; it books {self._booked}, Ray has {actors.free_resources()} free",
             self._config.start_timeout_seconds,
             "lower the resources of engines and trainer, or raise process.start_timeout_seconds",
         )
@@ -168,7 +168,3 @@ def _resources(config: ProcessConfig) -> dict[str, float]:
     if config.scorer.backend != "server" and ray.cluster_resources().get("GPU", 0) > 0:
         return {"num_cpus": 0, "num_gpus": config.scorer.tensor_parallel_size}
     return {"num_cpus": 0}
-
-
-def _free() -> dict[str, float]:
-    return {name: amount for name, amount in ray.available_resources().items() if name in ("CPU", "GPU")}

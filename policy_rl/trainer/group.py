@@ -1,8 +1,8 @@
 """Control the trainer: one Ray actor per rank, each call made to all ranks at once.
 
     group = TrainerGroup(model, config, prompt, temperature, total_updates, critic, options)
-    group.check(sample)                            # DataError: count and skip the sample
-    samples = group.log_probs(samples, policy=True)          # with old, ref and values filled in
+    group.check(sample)               # DataError: count and skip the sample
+    samples = group.log_probs(samples)     # with old, ref and values filled in
     metrics = group.update(samples, progress)
     group.open_transfer(make); published = group.publish(version, probe_token_ids, dtype)
     extra = group.resume(folder); group.save(folder, extra, keep); group.save_model(folder)
@@ -74,7 +74,7 @@ class TrainerGroup:
             starting.append(self)
         (address,) = actors.wait_all(
             [self._actors[0].address.remote()],
-            lambda: f"the first rank of the trainer to start; Ray has {ray.available_resources()} free",
+            lambda: f"the first rank of the trainer to start; Ray has {actors.free_resources()} free",
             self._timeout_seconds,
             "raise trainer.timeout_seconds if it only needs longer",
             TrainingError,
