@@ -114,7 +114,7 @@ def packed_tensor(module: ModuleType) -> None:
     path = f"{SHARED}{os.getpid()}"
 
     def empty(size: int, dtype: Any, device: str) -> Any:
-        note(f"ipc buffer {size}")
+        note(f"buffer {size}")
         return torch.from_file(path, shared=True, size=size, dtype=dtype)
 
     def rebuild(path: str, size: int, *_: Any) -> Any:

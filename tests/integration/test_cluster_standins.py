@@ -1,4 +1,4 @@
-"""`mmprm rl` on two raylets with GPUs that Ray only believes in: weights over nccl and ipc, sleep and wake.
+"""Two raylets with GPUs that Ray only believes in: weights over nccl and ipc, sleep and wake, tensor parallelism.
 
 Engines run in vLLM's own processes, as on GPUs; tests/cuda_standins replaces what needs one. weights.tolerance ends a
 run in which an engine is further from the trainer than that.
@@ -52,6 +52,14 @@ def cluster(events: Path) -> Iterator[Cluster]:
     cluster.shutdown()
 
 
+def run_command(name: str, config: str, *keys: str) -> None:
+    sets = [word for key in keys for word in ("--set", key)]
+    command = [sys.executable, "-m", "mmprm", name, "--config", str(ROOT / "configs" / config), *sets]
+    outside = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    done = subprocess.run(command, env=outside, capture_output=True, text=True, timeout=560, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+
+
 def train(cluster: Cluster, folder: Path, *changes: str) -> list[dict[str, Any]]:
     """Run STEPS steps with two ZeRO-3 ranks and two engines; return their metrics."""
     write_problems(folder / "train.jsonl", [tiny.problem for tiny in make_problems(12, seed=0, split="train")])
@@ -68,14 +76,11 @@ def train(cluster: Cluster, folder: Path, *changes: str) -> list[dict[str, Any]]
         f"rollouts.engines={ENGINES}",
         f"trainer.ranks={RANKS}",
         "trainer.optimization.zero_stage=3",
-        "trainer.optimization.precision=bf16",
+        "trainer.optimization.precision=fp32",  # in bfloat16, rounding alone moves the probe by more than the tolerance
+        "engine.dtype=float32",
         *changes,
     )
-    sets = [word for key in keys for word in ("--set", key)]
-    command = [sys.executable, "-m", "mmprm", "rl", "--config", str(ROOT / "configs/rl/tiny.yaml"), *sets]
-    outside = {name: value for name, value in os.environ.items() if name not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
-    done = subprocess.run(command, env=outside, capture_output=True, text=True, timeout=560, check=False)
-    assert done.returncode == 0, (done.stdout + done.stderr)[-5000:]
+    run_command("rl", "rl/tiny.yaml", *keys)
     rows = map(json.loads, (folder / "run/metrics.jsonl").read_text().splitlines())
     return [row for row in rows if row["kind"] == "train"]
 
@@ -101,7 +106,7 @@ def test_weights_by_nccl_reach_engines_on_gpus_of_their_own(cluster: Cluster, ev
     assert {name for name in found if "rank" in name} == {f"nccl rank {rank} of {world}" for rank in range(world)}
     sent = sum(count for name, count in found.items() if name.startswith("nccl broadcast"))
     assert sent >= STEPS + 1, "initial weights are sent too"
-    assert not any(name.startswith(("ipc", "sleep")) for name in found)
+    assert not any(name.startswith("sleep") for name in found)
 
 
 def test_weights_by_ipc_reach_engines_that_sleep_on_the_ranks_gpus(
@@ -111,5 +116,22 @@ def test_weights_by_ipc_reach_engines_that_sleep_on_the_ranks_gpus(
     found = Counter(seen(events))
     syncs = STEPS + 1
     assert found["sleep 2"] == found["wake weights"] == found["wake kv_cache"] == ENGINES * syncs
-    assert found[f"ipc buffer {2**30}"] == RANKS * syncs
+    assert found[f"buffer {2**30}"] == RANKS * syncs
     assert not any(name.startswith("nccl") for name in found)
+
+
+def test_engines_of_two_gpus_annotate(cluster: Cluster, tmp_path: Path) -> None:
+    """Tensor parallelism in vLLM's own worker processes, inside the placement group of the engine's actor."""
+    write_problems(tmp_path / "problems.jsonl", [tiny.problem for tiny in make_problems(2, 5, "annotate")])
+    keys = (
+        f"output={tmp_path / 'run'}",
+        f"problems.path={tmp_path / 'problems.jsonl'}",
+        f"ray_address={cluster.address}",
+        "engine.tensor_parallel_size=2",
+        "engine.kv_cache_gib=0.1",
+        "search.max_rollouts=64",
+        "workers=1",
+    )
+    run_command("annotate", "annotate/tiny.yaml", *keys)
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
+    assert summary["problems"] == {"open": 0, "done": 2, "failed": 0}
