@@ -110,6 +110,13 @@ def test_experts_that_a_token_does_not_use_cost_no_operations() -> None:
     assert cost.operations < 8 * 4.5e9 * 1000 * 2048, "as of a model of 4 billion parameters, not of 31"
 
 
+@pytest.mark.parametrize(
+    "name", ["internvl3-8b", "internvl3-38b", "qwen2.5-vl-7b", "qwen2.5-vl-72b", "internvl2.5-78b"]
+)
+def test_our_own_large_recipes_pack_trees(name: str) -> None:
+    assert recipe(name).packing == "trees"
+
+
 def test_fine_tuning_holds_logits_unless_a_layer_needs_more() -> None:
     config = load(SftConfig, CONFIGS / "sft" / "mm-policy-8b.yaml")
     parts = plan_sft(config).groups[0].phases["backward"]
