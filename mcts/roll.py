@@ -91,8 +91,9 @@ class Roller:
         completions = await self._sampler.sample(SampleRequest(self._problem, prefix, n, seed, prefix_ids=ids))
         texts = tuple(dict.fromkeys(completion.text for completion in completions))  # grade equal completions once
         gradings = await asyncio.gather(*(self._grader.grade(self._problem, prefix + text) for text in texts))
-        read = {text: (split(text, self._step_format), grading) for text, grading in zip(texts, gradings, strict=True)}
-        rollouts = tuple(_rollout(completion, *read[completion.text]) for completion in completions)
+        splits = {text: split(text, self._step_format) for text in texts}
+        grading_of = dict(zip(texts, gradings, strict=True))
+        rollouts = tuple(_rollout(each, splits[each.text], grading_of[each.text]) for each in completions)
         return Batch(self._problem.id, steps, first_sample, rollouts)
 
 

@@ -183,7 +183,7 @@ def _check_same(stage: Stage) -> None:
     differing = [key for key in left if left[key] != right[key]]
     if differing:
         raise ConfigError(
-            f"{stage.name}: was finished with different {', '.join(differing)} ({_file(stage)}); restore these values, "
+            f"{stage.name}: was finished with another {', '.join(differing)} ({_file(stage)}); restore these settings, "
             "choose another output, or remove its folder and those of later stages"
         )
 

@@ -72,7 +72,11 @@ def hacking_metrics(groups: Sequence[GradedGroup], step_format: StepFormat, pref
     scored = [each for each in responses if each.process is not None]
     spans = [_tokens_of_steps(each.process.step_of_token) for each in scored]
     lowest = [min(each.process.scores) for each in scored]
-    judged = [position for position, each in enumerate(scored) if each.reward.parts["accuracy"] is not None]
+    known = [index for index, each in enumerate(scored) if each.reward.parts["accuracy"] is not None]
+    # Without any scores there may be no PRM at all, so that nothing was refused.
+    refused = []
+    if scored:
+        refused = [bool(steps) and each.process is None for steps, each in zip(cut, responses, strict=True)]
     by_step = _by_step([each.process.scores for each in scored])
     return {
         "steps": _mean([len(steps) for steps in split_up]),
@@ -80,12 +84,8 @@ def hacking_metrics(groups: Sequence[GradedGroup], step_format: StepFormat, pref
         "longest_step": _mean([max(span) for span in spans]),
         "repeated_steps": _mean([mark for steps in split_up for mark in repeated(steps)]),
         "unsplit": _mean([not steps for steps in cut]),
-        "refused": _mean([bool(steps) and each.process is None for steps, each in zip(cut, responses, strict=True)])
-        if scored
-        else math.nan,
-        "prm_auc": agreement(
-            [lowest[position] for position in judged], [scored[position].correct for position in judged]
-        ),
+        "refused": _mean(refused),
+        "prm_auc": agreement([lowest[index] for index in known], [scored[index].correct for index in known]),
         "prm_score": _mean([score for each in scored for score in each.process.scores]),
         "prm_lowest": _mean(lowest),
         **{name: _mean(scores) for name, scores in by_step.items()},

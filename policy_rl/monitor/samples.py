@@ -71,10 +71,9 @@ def chosen(groups: Sequence[GradedGroup], count: int) -> list[tuple[GradedGroup,
     heads = [(group, group.responses[0]) for group in groups if group.responses]
     number = min(count, len(heads))
     picked += [heads[position * len(heads) // number] for position in range(number)]
-    distinct = [
-        pair for position, pair in enumerate(picked) if not any(pair[1] is other[1] for other in picked[:position])
-    ]
-    return distinct[:count]
+    # Compare by identity, because two responses may be equal.
+    distinct = {id(response): (group, response) for group, response in picked}
+    return list(distinct.values())[:count]
 
 
 def sample_of(

@@ -18,7 +18,7 @@ import sys
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Sequence
-from itertools import accumulate, chain, pairwise, repeat, takewhile
+from itertools import accumulate, chain, pairwise, repeat
 from typing import Any, Protocol
 
 import numpy as np
@@ -175,7 +175,7 @@ def plain_steps(text: str, step_format: StepFormat, prefill: str = "") -> StepSp
 
 
 def _both_forms(text: str, step_format: StepFormat, prefill: str) -> tuple[Steps, StepSplit]:
-    """Return the steps of a response as they are written, and what `plain_steps` returns."""
+    """Return the steps of a response as they are written, and the result of `plain_steps`."""
     found = split(prefill + text, step_format)
     verbatim = written_steps(found.steps, len(prefill))
     steps = tuple(plain(step, step_format) for step in verbatim)
@@ -222,7 +222,7 @@ def token_begins(token_ids: Sequence[int], text: str, decode: Decode) -> list[in
 
 
 def _begins_of_pieces(token_ids: Sequence[int], text: str, decode: Decode) -> list[int] | None:
-    """Return the result of token_begins where all tokens but those of incomplete characters are decoded one by one.
+    """Return the result of token_begins, decoding each token alone except for those of incomplete characters.
 
     Returns None if the parts do not add up to the text.
     """
@@ -265,7 +265,8 @@ def _run(
 ) -> tuple[list[int], int]:
     """Return (begins of the tokens, characters done) of the shortest run of tokens that decodes to the next characters.
 
-    It begins at token `first`, after `done` characters. If there is none, return all other tokens, and `done` as it is.
+    It begins at token `first`, after `done` characters. If there is no such run, return all remaining tokens, and
+    `done` unchanged.
     """
     start = max(0, first - context)
     head = decode(token_ids[start:first]) if context else ""
@@ -283,4 +284,7 @@ def _run(
 
 def _shared(left: str, right: str) -> int:
     """Return the length of the common prefix."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
+    for length, (one, other) in enumerate(zip(left, right, strict=False)):
+        if one != other:
+            return length
+    return min(len(left), len(right))

@@ -53,8 +53,8 @@ class RolloutConfig(Config):
     sample_timeout_seconds: float = Field(3600, gt=0)
     """Maximum time in seconds to wait for the responses to one problem; after that, the engine counts as dead."""
     max_restarts: int = Field(3, ge=0)
-    """Maximum number of engines that may die and be replaced before the run ends. With weights that go from GPU to GPU,
-    none is replaced."""
+    """Maximum number of engines that may die and be replaced before the run ends. If weights are
+    sent from GPU to GPU, no engine is replaced."""
 
 
 def rollout_seed(run_seed: int, version: int, problem_id: str, attempt: int = 0) -> int:

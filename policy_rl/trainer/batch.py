@@ -47,9 +47,7 @@ class Limits:
             )
         found = self.reserved & set(sample.token_ids)
         if found:
-            raise DataError(
-                f"{name}: a response contains token {min(found)}, which represents an image; ban it in sampling"
-            )
+            raise DataError(f"{name}: a response contains token {min(found)}, which represents an image; leave it out")
 
 
 def tokens_of_groups(samples: Iterable[TrainingSample]) -> Counter[int]:

@@ -1,8 +1,8 @@
-"""Read log-probabilities of tokens and entropies from hidden states, without all logits in memory.
+"""Compute log-probabilities and entropies of tokens from hidden states, without holding all logits in memory.
 
-The vocabulary is split into chunks. A chunk of the output layer's matrix is read once per pass, its logits of all
-tokens are computed together, and its gradient is one product over all tokens: it is added up in float32 and rounded
-once, to the number format of the matrix. The backward pass computes the logits again.
+The vocabulary is split into chunks. Each chunk of the output layer's matrix is read once per pass, and its logits of
+all tokens are computed together. Its gradient is one product over all tokens, accumulated in float32 and rounded once
+to the matrix's number format. The backward pass recomputes the logits.
 
 Shapes: M response token (of all responses), H hidden, V vocabulary, N token of one chunk of the vocabulary, C chunk.
 """
@@ -29,11 +29,11 @@ def token_logprobs(
     banned: Sequence[int] = (),
     float32_logits: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Return (log π(token)_M, entropy_M in nats), at least in float32, of π = softmax((W·h + b) / temperature) with
-    probability 0 for the banned tokens. The entropy has no gradient.
+    """Return (log π(token)_M, entropy_M in nats) in float32 or better, for π = softmax((W·h + b) / temperature).
 
-    `float32_logits`: products with W are computed in float32 from the same tensors. In bfloat16 a logit of 16 is
-    rounded to a multiple of 1/8, which moves log-probabilities by hundredths of a nat.
+    Banned tokens have probability 0. The entropy has no gradient. With `float32_logits`, products with W are computed
+    in float32 from the same tensors: in bfloat16 a logit of 16 is rounded to a multiple of 1/8, which changes
+    log-probabilities by hundredths of a nat.
 
     Logits exist for a chunk of LOGITS_AT_ONCE / M tokens of the vocabulary at a time.
     """
@@ -42,7 +42,7 @@ def token_logprobs(
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Return the tensor in float32, or as it is if it is wider."""
+    """Return the tensor in float32, or unchanged if its format is wider."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -52,7 +52,7 @@ class _Layer(NamedTuple):
     float32: bool
 
     def logits(self, hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, chunk: slice) -> Tensor:
-        """Return logits_MN of a chunk of the vocabulary, at least in float32."""
+        """Return logits_MN of a chunk of the vocabulary, in float32 or better."""
         logits_MN = _product(hidden_MH, weight_VH[chunk].T, self.float32)
         if bias_V is not None:
             logits_MN += bias_V[chunk]
@@ -62,7 +62,7 @@ class _Layer(NamedTuple):
         return logits_MN
 
     def banned_in(self, chunk: slice) -> list[int]:
-        """Return the positions of the banned tokens within a chunk."""
+        """Return the columns of the banned tokens within a chunk."""
         return [token - chunk.start for token in self.banned if chunk.start <= token < chunk.stop]
 
 
@@ -93,7 +93,9 @@ class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_M: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        """With p = softmax(l), l = (W·h + b) / temperature: ∂ log p(token) / ∂ l = onehot(token) − p."""
+        """Return the gradients, using ∂ log p(token) / ∂ l = onehot(token) − p with p = softmax(l), l = (W·h + b) /
+        temperature.
+        """
         hidden_MH, weight_VH, bias_V, token_M, total_M = ctx.saved_tensors
         layer, scale_M = ctx.layer, gradient_M / ctx.layer.temperature
         needs_hidden, needs_weight, needs_bias, *_ = ctx.needs_input_grad
@@ -119,20 +121,20 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
-    """Yield chunks of the vocabulary whose logits for all tokens are at most LOGITS_AT_ONCE elements."""
+    """Yield chunks of the vocabulary whose logits for all tokens have at most LOGITS_AT_ONCE elements."""
     size = max(1, LOGITS_AT_ONCE // max(1, tokens))
     for start in range(0, vocabulary, size):
         yield slice(start, min(start + size, vocabulary))
 
 
 def _within(token_M: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
-    """Return (whether a token is in the chunk, its column there; any column otherwise)."""
+    """Return (whether each token is in the chunk, its column there, or any valid column if it is not)."""
     inside_M = (token_M >= chunk.start) & (token_M < chunk.stop)
     return inside_M, (token_M - chunk.start).clamp(0, chunk.stop - chunk.start - 1)
 
 
 def _product(left_MH: Tensor, right_HN: Tensor, float32: bool) -> Tensor:
-    """Return the product, at least in float32. With `float32` its terms are exact and added up in float32."""
+    """Return the product in float32 or better. With `float32`, its terms are exact and accumulated in float32."""
     if float32 and left_MH.is_cuda and left_MH.dtype == right_HN.dtype == torch.bfloat16:
         return torch.mm(left_MH, right_HN, out_dtype=torch.float32)  # a product of two bfloat16 is exact in float32
     return at_least_float32(_factor(left_MH, float32) @ _factor(right_HN, float32))

@@ -96,6 +96,7 @@ class Policy(nn.Module):
             self.value_head.to(backbone.dtype)
 
     def forward(self, inputs: PolicyInputs) -> PolicyOutput:
+        """Return the outputs of the response tokens."""
         hidden_BLH = self._hidden(inputs)
         hidden_MH = hidden_BLH.flatten(0, 1)[inputs.read_NT[inputs.response_NT]]
         # The weight is read here, within a forward, so that ZeRO-3 gathers it.
@@ -113,8 +114,8 @@ class Policy(nn.Module):
         if self.value_head is not None:
             values_M = self.value_head(hidden_MH.detach() if self.detach_values else hidden_MH).squeeze(-1)
             values_NT = _spread(values_M.to(logprobs_M.dtype), inputs.response_NT)
-        spread = (_spread(values_M, inputs.response_NT) for values_M in (logprobs_M, entropy_M))
-        return PolicyOutput(*spread, values_NT)
+        logprobs_NT, entropy_NT = _spread(logprobs_M, inputs.response_NT), _spread(entropy_M, inputs.response_NT)
+        return PolicyOutput(logprobs_NT, entropy_NT, values_NT)
 
     def _hidden(self, inputs: PolicyInputs) -> Tensor:
         """Return the hidden states.

@@ -1,4 +1,4 @@
-"""Describe what the loop needs of a trainer."""
+"""Define what the loop needs from a trainer."""
 
 from __future__ import annotations
 

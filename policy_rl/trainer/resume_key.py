@@ -1,4 +1,4 @@
-"""Convert what version 0.1 stored of a run, under other keys, to the current form."""
+"""Convert the stored state of a run of version 0.1 to the current form."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def current_run_key(stored: dict[str, Any], here: dict[str, Any]) -> dict[str, A
     """Return the stored resume key of a run in the current form; `here` is the key of this run."""
     estimator = AdvantageConfig.model_validate(here["advantage"])
     advantage = dict(stored["advantage"])
-    if advantage.get("whiten") == estimator.whitens:  # it was always set; null now means that of the estimator
+    if advantage.get("whiten") == estimator.whitens:  # version 0.1 always set it; null means the estimator's default
         advantage["whiten"] = here["advantage"]["whiten"]
     return stored | {
         "sampling": {key: stored["sampling"][key] for key in WholeDistributionConfig.model_fields},
@@ -27,12 +27,12 @@ def current_run_key(stored: dict[str, Any], here: dict[str, Any]) -> dict[str, A
 def current_trainer_key(stored: dict[str, Any], here: dict[str, Any], critic: bool) -> dict[str, Any]:
     """Return the stored settings of a trainer in the current form; `here` are the settings of this trainer.
 
-    Keys without an effect on the course take the value of this run: those of the critic if there is none, and
-    `float32_logits`, which only makes log-probabilities more exact.
+    Keys without effect on the course take the value of this run: those of the critic if there is none, and
+    `float32_logits`, which only makes log-probabilities more accurate.
     """
     kept = {key: value for key, value in stored["optimization"].items() if key in UpdateConfig.model_fields}
     value_head = {"warmup_updates": 0} | stored["critic"]
-    if value_head["learning_rate"] is None:  # that of the policy, which may change
+    if value_head["learning_rate"] is None:  # the policy's rate, which may change
         value_head["learning_rate"] = here["critic"]["learning_rate"]
     return (
         {"float32_logits": here["float32_logits"]}
@@ -47,7 +47,7 @@ def current_trainer_key(stored: dict[str, Any], here: dict[str, Any], critic: bo
 def current_state(extra: dict[str, Any]) -> dict[str, Any]:
     """Return the state of a loop that a checkpoint stored, in the current form.
 
-    Version 0.1 did not store the completed fraction of the run, which without a filter is that of its steps.
+    Version 0.1 did not store the completed fraction of the run, which without a filter is the fraction of its steps.
     """
     if "progress" in extra:
         return extra

@@ -130,7 +130,7 @@ def test_the_policy_of_no_run_is_not_a_finished_run(tmp_path: Path) -> None:
 
 def test_other_content_under_the_same_ids_is_another_run(finished: RLConfig, tmp_path: Path) -> None:
     write_problems(tmp_path / "train.jsonl", [replace(problem, answer="other") for problem in PROBLEMS])
-    with pytest.raises(CheckpointError, match="belongs to a run with different problems"):
+    with pytest.raises(CheckpointError, match="belongs to a run with another problems"):
         train_policy(finished)
 
 
@@ -154,7 +154,7 @@ def test_a_run_that_was_killed_in_its_last_evaluation_is_not_finished(tmp_path: 
 
 def test_another_run_in_the_folder_is_refused_before_loading_anything(finished: RLConfig) -> None:
     other = finished.model_copy(update={"seed": 1})
-    with pytest.raises(CheckpointError, match="belongs to a run with different seed; restore these settings"):
+    with pytest.raises(CheckpointError, match="belongs to a run with another seed "):
         train_policy(other)
     assert not ray.is_initialized()
 
@@ -221,8 +221,8 @@ def test_a_changed_learning_rate_and_filter_are_reported(tmp_path: Path, capsys)
     capsys.readouterr()
     assert asyncio.run(make_loop(make_config(tmp_path / "run", steps=20, **values)).run()).finished
     said = capsys.readouterr().out
-    assert "trainer.optimization.learning_rate was 1e-06, from step " in said
-    assert "filter was {'low': 0.3, 'high': 0.6, 'rounds': 3}, from step " in said
+    assert "trainer.optimization.learning_rate was 1e-06 and is 1e-07 from step " in said
+    assert "filter was {'low': 0.3, 'high': 0.6, 'rounds': 3} and is " in said
     assert "and is {'low': 0.0, 'high': 1.0, 'rounds': 3} from step" in said
 
 

@@ -69,7 +69,7 @@ def test_finished_stages_are_skipped_and_a_stopped_one_resumes(tmp_path: Path) -
 def test_a_finished_stage_with_other_keys_is_not_taken_for_this_one(tmp_path: Path) -> None:
     file = written(tmp_path, {"sft": SFT}, {"rl": RL})
     run_stages(file, (), Launcher())
-    with pytest.raises(ConfigError, match=r"stage 1 \(sft\): was finished with different max_length"):
+    with pytest.raises(ConfigError, match=r"stage 1 \(sft\): was finished with another max_length"):
         run_stages(file, ["1.max_length=77"], Launcher())
 
 

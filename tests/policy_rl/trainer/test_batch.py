@@ -180,7 +180,7 @@ def test_responses_that_cannot_be_trained_on() -> None:
         limits.check(respond("1 2 3", 0, 6, 7, 8, 9))
     with pytest.raises(DataError, match="problem p0: a response without tokens"):
         limits.check(respond("1 2 3", 0))
-    with pytest.raises(DataError, match="a response contains token 5, which represents an image; ban it in sampling"):
+    with pytest.raises(DataError, match="a response contains token 5, which represents an image; leave it out"):
         limits.check(respond("1 2", 0, 6, 5))
 
 
@@ -239,8 +239,8 @@ class TestEncoder:
         with pytest.raises(DataError, match=r"problem p9: .*none\.png"):
             encoder(problem, 7)
 
-    def test_a_image_for_a_model_without_eyes(self) -> None:
-        model = SimpleNamespace(config=SimpleNamespace(), model=SimpleNamespace())
+    def test_a_text_model_refuses_images(self) -> None:
+        model = SimpleNamespace(config=SimpleNamespace(), model=SimpleNamespace(config=SimpleNamespace()))
         encoder = PromptEncoder(model, SimpleNamespace(pad_token_id=0), PLAIN)
         with pytest.raises(DataError, match="problem p0: has images, but the model reads text only"):
             encoder(respond("1", 0, 2, with_image=True).problem, 1)
