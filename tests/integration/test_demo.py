@@ -18,7 +18,7 @@ SIZES = ("problems=24", "development=12", "test=12", "search.max_rollouts=96", "
 @pytest.mark.integration
 def test_the_road_from_problems_to_a_report(tmp_path: Path) -> None:
     out = tmp_path / "demo"
-    overrides = [word for item in (f"out={out}", *SIZES) for word in ("--set", item)]
+    overrides = [word for item in (f"output={out}", *SIZES) for word in ("--set", item)]
     assert main(["demo", *overrides]) == 0
     summary = json.loads((out / "summary.json").read_text())
     assert summary["problems"] == 24
@@ -43,5 +43,5 @@ def test_the_road_from_problems_to_a_report(tmp_path: Path) -> None:
 @pytest.mark.integration
 def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
-    assert main(["demo", "--set", f"out={tmp_path}"]) == 2
+    assert main(["demo", "--set", f"output={tmp_path}"]) == 2
     assert (tmp_path / "thesis.txt").read_text() == "mine"
