@@ -1,10 +1,10 @@
-"""Measure how long the driver of an RL step works on 1,024 responses of 4,096 tokens, with nothing else to wait for.
+"""Measure the driver's work in an RL step of 1,024 responses of 4,096 tokens, with nothing else to wait for.
 
-cut      cut the responses into steps, map the tokens to steps, and take the scores of a PRM that answers at once
+cut      split the responses into steps, map the tokens to steps, and take the scores of a PRM that answers at once
 credit   turn rewards and scores into advantages per token
 plan     check the samples and plan the micro-batches of eight ranks
 
-Seconds are CPU time of one thread, as the driver has one event loop: what other processes take does not count.
+Seconds are CPU time of one thread, because the driver has one event loop; the time of other processes does not count.
 
 Writes benchmarks/results/driver.json: `python benchmarks/driver.py [--rounds 3]`. The total must be at most 2 seconds.
 """
@@ -46,7 +46,7 @@ SYMBOLS = "√≤≥∠πθ△°∞≈"
 
 
 class Instant:
-    """Scores every step at once."""
+    """Score every step at once."""
 
     async def judge(self, solutions: Sequence[Solution]) -> list[StepScores]:
         """Return a score between 0.5 and 0.9 for each step."""
@@ -132,7 +132,7 @@ def plan_batch(samples: list[TrainingSample], limits: Limits) -> None:
 
 
 def measure(groups: list[tuple[Problem, list[Response]]], tokenizer: PreTrainedTokenizerFast) -> dict[str, float]:
-    """Return the seconds of each part, and of all."""
+    """Return the seconds of each part and their total."""
     process = ProcessReward(tokenizer, "tags", "", Instant())
     limits = Limits(context=32768, reserved=frozenset({10**6}))
     times = [time.process_time()]

@@ -1,3 +1,5 @@
+"""Provide what the tests of the search share."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Test campaigns: failing problems, dying engines, resuming, and the summary."""
+
 from __future__ import annotations
 
 import asyncio

@@ -1,3 +1,5 @@
+"""Test the adaptive number of concurrent searches per engine."""
+
 from __future__ import annotations
 
 import pytest

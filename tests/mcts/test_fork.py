@@ -1,3 +1,5 @@
+"""Test forks of a run under another configuration."""
+
 from __future__ import annotations
 
 import json

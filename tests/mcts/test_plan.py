@@ -1,3 +1,5 @@
+"""Test the estimate of a campaign from a pilot run: worked numbers."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,3 +1,5 @@
+"""Test the progress line and the summary of a campaign."""
+
 from __future__ import annotations
 
 from mcts.progress import Progress

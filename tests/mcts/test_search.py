@@ -1,3 +1,5 @@
+"""Test the search of one problem: worked examples, first errors, budgets, and replay."""
+
 from __future__ import annotations
 
 import random

@@ -1,3 +1,5 @@
+"""Test the status of a campaign, read from its store."""
+
 from __future__ import annotations
 
 import json

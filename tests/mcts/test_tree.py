@@ -1,3 +1,5 @@
+"""Test the tree of a search: candidates, selection order, and shared evidence."""
+
 from __future__ import annotations
 
 from hypothesis import given

@@ -1,3 +1,5 @@
+"""Test the priorities Q and U of the search: worked numbers."""
+
 from __future__ import annotations
 
 import math

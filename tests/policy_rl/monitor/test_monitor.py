@@ -1,3 +1,5 @@
+"""Test hacking metrics, alarms, and the samples written for people to read."""
+
 from __future__ import annotations
 
 import json

@@ -1,3 +1,5 @@
+"""Test process rewards: tokens of steps, responses without scores, and advantages by hand."""
+
 from __future__ import annotations
 
 import asyncio

@@ -1,3 +1,5 @@
+"""Test the transfer of weights: files, checksums, transports, and the probe."""
+
 from __future__ import annotations
 
 import math
