@@ -80,6 +80,8 @@ async def test_engines_of_annotate_use_all_gpus_of_their_actor(tmp_path: Path) -
             visible = os.environ["CUDA_VISIBLE_DEVICES"]
             raise SamplingError(f"{visible}: {' '.join(each.distributed_executor_backend for each in backends)}")
 
+        async def close(self) -> None: ...
+
     keys = {"output": str(tmp_path), "problems": {"path": "x"}, "engine": {"model": "m/m", "tensor_parallel_size": 2}}
     workers = RayWorkers(build(CampaignConfig, keys))
     workers.actor_class = Deciding

@@ -40,7 +40,7 @@ def test_why_an_engine_in_processes_of_its_own_does_not_start_is_told(policy_fol
     from mmprm.sampling.pool import SamplerPool
 
     engine = EngineConfig(model=str(policy_folder), mode="separate", kv_cache_gib=0.0001)
-    cause = r"the engine did not start: ValueError: .*KV cache.*; its log is (\S+\.err) on "
+    cause = r"the engine did not start \(ValueError: .*KV cache.*; its log is (\S+\.err) on "
     with pytest.raises(SamplingError, match=cause) as seen:
         SamplerPool(engine, size=1)
     log = Path(re.search(cause, str(seen.value), re.DOTALL)[1])
