@@ -65,15 +65,12 @@ def unsplit(completions: Sequence[Completion]) -> float:
 
 
 def repeated(completions: Sequence[Completion]) -> float:
-    """Return the fraction of samples that left the prefix: those with more tokens than a completion and its end of
-    turn.
-    """
+    """Return the fraction of samples that left the prefix: those with more tokens than a completion and end of turn."""
     return fmean(c.tokens is None or c.token_count > len(c.tokens.ids) + 1 for c in completions)
 
 
 async def states_of(sampler: Any, count: int, seed: int) -> tuple[dict[str, list[State]], dict[str, Counter[str]]]:
-    """Return states by the way in which their solution is written, each from a different one, and counts of their
-    borders.
+    """Return states by the way in which their solution is written, each from a different one, and counts of borders.
 
     The counts are "borders" for the total, "inside_tokens_by_ids", and by text those at the tag and after its line
     breaks, where a step ends.

@@ -93,8 +93,9 @@ class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_M: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        """Return the gradients, using ∂ log p(token) / ∂ l = onehot(token) − p with p = softmax(l), l = (W·h + b) /
-        temperature.
+        """Return the gradients, using ∂ log p(token) / ∂ l = onehot(token) − p.
+
+        Here l = (W·h + b) / temperature are the logits, and p = softmax(l).
         """
         hidden_MH, weight_VH, bias_V, token_M, total_M = ctx.saved_tensors
         layer, scale_M = ctx.layer, gradient_M / ctx.layer.temperature
