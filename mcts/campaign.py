@@ -6,13 +6,13 @@ import asyncio
 import sys
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from mcts.capacity import FIRST, adapt
 from mcts.config import CampaignConfig
-from mcts.progress import CampaignSummary, Progress, show_progress
+from mcts.progress import CampaignSummary, Progress, show_progress, track_progress
 from mcts.worker import Report, Worker, WorkerDiedError
 from mmprm import actors
 from mmprm.errors import SamplingError
@@ -20,6 +20,7 @@ from mmprm.grading.calibration import check_judge
 from mmprm.grading.golds import check_golds
 from mmprm.preflight import check_policy
 from mmprm.problems import load_problems
+from mmprm.trackers import Tracker, check_tracker
 from mmprm.trees.database import STORE_NAME
 from mmprm.trees.repair import repair
 from mmprm.trees.store import Finished, Store
@@ -52,6 +53,7 @@ def run_campaign(
 
     Batches committed before an error are kept.
     """
+    check_tracker(config.tracker, "tracker")
     check_judge(config.grader.judge)
     folder = Path(config.output)
     problems = load_problems(config.problems)
@@ -69,12 +71,27 @@ def run_campaign(
                 _check(config, problems, model_folder)
             if model_folder is not None:
                 config = config.model_copy(update={"engine": config.engine.model_copy(update={"model": model_folder})})
-            _annotate(config, store, progress, make_worker)
+            with _tracked(config, progress):
+                _annotate(config, store, progress, make_worker)
         summary = progress.summary(store.summary(), store.failures())
     finally:
         store.close()
     summary.write(folder / SUMMARY_NAME)
     return summary
+
+
+@contextmanager
+def _tracked(config: CampaignConfig, progress: Progress) -> Iterator[None]:
+    """Send the progress of the campaign to its tracker, if it has one, for the duration of the block."""
+    if config.tracker is None:
+        yield
+        return
+    resumes = progress.stored.rollouts > 0
+    with (
+        closing(Tracker(config.tracker, Path(config.output), config.resume_key(), resumes)) as tracker,
+        track_progress(progress, tracker),
+    ):
+        yield
 
 
 def _check(config: CampaignConfig, problems: Sequence[Problem], model_folder: str | None) -> None:

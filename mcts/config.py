@@ -9,6 +9,7 @@ from pydantic import Field
 from mcts.search import SearchConfig
 from mmprm.config import PathText
 from mmprm.sampling.policy import PolicyConfig
+from mmprm.trackers import TrackerName
 
 
 class CampaignConfig(PolicyConfig):
@@ -29,6 +30,8 @@ class CampaignConfig(PolicyConfig):
     max_restarts: int = Field(3, ge=0)
     """Number of times that a worker may die and be replaced without finishing a batch in between. After that, the
     campaign continues without it. A problem that is alone on its engine at more deaths than this is marked failed."""
+    tracker: TrackerName | None = None
+    """Log progress to wandb, mlflow, swanlab or trackio; the package must be installed. Offline without a login."""
 
     def resume_key(self) -> dict[str, Any]:
         """Return the settings that determine the batches.

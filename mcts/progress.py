@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from mmprm.files import whole_file
 from mmprm.terminal import raw
+from mmprm.trackers import Tracker
 from mmprm.trees.serialization import StoredBatch, count_verdicts, state_key
 from mmprm.trees.store import Finished
 from mmprm.trees.summary import StoreSummary
@@ -128,6 +131,18 @@ class Progress:
         ]
         return " · ".join(parts)
 
+    def metrics(self) -> dict[str, float]:
+        """Return the totals of the campaign and the speed of this run."""
+        return {
+            "problems_done": self.stored.problems["done"] + self.ended["done"],
+            "problems_failed": self.stored.problems["failed"] + self.ended["failed"],
+            "rollouts": self.stored.rollouts + self.rollouts,
+            "labels": self.stored.labels + self.labels,
+            "rollouts_unknown": sum(self.stored.unknown_reasons.values()) + self.unknown.total(),
+            "trees_in_flight": self.in_flight,
+            "tokens_per_second": self.tokens / self._seconds(),
+        }
+
     def summary(self, store: StoreSummary, failures: dict[str, str]) -> CampaignSummary:
         """Return the campaign's summary from the store's totals and this run's own."""
         seconds = self._seconds()
@@ -158,6 +173,29 @@ class Progress:
     def _seconds(self, now: float | None = None) -> float:
         now = time.monotonic() if now is None else now
         return max(now - (self.first_start or now), 1e-3)
+
+
+@contextmanager
+def track_progress(progress: Progress, tracker: Tracker) -> Iterator[None]:
+    """Log the metrics of a campaign every 10 s while the block runs, and at its end; their step is its rollouts."""
+    over = threading.Event()
+
+    def log() -> None:
+        metrics = progress.metrics()
+        tracker.log({f"annotate/{name}": value for name, value in metrics.items()}, int(metrics["rollouts"]))
+
+    def repeat() -> None:
+        while not over.wait(PLAIN_LINE_SECONDS):
+            log()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        log()
 
 
 async def show_progress(progress: Progress) -> None:

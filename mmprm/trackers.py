@@ -46,7 +46,7 @@ def check_tracker(name: TrackerName | None, key: str) -> None:
     if name is not None and name not in sys.modules and find_spec(name) is None:
         raise SetupError(
             f"{key}={name} needs the package {name}, which is not installed; run `pip install {name}`, or leave {key} "
-            "out: metrics.jsonl and TensorBoard need no tracker"
+            "out"
         )
 
 
@@ -96,7 +96,7 @@ class Tracker:
         if not self._has_failed:
             text = str(error) or type(error).__name__
             print(
-                f"tracker={self._name}: {text}; the run continues, and metrics.jsonl has every metric",
+                f"tracker={self._name}: {text}; the run continues, and its own files are complete",
                 file=sys.stderr,
                 flush=True,
             )
@@ -112,14 +112,14 @@ class _TrackedRun:
     settings: dict[str, Any]
 
 
-class _Sink(NamedTuple):
+class Sink(NamedTuple):
     """Holds what a tracker does with metrics of a step, and at the end."""
 
     log: Callable[[dict[str, float], int], Any]
     finish: Callable[[], Any]
 
 
-def _open_wandb(run: _TrackedRun) -> _Sink:
+def _open_wandb(run: _TrackedRun) -> Sink:
     wandb = importlib.import_module("wandb")
     opened = wandb.init(
         project=os.environ.get("WANDB_PROJECT", PROJECT),
@@ -132,7 +132,7 @@ def _open_wandb(run: _TrackedRun) -> _Sink:
         # Without a limit, finishing a run waits for the network for as long as it is away.
         settings=wandb.Settings(console="off", finish_timeout=CLOSE_SECONDS),
     )
-    return _Sink(lambda metrics, step: opened.log(metrics, step=step), opened.finish)
+    return Sink(lambda metrics, step: opened.log(metrics, step=step), opened.finish)
 
 
 def _logged_in_to_wandb() -> bool:
@@ -146,7 +146,7 @@ def _logged_in_to_wandb() -> bool:
         return False
 
 
-def _open_mlflow(run: _TrackedRun) -> _Sink:
+def _open_mlflow(run: _TrackedRun) -> Sink:
     mlflow = importlib.import_module("mlflow")
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     client = mlflow.MlflowClient(uri or f"sqlite:///{run.folder / 'mlflow.db'}")
@@ -171,7 +171,7 @@ def _open_mlflow(run: _TrackedRun) -> _Sink:
         entities = [mlflow.entities.Metric(key, value, now, step) for key, value in metrics.items()]
         client.log_batch(opened, metrics=entities)
 
-    return _Sink(log, lambda: client.set_terminated(opened))
+    return Sink(log, lambda: client.set_terminated(opened))
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -185,7 +185,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _open_swanlab(run: _TrackedRun) -> _Sink:
+def _open_swanlab(run: _TrackedRun) -> Sink:
     swanlab = importlib.import_module("swanlab")
     logged_in = swanlab.Settings().api_key is not None
     folder = run.folder / "swanlog"
@@ -199,10 +199,10 @@ def _open_swanlab(run: _TrackedRun) -> _Sink:
         mode=os.environ.get("SWANLAB_MODE") or ("online" if logged_in else "offline"),
         config=run.settings,
     )
-    return _Sink(lambda metrics, step: opened.log(metrics, step=step), opened.finish)
+    return Sink(lambda metrics, step: opened.log(metrics, step=step), opened.finish)
 
 
-def _open_trackio(run: _TrackedRun) -> _Sink:
+def _open_trackio(run: _TrackedRun) -> Sink:
     trackio = importlib.import_module("trackio")
     opened = trackio.init(
         project=os.environ.get("TRACKIO_PROJECT", PROJECT),
@@ -211,10 +211,10 @@ def _open_trackio(run: _TrackedRun) -> _Sink:
         config=run.settings,
         embed=False,
     )
-    return _Sink(lambda metrics, step: opened.log(metrics, step=step), opened.finish)
+    return Sink(lambda metrics, step: opened.log(metrics, step=step), opened.finish)
 
 
-OPENERS: dict[TrackerName, Callable[[_TrackedRun], _Sink]] = {
+OPENERS: dict[TrackerName, Callable[[_TrackedRun], Sink]] = {
     "wandb": _open_wandb,
     "mlflow": _open_mlflow,
     "swanlab": _open_swanlab,

@@ -78,6 +78,7 @@ MCTS_MAY_USE = {
     "client",
     "grading",
     "sampling",
+    "trackers",
     "trees",
 }
 POLICY_RL_MAY_NOT_USE = {"tiny", "cli", "__main__"}

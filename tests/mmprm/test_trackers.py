@@ -176,7 +176,7 @@ def test_errors_are_printed_once_and_later_steps_are_tried(
     track("wandb", tmp_path, (1, 2, 3))
     assert runs[0].logged == [(3, {"train/loss": 1 / 3})]
     assert capsys.readouterr().err == (
-        "tracker=wandb: no route to host; the run continues, and metrics.jsonl has every metric\n"
+        "tracker=wandb: no route to host; the run continues, and its own files are complete\n"
     )
 
 
