@@ -14,10 +14,10 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 INTRODUCTION = """# Benchmarks
 
 This page shows the latest results of each benchmark, with the target for each metric. `python benchmarks/table.py`
-writes it from `benchmarks/results/*.json`. Run a benchmark yourself with the `make` target in its section. Results
-depend on the machine, which the section names. A ratio compares runs on the same machine in the same session. A range
-after a median is its minimum and maximum. [Doctor and demo](doctor-and-demo.md#results) has the metrics of the demo,
-[GPU](gpu.md) the measurements on a GPU, and [experiments](experiments.md) what did not work.
+generates it from `benchmarks/results/*.json`. To run a benchmark yourself, use the `make` target in its section.
+Results depend on the machine; each section lists it. Each ratio compares runs on the same machine in the same session.
+Ranges after medians are min–max. [Doctor and demo](doctor-and-demo.md#results) lists the metrics of the demo,
+[GPU](gpu.md) lists the measurements on a GPU, and [experiments](experiments.md) describes what did not work.
 """
 
 
@@ -87,34 +87,38 @@ BENCHMARKS = {
     "grading": (
         grading,
         "make bench-grading",
-        "Verdicts on the answers of two problem files: golds that are repeated, rewritten, exchanged, or changed.",
+        "Verdicts on answers made from two problem files: the reference answer is repeated, rewritten, swapped with "
+        "another one, or changed.",
     ),
     "annotate": (
         annotate,
         "make bench-annotate",
-        "The embedded policy in vLLM, with one engine per core. `default` is what `mmprm annotate` does; `fixed` "
-        "samples 16 rollouts per state. Errors are relative to 256 fresh rollouts per label.",
+        "The embedded policy runs in vLLM, with one engine per core. `default` uses the default settings of "
+        "`mmprm annotate`; `fixed` samples 16 rollouts per state. Errors are measured against 256 fresh rollouts per "
+        "label.",
     ),
     "borders": (
         borders,
         "make bench-borders",
-        "States that end at a step's tag, continued by token ids and by text, with 256 rollouts per value. The policy "
-        "has 0.9 M parameters and a byte-level vocabulary split like Qwen's, and is trained on calculations. "
-        "`difference` is the mean absolute difference between the values by ids and by text; `noise` is that between "
-        "two runs by ids.",
+        "Generation continues from states that end at a step's tag, either from token IDs or from text, with 256 "
+        "rollouts per value. The policy has 0.9 M parameters and is trained on calculations; its byte-level "
+        "vocabulary splits text as Qwen's does. `difference` is the mean absolute difference between values from token "
+        "IDs and values from text; `noise` is the mean absolute difference between two runs from token IDs.",
     ),
     "prm": (
         parts,
         "make bench-prm",
-        "The labels and the process reward model of a demo run, compared with TRL 1.8.0 on a text-only model of the "
-        "same size. The spread of a ratio is the minimum and maximum of three rounds; accuracies have 95 % intervals.",
+        "This benchmark uses the labels and the process reward model of a demo run. The comparison with TRL 1.8.0 uses "
+        "a text-only model of the same size. The spread of a ratio is the minimum and maximum of three rounds; "
+        "accuracies have 95 % intervals.",
     ),
     "rl": (
         parts,
         "make bench-rl",
-        "The embedded policy, with 32 problems × 8 responses per step and three seeds. pass@1 is measured at "
-        "temperature 1 on 300 held-out problems with 8 samples per problem. TRL 1.8.0 runs with transformers' "
-        "generation, as installed (`ratio`) and tuned; when tuned, both updates process at most 8,192 tokens at once.",
+        "The embedded policy is trained with 32 problems × 8 responses per step and three seeds. pass@1 is measured at "
+        "temperature 1 on 300 held-out problems with 8 samples per problem. TRL 1.8.0 generates with transformers and "
+        "runs with default settings (`ratio`) and with tuned settings. With tuned settings, both systems process at "
+        "most 8,192 tokens at once in the update.",
     ),
 }
 
