@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,57 +94,107 @@ def filled(trainer: Trainer, samples: list[TrainingSample]) -> list[TrainingSamp
     ]
 
 
-def test_two_ranks_equal_one(random_policy_folder: Path, samples: list[TrainingSample], tmp_path: Path) -> None:
-    """Log-probabilities, metrics, weights, what is published and resumed, under ZeRO 0, 2 and 3; then bad ends."""
-    model, arguments = str(random_policy_folder), (PLAIN, 0.9, 10, True)
-    one = Trainer(model, settings(1, 0), *arguments)
-    ready = filled(one, samples)
-    expected, published = go_through(one, ready, tmp_path / "one")
-    assert (expected[1]["clip_fraction"], expected[1]["learning_rate"]) == (0, 1e-3), "the critic alone came first"
-    assert expected[2]["clip_fraction"] > 0.05
-    weights = load_file(tmp_path / "one/model/model.safetensors")
-    for stage in (0, 2, 3):
-        folder = tmp_path / f"zero{stage}"
-        group = TrainerGroup(model, settings(2, stage), *arguments)
-        both = group.log_probs(samples)
-        for ours, theirs in zip(both, ready, strict=True):
-            for name in ("old", "ref", "values"):
-                np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=1e-5)
-        assert group.log_probs(samples, reference_only=True)[0].old is None
-        with pytest.raises(DataError, match="a response without tokens"):
-            group.update([replace(both[0], token_ids=())])
-        metrics, sent = go_through(group, both, folder)
-        for ours, theirs in zip(metrics, expected, strict=True):
-            assert theirs.keys() - ours.keys() == ({"gradient_norm"} if stage == 0 else set())
-            theirs = {name: theirs[name] for name in ours} | {"seconds": ours["seconds"]}
-            assert ours == pytest.approx(theirs, rel=2e-3, abs=1e-5)
-        for name, tensor in load_file(folder / "model/model.safetensors").items():
-            torch.testing.assert_close(tensor, weights[name], rtol=0, atol=1e-3)
-        assert sent.probe == pytest.approx(published.probe, abs=2e-3)
-        assert (sent.tensors, sent.bytes) == (published.tensors, published.bytes)
-        if stage == 0:
-            assert group.resume(folder / "checkpoints") == {"step": 1}
-            group.close()
-        elif stage == 2:
-            fails(group, samples)
-        else:
-            hangs(group)
+@dataclass(frozen=True)
+class Trained:
+    """What a trainer returned for the samples and after three updates. `samples` have its log-probabilities."""
+
+    trainer: Any
+    stage: int
+    samples: list[TrainingSample]
+    metrics: list[dict[str, float]]
+    published: Published
+    folder: Path
 
 
-def fails(group: TrainerGroup, samples: list[TrainingSample]) -> None:
-    """One rank alone: its error comes out as it is, and nothing goes on with half of the ranks."""
+ARGUMENTS = (PLAIN, 0.9, 10, True)
+
+
+@pytest.fixture(scope="module")
+def one_rank(
+    random_policy_folder: Path, samples: list[TrainingSample], tmp_path_factory: pytest.TempPathFactory
+) -> Trained:
+    folder = tmp_path_factory.mktemp("one")
+    trainer = Trainer(str(random_policy_folder), settings(1, 0), *ARGUMENTS)
+    ready = filled(trainer, samples)
+    return Trained(trainer, 0, ready, *go_through(trainer, ready, folder), folder)
+
+
+@pytest.fixture(scope="module", params=[0, 2, 3], ids=lambda stage: f"ZeRO {stage}")
+def two_ranks(
+    request: pytest.FixtureRequest,
+    random_policy_folder: Path,
+    samples: list[TrainingSample],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Trained]:
+    folder, stage = tmp_path_factory.mktemp("two"), request.param
+    group = TrainerGroup(str(random_policy_folder), settings(2, stage), *ARGUMENTS)
+    ready = group.log_probs(samples)
+    with pytest.raises(DataError, match="a response without tokens"):
+        group.update([replace(ready[0], token_ids=())])
+    yield Trained(group, stage, ready, *go_through(group, ready, folder), folder)
+    group.close()
+
+
+def test_the_critic_learns_before_the_policy(one_rank: Trained) -> None:
+    assert (one_rank.metrics[1]["clip_fraction"], one_rank.metrics[1]["learning_rate"]) == (0, 1e-3)
+    assert one_rank.metrics[2]["clip_fraction"] > 0.05
+
+
+def test_two_ranks_compute_the_log_probabilities_of_one(one_rank: Trained, two_ranks: Trained) -> None:
+    for ours, theirs in zip(two_ranks.samples, one_rank.samples, strict=True):
+        for name in ("old", "ref", "values"):
+            np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), atol=1e-5)
+
+
+def test_two_ranks_report_the_metrics_of_one(one_rank: Trained, two_ranks: Trained) -> None:
+    for ours, theirs in zip(two_ranks.metrics, one_rank.metrics, strict=True):
+        assert theirs.keys() - ours.keys() == ({"gradient_norm"} if two_ranks.stage == 0 else set())
+        expected = {name: theirs[name] for name in ours} | {"seconds": ours["seconds"]}
+        assert ours == pytest.approx(expected, rel=2e-3, abs=1e-5)
+
+
+def test_two_ranks_save_the_weights_of_one(one_rank: Trained, two_ranks: Trained) -> None:
+    expected = load_file(one_rank.folder / "model/model.safetensors")
+    found = load_file(two_ranks.folder / "model/model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-3)
+
+
+def test_two_ranks_publish_the_weights_of_one(one_rank: Trained, two_ranks: Trained) -> None:
+    ours, theirs = two_ranks.published, one_rank.published
+    assert ours.probe == pytest.approx(theirs.probe, abs=2e-3)
+    assert (ours.tensors, ours.bytes) == (theirs.tensors, theirs.bytes)
+
+
+def test_the_reference_alone_is_computed_on_request(two_ranks: Trained, samples: list[TrainingSample]) -> None:
+    found = two_ranks.trainer.log_probs(samples, reference_only=True)
+    assert found[0].old is None
+    assert found[0].ref is not None
+
+
+def test_two_ranks_resume(two_ranks: Trained) -> None:
+    assert two_ranks.trainer.resume(two_ranks.folder / "checkpoints") == {"step": 1}
+
+
+@pytest.fixture
+def small_group(random_policy_folder: Path) -> Iterator[TrainerGroup]:
+    group = TrainerGroup(str(random_policy_folder), settings(2, 0), *ARGUMENTS)
+    yield group
+    group.abandon("the test is over")
+
+
+def test_the_error_of_one_rank_ends_the_group(small_group: TrainerGroup, samples: list[TrainingSample]) -> None:
     with pytest.raises(DataError, match=r"^the disk of rank 1 is full$"):
-        group.open_transfer(misbehaving("fails"))
+        small_group.open_transfer(misbehaving("fails"))
     with pytest.raises(TrainingError, match="the trainer has ended: the disk of rank 1 is full"):
-        group.update(samples)
+        small_group.update(samples)
 
 
-def hangs(group: TrainerGroup) -> None:
-    group._timeout_seconds = 3
-    with pytest.raises(
-        TrainingError, match=r"waited 3 s in vain for open_transfer .*: rank 1: .*; ranks .* answered: \[0\]"
-    ):
-        group.open_transfer(misbehaving("hangs"))
+def test_a_rank_that_hangs_is_named(small_group: TrainerGroup) -> None:
+    small_group._timeout_seconds = 3
+    with pytest.raises(TrainingError, match=r"waited 3 s in vain for open_transfer .*rank 1: .*answered: \[0\]"):
+        small_group.open_transfer(misbehaving("hangs"))
 
 
 def test_a_rank_that_cannot_start(tmp_path: Path) -> None:
