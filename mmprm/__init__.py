@@ -77,7 +77,7 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_MODULE_OF.get(name, "mmprm.types")), name)
-    globals()[name] = value  # found directly from here on
+    globals()[name] = value  # cached, so later lookups bypass this function
     return value
 
 

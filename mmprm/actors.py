@@ -1,11 +1,11 @@
-"""Manage Ray in one place: join a cluster or start Ray locally, wait for actors, and detect when Ray is gone.
+"""Manage Ray: join a cluster or start Ray locally, wait for actors, and detect when Ray is gone.
 
 connect(config.ray_address)                 # called by every command that uses actors
 result = run(main())                        # asyncio.run that raises EngineStoppedError when Ray is gone
 answer = await wait(actor.load.remote(), "engine 1 to start", timeout_seconds)
 
-A wait prints what it waits for every 30 s, ends with an error after its time limit, and raises the error of the actor's
-own code, or, for a dead actor, EngineStoppedError with what the process wrote last.
+A wait reports every 30 s what it is waiting for and raises an error after its time limit. It re-raises errors from the
+actor's own code. If the actor is dead, it raises EngineStoppedError with the last lines of the process's log.
 """
 
 from __future__ import annotations
@@ -31,25 +31,24 @@ from mmprm.worker_logs import cause_of_death
 T = TypeVar("T")
 
 NOTICE_SECONDS = 30.0
-"""Time between two lines that say what is waited for, in seconds."""
+"""Interval in seconds between progress messages while waiting."""
 CHECK_SECONDS = 5.0
 ANSWER_SECONDS = 20.0
-"""Time for Ray to answer a query about its own node before it counts as gone, in seconds."""
+"""Timeout in seconds for a query to Ray about its own node, after which Ray counts as gone."""
 _CLOSE_SECONDS = 5.0
-"""Time for a command to end once Ray is gone, in seconds."""
+"""Time in seconds that a command has to exit once Ray is gone."""
 LOOPBACK_ONLY = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
-"""If set to 0, Ray uses 127.0.0.1 as this machine's address on every platform, and listens only there."""
+"""Environment variable that, if set to 0, makes Ray use 127.0.0.1 on every platform and listen only there."""
 
 _gone: str | None = None
 _nodes: list[dict[str, Any]] = []
 
 
 def connect(address: str | None = None) -> bool:
-    """Join the Ray cluster at `address`, or start Ray locally; return whether this call did either.
+    """Join the Ray cluster at `address` or start Ray locally; return False if this process was already connected.
 
-    Without an address, that of RAY_ADDRESS or of a local `ray start` is used. A Ray that is started here listens on the
-    loopback interface only. Raises SetupError, which names the address and its source, if no Ray answers there or if
-    Ray fails to start.
+    Without `address`, uses RAY_ADDRESS or a local `ray start`. If this call starts Ray, Ray listens on the loopback
+    interface only. Raises SetupError with the address and its source if Ray does not respond there or fails to start.
     """
     import ray
 
@@ -67,7 +66,7 @@ def connect(address: str | None = None) -> bool:
                 address=found or "local",
                 include_dashboard=False if found is None else None,
                 log_to_driver=False,
-                logging_level=logging.ERROR,  # at lower levels Ray reports its start at every command
+                logging_level=logging.ERROR,  # at lower levels, Ray logs its start at every command
             )
     except Exception as error:  # Ray raises a plain Exception if its own processes fail to start
         reason = f"{type(error).__name__}: {error}".strip()
@@ -81,18 +80,18 @@ def connect(address: str | None = None) -> bool:
             "memory and processes (ulimit -a), or join a cluster with ray_address"
         ) from error
     if found is None:
-        orphans.stop_children()  # Ray's processes outlive a driver that is killed
+        orphans.stop_children()  # Ray's processes outlive a killed driver
         _hide_token()
     return True
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run `main` as asyncio.run does and return its result; raise EngineStoppedError within 30 s after Ray is gone."""
+    """Run `main` with asyncio.run and return its result; raise EngineStoppedError within 30 s if Ray goes away."""
     return asyncio.run(guarded(main))
 
 
 async def guarded(main: Coroutine[Any, Any, T]) -> T:
-    """Return the result of `main`; raise EngineStoppedError if Ray is gone before it ends."""
+    """Await `main` and return its result; raise EngineStoppedError if Ray goes away first."""
     task, watch = asyncio.ensure_future(main), asyncio.ensure_future(_until_gone())
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
@@ -112,10 +111,10 @@ async def guarded(main: Coroutine[Any, Any, T]) -> T:
 
 
 class Patience:
-    """Keeps the time of one wait: prints what it waits for every 30 s, and raises an error at its limit.
+    """Tracks one wait: reports every 30 s what it is waiting for, and raises an error at the time limit.
 
-    `what` completes "waiting for …", and may be a function, called when it is printed. `way_out` says what the user can
-    change about the limit; `error` is the class of the error.
+    `what` completes the message "waiting for …"; it may be a function, which is called for each message. `way_out`
+    tells the user how to change the limit; `error` is the exception class to raise.
     """
 
     def __init__(
@@ -132,7 +131,7 @@ class Patience:
         self.is_silent = False
 
     def seconds(self) -> float:
-        """Return how long to wait before calling this again. Raises the error if the limit has been reached."""
+        """Return how many seconds to wait before the next call; raise the error if the limit is reached."""
         waited = time.monotonic() - self._started
         if self._limit is not None and waited >= self._limit:
             way_out = f"; {self._way_out}" if self._way_out else ""
@@ -145,7 +144,7 @@ class Patience:
         return max(0.0, min(next_notice, next_notice if self._limit is None else self._limit) - waited)
 
     def shorten(self, seconds: float) -> None:
-        """Wait at most this many seconds from now on, without further notices."""
+        """Limit the remaining wait to `seconds`, and print no further messages."""
         end = time.monotonic() - self._started + seconds
         self._limit = end if self._limit is None else min(end, self._limit)
         self.is_silent = True
@@ -162,9 +161,10 @@ async def wait(
     error: type[MmprmError] = EngineStoppedError,
     silent: bool = False,
 ) -> T:
-    """Return an actor's answer, or the result of any other awaitable.
+    """Await an actor's answer or any other awaitable, and return its result.
 
-    Raises what cause_of makes of the actor's error, and `error` after the limit; see Patience. `silent` prints nothing.
+    Raises the actor's error as converted by cause_of, or `error` after the time limit; see Patience. `silent`
+    suppresses the progress messages.
     """
     from ray.exceptions import RayError
 
@@ -188,7 +188,8 @@ def wait_all(
     way_out: str = "",
     error: type[MmprmError] = EngineStoppedError,
 ) -> list[Any]:
-    """Return the answers to all references in order, for callers without an event loop. Raises like `wait`."""
+    """Return the results of all references in order, for callers without an event loop. Raises the same errors as
+    `wait`."""
     import ray
     from ray.exceptions import RayError
 
@@ -204,10 +205,11 @@ def wait_all(
 
 
 def cause_of(error: Exception, what: str = "") -> MmprmError:
-    """Return the error raised in the actor if it is an MmprmError, else EngineStoppedError with its text.
+    """Return the MmprmError raised in the actor, or wrap any other error's text in an EngineStoppedError.
 
-    Ray wraps the original error and puts both tracebacks into the text. For a dead actor, its text has no reason; the
-    last lines of the process's log are added if this machine has them. `what` says what was waited for.
+    Ray wraps the original error and puts both tracebacks into the text. For a dead actor, Ray's text gives no reason,
+    so the last lines of the process's log are added if the log is on this machine. `what` describes what was waited
+    for.
     """
     cause = getattr(error, "cause", None)
     if isinstance(cause, MmprmError):
@@ -220,17 +222,17 @@ def cause_of(error: Exception, what: str = "") -> MmprmError:
 
 
 def is_gone() -> bool:
-    """Return whether Ray was running and is gone: it no longer answers and must not be called."""
+    """Return whether Ray was running and no longer responds; it must not be called then."""
     return _gone is not None
 
 
 def alive_nodes() -> list[dict[str, Any]]:
-    """Return Ray's living nodes as `guarded` last saw them, some seconds ago; unlike Ray itself, answers at once."""
+    """Return the live Ray nodes as `guarded` last saw them a few seconds ago, without querying Ray."""
     return [node for node in _nodes if node["Alive"]]
 
 
 def free_resources() -> str:
-    """Return the free CPUs and GPUs of the cluster as text."""
+    """Describe the cluster's free CPUs and GPUs as text."""
     import ray
 
     free = ray.available_resources()
@@ -238,7 +240,7 @@ def free_resources() -> str:
 
 
 def kill(actor: Any) -> None:
-    """Kill an actor's process; do nothing if Ray is gone, because it would not answer."""
+    """Kill an actor's process; do nothing if Ray is gone, because the call would hang."""
     if _gone is None:
         import ray
 
@@ -246,7 +248,7 @@ def kill(actor: Any) -> None:
 
 
 def shutdown() -> None:
-    """Disconnect from Ray; do nothing if it is gone."""
+    """Disconnect from Ray; do nothing if Ray is gone."""
     if _gone is None:
         import ray
 
@@ -254,7 +256,7 @@ def shutdown() -> None:
 
 
 async def _until_gone() -> str:
-    """Return the reason as soon as Ray is gone."""
+    """Wait until Ray is gone, and return the reason."""
     while True:
         await asyncio.sleep(CHECK_SECONDS)
         import ray
@@ -266,7 +268,7 @@ async def _until_gone() -> str:
 
 
 async def _state() -> str | None:
-    """Return why Ray is gone, or None while it works. The query runs in a thread, because it may never return."""
+    """Return why Ray is gone, or None if it works. The query runs in a thread because it may hang."""
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[str | None] = loop.create_future()
 
@@ -287,7 +289,7 @@ def _reason() -> str | None:
 
     node = worker._global_node
     try:
-        if node is not None and (dead := node.dead_processes()):  # these are the processes that this process started
+        if node is not None and (dead := node.dead_processes()):  # only processes that this process started
             return f"Ray is gone: its {dead[0][0]} has ended"
         own = ray.get_runtime_context().get_node_id()
         _nodes[:] = ray.nodes()
@@ -296,14 +298,14 @@ def _reason() -> str | None:
             return (
                 f"Ray is gone: this machine's raylet has ended ({here.get('DeathReasonMessage') or 'no reason given'})"
             )
-    except Exception as error:  # Ray raises many exception types in a client whose other side is gone
+    except Exception as error:  # Ray raises many exception types in a client after the server is gone
         if ray.is_initialized():
             return f"Ray is gone: {type(error).__name__}: {error}"
     return None
 
 
 def _abandon(reason: str) -> None:
-    """Make no further calls to Ray, including at the exit of this process: they would wait for an answer."""
+    """Stop calling Ray, including at process exit, because such calls would hang."""
     import ray
 
     global _gone
@@ -312,14 +314,14 @@ def _abandon(reason: str) -> None:
 
 
 def _hide_token() -> None:
-    """Make the token that grants access to a cluster readable by its owner only; Ray makes it readable by everyone."""
+    """Make the cluster's authentication token readable only by its owner; Ray creates it world-readable."""
     with contextlib.suppress(OSError):
         (Path.home() / ".ray/auth_token").chmod(0o600)
 
 
 @contextlib.contextmanager
 def _token_mode(asks_for_token: bool) -> Iterator[None]:
-    """Keep ray.init from using a token that it finds if the cluster has none: no worker could call this process."""
+    """Keep ray.init from using a local token if the cluster has none; otherwise no worker could call this process."""
     if asks_for_token or AUTH_MODE in os.environ:
         yield
         return
@@ -334,4 +336,4 @@ def _keep_to_loopback() -> None:
     os.environ[LOOPBACK_ONLY] = "0"
     from ray._private import ray_constants
 
-    ray_constants.ENABLE_RAY_CLUSTER = False  # read when ray was imported
+    ray_constants.ENABLE_RAY_CLUSTER = False  # Ray already read the environment variable when it was imported

@@ -24,19 +24,20 @@ from mmprm.terminal import plain_text
 
 CONNECT_SECONDS = 10.0
 KEEP_ALIVE_SECONDS = 3.0
-"""Seconds; shorter than the 5 s after which vLLM's server closes an idle connection, possibly during a request."""
+"""Keep-alive expiry in seconds; below the 5 s after which vLLM's server closes an idle connection, possibly during a
+request."""
 LONGEST_BACKOFF = 60.0
 _DETAIL_LENGTH = 300
 _QUOTED = 10_000
-"""Maximum number of characters of a server's message that are processed."""
+"""Maximum number of characters to process of a server's message."""
 
 T = TypeVar("T")
 Body = dict[str, Any] | None
 
 _BUSY = {408, 429, 502, 503, 504}
-"""The server, or a proxy before it, could not take the request. The request itself may be valid."""
+"""Status codes for a server or proxy that could not take the request; the request itself may be valid."""
 _REFUSED = {400, 413, 422}
-"""The server read this request and rejects it. Other requests may be valid."""
+"""Status codes for a request that the server rejected; other requests may be valid."""
 _WAYS_OUT = {
     401: "set api_key_env to the name of the environment variable that holds the key",
     403: "the key has no access to this model; set api_key_env to the variable of another key",
@@ -46,20 +47,21 @@ _WAYS_OUT = {
 
 class ClientConfig(Config):
     urls: tuple[str, ...] = Field(min_length=1)
-    """Base URLs, such as [http://localhost:8000/v1]. Requests of one problem are sent to the same URL for its prefix
-    cache, and to the next one if it fails."""
+    """Base URLs, such as [http://localhost:8000/v1]. All requests for one problem go to the same URL, to reuse its
+    prefix cache, and to the next URL if that one fails."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the API key. The key itself is never stored."""
     concurrency: int = Field(256, ge=1)
-    """Maximum number of concurrent requests over all URLs."""
+    """Maximum number of concurrent requests across all URLs."""
     timeout_seconds: float = Field(600.0, gt=0)
     """Maximum number of seconds to wait for one response."""
     max_answer_mib: int = Field(256, ge=1)
     """Maximum size of a response in MiB; a larger one counts as a failed attempt."""
     attempts: int = Field(8, ge=1)
-    """Number of attempts per URL before a request is given up."""
+    """Maximum number of attempts per URL before a request fails."""
     backoff_seconds: float = Field(1.0, gt=0)
-    """Pause in seconds after the first failed attempt; doubles up to one minute. A longer Retry-After is respected."""
+    """Delay in seconds after the first failed attempt; it doubles with each failure up to one minute. The server's
+    Retry-After is added to it."""
 
     @field_validator("urls")
     @classmethod
@@ -83,7 +85,7 @@ class ClientConfig(Config):
 class Choice:
     """Holds one completion. `token_count` is None if the server does not return token ids.
 
-    `first_token` holds the most likely first tokens with their log-probabilities if they were requested.
+    `first_token` holds the most likely first tokens and their log-probabilities if they were requested.
     """
 
     text: str
@@ -94,9 +96,9 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Holds a server's reply.
+    """Holds a server's response to a chat completion request.
 
-    `completion_tokens` counts all choices together; `prompt_text` is the rendered prompt, if it was requested.
+    `completion_tokens` is the total over all choices; `prompt_text` is the rendered prompt, if it was requested.
     """
 
     choices: tuple[Choice, ...]
@@ -105,7 +107,7 @@ class Reply:
 
 
 class Client:
-    """Sends requests from one event loop, in which it must also be closed.
+    """Sends requests to OpenAI-compatible servers. Use and close it within one event loop.
 
     Any number of requests may be `waiting`; at most `concurrency` of them are `running`.
     """
@@ -130,22 +132,22 @@ class Client:
         self._last_answer = float("-inf")
 
     async def chat(self, body: dict[str, Any], affinity: str) -> Reply:
-        """POST to /chat/completions as `ask` does; the probe request asks for a single token."""
+        """Send a request to /chat/completions; see `ask`. The probe request asks for a single token."""
         somebody = {"model": body["model"], "messages": [{"role": "user", "content": "1"}], "max_tokens": 1}
         return await self.ask("/chat/completions", body, affinity, _reply, somebody)
 
     async def ask(self, path: str, body: Body, affinity: str, read: Callable[[Any, Body], T], somebody: Body) -> T:
-        """POST the body, or GET without one, and return what `read` makes of the response's JSON and the body.
+        """POST the body, or send a GET request if it is None, and return the parsed response.
 
-        `read` raises Failure for an invalid response. Requests with the same `affinity` are sent to the same URL as
-        long as it responds.
+        `read` receives the response's JSON and the body, and raises Failure if the response is invalid. Requests with
+        the same `affinity` are sent to the same URL as long as it responds.
 
-        Raises SamplingError for a failure of this request alone: the server rejected it, or it failed while other
-        requests succeeded. If there was no other request to compare with, the probe request `somebody` is sent. Raises
-        EngineStoppedError if no URL responds to anything; the request can then be repeated later.
+        Raises SamplingError if only this request fails: the server rejected it, or it failed while other requests
+        succeeded. If there is no other request to compare with, the probe request `somebody` is sent. Raises
+        EngineStoppedError if no URL responds at all; the request can then be retried later.
         """
         urls = sorted(self._config.urls, key=lambda url: hashlib.sha256(f"{affinity} {url}".encode()).digest())
-        async with self._slot():  # held during the pauses, to reduce the load on a struggling server
+        async with self._slot():  # held during backoff too, to reduce the load on a struggling server
             began = time.monotonic()
             for attempt in range(self._config.attempts):
                 for url in self._awake(urls):
@@ -190,7 +192,7 @@ class Client:
             self._slots.release()
 
     def _awake(self, urls: Sequence[str]) -> list[str]:
-        """Return the URLs that are not resting, or the one whose rest ends first if all are."""
+        """Return the URLs that are not backing off, or the one that will be ready first if all are."""
         now = time.monotonic()
         awake = [url for url in urls if self._resting.get(url, now) <= now]
         return awake or [min(urls, key=lambda url: self._resting[url])]
@@ -200,7 +202,7 @@ class Client:
         return failure.retry_after + backoff * random.uniform(0.5, 1.0)
 
     async def _ask(self, url: str, path: str, body: Body, read: Callable[[Any, Body], T]) -> T:
-        """Make one attempt. Failure is worth another attempt; SamplingError and EngineStoppedError are not."""
+        """Make one attempt. A Failure can be retried; SamplingError and EngineStoppedError cannot."""
         seconds = self._config.timeout_seconds
         try:
             content = None if body is None else json.dumps(body).encode()
@@ -220,7 +222,7 @@ class Client:
         try:
             return read(answer.json(), body)
         except Failure as error:
-            # Raised without its cause, which quotes the response in full.
+            # The cause is dropped because it quotes the full response.
             raise Failure(error.kind, self.quoted(error.detail)) from None
         except (ValueError, RecursionError) as error:
             raise Failure("answer is not JSON", self.quoted(answer.text)) from error
@@ -253,7 +255,7 @@ class Client:
         return EngineStoppedError(f"{text}; check that the server runs and is not overloaded, or set another in urls")
 
     def quoted(self, text: str) -> str:
-        """Return the beginning of a server's message, without the API key and without terminal control characters."""
+        """Return the start of a server's message, with the API key and terminal control characters removed."""
         text = plain_text(" ".join(text[:_QUOTED].split()))
         text = text.replace(self._key, "…") if self._key else text
         return text if len(text) <= _DETAIL_LENGTH else text[:_DETAIL_LENGTH] + "…"
@@ -271,7 +273,7 @@ def _api_key(config: ClientConfig) -> str | None:
 
 
 def _reply(values: Any, body: Body) -> Reply:
-    """Parse the parts of a chat completion that are used; raise Failure with the missing part."""
+    """Parse the required fields of a chat completion; raise Failure if one is missing."""
     n = (body or {}).get("n", 1)
     try:
         choices = sorted(values["choices"], key=lambda choice: choice.get("index") or 0)

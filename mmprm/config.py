@@ -1,4 +1,4 @@
-"""Define the strict, frozen base class of all configurations, and load them from YAML with `--set a.b=c` on top."""
+"""Define the strict, frozen base class of all configurations, and load them from YAML with `--set a.b=c` overrides."""
 
 from __future__ import annotations
 
@@ -43,23 +43,23 @@ RENAMED = {
     "width": "max_posterior_std",
     "worker_restarts": "max_restarts",
 }
-"""Keys by their names in version 0.1: an error names the current key, and stored settings are read under it."""
+"""Maps version 0.1 keys to their current names, for error messages and for reading stored settings."""
 
 PathText = Annotated[str, AfterValidator(os.path.expanduser)]
-"""A file or folder. A leading ~ is expanded here because shells do not expand it inside `--set key=~/x`."""
+"""A file or folder path. A leading ~ is expanded here because shells do not expand it inside `--set key=~/x`."""
 
 
 class Config(BaseModel):
-    """Provides the base of all configurations: frozen, no unknown keys, documented by the docstrings of its fields."""
+    """Base class of all configurations: frozen, with no unknown keys, documented by field docstrings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True)
 
     @model_validator(mode="before")
     @classmethod
     def _over_what_defaults_set(cls, values: Any) -> Any:
-        """Merge a partially given group with the default of that group in this class.
+        """Merge a partially given group with this class's default for that group.
 
-        Such a default may differ from the defaults of the group's own class; keys that are not given keep it.
+        This default may differ from the default of the group's own class; it applies to every key that is not given.
         """
         if not isinstance(values, dict):
             return values
@@ -76,13 +76,13 @@ _NO_TEXT = re.compile(r"[\x00\ud800-\udfff]")
 
 
 def load(model: type[C], file: str | Path | None = None, sets: Sequence[str] = ()) -> C:
-    """Build `model` from an optional YAML file with `a.b=value` overrides on top; values are parsed as YAML."""
+    """Build `model` from an optional YAML file and `a.b=value` overrides, whose values are parsed as YAML."""
     values = override(read_yaml(Path(file)) if file is not None else {}, sets)
     return build(model, values, source=str(file) if file is not None else "configuration")
 
 
 def override(values: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
-    """Apply `a.b=value` overrides to `values` in place, and return it."""
+    """Apply `a.b=value` overrides to `values` in place and return `values`."""
     for item in sets:
         key, separator, text = item.partition("=")
         if not separator or not key:
@@ -94,7 +94,7 @@ def override(values: dict[str, Any], sets: Sequence[str]) -> dict[str, Any]:
 
 
 def build(model: type[C], values: dict[str, Any], source: str = "configuration") -> C:
-    """Validate `values` against `model`; raise ConfigError with one line per invalid key, naming `source`."""
+    """Validate `values` against `model`; raise ConfigError with one line per invalid key, each naming `source`."""
     _check_texts(values, "", source)
     try:
         return model.model_validate(resolved(values, model))
@@ -103,7 +103,7 @@ def build(model: type[C], values: dict[str, Any], source: str = "configuration")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read the mapping in a YAML file; an empty file gives an empty mapping."""
+    """Read a YAML file that holds a mapping; return {} for an empty file."""
     try:
         values = read_text(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -120,7 +120,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def describe(model: type[Config], prefix: str = "", defaults: Config | None = None) -> list[tuple[str, str, str]]:
-    """Return (key, default, documentation) of every leaf, for `--help`; `defaults` override those of the class."""
+    """Return (key, default, documentation) for every leaf key, for `--help`; `defaults` override the class defaults."""
     rows: list[tuple[str, str, str]] = []
     for name, field in model.model_fields.items():
         kind = field.annotation
@@ -135,7 +135,8 @@ def describe(model: type[Config], prefix: str = "", defaults: Config | None = No
 
 
 def _check_texts(value: Any, key: str, source: str) -> None:
-    """Raise ConfigError for a NUL character or half of a surrogate pair, which YAML can hold but no path or request."""
+    """Raise ConfigError if a text holds a NUL character or a lone surrogate, which YAML allows but paths and requests
+    do not."""
     if isinstance(value, dict | list | tuple):
         for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
             _check_texts(inner, f"{key}.{name}".lstrip("."), source)
@@ -147,7 +148,7 @@ def _check_texts(value: Any, key: str, source: str) -> None:
 
 
 def differing_keys(stored: dict[str, Any], asked: dict[str, Any]) -> dict[str, str]:
-    """Return each key whose values differ between two configurations, with "stored …, asked …"."""
+    """Return the keys whose values differ between two configurations, each with the text "stored …, asked …"."""
     old, new = _flatten(stored), _flatten(json.loads(json.dumps(asked)))
     return {
         key: f"stored {old.get(key)!r}, asked {new.get(key)!r}"
@@ -157,7 +158,7 @@ def differing_keys(stored: dict[str, Any], asked: dict[str, Any]) -> dict[str, s
 
 
 def with_current_names(stored: Any) -> Any:
-    """Return stored settings with the keys of version 0.1 under their current names."""
+    """Rename the version 0.1 keys of stored settings to their current names."""
     if not isinstance(stored, dict):
         return stored
     return {RENAMED.get(key, key): with_current_names(value) for key, value in stored.items()}
@@ -174,7 +175,7 @@ def _flatten(values: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def merged(defaults: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Merge `given` over `defaults`, group by group."""
+    """Deep-merge `given` over `defaults`."""
     both = {key: (defaults[key], given[key]) for key in defaults.keys() & given.keys()}
     groups = {key: merged(*pair) for key, pair in both.items() if all(isinstance(value, dict) for value in pair)}
     return defaults | given | groups
@@ -202,13 +203,13 @@ def _explain(model: type[Config], item: Any, source: str) -> str:
     # The value of a group is not shown: it is long, and the message names the invalid key.
     prefix = f"{key}: " if isinstance(item["input"], dict) else f"{key}={item['input']!r}: "
     message = item["msg"]
-    if item["type"] == "value_error":  # a rule of mmprm, which names its own way out
+    if item["type"] == "value_error":  # raised by a validator of mmprm, whose message already says what to do
         return f"{source}: {prefix.removeprefix('(top): ')}{message.removeprefix('Value error, ')}"
     return f"{source}: {prefix.removeprefix('(top): ')}{message}; correct the value"
 
 
 def _fields(model: type[Config], path: Sequence[str | int]) -> set[str]:
-    """Return the keys of the group at `path`, or nothing if it is not a group of keys."""
+    """Return the keys of the group at `path`, or the empty set if it is not a group."""
     for name in path:
         field = model.model_fields.get(str(name))
         kinds = () if field is None else (field.annotation, *get_args(field.annotation))

@@ -1,8 +1,8 @@
-"""Define one exception hierarchy. Each message names the field, file or line, what was found, and how to resolve it."""
+"""Define the exception hierarchy. Each message names the field, file or line, what was found, and how to fix it."""
 
 
 class MmprmError(Exception):
-    """Base of every error that a user can cause and resolve; the command line prints it and exits with 2."""
+    """Base class of all errors that a user can cause and fix; the command line prints it and exits with code 2."""
 
 
 class ConfigError(MmprmError):
@@ -14,15 +14,15 @@ class DataError(MmprmError):
 
 
 class SamplingError(MmprmError):
-    """An engine or server could not produce completions."""
+    """An engine or server failed to produce completions."""
 
 
 class EngineStoppedError(SamplingError):
-    """The engine itself is gone, independent of the request: its requests can be retried on another engine."""
+    """The engine itself has stopped, regardless of the request; its requests can be retried on another engine."""
 
 
 class GradingError(MmprmError):
-    """The graders themselves could not run; an answer that cannot be judged gets Verdict.UNKNOWN instead."""
+    """The graders themselves failed to run; an answer that cannot be judged gets Verdict.UNKNOWN instead."""
 
 
 class StoreError(MmprmError):
@@ -30,7 +30,7 @@ class StoreError(MmprmError):
 
 
 class CheckpointError(MmprmError):
-    """A model folder or checkpoint is not what the command needs."""
+    """A model folder or checkpoint does not meet the command's requirements."""
 
 
 class TrainingError(MmprmError):
@@ -38,4 +38,4 @@ class TrainingError(MmprmError):
 
 
 class SetupError(MmprmError):
-    """This machine lacks something that the command needs; `mmprm doctor` reports what to install."""
+    """This machine lacks a dependency of the command; `mmprm doctor` reports what to install."""

@@ -1,4 +1,4 @@
-"""Write files and folders atomically, lock output folders, and parse JSON with checks.
+"""Write files and folders atomically, lock output folders, and parse JSON with error checking.
 
 with whole_file(path) as file: file.write(text)            # replaces `path` at the end, or leaves it unchanged
 with whole_folder(path) as folder: model.save(folder)
@@ -36,11 +36,11 @@ def whole_file(
     error: type[MmprmError] = DataError,
     way_out: str = "free some space or choose another path",
 ) -> Iterator[IO[Any]]:
-    """Yield a file that replaces `path` at the end of the block; if the block fails, `path` is unchanged.
+    """Yield a file that atomically replaces `path` at the end of the block; if the block fails, `path` is unchanged.
 
-    Two processes that write the same path do not disturb each other: the last one to finish wins. A symbolic link
-    remains one, and anything that is not a regular file, such as /dev/stdout, is written to directly. OSError,
-    including one raised in the block, is converted to `error`, which names `path`.
+    Two processes can safely write the same path: the last one to finish wins. A symbolic link stays a link, and
+    anything other than a regular file, such as /dev/stdout, is written directly. OSError, including one raised in the
+    block, is converted to `error`, which names `path`.
     """
     path = Path(os.path.realpath(path))
     temporary = path.with_name(f".{path.name}-{os.getpid()}.tmp")
@@ -69,7 +69,7 @@ def whole_file(
 
 
 def _sweep(path: Path) -> None:
-    """Remove the temporary files that killed writers of `path` left. A running writer holds a lock on its file."""
+    """Remove temporary files left behind by killed writers of `path`. A running writer holds a lock on its file."""
     for left_over in path.parent.glob(f".{glob.escape(path.name)}-*.tmp"):
         with contextlib.suppress(OSError), left_over.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -78,8 +78,8 @@ def _sweep(path: Path) -> None:
 
 @contextlib.contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """Yield the path of a folder, not created yet, that replaces `path` at the end of the block; if the block fails,
-    `path` is unchanged."""
+    """Yield the path for a new folder that replaces `path` at the end of the block; if the block fails, `path` is
+    unchanged."""
     path = Path(path)
     temporary, replaced = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -96,7 +96,8 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 
 def _share(folder: Path) -> None:
-    """Give every file the default mode of this process: safetensors makes its files readable by their owner only."""
+    """Reset every file to the process's default mode, because safetensors creates files that only their owner can
+    read."""
     status = Path("/proc/self/status")
     umask = re.search(r"^Umask:\s*(\d+)", status.read_text(), re.MULTILINE) if status.is_file() else None
     mode = 0o666 & ~int(umask[1], 8) if umask else 0o644
@@ -106,7 +107,7 @@ def _share(folder: Path) -> None:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder such that an interruption leaves nothing under its name: it is renamed first."""
+    """Rename a folder, then delete it, so that an interruption leaves nothing under its original name."""
     dropped = path.with_name(f".{path.name}.old")
     shutil.rmtree(dropped, ignore_errors=True)
     os.replace(path, dropped)
@@ -114,7 +115,7 @@ def remove_folder(path: Path) -> None:
 
 
 def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
-    """Return the SHA-256 of each named file of `folder`."""
+    """Compute the SHA-256 of each named file in `folder`."""
 
     def digest(name: str) -> str:
         with (folder / name).open("rb") as file:
@@ -126,13 +127,13 @@ def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def digest_of(value: Any) -> str:
-    """Return the SHA-256 of a value's JSON, independent of the order of its keys."""
+    """Return the SHA-256 of a value's JSON representation, independent of key order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 @contextlib.contextmanager
 def locked(folder: Path, key: str) -> Iterator[None]:
-    """Lock `folder` for this process for the duration of the block; `key` is its name in the configuration.
+    """Lock `folder` for this process during the block; `key` is the name of its configuration key.
 
     A POSIX lock ends with its process and is not inherited by forked children. Raises ConfigError if another process
     holds it, or if `folder` is not writable.
@@ -158,7 +159,7 @@ def locked(folder: Path, key: str) -> Iterator[None]:
             file=sys.stderr,
         )
     try:
-        with contextlib.suppress(OSError):  # only used in the message above, so a full disk is no reason to stop
+        with contextlib.suppress(OSError):  # only used in the message above, so ignore a full disk
             os.ftruncate(descriptor, 0)
             os.write(descriptor, f"{os.getpid()}\n".encode())
         yield
@@ -172,9 +173,10 @@ def parse_json(
     error: type[MmprmError] = DataError,
     object_hook: Callable[[list[tuple[str, Any]]], Any] | None = None,
 ) -> Any:
-    """Return the value of a JSON text, or raise `error` naming `location` and the reason.
+    """Parse a JSON text; on failure raise `error` with `location` and the reason.
 
-    JSON nested too deeply for Python's parser is an error too. `object_hook` gets the pairs of each object.
+    JSON that is nested too deeply for Python's parser also raises `error`. `object_hook` receives the key-value pairs
+    of each object.
     """
     try:
         return json.loads(text, object_pairs_hook=object_hook)
@@ -185,10 +187,10 @@ def parse_json(
 
 
 def logged_rows(path: Path, keys: Iterable[str] = ("step",)) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a JSON lines log that have all `keys`, with `step` as an integer.
+    """Yield the objects in a JSON lines log that have all `keys`, with `step` as an integer.
 
-    A last line that is incomplete is skipped silently. Other damaged lines are skipped with a warning on stderr, since
-    a damaged log must not end a run. Raises OSError if the file cannot be read.
+    An incomplete last line is skipped silently. Other damaged lines are skipped with a warning on stderr, because a
+    damaged log must not end a run. Raises OSError if the file cannot be read.
     """
     keys = tuple(keys)
     lines = path.read_bytes().splitlines(keepends=True)

@@ -1,4 +1,4 @@
-"""Run a batch so that a faulty item fails alone."""
+"""Split failing batches in half, so that only the faulty items fail."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ def run_halving(
     failed: Callable[[_Item, Exception], _Result],
     errors: type[Exception],
 ) -> list[_Result]:
-    """Return one result per item, in order.
+    """Run `run` on batches of the items and return one result per item, in order.
 
-    If `run` raises one of `errors` for a batch, both of its halves run again. An item that fails alone has the result
-    `failed(item, error)`. Another item runs at most 1 + log2(len(items)) times.
+    If `run` raises one of `errors` for a batch, each half is run again. An item that fails by itself gets the result
+    `failed(item, error)`. Every other item runs at most 1 + log2(len(items)) times.
     """
     try:
         return list(run(items))

@@ -1,4 +1,4 @@
-"""Describe the machines that a run is meant for, which `mmprm plan` checks."""
+"""Describe the target machines of a run, for `mmprm plan`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from mmprm.config import Config
 
 
 class HardwareConfig(Config):
-    """Configures what `mmprm plan` assumes. A run ignores these keys, and uses the GPUs that it finds."""
+    """Configures the hardware that `mmprm plan` assumes. Runs ignore these keys and use the GPUs they find."""
 
     gpus: int = Field(8, ge=1)
-    """Number of GPUs of all nodes together."""
+    """Total number of GPUs over all nodes."""
     nodes: int = Field(1, ge=1)
-    """Number of machines, which all have the same number of GPUs."""
+    """Number of machines, each with the same number of GPUs."""
     gpu_memory_gib: float = Field(79, gt=0)
-    """Memory of a GPU in GiB as torch reports it: 79 for an A100 or H100 of 80 GB, 139 for an H200."""
+    """Memory per GPU in GiB as torch reports it: 79 for an A100 or H100 with 80 GB, 139 for an H200."""
     host_memory_gib: float | None = Field(None, gt=0)
-    """CPU memory of a node in GiB; default: not checked."""
+    """CPU memory per node in GiB; not checked by default."""
     shapes: dict[str, str] = Field({})
-    """Maps a model folder that another run has not written yet to the hub id of a published model of the same shape."""
+    """Maps a model folder that does not exist yet, because another run will write it, to the hub id of a published
+    model of the same shape."""
 
     @model_validator(mode="after")
     def _nodes_are_equal(self) -> HardwareConfig:

@@ -1,4 +1,4 @@
-"""Read the HTTP response of a server in bounded memory."""
+"""Read a server's HTTP response in bounded memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ _MIB = 2**20
 
 
 class Failure(Exception):  # noqa: N818 - the cause of an error, which callers see as SamplingError
-    """Signals a failed attempt. `kind` is a short description without details, by which failures are counted."""
+    """Signals a failed attempt. `kind` is a short description without details, used to group failures when counting
+    them."""
 
     def __init__(self, kind: str, detail: str = "", busy: bool = False, retry_after: float = 0.0) -> None:
         super().__init__(f"{kind}: {detail}" if detail else kind)
@@ -27,7 +28,7 @@ class Failure(Exception):  # noqa: N818 - the cause of an error, which callers s
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """The status, headers and body of an HTTP response."""
+    """Holds the status, headers and body of an HTTP response."""
 
     status: int
     headers: httpx.Headers
@@ -35,19 +36,19 @@ class HttpResponse:
 
     @property
     def text(self) -> str:
-        """Return the body as text, with undecodable bytes replaced."""
+        """Decode the body as text, replacing undecodable bytes."""
         return self.content.decode(errors="replace")
 
     def json(self) -> Any:
-        """Return the body as JSON. Raises ValueError if it is not JSON or has more objects than any valid answer:
-        each takes about 60 times its size in memory."""
+        """Parse the body as JSON. Raises ValueError if it is not JSON or has more objects than any valid response: each
+        object takes about 60 times its size in memory."""
         if self.content.count(b"{") + self.content.count(b"[") > _MAX_OBJECTS:
             raise ValueError("too many objects")
         return json.loads(self.content)
 
     @property
     def message(self) -> str:
-        """Return the server's error message: that of OpenAI's {"error": {"message": …}}, or else the body."""
+        """Return the error message in OpenAI's format, {"error": {"message": …}}, or else the whole body."""
         try:
             return str(self.json()["error"]["message"])
         except (ValueError, KeyError, TypeError, RecursionError):
@@ -55,7 +56,7 @@ class HttpResponse:
 
     @property
     def retry_after(self) -> float:
-        """Return the seconds to wait as requested by the server's Retry-After (a number or a date), or 0."""
+        """Return the delay in seconds from the Retry-After header (a number or a date), or 0 if there is none."""
         value = self.headers.get("Retry-After", "")
         try:
             seconds = float(value)
@@ -68,9 +69,9 @@ class HttpResponse:
 
 
 async def read_response(http: httpx.AsyncClient, request: httpx.Request, max_answer_mib: int) -> HttpResponse:
-    """Send a request and return the response.
+    """Send a request and read its response.
 
-    Raises Failure if the body exceeds `max_answer_mib`, or if it is compressed, because a few bytes can decompress to
+    Raises Failure if the body exceeds `max_answer_mib` or is compressed, because a few bytes can decompress to
     gigabytes.
     """
     response = await http.send(request, stream=True)

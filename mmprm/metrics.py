@@ -1,4 +1,4 @@
-"""Measure how good scores are: AUC, ProcessBench F1 and its threshold, calibration, bootstrap intervals. NumPy only.
+"""Compute score metrics: AUC, ProcessBench F1 and its threshold, calibration, and bootstrap intervals. NumPy only.
 
 Shapes: K item (step or solution), P problem, S step, B bootstrap resample.
 """
@@ -16,14 +16,14 @@ from numpy.typing import ArrayLike, NDArray
 from mmprm.errors import DataError
 
 NO_ERROR = -1
-"""First-error index of a solution without an incorrect step, as in ProcessBench's `label`."""
+"""First-error index of a solution with no incorrect step, as in ProcessBench's `label`."""
 
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Holds a measured value and the bounds of its interval."""
+    """Holds an estimate and the bounds of its interval."""
 
     value: float
     low: float
@@ -42,7 +42,7 @@ def roc_auc(scores_K: ArrayLike, positive_K: ArrayLike) -> float:
             f"AUC needs positive and negative items, got {positives} positive and {negatives} negative; add items of "
             "the missing class"
         )
-    # Equal scores share the mean of their ranks, which gives a tied pair its ½.
+    # Tied scores get the mean of their ranks, so each tied pair counts ½.
     _, inverse_K, counts = np.unique(scores_K, return_inverse=True, return_counts=True)
     midranks = np.cumsum(counts) - (counts - 1) / 2
     rank_sum = midranks[inverse_K][positive_K].sum()
@@ -51,10 +51,10 @@ def roc_auc(scores_K: ArrayLike, positive_K: ArrayLike) -> float:
 
 @dataclass(frozen=True, slots=True)
 class FirstErrorF1:
-    """Holds ProcessBench's metrics.
+    """Holds ProcessBench's F1 and the two accuracies it combines.
 
-    `on_bad` is the share of solutions with an incorrect step whose first error was found exactly, `on_good` the share
-    of solutions without one for which no error was claimed, and `f1` their harmonic mean.
+    `on_bad` is the share of solutions with an incorrect step whose first error is found exactly. `on_good` is the share
+    of fully correct solutions in which no error is claimed. `f1` is the harmonic mean of the two.
     """
 
     f1: float
@@ -65,15 +65,15 @@ class FirstErrorF1:
 
 
 def first_below(scores_S: Sequence[float], threshold: float) -> int:
-    """Return the index of the first step whose score is below the threshold, or NO_ERROR."""
+    """Return the index of the first step with a score below the threshold, or NO_ERROR."""
     return next((index for index, score in enumerate(scores_S) if score < threshold), NO_ERROR)
 
 
 def processbench_f1(predicted_K: ArrayLike, truth_K: ArrayLike) -> FirstErrorF1:
-    """Return F1 = 2ab / (a + b) of the accuracies a on solutions with an incorrect step and b on those without.
+    """Return ProcessBench's F1 = 2ab / (a + b), where a and b are the accuracies on incorrect and correct solutions.
 
-    Both arguments hold first-error indices, or NO_ERROR. The result is NaN if one of the two kinds of solution is
-    missing. Source: Zheng et al., ProcessBench.
+    Both arguments hold first-error indices or NO_ERROR. A solution is incorrect if it has an incorrect step. The result
+    is NaN if there are no correct or no incorrect solutions. Source: Zheng et al., ProcessBench.
     """
     predicted_K, truth_K = np.asarray(predicted_K), np.asarray(truth_K)
     assert predicted_K.shape == truth_K.shape, "one prediction per solution"
@@ -85,10 +85,10 @@ def processbench_f1(predicted_K: ArrayLike, truth_K: ArrayLike) -> FirstErrorF1:
 def choose_threshold(scores_KS: Sequence[Sequence[float]], truth_K: Sequence[int]) -> tuple[float, FirstErrorF1]:
     """Return the threshold in [0, 1] with the highest ProcessBench F1 on a development split, and that F1.
 
-    A solution is judged correctly for exactly the thresholds t of one interval: min(s_0…s_e) < t ≤ min(s_0…s_{e-1}) if
-    its first error is e, and t ≤ min(s_0…s_last) if it has none. F1 is therefore constant between neighboring interval
-    ends. The result is the middle of the best such gap, and of the widest one among equals. Raises DataError if all
-    solutions have an incorrect step, or none has.
+    Each solution is judged correctly exactly when the threshold t falls into one interval: min(s_0…s_e) < t ≤
+    min(s_0…s_{e-1}) if its first error is e, and t ≤ min(s_0…s_last) if it has none. F1 is therefore constant between
+    neighboring interval ends. The result is the midpoint of the gap with the best F1, or of the widest such gap on
+    ties. Raises DataError if all solutions have an incorrect step, or none has.
     """
     bad_K = np.asarray(truth_K) != NO_ERROR
     if bad_K.all() or not bad_K.any():
@@ -103,14 +103,14 @@ def choose_threshold(scores_KS: Sequence[Sequence[float]], truth_K: Sequence[int
     middles, widths = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
 
     def share_correct(of_K: NDArray[np.bool_]) -> Floats:
-        # At a middle, the intervals that contain it are those that began before it and have not ended.
+        # The intervals that contain a midpoint are those that began before it and have not ended.
         started = np.searchsorted(np.sort(low_K[of_K]), middles, side="left")
         ended = np.searchsorted(np.sort(high_K[of_K]), middles, side="left")
         return (started - ended) / of_K.sum()
 
     on_bad, on_good = share_correct(bad_K), share_correct(~bad_K)
     f1 = np.divide(2 * on_bad * on_good, on_bad + on_good, out=np.zeros_like(on_bad), where=on_bad + on_good > 0)
-    # Of equally good gaps the widest one generalizes best; 1e-12 allows for rounding.
+    # Among equally good gaps, the widest generalizes best; 1e-12 allows for rounding.
     best = np.flatnonzero(f1 >= f1.max() - 1e-12)
     threshold = float(middles[best[np.argmax(widths[best])]])
     return threshold, processbench_f1([first_below(scores_S, threshold) for scores_S in scores_KS], truth_K)
@@ -118,7 +118,7 @@ def choose_threshold(scores_KS: Sequence[Sequence[float]], truth_K: Sequence[int
 
 @dataclass(frozen=True, slots=True)
 class MacroF1:
-    """Holds the mean `f1` of the F1 of correct steps (`on_correct`) and the F1 of incorrect steps (`on_incorrect`)."""
+    """Holds the F1 on correct steps (`on_correct`), the F1 on incorrect steps (`on_incorrect`), and their mean `f1`."""
 
     f1: float
     on_correct: float
@@ -128,9 +128,10 @@ class MacroF1:
 
 
 def macro_f1(claimed_K: ArrayLike, correct_K: ArrayLike) -> MacroF1:
-    """Return F1 = 2 · hits / (claims + members) of the steps claimed correct and of the steps claimed incorrect.
+    """Return the macro F1 over correct and incorrect steps; per class, F1 = 2 · hits / (claims + members).
 
-    The result is NaN if the truth lacks one of the two classes. Source: Wang et al., VisualPRM (VisualProcessBench).
+    The result is NaN if one of the two classes does not occur in the truth. Source: Wang et al., VisualPRM
+    (VisualProcessBench).
     """
     claimed_K, correct_K = np.asarray(claimed_K, dtype=bool), np.asarray(correct_K, dtype=bool)
     assert claimed_K.shape == correct_K.shape, "one claim per step"
@@ -145,8 +146,8 @@ def macro_f1(claimed_K: ArrayLike, correct_K: ArrayLike) -> MacroF1:
 def choose_step_threshold(scores_K: ArrayLike, correct_K: ArrayLike) -> tuple[float, MacroF1]:
     """Return the threshold in [0, 1] with the highest macro F1 on a development split, and that F1.
 
-    A step is claimed correct if its score is at least the threshold. As in choose_threshold, the result is the middle
-    of the best gap between scores, and of the widest one among equals. Raises DataError if one class is missing.
+    A step is claimed correct if its score is at least the threshold. As in choose_threshold, the result is the midpoint
+    of the best gap between scores, or of the widest such gap on ties. Raises DataError if one class is missing.
     """
     scores_K, correct_K = np.asarray(scores_K, dtype=float), np.asarray(correct_K, dtype=bool)
     correct, incorrect = int(correct_K.sum()), int((~correct_K).sum())
@@ -157,7 +158,7 @@ def choose_step_threshold(scores_K: ArrayLike, correct_K: ArrayLike) -> tuple[fl
         )
     edges = np.unique(np.concatenate([scores_K, [0.0, 1.0]]))
     middles, widths = (edges[:-1] + edges[1:]) / 2, np.diff(edges)
-    # Steps below the threshold are claimed incorrect: `missed` of the correct ones, and `found` of the incorrect ones.
+    # Steps below the threshold are claimed incorrect: `missed` correct ones and `found` incorrect ones.
     missed = np.searchsorted(np.sort(scores_K[correct_K]), middles)
     found = np.searchsorted(np.sort(scores_K[~correct_K]), middles)
     on_correct = 2 * (correct - missed) / (2 * correct - missed + incorrect - found)
@@ -169,7 +170,7 @@ def choose_step_threshold(scores_K: ArrayLike, correct_K: ArrayLike) -> tuple[fl
 
 
 def wilson(successes: int, trials: int, level: float = 0.95) -> Interval | None:
-    """Return Wilson's score interval (1927) of a share p = k / n, with z the normal quantile of the level.
+    """Return the Wilson score interval (1927) of a proportion p = k / n; z is the normal quantile of the level.
 
     The bounds are (p + z²/2n ± z·sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n). Returns None for n = 0.
     """
@@ -191,7 +192,7 @@ def bootstrap_mean(values_P: ArrayLike, seed: int, resamples: int = 2000, level:
 def bootstrap_means(
     values_RP: Sequence[ArrayLike], seed: int, resamples: int = 2000, level: float = 0.95
 ) -> list[Interval]:
-    """Apply bootstrap_mean to each row of values over the same problems, sharing the resamples between rows."""
+    """Apply bootstrap_mean to each row of values over the same problems, with the same resamples for all rows."""
     values_PR = np.asarray(values_RP, dtype=float).T
     problems = len(values_PR)
     if not problems:
@@ -199,7 +200,7 @@ def bootstrap_means(
     rng = np.random.default_rng(seed)
     resampled = (rng.integers(problems, size=problems) for _ in range(resamples))
     counts_BP = np.array([np.bincount(indices_P, minlength=problems) for indices_P in resampled], dtype=float)
-    # Counting how often each problem was sampled turns all means of all resamples into one matrix product.
+    # With the counts of how often each problem is drawn, one matrix product gives the means of all resamples.
     means_BR = counts_BP @ values_PR / problems
     return [
         _percentiles(float(value), means_B, level)
@@ -214,9 +215,9 @@ def bootstrap(
     resamples: int = 2000,
     level: float = 0.95,
 ) -> Interval:
-    """Return the percentile bootstrap interval over problems of a statistic of items.
+    """Return the percentile bootstrap interval of a statistic of items, resampling whole problems.
 
-    `problem_K` names the problem of each item; a problem is resampled with all its items. `statistic` receives the
+    `problem_K` holds the problem of each item; a problem is resampled with all its items. `statistic` receives the
     indices of the resampled items. Resamples for which it is NaN are excluded from the percentiles.
     """
     items: dict[Hashable, list[int]] = {}
@@ -224,7 +225,7 @@ def bootstrap(
         items.setdefault(problem, []).append(index)
     if not items:
         raise DataError("a bootstrap interval needs at least one problem, got 0; add problems with a measured value")
-    # Items are ordered by problem, so a resampled problem is a range of them, and a resample needs no Python loop.
+    # Items are sorted by problem, so each problem is a contiguous range, and resampling needs no Python loop.
     ordered_K = np.concatenate(list(map(np.array, items.values())))
     sizes_P = np.array(list(map(len, items.values())))
     starts_P = np.cumsum(sizes_P) - sizes_P
@@ -242,7 +243,7 @@ def bootstrap(
 
 @dataclass(frozen=True, slots=True)
 class ReliabilityBin:
-    """Holds the items with a predicted probability in [low, high): their number, mean prediction and mean outcome."""
+    """Holds the count, mean prediction and mean outcome of items with predicted probability in [low, high)."""
 
     low: float
     high: float
@@ -252,7 +253,7 @@ class ReliabilityBin:
 
 
 def reliability(probability_K: ArrayLike, outcome_K: ArrayLike, bins: int = 10) -> list[ReliabilityBin]:
-    """Return a reliability curve in bins of equal width; 1.0 falls into the last bin, and empty bins are omitted."""
+    """Compute a reliability curve with bins of equal width; 1.0 falls into the last bin, and empty bins are omitted."""
     probability_K, outcome_K = np.asarray(probability_K, dtype=float), np.asarray(outcome_K, dtype=float)
     bin_K = np.minimum((probability_K * bins).astype(int), bins - 1)
     return [
@@ -274,11 +275,12 @@ def expected_calibration_error(curve: Sequence[ReliabilityBin]) -> float:
 
 
 def _judged_correctly(scores_S: Sequence[float], first_error: int) -> tuple[float, float]:
-    """Return (low, high): the thresholds t with low < t ≤ high find this first error; low == high if none does."""
+    """Return (low, high) such that thresholds t with low < t ≤ high find this first error, or low == high if none
+    do."""
     if first_error == NO_ERROR:
         return -1.0, min(scores_S, default=2.0)
     assert 0 <= first_error < len(scores_S), "the first error is one of the solution's steps"
-    # 2.0 means no upper bound, as it exceeds every threshold.
+    # 2.0 means no upper bound, because it exceeds every threshold.
     high = min(scores_S[:first_error], default=2.0)
     return min(high, scores_S[first_error]), high
 

@@ -1,10 +1,10 @@
-"""Clean up after this process even if it is killed: a helper process waits for its end, then removes what it left.
+"""Clean up after this process even if it is killed: a helper process waits until it exits, then removes what it left.
 
-orphans.remove(folder)         # files in shared memory, which would keep occupying memory
-orphans.stop_children()        # the processes that this one has started so far, and their descendants
+orphans.remove(folder)         # shared-memory files, which would keep occupying memory
+orphans.stop_children()        # the processes started so far, and their descendants
 
-The helper starts with the first call and does nothing if this process exits by itself, whatever its exit code. This
-file is also the helper's program, so it imports only the standard library.
+The helper starts at the first call. It does nothing if this process exits by itself, with any exit code. This file is
+also the helper's program, so it imports only the standard library.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _helper: subprocess.Popen[bytes] | None = None
 
 
 def remove(folder: Path) -> None:
-    """Let the helper remove `folder`, which need not exist."""
+    """Tell the helper to remove `folder` when this process dies; `folder` does not need to exist yet."""
     _tell(f"folder {folder.resolve()}".encode())
 
 
 def stop_children() -> None:
-    """Let the helper end the children of this process and all of their descendants at that time."""
+    """Tell the helper to stop this process's current children, and all their descendants, when this process dies."""
     for pid in _children({os.getpid()}):
         _tell(f"process {pid} {_started(pid)}".encode())
 
@@ -44,13 +44,13 @@ def _tell(wish: bytes) -> None:
         _helper = subprocess.Popen(
             [sys.executable, "-I", "-S", __file__, str(os.getpid())],
             stdin=subprocess.PIPE,
-            stdout=subprocess.DEVNULL,  # a reader of a killed command's output must not wait for the helper
+            stdout=subprocess.DEVNULL,  # otherwise a reader of the killed command's output waits for the helper
             stderr=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C in a terminal signals the whole process group
         )
         atexit.register(_end, os.getpid())
     assert _helper.stdin is not None
-    with contextlib.suppress(OSError):  # the loss of the helper must not end the run
+    with contextlib.suppress(OSError):  # a dead helper must not end the run
         _helper.stdin.write(wish + b"\n")
         _helper.stdin.flush()
 
@@ -76,8 +76,8 @@ def _descendants(pids: set[int]) -> set[int]:
 
 
 def _stat(pid: int) -> list[str]:
-    """Return the fields of /proc/PID/stat after the process name, which may contain anything; empty if there is no
-    process."""
+    """Return the fields after the process name in /proc/PID/stat, or [] if there is no such process. The name may
+    contain any characters."""
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -85,17 +85,17 @@ def _stat(pid: int) -> list[str]:
 
 
 def _started(pid: int) -> str:
-    """Return the start time of a process, which distinguishes it from a later one with the same PID; "" if there is
+    """Return a process's start time, which tells it apart from a later process with the same PID, or "" if there is
     none."""
     fields = _stat(pid)
     return fields[19] if len(fields) > 19 else ""
 
 
 def _wait(parent: int) -> tuple[list[bytes], dict[int, str]]:
-    """Wait for `parent` to end; return the requests and the processes of their trees with start times.
+    """Wait for `parent` to exit; return its requests and the PIDs in their process trees with start times.
 
-    Exits if `parent` reports that nothing remains to be done. The trees are recorded while they exist, because a
-    process gets another parent when its root ends.
+    Exits if `parent` reports that there is nothing left to do. The trees are recorded while they exist, because
+    processes are reparented when their parent exits.
     """
     text, closed = b"", False
     family: dict[int, str] = {}

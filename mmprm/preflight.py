@@ -1,4 +1,5 @@
-"""Detect predictable failures before engines, models or clusters are started, and report them once, by key.
+"""Detect predictable failures before engines, models or clusters start, and report each once with its configuration
+key.
 
 owner = check_policy(engine, sampling, prompt, problems, samples=8)     # processor or tokenizer; None for servers
 check_prm(scorer); check_output(folder, "output")
@@ -33,10 +34,11 @@ def check_policy(
     samples: int = 1,
     key: str = "samples",
 ) -> Any:
-    """Return the policy's processor or tokenizer, or None for a policy on servers.
+    """Run the preflight checks of a policy, and return its processor or tokenizer, or None for a policy on servers.
 
-    Raises ConfigError, DataError, CheckpointError or SamplingError for settings under which every problem would fail,
-    or a single one because of a key. `samples` completions are sampled per prompt, as set by `key`.
+    Raises ConfigError, DataError, CheckpointError or SamplingError if all problems would fail, or if a configuration
+    key would make a single one fail. `samples` is the number of completions per prompt; `key` names its setting for
+    error messages.
     """
     if sampling.temperature == 0 and samples > 1:
         raise ConfigError(
@@ -75,7 +77,7 @@ def check_model(model: str) -> None:
 
 
 def check_weight_files(folder: Path) -> None:
-    """Raise CheckpointError if a folder lacks weights or one of the files that its index names."""
+    """Raise CheckpointError if a folder has no weights or lacks a file that its index names."""
     check_weights(str(folder))
     index = folder / "model.safetensors.index.json"
     if index.is_file():
@@ -90,7 +92,7 @@ def check_weight_files(folder: Path) -> None:
 
 
 def _check_header(file: Path) -> None:
-    """Raise CheckpointError if a file is truncated or not safetensors: its header states its length."""
+    """Raise CheckpointError if a file is truncated or not in safetensors format, by reading its header."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -101,14 +103,14 @@ def _check_header(file: Path) -> None:
 
 
 def load_template_owner(model: str) -> Any:
-    """Return the model's processor, or the tokenizer of a text-only model; no weights are read."""
+    """Load the model's processor, or the tokenizer of a text-only model; no weights are loaded."""
     if Path(model).is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
     from transformers import AutoProcessor
 
     try:
         return AutoProcessor.from_pretrained(model, trust_remote_code=False)
-    except Exception as error:  # transformers raises many exception types for an incomplete folder
+    except Exception as error:  # transformers raises many exception types for incomplete folders
         raise CheckpointError(
             f"{model}: its processor or tokenizer cannot be loaded; give a complete model folder "
             f"({type(error).__name__}: {error})"
@@ -116,7 +118,8 @@ def load_template_owner(model: str) -> Any:
 
 
 def check_prm(prm: str) -> None:
-    """Raise CheckpointError if a folder lacks files of a process reward model; a hub id is not checked."""
+    """Raise CheckpointError if a model folder lacks files that a process reward model needs; hub ids are not
+    checked."""
     folder = Path(prm)
     if not prm or not folder.is_dir():
         return
@@ -128,7 +131,7 @@ def check_prm(prm: str) -> None:
 
 
 def check_prm_reads(prm: str, problems: Sequence[Problem]) -> None:
-    """Raise DataError if problems have images and the process reward model in this folder reads text only."""
+    """Raise DataError if problems have images but the process reward model in this folder is text-only."""
     folder = Path(prm)
     with_image = next((problem for problem in problems if problem.images), None)
     names = ("preprocessor_config.json", "processor_config.json")
@@ -140,7 +143,7 @@ def check_prm_reads(prm: str, problems: Sequence[Problem]) -> None:
 
 
 def check_output(folder: str | Path, key: str, file: bool = False) -> None:
-    """Raise ConfigError if the folder is not writable, or with `file=True`, the folder of that file."""
+    """Raise ConfigError if `folder` is not writable; with `file=True`, it is a file whose folder is checked."""
     path = Path(folder)
     inside = path.parent if file else path
     try:
@@ -156,7 +159,7 @@ def check_output(folder: str | Path, key: str, file: bool = False) -> None:
 
 
 def check_disk_space(folder: str | Path, key: str, model: str) -> None:
-    """Raise ConfigError if the disk has less free space than the model to be written there needs."""
+    """Raise ConfigError if the disk has too little free space for the model to be written there."""
     check_output(folder, key)
     needed = sum(file.stat().st_size for file in Path(model).glob("*.safetensors"))
     free = shutil.disk_usage(folder).free
@@ -196,7 +199,7 @@ def _check_served(engine: EngineConfig, prompt: PromptConfig) -> None:
 def _check_length(
     engine: EngineConfig, sampling: SamplingConfig, prompt: PromptConfig, problems: Sequence[Problem], owner: Any
 ) -> None:
-    """Raise an error if even the shortest prompt fills the context; print a note if completions end before
+    """Raise ConfigError if even the shortest prompt fills the context; print a note if completions must end before
     max_tokens."""
     from transformers import AutoConfig
 
@@ -236,6 +239,6 @@ def _check_length(
 
 
 def _stretches(text_config: Any) -> bool:
-    """Return whether positions are scaled beyond the declared maximum."""
+    """Return whether RoPE scaling extends the context beyond the declared maximum."""
     scaling = getattr(text_config, "rope_parameters", None) or getattr(text_config, "rope_scaling", None) or {}
     return bool(scaling.get("factor")) if isinstance(scaling, dict) else True

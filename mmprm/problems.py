@@ -1,4 +1,4 @@
-"""Read problems from rows, whose columns hold question, answer, images and options; images are opened when needed."""
+"""Read problems from table rows with columns for question, answer, images and options; images are opened on demand."""
 
 from __future__ import annotations
 
@@ -73,20 +73,19 @@ __all__ = [
 
 
 class ProblemsConfig(RowsConfig):
-    """Configures which file of problems to read, and how."""
+    """Configures which problems to read, and how."""
 
     columns: Columns = Columns()
-    """Names of the columns."""
+    """Names of the columns to read."""
     image_root: PathText | None = None
-    """Folder that relative image paths refer to; by default the folder of the file."""
+    """Folder that relative image paths refer to; defaults to the folder of the problem file."""
 
 
 def load_problems(config: ProblemsConfig) -> list[Problem]:
-    """Return all problems in file order; of exact duplicates only the first, with a note.
+    """Load all problems in file order; exact duplicates are dropped with a note.
 
-    Images are not opened here, so that a broken image affects only its own problem later. Raises DataError, naming file
-    and line (or row), for a missing field, an empty answer, a line that is not JSON, or two different problems with the
-    same id.
+    Images are not opened here, so a broken image later affects only its own problem. Raises DataError, with the file
+    and line (or row), for a missing field, an empty answer, invalid JSON, or two different problems with the same id.
     """
     reader = ProblemReader(config.columns, image_folder(config))
     problems: dict[str, tuple[str, Problem]] = {}
@@ -112,7 +111,7 @@ def load_problems(config: ProblemsConfig) -> list[Problem]:
 
 
 def _tell_missing(problems: Sequence[Problem]) -> None:
-    """Report missing images at once, because an incorrect root would make every problem fail later."""
+    """Report missing image files up front, because an incorrect image root would make every problem fail later."""
     images = ((problem.id, image) for problem in problems for image in problem.images)
     missing = {name: image.path for name, image in images if not _is_at_hand(image)}
     if missing:
@@ -121,15 +120,15 @@ def _tell_missing(problems: Sequence[Problem]) -> None:
 
 
 def image_folder(config: ProblemsConfig) -> Path:
-    """Return the folder of relative image paths; it is absolute because stores are also read from other folders."""
+    """Return the absolute path of the folder for relative image paths; stores are also read from other folders."""
     path = Path(config.path)
     return Path(config.image_root or (path if os.path.isdir(path) else path.parent)).absolute()
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Holds the question of a row. `labels` are those of the choices in the row, `said` is the final answer in its
-    messages, and `used` are the columns that were read."""
+    """Holds the question of a row. `labels` are the labels of the answer choices, `said` is the final answer in the
+    row's messages, and `used` are the columns that were read."""
 
     question: str
     images: tuple[ImageRef, ...]
@@ -140,7 +139,7 @@ class Asked:
 
 
 class ProblemReader:
-    """Reads rows one by one, and collects the notes about them that `tell` prints."""
+    """Reads problems row by row, and collects notes about the rows, which `tell` prints."""
 
     def __init__(self, columns: Columns, root: Path) -> None:
         self._columns, self._root = columns, root
@@ -148,7 +147,7 @@ class ProblemReader:
         self._first: dict[str, str] = {}
 
     def problem(self, row: Row, location: str) -> Problem:
-        """Return the problem of a row. Raises DataError, naming `location`, if the row does not hold one."""
+        """Parse a row into a problem. Raises DataError, with `location`, if the row is invalid."""
         asked = self.asked(row, location)
         answers = cells_of(row, self._columns, "answer", location)
         written = answer_text(only_one(answers, "answer", location), answers, location)
@@ -183,10 +182,11 @@ class ProblemReader:
         )
 
     def asked(self, row: Row, location: str) -> Asked:
-        """Return the question of a row.
+        """Parse the question of a row.
 
-        Raises DataError, naming `location`, for a row without a question or with two conflicting ones; for images that
-        do not match its image marks; and for video, audio or images in a column that is not read.
+        Raises DataError, with `location`, for a row with no question or with two conflicting ones. Also raises it for
+        images that do not match the question's image marks, and for video, audio or images in a column that is not
+        read.
         """
         columns, root = self._columns, self._root
         check_media(row, location)
@@ -215,7 +215,7 @@ class ProblemReader:
             (question, *choices), len(images), location, fields, "front" if found.one_for_all else "refuse"
         )
         used = found.used | used_names(row, image_cells) | used_names(row, choice_cells) | {*lettered.values()}
-        # MathVista names a file of another archive in `image`, and holds the image itself elsewhere.
+        # MathVista's `image` names a file in another archive; the image itself is in another column.
         if columns.images is None and not any(map(_is_at_hand, images)):
             suspect = check_unread_images(rest_of(row, used), question, location)
             if suspect is not None:
@@ -223,7 +223,7 @@ class ProblemReader:
         return Asked(question, images, tuple(placed), labels, found.said, frozenset(used))
 
     def tell(self) -> None:
-        """Print the collected notes, one line per kind with its number of rows and the first of them."""
+        """Print the collected notes, one line per kind, with the number of rows and the first row."""
         for text, count in self._notes.items():
             print(f"{self._first[text]}: {text} ({count:,} such rows)", file=sys.stderr)
 
@@ -233,12 +233,12 @@ class ProblemReader:
 
 
 def read_problem(row: Row, columns: Columns, root: Path, location: str) -> Problem:
-    """Read one row; see ProblemReader.problem."""
+    """Parse a single row; see ProblemReader.problem."""
     return ProblemReader(columns, root).problem(row, location)
 
 
 def _check_characters(texts: Mapping[str, str], location: str) -> None:
-    """Raise DataError for invalid characters in lists and messages stored as text; other JSON is checked on reading."""
+    """Raise DataError for lone surrogates in lists and messages stored as text; other JSON is checked on reading."""
     for field, text in texts.items():
         try:
             text.encode()
@@ -273,7 +273,8 @@ def _content(problem: Problem) -> str:
 
 
 def content_id(question: str, answer: str, images: Sequence[ImageRef] = (), choices: Sequence[str] = ()) -> str:
-    """Return 16 hexadecimal digits from question, answer, image bytes and choices; for a missing image, its path."""
+    """Hash the question, answer, image bytes and choices to 16 hexadecimal digits; a missing image is hashed by
+    path."""
     digests = [image_digest(image) for image in images]
     text = json.dumps([question, answer, digests, *([list(choices)] if choices else [])])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -282,9 +283,9 @@ def content_id(question: str, answer: str, images: Sequence[ImageRef] = (), choi
 def write_problems(
     path: str | Path, problems: Iterable[Problem], columns: Mapping[str, Mapping[str, Any]] | None = None
 ) -> None:
-    """Write JSONL that load_problems reads back; images become files in `images/` next to it, named by content.
+    """Write problems as JSONL for load_problems; images are saved in `images/` next to it, under content hashes.
 
-    `columns` maps problem ids to further columns of their lines.
+    `columns` maps problem ids to extra columns for their lines.
     """
     path = Path(path)
     with whole_file(path) as file:
@@ -297,7 +298,7 @@ def write_problems(
 
 
 def _written(problem: Problem, folder: Path) -> dict[str, Any]:
-    """Return the fields of a problem, followed by the columns of its row that no field is read from."""
+    """Convert a problem to a row: its fields, then the extra columns of the source row."""
     row: dict[str, Any] = {"id": problem.id, "question": problem.question, "answer": problem.answer}
     row |= {"images": [write_image(image, folder) for image in problem.images]}
     row |= {"choices": list(problem.choices)} if problem.choices else {}

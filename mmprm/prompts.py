@@ -1,4 +1,4 @@
-"""Define prompt presets and chat messages: what a policy is asked, and how it continues a prefix of its response."""
+"""Define prompt presets and build chat messages, including how a policy continues the prefix of a response."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from mmprm.types import Problem
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Holds the texts of a prompt. `user` contains {question}; `continuation`, if set, contains {prefix} and ends the
-    user turn in place of a prefill."""
+    """Holds the texts of a prompt. `user` contains {question}. `continuation`, if set, contains {prefix} and ends the
+    user turn instead of a prefill."""
 
     user: str = "{question}"
     system: str = ""
@@ -45,26 +45,27 @@ PRESETS = {
 
 
 class PromptConfig(Config):
-    """Configures how a problem becomes a prompt."""
+    """Configures how a problem is turned into a prompt."""
 
     preset: Literal["plain", "steps", "think", "previous_steps"] = "steps"
     """plain: the question alone; steps: asks for <step> tags and <answer>; think: asks for <think> and <answer>;
-    previous_steps: like steps, but the prefix is shown in the user turn, for policies trained to continue that way."""
+    previous_steps: like steps, but shows the prefix in the user turn, for policies trained to continue that way."""
     user: str | None = None
-    """Text of the user turn in place of the preset's; must contain {question}."""
+    """Text of the user turn, instead of the preset's; must contain {question}."""
     system: str | None = None
-    """Text of the system turn in place of the preset's; an empty text omits the system turn."""
+    """Text of the system turn, instead of the preset's; an empty text omits the system turn."""
     prefill: str | None = None
-    """Text with which every assistant turn begins, for example <think>, in place of the preset's."""
+    """Text that starts every assistant turn, for example <think>, instead of the preset's."""
     choices: bool | None = None
-    """Append a problem's options to its question (A. …), unless it already contains all of them; null: true."""
+    """Append a problem's options to its question (A. …), unless the question already contains all of them; null means
+    true."""
     template: Literal["chat", "raw"] | None = None
-    """chat, the default: the model's chat template; raw: no template, for base models: the prompt is the system
+    """chat (the default): use the model's chat template; raw: no template, for base models. A raw prompt is the system
     text, the user text and the prefill."""
     template_options: dict[str, Any] | None = None
-    """Options of the chat template, such as {enable_thinking: false}."""
+    """Variables to pass to the chat template, such as {enable_thinking: false}."""
     chat_template: str | None = None
-    """Text of a chat template in place of the checkpoint's; engine.chat_template reads it from a file."""
+    """Text of a chat template that replaces the checkpoint's; engine.chat_template reads it from a file."""
 
     @field_validator("template_options")
     @classmethod
@@ -95,7 +96,8 @@ _NOT_OPTIONS = {
 
 
 def messages(problem: Problem, config: PromptConfig, prefix: str = "") -> list[dict[str, Any]]:
-    """Return chat messages in transformers' format. A prefix appears only if the preset continues in the user turn."""
+    """Build chat messages in transformers' format. They include the prefix only if the preset continues in the user
+    turn."""
     preset = PRESETS[config.preset]
     system = preset.system if config.system is None else config.system
     before, _, after = (config.user or preset.user).partition("{question}")
@@ -103,15 +105,15 @@ def messages(problem: Problem, config: PromptConfig, prefix: str = "") -> list[d
         after += preset.continuation.replace("{prefix}", prefix)
     turns = [{"role": "system", "content": system}] if system else []
     question = asked_question(problem) if config.choices is not False else problem.question
-    if config.template == "raw" and IMAGE not in question:  # the text before it may be the header of a turn
+    if config.template == "raw" and IMAGE not in question:  # the text before the question may be a turn header
         question = IMAGE * len(problem.images) + question
     first = config.template != "raw"
     return [*turns, {"role": "user", "content": _content(problem, question, before, after, first)}]
 
 
 def assistant_beginning(config: PromptConfig, prefix: str) -> str:
-    """Return what the prompt appends to the generation prompt: the prefill and the prefix, unless the user turn
-    shows the prefix."""
+    """Return the text to append to the generation prompt: the prefill and the prefix, or nothing if the user turn shows
+    the prefix."""
     preset = PRESETS[config.preset]
     if prefix and preset.continuation:
         return ""
@@ -119,8 +121,8 @@ def assistant_beginning(config: PromptConfig, prefix: str) -> str:
 
 
 def _content(problem: Problem, question: str, before: str, after: str, first: bool) -> str | list[dict[str, str]]:
-    """Return plain text for a problem without images (text-only templates accept nothing else), otherwise parts in
-    order; with `first`, the images of a question without image marks precede all text."""
+    """Return plain text for a problem with no images (text-only templates accept nothing else), otherwise content parts
+    in order. With `first`, the images of a question with no image marks precede all text."""
     if not problem.images:
         return before + question + after
     pieces = question.split(IMAGE)

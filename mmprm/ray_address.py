@@ -1,4 +1,4 @@
-"""Find the Ray cluster to join, and check that a Ray answers there before ray.init retries silently for minutes."""
+"""Find the Ray cluster to join, and check that Ray responds there before ray.init retries silently for minutes."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import time
 from mmprm.errors import SetupError
 
 REACH_SECONDS = 10.0
-"""Time to try to connect to an address before it counts as unreachable, in seconds."""
+"""Timeout in seconds for connecting to an address."""
 HEALTH_SECONDS = 30.0
-"""Time for the process at an address to pass Ray's health check, in seconds."""
+"""Timeout in seconds for Ray's health check at an address."""
 AUTH_MODE = "RAY_AUTH_MODE"
 
 
 def cluster_address(address: str | None) -> tuple[str | None, str]:
-    """Return the address of the cluster to join, or None to start Ray locally, and the setting it came from."""
+    """Return (address, source) of the cluster to join; the address is None if Ray must be started locally."""
     if address not in (None, "", "auto"):
         return (None if address == "local" else address), "ray_address"
     if said := os.environ.get("RAY_ADDRESS"):
@@ -40,16 +40,16 @@ def cluster_address(address: str | None) -> tuple[str | None, str]:
 
 
 def has_token() -> bool:
-    """Return whether Ray finds an authentication token on this machine."""
+    """Return whether Ray can find an authentication token on this machine."""
     from ray._raylet import AuthenticationTokenLoader
 
     return AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True)
 
 
 def check_reachable(address: str, source: str) -> bool:
-    """Return whether the Ray at the address asks for a token.
+    """Check that Ray responds at the address, and return whether it asks for a token.
 
-    Raises SetupError unless a Ray answers there: Ray itself would retry silently for minutes.
+    Raises SetupError if it does not respond; ray.init would retry silently for minutes.
     """
     way_out = "start Ray there, give another address, or leave it out to start Ray on this machine"
     if source == "RAY_ADDRESS":
@@ -82,9 +82,9 @@ def check_reachable(address: str, source: str) -> bool:
 
 
 def _ill_health(host: str, port: str, mode: str, what: str, way_out: str) -> str | None:
-    """Return why the Ray at the address fails its health check, or None if it passes.
+    """Return why Ray at the address fails its health check, or None if it passes.
 
-    It is asked in this authentication mode, unless the environment sets one.
+    The check uses the authentication mode `mode` unless the environment sets one.
     """
     command = [sys.executable, "-m", "ray.scripts.scripts", "health-check", "--address", f"{host}:{port}"]
     environment = {AUTH_MODE: mode} | os.environ
@@ -100,7 +100,7 @@ def _ill_health(host: str, port: str, mode: str, what: str, way_out: str) -> str
 
 
 def _refusal(host: str, port: int) -> str | None:
-    """Return why nothing can be reached at the address, or None if something listens there."""
+    """Return why connecting to the address fails, or None if a server accepts the connection."""
     end = time.monotonic() + REACH_SECONDS
     while True:
         try:

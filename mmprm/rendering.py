@@ -1,10 +1,11 @@
-"""Render chat messages to the text of a prompt, with the model's chat template or without one, and check the result.
+"""Render chat messages to prompt text, with or without the model's chat template, and check the result.
 
 text = render(processor, problem, prefix, config)
 begins = turn_beginning(processor, config)       # the part of the policy's turn that precedes its first token
 
-Some templates open the assistant's turn themselves (`<think>` of DeepSeek-R1-Distill, QwQ, Qwen3-Thinking). What the
-generation prompt appends to the assistant's header is part of the response, as `prompt.prefill` is.
+Some templates open the assistant turn themselves, for example with `<think>` (DeepSeek-R1-Distill, QwQ,
+Qwen3-Thinking). Text that the generation prompt appends to the assistant header is part of the response, just like
+`prompt.prefill`.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from mmprm.types import Problem
 Messages = Sequence[Mapping[str, Any]]
 
 _USER, _ASSISTANT = "\ue000", "\ue001"
-"""Private-use characters that mark the contents of turns in a rendered text."""
+"""Private-use characters that stand for the contents of turns in a rendered template."""
 
 
 def render(template_owner: Any, problem: Problem, prefix: str, config: PromptConfig) -> str:
-    """Return the prompt as text: the messages, the generation prompt, the prefill, then the prefix.
+    """Render the prompt text: the messages, the generation prompt, the prefill, then the prefix.
 
     `template_owner` is a transformers tokenizer or processor; `prefix` continues where turn_beginning ends. Raises
     CheckpointError if there is no chat template, and ConfigError for messages that the template rejects.
@@ -35,7 +36,7 @@ def render(template_owner: Any, problem: Problem, prefix: str, config: PromptCon
 
 
 def render_turns(template_owner: Any, turns: Messages, config: PromptConfig, generation_prompt: bool) -> str:
-    """Return the text of the turns; with `generation_prompt`, followed by the beginning of the assistant's turn."""
+    """Apply the chat template to the turns; with `generation_prompt`, also add the start of an assistant turn."""
     if config.template == "raw":
         return _raw(template_owner, turns)
     template = config.chat_template or getattr(template_owner, "chat_template", None)
@@ -58,16 +59,16 @@ def render_turns(template_owner: Any, turns: Messages, config: PromptConfig, gen
 
 
 def turn_beginning(template_owner: Any, config: PromptConfig) -> str:
-    """Return the text of an assistant turn that precedes the policy's first token: the template's opening and the
+    """Return the start of an assistant turn, before the policy's first token: the template's opening and the
     prefill."""
     return opening(template_owner, config) + assistant_beginning(config, "")
 
 
 def opening(template_owner: Any, config: PromptConfig) -> str:
-    """Return what the template's generation prompt appends to the header of an assistant turn.
+    """Return the text that the template's generation prompt adds after the header of an assistant turn.
 
-    The header is the text before the content of a turn in the middle of a conversation, where templates that insert
-    thoughts into the last turn insert none.
+    The header is the text before the content of a turn in mid-conversation: some templates insert thoughts, but only
+    into the last turn.
     """
     if config.template == "raw":
         return ""
@@ -86,7 +87,7 @@ def opening(template_owner: Any, config: PromptConfig) -> str:
 
 
 def end_of_turn(template_owner: Any, config: PromptConfig) -> str:
-    """Return what follows the content of an assistant's turn."""
+    """Return the text that follows the content of an assistant turn."""
     if config.template == "raw":
         return _tokenizer(template_owner).eos_token or ""
     turns = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ASSISTANT}]
@@ -94,10 +95,9 @@ def end_of_turn(template_owner: Any, config: PromptConfig) -> str:
 
 
 def check_rendering(template_owner: Any, problems: Sequence[Problem], config: PromptConfig, name: str = "") -> None:
-    """Raise ConfigError unless prompts contain their questions and a placeholder per image, for one problem of each
-    kind.
+    """Render one problem of each kind, and raise ConfigError if the prompt lacks the question or an image placeholder.
 
-    `name` is the model's. The chat template of a base model may render nothing for messages of parts.
+    `name` is the name of the model. A base model's chat template may render nothing for messages made of content parts.
     """
     name = name or _name(template_owner)
     _check_options(template_owner, config, name)
@@ -120,7 +120,7 @@ def check_rendering(template_owner: Any, problems: Sequence[Problem], config: Pr
 
 
 def template_of_file(values: Any, *keys: str) -> Any:
-    """Return a configuration's raw values with the text of the template file that `keys` names in `prompt`."""
+    """Read the template file named by `keys`, and return the raw configuration with its text in `prompt`."""
     path: Any = values
     for key in keys:
         path = path.get(key) if isinstance(path, Mapping) else getattr(path, key, None)
@@ -151,14 +151,14 @@ def _content(template_owner: Any, turn: Mapping[str, Any]) -> str:
     if isinstance(content, str):
         text = content
     else:
-        position = image_place(template_owner) if any(part["type"] == "image" for part in content) else ""
-        text = "".join(position if part["type"] == "image" else part["text"] for part in content)
+        placeholder = image_place(template_owner) if any(part["type"] == "image" for part in content) else ""
+        text = "".join(placeholder if part["type"] == "image" else part["text"] for part in content)
     ends = turn["role"] == "assistant"
     return text + (_tokenizer(template_owner).eos_token or "" if ends else "")
 
 
 def image_place(template_owner: Any) -> str:
-    """Return the text that represents one image: the processor's token, which Qwen-VL encloses in two others."""
+    """Return the placeholder of one image: the processor's image token, which Qwen-VL encloses in two other tokens."""
     mark = getattr(template_owner, "image_token", None)
     if not isinstance(mark, str):
         raise CheckpointError(
@@ -187,7 +187,7 @@ def _check_options(template_owner: Any, config: PromptConfig, name: str) -> None
 
 
 def _variables(template: str) -> set[str] | None:
-    """Return the names that a template expects from outside, or None for a template in another dialect."""
+    """Return the variables that a template reads, or None if the template is not valid Jinja."""
     from jinja2 import Environment, TemplateError, meta
     from jinja2.ext import loopcontrols
 
@@ -198,7 +198,7 @@ def _variables(template: str) -> set[str] | None:
 
 
 def _refusal(template_owner: Any, turns: Messages, config: PromptConfig, error: Exception) -> str:
-    """Return a message that names the turn a template rejects, if it is the system turn."""
+    """Describe why the template rejects the prompt; name the system turn if that is the cause."""
     reason = f"{_name(template_owner)}: its chat template rejects the prompt ({type(error).__name__}: {error})"
     others = [turn for turn in turns if turn["role"] != "system"]
     if len(others) < len(turns):
