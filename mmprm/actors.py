@@ -188,8 +188,7 @@ def wait_all(
     way_out: str = "",
     error: type[MmprmError] = EngineStoppedError,
 ) -> list[Any]:
-    """Return the results of all references in order, for callers without an event loop. Raises the same errors as
-    `wait`."""
+    """Return the results of all references in order, for callers without an event loop; see `wait` for its errors."""
     import ray
     from ray.exceptions import RayError
 

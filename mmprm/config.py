@@ -135,8 +135,10 @@ def describe(model: type[Config], prefix: str = "", defaults: Config | None = No
 
 
 def _check_texts(value: Any, key: str, source: str) -> None:
-    """Raise ConfigError if a text holds a NUL character or a lone surrogate, which YAML allows but paths and requests
-    do not."""
+    """Raise ConfigError if a text holds a NUL character or a lone surrogate.
+
+    YAML allows both, but paths and requests do not.
+    """
     if isinstance(value, dict | list | tuple):
         for name, inner in value.items() if isinstance(value, dict) else enumerate(value):
             _check_texts(inner, f"{key}.{name}".lstrip("."), source)

@@ -78,8 +78,10 @@ def _sweep(path: Path) -> None:
 
 @contextlib.contextmanager
 def whole_folder(path: str | Path) -> Iterator[Path]:
-    """Yield the path for a new folder that replaces `path` at the end of the block; if the block fails, `path` is
-    unchanged."""
+    """Yield a path for a new folder that atomically replaces `path` at the end of the block.
+
+    The folder is not created yet. If the block fails, `path` is unchanged.
+    """
     path = Path(path)
     temporary, replaced = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -96,8 +98,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 
 def _share(folder: Path) -> None:
-    """Reset every file to the process's default mode, because safetensors creates files that only their owner can
-    read."""
+    """Reset all files to the process's default mode, because safetensors makes files readable only by their owner."""
     status = Path("/proc/self/status")
     umask = re.search(r"^Umask:\s*(\d+)", status.read_text(), re.MULTILINE) if status.is_file() else None
     mode = 0o666 & ~int(umask[1], 8) if umask else 0o644

@@ -19,8 +19,7 @@ class HardwareConfig(Config):
     host_memory_gib: float | None = Field(None, gt=0)
     """CPU memory per node in GiB; not checked by default."""
     shapes: dict[str, str] = Field({})
-    """Maps a model folder that does not exist yet, because another run will write it, to the hub id of a published
-    model of the same shape."""
+    """Maps a model folder that another run has yet to write to the hub id of a published model of the same shape."""
 
     @model_validator(mode="after")
     def _nodes_are_equal(self) -> HardwareConfig:

@@ -16,8 +16,7 @@ _MIB = 2**20
 
 
 class Failure(Exception):  # noqa: N818 - the cause of an error, which callers see as SamplingError
-    """Signals a failed attempt. `kind` is a short description without details, used to group failures when counting
-    them."""
+    """Signals a failed attempt. `kind` is a short description without details, by which failures are grouped."""
 
     def __init__(self, kind: str, detail: str = "", busy: bool = False, retry_after: float = 0.0) -> None:
         super().__init__(f"{kind}: {detail}" if detail else kind)
@@ -40,8 +39,11 @@ class HttpResponse:
         return self.content.decode(errors="replace")
 
     def json(self) -> Any:
-        """Parse the body as JSON. Raises ValueError if it is not JSON or has more objects than any valid response: each
-        object takes about 60 times its size in memory."""
+        """Parse the body as JSON.
+
+        Raises ValueError if it is not JSON or has more objects than any valid response: each object takes about 60
+        times its size in memory.
+        """
         if self.content.count(b"{") + self.content.count(b"[") > _MAX_OBJECTS:
             raise ValueError("too many objects")
         return json.loads(self.content)

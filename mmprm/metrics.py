@@ -275,8 +275,10 @@ def expected_calibration_error(curve: Sequence[ReliabilityBin]) -> float:
 
 
 def _judged_correctly(scores_S: Sequence[float], first_error: int) -> tuple[float, float]:
-    """Return (low, high) such that thresholds t with low < t ≤ high find this first error, or low == high if none
-    do."""
+    """Return the bounds (low, high) of the thresholds t that find this first error: low < t ≤ high.
+
+    If there are none, low == high.
+    """
     if first_error == NO_ERROR:
         return -1.0, min(scores_S, default=2.0)
     assert 0 <= first_error < len(scores_S), "the first error is one of the solution's steps"

@@ -76,8 +76,10 @@ def _descendants(pids: set[int]) -> set[int]:
 
 
 def _stat(pid: int) -> list[str]:
-    """Return the fields after the process name in /proc/PID/stat, or [] if there is no such process. The name may
-    contain any characters."""
+    """Return the fields after the process name in /proc/PID/stat, or [] if there is no such process.
+
+    The process name itself may contain any characters.
+    """
     try:
         return Path(f"/proc/{pid}/stat").read_text(errors="replace").rpartition(")")[2].split()
     except OSError:
@@ -85,8 +87,10 @@ def _stat(pid: int) -> list[str]:
 
 
 def _started(pid: int) -> str:
-    """Return a process's start time, which tells it apart from a later process with the same PID, or "" if there is
-    none."""
+    """Return a process's start time, or "" if it does not exist.
+
+    The start time distinguishes it from a later process with the same PID.
+    """
     fields = _stat(pid)
     return fields[19] if len(fields) > 19 else ""
 

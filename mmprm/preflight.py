@@ -1,5 +1,4 @@
-"""Detect predictable failures before engines, models or clusters start, and report each once with its configuration
-key.
+"""Detect predictable failures before engines, models or clusters start, and report each with its configuration key.
 
 owner = check_policy(engine, sampling, prompt, problems, samples=8)     # processor or tokenizer; None for servers
 check_prm(scorer); check_output(folder, "output")
@@ -118,8 +117,7 @@ def load_template_owner(model: str) -> Any:
 
 
 def check_prm(prm: str) -> None:
-    """Raise CheckpointError if a model folder lacks files that a process reward model needs; hub ids are not
-    checked."""
+    """Raise CheckpointError if a folder lacks files of a process reward model; hub ids are not checked."""
     folder = Path(prm)
     if not prm or not folder.is_dir():
         return
@@ -199,8 +197,10 @@ def _check_served(engine: EngineConfig, prompt: PromptConfig) -> None:
 def _check_length(
     engine: EngineConfig, sampling: SamplingConfig, prompt: PromptConfig, problems: Sequence[Problem], owner: Any
 ) -> None:
-    """Raise ConfigError if even the shortest prompt fills the context; print a note if completions must end before
-    max_tokens."""
+    """Raise ConfigError if even the shortest prompt fills the context.
+
+    Prints a note if completions must end before max_tokens.
+    """
     from transformers import AutoConfig
 
     try:

@@ -127,8 +127,11 @@ def image_folder(config: ProblemsConfig) -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Holds the question of a row. `labels` are the labels of the answer choices, `said` is the final answer in the
-    row's messages, and `used` are the columns that were read."""
+    """Holds the question parsed from a row.
+
+    `labels` are the labels of the row's answer choices, `said` is the final answer in its messages, and `used` are the
+    columns that were read.
+    """
 
     question: str
     images: tuple[ImageRef, ...]
@@ -273,8 +276,10 @@ def _content(problem: Problem) -> str:
 
 
 def content_id(question: str, answer: str, images: Sequence[ImageRef] = (), choices: Sequence[str] = ()) -> str:
-    """Hash the question, answer, image bytes and choices to 16 hexadecimal digits; a missing image is hashed by
-    path."""
+    """Return a 16-digit hexadecimal hash of question, answer, image bytes and choices.
+
+    A missing image is hashed by its path.
+    """
     digests = [image_digest(image) for image in images]
     text = json.dumps([question, answer, digests, *([list(choices)] if choices else [])])
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -15,8 +15,10 @@ from mmprm.types import Problem
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Holds the texts of a prompt. `user` contains {question}. `continuation`, if set, contains {prefix} and ends the
-    user turn instead of a prefill."""
+    """Holds the texts of a prompt.
+
+    `user` contains {question}. `continuation`, if set, contains {prefix} and ends the user turn instead of a prefill.
+    """
 
     user: str = "{question}"
     system: str = ""
@@ -48,8 +50,9 @@ class PromptConfig(Config):
     """Configures how a problem is turned into a prompt."""
 
     preset: Literal["plain", "steps", "think", "previous_steps"] = "steps"
-    """plain: the question alone; steps: asks for <step> tags and <answer>; think: asks for <think> and <answer>;
-    previous_steps: like steps, but shows the prefix in the user turn, for policies trained to continue that way."""
+    """Prompt preset. plain: the question alone; steps: asks for <step> tags and <answer>; think: asks for <think> and
+    <answer>; previous_steps: like steps, but shows the prefix in the user turn, for policies trained to continue that
+    way."""
     user: str | None = None
     """Text of the user turn, instead of the preset's; must contain {question}."""
     system: str | None = None
@@ -57,11 +60,11 @@ class PromptConfig(Config):
     prefill: str | None = None
     """Text that starts every assistant turn, for example <think>, instead of the preset's."""
     choices: bool | None = None
-    """Append a problem's options to its question (A. …), unless the question already contains all of them; null means
-    true."""
+    """Whether to append a problem's options (A. …) to its question, unless the question already contains all of them;
+    null means true."""
     template: Literal["chat", "raw"] | None = None
-    """chat (the default): use the model's chat template; raw: no template, for base models. A raw prompt is the system
-    text, the user text and the prefill."""
+    """Whether to use a chat template. chat (the default): the model's chat template; raw: no template, for base models.
+    A raw prompt is the system text, the user text and the prefill."""
     template_options: dict[str, Any] | None = None
     """Variables to pass to the chat template, such as {enable_thinking: false}."""
     chat_template: str | None = None
@@ -96,8 +99,10 @@ _NOT_OPTIONS = {
 
 
 def messages(problem: Problem, config: PromptConfig, prefix: str = "") -> list[dict[str, Any]]:
-    """Build chat messages in transformers' format. They include the prefix only if the preset continues in the user
-    turn."""
+    """Build chat messages in transformers' format.
+
+    They include the prefix only if the preset continues in the user turn.
+    """
     preset = PRESETS[config.preset]
     system = preset.system if config.system is None else config.system
     before, _, after = (config.user or preset.user).partition("{question}")
@@ -112,8 +117,8 @@ def messages(problem: Problem, config: PromptConfig, prefix: str = "") -> list[d
 
 
 def assistant_beginning(config: PromptConfig, prefix: str) -> str:
-    """Return the text to append to the generation prompt: the prefill and the prefix, or nothing if the user turn shows
-    the prefix."""
+    """Return the prefill and the prefix, which follow the generation prompt, or "" if the user turn shows the
+    prefix."""
     preset = PRESETS[config.preset]
     if prefix and preset.continuation:
         return ""
@@ -121,8 +126,11 @@ def assistant_beginning(config: PromptConfig, prefix: str) -> str:
 
 
 def _content(problem: Problem, question: str, before: str, after: str, first: bool) -> str | list[dict[str, str]]:
-    """Return plain text for a problem with no images (text-only templates accept nothing else), otherwise content parts
-    in order. With `first`, the images of a question with no image marks precede all text."""
+    """Return a user turn's content: plain text if the problem has no images, otherwise a list of parts.
+
+    Text-only templates accept nothing but plain text. With `first`, the images of a question with no image marks
+    precede all text.
+    """
     if not problem.images:
         return before + question + after
     pieces = question.split(IMAGE)

@@ -59,8 +59,7 @@ def render_turns(template_owner: Any, turns: Messages, config: PromptConfig, gen
 
 
 def turn_beginning(template_owner: Any, config: PromptConfig) -> str:
-    """Return the start of an assistant turn, before the policy's first token: the template's opening and the
-    prefill."""
+    """Return an assistant turn's text before the policy's first token: the template's opening and the prefill."""
     return opening(template_owner, config) + assistant_beginning(config, "")
 
 

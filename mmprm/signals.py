@@ -1,4 +1,4 @@
-"""Convert SIGTERM and Ctrl-C to an exception that unwinds the command, so that it releases its resources."""
+"""Convert SIGTERM and Ctrl-C into an exception that unwinds the command, so that it releases its resources."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ _NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
 
 class SigtermAsInterrupt:
-    """Treats the first SIGTERM as Ctrl-C, which asyncio turns into a cancelled task and all other code sees as
-    KeyboardInterrupt.
+    """Handles the first SIGTERM like Ctrl-C: asyncio cancels the main task, and other code gets a KeyboardInterrupt.
 
-    `came` tells the two apart. Later signals are ignored, because the shutdown is in progress: an impatient supervisor
-    sends SIGKILL. Only the main thread can receive signals.
+    `came` is True if a SIGTERM arrived, so callers can tell the two apart. Later SIGTERMs are ignored during the
+    shutdown; an impatient supervisor can send SIGKILL. Only the main thread can receive signals.
     """
 
     came = False
@@ -39,8 +38,10 @@ class SigtermAsInterrupt:
 
 @contextlib.contextmanager
 def kept_handlers() -> Iterator[None]:
-    """Restore the handlers of SIGTERM and SIGINT at the end of the block: Ray and vLLM install their own, which end
-    the process in the middle of its work."""
+    """Restore the SIGTERM and SIGINT handlers after the block.
+
+    Ray and vLLM install their own handlers, which kill the process mid-work.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

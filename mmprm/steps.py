@@ -1,4 +1,4 @@
-"""Split responses into steps: tags, blank lines or numbers, as configured. No other module knows these formats."""
+"""Split responses into steps by tags, blank lines or numbers. All code specific to these formats is in this module."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Literal
 from mmprm.types import Steps
 
 StepFormat = Literal["tags", "blank_lines", "numbered"]
-"""tags: `<step>…</step>` (also `<step_3>…</step_3>`, `<Step 3>`, `<step id="3">`); blank_lines: paragraphs, in which
-code blocks, LaTeX environments and display math stay whole; numbered: `Step 1:`, `### Step 1`, `步骤1：`,
-`第一步`, `1.`, `1)`, `(1)` at the start of a line, with consecutive numbers."""
+"""Step format of a response. tags: `<step>…</step>` (also `<step_3>…</step_3>`, `<Step 3>`, `<step id="3">`);
+blank_lines: paragraphs, in which code blocks, LaTeX environments and display math stay whole; numbered: `Step 1:`, `###
+Step 1`, `步骤1：`, `第一步`, `1.`, `1)`, `(1)` at the start of a line, with consecutive numbers."""
 
 _TAG = re.compile(r"<[^\S\n]*(/?)[^\S\n]*step(?:[\s_-]?\d{1,4}|\s+\w+=[^<>\n]{1,40})?[^\S\n]*>", re.IGNORECASE)
 _LINE_BREAKS = re.compile(r"(?:\s*[\r\n])?")
@@ -28,7 +28,7 @@ _HAN = {name: number for number, name in enumerate("一二三四五六七八九�
 _HAN_COUNT = rf"[{''.join(_HAN)}]{{1,3}}"
 _COUNT = rf"\d{{1,3}}|{'|'.join(sorted(_WORDS, key=len, reverse=True))}|{_HAN_COUNT}"
 _AFTER = r"(?=[\s\\$*\"'“(（【《<]|[^\W\d_]|$)"
-"""Matches what may follow a number that marks a step: neither a digit (3.5, 1:30) nor an operator."""
+"""Matches what may follow a step number: neither a digit (3.5, 1:30) nor an operator."""
 _STEP = r"step|步[骤驟]|ステップ|手順|단계|шаг|étape|etape|schritt|paso|passo|bước"
 _OPEN = r"\*{1,3}|__?|</?(?:b|strong)>|\\(?:textbf|paragraph|(?:sub)*section)\*?\{"
 _CLOSE = r"\*{1,3}|__?|</?(?:b|strong)>|\}"
@@ -65,20 +65,22 @@ _ENVIRONMENT = re.compile(r"\\(begin|end)\{([^{}\n]+)\}")
 
 @dataclass(frozen=True, slots=True)
 class StepSplit:
-    """Holds the result of a split: either `"".join(steps)` is the text and `reason` is None, or `steps` is empty and
-    `reason` states why the text could not be split."""
+    """Holds the steps of a text, or the reason why it cannot be split.
+
+    Either `"".join(steps)` is the text and `reason` is None, or `steps` is empty and `reason` is set.
+    """
 
     steps: Steps
     reason: str | None = None
 
 
 def split(text: str, step_format: StepFormat) -> StepSplit:
-    """Cut a response, or a continuation that begins at a step boundary, into its steps without losing a character.
+    """Split a response, or a continuation that begins at a step boundary, into steps without losing a character.
 
-    With tags, text before a step's tag belongs to that step, and what follows the last step (the answer) is a step of
-    its own. Line breaks after a step stay with it, and indentation begins the next step: byte-level vocabularies have
-    tokens such as `>\\n` and ` -`, which a border elsewhere would cut. Reasons: "empty", "no step", "unclosed step",
-    "nested step", "stray end of step", "unclosed answer".
+    With tags, text before a step's tag belongs to that step, and the text after the last step (the answer) is a
+    separate step. Line breaks after a step stay with it, and indentation starts the next step: byte-level vocabularies
+    have tokens such as `>\\n` and ` -`, which any other boundary would cut. Reasons: "empty", "no step", "unclosed
+    step", "nested step", "stray end of step", "unclosed answer".
     """
     if not text.strip():
         return StepSplit((), "empty")
@@ -86,7 +88,7 @@ def split(text: str, step_format: StepFormat) -> StepSplit:
 
 
 def plain(step: str, step_format: StepFormat) -> str:
-    """Return the step as shown to a reader: without its markup and outer white space. Answer tags are kept."""
+    """Return a step as a reader sees it, stripped of step markup and surrounding white space. Answer tags stay."""
     if step_format == "tags":
         step = _TAG.sub("", step)
     elif step_format == "numbered" and not _ANSWER_LINE.match(step):
@@ -95,15 +97,14 @@ def plain(step: str, step_format: StepFormat) -> str:
 
 
 def plain_split(text: str, step_format: StepFormat) -> StepSplit:
-    """Return the plain steps of a response, or the reason why it has none."""
+    """Split a response into plain steps, or return the reason why it cannot be split."""
     found = split(text, step_format)
     steps = tuple(plain(step, step_format) for step in found.steps)
     return StepSplit(steps, found.reason) if all(steps) else StepSplit((), "empty step")
 
 
 def _left_of_mark(mark: re.Match[str]) -> str:
-    """Return the part of a mark that belongs to the text: the opening tag of thoughts, and of bold text that ends
-    later."""
+    """Return the part of a step marker that belongs to the text: a <think> tag, or ** if the bold text ends later."""
     opens_bold = mark["bold"] and not (mark["closed"] or mark["closed_open"] or mark["closed_after"])
     return (mark["think"] or "") + (mark["bold"] if opens_bold else "")
 
@@ -128,13 +129,13 @@ def _split_tags(text: str) -> StepSplit:
 
 
 def ends_with_step_tag(text: str) -> bool:
-    """Return whether the text ends with the end tag of a step."""
+    """Return whether the text ends with a closing step tag."""
     tag = _TAG.fullmatch(text, max(text.rfind("<"), 0))
     return tag is not None and bool(tag[1])
 
 
 def ends_within(text: str) -> bool:
-    """Return whether the text ends inside a code block, a LaTeX environment or display math, where no step ends."""
+    """Return whether the text ends inside a code block, a LaTeX environment or display math, where steps cannot end."""
     return _regions(text)[1]
 
 
@@ -144,8 +145,10 @@ def _split_blank_lines(text: str) -> StepSplit:
 
 
 def _split_numbered(text: str) -> StepSplit:
-    """Split at numbers. A number that does not follow the previous one, or is not formatted like the first one,
-    belongs to a list within a step."""
+    """Split at step numbers.
+
+    A number that breaks the sequence, or is not formatted like the first one, belongs to a list within a step.
+    """
     starts, last = [], None
     for match in _alike(_outside(_NUMBER.finditer(text), text)):
         number = _value(match)
@@ -156,13 +159,15 @@ def _split_numbered(text: str) -> StepSplit:
     answers = [answer for answer in answers if not starts or answer > starts[-1]]
     if not starts and not answers:
         return StepSplit((), "no step")
-    # Text before the first number introduces that step.
+    # Text before the first number belongs to the first step.
     return StepSplit(_cut(text, sorted({*starts[1:], *answers})))
 
 
 def _alike(marks: list[re.Match[str]]) -> list[re.Match[str]]:
-    """Return the marks with the word "Step" if there are any, otherwise those formatted like the first one: with the
-    same brackets, and not indented further."""
+    """Return the markers with the word "Step" or, if there are none, those formatted like the first marker.
+
+    They have the same brackets as the first marker and are not indented further.
+    """
     if words := [mark for mark in marks if mark["word"]]:
         return words
     return [
@@ -185,7 +190,7 @@ def _value(mark: re.Match[str]) -> int:
 
 
 def _regions(text: str) -> tuple[list[tuple[int, int]], bool]:
-    """Return the (start, end) spans that must not be cut, in order, and whether one is open at the end of the text.
+    """Return the sorted (start, end) spans that must not be split, and whether the text ends inside one.
 
     Unclosed code blocks extend to the end of the text; unclosed LaTeX environments and display math are treated as
     text.
@@ -218,12 +223,12 @@ def _regions(text: str) -> tuple[list[tuple[int, int]], bool]:
 
 
 def _closes(text: str, position: int) -> bool:
-    """Return whether `$$` at the end of a line closes what began on that line."""
+    """Return whether the `$$` at the end of a line closes math opened earlier on that line."""
     return text.count("$$", text.rfind("\n", 0, position) + 1, position) % 2 == 1
 
 
 def _environments(text: str) -> dict[int, int]:
-    """Return the end of each closed LaTeX environment, by the offset of its name."""
+    """Map the offset of each closed LaTeX environment's name to the environment's end."""
     ends: dict[int, int] = {}
     begun: dict[str, list[int]] = {}
     for mark in _ENVIRONMENT.finditer(text):
@@ -235,7 +240,7 @@ def _environments(text: str) -> dict[int, int]:
 
 
 def _outside(matches: Iterable[re.Match[str]], text: str) -> list[re.Match[str]]:
-    """Return the matches that do not begin inside a span that must not be cut."""
+    """Return the matches that do not start inside a code block, a LaTeX environment or display math."""
     spans = _regions(text)[0]
     starts = [start for start, _ in spans]
 
@@ -247,8 +252,11 @@ def _outside(matches: Iterable[re.Match[str]], text: str) -> list[re.Match[str]]
 
 
 def _cut(text: str, boundaries: Iterable[int]) -> Steps:
-    """Cut at ascending offsets; a piece of only white space or a horizontal rule joins the step before it, or the
-    first step."""
+    """Split at ascending offsets.
+
+    A piece with only white space or a horizontal rule is merged into the previous step or, at the start of the text,
+    into the first step.
+    """
     pieces: list[str] = []
     start = 0
     for end in (*boundaries, len(text)):

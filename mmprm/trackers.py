@@ -1,13 +1,13 @@
-"""Send the metrics of a run to Weights & Biases, MLflow, SwanLab or Trackio without waiting for them.
+"""Send a run's metrics to Weights & Biases, MLflow, SwanLab or Trackio without blocking.
 
     check_tracker("wandb", "tracker")                        # SetupError if the package is not installed
     tracker = Tracker("wandb", folder, settings, resumes=True)
     tracker.log({"train/loss": 0.5}, step=3)                 # returns at once
     tracker.close()
 
-A tracker is called from a thread of its own, so that a missing network neither delays nor ends a run: its errors are
-printed once. It stays offline unless the user has logged in or set its environment variables. The id of the tracker's
-run is stored in tracker.json of the run folder, so that a resumed run continues it.
+Each tracker is called from a separate thread, so a missing network neither delays nor ends a run: only the first error
+is printed. It stays offline unless the user has logged in or set its environment variables. The id of the tracker's run
+is stored in tracker.json in the run folder, so that a resumed run continues it.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from mmprm.errors import MmprmError, SetupError
 from mmprm.files import parse_json, whole_file
 
 TrackerName = Literal["wandb", "mlflow", "swanlab", "trackio"]
-"""Packages that a run can log to, in addition to TensorBoard."""
+"""Packages to which a run can log, in addition to TensorBoard."""
 
 PROJECT = "mmprm"
 RUN_FILE = "tracker.json"
 CLOSE_SECONDS = 60.0
-"""Time that a finished run waits for the tracker to store or send what is left."""
+"""Maximum time in seconds that a finished run waits for the tracker to store or send the remaining metrics."""
 MAX_WAITING = 100_000
-"""Number of unsent log entries above which further ones are dropped."""
+"""Maximum number of queued log entries; further ones are dropped."""
 
 
 def check_tracker(name: TrackerName | None, key: str) -> None:
-    """Raise SetupError, naming the configuration's `key`, if the package of the tracker is not installed."""
+    """Raise SetupError if the tracker's package is not installed; `key` is its configuration key."""
     if name is not None and name not in sys.modules and find_spec(name) is None:
         raise SetupError(
             f"{key}={name} needs the package {name}, which is not installed; run `pip install {name}`, or leave {key} "
@@ -51,9 +51,9 @@ def check_tracker(name: TrackerName | None, key: str) -> None:
 
 
 class Tracker:
-    """Logs to the tracker `name` from a thread; `settings` are shown as the configuration of its run.
+    """Logs to the tracker `name` from a background thread; `settings` are logged as the configuration of its run.
 
-    If the run in `folder` is resumed and was logged to the same tracker, the tracker's run continues as well.
+    If the run in `folder` is resumed and was logged to the same tracker before, the tracker's run is resumed too.
     """
 
     def __init__(self, name: TrackerName, folder: Path, settings: Mapping[str, Any], resumes: bool) -> None:
@@ -65,12 +65,13 @@ class Tracker:
         self._thread.start()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Log the metrics of a step; entries are dropped if the tracker does not start, or is too slow."""
+        """Queue the metrics of a step for logging; they are dropped if the tracker fails to start or falls too far
+        behind."""
         if self._thread.is_alive() and self._waiting.qsize() < MAX_WAITING:
             self._waiting.put((dict(metrics), step))
 
     def close(self) -> None:
-        """Finish the tracker's run, and wait for it at most CLOSE_SECONDS."""
+        """Finish the tracker's run, waiting at most CLOSE_SECONDS."""
         self._waiting.put(None)
         self._thread.join(CLOSE_SECONDS)
         if self._thread.is_alive():
@@ -79,7 +80,7 @@ class Tracker:
     def _work(self, run: _TrackedRun) -> None:
         try:
             sink = OPENERS[self._name](run)
-        except BaseException as error:  # packages also raise SystemExit, for example without a login
+        except BaseException as error:  # packages may raise SystemExit, for example if the user is not logged in
             self._report(error)
             return
         while (entry := self._waiting.get()) is not None:
@@ -105,7 +106,7 @@ class Tracker:
 
 @dataclass(frozen=True, slots=True)
 class _TrackedRun:
-    """Describes a run to a tracker; `id` is the same when the run is resumed."""
+    """Describes a run to a tracker; `id` stays the same when the run is resumed."""
 
     id: str
     folder: Path
@@ -113,7 +114,7 @@ class _TrackedRun:
 
 
 class Sink(NamedTuple):
-    """Holds what a tracker does with metrics of a step, and at the end."""
+    """Holds a tracker's functions for logging a step's metrics and for finishing its run."""
 
     log: Callable[[dict[str, float], int], Any]
     finish: Callable[[], Any]
@@ -129,14 +130,14 @@ def _open_wandb(run: _TrackedRun) -> Sink:
         dir=str(run.folder),
         mode=os.environ.get("WANDB_MODE") or ("online" if _logged_in_to_wandb() else "offline"),
         config=run.settings,
-        # Without a limit, finishing a run waits for the network for as long as it is away.
+        # Without a limit, finish() blocks for as long as the network is down.
         settings=wandb.Settings(console="off", finish_timeout=CLOSE_SECONDS),
     )
     return Sink(lambda metrics, step: opened.log(metrics, step=step), opened.finish)
 
 
 def _logged_in_to_wandb() -> bool:
-    """Return whether there is a key for the W&B server in WANDB_API_KEY or in the file that `wandb login` writes."""
+    """Return whether an API key for W&B is set in WANDB_API_KEY or in the file that `wandb login` writes."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
@@ -175,7 +176,7 @@ def _open_mlflow(run: _TrackedRun) -> Sink:
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested settings with dotted keys, as the text that MLflow's parameters hold."""
+    """Flatten nested settings to dotted keys, with values as text for MLflow's parameters."""
     flat: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -206,7 +207,7 @@ def _open_trackio(run: _TrackedRun) -> Sink:
     trackio = importlib.import_module("trackio")
     opened = trackio.init(
         project=os.environ.get("TRACKIO_PROJECT", PROJECT),
-        name=f"{run.folder.name}-{run.id}",  # Trackio identifies a run by its name
+        name=f"{run.folder.name}-{run.id}",  # Trackio identifies runs by name
         resume="allow",
         config=run.settings,
         embed=False,
@@ -220,11 +221,11 @@ OPENERS: dict[TrackerName, Callable[[_TrackedRun], Sink]] = {
     "swanlab": _open_swanlab,
     "trackio": _open_trackio,
 }
-"""Functions that open or continue the run of each tracker."""
+"""Functions that start or resume a run in each tracker."""
 
 
 def _run_id(name: TrackerName, folder: Path, resumes: bool) -> str:
-    """Return the id of the tracker's run in this folder, and store a new one if there is none to continue."""
+    """Return the id of the tracker's run in this folder; create and store a new id if there is none to resume."""
     path = folder / RUN_FILE
     if resumes and path.is_file():
         try:

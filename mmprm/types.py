@@ -1,4 +1,4 @@
-"""Define the data types and protocols shared by all packages. Uses the standard library only."""
+"""Define the data types and protocols shared by all packages. Imports only the standard library."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 Steps = tuple[str, ...]
-"""The verbatim steps of a complete or partial solution: `"".join(steps)` is the text that the policy wrote."""
+"""The verbatim steps of a complete or partial solution; `"".join(steps)` is the policy's text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +25,9 @@ class ImageRef:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Holds a question with a checkable answer. `id` is a hash of the content unless the source has its own id.
+    """Holds a question with a verifiable answer. `id` is a hash of the content unless the source provides an id.
 
-    `extra` holds the remaining columns of the source row for reward functions. It is not part of the identity.
+    `extra` holds the remaining columns of the source row, for reward functions. It does not affect equality.
     """
 
     id: str
@@ -41,13 +41,13 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class SampleRequest:
-    """Requests `n` completions of the assistant turn that already begins with `prefix`.
+    """Requests `n` completions of an assistant turn that starts with `prefix`.
 
     `seed` is derived from content (run seed, problem id, prefix, index of the first sample). Sample i of the request
     uses seed + i.
 
-    A completion ends after the first of the strings `stop`, which is kept in its text. A sampler without support for
-    stop strings generates past it, at the cost of tokens. `greedy` requests greedy decoding and needs n = 1.
+    A completion ends after the first of the `stop` strings, which is included in its text. A sampler without support
+    for stop strings generates past it, which costs tokens. `greedy` requests greedy decoding and needs n = 1.
     """
 
     problem: Problem
@@ -57,32 +57,33 @@ class SampleRequest:
     stop: tuple[str, ...] = ()
     greedy: bool = False
     prefix_ids: tuple[int, ...] | None = None
-    """Token ids with which the policy wrote the prefix, up to the last token that ends within it; None if unknown. A
-    sampler that does not accept token ids continues the text instead."""
+    """Token ids that the policy generated for the prefix, up to the last token that ends within it, or None if unknown.
+    A sampler that does not accept token ids continues the text instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tokens:
-    """Holds the token ids of a text as the policy wrote them, and for each token the text length up to its end.
+    """Holds the token ids that the policy generated for a text, and for each token its end offset in the text.
 
-    Ends never decrease. A token may end after the text if a stop string cut it, or before the first character.
+    The offsets never decrease. A token may end after the text if a stop string cut the text, or before its first
+    character.
     """
 
     ids: tuple[int, ...]
     ends: tuple[int, ...]
 
     def whole_in(self, characters: int) -> int:
-        """Return the number of tokens that end within the first `characters` of the text."""
+        """Return the number of tokens that end within the first `characters` characters of the text."""
         return bisect.bisect_right(self.ends, characters)
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """Holds the text that a policy wrote after the prefix. `finish_reason` is "stop", "length" or "abort".
+    """Holds the text that a policy generated after the prefix. `finish_reason` is "stop", "length" or "abort".
 
-    For an empty prefix, the text includes what the prompt already put into the assistant turn, such as a prefill or a
-    tag opened by the chat template. `tokens` continue the request's prefix_ids; None if the sampler does not know them
-    or continued the text.
+    If the prefix is empty, the text also includes the start of the assistant turn from the prompt, such as a prefill or
+    a tag opened by the chat template. `tokens` continue the request's prefix_ids; they are None if the sampler does not
+    know them or continued from text.
     """
 
     text: str
@@ -92,7 +93,10 @@ class Completion:
 
 
 class Verdict(enum.IntEnum):
-    """Classifies an answer. UNKNOWN (unparseable gold, time-out, judge failure) never counts as incorrect."""
+    """The grading outcome of an answer.
+
+    UNKNOWN (unparseable gold answer, timeout, judge failure) never counts as incorrect.
+    """
 
     INCORRECT = 0
     CORRECT = 1
@@ -101,7 +105,7 @@ class Verdict(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Grading:
-    """Holds the verdict on a response, the answer extracted from it, and the reason for the verdict."""
+    """Holds the verdict on a response, the extracted answer, and the reason for the verdict."""
 
     verdict: Verdict
     extracted: str | None
@@ -113,7 +117,7 @@ class Rollout:
     """Holds a graded continuation of a prefix.
 
     `steps` continue the prefix. They are empty if the text could not be split; `unsplit` then holds the reason. Such a
-    rollout still counts towards the value of the prefix.
+    rollout still counts toward the value of the prefix.
     """
 
     steps: Steps
@@ -123,13 +127,13 @@ class Rollout:
     unsplit: str | None = None
     reason: str = ""
     step_ids: tuple[tuple[int, ...], ...] = ()
-    """Token ids of each step but the last, namely the tokens that end in the step; a search may continue from them.
-    Empty if not known."""
+    """Token ids of each step except the last, that is, of the tokens that end in the step; a search may continue from
+    them. Empty if unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Counts the verdicts of the rollouts that are evidence for the value of a prefix.
+    """Counts the verdicts of the rollouts that determine the value of a prefix.
 
     `estimate` replaces correct / (correct + incorrect) if the number of rollouts depended on their outcomes.
     """
@@ -141,12 +145,12 @@ class Counts:
 
     @property
     def known(self) -> int:
-        """Return the number of rollouts with a known verdict."""
+        """Return the number of rollouts graded correct or incorrect."""
         return self.correct + self.incorrect
 
     @property
     def value(self) -> float | None:
-        """Return the Monte Carlo value in [0, 1], or None without a known verdict."""
+        """Return the Monte Carlo value in [0, 1], or None if no verdict is known."""
         if self.estimate is not None:
             return self.estimate
         return self.correct / self.known if self.known else None
@@ -159,9 +163,9 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Holds one finished request of a search: rollouts first_sample, first_sample + 1, … of the prefix `steps`.
+    """Holds the rollouts first_sample, first_sample + 1, … that one search request sampled from the prefix `steps`.
 
-    A batch is the unit of durability: the store of a campaign is a log of batches with the key (problem_id, steps,
+    A batch is the unit of durability: a campaign's store is a log of batches with the key (problem_id, steps,
     first_sample).
     """
 
@@ -173,7 +177,8 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """Holds one state: the prefix `steps` from the root, its rollouts in sampling order, and the counts per batch."""
+    """Holds a searched state: the prefix `steps` from the root, its rollouts in sampling order, and counts per
+    batch."""
 
     steps: Steps
     batches: tuple[Counts, ...]
@@ -181,13 +186,13 @@ class Node:
 
     @property
     def counts(self) -> Counts:
-        """Return the counts of all batches together."""
+        """Return the total counts over all batches."""
         return sum(self.batches, Counts())
 
 
 @dataclass(frozen=True, slots=True)
 class Tree:
-    """Holds the searched states of one problem in the order of the search; the first is the root."""
+    """Holds the states searched for one problem, in search order; the first is the root."""
 
     problem_id: str
     nodes: tuple[Node, ...]
@@ -195,10 +200,10 @@ class Tree:
 
 @dataclass(frozen=True, slots=True)
 class LabeledPath:
-    """Holds a solution with the counts of the soft label of each step, or None for a step without a label.
+    """Holds a solution and, for each step, the counts behind its soft label, or None for an unlabeled step.
 
-    A `complete` path ends in a final answer, and its last step has the verdict of that solution. Over all paths of a
-    problem, each distinct prefix has its label once.
+    A `complete` path ends in a final answer, and its last step has the verdict of that solution. Among all paths of a
+    problem, each distinct prefix is labeled once.
     """
 
     problem_id: str
@@ -212,7 +217,7 @@ class LabeledPath:
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """Holds a solution to score: its problem, and its plain steps without step markup."""
+    """Holds a solution to score: its problem, and its steps stripped of step markup."""
 
     problem: Problem
     steps: Steps
@@ -220,16 +225,16 @@ class Solution:
 
 @dataclass(frozen=True, slots=True)
 class StepScores:
-    """Holds P(step is correct) in [0, 1] for every step of a solution.
+    """Holds P(step is correct) in [0, 1] for each step of a solution.
 
-    If the scorer was configured to truncate long solutions, only the first steps have scores.
+    If the scorer is configured to truncate long solutions, only the first steps have scores.
     """
 
     scores: tuple[float, ...]
 
 
 class Sampler(Protocol):
-    """Samples completions from a policy."""
+    """Protocol for sampling completions from a policy."""
 
     async def sample(self, request: SampleRequest) -> tuple[Completion, ...]:
         """Return `request.n` completions in sampling order, or raise SamplingError."""
@@ -237,16 +242,19 @@ class Sampler(Protocol):
 
 
 class Grader(Protocol):
-    """Grades answers."""
+    """Protocol for grading answers."""
 
     async def grade(self, problem: Problem, response: str) -> Grading:
-        """Grade the final answer in `response`; never raise because of the content of response or gold answer."""
+        """Grade the final answer in `response`.
+
+        Never raises because of the content of the response or the gold answer.
+        """
         ...
 
 
 class Scorer(Protocol):
-    """Scores the steps of solutions."""
+    """Protocol for scoring the steps of solutions."""
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        """Return one StepScores per solution, in order; raise DataError for a solution that cannot be scored."""
+        """Return one StepScores per solution, in order; raise DataError if a solution cannot be scored."""
         ...

@@ -1,7 +1,7 @@
 """Read model folders safely.
 
-Weights are read only from safetensors, because older formats are pickles, which run code when they are read. Whatever a
-library raises for a folder becomes one error that names it.
+Weights are read only from safetensors, because older formats are pickles, which can run code on loading. Any exception
+that a library raises for a folder is converted to a CheckpointError that names it.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from mmprm.errors import CheckpointError, DataError, MmprmError
 from mmprm.files import parse_json
 
 LOAD_FORMAT = "safetensors"
-"""Passed to vLLM, whose default falls back to pickles."""
+"""Weight format to pass to vLLM, which by default falls back to pickles."""
 
 _SAMPLE = 2**16
 _REASON = 400
-"""Maximum number of characters of another program's message that are shown."""
+"""Maximum number of characters to show of a library's error message."""
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def check_weights(model: str) -> None:
-    """Raise CheckpointError for a folder that holds weights only as pickles. For a hub id, the loader enforces this."""
+    """Raise CheckpointError if a folder has weights only as pickles. For hub ids, the loader checks this."""
     folder = Path(model)
     if not folder.is_dir():
         return
@@ -42,8 +42,10 @@ def check_weights(model: str) -> None:
 
 
 def shard_names(index: Path) -> dict[str, str]:
-    """Return the file name of each tensor from a `model.safetensors.index.json`; raise CheckpointError if it is
-    invalid."""
+    """Read the weight file of each tensor from a `model.safetensors.index.json`.
+
+    Raises CheckpointError if the index is invalid.
+    """
     try:
         names = parse_json(index.read_bytes(), "it")["weight_map"]
         if not isinstance(names, dict) or not all(isinstance(name, str) for name in names.values()):
@@ -55,10 +57,10 @@ def shard_names(index: Path) -> dict[str, str]:
 
 @contextmanager
 def model_errors(model: str) -> Iterator[None]:
-    """Raise CheckpointError, which names the model, for any exception of transformers, tokenizers, safetensors or chat
-    templates.
+    """Convert exceptions raised while loading `model` to a CheckpointError that names it.
 
-    They raise it for folders that are invalid or incomplete, and have no exception type in common.
+    transformers, tokenizers, safetensors and chat templates raise exceptions of many types for invalid or incomplete
+    folders.
     """
     try:
         yield
@@ -75,10 +77,10 @@ def model_errors(model: str) -> Iterator[None]:
 
 
 def fingerprint(model: str) -> str:
-    """Return 16 hexadecimal digits that identify a model, or "" for a hub id.
+    """Return a 16-digit hexadecimal hash that identifies a model folder, or "" for a hub id.
 
-    They are a hash over the configuration and, for each weight file, its size, its beginning, and equal samples at
-    eight further positions.
+    The hash covers the configuration files and, for each weight file, its size, its beginning, and samples of the same
+    length at eight further positions.
     """
     folder, digest = Path(model), hashlib.sha256()
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""Read the end of the log of a process that runs elsewhere, so that an error can say why that process ended.
+"""Read the end of another process's log, so that an error can say why that process died.
 
 start = log_position()                       # before an engine starts processes that inherit stderr
 reason = cause_since(start)                  # "ValueError: …; its log is /tmp/ray/…/worker-….err on host"
@@ -14,19 +14,19 @@ from pathlib import Path
 
 TAIL_BYTES = 64 * 1024
 TAIL_LINES = 8
-"""Number of lines of a log to show if none of them is the message of an exception."""
+"""Number of log lines to show if none of them holds an exception message."""
 MAX_CHARACTERS = 2000
 _STDERR = "/proc/self/fd/2"
 _PREFIX = re.compile(r"^\([^)]* pid=\d+\) (?:[A-Z]+ \d\d-\d\d [\d:]+ \[[^]]*\] ?)?")
-"""Matches the prefix of vLLM's log lines: the process, then level, time and source."""
+"""Matches the prefix of vLLM's log lines: process, level, time and source."""
 _EXCEPTION = re.compile(r"^(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b(?::.*)?$")
 _POINTER = re.compile(r"root cause|stack trace", re.IGNORECASE)
-"""Matches exceptions that only refer to another one in the log."""
+"""Matches exceptions that only point to another one in the log."""
 _PID = re.compile(r"\bpid: (\d+)")
 
 
 def log_position() -> int | None:
-    """Return the size of the file that stderr of this process is written to; None if it is not a file."""
+    """Return the current size of the file that stderr is redirected to, or None if it is not a file."""
     try:
         status = os.stat(_STDERR)
     except OSError:
@@ -35,9 +35,9 @@ def log_position() -> int | None:
 
 
 def cause_since(position: int | None) -> str:
-    """Return the last exception that was written to stderr after `position`, and the path of that log.
+    """Return the last exception written to stderr after `position`, and the path of that log.
 
-    Processes started by this one inherit its stderr. Returns "" if stderr is not a file or nothing was written.
+    Child processes inherit stderr from this process. Returns "" if stderr is not a file or nothing was written.
     """
     if position is None:
         return ""
@@ -46,9 +46,9 @@ def cause_since(position: int | None) -> str:
 
 
 def cause_of_death(message: str) -> str:
-    """Return the last lines that a dead Ray worker of this machine wrote, and the path of its log.
+    """Return the last exception in the log of a dead Ray worker on this machine, and the path of the log.
 
-    `message` is Ray's, which names the process id. Returns "" if it does not, or if this machine has no such log.
+    `message` is Ray's error text, which names the PID. Returns "" if it has no PID or this machine has no such log.
     """
     process = _PID.search(message)
     log = _log_of(int(process[1])) if process else None
@@ -57,9 +57,9 @@ def cause_of_death(message: str) -> str:
 
 
 def last_exception(text: str) -> str:
-    """Return the message of the last exception in a log that does not itself point to another one.
+    """Return the message of the last exception in a log, skipping those that only point to another one.
 
-    Returns the last lines if there is no exception.
+    Returns the last lines of the log if it has no exception.
     """
     lines = [_PREFIX.sub("", line).rstrip() for line in text.splitlines()]
     starts = [number for number, line in enumerate(lines) if _EXCEPTION.match(line) and not _POINTER.search(line)]
@@ -70,7 +70,7 @@ def last_exception(text: str) -> str:
 
 
 def _paragraph(lines: list[str]) -> list[str]:
-    """Return the lines up to the first that is empty or starts another traceback."""
+    """Return the lines before the first empty line or the next traceback."""
     for number, line in enumerate(lines):
         if not line or line.startswith(("Traceback", "Process ")):
             return lines[:number]

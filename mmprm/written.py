@@ -1,8 +1,8 @@
-"""Parse YAML that people write: each value is kept with its text until the type of its key determines how to read it.
+"""Parse hand-written YAML: each value keeps its source text until the type of its key determines how to read it.
 
 YAML 1.1 reads yes, no, on and off as booleans, 1:30 as 90, 010 as 8, 2024-01-01 as a date, and 1e-5 as text. Here, only
-what YAML 1.2 calls null, a boolean or a number is read as anything but text (the core schema: null ~, true false, 10
-0x1F 0o17, 1.5 1e-5 .inf), and even then a key of type text gets the text as written: `tokens.no: no`, `system: 010`.
+null, booleans and numbers of YAML 1.2's core schema are not text (null ~, true false, 10 0x1F 0o17, 1.5 1e-5 .inf).
+Even these are read as text if the key has type text: `tokens.no: no`, `system: 010`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PATTERNS = (
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Holds a value that YAML reads as something other than text, together with its text."""
+    """Holds a non-text YAML value together with its source text."""
 
     value: Any
     text: str
@@ -41,12 +41,12 @@ class Written:
 
 
 def read_text(text: str) -> Any:
-    """Return the YAML document as mappings, lists, strings and Written. Raises yaml.YAMLError."""
+    """Parse a YAML document into mappings, lists, strings and Written values. Raises yaml.YAMLError."""
     return yaml.load(text, _Loader)  # _Loader is a SafeLoader
 
 
 def read_set(text: str) -> Any:
-    """Return the value of `--set key=value`: what YAML reads, and for a key of type text the text itself."""
+    """Parse the value of `--set key=value` as YAML, together with its source text for keys of type text."""
     if not text:
         return ""
     try:
@@ -59,7 +59,7 @@ def read_set(text: str) -> Any:
 
 
 def resolved(value: Any, kind: Any) -> Any:
-    """Return `value` with each Written replaced by what the annotation `kind` accepts: its value or its text."""
+    """Replace each Written in `value` by its value or its source text, whichever the type annotation `kind` accepts."""
     kinds = _kinds(kind)
     if isinstance(value, Written):
         if not _takes(value.value, kinds) and (str in kinds or value.text in _literals(kinds)):
@@ -84,7 +84,7 @@ _LISTS = (list, tuple, set, frozenset)
 
 
 def _kinds(kind: Any) -> list[Any]:
-    """Return the members of a union, without their annotations."""
+    """Return the members of a union type, with Annotated unwrapped."""
     if get_origin(kind) is Annotated:
         return _kinds(get_args(kind)[0])
     if get_origin(kind) in (Union, types.UnionType):
@@ -97,7 +97,7 @@ def _literals(kinds: list[Any]) -> list[Any]:
 
 
 def _takes(value: Any, kinds: list[Any]) -> bool:
-    """Return whether one of the types holds a value of this type unchanged."""
+    """Return whether one of the types accepts this value without conversion."""
     if Any in kinds or any(type(value) is type(each) and value == each for each in _literals(kinds)):
         return True
     if value is None:
@@ -117,13 +117,12 @@ def _takes(value: Any, kinds: list[Any]) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """Loads YAML whose keys are strings, each unique in its mapping: the first of two would otherwise be lost
-    silently."""
+    """Loads YAML with string keys, and rejects duplicate keys, which YAML would otherwise drop silently."""
 
     yaml_implicit_resolvers: ClassVar[dict[Any, Any]] = {}
 
     def compose_mapping_node(self, anchor: str | None) -> yaml.MappingNode:
-        """Compose a mapping. Raises ConstructorError for a duplicate key."""
+        """Compose a mapping node. Raises ConstructorError for a duplicate key."""
         node = super().compose_mapping_node(anchor)
         seen: set[str] = set()
         for key, _ in node.value:
@@ -158,7 +157,7 @@ _READERS = {
 def _construct(loader: _Loader, node: yaml.ScalarNode) -> Written:
     try:
         return Written(_READERS[node.tag](node.value), node.value)
-    except ValueError as error:  # raised for an explicit tag, such as !!int x
+    except ValueError as error:  # raised for an invalid value with an explicit tag, such as !!int x
         raise yaml.constructor.ConstructorError(None, None, str(error), node.start_mark) from error
 
 
