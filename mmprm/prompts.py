@@ -117,8 +117,7 @@ def messages(problem: Problem, config: PromptConfig, prefix: str = "") -> list[d
 
 
 def assistant_beginning(config: PromptConfig, prefix: str) -> str:
-    """Return the prefill and the prefix, which follow the generation prompt, or "" if the user turn shows the
-    prefix."""
+    """Return the prefill and prefix that follow the generation prompt, or "" if the user turn shows the prefix."""
     preset = PRESETS[config.preset]
     if prefix and preset.continuation:
         return ""

@@ -65,8 +65,7 @@ class Tracker:
         self._thread.start()
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Queue the metrics of a step for logging; they are dropped if the tracker fails to start or falls too far
-        behind."""
+        """Queue a step's metrics for logging; they are dropped if the tracker fails to start or is too slow."""
         if self._thread.is_alive() and self._waiting.qsize() < MAX_WAITING:
             self._waiting.put((dict(metrics), step))
 

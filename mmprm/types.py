@@ -177,8 +177,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """Holds a searched state: the prefix `steps` from the root, its rollouts in sampling order, and counts per
-    batch."""
+    """Holds a searched state: the prefix `steps` from the root, its rollouts in sampling order, and counts by batch."""
 
     steps: Steps
     batches: tuple[Counts, ...]

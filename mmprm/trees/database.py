@@ -1,4 +1,4 @@
-"""Open the SQLite database of a run store, as its one writer or as any reader, and name the database in every error."""
+"""Open the SQLite database of a run store for one writer or for reading, and name the database in every error."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ STORE_NAME = "trees.sqlite"
 """File name of the store in a run folder."""
 
 SCHEMA_VERSION = 2
-"""Version 2 added the sessions table."""
+"""Current schema version; version 2 added the sessions table."""
 
 _APPLICATION_ID = 0x4D4D5052
 _NO_STORE = "is not a run store of mmprm; choose another run folder"
@@ -43,8 +43,10 @@ CREATE TABLE sessions (
 
 
 class Database:
-    """Wraps the connection of a run store; open it with `writing` (one writer) or `reading` (any number, also during
-    writes)."""
+    """Wraps the SQLite connection of a run store.
+
+    Open it with `writing` (one writer at a time) or `reading` (any number of readers, also during writes).
+    """
 
     def __init__(self, path: Path, connection: sqlite3.Connection | None = None) -> None:
         self.path = path
@@ -54,7 +56,7 @@ class Database:
 
     @classmethod
     def writing(cls, path: Path) -> Database:
-        """Become the one writer of the database at `path`, which is created if it does not exist."""
+        """Open the database at `path` as its only writer; create it if it does not exist."""
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = _lock(path)
@@ -75,7 +77,7 @@ class Database:
         try:
             database._connection.execute("PRAGMA query_only=ON")
             database._connection.execute("SELECT 1 FROM sqlite_master").fetchall()
-        except sqlite3.OperationalError:  # read-only folder: SQLite needs to create files next to the database
+        except sqlite3.OperationalError:  # a read-only folder: SQLite cannot create files next to the database
             database.close()
             database = cls._read_only(path)
         except (sqlite3.Error, UnicodeDecodeError):  # check_version reports it
@@ -84,7 +86,7 @@ class Database:
 
     @classmethod
     def _read_only(cls, path: Path) -> Database:
-        """Open a database in a read-only folder: in place, or as a copy if it has a log that has not been merged."""
+        """Open a database in a read-only folder: in place, or as a copy if its WAL file is not empty."""
         log, copy = Path(f"{path}-wal"), None
         try:
             uri = f"{path.resolve().as_uri()}?mode=ro&immutable=1"
@@ -100,7 +102,7 @@ class Database:
         return database
 
     def close(self) -> None:
-        """Close the connection and release the writer's lock."""
+        """Close the connection and release the writer lock."""
         self._connection.close()
         if self._copy_folder is not None:
             self._copy_folder.cleanup()
@@ -118,14 +120,14 @@ class Database:
         return not self.rows("SELECT 1 FROM sqlite_master")
 
     def create_tables(self) -> None:
-        """Create the tables of an empty database; must be called within a transaction."""
+        """Create the tables of an empty database; call this within a transaction."""
         for statement in _SCHEMA.split(";"):
             self.run(statement)
         self.run(f"PRAGMA application_id={_APPLICATION_ID}")
         self.run(f"PRAGMA user_version={SCHEMA_VERSION}")
 
     def check_version(self) -> None:
-        """Raise StoreError unless this is a run store of this schema."""
+        """Raise StoreError unless this is a run store with the current schema version."""
         if self.rows("PRAGMA application_id")[0][0] != _APPLICATION_ID:
             raise StoreError(f"{self.path}: {_NO_STORE}")
         version = self.rows("PRAGMA user_version")[0][0]
@@ -136,7 +138,7 @@ class Database:
             )
 
     def rows(self, sql: str, *values: Any) -> list[tuple]:
-        """Return all rows of a query."""
+        """Run a query and return all its rows."""
         with self._guard():
             return self._connection.execute(sql, values).fetchall()
 
@@ -147,7 +149,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Callable[..., sqlite3.Cursor]]:
-        """Yield a function that executes statements; either all of them are committed or none."""
+        """Run a transaction: yield a function that executes statements, and commit them all or none."""
         self.run("BEGIN IMMEDIATE")
         try:
             yield self.run
@@ -161,7 +163,7 @@ class Database:
     def _guard(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, UnicodeDecodeError) as error:  # damaged names lead to messages that are not valid UTF-8
+        except (sqlite3.Error, UnicodeDecodeError) as error:  # with damaged names, error messages are not valid UTF-8
             if "not a database" in str(error):
                 raise StoreError(f"{self.path}: {_NO_STORE}") from error
             if "full" in str(error):
@@ -174,10 +176,10 @@ class Database:
 
 
 def _lock(path: Path) -> int:
-    """Hold `path`.lock until this process ends.
+    """Lock `path`.lock for this process until it exits, and return the file descriptor.
 
-    A POSIX lock is not inherited by forked children, so a grading process that outlives a killed driver does not lock
-    out the next driver.
+    Forked children do not inherit a POSIX lock, so a grading process that outlives a killed driver does not lock out
+    the next driver.
     """
     descriptor = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:

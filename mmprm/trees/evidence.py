@@ -1,18 +1,18 @@
-"""Select the rollouts that count as evidence for the value of a prefix.
+"""Select the rollouts that count as evidence for a prefix's value.
 
-A state (a prefix that rollouts were sampled from) is labeled by its own rollouts alone. It was selected because an
+A state (a prefix from which rollouts were sampled) is labeled only by its own rollouts. It was selected because an
 incorrect rollout passes through it, so the rollouts that passed through it earlier were chosen by their outcome. The
-rollouts of one batch, however, are sampled together and fix the longer prefixes that they pass through before any of
-them ends. Such a prefix is therefore labeled by the first single batch that sent at least
+rollouts of one batch, however, are sampled together, and the longer prefixes that they pass through are fixed before
+any of them ends. Such a prefix is therefore labeled by the first single batch that sent at least
 `StoppingRule.min_shared_rollouts` rollouts through it, provided the prefix was not a state before: this criterion does
 not depend on how the rollouts ended. The prefix keeps that label if it becomes a state later. That happens only if all
 of those rollouts failed, so replacing the label would affect only the prefixes whose first rollouts were unlucky.
 Batches are not pooled, because later ones are sampled depending on how earlier ones ended.
 
 One selection effect remains, as in every such search: a problem is searched only if the rollouts from its root are
-neither all correct nor all incorrect. Given that it is searched, a root of value v has an expected share of correct
-rollouts that is too large by the factor 1 / (1 − (1 − v)^K), and so have the prefixes labeled by the root's rollouts.
-For problems that are hardly ever solved the bias exceeds 0.03.
+neither all correct nor all incorrect. For a searched root of value v, the expected share of correct rollouts is too
+large by the factor 1 / (1 − (1 − v)^K). The same holds for the prefixes labeled by the root's rollouts. For problems
+that are hardly ever solved, the bias exceeds 0.03.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from mmprm.trees.stopping import StoppingRule, unbiased
 from mmprm.types import Counts, Rollout, Steps, Tree, Verdict
 
 VerdictTally = list[int]
-"""Number of rollouts per Verdict."""
+"""Number of rollouts with each Verdict."""
 
 
 def passing(steps: Steps, rollout: Rollout) -> Iterator[Steps]:
-    """Return each longer prefix that a rollout sampled from `steps` passes through, excluding its last step."""
+    """Yield each longer prefix that a rollout sampled from `steps` passes through, except the whole rollout."""
     return (steps + rollout.steps[:length] for length in range(1, len(rollout.steps)))
 
 
 def tally_passing(steps: Steps, rollouts: Iterable[Rollout]) -> dict[Steps, VerdictTally]:
-    """Count the verdicts of rollouts sampled from `steps` for each longer prefix that they pass through."""
+    """For each longer prefix, count the verdicts of the rollouts from `steps` that pass through it."""
     tallies: dict[Steps, VerdictTally] = {}
     for rollout in rollouts:
         for prefix in passing(steps, rollout):
@@ -41,15 +41,15 @@ def tally_passing(steps: Steps, rollouts: Iterable[Rollout]) -> dict[Steps, Verd
 
 
 def counts_of(tally: VerdictTally) -> Counts:
-    """Convert a tally to Counts."""
+    """Convert a VerdictTally to Counts."""
     return Counts(tally[Verdict.CORRECT], tally[Verdict.INCORRECT], tally[Verdict.UNKNOWN])
 
 
 def evidence(tree: Tree, rule: StoppingRule) -> dict[Steps, Counts]:
-    """Return the evidence for every prefix of the tree that has enough of it.
+    """Return the counts for every prefix of the tree that has enough evidence to be labeled.
 
-    These are the states with at least one known verdict, with the bias of the stopping rule removed from their values,
-    and, unless the problem is always or never solved, the prefixes of `shared_labels`.
+    These are the states with at least one known verdict; their values are corrected for the bias of the stopping rule.
+    The prefixes of `shared_labels` are added unless the problem is always or never solved.
     """
     found = {node.steps: unbiased(node.batches, rule) for node in tree.nodes}
     if rule.min_shared_rollouts is not None and tree.nodes and tree.nodes[0].counts.value not in (None, 0.0, 1.0):
@@ -58,13 +58,16 @@ def evidence(tree: Tree, rule: StoppingRule) -> dict[Steps, Counts]:
 
 
 def count_labeled_prefixes(tree: Tree, rule: StoppingRule) -> int:
-    """Return the number of prefixes with evidence; the empty prefix does not count."""
+    """Count the non-empty prefixes with evidence."""
     return sum(bool(steps) for steps in evidence(tree, rule))
 
 
 def shared_labels(tree: Tree, enough: int) -> dict[Steps, Counts]:
-    """Return the counts of each shared prefix: those of the first single batch that sent at least `enough` rollouts
-    of known verdict through it, unless the prefix was a state before."""
+    """Label the prefixes that other states' rollouts pass through, and return their counts.
+
+    The counts of a prefix are those of the first single batch that sent at least `enough` rollouts of known verdict
+    through it. A prefix that was already a state by then is skipped.
+    """
     found: dict[Steps, Counts] = {}
     states: set[Steps] = set()
     for node in tree.nodes:

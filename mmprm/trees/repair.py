@@ -1,4 +1,4 @@
-"""Drop damaged records of a run store, so that the campaign samples them again."""
+"""Drop damaged records from a run store, so that the campaign samples them again."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from mmprm.trees.store import Store
 
 
 def check_structure(store: Store) -> None:
-    """Raise StoreError if the database structure is damaged: rows may be missing or mixed up, which no query would
-    detect."""
+    """Raise StoreError if the database structure is damaged.
+
+    Queries would not notice that rows are missing or mixed up.
+    """
     (found,) = store.rows("PRAGMA integrity_check(1)")[0]
     if found != "ok":
         raise StoreError(
@@ -35,7 +37,7 @@ def repair(store: Store) -> None:
         print(f"{store.path}: its indexes were damaged and are made anew", file=sys.stderr, flush=True)
     owners = _sound_problems(store)
     damaged = []
-    for (owner,) in store.rows("SELECT DISTINCT problem FROM batches"):  # the batches of one problem fit in memory
+    for (owner,) in store.rows("SELECT DISTINCT problem FROM batches"):  # one problem's batches fit in memory
         for number, *row in store.rows(f"SELECT number, {BATCH_COLUMNS} FROM batches WHERE problem = ?", owner):
             packed = StoredBatch.of_row(owners.get(owner, "of an unknown name"), tuple(row))
             try:
@@ -48,14 +50,16 @@ def repair(store: Store) -> None:
         for number in damaged:
             run("DELETE FROM batches WHERE number = ?", number)
         if damaged:
-            # A batch may have belonged to a problem other than the one it names. Intact batches are not
+            # A damaged batch may belong to another problem than the one it names, so reopen all. Intact batches are not
             # sampled again.
             run("UPDATE problems SET status = 'open', reason = '' WHERE status = 'done'")
 
 
 def _sound_problems(store: Store) -> dict[int, str]:
-    """Return the id of each intact problem by its row number, and drop damaged ones: they can be read from the
-    problem files again."""
+    """Map the row number of each intact problem to its id, and drop the damaged problems.
+
+    Dropped problems can be read again from the problem files.
+    """
     sound, damaged = {}, []
     for number, problem_id, content in store.rows("SELECT number, id, content FROM problems"):
         try:

@@ -1,7 +1,7 @@
-"""Serialize problems and batches as compressed JSON that round-trips exactly.
+"""Serialize problems and batches to compressed JSON that round-trips exactly.
 
-A checksum at the end of the bytes covers them and the database columns stored with them, so that damage is detected.
-Bytes without a checksum, as older stores hold them, are validated by their content.
+A checksum at the end of the bytes covers the content and the database columns stored with it, so that damage is
+detected. Older stores have no checksums; their bytes are validated by content.
 """
 
 from __future__ import annotations
@@ -21,38 +21,41 @@ from mmprm.types import Batch, Counts, ImageRef, Problem, Rollout, Steps, Verdic
 _SEAL = b"\0seal\0"
 _DIGEST_BYTES = 8
 BATCH_COLUMNS = "state, depth, first_draw, correct, incorrect, unknown, tokens, rollouts"
-"""Columns of a batch in the database; `first_draw` is its first_sample."""
+"""Database columns of a batch; `first_draw` is its first_sample."""
 
 
 class DamagedError(ValueError):
-    """Raised when stored bytes differ from what was written."""
+    """Stored bytes differ from what was written."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredBatch:
-    """A Batch in its stored form. The worker that sampled it packs it, so that the driver only has to write it."""
+    """Holds a Batch in serialized form.
+
+    The worker that sampled the batch serializes it, so that the driver only has to write it.
+    """
 
     problem_id: str
     state: bytes
-    """Key of the batch's prefix, which has `depth` steps."""
+    """Hash key of the batch's prefix, which has `depth` steps."""
     depth: int
     first_sample: int
     counts: Counts
     token_count: int
     reasons: tuple[tuple[str, str], ...]
-    """One ("unknown" or "unsplit", reason) pair per rollout that has a reason."""
+    """One ("unknown" or "unsplit", reason) pair for each rollout that has a reason."""
     rollouts: bytes
 
     @classmethod
     def of_row(cls, problem_id: str, row: tuple[Any, ...]) -> StoredBatch:
-        """Return the batch stored in a row of BATCH_COLUMNS."""
+        """Build a StoredBatch from a row of BATCH_COLUMNS."""
         state, depth, first_sample, correct, incorrect, unknown, token_count, rollouts = row
         counts = Counts(correct, incorrect, unknown)
         return cls(problem_id, state, depth, first_sample, counts, token_count, (), rollouts)
 
     @property
     def name(self) -> str:
-        """The batch's name in messages."""
+        """Describe the batch for error messages."""
         where = f"after {self.depth} step{'s' * (self.depth != 1)}" if self.depth else "of whole solutions"
         return f"the batch {where} from sample {self.first_sample} of problem {self.problem_id!r}"
 
@@ -64,7 +67,7 @@ def count_verdicts(rollouts: Iterable[Rollout]) -> Counts:
 
 
 def state_key(steps: Steps) -> bytes:
-    """Return the 16-byte key of a prefix."""
+    """Return the 16-byte hash key of a prefix."""
     return hashlib.sha256(json.dumps(steps).encode()).digest()[:16]
 
 
@@ -90,16 +93,19 @@ def pack_batch(batch: Batch) -> StoredBatch:
 
 
 def check_batch(packed: StoredBatch) -> None:
-    """Raise DamagedError unless the batch is as it was packed. With a checksum, this does not deserialize it."""
-    with _damage_told():
+    """Raise DamagedError if the batch differs from what was packed.
+
+    A batch with a checksum is checked without deserializing it.
+    """
+    with _damaged_errors():
         sealed = _has_good_seal(packed.rollouts, *_columns(packed))
     if not sealed:
         open_batch(packed)
 
 
 def open_batch(packed: StoredBatch) -> Batch:
-    """Deserialize the batch. Raises DamagedError if it is not as it was packed."""
-    with _damage_told():
+    """Deserialize a batch. Raises DamagedError if it differs from what was packed."""
+    with _damaged_errors():
         _has_good_seal(packed.rollouts, *_columns(packed))
         batch = unpack_batch(packed.problem_id, packed.first_sample, packed.rollouts)
         token_count = sum(rollout.token_count for rollout in batch.rollouts)
@@ -110,8 +116,8 @@ def open_batch(packed: StoredBatch) -> Batch:
 
 
 @contextmanager
-def _damage_told() -> Iterator[None]:
-    """Convert any exception to DamagedError, because damaged bytes can fail anywhere in decoding."""
+def _damaged_errors() -> Iterator[None]:
+    """Convert any exception to DamagedError, because damaged bytes can cause errors anywhere in decoding."""
     try:
         yield
     except DamagedError:
@@ -133,7 +139,7 @@ def _sealed(content: bytes, *columns: Any) -> bytes:
 
 
 def _has_good_seal(sealed: bytes, *columns: Any) -> bool:
-    """Return whether the bytes carry a checksum. Raises DamagedError if the checksum does not match."""
+    """Return whether the bytes end with a checksum. Raises DamagedError if the checksum does not match."""
     content, seal = sealed[: -len(_SEAL) - _DIGEST_BYTES], sealed[-len(_SEAL) - _DIGEST_BYTES : -_DIGEST_BYTES]
     if seal != _SEAL:
         return False
@@ -147,8 +153,10 @@ def _digest(content: bytes, columns: tuple[Any, ...]) -> bytes:
 
 
 def _pack_rollouts(batch: Batch) -> bytes:
-    """Serialize the rollouts. The text of a split rollout is the concatenation of its steps, so it is stored only
-    for unsplit rollouts."""
+    """Serialize the rollouts.
+
+    The text is stored only for unsplit rollouts; otherwise it is the concatenation of the steps.
+    """
     rollouts = [
         [
             rollout.text if rollout.unsplit is not None else rollout.steps,
@@ -164,7 +172,7 @@ def _pack_rollouts(batch: Batch) -> bytes:
 
 
 def unpack_batch(problem_id: str, first_sample: int, blob: bytes) -> Batch:
-    """Deserialize a batch without checking its checksum."""
+    """Deserialize a batch without verifying its checksum."""
     steps, rollouts = _unpack(blob)
     return Batch(problem_id, tuple(steps), first_sample, tuple(_rollout(*rollout) for rollout in rollouts))
 
@@ -193,8 +201,8 @@ def pack_problem(problem: Problem) -> bytes:
 
 
 def unpack_problem(problem_id: str, blob: bytes) -> Problem:
-    """Deserialize a problem. Raises DamagedError if its bytes or its id are not as they were written."""
-    with _damage_told():
+    """Deserialize a problem. Raises DamagedError if its bytes or its id differ from what was written."""
+    with _damaged_errors():
         _has_good_seal(blob, problem_id)
         return _problem(problem_id, blob)
 
@@ -215,8 +223,8 @@ def _problem(problem_id: str, blob: bytes) -> Problem:
 
 
 def _pack(content: Any) -> bytes:
-    # Level 1 gives half the size in a tenth of the time of the default level, and every batch of a campaign
-    # is packed.
+    # Every batch of a campaign is packed, and level 1 halves the size in a tenth of the default level's
+    # time.
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
     return zlib.compress(text.encode("utf-8", "surrogatepass"), 1)
 

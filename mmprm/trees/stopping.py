@@ -1,8 +1,8 @@
 """Decide how many rollouts a state gets, and estimate its value without the bias of outcome-dependent stopping.
 
-Rollouts are sampled from a state in batches. The first batch is just large enough to call the state failed if all of
-its rollouts are incorrect. If any is correct, small batches follow until the value is known precisely enough. The sizes
-and counts of a state's batches suffice to remove the bias later.
+Rollouts are sampled from a state in batches. The first batch is just large enough to declare the state failed if all of
+its rollouts are incorrect. If any rollout is correct, small batches follow until the value is known precisely enough.
+The sizes and counts of a state's batches are sufficient to remove the bias later.
 """
 
 from __future__ import annotations
@@ -19,45 +19,44 @@ from mmprm.types import Counts
 
 
 class StoppingRule(Config):
-    """Configures when to stop sampling from a state.
+    """Configures when to stop sampling rollouts from a state.
 
-    With `false_negative_rate=0` and `min_shared_rollouts=null`, every state gets `rollouts` rollouts of its own at
-    once. MM-PRM does this with 16.
+    With `false_negative_rate=0` and `min_shared_rollouts=null`, `rollouts` rollouts are sampled at once from every
+    state. MM-PRM does this with 16.
     """
 
     rollouts: int = Field(20, ge=1)
-    """Maximum number of rollouts per state (K); the root always gets all of them. MM-PRM uses 16."""
+    """Maximum number of rollouts per state (K); the root always gets all K. MM-PRM uses 16."""
     false_negative_rate: float = Field(0.006, ge=0, lt=0.5)
-    """A state is called failed (no correct answer can be reached from it) when the probability that it is recoverable,
-    given that all of its rollouts are incorrect, is below this. With the defaults this takes at least 16 incorrect
-    rollouts. 0 samples all rollouts for every state."""
+    """Maximum probability of wrongly declaring a state failed. A failed state is one from which no correct answer can
+    be reached. A state is declared failed when all of its rollouts are incorrect and its probability of being
+    recoverable is below this rate. With the defaults this takes at least 16 incorrect rollouts. 0 samples all rollouts
+    for every state."""
     prior_reset: float = Field(0.1, ge=0, le=1)
-    """Prior probability that the value of a recoverable state is unrelated to that of its nearest recoverable
-    ancestor."""
+    """Prior probability that a recoverable state's value is unrelated to that of its nearest recoverable ancestor."""
     max_posterior_std: float = Field(0.17, ge=0, lt=0.5)
-    """Sampling stops when the standard deviation of the value's Beta posterior is at most this. The first batches
-    under the default `false_negative_rate` already satisfy it; smaller values give more precise labels at the cost of
-    further batches."""
+    """Standard deviation of the value's Beta posterior at which sampling stops. The first batches under the default
+    `false_negative_rate` already satisfy it; smaller values give more precise labels at the cost of further batches."""
     batch: int = Field(4, ge=1)
-    """Number of rollouts per further batch."""
+    """Number of rollouts in each batch after the first."""
     min_shared_rollouts: int | None = Field(5, ge=2)
-    """A prefix that at least this many rollouts of another state's batch pass through, with identical steps, is
-    labeled by them and not sampled from; null samples from every prefix."""
+    """Minimum number of rollouts from one batch of another state that label a prefix they all pass through, with
+    identical steps. Such a prefix is not sampled from; null samples from every prefix."""
 
 
 def rule_of(config: dict[str, Any]) -> StoppingRule:
-    """Return the stopping rule under which the batches of a store with this configuration were sampled."""
-    search = {"prior_reset": 0.0} | config["search"]  # default for older stores, which lack the key
+    """Return the stopping rule in a store's configuration, under which its batches were sampled."""
+    search = {"prior_reset": 0.0} | config["search"]  # older stores lack this key
     return StoppingRule(**{name: search[name] for name in StoppingRule.model_fields})
 
 
 def recovery_probability(failures: int, ancestor: Counts, prior_reset: float) -> float:
     """Return P(recoverable | all n rollouts incorrect) = L / (1 + L), with n = `failures`.
 
-    L = (1 − s) · B(a, b + n) / B(a, b) + s / (1 + n). The prior odds are even, as in bisection. From a failed state no
-    rollout succeeds. The value of a recoverable state has the posterior of its nearest recoverable ancestor, Beta(a, b)
-    = Beta(1 + correct, 1 + incorrect), or, with probability s = `prior_reset`, a flat prior: policies occasionally
-    correct an error later, whatever the value was before it.
+    L = (1 − s) · B(a, b + n) / B(a, b) + s / (1 + n). The prior odds are even, as in bisection. From a failed state, no
+    rollout succeeds. The prior for the value of a recoverable state is the posterior of its nearest recoverable
+    ancestor, Beta(a, b) = Beta(1 + correct, 1 + incorrect). With probability s = `prior_reset`, it is flat instead:
+    policies occasionally correct an error later, regardless of the value before it.
     """
     a, b = 1 + ancestor.correct, 1 + ancestor.incorrect
     likelihood = math.prod((b + i) / (a + b + i) for i in range(failures))
@@ -67,8 +66,10 @@ def recovery_probability(failures: int, ancestor: Counts, prior_reset: float) ->
 
 @lru_cache(maxsize=100_000)
 def first_batch_size(ancestor: Counts, rule: StoppingRule) -> int:
-    """Return the size of a state's first batch: the smallest number of incorrect rollouts after which
-    P(recoverable) is below `rule.false_negative_rate`."""
+    """Return the size of a state's first batch: enough incorrect rollouts to declare the state failed.
+
+    This is the smallest number of incorrect rollouts after which P(recoverable) is below `rule.false_negative_rate`.
+    """
     sizes = (
         n
         for n in range(1, rule.rollouts)
@@ -84,10 +85,9 @@ def posterior_deviation(correct: int, incorrect: int) -> float:
 
 
 def next_batch_size(first: int, sampled: Counts, rule: StoppingRule) -> int:
-    """Return the size of the batch to sample after the rollouts `sampled`, or 0 if no further batch is needed.
+    """Return the size of the next batch after the rollouts `sampled`, or 0 if sampling is finished.
 
-    `first` is the size of the first batch: this many incorrect rollouts without a correct one establish that the state
-    is failed.
+    `first` is the size of the first batch: this many incorrect rollouts and no correct one declare the state failed.
     """
     remaining = rule.rollouts - sampled.known - sampled.unknown
     if sampled.correct == 0:
@@ -98,12 +98,12 @@ def next_batch_size(first: int, sampled: Counts, rule: StoppingRule) -> int:
 
 
 def unbiased(batches: Sequence[Counts], rule: StoppingRule) -> Counts:
-    """Return the sum of a state's batches, with an unbiased estimate of its value.
+    """Sum the counts of a state's batches, and add an unbiased estimate of its value.
 
-    Under a stopping rule, correct / known is biased, but the outcome of the first known rollout is not, nor is its
-    expectation given everything else (Rao-Blackwell). This is the share of outcome orders with a correct first rollout
-    among all orders that the rule lets end with these batch sizes and this many correct rollouts (Girshick, Mosteller
-    and Savage, 1946). Unknown verdicts are assumed to be missing at random.
+    Under a stopping rule, correct / known is biased, but the outcome of the first known rollout is not. Nor is its
+    expectation given everything else (Rao-Blackwell): among all outcome orders that end with these batch sizes and this
+    many correct rollouts under the rule, the share in which the first rollout is correct (Girshick, Mosteller and
+    Savage, 1946). Unknown verdicts are assumed to be missing at random.
     """
     total = sum(batches, Counts())
     if len(batches) == 1 or not total.known:
@@ -114,8 +114,11 @@ def unbiased(batches: Sequence[Counts], rule: StoppingRule) -> Counts:
 
 @lru_cache(maxsize=100_000)
 def _first_correct(shape: tuple[tuple[int, int], ...], correct: int, rule: StoppingRule) -> float:
-    """Return the share of possible outcome orders whose first rollout is correct. Orders are counted by the number
-    of correct rollouts after each batch: all orders, and those that begin with a correct rollout."""
+    """Return the share of possible outcome orders whose first rollout is correct.
+
+    The code counts two sets of orders by the number of correct rollouts after each batch: all orders, and those that
+    begin with a correct rollout.
+    """
     first = sum(shape[0])
     begin = next(number for number, (known, _) in enumerate(shape) if known)
     known = unknown = 0

@@ -1,9 +1,7 @@
-"""Provide the run store of a campaign: an SQLite log of finished batches with one writer, the driver, and any number of
-readers.
+"""Provide a campaign's run store, an SQLite log of finished batches with one writer, the driver, and many readers.
 
 A batch is keyed by (problem, prefix of steps, index of its first sample), so appending it twice has no effect. Each
-batch has a checksum, so that damage raises an error and never changes a label; mmprm.trees.repair drops damaged
-records.
+batch has a checksum, so damage raises an error and never changes a label; mmprm.trees.repair drops damaged records.
 """
 
 from __future__ import annotations
@@ -43,8 +41,11 @@ ProblemStatus = Literal["open", "done", "failed"]
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Holds a problem whose search has ended: "done" with the way it ended and its number of labels, or "failed" with
-    the reason."""
+    """Holds the outcome of a finished search.
+
+    `status` is "done", with the reason why the search ended and the number of labels, or "failed", with the reason for
+    the failure.
+    """
 
     problem_id: str
     status: Literal["done", "failed"]
@@ -53,20 +54,25 @@ class Finished:
 
 
 class Store:
-    """Reads and writes a run store; open it with `create_or_open` (one writer) or `read` (any number, also while a
-    campaign runs)."""
+    """Reads and writes a run store.
+
+    Open it with `create_or_open` (one writer at a time) or `read` (any number of readers, also during a campaign).
+    """
 
     def __init__(self, database: Database) -> None:
         self.path = database.path
         self._database = database
         self._session: int | None = None
         self._session_began = (0.0, 0.0)
-        """Wall-clock time and monotonic clock at the start of the session."""
+        """Wall-clock time and monotonic clock reading at the start of the session."""
 
     @classmethod
     def create_or_open(cls, path: str | Path, config: dict[str, Any]) -> Store:
-        """Become the store's one writer. `config` holds the settings that determine the batches: a store created under
-        different settings is rejected."""
+        """Open the store as its only writer; create it if it does not exist.
+
+        `config` holds the settings that determine the batches. Raises StoreError if the store was created with
+        different settings.
+        """
         database = Database.writing(Path(path))
         store = cls(database)
         try:
@@ -88,7 +94,7 @@ class Store:
 
     @classmethod
     def read(cls, path: str | Path) -> Store:
-        """Open the store at `path`, which is a database file or a run folder."""
+        """Open the store at `path`, a database file or a run folder, for reading."""
         path = Path(path) / STORE_NAME if Path(path).is_dir() else Path(path)
         if not path.is_file():
             raise StoreError(f"{path}: has no store; run mmprm annotate first, or give its run folder")
@@ -101,17 +107,17 @@ class Store:
         self._database.close()
 
     def fork(self, path: Path, config: dict[str, Any], keep_batches: bool) -> None:
-        """Copy this store to `path`, which must not exist, under another configuration, and reopen every problem.
+        """Copy this store to the new file `path` with another configuration, and reopen every problem.
 
-        With `keep_batches`, the batches and the sessions that sampled them are kept, because they are valid under that
-        configuration too.
+        With `keep_batches`, the copy keeps the batches and the sessions that sampled them, because they are also valid
+        under the new configuration.
         """
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(prefix=f".{path.name}-", dir=path.parent) as folder:
                 partial = Path(folder) / path.name
                 self._copy(partial, config, keep_batches)
-                os.link(partial, path)  # unlike a rename, this fails if another fork was faster
+                os.link(partial, path)  # unlike a rename, this fails if another fork created `path` first
         except OSError as error:
             raise StoreError(
                 f"{path}: cannot be created ({error.strerror}); run the same command again, or choose another run "
@@ -133,7 +139,7 @@ class Store:
 
     @property
     def config(self) -> dict[str, Any]:
-        """Return the configuration under which the batches were sampled."""
+        """Return the configuration with which the batches were sampled."""
         value, *checksum = (row[0] for row in self.rows("SELECT value FROM config ORDER BY rowid"))
         try:
             config = parse_json(value, "the configuration", StoreError)
@@ -152,8 +158,10 @@ class Store:
             self._database.run("INSERT INTO config VALUES (?)", value)
 
     def add_problems(self, problems: Iterable[Problem]) -> None:
-        """Add the problems that are new, as open. A known id must have the same content; only image paths may
-        change."""
+        """Add new problems with the status "open".
+
+        A problem with a known id must have the same content; only its image paths may change.
+        """
         with self._database.transaction():
             for problem in problems:
                 content = pack_problem(problem)
@@ -178,13 +186,13 @@ class Store:
             )
 
     def ids(self, status: ProblemStatus | None = None) -> list[str]:
-        """Return the problem ids in the order in which they were added."""
+        """Return the problem ids in the order they were added."""
         where = "" if status is None else "WHERE status = ?"
         rows = self.rows(f"SELECT id FROM problems {where} ORDER BY number", *([] if status is None else [status]))
         return [row[0] for row in rows]
 
     def problem(self, problem_id: str) -> Problem:
-        """Return one problem."""
+        """Return the problem with this id."""
         rows = self.rows("SELECT content FROM problems WHERE id = ?", problem_id)
         if not rows:
             raise StoreError(
@@ -199,19 +207,19 @@ class Store:
             ) from error
 
     def problems(self, status: ProblemStatus | None = None) -> list[Problem]:
-        """Return the problems in the order in which they were added."""
+        """Return the problems in the order they were added."""
         return [self.problem(problem_id) for problem_id in self.ids(status)]
 
     def outcome(self, problem_id: str) -> tuple[ProblemStatus, str]:
-        """Return a problem's status, with how its search ended or why it failed."""
+        """Return a problem's status and the reason why its search ended or failed."""
         return self.rows("SELECT status, reason FROM problems WHERE id = ?", problem_id)[0]
 
     def failures(self) -> dict[str, str]:
-        """Return the reason of each failed problem."""
+        """Return the failure reason of each failed problem by id."""
         return dict(self.rows("SELECT id, reason FROM problems WHERE status = 'failed' ORDER BY number"))
 
     def reopen(self, problem_ids: Iterable[str]) -> None:
-        """Reopen these failed problems; their batches are kept."""
+        """Reopen these failed problems, keeping their batches."""
         with self._database.transaction():
             for problem_id in problem_ids:
                 self._database.run(
@@ -219,21 +227,23 @@ class Store:
                 )
 
     def begin_session(self, engines: int) -> None:
-        """Start a session: from here on, `append` records the time of its last commit, from which rates and
-        engine-hours are computed."""
+        """Start a session; from now on, `append` records the time of the last commit.
+
+        Throughput and engine-hours are computed from these times.
+        """
         now = time.time()
         self._session_began = now, time.monotonic()
         self._session = self._add_session(now, engines)
 
     def set_engines(self, engines: int) -> None:
-        """Record that this many engines run from now on: engine-hours count each engine from its start to its end."""
+        """Record a new number of running engines, for engine-hours from now on."""
         now = self._session_now()
         with self._database.transaction():
             self._database.run("UPDATE sessions SET last = ? WHERE number = ?", now, self._session)
             self._session = self._add_session(now, engines)
 
     def _add_session(self, now: float, engines: int) -> int | None:
-        """Add a session that begins now, and return its number."""
+        """Add a session row that begins now, and return its number."""
         cursor = self._database.run(
             "INSERT INTO sessions (began, last, engines, batches_before) "
             "SELECT ?, ?, ?, COALESCE(MAX(number), 0) FROM batches",
@@ -246,7 +256,7 @@ class Store:
         return began + time.monotonic() - clock
 
     def append(self, batches: Sequence[StoredBatch], finished: Sequence[Finished] = ()) -> None:
-        """Commit these batches and outcomes in one transaction. Raises StoreError, which leaves the store unchanged."""
+        """Commit the batches and outcomes in one transaction. On StoreError, the store is unchanged."""
         reasons: Counter[tuple[str, str]] = Counter()
         with self._database.transaction():
             for batch in batches:
@@ -267,7 +277,7 @@ class Store:
                 self._database.run("UPDATE sessions SET last = ? WHERE number = ?", now, self._session)
 
     def batches(self, problem_id: str) -> list[Batch]:
-        """Return the problem's batches in the order in which they were appended."""
+        """Return a problem's batches in the order they were appended."""
         rows = self.rows(
             f"SELECT {BATCH_COLUMNS} FROM batches WHERE problem = (SELECT number FROM problems WHERE id = ?) "
             "ORDER BY number",
@@ -291,7 +301,7 @@ class Store:
         return Tree(problem_id, tuple(_node(steps, batches) for steps, batches in sampled.items()))
 
     def trees(self) -> Iterator[Tree]:
-        """Yield the tree of every problem that has at least one batch, including unfinished ones."""
+        """Yield the tree of every problem that has at least one batch, including unfinished problems."""
         rows = self.rows("SELECT id FROM problems WHERE number IN (SELECT problem FROM batches) ORDER BY number")
         return (self.tree(row[0]) for row in rows)
 
@@ -319,16 +329,16 @@ class Store:
             )
 
     def rows(self, sql: str, *values: Any) -> list[tuple]:
-        """Return all rows of a query; used by mmprm.trees.tallies."""
+        """Run a query and return all its rows; used by mmprm.trees.tallies."""
         return self._database.rows(sql, *values)
 
     def transaction(self) -> AbstractContextManager[Callable[..., sqlite3.Cursor]]:
-        """Yield a function that executes statements; all of them are committed or none. Used by mmprm.trees.repair."""
+        """Run a transaction for mmprm.trees.repair: yield a function that executes statements; commit all or none."""
         return self._database.transaction()
 
 
 def _contents(images: Iterable[ImageRef]) -> list[bytes | None]:
-    """Return a digest of each image's bytes, or None for an image that cannot be read."""
+    """Hash the bytes of each image; the hash is None if the image cannot be read."""
 
     def content(image: ImageRef) -> bytes | None:
         data = image.data

@@ -13,7 +13,7 @@ class StoreSummary:
     """Holds the totals of a run store.
 
     `labels` counts the distinct non-terminal labels of finished problems and, for other problems, the states with a
-    known verdict so far. Reason tables map a reason to its count.
+    known verdict so far. The reason tables map each reason to its count.
     """
 
     problems: dict[str, int]
@@ -32,7 +32,7 @@ class StoreSummary:
 
 
 def summarize(database: Database) -> StoreSummary:
-    """Compute the totals of a database."""
+    """Compute the totals of a run store's database."""
     states, labels_so_far = database.rows(
         "SELECT COUNT(*), TOTAL(known > 0 AND depth > 0 AND status != 'done') FROM "
         "(SELECT problem, depth, SUM(correct + incorrect) AS known FROM batches GROUP BY problem, state) "

@@ -1,5 +1,4 @@
-"""Summarize a run store without reading its rollouts: sessions, totals per problem, and what was sampled since a
-given batch."""
+"""Summarize a run store without reading its rollouts: sessions, totals per problem, and samples since a given batch."""
 
 from __future__ import annotations
 
@@ -13,9 +12,12 @@ from mmprm.trees.store import ProblemStatus, Store
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """Holds one run of the driver: the times of its first ready engine and last commit (seconds since 1970), its number
-    of engines at the end, the number of batches that the store already held, and the time that its engines ran, summed
-    over them."""
+    """Holds the times and engine counts of one driver run.
+
+    `began` is when its first engine was ready and `last` its last commit, in seconds since 1970. `engines` is the
+    number of engines at the end, `batches_before` the number of batches that the store already held, and
+    `engine_seconds` the total running time of all engines.
+    """
 
     began: float
     last: float
@@ -31,7 +33,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class SampledCounts:
-    """Holds the totals of a set of batches."""
+    """Holds the total rollouts and tokens of a set of batches."""
 
     rollouts: int
     tokens: int
@@ -39,8 +41,10 @@ class SampledCounts:
 
 @dataclass(frozen=True, slots=True)
 class ProblemTally:
-    """Holds the totals of one problem: `labels` as in StoreSummary, `bytes` the compressed size of the problem and its
-    batches."""
+    """Holds the totals of one problem.
+
+    `labels` is defined as in StoreSummary; `bytes` is the compressed size of the problem and its batches.
+    """
 
     problem_id: str
     status: ProblemStatus
@@ -53,9 +57,9 @@ class ProblemTally:
 
 
 def sessions(store: Store) -> list[Session]:
-    """Return the store's sessions in order.
+    """Return the store's sessions in chronological order.
 
-    A session has one row for each number of engines that it had; such a row begins when the one before it ends.
+    Each change in a session's number of engines starts a new row, which begins when the previous row ends.
     """
     found: list[Session] = []
     rows = store.rows("SELECT began, last, engines, batches_before FROM sessions ORDER BY number")
@@ -70,7 +74,7 @@ def sessions(store: Store) -> list[Session]:
 
 
 def sampled_after(store: Store, batches_before: int) -> SampledCounts:
-    """Return the totals of the batches after the first `batches_before`."""
+    """Return the totals of all batches after the first `batches_before`."""
     rollouts, tokens = store.rows(
         "SELECT TOTAL(correct + incorrect + unknown), TOTAL(tokens) FROM batches WHERE number > ?", batches_before
     )[0]
@@ -78,7 +82,7 @@ def sampled_after(store: Store, batches_before: int) -> SampledCounts:
 
 
 def tallies(store: Store) -> list[ProblemTally]:
-    """Return one tally per problem, in the order in which they were added."""
+    """Return one ProblemTally per problem, in the order the problems were added."""
     rows = store.rows(
         "SELECT id, status, reason, COUNT(state), "
         "CASE status WHEN 'done' THEN labels ELSE TOTAL(known > 0 AND depth > 0) END, TOTAL(sampled), TOTAL(tokens), "
@@ -91,7 +95,7 @@ def tallies(store: Store) -> list[ProblemTally]:
 
 
 def begun(store: Store) -> int:
-    """Return the number of open problems that have at least one batch."""
+    """Count the open problems that have at least one batch."""
     return store.rows(
         "SELECT COUNT(*) FROM problems WHERE status = 'open' AND "
         "EXISTS (SELECT 1 FROM batches WHERE problem = problems.number)"
@@ -99,9 +103,9 @@ def begun(store: Store) -> int:
 
 
 def is_being_written(store: Store) -> bool:
-    """Return whether another process holds the writer's lock.
+    """Return whether another process holds the writer lock.
 
-    The writer itself must not call this: closing the file that is opened here would release its lock.
+    The writer itself must not call this: closing the file opened here would release its lock.
     """
     try:
         descriptor = os.open(f"{store.path}.lock", os.O_RDONLY)
