@@ -178,6 +178,8 @@ def gae(rewards_NT: Tensor, values_NT: Tensor, mask_NT: Tensor, gamma: float, la
 
 def returns_to_go(rewards_NT: Tensor, mask_NT: Tensor, gamma: float) -> Tensor:
     """Return G_t = Σ_{l ≥ t} γ^(l − t)·r_l over response tokens, which is GAE with λ = 1 and no critic."""
+    if not rewards_NT.any():
+        return torch.zeros_like(rewards_NT)
     if gamma == 1:  # a sum, without GAE's loop over tokens
         sums_NT = torch.where(mask_NT, rewards_NT, 0).double().flip(-1).cumsum(dim=-1).flip(-1)
         return torch.where(mask_NT, sums_NT, 0).to(rewards_NT.dtype)

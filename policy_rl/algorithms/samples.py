@@ -106,8 +106,8 @@ def add_advantages(
     lengths_N = torch.tensor([len(each.token_ids) for each in samples])
     mask_NT = _mask(lengths_N) & taking_N[:, None]
     rewards_NT = _kl_rewards(samples, settings.kl_in_reward, mask_NT)
-    if credit is not None:
-        rewards_NT = rewards_NT + scatter_to_tokens(credit.rewards_PKS[kept_PK], step_of_NT)
+    if credit is not None and credit.rewards_PKS.any():
+        rewards_NT += scatter_to_tokens(credit.rewards_PKS[kept_PK], step_of_NT)
     if estimator.on_last_token:
         rewards_NT[torch.arange(len(samples)), lengths_N - 1] += sequence_N
     returns_NT = None

@@ -7,7 +7,7 @@ A response that cannot be split, or that the PRM rejects, has no process reward:
 reason in `process.unscored`, and it keeps its outcome reward. (With mode=scalar and without per_source, the reward is
 the sum of both; half of a sum is not a reward, so the response is excluded.)
 
-Shapes: T token of a response, U different token of it.
+Shapes: T token of a response.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ import math
 import sys
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import accumulate, chain, pairwise, repeat
 from typing import Any, Protocol
 
-import numpy as np
 from pydantic import Field
 
 from mmprm.config import Config
@@ -109,6 +108,7 @@ class ProcessReward:
             return tokenizer.decode(token_ids, skip_special_tokens=True)
 
         self._decode: Decode = decode
+        self._pieces = Pieces(decode)
 
     async def score(self, problem: Problem, responses: Sequence[Response]) -> list[StepRewards | None]:
         """Return one result per response, in order; None for a response without process reward.
@@ -127,7 +127,7 @@ class ProcessReward:
         verbatim, found = _both_forms(response.text, self._step_format, self._prefill)
         if not found.steps:
             return found, ()
-        begins_T = token_begins(response.token_ids, response.text, self._decode)
+        begins_T = token_begins(response.token_ids, response.text, self._decode, self._pieces)
         step_of_token = step_of_tokens(verbatim, begins_T, len(self._prefill))
         if len(set(step_of_token)) < len(verbatim):
             return StepSplit((), "step without a token"), ()
@@ -201,14 +201,28 @@ def step_of_tokens(steps: Sequence[str], begins_T: Sequence[int], given: int = 0
     return tuple(chain.from_iterable(repeat(step, stop - start) for step, (start, stop) in enumerate(pairwise(first))))
 
 
-def token_begins(token_ids: Sequence[int], text: str, decode: Decode) -> list[int]:
+class Pieces(dict[int, str]):
+    """Hold the text of single tokens, each decoded when it is first needed."""
+
+    def __init__(self, decode: Decode) -> None:
+        super().__init__()
+        self._decode = decode
+
+    def __missing__(self, token: int) -> str:
+        self[token] = piece = self._decode([token])
+        return piece
+
+
+def token_begins(
+    token_ids: Sequence[int], text: str, decode: Decode, pieces: Mapping[int, str] | None = None
+) -> list[int]:
     """Return, for each token, how many characters of `text` (which is `decode(token_ids)`) are complete before it.
 
     Tokens are decoded in runs that begin and end between characters. If decoding a run depends on the tokens before it
     (SentencePiece drops a leading space, and garbles complete characters next to an incomplete one), the run is decoded
     with a few tokens of context, and if necessary with all of them.
     """
-    begins_T = _begins_of_pieces(token_ids, text, decode)
+    begins_T = _begins_of_pieces(token_ids, text, decode, Pieces(decode) if pieces is None else pieces)
     if begins_T is not None:
         return begins_T
     for context in (0, 4, len(token_ids)):
@@ -221,16 +235,15 @@ def token_begins(token_ids: Sequence[int], text: str, decode: Decode) -> list[in
     )
 
 
-def _begins_of_pieces(token_ids: Sequence[int], text: str, decode: Decode) -> list[int] | None:
+def _begins_of_pieces(
+    token_ids: Sequence[int], text: str, decode: Decode, piece_of: Mapping[int, str]
+) -> list[int] | None:
     """Return the result of token_begins, decoding each token alone except for those of incomplete characters.
 
     Returns None if the parts do not add up to the text.
     """
-    token_U, own_T = np.unique(np.fromiter(token_ids, np.int64, len(token_ids)), return_inverse=True)
-    piece_U = np.array([decode([token]) for token in token_U.tolist()], dtype=object)
-    incomplete_U = np.array([INCOMPLETE in piece for piece in piece_U])
-    pieces = piece_U[own_T].tolist()
-    borders = np.flatnonzero(incomplete_U[own_T]).tolist()
+    pieces = list(map(piece_of.__getitem__, token_ids))
+    borders = [index for index, piece in enumerate(pieces) if INCOMPLETE in piece]
     begins_T: list[int] = []
     done = 0
     for border in (*borders, len(token_ids)):

@@ -45,7 +45,7 @@ class Limits:
                 f"{name}: a prompt of {sample.prompt_tokens} tokens and a response of {len(sample.token_ids)} "
                 f"exceed the model's context of {self.context}; leave the problem out, or scale its images down"
             )
-        found = self.reserved & set(sample.token_ids)
+        found = self.reserved.intersection(sample.token_ids)
         if found:
             raise DataError(f"{name}: a response contains token {min(found)}, which represents an image; leave it out")
 
