@@ -24,7 +24,7 @@ from mmprm.prm.info import INFO_FILE
 ArtifactKind = Literal["prm", "policy", "labels"]
 
 LABELS_FILE = "labels.parquet"
-MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "vocab.txt", "merges.txt")
 """Files of a model folder that are pushed."""
 _NEVER_PUSHED = {"settings.json", "tracker.json", "summary.json", "trainer_state.json", "demo.json"}
 _PLACES = {"prm": "prm", "policy": "policy", LABELS_FILE: "labels"}

@@ -8,6 +8,7 @@ name a machine, a person or a server are left out.
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,8 @@ MAX_FIGURES = 12
 _LICENSE_KEYS = ("license", "license_name", "license_link")
 _PRIVATE = {"output", "ray_address", "servers", "server", "url", "urls", "hardware", "tracker", "api_key_env"}
 """Settings, and groups of them, that describe where a run took place."""
+_NOT_SHOWN = re.compile(r"://|\n|^[0-9a-f]{16}$")
+"""Matches addresses, texts of several lines, and the hashes by which a run is recognized."""
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _CITATION = """## Citation
 
@@ -199,7 +202,7 @@ def _figures(run: Path) -> Iterator[str]:
         yield from _table(f"Evaluation: {path.stem}", _numbers(found) if isinstance(found, dict) else {})
     settings = public_settings(stored_settings(run))
     if settings:
-        yield from ("<details><summary>Settings</summary>", "", *_table("Settings", settings), "</details>", "")
+        yield from ("<details><summary>Settings</summary>", *list(_table("", settings))[1:], "</details>", "")
 
 
 def _numbers(values: Mapping[str, Any], leave_out: Sequence[str] = ()) -> dict[str, str]:
@@ -220,7 +223,7 @@ def public_settings(values: Mapping[str, Any]) -> dict[str, str]:
     for key, value in _leaves(values):
         text = str(value)
         private = _PRIVATE & set(key.split("."))
-        if private or value is None or "://" in text or "\n" in text or len(text) > MAX_VALUE_LENGTH:
+        if private or value is None or _NOT_SHOWN.search(text) or len(text) > MAX_VALUE_LENGTH:
             continue
         is_path = isinstance(value, str) and ("/" in value or "\\" in value) and not hub_name(value)
         found[key] = Path(text).name if is_path else text
@@ -237,8 +240,14 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def _table(title: str, rows: Mapping[str, Any]) -> Iterator[str]:
     """Yield a table of the known values under a heading; nothing if none is known."""
-    known = {key: str(value).replace("|", "\\|") for key, value in rows.items() if value not in (None, "")}
+    known = {key: _cell_text(str(value)) for key, value in rows.items() if value not in (None, "")}
     if known:
         yield from (f"## {title}", "", "| | |", "|---|---|")
         yield from (f"| {key} | {value} |" for key, value in known.items())
         yield ""
+
+
+def _cell_text(value: str) -> str:
+    """Return a value for a cell of a Markdown table; a token such as <prm> is shown as code, not taken as HTML."""
+    text = value.replace("|", "\\|").replace("\n", "\\n")
+    return f"`{text}`" if "<" in text else text

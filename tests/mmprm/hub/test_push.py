@@ -44,7 +44,8 @@ def run(tmp_path: Path) -> Path:
     write_info(folder / "prm", PrmInfo(base=BASE, aggregator="min", threshold=0.4))
     rows = [{"kind": "train", "step": 8, "loss": 0.25}, {"kind": "eval", "step": 8, "loss": 0.3, "auc": 0.875}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    settings = {"model": BASE, "batch_size": 512, "servers": "http://10.0.0.7", "labels": str(tmp_path / "k12.parquet")}
+    settings = {"model": BASE, "batch_size": 512, "data": "0123456789abcdef", "servers": "http://10.0.0.7"}
+    settings["labels"] = str(tmp_path / "k12.parquet")
     (folder / "settings.json").write_text(json.dumps(settings))
     (folder / "checkpoints/step-00000008").mkdir(parents=True)
     (folder / "checkpoints/step-00000008/optimizer.pt").write_bytes(b"state")
@@ -67,8 +68,15 @@ def test_a_prm_is_pushed_with_its_card(hub: FakeHub, run: Path) -> None:
         "license": "apache-2.0",
         "tags": ["mmprm", "process-reward-model"],
     }
-    for line in ("| auc | 0.875 |", "| aggregator | min |", "| batch_size | 512 |", "| labels | k12.parquet |"):
+    for line in (
+        "| auc | 0.875 |",
+        "| aggregator | min |",
+        "| marker | `<prm>` |",
+        "| batch_size | 512 |",
+        "| labels | k12.parquet |",
+    ):
         assert line in card.text
+    assert "0123456789abcdef" not in card.text, "a hash says nothing to a reader"
 
 
 def test_a_license_that_is_not_known_is_left_out(hub: FakeHub, run: Path) -> None:
