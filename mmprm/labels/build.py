@@ -1,4 +1,4 @@
-"""Build a Parquet file of labeled paths from the store of a campaign."""
+"""Build a Parquet file of labeled paths from a campaign's store."""
 
 from __future__ import annotations
 
@@ -22,31 +22,32 @@ from mmprm.types import ImageRef, LabeledPath, Problem
 
 class LabelsConfig(Config):
     store: PathText
-    """Run store written by mmprm annotate: a file, or the folder that contains trees.sqlite."""
+    """Run store written by mmprm annotate: a database file, or the folder that contains trees.sqlite."""
     output: PathText
     """Parquet file to write."""
     step_format: StepFormat | None = None
-    """Step format of the policy: tags, blank_lines or numbered. By default that of the store, which it must equal."""
+    """Step format of the policy: tags, blank_lines or numbered. Defaults to the store's format, and must equal it if
+    set."""
     seed: int = 0
-    """Random seed of the choice among complete solutions and of the split."""
+    """Random seed for choosing complete solutions and for the split."""
     dev: float = Field(0.1, ge=0, lt=1)
-    """Share of the problems in the dev split, held out from training."""
+    """Fraction of the problems in the dev split, which is held out from training."""
     test: float = Field(0.0, ge=0, lt=1)
-    """Share of the problems in the test split."""
+    """Fraction of the problems in the test split."""
     embed_images: bool = True
-    """Store image bytes in the file, so that it can be moved; otherwise store paths."""
+    """Store image bytes in the file, so that it can be moved; if false, store image paths."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelsSummary:
-    """Counts the written labels and the paths per split."""
+    """Holds the label counts and the number of paths per split."""
 
     counts: LabelCounts
     paths_by_split: dict[str, int]
 
 
 def build_labels(config: LabelsConfig) -> LabelsSummary:
-    """Label every tree of the store and write the paths; raise DataError if there is nothing to label."""
+    """Label every tree in the store and write the paths; raise DataError if there are no labels."""
     if config.dev + config.test >= 1:
         raise ConfigError(
             f"dev={config.dev} and test={config.test} must sum to less than 1, to leave problems for training; try 0.1 "
@@ -66,7 +67,7 @@ def build_labels(config: LabelsConfig) -> LabelsSummary:
     def examples() -> Iterator[LabeledExample]:
         for tree in store.trees():
             problem, found = store.problem(tree.problem_id), label_tree(tree, rule, step_format, config.seed)
-            # Images are read only for trees with labels: a problem without labels may name a missing file.
+            # Images are read only if the tree has labels: a problem with no labels may name a missing file.
             if found and config.embed_images:
                 problem = embed_images(problem)
             for labeled in found:
@@ -88,7 +89,7 @@ def build_labels(config: LabelsConfig) -> LabelsSummary:
 
 
 def embed_images(problem: Problem) -> Problem:
-    """Return the problem with the bytes of its images; raise DataError for an image that cannot be read."""
+    """Replace image paths by image bytes; raise DataError if an image cannot be read."""
     return replace(problem, images=tuple(ImageRef(data=_read(image, problem.id)) for image in problem.images))
 
 

@@ -1,4 +1,4 @@
-"""Check files of labeled paths that other programs wrote."""
+"""Validate files of labeled paths written by other programs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TEXTS = ("problem_id", "question", "answer")
 
 
 def check_row(row: dict[str, Any], location: str) -> None:
-    """Raise DataError with the name of the column for a missing or invalid value."""
+    """Raise DataError, naming the column, if the row has a missing or invalid value."""
     for name in _TEXTS:
         if not isinstance(row[name], str):
             raise DataError(f"{location}: {name}={row[name]!r} must be text; fill it in or remove the row")
@@ -48,22 +48,22 @@ def _check_images(images: Any, location: str) -> None:
 
 
 def _short(value: Any) -> str:
-    """Return the value's representation in at most 81 characters."""
+    """Truncate the value's repr to at most 81 characters."""
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 def check_splits(splits: Iterable[str | None], file: str, way_out: str) -> None:
-    """Raise DataError for a split that no command reads, such as validation, whose rows would be lost silently."""
+    """Raise DataError for split names that no command reads, such as validation; their rows would be lost silently."""
     unknown = sorted(map(repr, set(splits) - set(get_args(Split))))
     if unknown:
         raise DataError(f"{file}: split must be train, dev or test, got {', '.join(unknown)}; {way_out}")
 
 
 def check_images_below(problems: Iterable[Problem], root: Path, file: str) -> None:
-    """Raise DataError for an image outside of `root`.
+    """Raise DataError if an image is outside of `root`.
 
-    Otherwise a file from elsewhere could make a command copy or send arbitrary files of this machine.
+    Otherwise an untrusted file could make a command copy or send arbitrary files from this machine.
     """
     allowed = root.resolve()
     for problem in problems:

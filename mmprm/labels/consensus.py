@@ -1,6 +1,6 @@
-"""Combine labels with the opinion of a judge, and keep those on which both agree.
+"""Compare labels with a judge's verdicts, and keep the labels on which both agree.
 
-A label describes a prefix of steps, and so does the judge's P(no error so far). All functions are pure.
+Both the label and the judge's P(no error so far) describe a prefix of steps. All functions are pure.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from mmprm.labels.parquet import LabeledExample
 from mmprm.types import Counts, Scorer, Solution, Steps, StepScores
 
 SCORED_TOGETHER = 2000
-"""Number of solutions per call of the scorer: enough for batches of similar length, few enough to isolate a bad one."""
+"""Number of solutions per scorer call: enough to batch similar lengths, few enough to isolate a bad solution."""
 
 Prefix = tuple[str, Steps]
-"""A pair (problem id, steps)."""
+"""A (problem id, steps) pair."""
 
 
 class AgreementRule(Config):
     value_above: float = Field(0.0, ge=0, lt=1)
-    """Monte Carlo value above which the label counts a prefix as correct."""
+    """Monte Carlo value above which a prefix counts as correct by its label."""
     probability_at_least: float = Field(0.5, gt=0, le=1)
-    """Probability from which the judge counts a prefix as correct."""
+    """Minimum probability at which a prefix counts as correct by the judge."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opinion:
-    """Holds the verdicts of label and judge on one prefix; `judge_correct` is None without a judgment."""
+    """Holds the verdicts of the label and the judge on one prefix; `judge_correct` is None if the judge gave none."""
 
     counts: Counts
     judged: float | None
@@ -42,13 +42,13 @@ class Opinion:
 
     @property
     def agree(self) -> bool:
-        """Return whether label and judge agree."""
+        """Return whether the label and the judge agree."""
         return self.label_correct == self.judge_correct
 
 
 @dataclass(frozen=True, slots=True)
 class AgreementCounts:
-    """Counts labeled prefixes by the two verdicts, and labeled paths by whether their first errors agree."""
+    """Counts labeled prefixes by the verdicts of label and judge, and paths by whether their first errors agree."""
 
     both_correct: int
     both_incorrect: int
@@ -60,12 +60,12 @@ class AgreementCounts:
 
 
 def opinions(examples: Iterable[LabeledExample], rule: AgreementRule) -> dict[Prefix, Opinion]:
-    """Return the opinion on every labeled prefix; the paths of a problem share its labels."""
+    """Return the verdicts of label and judge on every labeled prefix; the paths of a problem share their labels."""
     found: dict[Prefix, Opinion] = {}
     for example in examples:
         judged = example.judged or (None,) * len(example.path.steps)
         for depth, (counts, probability) in enumerate(zip(example.path.counts, judged, strict=True), start=1):
-            # A prefix whose rollouts all have an unknown verdict has no value.
+            # A prefix has no value if the verdicts of all its rollouts are unknown.
             if counts is not None and counts.value is not None:
                 found[example.problem.id, example.path.steps[:depth]] = Opinion(
                     counts,
@@ -77,7 +77,7 @@ def opinions(examples: Iterable[LabeledExample], rule: AgreementRule) -> dict[Pr
 
 
 def keep_agreeing_steps(examples: Sequence[LabeledExample], rule: AgreementRule) -> list[LabeledExample]:
-    """Return the examples with only those labels that the judge shares, without examples that lose all labels."""
+    """Drop the labels that the judge does not confirm, and the examples that have no labels left."""
     known = opinions(examples, rule)
     kept = []
     for example in examples:
@@ -91,10 +91,10 @@ def keep_agreeing_steps(examples: Sequence[LabeledExample], rule: AgreementRule)
 
 
 def keep_agreeing_first_errors(examples: Sequence[LabeledExample], rule: AgreementRule) -> list[LabeledExample]:
-    """Return the paths on which label and judge find the first error at the same step, or both find none.
+    """Keep the paths on which label and judge find the first error at the same step, or both find none.
 
     Labels after the first error are dropped, because the judge confirms only its position. A label that several paths
-    share is stored on the first path that is kept.
+    share is stored on the first of these paths that is kept.
     """
     known = opinions(examples, rule)
     placed: set[Prefix] = set()
@@ -115,7 +115,7 @@ def keep_agreeing_first_errors(examples: Sequence[LabeledExample], rule: Agreeme
 
 
 def count_agreement(examples: Sequence[LabeledExample], rule: AgreementRule) -> AgreementCounts:
-    """Count agreements between labels and judge, by prefix and by path."""
+    """Count how often the label and the judge agree, by prefix and by path."""
     known = opinions(examples, rule)
     said = Counter((opinion.label_correct, opinion.judge_correct) for opinion in known.values())
     depths = [_agreed_depth(_prefixes(example), known) for example in examples]
@@ -131,7 +131,7 @@ def count_agreement(examples: Sequence[LabeledExample], rule: AgreementRule) -> 
 
 
 def judge_with_scorer(examples: Sequence[LabeledExample], scorer: Scorer, name: str) -> list[LabeledExample]:
-    """Return the examples with a PRM's P(correct) at each labeled step, or None where it cannot score."""
+    """Add a PRM's P(correct) to each labeled step of the examples, or None where the PRM cannot score."""
     judged: list[LabeledExample] = []
     for start in range(0, len(examples), SCORED_TOGETHER):
         chunk = examples[start : start + SCORED_TOGETHER]
@@ -143,7 +143,7 @@ def judge_with_scorer(examples: Sequence[LabeledExample], scorer: Scorer, name: 
 
 
 def _scores(examples: Sequence[LabeledExample], scorer: Scorer) -> list[tuple[float | None, ...]]:
-    """Score the examples; on failure score each half again, so that only an invalid example has no scores."""
+    """Score the examples; after a failure, score each half separately, so that only invalid examples have no scores."""
     solutions = [Solution(example.problem, example.path.steps) for example in examples]
     judged = run_halving(solutions, scorer.score, lambda _, error: StepScores(()), DataError)
     # Steps that the scorer truncated were not judged.
@@ -158,7 +158,10 @@ def _prefixes(example: LabeledExample) -> list[Prefix]:
 
 
 def _agreed_depth(prefixes: Sequence[Prefix], known: Mapping[Prefix, Opinion]) -> int | None:
-    """Return the number of steps up to the agreed first error, or all steps if both find none; None on disagreement."""
+    """Return the number of steps up to the agreed first error, or None on disagreement.
+
+    If neither finds an error, this is the number of all steps.
+    """
     for depth, prefix in enumerate(prefixes, start=1):
         opinion = known.get(prefix)
         if opinion is not None and not opinion.agree:
@@ -169,7 +172,7 @@ def _agreed_depth(prefixes: Sequence[Prefix], known: Mapping[Prefix, Opinion]) -
 
 
 def relabeled(example: LabeledExample, counts: Sequence[Counts | None]) -> LabeledExample:
-    """Return the example with other labels; a path that loses its final label is no longer complete."""
+    """Replace the example's labels; a path that loses its final label is no longer complete."""
     path = example.path
     complete = path.complete and counts[-1] is not None
     return replace(example, path=replace(path, counts=tuple(counts), complete=complete))

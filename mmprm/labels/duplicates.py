@@ -1,4 +1,4 @@
-"""Find near-duplicate problems: nearly the same words, the same numbers and the same images."""
+"""Find near-duplicate problems: almost the same words, the same numbers, and the same images."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SIMILAR = Fraction(9, 10)
-"""Minimum overlap of two questions' sets of word triples (Jaccard index: intersection over union). One changed word
-changes three triples, so short questions must match word by word, while long ones may differ slightly."""
+"""Minimum Jaccard index (intersection over union) of two questions' sets of word triples. One changed word changes
+three triples, so short questions must match word for word, while long ones may differ slightly."""
 SIDE = 16
-"""Side of the grid of an image hash, which has SIDE × SIDE bits in each of two directions."""
+"""Grid size of an image hash, which has SIDE × SIDE bits for each of two directions."""
 CLOSE = 25
-"""Maximum number of different bits over all images of a problem; another encoding or scale changes fewer."""
+"""Maximum number of differing hash bits over all images of a problem; re-encoding or rescaling changes fewer."""
 
 _WORD = re.compile(r"\d+(?:\.\d+)?|[\u4e00-\u9fff]|[^\W\d_]+|[^\w\s]")
 _HYPHEN = re.compile(r"(?<=[^\W\d_]{2})-(?=[^\W\d_]{2})")
@@ -38,18 +38,23 @@ _CONTRAST = 2
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """Holds the words of a question: `exact` (numbers, operators) must be equal in duplicates, `triples` nearly so."""
+    """Holds the normalized words of a question.
+
+    Two duplicates have the same `exact` parts (numbers, operators) and nearly the same word `triples`.
+    """
 
     exact: tuple[str, ...]
     triples: frozenset[tuple[str, ...]]
 
 
 def near_duplicates(problems: Sequence[Problem]) -> dict[int, int]:
-    """Map the index of each near-duplicate to the first problem that it resembles, among those that resemble none.
+    """Map the index of each near-duplicate to the index of the first problem that it resembles.
 
-    Both parts must agree: the questions, ignoring case, punctuation and image positions but not numbers and operators
-    (so "2+3" and "2+4" differ), and every image. Raises DataError for an image that cannot be read; only images of
-    problems with similar questions are opened.
+    A problem counts as the first if it resembles no earlier one.
+
+    The questions and all images must match. Questions are compared without case, punctuation and image positions, but
+    with numbers and operators, so "2+3" and "2+4" differ. Only images of problems with similar questions are opened.
+    Raises DataError if an image cannot be read.
     """
 
     numbers: dict[Text, int] = {}
@@ -58,7 +63,7 @@ def near_duplicates(problems: Sequence[Problem]) -> dict[int, int]:
     kept: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
     resembled: dict[int, int] = {}
     for position, (text, problem) in enumerate(zip(texts, problems, strict=True)):
-        # Most questions resemble no other, and then their images need not be opened.
+        # Most questions resemble no other question, so their images need not be opened.
         alone = times[text] == 1 and similar[text] == [text]
         mine = 0 if alone else _hashes(problem)
         first = min(
@@ -78,21 +83,21 @@ def near_duplicates(problems: Sequence[Problem]) -> dict[int, int]:
 
 
 def text_of(question: str) -> Text:
-    """Normalize a question into its exact parts and word triples."""
+    """Normalize a question, and extract its exact parts and word triples."""
     folded = unicodedata.normalize("NFKC", question.replace(IMAGE, " ")).casefold()
     words = [word for word in _WORD.findall(_HYPHEN.sub(" ", folded)) if word not in _PUNCTUATION]
-    # A question of fewer than three words has one, shorter "triple".
+    # A question with fewer than three words has a single, shorter "triple".
     triples = [tuple(words[start : start + 3]) for start in range(max(1, len(words) - 2))]
     return Text(tuple(word for word in words if not word.isalpha()), frozenset(triples))
 
 
 def _hashes(problem: Problem) -> int:
-    """Return the concatenated hash bits of all images, or 0 without images."""
+    """Concatenate the hash bits of all images; the result is 0 if there are none."""
     return functools.reduce(lambda bits, image: bits << 2 * SIDE**2 | image_hash(open_image(image)), problem.images, 0)
 
 
 def image_hash(image: Image.Image) -> int:
-    """Return a difference hash: bits of a small gray copy that say where it gets lighter to the right and downward."""
+    """Compute a difference hash: the bits of a small gray copy where brightness increases to the right or downward."""
     from PIL import Image
 
     def gray(width: int, height: int) -> np.ndarray[Any, Any]:
@@ -104,10 +109,11 @@ def image_hash(image: Image.Image) -> int:
 
 
 def _similar(texts: Sequence[Text]) -> list[list[int]]:
-    """Return for each text the indices of the texts that agree with it, including its own.
+    """For each text, return the indices of all similar texts, including its own.
 
     Not all pairs are compared. Two sets with a Jaccard index of at least t share at least ceil(t·n) of the n elements
-    of one of them, so they have one in common among their n − ceil(t·n) + 1 rarest. Only such pairs are compared.
+    of one of them. They therefore share one of their n − ceil(t·n) + 1 rarest elements, and only such pairs are
+    compared.
     """
     frequency = Counter(itertools.chain.from_iterable(text.triples for text in texts))
     similar = [[number] for number in range(len(texts))]

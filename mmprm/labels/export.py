@@ -1,4 +1,4 @@
-"""Export the Parquet file of mmprm labels to a folder in the format of another training project."""
+"""Export the Parquet file of mmprm labels in another training project's format."""
 
 from __future__ import annotations
 
@@ -38,30 +38,31 @@ class ExportConfig(Config):
     labels: PathText
     """Parquet file written by mmprm labels."""
     output: PathText
-    """Folder to write; it must not exist or be empty."""
+    """Folder to write; must be empty or not exist."""
     format: Literal["trl", "math-shepherd", "prm800k", "visualprm", "mm-prm", "openrlhf", "parquet"]
-    """Format of the records; parquet is the format of mmprm labels itself."""
+    """Record format; parquet is the format of mmprm labels itself."""
     kind: LabelKind | None = None
-    """soft: the share of correct rollouts; hard: correct or incorrect. By default soft if the format supports it."""
+    """Kind of labels. soft: the share of correct rollouts; hard: correct or incorrect. Defaults to soft if the format
+    supports it."""
     threshold: float = Field(0.0, ge=0, lt=1)
-    """Share of correct rollouts above which a hard label is correct and a label counts as positive."""
+    """Share of correct rollouts above which a hard label is correct, and a label counts as positive."""
     negatives: float | None = Field(None, gt=0)
-    """Maximum number of negative labels per positive one in the train split, chosen with the seed; null keeps all."""
+    """Maximum number of negative labels per positive label in the train split, chosen with the seed; null keeps all."""
     agree: Literal["steps", "first_errors"] | None = None
-    """Keep only labels that the judge of mmprm consensus shares (steps), or only solutions in which both find the first
-    error at the same step (first_errors)."""
+    """Which agreement with the judge of mmprm consensus to require. steps: keep only labels that the judge confirms;
+    first_errors: keep only solutions in which both find the first error at the same step."""
     rule: AgreementRule = AgreementRule()
-    """When the label and the judge count a step as correct."""
+    """Thresholds at which the label and the judge count a step as correct."""
     dev: float | None = Field(None, ge=0, lt=1)
-    """Share of the problems in the dev split. Without dev and test, the stored split is kept."""
+    """Fraction of the problems in the dev split. If neither dev nor test is set, the stored split is used."""
     test: float | None = Field(None, ge=0, lt=1)
-    """Share of the problems in the test split."""
+    """Fraction of the problems in the test split."""
     image_root: PathText | None = None
-    """Folder that must contain the image files named in `labels`; by default the folder of `labels` itself."""
+    """Folder that must contain the image files named in `labels`; defaults to the folder of `labels`."""
     benchmark: tuple[PathText, ...] = ()
-    """Problem files; exported problems that are near-duplicates of theirs are reported, but not removed."""
+    """Problem files to check for near-duplicates, which are reported but not removed from the export."""
     seed: int = 0
-    """Random seed of the choice of negative labels and, with dev or test, of the split."""
+    """Random seed for choosing negative labels and, if dev or test is set, for the split."""
 
     @field_validator("benchmark", mode="before")
     @classmethod
@@ -71,7 +72,7 @@ class ExportConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class SplitCounts:
-    """Counts the contents of one split."""
+    """Counts the problems, solutions and labels in one split."""
 
     problems: int
     solutions: int
@@ -87,23 +88,23 @@ class ExportSummary:
     kind: LabelKind
     splits: dict[str, SplitCounts]
     duplicates: dict[str, str]
-    """Maps each dropped problem to the near-duplicate that was kept."""
+    """Maps each dropped problem to its near-duplicate that was kept."""
     negatives_dropped: int
     disagreements_dropped: int
-    """Number of labels that the judge does not share."""
+    """Number of labels dropped because the judge disagrees."""
     unfit: dict[str, int]
-    """Maps a problem to the number of its solutions left out because they contain text that the format reserves."""
+    """Maps problem ids to the number of solutions left out because they contain text reserved by the format."""
     images_left_out: int
-    """Number of problems whose images the format cannot represent."""
+    """Number of problems whose images are left out because the format cannot represent them."""
     overlap: dict[str, dict[str, str]]
-    """Maps a benchmark file to those of its problems that have a near-duplicate here, and to that one."""
+    """Maps each benchmark file to its problems that have a near-duplicate in the export, each with that duplicate."""
 
 
 def export_labels(config: ExportConfig) -> ExportSummary:
-    """Write the export folder, which appears complete or not at all, and return its summary.
+    """Write the export folder atomically and return a summary.
 
-    The folder holds train.jsonl, dev.jsonl and test.jsonl (labels.parquet for parquet), images/ if the format refers to
-    files, and export.json with the summary.
+    The folder holds train.jsonl, dev.jsonl and test.jsonl (or labels.parquet for parquet), images/ if the format uses
+    image files, and export.json with the summary.
     """
     kind, output, form = _kind(config), Path(config.output), LABEL_FORMATS.get(config.format)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
@@ -115,7 +116,7 @@ def export_labels(config: ExportConfig) -> ExportSummary:
             raise ConfigError(f"agree={config.agree} needs a judge, and {config.labels} has none; run mmprm consensus")
         examples = _AGREEMENTS[config.agree](examples, config.rule)
     disagreements = labels_read - _label_count(examples)
-    # After the agreement filter, which decides how many labels each duplicate has left, and before balancing.
+    # Runs after the agreement filter, which decides how many labels each duplicate has left, and before balancing.
     duplicates = drop_duplicates(examples)
     examples, negatives = balance([example for example in examples if example.problem.id not in duplicates], config)
     if not examples:
@@ -161,7 +162,7 @@ def export_labels(config: ExportConfig) -> ExportSummary:
 
 
 def drop_duplicates(examples: Sequence[LabeledExample]) -> dict[str, str]:
-    """Map each dropped problem to the near-duplicate to keep: the one with more labels, then with the smaller id."""
+    """Map each problem to drop to its near-duplicate to keep, which has more labels or, if equal, the smaller id."""
     labels: Counter[str] = Counter()
     for example in examples:
         labels[example.problem.id] += sum(counts is not None for counts in example.path.counts)
@@ -174,7 +175,7 @@ def _label_count(examples: Sequence[LabeledExample]) -> int:
 
 
 def _kind(config: ExportConfig) -> LabelKind:
-    """Return the kind of labels to write; raise ConfigError if the format does not support it."""
+    """Return the kind of labels to write; raise ConfigError if the format does not support the requested kind."""
     kinds: tuple[LabelKind, ...] = ("soft",) if config.format == "parquet" else LABEL_FORMATS[config.format].kinds
     kind = config.kind or kinds[0]
     if kind not in kinds:
@@ -184,7 +185,7 @@ def _kind(config: ExportConfig) -> LabelKind:
 
 
 def _split(examples: Sequence[LabeledExample], config: ExportConfig) -> list[LabeledExample]:
-    """Return the examples with the stored split, or with a new one if dev or test is set."""
+    """Return the examples with their stored split, or with a new split if dev or test is set."""
     if config.dev is None and config.test is None:
         stored: dict[str, Split] = {}
         for example in examples:
@@ -203,9 +204,9 @@ def _split(examples: Sequence[LabeledExample], config: ExportConfig) -> list[Lab
 
 
 def balance(examples: Sequence[LabeledExample], config: ExportConfig) -> tuple[list[LabeledExample], int]:
-    """Drop surplus negative labels of the train split; return the examples that still have a label, and the number.
+    """Drop surplus negative labels from the train split; return the examples still labeled and the number dropped.
 
-    Which labels are kept depends on the seed and on each label's problem and steps, not on the order of the file.
+    The choice depends on the seed and on each label's problem and steps, not on the order of the file.
     """
     positive, negative = 0, []
     for number, example in enumerate(examples):
@@ -214,7 +215,7 @@ def balance(examples: Sequence[LabeledExample], config: ExportConfig) -> tuple[l
                 if _above(counts, config.threshold):
                     positive += 1
                 else:
-                    # Sorting by hash chooses at random, and the same labels in any order of the file.
+                    # Sorting by hash makes the choice random, but independent of the order of the file.
                     content = json.dumps([config.seed, example.problem.id, example.path.steps[:depth]])
                     negative.append((hashlib.sha256(content.encode()).digest(), number, depth))
     surplus = [] if config.negatives is None else sorted(negative)[int(config.negatives * positive) :]
@@ -232,7 +233,7 @@ def balance(examples: Sequence[LabeledExample], config: ExportConfig) -> tuple[l
 def _overlap(examples: Sequence[LabeledExample], benchmark: str) -> dict[str, str]:
     """Map the benchmark's problems to their near-duplicates in the export.
 
-    The exported problems come first and contain no duplicates among themselves, so each match is one of them.
+    The exported problems come first in the comparison and contain no duplicates, so each match is one of them.
     """
     ours = _problems(examples)
     both = [*ours, *load_problems(ProblemsConfig(path=benchmark))]
@@ -243,7 +244,7 @@ def _overlap(examples: Sequence[LabeledExample], benchmark: str) -> dict[str, st
 def _write_records(
     folder: Path, examples: Sequence[LabeledExample], form: LabelFormat, kind: LabelKind, config: ExportConfig
 ) -> tuple[list[LabeledExample], Counter[str]]:
-    """Write the records; return the written examples, and the number of solutions per problem that did not fit."""
+    """Write the records; return the written examples and the number of omitted solutions per problem."""
     images: dict[str, tuple[str, ...]] = {}
     lines: dict[str, list[str]] = defaultdict(list)
     written, unfit = [], Counter()

@@ -1,7 +1,7 @@
-"""Write and read labeled solutions in the formats of other training projects: a table of writers and readers.
+"""Write and read labeled solutions in the formats of other training projects, with one writer and reader per format.
 
-A writer makes one JSON record per solution, and the reader returns question, steps and labels. A record that does not
-read back as it was written, because its text contains what the format reserves, is not exported.
+A writer creates one JSON record per solution, and the reader returns its question, steps and labels. A record that does
+not round-trip, because its text contains strings reserved by the format, is not exported.
 """
 
 from __future__ import annotations
@@ -43,7 +43,10 @@ Your task is to verify the accuracy and correctness of each step in the given so
 
 
 class Content(NamedTuple):
-    """Holds what every format must represent. Hard labels are bool, soft labels numbers; None means no label."""
+    """Holds the content that every format represents.
+
+    Hard labels are bool, soft labels numbers, and None means no label.
+    """
 
     question: str
     steps: Steps
@@ -51,12 +54,12 @@ class Content(NamedTuple):
 
 
 def numbered(steps: Sequence[str]) -> list[str]:
-    """Return stripped steps as Math-Shepherd writes them, "Step 1: …"; steps already numbered keep their numbers."""
+    """Strip the steps and number them in Math-Shepherd's style, "Step 1: …"; existing numbers are kept."""
     return [f"Step {number}: {step}" for number, step in enumerate(unnumbered(steps), start=1)]
 
 
 def unnumbered(steps: Sequence[str]) -> list[str]:
-    """Return stripped steps without a leading "Step 3: " that states their own number."""
+    """Strip the steps and remove each step's own number, such as a leading "Step 3: " from step 3."""
     return [step.strip().removeprefix(f"Step {number}: ") for number, step in enumerate(steps, start=1)]
 
 
@@ -71,22 +74,21 @@ class OutputRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LabelFormat:
-    """Describes one format with its writer and reader."""
+    """Describes a label format: its writer, its reader and what it supports."""
 
     kinds: tuple[LabelKind, ...]
-    """Kinds of labels that the format supports; the first is the default."""
+    """Supported kinds of labels; the first is the default."""
     write: Callable[[OutputRow], Record]
     read: Callable[[Record], Content]
     join: str | None = None
-    """Text between a step without a label and the next one, with which it is merged; None if the format supports steps
-    without labels."""
+    """Separator for merging an unlabeled step into the next one; None if the format supports unlabeled steps."""
     images: bool = False
     numbered: bool = False
-    """Whether steps are written with their numbers and without surrounding white space."""
+    """Whether steps are written with numbers and without surrounding white space."""
 
 
 def repeat_shared(paths: Sequence[LabeledPath]) -> list[LabeledPath]:
-    """Copy each label to every path with its prefix, for formats that cannot mask labels."""
+    """Copy each label to every path that has its prefix, for formats that cannot mask labels."""
     known = {
         (path.problem_id, path.steps[:depth]): counts
         for path in paths
@@ -105,16 +107,16 @@ def repeat_shared(paths: Sequence[LabeledPath]) -> list[LabeledPath]:
 def content_of(
     path: LabeledPath, problem: Problem, form: LabelFormat, kind: LabelKind, threshold: float
 ) -> Content | None:
-    """Return what the format represents of a labeled path, up to its last label; None without a label."""
+    """Return a labeled path's content in the format, up to its last label, or None if it has no labels."""
     labels = [_label(counts, kind, threshold) for counts in path.counts]
     steps = list(path.steps)
-    # Steps after the last label have no target, and some formats cannot express an unlabeled step.
+    # Steps after the last label have no target, and some formats cannot represent unlabeled steps.
     while labels and labels[-1] is None:
         labels.pop(), steps.pop()
     if not labels:
         return None
     question = asked_question(problem)
-    # The writers put image marks first; formats without images have none.
+    # Writers put the image marks first, and formats with no images have no marks.
     if problem.images:
         question = question.replace(IMAGE, "").strip()
     if form.numbered:
@@ -125,7 +127,7 @@ def content_of(
 
 
 def record_of(row: OutputRow, form: LabelFormat) -> Record | None:
-    """Return the record, or None if it would not read back as the same content."""
+    """Return the record, or None if it would not round-trip."""
     record = form.write(row)
     try:
         return record if form.read(record) == row.content else None
@@ -205,7 +207,7 @@ def _split_numbered(text: str) -> tuple[str, list[str]]:
 
 
 def _read_numbered(text: str) -> tuple[str, Steps, list[bool]]:
-    """Return question, steps, and whether each step has a mark.
+    """Split the text into question, steps, and flags for whether each step ends in a mark.
 
     Raises DataError for a mark inside a step, which would shift the labels.
     """
@@ -219,7 +221,7 @@ def _read_numbered(text: str) -> tuple[str, Steps, list[bool]]:
 def _write_prm800k(row: OutputRow) -> Record:
     question, steps, labels = row.content
     ratings = [None if label is None else 1 if label else -1 for label in labels]
-    # PRM800K's reasons: an error was found, the solution was complete, or the annotator gave up.
+    # PRM800K's finish reasons: an error was found, the solution was complete, or the annotator gave up.
     reason = "found_error" if -1 in ratings else "solution" if row.complete else "give_up"
     return {
         "labeler": "mmprm",
@@ -251,7 +253,7 @@ def _write_prm800k(row: OutputRow) -> Record:
 
 
 def _read_prm800k(record: Record) -> Content:
-    """Read a PRM800K record; a neutral rating (0) counts as correct, because the step is not an error."""
+    """Read a PRM800K record; a neutral rating (0) counts as correct because the step is not an error."""
     chosen = [step["completions"][step["chosen_completion"] or 0] for step in record["label"]["steps"]]
     labels = (None if completion["rating"] is None else completion["rating"] >= 0 for completion in chosen)
     return Content(record["question"]["problem"], tuple(completion["text"] for completion in chosen), tuple(labels))
@@ -298,7 +300,7 @@ def _unmarked(text: str) -> str:
 
 
 def _image(row: OutputRow) -> Record:
-    """Return the image key of a record: one image as a path, several as a list of paths, no key without images."""
+    """Return the record's image field: a path for one image, a list of paths for several, or {} if there are none."""
     if not row.images:
         return {}
     return {"image": row.images[0] if len(row.images) == 1 else list(row.images)}

@@ -1,4 +1,4 @@
-"""Write and read labeled paths as Parquet: one row per path, loadable by `datasets`, with images in its format."""
+"""Write and read labeled paths as Parquet, one row per path, in a layout that `datasets` can load with images."""
 
 from __future__ import annotations
 
@@ -38,13 +38,13 @@ SCHEMA = pyarrow.schema(
     ]
 )
 """Columns of the file. `labels` are the values of the counts: correct / (correct + incorrect), or an estimate corrected
-for the bias of a stopping rule. Labels and counts are null at steps without a label. `judge` is null without a judge
-(see mmprm consensus), and at steps that it did not judge."""
+for the bias of a stopping rule. Labels and counts are null for unlabeled steps. `judge` is null if there is no judge
+(see mmprm consensus), and for steps that it did not judge."""
 
 EARLIER_NAMES = {"right": "correct", "wrong": "incorrect"}
-"""Columns of version 0.1 by their current names."""
+"""Maps column names of version 0.1 to their current names."""
 _OPTIONAL = {"judge", "judged_by"}
-"""Columns that may be missing."""
+"""Columns that may be absent."""
 
 _ROW_GROUP = 2048
 FLOAT32_ROUNDING = 1e-6
@@ -54,7 +54,7 @@ FLOAT32_ROUNDING = 1e-6
 class LabeledExample:
     """Holds a labeled path with its problem and split.
 
-    `judged` holds the P(no error so far) of the judge `judged_by` for each step, or None for a step not judged.
+    For each step, `judged` holds P(no error so far) according to the judge `judged_by`, or None if it was not judged.
     """
 
     problem: Problem
@@ -65,19 +65,19 @@ class LabeledExample:
 
 
 def split_of(problem_id: str, seed: int, dev: float, test: float) -> Split:
-    """Return the split of a problem by hash of (seed, problem), so that it does not depend on other problems."""
+    """Assign a problem to a split by hashing (seed, problem), independent of the other problems."""
     digest = hashlib.sha256(f"{seed}/{problem_id}".encode()).digest()
     position = int.from_bytes(digest[:8], "big") / 2**64
     return "test" if position < test else "dev" if position < test + dev else "train"
 
 
 def write_parquet(path: str | Path, examples: Iterable[LabeledExample]) -> None:
-    """Stream the examples to a file that appears complete or not at all."""
+    """Stream the examples to a file atomically."""
     path = Path(path)
     rows = (_row(example) for example in examples)
     with (
         whole_file(path, "wb") as file,
-        # Paths of a problem repeat its images; a large dictionary page stores each image once per row group.
+        # A problem's paths repeat its images; with a large dictionary page, each image is stored once per row group.
         parquet.ParquetWriter(
             file,
             SCHEMA,
@@ -91,16 +91,17 @@ def write_parquet(path: str | Path, examples: Iterable[LabeledExample]) -> None:
 
 
 def read_parquet(path: str | Path, split: Split | None = None) -> list[LabeledExample]:
-    """Return the examples of one split, or of all, in file order; examples of one problem share its Problem object.
+    """Read the examples of one split, or of all, in file order; examples of a problem share its Problem object.
 
-    Raises DataError with the row if two different problems have the same id, as in joined files of several campaigns.
+    Raises DataError, with the row number, if two different problems have the same id. This can happen in concatenated
+    files of several campaigns.
     """
     path = Path(path)
     problems: dict[str, Problem] = {}
     examples = []
     for number, row in enumerate(_rows(path), start=1):
         check_row(row, f"{path}: row {number}")
-        # Rows of one problem share its object, so its images are in memory once.
+        # Rows of one problem share its object, so its images are held in memory only once.
         read = _problem(row, path.parent)
         problem = problems.setdefault(read.id, read)
         _check_same(problem, read, f"{path}: row {number}")
@@ -111,7 +112,7 @@ def read_parquet(path: str | Path, split: Split | None = None) -> list[LabeledEx
 
 
 def known_columns(names: Iterable[str], path: str | Path) -> list[str]:
-    """Return the names that are columns of labeled paths, of any version. Raises DataError if one is missing."""
+    """Return the names that are columns of labeled paths, in any version. Raises DataError if a column is missing."""
     known = [name for name in names if EARLIER_NAMES.get(name, name) in SCHEMA.names]
     missing = set(SCHEMA.names) - _OPTIONAL - {EARLIER_NAMES.get(name, name) for name in known}
     if missing:
@@ -138,7 +139,7 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _typed(batch: pyarrow.RecordBatch, path: Path) -> pyarrow.Table:
-    """Cast the columns of other programs, such as 64-bit numbers, if that loses nothing."""
+    """Cast columns written by other programs, such as 64-bit numbers, if the cast is lossless."""
     columns = []
     names = [EARLIER_NAMES.get(name, name) for name in batch.schema.names]
     for name, column in zip(names, batch.columns, strict=True):
@@ -183,13 +184,13 @@ def _problem(row: dict[str, Any], folder: Path) -> Problem:
 
 
 def _found(path: str, folder: Path) -> str:
-    """Return the path relative to the file's folder, or unchanged if no file is there."""
+    """Return the path relative to the Parquet file's folder, or unchanged if no such file exists."""
     beside = folder / path
     return str(beside) if beside.is_file() else path
 
 
 def _check_same(problem: Problem, other: Problem, location: str) -> None:
-    """Raise DataError if two rows with one id have different problems."""
+    """Raise DataError if two rows with the same id have different problems."""
     if problem == other:
         return
     for name in ("question", "answer"):
@@ -240,7 +241,7 @@ def _counts(
             "write null for a step without a label"
         )
     counts = Counts(correct, incorrect, unknown or 0)
-    # A label that differs from correct / known is an estimate that a stopping rule corrected; see trees.stopping.
+    # A label that differs from correct / known is an estimate corrected for a stopping rule; see trees.stopping.
     if label is None or abs(label - counts.value) < FLOAT32_ROUNDING:
         return counts
     if not 0 <= label <= 1:

@@ -1,7 +1,7 @@
-"""Turn trees into labeled paths: few long paths that together carry every label once.
+"""Convert trees to labeled paths: few long paths that together carry each label once.
 
-A label is a distinct pair of problem and prefix of plain steps with evidence, as computed by `mmprm.trees.evidence`.
-The last step of a complete solution is labeled by that solution's own verdict.
+A label belongs to a distinct (problem, prefix of plain steps) with evidence, as computed by `mmprm.trees.evidence`. The
+last step of a complete solution is labeled by the solution's verdict.
 """
 
 from __future__ import annotations
@@ -20,7 +20,10 @@ CORRECT, INCORRECT = Counts(correct=1), Counts(incorrect=1)
 
 @dataclass(frozen=True, slots=True)
 class LabelCounts:
-    """Counts labels. `labels` are distinct non-terminal prefixes; complete solutions are counted separately."""
+    """Counts labels.
+
+    `labels` counts distinct non-terminal prefixes; complete solutions are counted separately.
+    """
 
     problems: int
     paths: int
@@ -30,14 +33,14 @@ class LabelCounts:
 
 
 def label_tree(tree: Tree, rule: StoppingRule, step_format: StepFormat, seed: int) -> list[LabeledPath]:
-    """Return one path through each deepest state, and equally many correct and incorrect complete solutions.
+    """Return one path through each deepest state, with equal numbers of correct and incorrect complete solutions.
 
-    A path is continued by a complete solution if one passes through its state. All solutions of the rarer kind are
-    used; a path whose solution exceeds the balance ends at its deepest state.
+    A path continues as a complete solution if one passes through its state. All solutions of the rarer kind are used; a
+    path whose solution would upset the balance ends at its deepest state.
 
-    Of several states with equal plain steps, the first counts. Each label is stored on the first path with its prefix;
-    other paths have None there. A state or solution with a step that is empty without its markup is ignored. Choices
-    depend only on `seed` and the problem.
+    Among states with equal plain steps, only the first counts. Each label is stored on the first path with its prefix;
+    other paths have None there. States and solutions with a step that is empty without its markup are ignored. The
+    choices depend only on `seed` and the problem.
     """
     states, verdicts = _states(tree, rule, step_format), _solutions(tree, step_format)
     solutions = {steps: correct for steps, correct in verdicts.items() if steps not in states}
@@ -55,7 +58,7 @@ def label_tree(tree: Tree, rule: StoppingRule, step_format: StepFormat, seed: in
 
 
 def count_labels(paths: Iterable[LabeledPath]) -> LabelCounts:
-    """Count problems, paths and labels of the given paths."""
+    """Count the problems, paths and labels in the given paths."""
     paths = list(paths)
     complete = [path for path in paths if path.complete]
     labeled = sum(counts is not None for path in paths for counts in path.counts)
@@ -69,7 +72,7 @@ def count_labels(paths: Iterable[LabeledPath]) -> LabelCounts:
 
 
 def _states(tree: Tree, rule: StoppingRule, step_format: StepFormat) -> dict[Steps, Counts]:
-    """Map each non-empty plain prefix to its evidence, in the order of the tree."""
+    """Map each non-empty plain prefix to its evidence, in tree order."""
     states: dict[Steps, Counts] = {}
     for verbatim, counts in evidence(tree, rule).items():
         steps = tuple(plain(step, step_format) for step in verbatim)
@@ -79,10 +82,10 @@ def _states(tree: Tree, rule: StoppingRule, step_format: StepFormat) -> dict[Ste
 
 
 def _solutions(tree: Tree, step_format: StepFormat) -> dict[Steps, bool]:
-    """Map the plain steps of each complete solution to whether it is correct; skip those graded both ways.
+    """Map each complete solution's plain steps to whether it is correct; skip solutions that were graded both ways.
 
-    Solutions are the root's rollouts, as the policy writes them. Rollouts from deeper states would be a biased sample:
-    the search visits incorrect prefixes most, and correct answers found after one are lucky recoveries.
+    Only the root's rollouts are used, as the policy writes them. Rollouts from deeper states would be a biased sample:
+    the search visits incorrect prefixes most, and correct answers found after them are lucky recoveries.
     """
     verdicts: dict[Steps, set[Verdict]] = {}
     for rollout in (rollout for node in tree.nodes if not node.steps for rollout in node.rollouts):
@@ -93,7 +96,7 @@ def _solutions(tree: Tree, step_format: StepFormat) -> dict[Steps, bool]:
 
 
 def _deepest(states: dict[Steps, Counts]) -> list[Steps]:
-    """Return the states that no other state continues."""
+    """Return the states that are not prefixes of any other state."""
     inner = {steps[:depth] for steps in states for depth in range(1, len(steps))}
     return [steps for steps in states if steps not in inner]
 
@@ -106,7 +109,7 @@ def _choose(deepest: list[Steps], solutions: dict[Steps, bool], rng: random.Rand
             if steps[:depth] in through:
                 through[steps[:depth]][correct].append(steps)
     picked: dict[bool, dict[Steps, Steps]] = {True: {}, False: {}}
-    # States with one kind of solution come first, so that those with both kinds can balance the numbers.
+    # Process states with only one kind of solution first, so that states with both kinds can balance the numbers.
     for state in sorted(deepest, key=lambda state: all(through[state].values())):
         kinds = [correct for correct, found in through[state].items() if found]
         if kinds:

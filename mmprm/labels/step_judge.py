@@ -1,4 +1,4 @@
-"""Judge steps with a vision-language model on OpenAI-compatible servers: P(no error so far) of each labeled step."""
+"""Judge steps with a vision-language model on OpenAI-compatible servers: P(no error so far) for each labeled step."""
 
 from __future__ import annotations
 
@@ -36,31 +36,31 @@ conclusions? It does not matter that the solution may be unfinished. Reply with 
 _PROMPT_HASH = hashlib.sha256((_BEFORE + _AFTER).encode()).hexdigest()[:16]
 
 LEAST_MASS = 0.5
-"""Minimum of P(Yes) + P(No); below it the judge is about to write something else."""
+"""Minimum of P(Yes) + P(No); below it, the judge's reply is neither Yes nor No."""
 TOP_LOGPROBS = 20
-"""Number of log-probabilities to request; the maximum of OpenAI's API and of vLLM's default."""
+"""Number of log-probabilities to request; the maximum in OpenAI's API and vLLM's default limit."""
 EXAMPLES_TOGETHER = 256
-"""Number of paths whose steps are judged concurrently; the client limits the requests."""
+"""Number of paths whose steps are judged concurrently; the client limits the number of requests."""
 
 
 class StepJudgeConfig(Config):
     model: str
-    """Name under which the servers serve the judge model."""
+    """Served model name of the judge."""
     client: ClientConfig
-    """Servers of the judge."""
+    """Servers that run the judge."""
     read: Literal["logprobs", "text"] = "logprobs"
-    """logprobs: P(Yes) / (P(Yes) + P(No)) at the first token; text: 1 for Yes and 0 for No, for servers without
-    log-probabilities and for judges that reason first."""
+    """How to read a reply. logprobs: P(Yes) / (P(Yes) + P(No)) at the first token; text: 1 for Yes and 0 for No, for
+    servers that return no log-probabilities and for judges that reason first."""
     max_tokens: int = Field(16, ge=1)
-    """Maximum number of tokens per reply with read=text."""
+    """Maximum number of tokens per reply if read=text."""
     cache: PathText = "runs/step_judge.sqlite"
-    """File that caches the judge's replies, so that an interrupted run can resume."""
+    """Database file that caches the judge's replies, so that an interrupted run can resume."""
 
 
 class StepJudge:
-    """Judges steps within one event loop, in which it must also be closed; supports `async with`.
+    """Judges steps with a model on servers. Use and close it within one event loop; supports `async with`.
 
-    `failures` counts the steps without a probability by reason.
+    `failures` counts the steps that got no probability, by reason.
     """
 
     def __init__(self, config: StepJudgeConfig) -> None:
@@ -72,9 +72,9 @@ class StepJudge:
         self.failures: Counter[str] = Counter()
 
     async def judge(self, examples: Sequence[LabeledExample]) -> list[LabeledExample]:
-        """Return the examples with a probability at each labeled step, or None where the judge gave none.
+        """Add the judge's probability to each labeled step of the examples, or None where the judge gave none.
 
-        Raises EngineStoppedError if its servers are gone. Earlier replies are cached and not requested again.
+        Raises EngineStoppedError if the servers are gone. Earlier replies come from the cache.
         """
         judged: list[LabeledExample] = []
         for start in range(0, len(examples), EXAMPLES_TOGETHER):
@@ -144,7 +144,7 @@ class StepJudge:
 
 
 def yes_probability(first_token: Sequence[tuple[str, float]]) -> float | None:
-    """Return P(Yes) / (P(Yes) + P(No)) over all spellings, or None if both together are below LEAST_MASS."""
+    """Return P(Yes) / (P(Yes) + P(No)) over all spellings, or None if the sum is below LEAST_MASS."""
     mass = {True: 0.0, False: 0.0}
     for token, logprob in first_token:
         if (word := yes_or_no(token)) is not None:
@@ -161,7 +161,7 @@ def _read_text(reply: str) -> float | None:
 def _read_logprobs(reply: str) -> float | None:
     try:
         return yes_probability(json.loads(reply))
-    except (ValueError, TypeError, RecursionError):  # of a damaged cache
+    except (ValueError, TypeError, RecursionError):  # the cache is damaged
         return None
 
 
@@ -169,4 +169,4 @@ _READERS = {"logprobs": _read_logprobs, "text": _read_text}
 
 
 async def _nothing() -> None:
-    """Return None, in place of a question about a step without a label."""
+    """Return None for a step that has no label, instead of asking the judge."""
