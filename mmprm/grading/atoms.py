@@ -26,7 +26,7 @@ from mmprm.grading.tokens import (
 )
 
 Expression = tuple[Any, ...]
-"""A node of the tree of an expression; expressions.py lists its forms."""
+"""Node of an expression tree; expressions.py lists the node types."""
 
 _NO_FACTORS = {
     *(*CONJUNCTIONS, *DISJUNCTIONS, *IMPLICATIONS),
@@ -37,7 +37,7 @@ _NO_FACTORS = {
 
 
 class AtomParser(TokenStream, ABC):
-    """Parses atoms. A subclass adds the operators, on which the parsing of brackets and arguments calls back."""
+    """Parses atoms. Subclasses implement the operator methods, which brackets and arguments call recursively."""
 
     _bars = 0
 
@@ -47,7 +47,7 @@ class AtomParser(TokenStream, ABC):
 
     @abstractmethod
     def product(self) -> Expression:
-        """Parse what is between two signs."""
+        """Parse one term of a sum: factors joined by multiplication, division or modulo."""
 
     @abstractmethod
     def power(self) -> Expression:
@@ -55,11 +55,11 @@ class AtomParser(TokenStream, ABC):
 
     @abstractmethod
     def exponent(self) -> Expression:
-        """Parse what follows ^."""
+        """Parse the exponent after ^."""
 
     @abstractmethod
     def postfix(self, node: Expression) -> Expression:
-        """Parse the marks after a factor."""
+        """Parse the postfix operators after a factor, such as ! and %."""
 
     def starts_factor(self) -> bool:
         token = self.peek()
@@ -94,7 +94,7 @@ class AtomParser(TokenStream, ABC):
         return nodes
 
     def braced(self) -> Expression:
-        r"""Parse the argument of a command: {…}, or one digit or letter as in \frac12."""
+        r"""Parse a LaTeX command's argument: {…}, or a single digit or letter as in \frac12."""
         if self.peek() == "{":
             return self.group()
         token = self.take()
@@ -146,7 +146,7 @@ class AtomParser(TokenStream, ABC):
         return node
 
     def command(self, name: str) -> Expression:
-        """Parse a LaTeX command, given without its backslash."""
+        """Parse a LaTeX command; `name` omits the backslash."""
         if name in ("frac", "dfrac", "tfrac", "cfrac"):
             return ("divide", self.braced(), self.braced())
         if name in ("binom", "dbinom", "tbinom"):
@@ -176,7 +176,7 @@ class AtomParser(TokenStream, ABC):
         return self.function(name)
 
     def figure(self, name: str) -> Expression:
-        r"""Parse \angle ABC, which equals \angle CBA, or \triangle ABC, whose points may come in any order."""
+        r"""Parse a named figure: \angle ABC equals \angle CBA, and the points of \triangle ABC may be in any order."""
         points = ""
         while re.fullmatch(r"[A-Z]|\d+|'+" if points else r"[A-Za-z]|\d+", self.peek() or ""):
             points += self.take()
@@ -189,7 +189,7 @@ class AtomParser(TokenStream, ABC):
         return ("symbol", f"{name} {points}")
 
     def accented(self, prefix: str) -> Expression:
-        """Parse an accented expression; `prefix` keeps an accent that changes the meaning in the symbol's name."""
+        """Parse an accented expression; `prefix` is added to the symbol's name if the accent changes its meaning."""
         inside = self.braced()
         if inside[0] == "symbol" and prefix:
             return ("symbol", prefix + inside[1])
@@ -205,7 +205,7 @@ class AtomParser(TokenStream, ABC):
         return ("root", radicand, degree)
 
     def series(self, kind: str) -> Expression:
-        r"""Parse a series such as \sum_{i=1}^{5} i^2, whose term extends to the next sign."""
+        r"""Parse a series such as \sum_{i=1}^{5} i^2; its term ends at the next + or - sign."""
         self.expect("_")
         self.expect("{")
         variable = self.take()
@@ -216,7 +216,7 @@ class AtomParser(TokenStream, ABC):
         return (kind, variable, low, self.exponent(), self.product())
 
     def name(self, token: str) -> Expression:
-        """Parse a name in program text: a constant, a function or a symbol."""
+        """Parse a name without a backslash: a constant, a function or a symbol."""
         if token == "pi":
             return ("constant", "pi")
         if token in ("infinity", "inf"):
@@ -257,7 +257,7 @@ class AtomParser(TokenStream, ABC):
         return node if exponent is None else ("power", node, exponent)
 
     def logarithm(self) -> Expression:
-        """Parse a logarithm; a missing base is the constant "log base", which evaluation tries as 10 and e."""
+        """Parse a logarithm; a missing base becomes the constant "log base", for which evaluation tries 10 and e."""
         base: Expression | None = None
         if self.peek() == "_":
             self.take()
@@ -269,7 +269,10 @@ class AtomParser(TokenStream, ABC):
         return ("log", self.argument(), base or ("constant", "log base"))
 
     def argument(self) -> Expression:
-        r"""Parse brackets, or the factors up to the next sign or function: \sin 2x \cos x is sin(2x) cos(x)."""
+        r"""Parse a function's argument, in brackets or up to the next sign or function.
+
+        For example, \sin 2x \cos x is sin(2x) cos(x).
+        """
         if self.peek() in ("(", "[", "{"):
             node = self.group()
             return self.postfix(node)
@@ -282,7 +285,7 @@ class AtomParser(TokenStream, ABC):
                 break
             node = ("multiply", node, self.power())
         if self.peek() == "/" and self._index + 1 < len(self._tokens) and node == ("constant", "pi"):
-            self.take()  # sin pi/6
+            self.take()  # sin pi/6 is sin(pi/6)
             node = ("divide", node, self.power())
         return ("negative", node) if sign else node
 
@@ -292,5 +295,5 @@ class AtomParser(TokenStream, ABC):
 
 
 def number_of(text: str | int) -> Expression:
-    """Return the node of a number."""
+    """Return the expression node for a number."""
     return ("number", Fraction(text))

@@ -17,7 +17,7 @@ from mmprm.types import Verdict
 
 @dataclass(frozen=True, slots=True)
 class VerdictCounts:
-    """Counts verdicts by their true labels; `unknown` ones are undecided. The rate of an empty set is None."""
+    """Holds verdict counts by true label; `unknown` counts undecided answers. Rates with denominator 0 are None."""
 
     true_accepts: int = 0
     false_accepts: int = 0
@@ -27,28 +27,28 @@ class VerdictCounts:
 
     @property
     def precision(self) -> Interval | None:
-        """Return the fraction of accepted answers that are correct, with its interval."""
+        """Return the fraction of accepted answers that are correct, with its Wilson interval."""
         return wilson(self.true_accepts, self.true_accepts + self.false_accepts)
 
     @property
     def agreement(self) -> Interval | None:
-        """Return the fraction of decided answers with a correct verdict, with its interval."""
+        """Return the fraction of decided answers whose verdict is correct, with its Wilson interval."""
         correct = self.true_accepts + self.true_rejects
         return wilson(correct, correct + self.false_accepts + self.false_rejects)
 
     @property
     def false_accept_rate(self) -> Interval | None:
-        """Return the fraction of decided incorrect answers that are accepted, with its interval."""
+        """Return the fraction of incorrect answers that are accepted, among decided ones, with its Wilson interval."""
         return wilson(self.false_accepts, self.false_accepts + self.true_rejects)
 
     @property
     def false_reject_rate(self) -> Interval | None:
-        """Return the fraction of decided correct answers that are rejected, with its interval."""
+        """Return the fraction of correct answers that are rejected, among decided ones, with its Wilson interval."""
         return wilson(self.false_rejects, self.false_rejects + self.true_accepts)
 
     @property
     def unknown_rate(self) -> Interval | None:
-        """Return the fraction of answers that are left undecided, with its interval."""
+        """Return the fraction of answers left undecided, with its Wilson interval."""
         return wilson(self.unknown, sum(asdict(self).values()))
 
 
@@ -56,7 +56,7 @@ SHARES = ("agreement", "precision", "false_accept_rate", "false_reject_rate", "u
 
 
 def tally(verdicts: Sequence[Verdict], truths: Sequence[bool]) -> VerdictCounts:
-    """Return the counts of verdicts by their true labels, given in the same order."""
+    """Count verdicts by true label; `verdicts` and `truths` are in the same order."""
 
     def count(verdict: Verdict, truth: bool) -> int:
         return sum(pair == (verdict, truth) for pair in zip(verdicts, truths, strict=True))
@@ -72,9 +72,9 @@ def tally(verdicts: Sequence[Verdict], truths: Sequence[bool]) -> VerdictCounts:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """Holds the result of a calibration.
+    """Holds the result of calibrating a judge.
 
-    `symbols` counts the answers that the symbolic grader decides, `judge` the remaining ones, which the judge is for.
+    `symbols` counts the answers that the symbolic grader decides; `judge` counts the remaining ones, left to the judge.
     """
 
     model: str
@@ -85,7 +85,7 @@ class Calibration:
 
 
 def write_calibration(path: str | Path, calibration: Calibration) -> None:
-    """Write a calibration as JSON: the counts, and for readers the rates with their intervals."""
+    """Write a calibration as JSON: the counts, plus the rates and their intervals for human readers."""
     values = asdict(calibration)
     for name in ("symbols", "judge"):
         shares = {share: getattr(getattr(calibration, name), share) for share in SHARES}
@@ -95,7 +95,7 @@ def write_calibration(path: str | Path, calibration: Calibration) -> None:
 
 
 def read_calibration(path: str | Path) -> Calibration:
-    """Return the calibration in a file. Raises GradingError if it cannot be read or is not a calibration."""
+    """Read a calibration file. Raises GradingError if it cannot be read or is not a calibration."""
     try:
         values = parse_json(Path(path).read_bytes(), "it")
         return Calibration(
@@ -108,7 +108,10 @@ def read_calibration(path: str | Path) -> Calibration:
 
 
 def check_judge(config: AnswerJudgeConfig | None) -> None:
-    """Raise unless a configured judge has its own calibration that meets the configured minimums."""
+    """Check that a configured judge has a matching calibration that meets the configured minimums.
+
+    Raises ConfigError if it does not, and GradingError if the calibration cannot be read.
+    """
     if config is None:
         return
     location, calibration = f"judge.calibration={config.calibration}", read_calibration(config.calibration)
@@ -131,7 +134,7 @@ def check_judge(config: AnswerJudgeConfig | None) -> None:
 
 
 def interval_text(interval: Interval | None) -> str:
-    """Return an interval as text for an error message."""
+    """Format an interval for an error message."""
     return "unknown" if interval is None else f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
 
 

@@ -12,7 +12,7 @@ from mmprm.grading.wording import denies
 
 _LETTERS = "ABCDEFGHIJ"
 _MAX_WORDS = 12
-"""Maximum number of words of a sentence that chooses an option; a longer one may mention it without choosing it."""
+"""Maximum number of words in a sentence that chooses an option; a longer sentence may only mention it."""
 
 _TEXT = re.compile(r"\\text\s*\{([^{}]*)\}")
 _GOLD = re.compile(r"\(?[A-J]\)?|\([A-J]\)")
@@ -32,7 +32,7 @@ _LEADING = re.compile(
 )
 _STANDING = re.compile(r"\(([A-J])\)|(?<![\w\\'^{])([B-HJ]|A(?!\s+(?!is\b)[a-z]))(?![\w'^_{(])")
 _NO_CHOICE = ""
-"""Added to the letters of an answer that discusses options without choosing one."""
+"""Placeholder that is added to the letters of an answer that discusses options without choosing one."""
 _JUDGED = re.compile(
     r"^\W*(?:is |are |seems? )?(?:\b(?:wrong|false|incorrect|no|not|true|yes)\b|是?错|不)", re.IGNORECASE
 )
@@ -51,14 +51,13 @@ _INLINE = re.compile(r"(?:^|[\n;,])\s*\(?([A-J])\s*[.:)、]\s*(.*?)(?=[\n;,]\s*\
 
 
 def inline_choices(text: str) -> tuple[str, ...]:
-    """Return the texts of the choices A, B, … listed in a text, on separate lines or after semicolons, from the last
-    A.
+    """Return the texts of the choices A, B, … listed in `text` on separate lines or after semicolons or commas.
 
-    Returns () unless there are at least two, in order.
+    If A occurs several times, the list starts at the last one. Returns () unless it has at least two choices, in order.
     """
     found = _INLINE.findall(text)
     letters = "".join(letter for letter, _ in found)
-    start = max(0, letters.rfind("A"))  # earlier letters may name points
+    start = max(0, letters.rfind("A"))  # letters before the last A may name points
     found, letters = found[start:], letters[start:]
     complete = len(found) > 1 and _LETTERS.startswith(letters)
     return tuple(choice.strip().rstrip(";") for _, choice in found) if complete else ()
@@ -70,7 +69,7 @@ def is_letter(gold: str) -> bool:
 
 
 def gold_letters(gold: str) -> frozenset[str]:
-    """Return the options that a gold names by letter: B, (B), "B. 5 cm", "Option B", ABD; empty otherwise."""
+    """Return the option letters that a gold names: B, (B), "B. 5 cm", "Option B" or ABD; other golds name none."""
     text = _plain(gold)
     if _GOLD.fullmatch(text) or (_ONLY_LETTERS.fullmatch(text) and not re.search(r"[A-J]{2}", text)):
         return frozenset(re.findall(r"[A-J]", text))
@@ -83,7 +82,7 @@ def gold_letters(gold: str) -> frozenset[str]:
 
 
 def gold_text(gold: str) -> str:
-    """Return the option's text in a gold, such as `5 cm` in "B. 5 cm"; "" for a gold that is only a letter."""
+    """Return the option text in a gold: `5 cm` for "B. 5 cm", or "" for a bare letter."""
     match = _GOLD_WITH_TEXT.fullmatch(_plain(gold))
     return match["text"].strip() if match else ""
 
@@ -95,7 +94,7 @@ def letter(answer: str) -> str | None:
 
 
 def letters(answer: str) -> frozenset[str]:
-    """Return the option letters that an answer names as its answer: `B`, `(B) 5 cm`, `A, C`, "the answer is B"."""
+    """Return the option letters that an answer chooses, as in `B`, `(B) 5 cm`, `A, C` or "the answer is B"."""
     text = _plain(answer)
     if re.fullmatch(r"\(?[a-j]\)|[a-j][.:]?|\([a-j]\)|option [a-j]", text):
         return frozenset(re.findall(r"[a-j](?!\w)", text)[-1].upper())
@@ -111,7 +110,7 @@ def letters(answer: str) -> frozenset[str]:
     announced = [named for named in announced if named not in denied]
     if announced:
         return frozenset(announced) | {match[1] for match in _ALSO.finditer(text)} - denied
-    # Letters on their own: in a long answer they may name points or variables, so they count only under conditions.
+    # Standalone letters may name points or variables in a long answer, so they count only under the conditions below.
     standing = frozenset(first or second for first, second in _STANDING.findall(text)) - denied
     match = _LEADING.match(text)
     if match is None or not _begins_with_letter(match):
@@ -125,7 +124,7 @@ def letters(answer: str) -> frozenset[str]:
 
 
 def _begins_with_letter(match: re.Match[str]) -> bool:
-    """Return whether a match begins with an option letter, as in (A) …, A. … or A 30°, but not "A triangle"."""
+    """Return whether a matched text begins with an option letter, as in "(A) …" or "A 30°", but not "A triangle"."""
     if match["bare"] is None:
         return True
     text = match.string[match.end("bare") :]
@@ -135,12 +134,12 @@ def _begins_with_letter(match: re.Match[str]) -> bool:
 
 
 def _is_short(text: str) -> bool:
-    """Return whether a text is a few words without formulas, in which single letters may name points or variables."""
+    """Return whether a text has at most six words and no formulas, whose letters may name points or variables."""
     return len(text.split()) <= 6 and not re.search(r"[\\=^_<>+|%\d]", text)
 
 
 def option(answer: str, choices: Sequence[str], same: Callable[[str, str], Outcome] | None = None) -> int | None:
-    """Return the index of the option that `answer` names by its text, else by its letter, else by its value.
+    """Return the index of the option that `answer` names, trying its text, its letter and its value in that order.
 
     Letters take precedence if the options are letters themselves ("D. I"). `same` compares an option with an answer.
     """
@@ -151,7 +150,7 @@ def option(answer: str, choices: Sequence[str], same: Callable[[str, str], Outco
     index = next((index for index in found if index is not None), None)
     if index is None and same is not None and not letters(answer):
         outcomes = [same(_option_text(choice), answer) for choice in choices]
-        best = SAME if SAME in outcomes or is_prose(clean(answer)) else UNDECIDED  # 1/3 among 1:3, 1:4, …
+        best = SAME if SAME in outcomes or is_prose(clean(answer)) else UNDECIDED  # 1/3 among options 1:3, 1:4
         matching = [
             i for i, outcome in enumerate(outcomes) if outcome is best and (best is SAME or not is_prose(choices[i]))
         ]
@@ -160,7 +159,7 @@ def option(answer: str, choices: Sequence[str], same: Callable[[str, str], Outco
 
 
 def _by_mention(answer: str, choices: Sequence[str]) -> int | None:
-    """Return the only option in words that a sentence mentions and does not deny, as in "it falls"; None otherwise."""
+    """Return the index of the only option that a sentence mentions without negation, as in "it falls", or None."""
     sentence, texts = plain_words(answer), [plain_words(_option_text(choice)) for choice in choices]
     found = [
         i
@@ -183,14 +182,14 @@ def _by_letter(answer: str, choices: Sequence[str]) -> int | None:
 
 
 def _option_text(choice: str) -> str:
-    """Return the text of an option without its letter: `3 cm` for `B. 3 cm`."""
+    """Strip the letter from an option: `3 cm` for `B. 3 cm`."""
     match = _LEADING.match(_plain(choice))
     bracketed = match is not None and match["bare"] is None
     return match["text"] if bracketed and match["text"] else choice
 
 
 def _plain(text: str) -> str:
-    r"""Return a text without LaTeX markup: (A) 30 for \textbf{(A)}\ 30."""
+    r"""Strip LaTeX markup from a text: (A) 30 for \textbf{(A)}\ 30."""
     line = clean(" ".join(text.split()))
     line = _TEXT.sub(r"\1", line)
     line = re.sub(r"[\"'*]+(?=[A-J]\b)|(?<=\b[A-J])[\"'*]+$", "", line).strip()
@@ -198,11 +197,11 @@ def _plain(text: str) -> str:
 
 
 Chosen = tuple[Outcome, str]
-"""Pair (outcome, reason)."""
+"""An (outcome, reason) pair."""
 
 
 def decide(gold: str, answer: str, choices: Sequence[str], same: Callable[[str, str], Outcome]) -> Chosen | None:
-    """Compare the options that gold and answer name; None if they must be compared as values."""
+    """Compare the options named by the gold and the answer, or return None if they must be compared as values."""
     wanted = gold_letters(gold)
     if len(wanted) > 1:
         named = letters(answer)
@@ -240,7 +239,7 @@ def _decide_by_letter(gold: str, answer: str, wanted: frozenset[str], same: Call
 
 
 def denies_letter(answer: str) -> bool:
-    """Return whether an answer only excludes options ("not A")."""
+    """Return whether an answer rules out an option, as in "not A"."""
     text = _plain(answer)
     return any(pattern.search(text) for pattern in (_DENIED, _DENIED_CHINESE, _REFUTED))
 

@@ -1,4 +1,4 @@
-"""Compare two answers as written: strip surrounding words, then compare structure and values."""
+"""Compare an answer with the gold answer: strip surrounding words, then compare structure and values."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _DOMAIN = re.compile(r"(?P<body>[^<>,]*?)\s*,\s*(?P<domain>[a-zA-Z]\s*(?:<|>|\\l
 
 
 def compare(gold: str, answer: str, symbols: SymbolTest, labels: Sequence[Sequence[str]] = ()) -> Outcome:
-    """Compare two answers as written; `symbols` is called only if text, structure and evaluation are inconclusive.
+    """Compare an answer with the gold; `symbols` is called only if text, structure and evaluation are inconclusive.
 
     `labels` are closed sets of words: if the gold is in one, every other answer is incorrect.
     """
@@ -64,13 +64,13 @@ def _compare_one(gold: str, answer: str, symbols: SymbolTest, labels: Sequence[S
 
 
 def without_option(answer: str) -> str:
-    """Return an answer without its option letter (30 for "(A) 30"), for golds that are not letters."""
+    """Strip the option letter from an answer (30 for "(A) 30"), for golds that are not letters."""
     match = _OPTION.fullmatch(clean(answer)) if "\n" not in answer.strip() else None
     return match[1] if match else answer
 
 
 def without_decimal(answer: str) -> str:
-    r"""Return 6\pi for "6\pi (18.85)": drop a decimal in brackets that only repeats the value."""
+    r"""Drop a parenthesized decimal that only repeats the value: 6\pi for "6\pi (18.85)"."""
     match = _BRACKETED_DECIMAL.fullmatch(clean(answer)) if "\n" not in answer.strip() else None
     if match is None:
         return answer
@@ -80,7 +80,7 @@ def without_decimal(answer: str) -> str:
 
 
 def _without_domain(gold: Reading, text: str, remark: str) -> tuple[str, str]:
-    """Return (y = x^2, x > 0) for "y = x^2, x > 0", if the gold is a single answer."""
+    """Move a trailing domain such as x > 0 from the answer to the remark, if the gold is a single answer."""
     match = _DOMAIN.fullmatch(text)
     if match is None or remark or (isinstance(gold, Compound) and gold.kind in ("blanks", "list")):
         return text, remark
@@ -92,9 +92,9 @@ def _line(text: str) -> str:
 
 
 def _core(text: str) -> tuple[str, str]:
-    """Return (answer without surrounding words, remark).
+    """Strip surrounding words from an answer; return (answer, remark).
 
-    Lines are separate answers, unless the first one introduces the second.
+    Each line is a separate answer, unless the first line introduces the second.
     """
     lines = [clean(line) for line in text.strip().splitlines() if clean(line)]
     raw = [line for line in text.strip().splitlines() if clean(line)]
@@ -118,7 +118,10 @@ def _same_or_stated(gold: Reading, gold_text: str, given: Reading, text: str, sy
 
 
 def _same_as_stated(gold: Reading, sentence: str, symbols: SymbolTest) -> Outcome:
-    """Compare the gold with the value that an answer in words states, if it mentions only that one."""
+    """Compare the gold with the value that an answer in words states.
+
+    An answer that mentions several values, or negates one, is never SAME.
+    """
     values = stated_values(sentence)
     outcomes = [same_structure(gold, read_answer(value), symbols) for value in values]
     said_in_words = isinstance(gold, Compound) and gold.kind in ("relation", "brackets", "union")  # "greater than 3"
@@ -132,7 +135,7 @@ def _same_as_stated(gold: Reading, sentence: str, symbols: SymbolTest) -> Outcom
 
 
 def _gold_sentence(gold: Leaf, given: Reading, symbols: SymbolTest) -> Outcome:
-    """Compare the value stated by the last sentence of a gold in words with an answer."""
+    """Compare an answer with the value that the last sentence of a gold in words states."""
     if isinstance(given, Leaf) and given.prose:
         return UNDECIDED
     sentence = re.split(r"(?<=[a-z\d])[.;]\s+|\\therefore|[∴]", gold.text)[-1]

@@ -1,4 +1,4 @@
-"""Decide whether two expressions are equal: by exact arithmetic, high precision, and values at rational points."""
+"""Decide whether two expressions are equal, using exact arithmetic, high precision and rational sample points."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mmprm.grading.operations import UndefinedError, Value, as_number, is_exact
 from mmprm.grading.residues import differ
 
 PRECISIONS = (60, 150)
-"""Decimal precisions for comparing expressions with symbols; a difference that shrinks with precision is zero."""
+"""Decimal digits for comparing expressions with symbols; a value that shrinks as precision grows counts as zero."""
 MANY_DIGITS = (60, 200, 1200)
-"""Decimal precisions for comparing two numbers."""
+"""Decimal digits for comparing expressions without symbols."""
 
 
 def equal(gold: Expression, given: Expression) -> bool | None:
@@ -32,7 +32,7 @@ def equal(gold: Expression, given: Expression) -> bool | None:
 
 
 def _readings(gold: Expression, given: Expression) -> list[dict[str, Value]]:
-    r"""Return the values to try for "log base": 10 and e, since a bare \log may be decimal or natural."""
+    r"""Return the values to try for "log base": 10 and e, since \log without a base may mean either."""
     context = context_of(MANY_DIGITS[-1])
     if not (uses(gold, "log") or uses(given, "log")):
         return [{}]
@@ -56,7 +56,7 @@ def _equal(gold: Expression, given: Expression, readings: Mapping[str, Value]) -
     complex_ = any(_has_imaginary(node) for node in (gold, given))
     points = [{**readings, **point} for point in sample_points(names)]
     known = _known(_equal_at(gold, given, point, PRECISIONS, complex_) for point in points)
-    if not complex_ and len(known) < 3 and all(known):  # the values are hardly ever real
+    if not complex_ and len(known) < 3 and all(known):  # too few points with real values
         known = _known(_equal_at(gold, given, point, PRECISIONS) for point in points)
     if len(known) >= 3 and all(known):
         return True
@@ -69,7 +69,7 @@ def _equal(gold: Expression, given: Expression, readings: Mapping[str, Value]) -
 
 
 def _known(outcomes: Iterable[bool | None]) -> list[bool]:
-    """Return the known outcomes up to the first difference."""
+    """Return the outcomes that are not None, up to and including the first False."""
     known: list[bool] = []
     for outcome in outcomes:
         if outcome is not None:
@@ -84,7 +84,7 @@ def _has_imaginary(node: Expression) -> bool:
 
 
 def sample_points(names: Sequence[str]) -> list[dict[str, Fraction]]:
-    """Return rational values without a pattern: four points with positive values, three with both signs."""
+    """Return seven irregular rational sample points: four with positive values, three with both signs."""
     points = []
     for i in range(7):
         values = {}
@@ -100,7 +100,7 @@ def _equal_at(
 ) -> bool | None:
     """Compare two expressions at one point.
 
-    Returns None if either side has no value there, or no real value although i does not occur.
+    Returns None if either expression is undefined there, or is not real although neither contains i.
     """
     earlier: tuple[Value, Value] | None = None
     for digits in precisions:

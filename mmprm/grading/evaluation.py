@@ -1,4 +1,4 @@
-"""Evaluate expressions: exact fractions where possible, otherwise numbers of any requested precision.
+"""Evaluate expressions to exact fractions where possible, and otherwise to numbers of any requested precision.
 
 Nothing is rounded to zero: 1/2^2024 and 1/2^2023 differ, as do 9.11e-31 and 1.67e-27.
 """
@@ -31,7 +31,7 @@ _DEADLINE = _Deadline()
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TooLongError in evaluations of this thread once they exceed this many seconds of its CPU time.
+    """Limit the CPU time of evaluations in this thread; they raise TooLongError after `seconds`.
 
     The limit is checked before each operation.
     """
@@ -43,7 +43,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 
 class _Contexts(threading.local):
-    """Holds the mpmath contexts of each thread, by precision."""
+    """Caches one mpmath context per thread and precision."""
 
     def __init__(self) -> None:
         self.by_digits: dict[int, Any] = {}
@@ -62,17 +62,17 @@ _CONTEXTS = _Contexts()
 
 
 def context_of(digits: int) -> Any:
-    """Return this thread's mpmath context with a precision of this many decimal digits."""
+    """Return this thread's mpmath context with a precision of `digits` decimal digits."""
     return _CONTEXTS.get(digits)
 
 
 def evaluate_expression(node: Expression, point: Mapping[str, Value], digits: int = 60) -> Value:
-    """Return the value of a tree with symbols set to the values of `point`. Raises UndefinedError."""
+    """Evaluate an expression with its symbols set to the values in `point`. Raises UndefinedError."""
     return _Evaluator(point, digits).value(node)
 
 
 class _Evaluator:
-    """Evaluates trees at one point with one precision."""
+    """Evaluates expression trees at one point and with one precision."""
 
     def __init__(self, point: Mapping[str, Value], digits: int) -> None:
         self.point, self.context = point, context_of(digits)
@@ -103,7 +103,7 @@ class _Evaluator:
         return self.checked(result)
 
     def checked(self, value: Value) -> Value:
-        """Return a value unless it is NaN, which raises UndefinedError."""
+        """Return a value, or raise UndefinedError if it is NaN."""
         if not isinstance(value, Fraction) and self.context.isnan(value):
             raise UndefinedError("has no value")
         return value
@@ -116,7 +116,7 @@ class _Evaluator:
         return values[name]()
 
     def series(self, kind: str, variable: str, low: Expression, high: Expression, term: Expression) -> Value:
-        """Return a sum or product over integer bounds, of at most MAX_TERMS terms."""
+        """Evaluate a sum or product between integer bounds, with at most MAX_TERMS terms."""
         first, last = self.value(low), self.value(high)
         whole = (
             isinstance(first, Fraction) and isinstance(last, Fraction) and first.denominator == last.denominator == 1
@@ -132,7 +132,7 @@ class _Evaluator:
         return total
 
     def unknown_function(self, name: str, arguments: list[Value]) -> Value:
-        """Return a value that depends only on the function's name and its arguments, in any order."""
+        """Evaluate an unknown function to a pseudo-random value of its name and arguments, in any order."""
         seed = sum(ord(letter) * 31**position for position, letter in enumerate(name))
         context, numbers = self.context, [as_number(self.context, argument) for argument in arguments]
         if any(abs(number) > 10**30 for number in numbers):

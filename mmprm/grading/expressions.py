@@ -2,7 +2,7 @@ r"""Parse LaTeX expressions (or program text, such as sqrt(2)*pi) into a tree of
 
 A node is a tuple: ("number", Fraction), ("symbol", name), ("constant", name), ("sum", variable, low, high, term),
 ("product", …), ("call", name, argument) for an unknown function, or (operation, *nodes) with an operation of
-`operations.OPERATIONS`. Adjacent letters are a product; adjacent numbers are unreadable, since they may be two answers.
+`operations.OPERATIONS`. Adjacent letters are multiplied; adjacent numbers are an error, since they may be two answers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SUMS = {
 
 @lru_cache(maxsize=20_000)
 def parse(text: str) -> Expression:
-    """Return the tree of an expression. Raises UnreadableError."""
+    """Parse a text into an expression tree. Raises UnreadableError if it is not a supported expression."""
     parser = _Parser(tokenize(text))
     node = parser.sum()
     if parser.peek() is not None:
@@ -34,7 +34,7 @@ def parse(text: str) -> Expression:
 
 
 def symbols(node: Expression) -> frozenset[str]:
-    """Return the names of the free symbols of a tree."""
+    """Return the names of the free symbols in an expression tree."""
     if node[0] == "symbol":
         return frozenset([node[1]])
     if node[0] in ("sum", "product"):
@@ -45,7 +45,7 @@ def symbols(node: Expression) -> frozenset[str]:
 
 
 def uses(node: Expression, *operations: str) -> bool:
-    """Return whether any of the operations occurs in a tree."""
+    """Return whether an expression tree contains any of the operations."""
     return node[0] in operations or any(uses(part, *operations) for part in node[1:] if isinstance(part, tuple))
 
 
@@ -76,7 +76,7 @@ class _Parser(AtomParser):
                 self.take()
                 divisor = self.unary()
                 node = ("divide", node, divisor)
-                if self.starts_factor():  # 1/2x: (1/2)x or 1/(2x)
+                if self.starts_factor():  # 1/2x may mean (1/2)x or 1/(2x)
                     node = ("ambiguous", node, self.power())
             elif token in (r"\bmod", r"\mod"):
                 self.take()
@@ -102,7 +102,7 @@ class _Parser(AtomParser):
         return base
 
     def exponent(self) -> Expression:
-        """Parse an exponent: x^{…}, and in program text x^10 and x^-4."""
+        """Parse an exponent, in braces as in x^{…} or without them as in x^10 and x^-4."""
         if self.peek() in ("-", "+"):
             return self.exponent() if self.take() == "+" else ("negative", self.exponent())
         return self.group() if self.peek() == "{" else self.power_atom()

@@ -2,7 +2,7 @@ r"""Find the final answer in a response.
 
 The candidates, in this order, are: the last `<answer>…</answer>`; the last `\boxed{…}` (or boxes joined by "and"); the
 text after an announcing phrase ("the answer is", "Answer:", "#### ", "答案是", …); a response or last line that is
-only an answer. Thoughts do not count, and a later unfinished answer means that there is no answer.
+only an answer. Thoughts are ignored, and an unfinished last answer means that there is no answer.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import re
 from mmprm.grading.labels import is_refusal
 
 MAX_LENGTH = 20_000
-"""Maximum number of characters read, from the end of the response."""
+"""Maximum number of characters that are searched, counted from the end of the response."""
 MAX_BOX_DEPTH = 20
 MAX_LINE = 300
-"""Maximum length of a line that is an answer by itself."""
+"""Maximum length in characters of a line that counts as an answer by itself."""
 
 _THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL | re.IGNORECASE)
 _BEGIN, _END = re.compile(r"<answer>", re.IGNORECASE), re.compile(r"</answer>", re.IGNORECASE)
@@ -26,7 +26,7 @@ _BOX_JOINT = re.compile(
 )
 
 _RUN = re.compile(r"([\s*_]{8})[\s*_]+")
-"""Longer runs of whitespace and emphasis carry no meaning and would slow down the patterns below."""
+"""Matches long runs of whitespace and emphasis marks, which mean nothing and would slow down the patterns below."""
 _NOUN = r"(?:answer|solution|option|choice|result)s?"
 _ANNOUNCEMENTS = re.compile(
     rf"""(?:
@@ -45,7 +45,7 @@ _PROSE_WORD = re.compile(r"(?<![\\a-zA-Z])[a-zA-Z]{3,}|[\u3040-\u9fff]{2,}")
 
 
 def extract(response: str) -> str | None:
-    """Return the final answer without boxes around it, or None if it is missing or empty."""
+    """Return the final answer of a response with boxes removed, or None if it is missing or empty."""
     text = _RUN.sub(r"\1", without_thoughts(response[-MAX_LENGTH:]))
     for find in (_tagged, _boxed, _announced, _alone):
         found, answer = find(text)
@@ -55,7 +55,7 @@ def extract(response: str) -> str | None:
 
 
 def open_gold(gold: str) -> str:
-    """Return the answer inside the wrapping of a gold (tags, box, `#### 5`, "the answer is"), or the gold itself."""
+    """Return a gold answer without its wrapper (tags, a box, `#### 5` or "the answer is")."""
     text = without_thoughts(gold) if "</think>" in gold.lower() else gold
     for find in (_tagged, _boxed, _announced):
         found, answer = find(text)
@@ -65,7 +65,7 @@ def open_gold(gold: str) -> str:
 
 
 def without_thoughts(text: str) -> str:
-    """Remove `<think>…</think>`, even if the prompt opened it, and a thought that never ends in an answer."""
+    """Remove `<think>…</think>`, even if the prompt opened it, and an unclosed thought unless `</answer>` follows."""
     text = _THOUGHT.sub("", text)
     _, closed, tail = text.rpartition("</think>")
     text = tail if closed else text
@@ -76,7 +76,7 @@ def without_thoughts(text: str) -> str:
 
 
 Found = tuple[bool, str]
-"""Pair (whether this way of stating an answer is used, the answer); an empty answer counts as none."""
+"""Pair (whether this kind of answer was found, its text); an empty text means that there is no answer."""
 
 
 def _tagged(text: str) -> Found:
@@ -102,7 +102,7 @@ def _boxed(text: str) -> Found:
 
 
 def _announced(text: str) -> Found:
-    """Return the text after the last phrase that announces an answer, up to the end of the sentence or block."""
+    """Return the text after the last announcing phrase, up to the end of the sentence or displayed formula."""
     for match in reversed(list(_ANNOUNCEMENTS.finditer(text))):
         rest = text[match.end() :].lstrip()
         if rest.startswith(("$$", r"\[")):
@@ -112,13 +112,13 @@ def _announced(text: str) -> Found:
         answer = answer.strip().strip("*_").strip()
         if answer:
             return True, answer
-        if not rest:  # begun but not finished
+        if not rest:  # announced, but not finished
             return True, ""
     return False, ""
 
 
 def _alone(text: str) -> Found:
-    """Return a one-line response, or a last line that is a bare value or begins as a conclusion."""
+    """Return a one-line response, or the last line if it is a bare value or begins like a conclusion."""
     lines = [line.strip().strip("*_#").strip() for line in text.strip().splitlines()]
     lines = [line for line in lines if line]
     if not lines or len(lines[-1]) > MAX_LINE or is_refusal(lines[-1]):
@@ -129,12 +129,12 @@ def _alone(text: str) -> Found:
 
 
 def boxed(text: str) -> list[str]:
-    r"""Return the contents of the balanced outermost `\boxed{…}`, in order."""
+    r"""Return the contents of the outermost balanced `\boxed{…}` commands, in order."""
     return [text[start:end] for _, start, end in _boxes(text)[0]]
 
 
 def open_boxes(text: str, depth: int = 0) -> str:
-    """Return the text without box commands; among words, only the last box (or boxes joined by "and") is returned."""
+    """Remove box commands from a text; if it contains words, return only the last box (or boxes joined by "and")."""
     boxes, _ = _boxes(text) if depth < MAX_BOX_DEPTH else ([], False)
     if not boxes:
         return text
@@ -150,11 +150,11 @@ def open_boxes(text: str, depth: int = 0) -> str:
 
 
 Box = tuple[int, int, int]
-"""Start of the command, start and end of its content."""
+"""Offsets of a box: start of the command, start and end of its content."""
 
 
 def _joined(text: str, boxes: list[Box]) -> list[Box]:
-    """Return the last box and those before it that only commas and "and" separate from it."""
+    """Return the last box and any boxes before it that are joined to it only by commas or "and"."""
     first = len(boxes) - 1
     while first and _BOX_JOINT.fullmatch(text[boxes[first - 1][2] + 1 : boxes[first][0]]):
         first -= 1
@@ -162,7 +162,7 @@ def _joined(text: str, boxes: list[Box]) -> list[Box]:
 
 
 def _boxes(text: str) -> tuple[list[Box], bool]:
-    """Return the balanced outermost boxes, and whether the last box is unfinished."""
+    """Return the outermost balanced boxes, and whether the last box is unclosed."""
     commands = list(_BOX.finditer(text))
     if not commands:
         return [], False
@@ -180,7 +180,7 @@ def _boxes(text: str) -> tuple[list[Box], bool]:
 
 
 def closing_braces(text: str) -> dict[int, int]:
-    """Return the index of the matching closing brace by that of the opening one; escaped braces are ignored."""
+    """Map the index of each opening brace to that of its closing brace, ignoring escaped braces."""
     pairs: dict[int, int] = {}
     opened: list[int] = []
     for match in _BRACE.finditer(text):

@@ -1,4 +1,4 @@
-"""Check, before an engine starts, that the answers of a problem file can be graded."""
+"""Check that the answers of a problem file can be graded, before an engine starts."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mmprm.grading.wording import core, stated_values
 from mmprm.types import Problem
 
 _MAX_WORDS = 3
-"""Maximum number of words that a response may be expected to repeat exactly."""
+"""Maximum number of words in a gold that responses can be expected to repeat exactly."""
 
 
 def check_golds(problems: Sequence[Problem], config: GraderConfig, location: str) -> None:
-    """Raise DataError unless at least one problem's answer can be graded; with a judge, every answer can."""
+    """Raise DataError unless at least one problem's answer can be graded; a judge can grade all answers."""
     if config.judge is not None or any(is_decidable(problem, config) for problem in problems):
         return
     gold = problems[0].answer
@@ -30,7 +30,7 @@ def check_golds(problems: Sequence[Problem], config: GraderConfig, location: str
 
 
 def is_decidable(problem: Problem, config: GraderConfig) -> bool:
-    """Return whether symbolic comparison can distinguish a correct answer to a problem from others."""
+    """Return whether symbolic comparison can tell correct answers to a problem from incorrect ones."""
     gold = opened(problem.answer)
     if options(problem) or choice.gold_letters(gold) or gold in config.labels:
         return True

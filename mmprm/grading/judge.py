@@ -1,4 +1,4 @@
-"""Ask a language model, the judge, about answers that symbolic comparison cannot decide; its failures yield UNKNOWN."""
+"""Ask a language-model judge about answers that symbolic comparison cannot decide; failures yield UNKNOWN."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ Student's answer:
 Do they agree? Reply with one word, Yes or No."""
 
 PROMPT_HASH = hashlib.sha256(_PROMPT.encode()).hexdigest()[:16]
-"""Identifies the prompt that a calibration and cached replies belong to."""
+"""Hash of the judge's prompt; calibrations and cached replies are valid only for this prompt."""
 
 TALKED = "judge talked instead of answering"
 
@@ -39,25 +39,25 @@ class AnswerJudgeConfig(Config):
     """Configures the judge: its model, servers, cache and calibration."""
 
     model: str
-    """Name under which the servers serve the judge."""
+    """Model name under which the servers serve the judge."""
     client: ClientConfig
-    """The judge's servers."""
+    """Client for the judge's servers."""
     cache: PathText = "runs/judge.sqlite"
     """File that caches the judge's replies."""
     calibration: PathText = "runs/judge.json"
-    """File that mmprm grade --calibrate writes for this judge; without it, the judge is not used."""
+    """Calibration file that mmprm grade --calibrate writes for this judge; the judge cannot be used without it."""
     min_precision: float = Field(0.9, ge=0, lt=1)
-    """Fraction of accepted answers that are correct: the calibration's 95 % interval must lie above this."""
+    """Minimum fraction of accepted answers that are correct; the calibration's 95 % interval must be above it."""
     min_agreement: float = Field(0.9, ge=0, lt=1)
-    """Fraction of decided answers with a correct verdict: the calibration's 95 % interval must lie above this."""
+    """Minimum fraction of decided answers with a correct verdict; the calibration's 95 % interval must be above it."""
     max_tokens: int = Field(16, ge=1)
-    """Maximum number of tokens of a reply. A judge that reasons first needs more, and a server that omits the
-    reasoning from the reply.
+    """Maximum number of tokens in a reply. A reasoning judge needs more tokens, and a server that strips its reasoning
+    from the reply.
     """
 
 
 class AnswerJudge:
-    """Asks once, at temperature 0, for each new (question, gold, answer), and caches the reply."""
+    """Asks the judge once per (question, gold, answer), at temperature 0, and caches its reply."""
 
     def __init__(self, config: AnswerJudgeConfig) -> None:
         self._config = config
@@ -66,7 +66,7 @@ class AnswerJudge:
         self._in_flight: dict[bytes, asyncio.Task[tuple[Verdict, str]]] = {}
 
     async def decide(self, problem: Problem, answer: str) -> tuple[Verdict, str]:
-        """Return a verdict and its reason; failures of the judge or its server are returned as UNKNOWN."""
+        """Return a (verdict, reason) pair; if the judge or its server fails, the verdict is UNKNOWN."""
         question = "\n".join((problem.question, *problem.choices))
         asked = (self._config.model, PROMPT_HASH, str(self._config.max_tokens))
         key = reply_key(*asked, question, problem.answer, answer)
@@ -122,7 +122,7 @@ class JudgedGrader:
         self._judge = judge
 
     async def grade(self, problem: Problem, response: str) -> Grading:
-        """Return the grading of a response; see types.Grader."""
+        """Grade a response; see types.Grader."""
         grading = await self._symbolic.grade(problem, response)
         if grading.verdict is not Verdict.UNKNOWN or grading.extracted is None:
             return grading
@@ -131,7 +131,7 @@ class JudgedGrader:
 
 
 def yes_or_no(reply: str) -> bool | None:
-    """Return True or False for a reply of exactly Yes or No, ignoring case, a period and Markdown; None otherwise."""
+    """Parse a Yes or No reply, ignoring case, periods, quotes and Markdown, or return None for any other reply."""
     return {"yes": True, "no": False}.get(reply.strip().strip("*_`\"'.").lower())
 
 

@@ -1,4 +1,4 @@
-"""Compare words as answers: labels of a closed set, in which any other label is incorrect, and equal wordings.
+"""Compare answers in words: labels from a closed set, where any other label is incorrect, and equal wordings.
 
 A set is a row of labels; synonyms of one label are joined by `|`.
 """
@@ -64,12 +64,12 @@ _REFUSALS = re.compile(
 
 
 def is_refusal(text: str) -> bool:
-    """Return whether words name no answer at all."""
+    """Return whether a text gives no answer, as in "cannot be determined", "not sure" or "none of these"."""
     return bool(_REFUSALS.match(_LEAD.sub("", plain_words(text))))
 
 
 def plain_words(text: str) -> str:
-    """Return words in lower case, without articles, markup and punctuation at the ends."""
+    """Lower-case a text and strip markup, leading articles and surrounding punctuation."""
     text = re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text).casefold()
     text = " ".join(text.split()).strip(" .,;:!?\"'*")
     previous = ""
@@ -79,12 +79,12 @@ def plain_words(text: str) -> str:
 
 
 def skeleton(text: str) -> str:
-    """Return the words and signs of several blanks, regardless of their separators."""
+    """Join the words and signs of an answer with several blanks by spaces, dropping the original separators."""
     return " ".join(part for part in _SEPARATORS.split(plain_words(text.replace("\n", " "))) if part and part != "and")
 
 
 def compare_labels(gold: str, answer: str, own_sets: Sequence[Sequence[str]] = ()) -> Outcome | None:
-    """Compare a gold that is a label with an answer in words; None if the gold is not a label of any set.
+    """Compare an answer in words with a gold label, or return None if the gold is not in any label set.
 
     `own_sets` are user-defined sets of labels without synonyms.
     """
@@ -100,7 +100,7 @@ def compare_labels(gold: str, answer: str, own_sets: Sequence[Sequence[str]] = (
 
 
 def compare_words(gold: str, answer: str) -> Outcome:
-    """Compare prose that is not a known label: equal words, the gold's words in a statement, or their negation."""
+    """Compare prose that is not a known label, by equal words, the gold's words in a statement, or their negation."""
     gold_text, answer_text = plain_words(gold), plain_words(answer)
     if gold_text == answer_text or skeleton(gold) == skeleton(answer):
         return SAME
@@ -117,12 +117,12 @@ def compare_words(gold: str, answer: str) -> Outcome:
         if is_refusal(answer) or _are_names(gold, answer):
             return DIFFERENT
     if sorted(skeleton(gold).split()) == sorted(skeleton(answer).split()) and re.search(r"[\n;,]", gold):
-        return DIFFERENT  # the blanks in a different order
+        return DIFFERENT  # the same blanks in a different order
     return UNDECIDED
 
 
 def _are_names(gold: str, answer: str) -> bool:
-    """Return whether both are single proper names and differ."""
+    """Return whether the gold and the answer are two different single-word proper names."""
     names = [re.sub(r"\\text\{([^{}]*)\}", r"\1", text).strip(" .") for text in (gold, answer)]
     return all(re.fullmatch(r"[A-Z][a-z]+", name) for name in names) and names[0] != names[1]
 

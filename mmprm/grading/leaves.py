@@ -1,4 +1,4 @@
-"""Compare two single values: exact arithmetic, units with their dimensions, rounding, expressions."""
+"""Compare two single values by exact arithmetic, units, rounding and evaluation of expressions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BASED = re.compile(r"\(?(?P<digits>[0-9A-F]+)\)?_\s*\{?\s*(?:\\text\{)?\s*\(?(?
 _OUTSIDE = re.compile(r"\d\s*_|\\text|(?<![\d^_])\d+ \d")
 """Matches subscripts and text that Math-Verify drops, and adjacent numbers that it adds."""
 _BOUND = {r"\int", r"\sum", r"\prod", r"\lim", r"\iint", r"\oint"}
-"""Commands that bind a name, which may be renamed."""
+"""LaTeX commands that bind a variable, whose name does not matter."""
 _CROSS = re.compile(r"\\vec\s*\{?\w+\}?\s*\\times\s*\\vec")
 """Matches a cross product of vectors, which differs from a product of numbers."""
 _IDENTIFIER = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]+|\d+|\S")
@@ -47,7 +47,7 @@ def same_leaf(gold: Leaf, given: Leaf, symbols: SymbolTest) -> Outcome:
 
 
 def is_sign(text: str) -> bool:
-    """Return whether an answer is only a relation sign, as for a blank between two numbers."""
+    """Return whether an answer is only a relation sign such as <, as expected for a blank between two numbers."""
     return _SIGN.fullmatch(text) is not None
 
 
@@ -84,7 +84,7 @@ def _mentions(prose: str, value: str) -> bool:
 
 
 def _same_base(gold: str, given: str) -> Outcome | None:
-    """Compare numbers with a base, or return None if neither has one.
+    """Compare numbers written with a base, such as 52_8, or return None if neither has a base.
 
     52_8 equals 52_{eight}; a gold of 52_8 also accepts 52, because the question asks for that base.
     """
@@ -169,7 +169,7 @@ def same_expression(gold: str, given: str, symbols: SymbolTest) -> Outcome:
 
 
 def _with_arrows(gold: str, given: str) -> tuple[str, str]:
-    r"""Return the texts with AB read as \vec{AB}, if only the other side has arrows."""
+    r"""Rewrite AB as \vec{AB} in one text if only the other text has arrows."""
     if (r"\vec{" in gold) == (r"\vec{" in given):
         return gold, given
     return tuple(
@@ -179,7 +179,7 @@ def _with_arrows(gold: str, given: str) -> tuple[str, str]:
 
 
 def _same_number(gold: str, given: str) -> Outcome | None:
-    """Compare by exact arithmetic; None if either is not a plain number."""
+    """Compare two plain numbers exactly, or return None if either is not a plain number."""
     gold_percent, given_percent = gold.endswith("%"), given.endswith("%")
     gold_value, given_value = number(gold.rstrip("% ")), number(given.rstrip("% "))
     if gold_value is None or given_value is None:
@@ -196,7 +196,7 @@ def _same_number(gold: str, given: str) -> Outcome | None:
 def _same_share(gold: Fraction, given: Fraction, gold_percent: bool, fraction: bool) -> Outcome:
     """Compare a percentage with a number.
 
-    A gold of 50% accepts 0.5, and also 50, since no fraction is 50; a gold of 0.5% does not accept 0.5.
+    A gold of 50% accepts 0.5, and also 50, which cannot be a fraction of one; a gold of 0.5% does not accept 0.5.
     """
     if gold_percent:
         return SAME if gold / 100 == given or (gold == given and abs(gold) > 1 and not fraction) else DIFFERENT
@@ -210,7 +210,7 @@ def _is_same_rounded(gold: str, gold_value: Fraction, given: str, given_value: F
 
 
 def _same_node(gold: str, given: str) -> Outcome | None:
-    """Compare parsed expressions; None if either is unreadable or has no comparable value."""
+    """Compare two expressions by evaluation, or return None if either cannot be parsed or evaluated."""
     try:
         one, other = parse(gold), parse(given)
     except UnreadableError:
@@ -245,13 +245,13 @@ def _as_fraction(value: Value) -> Fraction | None:
 
 
 def approximates(decimal: str, exact: str) -> bool:
-    """Return whether a decimal of at least two places is an expression rounded or cut to them: 1.73 for sqrt(3)."""
-    positions = len(decimal.rstrip("% ").partition(".")[2]) + 2 * decimal.endswith("%")
+    """Return whether a decimal with at least two places is the expression rounded or truncated: 1.73 for sqrt(3)."""
+    places = len(decimal.rstrip("% ").partition(".")[2]) + 2 * decimal.endswith("%")
     value = number(decimal.rstrip("% "))
     if value is not None and decimal.endswith("%"):
         value /= 100
     decimal = decimal.rstrip("% ")
-    if value is None or not is_decimal(decimal) or positions < 2:
+    if value is None or not is_decimal(decimal) or places < 2:
         return False
     try:
         exact_value = _as_fraction(evaluate_expression(parse(exact), {}))
@@ -259,8 +259,8 @@ def approximates(decimal: str, exact: str) -> bool:
         return False
     if exact_value is None:
         return False
-    # In units of the last place: rounding errs by at most a half, cutting by less than one, and only toward zero.
-    error = (abs(value) - abs(exact_value)) * 10**positions
+    # In units of the last place, rounding errs by at most a half; truncation by less than one, only toward zero.
+    error = (abs(value) - abs(exact_value)) * 10**places
     return value * exact_value > 0 and -1 < error <= Fraction(1, 2)
 
 

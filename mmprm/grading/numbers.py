@@ -1,4 +1,4 @@
-"""Read plain numbers exactly, in digits or words, and decide what a rounded number may represent."""
+"""Parse numbers in digits or words exactly, and decide whether one number is a rounding of another."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _WORD_NUMBER = re.compile(
 
 
 def number(text: str) -> Fraction | None:
-    """Return the value of an integer, a decimal, a fraction or a mixed number; None for anything else.
+    """Parse an integer, decimal, fraction or mixed number, or return None for anything else.
 
     A decimal may have thousands separators, repeat, or be in scientific notation.
     """
@@ -76,7 +76,7 @@ def _mixed(sign: str, whole: str, top: str, bottom: str) -> Fraction | None:
 
 
 def worded_number(text: str) -> Fraction | None:
-    """Return the value of a number in English words: zero, twenty-one, half, three quarters, one and a half."""
+    """Parse a number in English words, such as zero, twenty-one, half, three quarters, or one and a half."""
     text = text.strip().lower()
     if text.startswith("-") or not _WORD_NUMBER.fullmatch(text):
         return None
@@ -125,30 +125,30 @@ def _cardinal(words: list[str]) -> Fraction | None:
 
 def is_decimal(text: str) -> bool:
     """Return whether a number is written with decimal places, which may limit its precision."""
-    return _options(text) is not None
+    return _decimal_places(text) is not None
 
 
 def rounds_to(exact: Fraction, written: str) -> bool:
-    """Return whether a decimal `written` with at least four places is `exact` rounded or truncated to these places."""
-    positions = _options(written)
-    if positions is None or positions < 4:
+    """Return whether `written`, a decimal with at least four places, is `exact` rounded or truncated to them."""
+    places = _decimal_places(written)
+    if places is None or places < 4:
         return False
-    error = (number(written.strip()) - exact) * Fraction(10) ** positions
+    error = (number(written.strip()) - exact) * Fraction(10) ** places
     cut = -1 < error <= 0 if exact > 0 else 0 <= error < 1
     return cut or abs(error) <= Fraction(1, 2)
 
 
 def is_rounding(written: str, exact: Fraction) -> bool:
-    """Return whether a decimal gold `written` with at least two digits is `exact` rounded to its places.
+    """Return whether `written`, a decimal gold with at least two digits, is `exact` rounded to its places.
 
-    A gold that looks exact, such as 8.5, may only be extended by further digits (8.54), not rounded up to (8.46). A
+    A gold that looks exact, such as 8.5, accepts further digits (8.54), but not values that round up to it (8.46). A
     gold without decimal places, such as 1.2e5, needs at least three digits.
     """
-    positions, value = _options(written), number(written.strip())
+    places, value = _decimal_places(written), number(written.strip())
     digits = re.sub(r"\D", "", re.split(r"[eE\\*x]", written.strip())[0]).lstrip("0")
-    if positions is None or value is None or len(digits) < (2 if positions > 0 else 3):
+    if places is None or value is None or len(digits) < (2 if places > 0 else 3):
         return False
-    error = (abs(exact) - abs(value)) * Fraction(10) ** positions
+    error = (abs(exact) - abs(value)) * Fraction(10) ** places
     if exact * value <= 0 or abs(error) > Fraction(1, 2):
         return False
     return not looks_exact(written) or 0 <= error < Fraction(1, 2)
@@ -160,8 +160,8 @@ def looks_exact(written: str) -> bool:
     return value is not None and (value * 4).denominator == 1
 
 
-def _options(text: str) -> int | None:
-    """Return the decimal places of a decimal minus its power of ten; None for other numbers."""
+def _decimal_places(text: str) -> int | None:
+    """Return how many decimal places a decimal is written to: 2 for 1.25, -4 for 1.2e5, or None for other numbers."""
     text = text.strip().replace(",", "")
     match = _SCIENTIFIC.fullmatch(text)
     mantissa = match["mantissa"] if match else text
@@ -172,7 +172,7 @@ def _options(text: str) -> int | None:
 
 
 def sexagesimal(text: str) -> Fraction | None:
-    r"""Return the degrees of 67° 30' 15''; None for anything else."""
+    r"""Convert an angle such as 67° 30' 15'' to degrees, or return None for anything else."""
     match = re.fullmatch(r"(-?)(\d+)\s*°\s*(\d+(?:\.\d+)?)\s*'(?:\s*(\d+(?:\.\d+)?)\s*(?:''|\"))?", text.strip())
     if match is None:
         return None

@@ -1,4 +1,4 @@
-"""Define the operations of expressions: exact on fractions where possible, otherwise on mpmath numbers."""
+"""Define the operations of expressions, exact for fractions where possible and otherwise on mpmath numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class UndefinedError(ArithmeticError):
 
 
 def as_number(context: Any, value: Value) -> Value:
-    """Return a value as an mpmath number."""
+    """Convert a value to an mpmath number."""
     return context.mpf(value.numerator) / value.denominator if isinstance(value, Fraction) else value
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 
 
 class Outcome(enum.Enum):
-    """Enumerates the outcomes of a comparison; each value is its reason in words."""
+    """Enumerates the outcomes of a comparison; each value is a human-readable reason."""
 
     SAME = "same value"
     DIFFERENT = "different value"
@@ -17,7 +17,7 @@ class Outcome(enum.Enum):
 SAME, DIFFERENT, UNDECIDED = Outcome.SAME, Outcome.DIFFERENT, Outcome.UNDECIDED
 
 SymbolTest = Callable[[str, str], Outcome]
-"""Function that compares two expressions, gold first, that the grader's own parser does not cover."""
+"""Function that compares a gold with an answer when the grader's own parser or evaluation cannot."""
 
 
 def all_of(outcomes: Iterable[Outcome]) -> Outcome:

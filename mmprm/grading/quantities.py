@@ -49,17 +49,17 @@ _MAYBE_FACTORS = {
     "k",
     "d",
 }
-"""Units that may also be letters of an expression if they directly follow the number: 3mg."""
+"""Units that could also be factors when they directly follow a number, as in 3mg."""
 
 
 def split_unit(text: str) -> tuple[str, Unit]:
-    """Return the text of a value and its unit, or NO_UNIT if it has none."""
+    """Split a text into a value and its unit, which is NO_UNIT if it is missing or ambiguous."""
     body, unit, certain = split_possible_unit(text)
     return (body, unit) if certain else (text, NO_UNIT)
 
 
 def split_possible_unit(text: str) -> tuple[str, Unit, bool]:
-    """Return the value, the unit, and whether the unit is unambiguous."""
+    """Split a text into a value and its unit; also return whether the unit is unambiguous."""
     if number(text) is not None:
         return text, NO_UNIT, True
     if match := _CURRENCY.fullmatch(text):
@@ -81,7 +81,7 @@ def is_compound(text: str) -> bool:
 
 
 def _compound(text: str) -> _Split:
-    """Return a quantity such as 2 hours 30 minutes in its first unit."""
+    """Convert a quantity such as 2 hours 30 minutes to its first unit, or return None for other texts."""
     if not _COMPOUND.fullmatch(text):
         return None
     parts = [(number(value), read_unit(unit)) for value, unit in _COMPOUND_PART.findall(text)]

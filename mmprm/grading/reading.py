@@ -1,4 +1,4 @@
-"""Read the structure of an answer: lists, tuples, intervals, ratios, relations, matrices, down to single values."""
+"""Parse the structure of an answer: lists, tuples, intervals, ratios, relations and matrices of single values."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ CompoundKind = Literal[
 class Leaf:
     """Represents a single value.
 
-    `text` is in the normalized spelling, without its unit. `maybe` is the value and unit that the text has if its last
-    letters are a unit rather than factors (3m).
+    `text` is in the normalized spelling, without its unit. `maybe` is an alternative value and unit, if the last
+    letters may be a unit or factors (3m).
     """
 
     text: str
@@ -33,11 +33,11 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Compound:
-    """Represents a structured answer, whose parts depend on `kind`.
+    """Represents a structured answer; `kind` determines its parts.
 
-    blanks: several answers in order. list, set: items in any order, where the `marks` of a list are ("or",) or ("and",)
-    if words say so. brackets: a tuple or interval; `marks` are its two brackets, `name` the text before them. union:
-    intervals. ratio: a:b:c. relation: `marks` are the operators between the sides. matrix: rows, which are lists.
+    blanks: several answers in order. list, set: items in any order; `marks` is ("or",) or ("and",) for a list joined by
+    that word. brackets: a tuple or interval; `marks` holds its two brackets, `name` the text before them. union:
+    intervals. ratio: a:b:c. relation: `marks` holds the operators between the sides. matrix: rows, which are lists.
     cases: pieces, each an expression and its condition. builder: the condition of {x | condition}.
     """
 
@@ -75,7 +75,7 @@ _BRACKETS = re.compile(
     r"(?P<name>[A-Z](?:_\{?\w+\}?)?'*)?\s*(?P<open>\\?\{|\(|\[)(?P<inside>.*?)(?P<close>\\?\}|\)|\])", re.DOTALL
 )
 _TRANSPOSED = re.compile(r"(?<=[)\]])\s*\^\s*\{?\s*(?:T|\\top|\\text\{T\})\s*\}?$")
-"""Matches the transpose sign after a row of numbers, which is the same vector."""
+"""Matches a transpose sign after a row of numbers, which does not change the vector."""
 _BUILDER = re.compile(
     r"\\?\{\s*(?P<name>[a-zA-Z]\w?)\s*(?:\\in\s*(?:\\mathbb\{R\}|R)\s*)?[|:]\s*(?P<condition>.+?)\s*\\?\}"
 )
@@ -87,7 +87,7 @@ _CASES = re.compile(
     r"\\begin\{(?:cases|aligned|array)\}(?:\{[clr|]*\})?(?P<rows>.*)\\end\{(?:cases|aligned|array)\}", re.DOTALL
 )
 _NAMED = re.compile(r"(?P<name>[a-zA-Z]\w*(?:\(\w\))?)\s*=\s*(?P<rest>\\begin.*)", re.DOTALL)
-"""Matches f(x) = a function by cases, or A = a matrix."""
+"""Matches a named environment: f(x) = a function defined by cases, or A = a matrix."""
 _ROW = re.compile(r"\s*\\\\\s*")
 _CONDITION = re.compile(
     r"\s*(?:[,;&]\s*)+(?:\\text\{[^{}]*\}|if|when|for)?\s*(?=.*(?:[<>=]|\\[lg]eq|\\neq|\\in|otherwise))"
@@ -96,7 +96,7 @@ _CONDITION = re.compile(
 
 @lru_cache(maxsize=20_000)
 def read_answer(text: str) -> Reading:
-    """Return the reading of an answer with one or more lines."""
+    """Parse an answer of one or more lines."""
     lines = [clean(line) for line in text.strip().splitlines()]
     lines = [line for line in lines if line]
     if r"\begin" in text:
@@ -109,13 +109,13 @@ def read_answer(text: str) -> Reading:
 
 
 def serial_reading(text: str) -> Reading | None:
-    """Return the alternative reading of `1.3.` as the conclusions 1 and 3, or None if there is none."""
+    """Read a text such as `1.3.` as a list of the conclusions 1 and 3, or return None for other texts."""
     match = _SHORT_SERIAL.fullmatch(text.strip().strip("$"))
     return Compound("list", (Leaf(match[1]), Leaf(match[2]))) if match and match[1] < match[2] else None
 
 
 def run_together(gold: str, answer: str) -> bool:
-    """Return whether an answer is the joined digits of a gold that lists numbered conclusions: 134 for `1.3.4.`."""
+    """Return whether an answer writes a gold's list of numbered conclusions as one number: 134 for `1.3.4.`."""
     digits = clean(answer)
     return (
         digits.isdigit()
@@ -125,7 +125,7 @@ def run_together(gold: str, answer: str) -> bool:
 
 
 def spaced_reading(text: str) -> Reading | None:
-    """Return the alternative reading of `12 345` as two blanks, or None if there is none."""
+    """Read a number with spaces such as `12 345` as several blanks, or return None for other texts."""
     text = clean(text.strip())
     if _NUMBERS.fullmatch(text) and number(text) is not None:
         return Compound("blanks", tuple(Leaf(item) for item in text.split()))
@@ -133,12 +133,12 @@ def spaced_reading(text: str) -> Reading | None:
 
 
 def has_prose(answer: Reading) -> bool:
-    """Return whether any value of an answer is prose."""
+    """Return whether any value in an answer is prose."""
     return answer.prose if isinstance(answer, Leaf) else any(has_prose(item) for item in answer.items)
 
 
 def flattened(answer: Reading) -> list[Reading]:
-    """Return blanks and the bare lists in them as one list; x<1 or x>3 is kept whole."""
+    """Flatten blanks and the lists in them into one list, without splitting conditions such as x<1 or x>3."""
     if isinstance(answer, Compound) and answer.kind in ("blanks", "list") and not _is_condition(answer):
         return [leaf for item in answer.items for leaf in flattened(item)]
     return [answer]
@@ -150,7 +150,7 @@ def _is_condition(answer: Compound) -> bool:
 
 
 def _numbered(text: str) -> list[str]:
-    """Return the parts of `(1) … (2) …`, or [] for any other form."""
+    """Split `(1) … (2) …` into its numbered parts, or return [] for other texts."""
     marks = list(_PART_MARK.finditer(text))
     if len(marks) < 2 or marks[0].start() != 0 or [mark[1] for mark in marks] != list("123456789"[: len(marks)]):
         return []
@@ -189,7 +189,7 @@ def _read_line(text: str, depth: int = 0) -> Reading:
 
 
 def _opened(items: tuple[Reading, ...]) -> tuple[Reading, ...]:
-    """Return the items with the two values of 1 ± 2 merged into the list that contains them."""
+    """Merge nested lists, such as the two values of 1 ± 2, into the list that contains them."""
     inner = [item.items if isinstance(item, Compound) and item.kind == "list" else (item,) for item in items]
     return tuple(leaf for group in inner for leaf in group)
 
@@ -226,7 +226,7 @@ def _read_item(text: str, depth: int = 0) -> Reading:
 
 
 def read_leaf(text: str) -> Leaf:
-    """Return the reading of a single value with its unit."""
+    """Parse a single value with its unit."""
     worded = worded_number(text)
     if worded is not None:
         return Leaf(str(worded))
@@ -240,7 +240,7 @@ def read_leaf(text: str) -> Leaf:
 
 
 def _is_named_value(parts: list[str], marks: list[str]) -> bool:
-    """Return whether a relation names a value in words, such as Area = 24."""
+    """Return whether a relation gives the value of a quantity named in words, such as Area = 24."""
     last = parts[-1]
     return (
         bool(re.fullmatch(r"(?:\\text\{)?[A-Za-z][A-Za-z ]*\}?", parts[0]))
@@ -254,7 +254,7 @@ def _without_units(text: str) -> str:
 
 
 def _read_environment(text: str, depth: int) -> Reading | None:
-    """Return a matrix (with a leading factor multiplied in), a system, or a function by cases; None otherwise."""
+    """Parse a matrix (multiplied by any leading factor), a system or a function defined by cases, or return None."""
     if "\\begin" not in text:
         return None
     if named := _NAMED.fullmatch(text):
@@ -310,7 +310,7 @@ def _read_brackets(text: str, depth: int) -> Compound | None:
 
 
 def split_outside_brackets(text: str, separator: re.Pattern[str]) -> tuple[list[str], list[str]]:
-    """Return the pieces of `text` between the separators outside all brackets and braces, and those separators."""
+    """Split `text` at separators outside all brackets and braces; return the pieces and the separators."""
     if not separator.search(text):
         return [text], []
     pieces, marks, start, depth, position = [], [], 0, 0, 0
@@ -331,7 +331,7 @@ def split_outside_brackets(text: str, separator: re.Pattern[str]) -> tuple[list[
 
 
 def _is_balanced(text: str) -> bool:
-    """Return whether brackets are balanced inside the text, so that the outer pair belongs together."""
+    """Return whether brackets are balanced in `text`; if so, the brackets around it match each other."""
     depth = 0
     for character in text.replace(r"\{", "(").replace(r"\}", ")"):
         depth += 1 if character in "([{" else -1 if character in ")]}" else 0

@@ -1,4 +1,4 @@
-"""Represent sets of real numbers uniformly: intervals, inequalities, unions and set-builder forms."""
+"""Represent intervals, inequalities, unions and set-builder forms uniformly as sets of real numbers."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LESS, _MORE = {"<", r"\leq"}, {">", r"\geq"}
 
 @dataclass(frozen=True, slots=True)
 class RealInterval:
-    """Represents an interval; an end of None is infinite."""
+    """Represents an interval; a bound of None is infinite."""
 
     low: str | None
     low_closed: bool
@@ -39,7 +39,7 @@ class RealInterval:
 
 @dataclass(frozen=True, slots=True)
 class RealSet:
-    """Represents a union of intervals, with the name of the variable if one is given."""
+    """Represents a union of intervals, with the variable's name if one is given."""
 
     parts: tuple[RealInterval, ...]
     name: str = ""
@@ -63,7 +63,7 @@ def real_set(answer: Reading) -> RealSet | None:
 
 
 def is_explicit(answer: Reading) -> bool:
-    """Return whether an answer's form makes it a set, rather than possibly a pair of numbers."""
+    """Return whether an answer's form identifies it as a set, unlike (1, 2), which may be a pair of numbers."""
     if isinstance(answer, Leaf):
         return real_set(answer) is not None
     if answer.kind == "brackets":
@@ -74,7 +74,7 @@ def is_explicit(answer: Reading) -> bool:
 
 
 def same_set(gold: RealSet, given: RealSet, same_text: Callable[[str, str], Outcome]) -> Outcome:
-    """Compare two sets end by end."""
+    """Compare two sets interval by interval, by the bounds."""
     if gold.name and given.name and gold.name != given.name:
         return DIFFERENT
     if len(gold.parts) != len(given.parts):
@@ -147,7 +147,7 @@ def _union(group: Compound) -> RealSet | None:
 
 
 def _joined(group: Compound) -> RealSet | None:
-    """Return the set of joined conditions, such as x<2 or x>3, or x>2 and x<3; None for any other list."""
+    """Return the set described by conditions joined by "or" or "and" (x<2 or x>3), or None for other lists."""
     if not all(isinstance(item, Compound) for item in group.items):
         return None
     if "and" not in group.marks:

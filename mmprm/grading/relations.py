@@ -1,4 +1,4 @@
-"""Compare equations and inequalities: what a relation states about a named quantity, and whether two are equivalent."""
+"""Compare equations and inequalities, by the value that they state for a quantity or by equivalence."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _NAME = re.compile(
 
 
 def states_value(relation: Reading) -> bool:
-    """Return whether a relation states the value of its left side: x = 5, 2 + 3 = 5 and x ∈ (1,2), not x + y = 5."""
+    """Return whether a relation states its left side's value: x = 5, 2 + 3 = 5 and x ∈ (1,2) do, x + y = 5 does not."""
     if not (isinstance(relation, Compound) and relation.kind == "relation"):
         return False
     marks = relation.marks
@@ -60,7 +60,7 @@ def stated_side(relation: Compound) -> Reading:
 
 
 def _rounds_side(relation: Compound, last: int) -> bool:
-    """Return whether the side is only a decimal approximation of the side before it, as in 2 pi = 6.28."""
+    """Return whether side `last` is only a decimal approximation of the side before it, as in 2 pi = 6.28."""
     one, other = relation.items[last - 1], relation.items[last]
     if not (isinstance(one, Leaf) and isinstance(other, Leaf)) or _SYMBOL.fullmatch(one.text):
         return False
@@ -115,7 +115,7 @@ def _is_false(relation: Compound) -> bool:
 
 
 def _is_equation(left: Reading) -> bool:
-    """Return whether a left side makes an equation for x, as in xy = 4 or |x| = 4, rather than naming a quantity."""
+    """Return whether a left side belongs to an equation to solve, as in xy = 4 or |x| = 4, and is not a name."""
     return isinstance(left, Leaf) and bool(re.fullmatch(r"[a-z]{2}|[a-d]{3}|[x-z]{3}|\|[xy]\|", left.text))
 
 
@@ -145,7 +145,7 @@ def _same_relations(gold: Compound, given: Compound, symbols: SymbolTest, same: 
 
 
 def _same_stated(gold: Compound, given: Compound, same: Same) -> Outcome:
-    """Compare two stated values with their names.
+    """Compare two relations that state values, by value and by name.
 
     x = 5 and y = 5 differ; S = 24 and Area = 24 are the same, as are y = 2x and f(x) = 2x.
     """
@@ -173,7 +173,7 @@ def _bare(name: str) -> str:
 
 
 def _is_name(answer: Reading) -> bool:
-    r"""Return whether an answer is a name: x, f(x), \angle A, |AB|, P(A \cap B), (x,y)."""
+    r"""Return whether an answer is the name of a quantity: x, f(x), \angle A, |AB|, P(A \cap B), (x,y)."""
     if isinstance(answer, Compound):
         return all(_is_name(item) for item in answer.items)
     text = answer.text
@@ -192,7 +192,7 @@ def _is_number(answer: Reading) -> bool:
 
 
 def flipped(relation: Compound) -> Compound | None:
-    """Return a relation read from right to left (b > a for a < b), or None if an operator has no mirror image."""
+    """Swap the sides of a relation (b > a for a < b), or return None if an operator cannot be reversed."""
     if not all(mark in _OPPOSITE or mark in _SYMMETRIC for mark in relation.marks):
         return None
     marks = tuple(_OPPOSITE.get(mark, mark) for mark in reversed(relation.marks))
@@ -205,7 +205,7 @@ def _written(relation: Compound) -> str:
 
 
 def equivalent(gold: Compound, given: Compound) -> Outcome | None:
-    """Compare two equations or inequalities by the differences of their sides; None if these cannot be parsed.
+    """Compare two equations or inequalities by left side minus right side, or return None if a side cannot be parsed.
 
     They are the same if the differences have a constant ratio (for inequalities a positive one, or a negative one with
     the signs reversed), or, for equations, if both are linear in a symbol and have the same solution for it.
@@ -214,7 +214,7 @@ def equivalent(gold: Compound, given: Compound) -> Outcome | None:
         one, other = _difference(gold), _difference(given)
     except UnreadableError:
         return None
-    # `turned`: the signs point in opposite directions, which a negative ratio of the differences makes up for.
+    # `turned`: the signs point in opposite directions, which matches a negative ratio of the differences.
     equations = gold.marks == given.marks == ("=",)
     turned = given.marks[0] == _OPPOSITE.get(gold.marks[0], gold.marks[0]) and given.marks != gold.marks
     if not (gold.marks == given.marks or turned) or not (
@@ -258,7 +258,7 @@ def _constant_ratio(one: Expression, other: Expression, names: Sequence[str]) ->
 
 
 def _implies(one: Expression, other: Expression, names: Sequence[str]) -> bool:
-    """Return whether the solution of an equation for a symbol in which it is linear satisfies another equation."""
+    """Return whether solutions of `one`, for some symbol in which it is linear, also satisfy the equation `other`."""
     return any(_vanishes_at_roots(one, other, name, names) for name in names)
 
 
@@ -269,7 +269,7 @@ def _vanishes_at_roots(one: Expression, other: Expression, name: str, names: Seq
             root = _root(one, name, point)
             if root is None:
                 return False
-            # `near` gives the scale of the other equation's values, against which its value at the root must vanish.
+            # `near`, a value of the other equation away from the root, is the scale for testing `value` for zero.
             value, near = (
                 evaluate_expression(other, {**point, name: at}, PRECISIONS[0]) for at in (root, root * 2 + 1)
             )
@@ -282,7 +282,7 @@ def _vanishes_at_roots(one: Expression, other: Expression, name: str, names: Seq
 
 
 def _root(node: Expression, name: str, point: dict) -> object | None:
-    """Return the zero of an expression that is linear in a symbol, or None if it is not linear."""
+    """Return the root of an expression that is linear in the symbol `name`, or None if it is not linear."""
     # Three values at equal distances: the second difference of a linear expression is zero.
     zero, first, second = (
         evaluate_expression(node, {**point, name: value}, PRECISIONS[0]) for value in map(Fraction, (3, 4, 5))

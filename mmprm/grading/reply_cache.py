@@ -1,4 +1,4 @@
-"""Cache a judge's replies on disk, surviving interruptions and shared by the processes of one machine."""
+"""Cache a judge's replies in an SQLite file that survives interruptions and can be shared between local processes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mmprm.errors import GradingError
 
 
 class ReplyCache:
-    """Maps keys to replies.
+    """Maps request keys to replies in an SQLite file.
 
-    Only opening it raises: if it cannot be read or written later, the only cost is repeated requests.
+    Only opening the file raises an error; later read or write failures only cause repeated requests.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -32,7 +32,7 @@ class ReplyCache:
             raise GradingError(f"{path}: cannot be used as cache of a judge ({error}); choose another file") from error
 
     def get(self, key: bytes) -> str | None:
-        """Return the cached reply, or None."""
+        """Return the cached reply, or None if there is none."""
         with suppress(sqlite3.Error):
             for (reply,) in self._connection.execute("SELECT reply FROM replies WHERE key = ?", (key,)):
                 return reply
@@ -49,5 +49,5 @@ class ReplyCache:
 
 
 def reply_key(*asked: str) -> bytes:
-    """Return the cache key of a request made of these texts."""
+    """Return the cache key for a request, a hash of its texts."""
     return hashlib.sha256(json.dumps(asked).encode()).digest()

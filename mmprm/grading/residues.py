@@ -22,7 +22,7 @@ _OPERATIONS: dict[str, Callable[[int, int, int], int]] = {
 
 
 def differ(one: Expression, other: Expression) -> bool:
-    """Return whether two rational expressions have different residues; False if residues are undefined."""
+    """Return whether two rational expressions differ modulo a prime, or False if their residues are undefined."""
     for prime in PRIMES:
         try:
             if _residue(one, prime) != _residue(other, prime):

@@ -1,4 +1,4 @@
-"""Define the rewrites of Unicode, LaTeX dialects and decoration that are applied before answers are compared.
+"""Define the rewrites that normalize Unicode, LaTeX dialects and decoration before answers are compared.
 
 Each rewrite preserves meaning; mere decoration of a value (color, check mark, Q.E.D.) is dropped.
 """
@@ -112,4 +112,4 @@ REWRITES = [
     for table in (_DELIMITERS, _SPACES, _DECORATION, _TEXT, _FRACTIONS, _SYMBOLS, ((r"\s+", " "),))
     for pattern, replacement in table
 ]
-"""Pairs (pattern, replacement), applied in this order to each line."""
+"""(pattern, replacement) pairs, applied to each line in this order."""

@@ -1,4 +1,4 @@
-"""Compare two readings: groups part by part, down to single values."""
+"""Compare two parsed answers recursively, down to single values."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from mmprm.grading.text import key
 
 _REALS_OR_NONE = re.compile(r"\\(?:emptyset|mathbb)|no\b|all\b")
 MAX_REPETITIVE = 30
-"""Maximum number of items of a list in which repetitions are searched."""
+"""Maximum length of a list that is searched for repeated values."""
 _OPEN_FORM = re.compile(r"\\text|\\begin|\\mathbb|\\emptyset|[<>=]|\\pm|[?]")
 """Matches text that may represent a list, a set or a condition."""
 
 
 def same_structure(gold: Reading, given: Reading, symbols: SymbolTest) -> Outcome:
-    """Compare two readings, gold first."""
+    """Compare two parsed answers, gold first."""
     gold, given = _unnamed(_single(gold)), _unnamed(_single(given))
     given = _without_repetition(gold, given)
     if isinstance(gold, Compound) and gold.marks == ("or",):  # 9/2 or 4.5
@@ -53,7 +53,7 @@ def _is_collection(answer: Reading) -> bool:
 
 
 def _single(answer: Reading) -> Reading:
-    """Return the item of a set with one element, so that {5} and x in {5} are read as 5."""
+    """Unwrap a set with one element: {5} and x in {5} become 5."""
     if isinstance(answer, Compound) and answer.kind == "set" and len(answer.items) == 1:
         return answer if realsets.is_explicit(answer.items[0]) else answer.items[0]
     if isinstance(answer, Compound) and answer.kind == "builder":
@@ -64,7 +64,7 @@ def _single(answer: Reading) -> Reading:
 
 
 def _listed_values(builder: Compound) -> Reading:
-    """Return {1, 2} for {x | x=1 or x=2}."""
+    """Convert a set-builder form that lists values to a set: {x | x=1 or x=2} becomes {1, 2}."""
     condition = builder.items[0]
     equations = condition.items if isinstance(condition, Compound) and condition.kind == "list" else (condition,)
     if all(
@@ -76,13 +76,13 @@ def _listed_values(builder: Compound) -> Reading:
 
 
 def _unnamed(answer: Reading) -> Reading:
-    """Return the matrix or function by cases on the right side of A = …, or the answer itself."""
+    """Strip the name from a matrix or a function defined by cases, as in A = …; return other answers unchanged."""
     last = answer.items[-1] if isinstance(answer, Compound) and set(answer.marks) == {"="} else None
     return last if isinstance(last, Compound) and last.kind in ("matrix", "cases") else answer
 
 
 def _without_repetition(gold: Reading, given: Reading) -> Reading:
-    """Return a list without values that it repeats exactly or as a decimal approximation: 1/3 or 0.333."""
+    """Drop list items that repeat an earlier one exactly or as a decimal approximation, as in 1/3 or 0.333."""
     if not (isinstance(given, Compound) and given.kind == "list"):
         return given
     if isinstance(gold, Compound) and gold.kind != "relation" and len(gold.items) >= len(given.items):
@@ -112,7 +112,7 @@ def _repeats(item: Reading, other: Reading) -> bool:
 
 
 def _same_named_set(gold: Leaf, given: Leaf) -> Outcome | None:
-    """Compare sets named in words or symbols, such as R and "all real numbers"; None if neither is one."""
+    """Compare sets named in words or symbols, such as R and "all real numbers", or return None for other answers."""
     one, other = realsets.real_set(gold), realsets.real_set(given)
     if one is None or other is None:
         set_and_value = (one is None) != (other is None) and not gold.prose and not given.prose
@@ -121,7 +121,7 @@ def _same_named_set(gold: Leaf, given: Leaf) -> Outcome | None:
 
 
 def _same_set(gold: Reading, given: Reading, symbols: SymbolTest) -> Outcome | None:
-    """Compare sets of real numbers, if at least one answer is a set by its form; None if undetermined."""
+    """Compare answers as sets of real numbers if one is clearly a set, or return None if that decides nothing."""
     if not (realsets.is_explicit(gold) or realsets.is_explicit(given)):
         return None
     if any(isinstance(answer, Compound) and answer.kind == "matrix" for answer in (gold, given)):
@@ -142,14 +142,14 @@ def _same_set(gold: Reading, given: Reading, symbols: SymbolTest) -> Outcome | N
 
 
 def _is_listed(answer: Reading) -> bool:
-    """Return whether an answer only lists values, so that it is not a set of real numbers with an interior."""
+    """Return whether an answer only lists numbers, and therefore cannot equal an interval."""
     if isinstance(answer, Leaf):
         return number(answer.text) is not None
     return answer.kind in ("list", "blanks", "ratio", "matrix") and all(map(_is_listed, answer.items))
 
 
 def _same_blanks(gold: Compound, given: Compound, symbols: SymbolTest) -> Outcome:
-    """Compare several blanks in order; a list in one blank may use the same commas that separate the blanks."""
+    """Compare answers for several blanks in order; commas may separate blanks as well as list items within a blank."""
     if len(gold.items) == len(given.items):
         outcome = _in_order(gold.items, given.items, symbols)
         if outcome is not DIFFERENT:
@@ -172,7 +172,7 @@ def _is_permuted(gold: Sequence[Reading], given: Sequence[Reading]) -> bool:
 
 
 def _same_matrix(gold: Reading, given: Reading, symbols: SymbolTest) -> Outcome:
-    """Compare matrices entry by entry; a column or row also equals a tuple, and a binomial a column of two."""
+    """Compare matrices entry by entry; a tuple also matches a row or column, and a binomial a column of two entries."""
     rows = [_rows(answer) for answer in (gold, given)]
     if None in rows:
         one, other = (_entries(answer) for answer in (gold, given))
@@ -199,7 +199,7 @@ def _rows(answer: Reading) -> list[list[Reading]] | None:
 
 
 def _entries(answer: Reading) -> list[Reading] | None:
-    """Return the entries of a column, a row or a tuple, or None."""
+    """Return the entries of a row, column or tuple, or None for other answers."""
     if isinstance(answer, Leaf):
         match = re.fullmatch(r"\\[dt]?binom\{([^{}]*)\}\{([^{}]*)\}", answer.text)
         return [Leaf(match[1]), Leaf(match[2])] if match else None
@@ -219,7 +219,7 @@ def _same_group(gold: Compound, given: Compound, symbols: SymbolTest) -> Outcome
     if len(gold.items) != len(given.items):
         return DIFFERENT if not has_prose(gold) else UNDECIDED
     names = [_distinct_names(group) for group in (gold, given)]
-    if bool(names[0]) != bool(names[1]):  # x=1, y=2 against (1, 2): by the order of the names
+    if bool(names[0]) != bool(names[1]):  # compare x=1, y=2 with (1, 2) in the order of the names
         gold, given = (_by_name(group, name) for group, name in zip((gold, given), names, strict=True))
     if _is_ordered(gold, given, names):
         if gold.kind == given.kind == "ratio" and (proportional := _proportional(gold, given)) is not None:
@@ -243,7 +243,7 @@ def _is_ordered(gold: Compound, given: Compound, names: Sequence[Sequence[str]])
 
 
 def _same_form(gold: Compound, given: Compound, named: bool) -> Outcome:
-    """Return the outcome for groups with equal items in possibly different forms.
+    """Decide whether two groups with equal items also have the same form.
 
     (1,2) and [1,2] are different intervals; (1,2) and a list 1, 2 are undecided.
     """
@@ -263,7 +263,7 @@ def _same_form(gold: Compound, given: Compound, named: bool) -> Outcome:
 
 
 def _joined_otherwise(gold: Compound, given: Compound) -> bool:
-    """Return whether "and" and "or" make a difference: they do for x<2 or x>3, but not for lists of values."""
+    """Return whether the groups differ by "and" versus "or", which matters for inequalities, not lists of values."""
     related = all(
         isinstance(item, Compound) and item.kind == "relation" and set(item.marks) - {"="} for item in gold.items
     )
@@ -271,7 +271,7 @@ def _joined_otherwise(gold: Compound, given: Compound) -> bool:
 
 
 def _distinct_names(group: Compound) -> list[str]:
-    """Return the names of x=1, y=2 in order, or [] if they do not tell values apart (x=1, x=2 or x_1=1, x_2=2)."""
+    """Return the names in x=1, y=2 in order, or [] if they do not distinguish values (x=1, x=2 or x_1=1, x_2=2)."""
     names = [
         item.items[0].text
         for item in group.items
@@ -306,9 +306,9 @@ def _same_multiset(gold: Sequence[Reading], given: Sequence[Reading], symbols: S
 
 
 def _proportional(gold: Compound, given: Compound) -> Outcome | None:
-    """Compare two ratios of nonzero numbers; None for others.
+    """Compare two ratios of nonzero numbers, or return None for other ratios.
 
-    A ratio such as 3:20 could be a time, so that 6:40 is undecided.
+    3:20 could be a time of day, so comparing it with 6:40 is undecided.
     """
     values = [[number(i.text) if isinstance(i, Leaf) else None for i in group.items] for group in (gold, given)]
     if not all(values[0]) or not all(values[1]):
@@ -321,7 +321,7 @@ def _proportional(gold: Compound, given: Compound) -> Outcome | None:
 
 
 def _ratio_against_value(gold: Reading, given: Reading, symbols: SymbolTest) -> Outcome:
-    """Compare a ratio with a value: 2:3 and 2/3 may or may not mean the same; any other value is different."""
+    """Compare a ratio with a value: 2:3 against 2/3 is undecided, and any other value is different."""
     ratio, value = (gold, given) if isinstance(gold, Compound) else (given, gold)
     if len(ratio.items) != 2 or not all(isinstance(item, Leaf) for item in ratio.items):
         return DIFFERENT
@@ -330,7 +330,7 @@ def _ratio_against_value(gold: Reading, given: Reading, symbols: SymbolTest) -> 
 
 
 def is_plain(answer: Reading) -> bool:
-    """Return whether an answer is only numbers and formulas, so that an answer of another form cannot be equal."""
+    """Return whether an answer has only numbers and formulas, so no answer of another form can be equal."""
     if isinstance(answer, Compound):
         return all(is_plain(item) for item in answer.items)
     return bool(answer.text) and not answer.prose and not _OPEN_FORM.search(answer.text)

@@ -1,4 +1,4 @@
-"""Grade answers by text, structure and evaluation in this process, else in workers, which are killed if they hang."""
+"""Grade answers by text, structure and evaluation, in this process or in workers that are killed if they hang."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAX_INLINE_SECONDS = 0.05
 _VERDICTS = {SAME: Verdict.CORRECT, DIFFERENT: Verdict.INCORRECT, UNDECIDED: Verdict.UNKNOWN}
 
 Decision = tuple[Verdict, str]
-"""Pair (verdict, reason)."""
+"""A (verdict, reason) pair."""
 
 
 class GraderConfig(Config):
@@ -46,9 +46,9 @@ class GraderConfig(Config):
     max_length: int = Field(2000, ge=1)
     """Maximum length in characters of answers that are compared by value; longer ones are compared as text only."""
     cache_size: int = Field(200_000, ge=0)
-    """Maximum number of cached verdicts, by (gold, choices, answer)."""
+    """Maximum number of cached verdicts, keyed by (gold, choices, answer)."""
     labels: tuple[str, ...] = ()
-    """A closed set of answers, such as class names: for a gold in it, any other answer is incorrect, never unknown."""
+    """Closed set of answers, such as class names. If the gold is in it, other answers are incorrect, never unknown."""
     judge: AnswerJudgeConfig | None = None
     """Language model for answers that symbolic comparison cannot decide; without one, these remain unknown."""
 
@@ -66,7 +66,7 @@ def _never_ask(gold: str, given: str) -> Outcome:
 
 
 def _compare_inline(gold: str, given: str) -> Outcome:
-    """Compare an option with an answer; UNDECIDED if that requires a worker."""
+    """Compare an option with an answer in this process, or return UNDECIDED if that requires a worker."""
     try:
         return compare(gold, given, _never_ask)
     except TooLongError:
@@ -180,19 +180,19 @@ class SymbolicGrader:
 
 @lru_cache(maxsize=20_000)
 def opened(gold: str) -> str:
-    """Return the answer inside the wrapping of a gold, cached; see extract.open_gold."""
+    """Return a gold answer without its wrapper, cached; see extract.open_gold."""
     return open_gold(gold)
 
 
 def options(problem: Problem) -> tuple[str, ...]:
-    """Return the choices of a problem, or those listed in its question if it has none and the gold is a letter."""
+    """Return a problem's choices; if it has none and the gold is a letter, return those listed in its question."""
     if problem.choices or not problem.question or not choice.is_letter(opened(problem.answer)):
         return problem.choices
     return choice.inline_choices(problem.question)
 
 
 def _shared_percent(problem: Problem, answer: str) -> str:
-    """Return the answer without its percent sign if the question asks for percent and the gold omits the sign."""
+    """Strip the percent sign from an answer if the question asks for percent and the gold omits the sign."""
     asked = re.search(r"percent|%|百分", problem.question)
     bare = asked and re.fullmatch(r"\s*\$*\s*[\d.,]+\s*\$*\s*", problem.answer)
     return re.sub(r"\s*(?:\\?%|percent\b)", "", answer) if bare else answer

@@ -18,13 +18,13 @@ from mmprm.grading.outcome import DIFFERENT, SAME, UNDECIDED, Outcome
 _EXTRACTION = [LatexExtractionConfig()]
 _ORDER = (LessThan, StrictLessThan, GreaterThan, StrictGreaterThan)
 _MAX_DIGITS = 1000
-"""Maximum number of digits at which two numbers are distinguished."""
+"""Maximum number of digits examined to tell two numbers apart."""
 
 
 def same_value(gold: str, given: str) -> Outcome:
     """Compare two expressions, or two equations or inequalities, as values.
 
-    UNDECIDED if the gold does not parse; DIFFERENT if only the answer does not parse.
+    Returns UNDECIDED if the gold does not parse, and DIFFERENT if only the answer does not parse.
     """
     gold_value = _parse(gold)
     if gold_value is None:
@@ -53,7 +53,7 @@ def _parse(text: str) -> Basic | MatrixBase | None:
 
 
 def _equal(gold: Expr, given: Expr) -> bool:
-    """Return whether expressions are equal by expanding and simplifying, or, for numbers, to MAX_DIGITS digits."""
+    """Return whether two expressions are equal after simplification or, for numbers, to _MAX_DIGITS digits."""
     difference = expand(gold.doit() - given.doit())
     if difference.is_zero:
         return True
@@ -66,7 +66,7 @@ def _equal(gold: Expr, given: Expr) -> bool:
 
 
 def _equivalent(gold: Relational, given: Relational) -> bool:
-    """Return whether the differences of the sides have a constant ratio; a negative one turns < into >."""
+    """Return whether the differences of the sides have a constant ratio; a negative ratio reverses inequality signs."""
     ratio = simplify((gold.lhs - gold.rhs) / (given.lhs - given.rhs))
     if not ratio.is_number or ratio.is_zero or not ratio.is_finite:
         return False

@@ -23,9 +23,9 @@ _WORDS = re.compile(
 
 @lru_cache(maxsize=20_000)
 def clean(line: str) -> str:
-    r"""Return one line in the normalized spelling: one LaTeX dialect, no math delimiters, no trailing punctuation.
+    r"""Normalize the spelling of one line: one LaTeX dialect, no math delimiters and no trailing punctuation.
 
-    Prices keep a `¤`, degrees are `°`, text commands are `\text{…}`. Nothing that carries meaning is dropped.
+    The `$` of a price becomes `¤`, degrees become `°`, and text commands `\text{…}`. Meaning is never dropped.
     """
     if _PLAIN_NUMBER.fullmatch(line):
         return line
@@ -37,7 +37,7 @@ def clean(line: str) -> str:
 
 @lru_cache(maxsize=10_000)
 def key(text: str) -> str:
-    """Return a key such that equal keys mean equal answers. Letter case matters in mathematics, but not in prose."""
+    """Return a comparison key: answers with equal keys are equal. Case matters in mathematics, but not in prose."""
     lines = [clean(line) for line in text.strip().splitlines()]
     cleaned = "\n".join(line for line in lines if line)
     if is_prose(cleaned):
@@ -46,16 +46,16 @@ def key(text: str) -> str:
 
 
 def is_prose(text: str) -> bool:
-    """Return whether a text is words rather than mathematics; callers remove units and "or" beforehand."""
+    """Return whether a text is prose rather than mathematics; callers remove units and "or" beforehand."""
     return bool(_WORDS.search(_NO_WORDS.sub(" ", text.replace(r"\text", " ")))) or _is_word(text)
 
 
 def _is_word(text: str) -> bool:
-    """Return whether a text is a short word on its own (odd, Yes), as opposed to a product of letters (abc)."""
+    """Return whether a text is a single word (odd, Yes) and not a product of letters (abc)."""
     return bool(re.fullmatch(r"\\text\{[^{}]*[a-zA-Z]{2}[^{}]*\}|[A-Z][a-z]+|yes|no|true|odd|even", text.strip()))
 
 
 def _whole_text(line: str) -> str:
-    r"""Return the word inside `\text{Evelyn}`, or the line itself."""
+    r"""Unwrap a line that consists only of `\text{…}`; return other lines unchanged."""
     match = re.fullmatch(r"\\text\{([^{}]*)\}[.\s]*", line)
     return match[1].strip() if match else line

@@ -10,7 +10,7 @@ _MAX_LENGTH = 2000
 
 
 class UnreadableError(ValueError):
-    """Raised when a text is not an expression that the parser knows."""
+    """Raised when a text is not an expression that the parser supports."""
 
 
 _TOKEN = re.compile(
@@ -52,7 +52,7 @@ FIGURES = {"angle", "triangle", "odot", "arc", "overparen", "square", "widearc"}
 
 
 def tokenize(text: str) -> list[str]:
-    """Split a text into tokens; a repeating decimal becomes `#` and its value. Raises UnreadableError."""
+    """Split a text into tokens; a repeating decimal becomes the token `#VALUE`. Raises UnreadableError."""
     if len(text) > _MAX_LENGTH:
         raise UnreadableError("too long")
     tokens: list[str] = []
@@ -97,7 +97,7 @@ class TokenStream:
             raise UnreadableError(f"no {token}")
 
     def ends(self) -> list[str]:
-        r"""Consume the two points of \vec{AB}, which is B - A; return [] for any other vector."""
+        r"""Consume the endpoints of \vec{AB} (the vector B - A), or return [] for any other vector."""
         start = self._index
         tokens = self._tokens[start : start + 4]
         if len(tokens) < 4 or (tokens[0], tokens[3]) != ("{", "}") or not (tokens[1] + tokens[2]).isupper():

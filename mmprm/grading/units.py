@@ -1,4 +1,4 @@
-"""Read the unit of a value with its dimension and size, so that 100 cm is 1 m but not 100 m.
+"""Parse units with their dimension and size: 100 cm equals 1 m, but not 100 m.
 
 A unit missing from the tables (apples) keeps its name: it may be omitted, but its relation to other units is unknown.
 """
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 Dimension = tuple[tuple[str, int], ...]
-"""Base dimensions with exponents, sorted by name; an unknown name is a dimension of its own."""
+"""Base dimensions with exponents, sorted by name; an unknown unit name is a separate dimension."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +168,7 @@ _COUNTERS = frozenset(
         "items",
     ]
 )
-"""Words that count items and have no dimension."""
+"""Counter words such as `pieces`, which have no dimension."""
 
 
 def _dimension(text: str) -> dict[str, int]:
@@ -190,7 +190,7 @@ def _tabled() -> dict[str, tuple[Fraction, dict[str, int]]]:
 
 _TABLE = _tabled()
 _AMBIGUOUS = {"pm", "cd", "Ts", "as", "dA", "dT"}
-"""Prefixed symbols that are more often words or products."""
+"""Symbols with an SI prefix that are more often words or products."""
 
 
 def _lookup(name: str) -> tuple[Fraction, dict[str, int]] | None:
@@ -217,7 +217,7 @@ _SQUARE = {"square": 2, "sq": 2, "平方": 2, "cubic": 3, "cu": 3, "立方": 3, 
 
 
 def read_unit(text: str) -> Unit | None:
-    """Return the unit that a whole text denotes, or None if it does not have the form of a unit."""
+    """Parse a text that consists only of a unit, or return None if it does not have the form of a unit."""
     if len(text) > _MAX_LENGTH:
         return None
     text = re.sub(r"\^\s*\{\s*([-+]?\s*\d)\s*\}", r"^\1", text.strip())

@@ -1,4 +1,4 @@
-"""Strip the words around a value that only introduce or annotate it, and find the value that a sentence states."""
+"""Strip words that only introduce or annotate a value, and find the value that a sentence states."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ _FREE_CHOICE = re.compile(
 
 
 def core(text: str) -> tuple[str, str]:
-    """Return a cleaned answer without leading phrases and remarks, and the remark ("" if there is none)."""
+    """Strip leading phrases and remarks from a cleaned answer; return (answer, remark), with "" for no remark."""
     text = _TEXT.sub(
         lambda match: f" {match[1]} " if re.search(r"[a-zA-Z]{3,}|[\u3040-\u9fff]", match[1]) else match[0], text
     )
@@ -90,7 +90,7 @@ def _without_remarks(text: str) -> tuple[str, str]:
 
 
 def condition(remark: str) -> str:
-    """Return the relation in a remark, such as x>0, or "" for plain words."""
+    """Return the relation in a remark, such as x>0, or "" if it has none."""
     found = re.search(r"\(?([a-zA-Z]\w?\s*(?:[<>=]|\\(?:in|leq|geq|neq))[^()]*)\)?", remark)
     return re.sub(r"\s", "", found[1]) if found else ""
 
@@ -116,7 +116,7 @@ def alternatives(gold: str) -> list[str]:
 
 
 def stated_values(sentence: str) -> list[str]:
-    """Return the values that a sentence mentions, or only the value that it states, if it states one."""
+    """Return the value that a sentence states, or all values that it mentions if it states none."""
     sentence, _ = _without_remarks(_CONCLUSION.split(sentence)[-1])
     match = _STATED.fullmatch(sentence)
     if match is not None:
@@ -132,17 +132,17 @@ def stated_values(sentence: str) -> list[str]:
 
 
 def denies(text: str) -> bool:
-    """Return whether a text contains a negation, or bounds a value instead of stating it (at most 5)."""
+    """Return whether a text contains a negation, or only bounds a value, as in "at most 5"."""
     return bool(_NEGATION.search(text.lower()) or excludes(text))
 
 
 def excludes(text: str) -> bool:
-    """Return whether a text mentions a value without meaning it: not 5, more than 5."""
+    """Return whether a text mentions a value only to exclude or bound it, as in "not 5" or "more than 5"."""
     return _EXCLUSION.search(text.lower()) is not None
 
 
 def _unit_behind(sentence: str, end: int) -> str:
-    """Return the known unit that follows a value, such as " cm", or ""."""
+    """Return the known unit that follows a value, such as " cm", or "" if there is none."""
     match = _UNIT.match(sentence, end)
     unit = read_unit(match[1]) if match and sentence[end - 1 : end + 1].strip() else None
     return f" {match[1]}" if unit and unit.known else ""

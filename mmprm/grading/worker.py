@@ -1,4 +1,4 @@
-"""Run a worker process of the grader: read comparisons as JSON lines and answer each with a line.
+"""Run a grading worker process, which reads comparisons as JSON lines and answers each with one line.
 
 Run as `python -m mmprm.grading.worker SECONDS MEMORY_BYTES`; importing this module loads no symbolic library.
 """
@@ -15,11 +15,11 @@ from typing import Any, TextIO
 
 READY = "ready"
 KILLED_BY_TIMER = -signal.SIGPROF
-"""Exit code of a worker that used up its time."""
+"""Exit code of a worker that exceeded its CPU time limit."""
 
 
 def main() -> None:
-    """Serve comparisons from standard input until it ends."""
+    """Answer comparisons from standard input until end of file."""
     seconds, memory_bytes = float(sys.argv[1]), int(sys.argv[2])
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # anything that a library prints must not be taken for a reply
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def _prepare() -> None:
-    """Load the symbolic library, warm its tables, and silence its warnings about time limits (set here instead)."""
+    """Load and warm up the symbolic library, and silence its timeout warnings, since this module limits the time."""
     from mmprm.grading.symbols import same_value
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)
@@ -40,7 +40,7 @@ def _prepare() -> None:
 
 
 def _answer(request: dict[str, Any], seconds: float) -> dict[str, str]:
-    """Compare two answers within `seconds` of CPU time, or die.
+    """Compare two answers; a timer kills the process after `seconds` of CPU time.
 
     CPU time makes the verdict independent of other load on the machine. The signal is not handled, because a Python
     handler would wait for the very call that hangs.

@@ -1,5 +1,4 @@
-"""Run comparisons that may hang, exhaust memory or crash in worker processes; a failure costs one worker, which
-restarts.
+"""Run comparisons in worker processes, since they may hang, exhaust memory or crash; a failed worker is restarted.
 
 Workers are independent programs, neither forks of this process (which may hold an engine and its threads) nor importers
 of its main script.
@@ -24,7 +23,7 @@ from mmprm.grading.outcome import Outcome
 from mmprm.grading.worker import KILLED_BY_TIMER, READY
 
 START_SECONDS = 180
-"""Startup timeout; loading the symbolic library takes one second, but many on a busy machine with a cold disk."""
+"""Startup timeout in seconds; loading the symbolic library takes one, but many on a busy machine with a cold disk."""
 
 
 class LateError(Exception):
@@ -36,7 +35,7 @@ class DiedError(Exception):
 
 
 class WorkerPool:
-    """Manages up to `size` workers, started on demand. Comparisons wait for a free worker in order."""
+    """Manages up to `size` workers, started on demand. Comparisons queue for a free worker in order."""
 
     def __init__(self, size: int, seconds: float, memory_bytes: int) -> None:
         self._arguments = seconds, memory_bytes
@@ -47,7 +46,7 @@ class WorkerPool:
         self._closed = False
 
     def compare(self, gold: str, answer: str, labels: Sequence[Sequence[str]] = ()) -> Future[Outcome]:
-        """Return a future for the outcome; it raises LateError, DiedError, or GradingError if no worker can start."""
+        """Submit a comparison; its future raises LateError, DiedError, or GradingError if no worker can start."""
         return self._threads.submit(self._compare, {"gold": gold, "answer": answer, "labels": labels})
 
     def close(self) -> None:
@@ -70,7 +69,7 @@ class WorkerPool:
             return self._worker().ask(request)
 
     def _worker(self) -> _Worker:
-        """Return this thread's worker, starting a new one if it has ended."""
+        """Return this thread's worker, starting a new one if it has exited."""
         worker: _Worker | None = getattr(self._local, "worker", None)
         if worker is not None and worker.process.poll() is None:
             return worker
@@ -120,7 +119,7 @@ class _Worker:
         )
 
     def ask(self, request: dict[str, object]) -> Outcome:
-        """Return the outcome of a comparison. Raises LateError or DiedError, and kills the worker unless it replied."""
+        """Return the outcome of a comparison; kill the worker if it does not reply. Raises LateError or DiedError."""
         try:
             self.process.stdin.write((json.dumps(request) + "\n").encode())
             self.process.stdin.flush()
@@ -151,7 +150,7 @@ class _Worker:
                 stream.close()
 
     def _read(self, seconds: float) -> bytes | None:
-        """Return one line; b"" if the worker has ended, None if it does not reply within `seconds`."""
+        """Read one line, or return b"" if the worker has exited and None if it does not reply within `seconds`."""
         try:
             ready, _, _ = select.select([self.process.stdout], [], [], seconds)
             line = self.process.stdout.readline() if ready else None
