@@ -1,4 +1,4 @@
-"""Choose the aggregator by its best-of-N accuracy on a development set, and describe a PRM's evidence for its own."""
+"""Choose a PRM's aggregator by best-of-N accuracy on a development set, and describe the evidence for the choice."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from mmprm.selection.groups import CandidateGroup, choices, common_size
 from mmprm.selection.selectors import best_of_n
 
 RAISED_LATE = {"last", "mean", "max", "sum_log_odds", "mean_odds"}
-"""Aggregators that a high score after the first error can raise. The others (min, product, sum_log) can only fall."""
+"""Aggregators whose value can rise with a high score after the first error; the others (min, product, sum_log) can only
+fall."""
 
 
 @dataclass(frozen=True, slots=True)
 class AggregatorChoice:
-    """Holds the chosen aggregator and the best-of-N accuracy of every candidate on the development set."""
+    """Holds the chosen aggregator and every candidate's best-of-N accuracy on the development set."""
 
     name: str
     n: int
@@ -29,9 +30,9 @@ class AggregatorChoice:
 
 
 def choose_aggregator(development: Sequence[CandidateGroup], seed: int = 0) -> AggregatorChoice:
-    """Return the aggregator with the highest best-of-N accuracy over groups of N scored candidates.
+    """Choose the aggregator with the highest best-of-N accuracy over groups of N scored candidates.
 
-    Ties go to the first in the order of AGGREGATORS.
+    Ties go to the first aggregator in AGGREGATORS.
     """
     n = common_size(development)
     everyone = np.ones((1, n), dtype=bool)
@@ -42,9 +43,9 @@ def choose_aggregator(development: Sequence[CandidateGroup], seed: int = 0) -> A
 
 
 def with_choice(info: PrmInfo, choice: AggregatorChoice) -> PrmInfo:
-    """Return the content of prm.json with the chosen aggregator and its evidence."""
+    """Return prm.json's content updated with the chosen aggregator and its evidence."""
     found = choice.accuracy
-    # The evidence is stored with the PRM, so that its later users see how certain the choice is.
+    # The evidence is stored with the PRM to show later users how certain the choice is.
     evidence = AggregatorEvidence(
         problems=choice.problems, samples=choice.n, value=found.value, low=found.low, high=found.high
     )
@@ -52,7 +53,7 @@ def with_choice(info: PrmInfo, choice: AggregatorChoice) -> PrmInfo:
 
 
 def described(name: str, info: PrmInfo) -> str:
-    """Describe the aggregator in use and its evidence, for display next to scores."""
+    """Describe the aggregator in use and the evidence for it, for display next to scores."""
     evidence = info.aggregator_evidence
     if name != info.aggregator:
         return f"{name}, as configured; prm.json has {info.aggregator or 'none'}"
@@ -63,9 +64,9 @@ def described(name: str, info: PrmInfo) -> str:
 
 
 def misgiving(name: str, info: PrmInfo) -> str | None:
-    """Return a warning about an aggregator that was not chosen by evidence, or None.
+    """Return a warning if the aggregator was chosen without evidence and can reward steps after the first error.
 
-    A PRM trained without the steps after the first error gives these steps arbitrary scores.
+    Otherwise returns None. A PRM trained without steps after the first error gives such steps arbitrary scores.
     """
     proven = name == info.aggregator and info.aggregator_evidence is not None
     if proven or info.labels.get("after_error") != "mask" or name not in RAISED_LATE:

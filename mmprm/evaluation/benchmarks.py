@@ -1,4 +1,4 @@
-"""Read benchmarks for policies in their published formats, which differ in the columns that they use:
+"""Read policy benchmarks in their published formats, which use different columns:
 
     mmk12          id, question, image, answer, subject; the question contains the choices
     mathvista      pid, question, decoded_image (or image), choices, unit, precision, answer, question_type,
@@ -9,8 +9,8 @@
     olympiadbench  id, context, question, final_answer, image_1…image_9, unit, language, question_type, subfield
     we-math        ID, question, option, answer, image_path, key
 
-A reader turns one row into an Entry, or into None for a row that is not part of the benchmark. It raises KeyError,
-TypeError or ValueError if the row has another format.
+A reader converts a row to an Entry, or to None if the row is not part of the benchmark. It raises KeyError, TypeError
+or ValueError if the row has a different format.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from mmprm.problems import ProblemsConfig, image_folder, listed, read_image, rea
 from mmprm.types import Problem
 
 ONE_IMAGE = "Answer the question in the image."
-"""Question of MathVerse's vision-only version, which has no text."""
+"""Question text for MathVerse's vision-only version, which has none."""
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Holds a row of a benchmark, with `images` as the row has them.
+    """Holds one benchmark row; `images` are in the row's original format.
 
-    Entries of one `family` are versions or parts of the same problem, and `part` says which; by default an entry is a
-    family of its own.
+    Entries with the same `family` are versions or parts of one problem, and `part` says which. By default, each entry
+    is a separate family.
     """
 
     id: str
@@ -51,7 +51,7 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Holds a question of a benchmark, ready to be sampled."""
+    """Holds a benchmark question, ready to be sampled."""
 
     problem: Problem
     subject: str
@@ -61,14 +61,14 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Benchmark:
-    """Pairs a benchmark's reader with the split to load from a hub data set or a folder."""
+    """Holds a benchmark's reader, and the split to load from a hub data set or a folder."""
 
     split: str
     read: Callable[[Row], Entry | None]
 
 
 def read_items(benchmark: str, config: ProblemsConfig) -> tuple[list[Item], int]:
-    """Return the questions in file order, and the number of rows that are not part of the benchmark."""
+    """Read the questions in file order, and count the rows that are not part of the benchmark."""
     root = image_folder(config)
     items: list[Item] = []
     left_out, seen = 0, dict[str, str]()
@@ -93,10 +93,10 @@ def read_items(benchmark: str, config: ProblemsConfig) -> tuple[list[Item], int]
             raise DataError(f"{location}: id {entry.id!r} was used before, at {seen[entry.id]}; make the ids unique")
         seen[entry.id] = location
         images = tuple(read_image(value, root, location) for value in entry.images)
-        # "drop": benchmarks with unequal numbers of marks and images are still asked as published, images first.
+        # "drop": questions whose numbers of marks and images differ are asked as published, with the images first.
         (question,) = place_marks([entry.question], len(images), location, ["question"], "drop")
         problem = Problem(entry.id, question, entry.answer, images, tuple(entry.choices))
-        # Versions of one problem share their family, so that the bootstrap resamples them together.
+        # Versions of one problem share a family, so that the bootstrap resamples them together.
         items.append(Item(problem, entry.subject, entry.family or entry.id, entry.part))
     if not items:
         raise DataError(f"{config.path}: contains no question of {benchmark}; check the path and the split")
@@ -115,7 +115,7 @@ HINTS = {
     "float": "Give the answer as a number with {decimals} decimal place(s).",
     "list": "Give the answer as a list, such as [1, 2, 3].",
 }
-"""MathVista's instructions on the format of a free-form answer, by answer_type."""
+"""MathVista's format instructions for free-form answers, by answer_type."""
 
 
 def _mathvista(row: Row) -> Entry:
@@ -155,7 +155,7 @@ def _mathvision(row: Row) -> Entry:
 
 
 def _olympiadbench(row: Row) -> Entry | None:
-    """Read English open-ended problems. Several answers become one text, as the grader reads lists."""
+    """Read an English open-ended problem; join multiple answers into one text, which the grader reads as a list."""
     if row["language"] != "English" or row["question_type"] != "Open-ended":
         return None
     lines = [row.get("context"), row["question"], f"(Unit of the answer: {row['unit']})" if row.get("unit") else None]
@@ -168,7 +168,10 @@ STEPS = {"2steps": "two steps", "3steps": "three steps"}
 
 
 def _we_math(row: Row) -> Entry:
-    """Read a part of a composite problem: `key` is 2steps_1, 2steps_2, 2steps_multi (the whole), 3steps_1, …"""
+    """Read one part of a composite problem.
+
+    `key` is 2steps_1, 2steps_2, 2steps_multi (the whole problem), 3steps_1, …
+    """
     steps, _, part = row["key"].partition("_")
     choices = inline_choices(row["option"])
     question = with_choices(row["question"], choices) if choices else f"{row['question']}\n{row['option']}"

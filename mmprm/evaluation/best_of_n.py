@@ -1,4 +1,4 @@
-"""Evaluate best-of-N from the candidates that `mmprm rerank` saved, for every selector and aggregator."""
+"""Evaluate best-of-N with every selector and aggregator, on the candidates saved by `mmprm rerank`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OWN = ("prm", "weighted")
 
 @dataclass(frozen=True, slots=True)
 class BestOfN:
-    """Holds accuracy by aggregator and N; `best` has the highest best-of-N accuracy at the largest N."""
+    """Holds accuracies by aggregator and N; `best` is the aggregator with the highest accuracy at the largest N."""
 
     problems: int
     samples: int
@@ -24,7 +24,7 @@ class BestOfN:
 
 
 def evaluate_best_of_n(groups: Sequence[CandidateGroup], aggregators: Sequence[str], seed: int = 0) -> BestOfN:
-    """Evaluate all selectors for N = 1, 2, 4, … up to the number of samples, which must be equal for all problems."""
+    """Evaluate all selectors for N = 1, 2, 4, … up to the number of samples, which all problems must share."""
     most = common_size(groups)
     for name in aggregators:
         aggregator(name)  # raises for an unknown name before anything is computed

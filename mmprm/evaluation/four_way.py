@@ -1,4 +1,4 @@
-"""Compute We-Math's four-way metrics of composite problems."""
+"""Compute We-Math's four-way metrics for composite problems."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmprm.types import Verdict
 
 @dataclass(frozen=True, slots=True)
 class FourWay:
-    """Holds We-Math's metrics as shares of the composite problems whose parts all have a known verdict.
+    """Holds We-Math's metrics as fractions of the composite problems whose parts all have a known verdict.
 
     - insufficient knowledge: the composite problem and at least one part are incorrect;
     - inadequate generalization: all parts are correct, but the composite problem is not;
@@ -31,7 +31,7 @@ class FourWay:
 
 
 def four_way(items: Iterable[Item], verdicts: Sequence[Verdict]) -> FourWay:
-    """Compute the metrics from the families that have a part "multi", the composite problem, and other parts.
+    """Compute the metrics over families with a composite problem (part "multi") and at least one other part.
 
     Source: We-Math, section on four-dimensional metrics.
     """
@@ -51,7 +51,7 @@ def four_way(items: Iterable[Item], verdicts: Sequence[Verdict]) -> FourWay:
     pairs = [correctness(parts) for parts in known]
     inadequate = share(not correct and all(steps) for correct, steps in pairs)
     mastery, rote = {}, {}
-    # Whether the parts count as mastered: strictly only if all of them are correct, loosely if any is.
+    # When parts count as mastered: in the strict version if all of them are correct, in the loose one if any is.
     for name, mastered in {"strict": all, "loose": any}.items():
         mastery[name] = share(correct and mastered(steps) for correct, steps in pairs)
         rote[name] = share(correct and not mastered(steps) for correct, steps in pairs)

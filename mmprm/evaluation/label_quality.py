@@ -1,4 +1,4 @@
-"""Evaluate soft labels against known steps in the same way as scores: as P(no error up to the step)."""
+"""Evaluate soft labels against known step correctness, treating them like scores: P(no error up to the step)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mmprm.labels.parquet import LabeledExample
 from mmprm.types import Problem, Solution, Steps, StepScores
 
 KnownSteps = Callable[[Problem, Steps], Sequence[bool | None]]
-"""Returns for each step of a solution whether there is no error up to it; None where unknown."""
+"""Function that returns, for each step of a solution, whether there is no error up to it, or None if unknown."""
 
 
 def no_error_so_far(correct_S: Iterable[bool | None]) -> list[bool | None]:
     """Convert "step is correct" to "no error up to this step".
 
-    The result is False from the first incorrect step on. It is None from the first unjudged step until then.
+    The result is False from the first incorrect step on, and None from the first unjudged step up to there.
     """
     found: list[bool | None] = []
     for correct in correct_S:
@@ -24,13 +24,13 @@ def no_error_so_far(correct_S: Iterable[bool | None]) -> list[bool | None]:
         if before is False or correct is False:
             found.append(False)
         else:
-            # After an unjudged step nothing is known, even if this step is correct: the unjudged one may not be.
+            # After an unjudged step, nothing is known even if this step is correct: the unjudged step may be incorrect.
             found.append(None if before is None else correct)
     return found
 
 
 def known_from(solutions: Iterable[LabeledSolution]) -> KnownSteps:
-    """Return a function that transfers human judgments to all solutions of a question with the same beginning."""
+    """Build a KnownSteps function from human judgments, which apply to all solutions that share their first steps."""
     prefixes: dict[tuple[str, Steps], bool | None] = {}
     for labeled in solutions:
         question, steps = labeled.solution.problem.question.strip(), labeled.solution.steps
@@ -46,9 +46,9 @@ def known_from(solutions: Iterable[LabeledSolution]) -> KnownSteps:
 
 
 def judged_labels(examples: Iterable[LabeledExample], known: KnownSteps, source: str) -> list[ScoredSolution]:
-    """Return each labeled path with the steps whose label and truth are both known.
+    """Return each labeled path with the steps that have both a label and a known truth.
 
-    The last step of a complete solution is excluded, because its label is the verdict on the answer, not an estimate.
+    A complete solution's last step is excluded, because its label is the verdict on the answer, not an estimate.
     """
     judged = []
     for example in examples:

@@ -1,6 +1,7 @@
-"""Read solutions whose steps were judged by people or are otherwise known, with one reader per data set.
+"""Read solutions with human-judged or otherwise known steps, using one reader per data set.
 
-A reader turns one record into a Parsed. It raises KeyError, TypeError or ValueError if the record has another format.
+A reader converts a record to a Parsed. It raises KeyError, TypeError or ValueError if the record has a different
+format.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ MetricName = Literal["first_error_f1", "macro_f1"]
 class LabeledSolution:
     """Holds a solution and, for each step, whether it is correct (None if unknown or excluded).
 
-    Solutions of one problem share `problem`, whoever wrote them. `source` is the part of the data set that is reported
-    separately.
+    All solutions of a problem have the same `problem`, even from different authors. `source` is a part of the data set
+    that is reported separately.
     """
 
     solution: Solution
@@ -45,7 +46,7 @@ class LabeledSolution:
 
 
 class Parsed:
-    """Holds what a reader found in a record, except for its images."""
+    """Holds the contents of a record except for its images."""
 
     def __init__(
         self,
@@ -62,10 +63,9 @@ class Parsed:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """Holds options of the readers.
+    """Holds the readers' options.
 
-    `format` names the format of "steps" files (see labels.formats). Soft labels above `label_threshold` count as
-    correct.
+    `format` is the format of "steps" files (see labels.formats). Soft labels above `label_threshold` count as correct.
     """
 
     format: str = "prm800k"
@@ -74,7 +74,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Pairs a reader with the metric of its data set."""
+    """Holds a data set's reader and its metric."""
 
     metric: MetricName
     read: Callable[[Record, Options], Parsed]
@@ -93,7 +93,7 @@ def read_processbench(record: Record, options: Options) -> Parsed:
 
 
 def read_visualprocessbench(record: Record, options: Options) -> Parsed:
-    """Read a VisualProcessBench record: 1 is correct, -1 incorrect; 0 is neither, and such a step is excluded."""
+    """Read a VisualProcessBench record: 1 means correct, -1 incorrect, and 0 neither; steps with 0 are excluded."""
     response = record["response"]
     response = parse_json(response, "response") if isinstance(response, str) else response
     correct = [{1: True, -1: False, 0: None}[value] for value in response["process_correctness"]]
@@ -101,7 +101,7 @@ def read_visualprocessbench(record: Record, options: Options) -> Parsed:
 
 
 def read_steps(record: Record, options: Options) -> Parsed:
-    """Read a record of one of the formats in labels.formats."""
+    """Read a record in one of the formats in labels.formats."""
     question, steps, labels = LABEL_FORMATS[options.format].read(record)
     correct = [label if isinstance(label, bool | None) else label > options.label_threshold for label in labels]
     return Parsed(question, steps, correct)
@@ -117,10 +117,10 @@ DATASETS: dict[str, Dataset] = {
 def read_labeled(
     name: str, records: Iterable[tuple[str, Record]], root: Path, source: str, options: Options
 ) -> list[LabeledSolution]:
-    """Return all solutions that have a judged step.
+    """Read all solutions that have at least one judged step.
 
-    `records` are pairs (location for error messages, record). Images are relative to `root`. `source` is used for
-    records without a source of their own.
+    `records` are pairs (location for error messages, record). Image paths are relative to `root`. `source` applies to
+    records that name no source.
     """
     found = []
     for location, record in records:
@@ -145,16 +145,16 @@ def read_labeled(
             continue
         images = _images(record, parsed.question, root, location)
         (question,) = place_marks([parsed.question], len(images), location, ["question"], "drop")
-        # The location serves as the id, so that errors of a scorer name the line.
+        # The location serves as the id, so that scorer errors name the line.
         solution = Solution(Problem(location, question, answer="", images=images), parsed.steps)
-        # Data sets lack ids of problems, so that solutions of one problem are found by its content.
+        # The data sets have no problem ids, so a problem is identified by its content.
         problem = json.dumps([parsed.question, [image.path or image_digest(image) for image in images]])
         found.append(LabeledSolution(solution, parsed.correct, problem, parsed.source or source))
     return found
 
 
 def _images(record: Record, question: str, root: Path, location: str) -> tuple[ImageRef, ...]:
-    """Return the images of a record, from the same columns as those of problem files."""
+    """Read a record's images from the same columns as in problem files."""
     check_media(record, location)
     found = cells_of(record, Columns(), "images", location)
     images = tuple(read_image(value, root, location) for value in column_images(found, root, location))

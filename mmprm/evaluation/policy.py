@@ -1,4 +1,4 @@
-"""Measure a policy's accuracy on a benchmark, by symbolic grading alone and with the judge, overall and by subject.
+"""Measure a policy's benchmark accuracy, by symbolic grading alone and with the judge, overall and per subject.
 
 Shapes: Q question, N sample of a question.
 """
@@ -30,44 +30,44 @@ from mmprm.selection.groups import answer_key
 from mmprm.types import Completion, Grader, Grading, Problem, Sampler, SampleRequest, Verdict
 
 IN_FLIGHT = 1024
-"""Maximum number of questions sampled at the same time."""
+"""Maximum number of responses sampled concurrently."""
 
 
 class PolicyEvalConfig(Config):
     benchmark: Literal["problems", "mmk12", "mathvista", "mathverse", "mathvision", "olympiadbench", "we-math"] = (
         "problems"
     )
-    """Benchmark whose published columns are read; problems: the columns that all other commands read."""
+    """Benchmark format of the problem file; problems: the same columns as for all other commands."""
     columns: Columns = Columns()
-    """Names of the columns, for benchmark=problems."""
+    """Names of the columns if benchmark=problems."""
     samples: int = Field(1, ge=1)
-    """Number of responses per question. With more than one, pass@k and the majority vote are reported; this needs
-    sampling.temperature above 0."""
+    """Number of responses per question. With more than one, pass@k and the majority vote are also reported, and
+    sampling.temperature must be above 0."""
     output: PathText = "runs/eval"
-    """Folder for the metrics (policy-BENCHMARK.json) and the responses (responses-BENCHMARK.jsonl)."""
+    """Output folder for the metrics (policy-BENCHMARK.json) and the responses (responses-BENCHMARK.jsonl)."""
     split: str | None = None
-    """Split of a hub data set or a folder; by default the one on which results are published."""
+    """Split to read from a hub data set or a folder; defaults to the split on which results are published."""
     subset: str | None = None
     """Configuration name of a hub data set, for example OE_MM_maths_en_COMP."""
     image_root: PathText | None = None
-    """Folder that relative image paths refer to; by default the folder of the file."""
+    """Folder that relative image paths refer to; defaults to the folder of the problem file."""
     limit: int | None = Field(None, ge=1)
-    """Read only this many rows from the start."""
+    """Maximum number of rows to read, from the start."""
     engine: EngineConfig
-    """Engine that runs the policy; the model "tiny" is the embedded policy."""
+    """Engine that runs the policy; the model "tiny" is the built-in toy policy."""
     sampling: SamplingConfig = SamplingConfig(temperature=0, max_tokens=4096)
     """Sampling parameters."""
     prompt: PromptConfig = PromptConfig(preset="think")
-    """Prompt given to the policy."""
+    """Prompt for the policy."""
     grader: GraderConfig = GraderConfig()
-    """How answers are graded. What symbolic comparison cannot decide goes to grader.judge, with separate scores."""
+    """Grading of answers. Answers that symbolic comparison cannot decide go to grader.judge, with separate scores."""
     seed: int = 0
-    """Seed of the samples and the bootstrap."""
+    """Random seed for sampling and the bootstrap."""
     workers: int | None = Field(None, ge=1)
-    """Number of engines; by default one per group of tensor_parallel_size GPUs or, without GPUs, one per CPU core."""
+    """Number of engines; defaults to one per tensor_parallel_size GPUs or, if there are no GPUs, one per CPU core."""
     ray_address: str | None = None
-    """Address (host:port) of a Ray cluster to join; by default that of RAY_ADDRESS or of a local `ray start`. If there
-    is none, Ray is started here and listens on the loopback interface only. local: always start Ray here."""
+    """Address (host:port) of a Ray cluster to join; defaults to RAY_ADDRESS or a local `ray start`. If there is none,
+    Ray is started here and listens on the loopback interface only. local: always start Ray here."""
 
     @model_validator(mode="after")
     def _different_samples(self) -> PolicyEvalConfig:
@@ -86,9 +86,10 @@ class PolicyEvalConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class GradedSample:
-    """Holds one response and its gradings.
+    """Holds a response and its gradings.
 
-    `judged` is the symbolic grading if its verdict is known, and otherwise the judge's; None without a judge.
+    `judged` is the symbolic grading if its verdict is known, otherwise the judge's grading, or None if there is no
+    judge.
     """
 
     completion: Completion
@@ -106,14 +107,14 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """Holds metrics over questions with their 95 % intervals, and counts of responses.
+    """Holds metrics over questions with 95 % intervals, and counts of responses.
 
     - accuracy = correct / all, which is pass@1;
-    - of_known = correct / (correct + incorrect), None without a known verdict;
+    - of_known = correct / (correct + incorrect), or None if no verdict is known;
     - pass_at: pass@k by k;
-    - majority: share of questions whose most frequent answer is correct.
+    - majority: fraction of questions whose most frequent answer is correct.
 
-    Except in of_known, an unknown verdict counts as not correct.
+    Except in of_known, an unknown verdict counts as incorrect.
     """
 
     accuracy: Interval
@@ -127,11 +128,11 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class PolicyScores:
-    """Holds the results of a policy on a benchmark.
+    """Holds a policy's results on a benchmark.
 
-    `scores` are by grading (symbolic, judged) and then by subject, of which "all" is the whole. `left_out` counts rows
-    that are not part of the benchmark, `failed` gives the reason by id of each question that could not be sampled, and
-    `cut` counts responses that reached the token limit.
+    `scores` maps the grading (symbolic, judged) to scores by subject, where "all" covers all questions. `left_out`
+    counts rows that are not part of the benchmark. `failed` maps the id of each question that could not be sampled to
+    the reason. `cut` counts responses that reached the token limit.
     """
 
     benchmark: str
@@ -147,7 +148,7 @@ class PolicyScores:
 
 
 class ResponseStore(Protocol):
-    """Stores responses: earlier ones, and new ones as soon as they arrive."""
+    """Protocol for storing responses as soon as they arrive, and for looking up earlier ones."""
 
     def get(self, problem: Problem) -> tuple[Completion, ...]: ...
 
@@ -162,10 +163,10 @@ async def ask(
     config: PolicyEvalConfig,
     known: ResponseStore,
 ) -> tuple[list[Answered], dict[str, str]]:
-    """Return the questions with their graded responses, and the reasons, by id, why questions have none.
+    """Sample and grade responses; return the answered questions, and a failure reason by id for the others.
 
-    Only missing responses are sampled; `sampler` may be None if `known` has all of them. `judged` grades only what
-    `symbolic` leaves unknown. Raises EngineStoppedError if the engine stops.
+    Only missing responses are sampled; `sampler` may be None if `known` has all of them. `judged` grades only responses
+    that `symbolic` cannot decide. Raises EngineStoppedError if the engine stops.
     """
     free = asyncio.Semaphore(max(1, IN_FLIGHT // config.samples))
 
@@ -209,7 +210,7 @@ async def _sample_missing(
 def scored(
     answered: Sequence[Answered], failed: dict[str, str], left_out: int, config: PolicyEvalConfig
 ) -> PolicyScores:
-    """Return the scores of all questions together and of each subject, by symbolic grading and with the judge."""
+    """Compute the scores over all questions and per subject, by symbolic grading and with the judge."""
     kinds = {"symbolic": [[s.symbolic.verdict for s in each.samples] for each in answered]}
     if config.grader.judge is not None:
         kinds["judged"] = [[s.judged.verdict for s in each.samples if s.judged is not None] for each in answered]
@@ -229,7 +230,7 @@ def scored(
         return score(verdicts, answers, [families[i] for i in inside], config.seed)
 
     items = [each.item for each in answered]
-    # We-Math's metrics are defined for one response per question.
+    # We-Math defines its metrics for one response per question.
     first = {name: [verdicts_N[0] for verdicts_N in verdicts_QN] for name, verdicts_QN in kinds.items()}
     completions = [sample.completion for each in answered for sample in each.samples]
     return PolicyScores(
@@ -252,7 +253,7 @@ def score(
     families: Sequence[str],
     seed: int,
 ) -> Score:
-    """Return the metrics of questions with the same number of samples.
+    """Compute the metrics of questions that all have the same number of samples.
 
     The bootstrap resamples whole families, because versions of one problem are not independent.
     """
@@ -283,7 +284,7 @@ def score(
 
 
 def lines(answered: Iterable[Answered]) -> Iterable[dict[str, object]]:
-    """Yield one row per response, by question and sample, with its gradings."""
+    """Yield one row per response with its gradings, ordered by question and sample."""
     for each in answered:
         for number, sample in enumerate(each.samples):
             yield {"id": each.item.problem.id, "sample": number, **_line(each.item, sample)}

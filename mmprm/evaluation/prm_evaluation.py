@@ -1,6 +1,6 @@
-"""Measure how well step scores agree with known steps: F1 by source and pooled, AUC, and calibration.
+"""Measure how well step scores agree with known step correctness: F1 per source and pooled, AUC, and calibration.
 
-Shapes: K item, which is a solution (first errors) or a step (macro F1).
+Shapes: K item, which is a solution (for first-error F1) or a step (for macro F1).
 """
 
 from __future__ import annotations
@@ -36,7 +36,10 @@ ScoredSolution = tuple[LabeledSolution, StepScores]
 
 @dataclass(frozen=True, slots=True)
 class SourceMetrics:
-    """Holds the metrics of one source, or of all pooled. An interval is None if one of the two classes is missing."""
+    """Holds the metrics of one source, or of all sources pooled.
+
+    An interval is None if one of the two classes is missing.
+    """
 
     f1: Interval | None
     parts: dict[str, Interval | None]
@@ -48,9 +51,9 @@ class SourceMetrics:
 class PrmEvaluation:
     """Holds the evaluation of a scored data set.
 
-    `scored_by` is the folder of the PRM, whose aggregator `aggregator` describes, or the label files used as scores.
-    `average` is the mean of the sources' F1 and `pooled` treats all items as one source; both exclude solutions of the
-    development split. `curve` and `ece` compare P(correct) with the truth of every judged step.
+    `scored_by` is the PRM folder, or the label files used as scores; `aggregator` describes the PRM's aggregator.
+    `average` is the mean of the sources' F1, and `pooled` treats all items as one source; both exclude the development
+    split unless it is a named source. `curve` and `ece` compare P(correct) with the truth for every judged step.
     """
 
     dataset: str
@@ -69,7 +72,7 @@ class PrmEvaluation:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """Holds the items of a metric at a threshold; `measure` computes its values from the indices of some items."""
+    """Holds the items that a metric counts; `measure` computes its values on the items with the given indices."""
 
     measure: Callable[[NDArray[np.intp]], Values]
     problems: list[str]
@@ -78,7 +81,7 @@ class Items:
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """Defines a metric. `choose` returns the threshold of highest F1, and `parts` names the components of F1."""
+    """Defines a metric; `choose` returns the threshold with the highest F1, and `parts` names the components of F1."""
 
     title: str
     choose: Callable[[Sequence[ScoredSolution]], float]
@@ -87,7 +90,7 @@ class Metric:
 
 
 def _first_errors(judged: Sequence[ScoredSolution], threshold: float) -> Items:
-    """Return ProcessBench's items: the claimed first error is the first step with a score below the threshold."""
+    """Build ProcessBench's items; the claimed first error is the first step with a score below the threshold."""
     claimed_K = np.array([first_below(scores.scores, threshold) for _, scores in judged])
     truth_K = np.array([labeled.first_error for labeled, _ in judged])
     return Items(
@@ -98,7 +101,7 @@ def _first_errors(judged: Sequence[ScoredSolution], threshold: float) -> Items:
 
 
 def _steps(judged: Sequence[ScoredSolution], threshold: float) -> Items:
-    """Return VisualProcessBench's items: each judged step, claimed correct if its score reaches the threshold."""
+    """Build VisualProcessBench's items: the judged steps, claimed correct if their score reaches the threshold."""
     scores_K, correct_K = step_outcomes(judged)
     owners = [labeled for labeled, _ in judged for correct in labeled.correct if correct is not None]
     return Items(
@@ -125,7 +128,7 @@ METRICS: dict[MetricName, Metric] = {
 
 
 def step_outcomes(judged: Sequence[ScoredSolution]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Return the score and the truth of every judged step."""
+    """Return the scores and the truth of all judged steps."""
     pairs = [
         (score, correct)
         for labeled, scores in judged
@@ -138,10 +141,11 @@ def step_outcomes(judged: Sequence[ScoredSolution]) -> tuple[NDArray[np.float64]
 def split_development(
     judged: Sequence[ScoredSolution], development: float | str, seed: int
 ) -> tuple[list[ScoredSolution], list[ScoredSolution], str]:
-    """Return the development split, the remaining solutions, and a description of the split.
+    """Split off a development set; return it, the solutions to measure, and a description of the split.
 
-    A number is a share of the problems, which are kept whole and chosen by hash of their content and the seed. A text
-    names a source, which is then measured as well: this is how ProcessBench chooses its threshold on gsm8k.
+    If `development` is a number, it is the fraction of problems to split off. All solutions of a problem stay together,
+    and problems are chosen by a hash of their content and the seed. If it is a text, it names a source, which is also
+    measured: this is how ProcessBench chooses its threshold on gsm8k.
     """
     if isinstance(development, str):
         chosen = [item for item in judged if item[0].source == development]
@@ -151,7 +155,7 @@ def split_development(
                 f"development={development!r}: must be a share below 1 or the name of a source; set one of {names}"
             )
         return chosen, list(judged), f"{development}, {len(chosen)} solutions"
-    # Sorting by hash picks the same problems whatever the order of the files, and whatever other files are given.
+    # Sorting by hash picks the same problems regardless of the order of the files and of the other files given.
     problems = sorted({item[0].problem for item in judged}, key=lambda problem: derive_seed(seed, problem, "", 0))
     inside = set(problems[: max(1, round(development * len(problems)))])
     chosen = [item for item in judged if item[0].problem in inside]
@@ -176,7 +180,7 @@ def judge(
     seed: int = 0,
     bins: int = 10,
 ) -> PrmEvaluation:
-    """Evaluate scores against the known steps, at the given threshold or at one chosen on a development split."""
+    """Evaluate scores against known step correctness, at a given threshold or at one chosen on a development split."""
     kind, origin, measured = METRICS[metric], "given", list(judged)
     if threshold is None:
         chosen, measured, origin = split_development(judged, development, seed)
@@ -199,7 +203,7 @@ def judge(
         return SourceMetrics(values.pop("f1"), values, len(own), sum(_count(item[0]) for item in own))
 
     sources = {name: metrics(name) for name in names}
-    several = len(names) > 1  # a single source equals both the pool and the average
+    several = len(names) > 1  # for a single source, pooled and average are the same
     pooled = metrics(None) if several else sources[names[0]]
     scores_K, correct_K = step_outcomes(measured)
     curve = reliability(scores_K, correct_K, bins)
@@ -223,7 +227,7 @@ def _interval(
     statistic: Callable[[NDArray[np.intp]], float], items: Items, inside: NDArray[np.intp], seed: int
 ) -> Interval | None:
     """Return the bootstrap interval over problems, or None if the statistic is undefined."""
-    # NaN on all items means that one of the two classes is missing, for which no interval exists.
+    # NaN on all items means that one of the two classes is missing, so there is no interval.
     if math.isnan(statistic(np.arange(len(inside)))):
         return None
     return bootstrap(statistic, [items.problems[index] for index in inside], seed)

@@ -1,4 +1,4 @@
-"""Define the content of a report as frozen data classes, and choose the solutions to show."""
+"""Define a report's content as frozen dataclasses, and choose the solutions to show."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from mmprm.selection.groups import CandidateGroup, rewards
 from mmprm.types import ImageRef, Problem, Steps, Verdict
 
 StepTruth = Callable[[Problem, Steps], Sequence[bool]]
-"""Returns for each step of a solution whether it is correct, where the truth is known."""
+"""Function that returns whether each step of a solution is correct, for data with known truth."""
 
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """Holds one measured value.
+    """Holds one headline metric.
 
-    `bar` states the value to reach, `met` whether it is reached (None without a bar), and `note` why a bar is missed.
+    `bar` describes the target value, `met` says whether it is reached (None if there is no bar), and `note` why it is
+    missed.
     """
 
     key: str
@@ -31,7 +32,7 @@ class Headline:
 
 @dataclass(frozen=True, slots=True)
 class TrainingPoint:
-    """Holds an entry of the training log: the optimizer step and the losses measured at it."""
+    """Holds one entry of the training log: the optimizer step and its losses."""
 
     step: int
     loss: float | None = None
@@ -40,7 +41,7 @@ class TrainingPoint:
 
 @dataclass(frozen=True, slots=True)
 class JudgedStep:
-    """Holds a plain step, its score, and whether it is correct (None if unknown)."""
+    """Holds a step's plain text, its score, and whether it is correct (None if unknown)."""
 
     text: str
     score: float
@@ -49,7 +50,7 @@ class JudgedStep:
 
 @dataclass(frozen=True, slots=True)
 class JudgedSolution:
-    """Holds a scored solution with its problem, the aggregate of its scores, and the verdict on its answer."""
+    """Holds a scored solution with its problem, the aggregate score, and the verdict on its answer."""
 
     question: str
     answer: str
@@ -61,10 +62,10 @@ class JudgedSolution:
 
 @dataclass(frozen=True, slots=True)
 class PolicyGain:
-    """Holds the effect of reinforcement learning on a policy.
+    """Holds the policy's accuracy before and after reinforcement learning.
 
-    `before` and `after` are the shares of correct answers on `problems` held-out problems, `gain` is their difference
-    paired by problem, and `rollouts` holds the share of correct rollouts at each training step.
+    `before` and `after` are accuracies on `problems` held-out problems, and `gain` is their difference, paired by
+    problem. `rollouts` holds the fraction of correct rollouts at each training step.
     """
 
     before: Interval
@@ -76,10 +77,10 @@ class PolicyGain:
 
 @dataclass(frozen=True, slots=True)
 class ReportData:
-    """Holds the content of one page. Sections without data are omitted.
+    """Holds the content of one report page. Sections with no data are omitted.
 
-    `labels` are the soft labels in [0, 1] of distinct steps, and `labels_correct`, if given, the truth for each.
-    `facts` are the settings and versions of the run, listed at the end of the page.
+    `labels` are the soft labels in [0, 1] of distinct steps, and `labels_correct`, if given, holds the truth for each.
+    `facts` are the run's settings and versions, listed at the end of the page.
     """
 
     title: str
@@ -100,7 +101,10 @@ class ReportData:
 def extremes(
     groups: Sequence[CandidateGroup], aggregate: str, count: int = 3, truth: StepTruth | None = None
 ) -> tuple[list[JudgedSolution], list[JudgedSolution]]:
-    """Return the `count` solutions of highest and of lowest reward, best and worst first, at most one per problem."""
+    """Return the `count` highest- and lowest-reward solutions, most extreme first.
+
+    Each list has at most one solution per problem.
+    """
 
     def judged(position: int) -> Iterator[tuple[float, int, JudgedSolution]]:
         for index, group in enumerate(groups):
@@ -111,7 +115,7 @@ def extremes(
             ]
             if not scored:
                 continue
-            # Sorting is stable, so that equal rewards leave the candidates in sampling order.
+            # Sorting is stable, so candidates with equal rewards stay in sampling order.
             reward, candidate = sorted(scored, key=lambda item: item[0])[position]
             correct = truth(group.problem, candidate.steps) if truth else [None] * len(candidate.steps)
             steps = tuple(

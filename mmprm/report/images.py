@@ -1,4 +1,4 @@
-"""Embed images in a page."""
+"""Embed images in an HTML page."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from mmprm.problems import open_image
 from mmprm.types import ImageRef
 
 IMAGE_PIXELS = 640
-"""Maximum side length of an embedded image; larger ones are scaled down."""
+"""Maximum side length of an embedded image in pixels; larger images are scaled down."""
 
 SMALL_PIXELS = 160
-"""Images with a longest side below this are shown without interpolation."""
+"""Images whose longest side is shorter than this many pixels are displayed without interpolation."""
 
 
 def inlined(ref: ImageRef) -> tuple[str, bool]:
-    """Return the image as a data URL and whether it is small; raise DataError if it cannot be read."""
+    """Encode the image as a data URL, and return whether it is small; raise DataError if it cannot be read."""
     image = open_image(ref)
     image.thumbnail((IMAGE_PIXELS, IMAGE_PIXELS))
     stream = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Build the report of a run: one self-contained HTML page, well-formed as XML, without external resources."""
+"""Build a run's report: one self-contained HTML page, well-formed as XML, with no external resources."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ VERDICTS = {Verdict.CORRECT: "correct", Verdict.INCORRECT: "incorrect", Verdict.
 
 
 def write_report(path: str | Path, data: ReportData) -> None:
-    """Write the page for `data`, replacing `path` atomically; raise DataError if it cannot be written."""
+    """Write the report page for `data` atomically; raise DataError if it cannot be written."""
     write_page(Path(path), page(data))
 
 
 def write_page(path: Path, text: str) -> None:
-    """Write a page that appears complete or not at all."""
+    """Write a page atomically."""
     with whole_file(path, way_out="choose another output path for the page") as file:
         file.write(text)
 
 
 def page(data: ReportData) -> str:
-    """Return the HTML page for `data`."""
+    """Build the HTML page for `data`."""
     sections = [
         _head(data),
         _headlines(data),
@@ -45,7 +45,7 @@ def page(data: ReportData) -> str:
 
 
 def document(title: str, sections: Iterable[str]) -> str:
-    """Return the page around its sections; empty sections are omitted."""
+    """Wrap the sections in an HTML page, omitting empty sections."""
     body = "\n".join(section for section in sections if section)
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"/>'
@@ -60,7 +60,7 @@ def _head(data: ReportData) -> str:
 
 
 def _lead(data: ReportData) -> str:
-    """Return the main result in a sentence, from the largest N."""
+    """Summarize the main result in a sentence, using the largest N."""
     if not data.accuracy:
         return ""
     last = data.accuracy[-1]
@@ -84,7 +84,7 @@ def _headline(line: Headline) -> list[str]:
 
 
 def accuracy_section(data: ReportData) -> str:
-    """Return the section on accuracy by N, or an empty text without data."""
+    """Build the section on accuracy by N; return "" if there is no data."""
     if not data.accuracy:
         return ""
     last = data.accuracy[-1]
@@ -199,14 +199,14 @@ def _facts(data: ReportData) -> str:
 
 
 def table(heads: Iterable[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a table whose cells are already HTML."""
+    """Build an HTML table from cells that are already HTML."""
     head = "".join(f"<th>{cell}</th>" for cell in heads)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def interval_cell(interval: Interval, signed: bool = False) -> str:
-    """Format an interval as a table cell: its value, followed by its bounds in small type."""
+    """Format an interval as a table cell: the value, followed by the bounds in small type."""
     style = "+.3f" if signed else ".3f"
     value, low, high = (format(x, style).replace("-", "−") for x in (interval.value, interval.low, interval.high))
     separator = " to " if signed else "–"
@@ -224,5 +224,5 @@ def _number(value: float | int | str | None) -> str:
 
 
 def escaped(text: str) -> str:
-    """Return the printable text escaped for HTML."""
+    """Make the text printable and escape it for HTML."""
     return html.escape(printable(text))

@@ -1,4 +1,4 @@
-"""Draw the plots of a report as inline SVG whose colors are CSS variables, so that one drawing fits both color modes.
+"""Draw a report's plots as inline SVG with CSS variables for colors, so that one drawing fits light and dark mode.
 
 Matplotlib draws with placeholder colors (#0000xx); `_inline` turns each into the style sheet's `var(--xx)`.
 """
@@ -22,7 +22,7 @@ from mmprm.report.text import printable
 from mmprm.selection.accuracy import AccuracyAtN
 
 PLACEHOLDERS = {"ink": "#000001", "soft": "#000002", "rule": "#000003", "bad": "#000004", "good": "#000005"}
-"""Colors that the whole page shares, by the name of their CSS variable."""
+"""Placeholder colors of the shared page colors, by CSS variable."""
 
 SERIES = {
     "prm": ("#000011", "o", "-"),
@@ -32,7 +32,7 @@ SERIES = {
     "random": ("#000015", "v", "--"),
     "first": ("#000016", "x", ":"),
 }
-"""Color, marker and line style of each selector: three cues, so that none depends on color alone."""
+"""Color, marker and line style of each selector; with three cues, none depends on color alone."""
 
 _VARIABLES = {color: name for name, color in PLACEHOLDERS.items()}
 _VARIABLES |= {color: f"series-{name}" for name, (color, _, _) in SERIES.items()}
@@ -59,12 +59,12 @@ _STYLE = {
 
 
 def accuracy_plot(points: Sequence[AccuracyAtN]) -> str:
-    """Plot accuracy by N: one line per selector with its intervals, named at its right end."""
+    """Plot accuracy by N, with one line per selector, its intervals, and its name at the right end."""
     names = [name for name in SERIES if name in points[0].accuracy]
     with _figure("accuracy", 7.4, 4.2) as (axes, output):
         for index, name in enumerate(names):
             color, marker, line = SERIES[name]
-            # Shift each line slightly to the side, so that the intervals of different selectors do not overlap.
+            # Shift each line sideways a little, so that intervals of different selectors do not overlap.
             shift = 2 ** (0.055 * (index - (len(names) - 1) / 2))
             values = [point.accuracy[name] for point in points]
             axes.errorbar(
@@ -85,7 +85,7 @@ def accuracy_plot(points: Sequence[AccuracyAtN]) -> str:
         axes.set_xticks([point.n for point in points], [str(point.n) for point in points])
         axes.set_xlabel("samples N")
         axes.set_ylabel("accuracy")
-        # Names at the ends of the lines need no legend, whose colors would have to be looked up.
+        # Label the line ends directly, so that readers need not match colors with a legend.
         low, high = axes.get_ylim()
         ends = {name: points[-1].accuracy[name].value for name in names}
         for name, position in _apart(ends, gap=(high - low) * 0.062).items():
@@ -103,7 +103,7 @@ def accuracy_plot(points: Sequence[AccuracyAtN]) -> str:
 
 
 def label_histogram(labels: Sequence[float], correct: Sequence[bool] | None) -> str:
-    """Plot a histogram of soft labels in 17 bins centered on 0, 1/16, …, 1, split by the truth if it is known."""
+    """Plot a histogram of soft labels in 17 bins centered on 0, 1/16, …, 1, split by truth if it is known."""
     edges = [(index - 0.5) / 16 for index in range(18)]
     with _figure("labels", 7.4, 3.0) as (axes, output):
         if correct is None:
@@ -131,7 +131,7 @@ def label_histogram(labels: Sequence[float], correct: Sequence[bool] | None) -> 
 
 
 def training_plot(points: Sequence[TrainingPoint]) -> str:
-    """Plot the loss in training and on held-out trees against the optimizer step."""
+    """Plot the losses on training data and on held-out trees against the optimizer step."""
     with _figure("training", 7.4, 3.0) as (axes, output):
         training = [(point.step, point.loss) for point in points if point.loss is not None]
         held_out = [(point.step, point.held_out_loss) for point in points if point.held_out_loss is not None]
@@ -153,10 +153,10 @@ def training_plot(points: Sequence[TrainingPoint]) -> str:
 
 
 def reliability_plot(curve: Sequence[ReliabilityBin], name: str) -> str:
-    """Plot the share of correct steps against the mean score of a bin.
+    """Plot the fraction of correct steps against the mean score in each bin.
 
-    The area of a mark grows with the number of steps in the bin. On the dashed line, scores are calibrated
-    probabilities. `name` keeps the ids of several plots on one page distinct.
+    Marker area grows with the number of steps in the bin. On the dashed line, scores are calibrated probabilities.
+    `name` makes the ids of several plots on one page distinct.
     """
     with _figure(name, 7.4, 4.2) as (axes, output):
         axes.plot([0, 1], [0, 1], color=PLACEHOLDERS["soft"], linestyle="--", linewidth=1)
@@ -174,7 +174,7 @@ def reliability_plot(curve: Sequence[ReliabilityBin], name: str) -> str:
 
 
 def bars_plot(values: Mapping[str, Interval], label: str, name: str) -> str:
-    """Plot one bar with its interval per name, the first at the top."""
+    """Plot one horizontal bar with an interval per name, the first name at the top."""
     with _figure(name, 7.4, 0.9 + 0.42 * len(values)) as (axes, output):
         positions = range(len(values))
         entries = list(values.values())
@@ -199,14 +199,14 @@ def bars_plot(values: Mapping[str, Interval], label: str, name: str) -> str:
 
 
 Curve = Sequence[tuple[int, float]]
-"""Pairs (step, value) in ascending order of steps."""
+"""(step, value) pairs in ascending order of steps."""
 
 SMALL = (3.6, 2.5)
-"""Width and height in inches of a plot that shares a row with another."""
+"""Width and height in inches of a plot that shares a row with another plot."""
 
 
 def lines_plot(curves: Mapping[str, Curve], name: str) -> str:
-    """Plot values against the step: one line per name, labeled at its right end; long curves with a moving mean."""
+    """Plot values by step, with one line per name, labeled at its right end; long curves also get a moving mean."""
     with _figure(name, *SMALL) as (axes, output):
         ends = {}
         for (label, curve), (color, _, line) in zip(curves.items(), itertools.cycle(SERIES.values()), strict=False):
@@ -230,7 +230,7 @@ def stacked_plot(curves: Mapping[str, Curve], name: str) -> str:
         steps = [step for step, _ in next(iter(curves.values()))]
         values = [moving_mean([value for _, value in curve], smoothing(len(steps))) for curve in curves.values()]
         colors = [color for color, _, _ in itertools.islice(itertools.cycle(SERIES.values()), len(curves))]
-        if len(steps) == 1:  # a band needs two points to have a width
+        if len(steps) == 1:  # a band needs two points
             steps, values = [steps[0] - 0.5, steps[0] + 0.5], [value * 2 for value in values]
         axes.stackplot(steps, values, colors=colors, alpha=0.85, linewidth=0)
         tops = list(itertools.accumulate(value[-1] for value in values))
@@ -244,7 +244,7 @@ def stacked_plot(curves: Mapping[str, Curve], name: str) -> str:
 
 
 def progress_plot(training: Curve, held_out: Sequence[tuple[int, Interval]], name: str) -> str:
-    """Plot the accuracy of training rollouts, and the accuracy on held-out problems with its interval."""
+    """Plot the accuracy of training rollouts, and the accuracy on held-out problems with intervals."""
     with _figure(name, 7.4, 3.6) as (axes, output):
         color, soft = PLACEHOLDERS["good"], PLACEHOLDERS["soft"]
         if training:
@@ -276,21 +276,21 @@ def progress_plot(training: Curve, held_out: Sequence[tuple[int, Interval]], nam
 
 
 def smoothing(count: int) -> int:
-    """Return the window of the moving mean for a curve of `count` values; curves of up to 39 are not smoothed."""
+    """Return the moving-mean window for a curve of `count` values; curves of up to 39 values are not smoothed."""
     return max(1, count // 20)
 
 
 def moving_mean(values: Sequence[float], window: int) -> list[float]:
-    """Return the mean of up to `window` values around each value; windows are cut at both ends."""
+    """Return the mean of up to `window` values around each value; windows are truncated at both ends."""
     before, after = (window - 1) // 2, window // 2
     parts = (values[max(0, position - before) : position + after + 1] for position in range(len(values)))
     return [sum(part) / len(part) for part in parts]
 
 
 def _name_ends(axes: Axes, ends: Mapping[str, tuple[float, str]]) -> None:
-    """Write the names at the right edge, each in its color and at the height of its last value."""
+    """Write each name at the right edge, in its color and at the height of its last value."""
     low, high = axes.get_ylim()
-    # Height of a line of text in units of the axis.
+    # Height of a line of text in axis units.
     gap = (high - low) * 0.19 / axes.figure.get_figheight()
     positions = _apart({label: position for label, (position, _) in ends.items()}, gap * 1.15)
     for label, position in positions.items():
@@ -313,9 +313,9 @@ def _step_axis(axes: Axes) -> None:
 
 @contextmanager
 def _figure(name: str, width: float, height: float) -> Iterator[tuple[Axes, list[str]]]:
-    """Yield axes to draw on and a list that receives the SVG afterwards; the size is in inches."""
+    """Create a figure of the given size in inches; yield its axes and a list that receives the SVG at the end."""
     output: list[str] = []
-    # A fixed salt makes the ids in the SVG, and thus the page, equal in every run.
+    # With a fixed salt, the SVG's ids, and thus the page, are the same in every run.
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(width, height), layout="constrained")
         yield figure.subplots(), output
@@ -327,10 +327,10 @@ def _figure(name: str, width: float, height: float) -> Iterator[tuple[Axes, list
 
 
 def _inline(svg: str, name: str) -> str:
-    """Return the SVG element alone, with ids unique on the page and placeholder colors replaced by CSS variables."""
+    """Extract the SVG element, make its ids unique on the page, and replace placeholder colors by CSS variables."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
-    # Every SVG of Matplotlib uses the same ids, which would clash on one page.
+    # All SVGs by Matplotlib use the same ids, which would clash on one page.
     svg = re.sub(r'\bid="', f'id="{name}-', svg)
     svg = re.sub(r'href="#|url\(#', lambda match: f"{match[0]}{name}-", svg)
     svg = re.sub(r"#0000[01][0-9a-f]", lambda match: f"var(--{_VARIABLES[match[0]]})", svg)
@@ -340,7 +340,7 @@ def _inline(svg: str, name: str) -> str:
 
 
 def _apart(positions: dict[str, float], gap: float) -> dict[str, float]:
-    """Return the positions in ascending order, spread to a distance of at least `gap` and centered again."""
+    """Spread the positions to a distance of at least `gap`, in ascending order, and re-center them."""
     moved: dict[str, float] = {}
     previous = float("-inf")
     for name, position in sorted(positions.items(), key=lambda item: item[1]):

@@ -1,4 +1,4 @@
-"""Build the page of a PRM evaluation: agreement of step scores with known steps, and best-of-N accuracy."""
+"""Build the HTML page for a PRM evaluation: agreement of step scores with known truth, and best-of-N accuracy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CHOOSERS = {"prm": "The candidate with the highest reward", "weighted": "The vot
 
 
 def prm_evaluation_page(results: Sequence[PrmEvaluation], best_of_n: BestOfN | None) -> str:
-    """Return the page: one section per data set, followed by best-of-N with every aggregator."""
+    """Build the page: one section per data set, then best-of-N with every aggregator."""
     sections = ["<header><h1>PRM evaluation</h1></header>"]
     sections += [_evaluation(result) for result in results]
     if best_of_n is not None:
@@ -63,7 +63,7 @@ def _row(name: str, metrics: SourceMetrics) -> list[str]:
 
 
 def _aggregators(result: BestOfN) -> str:
-    """Return one table per selector that depends on the aggregator, with accuracy by aggregator and N."""
+    """Build one table per selector that depends on the aggregator, with accuracy by aggregator and N."""
     sizes = [f"N = {point.n}" for point in result.accuracy[result.best]]
     tables = [
         f"<h3>{CHOOSERS[selector]}</h3>"

@@ -1,6 +1,6 @@
-"""Define the style sheet of the reports (one column, light and dark mode, print) and the colors shared by all pages.
+"""Define the CSS style sheet of the reports (one column, light and dark mode, print) and the shared page colors.
 
-The series colors are Okabe and Ito's.
+The series colors are from the Okabe–Ito palette.
 """
 
 THEME = """

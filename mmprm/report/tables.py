@@ -1,4 +1,4 @@
-"""Format results as text tables for a terminal of 80 columns."""
+"""Format results as text tables for an 80-column terminal."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmprm.selection.accuracy import AccuracyAtN
 
 
 def prm_evaluation_table(result: PrmEvaluation) -> str:
-    """Return one line per source, their average and the pooled result, followed by threshold and calibration."""
+    """Format one row per source, the average and the pooled result, followed by threshold and calibration."""
     parts = METRICS[result.metric].parts
     several = len(result.sources) > 1
     entries = [*result.sources.items(), *([("all together", result.pooled)] if several else [])]
@@ -38,7 +38,10 @@ def prm_evaluation_table(result: PrmEvaluation) -> str:
 
 
 def best_of_n_table(result: BestOfN) -> str:
-    """Return accuracy by N, one line per selector and, where it matters, per aggregator; intervals at the largest N."""
+    """Format accuracy by N, with one row per selector and, where it matters, per aggregator.
+
+    Intervals are shown for the largest N.
+    """
     points = result.accuracy[result.best]
     others = [(name, name, points) for name in points[-1].accuracy if name not in OWN]
     own = [(f"{name}, {key}", name, result.accuracy[key]) for name in OWN for key in result.accuracy]
@@ -52,8 +55,10 @@ def best_of_n_table(result: BestOfN) -> str:
 
 
 def policy_table(result: PolicyScores) -> str:
-    """Return one line per subject, graded by symbolic comparison alone and with the judge, then We-Math's metrics and
-    omissions."""
+    """Format accuracy per subject, graded by symbolic comparison alone and with the judge.
+
+    We-Math's metrics and the numbers of omitted questions follow.
+    """
     width = max(len(name) for name in result.scores["symbolic"])
     lines = []
     for kind, scores in result.scores.items():
@@ -81,13 +86,13 @@ def policy_table(result: PolicyScores) -> str:
 
 
 def _samples_lines(score: Score) -> list[str]:
-    """Return pass@k and the accuracy of the majority vote over all questions."""
+    """Format pass@k and majority-vote accuracy over all questions."""
     named = [("pass@1", score.accuracy), *((f"pass@{k}", value) for k, value in score.pass_at.items())]
     return [f"  {name:<9}{cell(value)}" for name, value in [*named, ("majority", score.majority)]]
 
 
 def selector_table(points: Sequence[AccuracyAtN]) -> str:
-    """Return accuracy by selector and N, and the paired difference to a random choice at the largest N."""
+    """Format accuracy by selector and N, and the paired difference from a random choice at the largest N."""
     lines = [f"{'selector':<9}{_sizes(points)}   minus random"]
     for name, gain in points[-1].minus_random.items():
         lines.append(f"{name:<9}{_by_n(points, name)}   {cell(gain, '+.3f')}")
@@ -95,7 +100,7 @@ def selector_table(points: Sequence[AccuracyAtN]) -> str:
 
 
 def cell(interval: Interval | None, style: str = ".3f") -> str:
-    """Format an interval as `value [low, high]`; a missing one as a dash."""
+    """Format an interval as `value [low, high]`, or as a dash if it is None."""
     if interval is None:
         return "–"
     return f"{interval.value:{style}} [{interval.low:{style}}, {interval.high:{style}}]"

@@ -1,4 +1,4 @@
-"""Print a tree in the terminal with rich, in the terminal's colors and width."""
+"""Print a search tree in the terminal with rich, using the terminal's colors and width."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mmprm.steps import StepFormat, plain
 from mmprm.types import Counts, Problem, Rollout, Steps, Verdict
 
 GOOD, MIDDLE, BAD = (86, 180, 233), (140, 143, 148), (240, 138, 60)
-"""Colors of the values 1, 1/2 and 0, distinct on light and dark backgrounds and for color-blind readers."""
+"""Colors for the values 1, 1/2 and 0, distinct on light and dark backgrounds and for color-blind readers."""
 
 _MARKS = {Verdict.CORRECT: ("✓", GOOD), Verdict.INCORRECT: ("✗", BAD), Verdict.UNKNOWN: ("?", MIDDLE)}
 
 
 def tree_lines(problem: Problem, ended: str, root: Branch, step_format: StepFormat, rollouts: bool) -> RenderableType:
-    """Return question, gold answer and outcome, followed by one line per labeled prefix.
+    """Render the question, gold answer and outcome, followed by one line per labeled prefix.
 
-    A line shows the position in the search order (· for a prefix that was never sampled from), the value, the counts
-    and the steps that the prefix adds to the one above. `rollouts` also shows the rollouts sampled from each state.
+    A line shows the position in search order (· for a prefix that was never sampled from), the value, the counts, and
+    the steps that the prefix adds to its parent. With `rollouts`, the rollouts sampled from each state are shown too.
     """
     head = Text.assemble(
         (printable(problem.question.strip()), "bold"), printable(f"\ngold answer {problem.answer} · {ended}\n")

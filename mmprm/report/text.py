@@ -8,8 +8,8 @@ _UNPRINTABLE = re.compile(r"[^\t\n\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U
 
 
 def printable(text: str) -> str:
-    """Replace control characters and lone surrogates by the replacement character.
+    """Replace control characters and lone surrogates with the replacement character U+FFFD.
 
-    Control characters are not allowed in a page and would be executed by a terminal. Lone surrogates cannot be encoded.
+    Control characters are invalid in a page, and a terminal would execute them. Lone surrogates cannot be encoded.
     """
     return _UNPRINTABLE.sub("\ufffd", text)

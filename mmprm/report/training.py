@@ -1,4 +1,4 @@
-"""Build the page of an RL run with its curves from metrics.jsonl."""
+"""Build the HTML page of an RL run, with curves from metrics.jsonl."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MOST_ROWS = 12
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """Describes a plot of the available metrics in `names` (metric → label).
+    """Describes one plot; `names` maps metrics to labels, and missing metrics are left out.
 
-    A name that ends in * matches all metrics with that prefix; each is labeled by the remainder of its name.
+    A name that ends in * matches all metrics with that prefix; each is labeled with the rest of its name.
     """
 
     title: str
@@ -87,16 +87,16 @@ PHASES = Panel("", "", {"seconds_*": ""})
 
 
 def write_training_report(folder: Path) -> Path:
-    """Write report.html of a run folder from its metrics.jsonl; raise DataError if that cannot be read."""
+    """Write a run folder's report.html from its metrics.jsonl; raise DataError if metrics.jsonl cannot be read."""
     path = folder / REPORT_FILE
     write_page(path, training_page(read_metrics(folder / METRICS_FILE), folder.name))
     return path
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics.jsonl.
+    """Read the records of a metrics.jsonl.
 
-    Damaged lines are skipped with a warning on stderr, and so is a last line that is still being written, silently.
+    Damaged lines are skipped with a warning on stderr. A last line that is still being written is skipped silently.
     """
     try:
         return list(logged_rows(path, ("kind",)))
@@ -107,7 +107,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def training_page(records: Sequence[Mapping[str, Any]], title: str) -> str:
-    """Return the HTML page of an RL run from its logged metrics."""
+    """Build the HTML page of an RL run from its logged metrics."""
     training = [record for record in records if record["kind"] == "train"]
     held_out = _held_out(records)
     steps = f"{len(training):,} steps" if len(training) != 1 else "1 step"
@@ -153,7 +153,7 @@ def _progress(training: Sequence[Mapping[str, Any]], held_out: Sequence[tuple[in
     if not rollouts and not held_out:
         return ""
     number = min(MOST_ROWS, len(held_out))
-    # Evenly spaced, including the first and the last.
+    # evenly spaced, including the first and the last
     positions = sorted({round(position * (len(held_out) - 1) / max(1, number - 1)) for position in range(number)})
     rows = [[str(held_out[position][0]), interval_cell(held_out[position][1])] for position in positions]
     listed = table(["after step", "held-out pass@1"], rows) if rows else ""
@@ -187,7 +187,7 @@ def _phases(training: Sequence[Mapping[str, Any]]) -> str:
         return ""
     steps = sorted({step for curve in curves.values() for step, _ in curve})
     by_step = {label: dict(curve) for label, curve in curves.items()}
-    # Stacked bands need a value at every step, and a phase that a step did not have took no time.
+    # Stacked bands need a value at every step; a phase that is missing at a step took no time.
     filled = {label: [(step, values.get(step, 0.0)) for step in steps] for label, values in by_step.items()}
     seconds = {label: sum(values.values()) for label, values in by_step.items()}
     total = sum(seconds.values())
@@ -198,7 +198,7 @@ def _phases(training: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _curves(panel: Panel, training: Sequence[Mapping[str, Any]]) -> dict[str, Curve]:
-    """Return the panel's curves by label; metrics of a family (name*) that are always 0 or missing are omitted."""
+    """Return the panel's curves by label; for a name with *, metrics that are always 0 or missing are omitted."""
     present = dict.fromkeys(name for record in training for name in record)
     curves: dict[str, Curve] = {}
     for pattern, label in panel.names.items():

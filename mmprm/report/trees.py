@@ -1,4 +1,4 @@
-"""Arrange the tree of a problem for display: each labeled prefix below the longest labeled prefix that it extends."""
+"""Arrange a problem's search tree for display: each labeled prefix below the longest labeled prefix that it extends."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from mmprm.types import Counts, Rollout, Steps, Tree
 
 @dataclass(slots=True)
 class Branch:
-    """Holds a prefix with the counts of its value, as `mmprm.trees.evidence` computes them.
+    """Holds a prefix with the counts that determine its value, as computed by `mmprm.trees.evidence`.
 
-    `number` is the position of the state in search order, and `rollouts` are those sampled from it. `number` is None
-    for a prefix that was never sampled from. Such a prefix is labeled by rollouts of other states; `through` lists all
-    rollouts that pass through it as (number of the state, index of the rollout). `above` is the number of steps of the
-    parent branch.
+    `number` is the state's position in search order, and `rollouts` are the rollouts sampled from it. `number` is None
+    for a prefix that was never sampled from and is labeled by rollouts of other states. `through` lists all rollouts
+    that pass through such a prefix, as (state number, rollout index). `above` is the number of steps in the parent
+    branch.
     """
 
     steps: Steps
@@ -29,14 +29,14 @@ class Branch:
     children: list[Branch] = field(default_factory=list)
 
     def walk(self) -> Iterator[Branch]:
-        """Yield this branch and all branches below it, depth first."""
+        """Yield this branch and all its descendants, depth first."""
         yield self
         for child in self.children:
             yield from child.walk()
 
 
 def grow(tree: Tree, rule: StoppingRule) -> Branch:
-    """Return the root with every state and every other labeled prefix below it, siblings in search order."""
+    """Build the tree of all states and other labeled prefixes, and return its root; siblings are in search order."""
     assert not tree.nodes[0].steps, "a search begins at the root"
     labels = evidence(tree, rule)
     branches = {

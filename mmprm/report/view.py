@@ -1,4 +1,4 @@
-"""Build the page for browsing the trees of a run: view.html filled with the data."""
+"""Build a page for browsing a run's trees: view.html filled with data."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ OUTCOMES = {
     ("failed", ""): "failed",
     ("open", ""): "open",
 }
-"""Category of a problem by (status, reason); every other end of a search is "searched"."""
+"""Maps (status, reason) to a problem's category; all other ways for a search to end are "searched"."""
 
 
 def write_view(path: Path, store: Store, limit: int) -> int:
-    """Write the page of at most `limit` problems, spread evenly over the run, and return their number."""
+    """Write a page with at most `limit` problems, spread evenly over the run, and return how many were written."""
     shown = evenly_spaced(tallies(store), limit)
     before, after = TEMPLATE.read_text(encoding="utf-8").replace("/* COLORS */", THEME).split("<!-- DATA -->")
     with whole_file(path, way_out="choose another path with --output") as file:
@@ -42,13 +42,16 @@ def write_view(path: Path, store: Store, limit: int) -> int:
 
 
 def evenly_spaced(entries: Sequence[ProblemTally], limit: int) -> list[ProblemTally]:
-    """Return at most `limit` entries, spread evenly."""
+    """Choose at most `limit` evenly spaced entries."""
     count = min(limit, len(entries))
     return [entries[index * len(entries) // count] for index in range(count)]
 
 
 def data_elements(store: Store, shown: Sequence[ProblemTally]) -> Iterator[str]:
-    """Yield one element that lists the problems, then one per problem, so that a browser parses only what is opened."""
+    """Yield an element that lists the problems, then one element per problem.
+
+    The elements are separate so that a browser parses only the problems that are opened.
+    """
     config = store.config
     step_format, rule = config.get("step_format", "tags"), rule_of(config)
     problems = [store.problem(tally.problem_id) for tally in shown]
@@ -59,7 +62,7 @@ def data_elements(store: Store, shown: Sequence[ProblemTally]) -> Iterator[str]:
 
 
 def list_entry(tally: ProblemTally, problem: Problem) -> dict[str, Any]:
-    """Return the row of a problem in the page's list."""
+    """Build a problem's row in the page's list."""
     key = (tally.status, tally.reason if tally.status == "done" else "")
     return {
         "id": problem.id,
@@ -72,22 +75,22 @@ def list_entry(tally: ProblemTally, problem: Problem) -> dict[str, Any]:
 
 
 def problem_data(problem: Problem, tree: Tree, rule: StoppingRule, step_format: StepFormat) -> dict[str, Any]:
-    """Return the data of one problem.
+    """Build the data of one problem for the page.
 
-    Each distinct text is stored once in `texts`; everything else refers to it by index. Branches are in depth-first
-    order, so that a `parent` always precedes its children; `steps` are those that the branch adds to its parent.
+    Each distinct text is stored once in `texts` and referenced by index. Branches are in depth-first order, so a
+    `parent` always precedes its children; `steps` are the steps that the branch adds to its parent.
     """
     texts: dict[str, int] = {}
 
-    def position(text: str) -> int:
+    def index_of(text: str) -> int:
         return texts.setdefault(text, len(texts))
 
-    def positions(steps: Steps) -> list[int]:
-        return [position(plain(step, step_format) or step) for step in steps]
+    def indices_of(steps: Steps) -> list[int]:
+        return [index_of(plain(step, step_format) or step) for step in steps]
 
     def rollout(entry: Rollout) -> list[Any]:
-        steps = positions(entry.steps) or [position(entry.text)]
-        return [steps, int(entry.verdict), entry.token_count, position(entry.reason), entry.unsplit]
+        steps = indices_of(entry.steps) or [index_of(entry.text)]
+        return [steps, int(entry.verdict), entry.token_count, index_of(entry.reason), entry.unsplit]
 
     branches: list[dict[str, Any]] = []
 
@@ -96,7 +99,7 @@ def problem_data(problem: Problem, tree: Tree, rule: StoppingRule, step_format: 
         branches.append(
             {
                 "parent": parent,
-                "steps": positions(branch.steps[branch.above :]),
+                "steps": indices_of(branch.steps[branch.above :]),
                 "number": branch.number,
                 "value": counts.value,
                 "counts": [counts.correct, counts.incorrect, counts.unknown],
@@ -128,10 +131,10 @@ def _image(image: ImageRef) -> dict[str, Any]:
 
 
 def _element(name: str, data: Any) -> str:
-    """Return the data as a JSON script element.
+    """Serialize the data as a JSON script element.
 
-    `<` is escaped, so that no text can close the element. Other characters than ASCII are escaped as \\u, since texts
-    may hold lone surrogates.
+    `<` is escaped, so that no text can close the element. Non-ASCII characters are escaped as \\u, since texts may hold
+    lone surrogates.
     """
     text = json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
     return f'<script type="application/json" id="{name}">{text}</script>\n'
