@@ -37,6 +37,7 @@ def events(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("MMPRM_CUDA_STANDINS", str(folder))
         patch.setenv("PYTHONPATH", f"{STAND_INS}:{ROOT}")
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "nobind")  # two workers of one engine have one NUMA node here
         yield folder
     for path in Path("/dev/shm").glob("mmprm-standin-*"):
         path.unlink()
