@@ -1,4 +1,4 @@
-"""Write and read candidates.jsonl: groups of candidates, one line per candidate."""
+"""Write and read candidates.jsonl, which holds groups of candidates, one line per candidate."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from mmprm.types import Problem, StepScores, Verdict
 
 
 def candidate_lines(groups: Sequence[CandidateGroup], aggregate: str | None) -> Iterator[dict[str, Any]]:
-    """Yield one object per candidate; `chosen` marks the first one of highest reward in its group.
+    """Yield one JSON object per candidate; `chosen` marks the first candidate with the highest reward in its group.
 
-    Without an aggregator, for groups that are not scored yet, no candidate is chosen.
+    If `aggregate` is None, for groups that are not scored yet, no candidate is chosen.
     """
     for group in groups:
         reward_M = rewards(group, aggregate) if aggregate else []
@@ -43,16 +43,16 @@ def candidate_lines(groups: Sequence[CandidateGroup], aggregate: str | None) -> 
 def read_groups(
     rows: Iterable[tuple[str, dict[str, Any]]], problems: Mapping[str, Problem] | None = None
 ) -> list[CandidateGroup]:
-    """Build groups from pairs (location for error messages, line), in the order of the lines.
+    """Build groups from (location for error messages, line) pairs, in the order of the lines.
 
-    Problems are looked up by id in `problems`; without it, a group's problem has only its id. Raises DataError if two
-    different problems have the same id, as can happen with the files of two runs.
+    Problems are looked up by id in `problems`; if it is None, a group's problem has only an id. Raises DataError if two
+    different problems have the same id, as can happen with files from two runs.
     """
     found: dict[str, list[Candidate]] = {}
     digests: dict[str, Any] = {}
     for location, row in rows:
         try:
-            digest = row.get("problem_digest")  # older files lack it
+            digest = row.get("problem_digest")  # older files lack this key
             if digests.setdefault(row["problem_id"], digest) != digest:
                 raise DataError(
                     f"{location}: problem_id {row['problem_id']!r} already belongs to a different problem; use unique "

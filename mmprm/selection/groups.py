@@ -1,4 +1,4 @@
-"""Sample, grade and score groups of candidates: the solutions of one problem each."""
+"""Sample, grade and score groups of candidates, where a group holds the solutions of one problem."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ from mmprm.types import (
 class Candidate:
     """Holds one sampled solution.
 
-    `steps` are plain. They are empty if the text could not be split (`unsplit` holds the reason). Such a candidate
-    keeps its answer and verdict but has no `scores`, like one whose steps could not be scored (`unscored` holds the
-    reason).
+    `steps` are plain. They are empty if the text could not be split; `unsplit` then holds the reason. Such a candidate
+    has an answer and a verdict but no `scores`. A candidate whose steps could not be scored has no `scores` either, and
+    `unscored` holds the reason.
     """
 
     response: str
@@ -60,7 +60,7 @@ class CandidateGroup:
 
 @dataclass(frozen=True, slots=True)
 class SampledGroups:
-    """Holds the sampled groups in the order of the problems, and the reason for each problem that failed."""
+    """Holds the sampled groups in problem order, and the failure reasons of the other problems by id."""
 
     groups: list[CandidateGroup]
     failed: dict[str, str] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class SampledGroups:
 def answer_key(extracted: str | None, problem: Problem) -> str | None:
     """Normalize the extracted answer so that equivalent answers vote together.
 
-    Options are identified by letter, numbers by value, and other answers by grading's text key.
+    Options are normalized to their letter, numbers to their value, and other answers to the grader's text key.
     """
     if extracted is None:
         return None
@@ -114,8 +114,8 @@ async def sample_groups(
 ) -> SampledGroups:
     """Sample and grade `samples` solutions per problem, with at most `in_flight` concurrent samples.
 
-    `keep` is called with each group as soon as it is complete. A problem whose sampling fails (missing image, too long
-    a prompt) is reported in `failed` and left out; a stopped engine raises.
+    `keep` is called with each group as soon as it is complete. A problem whose sampling fails (missing image, overlong
+    prompt) is left out and reported in `failed`. Raises EngineStoppedError if the engine stops.
     """
     slots = asyncio.Semaphore(max(1, in_flight // samples))
 
@@ -128,7 +128,7 @@ async def sample_groups(
                 raise
             except MmprmError as error:
                 return str(error)
-        # Grading happens outside the semaphore, so that the engine's slots are free for the next problem meanwhile.
+        # Grading happens outside the semaphore, so that the engine can already sample the next problem.
         graded = (graded_candidate(problem, c.text, c.token_count, grader, step_format) for c in completions)
         found = CandidateGroup(problem, tuple(await asyncio.gather(*graded)))
         keep(found)
@@ -144,10 +144,10 @@ async def sample_groups(
 
 
 def score_groups(groups: Sequence[CandidateGroup], scorer: Scorer) -> list[CandidateGroup]:
-    """Return the groups with step scores for every candidate that has steps; equal solutions are scored once.
+    """Add step scores to every candidate that has steps; identical solutions are scored once.
 
     A candidate that cannot be scored (too long, or the marker occurs in its text) gets the reason instead. Raises
-    DataError if none can be scored.
+    DataError if no candidate can be scored.
     """
     solutions = {
         (group.problem.id, candidate.steps): Solution(group.problem, candidate.steps)
@@ -168,19 +168,19 @@ def score_groups(groups: Sequence[CandidateGroup], scorer: Scorer) -> list[Candi
 
 
 def with_answer(candidate: Candidate, answer: StepScores | DataError | None) -> Candidate:
-    """Return the candidate with its scores, or with the reason why it has none."""
+    """Set the candidate's scores, or the reason why it cannot be scored."""
     if isinstance(answer, DataError):
         return replace(candidate, unscored=str(answer))
     return replace(candidate, scores=answer)
 
 
 def _scored_apart(solutions: list[Solution], scorer: Scorer) -> list[StepScores | DataError]:
-    """Score the solutions; on failure score each half again, so that only the invalid solution has no scores."""
+    """Score the solutions; after a failure, score each half separately, so that only invalid ones have no scores."""
     return run_halving(solutions, scorer.score, lambda _, error: error, DataError)
 
 
 def rewards(group: CandidateGroup, aggregate: str | None) -> list[float]:
-    """Return the aggregate of each candidate's step scores, or -inf for a candidate without scores."""
+    """Aggregate each candidate's step scores to a reward; it is -inf if the candidate has no scores."""
     if aggregate is None:
         return [-math.inf] * len(group.candidates)
     function = aggregator(aggregate)
@@ -188,11 +188,11 @@ def rewards(group: CandidateGroup, aggregate: str | None) -> list[float]:
 
 
 def choices(groups: Sequence[CandidateGroup], aggregate: str | None) -> Choices:
-    """Convert groups of equal size to the arrays that selectors use; without an aggregator, no reward is known."""
+    """Convert groups of equal size to the selectors' input arrays; if `aggregate` is None, all rewards are -inf."""
     reward_PM = np.array([rewards(group, aggregate) for group in groups])
 
     def weight(reward: float) -> float:
-        # A candidate without scores has no weight in a weighted vote.
+        # A candidate that has no scores gets no weight in a weighted vote.
         return vote_weight(aggregate, reward) if aggregate and reward > -math.inf else 0.0
 
     answers = [_numbered(candidate.answer for candidate in group.candidates) for group in groups]
@@ -207,7 +207,7 @@ def _numbered(answers: Iterable[str | None]) -> list[int]:
 
 
 def common_size(groups: Iterable[CandidateGroup]) -> int:
-    """Return the number of candidates per group, which must be the same for all groups."""
+    """Return the number of candidates per group; raise DataError unless all groups have the same size."""
     sizes = {len(group.candidates) for group in groups}
     if len(sizes) != 1 or 0 in sizes:
         raise DataError(

@@ -1,4 +1,4 @@
-"""Run a guided search over many problems concurrently, returning groups of candidates and their cost."""
+"""Run a guided search over many problems concurrently; return groups of candidates and the tokens spent."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from mmprm.types import Grader, Problem, Sampler, Scorer, Solution
 
 @dataclass(frozen=True, slots=True)
 class Guided:
-    """Holds the solutions that a search found, graded and scored.
+    """Holds the graded and scored solutions that a search found for one problem.
 
     `tokens` and `samples` count everything that was generated, including discarded paths; a candidate's `token_count`
-    covers its own path only.
+    covers only its own path.
     """
 
     group: CandidateGroup
@@ -32,7 +32,7 @@ class Guided:
 
 @dataclass(frozen=True, slots=True)
 class Searched:
-    """Holds the results in the order of the problems, and the reason for each problem that failed."""
+    """Holds the search results in problem order, and the failure reasons of the other problems by id."""
 
     results: list[Guided]
     failed: dict[str, str] = field(default_factory=dict)
@@ -50,11 +50,12 @@ async def search_problems(
     run_seed: int = 0,
     in_flight: int = 1024,
 ) -> Searched:
-    """Search each problem, with at most `in_flight` concurrent samples; the aggregator values partial solutions.
+    """Run the guided search on each problem, with at most `in_flight` concurrent samples.
 
-    A problem whose sampling fails, or without a solution that can be scored, is reported in `failed` and left out; a
-    stopped engine raises. A partial solution that cannot be scored (too long, or the marker occurs in its text) is
-    continued only if there are too few others.
+    Partial solutions are valued by the aggregate of their step scores. A problem is left out and reported in `failed`
+    if its sampling fails or none of its solutions can be scored. A partial solution that cannot be scored (too long, or
+    the marker occurs in its text) is continued only if there are too few others. Raises EngineStoppedError if the
+    engine stops.
     """
     value = aggregator(aggregate)
     queue = ScoreQueue(scorer)
@@ -65,7 +66,7 @@ async def search_problems(
 
         async def judge(paths: Sequence[Path]) -> list[float]:
             if config.lookahead:
-                # The score of a path comes from where it leads; the search itself continues from the path.
+                # A path is scored by its lookahead steps, but the search continues from the path itself.
                 paths = await asyncio.gather(*(ahead(writer, path, config.lookahead) for path in paths))
             scored = await queue.score_apart([Solution(problem, writer.plain(path)) for path in paths])
             return [-math.inf if isinstance(entry, DataError) else value(entry.scores) for entry in scored]
@@ -97,7 +98,7 @@ async def search_problems(
 
 
 async def _scored(group: CandidateGroup, queue: ScoreQueue) -> CandidateGroup:
-    """Score the group; raise DataError if none of its solutions can be scored."""
+    """Score the group's candidates; raise DataError if none of them can be scored."""
     answers = await queue.score_apart([Solution(group.problem, c.steps) for c in group.candidates if c.steps])
     reasons = [answer for answer in answers if isinstance(answer, DataError)]
     if reasons and len(reasons) == len(answers):

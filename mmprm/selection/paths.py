@@ -16,12 +16,12 @@ STOPS: dict[StepFormat, Callable[[int], tuple[str, ...]]] = {
     "blank_lines": lambda number: ("\n\n",),
     "numbered": lambda number: (),
 }
-"""Stop strings that end step `number`. They only save tokens after the step, whose end is always found by steps.split.
-In numbered format only the beginning of the next step ends a step, so a whole continuation is generated and cut."""
+"""Stop strings that end step `number`. They only save tokens: the end of the step is always found by steps.split. In
+the numbered format, only the start of the next step ends a step, so a whole continuation is generated and cut."""
 
 
 class PathState(enum.Enum):
-    """Describes a path: OPEN can be continued, COMPLETE was ended by the policy, BROKEN cannot be split into steps."""
+    """State of a path: OPEN can be continued, COMPLETE was ended by the policy, BROKEN cannot be split into steps."""
 
     OPEN = enum.auto()
     COMPLETE = enum.auto()
@@ -30,10 +30,10 @@ class PathState(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """Holds a partial solution: its verbatim steps, and in `tail` the text after them that forms no step.
+    """Holds a partial solution: its verbatim steps and, in `tail`, any text after them that is not a step.
 
-    `token_count` is the number of tokens generated for the path. `ids` are the tokens that end within the steps; None
-    if the sampler does not report them.
+    `token_count` is the number of tokens generated for the path. `ids` are the ids of the tokens that end within the
+    steps, or None if the sampler does not report them.
     """
 
     steps: Steps = ()
@@ -48,7 +48,7 @@ class Path:
 
 
 class Writer:
-    """Continues the solutions of one problem. `tokens` and `samples` count everything generated for it."""
+    """Samples steps and solutions for one problem. `tokens` and `samples` count everything it generated."""
 
     def __init__(self, problem: Problem, sampler: Sampler, step_format: StepFormat, run_seed: int) -> None:
         self.problem = problem
@@ -59,12 +59,12 @@ class Writer:
         self._run_seed = run_seed
 
     async def solutions(self, n: int) -> list[Path]:
-        """Sample n whole solutions, in sampling order."""
+        """Sample n complete solutions, in sampling order."""
         completions = await self._sample(SampleRequest(self.problem, "", n, self._seed("", 0)))
         return [Path(token_count=c.token_count, state=PathState.COMPLETE, tail=c.text) for c in completions]
 
     async def steps(self, path: Path, n: int, first_sample: int = 0, greedy: bool = False) -> list[Path]:
-        """Sample n candidates for the next step of the open path, in sampling order."""
+        """Sample n candidates for the next step of an open path, in sampling order."""
         stop = STOPS[self._step_format](len(path.steps) + 1)
         seed = self._seed(path.text, first_sample)
         ids = path.ids if path.steps else None
@@ -73,11 +73,11 @@ class Writer:
         return [extended(path, completion, stop, self._step_format) for completion in whole]
 
     def plain(self, path: Path) -> Steps:
-        """Return the steps of the path without step markup."""
+        """Return the path's steps stripped of step markup."""
         return tuple(plain(step, self._step_format) for step in path.steps)
 
     async def _whole(self, path: Path, completion: Completion, stop: tuple[str, ...], greedy: bool) -> Completion:
-        """Return the completion, continued if it was stopped inside a code block or a formula."""
+        """Continue the completion if it was stopped inside a code block or formula, and return it."""
         text, tokens = completion.text, completion.tokens
         if self._step_format == "tags" or not text.endswith(stop) or not ends_within(text):
             return completion
@@ -106,10 +106,10 @@ class Writer:
 
 
 def extended(path: Path, completion: Completion, stop: tuple[str, ...], step_format: StepFormat) -> Path:
-    """Return the path extended by the first step of the completion.
+    """Extend the path by the first step of the completion.
 
-    The new path is complete if the policy ended its turn with that step, or instead of one. It is broken if the text
-    cannot be split, or was cut off within the step.
+    The new path is complete if the policy ended its turn with that step or without writing one. It is broken if the
+    text cannot be split or was cut off within the step.
     """
     text, tokens = completion.text, path.token_count + completion.token_count
     stopped = text.endswith(stop)
@@ -120,14 +120,14 @@ def extended(path: Path, completion: Completion, stop: tuple[str, ...], step_for
     cut = split(text, step_format).steps
     if not cut or (len(cut) == 1 and not ended and not stopped):
         return Path(path.steps, tokens, PathState.BROKEN, text)
-    # Without stop strings a completion may hold several steps, of which only the first one is kept.
+    # A completion sampled with no stop strings may hold several steps; only the first one is used.
     complete = ended and len(cut) == 1
     state = PathState.COMPLETE if complete else PathState.OPEN
     return Path((*path.steps, cut[0]), tokens, state, ids=_ids(path, completion, len(cut[0])))
 
 
 def _ids(path: Path, completion: Completion, length: int) -> tuple[int, ...] | None:
-    """Return the token ids of the path extended by the first `length` characters of the completion."""
+    """Return the path's token ids, extended by those of the first `length` characters of the completion."""
     if path.ids is None or completion.tokens is None:
         return None
     return (*path.ids, *completion.tokens.ids[: completion.tokens.whole_in(length)])

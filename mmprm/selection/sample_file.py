@@ -1,4 +1,4 @@
-"""Write samples.jsonl, graded solutions problem by problem, so that an interrupted run can resume from them."""
+"""Write graded solutions to samples.jsonl problem by problem, so that an interrupted run can resume from them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HEAD = "sampled_with"
 
 
 class SampleFile(AbstractContextManager["SampleFile"]):
-    """Holds one group of `samples` candidates per problem, sampled with the settings `resume_key`.
+    """Stores one group of `samples` candidates per problem, sampled with the settings `resume_key`.
 
     A file with other settings is replaced. `add` must be called inside the context.
     """
@@ -33,10 +33,10 @@ class SampleFile(AbstractContextManager["SampleFile"]):
     def __exit__(self, *error: object) -> None:
         if self._file is not None:
             self._file.close()
-            self._write()  # rewrite in the order of the problems
+            self._write()  # rewrite in problem order
 
     def add(self, group: CandidateGroup) -> None:
-        """Append the group immediately. The first call removes truncated, damaged or foreign lines."""
+        """Append the group and flush. The first call removes truncated, damaged or unrelated lines."""
         if self._file is None:
             self._write()
             try:
@@ -69,7 +69,7 @@ class SampleFile(AbstractContextManager["SampleFile"]):
             lines.setdefault(str(row.get("problem_id")), []).append((location, row))
         groups = {}
         for name, own in lines.items():
-            if name in self._problems and len(own) == self._samples:  # an incomplete group was cut off or damaged
+            if name in self._problems and len(own) == self._samples:  # otherwise the group was truncated or damaged
                 try:
                     (groups[name],) = read_groups(own, self._problems)
                 except DataError as error:
@@ -77,7 +77,7 @@ class SampleFile(AbstractContextManager["SampleFile"]):
         return groups
 
     def _rows(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield pairs (location, object). A truncated last line is skipped, and damaged ones with a warning."""
+        """Yield (location, object) pairs. A truncated last line is skipped silently, damaged lines with a warning."""
         try:
             lines = self.path.read_bytes().splitlines(keepends=True)
         except OSError as error:
@@ -95,4 +95,4 @@ class SampleFile(AbstractContextManager["SampleFile"]):
 
 
 def _line(row: dict[str, Any]) -> str:
-    return json.dumps(row) + "\n"  # ASCII only, because a policy's bytes may decode to half a surrogate pair
+    return json.dumps(row) + "\n"  # ASCII only, because a policy's bytes may decode to lone surrogates

@@ -1,8 +1,8 @@
-"""Choose one answer among the sampled solutions of a problem: a table of rules with their exact expected accuracy.
+"""Choose one answer among a problem's sampled solutions: a table of selectors with exact expected accuracies.
 
-A selector sees subsets of the candidates of many problems at once. It returns for each the probability that its choice
-is correct when ties are broken uniformly, so no random number is needed. A candidate counts as correct only if its
-verdict is CORRECT.
+A selector receives subsets of the candidates of many problems at once. For each subset, it returns the probability that
+its choice is correct when ties are broken uniformly, so no random numbers are needed. A candidate counts as correct
+only if its verdict is CORRECT.
 
 Shapes: P problem, M candidate of a problem (in sampling order), B subset of the candidates, A answer of a problem.
 """
@@ -21,16 +21,16 @@ Bools = NDArray[np.bool_]
 Selector = Callable[["Choices", Bools], Floats]
 
 TIE = 1e-12
-"""Relative difference up to which sums of votes are equal: the rounding error that the order of addition can cause."""
+"""Relative tolerance for vote sums to count as equal, because the order of addition causes rounding errors."""
 
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """Holds what a selector may see of the candidates of P problems with M candidates each.
+    """Holds the selectors' input: the candidates of P problems with M candidates each.
 
-    `answer_PM` numbers the answers of a problem from 0 and is -1 without an answer. `reward_PM` is the aggregate of the
-    step scores, -inf if the candidate could not be scored. `weight_PM` in [0, 1] weights votes. Only the oracle
-    may use `correct_PM` for its choice.
+    `answer_PM` numbers a problem's distinct answers from 0; -1 means no answer. `reward_PM` is the aggregate of the
+    step scores, or -inf if the candidate could not be scored. `weight_PM` in [0, 1] weights votes. Only the oracle may
+    use `correct_PM` for its choice.
     """
 
     answer_PM: NDArray[np.intp]
@@ -39,14 +39,14 @@ class Choices:
     weight_PM: Floats
 
     def of(self, problems: slice) -> Choices:
-        """Return the choices of a slice of the problems."""
+        """Select a slice of the problems."""
         return Choices(
             self.answer_PM[problems], self.correct_PM[problems], self.reward_PM[problems], self.weight_PM[problems]
         )
 
 
 def random(choices: Choices, inside_BM: Bools) -> Floats:
-    """Choose uniformly among the candidates: (1/N) Σ correct."""
+    """Choose uniformly at random: the expected accuracy is (1/N) Σ correct."""
     return choices.correct_PM @ inside_BM.T.astype(float) / inside_BM.sum(axis=1)
 
 
@@ -56,7 +56,7 @@ def first(choices: Choices, inside_BM: Bools) -> Floats:
 
 
 def best_of_n(choices: Choices, inside_BM: Bools) -> Floats:
-    """Choose the candidate of highest reward."""
+    """Choose the candidate with the highest reward."""
     reward_P1M = choices.reward_PM[:, None]
     highest_PB1 = np.where(inside_BM, reward_P1M, -np.inf).max(axis=2, keepdims=True)
     chosen_PBM = inside_BM & (reward_P1M == highest_PB1)
@@ -64,17 +64,17 @@ def best_of_n(choices: Choices, inside_BM: Bools) -> Floats:
 
 
 def majority(choices: Choices, inside_BM: Bools) -> Floats:
-    """Choose the most frequent answer (self-consistency); candidates without an answer do not vote."""
+    """Choose the most frequent answer (self-consistency); candidates with no answer do not vote."""
     return _vote(choices, inside_BM, np.ones_like(choices.weight_PM))
 
 
 def weighted(choices: Choices, inside_BM: Bools) -> Floats:
-    """Choose the answer with the highest sum of its candidates' weights."""
+    """Choose the answer with the highest total weight of its candidates."""
     return _vote(choices, inside_BM, choices.weight_PM)
 
 
 def oracle(choices: Choices, inside_BM: Bools) -> Floats:
-    """Choose a correct candidate if there is one (pass@N), the upper bound of every selector."""
+    """Choose a correct candidate if there is one (pass@N), which is an upper bound for every selector."""
     return (random(choices, inside_BM) > 0).astype(float)
 
 
@@ -88,19 +88,19 @@ SELECTORS: dict[str, Selector] = {
 }
 
 NEEDS_SCORES = ("prm", "weighted")
-"""Selectors that choose by step scores."""
+"""Selectors that need step scores."""
 
 
 def selector_names(scored: bool) -> list[str]:
-    """Return the names of all selectors, or of those that need no scores, in the order of the table."""
+    """Return the names of all selectors in table order, or of only those that need no scores."""
     return [name for name in SELECTORS if scored or name not in NEEDS_SCORES]
 
 
 def _vote(choices: Choices, inside_BM: Bools, weight_PM: Floats) -> Floats:
-    """Return the expected accuracy of a vote by answer, or of a random candidate if nobody votes.
+    """Return the expected accuracy of a vote by answer, or of a random candidate if there are no votes.
 
-    If the candidates of one answer have different verdicts (an answer graded UNKNOWN once), the answer counts as the
-    share of them that is correct.
+    If an answer's candidates have different verdicts (for example, one was graded UNKNOWN), the answer counts as the
+    fraction of them that is correct.
     """
     answers = max(1, int(choices.answer_PM.max()) + 1)
     gives_PMA = (choices.answer_PM[..., None] == np.arange(answers)).astype(float)

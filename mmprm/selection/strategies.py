@@ -1,8 +1,8 @@
-"""Build the solutions of one problem step by step in a guided search; STRATEGIES lists the strategies.
+"""Implement the guided search strategies, which build the solutions of one problem step by step.
 
-Beam search keeps the best paths of one tree, DVTS keeps one path in each of several trees. Sources: step beam search
-and lookahead, Snell et al., Scaling LLM Test-Time Compute Optimally (2024); DVTS, Beeching et al., Scaling test-time
-compute with open models (2024).
+STRATEGIES lists them. Beam search keeps the best paths of one tree; DVTS keeps one path in each of several trees.
+Sources: step beam search and lookahead, Snell et al., Scaling LLM Test-Time Compute Optimally (2024); DVTS, Beeching et
+al., Scaling test-time compute with open models (2024).
 """
 
 from __future__ import annotations
@@ -17,22 +17,24 @@ from mmprm.config import Config
 from mmprm.selection.paths import Path, PathState, Writer
 
 PathScorer = Callable[[Sequence[Path]], Awaitable[list[float]]]
-"""Returns the value of each open path; the paths of highest value are continued."""
+"""Function that returns the value of each open path; the search continues the paths with the highest values."""
 
 
 class GuidedConfig(Config):
     strategy: Literal["best_of_n", "beam", "dvts"] = "best_of_n"
-    """best_of_n: sample whole solutions and judge them at their end; beam: continue the best partial solutions after
-    each step; dvts: run as many independent searches as beams, each of which continues its best partial solution."""
+    """Search strategy. best_of_n: sample whole solutions and judge them at the end; beam: continue the best partial
+    solutions after each step; dvts: run `beams` independent searches, each of which continues its best partial
+    solution."""
     samples: int = Field(8, ge=1)
-    """Number of solutions per problem. Each depth samples this many steps, less the solutions already complete."""
+    """Number of solutions per problem. At each depth, this many steps are sampled, minus the number of complete
+    solutions."""
     beams: int = Field(2, ge=1)
-    """Number of partial solutions continued after each step, over all searches of a problem; each is continued
+    """Number of partial solutions to continue after each step, over all searches for a problem; each is continued
     samples/beams times."""
     lookahead: int = Field(0, ge=0)
-    """Number of further steps, decoded greedily, with which a partial solution is judged; they are discarded."""
+    """Number of greedily decoded steps by which a partial solution is extended for scoring; they are then discarded."""
     max_steps: int = Field(40, ge=1)
-    """Maximum number of steps per solution; a solution that is still open then ends there."""
+    """Maximum number of steps per solution; an open solution ends there."""
 
     @model_validator(mode="after")
     def _fits(self) -> GuidedConfig:
@@ -51,17 +53,17 @@ class GuidedConfig(Config):
 
 
 async def sample_whole(writer: Writer, judge: PathScorer, config: GuidedConfig) -> list[Path]:
-    """Sample whole solutions."""
+    """Sample whole solutions instead of searching."""
     return await writer.solutions(config.samples)
 
 
 async def beam(writer: Writer, judge: PathScorer, config: GuidedConfig) -> list[Path]:
-    """Search one tree that keeps its `beams` best paths."""
+    """Search one tree, keeping the `beams` best paths at each step."""
     return await _grow(writer, judge, config, slots=config.samples, kept=config.beams)
 
 
 async def dvts(writer: Writer, judge: PathScorer, config: GuidedConfig) -> list[Path]:
-    """Search `beams` independent trees that keep one path each; their samples differ even for equal prefixes."""
+    """Search `beams` independent trees, keeping one path in each; samples differ even for equal prefixes."""
     trees = [
         _grow(writer, judge, config, slots=slots, kept=1, first_sample=tree * config.samples)
         for tree, slots in enumerate(even_shares(config.samples, config.beams))
@@ -77,7 +79,7 @@ STRATEGIES: dict[str, Callable[[Writer, PathScorer, GuidedConfig], Awaitable[lis
 
 
 def solutions(paths: Sequence[Path]) -> list[Path]:
-    """Return the complete paths; if there are none, the open ones; if all are broken, these."""
+    """Return the complete paths, or the open paths if there are none, or the broken paths if there are only those."""
     for state in (PathState.COMPLETE, PathState.OPEN, PathState.BROKEN):
         if found := [path for path in paths if path.state is state]:
             return found
@@ -85,7 +87,7 @@ def solutions(paths: Sequence[Path]) -> list[Path]:
 
 
 async def ahead(writer: Writer, path: Path, count: int) -> Path:
-    """Extend the path greedily by `count` steps, or by fewer if the solution ends or breaks before."""
+    """Extend the path greedily by up to `count` steps; stop early if the solution ends or breaks."""
     for _ in range(count):
         (following,) = await writer.steps(path, 1, greedy=True)
         if following.state is PathState.BROKEN:
@@ -97,17 +99,17 @@ async def ahead(writer: Writer, path: Path, count: int) -> Path:
 
 
 def even_shares(total: int, parts: int) -> list[int]:
-    """Divide the total into integer shares that differ by at most one, the larger ones first."""
+    """Divide `total` into `parts` integers that differ by at most one, the larger ones first."""
     return [total // parts + (part < total % parts) for part in range(parts)]
 
 
 async def _grow(
     writer: Writer, judge: PathScorer, config: GuidedConfig, slots: int, kept: int, first_sample: int = 0
 ) -> list[Path]:
-    """Grow one tree, and return all paths that ended, followed by those still open.
+    """Grow one tree, and return all ended paths, followed by the open ones.
 
-    A complete solution occupies one of the `slots`, so the tree ends with at most that many solutions and samples at
-    most that many steps per depth.
+    A complete solution occupies one of the `slots`, so the tree ends with at most `slots` solutions and samples at most
+    `slots` steps per depth.
     """
     ended: list[Path] = []
     going = [Path()]
@@ -124,9 +126,9 @@ async def _grow(
 
 
 async def _best(paths: Sequence[Path], count: int, writer: Writer, judge: PathScorer) -> list[Path]:
-    """Return the `count` paths of highest value, best first; samples with equal steps are one path.
+    """Return the `count` paths with the highest values, best first; paths with equal steps are merged.
 
-    If there is no choice to make, nothing is judged.
+    If there are at most `count` distinct paths, none is judged.
     """
     distinct: dict[tuple[str, ...], Path] = {}
     for path in paths:
