@@ -1,4 +1,4 @@
-"""Read the answer of a row, as text, from its cells."""
+"""Convert the answer in a row's cells to text."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from mmprm.errors import DataError
 
 
 def answer_text(value: Any, found: Sequence[tuple[str, Any]], location: str) -> str:
-    """Return a string, a number or a list of these as text.
+    """Convert a string, a number or a list of these to text.
 
     Raises DataError for other values, such as structs and infinity.
     """
     if value is None:
         return ""
     if isinstance(value, str) and value.lstrip().startswith("["):
-        texts = parsed(value)  # [1, 2] is a point or an interval, ['A', 'B'] a list as a table stores it
+        texts = parsed(value)  # [1, 2] is a point or an interval; ['A', 'B'] is a list that a table stores as text
         value = texts if isinstance(texts, list) and all(isinstance(text, str) for text in texts) else value
     items = [item for item in (value if isinstance(value, list | tuple) else [value]) if not is_empty(item)]
     items = [parsed(item) if isinstance(item, str) and item.lstrip().startswith("{") else item for item in items]

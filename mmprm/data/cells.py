@@ -1,4 +1,4 @@
-"""Access the cells of rows: columns by name (including inside structs), emptiness and parsing."""
+"""Look up, test and parse the cells of rows, including the members of structs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _ADJACENT = re.compile(r"[\"']\s+[\"']")
 
 
 def as_builtin(value: Any) -> Any:
-    """Return a value as built-in Python types.
+    """Convert a value to built-in Python types.
 
     Values with `tolist` (NumPy, PyArrow) and buffers are converted; NaN becomes None.
     """
@@ -49,7 +49,7 @@ def is_empty(value: Any) -> bool:
 
 
 def find(row: Row, name: str) -> Any:
-    """Return the value of a column, where a dotted name that is not itself a column reaches into structs.
+    """Return the value of a column; a dotted name that is not itself a column refers to a struct member.
 
     Raises KeyError if the row has no such column.
     """
@@ -62,7 +62,7 @@ def find(row: Row, name: str) -> Any:
 
 
 def _reach(value: Any, name: str) -> Any:
-    """Return the value at a dotted path, or _ABSENT.
+    """Return the value at a dotted path, or _ABSENT if there is none.
 
     A part of the name may itself contain dots, or be a 0-based index into a list; lists and structs may also be stored
     as text.
@@ -98,7 +98,7 @@ def top_of(row: Row, name: str) -> str:
 
 
 def flat(value: Any) -> list[Any]:
-    """Return the non-empty items of a cell: the value itself, or the flattened items of a list (which may be text)."""
+    """Return a cell's non-empty values as a flat list; the cell holds one value or a list, which may be text."""
     value = as_builtin(value)
     if isinstance(value, str) and value.lstrip().startswith(("[", "{")):
         value = parsed(value)
@@ -108,7 +108,7 @@ def flat(value: Any) -> list[Any]:
 
 
 def parsed(text: str) -> Any:
-    """Return the list or struct written as JSON, Python or NumPy text, or the text itself if it is neither."""
+    """Parse a list or struct written as JSON, Python or NumPy text; return other texts unchanged."""
     for read in (json.loads, _literal):
         try:
             value = read(text.strip())
@@ -120,7 +120,7 @@ def parsed(text: str) -> Any:
 
 
 def is_too_deep(value: Any) -> bool:
-    """Return whether lists and structs are nested deeper than MAX_DEPTH, where recursing into them could fail."""
+    """Return whether lists and structs are nested deeper than MAX_DEPTH, where recursive functions could fail."""
     level = [value]
     for _ in range(MAX_DEPTH):
         groups = (item.values() if isinstance(item, dict) else item for item in level if isinstance(item, _NESTED))
@@ -147,7 +147,7 @@ def _literal(text: str) -> Any:
 
 
 def cut(value: Any, length: int = 60) -> str:
-    """Return at most `length` characters of a value, for use in an error message."""
+    """Format a value for an error message, truncated to `length` characters."""
     if isinstance(value, bytes):
         return f"{len(value):,} bytes"
     if isinstance(value, list | tuple):  # avoids formatting all of a long list
@@ -157,5 +157,5 @@ def cut(value: Any, length: int = 60) -> str:
 
 
 def names_of(row: Row | Sequence[str]) -> str:
-    """Return the column names of a row, for use in an error message."""
+    """Format the column names of a row for an error message."""
     return cut(", ".join(map(str, row)), 300)

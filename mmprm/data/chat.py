@@ -1,4 +1,4 @@
-"""Read chat messages in the published formats, as turns made of pieces.
+"""Parse chat messages in the formats of published data sets into turns of text and images.
 
 OpenAI, TRL, verl, MM-Eureka, LMM-R1    [{role, content}], content a string or parts {type, …}; also as JSON text
 ShareGPT, InternVL                      [{from, value}]
@@ -30,7 +30,7 @@ _MEDIA = ("video", "audio")
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """Represents a message part that shows an image.
+    """Represents an image in a message.
 
     Without `value`, the part is a placeholder for an image from a column.
     """
@@ -50,12 +50,12 @@ class Turn:
 
     @property
     def text(self) -> str:
-        """Return the turn as one string, with a mark for each image."""
+        """Return the turn as one string, with <image> in place of each image."""
         return "".join(piece if isinstance(piece, str) else IMAGE for piece in self.pieces)
 
 
 def read_turns(chat: Any, location: str) -> list[Turn]:
-    """Return the turns of chat messages.
+    """Parse chat messages into turns.
 
     Raises DataError, naming `location`, for an unknown format, an unknown role, or unsupported media.
     """
@@ -114,7 +114,7 @@ def _piece(part: Any, location: str) -> MessagePart:
 
 
 def image_of(part: Mapping[str, Any]) -> Any:
-    """Return the image of a message part, looked up under its type (image, image_url, …), url or path.
+    """Return the image in a message part, from the key named by its type (image, image_url, …) or from url or path.
 
     Returns None if the part is only a placeholder. Raises KeyError if it has only other keys.
     """

@@ -22,12 +22,12 @@ _LABEL_KEYS = ("label", "key", "letter", "id", "name")
 
 
 def read_choices(value: Any, location: str) -> tuple[str, ...]:
-    """Return the texts of a cell's options; see labeled_choices."""
+    """Parse a cell of options and return their texts; see labeled_choices."""
     return labeled_choices(value, location)[1]
 
 
 def labeled_choices(value: Any, location: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    r"""Return (labels, texts) of a cell's options. The labels are A, B, C, … unless the cell provides its own.
+    r"""Parse a cell of options into (labels, texts). The labels are A, B, C, … unless the cell provides its own.
 
     A cell is a list (also as text), {A: …, B: …}, {label: […], text: […]}, [{label: A, text: …}, …], or a text with a
     letter before each option ("A. 3 cm\nB. 5 cm"). Raises DataError for another format, for options that are not text
@@ -49,7 +49,7 @@ def labeled_choices(value: Any, location: str) -> tuple[tuple[str, ...], tuple[s
 
 
 def _parsed(text: str) -> Any:
-    """Return the list or struct that a text encodes, or its options if each follows a letter."""
+    """Parse a text as a list or struct, or split it into options if each of them follows a letter."""
     value = parsed(text)
     marks = list(_LETTER_IN_TEXT.finditer(text)) if value is text else []
     letters = "".join(match[1] or match[2] for match in marks)
@@ -60,14 +60,14 @@ def _parsed(text: str) -> Any:
 
 
 def _without_empty_end(items: list[Any]) -> list[Any]:
-    """Remove trailing empty items, since tables pad short lists with nulls."""
+    """Remove trailing empty items, because tables pad short lists with nulls."""
     while items and is_empty(items[-1]):
         items.pop()
     return items
 
 
 def letter_of_label(labels: Sequence[str], answer: str) -> str:
-    """Return the letter shown to the policy for the option that an answer names by its own label (1, 2, …).
+    """Convert an answer that is an option's own label (1, 2, …) to the letter shown to the policy.
 
     Other answers are returned unchanged.
     """
@@ -90,7 +90,7 @@ def check_choices(choices: Sequence[str], answer: Any, location: str) -> None:
 
 
 def _of_struct(value: Mapping[Any, Any]) -> tuple[list[str], list[Any] | None]:
-    """Return the labels and options, sorted by label; the options are None for any other struct."""
+    """Return the labels and options in a struct, sorted by label; options are None if it holds none."""
     named = {str(name).strip().upper(): as_builtin(item) for name, item in value.items()}
     if named.keys() == {"LABEL", "TEXT"} and all(isinstance(item, list | tuple) for item in named.values()):
         labels, texts = named["LABEL"], named["TEXT"]
@@ -106,7 +106,7 @@ def _of_struct(value: Mapping[Any, Any]) -> tuple[list[str], list[Any] | None]:
 
 
 def _of_list(value: Any) -> tuple[list[str], Any]:
-    """Return the labels and options of a list whose options may be a struct with its label, {A: …}, or [A, …]."""
+    """Return the labels and options of a list; an item may hold its own label as {label: A, …}, {A: …} or [A, …]."""
     items = [as_builtin(item) for item in value] if isinstance(value, list | tuple) else value
     pairs = [_pair(item) for item in items] if items is not value else []
     if not pairs or None in pairs:
@@ -115,7 +115,7 @@ def _of_list(value: Any) -> tuple[list[str], Any]:
 
 
 def _pair(item: Any) -> tuple[Any, Any] | None:
-    """Return (label, text) of an option that carries its own label, or None."""
+    """Return (label, text) if an option has its own label, or None if it has none."""
     if isinstance(item, list | tuple):
         is_pair = len(item) == 2 and isinstance(item[0], str) and _LETTER_GOLD.fullmatch(item[0].upper())
         return (item[0], item[1]) if is_pair else None
@@ -130,7 +130,7 @@ def _pair(item: Any) -> tuple[Any, Any] | None:
 
 
 def lettered_columns(row: Row) -> dict[str, str]:
-    """Return the columns that each hold one option, by label: A, B, … (MMBench), option_a, choiceA, option_1, ….
+    """Map labels to the columns that each hold one option: A, B, … (MMBench), option_a, choiceA, option_1, ….
 
     Returns {} for fewer than two. Single lower-case letters are not option columns.
     """
@@ -149,7 +149,7 @@ def lettered_columns(row: Row) -> dict[str, str]:
 
 
 def unread_options(rest: Row, answer: str) -> str | None:
-    """Return the name of an unread list that contains the answer among other texts, as options do, or None."""
+    """Return the name of an unread column that looks like options, a list of texts with the answer, or None."""
     for name, value in rest.items():
         items = as_builtin(value)
         if not isinstance(items, list | tuple) or not 1 < len(items) <= len(LETTERS):
@@ -161,10 +161,10 @@ def unread_options(rest: Row, answer: str) -> str | None:
 
 
 def with_choices(question: str, choices: Sequence[str], answer: str = "") -> str:
-    """Return the question followed by "Choices:" and one line per option, unless it already contains all of them.
+    """Append "Choices:" and one line per option to a question, unless it already contains all of them.
 
     If the answer is a letter or unknown, the question must contain the options with their letters, because the policy
-    has to name one.
+    must answer with a letter.
     """
     if not choices or _all_stand_in(question, choices, answer):
         return question
@@ -178,7 +178,7 @@ def asked_question(problem: Problem) -> str:
 
 
 def _without_letters(choices: Sequence[str]) -> list[str]:
-    """Strip the options' own letters if they match the options' order."""
+    """Strip the letters from options if they are A, B, C, … in order."""
     letters = [match[1] if (match := _OWN_LETTER.match(choice)) else "" for choice in choices]
     if "".join(letters) != LETTERS[: len(choices)]:
         return list(choices)

@@ -1,4 +1,4 @@
-"""Map the columns of a row to fields: the usual names, the configured names, and rows that hold a field twice."""
+"""Map columns to fields by configured or default names, and check rows in which several columns hold a field."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ USUAL = {
     "solution": ("solution",),
     "chat": ("message", "messages", "conversations"),
 }
-"""Columns tried, in order, for a field whose column is not configured."""
+"""Default columns of each field, in order of precedence; they apply if no column is configured."""
 
 PROMPT = "prompt"
 """Column that holds chat messages (verl, TRL) or a question (OpenRLHF) if no other column does."""
 
 NUMBERED_IMAGE = re.compile(r"image_?(\d+)")
-"""Pattern of the single-image columns of MMMU and OlympiadBench."""
+"""Matches numbered image columns such as image_1, as in MMMU and OlympiadBench."""
 
 _MEDIA = re.compile(
     r"(?:.*_)?(?:video|audio)s?(?:_?(?:path|url|uri|link|file|filename|name|id|bytes|base64|list)s?)?", re.IGNORECASE
@@ -47,38 +47,40 @@ _SPEAKS_OF_IMAGE = re.compile(
 
 
 class Columns(Config):
-    """Names the column of each field; null: the usual names. Dots reach into structs (reward_model.ground_truth)."""
+    """Configures each field's column; null detects it by name. Dots select struct members (reward_model.ground_truth)."""
 
     id: str | None = None
-    """Usual: id, problem_id, unique_id; if there is none, a hash of the content."""
+    """Columns detected by default: id, problem_id, unique_id; if there is none, the id is a hash of the content."""
     question: str | None = None
-    """Usual: question, problem, or a text in prompt."""
+    """Columns detected by default: question, problem; `prompt` also counts if it holds text."""
     answer: str | None = None
-    """Usual: answer, reward_model.ground_truth (verl)."""
+    """Columns detected by default: answer, reward_model.ground_truth (verl)."""
     images: str | Literal[False] | None = None
-    """Usual: pictures, image, images, image_path, image_paths, image_url, image_urls, or image_1, image_2, …; a path,
-    bytes, base64, a data URL, {bytes, path}, or a list of them. false: read no images from columns.
+    """Columns detected by default: pictures, image, images, image_path, image_paths, image_url, image_urls, or image_1,
+    image_2, …. A cell holds a path, bytes, base64, a data URL, {bytes, path}, or a list of them. false reads no images
+    from columns.
     """
     choices: str | None = None
-    """Usual: choices, options, answer_choices, or A, B, C, … or option_a, …; a list, its text, or {A: …, B: …}."""
+    """Columns detected by default: choices, options, answer_choices, or one column per option (A, B, … or option_a, …).
+    A cell holds a list, a list as text, or {A: …, B: …}.
+    """
     solution: str | None = None
-    """Usual: solution."""
+    """Column detected by default: solution."""
     chat: str | None = None
-    """Usual: message, messages, conversations, or messages in prompt (also as a JSON string); the user turns hold the
-    question and the images.
+    """Columns detected by default: message, messages, conversations; `prompt` also counts if it holds messages.
+    Messages may be a JSON string; the user turns hold the question and the images.
     """
 
 
 def is_usual(name: str) -> bool:
-    """Return whether `name` is one of the usual columns of a field."""
+    """Return whether `name` is a default column of any field."""
     return (
         name == PROMPT or any(name in names for names in USUAL.values()) or NUMBERED_IMAGE.fullmatch(name) is not None
     )
 
 
 def read_cell(row: Row, columns: Columns, field: str, location: str) -> Any:
-    """Return the value of a field from its configured column or from the usual ones; None if they are empty or
-    missing.
+    """Return a field's value from its configured or default column, or None if that is empty or missing.
 
     Raises DataError if a configured column is missing. Empty cells count as missing.
     """
@@ -87,7 +89,7 @@ def read_cell(row: Row, columns: Columns, field: str, location: str) -> Any:
 
 
 def cells_of(row: Row, columns: Columns, field: str, location: str) -> list[tuple[str, Any]]:
-    """Return (column, value) for every column that holds a value for a field, in order of precedence."""
+    """Return (column, value) pairs of all columns that hold a value for a field, in order of precedence."""
     chosen = getattr(columns, field)
     if chosen is False:
         return []
@@ -133,7 +135,7 @@ def _numbered_images(row: Row) -> tuple[str, list[Any]] | None:
 def only_one(found: list[tuple[str, Any]], field: str, location: str) -> Any:
     """Return the value of a field that several columns may hold, or None if none does.
 
-    Raises DataError for two texts neither of which contains the other.
+    Raises DataError if the texts of two columns differ and neither contains the other.
     """
     for name, value in found[1:]:
         first, other = (" ".join(str(text).split()) for text in (found[0][1], value))
@@ -158,12 +160,12 @@ def _agree(one: str, other: str) -> bool:
 
 
 def rest_of(row: Row, used: set[str]) -> dict[str, Any]:
-    """Return the columns that no field was read from. A column of which only a part was read is kept."""
+    """Return the columns that no field was read from, including columns that were only read in part."""
     return {str(name): value for name, value in row.items() if name not in used}
 
 
 def used_names(row: Row, found: list[tuple[str, Any]]) -> set[str]:
-    """Return the columns that were read as a whole."""
+    """Return the names of the columns that were read in full."""
     return {name for name, _ in found if top_of(row, name) == name}
 
 
@@ -196,7 +198,7 @@ def check_unread_images(rest: Row, question: str, location: str) -> str | None:
 
 
 def _parts(name: str, value: Any, depth: int = 3) -> Iterator[tuple[str, Any]]:
-    """Yield (dotted name, value) of a column and of the members of its structs."""
+    """Yield (dotted name, value) for a column and for the nested members of its structs."""
     value = as_builtin(value)
     yield name, value
     if isinstance(value, Mapping) and depth:

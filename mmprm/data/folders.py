@@ -1,4 +1,4 @@
-"""Select the files of a folder that hold a subset and a split, in the layouts of the hub and of `save_to_disk`."""
+"""Select the files of a subset and split from a folder in the layout of the hub or of `save_to_disk`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _DEFAULT_SPLIT = "train"
 
 
 def form_of(path: Path) -> str | None:
-    """Return jsonl, json, csv, tsv, parquet or arrow, according to the suffix, or None for any other suffix."""
+    """Return a file's format by its suffix: jsonl, json, csv, tsv, parquet or arrow, or None for other suffixes."""
     *_, before, last = ["", "", *(suffix.lower() for suffix in path.suffixes)]
     if last not in _PACKED:
         return FORMS.get(last)
@@ -48,12 +48,12 @@ def names_split(parts: Sequence[str], split: str) -> bool:
 
 
 def split_word(parts: Sequence[str]) -> str | None:
-    """Return the usual split name that a file is named after, or None."""
+    """Return the common split name (train, test, …) that a file is named after, or None if there is none."""
     return next((word for word in _SPLITS if names_split(parts, word)), None)
 
 
 def files_of_folder(folder: Path, split: str | None, subset: str | None) -> list[Path]:
-    """Return the files of a split (default: train) and a subset, sorted by name.
+    """Return the files that hold a split (default: train) of a subset, sorted by name.
 
     If no file name mentions a split, all files belong to train. Raises DataError, listing what exists, for a missing
     split or subset, for several subsets when none is chosen, and for one split stored in several formats.
@@ -90,7 +90,7 @@ def files_of_folder(folder: Path, split: str | None, subset: str | None) -> list
 
 
 def _belongs(parts: Sequence[str], split: str) -> bool:
-    """Return whether the innermost part that names a split names this one.
+    """Return whether a file's own name contains this split, or no split name at all.
 
     A file name takes precedence over its folder: test/part-train.jsonl belongs to train.
     """
@@ -125,12 +125,12 @@ def _subset_folder(folder: Path, subset: str | None) -> Path:
 
 
 def is_saved(folder: Path) -> bool:
-    """Return whether the folder was written by `save_to_disk` of `datasets`."""
+    """Return whether a folder was written by `Dataset.save_to_disk` of the `datasets` library."""
     return (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file()
 
 
 def saved_files(folder: Path, split: str | None) -> list[Path]:
-    """Return the Arrow files of a data set, or of one split of a dictionary of data sets, written by save_to_disk."""
+    """Return the Arrow files of a Dataset, or of one split of a DatasetDict, written by save_to_disk."""
     name = "state.json" if is_saved(folder) else "dataset_dict.json"
     try:
         state = json.loads((folder / name).read_bytes())

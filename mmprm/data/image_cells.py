@@ -1,4 +1,4 @@
-"""Read the images in a cell of a row: paths, encoded bytes, base64, data URLs, and structs and lists of these."""
+"""Read the images in a cell: paths, encoded bytes, base64, data URLs, and structs and lists of these."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _URL_SAFE = bytes.maketrans(b"-_", b"+/")
 
 
 def listed(value: Any) -> list[Any]:
-    """Return the images in a cell without reading them: one image or a list (also as text), omitting empty items."""
+    """List the images in a cell without reading them; the cell holds one image or a list (also as text)."""
     return [item for item in flat(value) if not (isinstance(item, dict) and _names_nothing(item))]
 
 
 def read_image(value: Any, root: Path, location: str, field: str = "") -> ImageRef:
-    """Read a path (relative to `root`), encoded bytes, a data URL, base64 text, or {bytes, path} or {url} of these.
+    """Convert a path (relative to `root`), encoded bytes, a data URL, base64 text, or a struct of these to an ImageRef.
 
-    A path is not opened here, so that a broken file later costs only its own problem. Raises DataError for anything
-    else.
+    Structs are {bytes, path} or {url}. A path is not opened here, so a broken file later affects only its own problem.
+    Raises DataError for anything else.
     """
     value = as_builtin(value)
     within = f" in {field}" if field else ""
@@ -89,13 +89,13 @@ def _names_nothing(value: Mapping[str, Any]) -> bool:
 
 
 def _inside(value: Mapping[str, Any]) -> Any:
-    """Return the image value inside {bytes, path}, {url}, {image_url: {url}} and similar structs, or None."""
+    """Return the image value inside {bytes, path}, {url}, {image_url: {url}} and similar structs, or None if empty."""
     found = next((as_builtin(value[name]) for name in _KEYS if not is_empty(value.get(name))), None)
     return _inside(found) if isinstance(found, dict) else found
 
 
 def _path(value: str, root: Path) -> Path | None:
-    """Return the path named by a text, or None if it cannot name a file."""
+    """Resolve a text to a path relative to `root`, or return None if it cannot be a file name."""
     try:
         path = root / value.removeprefix("file://")
         if value.startswith("file://") and "%" in value and not path.exists():
@@ -121,7 +121,7 @@ def _data_url(value: str, location: str) -> bytes:
 
 
 def _base64(text: bytes) -> bytes | None:
-    """Return the bytes of base64 text if they begin with an image signature, or None.
+    """Decode base64 text to bytes that begin with an image signature, or return None for any other text.
 
     Line breaks, the URL-safe alphabet and missing padding are accepted.
     """

@@ -1,4 +1,4 @@
-"""Measure images by their headers, decode them to RGB, and copy them.
+"""Read image sizes from headers, decode images to RGB, and copy image files.
 
 Only regular files of bounded size and still images of bounded dimensions are opened.
 """
@@ -28,7 +28,7 @@ MAX_PIXELS = 64_000_000
 MAX_ASPECT = 200
 """Maximum ratio of the longer side to the shorter one; Qwen-VL's processors reject more."""
 MAX_BYTES = 256 * 2**20
-"""Maximum file size in bytes; MAX_PIXELS of uncompressed RGB take less."""
+"""Maximum file size in bytes; uncompressed RGB with MAX_PIXELS pixels is smaller."""
 DECODING_THREADS = 8
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
@@ -42,7 +42,7 @@ _SIGNATURES = {
     b"MM\0*": ".tiff",
 }
 _ADDRESS = re.compile(r" ?<[\w.]+ object at 0x[0-9a-fA-F]+>")
-"""Matches Pillow's description of the stream that it read, which differs between runs."""
+"""Matches the address of the stream object in Pillow's error messages, which differs between runs."""
 _ORIENTATION = 0x0112  # EXIF tag
 
 T = TypeVar("T")
@@ -66,9 +66,9 @@ def open_image(ref: ImageRef) -> Image.Image:
 
 
 def image_size(ref: ImageRef, at_most: int = MAX_PIXELS) -> tuple[int, int]:
-    """Return the (width, height) that open_image would return, from the header without decoding.
+    """Return the upright (width, height) of an image from its header, without decoding the pixels.
 
-    Raises DataError in the same cases, except for damaged pixel data.
+    Raises DataError in the same cases as open_image, except for damaged pixel data.
     """
     with _opened(ref, at_most) as image:
         width, height = image.size
@@ -82,7 +82,7 @@ def image_pixels(ref: ImageRef, at_most: int = MAX_PIXELS) -> int:
 
 
 def unreadable_images(items: Iterable[tuple[T, Iterable[ImageRef]]]) -> dict[T, str]:
-    """Return the reason for each item that has an image that cannot be decoded, decoding images in threads."""
+    """Decode the images of all items in threads; return the error message of each item with an unreadable image."""
 
     def checked(item: tuple[T, Iterable[ImageRef]]) -> tuple[T, str | None]:
         key, images = item
@@ -134,7 +134,7 @@ def _name(ref: ImageRef) -> str:
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation (1 to 8; 1 is upright) from the data before the pixels."""
+    """Return the EXIF orientation (1 to 8; 1 is upright) from the metadata before the pixel data."""
     from PIL import Image
 
     if image.format == "TIFF":  # Pillow applies the orientation of TIFF itself.
@@ -163,7 +163,7 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _eight_bits(image: Image.Image, name: str) -> Image.Image:
-    """Scale gray values to 8 bits: 16-bit by 65,535, 32-bit integers by 255 or 65,535, floats by 1 or 255."""
+    """Scale gray values to 8 bits; white is 65,535 (16-bit), 255 or 65,535 (32-bit integers), or 1 or 255 (floats)."""
     import numpy as np
     from PIL import Image
 
@@ -184,12 +184,12 @@ def _eight_bits(image: Image.Image, name: str) -> Image.Image:
 
 
 def suffix_of(data: bytes) -> str:
-    """Return the suffix of the image format whose signature the bytes begin with, or "" for an unsupported format."""
+    """Return the file suffix for an image format, detected by its signature, or "" if the format is unsupported."""
     return next((suffix for start, suffix in _SIGNATURES.items() if data.startswith(start)), "")
 
 
 def image_bytes(ref: ImageRef) -> bytes:
-    """Return the encoded image. Raises OSError or DataError for a file that cannot be read."""
+    """Return the encoded bytes of an image. Raises OSError or DataError if its file cannot be read."""
     if ref.data is not None:
         return ref.data
     with _stream(ref) as stream:
@@ -208,9 +208,9 @@ def image_digest(ref: ImageRef) -> str:
 
 
 def write_image(ref: ImageRef, folder: Path) -> str:
-    """Copy an image to `images/` in the folder, named by its content, and return the path relative to the folder.
+    """Copy an image into `images/` in `folder`, named by a content hash, and return its path relative to `folder`.
 
-    Raises DataError for anything that is not an image, so that a row cannot have an arbitrary file copied.
+    Raises DataError for anything that is not an image, so a row cannot cause an arbitrary file to be copied.
     """
     image_size(ref)
     data = image_bytes(ref)
@@ -223,14 +223,14 @@ def write_image(ref: ImageRef, folder: Path) -> str:
 
 
 class _FewReads:
-    """Limits the number of reads from a stream to what an image of its size can need.
+    """Wraps a stream and limits the number of reads to what an image of its size can need.
 
     A file made of a million tiny chunks, frames or segments would otherwise keep the reader busy for seconds.
     """
 
     def __init__(self, stream: BinaryIO, name: str) -> None:
         self._stream, self._name = stream, name
-        # Ordinary files need a read per few kilobytes; this allows for one per 100 bytes, and small files.
+        # Ordinary files need one read per few kilobytes; this allows one per 100 bytes, plus 20,000 for small files.
         self._left = 20_000 + stream.seek(0, os.SEEK_END) // 100
         stream.seek(0)
 

@@ -1,4 +1,4 @@
-"""Read rows in JSON: one object per line, a list of objects, or concatenated objects; errors name the line."""
+"""Read rows from JSON: one object per line, a list of objects, or concatenated objects; errors name the line."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmprm.errors import DataError
 from mmprm.files import parse_json
 
 Rows = Iterator[tuple[str, dict[str, Any]]]
-"""Iterator over pairs (location for error messages, row)."""
+"""Iterator over (location, row) pairs; error messages quote the location."""
 
 READING_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 """Exceptions raised while reading a compressed file."""
@@ -31,10 +31,10 @@ _BLANK = re.compile(r"\s*")
 
 
 def parse_strict_json(text: bytes | str, location: str) -> Any:
-    """Return the value of a JSON text of other programs.
+    """Parse JSON from other programs with strict checks.
 
-    Raises DataError for invalid JSON, for nesting deeper than MAX_DEPTH, for a name given twice with different values,
-    and for an unpaired surrogate, which neither files nor tokenizers accept.
+    Raises DataError for invalid JSON, for nesting deeper than MAX_DEPTH, for a key given twice with different values,
+    and for a lone surrogate, which neither files nor tokenizers accept.
     """
     try:
         value = parse_json(text, location, object_hook=_object)
@@ -64,7 +64,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _half_pair(value: Any, path: str = "") -> str | None:
-    """Return the path of a string that contains an unpaired surrogate, or None if there is none."""
+    """Return the path of a string that contains a lone surrogate, or None if there is none."""
     if isinstance(value, str):
         return path if any("\ud800" <= letter <= "\udfff" for letter in value) else None
     items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
@@ -83,7 +83,7 @@ def open_packed(path: Path) -> BinaryIO:
 
 
 def jsonl_rows(path: Path) -> Rows:
-    """Yield the rows of a file of JSON lines, or of a JSON list stored under that suffix."""
+    """Yield the rows of a JSON Lines file, or of a JSON list stored with the suffix .jsonl."""
     try:
         with open_packed(path) as file:
             for number, line in enumerate(file, start=1):
@@ -102,7 +102,7 @@ def jsonl_rows(path: Path) -> Rows:
 
 
 def _listed_rows(text: bytes, path: Path, location: str) -> Rows:
-    """Yield the objects of a JSON list stored in a file named as JSON lines."""
+    """Yield the objects of a JSON list stored in a .jsonl file."""
     items = parse_strict_json(text, location)
     if not any(isinstance(item, dict) for item in items):
         raise DataError(f"{location}: must be an object, got list; write one object per line")
@@ -110,7 +110,7 @@ def _listed_rows(text: bytes, path: Path, location: str) -> Rows:
 
 
 def json_rows(path: Path) -> Rows:
-    """Yield the rows of a .json file: a list of objects, concatenated objects, or JSON lines."""
+    """Yield the rows of a .json file, which holds a list of objects, concatenated objects, or JSON Lines."""
     try:
         with open_packed(path) as file:
             text = without_bom(file.read(), path)
@@ -144,7 +144,7 @@ def _is_json(text: bytes) -> bool:
 
 
 def _objects(text: bytes, path: Path) -> Rows:
-    """Yield objects that are concatenated and may each span several lines."""
+    """Yield concatenated JSON objects, each of which may span several lines."""
     try:
         whole, start = text.decode().rstrip(), 0
     except UnicodeDecodeError as error:
@@ -163,7 +163,10 @@ def _objects(text: bytes, path: Path) -> Rows:
 
 
 def _rows_inside(wrapper: dict[str, Any], path: Path) -> Any:
-    """Return the rows of an object: under its only key, under a usual key next to metadata (as in SQuAD), or itself."""
+    """Return the rows of a JSON object: the list that it wraps, or the object itself as a single row.
+
+    The list is the value of its only key or, next to metadata as in SQuAD, of a common key such as `data`.
+    """
     lists = {name: value for name, value in wrapper.items() if _is_rows(value)}
     others = (value for name, value in wrapper.items() if name not in lists)
     known = len(lists) == 1 and lists.keys() <= _ROWS and not any(isinstance(value, list) for value in others)
@@ -196,7 +199,7 @@ def _row(item: Any, location: str) -> dict[str, Any]:
 
 
 def without_bom(text: bytes, path: Path) -> bytes:
-    """Return the text without a UTF-8 byte order mark. Raises DataError for UTF-16."""
+    """Strip a UTF-8 byte order mark. Raises DataError for UTF-16."""
     if text.startswith(_UTF_16):
         raise DataError(f"{path}: is UTF-16; save it as UTF-8")
     return text.removeprefix(_BOM)

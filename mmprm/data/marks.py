@@ -1,4 +1,4 @@
-"""Normalize image placeholders in text to one mark, and reject tokens that no text may contain.
+"""Normalize image placeholders in text to `<image>`, and reject special tokens and marks of other media.
 
 <image>                               the mark: the position of the next image
 <|vision_start|><|image_pad|>…, <IMG_CONTEXT>, [IMG], …     written by chat templates for an image: become the mark
@@ -16,7 +16,7 @@ from typing import Literal
 from mmprm.errors import DataError
 
 IMAGE = "<image>"
-"""Mark of an image's position in a question. Without marks, the images come first."""
+"""Placeholder that marks an image's position in a question. Without marks, images come first."""
 
 _RENDERED = re.compile(
     r"""
@@ -59,14 +59,14 @@ def place_marks(
     fields: Sequence[str],
     otherwise: Literal["refuse", "front", "drop"] = "refuse",
 ) -> list[str]:
-    """Return the texts (a question, then its options) of a row with `images` images, each position marked by <image>.
+    """Normalize the image marks in `texts`, a question and its options, for a row with `images` images.
 
-    Numbered positions become marks if they name each image once, in order, across all texts; otherwise they become
-    words ("picture 2"), and the images come first. Marks that are all at the very front are redundant and removed. If
-    the numbers of marks and images differ, the row is rejected; with "front" there may be fewer marks at the very front
-    (as in InternVL's conversations); with "drop" the marks are removed and the images come first (published benchmarks
-    are asked unchanged). Raises DataError naming `location` and the field, also for marks of other media and special
-    tokens.
+    Numbered marks become <image> if they name each image once, in order, across all texts; otherwise they become words
+    ("picture 2"), and the images come first. If all marks are at the very front, they are redundant and removed.
+    `otherwise` applies if the numbers of marks and images differ: "refuse" raises DataError; "front" accepts fewer
+    marks if all are at the very front (as in InternVL's conversations); "drop" removes the marks, and the images come
+    first (published benchmarks are asked unchanged). DataError names `location` and the field, and is also raised for
+    marks of other media and special tokens.
     """
     if not images and not any(letter in text for text in texts for letter in "<["):
         return list(texts)  # every mark and token contains one of these characters
@@ -94,24 +94,24 @@ def place_marks(
 
 
 def count_marks(text: str) -> int:
-    """Return the number of image positions marked in a text, in any spelling."""
+    """Count the image marks in a text, in any spelling."""
     return len(_RENDERED.findall(text)) + len(_NUMBERED.findall(text))
 
 
 def strip_marks(text: str) -> str:
-    """Return a text with each image mark replaced by a space."""
+    """Replace each image mark in a text with a space."""
     return _NUMBERED.sub(" ", _RENDERED.sub(" ", text))
 
 
 def without_leading_marks(texts: Sequence[str]) -> list[str]:
-    """Return the texts without the marks at the very front, if there are no other marks and the text is not empty."""
+    """Strip image marks from the front of the first text, if there are no other marks and some text remains."""
     first, *rest = texts
     bare = re.sub(rf"\A(?:\s*{IMAGE})+\s*", "", first)
     return [bare, *rest] if bare and not any(IMAGE in text for text in (bare, *rest)) else [first, *rest]
 
 
 def check_text(text: str, field: str, location: str) -> None:
-    """Raise DataError for a mark of unsupported media, or a special token of a chat template."""
+    """Raise DataError if a text contains a mark of unsupported media or a special token of a chat template."""
     if match := _MEDIA.search(text):
         raise DataError(
             f"{location}: {field} holds {match[0]!r}: video and audio are not supported; remove the mark, or the row"

@@ -1,4 +1,4 @@
-"""Read the question of a row and its images from columns and from chat messages; a row may hold both."""
+"""Read a row's question and images from its columns, its chat messages, or both."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mmprm.errors import DataError
 class Question:
     """Holds a question and its images.
 
-    `images` are the unread values of the row, in the order of their marks. With `one_for_all`, a single mark at the
+    `images` holds the row's unread image values, in the order of their marks. With `one_for_all`, a single mark at the
     front may represent all images. `said` is the assistant's reply after the last user turn.
     """
 
@@ -33,7 +33,7 @@ class Question:
 
 
 def read_question(row: Row, columns: Columns, images: list[Any], root: Path, location: str) -> Question:
-    """Return the question with the images of the columns (`images`) and of the messages.
+    """Read the question, and merge the images from columns (`images`) with those in the messages.
 
     Raises DataError if columns and messages hold questions neither of which contains the other, if the placeholders in
     the messages do not match the images of the columns, and for messages that ask again after an answer.
@@ -64,7 +64,7 @@ def read_question(row: Row, columns: Columns, images: list[Any], root: Path, loc
 
 
 def column_images(found: Sequence[tuple[str, Any]], root: Path, location: str) -> list[Any]:
-    """Return the unread images of the columns that hold some; of several columns, the available one with most images.
+    """Return the unread images of a row's image columns; if several hold images, return the largest available set.
 
     Raises DataError if no column holds all images of the others.
     """
@@ -98,12 +98,12 @@ def _digests(values: list[Any], root: Path, location: str) -> list[str] | None:
 
 
 def _is_messages(chat: Any) -> bool:
-    """Return whether a cell is meant as messages. Next to a question, a column `message` may hold plain text."""
+    """Return whether a cell is meant as chat messages; next to a question, a column `message` may hold plain text."""
     return is_chat(chat) or (isinstance(chat, str) and chat.lstrip().startswith(("[{", "{"))) or isinstance(chat, list)
 
 
 def merged_images(parts: list[ImagePart], images: list[Any], root: Path, location: str) -> tuple[list[Any], int]:
-    """Return all images in order, and how many of them come before the messages' own.
+    """Merge the images of columns and messages; return all in order, and how many precede the messages' own images.
 
     A part without its own image is a placeholder for the next image of the column; an image in both a column and a part
     counts once. Raises DataError if the number of placeholders differs from the number of column images (`images`).
@@ -125,7 +125,7 @@ def merged_images(parts: list[ImagePart], images: list[Any], root: Path, locatio
 
 
 def _text(turns: Sequence[Turn], images: int) -> str:
-    """Return the user turns as one text. If the written marks already cover all images, the image parts add none."""
+    """Join the user turns into one text. If its written marks already cover all images, image parts add no marks."""
     text = "\n".join(turn.text for turn in turns)
     if count_marks(text) == images:
         return text

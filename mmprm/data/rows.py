@@ -39,20 +39,20 @@ class RowsConfig(Config):
 
     path: PathText
     """A file (.jsonl, .json, .csv, .tsv, also as .gz; .parquet, .arrow), a pattern of such files (data/*.jsonl), a
-    folder of such files or of save_to_disk, or a hub id such as owner/name.
+    folder of such files or one written by save_to_disk, or a hub id such as owner/name.
     """
     split: str | None = None
-    """Split of a hub data set or of a folder (files or folders named after it); null: train. A file named after
-    another split is rejected.
+    """Split of a hub data set, or of a folder whose files or subfolders are named after it; null means train. A single
+    file that is named after another split is rejected.
     """
     subset: str | None = None
     """Configuration name of a hub data set, or subfolder of a folder with the same layout."""
     limit: int | None = Field(None, ge=1)
-    """Read only this many rows from the start."""
+    """Maximum number of rows to read, from the start; null reads all."""
 
 
 def read_rows(config: RowsConfig) -> Rows:
-    """Yield the rows in file order, as they are stored, at most `limit` of them.
+    """Yield up to `limit` rows as they are stored, in file order.
 
     Raises DataError, naming the file and line, for missing or unreadable data.
     """
@@ -88,7 +88,7 @@ def _matching(pattern: Path) -> list[Path]:
 
 
 def _check_single(path: Path, config: RowsConfig) -> None:
-    """Reject a subset or split that a single file cannot provide, rather than ignoring it."""
+    """Raise DataError for a subset or split that a single file cannot provide, instead of ignoring it."""
     if config.subset is not None and config.subset not in path.parts:
         raise DataError(
             f"{path}: problems.subset={config.subset!r} applies to a folder or a hub id, not to a file; set "
@@ -114,7 +114,7 @@ def read_file(path: Path) -> Rows:
 
 
 def _table_rows(path: Path) -> Rows:
-    """Yield comma- or tab-separated rows below a line of column names; every cell is a string."""
+    """Yield the rows of a CSV or TSV file with a header line; every cell is a string."""
     csv.field_size_limit(sys.maxsize)  # the base64 of an image exceeds the default limit
     delimiter = "\t" if form_of(path) == "tsv" else ","
     try:
@@ -152,7 +152,7 @@ def _parquet_rows(path: Path) -> Rows:
 
 
 def _arrow_rows(path: Path) -> Rows:
-    """Yield the rows of an Arrow file, in the stream format that `datasets` writes or in the file format."""
+    """Yield the rows of an Arrow file, in the IPC stream format (written by `datasets`) or the IPC file format."""
     import pyarrow
 
     def batches() -> Iterator[list[dict[str, Any]]]:
