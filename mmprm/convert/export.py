@@ -24,22 +24,22 @@ from mmprm.types import Problem, Solution
 ExportFormat = Literal["mm-prm", "qwen", "trl"]
 
 _QUESTION, _PROCESS = "\ue000", "\ue001"
-"""Unassigned characters, with which positions in a rendered text are found."""
+"""Private-use characters that mark where the question and the steps appear in a rendered text."""
 _LABELS = {"id2label": {0: "wrong", 1: "right"}, "label2id": {"wrong": 0, "right": 1}}
 
 
 def export_prm(path: str | Path, target: str | Path, format: ExportFormat) -> PrmInfo:
-    """Write the PRM in `path` to the folder `target` in another format, and return its new prm.json.
+    """Export the PRM at `path` to the folder `target` in another format, and return its new prm.json.
 
     - mm-prm: the plain checkpoint with the tokens `<prm>`, Yes and No, including images.
     - qwen: the class and protocol of Qwen2.5-Math-PRM, for Qwen2 text backbones. `<extra_0>` gets the embedding of the
       marker, the two classes of the head are the output rows of No and Yes, and the chat template renders a user turn
       and an assistant turn as in training, so the scores do not change. Its system prompt is omitted.
     - trl: a token classification model, for any text backbone with such a class in transformers. The head has the same
-      rows, and the marker separates steps. TRL renders neither a chat template nor `Question:` and `Process:`, so the
-      scores differ. An aggregator or threshold chosen before is dropped and must be chosen again.
+      rows as for qwen, and the marker separates steps. TRL renders neither a chat template nor `Question:` and
+      `Process:`, so the scores differ. An aggregator or threshold chosen before is dropped and must be chosen again.
 
-    The number format of the weights is kept. Raises CheckpointError if the backbone does not support the format, and
+    The weights keep their dtype. Raises CheckpointError if the backbone does not support the format, and
     ConfigError if the target exists.
     """
     if Path(target).exists():
@@ -51,7 +51,7 @@ def export_prm(path: str | Path, target: str | Path, format: ExportFormat) -> Pr
 
 
 class Qwen2ForProcessRewardModel(Qwen2PreTrainedModel):
-    """Reproduces the parameters of the published class: `model`, and `score` with two layers."""
+    """Reproduces the parameter names of the published Qwen2.5-Math-PRM: `model`, and `score` with two layers."""
 
     def __init__(self, config: Qwen2Config) -> None:
         super().__init__(config)
@@ -62,7 +62,7 @@ class Qwen2ForProcessRewardModel(Qwen2PreTrainedModel):
 
 
 def two_layer_head(rows_CH: Tensor) -> nn.Sequential:
-    """Return Linear, ReLU, Linear with exactly the logits rows_CH · h, using x = relu(x) − relu(−x) for each row.
+    """Build a Linear-ReLU-Linear head whose logits are exactly rows_CH · h, using x = relu(x) − relu(−x) for each row.
 
     Only four of the H hidden units are used.
     """
@@ -126,7 +126,7 @@ def _add_marker(prm: Prm, marker: str) -> None:
 
 
 def _template(prm: Prm) -> str:
-    """Return a chat template that writes a user and an assistant turn as the MM-PRM renderer writes a solution."""
+    """Return a chat template that renders a user and an assistant turn as the MM-PRM renderer renders a solution."""
     text = prm.renderer.render(Solution(Problem("", _QUESTION, ""), (_PROCESS,)))
     # Rendering two characters that occur nowhere else shows what surrounds question and steps.
     before, rest = text.split(_QUESTION)
@@ -142,10 +142,10 @@ def _template(prm: Prm) -> str:
 
 
 def _model(kind: Any, prm: Prm, head: nn.Module) -> nn.Module:
-    """Return a model of another class around the same decoder."""
+    """Build a model of the class `kind` that shares the PRM's decoder and uses `head`."""
     backbone = prm.model.backbone
     config = type(backbone.config).from_dict({**backbone.config.to_dict(), **_LABELS})
-    # Built without memory: the decoder is shared with the PRM, and the head replaces the one built here.
+    # The meta device allocates no memory: the decoder is shared with the PRM, and `head` replaces the one built here.
     with torch.device("meta"):
         model = kind(config)
     setattr(model, model.base_model_prefix, backbone.model)

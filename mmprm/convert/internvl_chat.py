@@ -101,7 +101,7 @@ _INTERNLM2_NAMES = {
 
 
 def convert_internvl_chat(source: str | Path, target: str | Path) -> InternVLConfig:
-    """Write `source` as a native checkpoint with processor; the folder `target` appears complete or not at all.
+    """Convert `source` to a native checkpoint with its processor; the folder `target` is written atomically.
 
     Weights are loaded one file at a time. If the tokenizer has `<prm>`, the model is a process reward model and gets a
     prm.json.
@@ -132,7 +132,7 @@ def convert_internvl_chat(source: str | Path, target: str | Path) -> InternVLCon
 
 
 def read_config(source: Path) -> dict[str, Any]:
-    """Return config.json of an `internvl_chat` folder; raise CheckpointError if it cannot be converted."""
+    """Read config.json of an `internvl_chat` folder. Raises CheckpointError if the model cannot be converted."""
     file = source / "config.json"
     try:
         old = json.loads(file.read_text(encoding="utf-8"))
@@ -187,7 +187,7 @@ def native_config(old: Mapping[str, Any], image_token_id: int, image_tokens: int
 
 
 def native_tensors(name: str, tensor: Tensor, config: InternVLConfig, internlm2: bool) -> Iterator[tuple[str, Tensor]]:
-    """Yield a tensor of the older format under its native name, or split into the three fused projections."""
+    """Yield a tensor of the older format under its native name, split into query, key and value if they are fused."""
     part, _, rest = name.partition(".")
     if part == "vision_model":
         new = f"model.vision_tower.{_renamed(rest, _VISION_NAMES)}"
@@ -196,7 +196,7 @@ def native_tensors(name: str, tensor: Tensor, config: InternVLConfig, internlm2:
         new, parts = f"model.multi_modal_projector.{_renamed(name, _PROJECTOR_NAMES)}", (tensor,)
     elif rest in ("lm_head.weight", "output.weight") and part == "language_model":
         new, parts = "lm_head.weight", (tensor,)
-        if config.tie_word_embeddings:  # the native class has no weight of its own for a tied output layer
+        if config.tie_word_embeddings:  # the native class has no separate weight for a tied output layer
             return
     elif rest.startswith("model.") and part == "language_model":
         new = f"model.language_model.{rest.removeprefix('model.')}"
@@ -221,7 +221,7 @@ def split_wqkv(fused: Tensor, text_config: Any) -> tuple[Tensor, Tensor, Tensor]
 
 
 def weight_files(source: Path) -> list[Path]:
-    """Return the safetensors files of a folder in order."""
+    """Return the safetensors files of a checkpoint folder, sorted by name."""
     index = source / "model.safetensors.index.json"
     if index.is_file():
         files = [source / name for name in sorted(set(shard_names(index).values()))]
@@ -236,7 +236,7 @@ def weight_files(source: Path) -> list[Path]:
 
 
 def _write_weights(files: list[Path], config: InternVLConfig, old: Mapping[str, Any], folder: Path) -> None:
-    """Write as many files as there were; names and shapes must be exactly those of the native class."""
+    """Convert the weight files one by one. Raises CheckpointError if names or shapes differ from the native class."""
     with torch.device("meta"):
         model = InternVLForConditionalGeneration(config)
     expected = {name: parameter.shape for name, parameter in model.named_parameters()}
@@ -275,6 +275,6 @@ def _write_weights(files: list[Path], config: InternVLConfig, old: Mapping[str, 
 
 
 def _renamed(name: str, table: Mapping[str, str]) -> str:
-    """Replace each match by the first rule of the table that fits at its position."""
+    """Rename a tensor by replacing each occurrence of a key in `table`; earlier keys take precedence."""
     pattern = "|".join(map(re.escape, table))
     return re.sub(pattern, lambda match: table[match[0]], name)

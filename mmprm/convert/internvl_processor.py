@@ -1,4 +1,4 @@
-"""Build the native processor of an older `internvl_chat` folder: tokenizer, tiling, chat template.
+"""Build the native processor for an older `internvl_chat` folder: tokenizer, tiling and chat template.
 
 Qwen2 and Llama tokenizers load as they are. InternLM2's tokenizer is a SentencePiece file with its own code; the
 tokenizers library produces the same tokens from the same merges.
@@ -47,8 +47,8 @@ TEMPLATES = {
     "internlm2-chat": (_SYSTEM_2, TURN_END),
     "internvl2_5": (_SYSTEM_2_5, f"{TURN_END}\n"),
 }
-"""Maps `template` in config.json to the default system message and the end of a turn, as in conversation.py of the
-InternVL repository. There, an empty turn has no end."""
+"""Maps `template` in config.json to the default system message and the end-of-turn text, as in conversation.py of the
+InternVL repository. There, an empty turn has no end-of-turn text."""
 
 _CHAT_TEMPLATE = """\
 {{ BOS }}
@@ -69,7 +69,7 @@ _CHAT_TEMPLATE = """\
 
 
 def native_processor(source: Path, old: Mapping[str, Any]) -> InternVLProcessor:
-    """Return the processor of the folder `source` with the config.json `old`."""
+    """Build the native processor for the folder `source`, whose config.json is `old`."""
     tiles = old.get("max_dynamic_patch", 12) if old.get("dynamic_image_size") else 1
     if tiles > 1 and not old.get("use_thumbnail"):
         raise CheckpointError(
@@ -93,7 +93,7 @@ def native_processor(source: Path, old: Mapping[str, Any]) -> InternVLProcessor:
 
 
 def chat_template(source: Path, name: str | None, bos: str) -> str:
-    """Return a template that writes the turns of the older code, beginning with `bos`, which is not added again."""
+    """Return a chat template that renders turns as the older code does and starts with `bos`; do not add it again."""
     if name not in TEMPLATES:
         raise CheckpointError(
             f"{source}: template={name!r} must be {' or '.join(map(repr, TEMPLATES))}; choose a model with one of these"
@@ -105,7 +105,7 @@ def chat_template(source: Path, name: str | None, bos: str) -> str:
 
 
 def native_tokenizer(source: Path) -> PreTrainedTokenizerBase:
-    """Return the tokenizer with the original id of every added token; raise CheckpointError if that fails."""
+    """Load the tokenizer. Raises CheckpointError unless every added token keeps its original id."""
     settings = {"model_specific_special_tokens": _NAMED_TOKENS, "model_max_length": _MOST_TOKENS}
     if (source / "tokenizer.model").is_file() and not (source / "tokenizer.json").is_file():
         tokenizer = _from_sentencepiece(source, settings)
@@ -139,7 +139,7 @@ def _added_tokens(source: Path) -> dict[str, int]:
 
 
 def _from_sentencepiece(source: Path, settings: Mapping[str, Any]) -> PreTrainedTokenizerFast:
-    """Load a SentencePiece BPE file with the added tokens at their ids; some replace unused pieces."""
+    """Load a SentencePiece BPE tokenizer with the added tokens at their original ids; some replace unused pieces."""
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()

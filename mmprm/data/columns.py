@@ -47,7 +47,7 @@ _SPEAKS_OF_IMAGE = re.compile(
 
 
 class Columns(Config):
-    """Configures each field's column; null detects it by name. Dots select struct members (reward_model.ground_truth)."""
+    """Maps each field to a column; null detects it by name. Dots select struct members (reward_model.ground_truth)."""
 
     id: str | None = None
     """Columns detected by default: id, problem_id, unique_id; if there is none, the id is a hash of the content."""

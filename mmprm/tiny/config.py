@@ -6,27 +6,27 @@ from mmprm.config import Config
 
 
 class StepsConfig(Config):
-    """Holds the number of optimizer steps of each stage, in order."""
+    """Configures the number of optimizer steps of each training stage, in order."""
 
     vision: int = 80
-    """Train the vision tower alone."""
+    """Steps that train the vision tower alone."""
     arithmetic: int = 500
-    """Calculations without images."""
+    """Steps on calculations without images."""
     reading: int = 400
-    """Readings, with some checks and calculations."""
+    """Steps on reading digits, with some checks and calculations."""
     solutions: int = 1200
-    """Solutions, with some checks and calculations."""
+    """Steps on solutions, with some checks and calculations."""
     checking: int = 1300
-    """Solutions and checks in equal parts."""
+    """Steps on solutions and checks in equal parts."""
     statements: int = 400
-    """Checks alone."""
+    """Steps on checks alone."""
     both: int = 600
-    """Solutions, and somewhat fewer checks."""
+    """Steps on solutions and somewhat fewer checks."""
 
 
 class TinyTrainConfig(Config):
     seed: int = 0
-    """Random seed of weights, problems and mistakes."""
+    """Random seed for weights, problems and mistakes."""
     batch: int = 64
     """Number of texts per optimizer step."""
     learning_rate: float = 2e-3
@@ -36,12 +36,12 @@ class TinyTrainConfig(Config):
     mistake_rate: float = 0.05
     """Probability that an easy step of a training solution is incorrect; it determines pass@1 at temperature 1."""
     hard_mistake_rate: float = 0.3
-    """Probability that a hard step is incorrect: one that reads a hard digit or needs a carry."""
+    """Probability that a hard step is incorrect; hard steps read an easily misread digit or need a carry."""
     problems: int = 20000
-    """Number of different training problems."""
+    """Number of distinct training problems."""
     held_out: int = 500
     """Number of test problems for the final metrics."""
     threads: int = 2
     """Number of CPU threads."""
     steps: StepsConfig = StepsConfig()
-    """Number of steps of each stage."""
+    """Number of optimizer steps of each stage."""

@@ -1,4 +1,4 @@
-"""Measure a demo against the truth, check the results against their bars, and build the report page."""
+"""Measure a demo run against the known truth, check its metrics against thresholds, and build the report page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from mmprm.types import Verdict
 
 @dataclass(frozen=True, slots=True)
 class DemoMetrics:
-    """Holds everything measured against the truth; `accuracy` is on the test problems for N = 1, 2, 4, …"""
+    """Holds the demo's metrics against the known truth; `accuracy` is on the test problems for N = 1, 2, 4, …"""
 
     labels: list[float]
     labels_correct: list[bool]
@@ -38,7 +38,7 @@ class DemoMetrics:
 def measure(
     examples: Sequence[LabeledExample], development: Sequence[CandidateGroup], test: Sequence[CandidateGroup]
 ) -> DemoMetrics:
-    """Choose aggregator and threshold on `development`, and measure on `test`; both must be scored."""
+    """Choose the aggregator and threshold on `development`, then measure on `test`; both need PRM scores."""
     labels, labels_correct = label_truth(examples)
     aggregator = choose_aggregator(development)
     threshold = METRICS["first_error_f1"].choose(judged_solutions(development))
@@ -55,7 +55,7 @@ def measure(
 
 
 def summary_of(metrics: DemoMetrics) -> dict[str, Any]:
-    """Return the metrics for summary.json; `accuracy` is that at the largest N."""
+    """Return the metrics for summary.json; `accuracy` is measured at the largest N."""
     last, pooled = metrics.accuracy[-1], metrics.first_error.pooled
     first_error = {name: asdict(interval) for name, interval in {"f1": pooled.f1, **pooled.parts}.items()}
     return {
@@ -74,14 +74,14 @@ def summary_of(metrics: DemoMetrics) -> dict[str, Any]:
 
 
 def gain_of(before: Sequence[CandidateGroup], after: Sequence[CandidateGroup], metrics: Path) -> PolicyGain:
-    """Compare two policies by samples of the same problems.
+    """Compare the accuracy of two policies on samples for the same problems.
 
     The accuracy of a problem is the share of correct answers among those with a known verdict. Problems without one on
-    either side are excluded. `metrics` is the metrics.jsonl of the training.
+    either side are excluded. `metrics` is the path of the training run's metrics.jsonl.
     """
     pairs = [(_share_correct(old), _share_correct(new)) for old, new in zip(before, after, strict=True)]
     assert [group.problem.id for group in before] == [group.problem.id for group in after], "the same problems"
-    # Only problems with an accuracy on both sides: the interval of the gain is paired by problem.
+    # Keep only problems with an accuracy on both sides, because the gain's interval is paired by problem.
     known = np.array([pair for pair in pairs if None not in pair])
     olds, news = known.T
     records = map(json.loads, metrics.read_text(encoding="utf-8").splitlines())
@@ -90,7 +90,7 @@ def gain_of(before: Sequence[CandidateGroup], after: Sequence[CandidateGroup], m
 
 
 def gain_summary(gain: PolicyGain) -> dict[str, Any]:
-    """Return the gain for summary.json."""
+    """Return the policy's gain in accuracy for summary.json."""
     return {
         "accuracy_before": gain.before.value,
         "accuracy_after": gain.after.value,
@@ -125,7 +125,7 @@ REPORTED += ("rl.accuracy_before", "rl.gain.value", "rl.gain.low", "rl.gain.high
 
 
 def headlines_of(summary: Mapping[str, Any]) -> list[Headline]:
-    """Return the metrics that have a bar, followed by those that are only reported."""
+    """Return the metrics that must reach a threshold, followed by those that are only reported."""
     barred = [Headline(key, _value(summary, key), bar, rule(summary)) for key, bar, rule in BARS]
     return barred + [Headline(key, _value(summary, key)) for key in REPORTED]
 
@@ -158,7 +158,7 @@ def report_of(
 
 
 def training_points(metrics: Path) -> list[TrainingPoint]:
-    """Return the training curve from a run's metrics.jsonl."""
+    """Read the training curve from a run's metrics.jsonl."""
     lines = [json.loads(line) for line in metrics.read_text(encoding="utf-8").splitlines()]
     losses = {"train": "loss", "eval": "held_out_loss"}
     return [TrainingPoint(step=line["step"], **{losses[line["kind"]]: line["loss"]}) for line in lines]

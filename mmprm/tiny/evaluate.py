@@ -1,4 +1,4 @@
-"""Measure the tiny policy on held-out problems, sampled with transformers at temperature 1."""
+"""Evaluate the tiny policy on held-out problems, sampling with transformers at temperature 1."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ MOST_TOKENS = 96
 def evaluate_tiny(
     model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, count: int, seed: int
 ) -> dict[str, float]:
-    """Sample one response per problem for `count` test problems, with its image and with a blank one.
+    """Evaluate the policy on `count` test problems, with one sample for the image and one for a blank image.
 
-    Returns shares in [0, 1]: `pass_at_1` of correct answers, `wrong_readings` and `wrong_arithmetic` of the reading and
-    calculating steps, and `faithful` of solutions whose answer is correct exactly if all their steps are. `mean_tokens`
-    is the mean response length.
+    Returns fractions in [0, 1]: `pass_at_1` of correct answers, `wrong_readings` and `wrong_arithmetic` of incorrect
+    steps of either kind, and `faithful` of solutions whose answer is correct if and only if all their steps are.
+    `mean_tokens` is the mean response length.
     """
     problems = make_problems(count, seed, "test")
     torch.manual_seed(seed)
@@ -47,7 +47,7 @@ def evaluate_tiny(
         "wrong_readings": incorrect["reading"] / max(1, total["reading"]),
         "wrong_arithmetic": incorrect["arithmetic"] / max(1, total["arithmetic"]),
         "faithful": faithful / count,
-        "mean_tokens": sum(map(len, tokens)) / count + 1,  # and the end token, which decoding drops
+        "mean_tokens": sum(map(len, tokens)) / count + 1,  # plus the end token, which decoding drops
         "problems": count,
     }
 
@@ -67,8 +67,8 @@ def respond(
     sample: bool = True,
     batch: int = 250,
 ) -> list[str]:
-    """Return one response per problem from torch's current random state; `blank` replaces the images by gray ones."""
-    processor.tokenizer.padding_side = "left"  # generate() continues each row after its last position
+    """Generate one response per problem with torch's global random state; `blank` makes the images plain gray."""
+    processor.tokenizer.padding_side = "left"  # generate() appends after the last position of each row
     options = {"do_sample": True, "temperature": 1.0, "top_k": 0} if sample else {"do_sample": False}
     special = {"eos_token_id": processor.tokenizer.eos_token_id, "pad_token_id": processor.tokenizer.pad_token_id}
     responses = []

@@ -61,7 +61,7 @@ def draw_cell(color: str, digit: int, shift: tuple[int, int]) -> np.ndarray:
 
 
 def draw(cells: Sequence[tuple[str, int, tuple[int, int]]]) -> bytes:
-    """Return a PNG of ROWS × COLUMNS cells (color, digit, shift), row by row."""
+    """Draw ROWS × COLUMNS cells (color, digit, shift), given row by row, and return the PNG."""
     assert len(cells) == ROWS * COLUMNS
     pixels = [draw_cell(*cell) for cell in cells]
     rows = [np.concatenate(pixels[row * COLUMNS : (row + 1) * COLUMNS], axis=1) for row in range(ROWS)]
@@ -71,14 +71,14 @@ def draw(cells: Sequence[tuple[str, int, tuple[int, int]]]) -> bytes:
 
 
 def blank() -> ImageRef:
-    """Return a gray image of the same size that contains no information."""
+    """Return a plain gray image of the same size, which contains no information."""
     buffer = io.BytesIO()
     Image.new("RGB", (COLUMNS * CELL, ROWS * CELL), (128, 128, 128)).save(buffer, format="PNG")
     return ImageRef(data=buffer.getvalue())
 
 
 def read_cells(image: Image.Image, name: str) -> tuple[tuple[str, int, tuple[int, int]], ...]:
-    """Return the cells of an image made by `draw`; raise DataError with `name` for any other image."""
+    """Read the cells from an image made by `draw`. Raises DataError, with `name`, for any other image."""
     pixels = np.asarray(image.convert("RGB"))
     if pixels.shape != (ROWS * CELL, COLUMNS * CELL, 3):
         size = f"{pixels.shape[1]}×{pixels.shape[0]}"
@@ -100,7 +100,7 @@ def read_cells(image: Image.Image, name: str) -> tuple[tuple[str, int, tuple[int
     return tuple(cells)
 
 
-# A lookup of the exact pixels instead of recognition: an image that was changed in any way is rejected.
+# Cells are looked up by their exact pixels, so an image that was changed in any way is rejected.
 @functools.cache
 def _cell_of_pixels() -> dict[bytes, tuple[str, int, tuple[int, int]]]:
     cells = [(color, digit, shift) for color in COLORS for digit in DIGITS for shift in SHIFTS]

@@ -1,4 +1,4 @@
-"""Generate the training texts of the tiny policy, each with the characters that are targets of the loss.
+"""Generate the training texts of the tiny policy, and mark which parts are targets of the loss.
 
 - `solution`: the question and a solution in step tags, with mistakes at fixed rates that later steps carry on, as in
   the training corpora of real models. The most probable token is still the correct one, while sampling at temperature
@@ -32,16 +32,16 @@ FACTS = {
 }
 """(left, operator, right, result) of every calculation that a solution can need."""
 FIRST_FACTS = {operator: [fact for fact in facts if 0 < fact[0] < 10] for operator, facts in FACTS.items()}
-"""The calculations that can come first in a solution: few of all, but at least a third of those written."""
+"""Calculations that can come first in a solution: a small part of FACTS, but at least a third of those written."""
 _MARKS = string.ascii_uppercase + "?|:;,.!~@#&*%$^_ "
-"""Characters that may separate a statement from Yes or No: many, so that the skill does not depend on one token."""
+"""Characters that may separate a statement from Yes or No; using many keeps the skill independent of one token."""
 
 CHECK_HEADS = (
     "{image}\nProcess:\n",
     "{image}\nQuestion: {question}\nProcess: ",
     "<|im_start|>assistant\n{image}\nQuestion: {question}\nProcess: ",
 )
-"""Texts before the statements: only the image, or also a question, as in the input of a process reward model."""
+"""Prefixes of the statements: only the image, or also a question, as in the input of a process reward model."""
 
 IGNORED = -100
 
@@ -55,20 +55,20 @@ class LessonPart(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Lesson:
-    """Holds the parts of a text; `cells` is the image of its image tokens, or None for a text without an image."""
+    """Holds a training text as parts; `cells` describes its image, or is None if it has no image."""
 
     cells: tuple[tuple[str, int, tuple[int, int]], ...] | None
     parts: tuple[LessonPart, ...]
 
 
 def solution(tiny: TinyProblem, rng: random.Random, mistakes: Mistakes) -> Lesson:
-    """Write a question and its solution with random mistakes."""
+    """Generate a question and its solution, with random mistakes."""
     response = "".join(solve(tiny, rng, mistakes))
     return Lesson(tiny.cells, (_ask(tiny.problem.question), LessonPart(response + END, True)))
 
 
 def readings(tiny: TinyProblem, rng: random.Random) -> Lesson:
-    """Write the digits of all colors in random order."""
+    """Generate a reading of the digits of all colors, in random order."""
     digits = tiny.digits
     colors = rng.sample(sorted(digits), len(digits))
     response = "".join(f"<step>{color}={digits[color]}</step>" for color in colors)
@@ -76,7 +76,7 @@ def readings(tiny: TinyProblem, rng: random.Random) -> Lesson:
 
 
 def drill(rng: random.Random, facts: int = 10) -> Lesson:
-    """Write random calculations without an image."""
+    """Generate random calculations without an image."""
     parts = []
     for left, operator, right, result in _facts(rng, facts):
         parts += [LessonPart(f"<step>{left}{operator}{right}=", False), LessonPart(f"{result}</step>", True)]
@@ -84,7 +84,7 @@ def drill(rng: random.Random, facts: int = 10) -> Lesson:
 
 
 def checks(tiny: TinyProblem, rng: random.Random) -> Lesson:
-    """Write true and false statements about the image and about numbers, some followed by Yes or No."""
+    """Generate true and false statements about the image and about numbers, some followed by Yes or No."""
     statements = []
     for color, digit in tiny.digits.items():
         shown = rng.choice([digit, rng.choice([other for other in DIGITS if other != digit])])
@@ -114,7 +114,7 @@ def _facts(rng: random.Random, count: int) -> list[tuple[int, str, int, int]]:
 
 
 class Collator:
-    """Collates lessons to model inputs: input_ids, attention_mask, labels [B, T], position_ids [3, B, T] and patches.
+    """Collates lessons into model inputs: input_ids, attention_mask, labels [B, T], position_ids [3, B, T] and patches.
 
     A cell is exactly one merged patch, so the patches of an image are looked up by its cells, in order.
     """
@@ -136,7 +136,7 @@ class Collator:
         )  # time, height and width in patches; 2 × 2 patches per cell
 
     def pixels(self, images: Sequence[tuple]) -> dict[str, torch.Tensor]:
-        """Return the patches of images, given as their cells."""
+        """Look up the pixel patches of images, each given as a tuple of cells."""
         positions = torch.tensor([self.index[cell] for cells in images for cell in cells])
         return {
             "pixel_values": self.patches[positions].flatten(0, 1),
@@ -168,13 +168,13 @@ class Collator:
         """Return M-RoPE positions [3, B, T].
 
         An image that starts at s has positions (s, s + row, s + column), and the text after it continues at
-        s + max(ROWS, COLUMNS). The model's own computation would loop over samples in Python.
+        s + max(ROWS, COLUMNS). The model's own implementation loops over samples in Python.
         """
         length = input_ids_BT.shape[1]
         positions = torch.arange(length)
         image_BT = input_ids_BT == self.image_token
         has_image_B = image_BT.any(dim=1)
-        # A text without an image gets a start beyond its end, so that every position is before the image.
+        # A text without an image gets a start beyond its end, so every position comes before the image.
         start_B = torch.where(has_image_B, image_BT.int().argmax(dim=1), length)
         offset_BT = positions - start_B[:, None]
         cells, extent = ROWS * COLUMNS, max(ROWS, COLUMNS)

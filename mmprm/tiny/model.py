@@ -9,18 +9,18 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2_5_VLCo
 from mmprm.tiny.tokenizer import END, PAD
 
 SPARE_TOKENS = 16
-"""Embedding rows beyond the tokenizer, so that a few tokens (such as a PRM's step marker) fit without resizing."""
+"""Number of spare embedding rows, so that a few new tokens (such as a PRM's step marker) need no resizing."""
 
 POSITIONS = 1024
 
 
 def weights_path() -> Path:
-    """Return the folder of the trained policy that is included in the package."""
+    """Return the folder of the trained policy that ships with the package."""
     return Path(__file__).parent / "weights"
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> Qwen2_5_VLForConditionalGeneration:
-    """Return a model with random weights from torch's seed.
+    """Build a model with random weights, drawn from torch's global random state.
 
     The head size is 32, because vLLM's CPU attention supports it.
     """

@@ -50,12 +50,12 @@ MIXTURES = {
     "statements": {"checks": 1.0},
     "both": {"solution": 0.6, "checks": 0.4},
 }
-"""Share of each kind of lesson per stage, in the order of the stages."""
+"""Fraction of each kind of lesson per stage, in the order of the stages."""
 STAGES = ("vision", *MIXTURES)
 
 
 def train(config: TinyTrainConfig, out: Path, say: Callable[[str], None] = print) -> dict:
-    """Train, write the checkpoint folder `out` with the metrics of evaluate.py in tiny.json, and return these.
+    """Train the policy, write the checkpoint folder `out` with its evaluation metrics in tiny.json, and return these.
 
     Weights are saved after each stage, so an interrupted run resumes after its last finished stage. Every stage has its
     own random numbers and a fresh optimizer, so the result equals that of an uninterrupted run.
@@ -89,7 +89,7 @@ def train(config: TinyTrainConfig, out: Path, say: Callable[[str], None] = print
 
 @dataclass
 class _Progress:
-    """Records the seconds of each finished stage, with the weights after the last one."""
+    """Tracks the finished stages, with their durations in seconds and the weights saved after each."""
 
     folder: Path
     config: TinyTrainConfig
@@ -97,7 +97,7 @@ class _Progress:
 
     @classmethod
     def find(cls, out: Path, config: TinyTrainConfig, model: nn.Module) -> _Progress:
-        """Load what `out` holds of a run with this configuration, including its weights into `model`."""
+        """Find an interrupted run of this configuration in `out`, and load its last saved weights into `model`."""
         progress = cls(out / "stages", config, {})
         if (progress.folder / "stages.json").is_file():
             file = progress.folder / "stages.json"
@@ -145,7 +145,7 @@ def _train_stage(
 
 
 def _lessons(stage: str, problems: list[TinyProblem], config: TinyTrainConfig) -> Iterator[Lesson]:
-    # A generator per stage: a run that resumes after a stage sees the same lessons as one that was never interrupted.
+    # Each stage has its own generator, so a resumed run sees the same lessons as an uninterrupted one.
     rng = random.Random(f"{config.seed}/{stage}")
     mistakes = Mistakes(config.mistake_rate, config.hard_mistake_rate)
     kinds, shares = list(MIXTURES[stage]), list(MIXTURES[stage].values())
@@ -157,7 +157,7 @@ def _lessons(stage: str, problems: list[TinyProblem], config: TinyTrainConfig) -
 def _language_loss(
     model: Qwen2_5_VLForConditionalGeneration, batch: dict[str, torch.Tensor]
 ) -> tuple[torch.Tensor, float]:
-    """Return the mean cross-entropy over the target tokens, and the share of them that the argmax predicts."""
+    """Return the mean cross-entropy over the target tokens, and the fraction of them that the argmax predicts."""
     labels_BT = batch.pop("labels")
     logits_BTV = model(**batch, use_cache=False).logits
     targets_N = labels_BT[:, 1:].flatten()

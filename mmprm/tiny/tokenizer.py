@@ -41,7 +41,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Return the tokenizer with its chat template."""
+    """Build the tokenizer with its chat template."""
     vocabulary = {token: index for index, token in enumerate((*SPECIAL, *WORDS, *CHARACTERS))}
     words = sorted(WORDS, key=len, reverse=True)
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
@@ -61,7 +61,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor() -> Qwen2_5_VLProcessor:
-    """Return the processor with the tokenizer."""
+    """Build the Qwen2.5-VL processor with this tokenizer."""
     pixels = {"shortest_edge": CELL * CELL, "longest_edge": 64 * CELL * CELL}
     return Qwen2_5_VLProcessor(
         image_processor=Qwen2VLImageProcessor(size=pixels, patch_size=CELL // 2, merge_size=2, temporal_patch_size=2),

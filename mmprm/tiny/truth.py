@@ -1,4 +1,4 @@
-"""Look up the truth about labels and sampled solutions in the embedded world, to evaluate the whole pipeline."""
+"""Look up the truth about labels and sampled solutions in the built-in toy world, to evaluate the whole pipeline."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from mmprm.types import Problem, Solution
 
 
 def steps_correct(problem: Problem, steps: Sequence[str]) -> list[bool]:
-    """Return for each step of a solution whether it is true (see world.judge_steps)."""
+    """Return whether each step of a solution is true; see world.judge_steps."""
     return judge_steps(truth_of(problem), steps)
 
 
 def errorless_so_far(problem: Problem, steps: Sequence[str]) -> list[bool | None]:
-    """Return for each step of a solution whether all steps up to it are true."""
+    """Return, for each step of a solution, whether it and all earlier steps are true."""
     return no_error_so_far(steps_correct(problem, steps))
 
 
 def label_truth(examples: Iterable[LabeledExample]) -> tuple[list[float], list[bool]]:
-    """Return the soft labels of the non-terminal labeled steps, and whether there is no error up to each of them."""
+    """Return the soft labels of non-terminal labeled steps, and whether the solution is correct up to each one."""
     labels, correct = step_outcomes(judged_labels(examples, errorless_so_far, "tiny"))
     return labels.tolist(), correct.tolist()
 
 
 def judged_solutions(groups: Iterable[CandidateGroup]) -> list[ScoredSolution]:
-    """Return every scored solution with the truth of its steps."""
+    """Return every scored solution, with the truth of each of its steps."""
     return [
         (
             LabeledSolution(

@@ -1,4 +1,4 @@
-"""Define the embedded world: an image of colored cells with digits, an expression over them, the truth of every step.
+"""Define the built-in toy world: images of colored digits, expressions over them, and the truth of every step.
 
 A question names colors and asks for an expression that is read strictly from left to right:
 
@@ -35,7 +35,7 @@ SPLITS: dict[str, range] = {
     "dev": range(80, 85),
     "test": range(85, 100),
 }
-"""Percentiles of the content hash that belong to each split."""
+"""Ranges of the content hash modulo 100 that belong to each split."""
 
 OPERATORS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "×": lambda a, b: a * b}
 OPERATION_WEIGHTS = {1: 0.15, 2: 0.30, 3: 0.30, 4: 0.25}
@@ -54,7 +54,7 @@ ANSWER = re.compile(r"<answer>(-?\d+)</answer>")
 
 
 class Mistakes(NamedTuple):
-    """Holds the probabilities of a mistake: hard steps read a hard digit or need a carry; all others are easy."""
+    """Holds the mistake probabilities of easy and hard steps; a hard step reads a hard digit or needs a carry."""
 
     easy: float
     hard: float
@@ -65,7 +65,7 @@ NO_MISTAKES = Mistakes(0.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class TinyProblem:
-    """Holds a problem with its truth: the `cells` of the image row by row, and the question's colors and operators."""
+    """Holds a problem with its truth: the image's `cells`, row by row, and the question's colors and operators."""
 
     problem: Problem
     cells: tuple[tuple[str, int, tuple[int, int]], ...]
@@ -78,7 +78,7 @@ class TinyProblem:
 
 
 def make_problems(n: int, seed: int, split: WorldSplit) -> list[TinyProblem]:
-    """Return `n` different problems of a split; splits are disjoint for all seeds, by a hash of the content."""
+    """Generate `n` distinct problems of a split; a hash of the content keeps splits disjoint for all seeds."""
     if split not in SPLITS:
         raise DataError(f"split={split!r} must be one of {', '.join(SPLITS)}; set one of them")
     rng = random.Random(f"tiny/{seed}/{split}")
@@ -111,7 +111,7 @@ def truth_of(problem: Problem) -> TinyProblem:
 
 
 def judge_steps(tiny: TinyProblem, steps: Sequence[str]) -> list[bool]:
-    """Return for each step, with or without its tags, whether it is true.
+    """Return whether each step is true; steps may be given with or without their tags.
 
     A reading is true if the question names the color and the image shows that digit. The k-th operation is true if it
     is the k-th of the question, its operands are the values that this solution itself has established (the result so
@@ -145,12 +145,12 @@ def judge_steps(tiny: TinyProblem, steps: Sequence[str]) -> list[bool]:
 
 
 def error_kind(step: str) -> Literal["reading", "arithmetic"]:
-    """Return what an incorrect step got wrong: the image, or for all other steps the calculation."""
+    """Return "reading" for a step that reads the image, and "arithmetic" for any other step."""
     return "reading" if READING.fullmatch(plain(step, "tags")) else "arithmetic"
 
 
 def solve(tiny: TinyProblem, rng: random.Random | None = None, mistakes: Mistakes = NO_MISTAKES) -> Steps:
-    """Return a solution with random mistakes at the rates `mistakes`, which later steps carry on.
+    """Return a solution with random mistakes at the rates `mistakes`; later steps propagate each mistake.
 
     A mistake at a hard step is always the same: the look-alike digit, or the forgotten carry. Incorrect answers of a
     problem therefore agree with each other, as those of real models do, and a vote does not simply outnumber them. At
@@ -180,13 +180,13 @@ def solve(tiny: TinyProblem, rng: random.Random | None = None, mistakes: Mistake
 
 
 def _carry(left: int, operator: str, right: int) -> int:
-    """Return the error of a result with a forgotten carry (negative for a forgotten borrow), or 0 without a carry."""
+    """Return the error caused by forgetting a carry (negative for a borrow), or 0 if there is none."""
     units = OPERATORS[operator](left % 10, right)
     return 10 * (units // 10) if operator != "×" or left >= 10 else 0
 
 
 def _misread(tiny: TinyProblem, color: str, rng: random.Random) -> int:
-    """Return a look-alike digit, or the digit of a neighboring cell."""
+    """Return a misread digit: a look-alike, or the digit of a neighboring cell."""
     position = next(position for position, cell in enumerate(tiny.cells) if cell[0] == color)
     row, column = divmod(position, COLUMNS)
     beside = [
