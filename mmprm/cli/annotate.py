@@ -20,7 +20,7 @@ from mmprm.errors import DataError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     parser.add_argument(
         "--fork",
         action="store_true",

@@ -1,4 +1,4 @@
-"""Ask a judge about every labeled step, and store its answers next to the counts.
+"""Ask a judge about every labeled step, and add its answers to the labels file.
 
 The judge is a process reward model (`scorer`) or a vision-language model on a server (`judge`). The output is the
 labels file with two more columns: `judge`, one P(no error so far) per labeled step, and `judged_by`.
@@ -32,19 +32,19 @@ class ConsensusConfig(Config):
     labels: PathText
     """Parquet file of labeled paths, as written by mmprm labels."""
     output: PathText
-    """Parquet file to write; may be the same file."""
+    """Parquet file to write; may be the same file as `labels`."""
     scorer: ScorerConfig | None = None
-    """A process reward model as judge."""
+    """Process reward model to use as the judge."""
     judge: StepJudgeConfig | None = None
-    """A model on OpenAI-compatible servers as judge."""
+    """Model on OpenAI-compatible servers to use as the judge."""
     image_root: PathText | None = None
     """Folder that must contain the image files named in `labels`; by default the folder of `labels` itself."""
     agreement: AgreementRule = AgreementRule()
-    """When a label and the judge agree, for the summary."""
+    """Rule for when a label and the judge agree, used in the summary."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     add_config_options(parser, ConsensusConfig)
 
 
@@ -71,7 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def agreement_summary(counts: AgreementCounts) -> str:
-    """Return the agreement counts as text."""
+    """Format the agreement counts as text."""
     both = counts.both_correct + counts.both_incorrect
     judged = both + counts.label_alone_correct + counts.judge_alone_correct
     return (

@@ -1,8 +1,8 @@
-"""Convert a checkpoint: an older InternVL to its native class, or a trained PRM to the format of another tool.
+"""Convert a checkpoint: an older InternVL to its native class, or a trained PRM to another tool's format.
 
-A checkpoint of mmprm rl, sft or train (RUN/checkpoints/step-…, or RUN for its newest one) becomes the model that it
-holds, independent of the ranks and ZeRO stage that wrote it; checkpoints/best is the one with the best evaluation
-(keep_best).
+A checkpoint of mmprm rl, sft or train (RUN/checkpoints/step-…, or RUN for its newest one) becomes a plain model
+folder, regardless of the number of ranks and the ZeRO stage that wrote it. checkpoints/best is the checkpoint with the
+best evaluation (keep_best).
 
 Examples:
   mmprm convert runs/rl/checkpoints/step-00000040 models/policy-40
@@ -22,7 +22,7 @@ from mmprm.weights import model_errors
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     parser.add_argument(
         "source",
         metavar="SOURCE",

@@ -1,4 +1,4 @@
-"""Run the whole pipeline on the embedded world: annotate, label, train, score, choose, RL; then write one report.
+"""Run the whole pipeline on the built-in toy world (annotate, label, train, score, choose, RL) and write a report.
 
 Examples:
   mmprm demo
@@ -54,7 +54,7 @@ _SAMPLES = 8
 DEMO_PROMPT = PromptConfig(preset="plain")
 SAMPLING = SamplingConfig(max_tokens=96)
 RL_RATE = 3e-4
-"""Higher than the recipe's learning rate, because the demo takes only a few steps."""
+"""Learning rate of the RL stage; higher than in the recipe, because the demo takes only a few steps."""
 MARKER = "demo.json"
 
 
@@ -62,37 +62,37 @@ class DemoConfig(Config):
     """Configures `mmprm demo`."""
 
     output: PathText = "runs/demo"
-    """Folder for everything that the demo writes. An existing demo is replaced."""
+    """Folder for everything that the demo writes. The output of an earlier demo is deleted first."""
     problems: int = Field(500, ge=2)
     """Number of problems to annotate."""
     development: int = Field(120, ge=2)
-    """Number of development problems, on which the aggregator and the threshold for the first error are chosen."""
+    """Number of development problems, used to choose the aggregator and the first-error threshold."""
     test: int = Field(300, ge=2)
-    """Number of test problems, unseen in all earlier stages, for the reported metrics."""
+    """Number of test problems for the reported metrics; no earlier stage uses them."""
     seed: int = 0
-    """Seed of problems, searches and samples."""
+    """Seed of the problems, searches and samples."""
     test_seed: int = 1000
-    """Seed of the test problems, used for nothing else."""
+    """Seed of the test problems only."""
     train_config: PathText = "configs/train/tiny.yaml"
-    """Configuration of the PRM training; model, labels and output are set by the demo."""
+    """Configuration file for PRM training; the demo sets model, labels and output."""
     rl_config: PathText = "configs/rl/tiny.yaml"
-    """Configuration of the policy training; engine.model, problems, held_out, output, steps, seed and the learning
-    rate are set by the demo."""
+    """Configuration file for policy training; the demo sets engine.model, problems, held_out, output, steps, seed and
+    the learning rate."""
     rl_steps: int = Field(25, ge=1)
-    """Number of training steps of the policy, with outcome reward alone."""
+    """Number of RL steps for the policy, with outcome rewards only."""
     search: SearchConfig = SearchConfig(max_rollouts=320)
-    """The tree search of each problem."""
+    """Settings of the tree search for each problem."""
 
 
 @dataclass
 class Clock:
-    """Measures the wall-clock seconds of each stage, in order."""
+    """Records the wall-clock time of each stage in seconds, in the order of the stages."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Measure one stage for the duration of the block."""
+        """Time the stage `name` for the duration of the `with` block."""
         print(f"── {name}", flush=True)
         begun = time.perf_counter()
         yield
@@ -100,7 +100,7 @@ class Clock:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     add_config_options(parser, DemoConfig)
 
 
@@ -129,7 +129,7 @@ def run(arguments: argparse.Namespace) -> None:
         examples = read_parquet(output / "labels.parquet")
         metrics = measure(examples, development, test)
         before = summary_of(measure(examples, *untrained))
-        # Both choices come from the development problems, so the test problems measure them without bias.
+        # Both are chosen on the development problems, so the test problems measure them without bias.
         info = with_choice(read_info(trained.prm), metrics.aggregator)
         write_info(trained.prm, info.model_copy(update={"threshold": metrics.first_error.threshold}))
     with clock.stage("rl"):
@@ -202,8 +202,10 @@ def _train_config(config: DemoConfig, output: Path) -> TrainConfig:
 
 
 def _untrained(config: DemoConfig, output: Path) -> Path:
-    """Return the PRM before training, as a baseline: how well the base model already separates correct from
-    incorrect steps."""
+    """Save the PRM before training and return its folder, as a baseline.
+
+    It measures how well the base model already separates correct from incorrect steps.
+    """
     train = _train_config(config, output)
     prm = initialize_prm(train.model, train.tokens, train.add_missing_tokens)
     save_prm(output / "untrained", prm)
@@ -211,7 +213,7 @@ def _untrained(config: DemoConfig, output: Path) -> Path:
 
 
 def _sample(config: DemoConfig) -> tuple[list[CandidateGroup], list[CandidateGroup], float]:
-    """Return graded samples of both sets, and the policy's accuracy on the test problems with blank images."""
+    """Sample and grade both problem sets; also return the accuracy on the test problems with blank images."""
     development = [tiny.problem for tiny in make_problems(config.development, config.seed, "dev")]
     test = _test_problems(config)
     blanks = [replace(problem, images=(blank(),)) for problem in test]
@@ -271,7 +273,7 @@ def _rl_config(config: DemoConfig, output: Path) -> RLConfig:
 
 
 def _train_policy(config: DemoConfig, output: Path) -> Path:
-    """Train the policy with outcome reward alone, on problems of a separate split, each used once."""
+    """Train the policy with outcome rewards only, using each problem of a separate split once."""
     rl = _rl_config(config, output)
     problems = make_problems(config.rl_steps * rl.batch.prompts, config.seed, "train")
     write_problems(Path(rl.problems.path), [tiny.problem for tiny in problems])

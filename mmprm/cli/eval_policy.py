@@ -1,4 +1,4 @@
-"""Run `mmprm eval policy`: sample the responses that are missing, and report the accuracy of all of them."""
+"""Run `mmprm eval policy`: sample the missing responses and report the accuracy over all of them."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def evaluate_policy(kind: str, files: Sequence[Path], config: PolicyEvalConfig) 
 
 
 def _read(file: Path, config: PolicyEvalConfig) -> tuple[list[Item], int]:
-    """Return the questions of a file, and the number of rows that do not belong to the benchmark."""
+    """Read the questions of a file, and count the rows that do not belong to the benchmark."""
     shared = {"subset": config.subset, "image_root": config.image_root, "limit": config.limit}
     if config.benchmark == "problems":
         split = {"split": config.split} if config.split else {}
         problems = load_problems(ProblemsConfig(path=str(file), columns=config.columns, **split, **shared))
         return [Item(problem, "", problem.id, "") for problem in problems], 0
-    # A folder or hub data set is read at the split that the benchmark reports by default.
+    # For a folder or hub data set, the split defaults to the one that the benchmark reports.
     split = config.split if config.split or file.is_file() else BENCHMARKS[config.benchmark].split
     return read_items(config.benchmark, ProblemsConfig(path=str(file), split=split, **shared))
 
@@ -97,8 +97,10 @@ async def _asked(
 
 
 class Responses:
-    """Manages the file of responses to `items`, saved while they arrive. A stored response to the same question by the
-    same policy is not sampled again."""
+    """Manages the response file for `items`, saving responses as they arrive.
+
+    A stored response is reused if the same policy gave it to the same question.
+    """
 
     def __init__(self, path: Path, asked_with: Mapping[str, Any], items: Sequence[Item], samples: int = 1) -> None:
         self._path, self._head, self._samples = path, {"asked_with": asked_with}, samples
@@ -114,16 +116,16 @@ class Responses:
 
     @property
     def missing(self) -> int:
-        """Return the number of responses that remain to be sampled."""
+        """Return the number of responses still to be sampled."""
         return sum(max(0, self._samples - len(self._usable(problem_id))) for problem_id in self._contents)
 
     def get(self, problem: Problem) -> tuple[Completion, ...]:
-        """Return the responses to a problem that exist, in the order of sampling."""
+        """Return the stored responses to a problem, in sampling order."""
         rows = self._usable(problem.id)
         return tuple(Completion(row["response"], row["tokens"], row["finish_reason"]) for row in rows)
 
     def add(self, problem: Problem, completions: Sequence[Completion]) -> None:
-        """Add new responses to a problem, and save all of them from time to time."""
+        """Add new responses to a problem, and save the file periodically."""
         self._changed = True
         rows = self._usable(problem.id)
         content = self._contents[problem.id]
@@ -138,7 +140,7 @@ class Responses:
             print(f"{wanted - self.missing:,} of {wanted:,} responses", file=sys.stderr)
 
     def save(self, graded: Iterable[Mapping[str, Any]] = ()) -> None:
-        """Write all rows, with the verdicts that `graded` holds for the responses."""
+        """Merge the verdicts in `graded` into the rows, and write all rows."""
         for row in graded:
             self._rows[row["id"]][row["sample"]] |= row
             self._changed = True
@@ -149,19 +151,19 @@ class Responses:
         self._saved, self._changed = time.monotonic(), False
 
     def _usable(self, problem_id: str) -> list[dict[str, Any]]:
-        """Return the rows of responses to exactly this question, up to the first that was cut off."""
+        """Return the stored rows for exactly this question, up to the first aborted response."""
         content = self._contents[problem_id]
         rows = self._rows.get(problem_id, [])
 
         def is_usable(row: dict[str, Any]) -> bool:
             return row["content"] == content and row["finish_reason"] != "abort"
 
-        # The seed of a response follows from its number, so those after a gap cannot be kept.
+        # A response's seed derives from its number, so responses after a gap cannot be reused.
         return list(itertools.takewhile(is_usable, rows))
 
 
 def _stored(path: Path, asked_with: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    """Return the rows of the file, or none if there is no file or it belongs to another policy."""
+    """Read the rows of the file; return none if it is missing or was written with other settings."""
     if not path.exists():
         return []
     (_, head), *rows = [*read_file(path)] or [("", {})]

@@ -1,8 +1,8 @@
 """Keep the problems that the policy solves only sometimes: sample each question, and filter by accuracy.
 
-The samples are stored in a separate run folder. When run again, the command resumes where it stopped; with another
-range it reuses the samples. Each kept problem has `accuracy`, `correct`, `incorrect` and `unknown` added to its own
-fields.
+The samples are stored in a separate run folder. When run again, the command resumes where it stopped; with
+another --low or --high it reuses the samples. `accuracy`, `correct`, `incorrect` and `unknown` are added to the fields
+of each kept problem.
 
 Examples:
   mmprm filter --config configs/annotate/tiny.yaml --samples 8 --output runs/tiny/kept.jsonl
@@ -27,7 +27,7 @@ from mmprm.types import Counts
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     parser.add_argument("--samples", type=int, default=8, help="samples per problem (8)")
     parser.add_argument("--low", type=float, default=0.1, help="minimum accuracy to keep (0.1)")
     parser.add_argument("--high", type=float, default=0.9, help="maximum accuracy to keep (0.9)")
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> None:
             f"{config.output}: no problem has an accuracy between {arguments.low} and {arguments.high} ({left_out}); "
             "widen --low and --high"
         )
-    problems = [asked[problem.id] for problem, _ in filtered.kept]  # with the other columns of their rows
+    problems = [asked[problem.id] for problem, _ in filtered.kept]  # includes the other columns of their rows
     write_problems(arguments.output, problems, {problem.id: _columns(counts) for problem, counts in filtered.kept})
     print(f"{arguments.output}: {len(problems)} problems kept; left out: {left_out}")
 

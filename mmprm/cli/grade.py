@@ -43,11 +43,11 @@ from mmprm.grading.symbolic import GraderConfig
 from mmprm.types import Grader, Grading, Problem, Verdict
 
 _CHUNK = 1000
-"""Number of lines graded together: enough to keep the workers busy, and few enough that any file fits in memory."""
+"""Number of lines graded at once: enough to keep the workers busy, few enough to fit in memory for any file."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     parser.add_argument(
         "file", metavar="FILE.jsonl", type=Path, nargs="?", help="file of responses with their gold answers"
     )
@@ -85,7 +85,7 @@ async def _grade_file(config: GraderConfig, file: Path, out_file: Path | None) -
 
 
 async def _calibrate(config: GraderConfig, file: Path) -> None:
-    """Measure the judge, write the calibration, and raise an error if it misses the required accuracy."""
+    """Measure the judge, save the calibration, and raise an error if the judge misses the required accuracy."""
     judge = config.judge
     if judge is None:
         raise ConfigError("judge is not set, but --calibrate measures one; set judge.model and judge.client.urls")
@@ -134,8 +134,10 @@ def _report(counts: VerdictCounts) -> str:
 
 
 def _asked(row: dict[str, Any]) -> tuple[Any, ...]:
-    """Return the fields that identify a line. Lines that agree in them count once, because duplicates would
-    overstate certainty."""
+    """Return the fields by which duplicate lines are recognized.
+
+    Duplicates count once, because they would make the confidence intervals too narrow.
+    """
     problem = _problem(row)
     return problem.question, problem.choices, problem.answer, extract(row["response"]), row["correct"]
 

@@ -1,4 +1,4 @@
-"""Convert searched trees to labeled paths (Parquet), or export these in the format of another project.
+"""Convert searched trees to labeled paths (Parquet), or export these to another project's format.
 
 Examples:
   mmprm labels --set store=runs/demo/annotate --set output=runs/demo/labels.parquet
@@ -17,7 +17,7 @@ from mmprm.labels.build import LabelsConfig, build_labels
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     add_config_options(parser, LabelsConfig, prefix="labels_")
     actions = parser.add_subparsers(dest="action", metavar="[export]")
     summary, _, rest = (labels_export.__doc__ or "").partition("\n")

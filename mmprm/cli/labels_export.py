@@ -1,4 +1,4 @@
-"""Export labeled paths in the format that another project trains on.
+"""Export labeled paths to another project's training format.
 
 The output folder holds train.jsonl, dev.jsonl and test.jsonl (labels.parquet for --format parquet), images/ if the
 records name images, and export.json with what was dropped and why.
@@ -20,7 +20,7 @@ from mmprm.labels.formats import LABEL_FORMATS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     parser.add_argument(
         "--format", metavar="NAME", help=f"short for --set format=NAME: {', '.join(LABEL_FORMATS)}, parquet"
     )
@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def lines_of(config: ExportConfig, summary: ExportSummary) -> Iterator[str]:
-    """Yield the lines of the printed summary."""
+    """Format the summary of the export, line by line."""
     yield f"{config.output}: {config.format}, {summary.kind} labels"
     for name, split in summary.splits.items():
         yield (

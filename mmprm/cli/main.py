@@ -1,4 +1,4 @@
-"""Run `mmprm COMMAND`. This is the composition root; a command's module is imported only when the command is called."""
+"""Dispatch `mmprm COMMAND`, importing a command's module only when it is called; the composition root."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ COMMANDS = {
 }
 
 RESUMABLE = {"annotate", "filter", "rerank", "train", "sft", "rl", "stages"}
-"""Commands that resume from what they saved."""
+"""Commands that resume an interrupted run."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,7 +94,7 @@ def _run(name: str, argv: Sequence[str]) -> None:
 
 
 def _expanded(arguments: argparse.Namespace) -> argparse.Namespace:
-    """Replace a leading ~ by the home folder, which a shell does not do in `--output=~/x`."""
+    """Expand a leading ~ in every argument; the shell does not do so in `--output=~/x`."""
     for name, value in vars(arguments).items():
         values = value if isinstance(value, list) else [value]
         found = [_home(each) for each in values]

@@ -1,7 +1,7 @@
 """Estimate what a run needs before it starts: GPU and CPU memory, or the time of a campaign.
 
 `annotate` estimates a campaign from a pilot run. The others estimate memory from a configuration alone, without
-weights, GPU, or network, and end with exit code 2 if it does not fit the GPUs that its `hardware` names.
+weights, GPU, or network, and exit with code 2 if the run does not fit the GPUs given in `hardware`.
 
 Examples:
   mmprm plan rl --config configs/rl/mm-eureka-7b.yaml
@@ -21,7 +21,7 @@ _KINDS = ("annotate", "train", "sft", "rl", "stages", "serve")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     plans = parser.add_subparsers(dest="plan", metavar="|".join(_KINDS), required=True)
     for name in _KINDS:
         module = importlib.import_module(f"mmprm.cli.plan_{name}")

@@ -1,4 +1,4 @@
-"""Estimate the cost of a campaign from a pilot run of a few dozen problems.
+"""Estimate the cost of an annotation campaign from a pilot run on a few dozen problems.
 
 Example:
   mmprm plan annotate --problems 10000 --pilot runs/pilot --engines 64
@@ -16,7 +16,7 @@ from mmprm.trees.tallies import sessions, tallies
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     parser.add_argument("--problems", type=int, required=True, help="number of problems of the campaign")
     parser.add_argument(
         "--pilot", metavar="RUN", required=True, help="run folder of a finished pilot with the same configuration"

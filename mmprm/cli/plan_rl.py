@@ -1,9 +1,9 @@
-"""Estimate reinforcement learning: memory per GPU by phase (rollout, log-probs, update, sync), and per node.
+"""Estimate the memory of RL per GPU in each phase (rollout, log-probs, update, sync) and per node.
 
 Needs no weights, no GPU, and no network: config.json of the policy and of the PRM is read from its folder or the hub's
-cache, and the models of the shipped configurations are built in. The GPUs are those of `hardware`; which of them get
-engines, ranks, and the PRM is decided as in `mmprm rl`. A run that does not fit ends with exit code 2 and names what
-would fit.
+cache, and the models of the shipped configurations are built in. `hardware` describes the GPUs; engines, ranks and the
+PRM are placed on them as in `mmprm rl`. If the run does not fit, the command exits with code 2 and suggests changes
+with which it would fit.
 
 Examples:
   mmprm plan rl --config configs/rl/mm-eureka-7b.yaml
@@ -47,13 +47,13 @@ PROMPT_TOKENS = 2048
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     add_prompt_option(parser)
     add_config_options(parser, RLConfig)
 
 
 def add_prompt_option(parser: argparse.ArgumentParser) -> None:
-    """Add --prompt-tokens."""
+    """Add the --prompt-tokens option."""
     parser.add_argument(
         "--prompt-tokens",
         type=int,
@@ -75,15 +75,15 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def rl_shape(config: RLConfig) -> Shape:
-    """Return the shape of the policy."""
+    """Return the layer sizes and parameter counts of the policy."""
     trainer = config.trainer
     return model_shape(config.engine.model, config.hardware, "engine.model", trainer.frozen, trainer.lora)
 
 
 def plan_rl(config: RLConfig, prompt_tokens: int = PROMPT_TOKENS) -> MemoryPlan:
-    """Return the memory plan of a configuration.
+    """Estimate the memory of a configured run.
 
-    Raises ConfigError if `hardware` does not have the GPUs that the placement needs.
+    Raises ConfigError if the run cannot be placed on the GPUs in `hardware`.
     """
     if prompt_tokens < 1:
         raise ConfigError(f"--prompt-tokens={prompt_tokens} must be at least 1; give the length of the longest prompt")
@@ -93,7 +93,7 @@ def plan_rl(config: RLConfig, prompt_tokens: int = PROMPT_TOKENS) -> MemoryPlan:
 
 
 def rl_settings(config: RLConfig, policy: Shape, prompt_tokens: int) -> RLSettings:
-    """Return the settings of a run that determine its memory."""
+    """Extract the settings that determine a run's memory use."""
     trainer, hardware, kl = config.trainer, config.hardware, config.trainer.loss.kl.coefficient
     settings = trainer_settings(
         trainer.optimization, trainer.ranks, _longest(config, prompt_tokens), trainer.gradient_checkpointing
@@ -123,7 +123,7 @@ def _placed(config: RLConfig) -> Placement:
 
 
 def roles(placed: Placement) -> dict[tuple[Role, ...], int]:
-    """Return the number of GPUs by the processes that run on them."""
+    """Count the GPUs by the set of processes that run on them."""
     on_gpu: dict[tuple[int, int], list[Role]] = {}
     for slot in placed.ranks:
         on_gpu.setdefault(slot, []).append("trainer")
@@ -135,7 +135,7 @@ def roles(placed: Placement) -> dict[tuple[Role, ...], int]:
 
 
 def rl_changes(config: RLConfig, prompt_tokens: int = PROMPT_TOKENS) -> Iterator[Changes]:
-    """Yield possible changes of the configuration, those with the smallest cost first."""
+    """Yield changes of the configuration that save memory or add GPUs, cheapest first."""
     trainer, engine, scorer = config.trainer, config.engine, _scorer(config)
     yield from _engine_changes(config)
     if scorer is not None:
@@ -153,7 +153,7 @@ def rl_changes(config: RLConfig, prompt_tokens: int = PROMPT_TOKENS) -> Iterator
 
 
 def _engine_changes(config: RLConfig) -> Iterator[Changes]:
-    """Yield smaller shares of the GPU for the engines, and shorter sequences for their cache."""
+    """Yield smaller values of the engines' gpu_memory_utilization and max_model_len."""
     engine = config.engine
     for percent in range(90, 10, -5):
         if percent / 100 < engine.gpu_memory_utilization:
@@ -164,7 +164,7 @@ def _engine_changes(config: RLConfig) -> Iterator[Changes]:
 
 
 def _more_ranks(config: RLConfig) -> Iterator[Changes]:
-    """Yield more GPUs, with as large a share of ranks, and larger GPUs."""
+    """Yield more GPUs with proportionally more ranks, then larger GPUs."""
     hardware = config.hardware
     for change in more_gpus(hardware):
         factor = change.get("hardware.gpus", hardware.gpus) // hardware.gpus
@@ -177,6 +177,6 @@ def _longest(config: RLConfig, prompt_tokens: int) -> int:
 
 
 def _scorer(config: RLConfig) -> ScorerConfig | None:
-    """Return the scorer that runs on these GPUs, if there is one."""
+    """Return the scorer's settings if it runs on these GPUs, or None."""
     local = config.process is not None and config.process.scorer.backend != "server"
     return config.process.scorer if local else None

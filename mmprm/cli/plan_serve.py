@@ -1,8 +1,8 @@
-"""Estimate inference: memory of the engines and of the scorer, for the configuration of any command that uses them.
+"""Estimate the memory of inference engines and of the scorer, for any command that uses them.
 
-The file is one of `mmprm serve` (a scorer), of `rerank` (engines, then the scorer), of `search` (both at the same
-time), or of `annotate` and `filter` (engines). Needs no weights, no GPU, and no network; see `mmprm plan rl --help`. A
-run that does not fit ends with exit code 2 and names what would fit.
+--config takes a file of `mmprm serve` (scorer only), `rerank` (engines, then the scorer), `search` (both at the same
+time), or `annotate` and `filter` (engines only). Needs no weights, no GPU, and no network; see `mmprm plan rl --help`.
+If the run does not fit, the command exits with code 2 and suggests changes with which it would fit.
 
 Examples:
   mmprm plan serve --config configs/search/internvl3-8b.yaml
@@ -44,11 +44,11 @@ from mmprm.scoring.config import LocalScorerConfig
 Served = ServeConfig | RerankConfig | GuidedSearchConfig | CampaignConfig
 
 LEAST_CONTEXT = 2048
-"""Smallest engine.max_model_len to propose."""
+"""Smallest engine.max_model_len and scorer.batch_tokens to propose."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     add_prompt_option(parser)
     add_config_options(parser, ServeConfig)
 
@@ -68,7 +68,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def read_served(path: str | None, sets: Sequence[str] = ()) -> Served:
-    """Return the configuration of the command whose keys a file and its overrides have."""
+    """Load a configuration, inferring from its keys which command it belongs to."""
     values = override(read_yaml(Path(path)) if path else {}, sets)
     if "engine" not in values:
         kind: type[Served] = ServeConfig
@@ -77,12 +77,12 @@ def read_served(path: str | None, sets: Sequence[str] = ()) -> Served:
     else:
         kind = GuidedSearchConfig if "search" in values else RerankConfig
     if kind is not ServeConfig and "problems" not in values:
-        sets = ["problems.path=problems.jsonl", *sets]  # a plan does not read it
+        sets = ["problems.path=problems.jsonl", *sets]  # a placeholder that the plan does not read
     return load(kind, path, sets)
 
 
 def plan_serve(config: Served, prompt_tokens: int = PROMPT_TOKENS) -> MemoryPlan:
-    """Return the memory plan of a configuration."""
+    """Estimate the memory of the configured engines and scorer."""
     hardware, engine, scorer = config.hardware, _engine(config), _scorer(config)
     if engine is None and scorer is None:
         raise ConfigError(
@@ -101,7 +101,7 @@ def plan_serve(config: Served, prompt_tokens: int = PROMPT_TOKENS) -> MemoryPlan
 
 
 def serve_changes(config: Served) -> Iterator[Changes]:
-    """Yield possible changes of the configuration, those with the smallest cost first."""
+    """Yield changes of the configuration that save memory or add GPUs, cheapest first."""
     engine, scorer = _engine(config), _scorer(config)
     if scorer is not None:
         yield from scorer_changes(scorer, "scorer")
@@ -119,7 +119,7 @@ def serve_changes(config: Served) -> Iterator[Changes]:
 
 
 def _smaller_batches(scorer: LocalScorerConfig) -> Iterator[Changes]:
-    """Yield fewer tokens per batch, and smaller shares of the GPU."""
+    """Yield smaller values of the scorer's batch_tokens and, for vLLM, gpu_memory_utilization."""
     for tokens in halved(scorer.batch_tokens, LEAST_CONTEXT):
         yield {"scorer.batch_tokens": tokens}
     if scorer.backend == "vllm":
@@ -128,12 +128,12 @@ def _smaller_batches(scorer: LocalScorerConfig) -> Iterator[Changes]:
 
 
 def _engine(config: Served) -> EngineConfig | None:
-    """Return the engine that runs here, if there is one."""
+    """Return the engine settings if engines run on this machine, or None."""
     engine = None if isinstance(config, ServeConfig) else config.engine
     return None if engine is None or engine.servers is not None else engine
 
 
 def _scorer(config: Served) -> LocalScorerConfig | None:
-    """Return the scorer that runs here, if there is one."""
+    """Return the scorer settings if a scorer runs on this machine, or None."""
     scorer = None if isinstance(config, CampaignConfig) else config.scorer
     return None if scorer is None or scorer.backend == "server" else scorer

@@ -1,4 +1,4 @@
-"""Estimate supervised fine-tuning: memory per GPU and node.
+"""Estimate the memory of supervised fine-tuning per GPU and node.
 
 Needs no weights, no GPU, and no network; see `mmprm plan train --help`.
 
@@ -23,7 +23,7 @@ from policy_rl.sft.train import SftConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     add_config_options(parser, SftConfig)
 
 
@@ -39,12 +39,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def sft_shape(config: SftConfig) -> Shape:
-    """Return the shape of the model to train."""
+    """Return the layer sizes and parameter counts of the model to train."""
     return model_shape(config.model, config.hardware, "model", config.frozen, config.lora)
 
 
 def plan_sft(config: SftConfig) -> MemoryPlan:
-    """Return the memory plan of a configuration."""
+    """Estimate the memory of a configured run."""
     hardware = config.hardware
     trainer = trainer_settings(config.training, hardware.gpus, config.max_length, config.gradient_checkpointing)
     gpu, host = hardware.gpu_memory_gib, hardware.host_memory_gib
@@ -52,7 +52,7 @@ def plan_sft(config: SftConfig) -> MemoryPlan:
 
 
 def sft_changes(config: SftConfig) -> Iterator[Changes]:
-    """Yield possible changes of the configuration, those with the smallest cost first."""
+    """Yield changes of the configuration that save memory or add GPUs, cheapest first."""
     checkpointing = {} if config.gradient_checkpointing else {"gradient_checkpointing": True}
     lora = {} if config.lora else {"lora.rank": 16}
     yield from trainer_changes(config.training, "training", config.max_length, checkpointing, lora)

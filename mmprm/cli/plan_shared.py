@@ -1,4 +1,4 @@
-"""Build plans from configurations, and report them: what the plan commands have in common."""
+"""Build memory plans from configurations and report them, for all plan commands."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from mmprm.training.config import OptimizationConfig
 from mmprm.training.lora import LoraConfig
 
 GPUS_PER_NODE = 8
-"""GPUs of a node, for the number of nodes of a larger run."""
+"""Number of GPUs per node to assume when proposing more GPUs."""
 MAX_FACTOR = 16
-"""Largest factor by which a larger number of GPUs is proposed."""
+"""Maximum factor by which to propose more GPUs."""
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
-"""Numbers of GPUs to propose for an engine or a scorer."""
+"""Tensor-parallel sizes to propose for an engine or a scorer."""
 STORED_DTYPE = "bfloat16"
-"""Number format in which checkpoints are stored, which dtype=auto keeps on GPU."""
+"""Dtype of stored checkpoints, which dtype=auto keeps on GPU."""
 LARGER_GPUS = (139, 178)
-"""Memory of larger GPUs in GiB: H200 and B200."""
+"""Memory in GiB of larger GPUs to propose: H200 and B200."""
 
 PlanWith = Callable[[Sequence[str]], MemoryPlan]
-"""Plans the configuration of a command with further `key=value` overrides."""
+"""Function that plans a command's configuration with additional `key=value` overrides."""
 
 
 def report_plan(plan: MemoryPlan, plan_with: PlanWith, changes: Iterable[Changes]) -> None:
@@ -53,7 +53,10 @@ def model_shape(
     lora: LoraConfig | None = None,
     judges: bool = False,
 ) -> Shape:
-    """Return the shape of a configured model, which is a PRM if it `judges`; `key` names it in errors."""
+    """Return the layer sizes and parameter counts of a configured model.
+
+    `judges` marks a PRM. `key` names the model's setting in error messages.
+    """
     name = hardware.shapes.get(model, model)
     return shape_of(model_path(name), frozen, lora, judges, key)
 
@@ -61,7 +64,7 @@ def model_shape(
 def trainer_settings(
     training: OptimizationConfig, ranks: int, longest: int, checkpointing: bool, reads_logits: bool = True
 ) -> TrainerSettings:
-    """Return the settings of a trainer whose longest sequence has `longest` tokens."""
+    """Extract the trainer settings that determine memory; the longest sequence has `longest` tokens."""
     return TrainerSettings(
         ranks=ranks,
         stage=training.stage,
@@ -75,7 +78,7 @@ def trainer_settings(
 
 
 def engine_settings(engine: LocalEngineConfig, shape: Shape) -> EngineSettings:
-    """Return the settings of an engine."""
+    """Extract the engine settings that determine memory."""
     return EngineSettings(
         dtype=engine.dtype,
         tensor_parallel=engine.tensor_parallel_size,
@@ -89,7 +92,7 @@ def engine_settings(engine: LocalEngineConfig, shape: Shape) -> EngineSettings:
 
 
 def scorer_settings(scorer: LocalScorerConfig) -> ScorerSettings:
-    """Return the settings of a scorer that runs on this machine's GPUs."""
+    """Extract the settings that determine the memory of a scorer on this machine's GPUs."""
     assert scorer.backend != "server", "a server has its own plan"
     return ScorerSettings(
         backend=scorer.backend,
@@ -101,7 +104,7 @@ def scorer_settings(scorer: LocalScorerConfig) -> ScorerSettings:
 
 
 def scorer_changes(scorer: LocalScorerConfig, prefix: str) -> Iterator[Changes]:
-    """Yield other number formats of a scorer, and more GPUs for it; `prefix` is that of its keys."""
+    """Yield changes that shrink a scorer: bfloat16, then more GPUs. `prefix` is the path of its keys."""
     if scorer.dtype == "float32":
         yield {f"{prefix}.dtype": "bfloat16"}
     for size in TENSOR_PARALLEL_SIZES:
@@ -112,9 +115,10 @@ def scorer_changes(scorer: LocalScorerConfig, prefix: str) -> Iterator[Changes]:
 def trainer_changes(
     training: OptimizationConfig, prefix: str, longest: int, checkpointing: Changes, lora: Changes
 ) -> Iterator[Changes]:
-    """Yield possible changes of a trainer, those with the smallest cost first.
+    """Yield changes of a trainer that save memory, cheapest first.
 
-    `prefix` is that of the keys of `training`; `checkpointing` and `lora` turn these on, or are empty.
+    `prefix` is the path of the keys of `training`. `checkpointing` and `lora` are the changes that turn these on, or
+    empty if they are on already.
     """
     stage, tokens = training.zero_stage, training.micro_batch_tokens // 2
     if checkpointing:
@@ -133,7 +137,7 @@ def trainer_changes(
 
 
 def more_gpus(hardware: HardwareConfig, *keys: str) -> Iterator[Changes]:
-    """Yield larger numbers of GPUs, doubling, and larger GPUs; `keys` count as many GPUs as `hardware.gpus`."""
+    """Yield 2, 4, 8, … times as many GPUs, then larger GPUs; `keys` are set to the new number of GPUs."""
     gpus = hardware.gpus * 2
     while gpus <= hardware.gpus * MAX_FACTOR:
         nodes = max(hardware.nodes, -(-gpus // GPUS_PER_NODE))
@@ -154,7 +158,7 @@ def halved(value: int, least: int) -> Iterator[int]:
 
 
 def overrides(changes: Changes) -> list[str]:
-    """Return the changes as `key=value`."""
+    """Format the changes as `key=value` overrides."""
     return [f"{key}={_text(value)}" for key, value in changes.items()]
 
 

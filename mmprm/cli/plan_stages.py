@@ -1,7 +1,7 @@
-"""Estimate every stage of a file of `mmprm stages`: memory per GPU and node.
+"""Estimate the memory per GPU and node of every stage in an `mmprm stages` file.
 
-Each stage is planned as `mmprm plan sft` or `mmprm plan rl` plans it. A stage that does not fit ends with exit code 2.
-Folders of earlier stages have the shape of the model that the first stage starts from.
+Each stage is planned as by `mmprm plan sft` or `mmprm plan rl`. If a stage does not fit, the command exits with code 2.
+Models written by earlier stages are assumed to be as large as the model that the first stage starts from.
 
 Example:
   mmprm plan stages --config configs/stages/vision-r1.yaml
@@ -25,7 +25,7 @@ StageConfig = SftConfig | RLConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     parser.add_argument("--config", metavar="FILE", required=True, help="YAML file with output and stages")
     parser.add_argument(
         "--set", metavar="N.KEY=VALUE", action="append", default=[], help="override a key of stage N; repeatable"
@@ -61,7 +61,7 @@ def _report_stage(arguments: argparse.Namespace, number: int, config: StageConfi
 
 
 def stage_configs(path: str, sets: Sequence[str] = ()) -> list[StageConfig]:
-    """Return the configurations of the stages; folders of earlier stages have the shape of the first model."""
+    """Load the configurations of all stages, sizing models of earlier stages like the first stage's model."""
     stages = read_stages(path, sets)
     first = stages[0].config
     base = first.engine.model if isinstance(first, RLConfig) else first.model
@@ -76,5 +76,5 @@ def stage_configs(path: str, sets: Sequence[str] = ()) -> list[StageConfig]:
 
 
 def plan_stage(config: StageConfig, prompt_tokens: int = plan_rl.PROMPT_TOKENS) -> MemoryPlan:
-    """Return the memory plan of a stage."""
+    """Estimate the memory of a stage."""
     return plan_rl.plan_rl(config, prompt_tokens) if isinstance(config, RLConfig) else plan_sft.plan_sft(config)

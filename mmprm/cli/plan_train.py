@@ -1,8 +1,8 @@
 """Estimate PRM training: memory per GPU and node, steps, and GPU-hours.
 
 Needs no weights, no GPU, and no network: config.json of the model is read from its folder or the hub's cache, and the
-models of the shipped configurations are built in. The GPUs are those of `hardware`. A run that does not fit ends with
-exit code 2 and names what would fit.
+models of the shipped configurations are built in. `hardware` describes the GPUs. If the run does not fit, the command
+exits with code 2 and suggests changes with which it would fit.
 
 Examples:
   mmprm plan train --config configs/train/internvl3-38b.yaml --paths 200000
@@ -27,7 +27,7 @@ from mmprm.prm.train import TrainConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     parser.add_argument("--paths", type=int, help="number of paths to train on, for the steps and GPU-hours")
     parser.add_argument(
         "--path-tokens", type=int, default=2048, help="mean number of tokens per path, images included (2048)"
@@ -66,12 +66,12 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def train_shape(config: TrainConfig) -> Shape:
-    """Return the shape of the model to train."""
+    """Return the layer sizes and parameter counts of the model to train."""
     return model_shape(config.model, config.hardware, "model", config.frozen, config.lora, judges=True)
 
 
 def plan_train(config: TrainConfig) -> MemoryPlan:
-    """Return the memory plan of a configuration."""
+    """Estimate the memory of a configured run."""
     hardware = config.hardware
     trainer = trainer_settings(
         config.training, hardware.gpus, config.max_length, config.gradient_checkpointing, reads_logits=False
@@ -81,7 +81,7 @@ def plan_train(config: TrainConfig) -> MemoryPlan:
 
 
 def train_changes(config: TrainConfig) -> Iterator[Changes]:
-    """Yield possible changes of the configuration, those with the smallest cost first."""
+    """Yield changes of the configuration that save memory or add GPUs, cheapest first."""
     checkpointing = {} if config.gradient_checkpointing else {"gradient_checkpointing": True}
     lora = {} if config.lora else {"lora.rank": 16}
     yield from trainer_changes(config.training, "training", config.max_length, checkpointing, lora)
@@ -89,7 +89,7 @@ def train_changes(config: TrainConfig) -> Iterator[Changes]:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Raise ConfigError for an option outside its range."""
+    """Raise ConfigError if an option is out of range."""
     for name in ("paths", "path_tokens", "tflops"):
         value = getattr(arguments, name)
         if value is not None and value < 1:

@@ -1,8 +1,8 @@
-"""Push a process reward model, a policy or labels to the Hugging Face Hub, with a card made from the run.
+"""Push a process reward model, a policy or labels to the Hugging Face Hub, with a card generated from the run.
 
-SOURCE is the folder of a finished run, a model folder, or the Parquet file of mmprm labels. The token is that of `hf
-auth login` or HF_TOKEN, the server that of HF_ENDPOINT. Checkpoints, logs and samples are not pushed; paths of this
-machine are removed from the settings of a model, and any that remain, or a secret, end the command before anything is
+SOURCE is the folder of a finished run, a model folder, or the Parquet file of mmprm labels. The token comes from
+`hf auth login` or HF_TOKEN, the server from HF_ENDPOINT. Checkpoints, logs and samples are not pushed. Paths of this
+machine are removed from a model's settings. If any remain, or a secret is found, the command ends before anything is
 sent.
 
 Examples:
@@ -20,7 +20,7 @@ from mmprm.hub.push import push
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     parser.add_argument("source", metavar="SOURCE", help="run folder, model folder, or Parquet file of labels")
     parser.add_argument("repo", metavar="OWNER/NAME", help="repository on the Hub")
     target = parser.add_mutually_exclusive_group()

@@ -1,10 +1,10 @@
-"""Choose among sampled solutions: sample, grade, score, choose, and report the accuracy of every selector.
+"""Sample, grade and score solutions, choose among them, and report the accuracy of every selector.
 
 The output folder holds candidates.jsonl (one line per sampled solution), summary.json (accuracy as a function of the
-number of samples, with confidence intervals) and samples.jsonl, the solutions before scoring. An interrupted run, or
-one with another process reward model or aggregator, starts from these samples and samples nothing again.
+number of samples, with confidence intervals) and samples.jsonl, the solutions before scoring. After an
+interruption, or with another process reward model or aggregator, the command reuses these samples.
 
-Without a scorer nothing is scored: the table then holds pass@1 (random), the majority vote and pass@N (oracle).
+Without a scorer, the table holds only pass@1 (random), the majority vote and pass@N (oracle).
 
 Examples:
   mmprm rerank --set problems.path=test.jsonl --set engine.model=tiny --set samples=16
@@ -61,11 +61,12 @@ class RerankConfig(PolicyConfig):
     output: PathText = "runs/rerank"
     """Folder for candidates.jsonl, summary.json and samples.jsonl."""
     scorer: ScorerConfig | None = None
-    """The process reward model and how it runs; null scores nothing and omits the selectors that need scores."""
+    """Process reward model and how to run it; null disables scoring and the selectors that need scores."""
     samples: int = Field(8, ge=1)
     """Number of solutions sampled per problem."""
     aggregator: str | None = None
-    """min, last, mean, max, product, sum_log, sum_log_odds or mean_odds; by default the one in the PRM's prm.json."""
+    """Aggregator of step scores: min, last, mean, max, product, sum_log, sum_log_odds or mean_odds; by default the one
+    in the PRM's prm.json."""
 
     @model_validator(mode="after")
     def _aggregates_scores(self) -> RerankConfig:
@@ -75,7 +76,7 @@ class RerankConfig(PolicyConfig):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     parser.add_argument(
         "--choose-aggregator",
         action="store_true",
@@ -163,7 +164,7 @@ def rerank_summary(
 
 
 def _choose(groups: Sequence[CandidateGroup], info: PrmInfo, prm: str, seed: int) -> PrmInfo:
-    """Store the best aggregator, print all of them, and return the updated contents of prm.json."""
+    """Store the best aggregator, print the accuracy of each, and return the updated contents of prm.json."""
     choice = choose_aggregator(groups, seed)
     warn(choice.name, info)
     info = with_choice(info, choice)
@@ -175,8 +176,7 @@ def _choose(groups: Sequence[CandidateGroup], info: PrmInfo, prm: str, seed: int
 
 
 def _sampled(config: RerankConfig, problems: Sequence[Problem], path: Path) -> SampledGroups:
-    """Return the samples of all problems: those in the file that were sampled under the same settings, and new ones
-    for the others."""
+    """Return samples of all problems, reusing stored ones that were sampled with the same settings."""
     resume_key = config.resume_key() | {"samples": config.samples, "problems": _digest(problems)}
     with SampleFile(path, resume_key, {problem.id: problem for problem in problems}, config.samples) as file:
         missing = [problem for problem in problems if problem.id not in file.groups]

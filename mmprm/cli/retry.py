@@ -1,4 +1,4 @@
-"""Reopen failed problems of a run, once the cause of the failure is resolved.
+"""Reopen failed problems of a run after fixing the cause of their failure.
 
 Examples:
   mmprm retry runs/k12
@@ -15,7 +15,7 @@ from mmprm.trees.store import Store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     parser.add_argument("run", metavar="RUN", help="run folder of mmprm annotate")
     parser.add_argument("problems", metavar="PROBLEM", nargs="*", help="ids of failed problems; by default all of them")
     parser.add_argument(
@@ -42,8 +42,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def choose(failures: dict[str, str], problems: list[str], match: str) -> list[str]:
-    """Return the ids of the failed problems to reopen. Raises DataError if a named problem has not failed, or if
-    none is left."""
+    """Return the ids of the failed problems to reopen.
+
+    Raises DataError if a named problem has not failed, or if there is no problem to reopen.
+    """
     for problem_id in problems:
         if problem_id not in failures:
             raise DataError(

@@ -1,4 +1,4 @@
-"""Train a policy by reinforcement learning, with outcome rewards and the process rewards of a PRM.
+"""Train a policy by reinforcement learning with outcome rewards and a PRM's process rewards.
 
 Examples:
   mmprm rl --config configs/rl/tiny.yaml
@@ -17,7 +17,7 @@ from policy_rl.config import RLConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     add_config_options(parser, RLConfig)
 
 

@@ -4,9 +4,9 @@ Each line of the file is an object with `question` and `steps` (a list of plain 
 options, in the same columns as problems (`columns`; paths are relative to the file). Every line is written with
 `scores`, `aggregator` and `aggregate` added.
 
-Instead of `steps`, a line may have a `response` as a model wrote it, which is split into steps according to
-`step_format`, or several `responses` to its question: then `steps`, `scores` and `aggregate` are lists with one entry
-per response, and `chosen` is the index of the best one. A response that cannot be split has no scores; `unsplit` gives
+Instead of `steps`, a line may have a model's raw `response`, which is split into steps according to `step_format`, or
+several `responses` to its question: then `steps`, `scores` and `aggregate` are lists with one entry per response, and
+`chosen` is the index of the best one. A response that cannot be split has no scores; `unsplit` gives
 the reason.
 
 example:
@@ -47,27 +47,28 @@ from mmprm.types import Problem, Scorer, Solution, StepScores
 
 OWN_COLUMNS = ("steps", "response", "responses")
 _CHUNK = 2000
-"""Number of solutions scored together: enough for batches of similar length, and few enough that any file fits in
-memory."""
+"""Number of solutions scored at once: enough to form batches of similar length, few enough to fit in memory for any
+file."""
 
 
 class ScoreConfig(Config):
     """Configures `mmprm score`."""
 
     scorer: ScorerConfig
-    """The process reward model and how it runs."""
+    """Process reward model and how to run it."""
     aggregator: str | None = None
-    """min, last, mean, max, product, sum_log, sum_log_odds or mean_odds; by default the one in the PRM's prm.json."""
+    """Aggregator of step scores: min, last, mean, max, product, sum_log, sum_log_odds or mean_odds; by default the one
+    in the PRM's prm.json."""
     columns: Columns = Columns()
-    """Names of the columns of question, images and options."""
+    """Names of the columns that hold the question, images and options."""
     step_format: StepFormat = "tags"
     """How responses mark their steps: tags, blank_lines or numbered."""
     image_root: PathText | None = None
-    """Folder that relative image paths refer to; by default the folder of the file."""
+    """Base folder for relative image paths; by default the folder of the input file."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     parser.add_argument("file", metavar="FILE.jsonl", type=Path, help="JSON lines, one solution per line")
     parser.add_argument("--output", metavar="FILE", type=Path, help="file to write instead of standard output")
     add_config_options(parser, ScoreConfig)
@@ -105,7 +106,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace, config: ScoreConfig) -> None:
-    """Validate the whole file first, so that an error in its last line does not cost the scores of all others."""
+    """Validate the whole file before scoring, so that an error in the last line does not waste the scores."""
     if arguments.output is not None:
         check_output(arguments.output, "--output", file=True)
     check_prm(config.scorer.prm)
@@ -115,7 +116,7 @@ def _check(arguments: argparse.Namespace, config: ScoreConfig) -> None:
 
 
 def _scored(scorer: Scorer, solutions: list[Solution]) -> list[StepScores]:
-    """Return the scores of each solution. Raises DataError, which names the line, for an image that cannot be read."""
+    """Score the solutions. Raises DataError naming the line if an image cannot be read."""
     try:
         return scorer.score(solutions)
     except DataError as error:
@@ -128,15 +129,15 @@ def _scored(scorer: Scorer, solutions: list[Solution]) -> list[StepScores]:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Holds a line of the file with its solution, or with those of its responses that can be split into steps."""
+    """Holds an input line and its solutions: that of its steps, or of each response that can be split into steps."""
 
     row: dict[str, Any]
     solutions: tuple[Solution, ...]
     splits: tuple[StepSplit, ...] = ()
-    """One split per response, in order; empty for a line that gives its steps."""
+    """One split per response, in order; empty if the line has `steps`."""
 
     def result(self, judged: Sequence[StepScores], aggregate: Aggregator, name: str) -> dict[str, Any]:
-        """Return the fields to add to the line."""
+        """Return the output fields to add to the line."""
         if not self.splits:
             return {"scores": judged[0].scores, "aggregator": name, "aggregate": aggregate(judged[0].scores)}
         answers = iter(judged)
@@ -155,7 +156,7 @@ class Line:
 
 
 def read_line(row: dict[str, Any], location: str, reader: ProblemReader, config: ScoreConfig) -> Line:
-    """Return a line of the file with its solutions. Raises DataError, naming `location`, for a line without steps."""
+    """Parse an input line into its solutions. Raises DataError naming `location` if the line is invalid."""
     question = read_cell(row, config.columns, "question", location)
     if question is None and read_cell(row, config.columns, "chat", location) is None:
         given = row.get(config.columns.question or "question")
@@ -164,7 +165,7 @@ def read_line(row: dict[str, Any], location: str, reader: ProblemReader, config:
             "columns.question"
         )
     asked = reader.asked({name: value for name, value in row.items() if name not in OWN_COLUMNS}, location)
-    # The location serves as the id, so that errors of a scorer name the line.
+    # The location serves as the problem id, so that scorer errors name the line.
     problem = Problem(location, asked.question, "", asked.images, asked.choices)
     if row.get("steps"):
         if "responses" in row:

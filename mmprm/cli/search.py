@@ -1,9 +1,9 @@
 """Search for solutions step by step, guided by a process reward model, with best-of-N as an optional baseline.
 
 The output folder holds candidates.jsonl (one line per solution) and summary.json (the accuracy of every selector with
-its confidence interval, and the number of generated tokens). With `baseline`, whole solutions of the same problems are
-sampled too, and compared at equal tokens. The policy and the process reward model run at the same time and share the
-machine.
+its confidence interval, and the number of generated tokens). With `baseline`, the command also samples whole solutions
+of the same problems and compares accuracy at an equal number of tokens. The policy and the process reward model run at
+the same time and share the machine.
 
 Examples:
   mmprm search --set problems.path=test.jsonl --set engine.model=tiny --set scorer.prm=runs/demo/train/prm \\
@@ -54,19 +54,19 @@ class GuidedSearchConfig(PolicyConfig):
     output: PathText = "runs/search"
     """Folder for candidates.jsonl and summary.json."""
     scorer: ScorerConfig
-    """The process reward model and how it runs."""
+    """Process reward model and how to run it."""
     search: GuidedConfig = GuidedConfig()
-    """The search strategy and its width."""
+    """Search strategy and its width."""
     baseline: int = Field(0, ge=0)
-    """Number of whole solutions to sample per problem in addition, to compare with best-of-N at equal tokens; 0
-    disables the comparison."""
+    """Number of whole solutions to also sample per problem, for a comparison with best-of-N at equal tokens; 0 disables
+    it."""
     aggregator: str | None = None
-    """min, last, mean, max, product, sum_log, sum_log_odds or mean_odds, for ranking both partial and complete
-    solutions; by default the one in the PRM's prm.json."""
+    """Aggregator of step scores that ranks partial and complete solutions: min, last, mean, max, product, sum_log,
+    sum_log_odds or mean_odds; by default the one in the PRM's prm.json."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     add_config_options(parser, GuidedSearchConfig)
 
 
@@ -84,7 +84,7 @@ def run(arguments: argparse.Namespace) -> None:
     check_prm_reads(config.scorer.prm, problems)
     check_config(config, problems, config.search.samples, "search.samples")
     if config.engine.servers is None:
-        actors.connect(config.ray_address)  # before the scorer, which takes long to load
+        actors.connect(config.ray_address)  # before the scorer, which is slow to load
     scorer = open_scorer(config.scorer)
     try:
         searched, baseline = actors.run(_search(config, problems, aggregator, scorer))
@@ -133,7 +133,7 @@ def search_summary(
 
 
 def compare_at_equal_tokens(searched: Searched, baseline: Searched, aggregator: str, seed: int) -> EqualTokens | None:
-    """Compare search with the baseline on the problems that failed in neither; None if there are none."""
+    """Compare search with the baseline on problems that failed in neither, or return None if there are none."""
     whole = {result.group.problem.id: result.group for result in baseline.results}
     both = [result for result in searched.results if result.group.problem.id in whole]
     if not both:
@@ -144,8 +144,7 @@ def compare_at_equal_tokens(searched: Searched, baseline: Searched, aggregator: 
 
 
 def _table(metrics: dict[str, Any]) -> str:
-    """Return one line per selector: its accuracy with interval and, next to it, best-of-N at equal tokens and the
-    difference."""
+    """Format one line per selector: accuracy with interval, best-of-N at equal tokens, and their difference."""
     equal = metrics["best_of_n_at_equal_tokens"]
     strategy = metrics["search"]["strategy"]
     head = f"{'selector':<10}{strategy:>22}"

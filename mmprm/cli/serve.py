@@ -1,7 +1,7 @@
 """Serve a process reward model over HTTP: POST steps, get P(step is correct) for each.
 
 Listens on this machine only, unless `host` is set; other interfaces require an API key. GET /docs lists the routes.
-SIGTERM and Ctrl-C finish accepted requests and refuse new ones with 503.
+After SIGTERM or Ctrl-C, the server finishes accepted requests and answers new ones with 503.
 
 Examples:
   mmprm serve --set scorer.prm=runs/demo/train/prm
@@ -38,37 +38,39 @@ from mmprm.weights import fingerprint
 
 
 class ServedScorerConfig(LocalScorerConfig):
-    """Configures the served scorer."""
+    """Configures the scorer that the server runs."""
 
     backend: Literal["vllm", "transformers"] = "vllm"
-    """vllm: the pooling runner; transformers: starts immediately. Scores agree within 1e-3 in float32."""
+    """Inference backend: vllm uses vLLM's pooling runner, and transformers starts immediately. Their scores agree
+    within 1e-3 in float32."""
 
 
 class ServeConfig(Config):
     """Configures `mmprm serve`."""
 
     scorer: ServedScorerConfig
-    """The process reward model and how it runs."""
+    """Process reward model and how to run it."""
     aggregator: str | None = None
-    """min, last, mean, max, product, sum_log, sum_log_odds or mean_odds; by default the one in the PRM's prm.json."""
+    """Aggregator of step scores: min, last, mean, max, product, sum_log, sum_log_odds or mean_odds; by default the one
+    in the PRM's prm.json."""
     name: str | None = None
-    """Name of the model in answers; by default the name of its folder."""
+    """Model name in responses; by default the name of the model folder."""
     host: str = "127.0.0.1"
     """Address to listen on; 0.0.0.0 for all interfaces."""
     port: int = Field(8100, ge=0, le=65535)
-    """Port; 0 picks a free one, which the first line of the output states."""
+    """Port to listen on; 0 picks a free one, which the first line of the output shows."""
     api_key_env: str | None = None
     """Name of the environment variable that holds the API key. The key itself is never stored or shown."""
     api_key_file: PathText | None = None
-    """File that holds the API key instead."""
+    """File that holds the API key, as an alternative to api_key_env."""
     without_key: bool = False
-    """Listen on other interfaces without an API key, for example behind a proxy that requires one."""
+    """Allow listening beyond localhost without an API key, for example behind an authenticating proxy."""
     image_root: PathText | None = None
-    """Folder below which requests may name images by path; by default they must send them."""
+    """Folder from which requests may load images by path; by default they must send the image data."""
     limits: ServiceLimits = ServiceLimits()
     """Limits on requests."""
     shutdown_seconds: float = Field(60.0, ge=0)
-    """Maximum time to finish accepted requests after SIGTERM, in seconds; a load or a batch that takes ten seconds
+    """Maximum time in seconds to finish accepted requests after SIGTERM. A model load or batch that takes ten seconds
     longer is aborted."""
     hardware: HardwareConfig = Field(HardwareConfig(), exclude=True)
     """Machines that `mmprm plan` assumes; the run itself ignores these keys."""
@@ -91,7 +93,7 @@ class ServeConfig(Config):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     add_config_options(parser, ServeConfig)
 
 
@@ -115,7 +117,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def make_service(config: ServeConfig) -> Service:
-    """Create the service from its configuration, without loading the model yet."""
+    """Create the service from its configuration without loading the model."""
     import torch
 
     info = scorer_info(config.scorer)

@@ -18,7 +18,7 @@ from policy_rl.sft.train import SftConfig, train_sft
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     add_config_options(parser, SftConfig)
 
 

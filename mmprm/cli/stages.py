@@ -1,4 +1,4 @@
-"""Run several trainings one after the other: supervised or reinforcement learning, each from the previous policy.
+"""Run several training stages (SFT or RL) in sequence, each starting from the previous stage's policy.
 
 The file holds `output` and `stages`, a list of `sft: …` and `rl: …` with the keys of `mmprm sft` and `mmprm rl`. Stage
 N is stored in OUTPUT/stage-N-KIND and starts from the policy of the previous stage. When the command is run again,
@@ -17,7 +17,7 @@ from policy_rl.stages import run_stages
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     parser.add_argument("--config", metavar="FILE", required=True, help="YAML file with output and stages")
     parser.add_argument(
         "--set",

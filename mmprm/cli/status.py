@@ -1,4 +1,4 @@
-"""Report the progress of a campaign, while it runs and afterwards.
+"""Report the progress of a running or finished campaign.
 
 Examples:
   mmprm status runs/demo/annotate
@@ -23,7 +23,7 @@ WATCH_SECONDS = 2.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     parser.add_argument("run", metavar="RUN", help="run folder of mmprm annotate")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--watch", action="store_true", help="refresh every 2 s until the run stops")

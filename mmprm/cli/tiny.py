@@ -1,4 +1,4 @@
-"""Write problems of the embedded world, or train its policy.
+"""Write problems of the built-in toy world, or train its policy.
 
 Examples:
   mmprm tiny problems --output runs/tiny/annotate.jsonl --count 200 --split annotate
@@ -19,7 +19,7 @@ from mmprm.tiny.world import SPLITS, make_problems, solve
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     parser.add_argument("action", choices=("problems", "train"))
     parser.add_argument(
         "--output", required=True, type=Path, help="JSONL file of the problems, or folder of the policy"

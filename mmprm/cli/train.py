@@ -16,7 +16,7 @@ from mmprm.prm.train import TrainConfig, train_prm
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     add_config_options(parser, TrainConfig)
 
 

@@ -1,8 +1,8 @@
-"""Show the tree of one problem in the terminal.
+"""Show one problem's search tree in the terminal.
 
-Each line is a labeled prefix of steps: its index in the order of the search (· for a prefix labeled by rollouts of
-other states), its value, its numbers of correct and incorrect rollouts (and of those with unknown verdict), and the
-steps that it adds to its parent.
+Each line is a labeled prefix of steps: its index in search order (· if only other states' rollouts label it), its
+value, its counts of correct and incorrect rollouts (and of those with unknown verdict), and the steps that it adds to
+its parent.
 
 Examples:
   mmprm tree runs/demo/annotate tiny-6bd7
@@ -26,7 +26,7 @@ NAMED = 8
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     parser.add_argument("run", metavar="RUN", help="run folder of mmprm annotate")
     parser.add_argument("problem", metavar="PROBLEM", help="id of the problem, or its beginning")
     parser.add_argument("--all", action="store_true", help="also show the rollouts sampled from each state")

@@ -1,4 +1,4 @@
-"""Write one page for browsing the trees of a run: images, steps colored by value, rollouts, search order.
+"""Write an HTML page for browsing a run's trees: images, steps colored by value, rollouts, search order.
 
 Examples:
   mmprm view runs/demo/annotate
@@ -16,7 +16,7 @@ from mmprm.trees.store import Store
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the command to its parser."""
+    """Add the command's options to the parser."""
     parser.add_argument("run", metavar="RUN", help="run folder of mmprm annotate")
     parser.add_argument("--output", metavar="FILE", type=Path, help="file to write (view.html in the run folder)")
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Choose the aggregator of a command."""
+"""Resolve which aggregator a command uses."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from mmprm.scoring.aggregate import chosen_aggregator
 
 
 def settled(configured: str | None, info: PrmInfo) -> str:
-    """Return the configured aggregator, or the one in prm.json; a warning about it goes to standard error."""
+    """Return the configured aggregator or the one in prm.json, and print any warning about it."""
     name = chosen_aggregator(configured, info.aggregator)
     warn(name, info)
     return name
 
 
 def warn(name: str, info: PrmInfo) -> None:
-    """Print a warning about an aggregator to standard error if there is evidence against it."""
+    """Print a warning to standard error if there is evidence against the aggregator."""
     if why := misgiving(name, info):
         print(f"note: {why}", file=sys.stderr)

@@ -14,19 +14,19 @@ from mmprm.files import whole_file
 
 
 def value_as_json(value: Any) -> Any:
-    """Return a value that JSON cannot represent as text; used as `default` of json.dumps."""
+    """Convert a value that JSON cannot represent to text; used as `default` of json.dumps."""
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Write one JSON object per line; the file appears only when it is complete."""
+    """Write one JSON object per line, replacing the file atomically."""
     with output(path) as out:
         out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
 @contextlib.contextmanager
 def output(path: Path | None) -> Iterator[TextIO]:
-    """Yield standard output if `path` is None, otherwise a file that appears only when it is complete."""
+    """Yield standard output if `path` is None, otherwise a file that is replaced atomically."""
     if path is None:
         yield sys.stdout
         return

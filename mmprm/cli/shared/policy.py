@@ -1,4 +1,4 @@
-"""Open the policy of a command together with its grader; the embedded policy is selected by its name."""
+"""Open a command's policy and grader; the model name `tiny` selects the built-in policy."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmprm.types import Grader, Problem, Sampler
 
 
 def model_path(model: str) -> str:
-    """Return the folder of the embedded policy for the name tiny, and any other model unchanged."""
+    """Return the built-in policy's folder for the name `tiny`, and any other model unchanged."""
     if model != "tiny":
         return model
     from mmprm.tiny.model import weights_path
@@ -24,15 +24,17 @@ def model_path(model: str) -> str:
 
 
 def policy_folder(engine: LocalEngineConfig) -> str | None:
-    """Return the local folder of the embedded policy if it is configured and engines load it, otherwise None."""
+    """Return the built-in policy's folder if local engines load that policy, or None."""
     if engine.model != "tiny" or (isinstance(engine, EngineConfig) and engine.servers is not None):
         return None
     return model_path(engine.model)
 
 
 def check_config(config: PolicyConfig, problems: Sequence[Problem], samples: int, key: str) -> None:
-    """Raise the errors of mmprm.preflight before anything is started; `samples` completions are sampled per prompt,
-    as set by `key`."""
+    """Run the preflight checks before anything starts; `key` names the setting of `samples` in error messages.
+
+    `samples` is the number of completions per prompt.
+    """
     folder = policy_folder(config.engine)
     engine = config.engine if folder is None else config.engine.model_copy(update={"model": folder})
     check_policy(engine, config.sampling, config.prompt, problems, samples, key)
@@ -40,7 +42,7 @@ def check_config(config: PolicyConfig, problems: Sequence[Problem], samples: int
 
 @asynccontextmanager
 async def opened_policy(config: PolicyConfig) -> AsyncIterator[tuple[Sampler, Grader]]:
-    """Yield the sampler and the grader for the duration of the block."""
+    """Yield the sampler and the grader, and close them when the `with` block ends."""
     folder = policy_folder(config.engine)
     if config.engine.servers is None:
         actors.connect(config.ray_address)
