@@ -4,7 +4,8 @@ cut      split the responses into steps, map the tokens to steps, and take the s
 credit   turn rewards and scores into advantages per token
 plan     check the samples and plan the micro-batches of eight ranks
 
-Seconds are CPU time of one thread, because the driver has one event loop; the time of other processes does not count.
+Seconds are CPU time of one thread, because the driver has one event loop. Other processes slow it down only through
+shared caches and cores with two threads; `load` is the load average of the machine.
 
 Writes benchmarks/results/driver.json: `python benchmarks/driver.py [--rounds 3]`. The total must be at most 2 seconds.
 """
@@ -164,6 +165,7 @@ def main() -> None:
         "responses": PROBLEMS * GROUP_SIZE,
         "tokens": TOKENS,
         "rounds": arguments.rounds,
+        "load": round(os.getloadavg()[0], 1),
         "seconds": seconds,
         "total_spread": spread,
         "bar": BAR_SECONDS,

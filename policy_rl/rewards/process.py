@@ -18,7 +18,7 @@ import sys
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from itertools import accumulate, chain, pairwise, repeat
+from itertools import accumulate, pairwise
 from typing import Any, Protocol
 
 from pydantic import Field
@@ -198,7 +198,7 @@ def step_of_tokens(steps: Sequence[str], begins_T: Sequence[int], given: int = 0
     """
     *inner, _ = accumulate(map(len, steps))
     first = [0, *(bisect_left(begins_T, border - given) for border in inner), len(begins_T)]
-    return tuple(chain.from_iterable(repeat(step, stop - start) for step, (start, stop) in enumerate(pairwise(first))))
+    return sum(((step,) * (stop - start) for step, (start, stop) in enumerate(pairwise(first))), ())
 
 
 class Pieces(dict[int, str]):
