@@ -86,12 +86,12 @@ def connect(address: str | None = None) -> bool:
 
 
 def run(main: Coroutine[Any, Any, T]) -> T:
-    """Run `main` with asyncio.run and return its result; raise EngineStoppedError within 30 s if Ray goes away."""
+    """Run `main` with asyncio.run and return its result; raise EngineStoppedError within 30 s after Ray stops."""
     return asyncio.run(guarded(main))
 
 
 async def guarded(main: Coroutine[Any, Any, T]) -> T:
-    """Await `main` and return its result; raise EngineStoppedError if Ray goes away first."""
+    """Await `main` and return its result; raise EngineStoppedError if Ray stops first."""
     task, watch = asyncio.ensure_future(main), asyncio.ensure_future(_until_gone())
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
@@ -206,9 +206,8 @@ def wait_all(
 def cause_of(error: Exception, what: str = "") -> MmprmError:
     """Return the MmprmError raised in the actor, or wrap any other error's text in an EngineStoppedError.
 
-    Ray wraps the original error and puts both tracebacks into the text. For a dead actor, Ray's text gives no reason,
-    so the last lines of the process's log are added if the log is on this machine. `what` describes what was waited
-    for.
+    Ray wraps the original error and puts both tracebacks into the text. For a dead actor, Ray's text gives no reason;
+    the last lines of the process's log are added if this machine has it. `what` describes what was waited for.
     """
     cause = getattr(error, "cause", None)
     if isinstance(cause, MmprmError):
@@ -221,7 +220,7 @@ def cause_of(error: Exception, what: str = "") -> MmprmError:
 
 
 def is_gone() -> bool:
-    """Return whether Ray was running and no longer responds; it must not be called then."""
+    """Return whether Ray was running but no longer responds, so that it must not be called."""
     return _gone is not None
 
 

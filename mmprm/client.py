@@ -29,15 +29,15 @@ request."""
 LONGEST_BACKOFF = 60.0
 _DETAIL_LENGTH = 300
 _QUOTED = 10_000
-"""Maximum number of characters to process of a server's message."""
+"""Maximum number of characters to read from a server's message."""
 
 T = TypeVar("T")
 Body = dict[str, Any] | None
 
 _BUSY = {408, 429, 502, 503, 504}
-"""Status codes for a server or proxy that could not take the request; the request itself may be valid."""
+"""HTTP status codes for a busy server or proxy; the request itself may be valid."""
 _REFUSED = {400, 413, 422}
-"""Status codes for a request that the server rejected; other requests may be valid."""
+"""HTTP status codes for a rejected request; other requests may be valid."""
 _WAYS_OUT = {
     401: "set api_key_env to the name of the environment variable that holds the key",
     403: "the key has no access to this model; set api_key_env to the variable of another key",

@@ -6,7 +6,7 @@ class MmprmError(Exception):
 
 
 class ConfigError(MmprmError):
-    """A configuration key or value violates its rule."""
+    """A configuration key or value is invalid."""
 
 
 class DataError(MmprmError):
@@ -38,4 +38,4 @@ class TrainingError(MmprmError):
 
 
 class SetupError(MmprmError):
-    """This machine lacks a dependency of the command; `mmprm doctor` reports what to install."""
+    """This machine does not meet a requirement of the command; `mmprm doctor` reports what to install."""

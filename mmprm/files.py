@@ -98,7 +98,7 @@ def whole_folder(path: str | Path) -> Iterator[Path]:
 
 
 def _share(folder: Path) -> None:
-    """Reset all files to the process's default mode, because safetensors makes files readable only by their owner."""
+    """Set the default permissions on all files, because safetensors writes files that only their owner can read."""
     status = Path("/proc/self/status")
     umask = re.search(r"^Umask:\s*(\d+)", status.read_text(), re.MULTILINE) if status.is_file() else None
     mode = 0o666 & ~int(umask[1], 8) if umask else 0o644
@@ -188,7 +188,7 @@ def parse_json(
 
 
 def logged_rows(path: Path, keys: Iterable[str] = ("step",)) -> Iterator[dict[str, Any]]:
-    """Yield the objects in a JSON lines log that have all `keys`, with `step` as an integer.
+    """Yield the objects in a JSON Lines log that have all `keys`, with `step` as an integer.
 
     An incomplete last line is skipped silently. Other damaged lines are skipped with a warning on stderr, because a
     damaged log must not end a run. Raises OSError if the file cannot be read.

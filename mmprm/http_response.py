@@ -16,7 +16,7 @@ _MIB = 2**20
 
 
 class Failure(Exception):  # noqa: N818 - the cause of an error, which callers see as SamplingError
-    """Signals a failed attempt. `kind` is a short description without details, by which failures are grouped."""
+    """Signals a failed attempt. Failures are counted by `kind`, a short description without details."""
 
     def __init__(self, kind: str, detail: str = "", busy: bool = False, retry_after: float = 0.0) -> None:
         super().__init__(f"{kind}: {detail}" if detail else kind)

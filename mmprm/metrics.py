@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """Holds an estimate and the bounds of its interval."""
+    """Holds an estimate and the bounds of its confidence interval."""
 
     value: float
     low: float
@@ -85,10 +85,10 @@ def processbench_f1(predicted_K: ArrayLike, truth_K: ArrayLike) -> FirstErrorF1:
 def choose_threshold(scores_KS: Sequence[Sequence[float]], truth_K: Sequence[int]) -> tuple[float, FirstErrorF1]:
     """Return the threshold in [0, 1] with the highest ProcessBench F1 on a development split, and that F1.
 
-    Each solution is judged correctly exactly when the threshold t falls into one interval: min(s_0…s_e) < t ≤
-    min(s_0…s_{e-1}) if its first error is e, and t ≤ min(s_0…s_last) if it has none. F1 is therefore constant between
-    neighboring interval ends. The result is the midpoint of the gap with the best F1, or of the widest such gap on
-    ties. Raises DataError if all solutions have an incorrect step, or none has.
+    A solution with first error e is judged correctly exactly if the threshold t satisfies min(s_0…s_e) < t ≤
+    min(s_0…s_{e-1}). A solution with no error is judged correctly exactly if t ≤ min(s_0…s_last). F1 is therefore
+    constant between neighboring ends of these intervals. The result is the midpoint of the gap with the best F1, or of
+    the widest such gap on ties. Raises DataError if all solutions have an incorrect step, or none has.
     """
     bad_K = np.asarray(truth_K) != NO_ERROR
     if bad_K.all() or not bad_K.any():

@@ -91,7 +91,7 @@ def check_weight_files(folder: Path) -> None:
 
 
 def _check_header(file: Path) -> None:
-    """Raise CheckpointError if a file is truncated or not in safetensors format, by reading its header."""
+    """Read a file's header; raise CheckpointError if the file is truncated or not safetensors."""
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -141,7 +141,10 @@ def check_prm_reads(prm: str, problems: Sequence[Problem]) -> None:
 
 
 def check_output(folder: str | Path, key: str, file: bool = False) -> None:
-    """Raise ConfigError if `folder` is not writable; with `file=True`, it is a file whose folder is checked."""
+    """Raise ConfigError if `folder` is not writable.
+
+    With `file=True`, `folder` is the path of a file, and its parent folder is checked.
+    """
     path = Path(folder)
     inside = path.parent if file else path
     try:

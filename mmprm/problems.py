@@ -85,7 +85,7 @@ def load_problems(config: ProblemsConfig) -> list[Problem]:
     """Load all problems in file order; exact duplicates are dropped with a note.
 
     Images are not opened here, so a broken image later affects only its own problem. Raises DataError, with the file
-    and line (or row), for a missing field, an empty answer, invalid JSON, or two different problems with the same id.
+    and line (or row), for a missing field, an empty answer, invalid JSON, or an id of two different problems.
     """
     reader = ProblemReader(config.columns, image_folder(config))
     problems: dict[str, tuple[str, Problem]] = {}
@@ -188,8 +188,7 @@ class ProblemReader:
         """Parse the question of a row.
 
         Raises DataError, with `location`, for a row with no question or with two conflicting ones. Also raises it for
-        images that do not match the question's image marks, and for video, audio or images in a column that is not
-        read.
+        images that do not match the question's image marks, and for video, audio or images in unread columns.
         """
         columns, root = self._columns, self._root
         check_media(row, location)
@@ -288,7 +287,7 @@ def content_id(question: str, answer: str, images: Sequence[ImageRef] = (), choi
 def write_problems(
     path: str | Path, problems: Iterable[Problem], columns: Mapping[str, Mapping[str, Any]] | None = None
 ) -> None:
-    """Write problems as JSONL for load_problems; images are saved in `images/` next to it, under content hashes.
+    """Write problems as JSONL for load_problems, and their images to `images/` next to it, named by content hash.
 
     `columns` maps problem ids to extra columns for their lines.
     """

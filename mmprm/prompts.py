@@ -15,7 +15,7 @@ from mmprm.types import Problem
 
 @dataclass(frozen=True, slots=True)
 class Preset:
-    """Holds the texts of a prompt.
+    """Holds the system, user and prefill texts of a prompt.
 
     `user` contains {question}. `continuation`, if set, contains {prefix} and ends the user turn instead of a prefill.
     """
@@ -99,7 +99,7 @@ _NOT_OPTIONS = {
 
 
 def messages(problem: Problem, config: PromptConfig, prefix: str = "") -> list[dict[str, Any]]:
-    """Build chat messages in transformers' format.
+    """Build a problem's chat messages in transformers' format.
 
     They include the prefix only if the preset continues in the user turn.
     """

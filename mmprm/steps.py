@@ -78,9 +78,9 @@ def split(text: str, step_format: StepFormat) -> StepSplit:
     """Split a response, or a continuation that begins at a step boundary, into steps without losing a character.
 
     With tags, text before a step's tag belongs to that step, and the text after the last step (the answer) is a
-    separate step. Line breaks after a step stay with it, and indentation starts the next step: byte-level vocabularies
-    have tokens such as `>\\n` and ` -`, which any other boundary would cut. Reasons: "empty", "no step", "unclosed
-    step", "nested step", "stray end of step", "unclosed answer".
+    separate step. Line breaks after a step stay with it, and indentation starts the next step. Any other boundary would
+    cut tokens of byte-level vocabularies such as `>\\n` and ` -`. Reasons: "empty", "no step", "unclosed step", "nested
+    step", "stray end of step", "unclosed answer".
     """
     if not text.strip():
         return StepSplit((), "empty")
@@ -88,7 +88,7 @@ def split(text: str, step_format: StepFormat) -> StepSplit:
 
 
 def plain(step: str, step_format: StepFormat) -> str:
-    """Return a step as a reader sees it, stripped of step markup and surrounding white space. Answer tags stay."""
+    """Return a step as a reader sees it: without step markup and surrounding white space, but with answer tags."""
     if step_format == "tags":
         step = _TAG.sub("", step)
     elif step_format == "numbered" and not _ANSWER_LINE.match(step):
@@ -145,7 +145,7 @@ def _split_blank_lines(text: str) -> StepSplit:
 
 
 def _split_numbered(text: str) -> StepSplit:
-    """Split at step numbers.
+    """Split the text at step numbers.
 
     A number that breaks the sequence, or is not formatted like the first one, belongs to a list within a step.
     """
@@ -252,10 +252,10 @@ def _outside(matches: Iterable[re.Match[str]], text: str) -> list[re.Match[str]]
 
 
 def _cut(text: str, boundaries: Iterable[int]) -> Steps:
-    """Split at ascending offsets.
+    """Split the text at ascending offsets.
 
-    A piece with only white space or a horizontal rule is merged into the previous step or, at the start of the text,
-    into the first step.
+    A piece with only white space or a horizontal rule is merged into the previous step, or into the first step if it
+    comes first.
     """
     pieces: list[str] = []
     start = 0

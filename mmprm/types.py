@@ -81,9 +81,9 @@ class Tokens:
 class Completion:
     """Holds the text that a policy generated after the prefix. `finish_reason` is "stop", "length" or "abort".
 
-    If the prefix is empty, the text also includes the start of the assistant turn from the prompt, such as a prefill or
-    a tag opened by the chat template. `tokens` continue the request's prefix_ids; they are None if the sampler does not
-    know them or continued from text.
+    If the prefix is empty, the text also includes what the prompt put into the assistant turn, such as a prefill or a
+    tag from the chat template. `tokens` continue the request's prefix_ids; they are None if the sampler does not know
+    them or continued from text.
     """
 
     text: str
@@ -133,7 +133,7 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Counts the verdicts of the rollouts that determine the value of a prefix.
+    """Counts the verdicts of the rollouts that determine a prefix's value.
 
     `estimate` replaces correct / (correct + incorrect) if the number of rollouts depended on their outcomes.
     """
@@ -177,7 +177,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """Holds a searched state: the prefix `steps` from the root, its rollouts in sampling order, and counts by batch."""
+    """Holds a search state: the prefix `steps` from the root, its rollouts in sampling order, and counts per batch."""
 
     steps: Steps
     batches: tuple[Counts, ...]

@@ -24,7 +24,7 @@ _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
 def check_weights(model: str) -> None:
-    """Raise CheckpointError if a folder has weights only as pickles. For hub ids, the loader checks this."""
+    """Raise CheckpointError if a folder holds its weights only as pickles. For hub ids, the loader checks this."""
     folder = Path(model)
     if not folder.is_dir():
         return

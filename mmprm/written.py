@@ -59,7 +59,7 @@ def read_set(text: str) -> Any:
 
 
 def resolved(value: Any, kind: Any) -> Any:
-    """Replace each Written in `value` by its value or its source text, whichever the type annotation `kind` accepts."""
+    """Replace each Written in `value` with its value or its source text, whichever the annotation `kind` accepts."""
     kinds = _kinds(kind)
     if isinstance(value, Written):
         if not _takes(value.value, kinds) and (str in kinds or value.text in _literals(kinds)):

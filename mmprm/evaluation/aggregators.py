@@ -14,8 +14,7 @@ from mmprm.selection.groups import CandidateGroup, choices, common_size
 from mmprm.selection.selectors import best_of_n
 
 RAISED_LATE = {"last", "mean", "max", "sum_log_odds", "mean_odds"}
-"""Aggregators whose value can rise with a high score after the first error; the others (min, product, sum_log) can only
-fall."""
+"""Aggregators that a high score after the first error can raise. The others (min, product, sum_log) can only fall."""
 
 
 @dataclass(frozen=True, slots=True)

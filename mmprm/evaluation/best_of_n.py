@@ -24,7 +24,7 @@ class BestOfN:
 
 
 def evaluate_best_of_n(groups: Sequence[CandidateGroup], aggregators: Sequence[str], seed: int = 0) -> BestOfN:
-    """Evaluate all selectors for N = 1, 2, 4, … up to the number of samples, which all problems must share."""
+    """Evaluate all selectors for N = 1, 2, 4, … up to the sample count, which must be equal for all problems."""
     most = common_size(groups)
     for name in aggregators:
         aggregator(name)  # raises for an unknown name before anything is computed

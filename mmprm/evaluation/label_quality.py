@@ -30,7 +30,7 @@ def no_error_so_far(correct_S: Iterable[bool | None]) -> list[bool | None]:
 
 
 def known_from(solutions: Iterable[LabeledSolution]) -> KnownSteps:
-    """Build a KnownSteps function from human judgments, which apply to all solutions that share their first steps."""
+    """Build a KnownSteps function that applies human judgments to all solutions that begin with the same steps."""
     prefixes: dict[tuple[str, Steps], bool | None] = {}
     for labeled in solutions:
         question, steps = labeled.solution.problem.question.strip(), labeled.solution.steps

@@ -37,7 +37,7 @@ class PolicyEvalConfig(Config):
     benchmark: Literal["problems", "mmk12", "mathvista", "mathverse", "mathvision", "olympiadbench", "we-math"] = (
         "problems"
     )
-    """Benchmark format of the problem file; problems: the same columns as for all other commands."""
+    """Benchmark whose published columns to read, or problems for the same columns as in all other commands."""
     columns: Columns = Columns()
     """Names of the columns if benchmark=problems."""
     samples: int = Field(1, ge=1)
@@ -52,7 +52,7 @@ class PolicyEvalConfig(Config):
     image_root: PathText | None = None
     """Folder that relative image paths refer to; defaults to the folder of the problem file."""
     limit: int | None = Field(None, ge=1)
-    """Maximum number of rows to read, from the start."""
+    """Maximum number of rows to read; default: all."""
     engine: EngineConfig
     """Engine that runs the policy; the model "tiny" is the built-in toy policy."""
     sampling: SamplingConfig = SamplingConfig(temperature=0, max_tokens=4096)
@@ -60,7 +60,8 @@ class PolicyEvalConfig(Config):
     prompt: PromptConfig = PromptConfig(preset="think")
     """Prompt for the policy."""
     grader: GraderConfig = GraderConfig()
-    """Grading of answers. Answers that symbolic comparison cannot decide go to grader.judge, with separate scores."""
+    """Grader configuration. Answers that symbolic comparison cannot decide go to grader.judge and are scored
+    separately."""
     seed: int = 0
     """Random seed for sampling and the bootstrap."""
     workers: int | None = Field(None, ge=1)

@@ -52,7 +52,7 @@ class PrmEvaluation:
     """Holds the evaluation of a scored data set.
 
     `scored_by` is the PRM folder, or the label files used as scores; `aggregator` describes the PRM's aggregator.
-    `average` is the mean of the sources' F1, and `pooled` treats all items as one source; both exclude the development
+    `average` is the mean of the sources' F1, and `pooled` treats all items as one source. Both exclude the development
     split unless it is a named source. `curve` and `ece` compare P(correct) with the truth for every judged step.
     """
 

@@ -89,7 +89,7 @@ def build_labels(config: LabelsConfig) -> LabelsSummary:
 
 
 def embed_images(problem: Problem) -> Problem:
-    """Replace image paths by image bytes; raise DataError if an image cannot be read."""
+    """Replace image paths with image bytes; raise DataError if an image cannot be read."""
     return replace(problem, images=tuple(ImageRef(data=_read(image, problem.id)) for image in problem.images))
 
 

@@ -26,9 +26,9 @@ Prefix = tuple[str, Steps]
 
 class AgreementRule(Config):
     value_above: float = Field(0.0, ge=0, lt=1)
-    """Monte Carlo value above which a prefix counts as correct by its label."""
+    """Monte Carlo value above which the label counts as correct."""
     probability_at_least: float = Field(0.5, gt=0, le=1)
-    """Minimum probability at which a prefix counts as correct by the judge."""
+    """Minimum probability at which the judge's verdict counts as correct."""
 
 
 @dataclass(frozen=True, slots=True)

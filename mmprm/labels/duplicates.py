@@ -97,7 +97,7 @@ def _hashes(problem: Problem) -> int:
 
 
 def image_hash(image: Image.Image) -> int:
-    """Compute a difference hash: the bits of a small gray copy where brightness increases to the right or downward."""
+    """Compute a difference hash: bits that mark where a small gray copy gets lighter to the right and downward."""
     from PIL import Image
 
     def gray(width: int, height: int) -> np.ndarray[Any, Any]:

@@ -49,7 +49,7 @@ class ExportConfig(Config):
     negatives: float | None = Field(None, gt=0)
     """Maximum number of negative labels per positive label in the train split, chosen with the seed; null keeps all."""
     agree: Literal["steps", "first_errors"] | None = None
-    """Which agreement with the judge of mmprm consensus to require. steps: keep only labels that the judge confirms;
+    """Required agreement with the judge of mmprm consensus. steps: keep only labels that the judge confirms;
     first_errors: keep only solutions in which both find the first error at the same step."""
     rule: AgreementRule = AgreementRule()
     """Thresholds at which the label and the judge count a step as correct."""
@@ -97,7 +97,8 @@ class ExportSummary:
     images_left_out: int
     """Number of problems whose images are left out because the format cannot represent them."""
     overlap: dict[str, dict[str, str]]
-    """Maps each benchmark file to its problems that have a near-duplicate in the export, each with that duplicate."""
+    """Maps each benchmark file to its problems with a near-duplicate in the export, and each of them to that
+    duplicate."""
 
 
 def export_labels(config: ExportConfig) -> ExportSummary:
@@ -162,7 +163,7 @@ def export_labels(config: ExportConfig) -> ExportSummary:
 
 
 def drop_duplicates(examples: Sequence[LabeledExample]) -> dict[str, str]:
-    """Map each problem to drop to its near-duplicate to keep, which has more labels or, if equal, the smaller id."""
+    """Map each dropped problem to the near-duplicate kept: the one with more labels or, on a tie, the smaller id."""
     labels: Counter[str] = Counter()
     for example in examples:
         labels[example.problem.id] += sum(counts is not None for counts in example.path.counts)

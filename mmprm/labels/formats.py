@@ -127,7 +127,7 @@ def content_of(
 
 
 def record_of(row: OutputRow, form: LabelFormat) -> Record | None:
-    """Return the record, or None if it would not round-trip."""
+    """Convert the row to a record, or return None if the record would not round-trip."""
     record = form.write(row)
     try:
         return record if form.read(record) == row.content else None

@@ -20,7 +20,7 @@ CORRECT, INCORRECT = Counts(correct=1), Counts(incorrect=1)
 
 @dataclass(frozen=True, slots=True)
 class LabelCounts:
-    """Counts labels.
+    """Counts problems, paths and labels.
 
     `labels` counts distinct non-terminal prefixes; complete solutions are counted separately.
     """

@@ -17,7 +17,7 @@ StepTruth = Callable[[Problem, Steps], Sequence[bool]]
 
 @dataclass(frozen=True, slots=True)
 class Headline:
-    """Holds one headline metric.
+    """Holds one headline metric and its target.
 
     `bar` describes the target value, `met` says whether it is reached (None if there is no bar), and `note` why it is
     missed.

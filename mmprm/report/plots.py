@@ -22,7 +22,7 @@ from mmprm.report.text import printable
 from mmprm.selection.accuracy import AccuracyAtN
 
 PLACEHOLDERS = {"ink": "#000001", "soft": "#000002", "rule": "#000003", "bad": "#000004", "good": "#000005"}
-"""Placeholder colors of the shared page colors, by CSS variable."""
+"""Placeholders for the shared page colors, by CSS variable name."""
 
 SERIES = {
     "prm": ("#000011", "o", "-"),
@@ -327,7 +327,7 @@ def _figure(name: str, width: float, height: float) -> Iterator[tuple[Axes, list
 
 
 def _inline(svg: str, name: str) -> str:
-    """Extract the SVG element, make its ids unique on the page, and replace placeholder colors by CSS variables."""
+    """Extract the SVG element, make its ids unique on the page, and replace placeholder colors with CSS variables."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     # All SVGs by Matplotlib use the same ids, which would clash on one page.
@@ -340,7 +340,7 @@ def _inline(svg: str, name: str) -> str:
 
 
 def _apart(positions: dict[str, float], gap: float) -> dict[str, float]:
-    """Spread the positions to a distance of at least `gap`, in ascending order, and re-center them."""
+    """Spread the positions at least `gap` apart, in ascending order, and re-center them."""
     moved: dict[str, float] = {}
     previous = float("-inf")
     for name, position in sorted(positions.items(), key=lambda item: item[1]):

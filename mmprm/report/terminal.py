@@ -20,8 +20,9 @@ _MARKS = {Verdict.CORRECT: ("✓", GOOD), Verdict.INCORRECT: ("✗", BAD), Verdi
 def tree_lines(problem: Problem, ended: str, root: Branch, step_format: StepFormat, rollouts: bool) -> RenderableType:
     """Render the question, gold answer and outcome, followed by one line per labeled prefix.
 
-    A line shows the position in search order (· for a prefix that was never sampled from), the value, the counts, and
-    the steps that the prefix adds to its parent. With `rollouts`, the rollouts sampled from each state are shown too.
+    A line shows the position in search order, the value, the counts, and the steps that the prefix adds to its parent.
+    The position is · for a prefix that was never sampled from. With `rollouts`, the rollouts sampled from each state
+    are shown too.
     """
     head = Text.assemble(
         (printable(problem.question.strip()), "bold"), printable(f"\ngold answer {problem.answer} · {ended}\n")

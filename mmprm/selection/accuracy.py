@@ -46,10 +46,10 @@ def accuracy_at_n(
 ) -> list[AccuracyAtN]:
     """Compute one AccuracyAtN per entry of `sizes` from groups of M ≥ max(sizes) candidates each.
 
-    A problem's accuracy at N is the mean over all subsets of N of its M candidates, or over SUBSETS random subsets if
-    there are more. All selectors see the same subsets, and ties are split evenly. At N = M, the selector chooses among
-    all candidates. If `aggregate` is None, only selectors that need no scores are compared. Intervals are percentile
-    bootstrap intervals over problems.
+    A problem's accuracy at N is the mean over all subsets of N of its M candidates, or over SUBSETS random ones. All
+    selectors see the same subsets, and ties are split evenly. At N = M, the selector chooses among all candidates. If
+    `aggregate` is None, only selectors that need no scores are compared. Intervals are percentile bootstrap intervals
+    over problems.
     """
     most = common_size(groups)
     if incorrect := [n for n in sizes if not 1 <= n <= most]:

@@ -33,7 +33,7 @@ from mmprm.types import (
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """Holds one sampled solution.
+    """Holds one sampled solution with its answer, verdict and step scores.
 
     `steps` are plain. They are empty if the text could not be split; `unsplit` then holds the reason. Such a candidate
     has an answer and a verdict but no `scores`. A candidate whose steps could not be scored has no `scores` either, and

@@ -16,8 +16,9 @@ STOPS: dict[StepFormat, Callable[[int], tuple[str, ...]]] = {
     "blank_lines": lambda number: ("\n\n",),
     "numbered": lambda number: (),
 }
-"""Stop strings that end step `number`. They only save tokens: the end of the step is always found by steps.split. In
-the numbered format, only the start of the next step ends a step, so a whole continuation is generated and cut."""
+"""Maps each step format to the stop strings that end step `number`. They only save tokens: the end of the step is
+always found by steps.split. In the numbered format, only the start of the next step ends a step, so a whole
+continuation is generated and cut."""
 
 
 class PathState(enum.Enum):

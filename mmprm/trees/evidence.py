@@ -4,15 +4,15 @@ A state (a prefix from which rollouts were sampled) is labeled only by its own r
 incorrect rollout passes through it, so the rollouts that passed through it earlier were chosen by their outcome. The
 rollouts of one batch, however, are sampled together, and the longer prefixes that they pass through are fixed before
 any of them ends. Such a prefix is therefore labeled by the first single batch that sent at least
-`StoppingRule.min_shared_rollouts` rollouts through it, provided the prefix was not a state before: this criterion does
-not depend on how the rollouts ended. The prefix keeps that label if it becomes a state later. That happens only if all
-of those rollouts failed, so replacing the label would affect only the prefixes whose first rollouts were unlucky.
-Batches are not pooled, because later ones are sampled depending on how earlier ones ended.
+`StoppingRule.min_shared_rollouts` rollouts through it, unless the prefix was already a state. This criterion does not
+depend on how the rollouts ended. The prefix keeps that label if it becomes a state later. That happens only if all of
+those rollouts failed, so replacing the label would affect only the prefixes whose first rollouts were unlucky. Batches
+are not pooled, because later ones are sampled depending on how earlier ones ended.
 
-One selection effect remains, as in every such search: a problem is searched only if the rollouts from its root are
-neither all correct nor all incorrect. For a searched root of value v, the expected share of correct rollouts is too
-large by the factor 1 / (1 − (1 − v)^K). The same holds for the prefixes labeled by the root's rollouts. For problems
-that are hardly ever solved, the bias exceeds 0.03.
+One selection effect remains, as in every such search: a problem is searched only if its root's rollouts are neither all
+correct nor all incorrect. For a searched root of value v, the expected share of correct rollouts is inflated by the
+factor 1 / (1 − (1 − v)^K). The same holds for the prefixes labeled by the root's rollouts. For problems that are hardly
+ever solved, the bias exceeds 0.03.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ VerdictTally = list[int]
 
 
 def passing(steps: Steps, rollout: Rollout) -> Iterator[Steps]:
-    """Yield each longer prefix that a rollout sampled from `steps` passes through, except the whole rollout."""
+    """Yield the longer prefixes that a rollout from `steps` passes through, up to but excluding its last step."""
     return (steps + rollout.steps[:length] for length in range(1, len(rollout.steps)))
 
 

@@ -35,13 +35,14 @@ class StoppingRule(Config):
     prior_reset: float = Field(0.1, ge=0, le=1)
     """Prior probability that a recoverable state's value is unrelated to that of its nearest recoverable ancestor."""
     max_posterior_std: float = Field(0.17, ge=0, lt=0.5)
-    """Standard deviation of the value's Beta posterior at which sampling stops. The first batches under the default
-    `false_negative_rate` already satisfy it; smaller values give more precise labels at the cost of further batches."""
+    """Standard deviation of the value's Beta posterior at or below which sampling stops. The first batches under the
+    default `false_negative_rate` already satisfy it. Smaller values give more precise labels but take further
+    batches."""
     batch: int = Field(4, ge=1)
     """Number of rollouts in each batch after the first."""
     min_shared_rollouts: int | None = Field(5, ge=2)
-    """Minimum number of rollouts from one batch of another state that label a prefix they all pass through, with
-    identical steps. Such a prefix is not sampled from; null samples from every prefix."""
+    """Minimum number of rollouts in another state's batch that must pass through a prefix, with identical steps, to
+    label it. Such a prefix is not sampled from; null samples from every prefix."""
 
 
 def rule_of(config: dict[str, Any]) -> StoppingRule:
@@ -54,9 +55,9 @@ def recovery_probability(failures: int, ancestor: Counts, prior_reset: float) ->
     """Return P(recoverable | all n rollouts incorrect) = L / (1 + L), with n = `failures`.
 
     L = (1 − s) · B(a, b + n) / B(a, b) + s / (1 + n). The prior odds are even, as in bisection. From a failed state, no
-    rollout succeeds. The prior for the value of a recoverable state is the posterior of its nearest recoverable
-    ancestor, Beta(a, b) = Beta(1 + correct, 1 + incorrect). With probability s = `prior_reset`, it is flat instead:
-    policies occasionally correct an error later, regardless of the value before it.
+    rollout succeeds. The prior for a recoverable state's value is the posterior of its nearest recoverable ancestor,
+    Beta(a, b) = Beta(1 + correct, 1 + incorrect). With probability s = `prior_reset`, it is flat instead: policies
+    occasionally correct an error later, regardless of the value before it.
     """
     a, b = 1 + ancestor.correct, 1 + ancestor.incorrect
     likelihood = math.prod((b + i) / (a + b + i) for i in range(failures))
@@ -101,9 +102,9 @@ def unbiased(batches: Sequence[Counts], rule: StoppingRule) -> Counts:
     """Sum the counts of a state's batches, and add an unbiased estimate of its value.
 
     Under a stopping rule, correct / known is biased, but the outcome of the first known rollout is not. Nor is its
-    expectation given everything else (Rao-Blackwell): among all outcome orders that end with these batch sizes and this
-    many correct rollouts under the rule, the share in which the first rollout is correct (Girshick, Mosteller and
-    Savage, 1946). Unknown verdicts are assumed to be missing at random.
+    expectation given everything else (Rao-Blackwell). Consider all outcome orders that the rule lets end with these
+    batch sizes and this many correct rollouts. The expectation is the share of these orders in which the first rollout
+    is correct (Girshick, Mosteller and Savage, 1946). Unknown verdicts are assumed to be missing at random.
     """
     total = sum(batches, Counts())
     if len(batches) == 1 or not total.known:
@@ -114,10 +115,10 @@ def unbiased(batches: Sequence[Counts], rule: StoppingRule) -> Counts:
 
 @lru_cache(maxsize=100_000)
 def _first_correct(shape: tuple[tuple[int, int], ...], correct: int, rule: StoppingRule) -> float:
-    """Return the share of possible outcome orders whose first rollout is correct.
+    """Return the fraction of possible outcome orders in which the first rollout is correct.
 
-    The code counts two sets of orders by the number of correct rollouts after each batch: all orders, and those that
-    begin with a correct rollout.
+    After each batch, orders are counted by their number of correct rollouts: all orders, and those that begin with a
+    correct rollout.
     """
     first = sum(shape[0])
     begin = next(number for number, (known, _) in enumerate(shape) if known)

@@ -1,4 +1,4 @@
-"""Provide a campaign's run store, an SQLite log of finished batches with one writer, the driver, and many readers.
+"""Store a campaign's finished batches in an SQLite log with one writer, the driver, and any number of readers.
 
 A batch is keyed by (problem, prefix of steps, index of its first sample), so appending it twice has no effect. Each
 batch has a checksum, so damage raises an error and never changes a label; mmprm.trees.repair drops damaged records.
@@ -215,7 +215,7 @@ class Store:
         return self.rows("SELECT status, reason FROM problems WHERE id = ?", problem_id)[0]
 
     def failures(self) -> dict[str, str]:
-        """Return the failure reason of each failed problem by id."""
+        """Map each failed problem's id to the reason."""
         return dict(self.rows("SELECT id, reason FROM problems WHERE status = 'failed' ORDER BY number"))
 
     def reopen(self, problem_ids: Iterable[str]) -> None:
@@ -236,7 +236,7 @@ class Store:
         self._session = self._add_session(now, engines)
 
     def set_engines(self, engines: int) -> None:
-        """Record a new number of running engines, for engine-hours from now on."""
+        """Record the number of engines that run from now on, for computing engine-hours."""
         now = self._session_now()
         with self._database.transaction():
             self._database.run("UPDATE sessions SET last = ? WHERE number = ?", now, self._session)

@@ -15,8 +15,8 @@ class Session:
     """Holds the times and engine counts of one driver run.
 
     `began` is when its first engine was ready and `last` its last commit, in seconds since 1970. `engines` is the
-    number of engines at the end, `batches_before` the number of batches that the store already held, and
-    `engine_seconds` the total running time of all engines.
+    number of engines at the end, and `batches_before` the number of batches that the store already held.
+    `engine_seconds` is the total running time of all engines.
     """
 
     began: float
@@ -33,7 +33,7 @@ class Session:
 
 @dataclass(frozen=True, slots=True)
 class SampledCounts:
-    """Holds the total rollouts and tokens of a set of batches."""
+    """Holds the total numbers of rollouts and tokens in a set of batches."""
 
     rollouts: int
     tokens: int
