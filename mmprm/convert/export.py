@@ -33,7 +33,7 @@ def export_prm(path: str | Path, target: str | Path, format: ExportFormat) -> Pr
 
     - mm-prm: the plain checkpoint with the tokens `<prm>`, Yes and No, including images.
     - qwen: the class and protocol of Qwen2.5-Math-PRM, for Qwen2 text backbones. `<extra_0>` gets the embedding of the
-      marker, the two classes of the head are the output rows of No and Yes, and the chat template renders a user turn
+      marker, and the two classes of the head are the output rows of No and Yes. The chat template renders a user turn
       and an assistant turn as in training, so the scores do not change. Its system prompt is omitted.
     - trl: a token classification model, for any text backbone with such a class in transformers. The head has the same
       rows as for qwen, and the marker separates steps. TRL renders neither a chat template nor `Question:` and

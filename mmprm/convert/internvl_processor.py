@@ -151,9 +151,9 @@ def _from_sentencepiece(source: Path, settings: Mapping[str, Any]) -> PreTrained
         )
     added = sorted(_added_tokens(source).items(), key=lambda item: item[1])
     # Some added tokens take the ids of unused pieces, whose texts must not be in the vocabulary as well.
-    names = {position: token for token, position in added}
-    pieces = [names.get(position, piece.piece) for position, piece in enumerate(model.pieces)]
-    vocabulary = {piece: position for position, piece in enumerate(pieces)}
+    names = {token_id: token for token, token_id in added}
+    pieces = [names.get(token_id, piece.piece) for token_id, piece in enumerate(model.pieces)]
+    vocabulary = {piece: token_id for token_id, piece in enumerate(pieces)}
     scores = {piece: entry.score for piece, entry in zip(pieces, model.pieces, strict=True)}
     whole = {piece for piece, entry in zip(pieces, model.pieces, strict=True) if entry.type != kinds.NORMAL} | {*names}
     core = Tokenizer(

@@ -64,8 +64,7 @@ def find(row: Row, name: str) -> Any:
 def _reach(value: Any, name: str) -> Any:
     """Return the value at a dotted path, or _ABSENT if there is none.
 
-    A part of the name may itself contain dots, or be a 0-based index into a list; lists and structs may also be stored
-    as text.
+    A part of the name may contain dots or be a 0-based list index. Lists and structs may also be stored as text.
     """
     value = as_builtin(_struct(value))
     if isinstance(value, list | tuple):

@@ -90,7 +90,7 @@ def check_choices(choices: Sequence[str], answer: Any, location: str) -> None:
 
 
 def _of_struct(value: Mapping[Any, Any]) -> tuple[list[str], list[Any] | None]:
-    """Return the labels and options in a struct, sorted by label; options are None if it holds none."""
+    """Return a struct's labels and options, sorted by label; the options are None if it holds something else."""
     named = {str(name).strip().upper(): as_builtin(item) for name, item in value.items()}
     if named.keys() == {"LABEL", "TEXT"} and all(isinstance(item, list | tuple) for item in named.values()):
         labels, texts = named["LABEL"], named["TEXT"]
@@ -149,7 +149,7 @@ def lettered_columns(row: Row) -> dict[str, str]:
 
 
 def unread_options(rest: Row, answer: str) -> str | None:
-    """Return the name of an unread column that looks like options, a list of texts with the answer, or None."""
+    """Return the name of an unread column that looks like options (a list that contains the answer), or None."""
     for name, value in rest.items():
         items = as_builtin(value)
         if not isinstance(items, list | tuple) or not 1 < len(items) <= len(LETTERS):

@@ -105,7 +105,7 @@ def cells_of(row: Row, columns: Columns, field: str, location: str) -> list[tupl
     found = list(_usual(row, field))
     if field == "images" and (numbered := _numbered_images(row)):
         found.append(numbered)
-    # `prompt` holds messages in some data sets and a question in others, so it is only read if no other column is.
+    # `prompt` holds messages in some data sets and a question in others, so it is only read as a last resort.
     if not found and field == "chat" and columns.question is None and is_chat(row.get(PROMPT)):
         found.append((PROMPT, as_builtin(row[PROMPT])))
     if not found and field == "question" and columns.chat is None and isinstance(row.get(PROMPT), str):
@@ -133,7 +133,7 @@ def _numbered_images(row: Row) -> tuple[str, list[Any]] | None:
 
 
 def only_one(found: list[tuple[str, Any]], field: str, location: str) -> Any:
-    """Return the value of a field that several columns may hold, or None if none does.
+    """Return the value of a field that several columns may hold, or None if there is none.
 
     Raises DataError if the texts of two columns differ and neither contains the other.
     """
@@ -181,7 +181,7 @@ def check_media(row: Row, location: str) -> None:
 
 
 def check_unread_images(rest: Row, question: str, location: str) -> str | None:
-    """Check a row without images for unread columns that may hold some.
+    """Check whether unread columns of a row without images may hold images.
 
     Raises DataError for a column that holds images. Returns the name of a column that may hold some, judging by its
     name and the question, or None.

@@ -55,8 +55,8 @@ def split_word(parts: Sequence[str]) -> str | None:
 def files_of_folder(folder: Path, split: str | None, subset: str | None) -> list[Path]:
     """Return the files that hold a split (default: train) of a subset, sorted by name.
 
-    If no file name mentions a split, all files belong to train. Raises DataError, listing what exists, for a missing
-    split or subset, for several subsets when none is chosen, and for one split stored in several formats.
+    If no file name mentions a split, all files belong to train. Raises DataError for a missing split or subset (listing
+    what exists), for several subsets when none is chosen, and for a split in several formats.
     """
     base = _subset_folder(folder, subset)
     if is_saved(base) or (base / "dataset_dict.json").is_file():

@@ -194,7 +194,7 @@ def image_bytes(ref: ImageRef) -> bytes:
         return ref.data
     with _stream(ref) as stream:
         data = stream.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:  # files of a virtual file system report a size of zero
+    if len(data) > MAX_BYTES:  # files of virtual file systems report a size of zero
         raise DataError(f"{ref.path}: is larger than {MAX_BYTES // 2**20} MiB; scale it down")
     return data
 

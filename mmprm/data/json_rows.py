@@ -34,7 +34,7 @@ def parse_strict_json(text: bytes | str, location: str) -> Any:
     """Parse JSON from other programs with strict checks.
 
     Raises DataError for invalid JSON, for nesting deeper than MAX_DEPTH, for a key given twice with different values,
-    and for a lone surrogate, which neither files nor tokenizers accept.
+    and for a lone surrogate. Neither files nor tokenizers accept lone surrogates.
     """
     try:
         value = parse_json(text, location, object_hook=_object)
@@ -119,7 +119,7 @@ def json_rows(path: Path) -> Rows:
             f"{path}: cannot be read ({error}); check the file and its permissions, or write it again"
         ) from error
     if text.lstrip().startswith(b"{") and not _is_json(text):
-        # If the first line is valid JSON, the file is JSON lines, whose reader names the damaged line.
+        # If the first line is valid JSON, the file is JSON Lines; that reader names the damaged line.
         lines = _is_json(text.lstrip().partition(b"\n")[0])
         return jsonl_rows(path) if lines else _objects(text, path)
     items = parse_strict_json(text, str(path))

@@ -1,10 +1,10 @@
 """Normalize image placeholders in text to `<image>`, and reject special tokens and marks of other media.
 
-<image>                               the mark: the position of the next image
-<|vision_start|><|image_pad|>…, <IMG_CONTEXT>, [IMG], …     written by chat templates for an image: become the mark
-<image 1>, <image1>, <image_1>        position of a numbered image: the mark if they are in order, else "picture 1"
+<image>                               marks the position of the next image
+<|vision_start|><|image_pad|>…, <IMG_CONTEXT>, [IMG], …     image tokens of chat templates: become <image>
+<image 1>, <image1>, <image_1>        positions of numbered images: become <image> if in order, else "picture 1"
 <video>, <audio>, <|video_pad|>, …    unsupported media: rejected
-<|im_end|>, </s>, [INST], …           special tokens of chat templates: rejected, they would end or begin a turn
+<|im_end|>, </s>, [INST], …           special tokens of chat templates: rejected, since they would end or begin a turn
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def place_marks(
 ) -> list[str]:
     """Normalize the image marks in `texts`, a question and its options, for a row with `images` images.
 
-    Numbered marks become <image> if they name each image once, in order, across all texts; otherwise they become words
+    Numbered marks become <image> if they name each image once, in order, across all texts. Otherwise they become words
     ("picture 2"), and the images come first. If all marks are at the very front, they are redundant and removed.
     `otherwise` applies if the numbers of marks and images differ: "refuse" raises DataError; "front" accepts fewer
     marks if all are at the very front (as in InternVL's conversations); "drop" removes the marks, and the images come

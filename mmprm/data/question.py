@@ -35,8 +35,8 @@ class Question:
 def read_question(row: Row, columns: Columns, images: list[Any], root: Path, location: str) -> Question:
     """Read the question, and merge the images from columns (`images`) with those in the messages.
 
-    Raises DataError if columns and messages hold questions neither of which contains the other, if the placeholders in
-    the messages do not match the images of the columns, and for messages that ask again after an answer.
+    Raises DataError if columns and messages hold different questions (neither contains the other), if the placeholders
+    do not match the column images, and for messages that ask again after an answer.
     """
     texts = cells_of(row, columns, "question", location)
     chats = cells_of(row, columns, "chat", location)
@@ -98,24 +98,24 @@ def _digests(values: list[Any], root: Path, location: str) -> list[str] | None:
 
 
 def _is_messages(chat: Any) -> bool:
-    """Return whether a cell is meant as chat messages; next to a question, a column `message` may hold plain text."""
+    """Return whether a cell is meant to be chat messages; a column `message` next to a question may hold plain text."""
     return is_chat(chat) or (isinstance(chat, str) and chat.lstrip().startswith(("[{", "{"))) or isinstance(chat, list)
 
 
 def merged_images(parts: list[ImagePart], images: list[Any], root: Path, location: str) -> tuple[list[Any], int]:
     """Merge the images of columns and messages; return all in order, and how many precede the messages' own images.
 
-    A part without its own image is a placeholder for the next image of the column; an image in both a column and a part
-    counts once. Raises DataError if the number of placeholders differs from the number of column images (`images`).
+    A part without its own image is a placeholder for the next column image. An image in both a column and a part counts
+    once. Raises DataError if the number of placeholders differs from the number of column images (`images`).
     """
     own = [part.value for part in parts if part.value is not None]
-    positions = len(parts) - len(own)
-    if positions not in (0, len(images)):
+    unfilled = len(parts) - len(own)
+    if unfilled not in (0, len(images)):
         raise DataError(
-            f"{location}: its messages have {positions} image placeholders, but the columns hold {len(images)} images; "
+            f"{location}: its messages have {unfilled} image placeholders, but the columns hold {len(images)} images; "
             "set columns.images, or put the images into the messages"
         )
-    if positions:
+    if unfilled:
         rest = iter(images)
         return [next(rest) if part.value is None else part.value for part in parts], 0
     if own and images:

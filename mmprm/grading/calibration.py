@@ -17,7 +17,7 @@ from mmprm.types import Verdict
 
 @dataclass(frozen=True, slots=True)
 class VerdictCounts:
-    """Holds verdict counts by true label; `unknown` counts undecided answers. Rates with denominator 0 are None."""
+    """Holds verdict counts by true label; `unknown` counts undecided answers. A rate over zero answers is None."""
 
     true_accepts: int = 0
     false_accepts: int = 0

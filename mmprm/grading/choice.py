@@ -69,7 +69,7 @@ def is_letter(gold: str) -> bool:
 
 
 def gold_letters(gold: str) -> frozenset[str]:
-    """Return the option letters that a gold names: B, (B), "B. 5 cm", "Option B" or ABD; other golds name none."""
+    """Return the option letters in a gold answer such as B, (B), "B. 5 cm", "Option B" or ABD; others have none."""
     text = _plain(gold)
     if _GOLD.fullmatch(text) or (_ONLY_LETTERS.fullmatch(text) and not re.search(r"[A-J]{2}", text)):
         return frozenset(re.findall(r"[A-J]", text))
@@ -82,7 +82,7 @@ def gold_letters(gold: str) -> frozenset[str]:
 
 
 def gold_text(gold: str) -> str:
-    """Return the option text in a gold: `5 cm` for "B. 5 cm", or "" for a bare letter."""
+    """Return the option text in a gold answer: `5 cm` for "B. 5 cm", or "" for a bare letter."""
     match = _GOLD_WITH_TEXT.fullmatch(_plain(gold))
     return match["text"].strip() if match else ""
 
@@ -134,7 +134,10 @@ def _begins_with_letter(match: re.Match[str]) -> bool:
 
 
 def _is_short(text: str) -> bool:
-    """Return whether a text has at most six words and no formulas, whose letters may name points or variables."""
+    """Return whether a text has at most six words and no formulas.
+
+    In other texts, single letters may name points or variables.
+    """
     return len(text.split()) <= 6 and not re.search(r"[\\=^_<>+|%\d]", text)
 
 

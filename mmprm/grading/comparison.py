@@ -64,7 +64,7 @@ def _compare_one(gold: str, answer: str, symbols: SymbolTest, labels: Sequence[S
 
 
 def without_option(answer: str) -> str:
-    """Strip the option letter from an answer (30 for "(A) 30"), for golds that are not letters."""
+    """Strip the option letter from an answer: 30 for "(A) 30". Used if the gold answer is not a letter."""
     match = _OPTION.fullmatch(clean(answer)) if "\n" not in answer.strip() else None
     return match[1] if match else answer
 
@@ -80,7 +80,7 @@ def without_decimal(answer: str) -> str:
 
 
 def _without_domain(gold: Reading, text: str, remark: str) -> tuple[str, str]:
-    """Move a trailing domain such as x > 0 from the answer to the remark, if the gold is a single answer."""
+    """Move a trailing domain such as x > 0 from the answer to the remark, unless the gold lists several answers."""
     match = _DOMAIN.fullmatch(text)
     if match is None or remark or (isinstance(gold, Compound) and gold.kind in ("blanks", "list")):
         return text, remark
@@ -135,7 +135,7 @@ def _same_as_stated(gold: Reading, sentence: str, symbols: SymbolTest) -> Outcom
 
 
 def _gold_sentence(gold: Leaf, given: Reading, symbols: SymbolTest) -> Outcome:
-    """Compare an answer with the value that the last sentence of a gold in words states."""
+    """Compare an answer with the value stated in the last sentence of a gold answer in words."""
     if isinstance(given, Leaf) and given.prose:
         return UNDECIDED
     sentence = re.split(r"(?<=[a-z\d])[.;]\s+|\\therefore|[∴]", gold.text)[-1]

@@ -13,9 +13,9 @@ from mmprm.grading.operations import UndefinedError, Value, as_number, is_exact
 from mmprm.grading.residues import differ
 
 PRECISIONS = (60, 150)
-"""Decimal digits for comparing expressions with symbols; a value that shrinks as precision grows counts as zero."""
+"""Precisions in digits for comparing expressions with symbols; a value that shrinks with precision counts as zero."""
 MANY_DIGITS = (60, 200, 1200)
-"""Decimal digits for comparing expressions without symbols."""
+"""Precisions in decimal digits for comparing expressions without symbols."""
 
 
 def equal(gold: Expression, given: Expression) -> bool | None:
@@ -56,7 +56,7 @@ def _equal(gold: Expression, given: Expression, readings: Mapping[str, Value]) -
     complex_ = any(_has_imaginary(node) for node in (gold, given))
     points = [{**readings, **point} for point in sample_points(names)]
     known = _known(_equal_at(gold, given, point, PRECISIONS, complex_) for point in points)
-    if not complex_ and len(known) < 3 and all(known):  # too few points with real values
+    if not complex_ and len(known) < 3 and all(known):  # too few points have real values
         known = _known(_equal_at(gold, given, point, PRECISIONS) for point in points)
     if len(known) >= 3 and all(known):
         return True

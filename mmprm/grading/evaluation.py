@@ -72,7 +72,7 @@ def evaluate_expression(node: Expression, point: Mapping[str, Value], digits: in
 
 
 class _Evaluator:
-    """Evaluates expression trees at one point and with one precision."""
+    """Evaluates expression trees at a given point and precision."""
 
     def __init__(self, point: Mapping[str, Value], digits: int) -> None:
         self.point, self.context = point, context_of(digits)
@@ -132,7 +132,7 @@ class _Evaluator:
         return total
 
     def unknown_function(self, name: str, arguments: list[Value]) -> Value:
-        """Evaluate an unknown function to a pseudo-random value of its name and arguments, in any order."""
+        """Return a pseudo-random value that depends only on the function's name and arguments, in any order."""
         seed = sum(ord(letter) * 31**position for position, letter in enumerate(name))
         context, numbers = self.context, [as_number(self.context, argument) for argument in arguments]
         if any(abs(number) > 10**30 for number in numbers):

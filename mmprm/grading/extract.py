@@ -1,8 +1,13 @@
 r"""Find the final answer in a response.
 
-The candidates, in this order, are: the last `<answer>…</answer>`; the last `\boxed{…}` (or boxes joined by "and"); the
-text after an announcing phrase ("the answer is", "Answer:", "#### ", "答案是", …); a response or last line that is
-only an answer. Thoughts are ignored, and an unfinished last answer means that there is no answer.
+These candidates are tried in order:
+
+1. the last `<answer>…</answer>`;
+2. the last `\boxed{…}` (or boxes joined by "and");
+3. the text after an announcing phrase ("the answer is", "Answer:", "#### ", "答案是", …);
+4. a response or last line that is only an answer.
+
+Thoughts are ignored, and an unfinished last answer means that there is no answer.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Check that the answers of a problem file can be graded, before an engine starts."""
+"""Check before an engine starts that the gold answers of a problem file can be graded."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mmprm.grading.wording import core, stated_values
 from mmprm.types import Problem
 
 _MAX_WORDS = 3
-"""Maximum number of words in a gold that responses can be expected to repeat exactly."""
+"""Maximum number of words in a gold answer that responses can be expected to repeat exactly."""
 
 
 def check_golds(problems: Sequence[Problem], config: GraderConfig, location: str) -> None:
-    """Raise DataError unless at least one problem's answer can be graded; a judge can grade all answers."""
+    """Raise DataError unless a judge is configured or at least one gold answer can be graded symbolically."""
     if config.judge is not None or any(is_decidable(problem, config) for problem in problems):
         return
     gold = problems[0].answer

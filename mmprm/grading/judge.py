@@ -41,7 +41,7 @@ class AnswerJudgeConfig(Config):
     model: str
     """Model name under which the servers serve the judge."""
     client: ClientConfig
-    """Client for the judge's servers."""
+    """Connection settings for the judge's servers."""
     cache: PathText = "runs/judge.sqlite"
     """File that caches the judge's replies."""
     calibration: PathText = "runs/judge.json"

@@ -79,12 +79,12 @@ def plain_words(text: str) -> str:
 
 
 def skeleton(text: str) -> str:
-    """Join the words and signs of an answer with several blanks by spaces, dropping the original separators."""
+    """Return the words and signs of a multi-part answer, regardless of how its parts are separated."""
     return " ".join(part for part in _SEPARATORS.split(plain_words(text.replace("\n", " "))) if part and part != "and")
 
 
 def compare_labels(gold: str, answer: str, own_sets: Sequence[Sequence[str]] = ()) -> Outcome | None:
-    """Compare an answer in words with a gold label, or return None if the gold is not in any label set.
+    """Compare an answer in words with a gold label, or return None if no label set contains the gold.
 
     `own_sets` are user-defined sets of labels without synonyms.
     """
@@ -117,7 +117,7 @@ def compare_words(gold: str, answer: str) -> Outcome:
         if is_refusal(answer) or _are_names(gold, answer):
             return DIFFERENT
     if sorted(skeleton(gold).split()) == sorted(skeleton(answer).split()) and re.search(r"[\n;,]", gold):
-        return DIFFERENT  # the same blanks in a different order
+        return DIFFERENT  # the same parts in a different order
     return UNDECIDED
 
 

@@ -47,7 +47,7 @@ def same_leaf(gold: Leaf, given: Leaf, symbols: SymbolTest) -> Outcome:
 
 
 def is_sign(text: str) -> bool:
-    """Return whether an answer is only a relation sign such as <, as expected for a blank between two numbers."""
+    """Return whether an answer is only a relation sign such as <, as in a question that asks to fill one in."""
     return _SIGN.fullmatch(text) is not None
 
 
@@ -95,7 +95,7 @@ def _same_base(gold: str, given: str) -> Outcome | None:
         return SAME if one == other else DIFFERENT
     if one is not None:
         return SAME if one[0] == given.strip("()") else DIFFERENT
-    # The question does not ask for a base, so a given 52_8 is another number than a gold of 52.
+    # A gold of 52 means that the question does not ask for a base, so an answer of 52_8 is a different number.
     return DIFFERENT if number(gold) is not None or other[0] != gold else UNDECIDED
 
 
@@ -215,7 +215,7 @@ def _same_node(gold: str, given: str) -> Outcome | None:
         one, other = parse(gold), parse(given)
     except UnreadableError:
         return None
-    # The tree converts degrees to radians, but next to a symbol such as x they only name the unit.
+    # Expression trees convert degrees to radians, but next to a symbol such as x, ° only names the unit.
     if uses(one, "degrees") and not uses(other, "degrees", "sin", "cos", "tan") and free_symbols(one):
         one = parse(gold.replace("°", ""))  # 180°-x is 180-x
     are_equal = equal(one, other)
@@ -241,7 +241,7 @@ def _as_fraction(value: Value) -> Fraction | None:
         return value
     if getattr(value, "imag", 0) != 0 or abs(value) > 10**30:
         return None
-    return Fraction(int(value.real * 10**40), 10**40)  # 40 places: far beyond the digits that an answer writes
+    return Fraction(int(value.real * 10**40), 10**40)  # 40 places are far more than an answer has
 
 
 def approximates(decimal: str, exact: str) -> bool:

@@ -19,7 +19,7 @@ CompoundKind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """Represents a single value.
+    """Represents a single value in an answer.
 
     `text` is in the normalized spelling, without its unit. `maybe` is an alternative value and unit, if the last
     letters may be a unit or factors (3m).
@@ -33,7 +33,7 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True)
 class Compound:
-    """Represents a structured answer; `kind` determines its parts.
+    """Represents an answer with several parts, whose meaning depends on `kind`.
 
     blanks: several answers in order. list, set: items in any order; `marks` is ("or",) or ("and",) for a list joined by
     that word. brackets: a tuple or interval; `marks` holds its two brackets, `name` the text before them. union:
@@ -109,7 +109,7 @@ def read_answer(text: str) -> Reading:
 
 
 def serial_reading(text: str) -> Reading | None:
-    """Read a text such as `1.3.` as a list of the conclusions 1 and 3, or return None for other texts."""
+    """Parse a text such as `1.3.` as a list of conclusions, 1 and 3, or return None for other texts."""
     match = _SHORT_SERIAL.fullmatch(text.strip().strip("$"))
     return Compound("list", (Leaf(match[1]), Leaf(match[2]))) if match and match[1] < match[2] else None
 
@@ -125,7 +125,7 @@ def run_together(gold: str, answer: str) -> bool:
 
 
 def spaced_reading(text: str) -> Reading | None:
-    """Read a number with spaces such as `12 345` as several blanks, or return None for other texts."""
+    """Parse a number with spaces such as `12 345` as several separate answers, or return None for other texts."""
     text = clean(text.strip())
     if _NUMBERS.fullmatch(text) and number(text) is not None:
         return Compound("blanks", tuple(Leaf(item) for item in text.split()))
@@ -138,7 +138,7 @@ def has_prose(answer: Reading) -> bool:
 
 
 def flattened(answer: Reading) -> list[Reading]:
-    """Flatten blanks and the lists in them into one list, without splitting conditions such as x<1 or x>3."""
+    """Flatten a multi-part answer and its lists into one list, without splitting conditions such as x<1 or x>3."""
     if isinstance(answer, Compound) and answer.kind in ("blanks", "list") and not _is_condition(answer):
         return [leaf for item in answer.items for leaf in flattened(item)]
     return [answer]
@@ -321,7 +321,7 @@ def split_outside_brackets(text: str, separator: re.Pattern[str]) -> tuple[list[
             start = position = match.end()
             continue
         if text[position] == "\\" and not text.startswith((r"\{", r"\}"), position):
-            position += 1  # skip only the backslash, so that the letters of the command are examined
+            position += 1  # skip only the backslash; the letters of the command are examined next
             continue
         step = 2 if text[position] == "\\" else 1
         bracket = text[position + step - 1]
@@ -331,7 +331,7 @@ def split_outside_brackets(text: str, separator: re.Pattern[str]) -> tuple[list[
 
 
 def _is_balanced(text: str) -> bool:
-    """Return whether brackets are balanced in `text`; if so, the brackets around it match each other."""
+    """Return whether the brackets in `text` are balanced; if so, the pair of brackets around it match each other."""
     depth = 0
     for character in text.replace(r"\{", "(").replace(r"\}", ")"):
         depth += 1 if character in "([{" else -1 if character in ")]}" else 0

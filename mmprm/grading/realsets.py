@@ -74,7 +74,7 @@ def is_explicit(answer: Reading) -> bool:
 
 
 def same_set(gold: RealSet, given: RealSet, same_text: Callable[[str, str], Outcome]) -> Outcome:
-    """Compare two sets interval by interval, by the bounds."""
+    """Compare the bounds of two sets, interval by interval."""
     if gold.name and given.name and gold.name != given.name:
         return DIFFERENT
     if len(gold.parts) != len(given.parts):

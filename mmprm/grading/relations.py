@@ -115,7 +115,7 @@ def _is_false(relation: Compound) -> bool:
 
 
 def _is_equation(left: Reading) -> bool:
-    """Return whether a left side belongs to an equation to solve, as in xy = 4 or |x| = 4, and is not a name."""
+    """Return whether a left side belongs to an equation to solve, such as xy = 4 or |x| = 4, and names no quantity."""
     return isinstance(left, Leaf) and bool(re.fullmatch(r"[a-z]{2}|[a-d]{3}|[x-z]{3}|\|[xy]\|", left.text))
 
 
@@ -207,8 +207,8 @@ def _written(relation: Compound) -> str:
 def equivalent(gold: Compound, given: Compound) -> Outcome | None:
     """Compare two equations or inequalities by left side minus right side, or return None if a side cannot be parsed.
 
-    They are the same if the differences have a constant ratio (for inequalities a positive one, or a negative one with
-    the signs reversed), or, for equations, if both are linear in a symbol and have the same solution for it.
+    They are the same if the differences have a constant ratio. For inequalities, it must be positive, or negative with
+    the signs reversed. Equations are also the same if both are linear in a symbol and have the same solution for it.
     """
     try:
         one, other = _difference(gold), _difference(given)

@@ -112,4 +112,4 @@ REWRITES = [
     for table in (_DELIMITERS, _SPACES, _DECORATION, _TEXT, _FRACTIONS, _SYMBOLS, ((r"\s+", " "),))
     for pattern, replacement in table
 ]
-"""(pattern, replacement) pairs, applied to each line in this order."""
+"""Rewrite rules as (pattern, replacement) pairs, applied to each line in this order."""

@@ -121,7 +121,7 @@ def _same_named_set(gold: Leaf, given: Leaf) -> Outcome | None:
 
 
 def _same_set(gold: Reading, given: Reading, symbols: SymbolTest) -> Outcome | None:
-    """Compare answers as sets of real numbers if one is clearly a set, or return None if that decides nothing."""
+    """Compare answers as sets of real numbers if one is clearly a set, or return None if that is inconclusive."""
     if not (realsets.is_explicit(gold) or realsets.is_explicit(given)):
         return None
     if any(isinstance(answer, Compound) and answer.kind == "matrix" for answer in (gold, given)):
@@ -149,7 +149,7 @@ def _is_listed(answer: Reading) -> bool:
 
 
 def _same_blanks(gold: Compound, given: Compound, symbols: SymbolTest) -> Outcome:
-    """Compare answers for several blanks in order; commas may separate blanks as well as list items within a blank."""
+    """Compare multi-part answers in order; commas may separate parts as well as list items within a part."""
     if len(gold.items) == len(given.items):
         outcome = _in_order(gold.items, given.items, symbols)
         if outcome is not DIFFERENT:
@@ -330,7 +330,7 @@ def _ratio_against_value(gold: Reading, given: Reading, symbols: SymbolTest) -> 
 
 
 def is_plain(answer: Reading) -> bool:
-    """Return whether an answer has only numbers and formulas, so no answer of another form can be equal."""
+    """Return whether an answer has only numbers and formulas, and so cannot equal an answer of another form."""
     if isinstance(answer, Compound):
         return all(is_plain(item) for item in answer.items)
     return bool(answer.text) and not answer.prose and not _OPEN_FORM.search(answer.text)

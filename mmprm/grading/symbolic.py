@@ -109,7 +109,7 @@ class SymbolicGrader:
         ]
 
     def close(self) -> None:
-        """Stop the workers. Comparisons in flight end as unknown."""
+        """Stop the workers. Comparisons in flight are graded as unknown."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.close()
@@ -163,7 +163,7 @@ class SymbolicGrader:
             decision.set_result((_VERDICTS[outcome], outcome.value))
         except LateError:
             decision.set_result((Verdict.UNKNOWN, f"no decision within {self.config.timeout_seconds:g} s"))
-        except GradingError as error:  # no comparison can run, so the machine is at fault, not the answer
+        except GradingError as error:  # no worker can start: the machine is at fault, not the answer
             decision.set_exception(error)
         except DiedError as error:
             decision.set_result((Verdict.UNKNOWN, str(error)))

@@ -15,7 +15,7 @@ Dimension = tuple[tuple[str, int], ...]
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Represents a unit.
+    """Represents a unit of measurement.
 
     `size` is in terms of the base units of the dimension; `known` is false if a factor is missing from the tables.
     """

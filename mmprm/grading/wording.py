@@ -67,7 +67,7 @@ _FREE_CHOICE = re.compile(
 
 
 def core(text: str) -> tuple[str, str]:
-    """Strip leading phrases and remarks from a cleaned answer; return (answer, remark), with "" for no remark."""
+    """Strip leading phrases and remarks from a cleaned answer; return (answer, remark), where remark may be empty."""
     text = _TEXT.sub(
         lambda match: f" {match[1]} " if re.search(r"[a-zA-Z]{3,}|[\u3040-\u9fff]", match[1]) else match[0], text
     )

@@ -22,8 +22,8 @@ def main() -> None:
     """Answer comparisons from standard input until end of file."""
     seconds, memory_bytes = float(sys.argv[1]), int(sys.argv[2])
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # anything that a library prints must not be taken for a reply
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # an interrupted command stops its workers itself
+    os.dup2(2, 1)  # output that a library prints must not be mistaken for a reply
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the command stops its workers itself
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     _prepare()
     _write(replies, READY)

@@ -23,7 +23,7 @@ from mmprm.grading.outcome import Outcome
 from mmprm.grading.worker import KILLED_BY_TIMER, READY
 
 START_SECONDS = 180
-"""Startup timeout in seconds; loading the symbolic library takes one, but many on a busy machine with a cold disk."""
+"""Startup timeout in seconds; loading the symbolic library takes 1 s, but far longer on a busy, cold machine."""
 
 
 class LateError(Exception):
@@ -65,7 +65,7 @@ class WorkerPool:
         worker = self._worker()
         try:
             return worker.ask(request)
-        except _GoneError:  # killed from outside, possibly while idle, so not because of this comparison
+        except _GoneError:  # killed from outside, possibly while idle, so this comparison is not the cause; retry once
             return self._worker().ask(request)
 
     def _worker(self) -> _Worker:

@@ -6,14 +6,17 @@ from mmprm.config import Config
 
 
 class StepsConfig(Config):
-    """Configures the number of optimizer steps of each training stage, in order."""
+    """Configures the number of optimizer steps of each training stage, in order.
+
+    lessons.py describes the texts: calculations (`drill`), readings, solutions and checks.
+    """
 
     vision: int = 80
     """Steps that train the vision tower alone."""
     arithmetic: int = 500
     """Steps on calculations without images."""
     reading: int = 400
-    """Steps on reading digits, with some checks and calculations."""
+    """Steps on readings of digits, with some checks and calculations."""
     solutions: int = 1200
     """Steps on solutions, with some checks and calculations."""
     checking: int = 1300

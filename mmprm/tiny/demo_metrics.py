@@ -25,7 +25,10 @@ from mmprm.types import Verdict
 
 @dataclass(frozen=True, slots=True)
 class DemoMetrics:
-    """Holds the demo's metrics against the known truth; `accuracy` is on the test problems for N = 1, 2, 4, …"""
+    """Holds the demo's metrics, computed against the known truth; `accuracy` is measured on test problems.
+
+    It has one entry per number of candidates N = 1, 2, 4, …
+    """
 
     labels: list[float]
     labels_correct: list[bool]
@@ -74,7 +77,7 @@ def summary_of(metrics: DemoMetrics) -> dict[str, Any]:
 
 
 def gain_of(before: Sequence[CandidateGroup], after: Sequence[CandidateGroup], metrics: Path) -> PolicyGain:
-    """Compare the accuracy of two policies on samples for the same problems.
+    """Compare the accuracy of two policies, measured from samples on the same problems.
 
     The accuracy of a problem is the share of correct answers among those with a known verdict. Problems without one on
     either side are excluded. `metrics` is the path of the training run's metrics.jsonl.

@@ -18,11 +18,11 @@ MOST_TOKENS = 96
 def evaluate_tiny(
     model: Qwen2_5_VLForConditionalGeneration, processor: Qwen2_5_VLProcessor, count: int, seed: int
 ) -> dict[str, float]:
-    """Evaluate the policy on `count` test problems, with one sample for the image and one for a blank image.
+    """Evaluate the policy on `count` test problems, once with their images and once with blank images.
 
-    Returns fractions in [0, 1]: `pass_at_1` of correct answers, `wrong_readings` and `wrong_arithmetic` of incorrect
-    steps of either kind, and `faithful` of solutions whose answer is correct if and only if all their steps are.
-    `mean_tokens` is the mean response length.
+    `pass_at_1` is the fraction of correct answers; `wrong_readings` and `wrong_arithmetic` are the fractions of
+    incorrect steps of each kind. `faithful` is the fraction of solutions whose answer is correct if and only if all
+    their steps are. `mean_tokens` is the mean response length.
     """
     problems = make_problems(count, seed, "test")
     torch.manual_seed(seed)

@@ -1,13 +1,13 @@
 """Generate the training texts of the tiny policy, and mark which parts are targets of the loss.
 
-- `solution`: the question and a solution in step tags, with mistakes at fixed rates that later steps carry on, as in
-  the training corpora of real models. The most probable token is still the correct one, while sampling at temperature
-  1 errs at about those rates: the policy knows better than it writes, which labels and rewards can bring out.
+- `solution`: the question and a solution in step tags. It has mistakes at fixed rates, which later steps propagate, as
+  in the training corpora of real models. The most probable token is still the correct one, while sampling at
+  temperature 1 errs at about those rates. The policy knows more than its samples show; labels and rewards reveal it.
 - `readings`: the digits of all colors, one after the other.
 - `drill`: calculations without an image.
 - `checks`: unrelated statements about the image and about numbers, about half of them followed by Yes or No. A general
-  model has seen true-or-false questions in its corpus. What such a statement means within a solution (which of them
-  the question needs, and that an error invalidates later steps) is left for a process reward model to learn.
+  model has seen true-or-false questions in its corpus. The process reward model still has to learn which statements a
+  question needs, and that an error invalidates later steps.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ FACTS = {
     operator: [(a, operator, b, apply(a, b)) for a in range(100) for b in DIGITS if 0 <= apply(a, b) < 100]
     for operator, apply in OPERATORS.items()
 }
-"""(left, operator, right, result) of every calculation that a solution can need."""
+"""Every calculation that a solution can need, as (left, operator, right, result) tuples by operator."""
 FIRST_FACTS = {operator: [fact for fact in facts if 0 < fact[0] < 10] for operator, facts in FACTS.items()}
 """Calculations that can come first in a solution: a small part of FACTS, but at least a third of those written."""
 _MARKS = string.ascii_uppercase + "?|:;,.!~@#&*%$^_ "
-"""Characters that may separate a statement from Yes or No; using many keeps the skill independent of one token."""
+"""Characters that may separate a statement from Yes or No; the variety prevents dependence on a single token."""
 
 CHECK_HEADS = (
     "{image}\nProcess:\n",
@@ -133,13 +133,13 @@ class Collator:
         self.index = {cell: position for position, cell in enumerate(cells)}
         self.grid = torch.tensor(
             [1, 2 * ROWS, 2 * COLUMNS]
-        )  # time, height and width in patches; 2 × 2 patches per cell
+        )  # time, height and width in patches, with 2 × 2 patches per cell
 
     def pixels(self, images: Sequence[tuple]) -> dict[str, torch.Tensor]:
         """Look up the pixel patches of images, each given as a tuple of cells."""
-        positions = torch.tensor([self.index[cell] for cells in images for cell in cells])
+        indices = torch.tensor([self.index[cell] for cells in images for cell in cells])
         return {
-            "pixel_values": self.patches[positions].flatten(0, 1),
+            "pixel_values": self.patches[indices].flatten(0, 1),
             "image_grid_thw": self.grid.repeat(len(images), 1),
         }
 

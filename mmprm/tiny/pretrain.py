@@ -1,10 +1,11 @@
 """Train the tiny policy from random weights in seven stages on 2 cores.
 
-The first stage trains the vision tower alone: a linear head on each merged patch predicts its digit and color, because
-a model of this size does not learn to see through the language model's loss. The later stages train the whole model on
-the mixtures of lessons below: numbers; images, so that the language model connects a color's name with its cell;
-solutions; and solutions with checks. There the few targets of the checks have too little weight, so the next stage has
-checks alone, in which the model learns to tell incorrect statements from correct ones. The last stage has both again.
+The first stage trains the vision tower alone: a linear head on each merged patch predicts its digit and color. A model
+of this size does not learn to see through the language model's loss. The later stages train the whole model on the
+mixtures of lessons below. The language model learns arithmetic, then to connect a color's name with its cell, then
+solutions, and then solutions with checks. In that mixture, the few targets of the checks have too little weight. The
+next stage therefore has checks alone, where the model learns to tell incorrect statements from correct ones. The last
+stage has both again.
 """
 
 from __future__ import annotations

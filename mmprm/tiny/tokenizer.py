@@ -1,7 +1,7 @@
 """Build the tokenizer and processor of the tiny policy: about 140 tokens, ChatML, and the Qwen2.5-VL processor.
 
-Words that belong together are one token. In particular `blue=` is one token: the token that asks for a digit then also
-names the cell, without which a model of this size does not learn to read an image within minutes. Printable ASCII is
+Words that belong together are one token. In particular, `blue=` is one token, so the token that asks for a digit also
+names the cell. Otherwise a model of this size does not learn to read an image within minutes. Printable ASCII is
 covered character by character, so any English text can be encoded.
 """
 

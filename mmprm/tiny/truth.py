@@ -30,7 +30,7 @@ def label_truth(examples: Iterable[LabeledExample]) -> tuple[list[float], list[b
 
 
 def judged_solutions(groups: Iterable[CandidateGroup]) -> list[ScoredSolution]:
-    """Return every scored solution, with the truth of each of its steps."""
+    """Return every scored solution, with whether each of its steps is true."""
     return [
         (
             LabeledSolution(

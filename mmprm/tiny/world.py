@@ -8,8 +8,9 @@ A solution reads each color once, in the order of the question, then does one op
 
     <step>blue=5</step><step>red=3</step><step>green=2</step><step>5+3=8</step><step>8×2=16</step><answer>16</answer>
 
-All results are in 1 … 99. A problem is kept only if every misreading changes the answer: with digits from 1 to 9, each
-operation is injective in its left operand, so any single mistake that is carried on changes the answer.
+All results are in 1 … 99, and problems in which some misreading would not change the answer are discarded. With digits
+from 1 to 9, each operation is injective in its left operand. Any single mistake that later steps propagate therefore
+changes the answer.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ NO_MISTAKES = Mistakes(0.0, 0.0)
 
 @dataclass(frozen=True, slots=True)
 class TinyProblem:
-    """Holds a problem with its truth: the image's `cells`, row by row, and the question's colors and operators."""
+    """Holds a problem with its ground truth: the image's cells, row by row, and the question's colors and operators."""
 
     problem: Problem
     cells: tuple[tuple[str, int, tuple[int, int]], ...]
@@ -114,10 +115,10 @@ def judge_steps(tiny: TinyProblem, steps: Sequence[str]) -> list[bool]:
     """Return whether each step is true; steps may be given with or without their tags.
 
     A reading is true if the question names the color and the image shows that digit. The k-th operation is true if it
-    is the k-th of the question, its operands are the values that this solution itself has established (the result so
-    far and the reading of the operand's color, correct or not), and its arithmetic is correct. The answer is true if it
-    repeats the result of the last operation. A malformed or repeated step is false, and so is a step that needs a
-    missing one. A solution has no error up to step i if the first i + 1 values are all true.
+    is the k-th of the question, its operands are the solution's own values, and its arithmetic is correct. These values
+    are the result so far and the reading of the operand's color, correct or not. The answer is true if it repeats the
+    result of the last operation. A malformed or repeated step is false, and so is a step that needs a missing one. A
+    solution has no error up to step i if the first i + 1 values are all true.
     """
     readings: dict[str, int] = {}
     results: list[int] = []
