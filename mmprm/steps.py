@@ -79,8 +79,8 @@ def split(text: str, step_format: StepFormat) -> StepSplit:
 
     With tags, text before a step's tag belongs to that step, and the text after the last step (the answer) is a
     separate step. Line breaks after a step stay with it, and indentation starts the next step. Any other boundary would
-    cut tokens of byte-level vocabularies such as `>\\n` and ` -`. Reasons: "empty", "no step", "unclosed step", "nested
-    step", "stray end of step", "unclosed answer".
+    cut tokens of byte-level vocabularies, for example `>\\n` and ` -`. Reasons: "empty", "no step", "unclosed step",
+    "nested step", "stray end of step", "unclosed answer".
     """
     if not text.strip():
         return StepSplit((), "empty")
@@ -254,8 +254,8 @@ def _outside(matches: Iterable[re.Match[str]], text: str) -> list[re.Match[str]]
 def _cut(text: str, boundaries: Iterable[int]) -> Steps:
     """Split the text at ascending offsets.
 
-    A piece with only white space or a horizontal rule is merged into the previous step, or into the first step if it
-    comes first.
+    A piece with only white space or a horizontal rule is merged into the previous step; at the start of the text, into
+    the first step.
     """
     pieces: list[str] = []
     start = 0

@@ -115,7 +115,7 @@ class Score:
     - pass_at: pass@k by k;
     - majority: fraction of questions whose most frequent answer is correct.
 
-    Except in of_known, an unknown verdict counts as incorrect.
+    Except in of_known, an unknown verdict does not count as correct, so it lowers the metric.
     """
 
     accuracy: Interval
