@@ -1,6 +1,6 @@
-"""Collect the groups of a step: sample, grade, reward, filter and score them as they arrive, and carry over the rest.
+"""Collect the groups of a training step: sample, grade, reward, filter and score them; carry over the surplus.
 
-Each group is graded and scored as soon as its own responses are complete, while other groups are still being generated.
+Each group is graded and scored as soon as its responses are complete, while other groups are still being generated.
 Dropped samples are counted by reason and never receive a reward.
 """
 
@@ -31,37 +31,40 @@ _T = TypeVar("T")
 
 
 class Pool(Protocol):
-    """Describe the part of RolloutPool that a run needs."""
+    """Protocol for a pool of rollout engines: the methods of RolloutPool that the RL loop calls."""
 
     version: int
     probe_token_ids: tuple[int, ...]
 
     async def sample(self, problem: Problem, n: int, seed: int, version: int, max_tokens: int | None = None) -> Group:
-        """Return `n` responses to a problem by the policy of `version`."""
+        """Sample `n` responses to a problem from policy version `version`."""
         ...
 
     async def load_weights(self, published: Any) -> float:
-        """Load weights into all engines; return the largest distance of an engine from the trainer."""
+        """Load published weights into all engines; return the largest mismatch between an engine and the trainer.
+
+        The mismatch is the mean absolute difference of their log-probabilities on the probe tokens, in nats.
+        """
         ...
 
     async def sleep(self) -> None:
-        """Release the GPUs to the trainer: discard weights and caches."""
+        """Free GPU memory for the trainer by discarding the engines' weights and KV caches."""
         ...
 
     async def wake(self) -> None:
-        """Reallocate the memory of the weights before they are sent; loading them reallocates that of the caches."""
+        """Reallocate memory for the weights before they are sent; `load_weights` reallocates the KV caches."""
         ...
 
 
 @dataclass(slots=True)
 class Collected:
-    """Hold the groups collected for a step, with counts and times.
+    """Holds the groups collected for a step, with counts and times.
 
     `dropped` counts responses (aborted, unknown, untrainable) and groups (refused, few_known, too_hard, too_easy) by
-    reason. `passed` counts the groups that were sampled in this step and kept; `carried` counts those kept for the next
-    step. `progress` is the fraction of the run that is complete at the end of this step. `generating` is the time in
-    seconds until the last response, and `scoring` the time after it spent waiting for grades and process scores.
-    `tokens` is the number of generated tokens.
+    reason. `rounds` counts the sampling rounds. `passed` counts the groups that were sampled in this step and not
+    dropped; `carried` counts the groups carried over to the next step. `progress` is the completed fraction of the run
+    at the end of this step. `generating` is the time in seconds until the last response. `scoring` is the time after
+    that, spent waiting for grades and process scores. `tokens` is the number of generated tokens.
     """
 
     groups: list[GradedGroup] = field(default_factory=list)
@@ -74,23 +77,23 @@ class Collected:
     generating: float = 0.0
     scoring: float = 0.0
     refusal: str = ""
-    """Message of the first prompt that was refused."""
+    """Error message for the first prompt that the engines rejected."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the JSON form that a checkpoint stores; Collector.collected reads it."""
+        """Serialize to JSON for a checkpoint; Collector.collected restores it."""
         counts = {name: getattr(self, name) for name in COUNTS}
         return {"groups": list(map(to_json, self.groups)), "dropped": dict(self.dropped), **counts}
 
 
 COUNTS = ("rounds", "passed", "carried", "progress", "tokens", "refusal")
-"""Fields of Collected that a checkpoint stores unchanged."""
+"""Fields of Collected that are stored in checkpoints without conversion."""
 
 
 class Collector:
-    """Collect the groups of each step.
+    """Collects the groups of each step.
 
-    `check` raises DataError for a response that cannot be trained on. The state of a collector is its position in the
-    data and the groups that it has carried over.
+    `check` raises DataError if a response cannot be trained on. A collector's state consists of its position in the
+    data and the groups that it carries over.
     """
 
     def __init__(
@@ -115,19 +118,19 @@ class Collector:
 
     @property
     def waiting(self) -> int:
-        """Return the number of groups that are carried over to the next step."""
+        """Return the number of groups carried over to the next step."""
         return len(self._carried)
 
     @property
     def passes(self) -> float:
-        """Return the number of passes over the problems so far."""
+        """Return the number of passes over the problems so far, including a partial one."""
         return self._prompts.position / len(self._prompts.problems)
 
     async def collect(self, step: int) -> Collected:
-        """Return up to batch.prompts groups for step 1, 2, …
+        """Collect up to batch.prompts groups for step `step`, counted from 1.
 
-        There are fewer if some were dropped or if the filter ran out of rounds. With a filter, return a multiple of the
-        groups per update and carry over the rest: too few groups lead to fewer updates, not smaller ones.
+        There are fewer if some were dropped or if the filter ran out of rounds. With a filter, the number is a multiple
+        of the groups per update, and the rest are carried over: a shortage leads to fewer updates, not smaller ones.
         """
         config, found = self._config, Collected()
         phase = phase_of(config.schedule, step) if config.schedule else config.phase()
@@ -159,16 +162,16 @@ class Collector:
         return min(1.0, self.passes / config.episodes if config.ends_by_passes else step / self._total)
 
     def state(self) -> dict[str, Any]:
-        """Return the state that a checkpoint stores."""
+        """Return the collector's state for a checkpoint."""
         return {"position": self._prompts.position, "carried": list(map(to_json, self._carried))}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Restore the state that `state` returned."""
+        """Restore a state returned by `state`."""
         self._prompts.position = state["position"]
         self._carried = self._groups(state["carried"])
 
     def collected(self, state: Mapping[str, Any]) -> Collected:
-        """Return the groups of a step from the JSON form that Collected.to_json wrote."""
+        """Restore a Collected from the output of Collected.to_json."""
         counts = {name: state[name] for name in COUNTS}
         return Collected(self._groups(state["groups"]), Counter(state["dropped"]), **counts)
 
@@ -176,9 +179,9 @@ class Collector:
         return [from_json(group, self._by_id) for group in state]
 
     async def _round(self, asked: Sequence[tuple[Problem, int]], phase: Phase, found: Collected) -> list[GradedGroup]:
-        """Sample, grade and score the given problems; return the groups that were kept.
+        """Sample, grade and score the given problems; return the groups that were not dropped.
 
-        They are in the order of the problems, independent of which was complete first.
+        The groups are in the order of the problems, not in the order of completion.
         """
         started = sampled = time.perf_counter()
 
@@ -201,7 +204,7 @@ class Collector:
             group = await self._pool.sample(problem, phase.group_size, seed, version, **limit)
         except EngineStoppedError:
             raise
-        except (SamplingError, DataError) as error:  # concerns this prompt only; the engine still works
+        except (SamplingError, DataError) as error:  # affects only this prompt; the engine still works
             found.dropped["refused"] += 1
             found.refusal = found.refusal or str(error)
             return None
@@ -217,7 +220,7 @@ class Collector:
             return None
         made = GradedGroup(group.problem, group.prompt_tokens, group.version, tuple(graded))
         reason = self._config.filter and self._config.filter.verdict(made)
-        if reason:  # before the PRM spends time on it
+        if reason:  # drop the group before the PRM scores it
             found.dropped[reason] += 1
             return None
         if self._process is None:
@@ -248,10 +251,10 @@ class Collector:
 
 
 def problems_fingerprint(problems: Sequence[Problem], config: RLConfig) -> str:
-    """Return a hash of the problems and their order.
+    """Hash the problems in order, to detect on resume that they have changed.
 
-    Images may have been moved, so only their number counts. Other columns count only if there are reward functions,
-    because these may read them.
+    Image files may be moved, so only their number is included. Extra columns are included only if there are user reward
+    functions, which may read them.
     """
     content = [(p.id, p.question, p.answer, p.choices, len(p.images)) for p in problems]
     if config.rewards.functions:
@@ -260,7 +263,7 @@ def problems_fingerprint(problems: Sequence[Problem], config: RLConfig) -> str:
 
 
 async def all_or_none(work: Iterable[Awaitable[_T]]) -> list[_T]:
-    """Return the results in order; if one task raises, cancel the others."""
+    """Await all tasks and return their results in order; if one raises, cancel the others."""
     tasks = [asyncio.ensure_future(each) for each in work]
     try:
         return list(await asyncio.gather(*tasks))

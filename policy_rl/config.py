@@ -32,7 +32,7 @@ from policy_rl.weights.config import WeightsConfig
 _IN_PART: dict[str, Any] = {key: DECISIVE[key] for key in ("engine", "grader")} | {
     "process": {"aggregator": True, "scorer": {"prm", "format", "backend", "dtype", "too_long"}}
 }
-"""Keys of which only the subkeys listed here decide the course of a run."""
+"""Groups whose listed subkeys must be unchanged for a run to be resumed; the other subkeys may change."""
 _CHANGEABLE: dict[str, Any] = dict.fromkeys(
     ("output", "held_out", "eval_every", "eval_samples", "save_every", "keep_checkpoints", "rollouts", "monitor"), True
 ) | {
@@ -45,98 +45,97 @@ _CHANGEABLE: dict[str, Any] = dict.fromkeys(
     "trainer": trainer_config.CHANGEABLE,
     "rewards": {"timeout_seconds"},
 }
-"""Keys that may change when a run is resumed. They do not decide its course, except for those in RLConfig.noted, whose
-changes are reported."""
+"""Keys that may change on resume. They do not affect training, except for those in RLConfig.noted, whose changes are
+reported."""
 
 
 class BatchConfig(Config):
-    """Configure the size of a step's batch."""
+    """Configures the batch of a training step."""
 
     prompts: int = Field(128, ge=1)
-    """Problems (groups) per step."""
+    """Problems per step; each yields one group of responses."""
     group_size: int = Field(8, ge=1)
     """Responses per problem."""
     updates: int = Field(1, ge=1)
-    """Optimizer steps per rollout, each on prompts / updates groups. Missing groups lead to fewer updates, not to
+    """Optimizer steps per rollout batch, each on prompts / updates groups. Missing groups lead to fewer updates, not
     smaller ones."""
 
 
 class RLConfig(Config):
-    """Configure a run of `mmprm rl`."""
+    """Configures `mmprm rl`."""
 
     output: PathText
-    """Run folder: checkpoints/, metrics.jsonl, tensorboard/, and policy/ at the end. An unfinished run in it is
-    resumed; a finished one is left unchanged."""
+    """Run folder: checkpoints/, metrics.jsonl, tensorboard/, and policy/ at the end. If it contains an unfinished run,
+    that run is resumed; a finished run is left unchanged."""
     problems: ProblemsConfig
     """Problems to train on."""
     held_out: ProblemsConfig | None = None
-    """Problems on which pass@1 is measured; by default there is no evaluation."""
+    """Problems on which to measure pass@1; by default, there is no evaluation."""
     engine: LocalEngineConfig
-    """Policy and engines; the model "tiny" is the embedded policy. Trainer and engines start from this model."""
+    """Model and engine settings. Trainer and engines both start from this model; "tiny" is the built-in toy policy."""
     sampling: WholeDistributionConfig = WholeDistributionConfig()
-    """Sampling of responses, always from the whole distribution, as the ratio of new to old probability requires."""
+    """Sampling settings, without top-p and top-k: the ratio of new to old probability needs the full distribution."""
     prompt: PromptConfig = PromptConfig()
-    """How problems are presented to the policy."""
+    """Prompt format in which the policy sees the problems."""
     step_format: StepFormat = "tags"
     """How the policy marks its steps: tags, blank_lines or numbered."""
     grader: GraderConfig = GraderConfig()
     """How final answers are graded."""
     rewards: RewardConfig = RewardConfig()
-    """Outcome rewards of a response."""
+    """Outcome rewards: accuracy, format, length and user functions."""
     advantage: AdvantageConfig = AdvantageConfig()
     """Estimator, clamping and whitening of advantages."""
     credit: CreditConfig | None = None
-    """How process reward is assigned to tokens; by default soft_min if `process` is set. Without `process`, only the
+    """How process rewards are assigned to tokens; defaults to soft_min if `process` is set. Without `process`, only the
     outcome is rewarded."""
     process: ProcessConfig | None = None
     """Process reward model that scores steps."""
     batch: BatchConfig = BatchConfig()
-    """Problems and responses per step, and the updates made from them."""
+    """Batch size: problems, responses and optimizer updates per step."""
     filter: FilterConfig | None = None
-    """Train only on groups of intermediate accuracy and sample replacements for the others. Groups beyond what a step
-    needs, or too few for an update, are carried over to the next step."""
+    """Train only on groups of intermediate accuracy, and sample replacements for the others. Surplus groups, and groups
+    too few to fill an update, are carried over to the next step."""
     adora: AdoraConfig | None = None
-    """Reduce the weight of groups whose correct responses are short."""
+    """Reduce the weight of groups whose correct responses are short (ADORA)."""
     schedule: tuple[Phase, ...] = ()
-    """Response length and group size per phase (PTST), in place of sampling.max_tokens and batch.group_size."""
+    """Response length and group size per training phase (PTST); replaces sampling.max_tokens and batch.group_size."""
     trainer: TrainerConfig = TrainerConfig()
-    """Loss, KL, optimization, ranks, LoRA."""
+    """Trainer settings: loss, KL, optimization, ranks, LoRA."""
     rollouts: RolloutConfig = RolloutConfig()
-    """Engines, colocation, timeouts."""
+    """Rollout settings: engines, colocation, timeouts."""
     weights: WeightsConfig = WeightsConfig()
-    """Transfer of new weights to the engines."""
+    """How updated weights are transferred to the engines."""
     one_step_ahead: bool = False
-    """Sample the next step's responses while training on this step's; they are then one update old."""
+    """Sample the next step's responses while training on this step's; they are then one policy version old."""
     monitor: MonitorConfig = MonitorConfig()
-    """Reward hacking metrics: alarms that end the run, and samples to read."""
+    """Monitoring for reward hacking: alarms that end the run, and samples for people to read."""
     tracker: TrackerName | None = None
-    """Log to wandb, mlflow, swanlab or trackio as well; the package must be installed. Offline without a login."""
+    """Also log to wandb, mlflow, swanlab or trackio; the package must be installed. Without a login, logs offline."""
     steps: int | None = Field(None, ge=1)
-    """Number of steps of the run; by default the number that makes `episodes` passes over the problems."""
+    """Number of training steps; by default, enough for `episodes` passes over the problems."""
     episodes: int = Field(1, ge=1)
-    """Passes over the problems if `steps` is unset; replacements that a filter requests count too."""
+    """Passes over the problems if `steps` is unset; problems sampled as replacements for filtered ones also count."""
     seed: int = 0
-    """Seed of the problem order, the sampling and the minibatches."""
+    """Random seed for problem order, sampling and minibatches."""
     ray_address: str | None = None
-    """Address of a Ray cluster to join, host:port; by default that of RAY_ADDRESS or of `ray start` on this machine,
-    otherwise a cluster is started here that listens on the loopback interface only. local: always start one."""
+    """Address (host:port) of a Ray cluster to join; defaults to RAY_ADDRESS or a local `ray start`. If there is none,
+    Ray is started here and listens on the loopback interface only. local: always start Ray here."""
     hardware: HardwareConfig = Field(HardwareConfig(), exclude=True)
-    """Machines that the run is meant for, as `mmprm plan` checks; the run itself ignores these keys."""
+    """Target machines for `mmprm plan`; the run itself ignores these keys."""
     eval_every: int = Field(0, ge=0)
-    """Steps between evaluations on held_out; 0: only before the first step and after the last one."""
+    """Steps between evaluations on held_out; 0: evaluate only before the first step and after the last one."""
     eval_samples: int = Field(8, ge=1)
-    """Responses per held-out problem."""
+    """Responses to sample per held-out problem."""
     save_every: int = Field(10, ge=0)
-    """Steps between checkpoints to resume from; 0: only after the last step, and when SIGTERM or an alarm ends the
-    run."""
+    """Steps between checkpoints; 0: save only after the last step, and when SIGTERM or an alarm ends the run."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Number of newest checkpoints to keep."""
+    """Number of most recent checkpoints to keep."""
     keep_best: bool = False
     """Also write a checkpoint at each evaluation, and keep the one with the highest pass@1 as checkpoints/best."""
 
     @property
     def step_credit(self) -> CreditConfig | None:
-        """Return the configuration of process reward, or None without a process reward model."""
+        """Return the credit configuration in effect, or None if there is no process reward model."""
         return None if self.process is None else self.credit or CreditConfig()
 
     @property
@@ -146,14 +145,14 @@ class RLConfig(Config):
 
     @property
     def ends_by_passes(self) -> bool:
-        """Return whether the run ends after its passes over the problems.
+        """Return whether the run ends after `episodes` passes over the problems, not a fixed number of steps.
 
-        The number of steps is then not known in advance.
+        This is the case with a filter and without `steps`.
         """
         return self.steps is None and self.filter is not None
 
     def total_steps(self, problems: int) -> int:
-        """Return the number of steps of the run.
+        """Return the number of training steps of a run on `problems` problems.
 
         It is an estimate if the run ends by passes: there are fewer steps if the filter's rounds consume more problems,
         and more if incomplete steps wait for further groups.
@@ -161,7 +160,7 @@ class RLConfig(Config):
         return self.steps or max(1, self.episodes * problems // self.batch.prompts)
 
     def check_warmup(self, problems: int) -> None:
-        """Raise ConfigError if the critic's warm-up leaves no update for the policy."""
+        """Raise ConfigError if the critic's warm-up takes all updates and leaves none for the policy."""
         warmup, updates = self.trainer.critic.warmup_updates, self.total_steps(problems) * self.batch.updates
         if self.has_critic and warmup >= updates:
             raise ConfigError(
@@ -170,16 +169,16 @@ class RLConfig(Config):
             )
 
     def phase(self) -> Phase:
-        """Return the phase that applies without a schedule."""
+        """Return the training phase to use if `schedule` is empty."""
         return Phase(steps=1, group_size=self.batch.group_size, max_tokens=self.sampling.max_tokens)
 
     def resume_key(self) -> dict[str, Any]:
-        """Return the values that must be equal, besides the problems, for a run to be resumed."""
+        """Return the settings that must be unchanged for a run to be resumed; the problems are checked separately."""
         whole = self.model_dump(mode="json", exclude=_CHANGEABLE)
         return whole | self.model_dump(mode="json", include=_IN_PART)
 
     def noted(self) -> dict[str, Any]:
-        """Return the values that affect the course of a run but may change on resume, which is then reported."""
+        """Return the settings that affect training but may change on resume; such changes are reported."""
         return {
             "trainer.optimization.learning_rate": self.trainer.optimization.learning_rate,
             "filter": None if self.filter is None else self.filter.model_dump(mode="json"),

@@ -1,4 +1,4 @@
-"""Check the configuration alone for errors, before engines, the trainer or an earlier stage starts."""
+"""Validate an RL configuration before engines, the trainer or an earlier stage start."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from policy_rl.rollouts.pool import check_sampling
 
 
 def check_early(config: RLConfig) -> None:
-    """Raise ConfigError for an invalid configuration.
+    """Raise ConfigError for mistakes that need neither data nor a model to detect.
 
-    This checks for a temperature at which all samples are the same response, reward functions that cannot be imported,
+    These are a temperature at which all samples of a problem are identical, reward functions that cannot be imported,
     and alarms on metrics that the run does not log.
     """
     check_sampling(sampling_of(config.sampling))

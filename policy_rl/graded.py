@@ -1,6 +1,6 @@
-"""Define groups as the update sees them: graded, rewarded and scored.
+"""Define groups of responses with their grades, rewards and process scores, as used by the update.
 
-They are frozen data with a JSON form for checkpoints.
+The classes are frozen dataclasses, which checkpoints store as JSON.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from policy_rl.types import Response, Reward
 
 @dataclass(frozen=True, slots=True)
 class StepRewards:
-    """Hold a process reward model's scores of a response's steps: P(step is correct) per step.
+    """Holds a process reward model's scores for the steps of a response: P(step is correct) per step.
 
-    `step_of_token` has the step index of each response token, or −1 for tokens outside of steps.
+    `step_of_token` holds the step index of each response token, or −1 for tokens outside all steps.
     """
 
     scores: tuple[float, ...]
@@ -25,21 +25,21 @@ class StepRewards:
 
 
 class Process(Protocol):
-    """Describe an object that scores the steps of responses."""
+    """Protocol for scoring the steps of responses."""
 
     async def score(self, problem: Problem, responses: Sequence[Response]) -> Sequence[StepRewards | None]:
-        """Return one result per response, in order.
+        """Score the responses to one problem, and return one result per response, in order.
 
-        A result is None for a response that could not be split into steps or scored.
+        The result is None if a response cannot be split into steps or scored.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class GradedResponse:
-    """Hold a response with its grade and rewards.
+    """Holds a response with its grade and rewards.
 
-    A response whose reward has no total was dropped and is not trained on.
+    If `reward.total` is None, the response was dropped and is not trained on.
     """
 
     response: Response
@@ -49,7 +49,7 @@ class GradedResponse:
 
     @property
     def correct(self) -> bool:
-        """Return whether the response is correct by the configured accuracy.
+        """Return whether the response is correct according to rewards.accuracy.
 
         This can differ from the grader's verdict, for example with rewards.accuracy=exact_label.
         """
@@ -58,7 +58,7 @@ class GradedResponse:
 
 @dataclass(frozen=True, slots=True)
 class GradedGroup:
-    """Hold the responses to one problem, sampled by the policy of `version`, in sampling order."""
+    """Holds the responses to one problem, all sampled from policy version `version`, in sampling order."""
 
     problem: Problem
     prompt_tokens: int
@@ -67,7 +67,7 @@ class GradedGroup:
 
     @property
     def accuracies(self) -> list[float]:
-        """Return the accuracy (1 or 0) of the responses that are trained on and have a known verdict."""
+        """Return the accuracy (1 or 0) of each response that is trained on, if it is known."""
         parts = [each.reward.parts.get("accuracy") for each in self.responses if each.reward.total is not None]
         return [part for part in parts if part is not None]
 
@@ -78,7 +78,7 @@ class GradedGroup:
 
 
 def to_json(group: GradedGroup) -> dict[str, Any]:
-    """Return the JSON form of a group, which refers to its problem by id."""
+    """Serialize a group; its problem is stored by id only."""
     return {
         "problem": group.problem.id,
         "prompt_tokens": group.prompt_tokens,
@@ -88,7 +88,7 @@ def to_json(group: GradedGroup) -> dict[str, Any]:
 
 
 def from_json(data: Mapping[str, Any], problems: Mapping[str, Problem]) -> GradedGroup:
-    """Return a group from its JSON form; `problems` maps ids to problems."""
+    """Deserialize a group; `problems` maps ids to problems."""
     responses = tuple(_response(each) for each in data["responses"])
     return GradedGroup(problems[data["problem"]], data["prompt_tokens"], data["version"], responses)
 

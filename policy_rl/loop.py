@@ -1,15 +1,16 @@
-"""Run the RL loop: collect groups, compute advantages, update, send the weights to the engines; log, evaluate, save.
+"""Run the RL loop: collect groups, compute advantages, update the policy, sync the engines; log, evaluate, save.
 
     loop = Loop(config, total_steps, pool, trainer, collector, evaluation)
     summary = await loop.run()
 
-`pool` and `trainer` may be any objects with the methods of RolloutPool and TrainerGroup. One step of the loop:
+`pool` and `trainer` can be any objects with the methods of RolloutPool and TrainerGroup. Each step of the loop has
+these parts:
 
 1. collect: sample, grade, score, filter (policy_rl.collector)
-2. old: log-probabilities, reference and values, if several updates, KL or a critic need them
+2. old: compute old and reference log-probabilities and values, if several updates, KL or a critic need them
 3. advantages (policy_rl.algorithms.samples), then up to `batch.updates` optimizer steps, each on a share of the groups
-4. sync: send the weights to all engines, which prove that they use them; their version is the number of the step. The
-   first sync precedes the first step, so that a broken transfer costs no rollouts
+4. sync: send the weights to all engines and verify that they use them; the policy version is the step number. A first
+   sync precedes the first step, so that a broken transfer wastes no rollouts
 5. write a checkpoint if one is due, then evaluate if an evaluation is due
 
 With one_step_ahead, part 1 of the next step runs in parallel with parts 2 and 3 of this one.
@@ -51,14 +52,14 @@ from policy_rl.trainer.resume_key import current_state
 from policy_rl.types import TrainingSample
 
 EMPTY_STEPS = 5
-"""Number of consecutive steps without a group to train on after which the run ends."""
+"""Number of consecutive steps with nothing to train on after which the run fails."""
 
 
 class Loop:
-    """Run the steps of an RL run.
+    """Runs the training steps of `mmprm rl`.
 
-    `evaluation` measures the current policy of the engines, and is None without held-out problems. `aggregate` is used
-    with credit.mode=scalar.
+    `evaluation` evaluates the engines' current policy, or is None if there are no held-out problems. `aggregate`
+    combines step scores with credit.mode=scalar.
     """
 
     def __init__(
@@ -86,13 +87,14 @@ class Loop:
         self._pending: Collected | None = None
         self._empty = 0
         self._progress = 0.0
-        """Fraction of the run that is complete."""
+        """Completed fraction of the run."""
         self._seconds: Counter[str] = Counter()
 
     async def run(self) -> Summary:
-        """Run from the newest checkpoint, if any, to the last step.
+        """Train from the newest checkpoint, if there is one, to the last step.
 
-        After SIGTERM or Ctrl-C, finish the current step, save, and return or raise KeyboardInterrupt.
+        On SIGTERM or Ctrl-C, finishes the current step and saves. Then returns after SIGTERM, and raises
+        KeyboardInterrupt after Ctrl-C.
         """
         step = await self._resume()
         # Without a checkpoint the run starts over, so earlier log entries in this folder do not belong to it.
@@ -137,9 +139,10 @@ class Loop:
         return Summary(step, self._total, not stopping, policy, before, after)
 
     def _is_last(self, step: int) -> bool:
-        """Return whether `step` is the last one.
+        """Return whether `step` is the last step of the run.
 
-        With a filter and without `steps`, a run ends after its passes over the problems, however many steps they take.
+        With a filter and without `steps`, a run ends after `episodes` passes over the problems, regardless of the
+        number of steps.
         """
         if self._config.ends_by_passes:
             return self._pending is None and self._collector.passes >= self._config.episodes
@@ -149,9 +152,9 @@ class Loop:
         return self._config.keep_best and self._evaluation is not None and _due(self._config.eval_every, step)
 
     async def _after_checkpoint(self, step: int, log: MetricsLog) -> None:
-        """Do what follows a checkpoint: save the policy after the last step, and evaluate if an evaluation is due.
+        """Save the policy after the last step, and evaluate if an evaluation is due.
 
-        A run can be killed between the checkpoint and this work, so a resumed run repeats it if its result is missing.
+        This follows the step's checkpoint. If the run is killed in between, the resumed run makes up for it.
         """
         last = self._is_last(step)
         if last and not self._policy.is_dir():
@@ -171,14 +174,14 @@ class Loop:
         samples.write([sample_of(step, group, each, self._config.step_format, prefill) for group, each in picked])
 
     def _report(self) -> None:
-        """Write the report. A failure to write it neither ends the run nor hides why the run ended."""
+        """Write the training report; only print its errors, so that they neither end the run nor mask its own error."""
         try:
             write_training_report(self._output)
         except (MmprmError, OSError) as error:
             print(f"the report could not be written: {error}", file=sys.stderr, flush=True)
 
     async def _step(self, step: int) -> tuple[list[GradedGroup], dict[str, float]]:
-        """Return the groups and the metrics of a step."""
+        """Run one training step, and return its groups and metrics."""
         started, self._seconds = time.perf_counter(), Counter()
         with Timed(self._seconds, "wait"):
             collected = self._pending or await self._collect(step)
@@ -207,15 +210,15 @@ class Loop:
         samples, advantage_metrics = await self._samples(groups) if groups else ([], {})
         updates = await self._update(step, samples, collected.progress)
         self._seconds["update"] = sum(update["seconds"] for update in updates)
-        waits = collected.passed > 0 and not groups  # until there are enough groups for an update
+        waits = collected.passed > 0 and not groups  # for enough groups to fill an update
         self._count_empty(step, collected, not updates and not waits)
         return metrics | advantage_metrics | merge_updates(updates)
 
     async def _update(self, step: int, samples: Sequence[TrainingSample], end: float) -> list[dict[str, float]]:
-        """Perform the updates of a step and return their metrics.
+        """Run the optimizer updates of a step and return their metrics.
 
-        Learning rates follow the completed fraction of the run, which grows from its value after the last step to
-        `end`.
+        The learning-rate schedule follows the completed fraction of the run, which grows over these updates from its
+        previous value toward `end`.
         """
         batch, begin, self._progress = self._config.batch, self._progress, end
         count = update_count(len({each.group for each in samples}), batch.prompts, batch.updates)
@@ -234,7 +237,7 @@ class Loop:
         return add_advantages(groups, kept_PK, samples, self._settings)
 
     def _count_empty(self, step: int, collected: Collected, empty: bool) -> None:
-        """Raise TrainingError after EMPTY_STEPS consecutive steps without anything to train on."""
+        """Count consecutive steps with nothing to train on; raise TrainingError after EMPTY_STEPS of them."""
         self._empty = self._empty + 1 if empty else 0
         if self._empty == EMPTY_STEPS:
             reasons = ", ".join(f"{count} {name}" for name, count in collected.dropped.items()) or "none dropped"
@@ -255,10 +258,10 @@ class Loop:
             await self._pool.load_weights(published)
 
     async def _evaluate(self, step: int, log: MetricsLog) -> None:
-        """Evaluate and log the result.
+        """Evaluate the current policy and log the result.
 
-        A failed evaluation is reported and skipped, whatever the error. Before the first step, where an error loses no
-        work, it is raised.
+        Any error is printed and the evaluation is skipped. Before the first step, where an error loses no work, it is
+        raised instead.
         """
         assert self._evaluation is not None
         try:
@@ -278,9 +281,9 @@ class Loop:
             await asyncio.to_thread(offer_best, self._checkpoints, step, found.pass_at_1.value, True)
 
     async def _collect(self, step: int) -> Collected:
-        """Return the groups of a step.
+        """Collect the groups of a step; if the engines stop, save a checkpoint of the previous step before failing.
 
-        If the engines stop, the weights are still those of the step before, of which a checkpoint is then written.
+        The trainer still holds the weights of the previous step at that time.
         """
         before = self._state(step - 1)
         try:
@@ -295,7 +298,7 @@ class Loop:
         self._trainer.save(self._checkpoints, self._state(step), self._config.keep_checkpoints)
 
     def _state(self, step: int) -> dict[str, Any]:
-        """Return what a checkpoint stores besides the weights."""
+        """Return the state of the loop that a checkpoint stores in addition to the weights."""
         return {
             "step": step,
             "identity": self._resume_key,
@@ -308,9 +311,10 @@ class Loop:
         }
 
     async def _resume(self) -> int:
-        """Return the number of completed steps, and send the weights of the last one to the engines.
+        """Load the newest checkpoint, sync the engines, and return the number of completed steps.
 
-        Initial weights are sent too, although engines start with them, to prove the transfer before the first step.
+        Without a checkpoint, the initial weights are sent, although engines start with them, to verify the transfer
+        before the first step.
         """
         extra = await asyncio.to_thread(self._trainer.resume, self._checkpoints)
         if extra is None:

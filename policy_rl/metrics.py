@@ -1,4 +1,4 @@
-"""Compute the metrics of a step from its groups, updates and times, and format the line for the console."""
+"""Compute the metrics of a training step from its groups, updates and timings, and format its console line."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OF_GROUPS = (
     *("reward", "reward_length", "accuracy", "response_tokens", "truncated", "alike", "staleness"),
 )
 OF_SCORES = ("refused", "step_tokens", "longest_step")
-"""Hacking metrics that need process scores, in addition to the prm_… metrics."""
+"""Reward-hacking metrics that need process scores, in addition to the prm_… metrics."""
 OF_UPDATES = (
     *("updates", "responses", "tokens", "advantage_size", "loss", "surrogate", "drift", "learning_rate", "skipped"),
     *("gradient_norm", "entropy", "kl_old", "clip_fraction", "ratio_clamped", "log_ratio_min", "log_ratio_max"),
@@ -48,7 +48,7 @@ SHOWN = {
 
 
 class Timed:
-    """Add the duration of a block in seconds to a counter."""
+    """Adds the duration of a `with` block, in seconds, to a counter."""
 
     def __init__(self, seconds: Counter[str], name: str) -> None:
         self._seconds, self._name = seconds, name
@@ -61,7 +61,7 @@ class Timed:
 
 
 def metric_names(config: RLConfig) -> set[str]:
-    """Return the names of the metrics that are logged for a step with an update."""
+    """Return the names of the metrics that a step with at least one update logs."""
     names = {
         *OF_GROUPS,
         *OF_UPDATES,
@@ -84,11 +84,11 @@ def metric_names(config: RLConfig) -> set[str]:
 
 
 def describe_groups(collected: Collected, version: int) -> dict[str, float]:
-    """Return the metrics of a step's groups.
+    """Compute the metrics of a step's groups.
 
     Means over the responses that are trained on: reward, each of its parts (reward_NAME), accuracy, response_tokens and
-    truncated. Means over groups: alike (all rewards are equal, so there is no gradient without process reward) and
-    staleness (weight updates since the group was sampled). Counts: dropped_REASON.
+    truncated. Means over groups: alike (1 if all rewards are equal, so that there is no gradient without process
+    reward) and staleness (weight updates since the group was sampled). Counts: dropped_REASON.
     """
     groups = collected.groups
     taking = [each for group in groups for each in group.responses if each.reward.total is not None]
@@ -116,10 +116,10 @@ def _alike(group: GradedGroup) -> bool:
 
 
 def merge_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Merge the metrics of a step's updates.
+    """Merge the metrics of a step's optimizer updates.
 
-    Counts are summed, extremes are combined, means over tokens are weighted by tokens, and all others are averaged.
-    `seconds` is left to `shares`.
+    Sums counts, takes the minimum or maximum of extremes, weights means over tokens by tokens, and averages all others.
+    Omits `seconds`, which `shares` reports.
     """
     tokens = [update["tokens"] for update in updates if "tokens" in update]
     names = dict.fromkeys(name for update in updates for name in update)
@@ -133,12 +133,12 @@ def merge_updates(updates: Sequence[Mapping[str, float]]) -> dict[str, float]:
 
 
 def shares(seconds: Counter[str], collected: Collected, total: float, ahead: bool) -> dict[str, float]:
-    """Return the seconds of a step per phase, and `overhead`, the fraction of the step in which no model computed.
+    """Return a step's time per phase in seconds, and `overhead`, the fraction of it in which no model computed.
 
-    generate: until the last response; score: waiting for process scores or grades after that; old, update: the
-    trainer's forward, backward and optimizer; sync: sending weights to the engines; other: the rest, including the
-    overhead of calls. With `ahead`, generation runs in parallel with the update; generate is then the time that the
-    step waited for it, and score is 0.
+    generate: until the last response; score: waiting for grades and process scores after that; old, update: forward and
+    backward passes and optimizer of the trainer; sync: sending weights to the engines; other: the rest, including call
+    overhead. With `ahead`, generation runs in parallel with the update; generate is then the time that the step waited
+    for it, and score is 0.
     """
     own = seconds["wait"] if ahead else collected.generating
     phases = {"generate": own, "score": 0.0 if ahead else collected.scoring}
@@ -151,7 +151,7 @@ def shares(seconds: Counter[str], collected: Collected, total: float, ahead: boo
 
 
 def console_line(step: int, total: int, metrics: Mapping[str, float]) -> str:
-    """Return the console line of a step."""
+    """Format the console line of a step."""
     shown = [f"{word} {metrics[name]:.4g}" for name, word in SHOWN.items() if name in metrics]
     sources = {name.removeprefix("reward_"): metrics[name] for name in metrics if name.startswith("reward_")}
     sources["process"] = metrics.get("prm_score", math.nan)

@@ -1,11 +1,11 @@
-"""Assign GPUs to the engines, the trainer's ranks and the PRM of a run.
+"""Assign GPUs to the engines, trainer ranks and PRM of a run.
 
     async with reserved(config) as options:               # None without a GPU
         options.engines, options.ranks, options.prm          # arguments of ray.remote per actor
 
-Ray assigns GPUs by number only and may place two fractions of a GPU on one GPU or on two. A run therefore reserves what
-it needs on each machine as one bundle, decides itself which actor gets which GPU (`assign_gpus`), and tells each
-process with CUDA_VISIBLE_DEVICES. Its actors book no further resources, not even CPUs.
+Ray assigns GPUs only by count, and may place two fractional requests on the same GPU or on different ones. A run
+therefore reserves its GPUs on each machine as one bundle, assigns them to actors itself (`assign_gpus`), and sets
+CUDA_VISIBLE_DEVICES for each process. Its actors request no further resources, not even CPUs.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from mmprm.errors import ConfigError, TrainingError
 from policy_rl.config import RLConfig
 
 GpuSlot = tuple[int, int]
-"""(machine index, index of the GPU among the run's GPUs on that machine)."""
+"""A GPU as (machine index, index among the run's GPUs on that machine)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Hold the GPUs of each actor: one tuple of slots per engine, one slot per rank, and those of the PRM, if any."""
+    """Holds the GPUs of each actor: a tuple of slots per engine, a slot per rank, and the PRM's slots, if any."""
 
     engines: tuple[tuple[GpuSlot, ...], ...]
     ranks: tuple[GpuSlot, ...]
@@ -50,14 +50,14 @@ def assign_gpus(
     prm: Literal["none", "own", "shared"] = "none",
     prm_gpus: int = 1,
 ) -> Placement:
-    """Return the placement on machines with `gpus` GPUs each.
+    """Assign the GPUs of machines with `gpus` GPUs each to engines, ranks and the PRM.
 
-    The GPUs of an engine are on one machine; each rank has one GPU. Colocated engines use GPUs of ranks, others use
-    GPUs without a rank. By default there are as many engines as fit, at most (GPUs − ranks − PRM's own) //
-    tensor_parallel. A PRM has `prm_gpus` GPUs of one machine without engine or rank ("own"), or shares the last ones
-    that engines have ("shared").
+    Each engine's GPUs are on one machine; each rank has one GPU. Colocated engines share GPUs with ranks; other engines
+    use GPUs without a rank. By default, there are as many engines as fit: if they are not colocated, at most
+    (GPUs − ranks − PRM's own) // tensor_parallel. The PRM gets `prm_gpus` GPUs on one machine: GPUs without an engine
+    or rank ("own"), or the last of the engines' GPUs ("shared").
 
-    Raises ConfigError if this takes more GPUs than there are.
+    Raises ConfigError if there are not enough GPUs.
     """
     slots = [(machine, gpu) for machine, count in enumerate(gpus) for gpu in range(count)]
     groups = [
@@ -88,7 +88,7 @@ def assign_gpus(
 
 
 def _of_one_machine(slots: Sequence[GpuSlot], count: int) -> tuple[GpuSlot, ...]:
-    """Return the first `count` of the slots that are on the same machine. Raises ConfigError if no machine has them."""
+    """Return the first `count` slots that are on one machine; raise ConfigError if no machine has that many."""
     for _, group in itertools.groupby(slots, key=lambda slot: slot[0]):
         found = tuple(group)
         if len(found) >= count:
@@ -101,7 +101,7 @@ def _of_one_machine(slots: Sequence[GpuSlot], count: int) -> tuple[GpuSlot, ...]
 
 
 def place_run(config: RLConfig, gpus: Sequence[int]) -> Placement:
-    """Return the placement of a configuration on machines with `gpus` GPUs each."""
+    """Assign the GPUs of machines with `gpus` GPUs each to the actors of a configuration."""
     process = config.process
     local = process is not None and process.scorer.backend != "server"
     prm = ("own" if process.own_gpu else "shared") if local else "none"
@@ -112,7 +112,7 @@ def place_run(config: RLConfig, gpus: Sequence[int]) -> Placement:
 
 @dataclass(frozen=True, slots=True)
 class ActorOptions:
-    """Hold the arguments of ray.remote for each actor."""
+    """Holds the ray.remote arguments for each actor."""
 
     engines: tuple[dict[str, Any], ...]
     ranks: tuple[dict[str, Any], ...]
@@ -121,9 +121,9 @@ class ActorOptions:
 
 @asynccontextmanager
 async def reserved(config: RLConfig) -> AsyncIterator[ActorOptions | None]:
-    """Reserve the GPUs of a run until the end of the block; yield None if Ray has no GPU.
+    """Reserve a run's GPUs for the `with` block; yield the actor options, or None if Ray has no GPU.
 
-    Raises TrainingError if other processes occupy the GPUs for longer than rollouts.start_timeout_seconds.
+    Raises TrainingError if the GPUs do not become free within rollouts.start_timeout_seconds.
     """
     import ray
     from ray.util.placement_group import placement_group, remove_placement_group
@@ -137,7 +137,7 @@ async def reserved(config: RLConfig) -> AsyncIterator[ActorOptions | None]:
         yield None
         return
     placement = place_run(config, [count for _, count in machines])
-    # Each machine is a Ray resource of its own; requesting a small amount of it pins the bundle to that machine.
+    # Ray has a resource per machine; requesting a small amount of it pins the bundle to that machine.
     bundles = [{"GPU": count, f"node:{machines[number][0]}": 0.001} for number, count in placement.gpus.items()]
     group = placement_group(bundles)
     try:
@@ -190,7 +190,7 @@ async def _options(placement: Placement, group: Any) -> ActorOptions:
 
 
 def _gpu_ids() -> list[str]:
-    """Return the GPU ids of this task's bundle, all of whose GPUs the task has booked."""
+    """Return the GPU ids of this task's bundle; the task must request all GPUs of the bundle."""
     import ray
 
     return sorted(ray.get_runtime_context().get_accelerator_ids()["GPU"], key=lambda name: (len(name), name))

@@ -1,4 +1,4 @@
-"""Start the parts of a run and run it: Ray, engines, trainer ranks, process reward model, grader."""
+"""Start the components of an RL run (Ray, engines, trainer ranks, process reward model, grader) and run its loop."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ from policy_rl.weights.transfer import FileTransfer, Transfer, remove_versions, 
 
 
 def train_policy(config: RLConfig) -> Summary:
-    """Run to the end, or, on SIGTERM, to the end of the current step.
+    """Train a policy to the end of the run, or, on SIGTERM, to the end of the current step.
 
-    A finished run is not repeated; its summary is returned.
+    If the run is already finished, returns its summary without training.
     """
     check_early(config)
     check_tracker(config.tracker, "tracker")
@@ -72,7 +72,7 @@ async def _run(config: RLConfig, problems: Sequence[Problem], held_out: Sequence
     async with AsyncExitStack() as stack:
         options = await stack.enter_async_context(reserved(config))
         transport = transport_of(config.weights, options is not None, config.rollouts.colocated)
-        # Registered first so that it runs last: a killed trainer leaves its files, which occupy memory.
+        # Registered first so that it runs last: a killed trainer leaves weight files behind, which occupy memory.
         folder = shared_folder(config.weights, Path(config.output))
         stack.callback(remove_versions, folder)
         orphans.remove(folder)
@@ -95,17 +95,17 @@ async def _run(config: RLConfig, problems: Sequence[Problem], held_out: Sequence
         try:
             return await loop.run()
         except asyncio.CancelledError:
-            trainer.abandon("the run was stopped")  # instead of waiting for the end of an update
+            trainer.abandon("the run was stopped")  # do not wait for the current update to end
             raise
 
 
 async def _start(
     config: RLConfig, total: int, options: ActorOptions | None, stack: AsyncExitStack
 ) -> tuple[RolloutPool, TrainerGroup]:
-    """Start engines and trainer, and register their closing with `stack`.
+    """Start the engines and the trainer, and register their cleanup with `stack`.
 
-    They start at the same time, unless they share GPUs: an engine sizes its cache by the free memory that it finds, so
-    it must be alone on its GPU. In that case the engines start first, and sleep while the trainer is loaded.
+    They start at the same time unless they share GPUs: an engine sizes its KV cache by the free memory of its GPU, so
+    it must be alone there. In that case, the engines start first, and sleep while the trainer is loaded.
     """
     starting: list[TrainerGroup] = []
 
@@ -161,7 +161,7 @@ def _start_trainer(
 
 
 def _transfer(config: RLConfig, transport: str, engines: Sequence[Any], rank: int) -> Transfer:
-    """Return a rank's side of the transfer to the engines."""
+    """Create the weight transfer from a trainer rank to the engines."""
     if transport == "file":
         return FileTransfer(shared_folder(config.weights, Path(config.output)), is_main=rank == 0)
     from policy_rl.weights.vllm import VllmTransfer
@@ -185,9 +185,9 @@ async def _process(config: RLConfig, options: dict[str, Any] | None, prefill: st
 
 
 def _check_disjoint(problems: Sequence[Problem], held_out: Sequence[Problem]) -> None:
-    """Raise DataError if a held-out problem is also trained on.
+    """Raise DataError if a held-out problem is also a training problem.
 
-    Problems are compared by content: ids of two files may be equal by chance, and one problem may have two ids.
+    Problems are compared by content, because ids from two files may coincide, and one problem may have two ids.
     """
     questions = {problem.question for problem in problems} & {problem.question for problem in held_out}
 

@@ -1,4 +1,4 @@
-"""Read the folder of a run: which run it belongs to, and whether anything is left to do."""
+"""Check a run folder: whether it belongs to the same run, and whether that run is finished."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from policy_rl.trainer.resume_key import current_run_key
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """Summarize a run.
+    """Holds the result of a run.
 
-    `finished` is False if SIGTERM ended the run after saving it. `policy` is the folder of the last step's policy, or
-    None if the run is not finished. `before` and `after` are None if they were not measured in this call.
+    `steps` of `total` steps are done. `finished` is False if SIGTERM stopped the run after it was saved. `policy` is
+    the folder of the final policy, or None if the run is not finished. `before` and `after` are the evaluations before
+    the first and after the last step, or None if they were not run in this call.
     """
 
     steps: int
@@ -36,9 +37,10 @@ class Summary:
 
 
 def summary_without_training(config: RLConfig, total: int, problems: Sequence[Problem]) -> Summary | None:
-    """Return the summary of a run whose policy is saved and evaluated; None if there is anything left to do.
+    """Return the summary of a finished run, or None if there is still something to train or evaluate.
 
-    Raises CheckpointError if the folder belongs to another run.
+    A run is finished once its policy is saved and evaluated. Raises CheckpointError if the folder belongs to a
+    different run.
     """
     extra = read_extra(checkpoints_of(config))
     stops = extra is not None and _stops_here(config, total, extra)
@@ -58,10 +60,10 @@ def summary_without_training(config: RLConfig, total: int, problems: Sequence[Pr
 
 
 def _stops_here(config: RLConfig, total: int, extra: dict[str, Any]) -> bool:
-    """Return whether no more steps are requested than are done, so that the run ends there.
+    """Return whether `steps` was lowered to at most the completed steps, which ends the run.
 
-    Raises CheckpointError if the request is between the steps that are done and those that the run was started with,
-    because learning rates and schedules depend on the latter.
+    Raises CheckpointError if `steps` was lowered but exceeds the completed steps, because learning rates and schedules
+    depend on the number of steps that the run was started with.
     """
     done, begun = extra["step"], extra["identity"].get("total_steps", total)
     if config.steps is None or total >= begun:
@@ -75,7 +77,7 @@ def _stops_here(config: RLConfig, total: int, extra: dict[str, Any]) -> bool:
 
 
 def _stopped(config: RLConfig, total: int) -> Summary:
-    """Write the policy of step `total`, or of the newest checkpoint if that one has been deleted."""
+    """Export the policy of step `total`, or of the newest checkpoint if that step's checkpoint has been deleted."""
     asked = checkpoints_of(config) / f"step-{total:08d}"
     found = convert_checkpoint(asked if asked.is_dir() else checkpoints_of(config), policy_of(config))
     print(
@@ -86,29 +88,29 @@ def _stopped(config: RLConfig, total: int) -> Summary:
 
 
 def lacks_evaluation(config: RLConfig) -> bool:
-    """Return whether the evaluation of the newest checkpoint's step is missing because the run was interrupted."""
+    """Return whether the newest checkpoint's step has no evaluation because the run was interrupted."""
     if config.held_out is None or (extra := read_extra(checkpoints_of(config))) is None:
         return False
     return not is_evaluated(Path(config.output), extra["step"])
 
 
 def checkpoints_of(config: RLConfig) -> Path:
-    """Return the folder of the checkpoints."""
+    """Return the checkpoint folder of a run."""
     return Path(config.output) / "checkpoints"
 
 
 def policy_of(config: RLConfig) -> Path:
-    """Return the folder of the final policy."""
+    """Return the folder of a run's final policy."""
     return Path(config.output) / "policy"
 
 
 def resume_key_of(config: RLConfig, total: int, problems: str) -> dict[str, Any]:
-    """Return the values that must be equal for a run to be resumed; `problems` is their fingerprint."""
+    """Return the settings that must be unchanged for a run to be resumed; `problems` is the problems' fingerprint."""
     return config.resume_key() | {"total_steps": total, "problems": problems}
 
 
 def check_same(checkpoints: Path, there: dict[str, Any], here: dict[str, Any]) -> None:
-    """Raise CheckpointError, naming the keys, if the run in the folder differs from this one."""
+    """Raise CheckpointError, naming the changed keys, if the checkpoints belong to a different run."""
     differing = differing_keys(current_run_key(with_current_names(there), here), here)
     if differing:
         shown = ", ".join(f"{key} ({values})" for key, values in differing.items())
@@ -118,5 +120,5 @@ def check_same(checkpoints: Path, there: dict[str, Any], here: dict[str, Any]) -
 
 
 def is_evaluated(output: Path, step: int) -> bool:
-    """Return whether metrics.jsonl has an evaluation of `step`."""
+    """Return whether metrics.jsonl contains an evaluation of `step`."""
     return any(record["kind"] == "eval" and record["step"] == step for record in read_metrics(output / METRICS_FILE))

@@ -1,4 +1,4 @@
-"""Run several trainings from one file: each stage starts from the policy that the previous one saved.
+"""Run the training stages of a file in order; each starts from the policy of the previous stage.
 
     output: runs/vision-r1
     stages:
@@ -6,7 +6,7 @@
       - rl: {problems: {path: train.jsonl}, …}
 
 Stage N is stored in OUTPUT/stage-N-KIND, with its configuration in stage.yaml. Each stage runs as a separate command,
-so that it leaves neither memory nor process groups to the next one. A stage whose policy is saved is skipped.
+so no memory or process groups remain for the next one. A stage whose policy is already saved is skipped.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ from policy_rl.sft.train import SftConfig
 Command = Sequence[str]
 
 _INTERRUPTED, _TERMINATED = 130, 143
-"""Exit codes of a stage that Ctrl-C or SIGTERM stopped."""
+"""Exit codes of a stage stopped by Ctrl-C and by SIGTERM, respectively."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Describe a kind of stage. `model` is the dotted key of the model that a stage starts from."""
+    """Describes a kind of stage: its configuration class, and the dotted key of its initial model."""
 
     config: type[Config]
     model: str
@@ -50,7 +50,7 @@ KINDS = {"sft": Kind(SftConfig, "model"), "rl": Kind(RLConfig, "engine.model")}
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Hold a stage: its number 1, 2, …, kind, folder, values as given, and checked configuration."""
+    """Holds a stage: its number (from 1), kind, folder, raw values, and validated configuration."""
 
     number: int
     kind: str
@@ -60,19 +60,19 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """Return the name of the stage in messages."""
+        """Return the stage's name for messages."""
         return f"stage {self.number} ({self.kind})"
 
     @property
     def policy(self) -> Path:
-        """Return the folder of the stage's policy."""
+        """Return the folder of the stage's trained policy."""
         return self.folder / "policy"
 
 
 def read_stages(path: str | Path, sets: Sequence[str] = ()) -> list[Stage]:
-    """Return the stages of a file, all checked before any of them runs.
+    """Read the stages from a file, and validate all of them before any runs.
 
-    `sets` are `output=…`, and `N.key=value` for a key of stage N = 1, 2, …
+    `sets` are overrides: `output=…`, or `N.key=value` for a key of stage N, counted from 1.
     """
     values = read_yaml(Path(path))
     numbered = [item for item in sets if item.partition(".")[0].isdecimal()]
@@ -102,9 +102,9 @@ def read_stages(path: str | Path, sets: Sequence[str] = ()) -> list[Stage]:
 def run_stages(
     path: str | Path, sets: Sequence[str] = (), launch: Callable[[Command], int] | None = None
 ) -> Path | None:
-    """Run the stages that are not finished; return the folder of the last stage's policy.
+    """Run the unfinished stages; return the last stage's policy folder, or None if SIGTERM stopped a stage.
 
-    Returns None if SIGTERM ended a stage; the same call resumes it. `launch` runs a command and returns its exit code.
+    The same call resumes a stopped stage. `launch` runs a command and returns its exit code.
     """
     stages = read_stages(path, sets)
     for stage in stages:
@@ -132,7 +132,7 @@ def run_stages(
 
 
 def command(kind: str, file: Path) -> Command:
-    """Return the command of a stage. SFT runs one rank per GPU; RL starts its own processes."""
+    """Return the command line of a stage. SFT runs one rank per GPU; RL starts its own processes."""
     import torch
 
     ranks = torch.cuda.device_count() if kind == "sft" else 1
@@ -172,9 +172,9 @@ def _holds(values: Any, key: str) -> bool:
 
 
 def _check_same(stage: Stage) -> None:
-    """Raise ConfigError if the finished stage in the folder has another configuration.
+    """Raise ConfigError if the stage in the folder was finished with a different configuration.
 
-    Otherwise that stage's policy would be mistaken for the policy of this one.
+    Otherwise its policy would be mistaken for the result of this configuration.
     """
     if not _file(stage).exists():
         return
@@ -193,7 +193,7 @@ def _file(stage: Stage) -> Path:
 
 
 def _launch(command: Command) -> int:
-    """Run a command and return its exit code; forward SIGTERM and Ctrl-C to it, so that it can save and exit."""
+    """Run a command and return its exit code; forward SIGTERM and Ctrl-C so that it can save and exit."""
     with subprocess.Popen(command, start_new_session=True) as child:  # otherwise a terminal's Ctrl-C reaches it twice
         before = {
             number: signal.signal(number, lambda number, _: child.send_signal(number))

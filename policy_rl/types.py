@@ -1,4 +1,4 @@
-"""Define the frozen data that the stages of a training step exchange."""
+"""Define the frozen dataclasses that the phases of a training step pass to each other."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from mmprm.types import Problem
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """Hold one sampled response as returned by the engine. `finish_reason` is "stop", "length" or "abort".
+    """Holds a sampled response as returned by the engine. `finish_reason` is "stop", "length" or "abort".
 
-    `token_ids` are exactly the generated tokens, including the end of turn; training never tokenizes `text` again.
+    `token_ids` are exactly the generated tokens, including the end-of-turn token; training never retokenizes `text`.
     `logprobs` has one value per token: the natural logarithm of the probability with which it was sampled.
     """
 
@@ -28,10 +28,10 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Hold the responses to one problem, all by the policy of `version` (the number of weight updates applied to it).
+    """Holds the responses to one problem, all sampled from policy version `version`.
 
-    `prompt_tokens` is the length of the prompt, including images, as counted by the engine; the trainer's count must be
-    equal.
+    The version is the number of training steps completed before sampling. `prompt_tokens` is the length of the prompt,
+    including images, as counted by the engine; the trainer's count must match it.
     """
 
     problem: Problem
@@ -42,9 +42,9 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """Hold the reward of a response. `parts` are unweighted and only logged.
+    """Holds a response's total reward, and its unweighted parts, which are only logged.
 
-    `total` is None if a part with a weight is unknown: the sample is then dropped and counted.
+    `total` is None if a part that contributes to it is unknown; the sample is then dropped and counted.
     """
 
     total: float | None
@@ -53,12 +53,13 @@ class Reward:
 
 @dataclass(frozen=True, slots=True)
 class TrainingSample:
-    """Hold one response and the values that its update needs. Arrays have one value per response token.
+    """Holds a response and the arrays that its update needs, with one value per response token.
 
     Responses of the same `group` answer the same problem and share its prompt. `prompt_tokens` is the length of the
-    prompt as counted by the engine. `engine` has the log-probabilities with which the engine sampled the tokens. `old`,
-    `ref` and `values` come from Trainer.log_probs; None means not needed (for `old`: the response was sampled by the
-    weights that this update starts from). `mask` is False on tokens that do not count; None means that all count.
+    prompt as counted by the engine. `engine` holds the log-probabilities with which the engine sampled the tokens.
+    `old`, `ref` and `values` come from Trainer.log_probs, and are None if not needed; `old` is not needed if the
+    response was sampled from the weights that this update starts from. `mask` is False on tokens that are not trained
+    on; None means that all are.
     """
 
     problem: Problem
@@ -75,12 +76,12 @@ class TrainingSample:
 
     @property
     def length(self) -> int:
-        """Return the number of tokens of prompt and response."""
+        """Return the number of tokens in prompt and response together."""
         return self.prompt_tokens + len(self.token_ids)
 
     @property
     def counted(self) -> np.ndarray:
-        """Return which response tokens count, as a boolean array."""
+        """Return a boolean array that is True on the response tokens to train on."""
         return np.ones(len(self.token_ids), dtype=bool) if self.mask is None else self.mask
 
 
