@@ -34,10 +34,10 @@ PROBLEMS_NAME = "problems.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class SearchedProblem:
-    """Holds a problem, its search tree, and the evidence for each prefix of steps, as `mmprm labels` uses it.
+    """Holds a problem, its search tree, and the verdict counts of each prefix of steps, as `mmprm labels` uses them.
 
-    `evidence[steps].value` is the value of a prefix in [0, 1]. The empty prefix is the whole problem. Prefixes keep the
-    text that the policy wrote, including its step markup.
+    `evidence[steps].value` is the value of a prefix in [0, 1]. The empty prefix stands for the problem itself. Prefixes
+    keep the text that the policy wrote, including its step markup.
     """
 
     problem: Problem
@@ -54,10 +54,10 @@ def annotate(
 ) -> CampaignSummary:
     """Label the reasoning steps of problems by tree search, as `mmprm annotate` does, and return its summary.
 
-    `problems` is a file, a folder or a hub id, or a list of `Problem` and of dict rows with question, answer and
-    images; a list is written to problems.jsonl in the run folder `output`. `config` is a YAML file, and `settings` are
-    keys of `mmprm annotate` on top of it, with a dict per group: `engine={"model": "tiny"}`. A run that exists resumes.
-    `summary.failures` has the reason for each problem that failed.
+    `problems` is a file, a folder, a hub id, or a list of `Problem` objects and dict rows with question, answer and
+    images; a list is written to problems.jsonl in the run folder `output`. `config` is a YAML file, and `settings`
+    override its keys, with a dict per group: `engine={"model": "tiny"}`. An existing run is resumed. `summary.failures`
+    gives the reason for each problem that failed.
     """
     _check_no_loop()
     folder = Path(output)
@@ -72,7 +72,7 @@ def annotate(
 
 
 def read_trees(run: AnyPath) -> Iterator[SearchedProblem]:
-    """Yield every problem of a run that has been sampled, with its tree and values; also while the run continues."""
+    """Yield every sampled problem of a run with its tree and values, even while the run is in progress."""
     store = Store.read(run)
     return _searched(store, rule_of(store.config))
 
@@ -102,7 +102,7 @@ def load_labels(path: AnyPath, split: Split | None = None) -> Dataset:
         labels = datasets.load_dataset(
             "parquet",
             data_files=os.fspath(path),
-            split="train",  # what datasets calls the rows of a single file
+            split="train",  # the name that datasets gives the rows of a single file
             columns=names,
             features=_features(names),
             filters=filters,
@@ -117,7 +117,7 @@ def load_labels(path: AnyPath, split: Split | None = None) -> Dataset:
 
 
 def _features(names: Iterable[str]) -> Features:
-    """Return the features of these columns of a labels file, with images that are decoded on access."""
+    """Return the `datasets` features of the given label columns, with images decoded on access."""
     from datasets import Features, Image, List
 
     current = Features.from_arrow_schema(SCHEMA) | {"images": List(Image())}
@@ -133,7 +133,7 @@ def _searched(store: Store, rule: StoppingRule) -> Iterator[SearchedProblem]:
 
 
 def _check_no_loop() -> None:
-    """Raise ConfigError inside an event loop, where the campaign cannot start its own."""
+    """Raise ConfigError if an event loop is running, because the campaign starts its own."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Convert what Python callers pass (settings, rows, images) to what the commands read."""
+"""Convert Python arguments (settings, rows, images) to the forms that the commands read."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ AnyPath = str | os.PathLike[str]
 
 
 def configured(model: type[_C], caller: str, settings: Mapping[str, Any], file: AnyPath | None = None) -> _C:
-    """Return the configuration of a YAML file with `settings` on top, nested as in the file.
+    """Build a configuration from a YAML file and from `settings`, which override the file's values.
 
-    Raises ConfigError, which names `caller` or the file, for an unknown key or an invalid value.
+    `settings` are nested as in the file. Raises ConfigError naming `caller` or the file for an unknown key or an
+    invalid value.
     """
     values = {} if file is None else read_yaml(Path(file))
     return build(model, merged(values, _without_paths(settings)), source=f"mmprm.{caller}")
 
 
 def asked_problem(question: str, images: Any, choices: Sequence[str], caller: str) -> Problem:
-    """Return the problem of a question without a gold answer; relative image paths start at the working directory."""
+    """Build a problem without a gold answer; relative image paths start at the working directory."""
     if not isinstance(question, str) or not question.strip():
         raise DataError(
             f"mmprm.{caller}: question={cut(repr(question))} must be non-blank text; give the question as asked"
@@ -40,7 +41,7 @@ def asked_problem(question: str, images: Any, choices: Sequence[str], caller: st
 
 
 def read_problems(given: Iterable[Problem | Row], config: ProblemsConfig) -> Iterator[Problem]:
-    """Yield the problems of a list of problems and rows. Raises DataError, which names the index, for anything else."""
+    """Yield a problem for each problem or dict row. Raises DataError naming the index of any other item."""
     reader = ProblemReader(config.columns, Path(config.image_root or "").absolute())
     for index, item in enumerate(given):
         location = f"problems[{index}]"
@@ -56,7 +57,7 @@ def read_problems(given: Iterable[Problem | Row], config: ProblemsConfig) -> Ite
 
 
 def cell_value(value: Any) -> Any:
-    """Return a value as a row of a file would hold it: images as paths or encoded bytes."""
+    """Convert a value to the form that a file's row would hold: images become paths or encoded bytes."""
     if isinstance(value, ImageRef):
         return value.path if value.data is None else value.data
     if isinstance(value, os.PathLike):
@@ -77,7 +78,7 @@ def _png(image: Any) -> bytes:
 
 
 def _without_paths(value: Any) -> Any:
-    """Replace every path object by its text, which configurations hold."""
+    """Convert every path object to a string, as configurations expect."""
     if isinstance(value, Mapping):
         return {key: _without_paths(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

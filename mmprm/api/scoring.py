@@ -33,11 +33,11 @@ class LoadedScorer:
         self.info = info
 
     def score(self, solutions: Sequence[Solution]) -> list[StepScores]:
-        """Return P(no error so far) for each step of each solution; many solutions at once are batched."""
+        """Return P(no error so far) for each step of each solution, scoring the solutions in batches."""
         return self._scorer.score(solutions)
 
     def close(self) -> None:
-        """Release the memory; the scorer cannot be used afterwards."""
+        """Release the model's memory; the scorer cannot be used afterwards."""
         self._scorer.close()
 
     def __enter__(self) -> LoadedScorer:
@@ -49,7 +49,7 @@ class LoadedScorer:
 
 @dataclass(frozen=True, slots=True)
 class RankedResponse:
-    """Holds a response and its scores. `index` is its position in the list that was ranked.
+    """Holds a response and its scores. `index` is its position in the input list.
 
     `reward` is the aggregate of the step scores. A response that cannot be split into steps or scored has neither
     scores nor a reward; `reason` says why.
@@ -107,10 +107,11 @@ def rerank(
     step_format: StepFormat = "tags",
     aggregator: str | None = None,
 ) -> list[RankedResponse]:
-    """Return the responses to a question, best first: by the aggregate of their step scores, then in the given order.
+    """Rank the responses to a question by their aggregated step scores, best first; ties keep the given order.
 
     `step_format` says how the responses mark their steps, and `aggregator` how step scores become one number; by
-    default it is the one in prm.json. Responses that cannot be scored come last. Raises DataError if none can be.
+    default it is the one in prm.json. Responses that cannot be scored come last. Raises DataError if none can be
+    scored.
     """
     problem = asked_problem(question, images, choices, "rerank")
     texts = _texts(responses, "rerank", "responses", "one per response")
@@ -130,7 +131,7 @@ def rerank(
 
 @contextlib.contextmanager
 def _opened(scorer: Scorer | AnyPath) -> Iterator[Scorer]:
-    """Yield the scorer, loading it for the duration of the block if it is a path."""
+    """Yield the scorer; a path is loaded for the duration of the `with` block."""
     if not isinstance(scorer, str | os.PathLike):
         yield scorer
         return

@@ -1,8 +1,8 @@
 """Convert a checkpoint: an older InternVL to its native class, or a trained PRM to another tool's format.
 
-A checkpoint of mmprm rl, sft or train (RUN/checkpoints/step-…, or RUN for its newest one) becomes a plain model
-folder, regardless of the number of ranks and the ZeRO stage that wrote it. checkpoints/best is the checkpoint with the
-best evaluation (keep_best).
+A checkpoint of mmprm rl, sft or train (RUN/checkpoints/step-…, or RUN for its newest one) becomes a plain model folder,
+regardless of the number of ranks and the ZeRO stage that wrote it. checkpoints/best is the checkpoint with the best
+evaluation (keep_best).
 
 Examples:
   mmprm convert runs/rl/checkpoints/step-00000040 models/policy-40

@@ -1,4 +1,4 @@
-"""Evaluate a process reward model: how well it finds incorrect steps, and how much reranking by it gains.
+"""Evaluate a process reward model: how well it finds incorrect steps, and how much reranking with it helps.
 
 processbench, visualprocessbench and steps score solutions with human judgments of their steps; labels compares the soft
 labels of `mmprm labels` with human judgments or the ground truth of the built-in toy world; bon reads the output of
@@ -64,8 +64,8 @@ class MeasureConfig(Config):
     """Steps with a score below this are predicted to be incorrect. By default, it is chosen on the development split
     or, with development=0, read from the PRM's prm.json."""
     development: Annotated[float, Field(ge=0, lt=1)] | str = 0.2
-    """Fraction of the problems used to choose the threshold and excluded from the metrics. Or the name of a source to
-    choose it on, which stays in the metrics, as gsm8k in ProcessBench's protocol."""
+    """Fraction of the problems held out to choose the threshold, or the name of a source to choose it on. A named
+    source stays in the metrics, as gsm8k does in ProcessBench's protocol."""
     bins: int = Field(10, ge=1)
     """Number of bins in the reliability curve."""
     seed: int = 0

@@ -163,7 +163,7 @@ class Responses:
 
 
 def _stored(path: Path, asked_with: Mapping[str, Any]) -> Iterable[dict[str, Any]]:
-    """Read the rows of the file; return none if it is missing or was written with other settings."""
+    """Read the rows of the file, or return none if it is missing or was written with other settings."""
     if not path.exists():
         return []
     (_, head), *rows = [*read_file(path)] or [("", {})]

@@ -1,8 +1,8 @@
 """Keep the problems that the policy solves only sometimes: sample each question, and filter by accuracy.
 
-The samples are stored in a separate run folder. When run again, the command resumes where it stopped; with
-another --low or --high it reuses the samples. `accuracy`, `correct`, `incorrect` and `unknown` are added to the fields
-of each kept problem.
+The samples are stored in a separate run folder. When run again, the command resumes where it stopped; with another
+--low or --high it reuses the samples. `accuracy`, `correct`, `incorrect` and `unknown` are added to the fields of each
+kept problem.
 
 Examples:
   mmprm filter --config configs/annotate/tiny.yaml --samples 8 --output runs/tiny/kept.jsonl

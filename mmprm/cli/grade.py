@@ -43,7 +43,7 @@ from mmprm.grading.symbolic import GraderConfig
 from mmprm.types import Grader, Grading, Problem, Verdict
 
 _CHUNK = 1000
-"""Number of lines graded at once: enough to keep the workers busy, few enough to fit in memory for any file."""
+"""Number of lines graded at once: enough to keep the workers busy, few enough to bound memory."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -134,7 +134,7 @@ def _report(counts: VerdictCounts) -> str:
 
 
 def _asked(row: dict[str, Any]) -> tuple[Any, ...]:
-    """Return the fields by which duplicate lines are recognized.
+    """Return the fields that identify duplicate lines.
 
     Duplicates count once, because they would make the confidence intervals too narrow.
     """

@@ -1,4 +1,4 @@
-"""Dispatch `mmprm COMMAND`, importing a command's module only when it is called; the composition root."""
+"""Dispatch `mmprm COMMAND`, importing a command's module only when it is called. This is the composition root."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _run(name: str, argv: Sequence[str]) -> None:
 
 
 def _expanded(arguments: argparse.Namespace) -> argparse.Namespace:
-    """Expand a leading ~ in every argument; the shell does not do so in `--output=~/x`."""
+    """Expand a leading ~ in every argument, which shells leave unexpanded in `--output=~/x`."""
     for name, value in vars(arguments).items():
         values = value if isinstance(value, list) else [value]
         found = [_home(each) for each in values]

@@ -135,7 +135,7 @@ def roles(placed: Placement) -> dict[tuple[Role, ...], int]:
 
 
 def rl_changes(config: RLConfig, prompt_tokens: int = PROMPT_TOKENS) -> Iterator[Changes]:
-    """Yield changes of the configuration that save memory or add GPUs, cheapest first."""
+    """Yield configuration changes that save memory or add GPUs, cheapest first."""
     trainer, engine, scorer = config.trainer, config.engine, _scorer(config)
     yield from _engine_changes(config)
     if scorer is not None:

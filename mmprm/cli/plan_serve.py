@@ -101,7 +101,7 @@ def plan_serve(config: Served, prompt_tokens: int = PROMPT_TOKENS) -> MemoryPlan
 
 
 def serve_changes(config: Served) -> Iterator[Changes]:
-    """Yield changes of the configuration that save memory or add GPUs, cheapest first."""
+    """Yield configuration changes that save memory or add GPUs, cheapest first."""
     engine, scorer = _engine(config), _scorer(config)
     if scorer is not None:
         yield from scorer_changes(scorer, "scorer")

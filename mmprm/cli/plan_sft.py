@@ -52,7 +52,7 @@ def plan_sft(config: SftConfig) -> MemoryPlan:
 
 
 def sft_changes(config: SftConfig) -> Iterator[Changes]:
-    """Yield changes of the configuration that save memory or add GPUs, cheapest first."""
+    """Yield configuration changes that save memory or add GPUs, cheapest first."""
     checkpointing = {} if config.gradient_checkpointing else {"gradient_checkpointing": True}
     lora = {} if config.lora else {"lora.rank": 16}
     yield from trainer_changes(config.training, "training", config.max_length, checkpointing, lora)

@@ -21,7 +21,7 @@ from mmprm.training.lora import LoraConfig
 GPUS_PER_NODE = 8
 """Number of GPUs per node to assume when proposing more GPUs."""
 MAX_FACTOR = 16
-"""Maximum factor by which to propose more GPUs."""
+"""Largest multiple of the configured number of GPUs to propose."""
 TENSOR_PARALLEL_SIZES = (1, 2, 4, 8)
 """Tensor-parallel sizes to propose for an engine or a scorer."""
 STORED_DTYPE = "bfloat16"
@@ -115,7 +115,7 @@ def scorer_changes(scorer: LocalScorerConfig, prefix: str) -> Iterator[Changes]:
 def trainer_changes(
     training: OptimizationConfig, prefix: str, longest: int, checkpointing: Changes, lora: Changes
 ) -> Iterator[Changes]:
-    """Yield changes of a trainer that save memory, cheapest first.
+    """Yield trainer changes that save memory, cheapest first.
 
     `prefix` is the path of the keys of `training`. `checkpointing` and `lora` are the changes that turn these on, or
     empty if they are on already.

@@ -1,8 +1,8 @@
 """Sample, grade and score solutions, choose among them, and report the accuracy of every selector.
 
 The output folder holds candidates.jsonl (one line per sampled solution), summary.json (accuracy as a function of the
-number of samples, with confidence intervals) and samples.jsonl, the solutions before scoring. After an
-interruption, or with another process reward model or aggregator, the command reuses these samples.
+number of samples, with confidence intervals) and samples.jsonl, the solutions before scoring. After an interruption,
+or with another process reward model or aggregator, the command reuses these samples.
 
 Without a scorer, the table holds only pass@1 (random), the majority vote and pass@N (oracle).
 

@@ -6,8 +6,7 @@ options, in the same columns as problems (`columns`; paths are relative to the f
 
 Instead of `steps`, a line may have a model's raw `response`, which is split into steps according to `step_format`, or
 several `responses` to its question: then `steps`, `scores` and `aggregate` are lists with one entry per response, and
-`chosen` is the index of the best one. A response that cannot be split has no scores; `unsplit` gives
-the reason.
+`chosen` is the index of the best one. A response that cannot be split has no scores; `unsplit` gives the reason.
 
 example:
   echo '{"question": "What is 1 + 2?", "steps": ["1+2=3", "<answer>3</answer>"]}' > solutions.jsonl
@@ -47,8 +46,7 @@ from mmprm.types import Problem, Scorer, Solution, StepScores
 
 OWN_COLUMNS = ("steps", "response", "responses")
 _CHUNK = 2000
-"""Number of solutions scored at once: enough to form batches of similar length, few enough to fit in memory for any
-file."""
+"""Number of solutions scored at once: enough to form batches of similar length, few enough to bound memory."""
 
 
 class ScoreConfig(Config):
@@ -129,7 +127,7 @@ def _scored(scorer: Scorer, solutions: list[Solution]) -> list[StepScores]:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """Holds an input line and its solutions: that of its steps, or of each response that can be split into steps."""
+    """Holds an input line and its solutions: one from its `steps`, or one per response that splits into steps."""
 
     row: dict[str, Any]
     solutions: tuple[Solution, ...]

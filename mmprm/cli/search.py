@@ -58,8 +58,7 @@ class GuidedSearchConfig(PolicyConfig):
     search: GuidedConfig = GuidedConfig()
     """Search strategy and its width."""
     baseline: int = Field(0, ge=0)
-    """Number of whole solutions to also sample per problem, for a comparison with best-of-N at equal tokens; 0 disables
-    it."""
+    """Number of complete solutions to sample per problem as a best-of-N baseline at equal tokens; 0 disables it."""
     aggregator: str | None = None
     """Aggregator of step scores that ranks partial and complete solutions: min, last, mean, max, product, sum_log,
     sum_log_odds or mean_odds; by default the one in the PRM's prm.json."""

@@ -1,4 +1,4 @@
-"""List shapes of published models from their config.json, for planning without their files.
+"""List the config.json values of published models, to plan runs without downloading the models.
 
 Sources: huggingface.co/OpenGVLab (InternVL2_5-8B, -38B, -78B, InternVL3-8B, -38B; vision towers InternViT-300M-448px
 and InternViT-6B-448px-V2_5; language models InternLM2.5-7B, Qwen2.5-7B, -32B, -72B) and huggingface.co/Qwen
@@ -106,5 +106,8 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def published(base: str) -> dict[str, Any] | None:
-    """Return the shape by the last part of a hub id or folder, with or without `-hf`; None if it is not listed."""
+    """Return the config.json values of a model by the last part of its hub id or path, or None if not listed.
+
+    The suffix `-hf` is ignored.
+    """
     return ARCHITECTURES.get(PurePosixPath(base).name.removesuffix("-hf"))

@@ -1,4 +1,4 @@
-"""Estimate steps, operations and GPU-hours of PRM training from the shape of its model."""
+"""Estimate the steps, FLOPs and GPU-hours of PRM training from the layer sizes of its model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmprm.prm.train import TrainConfig
 
 @dataclass(frozen=True, slots=True)
 class TrainingCost:
-    """Describes a run over paths of equal length that all have images."""
+    """Holds the estimated cost of training on paths of equal length that all have images."""
 
     steps: int
     tokens_per_step: float
@@ -23,13 +23,13 @@ class TrainingCost:
 def cost_of(
     shape: Shape, config: TrainConfig, gpus: int, paths: int, path_tokens: int, peak: float, utilization: float
 ) -> TrainingCost:
-    """Estimate steps, operations and hours of a run over `paths` paths of `path_tokens` tokens each."""
+    """Estimate the steps, FLOPs and hours of training on `paths` paths of `path_tokens` tokens each."""
     training = config.training
     steps = training.epochs * -(-paths // training.batch_size)
     all_tokens = float(paths * path_tokens * training.epochs)
     again = int(config.gradient_checkpointing)
     language = sum(shape.parts["language"]) - shape.unused
-    # Forward, and backward for activations and for weights; adapters leave out the latter for the frozen weights.
+    # One forward pass, and backward for activations and for weights; adapters skip the latter for frozen weights.
     passes = (2 if config.lora else 3) + again
     operations = matrix_operations(language, all_tokens, passes)
     sequences = [(paths * training.epochs, float(path_tokens))]

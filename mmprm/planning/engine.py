@@ -1,4 +1,4 @@
-"""Estimate the memory of a vLLM engine and of a scorer on their GPUs."""
+"""Estimate the GPU memory of a vLLM engine and of a scorer."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from mmprm.planning.shapes import Shape, Tower
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 BATCHED_TOKENS = 2048
-"""Tokens that vLLM computes per step by default, when started as engine (max_num_batched_tokens)."""
+"""Default of vLLM's max_num_batched_tokens for an engine: the maximum number of tokens per step."""
 CONTEXT = 1.0 * GIB
-"""CUDA context, NCCL and work space of an engine, which vLLM counts within gpu_memory_utilization."""
+"""Bytes of an engine's CUDA context, NCCL and workspace, which vLLM counts toward gpu_memory_utilization."""
 CUDA_GRAPHS = 1.5 * GIB
-"""Margin for the CUDA graphs of a compiled engine; vLLM measures them, and counts them as well."""
+"""Margin in bytes for a compiled engine's CUDA graphs, which vLLM measures and counts as well."""
 ASLEEP = CONTEXT + CUDA_GRAPHS
-"""Memory that a sleeping engine keeps: sleep frees only weights and cache."""
+"""Bytes that a sleeping engine keeps, because sleep mode frees only weights and cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """Holds the settings of an engine that determine its memory."""
+    """Holds the engine settings that determine its memory use."""
 
     dtype: Dtype
     tensor_parallel: int
     utilization: float
     longest: int
-    """Tokens of the longest sequence that the cache must hold (max_model_len)."""
+    """Length in tokens of the longest sequence that the cache must hold (max_model_len)."""
     max_num_seqs: int
     kv_cache_gib: float | None = None
     max_pixels: int | None = None
@@ -39,7 +39,7 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class ScorerSettings:
-    """Holds the settings of a scorer that determine its memory."""
+    """Holds the scorer settings that determine its memory use."""
 
     backend: Literal["transformers", "vllm"]
     dtype: Dtype
@@ -49,14 +49,14 @@ class ScorerSettings:
 
 
 def size_of(dtype: Dtype) -> int:
-    """Return the number of bytes per element."""
+    """Return the number of bytes per element of a dtype."""
     return 4 if dtype == "float32" else 2
 
 
 def engine_parts(shape: Shape, engine: EngineSettings, gpu: float) -> Parts:
-    """Return the memory of an engine by part, per GPU of `gpu` bytes.
+    """Estimate an engine's memory in bytes per GPU, by part; a GPU has `gpu` bytes.
 
-    The key-value cache takes what the other parts leave of gpu_memory_utilization; `kv_cache_gib` sets it instead.
+    The key-value cache takes the rest of gpu_memory_utilization, unless `kv_cache_gib` sets its size.
     """
     parts = {
         "engine: weights": size_of(engine.dtype) * shape.total / engine.tensor_parallel,
@@ -70,8 +70,7 @@ def engine_parts(shape: Shape, engine: EngineSettings, gpu: float) -> Parts:
 
 
 def engine_refusals(shape: Shape, engine: EngineSettings, parts: Parts) -> list[str]:
-    """Return the reasons why vLLM would not start: heads that it cannot split, or a cache too small for one
-    sequence."""
+    """Return the reasons why vLLM would not start: heads it cannot split, or a cache too small for a sequence."""
     heads, split = shape.language.heads, engine.tensor_parallel
     if heads % split:
         return [f"engine.tensor_parallel_size={split} must divide the {heads} attention heads"]
@@ -85,7 +84,7 @@ def engine_refusals(shape: Shape, engine: EngineSettings, parts: Parts) -> list[
 
 
 def cache_note(shape: Shape, engine: EngineSettings, parts: Parts, tokens: int) -> str:
-    """Return how many sequences of `tokens` tokens the cache of an engine holds."""
+    """Describe how many sequences of `tokens` tokens an engine's cache holds."""
     held = int(parts["engine: key-value cache"] // _per_token(shape, engine))
     return (
         f"An engine's cache holds {held:,} tokens: {held / tokens:,.0f} sequences of {tokens:,} at a time, of at most "
@@ -94,7 +93,10 @@ def cache_note(shape: Shape, engine: EngineSettings, parts: Parts, tokens: int) 
 
 
 def scorer_parts(shape: Shape, scorer: ScorerSettings, gpu: float) -> Parts:
-    """Return the memory of a scorer by part, per GPU of `gpu` bytes, with a batch of `batch_tokens` in progress."""
+    """Estimate a scorer's memory in bytes per GPU, by part, during a batch; a GPU has `gpu` bytes.
+
+    The batch has `batch_tokens` tokens.
+    """
     size, split, precision = size_of(scorer.dtype), scorer.tensor_parallel, _precision(scorer.dtype)
     forward = forward_only(shape.language, scorer.batch_tokens, precision)
     if shape.vision:
@@ -106,12 +108,12 @@ def scorer_parts(shape: Shape, scorer: ScorerSettings, gpu: float) -> Parts:
 
 
 def scorer_refusals(shape: Shape, scorer: ScorerSettings, parts: Parts) -> list[str]:
-    """Return the reasons why vLLM would not start a scorer: a cache too small for the tokens of one batch."""
+    """Return the reasons why vLLM would not start a scorer: a cache too small for one batch."""
     if scorer.backend == "transformers":
         return []
     available = parts["scorer: key-value cache"]
     per_token = key_value_bytes(shape.language, scorer.tensor_parallel, size_of(scorer.dtype))
-    # A score requires a whole solution in one pass, so the cache must hold the longest one.
+    # Scoring needs a whole solution in one pass, so the cache must hold the longest one.
     needed = per_token * min(scorer.batch_tokens, shape.context)
     if available >= needed:
         return []
@@ -122,9 +124,10 @@ def scorer_refusals(shape: Shape, scorer: ScorerSettings, parts: Parts) -> list[
 
 
 def receive_buffers(shape: Shape, engine: EngineSettings, transport: str) -> Mapping[str, float]:
-    """Return the bytes that a GPU of an engine needs to receive new weights, by part.
+    """Return the bytes that an engine's GPU needs for receiving new weights, by part.
 
-    With nccl, vLLM receives into two packed buffers, each of 1 GiB or one tensor more; with ipc it reads the trainer's.
+    With nccl, vLLM receives into two packed buffers, each of 1 GiB plus at most one tensor. With ipc, it reads the
+    trainer's buffer.
     """
     if transport != "nccl":
         return {}
@@ -132,9 +135,9 @@ def receive_buffers(shape: Shape, engine: EngineSettings, transport: str) -> Map
 
 
 def _activations(shape: Shape, engine: EngineSettings) -> float:
-    """Return the peak of vLLM's profiling run: a full step, the largest image, and the logits of all sequences.
+    """Estimate the peak of vLLM's profiling run: a full step, the largest image, and the logits of all sequences.
 
-    Tensor parallelism is left out: it divides only some of these tensors.
+    Tensor parallelism is ignored, because it divides only some of these tensors.
     """
     precision, tower = _precision(engine.dtype), shape.vision
     image = tower.image_tokens(engine.max_pixels) if tower else 0

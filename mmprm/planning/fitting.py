@@ -1,4 +1,4 @@
-"""Find changes of a configuration with which it fits."""
+"""Find configuration changes with which a run fits into memory."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ from itertools import accumulate, chain, combinations
 from typing import Any
 
 Changes = Mapping[str, Any]
-"""New values by dotted key."""
+"""New configuration values by dotted key."""
 
 
 def ways_to_fit(fits: Callable[[Changes], bool], changes: Iterable[Changes]) -> list[str]:
-    """Return the changes, as options, that make a configuration fit.
+    """Return changes that make a configuration fit, as command-line options.
 
-    Each of `changes` is tried alone; of those with the same keys, the first one counts. If none suffices, one
-    combination is returned: first of settings alone, then of two changes, then of all.
+    Each of `changes` is tried alone; among those with the same keys, the first that fits counts. If none suffices,
+    combinations are tried: settings other than hardware, pairs of changes, then all changes. The first one that fits is
+    returned.
     """
     changes = list(changes)
     alone: dict[frozenset[str], Changes] = {}
@@ -23,7 +24,7 @@ def ways_to_fit(fits: Callable[[Changes], bool], changes: Iterable[Changes]) -> 
             alone[frozenset(change)] = change
     if alone:
         return [spelled(change) for change in alone.values()]
-    # Settings cost nothing but time, so they are combined before more or larger GPUs are proposed.
+    # Settings cost only time, so they are combined before more or larger GPUs are proposed.
     settings = [change for change in changes if not any(key.startswith("hardware.") for key in change)]
     pairs = (_join(left, right) for left, right in combinations(changes, 2) if left.keys().isdisjoint(right))
     for joint in chain(accumulate(settings, _join), pairs, accumulate(changes, _join)):
@@ -33,7 +34,7 @@ def ways_to_fit(fits: Callable[[Changes], bool], changes: Iterable[Changes]) -> 
 
 
 def _needed(fits: Callable[[Changes], bool], changes: Changes) -> Changes:
-    """Return the changes without those that the configuration does not need to fit."""
+    """Drop the changes that the configuration does not need in order to fit."""
     for key in list(changes):
         fewer = {name: value for name, value in changes.items() if name != key}
         if fits(fewer):
@@ -42,7 +43,7 @@ def _needed(fits: Callable[[Changes], bool], changes: Changes) -> Changes:
 
 
 def spelled(changes: Changes) -> str:
-    """Return the changes as command-line options."""
+    """Format the changes as command-line options."""
     return " ".join(f"--set {key}={str(value).lower()}" for key, value in changes.items())
 
 

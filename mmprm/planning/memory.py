@@ -1,8 +1,7 @@
-"""Estimate bytes per GPU and floating-point operations of training, as formulas.
+"""Estimate the bytes per GPU and the FLOPs of training with closed-form formulas.
 
-Ψ parameters, N GPUs, L layers, H hidden, A = heads · head size, I intermediate size, V vocabulary, T tokens of a
-micro-batch, S its longest sequence, e bytes per weight (2 in bf16, 4 in float32). Every result is in bytes or
-operations.
+Symbols: Ψ parameters, N GPUs, L layers, H hidden size, A = heads · head size, I intermediate size, V vocabulary size,
+T tokens of a micro-batch, S its longest sequence, e bytes per weight (2 in bf16, 4 in float32).
 """
 
 from __future__ import annotations
@@ -26,7 +25,10 @@ LOGITS_IN_WORK = 2**26
 
 @dataclass(frozen=True, slots=True)
 class States:
-    """Holds the bytes per rank that are occupied during the whole run: on the GPU, and in CPU memory (`host`)."""
+    """Holds the bytes per rank of weights, gradients and optimizer states, on the GPU and in CPU memory (`host`).
+
+    They are occupied during the whole run.
+    """
 
     weights: float
     gradients: float
@@ -35,15 +37,15 @@ class States:
 
     @property
     def on_gpu(self) -> float:
-        """Return the bytes on the GPU."""
+        """Return the total bytes on the GPU."""
         return self.weights + self.gradients + self.optimizer
 
 
 @dataclass(frozen=True, slots=True)
 class Layers:
-    """Describes a stack of transformer layers; a `gated` feed-forward part has a gate in addition to its two matrices.
+    """Describes a stack of transformer layers; a `gated` MLP has a gate projection in addition to its two matrices.
 
-    With experts, `intermediate` is that of the `routed` experts of a token together.
+    With experts, `intermediate` is the total size of a token's `routed` experts.
     """
 
     count: int
@@ -53,7 +55,7 @@ class Layers:
     heads: int
     gated: bool
     key_value_heads: int = 0
-    """Number of key heads; needed for the key-value cache, and where heads are normalized."""
+    """Number of key-value heads; used for the key-value cache and for normalized heads."""
     normalizes_heads: bool = False
     """Whether queries and keys are normalized per head, as in Qwen3."""
     experts: int = 0
@@ -61,7 +63,7 @@ class Layers:
 
     @property
     def key_value(self) -> int:
-        """Return the width of the keys, which is that of the values."""
+        """Return the width of all key heads, which equals that of all value heads."""
         return self.key_value_heads * self.attention // self.heads
 
 
@@ -71,7 +73,7 @@ def width(precision: Precision) -> int:
 
 
 def states(trained: int, frozen: int, gpus: int, stage: int, precision: Precision, offload: Offload) -> States:
-    """Return weights, gradients and AdamW states of one rank (Rajbhandari et al. 2020, ZeRO, section 5):
+    """Return the bytes per rank of weights, gradients and AdamW (Rajbhandari et al. 2020, ZeRO, section 5):
 
         stage 0   eΨ + 4Ψ + KΨ          stage 2   eΨ + (4 + K)Ψ / N
         stage 1   eΨ + 4Ψ + KΨ / N      stage 3   (e + 4 + K)Ψ / N
@@ -97,14 +99,14 @@ def states(trained: int, frozen: int, gpus: int, stage: int, precision: Precisio
 
 
 def saved_by_a_layer(layers: Layers, longest: int, precision: Precision) -> float:
-    """Return the bytes per token that a Llama or Qwen2 layer keeps for its backward pass, without a score matrix:
+    """Return the bytes per token that a Llama or Qwen2 layer saves for backward, without the attention matrix:
 
     2(4 + 2e)H    each norm: input in float32, normalized, output     8    its root mean square, twice
     4eA           query, key, value (repeated for all heads), output  4N   log-sum of exponentials, N heads
     4eI           gate, its activation, up, product                   eS   mask (2eI without gate)
 
-    With normalized heads, whose keys are K wide in G heads, also (4 + e)(A + K) + 4(N + G). With E experts, of which a
-    token uses k, also 2ekH (their inputs and outputs) + 4E + (32 + e)k (routing).
+    With normalized heads and keys of width K in G heads, add (4 + e)(A + K) + 4(N + G). With E experts, of which a
+    token uses k, add 2ekH (their inputs and outputs) + 4E + (32 + e)k (routing).
     """
     e = width(precision)
     feed_forward = (4 if layers.gated else 2) * e * layers.intermediate
@@ -117,9 +119,9 @@ def saved_by_a_layer(layers: Layers, longest: int, precision: Precision) -> floa
 
 
 def kept_activations(layers: Layers, tokens: int, longest: int, precision: Precision, checkpointing: bool) -> float:
-    """Return the bytes that all layers keep from the forward to the backward pass of T tokens.
+    """Return the bytes of activations that all layers keep from the forward to the backward pass of T tokens.
 
-    These are the saved tensors of all layers, or, with checkpointing, eH per token and layer; in both cases add 8H per
+    These are the saved tensors of all layers or, with checkpointing, eH per token and layer. Both cases add 8H per
     token around the stack (final norm, embeddings).
     """
     e = width(precision)
@@ -128,7 +130,7 @@ def kept_activations(layers: Layers, tokens: int, longest: int, precision: Preci
 
 
 def working_activations(layers: Layers, tokens: int, longest: int, precision: Precision, checkpointing: bool) -> float:
-    """Return the bytes of the layer that a backward pass of T tokens has reached, in addition to `kept_activations`.
+    """Return the extra bytes of the layer in its backward pass over T tokens, beyond `kept_activations`.
 
     These are its gradients, 3eI per token, and, with checkpointing, its saved tensors.
     """
@@ -145,11 +147,11 @@ def output_layer(
     backward: bool = True,
     trained: bool = True,
 ) -> float:
-    """Return the maximum of bytes for the log-probabilities of T tokens over a vocabulary of V rows.
+    """Return the peak bytes for computing log-probabilities of T tokens over V vocabulary rows.
 
-    Chunks of the vocabulary have n = min(V, 2²⁶ / T) rows, so that two tensors of Tn logits exist. In addition,
-    backward needs the gradient of the hidden states (4TH), that of the matrix (eVH, if it is trained), and that of a
-    chunk before it is rounded (4nH); and float32 copies of hidden states and chunk, if bf16 is multiplied in float32.
+    Chunks of the vocabulary have n = min(V, 2²⁶ / T) rows, and two tensors of Tn logits exist at once. The backward
+    pass adds the gradients of the hidden states (4TH), of the matrix (eVH, if it is trained), and of a chunk before
+    rounding (4nH). If bf16 is multiplied in float32, it also adds float32 copies of the hidden states and the chunk.
     """
     chunk = min(rows, max(1, LOGITS_IN_WORK // tokens))
     logits = 2 * 4 * tokens * chunk
@@ -163,17 +165,17 @@ def output_layer(
 def key_value_bytes(layers: Layers, tensor_parallel: int, size: int) -> float:
     """Return the bytes per token and GPU of a key-value cache with `size` bytes per element.
 
-    It has 2L · key heads · head size elements; with more GPUs than key heads, each GPU has one of them.
+    It has 2L · key heads · head size elements; with more GPUs than key heads, each GPU holds one head.
     """
     heads = max(1.0, layers.key_value_heads / tensor_parallel)
     return 2 * layers.count * heads * (layers.attention / layers.heads) * size
 
 
 def forward_only(layers: Layers, tokens: int, precision: Precision) -> float:
-    """Return the maximum of bytes in a layer that keeps nothing for a backward pass, as in a frozen vision tower.
+    """Return the peak bytes of a layer that saves nothing for backward, as in a frozen vision tower.
 
-    These are the residual, a norm's input in float32 and its output, and the larger of query, key, value and output,
-    and of the feed-forward part (2I, or 3I with a gate).
+    These are the residual, a norm's input in float32 and its output, and the larger of two parts: query, key, value and
+    output, or the MLP (2I, or 3I with a gate).
     """
     e = width(precision)
     inner = max(4 * layers.attention, (3 if layers.gated else 2) * layers.intermediate)
@@ -183,10 +185,10 @@ def forward_only(layers: Layers, tokens: int, precision: Precision) -> float:
 def buffers(
     trained: int, frozen: int, largest: int, gpus: int, stage: int, precision: Precision, offload: Offload
 ) -> tuple[float, float]:
-    """Return (bytes in the backward pass in addition to the activations, bytes during the update).
+    """Return the extra bytes in the backward pass, beyond activations, and the extra bytes in the optimizer update.
 
     Backward: the bucket being reduced and its result, and the gradient of the largest tensor before it is reduced.
-    ZeRO-2 also holds a micro-batch's part of the gradients in addition to their sum; ZeRO-3 prefetches up to 10⁹
+    ZeRO-2 also holds a rank's share of a micro-batch's gradients in addition to their sum; ZeRO-3 prefetches up to 10⁹
     elements and the largest tensor. Update: a copy of the gradients, at stage 3 at most 10⁹ elements at a time; none if
     the update runs on the CPU, in float32 at stage 0, and in bf16 at stages 1 and 2.
     """
@@ -204,7 +206,7 @@ def buffers(
 
 
 def matrix_operations(parameters: int, tokens: float, passes: int) -> float:
-    """Return 2ΨT operations per pass through the matrices.
+    """Return the FLOPs of the matrix multiplications: 2ΨT per pass.
 
     There is 1 forward pass, 2 backward (1 if these weights are frozen but earlier ones are not), and 1 more if
     activations are recomputed. Training thus takes 6ΨT (Kaplan et al. 2020, section 2.1).
@@ -213,11 +215,14 @@ def matrix_operations(parameters: int, tokens: float, passes: int) -> float:
 
 
 def attention_operations(layers: Layers, lengths: Iterable[tuple[float, float]], causal: bool, passes: int) -> float:
-    """Return 4LAS² per pass for each (number of sequences, S): scores and mixture; half of it if causal."""
+    """Return the FLOPs of attention: 4LAS² per pass and sequence of length S, or half of it if causal.
+
+    These are the scores and the weighted sums of values. `lengths` holds pairs (number of sequences, S).
+    """
     squares = sum(count * length * length for count, length in lengths)
     return 4.0 * layers.count * layers.attention * squares * passes * (0.5 if causal else 1.0)
 
 
 def gpu_hours(operations: float, peak: float, utilization: float) -> float:
-    """Return the hours at `peak` operations per second and GPU and a model FLOPs utilization (MFU)."""
+    """Convert FLOPs to GPU-hours at `peak` FLOP/s per GPU and a given model FLOPs utilization (MFU)."""
     return operations / (peak * utilization) / 3600

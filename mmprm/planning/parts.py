@@ -1,4 +1,4 @@
-"""Describe the memory that GPUs and nodes of a run need in each phase, and format it as a table.
+"""Describe a run's memory per GPU and node in each phase, and format it as tables.
 
 All numbers are estimates. GPUs on which the same processes run form a group.
 """
@@ -11,22 +11,22 @@ from dataclasses import dataclass
 
 GIB = 2**30
 RESERVE = 0.08
-"""Share of a GPU's memory reserved for CUDA contexts, NCCL and fragmentation."""
+"""Fraction of a GPU's memory reserved for CUDA contexts, NCCL and fragmentation."""
 ENGINE_RESERVE = 0.02
-"""Reserve of a GPU that only engines and scorers use, whose own parts count their contexts."""
+"""Reserved fraction on GPUs with only engines and scorers, whose estimates include their CUDA contexts."""
 
 Parts = Mapping[str, float]
-"""Bytes by name."""
+"""Bytes by the name of what occupies them."""
 
 TABLE_WIDTH = 100
-"""Columns of a table with four phases."""
+"""Width in characters of a table with four phases."""
 _NAME, _COLUMN = 40, 13
-"""Columns of the names, and of the numbers of a phase."""
+"""Widths in characters of the name column and of each phase's column."""
 
 
 @dataclass(frozen=True, slots=True)
 class GpuGroup:
-    """Describes the GPUs on which the same processes run: their parts by phase, in bytes per GPU."""
+    """Describes GPUs that run the same processes: their memory in bytes per GPU, by phase and part."""
 
     name: str
     count: int
@@ -36,17 +36,17 @@ class GpuGroup:
 
     @property
     def usable(self) -> float:
-        """Return the bytes of a GPU without the reserve."""
+        """Return the usable bytes of a GPU, which exclude the reserve."""
         return self.limit * (1 - self.reserve)
 
     @property
     def fullest(self) -> str:
-        """Return the phase that needs the most."""
+        """Return the phase that needs the most memory."""
         return max(self.phases, key=self.total)
 
     @property
     def peak(self) -> float:
-        """Return the maximum of bytes over the phases."""
+        """Return the most bytes that any phase needs."""
         return self.total(self.fullest)
 
     @property
@@ -55,16 +55,16 @@ class GpuGroup:
         return self.peak <= self.usable
 
     def total(self, phase: str) -> float:
-        """Return the bytes of a phase."""
+        """Return the total bytes that a phase needs."""
         return sum(self.phases[phase].values())
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Describes the memory of a run.
+    """Describes the memory needs of a run.
 
-    `host` has the bytes of CPU memory that the fullest node needs by phase; `refusals` are reasons other than memory
-    for which the run cannot start.
+    `host` holds the bytes of CPU memory that the fullest node needs, by phase. `refusals` holds reasons other than
+    memory why the run cannot start.
     """
 
     groups: tuple[GpuGroup, ...]
@@ -75,11 +75,11 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
-        """Return whether the run fits."""
+        """Return whether the run fits and can start."""
         return not self.shortfalls()
 
     def shortfalls(self) -> list[str]:
-        """Return one sentence per group of GPUs and per node that does not fit, and the refusals."""
+        """Return one sentence per reason why the run does not fit: refusals, GPU memory, CPU memory."""
         found = list(self.refusals)
         for group in self.groups:
             if not group.fits:
@@ -97,7 +97,7 @@ class MemoryPlan:
 
 
 def memory_text(plan: MemoryPlan) -> str:
-    """Format a plan as tables of at most TABLE_WIDTH columns, with GiB per GPU and per node."""
+    """Format a plan as tables in GiB per GPU and per node, at most TABLE_WIDTH characters wide."""
     lines: list[str] = []
     for group in plan.groups:
         lines += [*_group_lines(group), ""]

@@ -1,6 +1,6 @@
 """Estimate the memory of reinforcement learning by phase: rollout, log-probs, update, sync.
 
-In every phase, the parts that are active or awake must fit in addition to what each process keeps during the whole run.
+In each phase, the active parts must fit together with what every process keeps during the whole run.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Role = Literal["trainer", "engine", "scorer"]
 
 @dataclass(frozen=True, slots=True)
 class RLSettings:
-    """Holds the settings of a run that determine its memory. `gpus` counts the GPUs by the processes on them."""
+    """Holds the run settings that determine its memory use. `gpus` counts GPUs by the processes that they run."""
 
     trainer: TrainerSettings
     engine: EngineSettings
@@ -50,21 +50,21 @@ class RLSettings:
     reference: bool
     """Whether a reference model is loaded."""
     computes_log_probs: bool
-    """Whether log-probabilities of policy or reference are computed before the updates."""
+    """Whether log-probabilities of the policy or the reference model are computed before the updates."""
     scorer: ScorerSettings | None = None
     host_gib: float | None = None
     offloads_reference: bool = False
-    """Whether the shards of the reference model are in CPU memory."""
+    """Whether the reference model's shards are kept in CPU memory."""
     shards_reference: bool = True
-    """Whether the reference model is sharded at stage 3 as the policy is, or whole on every rank."""
+    """Whether ZeRO-3 shards the reference model like the policy, rather than replicating it on every rank."""
     keeps_cache: bool = False
-    """Whether a colocated trainer keeps what its allocator has cached when the engines wake, or frees it first."""
+    """Whether a colocated trainer keeps its allocator's cache when the engines wake, rather than freeing it."""
     wakes_at_once: bool = False
-    """Whether colocated engines wake with their cache before the sync, or with their weights alone."""
+    """Whether colocated engines wake with their key-value cache before the sync, rather than with weights only."""
 
 
 def rl_plan(policy: Shape, prm: Shape | None, settings: RLSettings) -> MemoryPlan:
-    """Return the plan of a run; `prm` is the shape of the process reward model, if it runs on the GPUs."""
+    """Estimate the memory of an RL run; `prm` describes the process reward model if it runs on the GPUs."""
     gpu = settings.gpu_gib * GIB
     parts = engine_parts(policy, settings.engine, gpu)
     refusals = engine_refusals(policy, settings.engine, parts)
@@ -100,14 +100,14 @@ def _group(roles: tuple[Role, ...], count: int, policy: Shape, prm: Shape | None
 
 
 def _trainer(policy: Shape, settings: RLSettings, shared: bool) -> dict[str, Parts]:
-    """Return the parts of a trainer's rank by phase."""
+    """Estimate the memory of a trainer rank, by phase and part."""
     trainer = settings.trainer
     held = dict(state_parts(policy, trainer))
     if settings.reference and not settings.offloads_reference:
         shards = trainer.ranks if trainer.stage == 3 and settings.shards_reference else 1
         held["reference model"] = width(trainer.precision) * policy.total / shards
     backward, update = backward_parts(policy, trainer), update_parts(policy, trainer)
-    # Backward pass and optimizer step follow each other, so their buffers never exist at the same time.
+    # The backward pass and the optimizer step run in turn, so their buffers never exist at the same time.
     fuller = backward if sum(backward.values()) >= sum(update.values()) else update
     forward = forward_parts(policy, trainer) if settings.computes_log_probs else {}
     cached = max(sum(fuller.values()), sum(forward.values())) if shared and settings.keeps_cache else 0.0
@@ -121,12 +121,12 @@ def _trainer(policy: Shape, settings: RLSettings, shared: bool) -> dict[str, Par
 
 
 def _engine(policy: Shape, settings: RLSettings, colocated: bool) -> dict[str, Parts]:
-    """Return the parts of an engine by phase; a colocated engine sleeps while the trainer computes."""
+    """Estimate an engine's memory by phase and part; a colocated engine sleeps while the trainer computes."""
     awake = engine_parts(policy, settings.engine, settings.gpu_gib * GIB)
     if not colocated:
         received = receive_buffers(policy, settings.engine, settings.transport)
         return {**dict.fromkeys(RL_PHASES, awake), "sync": {**awake, **received}}
-    # Without compilation there are no CUDA graphs, which are about half of what a sleeping engine keeps.
+    # Without compilation there are no CUDA graphs, about half of what a sleeping engine keeps.
     asleep = {"engine: asleep": ASLEEP if settings.engine.compiled else ASLEEP / 2}
     waking = dict(awake)
     if not settings.wakes_at_once:
@@ -135,10 +135,11 @@ def _engine(policy: Shape, settings: RLSettings, colocated: bool) -> dict[str, P
 
 
 def _send_buffers(policy: Shape, settings: RLSettings) -> float:
-    """Return the bytes that rank 0 needs to send weights, by part.
+    """Return the bytes that rank 0 needs for sending weights.
 
-    These are the largest tensor, gathered and in the engines' format, and packed buffers: with ipc one of 1 GiB, or of
-    the largest tensor; with nccl two, and a third that is being filled, which may exceed 1 GiB by a tensor.
+    These are the largest tensor, both gathered and in the engines' dtype, and packed buffers. With ipc, there is one
+    buffer of 1 GiB or the size of the largest tensor. With nccl, there are two, and a third that is being filled, each
+    of 1 GiB plus at most one tensor.
     """
     sent = size_of(settings.engine.dtype) * policy.largest
     whole = width(settings.trainer.precision) * policy.largest if settings.trainer.stage == 3 else 0.0

@@ -1,4 +1,4 @@
-"""Estimate the memory of inference: engines that sample, and a scorer at the same time or afterwards."""
+"""Estimate the memory of inference: sampling engines, and a scorer at the same time or afterwards."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def serving_plan(
     together: bool,
     sequence: int,
 ) -> MemoryPlan:
-    """Return the plan of engines on all GPUs, or groups of them, and of a scorer on the first ones.
+    """Estimate the memory of engines on all GPUs, or groups of GPUs, and of a scorer on the first ones.
 
     Args:
-        policy: Shape and engine of the policy, if there is one.
-        prm: Shape and scorer of the process reward model, if there is one.
+        policy: Shape and engine settings of the policy, or None.
+        prm: Shape and scorer settings of the process reward model, or None.
         together: Whether both run at the same time; otherwise the engines are closed before the scorer starts.
-        sequence: Number of tokens of a sequence, for the number of them that the cache holds.
+        sequence: Number of tokens per sequence, to report how many sequences the cache holds.
     """
     gpu = gpu_gib * GIB
     phases: dict[str, Parts] = {}
@@ -54,7 +54,7 @@ def serving_plan(
 
 
 def _groups(phases: dict[str, Parts], gpus: int, scoring: int, gpu: float, together: bool) -> list[GpuGroup]:
-    """Return one group, or two if only some of the GPUs have a scorer."""
+    """Split the GPUs into groups: one, or two if only some of them run the scorer."""
     sampling = {name: parts for name, parts in phases.items() if name == "sampling"}
     # In a guided search both models work at the same time, so their parts add up in one phase.
     both = {"search": {name: size for parts in phases.values() for name, size in parts.items()}}

@@ -1,4 +1,4 @@
-"""Read the shape of a model, its parameters by part and its layers, from config.json alone."""
+"""Compute a model's layer sizes and parameter counts from config.json alone."""
 
 from __future__ import annotations
 
@@ -23,30 +23,30 @@ from mmprm.training.lora import LoraConfig
 
 NO_SHAPES: Mapping[str, str] = MappingProxyType({})
 TILES = 13
-"""Largest number of tiles that InternVL's processor makes of an image, thumbnail included."""
+"""Maximum number of tiles into which InternVL's processor cuts an image, thumbnail included."""
 LARGEST_IMAGE = 16384
-"""Tokens of the largest image of a Qwen-VL processor without `max_pixels`."""
+"""Maximum number of tokens per image of a Qwen-VL processor without `max_pixels`."""
 _EMBEDDINGS = r"(embed_tokens|lm_head)\."
 _EXPERTS = r"\.experts\."
 
 
 @dataclass(frozen=True, slots=True)
 class Tower:
-    """Describes a vision tower; `tokens` counts its tokens per image token of the language model."""
+    """Describes a vision tower; `tokens` is the number of its tokens per image token of the language model."""
 
     layers: Layers
     tokens: float
     length: float
-    """Number of tokens that attend to each other."""
+    """Number of vision tokens that attend to each other."""
     features: int
-    """Number of features per image token: one, and one for each layer that Qwen3-VL adds them to."""
+    """Number of features per image token: one, plus one for each deepstack layer of Qwen3-VL."""
     largest: int
-    """Image tokens of the largest image."""
+    """Number of image tokens in the largest image."""
     pixels: int | None
-    """Pixels per image token; None if the processor cuts images into tiles of one size."""
+    """Number of pixels per image token, or None if the processor cuts images into tiles of a fixed size."""
 
     def image_tokens(self, max_pixels: int | None) -> int:
-        """Return the number of image tokens of the largest image."""
+        """Return the number of image tokens in the largest image that `max_pixels` allows."""
         if self.pixels is None or max_pixels is None:
             return self.largest
         return min(self.largest, max(1, max_pixels // self.pixels))
@@ -54,16 +54,16 @@ class Tower:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Describes a model. `parts` maps a name to (trained, frozen) parameters; `largest` counts its largest tensor."""
+    """Describes a model. `parts` holds (trained, frozen) parameter counts; `largest` is its largest tensor's size."""
 
     parts: dict[str, tuple[int, int]]
     largest: int
     rows: int
-    """Number of rows of the output layer."""
+    """Number of rows of the output layer, which is the vocabulary size."""
     context: int
-    """Maximum number of tokens."""
+    """Maximum sequence length in tokens."""
     unused: int
-    """Number of parameters of experts that do not compute a token."""
+    """Number of expert parameters that are inactive for a token."""
     language: Layers
     vision: Tower | None
 
@@ -79,12 +79,12 @@ class Shape:
 
     @property
     def total(self) -> int:
-        """Return the number of parameters."""
+        """Return the number of all parameters."""
         return self.trained + self.frozen
 
     @property
     def active(self) -> int:
-        """Return the number of parameters that compute a token."""
+        """Return the number of parameters that are active for a token."""
         return self.total - self.unused
 
     def trains(self, part: str) -> bool:
@@ -93,7 +93,7 @@ class Shape:
 
 
 def shape_text(name: str, shape: Shape) -> str:
-    """Format the parameters of a model as a table."""
+    """Format a model's parameter counts as a table."""
     lines = [f"{name}: parameters".ljust(40) + f"{'trained':>20}{'frozen':>20}"]
     rows = {**shape.parts, "total": (shape.trained, shape.frozen)}
     lines += [f"  {part:<38}{trained:>20,}{frozen:>20,}" for part, (trained, frozen) in rows.items()]
@@ -110,16 +110,17 @@ def shape_of(
     judges: bool = False,
     key: str = "model",
 ) -> Shape:
-    """Build the model on the meta device, frozen and adapted as training does, without creating weights.
+    """Compute the shape of a model, with parts frozen and adapters added as in training.
 
-    Beside adapters, a PRM (`judges`) also trains rows of its embeddings. `key` names the model in errors.
+    The model is built on the meta device, without allocating weights. With adapters, a PRM (`judges`) also trains rows
+    of its embeddings. `key` names the model's setting in error messages.
     """
     model_config = _model_config(model, key)
     images = type(model_config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     with torch.device("meta"):
         kind = AutoModelForImageTextToText if images else AutoModelForCausalLM
         backbone = kind.from_config(model_config)
-        # Token ids are arbitrary, because they do not change sizes.
+        # Any token ids will do, because only their number affects the sizes.
         input_rows, output_rows = ([0], [1, 2]) if judges else ([], [])
         prepare_training(backbone, TrainableConfig(frozen=frozen, lora=lora), input_rows, output_rows)
     parts = {part: [0, 0] for part in (*PARTS, "embeddings")}

@@ -1,4 +1,4 @@
-"""Estimate the memory of a trainer's rank: PRM training, supervised fine-tuning, and the updates of RL."""
+"""Estimate the memory of a trainer rank in PRM training, supervised fine-tuning and RL."""
 
 from __future__ import annotations
 
@@ -24,38 +24,39 @@ from mmprm.planning.shapes import Shape
 
 @dataclass(frozen=True, slots=True)
 class TrainerSettings:
-    """Holds the settings of a trainer that determine its memory."""
+    """Holds the trainer settings that determine its memory use."""
 
     ranks: int
     stage: int
     precision: Precision
     offload: Offload
     tokens: int
-    """Tokens of the fullest micro-batch."""
+    """Number of tokens in the largest micro-batch."""
     longest: int
-    """Tokens of the longest sequence."""
+    """Number of tokens in the longest sequence."""
     checkpointing: bool
     reads_logits: bool = True
-    """Whether log-probabilities of all tokens are computed, as for a policy; a PRM reads two rows at few positions."""
+    """Whether log-probabilities of all tokens are computed, as for a policy; a PRM needs two logits at few positions.
+    """
     float32_logits: bool = True
 
 
 def trainer_states(shape: Shape, trainer: TrainerSettings) -> States:
-    """Return the bytes that a rank holds during the whole run."""
+    """Return the bytes of weights, gradients and optimizer states that a rank holds during the whole run."""
     return states(shape.trained, shape.frozen, trainer.ranks, trainer.stage, trainer.precision, trainer.offload)
 
 
 def state_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
-    """Return the bytes that a rank holds on its GPU during the whole run, by part."""
+    """Return the bytes of weights, gradients and optimizer states on a rank's GPU, by part."""
     held = trainer_states(shape, trainer)
     return {"weights": held.weights, "gradients": held.gradients, "optimizer states": held.optimizer}
 
 
 def backward_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
-    """Return the bytes that forward and backward pass of the fullest micro-batch need in addition to the states.
+    """Return the bytes beyond the states for forward and backward of the largest micro-batch, by part.
 
-    Every token may belong to an image. The output layer and the layers before it are not computed at the same time, so
-    the larger one counts.
+    The estimate assumes that every token may belong to an image. The output layer and the layers before it are not
+    computed at the same time, so the larger one counts.
     """
     tokens, precision, layers = trainer.tokens, trainer.precision, shape.language
     setting = (tokens, trainer.longest, precision, trainer.checkpointing)
@@ -79,7 +80,7 @@ def backward_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
 
 
 def update_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
-    """Return the bytes that an optimizer step needs in addition to the states, by part."""
+    """Return the bytes beyond the states for an optimizer step, by part."""
     _, update = buffers(
         shape.trained, shape.frozen, shape.largest, trainer.ranks, trainer.stage, trainer.precision, trainer.offload
     )
@@ -87,7 +88,7 @@ def update_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
 
 
 def forward_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
-    """Return the bytes that log-probabilities of the fullest micro-batch need without a backward pass."""
+    """Return the bytes for log-probabilities of the largest micro-batch without a backward pass, by part."""
     tokens, precision, layers = trainer.tokens, trainer.precision, shape.language
     logits = output_layer(shape.rows, layers.hidden, tokens, precision, trainer.float32_logits, backward=False)
     vision = 0.0
@@ -101,7 +102,7 @@ def forward_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
 
 
 def gathered(shape: Shape, trainer: TrainerSettings) -> float:
-    """Return the bytes of the weights that ZeRO-3 gathers at once."""
+    """Return the bytes of the weights that ZeRO-3 keeps gathered at once."""
     if trainer.stage < 3:
         return 0.0
     return width(trainer.precision) * (min(LIVE_PARAMETERS, shape.total) + shape.largest)
@@ -115,7 +116,7 @@ def training_plan(
     host_gib: float | None = None,
     name: str = "trainer",
 ) -> MemoryPlan:
-    """Return the plan of a run in which every GPU has a rank and nothing else."""
+    """Estimate the memory of a run with one rank per GPU and no other GPU users."""
     held = state_parts(shape, trainer)
     phases = {
         "backward": {**held, **backward_parts(shape, trainer)},
@@ -127,10 +128,10 @@ def training_plan(
 
 
 def trainer_host(shape: Shape, trainer: TrainerSettings, nodes: int, models: int = 1) -> Mapping[str, float]:
-    """Return the bytes of CPU memory of the fullest node, that of rank 0, by phase.
+    """Return the CPU memory in bytes of the fullest node, that of rank 0, by phase.
 
-    Below stage 3, each rank loads `models` whole models before they move to its GPU; at stage 3 the files are mapped,
-    which needs no memory of the ranks. A saved model is gathered whole on rank 0.
+    Below stage 3, each rank loads `models` whole models before they move to its GPU. At stage 3, the files are
+    memory-mapped, which needs no memory of the ranks. To save a model, rank 0 gathers it whole.
     """
     e = width(trainer.precision)
     ranks = -(-trainer.ranks // nodes)
@@ -143,7 +144,7 @@ def trainer_host(shape: Shape, trainer: TrainerSettings, nodes: int, models: int
 
 
 def _vision(shape: Shape, trainer: TrainerSettings) -> float:
-    """Return the bytes of the vision tower, and of the projector with what it keeps, if every token shows an image."""
+    """Return the bytes of activations in the vision tower and projector if every token belongs to an image."""
     tower, e = shape.vision, width(trainer.precision)
     if tower is None:
         return 0.0
