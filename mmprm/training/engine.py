@@ -1,4 +1,4 @@
-"""Wrap DeepSpeed: one optimizer step from any number of micro-batches, sharded by ZeRO stage."""
+"""Wrap DeepSpeed to take optimizer steps on any number of micro-batches, at any ZeRO stage."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from mmprm.training.sharding import deepspeed_config, is_matrix, whole
 class Engine:
     """Trains a model with DeepSpeed.
 
-    Parameters in `head` use `head_rate` instead of the configured learning rate.
+    Parameters in `head` use the learning rate `head_rate` instead of the configured one.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Engine:
 
         logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
         trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        # The groups do not depend on the rates, which may change when a run is resumed.
+        # The groups do not depend on the learning rates, which may change when a run is resumed.
         in_head = set(head)
         groups = [
             {
@@ -54,10 +54,10 @@ class Engine:
             fused=ranks.device.type == "cuda",
         )
         self._keeps_sums = config.offload != "none" and config.zero_stage < 3
-        """Whether DeepSpeed keeps the gradient sums of a skipped step, which it should drop."""
+        """Whether DeepSpeed wrongly keeps the accumulated gradients of a skipped step."""
         self.ranks = ranks
         self.skipped = False
-        """Whether the last step was skipped because its loss or its gradient was not finite."""
+        """Whether the last step was skipped because its loss or gradient was not finite."""
         self.deepspeed, *_ = deepspeed.initialize(
             model=model,
             optimizer=optimizer,
@@ -69,10 +69,10 @@ class Engine:
         )
 
     def step(self, losses: Iterable[Callable[[nn.Module], Tensor]], denominator: float) -> tuple[float, float | None]:
-        """Make one update from Σ losses / denominator over all micro-batches of all ranks.
+        """Take one optimizer step on Σ losses / denominator over all micro-batches of all ranks.
 
-        Every rank must pass the same number of micro-batches. Returns the loss, and the norm of its gradient before
-        clipping, which is None in float32 without ZeRO on several ranks.
+        Every rank must pass the same number of micro-batches. Returns the loss and the gradient norm before clipping,
+        which is None in float32 without ZeRO on several ranks.
 
         If the loss or the gradient of any rank is not finite, no rank takes the step: weights, optimizer moments and
         learning rate schedule do not change, the gradients are dropped, and `skipped` is set. The returned loss may
@@ -84,14 +84,14 @@ class Engine:
             value = loss.item()
             total += value
             # DeepSpeed averages gradients over ranks, but the denominator already covers all ranks, hence the factor.
-            # A non-finite loss can have a finite gradient, so NaN is sent to all ranks instead.
+            # A non-finite loss can have a finite gradient, so it becomes NaN, which reaches all ranks.
             self.deepspeed.backward(loss * (self.ranks.count if math.isfinite(value) else math.nan))
         optimizer = self.deepspeed.optimizer
         if hasattr(optimizer, "overflow"):  # DeepSpeed's own optimizers skip a step based on the gradients of all ranks
             self.deepspeed.step()
             (total,) = self.ranks.sum(total)
             self.skipped = bool(optimizer.overflow)
-            if self.skipped and self._keeps_sums:  # otherwise they would be added to the next step
+            if self.skipped and self._keeps_sums:  # otherwise, they would be added to the next step's gradients
                 optimizer.averaged_gradients.update(dict.fromkeys(optimizer.averaged_gradients))
         else:
             own_norm = self._own_gradient_norm()
@@ -117,10 +117,9 @@ class Engine:
         return self.deepspeed.get_lr()[0]
 
     def set_rates(self, step: float | None = None, head_only: bool = False) -> None:
-        """Set the learning rates of the next update to those of optimizer step `step` of the schedule.
+        """Set the learning rates of the next update to the schedule's values at optimizer step `step`.
 
-        `step` may differ from the number of steps taken, which is the default. With `head_only`, the learning rate of
-        all other parameters is 0.
+        `step` defaults to the number of steps taken. With `head_only`, the learning rate of all other parameters is 0.
         """
         scheduler = self.deepspeed.lr_scheduler
         step = scheduler.last_epoch if step is None else step
@@ -131,7 +130,7 @@ class Engine:
             group["lr"] = peak * share(step) if in_head or not head_only else 0.0
 
     def weights(self, prefix: str = "") -> dict[str, Tensor]:
-        """Return the state of the submodule named by `prefix` (ending in a dot), on the CPU of rank 0.
+        """Gather the state dict of the submodule named by `prefix` (ending in a dot) on the CPU of rank 0.
 
         The result is empty on all other ranks. Every rank must call it.
         """
@@ -157,10 +156,10 @@ class Engine:
 
 
 def for_inference(model: nn.Module, config: OptimizationConfig, ranks: Ranks) -> nn.Module:
-    """Return a model without gradients, in evaluation mode and on its device.
+    """Prepare a model for inference: no gradients, evaluation mode, on its device.
 
-    At ZeRO-3, its weights are sharded over the ranks as those of a trained model, and in CPU memory with offload=all.
-    It must have been loaded by `loading_in_parts`, and all ranks must call it equally often.
+    At ZeRO-3, its weights are sharded over the ranks like those of a trained model, and in CPU memory with offload=all.
+    Load the model within `loading_in_parts`. All ranks must call the model equally often.
     """
     model.requires_grad_(False).eval()
     if config.zero_stage < 3:
@@ -168,14 +167,16 @@ def for_inference(model: nn.Module, config: OptimizationConfig, ranks: Ranks) ->
     import deepspeed
 
     engine, *_ = deepspeed.initialize(model=model, config=deepspeed_config(config))
-    return engine.eval()
+    engine.eval()  # unlike torch's, it returns nothing
+    return engine
 
 
 DECAYS: dict[str, Callable[[float], float]] = {
     "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
     "linear": lambda progress: 1 - progress,
 }
-"""Fraction of the difference between peak and final learning rate that remains, by progress from 0 to 1."""
+"""Functions from progress in [0, 1] to the remaining fraction of the difference between peak and final learning rate.
+"""
 
 
 def learning_rate_share(step: float, total: int, config: OptimizationConfig) -> float:
