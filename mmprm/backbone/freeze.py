@@ -7,5 +7,5 @@ PARTS = {
     "projector": r"^model\.(visual\.(deepstack_)?merger|multi_modal_projector\.)",
     "language": r"^(model\.(language_model\.)?(embed_tokens|layers|norm)\.|lm_head\.)",
 }
-"""Names for `frozen`, with patterns that match the parameter names of Qwen2-VL, 2.5-VL, 3-VL, InternVL, Qwen and Llama.
-Together they match every parameter exactly once."""
+"""Part names for `frozen`, with patterns for parameter names of Qwen2-VL, 2.5-VL, 3-VL, InternVL, Qwen and Llama.
+Together, the patterns match every parameter exactly once."""

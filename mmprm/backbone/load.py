@@ -21,7 +21,7 @@ _RESCALED_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 
 @contextmanager
 def new_model_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder that replaces `path` at the end of the context, or is removed after an error."""
+    """Yield a temporary folder that replaces `path` when the context ends, or is deleted after an error."""
     with writing(Path(path), "free some disk space or choose another folder"), files.whole_folder(path) as folder:
         yield folder
 
@@ -37,15 +37,18 @@ def check_logits(backbone: PreTrainedModel) -> None:
 
 
 def load_backbone(name: str, dtype: torch.dtype | Literal["auto"], kind: Any = None) -> tuple[PreTrainedModel, Any]:
-    """Load a model with its output layer, or of class `kind`, and its processor, by folder or hub id."""
+    """Load a model and its processor from a folder or hub id.
+
+    The model class is `kind`, by default the one with an output layer.
+    """
     if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
         raise CheckpointError(f"{name}: has no config.json, so it is not a model folder; give the folder of a model")
     with model_errors(name):
-        # Code that is shipped with a checkpoint is never run.
+        # Code shipped with a checkpoint is never run.
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
         kind = kind or (AutoModelForImageTextToText if images else AutoModelForCausalLM)
-        # Only safetensors: the older weight files are pickles, which can run code.
+        # Only safetensors: older weight files are pickles, which can run code.
         model, loading = kind.from_pretrained(
             name, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
         )

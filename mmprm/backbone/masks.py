@@ -24,10 +24,11 @@ def attention_mask(end_BT: Tensor) -> Any:
 
 
 def block_mask(end_BT: Tensor) -> Any:
-    """Return the mask of `attention_mask` as a block mask for FlexAttention, in (T / 128)² entries per row.
+    """Build the mask of `attention_mask` as a FlexAttention block mask, with (T / 128)² entries per row.
 
-    `create_block_mask` evaluates all T² pairs (2.5 GiB at T = 16,384). Here a block of queries I sees some key of an
-    earlier block J if max end[J] ≥ min I, and every pair of the two if min end[J] ≥ max I; a block sees itself in part.
+    `create_block_mask` evaluates all T² pairs (2.5 GiB at T = 16,384). Here, a query block I attends to some key of an
+    earlier block J if max end[J] ≥ min I, and to all keys of J if min end[J] ≥ max I. A block attends to itself
+    partially.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -52,28 +53,31 @@ def block_mask(end_BT: Tensor) -> Any:
 
 
 def _listed(sees_BNN: Tensor) -> tuple[Tensor, Tensor]:
-    """Return (number, indices) of the key blocks of each block of queries; indices beyond the number are arbitrary."""
+    """Return the (count, indices) of the key blocks of each query block; indices beyond the count are arbitrary."""
     number_B1N = sees_BNN.sum(dim=2, dtype=torch.int32)[:, None]
     indices_B1NN = sees_BNN.to(torch.int8).argsort(dim=2, descending=True, stable=True).to(torch.int32)[:, None]
     return number_B1N, indices_B1NN
 
 
 def on_grid(width: int) -> int:
-    """Return the width to pad rows to: on GPU a multiple of the block, so that FlexAttention compiles few shapes."""
+    """Round a row width up to a multiple of the block on GPU, so that FlexAttention compiles few shapes.
+
+    On CPU, the width does not change.
+    """
     return -(-width // FLEX_BLOCK) * FLEX_BLOCK if torch.cuda.is_available() else width
 
 
 def packed_mask(end_BT: Tensor) -> Any:
-    """Return the same mask for a model prepared by `use_block_masks`.
+    """Return the mask of `attention_mask` in the form for a model prepared by `use_block_masks`.
 
-    On CPU, where FlexAttention has no gradient, this is end_B11T, from which mmprm.backbone.tree_attention makes
+    On CPU, where FlexAttention has no gradient, this is end_B11T, from which mmprm.backbone.tree_attention builds its
     blocks.
     """
     return attention_mask(end_BT) if end_BT.is_cuda else end_BT[:, None, None]
 
 
 def ancestors(end_BT: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Return the rule of `attention_mask` as a mask function for FlexAttention."""
+    """Return the rule of `attention_mask` as a mask_mod function for FlexAttention."""
 
     def sees(b: Tensor, head: Tensor, i: Tensor, j: Tensor) -> Tensor:
         return (j <= i) & (i <= end_BT[b, j])
@@ -82,7 +86,7 @@ def ancestors(end_BT: Tensor) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tens
 
 
 def why_not_packed(backbone: nn.Module) -> str | None:
-    """Return why a model cannot read packed rows, or None if it can."""
+    """Return why a model cannot process packed rows, or None if it can."""
     config = backbone.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ())
     if kinds - {"full_attention"} or (not kinds and getattr(config, "sliding_window", None)):
@@ -95,17 +99,17 @@ def why_not_packed(backbone: nn.Module) -> str | None:
 
 
 FLEX_BLOCK = 128
-"""Tokens per block of FlexAttention, its default."""
+"""Number of tokens per block of FlexAttention, its default."""
 COMPILED_GRAPHS = 64
-"""Graphs of FlexAttention that torch may compile. One model uses 6 of its default limit of 8, beyond which torch would
-compute the scores of all T² pairs in memory, without a warning."""
+"""Number of FlexAttention graphs that torch may compile. One model uses 6 of torch's default limit of 8, beyond which
+torch would silently materialize the scores of all T² pairs."""
 
 PACKED = "mmprm_packed"
-"""Name of the registered attention function: it handles the masks of `packed_mask`, and calls SDPA otherwise."""
+"""Name of the registered attention function, which handles the masks of `packed_mask` and calls SDPA otherwise."""
 
 
 def use_block_masks(backbone: nn.Module) -> None:
-    """Make a model accept the masks of `packed_mask` in addition to those of ordinary batches."""
+    """Make a model accept the masks of `packed_mask` in addition to ordinary ones."""
     from torch.nn.attention.flex_attention import BlockMask
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.integrations.flex_attention import flex_attention_forward
@@ -129,4 +133,4 @@ def use_block_masks(backbone: nn.Module) -> None:
 
 
 CPU_ROW = 3
-"""Length of a packed row on CPU in multiples of the longest sample; a dense mask costs the square of the length."""
+"""Length of a packed row on CPU, in multiples of the longest sample; a dense mask costs the square of the length."""

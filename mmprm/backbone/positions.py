@@ -1,4 +1,4 @@
-"""Compute positions in packed sequences: a token's depth in its tree, with M-RoPE if the model uses it."""
+"""Compute position ids in packed sequences: a token's depth in its tree, with M-RoPE if the model uses it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mmprm.backbone.token_tree import Ints
 
 
 class Positions:
-    """Computes the positions of a solution's tokens: by index, or on three axes within images for M-RoPE."""
+    """Computes the position ids of a solution's tokens: the token index, or three axes within images for M-RoPE."""
 
     def __init__(self, model: nn.Module) -> None:
         self._rope_index = getattr(model, "get_rope_index", None)
@@ -22,10 +22,10 @@ class Positions:
         self._to_image: dict[Hashable, Any] = {}
 
     def __call__(self, ids_D: Ints, grids: Mapping[str, Sequence[Tensor]]) -> Any:
-        """Return position_XD.
+        """Return the position ids of a solution's tokens, position_XD.
 
         After the last image, positions continue from the highest one so far. Positions up to the last image are cached,
-        because few different texts precede it.
+        because few different prefixes contain an image.
         """
         position_D = np.arange(len(ids_D))
         if self._rope_index is None or not grids:
@@ -41,7 +41,7 @@ class Positions:
         return np.concatenate([before_XD, np.broadcast_to(after_D, (self.axes, len(after_D)))], axis=1)
 
     def of_sequence(self, ids_T: Tensor, images: Mapping[str, Tensor]) -> Tensor:
-        """Return position_XT of a whole sequence; `images` are the processor's tensors of all its images."""
+        """Return position_XT of a whole sequence; `images` holds the processor's tensors for all its images."""
         grids = {name: tensor for name, tensor in images.items() if name.endswith("grid_thw")}
         if self._rope_index is None or not grids:
             return torch.arange(len(ids_T)).expand(self.axes, -1)

@@ -1,4 +1,4 @@
-"""Answer questions about a checkpoint's processor and tokenizer: image tokens, single tokens, templates."""
+"""Inspect a checkpoint's processor and tokenizer: image tokens, single tokens, chat templates."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def reads_images(processor: Any) -> bool:
 def vision_tokens(processor: Any, image: str) -> list[str]:
     """Return the tokens that represent or enclose images and videos, for which a model would expect pixels.
 
-    The processor names most of them. The rest occur in `image`, which is what the template writes for one image.
+    The processor names most of them. The rest occur in `image`, the template's placeholder for one image.
     """
     if not reads_images(processor):
         return []
@@ -31,7 +31,7 @@ def vision_tokens(processor: Any, image: str) -> list[str]:
 
 
 def token_id(processor: Any, token: str) -> int:
-    """Return the id of a text that must be a single token; raise CheckpointError otherwise."""
+    """Return the id of `token`, or raise CheckpointError if the tokenizer splits it."""
     ids = tokenizer_of(processor).encode(token, add_special_tokens=False)
     if len(ids) != 1:
         raise CheckpointError(
@@ -45,7 +45,7 @@ _PROBE = "?"
 
 
 def _around(messages: list[dict[str, Any]], processor: Any) -> tuple[str, str]:
-    """Return what the chat template writes before and after the probe text."""
+    """Return the text that the chat template writes before and after the probe text."""
     before, probe, after = templated(processor, messages).rpartition(_PROBE)
     if not probe:
         raise CheckpointError(
@@ -55,9 +55,9 @@ def _around(messages: list[dict[str, Any]], processor: Any) -> tuple[str, str]:
 
 
 def templated(processor: Any, messages: Any) -> str:
-    """Return the text of the messages.
+    """Apply the processor's chat template to the messages and return the text.
 
-    Raises CheckpointError for a template that does not parse, tries to leave its sandbox, or rejects the messages.
+    Raises CheckpointError if the template does not parse, tries to leave its sandbox, or rejects the messages.
     """
     try:
         return processor.apply_chat_template(messages, tokenize=False)
@@ -69,7 +69,7 @@ def templated(processor: Any, messages: Any) -> str:
 
 
 def image_placeholder(processor: Any) -> str:
-    """Return what the chat template writes for one image."""
+    """Return the text that the chat template writes for one image."""
     text = {"type": "text", "text": _PROBE}
     before, _ = _around([{"role": "user", "content": [text]}], processor)
     with_image, _ = _around([{"role": "user", "content": [{"type": "image"}, text]}], processor)
@@ -83,10 +83,10 @@ VISION_TOKEN = re.compile(r"image|video|vision|img", re.IGNORECASE)
 
 
 def vision_token_ids(config: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Return the tokens that represent or enclose images: sampling one would make the trainer expect an image.
+    """Return the ids of the tokens that represent or enclose images, which must not be sampled.
 
-    They are found by the names of configuration keys (image_token_id, …) and of the tokenizer's special tokens
-    (<|image_pad|>, <img>, …).
+    Sampling one would make the trainer expect an image. They are found by the names of configuration keys
+    (image_token_id, …) and of the tokenizer's special tokens (<|image_pad|>, <img>, …).
     """
     by_key = {value for key, value in config.to_dict().items() if VISION.search(key) and isinstance(value, int)}
     special: Sequence[str] = tokenizer.all_special_tokens

@@ -1,4 +1,4 @@
-"""Merge solutions with a common beginning into one sequence that contains each shared token once. Loads no torch.
+"""Merge solutions with common prefixes into one sequence with each shared token once. Does not import torch.
 
 Shapes: P path, T token of the tree, L token of a path.
 """
@@ -26,17 +26,20 @@ class TokenTree:
 
     ids_T: Ints
     end_T: Ints
-    """Last token of the subtree below each token, which includes the token itself."""
+    """Index of the last token in each token's subtree, which includes the token itself."""
     depth_T: Ints
     places_PL: tuple[Ints, ...]
-    """For each sequence, in the given order, the indices of its tokens in the tree."""
+    """Indices of each sequence's tokens in the tree, in the given order of sequences."""
 
     def __len__(self) -> int:
         return len(self.ids_T)
 
 
 def token_tree(paths: Sequence[Ints]) -> TokenTree:
-    """Build the tree. In lexicographic order each sequence branches off the previous one and adds its own suffix."""
+    """Build the prefix tree of token sequences.
+
+    In lexicographic order, each sequence branches off the previous one and adds its own suffix.
+    """
     ids, depth, positions = [], [], [_NOTHING] * len(paths)
     end_T = np.zeros(sum(map(len, paths)), dtype=np.int32)
     count, previous, trail = 0, _NOTHING, _NOTHING
@@ -53,7 +56,7 @@ def token_tree(paths: Sequence[Ints]) -> TokenTree:
 
 
 def cut_at_subtrees(paths: Sequence[Ints], max_tokens: int) -> list[list[int]]:
-    """Split sequences into groups whose trees hold at most `max_tokens` tokens; a longer sequence is a group alone.
+    """Split sequences into groups whose trees hold at most `max_tokens` tokens; a longer sequence gets its own group.
 
     Neighbors in depth-first order stay together. Tokens that two groups share are repeated in both.
     """
@@ -72,7 +75,7 @@ def cut_at_subtrees(paths: Sequence[Ints], max_tokens: int) -> list[list[int]]:
 
 
 def fill_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Distribute pieces over rows of at most `width`; a longer piece is a row alone.
+    """Pack pieces into rows of at most `width` tokens; a longer piece gets its own row.
 
     Each piece, longest first, goes into the row that it fills best (best-fit decreasing: at most 11/9 of the minimal
     number of rows, plus one).
@@ -92,7 +95,7 @@ def fill_rows(lengths: Sequence[int], width: int) -> list[list[int]]:
 
 
 def common_prefix(left: Ints, right: Ints) -> int:
-    """Return the number of tokens on which both sequences agree from the start."""
+    """Return the number of tokens in the common prefix of two sequences."""
     length = min(len(left), len(right))
     differ = np.flatnonzero(left[:length] != right[:length])
     return int(differ[0]) if len(differ) else length

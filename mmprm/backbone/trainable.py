@@ -1,4 +1,4 @@
-"""Choose what of a model is trained: freeze parts, add adapters, recompute activations."""
+"""Choose which parts of a model are trained: freeze parameters, add adapters, checkpoint activations."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class TrainableConfig(Config):
     """Configures which weights of a model are trained."""
 
     frozen: tuple[str, ...] = ()
-    """Parameters that are not trained: vision, projector or language, whatever the model calls them, or regular
-    expressions of parameter names."""
+    """Parameters to freeze: vision, projector or language for parts of any supported model, or regular expressions for
+    parameter names."""
     lora: LoraConfig | None = None
-    """Train low-rank adapters (of a PRM, also the rows of its marker, Yes and No) instead of all weights; they are
-    merged into the saved model. null: train everything that is not frozen."""
+    """Train low-rank adapters instead of all weights, and merge them into the saved model. A PRM also trains the rows
+    of its marker, Yes and No. null: train everything that is not frozen."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute activations in the backward pass, which saves memory but takes about a third more time."""
 
 
 def prepare_training(
@@ -33,7 +33,7 @@ def prepare_training(
     input_rows: Sequence[int] = (),
     output_rows: Sequence[int] = (),
 ) -> None:
-    """Freeze the parameters that `frozen` matches, and add the adapters of `lora`.
+    """Freeze the parameters matched by `frozen`, and add the adapters of `lora`.
 
     With adapters, the given rows of the embeddings and of the output layer are trained as well. Raises ConfigError if a
     pattern matches nothing, if adapters match the output layer, or if nothing is left to train.

@@ -18,22 +18,22 @@ from torch import Tensor
 from torch.nn import functional
 
 BLOCK = 64
-"""Tokens per block: in a longer block most tokens do not see most keys, and shorter blocks copy more keys."""
+"""Number of tokens per block. In longer blocks, most tokens do not see most keys; shorter blocks copy more keys."""
 
 
 class Blocks(NamedTuple):
-    """Holds the keys outside of each block, and the mask of each block."""
+    """Holds each block's attention mask and the indices of the keys outside the block that it attends to."""
 
     trail_NA: Tensor
-    """Indices among the F tokens, with arbitrary padding."""
+    """Indices of these keys among the F tokens, with arbitrary padding."""
     mask_N1CK: Tensor
-    """0 where a token sees a key, −∞ elsewhere."""
+    """Additive mask: 0 where a token sees a key, −∞ elsewhere."""
 
 
 def attend_in_blocks(
     query_BHTD: Tensor, key_BGTD: Tensor, value_BGTD: Tensor, end_B11T: Tensor, dropout: float, scaling: float
 ) -> Tensor:
-    """Return out_BTHD = softmax(scaling · q kᵀ) v over the tokens j ≤ i ≤ end[j] of each token i's row."""
+    """Compute out_BTHD = softmax(scaling · q kᵀ) v for each token i over the tokens j ≤ i ≤ end[j] of its row."""
     rows, heads, width, size = query_BHTD.shape
     groups = key_BGTD.shape[1]
     trail_NA, mask_N1CK = blocks_of(end_B11T, query_BHTD.dtype)
@@ -46,7 +46,7 @@ def attend_in_blocks(
 
     query_NHCD = in_blocks(query_BHTD).unflatten(2, (heads, size)).transpose(1, 2)
     both_NCX = torch.cat([in_blocks(key_BGTD), in_blocks(value_BGTD)], dim=2)
-    # An embedding lookup, because its gradient accumulates rows in parallel.
+    # Use an embedding lookup, because its gradient accumulates rows in parallel.
     trail_NAX = functional.embedding(trail_NA, both_NCX.flatten(0, 1))
     both_NKGD = torch.cat([trail_NAX, both_NCX], dim=1).unflatten(2, (2 * groups, size))
     shared = heads // groups  # number of query heads per key head
@@ -60,7 +60,7 @@ def attend_in_blocks(
 
 @lru_cache(maxsize=1)  # every layer of a model requests the blocks of the same tensor
 def blocks_of(end_B11T: Tensor, dtype: torch.dtype) -> Blocks:
-    """Return the consecutive blocks of all rows; tokens that pad the last block see only themselves."""
+    """Cut all rows into consecutive blocks; tokens that pad the last block see only themselves."""
     rows, width = end_B11T.shape[0], end_B11T.shape[-1]
     count = -(-rows * width // BLOCK)
     place_F = torch.arange(count * BLOCK)

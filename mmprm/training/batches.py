@@ -1,4 +1,4 @@
-"""Plan which samples run together: deterministic order, length buckets, a token budget, equal work for every rank.
+"""Plan which samples run together: deterministic order, length buckets, a token budget, balanced ranks.
 
 All functions are pure functions of lengths and seeds, so any step can be planned without the steps before it.
 """
@@ -16,10 +16,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Holds the samples that one rank runs at once.
+    """Holds the samples of one rank's micro-batch.
 
-    A padding micro-batch repeats samples of others with a weight of 0. It only keeps the number of micro-batches equal
-    on all ranks.
+    A padding micro-batch repeats other samples with weight 0, only to give all ranks the same number of micro-batches.
     """
 
     samples: tuple[int, ...]
@@ -27,7 +26,7 @@ class MicroBatch:
 
 
 def epoch_batches(sample_count: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Return all samples in an order determined by (seed, epoch), in ceil(n / batch_size) batches of nearly equal size.
+    """Shuffle all samples by (seed, epoch) and split them into ceil(n / batch_size) batches of nearly equal size.
 
     Each batch is one optimizer step. Sizes are nearly equal because a short last batch would give its samples more
     weight.
@@ -41,10 +40,10 @@ def epoch_batches(sample_count: int, batch_size: int, seed: int, epoch: int) -> 
 def micro_batches(
     samples: Iterable[int], lengths: Sequence[int], token_budget: int, ranks: int
 ) -> list[tuple[MicroBatch, ...]]:
-    """Return rows of one micro-batch per rank, so that all ranks run equally many, of similar lengths within a row.
+    """Split samples into rows of one micro-batch per rank, with similar lengths within a row.
 
-    Samples are sorted by length, and none is padded to more than 4/3 of its length. A micro-batch satisfies count ×
-    longest ≤ token_budget, except for a single sample that is longer.
+    All ranks get the same number of micro-batches. Samples are sorted by length, and none is padded to more than 4/3 of
+    its length. A micro-batch satisfies count × longest ≤ token_budget, except for a single sample that is longer.
     """
     groups: list[list[int]] = []
     for sample in sorted(samples, key=lambda sample: (-lengths[sample], sample)):
@@ -53,7 +52,7 @@ def micro_batches(
             groups[-1].append(sample)
         else:
             groups.append([sample])
-    # Split the largest groups until every rank has equally many, and fill up with repeated samples otherwise.
+    # Split the largest groups until all ranks have equally many; if that fails, add padding micro-batches.
     while len(groups) % ranks and any(len(group) > 1 for group in groups):
         position = max(range(len(groups)), key=lambda i: len(groups[i]))
         half = len(groups[position]) // 2
@@ -65,7 +64,7 @@ def micro_batches(
 
 
 def one_ahead(tasks: Iterable[Callable[[], T]]) -> Iterator[T]:
-    """Yield the tasks' results in order, computing the next one in a thread while the caller uses the current one."""
+    """Yield the tasks' results in order, prefetching the next one in a thread."""
     with ThreadPoolExecutor(max_workers=1) as thread:
         waiting = None
         for task in tasks:

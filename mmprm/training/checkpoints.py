@@ -1,4 +1,4 @@
-"""Write and read checkpoints to resume from: model, optimizer, schedule, step and random state.
+"""Save and load training checkpoints: model, optimizer, schedule, step and random state.
 
 An incomplete or damaged checkpoint is skipped in favor of an older one. Checkpoints are DeepSpeed's own files, which
 are pickles: resume only from checkpoints that you trust. They do not contain frozen weights, which come from the base
@@ -27,9 +27,9 @@ from mmprm.training.engine import Engine
 
 _STATE, _EXTRA = "state.json", "extra.json"
 _LATER_KEYS = {"learning_rate_decay": "cosine"}
-"""Keys that older checkpoints do not record, with the value that their runs used."""
+"""Keys missing from older checkpoints, with the values that their runs used."""
 BEST = "best"
-"""Name of the link to the checkpoint of the best evaluation."""
+"""Name of the symbolic link to the checkpoint with the best evaluation."""
 
 
 def save(
@@ -40,12 +40,14 @@ def save(
     keep: int,
     extra: dict[str, Any] | None = None,
 ) -> None:
-    """Write folder/step-… after `step`, and delete all but the newest `keep` and the best one. Every rank must call it.
+    """Save a checkpoint as folder/step-…, and delete all but the newest `keep` checkpoints and the best one.
+
+    Every rank must call it.
 
     Args:
         step: Number of finished steps; must differ between calls, because a complete checkpoint is never rewritten.
-        identity: Settings that determine the run (data, batches, schedule); `resume` requires equal ones. extra: JSON
-        state of the caller for `read_extra`.
+        resume_key: Settings that determine the run (data, batches, schedule); `resume` requires the same ones.
+        extra: JSON state of the caller for `read_extra`.
     """
     ranks = engine.ranks
     temporary, final = folder / f".step-{step:08d}.tmp", folder / f"step-{step:08d}"
@@ -67,7 +69,7 @@ def save(
                 if extra is not None:
                     (temporary / _EXTRA).write_text(json.dumps(extra), encoding="utf-8")
                 _finish(temporary, {"step": step, "identity": resume_key, "ranks": ranks.count})
-                if final.exists():  # a damaged one that was skipped on resuming
+                if final.exists():  # a damaged checkpoint that was skipped on resume
                     remove_folder(final)
                 os.replace(temporary, final)
                 best = (folder / BEST).resolve()
@@ -81,14 +83,14 @@ def save(
 
 @contextmanager
 def writing(path: Path, way_out: str) -> Iterator[None]:
-    """Raise CheckpointError if `path` cannot be written.
+    """Convert errors while writing `path` to CheckpointError, with `way_out` as the advice to the user.
 
-    On a full disk, torch and safetensors raise error types of their own instead of OSError.
+    On a full disk, torch and safetensors raise their own exception types instead of OSError.
     """
     try:
         yield
     except (OSError, SafetensorError, RuntimeError) as error:
-        # The error of torch's writer names its source file; any other RuntimeError is not about writing.
+        # Errors of torch's writer name its source file; any other RuntimeError is unrelated to writing.
         if isinstance(error, RuntimeError) and "inline_container" not in str(error):
             raise
         raise CheckpointError(f"{path}: cannot be written ({error}); {way_out}") from error
@@ -100,7 +102,7 @@ def resume(
     resume_key: dict[str, Any],
     updated: Callable[[dict[str, Any]], dict[str, Any]] = lambda stored: stored,
 ) -> int:
-    """Load the newest complete checkpoint, if there is one, and return its step, or 0.
+    """Load the newest complete checkpoint and return its step, or 0 if there is none.
 
     `updated` converts the resume key of an older version to the current form.
     """
@@ -138,7 +140,7 @@ def resume(
 
 
 def read_extra(folder: Path) -> dict[str, Any] | None:
-    """Return what the caller passed to `save` with the newest complete checkpoint, or None."""
+    """Return the `extra` state saved with the newest complete checkpoint, or None if there is none."""
     path = newest(folder)
     if path is None or not (path / _EXTRA).is_file():
         return None
@@ -151,20 +153,24 @@ def read_extra(folder: Path) -> dict[str, Any] | None:
 
 
 def steps_done(folder: Path) -> int:
-    """Return the step of the newest complete checkpoint, or 0 without one."""
+    """Return the step of the newest complete checkpoint, or 0 if there is none."""
     path = newest(folder)
     return 0 if path is None else _state(path)["step"]
 
 
 def newest(folder: Path) -> Path | None:
-    """Return the newest checkpoint that is complete and undamaged: crashes truncate files, and disks corrupt them."""
+    """Return the newest complete and undamaged checkpoint, or None if there is none.
+
+    Crashes can truncate files, and disks can corrupt them.
+    """
     return next((path for path in reversed(_complete(folder)) if _fault(path) is None), None)
 
 
 def offer_best(folder: Path, step: int, value: float, higher: bool) -> None:
-    """Make folder/best the checkpoint of `step`, if there is one and no earlier evaluation was better.
+    """Point folder/best at the checkpoint of `step` if its evaluation is the best so far.
 
-    `value` is the value of the evaluation; larger is better if `higher` is set. Only one rank may call it.
+    `value` is the evaluation's metric; larger is better if `higher` is set. Nothing changes if `step` has no
+    checkpoint. Only one rank may call it.
     """
     target, link, record = folder / f"step-{step:08d}", folder / BEST, folder / f"{BEST}.json"
     if not target.is_dir():
@@ -184,12 +190,12 @@ def offer_best(folder: Path, step: int, value: float, higher: bool) -> None:
 
 
 def is_checkpoint(path: Path) -> bool:
-    """Return whether a folder is a checkpoint, or the folder of a run with checkpoints."""
+    """Return whether a folder is a checkpoint or a run folder that contains checkpoints."""
     return any((folder / _STATE).is_file() or any(folder.glob("step-*")) for folder in (path, path / "checkpoints"))
 
 
 def read_checkpoint(path: Path) -> tuple[Path, dict[str, Any]]:
-    """Return a complete checkpoint and its state; for the folder of a run, the newest one.
+    """Return the path and state of a complete checkpoint; for a run folder, those of the newest one.
 
     Raises CheckpointError if there is none.
     """
@@ -205,7 +211,7 @@ def read_checkpoint(path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def trained_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Return the model weights in a checkpoint as full tensors, for any number of ranks and any ZeRO stage.
+    """Load the trained weights of a checkpoint as full tensors, for any number of ranks and any ZeRO stage.
 
     Frozen weights are not included. The files are pickles: read only checkpoints that you trust.
     """
@@ -223,7 +229,7 @@ def trained_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _complete(folder: Path) -> list[Path]:
-    """Return the checkpoints in which every file has its recorded size, oldest first."""
+    """Return the checkpoints whose files all have their recorded sizes, oldest first."""
     return sorted(path for path in folder.glob("step-*") if _same_sizes(path))
 
 
@@ -234,7 +240,7 @@ def _same_sizes(path: Path) -> bool:
 
 
 def _fault(path: Path) -> str | None:
-    """Return why a checkpoint differs from what was written, or None if it does not."""
+    """Return what is wrong with a checkpoint, or None if it is intact."""
     if not _same_sizes(path):
         return "is incomplete"
     text = (path / _STATE).read_text(encoding="utf-8")
@@ -244,7 +250,7 @@ def _fault(path: Path) -> str | None:
 
 @lru_cache(maxsize=64)
 def _damaged_file(path: Path, state: str, times: tuple[int, ...]) -> str | None:
-    """Return the first file with a wrong checksum, or None.
+    """Return the first file with a wrong checksum, or None if all match.
 
     Computing checksums takes a while, so the result is cached by the files' modification times. Older checkpoints
     without checksums are accepted as they are.
@@ -258,7 +264,7 @@ def _damaged_file(path: Path, state: str, times: tuple[int, ...]) -> str | None:
 
 
 def _state(path: Path) -> dict[str, Any] | None:
-    """Return the content of state.json, or None if `save` did not write it."""
+    """Read state.json, or return None if it is missing or invalid."""
     try:
         state = parse_json((path / _STATE).read_bytes(), str(path))
         files, resume_key = state["files"], state["identity"]
@@ -283,7 +289,7 @@ def _times(folder: Path) -> list[int]:
 
 
 def _finish(folder: Path, state: dict[str, Any]) -> None:
-    """Write the list of files last, and flush everything to disk."""
+    """Record the size and checksum of every file in state.json, written last, and flush everything to disk."""
     sizes = _sizes(folder)
     state = state | {"files": sizes, "sha256": digests(folder, sizes)}
     state |= {"checksum": digest_of(state)}

@@ -1,4 +1,4 @@
-"""Define the configuration keys of a training run that apply to any model and loss."""
+"""Define the training settings that apply to any model and loss."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mmprm.trackers import TrackerName
 
 
 class OptimizationConfig(Config):
-    """Configures optimizer steps for any number of steps and any training data."""
+    """Configures the optimizer, precision and sharding, independently of the data and the number of steps."""
 
     micro_batch_tokens: int = Field(16384, ge=1)
-    """Maximum number of tokens per micro-batch of a rank, padding included; a longer sample runs alone."""
+    """Maximum number of tokens per micro-batch on a rank, padding included; a longer sample runs alone."""
     learning_rate: float = Field(4e-6, gt=0)
     """Peak learning rate of the schedule."""
     final_learning_rate: float = Field(0.0, ge=0, le=1)
@@ -24,26 +24,26 @@ class OptimizationConfig(Config):
     warmup: float = Field(0.03, ge=0, lt=1)
     """Fraction of the steps during which the learning rate rises linearly."""
     weight_decay: float = Field(0.05, ge=0)
-    """Weight decay of AdamW for matrices; vectors (norms, biases) have none."""
+    """AdamW weight decay of matrices; vectors (norms, biases) have none."""
     betas: tuple[float, float] = (0.9, 0.95)
-    """Decay rates of AdamW's moments."""
+    """Betas of AdamW: decay rates of the first and second moments."""
     gradient_clipping: float = Field(1.0, ge=0)
     """Maximum gradient norm; 0 disables clipping."""
     precision: Literal["fp32", "bf16"] = "bf16"
     """Precision of weights and activations. bf16 keeps float32 master weights; on CPU, fp32 is faster."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """ZeRO stage: 1 shards the optimizer state over ranks, 2 also gradients, 3 also weights. In bf16, 0 runs as 1."""
+    """ZeRO stage: 1 shards the optimizer state over ranks, 2 also gradients, 3 also weights. In bf16, 0 acts as 1."""
     offload: Literal["none", "optimizer", "all"] = "none"
-    """State kept in CPU memory: the optimizer's state and update, or all including the weights. Slower; for large
-    models."""
+    """What to offload to CPU memory: the optimizer's state and update, or all, which includes the weights. Slower;
+    meant for large models."""
     seed: int = 0
-    """Random seed of the order of samples and of dropout."""
+    """Random seed for the order of samples and for dropout."""
     max_bad_steps: int = Field(5, ge=1)
-    """Number of consecutive steps with a non-finite loss or gradient that end the run; each is skipped and counted."""
+    """Number of consecutive steps with a non-finite loss or gradient after which the run ends; each is skipped."""
 
     @property
     def stage(self) -> int:
-        """Return the ZeRO stage that runs: at least 1 in bf16.
+        """Return the ZeRO stage in effect: at least 1 in bf16.
 
         In bf16, DeepSpeed's stage 0 sums gradients in bf16 and counts one step of Adam too many. On one rank, stage 1
         shards nothing, so it costs nothing.
@@ -63,7 +63,7 @@ class OptimizationConfig(Config):
 
 
 class TrainingConfig(OptimizationConfig):
-    """Configures supervised training: optimizer steps on batches of samples, evaluations and checkpoints."""
+    """Configures supervised training: epochs, batches, evaluation, checkpoints and logging."""
 
     epochs: int = Field(1, ge=1)
     """Number of passes over the training samples."""
@@ -74,10 +74,10 @@ class TrainingConfig(OptimizationConfig):
     save_every: int = Field(0, ge=0)
     """Number of optimizer steps between checkpoints; 0 writes none."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Number of newest checkpoints to keep."""
+    """Number of most recent checkpoints to keep."""
     keep_best: bool = False
-    """Also write a checkpoint at each evaluation, and keep that of the lowest held-out loss as checkpoints/best."""
+    """Also save a checkpoint at each evaluation, and keep the one with the lowest held-out loss as checkpoints/best."""
     log_every: int = Field(10, ge=1)
-    """Number of optimizer steps between console metrics; metrics.jsonl and TensorBoard receive every step."""
+    """Number of optimizer steps between console logs; metrics.jsonl and TensorBoard receive every step."""
     tracker: TrackerName | None = None
-    """Log to wandb, mlflow, swanlab or trackio as well; the package must be installed. Offline without a login."""
+    """Also log to wandb, mlflow, swanlab or trackio; the package must be installed. Logs offline if not logged in."""

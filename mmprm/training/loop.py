@@ -26,28 +26,28 @@ from mmprm.training.stop_request import StopRequest
 
 
 class Task(Protocol):
-    """Defines what the loop trains on: samples by number, the number of loss terms of each, and the loss."""
+    """Defines what the loop trains on: the samples, their numbers of loss terms, and the loss."""
 
     lengths: Sequence[int]
-    """Number of tokens of each sample."""
+    """Number of tokens in each sample."""
     terms: Sequence[int]
-    """Number of loss terms of each sample; the loss of a step is the sum over its terms divided by their number."""
+    """Number of loss terms in each sample. The loss of a step is the sum over its terms divided by their number."""
 
     def collate(self, samples: Sequence[int]) -> Any:
-        """Return inputs on the CPU; called in a thread while the model runs."""
+        """Collate samples into inputs on the CPU; called in a thread while the model runs."""
         ...
 
     def loss_sum(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the scalar sum of the loss terms of a batch from `collate`."""
+        """Return the sum of the loss terms of a batch from `collate`, as a scalar."""
         ...
 
     def evaluate(self, engine: Engine) -> dict[str, float]:
-        """Return metrics on held-out data; every rank calls it."""
+        """Compute metrics on held-out data; every rank calls it."""
         ...
 
 
 def step_count(samples: int, config: TrainingConfig) -> int:
-    """Return the number of optimizer steps of a whole run."""
+    """Return the number of optimizer steps in a whole run."""
     return config.epochs * -(-samples // config.batch_size)
 
 
@@ -58,11 +58,11 @@ def fit(
     folder: Path,
     origin: Mapping[str, Any] = MappingProxyType({}),
 ) -> dict[str, float]:
-    """Train to the end, resuming from the newest checkpoint in `folder` if there is one; return the last evaluation.
+    """Train to the end, resuming from the newest checkpoint in `folder` if any, and return the last evaluation.
 
     An interrupted and resumed run takes the same steps on the same data as an uninterrupted one. `origin` holds further
-    settings that both must share. After SIGTERM or Ctrl-C the loop finishes the current step, writes a checkpoint, and
-    raises SystemExit(0) or KeyboardInterrupt.
+    settings that must match on resume. After SIGTERM or Ctrl-C, the loop finishes the current step, saves a checkpoint,
+    and raises SystemExit(0) or KeyboardInterrupt.
     """
     ranks, resume_key, saved = engine.ranks, _resume_key(task, engine, config, origin), folder / "checkpoints"
     first, bad_steps = checkpoints.resume(engine, saved, resume_key), 0
@@ -78,7 +78,7 @@ def fit(
         return step == total or (config.eval_every > 0 and step % config.eval_every == 0)
 
     def evaluate(step: int) -> dict[str, float]:
-        """Evaluate after `step`; called after its checkpoint was written, so that an error here loses no training."""
+        """Evaluate after `step`, once its checkpoint is saved, so that an error here loses no training."""
         found = task.evaluate(engine)
         if log:
             log.write("eval", step, found, shown=True, total=total)
@@ -90,7 +90,7 @@ def fit(
         if first > 0 and due(first) and first not in evaluated:
             evaluation = evaluate(first)
         for done, step in enumerate(_steps(task, config, ranks, first), start=first + 1):
-            started, rate = time.perf_counter(), engine.learning_rate  # engine.step advances the rate
+            started, rate = time.perf_counter(), engine.learning_rate  # engine.step advances the learning rate
             loss, norm = engine.step(_losses(task, step, collated), step.terms)
             bad_steps = bad_steps + 1 if engine.skipped else 0
             seconds = time.perf_counter() - started
@@ -113,7 +113,7 @@ def fit(
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """Holds one optimizer step: this rank's micro-batches, and the number of terms and tokens on all ranks."""
+    """Holds one optimizer step: this rank's micro-batches, and the loss terms and tokens summed over all ranks."""
 
     own: tuple[MicroBatch, ...]
     terms: int
@@ -144,7 +144,7 @@ def _step_metrics(
 
 
 def _stopped(stop: StopRequest, message: str | None) -> BaseException:
-    """Print how to resume, if there is a message, and return the exception that ends the run."""
+    """Print `message` and how to resume, if given, and return the exception that ends the run."""
     if message is not None:
         print(f"{message}. Run the same command to resume", flush=True)
     return KeyboardInterrupt() if stop.interrupted else SystemExit(0)
@@ -160,7 +160,7 @@ def _too_many(bad_steps: int, done: int, checkpoint: Path | None) -> TrainingErr
 
 
 def _losses(task: Task, step: _Step, collated: Iterator[Any]) -> Iterator[Callable[[nn.Module], Tensor]]:
-    """Yield the loss of each micro-batch as a function of the model; a batch is collated when its turn comes."""
+    """Yield the loss of each micro-batch as a function of the model, fetching its collated batch on demand."""
     for micro in step.own:
         yield partial(_loss, task=task, batch=next(collated), is_padding=micro.is_padding)
 
@@ -171,7 +171,7 @@ def _loss(model: nn.Module, task: Task, batch: Any, is_padding: bool) -> Tensor:
 
 
 def _resume_key(task: Task, engine: Engine, config: TrainingConfig, origin: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what two runs must share for one to resume the other."""
+    """Return the settings that must match for a run to resume from a checkpoint."""
     free = ("eval_every", "save_every", "keep_checkpoints", "keep_best", "log_every", "max_bad_steps", "tracker")
     data = hashlib.sha256(json.dumps([list(task.lengths), list(task.terms)]).encode()).hexdigest()
     shared = {**config.model_dump(mode="json", exclude=set(free)), "ranks": engine.ranks.count, "data": data[:16]}

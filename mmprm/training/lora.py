@@ -35,11 +35,11 @@ class LoraConfig(Config):
 def add_adapters(
     backbone: PreTrainedModel, config: LoraConfig, input_rows: Sequence[int], output_rows: Sequence[int]
 ) -> None:
-    """Freeze everything but new adapters and the given rows of the embeddings and of the output layer, in place.
+    """Add adapters in place, and freeze everything else except the given embedding and output-layer rows.
 
-    A layer that is already frozen gets no adapter. The output of the model does not change. On several ranks, torch's
-    random state must be equal. Raises ConfigError if no layer gets an adapter, and for one of the output layer: only
-    its weights are read, and never its forward pass.
+    Frozen layers get no adapter. The output of the model does not change. On several ranks, torch's random state must
+    be equal. Raises ConfigError if no layer gets an adapter, or if the output layer would get one: only its weights are
+    read, and its forward pass never runs.
     """
     import peft
 
@@ -77,7 +77,7 @@ def add_adapters(
 
 
 def plain_weights(backbone: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Merge the adapters of `backbone` into `weights`, and return a state with the names and shapes of the plain model.
+    """Merge the adapters of `backbone` into `weights`, and return the state dict of the plain model.
 
     `weights` are full tensors. W + (alpha / rank) · B A is computed in float32 and rounded to W's type. Trained rows
     replace those of their table.

@@ -22,9 +22,9 @@ SETTINGS_FILE = "settings.json"
 class MetricsLog:
     """Writes metrics.jsonl and TensorBoard files, and sends the metrics to `tracker` if one is set.
 
-    When a run is resumed, the entries after its checkpoint are dropped, so that each step appears once. `evaluated`
-    holds the steps that already have an evaluation. `settings` are stored as
-    settings.json, and the tracker shows them as the run's configuration.
+    When a run is resumed, the entries after its checkpoint are dropped, so each step appears once. `evaluated` holds
+    the steps that already have an evaluation. `settings` are stored as settings.json, and the tracker shows them as the
+    run's configuration.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class MetricsLog:
         self._tracker = Tracker(tracker, folder, settings, resumes=done > 0) if tracker else None
 
     def write(self, kind: str, step: int, metrics: dict[str, float], shown: bool, total: int) -> None:
-        """Log metrics of `kind` train or eval after `step` finished updates; non-finite values are written as null."""
+        """Log metrics of `kind` (train or eval) after `step` updates; metrics.jsonl stores non-finite values as null."""
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._file.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")
         for name, value in metrics.items():

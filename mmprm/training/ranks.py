@@ -20,7 +20,7 @@ from mmprm.files import locked
 
 LOOPBACK = "127.0.0.1"
 MEETING_TIME = timedelta(minutes=30)
-"""Time that a rank waits for the others, equal to torch's default."""
+"""Time that a rank waits for the others; equal to torch's default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +36,12 @@ class Ranks:
         return self.rank == 0
 
     def barrier(self) -> None:
-        """Wait until every rank has called it."""
+        """Wait until every rank has called this method."""
         if self.count > 1:
             dist.barrier()
 
     def sum(self, *values: float) -> list[float]:
-        """Return each value summed over the ranks."""
+        """Return each value summed over all ranks."""
         total = torch.tensor(values, dtype=torch.float64, device=self.device)
         if self.count > 1:
             dist.all_reduce(total)
@@ -57,13 +57,14 @@ class Ranks:
 
 
 def check_shared(ranks: Ranks, folder: Path, key: str) -> None:
-    """Raise ConfigError with the configuration's `key` unless every rank sees what rank 0 writes into `folder`.
+    """Raise ConfigError unless every rank sees what rank 0 writes to `folder`.
 
-    All ranks write parts of a checkpoint and one completes it, so they need a shared folder. Every rank must call it.
+    All ranks write parts of a checkpoint and one completes it, so they need a shared folder. `key` names the setting in
+    the error. Every rank must call it.
     """
     if ranks.count == 1:
         return
-    mark = folder / f".shared-{ranks.gather(uuid.uuid4().hex)[0]}"  # a new name, which no file system has cached
+    mark = folder / f".shared-{ranks.gather(uuid.uuid4().hex)[0]}"  # a new name that no file system has cached
     problem = None
     if ranks.is_main:
         try:
@@ -83,10 +84,10 @@ def check_shared(ranks: Ranks, folder: Path, key: str) -> None:
 
 @contextlib.contextmanager
 def alone_in(ranks: Ranks, folder: Path, key: str) -> Iterator[None]:
-    """Lock `folder`, which all ranks must see, for this run.
+    """Lock `folder` for this run while the context is active.
 
-    Raises ConfigError with the configuration's `key` on every rank if another run writes there. Every rank must enter
-    it.
+    Raises ConfigError on every rank if another run writes there or not all ranks see the folder. `key` names the
+    setting in the error. Every rank must enter the context.
     """
     check_shared(ranks, folder, key)
     with contextlib.ExitStack() as stack:
@@ -103,13 +104,13 @@ def alone_in(ranks: Ranks, folder: Path, key: str) -> Iterator[None]:
 
 
 def _keep_to_loopback() -> None:
-    """Make gloo listen on the loopback interface; by default it listens on the machine's address."""
+    """Restrict gloo to the loopback interface; by default it listens on the machine's address."""
     if os.path.exists("/sys/class/net/lo"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 
 
 def _loopback_store(rank: int, count: int) -> dist.TCPStore:
-    """Return the rendezvous store for ranks of one machine; torch's own would listen on every interface."""
+    """Create the rendezvous store for ranks on one machine; torch's own would listen on every interface."""
     port, listening = int(os.environ["MASTER_PORT"]), None
     if rank == 0:
         listener = socket.socket()
@@ -121,7 +122,7 @@ def _loopback_store(rank: int, count: int) -> dist.TCPStore:
 
 
 def join_ranks() -> Ranks:
-    """Join the group described by torchrun's environment, or form one of this process alone; may be called again."""
+    """Join the process group in torchrun's environment, or create a group of one; repeated calls are allowed."""
     cuda = torch.cuda.is_available()
     backend = "nccl" if cuda else "gloo"
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed reads it
@@ -131,7 +132,7 @@ def join_ranks() -> Ranks:
     if not dist.is_initialized():
         import deepspeed
 
-        if "RANK" not in os.environ:  # a store in memory, so that child processes inherit no rank from the environment
+        if "RANK" not in os.environ:  # an in-memory store, so child processes inherit no rank from the environment
             _keep_to_loopback()
             dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
         elif os.environ.get("MASTER_ADDR") == LOOPBACK and "TORCHELASTIC_RUN_ID" not in os.environ:

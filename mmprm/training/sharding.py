@@ -12,19 +12,19 @@ from mmprm.training.config import OptimizationConfig
 
 
 def deepspeed_config(config: OptimizationConfig) -> dict[str, Any]:
-    """Return DeepSpeed's configuration for a training configuration."""
+    """Build the DeepSpeed configuration from the optimization settings."""
     import torch
 
     cpu = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
     bf16 = config.precision == "bf16"
     return {
-        # The caller decides where a step ends, because the number of micro-batches differs between steps.
+        # The caller decides when a step ends, because the number of micro-batches differs between steps.
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": config.gradient_clipping,
         "bf16": {"enabled": bf16, "immediate_grad_update": True},
-        # A sum in bf16 stops growing at 256 times the size of its addends.
+        # Sum gradients in float32, because a bf16 sum stops growing at 256 times the size of its addends.
         **({"data_types": {"grad_accum_dtype": "fp32"}} if bf16 else {}),
         "zero_optimization": {
             "stage": config.stage,
@@ -39,7 +39,7 @@ def deepspeed_config(config: OptimizationConfig) -> dict[str, Any]:
 
 @contextmanager
 def loading_in_parts(config: OptimizationConfig) -> Iterator[None]:
-    """Load transformers models within the context as shards, one per rank, if the stage is ZeRO-3.
+    """Make transformers load models as shards, one per rank, within the context if the stage is ZeRO-3.
 
     Every rank must load the same model. With other stages the context has no effect.
     """
@@ -58,7 +58,7 @@ def loading_in_parts(config: OptimizationConfig) -> Iterator[None]:
 
 @contextmanager
 def whole(tensors: Iterable[Tensor], changed: bool = False) -> Iterator[None]:
-    """Gather the full values of these tensors on every rank within the context; unsharded tensors are left alone.
+    """Gather the full tensors on every rank within the context, leaving unsharded tensors unchanged.
 
     With `changed`, modifications made by rank 0 are kept. Every rank must call it.
     """
@@ -73,5 +73,8 @@ def whole(tensors: Iterable[Tensor], changed: bool = False) -> Iterator[None]:
 
 
 def is_matrix(tensor: Tensor) -> bool:
-    """Return whether the full tensor has several dimensions; a sharded tensor itself is empty."""
+    """Return whether the full tensor has more than one dimension.
+
+    A sharded tensor is itself empty, so its recorded full shape counts.
+    """
     return len(getattr(tensor, "ds_shape", tensor.shape)) > 1

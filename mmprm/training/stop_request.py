@@ -1,4 +1,4 @@
-"""Turn SIGTERM and Ctrl-C into requests to stop after the current step with everything saved."""
+"""Turn SIGTERM and Ctrl-C into requests to save and stop after the current step."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def came(self) -> bool:
-        """Return whether any rank was asked to stop, with the same result on all. Every rank must call it."""
+        """Return whether any rank was asked to stop, which is the same on all ranks. Every rank must call it."""
         return self._ranks.sum(self._noted)[0] > 0
 
     @property
     def name(self) -> str:
-        """Return the name of the signal for messages."""
+        """Return the signal's name for messages."""
         return "Ctrl-C" if self.interrupted else "SIGTERM"
 
     def _note(self, number: int, frame: FrameType | None) -> None:
