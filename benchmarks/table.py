@@ -71,6 +71,16 @@ def parts(results: dict[str, Any], details: dict[str, Any]) -> Iterator[tuple[st
         yield f"`{key}`", "<br>".join(f"{name} {_list(value)}" for name, value in (results[key] | more).items()), bar
 
 
+def driver(results: dict[str, Any], _: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    low, high = results["total_spread"]
+    for name, seconds in results["seconds"].items():
+        if name == "total":
+            met = "met" if results["met"] else "missed"
+            yield name, f"{seconds:.2f} s ({low:.2f} to {high:.2f})", f"at most {results['bar']:g} s: {met}"
+        else:
+            yield name, f"{seconds:.2f} s", "reported"
+
+
 def _list(value: Any) -> str:
     if isinstance(value, dict) and {"value", "low", "high"} <= value.keys():
         return f"{_shown(value['value'])} ({_shown(value['low'])} to {_shown(value['high'])})"
@@ -119,6 +129,13 @@ BENCHMARKS = {
         "temperature 1 on 300 held-out problems with 8 samples per problem. TRL 1.8.0 generates with transformers and "
         "runs with default settings (`ratio`) and with tuned settings. With tuned settings, both systems process at "
         "most 8,192 tokens at once in the update.",
+    ),
+    "driver": (
+        driver,
+        "python benchmarks/driver.py",
+        "CPU time of the driver in a step of 1,024 responses of 4,096 tokens: splitting them into steps and mapping "
+        "tokens to steps (`cut`), advantages (`credit`), and micro-batches (`plan`). Measured on a machine that other "
+        "processes kept busy.",
     ),
 }
 
