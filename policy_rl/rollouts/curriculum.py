@@ -1,6 +1,6 @@
-"""Select the groups to train on, the order of problems and the length of responses.
+"""Choose the order of problems, the length of responses, and the groups to train on.
 
-Functions are pure, and data is frozen.
+Functions are pure, and dataclasses are frozen.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ from mmprm.types import Problem
 from policy_rl.graded import GradedGroup
 
 LEAST_RATE = 0.25
-"""Lower bound of the pass rate: a round samples at most 1/LEAST_RATE times the missing groups, even if fewer passed
-before."""
+"""Lower bound on the estimated filter pass rate: a round samples at most 1/LEAST_RATE times the missing groups."""
 
 
 class FilterConfig(Config):
-    """Configure which groups are trained on by their mean accuracy."""
+    """Configure the filter that selects groups to train on by their mean accuracy."""
 
     low: float = Field(0.1, ge=0, le=1)
     """Minimum mean accuracy of a group that is trained on."""
     high: float = Field(0.9, ge=0, le=1)
     """Maximum mean accuracy of a group that is trained on."""
     rounds: int = Field(3, ge=1)
-    """Maximum rounds of sampling per step; after them the step trains on the groups it has, with a warning."""
+    """Maximum number of sampling rounds per step; after these, the step trains on the groups it has, with a warning."""
 
     @model_validator(mode="after")
     def _in_order(self) -> FilterConfig:
@@ -37,42 +36,42 @@ class FilterConfig(Config):
         return self
 
     def verdict(self, group: GradedGroup) -> str | None:
-        """Return why a group is dropped (too_hard or too_easy), or None."""
+        """Return why a group is dropped (too_hard or too_easy), or None if it is kept."""
         mean = sum(group.accuracies) / max(1, len(group.accuracies))
         return "too_hard" if mean < self.low else "too_easy" if mean > self.high else None
 
 
 def groups_to_ask(missing: int, passed: int, seen: int, most: int) -> int:
-    """Return the number of groups of the next round: missing / rate, at most `most`.
+    """Return how many groups to sample in the next round: ceil(missing / rate), capped at `most`.
 
-    rate = passed / seen so far, at least LEAST_RATE; 1 in the first round.
+    rate = passed / seen is the pass rate so far, at least LEAST_RATE; it is 1 in the first round.
     """
     rate = max(LEAST_RATE, passed / seen) if seen else 1.0
     return min(most, math.ceil(missing / rate))
 
 
 def update_count(groups: int, prompts: int, updates: int) -> int:
-    """Return the number of updates of a step.
+    """Return the number of optimizer updates for a step with `groups` groups.
 
     A complete step of `prompts` groups makes `updates` updates of at least prompts // updates groups each. With fewer
-    groups there are fewer updates of the same size, or a single smaller update if there are too few groups for that.
+    groups there are fewer updates of the same size, or a single smaller one.
     """
     return min(updates, max(1, groups // (prompts // updates)), groups)
 
 
 class Phase(Config):
-    """Configure a phase of a progressive schedule (PTST): first many short responses, then fewer and longer ones."""
+    """Configure one phase of a progressive schedule (PTST): many short responses first, then fewer, longer ones."""
 
     steps: int = Field(ge=1)
-    """Steps of this phase; the last phase lasts until the end of the run."""
+    """Number of steps in this phase; the last phase lasts until the end of the run."""
     group_size: int = Field(ge=1)
-    """Responses per problem."""
+    """Number of responses per problem."""
     max_tokens: int = Field(ge=1)
-    """Maximum tokens per response."""
+    """Maximum number of tokens per response."""
 
 
 def phase_of(schedule: Sequence[Phase], step: int) -> Phase:
-    """Return the phase of step 1, 2, …"""
+    """Return the schedule's phase for a step; steps are numbered from 1."""
     for phase in schedule[:-1]:
         if step <= phase.steps:
             return phase
@@ -81,9 +80,9 @@ def phase_of(schedule: Sequence[Phase], step: int) -> Phase:
 
 
 class Prompts:
-    """Yield problems in an order that is reshuffled with the seed in each epoch.
+    """Iterate over problems for any number of epochs, reshuffled with the seed in each.
 
-    The state is `position`, the number of problems taken.
+    Its only state is `position`, the number of problems taken.
     """
 
     def __init__(self, problems: Sequence[Problem], seed: int) -> None:
@@ -92,7 +91,7 @@ class Prompts:
         self._epoch, self._order = -1, list[int]()
 
     def take(self, n: int) -> list[tuple[Problem, int]]:
-        """Return the next n problems, each with its epoch 0, 1, …"""
+        """Return the next n problems as (problem, epoch) pairs; epochs are numbered from 0."""
         return [self._next() for _ in range(n)]
 
     def _next(self) -> tuple[Problem, int]:

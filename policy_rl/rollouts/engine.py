@@ -1,4 +1,4 @@
-"""Define one engine of a RolloutPool: the code that runs in its Ray actor."""
+"""Define the Ray actor that runs one vLLM engine of a RolloutPool."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from policy_rl.weights.transfer import Published
 
 FINISHED = ("stop", "length")
 ARGUMENTS = {
-    # The probability with which a token was sampled, after temperature and banned tokens are applied.
+    # Log-probabilities of the sampling distribution, after temperature and banned tokens are applied.
     "logprobs_mode": "processed_logprobs",
     "worker_extension_cls": "policy_rl.weights.worker.WeightLoading",
-    "disable_log_stats": True,  # they take 5 % of a small model's time, and nothing reads them
+    "disable_log_stats": True,  # statistics take 5 % of a small model's time, and nothing reads them
 }
 
 
 class RolloutEngine:
     """Run a vLLM engine in a Ray actor.
 
-    Its methods are called through Ray. The engine starts in a call, not in the constructor, because Ray passes on the
-    errors of a call unchanged.
+    Its methods are called through Ray. `start` launches the engine instead of the constructor, because Ray passes on
+    the exceptions of a method unchanged.
     """
 
     async def start(
         self, engine: EngineConfig, sampling: SamplingConfig, prompt: PromptConfig, further: dict[str, Any]
     ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Start the engine; return (probe token ids, banned token ids). `further` are additional arguments of vLLM."""
+        """Start the engine with `further` vLLM arguments; return (probe token ids, banned token ids)."""
         from transformers import AutoConfig
 
         from mmprm.sampling.vllm_sampler import VllmSampler
 
         if "weight_transfer_config" in further:
-            # vLLM sends handles of GPU memory to its own processes as pickles.
+            # vLLM pickles GPU memory handles to send them to its own processes.
             os.environ["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
         self._sampler = VllmSampler(engine, sampling, prompt, ARGUMENTS | further)
         self._is_asleep = False
@@ -53,7 +53,7 @@ class RolloutEngine:
         return self._probe, self._banned
 
     async def sample(self, problem: Problem, n: int, seed: int, version: int, **settings: Any) -> Group:
-        """Return `n` responses to a problem, labeled with `version`."""
+        """Sample `n` responses to a problem, labeled with policy version `version`."""
         output = await self._sampler.generate(
             SampleRequest(problem, "", n, seed),
             logprobs=0,
@@ -66,9 +66,9 @@ class RolloutEngine:
         return Group(problem, responses, version, len(output.prompt_token_ids))
 
     async def load(self, published: Published) -> tuple[float, ...]:
-        """Load the weights, wake the caches, clear what was computed with the old weights, and answer the probe.
+        """Load new weights, reset all caches, and return the log-probabilities of the probe's tokens.
 
-        The answer has the log-probabilities of the probe's tokens.
+        If the engine is asleep, its KV cache is reallocated first.
         """
         try:
             if published.folder is not None:
@@ -76,8 +76,8 @@ class RolloutEngine:
             if self._is_asleep:
                 await self._sampler.call("wake_up", ["kv_cache"])
                 self._is_asleep = False
-            # The engine handles these calls in order. The encoder's cache holds embeddings of images, which the weights
-            # determine; the processor's cache is kept because it holds only their pixels.
+            # The engine handles these calls in order. The encoder cache holds image embeddings, which depend on the
+            # weights; the processor cache stays, because it holds only pixels.
             emptied, _, answer = await asyncio.gather(
                 self._sampler.call("reset_prefix_cache"),
                 self._sampler.call("reset_encoder_cache"),
@@ -107,17 +107,17 @@ class RolloutEngine:
                 )
 
     async def worker_call(self, method: str, arguments: dict[str, Any]) -> list[Any]:
-        """Call a method of every vLLM worker of this engine; return their results."""
+        """Call a method on every vLLM worker of this engine, and return their results."""
         return await self._sampler.call("collective_rpc", method, None, (), arguments)
 
     async def sleep(self) -> None:
-        """Discard weights and caches, and free their memory."""
+        """Discard the weights and caches to free their memory."""
         # Level 1 would copy the weights to host memory and back, although new ones replace them.
         await self._sampler.call("sleep", 2)
         self._is_asleep = True
 
     async def wake(self) -> None:
-        """Reallocate the memory of the weights only; the caches wait, because sending weights needs memory too."""
+        """Reallocate memory for the weights only; caches follow later, because sending weights needs memory too."""
         await self._sampler.call("wake_up", ["weights"])
 
     def _response(self, generated: Any) -> Response:

@@ -1,4 +1,4 @@
-"""Measure pass@1 of the engines' current policy on held-out problems."""
+"""Measure pass@1 of the current policy on held-out problems, using the rollout engines."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from policy_rl.rollouts.pool import RolloutPool, rollout_seed
 from policy_rl.types import Group, Response
 
 DRAWS = -1
-"""Used in place of the version in seeds, so that every evaluation samples with the same seeds."""
+"""Replaces the policy version in seeds, so that every evaluation uses the same seeds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
     """Hold the result of an evaluation.
 
-    `pass_at_1` is the mean over problems of the fraction of correct responses among those with a known accuracy, at the
-    sampling temperature, with its 95 % interval over problems. `problems` counts the problems in this mean, and
-    `failed` those without a response of known accuracy. `unknown` counts responses without a known accuracy, for
-    example those that an engine aborted. `tokens` is the mean number of tokens per response.
+    `pass_at_1` averages each problem's fraction of correct responses over problems, at the sampling temperature, with a
+    95 % interval over problems; responses without a known accuracy are left out. `problems` counts the problems in this
+    mean, and `failed` those that have no response with a known accuracy. `unknown` counts responses without a known
+    accuracy, such as those that an engine aborted. `tokens` is the mean number of tokens per response.
     """
 
     pass_at_1: Interval
@@ -34,7 +34,7 @@ class Evaluation:
     tokens: float
 
     def metrics(self) -> dict[str, float]:
-        """Return the metrics that are logged."""
+        """Return the metrics to log, by name."""
         return {
             "pass_at_1": self.pass_at_1.value,
             "pass_at_1_low": self.pass_at_1.low,
@@ -55,10 +55,10 @@ async def evaluate(
     prefill: str = "",
     accuracy: str = "verdict",
 ) -> Evaluation:
-    """Sample `samples` responses per problem and return their evaluation.
+    """Sample `samples` responses per problem, grade them and return the pass@1 result.
 
-    `accuracy` is rewards.accuracy, and `prefill` the text with which the prompt begins each response. Raises
-    TrainingError if no problem has a response of known accuracy.
+    `accuracy` is rewards.accuracy, and `prefill` is the text that the prompt puts at the start of each response. Raises
+    TrainingError if no problem has a response with a known accuracy.
     """
 
     async def grade(problem: Problem, response: Response) -> float | None:

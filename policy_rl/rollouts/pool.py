@@ -1,13 +1,15 @@
-"""Sample rollouts from several engines whose weights change: one Ray actor per core, or per GPU or group of GPUs.
+"""Sample rollouts from a pool of vLLM engines, and load new policy weights into them.
+
+Each engine is a Ray actor on one CPU core, one GPU, or one tensor-parallel group of GPUs.
 
     pool = await RolloutPool.start(engine, sampling, prompt)
     group = await pool.sample(problem, n, rollout_seed(run_seed, version, problem.id), version)
     await pool.load_weights(published)                # see policy_rl.weights.transfer
-    await pool.sleep(); await pool.wake()             # if trainer and engines use the same GPUs; then load_weights
+    await pool.sleep(); await pool.wake()             # if trainer and engines share GPUs; then load_weights
     pool.close()
 
-Await hundreds of `sample` calls at once: each group goes to an engine with capacity. The groups of an engine that dies
-are sampled again by another engine or by its replacement, which reads the files of the current weights. If weights are
+Await hundreds of `sample` calls concurrently: each group goes to an engine with free capacity. If an engine dies, its
+groups are resampled on another engine or on its replacement, which loads the current weights from files. If weights are
 sent from GPU to GPU, there are no files, and the run ends. Log-probabilities are those of the sampling distribution:
 the trainer divides its logits by the temperature and sets those of `pool.banned_token_ids` to −∞.
 """
@@ -41,32 +43,32 @@ T = TypeVar("T")
 
 
 class RolloutConfig(Config):
-    """Configure the engines of a run."""
+    """Configure the rollout engines."""
 
     engines: int | None = Field(None, ge=1)
     """Number of engines. By default one per CPU core or, with GPUs, one per GPU (or group of tensor_parallel_size GPUs
-    of one machine) left free by the trainer's ranks and the PRM; with `colocated`, one per GPU of the ranks."""
+    on one machine) that the trainer's ranks and the PRM do not use; with `colocated`, one per GPU of the ranks."""
     colocated: bool = False
-    """Let engines share GPUs with the trainer and sleep while it works."""
+    """Run engines on the trainer's GPUs; they sleep, which frees their memory, while the trainer works."""
     start_timeout_seconds: float = Field(1800, gt=0)
     """Maximum time in seconds to wait for an engine to start."""
     sample_timeout_seconds: float = Field(3600, gt=0)
-    """Maximum time in seconds to wait for the responses to one problem; after that, the engine counts as dead."""
+    """Maximum time in seconds to wait for the responses to one problem; after that, the engine is treated as dead."""
     max_restarts: int = Field(3, ge=0)
-    """Maximum number of engines that may die and be replaced before the run ends. If weights are
-    sent from GPU to GPU, no engine is replaced."""
+    """Maximum number of engine deaths, each followed by a replacement, before the run ends. If weights are sent from
+    GPU to GPU, no engine is replaced."""
 
 
 def rollout_seed(run_seed: int, version: int, problem_id: str, attempt: int = 0) -> int:
-    """Return the seed for sampling a problem by the policy of `version`.
+    """Return the seed for sampling a problem with policy version `version`.
 
-    `attempt` counts earlier samplings of the same problem by the same policy.
+    `attempt` is the number of times that this version has already sampled the problem.
     """
     return derive_seed(run_seed, problem_id, f"rollout {version}", attempt)
 
 
 def check_sampling(sampling: SamplingConfig) -> None:
-    """Raise ConfigError if tokens would not be sampled from a distribution that the trainer can compute."""
+    """Raise ConfigError for sampling settings whose distribution the trainer cannot compute, such as top_p < 1."""
     rules = {"top_p": 1.0, "top_k": 0, "repetition_penalty": 1.0}
     for key, neutral in rules.items():
         if getattr(sampling, key) != neutral:
@@ -79,7 +81,7 @@ def check_sampling(sampling: SamplingConfig) -> None:
 
 
 class RolloutPool:
-    """Sample groups from engines and load new weights into them.
+    """Sample groups of responses from engines and load new weights into them.
 
     Create it with `start`, and use it in the same event loop.
     """
@@ -99,14 +101,15 @@ class RolloutPool:
         version: int = 0,
         options: Sequence[dict[str, Any]] | None = None,
     ) -> RolloutPool:
-        """Start engines with the weights of `engine.model`, which count as `version`.
+        """Start the engines with the weights of `engine.model`, labeled as `version`.
 
-        `options`, one per engine, come from policy_rl.placement. Raises ConfigError for a distribution that the trainer
-        cannot compute, and SamplingError if an engine does not start.
+        `options`, one dict of Ray actor options per engine, come from policy_rl.placement. Raises ConfigError for
+        sampling settings that the trainer cannot compute (see `check_sampling`), and SamplingError if an engine does not
+        start.
         """
         check_sampling(sampling)
         pool = cls(engine, sampling, prompt, config or RolloutConfig(), weights or WeightsConfig(), version, options)
-        # Wait for all of them before raising, so that no engine is left half started.
+        # Wait for all engines before raising, so that none is left half started.
         try:
             errors = await asyncio.gather(*map(pool._start, pool._slots.all), return_exceptions=True)
         except asyncio.CancelledError:
@@ -151,19 +154,19 @@ class RolloutPool:
 
     @property
     def version(self) -> int:
-        """Return the version of the weights that all engines have."""
+        """Return the weights version that all engines have loaded."""
         return self._slots.version
 
     @property
     def engines(self) -> list[Any]:
-        """Return the actors, for transports with which the trainer reaches engines directly."""
+        """Return the engines' Ray actors, for transports in which the trainer calls engines directly."""
         return [slot.actor for slot in self._slots.all]
 
     async def sample(self, problem: Problem, n: int, seed: int, version: int, max_tokens: int | None = None) -> Group:
-        """Return `n` responses by the policy of `version`, including those of aborted requests (finish_reason "abort").
+        """Sample `n` responses from policy version `version`; aborted requests have finish_reason "abort".
 
-        Response i has the seed `seed + i`, so that sampling again gives the same responses up to rounding. `max_tokens`
-        replaces that of the sampling configuration. Waits while weights are being loaded.
+        Response i uses seed `seed + i`, so sampling again gives the same responses up to rounding. `max_tokens`
+        overrides the sampling configuration. Waits while weights are being loaded.
 
         Raises SamplingError or DataError, naming the problem, if it cannot be sampled, and EngineStoppedError if no
         engine can answer any more. The caller must not request a version that the engines do not have.
@@ -184,13 +187,13 @@ class RolloutPool:
                 self._slots.give_back(slot, n)
 
     async def load_weights(self, published: Published) -> float:
-        """Load weights into all engines, and return the largest distance of an engine from the trainer.
+        """Load new weights into all engines; return the largest probe difference between an engine and the trainer.
 
-        The distance is the mean absolute difference of their log-probabilities of the probe, in nats. Loading waits for
-        all requests for the current version, and requests for the new version wait for the loading.
+        The difference is the mean absolute difference of their log-probabilities on the probe text, in nats. Loading
+        starts when all requests for the current version are complete; requests for the new version wait until it ends.
 
-        Raises TrainingError if an engine does not load the weights within weights.timeout_seconds, or does not compute
-        with them.
+        Raises TrainingError if an engine does not load the weights within weights.timeout_seconds, or if its
+        log-probabilities show that it does not use them.
         """
         async with self._slots.change_to(published.version):
             self._current = published
@@ -201,15 +204,15 @@ class RolloutPool:
                 raise
 
     async def sleep(self) -> None:
-        """Release the GPUs to the trainer: discard weights and caches."""
+        """Put all engines to sleep: discard their weights and caches to free GPU memory for the trainer."""
         await self._all("fall asleep", lambda actor: actor.sleep.remote())
 
     async def wake(self) -> None:
-        """Reallocate the memory of the weights, which must then be sent; `load_weights` reallocates the caches."""
+        """Reallocate memory for the weights, which must then be sent; `load_weights` reallocates the caches."""
         await self._all("wake up", lambda actor: actor.wake.remote())
 
     def close(self) -> None:
-        """End all engines."""
+        """Kill all engines."""
         for slot in self._slots.all:
             if slot.actor is not None:
                 actors.kill(slot.actor)
@@ -232,7 +235,7 @@ class RolloutPool:
         slot.actor = actor
 
     async def _load(self, slot: Slot, published: Published) -> float:
-        """Load the weights into one engine, and use the probe to check that it computes with them."""
+        """Load the weights into one engine, and verify them with the probe."""
         answer = await _answer(
             slot.actor.load.remote(published),
             f"{slot.name} to load the {published}",
@@ -250,7 +253,7 @@ class RolloutPool:
             return await self._replace(slot, actor, error)
 
     async def _replace(self, slot: Slot, lost: Any, reason: _LostError) -> float:
-        """Replace the engine `lost` with a new one that has the current weights, unless another caller already has."""
+        """Replace the lost engine with a new one that has the current weights, unless another caller already did."""
         async with self._replacing:
             if self._slots.failure is not None:
                 raise EngineStoppedError(self._slots.failure)
@@ -270,7 +273,7 @@ class RolloutPool:
         return distance
 
     async def _start_again(self, slot: Slot, reason: _LostError) -> float:
-        """Start an engine in place of a lost one, with the current weights."""
+        """Start a replacement for a lost engine, with the current weights."""
         try:
             await self._start(slot)
         except MmprmError as error:  # the reserved GPUs may be gone with a lost machine
@@ -301,11 +304,11 @@ class RolloutPool:
 
 
 class _LostError(EngineStoppedError):
-    """Report that an engine died or does not answer."""
+    """Signal that an engine died or does not answer."""
 
 
 async def _answer(answer: Awaitable[T], what: str, timeout_seconds: float, *arguments: Any, silent: bool = False) -> T:
-    """Return the actor's answer, as actors.wait does; raise _LostError if the engine is gone or does not answer."""
+    """Wait for an actor's result with actors.wait; raise _LostError if the engine died or does not answer."""
     try:
         return await actors.wait(answer, what, timeout_seconds, *arguments, silent=silent)
     except EngineStoppedError as error:

@@ -1,4 +1,4 @@
-"""Decide which engine gets which request, and when: the queue in front of the engines of a RolloutPool."""
+"""Queue the requests of a RolloutPool and dispatch each to the least loaded engine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmprm.errors import EngineStoppedError
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """Describe the slot of one engine. `actor` is None while the slot has no engine."""
+    """Hold one engine of the pool and its load. `actor` is None while the engine is being replaced."""
 
     name: str
     actor: Any = None
@@ -32,13 +32,13 @@ class _Waiting:
 class Slots:
     """Assign requests to engines.
 
-    Each engine has a capacity of `capacity` responses in flight; `version` is that of the weights of all engines.
+    Each engine takes up to `capacity` responses in flight; `version` is the weights version of all engines.
     """
 
     def __init__(self, slots: Sequence[Slot], capacity: int, version: int) -> None:
         self.all, self.version = tuple(slots), version
         self.failure: str | None = None
-        """Reason why requests can no longer be assigned, or None."""
+        """Why requests can no longer be assigned, or None if they can."""
         self._capacity = capacity
         self._waiting: deque[_Waiting] = deque()
         self._next: int | None = None
@@ -46,10 +46,10 @@ class Slots:
         self._idle = asyncio.Event()
 
     async def take(self, n: int, version: int, first: bool = False) -> Slot:
-        """Return the least loaded engine as soon as one has capacity for `n` responses.
+        """Wait until an engine has capacity for `n` responses, and return the least loaded one.
 
         Groups wait here instead of in an engine, so that the first engine with free capacity can take them. `first`
-        puts a request whose engine died at the front of the queue.
+        puts the request at the front of the queue, for groups whose engine died.
         """
         waiting = _Waiting(n, version, asyncio.get_running_loop().create_future())
         (self._waiting.appendleft if first else self._waiting.append)(waiting)
@@ -67,12 +67,12 @@ class Slots:
         self.fill()
 
     def fail(self, reason: str) -> None:
-        """Let all waiting and future requests fail with EngineStoppedError(reason)."""
+        """Fail all waiting and future requests with EngineStoppedError(reason)."""
         self.failure = reason
         self.fill()
 
     def fill(self) -> None:
-        """Assign engines to the waiting requests in order; requests for the next version do not block the others."""
+        """Assign engines to waiting requests in order; requests for the next version do not block the others."""
         for waiting in () if self._changing else tuple(self._waiting):
             if waiting.slot.done():
                 pass
@@ -112,7 +112,7 @@ class Slots:
             self.fill()
 
     def _is_idle(self) -> bool:
-        """Return whether no request for the current version is waiting or in flight."""
+        """Return True if no request for the current version is waiting or in flight."""
         present = self.version if self.version != self._next else None
         waiting = any(each.version == present and not each.slot.done() for each in self._waiting)
         return not waiting and not any(slot.responses for slot in self.all)

@@ -1,4 +1,4 @@
-"""Prepare responses for training: check them, plan which run together, and collate micro-batches.
+"""Validate responses for training, pack them into micro-batches, and collate these to tensors.
 
 Nothing is truncated: `Limits.check` rejects a response that does not fit, so that the caller can count and skip it.
 
@@ -51,7 +51,7 @@ class Limits:
 
 
 def tokens_of_groups(samples: Iterable[TrainingSample]) -> Counter[int]:
-    """Return the number of response tokens that count, per group."""
+    """Count the response tokens that enter the loss (`counted`), per group."""
     tokens: Counter[int] = Counter()
     for sample in samples:
         tokens[sample.group] += int(sample.counted.sum())
@@ -59,7 +59,7 @@ def tokens_of_groups(samples: Iterable[TrainingSample]) -> Counter[int]:
 
 
 def check_finite(samples: Sequence[TrainingSample]) -> None:
-    """Raise TrainingError, naming the problem, if a value at a token that counts is NaN or infinite.
+    """Raise TrainingError, naming the problem, if a value at a counted token is NaN or infinite.
 
     Such a value would corrupt the weights.
     """
@@ -77,9 +77,9 @@ def check_finite(samples: Sequence[TrainingSample]) -> None:
 
 
 def minibatches(samples: Sequence[TrainingSample], updates: int, seed: str) -> list[list[TrainingSample]]:
-    """Split the groups into `updates` shares of nearly equal size, in an order shuffled with the seed.
+    """Shuffle the groups with the seed and split them into `updates` minibatches of nearly equal size.
 
-    With fewer groups than `updates`, there is one share per group.
+    With fewer groups than `updates`, each group is its own minibatch.
     """
     groups = sorted({sample.group for sample in samples})
     if updates > 1:
@@ -93,18 +93,18 @@ def minibatches(samples: Sequence[TrainingSample], updates: int, seed: str) -> l
 
 
 PromptRow = tuple[int, ...]
-"""Responses (their indices among the samples) that share a prompt and a row."""
+"""Indices of the samples that share a prompt and are packed into one row."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Hold the rows of a batch and its rounds; each round has one micro-batch of rows per rank."""
+    """Hold the packed rows of a batch and their micro-batches: each round has one micro-batch per rank."""
 
     rows: tuple[PromptRow, ...]
     rounds: tuple[tuple[MicroBatch, ...], ...]
 
     def rows_of(self, rank: int) -> list[tuple[list[PromptRow], bool]]:
-        """Return (rows, whether it is a padding micro-batch) for each micro-batch of a rank."""
+        """Return (rows, is_padding) for each micro-batch of a rank."""
         own = [micro[rank] for micro in self.rounds]
         return [([self.rows[row] for row in micro.samples], micro.is_padding) for micro in own]
 
@@ -116,11 +116,11 @@ def plan(
     share_prompt: bool,
     attention_cost: float = 0.0,
 ) -> Plan:
-    """Plan micro-batches of at most `token_budget` tokens, including padding, the same number on every rank.
+    """Pack responses into micro-batches of at most `token_budget` tokens, padding included; all ranks get equally many.
 
-    A row longer than the budget gets its own micro-batch. With `share_prompt`, the responses of a group are placed in
-    one row after their prompt, and a prefix common to several responses is stored once. Rows are chosen for minimal
-    cost within the budget (see `cheapest_rows`).
+    A row longer than the budget gets its own micro-batch. With `share_prompt`, responses of a group are placed in one
+    row after their prompt, and a prefix that several of them share is stored once. Rows are chosen for minimal cost
+    within the budget (see `cheapest_rows`).
     """
     groups: dict[int, list[int]] = {}
     for position, sample in enumerate(samples):
@@ -149,15 +149,15 @@ def cheapest_rows(
     attention_cost: float,
     most: int,
 ) -> list[slice]:
-    """Return the cheapest partition of a group's responses into rows of at most `most` responses.
+    """Partition a group's responses into rows of at most `most` responses at minimal cost.
 
     The responses are in lexicographic order, and a row holds consecutive ones. The cost is the sum of L·(1 + c·L) over
     the rows, where L = prompt + responses − tokens shared by neighbors in the row. L is at most `token_budget`, except
     for a single response in its own row.
 
     Response k has sizes_K[k] tokens and shares the first shared_K[k] of them with response k + 1. `attention_cost` c is
-    the cost of a pair of tokens relative to that of a token: about 1 / (6 · hidden size) if the complete attention
-    matrix is computed, 0 if masked blocks are skipped.
+    the cost of a pair of tokens relative to that of one token: about 1 / (6 · hidden size) if the full attention matrix
+    is computed, 0 if masked blocks are skipped.
     """
     best: list[tuple[float, list[slice]]] = [(0.0, [])]
     for stop in range(1, len(sizes_K) + 1):
@@ -179,9 +179,9 @@ def _ids(sample: TrainingSample) -> np.ndarray:
 def collate_rows(
     rows: Sequence[PromptRow], samples: Sequence[TrainingSample], encoder: PromptEncoder, stand_in: bool = False
 ) -> PolicyInputs:
-    """Return the tensors of a micro-batch, with the responses in the order of the rows.
+    """Collate a micro-batch into tensors, with the responses in the order of the rows.
 
-    `stand_in`: if no prompt has images, use a minimal placeholder image, so that the vision tower runs.
+    With `stand_in`, a micro-batch without images gets a minimal placeholder image, so that the vision tower runs.
     """
     heads = [samples[row[0]] for row in rows]
     prompts = [encoder(head.problem, head.prompt_tokens) for head in heads]
@@ -228,7 +228,7 @@ def collate_rows(
 def _images(
     rows: Sequence[PromptRow], samples: Sequence[TrainingSample], prompts: Sequence[EncodedPrompt]
 ) -> tuple[dict[str, Tensor], Tensor | None]:
-    """Return each group's images once and, if rows share images, the feature index of each image token."""
+    """Return each group's images once and, if several rows show them, the feature index of each image token."""
     first: dict[int, int] = {}
     shown: dict[int, EncodedPrompt] = {}
     count = 0
@@ -250,9 +250,9 @@ def _images(
 def padded(
     rows: Sequence[PromptRow], samples: Sequence[TrainingSample], name: str, dtype: torch.dtype = torch.float32
 ) -> Tensor | None:
-    """Return one array of the samples (or `counted`) as a tensor _NT in the order of the rows, padded with 0.
+    """Stack one per-token array of the samples into a tensor _NT in the order of the rows, padded with 0.
 
-    Returns None if the array is None for all responses.
+    `name` is the array's field, or `counted`. Returns None if the array is None for all responses.
     """
     arrays = [getattr(samples[position], name) for row in rows for position in row]
     if all(array is None for array in arrays):

@@ -1,4 +1,4 @@
-"""Define the configuration of the trainer: trained weights, loss, ranks."""
+"""Define the trainer's configuration: trained weights, loss, optimizer, critic and ranks."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from policy_rl.algorithms.losses import LossConfig
 CHANGEABLE: dict[str, Any] = dict.fromkeys(
     ("timeout_seconds", "gradient_checkpointing", "share_prompt", "offload_reference"), True
 ) | {"optimization": {"learning_rate", "micro_batch_tokens", "max_bad_steps"}}
-"""Keys that may change when a run is resumed; of these, only the learning rate affects the results."""
+"""Settings that may change when a run is resumed; of these, only the learning rate affects the results."""
 
 
 class UpdateConfig(OptimizationConfig):
-    """Configure the optimizer of the policy; the RL loop determines the number and size of its steps."""
+    """Configure the policy's optimizer; the RL loop determines the number and size of its steps."""
 
     learning_rate: float = Field(1e-6, gt=0)
     """Peak learning rate, constant unless warmup or final_learning_rate is set."""
     final_learning_rate: float = Field(1.0, ge=0, le=1)
-    """Learning rate at the end of the run, as a fraction of the peak."""
+    """Learning rate at the end of the run, as a fraction of the peak learning rate."""
     warmup: float = Field(0.0, ge=0, lt=1)
-    """Fraction of the updates during which the learning rate rises."""
+    """Fraction of the updates during which the learning rate rises to its peak."""
     weight_decay: float = Field(0.0, ge=0)
-    """AdamW weight decay of matrices; vectors (norms, biases) are not decayed."""
+    """AdamW weight decay for matrices; vectors (norms, biases) are not decayed."""
 
 
 class CriticConfig(Config):
@@ -36,11 +36,11 @@ class CriticConfig(Config):
     coefficient: float = Field(0.5, gt=0)
     """Weight of the value loss relative to the policy loss."""
     clip: float | None = Field(0.2, gt=0)
-    """Maximum change of a value by an update that the loss rewards; null disables clipping."""
+    """PPO value clipping: the loss does not reward moving a value by more than this; null disables clipping."""
     learning_rate: float = Field(1e-5, gt=0)
-    """Learning rate of the value head, which is initialized to 0; it follows the policy's schedule."""
+    """Learning rate of the value head, which is initialized to 0; it follows the policy's learning rate schedule."""
     warmup_updates: int = Field(10, ge=0)
-    """Number of initial updates that train only the value head, as an untrained critic is not a baseline."""
+    """Number of initial updates that train only the value head, because an untrained critic is no useful baseline."""
 
 
 class TrainerConfig(TrainableConfig):
@@ -49,23 +49,23 @@ class TrainerConfig(TrainableConfig):
     ranks: int = Field(1, ge=1)
     """Number of training processes: one per GPU; without a GPU they share the CPU cores."""
     loss: LossConfig = LossConfig()
-    """Surrogate loss, KL and aggregation."""
+    """Surrogate loss, KL penalty and loss aggregation."""
     critic: CriticConfig = CriticConfig()
     """Value loss, for estimators with a critic."""
     optimization: UpdateConfig = UpdateConfig()
-    """Learning rate, precision, sharding, micro-batches."""
+    """Learning rate, precision, sharding and micro-batches."""
     float32_logits: bool = True
-    """Compute the logits in float32 whatever the precision. Log-probabilities computed from bfloat16 logits are off by
-    0.02 nats on average and by more than 0.1 nats for some tokens."""
+    """Compute the logits in float32 even if the precision is bf16. Log-probabilities computed from bfloat16 logits are
+    off by 0.02 nats on average and by more than 0.1 nats for some tokens."""
     offload_reference: bool = False
-    """Keep the reference model in CPU memory, from which each forward pass copies its weights; requires
-    optimization.zero_stage=3. With optimization.offload=all it is there in any case."""
+    """Keep the reference model's weights in CPU memory and copy them to the GPU in each forward pass; requires
+    optimization.zero_stage=3. optimization.offload=all implies it."""
     share_prompt: bool = True
-    """Compute the prompt once for those responses of a group that fit into micro_batch_tokens together, if the model's
+    """Compute a prompt once for all responses of its group that fit into micro_batch_tokens together, if the model's
     attention implementation allows it; loss and gradients are the same."""
     timeout_seconds: float = Field(3600, gt=0)
-    """Maximum time in seconds to wait for one call of the trainer (an update, a checkpoint); the error says which rank
-    waits for what."""
+    """Maximum time in seconds to wait for one call of the trainer (an update, a checkpoint); the error reports what
+    each rank is waiting for."""
 
     @model_validator(mode="after")
     def _offloads_only_shards(self) -> TrainerConfig:
@@ -79,6 +79,6 @@ class TrainerConfig(TrainableConfig):
 
 
 def reference_sharding(config: TrainerConfig) -> OptimizationConfig:
-    """Return how the reference model is sharded: as the policy, without an optimizer."""
+    """Return the reference model's sharding configuration: the policy's, with its own offload setting."""
     offloads = config.offload_reference or config.optimization.offload == "all"
     return config.optimization.model_copy(update={"offload": "all" if offloads else "none"})

@@ -1,4 +1,4 @@
-"""Control the trainer: one Ray actor per rank, each call made to all ranks at once.
+"""Run the trainer on all ranks as Ray actors, and send each call to all of them.
 
     group = TrainerGroup(model, config, prompt, temperature, total_updates, critic, options)
     group.check(sample)               # DataError: count and skip the sample
@@ -8,8 +8,8 @@
     extra = group.resume(folder); group.save(folder, extra, keep); group.save_model(folder)
     group.close()
 
-An error of a rank is raised here once, unchanged. If the other ranks cannot continue without that rank, or a rank does
-not answer in time, the group is closed.
+A rank's exception is re-raised here once, unchanged. If the other ranks cannot continue without that rank, or a rank
+does not answer in time, the group is closed.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from policy_rl.types import TrainingSample
 from policy_rl.weights.transfer import Published, Transfer
 
 GRACE_SECONDS = 10
-"""Time in seconds that the other ranks have to answer after one rank has failed."""
+"""How long, in seconds, the other ranks have to answer after one rank has failed."""
 
 
 class TrainerGroup:
     """Run a Trainer on every rank. Starts Ray if it is not running.
 
-    `options`, one per rank, come from policy_rl.placement; by default each rank has a GPU if there are any. The group
-    is added to `starting` before it waits for its ranks, so that others can abandon it. The other arguments are those
-    of Trainer.
+    `options`, one dict of Ray actor options per rank, come from policy_rl.placement; by default each rank has a GPU if
+    there are any. The group adds itself to `starting` before it waits for its ranks, so that another thread can abandon
+    it. The other arguments are those of Trainer.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class TrainerGroup:
         # Ranks synchronize in each call, so calls from different threads must reach all ranks in the same order.
         self._lock = threading.RLock()
         gpu = ray.cluster_resources().get("GPU", 0) > 0
-        # Without a GPU, the engines book the cores and idle while the ranks compute, so the ranks book none.
+        # Without a GPU, the engines reserve the cores and idle while the ranks compute, so the ranks reserve none.
         options = options or [{"num_cpus": 0, "num_gpus": 1 if gpu else 0}] * config.ranks
         assert len(options) == config.ranks, "options are given per rank"
         self._actors = [ray.remote(concurrency_groups={"monitor": 1}, **each)(_Rank).remote() for each in options]
@@ -89,7 +89,7 @@ class TrainerGroup:
         self.limits.check(sample)
 
     def log_probs(self, samples: Sequence[TrainingSample], reference_only: bool = False) -> list[TrainingSample]:
-        """Return the samples with the log-probabilities and values that the update needs.
+        """Return copies of the samples with the log-probabilities and values that the update needs.
 
         `old` and, with a critic, `values` are added unless `reference_only` is set; `ref` is added if there is a
         reference model.
@@ -112,11 +112,11 @@ class TrainerGroup:
         self._call("open_transfer", make)
 
     def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Published:
-        """Send the weights as `version`, and return their description; see Transfer.publish."""
+        """Send the weights to the engines as `version`, and return their description; see Transfer.publish."""
         return self._call("publish", version, tuple(probe_token_ids), dtype)[0]
 
     def release_memory(self) -> None:
-        """Return cached but unused GPU memory, so that engines on the same GPUs can use it."""
+        """Free cached GPU memory, so that engines on the same GPUs can use it."""
         self._call("release_memory")
 
     def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
@@ -128,17 +128,17 @@ class TrainerGroup:
         return self._call("resume", folder)[0]
 
     def save_model(self, folder: Path) -> None:
-        """Save the policy as a model folder; see Trainer.save_model."""
+        """Save the policy as a Hugging Face model folder; see Trainer.save_model."""
         self._call("save_model", folder)
 
     def close(self) -> None:
-        """Close the trainer on all ranks and end them."""
+        """Close the trainer on all ranks and stop their actors."""
         if self._closed is None:
             self._call("close")
         self._kill("it was closed")
 
     def abandon(self, reason: str) -> None:
-        """End the ranks at once, whatever they are doing; may be called from another thread during the start."""
+        """Kill all ranks immediately, even during a call; may be called from another thread during startup."""
         self._kill(reason)
 
     def _call(self, method: str, *arguments: Any) -> list[Any]:
@@ -147,7 +147,7 @@ class TrainerGroup:
             return self._all("call", [(method, shared)] * len(self._actors))
 
     def _all(self, method: str, each: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Return the answers of all ranks in rank order."""
+        """Call a method on every rank and return the results in rank order."""
         if self._closed is not None:
             raise TrainingError(f"the trainer has ended: {self._closed}; run the same command again to resume")
         name = each[0][0] if method == "call" else method
@@ -189,7 +189,7 @@ class TrainerGroup:
         raise failure
 
     def _state(self, waiting: Sequence[int]) -> str:
-        """Return what each of these ranks is doing, as reported by the ranks themselves."""
+        """Ask these ranks what they are doing, and format their answers for an error message."""
         questions = [self._actors[rank].doing.remote() for rank in waiting]
         done, _ = ray.wait(questions, num_returns=len(questions), timeout=5)
         states = [
@@ -205,13 +205,13 @@ class TrainerGroup:
 
 
 class _Rank:
-    """Run a Trainer in its own process, with a second thread that reports what it is doing."""
+    """Run a Trainer in its own process, with a second thread that answers `doing` during other calls."""
 
     def __init__(self) -> None:
         self._trainer: Trainer | None = None
 
     def address(self) -> tuple[str, int]:
-        """Return the rendezvous address of the ranks: this machine and a free port."""
+        """Return a rendezvous address for the ranks: this machine's IP address and a free port."""
         host = ray.util.get_node_ip_address()
         with socket.socket() as free:
             free.bind((host, 0))
@@ -220,7 +220,7 @@ class _Rank:
     def start(
         self, rank: int, count: int, address: tuple[str, int], threads: int | None, arguments: tuple[Any, ...]
     ) -> Limits:
-        """Create the Trainer and join the other ranks; return its limits."""
+        """Create the Trainer, which joins the other ranks, and return its limits."""
         host, port = address
         # Ray makes only its own GPU visible to each rank, as device 0.
         variables = {"RANK": rank, "LOCAL_RANK": 0, "WORLD_SIZE": count, "MASTER_ADDR": host, "MASTER_PORT": port}
@@ -231,12 +231,12 @@ class _Rank:
         return self._trainer.limits
 
     def call(self, method: str, arguments: tuple[Any, ...]) -> Any:
-        """Call a method of the Trainer."""
+        """Call a method of the Trainer by name."""
         return getattr(self._trainer, method)(*arguments)
 
     @ray.method(concurrency_group="monitor")
     def doing(self) -> str:
-        """Return what the Trainer is doing; this also works during another call."""
+        """Return what the Trainer is currently doing; also works while another call is running."""
         return "loading the model, joining the other ranks" if self._trainer is None else self._trainer.doing
 
 
@@ -248,7 +248,7 @@ def _answer(question: Any) -> str:
 
 
 def _cause(error: RayError, rank: int) -> BaseException:
-    """Return the error raised on the rank, without Ray's wrapper, whose text includes both tracebacks."""
+    """Unwrap the exception raised on the rank; the text of Ray's wrapper includes both tracebacks."""
     if isinstance(error, RayTaskError):
         return error.cause if isinstance(error.cause, Exception) else error
     return TrainingError(

@@ -1,8 +1,8 @@
-"""Compute log-probabilities and entropies of tokens from hidden states, without holding all logits in memory.
+"""Compute token log-probabilities and entropies from hidden states without materializing all logits.
 
-The vocabulary is split into chunks. Each chunk of the output layer's matrix is read once per pass, and its logits of
-all tokens are computed together. Its gradient is one product over all tokens, accumulated in float32 and rounded once
-to the matrix's number format. The backward pass recomputes the logits.
+The vocabulary is split into chunks. Each pass reads each chunk of the output layer's matrix once and computes its
+logits for all tokens together. The chunk's gradient is one product over all tokens, accumulated in float32 and rounded
+once to the matrix's dtype. The backward pass recomputes the logits.
 
 Shapes: M response token (of all responses), H hidden, V vocabulary, N token of one chunk of the vocabulary, C chunk.
 """
@@ -32,17 +32,17 @@ def token_logprobs(
     """Return (log π(token)_M, entropy_M in nats) in float32 or better, for π = softmax((W·h + b) / temperature).
 
     Banned tokens have probability 0. The entropy has no gradient. With `float32_logits`, products with W are computed
-    in float32 from the same tensors: in bfloat16 a logit of 16 is rounded to a multiple of 1/8, which changes
+    in float32 from the same tensors: bfloat16 rounds a logit of 16 to a multiple of 1/8, which changes
     log-probabilities by hundredths of a nat.
 
-    Logits exist for a chunk of LOGITS_AT_ONCE / M tokens of the vocabulary at a time.
+    Only the logits of one chunk, LOGITS_AT_ONCE / M vocabulary entries, exist at a time.
     """
     layer = _Layer(temperature, tuple(banned), float32_logits)
     return _TokenLogprobs.apply(hidden_MH, weight_VH, bias_V, token_M, layer)
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Return the tensor in float32, or unchanged if its format is wider."""
+    """Convert a tensor to float32, or return it unchanged if its dtype is wider."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
@@ -52,7 +52,7 @@ class _Layer(NamedTuple):
     float32: bool
 
     def logits(self, hidden_MH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, chunk: slice) -> Tensor:
-        """Return logits_MN of a chunk of the vocabulary, in float32 or better."""
+        """Return logits_MN for a chunk of the vocabulary, in float32 or better."""
         logits_MN = _product(hidden_MH, weight_VH[chunk].T, self.float32)
         if bias_V is not None:
             logits_MN += bias_V[chunk]
@@ -62,7 +62,7 @@ class _Layer(NamedTuple):
         return logits_MN
 
     def banned_in(self, chunk: slice) -> list[int]:
-        """Return the columns of the banned tokens within a chunk."""
+        """Return the column indices of the banned tokens within a chunk."""
         return [token - chunk.start for token in self.banned if chunk.start <= token < chunk.stop]
 
 
@@ -83,7 +83,7 @@ class _TokenLogprobs(torch.autograd.Function):
         size_CM = torch.stack(sizes)
         total_M = size_CM.logsumexp(dim=0)
         share_CM = (size_CM - total_M).exp()
-        # Chain rule: the entropy of the chunk, and on average that of the token within its chunk.
+        # Chain rule of entropy: H(chunk) + E[H(token | chunk)].
         entropy_M = (torch.special.entr(share_CM) + share_CM * torch.stack(entropies)).sum(dim=0)
         ctx.layer = layer
         ctx.save_for_backward(hidden_MH, weight_VH, bias_V, token_M, total_M)
@@ -93,7 +93,7 @@ class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient_M: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-        """Return the gradients, using ∂ log p(token) / ∂ l = onehot(token) − p.
+        """Compute the gradients from ∂ log p(token) / ∂ l = onehot(token) − p.
 
         Here l = (W·h + b) / temperature are the logits, and p = softmax(l).
         """
@@ -122,20 +122,20 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _chunks(tokens: int, vocabulary: int) -> Iterator[slice]:
-    """Yield chunks of the vocabulary whose logits for all tokens have at most LOGITS_AT_ONCE elements."""
+    """Split the vocabulary into chunks whose logits for all tokens have at most LOGITS_AT_ONCE elements."""
     size = max(1, LOGITS_AT_ONCE // max(1, tokens))
     for start in range(0, vocabulary, size):
         yield slice(start, min(start + size, vocabulary))
 
 
 def _within(token_M: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
-    """Return (whether each token is in the chunk, its column there, or any valid column if it is not)."""
+    """Return (mask of the tokens in the chunk, column of each token in it); other tokens get some valid column."""
     inside_M = (token_M >= chunk.start) & (token_M < chunk.stop)
     return inside_M, (token_M - chunk.start).clamp(0, chunk.stop - chunk.start - 1)
 
 
 def _product(left_MH: Tensor, right_HN: Tensor, float32: bool) -> Tensor:
-    """Return the product in float32 or better. With `float32`, its terms are exact and accumulated in float32."""
+    """Return left @ right in float32 or better. With `float32`, terms are exact and accumulated in float32."""
     if float32 and left_MH.is_cuda and left_MH.dtype == right_HN.dtype == torch.bfloat16:
         return torch.mm(left_MH, right_HN, out_dtype=torch.float32)  # a product of two bfloat16 is exact in float32
     return at_least_float32(_factor(left_MH, float32) @ _factor(right_HN, float32))

@@ -1,4 +1,4 @@
-"""Run the policy in the trainer: log-probabilities, entropies and values of the response tokens.
+"""Compute log-probabilities, entropies and values of response tokens with the trained policy.
 
 A row of a batch is a prompt followed by one response, or by several that share the prompt and their common prefixes.
 Each response of such a row attends only to the prompt and its own tokens, and its positions continue from the end of
@@ -33,31 +33,31 @@ class PolicyInputs:
     position_ids: Tensor
     """_BL, or _XBL if the model has positions on several axes."""
     end_BL: Tensor | None
-    """Last token that attends to a token, for rows with several responses; None if every row has one."""
+    """Last token that attends to each token, for rows with several responses; None if every row has one response."""
     present_BL: Tensor
     """False on padding."""
     read_NT: Tensor
-    """Index, among all B·L tokens, of the token before a response token, where its probability is computed."""
+    """For each response token, the index among all B·L tokens of the token before it, which predicts it."""
     token_NT: Tensor
     response_NT: Tensor
     """False on padding."""
     images: dict[str, Tensor]
-    """Each image once, as prepared by the processor; empty if the vision tower does not run."""
+    """Processor outputs, each image once; empty if the vision tower does not run."""
     feature_F: Tensor | None
-    """For every image token of the batch, in order, the index of its feature; None means all features in order."""
+    """Feature index of each image token of the batch, in order; None if the features are used once, in order."""
     shows_images: bool
-    """False if the vision tower runs on a placeholder image, whose features are multiplied by 0, because other ranks
-    run it."""
+    """False if `images` is a placeholder for the vision tower, which must run on every rank if it runs on one. Its
+    features are multiplied by 0."""
 
     def to(self, device: torch.device) -> PolicyInputs:
-        """Return the inputs on a device."""
+        """Copy the inputs to a device."""
         return PolicyInputs(**{field.name: _moved(getattr(self, field.name), device) for field in fields(self)})
 
 
 class PolicyOutput(NamedTuple):
-    """Hold the outputs per response token, 0 on padding.
+    """Hold the policy's outputs per response token, 0 on padding.
 
-    `entropy_NT` has no gradient. `values_NT` are the values of the states before the tokens.
+    `entropy_NT` has no gradient. `values_NT` are the critic's values of the states before each token.
     """
 
     logprobs_NT: Tensor
@@ -68,8 +68,8 @@ class PolicyOutput(NamedTuple):
 class Policy(nn.Module):
     """Compute log-probabilities of response tokens under the sampling distribution, softmax(logits / temperature).
 
-    `banned` tokens have probability 0. `critic` adds a value head on the same hidden states, initialized to 0.
-    For `float32_logits` see `token_logprobs`.
+    `banned` tokens have probability 0. `critic` adds a value head, initialized to 0, on the same hidden states.
+    `float32_logits` is explained in `token_logprobs`.
     """
 
     def __init__(
@@ -89,17 +89,17 @@ class Policy(nn.Module):
         self.float32_logits = float32_logits
         self.value_head = ValueHead(backbone.config.get_text_config().hidden_size, 1) if critic else None
         self.detach_values = False
-        """Whether the gradient of the values is stopped at the hidden states."""
+        """Whether the values' gradient stops at the hidden states, so that only the value head is trained."""
         if self.value_head is not None:
             nn.init.zeros_(self.value_head.weight)
             nn.init.zeros_(self.value_head.bias)
             self.value_head.to(backbone.dtype)
 
     def forward(self, inputs: PolicyInputs) -> PolicyOutput:
-        """Return the outputs of the response tokens."""
+        """Return log-probabilities, entropies and values of the response tokens."""
         hidden_BLH = self._hidden(inputs)
         hidden_MH = hidden_BLH.flatten(0, 1)[inputs.read_NT[inputs.response_NT]]
-        # The weight is read here, within a forward, so that ZeRO-3 gathers it.
+        # Read the weight here, within a forward pass, so that ZeRO-3 gathers it.
         output = self.backbone.get_output_embeddings()
         logprobs_M, entropy_M = token_logprobs(
             hidden_MH,
@@ -118,7 +118,7 @@ class Policy(nn.Module):
         return PolicyOutput(logprobs_NT, entropy_NT, values_NT)
 
     def _hidden(self, inputs: PolicyInputs) -> Tensor:
-        """Return the hidden states.
+        """Run the backbone and return its last hidden states.
 
         The vision tower runs first, even if its features are not used: under ZeRO-3 all ranks must gather the same
         weights in the same order.
@@ -141,17 +141,17 @@ class Policy(nn.Module):
 
 
 class ValueHead(nn.Linear):
-    """Compute W·h + b in float32 or better: near 0.5, bfloat16 has a resolution of only 0.002."""
+    """Compute values W·h + b in float32 or better: near 0.5, bfloat16 has a resolution of only 0.002."""
 
     def forward(self, hidden_MH: Tensor) -> Tensor:
-        """Return the values."""
+        """Return the value of each hidden state."""
         hidden_MH, weight_1H, bias_1 = (at_least_float32(each) for each in (hidden_MH, self.weight, self.bias))
         return linear(hidden_MH, weight_1H, bias_1)
 
 
 @contextmanager
 def without_adapters(backbone: nn.Module) -> Iterator[None]:
-    """Disable the adapters within the context, which restores the original model."""
+    """Disable LoRA adapters inside the block, so that the original model runs."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     layers = [module for module in backbone.modules() if isinstance(module, BaseTunerLayer)]
@@ -169,12 +169,12 @@ def _spread(values_M: Tensor, response_NT: Tensor) -> Tensor:
 
 
 def _each(features: Any) -> tuple[Tensor, ...]:
-    """Return one tensor per image (Qwen-VL), or one tensor with all images (InternVL)."""
+    """Return the image features as a tuple: one tensor per image (Qwen-VL), or one for all images (InternVL)."""
     return tuple(features) if isinstance(features, tuple | list) else (features,)
 
 
 def _repeated(features: Any, feature_F: Tensor | None) -> Any:
-    """Repeat the features of images that several rows show; Qwen3-VL also has features for its first layers."""
+    """Repeat the features of images that several rows show, including Qwen3-VL's deepstack features."""
     if feature_F is None:
         return features
     features.pooler_output = _chosen(features.pooler_output, feature_F)

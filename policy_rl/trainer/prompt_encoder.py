@@ -1,4 +1,4 @@
-"""Encode prompts for the trainer: render and tokenize them, and open their images, on the rank that needs them.
+"""Render and tokenize prompts and load their images for the trainer, on the rank that needs them.
 
 An encoded prompt is cached for all responses to it.
 
@@ -24,14 +24,14 @@ from mmprm.sampling.config import pixel_limits
 from mmprm.types import ImageRef, Problem
 
 KEPT_BYTES = 2**30
-"""Maximum size in bytes of the encoded prompts that are cached for the next pass over the same responses."""
+"""Capacity in bytes of the cache of encoded prompts, which serves the next pass over the same responses."""
 
 _TEXT_KEYS = ("input_ids", "attention_mask", "mm_token_type_ids")
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """Hold a prompt as tensors: token ids, positions, image inputs by name, and the number of its image tokens."""
+    """Hold an encoded prompt: token ids, positions, image inputs by name, and the number of image tokens."""
 
     ids_P: Tensor
     position_XP: Tensor
@@ -40,14 +40,14 @@ class EncodedPrompt:
 
     @property
     def bytes(self) -> int:
-        """Return the size of the tensors in bytes."""
+        """Return the total size of the tensors in bytes."""
         return sum(tensor.nbytes for tensor in (self.ids_P, self.position_XP, *self.images.values()))
 
 
 class PromptEncoder:
-    """Encode the prompts of problems as tensors; the most recently used ones are cached, up to KEPT_BYTES.
+    """Encode problems' prompts as tensors, with an LRU cache of KEPT_BYTES.
 
-    `max_pixels` and `min_pixels` scale larger images down and smaller ones up, as the engine does.
+    Images with more than `max_pixels` are scaled down and those with fewer than `min_pixels` up, as in the engine.
     """
 
     def __init__(

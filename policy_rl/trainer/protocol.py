@@ -1,4 +1,4 @@
-"""Define what the loop needs from a trainer."""
+"""Define the trainer interface that the RL loop uses."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from policy_rl.types import TrainingSample
 
 
 class TrainerLike(Protocol):
-    """Describe the part of TrainerGroup that a run needs."""
+    """Define the TrainerGroup methods that the RL loop calls."""
 
     def log_probs(self, samples: Sequence[TrainingSample], reference_only: bool = False) -> list[TrainingSample]:
-        """Return the samples with the log-probabilities and values that the update needs."""
+        """Return copies of the samples with the log-probabilities and values that the update needs."""
         ...
 
     def update(self, samples: Sequence[TrainingSample], progress: float | None = None) -> dict[str, float]:
-        """Perform one optimizer step; return its metrics."""
+        """Perform one optimizer step and return its metrics."""
         ...
 
     def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Any:
@@ -27,17 +27,17 @@ class TrainerLike(Protocol):
         ...
 
     def release_memory(self) -> None:
-        """Return unused GPU memory to engines on the same GPUs; called only if there are any."""
+        """Free cached GPU memory for colocated engines; called only if engines share the trainer's GPUs."""
         ...
 
     def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
-        """Write a checkpoint with `extra`, and keep the `keep` newest ones."""
+        """Write a checkpoint that includes `extra`, and delete all but the `keep` newest checkpoints."""
         ...
 
     def resume(self, folder: Path) -> dict[str, Any] | None:
-        """Restore the newest checkpoint and return its `extra`, or None without a checkpoint."""
+        """Restore the newest checkpoint and return its `extra`, or None if there is no checkpoint."""
         ...
 
     def save_model(self, folder: Path) -> None:
-        """Save the policy as a model folder."""
+        """Save the policy as a Hugging Face model folder."""
         ...

@@ -1,4 +1,4 @@
-"""Convert the stored state of a run of version 0.1 to the current form."""
+"""Migrate the stored state of runs from mmprm 0.1 to the current format."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from policy_rl.trainer.config import UpdateConfig
 
 
 def current_run_key(stored: dict[str, Any], here: dict[str, Any]) -> dict[str, Any]:
-    """Return the stored resume key of a run in the current form; `here` is the key of this run."""
+    """Convert a run's stored resume key to the current format; `here` is the resume key of this run."""
     estimator = AdvantageConfig.model_validate(here["advantage"])
     advantage = dict(stored["advantage"])
     if advantage.get("whiten") == estimator.whitens:  # version 0.1 always set it; null means the estimator's default
@@ -25,9 +25,9 @@ def current_run_key(stored: dict[str, Any], here: dict[str, Any]) -> dict[str, A
 
 
 def current_trainer_key(stored: dict[str, Any], here: dict[str, Any], critic: bool) -> dict[str, Any]:
-    """Return the stored settings of a trainer in the current form; `here` are the settings of this trainer.
+    """Convert a trainer's stored settings to the current format; `here` are the settings of this trainer.
 
-    Keys without effect on the course take the value of this run: those of the critic if there is none, and
+    Settings that do not need to match take this run's value: those of the critic if there is none, and
     `float32_logits`, which only makes log-probabilities more accurate.
     """
     kept = {key: value for key, value in stored["optimization"].items() if key in UpdateConfig.model_fields}
@@ -45,9 +45,10 @@ def current_trainer_key(stored: dict[str, Any], here: dict[str, Any], critic: bo
 
 
 def current_state(extra: dict[str, Any]) -> dict[str, Any]:
-    """Return the state of a loop that a checkpoint stored, in the current form.
+    """Convert the RL loop's state from a checkpoint to the current format.
 
-    Version 0.1 did not store the completed fraction of the run, which without a filter is the fraction of its steps.
+    Version 0.1 did not store the completed fraction of the run; without a filter, it is the fraction of completed
+    steps.
     """
     if "progress" in extra:
         return extra

@@ -1,7 +1,7 @@
-"""Run one rank of the trainer: log-probabilities, updates, weights, checkpoints. Every rank must make the same calls.
+"""Run one rank of the RL trainer. Every rank must make the same calls.
 
     trainer = Trainer(model, config, prompt, temperature, total_updates, critic=False)
-    trainer.resume(folder)                       # the dict that was passed to save, or None
+    trainer.resume(folder)                       # the `extra` dict passed to save, or None
     trainer.limits.check(sample)                 # DataError: count and skip the sample
     trainer.log_probs(samples)                   # {index: LogProbs} for this rank's share
     trainer.update(samples, progress)            # metrics of one optimizer step, the same on every rank
@@ -9,7 +9,7 @@
     trainer.save(folder, extra, keep); trainer.save_model(folder)
 
 Each rank receives all samples and processes its share. `log_probs` is not needed with a single update per rollout and
-neither KL nor critic: if `old` is None, the update uses its own log-probabilities.
+without KL and critic: if `old` is None, the update uses its own log-probabilities.
 
 Shapes: N response of a micro-batch, T token.
 """
@@ -54,7 +54,7 @@ from policy_rl.weights.transfer import ModelWeights, Published, Transfer
 
 @dataclass(frozen=True, slots=True)
 class LogProbs:
-    """Hold one value per response token; None if not requested, or without a critic or reference model."""
+    """Hold log-probabilities and values per response token; None if not requested or not available."""
 
     old: np.ndarray | None = None
     ref: np.ndarray | None = None
@@ -73,11 +73,11 @@ class Trainer:
     """Train the policy on one rank.
 
     `temperature` is the sampling temperature. `total_updates` is the number of optimizer steps of the whole run (an
-    estimate if there is a filter), which determines the learning rate. `critic` adds a value head. `max_pixels` and
-    `min_pixels` are the engines' limits of image size.
+    estimate if there is a filter) and sets the length of the learning rate schedule. `critic` adds a value head.
+    `max_pixels` and `min_pixels` are the engines' limits on image size.
 
     The reference model is the model that the run starts from, loaded only if loss.kl.coefficient is above 0; with LoRA
-    it is the model without its adapters.
+    it is the policy with its adapters disabled.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class Trainer:
         self.doing = "nothing"
 
     def log_probs(self, samples: Sequence[TrainingSample], reference_only: bool = False) -> dict[int, LogProbs]:
-        """Return log-probabilities by sample index, for this rank's share.
+        """Compute log-probabilities and values for this rank's share, by sample index.
 
         `old` and, with a critic, `values` are computed under the current weights unless `reference_only` is set; `ref`
         is computed if there is a reference model.
@@ -166,14 +166,14 @@ class Trainer:
         return found
 
     def update(self, samples: Sequence[TrainingSample], progress: float | None = None) -> dict[str, float]:
-        """Perform one optimizer step on all these responses, over all ranks; return its metrics (see Tally.metrics).
+        """Perform one optimizer step on the samples over all ranks, and return its metrics (see Tally.metrics).
 
-        `progress` from 0 to 1 is the fraction of the run completed before the update and sets the learning rate; by
-        default it is the fraction of `total_updates` performed so far. During the first critic.warmup_updates updates
-        only the value head learns: the other weights get no gradient, and their learning rate is 0.
+        `progress`, from 0 to 1, is the fraction of the run completed before the update and sets the learning rate; by
+        default it is the fraction of `total_updates` performed so far. During the first critic.warmup_updates updates,
+        only the value head is trained: the other weights get no gradient, and their learning rate is 0.
 
-        Raises DataError or TrainingError, before anything is changed, for a response that does not fit or contains a
-        value that is not finite. A gradient that is not finite changes nothing and sets the metric `skipped`.
+        Raises DataError or TrainingError, before any weight changes, for a response that does not fit or has a
+        non-finite value. An update with a non-finite gradient is skipped, which sets the metric `skipped`.
         """
         started = time.perf_counter()
         for sample in samples:
@@ -203,11 +203,11 @@ class Trainer:
         return metrics
 
     def open_transfer(self, make: Callable[[int], Transfer]) -> None:
-        """Prepare the transfer of weights to the engines; `make(rank)` returns this rank's side of it."""
+        """Prepare the transfer of weights to the engines; `make(rank)` creates this rank's Transfer."""
         self._transfer = make(self.ranks.rank)
 
     def publish(self, version: int, probe_token_ids: Sequence[int], dtype: torch.dtype) -> Published | None:
-        """Send the weights to the engines in their number format; return None on all ranks but the first."""
+        """Send the weights to the engines in their dtype; returns None on all ranks but rank 0."""
         assert self._transfer is not None, "call open_transfer first"
         self.doing = f"sending weights of version {version}"
         with self._engine.inference():
@@ -218,16 +218,16 @@ class Trainer:
         return published
 
     def release_memory(self) -> None:
-        """Return cached GPU memory to the GPU, so that a colocated engine can use it."""
+        """Free cached GPU memory, so that a colocated engine can use it."""
         if self.ranks.device.type == "cuda":
             gc.collect()
             torch.cuda.empty_cache()
 
     def save(self, folder: Path, extra: dict[str, Any], keep: int) -> None:
-        """Write a checkpoint, which is complete or absent.
+        """Write a checkpoint atomically.
 
-        `extra` is the caller's own state (JSON), stored in the same folder. Its `step` numbers the folder, because
-        steps without updates also need a checkpoint of their own.
+        `extra` is the caller's state (JSON), stored in the same folder. The folder is numbered by `extra["step"]`
+        rather than by updates, because a step without updates needs a checkpoint too.
         """
         self.doing = f"writing a checkpoint to {folder}"
         extra = {**extra, "updates": self.updates}
@@ -235,7 +235,7 @@ class Trainer:
         self.doing = "nothing"
 
     def resume(self, folder: Path) -> dict[str, Any] | None:
-        """Restore the newest complete checkpoint, with this configuration's learning rate.
+        """Restore the newest complete checkpoint, but keep this configuration's learning rate.
 
         Returns the checkpoint's `extra`, or None if there is no checkpoint.
         """
@@ -251,13 +251,13 @@ class Trainer:
         (extra, *_) = self.ranks.gather(checkpoints.read_extra(folder) if self.ranks.is_main else None)
         if extra is not None:
             self.updates = extra.pop("updates")
-            # The position in the schedule is kept; each update sets the rates from it.
+            # The position in the schedule is restored; each update computes its learning rate from it.
             self._engine.deepspeed.lr_scheduler.base_lrs = rates
         self.doing = "nothing"
         return extra
 
     def save_model(self, folder: Path) -> None:
-        """Write a Hugging Face checkpoint of the policy with merged adapters, and its processor."""
+        """Save the policy, with adapters merged, and its processor as a Hugging Face model folder."""
         self.doing = f"writing the model to {folder}"
         backbone = self._policy.backbone
         weights = self._engine.weights("backbone.")
@@ -270,8 +270,7 @@ class Trainer:
         self.doing = "nothing"
 
     def close(self) -> None:
-        """Close the transfer of weights."""
-        """Close the transfer of weights."""
+        """Close the weight transfer, if one is open."""
         if self._transfer is not None:
             self._transfer.close()
 
@@ -286,12 +285,12 @@ class Trainer:
     def _micro_batches(
         self, samples: Sequence[TrainingSample], arrays: Sequence[str], purpose: str
     ) -> Iterator[_MicroBatch]:
-        """Yield this rank's micro-batches in order; the next one is prepared in a thread while the model runs."""
+        """Yield this rank's micro-batches; a thread prepares the next one while the model runs."""
         budget = self.config.optimization.micro_batch_tokens
         planned = plan(samples, budget, self.ranks.count, self._share_prompt, self._attention_cost)
         own = planned.rows_of(self.ranks.rank)
         tokens = tokens_of_groups(samples)
-        # Ranks also synchronize in the vision tower, so each of them must run it.
+        # Ranks also synchronize in the vision tower, so all of them must run it.
         stand_in = self.ranks.count > 1 and any(sample.problem.images for sample in samples)
 
         def make(rows: list[PromptRow], is_padding: bool) -> _MicroBatch:
@@ -340,7 +339,7 @@ class Trainer:
         return loss
 
     def _denominator(self, samples: Sequence[TrainingSample]) -> Tensor:
-        """Return the denominator of an update's loss, over the responses of all ranks."""
+        """Return the denominator of the loss, summed over the responses of all ranks."""
         tokens, total = tokens_of_groups(samples), torch.zeros(())
         for sample in samples:
             mask_1T = torch.from_numpy(np.array(sample.counted))[None]

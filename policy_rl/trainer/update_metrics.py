@@ -15,7 +15,7 @@ from policy_rl.algorithms.losses import LossMetrics, mismatch
 
 
 class Tally:
-    """Accumulate sums and extremes of an update.
+    """Accumulate the sums and maxima of an update's metrics.
 
     Tensors stay on their device until the end, so that no micro-batch waits for the previous one.
     """
@@ -52,12 +52,16 @@ class Tally:
         }
 
     def metrics(self, ranks: Ranks) -> dict[str, float]:
-        """Return the metrics of the update over all ranks; every rank must call it.
+        """Reduce the metrics of the update over all ranks; every rank must call it.
 
-        These are the terms of the loss before their coefficients (surrogate, drift, kl, value_loss); the fractions of
-        tokens clip_fraction, ratio_clamped and kl_clamped; the means per token kl_old (k3 of old to new), kl_ref (k3 of
-        new to reference), entropy, and mismatch_absolute and mismatch_signed of old minus engine (in nats); the
-        extremes mismatch_max, log_ratio_min and log_ratio_max; and the number of tokens.
+        They are:
+
+        - loss terms before their coefficients: surrogate, drift, kl, value_loss;
+        - fractions of tokens: clip_fraction, ratio_clamped, kl_clamped;
+        - means per token: kl_old (k3 of old to new), kl_ref (k3 of new to reference), entropy, mismatch_absolute and
+          mismatch_signed (old minus engine, in nats);
+        - extremes: mismatch_max, log_ratio_min, log_ratio_max;
+        - the number of tokens.
         """
         own = [
             {name: tensor.item() for name, tensor in part.items()} for part in (self._totals, self._sums, self._largest)

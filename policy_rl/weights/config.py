@@ -1,4 +1,4 @@
-"""Configure how new weights are sent from the trainer to the engines."""
+"""Define the configuration of weight transfer from the trainer to the engines."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from mmprm.errors import ConfigError
 
 
 class WeightsConfig(Config):
-    """Configure the transfer of weights to the engines."""
+    """Configure the transfer of new weights from the trainer to the engines."""
 
     transport: Literal["auto", "file", "nccl", "ipc"] = "auto"
-    """file: through safetensors files in shared memory, on any machine where trainer and engines share it; nccl: vLLM's
-    broadcast from GPU to GPU; ipc: vLLM's transfer between trainer and engine on the same GPU. auto: file on CPU; on
-    GPU, ipc for colocated engines and nccl for others. Engines that die are replaced only with file."""
+    """file: safetensors files in shared memory or a shared folder; nccl: vLLM's broadcast from GPU to GPU; ipc: vLLM's
+    transfer between trainer and engine on the same GPU. auto: file on CPU; on GPU, ipc for colocated engines and nccl
+    for others. Only with file are engines that die replaced."""
     folder: PathText | None = None
-    """With transport=file, the folder in which this run creates a folder for the files; by default /dev/shm, or the run
-    folder if there is none. It needs space for two versions of the weights. With several machines, all must see it."""
+    """With transport=file, the parent of the folder that this run creates for its weight files; by default /dev/shm, or
+    the run folder if /dev/shm is not writable. It needs space for two versions of the weights, and all machines of the
+    run must have access to it."""
     timeout_seconds: float = Field(600, gt=0)
     """Maximum time in seconds to wait for an engine to load new weights."""
     tolerance: float | None = Field(None, gt=0)
-    """Maximum mean difference (nats) between the log-probabilities that engines and trainer give to a probe text after
+    """Maximum mean absolute difference (nats) between the log-probabilities of engine and trainer on a probe text after
     a transfer; by default 0.01 for float32 engines, 0.05 for float16, 0.15 for bfloat16."""
 
 
 def transport_of(config: WeightsConfig, gpu: bool, colocated: bool) -> Literal["file", "nccl", "ipc"]:
-    """Return `weights.transport`, or the transport that auto selects.
+    """Resolve `weights.transport`, replacing auto with file, nccl or ipc.
 
     Raises ConfigError for a transport that cannot reach the engines.
     """

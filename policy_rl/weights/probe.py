@@ -1,4 +1,4 @@
-"""Compare the log-probabilities of a probe text to prove that engines compute with the trainer's weights."""
+"""Verify that engines use the trainer's weights by comparing log-probabilities on a probe text."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ PROBE_TEXT = "1 + 2 = 3, so x = 12 and y < 40; (x + y) / 2 is the answer."
 
 
 MOVED = 1e-2
-"""Change in nats of a trainer's log-probability of the probe above which an engine's answer must have changed too."""
+"""If a trainer's log-probability on the probe changes by more than this (nats), the engine's answer must change too."""
 
 
 TOLERANCE = {"float32": 0.01, "bfloat16": 0.15, "float16": 0.05}
-"""Default maximum of the mean |engine − trainer| in nats over the probe; several times the effect of the number
-format."""
+"""Default maximum of the mean |engine − trainer| over the probe, in nats; several times the rounding error of the
+dtype."""
 
 
 def probe_token_ids(tokenizer: Any) -> tuple[int, ...]:
-    """Return the tokens of the text that engines and trainer compare.
+    """Tokenize the probe text, on which engines and trainer are compared.
 
     It has no images, so the comparison is cheap.
     """
@@ -40,17 +40,17 @@ def probe_logprobs(model: nn.Module, token_ids: Sequence[int]) -> tuple[float, .
 
 
 class ProbeCheck:
-    """Check the answers of one engine to the probe, version by version."""
+    """Compare one engine's log-probabilities on the probe with the trainer's after each weight transfer."""
 
     def __init__(self, engine: str, tolerance: float) -> None:
         self._engine, self._tolerance = engine, tolerance
         self._changed: tuple[Published, tuple[float, ...]] | None = None
 
     def check(self, published: Published, answer: tuple[float, ...]) -> float:
-        """Return the mean |engine − trainer| in nats.
+        """Check an engine's answer for a new version, and return the mean |engine − trainer| in nats.
 
-        Raises TrainingError if it exceeds the tolerance, or if the engine gives exactly the answer of an earlier
-        version although the trainer's log-probabilities have since changed by more than MOVED.
+        Raises TrainingError if it exceeds the tolerance, or if the engine repeats its answer for an earlier version
+        although the trainer's log-probabilities have since changed by more than MOVED.
         """
         assert len(answer) == len(published.probe), "trainer and engine have different probes"
         distance = _mean_difference(answer, published.probe)

@@ -1,20 +1,19 @@
-"""Send new weights from the trainer to running engines, and prove that they arrived.
+"""Send new weights from the trainer to running engines, and verify that they arrived.
 
-Trainer, on every rank, after an update (all ranks must take part; all but rank 0 get None):
+On every rank of the trainer, after an update (rank 0 gets the result, the others None):
 
     probe = probe_logprobs(model, probe_token_ids)            # RolloutPool.probe_token_ids
     published = transfer.publish(ModelWeights(model, dtype), version, probe)
 
-Driver: `await pool.load_weights(published)`. This proves about the engines:
+In the driver: `await pool.load_weights(published)`. This verifies:
 
-- files: each tensor that a worker passed to vLLM's load_weights has the CRC-32 of the one that the trainer wrote;
-- any transport: every parameter of the engine's model received all of its elements, all caches are empty, and the
-  engine's log-probabilities of the probe equal the trainer's within `WeightsConfig.tolerance`, and changed if the
-  trainer's did by more than MOVED.
+- with files: each tensor passed to vLLM's load_weights has the CRC-32 of the tensor that the trainer wrote;
+- with any transport: every parameter of the engine's model received all of its elements, all caches are empty, and the
+  engine's log-probabilities on the probe equal the trainer's within `WeightsConfig.tolerance`. They must also have
+  changed if the trainer's changed by more than MOVED.
 
-There are no checksums for what vLLM makes of a tensor (joined with others, packed for the CPU), nor for the nccl and
-ipc transports. With these transports, old weights that are close to the new ones are detected only once the probe has
-changed by MOVED.
+Checksums do not cover what vLLM makes of a tensor (fused with others, packed for the CPU), nor the nccl and ipc
+transports. There, old weights that are close to the new ones are detected only once the probe has changed by MOVED.
 """
 
 from __future__ import annotations
@@ -39,17 +38,17 @@ from policy_rl.weights.config import WeightsConfig
 
 SHARED_MEMORY = Path("/dev/shm")
 BUCKET_BYTES = 2**30
-"""Maximum size of one file in bytes, approximately; no more than this is held in memory at once."""
+"""Approximate maximum size of one file in bytes, which is also the most that is held in memory at once."""
 KEPT_VERSIONS = 2
-"""Number of versions to keep: an engine that is being replaced may still read the previous one."""
+"""Number of versions to keep on disk: the replacement of a dead engine may still read the previous one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """Describe weights after `version` updates that are ready to be loaded.
+    """Describe weights that are ready to be loaded, after `version` updates.
 
-    `folder` holds their files; None if the engines already have them in memory. `probe` has the trainer's
-    log-probabilities of the probe; `checksums` has the checksum of each tensor in the files by name.
+    `folder` holds their files, or is None if the engines already have them in memory. `probe` holds the trainer's
+    log-probabilities on the probe; `checksums` maps the name of each tensor in the files to its CRC-32.
     """
 
     version: int
@@ -66,7 +65,7 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """Describe a tensor of a checkpoint."""
+    """Hold the name, dtype and shape of a checkpoint tensor."""
 
     name: str
     dtype: torch.dtype
@@ -79,16 +78,16 @@ class TensorInfo:
 
 
 class ModelWeights:
-    """Iterate over the checkpoint tensors of `model` in the engines' number format, one at a time.
+    """Iterate over the checkpoint tensors of `model`, one at a time, in the engines' dtype.
 
-    Shards are gathered (ZeRO-3) and LoRA is merged per tensor; tied tensors are yielded once. Every rank must iterate.
+    ZeRO-3 shards are gathered and LoRA is merged per tensor; tied tensors are yielded once. Every rank must iterate.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype) -> None:
         self._model, self._dtype = model, dtype
 
     def metadata(self) -> list[TensorInfo]:
-        """Return the description of each tensor that iteration yields, without gathering any."""
+        """Return name, dtype and shape of each tensor that iteration yields, without gathering any."""
         return [
             TensorInfo(name, self._dtype, tuple(getattr(tensor, "ds_shape", tensor.shape)))
             for name, tensor, _ in self._checkpoint_tensors()
@@ -106,7 +105,7 @@ class ModelWeights:
             yield name, whole
 
     def _checkpoint_tensors(self) -> Iterator[tuple[str, Tensor, Any]]:
-        """Yield (name in a checkpoint, tensor, the LoRA layer to merge into it or None)."""
+        """Yield (name in a checkpoint, tensor, LoRA layer to merge into it or None)."""
         for name, tensor in self._model.named_parameters():
             if ".lora_" in name or ".modules_to_save." in name:
                 continue
@@ -117,21 +116,21 @@ class ModelWeights:
 
 
 class Transfer(Protocol):
-    """Describe the trainer's side of a transfer; `RolloutPool.load_weights` is the engines' side."""
+    """Define the trainer's side of a weight transfer; `RolloutPool.load_weights` is the engines' side."""
 
     def publish(self, weights: ModelWeights, version: int, probe: tuple[float, ...]) -> Published | None:
-        """Make the weights available to the engines. Every rank calls it; rank 0 gets the result, the others None."""
+        """Send or store the weights for the engines. Every rank calls it; rank 0 gets the result, the others None."""
         ...
 
     def close(self) -> None:
-        """Release what the transfer holds."""
+        """Release the files or connections of the transfer."""
         ...
 
 
 class FileTransfer:
-    """Write weights as safetensors files in shared memory, on rank 0.
+    """Write weights from rank 0 as safetensors files in `folder`, usually in shared memory.
 
-    A version's folder is complete or absent; other content of `folder` is left unchanged.
+    Each version's folder is written atomically; other content of `folder` is left unchanged.
     """
 
     def __init__(self, folder: Path, is_main: bool = True) -> None:
@@ -140,7 +139,7 @@ class FileTransfer:
             remove_versions(folder)  # left by a run that was killed
 
     def publish(self, weights: ModelWeights, version: int, probe: tuple[float, ...]) -> Published | None:
-        """Write the weights to a new folder; remove versions older than the KEPT_VERSIONS newest."""
+        """Write the weights to a new folder, and delete all but the KEPT_VERSIONS newest versions."""
         if not self._is_main:
             for _ in weights:  # take part in gathering the shards
                 pass
@@ -162,13 +161,13 @@ class FileTransfer:
         return Published(version, len(checksums), size, str(final), probe, checksums)
 
     def close(self) -> None:
-        """Remove all versions."""
+        """Delete the files of all versions."""
         if self._is_main:
             remove_versions(self._folder)
 
 
 def remove_versions(folder: Path) -> None:
-    """Remove what FileTransfer wrote to `folder`, and the folder itself if it is then empty."""
+    """Delete the files that FileTransfer wrote to `folder`, and the folder itself if it is then empty."""
     for pattern in ("version-*", ".version-*.tmp"):
         for version in folder.glob(pattern):
             shutil.rmtree(version, ignore_errors=True)
@@ -177,12 +176,12 @@ def remove_versions(folder: Path) -> None:
 
 
 def checksum(tensor: Tensor) -> int:
-    """Return the CRC-32 of the tensor's bytes; it takes about one second per GB on one core."""
+    """Compute the CRC-32 of a tensor's bytes, which takes about one second per GB on one core."""
     return zlib.crc32(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
 
 
 def shared_folder(config: WeightsConfig, run_folder: Path) -> Path:
-    """Return this run's own folder in `weights.folder`, or by default in shared memory."""
+    """Return the folder for this run's weight files: below `weights.folder`, or by default in shared memory."""
     base = SHARED_MEMORY if os.access(SHARED_MEMORY, os.W_OK) else run_folder
     if config.folder is not None:
         base = Path(config.folder)
@@ -191,7 +190,7 @@ def shared_folder(config: WeightsConfig, run_folder: Path) -> Path:
 
 
 def _write_buckets(weights: Iterable[tuple[str, Tensor]], folder: Path, version: int) -> tuple[dict[str, int], int]:
-    """Write the weights; return (checksums by tensor name, bytes written)."""
+    """Write the weights to files of about BUCKET_BYTES; return (checksums by tensor name, bytes written)."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 

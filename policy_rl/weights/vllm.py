@@ -1,4 +1,4 @@
-"""Send weights from GPU to GPU by vLLM's own protocol: broadcast (nccl), or shared memory of one GPU (ipc)."""
+"""Send weights from GPU to GPU with vLLM's weight transfer: NCCL broadcast (nccl) or CUDA IPC on one GPU (ipc)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from policy_rl.weights.transfer import ModelWeights, Published, TensorInfo
 
 
 class VllmTransfer:
-    """Transfer weights with vLLM's protocol: `publish` itself loads them into the engines.
+    """Transfer weights with vLLM's protocol: `publish` already loads them into the engines.
 
     `RolloutPool.load_weights` then clears the engines' caches and checks the probe. `engines` is `RolloutPool.engines`.
-    Tensors are sent as they are gathered, in packed buffers, never a whole model at once.
+    Tensors are sent in packed buffers as they are gathered, so the whole model is never in memory at once.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class VllmTransfer:
         self._sender: Any = None
 
     def publish(self, weights: ModelWeights, version: int, probe: tuple[float, ...]) -> Published | None:
-        """Load the weights into the engines. Every rank calls it; rank 0 gets the result, the others None."""
+        """Send the weights into the engines' models. Every rank calls it; rank 0 gets the result, the others None."""
         from vllm.distributed.weight_transfer import WeightTransferTrainerFactory
 
         self._weights = weights
@@ -47,7 +47,7 @@ class VllmTransfer:
         return Published(version, len(tensors), sum(tensor.bytes for tensor in tensors), None, probe)
 
     def close(self) -> None:
-        """Shut down vLLM's sender."""
+        """Shut down vLLM's weight sender."""
         if self._sender is not None:
             self._sender.shutdown()
 
@@ -78,7 +78,7 @@ class VllmTransfer:
 
 
 def packed_buffer_bytes(tensors: Sequence[TensorInfo]) -> int:
-    """Return the size of the buffer through which vLLM sends tensors over ipc: it must hold the largest one whole."""
+    """Return a size for vLLM's ipc buffer, in bytes, that holds the largest tensor."""
     from vllm.distributed.weight_transfer.packed_tensor import DEFAULT_PACKED_BUFFER_SIZE_BYTES
 
     return max([DEFAULT_PACKED_BUFFER_SIZE_BYTES, *(tensor.bytes for tensor in tensors)])
@@ -87,7 +87,7 @@ def packed_buffer_bytes(tensors: Sequence[TensorInfo]) -> int:
 class EngineClient:
     """Implement vLLM's VLLMWeightSyncClient for several engines.
 
-    Each engine has its own worker ranks, and every call has a time limit.
+    Each engine has its own worker ranks, and every call has a timeout.
     """
 
     def __init__(self, engines: Sequence[Any], workers_each: int, timeout_seconds: float) -> None:
@@ -96,26 +96,26 @@ class EngineClient:
 
     @property
     def workers(self) -> int:
-        """Return the number of vLLM workers of all engines."""
+        """Return the total number of vLLM workers in all engines."""
         return len(self._engines) * self._workers_each
 
     def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
-        """Prepare the engines for transfers; with nccl, each gets the rank of its first worker."""
+        """Initialize weight transfer in all engines; with nccl, each gets the rank of its first worker."""
         infos = [dict(init_info) for _ in self._engines]
         if "rank_offset" in init_info:  # the trainer's rank 0 comes first
             infos = [info | {"rank_offset": 1 + position * self._workers_each} for position, info in enumerate(infos)]
         self._each("init_weight_transfer_engine", [{"init_info": info} for info in infos])
 
     def start_weight_update(self) -> None:
-        """Begin an update in all engines."""
+        """Begin a weight update in all engines."""
         self._each("start_weight_update")
 
     def update_weights(self, update_info: Any) -> None:
-        """Let all engines receive tensors."""
+        """Make all engines receive the tensors."""
         self._each("update_weights", [{"update_info": update_info}] * len(self._engines))
 
     def finish_weight_update(self, weight_version: str | None = None) -> None:
-        """Check that the update is complete, and finish it in all engines."""
+        """Check in all engines that the weights are complete, and finish the update."""
         for method in ("check_weights_complete", "finish_weight_update", "renew_tied_weights"):
             self._each(method)
 

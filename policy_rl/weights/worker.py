@@ -1,7 +1,7 @@
-"""Load new weights in a vLLM worker; vLLM mixes WeightLoading into its own worker class (worker_extension_cls).
+"""Load new weights in a vLLM worker, through a mixin for its worker class (worker_extension_cls).
 
-vLLM loads the tensors that match its model and at most warns about the others. Here, a parameter that does not receive
-all of its elements is an error.
+vLLM loads the tensors that match its model and at most warns about missing ones. Here, a parameter that does not
+receive all of its elements is an error.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ NAMED_IN_ERROR = 5
 
 
 class WeightLoading:
-    """Add the loading of new weights to a vLLM worker."""
+    """Extend a vLLM worker with methods that load new weights."""
 
     vllm_config: Any
     model_runner: Any
 
     def load_weight_files(self, folder: str, version: int, checksums: Mapping[str, int]) -> tuple[int, int]:
-        """Load every tensor of a version; return the number of tensors and their bytes as stored in the files."""
+        """Load the weight files of a version; return (number of tensors, bytes in the files)."""
         from vllm.config import set_current_vllm_config
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
@@ -58,10 +58,10 @@ class WeightLoading:
             )
 
     def renew_tied_weights(self) -> None:
-        """Renew what layers derive from a weight that they share with the embedding.
+        """Rebuild the packed weights of layers that share their weight with the embedding.
 
         Such a layer is not loaded itself, and on CPU it computes with a packed copy of the weight, which vLLM does not
-        renew.
+        rebuild.
         """
         for layer in tied_layers(self.model_runner.get_model()):
             layer.quant_method.process_weights_after_loading(layer)
@@ -70,9 +70,9 @@ class WeightLoading:
 def read_weights(
     folder: Path, version: int, checksums: Mapping[str, int], counted: list[int]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) of all files, and update `counted` to [tensors, bytes].
+    """Yield (name, tensor) from all weight files, counting them in `counted`, [number of tensors, bytes].
 
-    Raises TrainingError if a tensor is not the one that was written, or if this machine cannot access the folder.
+    Raises TrainingError if a tensor's checksum is wrong, or if this machine cannot access the folder.
     """
     from safetensors import safe_open
 
@@ -101,11 +101,11 @@ def read_weights(
 
 
 def incomplete_parameters(model: nn.Module) -> list[str]:
-    """Return the layers whose parameters are incomplete in a load that vLLM has started and not finished.
+    """List the layers that have not received all of their elements in vLLM's current weight load.
 
-    vLLM counts the loaded elements per layer and finishes a layer once all have arrived. The unfinished layers include
-    some that are complete: layers without parameters; attention layers, whose scales keep their values; embeddings that
-    are padded beyond the vocabulary; tied layers.
+    vLLM counts the loaded elements per layer and finishes a layer once all have arrived. Some layers that it leaves
+    unfinished are complete: layers without parameters; attention layers, whose scales keep their values; embeddings
+    padded beyond the vocabulary; tied layers.
     """
     from vllm.model_executor.layers.attention import is_deferred_attention_layer
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
@@ -127,7 +127,7 @@ def incomplete_parameters(model: nn.Module) -> list[str]:
 
 
 def tied_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the embedding-like layers that share their weight with an earlier one."""
+    """Return the embedding and output layers that share their weight with an earlier one."""
     from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
