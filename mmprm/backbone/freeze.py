@@ -1,4 +1,4 @@
-"""Name the parts of a multimodal model that training can freeze."""
+"""Define the parts of a multimodal model that training can freeze."""
 
 from __future__ import annotations
 

@@ -68,10 +68,10 @@ def on_grid(width: int) -> int:
 
 
 def packed_mask(end_BT: Tensor) -> Any:
-    """Return the mask of `attention_mask` in the form for a model prepared by `use_block_masks`.
+    """Return the attention mask in the form that a model prepared by `use_block_masks` accepts.
 
     On CPU, where FlexAttention has no gradient, this is end_B11T, from which mmprm.backbone.tree_attention builds its
-    blocks.
+    blocks. On GPU, it is the mask of `attention_mask`.
     """
     return attention_mask(end_BT) if end_BT.is_cuda else end_BT[:, None, None]
 
@@ -101,8 +101,8 @@ def why_not_packed(backbone: nn.Module) -> str | None:
 FLEX_BLOCK = 128
 """Number of tokens per block of FlexAttention, its default."""
 COMPILED_GRAPHS = 64
-"""Number of FlexAttention graphs that torch may compile. One model uses 6 of torch's default limit of 8, beyond which
-torch would silently materialize the scores of all T² pairs."""
+"""Maximum number of FlexAttention graphs that torch may compile. One model uses 6 of torch's default limit of 8, beyond
+which torch would silently materialize the scores of all T² pairs."""
 
 PACKED = "mmprm_packed"
 """Name of the registered attention function, which handles the masks of `packed_mask` and calls SDPA otherwise."""

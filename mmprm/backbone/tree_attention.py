@@ -1,8 +1,8 @@
 """Compute attention of packed rows on CPU, where a dense mask has T² entries and FlexAttention has no gradient.
 
 The tokens of all rows are cut into blocks of consecutive tokens. The tokens of a block attend only to the block itself
-and to the ancestors of its first token, which are fewer than the tokens of the longest solution. The cost is therefore
-linear in the number of tokens.
+and to the ancestors of its first token. These are fewer than the tokens of the longest solution, so the cost is linear
+in the number of tokens.
 
 Shapes: B row, T token of a row, F token of all rows, N block, C token of a block, A ancestor of a block's first token,
 K = A + C key that a block sees, H query head, G key or value head, D head size.
@@ -25,7 +25,7 @@ class Blocks(NamedTuple):
     """Holds each block's attention mask and the indices of the keys outside the block that it attends to."""
 
     trail_NA: Tensor
-    """Indices of these keys among the F tokens, with arbitrary padding."""
+    """Indices among the F tokens of the keys outside each block, with arbitrary padding."""
     mask_N1CK: Tensor
     """Additive mask: 0 where a token sees a key, −∞ elsewhere."""
 

@@ -30,7 +30,7 @@ class ConsensusConfig(Config):
     """Configures `mmprm consensus`."""
 
     labels: PathText
-    """Parquet file of labeled paths, as written by mmprm labels."""
+    """Parquet file of labeled paths written by `mmprm labels`."""
     output: PathText
     """Parquet file to write; may be the same file as `labels`."""
     scorer: ScorerConfig | None = None

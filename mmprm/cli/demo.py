@@ -202,9 +202,9 @@ def _train_config(config: DemoConfig, output: Path) -> TrainConfig:
 
 
 def _untrained(config: DemoConfig, output: Path) -> Path:
-    """Save the PRM before training and return its folder, as a baseline.
+    """Save the untrained PRM as a baseline, and return its folder.
 
-    It measures how well the base model already separates correct from incorrect steps.
+    The baseline shows how well the base model already separates correct from incorrect steps.
     """
     train = _train_config(config, output)
     prm = initialize_prm(train.model, train.tokens, train.add_missing_tokens)

@@ -37,7 +37,7 @@ class Finding:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add no options: the command takes none."""
+    """Add no options, because the command takes none."""
     del parser
 
 
@@ -143,7 +143,7 @@ def disk() -> Finding:
 
 
 def shared_memory() -> Finding:
-    """Check the size of shared memory."""
+    """Check the free space in shared memory."""
     folder = Path("/dev/shm")
     free = shutil.disk_usage(folder).free / 2**30 if folder.is_dir() else 0.0
     remedy = (

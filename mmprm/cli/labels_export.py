@@ -1,7 +1,7 @@
 """Export labeled paths to another project's training format.
 
 The output folder holds train.jsonl, dev.jsonl and test.jsonl (labels.parquet for --format parquet), images/ if the
-records name images, and export.json with what was dropped and why.
+records name images, and export.json, which lists what was dropped and why.
 
 Examples:
   mmprm labels export --format trl --set labels=runs/demo/labels.parquet --set output=runs/demo/trl

@@ -1,7 +1,7 @@
 """Estimate the memory of RL per GPU in each phase (rollout, log-probs, update, sync) and per node.
 
-Needs no weights, no GPU, and no network: config.json of the policy and of the PRM is read from its folder or the hub's
-cache, and the models of the shipped configurations are built in. `hardware` describes the GPUs; engines, ranks and the
+Needs no weights, no GPU, and no network. config.json of the policy and of the PRM is read from its folder or the hub's
+cache; the models of the shipped configurations are built in. `hardware` describes the GPUs; engines, ranks and the
 PRM are placed on them as in `mmprm rl`. If the run does not fit, the command exits with code 2 and suggests changes
 with which it would fit.
 

@@ -61,7 +61,7 @@ def _report_stage(arguments: argparse.Namespace, number: int, config: StageConfi
 
 
 def stage_configs(path: str, sets: Sequence[str] = ()) -> list[StageConfig]:
-    """Load the configurations of all stages, sizing models of earlier stages like the first stage's model."""
+    """Load the configurations of all stages; models written by earlier stages take the first model's shape."""
     stages = read_stages(path, sets)
     first = stages[0].config
     base = first.engine.model if isinstance(first, RLConfig) else first.model

@@ -1,6 +1,6 @@
 """Estimate PRM training: memory per GPU and node, steps, and GPU-hours.
 
-Needs no weights, no GPU, and no network: config.json of the model is read from its folder or the hub's cache, and the
+Needs no weights, no GPU, and no network. config.json of the model is read from its folder or the hub's cache; the
 models of the shipped configurations are built in. `hardware` describes the GPUs. If the run does not fit, the command
 exits with code 2 and suggests changes with which it would fit.
 

@@ -1,12 +1,13 @@
 """Score the steps of solutions: P(step is correct) for each step, and their aggregate.
 
 Each line of the file is an object with `question` and `steps` (a list of plain texts), and optionally images and
-options, in the same columns as problems (`columns`; paths are relative to the file). Every line is written with
-`scores`, `aggregator` and `aggregate` added.
+options. The columns are named as for problems (`columns`), and paths are relative to the file. Every line is written
+with `scores`, `aggregator` and `aggregate` added.
 
 Instead of `steps`, a line may have a model's raw `response`, which is split into steps according to `step_format`, or
-several `responses` to its question: then `steps`, `scores` and `aggregate` are lists with one entry per response, and
-`chosen` is the index of the best one. A response that cannot be split has no scores; `unsplit` gives the reason.
+several `responses` to its question. With `responses`, `steps`, `scores` and `aggregate` are lists with one entry per
+response, and `chosen` is the index of the best one. A response that cannot be split has no scores; `unsplit`
+gives the reason.
 
 example:
   echo '{"question": "What is 1 + 2?", "steps": ["1+2=3", "<answer>3</answer>"]}' > solutions.jsonl

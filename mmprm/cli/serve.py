@@ -73,7 +73,7 @@ class ServeConfig(Config):
     """Maximum time in seconds to finish accepted requests after SIGTERM. A model load or batch that takes ten seconds
     longer is aborted."""
     hardware: HardwareConfig = Field(HardwareConfig(), exclude=True)
-    """Machines that `mmprm plan` assumes; the run itself ignores these keys."""
+    """Hardware that `mmprm plan` assumes; `mmprm serve` ignores these keys."""
 
     @model_validator(mode="after")
     def _guarded(self) -> ServeConfig:

@@ -1,8 +1,8 @@
 """Show one problem's search tree in the terminal.
 
-Each line is a labeled prefix of steps: its index in search order (· if only other states' rollouts label it), its
-value, its counts of correct and incorrect rollouts (and of those with unknown verdict), and the steps that it adds to
-its parent.
+Each line is a labeled prefix of steps. It shows the prefix's index in search order (· if only other states' rollouts
+label it), its value, its counts of correct and incorrect rollouts (and of those with unknown verdict), and the steps
+that it adds to its parent.
 
 Examples:
   mmprm tree runs/demo/annotate tiny-6bd7
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def find_id(wanted: str, ids: list[str]) -> str:
-    """Return the id that equals `wanted`, or the only one that begins with it."""
+    """Resolve `wanted` to an id: the same id, or the only one with this prefix."""
     fitting = [wanted] if wanted in ids else [known for known in ids if known.startswith(wanted)]
     if len(fitting) == 1:
         return fitting[0]

@@ -106,7 +106,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 
 
 def published(base: str) -> dict[str, Any] | None:
-    """Return the config.json values of a model by the last part of its hub id or path, or None if not listed.
+    """Look up a published model's config.json values by the last part of its hub id or path, or return None.
 
     The suffix `-hf` is ignored.
     """

@@ -54,7 +54,7 @@ def size_of(dtype: Dtype) -> int:
 
 
 def engine_parts(shape: Shape, engine: EngineSettings, gpu: float) -> Parts:
-    """Estimate an engine's memory in bytes per GPU, by part; a GPU has `gpu` bytes.
+    """Estimate an engine's memory per GPU by part, in bytes; `gpu` is the memory of a GPU.
 
     The key-value cache takes the rest of gpu_memory_utilization, unless `kv_cache_gib` sets its size.
     """
@@ -93,9 +93,9 @@ def cache_note(shape: Shape, engine: EngineSettings, parts: Parts, tokens: int) 
 
 
 def scorer_parts(shape: Shape, scorer: ScorerSettings, gpu: float) -> Parts:
-    """Estimate a scorer's memory in bytes per GPU, by part, during a batch; a GPU has `gpu` bytes.
+    """Estimate a scorer's memory per GPU by part, in bytes, during a batch of `batch_tokens` tokens.
 
-    The batch has `batch_tokens` tokens.
+    `gpu` is the memory of a GPU in bytes.
     """
     size, split, precision = size_of(scorer.dtype), scorer.tensor_parallel, _precision(scorer.dtype)
     forward = forward_only(shape.language, scorer.batch_tokens, precision)
@@ -124,7 +124,7 @@ def scorer_refusals(shape: Shape, scorer: ScorerSettings, parts: Parts) -> list[
 
 
 def receive_buffers(shape: Shape, engine: EngineSettings, transport: str) -> Mapping[str, float]:
-    """Return the bytes that an engine's GPU needs for receiving new weights, by part.
+    """Return the bytes that each GPU of an engine needs for receiving new weights, by part.
 
     With nccl, vLLM receives into two packed buffers, each of 1 GiB plus at most one tensor. With ipc, it reads the
     trainer's buffer.

@@ -130,7 +130,7 @@ def kept_activations(layers: Layers, tokens: int, longest: int, precision: Preci
 
 
 def working_activations(layers: Layers, tokens: int, longest: int, precision: Precision, checkpointing: bool) -> float:
-    """Return the extra bytes of the layer in its backward pass over T tokens, beyond `kept_activations`.
+    """Return the bytes beyond `kept_activations` for the layer whose backward pass is running on T tokens.
 
     These are its gradients, 3eI per token, and, with checkpointing, its saved tensors.
     """

@@ -16,7 +16,7 @@ ENGINE_RESERVE = 0.02
 """Reserved fraction on GPUs with only engines and scorers, whose estimates include their CUDA contexts."""
 
 Parts = Mapping[str, float]
-"""Bytes by the name of what occupies them."""
+"""Memory in bytes by the name of the part."""
 
 TABLE_WIDTH = 100
 """Width in characters of a table with four phases."""
@@ -51,7 +51,7 @@ class GpuGroup:
 
     @property
     def fits(self) -> bool:
-        """Return whether every phase fits on the GPU."""
+        """Return whether every phase fits into the usable bytes of a GPU."""
         return self.peak <= self.usable
 
     def total(self, phase: str) -> float:

@@ -63,7 +63,7 @@ class Shape:
     context: int
     """Maximum sequence length in tokens."""
     unused: int
-    """Number of expert parameters that are inactive for a token."""
+    """Number of expert parameters inactive per token."""
     language: Layers
     vision: Tower | None
 
@@ -84,7 +84,7 @@ class Shape:
 
     @property
     def active(self) -> int:
-        """Return the number of parameters that are active for a token."""
+        """Return the number of parameters active per token."""
         return self.total - self.unused
 
     def trains(self, part: str) -> bool:
@@ -110,7 +110,7 @@ def shape_of(
     judges: bool = False,
     key: str = "model",
 ) -> Shape:
-    """Compute the shape of a model, with parts frozen and adapters added as in training.
+    """Return the layer sizes and parameter counts of a model, with parts frozen and adapters added as in training.
 
     The model is built on the meta device, without allocating weights. With adapters, a PRM (`judges`) also trains rows
     of its embeddings. `key` names the model's setting in error messages.

@@ -53,10 +53,10 @@ def state_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
 
 
 def backward_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
-    """Return the bytes beyond the states for forward and backward of the largest micro-batch, by part.
+    """Return the extra bytes for the forward and backward pass of the largest micro-batch, by part.
 
-    The estimate assumes that every token may belong to an image. The output layer and the layers before it are not
-    computed at the same time, so the larger one counts.
+    They are needed on top of `state_parts`. The estimate assumes that every token may belong to an image. The output
+    layer and the layers before it are not computed at the same time, so the larger one counts.
     """
     tokens, precision, layers = trainer.tokens, trainer.precision, shape.language
     setting = (tokens, trainer.longest, precision, trainer.checkpointing)
@@ -80,7 +80,7 @@ def backward_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
 
 
 def update_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
-    """Return the bytes beyond the states for an optimizer step, by part."""
+    """Return the extra bytes for an optimizer step, on top of `state_parts`, by part."""
     _, update = buffers(
         shape.trained, shape.frozen, shape.largest, trainer.ranks, trainer.stage, trainer.precision, trainer.offload
     )
@@ -88,7 +88,7 @@ def update_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
 
 
 def forward_parts(shape: Shape, trainer: TrainerSettings) -> Parts:
-    """Return the bytes for log-probabilities of the largest micro-batch without a backward pass, by part."""
+    """Return the extra bytes for log-probabilities of the largest micro-batch, without a backward pass, by part."""
     tokens, precision, layers = trainer.tokens, trainer.precision, shape.language
     logits = output_layer(shape.rows, layers.hidden, tokens, precision, trainer.float32_logits, backward=False)
     vision = 0.0
@@ -128,7 +128,7 @@ def training_plan(
 
 
 def trainer_host(shape: Shape, trainer: TrainerSettings, nodes: int, models: int = 1) -> Mapping[str, float]:
-    """Return the CPU memory in bytes of the fullest node, that of rank 0, by phase.
+    """Return the CPU memory in bytes of the fullest node, which is that of rank 0, by phase.
 
     Below stage 3, each rank loads `models` whole models before they move to its GPU. At stage 3, the files are
     memory-mapped, which needs no memory of the ranks. To save a model, rank 0 gathers it whole.

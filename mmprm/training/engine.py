@@ -146,7 +146,7 @@ class Engine:
 
     @contextmanager
     def inference(self) -> Iterator[nn.Module]:
-        """Yield the model in evaluation mode without gradients."""
+        """Yield the model in evaluation mode with gradients disabled."""
         self.deepspeed.eval()
         try:
             with torch.no_grad():

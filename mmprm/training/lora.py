@@ -1,4 +1,4 @@
-"""Train low-rank adapters with peft, and merge them into plain weights.
+"""Train low-rank adapters (LoRA) with peft, and merge them into the model's weights.
 
 W' = W + (alpha / rank) · B A for the layers matched by `targets` (Hu et al. 2021). Single rows of the embeddings and of
 the output layer, in particular those of new tokens, are trained directly.

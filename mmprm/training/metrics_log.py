@@ -1,4 +1,4 @@
-"""Log the metrics of a run: every step to metrics.jsonl, TensorBoard and a tracker, some to the console.
+"""Log a run's metrics: every step to metrics.jsonl, TensorBoard and a tracker, and some steps to the console.
 
 Used on rank 0 only.
 """
@@ -54,7 +54,10 @@ class MetricsLog:
         self._tracker = Tracker(tracker, folder, settings, resumes=done > 0) if tracker else None
 
     def write(self, kind: str, step: int, metrics: dict[str, float], shown: bool, total: int) -> None:
-        """Log metrics of `kind` (train or eval) after `step` updates; metrics.jsonl stores non-finite values as null."""
+        """Log metrics of `kind` (train or eval) after `step` updates; metrics.jsonl stores non-finite values as null.
+
+        `shown` also prints them to the console.
+        """
         finite = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         self._file.write(json.dumps({"kind": kind, "step": step, **finite}) + "\n")
         for name, value in metrics.items():
