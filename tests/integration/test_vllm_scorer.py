@@ -59,7 +59,10 @@ def test_vllm_scores_as_transformers_does(tmp_path: Path) -> None:
     assert after_a_refusal[0].scores == pytest.approx(expected[-1].scores, abs=1e-3)
 
 
-def test_a_model_split_over_two_processes_scores_as_a_whole_one(tmp_path: Path) -> None:
+def test_a_model_split_over_two_processes_scores_as_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLLM_CPU_SIM_MULTI_NUMA", "1")  # vLLM binds each process to a memory node of its own
     prm = random_prm(tmp_path)
     solutions = [Solution(tiny.problem, tuple(solve(tiny))) for tiny in make_problems(8, 0, "train")]
     local = open_scorer(ScorerConfig(prm=prm))
