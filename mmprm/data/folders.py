@@ -26,7 +26,7 @@ _PACKED = (".gz", ".bz2", ".xz")
 _PACKABLE = ("jsonl", "json", "csv", "tsv")
 _SPLITS = (
     *("train", "training", "test", "testing", "testmini", "validation", "valid", "val", "dev", "eval", "evaluation"),
-    *("held_out", "held_out"),
+    *("held_out", "heldout"),
 )
 _DEFAULT_SPLIT = "train"
 

@@ -83,7 +83,7 @@ def save(
 
 @contextmanager
 def writing(path: Path, way_out: str) -> Iterator[None]:
-    """Convert errors while writing `path` to CheckpointError, with `way_out` as the advice to the user.
+    """Convert errors from writing `path` to CheckpointError; `way_out` tells the user what to do.
 
     On a full disk, torch and safetensors raise their own exception types instead of OSError.
     """
@@ -120,7 +120,7 @@ def resume(
     if differing:
         shown = ", ".join(f"{key} ({values})" for key, values in differing.items())
         raise CheckpointError(
-            f"{path}: belongs to a run with another {shown}; restore these settings or choose another output"
+            f"{path}: belongs to a run with different settings: {shown}; restore these settings or choose another output"
         )
     written_by = len(list(path.glob("random-*.pt")))
     if written_by != ranks.count:

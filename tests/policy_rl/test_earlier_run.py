@@ -37,7 +37,7 @@ def test_it_ends_like_a_run_of_this_version(name: str, settings: dict[str, Any],
 
 
 def test_other_settings_are_refused(run: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"different sampling\.temperature"):
+    with pytest.raises(CheckpointError, match=r"different settings: sampling\.temperature"):
         asyncio.run(make_loop(make_config(run, sampling={"temperature": 0.5})).run())
 
 

@@ -159,9 +159,9 @@ def test_another_configuration_is_not_resumed(tmp_path: Path) -> None:
     config = make_config(tmp_path / "run", save_every=2)
     asyncio.run(make_loop(config).run())
     other = make_config(tmp_path / "run", save_every=2, batch={"prompts": 4, "group_size": 2})
-    with pytest.raises(CheckpointError, match="belongs to a run with another batch"):
+    with pytest.raises(CheckpointError, match="belongs to a run with different settings: batch"):
         asyncio.run(make_loop(other).run())
-    with pytest.raises(CheckpointError, match="belongs to a run with another problems"):
+    with pytest.raises(CheckpointError, match="belongs to a run with different settings: problems"):
         asyncio.run(make_loop(config, problems=PROBLEMS[1:]).run())
     same = make_config(tmp_path / "run", save_every=3, eval_every=1)
     summary = asyncio.run(_ended(same))

@@ -130,7 +130,7 @@ def test_the_policy_of_no_run_is_not_a_finished_run(tmp_path: Path) -> None:
 
 def test_other_content_under_the_same_ids_is_another_run(finished: RLConfig, tmp_path: Path) -> None:
     write_problems(tmp_path / "train.jsonl", [replace(problem, answer="other") for problem in PROBLEMS])
-    with pytest.raises(CheckpointError, match="belongs to a run with another problems"):
+    with pytest.raises(CheckpointError, match="belongs to a run with different settings: problems"):
         train_policy(finished)
 
 
@@ -154,7 +154,7 @@ def test_a_run_that_was_killed_in_its_last_evaluation_is_not_finished(tmp_path: 
 
 def test_another_run_in_the_folder_is_refused_before_loading_anything(finished: RLConfig) -> None:
     other = finished.model_copy(update={"seed": 1})
-    with pytest.raises(CheckpointError, match="belongs to a run with another seed "):
+    with pytest.raises(CheckpointError, match="belongs to a run with different settings: seed "):
         train_policy(other)
     assert not ray.is_initialized()
 
@@ -194,7 +194,7 @@ def test_a_run_folder_of_version_0_1_is_resumed(tmp_path: Path) -> None:
     there["trainer"]["optimisation"] = there["trainer"].pop("optimization") | {"epochs": 1, "log_every": 10}
     check_same(tmp_path, there, here)
     there["sampling"]["temperature"] = 0.5
-    with pytest.raises(CheckpointError, match="another sampling"):
+    with pytest.raises(CheckpointError, match="different settings: sampling"):
         check_same(tmp_path, there, here)
 
 
@@ -328,5 +328,5 @@ def test_fewer_steps_than_are_done_end_the_run_with_its_policy(
     assert "ends with step 6, as set by steps=2" in capsys.readouterr().out
     with pytest.raises(CheckpointError, match=r"steps=9: .* has done 6 of its 40 steps; set 6 or less .* or 40"):
         summary_without_training(config.model_copy(update={"steps": 9}), 9, PROBLEMS)
-    with pytest.raises(CheckpointError, match="another seed"):
+    with pytest.raises(CheckpointError, match="different settings: seed"):
         summary_without_training(two.model_copy(update={"seed": 1}), 2, PROBLEMS)
