@@ -52,7 +52,7 @@ def annotate(
     config: AnyPath | None = None,
     **settings: Any,
 ) -> CampaignSummary:
-    """Label the reasoning steps of problems by tree search, as `mmprm annotate` does, and return its summary.
+    """Label the reasoning steps of problems by tree search, like `mmprm annotate`, and return the run's summary.
 
     `problems` is a file, a folder, a hub id, or a list of `Problem` objects and dict rows with question, answer and
     images; a list is written to problems.jsonl in the run folder `output`. `config` is a YAML file, and `settings`

@@ -18,8 +18,8 @@ class TrainableConfig(Config):
     """Configures which weights of a model are trained."""
 
     frozen: tuple[str, ...] = ()
-    """Parameters to freeze: vision, projector or language for parts of any supported model, or regular expressions for
-    parameter names."""
+    """Parameters to freeze: vision, projector or language, on any supported model, or regular expressions for parameter
+    names."""
     lora: LoraConfig | None = None
     """Train low-rank adapters instead of all weights, and merge them into the saved model. A PRM also trains the rows
     of its marker, Yes and No. null: train everything that is not frozen."""

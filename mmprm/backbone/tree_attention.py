@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 BLOCK = 64
-"""Number of tokens per block. In longer blocks, most tokens do not see most keys; shorter blocks copy more keys."""
+"""Number of tokens per block. Longer blocks compute mostly masked scores, and shorter ones copy more keys."""
 
 
 class Blocks(NamedTuple):

@@ -1,4 +1,4 @@
-"""Convert a checkpoint: an older InternVL to its native class, or a trained PRM to another tool's format.
+"""Convert a checkpoint: an older InternVL to its native transformers class, or a trained PRM to another tool's format.
 
 A checkpoint of mmprm rl, sft or train (RUN/checkpoints/step-…, or RUN for its newest one) becomes a plain model folder,
 regardless of the number of ranks and the ZeRO stage that wrote it. checkpoints/best is the checkpoint with the best

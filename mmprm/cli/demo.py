@@ -86,7 +86,7 @@ class DemoConfig(Config):
 
 @dataclass
 class Clock:
-    """Records the wall-clock time of each stage in seconds, in the order of the stages."""
+    """Records the wall-clock time of each stage in seconds, in order of execution."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -213,7 +213,7 @@ def _untrained(config: DemoConfig, output: Path) -> Path:
 
 
 def _sample(config: DemoConfig) -> tuple[list[CandidateGroup], list[CandidateGroup], float]:
-    """Sample and grade both problem sets; also return the accuracy on the test problems with blank images."""
+    """Sample and grade the development and test problems; also return the accuracy with blank test images."""
     development = [tiny.problem for tiny in make_problems(config.development, config.seed, "dev")]
     test = _test_problems(config)
     blanks = [replace(problem, images=(blank(),)) for problem in test]

@@ -1,4 +1,4 @@
-"""Report what this machine can run, and what to install for the rest.
+"""Report what this machine can run, and what to install where something is missing.
 
 example:
   mmprm doctor

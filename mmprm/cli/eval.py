@@ -59,10 +59,10 @@ class MeasureConfig(Config):
     format: str = "prm800k"
     """Format of files with step labels: prm800k, trl, math-shepherd, visualprm, mm-prm or openrlhf."""
     label_threshold: float = Field(0.0, ge=0, lt=1)
-    """For files with soft step labels: steps with a label above this count as correct."""
+    """Threshold for soft step labels: steps with a label above it count as correct."""
     threshold: float | None = Field(None, ge=0, le=1)
-    """Steps with a score below this are predicted to be incorrect. By default, it is chosen on the development split
-    or, with development=0, read from the PRM's prm.json."""
+    """Score below which a step is predicted to be incorrect. By default, it is chosen on the development split or, with
+    development=0, read from the PRM's prm.json."""
     development: Annotated[float, Field(ge=0, lt=1)] | str = 0.2
     """Fraction of the problems held out to choose the threshold, or the name of a source to choose it on. A named
     source stays in the metrics, as gsm8k does in ProcessBench's protocol."""
@@ -180,7 +180,7 @@ def _check_threshold(config: MeasureConfig, stored: float | None) -> None:
 def _measured(
     kind: str, judged: Sequence[ScoredSolution], config: MeasureConfig, stored: float | None, **by: str
 ) -> PrmEvaluation:
-    """Compute the metrics at the configured, the stored or a newly chosen threshold.
+    """Compute the metrics at the configured, stored or newly chosen threshold.
 
     The `stored` threshold applies if none is configured and there is no development split to choose one on.
     """

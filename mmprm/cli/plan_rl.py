@@ -81,7 +81,7 @@ def rl_shape(config: RLConfig) -> Shape:
 
 
 def plan_rl(config: RLConfig, prompt_tokens: int = PROMPT_TOKENS) -> MemoryPlan:
-    """Estimate the memory of a configured run.
+    """Estimate the memory of a configured RL run.
 
     Raises ConfigError if the run cannot be placed on the GPUs in `hardware`.
     """

@@ -44,7 +44,7 @@ def sft_shape(config: SftConfig) -> Shape:
 
 
 def plan_sft(config: SftConfig) -> MemoryPlan:
-    """Estimate the memory of a configured run."""
+    """Estimate the memory of a configured SFT run."""
     hardware = config.hardware
     trainer = trainer_settings(config.training, hardware.gpus, config.max_length, config.gradient_checkpointing)
     gpu, host = hardware.gpu_memory_gib, hardware.host_memory_gib

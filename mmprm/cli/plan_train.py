@@ -71,7 +71,7 @@ def train_shape(config: TrainConfig) -> Shape:
 
 
 def plan_train(config: TrainConfig) -> MemoryPlan:
-    """Estimate the memory of a configured run."""
+    """Estimate the memory of a configured PRM training run."""
     hardware = config.hardware
     trainer = trainer_settings(
         config.training, hardware.gpus, config.max_length, config.gradient_checkpointing, reads_logits=False

@@ -1,4 +1,4 @@
-"""Estimate the steps, FLOPs and GPU-hours of PRM training from the layer sizes of its model."""
+"""Estimate the steps, FLOPs and GPU-hours of PRM training from the model's layer sizes."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ ASLEEP = CONTEXT + CUDA_GRAPHS
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """Holds the engine settings that determine its memory use."""
+    """Holds the settings that determine an engine's memory use."""
 
     dtype: Dtype
     tensor_parallel: int
@@ -39,7 +39,7 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class ScorerSettings:
-    """Holds the scorer settings that determine its memory use."""
+    """Holds the settings that determine a scorer's memory use."""
 
     backend: Literal["transformers", "vllm"]
     dtype: Dtype

@@ -217,7 +217,7 @@ def matrix_operations(parameters: int, tokens: float, passes: int) -> float:
 def attention_operations(layers: Layers, lengths: Iterable[tuple[float, float]], causal: bool, passes: int) -> float:
     """Return the FLOPs of attention: 4LAS² per pass and sequence of length S, or half of it if causal.
 
-    These are the scores and the weighted sums of values. `lengths` holds pairs (number of sequences, S).
+    This covers the scores and the weighted sums of values. `lengths` holds pairs (number of sequences, S).
     """
     squares = sum(count * length * length for count, length in lengths)
     return 4.0 * layers.count * layers.attention * squares * passes * (0.5 if causal else 1.0)

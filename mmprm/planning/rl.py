@@ -39,7 +39,7 @@ Role = Literal["trainer", "engine", "scorer"]
 
 @dataclass(frozen=True, slots=True)
 class RLSettings:
-    """Holds the run settings that determine its memory use. `gpus` counts GPUs by the processes that they run."""
+    """Holds the settings that determine an RL run's memory use. `gpus` counts GPUs by the processes that they run."""
 
     trainer: TrainerSettings
     engine: EngineSettings
@@ -138,8 +138,8 @@ def _send_buffers(policy: Shape, settings: RLSettings) -> float:
     """Return the bytes that rank 0 needs for sending weights.
 
     These are the largest tensor, both gathered and in the engines' dtype, and packed buffers. With ipc, there is one
-    buffer of 1 GiB or the size of the largest tensor. With nccl, there are two, and a third that is being filled, each
-    of 1 GiB plus at most one tensor.
+    buffer of 1 GiB, or of the size of the largest tensor if that is larger. With nccl, there are two, and a third that
+    is being filled, each of 1 GiB plus at most one tensor.
     """
     sent = size_of(settings.engine.dtype) * policy.largest
     whole = width(settings.trainer.precision) * policy.largest if settings.trainer.stage == 3 else 0.0

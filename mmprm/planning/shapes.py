@@ -79,7 +79,7 @@ class Shape:
 
     @property
     def total(self) -> int:
-        """Return the number of all parameters."""
+        """Return the total number of parameters."""
         return self.trained + self.frozen
 
     @property

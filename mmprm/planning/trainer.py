@@ -24,7 +24,7 @@ from mmprm.planning.shapes import Shape
 
 @dataclass(frozen=True, slots=True)
 class TrainerSettings:
-    """Holds the trainer settings that determine its memory use."""
+    """Holds the settings that determine a trainer's memory use."""
 
     ranks: int
     stage: int
@@ -36,7 +36,7 @@ class TrainerSettings:
     """Number of tokens in the longest sequence."""
     checkpointing: bool
     reads_logits: bool = True
-    """Whether log-probabilities of all tokens are computed, as for a policy; a PRM needs two logits at few positions.
+    """Whether log-probabilities of all tokens are computed, as for a policy; a PRM reads two logits at a few positions.
     """
     float32_logits: bool = True
 

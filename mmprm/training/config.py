@@ -34,8 +34,8 @@ class OptimizationConfig(Config):
     zero_stage: Literal[0, 1, 2, 3] = 0
     """ZeRO stage: 1 shards the optimizer state over ranks, 2 also gradients, 3 also weights. In bf16, 0 acts as 1."""
     offload: Literal["none", "optimizer", "all"] = "none"
-    """What to offload to CPU memory: the optimizer's state and update, or all, which includes the weights. Slower;
-    meant for large models."""
+    """State to offload to CPU memory: `optimizer` offloads the optimizer's state and update, and `all` also the
+    weights. Slower; meant for large models."""
     seed: int = 0
     """Random seed for the order of samples and for dropout."""
     max_bad_steps: int = Field(5, ge=1)

@@ -26,7 +26,7 @@ from mmprm.training.stop_request import StopRequest
 
 
 class Task(Protocol):
-    """Defines what the loop trains on: the samples, their numbers of loss terms, and the loss."""
+    """Defines what the loop trains on: the samples, the number of loss terms in each, and the loss."""
 
     lengths: Sequence[int]
     """Number of tokens in each sample."""
