@@ -97,8 +97,8 @@ BENCHMARKS = {
     "grading": (
         grading,
         "make bench-grading",
-        "Verdicts on answers made from two problem files: the reference answer is repeated, rewritten, swapped with "
-        "another one, or changed.",
+        "This benchmark grades answers derived from two problem files: the reference answer is repeated, rewritten, "
+        "swapped with another one, or changed.",
     ),
     "annotate": (
         annotate,
@@ -151,7 +151,8 @@ def page() -> str:
         lines = [f"| {key} | {value} | {bar} |" for key, value, bar in rows(results, details)]
         machine = details.get("machine", results.get("machine"))
         parts.append(
-            f"## {name}\n\n{what} `{command}`; {machine}.\n\n| metric | measured | target |\n|---|---|---|\n"
+            f"## {name}\n\n{what} Command: `{command}`. Machine: {machine}.\n\n"
+            "| metric | measured | target |\n|---|---|---|\n"
             + "\n".join(lines)
             + "\n"
         )
