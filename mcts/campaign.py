@@ -1,4 +1,4 @@
-"""Run an annotation campaign: hand out problems to workers, write the store, resume, and report progress."""
+"""Run an annotation campaign: assign problems to workers, write the store, resume, and report progress."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from mmprm.types import Problem
 SUMMARY_NAME = "summary.json"
 
 GROWTH_SECONDS = 5.0
-"""Seconds between checks for capacity for more engines in the cluster."""
+"""Seconds between checks of whether the cluster has capacity for more engines."""
 
 MakeWorker = Callable[[int], Awaitable[Worker]]
-"""Function that takes a worker number and returns a worker that is ready to accept problems."""
+"""Creates worker number n, ready to accept problems."""
 
 
 def run_campaign(
     config: CampaignConfig, model_folder: str | None = None, make_worker: MakeWorker | None = None
 ) -> CampaignSummary:
-    """Annotate every open problem of the run folder and of `config.problems`, then write and return the summary.
+    """Annotate all open problems of the run folder and of `config.problems`; write and return the summary.
 
     Args:
         config: The campaign's configuration.
         model_folder: Local folder of `config.engine.model` if that is a model name. The store records the name.
-        make_worker: Makes the workers instead of Ray actors. Their number is `config.workers`, or 1 by default.
+        make_worker: Creates the workers, instead of Ray. Their number is `config.workers`, or 1 by default.
 
     Raises:
         StoreError: The store has another configuration or another writer, or the disk is full.
@@ -82,7 +82,7 @@ def run_campaign(
 
 @contextmanager
 def _tracked(config: CampaignConfig, progress: Progress) -> Iterator[None]:
-    """Send the progress of the campaign to its tracker, if it has one, for the duration of the block."""
+    """Log the campaign's progress to its tracker, if it has one, inside the block."""
     if config.tracker is None:
         yield
         return
@@ -123,19 +123,19 @@ async def _annotate_on_servers(config: CampaignConfig, store: Store, progress: P
 
 @dataclass(slots=True)
 class _Slot:
-    """Track one worker slot: the current worker and, after a death, its replacements."""
+    """Track one worker slot, whose worker is replaced when it dies."""
 
     number: int
     in_flight: set[str] = field(default_factory=set)
     deaths: int = 0
-    """Deaths since the last report."""
+    """Number of worker deaths since the last report."""
     has_reported: bool = False
     opening: bool = False
-    """Whether the engine is being started."""
+    """Whether the engine is currently starting."""
 
 
 class _Driver:
-    """Hand out problems to workers and write their reports to the store."""
+    """Assign problems to workers and write their reports to the store."""
 
     def __init__(
         self,
@@ -157,8 +157,8 @@ class _Driver:
         self._running = 0
         """Number of running engines."""
         self._deaths: Counter[str] = Counter()
-        """Number of times that each problem was in flight when an engine died, since the problem's last batch. Not
-        counted for servers, because an unreachable server is not caused by a problem."""
+        """How many engines died with each problem in flight since the problem's last batch. Not counted for servers,
+        because a problem does not make a server unreachable."""
 
     async def run(self) -> None:
         shown = asyncio.create_task(show_progress(self._progress))
@@ -185,7 +185,7 @@ class _Driver:
         return set(added)
 
     def _grow(self, serving: dict[asyncio.Task[None], _Slot]) -> set[asyncio.Task[None]]:
-        """Open slots for machines that have joined the cluster; slots of lost machines wait for a replacement."""
+        """Open slots for machines that joined the cluster; slots of lost machines wait for a replacement."""
         more = min(self._capacity() - len(serving), len(self._queue))
         if more <= 0:
             return set()
@@ -194,7 +194,7 @@ class _Driver:
         return self._open_slots(serving, more)
 
     async def _serve(self, slot: _Slot) -> None:
-        """Keep one worker busy until the campaign has no open problem; replace the worker when it dies."""
+        """Keep one worker busy until the campaign has no open problems, replacing the worker when it dies."""
         while self._queue or self._progress.in_flight:
             try:
                 worker = await self._open(slot)
@@ -212,7 +212,7 @@ class _Driver:
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """Count an engine from its start until its death toward the store's engine time."""
+        """Count an engine as running until it dies, for the engine time that the store records."""
         self._running += 1
         if self._progress.workers:
             self._store.set_engines(self._running)
@@ -275,9 +275,10 @@ class _Driver:
             self._deaths.pop(batch.problem_id, None)
 
     def _may_start(self, problem_id: str, in_flight: set[str], capacity: int) -> bool:
-        """Return whether a problem may start on this worker now.
+        """Return True if a problem may start on this worker now.
 
-        A single death may be a coincidence. A problem that was in flight at two or more deaths is searched alone.
+        A problem that was in flight when two or more engines died is searched alone; a single death may be a
+        coincidence.
         """
         suspects = {suspect for suspect, deaths in self._deaths.items() if deaths > 1}
         if problem_id in suspects or suspects & in_flight:
@@ -286,10 +287,10 @@ class _Driver:
         return len(in_flight) < min(capacity, -(-self._problems // self._workers))
 
     def _take_back(self, slot: _Slot, error: WorkerDiedError) -> None:
-        """Return the problems of a dead worker to the end of the queue.
+        """Return a dead worker's problems to the end of the queue.
 
-        A problem that was alone in flight when its engine died more than `max_restarts` times is marked failed,
-        unless no engine in this slot ever worked.
+        A problem that was the only one in flight and whose engines died more than `max_restarts` times is marked
+        failed, unless no engine in this slot ever worked.
         """
         left, slot.in_flight = slot.in_flight, set()
         if self._config.engine.servers is None:

@@ -1,4 +1,4 @@
-"""Adapt the number of concurrent searches per worker: enough to keep the engine busy without overflowing its cache."""
+"""Adapt the number of concurrent searches per worker to keep its engine busy without overflowing the KV cache."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MOST = 4096
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Describe an engine's last step: completions running and waiting, and the fraction of its KV cache in use."""
+    """Hold an engine's load in its last step: running and waiting completions, and KV cache usage as a fraction."""
 
     running: int
     waiting: int
@@ -18,11 +18,11 @@ class Load:
 
 
 def adapt(capacity: int, in_flight: int, load: Load) -> int:
-    """Return the number of concurrent searches to allow after an engine's report.
+    """Return the new number of concurrent searches, adapted to the load that an engine reports.
 
     It grows by a quarter when the engine's queue is nearly empty although all slots are in use. It shrinks by a tenth
-    when the engine's cache is full, or when more completions wait than two rounds can take, because their cached
-    prefixes are evicted meanwhile.
+    when the engine's KV cache is full, or when the queue is longer than twice the running batch, because cached
+    prefixes are evicted before such a queue is served.
     """
     if load.waiting and (load.cache > 0.95 or load.waiting > 2 * load.running):
         return max(1, capacity - max(1, capacity // 10))

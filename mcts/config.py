@@ -16,26 +16,27 @@ class CampaignConfig(PolicyConfig):
     """Configure an annotation campaign."""
 
     output: PathText = "runs/annotate"
-    """Run folder, which holds the store trees.sqlite and summary.json. An existing run is resumed."""
+    """Run folder with the store trees.sqlite and summary.json. An existing run is resumed."""
     search: SearchConfig = SearchConfig()
-    """The tree search of each problem."""
+    """Settings of the tree search."""
     workers: int | None = Field(None, ge=1)
     """Number of engines; by default one per GPU (or per group of tensor_parallel_size GPUs), or one per CPU core on a
-    machine without GPUs. With engine.servers, the number of groups of trees_in_flight searches; by default one per
-    URL."""
+    machine without GPUs. With engine.servers, the number of workers that run trees_in_flight searches each; by default
+    one per URL."""
     trees_in_flight: int | None = Field(None, ge=1)
-    """Number of problems that one worker searches concurrently; by default as many as keep its engine busy."""
+    """Number of problems that each worker searches concurrently; by default adapted to keep its engine busy."""
     commit_seconds: float = Field(0.5, gt=0)
-    """Maximum number of seconds between two commits of finished batches."""
+    """Maximum time in seconds between two commits of finished batches to the store."""
     max_restarts: int = Field(3, ge=0)
-    """Number of times that a worker may die and be replaced without finishing a batch in between. After that, the
-    campaign continues without it. A problem that is alone on its engine at more deaths than this is marked failed."""
+    """Maximum number of times in a row that a worker may die and be replaced without finishing a batch. After that, the
+    campaign continues without it. A problem whose engine dies more often than this while it is the only one on the
+    engine is marked failed."""
     tracker: TrackerName | None = None
-    """Log progress to wandb, mlflow, swanlab or trackio; the package must be installed. Offline without a login."""
+    """Log progress to wandb, mlflow, swanlab or trackio; the package must be installed. Offline if not logged in."""
 
     def resume_key(self) -> dict[str, Any]:
-        """Return the settings that determine the batches.
+        """Return the settings that determine the sampled batches.
 
-        A store has one resume key; all other settings may change between its runs.
+        A store has one resume key; all other settings may change when a run is resumed.
         """
         return super().resume_key() | {"search": self.search.model_dump(mode="json")}

@@ -1,4 +1,4 @@
-"""Measure the difficulty of problems for a policy by sampling from the question alone, and filter by it."""
+"""Measure how difficult problems are for a policy by sampling complete solutions, and filter by difficulty."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmprm.types import Counts, Problem
 
 @dataclass(slots=True)
 class Filtered:
-    """Hold the problems to keep with the verdicts of their samples, and the number of excluded ones per reason."""
+    """Hold the kept problems with their verdict counts, and the number of excluded problems per reason."""
 
     kept: list[tuple[Problem, Counts]] = field(default_factory=list)
     too_hard: int = 0
@@ -24,7 +24,7 @@ class Filtered:
 
 
 def question_only(config: CampaignConfig, samples: int) -> CampaignConfig:
-    """Return the configuration of a campaign that samples `samples` rollouts per question and then stops.
+    """Configure a campaign to sample `samples` rollouts per question and search no further.
 
     The root uses up the rollout budget, so no other state is sampled.
     """
@@ -44,7 +44,7 @@ def check_range(low: float, high: float) -> None:
 
 
 def by_accuracy(store: Store, asked: Set[str], low: float, high: float) -> Filtered:
-    """Keep the `asked` problems whose accuracy lies in [low, high], and count the others by reason.
+    """Keep the `asked` problems whose accuracy is in [low, high], and count the others by reason.
 
     Accuracy is correct / (correct + incorrect) over the samples of the question. The store may also hold problems of
     an earlier file, which are ignored.

@@ -1,4 +1,4 @@
-"""Continue a run under a different configuration in a copy of its folder."""
+"""Continue a run with a different configuration in a copy of its folder."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from mmprm.trees.database import STORE_NAME
 from mmprm.trees.store import Store
 
 BUDGETS = {"search.max_searches", "search.max_rollouts"}
-"""Keys that decide only when a search ends: with a larger budget, the stored batches are a prefix of the requested
-search. Any other key of `search` changes the search order, and with it batch sizes and which rollouts are evidence."""
+"""Settings that only decide when a search ends: with a larger budget, the stored batches are the beginning of the new
+search. Any other setting of `search` changes the search order, and with it batch sizes and the evidence for labels."""
 
 
 def fork(config: CampaignConfig) -> tuple[CampaignConfig, str]:
-    """Return the configuration with the run folder to use, and a message that says which folder was chosen.
+    """Choose the run folder for a configuration; return (configuration with that folder, message about the choice).
 
     The folder is `config.output` if its store is missing or has this configuration. Otherwise it is the first of
-    OUTPUT-2, OUTPUT-3, … for which that holds. A new folder receives the problems of OUTPUT, all open, and its batches
-    if they are still valid under this configuration.
+    OUTPUT-2, OUTPUT-3, … for which that is true. A new folder receives OUTPUT's problems, all open, and its batches if
+    they are still valid under this configuration.
     """
     run, asked = Path(config.output), config.resume_key()
     folder, number = run, 1
@@ -55,9 +55,9 @@ def _copy(run: Path, folder: Path, asked: dict) -> str:
 
 
 def _ends_earlier(stored: dict, asked: dict) -> bool:
-    """Return whether a budget is smaller than the stored one.
+    """Return True if a budget is smaller than the stored one.
 
-    The store then holds batches beyond the new end of the search, which must not count as labels.
+    The store then holds batches beyond the new end of the search, which must not become labels.
     """
     budgets = [key.removeprefix("search.") for key in BUDGETS]
     return any(asked["search"][budget] < stored["search"][budget] for budget in budgets)

@@ -1,4 +1,4 @@
-"""Estimate the cost of a campaign from a pilot run on a few dozen of its problems."""
+"""Estimate the cost of an annotation campaign from a pilot run on a few dozen of its problems."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mmprm.trees.tallies import ProblemTally
 
 @dataclass(frozen=True, slots=True)
 class CampaignEstimate:
-    """Hold expected totals with 95 % bootstrap intervals over the pilot's problems.
+    """Hold a campaign's expected totals with 95 % bootstrap intervals over the pilot's problems.
 
     `tokens_per_engine_second` and `engine_hours` are None if the pilot recorded no engine time. `pilot_open` counts the
-    problems that have not ended, which are excluded.
+    pilot's unfinished problems, which are excluded.
     """
 
     problems: int
@@ -29,7 +29,7 @@ class CampaignEstimate:
     engine_hours: Interval | None
 
     def wall_hours(self, engines: int) -> Interval | None:
-        """Return engine-hours per engine, assuming that all engines stay busy to the end."""
+        """Return the wall-clock hours with this many engines, assuming that all stay busy until the end."""
         return _scaled(self.engine_hours, 1 / engines) if self.engine_hours else None
 
 
@@ -41,11 +41,11 @@ def estimate_campaign(
     seed: int = 0,
     resamples: int = 2000,
 ) -> CampaignEstimate:
-    """Estimate each amount as its mean over the pilot's ended problems times `problems`.
+    """Estimate each total as its mean over the pilot's ended problems times `problems`.
 
-    A problem's engine time is its tokens divided by the pilot's rate, Σ tokens / `engine_seconds`. Its share of the
-    store's file size (`store_bytes`) is its share of the compressed bytes. Raises DataError if fewer than two problems
-    have ended.
+    Engine time is tokens divided by the pilot's rate, Σ tokens / `engine_seconds`. The store's file size
+    (`store_bytes`) is divided among problems in proportion to their compressed bytes. Raises DataError if fewer than
+    two problems have ended.
     """
     ended = [tally for tally in pilot if tally.status != "open"]
     if len(ended) < 2:
@@ -74,7 +74,7 @@ def estimate_campaign(
 
 
 def plan_text(plan: CampaignEstimate, pilot: str, engines: int | None) -> str:
-    """Format the plan as a table with a note on its intervals."""
+    """Format the estimate as a table with a note on its intervals."""
     rows = [
         ("labels", plan.labels, ",.0f"),
         ("rollouts", plan.rollouts, ",.0f"),

@@ -27,9 +27,9 @@ PLAIN_LINE_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class CampaignSummary:
-    """Summarize the whole store, followed by what this run of the command added.
+    """Summarize the whole store and what this run of the command added to it (`new_rollouts`, …).
 
-    Rates are measured over `seconds`, which start when the first engine is ready and exclude `startup_seconds`.
+    Rates are per second of `seconds`, which begin when the first engine is ready and exclude `startup_seconds`.
     """
 
     problems: dict[str, int]
@@ -55,18 +55,18 @@ class CampaignSummary:
     workers_replaced: int
 
     def write(self, path: Path) -> None:
-        """Write the summary as JSON; the file appears complete or not at all."""
+        """Write the summary as JSON, atomically."""
         with whole_file(path) as file:
             file.write(json.dumps(asdict(self), indent=2, ensure_ascii=False) + "\n")
 
 
 @dataclass(slots=True)
 class Progress:
-    """Keep the running totals of one campaign, from the reports alone, so that progress never queries the store."""
+    """Accumulate a campaign's totals from the workers' reports, so that progress never queries the store."""
 
     stored: StoreSummary
     workers: int = 0
-    """Largest number of engines that ran at the same time."""
+    """Maximum number of engines that ran concurrently."""
     began: float = field(default_factory=time.monotonic)
     first_start: float | None = None
     in_flight: int = 0
@@ -79,10 +79,10 @@ class Progress:
     unknown: Counter[str] = field(default_factory=Counter)
     unsplit: Counter[str] = field(default_factory=Counter)
     _labeled: dict[str, set[bytes]] = field(default_factory=dict)
-    """States of the problems in flight that are already counted as labels."""
+    """For each problem in flight, the states that are already counted as labels."""
 
     def started(self, problem_id: str, stored: Sequence[Batch]) -> None:
-        """Record that a problem has started, with its batches that are already stored."""
+        """Record that a problem has started; `stored` are the batches that the store already has."""
         self.first_start = self.first_start or time.monotonic()
         self.in_flight += 1
         self.in_flight_max = max(self.in_flight_max, self.in_flight)
@@ -91,11 +91,11 @@ class Progress:
         }
 
     def abandoned(self, problem_ids: Sequence[str]) -> None:
-        """Record that the worker of these problems died; they will start again."""
+        """Record that the worker of these problems died; the problems will be started again."""
         self.in_flight -= len(problem_ids)
 
     def reported(self, batches: Sequence[StoredBatch], finished: Sequence[Finished]) -> None:
-        """Add the batches and ended problems of one worker report to the totals."""
+        """Add a worker's report, its new batches and finished problems, to the totals."""
         for batch in batches:
             self.rollouts += batch.counts.known + batch.counts.unknown
             self.tokens += batch.token_count
@@ -112,7 +112,7 @@ class Progress:
             self.labels += end.labels - len(states) if end.status == "done" else 0
 
     def line(self, now: float | None = None) -> str:
-        """Return the progress line: counts, tokens per second and the estimated time left."""
+        """Format the progress line: counts, tokens per second and the estimated time left."""
         seconds = self._seconds(now)
         done = self.stored.problems["done"] + self.ended["done"]
         failed = self.stored.problems["failed"] + self.ended["failed"]
@@ -132,7 +132,7 @@ class Progress:
         return " · ".join(parts)
 
     def metrics(self) -> dict[str, float]:
-        """Return the totals of the campaign and the speed of this run."""
+        """Return the metrics to log: the campaign's totals and this run's speed."""
         return {
             "problems_done": self.stored.problems["done"] + self.ended["done"],
             "problems_failed": self.stored.problems["failed"] + self.ended["failed"],
@@ -144,7 +144,7 @@ class Progress:
         }
 
     def summary(self, store: StoreSummary, failures: dict[str, str]) -> CampaignSummary:
-        """Return the campaign's summary from the store's totals and this run's own."""
+        """Combine the store's totals and this run's totals into the campaign's summary."""
         seconds = self._seconds()
         return CampaignSummary(
             problems=store.problems,
@@ -177,7 +177,7 @@ class Progress:
 
 @contextmanager
 def track_progress(progress: Progress, tracker: Tracker) -> Iterator[None]:
-    """Log the metrics of a campaign every 10 s while the block runs, and at its end; their step is its rollouts."""
+    """Log the campaign's metrics every 10 s inside the block and once at its end; the rollout count is the step."""
     over = threading.Event()
 
     def log() -> None:
@@ -199,7 +199,7 @@ def track_progress(progress: Progress, tracker: Tracker) -> Iterator[None]:
 
 
 async def show_progress(progress: Progress) -> None:
-    """Print the progress line until cancelled: updated in place on a terminal, otherwise as one line every 10 s."""
+    """Print the progress line until cancelled: updated in place on a terminal, otherwise a new line every 10 s."""
     if not sys.stderr.isatty():
         while True:
             await asyncio.sleep(PLAIN_LINE_SECONDS)

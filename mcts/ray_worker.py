@@ -1,4 +1,4 @@
-"""Run campaign workers as Ray actors with one engine each, on one machine or on a cluster."""
+"""Run campaign workers as Ray actors with one engine each, on one machine or a cluster."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _CLOSE_SECONDS = 10.0
 
 
 class EngineActor:
-    """Implement the actor: a LocalWorker with its own vLLM engine and grader."""
+    """Run a LocalWorker with its own vLLM engine and grader in a Ray actor."""
 
     async def load(self, config: CampaignConfig, number: int, bind_core: bool) -> None:
         """Start the engine and the grader.
 
-        This is not done in the constructor, because Ray reports errors of a constructor as a dead actor.
+        The constructor does not do this, because Ray reports an exception in a constructor as a dead actor.
         """
         from mmprm.grading.open import open_grader
 
@@ -41,7 +41,7 @@ class EngineActor:
     def open_engine(
         self, config: CampaignConfig, number: int, bind_core: bool
     ) -> tuple[Sampler, Callable[[], Load | None]]:
-        """Start the vLLM engine and return its sampler and a function that reads its load."""
+        """Start the vLLM engine; return (sampler, function that reads the engine's load)."""
         from mmprm.sampling.config import on_one_core
         from mmprm.sampling.vllm_sampler import VllmSampler
 
@@ -66,7 +66,7 @@ class EngineActor:
 
 
 class RemoteWorker:
-    """Adapt an EngineActor to the driver's Worker protocol, and own the placement group that reserves its GPUs."""
+    """Adapt an EngineActor to the driver's Worker protocol, and own its placement group."""
 
     def __init__(self, actor: Any, group: PlacementGroup) -> None:
         self._actor = actor
@@ -92,7 +92,7 @@ class RemoteWorker:
 
 
 class RayWorkers:
-    """Make the workers of a campaign.
+    """Create the workers of a campaign as Ray actors.
 
     As a context manager, it starts Ray or joins the cluster on entry; on exit, it shuts Ray down if it started it.
     """
@@ -126,7 +126,7 @@ class RayWorkers:
         return self
 
     def capacity(self) -> int:
-        """Return the number of engines for the current cluster, to which machines may have been added."""
+        """Return how many engines the cluster can run now; machines may have been added since the start."""
         return self._config.workers or self._fitting(actors.alive_nodes())
 
     def _fitting(self, nodes: Sequence[dict[str, Any]]) -> int:
@@ -140,7 +140,7 @@ class RayWorkers:
             actors.shutdown()
 
     async def make(self, number: int) -> RemoteWorker:
-        """Start worker `number` on its own placement group, and load its engine."""
+        """Start worker `number` in its own placement group, and load its engine."""
         # A bundle is placed on one machine, so the GPUs of a tensor-parallel engine are never split across machines.
         group = placement_group([self._bundle], strategy="STRICT_PACK")
         options = {
@@ -164,7 +164,10 @@ class RayWorkers:
 
 
 async def _answer(reference: Awaitable[Any]) -> Any:
-    """Return the actor's answer. The driver reports what it waits for (mcts.campaign)."""
+    """Wait for an actor's result, and raise WorkerDiedError if the actor is lost.
+
+    The driver reports what it is waiting for (see mcts.campaign).
+    """
     try:
         return await reference
     except RayTaskError as error:

@@ -1,4 +1,4 @@
-"""Provide the rollouts of a search: from the store as long as it has them, then by sampling, splitting and grading."""
+"""Provide a search with rollouts: replay stored batches first, then sample, split and grade new ones."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from mmprm.types import (
 
 
 class Roller:
-    """Return the next n rollouts from a prefix for `await roller(steps, n)`, as the type `mcts.search.Roll` requires.
+    """Implement `mcts.search.Roll`: `await roller(steps, n)` returns the next n rollouts from a prefix.
 
     `stored` holds the batches of an earlier, interrupted search of this problem. `emit` is called with each new batch
-    as soon as it is complete. Seeds are derived from content, so repeating a request requests the same samples.
+    as soon as it is complete. Seeds are derived from the request's content, so repeating it gives the same samples.
 
-    A state is requested with the token ids of the first rollout that wrote its prefix, or without ids if that rollout
-    has none. The batches determine which rollout was first, so a replay requests the same ids.
+    A prefix is sent to the sampler with the token ids of the first rollout that contains it, or without ids if they are
+    not known. The batches determine which rollout was first, so a replay sends the same ids.
     """
 
     def __init__(
@@ -53,9 +53,9 @@ class Roller:
         self._emit = emit
         self._sampled: dict[Steps, int] = {}
         self._ids: dict[Steps, tuple[int, ...] | None] = {(): ()}
-        """Token ids of each state requested so far; None if they are not known."""
+        """Maps each prefix requested so far to its token ids, or None if they are not known."""
         self._writers: dict[Steps, tuple[Steps, Rollout]] = {}
-        """Maps a prefix to the first rollout with token ids that passes through it, and to that rollout's state."""
+        """Maps a prefix to the first rollout with token ids that passes through it, as (start state, rollout)."""
 
     async def __call__(self, steps: Steps, n: int) -> tuple[Rollout, ...]:
         first_sample = self._sampled.get(steps, 0)
@@ -71,7 +71,7 @@ class Roller:
         return batch.rollouts
 
     def _written(self, steps: Steps) -> tuple[int, ...] | None:
-        """Return the token ids of the prefix as the policy first wrote it, or None if they are not known."""
+        """Return the token ids with which the policy first generated the prefix, or None if they are not known."""
         if steps not in self._writers:
             return None
         state, rollout = self._writers[steps]
@@ -108,9 +108,9 @@ def _rollout(completion: Completion, cut: StepSplit, grading: Grading) -> Rollou
 
 
 def _step_ids(steps: Steps, tokens: Tokens) -> tuple[tuple[int, ...], ...]:
-    """Return the token ids of each step but the last. A token belongs to the step in which it ends.
+    """Return the token ids of each step except the last.
 
-    A token that crosses a step border therefore belongs to the next step.
+    A token belongs to the step in which it ends, so one that crosses a step boundary belongs to the next step.
     """
     ends = itertools.accumulate(map(len, steps[:-1]))
     counts = [0, *map(tokens.whole_in, ends)]

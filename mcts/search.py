@@ -1,6 +1,6 @@
-"""Search one problem in plain async code, independent of any engine, file or Ray.
+"""Run OmegaPRM's tree search on one problem, in async code that does not depend on engines, files or Ray.
 
-All input comes from `roll`, so the same batches give the same search. A resumed campaign replays the batches of its
+All rollouts come from `roll`, so the same batches give the same search. A resumed campaign replays the batches of its
 store and then samples new ones.
 """
 
@@ -21,16 +21,16 @@ Roll = Callable[[Steps, int], Awaitable[tuple[Rollout, ...]]]
 
 
 class SearchConfig(StoppingRule):
-    """Configure OmegaPRM, by default as in MM-PRM, and the number of rollouts per state."""
+    """Configure the OmegaPRM search and the number of rollouts per state; the defaults are those of MM-PRM."""
 
     alpha: float = Field(0.5, gt=0, le=1)
-    """α in Q = α^(1 − MC(s)) · β^(len(r)/L); smaller values prefer states of high value more strongly."""
+    """α in Q = α^(1 − MC(s)) · β^(len(r)/L); smaller values favor high-value states more strongly."""
     beta: float = Field(0.9, gt=0, le=1)
-    """β in Q; smaller values prefer short rollouts more strongly."""
+    """β in Q; smaller values favor short rollouts more strongly."""
     length_scale: float = Field(2000.0, gt=0)
     """L in Q, in words."""
     c_puct: float = Field(0.125, ge=0)
-    """Weight of U = c_puct · sqrt(Σ N) / (1 + N(s)), which prefers rarely visited states."""
+    """Exploration weight in U = c_puct · sqrt(Σ N) / (1 + N(s)), which favors rarely visited states."""
     max_searches: int = Field(200, ge=1)
     """Maximum number of binary searches per problem."""
     max_rollouts: int = Field(1000, ge=1)
@@ -48,7 +48,7 @@ class SearchConfig(StoppingRule):
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """Hold the searched tree and why the search ended.
+    """Hold the search tree and the reason why the search ended.
 
     `ended` is one of "too easy", "too hard", "no known verdict", "no candidates left", "search budget" and "rollout
     budget".
@@ -59,7 +59,7 @@ class SearchResult:
 
 
 async def search(problem: Problem, roll: Roll, config: SearchConfig) -> SearchResult:
-    """Search one problem and return its tree. Errors raised by `roll` are not caught."""
+    """Search one problem and return its tree; exceptions from `roll` propagate."""
     tree = SearchTree(config.alpha, config.beta, config.length_scale, config.c_puct)
     ended = await _run(tree, roll, config)
     return SearchResult(tree.freeze(problem.id), ended)
@@ -81,11 +81,11 @@ async def _run(tree: SearchTree, roll: Roll, config: SearchConfig) -> str:
 
 
 async def _find_first_error(tree: SearchTree, candidate: SearchCandidate, roll: Roll, config: SearchConfig) -> bool:
-    """Find the first error of an incorrect rollout by binary search; return False if the rollout budget ran out.
+    """Find the first error in an incorrect rollout by binary search; return False if the rollout budget ran out.
 
     Invariant: some rollout from the first `recoverable` steps was correct, and no rollout from the first `failed` steps
-    was. The complete solution is incorrect, so it counts as failed without sampling from it. If a state has no known
-    verdict, the search of this rollout ends, because neither half can be excluded.
+    was. The complete solution is incorrect, so it counts as failed without sampling from it. If a prefix has no known
+    verdict, the binary search ends, because neither half can be excluded.
     """
     steps = candidate.state.steps + candidate.rollout.steps
     recoverable, failed = len(candidate.state.steps), len(steps)
@@ -110,10 +110,10 @@ async def _find_first_error(tree: SearchTree, candidate: SearchCandidate, roll: 
 async def _evidence(
     tree: SearchTree, steps: Steps, ancestor: Counts, roll: Roll, config: SearchConfig
 ) -> Counts | None:
-    """Return the counts of a prefix, sampling from it if the known rollouts do not suffice.
+    """Return a prefix's verdict counts, sampling from it if the known rollouts are not enough.
 
-    Returns None if the rollouts of a new state might exceed the budget. Rollouts of other states that pass through the
-    prefix suffice if one is correct, or if enough are incorrect and they also suffice to label the prefix. Otherwise
+    Returns None if the rollouts of a new state might exceed the budget. Other states' rollouts that pass through the
+    prefix are enough if one is correct, or if enough are incorrect and they also suffice to label the prefix. Otherwise
     the prefix becomes a state and only its own rollouts count, because the earlier ones were selected by their outcome.
     """
     if steps in tree.states:

@@ -1,4 +1,4 @@
-"""Run campaign workers in the driver's process for engines that are remote servers, without Ray."""
+"""Run campaign workers for remote engine servers in the driver's process, without Ray."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from mmprm.sampling.server_sampler import ServerSampler
 
 @asynccontextmanager
 async def server_workers(config: CampaignConfig) -> AsyncIterator[Callable[[int], Awaitable[LocalWorker]]]:
-    """Yield a function that makes a worker by number.
+    """Yield a function that creates worker number n.
 
-    The workers share one client, which distributes the problems over the URLs.
+    The workers share one HTTP client, which distributes the problems over the URLs.
     """
     async with (
         open_grader(config.grader) as grader,
@@ -24,7 +24,7 @@ async def server_workers(config: CampaignConfig) -> AsyncIterator[Callable[[int]
     ):
 
         def load() -> Load:
-            return Load(*sampler.load(), cache=0.0)  # servers do not report how full their cache is
+            return Load(*sampler.load(), cache=0.0)  # servers do not report the usage of their KV cache
 
         async def make(number: int) -> LocalWorker:
             return LocalWorker(sampler, grader, config.step_format, config.seed, config.search, load)

@@ -1,4 +1,4 @@
-"""Report the status of a running or finished campaign from its store alone."""
+"""Report the status of a running or finished campaign, read only from its store."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ NAMES = 14
 
 @dataclass(frozen=True, slots=True)
 class CampaignStatus:
-    """Describe everything in the store.
+    """Hold a campaign's status as recorded in its store.
 
-    Rates of rollouts and tokens are those of the latest session, and None before its first commit. Rates of labels are
-    over all sessions, because most labels are counted only when their problem is done. Shares are fractions of the
-    problems that are done. Times are seconds since 1970.
+    Rollout and token rates cover the latest session and are None before its first commit. Label rates cover all
+    sessions, because most labels are counted only when their problem is done. Shares are fractions of the problems that
+    are done. Times are seconds since 1970.
     """
 
     running: bool
@@ -52,7 +52,7 @@ class CampaignStatus:
 
 
 def read_status(store: Store) -> CampaignStatus:
-    """Read the status of the campaign from its store."""
+    """Compute the status of a campaign from its store."""
     summary = store.summary()
     runs = sessions(store)
     last = runs[-1] if runs else None
@@ -105,7 +105,7 @@ def read_status(store: Store) -> CampaignStatus:
 
 
 def status_text(status: CampaignStatus, run: str, now: float | None = None, width: int | None = None) -> str:
-    """Format the status as lines of at most `width` columns, if a width is given."""
+    """Format the status as text, wrapped to `width` columns if a width is given."""
     now = time.time() if now is None else now
     rows = [
         ("", f"{run}: {_state(status, now)}"),

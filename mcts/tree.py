@@ -1,7 +1,7 @@
-"""Hold the mutable tree of one search.
+"""Implement the mutable tree of one search.
 
-The tree keeps the states, the incorrect rollouts still to be searched for their first error, and the verdicts of
-all rollouts that pass through a prefix.
+It holds the states, the incorrect rollouts that remain to be searched for their first error, and the verdict counts of
+all rollouts through each prefix.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mmprm.types import Counts, Node, Rollout, Steps, Tree, Verdict
 
 @dataclass(slots=True)
 class State:
-    """Hold a prefix and the rollouts sampled from it. `waiting` is a heap of (−Q, rollout index, rollout)."""
+    """Hold a prefix and the rollouts sampled from it; `waiting` is a heap of (−Q, rollout index, rollout)."""
 
     number: int
     steps: Steps
@@ -31,7 +31,7 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class SearchCandidate:
-    """Pair a state with one of its incorrect rollouts, which is to be searched for its first error."""
+    """Pair a state with one of its incorrect rollouts, to be searched for its first error."""
 
     state: State
     rollout: Rollout
@@ -39,10 +39,10 @@ class SearchCandidate:
 
 
 class SearchTree:
-    """Select the (state, incorrect rollout) pair of highest Q + U without comparing all candidates.
+    """Select the (state, incorrect rollout) pair with the highest Q + U without comparing all candidates.
 
-    U is equal for all states of the same visit count N(s), so among those the highest Q wins whatever Σ N is. The tree
-    therefore keeps one heap of states by best Q for each visit count, and compares only the heads. A single heap by
+    U is equal for all states with the same visit count N(s), so among them the highest Q wins for any Σ N. The tree
+    therefore has one heap of states by best Q for each visit count, and compares only the heads. A single heap by
     Q + U would become invalid whenever Σ N changes.
     """
 
@@ -58,9 +58,9 @@ class SearchTree:
         self.total_rollouts = 0
 
     def add(self, steps: Steps, batches: Sequence[tuple[Rollout, ...]]) -> State:
-        """Make `steps` a state, and add its incorrect rollouts to the candidates if its value is above 0.
+        """Add a state with its rollouts; if its value is above 0, its incorrect rollouts become candidates.
 
-        A rollout of a single step is not a candidate, because its error can only be in that step. Rollouts with equal
+        A rollout with a single step is not a candidate, because its error can only be in that step. Rollouts with equal
         steps are one candidate.
         """
         assert steps not in self.states, "identical step texts under one parent are one node"
@@ -89,18 +89,18 @@ class SearchTree:
         return state
 
     def through(self, steps: Steps) -> Counts:
-        """Return the verdicts of the rollouts of other states that pass through this prefix."""
+        """Count the verdicts of other states' rollouts that pass through this prefix."""
         return counts_of(self._through.get(steps, [0, 0, 0]))
 
     def at_once(self, steps: Steps) -> int:
-        """Return the largest number of rollouts with a known verdict that one state's first batch sent through `steps`.
+        """Return how many rollouts with a known verdict a single first batch has through `steps`, at most.
 
-        mmprm.trees.evidence may label the prefix by that batch.
+        mmprm.trees.evidence may label the prefix from that batch.
         """
         return self._at_once.get(steps, 0)
 
     def select(self) -> SearchCandidate | None:
-        """Remove and return the candidate of highest Q + U, or None if there is none. The earlier state wins ties."""
+        """Remove and return the candidate with the highest Q + U, or None if none is left. Ties go to the older state."""
         best: tuple[float, int, int] | None = None
         for visits, heap in self._heaps.items():
             negative_q, number = heap[0]
@@ -120,7 +120,7 @@ class SearchTree:
         return SearchCandidate(state, rollout, -negative_priority)
 
     def freeze(self, problem_id: str) -> Tree:
-        """Return an immutable copy of the tree, with the states in the order in which they were added."""
+        """Return an immutable copy of the tree, with states in insertion order."""
         return Tree(problem_id, tuple(Node(s.steps, s.batches, s.rollouts) for s in self._numbered))
 
     def _queue(self, state: State) -> None:

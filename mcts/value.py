@@ -1,4 +1,4 @@
-"""Compute the priorities of the search. Source: OmegaPRM (arXiv 2406.06592), with the settings of MM-PRM."""
+"""Compute the priority Q + U of search candidates. Source: OmegaPRM (arXiv 2406.06592), with MM-PRM's settings."""
 
 from __future__ import annotations
 
@@ -17,6 +17,6 @@ def q(value: float, words: int, alpha: float, beta: float, length_scale: float) 
 def u(total_visits: int, visits: int, c_puct: float) -> float:
     """Return U(s) = c_puct · sqrt(Σ N) / (1 + N(s)), the PUCT bonus of rarely visited states.
 
-    `total_visits` is Σ N, the visits of all states together; `visits` is N(s).
+    `total_visits` is Σ N, the visits summed over all states; `visits` is N(s).
     """
     return c_puct * math.sqrt(total_visits) / (1 + visits)

@@ -1,4 +1,4 @@
-"""Run many searches on one sampler in one event loop, and report their results to the driver."""
+"""Run many tree searches concurrently on one sampler, and report their results to the driver."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from mmprm.types import Batch, Grader, Problem, Sampler
 GROUP_BATCHES = 256
 """Number of finished batches that triggers a report immediately."""
 TOGETHER_SECONDS = 0.1
-"""Seconds to wait for further searches to end, so that one report covers them, while the engine has other work."""
+"""Seconds to wait for other searches to end, so that one report covers them, if the engine has work meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """Hold what a worker finished since its last report.
+    """Hold the batches and problems that a worker finished since its last report.
 
-    A problem's last batches are reported together with its end or earlier. `load` is the engine's load, if known.
+    A problem's last batches are reported before or together with its end. `load` is the engine's load, if known.
     """
 
     batches: tuple[StoredBatch, ...]
@@ -37,18 +37,18 @@ class Report:
 
 
 class WorkerDiedError(Exception):
-    """Signal that a worker is gone with everything it had not reported; its problems are resumed from the store."""
+    """Signal that a worker died and lost all unreported work; its problems are resumed from the store."""
 
 
 class Worker(Protocol):
-    """Define what the driver needs from a worker. All methods may raise WorkerDiedError."""
+    """Define the worker interface that the driver uses. All methods may raise WorkerDiedError."""
 
     async def start(self, problem: Problem, stored: Sequence[Batch]) -> None:
-        """Begin a search and return immediately; the `stored` batches are replayed first."""
+        """Start searching a problem in the background, replaying the `stored` batches first."""
         ...
 
     async def collect(self, seconds: float) -> Report:
-        """Return a report when a group of batches is complete or a problem ends, but after `seconds` at the latest."""
+        """Wait until a group of batches is complete or a problem ends, at most `seconds`, and return a report."""
         ...
 
     async def close(self) -> None:
@@ -57,7 +57,7 @@ class Worker(Protocol):
 
 
 class LocalWorker:
-    """Run searches in this process. Finished batches are buffered, so that no search waits for the driver."""
+    """Run searches in this process, buffering finished batches so that no search waits for the driver."""
 
     def __init__(
         self,

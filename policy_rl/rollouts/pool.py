@@ -104,8 +104,7 @@ class RolloutPool:
         """Start the engines with the weights of `engine.model`, labeled as `version`.
 
         `options`, one dict of Ray actor options per engine, come from policy_rl.placement. Raises ConfigError for
-        sampling settings that the trainer cannot compute (see `check_sampling`), and SamplingError if an engine does not
-        start.
+        unsupported sampling settings (see `check_sampling`), and SamplingError if an engine does not start.
         """
         check_sampling(sampling)
         pool = cls(engine, sampling, prompt, config or RolloutConfig(), weights or WeightsConfig(), version, options)
