@@ -59,4 +59,20 @@ def load_backbone(name: str, dtype: torch.dtype | Literal["auto"], kind: Any = N
             f"{name}: has no weights for {missing} of {type(model).__name__}, which would be random; give a complete "
             "checkpoint of this kind"
         )
+    _restore_rotary_frequencies(model)
     return model, processor
+
+
+def _restore_rotary_frequencies(model: PreTrainedModel) -> None:
+    """Compute rotary frequencies again that are not in float32.
+
+    Under ZeRO-3, DeepSpeed converts each new tensor to the format of the weights; in bfloat16, the frequencies would be
+    off by up to 1/256, and so would the angle at every position.
+    """
+    for module in model.modules():
+        rounded = [name for name, buffer in module.named_buffers(recurse=False) if "inv_freq" in name]
+        rounded = [name for name in rounded if getattr(module, name).dtype != torch.float32]
+        for name in rounded:
+            module.register_buffer(name, getattr(module, name).float(), persistent=False)
+        if rounded:
+            model._init_weights(module)

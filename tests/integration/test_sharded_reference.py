@@ -1,0 +1,55 @@
+"""The reference model of RL on two ranks: sharded and offloaded, it says what the whole one says."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.integration
+
+WORKER = Path(__file__).parent / "reference_worker.py"
+LAUNCHER = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+
+
+@pytest.fixture(scope="module")
+def results(random_policy_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Any]]]:
+    """Return, by precision, the results of both ranks."""
+    folder = tmp_path_factory.mktemp("reference")
+    command = [sys.executable, *LAUNCHER, str(WORKER), str(random_policy_folder), str(folder)]
+    alone = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, env=alone)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    precisions = ("fp32", "bf16")
+    return {
+        precision: [json.loads((folder / f"{precision}.{rank}.json").read_text()) for rank in (0, 1)]
+        for precision in precisions
+    }
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("place", ["sharded", "offloaded"])
+def test_the_same_log_probabilities(results: dict[str, list[dict[str, Any]]], precision: str, place: str) -> None:
+    for rank in results[precision]:
+        whole, found = rank["whole"]["ref"], rank[place]["ref"]
+        assert found.keys() == whole.keys()
+        for position, expected_T in whole.items():
+            assert np.std(expected_T) > 0.01 or len(expected_T) < 3
+            np.testing.assert_allclose(found[position], expected_T, rtol=0, atol=1e-5)
+    positions = [int(position) for rank in results[precision] for position in rank[place]["ref"]]
+    assert sorted(set(positions)) == list(range(16))
+
+
+@pytest.mark.parametrize("place", ["sharded", "offloaded"])
+def test_each_rank_holds_half(results: dict[str, list[dict[str, Any]]], place: str) -> None:
+    for rank in results["bf16"]:
+        assert rank["whole"]["held"] == rank["whole"]["whole"]
+        assert rank[place]["whole"] == rank["whole"]["whole"]
+        assert rank[place]["held"] == pytest.approx(rank[place]["whole"] / 2, rel=0.01)
+        assert not rank[place]["gradients"]
