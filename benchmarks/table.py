@@ -152,9 +152,7 @@ def page() -> str:
         machine = details.get("machine", results.get("machine"))
         parts.append(
             f"## {name}\n\n{what} Command: `{command}`. Machine: {machine}.\n\n"
-            "| metric | measured | target |\n|---|---|---|\n"
-            + "\n".join(lines)
-            + "\n"
+            "| metric | measured | target |\n|---|---|---|\n" + "\n".join(lines) + "\n"
         )
         if "growth" in details:
             parts.append("![How cost grows](growth.png)\n")
