@@ -111,7 +111,7 @@ def engine(folder: Path, arguments: argparse.Namespace, details: Results) -> Res
 
 
 def profile_of(folder: Path) -> Path:
-    """Record a profile from a campaign of the embedded policy, and return its path."""
+    """Record a profile from a campaign of the built-in policy, and return its path."""
     from annotate_engine import annotate
     from annotate_simulated import record_profile
 

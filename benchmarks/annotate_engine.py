@@ -1,4 +1,4 @@
-"""Annotate with real engines: the embedded policy in vLLM, with one engine per core and all runs on the same problems.
+"""Annotate with real engines: the built-in policy in vLLM, with one engine per core and all runs on the same problems.
 
 The same search runs under three schedules:
 

@@ -180,7 +180,7 @@ def ipc() -> dict[str, Any]:
 
 
 def scorers() -> dict[str, Any]:
-    """Compare PRM scores through transformers and vLLM on the embedded model: largest difference and seconds."""
+    """Compare PRM scores through transformers and vLLM on the built-in model: largest difference and seconds."""
     import shutil
 
     from mmprm.prm.info import PrmInfo, write_info
@@ -249,7 +249,7 @@ def _memory() -> dict[str, float]:
 
 
 def _model_folder() -> tuple[str, int]:
-    """Return (folder, number of parameters) of a checkpoint with random weights and the embedded model's processor."""
+    """Return (folder, number of parameters) of a checkpoint with random weights and the built-in model's processor."""
     from transformers import AutoConfig, AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
     from mmprm.tiny.model import weights_path

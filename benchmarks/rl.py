@@ -1,4 +1,4 @@
-"""Measure reinforcement learning of the embedded policy: `make bench-rl` writes benchmarks/results/rl.json.
+"""Measure reinforcement learning of the built-in policy: `make bench-rl` writes benchmarks/results/rl.json.
 
 rloo_outcome   held-out pass@1 before and after RLOO on outcomes alone, with three seeds; the smallest gain
 cpgd_outcome   CPGD and RLOO with PPO clip at eight updates per rollout: pass@1, and with increasing learning rates the

@@ -1,4 +1,4 @@
-"""Compare a step of `mmprm rl` with one of TRL's RLOO trainer: the embedded policy, its images, the same problems.
+"""Compare a step of `mmprm rl` with one of TRL's RLOO trainer: the built-in policy, its images, the same problems.
 
 Both sample PROMPTS × GROUP_SIZE responses per step, grade them with mmprm's grader and perform one float32 update from
 the same weights, without a reference model. TRL samples with transformers, mmprm with vLLM and a compiled model. TRL

@@ -103,7 +103,7 @@ BENCHMARKS = {
     "annotate": (
         annotate,
         "make bench-annotate",
-        "The embedded policy runs in vLLM, with one engine per core. `default` uses the default settings of "
+        "The built-in policy runs in vLLM, with one engine per core. `default` uses the default settings of "
         "`mmprm annotate`; `fixed` samples 16 rollouts per state. Errors are measured against 256 fresh rollouts per "
         "label.",
     ),
@@ -125,7 +125,7 @@ BENCHMARKS = {
     "rl": (
         parts,
         "make bench-rl",
-        "The embedded policy is trained with 32 problems × 8 responses per step and three seeds. pass@1 is measured at "
+        "The built-in policy is trained with 32 problems × 8 responses per step and three seeds. pass@1 is measured at "
         "temperature 1 on 300 held-out problems with 8 samples per problem. TRL 1.8.0 generates with transformers and "
         "runs with default settings (`ratio`) and with tuned settings. With tuned settings, both systems process at "
         "most 8,192 tokens at once in the update.",

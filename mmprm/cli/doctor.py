@@ -115,7 +115,7 @@ def gpus() -> Finding:
     names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     if names:
         return Finding("GPUs", f"{len(names)} × {names[0]}", needed=False)
-    return Finding("GPUs", "none: the embedded policy runs on CPU; larger models need a GPU", needed=False)
+    return Finding("GPUs", "none: the built-in policy runs on CPU; larger models need a GPU", needed=False)
 
 
 def cores() -> Finding:

@@ -242,7 +242,7 @@ _KINDS: dict[str, tuple[str, type[Config], Callable[..., PrmEvaluation | BestOfN
     ),
     "steps": ("steps in the format of PRM800K and others: macro F1", PrmEvalConfig, _judge_scores),
     "labels": (
-        "soft labels against human judgments or the embedded world's ground truth",
+        "soft labels against human judgments or the built-in toy world's ground truth",
         LabelQualityConfig,
         _judge_labels,
     ),

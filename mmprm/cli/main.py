@@ -37,9 +37,9 @@ COMMANDS = {
     "search": "search for solutions step by step, guided by step scores",
     "eval": "evaluate a PRM (first errors, steps, best-of-N, labels) or a policy's accuracy",
     "grade": "compare responses with gold answers",
-    "tiny": "write problems of the embedded world, or train its policy",
+    "tiny": "write problems of the built-in toy world, or train its policy",
     "doctor": "report what this machine can run and what to install",
-    "demo": "run the whole pipeline on the embedded world",
+    "demo": "run the whole pipeline on the built-in toy world",
 }
 
 RESUMABLE = {"annotate", "filter", "rerank", "train", "sft", "rl", "stages"}

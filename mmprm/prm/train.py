@@ -41,7 +41,7 @@ class TrainConfig(TrainableConfig):
     """Configure a run of `mmprm train`."""
 
     model: PathText
-    """Base model: a folder, a hub id such as Qwen/Qwen2.5-VL-7B-Instruct, or tiny (the embedded policy)."""
+    """Base model: a folder, a hub id such as Qwen/Qwen2.5-VL-7B-Instruct, or tiny (the built-in policy)."""
     labels: PathText
     """Parquet file written by mmprm labels; its train split is used for training, its dev split for evaluation."""
     output: PathText

@@ -29,7 +29,7 @@ class PolicyConfig(Config):
     problems: ProblemsConfig
     """The problems to answer."""
     engine: EngineConfig
-    """The policy's engine; the model "tiny" is the embedded policy."""
+    """The policy's engine; the model "tiny" is the built-in policy."""
     sampling: SamplingConfig = SamplingConfig()
     """How completions are sampled; max_tokens limits each sample."""
     prompt: PromptConfig = PromptConfig()

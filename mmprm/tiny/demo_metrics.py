@@ -145,7 +145,7 @@ def report_of(
     best, worst = extremes(test, metrics.aggregator.name, truth=steps_correct)
     return ReportData(
         title="From problems to a process reward model",
-        subtitle="The embedded world: images of digits, questions about them, and the truth of every step.",
+        subtitle="The built-in toy world: images of digits, questions about them, and the truth of every step.",
         headlines=headlines,
         accuracy=metrics.accuracy,
         problems=len(test),

@@ -49,7 +49,7 @@ class SftConfig(TrainableConfig):
     """Configure a run of `mmprm sft`."""
 
     model: PathText
-    """Model to start from: a folder, a hub id such as Qwen/Qwen2.5-VL-7B-Instruct, or tiny (the embedded policy)."""
+    """Model to start from: a folder, a hub id such as Qwen/Qwen2.5-VL-7B-Instruct, or tiny (the built-in policy)."""
     data: ProblemsConfig
     """Conversations (ShareGPT, MM-Eureka, LMM-R1), or problems with solutions."""
     held_out: ProblemsConfig | None = None

@@ -39,7 +39,7 @@ def weights_of(folder: str | Path) -> dict[str, Tensor]:
 
 
 def trained(change: float = 1.0) -> dict[str, Tensor]:
-    """The embedded policy's state as a run has it, one weight changed."""
+    """The built-in policy's state as a run has it, one weight changed."""
     state = {f"backbone.{name}": tensor.clone() for name, tensor in weights_of(BASE).items()}
     state[f"backbone.{NAME}"] += change
     return state

@@ -1,4 +1,4 @@
-"""The training of the embedded policy at a size of seconds: a stopped run ends as one that was not."""
+"""The training of the built-in policy at a size of seconds: a stopped run ends as one that was not."""
 
 from __future__ import annotations
 

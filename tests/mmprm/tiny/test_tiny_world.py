@@ -1,4 +1,4 @@
-"""The embedded world: its truth by hand-made cases, then its promises over many problems."""
+"""The built-in toy world: its truth by hand-made cases, then its promises over many problems."""
 
 from __future__ import annotations
 
