@@ -115,7 +115,7 @@ def check_same(checkpoints: Path, there: dict[str, Any], here: dict[str, Any]) -
     if differing:
         shown = ", ".join(f"{key} ({values})" for key, values in differing.items())
         raise CheckpointError(
-            f"{checkpoints}: belongs to a run with different settings: {shown}; restore these settings or choose another output"
+            f"{checkpoints}: belongs to a run with different settings: {shown}; restore them or choose another output"
         )
 
 

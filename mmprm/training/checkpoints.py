@@ -120,7 +120,7 @@ def resume(
     if differing:
         shown = ", ".join(f"{key} ({values})" for key, values in differing.items())
         raise CheckpointError(
-            f"{path}: belongs to a run with different settings: {shown}; restore these settings or choose another output"
+            f"{path}: belongs to a run with different settings: {shown}; restore them or choose another output"
         )
     written_by = len(list(path.glob("random-*.pt")))
     if written_by != ranks.count:
