@@ -1,4 +1,4 @@
-"""Weight groups as ADORA does: less if the correct responses are not longer than the incorrect ones."""
+"""Compute ADORA's group weights, which are lower if correct responses are not longer than incorrect ones."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from policy_rl.graded import GradedGroup
 
 
 class AdoraConfig(Config):
-    """Configure the weight of groups whose correct responses are short."""
+    """Configures ADORA, which reduces the weight of groups whose correct responses are short."""
 
     weight: float = Field(0.1, ge=0, le=1)
-    """Weight of the outcome advantages of a group whose longest correct response is not longer than the mean of its
-    incorrect responses; truncated incorrect responses are not counted."""
+    """Factor on a group's outcome advantages if its longest correct response is not longer than its mean incorrect one.
+    Truncated incorrect responses are not counted."""
 
 
 def adora_weight(group: GradedGroup, weight: float) -> float:

@@ -1,8 +1,8 @@
 """Compute advantages over the global batch with pure functions: group baselines, GAE, whitening, clamping.
 
-Shapes: P prompt, K sample of its group, N = P·K sample of the batch, T token. A row is a group, padded to the largest
-group; `kept_PK` is False on padding and on dropped samples, whose reward is never read and whose advantage is 0. Rows
-are those of the global batch, not of one rank's share. Each response token receives its sequence's advantage. Token
+Shapes: P prompt, K sample of its group, N = P·K sample of the batch, T token. Each row is a group, padded to the
+largest group size; `kept_PK` is False on padding and on dropped samples, whose reward is never read and whose advantage
+is 0. Rows cover the global batch, not one rank's share. Each response token receives its sequence's advantage. Token
 rewards (KL, process reward) are added to it, then `clamp` and `whiten` are applied.
 """
 
@@ -19,11 +19,11 @@ from torch import Tensor
 from mmprm.config import Config
 
 EPSILON = 1e-6
-"""Added to each standard deviation used as a divisor."""
+"""Added to every standard deviation before dividing by it."""
 
 
 class AdvantageConfig(Config):
-    """Configure the advantage estimator."""
+    """Configures the advantage estimator."""
 
     estimator: Literal[
         "rloo",
@@ -36,17 +36,17 @@ class AdvantageConfig(Config):
         "cpgd_inverse_std",
         "cpgd_clip_filter",
     ] = "rloo"
-    """Advantage of a response. gae needs a critic; all but reinforce_pp and gae need at least two known samples per
-    group."""
+    """Advantage estimator. gae needs a critic; all others except reinforce_pp need at least two responses with a known
+    reward per group."""
     clamp: float | None = Field(None, gt=0)
-    """Maximum of |advantage|, applied before whitening; MM-Eureka uses 10."""
+    """Maximum absolute advantage, applied before whitening; MM-Eureka uses 10."""
     whiten: bool | None = None
-    """Whiten advantages over the tokens of the global batch. By default only gae and the two REINFORCE++ estimators do,
-    because whitening is part of their definition. MM-Eureka uses true for all estimators but grpo."""
+    """Whiten advantages over the tokens of the global batch. By default, this is true only for gae and the two
+    REINFORCE++ estimators, which are defined with whitening. MM-Eureka uses true for all estimators except grpo."""
     gamma: float = Field(1.0, ge=0, le=1)
-    """Discount of token rewards. gae and reinforce_pp also discount the sequence reward, from the last token."""
+    """Discount factor of token rewards. gae and reinforce_pp also discount the sequence reward, from the last token."""
     lam: float = Field(1.0, ge=0, le=1)
-    """λ of GAE."""
+    """λ of generalized advantage estimation (GAE)."""
 
     @property
     def whitens(self) -> bool:
@@ -64,7 +64,7 @@ class AdvantageConfig(Config):
 
 
 def tabulate(rewards: Sequence[Sequence[float | None]], dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    """Return (rewards_PK, known_PK) of groups that may differ in size; None means an unknown verdict."""
+    """Pad groups of rewards to equal size; return (rewards_PK, known_PK), where None and padding are unknown."""
     width = max(map(len, rewards), default=0)
     rows = [[*row, *[None] * (width - len(row))] for row in rewards]
     known_PK = torch.tensor([[reward is not None for reward in row] for row in rows], dtype=torch.bool)
@@ -73,18 +73,24 @@ def tabulate(rewards: Sequence[Sequence[float | None]], dtype: torch.dtype = tor
 
 
 def keep(known_PK: Tensor, least: int = 2) -> Tensor:
-    """Return kept_PK: the known samples of the groups that have at least `least` of them."""
+    """Return kept_PK, a mask of the known samples in groups with at least `least` of them."""
     return known_PK & (known_PK.sum(dim=1, keepdim=True) >= least)
 
 
 def rloo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
-    """Return A_k = R_k − mean of the others = (K·R_k − ΣR)/(K − 1) over K kept samples (Ahmadian et al. 2024)."""
+    """Compute RLOO advantages (Ahmadian et al. 2024).
+
+    A_k = R_k − mean of the others = (K·R_k − ΣR)/(K − 1) over K kept samples.
+    """
     count_P1 = kept_PK.sum(dim=1, keepdim=True)
     return dr_grpo(rewards_PK, kept_PK) * count_P1 / (count_P1 - 1).clamp(min=1)
 
 
 def grpo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
-    """Return A_k = (R_k − mean)/(std + ε) with unbiased std, or 0 if all rewards are equal (DeepSeekMath)."""
+    """Compute GRPO advantages (DeepSeekMath).
+
+    A_k = (R_k − mean)/(std + ε) with unbiased std, or 0 if all rewards are equal.
+    """
     centered_PK = dr_grpo(rewards_PK, kept_PK)
     degrees_P1 = (kept_PK.sum(dim=1, keepdim=True) - 1).clamp(min=1)
     scaled_PK = centered_PK / ((centered_PK.square().sum(dim=1, keepdim=True) / degrees_P1).sqrt() + EPSILON)
@@ -92,7 +98,7 @@ def grpo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
 
 
 def dr_grpo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
-    """Return A_k = R_k − mean (Liu et al. 2025).
+    """Compute Dr. GRPO advantages A_k = R_k − mean (Liu et al. 2025).
 
     With whitening, this is the baseline variant of REINFORCE++; without it, CPGD with ω = 1.
     """
@@ -102,7 +108,7 @@ def dr_grpo(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
 
 
 def reinforce_pp(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
-    """Return A_k = R_k (Hu 2025).
+    """Compute REINFORCE++ advantages A_k = R_k (Hu 2025).
 
     The reward is assigned to the last token T, so token t receives γ^(T − t)·R_k. Whitening over the tokens of the
     global batch is the only baseline.
@@ -111,9 +117,10 @@ def reinforce_pp(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
 
 
 def cpgd_clip_filter(rewards_PK: Tensor, kept_PK: Tensor, cap: float = 3.0) -> Tensor:
-    """Return A_k = ω·(R_k − mean) with ω = min(c_ω, groups / groups with std > 0) (CPGD).
+    """Compute CPGD's clip-filter advantages A_k = ω·(R_k − mean).
 
-    Groups of equal rewards have no gradient, so the other groups are scaled up to compensate, up to the cap c_ω.
+    ω = min(c_ω, groups / groups with std > 0). Groups with equal rewards have no gradient, so the other groups are
+    scaled up to compensate, at most by the factor c_ω.
     """
     differing = differs(rewards_PK, kept_PK).sum()
     weight = (kept_PK.any(dim=1).sum() / differing.clamp(min=1)).clamp(max=cap)
@@ -121,9 +128,9 @@ def cpgd_clip_filter(rewards_PK: Tensor, kept_PK: Tensor, cap: float = 3.0) -> T
 
 
 def differs(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
-    """Return whether std > 0 per group, as _P1.
+    """Return whether the rewards in each group differ (std > 0), with shape P1.
 
-    Extremes are compared instead, because in float32 the rounding error of a mean exceeds ε.
+    Compares minimum and maximum, because in float32 the rounding error of a mean exceeds ε.
     """
     highest_P1 = torch.where(kept_PK, rewards_PK, -torch.inf).amax(dim=1, keepdim=True)
     lowest_P1 = torch.where(kept_PK, rewards_PK, torch.inf).amin(dim=1, keepdim=True)
@@ -132,11 +139,11 @@ def differs(rewards_PK: Tensor, kept_PK: Tensor) -> Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Estimator:
-    """Describe an advantage estimator.
+    """Describes an advantage estimator.
 
     `advantages(rewards_PK, kept_PK)` returns the advantages. A group with fewer than `least` known samples is dropped.
     `whitens`: whitening is part of the definition. `on_last_token`: the sequence reward is assigned to the last token
-    and discounted, instead of to every token. `critic`: rewards are passed through `gae`.
+    and discounted, instead of being assigned to every token. `critic`: rewards are passed through `gae`.
     """
 
     advantages: Callable[[Tensor, Tensor], Tensor]
@@ -160,7 +167,7 @@ ESTIMATORS = {
 
 
 def gae(rewards_NT: Tensor, values_NT: Tensor, mask_NT: Tensor, gamma: float, lam: float) -> tuple[Tensor, Tensor]:
-    """Return (advantages_NT, returns_NT) of generalized advantage estimation (Schulman et al. 2016).
+    """Compute generalized advantage estimation (Schulman et al. 2016); return (advantages_NT, returns_NT).
 
     δ_t = r_t + γ·V_{t+1} − V_t, A_t = δ_t + γλ·A_{t+1}, return_t = A_t + V_t. V and A are 0 after the last response
     token. Masked tokens are skipped at any position and get 0.
@@ -177,28 +184,31 @@ def gae(rewards_NT: Tensor, values_NT: Tensor, mask_NT: Tensor, gamma: float, la
 
 
 def returns_to_go(rewards_NT: Tensor, mask_NT: Tensor, gamma: float) -> Tensor:
-    """Return G_t = Σ_{l ≥ t} γ^(l − t)·r_l over response tokens, which is GAE with λ = 1 and no critic."""
+    """Compute discounted returns G_t = Σ_{l ≥ t} γ^(l − t)·r_l over response tokens: GAE with λ = 1 and no critic."""
     if not rewards_NT.any():
         return torch.zeros_like(rewards_NT)
-    if gamma == 1:  # a sum, without GAE's loop over tokens
+    if gamma == 1:  # a cumulative sum replaces GAE's loop over tokens
         sums_NT = torch.where(mask_NT, rewards_NT, 0).double().flip(-1).cumsum(dim=-1).flip(-1)
         return torch.where(mask_NT, sums_NT, 0).to(rewards_NT.dtype)
     return gae(rewards_NT, torch.zeros_like(rewards_NT), mask_NT, gamma, 1.0)[0]
 
 
 def clamp(advantages: Tensor, limit: float | None) -> Tensor:
-    """Clamp A to [−limit, limit]; None disables clamping."""
+    """Clamp advantages to [−limit, limit]; None disables clamping."""
     return advantages if limit is None else advantages.clamp(-limit, limit)
 
 
 def moments(values_NT: Tensor, mask_NT: Tensor) -> Tensor:
-    """Return (count, Σ, Σ²) over unmasked tokens in float64; sum them over ranks before `whiten`."""
+    """Return (count, sum, sum of squares) over the tokens where `mask_NT` is True, in float64.
+
+    Sum the result over ranks before `whiten`.
+    """
     values = values_NT[mask_NT].double()
     return torch.stack([mask_NT.sum().double(), values.sum(), values.square().sum()])
 
 
 def whiten(values_NT: Tensor, mask_NT: Tensor, global_moments: Tensor) -> Tensor:
-    """Return (A − mean)/√max(var, 1e-8) with biased variance over the tokens in `global_moments`; 0 if masked."""
+    """Whiten values: (A − mean)/√max(var, 1e-8), with mean and biased variance from `global_moments`; 0 if masked."""
     count, total, squares = global_moments
     mean = total / count.clamp(min=1)
     variance = (squares / count.clamp(min=1) - mean.square()).clamp(min=1e-8)

@@ -1,6 +1,6 @@
-"""Subtract a baseline from the returns of steps: the returns of the group's other samples, or a rate based on them.
+"""Subtract a baseline from step returns, computed from the returns of the group's other samples.
 
-Shapes: P prompt, K sample of its group, S step. Steps that do not take part are masked, with return 0 and 0 tokens.
+Shapes: P prompt, K sample of its group, S step. Excluded steps are masked, with return 0 and 0 tokens.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class ScoredSteps:
-    """Hold the scores and token counts of steps with a mask.
+    """Holds the scores and token counts of steps, and the mask of valid steps.
 
-    Steps fill their row from the left. A row without steps belongs to a response that could not be split or scored.
+    Each row is filled from the left. A row without steps belongs to a response that could not be split or scored.
     """
 
     scores_PKS: Tensor
@@ -25,11 +25,11 @@ class ScoredSteps:
 
 
 def step_index(returns_PKS: Tensor, steps: ScoredSteps) -> Tensor:
-    """Return G_j^k minus the mean of G_j^i over the group's other scored samples i that have a step j.
+    """Subtract from each return G_j^k the mean of G_j^i over the group's other scored samples i with a step j.
 
-    If no other sample has a step j, return 0. A baseline of step j may depend on the other samples and on what precedes
-    the step (its index), but never on what follows it. This one sums to 0 over the samples that have a step j,
-    whatever their lengths.
+    The result is 0 if no other sample has a step j. A baseline of step j may depend on the other samples and on what
+    precedes the step (its index), but never on what follows it. With this baseline, the results sum to 0 over the
+    samples with a step j, regardless of their lengths.
     """
     mask_PKS = steps.mask_PKS
     values_PKS = torch.where(mask_PKS, returns_PKS, 0).double()
@@ -39,12 +39,12 @@ def step_index(returns_PKS: Tensor, steps: ScoredSteps) -> Tensor:
 
 
 def pure_tokens(returns_PKS: Tensor, steps: ScoredSteps) -> Tensor:
-    """Return G_j − b·Σ_{l ≥ j} tokens(l) with b_k = Σ_{i ≠ k} G_1^i / Σ_{i ≠ k} tokens^i over scored samples (PURE).
+    """Subtract PURE's baseline: for each remaining token, the mean return per token of the group's other samples.
 
-    b_k is the return per token of the group's other samples. The baseline is biased: the remaining tokens are the
-    response's own later actions, so it rewards or penalizes length. Two responses of 5 and 10 tokens whose steps all
-    have p = 0.9 get +0.4 and −0.8 at their first step; at p = 0.1 the signs are reversed. Returns that are not sums
-    (strict_min) are not even centered. Use it only to reproduce results.
+    The result is G_j − b_k·Σ_{l ≥ j} tokens(l) with b_k = Σ_{i ≠ k} G_1^i / Σ_{i ≠ k} tokens^i over scored samples. The
+    baseline is biased: the remaining tokens are the response's own later actions, so it rewards or penalizes length.
+    Two responses of 5 and 10 tokens whose steps all have p = 0.9 get +0.4 and −0.8 at their first step; at p = 0.1 the
+    signs are reversed. Returns that are not sums (strict_min) are not even centered. Use it only to reproduce results.
     """
     totals_PK, lengths_PK = returns_PKS[..., :1].sum(dim=-1), steps.tokens_PKS.sum(dim=-1)
     others_PK = totals_PK.sum(dim=1, keepdim=True) - totals_PK
@@ -53,11 +53,11 @@ def pure_tokens(returns_PKS: Tensor, steps: ScoredSteps) -> Tensor:
 
 
 def prime_steps(returns_PKS: Tensor, steps: ScoredSteps) -> Tensor:
-    """Return G_j − b·Σ_{l ≥ j} 1 with b_k = mean over i ≠ k of G_1^i / S_i over the group's scored samples (PRIME).
+    """Subtract PRIME's baseline: for each remaining step, the leave-one-out mean reward per step.
 
-    The leave-one-out mean reward per step is subtracted from the reward of each step. The baseline is biased like
-    `pure_tokens`, by the number of steps instead of tokens: with all p = 0.9, responses of 1 and 2 steps get +0.4 and
-    −0.8 at their first step. Use it only to reproduce results.
+    The result is G_j − b_k·Σ_{l ≥ j} 1, where b_k is the mean of G_1^i / S_i over the group's scored samples i ≠ k. The
+    baseline is biased like `pure_tokens`, by the number of steps instead of tokens: with all p = 0.9, responses of 1
+    and 2 steps get +0.4 and −0.8 at their first step. Use it only to reproduce results.
     """
     steps_PK = steps.mask_PKS.sum(dim=-1)
     means_PK = returns_PKS[..., :1].sum(dim=-1) / steps_PK.clamp(min=1)
@@ -67,7 +67,7 @@ def prime_steps(returns_PKS: Tensor, steps: ScoredSteps) -> Tensor:
 
 
 def to_go(values_PKS: Tensor) -> Tensor:
-    """Return Σ_{l ≥ j} v_l for each step j."""
+    """Return the sum of values from each step j to the last: Σ_{l ≥ j} v_l."""
     return values_PKS.flip(-1).cumsum(dim=-1).flip(-1)
 
 
@@ -77,6 +77,6 @@ BASELINES: dict[str, Callable[[Tensor, ScoredSteps], Tensor] | None] = {
     "prime_steps": prime_steps,
     "none": None,
 }
-"""Baselines by the value of credit.baseline, for the modes that give returns to steps. In the other modes, a later
-stage subtracts the baseline: for scalar the estimator (with rloo, the mean of the group's other responses), for
-step_gae the critic, whose value depends only on what precedes a token. Neither depends on what follows."""
+"""Maps credit.baseline to its function, for the modes that assign returns to steps. In the other modes, a later stage
+subtracts the baseline: for scalar the estimator (with rloo, the mean of the group's other responses), for step_gae the
+critic, whose value depends only on what precedes a token. Neither depends on what follows."""

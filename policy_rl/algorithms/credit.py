@@ -1,10 +1,9 @@
-"""Assign process reward to the sequence, to the steps as returns, or to the last tokens of steps as rewards.
+"""Assign process rewards to sequences, to steps (as returns), or to the last token of each step (as rewards).
 
 Shapes: P prompt, K sample of its group, S step, N = P·K sample, T token. Step scores r_1 … r_S are a process reward
-model's P(step is correct). `Credit` has one slot for each of the three, zero or empty if a mode does not use it, so
-that the caller adds each in one line: `combine` joins `sources` with the outcome; `spread` copies `returns_PKS` to
-every token of their step, where they are added to the advantage; `scatter_to_tokens` moves `rewards_PKS` into the
-rewards of GAE.
+model's P(step is correct). `Credit` has one slot for each of the three, which is zero or empty if the mode does not use
+it. `combine` merges `sources` with the outcome reward; `spread` copies `returns_PKS` to every token of their step,
+where they are added to the advantage; `scatter_to_tokens` converts `rewards_PKS` to token rewards for GAE.
 """
 
 from __future__ import annotations
@@ -24,42 +23,43 @@ from policy_rl.algorithms.baselines import BASELINES, ScoredSteps, to_go
 
 
 class CreditConfig(Config):
-    """Configure how process reward is assigned."""
+    """Configures how process rewards are assigned."""
 
     mode: Literal["scalar", "return_to_go", "soft_min", "strict_min", "step_gae"] = "soft_min"
-    """scalar: an aggregate of the step scores is added to the outcome; return_to_go: a step's return is the sum of the
-    scores from that step on; soft_min, strict_min: a step's return is the lowest score from that step on; step_gae:
-    scores are token rewards at the ends of steps, for a critic."""
+    """scalar: add an aggregate of the step scores to the outcome reward; return_to_go: a step's return is the sum of
+    the scores from that step on; soft_min, strict_min: a step's return is the lowest score from that step on; step_gae:
+    with a critic, each score is a token reward at the end of its step."""
     weight: float = Field(1.0, gt=0)
-    """Coefficient of the process reward relative to the outcome, whose coefficient is 1."""
+    """Coefficient of the process reward; the outcome reward has coefficient 1."""
     baseline: Literal["step_index", "pure_tokens", "prime_steps", "none"] = "step_index"
-    """For return_to_go, soft_min and strict_min: what is subtracted from a step's return. step_index: the mean return
-    of the group's other responses at the same step; the credit is 0 if none of them has such a step. pure_tokens (PURE)
-    and prime_steps (PRIME) reproduce published results: they subtract a rate per remaining token or step, which is
-    biased by length. Process reward and outcome have separate baselines."""
+    """Baseline of step returns, for return_to_go, soft_min and strict_min. step_index: the mean return of the group's
+    other responses at the same step; the credit is 0 if none of them has such a step. pure_tokens (PURE) and
+    prime_steps (PRIME) reproduce published results: they subtract a rate per remaining token or step, which is biased
+    by length. Process reward and outcome reward have separate baselines."""
     transform: Literal["none", "clip", "delta"] = "none"
-    """For return_to_go: none keeps r_j; clip uses min(r_j − eta, 0); delta uses r_j − r_{j+1}."""
+    """Transform of step scores r_j, for return_to_go. none: r_j; clip: min(r_j − eta, 0); delta: r_j − r_{j+1}."""
     eta: float = 0.0
     """Threshold of transform=clip."""
     normalize_steps: bool = False
-    """For return_to_go: normalize the (transformed) scores over all steps of the group before summing them. The form of
-    DeepSeekMath also needs baseline=none: the mean is subtracted once per remaining step, which is biased by length."""
+    """For return_to_go: normalize the (transformed) scores over all steps of the group before summing them.
+    DeepSeekMath's form also needs baseline=none: it subtracts the mean once per remaining step, which is biased by
+    length."""
     temperature: float = Field(0.1, gt=0)
-    """For soft_min: temperature of the softmax that selects the lowest-scored step."""
+    """For soft_min: temperature of the softmax that concentrates weight on the lowest-scored step."""
     gate: Literal["none", "correct"] = "none"
-    """correct: only correct answers receive process reward, compared with that of other correct answers (PAPO)."""
+    """correct: only correct responses receive process reward, and are compared only with each other (PAPO)."""
     per_source: bool = False
-    """For scalar: apply the estimator to outcome and process reward separately and add the results (PRIME). If false,
-    it is applied to their sum."""
+    """For scalar: apply the estimator to outcome and process reward separately, and add the results (PRIME). If false,
+    apply it to their sum."""
 
     @property
     def compares(self) -> bool:
-        """Return whether a sample's process reward is compared with that of other samples of its group."""
+        """Return whether a sample's process reward is computed relative to other samples in its group."""
         return MODES[self.mode].compares and (BASELINES[self.baseline] is not None or self.normalize_steps)
 
     @property
     def needs_scores(self) -> bool:
-        """Return whether responses without process reward are excluded, because a credit of 0 would not be neutral."""
+        """Return whether to exclude responses without process reward, for which a credit of 0 would not be neutral."""
         return self.mode != "scalar" and not self.compares
 
     @model_validator(mode="before")
@@ -91,10 +91,10 @@ class CreditConfig(Config):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Hold one reward per response.
+    """Holds one reward per response, from one reward source.
 
-    `known_PK` is False where a reward should exist but does not. The source is normalized over the samples `among_PK`
-    and adds nothing to the others.
+    `known_PK` is False where a reward should exist but does not. The source is normalized over the samples in
+    `among_PK`, and adds nothing to the others.
     """
 
     rewards_PK: Tensor
@@ -104,16 +104,16 @@ class Source:
 
     @classmethod
     def of(cls, rewards_PK: Tensor, known_PK: Tensor | None = None) -> Source:
-        """Return a source that covers every known sample, such as the outcome."""
+        """Create a source that covers every known sample, such as the outcome reward."""
         known_PK = torch.ones_like(rewards_PK, dtype=torch.bool) if known_PK is None else known_PK
         return cls(rewards_PK, known_PK, known_PK)
 
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """Hold the process reward by slot.
+    """Holds the assigned process rewards: sequence rewards in `sources`, step returns, or step rewards.
 
-    `scored_PK` marks the samples with process reward. Samples that should have it but do not are counted:
+    `scored_PK` marks the samples with process reward. Two masks mark samples that should have it but do not:
     `missing_PK` have no scored step, and `alone_PK` have no other sample in their group to be compared with.
     """
 
@@ -127,7 +127,7 @@ class Credit:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Hold the steps of the samples that take part (`scored_PK`); other steps are masked, with score 0 and 0 tokens."""
+    """Holds the steps of the samples in `scored_PK`; all other steps are masked, with score 0 and 0 tokens."""
 
     steps: ScoredSteps
     scored_PK: Tensor
@@ -140,16 +140,16 @@ TRANSFORMS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "clip": lambda scores, eta: (scores - eta).clamp(max=0),
     "delta": lambda scores, eta: scores - torch.nn.functional.pad(scores[..., 1:], (0, 1)),
 }
-"""Step rewards from step scores, which are 0 after the last step; delta takes r_{S+1} = 0 (Gao et al. 2024)."""
+"""Functions that transform step scores to step rewards. Scores are 0 after the last step, so delta uses r_{S+1} = 0
+(Gao et al. 2024)."""
 
 GATES: dict[str, Callable[[Tensor], Tensor]] = {"none": torch.ones_like, "correct": lambda correct_PK: correct_PK}
 
 
 def return_to_go(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Tensor:
-    """Return G_j = Σ_{l ≥ j} f(r_l) with transform f, optionally normalized over the group's steps.
+    """Compute step returns G_j = Σ_{l ≥ j} f(r_l) with transform f, optionally normalized over the group's steps.
 
-    Rows that do not take part are masked. Plain sums reward padding a solution with harmless steps; with delta, G_j is
-    r_j.
+    Excluded rows are masked. Plain sums reward padding a solution with harmless steps; with delta, G_j is r_j.
     """
     rewards_PKS = TRANSFORMS[config.transform](torch.where(mask_PKS, scores_PKS, 0), config.eta)
     rewards_PKS = torch.where(mask_PKS, rewards_PKS, 0)
@@ -157,9 +157,10 @@ def return_to_go(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> 
 
 
 def soft_min(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Tensor:
-    """Return G_j = Σ_{l ≥ j} w_l·r_l with r = 2p − 1 and w = softmax(−r/τ) over the response's steps (PURE).
+    """Compute step returns with PURE's soft minimum: G_j = Σ_{l ≥ j} w_l·r_l.
 
-    G_1 is close to the lowest r, and steps after the lowest one get about 0.
+    r = 2p − 1, and w = softmax(−r/τ) over the response's steps. G_1 is close to the lowest r, and steps after the
+    lowest one get about 0.
     """
     rewards_PKS = 2 * scores_PKS - 1
     weights_PKS = torch.where(mask_PKS, -rewards_PKS / config.temperature, -torch.inf).softmax(dim=-1)
@@ -167,14 +168,17 @@ def soft_min(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Tens
 
 
 def strict_min(scores_PKS: Tensor, mask_PKS: Tensor, config: CreditConfig) -> Tensor:
-    """Return G_j = min_{l ≥ j} r_l with r = 2p − 1 (PURE); padding is +∞, because 0 could be the minimum."""
+    """Compute step returns G_j = min_{l ≥ j} r_l with r = 2p − 1 (PURE).
+
+    Padding is +∞ in the minimum, because 0 could be the lowest value.
+    """
     rewards_PKS = torch.where(mask_PKS, 2 * scores_PKS - 1, torch.inf)
     return torch.where(mask_PKS, rewards_PKS.flip(-1).cummin(dim=-1).values.flip(-1), 0)
 
 
 def _normalize(rewards_PKS: Tensor, mask_PKS: Tensor) -> Tensor:
-    """Return (r − mean)/(std + ε) over a group's steps, with unbiased std; 0 if masked or if all are equal."""
-    if not mask_PKS.any():  # no response of the batch has a scored step
+    """Normalize to (r − mean)/(std + ε) over a group's steps, with unbiased std; 0 if masked or if all are equal."""
+    if not mask_PKS.any():  # no response in the batch has a scored step
         return rewards_PKS
     differs_P1 = differs(rewards_PKS.flatten(1), mask_PKS.flatten(1))
     count_P11 = mask_PKS.sum(dim=(1, 2), keepdim=True)
@@ -209,10 +213,10 @@ def _step_gae(part: Part, config: CreditConfig) -> dict[str, Tensor]:
 
 @dataclass(frozen=True, slots=True)
 class Mode:
-    """Describe a credit mode.
+    """Describes a credit mode.
 
     `slots(part, config)` returns the slots of Credit that the mode fills. `compares`: a baseline computed from other
-    samples is subtracted from its returns.
+    samples is subtracted from the returns.
     """
 
     slots: Callable[[Part, CreditConfig], dict]
@@ -236,7 +240,7 @@ MODES_OF: dict[str, tuple[str, ...]] = {
     "temperature": ("soft_min",),
     "per_source": ("scalar",),
 }
-"""Modes to which an option of CreditConfig applies."""
+"""Maps an option of CreditConfig to the modes to which it applies."""
 
 
 def assign(
@@ -246,10 +250,10 @@ def assign(
     config: CreditConfig,
     aggregate: Callable[[Sequence[float]], float] | None = None,
 ) -> Credit:
-    """Return the process reward of the samples that are kept, pass the gate and have scored steps.
+    """Assign process rewards to the samples that are kept, pass the gate and have scored steps.
 
-    If a baseline compares samples, this includes only groups with at least two such samples. `correct_PK` marks correct
-    answers; `aggregate` is used with mode=scalar.
+    If the baseline compares samples, only groups with at least two such samples are included. `correct_PK` marks
+    correct answers; `aggregate` combines step scores with mode=scalar.
     """
     mode = MODES[config.mode]
     asked_PK = kept_PK & GATES[config.gate](correct_PK)
@@ -267,9 +271,9 @@ def assign(
 
 
 def combine(sources: Sequence[Source], estimator: Estimator, per_source: bool) -> tuple[Tensor, Tensor]:
-    """Return (advantages_PK, kept_PK) for several sequence rewards.
+    """Compute advantages from several sequence rewards; return (advantages_PK, kept_PK).
 
-    By default the estimator is applied to their weighted sum over the samples whose rewards are all known. With
+    By default, the estimator is applied to their weighted sum over the samples whose rewards are all known. With
     `per_source` it is applied to each source over the source's own samples, and the weighted results are added; a
     sample is kept if it takes part in at least one source. Weights are applied after the estimator in that case,
     because dividing by the standard deviation would cancel them.
@@ -287,9 +291,9 @@ def combine(sources: Sequence[Source], estimator: Estimator, per_source: bool) -
 
 
 def spread(values_NS: Tensor, step_of_NT: Tensor) -> Tensor:
-    """Copy the value of a step to each of its tokens.
+    """Copy each step's value to all of its tokens.
 
-    `step_of_NT` is the step of each token, or −1 outside of steps, where the result is 0.
+    `step_of_NT` holds the step index of each token, or −1 outside steps, where the result is 0.
     """
     outside = values_NS.shape[1]
     padded_NS = torch.nn.functional.pad(values_NS, (0, 1))
@@ -297,13 +301,13 @@ def spread(values_NS: Tensor, step_of_NT: Tensor) -> Tensor:
 
 
 def scatter_to_tokens(values_NS: Tensor, step_of_NT: Tensor) -> Tensor:
-    """Assign the value of a step to its last token, and 0 to all other tokens."""
+    """Assign each step's value to its last token, and 0 to all other tokens."""
     following_NT = torch.nn.functional.pad(step_of_NT[:, 1:], (0, 1), value=-1)
     return torch.where(step_of_NT != following_NT, spread(values_NS, step_of_NT), 0)
 
 
 def count_tokens(step_of_NT: Tensor, steps: int) -> Tensor:
-    """Return tokens_NS, the number of tokens of each step."""
+    """Count the tokens of each step; return tokens_NS."""
     outside = step_of_NT.new_tensor(steps)
     counts_NS = step_of_NT.new_zeros(len(step_of_NT), steps + 1)
     counts_NS.scatter_add_(1, torch.where(step_of_NT >= 0, step_of_NT, outside), torch.ones_like(step_of_NT))

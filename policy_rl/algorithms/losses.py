@@ -1,15 +1,15 @@
-"""Compute the losses of policy and critic: PPO clip, CPGD, KL to a reference, aggregation over the global batch.
+"""Compute policy and critic losses: PPO clip, CPGD, KL to a reference, aggregation over the global batch.
 
-Shapes: N sequence of a micro-batch, T token. lp, old, ref and engine are log π(token) under the trained policy, under
-the trained policy before the update, under the reference, and in the engine that sampled the token. mask marks the
-response tokens of kept samples; values at masked tokens are never read and get no gradient.
+Shapes: N sequence of a micro-batch, T token. The log-probabilities of a token are lp under the trained policy, old
+under the trained policy before the update, ref under the reference model, and engine in the engine that sampled it.
+mask is True on the response tokens of kept samples; values at other tokens are never read and get no gradient.
 
 Every loss is divided by a denominator that the caller sums over the global batch (`denominator`, summed over
 micro-batches and ranks), so that the losses of micro-batches add up to the loss of the batch. If gradients are averaged
 over ranks, the caller multiplies by the number of ranks.
 
 Log-ratios and the exponent of k3 are clamped to ±20, and k3 to at most 10, as in verl. A clamped value has gradient 0,
-so this term does not change the token's probability. Clamped tokens are counted (`LossMetrics.sums`).
+so this term then does not change the token's probability. Clamped tokens are counted (`LossMetrics.sums`).
 """
 
 from __future__ import annotations
@@ -26,49 +26,52 @@ from torch import Tensor
 from mmprm.config import Config
 
 MAX_LOG_RATIO = 20.0
-"""Log-ratios, and the exponent of k3, are clamped to ±this."""
+"""Maximum absolute value to which log-ratios and the exponent of k3 are clamped."""
 MAX_K3 = 10.0
-"""k3 is clamped to at most this."""
+"""Maximum value to which k3 is clamped."""
 
 
 def k1(lp: Tensor, ref: Tensor) -> Tensor:
-    """Return Δ = lp − ref."""
+    """Return the k1 estimate of the KL divergence, Δ = lp − ref."""
     return lp - ref
 
 
 def k2(lp: Tensor, ref: Tensor) -> Tensor:
-    """Return Δ²/2, which is not clamped, because its gradient Δ grows only linearly."""
+    """Return the k2 estimate of the KL divergence, Δ²/2, unclamped because its gradient Δ grows only linearly."""
     return (lp - ref).square() / 2
 
 
 def k3(lp: Tensor, ref: Tensor) -> Tensor:
-    """Return min(e^(−Δ) − 1 + Δ, 10) with −Δ clamped to ±20; the gradient is 0 if Δ < −2.61 or Δ > 11."""
+    """Return the clamped k3 estimate of the KL divergence, min(e^(−Δ) − 1 + Δ, 10) with −Δ clamped to ±20.
+
+    The gradient is 0 if Δ < −2.61 or Δ > 11.
+    """
     exponent = clamped(ref - lp)
     return (exponent.exp() - 1 - exponent).clamp(max=MAX_K3)
 
 
 def clamped(log_ratio: Tensor) -> Tensor:
-    """Clamp the log-ratio to ±20; outside of this range the gradient is 0."""
+    """Clamp a log-ratio to ±20; outside this range, its gradient is 0."""
     return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
 
 
 KL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
-"""Estimators of KL(π‖ref) per token, Δ = lp − ref (Schulman 2020)."""
+"""Per-token estimators of KL(π‖ref), with Δ = lp − ref (Schulman 2020)."""
 
 KL_ESTIMATORS: dict[str, tuple[str, ...]] = {"loss": ("k3", "k2"), "reward": ("k1",)}
-"""Valid estimators by the value of apply_to, the default first. In the loss, on policy, k2 has the gradient of
+"""Maps apply_to to its valid estimators, the default first. In the loss, on policy, k2 has the gradient of
 KL(π‖ref), k3 that of KL(ref‖π), and k1 none. In the reward, k1 has the gradient of KL(π‖ref), k2 and k3 neither."""
 
 
 class KlConfig(Config):
-    """Configure the KL divergence from the reference model."""
+    """Configures the KL penalty against the reference model."""
 
     coefficient: float = Field(0.0, ge=0)
-    """Weight of the KL divergence from the reference model; at 0 no reference model is loaded."""
+    """Coefficient of the KL penalty; if it is 0, no reference model is loaded."""
     apply_to: Literal["loss", "reward"] = "loss"
-    """loss: add a term to the loss; reward: add −coefficient·k1 to the reward of each token."""
+    """loss: add the penalty to the loss; reward: add −coefficient·k1 to the reward of each token."""
     estimator: Literal["k1", "k2", "k3"] | None = None
-    """Estimator of the KL divergence. In the loss: k3 (the default) or k2; in the reward: k1."""
+    """Estimator of the KL divergence: k3 (the default) or k2 in the loss, k1 in the reward."""
 
     @model_validator(mode="after")
     def _estimator_fits_apply_to(self) -> KlConfig:
@@ -82,36 +85,36 @@ class KlConfig(Config):
 
     @property
     def function(self) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return the estimator."""
+        """Return the function that estimates the KL divergence."""
         return KL[self.estimator or KL_ESTIMATORS[self.apply_to][0]]
 
 
 class LossConfig(Config):
-    """Configure the loss of the policy."""
+    """Configures the policy loss."""
 
     surrogate: Literal["ppo_clip", "cpgd"] = "ppo_clip"
-    """ppo_clip: clipped ratio; cpgd: clipped log-ratio plus a drift term."""
+    """Policy objective. ppo_clip: clipped probability ratio; cpgd: clipped log-ratio plus a drift term."""
     clip_low: float = Field(0.2, gt=0, lt=1)
-    """The ratio is clipped to [1 − clip_low, 1 + clip_high]."""
+    """Lower clip range: the ratio is clipped to [1 − clip_low, 1 + clip_high]."""
     clip_high: float = Field(0.2, gt=0)
-    """The ratio is clipped to [1 − clip_low, 1 + clip_high]."""
+    """Upper clip range: the ratio is clipped to [1 − clip_low, 1 + clip_high]."""
     dual_clip: float | None = Field(None, gt=1)
-    """For negative advantages: ratio above which a token has no gradient; MM-Eureka uses 3."""
+    """Dual clip: the ratio above which a token with negative advantage has no gradient. MM-Eureka uses 3."""
     drift: float | None = Field(None, ge=0)
     """Coefficient α of the drift term; by default 0.01 for cpgd and 0 for ppo_clip."""
     drift_cap: float = Field(2.0, gt=0)
     """Upper bound c of the drift coefficient e^ρ − 1."""
     aggregation: Literal["token_mean", "sequence_mean", "prompt_mean", "fixed"] = "token_mean"
-    """token_mean: mean over the tokens of the global batch; sequence_mean: mean over its responses of their token
-    means; prompt_mean: mean over its prompts of the mean over the tokens of all their responses (CPGD's paper); fixed:
-    sum over tokens divided by responses × divisor."""
+    """How token losses are averaged over the global batch. token_mean: over all tokens; sequence_mean: average each
+    response's per-token loss, then average over responses; prompt_mean: average over the tokens of all responses to a
+    prompt, then average over prompts (CPGD's paper); fixed: sum over tokens, divided by responses × divisor."""
     divisor: int | None = Field(None, gt=0)
-    """Tokens per response by which aggregation=fixed divides, for example the generation limit (Dr. GRPO)."""
+    """Number of tokens per response by which aggregation=fixed divides, such as the generation limit (Dr. GRPO)."""
     importance_cap: float | None = Field(None, gt=0)
-    """Weight tokens by min(trainer's / engine's probability, cap), typically with a cap of 2; by default no weights are
-    applied."""
+    """Cap of the truncated importance weights min(trainer's / engine's probability, cap), typically 2. By default,
+    tokens are not weighted."""
     kl: KlConfig = KlConfig()
-    """KL divergence from the reference model."""
+    """KL penalty against the reference model."""
 
     @model_validator(mode="after")
     def _fixed_has_a_divisor(self) -> LossConfig:
@@ -121,12 +124,12 @@ class LossConfig(Config):
 
     @property
     def drift_coefficient(self) -> float:
-        """Return the coefficient of the drift term."""
+        """Return the coefficient of the drift term, by default that of the surrogate."""
         return SURROGATES[self.surrogate].drift if self.drift is None else self.drift
 
 
 def bounded(rho_NT: Tensor, advantages_NT: Tensor, low: float, high: float, dual: float | None) -> Tensor:
-    """Return the log-ratio after the pessimistic clip: min(ρ, ln(1 + high)) if A ≥ 0, otherwise max(ρ, ln(1 − low)).
+    """Apply PPO's pessimistic clip to the log-ratio ρ: min(ρ, ln(1 + high)) if A ≥ 0, otherwise max(ρ, ln(1 − low)).
 
     With dual clip, the latter is at most ln(dual). For any increasing f, f(ρ)·A at the returned ρ equals
     min(f(ρ)·A, f(clip(ρ))·A) and, with dual clip and A < 0, the maximum of that and f(ln dual)·A. Bounding before exp
@@ -138,7 +141,7 @@ def bounded(rho_NT: Tensor, advantages_NT: Tensor, low: float, high: float, dual
 
 
 def ppo(bounded_NT: Tensor, advantages_NT: Tensor) -> Tensor:
-    """Return −e^ρ·A at the bounded ρ (Schulman et al. 2017, Ye et al. 2020).
+    """Return the PPO loss −e^ρ·A at the bounded ρ (Schulman et al. 2017, Ye et al. 2020).
 
     This equals −min(r·A, clip(r, 1−ε_lo, 1+ε_hi)·A); with dual clip and A < 0, −max(that min, c·A). Without dual clip,
     only the clamp of log-ratios bounds ρ for A < 0.
@@ -147,22 +150,25 @@ def ppo(bounded_NT: Tensor, advantages_NT: Tensor) -> Tensor:
 
 
 def cpgd(bounded_NT: Tensor, advantages_NT: Tensor) -> Tensor:
-    """Return −ρ·A at the bounded ρ, which equals −min(ρ·A, clip(ρ, ln(1−ε_lo), ln(1+ε_hi))·A) (CPGD)."""
+    """Return the CPGD loss −ρ·A at the bounded ρ.
+
+    This equals −min(ρ·A, clip(ρ, ln(1−ε_lo), ln(1+ε_hi))·A).
+    """
     return -bounded_NT * advantages_NT
 
 
 def cpgd_drift(lp_NT: Tensor, rho_NT: Tensor, cap: float) -> Tensor:
-    """Return min(sg(e^ρ) − 1, c)·lp (CPGD).
+    """Return CPGD's drift term min(sg(e^ρ) − 1, c)·lp, where sg stops the gradient.
 
-    Its gradient is that of k3 of KL(old‖new) with a capped coefficient, so that a ratio above c + 1 is still pulled
-    back, even if ρ is clamped. The value itself has no meaning.
+    Its gradient is that of the k3 estimate of KL(old‖new) with a capped coefficient, so a ratio above c + 1 is still
+    pulled back, even if ρ is clamped. The value itself has no meaning.
     """
     return (rho_NT.detach().exp() - 1).clamp(max=cap) * lp_NT
 
 
 @dataclass(frozen=True, slots=True)
 class Surrogate:
-    """Hold `loss(bounded_NT, advantages_NT)` and the default coefficient of its drift term."""
+    """Holds a surrogate's `loss(bounded_NT, advantages_NT)` and the default coefficient of its drift term."""
 
     loss: Callable[[Tensor, Tensor], Tensor]
     drift: float
@@ -173,9 +179,9 @@ SURROGATES = {"ppo_clip": Surrogate(ppo, drift=0.0), "cpgd": Surrogate(cpgd, dri
 
 @dataclass(frozen=True, slots=True)
 class Aggregation:
-    """Describe how token losses are aggregated.
+    """Defines how token losses are aggregated.
 
-    `weights(mask_NT, group_tokens_N)` returns the weights of tokens in the numerator, and
+    `weights(mask_NT, group_tokens_N)` returns the token weights in the numerator, and
     `size(mask_NT, group_tokens_N, divisor)` this micro-batch's share of the denominator.
     """
 
@@ -201,13 +207,13 @@ AGGREGATIONS = {
 
 
 def denominator(mask_NT: Tensor, config: LossConfig, group_tokens_N: Tensor | None = None) -> Tensor:
-    """Return what these sequences add to the global denominator; sum it over micro-batches and ranks.
+    """Return this micro-batch's share of the loss denominator; sum it over micro-batches and ranks.
 
-    token_mean counts response tokens; sequence_mean sequences with a response token; prompt_mean prompts with a
-    response token; fixed sequences with a response token, times `divisor`.
+    token_mean counts response tokens; sequence_mean counts sequences with a response token; prompt_mean counts prompts
+    with a response token; fixed counts sequences with a response token, times `divisor`.
 
-    `group_tokens_N`, used by prompt_mean, counts the response tokens of the update's responses to the sequence's
-    prompt, wherever they are computed; None means that each prompt has one response.
+    `group_tokens_N` is used by prompt_mean. It is the total number of tokens in the update's responses to the
+    sequence's prompt, over all micro-batches and ranks. None means that each prompt has one response.
     """
     return AGGREGATIONS[config.aggregation].size(mask_NT, group_tokens_N, config.divisor)
 
@@ -215,10 +221,10 @@ def denominator(mask_NT: Tensor, config: LossConfig, group_tokens_N: Tensor | No
 def aggregate(
     loss_NT: Tensor, mask_NT: Tensor, denominator: Tensor, aggregation: str, group_tokens_N: Tensor | None = None
 ) -> Tensor:
-    """Return Σ w·loss / denominator.
+    """Aggregate token losses: return Σ w·loss / denominator.
 
-    For mask m, w = m with token_mean and fixed, m / Σ_t m with sequence_mean, and with prompt_mean m / Σ m over all
-    responses to the sequence's prompt.
+    For mask m, w is m with token_mean and fixed, m / Σ_t m with sequence_mean, and m / Σ m over all responses to the
+    sequence's prompt with prompt_mean.
     """
     weights_NT = AGGREGATIONS[aggregation].weights(mask_NT, group_tokens_N)
     return (weights_NT * torch.where(mask_NT, loss_NT, 0)).sum() / denominator
@@ -226,11 +232,11 @@ def aggregate(
 
 @dataclass(frozen=True, slots=True)
 class LossMetrics:
-    """Hold the detached metrics of a micro-batch.
+    """Holds the detached metrics of a micro-batch.
 
-    `terms` (surrogate, drift and kl before their coefficients) add up over micro-batches and ranks. So do `sums` over
-    tokens, to be divided by the number of tokens: clipped (a token with advantage 0 does not count as clipped), kl_old
-    and kl_ref (both k3), ratio_clamped (|ρ| > 20), and kl_clamped (k3 of the reference is at a limit).
+    `terms` (surrogate, drift and kl before their coefficients) add up over micro-batches and ranks. So do the token
+    sums in `sums`, to be divided by the number of tokens: clipped (a token with advantage 0 does not count as clipped),
+    kl_old and kl_ref (both k3), ratio_clamped (|ρ| > 20), and kl_clamped (k3 of the reference is at a limit).
     `log_ratio_min` and `log_ratio_max` are the extremes of ρ before the clamp.
     """
 
@@ -251,11 +257,11 @@ def policy_loss(
     weights: Tensor | None = None,
     group_tokens: Tensor | None = None,
 ) -> tuple[Tensor, LossMetrics]:
-    """Return (loss, metrics): Σ w·(weights·surrogate + α·drift + β·KL) / denominator.
+    """Compute the policy loss Σ w·(weights·surrogate + α·drift + β·KL) / denominator; return (loss, metrics).
 
-    All tensors are _NT except group_tokens_N. ρ = lp − old is clamped to ±20; beyond that the surrogate has no
-    gradient, and CPGD's drift has its capped one. `denominator` is that of the global batch. `ref` is needed if
-    kl.coefficient > 0. `weights` (from `truncated_weights`) scale the surrogate only. `group_tokens` is used by
+    All tensors are _NT except group_tokens_N. ρ = lp − old is clamped to ±20; beyond that, the surrogate has no
+    gradient, and CPGD's drift keeps its capped gradient. `denominator` is that of the global batch. `ref` is needed if
+    kl.coefficient > 0. `weights` (from `truncated_weights`) scale only the surrogate. `group_tokens` is used by
     aggregation=prompt_mean.
     """
     assert denominator > 0, "no response token in the global batch: skip the update"
@@ -304,16 +310,17 @@ def _loss_metrics(
 
 
 def truncated_weights(old_NT: Tensor, engine_NT: Tensor, mask_NT: Tensor, cap: float) -> Tensor:
-    """Return min(π_old(token)/π_engine(token), cap) without gradient, and 0 at masked tokens (Yao et al. 2025).
+    """Return truncated importance weights min(π_old(token)/π_engine(token), cap), detached (Yao et al. 2025).
 
-    It corrects for an engine whose probabilities differ from the trainer's, or whose weights are older.
+    They correct for an engine whose probabilities differ from the trainer's, or whose weights are older. Masked tokens
+    get 0.
     """
     log_weights_NT = torch.where(mask_NT, old_NT - engine_NT, 0).detach()
     return log_weights_NT.clamp(max=math.log(cap)).exp() * mask_NT
 
 
 def mismatch(old_NT: Tensor, engine_NT: Tensor, mask_NT: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """Return (sums, max |d|) for d, the trainer's minus the engine's log-probability.
+    """Measure d, the trainer's minus the engine's log-probability of each token; return (sums, max |d|).
 
     `sums` holds Σ|d|, Σd and the number of tokens, which add up over micro-batches and ranks.
     """
@@ -323,7 +330,10 @@ def mismatch(old_NT: Tensor, engine_NT: Tensor, mask_NT: Tensor) -> tuple[dict[s
 
 
 def value_loss(values_NT: Tensor, old_NT: Tensor, returns_NT: Tensor, clip: float | None) -> Tensor:
-    """Return ½·max((V − G)², (old + clip(V − old, ±clip) − G)²) per token, or ½·(V − G)² if clip is None."""
+    """Return the clipped value loss per token, ½·max((V − G)², (old + clip(V − old, ±clip) − G)²).
+
+    If clip is None, returns ½·(V − G)².
+    """
     squares_NT = (values_NT - returns_NT).square()
     if clip is not None:
         near_NT = old_NT + (values_NT - old_NT).clamp(-clip, clip)

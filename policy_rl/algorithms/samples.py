@@ -1,4 +1,4 @@
-"""Turn graded groups into training samples: rewards → advantages → one number per response token.
+"""Convert graded groups to training samples: compute advantages from rewards, one value per response token.
 
     kept_PK = kept_mask(groups, least)
     samples = draft(groups, kept_PK)              # then add old, ref and values, if needed
@@ -48,9 +48,9 @@ Aggregate = Callable[[Sequence[float]], float]
 
 @dataclass(frozen=True, slots=True)
 class AdvantageSettings:
-    """Hold the settings of `add_advantages`.
+    """Holds the settings of `add_advantages`.
 
-    `kl_in_reward` is the coefficient β of the reward −β·k1 per token. `aggregate` combines step scores with
+    `kl_in_reward` is the coefficient β of the per-token reward −β·k1. `aggregate` combines step scores with
     credit.mode=scalar.
     """
 
@@ -62,12 +62,12 @@ class AdvantageSettings:
 
 
 def kept_mask(groups: Sequence[GradedGroup], least: int) -> Tensor:
-    """Return kept_PK: the samples with a reward in groups that have at least `least` of them."""
+    """Return kept_PK, a mask of the samples with a reward in groups with at least `least` of them."""
     return keep(_rewards(groups)[1], least)
 
 
 def draft(groups: Sequence[GradedGroup], kept_PK: Tensor) -> list[TrainingSample]:
-    """Return the kept samples without advantages. Groups are numbered by their index."""
+    """Create training samples, still without advantages, from the kept responses; number groups by their index."""
     drafts = []
     for p, k in kept_PK.nonzero().tolist():
         group, response = groups[p], groups[p].responses[k].response
@@ -79,7 +79,7 @@ def draft(groups: Sequence[GradedGroup], kept_PK: Tensor) -> list[TrainingSample
 def add_advantages(
     groups: Sequence[GradedGroup], kept_PK: Tensor, samples: Sequence[TrainingSample], settings: AdvantageSettings
 ) -> tuple[list[TrainingSample], dict[str, float]]:
-    """Return (samples with advantages, and with returns if there is a critic; metrics).
+    """Add advantages to samples, and returns if there is a critic; return (samples, metrics).
 
     Samples that lack a required reward are left out. Without a critic,
     A_t = w·A_sequence + the return of the token's step + Σ_{l ≥ t} γ^(l − t)·(−β·k1_l), with ADORA's weight w, is
@@ -136,7 +136,7 @@ def _rewards(groups: Sequence[GradedGroup]) -> tuple[Tensor, Tensor]:
 
 
 def _mask(lengths_N: Tensor) -> Tensor:
-    """Return mask_NT, False on padding."""
+    """Return mask_NT, which is False on padding."""
     return torch.arange(lengths_N.max().item()) < lengths_N[:, None]
 
 
@@ -148,7 +148,7 @@ def _correct(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
 
 
 def _step_of_tokens(groups: Sequence[GradedGroup], kept_PK: Tensor) -> Tensor:
-    """Return step_of_NT, which is −1 on padding and for responses that were not scored."""
+    """Return step_of_NT, the step index of each token, or −1 on padding and in responses without scores."""
     rows = []
     for p, k in kept_PK.nonzero().tolist():
         each = groups[p].responses[k]
@@ -171,7 +171,7 @@ def _scored_steps(groups: Sequence[GradedGroup], kept_PK: Tensor, step_of_NT: Te
 
 
 def _kl_rewards(samples: Sequence[TrainingSample], coefficient: float, mask_NT: Tensor) -> Tensor:
-    """Return −β·k1 per token, with k1 = old − ref."""
+    """Return the KL reward −β·k1 per token, with k1 = old − ref."""
     if coefficient == 0:
         return torch.zeros(mask_NT.shape)
     old_NT, ref_NT = (_padded([getattr(each, name) for each in samples]) for name in ("old", "ref"))
@@ -187,10 +187,10 @@ def _cut(values_NT: Tensor | None, n: int, sample: TrainingSample) -> np.ndarray
 
 
 def _metrics(advantages_NT: Tensor, mask_NT: Tensor, credit: Credit | None) -> dict[str, float]:
-    """Return advantage_size, the mean |A| per token, and with process reward the counts of responses.
+    """Return advantage_size, the mean |A| per token, and, with process reward, counts of responses.
 
     scored: responses with process reward; unscored: those without a scored step; alone: those without another response
-    of their group to be compared with.
+    in their group to be compared with.
     """
     metrics = {"advantage_size": advantages_NT[mask_NT].abs().mean().item() if mask_NT.any() else 0.0}
     if credit is not None:
